@@ -1,0 +1,116 @@
+"""The errors that reach a person: one tree, one code each.
+
+Every error that a client of the HTTP API or the operator at a terminal can meet derives from
+`BitelError`. Its text is one sentence that names the thing at fault and what would be right; it
+never holds a secret. `code` is the bare string of the HTTP envelope and `http_status` its status.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class BitelError(Exception):
+    """Something that can be said to a person in one sentence."""
+
+    code: ClassVar[str] = "InternalError"
+    http_status: ClassVar[int] = 500
+
+
+class InvalidRequestError(BitelError):
+    """A field is missing, of the wrong type, out of range, or names what this project lacks."""
+
+    code = "InvalidRequest"
+    http_status = 400
+
+
+class InvalidServerError(BitelError):
+    """`serverId` names no dialer that this project may use."""
+
+    code = "InvalidServer"
+    http_status = 400
+
+
+class InvalidPhoneNumberError(BitelError):
+    """Not a possible phone number."""
+
+    code = "InvalidPhoneNumber"
+    http_status = 400
+
+
+class UnauthorizedError(BitelError):
+    """No token, or one that does not verify, is revoked or has expired."""
+
+    code = "Unauthorized"
+    http_status = 401
+
+
+class InsufficientBalanceError(BitelError):
+    """The project's balance does not cover the calls that were asked for."""
+
+    code = "InsufficientBalance"
+    http_status = 402
+
+
+class ForbiddenError(BitelError):
+    """The project may not do this, whatever its token."""
+
+    code = "Forbidden"
+    http_status = 403
+
+
+class NotFoundError(BitelError):
+    """No such path, or no such thing in this project."""
+
+    code = "NotFound"
+    http_status = 404
+
+
+class MethodNotAllowedError(BitelError):
+    """The path exists, the method does not."""
+
+    code = "MethodNotAllowed"
+    http_status = 405
+
+
+class ConflictError(BitelError):
+    """The request contradicts what is already there."""
+
+    code = "Conflict"
+    http_status = 409
+
+
+class PayloadTooLargeError(BitelError):
+    """A body or a recording over its limit."""
+
+    code = "PayloadTooLarge"
+    http_status = 413
+
+
+class UnsupportedMediaError(BitelError):
+    """A file that holds no audio that can be read."""
+
+    code = "UnsupportedMedia"
+    http_status = 415
+
+
+class TooManyRequestsError(BitelError):
+    """A rate limit was met; `retry_after` is in seconds."""
+
+    code = "TooManyRequests"
+    http_status = 429
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class UnavailableError(BitelError):
+    """The service can't do this now, and a later try may succeed."""
+
+    code = "Unavailable"
+    http_status = 503
+
+
+class SettingsError(BitelError):
+    """A setting that is unknown, of the wrong type, or contradicts another."""
