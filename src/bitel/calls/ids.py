@@ -1,0 +1,22 @@
+"""Identifiers: 32 hex characters that sort by the time they were made (UUIDv7, RFC 9562 §5.7)."""
+
+from __future__ import annotations
+
+import os
+
+_VERSION_7 = 0x7 << 76
+_VARIANT = 0b10 << 62
+
+
+def new_id(now: float) -> str:
+    """An identifier made at `now` (Unix seconds): 48 bits of milliseconds, 74 random bits."""
+    random = int.from_bytes(os.urandom(10), "big")
+    rand_a = (random >> 62) & 0xFFF
+    rand_b = random & ((1 << 62) - 1)
+    value = (int(now * 1000) << 80) | _VERSION_7 | (rand_a << 64) | _VARIANT | rand_b
+    return f"{value:032x}"
+
+
+def is_id(text: str) -> bool:
+    """Whether `text` has the form of an identifier: 32 lower-case hex characters."""
+    return len(text) == 32 and all(c in "0123456789abcdef" for c in text)

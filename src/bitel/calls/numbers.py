@@ -1,0 +1,61 @@
+"""Phone numbers: what a client may write, and the E.164 form that is dialled and priced."""
+
+from __future__ import annotations
+
+import phonenumbers
+
+from bitel.errors import InvalidPhoneNumberError
+
+LONGEST_WRITTEN = 32
+"""Characters that a written number may have, spaces and dashes included."""
+
+# str.translate: Persian (U+06F0…) and Arabic-Indic (U+0660…) digits to ASCII.
+_DIGITS = {0x06F0 + d: str(d) for d in range(10)} | {0x0660 + d: str(d) for d in range(10)}
+_SEPARATORS = dict.fromkeys(map(ord, " -‐‑‒–\u00a0\u200c\u200e\u200f.()/"))
+
+
+def to_e164(written: str, region: str) -> str:
+    """The E.164 form, with its plus sign, of a number as a person in `region` writes it.
+
+    `region` is an ISO 3166 code such as `IR`. A number may be local (`09121234567`) or
+    international (`+98…`, `0098…`); spaces, dashes and Persian or Arabic digits are understood.
+    Raises InvalidPhoneNumberError for what can't be a number.
+    """
+    if len(written) <= LONGEST_WRITTEN:
+        plain = written.translate(_DIGITS).translate(_SEPARATORS)
+        if plain.removeprefix("+").isascii() and plain.removeprefix("+").isdigit():
+            number = _parse(plain, region)
+            if number is not None:
+                return number
+    raise InvalidPhoneNumberError(
+        f"phoneNumber {written[:LONGEST_WRITTEN]!r} is not a possible phone number; "
+        f"write it as in {region} or with its country code (+98…)"
+    )
+
+
+def _parse(plain: str, region: str) -> str | None:
+    # 00 is understood as the international prefix also where a region's own is another.
+    international = "+" + plain[2:] if plain.startswith("00") else plain
+    try:
+        number = phonenumbers.parse(international, region)
+    except phonenumbers.NumberParseException:
+        return None
+    # A number that is only possible within its own area code can't be dialled from elsewhere.
+    reason = phonenumbers.is_possible_number_with_reason(number)
+    if reason != phonenumbers.ValidationResult.IS_POSSIBLE:
+        return None
+    return phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)
+
+
+def national(e164: str) -> str:
+    """The national form of an E.164 number, digits only, as dialled there (`09121234567`)."""
+    number = phonenumbers.parse(e164)
+    text = phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.NATIONAL)
+    return "".join(c for c in text if c.isdigit())
+
+
+def masked(number: str) -> str:
+    """A number fit for a log: all but its first four and last two characters hidden."""
+    if len(number) <= 6:
+        return "*" * len(number)
+    return f"{number[:4]}{'*' * (len(number) - 6)}{number[-2:]}"

@@ -1,0 +1,1 @@
+"""From rows that are due to attempts that are over: dispatcher, pacing, recovery."""

@@ -1,0 +1,50 @@
+"""What the dispatcher asks of whatever can place a call."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from bitel.calls.outcome import Attempted
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One attempt to make: who to call, and what to play. The claim behind it is durable."""
+
+    attempt_id: str
+    call_id: str
+    e164: str
+    recording_id: str
+
+
+Heard = Callable[[float], Awaitable[bool]]
+"""Called once, with the time of the answer (Unix seconds), before the first packet of audio.
+
+True when it is durable that this person has heard us. False when the claim is lost: then the call
+must be ended at once and in silence.
+"""
+
+
+class Dialer(Protocol):
+    """Places calls, one attempt at a time per order, many orders at once."""
+
+    @property
+    def up(self) -> bool:
+        """Whether calls placed now have a chance to succeed."""
+
+    async def start(self) -> None:
+        """Bind what needs binding. Raises BitelError in one sentence when that fails."""
+
+    async def dial(self, order: Order, heard: Heard) -> Attempted:
+        """Make one attempt and say what became of it. Never raises for what a far end does."""
+
+    def call_off(self, attempt_id: str) -> None:
+        """End an attempt that is under way, by CANCEL or BYE; its `dial` then returns soon.
+
+        Where nobody had answered it returns Outcome.CALLED_OFF. No-op for an unknown attempt.
+        """
+
+    async def close(self) -> None:
+        """Release everything. Attempts must be over by then."""

@@ -1,0 +1,269 @@
+"""Every setting: where it comes from, its default, and one clear sentence when it is wrong.
+
+Settings come from a TOML file and from the environment, which wins: `BITEL_DATABASE_URL`, or
+`BITEL_HTTP__PORT` for a key of a section. Secrets are `SecretStr`: they print as asterisks.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import phonenumbers
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from bitel.calls.tariff import Rate, Tariff
+from bitel.errors import SettingsError
+
+DEFAULT_FILE = Path("bitel.toml")
+CONFIG_VARIABLE = "BITEL_CONFIG"
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """`HOST:PORT` (IPv6 hosts in brackets) as host and port. Raises ValueError in one sentence."""
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"{text!r} is not of the form HOST:PORT, as in 0.0.0.0:5070")
+    return host, int(port)
+
+
+def _address(text: str) -> str:
+    split_address(text)
+    return text
+
+
+def _port_range(text: str) -> str:
+    match = re.fullmatch(r"(\d{1,5})-(\d{1,5})", text)
+    if not match or not 1024 <= int(match[1]) < int(match[2]) <= 65535:
+        raise ValueError(f"{text!r} is not a range of ports within 1024-65535, as in 10000-19999")
+    return text
+
+
+def _trunk(text: str) -> str:
+    if not re.fullmatch(r"sips?:[A-Za-z0-9.\-\[\]:]+(;[A-Za-z0-9=.\-]+)*", text):
+        raise ValueError(f"{text!r} is not a trunk's address, as in sip:203.0.113.10:5060")
+    return text
+
+
+def _region(text: str) -> str:
+    if text not in phonenumbers.SUPPORTED_REGIONS:
+        raise ValueError(f"{text!r} is not an ISO 3166 country code, as in IR")
+    return text
+
+
+def _public_address(text: str) -> str:
+    if text:
+        try:
+            ipaddress.ip_address(text)
+        except ValueError:
+            raise ValueError(f"{text!r} is not an IP address; leave it empty without NAT") from None
+    return text
+
+
+AddressText = Annotated[str, AfterValidator(_address)]
+DialerId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}$")]
+
+
+class Section(BaseModel):
+    """A part of the settings; a key it does not know is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class HttpSettings(Section):
+    """Where the HTTP API listens."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8080, ge=0, le=65535)
+    max_body: int = Field(default=2 * 1024 * 1024, ge=1024)
+    """Bytes a JSON body may have."""
+
+
+class VoiceSettings(Section):
+    """What an uploaded recording may be."""
+
+    max_upload: int = Field(default=32 * 1024 * 1024, ge=1024)
+    """Bytes."""
+    max_seconds: float = Field(default=600.0, gt=0, le=7200)
+    decode_workers: int = Field(default=2, ge=1, le=64)
+
+
+class RateSettings(Section):
+    """One line of the tariff: see `bitel.calls.tariff.Rate`."""
+
+    prefix: str = Field(pattern=r"^\+[0-9]{0,15}$")
+    per_minute: Decimal = Field(ge=0)
+    increment: int = Field(default=60, ge=1, le=3600)
+    connection_fee: Decimal = Field(default=Decimal(0), ge=0)
+    minimum: Decimal = Field(default=Decimal(0), ge=0)
+
+
+class DialerSettings(Section):
+    """A dialer: a SIP user agent, the trunks that it calls over, and how fast it may."""
+
+    id: DialerId
+    trunks: list[Annotated[str, AfterValidator(_trunk)]] = Field(min_length=1, max_length=16)
+    username: str = ""
+    password: SecretStr = SecretStr("")
+    register_: bool = Field(default=False, alias="register")
+    caller_id: str = Field(default="", pattern=r"^\+?[0-9A-Za-z_.\-]{0,32}$")
+    number_format: Literal["e164", "digits", "national"] = "e164"
+    codecs: list[Literal["PCMA", "PCMU"]] = Field(
+        default=["PCMA", "PCMU"], min_length=1, max_length=2
+    )
+    bind: AddressText = "0.0.0.0:5070"
+    public_address: Annotated[str, AfterValidator(_public_address)] = ""
+    rtp_ports: Annotated[str, AfterValidator(_port_range)] = "10000-19999"
+    max_channels: int = Field(default=100, ge=1, le=100_000)
+    calls_per_second: float = Field(default=10.0, gt=0, le=100_000)
+    ring_timeout: float = Field(default=45.0, ge=1, le=600)
+    """Seconds from the INVITE until it is given up unanswered."""
+
+    @property
+    def rtp_range(self) -> range:
+        """The ports of `rtp_ports`, both ends included."""
+        first, last = map(int, self.rtp_ports.split("-"))
+        return range(first, last + 1)
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> DialerSettings:
+        if self.register_ and not self.username:
+            raise ValueError("register = true needs a username to register as")
+        if self.password.get_secret_value() and not self.username:
+            raise ValueError("password is set but username is empty; set both or neither")
+        return self
+
+
+class Settings(BaseSettings):
+    """All settings. Build one with `load`, which turns every fault into a SettingsError."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="BITEL_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        nested_model_default_partial_update=True,
+    )
+
+    data_dir: Path = Path("bitel-data")
+    database_url: SecretStr = SecretStr("")
+    storage_url: SecretStr = SecretStr("")
+    region: Annotated[str, AfterValidator(_region)] = "IR"
+    currency: str = Field(default="IRR", pattern=r"^[A-Z]{3}$")
+    batch_limit: int = Field(default=10_000, ge=1, le=1_000_000)
+    drain_timeout: float = Field(default=30.0, ge=0, le=3600)
+    """Seconds that running calls may still take after SIGTERM."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_json: bool = False
+    http: HttpSettings = HttpSettings()
+    voices: VoiceSettings = VoiceSettings()
+    tariff: list[RateSettings] = Field(default_factory=list, max_length=10_000)
+    dialers: list[DialerSettings] = Field(default_factory=list, max_length=64)
+
+    @model_validator(mode="after")
+    def _dialers_agree(self) -> Settings:
+        ids = [dialer.id for dialer in self.dialers]
+        binds = [dialer.bind for dialer in self.dialers if not dialer.bind.endswith(":0")]
+        for what, values in (("id", ids), ("bind", binds)):
+            twice = {value for value in values if values.count(value) > 1}
+            if twice:
+                raise ValueError(f"dialers: two have the same {what} {min(twice)!r}")
+        return self
+
+    @property
+    def effective_database_url(self) -> str:
+        """The database's URL: the one that is set, else SQLite in `data_dir`."""
+        return self.database_url.get_secret_value() or f"sqlite:///{self.data_dir / 'bitel.db'}"
+
+    def dialer(self, dialer_id: str) -> DialerSettings | None:
+        """The dialer of that id, if there is one."""
+        return next((dialer for dialer in self.dialers if dialer.id == dialer_id), None)
+
+    def price_list(self) -> Tariff:
+        """The tariff as the domain knows it."""
+        return Tariff(tuple(Rate(**rate.model_dump()) for rate in self.tariff))
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment before the file; no other source."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+def load(config: Path | None = None) -> Settings:
+    """The settings from `config`, else the file `BITEL_CONFIG` names, else `./bitel.toml` if any.
+
+    Raises SettingsError with one sentence for a file that is missing, is no TOML, or holds a
+    setting that is unknown, of the wrong type or contradicts another.
+    """
+    path = _file(config)
+    _refuse_unknown_variables()
+
+    class FromFile(Settings):
+        model_config = SettingsConfigDict(toml_file=path)
+
+    try:
+        return FromFile()
+    except ValidationError as fault:
+        raise SettingsError(_sentence(fault)) from None
+    except ValueError as fault:
+        where = f"{path}: " if path else ""
+        raise SettingsError(f"{where}{fault}") from None
+
+
+def _file(config: Path | None) -> Path | None:
+    named = config or (Path(os.environ[CONFIG_VARIABLE]) if CONFIG_VARIABLE in os.environ else None)
+    if named is None:
+        return DEFAULT_FILE if DEFAULT_FILE.exists() else None
+    if not named.is_file():
+        raise SettingsError(f"the settings file {named} does not exist; name one that does")
+    return named
+
+
+_CLIENT_VARIABLES = frozenset({CONFIG_VARIABLE, "BITEL_URL", "BITEL_TOKEN"})
+
+
+def _refuse_unknown_variables() -> None:
+    # pydantic-settings passes over variables that name no field; a misspelt one must not.
+    for name in os.environ:
+        if not name.startswith("BITEL_") or name in _CLIENT_VARIABLES:
+            continue
+        if name.startswith("BITEL_TEST_"):
+            continue
+        field = name.removeprefix("BITEL_").split("__")[0].lower()
+        if field not in Settings.model_fields:
+            raise SettingsError(f"{name} in the environment names no setting; remove or correct it")
+
+
+def _sentence(fault: ValidationError) -> str:
+    error: Any = fault.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"the setting {where} is unknown; remove or correct it"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"the setting {where} is wrong: {message}" if where else message
