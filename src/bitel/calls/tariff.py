@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 
-from bitel.calls.outcome import Attempted
+from bitel.calls.outcome import Attempted, Outcome
 
 CENT_OF_A_CENT = Decimal("0.0001")
 """Prices are kept to this fraction of the currency's unit."""
@@ -61,8 +61,11 @@ class Tariff:
         return exact.quantize(CENT_OF_A_CENT, rounding=ROUND_HALF_UP)
 
     def bill(self, e164: str, attempted: Attempted) -> Bill:
-        """The bill of a finished attempt: from answer to hang-up, rounded up to whole seconds."""
-        if attempted.answered_at is None:
+        """The bill of a finished attempt: from answer to hang-up, rounded up to whole seconds.
+
+        An attempt that was cut off by a fault of ours is not billed, whoever answered it.
+        """
+        if attempted.outcome is not Outcome.ANSWERED or attempted.answered_at is None:
             return NOTHING
         seconds = math.ceil(max(0.0, attempted.ended_at - attempted.answered_at))
         return Bill(seconds, self.price(e164, seconds))

@@ -1,0 +1,39 @@
+# Every target sets up what it needs in .venv first, and says what is missing where it can't.
+.PHONY: demo serve test check format bench lock clean
+PY := .venv/bin/python
+ARGS ?=
+
+demo: ## all of it on this machine in one go, with a phone for a carrier
+	@scripts/setup run
+	@.venv/bin/bitel demo $(ARGS)
+
+serve: ## the service in the foreground, with ./bitel.toml if there is one
+	@scripts/setup run
+	@.venv/bin/bitel serve $(ARGS)
+
+test: ## every test, on two processes
+	@scripts/setup dev
+	@$(PY) -m pytest -n 2 --dist worksteal $(ARGS)
+
+check: ## format, lint, types, import rules
+	@scripts/setup dev
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+format:
+	@scripts/setup dev
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+bench: ## calls set up a second, and CPU per running call
+	@scripts/setup dev
+	@$(PY) bench/calls.py $(ARGS)
+
+lock: ## resolve the requirements anew
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --upgrade --extra postgres --extra speech --group build -o requirements/run.txt pyproject.toml
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --extra postgres --extra speech --group build --group dev -c requirements/run.txt -o requirements/dev.txt pyproject.toml
+
+clean:
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

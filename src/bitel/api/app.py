@@ -1,0 +1,97 @@
+"""The application: its routes, and what becomes of every error."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+import structlog
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Match
+
+from bitel.api import docs_page, health, intake, servers, v2_files, v2_voice
+from bitel.api.describing import DESCRIPTION
+from bitel.api.envelope import failure
+from bitel.api.guard import Guard
+from bitel.api.parts import ApiParts
+from bitel.errors import (
+    BitelError,
+    InvalidRequestError,
+    MethodNotAllowedError,
+    NotFoundError,
+)
+
+__all__ = ["ApiParts", "build_app"]
+
+_ROUTERS = (v2_voice.router, v2_files.router, servers.router, health.router, docs_page.router)
+
+_log = structlog.get_logger("bitel.api")
+
+
+def build_app(parts: ApiParts) -> FastAPI:
+    """The HTTP API over `parts`. Whoever runs it closes the database afterwards."""
+    app = FastAPI(
+        title="bitel",
+        version=version("bitel"),
+        description=DESCRIPTION,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=_lifespan,
+    )
+    app.state.parts = parts
+    for router in _ROUTERS:
+        app.include_router(router)
+    app.add_exception_handler(BitelError, _on_bitel_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_middleware(Guard)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    await asyncio.to_thread(intake.sweep, app.state.parts.incoming)
+    yield
+
+
+async def _on_bitel_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, BitelError)
+    if error.http_status >= 500:
+        _log.error("request failed", method=request.method, path=request.url.path, exc_info=error)
+    return failure(error)
+
+
+async def _on_validation_error(request: Request, error: Exception) -> Response:
+    """FastAPI's own checks: of a parameter in the path or the query."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    return failure(InvalidRequestError(f"{first['loc'][-1]}: {first['msg']}"))
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    """What the router refuses: a path that is none, a method that the path has not."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        return failure(NotFoundError("there is nothing at this path"))
+    if error.status_code == 405:
+        allowed = ", ".join(sorted(set(_methods_at(request))))
+        message = f"this path takes {allowed} only"
+        return failure(MethodNotAllowedError(message), {"Allow": allowed})
+    raise error
+
+
+def _methods_at(request: Request) -> Iterator[str]:
+    """The methods of every route at the request's path; the router's own answer knows only one."""
+    for router in _ROUTERS:
+        for route in router.routes:
+            if isinstance(route, APIRoute) and route.matches(request.scope)[0] is not Match.NONE:
+                yield from route.methods or ()

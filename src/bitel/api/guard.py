@@ -1,0 +1,120 @@
+"""The outermost layer of the application: no answer leaves without its headers, no error escapes.
+
+A plain ASGI middleware. An answer that is given before the whole body was read (an error, mostly)
+closes the connection, so that nobody has to read the rest; what is still on its way is taken off
+the wire for a moment first, or a reset would overtake the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final
+
+import structlog
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from bitel.api.envelope import failure
+from bitel.errors import BitelError
+
+LINGER_BYTES: Final = 1024 * 1024
+LINGER_SECONDS: Final = 2.0
+
+HEADERS: Final = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"cache-control", b"no-store"),
+    (b"referrer-policy", b"no-referrer"),
+]
+
+_log = structlog.get_logger("bitel.api")
+
+
+class Guard:
+    """Wraps an application; see the module."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = _Exchange(scope, receive, send)
+        try:
+            await self._app(scope, exchange.receive, exchange.send)
+        except ClientDisconnect:
+            _log.debug("client gone", method=scope["method"], path=_path(scope))
+        except Exception:
+            if exchange.status:
+                raise  # Too late for an answer: the server logs it and cuts the connection.
+            _log.exception("request failed", method=scope["method"], path=_path(scope))
+            await failure(BitelError())(scope, exchange.receive, exchange.send)
+        exchange.log()
+
+
+class _Exchange:
+    """One request and its answer, as they pass by."""
+
+    __slots__ = ("_body_read", "_receive", "_scope", "_send", "_started", "status")
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._started = time.monotonic()
+        self._body_read = not _has_body(scope)
+        self.status = 0
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] != "http.request" or not message.get("more_body", False):
+            self._body_read = True
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message["headers"] = [*message["headers"], *HEADERS]
+            if not self._body_read:
+                message["headers"].append((b"connection", b"close"))
+        elif not self._body_read and not message.get("more_body", False):
+            # The answer is out once its last byte is; only its end waits.
+            await self._send({**message, "more_body": True})
+            await self._linger()
+            message = {"type": "http.response.body", "body": b"", "more_body": False}
+        await self._send(message)
+
+    async def _linger(self) -> None:
+        left = LINGER_BYTES
+        try:
+            async with asyncio.timeout(LINGER_SECONDS):
+                while left > 0 and not self._body_read:
+                    message = await self.receive()
+                    left -= len(message.get("body", b""))
+        except TimeoutError:
+            pass  # The client had its chance to stop sending.
+
+    def log(self) -> None:
+        _log.debug(
+            "request",
+            method=self._scope["method"],
+            path=_path(self._scope),
+            status=self.status,
+            milliseconds=round((time.monotonic() - self._started) * 1000, 1),
+        )
+
+
+def _path(scope: Scope) -> str:
+    """The path as it was sent, percent-encoded, so that it can't forge a line of the log."""
+    raw: bytes = scope.get("raw_path", b"")
+    return raw[:200].decode("latin-1")
+
+
+def _has_body(scope: Scope) -> bool:
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            return bool(value.strip(b"0"))
+        if name == b"transfer-encoding":
+            return True
+    return False

@@ -1,0 +1,120 @@
+"""An upload's way from the socket to a stored recording, with nothing left behind if it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+from starlette.requests import ClientDisconnect, Request
+
+from bitel.api.bodies import declared_length
+from bitel.api.multipart import OTHER_BYTES, FilePart
+from bitel.api.parts import ApiParts
+from bitel.calls.ids import new_id
+from bitel.errors import InvalidRequestError, PayloadTooLargeError, UnavailableError
+from bitel.store import recordings
+from bitel.store.recordings import Recording
+from bitel.voices import decoding, upload
+from bitel.voices.limits import DecodeLimits
+
+IDLE_SECONDS: Final = 30.0
+"""How long an upload may pause."""
+UPLOAD_SECONDS: Final = 900.0
+"""How long an upload may take in all."""
+STALE_SECONDS: Final = 3600.0
+"""Age at which what lies in the incoming folder belongs to no upload that still runs."""
+
+
+async def take_in(parts: ApiParts, project_id: str, request: Request) -> Recording:
+    """Receive the file of a multipart request, decode it and store it as a new recording.
+
+    The file goes to disk as it arrives. Raises PayloadTooLargeError, UnsupportedMediaError,
+    InvalidRequestError or UnavailableError, and ClientDisconnect; then nothing of it is kept.
+    """
+    longest = parts.settings.voices.max_upload
+    if (declared_length(request) or 0) > longest + OTHER_BYTES:
+        raise PayloadTooLargeError(f"the recording is larger than the {longest} bytes allowed")
+    part = FilePart(request.headers.get("content-type", ""))
+    async with _folder(parts.incoming) as folder:
+        source = folder / "upload"
+        size = await upload.receive(part.chunks(_patiently(request)), source, longest)
+        limits = DecodeLimits(max_seconds=parts.settings.voices.max_seconds)
+        decoded = await decoding.decode(source, folder, limits)
+        if await request.is_disconnected():
+            raise ClientDisconnect
+        now = parts.clock()
+        recording = Recording(
+            id=new_id(now),
+            project_id=project_id,
+            name=part.name,
+            duration=decoded.duration,
+            size=size,
+            created_at=now,
+        )
+        await _keep(parts, recording, decoded)
+    return recording
+
+
+async def _keep(parts: ApiParts, recording: Recording, decoded: decoding.Decoded) -> None:
+    """Store the audio, then the row that makes it a recording; both or neither."""
+    await parts.voices.put(recording.id, decoded)
+    try:
+        await parts.database.write(lambda conn: recordings.add(conn, recording))
+    except Exception:
+        # Not on cancellation: a write that is queued is done all the same, and needs its audio.
+        await parts.voices.delete(recording.id)
+        raise
+
+
+async def _patiently(request: Request) -> AsyncIterator[bytes]:
+    """The body of `request`, given up where it pauses or lasts too long."""
+    pieces = request.stream()
+    deadline = time.monotonic() + UPLOAD_SECONDS
+    while True:
+        try:
+            async with asyncio.timeout(min(IDLE_SECONDS, deadline - time.monotonic())):
+                piece = await anext(pieces)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise InvalidRequestError(
+                f"the upload paused for more than {IDLE_SECONDS:g} seconds, "
+                f"or took more than {UPLOAD_SECONDS:g} in all"
+            ) from None
+        yield piece
+
+
+@asynccontextmanager
+async def _folder(incoming: Path) -> AsyncIterator[Path]:
+    """A folder of its own for one upload, gone with all it holds at the end."""
+    try:
+        folder = Path(await asyncio.to_thread(_make_folder, incoming))
+        try:
+            yield folder
+        finally:
+            await asyncio.shield(asyncio.to_thread(shutil.rmtree, folder))
+    except OSError as fault:
+        if fault.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UnavailableError("the service has no room for the recording now") from fault
+        raise
+
+
+def _make_folder(incoming: Path) -> str:
+    incoming.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return tempfile.mkdtemp(dir=incoming)
+
+
+def sweep(incoming: Path) -> None:
+    """Remove what uploads left behind when a process was killed; those that may run are spared."""
+    if not incoming.is_dir():
+        return
+    for folder in incoming.iterdir():
+        if time.time() - folder.stat().st_mtime > STALE_SECONDS:
+            shutil.rmtree(folder)

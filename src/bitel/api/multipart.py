@@ -1,0 +1,131 @@
+"""A multipart/form-data body (RFC 7578) with one part that matters, read as it streams by."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Final
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from bitel.errors import InvalidRequestError
+
+FIELD: Final = "file"
+MOST_PARTS: Final = 16
+LONGEST_NAME: Final = 255
+OTHER_BYTES: Final = 64 * 1024
+"""Bytes that a body may have besides the file: headers, boundaries, other parts."""
+
+
+class FilePart:
+    """The part named `file`: feed the body in, take the part's bytes out.
+
+    `name` is what the part's `filename` says, made harmless, once its headers have been read.
+    """
+
+    def __init__(self, content_type: str) -> None:
+        """Raises InvalidRequestError where `content_type` is not multipart/form-data."""
+        media_type, options = parse_options_header(content_type)
+        boundary = options.get(b"boundary", b"")
+        if media_type != b"multipart/form-data" or not boundary:
+            raise InvalidRequestError(
+                f"the body must be multipart/form-data with a part named {FIELD}"
+            )
+        self.name = ""
+        self._found = False
+        self._inside = False
+        self._ended = False
+        self._parts = 0
+        self._header_name = bytearray()
+        self._header_value = bytearray()
+        self._disposition = b""
+        self._taken: list[bytes] = []
+        try:
+            self._parser = MultipartParser(
+                boundary,
+                {
+                    "on_part_begin": self._on_part_begin,
+                    "on_header_field": self._on_header_field,
+                    "on_header_value": self._on_header_value,
+                    "on_header_end": self._on_header_end,
+                    "on_headers_finished": self._on_headers_finished,
+                    "on_part_data": self._on_part_data,
+                    "on_part_end": self._on_part_end,
+                    "on_end": self._on_end,
+                },
+            )
+        except FormParserError:
+            raise InvalidRequestError("the boundary of the multipart body is too long") from None
+
+    async def chunks(self, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """The bytes of the part, as `body` brings them.
+
+        Raises InvalidRequestError where the body is no multipart body, ends before its last
+        boundary, carries too much besides the file, or has not exactly one part of that name.
+        """
+        others = 0
+        async for piece in body:
+            content = b"".join(self._feed(piece))
+            others += len(piece) - len(content)
+            if others > OTHER_BYTES:
+                raise InvalidRequestError(f"the body carries too much besides the part {FIELD}")
+            if content:
+                yield content
+        if not self._ended:
+            raise InvalidRequestError("the multipart body ends before its last boundary")
+        if not self._found:
+            raise InvalidRequestError(f"the part {FIELD} is missing from the multipart body")
+
+    def _feed(self, piece: bytes) -> list[bytes]:
+        self._taken = []
+        if piece:
+            try:
+                self._parser.write(piece)
+            except FormParserError as fault:
+                raise InvalidRequestError(f"the multipart body is malformed: {fault}") from None
+        return self._taken
+
+    def _on_part_begin(self) -> None:
+        self._parts += 1
+        if self._parts > MOST_PARTS:
+            raise InvalidRequestError(f"the multipart body has more than {MOST_PARTS} parts")
+        self._disposition = b""
+
+    def _on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self._header_name += data[start:end]
+
+    def _on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._header_value += data[start:end]
+
+    def _on_header_end(self) -> None:
+        if self._header_name.lower() == b"content-disposition":
+            self._disposition = bytes(self._header_value)
+        self._header_name.clear()
+        self._header_value.clear()
+
+    def _on_headers_finished(self) -> None:
+        _, options = parse_options_header(self._disposition)
+        self._inside = options.get(b"name") == FIELD.encode()
+        if not self._inside:
+            return
+        if self._found:
+            raise InvalidRequestError(f"the multipart body has more than one part named {FIELD}")
+        self._found = True
+        self.name = harmless_name(options.get(b"filename", b"").decode("utf-8", "replace"))
+
+    def _on_part_data(self, data: bytes, start: int, end: int) -> None:
+        if self._inside:
+            self._taken.append(data[start:end])
+
+    def _on_part_end(self) -> None:
+        self._inside = False
+
+    def _on_end(self) -> None:
+        self._ended = True
+
+
+def harmless_name(filename: str) -> str:
+    """The last part of a file's path without control characters, 1 to 255 characters long."""
+    last = filename.replace("\\", "/").rpartition("/")[2]
+    printable = "".join(char for char in last if char.isprintable()).strip()
+    return printable[:LONGEST_NAME].strip() or "recording"

@@ -1,0 +1,43 @@
+"""What the API is built from, and how a route gets at it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from starlette.requests import Request
+
+from bitel.api.tokens import TokenSigner
+from bitel.settings import Settings
+from bitel.store.database import Database
+from bitel.voices.storage import VoiceStore
+
+
+def _no_bell(dialer_id: str) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class ApiParts:
+    """The parts that the routes work with; one set per application."""
+
+    settings: Settings
+    database: Database
+    voices: VoiceStore
+    tokens: TokenSigner
+    clock: Callable[[], float] = time.time
+    on_placed: Callable[[str], None] = _no_bell
+    """Rung with a dialer's id after calls for it are committed, to wake a dispatcher nearby."""
+
+    @property
+    def incoming(self) -> Path:
+        """The folder that holds uploads while they are received and decoded."""
+        return self.settings.data_dir / "incoming"
+
+
+def parts_of(request: Request) -> ApiParts:
+    """The parts of the application that `request` reached."""
+    parts: ApiParts = request.app.state.parts
+    return parts

@@ -1,0 +1,113 @@
+"""From a checked body to calls that are placed: the rules that every such endpoint shares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal
+
+from sqlalchemy import Connection
+
+from bitel.api.bodies import CallTerms
+from bitel.api.parts import ApiParts
+from bitel.calls.call import Lane, NewCall
+from bitel.calls.ids import is_id, new_id
+from bitel.calls.numbers import to_e164
+from bitel.calls.tariff import Tariff
+from bitel.errors import (
+    InsufficientBalanceError,
+    InvalidRequestError,
+    InvalidServerError,
+    UnavailableError,
+)
+from bitel.settings import Settings
+from bitel.store import calls as call_rows
+from bitel.store import projects, recordings
+from bitel.store.projects import Project
+
+
+def new_calls(
+    parts: ApiParts,
+    project: Project,
+    numbers: Sequence[str],
+    recording_id: str,
+    terms: CallTerms,
+    lane: Lane,
+) -> list[NewCall]:
+    """Calls to `numbers`, in that order, as `terms` has them; nothing is stored yet.
+
+    Raises InvalidPhoneNumberError for the first number that is not possible, then
+    InvalidServerError or UnavailableError where no dialer can take them.
+    """
+    written = [(number, to_e164(number, parts.settings.region)) for number in numbers]
+    dialer_id = choose_dialer(parts.settings, project, terms.server_id)
+    now = parts.clock()
+    return [
+        NewCall(
+            id=new_id(now),
+            project_id=project.id,
+            dialer_id=dialer_id,
+            phone_number=number,
+            e164=e164,
+            recording_id=recording_id,
+            lane=lane,
+            retry_count=terms.retries,
+            retry_interval=terms.seconds_between,
+            requested_at=now,
+            expires_at=now + terms.seconds_to_live,
+        )
+        for number, e164 in written
+    ]
+
+
+def choose_dialer(settings: Settings, project: Project, server_id: str | None) -> str:
+    """The dialer that takes the calls: the one named, else the project's, else the first.
+
+    Raises InvalidServerError for a name that no dialer has. Where the client named none and there
+    is none to fall back on, that is the operator's to mend: UnavailableError.
+    """
+    if server_id is not None:
+        if settings.dialer(server_id) is None:
+            raise InvalidServerError(
+                "serverId names no dialer of this service; GET /api/v2/servers lists them"
+            )
+        return server_id
+    if project.default_dialer is not None:
+        if settings.dialer(project.default_dialer) is None:
+            raise UnavailableError("the project's default dialer is not among the service's")
+        return project.default_dialer
+    if not settings.dialers:
+        raise UnavailableError("the service has no dialer to place calls with")
+    return settings.dialers[0].id
+
+
+async def place(parts: ApiParts, calls: Sequence[NewCall]) -> None:
+    """Store `calls`, all of one project, or none of them; they are durable when this returns.
+
+    Raises InvalidRequestError where a recording is not the project's, and
+    InsufficientBalanceError where its balance can't cover the calls.
+    """
+    tariff = parts.settings.price_list()
+    await parts.database.write(lambda conn: _place(conn, calls, tariff))
+    for dialer_id in {call.dialer_id for call in calls}:
+        parts.on_placed(dialer_id)
+
+
+def _place(conn: Connection, calls: Sequence[NewCall], tariff: Tariff) -> None:
+    # In the transaction that places the calls, so that no recording goes away in between.
+    project_id = calls[0].project_id
+    for recording_id in {call.recording_id for call in calls}:
+        if not is_id(recording_id) or recordings.find(conn, project_id, recording_id) is None:
+            raise InvalidRequestError("voiceId names no recording of this project")
+    least = sum((tariff.price(call.e164, 1) for call in calls), Decimal(0))
+    if least:
+        _require_balance(conn, project_id, least)
+    call_rows.place(conn, calls)
+
+
+def _require_balance(conn: Connection, project_id: str, least: Decimal) -> None:
+    """Refuse calls that would cost more than the balance even if each lasted only a second."""
+    project = projects.by_id(conn, project_id)
+    if project is not None and project.balance is not None and project.balance < least:
+        raise InsufficientBalanceError(
+            f"the calls cost at least {least} if answered, which is more than the balance"
+        )

@@ -1,0 +1,32 @@
+"""`/api/v2/servers`: the dialers that a client may name as `serverId`."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from bitel.api.answers import ServerAnswer
+from bitel.api.auth import Owner
+from bitel.api.describing import described
+from bitel.api.envelope import success
+from bitel.api.parts import parts_of
+from bitel.store import leases
+
+SEEN_WITHIN: Final = 15.0
+"""Seconds since a dialer was last heard of, within which it counts as up."""
+
+router = APIRouter(prefix="/api/v2")
+
+
+@router.get("/servers", **described("The dialers, and which are up", "service", list[ServerAnswer]))
+async def servers(request: Request, project: Owner) -> Response:
+    """Calls for a dialer that is down are taken all the same, and wait until it is back."""
+    parts = parts_of(request)
+    now = parts.clock()
+    up = await parts.database.read(lambda conn: leases.dialers_up(conn, now, SEEN_WITHIN))
+    return success(
+        [{"id": each.id, "up": up.get(each.id, False)} for each in parts.settings.dialers]
+    )

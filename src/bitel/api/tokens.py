@@ -1,0 +1,138 @@
+"""Tokens: JWTs (RFC 7519) signed with a secret that never leaves the data folder."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import jwt
+
+from bitel.errors import SettingsError, UnauthorizedError
+
+ISSUER: Final = "Bitel"
+ALGORITHM: Final = "HS256"
+KEY_FILE: Final = "signing.key"
+KEY_BYTES: Final = 48
+SHORTEST_KEY: Final = 32
+"""RFC 7518 §3.2: a key of HS256 has at least the 256 bits of its hash."""
+LONGEST_TOKEN: Final = 4096
+_REMEMBERED: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What a token that verifies says: which project, and which of its tokens."""
+
+    project_id: str
+    token_id: str
+
+
+class TokenSigner:
+    """Issues tokens and verifies them. Whether a token is revoked is the store's to say."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+        self._verified: dict[str, Claims] = {}
+
+    @classmethod
+    def open(cls, data_dir: Path) -> TokenSigner:
+        """The signer of `data_dir`, whose secret is made on first use, readable by its owner only.
+
+        Raises SettingsError where the file can't be read or made, is too short, or may be read
+        by others.
+        """
+        path = data_dir / KEY_FILE
+        try:
+            if not path.exists():
+                _create_key(path)
+            return cls(_read_key(path))
+        except OSError as fault:
+            raise SettingsError(f"the signing secret {path} can't be used: {fault}") from None
+
+    def issue(self, project_id: str, token_id: str, expires_at: float | None = None) -> str:
+        """A token of `project_id`; it never expires unless `expires_at` (Unix seconds) is given."""
+        claims: dict[str, Any] = {
+            "sub": project_id,
+            "iss": ISSUER,
+            "aud": ISSUER,
+            "jti": token_id,
+        }
+        if expires_at is not None:
+            claims["exp"] = int(expires_at)
+        return jwt.encode(claims, self._secret, algorithm=ALGORITHM)
+
+    def verify(self, token: str) -> Claims:
+        """What `token` claims, or UnauthorizedError where it is none of ours or has expired."""
+        known = self._verified.get(token)
+        if known is not None:
+            return known
+        if len(token) > LONGEST_TOKEN:
+            raise UnauthorizedError(f"the token is longer than {LONGEST_TOKEN} characters")
+        try:
+            payload = jwt.decode(
+                token,
+                self._secret,
+                algorithms=[ALGORITHM],
+                audience=ISSUER,
+                issuer=ISSUER,
+                options={"require": ["sub", "iss", "aud", "jti"]},
+            )
+        except jwt.ExpiredSignatureError:
+            raise UnauthorizedError("the token has expired; ask for a new one") from None
+        except jwt.InvalidTokenError:
+            raise UnauthorizedError("the token is not one that this service issued") from None
+        claims = Claims(project_id=payload["sub"], token_id=payload["jti"])
+        # The signature of a token without an expiry stays good for ever: no need to check it twice.
+        if "exp" not in payload and "nbf" not in payload:
+            if len(self._verified) >= _REMEMBERED:
+                self._verified.clear()
+            self._verified[token] = claims
+        return claims
+
+
+def _create_key(path: Path) -> None:
+    """Make the secret: others see it whole or not at all, and of two makers only one wins."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    draft = path.with_name(f"{KEY_FILE}.{secrets.token_hex(8)}")
+    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(secrets.token_bytes(KEY_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            return
+        _sync_folder(path.parent)
+    finally:
+        draft.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _read_key(path: Path) -> bytes:
+    with path.open("rb") as file:
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+        if mode & 0o077:
+            raise SettingsError(
+                f"the signing secret {path} may be read by others (mode {mode:04o}); "
+                f"run chmod 600 on it"
+            )
+        secret = file.read()
+    if len(secret) < SHORTEST_KEY:
+        raise SettingsError(
+            f"the signing secret {path} is shorter than {SHORTEST_KEY} bytes; "
+            f"remove it, and a new one is made that voids every token"
+        )
+    return secret

@@ -1,0 +1,1 @@
+"""The commands of `bitel`. Each module imports what it needs when its command runs."""

@@ -1,0 +1,95 @@
+"""`bitel call` and `bitel status`, by way of the HTTP API."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bitel.cli.opening import open_client
+from bitel.cli.options import ConfigOption, JsonOption
+from bitel.cli.voices import send
+from bitel.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from bitel.client import Call, Client
+
+SECONDS_BETWEEN_LOOKS = 0.5
+
+
+def call(
+    number: Annotated[str, typer.Argument(metavar="NUMBER", show_default=False)],
+    voice: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE_OR_ID", help="What to play: an audio file, or a recording's id."
+        ),
+    ],
+    retries: Annotated[
+        int | None, typer.Option(metavar="N", help="Calls again after busy or no answer.")
+    ] = None,
+    server: Annotated[
+        str | None, typer.Option(metavar="ID", help="The dialer that places the call.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until the call is over.")] = False,
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Play a recording to one number. With --wait, succeeds only if the call was answered."""
+    with open_client(config) as client:
+        voice_id = _voice_id(client, voice)
+        placed = client.call(number, voice_id, retry_count=retries, server_id=server)
+        if wait:
+            with _spinner(f"calling {number}"):
+                placed = _wait(client, placed)
+    _show(placed, as_json)
+    if wait and placed["status"] != "NORMAL":
+        raise typer.Exit(1)
+
+
+def status(
+    call_id: Annotated[str, typer.Argument(metavar="ID", show_default=False)],
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Show how a call stands."""
+    with open_client(config) as client:
+        _show(client.status(call_id), as_json)
+
+
+def _voice_id(client: Client, voice: str) -> str:
+    file = Path(voice)
+    if file.is_file():
+        return send(client, file)["id"]
+    if re.fullmatch("[0-9a-f]{32}", voice):
+        return voice
+    raise InvalidRequestError(f"--voice {voice!r} is neither a file nor a recording's id")
+
+
+def _wait(client: Client, placed: Call) -> Call:
+    while placed["statusCode"] == 0:
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+        placed = client.status(placed["id"])
+    return placed
+
+
+def _spinner(text: str) -> AbstractContextManager[object]:
+    if not sys.stderr.isatty():
+        return nullcontext()
+    from rich.console import Console
+
+    return Console(stderr=True).status(text)
+
+
+def _show(call: Call, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(call, ensure_ascii=False))
+        return
+    billed = f"  {call['billSec']} s  {call['price']:g}" if call["billSec"] else ""
+    print(f"{call['id']}  {call['status']}  {call['phoneNumber']}{billed}")

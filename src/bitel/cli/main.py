@@ -1,0 +1,37 @@
+"""`bitel`: all its commands, and how they fail."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from bitel.cli import calling, demo, phone, projects, serve, tokens, voices
+from bitel.errors import BitelError
+
+app = typer.Typer(
+    name="bitel",
+    help="Voice calls over your own SIP trunks: upload a recording, have it played to numbers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(projects.app, name="project")
+app.add_typer(tokens.app, name="token")
+app.add_typer(voices.app, name="voice")
+app.command("serve")(serve.serve)
+app.command("phone")(phone.phone)
+app.command("demo")(demo.demo)
+app.command("call")(calling.call)
+app.command("status")(calling.status)
+
+
+def main() -> None:
+    """Run the command line; exit status 0 on success, 1 on failure, 2 on wrong usage."""
+    try:
+        app()
+    except BitelError as error:
+        print(f"bitel: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,68 @@
+"""What commands work on: the database that the settings name, or a running service."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bitel.errors import NotFoundError, SettingsError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from bitel.client import Client
+    from bitel.settings import Settings
+    from bitel.store.database import Database
+    from bitel.store.projects import Project
+
+
+@contextmanager
+def open_database(config: Path | None) -> Iterator[tuple[Settings, Database]]:
+    """The settings, and their database, brought up to date; with the service running or not."""
+    from bitel import settings as all_settings
+    from bitel.store import migrate
+    from bitel.store.database import Database
+
+    settings = all_settings.load(config)
+    migrate.upgrade(settings.effective_database_url)
+    database = Database.open(settings.effective_database_url)
+    try:
+        yield settings, database
+    finally:
+        database.close()
+
+
+def find_project(conn: Connection, name_or_id: str) -> Project:
+    """The project of that name or id, or NotFoundError."""
+    from bitel.store import projects
+
+    project = projects.find(conn, name_or_id)
+    if project is None:
+        raise NotFoundError(f"no project is named {name_or_id!r}, or has that id")
+    return project
+
+
+def open_client(config: Path | None) -> Client:
+    """A client of the service at `BITEL_URL`, with `BITEL_TOKEN`.
+
+    Without `BITEL_URL` the service is looked for where the settings let it listen.
+    """
+    from bitel.client import Client
+
+    token = os.environ.get("BITEL_TOKEN", "").strip()
+    if not token.isascii() or not token.isprintable() or not token:
+        raise SettingsError(
+            "BITEL_TOKEN must hold a token, as `bitel token create PROJECT` prints it"
+        )
+    return Client(token, os.environ.get("BITEL_URL") or _local_url(config))
+
+
+def _local_url(config: Path | None) -> str:
+    from bitel import settings as all_settings
+
+    http = all_settings.load(config).http
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(http.host, http.host)
+    return f"http://[{host}]:{http.port}" if ":" in host else f"http://{host}:{http.port}"

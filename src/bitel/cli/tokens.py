@@ -1,0 +1,67 @@
+"""`bitel token`: the keys that clients of a project carry."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from bitel.cli.opening import find_project, open_database
+from bitel.cli.options import ConfigOption, ProjectArgument
+from bitel.errors import NotFoundError
+
+DAY = 86_400.0
+
+app = typer.Typer(help="Tokens: the keys that clients carry.", no_args_is_help=True)
+
+
+@app.command()
+def create(
+    project: ProjectArgument,
+    expires: Annotated[
+        float | None,
+        typer.Option(metavar="DAYS", min=0.001, max=36_500, help="Days it is good for."),
+    ] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Create a token for a project and print it. It is good until revoked, or for DAYS."""
+    from sqlalchemy import Connection
+
+    from bitel.api.tokens import TokenSigner
+    from bitel.calls.ids import new_id
+    from bitel.store import tokens
+
+    now = time.time()
+    token_id = new_id(now)
+    # A JWT counts whole seconds; the store keeps the same, so that both end together.
+    expires_at = None if expires is None else float(int(now + expires * DAY))
+
+    def work(conn: Connection) -> str:
+        project_id = find_project(conn, project).id
+        tokens.add(conn, token_id, project_id, now, expires_at)
+        return project_id
+
+    with open_database(config) as (settings, database):
+        signer = TokenSigner.open(settings.data_dir)
+        project_id = database.write_now(work)
+    print(signer.issue(project_id, token_id, expires_at))
+
+
+@app.command()
+def revoke(
+    token: Annotated[
+        str, typer.Argument(metavar="ID", help="The token, or its jti.", show_default=False)
+    ],
+    config: ConfigOption = None,
+) -> None:
+    """Revoke a token; it is refused from that moment on."""
+    from bitel.api.tokens import TokenSigner
+    from bitel.store import tokens
+
+    with open_database(config) as (settings, database):
+        token_id = token
+        if "." in token:
+            token_id = TokenSigner.open(settings.data_dir).verify(token).token_id
+        if not database.write_now(lambda conn: tokens.revoke(conn, token_id, time.time())):
+            raise NotFoundError(f"no token that is still good has the id {token_id[:64]!r}")

@@ -1,0 +1,1 @@
+"""All of it on one machine: the service, a phone for a carrier, and calls between them."""

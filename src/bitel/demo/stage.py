@@ -1,0 +1,234 @@
+"""A service and a phone as processes of their own, in one folder, on free loopback ports.
+
+The demo plays on it, and so do the tests that kill and restart a real service.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from bitel.errors import BitelError
+
+START_PATIENCE = 30.0
+"""Seconds that a process may take until it answers."""
+
+
+class StageError(BitelError):
+    """A process of the stage did not start, or did not stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """The loopback ports that a stage uses."""
+
+    http: int
+    sip: int
+    phone: int
+
+
+def free_ports() -> Ports:
+    """Ports that were free a moment ago, all different."""
+    with contextlib.ExitStack() as stack:
+        kinds = (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_DGRAM)
+        found = []
+        for kind in kinds:
+            probe = stack.enter_context(socket.socket(socket.AF_INET, kind))
+            probe.bind(("127.0.0.1", 0))
+            found.append(int(probe.getsockname()[1]))
+        return Ports(*found)
+
+
+@dataclass
+class Stage:
+    """Where the play takes place. Use it as a context manager: what it started, it ends.
+
+    `dialer` holds settings of the one dialer and `extra` is TOML put before its section.
+    """
+
+    folder: Path
+    rules: Sequence[str] = ()
+    dialer: Mapping[str, Any] = field(default_factory=dict)
+    extra: str = ""
+    record: bool = True
+    ports: Ports = field(default_factory=free_ports)
+    trunk: str = ""
+    """The dialer's trunk; empty: the phone itself."""
+    phone_options: Sequence[str] = ()
+    service: subprocess.Popen[bytes] | None = None
+    phone: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.config.write_text(self._settings())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for process in (self.service, self.phone):
+            if process is not None and process.poll() is None:
+                process.kill()
+                process.wait()
+
+    @property
+    def config(self) -> Path:
+        """The settings file."""
+        return self.folder / "bitel.toml"
+
+    @property
+    def heard(self) -> Path:
+        """The folder of what the phone recorded."""
+        return self.folder / "heard"
+
+    @property
+    def phone_log(self) -> Path:
+        """What the phone saw, a JSON object a line."""
+        return self.folder / "phone.jsonl"
+
+    @property
+    def url(self) -> str:
+        """Where the service answers HTTP."""
+        return f"http://127.0.0.1:{self.ports.http}"
+
+    def start_phone(self) -> None:
+        """Start the phone and wait until it listens."""
+        options = [f"--rule={rule}" for rule in self.rules]
+        options += [f"--log={self.phone_log}", *self.phone_options]
+        if self.record:
+            options.append(f"--record={self.heard}")
+        listen = f"--listen=127.0.0.1:{self.ports.phone}"
+        self.phone = self._start("phone", listen, *options)
+        self._wait_until("the phone listens", self.phone, self._phone_answers)
+
+    def start_service(self) -> None:
+        """Start the service and wait until it answers."""
+        self.service = self._start("serve", f"--config={self.config}")
+        self._wait_until("the service answers", self.service, self._service_answers)
+
+    def stop_service(self, timeout: float = 60.0) -> int:
+        """SIGTERM; the exit status once it has drained."""
+        assert self.service is not None, "the service was not started"
+        self.service.send_signal(signal.SIGTERM)
+        return self.service.wait(timeout)
+
+    def kill_service(self) -> None:
+        """SIGKILL, as a crash or a power cut would."""
+        assert self.service is not None, "the service was not started"
+        self.service.kill()
+        self.service.wait()
+
+    def command(self, *arguments: str) -> str:
+        """What `bitel ARGUMENTS --config …` prints, without its newline."""
+        done = subprocess.run(
+            [sys.executable, "-m", "bitel.cli", *arguments, f"--config={self.config}"],
+            capture_output=True,
+            text=True,
+            timeout=START_PATIENCE,
+            check=False,
+            env=_environment(),
+        )
+        if done.returncode:
+            raise StageError(f"bitel {' '.join(arguments)} failed: {done.stderr.strip()}")
+        return done.stdout.strip()
+
+    def token(self, name: str = "demo") -> str:
+        """A token of a new project."""
+        return self.command("token", "create", self.command("project", "create", name))
+
+    @contextlib.contextmanager
+    def client(self, token: str) -> Iterator[httpx.Client]:
+        """An HTTP client of the service, with a token."""
+        headers = {"Authorization": f"Bearer {token}"}
+        with httpx.Client(base_url=self.url, headers=headers, timeout=30.0) as client:
+            yield client
+
+    def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        with (self.folder / f"{arguments[0]}.log").open("ab") as output:
+            return subprocess.Popen(
+                [sys.executable, "-m", "bitel.cli", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=_environment(),
+                cwd=self.folder,
+            )
+
+    def _wait_until(self, what: str, process: subprocess.Popen[bytes], ready: Any) -> None:
+        end = time.monotonic() + START_PATIENCE
+        while not ready():
+            if process.poll() is not None or time.monotonic() > end:
+                raise StageError(f"{what} not, after all; see the logs in {self.folder}")
+            time.sleep(0.02)  # another process is waited for, and no clock of ours drives it
+
+    def _service_answers(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/healthz", timeout=2.0).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def _phone_answers(self) -> bool:
+        """Whether the phone answers an OPTIONS, as a carrier would ask it."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.settimeout(0.2)
+            probe.connect(("127.0.0.1", self.ports.phone))
+            host, port = probe.getsockname()
+            request = (
+                f"OPTIONS sip:127.0.0.1:{self.ports.phone} SIP/2.0\r\n"
+                f"Via: SIP/2.0/UDP {host}:{port};branch=z9hG4bK{time.monotonic_ns()};rport\r\n"
+                f"Max-Forwards: 70\r\nFrom: <sip:stage@{host}>;tag=1\r\n"
+                f"To: <sip:127.0.0.1:{self.ports.phone}>\r\nCall-ID: {time.monotonic_ns()}\r\n"
+                "CSeq: 1 OPTIONS\r\nContent-Length: 0\r\n\r\n"
+            )
+            try:
+                probe.send(request.encode())
+                return probe.recv(4096).startswith(b"SIP/2.0 200")
+            except OSError:
+                return False
+
+    def _settings(self) -> str:
+        ports = self.ports
+        dialer: dict[str, Any] = {
+            "id": "main",
+            "trunks": [self.trunk or f"sip:127.0.0.1:{ports.phone}"],
+            "bind": f"127.0.0.1:{ports.sip}",
+            "caller_id": "02191000000",
+            **self.dialer,
+        }
+        lines = [
+            f'data_dir = "{self.folder / "data"}"',
+            self.extra,
+            "[http]",
+            f"port = {ports.http}",
+            "[[dialers]]",
+            *(f"{key} = {_toml(value)}" for key, value in dialer.items()),
+        ]
+        return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def _environment() -> dict[str, str]:
+    # The stage's own file decides, not what the caller's shell happens to set.
+    return {name: value for name, value in os.environ.items() if not name.startswith("BITEL_")}

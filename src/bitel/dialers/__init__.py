@@ -1,0 +1,1 @@
+"""What can place a call."""

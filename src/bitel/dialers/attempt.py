@@ -1,0 +1,72 @@
+"""An attempt under way: what has happened so far, and the report that it ends in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from bitel.calls.outcome import Attempted, Outcome, classify
+from bitel.dialers.leg import Leg
+from bitel.dialing.dialer import Order
+from bitel.sip import Failed
+
+
+class Attempt:
+    """Collects the facts of one attempt. Times are Unix seconds by `clock`."""
+
+    __slots__ = ("_clock", "answered_at", "called_off", "give_up_at", "leg", "order", "started_at")
+
+    def __init__(self, order: Order, ring_timeout: float, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self.order = order
+        self.started_at = clock()
+        self.give_up_at = self.started_at + ring_timeout
+        """From here on the far end is rung no longer, whichever trunk it is."""
+        self.answered_at: float | None = None
+        self.leg: Leg | None = None
+        """The INVITE that is out, or was last."""
+        self.called_off = False
+
+    def rings_for(self) -> float:
+        """Seconds that are left for ringing, 0 or more."""
+        return max(0.0, self.give_up_at - self._clock())
+
+    def over(
+        self,
+        outcome: Outcome,
+        detail: str = "",
+        sip_code: int | None = None,
+        q850: int | None = None,
+        ended_by: Literal["", "far", "us"] = "",
+        ended_at: float | None = None,
+    ) -> Attempted:
+        """The attempt's report: it ended as `outcome`, at `ended_at` or now."""
+        return Attempted(
+            outcome,
+            self.started_at,
+            self._clock() if ended_at is None else ended_at,
+            self.answered_at,
+            sip_code,
+            q850,
+            ended_by,
+            detail,
+        )
+
+    def failed(self, failed: Failed) -> Attempted:
+        """The report of an attempt whose INVITE ended without an answer."""
+        return self.over(
+            self._outcome(failed),
+            detail=f"{failed.code} {failed.reason}".strip(),
+            sip_code=failed.code,
+            q850=failed.q850,
+            ended_by="us" if failed.why == "canceled" else "far",
+        )
+
+    def _outcome(self, failed: Failed) -> Outcome:
+        if failed.why == "canceled":
+            return Outcome.CALLED_OFF if self.called_off else Outcome.NO_ANSWER
+        if failed.why == "media":
+            return Outcome.MEDIA_MISMATCH
+        if self.called_off and failed.code == 487:
+            return Outcome.CALLED_OFF
+        return classify(failed.code, failed.q850, failed.rang)

@@ -1,0 +1,269 @@
+"""Places calls over SIP trunks: an INVITE, the recording as RTP once it is answered, a BYE."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import structlog
+
+from bitel.calls.outcome import Attempted, Outcome
+from bitel.dialers.attempt import Attempt
+from bitel.dialers.leg import Leg
+from bitel.dialers.trunk import NumberFormat, Resolver, Trunk, address_toward, as_dialled, bracketed
+from bitel.dialing.dialer import Heard, Order
+from bitel.errors import BitelError, NotFoundError
+from bitel.rtp.streamer import NoPortError, Streamer, StreamReport
+from bitel.sip import (
+    AgentConfig,
+    Answered,
+    Credentials,
+    Ended,
+    Event,
+    Failed,
+    Invitation,
+    UserAgent,
+)
+from bitel.sip.sdp import Agreed, NoCommonCodec, check_answer, make_offer
+from bitel.transports.udp import Link, UdpTransport
+from bitel.voices.storage import VoiceStore
+
+log = structlog.get_logger(__name__)
+
+Codec = Literal["PCMA", "PCMU"]
+Clips = Mapping[str, Path]
+
+
+@dataclass(frozen=True, slots=True)
+class SipTrunkConfig:
+    """What a SIP trunk dialer needs to know; times in seconds."""
+
+    trunks: tuple[Trunk, ...]
+    bind: tuple[str, int]
+    rtp_ports: range
+    ring_timeout: float
+    public_address: str = ""
+    caller_id: str = ""
+    number_format: NumberFormat = "e164"
+    codecs: tuple[Codec, ...] = ("PCMA", "PCMU")
+    credentials: Credentials | None = None
+
+
+class SipTrunkDialer:
+    """A Dialer over one UDP socket for SIP and one sender process for RTP.
+
+    `clock` gives Unix seconds. `link` stands between agent and socket in tests of lossy links.
+    """
+
+    def __init__(
+        self,
+        config: SipTrunkConfig,
+        voices: VoiceStore,
+        clock: Callable[[], float],
+        link: Link | None = None,
+    ) -> None:
+        self._config = config
+        self._voices = voices
+        self._clock = clock
+        self._link = link
+        self._legs: dict[str, Leg] = {}
+        self._attempts: dict[str, Attempt] = {}
+        self._transport: UdpTransport | None = None
+        self._streamer = Streamer(config.bind[0], config.rtp_ports)
+        self._resolver = Resolver(clock)
+        self._address = ""
+
+    @property
+    def up(self) -> bool:
+        """Whether SIP is spoken."""
+        return self._transport is not None
+
+    @property
+    def streamer(self) -> Streamer:
+        """The RTP side, for its figures."""
+        return self._streamer
+
+    async def start(self) -> None:
+        """Bind the SIP socket and start the RTP sender; BitelError says what is in the way."""
+        host, port = self._config.bind
+        try:
+            self._address = self._config.public_address or await self._own_address()
+            self._transport = await UdpTransport.open(
+                self._config.bind,
+                lambda local: UserAgent(AgentConfig(local=(self._address, local[1]))),
+                self._receive,
+                link=self._link,
+            )
+        except OSError as fault:
+            raise BitelError(f"SIP can't be spoken from {host}:{port}: {fault}") from fault
+        await self._streamer.start()
+
+    async def close(self) -> None:
+        """Stop the sender, close the socket."""
+        await self._streamer.stop()
+        if self._transport is not None:
+            await self._transport.close()
+            self._transport = None
+
+    async def dial(self, order: Order, heard: Heard) -> Attempted:
+        """Make one attempt: trunk by trunk while they are in trouble, until one gives an answer."""
+        attempt = Attempt(order, self._config.ring_timeout, self._clock)
+        self._attempts[order.attempt_id] = attempt
+        try:
+            # Both laws are at hand before anybody's phone rings.
+            clips: Clips = {
+                law: await self._voices.clip(order.recording_id, law) for law in self._config.codecs
+            }
+            port = self._streamer.open_port()
+        except NotFoundError as fault:
+            del self._attempts[order.attempt_id]
+            return attempt.over(Outcome.MEDIA_MISMATCH, detail=str(fault))
+        except NoPortError as fault:
+            del self._attempts[order.attempt_id]
+            return attempt.over(Outcome.TRUNK_TROUBLE, detail=str(fault))
+        try:
+            return await self._call(attempt, clips, port, heard)
+        finally:
+            self._streamer.release_port(port)
+            if attempt.leg is not None:
+                self._legs.pop(attempt.leg.call_id, None)
+            del self._attempts[order.attempt_id]
+
+    def call_off(self, attempt_id: str) -> None:
+        """CANCEL or BYE, whichever fits."""
+        attempt = self._attempts.get(attempt_id)
+        if attempt is not None:
+            attempt.called_off = True
+            if attempt.leg is not None:
+                self._hang_up(attempt.leg)
+
+    async def _call(self, attempt: Attempt, clips: Clips, port: int, heard: Heard) -> Attempted:
+        answered = await self._try_trunks(attempt, port)
+        if isinstance(answered, Attempted):
+            return answered
+        leg = attempt.leg
+        assert leg is not None, "an answer has an INVITE behind it"
+        attempt.answered_at = self._clock()
+        try:
+            agreed = check_answer(leg.offer, answered.answer)
+        except NoCommonCodec as fault:
+            await self._end(leg)
+            return attempt.over(Outcome.MEDIA_MISMATCH, detail=str(fault), sip_code=200)
+        if not await heard(attempt.answered_at):
+            await self._end(leg)
+            return attempt.over(Outcome.TRUNK_TROUBLE, "the answer could not be recorded", 200)
+        return await self._play(attempt, leg, agreed, clips[agreed.codec_name], port)
+
+    async def _play(
+        self, attempt: Attempt, leg: Leg, agreed: Agreed, clip: Path, port: int
+    ) -> Attempted:
+        """Send the recording, until it or the call is over."""
+        played: asyncio.Future[StreamReport] = asyncio.get_running_loop().create_future()
+        if leg.ended.done() or attempt.called_off:
+            # Gone while the answer was made durable: nobody is there to hear anything.
+            return await self._finish(attempt, leg)
+        stream = self._streamer.play(
+            port, agreed.far, agreed.payload_type, [clip], played.set_result
+        )
+        either: list[asyncio.Future[Any]] = [played, leg.ended]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not played.done():
+            ended_at = self._clock()
+            self._streamer.stop_stream(stream)
+            await played
+            return await self._finish(attempt, leg, ended_at)
+        report = played.result()
+        if not report.finished and not leg.ended.done():
+            await self._end(leg)
+            return attempt.over(Outcome.CUT_OFF, detail=report.error, sip_code=200, ended_by="us")
+        return await self._finish(attempt, leg)
+
+    async def _finish(self, attempt: Attempt, leg: Leg, ended_at: float | None = None) -> Attempted:
+        """End the call if the far end has not, and report it as answered until then."""
+        ended_at = self._clock() if ended_at is None else ended_at
+        ended = await self._end(leg)
+        return attempt.over(
+            Outcome.ANSWERED,
+            sip_code=200,
+            q850=ended.q850,
+            ended_by=ended.by,
+            ended_at=ended_at,
+        )
+
+    async def _try_trunks(self, attempt: Attempt, port: int) -> Answered | Attempted:
+        over = attempt.over(Outcome.TRUNK_TROUBLE, detail="no trunk could be reached")
+        for trunk in self._config.trunks:
+            if attempt.called_off:
+                return attempt.over(Outcome.CALLED_OFF)
+            try:
+                destination = await self._resolver.resolve(trunk)
+            except OSError as fault:
+                over = attempt.over(Outcome.TRUNK_TROUBLE, detail=f"{trunk.host}: {fault}")
+                continue
+            decided = await self._invite(attempt, trunk, destination, port)
+            if isinstance(decided, Answered):
+                return decided
+            over = attempt.failed(decided)
+            # A phone that has rung is not rung again by way of another address.
+            if over.outcome is not Outcome.TRUNK_TROUBLE or decided.rang:
+                return over
+            if not attempt.rings_for():
+                return over
+        return over
+
+    async def _invite(
+        self, attempt: Attempt, trunk: Trunk, destination: tuple[str, int], port: int
+    ) -> Answered | Failed:
+        config = self._config
+        number = as_dialled(attempt.order.e164, config.number_format)
+        caller = config.caller_id or "anonymous"
+        offer = make_offer((self._address, port), config.codecs)
+        invitation = Invitation(
+            request_uri=trunk.uri_for(number),
+            destination=destination,
+            from_uri=f"sip:{caller}@{bracketed(self._address)}",
+            offer=offer,
+            credentials=config.credentials,
+        )
+        if attempt.leg is not None:
+            self._legs.pop(attempt.leg.call_id, None)
+        leg = Leg(self._sip.agent.invite(invitation, self._sip.now()), offer)
+        attempt.leg = self._legs[leg.call_id] = leg
+        self._sip.flush()
+        loop = asyncio.get_running_loop()
+        ring_out = loop.call_later(attempt.rings_for(), self._hang_up, leg)
+        try:
+            return await leg.decided
+        finally:
+            ring_out.cancel()
+
+    async def _end(self, leg: Leg) -> Ended:
+        """Hang up if need be, and wait until the call is over for us too."""
+        if not leg.ended.done():
+            self._hang_up(leg)
+        return await leg.ended
+
+    def _hang_up(self, leg: Leg) -> None:
+        # In a call that nobody has answered yet, the agent makes this a CANCEL.
+        self._sip.agent.hang_up(leg.call_id, self._sip.now())
+        self._sip.flush()
+
+    def _receive(self, event: Event) -> None:
+        leg = self._legs.get(event.call_id)
+        if leg is not None:
+            leg.receive(event)
+
+    async def _own_address(self) -> str:
+        """The address that Via, Contact and SDP say: the one bound, or the one toward a trunk."""
+        host = self._config.bind[0]
+        if host not in {"0.0.0.0", "::"}:
+            return host
+        return address_toward(await self._resolver.resolve(self._config.trunks[0]))
+
+    @property
+    def _sip(self) -> UdpTransport:
+        assert self._transport is not None, "the dialer is not started"
+        return self._transport

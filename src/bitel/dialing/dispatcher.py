@@ -1,0 +1,259 @@
+"""From rows that are due to attempts that are over, for one dialer.
+
+The calls table is the queue. A dispatcher holds its dialer's lease, claims as many due calls as it
+has free channels and pace for, has each dialled in a task of its own, and settles what came of it.
+Everything that matters is durable before it happens: the claim before the INVITE, the answer
+before the audio, so that whatever a crash cuts off can be told apart afterwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+from sqlalchemy import Connection
+
+from bitel.calls.numbers import masked
+from bitel.calls.outcome import Attempted, Outcome
+from bitel.calls.retry import decide
+from bitel.calls.tariff import NOTHING, Tariff
+from bitel.dialing.dialer import Dialer, Order
+from bitel.dialing.pacer import Pacer
+from bitel.dialing.records import Records
+from bitel.errors import UnavailableError
+from bitel.store import claims, leases
+from bitel.store.claims import Claim
+from bitel.store.database import Database
+from bitel.store.leases import Lease, LostLease, Recovered
+from bitel.store.settling import HandBack, Settlement
+
+log = structlog.get_logger(__name__)
+
+STALE_CLAIM = 10.0
+"""A claim older than these seconds is handed back, not dialled: this process was held up."""
+
+REDIAL_MARGIN = 32.0
+"""Seconds past the ring time-out for which a forgotten INVITE may still be alive (64 × T1)."""
+
+_POLL = 1.0
+# What was due a moment ago had expired, or another worker's transaction holds it.
+_LOOK_AGAIN = 0.05
+_RENEW = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a dialer may do: channels in use at once, calls started a second, seconds of ringing."""
+
+    max_channels: int
+    calls_per_second: float
+    ring_timeout: float
+
+
+@dataclass(slots=True)
+class _Running:
+    claim: Claim
+    task: asyncio.Task[None] | None = None
+    hand_back: bool = False
+
+
+class Dispatcher:
+    """Claims, dials and settles the calls of one dialer until it is drained or fenced."""
+
+    def __init__(
+        self,
+        dialer_id: str,
+        worker: str,
+        dialer: Dialer,
+        limits: Limits,
+        database: Database,
+        tariff: Tariff,
+        clock: Callable[[], float],
+    ) -> None:
+        self._dialer_id = dialer_id
+        self._worker = worker
+        self._dialer = dialer
+        self._limits = limits
+        self._database = database
+        self._tariff = tariff
+        self._clock = clock
+        self._pacer = Pacer(limits.calls_per_second, clock())
+        self._running: dict[str, _Running] = {}
+        self._doorbell = asyncio.Event()
+        self._draining = False
+        self._drained = asyncio.Event()
+        self._lease: Lease
+        self._records: Records
+
+    @property
+    def running(self) -> int:
+        """Channels in use."""
+        return len(self._running)
+
+    def ring(self) -> None:
+        """Something may be due now: look at once."""
+        self._doorbell.set()
+
+    async def take_over(self) -> Recovered:
+        """Become the one worker of this dialer, and decide what earlier workers left undone."""
+        redial_after = self._limits.ring_timeout + REDIAL_MARGIN
+        self._lease, recovered = await self._database.write(
+            lambda conn: leases.take_over(
+                conn, self._dialer_id, self._worker, self._clock(), redial_after
+            )
+        )
+        self._records = Records(self._database, self._lease, self._clock)
+        return recovered
+
+    async def run(self) -> None:
+        """Dial what is due, until `drain` is over. Raises LostLease when another took over."""
+        tasks = [
+            asyncio.create_task(self._claim_until_drained()),
+            asyncio.create_task(self._keep_lease()),
+        ]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        except LostLease:
+            self._abandon()
+            raise
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def drain(self, timeout: float) -> None:
+        """Claim no more; let calls run for `timeout` seconds, then end them; wait for the rest.
+
+        Attempts that nobody had answered by then go back to be dialled later.
+        """
+        self._draining = True
+        self.ring()
+        await self._finish_within(timeout)
+        self._drained.set()
+
+    async def _finish_within(self, timeout: float) -> None:
+        tasks = [running.task for running in self._running.values() if running.task]
+        if not tasks:
+            return
+        _, late = await asyncio.wait(tasks, timeout=timeout)
+        if late:
+            log.info("drain_ends_calls", dialer=self._dialer_id, calls=len(late))
+            for attempt_id, running in list(self._running.items()):
+                running.hand_back = True
+                self._dialer.call_off(attempt_id)
+            await asyncio.wait(late)
+
+    async def _claim_until_drained(self) -> None:
+        while not self._draining:
+            self._doorbell.clear()
+            try:
+                pause = await self._claim_due()
+            except UnavailableError as fault:
+                log.warning("claim_failed", dialer=self._dialer_id, fault=str(fault))
+                pause = _POLL
+            if pause > 0:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(pause):
+                        await self._doorbell.wait()
+        await self._drained.wait()
+
+    async def _claim_due(self) -> float:
+        """Claim and start what may start now; the seconds until it is worth looking again."""
+        now = self._clock()
+        free = self._limits.max_channels - len(self._running)
+        if free <= 0 or not self._dialer.up:
+            return _POLL
+        allowed = min(free, self._pacer.available(now))
+        if allowed <= 0:
+            return self._pacer.wait()
+        due_at = await self._database.read(lambda conn: claims.next_due(conn, self._dialer_id))
+        if due_at is None or due_at > now:
+            return _POLL if due_at is None else min(_POLL, due_at - now)
+        claimed = await self._database.write(lambda conn: self._expire_and_claim(conn, allowed))
+        self._pacer.spend(len(claimed))
+        for claim in claimed:
+            self._start(claim)
+        return 0.0 if claimed else _LOOK_AGAIN
+
+    def _expire_and_claim(self, conn: Connection, limit: int) -> list[Claim]:
+        now = self._clock()
+        claims.expire(conn, self._dialer_id, now)
+        return claims.claim(conn, self._lease, limit, now)
+
+    def _start(self, claim: Claim) -> None:
+        running = self._running[claim.attempt_id] = _Running(claim)
+        running.task = asyncio.create_task(self._attempt(running))
+
+    async def _attempt(self, running: _Running) -> None:
+        claim = running.claim
+        try:
+            settlement = await self._dial(running)
+            if not await self._records.settle(settlement):
+                log.error("claim_lost", attempt=claim.attempt_id, call=claim.call_id)
+        finally:
+            del self._running[claim.attempt_id]
+            self.ring()
+
+    async def _dial(self, running: _Running) -> Settlement:
+        claim = running.claim
+        if self._clock() - claim.started_at > STALE_CLAIM:
+            return self._hand_back(claim, "the claim was stale before it was dialled")
+        order = Order(claim.attempt_id, claim.call_id, claim.e164, claim.recording_id)
+        reached = False
+
+        async def heard(answered_at: float) -> bool:
+            nonlocal reached
+            reached = await self._records.heard(claim.attempt_id, answered_at)
+            return reached
+
+        try:
+            attempted = await self._dialer.dial(order, heard)
+        except Exception:
+            # A fault of our own. Whoever may have heard us is left alone, others are tried again.
+            log.exception("attempt_failed", attempt=claim.attempt_id, number=masked(claim.e164))
+            attempted = Attempted(
+                Outcome.CUT_OFF if reached else Outcome.TRUNK_TROUBLE,
+                started_at=claim.started_at,
+                ended_at=self._clock(),
+                detail="a fault inside the dialer",
+            )
+        if running.hand_back and attempted.outcome is Outcome.CALLED_OFF:
+            return self._hand_back(claim, "the service was stopped")
+        verdict = decide(claim.rule, attempted)
+        bill = self._tariff.bill(claim.e164, attempted)
+        log.debug("attempt_over", attempt=claim.attempt_id, outcome=attempted.outcome.value)
+        return Settlement(claim.attempt_id, claim.call_id, attempted, verdict, bill)
+
+    def _hand_back(self, claim: Claim, why: str) -> Settlement:
+        now = self._clock()
+        attempted = Attempted(Outcome.CALLED_OFF, claim.started_at, now, detail=why)
+        # A phone that has just rung does not ring again the moment the service is back.
+        verdict = HandBack(now + claim.rule.retry_interval)
+        return Settlement(claim.attempt_id, claim.call_id, attempted, verdict, NOTHING)
+
+    async def _keep_lease(self) -> None:
+        while True:
+            await asyncio.sleep(_RENEW)
+            try:
+                mine = await self._database.write(self._renew)
+            except UnavailableError as fault:
+                log.warning("lease_not_renewed", dialer=self._dialer_id, fault=str(fault))
+                continue
+            if not mine:
+                raise LostLease(f"another worker took over the dialer {self._dialer_id!r}")
+
+    def _renew(self, conn: Connection) -> bool:
+        now = self._clock()
+        # Here too, so that calls expire while every channel is taken.
+        claims.expire(conn, self._dialer_id, now)
+        return leases.renew(conn, self._lease, now)
+
+    def _abandon(self) -> None:
+        self._draining = True
+        for attempt_id in list(self._running):
+            self._dialer.call_off(attempt_id)

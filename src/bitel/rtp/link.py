@@ -1,0 +1,233 @@
+"""The parent's end of one sender process, from its start to its death."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable
+
+from bitel.rtp.wire import Lines, Load, Message, Ready, WireError, encode
+
+START_TIMEOUT = 20.0  # seconds until the process must be ready
+STOP_TIMEOUT = 2.0  # seconds until a process that was told to end is killed
+SILENCE_LIMIT = 15.0  # seconds without its report, due each second, until it counts as hung
+RETRY_DELAY = 0.005  # seconds, where the kernel holds too many descriptors in flight
+
+_CHUNK = 64 * 1024  # bytes, of one write or read
+
+
+class SenderFailedError(Exception):
+    """A sender process did not start, died, or hangs."""
+
+
+class SenderLink:
+    """One process and the socket to it.
+
+    Nothing here blocks: what the process does not read yet waits in a queue. `on_message` gets
+    what it says; `on_lost` is called once, when it is gone without having been closed.
+    """
+
+    def __init__(
+        self,
+        on_message: Callable[[Message], None],
+        on_lost: Callable[[SenderFailedError], None],
+        *,
+        transmit: str,
+    ) -> None:
+        self._on_message = on_message
+        self._on_lost = on_lost
+        self._transmit = transmit
+        self._loop = asyncio.get_running_loop()
+        self._socket: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lines = Lines()
+        self._queue: deque[tuple[bytes, socket.socket | None]] = deque()
+        self._writing = False
+        self._ready: asyncio.Future[None] = self._loop.create_future()
+        self._up = False
+        self._heard_at = 0.0
+        self._watch: asyncio.TimerHandle | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The process, while the link is up."""
+        return self._process.pid if self._process is not None and self._socket else None
+
+    @property
+    def queued(self) -> int:
+        """How many messages the process has not been able to take yet."""
+        return len(self._queue)
+
+    async def start(self) -> None:
+        """Starts the process and waits for its first word; `SenderFailedError` otherwise."""
+        self._ready.add_done_callback(_retrieved)
+        self._spawn()
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                await asyncio.shield(self._ready)
+        except TimeoutError:
+            await self.close()
+            raise SenderFailedError(
+                f"the RTP sender process was not ready within {START_TIMEOUT:.0f} s"
+            ) from None
+        except BaseException:
+            await self.close()
+            raise
+        if self._socket is None:
+            raise SenderFailedError("the RTP sender process ended as soon as it was ready")
+        self._up = True
+        self._heard_at = self._loop.time()
+        self._check_alive()
+
+    def _spawn(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        ours.setblocking(False)
+        self._socket = ours
+        with theirs:
+            command = [sys.executable, "-m", "bitel.rtp.sender", str(theirs.fileno())]
+            # Popen rather than asyncio's: the end of the process is seen on the socket.
+            self._process = subprocess.Popen(
+                [*command, self._transmit],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+            )
+        self._loop.add_reader(ours, self._read)
+
+    def send(self, message: Message, passed: socket.socket | None = None) -> None:
+        """Queues a message, with the socket to pass along if any."""
+        if self._socket is None:
+            return
+        self._queue.append((encode(message), passed))
+        if not self._writing:
+            self._writing = True
+            # The next round of the loop: everything that this one says goes out in one write.
+            self._loop.call_soon(self._write)
+
+    async def close(self) -> None:
+        """Closes the socket, which the process takes as its end; kills it where it does not."""
+        self._disconnect()
+        await self._reap()
+
+    async def _reap(self) -> None:
+        if self._process is None:
+            return
+        deadline = self._loop.time() + STOP_TIMEOUT
+        while self._process.poll() is None:
+            if self._loop.time() > deadline:
+                self._process.kill()
+                deadline += STOP_TIMEOUT
+            await asyncio.sleep(0.005)
+
+    def _disconnect(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+        if self._socket is not None:
+            self._loop.remove_reader(self._socket)
+            self._loop.remove_writer(self._socket)
+            self._socket.close()
+            self._socket = None
+        self._queue.clear()
+
+    def _lost(self, reason: str) -> None:
+        """The process is of no use any more: end it, and say so once."""
+        if self._socket is None:
+            return
+        self._disconnect()
+        if self._process is not None:
+            self._process.kill()
+            # Killed, it is gone in a moment; a zombie left behind would be collected by the next
+            # Popen at the latest.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(0.2)
+        error = SenderFailedError(f"the RTP sender process {reason}")
+        if not self._ready.done():
+            self._ready.set_exception(error)
+        if self._up:
+            self._on_lost(error)
+
+    def _check_alive(self) -> None:
+        if self._loop.time() - self._heard_at > SILENCE_LIMIT:
+            self._lost(f"has said nothing for {SILENCE_LIMIT:.0f} s")
+        else:
+            self._watch = self._loop.call_later(1.0, self._check_alive)
+
+    def _read(self) -> None:
+        assert self._socket is not None
+        try:
+            data = self._socket.recv(_CHUNK)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._lost(f"is unreachable: {error}")
+            return
+        if not data:
+            self._lost("ended unexpectedly")
+            return
+        try:
+            messages = self._lines.feed(data)
+        except WireError as error:
+            self._lost(f"said {error}")
+            return
+        for message in messages:
+            if isinstance(message, Load):
+                self._heard_at = self._loop.time()
+            if not isinstance(message, Ready):
+                self._on_message(message)
+            elif not self._ready.done():
+                self._ready.set_result(None)
+
+    def _write(self) -> None:
+        """Writes what the process can take now, and comes back for the rest."""
+        if self._socket is None:
+            return
+        try:
+            while self._queue:
+                self._write_some(self._socket)
+        except (BlockingIOError, InterruptedError):
+            self._loop.add_writer(self._socket, self._write)
+        except OSError as error:
+            if error.errno not in (errno.ETOOMANYREFS, errno.ENOBUFS):
+                self._lost(f"is unreachable: {error}")
+                return
+            self._loop.remove_writer(self._socket)
+            self._loop.call_later(RETRY_DELAY, self._write)
+        else:
+            self._loop.remove_writer(self._socket)
+            self._writing = False
+
+    def _write_some(self, ours: socket.socket) -> None:
+        """One write: a message with its socket, or as many without one as a chunk holds."""
+        line, passed = self._queue[0]
+        if passed is not None:
+            sent = socket.send_fds(ours, [line], [passed.fileno()])
+            self._taken(sent)
+            return
+        chunk: list[bytes] = []
+        size = 0
+        for line, passed in self._queue:
+            if passed is not None or size > _CHUNK:
+                break
+            chunk.append(line)
+            size += len(line)
+        self._taken(ours.send(b"".join(chunk)))
+
+    def _taken(self, size: int) -> None:
+        """Drops what was written; a descriptor has left with the first byte of its line."""
+        while size:
+            line, _ = self._queue.popleft()
+            if size < len(line):
+                self._queue.appendleft((line[size:], None))
+                return
+            size -= len(line)
+
+
+def _retrieved(future: asyncio.Future[None]) -> None:
+    """Marks the outcome as seen, for a start that was given up before it came."""
+    if not future.cancelled():
+        future.exception()

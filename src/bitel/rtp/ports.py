@@ -1,0 +1,154 @@
+"""The local RTP ports: one for each call while there are free ones, shared ones after that."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import ipaddress
+import socket
+import struct
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+
+from bitel.errors import UnavailableError
+
+REST = 5.0  # seconds a released port waits, so that late packets of the old call find nobody
+RETRY_TAKEN = 60.0  # seconds until a port that another program held is tried again
+SEND_BUFFER = 4 << 20  # bytes; the kernel caps it at net.core.wmem_max
+
+_SO_ATTACH_FILTER = 26  # asm-generic/socket.h; Python's socket module does not name it
+_DROP_ALL = struct.pack("HBBI", 0x06, 0, 0, 0)  # classic BPF: return 0 bytes of every packet
+
+
+class NoPortError(UnavailableError):
+    """Not one local RTP port of the range can be bound."""
+
+
+class PortPool:
+    """Binds even ports of a range on demand, at most `max_sockets`, and lends them out."""
+
+    def __init__(
+        self,
+        host: str,
+        ports: range,
+        *,
+        max_sockets: int = 1 << 15,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
+        self._host = host
+        self._range = ports
+        self._max_sockets = max_sockets
+        self._clock = clock
+        self._unbound = deque(port for port in ports if port % 2 == 0)
+        self._taken: deque[tuple[float, int]] = deque()  # held by others: (when seen, port)
+        self._resting: deque[tuple[float, int]] = deque()  # (when released, port)
+        self._sockets: dict[int, socket.socket] = {}
+        self._users: dict[int, int] = {}
+        # The lent ports by how many calls use them; each dict is an ordered set.
+        self._by_users: list[dict[int, None]] = [{}]
+
+    def open(self) -> int:
+        """Lends a bound port: rested, else new, else still resting, else the least shared one."""
+        now = self._clock()
+        if self._resting and self._resting[0][0] + REST <= now:
+            return self._lend(self._resting.popleft()[1])
+        port = self._bind_next(now)
+        if port is not None:
+            return self._lend(port)
+        if self._resting:
+            return self._lend(self._resting.popleft()[1])
+        for lent in self._by_users:
+            if lent:
+                return self._lend(next(iter(lent)))
+        raise NoPortError(
+            f"no even RTP port of {self._range.start}-{self._range.stop - 1} can be bound on "
+            f"{self._host}; name a range that is free in rtp_ports"
+        )
+
+    def release(self, port: int) -> None:
+        """Gives one call's use of a port back; `ValueError` where it is not lent."""
+        users = self._users.get(port, 0)
+        if users == 0:
+            raise ValueError(f"RTP port {port} is not open")
+        del self._by_users[users][port]
+        if users == 1:
+            del self._users[port]
+            self._resting.append((self._clock(), port))
+        else:
+            self._users[port] = users - 1
+            self._by_users[users - 1][port] = None
+
+    def socket(self, port: int) -> socket.socket:
+        """The socket of a lent port; `ValueError` where it is not lent."""
+        if port not in self._users:
+            raise ValueError(f"RTP port {port} is not open")
+        return self._sockets[port]
+
+    def close(self) -> None:
+        """Closes every socket; the pool is empty after it."""
+        for bound in self._sockets.values():
+            bound.close()
+        for container in (self._sockets, self._users, self._resting, self._taken, self._unbound):
+            container.clear()
+        self._by_users = [{}]
+
+    def _lend(self, port: int) -> int:
+        users = self._users.get(port, 0)
+        if users:
+            del self._by_users[users][port]
+        if users + 1 == len(self._by_users):
+            self._by_users.append({})
+        self._users[port] = users + 1
+        self._by_users[users + 1][port] = None
+        return port
+
+    def _bind_next(self, now: float) -> int | None:
+        while self._taken and self._taken[0][0] + RETRY_TAKEN <= now:
+            self._unbound.append(self._taken.popleft()[1])
+        while self._unbound and len(self._sockets) < self._max_sockets:
+            port = self._unbound[0]
+            try:
+                self._sockets[port] = bind_rtp(self.family, self._host, port)
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    return None  # out of descriptors: sharing goes on, and the port stays free
+                self._unbound.popleft()
+                self._taken.append((now, port))
+            else:
+                return self._unbound.popleft()
+        return None
+
+
+def bind_rtp(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
+    """A non-blocking UDP socket that only sends: whatever arrives is dropped by the kernel.
+
+    What callees say is not listened to; without the filter each of thousands of sockets would fill
+    its receive buffer with it. Raises `OSError` where the port can't be bound.
+    """
+    bound = socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        bound.setblocking(False)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)  # the kernel's smallest
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        if family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        _drop_arrivals(bound)
+        bound.bind((host, port))
+    except BaseException:
+        bound.close()
+        raise
+    return bound
+
+
+def _drop_arrivals(bound: socket.socket) -> None:
+    if not sys.platform.startswith("linux"):
+        return
+    program = ctypes.create_string_buffer(_DROP_ALL)
+    description = struct.pack("@HP", 1, ctypes.addressof(program))  # struct sock_fprog
+    # Without the filter the smallest receive buffer bounds what can pile up.
+    with contextlib.suppress(OSError):
+        bound.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, description)

@@ -1,0 +1,219 @@
+"""The sender process: `python -m bitel.rtp.sender DESCRIPTOR [TRANSMIT]`, started by the streamer.
+
+It lives as long as the socket to its parent: when that closes, because the parent stopped it or
+died, it ends, and no orphan goes on talking into a phone. Signals that end a service are therefore
+ignored: while the service drains, calls go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections import deque
+
+from bitel.rtp.engine import SLOT_SECONDS, SLOTS, Engine
+from bitel.rtp.schedule import Punctuality, Schedule
+from bitel.rtp.sendmmsg import choose
+from bitel.rtp.wire import End, Lines, Load, Message, Open, Play, Ready, Stop, encode
+
+REPORT_INTERVAL = 1.0  # seconds
+IDLE_WAIT = 0.5  # seconds to wait for a command while nothing plays
+MARGIN = 0.0003  # seconds before a tick at which no further command is begun
+FEWEST_COMMANDS = 8  # that are handled per tick, however late it is
+MOST_WAITING = (
+    2000  # commands taken in and not handled; more wait with the parent, which counts them
+)
+MAX_DESCRIPTORS = 64  # that one read may bring
+CHUNK = 64 * 1024  # bytes of one read
+
+
+class ParentGoneError(Exception):
+    """The parent closed its socket, or died."""
+
+
+class ParentSocket:
+    """The socket to the parent: commands with their descriptors in, messages out; never blocks."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        connected.setblocking(False)
+        self._socket = connected
+        self._lines = Lines()
+        self._out = b""
+        self._descriptors: deque[int] = deque()  # arrived, in the order of their `Open` lines
+
+    def receive(self) -> list[Message]:
+        """The commands that have arrived; `ParentGoneError` at the end."""
+        try:
+            data, descriptors, _, _ = socket.recv_fds(self._socket, CHUNK, MAX_DESCRIPTORS)
+        except (BlockingIOError, InterruptedError):
+            return []
+        except ConnectionError as error:
+            raise ParentGoneError from error
+        if not data:
+            raise ParentGoneError
+        self._descriptors.extend(descriptors)
+        return self._lines.feed(data)
+
+    def take_socket(self, port: int) -> socket.socket:
+        """The socket that came with the line for this port."""
+        bound = socket.socket(fileno=self._descriptors.popleft())
+        if bound.getsockname()[1] != port:
+            raise RuntimeError(f"the socket for RTP port {port} was lost on its way here")
+        return bound
+
+    def send(self, *messages: Message) -> None:
+        """Sends messages, and what is left of earlier ones."""
+        self._out += b"".join(map(encode, messages))
+        try:
+            while self._out:
+                self._out = self._out[self._socket.send(self._out) :]
+        except (BlockingIOError, InterruptedError):
+            return
+        except ConnectionError as error:
+            raise ParentGoneError from error
+
+    @property
+    def behind(self) -> bool:
+        """The parent has not taken everything yet."""
+        return bool(self._out)
+
+    def wait(self, seconds: float) -> bool:
+        """Waits, to the microsecond, until there is something to receive; False: the time is up."""
+        return bool(select.select([self._socket], [], [], seconds)[0])
+
+
+class Sender:
+    """The loop: commands, tick, sleep."""
+
+    def __init__(self, parent: ParentSocket, engine: Engine) -> None:
+        self._parent = parent
+        self._engine = engine
+        self._commands: deque[Message] = deque()
+        self._schedule = Schedule(SLOT_SECONDS, time.monotonic())
+        self._punctuality = Punctuality()
+        self._packets = 0
+        self._refused = 0
+        self._report_due = 0.0
+
+    def run(self) -> None:
+        """Runs until `ParentGoneError`."""
+        self._parent.send(Ready())
+        while True:
+            self._take_commands()
+            now = time.monotonic()
+            if now >= self._report_due:
+                self._report(now)
+            if not len(self._engine) and not self._commands:
+                self._parent.wait(IDLE_WAIT)
+                self._schedule.restart(time.monotonic())
+                continue
+            if self._skip_idle_slots() and not self._wait_until_due():
+                self._tick()
+
+    def _skip_idle_slots(self) -> bool:
+        """Goes on to the next slot that has something to do, in at most 20 ms; False: none."""
+        for _ in range(SLOTS):
+            if not self._engine.idle(self._schedule.index % SLOTS):
+                return True
+            self._schedule.skip()
+        return False
+
+    def _wait_until_due(self) -> bool:
+        """Sleeps until the tick is due; True where a command came before that."""
+        pause = self._schedule.due - time.monotonic()
+        # In the last moment no command is looked at any more, so that many can't delay the tick.
+        if pause > MARGIN and self._parent.wait(pause - MARGIN):
+            return True
+        pause = self._schedule.due - time.monotonic()
+        if pause > 0:
+            time.sleep(pause)
+        return False
+
+    def _take_commands(self) -> None:
+        """Handles what has arrived, as far as the time until the next tick goes."""
+        if len(self._commands) < MOST_WAITING:
+            self._commands.extend(self._parent.receive())
+        handled = 0
+        ends: list[End] = []
+        while self._commands:
+            if handled >= FEWEST_COMMANDS and time.monotonic() > self._schedule.due - MARGIN:
+                break
+            handled += 1
+            end = self._handle(self._commands.popleft())
+            if end is not None:
+                ends.append(end)
+        if ends or self._parent.behind:
+            self._parent.send(*ends)
+
+    def _handle(self, command: Message) -> End | None:
+        match command:
+            case Open(port):
+                self._engine.open(port, self._parent.take_socket(port))
+            case Play():
+                return self._engine.play(command)
+            case Stop(stream):
+                self._engine.stop(stream)
+            case _:
+                raise AssertionError(f"the streamer does not say {command}")
+        return None
+
+    def _tick(self) -> None:
+        due = self._schedule.due
+        sent, refused, ends = self._engine.tick(self._schedule.index % SLOTS)
+        now = time.monotonic()
+        if sent or refused:
+            self._packets += sent
+            self._refused += refused
+            self._punctuality.record(now - due)
+        self._schedule.advance(now)
+        if ends:
+            self._parent.send(*ends)
+
+    def _report(self, now: float) -> None:
+        self._report_due = now + REPORT_INTERVAL
+        if self._parent.behind:
+            return
+        lateness = self._punctuality.turn()
+        self._parent.send(
+            Load(
+                self._packets,
+                self._refused,
+                lateness.ticks,
+                lateness.late,
+                round(lateness.worst_ms, 3),
+                round(lateness.p99_ms, 3),
+                time.process_time(),
+            )
+        )
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the process until its parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    inherited, *rest = arguments
+    # A copy has the lowest free number; select takes none above 1023.
+    parent = ParentSocket(socket.socket(fileno=os.dup(int(inherited))))
+    os.close(int(inherited))
+    sender = Sender(parent, Engine(choose(*rest)))
+    with contextlib.suppress(PermissionError, OSError):  # not allowed to: then as it is
+        os.setpriority(os.PRIO_PROCESS, 0, -10)
+    # Nothing here makes reference cycles, and a collection is a pause that a listener could hear.
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        sender.run()
+    except ParentGoneError:
+        return 0
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,149 @@
+"""A sender process that is kept running: started anew when it dies, its streams accounted for."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+
+from bitel.rtp.link import SenderFailedError, SenderLink
+from bitel.rtp.wire import End, Load, Message, Open, Play, Stop
+
+__all__ = ["DEFAULT_QUEUE_LIMIT", "SenderFailedError", "SupervisedSender"]
+
+DEFAULT_QUEUE_LIMIT = 50_000  # commands
+FIRST_DELAY = 0.1  # seconds before a dead process is started again; doubled while that fails
+LONGEST_DELAY = 10.0  # seconds
+SETTLED = 30.0  # seconds a process must have lived for its successor to get the first delay again
+
+
+class SupervisedSender:
+    """The streams of one sender process, over as many lives as it takes.
+
+    `on_end` is called once for every stream that was given to `play`, with `finished=False` for
+    all that ran in a process that died; `on_failure` with each death and each failed start.
+    """
+
+    def __init__(
+        self,
+        on_end: Callable[[End], None],
+        on_failure: Callable[[Exception], None],
+        *,
+        transmit: str,
+        queue_limit: int,
+    ) -> None:
+        self._on_end = on_end
+        self._on_failure = on_failure
+        self._transmit = transmit
+        self._queue_limit = queue_limit
+        self._link: SenderLink | None = None
+        self._known_ports: set[int] = set()
+        self._streams: set[int] = set()
+        self._held: dict[int, tuple[Play, socket.socket]] = {}  # until the next life begins
+        self._load = Load(0, 0, 0, 0, 0.0, 0.0, 0.0)
+        self._load_before = self._load  # of the lives before this one
+        self._restarting: asyncio.Task[None] | None = None
+        self._delay = FIRST_DELAY
+        self._started_at = 0.0
+
+    @property
+    def pid(self) -> int | None:
+        """The running process."""
+        return self._link.pid if self._link is not None else None
+
+    async def start(self) -> None:
+        """Starts the process; raises `SenderFailedError` where it can't be."""
+        link = SenderLink(self._heard, self._lost, transmit=self._transmit)
+        await link.start()
+        self._known_ports.clear()
+        self._link = link
+        self._started_at = asyncio.get_running_loop().time()
+        for command, bound in self._held.values():
+            self._send(link, command, bound)
+        self._held.clear()
+
+    async def stop(self) -> None:
+        """Ends the process; all its streams end with it."""
+        if self._restarting is not None:
+            self._restarting.cancel()
+            await asyncio.gather(self._restarting, return_exceptions=True)
+        link, self._link = self._link, None
+        if link is not None:
+            await link.close()
+        self._end_all("the streamer was stopped")
+
+    def play(self, command: Play, bound: socket.socket) -> None:
+        """Starts a stream from the socket of its port."""
+        self._streams.add(command.stream)
+        queued = len(self._held) if self._link is None else self._link.queued
+        if queued >= self._queue_limit:
+            self._end(End(command.stream, 0, False, "the RTP sender process does not keep up"))
+        elif self._link is None:
+            self._held[command.stream] = (command, bound)
+        else:
+            self._send(self._link, command, bound)
+
+    def _send(self, link: SenderLink, command: Play, bound: socket.socket) -> None:
+        if command.port not in self._known_ports:
+            link.send(Open(command.port), bound)
+            self._known_ports.add(command.port)
+        link.send(command)
+
+    def stop_stream(self, stream: int) -> None:
+        """Ends a stream; its `End` comes from the process."""
+        if stream in self._held:
+            self._end(End(stream, 0, False, ""))
+        elif self._link is not None and stream in self._streams:
+            self._link.send(Stop(stream))
+
+    def load(self) -> Load:
+        """Totals over all lives; lateness of the present one."""
+        now, before = self._load, self._load_before
+        return replace(
+            now,
+            packets=now.packets + before.packets,
+            refused=now.refused + before.refused,
+            ticks=now.ticks + before.ticks,
+            late_ticks=now.late_ticks + before.late_ticks,
+            cpu_seconds=now.cpu_seconds + before.cpu_seconds,
+        )
+
+    def _heard(self, message: Message) -> None:
+        if isinstance(message, End):
+            self._end(message)
+        elif isinstance(message, Load):
+            self._load = message
+
+    def _end(self, end: End) -> None:
+        if end.stream in self._streams:
+            self._streams.discard(end.stream)
+            self._held.pop(end.stream, None)
+            self._on_end(end)
+
+    def _end_all(self, reason: str) -> None:
+        # How many packets had left is known only to the process that is gone.
+        for stream in list(self._streams):
+            self._end(End(stream, 0, False, reason))
+
+    def _lost(self, error: SenderFailedError) -> None:
+        self._link = None
+        self._load_before = self.load()
+        self._load = Load(0, 0, 0, 0, 0.0, 0.0, 0.0)
+        self._end_all(str(error))
+        lived = asyncio.get_running_loop().time() - self._started_at
+        self._delay = FIRST_DELAY if lived > SETTLED else min(self._delay * 2, LONGEST_DELAY)
+        self._restarting = asyncio.get_running_loop().create_task(self._restart())
+        self._on_failure(error)
+
+    async def _restart(self) -> None:
+        while True:
+            await asyncio.sleep(self._delay)
+            try:
+                await self.start()
+            except (SenderFailedError, OSError) as error:
+                self._delay = min(self._delay * 2, LONGEST_DELAY)
+                self._end_all(str(error))
+                self._on_failure(error)
+            else:
+                return

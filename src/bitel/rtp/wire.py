@@ -1,0 +1,117 @@
+"""What the streamer and its sender process say to each other.
+
+One JSON array a line over a stream socket; a line `Open` has its socket's descriptor beside it
+(SCM_RIGHTS), in the order of the lines. A stream rather than packets, because then a burst of
+commands coalesces into one read, and because not every system has SOCK_SEQPACKET.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Literal
+
+Law = Literal["alaw", "ulaw"]
+
+MAX_LINE = 1 << 20  # bytes; a longer line is a fault of ours
+
+
+class WireError(Exception):
+    """A line that is no message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """To the sender: the socket of this local port comes with the line."""
+
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Play:
+    """To the sender: send these raw G.711 files, one after the other."""
+
+    stream: int
+    port: int
+    far_host: str
+    far_port: int
+    payload_type: int
+    law: Law
+    clips: Sequence[str]
+    sequence: int
+    timestamp: int
+    ssrc: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """To the sender: not one packet more of this stream."""
+
+    stream: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """From the sender: it runs, and reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """From the sender: the stream is over. `error` is empty where nothing went wrong."""
+
+    stream: int
+    packets: int
+    finished: bool
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """From the sender, each second: totals since it started, lateness of the last 10 s in ms."""
+
+    packets: int
+    refused: int
+    ticks: int
+    late_ticks: int
+    worst_ms: float
+    p99_ms: float
+    cpu_seconds: float
+
+
+Message = Open | Play | Stop | Ready | End | Load
+
+_KINDS: dict[str, type[Message]] = {
+    kind.__name__: kind for kind in (Open, Play, Stop, Ready, End, Load)
+}
+_FIELDS = {kind: tuple(field.name for field in fields(kind)) for kind in _KINDS.values()}
+
+
+def encode(message: Message) -> bytes:
+    """The message as one line."""
+    kind = type(message)
+    values = [getattr(message, name) for name in _FIELDS[kind]]
+    return json.dumps([kind.__name__, *values], separators=(",", ":")).encode() + b"\n"
+
+
+def decode(line: bytes) -> Message:
+    """The message in a line; `WireError` where there is none."""
+    try:
+        kind, *values = json.loads(line)
+        return _KINDS[kind](*values)
+    except (ValueError, TypeError, KeyError) as error:
+        raise WireError(f"not a message: {line[:80]!r} ({error})") from error
+
+
+class Lines:
+    """Cuts what arrives into messages."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[Message]:
+        """The messages that `data` completes."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > MAX_LINE:
+            raise WireError(f"a line of more than {MAX_LINE} bytes")
+        return [decode(line) for line in lines]

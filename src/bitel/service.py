@@ -1,0 +1,232 @@
+"""Builds the parts that a role needs, starts them in order, and stops them in the opposite one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import structlog
+import uvicorn
+
+from bitel.api.app import ApiParts, build_app
+from bitel.api.auth import TokenSigner
+from bitel.calls.ids import new_id
+from bitel.dialers.sip_trunk import SipTrunkConfig, SipTrunkDialer
+from bitel.dialers.trunk import Trunk
+from bitel.dialing.dispatcher import Dispatcher, Limits
+from bitel.errors import BitelError
+from bitel.settings import DialerSettings, Settings, split_address
+from bitel.sip import Credentials
+from bitel.store import migrate
+from bitel.store.database import Database
+from bitel.store.leases import LostLease
+from bitel.voices.storage import VoiceStore
+
+log = structlog.get_logger(__name__)
+
+Role = Literal["all", "api", "dialer"]
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A service that is up."""
+
+    http_address: tuple[str, int] | None
+    """Where HTTP is answered; None without the API."""
+    dialers: tuple[SipTrunkDialer, ...]
+    dispatchers: tuple[Dispatcher, ...]
+
+
+async def serve(settings: Settings, role: Role = "all") -> None:
+    """Run the service until SIGTERM or SIGINT, then drain it.
+
+    Raises BitelError in one sentence where it can't start, or when another worker took over a
+    dialer of this one.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with running(settings, role, stop) as service:
+        log.info("ready", **_places(service, settings))
+        _spare_collector()
+        await stop.wait()
+        log.info("draining", timeout=settings.drain_timeout)
+        # HTTP goes on while calls end, so that their status can still be asked for.
+        drains = (each.drain(settings.drain_timeout) for each in service.dispatchers)
+        await asyncio.gather(*drains)
+
+
+@contextlib.asynccontextmanager
+async def running(
+    settings: Settings, role: Role = "all", stop: asyncio.Event | None = None
+) -> AsyncIterator[Running]:
+    """The service, up inside the block and drained behind it; `stop` is set if it must end."""
+    stop = stop or asyncio.Event()
+    _private_folder(settings)
+    url = settings.effective_database_url
+    await asyncio.to_thread(migrate.upgrade, url)
+    database = Database.open(url)
+    voices = VoiceStore.open(settings.storage_url.get_secret_value(), settings.data_dir)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(database.close)
+        dialers, dispatchers = [], []
+        if role != "api":
+            for dialer_settings in settings.dialers:
+                dialer, dispatcher = _dialer(dialer_settings, settings, database, voices)
+                await stack.enter_async_context(_dialing(dialer, dispatcher, settings, stop))
+                dialers.append(dialer)
+                dispatchers.append((dialer_settings.id, dispatcher))
+        address = None
+        if role != "dialer":
+            doorbells = dict(dispatchers)
+
+            def ring(dialer_id: str) -> None:
+                if dialer_id in doorbells:
+                    doorbells[dialer_id].ring()
+
+            parts = ApiParts(
+                settings=settings,
+                database=database,
+                voices=voices,
+                tokens=TokenSigner.open(settings.data_dir),
+                clock=time.time,
+                on_placed=ring,
+            )
+            address = await stack.enter_async_context(_http(parts))
+        yield Running(address, tuple(dialers), tuple(each for _, each in dispatchers))
+
+
+def _dialer(
+    dialer: DialerSettings, settings: Settings, database: Database, voices: VoiceStore
+) -> tuple[SipTrunkDialer, Dispatcher]:
+    password = dialer.password.get_secret_value()
+    config = SipTrunkConfig(
+        trunks=tuple(Trunk.parse(trunk) for trunk in dialer.trunks),
+        bind=split_address(dialer.bind),
+        rtp_ports=dialer.rtp_range,
+        ring_timeout=dialer.ring_timeout,
+        public_address=dialer.public_address,
+        caller_id=dialer.caller_id,
+        number_format=dialer.number_format,
+        codecs=tuple(dialer.codecs),
+        credentials=Credentials(dialer.username, password) if dialer.username else None,
+    )
+    trunk = SipTrunkDialer(config, voices, time.time)
+    dispatcher = Dispatcher(
+        dialer.id,
+        worker=f"{socket.gethostname()}-{os.getpid()}-{new_id(time.time())[-6:]}",
+        dialer=trunk,
+        limits=Limits(dialer.max_channels, dialer.calls_per_second, dialer.ring_timeout),
+        database=database,
+        tariff=settings.price_list(),
+        clock=time.time,
+    )
+    return trunk, dispatcher
+
+
+@contextlib.asynccontextmanager
+async def _dialing(
+    dialer: SipTrunkDialer, dispatcher: Dispatcher, settings: Settings, stop: asyncio.Event
+) -> AsyncIterator[None]:
+    """A dialer at work: bound first, so that a second process on this address can't take over."""
+    await dialer.start()
+    try:
+        recovered = await dispatcher.take_over()
+        if recovered.redialled or recovered.unknown:
+            log.warning("recovered", redialled=recovered.redialled, unknown=recovered.unknown)
+        task = asyncio.create_task(dispatcher.run())
+        task.add_done_callback(lambda _: stop.set())
+        try:
+            yield
+        finally:
+            if not task.done():
+                await dispatcher.drain(settings.drain_timeout)
+        try:
+            await task
+        except LostLease as lost:
+            raise BitelError(f"{lost}, so this one stops") from lost
+    finally:
+        await dialer.close()
+
+
+@contextlib.asynccontextmanager
+async def _http(parts: ApiParts) -> AsyncIterator[tuple[str, int]]:
+    """The HTTP API, listening; its address."""
+    http = parts.settings.http
+    family = socket.AF_INET6 if ":" in http.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((http.host, http.port))
+    except OSError as fault:
+        listener.close()
+        raise BitelError(
+            f"HTTP can't be answered at {http.host}:{http.port}: {fault.strerror}; "
+            "choose another http.port"
+        ) from fault
+    server = _Server(
+        uvicorn.Config(
+            build_app(parts),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+            backlog=2048,
+            timeout_graceful_shutdown=10,
+        )
+    )
+    task = asyncio.create_task(server.serve([listener]))
+    try:
+        await server.accepting.wait()
+        yield listener.getsockname()[:2]
+    finally:
+        server.should_exit = True
+        await task
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves the signals to the service around it, and says when it is up."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.accepting = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.accepting.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _private_folder(settings: Settings) -> None:
+    try:
+        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as fault:
+        raise BitelError(f"data_dir {settings.data_dir} can't be made: {fault.strerror}") from fault
+
+
+def _places(service: Running, settings: Settings) -> dict[str, str]:
+    places = {"dialers": ",".join(dialer.id for dialer in settings.dialers) or "none"}
+    if service.http_address:
+        host, port = service.http_address
+        places["http"] = f"http://{host}:{port}"
+    return places
+
+
+def _spare_collector() -> None:
+    # With CPython's default thresholds the collector walks every running call again and again,
+    # and stalls the loop; what was built at start never needs another look.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 100)

@@ -1,0 +1,58 @@
+"""A SIP user agent (RFC 3261) without I/O: whoever uses it moves its datagrams and its clock."""
+
+from bitel.sip.agent import AgentCounts, UserAgent
+from bitel.sip.config import AgentConfig
+from bitel.sip.digest import Credentials
+from bitel.sip.events import (
+    Answered,
+    By,
+    Confirmed,
+    Ended,
+    Event,
+    Failed,
+    Incoming,
+    MediaChanged,
+    Provisional,
+    Why,
+    Withdrawn,
+)
+from bitel.sip.grammar import Address
+from bitel.sip.outgoing_call import Invitation
+from bitel.sip.sdp import (
+    Agreed,
+    Codec,
+    NoCommonCodec,
+    SdpError,
+    SessionDescription,
+    check_answer,
+    make_answer,
+    make_offer,
+)
+
+__all__ = [
+    "Address",
+    "AgentConfig",
+    "AgentCounts",
+    "Agreed",
+    "Answered",
+    "By",
+    "Codec",
+    "Confirmed",
+    "Credentials",
+    "Ended",
+    "Event",
+    "Failed",
+    "Incoming",
+    "Invitation",
+    "MediaChanged",
+    "NoCommonCodec",
+    "Provisional",
+    "SdpError",
+    "SessionDescription",
+    "UserAgent",
+    "Why",
+    "Withdrawn",
+    "check_answer",
+    "make_answer",
+    "make_offer",
+]

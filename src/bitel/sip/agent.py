@@ -1,0 +1,175 @@
+"""The user agent: five verbs for whoever moves the datagrams, and the calls.
+
+    agent.receive_datagram(data, source, now)     a datagram came
+    agent.datagrams_to_send()                     what must leave now
+    agent.next_timer() / agent.handle_timer(now)  when to come back, and coming back
+    agent.next_event()                            what has happened to the calls
+
+No verb blocks, sleeps or looks at a clock. `now` is in seconds, on any clock that does not run
+backwards, the same one for all verbs. After each verb, send what is to be sent, take the
+events, and look at `next_timer` again.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bitel.sip.config import AgentConfig
+from bitel.sip.core import Core
+from bitel.sip.events import Event
+from bitel.sip.grammar import Address
+from bitel.sip.incoming_call import IncomingCall
+from bitel.sip.message import MessageError, Response, parse
+from bitel.sip.outgoing_call import Invitation, OutgoingCall
+from bitel.sip.router import receive_malformed, receive_request
+from bitel.sip.sdp import SessionDescription
+
+
+@dataclass(frozen=True, slots=True)
+class AgentCounts:
+    """How much is going on. `dialogs` are calls in any phase, early ones included.
+
+    The last three count up from the agent's start.
+    """
+
+    dialogs: int
+    client_transactions: int
+    server_transactions: int
+    timers: int
+    retransmissions: int
+    dropped: int
+    malformed: int
+
+
+class UserAgent:
+    """Places and takes calls over UDP (RFC 3261), without I/O."""
+
+    __slots__ = ("_core",)
+
+    def __init__(self, config: AgentConfig, rng: random.Random | None = None) -> None:
+        """`rng` makes tags, branches, Call-IDs and cnonces; the system's by default."""
+        self._core = Core(config, rng or random.SystemRandom())
+
+    @property
+    def config(self) -> AgentConfig:
+        return self._core.config
+
+    # The five verbs
+
+    def receive_datagram(self, data: bytes, source: Address, now: float) -> None:
+        """Take whatever came. Never raises: what is not SIP is counted and dropped."""
+        core = self._core
+        if len(data) <= 4 and not data.strip(b"\r\n\0"):
+            return  # a keep-alive (RFC 5626 §3.5.1)
+        try:
+            message = parse(data)
+        except MessageError as error:
+            core.malformed += 1
+            receive_malformed(core, error, source)
+            return
+        if not isinstance(message, Response):
+            receive_request(core, message, source, now)
+            return
+        transaction = core.client_transactions.get((message.branch, message.cseq_method))
+        if transaction is not None:
+            transaction.receive(message, source, now)
+        elif message.cseq_method == "INVITE" and 200 <= message.code < 300:
+            given_up = core.remembered.get(message.call_id)
+            if given_up is not None:
+                given_up.receive_late_success(message, source, now)
+
+    def datagrams_to_send(self) -> list[tuple[bytes, Address]]:
+        """What must leave now, with its destinations. Each is given out once."""
+        waiting = list(self._core.outbox)
+        self._core.outbox.clear()
+        return waiting
+
+    def next_timer(self) -> float | None:
+        """When to call `handle_timer`; None while there is nothing to wait for."""
+        return self._core.timers.next()
+
+    def handle_timer(self, now: float) -> None:
+        """Do what is due by `now`. Coming too early does no harm."""
+        self._core.timers.fire(now)
+
+    def next_event(self) -> Event | None:
+        """The oldest event not yet taken."""
+        events = self._core.events
+        return events.popleft() if events else None
+
+    def transport_failed(self, destination: Address, now: float) -> None:
+        """A datagram could not be delivered (ICMP, or an error from sending).
+
+        Requests to that destination which nobody has answered yet fail at once.
+        """
+        for transaction in list(self._core.unanswered.get(destination, ())):
+            transaction.transport_failed(now)
+
+    # Placing calls
+
+    def invite(self, invitation: Invitation, now: float) -> str:
+        """Place a call. Returns its Call-ID, the call's handle from here on.
+
+        Raises ValueError where a text of the invitation holds a line break.
+        """
+        return OutgoingCall(self._core, invitation, now).call_id
+
+    def cancel(self, call_id: str, now: float) -> None:
+        """Call off a call that is not answered yet; `Failed` follows. Else does nothing."""
+        call = self._core.calls.get(call_id)
+        if isinstance(call, OutgoingCall):
+            call.cancel(now)
+
+    def hang_up(self, call_id: str, now: float, q850: int | None = 16) -> None:
+        """End a call: BYE, or as `cancel` before the answer. After the end does nothing.
+
+        `q850` goes into the BYE's Reason header.
+        """
+        call = self._core.calls.get(call_id)
+        if call is not None:
+            call.hang_up(now, q850)
+
+    # Taking calls. Each does nothing once the call was answered, refused or withdrawn.
+
+    def ring(self, call_id: str, now: float, code: int = 180) -> None:
+        """Send a provisional response, 101 to 199."""
+        call = self._core.calls.get(call_id)
+        if isinstance(call, IncomingCall):
+            call.ring(code, now)
+
+    def accept(self, call_id: str, answer: SessionDescription, now: float) -> None:
+        """Send 200 with our SDP. `Confirmed` follows with its ACK, `Ended` in any case."""
+        call = self._core.calls.get(call_id)
+        if isinstance(call, IncomingCall):
+            call.accept(answer, now)
+
+    def reject(
+        self, call_id: str, code: int, now: float, headers: Sequence[tuple[str, str]] = ()
+    ) -> None:
+        """Refuse with a status of 300 to 699. No event follows."""
+        call = self._core.calls.get(call_id)
+        if isinstance(call, IncomingCall):
+            call.reject(code, headers, now)
+
+    # Bookkeeping
+
+    def idle(self) -> bool:
+        """Whether nothing is left: no call, no transaction, no timer."""
+        core = self._core
+        return not (
+            core.calls or core.client_transactions or core.server_transactions or len(core.timers)
+        )
+
+    def counts(self) -> AgentCounts:
+        core = self._core
+        return AgentCounts(
+            dialogs=len(core.calls),
+            client_transactions=len(core.client_transactions),
+            server_transactions=len(core.server_transactions),
+            timers=len(core.timers),
+            retransmissions=core.retransmissions,
+            dropped=core.dropped,
+            malformed=core.malformed,
+        )

@@ -1,0 +1,174 @@
+"""Runs a client transaction table: sends a request until it is answered or time is up."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+from bitel.sip.core import Core
+from bitel.sip.grammar import Address
+from bitel.sip.message import Response
+from bitel.sip.requests import ClientRequest
+from bitel.sip.timers import Timer
+from bitel.sip.transaction_tables import (
+    INVITE_CLIENT,
+    NON_INVITE_CLIENT,
+    Action,
+    State,
+    Stimulus,
+    Table,
+    stimulus_of,
+)
+
+TIMER_D = 32.0
+"""Seconds; at least that much over UDP (§17.1.1.2)."""
+
+_ON_TIMER = {letter: Stimulus(letter) for letter in "ABDEFKM"}
+_UNANSWERED = (State.CALLING, State.TRYING)
+
+
+class ClientUser(Protocol):
+    """Who sent the request, and hears what becomes of it."""
+
+    def receive_response(
+        self, transaction: ClientTransaction, response: Response, source: Address, now: float
+    ) -> None: ...
+
+    def transaction_failed(
+        self, transaction: ClientTransaction, why: Literal["timeout", "transport"], now: float
+    ) -> None: ...
+
+
+class ClientTransaction:
+    """One request of ours. Making it sends the request."""
+
+    __slots__ = (
+        "_core",
+        "_data",
+        "_interval",
+        "_repeating",
+        "_table",
+        "_user",
+        "_waiting",
+        "destination",
+        "key",
+        "request",
+        "state",
+    )
+
+    def __init__(
+        self,
+        core: Core,
+        user: ClientUser,
+        request: ClientRequest,
+        destination: Address,
+        now: float,
+    ) -> None:
+        self._core = core
+        self._user = user
+        self.request = request
+        self.destination = destination
+        self._data = request.to_bytes()
+        self._repeating: Timer | None = None
+        self._waiting: Timer | None = None
+        self._interval = core.config.t1
+        branch = request.via.rpartition("=")[2]
+        self.key = (branch, request.method)
+        core.client_transactions[self.key] = self
+        core.unanswered.setdefault(destination, {})[self] = None
+        core.send(self._data, destination)
+        self._table: Table
+        if request.method == "INVITE":
+            self._table, self.state = INVITE_CLIENT, State.CALLING
+            repeat, limit = Action.START_A, Action.START_B
+        else:
+            self._table, self.state = NON_INVITE_CLIENT, State.TRYING
+            repeat, limit = Action.START_E, Action.START_F
+        self._repeating = core.timers.start(now + self._interval, self, repeat)
+        self._waiting = core.timers.start(now + core.config.long_wait, self, limit)
+
+    def receive(self, response: Response, source: Address, now: float) -> None:
+        """Take a response that names this transaction."""
+        self._step(stimulus_of(response.code), now, response, source)
+
+    def timer_fired(self, name: str, now: float) -> None:
+        self._step(_ON_TIMER[name], now)
+
+    def transport_failed(self, now: float) -> None:
+        """The request could not be delivered."""
+        self._step(Stimulus.TRANSPORT_FAILED, now)
+
+    def abandon(self) -> None:
+        """Forget the request without telling its user."""
+        self._enter(State.TERMINATED)
+
+    def _step(
+        self,
+        stimulus: Stimulus,
+        now: float,
+        response: Response | None = None,
+        source: Address = ("", 0),
+    ) -> None:
+        found = self._table.get((self.state, stimulus))
+        if found is None:
+            return
+        state, actions = found
+        if state is not self.state:
+            self._enter(state)
+        for action in actions:
+            if action is Action.TELL:
+                if response is not None:
+                    self._user.receive_response(self, response, source, now)
+            elif action is Action.ACK:
+                if response is not None:
+                    self._acknowledge(response)
+            elif action is Action.RESEND:
+                self._core.retransmissions += 1
+                self._core.send(self._data, self.destination)
+            elif action is Action.STOP_REPEATING:
+                self._core.timers.stop(self._repeating)
+            elif action is Action.STOP_TIMERS:
+                self._stop_timers()
+            elif action is Action.TELL_TIMEOUT:
+                self._user.transaction_failed(self, "timeout", now)
+            elif action is Action.TELL_TRANSPORT:
+                self._user.transaction_failed(self, "transport", now)
+            else:
+                self._start(action, now)
+
+    def _enter(self, state: State) -> None:
+        if self.state in _UNANSWERED:
+            self._forget_unanswered()
+        self.state = state
+        if state is State.TERMINATED:
+            self._stop_timers()
+            self._core.client_transactions.pop(self.key, None)
+
+    def _forget_unanswered(self) -> None:
+        waiting = self._core.unanswered[self.destination]
+        del waiting[self]
+        if not waiting:
+            del self._core.unanswered[self.destination]
+
+    def _acknowledge(self, response: Response) -> None:
+        ack = self.request.ack_failure(response.header("to"))
+        self._core.send(ack.to_bytes(), self.destination)
+
+    def _stop_timers(self) -> None:
+        self._core.timers.stop(self._repeating)
+        self._core.timers.stop(self._waiting)
+
+    def _start(self, action: Action, now: float) -> None:
+        timers, config = self._core.timers, self._core.config
+        if action is Action.START_A:
+            self._interval *= 2
+            self._repeating = timers.start(now + self._interval, self, action)
+        elif action is Action.START_E:
+            proceeding = self.state is State.PROCEEDING
+            self._interval = config.t2 if proceeding else min(self._interval * 2, config.t2)
+            self._repeating = timers.start(now + self._interval, self, action)
+        else:
+            wait = {Action.START_D: TIMER_D, Action.START_K: config.t4}.get(
+                action, config.long_wait
+            )
+            timers.stop(self._waiting)
+            self._waiting = timers.start(now + wait, self, action)

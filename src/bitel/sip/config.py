@@ -1,0 +1,39 @@
+"""What an agent is told when it is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bitel.sip.grammar import Address, host_in_uri
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """`local` is what Via and Contact say. Times are in seconds (RFC 3261 §17.1.1.1).
+
+    The limits bound what a stranger can make the agent hold: server transactions, incoming calls
+    that wait for our answer (503 beyond either), how long one of those may wait, datagrams that
+    wait to be sent (dropped beyond, as if the network had lost them), and failed calls that are
+    remembered for an answer that comes too late.
+    """
+
+    local: Address
+    user_agent: str = "bitel"
+    t1: float = 0.5
+    t2: float = 4.0
+    t4: float = 5.0
+    max_server_transactions: int = 50_000
+    max_early_calls: int = 5_000
+    max_queued_datagrams: int = 100_000
+    max_remembered: int = 10_000
+    early_limit: float = 300.0
+
+    @property
+    def sent_by(self) -> str:
+        """Host and port as Via and Contact write them."""
+        return f"{host_in_uri(self.local[0])}:{self.local[1]}"
+
+    @property
+    def long_wait(self) -> float:
+        """64*T1: timers B, F, H, J, L and M."""
+        return 64 * self.t1

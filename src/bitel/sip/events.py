@@ -1,0 +1,104 @@
+"""What the agent tells its user.
+
+An outgoing call has exactly one of `Answered` and `Failed`; `Ended` follows an `Answered` (or, for
+an incoming call, an `accept`) exactly once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from bitel.sip.grammar import Address
+from bitel.sip.sdp import SessionDescription
+
+Why = Literal["response", "timeout", "transport", "canceled", "media", "auth"]
+By = Literal["far", "us"]
+
+
+@dataclass(frozen=True, slots=True)
+class Provisional:
+    """A 1xx above 100, told once per code; `answer` is its SDP, where it carries one."""
+
+    call_id: str
+    code: int
+    answer: SessionDescription | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A 2xx with SDP that can be used. Its ACK is already queued."""
+
+    call_id: str
+    answer: SessionDescription
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The INVITE ended without an answer.
+
+    `code` is the SIP status: the far end's, or 408 where nobody answered, 503 where the transport
+    failed, 487 where we cancelled, 488 where the answer's SDP could not be used. `q850` is the
+    cause of the answer's Reason header. `rang` says that an 18x had been seen.
+    """
+
+    call_id: str
+    code: int
+    q850: int | None
+    reason: str
+    why: Why
+    rang: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """An answered call is over. By "us" it comes when our BYE's transaction has ended."""
+
+    call_id: str
+    by: By
+    q850: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class MediaChanged:
+    """The far end moved or held the media of an answered call with a re-INVITE or UPDATE.
+
+    `remote` is its new description; `local` our answer, whose direction says whether we may send.
+    """
+
+    call_id: str
+    remote: SessionDescription
+    local: SessionDescription
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A new INVITE; 100 has been sent. `offer` is None where it carried no SDP.
+
+    `number` is the user part of the Request-URI, unescaped, `from_user` that of From. `headers`
+    are all of its headers, names in lower case.
+    """
+
+    call_id: str
+    number: str
+    from_user: str
+    offer: SessionDescription | None
+    source: Address
+    headers: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """The ACK for our 200 arrived."""
+
+    call_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """An incoming call went away before our final answer: CANCEL, or it was left too long."""
+
+    call_id: str
+
+
+Event = Provisional | Answered | Failed | Ended | MediaChanged | Incoming | Confirmed | Withdrawn

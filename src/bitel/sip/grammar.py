@@ -1,0 +1,139 @@
+"""The pieces of header grammar (RFC 3261 §25.1) that the agent needs, each read in linear time.
+
+Values that go back on the wire (tags, route entries, request URIs) are kept as the text they
+came in, since writing them anew from a parsed form could change them. A URI's host, port and
+parameters are read by `sipmessage`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from functools import lru_cache
+from urllib.parse import unquote
+
+from sipmessage import URI
+
+Address = tuple[str, int]
+"""Host (an IP address) and port."""
+
+DEFAULT_PORT = 5060
+MAX_URI_LENGTH = 1024
+
+
+class GrammarError(ValueError):
+    """A header value that does not follow the grammar."""
+
+
+def split_list(value: str) -> list[str]:
+    """Split a comma-joined header; commas inside quotes or angle brackets do not separate."""
+    if "," not in value:
+        return [value.strip()] if value.strip() else []
+    items: list[str] = []
+    start = 0
+    quoted = bracketed = escaped = False
+    for position, char in enumerate(value):
+        if escaped:
+            escaped = False
+        elif quoted:
+            escaped = char == "\\"
+            quoted = char != '"'
+        elif char == '"':
+            quoted = True
+        elif char == "<":
+            bracketed = True
+        elif char == ">":
+            bracketed = False
+        elif char == "," and not bracketed:
+            items.append(value[start:position].strip())
+            start = position + 1
+    items.append(value[start:].strip())
+    return [item for item in items if item]
+
+
+def split_address(value: str) -> tuple[str, str]:
+    """The URI of a From, To, Contact or Route value, and the `;…` parameters after it."""
+    start = _end_of_quoted(value) if value.lstrip().startswith('"') else 0
+    left = value.find("<", start)
+    if left < 0:
+        uri, semicolon, parameters = value.strip().partition(";")
+        return uri.strip(), semicolon + parameters
+    right = value.find(">", left)
+    if right < 0:
+        raise GrammarError("an address opens with < and never closes")
+    return value[left + 1 : right].strip(), value[right + 1 :]
+
+
+def _end_of_quoted(value: str) -> int:
+    """The position after the quoted string that `value` starts with."""
+    position = value.index('"') + 1
+    while position < len(value):
+        if value[position] == "\\":
+            position += 1
+        elif value[position] == '"':
+            return position + 1
+        position += 1
+    raise GrammarError("a quoted string never closes")
+
+
+def parameter(parameters: str, name: str) -> str | None:
+    """A `;name=value` parameter; "" where it stands without a value, None where it is missing."""
+    for part in parameters.split(";"):
+        key, _, value = part.partition("=")
+        if key.strip().lower() == name:
+            return value.strip()
+    return None
+
+
+def tag_of(value: str) -> str:
+    """The tag of a From or To header, "" where it has none (RFC 3261 §19.3)."""
+    return parameter(split_address(value)[1], "tag") or ""
+
+
+def scheme_of(uri: str) -> str:
+    """A URI's scheme in lower case, "" where there is none."""
+    scheme, colon, _ = uri.partition(":")
+    return scheme.strip().lower() if colon else ""
+
+
+def user_of(uri: str) -> str:
+    """The user part of a SIP URI, or the number of a `tel:` one, unescaped; "" without one."""
+    rest = uri.partition(":")[2]
+    if scheme_of(uri) == "tel":
+        return unquote(rest.partition(";")[0])
+    userinfo, at, _ = rest.partition("@")
+    return unquote(userinfo.partition(":")[0]) if at else ""
+
+
+@lru_cache(maxsize=4096)
+def parse_uri(text: str) -> URI:
+    """Read a URI, or raise `GrammarError`."""
+    if len(text) > MAX_URI_LENGTH:
+        raise GrammarError(f"a URI is longer than {MAX_URI_LENGTH} characters")
+    scheme, _, rest = text.partition(":")
+    try:
+        return URI.parse(f"{scheme.lower()}:{rest}")
+    # A parameter named `self` meets sipmessage's own argument of that name.
+    except (ValueError, TypeError) as error:
+        raise GrammarError("a URI is not valid") from error
+
+
+def ip_address_of(uri: str) -> Address | None:
+    """Where a URI points, if that can be known without DNS: None for a name or a bad URI."""
+    try:
+        parsed = parse_uri(uri)
+        host = parsed.host.strip("[]")
+        ipaddress.ip_address(host)
+    except ValueError:
+        return None
+    port = DEFAULT_PORT if parsed.port is None else parsed.port
+    return (host, port) if 0 < port < 65536 else None
+
+
+def is_loose_router(route_uri: str) -> bool:
+    """Whether a route entry carries `lr` (RFC 3261 §16.12); one that can't be read is taken to."""
+    return parameter(route_uri.partition("?")[0].partition(";")[2], "lr") is not None
+
+
+def host_in_uri(host: str) -> str:
+    """A host as a URI or Via writes it: IPv6 addresses in brackets."""
+    return f"[{host}]" if ":" in host else host

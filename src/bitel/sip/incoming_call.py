@@ -1,0 +1,124 @@
+"""A call that comes to us, from its INVITE to our final answer (RFC 3261 §13.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bitel.sip.core import Core
+from bitel.sip.dialog import Dialog
+from bitel.sip.events import Incoming, Withdrawn
+from bitel.sip.grammar import Address, GrammarError, split_address, user_of
+from bitel.sip.message import Request, printable
+from bitel.sip.requests import one_line
+from bitel.sip.sdp import SessionDescription
+from bitel.sip.server_transaction import ServerTransaction
+from bitel.sip.session import Session
+
+
+class IncomingCall:
+    """Tells `Incoming`; an accepted call goes on as a `Session`."""
+
+    __slots__ = ("_core", "_offer", "_timer", "_transaction", "call_id")
+
+    def __init__(
+        self,
+        core: Core,
+        transaction: ServerTransaction,
+        offer: SessionDescription | None,
+        now: float,
+    ) -> None:
+        request = transaction.request
+        self._core = core
+        self._transaction = transaction
+        self._offer = offer
+        self.call_id = request.call_id
+        self._timer = core.timers.start(now + core.config.early_limit, self, "left too long")
+        core.calls[self.call_id] = self
+        core.early_calls += 1
+        transaction.user = self
+        transaction.respond(100, now)
+        core.events.append(
+            Incoming(
+                self.call_id,
+                printable(user_of(request.uri)),
+                printable(_from_user(request)),
+                offer,
+                transaction.source,
+                tuple((n, printable(v)) for n, values in request.headers.items() for v in values),
+            )
+        )
+
+    # What the user asks for
+
+    def ring(self, code: int, now: float) -> None:
+        """Send a provisional response, 101 to 199."""
+        if not 101 <= code <= 199:
+            raise ValueError(f"{code} is not a provisional status: use 101 to 199")
+        self._transaction.respond(code, now, [self._core.contact])
+
+    def accept(self, answer: SessionDescription, now: float) -> None:
+        """Send 200 with our SDP, and become a session."""
+        self._leave()
+        dialog = Dialog.of_callee(
+            self._transaction.request, self._transaction.to_tag, self._transaction.source
+        )
+        session = Session(self._core, dialog, answer, self._offer)
+        session.told_confirmed = False
+        self._core.calls[self.call_id] = session
+        session.answer_invite(self._transaction, answer, now)
+
+    def reject(self, code: int, headers: Sequence[tuple[str, str]], now: float) -> None:
+        """Send a final failure, 300 to 699."""
+        if not 300 <= code <= 699:
+            raise ValueError(f"{code} does not refuse a call: use 300 to 699")
+        checked = [(one_line(name), one_line(value)) for name, value in headers]
+        self._leave()
+        self._transaction.respond(code, now, checked)
+
+    def hang_up(self, now: float, q850: int | None) -> None:
+        """Not to have answered is all there is to end."""
+        self.reject(480, (), now)
+
+    # What the far end asks for
+
+    def withdraw(self, now: float) -> None:
+        """A CANCEL came: the INVITE ends with 487 (§9.2)."""
+        self._leave()
+        self._transaction.respond(487, now)
+        self._core.events.append(Withdrawn(self.call_id))
+
+    def receive_request(
+        self, request: Request, transaction: ServerTransaction, source: Address, now: float
+    ) -> None:
+        """A caller may end its early dialog with BYE (§15.1.1); nothing else is served in one."""
+        invite = self._transaction
+        of_this_call = (
+            request.to_tag == invite.to_tag and request.from_tag == invite.request.from_tag
+        )
+        if request.method != "BYE" or not of_this_call:
+            transaction.respond(481, now)
+        else:
+            transaction.respond(200, now)
+            self.withdraw(now)
+
+    def receive_ack(self, request: Request, now: float) -> None:
+        """There is nothing to acknowledge before the answer."""
+
+    def timer_fired(self, name: str, now: float) -> None:
+        """Neither side has decided: the caller may have gone without a word."""
+        self._leave()
+        self._transaction.respond(480, now)
+        self._core.events.append(Withdrawn(self.call_id))
+
+    def _leave(self) -> None:
+        self._core.timers.stop(self._timer)
+        self._core.early_calls -= 1
+        self._transaction.user = None
+        del self._core.calls[self.call_id]
+
+
+def _from_user(request: Request) -> str:
+    try:
+        return user_of(split_address(request.header("from"))[0])
+    except GrammarError:
+        return ""

@@ -1,0 +1,310 @@
+"""A call that we place, from its INVITE to the answer (RFC 3261 §13.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from bitel.sip.authentication import Authentication, is_challenge
+from bitel.sip.client_transaction import ClientTransaction
+from bitel.sip.core import Core
+from bitel.sip.dialog import Dialog
+from bitel.sip.digest import Credentials
+from bitel.sip.events import Answered, Failed, Provisional, Why
+from bitel.sip.grammar import Address
+from bitel.sip.message import PHRASES, Request, Response, printable
+from bitel.sip.reason import q850_cause
+from bitel.sip.requests import ALLOW, ClientRequest, one_line
+from bitel.sip.sdp import SdpError, SessionDescription, check_answer
+from bitel.sip.server_transaction import ServerTransaction
+from bitel.sip.session import SDP_TYPE, Session, StrayBye, send_bye
+from bitel.sip.timers import Timer
+
+MAX_FORKS = 8
+"""How many of the phones that a proxy rang at once may answer; further ones are left alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Invitation:
+    """Whom to call, and how.
+
+    `destination` is the next hop, an IP address and port. `offer` is our SDP. `headers` are added
+    to the INVITE; a Route among them is followed by its CANCEL and ACK too.
+    """
+
+    request_uri: str
+    destination: Address
+    from_uri: str
+    offer: SessionDescription
+    credentials: Credentials | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+    display_name: str = ""
+
+
+class OutgoingCall:
+    """Tells one of `Answered` and `Failed`; an answered call goes on as a `Session`.
+
+    The object outlives that while its transaction lasts, to acknowledge repeated 2xx.
+    """
+
+    __slots__ = (
+        "_acks",
+        "_authentication",
+        "_cancel_wanted",
+        "_canceled",
+        "_core",
+        "_cseq",
+        "_forget_timer",
+        "_from_value",
+        "_invitation",
+        "_last_request",
+        "_over",
+        "_rang",
+        "_routes",
+        "_seen_codes",
+        "_transaction",
+        "call_id",
+        "from_tag",
+    )
+
+    def __init__(self, core: Core, invitation: Invitation, now: float) -> None:
+        for name, value in invitation.headers:
+            one_line(name + value)
+        self._core = core
+        self._invitation = invitation
+        self._routes = tuple(v for n, v in invitation.headers if n.lower() == "route")
+        self.call_id = f"{core.rng.getrandbits(128):032x}"
+        self.from_tag = core.new_token()
+        self._from_value = one_line(
+            f"{_quoted(invitation.display_name)}<{invitation.from_uri}>;tag={self.from_tag}"
+        )
+        self._cseq = 0
+        self._rang = self._cancel_wanted = self._canceled = self._over = False
+        self._seen_codes: set[int] = set()
+        self._acks: dict[str, tuple[bytes, Address]] = {}
+        self._forget_timer: Timer | None = None
+        self._authentication = (
+            Authentication(invitation.credentials) if invitation.credentials else None
+        )
+        self._last_request: ClientRequest
+        self._transaction: ClientTransaction
+        one_line(invitation.request_uri)
+        core.calls[self.call_id] = self
+        self._send_invite(now)
+
+    # What the user asks for
+
+    def cancel(self, now: float) -> None:
+        """Call it off. CANCEL waits for a first 1xx (§9.1), and is sent once."""
+        if self._over or self._cancel_wanted:
+            return
+        self._cancel_wanted = True
+        if self._seen_codes:
+            self._send_cancel(now)
+
+    def hang_up(self, now: float, q850: int | None) -> None:
+        """Before the answer there is only one way to end a call."""
+        self.cancel(now)
+
+    # What the far end says
+
+    def receive_request(
+        self, request: Request, transaction: ServerTransaction, source: Address, now: float
+    ) -> None:
+        """Requests in an early dialog: an UPDATE without an offer is harmless, no more is done."""
+        if self._over or request.to_tag != self.from_tag or request.method != "UPDATE":
+            transaction.respond(481, now)
+        elif request.body:
+            transaction.respond(491, now)
+        else:
+            transaction.respond(200, now, [self._core.contact, ("Allow", ALLOW)])
+
+    def receive_ack(self, request: Request, now: float) -> None:
+        """Nobody acknowledges anything to a caller before it is in a session."""
+
+    def receive_response(
+        self, transaction: ClientTransaction, response: Response, source: Address, now: float
+    ) -> None:
+        if transaction.request.method == "CANCEL":
+            return
+        if response.code < 200:
+            self._receive_provisional(response, now)
+        elif response.code < 300:
+            self._receive_success(response, source, now)
+        elif not self._over:
+            self._receive_failure(response, now)
+
+    def receive_late_success(self, response: Response, source: Address, now: float) -> None:
+        """A 2xx after the call was given up: acknowledge it and hang up."""
+        if response.from_tag == self.from_tag and response.cseq == self._cseq:
+            self._receive_success(response, source, now)
+
+    def transaction_failed(
+        self, transaction: ClientTransaction, why: Literal["timeout", "transport"], now: float
+    ) -> None:
+        # A CANCEL that nobody answers changes nothing: its own wait is running.
+        if transaction.request.method == "CANCEL" or self._over:
+            return
+        if self._cancel_wanted:
+            self._fail(487, "canceled")
+        elif why == "timeout":
+            self._fail(408, "timeout")
+        else:
+            self._fail(503, "transport")
+        self._remember(now)
+
+    def timer_fired(self, name: str, now: float) -> None:
+        if name == "no answer to CANCEL":
+            self._transaction.abandon()
+            self._fail(487, "canceled")
+            self._remember(now)
+        else:
+            self.forget()
+
+    # Steps
+
+    def _send_invite(self, now: float) -> None:
+        invitation, core = self._invitation, self._core
+        self._cseq += 1
+        headers: tuple[tuple[str, str], ...] = (
+            core.contact,
+            ("Allow", ALLOW),
+            core.user_agent,
+            SDP_TYPE,
+            *(header for header in invitation.headers if header[0].lower() != "route"),
+            *self._answers_to_challenges(),
+        )
+        self._last_request = ClientRequest(
+            "INVITE",
+            invitation.request_uri,
+            core.new_via(),
+            self._from_value,
+            f"<{invitation.request_uri}>",
+            self.call_id,
+            self._cseq,
+            self._routes,
+            headers,
+            invitation.offer.to_bytes(),
+        )
+        self._transaction = ClientTransaction(
+            core, self, self._last_request, invitation.destination, now
+        )
+
+    def _answers_to_challenges(self) -> tuple[tuple[str, str], ...]:
+        if self._authentication is None:
+            return ()
+        return self._authentication.headers("INVITE", self._invitation.request_uri)
+
+    def _send_cancel(self, now: float) -> None:
+        self._canceled = True
+        core = self._core
+        ClientTransaction(
+            core, self, self._last_request.cancel(), self._invitation.destination, now
+        )
+        self._forget_timer = core.timers.start(
+            now + core.config.long_wait, self, "no answer to CANCEL"
+        )
+
+    def _receive_provisional(self, response: Response, now: float) -> None:
+        code = response.code
+        if code in self._seen_codes:
+            return
+        self._seen_codes.add(code)
+        self._rang = self._rang or 180 <= code <= 189
+        if self._cancel_wanted:
+            if not self._canceled:
+                self._send_cancel(now)
+        elif code > 100:
+            answer = _sdp_of(response)
+            self._core.events.append(Provisional(self.call_id, code, answer))
+
+    def _receive_success(self, response: Response, source: Address, now: float) -> None:
+        known = self._acks.get(response.to_tag)
+        if known is not None:
+            self._core.retransmissions += 1
+            self._core.send(*known)
+            return
+        if len(self._acks) >= MAX_FORKS:
+            return
+        dialog = Dialog.of_caller(self._last_request, response, source)
+        credentials = tuple(
+            header for header in self._last_request.headers if "Authorization" in header[0]
+        )
+        ack, destination = dialog.ack(self._cseq, self._core.new_via(), credentials)
+        self._acks[response.to_tag] = (ack, destination)
+        self._core.send(ack, destination)
+        answer = _sdp_of(response)
+        if self._over or self._cancel_wanted or not self._is_usable(answer):
+            send_bye(self._core, StrayBye(), dialog, now, None, self._authentication)
+            if not self._over and self._cancel_wanted:
+                self._fail(487, "canceled")
+            elif not self._over:
+                self._fail(488, "media")
+        elif answer is not None:
+            self._over = True
+            self._core.calls[self.call_id] = Session(
+                self._core, dialog, self._invitation.offer, answer, self._authentication
+            )
+            self._core.events.append(Answered(self.call_id, answer))
+
+    def _is_usable(self, answer: SessionDescription | None) -> bool:
+        if answer is None:
+            return False
+        try:
+            check_answer(self._invitation.offer, answer)
+        except SdpError:
+            return False
+        return True
+
+    def _receive_failure(self, response: Response, now: float) -> None:
+        if self._canceled:
+            self._fail(487, "canceled", response)
+        elif is_challenge(response.code) and self._authentication is not None:
+            if self._cancel_wanted:
+                self._fail(487, "canceled", response)
+            elif self._authentication.learn(response, self._core.new_token()):
+                self._seen_codes.clear()
+                self._send_invite(now)
+            else:
+                self._fail(response.code, "auth", response)
+        else:
+            self._fail(response.code, "response", response)
+
+    def _fail(self, code: int, why: Why, response: Response | None = None) -> None:
+        self._over = True
+        self._core.timers.stop(self._forget_timer)
+        del self._core.calls[self.call_id]
+        cause = q850_cause(response.headers.get("reason", ())) if response else None
+        reason = printable(response.reason) if response else PHRASES[code]
+        self._core.events.append(Failed(self.call_id, code, cause, reason, why, self._rang))
+
+    # A call that was given up may still be answered: it is remembered for a while
+
+    def _remember(self, now: float) -> None:
+        core = self._core
+        core.remembered[self.call_id] = self
+        self._forget_timer = core.timers.start(now + core.config.long_wait, self, "forget")
+        if len(core.remembered) > core.config.max_remembered:
+            core.remembered[next(iter(core.remembered))].forget()
+
+    def forget(self) -> None:
+        """Stop waiting for an answer that comes too late."""
+        self._core.timers.stop(self._forget_timer)
+        self._core.remembered.pop(self.call_id, None)
+
+
+def _sdp_of(response: Response) -> SessionDescription | None:
+    """The SDP of a response, None where there is none or it can't be read."""
+    if not response.body:
+        return None
+    try:
+        return SessionDescription.parse(response.body)
+    except SdpError:
+        return None
+
+
+def _quoted(display_name: str) -> str:
+    if not display_name:
+        return ""
+    escaped = display_name.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}" '

@@ -1,0 +1,27 @@
+"""The Reason header (RFC 3326): why a call was refused or ended, as a Q.850 cause."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from bitel.sip.grammar import parameter, split_list
+
+MAX_CAUSE = 127
+
+
+def q850_cause(values: Iterable[str]) -> int | None:
+    """The first Q.850 cause (0 to 127) among Reason header values; None where there is none."""
+    for value in values:
+        for item in split_list(value):
+            protocol, _, parameters = item.partition(";")
+            cause = parameter(parameters, "cause")
+            if protocol.strip().upper() != "Q.850" or cause is None:
+                continue
+            if cause.isascii() and cause.isdigit() and len(cause) <= 3 and int(cause) <= MAX_CAUSE:
+                return int(cause)
+    return None
+
+
+def q850_reason(cause: int) -> str:
+    """A Reason header's value for a Q.850 cause."""
+    return f"Q.850;cause={cause}"

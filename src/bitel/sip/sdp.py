@@ -1,0 +1,349 @@
+"""Session descriptions (RFC 8866) and the offer/answer rules (RFC 3264), for one audio stream.
+
+Only the first audio line is used. Other media lines of an offer are remembered, because an answer
+must list each of them again, refused with port 0.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from bitel.sip.grammar import Address
+
+Direction = Literal["sendrecv", "sendonly", "recvonly", "inactive"]
+
+MAX_BYTES = 65536
+MAX_MEDIA_LINES = 100
+MAX_CODECS = 128
+DEFAULT_PTIME = 20
+TELEPHONE_EVENT = "telephone-event"
+
+_STATIC_NAMES = {0: "PCMU", 8: "PCMA"}
+"""RFC 3551 §6: the two static payload types of this project."""
+_PAYLOAD_TYPES = {"PCMU": 0, "PCMA": 8, TELEPHONE_EVENT: 101}
+_MIRRORED: dict[Direction, Direction] = {
+    "sendrecv": "sendrecv",
+    "sendonly": "recvonly",
+    "recvonly": "sendonly",
+    "inactive": "inactive",
+}
+_DIRECTIONS: dict[str, Direction] = {direction: direction for direction in _MIRRORED}
+
+
+class SdpError(ValueError):
+    """A session description that can't be read, or holds no audio that could be used."""
+
+
+class NoCommonCodec(SdpError):
+    """The other side refused the audio, or offers no codec that we have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """One payload type of the audio line; `fmtp` is its format parameters, "" without any."""
+
+    payload_type: int
+    name: str
+    rate: int = 8000
+    fmtp: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionDescription:
+    """One audio stream: where it is received, and what may be sent there.
+
+    `port` 0 refuses the audio. `ptime` is in ms. `media_before` and `media_after` are the other
+    media lines around the audio (the text after `m=`), written with port 0.
+    """
+
+    address: str
+    port: int
+    codecs: tuple[Codec, ...]
+    ptime: int = DEFAULT_PTIME
+    direction: Direction = "sendrecv"
+    session_id: int = 0
+    version: int = 0
+    media_before: tuple[str, ...] = ()
+    media_after: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, data: bytes) -> SessionDescription:
+        """Read a description; raises `SdpError` with a sentence that names what is wrong."""
+        return _Reader().read(data)
+
+    def __str__(self) -> str:
+        version = "IP6" if ":" in self.address else "IP4"
+        lines = [
+            "v=0",
+            f"o=- {self.session_id} {self.version} IN {version} {self.address}",
+            "s=-",
+            f"c=IN {version} {self.address}",
+            "t=0 0",
+            *(f"m={_with_port_0(line)}" for line in self.media_before),
+            f"m=audio {self.port} RTP/AVP {' '.join(str(c.payload_type) for c in self.codecs)}",
+        ]
+        for codec in self.codecs:
+            lines.append(f"a=rtpmap:{codec.payload_type} {codec.name}/{codec.rate}")
+            if codec.fmtp:
+                lines.append(f"a=fmtp:{codec.payload_type} {codec.fmtp}")
+        lines += [f"a=ptime:{self.ptime}", f"a={self.direction}"]
+        lines += [f"m={_with_port_0(line)}" for line in self.media_after]
+        return "\r\n".join(lines) + "\r\n"
+
+    def to_bytes(self) -> bytes:
+        return str(self).encode()
+
+
+def _with_port_0(media_line: str) -> str:
+    kind, _, rest = media_line.partition(" ")
+    return f"{kind} 0 {rest.partition(' ')[2]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Agreed:
+    """What offer and answer agree on, from our side.
+
+    Send `codec_name` as `payload_type` to `far`, a packet every `ptime` ms, if `direction` (ours)
+    lets us.
+    """
+
+    codec_name: str
+    payload_type: int
+    telephone_event_pt: int | None
+    far: Address
+    ptime: int
+    direction: Direction
+
+
+def make_offer(
+    address: Address, codecs: Sequence[str] = ("PCMA", "PCMU"), session_id: int = 0
+) -> SessionDescription:
+    """Offer G.711, best first, and telephone events; `address` is where we receive RTP."""
+    if not codecs:
+        raise ValueError("an offer needs a codec: PCMA, PCMU or both")
+    return SessionDescription(
+        address[0],
+        address[1],
+        (*(_our_codec(name) for name in codecs), _our_codec(TELEPHONE_EVENT)),
+        session_id=session_id,
+        version=session_id,
+    )
+
+
+def _our_codec(name: str) -> Codec:
+    if name not in _PAYLOAD_TYPES:
+        raise ValueError(f"codec {name!r} is not known: use PCMA or PCMU")
+    return Codec(_PAYLOAD_TYPES[name], name, fmtp="0-16" if name == TELEPHONE_EVENT else "")
+
+
+def check_answer(offer: SessionDescription, answer: SessionDescription) -> Agreed:
+    """What the answer chose from our offer; raises `NoCommonCodec` where nothing can be sent."""
+    if answer.port == 0:
+        raise NoCommonCodec("the answer refuses the audio: its port is 0")
+    offered = {codec.name for codec in offer.codecs}
+    chosen = _first_audio(answer.codecs, offered)
+    if chosen is None:
+        names = ", ".join(codec.name for codec in answer.codecs[:8]) or "nothing"
+        raise NoCommonCodec(f"the answer has none of the codecs offered: it names {names}")
+    return Agreed(
+        codec_name=chosen.name,
+        payload_type=chosen.payload_type,
+        telephone_event_pt=_telephone_event(answer.codecs),
+        far=(answer.address, answer.port),
+        ptime=answer.ptime,
+        direction=_MIRRORED[answer.direction],
+    )
+
+
+def make_answer(
+    offer: SessionDescription, address: Address, codecs: Sequence[str] = ("PCMA", "PCMU")
+) -> SessionDescription:
+    """Answer with the first offered codec that is in `codecs`, with the offer's payload types.
+
+    Raises `NoCommonCodec` where there is none, or the offer's audio is refused by itself.
+    """
+    chosen = _first_audio(offer.codecs, set(codecs))
+    if chosen is None or offer.port == 0:
+        raise NoCommonCodec(f"the offer has no audio in {' or '.join(codecs)}")
+    events = [codec for codec in offer.codecs if codec.name == TELEPHONE_EVENT][:1]
+    return SessionDescription(
+        address[0],
+        address[1],
+        (chosen, *(replace(codec, fmtp="0-16") for codec in events)),
+        ptime=offer.ptime,
+        direction=_MIRRORED[offer.direction],
+        session_id=offer.session_id & 0x7FFFFFFF,
+        version=0,
+        media_before=offer.media_before,
+        media_after=offer.media_after,
+    )
+
+
+def answer_again(current: SessionDescription, offer: SessionDescription) -> SessionDescription:
+    """Answer a later offer of a call as the call now stands: same port and codecs.
+
+    The version goes up by one where the answer differs from `current` (RFC 3264 §8).
+    """
+    names = [codec.name for codec in current.codecs if codec.name != TELEPHONE_EVENT]
+    answer = replace(
+        make_answer(offer, (current.address, current.port), names),
+        session_id=current.session_id,
+        version=current.version,
+    )
+    return answer if answer == current else replace(answer, version=current.version + 1)
+
+
+def _first_audio(codecs: tuple[Codec, ...], names: set[str]) -> Codec | None:
+    for codec in codecs:
+        if codec.name in names and codec.name != TELEPHONE_EVENT and codec.rate == 8000:
+            return codec
+    return None
+
+
+def _telephone_event(codecs: tuple[Codec, ...]) -> int | None:
+    for codec in codecs:
+        if codec.name == TELEPHONE_EVENT and codec.rate == 8000:
+            return codec.payload_type
+    return None
+
+
+class _Reader:
+    """Reads line by line; attributes count for the media line above them, or for all."""
+
+    def __init__(self) -> None:
+        self.session_id = self.version = 0
+        self.has_version_line = False
+        self.media: list[str] = []
+        self.audio_index: int | None = None
+        self.in_audio = False
+        self.address: dict[bool, str] = {}
+        self.direction: dict[bool, Direction] = {}
+        self.ptime = DEFAULT_PTIME
+        self.payload_types: list[int] = []
+        self.port = 0
+        self.rtpmap: dict[int, tuple[str, int]] = {}
+        self.fmtp: dict[int, str] = {}
+
+    def read(self, data: bytes) -> SessionDescription:
+        if len(data) > MAX_BYTES:
+            raise SdpError(f"the SDP is longer than {MAX_BYTES} bytes")
+        for line in data.decode("utf-8", "replace").replace("\r\n", "\n").split("\n"):
+            kind, equals, value = line.partition("=")
+            if equals:
+                self._read_line(kind.strip(), value.strip())
+        return self._result()
+
+    def _read_line(self, kind: str, value: str) -> None:
+        if kind == "v":
+            self.has_version_line = True
+        elif kind == "o":
+            self._read_origin(value)
+        elif kind == "m":
+            self._read_media(value)
+        elif self.media and not self.in_audio:
+            return
+        elif kind == "c":
+            self.address[self.in_audio] = _connection_address(value)
+        elif kind == "a":
+            self._read_attribute(value)
+
+    def _read_origin(self, value: str) -> None:
+        fields = value.split()
+        if len(fields) >= 3:
+            self.session_id = _number(fields[1], 2**64) or 0
+            self.version = _number(fields[2], 2**64) or 0
+
+    def _read_media(self, value: str) -> None:
+        if len(self.media) >= MAX_MEDIA_LINES:
+            raise SdpError(f"the SDP has more than {MAX_MEDIA_LINES} media lines")
+        fields = value.split()
+        if len(fields) < 3:
+            raise SdpError("a media line needs a kind, a port and a protocol")
+        self.in_audio = self.audio_index is None and fields[0] == "audio" and fields[2] == "RTP/AVP"
+        if self.in_audio:
+            self.audio_index = len(self.media)
+            port = _number(fields[1].partition("/")[0], 65536)
+            if port is None:
+                raise SdpError("the audio line's port is not a number from 0 to 65535")
+            self.port = port
+            types = (_number(text, 128) for text in fields[3 : 3 + MAX_CODECS])
+            self.payload_types = [number for number in types if number is not None]
+        self.media.append(" ".join(fields))
+
+    def _read_attribute(self, value: str) -> None:
+        name, _, rest = value.partition(":")
+        if name in _DIRECTIONS:
+            self.direction[self.in_audio] = _DIRECTIONS[name]
+        elif name == "ptime":
+            ptime = _number(rest.strip(), 201)
+            self.ptime = ptime if ptime else self.ptime
+        elif name in ("rtpmap", "fmtp") and self.in_audio:
+            text, _, meaning = rest.strip().partition(" ")
+            payload_type = _number(text, 128)
+            if payload_type is None:
+                return
+            if name == "fmtp":
+                self.fmtp[payload_type] = meaning.strip()
+            else:
+                encoding, _, rate = meaning.strip().partition("/")
+                clock = _number(rate.partition("/")[0], 1_000_000) or 0
+                self.rtpmap[payload_type] = (_codec_name(encoding), clock)
+
+    def _result(self) -> SessionDescription:
+        if not self.has_version_line:
+            raise SdpError("the SDP has no v= line")
+        if self.audio_index is None:
+            raise SdpError("the SDP has no audio over RTP/AVP")
+        address = self.address.get(True) or self.address.get(False)
+        if address is None:
+            raise SdpError("the SDP says no address for its audio")
+        direction = self.direction.get(True) or self.direction.get(False) or "sendrecv"
+        # The old way to put a call on hold (RFC 2543): there is nowhere to send to.
+        if address in ("0.0.0.0", "::"):
+            direction = "inactive"
+        return SessionDescription(
+            address=address,
+            port=self.port,
+            codecs=tuple(self._codec(number) for number in dict.fromkeys(self.payload_types)),
+            ptime=self.ptime,
+            direction=direction,
+            session_id=self.session_id,
+            version=self.version,
+            media_before=tuple(self.media[: self.audio_index]),
+            media_after=tuple(self.media[self.audio_index + 1 :]),
+        )
+
+    def _codec(self, payload_type: int) -> Codec:
+        static = (_STATIC_NAMES.get(payload_type, ""), 8000)
+        name, rate = self.rtpmap.get(payload_type, static)
+        return Codec(payload_type, name, rate, self.fmtp.get(payload_type, ""))
+
+
+def _codec_name(encoding: str) -> str:
+    """Encoding names compare without regard to case (RFC 8866 §6.6)."""
+    upper = encoding.strip().upper()
+    return TELEPHONE_EVENT if upper == TELEPHONE_EVENT.upper() else upper
+
+
+def _connection_address(value: str) -> str:
+    fields = value.split()
+    try:
+        if len(fields) < 3 or fields[0] != "IN":
+            raise ValueError(value)
+        address = ipaddress.ip_address(fields[2].partition("/")[0])
+    except ValueError:
+        raise SdpError("a c= line needs an IP address: IN IP4 or IP6, and the address") from None
+    if address.is_multicast or getattr(address, "scope_id", None):
+        raise SdpError("a c= line names a multicast or scoped address, which is not supported")
+    return str(address)
+
+
+def _number(text: str, limit: int) -> int | None:
+    """A plain decimal below `limit`, else None."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 20):
+        return None
+    number = int(text)
+    return number if number < limit else None

@@ -1,0 +1,225 @@
+"""Runs a server transaction table: gives a request its responses, and repeats them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from bitel.sip.core import Core
+from bitel.sip.grammar import DEFAULT_PORT, Address, parameter, split_list
+from bitel.sip.message import Request, write_response
+from bitel.sip.timers import Timer
+from bitel.sip.transaction_tables import (
+    INVITE_SERVER,
+    NON_INVITE_SERVER,
+    Action,
+    State,
+    Stimulus,
+    Table,
+    stimulus_of,
+)
+
+ServerKey = tuple[str, str, int | None, str]
+MAGIC_COOKIE = "z9hG4bK"
+
+_ON_TIMER = {letter: Stimulus(letter) for letter in "GHIJL"}
+
+
+class Withdrawable(Protocol):
+    """An incoming call that a CANCEL can take back."""
+
+    def withdraw(self, now: float) -> None: ...
+
+
+def server_key(request: Request, method: str) -> ServerKey:
+    """What a repetition of `request` is known by (§17.2.3); an ACK goes by "INVITE".
+
+    Without the magic cookie the branch is not unique, and what RFC 2543 used stands in for it.
+    """
+    host, port = request.sent_by()
+    if request.branch.startswith(MAGIC_COOKIE):
+        return (request.branch, host, port, method)
+    old = f"{request.call_id}\n{request.cseq}\n{request.from_tag}\n{request.header('via')}"
+    return (old, host, port, method)
+
+
+def reply_route(request: Request, source: Address) -> tuple[str, Address]:
+    """The top Via as a response repeats it, and where the response goes (RFC 3581 §4)."""
+    host, port = request.sent_by()
+    top = split_list(request.header("via"))[0]
+    wants_rport = parameter(top, "rport") is not None
+    kept = [
+        part
+        for part in top.split(";")
+        if part.partition("=")[0].strip().lower() not in ("received", "rport")
+    ]
+    if wants_rport:
+        kept += [f"received={source[0]}", f"rport={source[1]}"]
+        return ";".join(kept), source
+    if host.strip("[]") != source[0]:
+        kept.append(f"received={source[0]}")
+    return ";".join(kept), (source[0], port or DEFAULT_PORT)
+
+
+def answer_statelessly(
+    core: Core,
+    request: Request,
+    source: Address,
+    code: int,
+    headers: Iterable[tuple[str, str]] = (),
+    reason: str = "",
+) -> None:
+    """Answer a request that is worth no transaction: a malformed one, or one too many."""
+    top_via, destination = reply_route(request, source)
+    data = write_response(request, code, core.new_token(), headers, top_via=top_via, reason=reason)
+    core.send(data, destination)
+
+
+class ServerTransaction:
+    """One request of the far end. `to_tag` is the tag that all its responses carry."""
+
+    __slots__ = (
+        "_core",
+        "_data",
+        "_destination",
+        "_interval",
+        "_repeating",
+        "_table",
+        "_top_via",
+        "_waiting",
+        "key",
+        "request",
+        "source",
+        "state",
+        "to_tag",
+        "user",
+    )
+
+    def __init__(self, core: Core, key: ServerKey, request: Request, source: Address) -> None:
+        self._core = core
+        self.key = key
+        self.request = request
+        self.source = source
+        self.to_tag = request.to_tag or core.new_token()
+        self.user: Withdrawable | None = None
+        self._top_via, self._destination = reply_route(request, source)
+        self._data = b""
+        self._repeating: Timer | None = None
+        self._waiting: Timer | None = None
+        self._interval = core.config.t1 / 2
+        self._table: Table
+        if request.method == "INVITE":
+            self._table, self.state = INVITE_SERVER, State.PROCEEDING
+        else:
+            self._table, self.state = NON_INVITE_SERVER, State.TRYING
+        core.server_transactions[key] = self
+
+    def respond(
+        self,
+        code: int,
+        now: float,
+        headers: Iterable[tuple[str, str]] = (),
+        body: bytes = b"",
+        reason: str = "",
+    ) -> bytes:
+        """Send a response; the bytes are returned for whoever repeats a 2xx."""
+        self._data = write_response(
+            self.request,
+            code,
+            self.to_tag if code > 100 else "",
+            headers,
+            body,
+            top_via=self._top_via,
+            reason=reason,
+        )
+        if code >= 200:
+            # Kept only for repetitions from here on, and those need no body.
+            self.request.body = b""
+        self._step(stimulus_of(code), now)
+        return self._data
+
+    @property
+    def destination(self) -> Address:
+        return self._destination
+
+    def repeated(self, now: float) -> None:
+        """The request came again."""
+        self._step(Stimulus.REQUEST, now)
+
+    def receive_ack(self, now: float) -> None:
+        """The ACK of a failure came."""
+        self._step(Stimulus.ACK, now)
+
+    def timer_fired(self, name: str, now: float) -> None:
+        self._step(_ON_TIMER[name], now)
+
+    def _step(self, stimulus: Stimulus, now: float) -> None:
+        found = self._table.get((self.state, stimulus))
+        if found is None:
+            return
+        self.state, actions = found
+        for action in actions:
+            if action is Action.SEND:
+                self._core.send(self._data, self._destination)
+            elif action is Action.RESEND:
+                if self._data:
+                    self._core.retransmissions += 1
+                    self._core.send(self._data, self._destination)
+            elif action is Action.STOP_REPEATING:
+                self._core.timers.stop(self._repeating)
+            else:
+                self._start(action, now)
+        if self.state is State.TERMINATED:
+            self._core.timers.stop(self._repeating)
+            self._core.timers.stop(self._waiting)
+            self._core.server_transactions.pop(self.key, None)
+
+    def _start(self, action: Action, now: float) -> None:
+        timers, config = self._core.timers, self._core.config
+        if action is Action.START_G:
+            self._interval = min(self._interval * 2, config.t2)
+            self._repeating = timers.start(now + self._interval, self, action)
+            return
+        wait = config.t4 if action is Action.START_I else config.long_wait
+        timers.stop(self._waiting)
+        self._waiting = timers.start(now + wait, self, action)
+
+
+class UnacknowledgedAnswer:
+    """A 2xx to INVITE, repeated until its ACK comes (§13.3.1.4): T1, doubling up to T2.
+
+    After 64*T1 without an ACK its owner is told by `ack_missing`.
+    """
+
+    __slots__ = ("_core", "_data", "_deadline", "_destination", "_interval", "_owner", "_timer")
+
+    def __init__(
+        self, core: Core, owner: AckWaiter, data: bytes, destination: Address, now: float
+    ) -> None:
+        self._core = core
+        self._owner = owner
+        self._data = data
+        self._destination = destination
+        self._interval = core.config.t1
+        self._deadline = now + core.config.long_wait
+        self._timer: Timer | None = core.timers.start(now + self._interval, self, "repeat 2xx")
+
+    def timer_fired(self, name: str, now: float) -> None:
+        if now >= self._deadline:
+            self._timer = None
+            self._owner.ack_missing(now)
+            return
+        self._core.retransmissions += 1
+        self._core.send(self._data, self._destination)
+        self._interval = min(self._interval * 2, self._core.config.t2)
+        due = min(now + self._interval, self._deadline)
+        self._timer = self._core.timers.start(due, self, name)
+
+    def stop(self) -> None:
+        self._core.timers.stop(self._timer)
+
+
+class AckWaiter(Protocol):
+    """Who accepted the call, and must end it when nobody acknowledges that."""
+
+    def ack_missing(self, now: float) -> None: ...

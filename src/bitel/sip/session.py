@@ -1,0 +1,247 @@
+"""An answered call, whoever placed it: re-INVITE, UPDATE, BYE."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from bitel.sip.authentication import Authentication, is_challenge
+from bitel.sip.client_transaction import ClientTransaction
+from bitel.sip.core import Core
+from bitel.sip.dialog import Dialog
+from bitel.sip.events import Confirmed, Ended, MediaChanged
+from bitel.sip.grammar import Address
+from bitel.sip.message import Request, Response
+from bitel.sip.reason import q850_cause, q850_reason
+from bitel.sip.requests import ALLOW
+from bitel.sip.sdp import SdpError, SessionDescription, answer_again
+from bitel.sip.server_transaction import ServerTransaction, UnacknowledgedAnswer
+
+SDP_TYPE = ("Content-Type", "application/sdp")
+
+
+class Session:
+    """Owns the dialog from its 2xx to the end of its BYE, and tells `Ended` exactly once."""
+
+    __slots__ = (
+        "_authentication",
+        "_core",
+        "_ending",
+        "_hang_up_wanted",
+        "_q850",
+        "_unacknowledged",
+        "_waiting_cseq",
+        "dialog",
+        "local",
+        "remote",
+        "told_confirmed",
+    )
+
+    def __init__(
+        self,
+        core: Core,
+        dialog: Dialog,
+        local: SessionDescription,
+        remote: SessionDescription | None,
+        authentication: Authentication | None = None,
+    ) -> None:
+        self._core = core
+        self.dialog = dialog
+        self.local = local
+        self.remote = remote
+        self._authentication = authentication
+        self._unacknowledged: UnacknowledgedAnswer | None = None
+        self._waiting_cseq = 0
+        self._ending = False
+        self._hang_up_wanted = False
+        self._q850: int | None = None
+        # Only who was called hears that its answer was confirmed, and only of the first one.
+        self.told_confirmed = True
+
+    # What the user asks for
+
+    def hang_up(self, now: float, q850: int | None) -> None:
+        """Send BYE; a callee's waits until its 2xx has been acknowledged (§15)."""
+        if self._ending or self._hang_up_wanted:
+            return
+        self._q850 = q850
+        if self._unacknowledged is not None and not self.told_confirmed:
+            self._hang_up_wanted = True
+            return
+        self._say_bye(now)
+
+    def _say_bye(self, now: float) -> None:
+        self._ending = True
+        if self._unacknowledged is not None:
+            self._unacknowledged.stop()
+            self._unacknowledged = None
+        if self._authentication is not None:
+            self._authentication.begin_request()
+        self._send_bye(now)
+
+    def answer_invite(
+        self,
+        transaction: ServerTransaction,
+        body: SessionDescription,
+        now: float,
+    ) -> None:
+        """Accept an INVITE with 200, repeated until its ACK comes."""
+        self.local = body
+        if self._unacknowledged is not None:
+            self._unacknowledged.stop()
+        data = transaction.respond(200, now, self._answer_headers(), body.to_bytes())
+        self._waiting_cseq = transaction.request.cseq
+        self._unacknowledged = UnacknowledgedAnswer(
+            self._core, self, data, transaction.destination, now
+        )
+
+    # What the far end asks for
+
+    def receive_request(
+        self, request: Request, transaction: ServerTransaction, source: Address, now: float
+    ) -> None:
+        dialog = self.dialog
+        if not dialog.matches(request):
+            transaction.respond(481, now)
+            return
+        if dialog.remote_cseq is not None and request.cseq < dialog.remote_cseq:
+            transaction.respond(500, now, reason="CSeq Out Of Order")
+            return
+        dialog.remote_cseq = request.cseq
+        dialog.fallback = source
+        if request.method == "BYE":
+            self._receive_bye(request, transaction, now)
+        elif self._ending:
+            transaction.respond(481, now)
+        elif request.method in ("INVITE", "UPDATE"):
+            self._receive_offer(request, transaction, now)
+        else:
+            transaction.respond(405, now, [("Allow", ALLOW)])
+
+    def receive_ack(self, request: Request, now: float) -> None:
+        waiting = self._unacknowledged
+        if waiting is None or request.cseq != self._waiting_cseq:
+            return
+        if not self.dialog.matches(request):
+            return
+        waiting.stop()
+        self._unacknowledged = None
+        self._tell_confirmed()
+        if self._hang_up_wanted:
+            self._say_bye(now)
+
+    def ack_missing(self, now: float) -> None:
+        """Nobody acknowledged our 2xx: the session ends with BYE (§13.3.1.4)."""
+        self._unacknowledged = None
+        self._say_bye(now)
+
+    def _receive_bye(self, request: Request, transaction: ServerTransaction, now: float) -> None:
+        transaction.respond(200, now)
+        self._end("us" if self._ending else "far", q850_cause(request.headers.get("reason", ())))
+
+    def _receive_offer(self, request: Request, transaction: ServerTransaction, now: float) -> None:
+        """Answer a later offer from the session as it stands (§14.2, RFC 3311)."""
+        if request.method == "UPDATE" and not request.body:
+            self.dialog.refresh_target(request)
+            transaction.respond(200, now, self._answer_headers()[:-1])
+            return
+        if not request.body:
+            # The far end asks for our offer. Its answer comes with the ACK, and is taken as given.
+            self.dialog.refresh_target(request)
+            self.answer_invite(transaction, self.local, now)
+            return
+        try:
+            offer = SessionDescription.parse(request.body)
+            answer = answer_again(self.local, offer)
+        except SdpError:
+            transaction.respond(488, now)
+            return
+        self.dialog.refresh_target(request)
+        changed = _media_of(offer) != (self.remote and _media_of(self.remote))
+        self.remote = offer
+        if request.method == "INVITE":
+            self.answer_invite(transaction, answer, now)
+        else:
+            self.local = answer
+            transaction.respond(200, now, self._answer_headers(), answer.to_bytes())
+        if changed:
+            self._core.events.append(MediaChanged(self.dialog.call_id, offer, answer))
+
+    def _answer_headers(self) -> list[tuple[str, str]]:
+        return [self._core.contact, ("Allow", ALLOW), self._core.user_agent, SDP_TYPE]
+
+    # Our BYE
+
+    def _send_bye(self, now: float) -> None:
+        send_bye(self._core, self, self.dialog, now, self._q850, self._authentication)
+
+    def receive_response(
+        self, transaction: ClientTransaction, response: Response, source: Address, now: float
+    ) -> None:
+        if response.code < 200:
+            return
+        if is_challenge(response.code) and self._authentication is not None:
+            cnonce = self._core.new_token()
+            if self._authentication.learn(response, cnonce):
+                self._send_bye(now)
+                return
+        self._end("us", self._q850)
+
+    def transaction_failed(
+        self, transaction: ClientTransaction, why: Literal["timeout", "transport"], now: float
+    ) -> None:
+        self._end("us", self._q850)
+
+    def _tell_confirmed(self) -> None:
+        if not self.told_confirmed:
+            self.told_confirmed = True
+            self._core.events.append(Confirmed(self.dialog.call_id))
+
+    def _end(self, by: Literal["far", "us"], q850: int | None) -> None:
+        if self._core.calls.get(self.dialog.call_id) is not self:
+            return
+        del self._core.calls[self.dialog.call_id]
+        self._ending = True
+        if self._unacknowledged is not None:
+            self._unacknowledged.stop()
+            self._unacknowledged = None
+        self._core.events.append(Ended(self.dialog.call_id, by, q850))
+
+
+def send_bye(
+    core: Core,
+    user: Session | StrayBye,
+    dialog: Dialog,
+    now: float,
+    q850: int | None,
+    authentication: Authentication | None,
+) -> None:
+    request, destination = dialog.next_request("BYE", core.new_via())
+    headers: list[tuple[str, str]] = [core.user_agent]
+    if q850 is not None:
+        headers.append(("Reason", q850_reason(q850)))
+    if authentication is not None:
+        headers += authentication.headers("BYE", request.uri)
+    ClientTransaction(core, user, replace(request, headers=tuple(headers)), destination, now)
+
+
+class StrayBye:
+    """Ends a dialog that nobody wants: a second fork's, or one answered too late."""
+
+    __slots__ = ()
+
+    def receive_response(
+        self, transaction: ClientTransaction, response: Response, source: Address, now: float
+    ) -> None:
+        """Nothing depends on how a stray dialog's BYE is answered."""
+
+    def transaction_failed(
+        self, transaction: ClientTransaction, why: Literal["timeout", "transport"], now: float
+    ) -> None:
+        """The far end will notice by itself."""
+
+
+def _media_of(sdp: SessionDescription) -> tuple[str, int, str, int, int]:
+    """What a change of the media would show in: where to, whether, how, and as what."""
+    payload_type = sdp.codecs[0].payload_type if sdp.codecs else -1
+    return (sdp.address, sdp.port, sdp.direction, sdp.ptime, payload_type)

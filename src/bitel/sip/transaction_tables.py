@@ -1,0 +1,151 @@
+"""The four transactions of RFC 3261 §17, with RFC 6026's Accepted state, as data.
+
+A transaction is one request and everything that answers it. UDP loses datagrams, so each side
+repeats what it said until it knows that the other has heard it; the tables say when to repeat,
+when to stop, and how long to stay about afterwards for a repetition that is still under way.
+
+Each table maps (state, what happened) to (new state, what to do). A pair that is missing means
+that nothing happens: a repeated answer that has been dealt with, a timer that no longer matters.
+Timers have the RFC's letters, and fall into two kinds, of which a transaction runs at most one
+each: A, E and G repeat; B, F, H give up and D, I, J, K, L, M end the wait for repetitions.
+Starting a timer replaces the one of its kind. Entering TERMINATED stops both.
+
+What the tables leave to their user, as the RFC does: a 2xx to INVITE is repeated by whoever
+accepted the call and acknowledged by whoever placed it, not by these transactions.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class State(StrEnum):
+    CALLING = "calling"
+    TRYING = "trying"
+    PROCEEDING = "proceeding"
+    COMPLETED = "completed"
+    ACCEPTED = "accepted"
+    CONFIRMED = "confirmed"
+    TERMINATED = "terminated"
+
+
+class Stimulus(StrEnum):
+    """What can happen. A response is received by a client and sent by a server transaction."""
+
+    PROVISIONAL = "1xx"
+    SUCCESS = "2xx"
+    FAILURE = "300-699"
+    REQUEST = "request repeated"
+    ACK = "ACK"
+    TRANSPORT_FAILED = "transport failed"
+    TIMER_A = "A"
+    TIMER_B = "B"
+    TIMER_D = "D"
+    TIMER_E = "E"
+    TIMER_F = "F"
+    TIMER_G = "G"
+    TIMER_H = "H"
+    TIMER_I = "I"
+    TIMER_J = "J"
+    TIMER_K = "K"
+    TIMER_L = "L"
+    TIMER_M = "M"
+
+
+class Action(StrEnum):
+    SEND = "send the last message (server: the response just given)"
+    RESEND = "send the last message again, counted as a retransmission"
+    ACK = "acknowledge a failure within the transaction"
+    TELL = "pass the response to the user"
+    TELL_TIMEOUT = "tell the user that nobody answered"
+    TELL_TRANSPORT = "tell the user that the transport failed"
+    STOP_REPEATING = "stop A, E or G"
+    STOP_TIMERS = "stop both timers"
+    START_A = "A"
+    START_B = "B"
+    START_D = "D"
+    START_E = "E"
+    START_F = "F"
+    START_G = "G"
+    START_H = "H"
+    START_I = "I"
+    START_J = "J"
+    START_K = "K"
+    START_L = "L"
+    START_M = "M"
+
+
+Table = dict[tuple[State, Stimulus], tuple[State, tuple[Action, ...]]]
+
+S, X, A = State, Stimulus, Action
+
+INVITE_CLIENT: Table = {
+    (S.CALLING, X.TIMER_A): (S.CALLING, (A.RESEND, A.START_A)),
+    (S.CALLING, X.TIMER_B): (S.TERMINATED, (A.TELL_TIMEOUT,)),
+    (S.CALLING, X.TRANSPORT_FAILED): (S.TERMINATED, (A.TELL_TRANSPORT,)),
+    (S.CALLING, X.PROVISIONAL): (S.PROCEEDING, (A.STOP_TIMERS, A.TELL)),
+    (S.CALLING, X.SUCCESS): (S.ACCEPTED, (A.STOP_REPEATING, A.START_M, A.TELL)),
+    (S.CALLING, X.FAILURE): (S.COMPLETED, (A.STOP_REPEATING, A.ACK, A.START_D, A.TELL)),
+    (S.PROCEEDING, X.PROVISIONAL): (S.PROCEEDING, (A.TELL,)),
+    (S.PROCEEDING, X.SUCCESS): (S.ACCEPTED, (A.START_M, A.TELL)),
+    (S.PROCEEDING, X.FAILURE): (S.COMPLETED, (A.ACK, A.START_D, A.TELL)),
+    (S.COMPLETED, X.FAILURE): (S.COMPLETED, (A.ACK,)),
+    (S.COMPLETED, X.TIMER_D): (S.TERMINATED, ()),
+    (S.ACCEPTED, X.SUCCESS): (S.ACCEPTED, (A.TELL,)),
+    (S.ACCEPTED, X.TIMER_M): (S.TERMINATED, ()),
+}
+"""§17.1.1 and RFC 6026 §7.2. An ICMP error counts only while nobody has answered: once there
+was a 1xx the INVITE is no longer being sent, so the error is about something else."""
+
+NON_INVITE_CLIENT: Table = {
+    (S.TRYING, X.TIMER_E): (S.TRYING, (A.RESEND, A.START_E)),
+    (S.TRYING, X.TIMER_F): (S.TERMINATED, (A.TELL_TIMEOUT,)),
+    (S.TRYING, X.TRANSPORT_FAILED): (S.TERMINATED, (A.TELL_TRANSPORT,)),
+    (S.TRYING, X.PROVISIONAL): (S.PROCEEDING, (A.TELL,)),
+    (S.TRYING, X.SUCCESS): (S.COMPLETED, (A.STOP_REPEATING, A.START_K, A.TELL)),
+    (S.TRYING, X.FAILURE): (S.COMPLETED, (A.STOP_REPEATING, A.START_K, A.TELL)),
+    (S.PROCEEDING, X.TIMER_E): (S.PROCEEDING, (A.RESEND, A.START_E)),
+    (S.PROCEEDING, X.TIMER_F): (S.TERMINATED, (A.TELL_TIMEOUT,)),
+    (S.PROCEEDING, X.TRANSPORT_FAILED): (S.TERMINATED, (A.TELL_TRANSPORT,)),
+    (S.PROCEEDING, X.PROVISIONAL): (S.PROCEEDING, (A.TELL,)),
+    (S.PROCEEDING, X.SUCCESS): (S.COMPLETED, (A.STOP_REPEATING, A.START_K, A.TELL)),
+    (S.PROCEEDING, X.FAILURE): (S.COMPLETED, (A.STOP_REPEATING, A.START_K, A.TELL)),
+    (S.COMPLETED, X.TIMER_K): (S.TERMINATED, ()),
+}
+"""§17.1.2."""
+
+INVITE_SERVER: Table = {
+    (S.PROCEEDING, X.REQUEST): (S.PROCEEDING, (A.RESEND,)),
+    (S.PROCEEDING, X.PROVISIONAL): (S.PROCEEDING, (A.SEND,)),
+    (S.PROCEEDING, X.SUCCESS): (S.ACCEPTED, (A.SEND, A.START_L)),
+    (S.PROCEEDING, X.FAILURE): (S.COMPLETED, (A.SEND, A.START_G, A.START_H)),
+    (S.COMPLETED, X.REQUEST): (S.COMPLETED, (A.RESEND,)),
+    (S.COMPLETED, X.TIMER_G): (S.COMPLETED, (A.RESEND, A.START_G)),
+    (S.COMPLETED, X.TIMER_H): (S.TERMINATED, ()),
+    (S.COMPLETED, X.ACK): (S.CONFIRMED, (A.STOP_REPEATING, A.START_I)),
+    (S.CONFIRMED, X.TIMER_I): (S.TERMINATED, ()),
+    (S.ACCEPTED, X.TIMER_L): (S.TERMINATED, ()),
+}
+"""§17.2.1 and RFC 6026 §7.1. A refusal that nobody acknowledges (timer H) needs no word to the
+user: it has said all it had to say. A repeated INVITE in Accepted is absorbed, since the 2xx is
+being repeated anyway."""
+
+NON_INVITE_SERVER: Table = {
+    (S.TRYING, X.PROVISIONAL): (S.PROCEEDING, (A.SEND,)),
+    (S.TRYING, X.SUCCESS): (S.COMPLETED, (A.SEND, A.START_J)),
+    (S.TRYING, X.FAILURE): (S.COMPLETED, (A.SEND, A.START_J)),
+    (S.PROCEEDING, X.REQUEST): (S.PROCEEDING, (A.RESEND,)),
+    (S.PROCEEDING, X.PROVISIONAL): (S.PROCEEDING, (A.SEND,)),
+    (S.PROCEEDING, X.SUCCESS): (S.COMPLETED, (A.SEND, A.START_J)),
+    (S.PROCEEDING, X.FAILURE): (S.COMPLETED, (A.SEND, A.START_J)),
+    (S.COMPLETED, X.REQUEST): (S.COMPLETED, (A.RESEND,)),
+    (S.COMPLETED, X.TIMER_J): (S.TERMINATED, ()),
+}
+"""§17.2.2."""
+
+
+def stimulus_of(code: int) -> Stimulus:
+    """What a response of this status means to a transaction."""
+    if code < 200:
+        return Stimulus.PROVISIONAL
+    return Stimulus.SUCCESS if code < 300 else Stimulus.FAILURE

@@ -1,0 +1,185 @@
+"""From a call that is due to an attempt that a worker may dial, and the moment it is heard.
+
+A claim is written, and so durable, before the INVITE leaves; the answer before the first packet
+of audio. What a crash leaves behind between the two is `leases.take_over`'s to deal with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
+
+from bitel.calls.call import CallStatus, Lane
+from bitel.calls.ids import new_id
+from bitel.calls.retry import RetryRule
+from bitel.store import leases
+from bitel.store.endings import CallEnd, end_calls
+from bitel.store.leases import Lease, LostLease
+from bitel.store.schema import HEARD, HELD, attempt, call, is_due, is_open
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """An attempt that its worker may make now, and nobody else."""
+
+    attempt_id: str
+    call_id: str
+    project_id: str
+    e164: str
+    recording_id: str
+    started_at: float
+    rule: RetryRule
+    """What the call still allows once this attempt is over."""
+
+
+def claim(
+    conn: Connection, lease: Lease, limit: int, now: float, lanes: Iterable[Lane] = Lane
+) -> list[Claim]:
+    """Up to `limit` calls that are due, those of the first lane first, then the longest due.
+
+    Raises LostLease when another worker has taken over.
+    """
+    if not leases.holds(conn, lease):
+        raise LostLease(f"another worker has taken over the dialer {lease.dialer_id}")
+    rows: list[Row[*tuple[Any, ...]]] = []
+    for lane in sorted(lanes):
+        if len(rows) >= limit:
+            break
+        wanted = {"dialer_id": lease.dialer_id, "lane": int(lane), "now": now,
+                  "most": limit - len(rows)}  # fmt: skip
+        rows += conn.execute(_DUE, wanted).all()
+    if not rows:
+        return []
+    claims = [_claim(row, now) for row in rows]
+    conn.execute(_CLAIM_CALL, [{"the_call": row.id} for row in rows])
+    conn.execute(
+        insert(attempt),
+        [
+            {
+                "id": made.attempt_id,
+                "call_id": row.id,
+                "number": row.attempts + 1,
+                "dialer_id": lease.dialer_id,
+                "epoch": lease.epoch,
+                "claim": HELD,
+                "started_at": now,
+                "ended_by": "",
+                "detail": "",
+            }
+            for row, made in zip(rows, claims, strict=True)
+        ],
+    )
+    return claims
+
+
+def heard(conn: Connection, lease: Lease, answered_at: Mapping[str, float]) -> set[str]:
+    """Write that these attempts were answered, and when (Unix seconds), by attempt.
+
+    Returns those for which that is now written, be it by an earlier try; for any other the claim
+    is lost, and the recording must not be played.
+    """
+    if not leases.holds(conn, lease):
+        return set()
+    mine = {"ids": list(answered_at), "dialer_id": lease.dialer_id, "epoch": lease.epoch}
+    rows = conn.execute(_MINE, mine).all()
+    held = [
+        {"the_attempt": row.id, "answered_at": answered_at[row.id]}
+        for row in rows
+        if row.claim == HELD
+    ]
+    if held:
+        conn.execute(_HEARD, held)
+    return {row.id for row in rows}
+
+
+def expire(conn: Connection, dialer_id: str, now: float, limit: int = 1000) -> int:
+    """End up to `limit` calls whose time to live ran out while they waited; how many it were."""
+    rows = conn.execute(_EXPIRED, {"dialer_id": dialer_id, "now": now, "most": limit})
+    ends = [CallEnd(row.id, CallStatus.EXPIRED) for row in rows]
+    end_calls(conn, ends)
+    return len(ends)
+
+
+def next_due(conn: Connection, dialer_id: str) -> float | None:
+    """When a waiting call of the dialer becomes due or expires next; it may be in the past."""
+    row = conn.execute(_NEXT_DUE, {"dialer_id": dialer_id}).one()
+    return min((at for at in row if at is not None), default=None)
+
+
+def in_flight(conn: Connection, dialer_id: str) -> int:
+    """How many attempts of the dialer are under way."""
+    count: int = conn.execute(_IN_FLIGHT, {"dialer_id": dialer_id}).scalar_one()
+    return count
+
+
+def _claim(row: Row[*tuple[Any, ...]], now: float) -> Claim:
+    rule = RetryRule(row.retries_left, row.retry_interval, row.expires_at, row.trouble)
+    return Claim(new_id(now), row.id, row.project_id, row.e164, row.recording_id, now, rule)
+
+
+# One lane at a time: then the index gives the due rows in order, and passes over no others.
+_DUE = (
+    select(
+        call.c.id,
+        call.c.project_id,
+        call.c.e164,
+        call.c.recording_id,
+        call.c.retries_left,
+        call.c.retry_interval,
+        call.c.expires_at,
+        call.c.trouble,
+        call.c.attempts,
+    )
+    .where(
+        call.c.dialer_id == bindparam("dialer_id"),
+        call.c.lane == bindparam("lane"),
+        call.c.due_at <= bindparam("now"),
+        call.c.expires_at > bindparam("now"),
+    )
+    .order_by(call.c.due_at, call.c.id)
+    .limit(bindparam("most"))
+    .with_for_update(skip_locked=True)
+)
+_CLAIM_CALL = (
+    update(call)
+    .where(call.c.id == bindparam("the_call"))
+    .values(due_at=None, attempts=call.c.attempts + 1)
+)
+_MINE = select(attempt.c.id, attempt.c.claim).where(
+    attempt.c.id.in_(bindparam("ids", expanding=True)),
+    attempt.c.dialer_id == bindparam("dialer_id"),
+    attempt.c.epoch == bindparam("epoch"),
+    is_open,
+)
+_HEARD = (
+    update(attempt)
+    .where(attempt.c.id == bindparam("the_attempt"))
+    .values(claim=HEARD, answered_at=bindparam("answered_at"))
+)
+_EXPIRED = (
+    select(call.c.id)
+    .where(
+        call.c.dialer_id == bindparam("dialer_id"), is_due, call.c.expires_at <= bindparam("now")
+    )
+    .order_by(call.c.expires_at)
+    .limit(bindparam("most"))
+    .with_for_update(skip_locked=True)
+)
+_OF_DIALER = (call.c.dialer_id == bindparam("dialer_id"), is_due)
+_NEXT_DUE = select(
+    *(
+        select(func.min(call.c.due_at))
+        .where(*_OF_DIALER, call.c.lane == int(lane))
+        .scalar_subquery()
+        for lane in Lane
+    ),
+    select(func.min(call.c.expires_at)).where(*_OF_DIALER).scalar_subquery(),
+)
+_IN_FLIGHT = (
+    select(func.count())
+    .select_from(attempt)
+    .where(attempt.c.dialer_id == bindparam("dialer_id"), is_open)
+)

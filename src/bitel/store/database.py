@@ -1,0 +1,305 @@
+"""Transactions as plain functions: many writers share one commit, readers wait for none of them.
+
+A unit of work is a function of a `Connection`, run whole on a thread. One thread writes: it takes
+all units that wait, runs them in one transaction, each in a savepoint of its own, and commits
+once: one wait for the disk for all of them. A unit that raises is undone alone. Nobody is answered
+before the commit, so an answer means that it is durable.
+
+On PostgreSQL a deadlock or a lost connection makes the whole transaction run again, so a unit may
+run more than once: it must change nothing but the database. One that catches a database error must
+raise in turn, since its transaction is broken by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Final, Self, TypeVar
+
+from sqlalchemy import URL, Connection, Engine
+from sqlalchemy.exc import DBAPIError
+
+from bitel.store import engines, faults
+from bitel.store.faults import Fault
+from bitel.store.inbox import Inbox, Unit, answer
+
+T = TypeVar("T")
+
+MOST_UNITS: Final = 512
+"""Units in one write transaction."""
+MOST_READS: Final = 32
+"""Reads that one thread does between two looks at the queue, in one transaction."""
+MOST_TRIES: Final = 5
+"""Times that a transaction is run which meets deadlocks."""
+READERS: Final = 3
+"""Reader threads; they are for waiting on the database, not for speed."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What the writer has done since it was opened."""
+
+    batches: int = 0
+    """Transactions committed."""
+    units: int = 0
+    """Units of work in them."""
+    largest_batch: int = 0
+    failed_batches: int = 0
+    """Transactions that could not be stored."""
+    commit_seconds: float = 0.0
+    """Time spent in COMMIT, all together."""
+
+
+class Database:
+    """A database, and the threads that work on it. Open one with `open`, then `close` it."""
+
+    def __init__(self, url: URL) -> None:
+        self._writes = Inbox()
+        self._reads = Inbox()
+        self._writer = _Writer(engines.make_engine(url, "writer"), self._writes)
+        reader = engines.make_engine(url, "reader")
+        threads = [threading.Thread(target=self._writer.run, name="store-writer", daemon=True)]
+        for n in range(READERS):
+            work = _Reader(reader, self._reads).run
+            threads.append(threading.Thread(target=work, name=f"store-reader-{n}", daemon=True))
+        self._threads = threads
+        for thread in threads:
+            thread.start()
+
+    @classmethod
+    def open(cls, url: str) -> Database:
+        """Open the database at `url`; a SQLite file is made where there is none, mode 0600.
+
+        Connections are made with the first work, and the schema is `migrate.upgrade`'s business.
+        Raises SettingsError for a URL that can't be used.
+        """
+        parsed = engines.parse_url(url)
+        if engines.is_sqlite(parsed):
+            engines.prepare_file(parsed)
+        return cls(parsed)
+
+    async def write(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` in a write transaction; when this returns, it is durable.
+
+        Raises what `work` raises (then nothing of it is stored), or StoreUnavailable. Work once
+        queued is done even when the caller is cancelled meanwhile.
+        """
+        return await _ask(self._writes, work)
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` in a transaction that can't write. Raises as `write` does."""
+        return await _ask(self._reads, work)
+
+    def write_now(self, work: Callable[[Connection], T]) -> T:
+        """As `write`, for callers without an event loop: blocks until it is durable."""
+        return _ask_now(self._writes, work)
+
+    def read_now(self, work: Callable[[Connection], T]) -> T:
+        """As `read`, for callers without an event loop: blocks until it is done."""
+        return _ask_now(self._reads, work)
+
+    @property
+    def stats(self) -> Stats:
+        """What the writer has done so far."""
+        return self._writer.stats
+
+    def close(self) -> None:
+        """Finish what is queued, then release everything. Closing twice is one close."""
+        self._writes.close()
+        self._reads.close()
+        for thread in self._threads:
+            thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+async def _ask(inbox: Inbox, work: Callable[[Connection], T]) -> T:
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+    inbox.put(Unit(work, (loop, future)))
+    return await future
+
+
+def _ask_now(inbox: Inbox, work: Callable[[Connection], T]) -> T:
+    future: concurrent.futures.Future[T] = concurrent.futures.Future()
+    inbox.put(Unit(work, future))
+    return future.result()
+
+
+class _Worker:
+    """A thread's loop, and the one connection that it keeps."""
+
+    most: int
+
+    def __init__(self, engine: Engine, inbox: Inbox) -> None:
+        self._engine = engine
+        self._inbox = inbox
+        self._kept: Connection | None = None
+
+    def run(self) -> None:
+        """Work until the inbox is closed and empty."""
+        while units := self._inbox.take(self.most):
+            try:
+                self._serve(units)
+            except Exception as error:  # whatever it is, its callers must hear of it
+                _log.exception("the database's worker failed")
+                _fail(units, error)
+                self._drop()
+            answer(units)
+        self._drop()
+
+    def _serve(self, units: Sequence[Unit]) -> None:
+        raise NotImplementedError
+
+    def _connection(self) -> Connection:
+        if self._kept is None:
+            self._kept = self._engine.connect()
+        return self._kept
+
+    def _undo(self) -> None:
+        if self._kept is None:
+            return
+        try:
+            self._kept.rollback()
+        except DBAPIError:
+            self._drop()
+            return
+        if self._kept.invalidated:
+            self._drop()
+
+    def _drop(self) -> None:
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            try:
+                kept.close()
+            except DBAPIError as error:
+                _log.warning("closing a database connection: %s", faults.first_line(error))
+
+
+class _Writer(_Worker):
+    """Group commit."""
+
+    most = MOST_UNITS
+
+    def __init__(self, engine: Engine, inbox: Inbox) -> None:
+        super().__init__(engine, inbox)
+        self.stats = Stats()
+
+    def _serve(self, units: Sequence[Unit]) -> None:
+        tries, reconnected = 1, False
+        while True:
+            try:
+                self._run_all(units)
+            except DBAPIError as error:
+                self._undo()
+                fault = faults.sort(error)
+                if fault is Fault.AGAIN and tries < MOST_TRIES:
+                    tries += 1
+                    time.sleep(0.005 * 2**tries)
+                elif fault is Fault.LOST and not reconnected:
+                    reconnected = True
+                else:
+                    self._give_up(units, error)
+                    return
+            else:
+                break
+        self._commit(units)
+
+    def _run_all(self, units: Sequence[Unit]) -> None:
+        """Run every unit, the failed ones undone; raises when the transaction itself is broken."""
+        connection = self._connection()
+        if len(units) == 1:
+            self._run_alone(connection, units[0])
+            return
+        for unit in units:
+            connection.exec_driver_sql("SAVEPOINT unit")
+            try:
+                unit.run(connection)
+            except BaseException as error:
+                if faults.sort(error) in (Fault.AGAIN, Fault.LOST):
+                    raise
+                unit.error = faults.for_caller(error)
+                # Fails where SQLite, out of space, has undone the whole transaction already.
+                connection.exec_driver_sql("ROLLBACK TO SAVEPOINT unit")
+            connection.exec_driver_sql("RELEASE SAVEPOINT unit")
+
+    def _run_alone(self, connection: Connection, unit: Unit) -> None:
+        try:
+            unit.run(connection)
+        except BaseException as error:
+            if faults.sort(error) in (Fault.AGAIN, Fault.LOST):
+                raise
+            unit.error = faults.for_caller(error)
+            self._undo()
+
+    def _commit(self, units: Sequence[Unit]) -> None:
+        begun = time.perf_counter()
+        try:
+            if self._kept is not None:
+                self._kept.commit()
+        except DBAPIError as error:
+            self._undo()
+            self._give_up(units, error)
+            return
+        self.stats = replace(
+            self.stats,
+            batches=self.stats.batches + 1,
+            units=self.stats.units + len(units),
+            largest_batch=max(self.stats.largest_batch, len(units)),
+            commit_seconds=self.stats.commit_seconds + time.perf_counter() - begun,
+        )
+
+    def _give_up(self, units: Sequence[Unit], error: DBAPIError) -> None:
+        _log.error("the database stored none of %d: %s", len(units), faults.first_line(error))
+        _fail(units, error)
+        self.stats = replace(self.stats, failed_batches=self.stats.failed_batches + 1)
+
+
+class _Reader(_Worker):
+    """Reads, several in one transaction when several wait."""
+
+    most = MOST_READS
+
+    def _serve(self, units: Sequence[Unit]) -> None:
+        for unit in units:
+            try:
+                self._read(unit)
+            except BaseException as error:
+                unit.error = faults.for_caller(error)
+                self._undo()
+        self._undo()  # there is nothing to commit
+
+    def _read(self, unit: Unit) -> None:
+        try:
+            unit.run(self._connection())
+        except DBAPIError as error:
+            if faults.sort(error) is not Fault.LOST:
+                raise
+            self._drop()
+            unit.run(self._connection())
+
+
+def _fail(units: Sequence[Unit], error: BaseException) -> None:
+    for unit in units:
+        unit.result = None
+        unit.error = faults.for_caller(error)
+
+
+__all__ = ["Connection", "Database", "Stats"]

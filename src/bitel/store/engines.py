@@ -1,0 +1,154 @@
+"""From a database's URL to engines whose connections are set up as the store needs them."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError
+
+from bitel.errors import SettingsError
+
+Role = Literal["writer", "reader", "migration"]
+
+BUSY_TIMEOUT: Final = 30.0
+"""Seconds that SQLite waits for another process, such as the command line, to end its write."""
+
+_SCHEMES: Final = {
+    "sqlite": "sqlite",
+    "sqlite+pysqlite": "sqlite",
+    "postgres": "postgresql+psycopg",
+    "postgresql": "postgresql+psycopg",
+    "postgresql+psycopg": "postgresql+psycopg",
+}
+
+# A commit that returns is on disk, and no statement waits for ever for a lock or a dead peer.
+_POSTGRES_OPTIONS: Final = (
+    "-c synchronous_commit=on -c lock_timeout=10s -c statement_timeout=60s "
+    "-c idle_in_transaction_session_timeout=60s"
+)
+
+# Memory-mapped reads stay off: there an I/O error would end the process by SIGBUS.
+_SQLITE_PRAGMAS: Final = (
+    "PRAGMA synchronous = FULL",
+    "PRAGMA cache_size = -65536",  # KiB
+    "PRAGMA journal_size_limit = 67108864",
+    "PRAGMA temp_store = MEMORY",
+)
+
+
+def parse_url(text: str) -> URL:
+    """The URL of a SQLite file or a PostgreSQL database.
+
+    Raises SettingsError, which never repeats the URL: it may hold a password.
+    """
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):
+        raise SettingsError(
+            "database_url is not a database's URL, as in sqlite:////var/lib/bitel/bitel.db "
+            "or postgresql://user@host/name"
+        ) from None
+    scheme = _SCHEMES.get(url.drivername)
+    if scheme is None:
+        raise SettingsError(
+            f"database_url names {url.drivername}; sqlite and postgresql are what can be used"
+        )
+    url = url.set(drivername=scheme)
+    if is_sqlite(url):
+        if not url.database or url.database == ":memory:":
+            raise SettingsError("database_url names no SQLite file, as in sqlite:///bitel.db")
+    else:
+        _need_psycopg()
+    return url
+
+
+def is_sqlite(url: URL) -> bool:
+    """Whether the database is a SQLite file; else it is PostgreSQL."""
+    return url.get_backend_name() == "sqlite"
+
+
+def make_engine(url: URL, role: Role) -> Engine:
+    """An engine without a pool: each thread of the store keeps the one connection it opens."""
+    if is_sqlite(url):
+        return _sqlite_engine(url, role)
+    options = _POSTGRES_OPTIONS
+    if role == "reader":
+        options += " -c default_transaction_read_only=on"
+    arguments = {
+        "application_name": "bitel",
+        "connect_timeout": 5,
+        "keepalives_idle": 30,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "options": options,
+    }
+    for name in set(arguments) & set(url.query):
+        del arguments[name]  # what the operator put into the URL counts
+    return create_engine(url, poolclass=NullPool, connect_args=arguments)
+
+
+def prepare_file(url: URL) -> None:
+    """Make the folder and the file of a SQLite database, for nobody else to read.
+
+    Raises SettingsError when that can't be done.
+    """
+    path = Path(str(url.database))
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    except OSError as fault:
+        raise SettingsError(
+            f"the database file {path} can't be made or opened: {fault.strerror}"
+        ) from None
+
+
+def _need_psycopg() -> None:
+    try:
+        import psycopg  # noqa: F401  (optional)
+    except ImportError:
+        raise SettingsError(
+            "database_url names PostgreSQL, which needs psycopg; install bitel[postgres]"
+        ) from None
+
+
+def _sqlite_engine(url: URL, role: Role) -> Engine:
+    engine = create_engine(url, poolclass=NullPool, connect_args={"timeout": BUSY_TIMEOUT})
+    begin = "BEGIN" if role == "reader" else "BEGIN IMMEDIATE"
+
+    @event.listens_for(engine, "connect")
+    def _set_up(connection: sqlite3.Connection, record: Any) -> None:
+        # The driver must start no transaction by itself: a write begins with the write lock
+        # taken, or it could fail halfway with SQLITE_BUSY.
+        connection.isolation_level = None
+        _use_wal(connection)
+        for pragma in _SQLITE_PRAGMAS:
+            connection.execute(pragma)
+        # A migration rebuilds tables; with keys enforced that would delete what refers to them.
+        connection.execute(f"PRAGMA foreign_keys = {'OFF' if role == 'migration' else 'ON'}")
+        connection.execute(f"PRAGMA query_only = {'ON' if role == 'reader' else 'OFF'}")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    return engine
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    # The change to WAL does not wait for other connections as statements do; so wait here.
+    give_up = time.monotonic() + BUSY_TIMEOUT
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+            if not busy or time.monotonic() > give_up:
+                raise
+            time.sleep(0.02)
+        else:
+            return

@@ -1,0 +1,82 @@
+"""What a driver's error means for the work that met it."""
+
+from __future__ import annotations
+
+import enum
+import sqlite3
+
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+
+from bitel.errors import UnavailableError
+
+
+class StoreUnavailable(UnavailableError):
+    """The database can't do this now: full, locked, or out of reach. Nothing of it is stored.
+
+    One doubt no client can remove: when the connection to PostgreSQL is lost during the COMMIT
+    itself, it may have been carried out. Identifiers made before the write tell on the next read.
+    """
+
+
+class Fault(enum.Enum):
+    """What to do about an error."""
+
+    OURS = "the work's own: hand it to the caller"
+    AGAIN = "a deadlock or a serialization failure: run the whole transaction again"
+    LOST = "the connection is gone: open another and run the whole transaction again, once"
+    DOWN = "the database can't: say so to the caller"
+
+
+_DOWN_SQLITE = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_INTERRUPT,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_NOTADB,
+    }
+)
+
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+_AGAIN_POSTGRES = frozenset({"40001", "40P01"})
+_DOWN_POSTGRES = frozenset({"25006", "55P03", "57014", "57P01", "57P02", "57P03", "57P05"})
+_DOWN_POSTGRES_CLASSES = frozenset({"08", "53", "58", "XX"})
+
+
+def sort(error: BaseException) -> Fault:
+    """What `error`, raised while work ran in a transaction, means for that transaction."""
+    if not isinstance(error, DBAPIError):
+        return Fault.OURS
+    if error.connection_invalidated:
+        return Fault.LOST
+    code = getattr(error.orig, "sqlite_errorcode", None)
+    if code is not None:
+        return Fault.DOWN if code & 0xFF in _DOWN_SQLITE else Fault.OURS
+    state = getattr(error.orig, "sqlstate", None)
+    if state is None:
+        # Only a connection that could not be made has no SQLSTATE.
+        return Fault.DOWN if isinstance(error, OperationalError | InterfaceError) else Fault.OURS
+    if state in _AGAIN_POSTGRES:
+        return Fault.AGAIN
+    down = state in _DOWN_POSTGRES or state[:2] in _DOWN_POSTGRES_CLASSES
+    return Fault.DOWN if down else Fault.OURS
+
+
+def first_line(error: BaseException) -> str:
+    """The driver's own words, without the statement and its parameters (which may be private)."""
+    words = str(error.orig if isinstance(error, DBAPIError) else error).strip()
+    return words.splitlines()[0] if words else type(error).__name__
+
+
+def for_caller(error: BaseException) -> BaseException:
+    """The error as the caller gets it: its own, or StoreUnavailable caused by it."""
+    if sort(error) is Fault.OURS:
+        return error
+    unavailable = StoreUnavailable("the database can't do this now, try again later")
+    unavailable.__cause__ = error
+    return unavailable

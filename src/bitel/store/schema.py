@@ -1,0 +1,212 @@
+"""Every table, as it stands after the last migration.
+
+Identifiers are 32 hex characters, times Unix seconds, money exact. What a query says about a
+partial index must be a literal, not a parameter, or neither database can see that the index fits;
+hence `is_due` and `is_open`, which the indexes and the queries share.
+"""
+
+from __future__ import annotations
+
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Dialect,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    UniqueConstraint,
+    literal_column,
+)
+from sqlalchemy.types import TypeDecorator
+
+_PER_UNIT: Final = 10_000
+
+
+class Money(TypeDecorator[Decimal]):
+    """An amount of the currency as a whole number of 1/10000 units, so that sums are exact."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: Decimal | None, dialect: Dialect) -> int | None:
+        if value is None:
+            return None
+        return int((value * _PER_UNIT).quantize(Decimal(1), rounding=ROUND_HALF_UP))
+
+    def process_result_value(self, value: int | None, dialect: Dialect) -> Decimal | None:
+        return None if value is None else Decimal(value).scaleb(-4)
+
+
+class FreeText(TypeDecorator[str]):
+    """What a stranger wrote: cut to `length`, and freed of what PostgreSQL refuses to store."""
+
+    impl = String
+    cache_ok = True
+
+    def __init__(self, length: int) -> None:
+        super().__init__(length)
+        self._length = length
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        if value is None:
+            return None
+        whole = value.encode("utf-8", "replace").decode("utf-8")
+        return whole.replace("\0", "\N{REPLACEMENT CHARACTER}")[: self._length]
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> str | None:
+        return value
+
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+    }
+)
+
+_Id = String(32)
+_DialerId = String(64)
+
+project = Table(
+    "project",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("name", String(64), nullable=False, unique=True),
+    Column("created_at", Double, nullable=False),
+    Column("balance", Money),  # NULL: unlimited
+    Column("default_dialer", _DialerId),
+    Column("disabled", Boolean, nullable=False),
+)
+
+token = Table(
+    "token",
+    metadata,
+    Column("id", _Id, primary_key=True),  # the jti of the JWT
+    Column("project_id", _Id, ForeignKey("project.id"), nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double),
+    Column("revoked_at", Double),
+)
+
+recording = Table(
+    "recording",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("project_id", _Id, ForeignKey("project.id"), nullable=False),
+    Column("name", FreeText(255), nullable=False),
+    Column("duration", Double, nullable=False),
+    Column("size", BigInteger, nullable=False),  # bytes, as uploaded
+    Column("created_at", Double, nullable=False),
+    Column("deleted_at", Double),
+    Index("ix_recording_project", "project_id", "id"),
+)
+
+call = Table(
+    "call",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("project_id", _Id, ForeignKey("project.id"), nullable=False),
+    Column("campaign_id", _Id),
+    Column("dialer_id", _DialerId, nullable=False),
+    Column("phone_number", FreeText(64), nullable=False),
+    Column("e164", String(16), nullable=False),
+    Column("recording_id", _Id, ForeignKey("recording.id"), nullable=False),
+    Column("lane", SmallInteger, nullable=False),
+    Column("status", SmallInteger, nullable=False),
+    Column("retry_count", SmallInteger, nullable=False),
+    Column("retries_left", SmallInteger, nullable=False),
+    Column("retry_interval", Integer, nullable=False),
+    Column("requested_at", Double, nullable=False),
+    Column("expires_at", Double, nullable=False),
+    Column("due_at", Double),  # NULL: claimed or final
+    Column("trouble", Integer, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("executed_at", Double, nullable=False),
+    Column("bill_seconds", Integer, nullable=False),
+    Column("price", Money, nullable=False),
+    Column("reason", FreeText(200), nullable=False),
+)
+
+is_due = call.c.due_at.is_not(None)
+"""The call waits for its next attempt: nobody has claimed it, and it is not final."""
+
+Index("ix_call_due", call.c.dialer_id, call.c.lane, call.c.due_at, call.c.id,
+      sqlite_where=is_due, postgresql_where=is_due)  # fmt: skip
+Index("ix_call_expiring", call.c.dialer_id, call.c.expires_at,
+      sqlite_where=is_due, postgresql_where=is_due)  # fmt: skip
+Index("ix_call_campaign", call.c.campaign_id, call.c.id,
+      sqlite_where=call.c.campaign_id.is_not(None),
+      postgresql_where=call.c.campaign_id.is_not(None))  # fmt: skip
+Index("ix_call_project", call.c.project_id, call.c.id)
+
+HELD: Final = "held"
+"""Claimed, nobody has answered: after a crash it may be dialled again."""
+HEARD: Final = "heard"
+"""Answered: the person may have heard the recording start, so nobody dials it again."""
+SETTLED: Final = "settled"
+"""Over, and what became of it is written."""
+
+attempt = Table(
+    "attempt",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("call_id", _Id, ForeignKey("call.id"), nullable=False),
+    Column("number", Integer, nullable=False),  # 1 is a call's first
+    Column("dialer_id", _DialerId, nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("claim", String(8), nullable=False),
+    Column("started_at", Double, nullable=False),
+    Column("answered_at", Double),
+    Column("ended_at", Double),
+    Column("outcome", String(32)),
+    Column("sip_code", SmallInteger),
+    Column("q850", SmallInteger),
+    Column("ended_by", String(8), nullable=False),
+    Column("detail", FreeText(200), nullable=False),
+    CheckConstraint("claim IN ('held', 'heard', 'settled')", name="claim"),
+    UniqueConstraint("call_id", "number"),
+)
+
+is_open = attempt.c.claim != literal_column(f"'{SETTLED}'")
+"""The attempt is under way, or a crash has cut it off and nobody has dealt with it yet."""
+
+Index("ix_attempt_open", attempt.c.dialer_id,
+      sqlite_where=is_open, postgresql_where=is_open)  # fmt: skip
+# A number is never in two attempts of one call at once, whatever the code above does.
+Index("uq_attempt_open_call", attempt.c.call_id, unique=True,
+      sqlite_where=is_open, postgresql_where=is_open)  # fmt: skip
+
+ledger_entry = Table(
+    "ledger_entry",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("project_id", _Id, ForeignKey("project.id"), nullable=False),
+    # No foreign keys: the ledger outlives the calls that it tells of.
+    Column("call_id", _Id),
+    Column("attempt_id", _Id, unique=True),
+    Column("kind", String(16), nullable=False),
+    Column("amount", Money, nullable=False),  # negative: spent
+    Column("created_at", Double, nullable=False),
+    Index("ix_ledger_entry_project", "project_id", "id"),
+)
+
+dialer = Table(
+    "dialer",
+    metadata,
+    Column("id", _DialerId, primary_key=True),
+    Column("epoch", Integer, nullable=False),
+    Column("worker", FreeText(64), nullable=False),
+    Column("seen_at", Double, nullable=False),
+)

@@ -1,0 +1,147 @@
+"""What a finished attempt leaves behind: its outcome, its call's fate, and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import Connection, Row, bindparam, insert, select, update
+
+from bitel.calls.call import CallStatus
+from bitel.calls.ids import new_id
+from bitel.calls.outcome import Attempted, Outcome
+from bitel.calls.retry import Again, Final, Verdict
+from bitel.calls.tariff import NOTHING, Bill
+from bitel.store import leases
+from bitel.store.endings import (
+    AttemptEnd,
+    CallAgain,
+    CallEnd,
+    call_again,
+    end_attempts,
+    end_calls,
+)
+from bitel.store.leases import Lease
+from bitel.store.schema import HEARD, attempt, call, is_open, ledger_entry, project
+
+
+@dataclass(frozen=True, slots=True)
+class HandBack:
+    """The attempt was given up for our own reasons: its call is due at `due_at`, as before."""
+
+    due_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """A finished attempt, and what follows from it."""
+
+    attempt_id: str
+    call_id: str
+    attempted: Attempted
+    verdict: Verdict | HandBack
+    bill: Bill = NOTHING
+
+
+def settle(
+    conn: Connection, lease: Lease, settlements: Sequence[Settlement], now: float
+) -> set[str]:
+    """Write what became of attempts; returns those for which it was written.
+
+    It is not for attempts that are settled already, or that another worker has taken over. An
+    answered attempt is billed by one ledger entry. Whatever its verdict, an attempt that was heard
+    never makes its call due again: the call then ends as UNKNOWN.
+    """
+    if not settlements or not leases.holds(conn, lease):
+        return set()
+    offered = {one.attempt_id: one for one in settlements}
+    mine = {"ids": list(offered), "dialer_id": lease.dialer_id, "epoch": lease.epoch}
+    rows = {
+        row.id: row for row in conn.execute(_MINE, mine) if row.call_id == offered[row.id].call_id
+    }
+    accepted = [_checked(offered[attempt_id], row) for attempt_id, row in rows.items()]
+    end_attempts(conn, [_attempt_end(one) for one in accepted])
+    end_calls(conn, [_call_end(one) for one in accepted if isinstance(one.verdict, Final)])
+    call_again(conn, [_call_again(one) for one in accepted if not isinstance(one.verdict, Final)])
+    _charge(conn, [(rows[one.attempt_id].project_id, one) for one in accepted], now)
+    return set(rows)
+
+
+def _checked(one: Settlement, row: Row[*tuple[Any, ...]]) -> Settlement:
+    if row.claim == HEARD and not isinstance(one.verdict, Final):
+        return replace(one, verdict=Final(CallStatus.UNKNOWN))
+    return one
+
+
+def _attempt_end(one: Settlement) -> AttemptEnd:
+    done = one.attempted
+    handed_back = isinstance(one.verdict, HandBack)
+    return AttemptEnd(
+        attempt_id=one.attempt_id,
+        outcome=Outcome.CALLED_OFF if handed_back else done.outcome,
+        started_at=done.started_at,
+        ended_at=done.ended_at,
+        answered_at=done.answered_at,
+        sip_code=done.sip_code,
+        q850=done.q850,
+        ended_by=done.ended_by,
+        detail=done.detail,
+    )
+
+
+def _call_end(one: Settlement) -> CallEnd:
+    assert isinstance(one.verdict, Final)
+    return CallEnd(
+        call_id=one.call_id,
+        status=one.verdict.status,
+        executed_at=one.attempted.started_at,
+        bill_seconds=one.bill.seconds,
+        price=one.bill.price,
+        reason=one.verdict.reason,
+    )
+
+
+def _call_again(one: Settlement) -> CallAgain:
+    verdict = one.verdict
+    if isinstance(verdict, Again):
+        return CallAgain(one.call_id, verdict.due_at, verdict.spends_retry, verdict.trouble)
+    assert isinstance(verdict, HandBack)
+    return CallAgain(one.call_id, verdict.due_at, spends_retry=False, trouble=None)
+
+
+def _charge(conn: Connection, of_projects: Sequence[tuple[str, Settlement]], now: float) -> None:
+    entries: list[dict[str, Any]] = []
+    spent: dict[str, Decimal] = {}
+    for project_id, one in of_projects:
+        if one.attempted.answered_at is None:
+            continue
+        entry = {"id": new_id(now), "project_id": project_id, "call_id": one.call_id,
+                 "attempt_id": one.attempt_id, "kind": "call", "amount": -one.bill.price,
+                 "created_at": now}  # fmt: skip
+        entries.append(entry)
+        spent[project_id] = spent.get(project_id, Decimal(0)) + one.bill.price
+    if entries:
+        conn.execute(insert(ledger_entry), entries)
+    # In one order everywhere, so that two processes that charge can't block each other.
+    moved = [{"the_project": key, "spent": spent[key]} for key in sorted(spent) if spent[key]]
+    if moved:
+        conn.execute(_CHARGE, moved)
+
+
+_MINE = (
+    select(attempt.c.id, attempt.c.call_id, attempt.c.claim, call.c.project_id)
+    .join(call)
+    .where(
+        attempt.c.id.in_(bindparam("ids", expanding=True)),
+        attempt.c.dialer_id == bindparam("dialer_id"),
+        attempt.c.epoch == bindparam("epoch"),
+        is_open,
+    )
+)
+_CHARGE = (
+    update(project)
+    .where(project.c.id == bindparam("the_project"), project.c.balance.is_not(None))
+    .values(balance=project.c.balance - bindparam("spent", type_=project.c.balance.type))
+)

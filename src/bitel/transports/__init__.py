@@ -1,0 +1,1 @@
+"""Adapters between a user agent without I/O and asyncio."""

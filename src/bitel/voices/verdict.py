@@ -1,0 +1,22 @@
+"""What the decode worker found, as its exit status; the only thing it says to its parent."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Verdict(IntEnum):
+    """Exit statuses; 1 and 2 are left to the interpreter's own failures."""
+
+    DECODED = 0
+    NOT_MEDIA = 10
+    NO_AUDIO_STREAM = 11
+    NO_DECODER = 12
+    DAMAGED = 13
+    NO_SAMPLES = 14
+    TOO_LONG = 20
+    OUT_OF_MEMORY = 21
+
+
+ALAW_NAME = "recording.alaw"
+ULAW_NAME = "recording.ulaw"

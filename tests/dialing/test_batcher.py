@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from bitel.dialing.batcher import LARGEST, Batcher
+
+
+class Sink:
+    """Takes batches, each only when it is let through."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.open = asyncio.Event()
+
+    async def flush(self, items: Sequence[int]) -> Sequence[bool]:
+        self.batches.append(list(items))
+        await self.open.wait()
+        return [item % 2 == 0 for item in items]
+
+
+async def test_what_comes_while_a_write_runs_goes_with_the_next() -> None:
+    sink = Sink()
+    batcher = Batcher(sink.flush)
+    first = asyncio.create_task(batcher.put(0))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    rest = [asyncio.create_task(batcher.put(n)) for n in range(1, 10)]
+    await asyncio.sleep(0)
+    sink.open.set()
+    assert await first
+    assert await asyncio.gather(*rest) == [n % 2 == 0 for n in range(1, 10)]
+    assert sink.batches == [[0], list(range(1, 10))]
+
+
+async def test_a_batch_has_a_largest_size() -> None:
+    sink = Sink()
+    sink.open.set()
+    batcher = Batcher(sink.flush)
+    await asyncio.gather(*(batcher.put(n) for n in range(LARGEST * 2 + 1)))
+    assert [len(batch) for batch in sink.batches] == [LARGEST, LARGEST, 1]
+
+
+async def test_a_failed_write_is_told_to_each_of_its_items_and_to_no_other() -> None:
+    failures = iter([OSError("disk"), None])
+
+    async def flush(items: Sequence[int]) -> Sequence[bool]:
+        fault = next(failures)
+        if fault:
+            raise fault
+        return [True] * len(items)
+
+    batcher = Batcher(flush)
+    results = await asyncio.gather(batcher.put(1), batcher.put(2), return_exceptions=True)
+    assert [type(result) for result in results] == [OSError, OSError]
+    assert await batcher.put(3)
+
+
+async def test_an_item_whose_caller_went_away_hurts_nobody() -> None:
+    sink = Sink()
+    batcher = Batcher(sink.flush)
+    gone = asyncio.create_task(batcher.put(2))
+    stays = asyncio.create_task(batcher.put(4))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    gone.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await gone
+    sink.open.set()
+    assert await stays

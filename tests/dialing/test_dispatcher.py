@@ -1,0 +1,359 @@
+"""The dispatcher over a real store, with a dialer that follows a script instead of SIP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+
+import pytest
+
+from bitel.calls.call import Call, CallStatus, Lane, NewCall
+from bitel.calls.ids import new_id
+from bitel.calls.outcome import Attempted, Outcome
+from bitel.calls.tariff import Rate, Tariff
+from bitel.dialing.dialer import Heard, Order
+from bitel.dialing.dispatcher import REDIAL_MARGIN, STALE_CLAIM, Dispatcher, Limits
+from bitel.store import calls, leases, projects, recordings
+from bitel.store.database import Database
+from bitel.store.leases import LostLease
+
+TARIFF = Tariff((Rate("+98", Decimal(60), increment=1),))
+RING_TIMEOUT = 45.0
+
+
+@dataclass
+class Clock:
+    now: float = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class ScriptedDialer:
+    """Ends each attempt as the next word of its script says; ANSWERED lasts `talk` seconds."""
+
+    clock: Clock
+    script: list[Outcome]
+    talk: float = 10.0
+    hold: asyncio.Event | None = None
+    orders: list[Order] = field(default_factory=list)
+    busiest: int = 0
+    called_off: set[str] = field(default_factory=set)
+    up: bool = True
+    _now_busy: int = 0
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def dial(self, order: Order, heard: Heard) -> Attempted:
+        self.orders.append(order)
+        self._now_busy += 1
+        self.busiest = max(self.busiest, self._now_busy)
+        try:
+            return await self._dial(order, heard)
+        finally:
+            self._now_busy -= 1
+
+    async def _dial(self, order: Order, heard: Heard) -> Attempted:
+        started_at = self.clock()
+        if self.hold is not None:
+            await self.hold.wait()
+        if order.attempt_id in self.called_off:
+            return Attempted(Outcome.CALLED_OFF, started_at, self.clock())
+        outcome = self.script.pop(0) if len(self.script) > 1 else self.script[0]
+        if outcome is not Outcome.ANSWERED:
+            return Attempted(outcome, started_at, self.clock(), detail="as scripted")
+        answered_at = self.clock()
+        if not await heard(answered_at):
+            return Attempted(Outcome.TRUNK_TROUBLE, started_at, self.clock())
+        return Attempted(outcome, started_at, answered_at + self.talk, answered_at)
+
+    def call_off(self, attempt_id: str) -> None:
+        self.called_off.add(attempt_id)
+        if self.hold is not None:
+            self.hold.set()
+
+
+class Play:
+    """A project with a recording, and a dispatcher over its database."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self.database = database
+        self.clock = clock
+        self.project_id = ""
+        self.recording_id = new_id(clock())
+
+    async def set_up(self) -> None:
+        project = await self.database.write(
+            lambda conn: projects.create(conn, "acme", self.clock())
+        )
+        self.project_id = project.id
+        recording = recordings.Recording(
+            self.recording_id, project.id, "hello", 10.0, 1000, self.clock()
+        )
+        await self.database.write(lambda conn: recordings.add(conn, recording))
+
+    async def place(self, count: int = 1, **terms: float) -> list[str]:
+        now = self.clock()
+        new = [
+            NewCall(
+                id=new_id(now),
+                project_id=self.project_id,
+                dialer_id="main",
+                phone_number=f"0912{n:07}",
+                e164=f"+98912{n:07}",
+                recording_id=self.recording_id,
+                lane=Lane.SINGLE,
+                retry_count=int(terms.get("retries", 1)),
+                retry_interval=int(terms.get("interval", 60)),
+                requested_at=now,
+                expires_at=now + terms.get("time_to_live", 14400),
+            )
+            for n in range(count)
+        ]
+        await self.database.write(lambda conn: calls.place(conn, new))
+        return [call.id for call in new]
+
+    async def call(self, call_id: str) -> Call:
+        found = await self.database.read(lambda conn: calls.find(conn, self.project_id, call_id))
+        assert found is not None
+        return found
+
+    def dispatcher(
+        self, dialer: ScriptedDialer, channels: int = 100, pace: float = 1000.0
+    ) -> Dispatcher:
+        return Dispatcher(
+            "main",
+            "worker-1",
+            dialer,
+            Limits(channels, pace, RING_TIMEOUT),
+            self.database,
+            TARIFF,
+            self.clock,
+        )
+
+    async def until(self, ready: Callable[[Sequence[Call]], bool], ids: Sequence[str]) -> None:
+        async with asyncio.timeout(10.0):
+            while not ready([await self.call(call_id) for call_id in ids]):
+                await asyncio.sleep(0.01)
+
+    async def until_over(self, ids: Sequence[str]) -> None:
+        await self.until(lambda found: all(call.status.final for call in found), ids)
+
+
+@contextlib.asynccontextmanager
+async def at_work(dispatcher: Dispatcher) -> AsyncIterator[None]:
+    await dispatcher.take_over()
+    task = asyncio.create_task(dispatcher.run())
+    try:
+        yield
+    finally:
+        await dispatcher.drain(5.0)
+        await task
+
+
+@pytest.fixture
+async def play(database: Database) -> Play:
+    made = Play(database, Clock())
+    await made.set_up()
+    return made
+
+
+async def test_an_answered_call_is_normal_and_billed_once(play: Play) -> None:
+    dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED], talk=9.5)
+    [call_id] = await play.place()
+    async with at_work(play.dispatcher(dialer)):
+        await play.until_over([call_id])
+    call = await play.call(call_id)
+    assert (call.status, call.bill_seconds, call.price) == (CallStatus.NORMAL, 10, Decimal(10))
+    assert call.executed_at == play.clock()
+    assert [order.e164 for order in dialer.orders] == ["+989120000000"]
+
+
+async def test_busy_is_tried_again_after_its_interval_and_not_before(play: Play) -> None:
+    dialer = ScriptedDialer(play.clock, [Outcome.BUSY, Outcome.ANSWERED])
+    dispatcher = play.dispatcher(dialer)
+    [call_id] = await play.place(interval=60)
+    async with at_work(dispatcher):
+        async with asyncio.timeout(10.0):
+            while dispatcher.running or not dialer.orders:
+                await asyncio.sleep(0.01)
+        play.clock.now += 59.0
+        dispatcher.ring()
+        await asyncio.sleep(0.1)
+        assert len(dialer.orders) == 1
+        play.clock.now += 1.5
+        dispatcher.ring()
+        await play.until_over([call_id])
+    assert len(dialer.orders) == 2
+    assert (await play.call(call_id)).status is CallStatus.NORMAL
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status"),
+    [
+        (Outcome.BUSY, CallStatus.USER_BUSY),
+        (Outcome.NO_ANSWER, CallStatus.NO_ANSWER),
+        (Outcome.BAD_NUMBER, CallStatus.ERROR),
+        (Outcome.REFUSED, CallStatus.ERROR),
+        (Outcome.MEDIA_MISMATCH, CallStatus.ERROR),
+        (Outcome.CUT_OFF, CallStatus.UNKNOWN),
+    ],
+)
+async def test_the_end_of_a_call_without_retries(
+    play: Play, outcome: Outcome, status: CallStatus
+) -> None:
+    [call_id] = await play.place(retries=0)
+    async with at_work(play.dispatcher(ScriptedDialer(play.clock, [outcome]))):
+        await play.until_over([call_id])
+    call = await play.call(call_id)
+    assert (call.status, call.bill_seconds, call.price) == (status, 0, Decimal(0))
+
+
+async def test_never_more_channels_than_allowed(play: Play) -> None:
+    hold = asyncio.Event()
+    dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED], hold=hold)
+    dispatcher = play.dispatcher(dialer, channels=3)
+    ids = await play.place(10)
+    async with at_work(dispatcher):
+        async with asyncio.timeout(10.0):
+            while len(dialer.orders) < 3:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        assert len(dialer.orders) == 3
+        hold.set()
+        await play.until_over(ids)
+    assert dialer.busiest == 3
+    assert len(dialer.orders) == 10
+
+
+async def test_no_faster_than_allowed(play: Play) -> None:
+    dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED])
+    dispatcher = play.dispatcher(dialer, pace=10.0)
+    await play.place(5)
+    async with at_work(dispatcher):
+        await asyncio.sleep(0.3)
+        assert len(dialer.orders) == 1
+        play.clock.now += 0.11
+        dispatcher.ring()
+        await asyncio.sleep(0.3)
+        assert len(dialer.orders) == 2
+
+
+async def test_time_to_live_ends_what_could_not_be_placed(play: Play) -> None:
+    dialer = ScriptedDialer(play.clock, [Outcome.TRUNK_TROUBLE])
+    dispatcher = play.dispatcher(dialer)
+    [call_id] = await play.place(time_to_live=12, retries=0)
+    async with at_work(dispatcher):
+        for _ in range(6):
+            await asyncio.sleep(0.1)
+            play.clock.now += 3.0
+            dispatcher.ring()
+        await play.until_over([call_id])
+    assert (await play.call(call_id)).status is CallStatus.EXPIRED
+    # At once, 5 s later, and then not: 10 s more would be after the 12 s that the call may live.
+    assert len(dialer.orders) == 2
+
+
+async def test_a_fault_of_the_dialer_ends_no_other_call(play: Play) -> None:
+    class Faulty(ScriptedDialer):
+        async def _dial(self, order: Order, heard: Heard) -> Attempted:
+            if order.e164.endswith("0"):
+                raise RuntimeError("a fault of ours")
+            return await super()._dial(order, heard)
+
+    ids = await play.place(2, time_to_live=1)
+    async with at_work(play.dispatcher(Faulty(play.clock, [Outcome.ANSWERED]))):
+        await play.until_over(ids)
+    ended = [(await play.call(call_id)).status for call_id in ids]
+    assert ended == [CallStatus.EXPIRED, CallStatus.NORMAL]
+
+
+async def test_drain_lets_calls_finish_and_dials_no_more(play: Play) -> None:
+    hold = asyncio.Event()
+    dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED], hold=hold)
+    dispatcher = play.dispatcher(dialer, channels=1)
+    ids = await play.place(2)
+    await dispatcher.take_over()
+    task = asyncio.create_task(dispatcher.run())
+    async with asyncio.timeout(10.0):
+        while not dialer.orders:
+            await asyncio.sleep(0.01)
+    drain = asyncio.create_task(dispatcher.drain(30.0))
+    await asyncio.sleep(0.05)
+    assert not drain.done()
+    hold.set()
+    await drain
+    await task
+    [dialled] = [order.call_id for order in dialer.orders]
+    [waiting] = set(ids) - {dialled}
+    assert (await play.call(dialled)).status is CallStatus.NORMAL
+    assert (await play.call(waiting)).status is CallStatus.WAITING
+
+
+async def test_what_still_rings_when_the_drain_ends_goes_back_and_spends_no_retry(
+    play: Play,
+) -> None:
+    dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED], hold=asyncio.Event())
+    dispatcher = play.dispatcher(dialer)
+    [call_id] = await play.place(retries=0)
+    await dispatcher.take_over()
+    task = asyncio.create_task(dispatcher.run())
+    async with asyncio.timeout(10.0):
+        while not dialer.orders:
+            await asyncio.sleep(0.01)
+    await dispatcher.drain(0.05)
+    await task
+    assert (await play.call(call_id)).status is CallStatus.WAITING
+    play.clock.now += 61.0
+    again = ScriptedDialer(play.clock, [Outcome.ANSWERED])
+    async with at_work(play.dispatcher(again)):
+        await play.until_over([call_id])
+    assert (await play.call(call_id)).status is CallStatus.NORMAL
+
+
+async def test_a_claim_that_went_stale_is_not_dialled(play: Play) -> None:
+    class Slow(Dispatcher):
+        def _start(self, claim: object) -> None:
+            play.clock.now += STALE_CLAIM + 1
+            super()._start(claim)  # type: ignore[arg-type] # passed through as it came
+
+    dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED])
+    dispatcher = Slow(
+        "main", "w", dialer, Limits(1, 1000.0, RING_TIMEOUT), play.database, TARIFF, play.clock
+    )
+    [call_id] = await play.place()
+    async with at_work(dispatcher):
+        await asyncio.sleep(0.2)
+    assert dialer.orders == []
+    assert (await play.call(call_id)).status is CallStatus.WAITING
+
+
+async def test_a_worker_that_was_taken_over_stops_and_writes_nothing(play: Play) -> None:
+    hold = asyncio.Event()
+    dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED], hold=hold)
+    dispatcher = play.dispatcher(dialer)
+    [call_id] = await play.place()
+    await dispatcher.take_over()
+    task = asyncio.create_task(dispatcher.run())
+    async with asyncio.timeout(10.0):
+        while not dialer.orders:
+            await asyncio.sleep(0.01)
+    redial_after = RING_TIMEOUT + REDIAL_MARGIN
+    await play.database.write(
+        lambda conn: leases.take_over(conn, "main", "worker-2", play.clock(), redial_after)
+    )
+    await play.place()
+    dispatcher.ring()
+    with pytest.raises(LostLease):
+        await task
+    await dispatcher.drain(5.0)
+    call = await play.call(call_id)
+    assert call.status is CallStatus.WAITING
+    attempts = await play.database.read(lambda conn: calls.attempts(conn, call_id))
+    assert [attempt.outcome for attempt in attempts] == [Outcome.CUT_OFF]

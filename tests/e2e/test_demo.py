@@ -1,0 +1,28 @@
+"""The demo is what a newcomer sees first: it must end well, and fail when it should."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from rich.console import Console
+
+from bitel.demo.play import play
+from bitel.demo.scenario import PARTS, faults
+
+
+def test_the_demo_ends_as_it_should(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=100)
+    heard = tmp_path / "heard.wav"
+    assert play(heard, console), console.file.getvalue()  # type: ignore[attr-defined] # a StringIO
+    assert heard.stat().st_size > 5 * 16000
+
+
+def test_a_wrong_end_is_told() -> None:
+    part = PARTS[0]
+    wrong = {"status": "NO_ANSWER", "billSec": 1, "price": 0.0}
+    assert [fault.split(" ", 1)[1] for fault in faults(part, wrong)] == [
+        "ended as NO_ANSWER, not NORMAL",
+        "was billed 1 s, not 6 to 8",
+        "cost 0.0, not -11.5000",
+    ]

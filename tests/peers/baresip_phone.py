@@ -1,0 +1,213 @@
+"""baresip as an independent callee, in a process of its own, on loopback, without audio devices.
+
+Imported, it is the test's side: `baresip_phone(...)` starts the process and reads what it reports.
+Run as a script it is that process: libre keeps its state per process, so each phone needs one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import signal
+import socket
+import sys
+import wave
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from baresip import Call, StackEvent
+
+Manner = Literal["answer", "reject", "ring"]
+
+HOST = "127.0.0.1"
+_SAMPLE_RATE = 8000
+_ATTEMPTS = 5
+
+
+@dataclass(slots=True)
+class BaresipPhone:
+    """A running baresip that takes calls to any number on `port`.
+
+    `events` grows as it reports: "incoming", "established", "closed", "recorded".
+    """
+
+    port: int
+    process: asyncio.subprocess.Process
+    events: list[str] = field(default_factory=list)
+    _changed: asyncio.Condition = field(default_factory=asyncio.Condition, repr=False)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where it takes calls."""
+        return HOST, self.port
+
+    async def saw(self, event: str, times: int = 1, timeout: float = 15.0) -> None:
+        """Wait until `event` was reported that many times. Raises TimeoutError."""
+        async with self._changed:
+            await asyncio.wait_for(
+                self._changed.wait_for(lambda: self.events.count(event) >= times), timeout
+            )
+
+    async def read_events(self) -> None:
+        """Collect what the process reports until it ends."""
+        assert self.process.stdout is not None
+        async for line in self.process.stdout:
+            async with self._changed:
+                self.events.append(json.loads(line)["event"])
+                self._changed.notify_all()
+
+
+@asynccontextmanager
+async def baresip_phone(
+    manner: Manner = "answer", *, record: Path | None = None, hang_up_after: float | None = None
+) -> AsyncIterator[BaresipPhone]:
+    """A baresip that answers, rejects (486), or rings for ever; it ends with the `async with`.
+
+    `record` is the WAV to write of the latest call's audio, whole once "recorded" was reported.
+    `hang_up_after` is the time in seconds from its answer to its BYE.
+    """
+    for _ in range(_ATTEMPTS):
+        phone = await _start(manner, record, hang_up_after)
+        reader = asyncio.create_task(phone.read_events())
+        try:
+            with suppress(TimeoutError):
+                await phone.saw("ready")
+                yield phone
+                return
+        finally:
+            if phone.process.returncode is None:
+                phone.process.terminate()
+            await phone.process.wait()
+            await reader
+    raise AssertionError("baresip does not start")
+
+
+async def _start(manner: Manner, record: Path | None, hang_up_after: float | None) -> BaresipPhone:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind((HOST, 0))
+        port = probe.getsockname()[1]
+    options = [] if record is None else ["--record", str(record)]
+    options += [] if hang_up_after is None else ["--hang-up-after", str(hang_up_after)]
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, __file__, str(port), manner, *options),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    return BaresipPhone(port, process)
+
+
+# From here on: the process.
+
+
+class _Callee:
+    """Does with each call what the command line says, and reports it on stdout."""
+
+    def __init__(self, manner: str, record: Path | None, hang_up_after: float | None) -> None:
+        self._manner = manner
+        self._record = record
+        self._hang_up_after = hang_up_after
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def on_incoming(self, call: Call) -> None:
+        """Begin with a new call."""
+        _report("incoming")
+        task = asyncio.get_running_loop().create_task(self._take(call))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _take(self, call: Call) -> None:
+        from baresip import CallState, Event
+
+        if self._manner == "reject":
+            await call.reject()
+            return
+        if self._manner == "ring":
+            return
+        closed = asyncio.Event()
+        established = asyncio.Event()
+
+        def on_event(event: StackEvent) -> None:
+            if event.event is Event.CALL_ESTABLISHED:
+                established.set()
+                _report("established")
+            elif event.event is Event.CALL_CLOSED:
+                closed.set()
+                _report("closed")
+
+        call.on(on_event)
+        recording = asyncio.create_task(self._listen(call, closed))
+        await call.answer()
+        await established.wait()
+        if self._hang_up_after is not None:
+            await asyncio.sleep(self._hang_up_after)
+            if call.state is not CallState.CLOSED:
+                await call.hangup()
+        await closed.wait()
+        await recording
+
+    async def _listen(self, call: Call, closed: asyncio.Event) -> None:
+        """Write what is heard to the WAV, until the call is over."""
+        if self._record is None:
+            return
+        from baresip import AudioNotActive, AudioRestarted
+
+        with wave.open(str(self._record), "wb") as file:
+            file.setparams((1, 2, _SAMPLE_RATE, 0, "NONE", ""))
+            while not closed.is_set():
+                # Restarted: baresip sends a re-INVITE of its own soon after it has answered.
+                with suppress(AudioNotActive, AudioRestarted):
+                    file.writeframes(call.audio.read(65536))
+                await asyncio.sleep(0.01)
+        _report("recorded")
+
+
+def _report(event: str) -> None:
+    print(json.dumps({"event": event}), flush=True)
+
+
+async def _run(port: int, callee: _Callee) -> None:
+    from baresip import Account, Config, Runtime, UserAgent
+
+    runtime = Runtime()
+    await runtime.start(
+        Config(
+            net_interface=HOST,
+            max_concurrent_calls=None,
+            extra_config_text=f"sip_listen {HOST}:{port}\n",
+        )
+    )
+    account = Account(
+        user="phone",
+        domain=HOST,
+        password="",
+        reg_interval=0,
+        audio_codecs=("pcma", "pcmu"),
+        extra_params=("catchall=yes",),
+    )
+    agent = await UserAgent.create(runtime, account)
+    agent.on_incoming(callee.on_incoming)
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    _report("ready")
+    await stop.wait()
+    await runtime.close()
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("port", type=int)
+    parser.add_argument("manner", choices=["answer", "reject", "ring"])
+    parser.add_argument("--record", type=Path)
+    parser.add_argument("--hang-up-after", type=float)
+    options = parser.parse_args()
+    callee = _Callee(options.manner, options.record, options.hang_up_after)
+    asyncio.run(_run(options.port, callee))
+
+
+if __name__ == "__main__":
+    _main()
