@@ -29,7 +29,7 @@ format:
 
 bench: ## calls set up a second, and CPU per running call
 	@scripts/setup dev
-	@$(PY) bench/calls.py $(ARGS)
+	@$(PY) -m bench.calls $(ARGS)
 
 lock: ## resolve the requirements anew
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --upgrade --extra postgres --extra speech --group build -o requirements/run.txt pyproject.toml

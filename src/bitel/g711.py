@@ -49,7 +49,8 @@ def _build_alaw_encoder() -> Codes:
     step = np.maximum(segment - 1, 0)
     codes = (segment << 4) | ((magnitude >> step) & 0x0F)
     codes |= np.where(linear < 0, 0, 0x80)
-    return (codes ^ _ALAW_EVEN_BITS).astype(np.uint8)
+    line: Codes = (codes ^ _ALAW_EVEN_BITS).astype(np.uint8)
+    return line
 
 
 def _build_ulaw_encoder() -> Codes:
@@ -59,12 +60,12 @@ def _build_ulaw_encoder() -> Codes:
     segment = _segment(magnitude, 64)
     codes = (segment << 4) | ((magnitude >> (segment + 1)) & 0x0F)
     codes |= np.where(linear < 0, 0x80, 0)
-    return (codes ^ 0xFF).astype(np.uint8)
+    line: Codes = (codes ^ 0xFF).astype(np.uint8)
+    return line
 
 
 def _build_alaw_decoder() -> Pcm:
-    line = np.arange(256, dtype=np.int32)
-    codes = line ^ _ALAW_EVEN_BITS
+    codes = np.arange(256, dtype=np.int32) ^ _ALAW_EVEN_BITS
     segment = (codes >> 4) & 0x07
     mantissa = (codes & 0x0F) + np.where(segment > 0, 16, 0)
     magnitude = ((mantissa << 4) + 8) << np.maximum(segment - 1, 0)

@@ -17,7 +17,12 @@ def configure(level: Level, json: bool) -> None:
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
         if json
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)
+        else structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(),
+            pad_event_to=0,
+            # The default shows local variables too, and with them whatever secret they hold.
+            exception_formatter=structlog.dev.plain_traceback,
+        )
     )
     exceptions = [structlog.processors.format_exc_info] if json else []
     structlog.configure(

@@ -61,46 +61,50 @@ class Sipp:
 
 @asynccontextmanager
 async def sipp(
-    scenario: str, calls: int, folder: Path, *, timeout: int = 60, **values: str | int
+    scenario: str,
+    calls: int,
+    folder: Path,
+    *,
+    timeout: int = 60,
+    hang_up_after: int = 0,
+    **values: str,
 ) -> AsyncIterator[Sipp]:
     """Run `scenario` for that many calls, with its log files in the empty `folder`.
 
-    `values` fill the scenario's own keywords: `hang_up_after` (ms), `username`, `password`. The
-    RTP that callers send is taken by a socket that nobody reads. It ends with the `async with`.
+    `hang_up_after` is in ms, for a callee that does. `values` fill the scenario's own keywords,
+    `username` and `password`. The RTP that callers send is taken by a socket that nobody reads.
+    SIPp ends with the `async with`, whatever it is doing.
     """
     program = shutil.which("sipp")
     assert program is not None, "sipp is missing: apt-get install sip-tester"
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as media:
         media.bind((HOST, 0))
         media.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
-        values["rtp_port"] = media.getsockname()[1]
-        process, port = await _start(program, scenario, calls, folder, timeout, values)
+        values["rtp_port"] = str(media.getsockname()[1])
+        process, port = await _start(
+            [
+                program,
+                *("-sf", str(SCENARIOS / f"{scenario}.xml"), "-d", str(hang_up_after)),
+                *("-m", str(calls), "-timeout", f"{timeout}s", "-timeout_error", "-nostdin"),
+                *("-i", HOST, "-mi", HOST, "-ci", HOST, "-bind_local"),
+                *("-trace_stat", "-stf", str(folder / "statistics.csv"), "-fd", "1"),
+                *("-trace_err", "-error_file", str(folder / "errors.log")),
+                *(word for key, value in values.items() for word in ("-key", key, value)),
+            ],
+            folder,
+        )
         try:
             yield Sipp(port, process, folder, media)
         finally:
             await _end(process)
 
 
-async def _start(
-    program: str,
-    scenario: str,
-    calls: int,
-    folder: Path,
-    timeout: int,
-    values: dict[str, str | int],
-) -> tuple[asyncio.subprocess.Process, int]:
-    keys = [word for key, value in values.items() for word in ("-key", key, str(value))]
+async def _start(command: list[str], folder: Path) -> tuple[asyncio.subprocess.Process, int]:
     for _ in range(_ATTEMPTS):
         port = _free_port()
         with (folder / "screen.log").open("wb") as screen:
             process = await asyncio.create_subprocess_exec(
-                program,
-                *("-sf", str(SCENARIOS / f"{scenario}.xml")),
-                *("-i", HOST, "-mi", HOST, "-ci", HOST, "-bind_local", "-p", str(port)),
-                *("-m", str(calls), "-timeout", f"{timeout}s", "-timeout_error", "-nostdin"),
-                *("-trace_stat", "-stf", str(folder / "statistics.csv"), "-fd", "1"),
-                *("-trace_err", "-error_file", str(folder / "errors.log")),
-                *keys,
+                *(*command, "-p", str(port)),
                 cwd=folder,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=screen,

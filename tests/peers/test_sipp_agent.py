@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from bitel.sip.digest import Credentials
 from bitel.sip.events import Answered, Ended, Failed, Provisional
 from tests.peers.caller import Caller, caller
@@ -62,10 +64,11 @@ async def test_never_answered_so_called_off(tmp_path: Path) -> None:
         assert await callee.report() == ALL_RIGHT
 
 
-async def test_right_credentials_are_verified_and_answered(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scenario", ["demanding_credentials", "demanding_proxy_credentials"])
+async def test_right_credentials_are_verified_and_answered(scenario: str, tmp_path: Path) -> None:
     keys = {"username": "trunk-7", "password": "open sesame"}
     async with (
-        sipp("demanding_credentials", CALLS, tmp_path, **keys) as callee,
+        sipp(scenario, CALLS, tmp_path, **keys) as callee,
         caller(callee.address) as one,
     ):
         credentials = Credentials(**keys)

@@ -6,6 +6,7 @@ import asyncio
 import http.server
 import io
 import os
+import re
 import threading
 import wave
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ ULAW = np.random.default_rng(2).integers(0, 256, 200_001, dtype=np.uint8)
 
 
 class ObjectServer(http.server.BaseHTTPRequestHandler):
-    """As much of S3 as one object at a time needs: PUT, GET, HEAD, DELETE."""
+    """As much of S3 as we need: PUT, GET, HEAD, and POST ?delete (DeleteObjects)."""
 
     protocol_version = "HTTP/1.1"
     objects: ClassVar[dict[str, bytes]] = {}
@@ -46,14 +47,15 @@ class ObjectServer(http.server.BaseHTTPRequestHandler):
         if self.command == "PUT":
             self.objects[path] = body
             return self.say(200, b"")
-        if self.command == "DELETE":
-            self.objects.pop(path, None)
-            return self.say(204, b"")
+        if self.command == "POST":
+            for key in re.findall(r"<Key>(.*?)</Key>", body.decode()):
+                self.objects.pop(f"{path}/{key}", None)
+            return self.say(200, b"<DeleteResult></DeleteResult>")
         if path not in self.objects:
             return self.say(404, b"")
         return self.say(200, self.objects[path])
 
-    do_GET = do_PUT = do_HEAD = do_DELETE = answer
+    do_GET = do_PUT = do_HEAD = do_POST = answer
 
     def say(self, status: int, body: bytes) -> None:
         self.send_response(status)

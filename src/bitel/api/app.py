@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from importlib.metadata import version
 
 import structlog
@@ -17,10 +15,12 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from bitel.api import docs_page, health, intake, servers, v2_files, v2_voice
+from bitel.api.auth import Admission
 from bitel.api.describing import DESCRIPTION
 from bitel.api.envelope import failure
 from bitel.api.guard import Guard
 from bitel.api.parts import ApiParts
+from bitel.api.placing import Placing
 from bitel.errors import (
     BitelError,
     InvalidRequestError,
@@ -37,6 +37,7 @@ _log = structlog.get_logger("bitel.api")
 
 def build_app(parts: ApiParts) -> FastAPI:
     """The HTTP API over `parts`. Whoever runs it closes the database afterwards."""
+    intake.sweep(parts.incoming)
     app = FastAPI(
         title="bitel",
         version=version("bitel"),
@@ -45,9 +46,10 @@ def build_app(parts: ApiParts) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        lifespan=_lifespan,
     )
     app.state.parts = parts
+    app.state.admission = Admission(parts)
+    app.state.placing = Placing(parts)
     for router in _ROUTERS:
         app.include_router(router)
     app.add_exception_handler(BitelError, _on_bitel_error)
@@ -55,12 +57,6 @@ def build_app(parts: ApiParts) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_middleware(Guard)
     return app
-
-
-@asynccontextmanager
-async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    await asyncio.to_thread(intake.sweep, app.state.parts.incoming)
-    yield
 
 
 async def _on_bitel_error(request: Request, error: Exception) -> Response:

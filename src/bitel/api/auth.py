@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import Depends
@@ -10,20 +11,51 @@ from fastapi.security.base import SecurityBase
 from sqlalchemy import Connection
 from starlette.requests import Request
 
-from bitel.api.parts import parts_of
+from bitel.api.parts import ApiParts
+from bitel.api.rounds import Rounds
 from bitel.api.tokens import Claims, TokenSigner
-from bitel.errors import UnauthorizedError
+from bitel.errors import BitelError, UnauthorizedError
 from bitel.store import projects, tokens
 from bitel.store.projects import Project
 
-__all__ = ["Claims", "Owner", "TokenSigner"]
+__all__ = ["Admission", "Claims", "Owner", "TokenSigner"]
+
+
+class Admission:
+    """Asks the store about every token on every request, for many requests at a time.
+
+    A token that is revoked is refused from that moment on: what a request is told was read after
+    the request came.
+    """
+
+    def __init__(self, parts: ApiParts) -> None:
+        self._parts = parts
+        self._rounds = Rounds(self._admit)
+
+    async def admit(self, token: str) -> Project:
+        """The project that `token` speaks for. Raises UnauthorizedError."""
+        return await self._rounds.ask(self._parts.tokens.verify(token))
+
+    async def _admit(self, asked: Sequence[Claims]) -> Sequence[Project | BitelError]:
+        now = self._parts.clock()
+        distinct = set(asked)
+        found = await self._parts.database.read(
+            lambda conn: {claims: _project(conn, claims, now) for claims in distinct}
+        )
+        return [
+            found[claims] or UnauthorizedError("the token is revoked, has expired or is unknown")
+            for claims in asked
+        ]
+
+
+def _project(conn: Connection, claims: Claims, now: float) -> Project | None:
+    if not tokens.is_live(conn, claims.token_id, claims.project_id, now):
+        return None
+    return projects.by_id(conn, claims.project_id)
 
 
 class BearerToken(SecurityBase):
-    """The dependency that turns a request into the project it speaks for.
-
-    The store is asked on every request, so that a revoked token is refused from that moment on.
-    """
+    """The dependency that turns a request into the project it speaks for."""
 
     def __init__(self) -> None:
         self.model = BearerModel(
@@ -33,10 +65,9 @@ class BearerToken(SecurityBase):
 
     async def __call__(self, request: Request) -> Project:
         """The project of the request's token. Raises UnauthorizedError."""
-        parts = parts_of(request)
-        claims = parts.tokens.verify(_bearer(request.headers.get("authorization", "")))
-        now = parts.clock()
-        return await parts.database.read(lambda conn: _admit(conn, claims, now))
+        token = _bearer(request.headers.get("authorization", ""))
+        admission: Admission = request.app.state.admission
+        return await admission.admit(token)
 
 
 Owner = Annotated[Project, Depends(BearerToken())]
@@ -45,15 +76,7 @@ Owner = Annotated[Project, Depends(BearerToken())]
 
 def _bearer(header: str) -> str:
     scheme, _, token = header.partition(" ")
-    if scheme.lower() != "bearer" or not token.strip():
+    token = token.strip()
+    if scheme.lower() != "bearer" or not token:
         raise UnauthorizedError("the header Authorization: Bearer <token> is missing")
-    return token.strip()
-
-
-def _admit(conn: Connection, claims: Claims, now: float) -> Project:
-    if not tokens.is_live(conn, claims.token_id, claims.project_id, now):
-        raise UnauthorizedError("the token is revoked, has expired or was never issued")
-    project = projects.by_id(conn, claims.project_id)
-    if project is None or project.disabled:
-        raise UnauthorizedError("the project of this token is disabled")
-    return project
+    return token

@@ -14,8 +14,6 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from bitel.settings import HttpSettings
-
 LONGEST_HEAD: Final = 32 * 1024
 """Bytes of a request that are not body, beyond as many again as the body has: room for the
 framing of a chunked one, not for trailers without end."""
@@ -85,22 +83,21 @@ class BoundedProtocol(HttpToolsProtocol):
             self._head_timer = None
 
 
-def server(app: FastAPI, settings: HttpSettings, **more: Any) -> uvicorn.Server:
-    """The server that `bitel` runs `app` with; `more` goes to uvicorn's configuration.
+def config(app: FastAPI, **more: Any) -> uvicorn.Config:
+    """How uvicorn is to run `app`, with these limits; `more` are further options of uvicorn's.
 
     It neither names itself in its answers nor writes an access log, and leaves logging as it is.
     """
-    config = uvicorn.Config(
+    return uvicorn.Config(
         app,
-        host=settings.host,
-        port=settings.port,
         http=BoundedProtocol,
         ws="none",
+        lifespan="off",
+        log_config=None,
         access_log=False,
         server_header=False,
-        log_config=None,
         proxy_headers=False,
         timeout_keep_alive=30,
+        backlog=2048,
         **more,
     )
-    return uvicorn.Server(config)

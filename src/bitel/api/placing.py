@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 
 from sqlalchemy import Connection
+from starlette.requests import Request
 
 from bitel.api.bodies import CallTerms
 from bitel.api.parts import ApiParts
+from bitel.api.rounds import Rounds
 from bitel.calls.call import Lane, NewCall
 from bitel.calls.ids import is_id, new_id
 from bitel.calls.numbers import to_e164
 from bitel.calls.tariff import Tariff
 from bitel.errors import (
+    BitelError,
     InsufficientBalanceError,
     InvalidRequestError,
     InvalidServerError,
@@ -80,34 +83,65 @@ def choose_dialer(settings: Settings, project: Project, server_id: str | None) -
     return settings.dialers[0].id
 
 
-async def place(parts: ApiParts, calls: Sequence[NewCall]) -> None:
-    """Store `calls`, all of one project, or none of them; they are durable when this returns.
+class Placing:
+    """Stores calls, those of many requests at a time: one transaction, one wait for the disk."""
 
-    Raises InvalidRequestError where a recording is not the project's, and
-    InsufficientBalanceError where its balance can't cover the calls.
-    """
-    tariff = parts.settings.price_list()
-    await parts.database.write(lambda conn: _place(conn, calls, tariff))
-    for dialer_id in {call.dialer_id for call in calls}:
-        parts.on_placed(dialer_id)
+    def __init__(self, parts: ApiParts) -> None:
+        self._parts = parts
+        self._tariff = parts.settings.price_list()
+        self._rounds = Rounds(self._place)
+
+    async def place(self, calls: Sequence[NewCall]) -> None:
+        """Store `calls`, one or more of one project, or none of them; durable when this returns.
+
+        Raises InvalidRequestError where a recording is not the project's, and
+        InsufficientBalanceError where its balance can't cover the calls.
+        """
+        await self._rounds.ask(calls)
+        for dialer_id in {call.dialer_id for call in calls}:
+            self._parts.on_placed(dialer_id)
+
+    async def _place(self, asked: Sequence[Sequence[NewCall]]) -> Sequence[None | BitelError]:
+        return await self._parts.database.write(lambda conn: _place(conn, asked, self._tariff))
 
 
-def _place(conn: Connection, calls: Sequence[NewCall], tariff: Tariff) -> None:
+def placing_of(request: Request) -> Placing:
+    """What stores the calls of the application that `request` reached."""
+    placing: Placing = request.app.state.placing
+    return placing
+
+
+def _place(
+    conn: Connection, asked: Sequence[Sequence[NewCall]], tariff: Tariff
+) -> list[None | BitelError]:
+    """Place what nothing speaks against; for each ask, what does."""
     # In the transaction that places the calls, so that no recording goes away in between.
-    project_id = calls[0].project_id
-    for recording_id in {call.recording_id for call in calls}:
-        if not is_id(recording_id) or recordings.find(conn, project_id, recording_id) is None:
-            raise InvalidRequestError("voiceId names no recording of this project")
+    known: dict[tuple[str, str], bool] = {}
+    objections: list[None | BitelError] = []
+    for calls in asked:
+        for owned in {(call.project_id, call.recording_id) for call in calls} - known.keys():
+            known[owned] = is_id(owned[1]) and recordings.find(conn, *owned) is not None
+        objections.append(_objection(conn, calls, known, tariff))
+    accepted = zip(asked, objections, strict=True)
+    call_rows.place(conn, [call for calls, against in accepted if not against for call in calls])
+    return objections
+
+
+def _objection(
+    conn: Connection,
+    calls: Sequence[NewCall],
+    known: Mapping[tuple[str, str], bool],
+    tariff: Tariff,
+) -> BitelError | None:
+    if not all(known[call.project_id, call.recording_id] for call in calls):
+        return InvalidRequestError("voiceId names no recording of this project")
+    # What the calls would cost even if each lasted only a second.
     least = sum((tariff.price(call.e164, 1) for call in calls), Decimal(0))
-    if least:
-        _require_balance(conn, project_id, least)
-    call_rows.place(conn, calls)
-
-
-def _require_balance(conn: Connection, project_id: str, least: Decimal) -> None:
-    """Refuse calls that would cost more than the balance even if each lasted only a second."""
-    project = projects.by_id(conn, project_id)
-    if project is not None and project.balance is not None and project.balance < least:
-        raise InsufficientBalanceError(
-            f"the calls cost at least {least} if answered, which is more than the balance"
-        )
+    if not least:
+        return None
+    project = projects.by_id(conn, calls[0].project_id)
+    if project is None or project.balance is None or project.balance >= least:
+        return None
+    return InsufficientBalanceError(
+        f"the calls cost at least {least} if answered, which is more than the balance"
+    )

@@ -6,13 +6,14 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from bitel.api import bodies, placing
+from bitel.api import bodies
 from bitel.api.answers import CallAnswer, call_answer, waiting
 from bitel.api.auth import Owner
 from bitel.api.bodies import SingleBody
 from bitel.api.describing import described
 from bitel.api.envelope import success
 from bitel.api.parts import parts_of
+from bitel.api.placing import new_calls, placing_of
 from bitel.calls.call import Lane
 from bitel.calls.ids import is_id
 from bitel.errors import (
@@ -41,8 +42,8 @@ async def single(request: Request, project: Owner) -> Response:
     free; ask for its status to learn what became of it."""
     parts = parts_of(request)
     body = await bodies.read(request, SingleBody, parts.settings.http.max_body)
-    calls = placing.new_calls(parts, project, [body.phone_number], body.voice_id, body, Lane.SINGLE)
-    await placing.place(parts, calls)
+    calls = new_calls(parts, project, [body.phone_number], body.voice_id, body, Lane.SINGLE)
+    await placing_of(request).place(calls)
     return success(call_answer(waiting(calls[0])))
 
 

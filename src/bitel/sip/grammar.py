@@ -8,6 +8,7 @@ parameters are read by `sipmessage`.
 from __future__ import annotations
 
 import ipaddress
+import re
 from functools import lru_cache
 from urllib.parse import unquote
 
@@ -18,6 +19,7 @@ Address = tuple[str, int]
 
 DEFAULT_PORT = 5060
 MAX_URI_LENGTH = 1024
+_TAG = re.compile(r";\s*tag\s*=\s*([^;,\s]+)", re.IGNORECASE)
 
 
 class GrammarError(ValueError):
@@ -52,7 +54,7 @@ def split_list(value: str) -> list[str]:
 
 def split_address(value: str) -> tuple[str, str]:
     """The URI of a From, To, Contact or Route value, and the `;…` parameters after it."""
-    start = _end_of_quoted(value) if value.lstrip().startswith('"') else 0
+    start = _end_of_quoted(value) if '"' in value and value.lstrip().startswith('"') else 0
     left = value.find("<", start)
     if left < 0:
         uri, semicolon, parameters = value.strip().partition(";")
@@ -86,7 +88,8 @@ def parameter(parameters: str, name: str) -> str | None:
 
 def tag_of(value: str) -> str:
     """The tag of a From or To header, "" where it has none (RFC 3261 §19.3)."""
-    return parameter(split_address(value)[1], "tag") or ""
+    tag = _TAG.search(split_address(value)[1])
+    return tag[1] if tag else ""
 
 
 def scheme_of(uri: str) -> str:
@@ -121,12 +124,20 @@ def ip_address_of(uri: str) -> Address | None:
     """Where a URI points, if that can be known without DNS: None for a name or a bad URI."""
     try:
         parsed = parse_uri(uri)
-        host = parsed.host.strip("[]")
-        ipaddress.ip_address(host)
+        host = ip_literal(parsed.host.strip("[]"))
     except ValueError:
         return None
     port = DEFAULT_PORT if parsed.port is None else parsed.port
     return (host, port) if 0 < port < 65536 else None
+
+
+@lru_cache(maxsize=4096)
+def ip_literal(text: str) -> str:
+    """An IPv4 or IPv6 unicast address in its usual form; raises ValueError for anything else."""
+    address = ipaddress.ip_address(text[:64])
+    if address.is_multicast or getattr(address, "scope_id", None):
+        raise ValueError("a multicast or scoped address can't be sent to")
+    return str(address)
 
 
 def is_loose_router(route_uri: str) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from bitel.sip.grammar import GrammarError, parameter, split_list, tag_of
+from bitel.sip.grammar import GrammarError, split_list, tag_of
 
 MAX_DATAGRAM = 65535
 MAX_HEAD = 16384
@@ -34,7 +34,16 @@ _COMPACT = {
     "v": "via",
     "x": "session-expires",
 }
-_ONCE = ("call-id", "cseq", "from", "to")
+# Header names as they are usually written, so that they need not be looked at closely.
+_USUAL_NAMES = {
+    name: name.lower()
+    for name in (
+        *("Via", "From", "To", "Call-ID", "CSeq", "Contact", "Content-Length", "Content-Type"),
+        *("Max-Forwards", "Record-Route", "Route", "Allow", "Supported", "User-Agent", "Server"),
+        *("Reason", "Require", "Authorization", "WWW-Authenticate", "Accept"),
+        *("Proxy-Authenticate", "Proxy-Authorization"),
+    )
+}
 _METHOD = re.compile(r"[A-Za-z0-9\-.!%*_+`'~]{1,32}\Z")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9\-.!%*_+`'~]{1,64}\Z")
 _VIA = re.compile(
@@ -42,6 +51,7 @@ _VIA = re.compile(
     r"\s*(?::\s*(\d{1,5}))?\s*(?:[;,]|\Z)",
     re.IGNORECASE | re.ASCII,
 )
+_BRANCH = re.compile(r";\s*branch\s*=\s*([^;,\s]+)", re.IGNORECASE)
 _FOLD = re.compile(r"\n[ \t]+")
 MAX_CSEQ = 2**31
 
@@ -126,28 +136,32 @@ class Message:
     def read_essentials(self) -> None:
         """Read what names the transaction and the dialog; raises `MessageError` if it is amiss."""
         headers = self.headers
-        for name in _ONCE:
-            lines = headers.get(name)
-            if lines is None or len(lines) != 1:
-                raise MessageError(f"a message needs exactly one {name} header")
-        self.call_id = headers["call-id"][0]
-        number, _, method = headers["cseq"][0].partition(" ")
+        try:
+            (self.call_id,) = headers["call-id"]
+            (cseq,) = headers["cseq"]
+            (from_value,) = headers["from"]
+            (to_value,) = headers["to"]
+            via = headers["via"][0]
+        except (KeyError, ValueError):
+            raise MessageError(
+                "a message needs Via, and exactly one each of Call-ID, CSeq, From and To"
+            ) from None
+        number, _, method = cseq.partition(" ")
         self.cseq_method = method.strip()
         if not (number.isascii() and number.isdigit() and len(number) <= 10):
             raise MessageError("the CSeq header needs a number and a method")
         self.cseq = int(number)
         if self.cseq >= MAX_CSEQ or not self.call_id:
             raise MessageError("the CSeq number is 2^31 or more, or the Call-ID is empty")
-        via = self.header("via")
         if not _VIA.match(via):
-            raise MessageError("a message needs a Via header")
+            raise MessageError("the Via header is not SIP/2.0, a transport and a host")
         try:
-            self.from_tag = tag_of(headers["from"][0])
-            self.to_tag = tag_of(headers["to"][0])
-            top = split_list(via)[0]
+            self.from_tag = tag_of(from_value)
+            self.to_tag = tag_of(to_value)
         except GrammarError as error:
             raise MessageError(str(error)) from error
-        self.branch = parameter(top, "branch") or ""
+        branch = _BRANCH.search(split_list(via)[0])
+        self.branch = branch[1] if branch else ""
 
     def sent_by(self) -> tuple[str, int | None]:
         """Host and port of the top Via, as its sender wrote them."""
@@ -233,17 +247,24 @@ def _headers(lines: list[str]) -> dict[str, list[str]]:
     for line in lines:
         if not line:
             continue
-        name, colon, value = line.partition(":")
-        name = name.strip().lower()
-        if not colon or len(line) > MAX_LINE or not _HEADER_NAME.match(name):
-            raise MessageError("a header line has no name, or is too long")
-        name = _COMPACT.get(name, name)
+        written, colon, value = line.partition(":")
+        name = _USUAL_NAMES.get(written) or _canonical(written)
+        if not colon or len(line) > MAX_LINE:
+            raise MessageError("a header line has no colon, or is too long")
         values = headers.get(name)
         if values is None:
             headers[name] = [value.strip()]
         else:
             values.append(value.strip())
     return headers
+
+
+def _canonical(written: str) -> str:
+    """A header's name in lower case and full length (§7.3.1)."""
+    name = written.strip().lower()
+    if not _HEADER_NAME.match(name):
+        raise MessageError("a header's name is not a token")
+    return _COMPACT.get(name, name)
 
 
 def _body(content_length: str, received: bytes) -> bytes:

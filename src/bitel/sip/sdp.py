@@ -6,12 +6,11 @@ must list each of them again, refused with port 0.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from bitel.sip.grammar import Address
+from bitel.sip.grammar import Address, ip_literal
 
 Direction = Literal["sendrecv", "sendonly", "recvonly", "inactive"]
 
@@ -333,12 +332,11 @@ def _connection_address(value: str) -> str:
     try:
         if len(fields) < 3 or fields[0] != "IN":
             raise ValueError(value)
-        address = ipaddress.ip_address(fields[2].partition("/")[0])
+        return ip_literal(fields[2].partition("/")[0])
     except ValueError:
-        raise SdpError("a c= line needs an IP address: IN IP4 or IP6, and the address") from None
-    if address.is_multicast or getattr(address, "scope_id", None):
-        raise SdpError("a c= line names a multicast or scoped address, which is not supported")
-    return str(address)
+        raise SdpError(
+            "a c= line needs a unicast IP address: IN IP4 or IP6, and the address"
+        ) from None
 
 
 def _number(text: str, limit: int) -> int | None:

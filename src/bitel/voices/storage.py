@@ -11,9 +11,10 @@ import re
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Final, Literal
+from typing import TYPE_CHECKING, BinaryIO, Final, Literal
 
 import numpy as np
 import obstore
@@ -25,10 +26,18 @@ from bitel.g711 import alaw_decode
 from bitel.voices import wav
 from bitel.voices.decoding import Decoded
 
+if TYPE_CHECKING:
+    # obstore has this in its stubs only.
+    from obstore.store import RetryConfig
+
 Law = Literal["PCMA", "PCMU"]
 
 SUFFIXES: Final[dict[Law, str]] = {"PCMA": ".alaw", "PCMU": ".ulaw"}
 CHUNK_BYTES: Final = 64 * 1024
+
+# A call is waiting for its clip: better to fail after half a minute than to hold it for three.
+S3_RETRY: Final[RetryConfig] = {"max_retries": 3, "retry_timeout": timedelta(seconds=30)}
+
 _ID: Final = re.compile(r"[0-9A-Za-z_-]{1,64}")
 
 
@@ -60,7 +69,7 @@ class VoiceStore:
         if not storage_url.startswith("s3://"):
             raise SettingsError("storage_url must be empty or of the form s3://bucket/prefix.")
         try:
-            store = S3Store.from_url(storage_url)
+            store = S3Store.from_url(storage_url, retry_config=S3_RETRY)
         except (BaseError, ValueError) as error:
             raise SettingsError(
                 "storage_url must be empty or of the form s3://bucket/prefix, "
@@ -71,7 +80,8 @@ class VoiceStore:
     async def put(self, recording_id: str, decoded: Decoded) -> None:
         """Keep both laws of a new recording; they are durable when this returns.
 
-        If it raises, neither is there. `recording_id` is 1 to 64 letters, digits, - or _.
+        If it raises, what was written is removed again, as far as the storage still answers.
+        `recording_id` is 1 to 64 letters, digits, - or _.
         """
         files: dict[Law, Path] = {"PCMA": decoded.alaw, "PCMU": decoded.ulaw}
         keys = [_key(recording_id, law) for law in files]

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import random
+import socket
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bitel.rtp.ports import REST, RETRY_TAKEN, NoPortError, PortPool
+
+HOST = "127.0.0.1"
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def free_range(pairs: int) -> range:
+    """Even ports of which all can be bound at this moment."""
+    while True:
+        start = random.randrange(20000, 60000, 2)
+        held = []
+        try:
+            for port in range(start, start + 2 * pairs, 2):
+                held.append(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+                held[-1].bind((HOST, port))
+        except OSError:
+            continue
+        else:
+            return range(start, start + 2 * pairs)
+        finally:
+            for bound in held:
+                bound.close()
+
+
+def test_own_ports_while_there_are_free_ones_then_the_least_shared() -> None:
+    pool = PortPool(HOST, free_range(3))
+    lent = [pool.open() for _ in range(8)]
+    assert len(set(lent[:3])) == 3
+    assert sorted(Counter(lent).values()) == [2, 3, 3]
+    assert all(port % 2 == 0 for port in lent)
+    pool.close()
+
+
+def test_a_released_port_rests_while_others_are_free() -> None:
+    clock = Clock()
+    pool = PortPool(HOST, free_range(3), clock=clock)
+    first = pool.open()
+    pool.release(first)
+    second = pool.open()
+    assert second != first
+    clock.now += REST
+    assert pool.open() == first  # rested: no new socket is needed
+    third = pool.open()
+    assert third not in (first, second)
+    pool.release(second)
+    assert pool.open() == second  # still resting, and better than sharing
+    pool.close()
+
+
+def test_a_port_that_another_program_holds_is_skipped_and_tried_again_later() -> None:
+    ports = free_range(2)
+    clock = Clock()
+    pool = PortPool(HOST, ports, clock=clock)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind((HOST, ports.start))
+        assert [pool.open() for _ in range(2)] == [ports.start + 2] * 2
+    assert pool.open() == ports.start + 2
+    clock.now += RETRY_TAKEN
+    assert pool.open() == ports.start
+    pool.close()
+
+
+def test_no_port_at_all() -> None:
+    ports = free_range(1)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind((HOST, ports.start))
+        with pytest.raises(NoPortError, match=f"{ports.start}-{ports.stop - 1}"):
+            PortPool(HOST, ports).open()
+
+
+def test_at_most_so_many_sockets() -> None:
+    pool = PortPool(HOST, free_range(4), max_sockets=2)
+    assert len({pool.open() for _ in range(6)}) == 2
+    pool.close()
+
+
+def test_what_is_not_lent_is_neither_released_nor_used() -> None:
+    pool = PortPool(HOST, free_range(1))
+    port = pool.open()
+    pool.release(port)
+    with pytest.raises(ValueError, match=str(port)):
+        pool.release(port)
+    with pytest.raises(ValueError, match=str(port)):
+        pool.socket(port)
+    pool.close()
+
+
+def test_what_arrives_is_dropped_by_the_kernel() -> None:
+    pool = PortPool(HOST, free_range(1))
+    bound = pool.socket(pool.open())
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as callee:
+        callee.connect(bound.getsockname())
+        for _ in range(10):
+            callee.send(bytes(172))  # and no "port unreachable" comes back
+    with pytest.raises(BlockingIOError):
+        bound.recv(1)
+    pool.close()
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.one_of(st.none(), st.integers(0, 30), st.floats(0, 10)), max_size=60))
+def test_ports_are_shared_evenly_whatever_happens(steps: list[int | float | None]) -> None:
+    clock = Clock()
+    pool = PortPool(HOST, free_range(4), clock=clock)
+    lent: list[int] = []
+    for step in steps:
+        if step is None:
+            before = Counter(lent)
+            port = pool.open()
+            assert before[port] == min(before[p] for p in {*before, port})
+            if before[port]:
+                assert len(before) == 4
+            lent.append(port)
+        elif isinstance(step, int):
+            if lent:
+                pool.release(lent.pop(step % len(lent)))
+        else:
+            clock.now += step
+    pool.close()

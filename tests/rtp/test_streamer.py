@@ -1,0 +1,437 @@
+"""Real sender processes, real UDP on the loopback. Counts, order and bytes; no tight timing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from bitel.rtp.packet import RtpHeader
+from bitel.rtp.streamer import Streamer, StreamReport, StreamStart
+
+HOST = "127.0.0.1"
+Recording = Callable[[int], Path]
+
+
+class FarEnd:
+    """A callee's RTP port; packets wait in its (large) receive buffer until asked for."""
+
+    def __init__(self, host: str = HOST) -> None:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.socket = socket.socket(family, socket.SOCK_DGRAM)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+        self.socket.bind((host, 0))
+        self.socket.setblocking(False)
+        self.address: tuple[str, int] = self.socket.getsockname()[:2]
+        self.sources: list[int] = []  # the sending port of each packet
+        self.arrived: list[tuple[RtpHeader, bytes]] = []
+
+    def packets(self) -> list[tuple[RtpHeader, bytes]]:
+        """All that has arrived."""
+        while True:
+            try:
+                data, source = self.socket.recvfrom(2048)
+            except BlockingIOError:
+                return self.arrived
+            self.sources.append(source[1])
+            self.arrived.append(RtpHeader.parse(data))
+
+    def voice(self) -> bytes:
+        return b"".join(payload for _, payload in self.packets())
+
+
+class Ends:
+    """Collects stream reports, and waits for them."""
+
+    def __init__(self) -> None:
+        self.reports: dict[int, StreamReport] = {}
+        self.times_told = 0
+
+    def __call__(self, report: StreamReport) -> None:
+        self.reports[report.stream] = report
+        self.times_told += 1
+
+    async def wait(self, count: int = 1) -> None:
+        await until(lambda: len(self.reports) >= count)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Waits for what another process brings about."""
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def some_ports(pairs: int = 20) -> range:
+    """Ports that tests running at the same time are unlikely to take; taken ones are skipped."""
+    start = random.randrange(20000, 60000, 2)
+    return range(start, start + 2 * pairs)
+
+
+@pytest.fixture
+def far() -> Iterator[FarEnd]:
+    end = FarEnd()
+    yield end
+    end.socket.close()
+
+
+@pytest.fixture
+async def streamer() -> AsyncIterator[Streamer]:
+    started = Streamer(HOST, some_ports())
+    await started.start()
+    yield started
+    await started.stop()
+
+
+def assert_contiguous(packets: list[tuple[RtpHeader, bytes]], start: StreamStart | None) -> None:
+    first = packets[0][0]
+    if start is not None:
+        assert first.sequence == start.sequence
+        assert first.timestamp == start.timestamp
+        assert first.ssrc == start.ssrc
+    for i, (header, payload) in enumerate(packets):
+        assert header.marker == (i == 0)
+        assert header.sequence == (first.sequence + i) % 2**16
+        assert header.timestamp == (first.timestamp + 160 * i) % 2**32
+        assert (header.ssrc, header.payload_type) == (first.ssrc, first.payload_type)
+        assert len(payload) == 160
+
+
+@pytest.mark.parametrize("transmit", ["sendmmsg", "sendto"])
+async def test_one_second_arrives_whole(far: FarEnd, recording: Recording, transmit: str) -> None:
+    streamer = Streamer(HOST, some_ports(), transmit=transmit)
+    await streamer.start()
+    clip, ends = recording(8000), Ends()
+    port = streamer.open_port()
+    start = StreamStart(65530, 2**32 - 800, 0xCAFEBABE)  # both counters wrap on the way
+    stream = streamer.play(port, far.address, 8, [clip], ends, start=start)
+    await ends.wait()
+    assert ends.reports[stream] == StreamReport(stream, 50, finished=True)
+    assert_contiguous(far.packets(), start)
+    assert far.voice() == clip.read_bytes()
+    assert set(far.sources) == {port}
+    await streamer.stop()
+    assert streamer.sender_pids() == []
+    assert ends.times_told == 1
+
+
+async def test_playlist_and_partial_last_packets(
+    streamer: Streamer, far: FarEnd, recording: Recording
+) -> None:
+    clips, ends = [recording(1000), recording(70), recording(320)], Ends()
+    stream = streamer.play(streamer.open_port(), far.address, 0, clips, ends)
+    await ends.wait()
+    assert ends.reports[stream] == StreamReport(stream, 7 + 1 + 2, finished=True)
+    data = [clip.read_bytes() for clip in clips]
+    padded = data[0] + b"\xff" * 120 + data[1] + b"\xff" * 90 + data[2]
+    assert far.voice() == padded
+    assert_contiguous(far.packets(), None)
+
+
+async def test_dynamic_payload_type_names_its_law(
+    streamer: Streamer, far: FarEnd, recording: Recording
+) -> None:
+    port, ends = streamer.open_port(), Ends()
+    with pytest.raises(ValueError, match="payload type 96"):
+        streamer.play(port, far.address, 96, [recording(10)], ends)
+    streamer.play(port, far.address, 96, [recording(10)], ends, law="alaw")
+    await ends.wait()
+    [(header, payload)] = far.packets()
+    assert header.payload_type == 96
+    assert payload[10:] == b"\xd5" * 150
+
+
+async def test_stopped_stream_sends_nothing_more(
+    streamer: Streamer, far: FarEnd, recording: Recording
+) -> None:
+    ends = Ends()
+    stream = streamer.play(streamer.open_port(), far.address, 8, [recording(80000)], ends)
+    await until(lambda: len(far.packets()) >= 3)
+    streamer.stop_stream(stream)
+    streamer.stop_stream(stream)
+    await ends.wait()
+    report = ends.reports[stream]
+    assert not report.finished
+    assert not report.error
+    assert 3 <= report.packets < 500
+    await asyncio.sleep(0.1)
+    assert len(far.packets()) == report.packets
+    streamer.stop_stream(stream)
+    assert streamer.stats().running == 0
+    assert ends.times_told == 1
+
+
+async def test_stopped_before_it_began(
+    streamer: Streamer, far: FarEnd, recording: Recording
+) -> None:
+    ends = Ends()
+    stream = streamer.play(streamer.open_port(), far.address, 8, [recording(80000)], ends)
+    streamer.stop_stream(stream)
+    await ends.wait()
+    assert ends.reports[stream] == StreamReport(stream, 0, finished=False)
+    assert far.packets() == []
+
+
+async def test_many_streams_at_once(streamer: Streamer, recording: Recording) -> None:
+    count, packets = 200, 25
+    clips = [recording(160 * packets) for _ in range(4)]
+    fars = [FarEnd() for _ in range(count)]
+    ends = Ends()
+    began = asyncio.get_running_loop().time()
+    lent = [streamer.open_port() for _ in range(count)]
+    assert len(set(lent)) <= 20
+    for i, far in enumerate(fars):
+        streamer.play(lent[i], far.address, 8, [clips[i % 4]], ends)
+    await ends.wait(count)
+    # 25 packets begin 24 intervals apart, and the last one is heard out.
+    assert asyncio.get_running_loop().time() - began >= 0.02 * packets
+    assert all(report.finished for report in ends.reports.values())
+    for i, far in enumerate(fars):
+        assert far.voice() == clips[i % 4].read_bytes()
+        assert_contiguous(far.packets(), None)
+        assert set(far.sources) == {lent[i]}
+        far.socket.close()
+    headers = [far.arrived[0][0] for far in fars]
+    assert len({header.ssrc for header in headers}) == count
+    assert len({header.sequence for header in headers}) > count / 2
+    assert len({header.timestamp for header in headers}) == count
+    await until(lambda: streamer.stats().packets == count * packets)
+    stats = streamer.stats()
+    assert stats.refused == 0
+    assert stats.ticks >= packets
+    assert stats.worst_ms >= stats.p99_ms > 0
+    assert stats.cpu_seconds > 0
+
+
+async def test_packets_are_spread_over_their_time(
+    streamer: Streamer, far: FarEnd, recording: Recording
+) -> None:
+    """Not a burst: after a third of the playlist's time no more than its share has left."""
+    ends, loop = Ends(), asyncio.get_running_loop()
+    streamer.play(streamer.open_port(), far.address, 8, [recording(8000)], ends)
+    await until(far.packets)
+    began = loop.time()
+    while not ends.reports:
+        elapsed = loop.time() - began
+        seen = len(far.packets())
+        after = loop.time() - began
+        # One was there at the beginning, and one more may be due at once.
+        assert seen <= 3 + after / 0.02, (elapsed, after)
+        await asyncio.sleep(0.02)
+
+
+async def test_recordings_that_can_not_be_read(
+    streamer: Streamer, far: FarEnd, recording: Recording, tmp_path: Path
+) -> None:
+    empty = tmp_path / "empty"
+    empty.touch()
+    port, ends = streamer.open_port(), Ends()
+    missing = streamer.play(port, far.address, 8, [recording(160), tmp_path / "none"], ends)
+    nothing = streamer.play(port, far.address, 8, [empty], ends)
+    no_clips = streamer.play(port, far.address, 8, [], ends)
+    await ends.wait(3)
+    for stream, words in ((missing, "none"), (nothing, "empty"), (no_clips, "1 to")):
+        assert ends.reports[stream].packets == 0
+        assert not ends.reports[stream].finished
+        assert words in ends.reports[stream].error
+    assert far.packets() == []
+    good = streamer.play(port, far.address, 8, [recording(160)], ends)
+    await ends.wait(4)
+    assert ends.reports[good].finished
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        ("callee.example", 4000),
+        ("0.0.0.0", 4000),
+        ("239.1.2.3", 4000),
+        ("::1", 4000),
+        ("fe80::1%lo", 4000),
+        ("127.0.0.1", 0),
+        ("127.0.0.1", 65536),
+        ("", 4000),
+    ],
+)
+async def test_addresses_that_are_not_sent_to(
+    streamer: Streamer, recording: Recording, address: tuple[str, int]
+) -> None:
+    ends = Ends()
+    streamer.play(streamer.open_port(), address, 8, [recording(160)], ends)
+    assert not ends.reports  # told later, when the caller has the number
+    await ends.wait()
+    [report] = ends.reports.values()
+    assert report.error
+    assert (report.packets, report.finished) == (0, False)
+
+
+async def test_a_callee_that_can_not_be_reached_hurts_no_other(
+    streamer: Streamer, far: FarEnd, recording: Recording
+) -> None:
+    ends = Ends()
+    port = streamer.open_port()
+    lost = streamer.play(port, ("8.8.8.8", 9), 8, [recording(1600)], ends)  # from 127.0.0.1
+    good = streamer.play(port, far.address, 8, [recording(1600)], ends)
+    await ends.wait(2)
+    assert ends.reports[good] == StreamReport(good, 10, finished=True)
+    assert len(far.packets()) == 10
+    assert ends.reports[lost].packets == 0
+    assert not ends.reports[lost].finished
+    assert "10 packets could not be sent" in ends.reports[lost].error
+
+
+async def test_a_port_must_be_open(streamer: Streamer, far: FarEnd, recording: Recording) -> None:
+    port = streamer.open_port()
+    streamer.release_port(port)
+    with pytest.raises(ValueError, match=str(port)):
+        streamer.play(port, far.address, 8, [recording(160)], Ends())
+
+
+async def test_ipv6(recording: Recording) -> None:
+    try:
+        far = FarEnd("::1")
+    except OSError:
+        pytest.skip("no IPv6 here")
+    streamer, ends = Streamer("::1", some_ports()), Ends()
+    await streamer.start()
+    clip = recording(800)
+    streamer.play(streamer.open_port(), far.address, 8, [clip], ends)
+    await ends.wait()
+    assert far.voice() == clip.read_bytes()
+    await streamer.stop()
+    far.socket.close()
+
+
+async def test_killed_sender_ends_its_streams_and_is_started_again(
+    streamer: Streamer, far: FarEnd, recording: Recording
+) -> None:
+    failures: list[Exception] = []
+    streamer.on_failure = failures.append
+    port, ends = streamer.open_port(), Ends()
+    for _ in range(5):
+        streamer.play(port, far.address, 8, [recording(80000)], ends)
+    await until(lambda: len(far.packets()) > 10)
+    [pid] = streamer.sender_pids()
+    os.kill(pid, signal.SIGKILL)
+    await ends.wait(5)
+    assert [report.finished for report in ends.reports.values()] == [False] * 5
+    assert all("ended unexpectedly" in report.error for report in ends.reports.values())
+    assert len(failures) == 1
+    # A call that is answered meanwhile is played as soon as there is a sender again.
+    clip, late = recording(1600), FarEnd()
+    stream = streamer.play(port, late.address, 8, [clip], ends)
+    stopped = streamer.play(port, late.address, 8, [clip], ends)
+    streamer.stop_stream(stopped)
+    await ends.wait(7)
+    assert ends.reports[stream] == StreamReport(stream, 10, finished=True)
+    assert ends.reports[stopped] == StreamReport(stopped, 0, finished=False)
+    assert late.voice() == clip.read_bytes()
+    assert streamer.sender_pids() not in ([], [pid])
+    assert (len(failures), ends.times_told) == (1, 7)
+    late.socket.close()
+
+
+async def test_stop_ends_what_runs(streamer: Streamer, far: FarEnd, recording: Recording) -> None:
+    ends = Ends()
+    failures: list[Exception] = []
+    streamer.on_failure = failures.append
+    stream = streamer.play(streamer.open_port(), far.address, 8, [recording(80000)], ends)
+    await until(far.packets)
+    [pid] = streamer.sender_pids()
+    await streamer.stop()
+    await ends.wait()
+    assert not ends.reports[stream].finished
+    assert not alive(pid)
+    assert failures == []
+
+
+async def test_several_processes_share_the_ports(far: FarEnd, recording: Recording) -> None:
+    streamer, ends = Streamer(HOST, some_ports(), processes=2), Ends()
+    await streamer.start()
+    assert len(set(streamer.sender_pids())) == 2
+    for _ in range(10):
+        streamer.play(streamer.open_port(), far.address, 8, [recording(1600)], ends)
+    await ends.wait(10)
+    assert [report.packets for report in ends.reports.values()] == [10] * 10
+    await until(lambda: streamer.stats().packets == 100)
+    await streamer.stop()
+
+
+async def test_signals_of_a_drain_are_left_to_the_parent(
+    streamer: Streamer, far: FarEnd, recording: Recording
+) -> None:
+    ends = Ends()
+    stream = streamer.play(streamer.open_port(), far.address, 8, [recording(4000)], ends)
+    await until(far.packets)
+    [pid] = streamer.sender_pids()
+    os.kill(pid, signal.SIGTERM)
+    os.kill(pid, signal.SIGINT)
+    await ends.wait()
+    assert ends.reports[stream].finished
+
+
+async def test_a_queue_that_is_full_refuses_new_streams(far: FarEnd, recording: Recording) -> None:
+    streamer, ends = Streamer(HOST, some_ports(), queue_limit=10), Ends()
+    await streamer.start()
+    [pid] = streamer.sender_pids()
+    clip = recording(160)
+    port = streamer.open_port()
+    os.kill(pid, signal.SIGSTOP)  # it reads nothing; what was written stays with the kernel
+    streams = [streamer.play(port, far.address, 8, [clip], ends) for _ in range(30)]
+    await until(lambda: len(ends.reports) >= 20)
+    os.kill(pid, signal.SIGCONT)
+    await ends.wait(30)
+    refused = [s for s in streams if "does not keep up" in ends.reports[s].error]
+    assert refused == streams[-len(refused) :]
+    assert 20 <= len(refused) <= 22
+    assert len(far.packets()) == 30 - len(refused)
+    await streamer.stop()
+
+
+PARENT = """
+import asyncio, sys
+from pathlib import Path
+from bitel.rtp.streamer import Streamer
+
+async def main():
+    streamer = Streamer("127.0.0.1", range(int(sys.argv[1]), int(sys.argv[1]) + 40))
+    await streamer.start()
+    far = ("127.0.0.1", int(sys.argv[2]))
+    streamer.play(streamer.open_port(), far, 8, [Path(sys.argv[3])], print)
+    print(*streamer.sender_pids(), flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+async def test_the_sender_does_not_outlive_its_parent(far: FarEnd, recording: Recording) -> None:
+    arguments = [str(some_ports().start), str(far.address[1]), str(recording(800000))]
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, *arguments], stdout=subprocess.PIPE
+    ) as parent:
+        assert parent.stdout is not None
+        sender = int(await asyncio.to_thread(parent.stdout.readline))
+        await until(lambda: len(far.packets()) > 5)
+        assert alive(sender)
+        parent.kill()
+    await until(lambda: not alive(sender))
+    heard = len(far.packets())
+    await asyncio.sleep(0.1)
+    assert len(far.packets()) == heard
+
+
+def alive(pid: int) -> bool:
+    """Runs, and is not merely waiting to be collected."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

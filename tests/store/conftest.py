@@ -1,0 +1,132 @@
+"""A project with a recording in an empty database, and short words for what tests do with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pytest
+from sqlalchemy import Connection, func, select
+
+from bitel.calls.call import Call, Lane, NewCall
+from bitel.calls.ids import new_id
+from bitel.store import calls, claims, leases, projects, recordings, settling
+from bitel.store.claims import Claim
+from bitel.store.database import Database
+from bitel.store.leases import Lease, Recovered
+from bitel.store.schema import ledger_entry
+from bitel.store.settling import Settlement
+
+if TYPE_CHECKING:
+    from tests.conftest import FakeClock
+
+T = TypeVar("T")
+
+REDIAL_AFTER = 77.0
+
+
+@dataclass
+class World:
+    """What a test of the store starts from."""
+
+    database: Database
+    clock: FakeClock
+    project_id: str
+    recording_id: str
+
+    @classmethod
+    def make(cls, database: Database, clock: FakeClock) -> World:
+        project = database.write_now(lambda conn: projects.create(conn, "shop", clock()))
+        recording = recordings.Recording(
+            new_id(clock()), project.id, "hello", 3.2, 51_200, clock()
+        )
+        database.write_now(lambda conn: recordings.add(conn, recording))
+        return cls(database, clock, project.id, recording.id)
+
+    def do(self, work: Callable[[Connection], T]) -> T:
+        return self.database.write_now(work)
+
+    def new_call(self, **changes: Any) -> NewCall:
+        now = self.clock()
+        fields: dict[str, Any] = {
+            "id": new_id(now),
+            "project_id": self.project_id,
+            "dialer_id": "main",
+            "phone_number": "0912 123 4567",
+            "e164": "+989121234567",
+            "recording_id": self.recording_id,
+            "lane": Lane.SINGLE,
+            "retry_count": 1,
+            "retry_interval": 60,
+            "requested_at": now,
+            "expires_at": now + 14_400,
+        }
+        return NewCall(**{**fields, **changes})
+
+    def place(self, **changes: Any) -> str:
+        new = self.new_call(**changes)
+        self.do(lambda conn: calls.place(conn, [new]))
+        return new.id
+
+    def take_over(self, worker: str = "w") -> Lease:
+        return self.recover(worker)[0]
+
+    def recover(self, worker: str = "w") -> tuple[Lease, Recovered]:
+        now = self.clock()
+        return self.do(lambda conn: leases.take_over(conn, "main", worker, now, REDIAL_AFTER))
+
+    def claim(self, lease: Lease, limit: int = 100) -> list[Claim]:
+        return self.do(lambda conn: claims.claim(conn, lease, limit, self.clock()))
+
+    def heard(self, lease: Lease, *claimed: Claim) -> set[str]:
+        answered = {one.attempt_id: self.clock() for one in claimed}
+        return self.do(lambda conn: claims.heard(conn, lease, answered))
+
+    def settle(self, lease: Lease, *settlements: Settlement) -> set[str]:
+        return self.do(lambda conn: settling.settle(conn, lease, settlements, self.clock()))
+
+    def call(self, call_id: str) -> Call:
+        found = self.do(lambda conn: calls.find(conn, self.project_id, call_id))
+        assert found is not None
+        return found
+
+    def attempts(self, call_id: str) -> list[calls.AttemptRow]:
+        return self.do(lambda conn: calls.attempts(conn, call_id))
+
+    def set_balance(self, amount: Decimal | None) -> None:
+        self.do(
+            lambda conn: projects.set_balance(conn, self.project_id, amount, self.clock())
+        )
+
+    def balance(self) -> Decimal | None:
+        project = self.do(lambda conn: projects.by_id(conn, self.project_id))
+        assert project is not None
+        return project.balance
+
+    def ledger(self) -> list[Decimal]:
+        entries = select(ledger_entry.c.amount).order_by(ledger_entry.c.id)
+        return list(self.do(lambda conn: conn.execute(entries).scalars().all()))
+
+    def count(self, table: Any) -> int:
+        counted: int = self.do(
+            lambda conn: conn.execute(select(func.count()).select_from(table)).scalar_one()
+        )
+        return counted
+
+
+@pytest.fixture
+def world(database: Database, clock: FakeClock) -> World:
+    return World.make(database, clock)
+
+
+@pytest.fixture
+def sqlite_world(sqlite_database: Database, clock: FakeClock) -> World:
+    return World.make(sqlite_database, clock)
+
+
+@pytest.fixture
+def make_world() -> Callable[[Database, FakeClock], World]:
+    """For tests that open databases by themselves."""
+    return World.make

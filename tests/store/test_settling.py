@@ -1,0 +1,253 @@
+"""What a finished attempt leaves behind."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from bitel.calls.call import CallStatus
+from bitel.calls.outcome import Attempted, Outcome
+from bitel.calls.retry import Again, Final, Verdict
+from bitel.calls.tariff import NOTHING, Bill
+from bitel.store.schema import SETTLED, ledger_entry
+from bitel.store.settling import HandBack, Settlement
+
+if TYPE_CHECKING:
+    from bitel.store.claims import Claim
+    from tests.store.conftest import World
+
+NORMAL = Final(CallStatus.NORMAL)
+
+
+def settlement(
+    claimed: Claim,
+    verdict: Verdict | HandBack,
+    outcome: Outcome = Outcome.BUSY,
+    bill: Bill = NOTHING,
+    **more: Any,
+) -> Settlement:
+    at = claimed.started_at
+    done = Attempted(outcome, started_at=at + 0.25, ended_at=at + 20, **more)
+    return Settlement(claimed.attempt_id, claimed.call_id, done, verdict, bill)
+
+
+def answered(claimed: Claim, price: str = "34.2", seconds: int = 12) -> Settlement:
+    return settlement(
+        claimed,
+        NORMAL,
+        Outcome.ANSWERED,
+        Bill(seconds, Decimal(price)),
+        answered_at=claimed.started_at + 8,
+        sip_code=200,
+        q850=16,
+        ended_by="far",
+    )
+
+
+def test_an_answered_call_is_final_and_billed(world: World) -> None:
+    world.set_balance(Decimal(100))
+    call_id = world.place()
+    lease = world.take_over()
+    (claimed,) = world.claim(lease)
+    world.heard(lease, claimed)
+
+    assert world.settle(lease, answered(claimed)) == {claimed.attempt_id}
+
+    call = world.call(call_id)
+    assert call.status is CallStatus.NORMAL
+    assert call.executed_at == claimed.started_at + 0.25
+    assert (call.bill_seconds, call.price) == (12, Decimal("34.2"))
+    assert world.balance() == Decimal("65.8")
+    assert sorted(world.ledger()) == [Decimal("-34.2"), Decimal(100)]
+    (row,) = world.attempts(call_id)
+    assert row.claim == SETTLED
+    assert row.outcome is Outcome.ANSWERED
+    assert (row.sip_code, row.q850, row.ended_by) == (200, 16, "far")
+    assert (row.answered_at, row.ended_at) == (claimed.started_at + 8, claimed.started_at + 20)
+    world.clock.advance(100_000)
+    assert world.claim(lease) == []
+
+
+def test_an_attempt_is_settled_once(world: World) -> None:
+    world.set_balance(Decimal(100))
+    world.place()
+    lease = world.take_over()
+    (claimed,) = world.claim(lease)
+
+    assert world.settle(lease, answered(claimed), answered(claimed)) == {claimed.attempt_id}
+    assert world.settle(lease, answered(claimed, "50")) == set()
+
+    assert world.balance() == Decimal("65.8")
+    assert world.count(ledger_entry) == 2
+
+
+def test_a_free_answered_attempt_has_its_entry_too(world: World) -> None:
+    world.place()
+    lease = world.take_over()
+    (claimed,) = world.claim(lease)
+
+    world.settle(lease, answered(claimed, "0"))
+
+    assert world.ledger() == [Decimal(0)]
+
+
+def test_an_unlimited_project_keeps_a_ledger_and_no_balance(world: World) -> None:
+    world.place()
+    lease = world.take_over()
+    (claimed,) = world.claim(lease)
+
+    world.settle(lease, answered(claimed, "34.2"))
+
+    assert world.balance() is None
+    assert world.ledger() == [Decimal("-34.2")]
+    world.set_balance(Decimal(100))
+    assert sum(world.ledger()) == world.balance() == 100
+
+
+def test_a_retry_is_spent_and_the_call_due_again(world: World) -> None:
+    call_id = world.place(retry_count=2)
+    lease = world.take_over()
+    (claimed,) = world.claim(lease)
+    due_at = world.clock() + 80
+
+    world.settle(lease, settlement(claimed, Again(due_at, spends_retry=True, trouble=0)))
+
+    assert world.call(call_id).status is CallStatus.WAITING
+    assert world.ledger() == []
+    world.clock.advance(79.9)
+    assert world.claim(lease) == []
+    world.clock.advance(0.1)
+    (again,) = world.claim(lease)
+    assert again.call_id == call_id
+    assert (again.rule.retries_left, again.rule.trouble) == (1, 0)
+
+
+def test_trunk_trouble_is_counted_and_spends_no_retry(world: World) -> None:
+    world.place(retry_count=2)
+    lease = world.take_over()
+    for trouble in (1, 2, 3):
+        (claimed,) = world.claim(lease)
+        assert claimed.rule.trouble == trouble - 1
+        again = Again(world.clock(), spends_retry=False, trouble=trouble)
+        world.settle(lease, settlement(claimed, again, Outcome.TRUNK_TROUBLE))
+    (claimed,) = world.claim(lease)
+    assert (claimed.rule.retries_left, claimed.rule.trouble) == (2, 3)
+
+
+def test_an_attempt_handed_back_leaves_the_call_as_it_was(world: World) -> None:
+    call_id = world.place(retry_count=2)
+    lease = world.take_over()
+    (claimed,) = world.claim(lease)
+    world.settle(
+        lease,
+        settlement(claimed, Again(world.clock(), spends_retry=False, trouble=4)),
+    )
+    (claimed,) = world.claim(lease)
+
+    world.settle(lease, settlement(claimed, HandBack(world.clock() + 3), Outcome.NO_ANSWER))
+
+    assert world.attempts(call_id)[-1].outcome is Outcome.CALLED_OFF
+    assert world.claim(lease) == []
+    world.clock.advance(3)
+    (again,) = world.claim(lease)
+    assert (again.rule.retries_left, again.rule.trouble) == (2, 4)
+
+
+@pytest.mark.parametrize(
+    "verdict", [Again(1.0, spends_retry=True, trouble=0), HandBack(1.0)], ids=["again", "back"]
+)
+def test_whoever_was_heard_is_never_due_again_whatever_the_verdict(
+    world: World, verdict: Again | HandBack
+) -> None:
+    call_id = world.place(retry_count=5)
+    lease = world.take_over()
+    (claimed,) = world.claim(lease)
+    world.heard(lease, claimed)
+
+    world.settle(lease, settlement(claimed, verdict, Outcome.TRUNK_TROUBLE))
+
+    assert world.call(call_id).status is CallStatus.UNKNOWN
+    world.clock.advance(1000)
+    assert world.claim(lease) == []
+
+
+def test_an_error_says_why(world: World) -> None:
+    call_id = world.place()
+    lease = world.take_over()
+    (claimed,) = world.claim(lease)
+
+    world.settle(
+        lease, settlement(claimed, Final(CallStatus.ERROR, "no such number"), Outcome.BAD_NUMBER)
+    )
+
+    call = world.call(call_id)
+    assert (call.status, call.reason) == (CallStatus.ERROR, "no such number")
+    assert (call.bill_seconds, call.price) == (0, 0)
+
+
+def test_a_worker_that_was_taken_over_settles_nothing(world: World) -> None:
+    world.set_balance(Decimal(100))
+    call_id = world.place()
+    old = world.take_over("old")
+    (claimed,) = world.claim(old)
+    new = world.take_over("new")
+    before = (world.call(call_id), world.attempts(call_id))
+
+    assert world.settle(old, answered(claimed)) == set()
+    assert world.settle(new, answered(claimed)) == set()
+
+    assert (world.call(call_id), world.attempts(call_id)) == before
+    assert world.ledger() == [Decimal(100)]
+
+
+def test_a_settlement_that_names_another_call_is_refused(world: World) -> None:
+    first, second = world.place(), world.place()
+    lease = world.take_over()
+    claimed = {one.call_id: one for one in world.claim(lease)}
+    wrong = answered(claimed[first])
+    wrong = Settlement(wrong.attempt_id, second, wrong.attempted, wrong.verdict, wrong.bill)
+
+    assert world.settle(lease, wrong) == set()
+    assert world.call(second).status is CallStatus.WAITING
+
+
+@pytest.mark.parametrize("detail", ["busy\0here", "\ud83d half a pair", "x" * 5000, "شلوغ"])
+def test_what_a_far_end_says_can_always_be_stored(world: World, detail: str) -> None:
+    call_id = world.place()
+    lease = world.take_over()
+    (claimed,) = world.claim(lease)
+
+    hostile = settlement(
+        claimed,
+        Final(CallStatus.ERROR, detail),
+        Outcome.REFUSED,
+        detail=detail,
+        sip_code=99_999_999_999,
+        q850=-5,
+    )
+    assert world.settle(lease, hostile) == {claimed.attempt_id}
+
+    (row,) = world.attempts(call_id)
+    assert (row.sip_code, row.q850) == (None, None)
+    assert 0 < len(row.detail) <= 200
+    assert world.call(call_id).reason == row.detail
+
+
+def test_many_are_settled_in_one_go(world: World) -> None:
+    world.set_balance(Decimal(1000))
+    ids = [world.place() for _ in range(30)]
+    lease = world.take_over()
+    claimed = world.claim(lease)
+
+    offered = [answered(one, "0.0001") for one in claimed[:10]]
+    offered += [settlement(one, Final(CallStatus.USER_BUSY)) for one in claimed[10:20]]
+    offered += [settlement(one, Again(world.clock(), True, 0)) for one in claimed[20:]]
+    assert len(world.settle(lease, *offered)) == 30
+
+    statuses = [world.call(call_id).status for call_id in ids]
+    assert statuses.count(CallStatus.NORMAL) == 10
+    assert statuses.count(CallStatus.USER_BUSY) == 10
+    assert world.balance() == Decimal("999.999")
+    assert len(world.claim(lease)) == 10

@@ -1,0 +1,75 @@
+"""Calls as clients place and see them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy.exc import IntegrityError
+
+from bitel.calls.call import Call, CallStatus
+from bitel.store import calls, claims
+
+if TYPE_CHECKING:
+    from tests.store.conftest import World
+
+
+def test_a_call_reads_as_it_was_placed(world: World) -> None:
+    call_id = world.place(phone_number="۰۹۱۲ ۱۲۳ ۴۵۶۷", campaign_id="c" * 32)
+
+    assert world.call(call_id) == Call(
+        id=call_id,
+        project_id=world.project_id,
+        campaign_id="c" * 32,
+        phone_number="۰۹۱۲ ۱۲۳ ۴۵۶۷",
+        status=CallStatus.WAITING,
+        bill_seconds=0,
+        requested_at=world.clock(),
+        executed_at=0.0,
+        price=Decimal(0),
+        reason="",
+    )
+    assert isinstance(world.call(call_id).status, CallStatus)
+
+
+def test_another_projects_call_is_not_found(world: World) -> None:
+    call_id = world.place()
+
+    assert world.do(lambda conn: calls.find(conn, "another", call_id)) is None
+    assert world.do(lambda conn: calls.find(conn, world.project_id, "unknown")) is None
+    assert world.do(lambda conn: calls.find_many(conn, "another", [call_id])) == []
+
+
+def test_many_are_found_in_the_order_asked_for(world: World) -> None:
+    new = [world.new_call() for _ in range(2500)]
+    world.do(lambda conn: calls.place(conn, new))
+    ids = [one.id for one in reversed(new)]
+
+    found = world.do(
+        lambda conn: calls.find_many(conn, world.project_id, [*ids[:7], "unknown", *ids[7:]])
+    )
+
+    assert [one.id for one in found] == ids
+
+
+def test_none_is_placed_where_one_cannot_be(world: World) -> None:
+    good = world.new_call()
+    with pytest.raises(IntegrityError):
+        world.do(
+            lambda conn: calls.place(conn, [good, replace(world.new_call(), recording_id="none")])
+        )
+    assert world.do(lambda conn: calls.find(conn, world.project_id, good.id)) is None
+    world.do(lambda conn: calls.place(conn, []))
+
+
+def test_calls_are_counted_by_status(world: World) -> None:
+    for _ in range(3):
+        world.place()
+    world.place(expires_at=world.clock())
+    world.do(lambda conn: claims.expire(conn, "main", world.clock()))
+
+    counts = world.do(calls.counts_by_status)
+
+    assert counts == {CallStatus.WAITING: 3, CallStatus.EXPIRED: 1}
