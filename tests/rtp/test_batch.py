@@ -56,7 +56,7 @@ starts = st.tuples(
 )
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(st.lists(starts, min_size=1, max_size=150), st.integers(1, 5), st.data())
 def test_headers_are_those_of_the_plain_value(
     streams: list[tuple[int, int, int, int, int]], ticks: int, data: st.DataObject

@@ -6,7 +6,7 @@ import socket
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitel.g711 import alaw_decode, alaw_encode, ulaw_decode
@@ -40,6 +40,7 @@ def listen(packets: list[bytes], minutes: float = 10) -> Hearing:
     return hearing
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**16 - 1), st.integers(0, 2**32 - 1))
 def test_whole_stream_across_both_wraps(sequence: int, timestamp: int) -> None:
     heard = listen(voice(30, sequence, timestamp)).heard()
@@ -51,6 +52,7 @@ def test_whole_stream_across_both_wraps(sequence: int, timestamp: int) -> None:
     assert np.array_equal(heard.pcm16, decoded(list(range(30))))
 
 
+@settings(deadline=None)
 @given(
     st.sets(st.integers(1, 38), max_size=20),
     st.sets(st.integers(1, 38), max_size=10),
@@ -109,12 +111,14 @@ def test_mu_law() -> None:
     assert np.array_equal(heard.pcm16, ulaw_decode(np.frombuffer(payload, np.uint8)))
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=60), max_size=30))
 def test_hostile_bytes_never_raise(datagrams: list[bytes]) -> None:
     heard = listen(datagrams).heard()
     assert heard.packets + heard.ignored + heard.duplicates == len(datagrams)
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.integers(0, 2**16 - 1), st.integers(0, 2**32 - 1), st.integers(0, 20)),

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitel.rtp.packet import PacketError, RtpHeader
@@ -17,6 +17,7 @@ headers = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(headers, st.binary(max_size=400))
 def test_what_is_packed_is_parsed(header: RtpHeader, payload: bytes) -> None:
     assert RtpHeader.parse(header.pack() + payload) == (header, payload)
@@ -27,6 +28,7 @@ def test_layout_is_that_of_rfc_3550() -> None:
     assert header.pack() == bytes.fromhex("80 88 1234 deadbeef 01020304")
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=100))
 def test_hostile_bytes_raise_nothing_but_packet_error(data: bytes) -> None:
     try:
@@ -36,6 +38,7 @@ def test_hostile_bytes_raise_nothing_but_packet_error(data: bytes) -> None:
     assert len(payload) <= len(data) - 12 - 4 * len(header.csrcs)
 
 
+@settings(deadline=None)
 @given(st.integers(0x80, 0xBF), st.binary(min_size=11, max_size=100))
 def test_hostile_bytes_of_the_right_version(first: int, rest: bytes) -> None:
     try:

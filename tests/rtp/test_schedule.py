@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitel.rtp.schedule import LOST, Punctuality, Schedule
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, LOST / 2), max_size=200))
 def test_late_ticks_never_move_the_schedule(delays: list[float]) -> None:
     schedule = Schedule(0.002, 1000.0)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitel.rtp.wire import (
@@ -35,6 +35,7 @@ messages: st.SearchStrategy[Message] = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(messages), st.integers(1, 50))
 def test_messages_survive_any_cutting(sent: list[Message], size: int) -> None:
     data = b"".join(map(encode, sent))

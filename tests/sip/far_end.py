@@ -75,6 +75,7 @@ class Bench:
 
     def advance(self, seconds: float) -> None:
         """Let time pass, stopping at each timer."""
+        self.collect()
         end = self.now + seconds
         while (due := self.agent.next_timer()) is not None and due <= end:
             self.now = max(self.now, due)

@@ -28,7 +28,7 @@ from bitel.sip.grammar import Address
 
 CALLER: Address = ("192.0.2.1", 5060)
 CALLEE: Address = ("192.0.2.2", 5060)
-BEHAVIOURS = ("far-bye", "our-bye", "busy", "cancel", "reject", "no-word")
+BEHAVIOURS = ("far-bye", "our-bye", "busy", "cancel", "reject", "no-word", "race")
 CALLS = 500
 
 
@@ -91,7 +91,7 @@ class World:
             callee.reject(call_id, 404, self.now, [("Reason", "Q.850;cause=1")])
         elif behaviour != "no-word":
             callee.ring(call_id, self.now)
-        if behaviour in ("far-bye", "our-bye"):
+        if behaviour in ("far-bye", "our-bye", "race"):
             self.later(1.0, lambda: callee.accept(call_id, answer, self.now))
 
     def invite(self, number: int) -> None:
@@ -106,6 +106,10 @@ class World:
         if behaviour in ("cancel", "no-word"):
             after = self.rng.uniform(0.0, 8.0)
             self.later(after, lambda: self.caller.cancel(call_id, self.now))
+        elif behaviour == "race":
+            # The callee picks up a second after the INVITE has come.
+            after = self.rng.uniform(0.9, 1.2)
+            self.later(after, lambda: self.caller.hang_up(call_id, self.now))
 
     def run(self) -> None:
         for _ in range(1_000_000):
@@ -170,6 +174,11 @@ def ends_as_it_should(behaviour: str, ours: list[Event], theirs: list[Event]) ->
             return failed(ours, 486, "response") and len(theirs) == 1
         case "reject":
             return failed(ours, 404, "response", 1) and len(theirs) == 1
+        case "race":
+            answered = [type(event) for event in ours] == [Answered, Ended]
+            return (answered or failed(ours, 487, "canceled")) and (
+                not theirs or isinstance(theirs[-1], Ended | Withdrawn)
+            )
         case _:
             # A call that was called off before its INVITE came through is never seen there.
             return failed(ours, 487, "canceled") and [type(e) for e in theirs] in (

@@ -39,9 +39,7 @@ class World:
     @classmethod
     def make(cls, database: Database, clock: FakeClock) -> World:
         project = database.write_now(lambda conn: projects.create(conn, "shop", clock()))
-        recording = recordings.Recording(
-            new_id(clock()), project.id, "hello", 3.2, 51_200, clock()
-        )
+        recording = recordings.Recording(new_id(clock()), project.id, "hello", 3.2, 51_200, clock())
         database.write_now(lambda conn: recordings.add(conn, recording))
         return cls(database, clock, project.id, recording.id)
 
@@ -96,9 +94,7 @@ class World:
         return self.do(lambda conn: calls.attempts(conn, call_id))
 
     def set_balance(self, amount: Decimal | None) -> None:
-        self.do(
-            lambda conn: projects.set_balance(conn, self.project_id, amount, self.clock())
-        )
+        self.do(lambda conn: projects.set_balance(conn, self.project_id, amount, self.clock()))
 
     def balance(self) -> Decimal | None:
         project = self.do(lambda conn: projects.by_id(conn, self.project_id))

@@ -165,8 +165,6 @@ def test_the_database_itself_refuses_two_open_attempts_of_one_call(world: World)
     with pytest.raises(IntegrityError):
         world.do(lambda conn: conn.execute(insert(attempt).values(second)))
     with pytest.raises(IntegrityError):
-        world.do(
-            lambda conn: conn.execute(insert(attempt).values({**second, "claim": "perhaps"}))
-        )
+        world.do(lambda conn: conn.execute(insert(attempt).values({**second, "claim": "perhaps"})))
     world.do(lambda conn: conn.execute(insert(attempt).values({**second, "claim": SETTLED})))
     assert [row.id for row in world.attempts(call_id)] == [claimed.attempt_id, second["id"]]

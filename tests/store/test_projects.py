@@ -110,5 +110,3 @@ def test_a_recording_is_its_projects_alone(world: World) -> None:
     assert find("another") is None
     world.do(lambda conn: conn.exec_driver_sql("UPDATE recording SET deleted_at = 5"))
     assert find(world.project_id) is None
-
-

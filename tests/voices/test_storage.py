@@ -48,9 +48,11 @@ class ObjectServer(http.server.BaseHTTPRequestHandler):
             self.objects[path] = body
             return self.say(200, b"")
         if self.command == "POST":
-            for key in re.findall(r"<Key>(.*?)</Key>", body.decode()):
+            keys = re.findall(r"<Key>(.*?)</Key>", body.decode())
+            for key in keys:
                 self.objects.pop(f"{path}/{key}", None)
-            return self.say(200, b"<DeleteResult></DeleteResult>")
+            deleted = "".join(f"<Deleted><Key>{key}</Key></Deleted>" for key in keys)
+            return self.say(200, f"<DeleteResult>{deleted}</DeleteResult>".encode())
         if path not in self.objects:
             return self.say(404, b"")
         return self.say(200, self.objects[path])

@@ -101,7 +101,7 @@ class Placing:
         for dialer_id in {call.dialer_id for call in calls}:
             self._parts.on_placed(dialer_id)
 
-    async def _place(self, asked: Sequence[Sequence[NewCall]]) -> Sequence[None | BitelError]:
+    async def _place(self, asked: Sequence[Sequence[NewCall]]) -> Sequence[BitelError | None]:
         return await self._parts.database.write(lambda conn: _place(conn, asked, self._tariff))
 
 
@@ -113,11 +113,11 @@ def placing_of(request: Request) -> Placing:
 
 def _place(
     conn: Connection, asked: Sequence[Sequence[NewCall]], tariff: Tariff
-) -> list[None | BitelError]:
+) -> list[BitelError | None]:
     """Place what nothing speaks against; for each ask, what does."""
     # In the transaction that places the calls, so that no recording goes away in between.
     known: dict[tuple[str, str], bool] = {}
-    objections: list[None | BitelError] = []
+    objections: list[BitelError | None] = []
     for calls in asked:
         for owned in {(call.project_id, call.recording_id) for call in calls} - known.keys():
             known[owned] = is_id(owned[1]) and recordings.find(conn, *owned) is not None

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import jwt
 
+from bitel.calls.ids import is_id
 from bitel.errors import SettingsError, UnauthorizedError
 
 ISSUER: Final = "Bitel"
@@ -86,6 +87,8 @@ class TokenSigner:
         except jwt.InvalidTokenError:
             raise UnauthorizedError("the token is not one that this service issued") from None
         claims = Claims(project_id=payload["sub"], token_id=payload["jti"])
+        if not is_id(claims.project_id) or not is_id(claims.token_id):
+            raise UnauthorizedError("the token is not one that this service issued")
         # The signature of a token without an expiry stays good for ever: no need to check it twice.
         if "exp" not in payload and "nbf" not in payload:
             if len(self._verified) >= _REMEMBERED:

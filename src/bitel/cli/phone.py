@@ -60,7 +60,8 @@ def phone(
     try:
         asyncio.run(_serve(config, quiet=quiet))
     except OSError as error:
-        raise SettingsError(f"the phone can't listen on {listen}: {error}") from None
+        fault = f"write to {error.filename}" if error.filename else f"listen on {listen}"
+        raise SettingsError(f"the phone can't {fault}: {error.strerror}") from None
 
 
 async def _serve(config: PhoneConfig, *, quiet: bool) -> None:

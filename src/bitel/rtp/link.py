@@ -96,6 +96,7 @@ class SenderLink:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
+                start_new_session=True,  # of its own, also for the kernel's autogroup scheduling
             )
         self._loop.add_reader(ours, self._read)
 
@@ -152,6 +153,10 @@ class SenderLink:
             self._on_lost(error)
 
     def _check_alive(self) -> None:
+        if self._loop.time() - self._heard_at > SILENCE_LIMIT:
+            self._read()  # where this loop itself was held up, the reports are waiting
+        if self._socket is None:
+            return
         if self._loop.time() - self._heard_at > SILENCE_LIMIT:
             self._lost(f"has said nothing for {SILENCE_LIMIT:.0f} s")
         else:

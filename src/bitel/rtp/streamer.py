@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 MAX_CLIPS = 256  # in one playlist
+DEFAULT_SOCKETS = 1024
 MAX_DESCRIPTORS = 1 << 16  # taken for this process; at most half of them become RTP sockets
 
 _STATIC_LAWS: dict[int, Law] = {PCMU: "ulaw", PCMA: "alaw"}
@@ -89,8 +90,10 @@ class Streamer:
 
     `host` is the local IP address that RTP is sent from; `ports` the range of which the even ones
     are used. `processes` sender processes share the ports among them; each fills one core at most.
-    `queue_limit` is how many commands may wait for a sender before new streams are refused.
-    `transmit` names the way out: `auto` is `sendmmsg` where the system has it.
+    `max_sockets` ports are bound at most: a packet from a port of its own costs two to three times
+    the CPU of one that leaves with others from a shared port, and with many calls a core has no
+    time for that. `queue_limit` is how many commands may wait for a sender before new streams are
+    refused. `transmit` names the way out: `auto` is `sendmmsg` where the system has it.
     """
 
     def __init__(
@@ -100,12 +103,13 @@ class Streamer:
         *,
         queue_limit: int = DEFAULT_QUEUE_LIMIT,
         processes: int = 1,
+        max_sockets: int = DEFAULT_SOCKETS,
         transmit: str = "auto",
     ) -> None:
         if processes < 1:
             raise ValueError(f"{processes} sender processes; at least 1 is needed")
         self.on_failure: Callable[[Exception], None] | None = None
-        self._ports = PortPool(host, ports, max_sockets=_descriptors() // 2)
+        self._ports = PortPool(host, ports, max_sockets=min(max_sockets, _descriptors() // 2))
         self._version = ipaddress.ip_address(host).version
         self._senders = [
             SupervisedSender(self._ended, self._failed, transmit=transmit, queue_limit=queue_limit)

@@ -229,7 +229,8 @@ class _Reader:
     def read(self, data: bytes) -> SessionDescription:
         if len(data) > MAX_BYTES:
             raise SdpError(f"the SDP is longer than {MAX_BYTES} bytes")
-        for line in data.decode("utf-8", "replace").replace("\r\n", "\n").split("\n"):
+        text = data.decode("utf-8", "replace").replace("\r", "\n")
+        for line in text.split("\n"):
             kind, equals, value = line.partition("=")
             if equals:
                 self._read_line(kind.strip(), value.strip())

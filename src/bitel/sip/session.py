@@ -89,7 +89,7 @@ class Session:
         self.local = body
         if self._unacknowledged is not None:
             self._unacknowledged.stop()
-        data = transaction.respond(200, now, self._answer_headers(), body.to_bytes())
+        data = transaction.respond(200, now, [*self._headers(), SDP_TYPE], body.to_bytes())
         self._waiting_cseq = transaction.request.cseq
         self._unacknowledged = UnacknowledgedAnswer(
             self._core, self, data, transaction.destination, now
@@ -115,6 +115,8 @@ class Session:
             transaction.respond(481, now)
         elif request.method in ("INVITE", "UPDATE"):
             self._receive_offer(request, transaction, now)
+        elif request.method == "OPTIONS":
+            transaction.respond(200, now, self._headers())
         else:
             transaction.respond(405, now, [("Allow", ALLOW)])
 
@@ -143,7 +145,7 @@ class Session:
         """Answer a later offer from the session as it stands (§14.2, RFC 3311)."""
         if request.method == "UPDATE" and not request.body:
             self.dialog.refresh_target(request)
-            transaction.respond(200, now, self._answer_headers()[:-1])
+            transaction.respond(200, now, self._headers())
             return
         if not request.body:
             # The far end asks for our offer. Its answer comes with the ACK, and is taken as given.
@@ -163,12 +165,12 @@ class Session:
             self.answer_invite(transaction, answer, now)
         else:
             self.local = answer
-            transaction.respond(200, now, self._answer_headers(), answer.to_bytes())
+            transaction.respond(200, now, [*self._headers(), SDP_TYPE], answer.to_bytes())
         if changed:
             self._core.events.append(MediaChanged(self.dialog.call_id, offer, answer))
 
-    def _answer_headers(self) -> list[tuple[str, str]]:
-        return [self._core.contact, ("Allow", ALLOW), self._core.user_agent, SDP_TYPE]
+    def _headers(self) -> list[tuple[str, str]]:
+        return [self._core.contact, ("Allow", ALLOW), self._core.user_agent]
 
     # Our BYE
 

@@ -160,13 +160,19 @@ class _Worker:
                 self._serve(units)
             except Exception as error:  # whatever it is, its callers must hear of it
                 _log.exception("the database's worker failed")
-                _fail(units, error)
-                self._drop()
+                self._fail(units, error)
             answer(units)
         self._drop()
 
     def _serve(self, units: Sequence[Unit]) -> None:
         raise NotImplementedError
+
+    def _fail(self, units: Sequence[Unit], error: BaseException) -> None:
+        # SQLAlchemy forgets a transaction whose COMMIT failed; only with its connection does it
+        # surely end, and not within the next one's.
+        self._drop()
+        for unit in units:
+            unit.result, unit.error = None, faults.unavailable(error)
 
     def _connection(self) -> Connection:
         if self._kept is None:
@@ -236,9 +242,17 @@ class _Writer(_Worker):
                 if faults.sort(error) in (Fault.AGAIN, Fault.LOST):
                     raise
                 unit.error = faults.for_caller(error)
-                # Fails where SQLite, out of space, has undone the whole transaction already.
-                connection.exec_driver_sql("ROLLBACK TO SAVEPOINT unit")
+                self._undo_unit(connection, error)
             connection.exec_driver_sql("RELEASE SAVEPOINT unit")
+
+    def _undo_unit(self, connection: Connection, error: BaseException) -> None:
+        try:
+            connection.exec_driver_sql("ROLLBACK TO SAVEPOINT unit")
+        except DBAPIError:
+            # SQLite, out of space, has undone the whole transaction already.
+            if isinstance(error, DBAPIError):
+                raise error from None
+            raise
 
     def _run_alone(self, connection: Connection, unit: Unit) -> None:
         try:
@@ -255,7 +269,6 @@ class _Writer(_Worker):
             if self._kept is not None:
                 self._kept.commit()
         except DBAPIError as error:
-            self._undo()
             self._give_up(units, error)
             return
         self.stats = replace(
@@ -268,7 +281,7 @@ class _Writer(_Worker):
 
     def _give_up(self, units: Sequence[Unit], error: DBAPIError) -> None:
         _log.error("the database stored none of %d: %s", len(units), faults.first_line(error))
-        _fail(units, error)
+        self._fail(units, error)
         self.stats = replace(self.stats, failed_batches=self.stats.failed_batches + 1)
 
 
@@ -294,12 +307,6 @@ class _Reader(_Worker):
                 raise
             self._drop()
             unit.run(self._connection())
-
-
-def _fail(units: Sequence[Unit], error: BaseException) -> None:
-    for unit in units:
-        unit.result = None
-        unit.error = faults.for_caller(error)
 
 
 __all__ = ["Connection", "Database", "Stats"]

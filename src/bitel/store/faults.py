@@ -75,8 +75,11 @@ def first_line(error: BaseException) -> str:
 
 def for_caller(error: BaseException) -> BaseException:
     """The error as the caller gets it: its own, or StoreUnavailable caused by it."""
-    if sort(error) is Fault.OURS:
-        return error
-    unavailable = StoreUnavailable("the database can't do this now, try again later")
-    unavailable.__cause__ = error
-    return unavailable
+    return error if sort(error) is Fault.OURS else unavailable(error)
+
+
+def unavailable(cause: BaseException) -> StoreUnavailable:
+    """What a caller is told of a fault that is not its own."""
+    told = StoreUnavailable("the database can't do this now, try again later")
+    told.__cause__ = cause
+    return told

@@ -150,7 +150,7 @@ def _judge(status: int, said: str, limits: DecodeLimits) -> None:
             "The recording takes more memory to decode than the "
             f"{limits.memory_bytes // MEBIBYTE} MiB granted."
         )
-    if status in (-signal.SIGXCPU, -signal.SIGKILL):
+    if status == -signal.SIGXCPU:
         raise PayloadTooLargeError(
             f"The recording takes more than {limits.cpu_seconds} s of processor time to decode."
         )

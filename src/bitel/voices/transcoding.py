@@ -55,7 +55,10 @@ def transcode(media: BinaryIO, alaw: BinaryIO, ulaw: BinaryIO, max_samples: int)
         packets = _Packets(container, stream)
         try:
             written = _encode(packets, alaw, ulaw, max_samples)
-        except UnusableShapeError:
+        except MemoryError:
+            raise
+        except (UnusableShapeError, av.error.FFmpegError):
+            # Damaged packets are counted, so what comes here is the resampler's refusal.
             return Verdict.NO_DECODER
     if written > max_samples:
         return Verdict.TOO_LONG

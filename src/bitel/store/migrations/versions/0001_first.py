@@ -104,7 +104,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_attempt"),
         sa.ForeignKeyConstraint(["call_id"], ["call.id"], name="fk_attempt_call_id"),
         sa.UniqueConstraint("call_id", "number", name="uq_attempt_call_id_number"),
-        sa.CheckConstraint("claim IN ('held', 'heard', 'settled')", name="ck_attempt_claim"),
+        sa.CheckConstraint("claim IN ('held', 'heard', 'settled')", name=op.f("ck_attempt_claim")),
     )
     is_open = sa.text("claim != 'settled'")
     op.create_index("ix_attempt_open", "attempt", ["dialer_id"],

@@ -1,0 +1,154 @@
+"""The API over an empty database, with one project that has a token and a recording."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import httpx
+import pytest
+import structlog
+import uvicorn
+from fastapi import FastAPI
+from sqlalchemy import Connection, func, select
+
+from bitel.api.app import ApiParts, build_app
+from bitel.api.connection import config
+from bitel.api.tokens import TokenSigner
+from bitel.calls.ids import new_id
+from bitel.settings import Settings
+from bitel.store import projects, recordings, tokens
+from bitel.store.database import Database
+from bitel.store.recordings import Recording
+from bitel.store.schema import call
+from bitel.voices.storage import VoiceStore
+
+if TYPE_CHECKING:
+    from tests.conftest import FakeClock
+
+T = TypeVar("T")
+
+
+@dataclass
+class Stage:
+    """An application, and short words for what tests do with it."""
+
+    parts: ApiParts
+    app: FastAPI
+    clock: FakeClock
+    project_id: str
+    token_id: str
+    token: str
+    recording_id: str
+    rung: list[str] = field(default_factory=list)
+
+    @classmethod
+    def make(cls, database: Database, clock: FakeClock, data_dir: Path, **settings: Any) -> Stage:
+        rung: list[str] = []
+        dialers = [{"id": name, "trunks": ["sip:127.0.0.1:5060"]} for name in ("main", "spare")]
+        for number, dialer in enumerate(dialers):
+            dialer["bind"] = f"127.0.0.1:{5070 + number}"
+        parts = ApiParts(
+            settings=Settings(data_dir=data_dir, **{"dialers": dialers, **settings}),
+            database=database,
+            voices=VoiceStore.open("", data_dir),
+            tokens=TokenSigner.open(data_dir),
+            clock=clock,
+            on_placed=rung.append,
+        )
+        project = database.write_now(lambda conn: projects.create(conn, "shop", clock()))
+        stage = cls(parts, build_app(parts), clock, project.id, "", "", "", rung)
+        stage.token_id, stage.token = stage.new_token(project.id)
+        stage.recording_id = stage.new_recording(project.id)
+        return stage
+
+    def do(self, work: Callable[[Connection], T]) -> T:
+        return self.parts.database.write_now(work)
+
+    def new_project(self, name: str) -> str:
+        return self.do(lambda conn: projects.create(conn, name, self.clock())).id
+
+    def new_token(self, project_id: str, expires_at: float | None = None) -> tuple[str, str]:
+        token_id = new_id(self.clock())
+        self.do(lambda conn: tokens.add(conn, token_id, project_id, self.clock(), expires_at))
+        return token_id, self.parts.tokens.issue(project_id, token_id, expires_at)
+
+    def new_recording(self, project_id: str) -> str:
+        made = Recording(new_id(self.clock()), project_id, "hello", 1.0, 9, self.clock())
+        self.do(lambda conn: recordings.add(conn, made))
+        return made.id
+
+    def set_balance(self, amount: str) -> None:
+        self.do(
+            lambda conn: projects.set_balance(conn, self.project_id, Decimal(amount), self.clock())
+        )
+
+    def queued(self) -> int:
+        count: int = self.do(lambda conn: conn.execute(select(func.count(call.c.id))).scalar_one())
+        return count
+
+    def client(self, token: str | None = None, url: str = "http://bitel") -> httpx.AsyncClient:
+        transport = httpx.ASGITransport(app=self.app) if url == "http://bitel" else None
+        headers = {"Authorization": f"Bearer {token or self.token}"}
+        return httpx.AsyncClient(transport=transport, base_url=url, headers=headers, timeout=20)
+
+    def body(self, **changes: Any) -> dict[str, Any]:
+        return {"phoneNumber": "0912 123 4567", "voiceId": self.recording_id, **changes}
+
+    def leftovers(self) -> list[Path]:
+        """Files of recordings, whole or partial."""
+        data_dir = self.parts.settings.data_dir
+        folders = (data_dir / "incoming", data_dir / "voices")
+        return [path for folder in folders for path in folder.rglob("*")]
+
+
+@pytest.fixture(autouse=True)
+def logs() -> Iterator[list[Any]]:
+    """What the test has logged."""
+    with structlog.testing.capture_logs() as lines:
+        yield lines
+
+
+@pytest.fixture
+def stage(database: Database, clock: FakeClock, tmp_path: Path) -> Stage:
+    """On a SQLite file, then on PostgreSQL."""
+    return Stage.make(database, clock, tmp_path / "data")
+
+
+@pytest.fixture
+def sqlite_stage(sqlite_database: Database, clock: FakeClock, tmp_path: Path) -> Stage:
+    """For what does not depend on the kind of database."""
+    return Stage.make(sqlite_database, clock, tmp_path / "data")
+
+
+@pytest.fixture
+def make_stage(sqlite_database: Database, clock: FakeClock, tmp_path: Path) -> Callable[..., Stage]:
+    """For tests that need settings of their own."""
+    return lambda **settings: Stage.make(sqlite_database, clock, tmp_path / "data", **settings)
+
+
+@pytest.fixture
+def served() -> Callable[[Stage], Any]:
+    """Serves a stage's application on a real socket: `async with served(stage) as url`."""
+    return _served
+
+
+@asynccontextmanager
+async def _served(stage: Stage) -> AsyncIterator[str]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(config(stage.app))
+        task = asyncio.create_task(server._serve([listener]))
+        try:
+            while not server.started:
+                await asyncio.sleep(0.005)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            await task

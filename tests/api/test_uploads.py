@@ -1,0 +1,266 @@
+"""Uploads over a real socket: what is taken, what is refused, and that nothing stays behind."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import time
+import wave
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import numpy as np
+import pytest
+from sqlalchemy import func, select
+
+from bitel.api import intake
+from bitel.store.schema import recording
+from bitel.voices.decoding import Decoded
+
+if TYPE_CHECKING:
+    from tests.api.conftest import Stage
+
+UPLOAD = "/api/v2/files/voice"
+
+
+def tone(seconds: float = 0.5) -> bytes:
+    """A WAV file with a tone of 440 Hz."""
+    times = np.arange(int(seconds * 16_000)) / 16_000
+    pcm = (9_000 * np.sin(2 * np.pi * 440 * times)).astype("<i2")
+    file = io.BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setnchannels(1)
+        out.setsampwidth(2)
+        out.setframerate(16_000)
+        out.writeframes(pcm.tobytes())
+    return file.getvalue()
+
+
+def recordings(stage: Stage) -> int:
+    counted: int = stage.do(
+        lambda conn: conn.execute(select(func.count(recording.c.id))).scalar_one()
+    )
+    return counted - 1  # the stage's own
+
+
+async def test_a_recording_goes_in_and_comes_out_as_it_will_be_heard(
+    stage: Stage, served: Any
+) -> None:
+    async with served(stage) as url, stage.client(url=url) as client:
+        answer = await client.post(UPLOAD, files={"file": ("سلام.wav", tone(0.5))})
+        assert answer.status_code == 200, answer.text
+        result = answer.json()["result"]
+        assert list(result) == ["id", "name", "duration", "size"]
+        assert result["name"] == "سلام.wav"
+        assert result["duration"] == pytest.approx(0.5, abs=0.02)
+        assert result["size"] == len(tone(0.5))
+
+        heard = await client.get(f"{UPLOAD}/{result['id']}")
+        assert heard.headers["content-type"] == "audio/wav"
+        assert heard.headers["content-length"] == str(len(heard.content))
+        with wave.open(io.BytesIO(heard.content)) as file:
+            assert (file.getnchannels(), file.getframerate()) == (1, 8000)
+            assert file.getnframes() == pytest.approx(4000, abs=160)
+            pcm = np.frombuffer(file.readframes(file.getnframes()), "<i2")
+        assert np.abs(pcm).max() > 5_000
+
+        head = await client.head(f"{UPLOAD}/{result['id']}")
+        assert head.content == b""
+        assert head.headers["content-length"] == heard.headers["content-length"]
+
+        placed = await client.post("/api/v2/voice/single", json=stage.body(voiceId=result["id"]))
+        assert placed.status_code == 200
+    assert not list(stage.parts.incoming.iterdir())
+
+
+async def test_a_recording_is_nobody_elses(stage: Stage, served: Any) -> None:
+    _, other = stage.new_token(stage.new_project("other"))
+    async with served(stage) as url, stage.client(other, url) as client:
+        for voice_id in (stage.recording_id, "0" * 32, "x", "..%2F..%2Fsigning.key"):
+            answer = await client.get(f"{UPLOAD}/{voice_id}")
+            assert (answer.status_code, answer.json()["error"]) == (404, "NotFound")
+
+
+REFUSED = {
+    "not audio": ({"file": ("a.wav", b"not audio at all " * 100)}, 415, "UnsupportedMedia"),
+    "empty": ({"file": ("a.wav", b"")}, 415, "UnsupportedMedia"),
+    "too long": ({"file": ("a.wav", tone(2.5))}, 413, "PayloadTooLarge"),
+    "wrong name": ({"voice": ("a.wav", tone())}, 400, "InvalidRequest"),
+    "name in capitals": ({"File": ("a.wav", tone())}, 400, "InvalidRequest"),
+}
+
+
+@pytest.mark.parametrize(("files", "status", "code"), REFUSED.values(), ids=REFUSED.keys())
+async def test_what_is_no_recording_leaves_nothing(
+    make_stage: Callable[..., Stage], served: Any, files: Any, status: int, code: str
+) -> None:
+    stage = make_stage(voices={"max_seconds": 2.0})
+    async with served(stage) as url, stage.client(url=url) as client:
+        answer = await client.post(UPLOAD, files=files)
+    assert (answer.status_code, answer.json()["error"]) == (status, code)
+    assert stage.leftovers() == []
+    assert recordings(stage) == 0
+
+
+PART = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
+MULTIPART = "multipart/form-data; boundary=b"
+BAD_BODIES = {
+    "no multipart": (tone(), "audio/wav"),
+    "no type": (tone(), ""),
+    "JSON": (b"{}", "application/json"),
+    "no boundary": (PART + tone() + b"\r\n--b--\r\n", "multipart/form-data"),
+    "a long boundary": (b"x", f"multipart/form-data; boundary={'b' * 5000}"),
+    "no end": (PART + tone(), MULTIPART),
+    "nothing": (b"", MULTIPART),
+    "no part": (b"--b--\r\n", MULTIPART),
+    "two files": (PART + tone() + b"\r\n" + PART + tone() + b"\r\n--b--\r\n", MULTIPART),
+    "many parts": (b"--b\r\n\r\n\r\n" * 100 + b"--b--\r\n", MULTIPART),
+    "a long header": (b"--b\r\nX: " + b"x" * 200_000, MULTIPART),
+    "another long part": (
+        b'--b\r\nContent-Disposition: form-data; name="x"\r\n\r\n'
+        + b"x" * 200_000
+        + b"\r\n"
+        + PART
+        + tone()
+        + b"\r\n--b--\r\n",
+        MULTIPART,
+    ),
+}
+
+
+@pytest.mark.parametrize(("body", "kind"), BAD_BODIES.values(), ids=BAD_BODIES.keys())
+async def test_a_body_that_is_no_upload_leaves_nothing(
+    sqlite_stage: Stage, served: Any, body: bytes, kind: str
+) -> None:
+    stage = sqlite_stage
+    async with served(stage) as url, stage.client(url=url) as client:
+        answer = await client.post(UPLOAD, content=body, headers={"Content-Type": kind})
+        assert (answer.status_code, answer.json()["error"]) == (400, "InvalidRequest"), answer.text
+    assert stage.leftovers() == []
+    assert recordings(stage) == 0
+
+
+async def test_an_upload_over_the_limit_is_stopped_early(
+    make_stage: Callable[..., Stage], served: Any
+) -> None:
+    stage = make_stage(voices={"max_upload": 100_000})
+    sent = 0
+
+    async def without_end() -> Any:
+        nonlocal sent
+        yield PART
+        while sent < 200_000_000:
+            sent += 65_536
+            yield b"x" * 65_536
+
+    headers = {"Content-Type": MULTIPART}
+    async with served(stage) as url, stage.client(url=url) as client:
+        streamed = await client.post(UPLOAD, content=without_end(), headers=headers)
+        assert (streamed.status_code, streamed.json()["error"]) == (413, "PayloadTooLarge")
+        declared = await client.post(UPLOAD, files={"file": b"x" * 1_000_000})
+        assert (declared.status_code, declared.json()["error"]) == (413, "PayloadTooLarge")
+    # What the kernel's buffers swallowed, and not what there was.
+    assert sent < 50_000_000
+    assert stage.leftovers() == []
+
+
+async def test_a_client_that_goes_away_leaves_nothing(sqlite_stage: Stage, served: Any) -> None:
+    stage = sqlite_stage
+    async with served(stage) as url:
+        host, port = url.removeprefix("http://").split(":")
+        _, writer = await asyncio.open_connection(host, int(port))
+        writer.write(
+            f"POST {UPLOAD} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {stage.token}\r\n"
+            f"Content-Type: {MULTIPART}\r\nContent-Length: 3000000\r\n\r\n".encode()
+            + PART
+            + b"x" * 1_500_000
+        )
+        await writer.drain()
+        await until(lambda: any(path.is_file() for path in stage.leftovers()))
+        writer.transport.abort()
+        await until(lambda: not stage.leftovers())
+    assert recordings(stage) == 0
+
+
+async def test_an_upload_that_pauses_is_given_up(
+    sqlite_stage: Stage, served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = sqlite_stage
+    monkeypatch.setattr(intake, "IDLE_SECONDS", 0.05)
+
+    async def halting() -> Any:
+        yield PART + b"x"
+        await asyncio.sleep(1)
+        yield b"x"
+
+    async with served(stage) as url, stage.client(url=url) as client:
+        answer = await client.post(UPLOAD, content=halting(), headers={"Content-Type": MULTIPART})
+    assert (answer.status_code, answer.json()["error"]) == (400, "InvalidRequest")
+    assert "paused" in answer.json()["message"]
+    assert stage.leftovers() == []
+
+
+async def test_without_a_row_there_is_no_audio(
+    sqlite_stage: Stage, served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = sqlite_stage
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("bitel.store.recordings.add", full)
+    async with served(stage) as url, stage.client(url=url) as client:
+        answer = await client.post(UPLOAD, files={"file": ("a.wav", tone())})
+    assert (answer.status_code, answer.json()["error"]) == (503, "Unavailable")
+    assert stage.leftovers() == []
+
+
+async def test_an_upload_that_is_cut_off_while_it_is_decoded_leaves_nothing(
+    sqlite_stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = sqlite_stage
+    begun = asyncio.Event()
+
+    async def endless(*_: Any) -> Decoded:
+        begun.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr("bitel.voices.decoding.decode", endless)
+    async with stage.client() as client:
+        upload = asyncio.create_task(client.post(UPLOAD, files={"file": tone()}))
+        await begun.wait()
+        assert stage.leftovers()
+        upload.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await upload
+    assert stage.leftovers() == []
+
+
+async def test_an_upload_without_a_token_is_not_read(sqlite_stage: Stage, served: Any) -> None:
+    stage = sqlite_stage
+    async with served(stage) as url, httpx.AsyncClient(base_url=url) as client:
+        answer = await client.post(UPLOAD, files={"file": b"x" * 5_000_000})
+    assert (answer.status_code, answer.json()["error"]) == (401, "Unauthorized")
+    assert not stage.parts.incoming.exists()
+
+
+def test_what_a_killed_process_left_is_swept_away(tmp_path: Path) -> None:
+    old, young = tmp_path / "old", tmp_path / "young"
+    for folder in (old, young):
+        folder.mkdir()
+        (folder / "upload").write_bytes(b"x")
+    hours_ago = time.time() - 2 * intake.STALE_SECONDS
+    os.utime(old, (hours_ago, hours_ago))
+    intake.sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["young"]
+    intake.sweep(tmp_path / "nowhere")
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not holds():
+            await asyncio.sleep(0.005)

@@ -1,0 +1,132 @@
+"""Migrations: the same schema as the tables in code, at once or twice at once."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, text
+
+from bitel.errors import SettingsError
+from bitel.store import engines, migrate
+from bitel.store.database import Database
+from bitel.store.faults import StoreUnavailable
+from bitel.store.schema import metadata
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def catalogue(conn: Connection) -> set[Any]:
+    """Everything the database says about its tables, except what Alembic keeps for itself."""
+    if conn.dialect.name == "sqlite":
+        rows = conn.exec_driver_sql("SELECT tbl_name, sql FROM sqlite_master").all()
+        found = {(table, _lines(sql)) for table, sql in rows if sql}
+    else:
+        queries = (
+            "SELECT table_name, column_name, data_type, character_maximum_length, is_nullable "
+            "FROM information_schema.columns WHERE table_schema = 'public'",
+            "SELECT tablename, indexdef FROM pg_indexes WHERE schemaname = 'public'",
+            "SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) "
+            "FROM pg_constraint WHERE connamespace = 'public'::regnamespace",
+        )
+        found = {tuple(row) for query in queries for row in conn.exec_driver_sql(query)}
+    return {row for row in found if row[0] != "alembic_version"}
+
+
+def _lines(sql: str) -> frozenset[str]:
+    """A statement's parts, whatever their order and white space."""
+    return frozenset(re.sub(r"\s+", " ", line).strip(" ,") for line in sql.splitlines())
+
+
+def test_migrations_make_the_tables_that_the_code_knows(blank_url: str) -> None:
+    engine = engines.make_engine(engines.parse_url(blank_url), "migration")
+    with engine.begin() as conn:
+        metadata.create_all(conn)
+        from_code = catalogue(conn)
+        metadata.drop_all(conn)
+
+    migrate.upgrade(blank_url)
+
+    with engine.connect() as conn:
+        assert catalogue(conn) == from_code
+        assert compare_metadata(MigrationContext.configure(conn), metadata) == []
+
+
+def test_the_newest_revision_is_the_one_the_program_names() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(migrate._SCRIPTS))
+    scripts = ScriptDirectory.from_config(config)
+    assert scripts.get_heads() == [migrate.NEWEST]
+    revisions = [script.revision for script in scripts.walk_revisions()]
+    assert revisions == sorted(revisions, reverse=True)
+
+
+def test_an_upgrade_twice_is_an_upgrade_once(blank_url: str) -> None:
+    migrate.upgrade(blank_url)
+    migrate.upgrade(blank_url)
+    with Database.open(blank_url) as database:
+        migrate.check_version(database)
+
+
+def test_several_processes_may_start_at_once(blank_url: str) -> None:
+    script = "import sys; from bitel.store import migrate; migrate.upgrade(sys.argv[1])"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script, blank_url], stderr=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    errors = [process.communicate(timeout=30)[1].decode() for process in processes]
+    assert errors == ["", ""]
+    with Database.open(blank_url) as database:
+        migrate.check_version(database)
+
+
+def test_a_migration_that_fails_leaves_nothing(
+    blank_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alembic import command
+
+    upgrade = command.upgrade
+
+    def halfway(config: Config, revision: str) -> None:
+        upgrade(config, revision)
+        raise RuntimeError("power cut")
+
+    monkeypatch.setattr(command, "upgrade", halfway)
+    with pytest.raises(RuntimeError, match="power cut"):
+        migrate.upgrade(blank_url)
+    with engines.make_engine(engines.parse_url(blank_url), "migration").connect() as conn:
+        assert catalogue(conn) == set()
+
+
+def test_a_schema_newer_than_the_program_is_refused(database_url: str) -> None:
+    with Database.open(database_url) as database:
+        database.write_now(
+            lambda conn: conn.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+        )
+        with pytest.raises(SettingsError, match="9999"):
+            migrate.check_version(database)
+    with pytest.raises(SettingsError, match="9999"):
+        migrate.upgrade(database_url)
+
+
+def test_a_schema_older_than_the_program_is_refused(blank_url: str) -> None:
+    with (
+        Database.open(blank_url) as database,
+        pytest.raises(SettingsError, match="older"),
+    ):
+        migrate.check_version(database)
+
+
+def test_a_server_out_of_reach_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreUnavailable, match="can't be used") as unreachable:
+        migrate.upgrade(f"postgresql://nobody:secret@/nothing?host={tmp_path}")
+    assert "secret" not in str(unreachable.value)
+    assert "\n" not in str(unreachable.value)
