@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -15,7 +16,7 @@ from bitel.errors import InvalidRequestError
 
 async def pieces(body: bytes, cuts: list[int]) -> AsyncIterator[bytes]:
     edges = [0, *sorted({cut % (len(body) + 1) for cut in cuts}), len(body)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         yield body[start:end]
 
 

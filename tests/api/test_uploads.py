@@ -147,21 +147,24 @@ async def test_an_upload_over_the_limit_is_stopped_early(
     make_stage: Callable[..., Stage], served: Any
 ) -> None:
     stage = make_stage(voices={"max_upload": 100_000})
-    sent = 0
-
-    async def without_end() -> Any:
-        nonlocal sent
-        yield PART
-        while sent < 200_000_000:
-            sent += 65_536
-            yield b"x" * 65_536
-
-    headers = {"Content-Type": MULTIPART}
     async with served(stage) as url, stage.client(url=url) as client:
-        streamed = await client.post(UPLOAD, content=without_end(), headers=headers)
-        assert (streamed.status_code, streamed.json()["error"]) == (413, "PayloadTooLarge")
         declared = await client.post(UPLOAD, files={"file": b"x" * 1_000_000})
         assert (declared.status_code, declared.json()["error"]) == (413, "PayloadTooLarge")
+
+        reader, writer = await connect(url)
+        writer.write(head(stage, "Transfer-Encoding: chunked"))
+        writer.write(b"%x\r\n%b\r\n" % (len(PART), PART))
+        answer = asyncio.create_task(reader.readuntil(b"}"))
+        sent = 0
+        while not answer.done() and sent < 500_000_000:
+            writer.write(b"10000\r\n%b\r\n" % (b"x" * 65_536))
+            sent += 65_536
+            await writer.drain()
+        writer.close()
+        streamed = await answer
+    assert streamed.startswith(b"HTTP/1.1 413 ")
+    assert b"connection: close" in streamed
+    assert b'"error":"PayloadTooLarge"' in streamed
     # What the kernel's buffers swallowed, and not what there was.
     assert sent < 50_000_000
     assert stage.leftovers() == []
@@ -170,14 +173,8 @@ async def test_an_upload_over_the_limit_is_stopped_early(
 async def test_a_client_that_goes_away_leaves_nothing(sqlite_stage: Stage, served: Any) -> None:
     stage = sqlite_stage
     async with served(stage) as url:
-        host, port = url.removeprefix("http://").split(":")
-        _, writer = await asyncio.open_connection(host, int(port))
-        writer.write(
-            f"POST {UPLOAD} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {stage.token}\r\n"
-            f"Content-Type: {MULTIPART}\r\nContent-Length: 3000000\r\n\r\n".encode()
-            + PART
-            + b"x" * 1_500_000
-        )
+        _, writer = await connect(url)
+        writer.write(head(stage, "Content-Length: 3000000") + PART + b"x" * 1_500_000)
         await writer.drain()
         await until(lambda: any(path.is_file() for path in stage.leftovers()))
         writer.transport.abort()
@@ -258,6 +255,19 @@ def test_what_a_killed_process_left_is_swept_away(tmp_path: Path) -> None:
     intake.sweep(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["young"]
     intake.sweep(tmp_path / "nowhere")
+
+
+async def connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    host, port = url.removeprefix("http://").split(":")
+    return await asyncio.open_connection(host, int(port))
+
+
+def head(stage: Stage, framing: str) -> bytes:
+    """The head of an upload whose body is up to the test."""
+    return (
+        f"POST {UPLOAD} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {stage.token}\r\n"
+        f"Content-Type: {MULTIPART}\r\n{framing}\r\n\r\n"
+    ).encode()
 
 
 async def until(holds: Callable[[], bool]) -> None:

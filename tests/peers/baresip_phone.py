@@ -193,7 +193,7 @@ async def _run(port: int, callee: _Callee) -> None:
         Config(
             net_interface=HOST,
             max_concurrent_calls=None,
-            extra_config_text=f"sip_listen {HOST}:{port}\n",
+            extra_config_text=f"sip_listen {HOST}:{port}\naudio_jitter_buffer_type off\n",
         )
     )
     account = Account(

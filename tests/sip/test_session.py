@@ -183,6 +183,15 @@ def test_a_strict_router_gets_its_own_uri() -> None:
     assert ack.request.values("route") == ["<sip:192.0.2.31;lr>", "<sip:far@10.0.0.9>"]
 
 
+@pytest.mark.parametrize("route", ["<sip:" + "x" * 2000 + ">", "<sip:a b>", "<sip:never-closes"])
+def test_a_route_that_cannot_be_read_is_followed_as_far_as_can_be(route: str) -> None:
+    bench, _, invite = answered(f"Record-Route: {route}", source=("198.51.100.1", 5066))
+    ack = bench.one("ACK")
+    assert ack.destination == ("198.51.100.1", 5066)
+    assert ack.request.uri == invite.uri
+    assert ack.request.values("route") == [route]
+
+
 @pytest.mark.parametrize(
     ("contact", "destination"),
     [

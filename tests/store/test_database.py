@@ -229,7 +229,7 @@ async def test_a_commit_that_fails_stores_nothing(database_url: str) -> None:
             error: Exception
             if dialect.name == "sqlite":
                 error = sqlite3.OperationalError("database or disk is full")
-                error.sqlite_errorcode = sqlite3.SQLITE_FULL  # type: ignore[attr-defined]
+                error.sqlite_errorcode = sqlite3.SQLITE_FULL
             else:
                 error = psycopg.errors.DiskFull("could not extend file")
             raise error

@@ -63,7 +63,7 @@ def test_the_balance_of_an_unknown_project_cannot_be_set(database: Database) -> 
 
 @given(st.decimals(min_value=-(10**14), max_value=10**14, places=4))
 def test_money_is_exact(amount: Decimal) -> None:
-    money, dialect = Money(), sqlite.dialect()  # type: ignore[no-untyped-call]
+    money, dialect = Money(), sqlite.dialect()
     stored = money.process_bind_param(amount, dialect)
     assert money.process_result_value(stored, dialect) == amount
 

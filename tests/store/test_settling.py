@@ -184,7 +184,7 @@ def test_an_error_says_why(world: World) -> None:
 
     call = world.call(call_id)
     assert (call.status, call.reason) == (CallStatus.ERROR, "no such number")
-    assert (call.bill_seconds, call.price) == (0, 0)
+    assert (call.bill_seconds, call.price) == (0, Decimal(0))
 
 
 def test_a_worker_that_was_taken_over_settles_nothing(world: World) -> None:

@@ -18,8 +18,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from bitel.api.envelope import failure
 from bitel.errors import BitelError
 
-LINGER_BYTES: Final = 1024 * 1024
-LINGER_SECONDS: Final = 2.0
+LINGER_BYTES: Final = 64 * 1024 * 1024
+LINGER_SECONDS: Final = 5.0
 
 HEADERS: Final = [
     (b"x-content-type-options", b"nosniff"),

@@ -9,6 +9,9 @@ from bitel.errors import InvalidPhoneNumberError
 LONGEST_WRITTEN = 32
 """Characters that a written number may have, spaces and dashes included."""
 
+LONGEST_E164 = 15
+"""Digits that a number has at most, its country code included (ITU-T E.164 §6.1)."""
+
 # str.translate: Persian (U+06F0…) and Arabic-Indic (U+0660…) digits to ASCII.
 _DIGITS = {0x06F0 + d: str(d) for d in range(10)} | {0x0660 + d: str(d) for d in range(10)}
 _SEPARATORS = dict.fromkeys(map(ord, " -‐‑‒–\u00a0\u200c\u200e\u200f.()/"))
@@ -44,7 +47,9 @@ def _parse(plain: str, region: str) -> str | None:
     reason = phonenumbers.is_possible_number_with_reason(number)
     if reason != phonenumbers.ValidationResult.IS_POSSIBLE:
         return None
-    return phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)
+    e164 = phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)
+    # The plan of some countries leaves room for more digits than E.164 has.
+    return e164 if len(e164) <= 1 + LONGEST_E164 else None
 
 
 def national(e164: str) -> str:

@@ -18,6 +18,7 @@ import time
 from collections import deque
 
 from bitel.rtp.engine import SLOT_SECONDS, SLOTS, Engine
+from bitel.rtp.packet import PCMA
 from bitel.rtp.schedule import Punctuality, Schedule
 from bitel.rtp.sendmmsg import choose
 from bitel.rtp.wire import End, Lines, Load, Message, Open, Play, Ready, Stop, encode
@@ -203,6 +204,19 @@ def _take_priority() -> None:
         autogroup.write(str(NICE))
 
 
+def _warm_up() -> None:
+    """Plays something to nobody: first calls take milliseconds, which no listener should hear."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unused:
+        engine = Engine(lambda packets, groups: [])
+        engine.open(0, unused)
+        # Any file that is there will do; it is never sent.
+        engine.play(Play(0, 0, "127.0.0.1", 9, PCMA, "alaw", [__file__], 0, 0, 0))
+        engine.tick(0)
+        engine.tick(0)
+        engine.stop(0)
+        engine.tick(0)
+
+
 def main(arguments: list[str]) -> int:
     """Runs the process until its parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -213,6 +227,7 @@ def main(arguments: list[str]) -> int:
     os.close(int(inherited))
     sender = Sender(parent, Engine(choose(*rest)))
     _take_priority()
+    _warm_up()
     # Nothing here makes reference cycles, and a collection is a pause that a listener could hear.
     gc.collect()
     gc.freeze()

@@ -107,7 +107,6 @@ def user_of(uri: str) -> str:
     return unquote(userinfo.partition(":")[0]) if at else ""
 
 
-@lru_cache(maxsize=4096)
 def parse_uri(text: str) -> URI:
     """Read a URI, or raise `GrammarError`."""
     if len(text) > MAX_URI_LENGTH:
@@ -120,6 +119,7 @@ def parse_uri(text: str) -> URI:
         raise GrammarError("a URI is not valid") from error
 
 
+@lru_cache(maxsize=4096)
 def ip_address_of(uri: str) -> Address | None:
     """Where a URI points, if that can be known without DNS: None for a name or a bad URI."""
     try:
@@ -142,7 +142,8 @@ def ip_literal(text: str) -> str:
 
 def is_loose_router(route_uri: str) -> bool:
     """Whether a route entry carries `lr` (RFC 3261 §16.12); one that can't be read is taken to."""
-    return parameter(route_uri.partition("?")[0].partition(";")[2], "lr") is not None
+    parameters = route_uri.partition("?")[0].partition(";")[2]
+    return not route_uri or parameter(f";{parameters}", "lr") is not None
 
 
 def host_in_uri(host: str) -> str:

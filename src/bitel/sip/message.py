@@ -14,7 +14,6 @@ from bitel.sip.grammar import GrammarError, split_list, tag_of
 MAX_DATAGRAM = 65535
 MAX_HEAD = 16384
 MAX_HEADERS = 128
-MAX_LINE = 8192
 
 _COMPACT = {
     "a": "accept-contact",
@@ -225,8 +224,6 @@ def parse(data: bytes) -> Request | Response:
 
 
 def _start(line: str, headers: dict[str, list[str]]) -> Request | Response:
-    if len(line) > MAX_LINE:
-        raise MessageError("a start line is too long")
     if line[:8].upper() == "SIP/2.0 ":
         # The phrase may be missing, and with it the space before it.
         code, _, reason = line[8:].strip().partition(" ")
@@ -249,13 +246,12 @@ def _headers(lines: list[str]) -> dict[str, list[str]]:
             continue
         written, colon, value = line.partition(":")
         name = _USUAL_NAMES.get(written) or _canonical(written)
-        if not colon or len(line) > MAX_LINE:
-            raise MessageError("a header line has no colon, or is too long")
-        values = headers.get(name)
-        if values is None:
-            headers[name] = [value.strip()]
+        if not colon:
+            raise MessageError("a header line has no colon")
+        if name in headers:
+            headers[name].append(value.strip())
         else:
-            values.append(value.strip())
+            headers[name] = [value.strip()]
     return headers
 
 
@@ -278,8 +274,11 @@ def _body(content_length: str, received: bytes) -> bytes:
 
 
 def printable(text: str) -> str:
-    """Text from the wire, fit to be stored and shown: bytes that are not UTF-8 become �."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    """Text from the wire, fit to be stored and shown: what can't be printed becomes \ufffd."""
+    if text.isprintable():
+        return text
+    shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return "".join(char if char.isprintable() else "\ufffd" for char in shown)
 
 
 def write_response(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 from bitel.sip.grammar import Address, ip_literal
@@ -17,6 +18,7 @@ Direction = Literal["sendrecv", "sendonly", "recvonly", "inactive"]
 MAX_BYTES = 65536
 MAX_MEDIA_LINES = 100
 MAX_CODECS = 128
+MAX_NAME = 64
 DEFAULT_PTIME = 20
 TELEPHONE_EVENT = "telephone-event"
 
@@ -231,24 +233,23 @@ class _Reader:
             raise SdpError(f"the SDP is longer than {MAX_BYTES} bytes")
         text = data.decode("utf-8", "replace").replace("\r", "\n")
         for line in text.split("\n"):
-            kind, equals, value = line.partition("=")
-            if equals:
-                self._read_line(kind.strip(), value.strip())
+            if line[1:2] == "=" and line[0] in "vomca":
+                self._read_line(line[0], line[2:])
         return self._result()
 
     def _read_line(self, kind: str, value: str) -> None:
-        if kind == "v":
-            self.has_version_line = True
+        if kind == "m":
+            self._read_media(value)
         elif kind == "o":
             self._read_origin(value)
-        elif kind == "m":
-            self._read_media(value)
+        elif kind == "v":
+            self.has_version_line = True
         elif self.media and not self.in_audio:
             return
-        elif kind == "c":
-            self.address[self.in_audio] = _connection_address(value)
         elif kind == "a":
-            self._read_attribute(value)
+            self._read_attribute(value.strip())
+        else:
+            self.address[self.in_audio] = _connection_address(value)
 
     def _read_origin(self, value: str) -> None:
         fields = value.split()
@@ -278,8 +279,7 @@ class _Reader:
         if name in _DIRECTIONS:
             self.direction[self.in_audio] = _DIRECTIONS[name]
         elif name == "ptime":
-            ptime = _number(rest.strip(), 201)
-            self.ptime = ptime if ptime else self.ptime
+            self.ptime = _number(rest.strip(), 201) or self.ptime
         elif name in ("rtpmap", "fmtp") and self.in_audio:
             text, _, meaning = rest.strip().partition(" ")
             payload_type = _number(text, 128)
@@ -288,9 +288,7 @@ class _Reader:
             if name == "fmtp":
                 self.fmtp[payload_type] = meaning.strip()
             else:
-                encoding, _, rate = meaning.strip().partition("/")
-                clock = _number(rate.partition("/")[0], 1_000_000) or 0
-                self.rtpmap[payload_type] = (_codec_name(encoding), clock)
+                self.rtpmap[payload_type] = _encoding(meaning[:MAX_NAME])
 
     def _result(self) -> SessionDescription:
         if not self.has_version_line:
@@ -322,10 +320,14 @@ class _Reader:
         return Codec(payload_type, name, rate, self.fmtp.get(payload_type, ""))
 
 
-def _codec_name(encoding: str) -> str:
-    """Encoding names compare without regard to case (RFC 8866 §6.6)."""
-    upper = encoding.strip().upper()
-    return TELEPHONE_EVENT if upper == TELEPHONE_EVENT.upper() else upper
+@lru_cache(maxsize=256)
+def _encoding(text: str) -> tuple[str, int]:
+    """Name and clock rate of an rtpmap; names compare without regard to case (RFC 8866 §6.6)."""
+    name, _, rate = text.strip().partition("/")
+    name = name.strip().upper()
+    if name == TELEPHONE_EVENT.upper():
+        name = TELEPHONE_EVENT
+    return name, _number(rate.partition("/")[0], 1_000_000) or 0
 
 
 def _connection_address(value: str) -> str:
@@ -342,7 +344,6 @@ def _connection_address(value: str) -> str:
 
 def _number(text: str, limit: int) -> int | None:
     """A plain decimal below `limit`, else None."""
-    if not (text.isascii() and text.isdigit() and len(text) <= 20):
-        return None
-    number = int(text)
-    return number if number < limit else None
+    if text.isdigit() and len(text) <= 20 and text.isascii() and (number := int(text)) < limit:
+        return number
+    return None

@@ -1,0 +1,126 @@
+"""What a stranger may do to a connection before there is a request: little, and not for long."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from bitel.api import connection
+
+if TYPE_CHECKING:
+    from tests.api.conftest import Stage
+
+REQUEST = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+async def connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    host, port = url.removeprefix("http://").split(":")
+    return await asyncio.open_connection(host, int(port))
+
+
+async def is_cut(reader: asyncio.StreamReader) -> bool:
+    """Whether the connection ends, within a time that is long enough for any limit here."""
+    try:
+        async with asyncio.timeout(5):
+            while await reader.read(65_536):
+                pass
+    except ConnectionError:
+        return True
+    except TimeoutError:
+        return False
+    return True
+
+
+async def test_a_head_without_end_is_cut(sqlite_stage: Stage, served: Any) -> None:
+    async with served(sqlite_stage) as url:
+        for start in (b"GET /", b"GET / HTTP/1.1\r\nX: ", b"GET / HTTP/1.1\r\n"):
+            reader, writer = await connect(url)
+            writer.write(start + b"x: y\r\n" * 20_000)
+            assert await is_cut(reader)
+            writer.close()
+
+
+async def test_trailers_without_end_are_cut(sqlite_stage: Stage, served: Any) -> None:
+    async with served(sqlite_stage) as url:
+        reader, writer = await connect(url)
+        writer.write(
+            b"POST /nowhere HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
+        )
+        writer.write(b"x: y\r\n" * 20_000)
+        assert await is_cut(reader)
+        writer.close()
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\n", REQUEST + b"GET"])
+async def test_a_head_that_does_not_come_is_not_waited_for(
+    sqlite_stage: Stage, served: Any, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.05)
+    async with served(sqlite_stage) as url:
+        reader, writer = await connect(url)
+        writer.write(sent[: len(REQUEST)])
+        if sent[len(REQUEST) :]:
+            await reader.readuntil(b"}")
+            writer.write(sent[len(REQUEST) :])
+        assert await is_cut(reader)
+        writer.close()
+
+
+async def test_a_connection_that_asked_may_ask_again(
+    sqlite_stage: Stage, served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.05)
+    async with served(sqlite_stage) as url:
+        reader, writer = await connect(url)
+        for _ in range(3):
+            writer.write(REQUEST)
+            assert b'{"status":"ok"}' in await reader.readuntil(b"}")
+            await asyncio.sleep(0.1)
+        writer.close()
+
+
+async def test_too_many_connections_are_turned_away(
+    sqlite_stage: Stage, served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "MOST_CONNECTIONS", 3)
+    async with served(sqlite_stage) as url:
+        kept = [await connect(url) for _ in range(3)]
+        reader, writer = await connect(url)
+        assert await is_cut(reader)
+        kept[0][1].write(REQUEST)
+        assert b'{"status":"ok"}' in await kept[0][0].readuntil(b"}")
+        for _, each in [*kept, (reader, writer)]:
+            each.close()
+
+
+async def test_requests_sent_ahead_are_answered_in_order_and_bounded(
+    sqlite_stage: Stage, served: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with served(sqlite_stage) as url:
+        reader, writer = await connect(url)
+        writer.write(REQUEST * 20)
+        for _ in range(20):
+            assert b'{"status":"ok"}' in await reader.readuntil(b"}")
+        writer.write(REQUEST * 500)
+        assert await is_cut(reader)
+        writer.close()
+        reader, writer = await connect(url)
+        writer.write(REQUEST * 20)
+        writer.transport.abort()
+        await asyncio.sleep(0.05)
+    # A client that goes away is nothing to write a page about.
+    assert "Exception" not in caplog.text
+
+
+async def test_a_body_in_tiny_chunks_is_read(sqlite_stage: Stage, served: Any) -> None:
+    stage = sqlite_stage
+
+    async def chunks() -> Any:
+        for char in '{"phoneNumber": "x"}' + " " * 5_000:
+            yield char.encode()
+
+    async with served(stage) as url, stage.client(url=url) as client:
+        answer = await client.post("/api/v2/voice/single", content=chunks())
+    assert answer.json()["message"] == "voiceId is missing"

@@ -1,0 +1,96 @@
+"""The OpenAPI document and the page that shows it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from bitel.api.answers import call_answer, recording_answer, waiting
+from bitel.calls.call import Lane, NewCall
+from bitel.store.recordings import Recording
+
+if TYPE_CHECKING:
+    from tests.api.conftest import Stage
+
+
+@pytest.fixture
+async def document(sqlite_stage: Stage) -> Any:
+    async with sqlite_stage.client() as client:
+        del client.headers["Authorization"]
+        answer = await client.get("/openapi.json")
+    assert answer.status_code == 200
+    return answer.json()
+
+
+async def test_every_route_is_described(document: Any) -> None:
+    operations = {
+        f"{method.upper()} {path}": operation
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    }
+    assert {
+        "POST /api/v2/voice/single",
+        "GET /api/v2/voice/status/{call_id}",
+        "POST /api/v2/files/voice",
+        "GET /api/v2/files/voice/{voice_id}",
+        "GET /api/v2/servers",
+        "GET /healthz",
+    } <= set(operations)
+    for name, operation in operations.items():
+        assert operation["summary"], name
+        assert operation["description"], name
+        assert operation["tags"], name
+        assert "422" not in operation["responses"], name
+        if name != "GET /healthz":
+            assert operation["security"] == [{"token": []}], name
+            assert {"200", "401", "500", "503"} <= set(operation["responses"]), name
+    assert "HTTPValidationError" not in document["components"]["schemas"]
+    scheme = document["components"]["securitySchemes"]["token"]
+    assert (scheme["type"], scheme["scheme"], scheme["bearerFormat"]) == ("http", "bearer", "JWT")
+    ids = [operation["operationId"] for operation in operations.values()]
+    assert len(set(ids)) == len(ids)
+
+
+async def test_bodies_are_described_with_their_limits(document: Any) -> None:
+    single = document["paths"]["/api/v2/voice/single"]["post"]
+    schema = single["requestBody"]["content"]["application/json"]["schema"]
+    assert set(schema["required"]) == {"phoneNumber", "voiceId"}
+    number = schema["properties"]["retryCount"]["anyOf"][0]
+    assert number == {"type": "integer", "minimum": 0, "maximum": 10}
+    assert schema["examples"]
+    for status, code in {
+        "400": "InvalidServer",
+        "402": "InsufficientBalance",
+        "413": "Payload",
+    }.items():
+        assert code in single["responses"][status]["description"]
+    upload = document["paths"]["/api/v2/files/voice"]["post"]
+    assert "multipart/form-data" in upload["requestBody"]["content"]
+
+
+async def test_the_described_keys_are_the_answered_ones(document: Any) -> None:
+    schemas = document["components"]["schemas"]
+    new = NewCall("i", "p", "d", "n", "e", "r", Lane.SINGLE, 1, 60, 1.0, 2.0)
+    assert list(schemas["CallAnswer"]["properties"]) == list(call_answer(waiting(new)))
+    made = Recording("i", "p", "n", 1.23456, 1, 1.0)
+    assert list(schemas["RecordingAnswer"]["properties"]) == list(recording_answer(made))
+    assert recording_answer(made)["duration"] == 1.235
+
+
+async def test_the_page_needs_nothing_from_elsewhere(sqlite_stage: Stage) -> None:
+    async with sqlite_stage.client() as client:
+        answer = await client.get("/docs")
+    assert answer.headers["content-type"].startswith("text/html")
+    assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:)?//", answer.text)
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    for tag in ("script", "style"):
+        (inside,) = re.findall(rf"<{tag}>(.*?)</{tag}>", answer.text, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+    # A policy forbids attributes such as style= and onclick= too; so there are none.
+    assert not re.search(r"<[^>]+\s(style|on\w+)=", answer.text.split("<script>")[0])

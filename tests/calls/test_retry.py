@@ -1,0 +1,113 @@
+"""When a call is tried again, and what it ends as."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from bitel.calls.call import CallStatus
+from bitel.calls.outcome import Attempted, Outcome
+from bitel.calls.retry import Again, Final, RetryRule, decide, trouble_backoff
+
+NOW = 1_700_000_000.0
+rules = st.builds(
+    RetryRule,
+    retries_left=st.integers(0, 10),
+    retry_interval=st.integers(5, 86_400).map(float),
+    expires_at=st.floats(NOW - 1000, NOW + 100_000),
+    trouble=st.integers(0, 5000),
+)
+outcomes = st.sampled_from(Outcome)
+
+
+def attempted(outcome: Outcome, detail: str = "") -> Attempted:
+    return Attempted(outcome, started_at=NOW - 30, ended_at=NOW, detail=detail)
+
+
+def rule(retries_left: int = 1, expires_in: float = 14_400, trouble: int = 0) -> RetryRule:
+    return RetryRule(retries_left, 60.0, NOW + expires_in, trouble)
+
+
+@pytest.mark.parametrize("outcome", [Outcome.BUSY, Outcome.NO_ANSWER])
+def test_busy_and_no_answer_are_retried_while_retries_are_left(outcome: Outcome) -> None:
+    assert decide(rule(1), attempted(outcome)) == Again(NOW + 60, spends_retry=True, trouble=0)
+    final = decide(rule(0), attempted(outcome))
+    assert final == Final({Outcome.BUSY: CallStatus.USER_BUSY}.get(outcome, CallStatus.NO_ANSWER))
+
+
+@pytest.mark.parametrize("outcome", [Outcome.BAD_NUMBER, Outcome.REFUSED, Outcome.MEDIA_MISMATCH])
+def test_what_no_retry_helps_is_an_error_at_once(outcome: Outcome) -> None:
+    assert decide(rule(10), attempted(outcome)) == Final(CallStatus.ERROR, outcome.value)
+    assert decide(rule(10), attempted(outcome, "404 Nobody")) == Final(
+        CallStatus.ERROR, "404 Nobody"
+    )
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status"),
+    [
+        (Outcome.ANSWERED, CallStatus.NORMAL),
+        (Outcome.CALLED_OFF, CallStatus.CANCELED),
+        (Outcome.CUT_OFF, CallStatus.UNKNOWN),
+    ],
+)
+def test_what_ends_a_call_whatever_its_rule(outcome: Outcome, status: CallStatus) -> None:
+    assert decide(rule(10), attempted(outcome, "anything")) == Final(status)
+
+
+def test_trunk_trouble_waits_longer_each_time_and_ends_as_expired() -> None:
+    waits = []
+    for trouble in range(7):
+        verdict = decide(rule(trouble=trouble), attempted(Outcome.TRUNK_TROUBLE))
+        assert isinstance(verdict, Again)
+        assert not verdict.spends_retry
+        assert verdict.trouble == trouble + 1
+        waits.append(verdict.due_at - NOW)
+    assert waits == [5, 10, 20, 40, 80, 120, 120]
+    verdict = decide(rule(expires_in=5), attempted(Outcome.TRUNK_TROUBLE))
+    assert verdict == Final(CallStatus.EXPIRED)
+
+
+def test_a_person_who_was_reached_ends_the_row_of_troubles() -> None:
+    verdict = decide(rule(trouble=4), attempted(Outcome.BUSY))
+    assert isinstance(verdict, Again)
+    assert verdict.trouble == 0
+
+
+@given(rule=rules, outcome=outcomes)
+def test_no_retry_comes_too_early_or_too_late(rule: RetryRule, outcome: Outcome) -> None:
+    verdict = decide(rule, attempted(outcome))
+    if isinstance(verdict, Again):
+        assert verdict.due_at < rule.expires_at
+        wait = rule.retry_interval if verdict.spends_retry else 5.0
+        assert verdict.due_at >= NOW + wait
+        assert not verdict.spends_retry or rule.retries_left > 0
+    else:
+        assert verdict.status.final
+
+
+@given(rule=rules, outcome=outcomes)
+def test_whoever_answered_is_never_tried_again(rule: RetryRule, outcome: Outcome) -> None:
+    assume(outcome in (Outcome.ANSWERED, Outcome.CUT_OFF, Outcome.CALLED_OFF))
+    assert isinstance(decide(rule, attempted(outcome)), Final)
+
+
+@given(rule=rules, met=st.lists(st.sampled_from([Outcome.BUSY, Outcome.NO_ANSWER]), max_size=20))
+def test_a_call_is_rung_at_most_once_more_than_its_retries(
+    rule: RetryRule, met: list[Outcome]
+) -> None:
+    attempts, left = 0, rule.retries_left
+    for outcome in met:
+        attempts += 1
+        verdict = decide(RetryRule(left, 5.0, NOW + 1e9), attempted(outcome))
+        if isinstance(verdict, Final):
+            break
+        left -= verdict.spends_retry
+    assert attempts <= rule.retries_left + 1
+
+
+@given(st.integers(0, 10**9))
+def test_the_wait_after_trouble_is_5_to_120_seconds(trouble: int) -> None:
+    assert 5 <= trouble_backoff(trouble) <= 120
+    assert trouble_backoff(trouble) <= trouble_backoff(trouble + 1)

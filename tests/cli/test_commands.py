@@ -1,0 +1,343 @@
+"""The commands that work on the database, and those that ask the HTTP API."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+
+from bitel.api.tokens import TokenSigner
+from bitel.calls.ids import is_id
+from bitel.cli import main
+from bitel.store import projects, tokens
+from bitel.store.database import Database
+
+
+class Shell:
+    """Runs `bitel` with a settings file of its own."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.data_dir = folder / "data"
+        self.config = folder / "settings.toml"
+        self.config.write_text(f'data_dir = "{self.data_dir}"\n')
+        self._capsys = capsys
+
+    def run(self, *arguments: str) -> tuple[int, str, str]:
+        """The exit status, and what went to stdout and stderr."""
+        self._capsys.readouterr()
+        sys.argv = ["bitel", *arguments]
+        try:
+            main.main()
+            status: Any = 0
+        except SystemExit as stop:
+            status = stop.code or 0
+        out, err = self._capsys.readouterr()
+        return status, out, err
+
+    def admin(self, *arguments: str) -> str:
+        """What a command that must succeed prints, in the one line that it prints."""
+        status, out, err = self.run(*arguments, "--config", str(self.config))
+        assert status == 0, err
+        return out.strip()
+
+    def look(self, work: Callable[[Any], Any]) -> Any:
+        with Database.open(f"sqlite:///{self.data_dir / 'bitel.db'}") as database:
+            return database.read_now(work)
+
+
+@pytest.fixture
+def shell(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Shell:
+    for name in [name for name in os.environ if name.startswith("BITEL_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.chdir(tmp_path)
+    return Shell(tmp_path, capsys)
+
+
+def test_a_project_and_a_token_print_themselves_and_nothing_else(shell: Shell) -> None:
+    project_id = shell.admin("project", "create", "shop")
+    assert is_id(project_id)
+    token = shell.admin("token", "create", "shop")
+    claims = jwt.decode(token, options={"verify_signature": False})
+    assert (claims["sub"], claims["iss"], claims["aud"]) == (project_id, "Bitel", "Bitel")
+    assert "exp" not in claims
+    assert TokenSigner.open(shell.data_dir).verify(token).token_id == claims["jti"]
+    live = shell.look(lambda conn: tokens.is_live(conn, claims["jti"], project_id, time.time()))
+    assert live
+    assert shell.data_dir.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("by", ["jti", "token"])
+def test_a_token_can_be_revoked_by_its_id_or_itself(shell: Shell, by: str) -> None:
+    project_id = shell.admin("project", "create", "shop")
+    token = shell.admin("token", "create", project_id)
+    jti = jwt.decode(token, options={"verify_signature": False})["jti"]
+    named = {"jti": jti, "token": token}[by]
+    assert shell.admin("token", "revoke", named) == ""
+    assert not shell.look(lambda conn: tokens.is_live(conn, jti, project_id, time.time()))
+    status, out, err = shell.run("token", "revoke", named, "--config", str(shell.config))
+    assert (status, out) == (1, "")
+    assert jti in err
+
+
+def test_a_token_may_expire(shell: Shell) -> None:
+    project_id = shell.admin("project", "create", "shop")
+    token = shell.admin("token", "create", "shop", "--expires", "2")
+    claims = jwt.decode(token, options={"verify_signature": False})
+    assert claims["exp"] == pytest.approx(time.time() + 2 * 86_400, abs=60)
+
+    def live_at(now: float) -> Any:
+        return shell.look(lambda conn: tokens.is_live(conn, claims["jti"], project_id, now))
+
+    assert live_at(claims["exp"] - 1)
+    assert not live_at(claims["exp"])
+
+
+def test_a_balance_is_set_and_lifted(shell: Shell) -> None:
+    project_id = shell.admin("project", "create", "shop")
+    for given, meant in (("1500.5", 1500.5), ("0", 0.0), ("unlimited", None)):
+        shell.admin("project", "set", "shop", "--balance", given)
+        (listed,) = json.loads(shell.admin("project", "list", "--json"))
+        assert listed == {"id": project_id, "name": "shop", "balance": meant}
+    assert shell.admin("project", "list").split() == [project_id, "unlimited", "shop"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("project", "set", "nobody", "--balance", "1"),
+        ("token", "create", "nobody"),
+        ("token", "revoke", "0" * 32),
+        ("token", "revoke", "not.a.token"),
+        ("project", "create", "shop"),
+        ("project", "create", ""),
+    ],
+)
+def test_a_failure_is_one_sentence_and_status_1(shell: Shell, arguments: tuple[str, ...]) -> None:
+    shell.admin("project", "create", "shop")
+    status, out, err = shell.run(*arguments, "--config", str(shell.config))
+    assert (status, out) == (1, "")
+    assert err.startswith("bitel: ")
+    assert err.count("\n") == 1
+    assert shell.look(lambda conn: len(projects.listing(conn))) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("project",),
+        ("project", "create"),
+        ("nonsense",),
+        ("project", "set", "shop"),
+        ("project", "set", "shop", "--balance", "much"),
+        ("project", "set", "shop", "--balance", "NaN"),
+        ("token", "create", "shop", "--expires", "0"),
+        ("call", "0912"),
+        ("voice", "upload", "/no/such/file"),
+    ],
+)
+def test_wrong_usage_is_status_2(shell: Shell, arguments: tuple[str, ...]) -> None:
+    status, _, _ = shell.run(*arguments)
+    assert status == 2
+
+
+def test_a_settings_file_that_is_wrong_is_named(shell: Shell) -> None:
+    missing = shell.run("project", "create", "x", "--config", "/no/such/file")
+    assert missing[0] == 1
+    assert "/no/such/file" in missing[2]
+    shell.config.write_text("colour = 3\n")
+    status, _, err = shell.run("project", "create", "x", "--config", str(shell.config))
+    assert status == 1
+    assert "colour" in err
+
+
+CALL: dict[str, Any] = {"id": "c" * 32, "phoneNumber": "0912", "status": "WAITING", "statusCode": 0, "billSec": 0,
+        "requestDate": 1, "executionDate": 0, "price": 0.0}  # fmt: skip
+OVER = {**CALL, "status": "NORMAL", "statusCode": 1, "billSec": 12, "price": -34.2}
+
+
+class Service:
+    """Answers what it is told to, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, list[tuple[int, Any]]] = {}
+        self.asked: list[tuple[str, str, str, bytes]] = []
+        service = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do(self) -> None:
+                body = self.read()
+                key = f"{self.command} {self.path}"
+                token = self.headers["Authorization"]
+                service.asked.append((self.command, self.path, token, body))
+                left = service.answers[key]
+                status, result = left.pop(0) if len(left) > 1 else left[0]
+                content = result if isinstance(result, bytes) else json.dumps(result).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def read(self) -> bytes:
+                return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+
+            do_GET = do_POST = do
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def on(self, key: str, *results: Any) -> None:
+        self.answers[key] = [(200, {"result": result, "error": None}) for result in results]
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch, shell: Shell) -> Iterator[Service]:
+    made = Service()
+    threading.Thread(target=made.server.serve_forever, args=(0.01,), daemon=True).start()
+    monkeypatch.setenv("BITEL_URL", made.url)
+    monkeypatch.setenv("BITEL_TOKEN", "T")
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
+
+
+def test_a_call_is_placed(shell: Shell, service: Service) -> None:
+    service.on("POST /api/v2/voice/single", CALL)
+    status, out, err = shell.run(
+        "call", "0912", "--voice", "a" * 32, "--retries", "3", "--server", "main", "--json"
+    )
+    assert (status, json.loads(out)) == (0, CALL), err
+    ((_, _, token, body),) = service.asked
+    assert token == "Bearer T"
+    assert json.loads(body) == {
+        "phoneNumber": "0912",
+        "voiceId": "a" * 32,
+        "retryCount": 3,
+        "serverId": "main",
+    }
+
+
+def test_a_file_is_uploaded_first(shell: Shell, service: Service, tmp_path: Path) -> None:
+    file = tmp_path / "hello.wav"
+    file.write_bytes(b"RIFF and so on")
+    recording = {"id": "b" * 32, "name": "hello.wav", "duration": 1.0, "size": 14}
+    service.on("POST /api/v2/files/voice", recording)
+    service.on("POST /api/v2/voice/single", CALL)
+    status, out, err = shell.run("call", "0912", "--voice", str(file))
+    assert (status, out.split()) == (0, [CALL["id"], "WAITING", "0912"]), err
+    upload, call = (body for _, _, _, body in service.asked)
+    assert b'name="file"; filename="hello.wav"' in upload
+    assert b"RIFF and so on" in upload
+    assert json.loads(call)["voiceId"] == "b" * 32
+
+    status, out, _ = shell.run("voice", "upload", str(file))
+    assert (status, out.split()[0]) == (0, "b" * 32)
+    assert json.loads(shell.run("voice", "upload", str(file), "--json")[1]) == recording
+
+
+@pytest.mark.parametrize(
+    ("final", "expected"),
+    [(OVER, 0), ({**OVER, "status": "USER_BUSY", "statusCode": 3}, 1)],
+)
+def test_waiting_succeeds_only_with_an_answered_call(
+    shell: Shell,
+    service: Service,
+    monkeypatch: pytest.MonkeyPatch,
+    final: dict[str, Any],
+    expected: int,
+) -> None:
+    monkeypatch.setattr("bitel.cli.calling.SECONDS_BETWEEN_LOOKS", 0.001)
+    service.on("POST /api/v2/voice/single", CALL)
+    service.on(f"GET /api/v2/voice/status/{CALL['id']}", CALL, CALL, final)
+    status, out, _ = shell.run("call", "0912", "--voice", "a" * 32, "--wait", "--json")
+    assert (status, json.loads(out)) == (expected, final)
+
+
+def test_a_status_is_shown(shell: Shell, service: Service) -> None:
+    service.on(f"GET /api/v2/voice/status/{CALL['id']}", OVER)
+    status, out, _ = shell.run("status", CALL["id"])
+    assert (status, out.split()) == (0, [CALL["id"], "NORMAL", "0912", "12", "s", "-34.2"])
+    service.on("GET /api/v2/voice/status/..%2F%3Fx%20y", OVER)
+    assert shell.run("status", "../?x y")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        ((404, {"result": None, "error": "NotFound", "message": "no such call"}), "no such call"),
+        ((429, {"result": None, "error": "TooManyRequests", "message": "slower"}), "slower"),
+        ((400, {"result": None, "error": "Novelty"}), "Novelty"),
+        ((502, b"<html>Bad gateway"), "502"),
+        ((200, b"[]"), "200"),
+    ],
+)
+def test_an_error_of_the_service_is_told(
+    shell: Shell, service: Service, answer: tuple[int, Any], says: str
+) -> None:
+    service.answers["GET /api/v2/voice/status/x"] = [answer]
+    status, out, err = shell.run("status", "x")
+    assert (status, out) == (1, "")
+    assert err.startswith("bitel: ")
+    assert says in err
+
+
+def test_a_service_that_is_not_there_is_told(
+    shell: Shell, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BITEL_URL", "http://127.0.0.1:1")
+    status, _, err = shell.run("status", "x")
+    assert status == 1
+    assert "http://127.0.0.1:1" in err
+    for wrong in ("localhost", "ftp://x", "http://"):
+        monkeypatch.setenv("BITEL_URL", wrong)
+        status, _, err = shell.run("status", "x")
+        assert (status, err.count("\n")) == (1, 1), err
+
+
+def test_the_address_comes_from_the_settings_without_a_url(
+    shell: Shell, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("BITEL_URL")
+    service.on("GET /api/v2/voice/status/x", CALL)
+    port = service.server.server_port
+    shell.config.write_text(f'[http]\nhost = "0.0.0.0"\nport = {port}\n')
+    assert shell.run("status", "x", "--config", str(shell.config))[0] == 0
+
+
+def test_a_token_is_needed(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    for token in ("", "with\nnewline", "ü"):
+        monkeypatch.setenv("BITEL_TOKEN", token)
+        status, _, err = shell.run("status", "x")
+        assert status == 1
+        assert "BITEL_TOKEN" in err
+
+
+def test_what_is_to_be_played_must_exist(shell: Shell, service: Service) -> None:
+    status, _, err = shell.run("call", "0912", "--voice", "nothing.wav")
+    assert status == 1
+    assert "nothing.wav" in err
+    assert service.asked == []
+
+
+def test_help_starts_without_the_service(tmp_path: Path) -> None:
+    script = (
+        "import sys; from bitel.cli import main; "
+        "assert not {'fastapi', 'sqlalchemy', 'numpy', 'av', 'httpx'} & set(sys.modules), "
+        "sorted(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
