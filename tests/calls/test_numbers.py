@@ -71,11 +71,10 @@ def test_what_is_no_possible_number_is_refused(written: str) -> None:
 def test_whatever_is_written_becomes_e164_or_is_refused(written: str) -> None:
     try:
         e164 = to_e164(written, "IR")
-    except InvalidPhoneNumberError as refused:
-        assert len(str(refused)) < 400
-    else:
-        assert re.fullmatch(r"\+[1-9][0-9]{1,14}", e164)
-        assert to_e164(e164, "IR") == to_e164(e164, "US") == e164
+    except InvalidPhoneNumberError:
+        return
+    assert re.fullmatch(r"\+[1-9][0-9]{1,14}", e164)
+    assert to_e164(e164, "IR") == to_e164(e164, "US") == e164
 
 
 @given(st.from_regex(r"9[0-9]{9}", fullmatch=True))

@@ -1,0 +1,338 @@
+"""Random histories of placing, claiming, answering, settling, crashing and taking over.
+
+A model remembers what a client and a person with a telephone would: whom we have rung, who has
+heard us, what was paid. After every step the store must agree with it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from sqlalchemy import Connection, func, select
+
+from bitel.calls.call import CallStatus, Lane, NewCall
+from bitel.calls.ids import new_id
+from bitel.calls.outcome import Attempted, Outcome
+from bitel.calls.retry import Verdict, decide
+from bitel.calls.tariff import NOTHING, Bill
+from bitel.store import calls as call_rows
+from bitel.store import claims, engines, leases, projects, recordings, settling
+from bitel.store.claims import Claim
+from bitel.store.leases import Lease, LostLease
+from bitel.store.schema import attempt, call, is_open, ledger_entry, project, recording
+from bitel.store.settling import HandBack, Settlement
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+REDIAL_AFTER = 77.0
+OUTCOMES = [outcome for outcome in Outcome if outcome is not Outcome.ANSWERED]
+
+
+@dataclass(frozen=True)
+class Dialled:
+    """An attempt that some worker believes is its own."""
+
+    lease: Lease
+    claim: Claim
+
+
+class History(RuleBasedStateMachine):
+    """Two projects, one dialer, and workers that come and go."""
+
+    template: ClassVar[Path]
+
+    dialled = Bundle("dialled")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(prefix="bitel-history-"))
+        path = self.folder / "bitel.db"
+        shutil.copy(self.template, path)
+        self.engine = engines.make_engine(engines.parse_url(f"sqlite:///{path}"), "writer")
+        self.connection = self.engine.connect()
+        driver: Any = self.connection.connection.driver_connection
+        driver.execute("PRAGMA synchronous = OFF")  # for speed; nothing here needs the disk
+        self.now = 1_700_000_000.0
+        self.leases: list[Lease] = []
+        self.heard: set[str] = set()
+        """Calls whose person has heard us."""
+        self.billed: Counter[str] = Counter()
+        """Entries we expect, by attempt."""
+        self.moved = {True: Decimal(0), False: Decimal(0)}
+        self.final: dict[str, CallStatus] = {}
+        self.ringing_until: dict[str, float] = {}
+        """By call: until when an attempt that a crash cut off may still ring."""
+
+    def teardown(self) -> None:
+        self.connection.close()
+        shutil.rmtree(self.folder)
+
+    def do(self, work: Callable[[Connection], Any]) -> Any:
+        try:
+            result = work(self.connection)
+        except BaseException:
+            self.connection.rollback()
+            raise
+        self.connection.commit()
+        return result
+
+    @initialize()
+    def projects_and_recordings(self) -> None:
+        self.limited = self.do(lambda conn: projects.create(conn, "limited", self.now)).id
+        self.unlimited = self.do(lambda conn: projects.create(conn, "unlimited", self.now)).id
+        self.recordings = {}
+        for owner in (self.limited, self.unlimited):
+            new = recordings.Recording(new_id(self.now), owner, "r", 1.0, 1, self.now)
+            self.do(partial(recordings.add, new=new))
+            self.recordings[owner] = new.id
+        self.do(lambda conn: projects.set_balance(conn, self.limited, Decimal(50), self.now))
+
+    @rule(
+        limited=st.booleans(),
+        lane=st.sampled_from(Lane),
+        retries=st.integers(0, 3),
+        interval=st.integers(5, 60),
+        lives=st.integers(1, 600),
+        count=st.integers(1, 4),
+    )
+    def place(
+        self, limited: bool, lane: Lane, retries: int, interval: int, lives: int, count: int
+    ) -> None:
+        owner = self.limited if limited else self.unlimited
+        new = [
+            NewCall(new_id(self.now), owner, "main", "0912", "+98912", self.recordings[owner], lane,
+                    retries, interval, self.now, self.now + lives)
+            for _ in range(count)
+        ]  # fmt: skip
+        self.do(lambda conn: call_rows.place(conn, new))
+
+    @rule(seconds=st.floats(0, 200))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule()
+    def take_over(self) -> None:
+        open_before = self.open_attempts()
+        lease, recovered = self.do(
+            lambda conn: leases.take_over(conn, "main", "w", self.now, REDIAL_AFTER)
+        )
+        assert all(lease.epoch > older.epoch for older in self.leases)
+        assert recovered.redialled + recovered.unknown == len(open_before)
+        assert self.open_attempts() == []
+        for row in open_before:
+            self.ringing_until[row.call_id] = row.started_at + REDIAL_AFTER
+        self.leases.append(lease)
+
+    @precondition(lambda self: self.leases)
+    @rule(target=dialled, data=st.data(), limit=st.integers(1, 5))
+    def claim(self, data: st.DataObject, limit: int) -> Any:
+        lease = data.draw(st.sampled_from(self.leases[-3:]))
+        before = self.dump()
+        if lease is not self.leases[-1]:
+            with pytest.raises(LostLease):
+                self.do(lambda conn: claims.claim(conn, lease, limit, self.now))
+            assert self.dump() == before
+            return multiple()
+        claimed = self.do(lambda conn: claims.claim(conn, lease, limit, self.now))
+        assert len(claimed) <= limit
+        for one in claimed:
+            assert one.call_id not in self.heard
+            assert one.call_id not in self.final
+            assert one.rule.expires_at > self.now
+            assert self.now >= self.ringing_until.get(one.call_id, 0)
+        return multiple(*(Dialled(lease, one) for one in claimed))
+
+    @rule(one=dialled, after=st.floats(0, 30))
+    def answer(self, one: Dialled, after: float) -> None:
+        self.now += after
+        before = self.dump()
+        answered = {one.claim.attempt_id: self.now}
+        done = self.do(lambda conn: claims.heard(conn, one.lease, answered))
+        if done:
+            assert one.lease is self.leases[-1]
+            self.heard.add(one.claim.call_id)
+        else:
+            assert self.dump() == before
+        assert done <= {one.claim.attempt_id}
+
+    @rule(
+        some=st.lists(consumes(dialled), min_size=1, max_size=4),
+        outcomes=st.lists(st.sampled_from(OUTCOMES), min_size=4, max_size=4),
+        lasted=st.floats(0, 100),
+        price=st.decimals(0, 9, places=4),
+        hand_back=st.booleans(),
+        twice=st.booleans(),
+    )
+    def settle(
+        self,
+        some: list[Dialled],
+        outcomes: list[Outcome],
+        lasted: float,
+        price: Decimal,
+        hand_back: bool,
+        twice: bool,
+    ) -> None:
+        self.now += lasted
+        lease = some[0].lease
+        open_before = {row.id: row for row in self.open_attempts()}
+        offered = {}
+        for one, outcome in zip(some, outcomes, strict=False):
+            row = open_before.get(one.claim.attempt_id)
+            answered_at = None if row is None else row.answered_at
+            offered[one.claim.attempt_id] = self.settlement(
+                one, outcome, answered_at, Bill(3, price), hand_back
+            )
+        before = self.dump()
+        accepted = self.do(
+            lambda conn: settling.settle(conn, lease, list(offered.values()), self.now)
+        )
+        if lease is not self.leases[-1]:
+            assert accepted == set()
+        if not accepted:
+            assert self.dump() == before
+        assert accepted <= set(open_before)
+        for attempt_id in accepted:
+            done = offered[attempt_id]
+            if done.attempted.answered_at is not None:
+                self.billed[attempt_id] += 1
+                limited = self.project_of(done.call_id) == self.limited
+                self.moved[limited] += done.bill.price
+        if twice:
+            again = self.do(
+                lambda conn: settling.settle(conn, lease, list(offered.values()), self.now)
+            )
+            assert again == set()
+
+    def settlement(
+        self,
+        one: Dialled,
+        outcome: Outcome,
+        answered_at: float | None,
+        bill: Bill,
+        hand_back: bool,
+    ) -> Settlement:
+        if answered_at is not None:
+            outcome = Outcome.ANSWERED
+        done = Attempted(outcome, one.claim.started_at, self.now, answered_at)
+        verdict: Verdict | HandBack = decide(one.claim.rule, done)
+        if hand_back and answered_at is None:
+            verdict = HandBack(self.now)
+        bill = NOTHING if answered_at is None else bill
+        return Settlement(one.claim.attempt_id, one.claim.call_id, done, verdict, bill)
+
+    @rule(limit=st.integers(1, 5))
+    def expire(self, limit: int) -> None:
+        assert self.do(lambda conn: claims.expire(conn, "main", self.now, limit)) <= limit
+
+    @rule(amount=st.decimals(-20, 20, places=4))
+    def top_up(self, amount: Decimal) -> None:
+        self.do(lambda conn: projects.set_balance(conn, self.limited, amount, self.now))
+
+    @invariant()
+    def one_open_attempt_a_call_and_the_call_waits(self) -> None:
+        rows = self.open_attempts()
+        assert len({row.call_id for row in rows}) == len(rows)
+        for row in rows:
+            found = self.connection.execute(select(call).where(call.c.id == row.call_id)).one()
+            assert found.due_at is None
+            assert found.status == CallStatus.WAITING
+        self.connection.rollback()
+
+    @invariant()
+    def a_call_is_waiting_dialled_or_final_for_ever(self) -> None:
+        open_calls = {row.call_id for row in self.open_attempts()}
+        for row in self.connection.execute(select(call)):
+            status = CallStatus(row.status)
+            assert (row.due_at is not None) + (row.id in open_calls) + status.final == 1
+            assert self.final.get(row.id, status) is status
+            assert 0 <= row.retries_left <= row.retry_count
+            if status.final:
+                self.final[row.id] = status
+        self.connection.rollback()
+
+    @invariant()
+    def whoever_heard_us_is_left_in_peace(self) -> None:
+        heard = select(call.c.due_at).where(call.c.id.in_(self.heard))
+        assert all(due is None for due in self.connection.execute(heard).scalars())
+        self.connection.rollback()
+
+    @invariant()
+    def the_ledger_is_what_was_billed_and_what_the_balance_moved(self) -> None:
+        entries = select(ledger_entry.c.attempt_id).where(ledger_entry.c.kind == "call")
+        assert Counter(self.connection.execute(entries).scalars()) == self.billed
+        total = select(project.c.id, project.c.balance)
+        for project_id, balance in self.connection.execute(total).all():
+            of_project = select(func.sum(ledger_entry.c.amount, type_=ledger_entry.c.amount.type))
+            sum_ = self.connection.execute(
+                of_project.where(ledger_entry.c.project_id == project_id)
+            ).scalar_one() or Decimal(0)
+            if balance is not None:
+                assert balance == sum_
+            else:
+                assert sum_ == -self.moved[False]
+        prices = select(func.sum(call.c.price, type_=call.c.price.type))
+        paid = self.connection.execute(prices).scalar_one() or Decimal(0)
+        assert paid == sum(self.moved.values())
+        self.connection.rollback()
+
+    @invariant()
+    def what_is_next_due_is_never_missed(self) -> None:
+        waiting = self.connection.execute(
+            select(call.c.due_at, call.c.expires_at).where(call.c.due_at.is_not(None))
+        ).all()
+        expected = min((min(row) for row in waiting), default=None)
+        assert claims.next_due(self.connection, "main") == expected
+        self.connection.rollback()
+
+    def open_attempts(self) -> list[Any]:
+        rows = self.connection.execute(select(attempt).where(is_open)).all()
+        self.connection.rollback()
+        return list(rows)
+
+    def project_of(self, call_id: str) -> str:
+        found: str = self.connection.execute(
+            select(call.c.project_id).where(call.c.id == call_id)
+        ).scalar_one()
+        self.connection.rollback()
+        return found
+
+    def dump(self) -> list[Any]:
+        tables = (call, attempt, ledger_entry, project, recording)
+        rows = [self.connection.execute(select(table)).all() for table in tables]
+        self.connection.rollback()
+        return rows
+
+
+def test_no_history_breaks_a_promise(sqlite_template: Path) -> None:
+    History.template = sqlite_template
+    run_state_machine_as_test(
+        History,
+        settings=settings(
+            max_examples=400,
+            stateful_step_count=50,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
