@@ -163,7 +163,8 @@ def test_a_settings_file_that_is_wrong_is_named(shell: Shell) -> None:
     assert "colour" in err
 
 
-CALL: dict[str, Any] = {"id": "c" * 32, "phoneNumber": "0912", "status": "WAITING", "statusCode": 0, "billSec": 0,
+CALL: dict[str, Any] = {"id": "c" * 32, "phoneNumber": "0912", "status": "WAITING",
+        "statusCode": 0, "billSec": 0,
         "requestDate": 1, "executionDate": 0, "price": 0.0}  # fmt: skip
 OVER = {**CALL, "status": "NORMAL", "statusCode": 1, "billSec": 12, "price": -34.2}
 

@@ -185,6 +185,13 @@ def _report(event: str) -> None:
     print(json.dumps({"event": event}), flush=True)
 
 
+# On loopback a jitter buffer has nothing to even out, and drops packets at its start.
+_CONFIGURATION = """
+sip_listen {host}:{port}
+audio_jitter_buffer_type off
+"""
+
+
 async def _run(port: int, callee: _Callee) -> None:
     from baresip import Account, Config, Runtime, UserAgent
 
@@ -193,7 +200,7 @@ async def _run(port: int, callee: _Callee) -> None:
         Config(
             net_interface=HOST,
             max_concurrent_calls=None,
-            extra_config_text=f"sip_listen {HOST}:{port}\naudio_jitter_buffer_type off\n",
+            extra_config_text=_CONFIGURATION.format(host=HOST, port=port),
         )
     )
     account = Account(

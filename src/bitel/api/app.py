@@ -51,7 +51,7 @@ def build_app(parts: ApiParts) -> FastAPI:
     app.state.admission = Admission(parts)
     app.state.placing = Placing(parts)
     for router in _ROUTERS:
-        app.router.routes.extend(router.routes)
+        app.include_router(router)
     app.add_exception_handler(BitelError, _on_bitel_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)

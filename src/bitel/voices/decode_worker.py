@@ -7,37 +7,27 @@ no socket can be reached from here. It ends with a `Verdict` as its exit status.
 
 from __future__ import annotations
 
-import os
 import resource
-import signal
 import sys
 from pathlib import Path
-from typing import Final
 
+from bitel.voices.confinement import confine
 from bitel.voices.verdict import ALAW_NAME, ULAW_NAME, Verdict
-
-NICENESS: Final = 10
 
 
 def main(arguments: list[str]) -> int:
     """Decode `source` into the folder `into`; the limits follow as numbers."""
     source, into, max_samples, cpu_seconds, memory_bytes, wall_seconds = arguments
-    _limit(int(max_samples), int(cpu_seconds), int(memory_bytes), float(wall_seconds))
+    confine(
+        cpu_seconds=int(cpu_seconds),
+        memory_bytes=int(memory_bytes),
+        wall_seconds=float(wall_seconds),
+        file_bytes=int(max_samples) + 1,
+    )
     try:
         return _decode_files(Path(source), Path(into), int(max_samples))
     except MemoryError:
         return Verdict.OUT_OF_MEMORY
-
-
-def _limit(max_samples: int, cpu_seconds: int, memory_bytes: int, wall_seconds: float) -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (max_samples + 1, max_samples + 1))
-    # Should the parent be gone, nobody else ends this process.
-    signal.setitimer(signal.ITIMER_REAL, wall_seconds + 1)
-    # Calls that are playing come before recordings that are being taken in.
-    os.nice(NICENESS)
 
 
 def _decode_files(source: Path, into: Path, max_samples: int) -> int:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
-import sys
-import weakref
-from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,17 +12,9 @@ from typing import Final
 
 from bitel.errors import PayloadTooLargeError, UnsupportedMediaError
 from bitel.g711 import SAMPLE_RATE
+from bitel.voices import worker
 from bitel.voices.limits import MEBIBYTE, DecodeLimits
 from bitel.voices.verdict import ALAW_NAME, ULAW_NAME, Verdict
-
-# What the interpreter needs to find the package and its libraries; the rest (secrets among it)
-# is none of the worker's business.
-INHERITED_ENVIRONMENT: Final = ("PYTHONPATH", "PATH", "LD_LIBRARY_PATH", "HOME", "LANG")
-STDERR_BYTES: Final = 4096
-
-_slots: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = (
-    weakref.WeakKeyDictionary()
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +42,7 @@ async def decode(source: Path, into: Path, limits: DecodeLimits) -> Decoded:
     """
     alaw, ulaw = into / ALAW_NAME, into / ULAW_NAME
     with _removed_on_failure(alaw, ulaw):
-        async with _slot():
-            await _run_worker(source, into, limits)
+        await _run_worker(source, into, limits)
         samples = os.stat(alaw).st_size
     return Decoded(alaw, ulaw, samples / SAMPLE_RATE, samples)
 
@@ -70,47 +57,8 @@ def _removed_on_failure(*paths: Path) -> Iterator[None]:
         raise
 
 
-def _slot() -> asyncio.Semaphore:
-    """The turns of the running loop: a semaphore can't be shared between loops."""
-    loop = asyncio.get_running_loop()
-    if loop not in _slots:
-        _slots[loop] = asyncio.Semaphore(os.cpu_count() or 1)
-    return _slots[loop]
-
-
 async def _run_worker(source: Path, into: Path, limits: DecodeLimits) -> None:
-    process = await asyncio.create_subprocess_exec(
-        *_command(source, into, limits),
-        stdin=DEVNULL,
-        stdout=DEVNULL,
-        stderr=PIPE,
-        env=_environment(),
-        # A Ctrl-C at the terminal is the service's to handle.
-        start_new_session=True,
-    )
-    try:
-        async with asyncio.timeout(limits.wall_seconds):
-            said = await _last_words(process)
-            status = await process.wait()
-    except TimeoutError:
-        raise PayloadTooLargeError(
-            f"The recording takes longer than {limits.wall_seconds:g} s to decode."
-        ) from None
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await asyncio.shield(process.wait())
-    _judge(status, said, limits)
-
-
-def _command(source: Path, into: Path, limits: DecodeLimits) -> list[str]:
-    return [
-        sys.executable,
-        # Neither the working folder nor the user's own packages may lend it modules.
-        "-P",
-        "-s",
-        "-m",
-        "bitel.voices.decode_worker",
+    arguments = [
         str(source.absolute()),
         str(into.absolute()),
         str(int(limits.max_seconds * SAMPLE_RATE)),
@@ -118,21 +66,13 @@ def _command(source: Path, into: Path, limits: DecodeLimits) -> list[str]:
         str(limits.memory_bytes),
         str(limits.wall_seconds),
     ]
-
-
-def _environment() -> dict[str, str]:
-    inherited = {name: os.environ[name] for name in INHERITED_ENVIRONMENT if name in os.environ}
-    # Each BLAS thread maps tens of MiB at import, and none of them is used.
-    return inherited | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-
-
-async def _last_words(process: Process) -> str:
-    """Read what the worker writes to stderr until it ends, and keep the end of it."""
-    assert process.stderr is not None
-    kept = b""
-    while chunk := await process.stderr.read(STDERR_BYTES):
-        kept = (kept + chunk)[-STDERR_BYTES:]
-    return kept.decode(errors="replace").strip()
+    try:
+        ended = await worker.run("bitel.voices.decode_worker", arguments, limits.wall_seconds)
+    except TimeoutError:
+        raise PayloadTooLargeError(
+            f"The recording takes longer than {limits.wall_seconds:g} s to decode."
+        ) from None
+    _judge(ended.status, ended.said, limits)
 
 
 def _judge(status: int, said: str, limits: DecodeLimits) -> None:
@@ -154,7 +94,7 @@ def _judge(status: int, said: str, limits: DecodeLimits) -> None:
         raise PayloadTooLargeError(
             f"The recording takes more than {limits.cpu_seconds} s of processor time to decode."
         )
-    if status in _CRASHES:
+    if status in worker.CRASHES:
         raise UnsupportedMediaError(
             "The file is damaged in a way that stops the decoder; send it in another format."
         )
@@ -168,5 +108,3 @@ _UNSUPPORTED: Final[dict[int, str]] = {
     Verdict.DAMAGED: "The file's audio is encrypted or too damaged to be decoded.",
     Verdict.NO_SAMPLES: "The file's audio is empty.",
 }
-
-_CRASHES: Final = frozenset({-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGFPE, -signal.SIGBUS})

@@ -23,3 +23,17 @@ class DecodeLimits:
     cpu_seconds: int = 30
     memory_bytes: int = 1024 * MEBIBYTE
     wall_seconds: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechLimits:
+    """What the worker process that speaks one text may use; units as in `DecodeLimits`.
+
+    `max_seconds` is the longest speech. espeak-ng gets by with 50 MiB of address space; Piper's
+    neural voices map ten times that and more.
+    """
+
+    max_seconds: float = 600.0
+    cpu_seconds: int = 30
+    memory_bytes: int = 2048 * MEBIBYTE
+    wall_seconds: float = 60.0

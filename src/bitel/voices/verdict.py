@@ -1,4 +1,4 @@
-"""What the decode worker found, as its exit status; the only thing it says to its parent."""
+"""What a worker found, as its exit status; the only thing it says to its parent."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class Verdict(IntEnum):
-    """Exit statuses; 1 and 2 are left to the interpreter's own failures."""
+    """Exit statuses of the decode worker; 1 and 2 are left to the interpreter's own failures."""
 
     DECODED = 0
     NOT_MEDIA = 10
@@ -16,6 +16,17 @@ class Verdict(IntEnum):
     NO_SAMPLES = 14
     TOO_LONG = 20
     OUT_OF_MEMORY = 21
+
+
+class SpeechVerdict(IntEnum):
+    """Exit statuses of the speech worker, apart from those of Piper, which takes its place."""
+
+    SPOKEN = 0
+    NO_ENGINE = 30
+    NO_VOICE = 31
+    ENGINE_FAILED = 32
+    TOO_LONG = 33
+    OUT_OF_MEMORY = 34
 
 
 ALAW_NAME = "recording.alaw"
