@@ -144,6 +144,18 @@ def test_a_challenge_after_cancel_is_not_answered() -> None:
     assert event.why == "canceled"
 
 
+def test_after_a_challenge_cancel_waits_for_a_provisional_again() -> None:
+    bench = Bench()
+    call_id, invite = bench.invite(replace(INVITATION, credentials=Credentials("u", "p")))
+    bench.receive(reply(invite, 100))
+    bench.receive(reply(invite, 401, headers=('WWW-Authenticate: Digest realm="r", nonce="n"',)))
+    second = bench.sent()[-1].request
+    bench.agent.cancel(call_id, bench.now)
+    assert bench.names() == []
+    bench.receive(reply(second, 100))
+    assert bench.one("CANCEL").request.branch == second.branch
+
+
 def test_cancel_after_the_end_does_nothing() -> None:
     bench = Bench()
     call_id, invite = bench.invite()

@@ -50,6 +50,7 @@ def test_a_provisional_stops_timers_a_and_b() -> None:
     bench = Bench()
     _, invite = bench.invite()
     bench.receive(reply(invite, 100))
+    assert bench.agent.counts().timers == 0
     bench.advance(600)
     assert bench.names() == []
     assert bench.events() == []

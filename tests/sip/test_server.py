@@ -101,6 +101,13 @@ def test_accept_that_nobody_acknowledges_ends_with_bye() -> None:
     bench.run_out()
 
 
+def test_an_ack_with_the_branch_of_its_invite_confirms_too() -> None:
+    bench, ok = accepted()
+    bench.events()
+    bench.receive(request("ACK", to_tag=ok.to_tag))
+    assert bench.events() == [Confirmed("call-1")]
+
+
 @pytest.mark.parametrize(
     "wrong", [{"to_tag": "other"}, {"from_tag": "other"}, {"cseq": 2}, {"call_id": "other"}]
 )
@@ -148,6 +155,8 @@ def test_reject_is_repeated_until_the_ack() -> None:
     bench.receive(request("INVITE", body=OFFER))
     assert bench.one("486 INVITE").data == first.data
     bench.receive(request("ACK", to_tag=first.response.to_tag))
+    # Only timer I, for ACKs that come again.
+    assert bench.agent.counts().timers == 1
     bench.advance(4.9)
     assert bench.agent.counts().server_transactions == 1
     bench.advance(0.2)

@@ -105,6 +105,18 @@ def test_a_later_offer_that_cannot_be_met_is_488_and_the_call_goes_on() -> None:
     assert bench.agent.counts().dialogs == 1
 
 
+@pytest.mark.parametrize(
+    ("method", "body"), [("INVITE", ANSWER), ("INVITE", ""), ("UPDATE", ANSWER)]
+)
+def test_a_later_offer_moves_the_target(method: str, body: str) -> None:
+    bench, call_id, invite = answered()
+    moved = ("Contact: <sip:moved@192.0.2.8:5062>",)
+    bench.receive(within(invite, method, 1, body, headers=moved))
+    bench.sent()
+    bench.agent.hang_up(call_id, bench.now)
+    assert bench.one("BYE").destination == ("192.0.2.8", 5062)
+
+
 def test_an_update_without_a_body_moves_the_target_only() -> None:
     bench, call_id, invite = answered()
     bench.sent()

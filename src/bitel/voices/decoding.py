@@ -58,7 +58,19 @@ def _removed_on_failure(*paths: Path) -> Iterator[None]:
 
 
 async def _run_worker(source: Path, into: Path, limits: DecodeLimits) -> None:
-    arguments = [
+    try:
+        ended = await worker.run(
+            "bitel.voices.decode_worker", _arguments(source, into, limits), limits.wall_seconds
+        )
+    except TimeoutError:
+        raise PayloadTooLargeError(
+            f"The recording takes longer than {limits.wall_seconds:g} s to decode."
+        ) from None
+    _judge(ended.status, ended.said, limits)
+
+
+def _arguments(source: Path, into: Path, limits: DecodeLimits) -> list[str]:
+    return [
         str(source.absolute()),
         str(into.absolute()),
         str(int(limits.max_seconds * SAMPLE_RATE)),
@@ -66,13 +78,6 @@ async def _run_worker(source: Path, into: Path, limits: DecodeLimits) -> None:
         str(limits.memory_bytes),
         str(limits.wall_seconds),
     ]
-    try:
-        ended = await worker.run("bitel.voices.decode_worker", arguments, limits.wall_seconds)
-    except TimeoutError:
-        raise PayloadTooLargeError(
-            f"The recording takes longer than {limits.wall_seconds:g} s to decode."
-        ) from None
-    _judge(ended.status, ended.said, limits)
 
 
 def _judge(status: int, said: str, limits: DecodeLimits) -> None:

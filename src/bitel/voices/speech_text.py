@@ -1,0 +1,76 @@
+"""A client's text as plain words on one line: what an engine speaks, and nothing it obeys.
+
+espeak-ng takes commands that begin with U+0001, phonemes in `[[…]]` where a flag allows them, and
+uses some private characters for itself; Piper takes `[[…]]` as phonemes always, and each line as
+a text of its own. None of that is left in what `plain` returns. Markup in angle brackets is
+obeyed only where espeak-ng is told so, which the worker never does.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Final
+
+from bitel.errors import InvalidRequestError
+
+_LINE_BREAK_CHARACTERS: Final = "\n\r\u2028\u2029"
+_ALLOWED_CONTROLS: Final = "\t" + _LINE_BREAK_CHARACTERS
+# Persian spelling and joined emoji need these two; the other format characters only steer how
+# text is drawn.
+_JOINERS: Final = "\u200c\u200d"
+
+# An English voice is silent on these digits, a Persian one reads both kinds alike.
+_DIGITS: Final = str.maketrans("۰۱۲۳۴۵۶۷۸۹٠١٢٣٤٥٦٧٨٩", "0123456789" * 2)
+
+_LINE_BREAK: Final = re.compile(rf"(\w?)\s*[{_LINE_BREAK_CHARACTERS}]\s*")
+_DECIMAL_SIGN: Final = re.compile(r"(?<=\d)٫(?=\d)")
+_THOUSANDS_SIGN: Final = re.compile(r"(?<=\d)٬(?=\d)")
+_BRACKETS: Final = re.compile(r"\[{2,}|\]{2,}")
+
+
+def plain(text: str, max_chars: int) -> str:
+    """Return `text` as it can be handed to an engine; equal words give equal results.
+
+    Persian and Arabic digits become 0 to 9, the end of a line the end of a sentence. Raises
+    InvalidRequestError, naming `text`, where it is longer than `max_chars`, holds control
+    characters or half a surrogate pair, or has no letter, digit or symbol to speak.
+    """
+    if len(text) > max_chars:
+        raise InvalidRequestError(
+            f"text has {len(text)} characters; at most {max_chars} can be spoken."
+        )
+    words = "".join(map(_spoken_character, text)).translate(_DIGITS)
+    words = _LINE_BREAK.sub(_sentence_end, words.strip())
+    words = _THOUSANDS_SIGN.sub(",", _DECIMAL_SIGN.sub(".", words))
+    words = _BRACKETS.sub(lambda brackets: brackets[0][0], words)
+    if not any(unicodedata.category(character)[0] in "LNS" for character in words):
+        raise InvalidRequestError("text holds nothing that can be spoken; write at least a word.")
+    return " ".join(words.split())
+
+
+def digits(text: str, max_digits: int) -> str:
+    """Return `text`, 1 to `max_digits` decimal digits of any script, as the digits 0 to 9.
+
+    Raises InvalidRequestError, naming `text`.
+    """
+    values = [unicodedata.decimal(character, None) for character in text[: max_digits + 1]]
+    if not 1 <= len(text) <= max_digits or None in values:
+        raise InvalidRequestError(f"text must be 1 to {max_digits} digits, as in 4071.")
+    return "".join(map(str, values))
+
+
+def _spoken_character(character: str) -> str:
+    category = unicodedata.category(character)
+    if category == "Cs" or (category == "Cc" and character not in _ALLOWED_CONTROLS):
+        raise InvalidRequestError(
+            f"text holds the control character U+{ord(character):04X}; write plain words."
+        )
+    if category == "Cf":
+        return character if character in _JOINERS else ""
+    return " " if category in ("Cn", "Co") else character
+
+
+def _sentence_end(match: re.Match[str]) -> str:
+    """Put a pause where a line ended, unless its own punctuation does."""
+    return f"{match[1]}. " if match[1] else " "

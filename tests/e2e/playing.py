@@ -1,0 +1,57 @@
+"""What end-to-end tests do on a stage: upload a sample, place calls, wait for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bitel.client import Call, Client
+from bitel.demo.play import read_wav
+from bitel.demo.stage import Stage
+from bitel.g711 import Pcm
+from bitel.voices.sample import write_sample
+
+
+def call_all(
+    stage: Stage,
+    numbers: Sequence[str],
+    seconds: float = 1.0,
+    timeout: float = 60.0,
+    retry_count: int = 0,
+) -> list[Call]:
+    """Start the service, call all numbers at once, and stop it when all calls are over."""
+    stage.start_service()
+    sample = stage.folder / "sample.wav"
+    write_sample(sample, seconds)
+    with Client(stage.token(), stage.url) as client:
+        voice = client.upload(sample)
+        (stage.folder / "sent.wav").write_bytes(client.recording(voice["id"]))
+        placed = [
+            client.call(number, voice["id"], retry_count=retry_count, retry_interval=5)
+            for number in numbers
+        ]
+        calls = [client.wait(call["id"], timeout) for call in placed]
+    assert stage.stop_service() == 0
+    return calls
+
+
+def sent(stage: Stage) -> Pcm:
+    """The recording that `call_all` uploaded, as it should be heard."""
+    return read_wav(stage.folder / "sent.wav")
+
+
+def reports(calls: Sequence[Call]) -> list[tuple[str, int]]:
+    """Status and billed seconds of each call."""
+    return [(call["status"], call["billSec"]) for call in calls]
+
+
+def numbers(count: int) -> list[str]:
+    """That many different numbers."""
+    return [f"09121{n:06}" for n in range(count)]
+
+
+def folder(path: Path, name: str) -> Path:
+    """A new folder below `path`."""
+    made = path / name
+    made.mkdir()
+    return made

@@ -1,0 +1,53 @@
+"""The whole service against baresip, a phone that nobody here wrote."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from bitel.demo.play import read_wav
+from bitel.demo.stage import Stage
+from bitel.voices.compare import match
+from tests.e2e.playing import call_all, reports, sent
+from tests.peers.baresip_phone import BaresipPhone, baresip_phone
+
+NUMBER = ["09121234567"]
+
+
+def stage_for(phone: BaresipPhone, tmp_path: Path) -> Stage:
+    dialer = {"ring_timeout": 3}
+    return Stage(tmp_path / "stage", dialer=dialer, trunk=f"sip:127.0.0.1:{phone.port}")
+
+
+async def test_baresip_hears_the_recording_whole(tmp_path: Path) -> None:
+    recording = tmp_path / "heard.wav"
+    async with baresip_phone("answer", record=recording) as phone:
+        with stage_for(phone, tmp_path) as stage:
+            calls = await asyncio.to_thread(call_all, stage, NUMBER, 4.0)
+            await phone.saw("recorded")
+            found = match(sent(stage), read_wav(recording))
+    assert reports(calls) == [("NORMAL", 5)]
+    assert found.correlation >= 0.98, found
+    assert found.longest_gap_ms <= 20.0, found
+
+
+async def test_baresip_hangs_up_early(tmp_path: Path) -> None:
+    async with baresip_phone("answer", hang_up_after=1.2) as phone:
+        with stage_for(phone, tmp_path) as stage:
+            calls = await asyncio.to_thread(call_all, stage, NUMBER, 8.0)
+    assert reports(calls) == [("NORMAL", 2)]
+
+
+async def test_baresip_rejects(tmp_path: Path) -> None:
+    async with baresip_phone("reject") as phone:
+        with stage_for(phone, tmp_path) as stage:
+            calls = await asyncio.to_thread(call_all, stage, NUMBER)
+    assert reports(calls) == [("USER_BUSY", 0)]
+
+
+async def test_baresip_stays_silent(tmp_path: Path) -> None:
+    async with baresip_phone("ring") as phone:
+        with stage_for(phone, tmp_path) as stage:
+            calls = await asyncio.to_thread(call_all, stage, NUMBER)
+        await phone.saw("closed")
+    assert reports(calls) == [("NO_ANSWER", 0)]
