@@ -16,6 +16,7 @@ from typing import Literal
 import structlog
 import uvicorn
 
+from bitel.api import connection
 from bitel.api.app import ApiParts, build_app
 from bitel.api.auth import TokenSigner
 from bitel.calls.ids import new_id
@@ -23,7 +24,7 @@ from bitel.dialers.sip_trunk import SipTrunkConfig, SipTrunkDialer
 from bitel.dialers.trunk import Trunk
 from bitel.dialing.dispatcher import Dispatcher, Limits
 from bitel.errors import BitelError
-from bitel.settings import DialerSettings, Settings, split_address
+from bitel.settings import DialerSettings, Settings, split_address, split_public_address
 from bitel.sip import Credentials
 from bitel.store import migrate
 from bitel.store.database import Database
@@ -109,12 +110,16 @@ def _dialer(
     dialer: DialerSettings, settings: Settings, database: Database, voices: VoiceStore
 ) -> tuple[SipTrunkDialer, Dispatcher]:
     password = dialer.password.get_secret_value()
+    public, public_port = "", None
+    if dialer.public_address:
+        public, public_port = split_public_address(dialer.public_address)
     config = SipTrunkConfig(
         trunks=tuple(Trunk.parse(trunk) for trunk in dialer.trunks),
         bind=split_address(dialer.bind),
         rtp_ports=dialer.rtp_range,
         ring_timeout=dialer.ring_timeout,
-        public_address=dialer.public_address,
+        public_address=public,
+        public_port=public_port,
         caller_id=dialer.caller_id,
         number_format=dialer.number_format,
         codecs=tuple(dialer.codecs),
@@ -173,17 +178,7 @@ async def _http(parts: ApiParts) -> AsyncIterator[tuple[str, int]]:
             f"HTTP can't be answered at {http.host}:{http.port}: {fault.strerror}; "
             "choose another http.port"
         ) from fault
-    server = _Server(
-        uvicorn.Config(
-            build_app(parts),
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            lifespan="off",
-            backlog=2048,
-            timeout_graceful_shutdown=10,
-        )
-    )
+    server = _Server(connection.config(build_app(parts), timeout_graceful_shutdown=10))
     task = asyncio.create_task(server.serve([listener]))
     try:
         await server.accepting.wait()

@@ -72,11 +72,20 @@ def _region(text: str) -> str:
 
 def _public_address(text: str) -> str:
     if text:
-        try:
-            ipaddress.ip_address(text)
-        except ValueError:
-            raise ValueError(f"{text!r} is not an IP address; leave it empty without NAT") from None
+        split_public_address(text)
     return text
+
+
+def split_public_address(text: str) -> tuple[str, int | None]:
+    """`IP` or `IP:PORT` (IPv6 with a port in brackets) as IP and port; ValueError otherwise."""
+    host, port = text, None
+    if text.startswith("[") or text.count(":") == 1:
+        host, port = split_address(text)
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        raise ValueError(f"{text!r} is not an IP address; leave it empty without NAT") from None
+    return host, port
 
 
 AddressText = Annotated[str, AfterValidator(_address)]
@@ -86,7 +95,7 @@ DialerId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}$")]
 class Section(BaseModel):
     """A part of the settings; a key it does not know is refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True)
 
 
 class HttpSettings(Section):
@@ -132,6 +141,7 @@ class DialerSettings(Section):
     )
     bind: AddressText = "0.0.0.0:5070"
     public_address: Annotated[str, AfterValidator(_public_address)] = ""
+    """What Via, Contact and SDP say instead of `bind`: an IP address, and a port if it differs."""
     rtp_ports: Annotated[str, AfterValidator(_port_range)] = "10000-19999"
     max_channels: int = Field(default=100, ge=1, le=100_000)
     calls_per_second: float = Field(default=10.0, gt=0, le=100_000)

@@ -29,7 +29,13 @@ async def test_five_hundred_of_five_hundred(tmp_path: Path) -> None:
             tmp_path,
             rules=RULES,
             record=False,
-            dialer={"ring_timeout": 20, "calls_per_second": 50, "max_channels": 500},
+            dialer={
+                "ring_timeout": 20,
+                "calls_per_second": 50,
+                "max_channels": 500,
+                # What the phone sends of its own accord goes through the link too.
+                "public_address": "{}:{}".format(*relay.back_address),
+            },
             trunk=f"sip:{host}:{port}",
             phone_options=[f"--public-address={host}:{port}"],
         )
@@ -39,7 +45,7 @@ async def test_five_hundred_of_five_hundred(tmp_path: Path) -> None:
             calls = await asyncio.to_thread(call_all, stage, numbers(CALLS), 1.0, 120.0)
         assert Counter(call["status"] for call in calls) == EXPECTED
         lost = 1 - relay.passed.went / relay.passed.came
-        assert relay.passed.came > 8 * CALLS, relay.passed
+        assert relay.passed.came > 6 * CALLS, relay.passed
         assert -0.05 < lost < 0.05  # what is lost and what is doubled are about as many
     seen = phone_log.read(stage.phone_log)
     assert len(seen) == CALLS

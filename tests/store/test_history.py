@@ -25,7 +25,6 @@ from hypothesis.stateful import (
     initialize,
     invariant,
     multiple,
-    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -108,13 +107,14 @@ class History(RuleBasedStateMachine):
             self.do(partial(recordings.add, new=new))
             self.recordings[owner] = new.id
         self.do(lambda conn: projects.set_balance(conn, self.limited, Decimal(50), self.now))
+        self.take_over()
 
     @rule(
         limited=st.booleans(),
         lane=st.sampled_from(Lane),
         retries=st.integers(0, 3),
         interval=st.integers(5, 60),
-        lives=st.integers(1, 600),
+        lives=st.integers(1, 2000),
         count=st.integers(1, 4),
     )
     def place(
@@ -145,7 +145,6 @@ class History(RuleBasedStateMachine):
             self.ringing_until[row.call_id] = row.started_at + REDIAL_AFTER
         self.leases.append(lease)
 
-    @precondition(lambda self: self.leases)
     @rule(target=dialled, data=st.data(), limit=st.integers(1, 5))
     def claim(self, data: st.DataObject, limit: int) -> Any:
         lease = data.draw(st.sampled_from(self.leases[-3:]))

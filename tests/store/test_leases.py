@@ -114,7 +114,7 @@ def test_whoever_may_have_heard_us_is_never_called_again(world: World) -> None:
     assert world.count(ledger_entry) == 1  # the top-up
     (row,) = world.attempts(call_id)
     assert (row.outcome, row.answered_at) == (Outcome.CUT_OFF, answered_at)
-    world.clock.advance(100_000)
+    world.clock.advance(REDIAL_AFTER)
     assert world.claim(lease) == []
     assert world.recover("third")[1] == Recovered()
 

@@ -46,6 +46,7 @@ class SipTrunkConfig:
     rtp_ports: range
     ring_timeout: float
     public_address: str = ""
+    public_port: int | None = None
     caller_id: str = ""
     number_format: NumberFormat = "e164"
     codecs: tuple[Codec, ...] = ("PCMA", "PCMU")
@@ -93,7 +94,9 @@ class SipTrunkDialer:
             self._address = self._config.public_address or await self._own_address()
             self._transport = await UdpTransport.open(
                 self._config.bind,
-                lambda local: UserAgent(AgentConfig(local=(self._address, local[1]))),
+                lambda local: UserAgent(
+                    AgentConfig(local=(self._address, self._config.public_port or local[1]))
+                ),
                 self._receive,
                 link=self._link,
             )

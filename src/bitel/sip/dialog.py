@@ -89,10 +89,17 @@ class Dialog:
         """Take the Contact of a re-INVITE or UPDATE (§12.2)."""
         self.target = contact_of(message) or self.target
 
-    def next_request(self, method: str, via: str) -> tuple[ClientRequest, Address]:
-        """A new request within the dialog, without headers or body, and where it goes."""
+    @property
+    def request_uri(self) -> str:
+        """The Request-URI of the next request."""
+        return self._way()[0]
+
+    def next_request(
+        self, method: str, via: str, headers: tuple[tuple[str, str], ...]
+    ) -> tuple[ClientRequest, Address]:
+        """A new request within the dialog, and where it goes."""
         self.local_cseq += 1
-        return self._request(method, via, self.local_cseq)
+        return self._request(method, via, self.local_cseq, headers)
 
     def ack(
         self, invite_cseq: int, via: str, headers: tuple[tuple[str, str], ...]
@@ -102,15 +109,9 @@ class Dialog:
         return request.to_bytes(), destination
 
     def _request(
-        self, method: str, via: str, cseq: int, headers: tuple[tuple[str, str], ...] = ()
+        self, method: str, via: str, cseq: int, headers: tuple[tuple[str, str], ...]
     ) -> tuple[ClientRequest, Address]:
-        uri, routes = self.target, self._routes
-        hop = uri
-        if routes:
-            hop = _uri_of(routes[0])
-            if not is_loose_router(hop):
-                # A strict router wants its own URI as Request-URI, the target last (§12.2.1.1).
-                uri, routes = hop.partition("?")[0], (*routes[1:], f"<{uri}>")
+        uri, routes, hop = self._way()
         request = ClientRequest(
             method,
             uri,
@@ -123,6 +124,16 @@ class Dialog:
             headers,
         )
         return request, ip_address_of(hop) or self.fallback
+
+    def _way(self) -> tuple[str, tuple[str, ...], str]:
+        """Request-URI, Route values, and the URI of the next hop (§12.2.1.1)."""
+        if not self._routes:
+            return self.target, (), self.target
+        first = _uri_of(self._routes[0])
+        if is_loose_router(first):
+            return self.target, self._routes, first
+        # A strict router wants its own URI as Request-URI, and the target last.
+        return first.partition("?")[0], (*self._routes[1:], f"<{self.target}>"), first
 
 
 def contact_of(message: Message) -> str:

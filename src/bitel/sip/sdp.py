@@ -19,6 +19,8 @@ MAX_BYTES = 65536
 MAX_MEDIA_LINES = 100
 MAX_CODECS = 128
 MAX_NAME = 64
+MAX_REMEMBERED = 2048
+"""Characters of a section up to which the way it was read is remembered."""
 DEFAULT_PTIME = 20
 TELEPHONE_EVENT = "telephone-event"
 
@@ -73,7 +75,7 @@ class SessionDescription:
     @classmethod
     def parse(cls, data: bytes) -> SessionDescription:
         """Read a description; raises `SdpError` with a sentence that names what is wrong."""
-        return _Reader().read(data)
+        return _read(data)
 
     def __str__(self) -> str:
         version = "IP6" if ":" in self.address else "IP4"
@@ -211,116 +213,128 @@ def _telephone_event(codecs: tuple[Codec, ...]) -> int | None:
     return None
 
 
-class _Reader:
-    """Reads line by line; attributes count for the media line above them, or for all."""
+@dataclass(frozen=True, slots=True)
+class _Section:
+    """What the lines of one section say: the session's, or those below the audio line."""
 
-    def __init__(self) -> None:
-        self.session_id = self.version = 0
-        self.has_version_line = False
-        self.media: list[str] = []
-        self.audio_index: int | None = None
-        self.in_audio = False
-        self.address: dict[bool, str] = {}
-        self.direction: dict[bool, Direction] = {}
-        self.ptime = DEFAULT_PTIME
-        self.payload_types: list[int] = []
-        self.port = 0
-        self.rtpmap: dict[int, tuple[str, int]] = {}
-        self.fmtp: dict[int, str] = {}
+    address: str | None
+    direction: Direction | None
+    ptime: int | None
+    rtpmap: dict[int, tuple[str, int]]
+    fmtp: dict[int, str]
 
-    def read(self, data: bytes) -> SessionDescription:
-        if len(data) > MAX_BYTES:
-            raise SdpError(f"the SDP is longer than {MAX_BYTES} bytes")
-        text = data.decode("utf-8", "replace").replace("\r", "\n")
-        for line in text.split("\n"):
-            if line[1:2] == "=" and line[0] in "vomca":
-                self._read_line(line[0], line[2:])
-        return self._result()
 
-    def _read_line(self, kind: str, value: str) -> None:
-        if kind == "m":
-            self._read_media(value)
-        elif kind == "o":
-            self._read_origin(value)
-        elif kind == "v":
-            self.has_version_line = True
-        elif self.media and not self.in_audio:
-            return
-        elif kind == "a":
-            self._read_attribute(value.strip())
-        else:
-            self.address[self.in_audio] = _connection_address(value)
+def _read(data: bytes) -> SessionDescription:
+    if len(data) > MAX_BYTES:
+        raise SdpError(f"the SDP is longer than {MAX_BYTES} bytes")
+    text = data.decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", "\n")
+    session_text, *media = f"\n{text}".split("\nm=")
+    if len(media) > MAX_MEDIA_LINES:
+        raise SdpError(f"the SDP has more than {MAX_MEDIA_LINES} media lines")
+    if "\nv=" not in session_text:
+        raise SdpError("the SDP has no v= line")
+    # Apart from its origin, what a far end says is much the same for all of its calls.
+    before, _, rest = session_text.partition("\no=")
+    origin, _, after = rest.partition("\n")
+    session = _section(f"{before}\n{after}")
+    media_lines = [" ".join(section.partition("\n")[0].split()) for section in media]
+    index = _audio_index(media_lines)
+    audio_text = media[index].partition("\n")[2]
+    audio = _section(audio_text)
+    address = audio.address or session.address
+    if address is None:
+        raise SdpError("the SDP says no address for its audio")
+    direction = audio.direction or session.direction or "sendrecv"
+    # The old way to put a call on hold (RFC 2543): there is nowhere to send to.
+    if address in ("0.0.0.0", "::"):
+        direction = "inactive"
+    _, port_text, _, formats = f"{media_lines[index]} ".split(" ", 3)
+    port = _number(port_text.partition("/")[0], 65536)
+    if port is None:
+        raise SdpError("the audio line's port is not a number from 0 to 65535")
+    fields = origin.split()
+    return SessionDescription(
+        address=address,
+        port=port,
+        codecs=_codecs(formats, audio_text),
+        ptime=audio.ptime or session.ptime or DEFAULT_PTIME,
+        direction=direction,
+        session_id=(_number(fields[1], 2**64) or 0) if len(fields) >= 3 else 0,
+        version=(_number(fields[2], 2**64) or 0) if len(fields) >= 3 else 0,
+        media_before=tuple(media_lines[:index]),
+        media_after=tuple(media_lines[index + 1 :]),
+    )
 
-    def _read_origin(self, value: str) -> None:
-        fields = value.split()
-        if len(fields) >= 3:
-            self.session_id = _number(fields[1], 2**64) or 0
-            self.version = _number(fields[2], 2**64) or 0
 
-    def _read_media(self, value: str) -> None:
-        if len(self.media) >= MAX_MEDIA_LINES:
-            raise SdpError(f"the SDP has more than {MAX_MEDIA_LINES} media lines")
-        fields = value.split()
+def _audio_index(media_lines: list[str]) -> int:
+    """Which media line is ours: the first audio over RTP/AVP."""
+    found = None
+    for index, line in enumerate(media_lines):
+        fields = line.split(" ", 3)
         if len(fields) < 3:
             raise SdpError("a media line needs a kind, a port and a protocol")
-        self.in_audio = self.audio_index is None and fields[0] == "audio" and fields[2] == "RTP/AVP"
-        if self.in_audio:
-            self.audio_index = len(self.media)
-            port = _number(fields[1].partition("/")[0], 65536)
-            if port is None:
-                raise SdpError("the audio line's port is not a number from 0 to 65535")
-            self.port = port
-            types = (_number(text, 128) for text in fields[3 : 3 + MAX_CODECS])
-            self.payload_types = [number for number in types if number is not None]
-        self.media.append(" ".join(fields))
+        if found is None and fields[0] == "audio" and fields[2] == "RTP/AVP":
+            found = index
+    if found is None:
+        raise SdpError("the SDP has no audio over RTP/AVP")
+    return found
 
-    def _read_attribute(self, value: str) -> None:
-        name, _, rest = value.partition(":")
+
+def _section(text: str) -> _Section:
+    """Read a section, from memory where its text is of usual length."""
+    return _usual_section(text) if len(text) <= MAX_REMEMBERED else _read_section(text)
+
+
+def _codecs(formats: str, section_text: str) -> tuple[Codec, ...]:
+    """The codecs of an audio line's payload types, each once."""
+    if len(formats) + len(section_text) <= MAX_REMEMBERED:
+        return _usual_codecs(formats, section_text)
+    return _read_codecs(formats, section_text)
+
+
+def _read_section(text: str) -> _Section:
+    address: str | None = None
+    direction: Direction | None = None
+    ptime: int | None = None
+    rtpmap: dict[int, tuple[str, int]] = {}
+    fmtp: dict[int, str] = {}
+    for line in text.split("\n"):
+        if line.startswith("c="):
+            address = _connection_address(line[2:])
+        if not line.startswith("a="):
+            continue
+        name, _, rest = line[2:].strip().partition(":")
         if name in _DIRECTIONS:
-            self.direction[self.in_audio] = _DIRECTIONS[name]
+            direction = _DIRECTIONS[name]
         elif name == "ptime":
-            self.ptime = _number(rest.strip(), 201) or self.ptime
-        elif name in ("rtpmap", "fmtp") and self.in_audio:
-            text, _, meaning = rest.strip().partition(" ")
-            payload_type = _number(text, 128)
+            ptime = _number(rest.strip(), 201) or ptime
+        elif name in ("rtpmap", "fmtp"):
+            number, _, meaning = rest.strip().partition(" ")
+            payload_type = _number(number, 128)
             if payload_type is None:
-                return
+                continue
             if name == "fmtp":
-                self.fmtp[payload_type] = meaning.strip()
+                fmtp[payload_type] = meaning.strip()
             else:
-                self.rtpmap[payload_type] = _encoding(meaning[:MAX_NAME])
-
-    def _result(self) -> SessionDescription:
-        if not self.has_version_line:
-            raise SdpError("the SDP has no v= line")
-        if self.audio_index is None:
-            raise SdpError("the SDP has no audio over RTP/AVP")
-        address = self.address.get(True) or self.address.get(False)
-        if address is None:
-            raise SdpError("the SDP says no address for its audio")
-        direction = self.direction.get(True) or self.direction.get(False) or "sendrecv"
-        # The old way to put a call on hold (RFC 2543): there is nowhere to send to.
-        if address in ("0.0.0.0", "::"):
-            direction = "inactive"
-        return SessionDescription(
-            address=address,
-            port=self.port,
-            codecs=tuple(self._codec(number) for number in dict.fromkeys(self.payload_types)),
-            ptime=self.ptime,
-            direction=direction,
-            session_id=self.session_id,
-            version=self.version,
-            media_before=tuple(self.media[: self.audio_index]),
-            media_after=tuple(self.media[self.audio_index + 1 :]),
-        )
-
-    def _codec(self, payload_type: int) -> Codec:
-        static = (_STATIC_NAMES.get(payload_type, ""), 8000)
-        name, rate = self.rtpmap.get(payload_type, static)
-        return Codec(payload_type, name, rate, self.fmtp.get(payload_type, ""))
+                rtpmap[payload_type] = _encoding(meaning[:MAX_NAME])
+    return _Section(address, direction, ptime, rtpmap, fmtp)
 
 
-@lru_cache(maxsize=256)
+def _read_codecs(formats: str, section_text: str) -> tuple[Codec, ...]:
+    section = _section(section_text)
+    numbers = [_number(text, 128) for text in formats.split()[:MAX_CODECS]]
+    codecs = []
+    for number in dict.fromkeys(numbers):
+        if number is not None:
+            name, rate = section.rtpmap.get(number, (_STATIC_NAMES.get(number, ""), 8000))
+            codecs.append(Codec(number, name, rate, section.fmtp.get(number, "")))
+    return tuple(codecs)
+
+
+_usual_section = lru_cache(maxsize=256)(_read_section)
+_usual_codecs = lru_cache(maxsize=256)(_read_codecs)
+
+
 def _encoding(text: str) -> tuple[str, int]:
     """Name and clock rate of an rtpmap; names compare without regard to case (RFC 8866 §6.6)."""
     name, _, rate = text.strip().partition("/")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Literal
 
 from bitel.sip.authentication import Authentication, is_challenge
@@ -218,13 +217,13 @@ def send_bye(
     q850: int | None,
     authentication: Authentication | None,
 ) -> None:
-    request, destination = dialog.next_request("BYE", core.new_via())
-    headers: list[tuple[str, str]] = [core.user_agent]
+    headers = [core.user_agent]
     if q850 is not None:
         headers.append(("Reason", q850_reason(q850)))
     if authentication is not None:
-        headers += authentication.headers("BYE", request.uri)
-    ClientTransaction(core, user, replace(request, headers=tuple(headers)), destination, now)
+        headers += authentication.headers("BYE", dialog.request_uri)
+    request, destination = dialog.next_request("BYE", core.new_via(), tuple(headers))
+    ClientTransaction(core, user, request, destination, now)
 
 
 class StrayBye:

@@ -18,7 +18,12 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from bitel.errors import InvalidRequestError, UnavailableError
+from bitel.errors import (
+    InvalidRequestError,
+    PayloadTooLargeError,
+    UnavailableError,
+    UnsupportedMediaError,
+)
 from bitel.g711 import SAMPLE_RATE
 from bitel.voices import digits, speech_text
 from bitel.voices.decoding import Decoded, decode
@@ -142,19 +147,25 @@ class SpeechLibrary:
             await digits.render_set(engine, self._options, work, clips)
             self.rendered += 1
             await asyncio.to_thread(_flush, *clips.iterdir(), clips)
-            # Another process may have been faster; its clips are as good.
-            with suppress(FileExistsError, OSError):
-                await asyncio.to_thread(os.rename, clips, folder)
+            await asyncio.to_thread(_put_in_place, clips, folder)
         return folder
 
     @asynccontextmanager
     async def _work(self) -> AsyncIterator[Path]:
-        """A folder for one rendering, gone with all it holds at the end."""
-        work = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix=_WORK, dir=self._folder))
+        """A folder for one rendering, gone with all it holds at the end.
+
+        What fails with it is said to be our own fault: a client sent words, not a recording.
+        """
         try:
-            yield work
-        finally:
-            await asyncio.shield(asyncio.to_thread(shutil.rmtree, work))
+            work = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix=_WORK, dir=self._folder))
+            try:
+                yield work
+            finally:
+                await asyncio.shield(asyncio.to_thread(shutil.rmtree, work))
+        except OSError as error:
+            raise UnavailableError("The folder of spoken texts can't be used now.") from error
+        except (PayloadTooLargeError, UnsupportedMediaError) as error:
+            raise UnavailableError("What was spoken can't be turned into a clip now.") from error
 
     def _paths(self, key: str) -> dict[Law, Path]:
         return {law: self._folder / (key + suffix) for law, suffix in SUFFIXES.items()}
@@ -217,6 +228,15 @@ class SpeechLibrary:
 def _key(engine: Engine, words: str) -> str:
     parts = [RENDERING, engine.program, engine.voice, engine.pace, engine.version, words]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _put_in_place(clips: Path, folder: Path) -> None:
+    try:
+        os.rename(clips, folder)
+    except OSError:
+        # Another process may have been faster; its clips are as good.
+        if not folder.is_dir():
+            raise
 
 
 def _flush(*paths: Path) -> None:

@@ -23,7 +23,7 @@ _JOINERS: Final = "\u200c\u200d"
 # An English voice is silent on these digits, a Persian one reads both kinds alike.
 _DIGITS: Final = str.maketrans("۰۱۲۳۴۵۶۷۸۹٠١٢٣٤٥٦٧٨٩", "0123456789" * 2)
 
-_LINE_BREAK: Final = re.compile(rf"(\w?)\s*[{_LINE_BREAK_CHARACTERS}]\s*")
+_LINE_BREAK: Final = re.compile(f"[{_LINE_BREAK_CHARACTERS}]+")
 _DECIMAL_SIGN: Final = re.compile(r"(?<=\d)٫(?=\d)")
 _THOUSANDS_SIGN: Final = re.compile(r"(?<=\d)٬(?=\d)")
 _BRACKETS: Final = re.compile(r"\[{2,}|\]{2,}")
@@ -41,12 +41,12 @@ def plain(text: str, max_chars: int) -> str:
             f"text has {len(text)} characters; at most {max_chars} can be spoken."
         )
     words = "".join(map(_spoken_character, text)).translate(_DIGITS)
-    words = _LINE_BREAK.sub(_sentence_end, words.strip())
+    words = "".join(map(_sentence, _LINE_BREAK.split(words))).strip()
     words = _THOUSANDS_SIGN.sub(",", _DECIMAL_SIGN.sub(".", words))
     words = _BRACKETS.sub(lambda brackets: brackets[0][0], words)
     if not any(unicodedata.category(character)[0] in "LNS" for character in words):
         raise InvalidRequestError("text holds nothing that can be spoken; write at least a word.")
-    return " ".join(words.split())
+    return words
 
 
 def digits(text: str, max_digits: int) -> str:
@@ -71,6 +71,9 @@ def _spoken_character(character: str) -> str:
     return " " if category in ("Cn", "Co") else character
 
 
-def _sentence_end(match: re.Match[str]) -> str:
-    """Put a pause where a line ended, unless its own punctuation does."""
-    return f"{match[1]}. " if match[1] else " "
+def _sentence(line: str) -> str:
+    """Return a line with a pause at its end, unless its own punctuation makes one."""
+    words = " ".join(line.split())
+    if not words or unicodedata.category(words[-1])[0] == "P":
+        return f"{words} "
+    return f"{words}. "
