@@ -87,6 +87,7 @@ def test_a_reason_phrase_may_be_missing(start: str, code: int, reason: str) -> N
         "SIP/2.0 99 x",
         "SIP/2.0 700 x",
         "SIP/2.0 2x0 x",
+        "SIP/2.0 1²³ x",
         "SIP/2.0 ٢٠٠ x",
         "INVITE sip:a@b SIP/3.0",
         "INVITE sip:a b SIP/2.0",

@@ -312,6 +312,8 @@ def test_a_request_without_a_mandatory_header_starts_nothing(header: str) -> Non
         ("CSeq: 1 INVITE", "CSeq: 1 BYE"),
         ("CSeq: 1 INVITE", "CSeq: 99999999999 INVITE"),
         ("CSeq: 1 INVITE", "CSeq: one INVITE"),
+        ("CSeq: 1 INVITE", "CSeq: 1² INVITE"),
+        ("Content-Length: ", "Content-Length: ²"),
         ("Content-Length: ", "Content-Length: 1"),
         ("Content-Length: ", "Content-Length: -"),
         ("From: <", 'From: "<'),

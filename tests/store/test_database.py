@@ -212,48 +212,29 @@ async def test_when_the_disk_is_full_nothing_is_stored_and_all_are_told(
     assert await database.write(add("again")) == "again"
 
 
-async def test_a_commit_that_fails_stores_nothing(database_url: str) -> None:
-    class Refuses:
-        """A COMMIT that fails as many times as it is told to."""
-
-        left = 1
-
-    database = Database.open(database_url)
-    engine = database._writer._engine
-    dialect: Any = engine.dialect
+async def test_a_commit_that_fails_stores_nothing(database: Database) -> None:
+    dialect: Any = database._writer._engine.dialect
     commit = dialect.do_commit
 
-    def do_commit(connection: Any) -> None:
-        if Refuses.left:
-            Refuses.left -= 1
-            error: Exception
-            if dialect.name == "sqlite":
-                error = sqlite3.OperationalError("database or disk is full")
-                error.sqlite_errorcode = sqlite3.SQLITE_FULL
-            else:
-                error = psycopg.errors.DiskFull("could not extend file")
-            raise error
-        commit(connection)
+    def fail_once(_connection: Any) -> None:
+        dialect.do_commit = commit
+        if dialect.name == "sqlite":
+            full = sqlite3.OperationalError("database or disk is full")
+            full.sqlite_errorcode = sqlite3.SQLITE_FULL
+            raise full
+        raise psycopg.errors.DiskFull("could not extend file")
 
-    dialect.do_commit = do_commit
-    with database:
-        Refuses.left = 0
-        gate = Gate()
-        first = asyncio.create_task(database.write(gate))
-        await asyncio.to_thread(gate.reached.wait, 10)
-        tasks = [asyncio.create_task(database.write(add(str(n)))) for n in range(10)]
-        await asyncio.sleep(0)
-        gate.open()
-        await first
-        Refuses.left = 1
-        answers = await asyncio.gather(*tasks, return_exceptions=True)
+    def arm(_conn: Connection) -> None:
+        dialect.do_commit = fail_once
 
-        assert [type(answer) for answer in answers] == [StoreUnavailable] * 10
-        assert issubclass(StoreUnavailable, UnavailableError)
-        assert await database.read(names) == set()
-        assert await database.write(add("next")) == "next"
-        assert await database.read(names) == {"next"}
-        assert database.stats.failed_batches == 1
+    answers = await behind_gate(database, *(add(str(n)) for n in range(10)), arm)
+
+    assert [type(answer) for answer in answers] == [StoreUnavailable] * 11
+    assert issubclass(StoreUnavailable, UnavailableError)
+    assert await database.read(names) == set()
+    assert await database.write(add("next")) == "next"
+    assert await database.read(names) == {"next"}
+    assert database.stats.failed_batches == 1
 
 
 def test_a_locked_database_is_said_to_be_unavailable(

@@ -329,7 +329,7 @@ def test_no_history_breaks_a_promise(sqlite_template: Path) -> None:
     run_state_machine_as_test(
         History,
         settings=settings(
-            max_examples=25,
+            max_examples=20,
             stateful_step_count=30,
             deadline=None,
             suppress_health_check=list(HealthCheck),

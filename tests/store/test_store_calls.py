@@ -73,3 +73,12 @@ def test_calls_are_counted_by_status(world: World) -> None:
     counts = world.do(calls.counts_by_status)
 
     assert counts == {CallStatus.WAITING: 3, CallStatus.EXPIRED: 1}
+
+
+def test_the_database_itself_refuses_to_make_a_final_call_due(world: World) -> None:
+    call_id = world.place(expires_at=world.clock())
+    world.do(lambda conn: claims.expire(conn, "main", world.clock()))
+
+    with pytest.raises(IntegrityError):
+        world.do(lambda conn: conn.exec_driver_sql("UPDATE call SET due_at = 1"))
+    assert world.call(call_id).status is CallStatus.EXPIRED

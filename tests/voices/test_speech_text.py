@@ -38,7 +38,7 @@ def test_words(text: str, words: str) -> None:
 
 @pytest.mark.parametrize("text", ["", " ", "\n", "...", "!?", "\u200c", "\ue000", "\u0651"])
 def test_nothing_to_speak(text: str) -> None:
-    with pytest.raises(InvalidRequestError, match="^text holds nothing that can be spoken"):
+    with pytest.raises(InvalidRequestError, match=r"^text holds nothing that can be spoken"):
         plain(text, 100)
 
 
@@ -68,8 +68,7 @@ def test_length() -> None:
 def test_any_text_becomes_one_line_of_words_or_is_refused(text: str) -> None:
     try:
         words = plain(text, 50)
-    except InvalidRequestError as refused:
-        assert str(refused).startswith("text ")
+    except InvalidRequestError:
         return
     assert words.encode()
     assert words == words.strip()

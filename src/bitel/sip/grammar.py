@@ -88,7 +88,12 @@ def parameter(parameters: str, name: str) -> str | None:
 
 def tag_of(value: str) -> str:
     """The tag of a From or To header, "" where it has none (RFC 3261 §19.3)."""
-    tag = _TAG.search(split_address(value)[1])
+    left = value.find("<")
+    right = value.find(">", left)
+    if 0 <= left < right and '"' not in value:
+        tag = _TAG.search(value, right)
+    else:
+        tag = _TAG.search(split_address(value)[1])
     return tag[1] if tag else ""
 
 

@@ -147,7 +147,7 @@ class Message:
             ) from None
         number, _, method = cseq.partition(" ")
         self.cseq_method = method.strip()
-        if not (number.isascii() and number.isdigit() and len(number) <= 10):
+        if len(number) > 10 or not number.isdigit() or not number.isascii():
             raise MessageError("the CSeq header needs a number and a method")
         self.cseq = int(number)
         if self.cseq >= MAX_CSEQ or not self.call_id:
@@ -159,7 +159,7 @@ class Message:
             self.to_tag = tag_of(to_value)
         except GrammarError as error:
             raise MessageError(str(error)) from error
-        branch = _BRANCH.search(split_list(via)[0])
+        branch = _BRANCH.search(via if "," not in via else split_list(via)[0])
         self.branch = branch[1] if branch else ""
 
     def sent_by(self) -> tuple[str, int | None]:
@@ -227,7 +227,8 @@ def _start(line: str, headers: dict[str, list[str]]) -> Request | Response:
     if line[:8].upper() == "SIP/2.0 ":
         # The phrase may be missing, and with it the space before it.
         code, _, reason = line[8:].strip().partition(" ")
-        if not (code.isascii() and code.isdigit() and len(code) == 3 and "100" <= code < "700"):
+        plain = len(code) == 3 and code.isdigit() and code.isascii()
+        if not plain or not "100" <= code < "700":
             raise MessageError("a status code is not a number from 100 to 699")
         return Response(int(code), reason, headers)
     method, _, rest = line.partition(" ")

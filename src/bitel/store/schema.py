@@ -137,6 +137,7 @@ call = Table(
     Column("bill_seconds", Integer, nullable=False),
     Column("price", Money, nullable=False),
     Column("reason", FreeText(200), nullable=False),
+    CheckConstraint("due_at IS NULL OR status = 0", name="final_is_not_due"),
 )
 
 is_due = call.c.due_at.is_not(None)

@@ -26,13 +26,17 @@ _DIGITS: Final = str.maketrans("۰۱۲۳۴۵۶۷۸۹٠١٢٣٤٥٦٧٨٩", "0123
 _LINE_BREAK: Final = re.compile(f"[{_LINE_BREAK_CHARACTERS}]+")
 _DECIMAL_SIGN: Final = re.compile(r"(?<=\d)٫(?=\d)")
 _THOUSANDS_SIGN: Final = re.compile(r"(?<=\d)٬(?=\d)")
+# espeak-ng 1.52 writes past the end of a buffer of its own at a few hundred characters without a
+# space, as in A.B.A.B.… .
+_LONG_WORD: Final = re.compile(r"\S{40}(?=\S)")
 _BRACKETS: Final = re.compile(r"\[{2,}|\]{2,}")
 
 
 def plain(text: str, max_chars: int) -> str:
     """Return `text` as it can be handed to an engine; equal words give equal results.
 
-    Persian and Arabic digits become 0 to 9, the end of a line the end of a sentence. Raises
+    Persian and Arabic digits become 0 to 9, the end of a line the end of a sentence, and a word of
+    more than 40 characters several. Raises
     InvalidRequestError, naming `text`, where it is longer than `max_chars`, holds control
     characters or half a surrogate pair, or has no letter, digit or symbol to speak.
     """
@@ -44,6 +48,7 @@ def plain(text: str, max_chars: int) -> str:
     words = "".join(map(_sentence, _LINE_BREAK.split(words))).strip()
     words = _THOUSANDS_SIGN.sub(",", _DECIMAL_SIGN.sub(".", words))
     words = _BRACKETS.sub(lambda brackets: brackets[0][0], words)
+    words = _LONG_WORD.sub(r"\g<0> ", words)
     if not any(unicodedata.category(character)[0] in "LNS" for character in words):
         raise InvalidRequestError("text holds nothing that can be spoken; write at least a word.")
     return words

@@ -74,6 +74,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_call"),
         sa.ForeignKeyConstraint(["project_id"], ["project.id"], name="fk_call_project_id"),
         sa.ForeignKeyConstraint(["recording_id"], ["recording.id"], name="fk_call_recording_id"),
+        sa.CheckConstraint("due_at IS NULL OR status = 0", name=op.f("ck_call_final_is_not_due")),
     )
     due = sa.text("due_at IS NOT NULL")
     op.create_index("ix_call_due", "call", ["dialer_id", "lane", "due_at", "id"],
