@@ -28,7 +28,7 @@ def test_twenty_kills_while_a_hundred_calls_run(tmp_path: Path) -> None:
         tmp_path,
         rules=RULES,
         record=False,
-        dialer={"ring_timeout": 2, "calls_per_second": 20, "max_channels": 100},
+        dialer={"ring_timeout": 2, "calls_per_second": 6, "max_channels": 100},
     )
     with stage:
         stage.start_phone()

@@ -130,7 +130,7 @@ async def test_a_language_by_configuration(into: Path) -> None:
 async def test_silence_of_the_engine_is_a_fault_of_the_text(into: Path) -> None:
     # A symbol that the voice has no name for.
     with pytest.raises(InvalidRequestError, match=r"^text holds nothing that this language's"):
-        await speak("\U0001d172", "en", into, OPTIONS)
+        await speak("\u02dc", "en", into, OPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -227,10 +227,10 @@ async def test_called_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, into:
 async def test_neither_secrets_nor_the_text_show_in_the_list_of_processes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, into: Path
 ) -> None:
-    monkeypatch.setenv("BITEL_DATABASE_URL", "postgresql://secret")
+    monkeypatch.setenv("BITEL_DATABASE_URL", "postgresql://opensesame")
     body = (
         "seen = open('/proc/self/cmdline').read() + open('/proc/self/environ').read()\n"
-        "sys.exit(30 if 'hello' in seen or 'secret' in seen else 34)"
+        "sys.exit(30 if 'hello' in seen or 'sesame' in seen else 34)"
     )
     assert "memory" in await replaced_worker(monkeypatch, tmp_path, into, body)
 
@@ -272,12 +272,9 @@ async def _speak_or_refuse(folder: Path, texts: list[str], language: str) -> Non
     into = folder / str(time.monotonic_ns())
     into.mkdir()
     # All of them in one process: what one text does to the engine, the next would show.
-    try:
-        paths = await render([*words, "the end"], engine_for(language, OPTIONS), into, OPTIONS)
-    except InvalidRequestError:
-        paths = sorted(into.glob("*.wav"))
+    with suppress(InvalidRequestError):
+        await render([*words, "the end"], engine_for(language, OPTIONS), into, OPTIONS)
     assert len(list(into.glob("*.wav"))) == len(words) + 1
-    assert paths
 
 
 @pytest.mark.parametrize(

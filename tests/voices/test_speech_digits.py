@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import wave
+from collections.abc import Callable, Sequence
 from itertools import combinations, pairwise
 from pathlib import Path
 
@@ -11,18 +12,18 @@ import numpy as np
 import pytest
 
 from bitel.errors import InvalidRequestError
-from bitel.g711 import alaw_decode, ulaw_decode
+from bitel.g711 import Codes, Pcm, alaw_decode, ulaw_decode
 from bitel.voices.decoding import decode
 from bitel.voices.levelling import level_db, levelled, trimmed
 from bitel.voices.limits import DecodeLimits
-from bitel.voices.speech import SpeechOptions, speak
+from bitel.voices.speech import SpeechOptions, engine_for, render
 from bitel.voices.speech_library import SpeechLibrary
 from bitel.voices.storage import Law
 from tests.voices.speech_recogniser import RATE, Signal, distance, name, pieces
 
 DIGITS = "0123456789"
 OPTIONS = SpeechOptions()
-DECODERS = {"PCMA": alaw_decode, "PCMU": ulaw_decode}
+DECODERS: dict[Law, Callable[[Codes], Pcm]] = {"PCMA": alaw_decode, "PCMU": ulaw_decode}
 
 # Each test takes both languages, and what they share is rendered once for all.
 pytestmark = pytest.mark.parametrize("language", ["fa", "en"])
@@ -57,21 +58,22 @@ def clip(folder: Path, digit: str, language: str, law: Law = "PCMA") -> Signal:
 
 @pytest.fixture(scope="module")
 def templates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Signal]]:
-    """Each digit spoken for itself as a text, so by another way than the clips are made."""
-    folder = tmp_path_factory.mktemp("templates")
+    """Each digit as its voice says it, cut by ear: by another way than the clips are made."""
 
-    async def spoken(digit: str, language: str) -> Signal:
-        into = folder / f"{language}{digit}"
-        into.mkdir()
-        source = await speak(digit, language, into, OPTIONS)
-        decoded = await decode(source, into, DecodeLimits())
-        [piece] = pieces(heard([decoded.alaw]))
-        return piece.samples
+    async def spoken(language: str) -> dict[str, Signal]:
+        into = tmp_path_factory.mktemp("templates")
+        paths = await render(DIGITS, engine_for(language, OPTIONS), into, OPTIONS)
+        with wave.open(str(into / "all.wav"), "wb") as joined:
+            for path in paths:
+                with wave.open(str(path), "rb") as one:
+                    if path == paths[0]:
+                        joined.setparams(one.getparams())
+                    joined.writeframes(one.readframes(one.getnframes()) + bytes(one.getframerate()))
+        decoded = await decode(into / "all.wav", into, DecodeLimits())
+        words = [piece.samples for piece in pieces(heard([decoded.alaw]))]
+        return dict(zip(DIGITS, words, strict=True))
 
-    async def all_of(language: str) -> dict[str, Signal]:
-        return {digit: await spoken(digit, language) for digit in DIGITS}
-
-    return {language: asyncio.run(all_of(language)) for language in ("fa", "en")}
+    return {language: asyncio.run(spoken(language)) for language in ("fa", "en")}
 
 
 def test_no_digit_sounds_like_another(folder: Path, language: str) -> None:

@@ -28,6 +28,7 @@ SURROGATES = st.characters(categories=["Cs"])
         ("a\ue03cb\ufffe", "a b."),
         ("[[h@l'oU]] [[[x]]]", "[h@l'oU] [x]"),
         ("<b>x</b> &amp;", "<b>x</b> &amp;"),
+        ("A.B." * 11, "A.B." * 10 + " A.B."),
         ("+", "+."),
         ("😀", "😀."),
     ],

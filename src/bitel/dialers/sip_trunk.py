@@ -24,6 +24,7 @@ from bitel.sip import (
     Ended,
     Event,
     Failed,
+    Incoming,
     Invitation,
     UserAgent,
 )
@@ -158,6 +159,8 @@ class SipTrunkDialer:
         if not await heard(attempt.answered_at):
             await self._end(leg)
             return attempt.over(Outcome.TRUNK_TROUBLE, "the answer could not be recorded", 200)
+        self._sip.agent.acknowledge(leg.call_id)
+        self._sip.flush()
         return await self._play(attempt, leg, agreed, clips[agreed.codec_name], port)
 
     async def _play(
@@ -230,6 +233,9 @@ class SipTrunkDialer:
             from_uri=f"sip:{caller}@{bracketed(self._address)}",
             offer=offer,
             credentials=config.credentials,
+            # Until the answer is durable. Should we die before, the far end gives up by itself,
+            # and is not left on an open line when the call is made again.
+            withhold_ack=True,
         )
         if attempt.leg is not None:
             self._legs.pop(attempt.leg.call_id, None)
@@ -258,6 +264,10 @@ class SipTrunkDialer:
         leg = self._legs.get(event.call_id)
         if leg is not None:
             leg.receive(event)
+        elif isinstance(event, Incoming):
+            # A dialer calls and is not called.
+            self._sip.agent.reject(event.call_id, 480, self._sip.now())
+            self._sip.flush()
 
     async def _own_address(self) -> str:
         """The address that Via, Contact and SDP say: the one bound, or the one toward a trunk."""

@@ -25,6 +25,7 @@ from bitel.sip.message import MessageError, Response, parse
 from bitel.sip.outgoing_call import Invitation, OutgoingCall
 from bitel.sip.router import receive_malformed, receive_request
 from bitel.sip.sdp import SessionDescription
+from bitel.sip.session import Session
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,12 @@ class UserAgent:
         call = self._core.calls.get(call_id)
         if isinstance(call, OutgoingCall):
             call.cancel(now)
+
+    def acknowledge(self, call_id: str) -> None:
+        """Send the ACK that the call's invitation asked to withhold. Else does nothing."""
+        call = self._core.calls.get(call_id)
+        if isinstance(call, Session):
+            call.acknowledge()
 
     def hang_up(self, call_id: str, now: float, q850: int | None = 16) -> None:
         """End a call: BYE, or as `cancel` before the answer. After the end does nothing.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from bitel.sip.ack import Ack
 from bitel.sip.authentication import Authentication, is_challenge
 from bitel.sip.client_transaction import ClientTransaction
 from bitel.sip.core import Core
@@ -29,7 +30,8 @@ class Invitation:
     """Whom to call, and how.
 
     `destination` is the next hop, an IP address and port. `offer` is our SDP. `headers` are added
-    to the INVITE; a Route among them is followed by its CANCEL and ACK too.
+    to the INVITE; a Route among them is followed by its CANCEL and ACK too. With `withhold_ack`
+    the ACK of a usable answer waits for `UserAgent.acknowledge`, or for the BYE.
     """
 
     request_uri: str
@@ -39,6 +41,7 @@ class Invitation:
     credentials: Credentials | None = None
     headers: tuple[tuple[str, str], ...] = ()
     display_name: str = ""
+    withhold_ack: bool = False
 
 
 class OutgoingCall:
@@ -81,7 +84,7 @@ class OutgoingCall:
         self._cseq = 0
         self._rang = self._cancel_wanted = self._canceled = self._over = False
         self._seen_codes: set[int] = set()
-        self._acks: dict[str, tuple[bytes, Address]] = {}
+        self._acks: dict[str, Ack] = {}
         self._forget_timer: Timer | None = None
         self._authentication = (
             Authentication(invitation.credentials) if invitation.credentials else None
@@ -221,8 +224,7 @@ class OutgoingCall:
     def _receive_success(self, response: Response, source: Address, now: float) -> None:
         known = self._acks.get(response.to_tag)
         if known is not None:
-            self._core.retransmissions += 1
-            self._core.send(*known)
+            known.answer_repeated()
             return
         if len(self._acks) >= MAX_FORKS:
             return
@@ -230,11 +232,11 @@ class OutgoingCall:
         credentials = tuple(
             header for header in self._last_request.headers if "Authorization" in header[0]
         )
-        ack, destination = dialog.ack(self._cseq, self._core.new_via(), credentials)
-        self._acks[response.to_tag] = (ack, destination)
-        self._core.send(ack, destination)
+        ack = Ack(self._core, *dialog.ack(self._cseq, self._core.new_via(), credentials))
+        self._acks[response.to_tag] = ack
         answer = _sdp_of(response)
         if self._over or self._cancel_wanted or not self._is_usable(answer):
+            ack.send()
             send_bye(self._core, StrayBye(), dialog, now, None, self._authentication)
             if not self._over and self._cancel_wanted:
                 self._fail(487, "canceled")
@@ -242,8 +244,10 @@ class OutgoingCall:
                 self._fail(488, "media")
         elif answer is not None:
             self._over = True
+            if not self._invitation.withhold_ack:
+                ack.send()
             self._core.calls[self.call_id] = Session(
-                self._core, dialog, self._invitation.offer, answer, self._authentication
+                self._core, dialog, self._invitation.offer, answer, self._authentication, ack
             )
             self._core.events.append(Answered(self.call_id, answer))
 

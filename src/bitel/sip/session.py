@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from bitel.sip.ack import Ack
 from bitel.sip.authentication import Authentication, is_challenge
 from bitel.sip.client_transaction import ClientTransaction
 from bitel.sip.core import Core
@@ -23,6 +24,7 @@ class Session:
     """Owns the dialog from its 2xx to the end of its BYE, and tells `Ended` exactly once."""
 
     __slots__ = (
+        "_ack",
         "_authentication",
         "_core",
         "_ending",
@@ -43,8 +45,11 @@ class Session:
         local: SessionDescription,
         remote: SessionDescription | None,
         authentication: Authentication | None = None,
+        ack: Ack | None = None,
     ) -> None:
         self._core = core
+        # The caller's ACK; None for who was called.
+        self._ack = ack
         self.dialog = dialog
         self.local = local
         self.remote = remote
@@ -59,6 +64,11 @@ class Session:
 
     # What the user asks for
 
+    def acknowledge(self) -> None:
+        """Send the ACK of the answer, if it was held back until now."""
+        if self._ack is not None:
+            self._ack.send()
+
     def hang_up(self, now: float, q850: int | None) -> None:
         """Send BYE; a callee's waits until its 2xx has been acknowledged (§15)."""
         if self._ending or self._hang_up_wanted:
@@ -71,6 +81,7 @@ class Session:
 
     def _say_bye(self, now: float) -> None:
         self._ending = True
+        self.acknowledge()
         if self._unacknowledged is not None:
             self._unacknowledged.stop()
             self._unacknowledged = None

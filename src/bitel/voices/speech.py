@@ -1,7 +1,9 @@
 """Text to speech: which engine and voice speak a language, and the rendering of a text to WAV.
 
 Two engines can be there: Piper, for a language that the options name a voice model of, and
-espeak-ng for the others. Both run in the worker process `speech_worker` only.
+espeak-ng for the others. Both run in the worker process `speech_worker` only. Piper is driven by
+its documented command line; the tests put a stand-in in its place, so no real voice model of it
+has been heard here yet.
 """
 
 from __future__ import annotations
@@ -172,7 +174,7 @@ async def render(
         paths = []
         for number, text in enumerate(texts):
             folder = into / f"{number}.piper"
-            await asyncio.to_thread(folder.mkdir)
+            await asyncio.to_thread(folder.mkdir, exist_ok=True)
             await _run([text], engine, folder, options)
             paths.append(folder / "0.wav")
     for path in paths:
@@ -215,8 +217,10 @@ def _judge(ended: worker.Ended, engine: Engine, limits: SpeechLimits) -> None:
         raise InvalidRequestError(
             f"text takes longer than {limits.max_seconds:g} s to speak; write a shorter one."
         )
-    if ended.status == SpeechVerdict.NO_ENGINE:
-        sentence = "The speech engine can't be loaded; install it with pip install 'bitel[speech]'."
+    if ended.status == SpeechVerdict.NO_ENGINE and engine.is_piper:
+        sentence = "The piper command can't be run; install it with pip install piper-tts."
+    elif ended.status == SpeechVerdict.NO_ENGINE:
+        sentence = "espeak-ng can't be loaded; install it with pip install 'bitel[speech]'."
     elif ended.status == SpeechVerdict.NO_VOICE:
         sentence = f"espeak-ng has no voice {engine.voice!r}; set another in speech.languages."
     elif ended.status == SpeechVerdict.OUT_OF_MEMORY:

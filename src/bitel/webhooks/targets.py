@@ -1,0 +1,110 @@
+"""Where events may be sent: which URLs, and which addresses behind their names.
+
+A webhook makes this service send a request where somebody else says. So that this can't reach what
+only this machine or its network can, the address itself is judged, whatever name or notation
+led to it; `connecting` does so for the very address that it connects to.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from typing import Final
+
+import httpx
+
+from bitel.errors import InvalidRequestError
+
+LONGEST_URL: Final = 2048
+"""Characters."""
+
+_PORTS: Final = {"http": 80, "https": 443}
+_GLOBAL_IPV6: Final = ipaddress.IPv6Network("2000::/3")
+_NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052 §2.1
+_IPV4_COMPATIBLE: Final = ipaddress.IPv6Network("::/96")  # RFC 4291 §2.5.5.1
+# Set aside since Python's own table was made: RFC 9637, RFC 4380, RFC 7526's relays.
+_ALSO_REFUSED: Final = tuple(
+    map(ipaddress.ip_network, ("3fff::/20", "2001::/32", "192.88.99.0/24"))
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A URL that events may be posted to, taken apart."""
+
+    scheme: str
+    host: str
+    """A name in ASCII (internationalised ones in their `xn--` form) or an address."""
+    port: int
+    path: str
+    """With its query; at least `/`."""
+
+    @property
+    def host_header(self) -> str:
+        """What the Host header says."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
+
+
+def parse(url: str) -> Target:
+    """The target that `url` names. Raises InvalidRequestError for one that can't be."""
+    try:
+        if len(url) > LONGEST_URL:
+            raise _wrong(f"has at most {LONGEST_URL} characters")
+        parts = httpx.URL(url)
+    except (httpx.InvalidURL, ValueError):
+        raise _wrong("can't be read; write it as in https://example.com/calls") from None
+    if parts.scheme not in _PORTS:
+        raise _wrong("must begin with http:// or https://")
+    if parts.userinfo:
+        raise _wrong("holds a user name or password; receivers check the signature instead")
+    host = parts.raw_host.decode("ascii")
+    if not host or "%" in host:
+        raise _wrong("must name a host, as in https://example.com/calls")
+    port = _PORTS[parts.scheme] if parts.port is None else parts.port
+    if not 0 < port < 65_536:
+        raise _wrong("names a port that is not within 1 and 65535")
+    return Target(parts.scheme, host, port, parts.raw_path.decode("ascii"))
+
+
+def refusal(address: IPv4Address | IPv6Address) -> str | None:
+    """Why nothing may be sent to `address`, in a few words; None if it is a public one.
+
+    An IPv4 address inside an IPv6 one (mapped, 6to4, NAT64) is what counts.
+    """
+    inner = _embedded(address)
+    judged = inner or address
+    word = _word(judged)
+    if word is None:
+        return None
+    return f"{address} is {word} address" + (f" ({inner})" if inner else "")
+
+
+def _embedded(address: IPv4Address | IPv6Address) -> IPv4Address | None:
+    if isinstance(address, IPv4Address):
+        return None
+    if address.ipv4_mapped or address.sixtofour:
+        return address.ipv4_mapped or address.sixtofour
+    inside = address in _NAT64 or (address in _IPV4_COMPATIBLE and int(address) > 0xFFFF)
+    return IPv4Address(int(address) & 0xFFFF_FFFF) if inside else None
+
+
+def _word(address: IPv4Address | IPv6Address) -> str | None:
+    if address.is_unspecified:
+        return "the unspecified"
+    if address.is_loopback:
+        return "a loopback"
+    if address.is_link_local:
+        return "a link-local"
+    if address.is_multicast:
+        return "a multicast"
+    if any(address in network for network in _ALSO_REFUSED if network.version == address.version):
+        return "a reserved"
+    if isinstance(address, IPv6Address) and address not in _GLOBAL_IPV6:
+        return "a private"
+    return None if address.is_global else "a private"
+
+
+def _wrong(why: str) -> InvalidRequestError:
+    return InvalidRequestError(f"the webhook URL {why}")
