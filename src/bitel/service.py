@@ -118,6 +118,7 @@ def _dialer(
         bind=split_address(dialer.bind),
         rtp_ports=dialer.rtp_range,
         ring_timeout=dialer.ring_timeout,
+        folder=settings.data_dir / "quiet",
         public_address=public,
         public_port=public_port,
         caller_id=dialer.caller_id,

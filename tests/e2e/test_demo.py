@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from bitel.client import Call
 from bitel.demo.play import play
 from bitel.demo.scenario import PARTS, faults
 
@@ -20,7 +21,16 @@ def test_the_demo_ends_as_it_should(tmp_path: Path) -> None:
 
 def test_a_wrong_end_is_told() -> None:
     part = PARTS[0]
-    wrong = {"status": "NO_ANSWER", "billSec": 1, "price": 0.0}
+    wrong = Call(
+        id="0" * 32,
+        phoneNumber=part.number,
+        status="NO_ANSWER",
+        statusCode=2,
+        billSec=1,
+        requestDate=0,
+        executionDate=0,
+        price=0.0,
+    )
     assert [fault.split(" ", 1)[1] for fault in faults(part, wrong)] == [
         "ended as NO_ANSWER, not NORMAL",
         "was billed 1 s, not 6 to 8",

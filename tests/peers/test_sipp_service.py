@@ -28,8 +28,8 @@ CALLS = 20
 async def test_a_carrier(
     tmp_path: Path, scenario: str, dialer: dict[str, object], status: str
 ) -> None:
-    values = {"username": "acme", "password": "s3cret"}
-    async with sipp(scenario, CALLS, folder(tmp_path, "sipp"), **values) as carrier:
+    sipp_folder = folder(tmp_path, "sipp")
+    async with sipp(scenario, CALLS, sipp_folder, username="acme", password="s3cret") as carrier:
         settings = {"calls_per_second": 100, **dialer}
         trunk = f"sip:127.0.0.1:{carrier.port}"
         with Stage(tmp_path / "stage", dialer=settings, trunk=trunk) as stage:

@@ -191,7 +191,7 @@ async def test_a_read_that_fails_does_not_hurt_the_next(database: Database) -> N
 
 
 async def test_when_the_disk_is_full_nothing_is_stored_and_all_are_told(
-    sqlite_database: Database,
+    sqlite_database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     database = sqlite_database
     pages = database.write_now(lambda conn: conn.exec_driver_sql("PRAGMA page_count").scalar_one())
@@ -203,6 +203,7 @@ async def test_when_the_disk_is_full_nothing_is_stored_and_all_are_told(
     told = [isinstance(answer, StoreUnavailable) for answer in answers]
     stored = await database.read(names)
     assert any(told)
+    assert "is full" in caplog.text
     # Whoever was told that it is stored finds it, and nobody else does.
     assert stored == {
         name for name, failed in zip(names_of_60_bytes, told, strict=True) if not failed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,7 @@ import structlog
 from bitel.calls.outcome import Attempted, Outcome
 from bitel.dialers.attempt import Attempt
 from bitel.dialers.leg import Leg
+from bitel.dialers.quiet import LEAD_IN, LEAD_OUT, quiet_clips
 from bitel.dialers.trunk import NumberFormat, Resolver, Trunk, address_toward, as_dialled, bracketed
 from bitel.dialing.dialer import Heard, Order
 from bitel.errors import BitelError, NotFoundError
@@ -46,6 +47,8 @@ class SipTrunkConfig:
     bind: tuple[str, int]
     rtp_ports: range
     ring_timeout: float
+    folder: Path
+    """For files of the dialer's own."""
     public_address: str = ""
     public_port: int | None = None
     caller_id: str = ""
@@ -77,6 +80,8 @@ class SipTrunkDialer:
         self._streamer = Streamer(config.bind[0], config.rtp_ports)
         self._resolver = Resolver(clock)
         self._address = ""
+        self._lead_in: Clips = {}
+        self._lead_out: Clips = {}
 
     @property
     def up(self) -> bool:
@@ -103,6 +108,8 @@ class SipTrunkDialer:
             )
         except OSError as fault:
             raise BitelError(f"SIP can't be spoken from {host}:{port}: {fault}") from fault
+        self._lead_in = quiet_clips(self._config.folder, LEAD_IN)
+        self._lead_out = quiet_clips(self._config.folder, LEAD_OUT)
         await self._streamer.start()
 
     async def close(self) -> None:
@@ -161,18 +168,20 @@ class SipTrunkDialer:
             return attempt.over(Outcome.TRUNK_TROUBLE, "the answer could not be recorded", 200)
         self._sip.agent.acknowledge(leg.call_id)
         self._sip.flush()
-        return await self._play(attempt, leg, agreed, clips[agreed.codec_name], port)
+        codec = agreed.codec_name
+        playlist = [self._lead_in[codec], clips[codec], self._lead_out[codec]]
+        return await self._play(attempt, leg, agreed, playlist, port)
 
     async def _play(
-        self, attempt: Attempt, leg: Leg, agreed: Agreed, clip: Path, port: int
+        self, attempt: Attempt, leg: Leg, agreed: Agreed, playlist: Sequence[Path], port: int
     ) -> Attempted:
-        """Send the recording, until it or the call is over."""
+        """Send the clips, until they or the call are over."""
         played: asyncio.Future[StreamReport] = asyncio.get_running_loop().create_future()
         if leg.ended.done() or attempt.called_off:
             # Gone while the answer was made durable: nobody is there to hear anything.
             return await self._finish(attempt, leg)
         stream = self._streamer.play(
-            port, agreed.far, agreed.payload_type, [clip], played.set_result
+            port, agreed.far, agreed.payload_type, playlist, played.set_result
         )
         either: list[asyncio.Future[Any]] = [played, leg.ended]
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)

@@ -36,16 +36,17 @@ def plain(text: str, max_chars: int) -> str:
     """Return `text` as it can be handed to an engine; equal words give equal results.
 
     Persian and Arabic digits become 0 to 9, the end of a line the end of a sentence, and a word of
-    more than 40 characters several. Raises
-    InvalidRequestError, naming `text`, where it is longer than `max_chars`, holds control
-    characters or half a surrogate pair, or has no letter, digit or symbol to speak.
+    more than 40 characters several. Raises InvalidRequestError, naming `text`, where it is longer
+    than `max_chars`, holds control characters or half a surrogate pair, or has no letter, digit
+    or symbol to speak.
     """
     if len(text) > max_chars:
         raise InvalidRequestError(
             f"text has {len(text)} characters; at most {max_chars} can be spoken."
         )
     words = "".join(map(_spoken_character, text)).translate(_DIGITS)
-    words = "".join(map(_sentence, _LINE_BREAK.split(words))).strip()
+    lines = (" ".join(line.split()) for line in _LINE_BREAK.split(words))
+    words = " ".join(map(_sentence, filter(None, lines)))
     words = _THOUSANDS_SIGN.sub(",", _DECIMAL_SIGN.sub(".", words))
     words = _BRACKETS.sub(lambda brackets: brackets[0][0], words)
     words = _LONG_WORD.sub(r"\g<0> ", words)
@@ -78,7 +79,4 @@ def _spoken_character(character: str) -> str:
 
 def _sentence(line: str) -> str:
     """Return a line with a pause at its end, unless its own punctuation makes one."""
-    words = " ".join(line.split())
-    if not words or unicodedata.category(words[-1])[0] == "P":
-        return f"{words} "
-    return f"{words}. "
+    return line if unicodedata.category(line[-1])[0] == "P" else f"{line}."

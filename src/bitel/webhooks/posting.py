@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -22,15 +24,24 @@ USER_AGENT: Final = "bitel-webhooks/1"
 LONGEST_ERROR: Final = 200
 """Characters."""
 
+_FAULTS: Final = (httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError)
+
 
 @dataclass(frozen=True, slots=True)
 class TimeLimits:
-    """Seconds that a receiver has: to be connected to, to answer, and to finish its answer."""
+    """Seconds that a receiver has."""
 
     connect: float = 5.0
-    whole: float = 15.0
+    """To be found and connected to."""
+    answer: float = 15.0
+    """Until its status has come, `connect` included."""
     body: float = 2.0
-    """Part of `whole`. An answer whose status has come counts, whether its body follows or not."""
+    """For the body after that. The status counts, whether a body follows or not."""
+
+    @property
+    def whole(self) -> float:
+        """The longest that a try takes."""
+        return self.answer + self.body
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,22 +97,18 @@ class Poster:
         `now` is the Unix time, against which a date in `Retry-After` is held.
         """
         begun = time.monotonic()
-        status: int | None = None
-        asked_for: float | None = None
         try:
-            target = targets.parse(url)
-            async with asyncio.timeout(self._limits.whole):
-                status, asked_for = await self._exchange(target, headers, body, now)
-            error = _said(status)
+            status, asked_for = await self._exchange(targets.parse(url), headers, body, now)
+            return Answer(status, _said(status), time.monotonic() - begun, asked_for)
         except InvalidRequestError as fault:
             error = str(fault)
-        except TimeoutError:
-            error = f"no answer within {self._limits.whole:g} s"
         except httpcore.ConnectTimeout:
             error = f"no connection within {self._limits.connect:g} s"
-        except (httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError) as fault:
+        except TimeoutError:
+            error = f"no answer within {self._limits.answer:g} s"
+        except (*_FAULTS, OSError) as fault:
             error = _in_one_line(fault)
-        return Answer(status, error, time.monotonic() - begun, asked_for)
+        return Answer(None, error, time.monotonic() - begun)
 
     async def _exchange(
         self, target: Target, headers: Mapping[str, str], body: bytes, now: float
@@ -113,33 +120,46 @@ class Poster:
             "Content-Length": str(len(body)),
             **headers,
         }
-        async with self._pool.stream(
-            "POST",
-            httpcore.URL(
-                scheme=target.scheme, host=target.host, port=target.port, target=target.path
-            ),
-            headers=sent,
-            content=body,
-            extensions={"timeout": {"connect": self._limits.connect}},
-        ) as response:
+        url = httpcore.URL(
+            scheme=target.scheme, host=target.host, port=target.port, target=target.path
+        )
+        async with contextlib.AsyncExitStack() as stack:
+            async with asyncio.timeout(self._limits.answer):
+                response = await stack.enter_async_context(
+                    self._pool.stream(
+                        "POST",
+                        url,
+                        headers=list(sent.items()),
+                        content=body,
+                        extensions={"timeout": {"connect": self._limits.connect}},
+                    )
+                )
+            await self._read_some(response)
             got = {
                 name.lower().decode("latin-1"): value.decode("latin-1")
                 for name, value in response.headers
             }
-            await self._read_some(response)
-        return response.status, schedule.retry_after(got, now)
+            return response.status, schedule.retry_after(got, now)
 
     async def _read_some(self, response: httpcore.Response) -> None:
         size = 0
         try:
-            async with asyncio.timeout(self._limits.body):
-                async for piece in response.aiter_stream():
+            async with (
+                asyncio.timeout(self._limits.body),
+                contextlib.aclosing(_pieces(response)) as pieces,
+            ):
+                async for piece in pieces:
                     size += len(piece)
                     if size > MOST_READ:
                         return
-        except (TimeoutError, httpcore.NetworkError, httpcore.ProtocolError):
+        except (*_FAULTS, OSError):
             # The status has come; a body that doesn't only costs the connection.
             return
+
+
+async def _pieces(response: httpcore.Response) -> AsyncGenerator[bytes, None]:
+    async for piece in response.aiter_stream():
+        yield piece
 
 
 def _said(status: int) -> str:
@@ -150,7 +170,15 @@ def _said(status: int) -> str:
     return f"answered {status}"
 
 
-def _in_one_line(fault: Exception) -> str:
-    words = " ".join(str(fault).split()) or type(fault).__name__
-    printable = "".join(c if c.isprintable() else "?" for c in words)
-    return printable[:LONGEST_ERROR]
+def _in_one_line(fault: BaseException) -> str:
+    """The words of the error that came first, of those that led to this one, where it has some."""
+    words = ""
+    at: BaseException | None = fault
+    while at is not None:
+        if isinstance(at, OSError) and at.errno and not isinstance(at, ssl.SSLError):
+            words = os.strerror(at.errno)
+        else:
+            words = str(at) or words or type(at).__name__
+        at = at.__cause__
+    printable = "".join(c if c.isprintable() else " " for c in words)
+    return " ".join(printable.split())[:LONGEST_ERROR]

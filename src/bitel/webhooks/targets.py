@@ -8,6 +8,7 @@ led to it; `connecting` does so for the very address that it connects to.
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
@@ -19,6 +20,8 @@ from bitel.errors import InvalidRequestError
 LONGEST_URL: Final = 2048
 """Characters."""
 
+_LONGEST_NAME: Final = 253
+_NAME: Final = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?")
 _PORTS: Final = {"http": 80, "https": 443}
 _GLOBAL_IPV6: Final = ipaddress.IPv6Network("2000::/3")
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052 §2.1
@@ -60,7 +63,7 @@ def parse(url: str) -> Target:
     if parts.userinfo:
         raise _wrong("holds a user name or password; receivers check the signature instead")
     host = parts.raw_host.decode("ascii")
-    if not host or "%" in host:
+    if not (":" in host or _NAME.fullmatch(host)) or "%" in host or len(host) > _LONGEST_NAME:
         raise _wrong("must name a host, as in https://example.com/calls")
     port = _PORTS[parts.scheme] if parts.port is None else parts.port
     if not 0 < port < 65_536:
