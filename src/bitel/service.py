@@ -20,6 +20,7 @@ from bitel.api import connection
 from bitel.api.app import ApiParts, build_app
 from bitel.api.auth import TokenSigner
 from bitel.calls.ids import new_id
+from bitel.dialers.playlists import Playlists
 from bitel.dialers.sip_trunk import SipTrunkConfig, SipTrunkDialer
 from bitel.dialers.trunk import Trunk
 from bitel.dialing.dispatcher import Dispatcher, Limits
@@ -29,6 +30,8 @@ from bitel.sip import Credentials
 from bitel.store import migrate
 from bitel.store.database import Database
 from bitel.store.leases import LostLease
+from bitel.voices.speech import SpeechOptions
+from bitel.voices.speech_library import SpeechLibrary
 from bitel.voices.storage import VoiceStore
 
 log = structlog.get_logger(__name__)
@@ -80,9 +83,12 @@ async def running(
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(database.close)
         dialers, dispatchers = [], []
+        speech = SpeechLibrary(settings.data_dir / "speech", SpeechOptions())
+        stack.push_async_callback(speech.close)
+        playlists = Playlists(voices, speech, settings.data_dir / "quiet")
         if role != "api":
             for dialer_settings in settings.dialers:
-                dialer, dispatcher = _dialer(dialer_settings, settings, database, voices)
+                dialer, dispatcher = _dialer(dialer_settings, settings, database, playlists)
                 await stack.enter_async_context(_dialing(dialer, dispatcher, settings, stop))
                 dialers.append(dialer)
                 dispatchers.append((dialer_settings.id, dispatcher))
@@ -107,7 +113,7 @@ async def running(
 
 
 def _dialer(
-    dialer: DialerSettings, settings: Settings, database: Database, voices: VoiceStore
+    dialer: DialerSettings, settings: Settings, database: Database, playlists: Playlists
 ) -> tuple[SipTrunkDialer, Dispatcher]:
     password = dialer.password.get_secret_value()
     public, public_port = "", None
@@ -118,7 +124,6 @@ def _dialer(
         bind=split_address(dialer.bind),
         rtp_ports=dialer.rtp_range,
         ring_timeout=dialer.ring_timeout,
-        folder=settings.data_dir / "quiet",
         public_address=public,
         public_port=public_port,
         caller_id=dialer.caller_id,
@@ -126,7 +131,7 @@ def _dialer(
         codecs=tuple(dialer.codecs),
         credentials=Credentials(dialer.username, password) if dialer.username else None,
     )
-    trunk = SipTrunkDialer(config, voices, time.time)
+    trunk = SipTrunkDialer(config, playlists, time.time)
     dispatcher = Dispatcher(
         dialer.id,
         worker=f"{socket.gethostname()}-{os.getpid()}-{new_id(time.time())[-6:]}",

@@ -105,6 +105,8 @@ class HttpSettings(Section):
     port: int = Field(default=8080, ge=0, le=65535)
     max_body: int = Field(default=2 * 1024 * 1024, ge=1024)
     """Bytes a JSON body may have."""
+    max_batch_body: int = Field(default=4 * 1024 * 1024, ge=1024)
+    """Bytes of a JSON body that names many numbers."""
 
 
 class VoiceSettings(Section):
@@ -114,6 +116,33 @@ class VoiceSettings(Section):
     """Bytes."""
     max_seconds: float = Field(default=600.0, gt=0, le=7200)
     decode_workers: int = Field(default=2, ge=1, le=64)
+
+
+class SpeechSettings(Section):
+    """Who speaks texts and digits: see `bitel.voices.speech.SpeechOptions`."""
+
+    languages: dict[str, str] = Field(
+        default_factory=lambda: {"fa": "fa", "en": "en"}, max_length=200
+    )
+    """espeak-ng's voice for each language that a client may name."""
+    default_language: str = "fa"
+    piper: dict[str, Path] = Field(default_factory=dict, max_length=200)
+    """The Piper voice model (.onnx) for a language; it goes before espeak-ng."""
+    max_chars: int = Field(default=1000, ge=1, le=100_000)
+    """Characters a text may have."""
+
+    @model_validator(mode="after")
+    def _default_is_known(self) -> SpeechSettings:
+        if self.default_language not in {*self.languages, *self.piper}:
+            raise ValueError(f"default_language {self.default_language!r} has no voice; give it one")
+        return self
+
+
+class LimitSettings(Section):
+    """What a project may ask for, where it has no limit of its own. None: as much as it likes."""
+
+    requests_per_minute: int | None = Field(default=None, ge=1, le=1_000_000)
+    calls_per_minute: int | None = Field(default=None, ge=1, le=10_000_000)
 
 
 class RateSettings(Section):
@@ -186,6 +215,10 @@ class Settings(BaseSettings):
     log_json: bool = False
     http: HttpSettings = HttpSettings()
     voices: VoiceSettings = VoiceSettings()
+    speech: SpeechSettings = SpeechSettings()
+    limits: LimitSettings = LimitSettings()
+    webhook_allow_private: bool = False
+    """Whether webhooks may be sent to private and loopback addresses."""
     tariff: list[RateSettings] = Field(default_factory=list, max_length=10_000)
     dialers: list[DialerSettings] = Field(default_factory=list, max_length=64)
 

@@ -20,7 +20,7 @@ from tests.webhooks.receiver import Answerer, Receiver, answer, endless, hang, r
 
 NOW = 1_700_000_000.0
 BODY = b'{"requestId":"1"}'
-SHORT = TimeLimits(connect=0.3, answer=0.3, body=0.3)
+SHORT = TimeLimits(connect=0.2, answer=0.4, body=0.3)
 
 
 class Names:
@@ -82,7 +82,7 @@ async def test_retry_after_is_read_whatever_its_case() -> None:
 async def test_a_receiver_that_never_answers_runs_out_of_time() -> None:
     async with receiver(hang) as one:
         result = await post(one, limits=SHORT)
-    assert (result.status, result.error) == (None, "no answer within 0.3 s")
+    assert (result.status, result.error) == (None, "no answer within 0.4 s")
 
 
 async def test_a_server_that_never_accepts_tls_runs_out_of_time() -> None:
@@ -94,7 +94,7 @@ async def test_a_server_that_never_accepts_tls_runs_out_of_time() -> None:
     result = await post(f"https://127.0.0.1:{port}/", limits=SHORT)
     server.close()
     assert result.status is None
-    assert result.error in ("no connection within 0.3 s", "no answer within 0.3 s")
+    assert result.error in ("no connection within 0.2 s", "no answer within 0.4 s")
 
 
 async def test_of_an_endless_body_little_is_read_and_the_status_counts() -> None:
@@ -121,6 +121,7 @@ async def test_a_body_that_never_comes_costs_little_and_the_status_counts() -> N
         (raw(b"", close=True), "disconnected"),
         (raw(b"SSH-2.0-OpenSSH_9\r\n", close=True), ""),
         (raw(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 300_000, close=True), ""),
+        (raw(b"HTTP/1.1 101 X\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"), ""),
         (raw(b"HTTP/1.1 999999 OK\r\n\r\n", close=True), ""),
         (raw(b"HTTP/1.1 100 Continue\r\n\r\n" * 100, close=True), ""),
         (raw(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n"), ""),
@@ -136,12 +137,6 @@ async def test_bytes_that_are_no_answer_are_a_failure_in_one_line(
     assert error in result.error
     assert 0 < len(result.error) <= 200
     assert result.error.isprintable()
-
-
-async def test_what_answers_after_an_upgrade_is_no_success() -> None:
-    async with receiver(raw(b"HTTP/1.1 101 X\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n")) as one:
-        result = await post(one, limits=SHORT)
-    assert (result.status, result.error) == (101, "answered 101")
 
 
 async def test_nobody_at_the_port_is_said_so() -> None:
@@ -173,7 +168,9 @@ async def test_this_machine_is_refused_however_it_is_written(host: str) -> None:
     async with receiver() as one:
         result = await post(f"http://{host}:{one.port}/", allow_private=False)
     assert (result.status, one.connections) == (None, 0)
-    assert result.error.startswith("refused: ") or "can't be resolved" in result.error
+    # What the system reads as an address is refused as one; the rest is no host at all.
+    words = ("refused: ", "the webhook URL can't be read")
+    assert result.error.startswith(words) or "can't be resolved" in result.error
 
 
 async def test_a_name_for_a_private_address_is_refused() -> None:
@@ -256,7 +253,7 @@ async def test_a_name_that_hangs_holds_up_no_other(monkeypatch: pytest.MonkeyPat
         others = [sender.post(f"http://n{n}.example:{one.port}/", {}, BODY, NOW) for n in range(3)]
         results = await asyncio.gather(*slow, *others)
         os.write(hold[1], b"x")
-    assert {one.error for one in results[:100]} == {"no connection within 0.3 s"}
+    assert {one.error for one in results[:100]} == {"no connection within 0.2 s"}
     assert [one.status for one in results[100:]] == [200, 200, 200]
     assert asked.count("slow.example") == 1
 
@@ -292,7 +289,7 @@ def certificates(folder: Path, name: str) -> tuple[ssl.SSLContext, ssl.SSLContex
     def note(_: ssl.SSLObject, asked_for: str | None, context: ssl.SSLContext) -> None:
         context.asked_for = asked_for  # type: ignore[attr-defined]
 
-    server.sni_callback = note  # type: ignore[assignment]
+    server.sni_callback = note
     return server, ssl.create_default_context(cafile=str(certificate))
 
 

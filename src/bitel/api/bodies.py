@@ -1,25 +1,51 @@
-"""Request bodies: how they are read, what they may hold, and the sentence when they may not."""
+"""Request bodies: what they may hold. `reading` turns bytes into them."""
 
 from __future__ import annotations
 
-import asyncio
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
-from starlette.requests import Request
-
-from bitel.errors import InvalidRequestError, PayloadTooLargeError
-
-BODY_SECONDS: Final = 30.0
-"""How long a JSON body may take to arrive."""
 
 DEFAULT_RETRY_COUNT: Final = 1
 DEFAULT_RETRY_INTERVAL: Final = 60
 DEFAULT_TIME_TO_LIVE: Final = 14_400
 LONGEST_TIME_TO_LIVE: Final = 7 * 86_400
+DEFAULT_REPEAT_COUNT: Final = 2
+LONGEST_CODE: Final = 5
+"""Digits that a code which is read out may have."""
 
-B = TypeVar("B", bound="Body")
+PhoneNumber = Annotated[
+    str,
+    Field(
+        description="As written in the service's region (09121234567), or international "
+        "(+98…, 0098…); spaces, dashes, Persian and Arabic digits are understood."
+    ),
+]
+PhoneNumbers = Annotated[
+    list[str] | str,
+    Field(
+        description="The numbers, each as `phoneNumber` elsewhere; or one string of them, "
+        "separated by commas. A number that is named twice is called twice."
+    ),
+]
+VoiceId = Annotated[
+    str, Field(description="The id of a recording that POST /api/v2/files/voice answered.")
+]
+Text = Annotated[str, Field(description="What is to be spoken, in plain words.")]
+Language = Annotated[
+    str | None,
+    Field(description="The language of the text, as in `fa` or `en`; the service's if left out."),
+]
+
+_NUMBER: Final = "09121234567"
+_NUMBERS: Final = ["09121234567", "+989351234567"]
+_VOICE_ID: Final = "0197b2a4c1d07e63a5f81c0d9be24f17"
+_TEXT: Final = "سلام، نوبت شما فردا ساعت ۹ است."
+
+
+def _example(**fields: Any) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": [fields]})
 
 
 class Body(BaseModel):
@@ -78,92 +104,72 @@ class CallTerms(Body):
 class SingleBody(CallTerms):
     """A recording, to one number."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "phoneNumber": "09121234567",
-                    "voiceId": "0197b2a4c1d07e63a5f81c0d9be24f17",
-                    "retryCount": 2,
-                }
-            ]
-        }
-    )
+    model_config = _example(phoneNumber=_NUMBER, voiceId=_VOICE_ID, retryCount=2)
 
-    phone_number: Annotated[
+    phone_number: PhoneNumber
+    voice_id: VoiceId
+
+
+class BatchBody(CallTerms):
+    """A recording, to many numbers."""
+
+    model_config = _example(phoneNumbers=_NUMBERS, voiceId=_VOICE_ID, retryCount=2)
+
+    phone_numbers: PhoneNumbers
+    voice_id: VoiceId
+
+
+class OtpBody(CallTerms):
+    """A code, read out digit by digit to one number."""
+
+    model_config = _example(phoneNumber=_NUMBER, text="4071", repeatCount=2)
+
+    phone_number: PhoneNumber
+    text: Annotated[
         str,
-        Field(
-            description="As written in the service's region (09121234567), or international "
-            "(+98…, 0098…); spaces, dashes, Persian and Arabic digits are understood."
-        ),
+        Field(description=f"1 to {LONGEST_CODE} digits; Persian and Arabic ones are understood."),
     ]
     voice_id: Annotated[
-        str, Field(description="The id of a recording that POST /api/v2/files/voice answered.")
-    ]
+        str | None, Field(description="A recording that is played before the digits.")
+    ] = None
+    repeat_count: Annotated[
+        Annotated[int, Field(ge=1, le=10)] | None,
+        Field(
+            description=f"How often the digits are read; {DEFAULT_REPEAT_COUNT} times if left out."
+        ),
+    ] = None
+    language: Language = None
+
+    @property
+    def repeats(self) -> int:
+        """`repeatCount`, or its default."""
+        return DEFAULT_REPEAT_COUNT if self.repeat_count is None else self.repeat_count
 
 
-async def read(request: Request, shape: type[B], longest: int) -> B:
-    """The body of `request` as `shape`.
+class SingleTtsBody(CallTerms):
+    """A text, spoken to one number."""
 
-    Raises PayloadTooLargeError as soon as it is known to pass `longest` bytes, and
-    InvalidRequestError, naming the field at fault, where it is no JSON of that shape.
-    """
-    raw = await _read_bytes(request, longest)
-    try:
-        return shape.model_validate_json(raw)
-    except ValidationError as fault:
-        raise InvalidRequestError(sentence(fault)) from None
+    model_config = _example(phoneNumber=_NUMBER, text=_TEXT, language="fa")
+
+    phone_number: PhoneNumber
+    text: Text
+    language: Language = None
 
 
-def declared_length(request: Request) -> int | None:
-    """The body's length as `Content-Length` has it; None where the header is missing."""
-    text = request.headers.get("content-length", "")
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
+class BatchTtsBody(CallTerms):
+    """A text, spoken to many numbers."""
+
+    model_config = _example(phoneNumbers=_NUMBERS, text=_TEXT, language="fa")
+
+    phone_numbers: PhoneNumbers
+    text: Text
+    language: Language = None
 
 
-async def _read_bytes(request: Request, longest: int) -> bytes:
-    if (declared_length(request) or 0) > longest:
-        raise _too_large(longest)
-    pieces: list[bytes] = []
-    size = 0
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for piece in request.stream():
-                size += len(piece)
-                if size > longest:
-                    raise _too_large(longest)
-                pieces.append(piece)
-    except TimeoutError:
-        raise InvalidRequestError(
-            f"the body did not arrive within {BODY_SECONDS:g} seconds"
-        ) from None
-    return b"".join(pieces)
+class SpeechBody(Body):
+    """A text that becomes a recording."""
 
+    model_config = _example(text=_TEXT, language="fa")
 
-def _too_large(longest: int) -> PayloadTooLargeError:
-    return PayloadTooLargeError(f"the body is larger than the {longest} bytes that are taken")
-
-
-_SENTENCES: Final = {
-    "missing": "{field} is missing",
-    "string_type": "{field} must be a string",
-    "int_type": "{field} must be a whole number",
-    "int_from_float": "{field} must be a whole number",
-    "int_parsing_size": "{field} is out of range",
-    "greater_than_equal": "{field} must be at least {ge}",
-    "less_than_equal": "{field} must be at most {le}",
-    "list_type": "{field} must be a list",
-    "model_type": "the body must be a JSON object",
-    "model_attributes_type": "the body must be a JSON object",
-    "json_invalid": "the body is not JSON: {error}",
-}
-
-
-def sentence(fault: ValidationError) -> str:
-    """The first thing that is wrong, in one sentence that names its field."""
-    first: Any = fault.errors(include_url=False, include_input=False)[0]
-    field = ".".join(str(part) for part in first["loc"]) or "the body"
-    text = _SENTENCES.get(first["type"])
-    if text is None:
-        return f"{field}: {first['msg']}"
-    return text.format(field=field, **first.get("ctx", {}))
+    text: Text
+    language: Language = None

@@ -14,9 +14,9 @@ from typing import Final
 
 from starlette.requests import ClientDisconnect, Request
 
-from bitel.api.bodies import declared_length
 from bitel.api.multipart import OTHER_BYTES, FilePart
 from bitel.api.parts import ApiParts
+from bitel.api.reading import declared_length
 from bitel.calls.ids import new_id
 from bitel.errors import InvalidRequestError, PayloadTooLargeError, UnavailableError
 from bitel.store import recordings

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from bitel.api import bodies
+from bitel.api import reading
 from bitel.api.answers import CallAnswer, call_answer, waiting
 from bitel.api.auth import Owner
 from bitel.api.bodies import SingleBody
@@ -41,7 +41,7 @@ async def single(request: Request, project: Owner) -> Response:
     """The call is queued, and durable, when this answers. It is dialled as soon as a channel is
     free; ask for its status to learn what became of it."""
     parts = parts_of(request)
-    body = await bodies.read(request, SingleBody, parts.settings.http.max_body)
+    body = await reading.read(request, SingleBody, parts.settings.http.max_body)
     calls = new_calls(parts, project, [body.phone_number], body.voice_id, body, Lane.SINGLE)
     await placing_of(request).place(calls)
     return success(call_answer(waiting(calls[0])))

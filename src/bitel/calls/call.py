@@ -48,7 +48,8 @@ class NewCall:
     """As the client wrote it; answers repeat it."""
     e164: str
     """The same number in E.164 with its plus sign; this is what is dialled and priced."""
-    recording_id: str
+    recording_id: str | None
+    """What is played first; None where only `digits` are read."""
     lane: Lane
     retry_count: int
     retry_interval: int
@@ -56,6 +57,14 @@ class NewCall:
     expires_at: float
     """From here on no attempt starts."""
     campaign_id: str | None = None
+    digits: str = ""
+    """What is read out one by one, after the recording; empty for none."""
+    repeat_count: int = 1
+    """How many times the digits are read; 1 or more."""
+    language: str = ""
+    """In which language the digits are read; empty for the service's own."""
+    reserve: Decimal = Decimal(0)
+    """The most that the call can cost: kept back from the balance until the call is over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,3 +84,5 @@ class Call:
     """What the call cost: zero or positive; clients see it negated, as a change of balance."""
     reason: str = ""
     """Why an ERROR came about, in a few words; empty otherwise."""
+    finished_at: float = 0.0
+    """When the call reached its final status."""

@@ -8,15 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
 
 from bitel.g711 import ALAW_SILENCE, SAMPLE_RATE, ULAW_SILENCE
-
-LEAD_IN: Final = 0.2
-"""Seconds of silence between the answer and the recording."""
-
-LEAD_OUT: Final = 0.2
-"""Seconds of silence between the recording and our BYE."""
 
 _SILENCE = {"PCMA": ALAW_SILENCE, "PCMU": ULAW_SILENCE}
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import structlog
 
 from bitel.calls.outcome import Attempted, Outcome
 from bitel.dialers.attempt import Attempt
 from bitel.dialers.leg import Leg
-from bitel.dialers.quiet import LEAD_IN, LEAD_OUT, quiet_clips
+from bitel.dialers.playlists import Codec, Playlist, Playlists
 from bitel.dialers.trunk import NumberFormat, Resolver, Trunk, address_toward, as_dialled, bracketed
 from bitel.dialing.dialer import Heard, Order
-from bitel.errors import BitelError, NotFoundError
-from bitel.rtp.streamer import NoPortError, Streamer, StreamReport
+from bitel.errors import BitelError, InvalidRequestError, NotFoundError, UnavailableError
+from bitel.rtp.streamer import Streamer, StreamReport
 from bitel.sip import (
     AgentConfig,
     Answered,
@@ -31,12 +30,8 @@ from bitel.sip import (
 )
 from bitel.sip.sdp import Agreed, NoCommonCodec, check_answer, make_offer
 from bitel.transports.udp import Link, UdpTransport
-from bitel.voices.storage import VoiceStore
 
 log = structlog.get_logger(__name__)
-
-Codec = Literal["PCMA", "PCMU"]
-Clips = Mapping[str, Path]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +42,6 @@ class SipTrunkConfig:
     bind: tuple[str, int]
     rtp_ports: range
     ring_timeout: float
-    folder: Path
-    """For files of the dialer's own."""
     public_address: str = ""
     public_port: int | None = None
     caller_id: str = ""
@@ -66,12 +59,12 @@ class SipTrunkDialer:
     def __init__(
         self,
         config: SipTrunkConfig,
-        voices: VoiceStore,
+        playlists: Playlists,
         clock: Callable[[], float],
         link: Link | None = None,
     ) -> None:
         self._config = config
-        self._voices = voices
+        self._playlists = playlists
         self._clock = clock
         self._link = link
         self._legs: dict[str, Leg] = {}
@@ -80,8 +73,6 @@ class SipTrunkDialer:
         self._streamer = Streamer(config.bind[0], config.rtp_ports)
         self._resolver = Resolver(clock)
         self._address = ""
-        self._lead_in: Clips = {}
-        self._lead_out: Clips = {}
 
     @property
     def up(self) -> bool:
@@ -108,8 +99,6 @@ class SipTrunkDialer:
             )
         except OSError as fault:
             raise BitelError(f"SIP can't be spoken from {host}:{port}: {fault}") from fault
-        self._lead_in = quiet_clips(self._config.folder, LEAD_IN)
-        self._lead_out = quiet_clips(self._config.folder, LEAD_OUT)
         await self._streamer.start()
 
     async def close(self) -> None:
@@ -124,19 +113,18 @@ class SipTrunkDialer:
         attempt = Attempt(order, self._config.ring_timeout, self._clock)
         self._attempts[order.attempt_id] = attempt
         try:
-            # Both laws are at hand before anybody's phone rings.
-            clips: Clips = {
-                law: await self._voices.clip(order.recording_id, law) for law in self._config.codecs
-            }
+            playlists = await self._playlists.for_order(order, self._config.codecs)
             port = self._streamer.open_port()
-        except NotFoundError as fault:
+        except (NotFoundError, InvalidRequestError) as fault:
+            # Nothing to play, now or ever.
             del self._attempts[order.attempt_id]
             return attempt.over(Outcome.MEDIA_MISMATCH, detail=str(fault))
-        except NoPortError as fault:
+        except UnavailableError as fault:
+            # No free port, storage out of reach, no voice: later may be better.
             del self._attempts[order.attempt_id]
             return attempt.over(Outcome.TRUNK_TROUBLE, detail=str(fault))
         try:
-            return await self._call(attempt, clips, port, heard)
+            return await self._call(attempt, playlists, port, heard)
         finally:
             self._streamer.release_port(port)
             if attempt.leg is not None:
@@ -151,7 +139,9 @@ class SipTrunkDialer:
             if attempt.leg is not None:
                 self._hang_up(attempt.leg)
 
-    async def _call(self, attempt: Attempt, clips: Clips, port: int, heard: Heard) -> Attempted:
+    async def _call(
+        self, attempt: Attempt, playlists: Mapping[str, Playlist], port: int, heard: Heard
+    ) -> Attempted:
         answered = await self._try_trunks(attempt, port)
         if isinstance(answered, Attempted):
             return answered
@@ -168,12 +158,10 @@ class SipTrunkDialer:
             return attempt.over(Outcome.TRUNK_TROUBLE, "the answer could not be recorded", 200)
         self._sip.agent.acknowledge(leg.call_id)
         self._sip.flush()
-        codec = agreed.codec_name
-        playlist = [self._lead_in[codec], clips[codec], self._lead_out[codec]]
-        return await self._play(attempt, leg, agreed, playlist, port)
+        return await self._play(attempt, leg, agreed, playlists[agreed.codec_name], port)
 
     async def _play(
-        self, attempt: Attempt, leg: Leg, agreed: Agreed, playlist: Sequence[Path], port: int
+        self, attempt: Attempt, leg: Leg, agreed: Agreed, playlist: Playlist, port: int
     ) -> Attempted:
         """Send the clips, until they or the call are over."""
         played: asyncio.Future[StreamReport] = asyncio.get_running_loop().create_future()

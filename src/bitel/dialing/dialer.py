@@ -11,12 +11,19 @@ from bitel.calls.outcome import Attempted
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One attempt to make: who to call, and what to play. The claim behind it is durable."""
+    """One attempt to make: who to call, and what to play. The claim behind it is durable.
+
+    What is played is the recording, if there is one, then `digits`, if there are any, read one by
+    one in `language`, `repeat_count` times.
+    """
 
     attempt_id: str
     call_id: str
     e164: str
-    recording_id: str
+    recording_id: str | None
+    digits: str = ""
+    repeat_count: int = 1
+    language: str = ""
 
 
 Heard = Callable[[float], Awaitable[bool]]

@@ -20,14 +20,19 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     SmallInteger,
     String,
     Table,
+    Text,
     UniqueConstraint,
     literal_column,
+    text,
 )
 from sqlalchemy.types import TypeDecorator
+
+from bitel.calls.call import CallStatus
 
 _PER_UNIT: Final = 10_000
 
@@ -67,6 +72,19 @@ class FreeText(TypeDecorator[str]):
         return value
 
 
+class CommaList(TypeDecorator[tuple[str, ...]]):
+    """A few words without commas, as one text."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: tuple[str, ...] | None, dialect: Dialect) -> str | None:
+        return None if value is None else ",".join(value)
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> tuple[str, ...] | None:
+        return None if value is None else tuple(filter(None, value.split(",")))
+
+
 metadata = MetaData(
     naming_convention={
         "pk": "pk_%(table_name)s",
@@ -78,6 +96,7 @@ metadata = MetaData(
 
 _Id = String(32)
 _DialerId = String(64)
+_ZERO = text("0")
 
 project = Table(
     "project",
@@ -88,7 +107,23 @@ project = Table(
     Column("balance", Money),  # NULL: unlimited
     Column("default_dialer", _DialerId),
     Column("disabled", Boolean, nullable=False),
+    Column("webhook_url", Text),
+    Column("webhook_secret", String(255)),
+    Column("webhook_off_reason", FreeText(200)),  # NULL: events are sent, if there is a URL
+    Column("reserved", Money, nullable=False, server_default=_ZERO),  # by calls that wait
+    Column("daily_spend", Money),  # NULL: unlimited
+    Column("spent_today", Money, nullable=False, server_default=_ZERO),
+    Column("spent_on", Integer, nullable=False, server_default=_ZERO),  # that day, since 1970, UTC
+    Column("requests_per_minute", Integer),
+    Column("calls_per_minute", Integer),
+    Column("allowed_prefixes", CommaList),  # NULL: those of the configured region
+    Column("forbidden_prefixes", CommaList, nullable=False, server_default=text("''")),
+    Column("window", String(255)),  # NULL: always open
+    Column("dialers", CommaList),  # NULL: all
 )
+
+has_window = project.c.window.is_not(None)
+Index("ix_project_window", project.c.id, sqlite_where=has_window, postgresql_where=has_window)
 
 token = Table(
     "token",
@@ -110,7 +145,27 @@ recording = Table(
     Column("size", BigInteger, nullable=False),  # bytes, as uploaded
     Column("created_at", Double, nullable=False),
     Column("deleted_at", Double),
+    Column("kind", String(8), nullable=False, server_default=text("'upload'")),
+    Column("speech_key", String(64)),  # what it says and how; NULL: an upload, or deleted
     Index("ix_recording_project", "project_id", "id"),
+    CheckConstraint("kind IN ('upload', 'speech')", name="kind"),
+)
+
+has_speech_key = recording.c.speech_key.is_not(None)
+Index("uq_recording_speech_key", recording.c.project_id, recording.c.speech_key, unique=True,
+      sqlite_where=has_speech_key, postgresql_where=has_speech_key)  # fmt: skip
+
+campaign = Table(
+    "campaign",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("project_id", _Id, ForeignKey("project.id"), nullable=False),
+    Column("dialer_id", _DialerId, nullable=False),
+    Column("recording_id", _Id, ForeignKey("recording.id")),
+    Column("requested_at", Double, nullable=False),
+    Column("total", Integer, nullable=False),
+    Column("canceled_at", Double),
+    Index("ix_campaign_project", "project_id", "id"),
 )
 
 call = Table(
@@ -122,7 +177,7 @@ call = Table(
     Column("dialer_id", _DialerId, nullable=False),
     Column("phone_number", FreeText(64), nullable=False),
     Column("e164", String(16), nullable=False),
-    Column("recording_id", _Id, ForeignKey("recording.id"), nullable=False),
+    Column("recording_id", _Id, ForeignKey("recording.id")),
     Column("lane", SmallInteger, nullable=False),
     Column("status", SmallInteger, nullable=False),
     Column("retry_count", SmallInteger, nullable=False),
@@ -137,20 +192,38 @@ call = Table(
     Column("bill_seconds", Integer, nullable=False),
     Column("price", Money, nullable=False),
     Column("reason", FreeText(200), nullable=False),
+    Column("reserved", Money, nullable=False, server_default=_ZERO),  # 0 once it is final
+    Column("finished_at", Double, nullable=False, server_default=_ZERO),
+    Column("digits", String(16)),
+    Column("repeat_count", SmallInteger),
+    Column("language", String(35)),
     CheckConstraint("due_at IS NULL OR status = 0", name="final_is_not_due"),
+    CheckConstraint("recording_id IS NOT NULL OR digits IS NOT NULL", name="plays_something"),
 )
 
 is_due = call.c.due_at.is_not(None)
 """The call waits for its next attempt: nobody has claimed it, and it is not final."""
 
-Index("ix_call_due", call.c.dialer_id, call.c.lane, call.c.due_at, call.c.id,
+is_waiting = call.c.status == literal_column(str(int(CallStatus.WAITING)))
+"""The call is not final: it waits for an attempt, or one is under way."""
+
+# By project, so that projects take turns however many calls one of them has waiting.
+Index("ix_call_due", call.c.dialer_id, call.c.lane, call.c.project_id, call.c.due_at, call.c.id,
+      sqlite_where=is_due, postgresql_where=is_due)  # fmt: skip
+Index("ix_call_next", call.c.dialer_id, call.c.due_at,
       sqlite_where=is_due, postgresql_where=is_due)  # fmt: skip
 Index("ix_call_expiring", call.c.dialer_id, call.c.expires_at,
       sqlite_where=is_due, postgresql_where=is_due)  # fmt: skip
+in_campaign = call.c.campaign_id.is_not(None)
 Index("ix_call_campaign", call.c.campaign_id, call.c.id,
-      sqlite_where=call.c.campaign_id.is_not(None),
-      postgresql_where=call.c.campaign_id.is_not(None))  # fmt: skip
+      sqlite_where=in_campaign, postgresql_where=in_campaign)  # fmt: skip
+# Holds all that a campaign's state is made of, so that no call has to be read for it.
+Index("ix_call_campaign_state",
+      call.c.campaign_id, call.c.status, call.c.finished_at, call.c.price,
+      sqlite_where=in_campaign, postgresql_where=in_campaign)  # fmt: skip
 Index("ix_call_project", call.c.project_id, call.c.id)
+Index("ix_call_needing_recording", call.c.recording_id,
+      sqlite_where=is_waiting, postgresql_where=is_waiting)  # fmt: skip
 
 HELD: Final = "held"
 """Claimed, nobody has answered: after a crash it may be dialled again."""
@@ -189,6 +262,14 @@ Index("ix_attempt_open", attempt.c.dialer_id,
 Index("uq_attempt_open_call", attempt.c.call_id, unique=True,
       sqlite_where=is_open, postgresql_where=is_open)  # fmt: skip
 
+cancel_request = Table(
+    "cancel_request",
+    metadata,
+    Column("attempt_id", _Id, ForeignKey("attempt.id"), primary_key=True),
+    Column("dialer_id", _DialerId, nullable=False),
+    Index("ix_cancel_request_dialer", "dialer_id"),
+)
+
 ledger_entry = Table(
     "ledger_entry",
     metadata,
@@ -210,4 +291,60 @@ dialer = Table(
     Column("epoch", Integer, nullable=False),
     Column("worker", FreeText(64), nullable=False),
     Column("seen_at", Double, nullable=False),
+)
+
+do_not_call = Table(
+    "do_not_call",
+    metadata,
+    Column("project_id", _Id, ForeignKey("project.id"), primary_key=True),
+    Column("e164", String(16), primary_key=True),
+)
+
+idempotency_key = Table(
+    "idempotency_key",
+    metadata,
+    Column("project_id", _Id, ForeignKey("project.id"), primary_key=True),
+    Column("key", String(255), primary_key=True),
+    Column("body_hash", String(64), nullable=False),
+    Column("answer", LargeBinary),  # NULL only while the request is at work
+    Column("created_at", Double, nullable=False),
+    Index("ix_idempotency_key_created", "created_at"),
+)
+
+PENDING: Final = "pending"
+DELIVERED: Final = "delivered"
+GIVEN_UP: Final = "given up"
+
+webhook_event = Table(
+    "webhook_event",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("project_id", _Id, ForeignKey("project.id"), nullable=False),
+    Column("call_id", _Id, ForeignKey("call.id"), nullable=False, unique=True),
+    Column("created_at", Double, nullable=False),
+    Column("due_at", Double),  # NULL: not to be tried any more
+    Column("tries", Integer, nullable=False),  # begun, whether or not their end was written
+    Column("state", String(9), nullable=False),
+    CheckConstraint("state IN ('pending', 'delivered', 'given up')", name="state"),
+    CheckConstraint("(state = 'pending') = (due_at IS NOT NULL)", name="only_pending_is_due"),
+    Index("ix_webhook_event_project", "project_id", "id"),
+)
+
+is_untold = webhook_event.c.due_at.is_not(None)
+"""The event is still to be delivered, now or later."""
+
+Index("ix_webhook_event_due",
+      webhook_event.c.project_id, webhook_event.c.due_at, webhook_event.c.id,
+      sqlite_where=is_untold, postgresql_where=is_untold)  # fmt: skip
+
+webhook_try = Table(
+    "webhook_try",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("event_id", _Id, ForeignKey("webhook_event.id"), nullable=False),
+    Column("at", Double, nullable=False),
+    Column("status_code", SmallInteger),
+    Column("error", FreeText(200), nullable=False),
+    Column("seconds", Double, nullable=False),
+    Index("ix_webhook_try_event", "event_id", "id"),
 )

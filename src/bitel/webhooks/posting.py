@@ -157,6 +157,14 @@ class Poster:
             return
 
 
+def _origin(fault: BaseException) -> BaseException | None:
+    if fault.__cause__ is not None:
+        return fault.__cause__
+    # httpcore cuts the chain of causes short, but keeps the first as an argument.
+    first = fault.args[0] if fault.args else None
+    return first if isinstance(first, Exception) else None
+
+
 async def _pieces(response: httpcore.Response) -> AsyncGenerator[bytes, None]:
     async for piece in response.aiter_stream():
         yield piece
@@ -179,6 +187,6 @@ def _in_one_line(fault: BaseException) -> str:
             words = os.strerror(at.errno)
         else:
             words = str(at) or words or type(at).__name__
-        at = at.__cause__
+        at = _origin(at)
     printable = "".join(c if c.isprintable() else " " for c in words)
     return " ".join(printable.split())[:LONGEST_ERROR]
