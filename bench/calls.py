@@ -24,7 +24,7 @@ from bitel.calls.call import Lane, NewCall
 from bitel.calls.ids import new_id
 from bitel.client import Client
 from bitel.demo.stage import Stage
-from bitel.store import calls as call_rows
+from bitel.store import placing, projects
 from bitel.store.database import Database
 from bitel.voices.sample import write_sample
 from tests.peers.sipp import sipp
@@ -107,7 +107,7 @@ def _run(stage: Stage, name: str, calls: int, talk: float) -> Figure:
     pids = tree(stage.service.pid)
     before = {pid: cpu_seconds(pid) for pid in pids}
     with Database.open(f"sqlite:///{stage.folder / 'data' / 'bitel.db'}") as database:
-        _place(database, calls, voice["id"])
+        place(database, calls, voice["id"], project="demo")
         most = _wait_until_over(database, calls, patience=160.0)
         after = {pid: cpu_seconds(pid) for pid in pids}
         first, last, normal, call_seconds = _ends(database)
@@ -129,11 +129,12 @@ def _run(stage: Stage, name: str, calls: int, talk: float) -> Figure:
     )
 
 
-def _place(database: Database, count: int, voice_id: str) -> None:
+def place(database: Database, count: int, voice_id: str, project: str) -> None:
+    """Put `count` calls of a project into the queue, past the API."""
     now = time.time()
-    project_id = database.read_now(
-        lambda conn: str(conn.exec_driver_sql("SELECT id FROM project").scalar_one())
-    )
+    found = database.read_now(lambda conn: projects.find(conn, project))
+    assert found is not None
+    project_id = found.id
     new = [
         NewCall(
             id=new_id(now),
@@ -150,7 +151,7 @@ def _place(database: Database, count: int, voice_id: str) -> None:
         )
         for n in range(count)
     ]
-    database.write_now(lambda conn: call_rows.place(conn, new))
+    database.write_now(lambda conn: placing.place(conn, new))
 
 
 def _wait_until_over(database: Database, calls: int, patience: float) -> int:

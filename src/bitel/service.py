@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +25,7 @@ from bitel.dialers.sip_trunk import SipTrunkConfig, SipTrunkDialer
 from bitel.dialers.trunk import Trunk
 from bitel.dialing.dispatcher import Dispatcher, Limits
 from bitel.errors import BitelError
+from bitel.housekeeping import keep_house
 from bitel.settings import DialerSettings, Settings, split_address, split_public_address
 from bitel.sip import Credentials
 from bitel.store import migrate
@@ -33,8 +34,12 @@ from bitel.store.leases import LostLease
 from bitel.voices.speech import SpeechOptions
 from bitel.voices.speech_library import SpeechLibrary
 from bitel.voices.storage import VoiceStore
+from bitel.webhooks import delivery as webhooks
 
 log = structlog.get_logger(__name__)
+
+WEBHOOK_PATIENCE = 5.0
+"""Seconds that deliveries under way may still take at the end."""
 
 Role = Literal["all", "api", "dialer"]
 
@@ -82,13 +87,21 @@ async def running(
     voices = VoiceStore.open(settings.storage_url.get_secret_value(), settings.data_dir)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(database.close)
+        await stack.enter_async_context(_housekeeping(settings, database))
         dialers, dispatchers = [], []
         speech = SpeechLibrary(settings.data_dir / "speech", SpeechOptions())
         stack.push_async_callback(speech.close)
         playlists = Playlists(voices, speech, settings.data_dir / "quiet")
+        deliverer = None
+        if role != "dialer":
+            deliverer = webhooks.build(
+                webhooks.Options(allow_private=settings.webhook_allow_private), database, time.time
+            )
+            await stack.enter_async_context(_delivering(deliverer))
+        bell = deliverer.ring if deliverer else lambda: None
         if role != "api":
             for dialer_settings in settings.dialers:
-                dialer, dispatcher = _dialer(dialer_settings, settings, database, playlists)
+                dialer, dispatcher = _dialer(dialer_settings, settings, database, playlists, bell)
                 await stack.enter_async_context(_dialing(dialer, dispatcher, settings, stop))
                 dialers.append(dialer)
                 dispatchers.append((dialer_settings.id, dispatcher))
@@ -113,7 +126,11 @@ async def running(
 
 
 def _dialer(
-    dialer: DialerSettings, settings: Settings, database: Database, playlists: Playlists
+    dialer: DialerSettings,
+    settings: Settings,
+    database: Database,
+    playlists: Playlists,
+    on_settled: Callable[[], None],
 ) -> tuple[SipTrunkDialer, Dispatcher]:
     password = dialer.password.get_secret_value()
     public, public_port = "", None
@@ -136,12 +153,40 @@ def _dialer(
         dialer.id,
         worker=f"{socket.gethostname()}-{os.getpid()}-{new_id(time.time())[-6:]}",
         dialer=trunk,
-        limits=Limits(dialer.max_channels, dialer.calls_per_second, dialer.ring_timeout),
+        limits=Limits(
+            dialer.max_channels,
+            dialer.calls_per_second,
+            dialer.ring_timeout,
+            dialer.otp_channels,
+        ),
         database=database,
         tariff=settings.price_list(),
         clock=time.time,
+        on_settled=on_settled,
     )
     return trunk, dispatcher
+
+
+@contextlib.asynccontextmanager
+async def _delivering(deliverer: webhooks.Deliverer) -> AsyncIterator[None]:
+    """Webhooks, delivered until nobody ends calls any more."""
+    task = asyncio.create_task(deliverer.run())
+    try:
+        yield
+    finally:
+        await deliverer.drain(WEBHOOK_PATIENCE)
+        await task
+
+
+@contextlib.asynccontextmanager
+async def _housekeeping(settings: Settings, database: Database) -> AsyncIterator[None]:
+    dialer_ids = [dialer.id for dialer in settings.dialers]
+    task = asyncio.create_task(keep_house(database, dialer_ids, time.time))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 @contextlib.asynccontextmanager

@@ -173,6 +173,8 @@ class DialerSettings(Section):
     """What Via, Contact and SDP say instead of `bind`: an IP address, and a port if it differs."""
     rtp_ports: Annotated[str, AfterValidator(_port_range)] = "10000-19999"
     max_channels: int = Field(default=100, ge=1, le=100_000)
+    otp_channels: int = Field(default=0, ge=0, le=100_000)
+    """Channels out of `max_channels` that only one-time passwords may use."""
     calls_per_second: float = Field(default=10.0, gt=0, le=100_000)
     ring_timeout: float = Field(default=45.0, ge=1, le=600)
     """Seconds from the INVITE until it is given up unanswered."""
@@ -189,6 +191,8 @@ class DialerSettings(Section):
             raise ValueError("register = true needs a username to register as")
         if self.password.get_secret_value() and not self.username:
             raise ValueError("password is set but username is empty; set both or neither")
+        if self.otp_channels >= self.max_channels:
+            raise ValueError("otp_channels leaves no channel for other calls; make it smaller")
         return self
 
 

@@ -16,7 +16,7 @@ from bitel.calls.outcome import Attempted, Outcome
 from bitel.calls.tariff import Rate, Tariff
 from bitel.dialing.dialer import Heard, Order
 from bitel.dialing.dispatcher import REDIAL_MARGIN, STALE_CLAIM, Dispatcher, Limits
-from bitel.store import calls, leases, projects, recordings
+from bitel.store import calls, leases, placing, projects, recordings
 from bitel.store.database import Database
 from bitel.store.leases import LostLease
 
@@ -98,17 +98,25 @@ class Play:
         )
         await self.database.write(lambda conn: recordings.add(conn, recording))
 
-    async def place(self, count: int = 1, **terms: float) -> list[str]:
+    async def place(
+        self,
+        count: int = 1,
+        lane: Lane = Lane.SINGLE,
+        project_id: str | None = None,
+        **terms: float,
+    ) -> list[str]:
         now = self.clock()
+        otp = lane is Lane.OTP
         new = [
             NewCall(
                 id=new_id(now),
-                project_id=self.project_id,
+                project_id=project_id or self.project_id,
                 dialer_id="main",
                 phone_number=f"0912{n:07}",
                 e164=f"+98912{n:07}",
-                recording_id=self.recording_id,
-                lane=Lane.SINGLE,
+                recording_id=None if otp or project_id else self.recording_id,
+                lane=lane,
+                digits="123" if otp or project_id else "",
                 retry_count=int(terms.get("retries", 1)),
                 retry_interval=int(terms.get("interval", 60)),
                 requested_at=now,
@@ -116,7 +124,7 @@ class Play:
             )
             for n in range(count)
         ]
-        await self.database.write(lambda conn: calls.place(conn, new))
+        await self.database.write(lambda conn: placing.place(conn, new))
         return [call.id for call in new]
 
     async def call(self, call_id: str) -> Call:
@@ -125,13 +133,17 @@ class Play:
         return found
 
     def dispatcher(
-        self, dialer: ScriptedDialer, channels: int = 100, pace: float = 1000.0
+        self,
+        dialer: ScriptedDialer,
+        channels: int = 100,
+        pace: float = 1000.0,
+        otp_channels: int = 0,
     ) -> Dispatcher:
         return Dispatcher(
             "main",
             "worker-1",
             dialer,
-            Limits(channels, pace, RING_TIMEOUT),
+            Limits(channels, pace, RING_TIMEOUT, otp_channels),
             self.database,
             TARIFF,
             self.clock,
@@ -357,3 +369,131 @@ async def test_a_worker_that_was_taken_over_stops_and_writes_nothing(play: Play)
     assert call.status is CallStatus.WAITING
     attempts = await play.database.read(lambda conn: calls.attempts(conn, call_id))
     assert [attempt.outcome for attempt in attempts] == [Outcome.CUT_OFF]
+
+
+async def test_a_password_goes_before_single_calls_and_those_before_batches(play: Play) -> None:
+    batch = await play.place(3, Lane.BATCH)
+    single = await play.place(3, Lane.SINGLE)
+    passwords = await play.place(3, Lane.OTP)
+    dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED])
+    async with at_work(play.dispatcher(dialer, channels=1)):
+        await play.until_over([*batch, *single, *passwords])
+    order = [order.call_id for order in dialer.orders]
+    assert set(order[:3]) == set(passwords)
+    assert set(order[3:6]) == set(single)
+    assert [order.digits for order in dialer.orders[:4]] == ["123"] * 3 + [""]
+
+
+async def test_channels_kept_for_passwords_are_used_by_nobody_else(play: Play) -> None:
+    hold = asyncio.Event()
+    dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED], hold=hold)
+    dispatcher = play.dispatcher(dialer, channels=5, otp_channels=2)
+    campaign = await play.place(10, Lane.BATCH)
+    async with at_work(dispatcher):
+        async with asyncio.timeout(10.0):
+            while len(dialer.orders) < 3:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        assert len(dialer.orders) == 3
+        passwords = await play.place(4, Lane.OTP)
+        dispatcher.ring()
+        async with asyncio.timeout(10.0):
+            while len(dialer.orders) < 5:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        assert {order.call_id for order in dialer.orders[3:]} < set(passwords)
+        hold.set()
+        await play.until_over([*campaign, *passwords])
+
+
+async def test_projects_take_turns(play: Play) -> None:
+    other = await play.database.write(lambda conn: projects.create(conn, "other", play.clock()))
+    campaign = await play.place(30, Lane.BATCH)
+    small = await play.place(3, Lane.BATCH, project_id=other.id)
+    dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED])
+    async with at_work(play.dispatcher(dialer, channels=1)):
+        await play.until_over(campaign)
+    places = [n for n, order in enumerate(dialer.orders) if order.call_id in set(small)]
+    assert len(places) == 3
+    assert max(places) < 8
+
+
+async def cancel(play: Play, dispatcher: Dispatcher, call_id: str) -> None:
+    await play.database.write(
+        lambda conn: calls.cancel(conn, play.project_id, call_id, play.clock())
+    )
+    dispatcher.ring()
+
+
+async def test_a_call_that_rings_is_called_off(play: Play) -> None:
+    dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED], hold=asyncio.Event())
+    dispatcher = play.dispatcher(dialer)
+    [call_id] = await play.place()
+    async with at_work(dispatcher):
+        async with asyncio.timeout(10.0):
+            while not dialer.orders:
+                await asyncio.sleep(0.01)
+        await cancel(play, dispatcher, call_id)
+        await play.until_over([call_id])
+    call = await play.call(call_id)
+    assert (call.status, call.price) == (CallStatus.CANCELED, Decimal(0))
+
+
+async def test_a_call_that_plays_is_hung_up(play: Play) -> None:
+    class Playing(ScriptedDialer):
+        async def _dial(self, order: Order, heard: Heard) -> Attempted:
+            answered_at = self.clock()
+            assert await heard(answered_at)
+            assert self.hold is not None
+            await self.hold.wait()
+            return Attempted(Outcome.ANSWERED, answered_at, answered_at + 3.0, answered_at)
+
+    dialer = Playing(play.clock, [Outcome.ANSWERED], hold=asyncio.Event())
+    dispatcher = play.dispatcher(dialer)
+    [call_id] = await play.place()
+    async with at_work(dispatcher):
+        async with asyncio.timeout(10.0):
+            while not dialer.orders:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        await cancel(play, dispatcher, call_id)
+        await play.until_over([call_id])
+        assert dialer.called_off
+    call = await play.call(call_id)
+    assert (call.status, call.bill_seconds) == (CallStatus.NORMAL, 3)
+
+
+async def test_a_call_between_two_attempts_is_canceled_at_once(play: Play) -> None:
+    dialer = ScriptedDialer(play.clock, [Outcome.BUSY])
+    dispatcher = play.dispatcher(dialer)
+    [call_id] = await play.place(retries=3)
+    async with at_work(dispatcher):
+        async with asyncio.timeout(10.0):
+            while dispatcher.running or not dialer.orders:
+                await asyncio.sleep(0.01)
+        await cancel(play, dispatcher, call_id)
+        assert (await play.call(call_id)).status is CallStatus.CANCELED
+        play.clock.now += 100.0
+        dispatcher.ring()
+        await asyncio.sleep(0.1)
+    assert len(dialer.orders) == 1
+
+
+async def test_outside_its_window_a_project_is_not_dialled_but_its_passwords_are(
+    play: Play,
+) -> None:
+    # The clock starts on a Monday at 13:46:40 UTC.
+    await play.database.write(
+        lambda conn: projects.change(conn, play.project_id, window="mon-sun 14:00-20:00 UTC")
+    )
+    [later] = await play.place()
+    [password] = await play.place(lane=Lane.OTP)
+    dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED])
+    dispatcher = play.dispatcher(dialer)
+    async with at_work(dispatcher):
+        await play.until_over([password])
+        assert (await play.call(later)).status is CallStatus.WAITING
+        play.clock.now += 800.0
+        dispatcher.ring()
+        await play.until_over([later])
+    assert [order.call_id for order in dialer.orders] == [password, later]

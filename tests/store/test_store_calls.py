@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy.exc import IntegrityError
 
 from bitel.calls.call import Call, CallStatus
+from bitel.errors import InvalidRequestError
 from bitel.store import calls, claims
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def test_many_are_found_in_the_order_asked_for(world: World) -> None:
 
 def test_none_is_placed_where_one_cannot_be(world: World) -> None:
     good = world.new_call()
-    with pytest.raises(IntegrityError):
+    with pytest.raises(InvalidRequestError, match="voiceId"):
         world.do(
             lambda conn: calls.place(conn, [good, replace(world.new_call(), recording_id="none")])
         )

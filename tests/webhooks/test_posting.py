@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from bitel.webhooks.connecting import Address, Resolver
-from bitel.webhooks.posting import MOST_READ, Answer, Poster, TimeLimits
+from bitel.webhooks.posting import Answer, Poster, TimeLimits
 from tests.webhooks.receiver import Answerer, Receiver, answer, endless, hang, raw, receiver
 
 NOW = 1_700_000_000.0
@@ -70,13 +70,12 @@ async def test_a_redirect_is_not_followed(status: int) -> None:
     async with receiver() as other, receiver(answer(status, Location=other.url)) as one:
         result = await post(one)
     assert (result.status, other.received) == (status, [])
-    assert "redirect" in result.error
 
 
 async def test_retry_after_is_read_whatever_its_case() -> None:
     async with receiver(answer(503, RETRY_AFTER="77")) as one:
         result = await post(one)
-    assert (result.status, result.error, result.retry_after) == (503, "answered 503", 77.0)
+    assert (result.status, result.error, result.retry_after) == (503, "", 77.0)
 
 
 async def test_a_receiver_that_never_answers_runs_out_of_time() -> None:
@@ -118,12 +117,13 @@ async def test_a_body_that_never_comes_costs_little_and_the_status_counts() -> N
 @pytest.mark.parametrize(
     ("bad", "error"),
     [
-        (raw(b"", close=True), "disconnected"),
+        (raw(b"", close=True), "closed the connection without an answer"),
+        (raw(b"HTTP/1.1 200", close=True), "in the middle of its answer"),
         (raw(b"SSH-2.0-OpenSSH_9\r\n", close=True), ""),
         (raw(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 300_000, close=True), ""),
-        (raw(b"HTTP/1.1 101 X\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"), ""),
         (raw(b"HTTP/1.1 999999 OK\r\n\r\n", close=True), ""),
-        (raw(b"HTTP/1.1 100 Continue\r\n\r\n" * 100, close=True), ""),
+        (raw(b"HTTP/1.1 100 Continue\r\n\r\n" * 100, close=True), "in the middle"),
+        (raw(b"HTTP/1.1 100 Continue\r\n\r\n" * 10_000), "bytes of head"),
         (raw(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n"), ""),
         (raw(b"\xff\xfe\r\n\r\n\0", close=True), ""),
     ],
@@ -291,7 +291,3 @@ def certificates(folder: Path, name: str) -> tuple[ssl.SSLContext, ssl.SSLContex
 
     server.sni_callback = note
     return server, ssl.create_default_context(cafile=str(certificate))
-
-
-def test_what_is_read_of_a_body_is_bounded() -> None:
-    assert MOST_READ == 65_536

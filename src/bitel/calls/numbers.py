@@ -28,15 +28,15 @@ def to_e164(written: str, region: str) -> str:
     international (`+98…`, `0098…`); spaces, dashes and Persian or Arabic digits are understood.
     Raises InvalidPhoneNumberError for what can't be a number.
     """
-    common, country_code = _common_form(region)
+    common, code = _common_form(region)
     known = common(written)
     if known is not None:
-        return country_code + known[1]
+        return code + known[1]
     if len(written) <= LONGEST_WRITTEN:
         plain = written.translate(_DIGITS).translate(_SEPARATORS)
         if plain.removeprefix("+").isascii() and plain.removeprefix("+").isdigit():
             known = common(plain)
-            number = country_code + known[1] if known else _parse(plain, region)
+            number = code + known[1] if known else _parse(plain, region)
             if number is not None:
                 return number
     raise InvalidPhoneNumberError(
@@ -60,23 +60,28 @@ def _common_form(region: str) -> tuple[Callable[[str], re.Match[str] | None], st
     no such form: nothing matches then, and everything goes the long way.
     """
     code = country_code(region)
-    plan = phonenumbers.PhoneMetadata.metadata_for_region(region)
-    if plan is None or not _is_plain(region, plan):
+    pattern, lengths = _plain_plan(region, LONGEST_E164 + 1 - len(code))
+    if not pattern:
         return re.compile(r"(?!)()").match, code
-    lengths = "|".join(rf"\d{{{length}}}" for length in plan.general_desc.possible_length)
-    number = rf"(?!0)(?=(?:{lengths})\Z)(?:{plan.general_desc.national_number_pattern})\Z"
+    whole = "|".join(rf"\d{{{length}}}" for length in lengths)
+    number = rf"(?!0)(?=(?:{whole})\Z)(?:{pattern})\Z"
     return re.compile(rf"(?:\{code}|00{code[1:]}|0)({number})", re.ASCII).match, code
 
 
-def _is_plain(region: str, plan: phonenumbers.PhoneMetadata) -> bool:
-    longest = LONGEST_E164 + 1 - len(country_code(region))
-    return (
+def _plain_plan(region: str, longest: int) -> tuple[str, tuple[int, ...]]:
+    """The pattern and the lengths of a region's numbers; empty where they are not taken as such."""
+    plan = phonenumbers.PhoneMetadata.metadata_for_region(region)
+    if plan is None or plan.general_desc is None or plan.country_code is None:
+        return "", ()
+    numbers = plan.general_desc
+    plain = (
         phonenumbers.region_code_for_country_code(plan.country_code) == region
         and plan.national_prefix == plan.national_prefix_for_parsing == "0"
         and plan.national_prefix_transform_rule is None
         and plan.international_prefix == "00"
-        and max(plan.general_desc.possible_length) <= longest
+        and max(numbers.possible_length) <= longest
     )
+    return (numbers.national_number_pattern or "", numbers.possible_length) if plain else ("", ())
 
 
 def _parse(plain: str, region: str) -> str | None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from decimal import ROUND_HALF_UP, Decimal
 
 from bitel.calls.outcome import Attempted, Outcome
@@ -27,6 +27,13 @@ class Rate:
     connection_fee: Decimal = Decimal(0)
     minimum: Decimal = Decimal(0)
 
+    def price(self, seconds: int) -> Decimal:
+        """The price of an answered call of `seconds` (0 or more)."""
+        steps = -(-seconds // self.increment)
+        talk = self.per_minute * steps * self.increment / 60
+        exact = max(talk + self.connection_fee, self.minimum)
+        return exact.quantize(CENT_OF_A_CENT, rounding=ROUND_HALF_UP)
+
 
 @dataclass(frozen=True, slots=True)
 class Bill:
@@ -44,21 +51,27 @@ class Tariff:
     """Rates by prefix; the longest prefix that fits a number prices it, none makes it free."""
 
     rates: Sequence[Rate] = ()
+    _by_prefix: Mapping[str, Rate] = field(init=False, repr=False, compare=False)
+    _lengths: Sequence[int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Of two rates with the same prefix, the first counts.
+        by_prefix = {rate.prefix: rate for rate in reversed(self.rates)}
+        object.__setattr__(self, "_by_prefix", by_prefix)
+        object.__setattr__(self, "_lengths", sorted({len(p) for p in by_prefix}, reverse=True))
 
     def rate_for(self, e164: str) -> Rate | None:
         """The rate of a number in E.164 form with its plus sign, or None where none is set."""
-        fitting = (rate for rate in self.rates if e164.startswith(rate.prefix))
-        return max(fitting, key=lambda rate: len(rate.prefix), default=None)
+        for length in self._lengths:
+            rate = self._by_prefix.get(e164[:length])
+            if rate is not None:
+                return rate
+        return None
 
     def price(self, e164: str, seconds: int) -> Decimal:
         """The price of an answered call of `seconds` (0 or more) to `e164`."""
         rate = self.rate_for(e164)
-        if rate is None:
-            return Decimal(0)
-        steps = -(-seconds // rate.increment)
-        talk = rate.per_minute * steps * rate.increment / 60
-        exact = max(talk + rate.connection_fee, rate.minimum)
-        return exact.quantize(CENT_OF_A_CENT, rounding=ROUND_HALF_UP)
+        return Decimal(0) if rate is None else rate.price(seconds)
 
     def bill(self, e164: str, attempted: Attempted) -> Bill:
         """The bill of a finished attempt: from answer to hang-up, rounded up to whole seconds.

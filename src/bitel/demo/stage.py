@@ -67,6 +67,8 @@ class Stage:
     trunk: str = ""
     """The dialer's trunk; empty: the phone itself."""
     phone_options: Sequence[str] = ()
+    data_dir: Path | None = None
+    """Where the service keeps its data; None: in the folder."""
     service: subprocess.Popen[bytes] | None = None
     phone: subprocess.Popen[bytes] | None = None
 
@@ -211,7 +213,7 @@ class Stage:
             **self.dialer,
         }
         lines = [
-            f'data_dir = "{self.folder / "data"}"',
+            f'data_dir = "{self.data_dir or self.folder / "data"}"',
             self.extra,
             "[http]",
             f"port = {ports.http}",

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
 from sqlalchemy import Connection
 
+from bitel.calls.call import Lane
 from bitel.calls.numbers import masked
 from bitel.calls.outcome import Attempted, Outcome
 from bitel.calls.retry import decide
@@ -42,15 +43,20 @@ _POLL = 1.0
 # What was due a moment ago had expired, or another worker's transaction holds it.
 _LOOK_AGAIN = 0.05
 _RENEW = 5.0
+_CANCEL_PAUSE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a dialer may do: channels in use at once, calls started a second, seconds of ringing."""
+    """What a dialer may do: channels in use at once, calls started a second, seconds of ringing.
+
+    The last `otp_channels` of the channels are for the OTP lane alone.
+    """
 
     max_channels: int
     calls_per_second: float
     ring_timeout: float
+    otp_channels: int = 0
 
 
 @dataclass(slots=True)
@@ -72,7 +78,9 @@ class Dispatcher:
         database: Database,
         tariff: Tariff,
         clock: Callable[[], float],
+        on_settled: Callable[[], None] = lambda: None,
     ) -> None:
+        self._on_settled = on_settled
         self._dialer_id = dialer_id
         self._worker = worker
         self._dialer = dialer
@@ -82,7 +90,9 @@ class Dispatcher:
         self._clock = clock
         self._pacer = Pacer(limits.calls_per_second, clock())
         self._running: dict[str, _Running] = {}
+        self._last_project: dict[Lane, str] = {}
         self._doorbell = asyncio.Event()
+        self._cancel_bell = asyncio.Event()
         self._draining = False
         self._drained = asyncio.Event()
         self._lease: Lease
@@ -94,8 +104,9 @@ class Dispatcher:
         return len(self._running)
 
     def ring(self) -> None:
-        """Something may be due now: look at once."""
+        """Something may be due or called off now: look at once."""
         self._doorbell.set()
+        self._cancel_bell.set()
 
     async def take_over(self) -> Recovered:
         """Become the one worker of this dialer, and decide what earlier workers left undone."""
@@ -113,6 +124,7 @@ class Dispatcher:
         tasks = [
             asyncio.create_task(self._claim_until_drained()),
             asyncio.create_task(self._keep_lease()),
+            asyncio.create_task(self._watch_for_cancels()),
         ]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -168,22 +180,33 @@ class Dispatcher:
         free = self._limits.max_channels - len(self._running)
         if free <= 0 or not self._dialer.up:
             return _POLL
+        lanes = tuple(Lane) if free > self._limits.otp_channels else (Lane.OTP,)
+        if Lane.BATCH in lanes:
+            free -= self._limits.otp_channels
         allowed = min(free, self._pacer.available(now))
         if allowed <= 0:
             return self._pacer.wait()
         due_at = await self._database.read(lambda conn: claims.next_due(conn, self._dialer_id))
         if due_at is None or due_at > now:
             return _POLL if due_at is None else min(_POLL, due_at - now)
-        claimed = await self._database.write(lambda conn: self._expire_and_claim(conn, allowed))
+        expired, claimed = await self._database.write(
+            lambda conn: self._expire_and_claim(conn, allowed, lanes)
+        )
+        if expired:
+            self._on_settled()
         self._pacer.spend(len(claimed))
         for claim in claimed:
             self._start(claim)
+            self._last_project[claim.lane] = claim.project_id
         return 0.0 if claimed else _LOOK_AGAIN
 
-    def _expire_and_claim(self, conn: Connection, limit: int) -> list[Claim]:
+    def _expire_and_claim(
+        self, conn: Connection, limit: int, lanes: Sequence[Lane]
+    ) -> tuple[int, list[Claim]]:
         now = self._clock()
-        claims.expire(conn, self._dialer_id, now)
-        return claims.claim(conn, self._lease, limit, now)
+        expired = claims.expire(conn, self._dialer_id, now)
+        claimed = claims.claim(conn, self._lease, limit, now, lanes, self._last_project)
+        return expired, claimed
 
     def _start(self, claim: Claim) -> None:
         running = self._running[claim.attempt_id] = _Running(claim)
@@ -195,15 +218,24 @@ class Dispatcher:
             settlement = await self._dial(running)
             if not await self._records.settle(settlement):
                 log.error("claim_lost", attempt=claim.attempt_id, call=claim.call_id)
+            self._on_settled()
         finally:
             del self._running[claim.attempt_id]
-            self.ring()
+            self._doorbell.set()
 
     async def _dial(self, running: _Running) -> Settlement:
         claim = running.claim
         if self._clock() - claim.started_at > STALE_CLAIM:
             return self._hand_back(claim, "the claim was stale before it was dialled")
-        order = Order(claim.attempt_id, claim.call_id, claim.e164, claim.recording_id)
+        order = Order(
+            claim.attempt_id,
+            claim.call_id,
+            claim.e164,
+            claim.recording_id,
+            claim.digits,
+            claim.repeat_count,
+            claim.language,
+        )
         reached = False
 
         async def heard(answered_at: float) -> bool:
@@ -236,22 +268,44 @@ class Dispatcher:
         verdict = HandBack(now + claim.rule.retry_interval)
         return Settlement(claim.attempt_id, claim.call_id, attempted, verdict, NOTHING)
 
+    async def _watch_for_cancels(self) -> None:
+        """End what its client has called off, while it rings or plays."""
+        while True:
+            self._cancel_bell.clear()
+            if self._running:
+                try:
+                    wanted = await self._database.read(
+                        lambda conn: claims.cancel_requests(conn, self._dialer_id)
+                    )
+                except UnavailableError as fault:
+                    log.warning("cancels_not_read", dialer=self._dialer_id, fault=str(fault))
+                    wanted = []
+                for attempt_id in wanted:
+                    if attempt_id in self._running:
+                        self._dialer.call_off(attempt_id)
+                # However often the bell rings, one look covers all that came before it.
+                await asyncio.sleep(_CANCEL_PAUSE)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_POLL):
+                    await self._cancel_bell.wait()
+
     async def _keep_lease(self) -> None:
         while True:
             await asyncio.sleep(_RENEW)
             try:
-                mine = await self._database.write(self._renew)
+                expired, mine = await self._database.write(self._expire_and_renew)
             except UnavailableError as fault:
                 log.warning("lease_not_renewed", dialer=self._dialer_id, fault=str(fault))
                 continue
+            if expired:
+                self._on_settled()
             if not mine:
                 raise LostLease(f"another worker took over the dialer {self._dialer_id!r}")
 
-    def _renew(self, conn: Connection) -> bool:
-        now = self._clock()
+    def _expire_and_renew(self, conn: Connection) -> tuple[int, bool]:
         # Here too, so that calls expire while every channel is taken.
-        claims.expire(conn, self._dialer_id, now)
-        return leases.renew(conn, self._lease, now)
+        now = self._clock()
+        return claims.expire(conn, self._dialer_id, now), leases.renew(conn, self._lease, now)
 
     def _abandon(self) -> None:
         self._draining = True

@@ -1,5 +1,5 @@
 """The only place with SQL: schema, migrations, queries, group commit.
 
-`Database` runs plain functions of a `Connection` on threads; `projects`, `tokens`, `recordings`,
-`calls`, `leases`, `claims` and `settling` hold those functions. SQLite and PostgreSQL behave alike.
+`Database` runs plain functions of a `Connection` on threads. Each other module holds such functions
+about one thing, such as `calls`, `claims` or `webhooks`. SQLite and PostgreSQL behave alike.
 """

@@ -1,17 +1,22 @@
-"""Calls as clients place and see them."""
+"""Calls as clients place, see and cancel them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, bindparam, func, insert, select
+from sqlalchemy import Connection, Row, bindparam, func, select
 
-from bitel.calls.call import Call, CallStatus, NewCall
+from bitel.calls.call import Call, CallStatus
 from bitel.calls.outcome import Outcome
+from bitel.errors import NotFoundError
+from bitel.store import canceling
+from bitel.store.placing import place, place_each
 from bitel.store.schema import attempt, call
+
+__all__ = ["AttemptRow", "attempts", "cancel", "counts_by_status", "find", "find_many", "place",
+           "place_each"]  # fmt: skip
 
 _CHUNK: Final = 1000
 """Identifiers in one IN list."""
@@ -36,16 +41,10 @@ class AttemptRow:
     detail: str
 
 
-def place(conn: Connection, calls: Sequence[NewCall]) -> None:
-    """Queue calls; each is due at once. Their recordings and projects must exist."""
-    if calls:
-        conn.execute(_PLACE, [_row(new) for new in calls])
-
-
 def find(conn: Connection, project_id: str, call_id: str) -> Call | None:
     """The project's call of that id, if there is one."""
     row = conn.execute(_FIND, {"id": call_id, "project_id": project_id}).one_or_none()
-    return _call(row) if row else None
+    return from_row(row) if row else None
 
 
 def find_many(conn: Connection, project_id: str, ids: Sequence[str]) -> list[Call]:
@@ -53,7 +52,7 @@ def find_many(conn: Connection, project_id: str, ids: Sequence[str]) -> list[Cal
     found: dict[str, Call] = {}
     for chunk in _chunks(ids):
         for row in conn.execute(_FIND_MANY, {"ids": chunk, "project_id": project_id}):
-            found[row.id] = _call(row)
+            found[row.id] = from_row(row)
     return [found[call_id] for call_id in ids if call_id in found]
 
 
@@ -63,15 +62,33 @@ def attempts(conn: Connection, call_id: str) -> list[AttemptRow]:
     return [_attempt(row) for row in rows]
 
 
+def cancel(conn: Connection, project_id: str, call_id: str, now: float) -> Call:
+    """Call off a call that nobody has answered yet; the call as it then stands.
+
+    One that waits is final at once. For one that is being dialled its dialer is asked, and it is
+    final soon. One that was answered, or is final, stays as it is. Raises NotFoundError.
+    """
+    row = conn.execute(_LOCK, {"id": call_id, "project_id": project_id}).one_or_none()
+    if row is not None and row.status == CallStatus.WAITING:
+        canceling.call_off(conn, [row], now)
+    found = find(conn, project_id, call_id)
+    if found is None:
+        raise NotFoundError("this project has no call of that id")
+    return found
+
+
+def from_row(row: Row[*tuple[Any, ...]]) -> Call:
+    """The call that a row with the columns `SEEN` tells of."""
+    return Call(**{**row._mapping, "status": CallStatus(row.status)})
+
+
 def counts_by_status(conn: Connection) -> dict[CallStatus, int]:
     """How many calls there are in each status that has any. Reads the whole table."""
     rows = conn.execute(select(call.c.status, func.count()).group_by(call.c.status))
     return {CallStatus(status): count for status, count in rows}
 
 
-_PLACE = insert(call)
-
-_SEEN = (
+SEEN = (
     call.c.id,
     call.c.project_id,
     call.c.campaign_id,
@@ -82,46 +99,22 @@ _SEEN = (
     call.c.executed_at,
     call.c.price,
     call.c.reason,
+    call.c.finished_at,
 )
-_FIND = select(*_SEEN).where(
+_FIND = select(*SEEN).where(
     call.c.id == bindparam("id"), call.c.project_id == bindparam("project_id")
 )
-_FIND_MANY = select(*_SEEN).where(
+_FIND_MANY = select(*SEEN).where(
     call.c.id.in_(bindparam("ids", expanding=True)), call.c.project_id == bindparam("project_id")
+)
+_LOCK = (
+    select(call.c.id, call.c.status, call.c.due_at)
+    .where(call.c.id == bindparam("id"), call.c.project_id == bindparam("project_id"))
+    .with_for_update(key_share=True)
 )
 _ATTEMPTS = (
     select(attempt).where(attempt.c.call_id == bindparam("call_id")).order_by(attempt.c.number)
 )
-
-
-def _row(new: NewCall) -> dict[str, Any]:
-    return {
-        "id": new.id,
-        "project_id": new.project_id,
-        "campaign_id": new.campaign_id,
-        "dialer_id": new.dialer_id,
-        "phone_number": new.phone_number,
-        "e164": new.e164,
-        "recording_id": new.recording_id,
-        "lane": int(new.lane),
-        "status": int(CallStatus.WAITING),
-        "retry_count": new.retry_count,
-        "retries_left": new.retry_count,
-        "retry_interval": new.retry_interval,
-        "requested_at": new.requested_at,
-        "expires_at": new.expires_at,
-        "due_at": new.requested_at,
-        "trouble": 0,
-        "attempts": 0,
-        "executed_at": 0.0,
-        "bill_seconds": 0,
-        "price": Decimal(0),
-        "reason": "",
-    }
-
-
-def _call(row: Row[*tuple[Any, ...]]) -> Call:
-    return Call(**{**row._mapping, "status": CallStatus(row.status)})
 
 
 def _attempt(row: Row[*tuple[Any, ...]]) -> AttemptRow:

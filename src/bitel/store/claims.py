@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
 from bitel.calls.call import CallStatus, Lane
 from bitel.calls.ids import new_id
 from bitel.calls.retry import RetryRule
-from bitel.store import leases
+from bitel.store import canceling, do_not_call, leases, turns
 from bitel.store.endings import CallEnd, end_calls
 from bitel.store.leases import Lease, LostLease
 from bitel.store.schema import HEARD, HELD, attempt, call, is_due, is_open
@@ -29,50 +29,52 @@ class Claim:
     call_id: str
     project_id: str
     e164: str
-    recording_id: str
+    recording_id: str | None
+    """What is played first; None where only digits are read."""
     started_at: float
     rule: RetryRule
     """What the call still allows once this attempt is over."""
+    lane: Lane
+    digits: str = ""
+    repeat_count: int = 1
+    language: str = ""
 
 
 def claim(
-    conn: Connection, lease: Lease, limit: int, now: float, lanes: Iterable[Lane] = Lane
+    conn: Connection,
+    lease: Lease,
+    limit: int,
+    now: float,
+    lanes: Iterable[Lane] = Lane,
+    after_project: Mapping[Lane, str] | str = "",
 ) -> list[Claim]:
-    """Up to `limit` calls that are due, those of the first lane first, then the longest due.
+    """Up to `limit` calls that are due, those of the first lane first.
 
-    Raises LostLease when another worker has taken over.
+    Within a lane projects take turns, the longest due of each first, beginning after the project
+    `after_project`, which may be another one for each lane: whoever keeps the project of each
+    lane's last claim, and names it the next time, is fair to all. Outside their project's calling
+    window only one-time passwords are claimed. Calls that have expired, or whose number is on the
+    do-not-call list by now, end instead. Raises LostLease when another worker has taken over.
     """
     if not leases.holds(conn, lease):
         raise LostLease(f"another worker has taken over the dialer {lease.dialer_id}")
-    rows: list[Row[*tuple[Any, ...]]] = []
+    closed = turns.closed_now(conn, now)
+    picked: list[Row[*tuple[Any, ...]]] = []
     for lane in sorted(lanes):
-        if len(rows) >= limit:
-            break
-        wanted = {"dialer_id": lease.dialer_id, "lane": int(lane), "now": now,
-                  "most": limit - len(rows)}  # fmt: skip
-        rows += conn.execute(_DUE, wanted).all()
-    if not rows:
-        return []
-    claims = [_claim(row, now) for row in rows]
-    conn.execute(_CLAIM_CALL, [{"the_call": row.id} for row in rows])
-    conn.execute(
-        insert(attempt),
-        [
-            {
-                "id": made.attempt_id,
-                "call_id": row.id,
-                "number": row.attempts + 1,
-                "dialer_id": lease.dialer_id,
-                "epoch": lease.epoch,
-                "claim": HELD,
-                "started_at": now,
-                "ended_by": "",
-                "detail": "",
-            }
-            for row, made in zip(rows, claims, strict=True)
-        ],
-    )
-    return claims
+        shut = {} if lane is Lane.OTP else closed
+        if shut:
+            turns.postpone(conn, lease.dialer_id, lane, now, shut)
+        after = after_project if isinstance(after_project, str) else after_project.get(lane, "")
+        room = limit - len(picked)
+        if room > 0:
+            picked += turns.pick(conn, lease.dialer_id, lane, room, now, after, shut)
+    rows = _without_ended(conn, picked, now)
+    return _take(conn, lease, rows, now) if rows else []
+
+
+def cancel_requests(conn: Connection, dialer_id: str) -> list[str]:
+    """The dialer's attempts that ring or play, and that their clients have called off."""
+    return canceling.requests(conn, dialer_id)
 
 
 def heard(conn: Connection, lease: Lease, answered_at: Mapping[str, float]) -> set[str]:
@@ -99,7 +101,7 @@ def expire(conn: Connection, dialer_id: str, now: float, limit: int = 1000) -> i
     """End up to `limit` calls whose time to live ran out while they waited; how many it were."""
     rows = conn.execute(_EXPIRED, {"dialer_id": dialer_id, "now": now, "most": limit})
     ends = [CallEnd(row.id, CallStatus.EXPIRED) for row in rows]
-    end_calls(conn, ends)
+    end_calls(conn, ends, now)
     return len(ends)
 
 
@@ -115,34 +117,61 @@ def in_flight(conn: Connection, dialer_id: str) -> int:
     return count
 
 
+def _without_ended(
+    conn: Connection, picked: list[Row[*tuple[Any, ...]]], now: float
+) -> list[Row[*tuple[Any, ...]]]:
+    """End those that must not be dialled any more; the others."""
+    expired = [row for row in picked if row.expires_at <= now]
+    unwanted = [row for row in picked if row.expires_at > now and row.unwanted]
+    if not expired and not unwanted:
+        return picked
+    ends = [CallEnd(row.id, CallStatus.EXPIRED) for row in expired]
+    ends += [CallEnd(row.id, CallStatus.ERROR, reason=do_not_call.REASON) for row in unwanted]
+    end_calls(conn, ends, now)
+    return [row for row in picked if row.expires_at > now and not row.unwanted]
+
+
+def _take(
+    conn: Connection, lease: Lease, rows: list[Row[*tuple[Any, ...]]], now: float
+) -> list[Claim]:
+    claims = [_claim(row, now) for row in rows]
+    conn.execute(_CLAIM_CALL, [{"the_call": row.id} for row in rows])
+    conn.execute(
+        insert(attempt),
+        [
+            {
+                "id": made.attempt_id,
+                "call_id": row.id,
+                "number": row.attempts + 1,
+                "dialer_id": lease.dialer_id,
+                "epoch": lease.epoch,
+                "claim": HELD,
+                "started_at": now,
+                "ended_by": "",
+                "detail": "",
+            }
+            for row, made in zip(rows, claims, strict=True)
+        ],
+    )
+    return claims
+
+
 def _claim(row: Row[*tuple[Any, ...]], now: float) -> Claim:
-    rule = RetryRule(row.retries_left, row.retry_interval, row.expires_at, row.trouble)
-    return Claim(new_id(now), row.id, row.project_id, row.e164, row.recording_id, now, rule)
+    return Claim(
+        attempt_id=new_id(now),
+        call_id=row.id,
+        project_id=row.project_id,
+        e164=row.e164,
+        recording_id=row.recording_id,
+        started_at=now,
+        rule=RetryRule(row.retries_left, row.retry_interval, row.expires_at, row.trouble),
+        lane=Lane(row.lane),
+        digits=row.digits or "",
+        repeat_count=row.repeat_count or 1,
+        language=row.language or "",
+    )
 
 
-# One lane at a time: then the index gives the due rows in order, and passes over no others.
-_DUE = (
-    select(
-        call.c.id,
-        call.c.project_id,
-        call.c.e164,
-        call.c.recording_id,
-        call.c.retries_left,
-        call.c.retry_interval,
-        call.c.expires_at,
-        call.c.trouble,
-        call.c.attempts,
-    )
-    .where(
-        call.c.dialer_id == bindparam("dialer_id"),
-        call.c.lane == bindparam("lane"),
-        call.c.due_at <= bindparam("now"),
-        call.c.expires_at > bindparam("now"),
-    )
-    .order_by(call.c.due_at, call.c.id)
-    .limit(bindparam("most"))
-    .with_for_update(skip_locked=True)
-)
 _CLAIM_CALL = (
     update(call)
     .where(call.c.id == bindparam("the_call"))
@@ -170,12 +199,7 @@ _EXPIRED = (
 )
 _OF_DIALER = (call.c.dialer_id == bindparam("dialer_id"), is_due)
 _NEXT_DUE = select(
-    *(
-        select(func.min(call.c.due_at))
-        .where(*_OF_DIALER, call.c.lane == int(lane))
-        .scalar_subquery()
-        for lane in Lane
-    ),
+    select(func.min(call.c.due_at)).where(*_OF_DIALER).scalar_subquery(),
     select(func.min(call.c.expires_at)).where(*_OF_DIALER).scalar_subquery(),
 )
 _IN_FLIGHT = (

@@ -1,20 +1,37 @@
-"""How attempts and calls end, as rows: the one place where a call becomes final, or due again."""
+"""How attempts and calls end, as rows: the one place where a call becomes final, or due again.
+
+What ends a call also gives back what it had reserved, and leaves an event for its project's
+webhook; each exactly once, since a call that is final does not end again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import Connection, bindparam, update
+from sqlalchemy import Connection, Row, and_, bindparam, delete, insert, select, update
 
 from bitel.calls.call import CallStatus
+from bitel.calls.ids import new_id
 from bitel.calls.outcome import Outcome
-from bitel.store.schema import SETTLED, attempt, call
+from bitel.store import reserving
+from bitel.store.schema import (
+    PENDING,
+    SETTLED,
+    attempt,
+    call,
+    cancel_request,
+    is_waiting,
+    project,
+    webhook_event,
+)
 
 _HIGHEST_Q850: Final = 127
 _SIP_CODES: Final = range(100, 700)
+_CHUNK: Final = 1000
+"""Identifiers in one IN list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,23 +90,23 @@ def end_attempts(conn: Connection, ends: Sequence[AttemptEnd]) -> None:
     ]
     if rows:
         conn.execute(_END_ATTEMPT, rows)
+        for ids in _chunks([end.attempt_id for end in ends]):
+            conn.execute(_FORGET_REQUESTS, ids)
 
 
-def end_calls(conn: Connection, ends: Sequence[CallEnd]) -> None:
-    """Give calls their final status."""
-    rows = [
-        {
-            "the_call": end.call_id,
-            "status": int(end.status),
-            "executed_at": end.executed_at,
-            "bill_seconds": end.bill_seconds,
-            "price": end.price,
-            "reason": end.reason,
-        }
-        for end in ends
-    ]
-    if rows:
-        conn.execute(_END_CALL, rows)
+def end_calls(conn: Connection, ends: Sequence[CallEnd], now: float) -> None:
+    """Give calls their final status, those that have none yet."""
+    by_call = {end.call_id: end for end in ends}
+    waiting = [row for ids in _chunks(list(by_call)) for row in conn.execute(_TO_END, ids)]
+    if not waiting:
+        return
+    conn.execute(_END_CALL, [_end_row(by_call[row.id], now) for row in waiting])
+    released: dict[str, Decimal] = {}
+    for row in waiting:
+        released[row.project_id] = released.get(row.project_id, Decimal(0)) - row.reserved
+    reserving.reserve(conn, released)
+    if events := [_event_row(row, now) for row in waiting if row.is_told]:
+        conn.execute(insert(webhook_event), events)
 
 
 def call_again(conn: Connection, again: Sequence[CallAgain]) -> None:
@@ -103,7 +120,29 @@ def call_again(conn: Connection, again: Sequence[CallAgain]) -> None:
         conn.execute(_DUE_AGAIN_COUNTED, rows)
 
 
-def _again_row(one: CallAgain) -> dict[str, object]:
+def _chunks(ids: Sequence[str]) -> Iterator[dict[str, Sequence[str]]]:
+    for start in range(0, len(ids), _CHUNK):
+        yield {"ids": ids[start : start + _CHUNK]}
+
+
+def _end_row(end: CallEnd, now: float) -> dict[str, Any]:
+    return {
+        "the_call": end.call_id,
+        "status": int(end.status),
+        "executed_at": end.executed_at,
+        "bill_seconds": end.bill_seconds,
+        "price": end.price,
+        "reason": end.reason,
+        "finished_at": now,
+    }
+
+
+def _event_row(row: Row[*tuple[Any, ...]], now: float) -> dict[str, Any]:
+    return {"id": new_id(now), "project_id": row.project_id, "call_id": row.id,
+            "created_at": now, "due_at": now, "tries": 0, "state": PENDING}  # fmt: skip
+
+
+def _again_row(one: CallAgain) -> dict[str, Any]:
     return {"the_call": one.call_id, "due": one.due_at, "spent": int(one.spends_retry)}
 
 
@@ -122,6 +161,23 @@ _END_ATTEMPT = (
         detail=bindparam("detail"),
     )
 )
+_FORGET_REQUESTS = delete(cancel_request).where(
+    cancel_request.c.attempt_id.in_(bindparam("ids", expanding=True))
+)
+_TO_END = (
+    select(
+        call.c.id,
+        call.c.project_id,
+        call.c.reserved,
+        and_(project.c.webhook_url.is_not(None), project.c.webhook_off_reason.is_(None)).label(
+            "is_told"
+        ),
+    )
+    .join(project)
+    .where(call.c.id.in_(bindparam("ids", expanding=True)), is_waiting)
+    .order_by(call.c.id)
+    .with_for_update(key_share=True, of=call)
+)
 _END_CALL = (
     update(call)
     .where(call.c.id == bindparam("the_call"))
@@ -132,6 +188,8 @@ _END_CALL = (
         bill_seconds=bindparam("bill_seconds"),
         price=bindparam("price"),
         reason=bindparam("reason"),
+        finished_at=bindparam("finished_at"),
+        reserved=Decimal(0),
     )
 )
 _DUE_AGAIN = (

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, bindparam, select, text, update
 
 from bitel.calls.call import CallStatus
 from bitel.calls.outcome import Outcome
+from bitel.store import canceling
 from bitel.store.endings import (
     AttemptEnd,
     CallAgain,
@@ -42,7 +43,7 @@ class Recovered:
     """How many attempts of earlier workers were found open, and what became of their calls."""
 
     redialled: int = 0
-    """Not answered when cut off: due again, or expired."""
+    """Not answered when cut off: due again, expired or canceled."""
     unknown: int = 0
     """Answered, so perhaps heard: final, and never called again."""
 
@@ -54,11 +55,13 @@ def take_over(
 
     An attempt that somebody had answered makes its call UNKNOWN, at no cost, as nobody knows how
     long it lasted. Any other may still be ringing: its call is due again `redial_after` seconds
-    after it began, which must exceed the longest ring time; that spends no retry.
+    after it began, which must exceed the longest ring time; that spends no retry. One that was to
+    be called off is.
     """
     bump = {"id": dialer_id, "worker": worker, "now": now}
     epoch: int = conn.execute(_TAKE_OVER, bump).scalar_one()
     left = conn.execute(_LEFT_OPEN, {"dialer_id": dialer_id}).all()
+    canceled = canceling.asked(conn, [row.id for row in left])
     end_attempts(
         conn,
         [AttemptEnd(row.id, Outcome.CUT_OFF, row.started_at, now, row.answered_at) for row in left],
@@ -72,11 +75,13 @@ def take_over(
         if row.claim == HEARD:
             continue
         due_at = max(now, row.started_at + redial_after)
-        if due_at >= row.expires_at:
+        if row.id in canceled:
+            ends.append(CallEnd(row.call_id, CallStatus.CANCELED, row.started_at))
+        elif due_at >= row.expires_at:
             ends.append(CallEnd(row.call_id, CallStatus.EXPIRED))
         else:
             again.append(CallAgain(row.call_id, due_at, spends_retry=False, trouble=None))
-    end_calls(conn, ends)
+    end_calls(conn, ends, now)
     call_again(conn, again)
     return Lease(dialer_id, worker, epoch), Recovered(len(left) - len(heard), len(heard))
 
@@ -131,4 +136,6 @@ _LEFT_OPEN = (
     .join(call)
     .where(attempt.c.dialer_id == bindparam("dialer_id"), is_open)
     .order_by(attempt.c.id)
+    # Locked, so that a client who cancels at this moment is heard, now or right after us.
+    .with_for_update(key_share=True, of=call)
 )

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, Final, TypedDict, Unpack
 
 from sqlalchemy import Connection, Row, bindparam, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from bitel.calls.ids import is_id, new_id
+from bitel.calls.prefixes import check_prefixes
+from bitel.calls.window import CallingWindow
 from bitel.errors import ConflictError, InvalidRequestError, NotFoundError
+from bitel.store.ledger import write_top_up
 from bitel.store.schema import ledger_entry, project
 
 LONGEST_NAME: Final = 64
 """Characters."""
 
+_HIGHEST_RATE: Final = 1_000_000
+
 
 @dataclass(frozen=True, slots=True)
 class Project:
-    """A client of the service. `balance` None means that nothing limits what it spends."""
+    """A client of the service, and what it may do. None stands for no limit."""
 
     id: str
     name: str
@@ -27,6 +32,40 @@ class Project:
     balance: Decimal | None = None
     default_dialer: str | None = None
     disabled: bool = False
+    webhook_url: str | None = None
+    """Where events are posted; None: nowhere."""
+    webhook_secret: str | None = field(default=None, repr=False)
+    webhook_off_reason: str | None = None
+    """Why no events are posted although there is a URL."""
+    reserved: Decimal = Decimal(0)
+    """What its waiting calls keep back from the balance."""
+    daily_spend: Decimal | None = None
+    """The most it may spend on a day, UTC."""
+    requests_per_minute: int | None = None
+    calls_per_minute: int | None = None
+    allowed_prefixes: tuple[str, ...] | None = None
+    """Prefixes of numbers it may call; None: those of the service's own country."""
+    forbidden_prefixes: tuple[str, ...] = ()
+    window: str | None = None
+    """When its calls may ring, as `CallingWindow.parse` reads it; None: always."""
+    dialers: tuple[str, ...] | None = None
+    """Dialers that it may use; None: all."""
+
+
+class ProjectChanges(TypedDict, total=False):
+    """What `change` can change; each as in `Project`."""
+
+    default_dialer: str | None
+    disabled: bool
+    webhook_url: str | None
+    webhook_secret: str | None
+    daily_spend: Decimal | None
+    requests_per_minute: int | None
+    calls_per_minute: int | None
+    allowed_prefixes: tuple[str, ...] | None
+    forbidden_prefixes: tuple[str, ...]
+    window: str | None
+    dialers: tuple[str, ...] | None
 
 
 def create(conn: Connection, name: str, now: float) -> Project:
@@ -56,13 +95,47 @@ def by_id(conn: Connection, project_id: str) -> Project | None:
 def find(conn: Connection, name_or_id: str) -> Project | None:
     """The project of that name or id, if there is one."""
     either = or_(project.c.id == name_or_id, project.c.name == name_or_id)
-    row = conn.execute(select(project).where(either)).one_or_none()
+    row = conn.execute(select(*_SEEN).where(either)).one_or_none()
     return _project(row) if row else None
 
 
 def listing(conn: Connection) -> list[Project]:
     """All projects, by name."""
-    return [_project(row) for row in conn.execute(select(project).order_by(project.c.name))]
+    return [_project(row) for row in conn.execute(select(*_SEEN).order_by(project.c.name))]
+
+
+def change(conn: Connection, project_id: str, **changes: Unpack[ProjectChanges]) -> Project:
+    """Change what is named, and nothing else; the project as it then is.
+
+    A webhook's URL that is set, even to what it was, is on again. Raises NotFoundError for an
+    unknown project, and InvalidRequestError for a value that can't be.
+    """
+    _check(changes)
+    values: dict[str, Any] = {**changes}
+    if "webhook_url" in changes:
+        values["webhook_off_reason"] = None
+    if values:
+        conn.execute(update(project).where(project.c.id == project_id).values(values))
+    changed = by_id(conn, project_id)
+    if changed is None:
+        raise NotFoundError(f"there is no project {project_id}")
+    if changed.webhook_url is not None and changed.webhook_secret is None:
+        raise InvalidRequestError("a webhook's URL needs a secret to sign its events with")
+    return changed
+
+
+def _check(changes: ProjectChanges) -> None:
+    window = changes.get("window")
+    if window is not None:
+        CallingWindow.parse(window)
+    check_prefixes(changes.get("allowed_prefixes") or ())
+    check_prefixes(changes.get("forbidden_prefixes") or ())
+    for limit in (changes.get("requests_per_minute"), changes.get("calls_per_minute")):
+        if limit is not None and not 1 <= limit <= _HIGHEST_RATE:
+            raise InvalidRequestError(f"a rate is a whole number a minute, 1 to {_HIGHEST_RATE}")
+    spend = changes.get("daily_spend")
+    if spend is not None and spend < 0:
+        raise InvalidRequestError("daily_spend is zero or more")
 
 
 def set_balance(conn: Connection, project_id: str, amount: Decimal | None, now: float) -> None:
@@ -81,9 +154,7 @@ def set_balance(conn: Connection, project_id: str, amount: Decimal | None, now: 
         return
     old = _spent_so_far(conn, project_id) if before.balance is None else before.balance
     if amount != old:
-        entry = {"id": new_id(now), "project_id": project_id, "kind": "top-up",
-                 "amount": amount - old, "created_at": now}  # fmt: skip
-        conn.execute(insert(ledger_entry).values(entry))
+        write_top_up(conn, project_id, amount - old, now)
 
 
 def _spent_so_far(conn: Connection, project_id: str) -> Decimal:
@@ -93,7 +164,9 @@ def _spent_so_far(conn: Connection, project_id: str) -> Decimal:
     return Decimal(0) if sum_ is None else sum_
 
 
-_BY_ID = select(project).where(project.c.id == bindparam("id"))
+# What the day's spending is counted with is `reserving`'s affair.
+_SEEN = [column for column in project.c if column.name not in ("spent_today", "spent_on")]
+_BY_ID = select(*_SEEN).where(project.c.id == bindparam("id"))
 
 
 def _project(row: Row[*tuple[Any, ...]]) -> Project:

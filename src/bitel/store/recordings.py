@@ -1,17 +1,26 @@
-"""Recordings: what a project has uploaded. The audio itself is kept elsewhere, under the id."""
+"""Recordings: what a project has uploaded or had spoken.
+
+The audio itself is kept elsewhere, under the recording's id.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
-from sqlalchemy import Connection, bindparam, insert, select
+from sqlalchemy import Connection, bindparam, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
-from bitel.store.schema import recording
+from bitel.errors import ConflictError, NotFoundError
+from bitel.store.schema import call, has_speech_key, is_waiting, recording
+
+Kind = Literal["upload", "speech"]
 
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """An uploaded recording. `duration` in seconds, `size` in bytes as uploaded."""
+    """A recording. `duration` in seconds, `size` in bytes as uploaded."""
 
     id: str
     project_id: str
@@ -19,11 +28,30 @@ class Recording:
     duration: float
     size: int
     created_at: float
+    kind: Kind = "upload"
+    speech_key: str | None = None
+    """What says which text is spoken and how, in up to 64 characters; None for an upload."""
 
 
-def add(conn: Connection, new: Recording) -> None:
-    """Remember a recording whose audio is stored."""
-    conn.execute(insert(recording).values(asdict(new)))
+def add(conn: Connection, new: Recording) -> Recording:
+    """Remember a recording whose audio is stored; the one that the project has from now on.
+
+    That is another one where the same speech was added meanwhile: then `new` is not needed.
+    """
+    dialect = sqlite if conn.dialect.name == "sqlite" else postgresql
+    added = conn.execute(
+        dialect.insert(recording)
+        .values(asdict(new))
+        .on_conflict_do_nothing(
+            index_elements=[recording.c.project_id, recording.c.speech_key],
+            index_where=has_speech_key,
+        )
+    )
+    if added.rowcount == 1 or new.speech_key is None:
+        return new
+    first = find_by_speech_key(conn, new.project_id, new.speech_key)
+    assert first is not None
+    return first
 
 
 def find(conn: Connection, project_id: str, recording_id: str) -> Recording | None:
@@ -32,8 +60,81 @@ def find(conn: Connection, project_id: str, recording_id: str) -> Recording | No
     return Recording(**row._mapping) if row else None
 
 
-_FIND = select(*(c for c in recording.c if c.name != "deleted_at")).where(
-    recording.c.id == bindparam("id"),
-    recording.c.project_id == bindparam("project_id"),
-    recording.c.deleted_at.is_(None),
+def find_by_speech_key(conn: Connection, project_id: str, speech_key: str) -> Recording | None:
+    """The project's recording of that speech, if it has been made and not been deleted."""
+    wanted = {"speech_key": speech_key, "project_id": project_id}
+    row = conn.execute(_FIND_SPEECH, wanted).one_or_none()
+    return Recording(**row._mapping) if row else None
+
+
+def page(
+    conn: Connection, project_id: str, after: str | None = None, limit: int = 100
+) -> list[Recording]:
+    """Up to `limit` of the project's recordings, the oldest first; `after` is the id to go on."""
+    wanted = {"project_id": project_id, "after": after or "", "most": limit}
+    return [Recording(**row._mapping) for row in conn.execute(_PAGE, wanted)]
+
+
+def remove(conn: Connection, project_id: str, recording_id: str, now: float) -> None:
+    """Delete a recording; its audio may be removed once this is durable.
+
+    Raises NotFoundError where the project has none of that id, and ConflictError while calls that
+    are not over need it.
+    """
+    # Locked against calls that are placed at this moment, which hold their recordings.
+    wanted = {"id": recording_id, "project_id": project_id}
+    if conn.execute(_FIND.with_for_update(), wanted).first() is None:
+        raise NotFoundError("this project has no recording of that id")
+    if conn.execute(_NEEDED, {"recording_id": recording_id}).first() is not None:
+        raise ConflictError("calls that are not over need the recording; cancel them or wait")
+    gone = update(recording).where(recording.c.id == recording_id)
+    conn.execute(gone.values(deleted_at=now, speech_key=None))
+
+
+def playable(conn: Connection, ids: Collection[str]) -> set[tuple[str, str]]:
+    """Those of the recordings that can be played, as (project, recording).
+
+    None of them can be deleted before the transaction ends.
+    """
+    if not ids:
+        return set()
+    return {(row.project_id, row.id) for row in conn.execute(_PLAYABLE, {"ids": list(ids)})}
+
+
+def live(conn: Connection, ids: Collection[str]) -> set[str]:
+    """Those of the ids that are recordings not deleted: stored audio of any other is an orphan.
+
+    Audio is stored before its recording is added, so what has come lately is no orphan yet.
+    """
+    return {recording_id for _, recording_id in playable(conn, ids)}
+
+
+def removed_since(conn: Connection, since: float, limit: int = 1000) -> list[str]:
+    """Up to `limit` recordings that were deleted at `since` (Unix seconds) or later."""
+    return list(conn.execute(_REMOVED, {"since": since, "most": limit}).scalars())
+
+
+_ALIVE = select(*(c for c in recording.c if c.name != "deleted_at")).where(
+    recording.c.deleted_at.is_(None)
+)
+_OF_PROJECT = _ALIVE.where(recording.c.project_id == bindparam("project_id"))
+_FIND = _OF_PROJECT.where(recording.c.id == bindparam("id"))
+_FIND_SPEECH = _OF_PROJECT.where(recording.c.speech_key == bindparam("speech_key"))
+_PAGE = (
+    _OF_PROJECT.where(recording.c.id > bindparam("after"))
+    .order_by(recording.c.id)
+    .limit(bindparam("most"))
+)
+_NEEDED = select(call.c.id).where(call.c.recording_id == bindparam("recording_id"), is_waiting)
+_NEEDED = _NEEDED.limit(1)
+_PLAYABLE: Any = (
+    select(recording.c.id, recording.c.project_id)
+    .where(recording.c.id.in_(bindparam("ids", expanding=True)), recording.c.deleted_at.is_(None))
+    .with_for_update(read=True, key_share=True)
+)
+_REMOVED = (
+    select(recording.c.id)
+    .where(recording.c.deleted_at >= bindparam("since"))
+    .order_by(recording.c.deleted_at)
+    .limit(bindparam("most"))
 )

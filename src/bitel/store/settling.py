@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, insert, select
 
 from bitel.calls.call import CallStatus
 from bitel.calls.ids import new_id
 from bitel.calls.outcome import Attempted, Outcome
 from bitel.calls.retry import Again, Final, Verdict
 from bitel.calls.tariff import NOTHING, Bill
-from bitel.store import leases
+from bitel.store import canceling, leases, reserving
 from bitel.store.endings import (
     AttemptEnd,
     CallAgain,
@@ -24,7 +24,7 @@ from bitel.store.endings import (
     end_calls,
 )
 from bitel.store.leases import Lease
-from bitel.store.schema import HEARD, attempt, call, is_open, ledger_entry, project
+from bitel.store.schema import HEARD, attempt, call, is_open, ledger_entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,9 @@ def settle(
     """Write what became of attempts; returns those for which it was written.
 
     It is not for attempts that are settled already, or that another worker has taken over. An
-    answered attempt is billed by one ledger entry. Whatever its verdict, an attempt that was heard
-    never makes its call due again: the call then ends as UNKNOWN.
+    answered attempt is billed by one ledger entry, with no more than its call had reserved, if it
+    had. Whatever its verdict, an attempt that was heard never makes its call due again: the call
+    then ends as UNKNOWN. Nor does one that was to be called off: its call ends as CANCELED.
     """
     if not settlements or not leases.holds(conn, lease):
         return set()
@@ -61,18 +62,23 @@ def settle(
     rows = {
         row.id: row for row in conn.execute(_MINE, mine) if row.call_id == offered[row.id].call_id
     }
-    accepted = [_checked(offered[attempt_id], row) for attempt_id, row in rows.items()]
+    canceled = canceling.asked(conn, rows)
+    accepted = [_checked(offered[key], row, key in canceled) for key, row in rows.items()]
     end_attempts(conn, [_attempt_end(one) for one in accepted])
-    end_calls(conn, [_call_end(one) for one in accepted if isinstance(one.verdict, Final)])
+    end_calls(conn, [_call_end(one) for one in accepted if isinstance(one.verdict, Final)], now)
     call_again(conn, [_call_again(one) for one in accepted if not isinstance(one.verdict, Final)])
     _charge(conn, [(rows[one.attempt_id].project_id, one) for one in accepted], now)
     return set(rows)
 
 
-def _checked(one: Settlement, row: Row[*tuple[Any, ...]]) -> Settlement:
-    if row.claim == HEARD and not isinstance(one.verdict, Final):
+def _checked(one: Settlement, row: Row[*tuple[Any, ...]], canceled: bool) -> Settlement:
+    if row.reserved and one.bill.price > row.reserved:
+        one = replace(one, bill=replace(one.bill, price=row.reserved))
+    if isinstance(one.verdict, Final):
+        return one
+    if row.claim == HEARD:
         return replace(one, verdict=Final(CallStatus.UNKNOWN))
-    return one
+    return replace(one, verdict=Final(CallStatus.CANCELED)) if canceled else one
 
 
 def _attempt_end(one: Settlement) -> AttemptEnd:
@@ -124,14 +130,11 @@ def _charge(conn: Connection, of_projects: Sequence[tuple[str, Settlement]], now
         spent[project_id] = spent.get(project_id, Decimal(0)) + one.bill.price
     if entries:
         conn.execute(insert(ledger_entry), entries)
-    # In one order everywhere, so that two processes that charge can't block each other.
-    moved = [{"the_project": key, "spent": spent[key]} for key in sorted(spent) if spent[key]]
-    if moved:
-        conn.execute(_CHARGE, moved)
+    reserving.charge(conn, spent, now)
 
 
 _MINE = (
-    select(attempt.c.id, attempt.c.call_id, attempt.c.claim, call.c.project_id)
+    select(attempt.c.id, attempt.c.call_id, attempt.c.claim, call.c.project_id, call.c.reserved)
     .join(call)
     .where(
         attempt.c.id.in_(bindparam("ids", expanding=True)),
@@ -139,9 +142,7 @@ _MINE = (
         attempt.c.epoch == bindparam("epoch"),
         is_open,
     )
-)
-_CHARGE = (
-    update(project)
-    .where(project.c.id == bindparam("the_project"), project.c.balance.is_not(None))
-    .values(balance=project.c.balance - bindparam("spent", type_=project.c.balance.type))
+    .order_by(attempt.c.call_id)
+    # Locked, so that a client who cancels at this moment is heard, now or right after us.
+    .with_for_update(key_share=True, of=call)
 )

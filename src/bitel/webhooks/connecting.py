@@ -10,14 +10,15 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+import ssl
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
-import httpcore
-
 from bitel.webhooks import targets
+from bitel.webhooks.exchange import Connection
+from bitel.webhooks.targets import Target
 
 Address = IPv4Address | IPv6Address
 Resolve = Callable[[str], Awaitable[Sequence[Address]]]
@@ -29,8 +30,8 @@ MOST_LOOKUPS: Final = 32
 """Names that are looked up at once."""
 
 
-class Refused(httpcore.ConnectError):
-    """The name stands for no address that events may be sent to."""
+class ConnectFault(Exception):
+    """No connection, for a reason that is said in a few words."""
 
 
 class Resolver:
@@ -93,66 +94,60 @@ def _look_up(
         loop.call_soon_threadsafe(tell)
 
 
-class GuardedBackend(httpcore.AsyncNetworkBackend):
-    """Opens connections for httpcore, to public addresses only unless `allow_private`."""
+async def connect(
+    target: Target,
+    timeout: float,
+    *,
+    resolve: Resolve,
+    tls: ssl.SSLContext,
+    allow_private: bool,
+) -> Connection:
+    """A connection to `target` within `timeout` seconds, lookup and TLS included.
 
-    def __init__(self, resolve: Resolve, *, allow_private: bool) -> None:
-        self._resolve = resolve
-        self._allow_private = allow_private
-        self._network: httpcore.AsyncNetworkBackend = httpcore.AnyIOBackend()
+    It goes to public addresses only, unless `allow_private`. Raises ConnectFault or OSError.
+    """
+    try:
+        async with asyncio.timeout(timeout):
+            addresses = await _allowed(target.host, resolve, allow_private=allow_private)
+            return await _first_open(addresses, target, tls, timeout)
+    except TimeoutError:
+        raise ConnectFault(f"no connection within {timeout:g} s") from None
 
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        """A connection to `host`, within `timeout` seconds, the lookup included.
 
-        Raises Refused, httpcore.ConnectError or httpcore.ConnectTimeout.
-        """
+async def _allowed(host: str, resolve: Resolve, *, allow_private: bool) -> Sequence[Address]:
+    try:
+        addresses = await resolve(host)
+    except OSError as error:
+        raise ConnectFault(f"the name {host} can't be resolved: {error.strerror}") from None
+    refusals = {} if allow_private else {one: targets.refusal(one) for one in addresses}
+    allowed = [one for one in addresses if not refusals.get(one)]
+    if not allowed:
+        first = next(iter(refusals.values()), None)
+        raise ConnectFault(f"refused: {first}" if first else f"the name {host} has no address")
+    return allowed[:MOST_ADDRESSES]
+
+
+async def _first_open(
+    addresses: Sequence[Address], target: Target, tls: ssl.SSLContext, timeout: float
+) -> Connection:
+    # Each address has its share of the time, so that a dead one leaves some for the others.
+    share = timeout / len(addresses)
+    for address in addresses[:-1]:
         try:
-            async with asyncio.timeout(timeout):
-                addresses = await self._allowed(host)
-                return await self._first_open(addresses, port, timeout, socket_options)
-        except TimeoutError:
-            raise httpcore.ConnectTimeout(f"no connection within {timeout:g} s") from None
+            async with asyncio.timeout(share):
+                return await _open(address, target, tls)
+        except OSError:  # a TimeoutError is one
+            continue
+    return await _open(addresses[-1], target, tls)
 
-    async def _allowed(self, host: str) -> Sequence[Address]:
-        try:
-            addresses = await self._resolve(host)
-        except OSError as error:
-            raise httpcore.ConnectError(f"the name {host} can't be resolved: {error}") from None
-        if self._allow_private:
-            allowed = list(addresses)
-        else:
-            allowed = [one for one in addresses if targets.refusal(one) is None]
-        if not allowed:
-            reasons = [targets.refusal(one) for one in addresses[:1]]
-            raise Refused(f"refused: {reasons[0]}" if reasons else f"{host} has no address")
-        return allowed[:MOST_ADDRESSES]
 
-    async def _first_open(
-        self,
-        addresses: Sequence[Address],
-        port: int,
-        timeout: float | None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None,
-    ) -> httpcore.AsyncNetworkStream:
-        # Each address has its share of the time, so that a dead one leaves some for the others.
-        share = None if timeout is None else timeout / len(addresses)
-        fault: Exception = httpcore.ConnectError("no address")
-        for address in addresses:
-            try:
-                return await self._network.connect_tcp(
-                    str(address), port, timeout=share, socket_options=socket_options
-                )
-            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
-                fault = error
-        raise fault
-
-    async def sleep(self, seconds: float) -> None:
-        """Wait."""
-        await asyncio.sleep(seconds)
+async def _open(address: Address, target: Target, tls: ssl.SSLContext) -> Connection:
+    secure = target.scheme == "https"
+    _, connection = await asyncio.get_running_loop().create_connection(
+        Connection,
+        str(address),
+        target.port,
+        ssl=tls if secure else None,
+        server_hostname=target.host if secure else None,
+    )
+    return connection

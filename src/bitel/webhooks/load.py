@@ -24,10 +24,10 @@ class Load:
         return self._most - self._running.total()
 
     @property
-    def rooms(self) -> dict[str, int]:
-        """How many tries may begin for a project; all that are not named have `most_each`."""
+    def taken(self) -> dict[str, int]:
+        """How many of its `most_each` tries a project can't begin now; 0 for all not named."""
         known = self._running.keys() | self._troubled
-        return {project_id: self._room(project_id) for project_id in known}
+        return {project_id: self._most_each - self._room(project_id) for project_id in known}
 
     def begin(self, project_id: str) -> None:
         """Count a try."""

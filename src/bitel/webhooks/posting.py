@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import ssl
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Self
 
-import httpcore
-
 from bitel.errors import InvalidRequestError
 from bitel.webhooks import schedule, targets
-from bitel.webhooks.connecting import GuardedBackend, Resolve
+from bitel.webhooks.connecting import ConnectFault, Resolve, connect
+from bitel.webhooks.exchange import ClosedEarly, Connection, ExchangeError, Head, request
 from bitel.webhooks.targets import Target
 
-MOST_READ: Final = 64 * 1024
-"""Bytes of an answer's body that are read, so that its connection can be used again."""
 USER_AGENT: Final = "bitel-webhooks/1"
+KEPT_FOR: Final = 15.0
+"""Seconds that a connection is kept for the next event to the same receiver."""
 LONGEST_ERROR: Final = 200
 """Characters."""
 
-_FAULTS: Final = (httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError)
+_Origin = tuple[str, str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +36,6 @@ class TimeLimits:
     body: float = 2.0
     """For the body after that. The status counts, whether a body follows or not."""
 
-    @property
-    def whole(self) -> float:
-        """The longest that a try takes."""
-        return self.answer + self.body
-
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -50,7 +43,7 @@ class Answer:
 
     status: int | None
     error: str
-    """Empty on success; else what went wrong, in one line without secrets."""
+    """Empty where there is a status; else what went wrong, in one line."""
     seconds: float
     """From the start of the try to its end."""
     retry_after: float | None = None
@@ -60,7 +53,8 @@ class Answer:
 class Poster:
     """Posts to any number of receivers, on connections that are kept for a while.
 
-    No redirect is followed, and no proxy of the environment is used. Close it when done.
+    No redirect is followed, and no proxy of the environment is used. Whoever calls `post` bounds
+    how many run at once. Close it when done.
     """
 
     def __init__(
@@ -70,26 +64,29 @@ class Poster:
         *,
         allow_private: bool = False,
         limits: TimeLimits = TimeLimits(),
-        kept_connections: int = 64,
+        most_kept: int = 64,
     ) -> None:
+        self._resolve = resolve
+        self._tls = tls
+        self._allow_private = allow_private
         self._limits = limits
-        self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=tls,
-            max_connections=None,  # whoever calls `post` bounds how many run at once
-            max_keepalive_connections=kept_connections,
-            keepalive_expiry=15.0,
-            network_backend=GuardedBackend(resolve, allow_private=allow_private),
-        )
+        self._most_kept = most_kept
+        self._kept: dict[_Origin, list[Connection]] = {}
+        self._count = 0
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.close()
+        self.close()
 
-    async def close(self) -> None:
-        """Close every connection."""
-        await self._pool.aclose()
+    def close(self) -> None:
+        """Close every connection that is kept."""
+        for connections in self._kept.values():
+            for connection in connections:
+                connection.close()
+        self._kept.clear()
+        self._count = 0
 
     async def post(self, url: str, headers: Mapping[str, str], body: bytes, now: float) -> Answer:
         """Post `body` to `url`; whatever the receiver does, there is an Answer.
@@ -98,95 +95,104 @@ class Poster:
         """
         begun = time.monotonic()
         try:
-            status, asked_for = await self._exchange(targets.parse(url), headers, body, now)
-            return Answer(status, _said(status), time.monotonic() - begun, asked_for)
-        except InvalidRequestError as fault:
-            error = str(fault)
-        except httpcore.ConnectTimeout:
-            error = f"no connection within {self._limits.connect:g} s"
+            head = await self._exchange(targets.parse(url), headers, body)
+        except (InvalidRequestError, ConnectFault, ExchangeError) as fault:
+            error = _one_line(str(fault))
         except TimeoutError:
             error = f"no answer within {self._limits.answer:g} s"
-        except (*_FAULTS, OSError) as fault:
-            error = _in_one_line(fault)
+        except OSError as fault:
+            error = _one_line(_words(fault))
+        else:
+            asked_for = schedule.retry_after(head.headers, now)
+            return Answer(head.status, "", time.monotonic() - begun, asked_for)
         return Answer(None, error, time.monotonic() - begun)
 
-    async def _exchange(
-        self, target: Target, headers: Mapping[str, str], body: bytes, now: float
-    ) -> tuple[int, float | None]:
-        sent = {
-            "Host": target.host_header,
-            "User-Agent": USER_AGENT,
-            "Accept": "*/*",
-            "Content-Length": str(len(body)),
-            **headers,
-        }
-        url = httpcore.URL(
-            scheme=target.scheme, host=target.host, port=target.port, target=target.path
-        )
-        async with contextlib.AsyncExitStack() as stack:
-            async with asyncio.timeout(self._limits.answer):
-                response = await stack.enter_async_context(
-                    self._pool.stream(
-                        "POST",
-                        url,
-                        headers=list(sent.items()),
-                        content=body,
-                        extensions={"timeout": {"connect": self._limits.connect}},
-                    )
-                )
-            await self._read_some(response)
-            got = {
-                name.lower().decode("latin-1"): value.decode("latin-1")
-                for name, value in response.headers
-            }
-            return response.status, schedule.retry_after(got, now)
-
-    async def _read_some(self, response: httpcore.Response) -> None:
-        size = 0
+    async def _exchange(self, target: Target, headers: Mapping[str, str], body: bytes) -> Head:
+        sent = {"host": target.host_header, "user-agent": USER_AGENT, "accept": "*/*", **headers}
+        data = request(target.path, sent, body)
+        origin = (target.scheme, target.host, target.port)
+        connection: Connection | None = None
         try:
-            async with (
-                asyncio.timeout(self._limits.body),
-                contextlib.aclosing(_pieces(response)) as pieces,
-            ):
-                async for piece in pieces:
-                    size += len(piece)
-                    if size > MOST_READ:
-                        return
-        except (*_FAULTS, OSError):
-            # The status has come; a body that doesn't only costs the connection.
+            async with asyncio.timeout(self._limits.answer):
+                connection, head = await self._answered(target, self._take(origin), data)
+            await self._drop_body(connection)
+        except BaseException:
+            if connection is not None:
+                connection.close()
+            raise
+        self._keep(origin, connection)
+        return head
+
+    async def _answered(
+        self, target: Target, kept: Connection | None, data: bytes
+    ) -> tuple[Connection, Head]:
+        if kept is not None:
+            try:
+                return kept, await self._head(kept, data)
+            except (ClosedEarly, ConnectionError):
+                # The receiver had given this connection up, which happens; it says nothing of it.
+                pass
+        fresh = await connect(
+            target,
+            self._limits.connect,
+            resolve=self._resolve,
+            tls=self._tls,
+            allow_private=self._allow_private,
+        )
+        return fresh, await self._head(fresh, data)
+
+    async def _head(self, connection: Connection, data: bytes) -> Head:
+        try:
+            return await connection.exchange(data)
+        except BaseException:
+            connection.close()
+            raise
+
+    async def _drop_body(self, connection: Connection) -> None:
+        try:
+            async with asyncio.timeout(self._limits.body):
+                await connection.drop_body()
+        except TimeoutError:
+            connection.close()
+
+    def _take(self, origin: _Origin) -> Connection | None:
+        for connection in reversed(tuple(self._kept.get(origin, ()))):
+            self._forget(origin, connection)
+            if not connection.lost:
+                return connection
+        return None
+
+    def _keep(self, origin: _Origin, connection: Connection) -> None:
+        if connection.lost:
             return
+        if self._count >= self._most_kept:
+            connection.close()
+            return
+        self._kept.setdefault(origin, []).append(connection)
+        self._count += 1
+        uses = connection.uses
+        asyncio.get_running_loop().call_later(KEPT_FOR, self._expire, origin, connection, uses)
+
+    def _forget(self, origin: _Origin, connection: Connection) -> None:
+        kept = self._kept[origin]
+        kept.remove(connection)
+        self._count -= 1
+        if not kept:
+            del self._kept[origin]
+
+    def _expire(self, origin: _Origin, connection: Connection, uses: int) -> None:
+        if connection.uses == uses and connection in self._kept.get(origin, []):
+            self._forget(origin, connection)
+            connection.close()
 
 
-def _origin(fault: BaseException) -> BaseException | None:
-    if fault.__cause__ is not None:
-        return fault.__cause__
-    # httpcore cuts the chain of causes short, but keeps the first as an argument.
-    first = fault.args[0] if fault.args else None
-    return first if isinstance(first, Exception) else None
+def _words(fault: OSError) -> str:
+    # asyncio's own words for a refused connection name the address once more.
+    if fault.errno and not isinstance(fault, ssl.SSLError):
+        return os.strerror(fault.errno)
+    return str(fault) or type(fault).__name__
 
 
-async def _pieces(response: httpcore.Response) -> AsyncGenerator[bytes, None]:
-    async for piece in response.aiter_stream():
-        yield piece
-
-
-def _said(status: int) -> str:
-    if schedule.is_success(status):
-        return ""
-    if status // 100 == 3:
-        return f"answered {status}, and redirects are not followed"
-    return f"answered {status}"
-
-
-def _in_one_line(fault: BaseException) -> str:
-    """The words of the error that came first, of those that led to this one, where it has some."""
-    words = ""
-    at: BaseException | None = fault
-    while at is not None:
-        if isinstance(at, OSError) and at.errno and not isinstance(at, ssl.SSLError):
-            words = os.strerror(at.errno)
-        else:
-            words = str(at) or words or type(at).__name__
-        at = _origin(at)
+def _one_line(words: str) -> str:
     printable = "".join(c if c.isprintable() else " " for c in words)
     return " ".join(printable.split())[:LONGEST_ERROR]

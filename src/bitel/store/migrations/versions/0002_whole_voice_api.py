@@ -3,8 +3,11 @@
 A migration is never edited once released, so types are spelt out here and not taken from `schema`.
 """
 
+from contextlib import AbstractContextManager
+
 import sqlalchemy as sa
 from alembic import op
+from alembic.operations import BatchOperations
 
 revision = "0002"
 down_revision = "0001"
@@ -12,7 +15,9 @@ branch_labels = None
 depends_on = None
 
 
-def changed(table: str, *checks: sa.CheckConstraint):
+def changed(
+    table: str, *checks: sa.CheckConstraint
+) -> AbstractContextManager[BatchOperations]:
     """SQLite changes a table by making it anew, and then must be told of its checks."""
     sqlite = op.get_bind().dialect.name == "sqlite"
     return op.batch_alter_table(
@@ -20,10 +25,12 @@ def changed(table: str, *checks: sa.CheckConstraint):
     )
 
 
-def partial_index(name: str, table: str, columns: list[str], where: str, unique: bool = False):
-    where = sa.text(where)
+def partial_index(
+    name: str, table: str, columns: list[str], where: str, unique: bool = False
+) -> None:
+    only = sa.text(where)
     op.create_index(name, table, columns, unique=unique,
-                    sqlite_where=where, postgresql_where=where)
+                    sqlite_where=only, postgresql_where=only)
 
 
 def upgrade() -> None:

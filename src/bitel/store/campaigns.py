@@ -1,0 +1,150 @@
+"""Campaigns: the calls of one request, followed and called off together."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from decimal import Decimal
+from typing import Final
+
+from sqlalchemy import Connection, bindparam, exists, func, insert, select, update
+
+from bitel.calls.call import Call, CallStatus
+from bitel.errors import NotFoundError
+from bitel.store import calls, canceling
+from bitel.store.schema import call, campaign, is_due, is_waiting
+
+CHUNK: Final = 2000
+"""Calls that are called off in one transaction, so that others needn't wait long for theirs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Campaign:
+    """A campaign as it is asked for. Times are Unix seconds."""
+
+    id: str
+    project_id: str
+    dialer_id: str
+    recording_id: str | None
+    requested_at: float
+    total: int
+    """How many calls it has."""
+    canceled_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CampaignState:
+    """A campaign as it now stands."""
+
+    id: str
+    total: int
+    by_status: dict[CallStatus, int]
+    """How many calls there are in each status that has any."""
+    requested_at: float
+    finished_at: float
+    """When its last call reached its final status; 0 until then."""
+    price: Decimal
+    """What its calls cost together: zero or positive."""
+    canceled_at: float | None = None
+
+
+def add(conn: Connection, new: Campaign) -> None:
+    """Remember a campaign; its calls are placed in the same transaction."""
+    conn.execute(insert(campaign).values(asdict(new)))
+
+
+def find(conn: Connection, project_id: str, campaign_id: str) -> CampaignState | None:
+    """How the project's campaign of that id stands, if there is one."""
+    wanted = {"id": campaign_id, "project_id": project_id}
+    row = conn.execute(_FIND, wanted).one_or_none()
+    if row is None:
+        return None
+    groups = conn.execute(_STATE, {"campaign_id": campaign_id}).all()
+    by_status = {CallStatus(group.status): group.calls for group in groups}
+    over = CallStatus.WAITING not in by_status
+    return CampaignState(
+        id=row.id,
+        total=row.total,
+        by_status=by_status,
+        requested_at=row.requested_at,
+        finished_at=max((group.finished_at for group in groups), default=0.0) if over else 0.0,
+        price=sum((group.price for group in groups), Decimal(0)),
+        canceled_at=row.canceled_at,
+    )
+
+
+def page(
+    conn: Connection, project_id: str, campaign_id: str, after: str | None, limit: int
+) -> list[Call]:
+    """Up to `limit` calls of the campaign, by id; `after` is the last id of the page before.
+
+    Of an unknown campaign, or another project's, there are none.
+    """
+    wanted = {"campaign_id": campaign_id, "project_id": project_id, "after": after or "",
+              "most": limit}  # fmt: skip
+    return [calls.from_row(row) for row in conn.execute(_PAGE, wanted)]
+
+
+def all_calls(conn: Connection, project_id: str, campaign_id: str) -> list[Call]:
+    """All calls of the campaign, by id."""
+    wanted = {"campaign_id": campaign_id, "project_id": project_id}
+    return [calls.from_row(row) for row in conn.execute(_ALL, wanted)]
+
+
+def cancel(
+    conn: Connection, project_id: str, campaign_id: str, now: float, most: int = CHUNK
+) -> bool:
+    """Call off up to `most` of the campaign's calls; False while there are more, so ask again.
+
+    Waiting calls are final at once. For those that are being dialled it asks the dialer; what
+    somebody has answered goes on. Raises NotFoundError for an unknown campaign.
+    """
+    wanted = {"the_campaign": campaign_id, "the_project": project_id, "at": now}
+    if conn.execute(_CANCEL, wanted).rowcount == 0:
+        raise NotFoundError("this project has no campaign of that id")
+    due = conn.execute(_DUE, {"campaign_id": campaign_id, "most": most}).all()
+    canceling.call_off(conn, due, now)
+    if len(due) == most:
+        return False
+    # What is left is being dialled, or came back from that while we waited for its lock.
+    canceling.call_off(conn, conn.execute(_WAITING, {"campaign_id": campaign_id}).all(), now)
+    return True
+
+
+_FIND = select(campaign).where(
+    campaign.c.id == bindparam("id"), campaign.c.project_id == bindparam("project_id")
+)
+_in_campaign = call.c.campaign_id == bindparam("campaign_id")
+_STATE = (
+    select(
+        call.c.status,
+        func.count().label("calls"),
+        func.max(call.c.finished_at).label("finished_at"),
+        func.sum(call.c.price, type_=call.c.price.type).label("price"),
+    )
+    .where(_in_campaign)
+    .group_by(call.c.status)
+)
+# Asked of the campaign: asked of the calls, it would have SQLite read all those of the project.
+_is_theirs = exists(
+    select(campaign.c.id).where(
+        campaign.c.id == bindparam("campaign_id"),
+        campaign.c.project_id == bindparam("project_id"),
+    )
+)
+_ALL = select(*calls.SEEN).where(_in_campaign, _is_theirs).order_by(call.c.id)
+_PAGE = _ALL.where(call.c.id > bindparam("after")).limit(bindparam("most"))
+_CANCEL = (
+    update(campaign)
+    .where(
+        campaign.c.id == bindparam("the_campaign"),
+        campaign.c.project_id == bindparam("the_project"),
+    )
+    .values(canceled_at=func.coalesce(campaign.c.canceled_at, bindparam("at")))
+)
+_WAITING = (
+    select(call.c.id, call.c.due_at)
+    .where(_in_campaign, is_waiting)
+    .order_by(call.c.id)
+    .with_for_update(key_share=True)
+)
+_DUE = _WAITING.where(is_due).limit(bindparam("most"))

@@ -1,0 +1,174 @@
+"""Whose calls are next, within one lane: projects take turns, inside their calling windows.
+
+However many calls a project has waiting, they cost the others nothing: the projects that have due
+calls are found by one look into the index each, and then share what room there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from sqlalchemy import (
+    BindParameter,
+    Connection,
+    Row,
+    bindparam,
+    exists,
+    literal,
+    select,
+    tuple_,
+    update,
+)
+
+from bitel.calls.call import Lane
+from bitel.calls.window import CallingWindow
+from bitel.store import loose
+from bitel.store.schema import call, do_not_call, has_window, is_due, project
+
+CHUNK: Final = 2000
+"""Calls whose due time is moved out of closed hours in one go, so that nobody waits long."""
+
+_DAY: Final = 86_400.0
+_IDS: Final = 1000
+_BEGINNING: Final = (-1.0, "")
+
+
+def closed_now(conn: Connection, now: float) -> dict[str, float]:
+    """The projects whose calling window is closed, and when each opens (Unix seconds)."""
+    closed: dict[str, float] = {}
+    for row in conn.execute(_WINDOWS):
+        window = CallingWindow.parse(row.window)
+        if not window.is_open(now):
+            # One that hardly ever opens is looked at again every day.
+            closed[row.id] = window.opens_at(now) or now + _DAY
+    return closed
+
+
+def pick(
+    conn: Connection,
+    dialer_id: str,
+    lane: Lane,
+    room: int,
+    now: float,
+    after: str,
+    closed: Mapping[str, float],
+) -> list[Row[*tuple[Any, ...]]]:
+    """Up to `room` due calls of the lane, shared between the projects that have any.
+
+    The turn begins with the project that follows `after`; those that are `closed` have none. Some
+    may have expired, and must not be dialled: to pass over them here could take for ever.
+    """
+    of_lane = {"dialer_id": dialer_id, "lane": int(lane), "now": now}
+    turns = _turns(conn, {**of_lane, "most": room, "closed": list(closed)}, after)
+    last = dict.fromkeys(turns, _BEGINNING)
+    picked: list[Row[*tuple[Any, ...]]] = []
+    while turns and len(picked) < room:
+        have_more = []
+        for done, project_id in enumerate(turns):
+            # Rounded up: what is left over goes to those whose turn comes first.
+            share = -(-(room - len(picked)) // (len(turns) - done))
+            if share == 0:
+                break
+            due_at, call_id = last[project_id]
+            rows = conn.execute(_DUE, {**of_lane, "project_id": project_id, "most": share,
+                                       "last_due": due_at, "last_id": call_id}).all()  # fmt: skip
+            picked += rows
+            if len(rows) == share:
+                last[project_id] = (rows[-1].due_at, rows[-1].id)
+                have_more.append(project_id)
+        turns = have_more
+    return picked
+
+
+def postpone(
+    conn: Connection, dialer_id: str, lane: Lane, now: float, closed: Mapping[str, float]
+) -> int:
+    """Make up to `CHUNK` due calls of closed projects due when their window opens; how many.
+
+    Those that expire before that do so in time, as any call that waits.
+    """
+    moved = 0
+    of_lane = {"dialer_id": dialer_id, "lane": int(lane), "now": now}
+    for row in conn.execute(_CLOSED_WITH_DUE, {**of_lane, "closed": list(closed), "after": ""}):
+        wanted = {**of_lane, "project_id": row.value, "most": CHUNK - moved}
+        ids = conn.execute(_DUE_IDS, wanted).scalars().all()
+        for start in range(0, len(ids), _IDS):
+            some = {"ids": ids[start : start + _IDS], "opens": closed[row.value]}
+            conn.execute(_POSTPONE, some)
+        moved += len(ids)
+        if moved >= CHUNK:
+            break
+    return moved
+
+
+def _turns(conn: Connection, wanted: Mapping[str, Any], after: str) -> list[str]:
+    turns = list(conn.execute(_OPEN_WITH_DUE, {**wanted, "after": after}).scalars())
+    if after and len(turns) < wanted["most"]:
+        first = conn.execute(_OPEN_WITH_DUE, {**wanted, "after": ""}).scalars()
+        turns += [project_id for project_id in first if project_id not in turns]
+    return turns
+
+
+_WINDOWS = select(project.c.id, project.c.window).where(has_window)
+_of_lane = (call.c.dialer_id == bindparam("dialer_id"), call.c.lane == bindparam("lane"))
+_waiting = loose.distinct(call.c.project_id, *_of_lane, is_due)
+_WITH_DUE = select(_waiting.c.value).where(
+    exists(
+        select(literal(1)).where(
+            *_of_lane,
+            call.c.project_id == _waiting.c.value,
+            call.c.due_at <= bindparam("now"),
+        )
+    )
+)
+_closed: BindParameter[Any] = bindparam("closed", expanding=True)
+_OPEN_WITH_DUE = _WITH_DUE.where(_waiting.c.value.not_in(_closed)).limit(bindparam("most"))
+_CLOSED_WITH_DUE = _WITH_DUE.where(_waiting.c.value.in_(_closed))
+
+_of_project = (*_of_lane, call.c.project_id == bindparam("project_id"))
+_is_now_due = call.c.due_at <= bindparam("now")
+_DUE = (
+    select(
+        call.c.id,
+        call.c.project_id,
+        call.c.lane,
+        call.c.e164,
+        call.c.recording_id,
+        call.c.digits,
+        call.c.repeat_count,
+        call.c.language,
+        call.c.retries_left,
+        call.c.retry_interval,
+        call.c.expires_at,
+        call.c.trouble,
+        call.c.attempts,
+        call.c.due_at,
+        exists(
+            select(literal(1)).where(
+                do_not_call.c.project_id == call.c.project_id,
+                do_not_call.c.e164 == call.c.e164,
+            )
+        ).label("unwanted"),
+    )
+    .where(
+        *_of_project,
+        _is_now_due,
+        tuple_(call.c.due_at, call.c.id) > tuple_(bindparam("last_due"), bindparam("last_id")),
+    )
+    .order_by(call.c.due_at, call.c.id)
+    .limit(bindparam("most"))
+    .with_for_update(skip_locked=True, of=call)
+)
+_DUE_IDS = (
+    select(call.c.id)
+    .where(*_of_project, _is_now_due)
+    .order_by(call.c.due_at, call.c.id)
+    .limit(bindparam("most"))
+    .with_for_update(skip_locked=True)
+)
+_POSTPONE = (
+    update(call)
+    .where(call.c.id.in_(bindparam("ids", expanding=True)), is_due)
+    .values(due_at=bindparam("opens"))
+)

@@ -1,0 +1,298 @@
+"""The outbox of webhook events: one per finished call, kept until it is delivered or given up.
+
+`endings.end_calls` writes an event in the transaction that ends its call. A deliverer takes events
+on lease: while one is in flight its `due_at` is when another deliverer may try it, so that a crash
+delays an event and loses none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from types import MappingProxyType
+from typing import Any, Final
+
+from sqlalchemy import (
+    Connection,
+    Row,
+    bindparam,
+    exists,
+    func,
+    insert,
+    literal,
+    null,
+    or_,
+    select,
+    true,
+    update,
+)
+
+from bitel.calls.call import CallStatus
+from bitel.calls.ids import new_id
+from bitel.store import loose
+from bitel.store.schema import (
+    DELIVERED,
+    GIVEN_UP,
+    PENDING,
+    call,
+    is_untold,
+    project,
+    webhook_event,
+    webhook_try,
+)
+
+LEASE: Final = 60.0
+"""Seconds after which an event whose delivery was begun may be tried by another deliverer."""
+
+_NOBODY: Mapping[str, int] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """An event that its deliverer may try now, and nobody else until the lease is over."""
+
+    event_id: str
+    project_id: str
+    url: str
+    secret: str
+    tries: int
+    """1 is the first: how many tries were begun, this one included."""
+    call_id: str
+    campaign_id: str | None
+    status: CallStatus
+    bill_seconds: int
+    phone_number: str
+    requested_at: float
+    price: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """One try to deliver an event, and what follows. `at` in Unix seconds, `seconds` it took."""
+
+    event_id: str
+    at: float
+    seconds: float
+    delivered: bool
+    status_code: int | None = None
+    error: str = ""
+    """What failed, in a few words; empty where there was an answer."""
+    next_due: float | None = None
+    """When to try again; None gives the event up, unless it was delivered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An event and all that was tried for it, the first try first."""
+
+    id: str
+    project_id: str
+    call_id: str
+    created_at: float
+    due_at: float | None
+    """When it is tried next; None when it no longer is."""
+    tries: int
+    """How many were begun; of one that a crash cut off, `tried` holds nothing."""
+    state: str
+    """pending, delivered or given up."""
+    tried: tuple[Tried, ...] = ()
+
+
+def claim_due(
+    conn: Connection,
+    now: float,
+    limit_per_project: int,
+    limit: int,
+    *,
+    lease: float = LEASE,
+    in_flight: Mapping[str, int] = _NOBODY,
+    after_project: str = "",
+) -> list[Delivery]:
+    """Up to `limit` events to try now, the longest due of each project first.
+
+    Projects take turns, beginning after `after_project`; the next claim begins after the project
+    of the last delivery. None gets more than `limit_per_project`, what it has `in_flight` already
+    included. Projects whose URL is off have no turn.
+    """
+    claimed: list[Delivery] = []
+    full = [key for key, count in in_flight.items() if count >= limit_per_project]
+    for turn in _turns(conn, now, limit, after_project, full):
+        free = min(limit_per_project - in_flight.get(turn.id, 0), limit - len(claimed))
+        if free <= 0:
+            break
+        rows = conn.execute(_DUE, {"project_id": turn.id, "now": now, "most": free}).all()
+        claimed += [_delivery(row, turn) for row in rows]
+    if claimed:
+        leased = [{"the_event": one.event_id, "until": now + lease} for one in claimed]
+        conn.execute(_LEASE, leased)
+    return claimed
+
+
+def record(conn: Connection, tried: Sequence[Tried]) -> None:
+    """Write what came of tries. A try that failed changes nothing of an event already delivered."""
+    if not tried:
+        return
+    conn.execute(
+        insert(webhook_try),
+        [
+            {
+                "id": new_id(one.at),
+                "event_id": one.event_id,
+                "at": one.at,
+                "status_code": one.status_code,
+                "error": one.error,
+                "seconds": one.seconds,
+            }
+            for one in tried
+        ],
+    )
+    if done := [{"the_event": one.event_id} for one in tried if one.delivered]:
+        conn.execute(_DELIVERED, done)
+    failed = [one for one in tried if not one.delivered]
+    again = [{"the_event": one.event_id, "due": one.next_due} for one in failed if one.next_due]
+    if again:
+        conn.execute(_AGAIN, again)
+    if given_up := [{"the_event": one.event_id} for one in failed if not one.next_due]:
+        conn.execute(_GIVE_UP, given_up)
+
+
+def turn_off(conn: Connection, project_id: str, url: str, reason: str) -> bool:
+    """Send a project no more events, until its URL is set anew. False: it has another by now."""
+    is_it = (project.c.id == project_id) & (project.c.webhook_url == url)
+    turned = conn.execute(update(project).where(is_it).values(webhook_off_reason=reason))
+    return turned.rowcount == 1
+
+
+def redeliver(conn: Connection, project_id: str | None, which: str, now: float) -> bool:
+    """Try the event of that id, or of the call of that id, from the start again; at once.
+
+    `project_id` None looks in all projects. False: there is no such event.
+    """
+    found = conn.execute(
+        update(webhook_event)
+        .where(
+            or_(webhook_event.c.id == which, webhook_event.c.call_id == which),
+            true() if project_id is None else webhook_event.c.project_id == project_id,
+        )
+        .values(state=PENDING, due_at=now, tries=0)
+    )
+    return found.rowcount == 1
+
+
+def history(
+    conn: Connection, project_id: str | None = None, call_id: str | None = None, limit: int = 100
+) -> list[Event]:
+    """The last `limit` events, the newest first, with what was tried for each."""
+    wanted = select(webhook_event).order_by(webhook_event.c.id.desc()).limit(limit)
+    if project_id is not None:
+        wanted = wanted.where(webhook_event.c.project_id == project_id)
+    if call_id is not None:
+        wanted = wanted.where(webhook_event.c.call_id == call_id)
+    events = conn.execute(wanted).all()
+    tried: dict[str, list[Tried]] = {row.id: [] for row in events}
+    for row in conn.execute(_TRIES, {"ids": list(tried)}):
+        tried[row.event_id].append(
+            Tried(
+                event_id=row.event_id,
+                at=row.at,
+                seconds=row.seconds,
+                delivered=row.status_code is not None and row.status_code // 100 == 2,
+                status_code=row.status_code,
+                error=row.error,
+            )
+        )
+    return [Event(**row._mapping, tried=tuple(tried[row.id])) for row in events]
+
+
+def backlog(conn: Connection) -> int:
+    """How many events are still to be delivered, those of projects whose URL is off included."""
+    count: int = conn.execute(_BACKLOG).scalar_one()
+    return count
+
+
+def _turns(
+    conn: Connection, now: float, most: int, after: str, full: Sequence[str]
+) -> list[Row[*tuple[Any, ...]]]:
+    wanted = {"now": now, "most": most, "full": full}
+    turns = list(conn.execute(_PROJECTS, {**wanted, "after": after}))
+    if after and len(turns) < most:
+        seen = {row.id for row in turns}
+        first = conn.execute(_PROJECTS, {**wanted, "after": ""})
+        turns += [row for row in first if row.id not in seen]
+    return turns
+
+
+def _delivery(row: Row[*tuple[Any, ...]], turn: Row[*tuple[Any, ...]]) -> Delivery:
+    return Delivery(
+        event_id=row.event_id,
+        project_id=turn.id,
+        url=turn.webhook_url,
+        secret=turn.webhook_secret,
+        tries=row.tries + 1,
+        call_id=row.call_id,
+        campaign_id=row.campaign_id,
+        status=CallStatus(row.status),
+        bill_seconds=row.bill_seconds,
+        phone_number=row.phone_number,
+        requested_at=row.requested_at,
+        price=row.price,
+    )
+
+
+_waiting = loose.distinct(webhook_event.c.project_id, is_untold)
+_PROJECTS = (
+    select(project.c.id, project.c.webhook_url, project.c.webhook_secret)
+    .select_from(_waiting)
+    .join(project, project.c.id == _waiting.c.value)
+    .where(
+        project.c.webhook_url.is_not(None),
+        project.c.webhook_secret.is_not(None),
+        project.c.webhook_off_reason.is_(None),
+        project.c.id.not_in(bindparam("full", expanding=True)),
+        exists(
+            select(literal(1)).where(
+                webhook_event.c.project_id == _waiting.c.value,
+                webhook_event.c.due_at <= bindparam("now"),
+            )
+        ),
+    )
+    .limit(bindparam("most"))
+)
+_DUE = (
+    select(
+        webhook_event.c.id.label("event_id"),
+        webhook_event.c.tries,
+        webhook_event.c.call_id,
+        call.c.campaign_id,
+        call.c.status,
+        call.c.bill_seconds,
+        call.c.phone_number,
+        call.c.requested_at,
+        call.c.price,
+    )
+    .join(call, call.c.id == webhook_event.c.call_id)
+    .where(
+        webhook_event.c.project_id == bindparam("project_id"),
+        webhook_event.c.due_at <= bindparam("now"),
+    )
+    .order_by(webhook_event.c.due_at, webhook_event.c.id)
+    .limit(bindparam("most"))
+    .with_for_update(skip_locked=True, of=webhook_event)
+)
+_the_event = webhook_event.c.id == bindparam("the_event")
+_LEASE = (
+    update(webhook_event)
+    .where(_the_event)
+    .values(due_at=bindparam("until"), tries=webhook_event.c.tries + 1)
+)
+_DELIVERED = update(webhook_event).where(_the_event).values(state=DELIVERED, due_at=null())
+_PENDING = (_the_event, webhook_event.c.state == PENDING)
+_AGAIN = update(webhook_event).where(*_PENDING).values(due_at=bindparam("due"))
+_GIVE_UP = update(webhook_event).where(*_PENDING).values(state=GIVEN_UP, due_at=null())
+_TRIES = (
+    select(webhook_try)
+    .where(webhook_try.c.event_id.in_(bindparam("ids", expanding=True)))
+    .order_by(webhook_try.c.id)
+)
+_BACKLOG = select(func.count()).select_from(webhook_event).where(is_untold)

@@ -1,0 +1,216 @@
+"""A campaign of a thousand calls: what the service says equals what the phone's own log says."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from bitel.client import Call, Client
+from bitel.demo.stage import Stage
+from bitel.voices.sample import write_sample
+from tests.e2e import phone_log
+from tests.e2e.phone_log import Seen
+from tests.e2e.receiver import Receiver, receiver
+
+CALLS = 1000
+KILLS = 20
+RULES = (
+    "*[0-3]=answer:after=0.3",
+    "*[4-5]=answer:after=0.3:hangup=0.6",
+    "*6=busy,answer:after=0.3",
+    "*7=busy*2,reject:486",
+    "*8=reject:404",
+    "*9=reject:480",
+)
+EXPECTED = {"NORMAL": 700, "USER_BUSY": 100, "NO_ANSWER": 100, "ERROR": 100}
+ATTEMPTS = {"0": 1, "1": 1, "2": 1, "3": 1, "4": 1, "5": 1, "6": 2, "7": 2, "8": 1, "9": 2}
+DIALER = {"ring_timeout": 2, "calls_per_second": 100, "max_channels": 300}
+TARIFF = '[[tariff]]\nprefix = "+98"\nper_minute = 60\nincrement = 1\n'
+EXTRA = "webhook_allow_private = true\n"
+BALANCE = Decimal(1_000_000)
+
+
+def stage_at(folder: Path, data_dir: Path | None = None, **dialer: float) -> Stage:
+    # `extra` stands before the first section, the tariff is a section of its own.
+    return Stage(
+        folder,
+        rules=RULES,
+        record=False,
+        dialer={**DIALER, **dialer},
+        extra=EXTRA + TARIFF,
+        data_dir=data_dir,
+    )
+
+
+def open_project(stage: Stage, events: Receiver) -> str:
+    """A token of a project with a balance and a webhook."""
+    project = stage.command("project", "create", "acme")
+    stage.command("project", "set", project, "--balance", str(BALANCE), "--webhook", events.url)
+    return stage.command("token", "create", project)
+
+
+def place(stage: Stage, token: str, count: int = CALLS) -> str:
+    """A campaign to so many numbers, each with one retry; its id."""
+    sample = stage.folder / "sample.wav"
+    write_sample(sample, 1.0)
+    with Client(token, stage.url) as client:
+        voice = client.upload(sample)
+        return client.batch(
+            [f"0912{n:07}" for n in range(count)],
+            voice["id"],
+            retry_count=1,
+            retry_interval=5,
+        ).campaign_id
+
+
+def finish(stage: Stage, token: str, campaign: str, timeout: float) -> list[Call]:
+    """All calls of the campaign, once they are over."""
+    with Client(token, stage.url) as client:
+        client.wait_campaign(campaign, timeout)
+        return client.campaign_calls(campaign)
+
+
+def billed(calls: Sequence[Call]) -> Decimal:
+    return -sum((Decimal(str(call["price"])) for call in calls), Decimal(0))
+
+
+def check_money(stage: Stage, token: str, calls: Sequence[Call]) -> None:
+    with Client(token, stage.url) as client:
+        balance = client.account()["balance"]
+    assert balance is not None
+    assert BALANCE - Decimal(str(balance)) == billed(calls)
+
+
+def check_events(events: Receiver, calls: Sequence[Call]) -> None:
+    """At least one event for each call, all of one call with the same id."""
+    by_call = events.by_call()
+    assert set(by_call) == {call["id"] for call in calls}
+    for call in calls:
+        seen = by_call[call["id"]]
+        assert len({event.webhook_id for event in seen}) == 1
+        assert {event.body["cause"] for event in seen} == {call["status"]}
+        assert {event.body["billSec"] for event in seen} == {call["billSec"]}
+
+
+def check_nobody_called_wrongly(seen: Mapping[str, Sequence[Seen]]) -> None:
+    assert phone_log.called_again_after_audio(seen) == []
+    assert phone_log.in_two_calls_at_once(seen) == []
+
+
+def e164(call: Call) -> str:
+    return "+98" + call["phoneNumber"].removeprefix("0")
+
+
+def test_every_status_attempt_and_bill_is_what_the_phone_saw(tmp_path: Path) -> None:
+    with receiver() as events, stage_at(tmp_path) as stage:
+        stage.start_phone()
+        stage.start_service()
+        token = open_project(stage, events)
+        calls = finish(stage, token, place(stage, token), 120.0)
+        check_money(stage, token, calls)
+        events.wait_for(CALLS, 60.0)
+        assert stage.stop_service() == 0
+    assert Counter(call["status"] for call in calls) == EXPECTED
+    seen = phone_log.read(stage.phone_log)
+    check_nobody_called_wrongly(seen)
+    check_events(events, calls)
+    for call in calls:
+        attempts = seen[e164(call)]
+        assert len(attempts) == ATTEMPTS[call["phoneNumber"][-1]], call
+        last = attempts[-1]
+        if last.answered_at is None:
+            assert (call["billSec"], call["price"]) == (0, 0.0)
+            continue
+        assert last.ended_at is not None
+        talked = last.ended_at - last.answered_at
+        # Our clock starts when the answer reaches us and stops when the end does.
+        assert talked - 0.3 <= call["billSec"] <= talked + 1.3, (call, talked)
+        assert call["price"] == -call["billSec"]
+
+
+def test_twenty_kills_lose_nothing(tmp_path: Path) -> None:
+    chance = random.Random(3)
+    with receiver() as events, stage_at(tmp_path, calls_per_second=40) as stage:
+        stage.start_phone()
+        stage.start_service()
+        token = open_project(stage, events)
+        campaign = place(stage, token)
+        for _ in range(KILLS):
+            time.sleep(chance.uniform(0.0, 1.5))  # the crash comes when it comes
+            stage.kill_service()
+            stage.start_service()
+        calls = finish(stage, token, campaign, 180.0)
+        check_money(stage, token, calls)
+        events.wait_for(CALLS, 90.0)
+        assert stage.stop_service() == 0
+    check_nobody_called_wrongly(phone_log.read(stage.phone_log))
+    check_events(events, calls)
+    check_statuses(calls)
+
+
+def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk, receiver() as events:
+        with stage_at(tmp_path / "stage", disk / "data", calls_per_second=50) as stage:
+            stage.start_phone()
+            stage.start_service()
+            token = open_project(stage, events)
+            campaign = place(stage, token)
+            for _ in range(3):
+                time.sleep(2.0)  # calls run
+                fill(disk)
+                time.sleep(2.0)  # and go on running, with nothing that could be written
+                (disk / "ballast").unlink()
+            calls = finish(stage, token, campaign, 180.0)
+            check_money(stage, token, calls)
+            events.wait_for(CALLS, 90.0)
+            assert stage.stop_service() == 0
+    check_nobody_called_wrongly(phone_log.read(stage.phone_log))
+    check_events(events, calls)
+    check_statuses(calls)
+    assert "disk" in (stage.folder / "serve.log").read_text().lower()
+
+
+def check_statuses(calls: Sequence[Call]) -> None:
+    """Trouble in between may end a call as UNKNOWN, but as nothing else that is not so."""
+    by_digit = {"7": "USER_BUSY", "8": "ERROR", "9": "NO_ANSWER"}
+    for call in calls:
+        expected = by_digit.get(call["phoneNumber"][-1], "NORMAL")
+        allowed = {expected, "UNKNOWN"} if expected == "NORMAL" else {expected}
+        if call["phoneNumber"][-1] == "6":
+            # An attempt that was cut off counts at the phone, which is then no longer busy.
+            allowed.add("USER_BUSY")
+        assert call["status"] in allowed, call
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    """A file system of 24 MB. Needs root, which CI and containers are."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)]
+    made = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if made.returncode:
+        pytest.skip(f"a small file system can't be mounted here: {made.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(disk: Path) -> None:
+    """Leave not one byte free."""
+    with (disk / "ballast").open("wb", buffering=0) as file:
+        for size in (1 << 20, 1 << 12, 1):
+            block = bytes(size)
+            try:
+                while file.write(block):
+                    pass
+            except OSError:
+                continue
