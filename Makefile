@@ -11,9 +11,9 @@ serve: ## the service in the foreground, with ./bitel.toml if there is one
 	@scripts/setup run
 	@.venv/bin/bitel serve $(ARGS)
 
-test: ## every test, on two processes
+test: ## every test; many of them wait for other processes, so four at once on two cores
 	@scripts/setup dev
-	@$(PY) -m pytest -n 2 --dist worksteal $(ARGS)
+	@$(PY) -m pytest -n 4 --dist worksteal $(ARGS)
 
 check: ## format, lint, types, import rules
 	@scripts/setup dev

@@ -157,21 +157,24 @@ def test_twenty_kills_lose_nothing(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk") as disk, receiver() as events:
-        with stage_at(tmp_path / "stage", disk / "data", calls_per_second=50) as stage:
-            stage.start_phone()
-            stage.start_service()
-            token = open_project(stage, events)
-            campaign = place(stage, token)
-            for _ in range(3):
-                time.sleep(2.0)  # calls run
-                fill(disk)
-                time.sleep(2.0)  # and go on running, with nothing that could be written
-                (disk / "ballast").unlink()
-            calls = finish(stage, token, campaign, 180.0)
-            check_money(stage, token, calls)
-            events.wait_for(CALLS, 90.0)
-            assert stage.stop_service() == 0
+    with (
+        small_disk(tmp_path / "disk") as disk,
+        receiver() as events,
+        stage_at(tmp_path / "stage", disk / "data", calls_per_second=50) as stage,
+    ):
+        stage.start_phone()
+        stage.start_service()
+        token = open_project(stage, events)
+        campaign = place(stage, token)
+        for _ in range(3):
+            time.sleep(2.0)  # calls run
+            fill(disk)
+            time.sleep(2.0)  # and go on running, with nothing that could be written
+            (disk / "ballast").unlink()
+        calls = finish(stage, token, campaign, 180.0)
+        check_money(stage, token, calls)
+        events.wait_for(CALLS, 90.0)
+        assert stage.stop_service() == 0
     check_nobody_called_wrongly(phone_log.read(stage.phone_log))
     check_events(events, calls)
     check_statuses(calls)

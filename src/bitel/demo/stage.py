@@ -214,6 +214,7 @@ class Stage:
         }
         lines = [
             f'data_dir = "{self.data_dir or self.folder / "data"}"',
+            'log_level = "debug"',
             self.extra,
             "[http]",
             f"port = {ports.http}",
