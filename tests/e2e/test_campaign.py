@@ -63,19 +63,16 @@ def place(stage: Stage, token: str, count: int = CALLS) -> str:
     write_sample(sample, 1.0)
     with Client(token, stage.url) as client:
         voice = client.upload(sample)
-        return client.batch(
-            [f"0912{n:07}" for n in range(count)],
-            voice["id"],
-            retry_count=1,
-            retry_interval=5,
-        ).campaign_id
+        numbers = [f"0912{n:07}" for n in range(count)]
+        placed = client.batch(numbers, voice["id"], retry_count=1, retry_interval=5)
+        return placed["campaignId"]
 
 
 def finish(stage: Stage, token: str, campaign: str, timeout: float) -> list[Call]:
     """All calls of the campaign, once they are over."""
     with Client(token, stage.url) as client:
         client.wait_campaign(campaign, timeout)
-        return client.campaign_calls(campaign)
+        return list(client.campaign_calls(campaign, 1000))
 
 
 def billed(calls: Sequence[Call]) -> Decimal:
