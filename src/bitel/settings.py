@@ -61,6 +61,9 @@ def _port_range(text: str) -> str:
 def _trunk(text: str) -> str:
     if not re.fullmatch(r"sips?:[A-Za-z0-9.\-\[\]:]+(;[A-Za-z0-9=.\-]+)*", text):
         raise ValueError(f"{text!r} is not a trunk's address, as in sip:203.0.113.10:5060")
+    transport = re.search(r";transport=([^;]*)", text, re.IGNORECASE)
+    if text.startswith("sips:") or (transport and transport[1].lower() != "udp"):
+        raise ValueError(f"{text!r} can't be a trunk: only UDP is spoken so far")
     return text
 
 
@@ -89,20 +92,26 @@ def split_public_address(text: str) -> tuple[str, int | None]:
 
 
 AddressText = Annotated[str, AfterValidator(_address)]
+CallerId = Annotated[str, Field(pattern=r"^\+?[0-9A-Za-z_.\-]{0,32}$")]
+NumberPrefix = Annotated[str, Field(pattern=r"^\+[0-9]{0,15}$")]
 DialerId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}$")]
 
 
 class Section(BaseModel):
     """A part of the settings; a key it does not know is refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_by_name=True, use_attribute_docstrings=True
+    )
 
 
 class HttpSettings(Section):
     """Where the HTTP API listens."""
 
     host: str = "127.0.0.1"
+    """The address that HTTP is answered at; loopback, so that nobody outside reaches it unasked."""
     port: int = Field(default=8080, ge=0, le=65535)
+    """Its port; 0 takes a free one."""
     max_body: int = Field(default=2 * 1024 * 1024, ge=1024)
     """Bytes a JSON body may have."""
     max_batch_body: int = Field(default=4 * 1024 * 1024, ge=1024)
@@ -113,9 +122,9 @@ class VoiceSettings(Section):
     """What an uploaded recording may be."""
 
     max_upload: int = Field(default=32 * 1024 * 1024, ge=1024)
-    """Bytes."""
+    """Bytes that an upload may have."""
     max_seconds: float = Field(default=600.0, gt=0, le=7200)
-    decode_workers: int = Field(default=2, ge=1, le=64)
+    """Seconds that it may last."""
 
 
 class SpeechSettings(Section):
@@ -126,6 +135,7 @@ class SpeechSettings(Section):
     )
     """espeak-ng's voice for each language that a client may name."""
     default_language: str = "fa"
+    """The language of a text whose client names none."""
     piper: dict[str, Path] = Field(default_factory=dict, max_length=200)
     """The Piper voice model (.onnx) for a language; it goes before espeak-ng."""
     max_chars: int = Field(default=1000, ge=1, le=100_000)
@@ -134,7 +144,9 @@ class SpeechSettings(Section):
     @model_validator(mode="after")
     def _default_is_known(self) -> SpeechSettings:
         if self.default_language not in {*self.languages, *self.piper}:
-            raise ValueError(f"default_language {self.default_language!r} has no voice; give it one")
+            raise ValueError(
+                f"default_language {self.default_language!r} has no voice; give it one"
+            )
         return self
 
 
@@ -142,40 +154,87 @@ class LimitSettings(Section):
     """What a project may ask for, where it has no limit of its own. None: as much as it likes."""
 
     requests_per_minute: int | None = Field(default=None, ge=1, le=1_000_000)
+    """HTTP requests of one project a minute, at each process that answers HTTP."""
     calls_per_minute: int | None = Field(default=None, ge=1, le=10_000_000)
+    """Calls that one project may place a minute, at each process that answers HTTP."""
 
 
 class RateSettings(Section):
     """One line of the tariff: see `bitel.calls.tariff.Rate`."""
 
     prefix: str = Field(pattern=r"^\+[0-9]{0,15}$")
+    """What the E.164 form of a number starts with; the longest prefix that fits prices it."""
     per_minute: Decimal = Field(ge=0)
+    """The price of a minute."""
     increment: int = Field(default=60, ge=1, le=3600)
+    """Seconds of a step; each step that has begun is charged in full."""
     connection_fee: Decimal = Field(default=Decimal(0), ge=0)
+    """Charged once for each answered call."""
     minimum: Decimal = Field(default=Decimal(0), ge=0)
+    """The least that an answered call costs."""
+
+
+class NumberRuleSettings(Section):
+    """How numbers with a prefix are dialled: see `bitel.dialers.numbering.NumberRule`."""
+
+    prefix: NumberPrefix
+    """What the number begins with, in E.164: `+98`."""
+    strip: int = Field(default=0, ge=0, le=16)
+    """How many characters it loses in front, the plus sign included."""
+    add: str = Field(default="", pattern=r"^[0-9+*#]{0,32}$")
+    """What then stands in front."""
+
+    @model_validator(mode="after")
+    def _leaves_a_number(self) -> NumberRuleSettings:
+        if self.strip > len(self.prefix):
+            raise ValueError(f"strip {self.strip} takes away more than the prefix {self.prefix!r}")
+        return self
 
 
 class DialerSettings(Section):
     """A dialer: a SIP user agent, the trunks that it calls over, and how fast it may."""
 
     id: DialerId
+    """What clients name as `serverId`; the first dialer is the default."""
     trunks: list[Annotated[str, AfterValidator(_trunk)]] = Field(min_length=1, max_length=16)
+    """The carrier's addresses, in order of preference."""
     username: str = ""
+    """Digest credentials, where the carrier wants them."""
     password: SecretStr = SecretStr("")
+    """Their password; shown nowhere."""
     register_: bool = Field(default=False, alias="register")
-    caller_id: str = Field(default="", pattern=r"^\+?[0-9A-Za-z_.\-]{0,32}$")
+    """REGISTER with the trunk and stay registered."""
+    caller_id: CallerId | Annotated[list[CallerId], Field(min_length=1, max_length=1000)] = ""
+    """The number that callees see; or several, which take turns."""
+    caller_ids: dict[NumberPrefix, CallerId] = Field(default_factory=dict, max_length=1000)
+    """The caller id by prefix of the number called, before `caller_id`; the longest decides."""
+    identity: Literal["from", "pai", "ppi", "rpid"] = "from"
+    """What names the caller: From alone, or with P-Asserted-Identity (`pai`), P-Preferred-Identity
+    (`ppi`) or Remote-Party-ID (`rpid`)."""
+    privacy: bool = False
+    """Whether the person called is not to learn who calls (RFC 3323)."""
     number_format: Literal["e164", "digits", "national"] = "e164"
+    """How the carrier wants numbers: `+98912…`, `98912…` or `0912…`."""
+    number_rules: list[NumberRuleSettings] = Field(default_factory=list, max_length=1000)
+    """Rules by prefix, before `number_format`; the longest prefix decides."""
+    ping_interval: float = Field(default=30.0, ge=0, le=3600)
+    """Seconds between two OPTIONS to each of the carriers' addresses; 0 sends none."""
     codecs: list[Literal["PCMA", "PCMU"]] = Field(
         default=["PCMA", "PCMU"], min_length=1, max_length=2
     )
+    """What is offered, best first."""
     bind: AddressText = "0.0.0.0:5070"
+    """Where SIP is spoken from."""
     public_address: Annotated[str, AfterValidator(_public_address)] = ""
     """What Via, Contact and SDP say instead of `bind`: an IP address, and a port if it differs."""
     rtp_ports: Annotated[str, AfterValidator(_port_range)] = "10000-19999"
+    """Local ports of RTP, the even ones of them; a narrow range is shared by many calls."""
     max_channels: int = Field(default=100, ge=1, le=100_000)
+    """Calls at once, ringing ones included."""
     otp_channels: int = Field(default=0, ge=0, le=100_000)
     """Channels out of `max_channels` that only one-time passwords may use."""
     calls_per_second: float = Field(default=10.0, gt=0, le=100_000)
+    """New calls a second."""
     ring_timeout: float = Field(default=45.0, ge=1, le=600)
     """Seconds from the INVITE until it is given up unanswered."""
 
@@ -191,6 +250,10 @@ class DialerSettings(Section):
             raise ValueError("register = true needs a username to register as")
         if self.password.get_secret_value() and not self.username:
             raise ValueError("password is set but username is empty; set both or neither")
+        prefixes = [rule.prefix for rule in self.number_rules]
+        twice = {prefix for prefix in prefixes if prefixes.count(prefix) > 1}
+        if twice:
+            raise ValueError(f"number_rules: two have the same prefix {min(twice)!r}")
         if self.otp_channels >= self.max_channels:
             raise ValueError("otp_channels leaves no channel for other calls; make it smaller")
         return self
@@ -205,18 +268,28 @@ class Settings(BaseSettings):
         extra="forbid",
         frozen=True,
         nested_model_default_partial_update=True,
+        use_attribute_docstrings=True,
     )
 
     data_dir: Path = Path("bitel-data")
+    """The folder of recordings, the SQLite file and the signing key; made with mode 0700."""
     database_url: SecretStr = SecretStr("")
+    """Empty: SQLite in `data_dir`; `postgresql://…` where one machine is outgrown."""
     storage_url: SecretStr = SecretStr("")
+    """Empty: recordings in `data_dir/voices`; `s3://bucket/prefix` keeps them there."""
     region: Annotated[str, AfterValidator(_region)] = "IR"
+    """The country whose local numbers are understood, and whose numbers alone may be called unless
+    a project is allowed others."""
     currency: str = Field(default="IRR", pattern=r"^[A-Z]{3}$")
+    """The currency of balances and prices (ISO 4217)."""
     batch_limit: int = Field(default=10_000, ge=1, le=1_000_000)
+    """Numbers that one batch may hold."""
     drain_timeout: float = Field(default=30.0, ge=0, le=3600)
     """Seconds that running calls may still take after SIGTERM."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least severe log lines that are written."""
     log_json: bool = False
+    """JSON lines instead of plain ones."""
     http: HttpSettings = HttpSettings()
     voices: VoiceSettings = VoiceSettings()
     speech: SpeechSettings = SpeechSettings()

@@ -1,0 +1,85 @@
+"""Writes docs/settings.md from the settings themselves: `python -m scripts.settings_docs`."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from bitel.settings import Settings
+
+PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
+
+HEAD = """# Settings
+
+Every setting, as `bitel.toml` writes it. Any of them can come from the environment too, which wins:
+`BITEL_DATABASE_URL`, or `BITEL_HTTP__PORT` for a key of a section. The file is the one that
+`--config` names, else the one that `BITEL_CONFIG` names, else `./bitel.toml`. A setting that is
+unknown, of the wrong type or contradicts another stops the start with one sentence that names it.
+
+This page is written by `python -m scripts.settings_docs`; a test keeps it true.
+"""
+
+
+TABLE = "| setting | default | what it is |\n|---|---|---|"
+
+
+def render() -> str:
+    """The page."""
+    parts = [HEAD]
+    for title, model in _sections("", Settings):
+        parts.append(
+            f"\n## {title or 'At the top'}\n\n| setting | default | what it is |\n|---|---|---|"
+        )
+        for name, field in model.model_fields.items():
+            if _model_in(field.annotation) is None:
+                parts.append(
+                    f"| `{field.alias or name}` | {_default(field)} | {_what(name, field)} |"
+                )
+    return "\n".join(parts) + "\n"
+
+
+def _sections(title: str, model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
+    yield title, model
+    for name, field in model.model_fields.items():
+        below = _model_in(field.annotation)
+        if below is not None:
+            many = typing.get_origin(field.annotation) is list
+            path = f"{title.strip('[]`')}.{name}".lstrip(".")
+            yield from _sections(f"`[[{path}]]`" if many else f"`[{path}]`", below)
+
+
+def _model_in(annotation: object) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if typing.get_origin(annotation) in (list, typing.Union, types.UnionType):
+        for part in typing.get_args(annotation):
+            found = _model_in(part)
+            if found is not None:
+                return found
+    return None
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.get_default(call_default_factory=True, validated_data={})
+    if value is PydanticUndefined:
+        return "must be set"
+    if value is None:
+        return "none"
+    text = str(value.get_secret_value() if hasattr(value, "get_secret_value") else value)
+    return f"`{text}`" if text else "empty"
+
+
+def _what(name: str, field: FieldInfo) -> str:
+    if not field.description:
+        raise ValueError(f"the setting {name} has no description: give its field a docstring")
+    return " ".join(field.description.split()).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render())

@@ -1,0 +1,37 @@
+"""What holds for the tree as a whole: who imports whom, how long files are, what is documented."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from scripts.settings_docs import PAGE, render
+
+ROOT = Path(__file__).parent.parent.parent
+LONGEST = 500
+
+
+def test_every_room_imports_only_what_it_may() -> None:
+    found = subprocess.run(
+        [Path(sys.executable).parent / "lint-imports", "--no-cache"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stdout
+
+
+def test_no_file_is_longer_than_one_thing_needs() -> None:
+    too_long = [
+        path
+        for folder in ("src", "tests", "bench", "scripts")
+        for path in (ROOT / folder).rglob("*.py")
+        if len(path.read_text().splitlines()) > LONGEST
+    ]
+    assert too_long == []
+
+
+def test_the_page_of_settings_is_the_settings() -> None:
+    assert PAGE.read_text() == render(), "run: python -m scripts.settings_docs"
