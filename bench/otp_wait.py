@@ -44,8 +44,8 @@ class Waits:
 def main() -> None:
     """Measure both, print the table."""
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--passwords", type=int, default=100, help="how many of each kind")
-    arguments.add_argument("--kept", type=int, default=2, help="channels kept free for them")
+    arguments.add_argument("--passwords", type=int, default=60, help="how many of each kind")
+    arguments.add_argument("--kept", type=int, default=5, help="channels kept free for them")
     arguments.add_argument("--json", type=Path, help="where to write the figures too")
     given = arguments.parse_args()
     waits = [
@@ -98,7 +98,7 @@ def _run(stage: Stage, name: str, passwords: int, campaign: int) -> Waits:
         with Client(other, stage.url) as passwords_client:
             for n in range(passwords):
                 passwords_client.otp(f"09351{n:06}", "12", retry_count=0, repeat_count=1)
-                time.sleep(0.11)  # not in step with the ends of other calls
+                time.sleep(0.57)  # not in step with the ends of other calls
         time.sleep(TALK)
         waits = database.read_now(
             lambda conn: (

@@ -1,22 +1,59 @@
-"""A client of the HTTP API, as Python programs and the commands of `bitel` use it.
+"""Clients of the HTTP API, as Python programs and the commands of `bitel` use it.
 
-What is asked and how an answer is read stands in plain functions and values; `Client` only adds
-the blocking connection between them.
+    with Client(token, "http://127.0.0.1:8080") as client:
+        voice = client.upload(Path("hello.mp3"))
+        call = client.wait(client.call("09121234567", voice["id"])["id"], timeout=60)
+
+`AsyncClient` has the same methods to be awaited. What they ask stands in `bitel.asking`, and any
+`Ask` can be handed to `do`. Every method raises a BitelError: the service's own, or
+UnavailableError where it can't be reached.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Final, Self, TypedDict, cast
+from typing import Any, BinaryIO, Final, Self, TypeVar, Unpack, cast
 
 import httpx
 
-from bitel.errors import BitelError, UnavailableError
+from bitel import asking
+from bitel.asking import (
+    Account,
+    Ask,
+    Batch,
+    Call,
+    CallPage,
+    Campaign,
+    Recording,
+    RecordingPage,
+    Server,
+    Terms,
+)
+from bitel.errors import UnavailableError
+from bitel.webhooks.signing import WebhookSignatureError
+from bitel.webhooks.signing import verify as verify_webhook
+
+__all__ = [
+    "Account",
+    "Ask",
+    "AsyncClient",
+    "Batch",
+    "Call",
+    "CallPage",
+    "Campaign",
+    "Client",
+    "Recording",
+    "RecordingPage",
+    "Server",
+    "Terms",
+    "WebhookSignatureError",
+    "verify_webhook",
+]
 
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
 TIMEOUT: Final = httpx.Timeout(30.0, read=120.0)
@@ -25,128 +62,20 @@ TIMEOUT: Final = httpx.Timeout(30.0, read=120.0)
 LOOK_AGAIN: Final = 0.25
 """Seconds between two looks at a call that is waited for."""
 
-
-class Call(TypedDict):
-    """A call, with the eight keys of the API. `statusCode` 0 means that it is not over."""
-
-    id: str
-    phoneNumber: str
-    status: str
-    statusCode: int
-    billSec: int
-    requestDate: int
-    executionDate: int
-    price: float
-
-
-class Recording(TypedDict):
-    """A recording; `duration` in seconds, `size` in bytes."""
-
-    id: str
-    name: str
-    duration: float
-    size: int
-
-
-class Server(TypedDict):
-    """A dialer, and whether it is up."""
-
-    id: str
-    up: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """A request to the API: `path` below the service's URL, and a JSON body if it has one."""
-
-    method: str
-    path: str
-    body: dict[str, Any] | None = None
-
-
-def single(
-    phone_number: str,
-    voice_id: str,
-    *,
-    retry_count: int | None = None,
-    retry_interval: int | None = None,
-    time_to_live: int | None = None,
-    server_id: str | None = None,
-) -> Ask:
-    """Ask to have a recording played to one number; what is None is left to the service."""
-    terms = {
-        "retryCount": retry_count,
-        "retryInterval": retry_interval,
-        "timeToLive": time_to_live,
-        "serverId": server_id,
-    }
-    given = {name: value for name, value in terms.items() if value is not None}
-    body = {"phoneNumber": phone_number, "voiceId": voice_id, **given}
-    return Ask("POST", "/api/v2/voice/single", body)
-
-
-def status(call_id: str) -> Ask:
-    """Ask how a call stands."""
-    return Ask("GET", f"/api/v2/voice/status/{_segment(call_id)}")
-
-
-def servers() -> Ask:
-    """Ask for the dialers."""
-    return Ask("GET", "/api/v2/servers")
-
-
-UPLOAD: Final = Ask("POST", "/api/v2/files/voice")
-
-
-def result_of(response: httpx.Response) -> Any:
-    """The `result` of an answer.
-
-    Raises the error of `bitel.errors` that the answer's code names, with the answer's sentence.
-    """
-    try:
-        envelope = response.json()
-        code = envelope["error"]
-        result = envelope["result"]
-    except (ValueError, KeyError, TypeError):
-        raise UnavailableError(
-            f"{response.url} answered {response.status_code} and nothing that bitel would say; "
-            "is it the right address?"
-        ) from None
-    if code is None:
-        return result
-    raise _error(str(code), str(envelope.get("message") or f"the service answered {code}"))
-
-
-def _error(code: str, message: str) -> BitelError:
-    for kind in BitelError.__subclasses__():
-        if kind.code == code:
-            # Not through __init__: a TooManyRequestsError wants what only a header says.
-            error = kind.__new__(kind)
-            error.args = (message,)
-            return error
-    return BitelError(message)
-
-
-def _segment(text: str) -> str:
-    """`text` as one segment of a path, whatever is in it."""
-    return httpx.QueryParams({"": text}).__str__()[1:].replace("+", "%20")
+T = TypeVar("T")
 
 
 class Client:
     """A blocking connection to the service at `url`, on behalf of a project's `token`.
 
-    Every method raises a BitelError: the service's own, or UnavailableError where it can't be
-    reached. Close it, or use it as a context manager.
+    Close it, or use it as a context manager.
     """
 
     def __init__(
         self, token: str, url: str = DEFAULT_URL, transport: httpx.BaseTransport | None = None
     ) -> None:
         self._http = httpx.Client(
-            base_url=url,
-            headers={"Authorization": f"Bearer {token}"},
-            timeout=TIMEOUT,
-            transport=transport,
+            base_url=url, headers=_headers(token), timeout=TIMEOUT, transport=transport
         )
 
     def __enter__(self) -> Self:
@@ -164,24 +93,113 @@ class Client:
         """Give the connection up."""
         self._http.close()
 
+    def do(self, asked: Ask[T]) -> T:
+        """What the service answers to `asked`."""
+        with _reached(self._http):
+            answer = self._http.request(**_request(asked))
+        return asked.read(answer)
+
     def upload(self, file: Path, progress: Callable[[int], None] | None = None) -> Recording:
         """Upload a recording; `progress` is told the bytes that each read took from the file."""
-        with file.open("rb") as opened:
-            source = _Watched(opened, progress) if progress else opened
-            with _reached(self._http):
-                answer = self._http.request(
-                    UPLOAD.method, UPLOAD.path, files={"file": (file.name, cast(BinaryIO, source))}
-                )
-        return cast(Recording, result_of(answer))
+        with file.open("rb") as opened, _reached(self._http):
+            answer = self._http.post(asking.FILES, files=_file(opened, file.name, progress))
+        return cast(Recording, asking.result_of(answer))
+
+    def call(self, phone_number: str, voice_id: str, **terms: Unpack[Terms]) -> Call:
+        """Have the recording `voice_id` played to one number; the call as it was queued."""
+        return self.do(asking.single(phone_number, voice_id, **terms))
+
+    def batch(self, phone_numbers: Sequence[str], voice_id: str, **terms: Unpack[Terms]) -> Batch:
+        """Have a recording played to many numbers; the calls in their order."""
+        return self.do(asking.batch(phone_numbers, voice_id, **terms))
+
+    def otp(
+        self,
+        phone_number: str,
+        text: str,
+        *,
+        voice_id: str | None = None,
+        repeat_count: int | None = None,
+        language: str | None = None,
+        **terms: Unpack[Terms],
+    ) -> Call:
+        """Have a code of up to 5 digits read to one number."""
+        asked = asking.otp(phone_number, text, voice_id=voice_id, repeat_count=repeat_count,
+                           language=language, **terms)  # fmt: skip
+        return self.do(asked)
+
+    def call_tts(
+        self, phone_number: str, text: str, *, language: str | None = None, **terms: Unpack[Terms]
+    ) -> Call:
+        """Have a text spoken to one number."""
+        return self.do(asking.single_tts(phone_number, text, language=language, **terms))
+
+    def batch_tts(
+        self,
+        phone_numbers: Sequence[str],
+        text: str,
+        *,
+        language: str | None = None,
+        **terms: Unpack[Terms],
+    ) -> Batch:
+        """Have a text spoken to many numbers."""
+        return self.do(asking.batch_tts(phone_numbers, text, language=language, **terms))
+
+    def status(self, call_id: str) -> Call:
+        """The call as it now stands."""
+        return self.do(asking.status(call_id))
+
+    def cancel(self, call_id: str) -> Call:
+        """Call a call off; as it then stands."""
+        return self.do(asking.cancel(call_id))
+
+    def campaign(self, campaign_id: str) -> Campaign:
+        """The campaign as it now stands."""
+        return self.do(asking.campaign(campaign_id))
+
+    def campaign_calls(self, campaign_id: str, page: int | None = None) -> Iterator[Call]:
+        """All calls of a campaign, asked for `page` at a time."""
+        cursor: str | None = None
+        while True:
+            answer = self.do(asking.campaign_calls(campaign_id, cursor, page))
+            yield from answer["calls"]
+            cursor = answer["nextCursor"]
+            if cursor is None:
+                return
+
+    def cancel_campaign(self, campaign_id: str) -> Campaign:
+        """Call a campaign off; as it then stands."""
+        return self.do(asking.cancel_campaign(campaign_id))
+
+    def speak(self, text: str, *, language: str | None = None) -> Recording:
+        """Have a text spoken once; the recording that it is."""
+        return self.do(asking.speak(text, language=language))
+
+    def recordings(self, page: int | None = None) -> Iterator[Recording]:
+        """All recordings of the project, asked for `page` at a time."""
+        cursor: str | None = None
+        while True:
+            answer = self.do(asking.recordings(cursor, page))
+            yield from answer["recordings"]
+            cursor = answer["nextCursor"]
+            if cursor is None:
+                return
 
     def recording(self, voice_id: str) -> bytes:
         """The recording as it will be heard: a WAV, 8 kHz mono."""
-        with _reached(self._http):
-            answer = self._http.get(f"/api/v2/files/voice/{_segment(voice_id)}")
-        if answer.is_success:
-            return answer.content
-        result_of(answer)
-        raise UnavailableError(f"{answer.url} answered {answer.status_code} without a recording")
+        return self.do(asking.recording(voice_id))
+
+    def remove_recording(self, voice_id: str) -> Recording:
+        """Remove a recording that no call needs any more; what it was."""
+        return self.do(asking.remove_recording(voice_id))
+
+    def servers(self) -> list[Server]:
+        """The dialers that `server_id` may name."""
+        return self.do(asking.servers())
+
+    def account(self) -> Account:
+        """The project that the token speaks for."""
+        return self.do(asking.account())
 
     def wait(self, call_id: str, timeout: float) -> Call:
         """The call once it is over; UnavailableError if it is not within `timeout` seconds."""
@@ -190,43 +208,198 @@ class Client:
             call = self.status(call_id)
             if call["statusCode"]:
                 return call
-            if time.monotonic() > end:
-                raise UnavailableError(f"the call {call_id} was not over within {timeout:g} s")
+            _check_time(end, f"the call {call_id}", timeout)
             time.sleep(LOOK_AGAIN)
 
-    def call(
+    def wait_campaign(
+        self,
+        campaign_id: str,
+        timeout: float,
+        progress: Callable[[Campaign], None] | None = None,
+    ) -> Campaign:
+        """The campaign once all its calls are over; `progress` is told of every look at it.
+
+        Raises UnavailableError if they are not within `timeout` seconds.
+        """
+        end = time.monotonic() + timeout
+        while True:
+            campaign = self.campaign(campaign_id)
+            if progress is not None:
+                progress(campaign)
+            if campaign["finishedDate"]:
+                return campaign
+            _check_time(end, f"the campaign {campaign_id}", timeout)
+            time.sleep(LOOK_AGAIN)
+
+
+class AsyncClient:
+    """`Client`, to be awaited."""
+
+    def __init__(
+        self, token: str, url: str = DEFAULT_URL, transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
+        self._http = httpx.AsyncClient(
+            base_url=url, headers=_headers(token), timeout=TIMEOUT, transport=transport
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Give the connection up."""
+        await self._http.aclose()
+
+    async def do(self, asked: Ask[T]) -> T:
+        """What the service answers to `asked`."""
+        with _reached(self._http):
+            answer = await self._http.request(**_request(asked))
+        return asked.read(answer)
+
+    async def upload(self, file: Path, progress: Callable[[int], None] | None = None) -> Recording:
+        """Upload a recording; `progress` is told the bytes that each read took from the file."""
+        with await asyncio.to_thread(file.open, "rb") as opened, _reached(self._http):
+            answer = await self._http.post(asking.FILES, files=_file(opened, file.name, progress))
+        return cast(Recording, asking.result_of(answer))
+
+    async def call(self, phone_number: str, voice_id: str, **terms: Unpack[Terms]) -> Call:
+        """Have the recording `voice_id` played to one number; the call as it was queued."""
+        return await self.do(asking.single(phone_number, voice_id, **terms))
+
+    async def batch(
+        self, phone_numbers: Sequence[str], voice_id: str, **terms: Unpack[Terms]
+    ) -> Batch:
+        """Have a recording played to many numbers; the calls in their order."""
+        return await self.do(asking.batch(phone_numbers, voice_id, **terms))
+
+    async def otp(
         self,
         phone_number: str,
-        voice_id: str,
+        text: str,
         *,
-        retry_count: int | None = None,
-        retry_interval: int | None = None,
-        time_to_live: int | None = None,
-        server_id: str | None = None,
+        voice_id: str | None = None,
+        repeat_count: int | None = None,
+        language: str | None = None,
+        **terms: Unpack[Terms],
     ) -> Call:
-        """Have the recording `voice_id` played to one number; the call as it was queued."""
-        asked = single(
-            phone_number,
-            voice_id,
-            retry_count=retry_count,
-            retry_interval=retry_interval,
-            time_to_live=time_to_live,
-            server_id=server_id,
-        )
-        return cast(Call, self._result(asked))
+        """Have a code of up to 5 digits read to one number."""
+        asked = asking.otp(phone_number, text, voice_id=voice_id, repeat_count=repeat_count,
+                           language=language, **terms)  # fmt: skip
+        return await self.do(asked)
 
-    def status(self, call_id: str) -> Call:
+    async def call_tts(
+        self, phone_number: str, text: str, *, language: str | None = None, **terms: Unpack[Terms]
+    ) -> Call:
+        """Have a text spoken to one number."""
+        return await self.do(asking.single_tts(phone_number, text, language=language, **terms))
+
+    async def batch_tts(
+        self,
+        phone_numbers: Sequence[str],
+        text: str,
+        *,
+        language: str | None = None,
+        **terms: Unpack[Terms],
+    ) -> Batch:
+        """Have a text spoken to many numbers."""
+        return await self.do(asking.batch_tts(phone_numbers, text, language=language, **terms))
+
+    async def status(self, call_id: str) -> Call:
         """The call as it now stands."""
-        return cast(Call, self._result(status(call_id)))
+        return await self.do(asking.status(call_id))
 
-    def servers(self) -> list[Server]:
+    async def cancel(self, call_id: str) -> Call:
+        """Call a call off; as it then stands."""
+        return await self.do(asking.cancel(call_id))
+
+    async def campaign(self, campaign_id: str) -> Campaign:
+        """The campaign as it now stands."""
+        return await self.do(asking.campaign(campaign_id))
+
+    async def campaign_calls(
+        self, campaign_id: str, page: int | None = None
+    ) -> AsyncIterator[Call]:
+        """All calls of a campaign, asked for `page` at a time."""
+        cursor: str | None = None
+        while True:
+            answer = await self.do(asking.campaign_calls(campaign_id, cursor, page))
+            for call in answer["calls"]:
+                yield call
+            cursor = answer["nextCursor"]
+            if cursor is None:
+                return
+
+    async def cancel_campaign(self, campaign_id: str) -> Campaign:
+        """Call a campaign off; as it then stands."""
+        return await self.do(asking.cancel_campaign(campaign_id))
+
+    async def speak(self, text: str, *, language: str | None = None) -> Recording:
+        """Have a text spoken once; the recording that it is."""
+        return await self.do(asking.speak(text, language=language))
+
+    async def recordings(self, page: int | None = None) -> AsyncIterator[Recording]:
+        """All recordings of the project, asked for `page` at a time."""
+        cursor: str | None = None
+        while True:
+            answer = await self.do(asking.recordings(cursor, page))
+            for recording in answer["recordings"]:
+                yield recording
+            cursor = answer["nextCursor"]
+            if cursor is None:
+                return
+
+    async def recording(self, voice_id: str) -> bytes:
+        """The recording as it will be heard: a WAV, 8 kHz mono."""
+        return await self.do(asking.recording(voice_id))
+
+    async def remove_recording(self, voice_id: str) -> Recording:
+        """Remove a recording that no call needs any more; what it was."""
+        return await self.do(asking.remove_recording(voice_id))
+
+    async def servers(self) -> list[Server]:
         """The dialers that `server_id` may name."""
-        return cast(list[Server], self._result(servers()))
+        return await self.do(asking.servers())
 
-    def _result(self, asked: Ask) -> Any:
-        with _reached(self._http):
-            answer = self._http.request(asked.method, asked.path, json=asked.body)
-        return result_of(answer)
+    async def account(self) -> Account:
+        """The project that the token speaks for."""
+        return await self.do(asking.account())
+
+    async def wait(self, call_id: str, timeout: float) -> Call:
+        """The call once it is over; UnavailableError if it is not within `timeout` seconds."""
+        end = time.monotonic() + timeout
+        while True:
+            call = await self.status(call_id)
+            if call["statusCode"]:
+                return call
+            _check_time(end, f"the call {call_id}", timeout)
+            await asyncio.sleep(LOOK_AGAIN)
+
+    async def wait_campaign(
+        self,
+        campaign_id: str,
+        timeout: float,
+        progress: Callable[[Campaign], None] | None = None,
+    ) -> Campaign:
+        """The campaign once all its calls are over; `progress` is told of every look at it.
+
+        Raises UnavailableError if they are not within `timeout` seconds.
+        """
+        end = time.monotonic() + timeout
+        while True:
+            campaign = await self.campaign(campaign_id)
+            if progress is not None:
+                progress(campaign)
+            if campaign["finishedDate"]:
+                return campaign
+            _check_time(end, f"the campaign {campaign_id}", timeout)
+            await asyncio.sleep(LOOK_AGAIN)
 
 
 class _Watched:
@@ -251,8 +424,34 @@ class _Watched:
         return self._file.tell()
 
 
+def _headers(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def _request(asked: Ask[Any]) -> dict[str, Any]:
+    return {
+        "method": asked.method,
+        "url": asked.path,
+        "json": asked.body,
+        "params": dict(asked.params),
+        "headers": dict(asked.headers),
+    }
+
+
+def _file(
+    opened: BinaryIO, name: str, progress: Callable[[int], None] | None
+) -> dict[str, tuple[str, BinaryIO]]:
+    source = _Watched(opened, progress) if progress else opened
+    return {"file": (name, cast(BinaryIO, source))}
+
+
+def _check_time(end: float, what: str, timeout: float) -> None:
+    if time.monotonic() > end:
+        raise UnavailableError(f"{what} was not over within {timeout:g} s")
+
+
 @contextmanager
-def _reached(http: httpx.Client) -> Iterator[None]:
+def _reached(http: httpx.Client | httpx.AsyncClient) -> Iterator[None]:
     try:
         yield
     except httpx.HTTPError as fault:

@@ -89,7 +89,7 @@ async def running(
         stack.callback(database.close)
         await stack.enter_async_context(_housekeeping(settings, database))
         dialers, dispatchers = [], []
-        speech = SpeechLibrary(settings.data_dir / "speech", SpeechOptions())
+        speech = SpeechLibrary(settings.data_dir / "speech", _speech_options(settings))
         stack.push_async_callback(speech.close)
         playlists = Playlists(voices, speech, settings.data_dir / "quiet")
         deliverer = None
@@ -117,6 +117,7 @@ async def running(
                 settings=settings,
                 database=database,
                 voices=voices,
+                speech=speech,
                 tokens=TokenSigner.open(settings.data_dir),
                 clock=time.time,
                 on_placed=ring,
@@ -165,6 +166,16 @@ def _dialer(
         on_settled=on_settled,
     )
     return trunk, dispatcher
+
+
+def _speech_options(settings: Settings) -> SpeechOptions:
+    speech = settings.speech
+    return SpeechOptions(
+        default_language=speech.default_language,
+        languages=speech.languages,
+        piper=speech.piper,
+        max_chars=speech.max_chars,
+    )
 
 
 @contextlib.asynccontextmanager

@@ -21,12 +21,22 @@ from sqlalchemy import Connection, func, select
 from bitel.api.app import ApiParts, build_app
 from bitel.api.connection import config
 from bitel.api.tokens import TokenSigner
+from bitel.calls.call import CallStatus
 from bitel.calls.ids import new_id
+from bitel.calls.outcome import Attempted, Outcome
+from bitel.calls.retry import Final
+from bitel.calls.tariff import Bill
 from bitel.settings import Settings
-from bitel.store import projects, recordings, tokens
+from bitel.store import claims, leases, projects, recordings, settling, tokens
+from bitel.store.claims import Claim
 from bitel.store.database import Database
+from bitel.store.leases import Lease
+from bitel.store.projects import Project
 from bitel.store.recordings import Recording
 from bitel.store.schema import call
+from bitel.store.settling import Settlement
+from bitel.voices.speech import SpeechOptions
+from bitel.voices.speech_library import SpeechLibrary
 from bitel.voices.storage import VoiceStore
 
 if TYPE_CHECKING:
@@ -58,6 +68,7 @@ class Stage:
             settings=Settings(data_dir=data_dir, **{"dialers": dialers, **settings}),
             database=database,
             voices=VoiceStore.open("", data_dir),
+            speech=SpeechLibrary(data_dir / "speech", SpeechOptions()),
             tokens=TokenSigner.open(data_dir),
             clock=clock,
             on_placed=rung.append,
@@ -84,10 +95,43 @@ class Stage:
         self.do(lambda conn: recordings.add(conn, made))
         return made.id
 
+    def remove_recording(self, conn: Connection) -> None:
+        recordings.remove(conn, self.project_id, self.recording_id, self.clock())
+
     def set_balance(self, amount: str) -> None:
         self.do(
             lambda conn: projects.set_balance(conn, self.project_id, Decimal(amount), self.clock())
         )
+
+    def change(self, **changes: Any) -> None:
+        """Change the project."""
+        self.do(lambda conn: projects.change(conn, self.project_id, **changes))
+
+    def project(self) -> Project:
+        found = self.do(lambda conn: projects.by_id(conn, self.project_id))
+        assert found is not None
+        return found
+
+    def rows(self) -> list[Any]:
+        """The calls as they are stored, in the order of their ids."""
+        return self.do(lambda conn: list(conn.execute(select(call).order_by(call.c.id))))
+
+    def take(self, limit: int = 1000) -> tuple[Lease, list[Claim]]:
+        """Claim what is due at the first dialer, as its dispatcher would."""
+        now = self.clock()
+        lease, _ = self.do(lambda conn: leases.take_over(conn, "main", "w", now, 77.0))
+        return lease, self.do(lambda conn: claims.claim(conn, lease, limit, now))
+
+    def answer(self, lease: Lease, taken: list[Claim], price: str = "0", seconds: int = 12) -> None:
+        """End claimed attempts as answered calls of that price."""
+        now = self.clock()
+        done = Attempted(Outcome.ANSWERED, now, now + seconds, answered_at=now)
+        ends = [
+            Settlement(one.attempt_id, one.call_id, done, Final(CallStatus.NORMAL),
+                       Bill(seconds, Decimal(price)))
+            for one in taken
+        ]  # fmt: skip
+        self.do(lambda conn: settling.settle(conn, lease, ends, now + seconds))
 
     def queued(self) -> int:
         count: int = self.do(lambda conn: conn.execute(select(func.count(call.c.id))).scalar_one())
@@ -125,6 +169,12 @@ def stage(database: Database, clock: FakeClock, tmp_path: Path) -> Stage:
 def sqlite_stage(sqlite_database: Database, clock: FakeClock, tmp_path: Path) -> Stage:
     """For what does not depend on the kind of database."""
     return Stage.make(sqlite_database, clock, tmp_path / "data")
+
+
+@pytest.fixture
+def stage_of() -> Callable[..., Stage]:
+    """For tests that need a database and settings of their own."""
+    return Stage.make
 
 
 @pytest.fixture

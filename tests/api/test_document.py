@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from fastapi.routing import APIRoute
 
-from bitel.api.answers import call_answer, recording_answer, waiting
+from bitel.api import app as application
+from bitel.api import bodies
+from bitel.api.answers import placed_answer, recording_answer
 from bitel.calls.call import Lane, NewCall
 from bitel.store.recordings import Recording
 
@@ -32,14 +36,15 @@ async def test_every_route_is_described(document: Any) -> None:
         for path, methods in document["paths"].items()
         for method, operation in methods.items()
     }
-    assert {
-        "POST /api/v2/voice/single",
-        "GET /api/v2/voice/status/{call_id}",
-        "POST /api/v2/files/voice",
-        "GET /api/v2/files/voice/{voice_id}",
-        "GET /api/v2/servers",
-        "GET /healthz",
-    } <= set(operations)
+    served = {
+        f"{method} {route.path_format}"
+        for router in application._ROUTERS
+        for route in router.routes
+        if isinstance(route, APIRoute) and route.include_in_schema
+        for method in route.methods or ()
+    }
+    assert set(operations) == served
+    assert len(served) > 20
     for name, operation in operations.items():
         assert operation["summary"], name
         assert operation["description"], name
@@ -75,10 +80,55 @@ async def test_bodies_are_described_with_their_limits(document: Any) -> None:
 async def test_the_described_keys_are_the_answered_ones(document: Any) -> None:
     schemas = document["components"]["schemas"]
     new = NewCall("i", "p", "d", "n", "e", "r", Lane.SINGLE, 1, 60, 1.0, 2.0)
-    assert list(schemas["CallAnswer"]["properties"]) == list(call_answer(waiting(new)))
+    assert list(schemas["CallAnswer"]["properties"]) == list(placed_answer(new))
     made = Recording("i", "p", "n", 1.23456, 1, 1.0)
     assert list(schemas["RecordingAnswer"]["properties"]) == list(recording_answer(made))
     assert recording_answer(made)["duration"] == 1.235
+
+
+async def test_everything_comes_with_an_example(document: Any) -> None:
+    def exemplified(schema: Any) -> bool:
+        if "$ref" in schema:
+            schema = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+        if "examples" in schema or "example" in schema:
+            return True
+        if schema.get("title", "").startswith("Success"):
+            return exemplified(schema["properties"]["result"])
+        return exemplified(schema["items"]) if "items" in schema else schema["type"] == "string"
+
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            name = f"{method.upper()} {path}"
+            body = operation.get("requestBody", {}).get("content", {}).get("application/json")
+            assert body is None or exemplified(body["schema"]), name
+            for status, answer in operation["responses"].items():
+                content = answer["content"].get("application/json", {"example": "audio"})
+                assert "example" in content or exemplified(content["schema"]), (name, status)
+            for parameter in operation.get("parameters", []):
+                assert parameter["description"], (name, parameter["name"])
+
+
+async def test_calls_may_be_placed_once_with_a_key(document: Any) -> None:
+    with_key = {
+        path
+        for path, methods in document["paths"].items()
+        for operation in methods.values()
+        for parameter in operation.get("parameters", [])
+        if (parameter["name"], parameter["in"]) == ("Idempotency-Key", "header")
+    }
+    placing = {path for path in document["paths"] if "/voice/" in path and "{" not in path}
+    assert with_key == placing - {"/api/v2/files/voice"}
+
+
+async def test_the_examples_are_what_is_taken(document: Any) -> None:
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            body = operation.get("requestBody", {}).get("content", {}).get("application/json")
+            if body is None:
+                continue
+            shape = getattr(bodies, body["schema"]["title"])
+            for example in body["schema"]["examples"]:
+                shape.model_validate_json(json.dumps(example))
 
 
 async def test_the_page_needs_nothing_from_elsewhere(sqlite_stage: Stage) -> None:

@@ -297,7 +297,9 @@ async def test_an_unknown_path_is_not_found(sqlite_stage: Stage, path: str, meth
         ("OPTIONS", SINGLE, "POST"),
         ("BREW", SINGLE, "POST"),
         ("POST", "/api/v2/servers", "GET"),
-        ("PATCH", f"/api/v2/files/voice/{'0' * 32}", "GET, HEAD"),
+        ("DELETE", SINGLE, "POST"),
+        ("POST", f"/api/v2/voice/{'0' * 32}", "DELETE"),
+        ("PATCH", f"/api/v2/files/voice/{'0' * 32}", "DELETE, GET, HEAD"),
         ("POST", "/healthz", "GET, HEAD"),
     ],
 )

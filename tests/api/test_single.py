@@ -163,22 +163,6 @@ async def test_the_calls_of_many_requests_at_once_are_all_placed(stage: Stage) -
     assert len(ids) == stage.queued() == 40
 
 
-async def test_a_balance_that_covers_no_second_refuses_the_call(
-    make_stage: Callable[..., Stage],
-) -> None:
-    stage = make_stage(tariff=[{"prefix": "+98", "per_minute": "60", "increment": 1}])
-    async with stage.client() as client:
-        stage.set_balance("0.5")
-        poor = await client.post("/api/v2/voice/single", json=stage.body())
-        assert (poor.status_code, poor.json()["error"]) == (402, "InsufficientBalance")
-        assert stage.queued() == 0
-        stage.set_balance("1")
-        assert (await client.post("/api/v2/voice/single", json=stage.body())).status_code == 200
-        abroad = stage.body(phoneNumber="+442079460018")
-        stage.set_balance("0")
-        assert (await client.post("/api/v2/voice/single", json=abroad)).status_code == 200
-
-
 async def test_without_a_dialer_calls_are_unavailable(make_stage: Callable[..., Stage]) -> None:
     stage = make_stage(dialers=[])
     async with stage.client() as client:

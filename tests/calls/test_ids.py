@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitel.calls.call import CallStatus, Lane
-from bitel.calls.ids import is_id, new_id
+from bitel.calls.ids import is_id, new_id, new_ids
 
 times = st.floats(0, 2**48 / 1000 - 1)
 
@@ -31,6 +31,17 @@ def test_identifiers_sort_by_the_time_they_were_made(now: float, later: float) -
 
 def test_identifiers_of_one_moment_differ() -> None:
     assert len({new_id(1.0) for _ in range(10_000)}) == 10_000
+
+
+@given(times, st.integers(0, 300))
+def test_identifiers_made_together_sort_in_their_order(now: float, count: int) -> None:
+    made = new_ids(now, count)
+    assert len(made) == count
+    assert made == sorted(set(made))
+    for each in made:
+        parsed = uuid.UUID(hex=each)
+        assert (parsed.version, parsed.variant) == (7, uuid.RFC_4122)
+        assert int(each[:12], 16) == int(now * 1000)
 
 
 @given(st.text("0123456789abcdefABCDEF-\n", min_size=30, max_size=34))

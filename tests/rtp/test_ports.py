@@ -134,3 +134,44 @@ def test_ports_are_shared_evenly_whatever_happens(steps: list[int | float | None
         else:
             clock.now += step
     pool.close()
+
+
+def test_a_pool_that_listens_binds_the_port_above_for_rtcp() -> None:
+    while True:
+        ports = free_range(2)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+            try:
+                other.bind((HOST, ports.start + 1))  # another program has the first companion
+            except OSError:
+                continue
+            pool = PortPool(HOST, ports, listen=True)
+            try:
+                port = pool.open()
+            except NoPortError:
+                continue
+            break
+    assert port == ports.start + 2
+    companion = pool.companion(port)
+    assert companion is not None
+    assert companion.getsockname() == (HOST, port + 1)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as freed:
+        freed.bind((HOST, ports.start))  # half a pair is given back
+    pool.close()
+    assert companion.fileno() == -1
+
+
+def test_a_port_without_one_above_it_in_the_range_is_not_lent_by_a_pool_that_listens() -> None:
+    start = free_range(1).start
+    pool = PortPool(HOST, range(start, start + 1), listen=True)
+    with pytest.raises(NoPortError):
+        pool.open()
+    with pytest.raises(ValueError, match="not open"):
+        pool.socket(start)
+    assert pool.companion(start) is None
+    pool.close()
+
+
+def test_a_pool_that_only_sends_has_no_companions() -> None:
+    pool = PortPool(HOST, free_range(1))
+    assert pool.companion(pool.open()) is None
+    pool.close()

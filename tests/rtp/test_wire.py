@@ -11,8 +11,12 @@ from bitel.rtp.wire import (
     Load,
     Message,
     Open,
+    OpenRtcp,
+    Pause,
     Play,
     Ready,
+    Redirect,
+    Resume,
     Stop,
     WireError,
     decode,
@@ -22,15 +26,26 @@ from bitel.rtp.wire import (
 numbers = st.integers(0, 2**32 - 1)
 messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(Open, numbers),
+    st.builds(OpenRtcp, numbers),
     st.builds(
         Play,
         *[numbers, numbers, st.text(), numbers, numbers, st.sampled_from(["alaw", "ulaw"])],
         st.lists(st.text()),
-        *[numbers] * 3,
+        *[numbers] * 4,
+        st.booleans(),
+        st.none() | numbers,
     ),
+    st.builds(Pause, numbers),
+    st.builds(Resume, numbers),
+    st.builds(Redirect, numbers, st.text(), numbers),
     st.builds(Stop, numbers),
     st.builds(Ready),
-    st.builds(End, numbers, numbers, st.booleans(), st.text()),
+    st.builds(
+        End,
+        *[numbers, numbers, st.booleans(), st.text(), numbers],
+        *[st.none() | st.floats(0, 1e6), st.text()],
+        *[st.none() | st.floats(0, 1)] * 2,
+    ),
     st.builds(Load, *[numbers] * 4, *[st.floats(0, 1e6)] * 3),
 )
 

@@ -242,7 +242,7 @@ def test_options_tells_what_we_can_do() -> None:
     bench = Bench()
     bench.receive(request("OPTIONS"))
     ok = bench.one("200 OPTIONS").response
-    assert ok.header("allow") == "INVITE, ACK, CANCEL, BYE, OPTIONS, UPDATE"
+    assert ok.header("allow") == "INVITE, ACK, CANCEL, BYE, OPTIONS, UPDATE, PRACK"
     assert ok.header("accept") == "application/sdp"
     bench.receive(request("OPTIONS"))
     assert bench.one("200 OPTIONS").response.to_tag == ok.to_tag
@@ -256,8 +256,8 @@ def test_options_tells_what_we_can_do() -> None:
 @pytest.mark.parametrize(
     ("method", "code"),
     [
-        *(("REGISTER", 405), ("SUBSCRIBE", 405), ("INFO", 405), ("MESSAGE", 405), ("PRACK", 405)),
-        *(("DANCE", 501), ("invite", 501), ("BYE", 481), ("UPDATE", 481)),
+        *(("REGISTER", 405), ("SUBSCRIBE", 405), ("INFO", 405), ("MESSAGE", 405)),
+        *(("DANCE", 501), ("invite", 501), ("BYE", 481), ("UPDATE", 481), ("PRACK", 481)),
     ],
 )
 def test_what_we_do_not_serve(method: str, code: int) -> None:

@@ -16,6 +16,7 @@ from bitel.store import calls, claims, leases, projects, recordings, settling
 from bitel.store.claims import Claim
 from bitel.store.database import Database
 from bitel.store.leases import Lease, Recovered
+from bitel.store.projects import Project
 from bitel.store.schema import ledger_entry
 from bitel.store.settling import Settlement
 
@@ -37,8 +38,8 @@ class World:
     recording_id: str
 
     @classmethod
-    def make(cls, database: Database, clock: FakeClock) -> World:
-        project = database.write_now(lambda conn: projects.create(conn, "shop", clock()))
+    def make(cls, database: Database, clock: FakeClock, name: str = "shop") -> World:
+        project = database.write_now(lambda conn: projects.create(conn, name, clock()))
         recording = recordings.Recording(new_id(clock()), project.id, "hello", 3.2, 51_200, clock())
         database.write_now(lambda conn: recordings.add(conn, recording))
         return cls(database, clock, project.id, recording.id)
@@ -75,8 +76,25 @@ class World:
         now = self.clock()
         return self.do(lambda conn: leases.take_over(conn, "main", worker, now, REDIAL_AFTER))
 
-    def claim(self, lease: Lease, limit: int = 100) -> list[Claim]:
-        return self.do(lambda conn: claims.claim(conn, lease, limit, self.clock()))
+    def claim(self, lease: Lease, limit: int = 100, **more: Any) -> list[Claim]:
+        return self.do(lambda conn: claims.claim(conn, lease, limit, self.clock(), **more))
+
+    def cancel(self, call_id: str) -> Call:
+        now = self.clock()
+        return self.do(lambda conn: calls.cancel(conn, self.project_id, call_id, now))
+
+    def change(self, project_id: str | None = None, **changes: Any) -> Project:
+        which = project_id or self.project_id
+        return self.do(lambda conn: projects.change(conn, which, **changes))
+
+    def project(self) -> Project:
+        found = self.do(lambda conn: projects.by_id(conn, self.project_id))
+        assert found is not None
+        return found
+
+    def another(self, name: str) -> World:
+        """Another project with a recording, in the same database at the same time."""
+        return World.make(self.database, self.clock, name)
 
     def heard(self, lease: Lease, *claimed: Claim) -> set[str]:
         answered = {one.attempt_id: self.clock() for one in claimed}
@@ -97,9 +115,7 @@ class World:
         self.do(lambda conn: projects.set_balance(conn, self.project_id, amount, self.clock()))
 
     def balance(self) -> Decimal | None:
-        project = self.do(lambda conn: projects.by_id(conn, self.project_id))
-        assert project is not None
-        return project.balance
+        return self.project().balance
 
     def ledger(self) -> list[Decimal]:
         entries = select(ledger_entry.c.amount).order_by(ledger_entry.c.id)

@@ -1,4 +1,4 @@
-"""Random histories of placing, claiming, answering, settling, crashing and taking over.
+"""Random histories of placing, claiming, answering, settling, canceling, crashing, taking over.
 
 A model remembers what a client and a person with a telephone would: whom we have rung, who has
 heard us, what was paid. After every step the store must agree with it.
@@ -28,24 +28,35 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, Select, func, select
 
 from bitel.calls.call import CallStatus, Lane, NewCall
 from bitel.calls.ids import new_id
 from bitel.calls.outcome import Attempted, Outcome
 from bitel.calls.retry import Verdict, decide
 from bitel.calls.tariff import NOTHING, Bill
+from bitel.errors import InsufficientBalanceError
 from bitel.store import calls as call_rows
-from bitel.store import claims, engines, leases, projects, recordings, settling
+from bitel.store import claims, do_not_call, engines, leases, projects, recordings, settling
 from bitel.store.claims import Claim
 from bitel.store.leases import Lease, LostLease
-from bitel.store.schema import attempt, call, is_open, ledger_entry, project, recording
+from bitel.store.schema import (
+    attempt,
+    call,
+    cancel_request,
+    is_open,
+    ledger_entry,
+    project,
+    recording,
+    webhook_event,
+)
 from bitel.store.settling import HandBack, Settlement
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 REDIAL_AFTER = 77.0
+NUMBERS = ["+98912", "+98913"]
 OUTCOMES = [outcome for outcome in Outcome if outcome is not Outcome.ANSWERED]
 
 
@@ -81,6 +92,11 @@ class History(RuleBasedStateMachine):
         """Entries we expect, by attempt."""
         self.moved = {True: Decimal(0), False: Decimal(0)}
         self.final: dict[str, CallStatus] = {}
+        self.canceled: set[str] = set()
+        self.barred: set[tuple[str, str]] = set()
+        """Projects, and numbers on their do-not-call list."""
+        self.reserve: dict[str, Decimal] = {}
+        """By call, the most that it may cost; of the limited project only."""
         self.ringing_until: dict[str, float] = {}
         """By call: until when an attempt that a crash cut off may still ring."""
 
@@ -107,6 +123,8 @@ class History(RuleBasedStateMachine):
             self.do(partial(recordings.add, new=new))
             self.recordings[owner] = new.id
         self.do(lambda conn: projects.set_balance(conn, self.limited, Decimal(50), self.now))
+        self.do(lambda conn: projects.change(conn, self.limited, webhook_url="u",
+                                             webhook_secret="s"))  # fmt: skip
         self.take_over()
 
     @rule(
@@ -115,18 +133,65 @@ class History(RuleBasedStateMachine):
         retries=st.integers(0, 3),
         interval=st.integers(5, 60),
         lives=st.integers(1, 2000),
-        count=st.integers(1, 4),
+        numbers=st.lists(st.sampled_from(NUMBERS), min_size=1, max_size=4),
+        reserve=st.decimals("0.0001", 9, places=4),
     )
     def place(
-        self, limited: bool, lane: Lane, retries: int, interval: int, lives: int, count: int
+        self,
+        limited: bool,
+        lane: Lane,
+        retries: int,
+        interval: int,
+        lives: int,
+        numbers: list[str],
+        reserve: Decimal,
     ) -> None:
         owner = self.limited if limited else self.unlimited
         new = [
-            NewCall(new_id(self.now), owner, "main", "0912", "+98912", self.recordings[owner], lane,
-                    retries, interval, self.now, self.now + lives)
-            for _ in range(count)
+            NewCall(new_id(self.now), owner, "main", "0912", number, self.recordings[owner], lane,
+                    retries, interval, self.now, self.now + lives, reserve=reserve)
+            for number in numbers
         ]  # fmt: skip
-        self.do(lambda conn: call_rows.place(conn, new))
+        allowed = [one for one in new if (owner, one.e164) not in self.barred]
+        before, free = self.dump(), self.free()
+        try:
+            placed = self.do(lambda conn: call_rows.place(conn, new))
+        except InsufficientBalanceError:
+            assert limited
+            assert free < reserve * len(allowed)
+            assert self.dump() == before
+            return
+        assert [one.status is CallStatus.ERROR for one in placed] == [
+            one not in allowed for one in new
+        ]
+        if limited:
+            self.reserve |= {one.id: reserve for one in new}
+            assert self.free() == free - reserve * len(allowed)
+            assert self.free() >= 0 or not allowed
+
+    @rule(limited=st.booleans(), number=st.sampled_from(NUMBERS), on=st.booleans())
+    def bar(self, limited: bool, number: str, on: bool) -> None:
+        owner = self.limited if limited else self.unlimited
+        change = do_not_call.add if on else do_not_call.remove
+        self.do(lambda conn: change(conn, owner, number))
+        (self.barred.add if on else self.barred.discard)((owner, number))
+
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        rows = self.rows(select(call.c.id, call.c.project_id).order_by(call.c.id))
+        if not rows:
+            return
+        row = data.draw(st.sampled_from(rows))
+        open_calls = {one.call_id for one in self.open_attempts()}
+        before = self.final.get(row.id)
+        found = self.do(lambda conn: call_rows.cancel(conn, row.project_id, row.id, self.now))
+        if before is not None:
+            assert found.status is before
+        elif row.id in open_calls:
+            assert found.status is CallStatus.WAITING
+            self.canceled.add(row.id)
+        else:
+            assert found.status is CallStatus.CANCELED
 
     @rule(seconds=st.floats(0, 200))
     def time_passes(self, seconds: float) -> None:
@@ -161,6 +226,8 @@ class History(RuleBasedStateMachine):
             assert one.call_id not in self.final
             assert one.rule.expires_at > self.now
             assert self.now >= self.ringing_until.get(one.call_id, 0)
+            assert one.call_id not in self.canceled
+            assert (one.project_id, one.e164) not in self.barred
         return multiple(*(Dialled(lease, one) for one in claimed))
 
     @rule(one=dialled, after=st.floats(0, 30))
@@ -203,7 +270,7 @@ class History(RuleBasedStateMachine):
             offered[one.claim.attempt_id] = self.settlement(
                 one, outcome, answered_at, Bill(3, price), hand_back
             )
-        before = self.dump()
+        before, free = self.dump(), self.free()
         accepted = self.do(
             lambda conn: settling.settle(conn, lease, list(offered.values()), self.now)
         )
@@ -217,7 +284,9 @@ class History(RuleBasedStateMachine):
             if done.attempted.answered_at is not None:
                 self.billed[attempt_id] += 1
                 limited = self.project_of(done.call_id) == self.limited
-                self.moved[limited] += done.bill.price
+                most = self.reserve.get(done.call_id, done.bill.price)
+                self.moved[limited] += min(most, done.bill.price)
+        assert self.free() >= free
         if twice:
             again = self.do(
                 lambda conn: settling.settle(conn, lease, list(offered.values()), self.now)
@@ -269,7 +338,32 @@ class History(RuleBasedStateMachine):
             assert 0 <= row.retries_left <= row.retry_count
             if status.final:
                 self.final[row.id] = status
+                assert row.finished_at > 0
         self.connection.rollback()
+
+    @invariant()
+    def what_is_reserved_is_what_waiting_calls_may_cost(self) -> None:
+        reserved = {self.limited: Decimal(0), self.unlimited: Decimal(0)}
+        for row in self.rows(select(call)):
+            waits = row.status == CallStatus.WAITING
+            assert row.reserved == (self.reserve.get(row.id, 0) if waits else 0)
+            reserved[row.project_id] += row.reserved
+        for row in self.rows(select(project)):
+            assert row.reserved == reserved[row.id]
+
+    @invariant()
+    def there_is_one_event_for_each_call_that_is_over(self) -> None:
+        over = [one for one in self.final if one in self.reserve]
+        events = self.rows(select(webhook_event.c.call_id))
+        assert sorted(row.call_id for row in events) == sorted(over)
+
+    @invariant()
+    def what_was_called_off_is_not_due_again(self) -> None:
+        due = select(call.c.due_at).where(call.c.id.in_(self.canceled))
+        assert all(row.due_at is None for row in self.rows(due))
+        asked = {row.attempt_id for row in self.rows(select(cancel_request))}
+        open_attempts = {row.id for row in self.open_attempts() if row.call_id in self.canceled}
+        assert asked == open_attempts
 
     @invariant()
     def whoever_heard_us_is_left_in_peace(self) -> None:
@@ -305,10 +399,21 @@ class History(RuleBasedStateMachine):
         assert claims.next_due(self.connection, "main") == expected
         self.connection.rollback()
 
-    def open_attempts(self) -> list[Any]:
-        rows = self.connection.execute(select(attempt).where(is_open)).all()
+    def rows(self, query: Select[Any]) -> list[Any]:
+        rows = self.connection.execute(query).all()
         self.connection.rollback()
         return list(rows)
+
+    def open_attempts(self) -> list[Any]:
+        return self.rows(select(attempt).where(is_open))
+
+    def free(self) -> Decimal:
+        """What of the limited project's balance nothing is reserved for."""
+        found = projects.by_id(self.connection, self.limited)
+        self.connection.rollback()
+        assert found is not None
+        assert found.balance is not None
+        return found.balance - found.reserved
 
     def project_of(self, call_id: str) -> str:
         found: str = self.connection.execute(
@@ -318,7 +423,7 @@ class History(RuleBasedStateMachine):
         return found
 
     def dump(self) -> list[Any]:
-        tables = (call, attempt, ledger_entry, project, recording)
+        tables = (call, attempt, ledger_entry, project, recording, webhook_event, cancel_request)
         rows = [self.connection.execute(select(table)).all() for table in tables]
         self.connection.rollback()
         return rows

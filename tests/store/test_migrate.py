@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,7 +16,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
 from bitel.errors import SettingsError
-from bitel.store import engines, migrate
+from bitel.store import calls, claims, engines, leases, migrate, projects, recordings
 from bitel.store.database import Database
 from bitel.store.faults import StoreUnavailable
 from bitel.store.schema import metadata
@@ -105,6 +106,44 @@ def test_a_migration_that_fails_leaves_nothing(
         migrate.upgrade(blank_url)
     with engines.make_engine(engines.parse_url(blank_url), "migration").connect() as conn:
         assert catalogue(conn) == set()
+
+
+def test_what_was_there_before_is_there_after(
+    blank_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrate, "NEWEST", "0001")
+    migrate.upgrade(blank_url)
+    with Database.open(blank_url) as database:
+        database.write_now(_fill_first_schema)
+    monkeypatch.undo()
+
+    migrate.upgrade(blank_url)
+
+    with Database.open(blank_url) as database:
+        shop = database.read_now(lambda conn: projects.by_id(conn, "p"))
+        assert shop is not None
+        assert (shop.name, shop.balance, shop.reserved) == ("shop", Decimal("1.5"), Decimal(0))
+        assert (shop.allowed_prefixes, shop.forbidden_prefixes) == (None, ())
+        recording = database.read_now(lambda conn: recordings.find(conn, "p", "r"))
+        assert recording is not None
+        assert (recording.kind, recording.speech_key) == ("upload", None)
+        lease, _ = database.write_now(lambda conn: leases.take_over(conn, "main", "w", 5.0, 77))
+        (claimed,) = database.write_now(lambda conn: claims.claim(conn, lease, 9, 5.0))
+        assert (claimed.call_id, claimed.recording_id, claimed.digits) == ("c", "r", "")
+        assert (claimed.repeat_count, claimed.language) == (1, "")
+        assert len(database.read_now(lambda conn: calls.attempts(conn, "c"))) == 2
+
+
+def _fill_first_schema(conn: Connection) -> None:
+    for statement in (
+        "INSERT INTO project VALUES ('p', 'shop', 1, 15000, NULL, false)",
+        "INSERT INTO recording VALUES ('r', 'p', 'hello', 1, 1, 1, NULL)",
+        "INSERT INTO call VALUES ('c', 'p', NULL, 'main', '0912', '+98912', 'r', 1, 0, 1, 1, 60,"
+        " 1, 1000, 2, 0, 1, 0, 0, 0, '')",
+        "INSERT INTO attempt VALUES ('a', 'c', 1, 'main', 1, 'settled', 1, NULL, 2, 'busy', 486,"
+        " NULL, '', '')",
+    ):
+        conn.exec_driver_sql(statement)
 
 
 def test_a_schema_newer_than_the_program_is_refused(database_url: str) -> None:

@@ -57,7 +57,7 @@ QUERIES: dict[str, tuple[Executable, dict[str, Any], set[str]]] = {
     "campaign's state": (
         campaigns._STATE,
         {"campaign_id": "c"},
-        {"ix_call_campaign_state"},
+        {"ix_call_campaign"},
     ),
     "campaign's page": (
         campaigns._PAGE,
@@ -111,7 +111,7 @@ QUERIES: dict[str, tuple[Executable, dict[str, Any], set[str]]] = {
     "attempts": (calls._ATTEMPTS, {"call_id": "a"}, set()),
     "find": (calls._FIND, {"id": "a", "project_id": "p"}, set()),
     "token": (tokens._LIVE, {"id": "a", "project_id": "p", "now": 1.0}, set()),
-    "do not call": (do_not_call._AMONG, {"project_id": "p", "among": IDS}, set()),
+    "do not call": (do_not_call._AMONG, {"project_id": "p", "ids": IDS}, set()),
 }
 
 

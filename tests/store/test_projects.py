@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -59,6 +60,62 @@ def test_a_balance_is_the_sum_of_its_entries(world: World) -> None:
 def test_the_balance_of_an_unknown_project_cannot_be_set(database: Database) -> None:
     with pytest.raises(NotFoundError):
         database.write_now(lambda conn: projects.set_balance(conn, "nobody", Decimal(1), 1.0))
+
+
+def test_only_what_is_named_is_changed(world: World) -> None:
+    before = world.project()
+    changes: dict[str, Any] = {
+        "default_dialer": "main",
+        "disabled": True,
+        "webhook_secret": "whsec_x",
+        "webhook_url": "https://example.net/",
+        "daily_spend": Decimal("12.5"),
+        "requests_per_minute": 600,
+        "calls_per_minute": 60,
+        "allowed_prefixes": ("+98", "+4930"),
+        "forbidden_prefixes": ("+98909",),
+        "window": "sat-wed 09:00-21:00 Asia/Tehran",
+        "dialers": ("main", "other"),
+    }
+    for name, value in changes.items():
+        changed = world.change(**{name: value})
+        assert changed == replace(before, **{name: value})
+        assert world.project() == changed
+        before = changed
+    assert world.change() == before
+    nothing = dict.fromkeys(changes, None) | {"disabled": False, "forbidden_prefixes": ()}
+    cleared = world.change(**nothing)
+    assert {name: getattr(cleared, name) for name in changes} == nothing
+    assert world.change(allowed_prefixes=()).allowed_prefixes == ()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"window": "always"},
+        {"allowed_prefixes": ("98",)},
+        {"forbidden_prefixes": ("+98,+1",)},
+        {"requests_per_minute": 0},
+        {"calls_per_minute": -5},
+        {"daily_spend": Decimal("-0.01")},
+        {"webhook_url": "https://example.net/"},  # and no secret
+    ],
+    ids=str,
+)
+def test_a_change_to_what_cannot_be_is_refused(world: World, wrong: dict[str, Any]) -> None:
+    before = world.project()
+    with pytest.raises(InvalidRequestError):
+        world.change(**wrong)
+    assert world.project() == before
+
+
+def test_an_unknown_project_cannot_be_changed(world: World) -> None:
+    with pytest.raises(NotFoundError, match="nobody"):
+        world.change("nobody", disabled=True)
+
+
+def test_the_secret_shows_in_no_log(world: World) -> None:
+    assert "whsec" not in repr(world.change(webhook_secret="whsec_x"))
 
 
 @given(st.decimals(min_value=-(10**14), max_value=10**14, places=4))

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
+import time
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import structlog
 from structlog.testing import capture_logs
 
 from bitel.errors import UnavailableError
+from bitel.store import webhooks as outbox
 from bitel.store.schema import DELIVERED, GIVEN_UP, PENDING
 from bitel.store.webhooks import LEASE
 from bitel.webhooks import delivery
@@ -241,41 +244,51 @@ async def test_a_fault_of_our_own_is_logged_and_comes_back_no_sooner_than_any_ot
     assert (lines[0]["event"], lines[0]["event_id"]) == ("webhook_try_broke", event_id)
 
 
-async def test_a_crash_before_the_record_tells_it_again_with_the_same_id(post: Post) -> None:
-    """A deliverer that dies between the post and the write of it."""
-    async with receiver() as one:
+VICTIM = """
+import asyncio, sys, time
+from bitel.store.database import Database
+from bitel.webhooks.delivery import Options, build
+
+async def main():
+    with Database.open(sys.argv[1]) as database:
+        await build(Options(allow_private=True), database, time.time).run()
+
+asyncio.run(main())
+"""
+
+
+async def test_a_kill_between_post_and_record_tells_it_again_with_the_same_id(
+    sqlite_post: Post, sqlite_url: str
+) -> None:
+    post = sqlite_post
+    async with receiver(hang) as one:
+        post.clock.now = time.time()
         project_id = post.project(one.url)
         (event_id,) = post.events(project_id)
-        written = post.database.write
-        dead = asyncio.Event()
-
-        async def write(work: object) -> object:
-            if one.received:
-                await dead.wait()  # as good as killed: nothing is written any more
-            return await written(work)  # type: ignore[arg-type]
-
-        crashing = delivery.build(delivery.Options(allow_private=True), post.database, post.clock)
-        crashing._database = _Writes(write)  # type: ignore[assignment]
-        task = asyncio.create_task(crashing.run())
-        await one.until(1)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        victim = await asyncio.create_subprocess_exec(sys.executable, "-c", VICTIM, sqlite_url)
+        await one.until(1, timeout=30)
+        victim.kill()
+        await victim.wait()
+        one.answerer = answer()
         (event,) = post.history(project_id)
         assert (event.state, event.tried, event.tries) == (PENDING, (), 1)
 
         async with post.deliverer() as deliverer:
             await asyncio.sleep(0.05)
             assert len(one.received) == 1  # the dead one's lease still holds
-            post.clock.advance(LEASE + 1)
+            post.clock.now = time.time() + LEASE
             deliverer.ring()
             (event,) = await post.settled(project_id, 1)
     assert [got.id for got in one.received] == [event_id, event_id]
     assert (event.state, event.tries) == (DELIVERED, 2)
 
 
-async def test_a_database_that_is_away_for_a_while_loses_nothing(sqlite_post: Post) -> None:
+async def test_a_database_that_is_away_for_a_while_loses_nothing(
+    sqlite_post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
     post = sqlite_post
     written = post.database.write
+    monkeypatch.setattr(delivery, "_AFTER_FAULT", 0.01)
     fail = random.Random(3)
     failures = 0
 
@@ -297,6 +310,36 @@ async def test_a_database_that_is_away_for_a_while_loses_nothing(sqlite_post: Po
         await task
     assert failures > 3
     assert Counter(got.id for got in one.received) == Counter(ids)
+
+
+async def test_a_round_that_breaks_does_not_end_delivery(
+    sqlite_post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    post = sqlite_post
+    monkeypatch.setattr(delivery, "_AFTER_FAULT", 0.01)
+    record = outbox.record
+    broken = 2
+
+    def record_at_last(*arguments: Any) -> None:
+        nonlocal broken
+        if arguments[1] and broken:
+            broken -= 1
+            raise ZeroDivisionError("ours")
+        record(*arguments)
+
+    monkeypatch.setattr(outbox, "record", record_at_last)
+    async with receiver() as one:
+        project_id = post.project(one.url)
+        (event_id,) = post.events(project_id)
+        async with post.deliverer() as deliverer:
+            for count in (1, 2, 3):
+                await one.until(count)
+                await post.until(lambda: not deliverer.running)
+                post.clock.advance(LEASE + 1)
+                deliverer.ring()
+            (event,) = await post.settled(project_id, 1)
+    assert event.state == DELIVERED
+    assert [got.id for got in one.received] == [event_id] * 3
 
 
 async def test_draining_lets_tries_end_and_begins_no_more(sqlite_post: Post) -> None:

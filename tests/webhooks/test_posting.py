@@ -14,9 +14,19 @@ from typing import Any
 
 import pytest
 
+from bitel.webhooks import posting
 from bitel.webhooks.connecting import Address, Resolver
 from bitel.webhooks.posting import Answer, Poster, TimeLimits
-from tests.webhooks.receiver import Answerer, Receiver, answer, endless, hang, raw, receiver
+from tests.webhooks.receiver import (
+    Answerer,
+    Received,
+    Receiver,
+    answer,
+    endless,
+    hang,
+    raw,
+    receiver,
+)
 
 NOW = 1_700_000_000.0
 BODY = b'{"requestId":"1"}'
@@ -63,6 +73,79 @@ async def test_a_connection_is_used_again() -> None:
         for _ in range(3):
             assert (await sender.post(one.url, {}, BODY, NOW)).status == 200
     assert [got.connection for got in one.received] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\nHTTP/1.1 500 X\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\nmore",
+    ],
+)
+async def test_one_that_can_not_be_used_again_is_not(head: bytes) -> None:
+    async with receiver(raw(head)) as one, poster() as sender:
+        for _ in range(2):
+            assert (await sender.post(one.url, {}, BODY, NOW)).status == 200
+    assert [got.connection for got in one.received] == [0, 1]
+
+
+async def test_a_body_without_a_length_ends_with_its_connection() -> None:
+    async with receiver(raw(b"HTTP/1.1 202 X\r\n\r\nsome words", close=True)) as one:
+        result = await post(one)
+    assert (result.status, result.error) == (202, "")
+
+
+async def test_interim_answers_are_passed_over() -> None:
+    interim = b"HTTP/1.1 103 Early Hints\r\nLink: <x>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n"
+    async with receiver(raw(interim + b"HTTP/1.1 204 X\r\n\r\n")) as one, poster() as sender:
+        for _ in range(2):
+            assert (await sender.post(one.url, {}, BODY, NOW)).status == 204
+    assert one.connections == 1
+
+
+async def test_a_kept_connection_that_was_closed_meanwhile_costs_no_try() -> None:
+    async def answer_once(got: Received, writer: asyncio.StreamWriter) -> None:
+        if len([one for one in server.received if one.connection == got.connection]) > 1:
+            writer.close()
+        else:
+            await answer()(got, writer)
+
+    async with receiver(answer_once) as server, poster() as sender:
+        for _ in range(3):
+            result = await sender.post(server.url, {"webhook-id": "1"}, BODY, NOW)
+            assert (result.status, result.error) == (200, "")
+    # The second went to the first connection too, and was repeated on one of its own.
+    assert [got.connection for got in server.received] == [0, 0, 1, 1, 2]
+
+
+async def test_what_comes_unasked_on_a_kept_connection_is_no_answer() -> None:
+    ready = asyncio.Event()
+
+    async def talk(got: Received, writer: asyncio.StreamWriter) -> None:
+        await answer(500)(got, writer)
+        await ready.wait()
+        await answer(200)(got, writer)
+
+    async with receiver(talk) as one, poster() as sender:
+        assert (await sender.post(one.url, {}, BODY, NOW)).status == 500
+        ready.set()
+        await asyncio.sleep(0.05)
+        assert (await sender.post(one.url, {}, BODY, NOW)).status == 500
+    assert one.connections == 2
+
+
+async def test_few_connections_are_kept_and_not_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(posting, "KEPT_FOR", 0.1)
+    async with receiver() as one, poster(most_kept=2) as sender:
+        await asyncio.gather(*(sender.post(one.url, {}, BODY, NOW) for _ in range(5)))
+        assert one.connections == 5
+        await asyncio.gather(*(sender.post(one.url, {}, BODY, NOW) for _ in range(3)))
+        assert one.connections == 6
+        await asyncio.sleep(0.2)
+        await sender.post(one.url, {}, BODY, NOW)
+        assert one.connections == 7
 
 
 @pytest.mark.parametrize("status", [302, 307, 308])

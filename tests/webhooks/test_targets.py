@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitel.errors import InvalidRequestError
-from bitel.webhooks.targets import Target, parse, refusal
+from bitel.webhooks.targets import Target, check, parse, refusal
 
 
 @pytest.mark.parametrize(
@@ -155,3 +155,19 @@ def test_an_address_inside_another_is_judged_as_itself(inner: ipaddress.IPv4Addr
         ipaddress.IPv6Address((0x2002 << 112) | (packed << 80) | 1),
     ):
         assert (refusal(outer) is None) == (refusal(inner) is None)
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1", "localhost", "127.1", "2130706433", "0x7f.1", "[::1]", "[::ffff:10.0.0.1]",
+     "169.254.169.254"],
+)  # fmt: skip
+def test_a_url_that_names_a_private_address_is_refused_unless_allowed(host: str) -> None:
+    with pytest.raises(InvalidRequestError, match="webhook_allow_private"):
+        check(f"http://{host}:8000/", allow_private=False)
+    check(f"http://{host}:8000/", allow_private=True)
+
+
+@pytest.mark.parametrize("host", ["example.com", "8.8.8.8", "[2606:4700::1111]", "1.example"])
+def test_names_and_public_addresses_pass(host: str) -> None:
+    check(f"https://{host}/", allow_private=False)

@@ -14,13 +14,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
 
-from bitel.api import docs_page, health, intake, servers, v2_files, v2_voice
+from bitel.api import account, docs_page, health, intake, servers, v1, v2_calls, v2_files, v2_voice
 from bitel.api.auth import Admission
 from bitel.api.describing import DESCRIPTION
 from bitel.api.envelope import failure
 from bitel.api.guard import Guard
+from bitel.api.limits import Limits
 from bitel.api.parts import ApiParts
 from bitel.api.placing import Placing
+from bitel.api.speaking import Speaking
 from bitel.errors import (
     BitelError,
     InvalidRequestError,
@@ -30,7 +32,16 @@ from bitel.errors import (
 
 __all__ = ["ApiParts", "build_app"]
 
-_ROUTERS = (v2_voice.router, v2_files.router, servers.router, health.router, docs_page.router)
+_ROUTERS = (
+    v2_voice.router,
+    v2_calls.router,
+    v2_files.router,
+    servers.router,
+    account.router,
+    v1.router,
+    health.router,
+    docs_page.router,
+)
 
 _log = structlog.get_logger("bitel.api")
 
@@ -49,7 +60,9 @@ def build_app(parts: ApiParts) -> FastAPI:
     )
     app.state.parts = parts
     app.state.admission = Admission(parts)
-    app.state.placing = Placing(parts)
+    app.state.limits = Limits(parts.settings.limits, parts.clock)
+    app.state.placing = Placing(parts, app.state.limits)
+    app.state.speaking = Speaking(parts)
     for router in _ROUTERS:
         app.include_router(router)
     app.add_exception_handler(BitelError, _on_bitel_error)

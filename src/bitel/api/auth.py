@@ -11,6 +11,7 @@ from fastapi.security.base import SecurityBase
 from sqlalchemy import Connection
 from starlette.requests import Request
 
+from bitel.api.limits import Limits
 from bitel.api.parts import ApiParts
 from bitel.api.rounds import Rounds
 from bitel.api.tokens import Claims, TokenSigner
@@ -64,10 +65,13 @@ class BearerToken(SecurityBase):
         self.scheme_name = "token"
 
     async def __call__(self, request: Request) -> Project:
-        """The project of the request's token. Raises UnauthorizedError."""
+        """The project of the request's token. Raises UnauthorizedError, TooManyRequestsError."""
         token = _bearer(request.headers.get("authorization", ""))
         admission: Admission = request.app.state.admission
-        return await admission.admit(token)
+        project = await admission.admit(token)
+        limits: Limits = request.app.state.limits
+        limits.count_request(project)
+        return project
 
 
 Owner = Annotated[Project, Depends(BearerToken())]

@@ -8,11 +8,18 @@ from typing import Any, TypedDict
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
+from starlette.responses import Response
 
+from bitel.api import once
 from bitel.api.answers import Failure, Success
 from bitel.errors import (
     BitelError,
+    ConflictError,
+    ForbiddenError,
+    InsufficientBalanceError,
+    InvalidPhoneNumberError,
     InvalidRequestError,
+    InvalidServerError,
     PayloadTooLargeError,
     TooManyRequestsError,
     UnauthorizedError,
@@ -25,8 +32,20 @@ of each call. Every answer is an envelope: `{"result": …, "error": null}`, or
 `{"result": null, "error": "<Code>", "message": "<what is wrong, in a sentence>"}`.
 """
 
-_EVERYWHERE: tuple[type[BitelError], ...] = (UnauthorizedError, UnavailableError, BitelError)
+_EVERYWHERE: tuple[type[BitelError], ...] = (
+    UnauthorizedError,
+    TooManyRequestsError,
+    UnavailableError,
+    BitelError,
+)
 _WITH_BODY: tuple[type[BitelError], ...] = (InvalidRequestError, PayloadTooLargeError)
+_PLACING: tuple[type[BitelError], ...] = (
+    InvalidPhoneNumberError,
+    InvalidServerError,
+    InsufficientBalanceError,
+    ForbiddenError,
+    ConflictError,
+)
 
 
 class Description(TypedDict, total=False):
@@ -35,6 +54,7 @@ class Description(TypedDict, total=False):
     summary: str
     tags: list[str | Any]
     response_model: None
+    response_class: type[Response]
     responses: dict[int | str, dict[str, Any]]
     openapi_extra: dict[str, Any] | None
 
@@ -50,15 +70,31 @@ def described(
 
     The errors that any route can meet need not be named, nor those of any JSON `body`.
     """
+    return _described(summary, tag, Success[result], errors, body)
+
+
+def placing_calls(
+    summary: str, envelope: type[BaseModel], body: type[BaseModel], tag: str = "calls"
+) -> Description:
+    """A route that places calls as `body` asks for, and answers `envelope`."""
+    made = _described(summary, tag, envelope, _PLACING, body)
+    made["openapi_extra"] = {**json_body(body), "parameters": [once.PARAMETER]}
+    return made
+
+
+def _described(
+    summary: str,
+    tag: str,
+    envelope: type[BaseModel],
+    errors: Iterable[type[BitelError]],
+    body: type[BaseModel] | None,
+) -> Description:
     every = (*errors, *(_WITH_BODY if body else ()), *_EVERYWHERE)
     return Description(
         summary=summary,
         tags=[tag],
         response_model=None,
-        responses={
-            200: {"model": Success[result], "description": "Done."},
-            **failures(every),
-        },
+        responses={200: {"model": envelope, "description": "Done."}, **failures(every)},
         openapi_extra=json_body(body) if body else None,
     )
 

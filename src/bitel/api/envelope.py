@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from starlette.responses import Response
@@ -16,7 +16,28 @@ UNEXPECTED: Final = "the service failed in a way it did not expect; its log says
 
 def success(result: Any, beside: Mapping[str, Any] | None = None) -> Response:
     """The answer that holds `result`; `beside` holds keys that stand next to it."""
-    return Response(_encode({"result": result, "error": None, **(beside or {})}), media_type=JSON)
+    return sent(success_body(result, beside))
+
+
+def success_body(result: Any, beside: Mapping[str, Any] | None = None) -> bytes:
+    """The bytes of `success`."""
+    return _bytes(_encode({"result": result, "error": None, **(beside or {})}))
+
+
+def list_body(items: Iterable[Any], beside: Mapping[str, Any] | None = None) -> bytes:
+    """The bytes of `success` for a long list.
+
+    Made item by item: the encoder holds the interpreter until it is done, and other threads of
+    this process, the event loop among them, shall get at it in between.
+    """
+    result = ",".join(map(_encode, items))
+    rest = _encode({"error": None, **(beside or {})})
+    return _bytes(f'{{"result":[{result}],{rest[1:]}')
+
+
+def sent(body: bytes) -> Response:
+    """The answer whose bytes are made already."""
+    return Response(body, media_type=JSON)
 
 
 def failure(error: BitelError, headers: Mapping[str, str] | None = None) -> Response:
@@ -24,7 +45,7 @@ def failure(error: BitelError, headers: Mapping[str, str] | None = None) -> Resp
     # An error without a code of its own speaks of the inside: a path, a setting.
     message = UNEXPECTED if error.code == BitelError.code else str(error)
     return Response(
-        _encode({"result": None, "error": error.code, "message": message}),
+        _bytes(_encode({"result": None, "error": error.code, "message": message})),
         status_code=error.http_status,
         headers={**_headers_of(error), **(headers or {})},
         media_type=JSON,
@@ -39,7 +60,9 @@ def _headers_of(error: BitelError) -> dict[str, str]:
     return {}
 
 
-def _encode(content: dict[str, Any]) -> bytes:
-    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_encode: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
+def _bytes(text: str) -> bytes:
     # A lone surrogate has no UTF-8 form; "backslashreplace" happens to write JSON's own escape.
     return text.encode("utf-8", "backslashreplace")

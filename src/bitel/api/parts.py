@@ -12,6 +12,7 @@ from starlette.requests import Request
 from bitel.api.tokens import TokenSigner
 from bitel.settings import Settings
 from bitel.store.database import Database
+from bitel.voices.speech_library import SpeechLibrary
 from bitel.voices.storage import VoiceStore
 
 
@@ -26,6 +27,7 @@ class ApiParts:
     settings: Settings
     database: Database
     voices: VoiceStore
+    speech: SpeechLibrary
     tokens: TokenSigner
     clock: Callable[[], float] = time.time
     on_placed: Callable[[str], None] = _no_bell

@@ -1,108 +1,237 @@
-"""From a checked body to calls that are placed: the rules that every such endpoint shares."""
+"""From a checked body to calls that are placed: the rules that every such endpoint shares.
+
+`reach` says whom to call over which dialer, `sound` and `speaking` what is played, `Placing.place`
+stores it all. Checks come in that order, so a client hears of a bad number first.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from decimal import Decimal
+from typing import Final, TypeVar
 
 from sqlalchemy import Connection
 from starlette.requests import Request
 
 from bitel.api.bodies import CallTerms
+from bitel.api.limits import Limits
+from bitel.api.once import Once
 from bitel.api.parts import ApiParts
+from bitel.api.permits import permits_of
 from bitel.api.rounds import Rounds
-from bitel.calls.call import Lane, NewCall
-from bitel.calls.ids import is_id, new_id
+from bitel.calls.call import Call, CallStatus, Lane, NewCall
+from bitel.calls.ids import is_id, new_id, new_ids
 from bitel.calls.numbers import to_e164
-from bitel.calls.tariff import Tariff
+from bitel.calls.tariff import Rate, Tariff
 from bitel.errors import (
     BitelError,
-    InsufficientBalanceError,
+    ForbiddenError,
+    InvalidPhoneNumberError,
     InvalidRequestError,
     InvalidServerError,
     UnavailableError,
 )
 from bitel.settings import Settings
 from bitel.store import calls as call_rows
-from bitel.store import projects, recordings
+from bitel.store import campaigns, idempotency, recordings
+from bitel.store.campaigns import Campaign
 from bitel.store.projects import Project
 
+T = TypeVar("T")
 
-def new_calls(
-    parts: ApiParts,
-    project: Project,
-    numbers: Sequence[str],
-    recording_id: str,
-    terms: CallTerms,
-    lane: Lane,
-) -> list[NewCall]:
-    """Calls to `numbers`, in that order, as `terms` has them; nothing is stored yet.
+MANY: Final = 50
+"""Numbers from which on a thread does the work, so that others are answered meanwhile."""
+HANG_UP_SECONDS: Final = 2
+"""Seconds by which a call may last longer than what it plays: kept back from the balance too."""
+_MOST_REMEMBERED: Final = 4096
 
-    Raises InvalidPhoneNumberError for the first number that is not possible, then
-    InvalidServerError or UnavailableError where no dialer can take them.
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Whom to call, each as the client wrote it and in E.164, and the dialer that does it."""
+
+    numbers: Sequence[tuple[str, str]]
+    dialer_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sound:
+    """What a call plays: a recording, digits, or one and then the other; `seconds` at most."""
+
+    recording_id: str | None
+    seconds: float
+    digits: str = ""
+    repeat_count: int = 1
+    language: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Calls the moment they are placed, in the order asked for.
+
+    Those whose ids are in `barred` have numbers that must not be called: they are over already.
     """
-    written = [(number, to_e164(number, parts.settings.region)) for number in numbers]
-    dialer_id = choose_dialer(parts.settings, project, terms.server_id)
-    now = parts.clock()
-    return [
-        NewCall(
-            id=new_id(now),
-            project_id=project.id,
-            dialer_id=dialer_id,
-            phone_number=number,
-            e164=e164,
-            recording_id=recording_id,
-            lane=lane,
-            retry_count=terms.retries,
-            retry_interval=terms.seconds_between,
-            requested_at=now,
-            expires_at=now + terms.seconds_to_live,
-        )
-        for number, e164 in written
-    ]
+
+    calls: Sequence[NewCall]
+    campaign_id: str | None
+    barred: Collection[str] = ()
 
 
-def choose_dialer(settings: Settings, project: Project, server_id: str | None) -> str:
-    """The dialer that takes the calls: the one named, else the project's, else the first.
+Answering = Callable[[Placed], bytes]
+"""Makes the body of the answer. Runs on a thread: bytes, since a key's answer is kept as such."""
 
-    Raises InvalidServerError for a name that no dialer has. Where the client named none and there
-    is none to fall back on, that is the operator's to mend: UnavailableError.
-    """
-    if server_id is not None:
-        if settings.dialer(server_id) is None:
-            raise InvalidServerError(
-                "serverId names no dialer of this service; GET /api/v2/servers lists them"
-            )
-        return server_id
-    if project.default_dialer is not None:
-        if settings.dialer(project.default_dialer) is None:
-            raise UnavailableError("the project's default dialer is not among the service's")
-        return project.default_dialer
-    if not settings.dialers:
-        raise UnavailableError("the service has no dialer to place calls with")
-    return settings.dialers[0].id
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """Calls, and all that is stored with them or not at all."""
+
+    project: Project
+    calls: Sequence[NewCall]
+    campaign: Campaign | None
+    once: Once | None
+    answering: Answering
+    usual: bytes
+    """The answer where no number is barred."""
+    now: float
+
+    def answer(self, placed: Sequence[Call]) -> _Answer:
+        barred = {call.id for call in placed if call.status is not CallStatus.WAITING}
+        if not barred:
+            return _Answer(self.usual)
+        campaign_id = self.campaign.id if self.campaign else None
+        return _Answer(self.answering(Placed(self.calls, campaign_id, barred)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    body: bytes
+    repeated: bool = False
 
 
 class Placing:
-    """Stores calls, those of many requests at a time: one transaction, one wait for the disk."""
+    """Stores calls, those of many small requests at a time: one transaction, one wait for disk."""
 
-    def __init__(self, parts: ApiParts) -> None:
+    def __init__(self, parts: ApiParts, limits: Limits) -> None:
         self._parts = parts
+        self._limits = limits
         self._tariff = parts.settings.price_list()
-        self._rounds = Rounds(self._place)
+        self._rounds: Rounds[_Order, _Answer] = Rounds(self._place_round)
+        # One thread: it and the event loop take turns with the interpreter, more would crowd it.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="placing")
+        self._seconds: OrderedDict[tuple[str, str], float] = OrderedDict()
 
-    async def place(self, calls: Sequence[NewCall]) -> None:
-        """Store `calls`, one or more of one project, or none of them; durable when this returns.
+    async def answer_again(self, project: Project, once: Once | None) -> bytes | None:
+        """The answer to an earlier request with this key, if there was one.
 
-        Raises InvalidRequestError where a recording is not the project's, and
-        InsufficientBalanceError where its balance can't cover the calls.
+        Asked before anything else is checked: what has changed since makes no difference to it.
+        Raises ConflictError where the key came with another body.
         """
-        await self._rounds.ask(calls)
-        for dialer_id in {call.dialer_id for call in calls}:
-            self._parts.on_placed(dialer_id)
+        if once is None:
+            return None
+        now = self._parts.clock()
+        try:
+            return await self._parts.database.write(
+                lambda conn: _only_read(conn, project.id, once, now)
+            )
+        except _FirstTime:
+            return None
 
-    async def _place(self, asked: Sequence[Sequence[NewCall]]) -> Sequence[BitelError | None]:
-        return await self._parts.database.write(lambda conn: _place(conn, asked, self._tariff))
+    async def reach(
+        self,
+        project: Project,
+        numbers: Sequence[str],
+        server_id: str | None,
+        *,
+        in_batch: bool = False,
+    ) -> Reach:
+        """The numbers and the dialer, checked.
+
+        Raises InvalidPhoneNumberError or ForbiddenError for the first number that can't or may
+        not be called, with its place where it is one of a batch's; then InvalidServerError or
+        UnavailableError where no dialer can take them.
+        """
+        region = self._parts.settings.region
+        checked = await self._beside(
+            len(numbers), lambda: _check(project, numbers, region, in_batch)
+        )
+        return Reach(checked, choose_dialer(self._parts.settings, project, server_id))
+
+    async def sound(self, project: Project, recording_id: str) -> Sound:
+        """A recording of the project. Raises InvalidRequestError, naming `voiceId`."""
+        key = (project.id, recording_id)
+        seconds = self._seconds.get(key)
+        if seconds is None:
+            found = None
+            if is_id(recording_id):
+                found = await self._parts.database.read(lambda conn: recordings.find(conn, *key))
+            if found is None:
+                raise _unknown_recording()
+            # How long a recording lasts never changes; whether it is there is asked once more.
+            seconds = self._seconds[key] = found.duration
+            if len(self._seconds) > _MOST_REMEMBERED:
+                self._seconds.popitem(last=False)
+        return Sound(recording_id, seconds)
+
+    async def place(
+        self,
+        project: Project,
+        reach: Reach,
+        sound: Sound,
+        terms: CallTerms,
+        lane: Lane,
+        answering: Answering,
+        once: Once | None = None,
+    ) -> bytes:
+        """Store the calls, all or none of them; the answer, durable when this returns.
+
+        Calls of the batch lane become a campaign. Raises InvalidRequestError where the recording
+        is gone, InsufficientBalanceError, TooManyRequestsError, and ConflictError as
+        `answer_again` does.
+        """
+        count = len(reach.numbers)
+        now = self._parts.clock()
+        campaign = None
+        if lane is Lane.BATCH:
+            campaign = Campaign(
+                new_id(now), project.id, reach.dialer_id, sound.recording_id, now, count
+            )
+
+        def order() -> _Order:
+            campaign_id = campaign.id if campaign else None
+            prices = _Prices(self._tariff, math.ceil(sound.seconds) + HANG_UP_SECONDS)
+            calls = _new_calls(project, reach, sound, terms, lane, campaign_id, prices, now)
+            usual = answering(Placed(calls, campaign_id))
+            return _Order(project, calls, campaign, once, answering, usual, now)
+
+        self._limits.count_calls(project, count)
+        placed = False
+        try:
+            answer = await self._store(await self._beside(count, order))
+            placed = not answer.repeated
+        finally:
+            if not placed:
+                self._limits.uncount_calls(project, count)
+        self._parts.on_placed(reach.dialer_id)
+        return answer.body
+
+    async def _store(self, order: _Order) -> _Answer:
+        if order.once is None and order.campaign is None:
+            return await self._rounds.ask(order)
+        return await self._parts.database.write(lambda conn: _place(conn, order))
+
+    async def _place_round(self, asked: Sequence[_Order]) -> Sequence[_Answer | BitelError]:
+        return await self._parts.database.write(lambda conn: _place_many(conn, asked))
+
+    async def _beside(self, count: int, work: Callable[[], T]) -> T:
+        """Do `work`, on the thread where it is for many numbers."""
+        if count < MANY:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
 
 def placing_of(request: Request) -> Placing:
@@ -111,37 +240,140 @@ def placing_of(request: Request) -> Placing:
     return placing
 
 
-def _place(
-    conn: Connection, asked: Sequence[Sequence[NewCall]], tariff: Tariff
-) -> list[BitelError | None]:
-    """Place what nothing speaks against; for each ask, what does."""
-    # In the transaction that places the calls, so that no recording goes away in between.
-    known: dict[tuple[str, str], bool] = {}
-    objections: list[BitelError | None] = []
-    for calls in asked:
-        for owned in {(call.project_id, call.recording_id) for call in calls} - known.keys():
-            known[owned] = is_id(owned[1]) and recordings.find(conn, *owned) is not None
-        objections.append(_objection(conn, calls, known, tariff))
-    accepted = zip(asked, objections, strict=True)
-    call_rows.place(conn, [call for calls, against in accepted if not against for call in calls])
-    return objections
+def choose_dialer(settings: Settings, project: Project, server_id: str | None) -> str:
+    """The dialer that takes the calls: the one named, else the project's default, else the first.
+
+    Raises InvalidServerError for a name that no dialer of this project has. Where the client named
+    none and there is none to fall back on, that is the operator's to mend: UnavailableError.
+    """
+    usable = dialers_of(settings, project)
+    if server_id is not None:
+        if server_id not in usable:
+            raise InvalidServerError(
+                "serverId names no dialer that this project may use; GET /api/v2/servers lists them"
+            )
+        return server_id
+    if project.default_dialer is not None:
+        if project.default_dialer not in usable:
+            raise UnavailableError("the project's default dialer is not among those it may use")
+        return project.default_dialer
+    if not usable:
+        raise UnavailableError("the service has no dialer to place this project's calls with")
+    return usable[0]
 
 
-def _objection(
-    conn: Connection,
-    calls: Sequence[NewCall],
-    known: Mapping[tuple[str, str], bool],
-    tariff: Tariff,
-) -> BitelError | None:
-    if not all(known[call.project_id, call.recording_id] for call in calls):
-        return InvalidRequestError("voiceId names no recording of this project")
-    # What the calls would cost even if each lasted only a second.
-    least = sum((tariff.price(call.e164, 1) for call in calls), Decimal(0))
-    if not least:
-        return None
-    project = projects.by_id(conn, calls[0].project_id)
-    if project is None or project.balance is None or project.balance >= least:
-        return None
-    return InsufficientBalanceError(
-        f"the calls cost at least {least} if answered, which is more than the balance"
-    )
+def dialers_of(settings: Settings, project: Project) -> list[str]:
+    """The ids of the dialers that a project may use, in the order of the settings."""
+    ids = (dialer.id for dialer in settings.dialers)
+    return [each for each in ids if project.dialers is None or each in project.dialers]
+
+
+def _check(
+    project: Project, numbers: Sequence[str], region: str, in_batch: bool
+) -> list[tuple[str, str]]:
+    permits = permits_of(project, region)
+    checked = []
+    for place, number in enumerate(numbers):
+        field = f"phoneNumbers[{place}]" if in_batch else "phoneNumber"
+        try:
+            e164 = to_e164(number, region)
+        except InvalidPhoneNumberError as fault:
+            raise InvalidPhoneNumberError(str(fault).replace("phoneNumber", field, 1)) from None
+        if not permits.allow(e164):
+            raise ForbiddenError(
+                f"{field} {number!r} is not among the numbers that this project may call"
+            )
+        checked.append((number, e164))
+    return checked
+
+
+def _new_calls(
+    project: Project,
+    reach: Reach,
+    sound: Sound,
+    terms: CallTerms,
+    lane: Lane,
+    campaign_id: str | None,
+    prices: _Prices,
+    now: float,
+) -> list[NewCall]:
+    retries, interval = terms.retries, terms.seconds_between
+    expires_at = now + terms.seconds_to_live
+    return [
+        NewCall(
+            id=call_id,
+            project_id=project.id,
+            dialer_id=reach.dialer_id,
+            phone_number=number,
+            e164=e164,
+            recording_id=sound.recording_id,
+            lane=lane,
+            retry_count=retries,
+            retry_interval=interval,
+            requested_at=now,
+            expires_at=expires_at,
+            campaign_id=campaign_id,
+            digits=sound.digits,
+            repeat_count=sound.repeat_count,
+            language=sound.language,
+            reserve=prices.of(e164),
+        )
+        for call_id, (number, e164) in zip(
+            new_ids(now, len(reach.numbers)), reach.numbers, strict=True
+        )
+    ]
+
+
+class _Prices:
+    """What calls of one length cost, worked out once per rate."""
+
+    def __init__(self, tariff: Tariff, seconds: int) -> None:
+        self._tariff = tariff
+        self._seconds = seconds
+        self._known: dict[Rate | None, Decimal] = {None: Decimal(0)}
+
+    def of(self, e164: str) -> Decimal:
+        rate = self._tariff.rate_for(e164)
+        price = self._known.get(rate)
+        if price is None and rate is not None:
+            price = self._known[rate] = rate.price(self._seconds)
+        return price or Decimal(0)
+
+
+class _FirstTime(Exception):
+    """A key that was not used before. Raised, so that nothing of the look-up is stored."""
+
+
+def _only_read(conn: Connection, project_id: str, once: Once, now: float) -> bytes:
+    answer = idempotency.first_answer(conn, project_id, once.key, once.body_hash, now)
+    if answer is None:
+        raise _FirstTime
+    return answer
+
+
+def _place_many(conn: Connection, asked: Sequence[_Order]) -> list[_Answer | BitelError]:
+    """Place what nothing speaks against; for each order its answer, or what speaks against it."""
+    each = call_rows.place_each(conn, [order.calls for order in asked])
+    return [
+        placed if isinstance(placed, BitelError) else order.answer(placed)
+        for order, placed in zip(asked, each, strict=True)
+    ]
+
+
+def _place(conn: Connection, order: _Order) -> _Answer:
+    """Place an order that has a key or is a campaign. Whatever raises leaves no trace of it."""
+    once, project_id = order.once, order.project.id
+    if once is not None:
+        first = idempotency.first_answer(conn, project_id, once.key, once.body_hash, order.now)
+        if first is not None:
+            return _Answer(first, repeated=True)
+    if order.campaign is not None:
+        campaigns.add(conn, order.campaign)
+    answer = order.answer(call_rows.place(conn, order.calls))
+    if once is not None:
+        idempotency.keep(conn, project_id, once.key, answer.body)
+    return answer
+
+
+def _unknown_recording() -> InvalidRequestError:
+    return InvalidRequestError("voiceId names no recording of this project")

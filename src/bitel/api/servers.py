@@ -13,6 +13,7 @@ from bitel.api.auth import Owner
 from bitel.api.describing import described
 from bitel.api.envelope import success
 from bitel.api.parts import parts_of
+from bitel.api.placing import dialers_of
 from bitel.store import leases
 
 SEEN_WITHIN: Final = 15.0
@@ -23,10 +24,10 @@ router = APIRouter(prefix="/api/v2")
 
 @router.get("/servers", **described("The dialers, and which are up", "service", list[ServerAnswer]))
 async def servers(request: Request, project: Owner) -> Response:
-    """Calls for a dialer that is down are taken all the same, and wait until it is back."""
+    """Those that this project may use. Calls for a dialer that is down are taken all the same, and
+    wait until it is back."""
     parts = parts_of(request)
     now = parts.clock()
     up = await parts.database.read(lambda conn: leases.dialers_up(conn, now, SEEN_WITHIN))
-    return success(
-        [{"id": each.id, "up": up.get(each.id, False)} for each in parts.settings.dialers]
-    )
+    usable = dialers_of(parts.settings, project)
+    return success([{"id": each, "up": up.get(each, False)} for each in usable])

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Path
+from sqlalchemy import Connection
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from bitel.api import intake
-from bitel.api.answers import RecordingAnswer, recording_answer
+from bitel.api.answers import RecordingAnswer, RecordingPage, recording_answer
 from bitel.api.auth import Owner
+from bitel.api.bodies import SpeechBody
 from bitel.api.describing import described
 from bitel.api.envelope import success
+from bitel.api.paging import USUAL_PAGE, Cursor, Limit, next_cursor, read_cursor
 from bitel.api.parts import parts_of
+from bitel.api.reading import read
+from bitel.api.speaking import speaking_of
 from bitel.calls.ids import is_id
 from bitel.errors import (
+    ConflictError,
     InvalidRequestError,
     NotFoundError,
     PayloadTooLargeError,
     UnsupportedMediaError,
 )
 from bitel.store import recordings
+from bitel.store.recordings import Recording
 
 router = APIRouter(prefix="/api/v2/files")
+
+VoiceId = Annotated[str, Path(description="The `id` of a recording.")]
 
 _UPLOAD_BODY: dict[str, Any] = {
     "requestBody": {
@@ -55,6 +64,8 @@ _upload = described(
 _upload["openapi_extra"] = _UPLOAD_BODY
 
 _listen = described("Listen to a recording", "recordings", RecordingAnswer, [NotFoundError])
+# Without a class of its own FastAPI would say that the answer may be JSON too.
+_listen["response_class"] = Response
 _listen["responses"][200] = {
     "description": "The recording as it will be heard: WAV, 8 kHz mono.",
     "content": {"audio/wav": {"schema": {"type": "string", "format": "binary"}}},
@@ -69,9 +80,73 @@ async def upload(request: Request, project: Owner) -> Response:
     return success(recording_answer(recording))
 
 
+@router.post(
+    "/tts",
+    **described(
+        "Have a text spoken",
+        "recordings",
+        RecordingAnswer,
+        [InvalidRequestError, PayloadTooLargeError],
+        SpeechBody,
+    ),
+)
+async def speak(request: Request, project: Owner) -> Response:
+    """The recording that the text becomes, as if it had been uploaded. The same text is spoken
+    once: asked for again, it is the same recording."""
+    body = await read(request, SpeechBody, parts_of(request).settings.http.max_body)
+    recording = await speaking_of(request).recording(project.id, body.text, body.language)
+    return success(recording_answer(recording))
+
+
+@router.get(
+    "/voice",
+    **described("The project's recordings", "recordings", RecordingPage, [InvalidRequestError]),
+)
+async def listing(
+    request: Request, project: Owner, cursor: Cursor = None, limit: Limit = USUAL_PAGE
+) -> Response:
+    """A page of recordings, uploaded and spoken ones, the oldest first."""
+    after = read_cursor(cursor)
+    found = await parts_of(request).database.read(
+        lambda conn: recordings.page(conn, project.id, after, limit)
+    )
+    last = found[-1].id if found else ""
+    return success(
+        {
+            "recordings": [recording_answer(each) for each in found],
+            "nextCursor": next_cursor(last, len(found), limit),
+        }
+    )
+
+
+@router.delete(
+    "/voice/{voice_id}",
+    **described(
+        "Remove a recording", "recordings", RecordingAnswer, [NotFoundError, ConflictError]
+    ),
+)
+async def remove(request: Request, project: Owner, voice_id: VoiceId) -> Response:
+    """Refused while calls that are not over need it. Answers the recording that is gone."""
+    parts = parts_of(request)
+    if not is_id(voice_id):
+        raise _no_recording()
+    now = parts.clock()
+
+    def work(conn: Connection) -> Recording:
+        found = recordings.find(conn, project.id, voice_id)
+        recordings.remove(conn, project.id, voice_id, now)
+        assert found is not None, "remove raises for a recording that is none"
+        return found
+
+    gone = await parts.database.write(work)
+    # From here on nobody can play it: audio that stays behind for now costs space only.
+    await parts.voices.delete(voice_id)
+    return success(recording_answer(gone))
+
+
 @router.get("/voice/{voice_id}", **_listen)
 @router.head("/voice/{voice_id}", include_in_schema=False)
-async def listen(request: Request, project: Owner, voice_id: str) -> Response:
+async def listen(request: Request, project: Owner, voice_id: VoiceId) -> Response:
     """Exactly what the person called will hear, after telephone coding."""
     parts = parts_of(request)
     recording = None
@@ -80,8 +155,12 @@ async def listen(request: Request, project: Owner, voice_id: str) -> Response:
             lambda conn: recordings.find(conn, project.id, voice_id)
         )
     if recording is None:
-        raise NotFoundError("this project has no recording of that id")
+        raise _no_recording()
     headers = {"Content-Length": str(await parts.voices.wav_size(voice_id))}
     if request.method == "HEAD":
         return Response(headers=headers, media_type="audio/wav")
     return StreamingResponse(parts.voices.wav(voice_id), headers=headers, media_type="audio/wav")
+
+
+def _no_recording() -> NotFoundError:
+    return NotFoundError("this project has no recording of that id")

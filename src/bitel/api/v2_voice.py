@@ -1,4 +1,4 @@
-"""`/api/v2/voice`: placing calls, and how they stand."""
+"""`/api/v2/voice`: placing calls."""
 
 from __future__ import annotations
 
@@ -6,58 +6,60 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from bitel.api import reading
-from bitel.api.answers import CallAnswer, call_answer, waiting
+from bitel.api import ordering
+from bitel.api.answers import BatchSuccess, CallAnswer, Success, placed_answer
 from bitel.api.auth import Owner
-from bitel.api.bodies import SingleBody
-from bitel.api.describing import described
-from bitel.api.envelope import success
-from bitel.api.parts import parts_of
-from bitel.api.placing import new_calls, placing_of
-from bitel.calls.call import Lane
-from bitel.calls.ids import is_id
-from bitel.errors import (
-    InsufficientBalanceError,
-    InvalidPhoneNumberError,
-    InvalidServerError,
-    NotFoundError,
-)
-from bitel.store import calls as call_rows
+from bitel.api.bodies import BatchBody, BatchTtsBody, OtpBody, SingleBody, SingleTtsBody
+from bitel.api.describing import placing_calls
+from bitel.api.envelope import list_body, success_body
+from bitel.api.placing import Placed
 
 router = APIRouter(prefix="/api/v2/voice")
 
+_ONE = Success[CallAnswer]
 
-@router.post(
-    "/single",
-    **described(
-        "Play a recording to one number",
-        "calls",
-        CallAnswer,
-        [InvalidPhoneNumberError, InvalidServerError, InsufficientBalanceError],
-        SingleBody,
-    ),
-)
+
+@router.post("/single", **placing_calls("Play a recording to one number", _ONE, SingleBody))
 async def single(request: Request, project: Owner) -> Response:
     """The call is queued, and durable, when this answers. It is dialled as soon as a channel is
     free; ask for its status to learn what became of it."""
-    parts = parts_of(request)
-    body = await reading.read(request, SingleBody, parts.settings.http.max_body)
-    calls = new_calls(parts, project, [body.phone_number], body.voice_id, body, Lane.SINGLE)
-    await placing_of(request).place(calls)
-    return success(call_answer(waiting(calls[0])))
+    return await ordering.single(request, project, one_call)
 
 
-@router.get(
-    "/status/{call_id}",
-    **described("How a call stands", "calls", CallAnswer, [NotFoundError]),
+@router.post("/batch", **placing_calls("Play a recording to many numbers", BatchSuccess, BatchBody))
+async def batch(request: Request, project: Owner) -> Response:
+    """All calls are queued, or none: one bad number refuses them all. They are answered in the
+    order of the numbers, and `campaignId`, beside `result`, names them all together."""
+    return await ordering.batch(request, project, all_calls)
+
+
+@router.post("/otp", **placing_calls("Read a code to one number", _ONE, OtpBody))
+async def otp(request: Request, project: Owner) -> Response:
+    """The recording, if one is named, is played first; then the digits are read one by one. Such
+    calls go before all others, and at any time of the day."""
+    return await ordering.otp(request, project, one_call)
+
+
+@router.post("/single/tts", **placing_calls("Speak a text to one number", _ONE, SingleTtsBody))
+async def single_tts(request: Request, project: Owner) -> Response:
+    """The text is spoken before this answers: the first time, that takes a moment."""
+    return await ordering.single_tts(request, project, one_call)
+
+
+@router.post(
+    "/batch/tts", **placing_calls("Speak a text to many numbers", BatchSuccess, BatchTtsBody)
 )
-async def status(request: Request, project: Owner, call_id: str) -> Response:
-    """A call is `WAITING` until its last attempt is over, and final from then on."""
-    call = None
-    if is_id(call_id):
-        call = await parts_of(request).database.read(
-            lambda conn: call_rows.find(conn, project.id, call_id)
-        )
-    if call is None:
-        raise NotFoundError("this project has no call of that id")
-    return success(call_answer(call))
+async def batch_tts(request: Request, project: Owner) -> Response:
+    """As a batch, with a text in place of a recording; it is spoken once, before this answers."""
+    return await ordering.batch_tts(request, project, all_calls)
+
+
+def one_call(placed: Placed) -> bytes:
+    """The answer that holds the one call."""
+    return success_body(placed_answer(placed.calls[0], barred=bool(placed.barred)))
+
+
+def all_calls(placed: Placed) -> bytes:
+    """The answer that holds every call, and the campaign that they are."""
+    items = (placed_answer(call, barred=call.id in placed.barred) for call in placed.calls)
+    return list_body(items, {"campaignId": placed.campaign_id})

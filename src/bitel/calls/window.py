@@ -57,12 +57,13 @@ class CallingWindow:
         Hours without days are those of every day; 24:00 is the end of a day, and hours that end
         before they begin pass midnight. Raises InvalidRequestError, saying what is wrong.
         """
-        rules, _, zone = text.strip().rpartition(" ")
-        if not rules or len(text) > LONGEST_TEXT:
+        if len(text) > LONGEST_TEXT:
+            raise _wrong(text, f"it is longer than {LONGEST_TEXT} characters")
+        rules, _, name = text.strip().rpartition(" ")
+        if not rules:
             raise _wrong(text, "it needs hours and a time zone")
-        return cls(
-            tuple(_hours(rule.strip(), text) for rule in rules.split(",")), _zone(zone, text)
-        )
+        zone = _zone(name, text)
+        return cls(tuple(_hours(rule.strip(), text) for rule in rules.split(",")), zone)
 
     def is_open(self, at: float) -> bool:
         """Whether calls may ring at `at` (Unix seconds)."""

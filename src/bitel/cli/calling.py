@@ -1,21 +1,20 @@
-"""`bitel call` and `bitel status`, by way of the HTTP API."""
+"""`bitel call`, `bitel status` and `bitel cancel`, by way of the HTTP API."""
 
 from __future__ import annotations
 
 import json
-import re
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bitel.cli.campaigns import show_campaign
 from bitel.cli.opening import open_client
 from bitel.cli.options import ConfigOption, JsonOption
-from bitel.cli.voices import send
-from bitel.errors import InvalidRequestError
+from bitel.cli.voices import voice_id
+from bitel.errors import NotFoundError
 
 if TYPE_CHECKING:
     from bitel.client import Call, Client
@@ -43,8 +42,8 @@ def call(
 ) -> None:
     """Play a recording to one number. With --wait, succeeds only if the call was answered."""
     with open_client(config) as client:
-        voice_id = _voice_id(client, voice)
-        placed = client.call(number, voice_id, retry_count=retries, server_id=server)
+        played = voice_id(client, voice)
+        placed = client.call(number, played, retry_count=retries, server_id=server)
         if wait:
             with _spinner(f"calling {number}"):
                 placed = _wait(client, placed)
@@ -63,13 +62,20 @@ def status(
         _show(client.status(call_id), as_json)
 
 
-def _voice_id(client: Client, voice: str) -> str:
-    file = Path(voice)
-    if file.is_file():
-        return send(client, file)["id"]
-    if re.fullmatch("[0-9a-f]{32}", voice):
-        return voice
-    raise InvalidRequestError(f"--voice {voice!r} is neither a file nor a recording's id")
+def cancel(
+    id_: Annotated[
+        str,
+        typer.Argument(metavar="ID", help="Of a call, or of a campaign.", show_default=False),
+    ],
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Call off a call, or every call of a campaign that nobody has answered yet."""
+    with open_client(config) as client:
+        try:
+            _show(client.cancel(id_), as_json)
+        except NotFoundError:
+            show_campaign(client.cancel_campaign(id_), as_json)
 
 
 def _wait(client: Client, placed: Call) -> Call:

@@ -6,7 +6,19 @@ import sys
 
 import typer
 
-from bitel.cli import calling, demo, phone, projects, serve, tokens, voices
+from bitel.cli import (
+    calling,
+    campaigns,
+    demo,
+    dnc,
+    ledger,
+    phone,
+    projects,
+    serve,
+    tokens,
+    voices,
+    webhooks,
+)
 from bitel.errors import BitelError
 
 app = typer.Typer(
@@ -19,11 +31,17 @@ app = typer.Typer(
 app.add_typer(projects.app, name="project")
 app.add_typer(tokens.app, name="token")
 app.add_typer(voices.app, name="voice")
+app.add_typer(webhooks.app, name="webhook")
+app.add_typer(dnc.app, name="dnc")
 app.command("serve")(serve.serve)
 app.command("phone")(phone.phone)
 app.command("demo")(demo.demo)
 app.command("call")(calling.call)
+app.command("batch")(campaigns.batch)
 app.command("status")(calling.status)
+app.command("campaign")(campaigns.campaign)
+app.command("cancel")(calling.cancel)
+app.command("ledger")(ledger.ledger)
 
 
 def main() -> None:

@@ -5,28 +5,28 @@ from __future__ import annotations
 import json
 import time
 from decimal import Decimal, InvalidOperation
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bitel.cli.opening import find_project, open_database
 from bitel.cli.options import ConfigOption, JsonOption, ProjectArgument
+from bitel.errors import InvalidServerError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from bitel.settings import Settings
+    from bitel.store.projects import Project, ProjectChanges
 
 UNLIMITED = "unlimited"
+NONE = NOWHERE = "none"
+ALWAYS = "always"
+ALL = "all"
+HOME = "home"
+SETTINGS = "settings"
 
 app = typer.Typer(help="Projects: who may place calls, and on what balance.", no_args_is_help=True)
-
-
-def _balance(text: str) -> Decimal | None:
-    if text == UNLIMITED:
-        return None
-    try:
-        amount = Decimal(text)
-    except InvalidOperation:
-        amount = Decimal("NaN")
-    if not amount.is_finite() or abs(amount) >= Decimal(10) ** 14:
-        raise typer.BadParameter(f"must be an amount such as 1500.50, or {UNLIMITED}")
-    return amount
 
 
 @app.command()
@@ -49,23 +49,147 @@ def set_(
         str | None,
         typer.Option(metavar="N", help=f"What it may still spend, or {UNLIMITED}."),
     ] = None,
+    daily_spend: Annotated[
+        str | None,
+        typer.Option(metavar="N", help=f"The most it may spend on a day, UTC; or {UNLIMITED}."),
+    ] = None,
+    window: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOURS",
+            help="When its calls may ring, as in 'sat-wed 09:00-21:00 Asia/Tehran'; "
+            f"or {ALWAYS}. One-time passwords ring at any time.",
+        ),
+    ] = None,
+    allow_prefix: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PREFIXES",
+            help=f"Prefixes of numbers it may call, as in +98,+4930; + is all, {HOME} the "
+            "service's own country only.",
+        ),
+    ] = None,
+    forbid_prefix: Annotated[
+        str | None,
+        typer.Option(metavar="PREFIXES", help=f"Prefixes it must not call all the same; {NONE}."),
+    ] = None,
+    rate: Annotated[
+        str | None,
+        typer.Option(metavar="N", help=f"HTTP requests a minute; {SETTINGS}: as they say."),
+    ] = None,
+    call_rate: Annotated[
+        str | None,
+        typer.Option(metavar="N", help=f"Calls placed a minute; {SETTINGS}: as they say."),
+    ] = None,
+    dialers: Annotated[
+        str | None,
+        typer.Option(metavar="IDS", help="Dialers it may use, separated by commas; all."),
+    ] = None,
+    default_dialer: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help=f"The dialer of calls that name none; {NONE}: the first."),
+    ] = None,
+    webhook: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help=f"Where its calls' ends are posted, or {NOWHERE}."),
+    ] = None,
+    enabled: Annotated[
+        bool | None,
+        typer.Option("--enable/--disable", help="Whether its tokens are good at all."),
+    ] = None,
     config: ConfigOption = None,
 ) -> None:
     """Change a project."""
-    from sqlalchemy import Connection
-
     from bitel.store import projects
+    from bitel.webhooks import targets
 
-    if balance is None:
+    changes: ProjectChanges = {}
+    if daily_spend is not None:
+        changes["daily_spend"] = _amount(daily_spend)
+    if window is not None:
+        changes["window"] = None if window == ALWAYS else window
+    if allow_prefix is not None:
+        changes["allowed_prefixes"] = None if allow_prefix == HOME else _prefixes(allow_prefix)
+    if forbid_prefix is not None:
+        changes["forbidden_prefixes"] = () if forbid_prefix == NONE else _prefixes(forbid_prefix)
+    if rate is not None:
+        changes["requests_per_minute"] = _rate(rate)
+    if call_rate is not None:
+        changes["calls_per_minute"] = _rate(call_rate)
+    if enabled is not None:
+        changes["disabled"] = not enabled
+    if balance is None and webhook is None and not (changes or dialers or default_dialer):
         raise typer.BadParameter("say what to change, as in --balance 1000")
-    amount = _balance(balance)
+    amount = _amount(balance) if balance is not None else None
 
     def work(conn: Connection) -> None:
         found = find_project(conn, project)
-        projects.set_balance(conn, found.id, amount, time.time())
+        projects.change(conn, found.id, **changes)
+        if balance is not None:
+            projects.set_balance(conn, found.id, amount, time.time())
+        if webhook is not None:
+            _set_webhook(conn, found, webhook)
 
-    with open_database(config) as (_, database):
+    with open_database(config) as (settings, database):
+        if webhook not in (None, NOWHERE):
+            targets.check(webhook, allow_private=settings.webhook_allow_private)
+        if dialers is not None:
+            chosen = tuple(word.strip() for word in dialers.split(","))
+            changes["dialers"] = None if dialers == ALL else _known(chosen, settings)
+        if default_dialer == NONE:
+            changes["default_dialer"] = None
+        elif default_dialer is not None:
+            (changes["default_dialer"],) = _known((default_dialer,), settings)
         database.write_now(work)
+
+
+def _amount(text: str) -> Decimal | None:
+    if text == UNLIMITED:
+        return None
+    try:
+        amount = Decimal(text)
+    except InvalidOperation:
+        amount = Decimal("NaN")
+    if not amount.is_finite() or abs(amount) >= Decimal(10) ** 14:
+        raise typer.BadParameter(f"must be an amount such as 1500.50, or {UNLIMITED}")
+    return amount
+
+
+def _prefixes(text: str) -> tuple[str, ...]:
+    from bitel.calls.prefixes import parse_prefixes
+
+    prefixes = parse_prefixes(text)
+    if not prefixes:
+        raise typer.BadParameter("must be prefixes such as +98,+4930")
+    return prefixes
+
+
+def _rate(text: str) -> int | None:
+    if text == SETTINGS:
+        return None
+    if not text.isascii() or not text.isdigit() or not 0 < len(text) < 8:
+        raise typer.BadParameter(f"must be a whole number above 0, or {SETTINGS}")
+    return int(text)
+
+
+def _known(ids: tuple[str, ...], settings: Settings) -> tuple[str, ...]:
+    for each in ids:
+        if settings.dialer(each) is None:
+            names = ", ".join(dialer.id for dialer in settings.dialers) or "none"
+            raise InvalidServerError(f"the settings have no dialer {each!r}; there are: {names}")
+    return ids
+
+
+def _set_webhook(conn: Connection, found: Project, url: str) -> None:
+    from bitel.store import projects
+    from bitel.webhooks.signing import new_secret
+
+    if url == NOWHERE:
+        projects.change(conn, found.id, webhook_url=None)
+        return
+    # Receivers have the secret: it stays when the URL changes.
+    kept = found.webhook_secret or new_secret()
+    projects.change(conn, found.id, webhook_url=url, webhook_secret=kept)
 
 
 @app.command("list")
@@ -76,16 +200,32 @@ def list_(as_json: JsonOption = False, config: ConfigOption = None) -> None:
     with open_database(config) as (_, database):
         listing = database.read_now(projects.listing)
     if as_json:
-        rows = [
-            {
-                "id": each.id,
-                "name": each.name,
-                "balance": None if each.balance is None else float(each.balance),
-            }
-            for each in listing
-        ]
-        print(json.dumps(rows, ensure_ascii=False))
+        print(json.dumps([_row(each) for each in listing], ensure_ascii=False))
         return
     for each in listing:
         balance = UNLIMITED if each.balance is None else f"{each.balance:f}"
         print(f"{each.id}  {balance:>16}  {each.name}")
+
+
+def _row(project: Project) -> dict[str, Any]:
+    return {
+        "id": project.id,
+        "name": project.name,
+        "balance": _number(project.balance),
+        "reserved": float(project.reserved),
+        "dailySpend": _number(project.daily_spend),
+        "window": project.window,
+        "allowedPrefixes": project.allowed_prefixes,
+        "forbiddenPrefixes": project.forbidden_prefixes,
+        "requestsPerMinute": project.requests_per_minute,
+        "callsPerMinute": project.calls_per_minute,
+        "dialers": project.dialers,
+        "defaultDialer": project.default_dialer,
+        "webhook": project.webhook_url,
+        "webhookOffReason": project.webhook_off_reason,
+        "disabled": project.disabled,
+    }
+
+
+def _number(amount: Decimal | None) -> float | None:
+    return None if amount is None else float(amount)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,16 +12,12 @@ import typer
 
 from bitel.cli.opening import open_client
 from bitel.cli.options import ConfigOption, JsonOption
+from bitel.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from bitel.client import Client, Recording
 
 app = typer.Typer(help="Recordings.", no_args_is_help=True)
-
-
-@app.callback()
-def _group() -> None:
-    """Recordings."""
 
 
 @app.command()
@@ -34,6 +31,57 @@ def upload(
     """Upload a recording: any audio. Its id comes first in what is printed."""
     with open_client(config) as client:
         recording = send(client, file)
+    _show(recording, as_json)
+
+
+@app.command("list")
+def list_(as_json: JsonOption = False, config: ConfigOption = None) -> None:
+    """List the recordings, uploaded and spoken ones, the oldest first."""
+    with open_client(config) as client:
+        found = list(client.recordings())
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False))
+        return
+    for recording in found:
+        _show(recording, as_json)
+
+
+@app.command()
+def remove(
+    voice_id: Annotated[str, typer.Argument(metavar="ID", show_default=False)],
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Remove a recording that no waiting call needs."""
+    with open_client(config) as client:
+        _show(client.remove_recording(voice_id), as_json)
+
+
+@app.command()
+def speak(
+    text: Annotated[str, typer.Argument(metavar="TEXT", show_default=False)],
+    language: Annotated[
+        str | None, typer.Option(metavar="CODE", help="The text's language, as in fa or en.")
+    ] = None,
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Have a text spoken and kept as a recording."""
+    with open_client(config) as client:
+        _show(client.speak(text, language=language), as_json)
+
+
+def voice_id(client: Client, voice: str) -> str:
+    """The id of what `--voice` names: a recording, or a file that is uploaded now."""
+    file = Path(voice)
+    if file.is_file():
+        return send(client, file)["id"]
+    if re.fullmatch("[0-9a-f]{32}", voice):
+        return voice
+    raise InvalidRequestError(f"--voice {voice!r} is neither a file nor a recording's id")
+
+
+def _show(recording: Recording, as_json: bool) -> None:
     if as_json:
         print(json.dumps(recording, ensure_ascii=False))
     else:

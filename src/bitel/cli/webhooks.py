@@ -11,10 +11,13 @@ import typer
 
 from bitel.cli.opening import find_project, open_database
 from bitel.cli.options import ConfigOption, JsonOption, ProjectArgument
-from bitel.errors import NotFoundError
+from bitel.errors import InvalidRequestError, NotFoundError
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
+
+    from bitel.store.projects import Project
+    from bitel.store.webhooks import Event, Tried
 
 app = typer.Typer(
     help="Webhooks: what receivers were told, and the secrets that sign it.", no_args_is_help=True
@@ -22,11 +25,65 @@ app = typer.Typer(
 
 
 @app.command()
+def deliveries(
+    project: Annotated[
+        str | None, typer.Option(metavar="PROJECT", help="Only this project's, by name or id.")
+    ] = None,
+    call: Annotated[str | None, typer.Option(metavar="ID", help="Only this call's.")] = None,
+    limit: Annotated[
+        int, typer.Option(metavar="N", min=1, max=100_000, help="At most so many events.")
+    ] = 100,
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Show what was tried for each event: when, what came of it, and when it is tried next."""
+    from bitel.store import webhooks
+
+    def work(conn: Connection) -> tuple[Project | None, list[Event]]:
+        found = find_project(conn, project) if project else None
+        return found, webhooks.history(conn, found.id if found else None, call, limit)
+
+    with open_database(config) as (_, database):
+        found, events = database.read_now(work)
+    if as_json:
+        print(json.dumps([_as_json(event) for event in events], ensure_ascii=False))
+        return
+    if found and found.webhook_off_reason:
+        print(f"off: {found.webhook_off_reason}; bitel project set --webhook turns it on again")
+    for event in events:
+        again = f"  next {_time(event.due_at)}" if event.due_at is not None else ""
+        print(f"{event.id}  call {event.call_id}  {event.state}{again}")
+        for tried in event.tried:
+            print(f"    {_time(tried.at)}  {_outcome(tried)}  {tried.seconds:.2f} s")
+
+
+@app.command()
+def redeliver(
+    which: Annotated[
+        str,
+        typer.Argument(
+            metavar="EVENT_OR_CALL_ID", help="An event, or its call.", show_default=False
+        ),
+    ],
+    config: ConfigOption = None,
+) -> None:
+    """Send an event once more, whatever became of it, under the id that it had before."""
+    from bitel.store import webhooks
+
+    with open_database(config) as (_, database):
+        if not database.write_now(lambda conn: webhooks.redeliver(conn, None, which, time.time())):
+            raise NotFoundError(
+                f"no event has the id {which[:64]!r}, nor has a call of that id one: only calls "
+                "that end while their project has a webhook do"
+            )
+
+
+@app.command()
 def secret(
     project: ProjectArgument,
     rotate: Annotated[
         bool,
-        typer.Option("--rotate", help="Make a new one; the old one signs no more from now on."),
+        typer.Option("--rotate", help="Make a new one; the old one signs nothing from now on."),
     ] = False,
     config: ConfigOption = None,
 ) -> None:
@@ -39,13 +96,45 @@ def secret(
         if found.webhook_secret and not rotate:
             return found.webhook_secret
         if not found.webhook_url:
-            raise NotFoundError(
-                f"the project {found.name!r} has no webhook; "
-                "set one with bitel project set PROJECT --webhook URL"
+            raise InvalidRequestError(
+                f"the project {found.name!r} has no webhook; give it one with "
+                "bitel project set PROJECT --webhook URL"
             )
         made = new_secret()
         projects.change(conn, found.id, webhook_secret=made)
         return made
 
     with open_database(config) as (_, database):
-        print(database.write_now(work))
+        text = database.write_now(work)
+    print(text)
+
+
+def _as_json(event: Event) -> dict[str, Any]:
+    return {
+        "id": event.id,
+        "projectId": event.project_id,
+        "callId": event.call_id,
+        "state": event.state,
+        "createdAt": event.created_at,
+        "nextTryAt": event.due_at,
+        "tries": [
+            {
+                "at": tried.at,
+                "status": tried.status_code,
+                "error": tried.error or None,
+                "seconds": tried.seconds,
+            }
+            for tried in event.tried
+        ],
+    }
+
+
+def _outcome(tried: Tried) -> str:
+    if tried.status_code is None:
+        return tried.error
+    redirect = " (redirects are not followed)" if tried.status_code // 100 == 3 else ""
+    return f"answered {tried.status_code}{redirect}"
+
+
+def _time(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 from bitel.dialers.quiet import quiet_clips
 from bitel.dialing.dialer import Order
@@ -23,6 +23,17 @@ LEAD_OUT: Final = 0.2
 
 MOST_REMEMBERED: Final = 4096
 """Recordings whose place is remembered, so that a campaign does not look for its own each time."""
+
+
+class PlaylistSource(Protocol):
+    """Knows what orders play."""
+
+    async def for_order(self, order: Order, codecs: Sequence[Codec]) -> Mapping[str, Playlist]:
+        """The clips that `order` plays, by codec; they are on this machine.
+
+        Raises NotFoundError or InvalidRequestError where there will never be any, and
+        UnavailableError where there are none now.
+        """
 
 
 class Playlists:

@@ -4,50 +4,42 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
 from bitel.calls.outcome import Attempted, Outcome
 from bitel.dialers.attempt import Attempt
+from bitel.dialers.carriers import Carriers
+from bitel.dialers.config import SipTrunkConfig
+from bitel.dialers.hops import Hop
+from bitel.dialers.identity import CallerIds, Identity, identity
 from bitel.dialers.leg import Leg
-from bitel.dialers.playlists import Codec, Playlist, Playlists
-from bitel.dialers.trunk import NumberFormat, Resolver, Trunk, address_toward, as_dialled, bracketed
+from bitel.dialers.numbering import NumberForm
+from bitel.dialers.playlists import Playlist, PlaylistSource
+from bitel.dialers.targets import Targets
+from bitel.dialers.trunk import address_toward
+from bitel.dialers.watch import Watch
 from bitel.dialing.dialer import Heard, Order
 from bitel.errors import BitelError, InvalidRequestError, NotFoundError, UnavailableError
 from bitel.rtp.streamer import Streamer, StreamReport
 from bitel.sip import (
     AgentConfig,
     Answered,
-    Credentials,
     Ended,
     Event,
     Failed,
     Incoming,
     Invitation,
+    RequestDone,
     UserAgent,
 )
 from bitel.sip.sdp import Agreed, NoCommonCodec, check_answer, make_offer
 from bitel.transports.udp import Link, UdpTransport
 
+__all__ = ["SipTrunkConfig", "SipTrunkDialer"]
+
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class SipTrunkConfig:
-    """What a SIP trunk dialer needs to know; times in seconds."""
-
-    trunks: tuple[Trunk, ...]
-    bind: tuple[str, int]
-    rtp_ports: range
-    ring_timeout: float
-    public_address: str = ""
-    public_port: int | None = None
-    caller_id: str = ""
-    number_format: NumberFormat = "e164"
-    codecs: tuple[Codec, ...] = ("PCMA", "PCMU")
-    credentials: Credentials | None = None
 
 
 class SipTrunkDialer:
@@ -59,9 +51,11 @@ class SipTrunkDialer:
     def __init__(
         self,
         config: SipTrunkConfig,
-        playlists: Playlists,
+        playlists: PlaylistSource,
         clock: Callable[[], float],
         link: Link | None = None,
+        watch: Watch | None = None,
+        targets: Targets | None = None,
     ) -> None:
         self._config = config
         self._playlists = playlists
@@ -71,13 +65,16 @@ class SipTrunkDialer:
         self._attempts: dict[str, Attempt] = {}
         self._transport: UdpTransport | None = None
         self._streamer = Streamer(config.bind[0], config.rtp_ports)
-        self._resolver = Resolver(clock)
+        self._watch = watch
+        self._carriers = Carriers(config, clock, targets)
+        self._numbers = NumberForm(config.number_format, config.number_rules)
+        self._caller_ids = CallerIds(config.caller_pool, config.caller_ids)
         self._address = ""
 
     @property
     def up(self) -> bool:
-        """Whether SIP is spoken."""
-        return self._transport is not None
+        """Whether SIP is spoken, and a carrier is there to speak with."""
+        return self._transport is not None and self._carriers.up
 
     @property
     def streamer(self) -> Streamer:
@@ -92,17 +89,23 @@ class SipTrunkDialer:
             self._transport = await UdpTransport.open(
                 self._config.bind,
                 lambda local: UserAgent(
-                    AgentConfig(local=(self._address, self._config.public_port or local[1]))
+                    AgentConfig(
+                        local=(self._address, self._config.public_port or local[1]),
+                        t1=self._config.t1,
+                    )
                 ),
                 self._receive,
                 link=self._link,
+                tap=self._watch.tap if self._watch else None,
             )
         except OSError as fault:
             raise BitelError(f"SIP can't be spoken from {host}:{port}: {fault}") from fault
         await self._streamer.start()
+        self._carriers.start(self._transport)
 
     async def close(self) -> None:
-        """Stop the sender, close the socket."""
+        """Take registrations back, stop the sender, close the socket."""
+        await self._carriers.stop()
         await self._streamer.stop()
         if self._transport is not None:
             await self._transport.close()
@@ -123,9 +126,13 @@ class SipTrunkDialer:
             # No free port, storage out of reach, no voice: later may be better.
             del self._attempts[order.attempt_id]
             return attempt.over(Outcome.TRUNK_TROUBLE, detail=str(fault))
+        attempted: Attempted | None = None
         try:
-            return await self._call(attempt, playlists, port, heard)
+            attempted = await self._call(attempt, playlists, port, heard)
+            return attempted
         finally:
+            if self._watch:
+                self._watch.over(order, attempted)
             self._streamer.release_port(port)
             if attempt.leg is not None:
                 self._legs.pop(attempt.leg.call_id, None)
@@ -197,39 +204,40 @@ class SipTrunkDialer:
         )
 
     async def _try_trunks(self, attempt: Attempt, port: int) -> Answered | Attempted:
-        over = attempt.over(Outcome.TRUNK_TROUBLE, detail="no trunk could be reached")
-        for trunk in self._config.trunks:
+        number = self._numbers.of(attempt.order.e164)
+        caller = self._caller_ids.choose(attempt.order.e164)
+        config = self._config
+        who = identity(caller, self._address, config.identity, config.privacy)
+        try:
+            hops = await self._carriers.hops(lambda trunk: trunk.uri_for(number))
+        except OSError as fault:
+            return attempt.over(Outcome.TRUNK_TROUBLE, detail=str(fault))
+        over = attempt.over(Outcome.TRUNK_TROUBLE, detail="every trunk asked to be left alone")
+        while hops and attempt.rings_for():
             if attempt.called_off:
                 return attempt.over(Outcome.CALLED_OFF)
-            try:
-                destination = await self._resolver.resolve(trunk)
-            except OSError as fault:
-                over = attempt.over(Outcome.TRUNK_TROUBLE, detail=f"{trunk.host}: {fault}")
-                continue
-            decided = await self._invite(attempt, trunk, destination, port)
+            hop, *left = hops
+            decided = await self._invite(attempt, hop, who, port)
+            self._carriers.learn(hop, decided)
             if isinstance(decided, Answered):
                 return decided
             over = attempt.failed(decided)
-            # A phone that has rung is not rung again by way of another address.
-            if over.outcome is not Outcome.TRUNK_TROUBLE or decided.rang:
-                return over
-            if not attempt.rings_for():
-                return over
+            hops = self._carriers.next_hops(hop, decided, over.outcome, left)
         return over
 
     async def _invite(
-        self, attempt: Attempt, trunk: Trunk, destination: tuple[str, int], port: int
+        self, attempt: Attempt, hop: Hop, who: Identity, port: int
     ) -> Answered | Failed:
         config = self._config
-        number = as_dialled(attempt.order.e164, config.number_format)
-        caller = config.caller_id or "anonymous"
         offer = make_offer((self._address, port), config.codecs)
         invitation = Invitation(
-            request_uri=trunk.uri_for(number),
-            destination=destination,
-            from_uri=f"sip:{caller}@{bracketed(self._address)}",
+            request_uri=hop.request_uri,
+            destination=hop.address,
+            from_uri=who.from_uri,
             offer=offer,
             credentials=config.credentials,
+            headers=who.headers,
+            display_name=who.display_name,
             # Until the answer is durable. Should we die before, the far end gives up by itself,
             # and is not left on an open line when the call is made again.
             withhold_ack=True,
@@ -238,6 +246,8 @@ class SipTrunkDialer:
             self._legs.pop(attempt.leg.call_id, None)
         leg = Leg(self._sip.agent.invite(invitation, self._sip.now()), offer)
         attempt.leg = self._legs[leg.call_id] = leg
+        if self._watch:
+            self._watch.invited(attempt.order, leg.call_id)
         self._sip.flush()
         loop = asyncio.get_running_loop()
         ring_out = loop.call_later(attempt.rings_for(), self._hang_up, leg)
@@ -261,6 +271,8 @@ class SipTrunkDialer:
         leg = self._legs.get(event.call_id)
         if leg is not None:
             leg.receive(event)
+        elif isinstance(event, RequestDone):
+            self._carriers.receive(event)
         elif isinstance(event, Incoming):
             # A dialer calls and is not called.
             self._sip.agent.reject(event.call_id, 480, self._sip.now())
@@ -271,7 +283,7 @@ class SipTrunkDialer:
         host = self._config.bind[0]
         if host not in {"0.0.0.0", "::"}:
             return host
-        return address_toward(await self._resolver.resolve(self._config.trunks[0]))
+        return address_toward(await self._carriers.any_address())
 
     @property
     def _sip(self) -> UdpTransport:

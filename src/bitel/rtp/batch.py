@@ -1,4 +1,4 @@
-"""The streams that are sent at the same instant of every 20 ms, as arrays.
+"""The streams that are sent at the same instant of every packet time, as arrays.
 
 A tick costs a handful of array operations, however many streams there are. Streams come and go
 between ticks; `settle` then rewrites the arrays, ordered by socket.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -35,10 +35,10 @@ _STATE = np.dtype(
 
 @dataclass(frozen=True, slots=True)
 class NewStream:
-    """What a stream starts with.
+    """What a stream starts with, or goes on with after a pause.
 
     `far` is the callee's `memory.sockaddr`, `payload` the address of the first of `packets`
-    payloads.
+    payloads. `sent`, `refused` and `errno` are what had become of its packets before.
     """
 
     stream: int
@@ -50,6 +50,9 @@ class NewStream:
     ssrc: int
     payload: int
     packets: int
+    sent: int = 0
+    refused: int = 0
+    errno: int = 0
 
 
 class Count(NamedTuple):
@@ -63,19 +66,27 @@ class Count(NamedTuple):
 class Batch:
     """Adds, removes, and sends one packet of each stream at a time."""
 
-    def __init__(self, family: socket.AddressFamily, transmit: Transmit) -> None:
+    def __init__(
+        self,
+        family: socket.AddressFamily,
+        transmit: Transmit,
+        samples: int = SAMPLES_PER_PACKET,
+    ) -> None:
         self._transmit = transmit
-        self._packets = Packets(SMALLEST, family)
+        self.samples = samples  # in a packet
+        self.due = 0.0  # of the last tick, by the caller's clock
+        self._packets = Packets(SMALLEST, family, samples)
         self._state = np.zeros(SMALLEST, _STATE)
         self._rows = 0
         self._groups: list[Group] = []
         self._new: dict[int, NewStream] = {}
         self._gone: set[int] = set()
-        self._unborn: list[int] = []  # removed before they were in the arrays
+        self._taken: set[int] = set()
+        self._unborn: list[NewStream] = []  # removed before they were in the arrays
 
     def __len__(self) -> int:
         """How many streams there will be after the next `settle`."""
-        return self._rows - len(self._gone) + len(self._new)
+        return self._rows - len(self._gone) - len(self._taken) + len(self._new)
 
     @property
     def idle(self) -> bool:
@@ -88,27 +99,50 @@ class Batch:
 
     def remove(self, stream: int) -> None:
         """No packet more of this stream; its count comes from the next `settle`."""
-        if self._new.pop(stream, None) is None:
+        new = self._new.pop(stream, None)
+        if new is None:
             self._gone.add(stream)
         else:
-            self._unborn.append(stream)
+            self._unborn.append(new)
+
+    def look(self, stream: int) -> NewStream:
+        """The stream as it stands: what its next packet will be, and what became of the others."""
+        new = self._new.get(stream)
+        return self._read(self._row(stream)) if new is None else new
+
+    def take(self, stream: int) -> NewStream:
+        """Removes a stream that may come back: `add` what this returns. No count follows."""
+        new = self._new.pop(stream, None)
+        if new is None:
+            new = self._read(self._row(stream))
+            self._taken.add(stream)
+        return new
+
+    def redirect(self, stream: int, far: bytes) -> None:
+        """The stream's next packets go to this `memory.sockaddr`."""
+        if stream in self._new:
+            self._new[stream] = replace(self._new[stream], far=far)
+        else:
+            self._packets.names[self._row(stream)] = np.void(far)
 
     def settle(self) -> list[tuple[int, Count]]:
         """Makes additions and removals so; returns what the removed streams had sent."""
         unborn, self._unborn = self._unborn, []
-        counts = [(stream, Count(0, 0, "")) for stream in unborn]
-        if not self._new and not self._gone:
+        counts = [(new.stream, Count(new.sent, new.refused, _problem(new.errno))) for new in unborn]
+        if not self._new and not self._gone and not self._taken:
             return counts
         state = self._state[: self._rows]
-        stays = ~np.isin(state["stream"], list(self._gone))
+        stays = ~np.isin(state["stream"], list(self._gone | self._taken))
         counts += [
-            (int(row["stream"]), Count(int(row["sent"]), int(row["refused"]), _problem(row)))
-            for row in state[~stays]
+            (stream, Count(sent, refused, _problem(code)))
+            for stream, _, _, sent, refused, code in state[~stays].tolist()
+            if stream in self._gone
         ]
         kept = np.flatnonzero(stays)
         fresh = list(self._new.values())
         self._new.clear()
         self._gone.clear()
+        self._taken.clear()
         self._rewrite(kept, fresh)
         return counts
 
@@ -130,8 +164,8 @@ class Batch:
         headers, state = self._packets.headers[:rows], self._state[:rows]
         headers["kind"] &= 0xFF ^ MARKER  # it marks the first packet of a talkspurt (RFC 3551 4.1)
         headers["sequence"] += np.uint16(1)  # wraps
-        headers["timestamp"] += np.uint32(SAMPLES_PER_PACKET)
-        self._packets.payloads[:rows] += np.uintp(SAMPLES_PER_PACKET)
+        headers["timestamp"] += np.uint32(self.samples)
+        self._packets.payloads[:rows] += np.uintp(self.samples)
         state["left"] -= 1
         state["sent"] += 1
         for row, problem in refused:
@@ -139,6 +173,27 @@ class Batch:
             state["refused"][row] += 1
             state["errno"][row] = problem
         return rows - len(refused), len(refused)
+
+    def _row(self, stream: int) -> int:
+        return int(np.flatnonzero(self._state["stream"][: self._rows] == stream)[0])
+
+    def _read(self, row: int) -> NewStream:
+        stream, descriptor, left, sent, refused, code = self._state[row].item()
+        _, kind, sequence, timestamp, ssrc = self._packets.headers[row].item()
+        return NewStream(
+            stream,
+            descriptor,
+            self._packets.names[row].tobytes(),
+            kind & ~MARKER,
+            sequence,
+            timestamp,
+            ssrc,
+            int(self._packets.payloads[row]),
+            left,
+            sent,
+            refused,
+            code,
+        )
 
     def _rewrite(self, kept: NDArray[np.intp], fresh: list[NewStream]) -> None:
         """New arrays of the kept rows and the new streams, those of one socket side by side."""
@@ -154,7 +209,7 @@ class Batch:
         payloads = np.concatenate([old.payloads[kept], payloads])[order]
         if rows > old.capacity or rows < old.capacity // 8:
             capacity = max(SMALLEST, 1 << (rows - 1).bit_length()) if rows else SMALLEST
-            self._packets = Packets(capacity, family)
+            self._packets = Packets(capacity, family, self.samples)
             self._state = np.zeros(capacity, _STATE)
         self._rows = rows
         self._state[:rows] = state[order]
@@ -165,7 +220,13 @@ class Batch:
 
 
 def _fresh_state(fresh: list[NewStream]) -> NDArray[np.void]:
-    return np.array([(new.stream, new.descriptor, new.packets, 0, 0, 0) for new in fresh], _STATE)
+    return np.array(
+        [
+            (new.stream, new.descriptor, new.packets, new.sent, new.refused, new.errno)
+            for new in fresh
+        ],
+        _STATE,
+    )
 
 
 def _fresh_headers(fresh: list[NewStream]) -> NDArray[np.void]:
@@ -187,6 +248,5 @@ def _groups(descriptors: NDArray[np.int32]) -> list[Group]:
     return list(zip(descriptors[firsts].tolist(), firsts.tolist(), counts.tolist(), strict=True))
 
 
-def _problem(row: np.void) -> str:
-    code = int(row["errno"])
+def _problem(code: int) -> str:
     return os.strerror(code) if code else ""

@@ -26,6 +26,7 @@ Segment = tuple[int, int]
 """Packets that lie one behind the other in memory: the address of the first, and their count."""
 
 _Identity = tuple[int, int, int, int]
+_Key = tuple[str, Law, int]
 
 
 class ClipError(Exception):
@@ -33,9 +34,12 @@ class ClipError(Exception):
 
 
 class Clip:
-    """One file: its whole packets straight from the page cache, the rest of it in a padded copy."""
+    """One file, cut into packets of so many samples.
 
-    def __init__(self, path: str, law: Law) -> None:
+    Its whole packets come straight from the page cache, the rest of it from a padded copy.
+    """
+
+    def __init__(self, path: str, law: Law, samples: int) -> None:
         self.users = 0
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
@@ -47,8 +51,8 @@ class Clip:
                 raise ClipError(
                     f"the recording {path} has {status.st_size} bytes; 1 to {MAX_BYTES} can be sent"
                 )
-            whole, rest = divmod(status.st_size, SAMPLES_PER_PACKET)
-            body = whole * SAMPLES_PER_PACKET
+            whole, rest = divmod(status.st_size, samples)
+            body = whole * samples
             self._memory: list[NDArray[np.uint8]] = []
             self.segments: list[Segment] = []
             if whole:
@@ -58,9 +62,7 @@ class Clip:
             if rest:
                 # Read, not mapped: a file cut short meanwhile then can't fault this process. The
                 # kernel, which alone reads the mapping, answers EFAULT.
-                tail = os.pread(descriptor, rest, body).ljust(
-                    SAMPLES_PER_PACKET, bytes([SILENCE[law]])
-                )
+                tail = os.pread(descriptor, rest, body).ljust(samples, bytes([SILENCE[law]]))
                 self._keep(np.frombuffer(tail, np.uint8), 1)
         finally:
             os.close(descriptor)
@@ -71,24 +73,24 @@ class Clip:
 
 
 class ClipCache:
-    """Open clips by path and law; those that nobody plays are closed, the oldest first."""
+    """Open clips by path, law and packet size; those nobody plays are closed, the oldest first."""
 
     def __init__(self, max_idle: int = MAX_IDLE) -> None:
         self._max_idle = max_idle
-        self._clips: dict[tuple[str, Law], Clip] = {}
-        self._idle: OrderedDict[tuple[str, Law], Clip] = OrderedDict()
+        self._clips: dict[_Key, Clip] = {}
+        self._idle: OrderedDict[_Key, Clip] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._clips)
 
-    def acquire(self, path: str, law: Law) -> Clip:
-        """The clip, to be released by the same path and law; `ClipError` where it can't be read."""
-        key = (path, law)
+    def acquire(self, path: str, law: Law, samples: int = SAMPLES_PER_PACKET) -> Clip:
+        """The clip, to be released by the same values; `ClipError` where it can't be read."""
+        key = (path, law, samples)
         try:
             clip = self._clips.get(key)
             # A file written anew under its name is another recording.
             if clip is None or clip.identity != _identity(os.stat(path)):
-                clip = self._clips[key] = Clip(path, law)
+                clip = self._clips[key] = Clip(path, law, samples)
                 self._idle.pop(key, None)
         except (OSError, ValueError) as error:
             raise ClipError(f"the recording {path} can't be read: {error}") from None
@@ -97,10 +99,10 @@ class ClipCache:
         clip.users += 1
         return clip
 
-    def release(self, path: str, law: Law, clip: Clip) -> None:
+    def release(self, path: str, law: Law, clip: Clip, samples: int = SAMPLES_PER_PACKET) -> None:
         """One player less. Dropped clips are unmapped when the last reference goes."""
         clip.users -= 1
-        key = (path, law)
+        key = (path, law, samples)
         if clip.users or self._clips.get(key) is not clip:
             return
         self._idle[key] = clip
@@ -112,14 +114,21 @@ class ClipCache:
 class Playlist:
     """The clips of one stream, held until it is closed."""
 
-    def __init__(self, cache: ClipCache, paths: list[str], law: Law) -> None:
+    def __init__(
+        self,
+        cache: ClipCache,
+        paths: list[str],
+        law: Law,
+        samples: int = SAMPLES_PER_PACKET,
+    ) -> None:
         """Opens them all, so that a missing one is known before anything is heard: `ClipError`."""
         self._cache = cache
         self._law = law
+        self._samples = samples
         self._held: list[tuple[str, Clip]] = []
         try:
             for path in paths:
-                self._held.append((path, cache.acquire(path, law)))
+                self._held.append((path, cache.acquire(path, law, samples)))
         except ClipError:
             self.close()
             raise
@@ -134,7 +143,7 @@ class Playlist:
     def close(self) -> None:
         """Gives the clips back."""
         for path, clip in self._held:
-            self._cache.release(path, self._law, clip)
+            self._cache.release(path, self._law, clip, self._samples)
         self._held.clear()
 
 

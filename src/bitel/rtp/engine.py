@@ -1,50 +1,42 @@
-"""The sender's streams: which slot of the 20 ms each is in, and what it plays next. No clock."""
+"""The sender's streams: what each plays next, and which of them pause. The caller has the clock."""
 
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bitel.rtp.batch import Batch, Count, NewStream
+from bitel.rtp.cadence import Cadence
 from bitel.rtp.clips import ClipCache, ClipError, Playlist
 from bitel.rtp.memory import sockaddr
-from bitel.rtp.packet import PACKET_SECONDS
+from bitel.rtp.packet import SAMPLE_RATE, SAMPLES_PER_MS
+from bitel.rtp.reporting import Progress
 from bitel.rtp.sendmmsg import Transmit
-from bitel.rtp.wire import End, Play
-
-SLOTS = 10  # batches in 20 ms: smaller ones smooth the load, and each has a fixed cost
-SLOT_SECONDS = PACKET_SECONDS / SLOTS
-
-# So many streams make one more slot worth its wake-ups; few calls then cost few of them.
-WORTH_A_SLOT = 32
-_ORDER = (0, 5, 2, 7, 4, 9, 1, 6, 3, 8)  # in which slots come into use: far from each other
-assert len(_ORDER) == SLOTS
-
-# A socket's streams are put into one slot, to share its sendmmsg, while that slot is no fuller
-# than the emptiest by this many streams and this part.
-CROWDED = 8
-CROWDED_PART = 8
+from bitel.rtp.wire import End, Play, Redirect
 
 
 @dataclass(slots=True)
 class _Stream:
-    slot: int
+    batch: Batch
     playlist: Playlist
+    family: socket.AddressFamily
+    paused: NewStream | None = None  # taken out of the batch
+    paused_at: float = 0.0
     stopped: bool = False
     finished: bool = False
 
 
 class Engine:
-    """Streams spread over `SLOTS` batches; `tick` sends one of them.
+    """Streams spread over their packet time; `tick` sends those whose turn it is.
 
-    Each `play` is answered by one `End` among those that `tick` and `play` return.
+    Each `play` is answered by one `End` among those that `tick` and `play` return. Times
+    are seconds of one steady clock.
     """
 
     def __init__(self, transmit: Transmit) -> None:
         self._transmit = transmit
-        self._batches: list[Batch] = []
+        self._cadences: dict[int, Cadence] = {}  # by ptime
         self._sockets: dict[int, socket.socket] = {}
-        self._home: dict[int, int] = {}  # port -> the slot that its last stream was put into
         self._streams: dict[int, _Stream] = {}
         self._clips = ClipCache()
 
@@ -54,26 +46,24 @@ class Engine:
     def open(self, port: int, bound: socket.socket) -> None:
         """Streams of this port go out through this socket from now on."""
         self._sockets[port] = bound
-        if not self._batches:
-            family = socket.AddressFamily(bound.family)
-            self._batches = [Batch(family, self._transmit) for _ in range(SLOTS)]
 
     def play(self, command: Play) -> End | None:
         """Adds a stream; its `End` at once where it can't be."""
         bound = self._sockets.get(command.port)
         if bound is None:
             return End(command.stream, 0, False, f"RTP port {command.port} is not open")
+        samples = command.ptime * SAMPLES_PER_MS
+        family = socket.AddressFamily(bound.family)
         try:
-            family = socket.AddressFamily(bound.family)
             far = sockaddr(family, command.far_host, command.far_port)
-            playlist = Playlist(self._clips, list(command.clips), command.law)
+            playlist = Playlist(self._clips, list(command.clips), command.law, samples)
         except (ClipError, OSError) as error:
             return End(command.stream, 0, False, str(error))
         segment = playlist.next_segment()
         assert segment is not None  # a clip is never empty
-        slot = self._choose_slot(command.port)
-        self._streams[command.stream] = _Stream(slot, playlist)
-        self._batches[slot].add(
+        batch = self._cadence(command.ptime, family).choose(command.port)
+        self._streams[command.stream] = _Stream(batch, playlist, family)
+        batch.add(
             NewStream(
                 command.stream,
                 bound.fileno(),
@@ -88,25 +78,82 @@ class Engine:
         return None
 
     def stop(self, number: int) -> None:
-        """Takes a stream out; its `End` comes with its slot's next tick."""
-        stream = self._streams.get(number)
-        if stream is not None and not stream.stopped:
-            stream.stopped = True
-            self._batches[stream.slot].remove(number)
+        """Takes a stream out; its `End` comes with its batch's next tick."""
+        stream = self._running(number)
+        if stream is None:
+            return
+        stream.stopped = True
+        if stream.paused is not None:
+            stream.batch.add(stream.paused)  # for the count of what it sent
+        stream.batch.remove(number)
 
-    def idle(self, slot: int) -> bool:
-        """The slot's tick has nothing to do."""
-        return not self._batches or self._batches[slot].idle
+    def pause(self, number: int, now: float) -> None:
+        """No packet of a stream until `resume`; one that pauses already is left alone."""
+        stream = self._running(number)
+        if stream is not None and stream.paused is None:
+            stream.paused = stream.batch.take(number)
+            stream.paused_at = now
 
-    def tick(self, slot: int) -> tuple[int, int, list[End]]:
-        """Sends the slot's packets: how many left, how many were refused, and who ended.
+    def resume(self, number: int, now: float) -> None:
+        """The stream goes on where it paused; its timestamp has gone on by whole packets."""
+        stream = self._running(number)
+        if stream is None or stream.paused is None:
+            return
+        samples = stream.batch.samples
+        missed = samples * round((now - stream.paused_at) * SAMPLE_RATE / samples)
+        timestamp = (stream.paused.timestamp + missed) % 2**32
+        # A stream that is added begins with the marker bit, as a talkspurt does (RFC 3551 4.1).
+        stream.batch.add(replace(stream.paused, timestamp=timestamp))
+        stream.paused = None
 
-        A stream ends one tick after its last packet: when that has been heard out.
+    def redirect(self, command: Redirect) -> None:
+        """The stream goes to another address from its next packet on."""
+        stream = self._running(command.stream)
+        if stream is None:
+            return
+        far = sockaddr(stream.family, command.far_host, command.far_port)
+        if stream.paused is None:
+            stream.batch.redirect(command.stream, far)
+        else:
+            stream.paused = replace(stream.paused, far=far)
+
+    def progress(self, number: int, now: float) -> Progress | None:
+        """How far a stream is, for its sender report; None while nothing of it was sent."""
+        stream = self._running(number)
+        if stream is None:
+            return None
+        batch, paused = stream.batch, stream.paused
+        row = batch.look(number) if paused is None else paused
+        if not row.sent:
+            return None
+        since = stream.paused_at if paused else batch.due + batch.samples / SAMPLE_RATE
+        timestamp = row.timestamp + round((now - since) * SAMPLE_RATE)
+        return Progress(timestamp % 2**32, row.sent, row.sent * batch.samples, paused is None)
+
+    def idle(self, index: int) -> bool:
+        """Tick number `index` has nothing to do."""
+        return all(cadence.batch_at(index).idle for cadence in self._cadences.values())
+
+    def tick(self, index: int, due: float) -> tuple[int, int, list[End]]:
+        """Sends the packets of tick number `index`, which was due then.
+
+        Returns how many left, how many were refused, and who ended. A stream ends one tick after
+        its last packet: when that has been heard out.
         """
-        if not self._batches:
-            return 0, 0, []
-        batch = self._batches[slot]
-        ends = self._settle(batch)
+        sent, refused = 0, 0
+        ends: list[End] = []
+        for cadence in self._cadences.values():
+            batch = cadence.batch_at(index)
+            if not batch.idle:
+                batch.due = due
+                ends += self._settle(batch)
+                ends += self._point_on(batch)
+                left, kept = batch.send() if len(batch) else (0, 0)
+                sent, refused = sent + left, refused + kept
+        return sent, refused, ends
+
+    def _point_on(self, batch: Batch) -> list[End]:
+        """Points the rows that have run out to their next segment; the ends of those without."""
         over = False
         for row, number in batch.run_out():
             stream = self._streams[number]
@@ -116,10 +163,7 @@ class Engine:
                 batch.remove(number)
             else:
                 batch.point(row, *segment)
-        if over:
-            ends += self._settle(batch)
-        sent, refused = batch.send() if len(batch) else (0, 0)
-        return sent, refused, ends
+        return self._settle(batch) if over else []
 
     def _settle(self, batch: Batch) -> list[End]:
         return [self._end(number, count) for number, count in batch.settle()]
@@ -133,12 +177,12 @@ class Engine:
         # A callee of whom the network took no packet at all has heard nothing to its end.
         return End(number, count.sent, stream.finished and count.sent > 0, error)
 
-    def _choose_slot(self, port: int) -> int:
-        used = _ORDER[: 1 + len(self._streams) // WORTH_A_SLOT]
-        loads = {slot: len(self._batches[slot]) for slot in used}
-        slot = min(used, key=loads.__getitem__)
-        home = self._home.get(port)
-        if home in loads and loads[home] <= loads[slot] + CROWDED + loads[slot] // CROWDED_PART:
-            return home
-        self._home[port] = slot
-        return slot
+    def _running(self, number: int) -> _Stream | None:
+        """The stream, unless it is over or about to be."""
+        stream = self._streams.get(number)
+        return None if stream is None or stream.stopped else stream
+
+    def _cadence(self, ptime: int, family: socket.AddressFamily) -> Cadence:
+        if ptime not in self._cadences:
+            self._cadences[ptime] = Cadence(ptime, family, self._transmit)
+        return self._cadences[ptime]

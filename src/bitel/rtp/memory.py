@@ -55,15 +55,21 @@ MMSGHDR = np.dtype(_Mmsghdr)
 
 
 class Packets:
-    """Room for `capacity` packets of G.711 to addresses of one family.
+    """Room for `capacity` packets of G.711 of so many samples to addresses of one family.
 
     `headers`, `names` and `payloads` are the caller's to fill; all that depends only on the row
     is set here once.
     """
 
-    def __init__(self, capacity: int, family: socket.AddressFamily) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        family: socket.AddressFamily,
+        samples: int = SAMPLES_PER_PACKET,
+    ) -> None:
         self.capacity = capacity
         self.family = family
+        self.samples = samples
         self.name_size = 28 if family == socket.AF_INET6 else 16
         self.headers = np.zeros(capacity, HEADER)
         self.names = np.zeros(capacity, f"V{self.name_size}")
@@ -71,7 +77,7 @@ class Packets:
         self._messages = np.zeros(capacity, MMSGHDR)
         rows = np.arange(capacity, dtype=np.uintp)
         self._iovecs["base"][:, 0] = self.headers.ctypes.data + rows * np.uintp(HEADER_SIZE)
-        self._iovecs["len"] = (HEADER_SIZE, SAMPLES_PER_PACKET)
+        self._iovecs["len"] = (HEADER_SIZE, samples)
         messages = self._messages["header"]
         messages["name"] = self.names.ctypes.data + rows * np.uintp(self.name_size)
         messages["namelen"] = self.name_size

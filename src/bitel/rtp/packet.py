@@ -11,6 +11,9 @@ SAMPLES_PER_PACKET = 160  # 20 ms at 8 kHz; one byte a sample in G.711
 SAMPLE_RATE = 8000  # Hz, of every G.711 stream
 PACKET_SECONDS = SAMPLES_PER_PACKET / SAMPLE_RATE
 
+SAMPLES_PER_MS = SAMPLE_RATE // 1000
+PTIMES = (10, 20, 30, 40, 60)  # ms of audio that a packet may hold (RFC 8866 section 6.4)
+
 PCMU = 0  # RFC 3551 section 6: the static payload type of G.711 µ-law
 PCMA = 8  # and of G.711 A-law
 

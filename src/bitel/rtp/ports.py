@@ -17,10 +17,27 @@ from bitel.errors import UnavailableError
 
 REST = 5.0  # seconds a released port waits, so that late packets of the old call find nobody
 RETRY_TAKEN = 60.0  # seconds until a port that another program held is tried again
+RECEIVE_BUFFER = 32 << 10  # bytes, where callees are listened to: about 2 s of all that is kept
 SEND_BUFFER = 4 << 20  # bytes; the kernel caps it at net.core.wmem_max
 
 _SO_ATTACH_FILTER = 26  # asm-generic/socket.h; Python's socket module does not name it
-_DROP_ALL = struct.pack("HBBI", 0x06, 0, 0, 0)  # classic BPF: return 0 bytes of every packet
+ONE_IN = 16  # of the audio packets that come in, so many are listened to
+
+
+def _program(*instructions: tuple[int, int, int, int]) -> bytes:
+    """Classic BPF: code, jump if true, jump if false, constant. Packets begin at the UDP header."""
+    return b"".join(struct.pack("HBBI", *instruction) for instruction in instructions)
+
+
+DROP_ALL = _program((0x06, 0, 0, 0))  # return 0 bytes of every packet
+KEEP_SOME = _program(
+    (0x30, 0, 0, 8 + 1),  # load the byte of marker and payload type
+    (0x35, 2, 0, 96),  # a marker, or a dynamic type as telephone events have: keep
+    (0x30, 0, 0, 8 + 3),  # load the lower byte of the sequence number
+    (0x45, 1, 0, ONE_IN - 1),  # no multiple of it: drop
+    (0x06, 0, 0, 0xFFFF),
+    (0x06, 0, 0, 0),
+)
 
 
 class NoPortError(UnavailableError):
@@ -28,7 +45,10 @@ class NoPortError(UnavailableError):
 
 
 class PortPool:
-    """Binds even ports of a range on demand, at most `max_sockets`, and lends them out."""
+    """Binds even ports of a range on demand, at most `max_sockets`, and lends them out.
+
+    With `listen` each has the odd port above it bound beside it, for RTCP, and both can be read.
+    """
 
     def __init__(
         self,
@@ -36,17 +56,22 @@ class PortPool:
         ports: range,
         *,
         max_sockets: int = 1 << 15,
+        listen: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
         self._host = host
         self._range = ports
         self._max_sockets = max_sockets
+        self._listen = listen
         self._clock = clock
-        self._unbound = deque(port for port in ports if port % 2 == 0)
+        self._unbound = deque(
+            port for port in ports if port % 2 == 0 and (port + 1 in ports or not listen)
+        )
         self._taken: deque[tuple[float, int]] = deque()  # held by others: (when seen, port)
         self._resting: deque[tuple[float, int]] = deque()  # (when released, port)
         self._sockets: dict[int, socket.socket] = {}
+        self._companions: dict[int, socket.socket] = {}  # for RTCP, by the RTP port
         self._users: dict[int, int] = {}
         # The lent ports by how many calls use them; each dict is an ordered set.
         self._by_users: list[dict[int, None]] = [{}]
@@ -82,6 +107,10 @@ class PortPool:
             self._users[port] = users - 1
             self._by_users[users - 1][port] = None
 
+    def companion(self, port: int) -> socket.socket | None:
+        """The socket for the RTCP of a bound port, where the pool listens."""
+        return self._companions.get(port)
+
     def socket(self, port: int) -> socket.socket:
         """The socket of a lent port; `ValueError` where it is not lent."""
         if port not in self._users:
@@ -90,8 +119,9 @@ class PortPool:
 
     def close(self) -> None:
         """Closes every socket; the pool is empty after it."""
-        for bound in self._sockets.values():
+        for bound in (*self._sockets.values(), *self._companions.values()):
             bound.close()
+        self._companions.clear()
         for container in (self._sockets, self._users, self._resting, self._taken, self._unbound):
             container.clear()
         self._by_users = [{}]
@@ -112,7 +142,7 @@ class PortPool:
         while self._unbound and len(self._sockets) < self._max_sockets:
             port = self._unbound[0]
             try:
-                self._sockets[port] = bind_rtp(self.family, self._host, port)
+                self._bind(port)
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE):
                     return None  # out of descriptors: sharing goes on, and the port stays free
@@ -122,21 +152,39 @@ class PortPool:
                 return self._unbound.popleft()
         return None
 
+    def _bind(self, port: int) -> None:
+        if not self._listen:
+            self._sockets[port] = bind_rtp(self.family, self._host, port)
+            return
+        bound = bind_rtp(self.family, self._host, port, KEEP_SOME)
+        try:
+            self._companions[port] = bind_rtp(self.family, self._host, port + 1, None)
+        except OSError:
+            bound.close()
+            raise
+        self._sockets[port] = bound
 
-def bind_rtp(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
-    """A non-blocking UDP socket that only sends: whatever arrives is dropped by the kernel.
+
+def bind_rtp(
+    family: socket.AddressFamily, host: str, port: int, keep: bytes | None = DROP_ALL
+) -> socket.socket:
+    """A non-blocking UDP socket; what arrives is dropped by the kernel as the filter `keep` says.
 
     What callees say is not listened to; without the filter each of thousands of sockets would fill
-    its receive buffer with it. Raises `OSError` where the port can't be bound.
+    its receive buffer with it. None keeps everything. Raises `OSError` where the port can't be
+    bound.
     """
     bound = socket.socket(family, socket.SOCK_DGRAM)
     try:
         bound.setblocking(False)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)  # the kernel's smallest
+        # 0 is the kernel's smallest.
+        room = 0 if keep == DROP_ALL else RECEIVE_BUFFER
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         if family == socket.AF_INET6:
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        _drop_arrivals(bound)
+        if keep is not None:
+            _attach(bound, keep)
         bound.bind((host, port))
     except BaseException:
         bound.close()
@@ -144,11 +192,12 @@ def bind_rtp(family: socket.AddressFamily, host: str, port: int) -> socket.socke
     return bound
 
 
-def _drop_arrivals(bound: socket.socket) -> None:
+def _attach(bound: socket.socket, keep: bytes) -> None:
     if not sys.platform.startswith("linux"):
         return
-    program = ctypes.create_string_buffer(_DROP_ALL)
-    description = struct.pack("@HP", 1, ctypes.addressof(program))  # struct sock_fprog
-    # Without the filter the smallest receive buffer bounds what can pile up.
+    program = ctypes.create_string_buffer(keep)
+    count = len(keep) // struct.calcsize("HBBI")
+    description = struct.pack("@HP", count, ctypes.addressof(program))  # struct sock_fprog
+    # Without the filter the small receive buffer bounds what can pile up.
     with contextlib.suppress(OSError):
         bound.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, description)

@@ -17,13 +17,30 @@ import sys
 import time
 from collections import deque
 
-from bitel.rtp.engine import SLOT_SECONDS, SLOTS, Engine
+from bitel.rtp.cadence import MOST_SLOTS, TICK_SECONDS
+from bitel.rtp.callees import Callees
+from bitel.rtp.engine import Engine
 from bitel.rtp.packet import PCMA
 from bitel.rtp.schedule import Punctuality, Schedule
 from bitel.rtp.sendmmsg import choose
-from bitel.rtp.wire import End, Lines, Load, Message, Open, Play, Ready, Stop, encode
+from bitel.rtp.wire import (
+    End,
+    Lines,
+    Load,
+    Message,
+    Open,
+    OpenRtcp,
+    Pause,
+    Play,
+    Ready,
+    Redirect,
+    Resume,
+    Stop,
+    encode,
+)
 
 REPORT_INTERVAL = 1.0  # seconds
+CALLEES_INTERVAL = 0.05  # seconds between looks at what callees have sent
 IDLE_WAIT = 0.5  # seconds to wait for a command while nothing plays
 MARGIN = 0.0003  # seconds before a tick at which no further command is begun
 FEWEST_COMMANDS = 8  # that are handled per tick, however late it is
@@ -91,13 +108,16 @@ class ParentSocket:
 
 
 class Sender:
-    """The loop: commands, tick, sleep."""
+    """The loop: commands, what callees sent, tick, sleep."""
 
     def __init__(self, parent: ParentSocket, engine: Engine) -> None:
         self._parent = parent
         self._engine = engine
+        self._callees = Callees(engine)
+        self._callees_due = 0.0
         self._commands: deque[Message] = deque()
-        self._schedule = Schedule(SLOT_SECONDS, time.monotonic())
+        self._look = True  # whether the parent may have said something
+        self._schedule = Schedule(TICK_SECONDS, time.monotonic())
         self._punctuality = Punctuality()
         self._packets = 0
         self._refused = 0
@@ -111,17 +131,21 @@ class Sender:
             now = time.monotonic()
             if now >= self._report_due:
                 self._report(now)
-            if not len(self._engine) and not self._commands:
-                self._parent.wait(IDLE_WAIT)
+            if now >= self._callees_due and self._callees:
+                self._callees_due = now + CALLEES_INTERVAL
+                self._callees.attend(self._schedule.due - MARGIN)
+            if self._skip_idle_ticks():
+                if not self._wait_until_due():
+                    self._tick()
+            else:
+                if not self._commands:
+                    self._look = self._parent.wait(CALLEES_INTERVAL if self._callees else IDLE_WAIT)
                 self._schedule.restart(time.monotonic())
-                continue
-            if self._skip_idle_slots() and not self._wait_until_due():
-                self._tick()
 
-    def _skip_idle_slots(self) -> bool:
-        """Goes on to the next slot that has something to do, in at most 20 ms; False: none."""
-        for _ in range(SLOTS):
-            if not self._engine.idle(self._schedule.index % SLOTS):
+    def _skip_idle_ticks(self) -> bool:
+        """Goes on to the next tick that has something to do; False: there is none."""
+        for _ in range(MOST_SLOTS):
+            if not self._engine.idle(self._schedule.index):
                 return True
             self._schedule.skip()
         return False
@@ -129,17 +153,22 @@ class Sender:
     def _wait_until_due(self) -> bool:
         """Sleeps until the tick is due; True where a command came before that."""
         pause = self._schedule.due - time.monotonic()
-        # In the last moment no command is looked at any more, so that many can't delay the tick.
-        if pause > MARGIN and self._parent.wait(pause - MARGIN):
-            return True
+        if pause <= 0:
+            self._look = True
+            return False
+        # One sleep a tick rather than two: waking up is what few streams cost most.
+        self._look = self._parent.wait(pause)
         pause = self._schedule.due - time.monotonic()
+        # In the last moment no command is looked at any more, so that many can't delay the tick.
+        if pause > MARGIN:
+            return True
         if pause > 0:
             time.sleep(pause)
         return False
 
     def _take_commands(self) -> None:
         """Handles what has arrived, as far as the time until the next tick goes."""
-        if len(self._commands) < MOST_WAITING:
+        if self._look and len(self._commands) < MOST_WAITING:
             self._commands.extend(self._parent.receive())
         handled = 0
         ends: list[End] = []
@@ -150,24 +179,48 @@ class Sender:
             end = self._handle(self._commands.popleft())
             if end is not None:
                 ends.append(end)
+        self._tell(ends)
+
+    def _tell(self, ends: list[End]) -> None:
+        """Tells the parent who ended, and sends what is left of earlier words."""
         if ends or self._parent.behind:
-            self._parent.send(*ends)
+            self._parent.send(*map(self._callees.complete, ends))
 
     def _handle(self, command: Message) -> End | None:
         match command:
             case Open(port):
-                self._engine.open(port, self._parent.take_socket(port))
+                self._open(port)
+            case OpenRtcp(port):
+                self._callees.reporting.open(port, self._parent.take_socket(port + 1))
             case Play():
-                return self._engine.play(command)
+                return self._play(command)
             case Stop(stream):
                 self._engine.stop(stream)
+            case Pause(stream):
+                self._engine.pause(stream, time.monotonic())
+            case Resume(stream):
+                self._engine.resume(stream, time.monotonic())
+            case Redirect(stream, host, far_port):
+                self._engine.redirect(command)
+                self._callees.expect(stream, (host, far_port))
             case _:
                 raise AssertionError(f"the streamer does not say {command}")
         return None
 
+    def _open(self, port: int) -> None:
+        bound = self._parent.take_socket(port)
+        self._engine.open(port, bound)
+        self._callees.listener.open(port, bound)
+
+    def _play(self, command: Play) -> End | None:
+        end = self._engine.play(command)
+        if end is None and command.listen:
+            self._callees.add(command)
+        return end
+
     def _tick(self) -> None:
         due = self._schedule.due
-        sent, refused, ends = self._engine.tick(self._schedule.index % SLOTS)
+        sent, refused, ends = self._engine.tick(self._schedule.index, due)
         now = time.monotonic()
         if sent or refused:
             self._packets += sent
@@ -175,7 +228,7 @@ class Sender:
             self._punctuality.record(now - due)
         self._schedule.advance(now)
         if ends:
-            self._parent.send(*ends)
+            self._tell(ends)
 
     def _report(self, now: float) -> None:
         self._report_due = now + REPORT_INTERVAL
@@ -211,10 +264,13 @@ def _warm_up() -> None:
         engine.open(0, unused)
         # Any file that is there will do; it is never sent.
         engine.play(Play(0, 0, "127.0.0.1", 9, PCMA, "alaw", [__file__], 0, 0, 0))
-        engine.tick(0)
-        engine.tick(0)
+        engine.tick(0, 0.0)
+        engine.tick(0, 0.0)
+        engine.pause(0, 0.0)
+        engine.resume(0, 0.0)
+        engine.tick(0, 0.0)
         engine.stop(0)
-        engine.tick(0)
+        engine.tick(0, 0.0)
 
 
 def main(arguments: list[str]) -> int:

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from bitel.rtp.memory import MMSGHDR, Packets, far_end
-from bitel.rtp.packet import SAMPLES_PER_PACKET
 
 PATIENCE = 0.002  # seconds that one tick waits for full send buffers before packets are given up
 
@@ -109,7 +108,7 @@ class Sendto:
 
 def _send_one(bound: socket.socket, packets: Packets, row: int) -> int:
     """Sends one packet; the errno, or 0."""
-    payload = ctypes.string_at(int(packets.payloads[row]), SAMPLES_PER_PACKET)
+    payload = ctypes.string_at(int(packets.payloads[row]), packets.samples)
     header = packets.headers[row].tobytes()
     try:
         bound.sendto(header + payload, far_end(packets.family, packets.names[row].tobytes()))

@@ -14,12 +14,13 @@ from dataclasses import dataclass, replace
 from os import urandom
 from pathlib import Path
 
-from bitel.rtp.packet import PCMA, PCMU
+from bitel.rtp.packet import PCMA, PCMU, PTIMES
 from bitel.rtp.ports import NoPortError, PortPool
 from bitel.rtp.supervisor import DEFAULT_QUEUE_LIMIT, SenderFailedError, SupervisedSender
-from bitel.rtp.wire import End, Law, Play
+from bitel.rtp.wire import End, Law, Pause, Play, Redirect, Resume
 
 __all__ = [
+    "FarEndError",
     "NoPortError",
     "SenderFailedError",
     "StreamReport",
@@ -35,19 +36,34 @@ MAX_DESCRIPTORS = 1 << 16  # taken for this process; at most half of them become
 _STATIC_LAWS: dict[int, Law] = {PCMU: "ulaw", PCMA: "alaw"}
 
 
+class FarEndError(ValueError):
+    """An address that RTP can't or must not be sent to; it came from a stranger's SDP."""
+
+
 @dataclass(frozen=True, slots=True)
 class StreamReport:
     """How a stream ended.
 
     `packets` counts those that the kernel took. `finished`: the playlist was sent to its end, and
-    the last packet's 20 ms have passed; False: it was stopped or failed. `error` is one sentence
+    the last packet has been heard out; False: it was stopped or failed. `error` is one sentence
     where something went wrong, also when single packets of a finished stream were refused.
+
+    The rest is known where the streamer receives. `received`: about how many RTP packets have come
+    from the callee; audio is counted by every 16th sequence number. `silent_for`: seconds from the
+    last one that was looked at to the end, None where there was none. `digits`: those keyed, of
+    0-9*#ABCD. `far_loss` (0 to 1, of all packets up to then) and `far_jitter_ms` are from the
+    callee's last RTCP report, None where none came.
     """
 
     stream: int
     packets: int
     finished: bool
     error: str = ""
+    received: int = 0
+    silent_for: float | None = None
+    digits: str = ""
+    far_loss: float | None = None
+    far_jitter_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +101,13 @@ class StreamerStats:
     cpu_seconds: float = 0.0
 
 
+@dataclass(slots=True)
+class _Running:
+    sender: SupervisedSender
+    on_end: Callable[[StreamReport], None]
+    far: tuple[str, int]  # as it was named last
+
+
 class Streamer:
     """Local RTP ports, and streams of raw G.711 files from them.
 
@@ -93,7 +116,11 @@ class Streamer:
     `max_sockets` ports are bound at most: a packet from a port of its own costs two to three times
     the CPU of one that leaves with others from a shared port, and with many calls a core has no
     time for that. `queue_limit` is how many commands may wait for a sender before new streams are
-    refused. `transmit` names the way out: `auto` is `sendmmsg` where the system has it.
+    refused. `transmit` names the way out: `auto` is `sendmmsg` where the system has it. With
+    `receive` callees are listened to: a stream follows its callee to the port that it sends from
+    (symmetric RTP; the host must be the one named), keyed digits are read, and RTCP goes out and
+    in on the port above each RTP port. That costs the senders some time, and has no claim to it:
+    ticks come first.
     """
 
     def __init__(
@@ -105,17 +132,20 @@ class Streamer:
         processes: int = 1,
         max_sockets: int = DEFAULT_SOCKETS,
         transmit: str = "auto",
+        receive: bool = False,
     ) -> None:
         if processes < 1:
             raise ValueError(f"{processes} sender processes; at least 1 is needed")
         self.on_failure: Callable[[Exception], None] | None = None
-        self._ports = PortPool(host, ports, max_sockets=min(max_sockets, _descriptors() // 2))
+        self._receive = receive
+        room = _descriptors() // (4 if receive else 2)  # with RTCP two for each port
+        self._ports = PortPool(host, ports, max_sockets=min(max_sockets, room), listen=receive)
         self._version = ipaddress.ip_address(host).version
         self._senders = [
             SupervisedSender(self._ended, self._failed, transmit=transmit, queue_limit=queue_limit)
             for _ in range(processes)
         ]
-        self._streams: dict[int, tuple[SupervisedSender, Callable[[StreamReport], None]]] = {}
+        self._streams: dict[int, _Running] = {}
         self._last_stream = 0
         self._started = False
 
@@ -155,24 +185,30 @@ class Streamer:
         *,
         law: Law | None = None,
         start: StreamStart | None = None,
+        ptime: int = 20,
+        event_type: int | None = None,
     ) -> int:
         """Sends the clips, one after the other, from `port` to `far`; returns the stream's number.
 
         Clips are raw G.711 files of the law that `payload_type` names (0 µ-law, 8 A-law; any other
-        needs `law`). Each clip's last packet is filled up with silence to its 20 ms. `on_end` is
-        called once, later, on the event loop; also for an address that can't be sent to and for a
-        clip that can't be read. A port that is not open, or an unknown payload type, is
-        a `ValueError`: that is a fault of the caller.
+        needs `law`). A packet holds `ptime` ms: 10, 20, 30, 40 or 60, as the callee asks for in
+        its SDP; each clip's last one is filled up with silence. `on_end` is called once, later, on
+        the event loop; also for an address that can't be sent to and for a clip that can't be read.
+        A port that is not open, an unknown payload type, or another `ptime`, is a `ValueError`:
+        that is a fault of the caller. `event_type` is the payload type that was agreed on for
+        telephone-event; with it, and where the streamer receives, keyed digits are read.
         """
         bound = self._ports.socket(port)
         law = law or _STATIC_LAWS.get(payload_type)
         if law is None or not 0 <= payload_type <= 127:
             raise ValueError(f"payload type {payload_type} names no G.711 law")
+        if ptime not in PTIMES:
+            raise ValueError(f"packets of {ptime} ms are not sent; known are {PTIMES}")
         self._last_stream += 1
         stream = self._last_stream
         sender = self._senders[port // 2 % len(self._senders)]
-        self._streams[stream] = (sender, on_end)
-        problem = self._problem(far, clips)
+        self._streams[stream] = _Running(sender, on_end, far)
+        problem = self._problem(clips) or self._address_problem(far)
         if problem:
             self._ended(End(stream, 0, False, problem))
             return stream
@@ -188,14 +224,51 @@ class Streamer:
             begin.sequence,
             begin.timestamp,
             begin.ssrc,
+            ptime,
+            self._receive,
+            event_type,
         )
-        sender.play(command, bound)
+        sender.play(command, (bound, self._ports.companion(port)))
         return stream
 
     def stop_stream(self, stream: int) -> None:
         """Not one packet more; `on_end` follows. A stream that has ended already is left alone."""
         if stream in self._streams:
-            self._streams[stream][0].stop_stream(stream)
+            self._streams[stream].sender.stop_stream(stream)
+
+    def pause(self, stream: int) -> None:
+        """Holds a stream: nothing is sent, and its recording waits, until `resume`.
+
+        A stream that pauses already, or has ended, is left alone.
+        """
+        if stream in self._streams:
+            self._streams[stream].sender.change(Pause(stream))
+
+    def resume(self, stream: int, far: tuple[str, int] | None = None) -> None:
+        """The recording goes on where it paused, at its old address or at `far`.
+
+        The timestamp has gone on by the time paused, and the first packet bears the marker bit
+        (RFC 3551 section 4.1). A stream that does not pause only takes the address over; one that
+        has ended is left alone. `FarEndError` where `far` can't be sent to: then nothing changes.
+        """
+        if far is not None:
+            self.redirect(stream, far)
+        if stream in self._streams:
+            self._streams[stream].sender.change(Resume(stream))
+
+    def redirect(self, stream: int, far: tuple[str, int]) -> None:
+        """The stream goes to `far` from its next packet on.
+
+        The address that was named last is left alone: where its callee turned out to send from
+        another port, that still holds. Errors are those of `resume`.
+        """
+        problem = self._address_problem(far)
+        if problem:
+            raise FarEndError(problem)
+        running = self._streams.get(stream)
+        if running is not None and running.far != far:
+            running.far = far
+            running.sender.change(Redirect(stream, *far))
 
     def stats(self) -> StreamerStats:
         """The senders' figures, summed; of their lateness the worst."""
@@ -218,12 +291,16 @@ class Streamer:
         """The process ids of the senders that run now."""
         return [sender.pid for sender in self._senders if sender.pid is not None]
 
-    def _problem(self, far: tuple[str, int], clips: Sequence[Path]) -> str:
+    def _problem(self, clips: Sequence[Path]) -> str:
         """Why this can't be played, in a sentence; empty where it can."""
         if not self._started:
             return "the streamer is not running"
         if not 1 <= len(clips) <= MAX_CLIPS:
             return f"a playlist holds 1 to {MAX_CLIPS} clips, not {len(clips)}"
+        return ""
+
+    def _address_problem(self, far: tuple[str, int]) -> str:
+        """Why nothing can be sent to this address, in a sentence; empty where it can."""
         host, port = far
         try:
             address = ipaddress.ip_address(host)
@@ -242,8 +319,18 @@ class Streamer:
         """Tells the stream's owner, in the loop's next round, so that `play` returns first."""
         known = self._streams.pop(end.stream, None)
         if known is not None:
-            report = StreamReport(end.stream, end.packets, end.finished, end.error)
-            asyncio.get_running_loop().call_soon(known[1], report)
+            report = StreamReport(
+                end.stream,
+                end.packets,
+                end.finished,
+                end.error,
+                end.received,
+                end.silent_for,
+                end.digits,
+                end.far_loss,
+                end.far_jitter_ms,
+            )
+            asyncio.get_running_loop().call_soon(known.on_end, report)
 
     def _failed(self, error: Exception) -> None:
         if self.on_failure is not None:

@@ -8,9 +8,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from bitel.rtp.link import SenderFailedError, SenderLink
-from bitel.rtp.wire import End, Load, Message, Open, Play, Stop
+from bitel.rtp.wire import End, Load, Message, Open, OpenRtcp, Pause, Play, Redirect, Resume, Stop
 
 __all__ = ["DEFAULT_QUEUE_LIMIT", "SenderFailedError", "SupervisedSender"]
+
+Sockets = tuple[socket.socket, socket.socket | None]
+"""Of a port: for RTP, and for RTCP where that is spoken."""
+
+StreamCommand = Play | Pause | Resume | Redirect
 
 DEFAULT_QUEUE_LIMIT = 50_000  # commands
 FIRST_DELAY = 0.1  # seconds before a dead process is started again; doubled while that fails
@@ -40,7 +45,8 @@ class SupervisedSender:
         self._link: SenderLink | None = None
         self._known_ports: set[int] = set()
         self._streams: set[int] = set()
-        self._held: dict[int, tuple[Play, socket.socket]] = {}  # until the next life begins
+        # Until the next life begins: what was said of each stream, beginning with its Play.
+        self._held: dict[int, tuple[Sockets, list[StreamCommand]]] = {}
         self._load = Load(0, 0, 0, 0, 0.0, 0.0, 0.0)
         self._load_before = self._load  # of the lives before this one
         self._restarting: asyncio.Task[None] | None = None
@@ -59,8 +65,11 @@ class SupervisedSender:
         self._known_ports.clear()
         self._link = link
         self._started_at = asyncio.get_running_loop().time()
-        for command, bound in self._held.values():
-            self._send(link, command, bound)
+        for bound, (play, *later) in self._held.values():
+            assert isinstance(play, Play)
+            self._send(link, play, bound)
+            for command in later:
+                link.send(command)
         self._held.clear()
 
     async def stop(self) -> None:
@@ -73,20 +82,23 @@ class SupervisedSender:
             await link.close()
         self._end_all("the streamer was stopped")
 
-    def play(self, command: Play, bound: socket.socket) -> None:
-        """Starts a stream from the socket of its port."""
+    def play(self, command: Play, bound: Sockets) -> None:
+        """Starts a stream from the sockets of its port."""
         self._streams.add(command.stream)
         queued = len(self._held) if self._link is None else self._link.queued
         if queued >= self._queue_limit:
             self._end(End(command.stream, 0, False, "the RTP sender process does not keep up"))
         elif self._link is None:
-            self._held[command.stream] = (command, bound)
+            self._held[command.stream] = (bound, [command])
         else:
             self._send(self._link, command, bound)
 
-    def _send(self, link: SenderLink, command: Play, bound: socket.socket) -> None:
+    def _send(self, link: SenderLink, command: Play, bound: Sockets) -> None:
         if command.port not in self._known_ports:
-            link.send(Open(command.port), bound)
+            rtp, rtcp = bound
+            link.send(Open(command.port), rtp)
+            if rtcp is not None:
+                link.send(OpenRtcp(command.port), rtcp)
             self._known_ports.add(command.port)
         link.send(command)
 
@@ -96,6 +108,13 @@ class SupervisedSender:
             self._end(End(stream, 0, False, ""))
         elif self._link is not None and stream in self._streams:
             self._link.send(Stop(stream))
+
+    def change(self, command: Pause | Resume | Redirect) -> None:
+        """Tells a running stream something; one that is over is left alone."""
+        if command.stream in self._held:
+            self._held[command.stream][1].append(command)
+        elif self._link is not None and command.stream in self._streams:
+            self._link.send(command)
 
     def load(self) -> Load:
         """Totals over all lives; lateness of the present one."""

@@ -29,8 +29,18 @@ class Open:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenRtcp:
+    """To the sender: the socket for the RTCP of this RTP port comes with the line."""
+
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
 class Play:
-    """To the sender: send these raw G.711 files, one after the other."""
+    """To the sender: send these raw G.711 files, one after the other.
+
+    `listen`: to what the callee sends, of which packets of `event_type` are keyed digits.
+    """
 
     stream: int
     port: int
@@ -42,6 +52,9 @@ class Play:
     sequence: int
     timestamp: int
     ssrc: int
+    ptime: int = 20
+    listen: bool = False
+    event_type: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,18 +65,49 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class Pause:
+    """To the sender: no packet of this stream until `Resume`."""
+
+    stream: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """To the sender: the stream goes on."""
+
+    stream: int
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """To the sender: the stream goes to another address."""
+
+    stream: int
+    far_host: str
+    far_port: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     """From the sender: it runs, and reads."""
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """From the sender: the stream is over. `error` is empty where nothing went wrong."""
+    """From the sender: the stream is over. `error` is empty where nothing went wrong.
+
+    The rest is what was heard of the callee; its meaning is that in `streamer.StreamReport`.
+    """
 
     stream: int
     packets: int
     finished: bool
     error: str
+    received: int = 0
+    silent_for: float | None = None
+    digits: str = ""
+    far_loss: float | None = None
+    far_jitter_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +123,11 @@ class Load:
     cpu_seconds: float
 
 
-Message = Open | Play | Stop | Ready | End | Load
+Message = Open | OpenRtcp | Play | Stop | Pause | Resume | Redirect | Ready | End | Load
 
 _KINDS: dict[str, type[Message]] = {
-    kind.__name__: kind for kind in (Open, Play, Stop, Ready, End, Load)
+    kind.__name__: kind
+    for kind in (Open, OpenRtcp, Play, Stop, Pause, Resume, Redirect, Ready, End, Load)
 }
 _FIELDS = {kind: tuple(field.name for field in fields(kind)) for kind in _KINDS.values()}
 

@@ -13,11 +13,13 @@ from bitel.sip.events import (
     Incoming,
     MediaChanged,
     Provisional,
+    RequestDone,
     Why,
     Withdrawn,
 )
 from bitel.sip.grammar import Address
 from bitel.sip.outgoing_call import Invitation
+from bitel.sip.outgoing_request import OutgoingRequest
 from bitel.sip.sdp import (
     Agreed,
     Codec,
@@ -46,7 +48,9 @@ __all__ = [
     "Invitation",
     "MediaChanged",
     "NoCommonCodec",
+    "OutgoingRequest",
     "Provisional",
+    "RequestDone",
     "SdpError",
     "SessionDescription",
     "UserAgent",

@@ -24,6 +24,10 @@ class Ack:
         self._destination = destination
         self._sent = False
 
+    @property
+    def held_back(self) -> bool:
+        return not self._sent
+
     def send(self) -> None:
         """Send it, unless it has been sent."""
         if not self._sent:

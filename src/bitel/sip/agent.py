@@ -23,6 +23,7 @@ from bitel.sip.grammar import Address
 from bitel.sip.incoming_call import IncomingCall
 from bitel.sip.message import MessageError, Response, parse
 from bitel.sip.outgoing_call import Invitation, OutgoingCall
+from bitel.sip.outgoing_request import OutgoingRequest, RequestUnderWay
 from bitel.sip.router import receive_malformed, receive_request
 from bitel.sip.sdp import SessionDescription
 from bitel.sip.session import Session
@@ -137,6 +138,16 @@ class UserAgent:
         call = self._core.calls.get(call_id)
         if call is not None:
             call.hang_up(now, q850)
+
+    # Requests outside any call
+
+    def request(self, request: OutgoingRequest, now: float) -> str:
+        """Send OPTIONS, REGISTER or the like. Returns its Call-ID; `RequestDone` follows once.
+
+        Raises ValueError where the method belongs to calls, the CSeq is out of range, or a text
+        holds a line break.
+        """
+        return RequestUnderWay(self._core, request, now).call_id
 
     # Taking calls. Each does nothing once the call was answered, refused or withdrawn.
 

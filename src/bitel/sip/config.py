@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bitel.sip.grammar import Address, host_in_uri
+from bitel.sip.session_timer import LONGEST, MIN_SE
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +16,9 @@ class AgentConfig:
     that wait for our answer (503 beyond either), how long one of those may wait, datagrams that
     wait to be sent (dropped beyond, as if the network had lost them), and failed calls that are
     remembered for an answer that comes too late.
+
+    `session_expires` is how long a session is to last without being refreshed (RFC 4028), in
+    seconds from 90 up; 0 asks for no session timer.
     """
 
     local: Address
@@ -27,6 +31,14 @@ class AgentConfig:
     max_queued_datagrams: int = 100_000
     max_remembered: int = 10_000
     early_limit: float = 300.0
+    session_expires: int = 1800
+
+    def __post_init__(self) -> None:
+        if self.session_expires and not MIN_SE <= self.session_expires <= LONGEST:
+            raise ValueError(
+                f"session_expires {self.session_expires} is out of range: "
+                f"use 0, or {MIN_SE} to {LONGEST}"
+            )
 
     @property
     def sent_by(self) -> str:

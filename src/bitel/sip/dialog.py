@@ -76,7 +76,7 @@ class Dialog:
             (f"{request.header('to')};tag={to_tag}", to_tag),
             (from_value, request.from_tag),
             tuple(request.values("record-route")[:MAX_ROUTES]),
-            contact_of(request) or _uri_of(from_value) or request.uri,
+            contact_of(request) or uri_of(from_value) or request.uri,
             source,
             (0, request.cseq),
         )
@@ -86,7 +86,7 @@ class Dialog:
         return request.to_tag == self.local_tag and request.from_tag == self.remote_tag
 
     def refresh_target(self, message: Message) -> None:
-        """Take the Contact of a re-INVITE or UPDATE (§12.2)."""
+        """Take the Contact of a re-INVITE, an UPDATE, or the 2xx to one (§12.2)."""
         self.target = contact_of(message) or self.target
 
     @property
@@ -95,11 +95,11 @@ class Dialog:
         return self._way()[0]
 
     def next_request(
-        self, method: str, via: str, headers: tuple[tuple[str, str], ...]
+        self, method: str, via: str, headers: tuple[tuple[str, str], ...], body: bytes = b""
     ) -> tuple[ClientRequest, Address]:
         """A new request within the dialog, and where it goes."""
         self.local_cseq += 1
-        return self._request(method, via, self.local_cseq, headers)
+        return self._request(method, via, self.local_cseq, headers, body)
 
     def ack(
         self, invite_cseq: int, via: str, headers: tuple[tuple[str, str], ...]
@@ -109,7 +109,12 @@ class Dialog:
         return request.to_bytes(), destination
 
     def _request(
-        self, method: str, via: str, cseq: int, headers: tuple[tuple[str, str], ...]
+        self,
+        method: str,
+        via: str,
+        cseq: int,
+        headers: tuple[tuple[str, str], ...],
+        body: bytes = b"",
     ) -> tuple[ClientRequest, Address]:
         uri, routes, hop = self._way()
         request = ClientRequest(
@@ -122,6 +127,7 @@ class Dialog:
             cseq,
             routes,
             headers,
+            body,
         )
         return request, ip_address_of(hop) or self.fallback
 
@@ -129,7 +135,7 @@ class Dialog:
         """Request-URI, Route values, and the URI of the next hop (§12.2.1.1)."""
         if not self._routes:
             return self.target, (), self.target
-        first = _uri_of(self._routes[0])
+        first = uri_of(self._routes[0])
         if is_loose_router(first):
             return self.target, self._routes, first
         # A strict router wants its own URI as Request-URI, and the target last.
@@ -139,11 +145,11 @@ class Dialog:
 def contact_of(message: Message) -> str:
     """The URI of the first Contact; "" where there is none that could be a Request-URI."""
     for value in message.values("contact")[:1]:
-        return _uri_of(value)
+        return uri_of(value)
     return ""
 
 
-def _uri_of(value: str) -> str:
+def uri_of(value: str) -> str:
     """The URI of a name-addr, "" where it could not stand in a start line."""
     try:
         uri, _ = split_address(value)

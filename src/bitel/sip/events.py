@@ -1,7 +1,7 @@
 """What the agent tells its user.
 
 An outgoing call has exactly one of `Answered` and `Failed`; `Ended` follows an `Answered` (or, for
-an incoming call, an `accept`) exactly once.
+an incoming call, an `accept`) exactly once. A request outside any call has one `RequestDone`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ class Failed:
 
     `code` is the SIP status: the far end's, or 408 where nobody answered, 503 where the transport
     failed, 487 where we cancelled, 488 where the answer's SDP could not be used. `q850` is the
-    cause of the answer's Reason header. `rang` says that an 18x had been seen.
+    cause of the answer's Reason header. `rang` says that an 18x had been seen. `retry_after` is
+    for how many seconds the far end wants to be left alone (§20.33), where it says so. `contacts`
+    are the URIs that a 3xx names, the most wanted first (§8.1.3.4).
     """
 
     call_id: str
@@ -48,6 +50,8 @@ class Failed:
     reason: str
     why: Why
     rang: bool
+    retry_after: float | None = None
+    contacts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,4 +105,31 @@ class Withdrawn:
     call_id: str
 
 
-Event = Provisional | Answered | Failed | Ended | MediaChanged | Incoming | Confirmed | Withdrawn
+@dataclass(frozen=True, slots=True)
+class RequestDone:
+    """A request outside any call is over: a final response, 408 for none, 503 where none could be.
+
+    `headers` are the response's, names in lower case. `cseq` is that of the last try, challenges
+    having added to it, and `from_tag` that of all: what a refresh goes on from.
+    """
+
+    call_id: str
+    code: int
+    reason: str
+    headers: tuple[tuple[str, str], ...]
+    why: Literal["response", "timeout", "transport"]
+    cseq: int = 1
+    from_tag: str = ""
+
+
+Event = (
+    Provisional
+    | Answered
+    | Failed
+    | Ended
+    | MediaChanged
+    | Incoming
+    | Confirmed
+    | Withdrawn
+    | RequestDone
+)

@@ -30,6 +30,8 @@ def split_list(value: str) -> list[str]:
     """Split a comma-joined header; commas inside quotes or angle brackets do not separate."""
     if "," not in value:
         return [value.strip()] if value.strip() else []
+    if '"' not in value and "<" not in value:
+        return [item for part in value.split(",") if (item := part.strip())]
     items: list[str] = []
     start = 0
     quoted = bracketed = escaped = False

@@ -7,7 +7,7 @@ and bytes that are not UTF-8 survive a round trip (`surrogateescape`).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from bitel.sip.grammar import GrammarError, split_list, tag_of
 
@@ -40,17 +40,19 @@ _USUAL_NAMES = {
         *("Via", "From", "To", "Call-ID", "CSeq", "Contact", "Content-Length", "Content-Type"),
         *("Max-Forwards", "Record-Route", "Route", "Allow", "Supported", "User-Agent", "Server"),
         *("Reason", "Require", "Authorization", "WWW-Authenticate", "Accept"),
-        *("Proxy-Authenticate", "Proxy-Authorization"),
+        *("Proxy-Authenticate", "Proxy-Authorization", "Session-Expires", "Min-SE", "RSeq"),
     )
 }
-_METHOD = re.compile(r"[A-Za-z0-9\-.!%*_+`'~]{1,32}\Z")
-_HEADER_NAME = re.compile(r"[A-Za-z0-9\-.!%*_+`'~]{1,64}\Z")
+_METHOD = re.compile(r"[A-Za-z0-9\-.!%*_+`'~]{1,128}\Z")
+_HEADER_NAME = re.compile(r"[A-Za-z0-9\-.!%*_+`'~]{1,1024}\Z")
 _VIA = re.compile(
     r"SIP\s*/\s*2\.0\s*/\s*[A-Za-z0-9]{1,16}\s+(\[[0-9A-Fa-f:.]{2,64}\]|[^\s:;,\[]{1,255})"
     r"\s*(?::\s*(\d{1,5}))?\s*(?:[;,]|\Z)",
     re.IGNORECASE | re.ASCII,
 )
 _BRANCH = re.compile(r";\s*branch\s*=\s*([^;,\s]+)", re.IGNORECASE)
+_URI_OF_START_LINE = re.compile(r'[^\s<>"]+\Z')
+_NOTHING_BETWEEN = re.compile(r"[;,]\s*[;,]")
 _FOLD = re.compile(r"\n[ \t]+")
 MAX_CSEQ = 2**31
 
@@ -67,12 +69,14 @@ PHRASES = {
     403: "Forbidden",
     404: "Not Found",
     405: "Method Not Allowed",
+    406: "Not Acceptable",
     407: "Proxy Authentication Required",
     408: "Request Timeout",
     410: "Gone",
     415: "Unsupported Media Type",
     416: "Unsupported URI Scheme",
     420: "Bad Extension",
+    422: "Session Interval Too Small",
     480: "Temporarily Unavailable",
     481: "Call/Transaction Does Not Exist",
     482: "Loop Detected",
@@ -150,8 +154,8 @@ class Message:
         if len(number) > 10 or not number.isdigit() or not number.isascii():
             raise MessageError("the CSeq header needs a number and a method")
         self.cseq = int(number)
-        if self.cseq >= MAX_CSEQ or not self.call_id:
-            raise MessageError("the CSeq number is 2^31 or more, or the Call-ID is empty")
+        if self.cseq >= MAX_CSEQ or not self.call_id or "\0" in self.call_id:
+            raise MessageError("the CSeq number is 2^31 or more, or the Call-ID is not a word")
         if not _VIA.match(via):
             raise MessageError("the Via header is not SIP/2.0, a transport and a host")
         try:
@@ -203,7 +207,8 @@ def parse(data: bytes) -> Request | Response:
     if len(head) > MAX_HEAD:
         raise MessageError(f"a message's headers are longer than {MAX_HEAD} bytes")
     text = head.decode("utf-8", "surrogateescape").replace("\r\n", "\n")
-    if "\0" in text:
+    # A quoted string may hold one, escaped (§25.1).
+    if "\0" in text and "\0" in text.replace("\\\0", ""):
         raise MessageError("a message's headers hold a zero byte")
     if "\r" in text:
         text = text.replace("\r", " ")
@@ -212,10 +217,10 @@ def parse(data: bytes) -> Request | Response:
     first, *lines = text.split("\n")
     message = _start(first, _headers(lines))
     try:
-        message.body = _body(message.header("content-length"), body)
+        message.body = _body(message.headers.get("content-length", ()), body)
         message.read_essentials()
-        if isinstance(message, Request) and message.cseq_method != message.method:
-            raise MessageError("the CSeq header names another method than the request")
+        if isinstance(message, Request):
+            _check_request(message)
     except MessageError as error:
         if isinstance(message, Request):
             raise MessageError(str(error), message) from error
@@ -233,9 +238,20 @@ def _start(line: str, headers: dict[str, list[str]]) -> Request | Response:
         return Response(int(code), reason, headers)
     method, _, rest = line.partition(" ")
     uri, _, version = rest.strip().rpartition(" ")
-    if version.upper() != "SIP/2.0" or not _METHOD.match(method) or not uri or " " in uri:
+    if version.upper() != "SIP/2.0" or not _METHOD.match(method):
         raise MessageError("the first line is neither a request nor a status line")
     return Request(method, uri, headers)
+
+
+def _check_request(request: Request) -> None:
+    """What a request must be besides, so that it can be told from a damaged one."""
+    if not _URI_OF_START_LINE.match(request.uri):
+        raise MessageError("the Request-URI is missing, or holds a space, quote or bracket")
+    if request.cseq_method != request.method:
+        raise MessageError("the CSeq header names another method than the request")
+    via = request.header("via")
+    if '"' not in via and _NOTHING_BETWEEN.search(via):
+        raise MessageError("the Via header has separators with nothing between them")
 
 
 def _headers(lines: list[str]) -> dict[str, list[str]]:
@@ -264,11 +280,13 @@ def _canonical(written: str) -> str:
     return _COMPACT.get(name, name)
 
 
-def _body(content_length: str, received: bytes) -> bytes:
+def _body(content_length: Sequence[str], received: bytes) -> bytes:
     """The body that Content-Length names; the whole rest where it is missing (§18.3)."""
-    if not content_length:
+    if len(content_length) > 1:
+        raise MessageError("the Content-Length is given more than once")
+    text = content_length[0] if content_length else ""
+    if not text:
         return received
-    text = content_length
     if not (text.isascii() and text.isdigit() and len(text) <= 6) or int(text) > len(received):
         raise MessageError("the Content-Length is not a number, or more than was received")
     return received[: int(text)]

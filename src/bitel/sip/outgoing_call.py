@@ -11,18 +11,21 @@ from bitel.sip.client_transaction import ClientTransaction
 from bitel.sip.core import Core
 from bitel.sip.dialog import Dialog
 from bitel.sip.digest import Credentials
+from bitel.sip.early_dialog import EarlyDialog, rseq_of
 from bitel.sip.events import Answered, Failed, Provisional, Why
 from bitel.sip.grammar import Address
 from bitel.sip.message import PHRASES, Request, Response, printable
 from bitel.sip.reason import q850_cause
-from bitel.sip.requests import ALLOW, ClientRequest, one_line
+from bitel.sip.redirect import redirected_to, retry_after_of
+from bitel.sip.requests import ALLOW, SDP_TYPE, ClientRequest, one_line
 from bitel.sip.sdp import SdpError, SessionDescription, check_answer
 from bitel.sip.server_transaction import ServerTransaction
-from bitel.sip.session import SDP_TYPE, Session, StrayBye, send_bye
+from bitel.sip.session import Session, StrayBye, send_bye
+from bitel.sip.session_timer import MAX_RAISES, min_se_of
 from bitel.sip.timers import Timer
 
 MAX_FORKS = 8
-"""How many of the phones that a proxy rang at once may answer; further ones are left alone."""
+"""How many of the phones that a proxy rang at once are dealt with; others are left alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +60,14 @@ class OutgoingCall:
         "_canceled",
         "_core",
         "_cseq",
+        "_early",
         "_forget_timer",
         "_from_value",
         "_invitation",
         "_last_request",
+        "_min_se",
         "_over",
+        "_raises",
         "_rang",
         "_routes",
         "_seen_codes",
@@ -81,10 +87,11 @@ class OutgoingCall:
         self._from_value = one_line(
             f"{_quoted(invitation.display_name)}<{invitation.from_uri}>;tag={self.from_tag}"
         )
-        self._cseq = 0
+        self._cseq = self._min_se = self._raises = 0
         self._rang = self._cancel_wanted = self._canceled = self._over = False
         self._seen_codes: set[int] = set()
         self._acks: dict[str, Ack] = {}
+        self._early: dict[str, EarlyDialog] = {}
         self._forget_timer: Timer | None = None
         self._authentication = (
             Authentication(invitation.credentials) if invitation.credentials else None
@@ -131,6 +138,8 @@ class OutgoingCall:
         if transaction.request.method == "CANCEL":
             return
         if response.code < 200:
+            if "rseq" in response.headers:
+                self._receive_reliable(response, source, now)
             self._receive_provisional(response, now)
         elif response.code < 300:
             self._receive_success(response, source, now)
@@ -172,6 +181,7 @@ class OutgoingCall:
         headers: tuple[tuple[str, str], ...] = (
             core.contact,
             ("Allow", ALLOW),
+            *self._session_timer(),
             core.user_agent,
             SDP_TYPE,
             *(header for header in invitation.headers if header[0].lower() != "route"),
@@ -193,6 +203,16 @@ class OutgoingCall:
             core, self, self._last_request, invitation.destination, now
         )
 
+    def _session_timer(self) -> list[tuple[str, str]]:
+        asked = self._core.config.session_expires
+        if not asked:
+            return [("Supported", "100rel")]
+        headers = [
+            ("Supported", "100rel, timer"),
+            ("Session-Expires", str(max(asked, self._min_se))),
+        ]
+        return [*headers, ("Min-SE", str(self._min_se))] if self._min_se else headers
+
     def _answers_to_challenges(self) -> tuple[tuple[str, str], ...]:
         if self._authentication is None:
             return ()
@@ -207,6 +227,18 @@ class OutgoingCall:
         self._forget_timer = core.timers.start(
             now + core.config.long_wait, self, "no answer to CANCEL"
         )
+
+    def _receive_reliable(self, response: Response, source: Address, now: float) -> None:
+        """Acknowledge a response that asks for it, by a PRACK in the dialog that it makes."""
+        rseq = rseq_of(response)
+        tag = response.to_tag
+        if rseq is None or not tag:
+            return
+        if tag not in self._early and len(self._early) < MAX_FORKS:
+            dialog = Dialog.of_caller(self._last_request, response, source)
+            self._early[tag] = EarlyDialog(self._core, dialog, self._authentication)
+        if tag in self._early:
+            self._early[tag].acknowledge(response, rseq, now)
 
     def _receive_provisional(self, response: Response, now: float) -> None:
         code = response.code
@@ -229,12 +261,18 @@ class OutgoingCall:
         if len(self._acks) >= MAX_FORKS:
             return
         dialog = Dialog.of_caller(self._last_request, response, source)
-        credentials = tuple(
-            header for header in self._last_request.headers if "Authorization" in header[0]
+        early = self._early.get(response.to_tag)
+        if early is not None:
+            dialog.local_cseq = early.dialog.local_cseq
+        ack = Ack(
+            self._core,
+            *dialog.ack(self._cseq, self._core.new_via(), self._last_request.credentials),
         )
-        ack = Ack(self._core, *dialog.ack(self._cseq, self._core.new_via(), credentials))
         self._acks[response.to_tag] = ack
         answer = _sdp_of(response)
+        if early is not None and not response.body:
+            # The answer came before, in a reliable response (RFC 3262 §5).
+            answer = early.answer
         if self._over or self._cancel_wanted or not self._is_usable(answer):
             ack.send()
             send_bye(self._core, StrayBye(), dialog, now, None, self._authentication)
@@ -246,9 +284,11 @@ class OutgoingCall:
             self._over = True
             if not self._invitation.withhold_ack:
                 ack.send()
-            self._core.calls[self.call_id] = Session(
+            session = Session(
                 self._core, dialog, self._invitation.offer, answer, self._authentication, ack
             )
+            session.refresh.take_response(response, now)
+            self._core.calls[self.call_id] = session
             self._core.events.append(Answered(self.call_id, answer))
 
     def _is_usable(self, answer: SessionDescription | None) -> bool:
@@ -260,6 +300,16 @@ class OutgoingCall:
             return False
         return True
 
+    def _raise_session_expires(self, response: Response) -> bool:
+        """Take up the Min-SE of a 422 (RFC 4028 §7.3); False where that is of no use."""
+        asked = max(self._core.config.session_expires, self._min_se)
+        demanded = min_se_of(response)
+        if response.code != 422 or not asked or demanded is None or demanded <= asked:
+            return False
+        self._min_se = demanded
+        self._raises += 1
+        return self._raises <= MAX_RAISES
+
     def _receive_failure(self, response: Response, now: float) -> None:
         if self._canceled:
             self._fail(487, "canceled", response)
@@ -268,9 +318,14 @@ class OutgoingCall:
                 self._fail(487, "canceled", response)
             elif self._authentication.learn(response, self._core.new_token()):
                 self._seen_codes.clear()
+                self._early.clear()
                 self._send_invite(now)
             else:
                 self._fail(response.code, "auth", response)
+        elif not self._cancel_wanted and self._raise_session_expires(response):
+            self._seen_codes.clear()
+            self._early.clear()
+            self._send_invite(now)
         else:
             self._fail(response.code, "response", response)
 
@@ -280,7 +335,11 @@ class OutgoingCall:
         del self._core.calls[self.call_id]
         cause = q850_cause(response.headers.get("reason", ())) if response else None
         reason = printable(response.reason) if response else PHRASES[code]
-        self._core.events.append(Failed(self.call_id, code, cause, reason, why, self._rang))
+        retry_after = retry_after_of(response) if response else None
+        contacts = redirected_to(response) if response else ()
+        self._core.events.append(
+            Failed(self.call_id, code, cause, reason, why, self._rang, retry_after, contacts)
+        )
 
     # A call that was given up may still be answered: it is remembered for a while
 

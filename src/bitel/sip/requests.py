@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-ALLOW = "INVITE, ACK, CANCEL, BYE, OPTIONS, UPDATE"
+ALLOW = "INVITE, ACK, CANCEL, BYE, OPTIONS, UPDATE, PRACK"
+"""PRACK is understood: since no response of ours is reliable, it always meets 481."""
+SDP_TYPE = ("Content-Type", "application/sdp")
 MAX_FORWARDS = 70
 _LINE_BREAK = re.compile(r"[\r\n\0]")
 
@@ -48,6 +50,11 @@ class ClientRequest:
             f"Content-Length: {len(self.body)}\r\n\r\n"
         )
         return text.encode("utf-8", "surrogateescape") + self.body
+
+    @property
+    def credentials(self) -> tuple[tuple[str, str], ...]:
+        """The headers that answer challenges, which the ACK of a 2xx repeats (§22.1)."""
+        return tuple(header for header in self.headers if "Authorization" in header[0])
 
     def cancel(self) -> ClientRequest:
         """The CANCEL of this INVITE: same branch, same Route, no digest (§9.1)."""

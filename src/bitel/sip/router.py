@@ -9,11 +9,12 @@ from bitel.sip.message import MessageError, Request
 from bitel.sip.requests import ALLOW
 from bitel.sip.sdp import SdpError, SessionDescription
 from bitel.sip.server_transaction import ServerTransaction, answer_statelessly, server_key
+from bitel.sip.session_timer import MIN_SE, asks_too_little
 from bitel.sip.transaction_tables import State
 
 SUPPORTED_METHODS = frozenset(ALLOW.split(", "))
 OTHER_METHODS = frozenset(
-    ("REGISTER", "PRACK", "SUBSCRIBE", "NOTIFY", "PUBLISH", "INFO", "REFER", "MESSAGE")
+    ("REGISTER", "SUBSCRIBE", "NOTIFY", "PUBLISH", "INFO", "REFER", "MESSAGE")
 )
 ACCEPT = ("Accept", "application/sdp")
 RETRY_LATER = ("Retry-After", "5")
@@ -88,10 +89,14 @@ def _is_refused(transaction: ServerTransaction, now: float) -> bool:
         transaction.respond(501, now, [("Allow", ALLOW)])
     elif scheme_of(request.uri) not in ("sip", "sips", "tel"):
         transaction.respond(416, now)
-    elif required := request.values("require"):
-        transaction.respond(420, now, [("Unsupported", ", ".join(required))])
+    elif "?" in request.uri.rpartition("@")[2]:
+        transaction.respond(400, now, reason="Headers In Request-URI")
+    elif unknown := [option for option in request.values("require") if option.lower() != "timer"]:
+        transaction.respond(420, now, [("Unsupported", ", ".join(unknown))])
     elif request.body and not _is_sdp(request):
         transaction.respond(415, now, [ACCEPT])
+    elif request.method == "INVITE" and not _takes_sdp(request):
+        transaction.respond(406, now)
     else:
         return False
     return True
@@ -100,6 +105,14 @@ def _is_refused(transaction: ServerTransaction, now: float) -> bool:
 def _is_sdp(request: Request) -> bool:
     media_type = request.header("content-type").partition(";")[0].strip().lower()
     return media_type == "application/sdp" and not request.header("content-encoding")
+
+
+def _takes_sdp(request: Request) -> bool:
+    """Whether the sender could read our answer (§20.1)."""
+    if "accept" not in request.headers:
+        return True
+    kinds = {value.partition(";")[0].strip().lower() for value in request.values("accept")}
+    return not kinds.isdisjoint(("application/sdp", "application/*", "*/*"))
 
 
 def _hand_over(core: Core, transaction: ServerTransaction, now: float) -> None:
@@ -123,6 +136,9 @@ def _hand_over(core: Core, transaction: ServerTransaction, now: float) -> None:
 
 def _receive_new_call(core: Core, transaction: ServerTransaction, now: float) -> None:
     body = transaction.request.body
+    if asks_too_little(transaction.request):
+        transaction.respond(422, now, [("Min-SE", str(MIN_SE))])
+        return
     try:
         offer = SessionDescription.parse(body) if body else None
     except SdpError:

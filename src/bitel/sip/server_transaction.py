@@ -34,10 +34,11 @@ class Withdrawable(Protocol):
 def server_key(request: Request, method: str) -> ServerKey:
     """What a repetition of `request` is known by (§17.2.3); an ACK goes by "INVITE".
 
-    Without the magic cookie the branch is not unique, and what RFC 2543 used stands in for it.
+    Without the magic cookie, or with nothing after it, the branch is not unique, and what
+    RFC 2543 used stands in for it.
     """
     host, port = request.sent_by()
-    if request.branch.startswith(MAGIC_COOKIE):
+    if request.branch.startswith(MAGIC_COOKIE) and request.branch != MAGIC_COOKIE:
         return (request.branch, host, port, method)
     old = f"{request.call_id}\n{request.cseq}\n{request.from_tag}\n{request.header('via')}"
     return (old, host, port, method)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from bitel.sip.ack import Ack
@@ -13,11 +14,11 @@ from bitel.sip.events import Confirmed, Ended, MediaChanged
 from bitel.sip.grammar import Address
 from bitel.sip.message import Request, Response
 from bitel.sip.reason import q850_cause, q850_reason
-from bitel.sip.requests import ALLOW
-from bitel.sip.sdp import SdpError, SessionDescription, answer_again
+from bitel.sip.refresh import SessionRefresh
+from bitel.sip.requests import ALLOW, SDP_TYPE
+from bitel.sip.sdp import SdpError, SessionDescription, answer_again, check_answer
 from bitel.sip.server_transaction import ServerTransaction, UnacknowledgedAnswer
-
-SDP_TYPE = ("Content-Type", "application/sdp")
+from bitel.sip.session_timer import MIN_SE, asks_too_little
 
 
 class Session:
@@ -25,15 +26,16 @@ class Session:
 
     __slots__ = (
         "_ack",
-        "_authentication",
         "_core",
         "_ending",
         "_hang_up_wanted",
         "_q850",
         "_unacknowledged",
         "_waiting_cseq",
+        "authentication",
         "dialog",
         "local",
+        "refresh",
         "remote",
         "told_confirmed",
     )
@@ -53,7 +55,8 @@ class Session:
         self.dialog = dialog
         self.local = local
         self.remote = remote
-        self._authentication = authentication
+        self.authentication = authentication
+        self.refresh = SessionRefresh(core, self, owns_call_id=ack is not None)
         self._unacknowledged: UnacknowledgedAnswer | None = None
         self._waiting_cseq = 0
         self._ending = False
@@ -61,6 +64,11 @@ class Session:
         self._q850: int | None = None
         # Only who was called hears that its answer was confirmed, and only of the first one.
         self.told_confirmed = True
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an INVITE still waits for its ACK, so that another must not be sent (§14.1)."""
+        return self._unacknowledged is not None or (self._ack is not None and self._ack.held_back)
 
     # What the user asks for
 
@@ -81,12 +89,13 @@ class Session:
 
     def _say_bye(self, now: float) -> None:
         self._ending = True
+        self.refresh.stop()
         self.acknowledge()
         if self._unacknowledged is not None:
             self._unacknowledged.stop()
             self._unacknowledged = None
-        if self._authentication is not None:
-            self._authentication.begin_request()
+        if self.authentication is not None:
+            self.authentication.begin_request()
         self._send_bye(now)
 
     def answer_invite(
@@ -99,7 +108,8 @@ class Session:
         self.local = body
         if self._unacknowledged is not None:
             self._unacknowledged.stop()
-        data = transaction.respond(200, now, [*self._headers(), SDP_TYPE], body.to_bytes())
+        headers = [*self._headers(transaction.request, now), SDP_TYPE]
+        data = transaction.respond(200, now, headers, body.to_bytes())
         self._waiting_cseq = transaction.request.cseq
         self._unacknowledged = UnacknowledgedAnswer(
             self._core, self, data, transaction.destination, now
@@ -121,12 +131,12 @@ class Session:
         dialog.fallback = source
         if request.method == "BYE":
             self._receive_bye(request, transaction, now)
-        elif self._ending:
+        elif self._ending or request.method == "PRACK":
             transaction.respond(481, now)
         elif request.method in ("INVITE", "UPDATE"):
             self._receive_offer(request, transaction, now)
         elif request.method == "OPTIONS":
-            transaction.respond(200, now, self._headers())
+            transaction.respond(200, now, [self._core.contact, ("Allow", ALLOW)])
         else:
             transaction.respond(405, now, [("Allow", ALLOW)])
 
@@ -153,9 +163,15 @@ class Session:
 
     def _receive_offer(self, request: Request, transaction: ServerTransaction, now: float) -> None:
         """Answer a later offer from the session as it stands (§14.2, RFC 3311)."""
+        if self.refresh.inviting and (request.method == "INVITE" or request.body):
+            transaction.respond(491, now)
+            return
+        if asks_too_little(request):
+            transaction.respond(422, now, [("Min-SE", str(MIN_SE))])
+            return
         if request.method == "UPDATE" and not request.body:
             self.dialog.refresh_target(request)
-            transaction.respond(200, now, self._headers())
+            transaction.respond(200, now, self._headers(request, now))
             return
         if not request.body:
             # The far end asks for our offer. Its answer comes with the ACK, and is taken as given.
@@ -175,26 +191,41 @@ class Session:
             self.answer_invite(transaction, answer, now)
         else:
             self.local = answer
-            transaction.respond(200, now, [*self._headers(), SDP_TYPE], answer.to_bytes())
+            headers = [*self._headers(request, now), SDP_TYPE]
+            transaction.respond(200, now, headers, answer.to_bytes())
         if changed:
             self._core.events.append(MediaChanged(self.dialog.call_id, offer, answer))
 
-    def _headers(self) -> list[tuple[str, str]]:
-        return [self._core.contact, ("Allow", ALLOW), self._core.user_agent]
+    def take_answer(self, response: Response) -> None:
+        """Take the answer to a re-INVITE of ours, which offered what had been agreed before."""
+        try:
+            answer = SessionDescription.parse(response.body)
+            direction = check_answer(self.local, answer).direction
+        except SdpError:
+            return
+        changed = self.remote is None or _media_of(answer) != _media_of(self.remote)
+        self.remote = answer
+        if changed:
+            local = replace(self.local, direction=direction)
+            self._core.events.append(MediaChanged(self.dialog.call_id, answer, local))
+
+    def _headers(self, request: Request, now: float) -> list[tuple[str, str]]:
+        about_us = [self._core.contact, ("Allow", ALLOW), self._core.user_agent]
+        return about_us + self.refresh.answer_headers(request, now)
 
     # Our BYE
 
     def _send_bye(self, now: float) -> None:
-        send_bye(self._core, self, self.dialog, now, self._q850, self._authentication)
+        send_bye(self._core, self, self.dialog, now, self._q850, self.authentication)
 
     def receive_response(
         self, transaction: ClientTransaction, response: Response, source: Address, now: float
     ) -> None:
         if response.code < 200:
             return
-        if is_challenge(response.code) and self._authentication is not None:
+        if is_challenge(response.code) and self.authentication is not None:
             cnonce = self._core.new_token()
-            if self._authentication.learn(response, cnonce):
+            if self.authentication.learn(response, cnonce):
                 self._send_bye(now)
                 return
         self._end("us", self._q850)
@@ -214,6 +245,7 @@ class Session:
             return
         del self._core.calls[self.dialog.call_id]
         self._ending = True
+        self.refresh.forget()
         if self._unacknowledged is not None:
             self._unacknowledged.stop()
             self._unacknowledged = None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, func, select
 
@@ -12,14 +12,12 @@ from bitel.calls.call import Call, CallStatus
 from bitel.calls.outcome import Outcome
 from bitel.errors import NotFoundError
 from bitel.store import canceling
+from bitel.store.chunks import in_chunks
 from bitel.store.placing import place, place_each
 from bitel.store.schema import attempt, call
 
 __all__ = ["AttemptRow", "attempts", "cancel", "counts_by_status", "find", "find_many", "place",
            "place_each"]  # fmt: skip
-
-_CHUNK: Final = 1000
-"""Identifiers in one IN list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +48,8 @@ def find(conn: Connection, project_id: str, call_id: str) -> Call | None:
 def find_many(conn: Connection, project_id: str, ids: Sequence[str]) -> list[Call]:
     """Those of the project's calls, in the order of `ids`; unknown ones are left out."""
     found: dict[str, Call] = {}
-    for chunk in _chunks(ids):
-        for row in conn.execute(_FIND_MANY, {"ids": chunk, "project_id": project_id}):
+    for some in in_chunks(ids):
+        for row in conn.execute(_FIND_MANY, {**some, "project_id": project_id}):
             found[row.id] = from_row(row)
     return [found[call_id] for call_id in ids if call_id in found]
 
@@ -63,10 +61,10 @@ def attempts(conn: Connection, call_id: str) -> list[AttemptRow]:
 
 
 def cancel(conn: Connection, project_id: str, call_id: str, now: float) -> Call:
-    """Call off a call that nobody has answered yet; the call as it then stands.
+    """Call off a call; it as it then stands.
 
-    One that waits is final at once. For one that is being dialled its dialer is asked, and it is
-    final soon. One that was answered, or is final, stays as it is. Raises NotFoundError.
+    One that waits is final at once. One that rings or plays is final soon, when its dialer has
+    ended it, and one that is final stays as it is. Raises NotFoundError.
     """
     row = conn.execute(_LOCK, {"id": call_id, "project_id": project_id}).one_or_none()
     if row is not None and row.status == CallStatus.WAITING:
@@ -131,8 +129,3 @@ def _attempt(row: Row[*tuple[Any, ...]]) -> AttemptRow:
         ended_by=row.ended_by,
         detail=row.detail,
     )
-
-
-def _chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(ids), _CHUNK):
-        yield ids[start : start + _CHUNK]

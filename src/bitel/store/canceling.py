@@ -8,15 +8,14 @@ that was answered by then ends as any answered call does.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any, Final
+from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, select, text
 
 from bitel.calls.call import CallStatus
+from bitel.store.chunks import in_chunks
 from bitel.store.endings import CallEnd, end_calls
 from bitel.store.schema import attempt, cancel_request, is_open
-
-_CHUNK: Final = 1000
 
 
 def call_off(conn: Connection, calls: Sequence[Row[*tuple[Any, ...]]], now: float) -> None:
@@ -34,12 +33,7 @@ def requests(conn: Connection, dialer_id: str) -> list[str]:
 
 def asked(conn: Connection, attempts: Collection[str]) -> set[str]:
     """Those of the attempts that were asked to be called off."""
-    return {found for ids in _chunks(attempts) for found in conn.execute(_ASKED, ids).scalars()}
-
-
-def _chunks(attempts: Collection[str]) -> list[dict[str, list[str]]]:
-    ids = list(attempts)
-    return [{"ids": ids[start : start + _CHUNK]} for start in range(0, len(ids), _CHUNK)]
+    return {found for ids in in_chunks(attempts) for found in conn.execute(_ASKED, ids).scalars()}
 
 
 _ASK = text(

@@ -13,9 +13,10 @@ from typing import Any
 from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
 
 from bitel.calls.call import CallStatus, Lane
-from bitel.calls.ids import new_id
+from bitel.calls.ids import new_ids
 from bitel.calls.retry import RetryRule
 from bitel.store import canceling, do_not_call, leases, turns
+from bitel.store.chunks import in_chunks
 from bitel.store.endings import CallEnd, end_calls
 from bitel.store.leases import Lease, LostLease
 from bitel.store.schema import HEARD, HELD, attempt, call, is_due, is_open
@@ -134,8 +135,10 @@ def _without_ended(
 def _take(
     conn: Connection, lease: Lease, rows: list[Row[*tuple[Any, ...]]], now: float
 ) -> list[Claim]:
-    claims = [_claim(row, now) for row in rows]
-    conn.execute(_CLAIM_CALL, [{"the_call": row.id} for row in rows])
+    ids = new_ids(now, len(rows))
+    claims = [_claim(attempt_id, row, now) for attempt_id, row in zip(ids, rows, strict=True)]
+    for some in in_chunks([row.id for row in rows]):
+        conn.execute(_CLAIM_CALLS, some)
     conn.execute(
         insert(attempt),
         [
@@ -156,9 +159,9 @@ def _take(
     return claims
 
 
-def _claim(row: Row[*tuple[Any, ...]], now: float) -> Claim:
+def _claim(attempt_id: str, row: Row[*tuple[Any, ...]], now: float) -> Claim:
     return Claim(
-        attempt_id=new_id(now),
+        attempt_id=attempt_id,
         call_id=row.id,
         project_id=row.project_id,
         e164=row.e164,
@@ -172,9 +175,9 @@ def _claim(row: Row[*tuple[Any, ...]], now: float) -> Claim:
     )
 
 
-_CLAIM_CALL = (
+_CLAIM_CALLS = (
     update(call)
-    .where(call.c.id == bindparam("the_call"))
+    .where(call.c.id.in_(bindparam("ids", expanding=True)))
     .values(due_at=None, attempts=call.c.attempts + 1)
 )
 _MINE = select(attempt.c.id, attempt.c.claim).where(

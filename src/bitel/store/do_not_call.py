@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from itertools import islice
+from collections.abc import Collection
 from typing import Final
 
 from sqlalchemy import Connection, bindparam, delete, select, text
 
+from bitel.store.chunks import in_chunks
 from bitel.store.schema import do_not_call
 
 REASON: Final = "on the do-not-call list"
 """Why a call to such a number ends as an ERROR."""
-
-_CHUNK: Final = 1000
 
 
 def add(conn: Connection, project_id: str, e164: str) -> bool:
@@ -37,15 +35,9 @@ def contains_many(conn: Connection, project_id: str, numbers: Collection[str]) -
     if not numbers or not listing(conn, project_id, limit=1):
         return set()  # for most projects: ten thousand numbers need not be looked up
     found: set[str] = set()
-    for chunk in _chunks(set(numbers)):
-        found.update(conn.execute(_AMONG, {"project_id": project_id, "among": chunk}).scalars())
+    for ids in in_chunks(set(numbers)):
+        found.update(conn.execute(_AMONG, {"project_id": project_id, **ids}).scalars())
     return found
-
-
-def _chunks(numbers: Collection[str]) -> Iterator[list[str]]:
-    rest = iter(numbers)
-    while chunk := list(islice(rest, _CHUNK)):
-        yield chunk
 
 
 _ADD = text(
@@ -61,5 +53,5 @@ _LISTING = (
     .limit(bindparam("most"))
 )
 _AMONG = select(do_not_call.c.e164).where(
-    _of_project, do_not_call.c.e164.in_(bindparam("among", expanding=True))
+    _of_project, do_not_call.c.e164.in_(bindparam("ids", expanding=True))
 )

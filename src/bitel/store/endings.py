@@ -6,17 +6,18 @@ webhook; each exactly once, since a call that is final does not end again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Final
 
 from sqlalchemy import Connection, Row, and_, bindparam, delete, insert, select, update
 
 from bitel.calls.call import CallStatus
-from bitel.calls.ids import new_id
+from bitel.calls.ids import new_ids
 from bitel.calls.outcome import Outcome
 from bitel.store import reserving
+from bitel.store.chunks import in_chunks
 from bitel.store.schema import (
     PENDING,
     SETTLED,
@@ -30,8 +31,7 @@ from bitel.store.schema import (
 
 _HIGHEST_Q850: Final = 127
 _SIP_CODES: Final = range(100, 700)
-_CHUNK: Final = 1000
-"""Identifiers in one IN list."""
+_WORTH_A_STATEMENT: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,23 +90,22 @@ def end_attempts(conn: Connection, ends: Sequence[AttemptEnd]) -> None:
     ]
     if rows:
         conn.execute(_END_ATTEMPT, rows)
-        for ids in _chunks([end.attempt_id for end in ends]):
+        for ids in in_chunks([end.attempt_id for end in ends]):
             conn.execute(_FORGET_REQUESTS, ids)
 
 
 def end_calls(conn: Connection, ends: Sequence[CallEnd], now: float) -> None:
     """Give calls their final status, those that have none yet."""
     by_call = {end.call_id: end for end in ends}
-    waiting = [row for ids in _chunks(list(by_call)) for row in conn.execute(_TO_END, ids)]
+    waiting = [row for ids in in_chunks(list(by_call)) for row in conn.execute(_TO_END, ids)]
     if not waiting:
         return
-    conn.execute(_END_CALL, [_end_row(by_call[row.id], now) for row in waiting])
+    _write_ends(conn, [by_call[row.id] for row in waiting], now)
     released: dict[str, Decimal] = {}
     for row in waiting:
         released[row.project_id] = released.get(row.project_id, Decimal(0)) - row.reserved
     reserving.reserve(conn, released)
-    if events := [_event_row(row, now) for row in waiting if row.is_told]:
-        conn.execute(insert(webhook_event), events)
+    _write_events(conn, [row for row in waiting if row.is_told], now)
 
 
 def call_again(conn: Connection, again: Sequence[CallAgain]) -> None:
@@ -120,14 +119,27 @@ def call_again(conn: Connection, again: Sequence[CallAgain]) -> None:
         conn.execute(_DUE_AGAIN_COUNTED, rows)
 
 
-def _chunks(ids: Sequence[str]) -> Iterator[dict[str, Sequence[str]]]:
-    for start in range(0, len(ids), _CHUNK):
-        yield {"ids": ids[start : start + _CHUNK]}
+def _write_ends(conn: Connection, ends: Sequence[CallEnd], now: float) -> None:
+    """Those that end alike, as many do that expire or are canceled, in one statement."""
+    alike: dict[CallEnd, list[str]] = {}
+    for end in ends:
+        alike.setdefault(replace(end, call_id=""), []).append(end.call_id)
+    for end, call_ids in alike.items():
+        if len(call_ids) >= _WORTH_A_STATEMENT:
+            for ids in in_chunks(call_ids):
+                conn.execute(_END_CALLS, {**ids, **_end_values(end, now)})
+    rows = [
+        {"the_call": call_id, **_end_values(end, now)}
+        for end, call_ids in alike.items()
+        if len(call_ids) < _WORTH_A_STATEMENT
+        for call_id in call_ids
+    ]
+    if rows:
+        conn.execute(_END_CALL, rows)
 
 
-def _end_row(end: CallEnd, now: float) -> dict[str, Any]:
+def _end_values(end: CallEnd, now: float) -> dict[str, Any]:
     return {
-        "the_call": end.call_id,
         "status": int(end.status),
         "executed_at": end.executed_at,
         "bill_seconds": end.bill_seconds,
@@ -137,9 +149,14 @@ def _end_row(end: CallEnd, now: float) -> dict[str, Any]:
     }
 
 
-def _event_row(row: Row[*tuple[Any, ...]], now: float) -> dict[str, Any]:
-    return {"id": new_id(now), "project_id": row.project_id, "call_id": row.id,
-            "created_at": now, "due_at": now, "tries": 0, "state": PENDING}  # fmt: skip
+def _write_events(conn: Connection, told: Sequence[Row[*tuple[Any, ...]]], now: float) -> None:
+    events = [
+        {"id": event_id, "project_id": row.project_id, "call_id": row.id,
+         "created_at": now, "due_at": now, "tries": 0, "state": PENDING}
+        for event_id, row in zip(new_ids(now, len(told)), told, strict=True)
+    ]  # fmt: skip
+    if events:
+        conn.execute(insert(webhook_event), events)
 
 
 def _again_row(one: CallAgain) -> dict[str, Any]:
@@ -178,20 +195,18 @@ _TO_END = (
     .order_by(call.c.id)
     .with_for_update(key_share=True, of=call)
 )
-_END_CALL = (
-    update(call)
-    .where(call.c.id == bindparam("the_call"))
-    .values(
-        due_at=None,
-        status=bindparam("status"),
-        executed_at=bindparam("executed_at"),
-        bill_seconds=bindparam("bill_seconds"),
-        price=bindparam("price"),
-        reason=bindparam("reason"),
-        finished_at=bindparam("finished_at"),
-        reserved=Decimal(0),
-    )
+_END = update(call).values(
+    due_at=None,
+    status=bindparam("status"),
+    executed_at=bindparam("executed_at"),
+    bill_seconds=bindparam("bill_seconds"),
+    price=bindparam("price"),
+    reason=bindparam("reason"),
+    finished_at=bindparam("finished_at"),
+    reserved=Decimal(0),
 )
+_END_CALL = _END.where(call.c.id == bindparam("the_call"))
+_END_CALLS = _END.where(call.c.id.in_(bindparam("ids", expanding=True)))
 _DUE_AGAIN = (
     update(call)
     .where(call.c.id == bindparam("the_call"))

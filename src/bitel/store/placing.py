@@ -8,7 +8,7 @@ from decimal import Decimal
 from itertools import groupby
 from typing import Any
 
-from sqlalchemy import Connection, insert
+from sqlalchemy import ColumnElement, Connection, insert, literal_column
 
 from bitel.calls.budget import Budget
 from bitel.calls.call import Call, CallStatus, NewCall
@@ -57,7 +57,7 @@ def place_each(
             placed += admitted
             answers.append([_as_placed(new, never, terms.now) for new, never, _ in admitted])
     if placed:
-        conn.execute(insert(call), [_row(*one) for one in placed])
+        conn.execute(_PLACE, [_row(*one) for one in placed])
     reserving.reserve(conn, terms.reserved)
     refused = [new.id for new, unwanted, _ in placed if unwanted]
     ends = [CallEnd(key, CallStatus.ERROR, reason=do_not_call.REASON) for key in refused]
@@ -119,21 +119,13 @@ def _row(new: NewCall, unwanted: bool, reserve: Decimal) -> dict[str, Any]:
         "e164": new.e164,
         "recording_id": new.recording_id,
         "lane": int(new.lane),
-        "status": int(CallStatus.WAITING),
         "retry_count": new.retry_count,
         "retries_left": new.retry_count,
         "retry_interval": new.retry_interval,
         "requested_at": new.requested_at,
         "expires_at": new.expires_at,
         "due_at": None if unwanted else new.requested_at,
-        "trouble": 0,
-        "attempts": 0,
-        "executed_at": 0.0,
-        "bill_seconds": 0,
-        "price": _NOTHING,
-        "reason": "",
         "reserved": reserve,
-        "finished_at": 0.0,
         "digits": new.digits or None,
         "repeat_count": new.repeat_count,
         "language": new.language,
@@ -154,3 +146,17 @@ def _as_placed(new: NewCall, unwanted: bool, now: float) -> Call:
         reason=do_not_call.REASON if unwanted else "",
         finished_at=now if unwanted else 0.0,
     )
+
+
+# What is the same for every call is no parameter: there may be ten thousand rows.
+_zero: ColumnElement[Any] = literal_column("0")
+_PLACE = insert(call).values(
+    status=literal_column(str(int(CallStatus.WAITING))),
+    trouble=_zero,
+    attempts=_zero,
+    executed_at=_zero,
+    bill_seconds=_zero,
+    price=_zero,
+    finished_at=_zero,
+    reason=literal_column("''"),
+)

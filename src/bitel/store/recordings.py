@@ -13,6 +13,7 @@ from sqlalchemy import Connection, bindparam, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from bitel.errors import ConflictError, NotFoundError
+from bitel.store.chunks import in_chunks
 from bitel.store.schema import call, has_speech_key, is_waiting, recording
 
 Kind = Literal["upload", "speech"]
@@ -96,9 +97,9 @@ def playable(conn: Connection, ids: Collection[str]) -> set[tuple[str, str]]:
 
     None of them can be deleted before the transaction ends.
     """
-    if not ids:
-        return set()
-    return {(row.project_id, row.id) for row in conn.execute(_PLAYABLE, {"ids": list(ids)})}
+    return {
+        (row.project_id, row.id) for some in in_chunks(ids) for row in conn.execute(_PLAYABLE, some)
+    }
 
 
 def live(conn: Connection, ids: Collection[str]) -> set[str]:

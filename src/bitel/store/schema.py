@@ -215,13 +215,18 @@ Index("ix_call_next", call.c.dialer_id, call.c.due_at,
 Index("ix_call_expiring", call.c.dialer_id, call.c.expires_at,
       sqlite_where=is_due, postgresql_where=is_due)  # fmt: skip
 in_campaign = call.c.campaign_id.is_not(None)
-Index("ix_call_campaign", call.c.campaign_id, call.c.id,
-      sqlite_where=in_campaign, postgresql_where=in_campaign)  # fmt: skip
-# Holds all that a campaign's state is made of, so that no call has to be read for it.
-Index("ix_call_campaign_state",
-      call.c.campaign_id, call.c.status, call.c.finished_at, call.c.price,
-      sqlite_where=in_campaign, postgresql_where=in_campaign)  # fmt: skip
-Index("ix_call_project", call.c.project_id, call.c.id)
+# Beside the order of its pages it holds all that a campaign's state is made of, so that no call has
+# to be read for that.
+Index(
+    "ix_call_campaign",
+    call.c.campaign_id,
+    call.c.id,
+    call.c.status,
+    call.c.finished_at,
+    call.c.price,
+    sqlite_where=in_campaign,
+    postgresql_where=in_campaign,
+)
 Index("ix_call_needing_recording", call.c.recording_id,
       sqlite_where=is_waiting, postgresql_where=is_waiting)  # fmt: skip
 

@@ -24,13 +24,13 @@ from sqlalchemy import (
 from bitel.calls.call import Lane
 from bitel.calls.window import CallingWindow
 from bitel.store import loose
+from bitel.store.chunks import in_chunks
 from bitel.store.schema import call, do_not_call, has_window, is_due, project
 
 CHUNK: Final = 2000
 """Calls whose due time is moved out of closed hours in one go, so that nobody waits long."""
 
 _DAY: Final = 86_400.0
-_IDS: Final = 1000
 _BEGINNING: Final = (-1.0, "")
 
 
@@ -93,9 +93,8 @@ def postpone(
     for row in conn.execute(_CLOSED_WITH_DUE, {**of_lane, "closed": list(closed), "after": ""}):
         wanted = {**of_lane, "project_id": row.value, "most": CHUNK - moved}
         ids = conn.execute(_DUE_IDS, wanted).scalars().all()
-        for start in range(0, len(ids), _IDS):
-            some = {"ids": ids[start : start + _IDS], "opens": closed[row.value]}
-            conn.execute(_POSTPONE, some)
+        for some in in_chunks(ids):
+            conn.execute(_POSTPONE, {**some, "opens": closed[row.value]})
         moved += len(ids)
         if moved >= CHUNK:
             break
@@ -103,11 +102,14 @@ def postpone(
 
 
 def _turns(conn: Connection, wanted: Mapping[str, Any], after: str) -> list[str]:
-    turns = list(conn.execute(_OPEN_WITH_DUE, {**wanted, "after": after}).scalars())
-    if after and len(turns) < wanted["most"]:
-        first = conn.execute(_OPEN_WITH_DUE, {**wanted, "after": ""}).scalars()
-        turns += [project_id for project_id in first if project_id not in turns]
-    return turns
+    turns = list(conn.execute(_OPEN_WITH_DUE, {**wanted, "after": ""}).scalars())
+    if not after:
+        return turns
+    if len(turns) < wanted["most"]:
+        later = [project_id for project_id in turns if project_id > after]
+    else:
+        later = list(conn.execute(_OPEN_WITH_DUE, {**wanted, "after": after}).scalars())
+    return (later + [project_id for project_id in turns if project_id <= after])[: wanted["most"]]
 
 
 _WINDOWS = select(project.c.id, project.c.window).where(has_window)

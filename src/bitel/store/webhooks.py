@@ -31,6 +31,7 @@ from sqlalchemy import (
 from bitel.calls.call import CallStatus
 from bitel.calls.ids import new_id
 from bitel.store import loose
+from bitel.store.chunks import in_chunks
 from bitel.store.schema import (
     DELIVERED,
     GIVEN_UP,
@@ -123,9 +124,8 @@ def claim_due(
             break
         rows = conn.execute(_DUE, {"project_id": turn.id, "now": now, "most": free}).all()
         claimed += [_delivery(row, turn) for row in rows]
-    if claimed:
-        leased = [{"the_event": one.event_id, "until": now + lease} for one in claimed]
-        conn.execute(_LEASE, leased)
+    for ids in in_chunks([one.event_id for one in claimed]):
+        conn.execute(_LEASE, {**ids, "until": now + lease})
     return claimed
 
 
@@ -191,7 +191,8 @@ def history(
         wanted = wanted.where(webhook_event.c.call_id == call_id)
     events = conn.execute(wanted).all()
     tried: dict[str, list[Tried]] = {row.id: [] for row in events}
-    for row in conn.execute(_TRIES, {"ids": list(tried)}):
+    rows = [row for ids in in_chunks(tried) for row in conn.execute(_TRIES, ids)]
+    for row in rows:
         tried[row.event_id].append(
             Tried(
                 event_id=row.event_id,
@@ -280,12 +281,12 @@ _DUE = (
     .limit(bindparam("most"))
     .with_for_update(skip_locked=True, of=webhook_event)
 )
-_the_event = webhook_event.c.id == bindparam("the_event")
 _LEASE = (
     update(webhook_event)
-    .where(_the_event)
+    .where(webhook_event.c.id.in_(bindparam("ids", expanding=True)))
     .values(due_at=bindparam("until"), tries=webhook_event.c.tries + 1)
 )
+_the_event = webhook_event.c.id == bindparam("the_event")
 _DELIVERED = update(webhook_event).where(_the_event).values(state=DELIVERED, due_at=null())
 _PENDING = (_the_event, webhook_event.c.state == PENDING)
 _AGAIN = update(webhook_event).where(*_PENDING).values(due_at=bindparam("due"))

@@ -10,8 +10,10 @@ import asyncio
 import errno
 import logging
 import socket
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from typing import Literal
 
 from bitel.sip.agent import UserAgent
 from bitel.sip.events import Event
@@ -22,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 Link = Callable[[bytes, Address], Iterable[tuple[float, bytes]]]
 """A link to try things on: what really leaves for a datagram, and after how many seconds."""
+
+Tap = Callable[[Literal["in", "out"], bytes, Address, float], None]
+"""Shown each datagram as it comes or leaves, with the far end's address and the time (Unix s)."""
 
 RECEIVE_BUFFER = 4 * 1024 * 1024
 MAX_BATCH = 64
@@ -41,6 +46,7 @@ class UdpTransport:
         on_event: Callable[[Event], None],
         clock: Callable[[], float],
         link: Link | None,
+        tap: Tap | None = None,
     ) -> None:
         self.agent = agent
         self.local = local
@@ -48,6 +54,7 @@ class UdpTransport:
         self._sock = sock
         self._on_event = on_event
         self._link = link
+        self._tap = tap
         self._loop = asyncio.get_running_loop()
         self._buffer = bytearray(65536)
         self._unsent: deque[tuple[bytes, Address]] = deque()
@@ -65,6 +72,7 @@ class UdpTransport:
         on_event: Callable[[Event], None],
         clock: Callable[[], float] | None = None,
         link: Link | None = None,
+        tap: Tap | None = None,
     ) -> UdpTransport:
         """Bind `bind` (an IP address; port 0 takes a free one) and start; OSError if it can't.
 
@@ -81,7 +89,7 @@ class UdpTransport:
             host, port = sock.getsockname()[:2]
             local = (str(host), int(port))
             clock = clock or asyncio.get_running_loop().time
-            return cls(sock, make_agent(local), local, on_event, clock, link)
+            return cls(sock, make_agent(local), local, on_event, clock, link, tap)
         except BaseException:
             sock.close()
             raise
@@ -156,6 +164,8 @@ class UdpTransport:
                 self._take_errors()
                 continue
             data = bytes(memoryview(self._buffer)[:size])
+            if self._tap is not None:
+                self._tap("in", data, (source[0], source[1]), time.time())
             self.agent.receive_datagram(data, (source[0], source[1]), now)
         self.flush()
 
@@ -169,6 +179,8 @@ class UdpTransport:
 
     def _send_all(self) -> None:
         for data, destination in self.agent.datagrams_to_send():
+            if self._tap is not None:
+                self._tap("out", data, destination, time.time())
             if self._link is None:
                 self._send(data, destination)
                 continue

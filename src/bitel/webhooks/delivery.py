@@ -163,10 +163,16 @@ class Deliverer:
             self._ended = ended + self._ended
             await asyncio.sleep(_AFTER_FAULT)
             return
+        except Exception:
+            # A fault of our own must not end all delivery. What was not written is tried again
+            # when its lease has run out.
+            log.exception("webhook_round_broke", ended=[one.tried.event_id for one in ended])
+            _release(ended)
+            await asyncio.sleep(_AFTER_FAULT)
+            return
         for one in ended:
             _tell(one, turned_off=one.delivery.event_id in done.turned_off)
-            if not one.written.done():
-                one.written.set_result(None)
+        _release(ended)
         for delivery in done.due:
             self._begin(delivery)
 
@@ -239,6 +245,12 @@ def _write(conn: Connection, ended: Sequence[_Ended]) -> frozenset[str]:
     ]
     outbox.record(conn, tried)
     return frozenset(turned_off)
+
+
+def _release(ended: Sequence[_Ended]) -> None:
+    for one in ended:
+        if not one.written.done():
+            one.written.set_result(None)
 
 
 def _tell(one: _Ended, *, turned_off: bool) -> None:

@@ -32,7 +32,7 @@ step."""
 LONGEST_WAIT: Final = 24 * HOUR
 """Seconds; a receiver that asks for more with `Retry-After` is asked again after these."""
 
-_MASKED: Final = re.compile(r"[^\x20-\x7e]")
+_UNPRINTABLE: Final = re.compile(r"[^\x20-\x7e]")
 
 
 def is_success(status: int) -> bool:
@@ -65,7 +65,7 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
     `headers` have names in lower case; a date in the past is 0.
     """
     text = headers.get("retry-after", "").strip()
-    if not text or len(text) > 64 or _MASKED.search(text):
+    if not text or len(text) > 64 or _UNPRINTABLE.search(text):
         return None
     if text.isdigit():
         return float(text)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import socket
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
@@ -22,6 +23,7 @@ LONGEST_URL: Final = 2048
 
 _LONGEST_NAME: Final = 253
 _NAME: Final = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?")
+_LOCAL_NAMES: Final = ("localhost", "localhost.")
 _PORTS: Final = {"http": 80, "https": 443}
 _GLOBAL_IPV6: Final = ipaddress.IPv6Network("2000::/3")
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052 §2.1
@@ -71,6 +73,20 @@ def parse(url: str) -> Target:
     return Target(parts.scheme, host, port, parts.raw_path.decode("ascii"))
 
 
+def check(url: str, *, allow_private: bool) -> None:
+    """Raise InvalidRequestError for a URL that surely can't be delivered to.
+
+    What a name stands for is judged when it is connected to, not here.
+    """
+    address = _written_address(parse(url).host)
+    why = None if address is None or allow_private else refusal(address)
+    if why is not None:
+        raise InvalidRequestError(
+            f"the webhook URL names an address that is not public: {why}; "
+            "webhook_allow_private = true in the settings allows it"
+        )
+
+
 def refusal(address: IPv4Address | IPv6Address) -> str | None:
     """Why nothing may be sent to `address`, in a few words; None if it is a public one.
 
@@ -82,6 +98,19 @@ def refusal(address: IPv4Address | IPv6Address) -> str | None:
     if word is None:
         return None
     return f"{address} is {word} address" + (f" ({inner})" if inner else "")
+
+
+def _written_address(host: str) -> IPv4Address | IPv6Address | None:
+    if host in _LOCAL_NAMES:
+        return IPv4Address("127.0.0.1")
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        pass
+    try:
+        return IPv4Address(socket.inet_aton(host))  # 127.1, 2130706433, 0x7f.1
+    except OSError:
+        return None
 
 
 def _embedded(address: IPv4Address | IPv6Address) -> IPv4Address | None:

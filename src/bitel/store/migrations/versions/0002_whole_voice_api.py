@@ -62,7 +62,8 @@ def upgrade() -> None:
     partial_index("uq_recording_speech_key", "recording", ["project_id", "speech_key"],
                   "speech_key IS NOT NULL", unique=True)
 
-    op.drop_index("ix_call_due", "call")
+    for name in ("ix_call_due", "ix_call_campaign", "ix_call_project"):
+        op.drop_index(name, "call")
     final_is_not_due = sa.CheckConstraint(
         "due_at IS NULL OR status = 0", name=op.f("ck_call_final_is_not_due"))
     plays_something = sa.CheckConstraint(
@@ -85,8 +86,9 @@ def upgrade() -> None:
     partial_index("ix_call_due", "call", ["dialer_id", "lane", "project_id", "due_at", "id"],
                   "due_at IS NOT NULL")
     partial_index("ix_call_next", "call", ["dialer_id", "due_at"], "due_at IS NOT NULL")
-    partial_index("ix_call_campaign_state", "call",
-                  ["campaign_id", "status", "finished_at", "price"], "campaign_id IS NOT NULL")
+    partial_index("ix_call_campaign", "call",
+                  ["campaign_id", "id", "status", "finished_at", "price"],
+                  "campaign_id IS NOT NULL")
     partial_index("ix_call_needing_recording", "call", ["recording_id"], "status = 0")
 
     op.create_table(

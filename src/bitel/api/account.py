@@ -1,0 +1,28 @@
+"""`/api/v2/account`: the project that a token speaks for."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from bitel.api.answers import AccountAnswer
+from bitel.api.auth import Owner
+from bitel.api.describing import described
+from bitel.api.envelope import success
+from bitel.api.parts import parts_of
+
+router = APIRouter(prefix="/api/v2")
+
+
+@router.get("/account", **described("The project, and its balance", "service", AccountAnswer))
+async def account(request: Request, project: Owner) -> Response:
+    """The balance is what the project has, with what waiting calls may still cost in it."""
+    return success(
+        {
+            "id": project.id,
+            "name": project.name,
+            "balance": None if project.balance is None else float(project.balance),
+            "currency": parts_of(request).settings.currency,
+        }
+    )

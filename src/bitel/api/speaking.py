@@ -1,0 +1,102 @@
+"""Texts and codes as sounds: a text becomes a recording of the project, a code stays digits."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from starlette.requests import Request
+
+from bitel.api.bodies import LONGEST_CODE
+from bitel.api.parts import ApiParts
+from bitel.api.placing import Sound
+from bitel.calls.ids import new_id
+from bitel.store import recordings
+from bitel.store.recordings import Recording
+from bitel.voices import speech_text
+from bitel.voices.digits import GAP_SECONDS, PAUSE_SECONDS
+from bitel.voices.sharing import Sharing
+
+DIGIT_SECONDS: Final = 1.0
+"""How long a spoken digit is taken to last when money is kept back for it; most are shorter."""
+LONGEST_NAME: Final = 60
+"""Characters of a text that name its recording."""
+
+
+class Speaking:
+    """Has texts spoken, each once per project."""
+
+    def __init__(self, parts: ApiParts) -> None:
+        self._parts = parts
+        self._sharing: Sharing[Recording] = Sharing()
+
+    async def recording(self, project_id: str, text: str, language: str | None) -> Recording:
+        """The project's recording of `text`, spoken now if it was not before.
+
+        Raises InvalidRequestError, naming `text` or `language`, and UnavailableError.
+        """
+        key = await self._parts.speech.recording_key(text, language)
+        found = await self._find(project_id, key)
+        if found is not None:
+            return found
+        # Under way for a client that has gone by now, it is still wanted by the next one.
+        return await self._sharing.get(
+            f"{project_id} {key}", lambda: self._speak(project_id, text, language, key)
+        )
+
+    async def text(self, project_id: str, text: str, language: str | None) -> Sound:
+        """`text` as calls play it. Raises as `recording` does."""
+        recording = await self.recording(project_id, text, language)
+        return Sound(recording.id, recording.duration)
+
+    async def code(
+        self, text: str, language: str | None, repeats: int, intro: Sound | None
+    ) -> Sound:
+        """The digits of `text` in `language`, `repeats` times, after `intro` if there is one.
+
+        Raises InvalidRequestError, naming `text` or `language`, and UnavailableError.
+        """
+        digits = speech_text.digits(text, LONGEST_CODE)
+        # Spoken when the call is answered; whether anybody can is better known now.
+        await self._parts.speech.recording_key(digits, language)
+        seconds = repeats * (len(digits) * (DIGIT_SECONDS + GAP_SECONDS) + PAUSE_SECONDS)
+        return Sound(
+            recording_id=intro.recording_id if intro else None,
+            seconds=seconds + (intro.seconds if intro else 0.0),
+            digits=digits,
+            repeat_count=repeats,
+            language=(language or self._parts.settings.speech.default_language).lower(),
+        )
+
+    async def _find(self, project_id: str, key: str) -> Recording | None:
+        return await self._parts.database.read(
+            lambda conn: recordings.find_by_speech_key(conn, project_id, key)
+        )
+
+    async def _speak(self, project_id: str, text: str, language: str | None, key: str) -> Recording:
+        spoken = await self._parts.speech.render(text, language)
+        now = self._parts.clock()
+        made = Recording(
+            id=new_id(now),
+            project_id=project_id,
+            name=" ".join(text.split())[:LONGEST_NAME],
+            duration=spoken.duration,
+            size=spoken.samples,
+            created_at=now,
+            kind="speech",
+            speech_key=key,
+        )
+        await self._parts.voices.put(made.id, spoken)
+        kept = None
+        try:
+            kept = await self._parts.database.write(lambda conn: recordings.add(conn, made))
+        finally:
+            if kept is None or kept.id != made.id:
+                # Another process was faster, or the database can't.
+                await self._parts.voices.delete(made.id)
+        return kept
+
+
+def speaking_of(request: Request) -> Speaking:
+    """What has texts spoken for the application that `request` reached."""
+    speaking: Speaking = request.app.state.speaking
+    return speaking

@@ -1,0 +1,115 @@
+"""`/api/v1/voice`: the older API, over the same services; it answers ids where v2 answers calls."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path
+from starlette.requests import Request
+from starlette.responses import Response
+
+from bitel.api import ordering
+from bitel.api.answers import CdrAnswer, Success, balance_change
+from bitel.api.auth import Owner
+from bitel.api.bodies import BatchBody, OtpBody, SingleBody, SingleTtsBody
+from bitel.api.describing import described, placing_calls
+from bitel.api.envelope import list_body, sent, success, success_body
+from bitel.api.parts import parts_of
+from bitel.api.placing import Placed
+from bitel.calls.ids import is_id
+from bitel.errors import NotFoundError
+from bitel.store import cdr as records
+from bitel.store.cdr import Cdr
+
+router = APIRouter(prefix="/api/v1/voice")
+
+_ID = Success[str]
+
+
+@router.post("/single", **placing_calls("Play a recording (v1)", _ID, SingleBody, tag="v1"))
+async def single(request: Request, project: Owner) -> Response:
+    """As in v2; answers the call's id."""
+    return await ordering.single(request, project, its_id)
+
+
+@router.post("/otp", **placing_calls("Read a code (v1)", _ID, OtpBody, tag="v1"))
+async def otp(request: Request, project: Owner) -> Response:
+    """As in v2; answers the call's id."""
+    return await ordering.otp(request, project, its_id)
+
+
+@router.post("/tts", **placing_calls("Speak a text (v1)", _ID, SingleTtsBody, tag="v1"))
+async def tts(request: Request, project: Owner) -> Response:
+    """As `single/tts` in v2; answers the call's id."""
+    return await ordering.single_tts(request, project, its_id)
+
+
+@router.post("/campaign", **placing_calls("Play to many numbers (v1)", _ID, BatchBody, tag="v1"))
+async def campaign(request: Request, project: Owner) -> Response:
+    """As `batch` in v2; answers the campaign's id."""
+    return await ordering.batch(request, project, campaign_id)
+
+
+@router.get(
+    "/cdr/{call_id}", **described("What became of a call (v1)", "v1", CdrAnswer, [NotFoundError])
+)
+async def cdr(
+    request: Request,
+    project: Owner,
+    call_id: Annotated[str, Path(description="The id that placing the call answered.")],
+) -> Response:
+    """The call's detail record; `status` is `WAITING` until the call is over."""
+    found = None
+    if is_id(call_id):
+        found = await parts_of(request).database.read(
+            lambda conn: records.of_call(conn, project.id, call_id)
+        )
+    if found is None:
+        raise NotFoundError("this project has no call of that id")
+    return success(cdr_answer(found))
+
+
+@router.get(
+    "/campaign/cdr/{campaign_id}",
+    **described("What became of a campaign (v1)", "v1", list[CdrAnswer], [NotFoundError]),
+)
+async def campaign_cdr(
+    request: Request,
+    project: Owner,
+    campaign_id: Annotated[str, Path(description="The id that placing the campaign answered.")],
+) -> Response:
+    """The detail records of its calls, in the order in which they were asked for."""
+    found = None
+    if is_id(campaign_id):
+        found = await parts_of(request).database.read(
+            lambda conn: records.of_campaign(conn, project.id, campaign_id)
+        )
+    if found is None:
+        raise NotFoundError("this project has no campaign of that id")
+    return sent(await asyncio.to_thread(list_body, map(cdr_answer, found)))
+
+
+def its_id(placed: Placed) -> bytes:
+    """The answer that holds the one call's id."""
+    return success_body(placed.calls[0].id)
+
+
+def campaign_id(placed: Placed) -> bytes:
+    """The answer that holds the campaign's id."""
+    return success_body(placed.campaign_id)
+
+
+def cdr_answer(record: Cdr) -> dict[str, Any]:
+    """A detail record's keys, in the order that v1 clients know."""
+    call = record.call
+    return {
+        "requestId": call.id,
+        "targetNumber": call.phone_number,
+        "status": call.status.name,
+        "billSec": call.bill_seconds,
+        "requestDate": int(call.requested_at),
+        "executionDate": int(call.executed_at),
+        "transactionId": record.transaction_id,
+        "balanceSubtracted": -balance_change(call.price) or 0.0,
+    }

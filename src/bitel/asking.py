@@ -1,0 +1,295 @@
+"""What can be asked of the HTTP API, and how its answers are read: plain values and functions.
+
+`client` adds the connections, a blocking one and an asynchronous one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Generic, TypedDict, TypeVar, Unpack
+from urllib.parse import quote
+
+import httpx
+
+from bitel.errors import BitelError, TooManyRequestsError, UnavailableError
+
+T = TypeVar("T")
+
+
+class Call(TypedDict):
+    """A call, with the eight keys of the API. `statusCode` 0 means that it is not over."""
+
+    id: str
+    phoneNumber: str
+    status: str
+    statusCode: int
+    billSec: int
+    requestDate: int
+    executionDate: int
+    price: float
+
+
+class Batch(TypedDict):
+    """The calls of a batch, in the order of its numbers, and the campaign that they are."""
+
+    calls: list[Call]
+    campaignId: str
+
+
+class Campaign(TypedDict):
+    """How a campaign's calls stand. `finishedDate` 0 means that they are not all over."""
+
+    id: str
+    total: int
+    byStatus: dict[str, int]
+    requestDate: int
+    finishedDate: int
+    price: float
+
+
+class CallPage(TypedDict):
+    """Some of a campaign's calls, and where the next ones begin; None at the end."""
+
+    calls: list[Call]
+    nextCursor: str | None
+
+
+class Recording(TypedDict):
+    """A recording; `duration` in seconds, `size` in bytes."""
+
+    id: str
+    name: str
+    duration: float
+    size: int
+
+
+class RecordingPage(TypedDict):
+    """Some of the recordings, and where the next ones begin; None at the end."""
+
+    recordings: list[Recording]
+    nextCursor: str | None
+
+
+class Server(TypedDict):
+    """A dialer, and whether it is up."""
+
+    id: str
+    up: bool
+
+
+class Account(TypedDict):
+    """The token's project; `balance` None means that nothing limits what it spends."""
+
+    id: str
+    name: str
+    balance: float | None
+    currency: str
+
+
+class Terms(TypedDict, total=False):
+    """How calls are placed; what is left out or None is left to the service.
+
+    `idempotency_key` lets a request be sent again without placing its calls again.
+    """
+
+    retry_count: int | None
+    retry_interval: int | None
+    time_to_live: int | None
+    server_id: str | None
+    idempotency_key: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ask(Generic[T]):
+    """A request to the API, `path` being below the service's URL; `read` takes its answer."""
+
+    method: str
+    path: str
+    body: Mapping[str, Any] | None = None
+    params: Mapping[str, str | int] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    read: Callable[[httpx.Response], T] = lambda response: result_of(response)
+
+
+def single(phone_number: str, voice_id: str, **terms: Unpack[Terms]) -> Ask[Call]:
+    """Have a recording played to one number."""
+    return _placing("single", terms, phoneNumber=phone_number, voiceId=voice_id)
+
+
+def batch(phone_numbers: Sequence[str], voice_id: str, **terms: Unpack[Terms]) -> Ask[Batch]:
+    """Have a recording played to many numbers."""
+    return _batch("batch", terms, phoneNumbers=list(phone_numbers), voiceId=voice_id)
+
+
+def otp(
+    phone_number: str,
+    text: str,
+    *,
+    voice_id: str | None = None,
+    repeat_count: int | None = None,
+    language: str | None = None,
+    **terms: Unpack[Terms],
+) -> Ask[Call]:
+    """Have a code of up to 5 digits read to one number, after a recording if there is one."""
+    return _placing("otp", terms, phoneNumber=phone_number, text=text, voiceId=voice_id,
+                    repeatCount=repeat_count, language=language)  # fmt: skip
+
+
+def single_tts(
+    phone_number: str, text: str, *, language: str | None = None, **terms: Unpack[Terms]
+) -> Ask[Call]:
+    """Have a text spoken to one number."""
+    return _placing("single/tts", terms, phoneNumber=phone_number, text=text, language=language)
+
+
+def batch_tts(
+    phone_numbers: Sequence[str],
+    text: str,
+    *,
+    language: str | None = None,
+    **terms: Unpack[Terms],
+) -> Ask[Batch]:
+    """Have a text spoken to many numbers."""
+    numbers = list(phone_numbers)
+    return _batch("batch/tts", terms, phoneNumbers=numbers, text=text, language=language)
+
+
+def status(call_id: str) -> Ask[Call]:
+    """How a call stands."""
+    return Ask("GET", f"/api/v2/voice/status/{_segment(call_id)}")
+
+
+def cancel(call_id: str) -> Ask[Call]:
+    """Call off a call."""
+    return Ask("DELETE", f"/api/v2/voice/{_segment(call_id)}")
+
+
+def campaign(campaign_id: str) -> Ask[Campaign]:
+    """How a campaign stands."""
+    return Ask("GET", f"/api/v2/voice/campaign/{_segment(campaign_id)}")
+
+
+def campaign_calls(
+    campaign_id: str, cursor: str | None = None, limit: int | None = None
+) -> Ask[CallPage]:
+    """A page of a campaign's calls."""
+    path = f"/api/v2/voice/campaign/{_segment(campaign_id)}/calls"
+    return Ask("GET", path, params=_given(cursor=cursor, limit=limit))
+
+
+def cancel_campaign(campaign_id: str) -> Ask[Campaign]:
+    """Call off what nobody has answered yet of a campaign."""
+    return Ask("DELETE", f"/api/v2/voice/campaign/{_segment(campaign_id)}")
+
+
+def speak(text: str, *, language: str | None = None) -> Ask[Recording]:
+    """Have a text spoken once and kept as a recording."""
+    return Ask("POST", "/api/v2/files/tts", _given(text=text, language=language))
+
+
+def recordings(cursor: str | None = None, limit: int | None = None) -> Ask[RecordingPage]:
+    """A page of the project's recordings."""
+    return Ask("GET", FILES, params=_given(cursor=cursor, limit=limit))
+
+
+def recording(voice_id: str) -> Ask[bytes]:
+    """A recording as it will be heard: a WAV, 8 kHz mono."""
+    return Ask("GET", f"{FILES}/{_segment(voice_id)}", read=_content)
+
+
+def remove_recording(voice_id: str) -> Ask[Recording]:
+    """Remove a recording that no call needs any more."""
+    return Ask("DELETE", f"{FILES}/{_segment(voice_id)}")
+
+
+def servers() -> Ask[list[Server]]:
+    """The dialers."""
+    return Ask("GET", "/api/v2/servers")
+
+
+def account() -> Ask[Account]:
+    """The project that the token speaks for."""
+    return Ask("GET", "/api/v2/account")
+
+
+FILES: Final = "/api/v2/files/voice"
+"""Where recordings are uploaded to, and listed."""
+
+
+def result_of(response: httpx.Response) -> Any:
+    """The `result` of an answer.
+
+    Raises the error of `bitel.errors` that the answer's code names, with the answer's sentence.
+    """
+    return _envelope(response)["result"]
+
+
+def _envelope(response: httpx.Response) -> dict[str, Any]:
+    try:
+        envelope = response.json()
+        code = envelope["error"]
+        envelope["result"]
+    except (ValueError, KeyError, TypeError):
+        raise UnavailableError(
+            f"{response.url} answered {response.status_code} and nothing that bitel would say; "
+            "is it the right address?"
+        ) from None
+    if code is not None:
+        message = str(envelope.get("message") or f"the service answered {code}")
+        raise _error(str(code), message, response.headers)
+    return dict(envelope)
+
+
+def _batch_of(response: httpx.Response) -> Batch:
+    envelope = _envelope(response)
+    return {"calls": envelope["result"], "campaignId": str(envelope.get("campaignId"))}
+
+
+def _content(response: httpx.Response) -> bytes:
+    if response.is_success:
+        return response.content
+    result_of(response)
+    raise UnavailableError(f"{response.url} answered {response.status_code} without a recording")
+
+
+def _error(code: str, message: str, headers: httpx.Headers) -> BitelError:
+    if code == TooManyRequestsError.code:
+        seconds = headers.get("Retry-After", "")
+        wait = int(seconds) if seconds.isascii() and seconds.isdigit() else 1
+        return TooManyRequestsError(message, wait)
+    kinds = {kind.code: kind for kind in BitelError.__subclasses__()}
+    return kinds.get(code, BitelError)(message)
+
+
+def _placing(path: str, terms: Terms, **what: Any) -> Ask[Call]:
+    return Ask("POST", f"/api/v2/voice/{path}", _body(terms, what), headers=_headers(terms))
+
+
+def _batch(path: str, terms: Terms, **what: Any) -> Ask[Batch]:
+    path = f"/api/v2/voice/{path}"
+    return Ask("POST", path, _body(terms, what), headers=_headers(terms), read=_batch_of)
+
+
+def _body(terms: Terms, what: Mapping[str, Any]) -> dict[str, Any]:
+    return _given(
+        **what,
+        retryCount=terms.get("retry_count"),
+        retryInterval=terms.get("retry_interval"),
+        timeToLive=terms.get("time_to_live"),
+        serverId=terms.get("server_id"),
+    )
+
+
+def _headers(terms: Terms) -> dict[str, str]:
+    key = terms.get("idempotency_key")
+    return {} if key is None else {"Idempotency-Key": key}
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _segment(text: str) -> str:
+    """`text` as one segment of a path, whatever is in it."""
+    return quote(text, safe="")

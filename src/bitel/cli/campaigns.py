@@ -1,0 +1,147 @@
+"""`bitel batch` and `bitel campaign`, by way of the HTTP API."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bitel.cli.opening import open_client
+from bitel.cli.options import ConfigOption, JsonOption
+from bitel.cli.voices import voice_id
+from bitel.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from bitel.client import Campaign, Client
+
+SECONDS_BETWEEN_LOOKS = 1.0
+
+
+def batch(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            allow_dash=True,
+            show_default=False,
+            help="One number a line, or a CSV with --column; - is the standard input.",
+        ),
+    ],
+    voice: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE_OR_ID", help="What to play: an audio file, or a recording's id."
+        ),
+    ],
+    column: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The CSV column that holds the numbers, by its heading."),
+    ] = None,
+    retries: Annotated[
+        int | None, typer.Option(metavar="N", help="Calls again after busy or no answer.")
+    ] = None,
+    server: Annotated[
+        str | None, typer.Option(metavar="ID", help="The dialer that places the calls.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until all calls are over.")] = False,
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Play a recording to many numbers. With --wait, succeeds only if all of them answered."""
+    numbers = read_numbers(file, column)
+    with open_client(config) as client:
+        played = voice_id(client, voice)
+        placed = client.batch(numbers, played, retry_count=retries, server_id=server)
+        campaign = client.campaign(placed["campaignId"])
+        if wait:
+            campaign = _wait(client, campaign)
+    show_campaign(campaign, as_json)
+    if wait and campaign["byStatus"].get("NORMAL") != campaign["total"]:
+        raise typer.Exit(1)
+
+
+def campaign(
+    campaign_id: Annotated[str, typer.Argument(metavar="ID", show_default=False)],
+    calls: Annotated[bool, typer.Option("--calls", help="Show every call of it.")] = False,
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Show how the calls of a batch stand."""
+    with open_client(config) as client:
+        state = client.campaign(campaign_id)
+        listed = list(client.campaign_calls(campaign_id, 1000)) if calls else []
+    if as_json:
+        print(json.dumps({**state, "calls": listed} if calls else state, ensure_ascii=False))
+        return
+    show_campaign(state, as_json)
+    for call in listed:
+        print(f"{call['id']}  {call['status']:<10} {call['billSec']:>5} s  {call['phoneNumber']}")
+
+
+def read_numbers(file: Path, column: str | None) -> Sequence[str]:
+    """The numbers in `file`, blank lines left out. Raises InvalidRequestError."""
+    raw = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    try:
+        # Spreadsheets put a byte order mark before their CSV.
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise InvalidRequestError(f"{file} is not UTF-8 text; save it as such") from None
+    if column is None:
+        found = [line.strip() for line in text.splitlines()]
+    else:
+        found = _column(text, column, file)
+    numbers = [number for number in found if number]
+    if not numbers:
+        raise InvalidRequestError(f"{file} holds no number")
+    return numbers
+
+
+def _column(text: str, column: str, file: Path) -> list[str]:
+    rows = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        if column not in (rows.fieldnames or ()):
+            there = ", ".join(rows.fieldnames or ()) or "none"
+            raise InvalidRequestError(f"{file} has no column {column!r}; its columns are: {there}")
+        return [(row[column] or "").strip() for row in rows]
+    except csv.Error as fault:
+        raise InvalidRequestError(f"{file} is no CSV: {fault}") from None
+
+
+def _wait(client: Client, campaign: Campaign) -> Campaign:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bars = {
+            status: progress.add_task(text, total=campaign["total"])
+            for status, text in (("", "over"), ("NORMAL", "answered"))
+        }
+        while True:
+            over = campaign["total"] - campaign["byStatus"].get("WAITING", 0)
+            progress.update(bars[""], completed=over)
+            progress.update(bars["NORMAL"], completed=campaign["byStatus"].get("NORMAL", 0))
+            if campaign["finishedDate"]:
+                return campaign
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+            campaign = client.campaign(campaign["id"])
+
+
+def show_campaign(campaign: Campaign, as_json: bool) -> None:
+    """Print how a campaign stands, in one line."""
+    if as_json:
+        print(json.dumps(campaign, ensure_ascii=False))
+        return
+    counts = "  ".join(f"{status} {n}" for status, n in campaign["byStatus"].items() if n)
+    price = f"  {campaign['price']:g}" if campaign["price"] else ""
+    print(f"{campaign['id']}  {campaign['total']} calls  {counts}{price}")

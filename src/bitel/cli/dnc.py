@@ -1,0 +1,74 @@
+"""`bitel dnc`: numbers that a project must not call."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bitel.cli.opening import find_project, open_database
+from bitel.cli.options import ConfigOption, JsonOption, ProjectArgument
+from bitel.errors import ConflictError, NotFoundError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+PAGE = 1000
+
+app = typer.Typer(help="Do-not-call: numbers that a project never calls.", no_args_is_help=True)
+
+NumberArgument = Annotated[str, typer.Argument(metavar="NUMBER", show_default=False)]
+
+
+@app.command()
+def add(project: ProjectArgument, number: NumberArgument, config: ConfigOption = None) -> None:
+    """Never call a number again; calls to it end as ERROR."""
+    _change(project, number, config, add=True)
+
+
+@app.command()
+def remove(project: ProjectArgument, number: NumberArgument, config: ConfigOption = None) -> None:
+    """Let a number be called again."""
+    _change(project, number, config, add=False)
+
+
+@app.command("list")
+def list_(
+    project: ProjectArgument, as_json: JsonOption = False, config: ConfigOption = None
+) -> None:
+    """List the numbers, one a line."""
+    from bitel.store import do_not_call
+
+    def work(conn: Connection) -> list[str]:
+        project_id = find_project(conn, project).id
+        numbers: list[str] = []
+        while page := do_not_call.listing(conn, project_id, numbers[-1] if numbers else "", PAGE):
+            numbers += page
+        return numbers
+
+    with open_database(config) as (_, database):
+        found = database.read_now(work)
+    if as_json:
+        print(json.dumps(found))
+        return
+    for number in found:
+        print(number)
+
+
+def _change(project: str, number: str, config: Path | None, *, add: bool) -> None:
+    from bitel.calls.numbers import to_e164
+    from bitel.store import do_not_call
+
+    with open_database(config) as (settings, database):
+        e164 = to_e164(number, settings.region)
+
+        def work(conn: Connection) -> bool:
+            change = do_not_call.add if add else do_not_call.remove
+            return change(conn, find_project(conn, project).id, e164)
+
+        if not database.write_now(work):
+            if add:
+                raise ConflictError(f"{e164} is on the list of {project!r} already")
+            raise NotFoundError(f"{e164} is not on the list of {project!r}")

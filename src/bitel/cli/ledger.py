@@ -1,0 +1,62 @@
+"""`bitel ledger`: how balances came about."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bitel.cli.opening import find_project, open_database
+from bitel.cli.options import ConfigOption, JsonOption
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from bitel.store.ledger import LedgerEntry
+    from bitel.store.projects import Project
+
+
+def ledger(
+    project: Annotated[
+        str | None,
+        typer.Argument(metavar="[PROJECT]", help="A project's name or id; all without."),
+    ] = None,
+    limit: Annotated[
+        int, typer.Option(metavar="N", min=1, max=100_000, help="Entries of each project.")
+    ] = 100,
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Show what moved the balances of projects, the newest entries first."""
+    from bitel.store import ledger as entries
+    from bitel.store import projects
+
+    def work(conn: Connection) -> list[tuple[Project, list[LedgerEntry]]]:
+        chosen = projects.listing(conn) if project is None else [find_project(conn, project)]
+        return [(each, entries.entries(conn, each.id, limit)) for each in chosen]
+
+    with open_database(config) as (_, database):
+        found = database.read_now(work)
+    if as_json:
+        rows = [_row(each, entry) for each, theirs in found for entry in theirs]
+        print(json.dumps(rows, ensure_ascii=False))
+        return
+    for each, theirs in found:
+        for entry in theirs:
+            at = datetime.fromtimestamp(entry.created_at, UTC).strftime("%Y-%m-%d %H:%M:%S")
+            print(
+                f"{at}  {entry.amount:>16f}  {entry.kind:<7} {entry.call_id or '':<32}  {each.name}"
+            )
+
+
+def _row(project: Project, entry: LedgerEntry) -> dict[str, object]:
+    return {
+        "id": entry.id,
+        "project": project.name,
+        "callId": entry.call_id,
+        "kind": entry.kind,
+        "amount": float(entry.amount),
+        "at": int(entry.created_at),
+    }

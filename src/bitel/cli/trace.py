@@ -1,0 +1,39 @@
+"""`bitel trace`: the SIP messages of a call, as a ladder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bitel.cli.options import ConfigOption
+from bitel.errors import NotFoundError
+
+
+def trace(
+    call_id: Annotated[str, typer.Argument(metavar="ID", show_default=False)],
+    full: Annotated[bool, typer.Option("--full", help="Show each message as a whole.")] = False,
+    config: ConfigOption = None,
+) -> None:
+    """Show the SIP messages of a call: one of the last 1,000, or one that ended in ERROR.
+
+    It reads the files of the machine that dialled. Credentials are not in them.
+    """
+    from bitel import settings
+    from bitel.dialers import tracing
+
+    folder = traces_folder(settings.load(config).data_dir)
+    found = tracing.find(folder, call_id)
+    if found is None:
+        raise NotFoundError(f"no trace of a call {call_id!r} is kept in {folder}")
+    for entry in tracing.read(found):
+        if isinstance(entry, str):
+            typer.echo(entry)
+        else:
+            typer.echo(tracing.in_full(entry) if full else tracing.arrow(entry))
+
+
+def traces_folder(data_dir: Path) -> Path:
+    """Where traces are kept."""
+    return data_dir / "traces"

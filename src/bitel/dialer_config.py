@@ -1,0 +1,35 @@
+"""From a dialer's settings to what the dialer needs to know."""
+
+from __future__ import annotations
+
+from bitel.dialers.config import SipTrunkConfig
+from bitel.dialers.numbering import NumberRule
+from bitel.dialers.trunk import Trunk
+from bitel.settings import DialerSettings, split_address, split_public_address
+from bitel.sip import Credentials
+
+
+def sip_trunk_config(dialer: DialerSettings) -> SipTrunkConfig:
+    """The configuration that these settings, which are checked, ask for."""
+    public, public_port = "", None
+    if dialer.public_address:
+        public, public_port = split_public_address(dialer.public_address)
+    password = dialer.password.get_secret_value()
+    return SipTrunkConfig(
+        trunks=tuple(Trunk.parse(trunk) for trunk in dialer.trunks),
+        bind=split_address(dialer.bind),
+        rtp_ports=dialer.rtp_range,
+        ring_timeout=dialer.ring_timeout,
+        public_address=public,
+        public_port=public_port,
+        caller_id=dialer.caller_id,
+        caller_ids=dialer.caller_ids,
+        identity=dialer.identity,
+        privacy=dialer.privacy,
+        number_format=dialer.number_format,
+        number_rules=[NumberRule(**rule.model_dump()) for rule in dialer.number_rules],
+        codecs=tuple(dialer.codecs),
+        credentials=Credentials(dialer.username, password) if dialer.username else None,
+        register=dialer.register_,
+        ping_interval=dialer.ping_interval,
+    )

@@ -1,0 +1,37 @@
+"""Requests outside of calls, as one awaits them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from bitel.sip import OutgoingRequest, RequestDone
+from bitel.transports.udp import UdpTransport
+
+Ask = Callable[[OutgoingRequest], Awaitable[RequestDone]]
+"""Sends a request and waits for its final answer; code 408 or 503 where there is none."""
+
+
+class Asker:
+    """Sends requests over `transport`, whose RequestDone events go to `receive`."""
+
+    def __init__(self, transport: UdpTransport) -> None:
+        self._transport = transport
+        self._waiting: dict[str, asyncio.Future[RequestDone]] = {}
+
+    async def ask(self, request: OutgoingRequest) -> RequestDone:
+        """Send `request`, and wait for what it comes to: up to 64 × T1, more where challenged."""
+        call_id = self._transport.agent.request(request, self._transport.now())
+        done: asyncio.Future[RequestDone] = asyncio.get_running_loop().create_future()
+        self._waiting[call_id] = done
+        self._transport.flush()
+        try:
+            return await done
+        finally:
+            del self._waiting[call_id]
+
+    def receive(self, event: RequestDone) -> None:
+        """Hand the answer to whoever waits for it, if anybody still does."""
+        waiting = self._waiting.get(event.call_id)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(event)

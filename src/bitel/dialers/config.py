@@ -1,0 +1,44 @@
+"""What a SIP trunk dialer needs to know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from bitel.dialers.identity import Identification
+from bitel.dialers.numbering import NumberFormat, NumberRule
+from bitel.dialers.playlists import Codec
+from bitel.dialers.trunk import Trunk
+from bitel.sip import Credentials
+
+
+@dataclass(frozen=True, slots=True)
+class SipTrunkConfig:
+    """Times are in seconds.
+
+    `caller_id` may be a pool, whose members take turns; `caller_ids` goes before it, by prefix of
+    the number called. `ping_interval` 0 pings nobody. `t1` is SIP's T1 (RFC 3261 §17.1.1.1).
+    """
+
+    trunks: tuple[Trunk, ...]
+    bind: tuple[str, int]
+    rtp_ports: range
+    ring_timeout: float
+    public_address: str = ""
+    public_port: int | None = None
+    caller_id: str | Sequence[str] = ""
+    caller_ids: Mapping[str, str] = field(default_factory=dict)
+    identity: Identification = "from"
+    privacy: bool = False
+    number_format: NumberFormat = "e164"
+    number_rules: Sequence[NumberRule] = ()
+    codecs: tuple[Codec, ...] = ("PCMA", "PCMU")
+    credentials: Credentials | None = None
+    register: bool = False
+    ping_interval: float = 30.0
+    t1: float = 0.5
+
+    @property
+    def caller_pool(self) -> Sequence[str]:
+        """The caller ids that take turns."""
+        return [self.caller_id] if isinstance(self.caller_id, str) else self.caller_id

@@ -1,0 +1,110 @@
+"""Which of the carriers' addresses can be expected to take a call now.
+
+An address is down after an INVITE that nobody answered there, and after pings that nobody
+answered. An answer of any kind brings it back: to a ping, or to an INVITE that was tried there all
+the same, as addresses that are down are tried last. Where nobody pings, time brings it back. An
+address that sent 503 with Retry-After rests for as long (RFC 3261 §21.5.4), which is no fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from bitel.dialers.trunk import shown
+from bitel.sip.grammar import Address
+
+log = structlog.get_logger(__name__)
+
+PINGS_MISSED: Final = 2
+"""Pings in a row that must stay unanswered: one may be lost on the way."""
+DOWN_UNPINGED: Final = 30.0
+"""Seconds for which an address is down that nobody pings."""
+LONGEST_REST: Final = 3600.0
+"""Seconds that a carrier may send its own address to rest."""
+MOST_REMEMBERED: Final = 4096
+"""Addresses that are remembered; DNS may name others each day."""
+
+
+@dataclass(slots=True)
+class _State:
+    down_since: float | None = None
+    rests_until: float = 0.0
+    missed: int = 0
+    answers_pings: bool = False
+    answers_calls: bool = False
+
+
+class Health:
+    """What is known of each address. `clock` is in seconds; `pinged`: whether anybody pings."""
+
+    def __init__(self, clock: Callable[[], float], pinged: bool) -> None:
+        self._clock = clock
+        self._pinged = pinged
+        self._states: dict[Address, _State] = {}
+
+    def answered_call(self, address: Address) -> None:
+        """An INVITE got an answer there, provisional or final."""
+        self._of(address).answers_calls = True
+        self._back(address)
+
+    def failed_call(self, address: Address) -> None:
+        """An INVITE got no answer there, or could not even be sent."""
+        self._down(address, "it answers no INVITE")
+
+    def answered_ping(self, address: Address) -> None:
+        """Somebody is there, whatever he said."""
+        self._of(address).answers_pings = True
+        self._back(address)
+
+    def missed_ping(self, address: Address) -> None:
+        """Nobody answered a ping. It counts unless only pings stay unanswered there, and calls not:
+        some carriers don't care for OPTIONS."""
+        state = self._of(address)
+        state.missed += 1
+        if state.answers_calls and not state.answers_pings:
+            return
+        if state.missed >= PINGS_MISSED:
+            self._down(address, "it answers no OPTIONS; if it never does, set ping_interval = 0")
+
+    def rest(self, address: Address, seconds: float) -> None:
+        """It asked to be left alone for so long."""
+        self._of(address).rests_until = self._clock() + min(max(seconds, 0.0), LONGEST_REST)
+
+    def usable(self, address: Address) -> bool:
+        """Whether it is neither down nor at rest."""
+        return not self.is_down(address) and not self.rests(address)
+
+    def rests(self, address: Address) -> bool:
+        """Whether it asked to be left alone, and that time is not over."""
+        return self._of(address).rests_until > self._clock()
+
+    def is_down(self, address: Address) -> bool:
+        """Whether it gave no answer when it was last tried."""
+        since = self._of(address).down_since
+        if since is None:
+            return False
+        return self._pinged or self._clock() - since < DOWN_UNPINGED
+
+    def _of(self, address: Address) -> _State:
+        state = self._states.get(address)
+        if state is None:
+            if len(self._states) >= MOST_REMEMBERED:
+                del self._states[next(iter(self._states))]
+            state = self._states[address] = _State()
+        return state
+
+    def _down(self, address: Address, why: str) -> None:
+        if not self.is_down(address):
+            log.warning("trunk_address_down", address=shown(address), why=why)
+        self._of(address).down_since = self._clock()
+
+    def _back(self, address: Address) -> None:
+        state = self._of(address)
+        state.missed = 0
+        if state.down_since is not None:
+            state.down_since = None
+            log.info("trunk_address_up", address=shown(address))

@@ -1,0 +1,70 @@
+"""The ways that one attempt may take: which addresses are tried, in what order, and when it stops.
+
+An attempt is one call to one person. It goes on to another address only while no phone can have
+rung: after 503, after an error in sending, and where nobody answered at all (RFC 3263 §4.3). Every
+way has an INVITE of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from sipmessage import URI
+
+from bitel.calls.outcome import Outcome
+from bitel.dialers.health import Health
+from bitel.dialers.trunk import SIP_PORT, Trunk
+from bitel.sip import Failed
+from bitel.sip.grammar import Address
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """An address of a trunk, and what is asked for there."""
+
+    trunk: Trunk
+    address: Address
+    request_uri: str
+    redirected: bool = False
+
+
+def in_order(hops: Iterable[Hop], health: Health) -> list[Hop]:
+    """Those to be expected to work first, those that are down last, those at rest not at all."""
+    awake = [hop for hop in hops if not health.rests(hop.address)]
+    return sorted(awake, key=lambda hop: not health.usable(hop.address))
+
+
+def after(hop: Hop, failed: Failed, outcome: Outcome, left: Sequence[Hop]) -> list[Hop]:
+    """The hops of `left` that are still worth trying, now that `hop` has failed."""
+    if failed.rang or outcome is not Outcome.TRUNK_TROUBLE:
+        return []
+    if failed.why in {"timeout", "transport"} or failed.code == 503:
+        return list(left)
+    # The carrier has judged this call; only another carrier may judge otherwise.
+    return [other for other in left if other.trunk != hop.trunk]
+
+
+def redirected(hop: Hop, failed: Failed, addresses: Sequence[Address]) -> Hop | None:
+    """Where a 3xx sends us, if that is within `addresses`, the trunk's own, and the first time.
+
+    Anywhere else might be anybody, at our cost.
+    """
+    if hop.redirected or failed.rang or not 300 <= failed.code <= 399:
+        return None
+    for contact in failed.contacts:
+        try:
+            uri = URI.parse(contact)
+        except ValueError:
+            continue
+        if uri.scheme != "sip" or not uri.user:
+            continue
+        host = uri.host.removeprefix("[").removesuffix("]")
+        if host.lower() == hop.trunk.host.lower() and uri.port == hop.trunk.port:
+            address = hop.address
+        elif (host, uri.port or SIP_PORT) in addresses:
+            address = host, uri.port or SIP_PORT
+        else:
+            continue
+        return replace(hop, address=address, request_uri=contact, redirected=True)
+    return None

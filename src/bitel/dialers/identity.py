@@ -1,0 +1,70 @@
+"""Who calls, as the far end is told: From, and what RFC 3325 and its forerunner add to it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from bitel.dialers.trunk import bracketed
+
+Identification = Literal["from", "pai", "ppi", "rpid"]
+"""The header that names the caller: From alone, P-Asserted-Identity (within a trust domain),
+P-Preferred-Identity (RFC 3325 §9), or Remote-Party-ID (a draft that stayed one)."""
+
+ANONYMOUS = "sip:anonymous@anonymous.invalid"
+"""What From says of a caller who wants privacy (RFC 3323 §4.1.1.3)."""
+
+
+class CallerIds:
+    """Chooses a caller id for each call.
+
+    By the longest prefix of the callee's number in `by_prefix`; else those of `pool` take turns.
+    """
+
+    def __init__(
+        self, pool: Sequence[str] = (), by_prefix: Mapping[str, str] | None = None
+    ) -> None:
+        self._turns = itertools.cycle(pool or [""])
+        self._by_prefix = sorted((by_prefix or {}).items(), key=lambda item: -len(item[0]))
+
+    def choose(self, e164: str) -> str:
+        """The caller id of a call to `e164`; "" where there is none."""
+        for prefix, caller_id in self._by_prefix:
+            if e164.startswith(prefix):
+                return caller_id
+        return next(self._turns)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """The headers of an INVITE that say who calls."""
+
+    from_uri: str
+    display_name: str = ""
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+def identity(
+    caller_id: str, host: str, by: Identification = "from", privacy: bool = False
+) -> Identity:
+    """Who calls, where `caller_id` at `host` does. "" is nobody in particular.
+
+    With `privacy` the person called is not to learn it (RFC 3323 §4.2, `id` of RFC 3325 §9.3); the
+    carrier still does, by the other headers.
+    """
+    uri = f"sip:{caller_id or 'anonymous'}@{bracketed(host)}"
+    headers: list[tuple[str, str]] = []
+    if caller_id and by == "pai":
+        headers.append(("P-Asserted-Identity", f"<{uri}>"))
+    elif caller_id and by == "ppi":
+        headers.append(("P-Preferred-Identity", f"<{uri}>"))
+    elif caller_id and by == "rpid":
+        hidden = "full" if privacy else "off"
+        party = f"<{uri}>;party=calling;screen=yes;privacy={hidden}"
+        headers.append(("Remote-Party-ID", party))
+    if not privacy:
+        return Identity(uri, headers=tuple(headers))
+    headers.append(("Privacy", "id"))
+    return Identity(ANONYMOUS, "Anonymous", tuple(headers))

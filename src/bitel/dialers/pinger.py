@@ -1,0 +1,79 @@
+"""OPTIONS at intervals to every address of the trunks (RFC 3261 §11): who is still there?"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final
+
+from bitel.dialers.asking import Ask
+from bitel.dialers.health import Health
+from bitel.dialers.trunk import shown
+from bitel.sip import OutgoingRequest
+from bitel.sip.grammar import Address
+
+PATIENCE: Final = 5.0
+"""Seconds after which a ping counts as unanswered: its repetitions leave at 0.5, 1.5 and 3.5 s."""
+MOST_ADDRESSES: Final = 64
+UNPINGED: Final = 30.0
+"""Seconds between two looks for addresses that nobody pings."""
+
+
+class Pinger:
+    """Pings what `find` finds every `interval` seconds, and tells `health`; 0: pings nobody.
+
+    It looks for the addresses all the same, so that they are known. `from_uri` is who asks.
+    """
+
+    def __init__(
+        self,
+        ask: Ask,
+        health: Health,
+        find: Callable[[], Awaitable[Iterable[Address]]],
+        interval: float,
+        from_uri: str,
+        patience: float = PATIENCE,
+    ) -> None:
+        self._ask = ask
+        self._health = health
+        self._find = find
+        self._interval = interval
+        self._from_uri = from_uri
+        self._patience = patience
+        self._under_way: dict[Address, asyncio.Task[None]] = {}
+
+    async def run(self) -> None:
+        """Ping until cancelled. The first round comes after one interval."""
+        try:
+            while True:
+                addresses = await self._find()
+                # Spread, so that many dialers don't ask in the same instant.
+                await asyncio.sleep((self._interval or UNPINGED) * random.uniform(0.9, 1.0))
+                for address in list(addresses)[:MOST_ADDRESSES]:
+                    self.ping_soon(address)
+        finally:
+            for task in list(self._under_way.values()):
+                task.cancel()
+
+    def ping_soon(self, address: Address) -> None:
+        """Ping now, unless a ping is under way to there, or nobody shall be pinged."""
+        if self._interval and address not in self._under_way:
+            task = asyncio.create_task(self.ping(address))
+            self._under_way[address] = task
+            task.add_done_callback(lambda _: self._under_way.pop(address))
+
+    async def ping(self, address: Address) -> None:
+        """Ask once whether anybody is there."""
+        uri = f"sip:{shown(address)}"
+        request = OutgoingRequest("OPTIONS", uri, address, self._from_uri, uri)
+        try:
+            async with asyncio.timeout(self._patience):
+                done = await self._ask(request)
+        except TimeoutError:
+            self._health.missed_ping(address)
+            return
+        if done.why in {"timeout", "transport"}:
+            self._health.missed_ping(address)
+        else:
+            self._health.answered_ping(address)

@@ -1,0 +1,24 @@
+"""Whoever looks on while calls are made: at each SIP message, and at which call it belongs to."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+from bitel.calls.outcome import Attempted
+from bitel.dialing.dialer import Order
+from bitel.sip.grammar import Address
+
+
+class Watch(Protocol):
+    """Must be quick, and must not raise: it stands in the way of every message."""
+
+    def invited(self, order: Order, sip_call_id: str) -> None:
+        """An INVITE for `order` is about to leave; an attempt may have several."""
+
+    def tap(
+        self, direction: Literal["in", "out"], data: bytes, address: Address, at: float
+    ) -> None:
+        """A datagram came or leaves; `at` is in Unix seconds."""
+
+    def over(self, order: Order, attempted: Attempted | None) -> None:
+        """The attempt has ended; None where a fault of ours ended it."""

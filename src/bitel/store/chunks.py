@@ -1,0 +1,17 @@
+"""Long lists of identifiers, in pieces that an IN list may hold."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from itertools import islice
+from typing import Final
+
+LONGEST: Final = 1000
+"""Values in one IN list."""
+
+
+def in_chunks(ids: Collection[str]) -> Iterator[dict[str, list[str]]]:
+    """The values in their order, as parameters `ids` of up to `LONGEST` each."""
+    rest = iter(ids)
+    while chunk := list(islice(rest, LONGEST)):
+        yield {"ids": chunk}

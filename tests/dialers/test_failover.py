@@ -1,0 +1,158 @@
+"""One attempt, several addresses: when the next is tried, and when nobody is rung twice."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+
+import pytest
+
+from bitel.calls.outcome import Outcome
+from bitel.dialers.targets import Targets
+from tests.conftest import FakeClock
+from tests.dialers.calling import dialer
+from tests.dialers.carrier import Answer, Behaviour, answering, carrier, silent
+from tests.dialers.dns_server import dns_server
+
+
+@pytest.mark.parametrize("trouble", [answering(503), answering(100, 503), silent])
+async def test_the_next_trunk_gets_an_invite_of_its_own(tmp_path: Path, trouble: Behaviour) -> None:
+    async with carrier() as first, carrier() as second:
+        first.does["INVITE"] = trouble
+        async with dialer(tmp_path, first.uri, second.uri) as calls:
+            attempted = await calls.call()
+    assert attempted.outcome is Outcome.ANSWERED
+    (one,), (other,) = first.of("INVITE"), second.of("INVITE")
+    assert one.call_id != other.call_id
+    assert one.branch != other.branch
+    assert one.from_tag != other.from_tag
+    assert len(second.of("BYE")) == 1
+
+
+async def test_a_port_where_nobody_listens_costs_no_time(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        nobody = f"sip:127.0.0.1:{probe.getsockname()[1]}"
+    async with carrier() as second, dialer(tmp_path, nobody, second.uri, t1=0.5) as calls:
+        async with asyncio.timeout(3):
+            assert (await calls.call()).outcome is Outcome.ANSWERED
+
+
+@pytest.mark.parametrize("codes", [(180, 503), (183, 500), (180, 408), (486,), (404,), (403,)])
+async def test_no_other_trunk_after_ringing_or_a_verdict(
+    tmp_path: Path, codes: tuple[int, ...]
+) -> None:
+    async with carrier() as first, carrier() as second:
+        first.does["INVITE"] = answering(*codes)
+        async with dialer(tmp_path, first.uri, second.uri) as calls:
+            attempted = await calls.call()
+    assert attempted.sip_code == codes[-1]
+    assert not second.requests
+
+
+async def test_a_500_is_for_another_trunk_but_not_for_another_address(tmp_path: Path) -> None:
+    async with carrier() as first, carrier() as second, carrier() as third, dns_server() as zone:
+        zone.add(
+            "_sip._udp.c.test",
+            "SRV",
+            f"1 1 {first.port} localhost.c.test.",
+            f"2 1 {second.port} localhost.c.test.",
+        )
+        zone.add("localhost.c.test", "A", "127.0.0.1")
+        first.does["INVITE"] = answering(500)
+        targets = Targets(FakeClock(), resolver=zone.resolver())
+        async with dialer(tmp_path, "sip:c.test", third.uri, targets=targets) as calls:
+            assert (await calls.call()).outcome is Outcome.ANSWERED
+            assert (len(second.requests), len(third.of("INVITE"))) == (0, 1)
+            first.does["INVITE"] = answering(503)
+            assert (await calls.call()).outcome is Outcome.ANSWERED
+            assert (len(second.of("INVITE")), len(third.of("INVITE"))) == (1, 1)
+
+
+async def test_who_asks_for_rest_gets_it(tmp_path: Path) -> None:
+    async with carrier() as first, carrier() as second:
+        first.does["INVITE"] = lambda _: [Answer(503, [("Retry-After", "60 (busy)")])]
+        async with dialer(tmp_path, first.uri, second.uri) as calls:
+            for _ in range(3):
+                assert (await calls.call()).outcome is Outcome.ANSWERED
+            assert len(first.of("INVITE")) == 1
+            second.does["INVITE"] = first.does["INVITE"]
+            assert (await calls.call()).outcome is Outcome.TRUNK_TROUBLE
+            assert not calls.dialer.up
+            attempted = await calls.call()
+    assert attempted.detail == "every trunk asked to be left alone"
+    assert len(second.of("INVITE")) == 4
+
+
+async def test_who_does_not_answer_is_tried_last_from_then_on(tmp_path: Path) -> None:
+    async with carrier() as first, carrier() as second:
+        first.does["INVITE"] = silent
+        async with dialer(tmp_path, first.uri, second.uri) as calls:
+            for _ in range(3):
+                assert (await calls.call()).outcome is Outcome.ANSWERED
+            assert len(first.of("INVITE")) == 1
+            second.does["INVITE"] = answering(503)
+            first.does["INVITE"] = answering(200)
+            assert (await calls.call()).outcome is Outcome.ANSWERED
+            assert len(first.of("INVITE")) == 2, "better than not at all"
+
+
+async def test_a_redirection_within_the_trunk_is_followed_once(tmp_path: Path) -> None:
+    async with carrier() as only, carrier() as stranger:
+        contact = f"<sip:+98777@127.0.0.1:{only.port}>"
+        only.does["INVITE"] = lambda request: (
+            [Answer(302, [("Contact", contact)])]
+            if "777" not in request.uri
+            else [Answer(200, sdp=True)]
+        )
+        async with dialer(tmp_path, only.uri) as calls:
+            assert (await calls.call()).outcome is Outcome.ANSWERED
+            assert only.of("INVITE")[-1].uri == contact[1:-1]
+            only.does["INVITE"] = lambda _: [Answer(302, [("Contact", contact)])]
+            before = len(only.of("INVITE"))
+            assert (await calls.call()).outcome is Outcome.REFUSED
+            assert len(only.of("INVITE")) == before + 2
+            elsewhere = f"<sip:+98777@127.0.0.1:{stranger.port}>"
+            only.does["INVITE"] = lambda _: [Answer(302, [("Contact", elsewhere)])]
+            assert (await calls.call()).outcome is Outcome.REFUSED
+            assert not stranger.requests
+
+
+async def test_an_answered_ping_brings_a_trunk_back(tmp_path: Path) -> None:
+    async with carrier() as only:
+        only.does["INVITE"] = silent
+        only.does["OPTIONS"] = silent
+        async with dialer(tmp_path, only.uri, ping_interval=0.05) as calls:
+            assert calls.dialer.up
+            assert (await calls.call()).outcome is Outcome.TRUNK_TROUBLE
+            assert not calls.dialer.up
+            only.does["OPTIONS"] = answering(405)
+            async with asyncio.timeout(10):
+                while not calls.dialer.up:
+                    await asyncio.sleep(0.01)
+
+
+async def test_unanswered_pings_take_a_trunk_out(tmp_path: Path) -> None:
+    async with carrier() as only:
+        only.does["OPTIONS"] = silent
+        async with dialer(tmp_path, only.uri, ping_interval=0.05) as calls:
+            async with asyncio.timeout(10):
+                while calls.dialer.up:
+                    await asyncio.sleep(0.01)
+            assert len(only.of("OPTIONS")) >= 2
+
+
+async def test_no_name_no_call(tmp_path: Path) -> None:
+    async with dns_server() as zone:
+        zone.broken = True
+
+        async def nothing(host: str, family: int) -> list[str]:
+            return []
+
+        targets = Targets(FakeClock(), resolver=zone.resolver(), system_lookup=nothing)
+        async with dialer(tmp_path, "sip:c.test", targets=targets) as calls:
+            attempted = await calls.call()
+            assert attempted.outcome is Outcome.TRUNK_TROUBLE
+            assert attempted.detail == "DNS does not say what c.test is (NoNameservers)"
+            assert not calls.dialer.up

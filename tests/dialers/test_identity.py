@@ -1,0 +1,113 @@
+"""Who calls, and how numbers are written, as the carrier wants it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bitel.dialers.identity import CallerIds, Identification, identity
+from bitel.dialers.numbering import NumberForm, NumberFormat, NumberRule
+from tests.dialers.calling import dialer
+from tests.dialers.carrier import carrier
+
+URI = "sip:+9821@192.0.2.1"
+
+
+def test_a_pool_takes_turns() -> None:
+    ids = CallerIds(["1", "2", "3"])
+    assert [ids.choose("+98912") for _ in range(7)] == ["1", "2", "3", "1", "2", "3", "1"]
+
+
+def test_the_longest_prefix_decides_before_the_pool() -> None:
+    ids = CallerIds(["pool"], {"+98": "iran", "+9821": "tehran", "+49": "germany"})
+    assert ids.choose("+982112345") == "tehran"
+    assert ids.choose("+989121234") == "iran"
+    assert ids.choose("+1202555") == "pool"
+    assert CallerIds().choose("+98") == ""
+
+
+@pytest.mark.parametrize(
+    ("by", "privacy", "headers"),
+    [
+        ("from", False, {}),
+        ("from", True, {"Privacy": "id"}),
+        ("pai", False, {"P-Asserted-Identity": f"<{URI}>"}),
+        ("pai", True, {"P-Asserted-Identity": f"<{URI}>", "Privacy": "id"}),
+        ("ppi", False, {"P-Preferred-Identity": f"<{URI}>"}),
+        (
+            "rpid",
+            False,
+            {"Remote-Party-ID": f"<{URI}>;party=calling;screen=yes;privacy=off"},
+        ),
+        (
+            "rpid",
+            True,
+            {
+                "Remote-Party-ID": f"<{URI}>;party=calling;screen=yes;privacy=full",
+                "Privacy": "id",
+            },
+        ),
+    ],
+)
+def test_headers(by: Identification, privacy: bool, headers: dict[str, str]) -> None:
+    who = identity("+9821", "192.0.2.1", by, privacy)
+    assert dict(who.headers) == headers
+    assert who.from_uri == ("sip:anonymous@anonymous.invalid" if privacy else URI)
+
+
+def test_nobody_in_particular_asserts_nothing() -> None:
+    who = identity("", "2001:db8::1", "pai")
+    assert who.from_uri == "sip:anonymous@[2001:db8::1]"
+    assert who.headers == ()
+
+
+RULES = [NumberRule("+98", 3, "0"), NumberRule("+9821", 5), NumberRule("+1", 0, "00")]
+
+
+@pytest.mark.parametrize(
+    ("rules", "form", "number", "dialled"),
+    [
+        ([], "e164", "+989121234567", "+989121234567"),
+        ([], "digits", "+989121234567", "989121234567"),
+        ([], "national", "+989121234567", "09121234567"),
+        (RULES, "digits", "+989121234567", "09121234567"),
+        (RULES, "digits", "+982112345678", "12345678"),
+        (RULES, "digits", "+12025550123", "00+12025550123"),
+        (RULES, "digits", "+4930123456", "4930123456"),
+    ],
+)
+def test_numbers(
+    rules: Sequence[NumberRule], form: NumberFormat, number: str, dialled: str
+) -> None:
+    assert NumberForm(form, rules).of(number) == dialled
+
+
+@given(st.permutations(RULES))
+def test_the_order_of_rules_does_not_matter(rules: list[NumberRule]) -> None:
+    assert NumberForm("e164", rules).of("+982112345678") == "12345678"
+
+
+async def test_what_the_carrier_reads(tmp_path: Path) -> None:
+    async with (
+        carrier() as far,
+        dialer(
+            tmp_path,
+            far.uri,
+            caller_id=["021", "022"],
+            identity="pai",
+            privacy=True,
+            number_rules=RULES,
+        ) as calls,
+    ):
+        await calls.call("+989121234567")
+        await calls.call("+989121234567")
+    one, other = far.of("INVITE")
+    assert one.header("from").startswith('"Anonymous" <sip:anonymous@anonymous.invalid>;tag=')
+    assert one.header("p-asserted-identity") == "<sip:021@127.0.0.1>"
+    assert other.header("p-asserted-identity") == "<sip:022@127.0.0.1>"
+    assert one.header("privacy") == "id"
+    assert one.uri == f"sip:09121234567@127.0.0.1:{far.port}"

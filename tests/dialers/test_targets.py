@@ -1,0 +1,206 @@
+"""Where a trunk's requests go (RFC 3263, RFC 2782), against a DNS server of our own."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bitel.dialers.targets import KEPT_AFTER_FAILURE, LONGEST_KEPT, Server, Targets, in_order
+from bitel.dialers.trunk import Trunk
+from tests.conftest import FakeClock
+from tests.dialers.dns_server import Zone, dns_server
+
+
+async def nothing_known(host: str, family: int) -> Sequence[str]:
+    return []
+
+
+@pytest.fixture
+async def zone() -> AsyncIterator[Zone]:
+    async with dns_server() as zone:
+        yield zone
+
+
+@pytest.fixture
+def targets(zone: Zone, clock: FakeClock) -> Targets:
+    return Targets(
+        clock,
+        resolver=zone.resolver(),
+        rng=random.Random(7),
+        system_lookup=nothing_known,
+    )
+
+
+def with_srv(zone: Zone, *lines: str) -> None:
+    zone.add("_sip._udp.carrier.test", "SRV", *lines)
+    for number in range(1, 5):
+        zone.add(f"s{number}.carrier.test", "A", f"192.0.2.{number}")
+
+
+async def test_a_numeric_host_is_itself_and_nobody_is_asked(zone: Zone, targets: Targets) -> None:
+    assert await targets.find(Trunk("192.0.2.9", 5070)) == [("192.0.2.9", 5070)]
+    assert await targets.find(Trunk("192.0.2.9")) == [("192.0.2.9", 5060)]
+    assert await targets.find(Trunk("2001:db8::1")) == [("2001:db8::1", 5060)]
+    assert not zone.asked
+
+
+async def test_a_port_rules_out_srv(zone: Zone, targets: Targets) -> None:
+    with_srv(zone, "1 1 5080 s1.carrier.test.")
+    zone.add("carrier.test", "A", "192.0.2.50", "192.0.2.51")
+    found = await targets.find(Trunk("carrier.test", 5070))
+    assert sorted(found) == [("192.0.2.50", 5070), ("192.0.2.51", 5070)]
+    assert set(zone.asked) == {("carrier.test", "A")}
+
+
+async def test_srv_by_priority(zone: Zone, targets: Targets) -> None:
+    with_srv(zone, "20 0 5060 s3.carrier.test.", "10 0 5081 s1.carrier.test.")
+    found = await targets.find(Trunk("carrier.test"))
+    assert found == [("192.0.2.1", 5081), ("192.0.2.3", 5060)]
+
+
+async def test_srv_by_weight(zone: Zone, targets: Targets) -> None:
+    with_srv(zone, "10 75 5060 s1.carrier.test.", "10 25 5060 s2.carrier.test.")
+    firsts = Counter(
+        [(await targets.find(Trunk("carrier.test")))[0][0] for _ in range(1000)],
+    )
+    assert 700 < firsts["192.0.2.1"] < 800
+    assert firsts.total() == 1000
+    assert zone.asked["_sip._udp.carrier.test", "SRV"] == 1
+
+
+async def test_naptr_names_the_srv_records(zone: Zone, targets: Targets) -> None:
+    zone.add(
+        "carrier.test",
+        "NAPTR",
+        '10 10 "s" "SIPS+D2T" "" _sips._tcp.carrier.test.',
+        '30 10 "s" "SIP+D2U" "" second.carrier.test.',
+        '20 20 "s" "SIP+D2U" "" third.carrier.test.',
+        '20 10 "s" "SIP+D2U" "" first.carrier.test.',
+    )
+    zone.add("first.carrier.test", "SRV", "1 1 5099 s1.carrier.test.")
+    zone.add("s1.carrier.test", "A", "192.0.2.1")
+    assert await targets.find(Trunk("carrier.test")) == [("192.0.2.1", 5099)]
+
+
+async def test_without_srv_the_address_at_5060(zone: Zone, targets: Targets) -> None:
+    zone.add("carrier.test", "A", "192.0.2.8")
+    assert await targets.find(Trunk("carrier.test")) == [("192.0.2.8", 5060)]
+
+
+async def test_ipv6_asks_for_aaaa(zone: Zone, clock: FakeClock) -> None:
+    zone.add("carrier.test", "AAAA", "2001:db8::8")
+    targets = Targets(clock, True, zone.resolver(), system_lookup=nothing_known)
+    assert await targets.find(Trunk("carrier.test", 5060)) == [("2001:db8::8", 5060)]
+
+
+async def test_a_server_without_an_address_is_passed_over(zone: Zone, targets: Targets) -> None:
+    with_srv(zone, "1 1 5060 gone.carrier.test.", "2 1 5060 s2.carrier.test.")
+    assert await targets.find(Trunk("carrier.test")) == [("192.0.2.2", 5060)]
+
+
+async def test_an_unknown_name(targets: Targets) -> None:
+    with pytest.raises(OSError, match=r"nowhere\.test has no A record"):
+        await targets.find(Trunk("nowhere.test"))
+
+
+async def test_a_name_that_only_this_machine_knows(zone: Zone, clock: FakeClock) -> None:
+    targets = Targets(clock, resolver=zone.resolver())
+    assert await targets.find(Trunk("localhost", 5062)) == [("127.0.0.1", 5062)]
+
+
+@pytest.mark.parametrize(("ttl", "kept"), [(0, 5), (60, 60), (86400, LONGEST_KEPT)])
+async def test_an_answer_is_kept_for_its_ttl_within_limits(
+    zone: Zone, targets: Targets, clock: FakeClock, ttl: int, kept: float
+) -> None:
+    zone.ttl = ttl
+    zone.add("carrier.test", "A", "192.0.2.8")
+    trunk = Trunk("carrier.test", 5060)
+    await targets.find(trunk)
+    zone.add("carrier.test", "A", "192.0.2.9")
+    clock.advance(kept - 1)
+    assert await targets.find(trunk) == [("192.0.2.8", 5060)]
+    clock.advance(2)
+    assert await targets.find(trunk) == [("192.0.2.9", 5060)]
+
+
+@pytest.mark.parametrize("how", ["broken", "dumb"])
+async def test_what_was_found_last_serves_on_while_dns_fails(
+    zone: Zone, targets: Targets, clock: FakeClock, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bitel.dialers.targets.PATIENCE", 0.3)
+    with_srv(zone, "1 1 5060 s1.carrier.test.")
+    trunk = Trunk("carrier.test")
+    await targets.find(trunk)
+    setattr(zone, how, True)
+    clock.advance(LONGEST_KEPT + 1)
+    assert await targets.find(trunk) == [("192.0.2.1", 5060)]
+    asked = zone.asked.total()
+    assert await targets.find(trunk) == [("192.0.2.1", 5060)]
+    assert zone.asked.total() == asked, "a server in trouble is left in peace for a while"
+    setattr(zone, how, False)
+    with_srv(zone, "1 1 5060 s2.carrier.test.")
+    clock.advance(KEPT_AFTER_FAILURE + 1)
+    assert await targets.find(trunk) == [("192.0.2.2", 5060)]
+
+
+async def test_dns_that_fails_from_the_start(zone: Zone, targets: Targets) -> None:
+    zone.broken = True
+    with pytest.raises(OSError, match=r"DNS does not say what carrier\.test is"):
+        await targets.find(Trunk("carrier.test"))
+
+
+async def test_calls_at_once_share_one_question(zone: Zone, targets: Targets) -> None:
+    zone.add("carrier.test", "A", "192.0.2.8")
+    await asyncio.gather(*(targets.find(Trunk("carrier.test", 5060)) for _ in range(50)))
+    assert zone.asked == {("carrier.test", "A"): 1}
+
+
+servers = st.lists(
+    st.builds(
+        Server,
+        st.integers(0, 3),
+        st.integers(0, 100),
+        st.integers(1, 65535).map(lambda port: (("192.0.2.1", port),)),
+    ),
+    max_size=12,
+)
+
+
+@given(servers, st.randoms())
+def test_every_address_once_and_by_priority(servers: list[Server], rng: random.Random) -> None:
+    ordered = in_order(servers, rng)
+    assert sorted(ordered) == sorted(a for server in servers for a in server.addresses)
+    by_priority = sorted(servers, key=lambda server: server.priority)
+    rest = list(ordered)
+    for priority in dict.fromkeys(server.priority for server in by_priority):
+        group = [s.addresses[0] for s in by_priority if s.priority == priority]
+        assert sorted(rest[: len(group)]) == sorted(group)
+        rest = rest[len(group) :]
+
+
+@pytest.mark.parametrize(
+    "text", ["sips:carrier.test", "sip:carrier.test;transport=tcp", "sip:1.2.3.4;transport=TLS"]
+)
+def test_other_transports_are_refused_by_name(text: str) -> None:
+    with pytest.raises(ValueError, match="only UDP is spoken so far"):
+        Trunk.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "trunk", "uri"),
+    [
+        ("sip:192.0.2.1", Trunk("192.0.2.1", None), "sip:09@192.0.2.1"),
+        ("sip:192.0.2.1:5060", Trunk("192.0.2.1", 5060), "sip:09@192.0.2.1"),
+        ("sip:c.test:5070;transport=UDP", Trunk("c.test", 5070), "sip:09@c.test:5070"),
+        ("sip:[2001:db8::1]:5070", Trunk("2001:db8::1", 5070), "sip:09@[2001:db8::1]:5070"),
+    ],
+)
+def test_what_a_trunk_is_called(text: str, trunk: Trunk, uri: str) -> None:
+    assert Trunk.parse(text) == trunk
+    assert trunk.uri_for("09") == uri

@@ -1,0 +1,82 @@
+"""Trunks against SIPp: failover, REGISTER and OPTIONS, each by its section of RFC 3261."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from bitel.calls.outcome import Outcome
+from bitel.sip import Credentials
+from tests.dialers.calling import dialer
+from tests.e2e.playing import folder
+from tests.peers.sipp import sipp
+
+CALLS = 3
+
+
+async def until(true: Callable[[], bool], timeout: float = 15.0) -> None:
+    async with asyncio.timeout(timeout):
+        while not true():
+            await asyncio.sleep(0.01)
+
+
+async def test_rfc3261_21_5_4_another_trunk_after_503(tmp_path: Path) -> None:
+    async with (
+        sipp(
+            "rfc3261_21.5.4_service_unavailable", CALLS, folder(tmp_path, "first"), retry_after="0"
+        ) as first,
+        sipp("answering", CALLS, folder(tmp_path, "second")) as second,
+    ):
+        trunks = [f"sip:127.0.0.1:{each.port}" for each in (first, second)]
+        async with dialer(tmp_path, *trunks, t1=0.5) as calls:
+            attempts = await asyncio.gather(*(calls.call() for _ in range(CALLS)))
+        assert {attempted.outcome for attempted in attempts} == {Outcome.ANSWERED}
+        for callee in (first, second):
+            report = await callee.report()
+            assert (report.exit_code, report.successful) == (0, CALLS), report
+
+
+async def test_rfc3261_20_33_who_asks_for_rest_gets_it(tmp_path: Path) -> None:
+    scenario = "rfc3261_21.5.4_service_unavailable"
+    async with (
+        sipp(scenario, 1, folder(tmp_path, "first"), retry_after="120") as first,
+        sipp("answering", CALLS, folder(tmp_path, "second")) as second,
+    ):
+        trunks = [f"sip:127.0.0.1:{each.port}" for each in (first, second)]
+        async with dialer(tmp_path, *trunks, t1=0.5) as calls:
+            for _ in range(CALLS):
+                assert (await calls.call()).outcome is Outcome.ANSWERED
+        # One call each is all that they were to have.
+        assert (await first.report()).successful == 1
+        assert (await second.report()).successful == CALLS
+
+
+async def test_rfc3261_10_2_registered_refreshed_and_gone(tmp_path: Path) -> None:
+    async with sipp(
+        "rfc3261_10.2_registrar", 1, folder(tmp_path, "sipp"), username="acme", password="s3cret"
+    ) as registrar:
+        async with dialer(
+            tmp_path,
+            f"sip:127.0.0.1:{registrar.port}",
+            t1=0.5,
+            register=True,
+            credentials=Credentials("acme", "s3cret"),
+        ) as calls:
+            assert not calls.dialer.up
+            await until(lambda: calls.dialer.up)
+            await asyncio.sleep(2.2)
+            assert calls.dialer.up, "it was granted 2 s, and is refreshed before"
+        report = await registrar.report()
+        assert (report.exit_code, report.successful, report.failed) == (0, 1, 0), report
+
+
+async def test_rfc3261_11_any_answer_to_options_will_do(tmp_path: Path) -> None:
+    async with sipp("rfc3261_11_options", CALLS, folder(tmp_path, "sipp")) as callee:
+        trunk = f"sip:127.0.0.1:{callee.port}"
+        async with dialer(tmp_path, trunk, t1=0.5, ping_interval=0.2) as calls:
+            report = await callee.report()
+            assert (report.exit_code, report.successful) == (0, CALLS), report
+            assert calls.dialer.up
+            # SIPp is gone after that, and the trunk with it.
+            await until(lambda: not calls.dialer.up)

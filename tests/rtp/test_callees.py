@@ -1,0 +1,395 @@
+"""What callees send: a real sender process, real UDP; and the rules of listening without it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bitel.rtp import reporting
+from bitel.rtp.listener import Heard, Listener
+from bitel.rtp.packet import RtpHeader
+from bitel.rtp.ports import DROP_ALL, KEEP_SOME, bind_rtp
+from bitel.rtp.reporting import FarView, Progress, Reporting
+from bitel.rtp.streamer import Streamer, StreamReport, StreamStart
+from bitel.rtp.wire import Play
+
+HOST = "127.0.0.1"
+EVENT = 101
+SSRC = 0xCAFEBABE
+Recording = Callable[[int], Path]
+
+
+def voice(sequence: int, kind: int = 8) -> bytes:
+    return RtpHeader(kind, sequence % 2**16, 160 * sequence, 1).pack() + bytes(160)
+
+
+def key(code: int, timestamp: int, sequence: int, *, end: bool = False) -> bytes:
+    header = RtpHeader(EVENT, sequence, timestamp, 1)
+    return header.pack() + struct.pack("!BBH", code, 0x80 * end, 800)
+
+
+def reception(highest: int, lost: int, jitter: int, ssrc: int = SSRC) -> bytes:
+    return struct.pack("!BBHIIIIIII", 0x81, 201, 7, 99, ssrc, lost, highest, jitter, 0, 0)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def bound(host: str = HOST, port: int = 0) -> socket.socket:
+    made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    made.bind((host, port))
+    made.setblocking(False)
+    return made
+
+
+def arrived(at: socket.socket) -> list[bytes]:
+    packets = []
+    while True:
+        try:
+            packets.append(at.recv(2048))
+        except BlockingIOError:
+            return packets
+
+
+class Callee:
+    """An RTP port, and its RTCP port above it."""
+
+    def __init__(self) -> None:
+        while True:
+            self.rtp = bound(port=random.randrange(20000, 60000, 2))
+            try:
+                self.rtcp = bound(port=self.rtp.getsockname()[1] + 1)
+                break
+            except OSError:
+                self.rtp.close()
+        self.address: tuple[str, int] = self.rtp.getsockname()
+
+    def close(self) -> None:
+        self.rtp.close()
+        self.rtcp.close()
+
+
+@pytest.fixture
+def callee() -> Iterator[Callee]:
+    made = Callee()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+async def streamer() -> AsyncIterator[Streamer]:
+    start = random.randrange(20000, 60000, 2)
+    started = Streamer(HOST, range(start, start + 40), receive=True)
+    await started.start()
+    yield started
+    await started.stop()
+
+
+async def test_a_call_is_heard(streamer: Streamer, callee: Callee, recording: Recording) -> None:
+    port, reports = streamer.open_port(), list[StreamReport]()
+    stream = streamer.play(
+        port,
+        callee.address,
+        8,
+        [recording(16000)],
+        reports.append,
+        start=StreamStart(1000, 0, SSRC),
+        event_type=EVENT,
+    )
+    heard: list[bytes] = []
+    while len(heard) <= 5:
+        await asyncio.sleep(0.005)
+        heard += arrived(callee.rtp)
+    for i in range(64):
+        callee.rtp.sendto(voice(i), (HOST, port))
+        if i % 8 == 0:
+            await asyncio.sleep(0.01)
+    for i, code in enumerate([1, 2, 10]):
+        for end in (False, False, True, True):
+            callee.rtp.sendto(key(code, 5000 * i, 70 + i, end=end), (HOST, port))
+    callee.rtp.sendto(b"noise", (HOST, port))
+    # Of 20 packets 5 were lost, then 10 of 50; jitter is in samples.
+    callee.rtcp.sendto(reception(1019, 5, 40), (HOST, port + 1))
+    callee.rtcp.sendto(reception(1049, 10, 80), (HOST, port + 1))
+    callee.rtcp.sendto(reception(1049, 50, 80, ssrc=SSRC + 1), (HOST, port + 1))
+    callee.rtcp.sendto(b"noise", (HOST, port + 1))
+    await until(lambda: reports)
+    [report] = reports
+    assert (report.stream, report.finished, report.packets) == (stream, True, 100)
+    assert report.digits == "12*"
+    assert 64 <= report.received <= 80
+    assert report.silent_for is not None
+    assert 0 <= report.silent_for < 30
+    assert (report.far_loss, report.far_jitter_ms) == (0.2, 10.0)
+    goodbyes = [data for data in arrived(callee.rtcp) if data.endswith(struct.pack("!I", SSRC))]
+    assert len(goodbyes) == 1
+
+
+async def test_nothing_is_heard_of_a_callee_that_says_nothing(
+    streamer: Streamer, callee: Callee, recording: Recording
+) -> None:
+    reports = list[StreamReport]()
+    port = streamer.open_port()
+    stream = streamer.play(port, callee.address, 8, [recording(160)], reports.append)
+    await until(lambda: reports)
+    assert reports == [StreamReport(stream, 1, finished=True)]
+
+
+async def test_a_stream_follows_its_callee_to_another_port_once(
+    streamer: Streamer, callee: Callee, recording: Recording
+) -> None:
+    port, reports = streamer.open_port(), list[StreamReport]()
+    natted, stranger, late = bound(), bound("127.0.0.2"), bound()
+    clip = recording(16000)
+    start = StreamStart(0, 0, SSRC)
+    stream = streamer.play(port, callee.address, 8, [clip], reports.append, start=start)
+    await asyncio.sleep(0.1)
+    stranger.sendto(voice(0), (HOST, port))  # another host
+    await asyncio.sleep(0.2)
+    assert arrived(stranger) == []
+    followed: list[bytes] = []
+
+    def follows() -> bool:
+        natted.sendto(voice(16), (HOST, port))
+        followed.extend(arrived(natted))
+        return len(followed) > 3
+
+    await until(follows)
+    late.sendto(voice(0), (HOST, port))  # once is enough
+    await asyncio.sleep(0.2)
+    assert arrived(late) == []
+    streamer.redirect(stream, callee.address)  # as it was: what was found out still holds
+    await asyncio.sleep(0.2)
+    at_first = arrived(callee.rtp)
+    followed += arrived(natted)
+    assert len(followed) > 8
+    streamer.redirect(stream, late.getsockname())  # the callee has moved
+    await until(lambda: reports)
+    moved = arrived(late)
+    assert len(moved) > 20
+    heard = sorted(at_first + followed + arrived(natted) + moved, key=lambda data: data[2:4])
+    assert arrived(callee.rtp) == []
+    assert b"".join(data[12:] for data in heard) == clip.read_bytes()
+    for each in (natted, stranger, late):
+        each.close()
+
+
+async def test_without_receive_nothing_is_listened_to(callee: Callee, recording: Recording) -> None:
+    start = random.randrange(20000, 60000, 2)
+    streamer, reports = Streamer(HOST, range(start, start + 40)), list[StreamReport]()
+    await streamer.start()
+    port = streamer.open_port()
+    stream = streamer.play(port, callee.address, 8, [recording(1600)], reports.append)
+    other = bound()
+    for i in range(32):
+        other.sendto(voice(i), (HOST, port))
+    await until(lambda: reports)
+    assert reports == [StreamReport(stream, 10, finished=True)]
+    assert arrived(other) == []
+    await streamer.stop()
+    other.close()
+
+
+async def test_strangers_bytes_do_not_hurt_a_sender(
+    streamer: Streamer, callee: Callee, recording: Recording
+) -> None:
+    port, reports = streamer.open_port(), list[StreamReport]()
+    clip = recording(8000)
+    streamer.play(port, callee.address, 8, [clip], reports.append, event_type=EVENT)
+    [pid] = streamer.sender_pids()
+    while not reports:
+        for _ in range(20):
+            kind = random.choice([b"\x80\xe5", b"\x9f\x80", b"\xb0\xe5", b"\x81\xc8", b""])
+            data = kind + random.randbytes(random.randrange(200))
+            callee.rtp.sendto(data, (HOST, port))
+            callee.rtcp.sendto(data, (HOST, port + 1))
+        await asyncio.sleep(0.005)
+    assert reports[0].finished
+    assert streamer.sender_pids() == [pid]
+    assert b"".join(data[12:] for data in arrived(callee.rtp)) == clip.read_bytes()
+
+
+@pytest.mark.parametrize("keep", [DROP_ALL, KEEP_SOME, None])
+def test_what_the_kernel_hands_up(keep: bytes | None) -> None:
+    ours, theirs = bind_rtp(socket.AF_INET, HOST, 0, keep), bound()
+    sent = [voice(i) for i in range(20)]
+    sent += [key(1, 0, 33), RtpHeader(8, 35, 0, 1, marker=True).pack(), b"x", b""]
+    for data in sent:
+        theirs.sendto(data, ours.getsockname())
+    kept = {DROP_ALL: [], KEEP_SOME: [sent[0], sent[16], sent[20], sent[21]], None: sent}[keep]
+    assert arrived(ours) == kept
+    ours.close()
+    theirs.close()
+
+
+class Listening:
+    """A listener on a socket of its own, without a filter."""
+
+    def __init__(self) -> None:
+        self.latched: list[tuple[int, tuple[str, int]]] = []
+        self.listener = Listener(lambda stream, far: self.latched.append((stream, far)))
+        self.socket = bound()
+        self.port: int = self.socket.getsockname()[1]
+        self.listener.open(self.port, self.socket)
+
+    def listen(self, stream: int, far: tuple[str, int]) -> None:
+        self.listener.listen(
+            Play(stream, self.port, *far, 8, "alaw", [], 0, 0, stream, 20, True, EVENT)
+        )
+
+    def take(self, data: bytes, source: tuple[str, int]) -> None:
+        self.listener._take(self.port, data, source, 1.0)
+
+
+@pytest.fixture
+def listening() -> Iterator[Listening]:
+    made = Listening()
+    yield made
+    made.socket.close()
+
+
+def test_streams_that_share_a_port_are_told_apart_by_the_far_address(listening: Listening) -> None:
+    for stream in (1, 2):
+        listening.listen(stream, ("192.0.2.1", 4000 + stream))
+    listening.take(key(1, 0, 0), ("192.0.2.1", 4001))
+    listening.take(key(2, 0, 0), ("192.0.2.1", 4002))
+    listening.take(key(3, 0, 0), ("192.0.2.1", 4003))
+    assert listening.listener.forget(1).digits == "1"
+    assert listening.listener.forget(2).digits == "2"
+    assert listening.latched == []
+    assert len(listening.listener) == 0
+
+
+def test_one_of_two_callees_at_one_host_is_not_guessed(listening: Listening) -> None:
+    listening.listen(1, ("192.0.2.1", 4001))
+    listening.listen(2, ("192.0.2.1", 4002))
+    listening.take(voice(0), ("192.0.2.1", 9999))
+    assert listening.latched == []
+    listening.take(voice(0), ("192.0.2.1", 4001))
+    listening.take(voice(0), ("192.0.2.1", 9999))  # only the second is still to be found
+    assert listening.latched == [(2, ("192.0.2.1", 9999))]
+
+
+def test_a_new_address_may_be_followed_anew(listening: Listening) -> None:
+    listening.listen(1, ("192.0.2.1", 4001))
+    listening.take(voice(0), ("192.0.2.1", 4001))
+    listening.take(voice(0), ("192.0.2.1", 5555))
+    listening.listener.expect(1, ("192.0.2.7", 4001))
+    listening.take(voice(0), ("192.0.2.1", 4001))
+    listening.take(voice(0), ("192.0.2.7", 5555))
+    assert listening.latched == [(1, ("192.0.2.7", 5555))]
+    listening.listener.expect(9, ("192.0.2.7", 4001))
+    assert listening.listener.forget(9) == Heard()
+
+
+def test_what_the_last_call_left_behind_is_not_heard(listening: Listening) -> None:
+    callee = bound()
+    for i in range(5):
+        callee.sendto(key(i, i, i), ("127.0.0.1", listening.port))
+    listening.listen(1, callee.getsockname())
+    callee.sendto(key(9, 0, 0), ("127.0.0.1", listening.port))
+    assert listening.listener.forget(1).digits == "9"
+    callee.close()
+
+
+@settings(deadline=None)
+@given(st.lists(st.binary(max_size=60) | st.builds(lambda b: b"\x80\x65" + b, st.binary())))
+def test_hostile_datagrams_are_taken_without_complaint(datagrams: list[bytes]) -> None:
+    listening = Listening()
+    listening.listen(1, ("192.0.2.1", 4001))
+    for data in datagrams:
+        listening.take(data, ("192.0.2.1", 4001))
+    assert listening.listener.forget(1).packets <= 16 * len(datagrams)
+    listening.socket.close()
+
+
+class Session:
+    """The RTCP of one stream, on a clock that is set by hand."""
+
+    def __init__(self, callee: Callee) -> None:
+        self.now = 100.0
+        self.running = True
+        self.callee = callee
+        self.reporting = Reporting(self.progress, lambda: self.now)
+        self.socket = bound()
+        self.port: int = self.socket.getsockname()[1] - 1
+        self.reporting.open(self.port, self.socket)
+        far = callee.address
+        self.reporting.add(Play(1, self.port, *far, 8, "alaw", [], 1000, 0, SSRC, 20, True))
+
+    def progress(self, stream: int, now: float) -> Progress | None:
+        return Progress(int(now * 8000), 50, 8000, self.running)
+
+    def sent_until(self, then: float) -> list[tuple[float, bytes]]:
+        sent = []
+        while self.now < then:
+            self.now += 0.01
+            self.reporting.send(self.now + 1)
+            sent += [(self.now, data) for data in arrived(self.callee.rtcp)]
+        return sent
+
+
+@pytest.fixture
+def session(callee: Callee) -> Iterator[Session]:
+    made = Session(callee)
+    yield made
+    made.socket.close()
+
+
+def test_reports_go_out_every_five_seconds_or_so(session: Session) -> None:
+    sent = session.sent_until(200)
+    assert 1.25 <= sent[0][0] - 100 <= 3.8
+    times = [time for time, _ in sent]
+    gaps = [b - a for a, b in pairwise(times)]
+    assert all(2.49 <= gap <= 7.52 for gap in gaps)
+    assert max(gaps) - min(gaps) > 0.5
+    for time, data in sent:
+        assert data[1] == 200
+        assert struct.unpack_from("!IIII", data, 4 + 12)[:3] == (int(time * 8000), 50, 8000)
+        assert data[28 + 1] == 202
+
+
+def test_a_stream_that_pauses_reports_that_it_is_there(session: Session) -> None:
+    session.running = False
+    assert {data[1] for _, data in session.sent_until(120)} == {201}
+
+
+def test_only_the_callee_of_a_stream_is_believed(session: Session, callee: Callee) -> None:
+    stranger = bound("127.0.0.2")
+    stranger.sendto(reception(1099, 50, 8), (HOST, session.port + 1))
+    session.reporting.read(0)
+    assert session.reporting.remove(1, 0) == FarView()
+    assert arrived(callee.rtcp) == []  # no goodbye from one that has sent nothing
+    stranger.close()
+
+
+@pytest.mark.parametrize(
+    ("highest", "lost", "view"),
+    [
+        (1099, 25, FarView(0.25, 1.0)),
+        (1099, 0xFFFFFF, FarView(0.0, 1.0)),  # -1: doubled packets
+        (1099, 5000, FarView(1.0, 1.0)),
+        (999, 5, FarView()),  # before our first packet
+    ],
+)
+def test_reports_are_kept_in_bounds(
+    session: Session, callee: Callee, highest: int, lost: int, view: FarView
+) -> None:
+    callee.rtcp.sendto(reception(highest, lost, 8), (HOST, session.port + 1))
+    assert session.reporting.remove(1, 50) == view
+    [bye] = arrived(callee.rtcp)
+    assert bye[1] == 201
+    assert session.reporting.remove(1, 50) == FarView()
+    assert reporting.INTERVAL == 5.0

@@ -1,0 +1,218 @@
+"""Pauses, new addresses and packet times, tick by tick: no clock, no network."""
+
+from __future__ import annotations
+
+import ctypes
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bitel.rtp.cadence import TICK_SECONDS, WORTH_A_SLOT, Cadence
+from bitel.rtp.engine import Engine
+from bitel.rtp.memory import Packets, far_end
+from bitel.rtp.packet import PTIMES, RtpHeader
+from bitel.rtp.sendmmsg import Group, Refused
+from bitel.rtp.wire import End, Play, Redirect
+
+Recording = Callable[[int], Path]
+PORT = 4000
+
+
+class Played:
+    """An engine whose packets are kept with the time of their tick."""
+
+    def __init__(self) -> None:
+        self.engine = Engine(self._transmit)
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.engine.open(PORT, self.socket)
+        self.packets: list[tuple[float, tuple[str, int], RtpHeader, bytes]] = []
+        self.ends: list[End] = []
+        self.index = 0
+
+    @property
+    def now(self) -> float:
+        return self.index * TICK_SECONDS
+
+    def play(self, clip: Path, stream: int = 1, ptime: int = 20) -> None:
+        command = Play(
+            stream, PORT, "192.0.2.1", 5000, 8, "alaw", [str(clip)], 65530, 2**32 - 320, 7, ptime
+        )
+        assert self.engine.play(command) is None
+
+    def run(self, seconds: float) -> None:
+        for _ in range(round(seconds / TICK_SECONDS)):
+            _, _, ends = self.engine.tick(self.index, self.now)
+            self.ends += ends
+            self.index += 1
+
+    def voice(self) -> bytes:
+        return b"".join(payload for *_, payload in self.packets)
+
+    def _transmit(self, packets: Packets, groups: Sequence[Group]) -> Refused:
+        for _, first, count in groups:
+            for row in range(first, first + count):
+                header, _ = RtpHeader.parse(packets.headers[row].tobytes())
+                payload = ctypes.string_at(int(packets.payloads[row]), packets.samples)
+                far = far_end(packets.family, packets.names[row].tobytes())
+                self.packets.append((self.now, far, header, payload))
+        return []
+
+
+@pytest.fixture
+def played() -> Iterator[Played]:
+    made = Played()
+    yield made
+    made.socket.close()
+
+
+@pytest.mark.parametrize("ptime", PTIMES)
+def test_every_packet_time(played: Played, recording: Recording, ptime: int) -> None:
+    clip = recording(8000)
+    played.play(clip, ptime=ptime)
+    played.run(1.2)
+    size = 8 * ptime
+    packets = -(-8000 // size)
+    assert played.voice() == clip.read_bytes() + b"\xd5" * (packets * size - 8000)
+    headers = [header for _, _, header, _ in played.packets]
+    assert [h.sequence for h in headers] == [(65530 + i) % 2**16 for i in range(packets)]
+    assert [h.timestamp for h in headers] == [
+        (2**32 - 320 + size * i) % 2**32 for i in range(packets)
+    ]
+    times = [time for time, *_ in played.packets]
+    assert {round((b - a) * 1000) for a, b in pairwise(times)} == {ptime}
+    assert played.ends == [End(1, packets, True, "")]
+
+
+def test_packet_times_side_by_side(played: Played, recording: Recording) -> None:
+    clip = recording(2400)  # 300 ms: whole packets of all but 40 ms
+    for stream, ptime in enumerate(PTIMES):
+        played.play(clip, stream, ptime)
+    played.run(0.4)
+    assert {end.stream: end.packets for end in played.ends} == {0: 30, 1: 15, 2: 10, 3: 8, 4: 5}
+    assert len(played.engine) == 0
+
+
+# Each step: what is said to the stream, and how long it then goes on, in packet times.
+steps = st.lists(
+    st.tuples(
+        st.sampled_from(["pause", "resume", "redirect", "resume elsewhere"]), st.integers(0, 9)
+    ),
+    max_size=12,
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(steps=steps, ptime=st.sampled_from(PTIMES))
+def test_a_recording_is_heard_whole_whatever_is_said_meanwhile(
+    steps: list[tuple[str, int]],
+    ptime: int,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    clip = tmp_path_factory.getbasetemp() / "clip.alaw"
+    voice = bytes(i * 7 % 251 for i in range(4800))
+    clip.write_bytes(voice)
+    played = Played()
+    played.play(clip, ptime=ptime)
+    paused, far = False, 5000
+    for words, packets in steps:
+        if words == "pause":
+            paused = True
+            played.engine.pause(1, played.now)
+        elif words == "redirect":
+            far += 1
+            played.engine.redirect(Redirect(1, "192.0.2.1", far))
+        else:
+            paused = False
+            if words == "resume elsewhere":
+                far += 1
+                played.engine.redirect(Redirect(1, "192.0.2.1", far))
+            played.engine.resume(1, played.now)
+        before = len(played.packets)
+        played.run(packets * ptime / 1000)
+        fresh = played.packets[before:]
+        assert not (paused and fresh)
+        assert {address for _, address, *_ in fresh} <= {("192.0.2.1", far)}
+        assert not (paused and packets) or played.engine.idle(played.index)
+    played.engine.resume(1, played.now)
+    played.run(1.0)
+    size = 8 * ptime
+    assert played.voice() == voice + b"\xd5" * (-len(voice) % size)
+    assert played.ends == [End(1, len(played.packets), True, "")]
+    previous = played.packets[0]
+    for packet in played.packets[1:]:
+        step = (packet[2].timestamp - previous[2].timestamp) % 2**32
+        assert packet[2].sequence == (previous[2].sequence + 1) % 2**16
+        # The timestamp goes on with the clock, to the packet.
+        assert step % size == 0
+        assert abs(step / 8000 - (packet[0] - previous[0])) <= ptime / 1000 + 1e-9
+        assert packet[2].marker or step == size
+        previous = packet
+    assert played.packets[0][2].marker
+    played.socket.close()
+
+
+def test_the_first_packet_after_a_pause_bears_the_marker(
+    played: Played, recording: Recording
+) -> None:
+    played.play(recording(8000))
+    played.run(0.1)
+    played.engine.pause(1, played.now)
+    played.engine.pause(1, played.now + 1)  # said twice
+    played.run(3.0)
+    assert len(played.packets) == 5
+    played.engine.resume(1, played.now)
+    played.engine.resume(1, played.now + 1)
+    played.run(0.1)
+    headers = [header for _, _, header, _ in played.packets]
+    assert [header.marker for header in headers] == [True] + [False] * 4 + [True] + [False] * 4
+    assert (headers[5].timestamp - headers[4].timestamp) % 2**32 == 8 * 3020
+
+
+def test_a_paused_stream_can_be_stopped(played: Played, recording: Recording) -> None:
+    played.play(recording(8000))
+    played.run(0.1)
+    played.engine.pause(1, played.now)
+    played.run(0.1)
+    played.engine.stop(1)
+    played.engine.stop(1)
+    played.engine.resume(1, played.now)
+    played.run(0.1)
+    assert played.ends == [End(1, 5, False, "")]
+    assert len(played.packets) == 5
+
+
+def test_what_is_said_to_nobody(played: Played) -> None:
+    played.engine.pause(9, 0)
+    played.engine.resume(9, 0)
+    played.engine.redirect(Redirect(9, "192.0.2.1", 1))
+    played.engine.stop(9)
+    played.run(0.1)
+    assert played.ends == []
+
+
+@pytest.mark.parametrize("ptime", PTIMES)
+def test_many_streams_are_spread_evenly_over_their_packet_time(
+    played: Played, recording: Recording, ptime: int
+) -> None:
+    clip = recording(8000)
+    cadence = Cadence(ptime, socket.AF_INET, lambda packets, groups: [])
+    assert len(cadence.batches) == ptime // 2
+    assert {id(cadence.choose(port)) for port in range(100)} == {id(cadence.batches[0])}
+    for stream in range(1500):
+        played.engine.open(stream, played.socket)
+        command = Play(stream, stream, "192.0.2.1", 5000, 8, "alaw", [str(clip)], 0, 0, 0, ptime)
+        assert played.engine.play(command) is None
+    counts = []
+    for _ in range(ptime // 2):
+        before = len(played.packets)
+        played.run(TICK_SECONDS)
+        counts.append(len(played.packets) - before)
+    used = [count for count in counts if count]
+    assert sum(used) == 1500
+    assert len(used) == min(ptime // 2, 6)
+    assert max(used) <= 2 * WORTH_A_SLOT

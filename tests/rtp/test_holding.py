@@ -1,0 +1,180 @@
+"""Hold, resume and redirect through a real sender process, over real UDP."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from bitel.rtp.packet import RtpHeader
+from bitel.rtp.streamer import FarEndError, Streamer, StreamReport
+
+HOST = "127.0.0.1"
+Recording = Callable[[int], Path]
+
+
+class FarEnd:
+    """A callee's RTP port."""
+
+    def __init__(self) -> None:
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.bind((HOST, 0))
+        self.socket.setblocking(False)
+        self.address: tuple[str, int] = self.socket.getsockname()
+        self._packets: list[tuple[RtpHeader, bytes]] = []
+
+    @property
+    def packets(self) -> list[tuple[RtpHeader, bytes]]:
+        """All that has arrived."""
+        while True:
+            try:
+                self._packets.append(RtpHeader.parse(self.socket.recv(2048)))
+            except BlockingIOError:
+                return self._packets
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+def far() -> Iterator[FarEnd]:
+    end = FarEnd()
+    yield end
+    end.socket.close()
+
+
+@pytest.fixture
+def other() -> Iterator[FarEnd]:
+    end = FarEnd()
+    yield end
+    end.socket.close()
+
+
+@pytest.fixture
+async def streamer() -> AsyncIterator[Streamer]:
+    start = random.randrange(20000, 60000, 2)
+    started = Streamer(HOST, range(start, start + 40))
+    await started.start()
+    yield started
+    await started.stop()
+
+
+async def test_a_held_recording_waits_and_goes_on_elsewhere(
+    streamer: Streamer, far: FarEnd, other: FarEnd, recording: Recording
+) -> None:
+    clip, reports = recording(8000), list[StreamReport]()
+    stream = streamer.play(streamer.open_port(), far.address, 8, [clip], reports.append)
+    await until(lambda: len(far.packets) >= 5)
+    streamer.pause(stream)
+    streamer.pause(stream)
+    await asyncio.sleep(0.1)  # what was on its way
+    held = len(far.packets)
+    await asyncio.sleep(0.3)
+    assert len(far.packets) == held
+    streamer.resume(stream, other.address)
+    streamer.resume(stream)
+    await until(lambda: reports)
+    assert reports == [StreamReport(stream, 50, finished=True)]
+    assert len(far.packets) == held
+    heard = far.packets + other.packets
+    assert b"".join(payload for _, payload in heard) == clip.read_bytes()
+    last, first = far.packets[-1][0], other.packets[0][0]
+    assert first.marker
+    assert first.sequence == (last.sequence + 1) % 2**16
+    skipped = (first.timestamp - last.timestamp) % 2**32
+    assert skipped % 160 == 0
+    assert 0.3 * 8000 <= skipped <= 10 * 8000
+    streamer.pause(stream)  # over by now: nothing happens
+    streamer.resume(stream)
+    streamer.redirect(stream, far.address)
+
+
+async def test_a_running_stream_is_redirected(
+    streamer: Streamer, far: FarEnd, other: FarEnd, recording: Recording
+) -> None:
+    clip, reports = recording(4000), list[StreamReport]()
+    stream = streamer.play(streamer.open_port(), far.address, 0, [clip], reports.append)
+    await until(lambda: len(far.packets) >= 5)
+    streamer.redirect(stream, other.address)
+    await until(lambda: reports)
+    heard = far.packets + other.packets
+    assert other.packets
+    assert b"".join(payload for _, payload in heard) == clip.read_bytes()
+    assert [header.marker for header, _ in heard] == [True] + [False] * 24
+    assert {(b[0].timestamp - heard[0][0].timestamp) % 2**32 for b in heard} == {
+        160 * i for i in range(25)
+    }
+
+
+@pytest.mark.parametrize("ptime", [10, 30, 60])
+async def test_packets_of_another_length(
+    streamer: Streamer, far: FarEnd, recording: Recording, ptime: int
+) -> None:
+    clip, reports = recording(4800), list[StreamReport]()
+    streamer.play(streamer.open_port(), far.address, 8, [clip], reports.append, ptime=ptime)
+    await until(lambda: reports)
+    assert [len(payload) for _, payload in far.packets] == [8 * ptime] * (600 // ptime)
+    assert b"".join(payload for _, payload in far.packets) == clip.read_bytes()
+
+
+async def test_addresses_and_packet_times_that_are_refused(
+    streamer: Streamer, far: FarEnd, recording: Recording
+) -> None:
+    reports = list[StreamReport]()
+    port, clip = streamer.open_port(), recording(1600)
+    stream = streamer.play(port, far.address, 8, [clip], reports.append)
+    for address in (("0.0.0.0", 4000), ("callee.example", 4000), ("127.0.0.1", 0), ("::1", 4000)):
+        with pytest.raises(FarEndError, match="RTP"):
+            streamer.redirect(stream, address)
+        with pytest.raises(FarEndError, match="RTP"):
+            streamer.resume(stream, address)
+    with pytest.raises(ValueError, match="25 ms"):
+        streamer.play(port, far.address, 8, [clip], reports.append, ptime=25)
+    await until(lambda: reports)
+    assert reports == [StreamReport(stream, 10, finished=True)]
+
+
+async def test_what_is_said_while_the_sender_is_being_replaced_is_kept(
+    streamer: Streamer, far: FarEnd, other: FarEnd, recording: Recording
+) -> None:
+    failures: list[Exception] = []
+    streamer.on_failure = failures.append
+    [pid] = streamer.sender_pids()
+    os.kill(pid, signal.SIGKILL)
+    await until(lambda: failures)
+    clip, reports = recording(1600), list[StreamReport]()
+    stream = streamer.play(streamer.open_port(), far.address, 8, [clip], reports.append)
+    streamer.pause(stream)
+    streamer.redirect(stream, other.address)
+    await until(streamer.sender_pids)
+    await asyncio.sleep(0.2)
+    assert len(far.packets) + len(other.packets) <= 1
+    streamer.resume(stream)
+    await until(lambda: reports)
+    heard = far.packets + other.packets
+    assert b"".join(payload for _, payload in heard) == clip.read_bytes()
+    assert other.packets
+
+
+async def test_nothing_is_left_of_a_stream_that_ends_while_it_is_held(
+    streamer: Streamer, far: FarEnd, recording: Recording
+) -> None:
+    reports = list[StreamReport]()
+    stream = streamer.play(streamer.open_port(), far.address, 8, [recording(80000)], reports.append)
+    await until(lambda: len(far.packets) >= 3)
+    streamer.pause(stream)
+    await asyncio.sleep(0.1)
+    streamer.stop_stream(stream)
+    await until(lambda: reports)
+    assert not reports[0].finished
+    assert reports[0].packets == len(far.packets)
+    assert streamer.stats().running == 0

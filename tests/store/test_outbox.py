@@ -1,0 +1,318 @@
+"""The outbox of webhook events."""
+
+from __future__ import annotations
+
+from collections import Counter
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from bitel.calls.call import CallStatus
+from bitel.calls.ids import new_id
+from bitel.calls.outcome import Attempted, Outcome
+from bitel.calls.retry import Again, Final
+from bitel.calls.tariff import Bill
+from bitel.store import claims, webhooks
+from bitel.store.schema import webhook_event, webhook_try
+from bitel.store.settling import Settlement
+from bitel.store.webhooks import Delivery, Event, Tried
+
+if TYPE_CHECKING:
+    from tests.store.conftest import World
+
+URL = "https://example.net/hook"
+
+
+@pytest.fixture
+def told(world: World) -> World:
+    """A project that has a webhook."""
+    world.change(webhook_url=URL, webhook_secret="whsec_x")
+    return world
+
+
+def finish(world: World, count: int = 1, **more: Any) -> list[str]:
+    """Calls that are over at once, and so as many events."""
+    now = world.clock()
+    ids = [world.place(expires_at=now, **more) for _ in range(count)]
+    assert world.do(lambda conn: claims.expire(conn, "main", now)) == count
+    return ids
+
+
+def claim(world: World, limit_per_project: int = 9, limit: int = 99, **more: Any) -> list[Delivery]:
+    now = world.clock()
+    return world.do(
+        lambda conn: webhooks.claim_due(conn, now, limit_per_project, limit, **more)
+    )  # fmt: skip
+
+
+def record(
+    world: World, one: Delivery, status: int | None = 500, next_due: float | None = None
+) -> None:
+    delivered = status is not None and status < 300
+    error = "refused" if status is None else ""
+    tried = Tried(one.event_id, world.clock(), 0.5, delivered, status, error, next_due)
+    world.do(lambda conn: webhooks.record(conn, [tried]))
+
+
+def history(world: World, **more: Any) -> list[Event]:
+    return world.do(lambda conn: webhooks.history(conn, world.project_id, **more))
+
+
+def test_an_event_tells_of_a_call_that_is_over(told: World) -> None:
+    requested_at = told.clock()
+    call_id = told.place(campaign_id="c" * 32, phone_number="0912 1")
+    lease = told.take_over()
+    (claimed,) = told.claim(lease)
+    assert claim(told) == []
+    done = Attempted(Outcome.ANSWERED, 1.0, 9.0, 2.0)
+    bill = Bill(7, Decimal("1.5"))
+    ended = Settlement(claimed.attempt_id, call_id, done, Final(CallStatus.NORMAL), bill)
+    told.settle(lease, ended)
+
+    (delivery,) = claim(told)
+
+    (event,) = history(told)
+    assert delivery == Delivery(
+        event_id=event.id,
+        project_id=told.project_id,
+        url=URL,
+        secret="whsec_x",
+        tries=1,
+        call_id=call_id,
+        campaign_id="c" * 32,
+        status=CallStatus.NORMAL,
+        bill_seconds=7,
+        phone_number="0912 1",
+        requested_at=requested_at,
+        price=Decimal("1.5"),
+    )
+
+
+def test_there_is_one_event_a_call_however_it_ends_and_none_before(told: World) -> None:
+    finish(told)
+    told.cancel(told.place())
+    told.place()  # claimed below, answered, and cut off
+    lease = told.take_over()
+    (heard,) = told.claim(lease)
+    told.heard(lease, heard)
+    assert told.count(webhook_event) == 2
+    lease = told.take_over()
+    assert told.count(webhook_event) == 3
+    told.place()
+    (busy,) = told.claim(lease)
+    done = Attempted(Outcome.BUSY, 1.0, 2.0)
+    again = Settlement(busy.attempt_id, busy.call_id, done, Again(told.clock(), True, 0))
+    told.settle(lease, again)
+    assert told.count(webhook_event) == 3
+    (busy,) = told.claim(lease)
+    ended = Settlement(busy.attempt_id, busy.call_id, done, Final(CallStatus.USER_BUSY))
+    told.settle(lease, ended, ended)
+    told.settle(lease, ended)
+    assert told.count(webhook_event) == 4
+    assert Counter(one.status for one in claim(told)) == {
+        CallStatus.EXPIRED: 1,
+        CallStatus.CANCELED: 1,
+        CallStatus.UNKNOWN: 1,
+        CallStatus.USER_BUSY: 1,
+    }
+
+
+def test_nobody_is_told_who_did_not_ask_for_it(world: World) -> None:
+    finish(world)
+    world.change(webhook_url=URL, webhook_secret="s")
+    assert world.do(lambda conn: webhooks.turn_off(conn, world.project_id, URL, "gone"))
+    finish(world)
+    assert world.count(webhook_event) == 0
+    world.change(webhook_url=URL)
+    finish(world)
+    assert world.count(webhook_event) == 1
+
+
+def test_an_event_is_leased_and_comes_back_if_nothing_is_heard_of_it(told: World) -> None:
+    finish(told)
+    (first,) = claim(told, lease=60)
+    told.clock.advance(59.9)
+    assert claim(told) == []
+    told.clock.advance(0.1)
+
+    (second,) = claim(told)
+
+    assert second.event_id == first.event_id
+    assert (first.tries, second.tries) == (1, 2)
+    assert told.do(webhooks.backlog) == 1
+
+
+def test_what_was_delivered_is_not_tried_again(told: World) -> None:
+    finish(told)
+    (one,) = claim(told)
+    record(told, one, 204)
+    told.clock.advance(1000)
+
+    assert claim(told) == []
+    assert told.do(webhooks.backlog) == 0
+    (event,) = history(told)
+    assert (event.state, event.due_at, event.tries) == ("delivered", None, 1)
+    (tried,) = event.tried
+    assert tried.delivered
+    assert (tried.status_code, tried.error, tried.seconds) == (204, "", 0.5)
+
+
+def test_what_failed_is_tried_again_when_it_is_due_until_it_is_given_up(told: World) -> None:
+    finish(told)
+    (one,) = claim(told)
+    record(told, one, 500, next_due=told.clock() + 5)
+    assert claim(told) == []
+    told.clock.advance(5)
+    (one,) = claim(told)
+    assert one.tries == 2
+    record(told, one, None)
+
+    told.clock.advance(1000)
+    assert claim(told) == []
+    (event,) = history(told)
+    assert (event.state, event.due_at) == ("given up", None)
+    assert [(tried.status_code, tried.error) for tried in event.tried] == [
+        (500, ""),
+        (None, "refused"),
+    ]
+
+
+def test_a_failure_that_comes_late_undoes_no_delivery(told: World) -> None:
+    finish(told)
+    (slow,) = claim(told)
+    told.clock.advance(100)
+    (fast,) = claim(told)
+    record(told, fast, 200)
+    record(told, slow, 500, next_due=told.clock() + 5)
+    record(told, slow, 500)
+
+    (event,) = history(told)
+    assert event.state == "delivered"
+    assert len(event.tried) == 3
+
+
+def test_a_delivery_that_comes_late_counts(told: World) -> None:
+    finish(told)
+    (one,) = claim(told)
+    record(told, one, 500)
+    record(told, one, 200)
+
+    assert history(told)[0].state == "delivered"
+
+
+def test_no_project_holds_up_another(told: World) -> None:
+    busy = told
+    finish(busy, 20)
+    others = [told.another(f"p{n}") for n in range(3)]
+    for other in others:
+        other.change(webhook_url=URL, webhook_secret="s")
+        finish(other, 2)
+
+    first = claim(busy, limit_per_project=4, limit=99)
+    counts = Counter(one.project_id for one in first)
+    assert counts == {busy.project_id: 4, **{other.project_id: 2 for other in others}}
+    in_flight = {busy.project_id: 4}
+    assert claim(busy, limit_per_project=4, in_flight=in_flight) == []
+    (one,) = claim(busy, limit_per_project=4, in_flight={busy.project_id: 3})
+    assert one.project_id == busy.project_id
+
+
+def test_projects_take_turns_when_there_is_not_room_for_all(told: World) -> None:
+    worlds = [told, told.another("b"), told.another("c")]
+    for one in worlds:
+        one.change(webhook_url=URL, webhook_secret="s")
+        finish(one, 4)
+    last, served = "", []
+    for _ in range(6):
+        (delivery,) = claim(told, limit_per_project=2, limit=1, after_project=last)
+        last = delivery.project_id
+        served.append(last)
+
+    assert served == sorted(one.project_id for one in worlds) * 2
+    full = {one.project_id: 9 for one in worlds[:2]}
+    assert {one.project_id for one in claim(told, in_flight=full)} == {worlds[2].project_id}
+    assert claim(told, limit=0) == []
+
+
+def test_a_projects_longest_due_event_goes_first(told: World) -> None:
+    calls = []
+    for _ in range(3):
+        calls += finish(told)
+        told.clock.advance(1)
+
+    assert [one.call_id for one in claim(told)] == calls
+
+
+def test_events_wait_while_the_url_is_off(told: World) -> None:
+    finish(told)
+    assert told.do(lambda conn: webhooks.turn_off(conn, told.project_id, URL, "answered 410"))
+    assert told.project().webhook_off_reason == "answered 410"
+    assert claim(told) == []
+    assert told.do(webhooks.backlog) == 1
+    told.change(webhook_url=None)
+    assert claim(told) == []
+
+    told.change(webhook_url="https://example.net/new")
+
+    assert told.project().webhook_off_reason is None
+    assert [one.url for one in claim(told)] == ["https://example.net/new"]
+
+
+def test_a_url_that_was_changed_meanwhile_stays_on(told: World) -> None:
+    told.change(webhook_url="https://example.net/new")
+    assert not told.do(lambda conn: webhooks.turn_off(conn, told.project_id, URL, "gone"))
+    assert told.project().webhook_off_reason is None
+
+
+@pytest.mark.parametrize("by", ["event", "call"])
+def test_an_event_can_be_sent_again(told: World, by: str) -> None:
+    (call_id,) = finish(told)
+    (one,) = claim(told)
+    record(told, one, 200)
+    which = one.event_id if by == "event" else call_id
+    now = told.clock.advance(1000)
+
+    def redeliver(project_id: str | None, what: str = which) -> bool:
+        return told.do(lambda conn: webhooks.redeliver(conn, project_id, what, now))
+
+    assert not redeliver("another")
+    assert not redeliver(None, "unknown")
+    assert redeliver(told.project_id)
+    (again,) = claim(told)
+    assert (again.event_id, again.tries) == (one.event_id, 1)
+    assert redeliver(None)
+    assert len(history(told)[0].tried) == 1
+
+
+def test_the_history_is_a_projects_or_a_calls_or_everybodys(told: World) -> None:
+    calls = []
+    for _ in range(3):
+        calls += finish(told)
+        told.clock.advance(1)
+    other = told.another("other")
+    other.change(webhook_url=URL, webhook_secret="s")
+    finish(other)
+
+    assert [event.call_id for event in history(told)] == calls[::-1]
+    assert [event.call_id for event in history(told, limit=1)] == calls[2:]
+    assert [event.call_id for event in history(told, call_id=calls[0])] == calls[:1]
+    assert history(other, call_id=calls[0]) == []
+    assert len(told.do(lambda conn: webhooks.history(conn))) == 4
+
+
+@pytest.mark.parametrize("error", ["no\0thing", "\ud83d", "x" * 5000])
+def test_what_a_receiver_says_can_always_be_stored(told: World, error: str) -> None:
+    finish(told)
+    (one,) = claim(told)
+    tried = Tried(one.event_id, 1.0, 0.1, False, None, error)
+
+    told.do(lambda conn: webhooks.record(conn, [tried]))
+
+    assert 0 < len(history(told)[0].tried[0].error) <= 200
+    told.do(lambda conn: webhooks.record(conn, []))
+    assert told.count(webhook_try) == 1
+
+
+def test_an_event_names_no_other_call(told: World) -> None:
+    assert history(told, call_id=new_id(1.0)) == []
