@@ -20,14 +20,14 @@ from bitel.api import connection
 from bitel.api.app import ApiParts, build_app
 from bitel.api.auth import TokenSigner
 from bitel.calls.ids import new_id
+from bitel.dialer_config import sip_trunk_config
 from bitel.dialers.playlists import Playlists
-from bitel.dialers.sip_trunk import SipTrunkConfig, SipTrunkDialer
-from bitel.dialers.trunk import Trunk
+from bitel.dialers.sip_trunk import SipTrunkDialer
+from bitel.dialers.traces import Traces
 from bitel.dialing.dispatcher import Dispatcher, Limits
 from bitel.errors import BitelError
 from bitel.housekeeping import keep_house
-from bitel.settings import DialerSettings, Settings, split_address, split_public_address
-from bitel.sip import Credentials
+from bitel.settings import DialerSettings, Settings
 from bitel.store import migrate
 from bitel.store.database import Database
 from bitel.store.leases import LostLease
@@ -100,8 +100,12 @@ async def running(
             await stack.enter_async_context(_delivering(deliverer))
         bell = deliverer.ring if deliverer else lambda: None
         if role != "api":
+            traces = Traces(settings.data_dir / "traces")
+            stack.callback(traces.close)
             for dialer_settings in settings.dialers:
-                dialer, dispatcher = _dialer(dialer_settings, settings, database, playlists, bell)
+                dialer, dispatcher = _dialer(
+                    dialer_settings, settings, database, playlists, traces, bell
+                )
                 await stack.enter_async_context(_dialing(dialer, dispatcher, settings, stop))
                 dialers.append(dialer)
                 dispatchers.append((dialer_settings.id, dispatcher))
@@ -131,25 +135,10 @@ def _dialer(
     settings: Settings,
     database: Database,
     playlists: Playlists,
+    traces: Traces,
     on_settled: Callable[[], None],
 ) -> tuple[SipTrunkDialer, Dispatcher]:
-    password = dialer.password.get_secret_value()
-    public, public_port = "", None
-    if dialer.public_address:
-        public, public_port = split_public_address(dialer.public_address)
-    config = SipTrunkConfig(
-        trunks=tuple(Trunk.parse(trunk) for trunk in dialer.trunks),
-        bind=split_address(dialer.bind),
-        rtp_ports=dialer.rtp_range,
-        ring_timeout=dialer.ring_timeout,
-        public_address=public,
-        public_port=public_port,
-        caller_id=dialer.caller_id,
-        number_format=dialer.number_format,
-        codecs=tuple(dialer.codecs),
-        credentials=Credentials(dialer.username, password) if dialer.username else None,
-    )
-    trunk = SipTrunkDialer(config, playlists, time.time)
+    trunk = SipTrunkDialer(sip_trunk_config(dialer), playlists, time.time, watch=traces)
     dispatcher = Dispatcher(
         dialer.id,
         worker=f"{socket.gethostname()}-{os.getpid()}-{new_id(time.time())[-6:]}",

@@ -110,23 +110,25 @@ async def test_a_batch_has_a_body_limit_of_its_own(make_stage: Callable[..., Sta
         assert answer.status_code == 413
 
 
-async def test_ten_thousand_numbers_leave_room_for_others(stage: Stage, served: Any) -> None:
+async def test_ten_thousand_numbers_leave_room_for_others(sqlite_stage: Stage, served: Any) -> None:
+    stage = sqlite_stage
     content = json.dumps(body(stage, numbers(10_000))).encode()
     async with served(stage) as url, stage.client(url=url) as client:
         await client.get("/api/v2/servers")
+        began = time.perf_counter()
         placing = asyncio.create_task(client.post(BATCH, content=content))
-        slowest, meanwhile = 0.0, 0
+        meanwhile: list[float] = []
         while not placing.done():
-            began = time.perf_counter()
+            asked = time.perf_counter()
             assert (await client.get("/healthz")).status_code == 200
-            slowest = max(slowest, time.perf_counter() - began)
-            meanwhile += 1
+            meanwhile.append(time.perf_counter() - asked)
         answer = await placing
+        took = time.perf_counter() - began
     assert answer.status_code == 200
     assert len({call["id"] for call in answer.json()["result"]}) == stage.queued() == 10_000
-    # Far from the bar of a quiet machine, far below what all of the work would take in one go.
-    assert meanwhile >= 5
-    assert slowest < 0.5
+    # Measured against the batch itself, as a busy machine slows both alike.
+    assert len(meanwhile) >= 10
+    assert max(meanwhile) < took / 2
 
 
 async def place(stage: Stage, client: Any, count: int) -> Any:
@@ -249,6 +251,7 @@ async def test_a_campaign_is_called_off_as_a_whole(
 ) -> None:
     async with stage.client() as client:
         placed = await place(stage, client, 60)
+        stage.clock.advance(1)
         other = await place(stage, client, 1)
         lease, taken = stage.take(5)
         stage.answer(lease, taken[:2])

@@ -10,12 +10,14 @@ from bitel.cli import (
     calling,
     campaigns,
     demo,
+    dial,
     dnc,
     ledger,
     phone,
     projects,
     serve,
     tokens,
+    trace,
     voices,
     webhooks,
 )
@@ -42,6 +44,8 @@ app.command("status")(calling.status)
 app.command("campaign")(campaigns.campaign)
 app.command("cancel")(calling.cancel)
 app.command("ledger")(ledger.ledger)
+app.command("dial")(dial.dial)
+app.command("trace")(trace.trace)
 
 
 def main() -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
-from bitel.sip import Answered, Ended, Event, Failed, SessionDescription
+from bitel.sip import Answered, Ended, Event, Failed, MediaChanged, SessionDescription
 
 
 class Leg:
-    """Collects the events of one call; a dialer awaits its two futures."""
+    """Collects the events of one call; a dialer awaits its two futures, and may follow its media."""
 
-    __slots__ = ("call_id", "decided", "ended", "offer")
+    __slots__ = ("_follow", "_media", "call_id", "decided", "ended", "offer")
 
     def __init__(self, call_id: str, offer: SessionDescription) -> None:
         loop = asyncio.get_running_loop()
@@ -18,6 +19,14 @@ class Leg:
         self.offer = offer
         self.decided: asyncio.Future[Answered | Failed] = loop.create_future()
         self.ended: asyncio.Future[Ended] = loop.create_future()
+        self._media: MediaChanged | None = None
+        self._follow: Callable[[MediaChanged], None] | None = None
+
+    def follow_media(self, follow: Callable[[MediaChanged], None]) -> None:
+        """Have `follow` told where the far end wants its media; at once if that has changed yet."""
+        self._follow = follow
+        if self._media is not None:
+            follow(self._media)
 
     def receive(self, event: Event) -> None:
         """Take note of an event of this call; those that decide nothing are passed over."""
@@ -26,5 +35,9 @@ class Leg:
                 self.decided.set_result(event)
             case Ended() if not self.ended.done():
                 self.ended.set_result(event)
+            case MediaChanged():
+                self._media = event
+                if self._follow is not None:
+                    self._follow(event)
             case _:
                 pass

@@ -22,7 +22,8 @@ from bitel.dialers.trunk import address_toward
 from bitel.dialers.watch import Watch
 from bitel.dialing.dialer import Heard, Order
 from bitel.errors import BitelError, InvalidRequestError, NotFoundError, UnavailableError
-from bitel.rtp.streamer import Streamer, StreamReport
+from bitel.rtp.packet import PTIMES
+from bitel.rtp.streamer import FarEndError, Streamer, StreamReport
 from bitel.sip import (
     AgentConfig,
     Answered,
@@ -31,10 +32,18 @@ from bitel.sip import (
     Failed,
     Incoming,
     Invitation,
+    MediaChanged,
     RequestDone,
     UserAgent,
 )
-from bitel.sip.sdp import Agreed, NoCommonCodec, check_answer, make_offer
+from bitel.sip.sdp import (
+    DEFAULT_PTIME,
+    Agreed,
+    Direction,
+    NoCommonCodec,
+    check_answer,
+    make_offer,
+)
 from bitel.transports.udp import Link, UdpTransport
 
 __all__ = ["SipTrunkConfig", "SipTrunkDialer"]
@@ -176,8 +185,16 @@ class SipTrunkDialer:
             # Gone while the answer was made durable: nobody is there to hear anything.
             return await self._finish(attempt, leg)
         stream = self._streamer.play(
-            port, agreed.far, agreed.payload_type, playlist, played.set_result
+            port,
+            agreed.far,
+            agreed.payload_type,
+            playlist,
+            played.set_result,
+            ptime=agreed.ptime if agreed.ptime in PTIMES else DEFAULT_PTIME,
         )
+        if not _may_send(agreed.direction):
+            self._streamer.pause(stream)
+        leg.follow_media(lambda changed: self._follow(stream, changed))
         either: list[asyncio.Future[Any]] = [played, leg.ended]
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not played.done():
@@ -190,6 +207,18 @@ class SipTrunkDialer:
             await self._end(leg)
             return attempt.over(Outcome.CUT_OFF, detail=report.error, sip_code=200, ended_by="us")
         return await self._finish(attempt, leg)
+
+    def _follow(self, stream: int, changed: MediaChanged) -> None:
+        """Hold the recording while the far end does, and go on where it then wants it."""
+        far = changed.remote.address, changed.remote.port
+        if not _may_send(changed.local.direction) or _is_nowhere(far):
+            self._streamer.pause(stream)
+            return
+        try:
+            self._streamer.resume(stream, far)
+        except FarEndError as fault:
+            log.warning("media_not_followed", fault=str(fault))
+            self._streamer.pause(stream)
 
     async def _finish(self, attempt: Attempt, leg: Leg, ended_at: float | None = None) -> Attempted:
         """End the call if the far end has not, and report it as answered until then."""
@@ -289,3 +318,12 @@ class SipTrunkDialer:
     def _sip(self) -> UdpTransport:
         assert self._transport is not None, "the dialer is not started"
         return self._transport
+
+
+def _may_send(direction: Direction) -> bool:
+    return direction in ("sendrecv", "sendonly")
+
+
+def _is_nowhere(far: tuple[str, int]) -> bool:
+    """Whether this is an address of old, which meant hold (RFC 3264 §8.4)."""
+    return far[0] in ("0.0.0.0", "::") or far[1] == 0

@@ -305,7 +305,11 @@ class Dispatcher:
     def _expire_and_renew(self, conn: Connection) -> tuple[int, bool]:
         # Here too, so that calls expire while every channel is taken.
         now = self._clock()
-        return claims.expire(conn, self._dialer_id, now), leases.renew(conn, self._lease, now)
+        expired = claims.expire(conn, self._dialer_id, now)
+        if not self._dialer.up:
+            # Still ours, but nobody can be called: it must not look as if somebody could.
+            return expired, leases.holds(conn, self._lease)
+        return expired, leases.renew(conn, self._lease, now)
 
     def _abandon(self) -> None:
         self._draining = True

@@ -6,6 +6,7 @@ calls are found by one look into the index each, and then share what room there 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -62,22 +63,27 @@ def pick(
     of_lane = {"dialer_id": dialer_id, "lane": int(lane), "now": now}
     turns = _turns(conn, {**of_lane, "most": room, "closed": list(closed)}, after)
     last = dict.fromkeys(turns, _BEGINNING)
+    given: Counter[str] = Counter()
     picked: list[Row[*tuple[Any, ...]]] = []
     while turns and len(picked) < room:
         have_more = []
+        # What a project leaves of its share is shared in the next round by those that have more,
+        # beginning with those that have got least.
+        each, left_over = divmod(room - len(picked), len(turns))
         for done, project_id in enumerate(turns):
-            # Rounded up: what is left over goes to those whose turn comes first.
-            share = -(-(room - len(picked)) // (len(turns) - done))
+            share = each + (done < left_over)
             if share == 0:
+                have_more += turns[done:]
                 break
             due_at, call_id = last[project_id]
             rows = conn.execute(_DUE, {**of_lane, "project_id": project_id, "most": share,
                                        "last_due": due_at, "last_id": call_id}).all()  # fmt: skip
             picked += rows
+            given[project_id] += len(rows)
             if len(rows) == share:
                 last[project_id] = (rows[-1].due_at, rows[-1].id)
                 have_more.append(project_id)
-        turns = have_more
+        turns = sorted(have_more, key=given.__getitem__)
     return picked
 
 
