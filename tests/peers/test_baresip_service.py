@@ -31,6 +31,17 @@ async def test_baresip_hears_the_recording_whole(tmp_path: Path) -> None:
     assert found.longest_gap_ms <= 20.0, found
 
 
+async def test_a_reinvite_of_baresip_leaves_the_recording_whole(tmp_path: Path) -> None:
+    recording = tmp_path / "heard.wav"
+    async with baresip_phone("answer", record=recording, reinvite=True) as phone:
+        with stage_for(phone, tmp_path) as stage:
+            calls = await asyncio.to_thread(call_all, stage, NUMBER, 4.0)
+            await phone.saw("recorded")
+            found = match(sent(stage), read_wav(recording))
+    assert reports(calls) == [("NORMAL", 5)]
+    assert found.correlation >= 0.98, found
+
+
 async def test_baresip_hangs_up_early(tmp_path: Path) -> None:
     async with baresip_phone("answer", hang_up_after=1.2) as phone:
         with stage_for(phone, tmp_path) as stage:
