@@ -197,7 +197,8 @@ class History(RuleBasedStateMachine):
         waiting = [row for row in rows if row.status == CallStatus.WAITING]
         if not rows:
             return
-        if waiting and data.draw(st.integers(0, 5)):
+        mostly: int = data.draw(st.integers(0, 5))
+        if waiting and mostly:
             rows = waiting
         row = data.draw(st.sampled_from(rows))
         open_calls = {one.call_id for one in self.open_attempts()}

@@ -9,7 +9,7 @@ from bitel.sip import Answered, Ended, Event, Failed, MediaChanged, SessionDescr
 
 
 class Leg:
-    """Collects the events of one call; a dialer awaits its two futures, and may follow its media."""
+    """Collects the events of one call; a dialer awaits its two futures and follows its media."""
 
     __slots__ = ("_follow", "_media", "call_id", "decided", "ended", "offer")
 
