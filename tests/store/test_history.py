@@ -128,8 +128,8 @@ class History(RuleBasedStateMachine):
         self.connection.commit()
         return result
 
-    @initialize()
-    def projects_and_recordings(self) -> None:
+    @initialize(target=dialled)
+    def some_calls_are_being_dialled(self) -> Any:
         self.limited = self.do(lambda conn: projects.create(conn, "limited", self.now)).id
         self.unlimited = self.do(lambda conn: projects.create(conn, "unlimited", self.now)).id
         self.recordings = {}
@@ -141,13 +141,18 @@ class History(RuleBasedStateMachine):
         self.do(lambda conn: projects.change(conn, self.limited, webhook_url="u",
                                              webhook_secret="s"))  # fmt: skip
         self.take_over()
+        for limited in (True, False):
+            self.place(limited, Lane.SINGLE, 2, 30, 2000, NUMBERS * 3, Decimal(2))
+        lease = self.leases[-1]
+        claimed = self.do(lambda conn: claims.claim(conn, lease, 8, self.now))
+        return multiple(*(Dialled(lease, one) for one in claimed))
 
     @rule(
         limited=st.sampled_from([True, True, False]),
         lane=st.sampled_from(Lane),
         retries=st.integers(0, 3),
         interval=st.integers(5, 60),
-        lives=st.integers(1, 2000),
+        lives=st.sampled_from([2000, 200, 20]),
         numbers=st.lists(st.sampled_from(NUMBERS), min_size=1, max_size=4),
         reserve=st.decimals("0.0001", 9, places=4),
     )
@@ -216,7 +221,11 @@ class History(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
 
-    @rule()
+    @rule(crashes=st.sampled_from([False, False, True]))
+    def perhaps_take_over(self, crashes: bool) -> None:
+        if crashes:
+            self.take_over()
+
     def take_over(self) -> None:
         open_before = self.open_attempts()
         lease, recovered = self.do(
@@ -231,7 +240,7 @@ class History(RuleBasedStateMachine):
 
     @rule(target=dialled, data=st.data(), limit=st.integers(1, 5))
     def claim(self, data: st.DataObject, limit: int) -> Any:
-        stale = data.draw(st.integers(0, 5)) == 0
+        stale = bool(data.draw(st.integers(0, 5)) == 0)
         lease = data.draw(st.sampled_from(self.leases[-3:])) if stale else self.leases[-1]
         before = self.dump()
         if lease is not self.leases[-1]:
