@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from hypothesis import settings
 from sqlalchemy import URL, make_url
 
 from bitel.store import migrate
@@ -25,6 +26,10 @@ from bitel.store.database import Database
 from bitel.store.schema import metadata
 
 KINDS = ("sqlite", "postgresql")
+
+# How long an example takes is the machine's affair, and it may be busy.
+settings.register_profile("bitel", deadline=None)
+settings.load_profile("bitel")
 
 
 @dataclass

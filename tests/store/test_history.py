@@ -453,9 +453,9 @@ class History(RuleBasedStateMachine):
 
     def dump(self) -> list[Any]:
         tables = (call, attempt, ledger_entry, project, recording, webhook_event, cancel_request)
-        rows = [self.connection.execute(select(table)).all() for table in tables]
-        self.connection.rollback()
-        return rows
+        # Past SQLAlchemy: this is asked for all the time.
+        driver: Any = self.connection.connection.driver_connection
+        return [driver.execute(f'SELECT * FROM "{table.name}"').fetchall() for table in tables]
 
 
 def test_no_history_breaks_a_promise(
@@ -467,7 +467,7 @@ def test_no_history_breaks_a_promise(
     run_state_machine_as_test(
         History,
         settings=settings(
-            max_examples=20,
+            max_examples=15,
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),
