@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from decimal import Decimal
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,7 +14,7 @@ from bitel.calls.ids import new_id
 from bitel.calls.outcome import Attempted, Outcome
 from bitel.calls.retry import Again, Final
 from bitel.calls.tariff import Bill
-from bitel.store import claims, webhooks
+from bitel.store import claims, endings, webhooks
 from bitel.store.schema import webhook_event, webhook_try
 from bitel.store.settling import Settlement
 from bitel.store.webhooks import Delivery, Event, Tried
@@ -116,6 +117,20 @@ def test_there_is_one_event_a_call_however_it_ends_and_none_before(told: World) 
         CallStatus.UNKNOWN: 1,
         CallStatus.USER_BUSY: 1,
     }
+
+
+def test_a_call_ends_once_whoever_ends_it_again(told: World) -> None:
+    told.set_balance(Decimal(10))
+    call_id = told.place(reserve=Decimal(3))
+    other = told.place(reserve=Decimal(4))
+    for status in (CallStatus.CANCELED, CallStatus.ERROR):
+        end = endings.CallEnd(call_id, status)
+        told.do(partial(endings.end_calls, ends=[end, end], now=told.clock()))
+
+    assert told.call(call_id).status is CallStatus.CANCELED
+    assert told.call(other).status is CallStatus.WAITING
+    assert told.project().reserved == 4
+    assert told.count(webhook_event) == 1
 
 
 def test_nobody_is_told_who_did_not_ask_for_it(world: World) -> None:

@@ -58,11 +58,12 @@ def test_single_slots_go_round(world: World) -> None:
     for one in worlds:
         place(one, 3)
     lease = world.take_over()
-    last, served = "", []
+    last: dict[Lane, str] = {}
+    served = []
     for _ in range(9):
         (claimed,) = world.claim(lease, 1, after_project=last)
-        last = claimed.project_id
-        served.append(last)
+        last = {Lane.SINGLE: claimed.project_id}
+        served.append(claimed.project_id)
 
     assert served == sorted({one.project_id for one in worlds}) * 3
 
@@ -100,10 +101,11 @@ def test_more_projects_than_slots(world: World) -> None:
     for one in worlds:
         place(one, 2)
     lease = world.take_over()
-    last, served = "", Counter[str]()
+    last: dict[Lane, str] = {}
+    served = Counter[str]()
     for _ in range(7):
         claimed = world.claim(lease, 2, after_project=last)
-        last = claimed[-1].project_id
+        last = {Lane.SINGLE: claimed[-1].project_id}
         served.update(one.project_id for one in claimed)
 
     assert served == {one.project_id: 2 for one in worlds}
@@ -128,7 +130,7 @@ def test_nobody_gets_less_than_a_fair_share_and_no_room_is_wasted(
         one = world.another(f"{name}-{n}")
         place(one, count)
         left[one.project_id] = count
-    last = ""
+    last: dict[Lane, str] = {}
     for limit in limits:
         claimed = world.claim(lease, limit, after_project=last)
         got = Counter(one.project_id for one in claimed)
@@ -140,7 +142,7 @@ def test_nobody_gets_less_than_a_fair_share_and_no_room_is_wasted(
             if unserved:  # it could have used more, so nobody may have got over one more than it
                 assert max(got.values(), default=0) <= got[project_id] + 1
             left[project_id] = unserved
-        last = claimed[-1].project_id if claimed else last
+        last |= {one.lane: one.project_id for one in claimed}
 
 
 def at(text: str) -> float:

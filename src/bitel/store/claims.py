@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
@@ -20,6 +21,8 @@ from bitel.store.chunks import in_chunks
 from bitel.store.endings import CallEnd, end_calls
 from bitel.store.leases import Lease, LostLease
 from bitel.store.schema import HEARD, HELD, attempt, call, is_due, is_open
+
+_FROM_THE_START: Mapping[Lane, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +50,15 @@ def claim(
     limit: int,
     now: float,
     lanes: Iterable[Lane] = Lane,
-    after_project: Mapping[Lane, str] | str = "",
+    after_project: Mapping[Lane, str] = _FROM_THE_START,
 ) -> list[Claim]:
     """Up to `limit` calls that are due, those of the first lane first.
 
     Within a lane projects take turns, the longest due of each first, beginning after the project
-    `after_project`, which may be another one for each lane: whoever keeps the project of each
-    lane's last claim, and names it the next time, is fair to all. Outside their project's calling
-    window only one-time passwords are claimed. Calls that have expired, or whose number is on the
-    do-not-call list by now, end instead. Raises LostLease when another worker has taken over.
+    that `after_project` names for the lane: whoever keeps the project of each lane's last claim,
+    and names it the next time, is fair to all. Outside their project's calling window only
+    one-time passwords are claimed. Calls that have expired, or whose number is on the do-not-call
+    list by now, end instead. Raises LostLease when another worker has taken over.
     """
     if not leases.holds(conn, lease):
         raise LostLease(f"another worker has taken over the dialer {lease.dialer_id}")
@@ -65,7 +68,7 @@ def claim(
         shut = {} if lane is Lane.OTP else closed
         if shut:
             turns.postpone(conn, lease.dialer_id, lane, now, shut)
-        after = after_project if isinstance(after_project, str) else after_project.get(lane, "")
+        after = after_project.get(lane, "")
         room = limit - len(picked)
         if room > 0:
             picked += turns.pick(conn, lease.dialer_id, lane, room, now, after, shut)
