@@ -12,6 +12,7 @@ import tracemalloc
 import pytest
 
 from bitel.sip import grammar, sdp
+from bitel.sip.grammar import Address
 from tests.fuzz.mutation import mutated
 from tests.fuzz.sip_scene import SPLICES, Scene, finish
 from tests.sip.far_end import FAR
@@ -19,7 +20,7 @@ from tests.sip.far_end import FAR
 SEEDS = (1, 2, 3, 4)
 SCENES = 200
 INPUTS = 250
-SOURCES = (FAR, FAR, ("198.51.100.1", 1), ("2001:db8::1", 65535))
+SOURCES = (FAR, FAR, Address("198.51.100.1", 1), Address("2001:db8::1", 65535))
 
 
 def flood(rng: random.Random, inputs: int) -> None:

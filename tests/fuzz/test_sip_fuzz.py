@@ -54,7 +54,7 @@ def test_mutated_messages_never_raise_and_every_call_still_ends(
     agent = scene.agent
     for which, changes, pause in plan:
         data = mutate(scene.messages[which % len(scene.messages)], changes)
-        agent.receive_datagram(data, ("198.51.100.1", 1), scene.now)
+        agent.receive_datagram(data, Address("198.51.100.1", 1), scene.now)
         scene.now += pause
         agent.handle_timer(scene.now)
         scene.take_all()
@@ -66,7 +66,7 @@ def test_mutated_messages_never_raise_and_every_call_still_ends(
 
 
 @settings(max_examples=300, deadline=2000, database=None)
-@given(st.binary(max_size=600), st.tuples(st.text(max_size=20), st.integers(0, 65535)))
+@given(st.binary(max_size=600), st.builds(Address, st.text(max_size=20), st.integers(0, 65535)))
 def test_any_bytes_from_anywhere_never_raise(data: bytes, source: Address) -> None:
     agent = UserAgent(AgentConfig(US))
     agent.receive_datagram(data, source, 0.0)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from baresip import Call, StackEvent
 
 Manner = Literal["answer", "reject", "ring"]
+Transport = Literal["udp", "tcp", "tls"]
 
 HOST = "127.0.0.1"
 _SAMPLE_RATE = 8000
@@ -37,14 +38,21 @@ class BaresipPhone:
     """
 
     port: int
+    transport: Transport
     process: asyncio.subprocess.Process
     events: list[str] = field(default_factory=list)
     _changed: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
 
     @property
     def address(self) -> tuple[str, int]:
-        """Where it takes calls."""
-        return HOST, self.port
+        """Where it takes calls. It listens for TLS one port above."""
+        return HOST, self.port + (self.transport == "tls")
+
+    @property
+    def trunk(self) -> str:
+        """The trunk that it is to a dialer."""
+        host, port = self.address
+        return f"sip:{host}:{port};transport={self.transport}"
 
     async def saw(self, event: str, times: int = 1, timeout: float = 15.0) -> None:
         """Wait until `event` was reported that many times. Raises TimeoutError."""
@@ -77,18 +85,27 @@ async def baresip_phone(
     record: Path | None = None,
     hang_up_after: float | None = None,
     reinvite: bool = False,
+    digits: str = "",
+    hold: float | None = None,
+    transport: Transport = "udp",
+    certificate: Path | None = None,
 ) -> AsyncIterator[BaresipPhone]:
     """A baresip that answers, rejects (486), or rings for ever; it ends with the `async with`.
 
     `record` is the WAV to write of the latest call's audio, whole once "recorded" was reported.
     `hang_up_after` is the time in seconds from its answer to its BYE. With `reinvite` it sends a
     re-INVITE right after the ACK of its answer, and the first 0.1 s of a recording is missing.
+    Once established it keys `digits`, and puts the caller on hold for `hold` seconds.
+    It takes calls over `transport` alone; TLS needs a `certificate`, a PEM file with its key in it.
     """
-    options = [manner, *(["--reinvite"] if reinvite else [])]
+    options = [manner, "--transport", transport, *(["--reinvite"] if reinvite else [])]
     options += [] if record is None else ["--record", str(record)]
     options += [] if hang_up_after is None else ["--hang-up-after", str(hang_up_after)]
+    options += ["--digits", digits] if digits else []
+    options += [] if hold is None else ["--hold", str(hold)]
+    options += [] if certificate is None else ["--certificate", str(certificate)]
     for _ in range(_ATTEMPTS):
-        phone = await _start(options)
+        phone = await _start(options, transport)
         reader = asyncio.create_task(phone.read_events())
         try:
             if await phone.is_ready():
@@ -102,7 +119,7 @@ async def baresip_phone(
     raise AssertionError("baresip does not start: its port may be taken, or its package broken")
 
 
-async def _start(options: list[str]) -> BaresipPhone:
+async def _start(options: list[str], transport: Transport) -> BaresipPhone:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.bind((HOST, 0))
         port = probe.getsockname()[1]
@@ -111,7 +128,7 @@ async def _start(options: list[str]) -> BaresipPhone:
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
     )
-    return BaresipPhone(port, process)
+    return BaresipPhone(port, transport, process)
 
 
 # From here on: the process.
@@ -125,6 +142,8 @@ class _Callee:
         self._record: Path | None = options.record
         self._hang_up_after: float | None = options.hang_up_after
         self._reinvite: bool = options.reinvite
+        self._digits: str = options.digits
+        self._hold: float | None = options.hold
         self._tasks: set[asyncio.Task[None]] = set()
 
     def on_incoming(self, call: Call) -> None:
@@ -159,6 +178,14 @@ class _Callee:
         # tells the far end of with a re-INVITE, and its audio starts anew.
         await call.answer(video=not self._reinvite)
         await established.wait()
+        if self._digits:
+            await call.send_dtmf(self._digits)
+        if self._hold is not None:
+            await call.hold()
+            _report("held")
+            await asyncio.sleep(self._hold)
+            await call.resume()
+            _report("resumed")
         if self._hang_up_after is not None:
             await asyncio.sleep(self._hang_up_after)
             if call.state is not CallState.CLOSED:
@@ -192,21 +219,26 @@ audio_jitter_buffer_type off
 """
 
 
-async def _run(port: int, callee: _Callee) -> None:
+async def _run(options: argparse.Namespace) -> None:
     from baresip import Account, Config, Runtime, UserAgent
 
+    callee = _Callee(options)
+    configuration = _CONFIGURATION.format(host=HOST, port=options.port)
+    if options.certificate is not None:
+        configuration += f"sip_certificate {options.certificate}\n"
     runtime = Runtime()
     await runtime.start(
         Config(
             net_interface=HOST,
             max_concurrent_calls=None,
-            extra_config_text=_CONFIGURATION.format(host=HOST, port=port),
+            extra_config_text=configuration,
         )
     )
     account = Account(
         user="phone",
         domain=HOST,
         password="",
+        transport=options.transport,
         reg_interval=0,
         audio_codecs=("pcma", "pcmu"),
         extra_params=("catchall=yes",),
@@ -227,8 +259,11 @@ def _main() -> None:
     parser.add_argument("--record", type=Path)
     parser.add_argument("--hang-up-after", type=float)
     parser.add_argument("--reinvite", action="store_true")
-    options = parser.parse_args()
-    asyncio.run(_run(options.port, _Callee(options)))
+    parser.add_argument("--certificate", type=Path)
+    parser.add_argument("--digits", default="")
+    parser.add_argument("--hold", type=float)
+    parser.add_argument("--transport", choices=["udp", "tcp", "tls"])
+    asyncio.run(_run(parser.parse_args()))
 
 
 if __name__ == "__main__":

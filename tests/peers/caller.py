@@ -11,10 +11,10 @@ from bitel.sip.agent import UserAgent
 from bitel.sip.config import AgentConfig
 from bitel.sip.digest import Credentials
 from bitel.sip.events import Answered, Ended, Event, Failed, Provisional
-from bitel.sip.grammar import Address
+from bitel.sip.grammar import Address, HostPort
 from bitel.sip.outgoing_call import Invitation
 from bitel.sip.sdp import make_offer
-from bitel.transports.udp import UdpTransport
+from bitel.transports.sip_transport import SipTransport
 
 HOST = "127.0.0.1"
 
@@ -24,19 +24,19 @@ Kind = TypeVar("Kind", Answered, Failed, Ended, Provisional)
 class Caller:
     """Places calls to `to`, and keeps every event. Timers run at `t1`; it never hangs up itself."""
 
-    def __init__(self, to: Address) -> None:
+    def __init__(self, to: HostPort) -> None:
         self.to = to
         self.events: dict[str, list[Event]] = {}
-        self.transport: UdpTransport
+        self.transport: SipTransport
         self._changed = asyncio.Event()
 
     async def open(self, t1: float) -> None:
         """Bind a free port."""
 
-        def make_agent(local: Address) -> UserAgent:
+        def make_agent(local: HostPort) -> UserAgent:
             return UserAgent(AgentConfig(local=local, t1=t1))
 
-        self.transport = await UdpTransport.open((HOST, 0), make_agent, self._on_event)
+        self.transport = await SipTransport.open((HOST, 0), make_agent, self._on_event)
 
     def call(self, number: str, rtp_port: int = 9, credentials: Credentials | None = None) -> str:
         """Send an INVITE; the Call-ID. RTP would be taken on `rtp_port`."""
@@ -44,7 +44,7 @@ class Caller:
         call_id = self.transport.agent.invite(
             Invitation(
                 request_uri=f"sip:{number}@{host}:{port}",
-                destination=self.to,
+                destination=Address(*self.to),
                 from_uri=f"sip:caller@{HOST}",
                 offer=make_offer((HOST, rtp_port)),
                 credentials=credentials,
@@ -107,7 +107,7 @@ class Caller:
 
 
 @asynccontextmanager
-async def caller(to: Address, *, t1: float = 0.5) -> AsyncIterator[Caller]:
+async def caller(to: HostPort, *, t1: float = 0.5) -> AsyncIterator[Caller]:
     """A caller on a free port of 127.0.0.1."""
     one = Caller(to)
     await one.open(t1)

@@ -7,10 +7,11 @@ import csv
 import shutil
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 SCENARIOS = Path(__file__).parent / "scenarios"
 
@@ -18,6 +19,8 @@ HOST = "127.0.0.1"
 
 _ATTEMPTS = 5
 """Ports tried: another process may take one between our look and SIPp's bind."""
+_LISTEN = "0A"
+"""How /proc/net/tcp writes that a socket listens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,11 @@ class Sipp:
         """Where it takes calls."""
         return HOST, self.port
 
+    @property
+    def log(self) -> list[str]:
+        """The lines that the scenario logged."""
+        return _read(self.folder / "log.txt").splitlines()
+
     async def report(self, timeout: float = 30.0) -> SippReport:
         """Wait until all calls are through. Past `timeout` seconds SIPp is ended: a failure."""
         try:
@@ -67,12 +75,15 @@ async def sipp(
     *,
     timeout: int = 60,
     hang_up_after: int = 0,
+    tcp: bool = False,
     **values: str,
 ) -> AsyncIterator[Sipp]:
     """Run `scenario` for that many calls, with its log files in the empty `folder`.
 
-    `hang_up_after` is in ms, for a callee that does. `values` fill the scenario's own keywords,
-    `username` and `password`. The RTP that callers send is taken by a socket that nobody reads.
+    With `tcp` it listens for TCP and not for UDP. `hang_up_after` is in ms, for a callee that does.
+    `values` fill the scenario's own keywords, as `username` and `password`. The RTP that callers
+    send is taken by a socket that nobody reads, unless there is an `rtp_port` among the values.
+    What the scenario logs is in `Sipp.log`.
     SIPp ends with the `async with`, whatever it is doing.
     """
     program = shutil.which("sipp")
@@ -80,18 +91,20 @@ async def sipp(
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as media:
         media.bind((HOST, 0))
         media.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
-        values["rtp_port"] = str(media.getsockname()[1])
+        values.setdefault("rtp_port", str(media.getsockname()[1]))
         process, port = await _start(
             [
                 program,
-                *("-sf", str(SCENARIOS / f"{scenario}.xml"), "-d", str(hang_up_after)),
+                *("-sf", str(_filled(scenario, values, folder)), "-d", str(hang_up_after)),
                 *("-m", str(calls), "-timeout", f"{timeout}s", "-timeout_error", "-nostdin"),
+                *("-t", "t1" if tcp else "u1"),
                 *("-i", HOST, "-mi", HOST, "-ci", HOST, "-bind_local"),
                 *("-trace_stat", "-stf", str(folder / "statistics.csv"), "-fd", "1"),
                 *("-trace_err", "-error_file", str(folder / "errors.log")),
-                *(word for key, value in values.items() for word in ("-key", key, value)),
+                *("-trace_logs", "-log_file", str(folder / "log.txt")),
             ],
             folder,
+            "tcp" if tcp else "udp",
         )
         try:
             yield Sipp(port, process, folder, media)
@@ -99,9 +112,21 @@ async def sipp(
             await _end(process)
 
 
-async def _start(command: list[str], folder: Path) -> tuple[asyncio.subprocess.Process, int]:
+def _filled(scenario: str, values: Mapping[str, str], folder: Path) -> Path:
+    """The scenario with its keywords filled in: SIPp's own way allows none for a status."""
+    text = (SCENARIOS / f"{scenario}.xml").read_text()
+    for key, value in values.items():
+        text = text.replace(f"[{key}]", value)
+    filled = folder / f"{scenario}.xml"
+    filled.write_text(text)
+    return filled
+
+
+async def _start(
+    command: list[str], folder: Path, kind: Literal["udp", "tcp"]
+) -> tuple[asyncio.subprocess.Process, int]:
     for _ in range(_ATTEMPTS):
-        port = _free_port()
+        port = _free_port(kind)
         with (folder / "screen.log").open("wb") as screen:
             process = await asyncio.create_subprocess_exec(
                 *(*command, "-p", str(port)),
@@ -110,37 +135,40 @@ async def _start(command: list[str], folder: Path) -> tuple[asyncio.subprocess.P
                 stdout=screen,
                 stderr=asyncio.subprocess.STDOUT,
             )
-        if await _listens(process, port):
+        if await listens(process, kind, port):
             return process, port
         await _end(process)
     raise AssertionError(f"sipp does not start: {_read(folder / 'screen.log')[-2000:]}")
 
 
-def _free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+def _free_port(kind: Literal["udp", "tcp"]) -> int:
+    with socket.socket(
+        socket.AF_INET, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM
+    ) as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
         return port
 
 
-async def _listens(process: asyncio.subprocess.Process, port: int) -> bool:
-    """Wait until the port is bound by that process; False where it ends before."""
-    for _ in range(500):
+async def listens(
+    process: asyncio.subprocess.Process, kind: Literal["udp", "tcp"], *ports: int
+) -> bool:
+    """Wait until the ports are bound, by that process; False where it ends before."""
+    for _ in range(1000):
         if process.returncode is not None:
             return False
-        if _is_bound(port):
+        if all(_is_bound(kind, port) for port in ports):
             return True
         await asyncio.sleep(0.01)
     return False
 
 
-def _is_bound(port: int) -> bool:
+def _is_bound(kind: str, port: int) -> bool:
     if sys.platform != "linux":
-        raise AssertionError("these tests look into /proc/net/udp, so they need Linux")
+        raise AssertionError("these tests look into /proc/net, so they need Linux")
     local = f"0100007F:{port:04X}"
-    return any(
-        line.split()[1] == local for line in Path("/proc/net/udp").read_text().splitlines()[1:]
-    )
+    rows = [line.split() for line in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]]
+    return any(row[1] == local and (kind == "udp" or row[3] == _LISTEN) for row in rows)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

@@ -6,11 +6,15 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from bitel.calls.outcome import Outcome
 from bitel.sip import Credentials
+from bitel.store.database import Database
 from tests.dialers.calling import dialer
 from tests.e2e.playing import folder
 from tests.peers.sipp import sipp
+from tests.peers.switchboard import switchboard
 
 CALLS = 3
 
@@ -80,3 +84,24 @@ async def test_rfc3261_11_any_answer_to_options_will_do(tmp_path: Path) -> None:
             assert calls.dialer.up
             # SIPp is gone after that, and the trunk with it.
             await until(lambda: not calls.dialer.up)
+
+
+@pytest.mark.parametrize(
+    "scenario", ["rfc3261_13.2.2.4_late_200_after_timer_b", "rfc3261_9.1_slow_trunk"]
+)
+async def test_a_slow_trunk_is_left_for_another_and_nobody_is_billed_twice(
+    scenario: str, tmp_path: Path, sqlite_database: Database
+) -> None:
+    """It answers after all, or rings, when the call has long been placed elsewhere."""
+    async with (
+        sipp(scenario, 1, folder(tmp_path, "slow")) as slow,
+        sipp("answering", 1, folder(tmp_path, "other")) as other,
+    ):
+        trunks = [f"sip:127.0.0.1:{each.port}" for each in (slow, other)]
+        async with switchboard(
+            tmp_path, sqlite_database, *trunks, t1=0.05, trunk_timeout=0.5
+        ) as board:
+            record = await board.call()
+            reports = [await callee.report() for callee in (slow, other)]
+    assert [(each.exit_code, each.successful) for each in reports] == [(0, 1)] * 2, reports
+    assert (record.outcome, record.bills) == (Outcome.ANSWERED, 1)

@@ -9,11 +9,11 @@ import random
 from dataclasses import dataclass, field
 
 from bitel.sip import AgentConfig, Event, Invitation, UserAgent, make_offer
-from bitel.sip.grammar import Address
+from bitel.sip.grammar import Address, HostPort
 from bitel.sip.message import Message, Request, Response, parse
 
-US: Address = ("192.0.2.1", 5060)
-FAR: Address = ("192.0.2.9", 5060)
+US: HostPort = ("192.0.2.1", 5060)
+FAR = Address("192.0.2.9", 5060)
 OFFER = make_offer(("192.0.2.1", 30000), session_id=7)
 ANSWER = (
     "v=0\r\no=- 1 1 IN IP4 192.0.2.9\r\ns=-\r\nc=IN IP4 192.0.2.9\r\nt=0 0\r\n"

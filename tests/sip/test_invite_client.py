@@ -8,6 +8,7 @@ import pytest
 from sipmessage import Message as Oracle
 
 from bitel.sip import AgentConfig, Answered, Ended, Failed, Provisional
+from bitel.sip.grammar import Address
 from tests.sip.far_end import ANSWER, FAR, INVITATION, US, Bench, reply, within
 
 
@@ -178,7 +179,7 @@ def test_an_answer_without_usable_sdp_is_acknowledged_and_hung_up(body: str) -> 
 def test_a_transport_error_fails_a_call_that_nobody_has_answered() -> None:
     bench = Bench()
     call_id, _ = bench.invite()
-    bench.agent.transport_failed(("192.0.2.77", 5060), 0.0)
+    bench.agent.transport_failed(Address("192.0.2.77", 5060), 0.0)
     assert bench.events() == []
     bench.agent.transport_failed(FAR, 0.0)
     assert bench.events() == [Failed(call_id, 503, None, "Service Unavailable", "transport", False)]

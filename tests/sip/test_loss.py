@@ -26,8 +26,8 @@ from bitel.sip import (
 )
 from bitel.sip.grammar import Address
 
-CALLER: Address = ("192.0.2.1", 5060)
-CALLEE: Address = ("192.0.2.2", 5060)
+CALLER = Address("192.0.2.1", 5060)
+CALLEE = Address("192.0.2.2", 5060)
 BEHAVIOURS = ("far-bye", "our-bye", "busy", "cancel", "reject", "no-word", "race")
 CALLS = 500
 
@@ -45,8 +45,8 @@ class World:
     events: dict[str, list[Event]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.caller = UserAgent(AgentConfig(CALLER), self.rng)
-        self.callee = UserAgent(AgentConfig(CALLEE), self.rng)
+        self.caller = UserAgent(AgentConfig(CALLER[:2]), self.rng)
+        self.callee = UserAgent(AgentConfig(CALLEE[:2]), self.rng)
         self.behaviour: dict[str, str] = {}
 
     def later(self, delay: float, what: object) -> None:

@@ -23,8 +23,8 @@ from bitel.sip import (
 )
 from bitel.sip.grammar import Address
 
-CALLER: Address = ("192.0.2.1", 5060)
-CALLEE: Address = ("192.0.2.2", 5060)
+CALLER = Address("192.0.2.1", 5060)
+CALLEE = Address("192.0.2.2", 5060)
 OFFER = make_offer(("192.0.2.1", 30000))
 INVITATION = Invitation("sip:1@192.0.2.2", CALLEE, "sip:us@192.0.2.1", OFFER)
 NOTHING = AgentCounts(
@@ -43,8 +43,8 @@ class Line:
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.caller = UserAgent(AgentConfig(CALLER), random.Random(1))
-        self.callee = UserAgent(AgentConfig(CALLEE), random.Random(2))
+        self.caller = UserAgent(AgentConfig(CALLER[:2]), random.Random(1))
+        self.callee = UserAgent(AgentConfig(CALLEE[:2]), random.Random(2))
         self.ends = Counter[str]()
         self.answered: list[str] = []
 

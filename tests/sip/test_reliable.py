@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from bitel.sip import Answered, Credentials, Failed, Provisional
+from bitel.sip.grammar import Address
 from bitel.sip.message import Request
 from tests.sip.far_end import ANSWER, INVITATION, Bench, reply, request, within
 
@@ -30,7 +31,7 @@ def test_a_reliable_response_gets_its_prack() -> None:
     bench.receive(reliable(invite, 180, 7013))
     sent = bench.one("PRACK")
     prack = sent.request
-    assert sent.destination == ("192.0.2.9", 5070)
+    assert sent.destination == Address("192.0.2.9", 5070)
     assert prack.uri == "sip:far@192.0.2.9:5070"
     assert prack.header("rack") == "7013 1 INVITE"
     assert (prack.call_id, prack.from_tag, prack.to_tag) == (

@@ -147,8 +147,8 @@ def test_no_answer_to_an_offer_without_our_codecs() -> None:
 def test_the_version_goes_up_only_when_the_answer_differs() -> None:
     offer = sdp("m=audio 4000 RTP/AVP 8")
     first = make_answer(offer, ("192.0.2.1", 30000))
-    assert answer_again(first, offer) == first
-    held = answer_again(first, sdp("m=audio 4000 RTP/AVP 8", "a=sendonly"))
+    assert answer_again(first, offer, first.codecs) == first
+    held = answer_again(first, sdp("m=audio 4000 RTP/AVP 8", "a=sendonly"), first.codecs)
     assert (held.direction, held.version) == ("recvonly", first.version + 1)
 
 

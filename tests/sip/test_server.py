@@ -13,6 +13,7 @@ from bitel.sip import (
     Withdrawn,
     make_answer,
 )
+from bitel.sip.grammar import Address
 from bitel.sip.message import Response
 from tests.sip.far_end import ANSWER, FAR, US, Bench, reply, request
 
@@ -340,7 +341,7 @@ def test_an_ack_is_never_answered() -> None:
 
 def test_responses_go_where_rfc_3581_says() -> None:
     bench = Bench()
-    nat = ("198.51.100.7", 31000)
+    nat = Address("198.51.100.7", 31000)
     bench.receive(request("OPTIONS", via="SIP/2.0/UDP 10.0.0.1:5070;rport"), nat)
     sent = bench.one("200 OPTIONS")
     assert sent.destination == nat
@@ -349,11 +350,11 @@ def test_responses_go_where_rfc_3581_says() -> None:
     # Without rport: to the port that Via names, at the address it came from.
     bench.receive(request("OPTIONS", branch="z9hG4bK2", via="SIP/2.0/UDP 10.0.0.1:5070"), nat)
     sent = bench.one("200 OPTIONS")
-    assert sent.destination == (nat[0], 5070)
+    assert sent.destination == Address(nat.host, 5070)
     assert sent.response.header("via").endswith(";received=198.51.100.7")
     bench.receive(request("OPTIONS", branch="z9hG4bK3", via="SIP/2.0/UDP 198.51.100.7"), nat)
     sent = bench.one("200 OPTIONS")
-    assert sent.destination == (nat[0], 5060)
+    assert sent.destination == Address(nat.host, 5060)
     assert "received" not in sent.response.header("via")
 
 

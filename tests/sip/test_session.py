@@ -90,7 +90,29 @@ def test_a_re_invite_without_an_offer_gets_ours() -> None:
     bench.sent()
     bench.receive(within(invite, "INVITE", 1))
     offer = SessionDescription.parse(bench.one("200 INVITE").response.body)
-    assert (offer.port, len(offer.codecs)) == (30000, 3)
+    assert offer.port == 30000
+    assert [codec.name for codec in offer.codecs] == ["PCMA", "telephone-event"]
+    assert (offer.direction, offer.session_id, offer.version) == ("sendrecv", 7, 8)
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_the_answer_to_an_offer_that_was_asked_for_comes_with_the_ack(held: bool) -> None:
+    bench, _, invite = answered()
+    bench.sent()
+    if held:
+        bench.receive(within(invite, "UPDATE", 1, ANSWER.replace("a=sendrecv", "a=inactive")))
+    bench.sent()
+    bench.events()
+    bench.receive(within(invite, "INVITE", 2))
+    offer = SessionDescription.parse(bench.one("200 INVITE").response.body)
+    assert offer.direction == "sendrecv", "whoever asks may resume with it"
+    moved = ANSWER.replace("m=audio 40000", "m=audio 40002").replace("=sendrecv", "=recvonly")
+    bench.receive(within(invite, "ACK", 2, moved))
+    (changed,) = bench.events()
+    assert isinstance(changed, MediaChanged)
+    assert (changed.remote.port, changed.local.direction) == (40002, "sendonly")
+    bench.receive(within(invite, "ACK", 2, ANSWER))  # once
+    assert bench.events() == []
 
 
 def test_a_later_offer_that_cannot_be_met_is_488_and_the_call_goes_on() -> None:
@@ -114,7 +136,7 @@ def test_a_later_offer_moves_the_target(method: str, body: str) -> None:
     bench.receive(within(invite, method, 1, body, headers=moved))
     bench.sent()
     bench.agent.hang_up(call_id, bench.now)
-    assert bench.one("BYE").destination == ("192.0.2.8", 5062)
+    assert bench.one("BYE").destination == Address("192.0.2.8", 5062)
 
 
 def test_an_update_without_a_body_moves_the_target_only() -> None:
@@ -126,7 +148,7 @@ def test_an_update_without_a_body_moves_the_target_only() -> None:
     bench.agent.hang_up(call_id, bench.now)
     bye = bench.one("BYE")
     assert bye.request.uri == "sip:moved@192.0.2.8:5062"
-    assert bye.destination == ("192.0.2.8", 5062)
+    assert bye.destination == Address("192.0.2.8", 5062)
 
 
 def test_a_cseq_lower_than_the_last_is_500() -> None:
@@ -174,7 +196,7 @@ def test_the_route_set_is_the_record_route_reversed() -> None:
     )
     bench.agent.hang_up(call_id, bench.now)
     for sent in bench.sent():
-        assert sent.destination == ("192.0.2.33", 5060)
+        assert sent.destination == Address("192.0.2.33", 5060)
         assert sent.request.uri == "sip:far@10.0.0.9:5080;x=y"
         assert sent.request.values("route") == [
             "<sip:192.0.2.33;transport=udp;lr=on;ftag=x>",
@@ -190,16 +212,16 @@ def test_a_strict_router_gets_its_own_uri() -> None:
         "Contact: <sip:far@10.0.0.9>",
     )
     ack = bench.one("ACK")
-    assert ack.destination == ("192.0.2.33", 5099)
+    assert ack.destination == Address("192.0.2.33", 5099)
     assert ack.request.uri == "sip:192.0.2.33:5099"
     assert ack.request.values("route") == ["<sip:192.0.2.31;lr>", "<sip:far@10.0.0.9>"]
 
 
 @pytest.mark.parametrize("route", ["<sip:" + "x" * 2000 + ">", "<sip:a b>", "<sip:never-closes"])
 def test_a_route_that_cannot_be_read_is_followed_as_far_as_can_be(route: str) -> None:
-    bench, _, invite = answered(f"Record-Route: {route}", source=("198.51.100.1", 5066))
+    bench, _, invite = answered(f"Record-Route: {route}", source=Address("198.51.100.1", 5066))
     ack = bench.one("ACK")
-    assert ack.destination == ("198.51.100.1", 5066)
+    assert ack.destination == Address("198.51.100.1", 5066)
     assert ack.request.uri == invite.uri
     assert ack.request.values("route") == [route]
 
@@ -207,22 +229,22 @@ def test_a_route_that_cannot_be_read_is_followed_as_far_as_can_be(route: str) ->
 @pytest.mark.parametrize(
     ("contact", "destination"),
     [
-        ("<sip:far@192.0.2.44:5071>", ("192.0.2.44", 5071)),
-        ("sip:far@192.0.2.44;expires=1", ("192.0.2.44", 5060)),
-        ('"Far, End" <sip:far@192.0.2.44>', ("192.0.2.44", 5060)),
-        ("<sip:far@[2001:db8::9]:5062>", ("2001:db8::9", 5062)),
-        ("<SIP:far@192.0.2.44>", ("192.0.2.44", 5060)),
+        ("<sip:far@192.0.2.44:5071>", Address("192.0.2.44", 5071)),
+        ("sip:far@192.0.2.44;expires=1", Address("192.0.2.44", 5060)),
+        ('"Far, End" <sip:far@192.0.2.44>', Address("192.0.2.44", 5060)),
+        ("<sip:far@[2001:db8::9]:5062>", Address("2001:db8::9", 5062)),
+        ("<SIP:far@192.0.2.44>", Address("192.0.2.44", 5060)),
         # Names take DNS, and what can't be read says nothing: where the answer came from.
-        ("<sip:far@pbx.example.net>", ("198.51.100.1", 5066)),
-        ("<sip:far@my_host>", ("198.51.100.1", 5066)),
-        ("<sip:far@192.0.2.44:99999>", ("198.51.100.1", 5066)),
-        ("<sip:far@192.0.2.44:0>", ("198.51.100.1", 5066)),
-        ("<sip:far@239.1.1.1>", ("198.51.100.1", 5066)),
-        ("<sip:far@192.0.2.9;self=1>", ("198.51.100.1", 5066)),
+        ("<sip:far@pbx.example.net>", Address("198.51.100.1", 5066)),
+        ("<sip:far@my_host>", Address("198.51.100.1", 5066)),
+        ("<sip:far@192.0.2.44:99999>", Address("198.51.100.1", 5066)),
+        ("<sip:far@192.0.2.44:0>", Address("198.51.100.1", 5066)),
+        ("<sip:far@239.1.1.1>", Address("198.51.100.1", 5066)),
+        ("<sip:far@192.0.2.9;self=1>", Address("198.51.100.1", 5066)),
     ],
 )
 def test_where_an_ack_goes(contact: str, destination: Address) -> None:
-    bench, _, _ = answered(f"Contact: {contact}", source=("198.51.100.1", 5066))
+    bench, _, _ = answered(f"Contact: {contact}", source=Address("198.51.100.1", 5066))
     ack = bench.one("ACK")
     assert ack.destination == destination
     assert ack.request.uri in contact
@@ -231,7 +253,7 @@ def test_where_an_ack_goes(contact: str, destination: Address) -> None:
 
 @pytest.mark.parametrize("contact", ["", "Contact: *", "Contact: <sip:a b@h>", "Contact: <sip:x"])
 def test_without_a_usable_contact_the_request_uri_stands(contact: str) -> None:
-    bench, _, invite = answered(contact or "X: y", source=("198.51.100.1", 5066))
+    bench, _, invite = answered(contact or "X: y", source=Address("198.51.100.1", 5066))
     ack = bench.one("ACK")
     assert ack.request.uri == invite.uri
-    assert ack.destination == ("192.0.2.9", 5060)
+    assert ack.destination == Address("192.0.2.9", 5060)

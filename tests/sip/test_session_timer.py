@@ -16,6 +16,7 @@ from bitel.sip import (
     SessionDescription,
     make_answer,
 )
+from bitel.sip.grammar import Address
 from bitel.sip.message import Request
 from tests.sip.far_end import ANSWER, INVITATION, US, Bench, reply, request, within
 
@@ -303,7 +304,7 @@ def test_another_refusal_is_tried_again_until_the_session_is_over() -> None:
 
 def test_a_transport_error_is_tried_again() -> None:
     bench, _, refresh = refreshing(UPDATES)
-    bench.agent.transport_failed(("192.0.2.9", 5060), bench.now)
+    bench.agent.transport_failed(Address("192.0.2.9", 5060), bench.now)
     bench.advance(180)
     assert bench.one("UPDATE").request.cseq == refresh.cseq + 1
 

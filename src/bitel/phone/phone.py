@@ -18,9 +18,10 @@ from bitel.phone.recorder import Recorder
 from bitel.phone.rules import Answer, Behaviour, Reject, Ring, Rule, Silent
 from bitel.sip.config import AgentConfig
 from bitel.sip.events import Ended, Event, Incoming, Withdrawn
-from bitel.sip.grammar import Address
+from bitel.sip.grammar import Address, HostPort
 from bitel.sip.sdp import NoCommonCodec, SessionDescription, make_answer
-from bitel.transports.udp import UdpTransport
+from bitel.transports.sip_transport import SipTransport
+from bitel.transports.tls import TlsFileError, TlsFiles
 
 logger = logging.getLogger(__name__)
 
@@ -39,13 +40,14 @@ class PhoneConfig:
     are only counted. More than `max_calls` at once are refused with 503.
     """
 
-    listen: Address
+    listen: HostPort
     rules: tuple[Rule, ...] = ()
     record: Path | None = None
     log: Path | None = None
-    public_address: Address | None = None
+    public_address: HostPort | None = None
     record_minutes: float = 10.0
     max_calls: int = 20_000
+    tls: TlsFiles | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -63,7 +65,10 @@ class _Call:
 
 
 class Phone:
-    """A SIP callee on one UDP port. `on_entry` is told each entry of its log as it happens."""
+    """A SIP callee on one port, for UDP and TCP, and with a certificate for TLS on the next.
+
+    `on_entry` is told each entry of its log as it happens.
+    """
 
     def __init__(
         self, config: PhoneConfig, *, on_entry: Callable[[Entry], None] | None = None
@@ -77,7 +82,7 @@ class Phone:
         self._all_over = asyncio.Event()
 
     @property
-    def address(self) -> Address:
+    def address(self) -> HostPort:
         """Where it listens, once it has started."""
         return self._transport.local
 
@@ -87,16 +92,19 @@ class Phone:
         return len(self._calls)
 
     async def start(self) -> None:
-        """Listen. Raises OSError where the port, the log or the folder can't be had."""
+        """Listen. Raises OSError where the port, the log or the folder can't be had.
+
+        TlsFileError says which of the TLS files can't be used.
+        """
         config = self._config
         self._loop = asyncio.get_running_loop()
         self._recorder = None if config.record is None else Recorder(config.record)
         self.log = CallLog(config.log, on_entry=self._on_entry)
         try:
-            self._transport = await UdpTransport.open(
-                config.listen, self._make_agent, self._on_event
+            self._transport = await SipTransport.open(
+                config.listen, self._make_agent, self._on_event, tls=config.tls
             )
-        except OSError:
+        except (OSError, TlsFileError):
             self.log.close()
             raise
 
@@ -120,7 +128,7 @@ class Phone:
         await asyncio.gather(*self._saving)
         self.log.close()
 
-    def _make_agent(self, local: Address) -> SelectivelyDeafAgent:
+    def _make_agent(self, local: HostPort) -> SelectivelyDeafAgent:
         contact = self._config.public_address or (_reachable(local[0]), local[1])
         config = AgentConfig(local=contact, user_agent="bitel phone")
         return SelectivelyDeafAgent(config, self._memory, self._note_unheard)
@@ -207,7 +215,7 @@ class Phone:
         """Open an ear for the call, and write the SDP that names it."""
         if call.offer is None:
             raise NoCommonCodec("the INVITE offers no media")
-        host = _reachable(self.address[0], call.source)
+        host = _reachable(self.address[0], call.source[:2])
         call.ear = self._open_ear(call, host)
         return make_answer(call.offer, (host, call.ear.port))
 
@@ -254,7 +262,7 @@ class Phone:
         self.log.write(call.call_id, call.number, event, **details)
 
 
-def _reachable(host: str, far: Address = ("192.0.2.1", 9)) -> str:
+def _reachable(host: str, far: HostPort = ("192.0.2.1", 9)) -> str:
     """The address that `far` can reach us at: `host`, where that is not the wildcard.
 
     Connecting a UDP socket sends nothing; it only asks the routing table.

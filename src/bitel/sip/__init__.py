@@ -17,7 +17,7 @@ from bitel.sip.events import (
     Why,
     Withdrawn,
 )
-from bitel.sip.grammar import Address
+from bitel.sip.grammar import Address, Transport
 from bitel.sip.outgoing_call import Invitation
 from bitel.sip.outgoing_request import OutgoingRequest
 from bitel.sip.sdp import (
@@ -53,6 +53,7 @@ __all__ = [
     "RequestDone",
     "SdpError",
     "SessionDescription",
+    "Transport",
     "UserAgent",
     "Why",
     "Withdrawn",

@@ -1,6 +1,6 @@
-"""The user agent: five verbs for whoever moves the datagrams, and the calls.
+"""The user agent: five verbs for whoever moves the messages, and the calls.
 
-    agent.receive_datagram(data, source, now)     a datagram came
+    agent.receive_datagram(data, source, now)     a datagram, or a message of a stream, came
     agent.datagrams_to_send()                     what must leave now
     agent.next_timer() / agent.handle_timer(now)  when to come back, and coming back
     agent.next_event()                            what has happened to the calls
@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from bitel.sip.config import AgentConfig
 from bitel.sip.core import Core
 from bitel.sip.events import Event
-from bitel.sip.grammar import Address
+from bitel.sip.grammar import Address, HostPort
 from bitel.sip.incoming_call import IncomingCall
-from bitel.sip.message import MessageError, Response, parse
+from bitel.sip.message import MessageError, Request, Response, parse
 from bitel.sip.outgoing_call import Invitation, OutgoingCall
 from bitel.sip.outgoing_request import OutgoingRequest, RequestUnderWay
 from bitel.sip.router import receive_malformed, receive_request
@@ -46,7 +46,7 @@ class AgentCounts:
 
 
 class UserAgent:
-    """Places and takes calls over UDP (RFC 3261), without I/O."""
+    """Places and takes calls over UDP, TCP and TLS (RFC 3261), without I/O."""
 
     __slots__ = ("_core",)
 
@@ -57,6 +57,13 @@ class UserAgent:
     @property
     def config(self) -> AgentConfig:
         return self._core.config
+
+    def move(self, local: HostPort) -> None:
+        """Say `local` in the Via and Contact of new requests: we are reached there from now on.
+
+        Calls that are under way go on from the address that they know, as long as that lasts.
+        """
+        self._core.move(local)
 
     # The five verbs
 
@@ -101,13 +108,27 @@ class UserAgent:
         events = self._core.events
         return events.popleft() if events else None
 
-    def transport_failed(self, destination: Address, now: float) -> None:
-        """A datagram could not be delivered (ICMP, or an error from sending).
+    def transport_failed(self, destination: Address, now: float, *, lost: bool = False) -> None:
+        """A datagram could not be delivered (ICMP, or an error from sending), a connection not be
+        had, or one that stood was `lost`.
 
-        Requests to that destination which nobody has answered yet fail at once.
+        Requests to that destination which nobody has answered yet fail at once. Those that may
+        have been lost with their connection are sent once more, over another.
         """
         for transaction in list(self._core.unanswered.get(destination, ())):
-            transaction.transport_failed(now)
+            transaction.transport_failed(now, lost=lost)
+
+    def refuse(self, head: bytes, source: Address) -> None:
+        """Answer a request with 400 whose end can't be found in the stream that it came by."""
+        try:
+            message = parse(head)
+        except MessageError as error:
+            receive_malformed(self._core, error, source)
+        else:
+            if isinstance(message, Request):
+                fault = MessageError("its Content-Length is missing or wrong", message)
+                receive_malformed(self._core, fault, source)
+        self._core.malformed += 1
 
     # Placing calls
 
@@ -123,6 +144,15 @@ class UserAgent:
         call = self._core.calls.get(call_id)
         if isinstance(call, OutgoingCall):
             call.cancel(now)
+
+    def give_up(self, call_id: str, now: float) -> bool:
+        """Give up a call to which nothing was answered yet: `Failed` follows, by `timeout`.
+
+        False, and nothing is done, once anything was: somebody may be ringing. Should the far end
+        have been merely slow, it is told CANCEL or BYE as soon as it says anything.
+        """
+        call = self._core.calls.get(call_id)
+        return isinstance(call, OutgoingCall) and call.give_up(now)
 
     def acknowledge(self, call_id: str) -> None:
         """Send the ACK that the call's invitation asked to withhold. Else does nothing."""

@@ -19,13 +19,16 @@ def is_challenge(code: int) -> bool:
 class Authentication:
     """Answers challenges for the requests of one call, at most `MAX_TRIES` times a request.
 
-    An answer is kept, and sent ahead of being asked with the call's later requests.
+    An answer is kept, and sent ahead of being asked with the call's later requests. Who asks
+    first, or the realm that the credentials name, is the one whom they are for: what another
+    realm asks for later may come from whoever is called, and is not answered.
     """
 
-    __slots__ = ("_answered", "_authorizers", "_credentials", "_tries")
+    __slots__ = ("_answered", "_authorizers", "_credentials", "_realm", "_tries")
 
     def __init__(self, credentials: Credentials) -> None:
         self._credentials = credentials
+        self._realm = credentials.realm
         self._authorizers: dict[str, Authorizer] = {}
         self._answered: set[str] = set()
         self._tries = 0
@@ -42,11 +45,12 @@ class Authentication:
         or when no challenge can be answered.
         """
         challenge_header, answer_header = _HEADERS[response.code]
-        challenge = strongest(response.headers.get(challenge_header, ()))
+        challenge = strongest(response.headers.get(challenge_header, ()), self._realm)
         if challenge is None or self._tries >= MAX_TRIES:
             return False
         if answer_header in self._answered and not challenge.stale:
             return False
+        self._realm = challenge.realm
         self._tries += 1
         self._answered.add(answer_header)
         self._authorizers[answer_header] = Authorizer(self._credentials, challenge, cnonce)

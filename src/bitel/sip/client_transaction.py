@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, Protocol
 
 from bitel.sip.core import Core
-from bitel.sip.grammar import Address
+from bitel.sip.grammar import Address, Transport
 from bitel.sip.message import Response
 from bitel.sip.requests import ClientRequest
 from bitel.sip.timers import Timer
 from bitel.sip.transaction_tables import (
     INVITE_CLIENT,
+    INVITE_CLIENT_STREAM,
     NON_INVITE_CLIENT,
+    NON_INVITE_CLIENT_STREAM,
     Action,
     State,
     Stimulus,
@@ -21,8 +24,11 @@ from bitel.sip.transaction_tables import (
 
 TIMER_D = 32.0
 """Seconds; at least that much over UDP (§17.1.1.2)."""
+MAX_UDP = 1300
+"""Bytes of a request that may go by UDP, whatever the path carries (§18.1.1)."""
 
 _ON_TIMER = {letter: Stimulus(letter) for letter in "ABDEFKM"}
+_NOWHERE = Address("", 0)
 _UNANSWERED = (State.CALLING, State.TRYING)
 
 
@@ -39,13 +45,20 @@ class ClientUser(Protocol):
 
 
 class ClientTransaction:
-    """One request of ours. Making it sends the request."""
+    """One request of ours. Making it sends the request.
+
+    One that is too long for UDP goes by TCP, and by UDP after all where there is no TCP. It then
+    has a branch of its own, which its user need not know about.
+    """
 
     __slots__ = (
+        "_by_udp",
         "_core",
         "_data",
         "_interval",
         "_repeating",
+        "_resent",
+        "_silenced",
         "_table",
         "_user",
         "_waiting",
@@ -65,25 +78,47 @@ class ClientTransaction:
     ) -> None:
         self._core = core
         self._user = user
-        self.request = request
-        self.destination = destination
-        self._data = request.to_bytes()
         self._repeating: Timer | None = None
         self._waiting: Timer | None = None
-        self._interval = core.config.t1
+        self._by_udp: Address | None = None
+        self._resent = self._silenced = False
+        self._table: Table
+        self.request: ClientRequest
+        self.destination: Address
+        data = request.to_bytes()
+        if (
+            len(data) > MAX_UDP
+            and destination.transport is Transport.UDP
+            and core.has_tcp(destination, now)
+        ):
+            self._by_udp = destination
+            destination = destination._replace(transport=Transport.TCP)
+            request = replace(request, via=request.via.replace("/UDP ", "/TCP ", 1))
+            data = request.to_bytes()
+        self._begin(request, data, destination, now)
+
+    def _begin(self, request: ClientRequest, data: bytes, destination: Address, now: float) -> None:
+        core = self._core
+        self.request = request
+        self._data = data
+        self.destination = destination
         branch = request.via.rpartition("=")[2]
         self.key = (branch, request.method)
         core.client_transactions[self.key] = self
         core.unanswered.setdefault(destination, {})[self] = None
-        core.send(self._data, destination)
-        self._table: Table
+        core.send(data, destination)
+        is_stream = destination.transport is not Transport.UDP
         if request.method == "INVITE":
-            self._table, self.state = INVITE_CLIENT, State.CALLING
+            self._table = INVITE_CLIENT_STREAM if is_stream else INVITE_CLIENT
+            self.state = State.CALLING
             repeat, limit = Action.START_A, Action.START_B
         else:
-            self._table, self.state = NON_INVITE_CLIENT, State.TRYING
+            self._table = NON_INVITE_CLIENT_STREAM if is_stream else NON_INVITE_CLIENT
+            self.state = State.TRYING
             repeat, limit = Action.START_E, Action.START_F
-        self._repeating = core.timers.start(now + self._interval, self, repeat)
+        self._interval = core.config.t1
+        if not is_stream:
+            self._repeating = core.timers.start(now + self._interval, self, repeat)
         self._waiting = core.timers.start(now + core.config.long_wait, self, limit)
 
     def receive(self, response: Response, source: Address, now: float) -> None:
@@ -93,9 +128,30 @@ class ClientTransaction:
     def timer_fired(self, name: str, now: float) -> None:
         self._step(_ON_TIMER[name], now)
 
-    def transport_failed(self, now: float) -> None:
-        """The request could not be delivered."""
-        self._step(Stimulus.TRANSPORT_FAILED, now)
+    def transport_failed(self, now: float, *, lost: bool = False) -> None:
+        """The request could not be delivered, or was perhaps `lost` with its connection."""
+        if lost and not self._resent and not self._silenced:
+            # Should it have arrived all the same, it is known there by its branch.
+            self._resent = True
+            self._core.retransmissions += 1
+            self._core.send(self._data, self.destination)
+        elif self._by_udp is not None and not self._silenced:
+            self._go_by_udp(self._by_udp, now)
+        else:
+            self._step(Stimulus.TRANSPORT_FAILED, now)
+
+    def _go_by_udp(self, destination: Address, now: float) -> None:
+        core = self._core
+        self._by_udp = None
+        core.miss_tcp(destination, now)
+        self._enter(State.TERMINATED)
+        request = replace(self.request, via=core.new_via(Transport.UDP))
+        self._begin(request, request.to_bytes(), destination, now)
+
+    def stop_repeating(self) -> None:
+        """Send the request no more, but go on waiting for what answers it."""
+        self._silenced = True
+        self._core.timers.stop(self._repeating)
 
     def abandon(self) -> None:
         """Forget the request without telling its user."""
@@ -106,7 +162,7 @@ class ClientTransaction:
         stimulus: Stimulus,
         now: float,
         response: Response | None = None,
-        source: Address = ("", 0),
+        source: Address = _NOWHERE,
     ) -> None:
         found = self._table.get((self.state, stimulus))
         if found is None:

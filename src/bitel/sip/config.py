@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bitel.sip.grammar import Address, host_in_uri
+from bitel.sip.grammar import HostPort, Transport, host_in_uri
 from bitel.sip.session_timer import LONGEST, MIN_SE
 
 
 @dataclass(frozen=True, slots=True)
 class AgentConfig:
-    """`local` is what Via and Contact say. Times are in seconds (RFC 3261 §17.1.1.1).
+    """`local` is what Via and Contact say; by TLS they say `tls_port`, the port after `local`'s
+    where that is None. Times are in seconds (RFC 3261 §17.1.1.1).
 
     The limits bound what a stranger can make the agent hold: server transactions, incoming calls
     that wait for our answer (503 beyond either), how long one of those may wait, datagrams that
@@ -21,7 +22,7 @@ class AgentConfig:
     seconds from 90 up; 0 asks for no session timer.
     """
 
-    local: Address
+    local: HostPort
     user_agent: str = "bitel"
     t1: float = 0.5
     t2: float = 4.0
@@ -32,6 +33,7 @@ class AgentConfig:
     max_remembered: int = 10_000
     early_limit: float = 300.0
     session_expires: int = 1800
+    tls_port: int | None = None
 
     def __post_init__(self) -> None:
         if self.session_expires and not MIN_SE <= self.session_expires <= LONGEST:
@@ -42,8 +44,15 @@ class AgentConfig:
 
     @property
     def sent_by(self) -> str:
-        """Host and port as Via and Contact write them."""
-        return f"{host_in_uri(self.local[0])}:{self.local[1]}"
+        """Host and port as Via and Contact write them, by UDP and TCP."""
+        return self.sent_by_for(Transport.UDP)
+
+    def sent_by_for(self, transport: Transport) -> str:
+        """Host and port as Via and Contact write them, by any transport."""
+        host, port = self.local
+        if transport is Transport.TLS:
+            port = port + 1 if self.tls_port is None else self.tls_port
+        return f"{host_in_uri(host)}:{port}"
 
     @property
     def long_wait(self) -> float:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from bitel.sip.config import AgentConfig
 from bitel.sip.events import Event
-from bitel.sip.grammar import Address
+from bitel.sip.grammar import Address, HostPort, Transport
 from bitel.sip.timers import Timers
 
 if TYPE_CHECKING:
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
     from bitel.sip.message import Request
     from bitel.sip.outgoing_call import OutgoingCall
     from bitel.sip.server_transaction import ServerKey, ServerTransaction
+
+
+WITHOUT_TCP = 600.0
+"""Seconds for which a destination is not tried by TCP, after that could not be had."""
+MAX_WITHOUT_TCP = 1000
 
 
 class Call(Protocol):
@@ -37,10 +43,11 @@ class Core:
     """No rules live here: transactions and calls find each other through it."""
 
     __slots__ = (
+        "_contacts",
+        "_vias",
         "calls",
         "client_transactions",
         "config",
-        "contact",
         "dropped",
         "early_calls",
         "events",
@@ -53,7 +60,7 @@ class Core:
         "timers",
         "unanswered",
         "user_agent",
-        "via",
+        "without_tcp",
     )
 
     def __init__(self, config: AgentConfig, rng: random.Random) -> None:
@@ -70,9 +77,18 @@ class Core:
         # Calls that were given up, kept for an answer that comes too late, oldest first.
         self.remembered: dict[str, OutgoingCall] = {}
         self.early_calls = self.retransmissions = self.dropped = self.malformed = 0
-        self.via = f"SIP/2.0/UDP {config.sent_by};rport;branch=z9hG4bK"
-        self.contact = ("Contact", f"<sip:{config.sent_by}>")
         self.user_agent = ("User-Agent", config.user_agent)
+        # Destinations by UDP that have no TCP, and until when that is taken to be so.
+        self.without_tcp: dict[Address, float] = {}
+        self._vias: dict[Transport, str]
+        self._contacts: dict[Transport, tuple[str, str]]
+        self.move(config.local)
+
+    def move(self, local: HostPort) -> None:
+        """Have Via and Contact say `local` from now on."""
+        config = self.config = replace(self.config, local=local)
+        self._vias = {each: _via(each, config.sent_by_for(each)) for each in Transport}
+        self._contacts = {each: _contact(each, config.sent_by_for(each)) for each in Transport}
 
     def send(self, data: bytes, destination: Address) -> None:
         if len(self.outbox) < self.config.max_queued_datagrams:
@@ -84,6 +100,31 @@ class Core:
         """64 random bits: a tag, a cnonce."""
         return f"{self.rng.getrandbits(64):016x}"
 
-    def new_via(self) -> str:
+    def new_via(self, transport: Transport) -> str:
         """A Via value with a branch of its own (§8.1.1.7)."""
-        return f"{self.via}{self.rng.getrandbits(96):024x}"
+        return f"{self._vias[transport]}{self.rng.getrandbits(96):024x}"
+
+    def contact_by(self, transport: Transport) -> tuple[str, str]:
+        """The Contact header of a call that goes by a transport."""
+        return self._contacts[transport]
+
+    def has_tcp(self, destination: Address, now: float) -> bool:
+        """Whether a destination may be tried by TCP, for all that is known."""
+        return self.without_tcp.get(destination, now) <= now
+
+    def miss_tcp(self, destination: Address, now: float) -> None:
+        """Remember that a destination can't be reached by TCP."""
+        while len(self.without_tcp) >= MAX_WITHOUT_TCP:
+            del self.without_tcp[next(iter(self.without_tcp))]
+        self.without_tcp[destination] = now + WITHOUT_TCP
+
+
+def _via(transport: Transport, sent_by: str) -> str:
+    # Where we do not listen, requests to us can only take the connection that there is (RFC 5923).
+    alias = ";alias" if transport is Transport.TLS else ""
+    return f"SIP/2.0/{transport} {sent_by};rport{alias};branch=z9hG4bK"
+
+
+def _contact(transport: Transport, sent_by: str) -> tuple[str, str]:
+    way = "" if transport is Transport.UDP else f";transport={transport.lower()}"
+    return ("Contact", f"<sip:{sent_by}{way}>")

@@ -8,6 +8,7 @@ from bitel.sip.grammar import (
     MAX_URI_LENGTH,
     Address,
     GrammarError,
+    Transport,
     ip_address_of,
     is_loose_router,
     split_address,
@@ -16,11 +17,15 @@ from bitel.sip.message import Message, Request, Response
 from bitel.sip.requests import ClientRequest
 
 MAX_ROUTES = 32
+TLS = Transport.TLS
 _SPACE = re.compile(r"\s")
 
 
 class Dialog:
-    """`fallback` is where to send when the next hop is a name, which takes DNS to find."""
+    """`fallback` is where to send when the next hop is a name, which takes DNS to find.
+
+    It is also where the far end's transport is known from, where the next hop names none.
+    """
 
     __slots__ = (
         "_local_value",
@@ -129,7 +134,20 @@ class Dialog:
             headers,
             body,
         )
-        return request, ip_address_of(hop) or self.fallback
+        return request, self._toward(hop)
+
+    @property
+    def next_hop(self) -> Address:
+        """Where the next request goes."""
+        return self._toward(self._way()[2])
+
+    def _toward(self, hop: str) -> Address:
+        fallback = self.fallback
+        found = ip_address_of(hop, fallback.transport)
+        if found is None:
+            return fallback
+        # Whoever it is, it speaks for whom we have been talking to, and must prove that.
+        return found._replace(domain=fallback.domain) if found.transport is TLS else found
 
     def _way(self) -> tuple[str, tuple[str, ...], str]:
         """Request-URI, Route values, and the URI of the next hop (§12.2.1.1)."""

@@ -20,10 +20,11 @@ MAX_PARAMETERS = 32
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What the carrier gave us to prove who we are."""
+    """What the carrier gave us to prove who we are, to be used in `realm`; "" is any one realm."""
 
     username: str
     password: str = field(repr=False)
+    realm: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +95,13 @@ def _quote(value: str) -> str:
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def strongest(values: Iterable[str]) -> Challenge | None:
-    """The strongest challenge that we can answer, the first of equals (RFC 8760 §2.4)."""
+def strongest(values: Iterable[str], realm: str = "") -> Challenge | None:
+    """The strongest challenge that we can answer, the first of equals (RFC 8760 §2.4).
+
+    Only one of `realm`, where that is given.
+    """
     known = [challenge for value in values if (challenge := parse_challenge(value))]
+    known = [challenge for challenge in known if realm in ("", challenge.realm)]
     return min(known, key=lambda challenge: _STRENGTH.index(challenge.kind), default=None)
 
 

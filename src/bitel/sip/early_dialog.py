@@ -70,7 +70,7 @@ class EarlyDialog:
         if self._authentication is not None:
             headers += self._authentication.headers("PRACK", self.dialog.request_uri)
         request, destination = self.dialog.next_request(
-            "PRACK", self._core.new_via(), tuple(headers)
+            "PRACK", self._core.new_via(self.dialog.next_hop.transport), tuple(headers)
         )
         ClientTransaction(self._core, self, request, destination, now)
 

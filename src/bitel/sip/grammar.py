@@ -9,15 +9,43 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from enum import StrEnum
 from functools import lru_cache
+from typing import NamedTuple
 from urllib.parse import unquote
 
 from sipmessage import URI
 
-Address = tuple[str, int]
-"""Host (an IP address) and port."""
+HostPort = tuple[str, int]
+"""An IP address and a port, whatever is spoken there."""
+
+
+class Transport(StrEnum):
+    """How messages travel, as Via writes it (RFC 3261 §20.42)."""
+
+    UDP = "UDP"
+    TCP = "TCP"
+    TLS = "TLS"
+
 
 DEFAULT_PORT = 5060
+DEFAULT_PORTS = {Transport.UDP: DEFAULT_PORT, Transport.TCP: DEFAULT_PORT, Transport.TLS: 5061}
+
+
+class Address(NamedTuple):
+    """Where messages go to or come from: an IP address, a port, and how they get there.
+
+    `domain` is the name that the certificate of a TLS peer must bear (RFC 5922); where it is
+    empty, that is `host`.
+    """
+
+    host: str
+    port: int
+    transport: Transport = Transport.UDP
+    domain: str = ""
+
+
+MAX_PORT = 65535
 MAX_URI_LENGTH = 1024
 _TAG = re.compile(r";\s*tag\s*=\s*([^;,\s]+)", re.IGNORECASE)
 
@@ -127,15 +155,29 @@ def parse_uri(text: str) -> URI:
 
 
 @lru_cache(maxsize=4096)
-def ip_address_of(uri: str) -> Address | None:
-    """Where a URI points, if that can be known without DNS: None for a name or a bad URI."""
+def ip_address_of(uri: str, usual: Transport = Transport.UDP) -> Address | None:
+    """Where a URI points, if that can be known without DNS: None for a name or a bad URI.
+
+    It goes by the transport that the URI names, by TLS for `sips`, else by the `usual` one.
+    """
     try:
         parsed = parse_uri(uri)
         host = ip_literal(parsed.host.strip("[]"))
+        transport = _transport_of(parsed, usual)
     except ValueError:
         return None
-    port = DEFAULT_PORT if parsed.port is None else parsed.port
-    return (host, port) if 0 < port < 65536 else None
+    port = DEFAULT_PORTS[transport] if parsed.port is None else parsed.port
+    return Address(host, port, transport) if 0 < port <= MAX_PORT else None
+
+
+def _transport_of(uri: URI, usual: Transport) -> Transport:
+    """Raises ValueError for a transport that is none of ours."""
+    if uri.scheme == "sips":
+        return Transport.TLS
+    for name, value in uri.parameters.items():
+        if name.lower() == "transport":
+            return Transport((value or "").upper())
+    return usual
 
 
 @lru_cache(maxsize=4096)

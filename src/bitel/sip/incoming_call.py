@@ -54,7 +54,9 @@ class IncomingCall:
         """Send a provisional response, 101 to 199."""
         if not 101 <= code <= 199:
             raise ValueError(f"{code} is not a provisional status: use 101 to 199")
-        self._transaction.respond(code, now, [self._core.contact])
+        self._transaction.respond(
+            code, now, [self._core.contact_by(self._transaction.source.transport)]
+        )
 
     def accept(self, answer: SessionDescription, now: float) -> None:
         """Send 200 with our SDP, and become a session."""

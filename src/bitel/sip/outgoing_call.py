@@ -33,8 +33,9 @@ class Invitation:
     """Whom to call, and how.
 
     `destination` is the next hop, an IP address and port. `offer` is our SDP. `headers` are added
-    to the INVITE; a Route among them is followed by its CANCEL and ACK too. With `withhold_ack`
-    the ACK of a usable answer waits for `UserAgent.acknowledge`, or for the BYE.
+    to the INVITE; a Route among them is followed by its CANCEL and ACK too. `credentials` go to
+    `destination` and to the hosts (IP addresses) in `trusted`, and nowhere else. With
+    `withhold_ack` the ACK of a usable answer waits for `UserAgent.acknowledge`, or for the BYE.
     """
 
     request_uri: str
@@ -42,6 +43,7 @@ class Invitation:
     from_uri: str
     offer: SessionDescription
     credentials: Credentials | None = None
+    trusted: frozenset[str] = frozenset()
     headers: tuple[tuple[str, str], ...] = ()
     display_name: str = ""
     withhold_ack: bool = False
@@ -63,6 +65,7 @@ class OutgoingCall:
         "_early",
         "_forget_timer",
         "_from_value",
+        "_given_up",
         "_invitation",
         "_last_request",
         "_min_se",
@@ -88,7 +91,7 @@ class OutgoingCall:
             f"{_quoted(invitation.display_name)}<{invitation.from_uri}>;tag={self.from_tag}"
         )
         self._cseq = self._min_se = self._raises = 0
-        self._rang = self._cancel_wanted = self._canceled = self._over = False
+        self._rang = self._cancel_wanted = self._canceled = self._over = self._given_up = False
         self._seen_codes: set[int] = set()
         self._acks: dict[str, Ack] = {}
         self._early: dict[str, EarlyDialog] = {}
@@ -112,6 +115,19 @@ class OutgoingCall:
         if self._seen_codes:
             self._send_cancel(now)
 
+    def give_up(self, now: float) -> bool:
+        """Fail as if Timer B had fired, unless anything was answered yet; whether it did.
+
+        The INVITE may have got there all the same. A 1xx that comes late is met with CANCEL, a
+        2xx with ACK and BYE.
+        """
+        if self._over or self._cancel_wanted or self._seen_codes or self._cseq > 1:
+            return False
+        self._given_up = self._cancel_wanted = True
+        self._transaction.stop_repeating()
+        self._fail(408, "timeout")
+        return True
+
     def hang_up(self, now: float, q850: int | None) -> None:
         """Before the answer there is only one way to end a call."""
         self.cancel(now)
@@ -127,7 +143,8 @@ class OutgoingCall:
         elif request.body:
             transaction.respond(491, now)
         else:
-            transaction.respond(200, now, [self._core.contact, ("Allow", ALLOW)])
+            contact = self._core.contact_by(source.transport)
+            transaction.respond(200, now, [contact, ("Allow", ALLOW)])
 
     def receive_ack(self, request: Request, now: float) -> None:
         """Nobody acknowledges anything to a caller before it is in a session."""
@@ -145,6 +162,8 @@ class OutgoingCall:
             self._receive_success(response, source, now)
         elif not self._over:
             self._receive_failure(response, now)
+        if self._given_up and response.code >= 200:
+            self._core.timers.stop(self._forget_timer)
 
     def receive_late_success(self, response: Response, source: Address, now: float) -> None:
         """A 2xx after the call was given up: acknowledge it and hang up."""
@@ -155,9 +174,11 @@ class OutgoingCall:
         self, transaction: ClientTransaction, why: Literal["timeout", "transport"], now: float
     ) -> None:
         # A CANCEL that nobody answers changes nothing: its own wait is running.
-        if transaction.request.method == "CANCEL" or self._over:
+        if transaction.request.method == "CANCEL" or (self._over and not self._given_up):
             return
-        if self._cancel_wanted:
+        if self._given_up:
+            pass  # told already
+        elif self._cancel_wanted:
             self._fail(487, "canceled")
         elif why == "timeout":
             self._fail(408, "timeout")
@@ -168,7 +189,8 @@ class OutgoingCall:
     def timer_fired(self, name: str, now: float) -> None:
         if name == "no answer to CANCEL":
             self._transaction.abandon()
-            self._fail(487, "canceled")
+            if not self._over:
+                self._fail(487, "canceled")
             self._remember(now)
         else:
             self.forget()
@@ -179,7 +201,7 @@ class OutgoingCall:
         invitation, core = self._invitation, self._core
         self._cseq += 1
         headers: tuple[tuple[str, str], ...] = (
-            core.contact,
+            core.contact_by(invitation.destination.transport),
             ("Allow", ALLOW),
             *self._session_timer(),
             core.user_agent,
@@ -190,7 +212,7 @@ class OutgoingCall:
         self._last_request = ClientRequest(
             "INVITE",
             invitation.request_uri,
-            core.new_via(),
+            core.new_via(invitation.destination.transport),
             self._from_value,
             f"<{invitation.request_uri}>",
             self.call_id,
@@ -218,11 +240,17 @@ class OutgoingCall:
             return ()
         return self._authentication.headers("INVITE", self._invitation.request_uri)
 
+    def _authentication_in(self, dialog: Dialog) -> Authentication | None:
+        """None where the dialog's requests go straight to the callee, who is not to have it."""
+        invitation, host = self._invitation, dialog.next_hop.host
+        belongs = host == invitation.destination.host or host in invitation.trusted
+        return self._authentication if belongs else None
+
     def _send_cancel(self, now: float) -> None:
         self._canceled = True
         core = self._core
         ClientTransaction(
-            core, self, self._last_request.cancel(), self._invitation.destination, now
+            core, self, self._transaction.request.cancel(), self._transaction.destination, now
         )
         self._forget_timer = core.timers.start(
             now + core.config.long_wait, self, "no answer to CANCEL"
@@ -236,7 +264,7 @@ class OutgoingCall:
             return
         if tag not in self._early and len(self._early) < MAX_FORKS:
             dialog = Dialog.of_caller(self._last_request, response, source)
-            self._early[tag] = EarlyDialog(self._core, dialog, self._authentication)
+            self._early[tag] = EarlyDialog(self._core, dialog, self._authentication_in(dialog))
         if tag in self._early:
             self._early[tag].acknowledge(response, rseq, now)
 
@@ -264,10 +292,10 @@ class OutgoingCall:
         early = self._early.get(response.to_tag)
         if early is not None:
             dialog.local_cseq = early.dialog.local_cseq
-        ack = Ack(
-            self._core,
-            *dialog.ack(self._cseq, self._core.new_via(), self._last_request.credentials),
-        )
+        authentication = self._authentication_in(dialog)
+        credentials = self._last_request.credentials if authentication else ()
+        via = self._core.new_via(dialog.next_hop.transport)
+        ack = Ack(self._core, *dialog.ack(self._cseq, via, credentials))
         self._acks[response.to_tag] = ack
         answer = _sdp_of(response)
         if early is not None and not response.body:
@@ -275,7 +303,7 @@ class OutgoingCall:
             answer = early.answer
         if self._over or self._cancel_wanted or not self._is_usable(answer):
             ack.send()
-            send_bye(self._core, StrayBye(), dialog, now, None, self._authentication)
+            send_bye(self._core, StrayBye(), dialog, now, None, authentication)
             if not self._over and self._cancel_wanted:
                 self._fail(487, "canceled")
             elif not self._over:
@@ -285,7 +313,7 @@ class OutgoingCall:
             if not self._invitation.withhold_ack:
                 ack.send()
             session = Session(
-                self._core, dialog, self._invitation.offer, answer, self._authentication, ack
+                self._core, dialog, self._invitation.offer, answer, authentication, ack
             )
             session.refresh.take_response(response, now)
             self._core.calls[self.call_id] = session

@@ -86,13 +86,13 @@ class RequestUnderWay:
         routes = tuple(value for name, value in order.headers if name.lower() == "route")
         others = [header for header in order.headers if header[0].lower() != "route"]
         if not any(name.lower() == "contact" for name, _ in others):
-            others.insert(0, core.contact)
+            others.insert(0, core.contact_by(order.destination.transport))
         if self._authentication is not None:
             others += self._authentication.headers(order.method, order.request_uri)
         request = ClientRequest(
             order.method,
             order.request_uri,
-            core.new_via(),
+            core.new_via(order.destination.transport),
             f"<{order.from_uri}>;tag={self._from_tag}",
             f"<{order.to_uri}>",
             self.call_id,

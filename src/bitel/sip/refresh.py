@@ -157,7 +157,7 @@ class SessionRefresh:
         core, session = self._core, self._session
         method = "UPDATE" if self._with_update else "INVITE"
         headers = [
-            core.contact,
+            core.contact_by(session.dialog.next_hop.transport),
             ("Allow", ALLOW),
             TIMER,
             core.user_agent,
@@ -172,7 +172,7 @@ class SessionRefresh:
             headers.append(SDP_TYPE)
             body = session.local.to_bytes()
         request, destination = session.dialog.next_request(
-            method, core.new_via(), tuple(headers), body
+            method, core.new_via(session.dialog.next_hop.transport), tuple(headers), body
         )
         self._pending = ClientTransaction(core, self, request, destination, now)
 
@@ -196,7 +196,7 @@ class SessionRefresh:
         session = self._session
         session.dialog.refresh_target(response)
         if transaction.request.method == "INVITE":
-            via = self._core.new_via()
+            via = self._core.new_via(session.dialog.next_hop.transport)
             request = transaction.request
             ack = Ack(self._core, *session.dialog.ack(request.cseq, via, request.credentials))
             ack.send()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
-from bitel.sip.grammar import Address, ip_literal
+from bitel.sip.grammar import HostPort, ip_literal
 
 Direction = Literal["sendrecv", "sendonly", "recvonly", "inactive"]
 
@@ -116,13 +116,13 @@ class Agreed:
     codec_name: str
     payload_type: int
     telephone_event_pt: int | None
-    far: Address
+    far: HostPort
     ptime: int
     direction: Direction
 
 
 def make_offer(
-    address: Address, codecs: Sequence[str] = ("PCMA", "PCMU"), session_id: int = 0
+    address: HostPort, codecs: Sequence[str] = ("PCMA", "PCMU"), session_id: int = 0
 ) -> SessionDescription:
     """Offer G.711, best first, and telephone events; `address` is where we receive RTP."""
     if not codecs:
@@ -161,8 +161,23 @@ def check_answer(offer: SessionDescription, answer: SessionDescription) -> Agree
     )
 
 
+def settled(local: SessionDescription, remote: SessionDescription | None) -> SessionDescription:
+    """Our description with the one codec that the far end's agrees on with it.
+
+    A call keeps to that codec, whatever is offered later. The version goes up by one where there
+    is less in it than before (RFC 3264 §8).
+    """
+    if remote is None:
+        return local
+    names = (check_answer(local, remote).codec_name, TELEPHONE_EVENT)
+    codecs = tuple(codec for codec in local.codecs if codec.name in names)
+    if codecs == local.codecs:
+        return local
+    return replace(local, codecs=codecs, version=local.version + 1)
+
+
 def make_answer(
-    offer: SessionDescription, address: Address, codecs: Sequence[str] = ("PCMA", "PCMU")
+    offer: SessionDescription, address: HostPort, codecs: Sequence[str] = ("PCMA", "PCMU")
 ) -> SessionDescription:
     """Answer with the first offered codec that is in `codecs`, with the offer's payload types.
 
@@ -185,12 +200,14 @@ def make_answer(
     )
 
 
-def answer_again(current: SessionDescription, offer: SessionDescription) -> SessionDescription:
-    """Answer a later offer of a call as the call now stands: same port and codecs.
+def answer_again(
+    current: SessionDescription, offer: SessionDescription, codecs: Sequence[Codec]
+) -> SessionDescription:
+    """Answer a later offer of a call as the call now stands: same port, and one of these codecs.
 
     The version goes up by one where the answer differs from `current` (RFC 3264 §8).
     """
-    names = [codec.name for codec in current.codecs if codec.name != TELEPHONE_EVENT]
+    names = [codec.name for codec in codecs if codec.name != TELEPHONE_EVENT]
     answer = replace(
         make_answer(offer, (current.address, current.port), names),
         session_id=current.session_id,

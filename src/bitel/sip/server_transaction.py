@@ -6,12 +6,14 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from bitel.sip.core import Core
-from bitel.sip.grammar import DEFAULT_PORT, Address, parameter, split_list
+from bitel.sip.grammar import DEFAULT_PORT, Address, Transport, parameter, split_list
 from bitel.sip.message import Request, write_response
 from bitel.sip.timers import Timer
 from bitel.sip.transaction_tables import (
     INVITE_SERVER,
+    INVITE_SERVER_STREAM,
     NON_INVITE_SERVER,
+    NON_INVITE_SERVER_STREAM,
     Action,
     State,
     Stimulus,
@@ -45,7 +47,10 @@ def server_key(request: Request, method: str) -> ServerKey:
 
 
 def reply_route(request: Request, source: Address) -> tuple[str, Address]:
-    """The top Via as a response repeats it, and where the response goes (RFC 3581 §4)."""
+    """The top Via as a response repeats it, and where the response goes (RFC 3581 §4).
+
+    Over a stream that is the connection that the request came by (RFC 3261 §18.2.2).
+    """
     host, port = request.sent_by()
     top = split_list(request.header("via"))[0]
     wants_rport = parameter(top, "rport") is not None
@@ -59,7 +64,9 @@ def reply_route(request: Request, source: Address) -> tuple[str, Address]:
         return ";".join(kept), source
     if host.strip("[]") != source[0]:
         kept.append(f"received={source[0]}")
-    return ";".join(kept), (source[0], port or DEFAULT_PORT)
+    if source.transport is not Transport.UDP:
+        return ";".join(kept), source
+    return ";".join(kept), Address(source[0], port or DEFAULT_PORT)
 
 
 def answer_statelessly(
@@ -109,10 +116,13 @@ class ServerTransaction:
         self._waiting: Timer | None = None
         self._interval = core.config.t1 / 2
         self._table: Table
+        is_stream = source.transport is not Transport.UDP
         if request.method == "INVITE":
-            self._table, self.state = INVITE_SERVER, State.PROCEEDING
+            self._table = INVITE_SERVER_STREAM if is_stream else INVITE_SERVER
+            self.state = State.PROCEEDING
         else:
-            self._table, self.state = NON_INVITE_SERVER, State.TRYING
+            self._table = NON_INVITE_SERVER_STREAM if is_stream else NON_INVITE_SERVER
+            self.state = State.TRYING
         core.server_transactions[key] = self
 
     def respond(

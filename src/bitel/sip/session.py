@@ -12,11 +12,11 @@ from bitel.sip.core import Core
 from bitel.sip.dialog import Dialog
 from bitel.sip.events import Confirmed, Ended, MediaChanged
 from bitel.sip.grammar import Address
-from bitel.sip.message import Request, Response
+from bitel.sip.message import Message, Request, Response
 from bitel.sip.reason import q850_cause, q850_reason
 from bitel.sip.refresh import SessionRefresh
 from bitel.sip.requests import ALLOW, SDP_TYPE
-from bitel.sip.sdp import SdpError, SessionDescription, answer_again, check_answer
+from bitel.sip.sdp import SdpError, SessionDescription, answer_again, check_answer, settled
 from bitel.sip.server_transaction import ServerTransaction, UnacknowledgedAnswer
 from bitel.sip.session_timer import MIN_SE, asks_too_little
 
@@ -29,6 +29,7 @@ class Session:
         "_core",
         "_ending",
         "_hang_up_wanted",
+        "_offering",
         "_q850",
         "_unacknowledged",
         "_waiting_cseq",
@@ -61,6 +62,7 @@ class Session:
         self._waiting_cseq = 0
         self._ending = False
         self._hang_up_wanted = False
+        self._offering = False
         self._q850: int | None = None
         # Only who was called hears that its answer was confirmed, and only of the first one.
         self.told_confirmed = True
@@ -106,6 +108,7 @@ class Session:
     ) -> None:
         """Accept an INVITE with 200, repeated until its ACK comes."""
         self.local = body
+        self._offering = False
         if self._unacknowledged is not None:
             self._unacknowledged.stop()
         headers = [*self._headers(transaction.request, now), SDP_TYPE]
@@ -136,7 +139,7 @@ class Session:
         elif request.method in ("INVITE", "UPDATE"):
             self._receive_offer(request, transaction, now)
         elif request.method == "OPTIONS":
-            transaction.respond(200, now, [self._core.contact, ("Allow", ALLOW)])
+            transaction.respond(200, now, [self._contact(), ("Allow", ALLOW)])
         else:
             transaction.respond(405, now, [("Allow", ALLOW)])
 
@@ -148,6 +151,9 @@ class Session:
             return
         waiting.stop()
         self._unacknowledged = None
+        if self._offering:
+            self._offering = False
+            self.take_answer(request)
         self._tell_confirmed()
         if self._hang_up_wanted:
             self._say_bye(now)
@@ -174,13 +180,14 @@ class Session:
             transaction.respond(200, now, self._headers(request, now))
             return
         if not request.body:
-            # The far end asks for our offer. Its answer comes with the ACK, and is taken as given.
+            # The far end asks for our offer. Its answer comes with the ACK.
             self.dialog.refresh_target(request)
-            self.answer_invite(transaction, self.local, now)
+            self.answer_invite(transaction, self._offer_again(), now)
+            self._offering = True
             return
         try:
             offer = SessionDescription.parse(request.body)
-            answer = answer_again(self.local, offer)
+            answer = answer_again(self.local, offer, settled(self.local, self.remote).codecs)
         except SdpError:
             transaction.respond(488, now)
             return
@@ -196,10 +203,17 @@ class Session:
         if changed:
             self._core.events.append(MediaChanged(self.dialog.call_id, offer, answer))
 
-    def take_answer(self, response: Response) -> None:
-        """Take the answer to a re-INVITE of ours, which offered what had been agreed before."""
+    def _offer_again(self) -> SessionDescription:
+        """What we offer in a call that goes on: both ways again, whoever held it (§14.2)."""
+        offer = settled(self.local, self.remote)
+        if offer.direction == "sendrecv":
+            return offer
+        return replace(offer, direction="sendrecv", version=self.local.version + 1)
+
+    def take_answer(self, message: Message) -> None:
+        """Take the answer to an offer of ours, which was what had been agreed before."""
         try:
-            answer = SessionDescription.parse(response.body)
+            answer = SessionDescription.parse(message.body)
             direction = check_answer(self.local, answer).direction
         except SdpError:
             return
@@ -209,8 +223,11 @@ class Session:
             local = replace(self.local, direction=direction)
             self._core.events.append(MediaChanged(self.dialog.call_id, answer, local))
 
+    def _contact(self) -> tuple[str, str]:
+        return self._core.contact_by(self.dialog.fallback.transport)
+
     def _headers(self, request: Request, now: float) -> list[tuple[str, str]]:
-        about_us = [self._core.contact, ("Allow", ALLOW), self._core.user_agent]
+        about_us = [self._contact(), ("Allow", ALLOW), self._core.user_agent]
         return about_us + self.refresh.answer_headers(request, now)
 
     # Our BYE
@@ -265,7 +282,9 @@ def send_bye(
         headers.append(("Reason", q850_reason(q850)))
     if authentication is not None:
         headers += authentication.headers("BYE", dialog.request_uri)
-    request, destination = dialog.next_request("BYE", core.new_via(), tuple(headers))
+    request, destination = dialog.next_request(
+        "BYE", core.new_via(dialog.next_hop.transport), tuple(headers)
+    )
     ClientTransaction(core, user, request, destination, now)
 
 

@@ -10,6 +10,10 @@ Timers have the RFC's letters, and fall into two kinds, of which a transaction r
 each: A, E and G repeat; B, F, H give up and D, I, J, K, L, M end the wait for repetitions.
 Starting a timer replaces the one of its kind. Entering TERMINATED stops both.
 
+Over TCP and TLS nothing is repeated and nothing repeated can be under way: A, E and G never run, D,
+I, J and K last no time at all, so that the states that only wait for them are passed over. Those
+tables are made from the others.
+
 What the tables leave to their user, as the RFC does: a 2xx to INVITE is repeated by whoever
 accepted the call and acknowledged by whoever placed it, not by these transactions.
 """
@@ -142,6 +146,31 @@ NON_INVITE_SERVER: Table = {
     (S.COMPLETED, X.TIMER_J): (S.TERMINATED, ()),
 }
 """§17.2.2."""
+
+_REPEATING = {A.START_A, A.START_E, A.START_G, A.STOP_REPEATING}
+_LINGERING = {A.START_D, A.START_I, A.START_J, A.START_K}
+_NOT_OVER_STREAMS = {Stimulus(letter) for letter in "AEGDIJK"}
+
+
+def _over_streams(table: Table) -> Table:
+    """What is left of a table over TCP and TLS; its first entry must be of its first state."""
+    changed: Table = {}
+    for (state, stimulus), (after, actions) in table.items():
+        if stimulus not in _NOT_OVER_STREAMS:
+            kept = tuple(each for each in actions if each not in _REPEATING | _LINGERING)
+            lingers = not _LINGERING.isdisjoint(actions)
+            changed[state, stimulus] = (S.TERMINATED if lingers else after, kept)
+    first = next(iter(table))[0]
+    reached = {first}
+    while more := {after for (s, _), (after, _) in changed.items() if s in reached} - reached:
+        reached |= more
+    return {key: entry for key, entry in changed.items() if key[0] in reached}
+
+
+INVITE_CLIENT_STREAM = _over_streams(INVITE_CLIENT)
+NON_INVITE_CLIENT_STREAM = _over_streams(NON_INVITE_CLIENT)
+INVITE_SERVER_STREAM = _over_streams(INVITE_SERVER)
+NON_INVITE_SERVER_STREAM = _over_streams(NON_INVITE_SERVER)
 
 
 def stimulus_of(code: int) -> Stimulus:

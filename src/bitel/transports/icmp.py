@@ -48,5 +48,5 @@ def unreachable(sock: socket.socket, limit: int = 64) -> list[Address]:
             if len(data) < _EXTENDED_ERROR.size:
                 continue
             if _EXTENDED_ERROR.unpack_from(data)[0] not in _HARMLESS and address:
-                found.append((address[0], address[1]))
+                found.append(Address(address[0], address[1]))
     return found

@@ -1,0 +1,238 @@
+"""A user agent on the network: moves its messages, keeps one timer, hands out its events.
+
+UDP and TCP share a port; TLS, for which a certificate is needed, has the one after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from typing import Literal
+
+from bitel.sip.agent import UserAgent
+from bitel.sip.events import Event
+from bitel.sip.grammar import MAX_PORT, Address, HostPort, Transport
+from bitel.transports.listener import Door, Listener, listening_socket
+from bitel.transports.liveness import StreamLimits
+from bitel.transports.streams import Streams
+from bitel.transports.tls import TlsFiles
+from bitel.transports.udp_socket import UdpSocket, datagram_socket
+
+logger = logging.getLogger(__name__)
+
+Link = Callable[[bytes, Address], Iterable[tuple[float, bytes]]]
+"""A link to try things on: what really leaves for a datagram, and after how many seconds."""
+
+Tap = Callable[[Literal["in", "out"], bytes, Address, float], None]
+"""Shown each message as it comes or leaves, with the far end's address and the time (Unix s)."""
+
+TRIES = 30
+"""How many free ports are tried, until one is free for every transport."""
+
+
+class SipTransport:
+    """Made with `open`. After any call on `agent`, call `flush`."""
+
+    def __init__(
+        self,
+        agent: UserAgent,
+        local: HostPort,
+        on_event: Callable[[Event], None],
+        clock: Callable[[], float],
+        link: Link | None,
+        tap: Tap | None,
+    ) -> None:
+        self.agent = agent
+        self.local = local
+        self.now = clock
+        self._on_event = on_event
+        self._link = link
+        self._tap = tap
+        self._loop = asyncio.get_running_loop()
+        self._udp: UdpSocket
+        self._streams: Streams
+        self._listeners: list[Listener] = []
+        self._turn: asyncio.Handle | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = 0.0
+        self._closed = False
+
+    @classmethod
+    async def open(
+        cls,
+        bind: HostPort,
+        make_agent: Callable[[HostPort], UserAgent],
+        on_event: Callable[[Event], None],
+        clock: Callable[[], float] | None = None,
+        link: Link | None = None,
+        tap: Tap | None = None,
+        tls: TlsFiles | None = None,
+        limits: StreamLimits | None = None,
+    ) -> SipTransport:
+        """Bind `bind` (an IP address; port 0 takes a free one) and start.
+
+        `make_agent` is given the address that was bound. `clock` gives the seconds that the agent
+        sees, the loop's by default; it must run as fast as the loop's. `link` stands in the way of
+        datagrams only. Raises OSError where a port can't be had, and TlsFileError
+        where a file of `tls` can't be used.
+        """
+        limits, tls = limits or StreamLimits(), tls or TlsFiles()
+        context = tls.server_context()
+        if tls.ca or tls.certificate:
+            tls.client_context()  # better now than when the first connection is needed
+        loop = asyncio.get_running_loop()
+        sockets = _bind(bind, with_tls=context is not None)
+        with ExitStack() as undo:
+            for sock in sockets:
+                undo.enter_context(sock)
+            host, port = sockets[0].getsockname()[:2]
+            local = (str(host), int(port))
+            self = cls(make_agent(local), local, on_event, clock or loop.time, link, tap)
+            undo.pop_all()
+        udp, *listening = sockets
+        self._udp = UdpSocket(udp, self)
+        leave_from = None if host in {"0.0.0.0", "::"} else local[0]
+        tls_port = 0 if context is not None else local[1] + 1
+        self._streams = Streams(self, limits, tls, leave_from, tls_port)
+        door = Door(limits)
+        for sock, transport in zip(listening, (Transport.TCP, Transport.TLS), strict=False):
+            secure = context if transport is Transport.TLS else None
+            self._listeners.append(Listener(sock, transport, secure, self._streams, door, limits))
+        return self
+
+    def flush(self) -> None:
+        """Have what the agent queued sent, and its events handed out, in this turn of the loop.
+
+        Cheap to call often: one turn does it once. Events are never handed out from within.
+        """
+        if self._turn is None and not self._closed:
+            self._turn = self._loop.call_soon(self._run_turn)
+
+    async def close(self) -> None:
+        """Send what is queued, then let go of sockets and connections. Hangs up nothing."""
+        if self._closed:
+            return
+        self._send_all()
+        self._closed = True
+        for handle in (self._turn, self._timer):
+            if handle is not None:
+                handle.cancel()
+        self._udp.close()
+        for listener in self._listeners:
+            await listener.close()
+        await self._streams.close()
+
+    # One turn: send, hand out events (whose takers may queue more), set the timer
+
+    def _run_turn(self) -> None:
+        self._turn = None
+        while not self._closed:
+            self._send_all()
+            event = self.agent.next_event()
+            if event is None:
+                break
+            self._hand_out(event)
+        self._set_timer()
+
+    def _hand_out(self, event: Event) -> None:
+        try:
+            self._on_event(event)
+        except Exception:
+            # The taker's fault; other calls must not suffer for it.
+            logger.exception("an event of call %s was not handled", event.call_id)
+
+    def _set_timer(self) -> None:
+        due = self.agent.next_timer()
+        if due is None or self._closed:
+            return
+        # An armed timer that is early enough may stay: coming too early does no harm.
+        if self._timer is not None:
+            if self._timer_due <= due:
+                return
+            self._timer.cancel()
+        self._timer_due = due
+        self._timer = self._loop.call_later(max(0.0, due - self.now()), self._timer_fired)
+
+    def _timer_fired(self) -> None:
+        self._timer = None
+        self.agent.handle_timer(self.now())
+        self._run_turn()
+
+    def _send_all(self) -> None:
+        for data, destination in self.agent.datagrams_to_send():
+            if self._tap is not None:
+                self._tap("out", data, destination, time.time())
+            if destination.transport is not Transport.UDP:
+                self._streams.send(data, destination)
+            elif self._link is None:
+                self._udp.send(data, destination)
+            else:
+                self._send_by_link(data, destination, self._link)
+
+    def _send_by_link(self, data: bytes, destination: Address, link: Link) -> None:
+        for delay, datagram in link(data, destination):
+            if delay <= 0:
+                self._udp.send(datagram, destination)
+            else:
+                self._loop.call_later(delay, self._udp.send, datagram, destination)
+
+    # What the sockets tell
+
+    def datagrams_came(self, datagrams: list[tuple[bytes, Address]]) -> None:
+        """Give them to the agent."""
+        now = self.now()
+        for data, source in datagrams:
+            if self._tap is not None:
+                self._tap("in", data, source, time.time())
+            self.agent.receive_datagram(data, source, now)
+        self.flush()
+
+    def datagrams_failed(self, destinations: list[Address]) -> None:
+        """Tell the agent who can't be reached."""
+        for destination in destinations:
+            self.agent.transport_failed(destination, self.now())
+        self.flush()
+
+    def stream_message(self, data: bytes, source: Address) -> None:
+        """Give it to the agent."""
+        self.datagrams_came([(data, source)])
+
+    def stream_unframed(self, head: bytes, source: Address) -> None:
+        """Have the agent refuse it."""
+        if self._tap is not None:
+            self._tap("in", head, source, time.time())
+        self.agent.refuse(head, source)
+        self.flush()
+
+    def stream_failed(self, destination: Address, *, lost: bool) -> None:
+        """Tell the agent."""
+        self.agent.transport_failed(destination, self.now(), lost=lost)
+        self.flush()
+
+
+def _bind(bind: HostPort, *, with_tls: bool) -> list[socket.socket]:
+    """Sockets for UDP and TCP at the port of `bind`, and for TLS at the next if wanted."""
+    host, wanted = bind
+    if with_tls and wanted >= MAX_PORT:
+        raise OSError(f"the port for TLS would be {wanted + 1}: use a lower one for SIP")
+    for tries_left in reversed(range(1 if wanted else TRIES)):
+        udp = datagram_socket(bind)
+        sockets = [udp]
+        try:
+            port = int(udp.getsockname()[1])
+            sockets.append(listening_socket((host, port)))
+            if with_tls:
+                sockets.append(listening_socket((host, port + 1)))
+        # OverflowError: a free port may be the last one there is.
+        except (OSError, OverflowError):
+            for sock in sockets:
+                sock.close()
+            if not tries_left:
+                raise
+            continue
+        return sockets
+    raise AssertionError("the last try returns or raises")

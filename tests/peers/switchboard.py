@@ -1,0 +1,180 @@
+"""A dialer at work over a real store: places calls at peers, and reads what was written of them."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection
+
+from bitel.calls.call import CallStatus, Lane, NewCall
+from bitel.calls.ids import new_id
+from bitel.calls.outcome import Outcome
+from bitel.calls.tariff import Rate, Tariff
+from bitel.dialers.config import SipTrunkConfig
+from bitel.dialers.playlists import Codec, Playlist
+from bitel.dialers.sip_trunk import SipTrunkDialer
+from bitel.dialers.trunk import Trunk
+from bitel.dialing.dialer import Order
+from bitel.dialing.dispatcher import Dispatcher, Limits
+from bitel.store import calls, ledger, placing, projects, recordings
+from bitel.store.calls import AttemptRow
+from bitel.store.database import Database
+
+HOST = "127.0.0.1"
+T1 = 0.02
+"""Seconds: Timers B and F are 1.28 s then, and nobody waits long for what never comes."""
+_TARIFF = Tariff((Rate("+98", Decimal(1), increment=1),))
+_A_LAW_SILENCE = b"\xd5"
+
+
+class OneClip:
+    """Everybody is played the same silence, whichever codec it is taken for."""
+
+    def __init__(self, folder: Path, seconds: float) -> None:
+        self._clip = folder / "clip.raw"
+        self._clip.write_bytes(_A_LAW_SILENCE * round(seconds * 8000))
+
+    async def for_order(self, order: Order, codecs: Sequence[Codec]) -> Mapping[str, Playlist]:
+        """Not a clip of its own for anybody."""
+        return {codec: [self._clip] for codec in codecs}
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What the store holds of a call after its one attempt."""
+
+    status: CallStatus
+    bill_seconds: int
+    bills: int
+    """Entries of the ledger; a call that was answered has one, any other none."""
+    attempt: AttemptRow
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """What became of the attempt."""
+        return self.attempt.outcome
+
+    @property
+    def talked(self) -> float:
+        """Seconds from the answer to the end."""
+        assert self.attempt.answered_at is not None, "nobody answered"
+        assert self.attempt.ended_at is not None, "it is not over"
+        return self.attempt.ended_at - self.attempt.answered_at
+
+
+class Switchboard:
+    """Places calls by way of `dialer`."""
+
+    def __init__(self, database: Database, dialer: SipTrunkDialer) -> None:
+        self.dialer = dialer
+        self._database = database
+        # Several may share a database.
+        self._dialer_id = f"dialer-{new_id(time.time())}"
+        self._dispatcher = Dispatcher(
+            self._dialer_id,
+            "worker",
+            dialer,
+            Limits(max_channels=100, calls_per_second=1000.0, ring_timeout=45.0),
+            database,
+            _TARIFF,
+            time.time,
+        )
+
+    async def call(self, number: str = "09121234567") -> Record:
+        """Make one attempt to reach somebody, and wait until it is settled.
+
+        After trouble with the trunk the call itself is still WAITING: it is to be tried again.
+        """
+        new = await self._database.write(lambda conn: _place(conn, self._dialer_id, number))
+        self._dispatcher.ring()
+        async with asyncio.timeout(30):
+            while True:
+                attempts = await self._database.read(lambda conn: calls.attempts(conn, new.id))
+                if attempts and attempts[0].claim == "settled":
+                    break
+                await asyncio.sleep(0.02)
+        found = await self._database.read(lambda conn: calls.find(conn, new.project_id, new.id))
+        assert found is not None
+        entries = await self._database.read(lambda conn: ledger.entries(conn, new.project_id))
+        return Record(found.status, found.bill_seconds, len(entries), attempts[0])
+
+    @asynccontextmanager
+    async def at_work(self) -> AsyncIterator[None]:
+        """Dial what is due inside the block."""
+        await self._dispatcher.take_over()
+        task = asyncio.create_task(self._dispatcher.run())
+        try:
+            yield
+        finally:
+            await self._dispatcher.drain(5.0)
+            await task
+
+
+def _place(conn: Connection, dialer_id: str, number: str) -> NewCall:
+    """A call of a project of its own, so that the project's ledger is the call's."""
+    now = time.time()
+    project = projects.create(conn, f"customer {new_id(now)}", now)
+    recording = recordings.Recording(new_id(now), project.id, "hello", 1.0, 8000, now)
+    recordings.add(conn, recording)
+    new = NewCall(
+        id=new_id(now),
+        project_id=project.id,
+        dialer_id=dialer_id,
+        phone_number=number,
+        e164=f"+98{number.removeprefix('0')}",
+        recording_id=recording.id,
+        lane=Lane.SINGLE,
+        retry_count=0,
+        retry_interval=60,
+        requested_at=now,
+        expires_at=now + 600,
+    )
+    placing.place(conn, [new])
+    return new
+
+
+@asynccontextmanager
+async def switchboard(
+    folder: Path, database: Database, *trunks: str, clip: float = 0.04, **config: Any
+) -> AsyncIterator[Switchboard]:
+    """A dialer that calls by way of `trunks` and plays `clip` seconds of silence.
+
+    `config` are fields of SipTrunkConfig. Numbers are dialled as `+98…`.
+    """
+    first = _free_port()
+    values = {"t1": T1, "ring_timeout": 10.0, "ping_interval": 0.0, **config}
+    dialer = SipTrunkDialer(
+        SipTrunkConfig(
+            tuple(Trunk.parse(trunk) for trunk in trunks),
+            (HOST, 0),
+            range(first, first + 20),
+            **values,
+        ),
+        OneClip(folder, clip),
+        time.time,
+    )
+    await dialer.start()
+    try:
+        made = Switchboard(database, dialer)
+        async with made.at_work():
+            yield made
+    finally:
+        await dialer.close()
+
+
+def _free_port() -> int:
+    """An even port that was free a moment ago, with room above."""
+    while True:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.bind((HOST, 0))
+            port = int(probe.getsockname()[1])
+            if port < 65000:
+                return port + port % 2

@@ -1,0 +1,269 @@
+"""Kamailio between the dialer and SIPp, as many carriers have it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from pathlib import Path
+
+import pytest
+
+from bitel.calls.call import CallStatus
+from bitel.calls.outcome import Outcome
+from bitel.sip import Credentials
+from bitel.store.database import Database
+from bitel.transports.tls import TlsFiles
+from tests.e2e.playing import folder
+from tests.peers.certificates import Authority
+from tests.peers.kamailio_carrier import PASSWORD, USERNAME, Option, kamailio
+from tests.peers.sipp import sipp
+from tests.peers.switchboard import switchboard
+
+CALLS = 5
+ROUTED = "rfc3261_12.1.1_record_routed"
+PATIENT = 2.0
+"""Seconds of T1: what is counted must not be repeated where the machine is slow."""
+CREDENTIALS = Credentials(USERNAME, PASSWORD)
+
+
+@pytest.mark.parametrize("options", [[], ["WITH_SHA256"]], ids=["md5", "sha256"])
+async def test_calls_through_a_proxy_that_demands_digest(
+    options: list[Option], tmp_path: Path, sqlite_database: Database
+) -> None:
+    async with (
+        sipp(ROUTED, CALLS, folder(tmp_path, "sipp")) as callee,
+        kamailio(folder(tmp_path, "kamailio"), callee.port, options) as proxy,
+        switchboard(
+            tmp_path,
+            sqlite_database,
+            f"sip:127.0.0.1:{proxy.port}",
+            t1=PATIENT,
+            credentials=CREDENTIALS,
+        ) as board,
+    ):
+        records = await asyncio.gather(*(board.call(f"0912{n:07}") for n in range(CALLS)))
+        report = await callee.report()
+    assert (report.exit_code, report.successful) == (0, CALLS), report
+    assert {record.outcome for record in records} == {Outcome.ANSWERED}
+    assert {record.bills for record in records} == {1}
+    # The proxy stays on the way, and credentials are not asked for twice within a call.
+    for method in ("INVITE", "BYE"):
+        assert proxy.said.count(f"relayed {method} over udp") == CALLS, proxy.said
+    assert proxy.said.count("relayed ACK over udp") >= CALLS
+    assert proxy.said.count("challenged INVITE") == CALLS
+    assert "challenged BYE" not in proxy.said
+    assert not [line for line in proxy.said if line.startswith("strayed")]
+
+
+async def test_wrong_credentials_get_nowhere(tmp_path: Path, sqlite_database: Database) -> None:
+    async with (
+        sipp(ROUTED, 1, folder(tmp_path, "sipp")) as callee,
+        kamailio(folder(tmp_path, "kamailio"), callee.port) as proxy,
+        switchboard(
+            tmp_path,
+            sqlite_database,
+            f"sip:127.0.0.1:{proxy.port}",
+            t1=PATIENT,
+            credentials=Credentials(USERNAME, "wrong"),
+        ) as board,
+    ):
+        record = await board.call()
+    assert (record.outcome, record.attempt.sip_code) == (Outcome.REFUSED, 407)
+    assert (record.status, record.bills) == (CallStatus.ERROR, 0)
+    assert proxy.said == ["challenged INVITE"] * 2, "once is enough to know"
+
+
+async def test_a_callee_that_never_answers_is_cancelled_through_the_proxy(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
+    async with (
+        sipp("rfc3261_9.2_canceled_behind_proxy", 1, folder(tmp_path, "sipp")) as callee,
+        kamailio(folder(tmp_path, "kamailio"), callee.port) as proxy,
+        switchboard(
+            tmp_path,
+            sqlite_database,
+            f"sip:127.0.0.1:{proxy.port}",
+            t1=PATIENT,
+            ring_timeout=1.0,
+            credentials=CREDENTIALS,
+        ) as board,
+    ):
+        record = await board.call()
+        report = await callee.report()
+    assert (report.exit_code, report.successful) == (0, 1), report
+    assert (record.outcome, record.bills) == (Outcome.NO_ANSWER, 0)
+
+
+async def test_registered_refreshed_used_and_gone(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
+    """The proxy takes calls from nobody who is not registered, and grants 2 s at a time."""
+    async with (
+        sipp(ROUTED, 1, folder(tmp_path, "sipp")) as callee,
+        kamailio(
+            folder(tmp_path, "kamailio"), callee.port, ["WITH_REGISTRATION"], max_expires=2
+        ) as proxy,
+    ):
+        async with switchboard(
+            tmp_path,
+            sqlite_database,
+            f"sip:127.0.0.1:{proxy.port}",
+            t1=PATIENT,
+            register=True,
+            credentials=CREDENTIALS,
+        ) as board:
+            await proxy.saying("register 1 over udp")
+            await proxy.saying("register 2 over udp", times=2)
+            assert board.dialer.up
+            record = await board.call()
+            report = await callee.report()
+        await proxy.saying("register 3 over udp")
+    assert (record.outcome, record.bills) == (Outcome.ANSWERED, 1)
+    assert (report.exit_code, report.successful) == (0, 1), report
+
+
+async def test_calls_through_a_proxy_over_tcp(tmp_path: Path, sqlite_database: Database) -> None:
+    """One connection takes them all to the proxy, which goes on over UDP."""
+    async with (
+        sipp(ROUTED, CALLS, folder(tmp_path, "sipp")) as callee,
+        kamailio(
+            folder(tmp_path, "kamailio"), callee.port, ["WITH_STREAMS", "WITH_REGISTRATION"]
+        ) as proxy,
+    ):
+        async with switchboard(
+            tmp_path,
+            sqlite_database,
+            f"sip:127.0.0.1:{proxy.port};transport=tcp",
+            t1=PATIENT,
+            register=True,
+            credentials=CREDENTIALS,
+        ) as board:
+            await proxy.saying("register 1 over tcp")
+            records = await asyncio.gather(*(board.call(f"0912{n:07}") for n in range(CALLS)))
+            report = await callee.report()
+        await proxy.saying("register 3 over tcp")
+    assert (report.exit_code, report.successful) == (0, CALLS), report
+    assert {(record.outcome, record.bills) for record in records} == {(Outcome.ANSWERED, 1)}
+    for method in ("INVITE", "ACK", "BYE"):
+        assert proxy.said.count(f"relayed {method} over tcp") >= CALLS, proxy.said
+
+
+async def test_calls_through_a_proxy_over_tls(tmp_path: Path, sqlite_database: Database) -> None:
+    authority = Authority.make(folder(tmp_path, "certificates"))
+    async with (
+        sipp(ROUTED, CALLS, folder(tmp_path, "sipp")) as callee,
+        kamailio(
+            folder(tmp_path, "kamailio"),
+            callee.port,
+            ["WITH_STREAMS", "WITH_TLS", "WITH_REGISTRATION"],
+            certificate=authority.sign("IP:127.0.0.1"),
+        ) as proxy,
+    ):
+        async with switchboard(
+            tmp_path,
+            sqlite_database,
+            f"sips:127.0.0.1:{proxy.tls_port}",
+            t1=PATIENT,
+            register=True,
+            credentials=CREDENTIALS,
+            tls=TlsFiles(ca=authority.files.certificate),
+        ) as board:
+            await proxy.saying("register 1 over tls")
+            records = await asyncio.gather(*(board.call(f"0912{n:07}") for n in range(CALLS)))
+            report = await callee.report()
+        await proxy.saying("register 3 over tls")
+    assert (report.exit_code, report.successful) == (0, CALLS), report
+    assert {(record.outcome, record.bills) for record in records} == {(Outcome.ANSWERED, 1)}
+    for method in ("INVITE", "ACK", "BYE"):
+        assert proxy.said.count(f"relayed {method} over tls") >= CALLS, proxy.said
+
+
+@pytest.mark.parametrize("fault", ["untrusted", "another name"])
+async def test_a_proxy_that_cannot_prove_its_name_hears_nothing(
+    fault: str, tmp_path: Path, sqlite_database: Database
+) -> None:
+    ours, theirs = (Authority.make(folder(tmp_path, name)) for name in ("ours", "theirs"))
+    certificate = (
+        theirs.sign("IP:127.0.0.1") if fault == "untrusted" else ours.sign("DNS:carrier.test")
+    )
+    async with (
+        sipp(ROUTED, 1, folder(tmp_path, "sipp")) as callee,
+        kamailio(
+            folder(tmp_path, "kamailio"),
+            callee.port,
+            ["WITH_STREAMS", "WITH_TLS"],
+            certificate=certificate,
+        ) as proxy,
+        switchboard(
+            tmp_path,
+            sqlite_database,
+            f"sips:127.0.0.1:{proxy.tls_port}",
+            t1=PATIENT,
+            credentials=CREDENTIALS,
+            tls=TlsFiles(ca=ours.files.certificate),
+        ) as board,
+    ):
+        record = await board.call()
+        assert not board.dialer.up
+    assert (record.outcome, record.bills) == (Outcome.TRUNK_TROUBLE, 0)
+    assert record.attempt.sip_code == 503
+    assert proxy.said == []
+
+
+@pytest.mark.parametrize("transport", ["udp", "tcp", "tls"])
+async def test_the_callee_hangs_up_through_the_proxy(
+    transport: str, tmp_path: Path, sqlite_database: Database
+) -> None:
+    """Over TLS there is no way to us but the connection that we opened: we don't listen for it."""
+    authority = Authority.make(folder(tmp_path, "certificates"))
+    async with (
+        sipp("rfc3261_12.2.1.1_bye_through_proxy", 1, folder(tmp_path, "sipp")) as callee,
+        kamailio(
+            folder(tmp_path, "kamailio"),
+            callee.port,
+            ["WITH_STREAMS", "WITH_TLS"],
+            certificate=authority.sign("IP:127.0.0.1"),
+        ) as proxy,
+        switchboard(
+            tmp_path,
+            sqlite_database,
+            f"sip:127.0.0.1:{proxy.tls_port if transport == 'tls' else proxy.port}"
+            f";transport={transport}",
+            clip=5.0,
+            t1=PATIENT,
+            credentials=CREDENTIALS,
+            tls=TlsFiles(ca=authority.files.certificate),
+        ) as board,
+    ):
+        record = await board.call()
+        report = await callee.report()
+    assert (report.exit_code, report.successful) == (0, 1), report
+    assert (record.outcome, record.attempt.ended_by) == (Outcome.ANSWERED, "far")
+    assert record.bills == 1
+
+
+async def test_two_phones_that_are_both_picked_up_are_one_call_and_one_bill(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
+    async with (
+        sipp(ROUTED, 1, folder(tmp_path, "first")) as first,
+        sipp("rfc3261_13.2.2.4_late_fork", 1, folder(tmp_path, "second")) as second,
+        kamailio(
+            folder(tmp_path, "kamailio"), first.port, ["WITH_FORK"], second_callee=second.port
+        ) as proxy,
+        switchboard(
+            tmp_path,
+            sqlite_database,
+            f"sip:127.0.0.1:{proxy.port}",
+            clip=1.0,
+            t1=PATIENT,
+            credentials=CREDENTIALS,
+        ) as board,
+    ):
+        record = await board.call()
+        reports = [await callee.report() for callee in (first, second)]
+    assert [(each.exit_code, each.successful) for each in reports] == [(0, 1)] * 2, reports
+    assert (record.outcome, record.bills) == (Outcome.ANSWERED, 1)
+    assert record.bill_seconds == math.ceil(record.talked)
+    assert proxy.said.count("relayed ACK over udp") >= 2
+    assert proxy.said.count("relayed BYE over udp") == 2
