@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from bitel.dialers.config import SipTrunkConfig
 from bitel.dialers.numbering import NumberRule
 from bitel.dialers.trunk import Trunk
+from bitel.rtp.streamer import senders_for
 from bitel.settings import DialerSettings, split_address, split_public_address
 from bitel.sip import Credentials
+from bitel.transports.tls import TlsFiles
 
 
 def sip_trunk_config(dialer: DialerSettings) -> SipTrunkConfig:
@@ -15,6 +20,7 @@ def sip_trunk_config(dialer: DialerSettings) -> SipTrunkConfig:
     if dialer.public_address:
         public, public_port = split_public_address(dialer.public_address)
     password = dialer.password.get_secret_value()
+    credentials = Credentials(dialer.username, password, dialer.realm)
     return SipTrunkConfig(
         trunks=tuple(Trunk.parse(trunk) for trunk in dialer.trunks),
         bind=split_address(dialer.bind),
@@ -29,7 +35,20 @@ def sip_trunk_config(dialer: DialerSettings) -> SipTrunkConfig:
         number_format=dialer.number_format,
         number_rules=[NumberRule(**rule.model_dump()) for rule in dialer.number_rules],
         codecs=tuple(dialer.codecs),
-        credentials=Credentials(dialer.username, password) if dialer.username else None,
+        credentials=credentials if dialer.username else None,
         register=dialer.register_,
+        tls=_tls_files(dialer),
         ping_interval=dialer.ping_interval,
+        trunk_timeout=dialer.trunk_timeout,
+        media_timeout=dialer.media_timeout,
+        receive=dialer.receive,
+        senders=senders_for(dialer.max_channels, os.cpu_count() or 1),
     )
+
+
+def _tls_files(dialer: DialerSettings) -> TlsFiles:
+    ca, certificate, key = (
+        Path(name) if name else None
+        for name in (dialer.tls_ca, dialer.tls_certificate, dialer.tls_key)
+    )
+    return TlsFiles(ca, certificate, key)

@@ -51,6 +51,10 @@ def _address(text: str) -> str:
     return text
 
 
+def _optional_address(text: str) -> str:
+    return _address(text) if text else text
+
+
 def _port_range(text: str) -> str:
     match = re.fullmatch(r"(\d{1,5})-(\d{1,5})", text)
     if not match or not 1024 <= int(match[1]) < int(match[2]) <= 65535:
@@ -61,10 +65,23 @@ def _port_range(text: str) -> str:
 def _trunk(text: str) -> str:
     if not re.fullmatch(r"sips?:[A-Za-z0-9.\-\[\]:]+(;[A-Za-z0-9=.\-]+)*", text):
         raise ValueError(f"{text!r} is not a trunk's address, as in sip:203.0.113.10:5060")
-    transport = re.search(r";transport=([^;]*)", text, re.IGNORECASE)
-    if text.startswith("sips:") or (transport and transport[1].lower() != "udp"):
-        raise ValueError(f"{text!r} can't be a trunk: only UDP is spoken so far")
+    named = re.search(r";transport=([^;]*)", text, re.IGNORECASE)
+    transport = named[1].lower() if named else ""
+    if transport not in {"", "udp", "tcp", "tls"}:
+        raise ValueError(f"{text!r} can't be a trunk: use transport=udp, tcp or tls")
+    if text.startswith("sips:") and transport == "udp":
+        raise ValueError(f"{text!r} can't be a trunk: sips: is never spoken over UDP")
+    _trunk_host(text)
     return text
+
+
+def _trunk_host(text: str) -> str:
+    """The host of a trunk, without brackets. Raises ValueError where there is none, or no port."""
+    place = text.partition(":")[2].partition(";")[0]
+    match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.\-]+)(?::(\d{1,5}))?", place)
+    if not match or not 0 < int(match[2] or 5060) < 65536:
+        raise ValueError(f"{text!r} is not a trunk's address, as in sip:203.0.113.10:5060")
+    return match[1].strip("[]")
 
 
 def _region(text: str) -> str:
@@ -89,6 +106,13 @@ def split_public_address(text: str) -> tuple[str, int | None]:
     except ValueError:
         raise ValueError(f"{text!r} is not an IP address; leave it empty without NAT") from None
     return host, port
+
+
+def _is_ip(host: str, version: int) -> bool:
+    try:
+        return ipaddress.ip_address(host).version == version
+    except ValueError:
+        return False
 
 
 AddressText = Annotated[str, AfterValidator(_address)]
@@ -159,6 +183,32 @@ class LimitSettings(Section):
     """Calls that one project may place a minute, at each process that answers HTTP."""
 
 
+class MetricsSettings(Section):
+    """Who may read `/metrics`, and where. They name dialers and trunks; projects and people never."""
+
+    enabled: bool = True
+    """Whether `/metrics` is answered, beside the API and outside of `/api`."""
+    token: SecretStr = SecretStr("")
+    """What a reader must send as a bearer token. Empty: only readers on this machine are answered,
+    unless a proxy says that they come from elsewhere."""
+    bind: Annotated[str, AfterValidator(_optional_address)] = ""
+    """Where a process without the API (`serve --only dialer`) answers `/metrics`, as HOST:PORT;
+    empty: nowhere."""
+
+
+class TraceSettings(Section):
+    """Of which calls `bitel trace` finds the SIP messages; they are in `data_dir/traces`."""
+
+    calls: int = Field(default=1000, ge=0, le=100_000)
+    """How many of the last attempts, whatever became of them."""
+    errors: int = Field(default=10_000, ge=0, le=1_000_000)
+    """How many attempts of calls that ended in ERROR, beyond those."""
+    megabytes: int = Field(default=256, ge=1, le=100_000)
+    """The size of all of them together, a half for each kind; the oldest go first."""
+    days: int = Field(default=30, ge=1, le=3650)
+    """Days until a trace is removed: it names who was called."""
+
+
 class RateSettings(Section):
     """One line of the tariff: see `bitel.calls.tariff.Rate`."""
 
@@ -191,17 +241,38 @@ class NumberRuleSettings(Section):
         return self
 
 
+SHORTEST_MEDIA_TIMEOUT = 10.0  # seconds; of many callees only a packet in five seconds is seen
+
+
 class DialerSettings(Section):
     """A dialer: a SIP user agent, the trunks that it calls over, and how fast it may."""
 
     id: DialerId
     """What clients name as `serverId`; the first dialer is the default."""
     trunks: list[Annotated[str, AfterValidator(_trunk)]] = Field(min_length=1, max_length=16)
-    """The carrier's addresses, in order of preference."""
+    """The carrier's addresses, in order of preference: `sip:HOST[:PORT][;transport=udp|tcp|tls]`,
+    or `sips:HOST`, which means TLS. Without a port and a transport DNS may name them (NAPTR, SRV).
+    IPv6 addresses stand in brackets."""
+    trunk_timeout: float = Field(default=32.0, ge=1, le=32)
+    """Seconds until a trunk that answers nothing at all to an INVITE is left for the next address,
+    if there is another. One that was merely slow may by then have begun to call: it is told
+    CANCEL as soon as it says so, but for a moment a person may be rung by both. So rather not
+    less than 4, the time of four lost INVITEs."""
+    tls_ca: str = ""
+    """The file of CA certificates (PEM) that a TLS trunk's certificate must come from; empty: the
+    system's. The certificate must bear the name that stands in `trunks`."""
+    tls_certificate: str = ""
+    """The file of our own certificate chain (PEM), shown to TLS trunks that ask for one; with it
+    TLS is listened for too, at the port after that of `bind`."""
+    tls_key: str = ""
+    """The file of that certificate's key (PEM), without a passphrase."""
     username: str = ""
     """Digest credentials, where the carrier wants them."""
     password: SecretStr = SecretStr("")
     """Their password; shown nowhere."""
+    realm: str = Field(default="", max_length=255)
+    """The realm that they are for, as the carrier names it when it asks. Empty: in each call that
+    of whoever asks first; name it where your carrier passes on what callees ask for."""
     register_: bool = Field(default=False, alias="register")
     """REGISTER with the trunk and stay registered."""
     caller_id: CallerId | Annotated[list[CallerId], Field(min_length=1, max_length=1000)] = ""
@@ -228,7 +299,15 @@ class DialerSettings(Section):
     public_address: Annotated[str, AfterValidator(_public_address)] = ""
     """What Via, Contact and SDP say instead of `bind`: an IP address, and a port if it differs."""
     rtp_ports: Annotated[str, AfterValidator(_port_range)] = "10000-19999"
-    """Local ports of RTP, the even ones of them; a narrow range is shared by many calls."""
+    """Local ports of RTP, the even ones of them, with RTCP on the odd ones above; a narrow range is
+    shared by many calls."""
+    receive: bool = True
+    """Whether callees are listened to: where they send from (symmetric RTP), what they key, how
+    they hear us (RTCP). Without it audio goes where the SDP says, and only that."""
+    media_timeout: float = Field(default=0.0, ge=0, le=600)
+    """Seconds after which a callee that was sending, and sends nothing more, is hung up on; 0
+    never, else 10 or more. Off unless asked for, because many carriers send nothing while nobody
+    speaks, and a call that is really dead ends with its recording anyway."""
     max_channels: int = Field(default=100, ge=1, le=100_000)
     """Calls at once, ringing ones included."""
     otp_channels: int = Field(default=0, ge=0, le=100_000)
@@ -250,6 +329,20 @@ class DialerSettings(Section):
             raise ValueError("register = true needs a username to register as")
         if self.password.get_secret_value() and not self.username:
             raise ValueError("password is set but username is empty; set both or neither")
+        if bool(self.tls_certificate) != bool(self.tls_key):
+            raise ValueError("tls_certificate and tls_key go together; set both or neither")
+        ipv6 = ":" in split_address(self.bind)[0]
+        for trunk in self.trunks:
+            if _is_ip(_trunk_host(trunk), 4 if ipv6 else 6):
+                ours, wants = ("IPv6", "0.0.0.0:5070") if ipv6 else ("IPv4", "[::]:5070")
+                raise ValueError(f"bind is {ours}, the trunk {trunk} is not; bind {wants}, say")
+        if 0 < self.media_timeout < SHORTEST_MEDIA_TIMEOUT:
+            raise ValueError(
+                f"media_timeout {self.media_timeout:g} is too short to tell silence from thin "
+                f"listening: use {SHORTEST_MEDIA_TIMEOUT:g} or more, or 0 for none"
+            )
+        if self.media_timeout and not self.receive:
+            raise ValueError("media_timeout needs receive = true to notice who is silent")
         prefixes = [rule.prefix for rule in self.number_rules]
         twice = {prefix for prefix in prefixes if prefixes.count(prefix) > 1}
         if twice:
@@ -294,6 +387,8 @@ class Settings(BaseSettings):
     voices: VoiceSettings = VoiceSettings()
     speech: SpeechSettings = SpeechSettings()
     limits: LimitSettings = LimitSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    traces: TraceSettings = TraceSettings()
     webhook_allow_private: bool = False
     """Whether webhooks may be sent to private and loopback addresses."""
     tariff: list[RateSettings] = Field(default_factory=list, max_length=10_000)

@@ -22,11 +22,11 @@ HOST = "127.0.0.1"
 
 
 class OneClip:
-    """Everybody is played the same 40 ms of silence."""
+    """Everybody is played the same; 40 ms of silence where nothing else is named."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, sound: bytes = b"\xd5" * 320) -> None:
         self._clip = folder / "clip.raw"
-        self._clip.write_bytes(b"\xd5" * 320)
+        self._clip.write_bytes(sound)
 
     async def for_order(self, order: Order, codecs: Sequence[Codec]) -> Mapping[str, Playlist]:
         return {codec: [self._clip] for codec in codecs}
@@ -55,19 +55,25 @@ async def dialer(
     *trunks: str,
     targets: Targets | None = None,
     watch: Watch | None = None,
+    sound: bytes = b"\xd5" * 320,
     **config: Any,
 ) -> AsyncIterator[Dialled]:
     """A dialer with T1 of 20 ms, so that nobody is waited for longer than 1.3 s."""
     first = _free_ports()
-    values = {"t1": 0.02, "ring_timeout": 5.0, "ping_interval": 0.0, **config}
+    values: dict[str, Any] = {
+        "bind": (HOST, 0),
+        "t1": 0.02,
+        "ring_timeout": 5.0,
+        "ping_interval": 0.0,
+        **config,
+    }
     made = SipTrunkDialer(
         SipTrunkConfig(
             tuple(Trunk.parse(trunk) for trunk in trunks),
-            (HOST, 0),
-            range(first, first + 20),
+            rtp_ports=range(first, first + 20),
             **values,
         ),
-        OneClip(folder),
+        OneClip(folder, sound),
         time.time,
         targets=targets,
         watch=watch,

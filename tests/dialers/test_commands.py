@@ -14,6 +14,7 @@ from bitel.dialers.traces import Traces
 from bitel.dialing.dialer import Order
 from bitel.phone.phone import Phone, PhoneConfig
 from bitel.phone.rules import parse_rules
+from bitel.sip.grammar import Address
 from bitel.voices.sample import write_sample
 
 COMMANDS = """
@@ -103,7 +104,7 @@ async def test_a_trace_is_shown(tmp_path: Path) -> None:
     order = Order("a1", f"{5:032x}", "+98912", None)
     traces.invited(order, "sip-id")
     traces.tap(
-        "out", b"INVITE sip:1@far SIP/2.0\r\nCall-ID: sip-id\r\n\r\n", ("192.0.2.1", 5060), 1
+        "out", b"INVITE sip:1@far SIP/2.0\r\nCall-ID: sip-id\r\n\r\n", Address("192.0.2.1", 5060), 1
     )
     traces.over(order, Attempted(Outcome.BUSY, 1.0, 2.0, detail="486 Busy Here"))
     traces.close()

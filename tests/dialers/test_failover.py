@@ -10,9 +10,10 @@ import pytest
 
 from bitel.calls.outcome import Outcome
 from bitel.dialers.targets import Targets
+from bitel.sip import Credentials
 from tests.conftest import FakeClock
 from tests.dialers.calling import dialer
-from tests.dialers.carrier import Answer, Behaviour, answering, carrier, silent
+from tests.dialers.carrier import Answer, Behaviour, answering, carrier, silent, until
 from tests.dialers.dns_server import dns_server
 
 
@@ -37,6 +38,48 @@ async def test_a_port_where_nobody_listens_costs_no_time(tmp_path: Path) -> None
     async with carrier() as second, dialer(tmp_path, nobody, second.uri, t1=0.5) as calls:
         async with asyncio.timeout(3):
             assert (await calls.call()).outcome is Outcome.ANSWERED
+
+
+async def test_a_silent_trunk_is_left_sooner_if_there_is_another(tmp_path: Path) -> None:
+    async with carrier() as first, carrier() as second:
+        first.does["INVITE"] = silent
+        async with dialer(
+            tmp_path, first.uri, second.uri, t1=0.5, trunk_timeout=0.1, ring_timeout=20
+        ) as calls:
+            async with asyncio.timeout(5):
+                assert (await calls.call()).outcome is Outcome.ANSWERED
+            second.does["INVITE"] = silent
+            late = asyncio.create_task(calls.call())
+            await until(lambda: len(first.of("INVITE")) == 2)
+            await asyncio.sleep(0.3)
+            assert not late.done(), "the last one has all the time that SIP gives it"
+            first.say(first.of("INVITE")[-1], Answer(486))
+            assert (await late).outcome is Outcome.BUSY
+
+
+async def test_a_trunk_that_was_merely_slow_rings_nobody_for_long(tmp_path: Path) -> None:
+    async with carrier() as first, carrier() as second:
+        first.does["INVITE"] = silent
+        async with dialer(
+            tmp_path, first.uri, second.uri, t1=0.5, trunk_timeout=0.1, ring_timeout=20
+        ) as calls:
+            assert (await calls.call()).outcome is Outcome.ANSWERED
+            first.say(first.of("INVITE")[0], Answer(180))
+            await until(lambda: len(first.of("CANCEL")) == 1)
+            first.say(first.of("INVITE")[0], Answer(200, sdp=True))
+            await until(lambda: len(first.of("BYE")) == 1)
+    assert len(first.of("ACK")) == 1
+    assert len(second.of("INVITE")) == 1
+
+
+async def test_a_trunk_that_said_anything_is_not_left(tmp_path: Path) -> None:
+    async with carrier() as first, carrier() as second:
+        first.does["INVITE"] = answering(100)
+        async with dialer(
+            tmp_path, first.uri, second.uri, trunk_timeout=0.05, ring_timeout=0.3
+        ) as calls:
+            assert (await calls.call()).outcome is Outcome.NO_ANSWER
+    assert not second.requests
 
 
 @pytest.mark.parametrize("codes", [(180, 503), (183, 500), (180, 408), (486,), (404,), (403,)])
@@ -117,6 +160,28 @@ async def test_a_redirection_within_the_trunk_is_followed_once(tmp_path: Path) -
             only.does["INVITE"] = lambda _: [Answer(302, [("Contact", elsewhere)])]
             assert (await calls.call()).outcome is Outcome.REFUSED
             assert not stranger.requests
+
+
+async def test_the_credentials_given_to_one_trunk_are_not_shown_to_the_next(
+    tmp_path: Path,
+) -> None:
+    async with carrier() as first, carrier() as second, carrier() as stranger:
+        challenge = Answer(407, [("Proxy-Authenticate", 'Digest realm="first", nonce="n"')])
+        elsewhere = f"<sip:+98777@127.0.0.1:{stranger.port}>"
+        last = [Answer(503)]
+        first.does["INVITE"] = lambda request: (
+            last if request.header("proxy-authorization") else [challenge]
+        )
+        credentials = Credentials("acme", "s3cret")
+        async with dialer(tmp_path, first.uri, second.uri, credentials=credentials) as calls:
+            assert (await calls.call()).outcome is Outcome.ANSWERED
+            for target in (elsewhere, f"<sip:+98777@127.0.0.1:{second.port}>"):
+                last[:] = [Answer(302, [("Contact", target)])]
+                assert (await calls.call()).outcome is Outcome.REFUSED
+    assert first.of("INVITE")[-1].header("proxy-authorization")
+    assert len(second.of("INVITE")) == 1, "nobody sends us on to another trunk"
+    assert not any("authorization" in name for one in second.requests for name in one.headers)
+    assert not stranger.requests
 
 
 async def test_an_answered_ping_brings_a_trunk_back(tmp_path: Path) -> None:

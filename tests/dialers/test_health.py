@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from bitel.dialers.health import DOWN_UNPINGED, LONGEST_REST, PINGS_MISSED, Health
+from bitel.sip import Address
 from tests.conftest import FakeClock
 
-HERE, THERE = ("192.0.2.1", 5060), ("192.0.2.2", 5060)
+HERE, THERE = Address("192.0.2.1", 5060), Address("192.0.2.2", 5060)
 
 
 @pytest.fixture

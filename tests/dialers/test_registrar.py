@@ -10,21 +10,33 @@ from typing import Literal
 
 import pytest
 
+from bitel.calls.outcome import Outcome
 from bitel.dialers.registrar import LONGEST_PAUSE, Account, Registration
+from bitel.dialers.targets import Targets
 from bitel.dialers.trunk import Trunk
 from bitel.sip import Credentials, RequestDone
+from bitel.sip.grammar import Address, Transport
 from bitel.sip.message import Request
 from tests.conftest import FakeClock
 from tests.dialers.calling import dialer
-from tests.dialers.carrier import Answer, answering, carrier, silent
+from tests.dialers.carrier import Answer, answering, carrier, silent, until
+from tests.dialers.dns_server import dns_server
 
-ACCOUNT = Account(Trunk("carrier.test"), Credentials("acme", "s3cret"), "192.0.2.1:5070")
-ADDRESS = ("192.0.2.9", 5060)
+HERE = {Transport.UDP: "192.0.2.1:5070", Transport.TCP: "192.0.2.1:5070"}
+ADDRESS = Address("192.0.2.9", 5060)
 
 
 @pytest.fixture
-def registration(clock: FakeClock) -> Registration:
-    return Registration(ACCOUNT, clock, random.Random(3))
+def here() -> dict[Transport, str]:
+    return dict(HERE)
+
+
+@pytest.fixture
+def registration(clock: FakeClock, here: dict[Transport, str]) -> Registration:
+    account = Account(
+        Trunk("carrier.test"), Credentials("acme", "s3cret"), lambda transport: here[transport]
+    )
+    return Registration(account, clock, random.Random(3))
 
 
 def done(
@@ -42,6 +54,47 @@ def test_the_first_register(registration: Registration) -> None:
     assert request.from_uri == request.to_uri == "sip:acme@carrier.test"
     assert dict(request.headers) == {"Contact": "<sip:acme@192.0.2.1:5070>", "Expires": "600"}
     assert not registration.valid
+
+
+def test_the_contact_says_the_transport_that_we_came_by(registration: Registration) -> None:
+    request = registration.request(Address("192.0.2.9", 5060, Transport.TCP))
+    assert dict(request.headers)["Contact"] == "<sip:acme@192.0.2.1:5070;transport=tcp>"
+    bound = ("contact", "<sip:acme@192.0.2.1:5070;transport=tcp>;expires=90")
+    assert registration.receive(done(200, ("contact", "<sip:o@192.0.2.7>;expires=7"), bound)) > 70
+
+
+def test_a_new_address_is_bound_and_the_old_one_taken_back(
+    registration: Registration, here: dict[Transport, str]
+) -> None:
+    registration.request(ADDRESS)
+    registration.receive(done(200))
+    assert not registration.stale
+    here[Transport.UDP] = "198.51.100.7:5070"
+    again = registration.request(ADDRESS)
+    assert dict(again.headers)["Contact"] == "<sip:acme@198.51.100.7:5070>"
+    registration.receive(done(200, cseq=2))
+    assert registration.stale
+    drop = registration.drop_stale(ADDRESS)
+    assert dict(drop.headers) == {"Contact": "<sip:acme@192.0.2.1:5070>", "Expires": "0"}
+    assert (drop.call_id, drop.cseq) == ("call", 3)
+    assert not registration.stale
+    assert registration.valid
+    leave = registration.leave(ADDRESS)
+    assert dict(leave.headers) == {"Contact": "<sip:acme@198.51.100.7:5070>", "Expires": "0"}
+    assert leave.cseq is not None
+    assert leave.cseq > 5, "the one before may have been sent anew, being challenged"
+
+
+def test_what_expired_meanwhile_is_not_taken_back(
+    registration: Registration, here: dict[Transport, str], clock: FakeClock
+) -> None:
+    registration.request(ADDRESS)
+    registration.receive(done(200))
+    clock.advance(601)
+    here[Transport.UDP] = "198.51.100.7:5070"
+    registration.request(ADDRESS)
+    registration.receive(done(200))
+    assert not registration.stale
 
 
 @pytest.mark.parametrize(
@@ -66,6 +119,7 @@ def test_it_is_refreshed_before_it_expires(
     headers: Sequence[tuple[str, str]],
     granted: float,
 ) -> None:
+    registration.request(ADDRESS)
     pause = registration.receive(done(200, *headers, cseq=2))
     assert granted * 0.8 <= pause <= granted * 0.9
     clock.advance(granted - 1)
@@ -161,3 +215,60 @@ async def test_refused_it_is_down(tmp_path: Path) -> None:
             await asyncio.sleep(0.05)
             assert not calls.dialer.up
     assert len(registrar.requests) == 1
+
+
+async def test_a_new_address_of_ours_reaches_the_carrier(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = ["127.0.0.1"]
+    monkeypatch.setattr("bitel.dialers.whereabouts.address_toward", lambda _: ours[0])
+    monkeypatch.setattr("bitel.dialers.whereabouts.CHECK_INTERVAL", 0.05)
+    async with carrier() as registrar:
+        async with dialer(
+            tmp_path,
+            registrar.uri,
+            bind=("0.0.0.0", 0),
+            register=True,
+            credentials=Credentials("acme", "s3cret"),
+        ) as calls:
+            await until(lambda: calls.dialer.up)
+            ours[0] = "127.0.0.2"
+            await until(lambda: len(registrar.of("REGISTER")) == 3)
+            assert (await calls.call()).outcome is Outcome.ANSWERED
+        first, second, third, last = registrar.of("REGISTER")
+    (invite,) = registrar.of("INVITE")
+    assert [each.header("expires") for each in (first, second, third, last)] == [
+        "600",
+        "600",
+        "0",
+        "0",
+    ]
+    assert first.header("contact") == third.header("contact")
+    assert second.header("contact") == last.header("contact")
+    for header in (second.header("contact"), second.header("via"), *invite.values("via")):
+        assert "127.0.0.2:" in header
+    assert "@127.0.0.2" in invite.header("from")
+    assert b"c=IN IP4 127.0.0.2" in invite.body
+    assert len({each.call_id for each in registrar.of("REGISTER")}) == 1
+    cseqs = [each.cseq for each in registrar.of("REGISTER")]
+    assert cseqs == sorted(set(cseqs))
+
+
+async def test_where_nobody_is_there_the_next_address_is_tried(tmp_path: Path) -> None:
+    async with carrier(transport=Transport.TCP) as registrar, dns_server() as zone:
+        zone.add(
+            "_sip._tcp.c.test",
+            "SRV",
+            "1 1 9 host.c.test.",
+            f"2 1 {registrar.port} host.c.test.",
+        )
+        zone.add("host.c.test", "A", "127.0.0.1")
+        async with dialer(
+            tmp_path,
+            "sip:c.test;transport=tcp",
+            register=True,
+            credentials=Credentials("acme", "s3cret"),
+            targets=Targets(FakeClock(), resolver=zone.resolver()),
+        ) as calls:
+            await until(lambda: calls.dialer.up, timeout=4)
+    assert registrar.of("REGISTER")[0].uri == "sip:c.test"

@@ -11,10 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitel.dialers.targets import KEPT_AFTER_FAILURE, LONGEST_KEPT, Server, Targets, in_order
+from bitel.dialers.srv import Server, in_order
+from bitel.dialers.targets import KEPT_AFTER_FAILURE, LONGEST_KEPT, Targets
 from bitel.dialers.trunk import Trunk
+from bitel.sip.grammar import Address, Transport
 from tests.conftest import FakeClock
 from tests.dialers.dns_server import Zone, dns_server
+
+UDP, TCP, TLS = Transport.UDP, Transport.TCP, Transport.TLS
 
 
 async def nothing_known(host: str, family: int) -> Sequence[str]:
@@ -44,9 +48,9 @@ def with_srv(zone: Zone, *lines: str) -> None:
 
 
 async def test_a_numeric_host_is_itself_and_nobody_is_asked(zone: Zone, targets: Targets) -> None:
-    assert await targets.find(Trunk("192.0.2.9", 5070)) == [("192.0.2.9", 5070)]
-    assert await targets.find(Trunk("192.0.2.9")) == [("192.0.2.9", 5060)]
-    assert await targets.find(Trunk("2001:db8::1")) == [("2001:db8::1", 5060)]
+    assert await targets.find(Trunk("192.0.2.9", 5070)) == [Address("192.0.2.9", 5070)]
+    assert await targets.find(Trunk("192.0.2.9")) == [Address("192.0.2.9", 5060)]
+    assert await targets.find(Trunk("2001:db8::1")) == [Address("2001:db8::1", 5060)]
     assert not zone.asked
 
 
@@ -54,14 +58,14 @@ async def test_a_port_rules_out_srv(zone: Zone, targets: Targets) -> None:
     with_srv(zone, "1 1 5080 s1.carrier.test.")
     zone.add("carrier.test", "A", "192.0.2.50", "192.0.2.51")
     found = await targets.find(Trunk("carrier.test", 5070))
-    assert sorted(found) == [("192.0.2.50", 5070), ("192.0.2.51", 5070)]
+    assert sorted(found) == [Address("192.0.2.50", 5070), Address("192.0.2.51", 5070)]
     assert set(zone.asked) == {("carrier.test", "A")}
 
 
 async def test_srv_by_priority(zone: Zone, targets: Targets) -> None:
     with_srv(zone, "20 0 5060 s3.carrier.test.", "10 0 5081 s1.carrier.test.")
     found = await targets.find(Trunk("carrier.test"))
-    assert found == [("192.0.2.1", 5081), ("192.0.2.3", 5060)]
+    assert found == [Address("192.0.2.1", 5081), Address("192.0.2.3", 5060)]
 
 
 async def test_srv_by_weight(zone: Zone, targets: Targets) -> None:
@@ -85,23 +89,23 @@ async def test_naptr_names_the_srv_records(zone: Zone, targets: Targets) -> None
     )
     zone.add("first.carrier.test", "SRV", "1 1 5099 s1.carrier.test.")
     zone.add("s1.carrier.test", "A", "192.0.2.1")
-    assert await targets.find(Trunk("carrier.test")) == [("192.0.2.1", 5099)]
+    assert await targets.find(Trunk("carrier.test")) == [Address("192.0.2.1", 5099)]
 
 
 async def test_without_srv_the_address_at_5060(zone: Zone, targets: Targets) -> None:
     zone.add("carrier.test", "A", "192.0.2.8")
-    assert await targets.find(Trunk("carrier.test")) == [("192.0.2.8", 5060)]
+    assert await targets.find(Trunk("carrier.test")) == [Address("192.0.2.8", 5060)]
 
 
 async def test_ipv6_asks_for_aaaa(zone: Zone, clock: FakeClock) -> None:
     zone.add("carrier.test", "AAAA", "2001:db8::8")
     targets = Targets(clock, True, zone.resolver(), system_lookup=nothing_known)
-    assert await targets.find(Trunk("carrier.test", 5060)) == [("2001:db8::8", 5060)]
+    assert await targets.find(Trunk("carrier.test", 5060)) == [Address("2001:db8::8", 5060)]
 
 
 async def test_a_server_without_an_address_is_passed_over(zone: Zone, targets: Targets) -> None:
     with_srv(zone, "1 1 5060 gone.carrier.test.", "2 1 5060 s2.carrier.test.")
-    assert await targets.find(Trunk("carrier.test")) == [("192.0.2.2", 5060)]
+    assert await targets.find(Trunk("carrier.test")) == [Address("192.0.2.2", 5060)]
 
 
 async def test_an_unknown_name(targets: Targets) -> None:
@@ -111,7 +115,7 @@ async def test_an_unknown_name(targets: Targets) -> None:
 
 async def test_a_name_that_only_this_machine_knows(zone: Zone, clock: FakeClock) -> None:
     targets = Targets(clock, resolver=zone.resolver())
-    assert await targets.find(Trunk("localhost", 5062)) == [("127.0.0.1", 5062)]
+    assert await targets.find(Trunk("localhost", 5062)) == [Address("127.0.0.1", 5062)]
 
 
 @pytest.mark.parametrize(("ttl", "kept"), [(0, 5), (60, 60), (86400, LONGEST_KEPT)])
@@ -124,9 +128,9 @@ async def test_an_answer_is_kept_for_its_ttl_within_limits(
     await targets.find(trunk)
     zone.add("carrier.test", "A", "192.0.2.9")
     clock.advance(kept - 1)
-    assert await targets.find(trunk) == [("192.0.2.8", 5060)]
+    assert await targets.find(trunk) == [Address("192.0.2.8", 5060)]
     clock.advance(2)
-    assert await targets.find(trunk) == [("192.0.2.9", 5060)]
+    assert await targets.find(trunk) == [Address("192.0.2.9", 5060)]
 
 
 @pytest.mark.parametrize("how", ["broken", "dumb"])
@@ -139,14 +143,14 @@ async def test_what_was_found_last_serves_on_while_dns_fails(
     await targets.find(trunk)
     setattr(zone, how, True)
     clock.advance(LONGEST_KEPT + 1)
-    assert await targets.find(trunk) == [("192.0.2.1", 5060)]
+    assert await targets.find(trunk) == [Address("192.0.2.1", 5060)]
     asked = zone.asked.total()
-    assert await targets.find(trunk) == [("192.0.2.1", 5060)]
+    assert await targets.find(trunk) == [Address("192.0.2.1", 5060)]
     assert zone.asked.total() == asked, "a server in trouble is left in peace for a while"
     setattr(zone, how, False)
     with_srv(zone, "1 1 5060 s2.carrier.test.")
     clock.advance(KEPT_AFTER_FAILURE + 1)
-    assert await targets.find(trunk) == [("192.0.2.2", 5060)]
+    assert await targets.find(trunk) == [Address("192.0.2.2", 5060)]
 
 
 async def test_dns_that_fails_from_the_start(zone: Zone, targets: Targets) -> None:
@@ -185,22 +189,122 @@ def test_every_address_once_and_by_priority(servers: list[Server], rng: random.R
 
 
 @pytest.mark.parametrize(
-    "text", ["sips:carrier.test", "sip:carrier.test;transport=tcp", "sip:1.2.3.4;transport=TLS"]
+    ("text", "why"),
+    [
+        ("sip:carrier.test;transport=sctp", "use transport=udp, tcp or tls"),
+        ("sips:carrier.test;transport=udp", "never spoken over UDP"),
+        ("tel:+98", "neither sip: nor sips:"),
+    ],
 )
-def test_other_transports_are_refused_by_name(text: str) -> None:
-    with pytest.raises(ValueError, match="only UDP is spoken so far"):
+def test_no_trunk(text: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
         Trunk.parse(text)
 
 
 @pytest.mark.parametrize(
     ("text", "trunk", "uri"),
     [
-        ("sip:192.0.2.1", Trunk("192.0.2.1", None), "sip:09@192.0.2.1"),
+        ("sip:192.0.2.1", Trunk("192.0.2.1"), "sip:09@192.0.2.1"),
         ("sip:192.0.2.1:5060", Trunk("192.0.2.1", 5060), "sip:09@192.0.2.1"),
-        ("sip:c.test:5070;transport=UDP", Trunk("c.test", 5070), "sip:09@c.test:5070"),
+        ("sip:c.test:5070;transport=UDP", Trunk("c.test", 5070, UDP), "sip:09@c.test:5070"),
+        ("sip:c.test;lr;Transport=tcp", Trunk("c.test", None, TCP), "sip:09@c.test"),
+        ("sip:c.test;transport=TLS", Trunk("c.test", None, TLS), "sip:09@c.test"),
+        ("sips:c.test", Trunk("c.test", None, TLS), "sip:09@c.test"),
+        ("sips:c.test:5061;transport=tcp", Trunk("c.test", 5061, TLS), "sip:09@c.test:5061"),
         ("sip:[2001:db8::1]:5070", Trunk("2001:db8::1", 5070), "sip:09@[2001:db8::1]:5070"),
     ],
 )
 def test_what_a_trunk_is_called(text: str, trunk: Trunk, uri: str) -> None:
     assert Trunk.parse(text) == trunk
     assert trunk.uri_for("09") == uri
+    assert Trunk.parse(trunk.text) == trunk or trunk.port == 5060
+
+
+@pytest.mark.parametrize(
+    ("trunk", "address"),
+    [
+        (Trunk("192.0.2.9", transport=TCP), Address("192.0.2.9", 5060, TCP)),
+        (Trunk("192.0.2.9", transport=TLS), Address("192.0.2.9", 5061, TLS, "192.0.2.9")),
+        (Trunk("::1", 5070, TLS), Address("::1", 5070, TLS, "::1")),
+    ],
+)
+async def test_numeric_by_every_transport(targets: Targets, trunk: Trunk, address: Address) -> None:
+    assert await targets.find(trunk) == [address]
+    assert targets.known(trunk) == [address]
+
+
+@pytest.mark.parametrize(
+    ("transport", "name", "domain"),
+    [
+        (UDP, "_sip._udp.carrier.test", ""),
+        (TCP, "_sip._tcp.carrier.test", ""),
+        (TLS, "_sips._tcp.carrier.test", "carrier.test"),
+    ],
+)
+async def test_a_named_transport_has_srv_records_of_its_own(
+    zone: Zone, targets: Targets, transport: Transport, name: str, domain: str
+) -> None:
+    zone.add("carrier.test", "NAPTR", '1 1 "s" "SIP+D2U" "" _sip._udp.carrier.test.')
+    zone.add(name, "SRV", "1 1 5099 s1.carrier.test.")
+    zone.add("s1.carrier.test", "A", "192.0.2.1")
+    found = await targets.find(Trunk("carrier.test", None, transport))
+    assert found == [Address("192.0.2.1", 5099, transport, domain)]
+    assert zone.asked == {(name, "SRV"): 1, ("s1.carrier.test", "A"): 1}
+
+
+async def test_without_srv_a_named_transport_has_its_usual_port(
+    zone: Zone, targets: Targets
+) -> None:
+    zone.add("carrier.test", "A", "192.0.2.8")
+    for transport, port in ((TCP, 5060), (TLS, 5061)):
+        (found,) = await targets.find(Trunk("carrier.test", None, transport))
+        assert found[:3] == ("192.0.2.8", port, transport)
+
+
+async def test_naptr_has_every_transport_that_we_speak_in_its_order(
+    zone: Zone, targets: Targets
+) -> None:
+    zone.add(
+        "carrier.test",
+        "NAPTR",
+        '10 1 "s" "SIP+D2S" "" _sip._sctp.carrier.test.',
+        '10 2 "s" "SIPS+D2T" "" _sips._tcp.carrier.test.',
+        '20 9 "s" "SIP+D2U" "" _sip._udp.carrier.test.',
+        '20 3 "s" "SIP+D2T" "" elsewhere.test.',
+    )
+    zone.add("_sips._tcp.carrier.test", "SRV", "1 1 5061 s1.carrier.test.")
+    zone.add("elsewhere.test", "SRV", "1 1 5062 s2.carrier.test.")
+    zone.add("_sip._udp.carrier.test", "SRV", "1 1 5060 s3.carrier.test.")
+    for number in range(1, 4):
+        zone.add(f"s{number}.carrier.test", "A", f"192.0.2.{number}")
+    assert await targets.find(Trunk("carrier.test")) == [
+        Address("192.0.2.1", 5061, TLS, "carrier.test"),
+        Address("192.0.2.2", 5062, TCP),
+        Address("192.0.2.3", 5060, UDP),
+    ]
+    assert not any("_sctp" in name for name, _ in zone.asked)
+
+
+async def test_without_naptr_tcp_after_udp(zone: Zone, targets: Targets) -> None:
+    zone.add("_sip._tcp.carrier.test", "SRV", "1 1 5099 s1.carrier.test.")
+    zone.add("s1.carrier.test", "A", "192.0.2.1")
+    assert await targets.find(Trunk("carrier.test")) == [Address("192.0.2.1", 5099, TCP)]
+    assert zone.asked["_sip._udp.carrier.test", "SRV"] == 1
+
+
+async def test_a_transport_whose_servers_have_no_address_leaves_the_others(
+    zone: Zone, targets: Targets
+) -> None:
+    zone.add(
+        "carrier.test",
+        "NAPTR",
+        '1 1 "s" "SIP+D2T" "" _sip._tcp.carrier.test.',
+        '2 1 "s" "SIP+D2U" "" _sip._udp.carrier.test.',
+    )
+    zone.add("_sip._tcp.carrier.test", "SRV", "1 1 5060 gone.carrier.test.")
+    with_srv(zone, "1 1 5060 s1.carrier.test.")
+    assert await targets.find(Trunk("carrier.test")) == [Address("192.0.2.1", 5060)]
+    zone.add("_sip._udp.carrier.test", "SRV", "1 1 5060 gone.carrier.test.")
+    other = Targets(FakeClock(), resolver=zone.resolver(), system_lookup=nothing_known)
+    with pytest.raises(OSError, match="none of the servers that DNS names"):
+        await other.find(Trunk("carrier.test"))

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import socket
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -233,7 +234,11 @@ class FullSocket(Sendmmsg):
             ctypes.set_errno(problem)
             return taken or -1
 
+        def quick(*arguments: Any) -> int:
+            return call(*(argument.value for argument in arguments))
+
         self._call = call  # type: ignore[assignment]
+        self._quick = quick  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize("problem", [errno.EAGAIN, errno.ENOBUFS])

@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitel.rtp import reporting
+from bitel.rtp.filters import DENSEST, DROP_ALL, keep_one_in
 from bitel.rtp.listener import Heard, Listener
 from bitel.rtp.packet import RtpHeader
-from bitel.rtp.ports import DROP_ALL, KEEP_SOME, bind_rtp
+from bitel.rtp.ports import bind_rtp
 from bitel.rtp.reporting import FarView, Progress, Reporting
 from bitel.rtp.streamer import Streamer, StreamReport, StreamStart
 from bitel.rtp.wire import Play
@@ -221,6 +222,9 @@ async def test_strangers_bytes_do_not_hurt_a_sender(
     assert b"".join(data[12:] for data in arrived(callee.rtp)) == clip.read_bytes()
 
 
+KEEP_SOME = keep_one_in(DENSEST)
+
+
 @pytest.mark.parametrize("keep", [DROP_ALL, KEEP_SOME, None])
 def test_what_the_kernel_hands_up(keep: bytes | None) -> None:
     ours, theirs = bind_rtp(socket.AF_INET, HOST, 0, keep), bound()
@@ -250,7 +254,7 @@ class Listening:
         )
 
     def take(self, data: bytes, source: tuple[str, int]) -> None:
-        self.listener._take(self.port, data, source, 1.0)
+        self.listener._take(self.listener._ports[self.port], data, source, 1.0)
 
 
 @pytest.fixture
@@ -280,6 +284,16 @@ def test_one_of_two_callees_at_one_host_is_not_guessed(listening: Listening) -> 
     listening.take(voice(0), ("192.0.2.1", 4001))
     listening.take(voice(0), ("192.0.2.1", 9999))  # only the second is still to be found
     assert listening.latched == [(2, ("192.0.2.1", 9999))]
+
+
+def test_two_calls_to_one_address_are_both_let_go(listening: Listening) -> None:
+    for stream in (1, 2):
+        listening.listen(stream, ("192.0.2.1", 4001))
+    listening.take(key(1, 0, 0), ("192.0.2.1", 4001))
+    assert listening.listener.forget(1).digits == "1"
+    listening.take(key(2, 0, 0), ("192.0.2.1", 4001))
+    assert listening.listener.forget(2).digits == "2"
+    assert len(listening.listener) == 0
 
 
 def test_a_new_address_may_be_followed_anew(listening: Listening) -> None:

@@ -156,6 +156,28 @@ def test_a_recording_is_heard_whole_whatever_is_said_meanwhile(
     played.socket.close()
 
 
+def test_a_stream_that_begins_held(played: Played, recording: Recording) -> None:
+    clip = recording(320)
+    for stream in (1, 2):
+        far = "0.0.0.0", 5000
+        command = Play(stream, PORT, *far, 8, "alaw", [str(clip)], 100, 1000, 7, held=True)
+        assert played.engine.play(command, played.now) is None
+    played.run(1.0)
+    assert played.packets == []
+    played.engine.redirect(Redirect(1, "192.0.2.1", 5000))
+    played.engine.resume(1, played.now)
+    played.engine.stop(2)
+    played.run(0.1)
+    assert sorted(played.ends, key=lambda end: end.stream) == [
+        End(1, 2, True, ""),
+        End(2, 0, False, ""),
+    ]
+    assert played.voice() == clip.read_bytes()
+    assert {far for _, far, *_ in played.packets} == {("192.0.2.1", 5000)}
+    assert [packet[2].timestamp for packet in played.packets] == [9000, 9160]
+    assert [packet[2].marker for packet in played.packets] == [True, False]
+
+
 def test_the_first_packet_after_a_pause_bears_the_marker(
     played: Played, recording: Recording
 ) -> None:
@@ -203,7 +225,7 @@ def test_many_streams_are_spread_evenly_over_their_packet_time(
     cadence = Cadence(ptime, socket.AF_INET, lambda packets, groups: [])
     assert len(cadence.batches) == ptime // 2
     assert {id(cadence.choose(port)) for port in range(100)} == {id(cadence.batches[0])}
-    for stream in range(1500):
+    for stream in range(6 * WORTH_A_SLOT):
         played.engine.open(stream, played.socket)
         command = Play(stream, stream, "192.0.2.1", 5000, 8, "alaw", [str(clip)], 0, 0, 0, ptime)
         assert played.engine.play(command) is None
@@ -213,6 +235,6 @@ def test_many_streams_are_spread_evenly_over_their_packet_time(
         played.run(TICK_SECONDS)
         counts.append(len(played.packets) - before)
     used = [count for count in counts if count]
-    assert sum(used) == 1500
+    assert sum(used) == 6 * WORTH_A_SLOT
     assert len(used) == min(ptime // 2, 6)
     assert max(used) <= 2 * WORTH_A_SLOT

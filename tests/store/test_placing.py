@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from sqlalchemy import select
 
-from bitel.calls.call import CallStatus
+from bitel.calls.call import CallStatus, Lane, NewCalls
+from bitel.calls.ids import new_ids
 from bitel.calls.outcome import Attempted, Outcome
 from bitel.calls.retry import Again, Final
 from bitel.calls.tariff import Bill
 from bitel.errors import InsufficientBalanceError, InvalidRequestError, TooManyRequestsError
-from bitel.store import calls, claims, do_not_call, recordings
+from bitel.store import calls, claims, do_not_call, queueing, recordings
 from bitel.store.schema import attempt, call, webhook_event
 from bitel.store.settling import Settlement
 
@@ -144,10 +147,9 @@ def test_of_many_requests_each_is_placed_or_told_why_not(world: World) -> None:
     first, too_dear, others, last, not_theirs = answers
     assert isinstance(too_dear, InsufficientBalanceError)
     assert isinstance(not_theirs, InvalidRequestError)
-    for answer, asked in ((first, asks[0]), (others, asks[2]), (last, asks[3])):
-        assert isinstance(answer, list)
-        assert [one.id for one in answer] == [one.id for one in asked]
-    assert world.count(call) == 4
+    assert first == others == last == set()  # none of them is final at once
+    placed = set(world.do(lambda conn: conn.execute(select(call.c.id)).scalars()))
+    assert placed == {new.id for ask in (asks[0], asks[2], asks[3]) for new in ask}
     assert (world.project().reserved, other.project().reserved) == (Decimal(10), Decimal(0))
 
 
@@ -247,3 +249,74 @@ def test_a_deleted_recording_is_not_played(world: World) -> None:
 
     with pytest.raises(InvalidRequestError, match="voiceId"):
         place(world, "0")
+
+
+def many(world: World, *numbers: str, reserve: str = "0", **more: Any) -> NewCalls:
+    """Calls of one request, to these numbers as they are written."""
+    like = world.new_call(lane=Lane.BATCH, **more)
+    ids = new_ids(world.clock(), len(numbers))
+    e164 = [f"+98{number.lstrip('0')}" if number.isdecimal() else "+98" for number in numbers]
+    return NewCalls(like, ids, numbers, e164, [Decimal(reserve)] * len(numbers))
+
+
+def test_many_calls_are_stored_as_each_by_itself_would_be(world: World) -> None:
+    world.set_balance(Decimal(10))
+    plain = ["0912", 'quoted "\\" \u06f0\u06f9', "nul \0 and \ud800 half", "9 " * 35]
+    terms: dict[str, Any] = {"retry_count": 3, "campaign_id": "c" * 32, "digits": "407",
+                             "repeat_count": 2, "language": "fa"}  # fmt: skip
+    together = many(world, *plain, reserve="1.5", **terms)
+    alone = [
+        world.new_call(lane=Lane.BATCH, phone_number=number, e164=e164, reserve=Decimal("0.5"),
+                       **terms)
+        for number, e164 in zip(together.phone_numbers, together.e164, strict=True)
+    ]  # fmt: skip
+
+    assert world.do(lambda conn: calls.place_many(conn, together)) == set()
+    world.do(lambda conn: calls.place(conn, alone))
+
+    rows = world.do(lambda conn: conn.execute(select(call).order_by(call.c.id)).all())
+    stored = {row.id: row._asdict() for row in rows}
+    first, second = ([stored[key] for key in ids] for ids in (together.ids, [a.id for a in alone]))
+    for row in (*first, *second):
+        del row["id"]
+    assert {row.pop("reserved") for row in first} == {Decimal("1.5")}
+    assert {row.pop("reserved") for row in second} == {Decimal("0.5")}
+    assert first == second
+    assert world.project().reserved == 8
+
+
+def test_more_calls_than_one_statement_takes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queueing, "CHUNK", 3)
+    asked = many(world, *(f"0912{n:07}" for n in range(10)))
+
+    world.do(lambda conn: calls.place_many(conn, asked))
+
+    rows = world.do(lambda conn: conn.execute(select(call).order_by(call.c.id)).all())
+    assert [row.phone_number for row in rows] == list(asked.phone_numbers)
+    assert len(world.claim(world.take_over())) == 10
+
+
+def test_of_many_calls_all_are_placed_or_none(world: World) -> None:
+    world.set_balance(Decimal(10))
+    for changes, fault in (
+        ({"reserve": "5.0001"}, InsufficientBalanceError),
+        ({"recording_id": "f" * 32}, InvalidRequestError),
+    ):
+        dear = many(world, "0912", "0913", **changes)
+        with pytest.raises(fault):
+            world.do(partial(calls.place_many, calls=dear))
+    assert world.count(call) == 0
+    assert world.project().reserved == 0
+
+
+def test_of_many_those_who_are_not_to_be_called_are_told_apart(world: World) -> None:
+    world.set_balance(Decimal(10))
+    world.do(lambda conn: do_not_call.add(conn, world.project_id, "+98913"))
+    asked = many(world, "0912", "0913", "0914", "0913", reserve="5")
+
+    refused = world.do(lambda conn: calls.place_many(conn, asked))
+
+    assert refused == {asked.ids[1], asked.ids[3]}
+    assert {world.call(key).status for key in refused} == {CallStatus.ERROR}
+    assert world.project().reserved == 10
+    assert [one.call_id for one in world.claim(world.take_over())] == [asked.ids[0], asked.ids[2]]

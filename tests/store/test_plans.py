@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +18,7 @@ from bitel.store import (
     claims,
     do_not_call,
     endings,
+    figures,
     housekeeping,
     idempotency,
     leases,
@@ -56,23 +58,30 @@ def untouched(
 
 
 IDS = ["a", "b"]
+ROWS = [("a",), ("b",)]
+MINE = {"dialer_id": "main", "epoch": 1}
 LANE = {"dialer_id": "main", "lane": 1, "now": 1.0, "most": 5}
 QUERIES: dict[str, tuple[Executable, dict[str, Any], set[str]]] = {
     "due": (
-        turns._DUE,
+        turns._DUE.core,
         {**LANE, "project_id": "p", "last_due": 0.5, "last_id": "a"},
         {"ix_call_due"},
     ),
-    "turns": (turns._OPEN_WITH_DUE, {**LANE, "closed": IDS, "after": "a"}, {"ix_call_due"}),
-    "closed": (turns._CLOSED_WITH_DUE, {**LANE, "closed": IDS, "after": ""}, {"ix_call_due"}),
-    "to postpone": (turns._DUE_IDS, {**LANE, "project_id": "p"}, {"ix_call_due"}),
-    "windows": (turns._WINDOWS, {}, {"ix_project_window"}),
+    "turns": (turns._OPEN_WITH_DUE.core, {**LANE, "closed": ROWS, "after": "a"}, {"ix_call_due"}),
+    "closed": (turns._CLOSED_WITH_DUE.core, {**LANE, "closed": ROWS, "after": ""}, {"ix_call_due"}),
+    "to postpone": (turns._DUE_IDS.core, {**LANE, "project_id": "p"}, {"ix_call_due"}),
+    "windows": (turns._WINDOWS.core, {}, {"ix_project_window"}),
     "expired": (
-        claims._EXPIRED,
+        claims._EXPIRED.core,
         {"dialer_id": "main", "now": 1.0, "most": 5},
         {"ix_call_expiring"},
     ),
-    "next due": (claims._NEXT_DUE, {"dialer_id": "main"}, {"ix_call_next", "ix_call_expiring"}),
+    "next due": (
+        claims._NEXT_DUE.core,
+        {"dialer_id": "main"},
+        {"ix_call_next", "ix_call_expiring"},
+    ),
+    "queue": (figures._QUEUE, {"dialer_id": "main", "most": 5}, {"ix_call_next"}),
     "in flight": (claims._IN_FLIGHT, {"dialer_id": "main"}, {"ix_attempt_open"}),
     "left open": (leases._LEFT_OPEN, {"dialer_id": "main"}, {"ix_attempt_open"}),
     "cancel requests": (
@@ -129,13 +138,28 @@ QUERIES: dict[str, tuple[Executable, dict[str, Any], set[str]]] = {
         {"ix_ledger_entry_project"},
     ),
     # By primary key; which of their indexes is best depends on how full the tables are.
-    "mine": (claims._MINE, {"ids": IDS, "dialer_id": "main", "epoch": 1}, set()),
-    "to settle": (settling._MINE, {"ids": IDS, "dialer_id": "main", "epoch": 1}, set()),
-    "to end": (endings._TO_END, {"ids": IDS}, set()),
+    "heard": (
+        claims._HEARD.core,
+        {"answers": [("a", 1.0)], "the_dialer": "main", "the_epoch": 1},
+        set(),
+    ),
+    "heard already": (
+        claims._HEARD_ALREADY.core,
+        {"answers": [("a", 1.0)], "the_dialer": "main", "the_epoch": 1},
+        set(),
+    ),
+    "to claim": (claims._CLAIM_CALLS.core, {"taken": [("a", "b", 1)]}, set()),
+    "to settle": (settling._MINE.core, {"ids": ROWS, **MINE}, set()),
+    "to end": (endings._TO_END.core, {"ids": ROWS}, set()),
+    "ended attempts": (endings._END_ATTEMPTS.core, {"ended": [("a",) + (None,) * 13]}, set()),
+    "ended calls": (endings._END_CALLS.core, {"ended": [("a",) + (None,) * 5], "now": 1.0}, set()),
+    "again": (endings._DUE_AGAIN.core, {"again": [("a", 1.0, 0)]}, set()),
+    "forgotten requests": (endings._FORGET_REQUESTS.core, {"over": ROWS}, set()),
     "asked": (canceling._ASKED, {"ids": IDS}, set()),
     "budgets": (reserving._LIMITED, {"ids": IDS}, set()),
     "attempts": (calls._ATTEMPTS, {"call_id": "a"}, set()),
     "find": (calls._FIND, {"id": "a", "project_id": "p"}, set()),
+    "find each": (calls._FIND_EACH.core, {"asked": [("a", "p"), ("b", "p")]}, set()),
     "token": (tokens._LIVE, {"id": "a", "project_id": "p", "now": 1.0}, set()),
     "do not call": (do_not_call._AMONG, {"project_id": "p", "ids": IDS}, set()),
 }
@@ -171,9 +195,12 @@ def test_the_query_uses_its_index(untouched: Database, name: str) -> None:
     said = untouched.write_now(explain)
 
     # "SCAN CONSTANT ROW" is SQLite's word for a SELECT without FROM; the values found by a loose
-    # scan are read as they come, and the least of them is found by "SEARCH".
-    for harmless in ("SCAN CONSTANT ROW", "SCAN found", "SCAN project USING INDEX"):
+    # scan are read as they come, and the least of them is found by "SEARCH"; anon_1 is what a
+    # LIMIT has let through, to be counted.
+    harmless_words = ("SCAN CONSTANT ROW", "SCAN found", "SCAN anon_1", "SCAN project USING INDEX")
+    for harmless in harmless_words:
         said = said.replace(harmless, "")
+    said = re.sub(r"SCAN \w+_json ", "", said)  # the rows that were given as a parameter
     assert "SCAN" not in said
     assert "Seq Scan" not in said
     assert all(index in said for index in indexes)

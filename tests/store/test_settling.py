@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from bitel.calls.call import CallStatus
-from bitel.calls.outcome import Attempted, Outcome
+from bitel.calls.outcome import Attempted, Media, Outcome
 from bitel.calls.retry import Again, Final, Verdict
 from bitel.calls.tariff import NOTHING, Bill
 from bitel.store.schema import SETTLED, ledger_entry
@@ -68,6 +69,18 @@ def test_an_answered_call_is_final_and_billed(world: World) -> None:
     assert (row.answered_at, row.ended_at) == (claimed.started_at + 8, claimed.started_at + 20)
     world.clock.advance(1000)
     assert world.claim(lease) == []
+
+
+@pytest.mark.parametrize("media", [None, Media(), Media(250, 240, "12*#A", 0.125, 3.5)])
+def test_what_was_heard_is_kept_with_the_attempt(world: World, media: Media | None) -> None:
+    call_id = world.place()
+    lease = world.take_over()
+    (claimed,) = world.claim(lease)
+    world.heard(lease, claimed)
+    done = answered(claimed, price="0")
+    world.settle(lease, replace(done, attempted=replace(done.attempted, media=media)))
+    (row,) = world.attempts(call_id)
+    assert row.media == media
 
 
 def test_an_attempt_is_settled_once(world: World) -> None:

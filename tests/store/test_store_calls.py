@@ -83,3 +83,17 @@ def test_the_database_itself_refuses_to_make_a_final_call_due(world: World) -> N
     with pytest.raises(IntegrityError):
         world.do(lambda conn: conn.exec_driver_sql("UPDATE call SET due_at = 1"))
     assert world.call(call_id).status is CallStatus.EXPIRED
+
+
+def test_many_are_found_in_one_go_each_by_its_own_project_alone(world: World) -> None:
+    other = world.another("other")
+    mine, also_mine, theirs = world.place(), world.place(), other.place()
+    asked = [(world.project_id, mine), (world.project_id, theirs), (other.project_id, theirs),
+             (world.project_id, "f" * 32), (world.project_id, also_mine),
+             (world.project_id, mine), (other.project_id, mine)]  # fmt: skip
+
+    found = world.do(lambda conn: calls.find_each(conn, asked))
+
+    assert (found[0], found[2]) == (world.call(mine), other.call(theirs))
+    assert [one and one.id for one in found] == [mine, None, theirs, None, also_mine, mine, None]
+    assert world.do(lambda conn: calls.find_each(conn, [])) == []

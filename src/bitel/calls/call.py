@@ -7,6 +7,7 @@ A call is one request to reach one number. It makes one or more attempts, and ho
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -65,6 +66,22 @@ class NewCall:
     """In which language the digits are read; empty for the service's own."""
     reserve: Decimal = Decimal(0)
     """The most that the call can cost: kept back from the balance until the call is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewCalls:
+    """Calls of one request that differ in their numbers alone: a column for each difference.
+
+    The columns are of one length, which is at least 1. There may be ten thousand calls, and an
+    object for each would take longer than storing them.
+    """
+
+    like: NewCall
+    """The terms of all of them; its own id, number and reserve count for nothing."""
+    ids: Sequence[str]
+    phone_numbers: Sequence[str]
+    e164: Sequence[str]
+    reserves: Sequence[Decimal]
 
 
 @dataclass(frozen=True, slots=True)

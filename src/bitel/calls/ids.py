@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from array import array
+from collections.abc import Iterable, Iterator
 
 _VERSION_7 = 0x7 << 76
 _VARIANT = 0b10 << 62
+_RAND_B = (1 << 62) - 1
 
 
 def new_id(now: float) -> str:
@@ -19,16 +21,25 @@ def new_ids(now: float, count: int) -> list[str]:
     milliseconds = int(now * 1000)
     # A clear top bit leaves room to count upwards from.
     random = int.from_bytes(os.urandom(10), "big") >> 7
-    ids = []
-    for step in array("I", os.urandom(4 * count)):
-        random += step + 1
-        ids.append(_id(milliseconds, random))
-    return ids
+    steps = array("I", os.urandom(4 * count))
+    if (random & _RAND_B) + (count << 32) > _RAND_B:
+        return [_id(milliseconds, each) for each in _counted(random, steps)]
+    # The counting stays within the last 62 bits, so all that is before them is the same in all.
+    first = _id(milliseconds, random)
+    start = first[:16]
+    return [f"{start}{each:016x}" for each in _counted(int(first[16:], 16), steps)]
+
+
+def _counted(start: int, steps: Iterable[int]) -> Iterator[int]:
+    """`start` and more, higher each time by a step and 1."""
+    for step in steps:
+        start += step + 1
+        yield start
 
 
 def _id(milliseconds: int, random: int) -> str:
     rand_a = random >> 62
-    rand_b = random & ((1 << 62) - 1)
+    rand_b = random & _RAND_B
     value = (milliseconds << 80) | _VERSION_7 | (rand_a << 64) | _VARIANT | rand_b
     return f"{value:032x}"
 

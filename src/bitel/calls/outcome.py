@@ -83,6 +83,22 @@ def classify(code: int, q850: int | None, rang: bool) -> Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Media:
+    """The audio of an answered attempt, both ways.
+
+    `sent` and `received` are RTP packets, the latter an estimate. `digits` were keyed by the callee
+    (RFC 4733), of 0-9*#ABCD. `loss` is the share, 0 to 1, of our packets that the callee missed,
+    and `jitter_ms` how unevenly they came to it, by its last RTCP report; None where it sent none.
+    """
+
+    sent: int = 0
+    received: int = 0
+    digits: str = ""
+    loss: float | None = None
+    jitter_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Attempted:
     """A finished attempt. Times are Unix seconds; `answered_at` is None if nobody answered."""
 
@@ -95,3 +111,5 @@ class Attempted:
     ended_by: Literal["", "far", "us"] = ""
     detail: str = ""
     """What the far end said, or what failed, in a few words for the operator."""
+    media: Media | None = None
+    """None where nothing was played."""

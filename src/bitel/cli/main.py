@@ -7,6 +7,7 @@ import sys
 import typer
 
 from bitel.cli import (
+    attempts,
     calling,
     campaigns,
     demo,
@@ -43,6 +44,7 @@ app.command("batch")(campaigns.batch)
 app.command("status")(calling.status)
 app.command("campaign")(campaigns.campaign)
 app.command("cancel")(calling.cancel)
+app.command("attempts")(attempts.attempts)
 app.command("ledger")(ledger.ledger)
 app.command("dial")(dial.dial)
 app.command("trace")(trace.trace)

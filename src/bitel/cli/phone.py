@@ -36,6 +36,13 @@ def phone(
     public_address: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="What Contact says, where not --listen.")
     ] = "",
+    tls_certificate: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Take calls by TLS too, at the port after --listen's."),
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The certificate's key, if not in its file.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print no line for each call.")] = False,
 ) -> None:
     """Take SIP calls: answer, be busy, ring, or stay silent, by number."""
@@ -43,6 +50,7 @@ def phone(
     from bitel.phone.phone import PhoneConfig
     from bitel.phone.rules import RuleError, parse_rules
     from bitel.settings import split_address
+    from bitel.transports.tls import TlsFileError, TlsFiles
 
     try:
         config = PhoneConfig(
@@ -51,6 +59,7 @@ def phone(
             record=record,
             log=log,
             public_address=split_address(public_address) if public_address else None,
+            tls=TlsFiles(certificate=tls_certificate, key=tls_key),
         )
     except RuleError as error:
         raise typer.BadParameter(str(error), param_hint="--rule") from None
@@ -59,6 +68,8 @@ def phone(
     _allow_many_calls()
     try:
         asyncio.run(_serve(config, quiet=quiet))
+    except TlsFileError as error:
+        raise SettingsError(str(error)) from None
     except OSError as error:
         fault = f"write to {error.filename}" if error.filename else f"listen on {listen}"
         raise SettingsError(f"the phone can't {fault}: {error.strerror}") from None
@@ -67,6 +78,7 @@ def phone(
 async def _serve(config: PhoneConfig, *, quiet: bool) -> None:
     """Run the phone until SIGTERM or SIGINT."""
     from bitel.phone.phone import Phone
+    from bitel.sip.grammar import host_in_uri
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -75,7 +87,7 @@ async def _serve(config: PhoneConfig, *, quiet: bool) -> None:
     phone = Phone(config, on_entry=None if quiet else _print)
     await phone.start()
     host, port = phone.address
-    typer.echo(f"phone ready on {host}:{port}", err=True)
+    typer.echo(f"phone ready on {host_in_uri(host)}:{port}", err=True)
     await stop.wait()
     await phone.stop()
 

@@ -16,18 +16,19 @@ def trace(
     full: Annotated[bool, typer.Option("--full", help="Show each message as a whole.")] = False,
     config: ConfigOption = None,
 ) -> None:
-    """Show the SIP messages of a call: one of the last 1,000, or one that ended in ERROR.
+    """Show the SIP messages of a call: one of the last, or one that ended in ERROR.
 
-    It reads the files of the machine that dialled. Credentials are not in them.
+    It reads the files of the machine that dialled. Credentials are not in them. The settings under
+    [traces] say how many calls are kept, and for how long.
     """
     from bitel import settings
     from bitel.dialers import tracing
 
     folder = traces_folder(settings.load(config).data_dir)
-    found = tracing.find(folder, call_id)
-    if found is None:
+    entries = tracing.read(folder, call_id)
+    if not entries:
         raise NotFoundError(f"no trace of a call {call_id!r} is kept in {folder}")
-    for entry in tracing.read(found):
+    for entry in entries:
         if isinstance(entry, str):
             typer.echo(entry)
         else:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from bitel.sip import OutgoingRequest, RequestDone
-from bitel.transports.udp import UdpTransport
+from bitel.transports.sip_transport import SipTransport
 
 Ask = Callable[[OutgoingRequest], Awaitable[RequestDone]]
 """Sends a request and waits for its final answer; code 408 or 503 where there is none."""
@@ -15,7 +15,7 @@ Ask = Callable[[OutgoingRequest], Awaitable[RequestDone]]
 class Asker:
     """Sends requests over `transport`, whose RequestDone events go to `receive`."""
 
-    def __init__(self, transport: UdpTransport) -> None:
+    def __init__(self, transport: SipTransport) -> None:
         self._transport = transport
         self._waiting: dict[str, asyncio.Future[RequestDone]] = {}
 

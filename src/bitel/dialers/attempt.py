@@ -7,14 +7,25 @@ from typing import Literal
 
 from bitel.calls.outcome import Attempted, Outcome, classify
 from bitel.dialers.leg import Leg
+from bitel.dialers.talk import Talk
+from bitel.dialers.trunk import shown
 from bitel.dialing.dialer import Order
-from bitel.sip import Failed
+from bitel.sip import Address, Failed
 
 
 class Attempt:
     """Collects the facts of one attempt. Times are Unix seconds by `clock`."""
 
-    __slots__ = ("_clock", "answered_at", "called_off", "give_up_at", "leg", "order", "started_at")
+    __slots__ = (
+        "_clock",
+        "answered_at",
+        "called_off",
+        "give_up_at",
+        "leg",
+        "order",
+        "started_at",
+        "talk",
+    )
 
     def __init__(self, order: Order, ring_timeout: float, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -26,6 +37,8 @@ class Attempt:
         self.leg: Leg | None = None
         """The INVITE that is out, or was last."""
         self.called_off = False
+        self.talk: Talk | None = None
+        """What whoever answered is played."""
 
     def rings_for(self) -> float:
         """Seconds that are left for ringing, 0 or more."""
@@ -50,13 +63,14 @@ class Attempt:
             q850,
             ended_by,
             detail,
+            self.talk.media() if self.talk and self.talk.over.done() else None,
         )
 
-    def failed(self, failed: Failed) -> Attempted:
-        """The report of an attempt whose INVITE ended without an answer."""
+    def failed(self, failed: Failed, at: Address) -> Attempted:
+        """The report of an attempt whose INVITE, sent to `at`, ended without an answer."""
         return self.over(
             self._outcome(failed),
-            detail=f"{failed.code} {failed.reason}".strip(),
+            detail=_detail(failed, at),
             sip_code=failed.code,
             q850=failed.q850,
             ended_by="us" if failed.why == "canceled" else "far",
@@ -70,3 +84,12 @@ class Attempt:
         if self.called_off and failed.code == 487:
             return Outcome.CALLED_OFF
         return classify(failed.code, failed.q850, failed.rang)
+
+
+def _detail(failed: Failed, at: Address) -> str:
+    # Where nobody has said anything, the code is our own, and tells an operator little.
+    if failed.why == "transport":
+        return f"{shown(at)} can't be reached"
+    if failed.why == "timeout":
+        return f"{shown(at)} answered nothing"
+    return f"{failed.code} {failed.reason}".strip()

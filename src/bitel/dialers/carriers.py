@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 
 import structlog
 
@@ -16,9 +16,10 @@ from bitel.dialers.pinger import Pinger
 from bitel.dialers.registrar import Account, Registrar, Registration
 from bitel.dialers.targets import Targets
 from bitel.dialers.trunk import Trunk
+from bitel.dialers.trunk_state import TrunkState
 from bitel.sip import Answered, Failed, RequestDone
 from bitel.sip.grammar import Address
-from bitel.transports.udp import UdpTransport
+from bitel.transports.sip_transport import SipTransport
 
 log = structlog.get_logger(__name__)
 
@@ -43,6 +44,10 @@ class Carriers:
         """Whether a call placed now has a chance with one of them."""
         return any(self._reachable(trunk) for trunk in self._config.trunks)
 
+    def trunks(self) -> Sequence[TrunkState]:
+        """How each address of each trunk stands; asks nobody."""
+        return [state for trunk in dict.fromkeys(self._config.trunks) for state in self._of(trunk)]
+
     async def any_address(self) -> Address:
         """An address of one of them. Raises OSError where none has any."""
         fault: OSError | None = None
@@ -54,19 +59,22 @@ class Carriers:
         assert fault is not None, "a dialer has at least one trunk"
         raise fault
 
-    def start(self, transport: UdpTransport) -> None:
+    def start(self, transport: SipTransport) -> None:
         """Register where that is wanted, and ping."""
-        config = self._config
-        sent_by = transport.agent.config.sent_by
+        config, agent = self._config, transport.agent
         asker = self._asker = Asker(transport)
         self._pinger = Pinger(
-            asker.ask, self._health, self._all_addresses, config.ping_interval, f"sip:{sent_by}"
+            asker.ask,
+            self._health,
+            self._all_addresses,
+            config.ping_interval,
+            lambda: f"sip:{agent.config.sent_by}",
         )
         self._begin(self._pinger.run())
         if not config.register or config.credentials is None:
             return
         for trunk in dict.fromkeys(config.trunks):
-            account = Account(trunk, config.credentials, sent_by)
+            account = Account(trunk, config.credentials, lambda by: agent.config.sent_by_for(by))
             registrar = self._registrars[trunk] = Registrar(
                 account,
                 Registration(account, self._clock),
@@ -75,6 +83,11 @@ class Carriers:
                 asker.ask,
             )
             self._begin(registrar.run())
+
+    def move(self) -> None:
+        """Register anew: our address has changed."""
+        for registrar in self._registrars.values():
+            registrar.move()
 
     async def stop(self) -> None:
         """Take registrations back; takes 2 s at most."""
@@ -108,6 +121,10 @@ class Carriers:
         # Stable: among those that are registered, the healthy ones stay in front.
         return sorted(in_order(ways, self._health), key=lambda hop: not self._registered(hop.trunk))
 
+    def hosts(self, trunk: Trunk) -> frozenset[str]:
+        """The IP addresses that are known to be the trunk's."""
+        return frozenset(address.host for address in self._targets.known(trunk) or ())
+
     def learn(self, hop: Hop, decided: Answered | Failed) -> None:
         """Take note of how an INVITE fared."""
         health, address = self._health, hop.address
@@ -128,6 +145,21 @@ class Carriers:
         if onward is not None:
             return [onward, *(other for other in left if other.trunk != hop.trunk)]
         return in_order(after(hop, failed, outcome, left), self._health)
+
+    def _of(self, trunk: Trunk) -> list[TrunkState]:
+        registered = self._registered(trunk) if self._config.register else None
+        health = self._health
+        return [
+            TrunkState(
+                trunk.text,
+                address,
+                health.usable(address),
+                health.rests(address),
+                registered,
+                health.answered_at(address),
+            )
+            for address in self._targets.known(trunk) or []
+        ] or [TrunkState(trunk.text, None, False, False, registered, None)]
 
     def _reachable(self, trunk: Trunk) -> bool:
         addresses = self._targets.known(trunk)

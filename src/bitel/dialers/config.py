@@ -10,6 +10,7 @@ from bitel.dialers.numbering import NumberFormat, NumberRule
 from bitel.dialers.playlists import Codec
 from bitel.dialers.trunk import Trunk
 from bitel.sip import Credentials
+from bitel.transports.tls import TlsFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +18,11 @@ class SipTrunkConfig:
     """Times are in seconds.
 
     `caller_id` may be a pool, whose members take turns; `caller_ids` goes before it, by prefix of
-    the number called. `ping_interval` 0 pings nobody. `t1` is SIP's T1 (RFC 3261 §17.1.1.1).
+    the number called. `ping_interval` 0 pings nobody. `trunk_timeout` is how long an address that
+    answers nothing is waited for where there is another, never longer than 64 × `t1`. `t1` is
+    SIP's T1 (RFC 3261 §17.1.1.1).
+    `receive` listens to callees; one that stops sending for `media_timeout` is hung up on, 0 never.
+    `senders` processes send the RTP; each fills one core at most.
     """
 
     trunks: tuple[Trunk, ...]
@@ -36,7 +41,12 @@ class SipTrunkConfig:
     credentials: Credentials | None = None
     register: bool = False
     ping_interval: float = 30.0
+    trunk_timeout: float = 32.0
     t1: float = 0.5
+    tls: TlsFiles = field(default_factory=TlsFiles)
+    media_timeout: float = 0.0
+    receive: bool = True
+    senders: int = 1
 
     @property
     def caller_pool(self) -> Sequence[str]:

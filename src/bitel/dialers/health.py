@@ -36,6 +36,7 @@ class _State:
     missed: int = 0
     answers_pings: bool = False
     answers_calls: bool = False
+    answered_at: float | None = None
 
 
 class Health:
@@ -49,7 +50,7 @@ class Health:
     def answered_call(self, address: Address) -> None:
         """An INVITE got an answer there, provisional or final."""
         self._of(address).answers_calls = True
-        self._back(address)
+        self.answered(address)
 
     def failed_call(self, address: Address) -> None:
         """An INVITE got no answer there, or could not even be sent."""
@@ -58,7 +59,7 @@ class Health:
     def answered_ping(self, address: Address) -> None:
         """Somebody is there, whatever he said."""
         self._of(address).answers_pings = True
-        self._back(address)
+        self.answered(address)
 
     def missed_ping(self, address: Address) -> None:
         """Nobody answered a ping. It counts unless only pings stay unanswered there, and calls not:
@@ -69,6 +70,15 @@ class Health:
             return
         if state.missed >= PINGS_MISSED:
             self._down(address, "it answers no OPTIONS; if it never does, set ping_interval = 0")
+
+    def answered(self, address: Address) -> None:
+        """Somebody is there who can be expected to take a call."""
+        state = self._of(address)
+        state.missed = 0
+        state.answered_at = self._clock()
+        if state.down_since is not None:
+            state.down_since = None
+            log.info("trunk_address_up", address=shown(address))
 
     def rest(self, address: Address, seconds: float) -> None:
         """It asked to be left alone for so long."""
@@ -89,6 +99,11 @@ class Health:
             return False
         return self._pinged or self._clock() - since < DOWN_UNPINGED
 
+    def answered_at(self, address: Address) -> float | None:
+        """When it last gave an answer of any kind; None: never."""
+        state = self._states.get(address)
+        return None if state is None else state.answered_at
+
     def _of(self, address: Address) -> _State:
         state = self._states.get(address)
         if state is None:
@@ -101,10 +116,3 @@ class Health:
         if not self.is_down(address):
             log.warning("trunk_address_down", address=shown(address), why=why)
         self._of(address).down_since = self._clock()
-
-    def _back(self, address: Address) -> None:
-        state = self._of(address)
-        state.missed = 0
-        if state.down_since is not None:
-            state.down_since = None
-            log.info("trunk_address_up", address=shown(address))

@@ -14,9 +14,9 @@ from sipmessage import URI
 
 from bitel.calls.outcome import Outcome
 from bitel.dialers.health import Health
-from bitel.dialers.trunk import SIP_PORT, Trunk
+from bitel.dialers.trunk import Trunk, usual_port
 from bitel.sip import Failed
-from bitel.sip.grammar import Address
+from bitel.sip.grammar import Address, Transport
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +57,33 @@ def redirected(hop: Hop, failed: Failed, addresses: Sequence[Address]) -> Hop | 
             uri = URI.parse(contact)
         except ValueError:
             continue
-        if uri.scheme != "sip" or not uri.user:
-            continue
-        host = uri.host.removeprefix("[").removesuffix("]")
-        if host.lower() == hop.trunk.host.lower() and uri.port == hop.trunk.port:
-            address = hop.address
-        elif (host, uri.port or SIP_PORT) in addresses:
-            address = host, uri.port or SIP_PORT
-        else:
-            continue
-        return replace(hop, address=address, request_uri=contact, redirected=True)
+        address = _within(uri, hop, addresses)
+        if address is not None:
+            return replace(hop, address=address, request_uri=contact, redirected=True)
     return None
+
+
+def _within(uri: URI, hop: Hop, addresses: Sequence[Address]) -> Address | None:
+    """Which of `addresses` the URI points at; None for none of them."""
+    transport = _transport_of(uri, hop.address.transport)
+    if transport is None or not uri.user:
+        return None
+    host = uri.host.removeprefix("[").removesuffix("]")
+    same = transport is hop.address.transport
+    if same and host.lower() == hop.trunk.host.lower() and uri.port == hop.trunk.port:
+        return hop.address
+    named = hop.trunk.at(host, uri.port or usual_port(transport), transport)
+    return named if named in addresses else None
+
+
+def _transport_of(uri: URI, usual: Transport) -> Transport | None:
+    """How the URI wants to be reached, `usual` where it says nothing; None: not by us."""
+    if uri.scheme == "sips":
+        return Transport.TLS
+    if uri.scheme != "sip":
+        return None
+    named = {name.lower(): value for name, value in uri.parameters.items()}.get("transport")
+    try:
+        return Transport(named.upper()) if named else usual
+    except ValueError:
+        return None

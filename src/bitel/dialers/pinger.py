@@ -9,7 +9,7 @@ from typing import Final
 
 from bitel.dialers.asking import Ask
 from bitel.dialers.health import Health
-from bitel.dialers.trunk import shown
+from bitel.dialers.trunk import uri_of
 from bitel.sip import OutgoingRequest
 from bitel.sip.grammar import Address
 
@@ -23,7 +23,7 @@ UNPINGED: Final = 30.0
 class Pinger:
     """Pings what `find` finds every `interval` seconds, and tells `health`; 0: pings nobody.
 
-    It looks for the addresses all the same, so that they are known. `from_uri` is who asks.
+    It looks for the addresses all the same, so that they are known. `from_uri` says who asks.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Pinger:
         health: Health,
         find: Callable[[], Awaitable[Iterable[Address]]],
         interval: float,
-        from_uri: str,
+        from_uri: Callable[[], str],
         patience: float = PATIENCE,
     ) -> None:
         self._ask = ask
@@ -65,8 +65,8 @@ class Pinger:
 
     async def ping(self, address: Address) -> None:
         """Ask once whether anybody is there."""
-        uri = f"sip:{shown(address)}"
-        request = OutgoingRequest("OPTIONS", uri, address, self._from_uri, uri)
+        uri = uri_of(address)
+        request = OutgoingRequest("OPTIONS", uri, address, self._from_uri(), uri)
         try:
             async with asyncio.timeout(self._patience):
                 done = await self._ask(request)

@@ -17,7 +17,7 @@ from bitel.dialers.health import Health
 from bitel.dialers.targets import Targets
 from bitel.dialers.trunk import Trunk, shown
 from bitel.sip import Credentials, OutgoingRequest, RequestDone
-from bitel.sip.grammar import Address, split_address, split_list
+from bitel.sip.grammar import Address, Transport, split_address, split_list
 
 log = structlog.get_logger(__name__)
 
@@ -27,6 +27,10 @@ LONGEST_EXPIRY: Final = 86_400
 FIRST_PAUSE: Final = 5.0
 LONGEST_PAUSE: Final = 300.0
 """Seconds before the first try after a failure, and at most, doubled each time."""
+NEXT_ADDRESS_PAUSE: Final = 0.5
+"""Seconds before the carrier's next address is tried, until each has been."""
+SPENT: Final = 4
+"""Sequence numbers that one REGISTER may use up: it is sent anew when it is challenged."""
 LEAVING_PATIENCE: Final = 2.0
 """Seconds that the far end may take to let us go."""
 _FROM_USER: Final = "-_.!~*'()&=+$,;?/"
@@ -34,19 +38,21 @@ _FROM_USER: Final = "-_.!~*'()&=+$,;?/"
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Whom we register, where, and at which of our addresses (`HOST:PORT`) we are reached."""
+    """Whom we register, and where. `sent_by` says at which `HOST:PORT` of ours we are reached by a
+    transport; that may change while we run."""
 
     trunk: Trunk
     credentials: Credentials
-    sent_by: str
+    sent_by: Callable[[Transport], str]
 
     @property
     def address_of_record(self) -> str:
         return f"sip:{self._user}@{self.trunk.authority}"
 
-    @property
-    def contact(self) -> str:
-        return f"sip:{self._user}@{self.sent_by}"
+    def contact(self, transport: Transport) -> str:
+        """Where we are to be called by way of a transport."""
+        way = "" if transport is Transport.UDP else f";transport={transport.lower()}"
+        return f"sip:{self._user}@{self.sent_by(transport)}{way}"
 
     @property
     def _user(self) -> str:
@@ -70,6 +76,9 @@ class Registration:
         self._call_id: str | None = None
         self._from_tag: str | None = None
         self._cseq: int | None = None
+        self._asked = ""
+        self._bound = ""
+        self._stale = ""
         self.failures = 0
         """How many REGISTERs in a row came to nothing."""
 
@@ -78,17 +87,38 @@ class Registration:
         """Whether the carrier knows where we are."""
         return self._clock() < self._valid_until
 
-    def request(self, destination: Address, leaving: bool = False) -> OutgoingRequest:
-        """The next REGISTER: to be bound, or bound no longer. All share one Call-ID (§10.2)."""
+    @property
+    def stale(self) -> bool:
+        """Whether the carrier may know an address that we no longer have."""
+        return bool(self._stale)
+
+    def request(self, destination: Address) -> OutgoingRequest:
+        """The next REGISTER, to be bound to where we now are."""
+        self._asked = self._account.contact(destination.transport)
+        return self._register(destination, self._asked, self._expiry)
+
+    def leave(self, destination: Address) -> OutgoingRequest:
+        """The REGISTER that ends it."""
+        return self._register(destination, self._bound, 0)
+
+    def drop_stale(self, destination: Address) -> OutgoingRequest:
+        """The REGISTER that takes back the address that we no longer have; it is made once."""
+        contact, self._stale = self._stale, ""
+        request = self._register(destination, contact, 0)
+        # Answered or not, and challenged on top, its numbers are spent.
+        self._cseq = (self._cseq or 1) + SPENT
+        return request
+
+    def _register(self, destination: Address, contact: str, expiry: int) -> OutgoingRequest:
+        """All share one Call-ID (§10.2)."""
         account = self._account
-        expiry = 0 if leaving else self._expiry
         return OutgoingRequest(
             "REGISTER",
             account.trunk.uri,
             destination,
             account.address_of_record,
             account.address_of_record,
-            headers=(("Contact", f"<{account.contact}>"), ("Expires", str(expiry))),
+            headers=(("Contact", f"<{contact}>"), ("Expires", str(expiry))),
             credentials=account.credentials,
             call_id=self._call_id,
             from_tag=self._from_tag,
@@ -105,6 +135,9 @@ class Registration:
                 self._valid_until = 0.0
                 return self.fail()
             self.failures = 0
+            if self.valid and self._bound != self._asked:
+                self._stale = self._bound
+            self._bound = self._asked
             self._valid_until = self._clock() + granted
             return max(1.0, granted * self._rng.uniform(0.8, 0.9))
         if done.code == 423:
@@ -133,7 +166,8 @@ class Registration:
         ]
         for contact in contacts:
             uri, parameters = split_address(contact)
-            if uri.partition(";")[0] != self._account.contact and len(contacts) > 1:
+            same = uri.partition(";")[0] == self._asked.partition(";")[0]
+            if not same and len(contacts) > 1:
                 continue
             for parameter in parameters.lower().split(";"):
                 name, _, value = parameter.partition("=")
@@ -161,6 +195,7 @@ class Registrar:
         self._health = health
         self._ask = ask
         self._at: Address | None = None
+        self._moved = asyncio.Event()
 
     @property
     def trunk(self) -> Trunk:
@@ -175,15 +210,20 @@ class Registrar:
         """Register, refresh, and try again after failures, until cancelled."""
         while True:
             pause = await self._register()
-            await asyncio.sleep(pause)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._moved.wait()
+            self._moved.clear()
+
+    def move(self) -> None:
+        """Register anew at once: our address has changed."""
+        self._moved.set()
 
     async def leave(self) -> None:
         """Tell the carrier that we are gone, if it knew, within `LEAVING_PATIENCE` seconds."""
         if not self.valid or self._at is None:
             return
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LEAVING_PATIENCE):
-                await self._ask(self._registration.request(self._at, leaving=True))
+        await self._ask_in_passing(self._registration.leave(self._at))
 
     async def _register(self) -> float:
         try:
@@ -196,17 +236,29 @@ class Registrar:
         pause = self._registration.receive(done)
         if 200 <= done.code <= 299:
             self._at = address
+            self._health.answered(address)
+            if self._registration.stale:
+                await self._ask_in_passing(self._registration.drop_stale(address))
             log.debug("registered", trunk=self._trunk.host, refresh_in=round(pause))
-        elif pause:
+            return pause
+        if done.why != "response" and self._registration.failures < len(addresses):
+            pause = NEXT_ADDRESS_PAUSE  # nobody was there; another may be (RFC 3263 §4.3)
+        if pause:
             why = f"{done.code} {done.reason}"
             log.warning(
                 "registration_failed",
                 trunk=self._trunk.host,
                 address=shown(address),
                 why=why,
-                again_in=round(pause),
+                again_in=round(pause, 1),
             )
         return pause
+
+    async def _ask_in_passing(self, request: OutgoingRequest) -> None:
+        """Ask for what is polite, and not worth waiting for."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LEAVING_PATIENCE):
+                await self._ask(request)
 
     def _choose(self, addresses: Sequence[Address]) -> Address:
         usable = [each for each in addresses if self._health.usable(each)] or list(addresses)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -17,13 +17,14 @@ from bitel.dialers.identity import CallerIds, Identity, identity
 from bitel.dialers.leg import Leg
 from bitel.dialers.numbering import NumberForm
 from bitel.dialers.playlists import Playlist, PlaylistSource
+from bitel.dialers.talk import Patience, Talk, check_address
 from bitel.dialers.targets import Targets
-from bitel.dialers.trunk import address_toward
+from bitel.dialers.trunk_state import TrunkState
 from bitel.dialers.watch import Watch
+from bitel.dialers.whereabouts import Whereabouts
 from bitel.dialing.dialer import Heard, Order
 from bitel.errors import BitelError, InvalidRequestError, NotFoundError, UnavailableError
-from bitel.rtp.packet import PTIMES
-from bitel.rtp.streamer import FarEndError, Streamer, StreamReport
+from bitel.rtp.streamer import FarEndError, Streamer
 from bitel.sip import (
     AgentConfig,
     Answered,
@@ -32,19 +33,17 @@ from bitel.sip import (
     Failed,
     Incoming,
     Invitation,
-    MediaChanged,
     RequestDone,
     UserAgent,
 )
 from bitel.sip.sdp import (
-    DEFAULT_PTIME,
     Agreed,
-    Direction,
     NoCommonCodec,
     check_answer,
     make_offer,
 )
-from bitel.transports.udp import Link, UdpTransport
+from bitel.transports.sip_transport import Link, SipTransport
+from bitel.transports.tls import TlsFileError
 
 __all__ = ["SipTrunkConfig", "SipTrunkDialer"]
 
@@ -52,7 +51,7 @@ log = structlog.get_logger(__name__)
 
 
 class SipTrunkDialer:
-    """A Dialer over one UDP socket for SIP and one sender process for RTP.
+    """A Dialer over one port for SIP and one sender process for RTP.
 
     `clock` gives Unix seconds. `link` stands between agent and socket in tests of lossy links.
     """
@@ -72,18 +71,27 @@ class SipTrunkDialer:
         self._link = link
         self._legs: dict[str, Leg] = {}
         self._attempts: dict[str, Attempt] = {}
-        self._transport: UdpTransport | None = None
-        self._streamer = Streamer(config.bind[0], config.rtp_ports)
+        self._transport: SipTransport | None = None
+        self._streamer = Streamer(
+            config.bind[0], config.rtp_ports, processes=config.senders, receive=config.receive
+        )
         self._watch = watch
         self._carriers = Carriers(config, clock, targets)
         self._numbers = NumberForm(config.number_format, config.number_rules)
         self._caller_ids = CallerIds(config.caller_pool, config.caller_ids)
-        self._address = ""
+        self._whereabouts = Whereabouts(
+            config.bind[0], config.public_address, self._carriers.any_address
+        )
+        self._following: asyncio.Task[None] | None = None
 
     @property
     def up(self) -> bool:
         """Whether SIP is spoken, and a carrier is there to speak with."""
         return self._transport is not None and self._carriers.up
+
+    def trunks(self) -> Sequence[TrunkState]:
+        """How each of the carriers' addresses stands, as known without asking."""
+        return self._carriers.trunks()
 
     @property
     def streamer(self) -> Streamer:
@@ -94,26 +102,32 @@ class SipTrunkDialer:
         """Bind the SIP socket and start the RTP sender; BitelError says what is in the way."""
         host, port = self._config.bind
         try:
-            self._address = self._config.public_address or await self._own_address()
-            self._transport = await UdpTransport.open(
+            address = await self._whereabouts.find()
+            self._transport = await SipTransport.open(
                 self._config.bind,
                 lambda local: UserAgent(
                     AgentConfig(
-                        local=(self._address, self._config.public_port or local[1]),
+                        local=(address, self._config.public_port or local[1]),
                         t1=self._config.t1,
                     )
                 ),
                 self._receive,
                 link=self._link,
                 tap=self._watch.tap if self._watch else None,
+                tls=self._config.tls,
             )
         except OSError as fault:
             raise BitelError(f"SIP can't be spoken from {host}:{port}: {fault}") from fault
+        except TlsFileError as fault:
+            raise BitelError(f"SIP can't be spoken over TLS: {fault}") from fault
         await self._streamer.start()
         self._carriers.start(self._transport)
+        self._following = asyncio.create_task(self._whereabouts.follow(self._move))
 
     async def close(self) -> None:
         """Take registrations back, stop the sender, close the socket."""
+        if self._following is not None:
+            self._following.cancel()
         await self._carriers.stop()
         await self._streamer.stop()
         if self._transport is not None:
@@ -124,18 +138,21 @@ class SipTrunkDialer:
         """Make one attempt: trunk by trunk while they are in trouble, until one gives an answer."""
         attempt = Attempt(order, self._config.ring_timeout, self._clock)
         self._attempts[order.attempt_id] = attempt
+        attempted: Attempted | None = None
         try:
             playlists = await self._playlists.for_order(order, self._config.codecs)
             port = self._streamer.open_port()
         except (NotFoundError, InvalidRequestError) as fault:
             # Nothing to play, now or ever.
             del self._attempts[order.attempt_id]
-            return attempt.over(Outcome.MEDIA_MISMATCH, detail=str(fault))
+            attempted = attempt.over(Outcome.MEDIA_MISMATCH, detail=str(fault))
+            if self._watch:
+                self._watch.over(order, attempted)
+            return attempted
         except UnavailableError as fault:
             # No free port, storage out of reach, no voice: later may be better.
             del self._attempts[order.attempt_id]
             return attempt.over(Outcome.TRUNK_TROUBLE, detail=str(fault))
-        attempted: Attempted | None = None
         try:
             attempted = await self._call(attempt, playlists, port, heard)
             return attempted
@@ -152,6 +169,9 @@ class SipTrunkDialer:
         attempt = self._attempts.get(attempt_id)
         if attempt is not None:
             attempt.called_off = True
+            if attempt.talk is not None:
+                # Also where the far end takes its time with our BYE.
+                attempt.talk.stop()
             if attempt.leg is not None:
                 self._hang_up(attempt.leg)
 
@@ -166,7 +186,8 @@ class SipTrunkDialer:
         attempt.answered_at = self._clock()
         try:
             agreed = check_answer(leg.offer, answered.answer)
-        except NoCommonCodec as fault:
+            check_address(self._streamer, agreed)
+        except (NoCommonCodec, FarEndError) as fault:
             await self._end(leg)
             return attempt.over(Outcome.MEDIA_MISMATCH, detail=str(fault), sip_code=200)
         if not await heard(attempt.answered_at):
@@ -180,52 +201,31 @@ class SipTrunkDialer:
         self, attempt: Attempt, leg: Leg, agreed: Agreed, playlist: Playlist, port: int
     ) -> Attempted:
         """Send the clips, until they or the call are over."""
-        played: asyncio.Future[StreamReport] = asyncio.get_running_loop().create_future()
         if leg.ended.done() or attempt.called_off:
             # Gone while the answer was made durable: nobody is there to hear anything.
-            return await self._finish(attempt, leg)
-        stream = self._streamer.play(
-            port,
-            agreed.far,
-            agreed.payload_type,
-            playlist,
-            played.set_result,
-            ptime=agreed.ptime if agreed.ptime in PTIMES else DEFAULT_PTIME,
-        )
-        if not _may_send(agreed.direction):
-            self._streamer.pause(stream)
-        leg.follow_media(lambda changed: self._follow(stream, changed))
-        either: list[asyncio.Future[Any]] = [played, leg.ended]
+            return await self._finish(attempt, leg, self._clock())
+        talk = attempt.talk = Talk(self._streamer, Patience(self._config.media_timeout))
+        talk.begin(port, agreed, playlist)
+        leg.follow_media(talk.follow)
+        either: list[asyncio.Future[Any]] = [talk.over, leg.ended]
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        if not played.done():
-            ended_at = self._clock()
-            self._streamer.stop_stream(stream)
-            await played
-            return await self._finish(attempt, leg, ended_at)
-        report = played.result()
-        if not report.finished and not leg.ended.done():
+        ended_at = self._clock()
+        talk.stop()
+        report = await talk.over
+        wanted = talk.why or attempt.called_off or leg.ended.done()
+        if not report.finished and not wanted:
             await self._end(leg)
             return attempt.over(Outcome.CUT_OFF, detail=report.error, sip_code=200, ended_by="us")
-        return await self._finish(attempt, leg)
+        return await self._finish(attempt, leg, ended_at, talk.why)
 
-    def _follow(self, stream: int, changed: MediaChanged) -> None:
-        """Hold the recording while the far end does, and go on where it then wants it."""
-        far = changed.remote.address, changed.remote.port
-        if not _may_send(changed.local.direction) or _is_nowhere(far):
-            self._streamer.pause(stream)
-            return
-        try:
-            self._streamer.resume(stream, far)
-        except FarEndError as fault:
-            log.warning("media_not_followed", fault=str(fault))
-            self._streamer.pause(stream)
-
-    async def _finish(self, attempt: Attempt, leg: Leg, ended_at: float | None = None) -> Attempted:
+    async def _finish(
+        self, attempt: Attempt, leg: Leg, ended_at: float, detail: str = ""
+    ) -> Attempted:
         """End the call if the far end has not, and report it as answered until then."""
-        ended_at = self._clock() if ended_at is None else ended_at
         ended = await self._end(leg)
         return attempt.over(
             Outcome.ANSWERED,
+            detail=detail,
             sip_code=200,
             q850=ended.q850,
             ended_by=ended.by,
@@ -236,7 +236,7 @@ class SipTrunkDialer:
         number = self._numbers.of(attempt.order.e164)
         caller = self._caller_ids.choose(attempt.order.e164)
         config = self._config
-        who = identity(caller, self._address, config.identity, config.privacy)
+        who = identity(caller, self._whereabouts.address, config.identity, config.privacy)
         try:
             hops = await self._carriers.hops(lambda trunk: trunk.uri_for(number))
         except OSError as fault:
@@ -246,25 +246,28 @@ class SipTrunkDialer:
             if attempt.called_off:
                 return attempt.over(Outcome.CALLED_OFF)
             hop, *left = hops
-            decided = await self._invite(attempt, hop, who, port)
+            patience = self._config.trunk_timeout if left else None
+            decided = await self._invite(attempt, hop, who, port, patience)
             self._carriers.learn(hop, decided)
             if isinstance(decided, Answered):
                 return decided
-            over = attempt.failed(decided)
+            over = attempt.failed(decided, hop.address)
             hops = self._carriers.next_hops(hop, decided, over.outcome, left)
         return over
 
     async def _invite(
-        self, attempt: Attempt, hop: Hop, who: Identity, port: int
+        self, attempt: Attempt, hop: Hop, who: Identity, port: int, patience: float | None
     ) -> Answered | Failed:
+        """Ring until somebody answers or the time is up; `patience` is for one who says nothing."""
         config = self._config
-        offer = make_offer((self._address, port), config.codecs)
+        offer = make_offer((self._whereabouts.address, port), config.codecs)
         invitation = Invitation(
             request_uri=hop.request_uri,
             destination=hop.address,
             from_uri=who.from_uri,
             offer=offer,
             credentials=config.credentials,
+            trusted=self._carriers.hosts(hop.trunk) if config.credentials else frozenset(),
             headers=who.headers,
             display_name=who.display_name,
             # Until the answer is durable. Should we die before, the far end gives up by itself,
@@ -279,11 +282,14 @@ class SipTrunkDialer:
             self._watch.invited(attempt.order, leg.call_id)
         self._sip.flush()
         loop = asyncio.get_running_loop()
-        ring_out = loop.call_later(attempt.rings_for(), self._hang_up, leg)
+        timers = [loop.call_later(attempt.rings_for(), self._hang_up, leg)]
+        if patience is not None:
+            timers.append(loop.call_later(patience, self._give_up, leg))
         try:
             return await leg.decided
         finally:
-            ring_out.cancel()
+            for timer in timers:
+                timer.cancel()
 
     async def _end(self, leg: Leg) -> Ended:
         """Hang up if need be, and wait until the call is over for us too."""
@@ -296,34 +302,29 @@ class SipTrunkDialer:
         self._sip.agent.hang_up(leg.call_id, self._sip.now())
         self._sip.flush()
 
+    def _give_up(self, leg: Leg) -> None:
+        self._sip.agent.give_up(leg.call_id, self._sip.now())
+        self._sip.flush()
+
     def _receive(self, event: Event) -> None:
         leg = self._legs.get(event.call_id)
         if leg is not None:
             leg.receive(event)
         elif isinstance(event, RequestDone):
+            self._whereabouts.compare(event)
             self._carriers.receive(event)
         elif isinstance(event, Incoming):
             # A dialer calls and is not called.
             self._sip.agent.reject(event.call_id, 480, self._sip.now())
             self._sip.flush()
 
-    async def _own_address(self) -> str:
-        """The address that Via, Contact and SDP say: the one bound, or the one toward a trunk."""
-        host = self._config.bind[0]
-        if host not in {"0.0.0.0", "::"}:
-            return host
-        return address_toward(await self._carriers.any_address())
+    def _move(self, address: str) -> None:
+        """Speak from another address: new calls say it, and carriers are told."""
+        agent = self._sip.agent
+        agent.move((address, agent.config.local[1]))
+        self._carriers.move()
 
     @property
-    def _sip(self) -> UdpTransport:
+    def _sip(self) -> SipTransport:
         assert self._transport is not None, "the dialer is not started"
         return self._transport
-
-
-def _may_send(direction: Direction) -> bool:
-    return direction in ("sendrecv", "sendonly")
-
-
-def _is_nowhere(far: tuple[str, int]) -> bool:
-    """Whether this is an address of old, which meant hold (RFC 3264 §8.4)."""
-    return far[0] in ("0.0.0.0", "::") or far[1] == 0

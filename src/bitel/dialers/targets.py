@@ -1,8 +1,9 @@
 """Where a trunk's requests go (RFC 3263 §4): NAPTR, SRV, then addresses; what was found is kept.
 
-An IP address is itself. A host with a port is looked up as it is. Any other is asked for NAPTR
-records, whose `SIP+D2U` ones name SRV records; without them for `_sip._udp` SRV records; without
-those for its address, at port 5060.
+An IP address is itself. A host with a port is looked up as it is. One with a transport is asked
+for the SRV records of that transport. Any other is asked for NAPTR records, which name transports
+and their SRV records, the carrier's favourite first; without them for SRV records of UDP, then of
+TCP. Where there are none of all these, the host's own address serves, at the usual port.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import dns.exception
 import dns.resolver
 import structlog
 
-from bitel.dialers.trunk import SIP_PORT, Trunk, shown
-from bitel.sip.grammar import Address
+from bitel.dialers.srv import Server, in_order
+from bitel.dialers.trunk import Trunk, shown
+from bitel.sip.grammar import Address, Transport
 
 log = structlog.get_logger(__name__)
 
@@ -31,25 +33,49 @@ KEPT_AFTER_FAILURE: Final = 15.0
 """Seconds after which DNS is asked again that did not answer, while old addresses serve on."""
 PATIENCE: Final = 3.0
 """Seconds that DNS may take for one question."""
+MOST_SERVICES: Final = 4
 MOST_RECORDS: Final = 16
 """Records of one answer that are looked at: each costs questions, and each address an INVITE."""
 
+_SRV: Final = {
+    Transport.UDP: "_sip._udp",
+    Transport.TCP: "_sip._tcp",
+    Transport.TLS: "_sips._tcp",
+}
+_NAPTR: Final = {
+    b"sip+d2u": Transport.UDP,
+    b"sip+d2t": Transport.TCP,
+    b"sips+d2t": Transport.TLS,
+}
+"""The services that we can speak; SCTP and WebSocket are passed over."""
+
 
 @dataclass(frozen=True, slots=True)
-class Server:
-    """An SRV record with its target's addresses; the lowest priority is tried first (RFC 2782)."""
+class _Service:
+    """Where SRV records stand for a transport."""
 
-    priority: int
-    weight: int
-    addresses: tuple[Address, ...]
+    name: str
+    transport: Transport
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Servers, those of the best transport first, and for how many seconds that may be kept."""
+
+    groups: tuple[tuple[Server, ...], ...]
+    ttl: float
 
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    servers: tuple[Server, ...]
+    groups: tuple[tuple[Server, ...], ...]
     """Empty where DNS has never named any; `fault` then says why."""
     until: float
     fault: OSError | None = None
+
+    @property
+    def addresses(self) -> list[Address]:
+        return [each for group in self.groups for server in group for each in server.addresses]
 
 
 SystemLookup = Callable[[str, int], Awaitable[Sequence[str]]]
@@ -85,7 +111,7 @@ class Targets:
         Raises OSError where it has none, and never had.
         """
         if trunk.numeric:
-            return [(trunk.host, trunk.port or SIP_PORT)]
+            return [trunk.at(trunk.host)]
         known = self._known.get(trunk)
         if known is None or self._clock() >= known.until:
             # Calls that want the same name at once share one question.
@@ -96,65 +122,96 @@ class Targets:
             known = self._known[trunk]
         if known.fault is not None:
             raise known.fault
-        return list(dict.fromkeys(in_order(known.servers, self._rng)))
+        ordered = [each for group in known.groups for each in in_order(group, self._rng)]
+        return list(dict.fromkeys(ordered))
 
     def known(self, trunk: Trunk) -> list[Address] | None:
         """The addresses found last, without asking anybody; None before the first `find`."""
         if trunk.numeric:
-            return [(trunk.host, trunk.port or SIP_PORT)]
+            return [trunk.at(trunk.host)]
         known = self._known.get(trunk)
-        if known is None:
-            return None
-        return [each for server in known.servers for each in server.addresses]
+        return None if known is None else known.addresses
 
     async def _refresh(self, trunk: Trunk) -> None:
         try:
-            servers, ttl = await self._ask(trunk)
+            found = await self._ask(trunk)
         except OSError as fault:
             log.warning("dns_failed", host=trunk.host, fault=str(fault))
             old = self._known.get(trunk)
-            if old is not None and old.servers:
-                self._known[trunk] = _Known(old.servers, self._clock() + KEPT_AFTER_FAILURE)
+            if old is not None and old.groups:
+                self._known[trunk] = _Known(old.groups, self._clock() + KEPT_AFTER_FAILURE)
             else:
                 self._known[trunk] = _Known((), self._clock() + SHORTEST_KEPT, fault)
             return
-        kept = min(max(ttl, SHORTEST_KEPT), LONGEST_KEPT)
-        self._known[trunk] = _Known(servers, self._clock() + kept)
-        found = [shown(each) for server in servers for each in server.addresses]
-        log.debug("dns_found", host=trunk.host, addresses=found)
+        kept = min(max(found.ttl, SHORTEST_KEPT), LONGEST_KEPT)
+        known = self._known[trunk] = _Known(found.groups, self._clock() + kept)
+        log.debug("dns_found", host=trunk.host, addresses=[shown(each) for each in known.addresses])
 
-    async def _ask(self, trunk: Trunk) -> tuple[tuple[Server, ...], float]:
-        """What DNS says now, and for how many seconds. Raises OSError where it says nothing."""
+    async def _ask(self, trunk: Trunk) -> _Found:
+        """What DNS says now. Raises OSError where it says nothing."""
         if trunk.port is None:
-            name, ttl = await self._service_name(trunk.host)
-            records, srv_ttl = await self._records(name, "SRV")
-            if records:
-                servers, host_ttl = await self._servers(trunk.host, records)
-                return servers, min(ttl, srv_ttl, host_ttl)
+            found = await self._by_service(trunk)
+            if found is not None:
+                return found
         addresses, ttl = await self._addresses(trunk.host)
-        port = trunk.port or SIP_PORT
-        return (Server(0, 0, tuple((address, port) for address in addresses)),), ttl
+        return _Found(((Server(0, 0, tuple(trunk.at(each) for each in addresses)),),), ttl)
 
-    async def _service_name(self, host: str) -> tuple[str, float]:
-        """The name of the SRV records for SIP over UDP."""
+    async def _by_service(self, trunk: Trunk) -> _Found | None:
+        """The servers that SRV records name, by every transport that NAPTR records ask for."""
+        if trunk.transport is not None:
+            return await self._first(trunk, [_usual(trunk.host, trunk.transport)], LONGEST_KEPT)
+        services, ttl = await self._naptr(trunk.host)
+        groups: list[tuple[Server, ...]] = []
+        fault: OSError | None = None
+        for service in services:
+            try:
+                servers, srv_ttl = await self._servers(trunk, service)
+            except OSError as failed:
+                fault = failed
+                continue  # another transport may be in better order
+            ttl = min(ttl, srv_ttl)
+            if servers:
+                groups.append(servers)
+        if groups:
+            return _Found(tuple(groups), ttl)
+        if fault is not None:
+            raise fault
+        either = [_usual(trunk.host, each) for each in (Transport.UDP, Transport.TCP)]
+        return await self._first(trunk, either, ttl)
+
+    async def _first(self, trunk: Trunk, services: list[_Service], ttl: float) -> _Found | None:
+        """The servers of the first service that has any."""
+        for service in services:
+            servers, srv_ttl = await self._servers(trunk, service)
+            if servers:
+                return _Found((servers,), min(ttl, srv_ttl))
+        return None
+
+    async def _naptr(self, host: str) -> tuple[list[_Service], float]:
+        """The services that the host's NAPTR records name and we can speak, best first."""
         records, ttl = await self._records(host, "NAPTR")
         usable = [
             record
             for record in records
-            if record.service.lower() == b"sip+d2u" and record.flags.lower() == b"s"
+            if record.service.lower() in _NAPTR and record.flags.lower() == b"s"
         ]
-        if not usable:
-            return f"_sip._udp.{host}", ttl
-        best = min(usable, key=lambda record: (record.order, record.preference))
-        return best.replacement.to_text(omit_final_dot=True), ttl
+        usable.sort(key=lambda record: (record.order, record.preference))
+        return [
+            _Service(
+                record.replacement.to_text(omit_final_dot=True), _NAPTR[record.service.lower()]
+            )
+            for record in usable[:MOST_SERVICES]
+        ], ttl
 
-    async def _servers(self, host: str, records: list[Any]) -> tuple[tuple[Server, ...], float]:
+    async def _servers(self, trunk: Trunk, service: _Service) -> tuple[tuple[Server, ...], float]:
+        """The servers of a service; none where it has no SRV records."""
+        records, least = await self._records(service.name, "SRV")
         records = sorted(records, key=lambda record: record.priority)[:MOST_RECORDS]
         names = [record.target.to_text(omit_final_dot=True) for record in records]
         answers = await asyncio.gather(
             *(self._addresses(name) for name in names), return_exceptions=True
         )
-        servers, least = [], LONGEST_KEPT
+        servers = []
         for record, answer in zip(records, answers, strict=True):
             if isinstance(answer, OSError):
                 continue  # its neighbours may still have addresses
@@ -162,10 +219,12 @@ class Targets:
                 raise answer
             addresses, ttl = answer
             least = min(least, ttl)
-            places = tuple((address, int(record.port)) for address in addresses)
+            places = tuple(
+                trunk.at(address, int(record.port), service.transport) for address in addresses
+            )
             servers.append(Server(record.priority, record.weight, places))
-        if not servers:
-            raise OSError(f"none of the servers that DNS names for {host} has an address")
+        if records and not servers:
+            raise OSError(f"none of the servers that DNS names for {trunk.host} has an address")
         return tuple(servers), least
 
     async def _addresses(self, host: str) -> tuple[list[str], float]:
@@ -212,23 +271,6 @@ async def look_up_locally(host: str, family: int) -> Sequence[str]:
     return list(dict.fromkeys(str(each[4][0]) for each in found))
 
 
-def in_order(servers: Sequence[Server], rng: random.Random) -> list[Address]:
-    """The addresses in the order in which RFC 2782 has them tried.
-
-    By priority; among equals each is drawn with a chance that is its share of the weights, so
-    that one of weight 0 comes first only by what chance is left.
-    """
-    ordered: list[Address] = []
-    for priority in sorted({server.priority for server in servers}):
-        equals = [server for server in servers if server.priority == priority]
-        # RFC 2782 has those of weight 0 stand in front, for a draw of 0 to reach them.
-        equals.sort(key=lambda server: server.weight > 0)
-        while equals:
-            left = rng.randint(0, sum(server.weight for server in equals))
-            for server in equals:
-                left -= server.weight
-                if left <= 0:
-                    break
-            equals.remove(server)
-            ordered += server.addresses
-    return ordered
+def _usual(host: str, transport: Transport) -> _Service:
+    """Where the SRV records of a transport stand unless NAPTR says otherwise (RFC 3263 §4.1)."""
+    return _Service(f"{_SRV[transport]}.{host}", transport)

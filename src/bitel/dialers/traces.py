@@ -1,64 +1,115 @@
 """Keeps the SIP messages of calls in files: those of the last calls, and of those that went wrong.
 
-Messages are held in memory while an attempt runs, and written behind it by a thread of their own.
-Everything is bounded: messages of an attempt, files, and what waits to be written; beyond that
-traces are lost, and calls are not.
+Messages are held in memory while an attempt runs, and written behind it, a few times a second, by a
+thread of their own. Everything is bounded: messages of an attempt, what waits to be written, and
+the files by number, size and age. Beyond that traces are lost, and calls are not.
 """
 
 from __future__ import annotations
 
-import json
-import os
-from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import BoundedSemaphore
 from typing import Final
 
 import structlog
 
 from bitel.calls.outcome import Attempted, Outcome
-from bitel.dialers.tracing import ERRORS, LONGEST_MESSAGE, Direction, Traced, sip_call_id
+from bitel.dialers.trace_files import Share, TraceFiles
+from bitel.dialers.tracing import ERRORS, Direction, Entry, sip_call_id
+from bitel.dialers.trunk import shown
 from bitel.dialing.dialer import Order
 from bitel.sip.grammar import Address
 
 log = structlog.get_logger(__name__)
 
-KEPT: Final = 1000
-"""Calls of which a trace is kept, whatever became of them."""
-KEPT_ERRORS: Final = 10_000
 MOST_MESSAGES: Final = 200
 """Messages that are kept of one attempt."""
-LARGEST_FILE: Final = 512 * 1024
-"""Bytes beyond which nothing is added to a call's file."""
-MOST_WAITING: Final = 500
-"""Attempts that wait to be written."""
+MOST_BYTES: Final = 512 * 1024
+"""Bytes of one attempt's messages."""
+MOST_WAITING: Final = 2000
+"""Attempts that wait to be written; with more the oldest are lost."""
+PAUSE: Final = 0.25
+"""Seconds between two writes."""
+A_FEW: Final = 100
+"""Attempts; where more than that wait after a pause, there is a burst."""
+LONG_PAUSE: Final = 5.0
+"""Seconds between two writes in a burst. To write an attempt down takes as much CPU as a good part
+of its call, and in a burst most would soon be pushed out by the next: those are never written."""
+LOOK_AGAIN: Final = 3600.0
+"""Seconds between two looks at what has become too old, where nothing is written."""
 
-WENT_WRONG: Final = frozenset(
-    (Outcome.BAD_NUMBER, Outcome.REFUSED, Outcome.MEDIA_MISMATCH, Outcome.TRUNK_TROUBLE)
-)
-"""What a call may end in ERROR for."""
+WENT_WRONG: Final = frozenset((Outcome.BAD_NUMBER, Outcome.REFUSED, Outcome.MEDIA_MISMATCH))
+"""What a call ends in ERROR for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """What is kept: attempts of any kind, attempts of calls that ended in ERROR, bytes, days.
+
+    The bytes are shared evenly by both kinds.
+    """
+
+    attempts: int = 1000
+    errors: int = 10_000
+    size: int = 256 * 1024 * 1024
+    days: int = 30
 
 
 @dataclass(slots=True)
 class _Open:
     sip_call_ids: list[str] = field(default_factory=list)
-    datagrams: list[tuple[Direction, bytes, Address, float]] = field(default_factory=list)
+    datagrams: list[tuple[float, Direction, Address, bytes]] = field(default_factory=list)
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Over:
+    order: Order
+    attempted: Attempted | None
+    trace: _Open
+
+    @property
+    def wrong(self) -> bool:
+        """Whether the call ended in ERROR, or for a fault of our own."""
+        return self.attempted is None or self.attempted.outcome in WENT_WRONG
+
+    def encode(self) -> tuple[str, bytes]:
+        """The call, and the attempt's entry."""
+        attempted = self.attempted
+        entry = Entry(
+            self.order.call_id,
+            self.order.attempt_id,
+            attempted.outcome.value if attempted else "a fault inside the dialer",
+            attempted.detail if attempted else "",
+            [(at, way, shown(address), data) for at, way, address, data in self.trace.datagrams],
+        )
+        return self.order.call_id, entry.encode()
 
 
 class Traces:
     """A Watch that writes into `folder`, which is made if need be; it is for this user alone."""
 
-    def __init__(self, folder: Path, kept: int = KEPT, kept_errors: int = KEPT_ERRORS) -> None:
-        self._folder = folder
+    def __init__(
+        self, folder: Path, keep: Keep | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
+        keep = keep or Keep()
         self._open: dict[str, _Open] = {}
         self._by_sip_call_id: dict[str, _Open] = {}
-        self._writer = ThreadPoolExecutor(1, "traces")
-        self._room = BoundedSemaphore(MOST_WAITING)
-        self._last = _Files(folder, kept)
-        self._errors = _Files(folder / ERRORS, kept_errors)
-        self._writer.submit(self._prepare)
+        self._over: deque[_Over] = deque(maxlen=min(keep.attempts, MOST_WAITING))
+        self._wrong: deque[_Over] = deque(maxlen=MOST_WAITING)
+        self._last = TraceFiles(folder, Share(keep.attempts, keep.size // 2, keep.days), clock)
+        self._errors = TraceFiles(
+            folder / ERRORS, Share(keep.errors, keep.size // 2, keep.days), clock
+        )
+        self._keeps = keep.attempts > 0, keep.errors > 0
+        self._bell = threading.Event()
+        self._closing = threading.Event()
+        self._writer = threading.Thread(target=self._run, name="traces", daemon=True)
+        self._writer.start()
 
     def invited(self, order: Order, sip_call_id: str) -> None:
         """An INVITE for `order` is about to leave."""
@@ -71,89 +122,73 @@ class Traces:
         if len(data) < 16:
             return  # a keep-alive
         trace = self._by_sip_call_id.get(sip_call_id(data))
-        if trace is not None and len(trace.datagrams) < MOST_MESSAGES:
-            trace.datagrams.append((direction, data[:LONGEST_MESSAGE], address, at))
+        if trace is None or len(trace.datagrams) >= MOST_MESSAGES or trace.size >= MOST_BYTES:
+            return
+        # Not cut yet: it is masked first, lest half a header be taken for none.
+        trace.datagrams.append((at, direction, address, data))
+        trace.size += len(data)
 
     def over(self, order: Order, attempted: Attempted | None) -> None:
-        """Have the attempt's messages written."""
+        """Have the attempt's messages written; without any, what it ended in ERROR for."""
         trace = self._open.pop(order.attempt_id, None)
-        if trace is None:
+        over = _Over(order, attempted, trace or _Open())
+        if trace is None and not over.wrong:
             return
-        for each in trace.sip_call_ids:
+        for each in over.trace.sip_call_ids:
             self._by_sip_call_id.pop(each, None)
-        if self._room.acquire(blocking=False):
-            self._writer.submit(self._write, order, trace, attempted)
+        keeps_any, keeps_errors = self._keeps
+        if over.wrong and keeps_errors:
+            self._wrong.append(over)
+        elif keeps_any:
+            self._over.append(over)
+        else:
+            return
+        self._bell.set()
 
     def close(self) -> None:
         """Write what waits, and end the thread."""
-        self._writer.shutdown()
+        self._closing.set()
+        self._bell.set()
+        self._writer.join()
 
     # In the thread
 
-    def _prepare(self) -> None:
+    def _run(self) -> None:
+        self._do(self._prepare)
+        while not self._closing.is_set():
+            if not self._bell.wait(LOOK_AGAIN):
+                self._do(self._forget)
+            self._closing.wait(PAUSE)
+            if len(self._over) + len(self._wrong) > A_FEW:
+                self._closing.wait(LONG_PAUSE)
+            self._bell.clear()
+            self._do(self._write)
+        self._do(self._write)
+
+    def _do(self, work: Callable[[], None]) -> None:
         try:
-            for files in (self._last, self._errors):
-                files.prepare()
+            work()
         except OSError as fault:
             log.warning("traces_not_kept", fault=str(fault))
 
-    def _write(self, order: Order, trace: _Open, attempted: Attempted | None) -> None:
-        self._room.release()
-        wrong = attempted is None or attempted.outcome in WENT_WRONG
-        ending = {
-            "attempt": order.attempt_id,
-            "outcome": attempted.outcome.value if attempted else "a fault inside the dialer",
-            "detail": attempted.detail if attempted else "",
-        }
-        messages = [Traced.of(*datagram).to_json() for datagram in trace.datagrams]
-        lines = [*messages, json.dumps(ending, ensure_ascii=False)]
-        text = "".join(f"{line}\n" for line in lines)
-        try:
-            if wrong:
-                self._errors.take_from(self._last, order.call_id)
-            files = self._errors if wrong or order.call_id in self._errors else self._last
-            files.append(order.call_id, text)
-        except OSError as fault:
-            log.warning("trace_not_kept", call=order.call_id, fault=str(fault))
+    def _prepare(self) -> None:
+        self._last.prepare()
+        self._errors.prepare()
+
+    def _forget(self) -> None:
+        self._last.forget()
+        self._errors.forget()
+
+    def _write(self) -> None:
+        well, wrong = _drained(self._over), _drained(self._wrong)
+        if well:
+            self._last.add([each.encode() for each in well])
+        if wrong:
+            # A call that has gone wrong takes its earlier attempts along.
+            earlier = self._last.of_calls({each.order.call_id for each in wrong})
+            self._errors.add([*earlier, *(each.encode() for each in wrong)])
 
 
-class _Files:
-    """At most `kept` files in `folder`, named after calls; the oldest goes first."""
-
-    def __init__(self, folder: Path, kept: int) -> None:
-        self._folder = folder
-        self._kept = kept
-        self._names: OrderedDict[str, None] = OrderedDict()
-
-    def __contains__(self, call_id: str) -> bool:
-        return call_id in self._names
-
-    def prepare(self) -> None:
-        """Make the folder, and take note of what earlier runs left in it."""
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = [entry for entry in os.scandir(self._folder) if entry.name.endswith(".jsonl")]
-        found.sort(key=lambda entry: entry.stat().st_mtime)
-        self._names.update((entry.name.removesuffix(".jsonl"), None) for entry in found)
-
-    def append(self, call_id: str, text: str) -> None:
-        """Add to a call's file, and remove the oldest where there are too many."""
-        descriptor = os.open(self._path(call_id), os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
-        with open(descriptor, "a", encoding="utf-8") as file:
-            if file.tell() + len(text) <= LARGEST_FILE:
-                file.write(text)
-        self._names[call_id] = None
-        self._names.move_to_end(call_id)
-        while len(self._names) > self._kept:
-            oldest, _ = self._names.popitem(last=False)
-            self._path(oldest).unlink(missing_ok=True)
-
-    def take_from(self, other: _Files, call_id: str) -> None:
-        """Move a call's file here, if the other has one: an earlier attempt of the same call."""
-        if call_id in other._names:
-            del other._names[call_id]
-            if other._path(call_id).exists():
-                other._path(call_id).replace(self._path(call_id))
-                self._names[call_id] = None
-
-    def _path(self, call_id: str) -> Path:
-        return self._folder / f"{call_id}.jsonl"
+def _drained(waiting: deque[_Over]) -> list[_Over]:
+    """What waits, the oldest first; the other thread may add to it meanwhile."""
+    return [waiting.popleft() for _ in range(len(waiting))]

@@ -1,14 +1,15 @@
-"""SIP messages as they are kept and shown: a line each in a file, an arrow each on a terminal."""
+"""SIP messages as they are kept and shown: an entry of a file, an arrow each on a terminal."""
 
 from __future__ import annotations
 
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, BinaryIO, Final, Literal, Self
 
 from bitel.dialers.trunk import shown
 from bitel.sip.grammar import Address
@@ -19,6 +20,10 @@ LONGEST_MESSAGE: Final = 8192
 
 ERRORS: Final = "errors"
 """The folder, within that of the traces, for calls that went wrong."""
+
+LONGEST_HEAD: Final = 64 * 1024
+MOST_BYTES: Final = 16 * 1024 * 1024
+"""Of an entry's first line, and of the messages behind it: a file that says more is broken."""
 
 _CREDENTIALS: Final = re.compile(
     rb"^((?:Proxy-)?Authorization[ \t]*:[ \t]*)[^\r\n]*(?:\r?\n[ \t][^\r\n]*)*", re.I | re.M
@@ -47,9 +52,82 @@ class Traced:
         text = without_credentials(data)[:LONGEST_MESSAGE].decode("utf-8", "replace")
         return cls(round(at, 6), direction, shown(address), text.replace("\r\n", "\n"))
 
-    def to_json(self) -> str:
-        fields = {name: getattr(self, name) for name in self.__slots__}
-        return json.dumps(fields, ensure_ascii=False)
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An attempt in a file: what it came to, and the messages that it took."""
+
+    call_id: str
+    attempt_id: str
+    outcome: str
+    detail: str
+    messages: Sequence[tuple[float, Direction, str, bytes]]
+    """When (Unix seconds), which way, the far end's address, and the message."""
+
+    def encode(self) -> bytes:
+        """A line of JSON, then the messages without their credentials."""
+        bodies = [without_credentials(data)[:LONGEST_MESSAGE] for *_, data in self.messages]
+        head = {
+            "call": self.call_id,
+            "attempt": self.attempt_id,
+            "outcome": self.outcome,
+            "detail": self.detail[:1000],
+            "messages": [
+                (round(at, 6), direction, address, len(body))
+                for (at, direction, address, _), body in zip(self.messages, bodies, strict=True)
+            ],
+        }
+        return b"".join((json.dumps(head, ensure_ascii=False).encode(), b"\n", *bodies, b"\n"))
+
+    @classmethod
+    def scan(cls, path: Path, call_id: str = "") -> Iterator[tuple[Self, int, int]]:
+        """The entries in a file, or those of a call, each with its offset and length.
+
+        Ends where the file is broken, as after a crash: an entry may be half written. Messages are
+        read only where a call is asked for. Raises OSError.
+        """
+        with path.open("rb") as file:
+            at = 0
+            while (line := file.readline(LONGEST_HEAD)).endswith(b"\n"):
+                try:
+                    head = json.loads(line)
+                    size = sum(each[3] for each in head["messages"])
+                    if not 0 <= size <= MOST_BYTES:
+                        return
+                    wanted = bool(call_id) and head["call"] == call_id
+                    entry = cls._of(head, file if wanted else None)
+                except (ValueError, TypeError, KeyError, IndexError, RecursionError):
+                    return
+                file.seek(at + len(line) + size)
+                if file.read(1) != b"\n":
+                    return
+                if wanted or not call_id:
+                    yield entry, at, len(line) + size + 1
+                at = file.tell()
+
+    @classmethod
+    def _of(cls, head: dict[str, Any], bodies: BinaryIO | None) -> Self:
+        messages = (
+            []
+            if bodies is None
+            else [
+                (float(at), _direction(way), str(address), bodies.read(size))
+                for at, way, address, size in head["messages"]
+            ]
+        )
+        return cls(
+            str(head["call"]),
+            str(head["attempt"]),
+            str(head["outcome"]),
+            str(head["detail"]),
+            messages,
+        )
+
+
+def _direction(word: str) -> Direction:
+    if word not in ("in", "out"):
+        raise ValueError(f"{word!r} is no direction")
+    return "in" if word == "in" else "out"
 
 
 def without_credentials(data: bytes) -> bytes:
@@ -63,7 +141,12 @@ def sip_call_id(data: bytes) -> str:
     """A message's Call-ID, "" where it has none."""
     # As nearly everybody writes it: looked for with every message, so soon.
     start = data.find(_USUAL_CALL_ID, 0, LONGEST_MESSAGE)
-    found = _CALL_ID.search(data, start + 2 if start >= 0 else 0, LONGEST_MESSAGE)
+    if start >= 0:
+        start += len(_USUAL_CALL_ID)
+        end = data.find(b"\r\n", start, LONGEST_MESSAGE)
+        if end > start and not data[start:end].count(b" "):
+            return data[start:end].decode("utf-8", "surrogateescape")
+    found = _CALL_ID.search(data, 0, LONGEST_MESSAGE)
     return found[1].decode("utf-8", "surrogateescape") if found else ""
 
 
@@ -90,27 +173,35 @@ def in_full(traced: Traced) -> str:
     return "\n".join([arrow(traced), *(f"    {printable(line)}" for line in body), ""])
 
 
-def find(folder: Path, call_id: str) -> Path | None:
-    """The file with the trace of a call, if one is kept in `folder`."""
-    if not _ID.fullmatch(call_id):
-        return None
-    places = (folder / f"{call_id}.jsonl", folder / ERRORS / f"{call_id}.jsonl")
-    return next((place for place in places if place.is_file()), None)
+def read(folder: Path, call_id: str) -> list[Traced | str]:
+    """The messages of a call's attempts, each followed by a sentence on what that came to.
 
-
-def read(path: Path) -> Iterator[Traced | str]:
-    """The messages of a trace, and between them a sentence on what each attempt came to.
-
-    Lines that are no part of a trace are passed over: the last may be half written.
+    `folder` is that of the traces; empty where it has none of the call. Raises OSError.
     """
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
+    if not _ID.fullmatch(call_id):
+        return []
+    entries: dict[str, Entry] = {}
+    for place in (folder, folder / ERRORS):
+        for path in names_of_files(place):
             try:
-                entry = json.loads(line)
-                if "outcome" in entry:
-                    detail = f": {entry['detail']}" if entry["detail"] else ""
-                    yield f"attempt {entry['attempt']} ended as {entry['outcome']}{detail}"
-                else:
-                    yield Traced(**entry)
-            except (ValueError, TypeError, KeyError):
-                continue
+                # Those that went wrong took earlier attempts along, which then are kept twice.
+                found = {entry.attempt_id: entry for entry, _, _ in Entry.scan(path, call_id)}
+            except FileNotFoundError:
+                continue  # removed by the service, at this moment
+            entries.update(found)
+    lines: list[Traced | str] = []
+    # Ids are time-ordered.
+    for entry in sorted(entries.values(), key=attrgetter("attempt_id")):
+        lines += [
+            Traced(at, way, address, data.decode("utf-8", "replace").replace("\r\n", "\n"))
+            for at, way, address, data in entry.messages
+        ]
+        detail = f": {entry.detail}" if entry.detail else ""
+        lines.append(printable(f"attempt {entry.attempt_id} ended as {entry.outcome}{detail}"))
+    return lines
+
+
+def names_of_files(folder: Path) -> list[Path]:
+    """The files of traces in `folder`, the oldest first; none where there is no folder."""
+    found = [path for path in folder.glob("*.trace") if path.stem.isascii() and path.stem.isdigit()]
+    return sorted(found, key=lambda path: int(path.stem))

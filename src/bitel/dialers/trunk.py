@@ -2,46 +2,68 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
 from dataclasses import dataclass
+from functools import lru_cache
 
 from sipmessage import URI
 
-from bitel.sip.grammar import Address
+from bitel.sip.grammar import Address, Transport
 
 SIP_PORT = 5060
-ONLY_UDP = "only UDP is spoken so far"
+SIPS_PORT = 5061
+"""Where SIP over TLS is spoken unless somebody says otherwise (RFC 3261 §19.1.2)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trunk:
-    """One carrier, `sip:HOST[:PORT]`. Without a port, SRV records may name one (RFC 3263 §4.2)."""
+    """One carrier: `sip:HOST[:PORT][;transport=udp|tcp|tls]`, or `sips:`, which means TLS.
+
+    Without a port or a transport DNS may name them (RFC 3263 §4). What `sips:` says is only how
+    we speak with the carrier; it goes into no Request-URI, since nobody knows how the carrier
+    goes on from there.
+    """
 
     host: str
     port: int | None = None
+    transport: Transport | None = None
 
     @classmethod
     def parse(cls, text: str) -> Trunk:
-        """The trunk that `text`, a SIP URI without a user, names.
-
-        Raises ValueError for what is no such URI, and for one that asks for another transport
-        than UDP.
-        """
+        """The trunk that `text`, a SIP URI without a user, names. Raises ValueError if none."""
         uri = URI.parse(text)
-        transport = {name.lower(): value for name, value in uri.parameters.items()}.get("transport")
-        if uri.scheme != "sip" or (transport or "udp").lower() != "udp":
-            raise ValueError(f"{text!r} can't be a trunk: {ONLY_UDP}")
-        return cls(uri.host.removeprefix("[").removesuffix("]"), uri.port)
+        named = {name.lower(): value for name, value in uri.parameters.items()}.get("transport")
+        try:
+            transport = None if named is None else Transport(named.upper())
+        except ValueError:
+            raise ValueError(f"{text!r} can't be a trunk: use transport=udp, tcp or tls") from None
+        if uri.scheme == "sips":
+            if transport is Transport.UDP:
+                raise ValueError(f"{text!r} can't be a trunk: sips: is never spoken over UDP")
+            transport = Transport.TLS
+        elif uri.scheme != "sip":
+            raise ValueError(f"{text!r} can't be a trunk: it is neither sip: nor sips:")
+        host = uri.host.removeprefix("[").removesuffix("]")
+        with contextlib.suppress(ValueError):
+            host = str(ipaddress.ip_address(host))  # as it will be compared
+        return cls(host, uri.port, transport)
+
+    def at(self, host: str, port: int | None = None, transport: Transport | None = None) -> Address:
+        """An address of the carrier. What is left out is what the settings say, else the usual.
+
+        The certificate of a TLS peer must bear the name that stands in the settings: what DNS
+        says may be forged (RFC 5922 §4).
+        """
+        transport = transport or self.transport or Transport.UDP
+        domain = self.host if transport is Transport.TLS else ""
+        return Address(host, port or self.port or usual_port(transport), transport, domain)
 
     @property
     def numeric(self) -> bool:
         """Whether the host is an IP address."""
-        try:
-            ipaddress.ip_address(self.host)
-        except ValueError:
-            return False
-        return True
+        return _is_ip(self.host)
 
     @property
     def authority(self) -> str:
@@ -55,8 +77,22 @@ class Trunk:
 
     @property
     def uri(self) -> str:
-        """The carrier itself, as REGISTER and OPTIONS name it."""
+        """The carrier itself, as REGISTER names it."""
         return f"sip:{self.authority}"
+
+    @property
+    def text(self) -> str:
+        """The trunk as the settings might write it."""
+        return self.uri + (f";transport={self.transport.lower()}" if self.transport else "")
+
+
+@lru_cache(maxsize=1024)
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def bracketed(host: str) -> str:
@@ -64,14 +100,27 @@ def bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
+def usual_port(transport: Transport) -> int:
+    """The port of a SIP URI that names none."""
+    return SIPS_PORT if transport is Transport.TLS else SIP_PORT
+
+
 def shown(address: Address) -> str:
-    """`HOST:PORT`, as people read it."""
-    return f"{bracketed(address[0])}:{address[1]}"
+    """`HOST:PORT`, as people read it; with the transport if that is not UDP: `HOST:PORT/TLS`."""
+    place = f"{bracketed(address.host)}:{address.port}"
+    return place if address.transport is Transport.UDP else f"{place}/{address.transport}"
+
+
+def uri_of(address: Address) -> str:
+    """The URI of whoever is at an address."""
+    transport = address.transport
+    way = "" if transport is Transport.UDP else f";transport={transport.lower()}"
+    return f"sip:{bracketed(address.host)}:{address.port}{way}"
 
 
 def address_toward(destination: Address) -> str:
     """The local address that packets to `destination` leave from; nothing is sent to find out."""
     family = socket.AF_INET6 if ":" in destination[0] else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        probe.connect(destination)
+        probe.connect(destination[:2])
         return str(probe.getsockname()[0])

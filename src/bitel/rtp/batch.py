@@ -1,7 +1,8 @@
 """The streams that are sent at the same instant of every packet time, as arrays.
 
-A tick costs a handful of array operations, however many streams there are. Streams come and go
-between ticks; `settle` then rewrites the arrays, ordered by socket.
+A tick costs a handful of array operations, however many streams there are. All that goes on by one
+with each tick is known from the number of ticks: only what the kernel reads is written. Streams
+come and go between ticks; `settle` then rewrites the arrays, ordered by socket.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from bitel.rtp.sendmmsg import Group, Transmit
 
 MARKER = 0x80
 SMALLEST = 64  # rows
+_ONE = np.uint16(1)
 
 _STATE = np.dtype(
     [
         ("stream", "i8"),
         ("descriptor", "i4"),
-        ("left", "i4"),  # packets of the present segment not sent yet
-        ("sent", "i4"),
+        ("began", "i8"),  # the tick that its packets are counted from
+        ("over", "i8"),  # the tick at which the present segment has run out
         ("refused", "i4"),
         ("errno", "i4"),  # of the packet refused last
     ]
@@ -74,10 +76,16 @@ class Batch:
     ) -> None:
         self._transmit = transmit
         self.samples = samples  # in a packet
+        self._step = np.uint32(samples)
+        self._stride = np.uintp(samples)
         self.due = 0.0  # of the last tick, by the caller's clock
         self._packets = Packets(SMALLEST, family, samples)
         self._state = np.zeros(SMALLEST, _STATE)
         self._rows = 0
+        self._ticks = 0
+        self._first_over = 0  # no segment has run out before this tick
+        self._marked = False  # some row's next packet bears the marker
+        self._look_at_rows()
         self._groups: list[Group] = []
         self._new: dict[int, NewStream] = {}
         self._gone: set[int] = set()
@@ -134,8 +142,8 @@ class Batch:
         state = self._state[: self._rows]
         stays = ~np.isin(state["stream"], list(self._gone | self._taken))
         counts += [
-            (stream, Count(sent, refused, _problem(code)))
-            for stream, _, _, sent, refused, code in state[~stays].tolist()
+            (stream, Count(self._ticks - began - refused, refused, _problem(code)))
+            for stream, _, began, _, refused, code in state[~stays].tolist()
             if stream in self._gone
         ]
         kept = np.flatnonzero(stays)
@@ -148,37 +156,42 @@ class Batch:
 
     def run_out(self) -> list[tuple[int, int]]:
         """The rows, and their streams, that have nothing left of their segment to send."""
+        if self._ticks < self._first_over:
+            return []
         state = self._state[: self._rows]
-        rows = np.flatnonzero(state["left"] == 0)
+        rows = np.flatnonzero(state["over"] <= self._ticks)
+        if not len(rows) and len(state):
+            self._first_over = int(state["over"].min())
         return list(zip(rows.tolist(), state["stream"][rows].tolist(), strict=True))
 
     def point(self, row: int, payload: int, packets: int) -> None:
         """The row goes on with `packets` payloads from this address."""
         self._packets.payloads[row] = payload
-        self._state["left"][row] = packets
+        self._state["over"][row] = self._ticks + packets
 
     def send(self) -> tuple[int, int]:
         """Sends a packet of every stream; how many left, and how many the kernel refused."""
-        rows = self._rows
         refused = self._transmit(self._packets, self._groups)
-        headers, state = self._packets.headers[:rows], self._state[:rows]
-        headers["kind"] &= 0xFF ^ MARKER  # it marks the first packet of a talkspurt (RFC 3551 4.1)
-        headers["sequence"] += np.uint16(1)  # wraps
-        headers["timestamp"] += np.uint32(self.samples)
-        self._packets.payloads[:rows] += np.uintp(self.samples)
-        state["left"] -= 1
-        state["sent"] += 1
+        if self._marked:
+            # It marks the first packet of a talkspurt (RFC 3551 section 4.1).
+            np.bitwise_and(self._kinds, 0xFF ^ MARKER, out=self._kinds)
+            self._marked = False
+        np.add(self._sequences, _ONE, out=self._sequences)  # wraps
+        np.add(self._timestamps, self._step, out=self._timestamps)
+        self._sequences_sent[...] = self._sequences
+        self._timestamps_sent[...] = self._timestamps
+        np.add(self._payloads, self._stride, out=self._payloads)
+        self._ticks += 1
         for row, problem in refused:
-            state["sent"][row] -= 1
-            state["refused"][row] += 1
-            state["errno"][row] = problem
-        return rows - len(refused), len(refused)
+            self._state["refused"][row] += 1
+            self._state["errno"][row] = problem
+        return self._rows - len(refused), len(refused)
 
     def _row(self, stream: int) -> int:
         return int(np.flatnonzero(self._state["stream"][: self._rows] == stream)[0])
 
     def _read(self, row: int) -> NewStream:
-        stream, descriptor, left, sent, refused, code = self._state[row].item()
+        stream, descriptor, began, over, refused, code = self._state[row].item()
         _, kind, sequence, timestamp, ssrc = self._packets.headers[row].item()
         return NewStream(
             stream,
@@ -189,8 +202,8 @@ class Batch:
             timestamp,
             ssrc,
             int(self._packets.payloads[row]),
-            left,
-            sent,
+            over - self._ticks,
+            self._ticks - began - refused,
             refused,
             code,
         )
@@ -200,7 +213,7 @@ class Batch:
         old, before = self._packets, self._state
         rows = len(kept) + len(fresh)
         family = old.family
-        state = np.concatenate([before[kept], _fresh_state(fresh)])
+        state = np.concatenate([before[kept], _fresh_state(fresh, self._ticks)])
         order = np.argsort(state["descriptor"], kind="stable")
         names = np.array([new.far for new in fresh], old.names.dtype)
         payloads = np.array([new.payload for new in fresh], np.uintp)
@@ -217,12 +230,33 @@ class Batch:
         self._packets.names[:rows] = names
         self._packets.payloads[:rows] = payloads
         self._groups = _groups(self._state["descriptor"][:rows])
+        self._first_over = self._ticks  # to be looked for
+        self._marked = self._marked or bool(fresh)
+        self._look_at_rows()
+
+    def _look_at_rows(self) -> None:
+        """What each tick writes, as views and in the machine's own byte order."""
+        rows = self._rows
+        headers = self._packets.headers[:rows]
+        self._kinds: NDArray[np.uint8] = headers["kind"]
+        self._sequences_sent = headers["sequence"]
+        self._timestamps_sent = headers["timestamp"]
+        self._sequences = self._sequences_sent.astype(np.uint16)
+        self._timestamps = self._timestamps_sent.astype(np.uint32)
+        self._payloads = self._packets.payloads[:rows]
 
 
-def _fresh_state(fresh: list[NewStream]) -> NDArray[np.void]:
+def _fresh_state(fresh: list[NewStream], ticks: int) -> NDArray[np.void]:
     return np.array(
         [
-            (new.stream, new.descriptor, new.packets, new.sent, new.refused, new.errno)
+            (
+                new.stream,
+                new.descriptor,
+                ticks - new.sent - new.refused,
+                ticks + new.packets,
+                new.refused,
+                new.errno,
+            )
             for new in fresh
         ],
         _STATE,

@@ -16,12 +16,11 @@ MOST_SLOTS = max(PTIMES) // TICK_MS
 assert all(ptime % TICK_MS == 0 for ptime in PTIMES)
 
 # So many streams make one more slot worth its wake-ups; few calls then cost few of them.
-WORTH_A_SLOT = 250
+WORTH_A_SLOT = 500
 
-# A socket's streams are put into one slot, to share its sendmmsg, while that slot is no fuller
-# than the emptiest by this many streams and this part.
+# A slot that so many times the average of streams, and some more, are in takes no more of them.
+CROWDED_TIMES = 2
 CROWDED = 8
-CROWDED_PART = 8
 
 
 class Cadence:
@@ -33,23 +32,46 @@ class Cadence:
         self.samples = samples
         self.batches = [Batch(family, transmit, samples) for _ in range(slots)]
         self._order = _far_apart(slots)
-        self._home: dict[int, int] = {}  # port -> the slot that its last stream was put into
+        self._used = 1  # slots, in that order
+        self._home: dict[int, int] = {}  # port -> its slot
+        self._ports = [0] * slots  # at home in each slot
 
     def batch_at(self, index: int) -> Batch:
         """The batch whose turn it is at tick number `index`."""
         return self.batches[index % len(self.batches)]
 
     def choose(self, port: int) -> Batch:
-        """The batch for one more stream of this port."""
+        """The batch for one more stream of this port.
+
+        The streams of a port share a sendmmsg where they are in one slot, which makes each of them
+        a good deal cheaper. So it is the ports that are spread evenly over the slots; one moves
+        only when a slot begins or ceases to be used.
+        """
         loads = [len(batch) for batch in self.batches]
-        used = self._order[: 1 + sum(loads) // WORTH_A_SLOT]
-        slot = min(used, key=loads.__getitem__)
-        home = self._home.get(port)
-        crowded = loads[slot] + CROWDED + loads[slot] // CROWDED_PART
-        if home in used and loads[home] <= crowded:
-            slot = home
-        self._home[port] = slot
+        total = sum(loads)
+        self._count_slots(total)
+        used = self._order[: self._used]
+        slot = self._home_of(port, used)
+        if loads[slot] > CROWDED_TIMES * total // len(used) + CROWDED:
+            slot = min(used, key=loads.__getitem__)
         return self.batches[slot]
+
+    def _count_slots(self, streams: int) -> None:
+        wanted = min(1 + streams // WORTH_A_SLOT, len(self.batches))
+        # One is given up late, lest ports move to and fro where the number of streams varies.
+        if wanted > self._used or 2 * streams < WORTH_A_SLOT * (self._used - 1):
+            self._used = wanted
+
+    def _home_of(self, port: int, used: list[int]) -> int:
+        home = self._home.get(port)
+        fewest = min(used, key=self._ports.__getitem__)
+        if home in used and self._ports[home] <= self._ports[fewest] + 1:
+            return home
+        if home is not None:
+            self._ports[home] -= 1
+        self._ports[fewest] += 1
+        self._home[port] = fewest
+        return fewest
 
 
 def _far_apart(slots: int) -> list[int]:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from bitel.rtp.engine import Engine
 from bitel.rtp.listener import Listener
 from bitel.rtp.reporting import Reporting
-from bitel.rtp.wire import End, Play, Redirect
+from bitel.rtp.silence import Silence
+from bitel.rtp.wire import End, Play, Redirect, Silent
 
 
 class Callees:
     """The callees that are listened to; false where there are none."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
         self._engine = engine
-        self.listener = Listener(self._latch)
-        self.reporting = Reporting(engine.progress)
+        self._clock = clock
+        self._silence = Silence()
+        self.listener = Listener(self._latch, clock, self._silence.sign)
+        self.reporting = Reporting(engine.progress, clock, self._silence.sign)
 
     def __bool__(self) -> bool:
         return len(self.listener) > 0
@@ -26,6 +30,8 @@ class Callees:
         """Attends to the callee of this stream."""
         self.listener.listen(command)
         self.reporting.add(command)
+        if command.patience > 0:
+            self._silence.watch(command.stream, command.patience, self._clock())
 
     def expect(self, stream: int, far: tuple[str, int]) -> None:
         """The callee has named another address."""
@@ -38,14 +44,19 @@ class Callees:
         self.reporting.send(deadline)
         self.reporting.read(deadline)
 
+    def fallen_silent(self) -> list[Silent]:
+        """The streams whose callees were heard, and have sent nothing for too long."""
+        return [Silent(stream) for stream in self._silence.fallen(self._clock())]
+
     def complete(self, end: End) -> End:
         """The stream's end, with what was heard of its callee."""
+        self._silence.forget(end.stream)
         heard = self.listener.forget(end.stream)
         view = self.reporting.remove(end.stream, end.packets)
         return replace(
             end,
             received=heard.packets,
-            silent_for=None if heard.at is None else round(time.monotonic() - heard.at, 3),
+            silent_for=None if heard.at is None else round(self._clock() - heard.at, 3),
             digits=heard.digits,
             far_loss=view.loss,
             far_jitter_ms=view.jitter_ms,

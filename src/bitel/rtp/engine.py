@@ -47,8 +47,8 @@ class Engine:
         """Streams of this port go out through this socket from now on."""
         self._sockets[port] = bound
 
-    def play(self, command: Play) -> End | None:
-        """Adds a stream; its `End` at once where it can't be."""
+    def play(self, command: Play, now: float = 0.0) -> End | None:
+        """Adds a stream; its `End` at once where it can't be. `now` matters to a held one."""
         bound = self._sockets.get(command.port)
         if bound is None:
             return End(command.stream, 0, False, f"RTP port {command.port} is not open")
@@ -62,19 +62,21 @@ class Engine:
         segment = playlist.next_segment()
         assert segment is not None  # a clip is never empty
         batch = self._cadence(command.ptime, family).choose(command.port)
-        self._streams[command.stream] = _Stream(batch, playlist, family)
-        batch.add(
-            NewStream(
-                command.stream,
-                bound.fileno(),
-                far,
-                command.payload_type,
-                command.sequence,
-                command.timestamp,
-                command.ssrc,
-                *segment,
-            )
+        stream = self._streams[command.stream] = _Stream(batch, playlist, family)
+        new = NewStream(
+            command.stream,
+            bound.fileno(),
+            far,
+            command.payload_type,
+            command.sequence,
+            command.timestamp,
+            command.ssrc,
+            *segment,
         )
+        if command.held:
+            stream.paused, stream.paused_at = new, now
+        else:
+            batch.add(new)
         return None
 
     def stop(self, number: int) -> None:
@@ -132,7 +134,10 @@ class Engine:
 
     def idle(self, index: int) -> bool:
         """Tick number `index` has nothing to do."""
-        return all(cadence.batch_at(index).idle for cadence in self._cadences.values())
+        for cadence in self._cadences.values():  # noqa: SIM110 - a generator costs more, each time
+            if not cadence.batch_at(index).idle:
+                return False
+        return True
 
     def tick(self, index: int, due: float) -> tuple[int, int, list[End]]:
         """Sends the packets of tick number `index`, which was due then.

@@ -1,27 +1,29 @@
 """What callees send to the ports that their streams leave from: where from, how much, and digits.
 
 Nobody listens to what they say. So that listening costs little beside sending, the kernel hands up
-a part of it: `ports.KEEP_SOME`. Reading is the sender's spare time work, and gives way to ticks.
+a part of it (`filters`), the smaller the more streams there are. Reading is the sender's spare time
+work, and gives way to ticks.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import selectors
 import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from bitel.rtp.addresses import normal
 from bitel.rtp.dtmf import Digits
+from bitel.rtp.filters import DENSEST, attach, keep_one_in, one_in
 from bitel.rtp.packet import PacketError, RtpHeader
-from bitel.rtp.ports import ONE_IN
 from bitel.rtp.wire import Play
 
 MAX_DATAGRAM = 2048  # bytes that are read of one
 MOST_AT_ONCE = 32  # datagrams that are read from one socket in one go
 MOST_STALE = 1024  # datagrams that are thrown away before a stream begins
+YOUNG = 0.5  # seconds in which a new stream is listened to densely, to find its callee soon
 _RTCP_KINDS = range(72, 77)  # RTCP on the RTP port looks like these payload types (RFC 5761 4)
 
 Latch = Callable[[int, tuple[str, int]], None]
@@ -42,7 +44,6 @@ class _Ear:
     """The callee of one stream. Once a packet has come, it is held to that address."""
 
     stream: int
-    port: int  # ours
     far: tuple[str, int]
     event_type: int | None
     latched: bool = False
@@ -51,64 +52,115 @@ class _Ear:
     at: float | None = None
     digits: Digits = field(default_factory=Digits)
 
-    def receive(self, header: RtpHeader, payload: bytes, now: float) -> None:
+    def receive(self, header: RtpHeader, payload: bytes, now: float, one_in: int) -> None:
         self.looked_at += 1
-        self.sampled += header.sequence % ONE_IN == 0
+        if header.sequence % one_in == 0:
+            self.sampled += one_in
         self.at = now
         if header.payload_type == self.event_type:
             self.digits.receive(header.ssrc, header.timestamp, payload)
 
     def heard(self) -> Heard:
-        return Heard(max(self.looked_at, self.sampled * ONE_IN), self.at, self.digits.text)
+        return Heard(max(self.looked_at, self.sampled), self.at, self.digits.text)
+
+
+@dataclass(slots=True)
+class _Port:
+    """A local port, and whose packets arrive there."""
+
+    bound: socket.socket
+    ears: dict[int, _Ear] = field(default_factory=dict)  # by stream
+    by_far: dict[tuple[str, int], _Ear] = field(default_factory=dict)
+    one_in: int = DENSEST
+    young_until: float = 0.0
+
+    def place(self, ear: _Ear, far: tuple[str, int]) -> None:
+        """The ear's callee sends from there."""
+        self.lift(ear)
+        ear.far = far
+        self.ears[ear.stream] = ear
+        self.by_far.setdefault(far, ear)
+
+    def lift(self, ear: _Ear) -> None:
+        """Nothing of this ear any more; where another has the same address, that gets it."""
+        self.ears.pop(ear.stream, None)
+        if self.by_far.get(ear.far) is ear:
+            del self.by_far[ear.far]
+            for other in self.ears.values():
+                if other.far == ear.far:
+                    self.by_far[ear.far] = other
+                    break
+
+    def whose(self, source: tuple[str, int]) -> _Ear | None:
+        """The one whose address this is, else the only one that may yet turn out to have it.
+
+        Behind a NAT the port is not the one that was named. The host must be: nobody else is
+        let into a call by sending to its port.
+        """
+        ear = self.by_far.get(source)
+        if ear is not None:
+            return ear
+        candidates = [e for e in self.ears.values() if not e.latched and e.far[0] == source[0]]
+        return candidates[0] if len(candidates) == 1 else None
 
 
 class Listener:
-    """Listens on the ports of those streams that want it."""
+    """Listens on the ports of those streams that want it.
 
-    def __init__(self, latch: Latch, clock: Callable[[], float] = time.monotonic) -> None:
+    `alive` is told of each packet that is looked at: its stream, and when.
+    """
+
+    def __init__(
+        self,
+        latch: Latch,
+        clock: Callable[[], float] = time.monotonic,
+        alive: Callable[[int, float], None] = lambda stream, now: None,
+    ) -> None:
         self._latch = latch
         self._clock = clock
-        self._sockets: dict[int, socket.socket] = {}
+        self._alive = alive
         self._selector = selectors.DefaultSelector()
-        self._by_port: dict[int, list[_Ear]] = {}
-        self._ears: dict[int, _Ear] = {}
+        self._ports: dict[int, _Port] = {}
+        self._of_stream: dict[int, _Port] = {}
 
     def __len__(self) -> int:
-        return len(self._ears)
+        return len(self._of_stream)
 
     def open(self, port: int, bound: socket.socket) -> None:
         """What arrives for this port is to be read from this socket."""
-        self._sockets[port] = bound
+        self._ports[port] = _Port(bound)
 
     def listen(self, command: Play) -> None:
         """Listens to the callee of this stream from now on."""
-        far = _normal(command.far_host), command.far_port
-        ear = _Ear(command.stream, command.port, far, command.event_type)
-        self._ears[command.stream] = ear
-        if command.port not in self._by_port:
-            bound = self._sockets[command.port]
-            _empty(bound)  # of what the port's last call left behind
-            self._selector.register(bound, selectors.EVENT_READ, command.port)
-        self._by_port.setdefault(command.port, []).append(ear)
+        port = self._ports[command.port]
+        if not port.ears:
+            _empty(port.bound)  # of what the port's last call left behind
+            self._selector.register(port.bound, selectors.EVENT_READ, port)
+        far = normal(command.far_host), command.far_port
+        port.place(_Ear(command.stream, far, command.event_type), far)
+        self._of_stream[command.stream] = port
+        port.young_until = self._clock() + YOUNG
+        self._thin_out(port, DENSEST)
 
     def expect(self, stream: int, far: tuple[str, int]) -> None:
         """The callee has named another address."""
-        ear = self._ears.get(stream)
-        if ear is not None:
-            ear.far, ear.latched = (_normal(far[0]), far[1]), False
+        port = self._of_stream.get(stream)
+        if port is not None:
+            ear = port.ears[stream]
+            port.place(ear, (normal(far[0]), far[1]))
+            ear.latched = False
 
     def forget(self, stream: int) -> Heard:
         """Listens no more; what had been heard, also what has arrived and was not read yet."""
-        ear = self._ears.get(stream)
-        if ear is None:
+        port = self._of_stream.get(stream)
+        if port is None:
             return Heard()
-        self._read(ear.port)
-        del self._ears[stream]
-        ears = self._by_port[ear.port]
-        ears.remove(ear)
-        if not ears:
-            del self._by_port[ear.port]
-            self._selector.unregister(self._sockets[ear.port])
+        self._read(port)
+        del self._of_stream[stream]
+        ear = port.ears[stream]
+        port.lift(ear)
+        if not port.ears:
+            self._selector.unregister(port.bound)
         return ear.heard()
 
     def read(self, deadline: float) -> None:
@@ -118,51 +170,44 @@ class Listener:
             if self._clock() >= deadline:
                 return
 
-    def _read(self, port: int) -> None:
-        bound, now = self._sockets[port], self._clock()
+    def _read(self, port: _Port) -> None:
+        bound, now = port.bound, self._clock()
         for _ in range(MOST_AT_ONCE):
             try:
                 datagram, source = bound.recvfrom(MAX_DATAGRAM)
             except (BlockingIOError, InterruptedError):
-                return
+                break
             except OSError:
                 continue  # an ICMP error about what was sent; asking takes it off the socket
             self._take(port, datagram, (source[0], source[1]), now)
+        if now >= port.young_until:
+            self._thin_out(port, one_in(len(self._of_stream)))
 
-    def _take(self, port: int, datagram: bytes, source: tuple[str, int], now: float) -> None:
+    def _take(self, port: _Port, datagram: bytes, source: tuple[str, int], now: float) -> None:
         try:
             header, payload = RtpHeader.parse(datagram)
         except PacketError:
             return
         if header.payload_type in _RTCP_KINDS:
             return
-        ear = self._whose(self._by_port[port], source)
+        ear = port.whose(source)
         if ear is None:
             return
         if ear.far != source:
-            ear.far = source
+            port.place(ear, source)
             self._latch(ear.stream, source)
         ear.latched = True
-        ear.receive(header, payload, now)
+        ear.receive(header, payload, now, port.one_in)
+        self._alive(ear.stream, now)
 
-    def _whose(self, ears: list[_Ear], source: tuple[str, int]) -> _Ear | None:
-        """The one whose address this is, else the only one that may yet turn out to have it.
-
-        Behind a NAT the port is not the one that was named. The host must be: nobody else is
-        let into a call by sending to its port.
-        """
-        for ear in ears:
-            if ear.far == source:
-                return ear
-        candidates = [ear for ear in ears if not ear.latched and ear.far[0] == source[0]]
-        return candidates[0] if len(candidates) == 1 else None
+    def _thin_out(self, port: _Port, wanted: int) -> None:
+        """Has the kernel hand up one packet in so many from now on."""
+        if wanted != port.one_in:
+            port.one_in = wanted
+            attach(port.bound, keep_one_in(wanted))
 
 
 def _empty(bound: socket.socket) -> None:
     with contextlib.suppress(OSError):
         for _ in range(MOST_STALE):
             bound.recv(1)
-
-
-def _normal(host: str) -> str:
-    return str(ipaddress.ip_address(host))

@@ -2,42 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import errno
 import ipaddress
 import socket
-import struct
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
 
 from bitel.errors import UnavailableError
+from bitel.rtp.filters import DENSEST, DROP_ALL, attach, keep_one_in
 
 REST = 5.0  # seconds a released port waits, so that late packets of the old call find nobody
 RETRY_TAKEN = 60.0  # seconds until a port that another program held is tried again
 RECEIVE_BUFFER = 32 << 10  # bytes, where callees are listened to: about 2 s of all that is kept
 SEND_BUFFER = 4 << 20  # bytes; the kernel caps it at net.core.wmem_max
-
-_SO_ATTACH_FILTER = 26  # asm-generic/socket.h; Python's socket module does not name it
-ONE_IN = 16  # of the audio packets that come in, so many are listened to
-
-
-def _program(*instructions: tuple[int, int, int, int]) -> bytes:
-    """Classic BPF: code, jump if true, jump if false, constant. Packets begin at the UDP header."""
-    return b"".join(struct.pack("HBBI", *instruction) for instruction in instructions)
-
-
-DROP_ALL = _program((0x06, 0, 0, 0))  # return 0 bytes of every packet
-KEEP_SOME = _program(
-    (0x30, 0, 0, 8 + 1),  # load the byte of marker and payload type
-    (0x35, 2, 0, 96),  # a marker, or a dynamic type as telephone events have: keep
-    (0x30, 0, 0, 8 + 3),  # load the lower byte of the sequence number
-    (0x45, 1, 0, ONE_IN - 1),  # no multiple of it: drop
-    (0x06, 0, 0, 0xFFFF),
-    (0x06, 0, 0, 0),
-)
 
 
 class NoPortError(UnavailableError):
@@ -47,7 +25,8 @@ class NoPortError(UnavailableError):
 class PortPool:
     """Binds even ports of a range on demand, at most `max_sockets`, and lends them out.
 
-    With `listen` each has the odd port above it bound beside it, for RTCP, and both can be read.
+    With `listen` they can be read, and each has the odd port above it bound beside it, for RTCP,
+    where the range has one.
     """
 
     def __init__(
@@ -65,9 +44,7 @@ class PortPool:
         self._max_sockets = max_sockets
         self._listen = listen
         self._clock = clock
-        self._unbound = deque(
-            port for port in ports if port % 2 == 0 and (port + 1 in ports or not listen)
-        )
+        self._unbound = deque(port for port in ports if port % 2 == 0)
         self._taken: deque[tuple[float, int]] = deque()  # held by others: (when seen, port)
         self._resting: deque[tuple[float, int]] = deque()  # (when released, port)
         self._sockets: dict[int, socket.socket] = {}
@@ -156,9 +133,10 @@ class PortPool:
         if not self._listen:
             self._sockets[port] = bind_rtp(self.family, self._host, port)
             return
-        bound = bind_rtp(self.family, self._host, port, KEEP_SOME)
+        bound = bind_rtp(self.family, self._host, port, keep_one_in(DENSEST))
         try:
-            self._companions[port] = bind_rtp(self.family, self._host, port + 1, None)
+            if port + 1 in self._range:
+                self._companions[port] = bind_rtp(self.family, self._host, port + 1, None)
         except OSError:
             bound.close()
             raise
@@ -184,20 +162,9 @@ def bind_rtp(
         if family == socket.AF_INET6:
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if keep is not None:
-            _attach(bound, keep)
+            attach(bound, keep)
         bound.bind((host, port))
     except BaseException:
         bound.close()
         raise
     return bound
-
-
-def _attach(bound: socket.socket, keep: bytes) -> None:
-    if not sys.platform.startswith("linux"):
-        return
-    program = ctypes.create_string_buffer(keep)
-    count = len(keep) // struct.calcsize("HBBI")
-    description = struct.pack("@HP", count, ctypes.addressof(program))  # struct sock_fprog
-    # Without the filter the small receive buffer bounds what can pile up.
-    with contextlib.suppress(OSError):
-        bound.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, description)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import heapq
-import ipaddress
 import random
 import selectors
 import socket
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from os import urandom
 from typing import NamedTuple
 
+from bitel.rtp.addresses import normal
 from bitel.rtp.packet import SAMPLES_PER_MS, PacketError
 from bitel.rtp.rtcp import (
     ReceptionReport,
@@ -30,6 +30,7 @@ from bitel.rtp.rtcp import (
 from bitel.rtp.wire import Play
 
 INTERVAL = 5.0  # seconds between reports, on average (section 6.2)
+MOST_A_SECOND = 500  # reports of all streams together; where they are more, each waits longer
 MAX_DATAGRAM = 2048
 MOST_AT_ONCE = 8  # datagrams that are read from one socket in one go
 
@@ -66,15 +67,20 @@ class _Session:
 
 
 class Reporting:
-    """Sends and reads the RTCP of those streams that want it."""
+    """Sends and reads the RTCP of those streams that want it.
+
+    `alive` is told of each report on a stream by its callee, and when it came.
+    """
 
     def __init__(
         self,
         progress: Callable[[int, float], Progress | None],
         clock: Callable[[], float] = time.monotonic,
+        alive: Callable[[int, float], None] = lambda stream, now: None,
     ) -> None:
         self._progress = progress
         self._clock = clock
+        self._alive = alive
         self._sockets: dict[int, socket.socket] = {}
         self._selector = selectors.DefaultSelector()
         self._sessions: dict[int, _Session] = {}
@@ -95,20 +101,20 @@ class Reporting:
         session = _Session(
             command.stream,
             command.port,
-            (_normal(command.far_host), command.far_port + 1),
+            (normal(command.far_host), command.far_port + 1),
             command.ssrc,
             command.sequence,
             source_description(command.ssrc, cname),
         )
         self._sessions[command.stream] = self._by_ssrc[command.ssrc] = session
         # The first comes after half an interval (section 6.2).
-        self._plan(session, INTERVAL / 2)
+        self._plan(session, self._interval / 2)
 
     def redirect(self, stream: int, far: tuple[str, int]) -> None:
         """The stream's callee has named another RTP address."""
         session = self._sessions.get(stream)
         if session is not None and far[1] < 65535:
-            session.far = _normal(far[0]), far[1] + 1
+            session.far = normal(far[0]), far[1] + 1
 
     def remove(self, stream: int, packets: int) -> FarView:
         """Takes leave of a stream of which so many packets were sent."""
@@ -131,7 +137,7 @@ class Reporting:
             session = self._sessions.get(stream)
             if session is not None:
                 self._report(session, now)
-                self._plan(session, INTERVAL)
+                self._plan(session, self._interval)
 
     def read(self, deadline: float) -> None:
         """Reads what has arrived, socket by socket until the deadline, and from one at least."""
@@ -139,6 +145,10 @@ class Reporting:
             self._read(key.data)
             if self._clock() >= deadline:
                 return
+
+    @property
+    def _interval(self) -> float:
+        return max(INTERVAL, len(self._sessions) / MOST_A_SECOND)
 
     def _plan(self, session: _Session, interval: float) -> None:
         # Between half and one and a half of it, so that reports don't fall into step.
@@ -177,11 +187,8 @@ class Reporting:
         session = self._by_ssrc.get(report.ssrc)
         if session is None or (session.port, session.far[0]) != (port, host):
             return
+        self._alive(session.stream, self._clock())
         expected = report.highest - session.first_sequence + 1
         if expected > 0:
             loss = min(max(report.lost / expected, 0.0), 1.0)
             session.view = FarView(loss, report.jitter / SAMPLES_PER_MS)
-
-
-def _normal(host: str) -> str:
-    return str(ipaddress.ip_address(host))

@@ -134,6 +134,9 @@ class Sender:
             if now >= self._callees_due and self._callees:
                 self._callees_due = now + CALLEES_INTERVAL
                 self._callees.attend(self._schedule.due - MARGIN)
+                silent = self._callees.fallen_silent()
+                if silent:
+                    self._parent.send(*silent)
             if self._skip_idle_ticks():
                 if not self._wait_until_due():
                     self._tick()
@@ -213,7 +216,7 @@ class Sender:
         self._callees.listener.open(port, bound)
 
     def _play(self, command: Play) -> End | None:
-        end = self._engine.play(command)
+        end = self._engine.play(command, time.monotonic())
         if end is None and command.listen:
             self._callees.add(command)
         return end

@@ -9,7 +9,9 @@ import select
 import socket
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 from bitel.rtp.memory import MMSGHDR, Packets, far_end
 
@@ -25,9 +27,20 @@ _FULL = (errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS)
 
 
 class Transmit(Protocol):
-    """Sends rows of `packets`; what fails for one address leaves the others alone."""
+    """Sends rows of `packets`; what fails for one address leaves the others alone.
+
+    While the same list of groups comes again, it has not changed.
+    """
 
     def __call__(self, packets: Packets, groups: Sequence[Group]) -> Refused: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """The system calls of these groups."""
+
+    groups: Sequence[Group]
+    calls: list[tuple[tuple[Any, ...], Group]]
 
 
 class Sendmmsg:
@@ -39,28 +52,50 @@ class Sendmmsg:
         self._call = ctypes.PyDLL(None, use_errno=True).sendmmsg
         self._call.argtypes = [ctypes.c_int, ctypes.c_size_t, ctypes.c_uint, ctypes.c_int]
         self._call.restype = ctypes.c_int
+        # Less than half the cost of that: errno is not kept, arguments are what C wants already.
+        self._quick = ctypes.PyDLL(None).sendmmsg
+        self._prepared: WeakKeyDictionary[Packets, _Prepared] = WeakKeyDictionary()
 
     def __call__(self, packets: Packets, groups: Sequence[Group]) -> Refused:
+        prepared = self._prepared.get(packets)
+        if prepared is None or prepared.groups is not groups:
+            prepared = self._prepared[packets] = self._prepare(packets, groups)
         refused: Refused = []
-        call, base, size, flags = self._call, packets.address, MMSGHDR.itemsize, socket.MSG_DONTWAIT
-        patience = PATIENCE
-        for descriptor, first, count in groups:
-            sent = call(descriptor, base + first * size, count, flags)
-            if sent != count:
+        quick, patience = self._quick, PATIENCE
+        for arguments, group in prepared.calls:
+            sent: int = quick(*arguments)
+            if sent != group[2]:
+                descriptor, first, count = group
                 rest = (descriptor, first + max(sent, 0), count - max(sent, 0))
-                patience = self._insist(packets, rest, sent, patience, refused)
+                patience = self._insist(packets, rest, patience, refused)
         return refused
 
-    def _insist(
-        self, packets: Packets, rest: Group, sent: int, patience: float, refused: Refused
-    ) -> float:
+    def _prepare(self, packets: Packets, groups: Sequence[Group]) -> _Prepared:
+        flags = ctypes.c_int(socket.MSG_DONTWAIT)
+        return _Prepared(
+            groups,
+            [
+                (
+                    (
+                        ctypes.c_int(descriptor),
+                        ctypes.c_void_p(packets.address + first * MMSGHDR.itemsize),
+                        ctypes.c_uint(count),
+                        flags,
+                    ),
+                    (descriptor, first, count),
+                )
+                for descriptor, first, count in groups
+            ],
+        )
+
+    def _insist(self, packets: Packets, rest: Group, patience: float, refused: Refused) -> float:
         """Sends what a call has left over: past refused packets, and when there is room again.
 
-        `sent` is what that call answered. Returns what is left of the patience.
+        Why it was left over is known from the next call. Returns what is left of the patience.
         """
         descriptor, row, left = rest
+        sent = 0
         while left:
-            # After a partial send the error is known only from the next call.
             problem = ctypes.get_errno() if sent < 0 else 0
             if problem in _FULL:
                 if patience <= 0:

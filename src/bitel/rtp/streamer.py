@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from os import urandom
 from pathlib import Path
 
+from bitel.rtp.addresses import host_problem
 from bitel.rtp.packet import PCMA, PCMU, PTIMES
 from bitel.rtp.ports import NoPortError, PortPool
 from bitel.rtp.supervisor import DEFAULT_QUEUE_LIMIT, SenderFailedError, SupervisedSender
@@ -27,13 +28,21 @@ __all__ = [
     "StreamStart",
     "Streamer",
     "StreamerStats",
+    "senders_for",
 ]
 
+STREAMS_OF_ONE = 4000  # that a sender process carries with room to spare on today's cores
 MAX_CLIPS = 256  # in one playlist
-DEFAULT_SOCKETS = 1024
+DEFAULT_SOCKETS = 256
 MAX_DESCRIPTORS = 1 << 16  # taken for this process; at most half of them become RTP sockets
 
+_NOWHERE = ("0.0.0.0", "::")  # of IPv4, and of IPv6: what a far end names that holds the call
 _STATIC_LAWS: dict[int, Law] = {PCMU: "ulaw", PCMA: "alaw"}
+
+
+def senders_for(streams: int, cores: int) -> int:
+    """How many sender processes so many streams at once are worth; at most one for each core."""
+    return max(1, min(cores, -(-streams // STREAMS_OF_ONE)))
 
 
 class FarEndError(ValueError):
@@ -49,8 +58,9 @@ class StreamReport:
     where something went wrong, also when single packets of a finished stream were refused.
 
     The rest is known where the streamer receives. `received`: about how many RTP packets have come
-    from the callee; audio is counted by every 16th sequence number. `silent_for`: seconds from the
-    last one that was looked at to the end, None where there was none. `digits`: those keyed, of
+    from the callee; audio is counted by every 16th sequence number, with many streams by every
+    256th. `silent_for`: seconds from the last one that was looked at to the end, None where there
+    was none. `digits`: those keyed, of
     0-9*#ABCD. `far_loss` (0 to 1, of all packets up to then) and `far_jitter_ms` are from the
     callee's last RTCP report, None where none came.
     """
@@ -89,6 +99,8 @@ class StreamerStats:
     when its last packet was handed to the kernel; `late_ticks` are those over 5 ms. Counts are
     totals since the start, lateness is that of the last 10 seconds or so. `refused` are packets
     that the kernel did not take. `cpu_seconds` is the CPU time of the sender processes.
+    `reported_ago`: seconds since the last report of the sender that has been silent for longest;
+    each reports every second, unless it hangs or is dead.
     """
 
     running: int = 0
@@ -99,6 +111,7 @@ class StreamerStats:
     worst_ms: float = 0.0
     p99_ms: float = 0.0
     cpu_seconds: float = 0.0
+    reported_ago: float = 0.0
 
 
 @dataclass(slots=True)
@@ -106,6 +119,7 @@ class _Running:
     sender: SupervisedSender
     on_end: Callable[[StreamReport], None]
     far: tuple[str, int]  # as it was named last
+    on_silence: Callable[[], None] | None = None
 
 
 class Streamer:
@@ -142,7 +156,13 @@ class Streamer:
         self._ports = PortPool(host, ports, max_sockets=min(max_sockets, room), listen=receive)
         self._version = ipaddress.ip_address(host).version
         self._senders = [
-            SupervisedSender(self._ended, self._failed, transmit=transmit, queue_limit=queue_limit)
+            SupervisedSender(
+                self._ended,
+                self._failed,
+                self._silent,
+                transmit=transmit,
+                queue_limit=queue_limit,
+            )
             for _ in range(processes)
         ]
         self._streams: dict[int, _Running] = {}
@@ -187,6 +207,9 @@ class Streamer:
         start: StreamStart | None = None,
         ptime: int = 20,
         event_type: int | None = None,
+        held: bool = False,
+        patience: float = 0.0,
+        on_silence: Callable[[], None] | None = None,
     ) -> int:
         """Sends the clips, one after the other, from `port` to `far`; returns the stream's number.
 
@@ -197,6 +220,10 @@ class Streamer:
         A port that is not open, an unknown payload type, or another `ptime`, is a `ValueError`:
         that is a fault of the caller. `event_type` is the payload type that was agreed on for
         telephone-event; with it, and where the streamer receives, keyed digits are read.
+
+        A stream that is `held` begins as if it had been paused; `far` may then be 0.0.0.0, and
+        `resume` names the true one. `on_silence` is called when the callee, having been heard, has
+        sent neither RTP nor reports for `patience` seconds (0: never), and again while that lasts.
         """
         bound = self._ports.socket(port)
         law = law or _STATIC_LAWS.get(payload_type)
@@ -207,8 +234,9 @@ class Streamer:
         self._last_stream += 1
         stream = self._last_stream
         sender = self._senders[port // 2 % len(self._senders)]
-        self._streams[stream] = _Running(sender, on_end, far)
-        problem = self._problem(clips) or self._address_problem(far)
+        self._streams[stream] = _Running(sender, on_end, far, on_silence)
+        nowhere = held and far[0] in _NOWHERE
+        problem = self._problem(clips) or ("" if nowhere else self.address_problem(far))
         if problem:
             self._ended(End(stream, 0, False, problem))
             return stream
@@ -216,7 +244,7 @@ class Streamer:
         command = Play(
             stream,
             port,
-            far[0],
+            _NOWHERE[self._version == 6] if nowhere else far[0],
             far[1],
             payload_type,
             law,
@@ -227,6 +255,8 @@ class Streamer:
             ptime,
             self._receive,
             event_type,
+            patience if on_silence is not None else 0.0,
+            held,
         )
         sender.play(command, (bound, self._ports.companion(port)))
         return stream
@@ -262,13 +292,22 @@ class Streamer:
         The address that was named last is left alone: where its callee turned out to send from
         another port, that still holds. Errors are those of `resume`.
         """
-        problem = self._address_problem(far)
+        problem = self.address_problem(far)
         if problem:
             raise FarEndError(problem)
         running = self._streams.get(stream)
         if running is not None and running.far != far:
             running.far = far
             running.sender.change(Redirect(stream, *far))
+
+    def address_problem(self, far: tuple[str, int]) -> str:
+        """Why nothing can be sent to this address, in a sentence; empty where it can."""
+        host, port = far
+        if problem := host_problem(host, self._version):
+            return problem
+        if not 1 <= port <= 65535:
+            return f"{port} is not a port to send RTP to"
+        return ""
 
     def stats(self) -> StreamerStats:
         """The senders' figures, summed; of their lateness the worst."""
@@ -284,6 +323,7 @@ class Streamer:
                 worst_ms=max(total.worst_ms, load.worst_ms),
                 p99_ms=max(total.p99_ms, load.p99_ms),
                 cpu_seconds=total.cpu_seconds + load.cpu_seconds,
+                reported_ago=max(total.reported_ago, sender.reported_ago()),
             )
         return total
 
@@ -297,22 +337,6 @@ class Streamer:
             return "the streamer is not running"
         if not 1 <= len(clips) <= MAX_CLIPS:
             return f"a playlist holds 1 to {MAX_CLIPS} clips, not {len(clips)}"
-        return ""
-
-    def _address_problem(self, far: tuple[str, int]) -> str:
-        """Why nothing can be sent to this address, in a sentence; empty where it can."""
-        host, port = far
-        try:
-            address = ipaddress.ip_address(host)
-        except ValueError:
-            return f"{host!r} is not an IP address to send RTP to"
-        # The address comes from a stranger's SDP. 0.0.0.0 would reach this machine itself.
-        if address.is_unspecified or address.is_multicast or "%" in host:
-            return f"{host} is not an address of one callee to send RTP to"
-        if address.version != self._version:
-            return f"RTP to {host} needs IPv{address.version}, and is sent from IPv{self._version}"
-        if not 1 <= port <= 65535:
-            return f"{port} is not a port to send RTP to"
         return ""
 
     def _ended(self, end: End) -> None:
@@ -331,6 +355,11 @@ class Streamer:
                 end.far_jitter_ms,
             )
             asyncio.get_running_loop().call_soon(known.on_end, report)
+
+    def _silent(self, stream: int) -> None:
+        known = self._streams.get(stream)
+        if known is not None and known.on_silence is not None:
+            known.on_silence()
 
     def _failed(self, error: Exception) -> None:
         if self.on_failure is not None:

@@ -8,7 +8,19 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from bitel.rtp.link import SenderFailedError, SenderLink
-from bitel.rtp.wire import End, Load, Message, Open, OpenRtcp, Pause, Play, Redirect, Resume, Stop
+from bitel.rtp.wire import (
+    End,
+    Load,
+    Message,
+    Open,
+    OpenRtcp,
+    Pause,
+    Play,
+    Redirect,
+    Resume,
+    Silent,
+    Stop,
+)
 
 __all__ = ["DEFAULT_QUEUE_LIMIT", "SenderFailedError", "SupervisedSender"]
 
@@ -27,19 +39,22 @@ class SupervisedSender:
     """The streams of one sender process, over as many lives as it takes.
 
     `on_end` is called once for every stream that was given to `play`, with `finished=False` for
-    all that ran in a process that died; `on_failure` with each death and each failed start.
+    all that ran in a process that died; `on_failure` with each death and each failed start;
+    `on_silent` with a stream whose callee was heard before and is silent now.
     """
 
     def __init__(
         self,
         on_end: Callable[[End], None],
         on_failure: Callable[[Exception], None],
+        on_silent: Callable[[int], None],
         *,
         transmit: str,
         queue_limit: int,
     ) -> None:
         self._on_end = on_end
         self._on_failure = on_failure
+        self._on_silent = on_silent
         self._transmit = transmit
         self._queue_limit = queue_limit
         self._link: SenderLink | None = None
@@ -52,6 +67,7 @@ class SupervisedSender:
         self._restarting: asyncio.Task[None] | None = None
         self._delay = FIRST_DELAY
         self._started_at = 0.0
+        self._heard_at = 0.0
 
     @property
     def pid(self) -> int | None:
@@ -64,7 +80,7 @@ class SupervisedSender:
         await link.start()
         self._known_ports.clear()
         self._link = link
-        self._started_at = asyncio.get_running_loop().time()
+        self._started_at = self._heard_at = asyncio.get_running_loop().time()
         for bound, (play, *later) in self._held.values():
             assert isinstance(play, Play)
             self._send(link, play, bound)
@@ -116,6 +132,10 @@ class SupervisedSender:
         elif self._link is not None and command.stream in self._streams:
             self._link.send(command)
 
+    def reported_ago(self) -> float:
+        """Seconds since the process last said how it fares, which it does each second."""
+        return asyncio.get_running_loop().time() - self._heard_at
+
     def load(self) -> Load:
         """Totals over all lives; lateness of the present one."""
         now, before = self._load, self._load_before
@@ -133,6 +153,9 @@ class SupervisedSender:
             self._end(message)
         elif isinstance(message, Load):
             self._load = message
+            self._heard_at = asyncio.get_running_loop().time()
+        elif isinstance(message, Silent):
+            self._on_silent(message.stream)
 
     def _end(self, end: End) -> None:
         if end.stream in self._streams:

@@ -39,7 +39,9 @@ class OpenRtcp:
 class Play:
     """To the sender: send these raw G.711 files, one after the other.
 
-    `listen`: to what the callee sends, of which packets of `event_type` are keyed digits.
+    `listen`: to what the callee sends, of which packets of `event_type` are keyed digits, and say
+    `Silent` when it has sent nothing for `patience` seconds, if that is not 0. `held`: it begins
+    as after a `Pause`.
     """
 
     stream: int
@@ -55,6 +57,8 @@ class Play:
     ptime: int = 20
     listen: bool = False
     event_type: int | None = None
+    patience: float = 0.0
+    held: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +115,13 @@ class End:
 
 
 @dataclass(frozen=True, slots=True)
+class Silent:
+    """From the sender, again and again: the stream's callee was heard before, and is not now."""
+
+    stream: int
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
     """From the sender, each second: totals since it started, lateness of the last 10 s in ms."""
 
@@ -123,11 +134,11 @@ class Load:
     cpu_seconds: float
 
 
-Message = Open | OpenRtcp | Play | Stop | Pause | Resume | Redirect | Ready | End | Load
+Message = Open | OpenRtcp | Play | Stop | Pause | Resume | Redirect | Ready | End | Silent | Load
 
 _KINDS: dict[str, type[Message]] = {
     kind.__name__: kind
-    for kind in (Open, OpenRtcp, Play, Stop, Pause, Resume, Redirect, Ready, End, Load)
+    for kind in (Open, OpenRtcp, Play, Stop, Pause, Resume, Redirect, Ready, End, Silent, Load)
 }
 _FIELDS = {kind: tuple(field.name for field in fields(kind)) for kind in _KINDS.values()}
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
+from sqlalchemy import Connection, bindparam, func, insert, literal, select, update
 
 from bitel.calls.call import CallStatus, Lane
 from bitel.calls.ids import new_ids
 from bitel.calls.retry import RetryRule
 from bitel.store import canceling, do_not_call, leases, turns
-from bitel.store.chunks import in_chunks
+from bitel.store.bulk import Change, Query, given
 from bitel.store.endings import CallEnd, end_calls
 from bitel.store.leases import Lease, LostLease
 from bitel.store.schema import HEARD, HELD, attempt, call, is_due, is_open
@@ -63,7 +63,7 @@ def claim(
     if not leases.holds(conn, lease):
         raise LostLease(f"another worker has taken over the dialer {lease.dialer_id}")
     closed = turns.closed_now(conn, now)
-    picked: list[Row[*tuple[Any, ...]]] = []
+    picked: list[Any] = []
     for lane in sorted(lanes):
         shut = {} if lane is Lane.OTP else closed
         if shut:
@@ -89,29 +89,28 @@ def heard(conn: Connection, lease: Lease, answered_at: Mapping[str, float]) -> s
     """
     if not leases.holds(conn, lease):
         return set()
-    mine = {"ids": list(answered_at), "dialer_id": lease.dialer_id, "epoch": lease.epoch}
-    rows = conn.execute(_MINE, mine).all()
-    held = [
-        {"the_attempt": row.id, "answered_at": answered_at[row.id]}
-        for row in rows
-        if row.claim == HELD
-    ]
-    if held:
-        conn.execute(_HEARD, held)
-    return {row.id for row in rows}
+    answers = {
+        "answers": list(answered_at.items()),
+        "the_dialer": lease.dialer_id,
+        "the_epoch": lease.epoch,
+    }
+    if _HEARD.run(conn, answers).rowcount == len(answered_at):
+        return set(answered_at)
+    return {row.id for row in _HEARD_ALREADY.rows(conn, answers)}
 
 
 def expire(conn: Connection, dialer_id: str, now: float, limit: int = 1000) -> int:
     """End up to `limit` calls whose time to live ran out while they waited; how many it were."""
-    rows = conn.execute(_EXPIRED, {"dialer_id": dialer_id, "now": now, "most": limit})
+    rows = _EXPIRED.rows(conn, {"dialer_id": dialer_id, "now": now, "most": limit})
     ends = [CallEnd(row.id, CallStatus.EXPIRED) for row in rows]
-    end_calls(conn, ends, now)
+    if ends:
+        end_calls(conn, ends, now)
     return len(ends)
 
 
 def next_due(conn: Connection, dialer_id: str) -> float | None:
     """When a waiting call of the dialer becomes due or expires next; it may be in the past."""
-    row = conn.execute(_NEXT_DUE, {"dialer_id": dialer_id}).one()
+    (row,) = _NEXT_DUE.rows(conn, {"dialer_id": dialer_id})
     return min((at for at in row if at is not None), default=None)
 
 
@@ -121,9 +120,7 @@ def in_flight(conn: Connection, dialer_id: str) -> int:
     return count
 
 
-def _without_ended(
-    conn: Connection, picked: list[Row[*tuple[Any, ...]]], now: float
-) -> list[Row[*tuple[Any, ...]]]:
+def _without_ended(conn: Connection, picked: list[Any], now: float) -> list[Any]:
     """End those that must not be dialled any more; the others."""
     expired = [row for row in picked if row.expires_at <= now]
     unwanted = [row for row in picked if row.expires_at > now and row.unwanted]
@@ -135,34 +132,21 @@ def _without_ended(
     return [row for row in picked if row.expires_at > now and not row.unwanted]
 
 
-def _take(
-    conn: Connection, lease: Lease, rows: list[Row[*tuple[Any, ...]]], now: float
-) -> list[Claim]:
+def _take(conn: Connection, lease: Lease, rows: list[Any], now: float) -> list[Claim]:
     ids = new_ids(now, len(rows))
     claims = [_claim(attempt_id, row, now) for attempt_id, row in zip(ids, rows, strict=True)]
-    for some in in_chunks([row.id for row in rows]):
-        conn.execute(_CLAIM_CALLS, some)
-    conn.execute(
-        insert(attempt),
-        [
-            {
-                "id": made.attempt_id,
-                "call_id": row.id,
-                "number": row.attempts + 1,
-                "dialer_id": lease.dialer_id,
-                "epoch": lease.epoch,
-                "claim": HELD,
-                "started_at": now,
-                "ended_by": "",
-                "detail": "",
-            }
-            for row, made in zip(rows, claims, strict=True)
-        ],
+    taken = [
+        (made.attempt_id, row.id, row.attempts + 1) for row, made in zip(rows, claims, strict=True)
+    ]
+    _CLAIM_CALLS.run(conn, {"taken": taken})
+    _BEGIN_ATTEMPTS.run(
+        conn,
+        {"taken": taken, "dialer_id": lease.dialer_id, "epoch": lease.epoch, "started_at": now},
     )
     return claims
 
 
-def _claim(attempt_id: str, row: Row[*tuple[Any, ...]], now: float) -> Claim:
+def _claim(attempt_id: str, row: Any, now: float) -> Claim:
     return Claim(
         attempt_id=attempt_id,
         call_id=row.id,
@@ -178,35 +162,62 @@ def _claim(attempt_id: str, row: Row[*tuple[Any, ...]], now: float) -> Claim:
     )
 
 
-_CLAIM_CALLS = (
+_taken = given("taken", id=attempt.c.id.type, call_id=call.c.id.type, number=attempt.c.number.type)
+_CLAIM_CALLS: Final = Change(
     update(call)
-    .where(call.c.id.in_(bindparam("ids", expanding=True)))
+    .where(call.c.id.in_(select(_taken.c.call_id)))
     .values(due_at=None, attempts=call.c.attempts + 1)
 )
-_MINE = select(attempt.c.id, attempt.c.claim).where(
-    attempt.c.id.in_(bindparam("ids", expanding=True)),
-    attempt.c.dialer_id == bindparam("dialer_id"),
-    attempt.c.epoch == bindparam("epoch"),
-    is_open,
-)
-_HEARD = (
-    update(attempt)
-    .where(attempt.c.id == bindparam("the_attempt"))
-    .values(claim=HEARD, answered_at=bindparam("answered_at"))
-)
-_EXPIRED = (
-    select(call.c.id)
-    .where(
-        call.c.dialer_id == bindparam("dialer_id"), is_due, call.c.expires_at <= bindparam("now")
+_BEGIN_ATTEMPTS: Final = Change(
+    insert(attempt).from_select(
+        ["id", "call_id", "number", "dialer_id", "epoch", "claim", "started_at", "ended_by",
+         "detail"],
+        select(
+            _taken.c.id,
+            _taken.c.call_id,
+            _taken.c.number,
+            bindparam("dialer_id", type_=attempt.c.dialer_id.type),
+            bindparam("epoch", type_=attempt.c.epoch.type),
+            literal(HELD),
+            bindparam("started_at", type_=attempt.c.started_at.type),
+            literal(""),
+            literal(""),
+        ),
     )
+)  # fmt: skip
+_answers = given("answers", id=attempt.c.id.type, answered_at=attempt.c.answered_at.type)
+# That they are open is said by their claim: where `is_open` is said, SQLite looks for each of them
+# among all the open ones.
+_is_mine = (
+    attempt.c.dialer_id == bindparam("the_dialer"),
+    attempt.c.epoch == bindparam("the_epoch"),
+)
+_HEARD: Final = Change(
+    update(attempt)
+    .where(attempt.c.id == _answers.c.id, *_is_mine, attempt.c.claim == HELD)
+    .values(claim=HEARD, answered_at=_answers.c.answered_at)
+)
+_HEARD_ALREADY: Final = Query(
+    select(attempt.c.id).where(
+        attempt.c.id.in_(select(_answers.c.id)), *_is_mine, attempt.c.claim == HEARD
+    )
+)
+_of_dialer = (call.c.dialer_id == bindparam("dialer_id"), is_due)
+_EXPIRED: Final = Query(
+    select(call.c.id)
+    .where(*_of_dialer, call.c.expires_at <= bindparam("now"))
     .order_by(call.c.expires_at)
     .limit(bindparam("most"))
     .with_for_update(skip_locked=True)
 )
-_OF_DIALER = (call.c.dialer_id == bindparam("dialer_id"), is_due)
-_NEXT_DUE = select(
-    select(func.min(call.c.due_at)).where(*_OF_DIALER).scalar_subquery(),
-    select(func.min(call.c.expires_at)).where(*_OF_DIALER).scalar_subquery(),
+_NEXT_DUE: Final = Query(
+    select(
+        select(func.min(call.c.due_at)).where(*_of_dialer).scalar_subquery().label("due_at"),
+        select(func.min(call.c.expires_at))
+        .where(*_of_dialer)
+        .scalar_subquery()
+        .label("expires_at"),
+    )
 )
 _IN_FLIGHT = (
     select(func.count())

@@ -14,20 +14,24 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
 from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from bitel.store import engines, faults
+from bitel.store import engines, faults, tally
 from bitel.store.faults import Fault
 from bitel.store.inbox import Inbox, Unit, answer
+from bitel.store.tally import Tally
 
 T = TypeVar("T")
 
@@ -56,6 +60,8 @@ class Stats:
     """Transactions that could not be stored."""
     commit_seconds: float = 0.0
     """Time spent in COMMIT, all together."""
+    calls: Tally = field(default_factory=Counter)
+    """Calls that were placed and ended."""
 
 
 class Database:
@@ -111,6 +117,11 @@ class Database:
         """What the writer has done so far."""
         return self._writer.stats
 
+    @property
+    def writes_waiting(self) -> int:
+        """Units of work that wait for the writer."""
+        return len(self._writes)
+
     def close(self) -> None:
         """Finish what is queued, then release everything. Closing twice is one close."""
         self._writes.close()
@@ -143,6 +154,13 @@ def _ask_now(inbox: Inbox, work: Callable[[Connection], T]) -> T:
     return future.result()
 
 
+def _show_name() -> None:
+    """Have `top -H` show the thread's name, where that can be done."""
+    with contextlib.suppress(OSError):
+        comm = Path(f"/proc/self/task/{threading.get_native_id()}/comm")
+        comm.write_text(threading.current_thread().name[:15])
+
+
 class _Worker:
     """A thread's loop, and the one connection that it keeps."""
 
@@ -155,6 +173,7 @@ class _Worker:
 
     def run(self) -> None:
         """Work until the inbox is closed and empty."""
+        _show_name()
         while units := self._inbox.take(self.most):
             try:
                 self._serve(units)
@@ -207,6 +226,7 @@ class _Writer(_Worker):
     def __init__(self, engine: Engine, inbox: Inbox) -> None:
         super().__init__(engine, inbox)
         self.stats = Stats()
+        self._tally: Tally = Counter()
 
     def _serve(self, units: Sequence[Unit]) -> None:
         tries, reconnected = 1, False
@@ -231,6 +251,8 @@ class _Writer(_Worker):
     def _run_all(self, units: Sequence[Unit]) -> None:
         """Run every unit, the failed ones undone; raises when the transaction itself is broken."""
         connection = self._connection()
+        self._tally.clear()
+        tally.take()
         if len(units) == 1:
             self._run_alone(connection, units[0])
             return
@@ -242,7 +264,9 @@ class _Writer(_Worker):
                 if faults.sort(error) in (Fault.AGAIN, Fault.LOST):
                     raise
                 unit.error = faults.for_caller(error)
+                tally.take()
                 self._undo_unit(connection, error)
+            self._tally.update(tally.take())
             connection.exec_driver_sql("RELEASE SAVEPOINT unit")
 
     def _undo_unit(self, connection: Connection, error: BaseException) -> None:
@@ -261,7 +285,9 @@ class _Writer(_Worker):
             if faults.sort(error) in (Fault.AGAIN, Fault.LOST):
                 raise
             unit.error = faults.for_caller(error)
+            tally.take()
             self._undo()
+        self._tally.update(tally.take())
 
     def _commit(self, units: Sequence[Unit]) -> None:
         begun = time.perf_counter()
@@ -277,6 +303,7 @@ class _Writer(_Worker):
             units=self.stats.units + len(units),
             largest_batch=max(self.stats.largest_batch, len(units)),
             commit_seconds=self.stats.commit_seconds + time.perf_counter() - begun,
+            calls=self.stats.calls + self._tally if self._tally else self.stats.calls,
         )
 
     def _give_up(self, units: Sequence[Unit], error: DBAPIError) -> None:

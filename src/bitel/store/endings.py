@@ -7,17 +7,29 @@ webhook; each exactly once, since a call that is final does not end again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, and_, bindparam, delete, insert, select, update
+from sqlalchemy import (
+    BindParameter,
+    Connection,
+    Integer,
+    and_,
+    bindparam,
+    delete,
+    insert,
+    literal,
+    select,
+    update,
+)
+from sqlalchemy.types import TypeEngine
 
 from bitel.calls.call import CallStatus
 from bitel.calls.ids import new_ids
-from bitel.calls.outcome import Outcome
-from bitel.store import reserving
-from bitel.store.chunks import in_chunks
+from bitel.calls.outcome import Media, Outcome
+from bitel.store import reserving, tally
+from bitel.store.bulk import Change, Query, given
 from bitel.store.schema import (
     PENDING,
     SETTLED,
@@ -29,9 +41,9 @@ from bitel.store.schema import (
     webhook_event,
 )
 
-_HIGHEST_Q850: Final = 127
+_NOTHING: Final = Decimal(0)
+_Q850_CAUSES: Final = range(128)
 _SIP_CODES: Final = range(100, 700)
-_WORTH_A_STATEMENT: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +59,7 @@ class AttemptEnd:
     q850: int | None = None
     ended_by: str = ""
     detail: str = ""
+    media: Media | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,142 +87,162 @@ class CallAgain:
 def end_attempts(conn: Connection, ends: Sequence[AttemptEnd]) -> None:
     """Settle attempts."""
     rows = [
-        {
-            "the_attempt": end.attempt_id,
-            "outcome": end.outcome.value,
-            "started_at": end.started_at,
-            "ended_at": end.ended_at,
-            "answered_at": end.answered_at,
+        (
+            end.attempt_id,
+            end.outcome.value,
+            end.started_at,
+            end.ended_at,
+            end.answered_at,
             # What a far end sends must not be what breaks the transaction of others.
-            "sip_code": end.sip_code if end.sip_code in _SIP_CODES else None,
-            "q850": end.q850 if end.q850 in range(_HIGHEST_Q850 + 1) else None,
-            "ended_by": end.ended_by,
-            "detail": end.detail,
-        }
+            end.sip_code if end.sip_code in _SIP_CODES else None,
+            end.q850 if end.q850 in _Q850_CAUSES else None,
+            end.ended_by,
+            end.detail,
+            *_media_values(end.media),
+        )
         for end in ends
     ]
     if rows:
-        conn.execute(_END_ATTEMPT, rows)
-        for ids in in_chunks([end.attempt_id for end in ends]):
-            conn.execute(_FORGET_REQUESTS, ids)
+        _END_ATTEMPTS.run(conn, {"ended": rows})
+        _FORGET_REQUESTS.run(conn, {"over": [(end.attempt_id,) for end in ends]})
+
+
+def _media_values(media: Media | None) -> tuple[Any, ...]:
+    if media is None:
+        return (None,) * 5
+    return media.sent, media.received, media.digits, media.loss, media.jitter_ms
 
 
 def end_calls(conn: Connection, ends: Sequence[CallEnd], now: float) -> None:
     """Give calls their final status, those that have none yet."""
     by_call = {end.call_id: end for end in ends}
-    waiting = [row for ids in in_chunks(list(by_call)) for row in conn.execute(_TO_END, ids)]
-    if not waiting:
+    if by_call:
+        waiting = _TO_END.rows(conn, {"ids": [(call_id,) for call_id in by_call]})
+        end_waiting(conn, [(row, by_call[row.id]) for row in waiting], now)
+
+
+def end_waiting(conn: Connection, ends: Sequence[tuple[Any, CallEnd]], now: float) -> None:
+    """End calls that are locked, each once, and known to have no final status.
+
+    With each comes a row with the `project_id` of the call, what it has `reserved`, and whether
+    its project `is_told` of its end.
+    """
+    if not ends:
         return
-    _write_ends(conn, [by_call[row.id] for row in waiting], now)
+    _END_CALLS.run(conn, {"ended": [_end_values(end) for _, end in ends], "now": now})
+    for _, end in ends:
+        tally.count("ended", end.status.name)
     released: dict[str, Decimal] = {}
-    for row in waiting:
-        released[row.project_id] = released.get(row.project_id, Decimal(0)) - row.reserved
+    for row, _ in ends:
+        if row.reserved:
+            released[row.project_id] = released.get(row.project_id, _NOTHING) - row.reserved
     reserving.reserve(conn, released)
-    _write_events(conn, [row for row in waiting if row.is_told], now)
+    _write_events(conn, [(row.project_id, end.call_id) for row, end in ends if row.is_told], now)
 
 
 def call_again(conn: Connection, again: Sequence[CallAgain]) -> None:
     """Make calls due for another attempt."""
-    same = [one for one in again if one.trouble is None]
-    counted = [one for one in again if one.trouble is not None]
+    same = [_again_values(one) for one in again if one.trouble is None]
+    counted = [(*_again_values(one), one.trouble) for one in again if one.trouble is not None]
     if same:
-        conn.execute(_DUE_AGAIN, [_again_row(one) for one in same])
+        _DUE_AGAIN.run(conn, {"again": same})
     if counted:
-        rows = [{**_again_row(one), "trouble": one.trouble} for one in counted]
-        conn.execute(_DUE_AGAIN_COUNTED, rows)
+        _DUE_AGAIN_COUNTED.run(conn, {"again": counted})
 
 
-def _write_ends(conn: Connection, ends: Sequence[CallEnd], now: float) -> None:
-    """Those that end alike, as many do that expire or are canceled, in one statement."""
-    alike: dict[CallEnd, list[str]] = {}
-    for end in ends:
-        alike.setdefault(replace(end, call_id=""), []).append(end.call_id)
-    for end, call_ids in alike.items():
-        if len(call_ids) >= _WORTH_A_STATEMENT:
-            for ids in in_chunks(call_ids):
-                conn.execute(_END_CALLS, {**ids, **_end_values(end, now)})
-    rows = [
-        {"the_call": call_id, **_end_values(end, now)}
-        for end, call_ids in alike.items()
-        if len(call_ids) < _WORTH_A_STATEMENT
-        for call_id in call_ids
-    ]
-    if rows:
-        conn.execute(_END_CALL, rows)
+def _end_values(end: CallEnd) -> tuple[Any, ...]:
+    return (
+        end.call_id,
+        int(end.status),
+        end.executed_at,
+        end.bill_seconds,
+        end.price,
+        end.reason,
+    )
 
 
-def _end_values(end: CallEnd, now: float) -> dict[str, Any]:
-    return {
-        "status": int(end.status),
-        "executed_at": end.executed_at,
-        "bill_seconds": end.bill_seconds,
-        "price": end.price,
-        "reason": end.reason,
-        "finished_at": now,
-    }
+def _write_events(conn: Connection, told: Sequence[tuple[str, str]], now: float) -> None:
+    """Events of these calls, given with their projects."""
+    if told:
+        ids = new_ids(now, len(told))
+        events = [(event_id, *one) for event_id, one in zip(ids, told, strict=True)]
+        _TELL.run(conn, {"events": events, "now": now})
 
 
-def _write_events(conn: Connection, told: Sequence[Row[*tuple[Any, ...]]], now: float) -> None:
-    events = [
-        {"id": event_id, "project_id": row.project_id, "call_id": row.id,
-         "created_at": now, "due_at": now, "tries": 0, "state": PENDING}
-        for event_id, row in zip(new_ids(now, len(told)), told, strict=True)
-    ]  # fmt: skip
-    if events:
-        conn.execute(insert(webhook_event), events)
+def _again_values(one: CallAgain) -> tuple[Any, ...]:
+    return one.call_id, one.due_at, int(one.spends_retry)
 
 
-def _again_row(one: CallAgain) -> dict[str, Any]:
-    return {"the_call": one.call_id, "due": one.due_at, "spent": int(one.spends_retry)}
+is_told = and_(project.c.webhook_url.is_not(None), project.c.webhook_off_reason.is_(None))
+"""The project wants to hear of calls that end."""
 
-
-_END_ATTEMPT = (
+_attempts = given(
+    "ended",
+    **{
+        name: attempt.c[name].type
+        for name in ("id", "outcome", "started_at", "ended_at", "answered_at", "sip_code", "q850",
+                     "ended_by", "detail", "packets_sent", "packets_received", "digits",
+                     "far_loss", "far_jitter_ms")
+    },
+)  # fmt: skip
+_END_ATTEMPTS: Final = Change(
     update(attempt)
-    .where(attempt.c.id == bindparam("the_attempt"))
-    .values(
-        claim=SETTLED,
-        outcome=bindparam("outcome"),
-        started_at=bindparam("started_at"),
-        ended_at=bindparam("ended_at"),
-        answered_at=bindparam("answered_at"),
-        sip_code=bindparam("sip_code"),
-        q850=bindparam("q850"),
-        ended_by=bindparam("ended_by"),
-        detail=bindparam("detail"),
+    .where(attempt.c.id == _attempts.c.id)
+    .values({"claim": SETTLED, **{each.name: each for each in _attempts.c if each.name != "id"}})
+)
+_FORGET_REQUESTS: Final = Change(
+    delete(cancel_request).where(
+        cancel_request.c.attempt_id.in_(select(given("over", id=attempt.c.id.type).c.id))
     )
 )
-_FORGET_REQUESTS = delete(cancel_request).where(
-    cancel_request.c.attempt_id.in_(bindparam("ids", expanding=True))
-)
-_TO_END = (
-    select(
-        call.c.id,
-        call.c.project_id,
-        call.c.reserved,
-        and_(project.c.webhook_url.is_not(None), project.c.webhook_off_reason.is_(None)).label(
-            "is_told"
-        ),
-    )
+_TO_END: Final = Query(
+    select(call.c.id, call.c.project_id, call.c.reserved, is_told.label("is_told"))
     .join(project)
-    .where(call.c.id.in_(bindparam("ids", expanding=True)), is_waiting)
+    .where(call.c.id.in_(select(given("ids", id=call.c.id.type).c.id)), is_waiting)
     .order_by(call.c.id)
     .with_for_update(key_share=True, of=call)
 )
-_END = update(call).values(
-    due_at=None,
-    status=bindparam("status"),
-    executed_at=bindparam("executed_at"),
-    bill_seconds=bindparam("bill_seconds"),
-    price=bindparam("price"),
-    reason=bindparam("reason"),
-    finished_at=bindparam("finished_at"),
-    reserved=Decimal(0),
+_calls = given(
+    "ended",
+    **{
+        name: call.c[name].type
+        for name in ("id", "status", "executed_at", "bill_seconds", "price", "reason")
+    },
 )
-_END_CALL = _END.where(call.c.id == bindparam("the_call"))
-_END_CALLS = _END.where(call.c.id.in_(bindparam("ids", expanding=True)))
-_DUE_AGAIN = (
+_END_CALLS: Final = Change(
     update(call)
-    .where(call.c.id == bindparam("the_call"))
-    .values(due_at=bindparam("due"), retries_left=call.c.retries_left - bindparam("spent"))
+    .where(call.c.id == _calls.c.id)
+    .values(
+        {
+            "due_at": None,
+            "finished_at": bindparam("now"),
+            "reserved": _NOTHING,
+            **{each.name: each for each in _calls.c if each.name != "id"},
+        }
+    )
 )
-_DUE_AGAIN_COUNTED = _DUE_AGAIN.values(trouble=bindparam("trouble"))
+_events = given("events", id=call.c.id.type, project_id=project.c.id.type, call_id=call.c.id.type)
+_now: BindParameter[float] = bindparam("now", type_=webhook_event.c.created_at.type)
+_TELL: Final = Change(
+    insert(webhook_event).from_select(
+        ["id", "project_id", "call_id", "created_at", "due_at", "tries", "state"],
+        select(*_events.c, _now, _now, literal(0), literal(PENDING)),
+    )
+)
+
+
+def _due_again(**more: TypeEngine[Any]) -> Change:
+    again = given("again", id=call.c.id.type, due_at=call.c.due_at.type, spent=Integer(), **more)
+    return Change(
+        update(call)
+        .where(call.c.id == again.c.id)
+        .values(
+            due_at=again.c.due_at,
+            retries_left=call.c.retries_left - again.c.spent,
+            **{name: again.c[name] for name in more},
+        )
+    )
+
+
+_DUE_AGAIN: Final = _due_again()
+_DUE_AGAIN_COUNTED: Final = _due_again(trouble=call.c.trouble.type)

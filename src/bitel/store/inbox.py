@@ -59,6 +59,10 @@ class Inbox:
                 raise StoreUnavailable("the database can't keep up, try again later")
             self._queue.put(unit)
 
+    def __len__(self) -> int:
+        """How many units wait, about."""
+        return self._queue.qsize()
+
     def close(self) -> None:
         """Take nothing more."""
         with self._lock:

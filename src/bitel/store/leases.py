@@ -8,12 +8,14 @@ the commit; so a worker that was paused or cut off finds out before it can do ha
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from sqlalchemy import Connection, bindparam, select, text, update
 
 from bitel.calls.call import CallStatus
 from bitel.calls.outcome import Outcome
 from bitel.store import canceling
+from bitel.store.bulk import Query
 from bitel.store.endings import (
     AttemptEnd,
     CallAgain,
@@ -99,7 +101,7 @@ def renew(conn: Connection, lease: Lease, now: float) -> bool:
 def holds(conn: Connection, lease: Lease) -> bool:
     """Whether the lease is still good; if so, it stays good until this transaction ends."""
     wanted = {"id": lease.dialer_id, "epoch": lease.epoch}
-    return conn.execute(_HOLDS, wanted).first() is not None
+    return bool(_HOLDS.rows(conn, wanted))
 
 
 def dialers_up(conn: Connection, now: float, within: float) -> dict[str, bool]:
@@ -118,7 +120,7 @@ _TAKE_OVER = text(
 )
 
 # FOR SHARE: a take-over, which updates the row, waits for our commit, and we for its.
-_HOLDS = (
+_HOLDS: Final = Query(
     select(dialer.c.epoch)
     .where(dialer.c.id == bindparam("id"), dialer.c.epoch == bindparam("epoch"))
     .with_for_update(read=True)

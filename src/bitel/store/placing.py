@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from itertools import groupby
+from itertools import compress, groupby
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, insert, literal_column
 
 from bitel.calls.budget import Budget
-from bitel.calls.call import Call, CallStatus, NewCall
+from bitel.calls.call import Call, CallStatus, Lane, NewCall, NewCalls
 from bitel.errors import BitelError, InvalidRequestError
-from bitel.store import do_not_call, recordings, reserving
+from bitel.store import do_not_call, queueing, recordings, reserving, tally
 from bitel.store.endings import CallEnd, end_calls
 from bitel.store.schema import call
 
@@ -29,40 +29,73 @@ def place(conn: Connection, calls: Sequence[NewCall]) -> list[Call]:
     """
     by_project = sorted(calls, key=lambda new: new.project_id)
     asks = [list(group) for _, group in groupby(by_project, key=lambda new: new.project_id)]
-    answers = place_each(conn, asks)
-    placed: dict[str, Call] = {}
-    for answer in answers:
+    refused: set[str] = set()
+    for answer in place_each(conn, asks):
         if isinstance(answer, BitelError):
             raise answer
-        placed.update((one.id, one) for one in answer)
-    return [placed[new.id] for new in calls]
+        refused |= answer
+    now = max((new.requested_at for new in calls), default=0.0)
+    return [_as_placed(new, new.id in refused, now) for new in calls]
 
 
-def place_each(
-    conn: Connection, asks: Sequence[Sequence[NewCall]]
-) -> list[list[Call] | BitelError]:
-    """As `place`, for many requests at a time; for each its calls, or why it has none.
+def place_each(conn: Connection, asks: Sequence[Sequence[NewCall]]) -> list[set[str] | BitelError]:
+    """As `place`, for many requests at a time; for each why it has no calls, if it has none.
 
-    Each ask is of one project, and holds at least one call.
+    Else the ids of those calls that are final at once, mostly none. Each ask is of one project,
+    and holds at least one call.
     """
-    terms = _look_up(conn, asks)
-    answers: list[list[Call] | BitelError] = []
-    placed: list[tuple[NewCall, bool, Decimal]] = []
-    for calls in asks:
+    project_ids = [calls[0].project_id for calls in asks]
+    wanted: dict[str, set[str]] = {}
+    for project_id, calls in zip(project_ids, asks, strict=True):
+        wanted.setdefault(project_id, set()).update(new.e164 for new in calls)
+    recording_ids = {new.recording_id for calls in asks for new in calls}
+    now = max((new.requested_at for calls in asks for new in calls), default=0.0)
+    terms = _look_up(conn, wanted, recording_ids, now)
+    answers: list[set[str] | BitelError] = []
+    rows: list[dict[str, Any]] = []
+    for project_id, calls in zip(project_ids, asks, strict=True):
+        unwanted = terms.unwanted[project_id]
+        refused = {new.id for new in calls if new.e164 in unwanted}
+        asked = [_NOTHING if new.id in refused else new.reserve for new in calls]
         try:
-            admitted = terms.admit(calls)
+            reserves = terms.admit(project_id, {new.recording_id for new in calls}, asked)
         except BitelError as objection:
             answers.append(objection)
         else:
-            placed += admitted
-            answers.append([_as_placed(new, never, terms.now) for new, never, _ in admitted])
-    if placed:
-        conn.execute(_PLACE, [_row(*one) for one in placed])
-    reserving.reserve(conn, terms.reserved)
-    refused = [new.id for new, unwanted, _ in placed if unwanted]
-    ends = [CallEnd(key, CallStatus.ERROR, reason=do_not_call.REASON) for key in refused]
-    end_calls(conn, ends, terms.now)
+            answers.append(refused)
+            rows += [
+                _row(new, new.id in refused, reserve)
+                for new, reserve in zip(calls, reserves, strict=True)
+            ]
+    if rows:
+        conn.execute(_PLACE, rows)
+    for row in rows:
+        tally.count("placed", Lane(row["lane"]).name)
+    placed = [answer for answer in answers if isinstance(answer, set)]
+    _finish(conn, terms, sorted(set().union(*placed)))
     return answers
+
+
+def place_many(conn: Connection, calls: NewCalls) -> set[str]:
+    """As `place`, for the many calls of one request; the ids of those that are final at once."""
+    like = calls.like
+    terms = _look_up(
+        conn, {like.project_id: set(calls.e164)}, {like.recording_id}, like.requested_at
+    )
+    reserves, refused = calls.reserves, set[str]()
+    unwanted = terms.unwanted[like.project_id]
+    if unwanted:
+        is_refused = [e164 in unwanted for e164 in calls.e164]
+        refused = set(compress(calls.ids, is_refused))
+        reserves = [
+            _NOTHING if never else reserve
+            for reserve, never in zip(reserves, is_refused, strict=True)
+        ]
+    reserves = terms.admit(like.project_id, {like.recording_id}, reserves)
+    queueing.insert_calls(conn, calls, reserves)
+    tally.count("placed", like.lane.name, len(calls.ids))
+    _finish(conn, terms, sorted(refused))
+    return refused
 
 
 @dataclass
@@ -76,37 +109,41 @@ class _Terms:
     reserved: dict[str, Decimal] = field(default_factory=dict)
     """By project, what the calls admitted so far keep back."""
 
-    def admit(self, calls: Sequence[NewCall]) -> list[tuple[NewCall, bool, Decimal]]:
-        """For each call whether it is unwanted, and what it reserves. Raises BitelError."""
-        project_id = calls[0].project_id
-        for recording_id in {new.recording_id for new in calls} - {None}:
-            if (project_id, recording_id) not in self.playable:
+    def admit(
+        self, project_id: str, recording_ids: Collection[str | None], asked: Sequence[Decimal]
+    ) -> Sequence[Decimal]:
+        """What calls reserve, of which each asks for so much. Raises BitelError."""
+        for recording_id in recording_ids:
+            if recording_id is not None and (project_id, recording_id) not in self.playable:
                 raise InvalidRequestError("voiceId names no recording of this project")
-        budget, unwanted = self.budgets[project_id], self.unwanted[project_id]
-        admitted = []
-        for new in calls:
-            never = new.e164 in unwanted
-            admitted.append((new, never, new.reserve if budget.limited and not never else _NOTHING))
-        amount = sum((reserve for _, _, reserve in admitted), _NOTHING)
+        budget = self.budgets[project_id]
+        reserves = asked if budget.limited else [_NOTHING] * len(asked)
+        amount = sum(reserves, _NOTHING)
         self.budgets[project_id] = budget.reserve(amount, self.now)
         self.reserved[project_id] = self.reserved.get(project_id, _NOTHING) + amount
-        return admitted
+        return reserves
 
 
-def _look_up(conn: Connection, asks: Sequence[Sequence[NewCall]]) -> _Terms:
-    numbers: dict[str, set[str]] = {}
-    wanted: set[str] = set()
-    for calls in asks:
-        numbers.setdefault(calls[0].project_id, set()).update(new.e164 for new in calls)
-        wanted.update(new.recording_id for new in calls if new.recording_id is not None)
+def _look_up(
+    conn: Connection,
+    numbers: Mapping[str, set[str]],
+    recording_ids: Collection[str | None],
+    now: float,
+) -> _Terms:
     # Recordings before budgets: a budget is what others wait for.
-    playable = recordings.playable(conn, wanted)
+    playable = recordings.playable(conn, {one for one in recording_ids if one is not None})
     unwanted = {
         project_id: do_not_call.contains_many(conn, project_id, called)
         for project_id, called in numbers.items()
     }
-    now = max((new.requested_at for calls in asks for new in calls), default=0.0)
     return _Terms(reserving.open_budgets(conn, numbers, now), playable, unwanted, now)
+
+
+def _finish(conn: Connection, terms: _Terms, refused: Sequence[str]) -> None:
+    """Keep back what was admitted, and end the calls that must not be dialled."""
+    reserving.reserve(conn, terms.reserved)
+    ends = [CallEnd(key, CallStatus.ERROR, reason=do_not_call.REASON) for key in refused]
+    end_calls(conn, ends, terms.now)
 
 
 def _row(new: NewCall, unwanted: bool, reserve: Decimal) -> dict[str, Any]:

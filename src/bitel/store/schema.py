@@ -254,6 +254,12 @@ attempt = Table(
     Column("q850", SmallInteger),
     Column("ended_by", String(8), nullable=False),
     Column("detail", FreeText(200), nullable=False),
+    # NULL: nothing was played. The last two are what the callee reported, if it did.
+    Column("packets_sent", Integer),
+    Column("packets_received", Integer),
+    Column("digits", String(256)),
+    Column("far_loss", Double),
+    Column("far_jitter_ms", Double),
     CheckConstraint("claim IN ('held', 'heard', 'settled')", name="claim"),
     UniqueConstraint("call_id", "number"),
 )

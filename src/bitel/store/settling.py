@@ -7,24 +7,35 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, insert, select
+from sqlalchemy import Connection, bindparam, exists, insert, literal, select
 
 from bitel.calls.call import CallStatus
-from bitel.calls.ids import new_id
+from bitel.calls.ids import new_ids
 from bitel.calls.outcome import Attempted, Outcome
 from bitel.calls.retry import Again, Final, Verdict
 from bitel.calls.tariff import NOTHING, Bill
-from bitel.store import canceling, leases, reserving
+from bitel.store import leases, reserving
+from bitel.store.bulk import Change, Query, given
 from bitel.store.endings import (
     AttemptEnd,
     CallAgain,
     CallEnd,
     call_again,
     end_attempts,
-    end_calls,
+    end_waiting,
+    is_told,
 )
 from bitel.store.leases import Lease
-from bitel.store.schema import HEARD, attempt, call, is_open, ledger_entry
+from bitel.store.schema import (
+    HEARD,
+    attempt,
+    call,
+    cancel_request,
+    is_open,
+    is_waiting,
+    ledger_entry,
+    project,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,27 +69,34 @@ def settle(
     if not settlements or not leases.holds(conn, lease):
         return set()
     offered = {one.attempt_id: one for one in settlements}
-    mine = {"ids": list(offered), "dialer_id": lease.dialer_id, "epoch": lease.epoch}
-    rows = {
-        row.id: row for row in conn.execute(_MINE, mine) if row.call_id == offered[row.id].call_id
-    }
-    canceled = canceling.asked(conn, rows)
-    accepted = [_checked(offered[key], row, key in canceled) for key, row in rows.items()]
-    end_attempts(conn, [_attempt_end(one) for one in accepted])
-    end_calls(conn, [_call_end(one) for one in accepted if isinstance(one.verdict, Final)], now)
-    call_again(conn, [_call_again(one) for one in accepted if not isinstance(one.verdict, Final)])
-    _charge(conn, [(rows[one.attempt_id].project_id, one) for one in accepted], now)
-    return set(rows)
+    mine = {"dialer_id": lease.dialer_id, "epoch": lease.epoch}
+    accepted = [
+        (row, _checked(offered[row.id], row))
+        for row in _MINE.rows(conn, {"ids": [(key,) for key in offered], **mine})
+        if row.call_id == offered[row.id].call_id
+    ]
+    end_attempts(conn, [_attempt_end(one) for _, one in accepted])
+    ends = [
+        (row, _call_end(one, one.verdict))
+        for row, one in accepted
+        if isinstance(one.verdict, Final) and row.waits
+    ]
+    end_waiting(conn, ends, now)
+    call_again(
+        conn, [_call_again(one) for _, one in accepted if not isinstance(one.verdict, Final)]
+    )
+    _charge(conn, [(row.project_id, one) for row, one in accepted], now)
+    return {row.id for row, _ in accepted}
 
 
-def _checked(one: Settlement, row: Row[*tuple[Any, ...]], canceled: bool) -> Settlement:
+def _checked(one: Settlement, row: Any) -> Settlement:
     if row.reserved and one.bill.price > row.reserved:
         one = replace(one, bill=replace(one.bill, price=row.reserved))
     if isinstance(one.verdict, Final):
         return one
     if row.claim == HEARD:
         return replace(one, verdict=Final(CallStatus.UNKNOWN))
-    return replace(one, verdict=Final(CallStatus.CANCELED)) if canceled else one
+    return replace(one, verdict=Final(CallStatus.CANCELED)) if row.canceled else one
 
 
 def _attempt_end(one: Settlement) -> AttemptEnd:
@@ -94,18 +112,18 @@ def _attempt_end(one: Settlement) -> AttemptEnd:
         q850=done.q850,
         ended_by=done.ended_by,
         detail=done.detail,
+        media=done.media,
     )
 
 
-def _call_end(one: Settlement) -> CallEnd:
-    assert isinstance(one.verdict, Final)
+def _call_end(one: Settlement, verdict: Final) -> CallEnd:
     return CallEnd(
         call_id=one.call_id,
-        status=one.verdict.status,
+        status=verdict.status,
         executed_at=one.attempted.started_at,
         bill_seconds=one.bill.seconds,
         price=one.bill.price,
-        reason=one.verdict.reason,
+        reason=verdict.reason,
     )
 
 
@@ -118,26 +136,37 @@ def _call_again(one: Settlement) -> CallAgain:
 
 
 def _charge(conn: Connection, of_projects: Sequence[tuple[str, Settlement]], now: float) -> None:
-    entries: list[dict[str, Any]] = []
+    answered = [each for each in of_projects if each[1].attempted.answered_at is not None]
+    if not answered:
+        return
     spent: dict[str, Decimal] = {}
-    for project_id, one in of_projects:
-        if one.attempted.answered_at is None:
-            continue
-        entry = {"id": new_id(now), "project_id": project_id, "call_id": one.call_id,
-                 "attempt_id": one.attempt_id, "kind": "call", "amount": -one.bill.price,
-                 "created_at": now}  # fmt: skip
-        entries.append(entry)
+    for project_id, one in answered:
         spent[project_id] = spent.get(project_id, Decimal(0)) + one.bill.price
-    if entries:
-        conn.execute(insert(ledger_entry), entries)
+    entries = [
+        (entry_id, project_id, one.call_id, one.attempt_id, -one.bill.price)
+        for entry_id, (project_id, one) in zip(new_ids(now, len(answered)), answered, strict=True)
+    ]
+    _BILL.run(conn, {"entries": entries, "now": now})
     reserving.charge(conn, spent, now)
 
 
-_MINE = (
-    select(attempt.c.id, attempt.c.call_id, attempt.c.claim, call.c.project_id, call.c.reserved)
-    .join(call)
+_MINE = Query(
+    select(
+        attempt.c.id,
+        attempt.c.call_id,
+        attempt.c.claim,
+        call.c.project_id,
+        call.c.reserved,
+        is_waiting.label("waits"),
+        is_told.label("is_told"),
+        exists(select(literal(1)).where(cancel_request.c.attempt_id == attempt.c.id)).label(
+            "canceled"
+        ),
+    )
+    .join(call, call.c.id == attempt.c.call_id)
+    .join(project, project.c.id == call.c.project_id)
     .where(
-        attempt.c.id.in_(bindparam("ids", expanding=True)),
+        attempt.c.id.in_(select(given("ids", id=attempt.c.id.type).c.id)),
         attempt.c.dialer_id == bindparam("dialer_id"),
         attempt.c.epoch == bindparam("epoch"),
         is_open,
@@ -145,4 +174,19 @@ _MINE = (
     .order_by(attempt.c.call_id)
     # Locked, so that a client who cancels at this moment is heard, now or right after us.
     .with_for_update(key_share=True, of=call)
+)
+_entries = given(
+    "entries",
+    **{
+        name: ledger_entry.c[name].type
+        for name in ("id", "project_id", "call_id", "attempt_id", "amount")
+    },
+)
+_BILL = Change(
+    insert(ledger_entry).from_select(
+        [*_entries.c.keys(), "kind", "created_at"],
+        select(
+            *_entries.c, literal("call"), bindparam("now", type_=ledger_entry.c.created_at.type)
+        ),
+    )
 )

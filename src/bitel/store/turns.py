@@ -11,9 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from sqlalchemy import (
-    BindParameter,
     Connection,
-    Row,
     bindparam,
     exists,
     literal,
@@ -25,7 +23,7 @@ from sqlalchemy import (
 from bitel.calls.call import Lane
 from bitel.calls.window import CallingWindow
 from bitel.store import loose
-from bitel.store.chunks import in_chunks
+from bitel.store.bulk import Change, Query, given
 from bitel.store.schema import call, do_not_call, has_window, is_due, project
 
 CHUNK: Final = 2000
@@ -38,7 +36,7 @@ _BEGINNING: Final = (-1.0, "")
 def closed_now(conn: Connection, now: float) -> dict[str, float]:
     """The projects whose calling window is closed, and when each opens (Unix seconds)."""
     closed: dict[str, float] = {}
-    for row in conn.execute(_WINDOWS):
+    for row in _WINDOWS.rows(conn, {}):
         window = CallingWindow.parse(row.window)
         if not window.is_open(now):
             # One that hardly ever opens is looked at again every day.
@@ -54,17 +52,17 @@ def pick(
     now: float,
     after: str,
     closed: Mapping[str, float],
-) -> list[Row[*tuple[Any, ...]]]:
+) -> list[Any]:
     """Up to `room` due calls of the lane, shared between the projects that have any.
 
     The turn begins with the project that follows `after`; those that are `closed` have none. Some
     may have expired, and must not be dialled: to pass over them here could take for ever.
     """
     of_lane = {"dialer_id": dialer_id, "lane": int(lane), "now": now}
-    turns = _turns(conn, {**of_lane, "most": room, "closed": list(closed)}, after)
+    turns = _turns(conn, {**of_lane, "most": room, "closed": [(one,) for one in closed]}, after)
     last = dict.fromkeys(turns, _BEGINNING)
     given: Counter[str] = Counter()
-    picked: list[Row[*tuple[Any, ...]]] = []
+    picked: list[Any] = []
     while turns and len(picked) < room:
         have_more = []
         # What a project leaves of its share is shared in the next round by those that have more,
@@ -76,8 +74,8 @@ def pick(
                 have_more += turns[done:]
                 break
             due_at, call_id = last[project_id]
-            rows = conn.execute(_DUE, {**of_lane, "project_id": project_id, "most": share,
-                                       "last_due": due_at, "last_id": call_id}).all()  # fmt: skip
+            rows = _DUE.rows(conn, {**of_lane, "project_id": project_id, "most": share,
+                                    "last_due": due_at, "last_id": call_id})  # fmt: skip
             picked += rows
             given[project_id] += len(rows)
             if len(rows) == share:
@@ -96,11 +94,11 @@ def postpone(
     """
     moved = 0
     of_lane = {"dialer_id": dialer_id, "lane": int(lane), "now": now}
-    for row in conn.execute(_CLOSED_WITH_DUE, {**of_lane, "closed": list(closed), "after": ""}):
+    shut = {**of_lane, "closed": [(one,) for one in closed], "after": ""}
+    for row in _CLOSED_WITH_DUE.rows(conn, shut):
         wanted = {**of_lane, "project_id": row.value, "most": CHUNK - moved}
-        ids = conn.execute(_DUE_IDS, wanted).scalars().all()
-        for some in in_chunks(ids):
-            conn.execute(_POSTPONE, {**some, "opens": closed[row.value]})
+        ids = _DUE_IDS.rows(conn, wanted)
+        _POSTPONE.run(conn, {"late": ids, "opens": closed[row.value]})
         moved += len(ids)
         if moved >= CHUNK:
             break
@@ -108,17 +106,17 @@ def postpone(
 
 
 def _turns(conn: Connection, wanted: Mapping[str, Any], after: str) -> list[str]:
-    turns = list(conn.execute(_OPEN_WITH_DUE, {**wanted, "after": ""}).scalars())
+    turns = [row.value for row in _OPEN_WITH_DUE.rows(conn, {**wanted, "after": ""})]
     if not after:
         return turns
     if len(turns) < wanted["most"]:
         later = [project_id for project_id in turns if project_id > after]
     else:
-        later = list(conn.execute(_OPEN_WITH_DUE, {**wanted, "after": after}).scalars())
+        later = [row.value for row in _OPEN_WITH_DUE.rows(conn, {**wanted, "after": after})]
     return (later + [project_id for project_id in turns if project_id <= after])[: wanted["most"]]
 
 
-_WINDOWS = select(project.c.id, project.c.window).where(has_window)
+_WINDOWS: Final = Query(select(project.c.id, project.c.window).where(has_window))
 _of_lane = (call.c.dialer_id == bindparam("dialer_id"), call.c.lane == bindparam("lane"))
 _waiting = loose.distinct(call.c.project_id, *_of_lane, is_due)
 _WITH_DUE = select(_waiting.c.value).where(
@@ -130,13 +128,15 @@ _WITH_DUE = select(_waiting.c.value).where(
         )
     )
 )
-_closed: BindParameter[Any] = bindparam("closed", expanding=True)
-_OPEN_WITH_DUE = _WITH_DUE.where(_waiting.c.value.not_in(_closed)).limit(bindparam("most"))
-_CLOSED_WITH_DUE = _WITH_DUE.where(_waiting.c.value.in_(_closed))
+_closed = select(given("closed", id=project.c.id.type).c.id)
+_OPEN_WITH_DUE: Final = Query(
+    _WITH_DUE.where(_waiting.c.value.not_in(_closed)).limit(bindparam("most"))
+)
+_CLOSED_WITH_DUE: Final = Query(_WITH_DUE.where(_waiting.c.value.in_(_closed)))
 
 _of_project = (*_of_lane, call.c.project_id == bindparam("project_id"))
 _is_now_due = call.c.due_at <= bindparam("now")
-_DUE = (
+_DUE: Final = Query(
     select(
         call.c.id,
         call.c.project_id,
@@ -168,15 +168,15 @@ _DUE = (
     .limit(bindparam("most"))
     .with_for_update(skip_locked=True, of=call)
 )
-_DUE_IDS = (
+_DUE_IDS: Final = Query(
     select(call.c.id)
     .where(*_of_project, _is_now_due)
     .order_by(call.c.due_at, call.c.id)
     .limit(bindparam("most"))
     .with_for_update(skip_locked=True)
 )
-_POSTPONE = (
+_POSTPONE: Final = Change(
     update(call)
-    .where(call.c.id.in_(bindparam("ids", expanding=True)), is_due)
+    .where(call.c.id.in_(select(given("late", id=call.c.id.type).c.id)), is_due)
     .values(due_at=bindparam("opens"))
 )

@@ -1,0 +1,149 @@
+"""What an answered call plays: from its first packet to its last, through holds and silence."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import structlog
+
+from bitel.calls.outcome import Media
+from bitel.dialers.playlists import Playlist
+from bitel.rtp.packet import PTIMES
+from bitel.rtp.streamer import FarEndError, Streamer, StreamReport
+from bitel.sip import MediaChanged
+from bitel.sip.sdp import DEFAULT_PTIME, Agreed, Direction
+
+LONGEST_HOLD = 600.0
+"""Seconds at a stretch that a far end may hold us: a channel is taken, and the call costs."""
+
+_NOWHERE = ("0.0.0.0", "::")
+_WE_SEND: frozenset[Direction] = frozenset({"sendrecv", "sendonly"})
+_THEY_SEND: frozenset[Direction] = frozenset({"sendrecv", "recvonly"})
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """When a far end is given up, in seconds at a stretch.
+
+    `silence`: it is meant to send, did so before, and sends nothing; 0 is forever. `hold`: it
+    holds the call.
+    """
+
+    silence: float = 0.0
+    hold: float = LONGEST_HOLD
+
+
+class Talk:
+    """One stream, and why it was ended before its time, if it was.
+
+    `over` is done when the stream is. `why` is then "" where it came to its end, or was stopped
+    because the call was; else it says in a sentence what we ended the call for.
+    """
+
+    __slots__ = (
+        "_holding",
+        "_loop",
+        "_patience",
+        "_sending_since",
+        "_stream",
+        "_streamer",
+        "over",
+        "why",
+    )
+
+    def __init__(self, streamer: Streamer, patience: Patience) -> None:
+        self._streamer = streamer
+        self._patience = patience
+        self._loop = asyncio.get_running_loop()
+        self._stream = 0
+        self._holding: asyncio.TimerHandle | None = None
+        self._sending_since: float | None = None
+        self.over: asyncio.Future[StreamReport] = self._loop.create_future()
+        self.why = ""
+
+    def begin(self, port: int, agreed: Agreed, playlist: Playlist) -> None:
+        """Play from the local port, as was agreed; a call that is held from the start waits."""
+        far = agreed.far[0], agreed.far[1]
+        held = _is_hold(agreed.direction, far)
+        self._stream = self._streamer.play(
+            port,
+            far,
+            agreed.payload_type,
+            playlist,
+            self._ended,
+            ptime=agreed.ptime if agreed.ptime in PTIMES else DEFAULT_PTIME,
+            event_type=agreed.telephone_event_pt,
+            held=held,
+            patience=self._patience.silence,
+            on_silence=self._fell_silent if self._patience.silence else None,
+        )
+        self._note(agreed.direction, held=held)
+
+    def follow(self, changed: MediaChanged) -> None:
+        """Hold the recording while the far end does, and go on where it then wants it."""
+        far = changed.remote.address, changed.remote.port
+        held = _is_hold(changed.local.direction, far)
+        if not held:
+            try:
+                self._streamer.resume(self._stream, far)
+            except FarEndError as fault:
+                log.warning("media_not_followed", fault=str(fault))
+                held = True
+        if held:
+            self._streamer.pause(self._stream)
+        self._note(changed.local.direction, held=held)
+
+    def stop(self, why: str = "") -> None:
+        """Not one packet more; `over` follows."""
+        if not self.over.done():
+            self.why = self.why or why
+            self._streamer.stop_stream(self._stream)
+
+    def media(self) -> Media:
+        """What went both ways, once it is over."""
+        report = self.over.result()
+        return Media(
+            report.packets, report.received, report.digits, report.far_loss, report.far_jitter_ms
+        )
+
+    def _note(self, direction: Direction, *, held: bool) -> None:
+        """Whether the far end is to be heard from now on, and whether it holds us."""
+        if held or direction not in _THEY_SEND:
+            self._sending_since = None
+        elif self._sending_since is None:
+            self._sending_since = self._loop.time()
+        if not held and self._holding is not None:
+            self._holding.cancel()
+            self._holding = None
+        elif held and self._holding is None and not self.over.done():
+            patience = self._patience.hold
+            self._holding = self._loop.call_later(
+                patience, self.stop, f"the far end held the call for {patience:.0f} s"
+            )
+
+    def _fell_silent(self) -> None:
+        patience, since = self._patience.silence, self._sending_since
+        # Just after a hold it is only about to send again.
+        if since is not None and self._loop.time() - since >= patience:
+            self.stop(f"media time-out: nothing came from the far end for {patience:g} s")
+
+    def _ended(self, report: StreamReport) -> None:
+        if self._holding is not None:
+            self._holding.cancel()
+            self._holding = None
+        self.over.set_result(report)
+
+
+def check_address(streamer: Streamer, agreed: Agreed) -> None:
+    """Raises FarEndError where what was agreed on can't be sent to that address."""
+    far = agreed.far[0], agreed.far[1]
+    if not _is_hold(agreed.direction, far) and (problem := streamer.address_problem(far)):
+        raise FarEndError(problem)
+
+
+def _is_hold(direction: Direction, far: tuple[str, int]) -> bool:
+    """Whether we may not send, or have nowhere to: the hold of old (RFC 3264 section 8.4)."""
+    return direction not in _WE_SEND or far[0] in _NOWHERE or far[1] == 0

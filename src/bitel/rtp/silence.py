@@ -1,0 +1,58 @@
+"""Which callees have fallen silent. Time is the caller's, in seconds of one steady clock."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+
+LOOK_EVERY = 10.0  # seconds at most, so that streams that are over are soon out of the heap
+
+
+@dataclass(slots=True)
+class _Callee:
+    patience: float
+    heard_at: float | None = None
+
+
+class Silence:
+    """A callee that never sent anything is not silent: it may never have meant to.
+
+    Nothing is done per packet but to note the time; each callee is looked at once in its patience.
+    """
+
+    def __init__(self) -> None:
+        self._callees: dict[int, _Callee] = {}
+        self._due: list[tuple[float, int]] = []  # a heap
+
+    def watch(self, stream: int, patience: float, now: float) -> None:
+        """`fallen` names this stream when nothing has come for `patience` seconds."""
+        self._callees[stream] = _Callee(patience)
+        self._plan(stream, now + patience, now)
+
+    def sign(self, stream: int, now: float) -> None:
+        """Something has come from the stream's callee."""
+        callee = self._callees.get(stream)
+        if callee is not None:
+            callee.heard_at = now
+
+    def forget(self, stream: int) -> None:
+        """The stream is over."""
+        self._callees.pop(stream, None)
+
+    def fallen(self, now: float) -> list[int]:
+        """The streams whose callees are silent; each again and again while that lasts."""
+        fallen = []
+        while self._due and self._due[0][0] <= now:
+            _, stream = heapq.heappop(self._due)
+            callee = self._callees.get(stream)
+            if callee is None:
+                continue
+            since = callee.heard_at
+            if since is not None and now - since >= callee.patience:
+                fallen.append(stream)
+                since = None
+            self._plan(stream, (now if since is None else since) + callee.patience, now)
+        return fallen
+
+    def _plan(self, stream: int, due: float, now: float) -> None:
+        heapq.heappush(self._due, (min(due, now + LOOK_EVERY), stream))

@@ -1,0 +1,96 @@
+"""The rows of many new calls: what differs from one to the next goes over as one JSON text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal
+from json.encoder import encode_basestring_ascii as as_json
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Dialect,
+    String,
+    bindparam,
+    insert,
+    literal_column,
+    select,
+)
+
+from bitel.calls.call import CallStatus, NewCalls
+from bitel.store.bulk import Change, given
+from bitel.store.schema import FreeText, Money, call
+
+CHUNK: Final = 2500
+"""Calls in one statement."""
+
+_LONGEST: Final = 64
+_money, _written = Money(), FreeText(_LONGEST)
+
+
+def insert_calls(conn: Connection, calls: NewCalls, reserves: Sequence[Decimal]) -> None:
+    """Insert calls that wait, each due at once; `reserves` is what each keeps back, in order."""
+    like = calls.like
+    alike = {
+        "project_id": like.project_id,
+        "campaign_id": like.campaign_id,
+        "dialer_id": like.dialer_id,
+        "recording_id": like.recording_id,
+        "lane": int(like.lane),
+        "retry_count": like.retry_count,
+        "retry_interval": like.retry_interval,
+        "requested_at": like.requested_at,
+        "expires_at": like.expires_at,
+        "digits": like.digits or None,
+        "repeat_count": like.repeat_count,
+        "language": like.language,
+    }
+    amounts = {amount: _money.process_bind_param(amount, conn.dialect) for amount in set(reserves)}
+    for at in range(0, len(calls.ids), CHUNK):
+        some = slice(at, at + CHUNK)
+        numbers = _storable(calls.phone_numbers[some], conn.dialect)
+        columns = zip(calls.ids[some], numbers, calls.e164[some], reserves[some], strict=True)
+        rows = [
+            f'["{call_id}",{as_json(number)},{as_json(e164)},{amounts[reserve]}]'
+            for call_id, number, e164, reserve in columns
+        ]
+        _INSERT.run(conn, {**alike, "rows": f"[{','.join(rows)}]"})
+
+
+def _storable(numbers: Sequence[str], dialect: Dialect) -> Sequence[str]:
+    """As the column's type would have them; nearly always that is as they are."""
+    together = "".join(numbers)
+    if together.isascii() and together.isprintable() and max(map(len, numbers)) <= _LONGEST:
+        return numbers
+    return [_written.process_bind_param(number, dialect) or "" for number in numbers]
+
+
+# As the database stores them: whatever these columns' types convert is converted above.
+_rows = given("rows", id=String(), phone_number=String(), e164=String(), reserved=BigInteger())
+_zero: Any = literal_column("0")
+
+
+def _same(column: Column[Any]) -> Any:
+    return bindparam(column.name, type_=column.type)
+
+
+_values: dict[str, Any] = {
+    **{name: _same(call.c[name]) for name in (
+        "project_id", "campaign_id", "dialer_id", "recording_id", "lane", "retry_count",
+        "retry_interval", "requested_at", "expires_at", "digits", "repeat_count", "language",
+    )},
+    **{name: _rows.c[name] for name in ("id", "phone_number", "e164", "reserved")},
+    "retries_left": _same(call.c.retry_count),
+    "due_at": _same(call.c.requested_at),
+    "status": literal_column(str(int(CallStatus.WAITING))),
+    "trouble": _zero,
+    "attempts": _zero,
+    "executed_at": _zero,
+    "bill_seconds": _zero,
+    "price": _zero,
+    "finished_at": _zero,
+    "reason": literal_column("''"),
+}  # fmt: skip
+_INSERT: Final = Change(insert(call).from_select(list(_values), select(*_values.values())))

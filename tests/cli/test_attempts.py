@@ -1,0 +1,70 @@
+"""`bitel attempts`: what the operator can know of a call's attempts."""
+
+from __future__ import annotations
+
+import json
+
+from sqlalchemy import Connection
+
+from bitel.calls.outcome import Media, Outcome
+from bitel.store import endings
+from bitel.store.database import Database
+from bitel.store.endings import AttemptEnd
+from tests.cli.conftest import Shell
+
+CALL = "c" * 32
+
+
+def _fill(conn: Connection) -> None:
+    for statement in (
+        "INSERT INTO project (id, name, created_at, disabled) VALUES ('p', 'shop', 1, false)",
+        "INSERT INTO call (id, project_id, dialer_id, phone_number, e164, digits, lane, status,"
+        " retry_count, retries_left, retry_interval, requested_at, expires_at, trouble, attempts,"
+        " executed_at, bill_seconds, price, reason)"
+        f" VALUES ('{CALL}', 'p', 'main', '0912', '+98912', '12', 1, 0,"
+        " 1, 1, 60, 1, 1000, 0, 3, 0, 0, 0, '')",
+    ):
+        conn.exec_driver_sql(statement)
+    for number in (1, 2, 3):
+        conn.exec_driver_sql(
+            "INSERT INTO attempt (id, call_id, number, dialer_id, epoch, claim, started_at,"
+            f" ended_by, detail) VALUES ('a{number}', '{CALL}', {number}, 'main', 1,"
+            f" '{'held' if number == 3 else 'settled'}', {100 * number}, '', '')"
+        )
+    endings.end_attempts(
+        conn,
+        [
+            AttemptEnd("a1", Outcome.BUSY, 100.0, 101.0, None, 486, detail="486 Busy Here"),
+            AttemptEnd(
+                "a2",
+                Outcome.ANSWERED,
+                200.0,
+                210.0,
+                203.5,
+                200,
+                16,
+                "far",
+                media=Media(325, 300, "12#", 0.0125, 3.5),
+            ),
+        ],
+    )
+
+
+def test_attempts_are_shown_with_how_they_were_heard(shell: Shell) -> None:
+    shell.admin("project", "create", "other")
+    with Database.open(f"sqlite:///{shell.data_dir / 'bitel.db'}") as database:
+        database.write_now(_fill)
+    busy, answered, heard, under_way = shell.admin("attempts", CALL).splitlines()
+    assert busy == "1  1970-01-01 00:01:40  main  busy (486 Busy Here)"
+    assert answered == "2  1970-01-01 00:03:20  main  answered for 6.5 s"
+    assert heard == (
+        "   325 packets sent, about 300 received, the callee missed 1.2%, jitter 3.5 ms, keyed 12#"
+    )
+    assert under_way == "3  1970-01-01 00:05:00  main  under way"
+    first, second, third = json.loads(shell.admin("attempts", CALL, "--json"))
+    assert (first["outcome"], first["packetsSent"], first["digits"]) == ("busy", None, None)
+    assert (second["packetsSent"], second["packetsReceived"], second["digits"]) == (325, 300, "12#")
+    assert (second["loss"], second["jitterMs"], second["endedBy"]) == (0.0125, 3.5, "far")
+    assert (third["outcome"], third["endedAt"]) == (None, None)
+    status, _, err = shell.run("attempts", "nothing", "--config", str(shell.config))
+    assert (status, err) == (1, "bitel: no attempt of a call 'nothing' is known\n")

@@ -1,0 +1,168 @@
+"""Who has fallen silent, on a clock that is set by hand; and how sparsely callees are heard."""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bitel.rtp.callees import Callees
+from bitel.rtp.engine import Engine
+from bitel.rtp.filters import DENSEST, SPARSEST, attach, keep_one_in, one_in
+from bitel.rtp.listener import YOUNG, Listener
+from bitel.rtp.packet import RtpHeader
+from bitel.rtp.ports import bind_rtp
+from bitel.rtp.silence import LOOK_EVERY, Silence
+from bitel.rtp.wire import End, Play, Silent
+
+HOST = "127.0.0.1"
+
+
+def test_who_never_sent_is_not_silent() -> None:
+    silence = Silence()
+    silence.watch(1, 2.0, 0.0)
+    assert [silence.fallen(at) for at in (1.0, 3.0, 100.0)] == [[], [], []]
+
+
+def test_silence_is_told_again_and_again_until_something_comes() -> None:
+    silence = Silence()
+    silence.watch(1, 2.0, 0.0)
+    silence.sign(1, 1.0)
+    assert silence.fallen(2.9) == []
+    assert silence.fallen(3.0) == [1]
+    assert silence.fallen(4.9) == []
+    assert silence.fallen(5.0) == [1]
+    silence.sign(1, 6.5)
+    assert silence.fallen(7.0) == []
+    assert silence.fallen(8.5) == [1]
+    silence.forget(1)
+    silence.sign(1, 9.0)
+    assert silence.fallen(100.0) == []
+
+
+@given(
+    st.lists(st.floats(0.05, 40.0), max_size=30),
+    st.floats(0.5, 60.0),
+    st.floats(0.01, 0.5),
+)
+def test_it_is_told_soon_after_the_patience_is_over_and_never_before(
+    gaps: list[float], patience: float, step: float
+) -> None:
+    silence, now, heard = Silence(), 0.0, None
+    silence.watch(7, patience, now)
+    for gap in gaps:
+        until = now + gap
+        while now < until:
+            now += step
+            for _ in silence.fallen(now):
+                assert heard is not None
+                assert now - heard >= patience
+        heard = now
+        silence.sign(7, now)
+    if heard is not None:
+        told: list[int] = []
+        while not told:
+            now += step
+            told = silence.fallen(now)
+            assert now - heard <= patience + step + 1e-6
+        assert len(silence._due) <= 1
+
+
+def test_streams_that_are_over_are_soon_out_of_memory() -> None:
+    silence = Silence()
+    for stream in range(1000):
+        silence.watch(stream, 600.0, stream * 0.1)
+        silence.forget(stream)
+        silence.fallen(stream * 0.1)
+    assert len(silence._due) <= LOOK_EVERY * 10 + 2
+
+
+def test_reports_are_a_sign_of_life_too() -> None:
+    now = 100.0
+    callees = Callees(Engine(lambda packets, groups: []), lambda: now)
+    bound = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(3)]
+    rtp, rtcp, far = bound
+    for each in bound:
+        each.bind((HOST, 0))
+        each.setblocking(False)
+    callees.listener.open(40, rtp)
+    callees.reporting.open(40, rtcp)
+    far_port = far.getsockname()[1] - 1
+    play = Play(1, 40, HOST, far_port, 8, "alaw", [], 0, 0, 77, 20, True, None, 5.0)
+    callees.add(play)
+    now = 104.0
+    report = struct.pack("!BBHIIIIIII", 0x81, 201, 7, 9, 77, 0, 10, 0, 0, 0)
+    far.sendto(report, rtcp.getsockname())
+    callees.attend(now + 1)
+    now = 108.9
+    assert callees.fallen_silent() == []
+    now = 109.0
+    assert callees.fallen_silent() == [Silent(1)]
+    callees.complete(End(1, 0, True, ""))
+    now = 200.0
+    assert callees.fallen_silent() == []
+    for each in bound:
+        each.close()
+
+
+@given(st.integers(0, 100_000))
+def test_the_more_streams_the_sparser_the_listening(streams: int) -> None:
+    count = one_in(streams)
+    assert DENSEST <= count <= SPARSEST
+    assert count <= one_in(streams + 1)
+    assert count == SPARSEST or streams * 50 / count <= 2000
+
+
+def test_one_in_a_number_that_is_no_power_of_two_is_refused() -> None:
+    for count in (0, 3, 512):
+        with pytest.raises(ValueError, match=f"one packet in {count} "):
+            keep_one_in(count)
+
+
+def test_a_filter_takes_the_place_of_the_one_before() -> None:
+    ours = bind_rtp(socket.AF_INET, HOST, 0, keep_one_in(DENSEST))
+    theirs = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    kept = []
+    for count in (16, 256, 64):
+        attach(ours, keep_one_in(count))
+        for number in range(512):
+            theirs.sendto(RtpHeader(8, number, 0, 1).pack(), ours.getsockname())
+        received = []
+        while True:
+            try:
+                received.append(ours.recv(2048))
+            except BlockingIOError:
+                break
+        kept.append(len(received))
+    assert kept == [32, 2, 8]
+    ours.close()
+    theirs.close()
+
+
+def test_many_streams_are_heard_sparsely_and_counted_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitel.rtp.filters.MOST_A_SECOND", 10)
+    now = 0.0
+    listener = Listener(lambda stream, far: None, lambda: now)
+    ours = bind_rtp(socket.AF_INET, HOST, 0, keep_one_in(DENSEST))
+    theirs = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    theirs.bind((HOST, 0))
+    listener.open(40, ours)
+    for stream in range(20):
+        far = theirs.getsockname()[1] if stream == 0 else 1000 + stream
+        listener.listen(Play(stream, 40, HOST, far, 8, "alaw", [], 0, 0, 1, 20, True))
+    reads = []
+    for number in range(1024):
+        if number == 32:
+            now = YOUNG  # no longer young: from now on one in 256 will do
+        theirs.sendto(RtpHeader(8, number, 0, 1).pack() + bytes(160), ours.getsockname())
+        if number % 16 == 0:
+            listener.read(now + 1)
+            reads.append(listener._ports[40].one_in)
+    heard = listener.forget(0)
+    assert set(reads) == {16, 256}
+    assert 512 <= heard.packets <= 1024
+    for each in (ours, theirs):
+        each.close()
