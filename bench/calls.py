@@ -1,25 +1,33 @@
-"""Calls set up a second, and CPU per running call, of the whole service against SIPp.
+"""Calls set up a second by the whole service, every state durable, with SIPp for a carrier.
 
-`python -m bench.calls` runs the service as a user would, with SQLite on disk, and SIPp for a
-carrier that answers at once. It prints one table, and writes the same as JSON with `--json FILE`.
+    python -m bench.calls burst     short calls, 2,000 a second for 20 s
+    python -m bench.calls held      calls of 30 s, 333 a second, up to 10,000 running
+
+The service runs as a user would run it, with SQLite on disk. The calls are in the queue before the
+clock starts. Beside it stands SIPp's own UAC, which places calls of the same kind to the same
+carrier, plays nothing and writes nothing down.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
+import contextlib
 import os
+import re
+import socket
+import subprocess
 import tempfile
 import time
-from dataclasses import asdict, dataclass
-from decimal import Decimal
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
+import httpx
 
-from bench.processes import cpu_seconds, tree
+from bench import report
+from bench.carried import answering, service
+from bench.processes import cpu_seconds, resident, thread_seconds, tree
+from bench.report import Result, Row, at_least, at_most, say
 from bitel.calls.call import Lane, NewCall
 from bitel.calls.ids import new_id
 from bitel.client import Client
@@ -27,136 +35,216 @@ from bitel.demo.stage import Stage
 from bitel.store import placing, projects
 from bitel.store.database import Database
 from bitel.voices.sample import write_sample
-from tests.peers.sipp import sipp
+from tests.peers.sipp import Sipp
+
+HEAD_START = 0.5  # seconds from the last call placed to the first one due
+CHUNK = 2000  # calls placed in one transaction
+PATIENCE = 170.0  # seconds that all may take
+LOOK = 0.5  # seconds between two looks at a running service
+PEER_CALLS = 20_000
+PEER_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
-    """What one run measured. CPU is in seconds of one core, the carrier's not included."""
+class Plan:
+    """What is placed: so many calls of `talk` seconds, at most `pace` new ones a second."""
 
-    name: str
     calls: int
-    normal: int
-    seconds: float
-    set_ups_per_second: float
-    most_at_once: int
-    cpu_service: float
-    cpu_sender: float
-    cpu_ms_per_call: float
-    cpu_percent_per_running_call: float
+    pace: float
+    talk: float
+    channels: int
 
 
-def main() -> None:
-    """Run both measurements, print the table."""
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--calls", type=int, default=3000, help="short calls, for set-ups")
-    arguments.add_argument("--running", type=int, default=500, help="calls that run at once")
-    arguments.add_argument("--talk", type=float, default=20.0, help="seconds that those last")
-    arguments.add_argument("--json", type=Path, help="where to write the figures too")
-    given = arguments.parse_args()
-    figures = [
-        asyncio.run(measure("set-ups", given.calls, 0.2, pace=100_000, channels=1000)),
-        asyncio.run(
-            measure("running", given.running, given.talk, pace=given.running / 4, channels=10_000)
-        ),
-    ]
-    table = Table(title=f"bitel against SIPp, {os.cpu_count()} cores")
-    columns = ("", "calls", "normal", "set-ups/s", "most at once", "CPU ms/call", "CPU %/running")
-    for column in columns:
-        table.add_column(column, justify="right" if column else "left")
-    for figure in figures:
-        table.add_row(
-            figure.name,
-            str(figure.calls),
-            str(figure.normal),
-            f"{figure.set_ups_per_second:.0f}",
-            str(figure.most_at_once),
-            f"{figure.cpu_ms_per_call:.2f}",
-            f"{figure.cpu_percent_per_running_call:.4f}",
+@dataclass(slots=True)
+class Reading:
+    """What the service has used until a moment. CPU in seconds, memory in bytes."""
+
+    threads: dict[str, float]
+    service: float
+    sender: float
+    memory: int
+    lag: dict[float, int]
+    """How often the loop was late, by upper bounds in seconds; cumulative."""
+
+    @classmethod
+    def of(cls, stage: Stage) -> Reading:
+        """As it is now."""
+        assert stage.service is not None
+        pid, *children = tree(stage.service.pid)
+        return cls(
+            thread_seconds(pid),
+            cpu_seconds(pid),
+            sum(cpu_seconds(child) for child in children),
+            resident(pid),
+            _lag(stage.url),
         )
-    Console(width=100).print(table)
-    if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps([asdict(figure) for figure in figures], indent=2))
 
 
-async def measure(name: str, calls: int, talk: float, pace: float, channels: int) -> Figure:
-    """Place `calls` calls of `talk` seconds and wait until the last is over."""
-    with tempfile.TemporaryDirectory(prefix="bitel-bench-") as folder:
-        carrier_folder = Path(folder) / "sipp"
-        carrier_folder.mkdir()
-        async with sipp("answering", calls, carrier_folder, timeout=170) as carrier:
-            dialer = {
-                "calls_per_second": pace,
-                "max_channels": channels,
-                # Few ports, shared by many calls: one system call then sends for all of them.
-                "rtp_ports": "20000-20015",
-            }
-            trunk = f"sip:127.0.0.1:{carrier.port}"
-            with Stage(Path(folder) / "stage", dialer=dialer, trunk=trunk) as stage:
-                return await asyncio.to_thread(_run, stage, name, calls, talk)
+@dataclass(slots=True)
+class Watched:
+    """What was seen while the calls ran."""
+
+    most_running: int = 0
+    memory_then: int = 0
+    """Bytes, when most of them ran."""
+    memory: list[tuple[int, int]] = field(default_factory=list)
+    """Calls that were over, and bytes."""
 
 
-def _run(stage: Stage, name: str, calls: int, talk: float) -> Figure:
-    stage.start_service()
-    assert stage.service is not None
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What can be chosen."""
+    parser.add_argument("mode", choices=("burst", "held"))
+    parser.add_argument("--pace", type=float, help="new calls a second; 2000, or 333 where held")
+    parser.add_argument("--seconds", type=float, help="how long calls are placed; 20, or 60")
+    parser.add_argument("--talk", type=float, help="seconds that a recording lasts; 0.2, or 30")
+    parser.add_argument("--no-peer", action="store_true", help="leave SIPp's own UAC out")
+
+
+def measure(given: argparse.Namespace) -> Result:
+    """The chosen mode, and SIPp's UAC after it."""
+    held = given.mode == "held"
+    pace = given.pace or (333.0 if held else 2000.0)
+    talk = given.talk or (30.0 if held else 0.2)
+    seconds = given.seconds or (60.0 if held else 20.0)
+    plan = Plan(int(pace * seconds), pace, talk, channels=int(max(10_000, pace * (talk + 5))))
+    return asyncio.run(_measure(given.mode, plan, with_peer=not given.no_peer))
+
+
+async def _measure(mode: str, plan: Plan, with_peer: bool) -> Result:
+    dialer = {
+        "calls_per_second": plan.pace,
+        "max_channels": plan.channels,
+        # Few ports, shared by many calls: one system call then sends for all of them.
+        "rtp_ports": _free_ports(16),
+    }
+    async with answering(plan.calls) as carrier, service(carrier, dialer) as stage:
+        rows, notes = await asyncio.to_thread(_run, stage, carrier, mode, plan)
+    if with_peer:
+        async with answering(PEER_CALLS) as carrier:
+            rate, cost = await asyncio.to_thread(_sipp_uac, carrier)
+        rows = [_beside(row, rate, cost) for row in rows]
+    title = f"{plan.calls:,} calls of {plan.talk:g} s, {plan.pace:,.0f} a second; SQLite, durable"
+    return Result(title, rows, notes)
+
+
+def _run(stage: Stage, carrier: Sipp, mode: str, plan: Plan) -> tuple[list[Row], list[str]]:
     sample = stage.folder / "sample.wav"
-    write_sample(sample, talk)
+    write_sample(sample, plan.talk)
     with Client(stage.token(), stage.url) as client:
         voice = client.upload(sample)
-    pids = tree(stage.service.pid)
-    before = {pid: cpu_seconds(pid) for pid in pids}
     with Database.open(f"sqlite:///{stage.folder / 'data' / 'bitel.db'}") as database:
-        place(database, calls, voice["id"], project="demo")
-        most = _wait_until_over(database, calls, patience=160.0)
-        after = {pid: cpu_seconds(pid) for pid in pids}
-        first, last, normal, call_seconds = _ends(database)
-    used = {pid: after[pid] - before[pid] for pid in pids}
-    service = used.pop(stage.service.pid)
-    sender = sum(used.values())
+        due_at = place(database, plan.calls, voice["id"], project="demo")
+        before = Reading.of(stage)
+        say(f"{plan.calls} calls are placed")
+        time.sleep(max(0.0, due_at - time.time()))
+        carrier_before = cpu_seconds(carrier.process.pid)
+        watched = _watch(stage, database, plan.calls)
+        after = Reading.of(stage)
+        first, last, normal, talked = _ends(database)
+    carrier_used = cpu_seconds(carrier.process.pid) - carrier_before
     assert stage.stop_service() == 0
-    return Figure(
-        name=name,
-        calls=calls,
-        normal=normal,
-        seconds=last - first,
-        set_ups_per_second=calls / max(last - first, 0.001),
-        most_at_once=most,
-        cpu_service=service,
-        cpu_sender=sender,
-        cpu_ms_per_call=(service + sender) / calls * 1000,
-        cpu_percent_per_running_call=(service + sender) / call_seconds * 100,
-    )
+    rows = _rows(mode, plan, before, after, watched, (first, last, normal, talked))
+    loop, writer = _split(before, after)
+    service = after.service - before.service
+    notes = [
+        f"CPU a call: event loop {loop / plan.calls * 1e3:.2f} ms, "
+        f"database writer {writer / plan.calls * 1e3:.2f} ms, "
+        f"the service's other threads {(service - loop - writer) / plan.calls * 1e3:.2f} ms, "
+        f"carrier {carrier_used / plan.calls * 1e3:.2f} ms.",
+        "The loop is late by what a timer finds ten times a second; "
+        "p99 is the upper bound of the class it falls into.",
+    ]
+    return rows, notes
 
 
-def place(database: Database, count: int, voice_id: str, project: str) -> None:
-    """Put `count` calls of a project into the queue, past the API."""
-    now = time.time()
+def _rows(
+    mode: str,
+    plan: Plan,
+    before: Reading,
+    after: Reading,
+    watched: Watched,
+    ends: tuple[float, float, int, float],
+) -> list[Row]:
+    first, last, normal, talked = ends
+    held = mode == "held"
+    used = after.service - before.service
+    sender = after.sender - before.sender
+    p99, worst = _lateness(before.lag, after.lag)
+    return [
+        Row("set up", plan.calls / max(last - first, 0.001), "calls/s",
+            bar=at_least((333 if held else 2000) * 0.99)),
+        Row("not ended as NORMAL", plan.calls - normal, "calls", bar=at_most(0)),
+        Row("most at once", watched.most_running, "calls",
+            bar=at_least(9_900) if held and plan.talk >= 30 else None),
+        Row("CPU of the service", used / plan.calls * 1e3, "ms/call", bar=at_most(0.45)),
+        Row("CPU of the sender", sender / plan.calls * 1e3, "ms/call"),
+        Row("CPU of both", (used + sender) / max(talked, 0.001) * 100, "% of a core/running call"),
+        Row("loop late, p99", p99 * 1e3, "ms", bar=at_most(50)),
+        Row("loop late, most", worst * 1e3, "ms"),
+        Row("memory", (watched.memory_then - before.memory) / max(watched.most_running, 1)
+            / 1024, "KiB/running call", bar=at_most(16) if held else None),
+        Row("memory, from a quarter of the calls to all", _growth(watched) / 2**20, "MiB"),
+    ]  # fmt: skip
+
+
+def _beside(row: Row, rate: float, cost: float) -> Row:
+    """The row with SIPp's figure, where it has one."""
+    peer = {"set up": rate, "CPU of the service": cost * 1e3}.get(row.name)
+    if peer is None:
+        return row
+    return Row(row.name, row.value, row.unit, peer, "SIPp's UAC", row.bar)
+
+
+def place(database: Database, count: int, voice_id: str, project: str) -> float:
+    """Put calls of a project into the queue, past the API; when they are all due (Unix seconds)."""
     found = database.read_now(lambda conn: projects.find(conn, project))
     assert found is not None
     project_id = found.id
-    new = [
-        NewCall(
-            id=new_id(now),
-            project_id=project_id,
-            dialer_id="main",
-            phone_number=f"0912{n:07}",
-            e164=f"+98912{n:07}",
-            recording_id=voice_id,
-            lane=Lane.BATCH,
-            retry_count=0,
-            retry_interval=60,
-            requested_at=now,
-            expires_at=now + 600,
-        )
-        for n in range(count)
-    ]
-    database.write_now(lambda conn: placing.place(conn, new))
+    now = time.time()
+    # So much in advance as it takes to place them, with a look at what 2,000 take.
+    due_at = now + HEAD_START + count / 4000
+    for begin in range(0, count, CHUNK):
+        new = [
+            NewCall(
+                id=new_id(now),
+                project_id=project_id,
+                dialer_id="main",
+                phone_number=f"0912{n:07}",
+                e164=f"+98912{n:07}",
+                recording_id=voice_id,
+                lane=Lane.BATCH,
+                retry_count=0,
+                retry_interval=60,
+                requested_at=due_at,
+                expires_at=due_at + 600,
+            )
+            for n in range(begin, min(begin + CHUNK, count))
+        ]
+        database.write_now(lambda conn, new=new: placing.place(conn, new))  # type: ignore[misc]
+    if time.time() > due_at:
+        say("the first calls were due before the last were placed")
+    return due_at
 
 
-def _wait_until_over(database: Database, calls: int, patience: float) -> int:
-    end = time.monotonic() + patience
-    most = 0
+def _free_ports(count: int) -> str:
+    """A range of UDP ports that nobody else has now."""
+    for first in range(20_000, 40_000, count):
+        with contextlib.ExitStack() as stack:
+            try:
+                for port in range(first, first + count):
+                    probe = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+                    probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return f"{first}-{first + count - 1}"
+    raise SystemExit("there are no free UDP ports from 20000 to 39999")
+
+
+def _watch(stage: Stage, database: Database, calls: int) -> Watched:
+    """Look at the service until all is over."""
+    assert stage.service is not None
+    end = time.monotonic() + PATIENCE
+    watched = Watched()
     while time.monotonic() < end:
         waiting, running = database.read_now(
             lambda conn: conn.exec_driver_sql(
@@ -164,23 +252,74 @@ def _wait_until_over(database: Database, calls: int, patience: float) -> int:
                 " (SELECT count(*) FROM attempt WHERE claim = 'heard')"
             ).one()
         )
-        most = max(most, int(running))
+        memory = resident(stage.service.pid)
+        watched.memory.append((calls - int(waiting), memory))
+        if int(running) > watched.most_running:
+            watched.most_running, watched.memory_then = int(running), memory
         if not waiting:
-            return most
-        time.sleep(0.25)  # between two looks at a running service
-    raise SystemExit(f"{calls} calls were not over within {patience:.0f} s")
+            return watched
+        time.sleep(LOOK)
+    raise SystemExit(f"{waiting} of {calls} calls were not over within {PATIENCE:.0f} s")
 
 
 def _ends(database: Database) -> tuple[float, float, int, float]:
     """First and last answer, calls that ended as NORMAL, and seconds that all ran together."""
     row = database.read_now(
         lambda conn: conn.exec_driver_sql(
-            "SELECT min(answered_at), max(answered_at), count(*), sum(ended_at - answered_at)"
-            " FROM attempt WHERE outcome = 'answered'"
+            "SELECT min(answered_at), max(answered_at), sum(call.status = 1),"
+            " sum(ended_at - answered_at)"
+            " FROM attempt JOIN call ON call.id = call_id WHERE outcome = 'answered'"
         ).one()
     )
-    return float(row[0]), float(row[1]), int(row[2]), float(Decimal(str(row[3])))
+    return float(row[0]), float(row[1]), int(row[2]), float(row[3])
+
+
+def _lag(url: str) -> dict[float, int]:
+    page = httpx.get(f"{url}/metrics", timeout=10.0).text
+    found = re.findall(r'bitel_event_loop_lag_seconds_bucket\{le="([^"]+)"\} ([0-9.e+]+)', page)
+    return {float(bound): int(float(count)) for bound, count in found}
+
+
+def _lateness(before: dict[float, int], after: dict[float, int]) -> tuple[float, float]:
+    """Upper bounds, in seconds, of 99 % of the looks between two readings, and of all."""
+    seen = {bound: count - before.get(bound, 0) for bound, count in sorted(after.items())}
+    total = max(seen.values(), default=0)
+    p99 = next((bound for bound, count in seen.items() if count >= total * 0.99), 0.0)
+    worst = next((bound for bound, count in seen.items() if count >= total), 0.0)
+    return p99, worst
+
+
+def _split(before: Reading, after: Reading) -> tuple[float, float]:
+    """CPU seconds of the event loop's thread, and of the one that writes to the database."""
+    return (
+        after.threads["main"] - before.threads["main"],
+        after.threads["store-writer"] - before.threads["store-writer"],
+    )
+
+
+def _growth(watched: Watched) -> float:
+    """Bytes that the service has grown by since a quarter of the calls were over."""
+    total = watched.memory[-1][0]
+    early = next(memory for over, memory in watched.memory if over >= total / 4)
+    return watched.memory[-1][1] - early
+
+
+def _sipp_uac(carrier: Sipp) -> tuple[float, float]:
+    """SIPp's own caller: calls a second with so many at once, and CPU seconds a call."""
+    host, port = carrier.address
+    with tempfile.TemporaryDirectory(prefix="bitel-bench-") as folder:
+        command = ["sipp", "-sn", "uac", f"{host}:{port}", "-i", host, "-d", "200", "-nostdin"]
+        command += ["-r", "10000", "-l", str(PEER_AT_ONCE), "-m", str(PEER_CALLS)]
+        began = time.monotonic()
+        with (Path(folder) / "screen").open("wb") as screen:
+            process = subprocess.Popen(command, cwd=folder, stdout=screen, stderr=screen)
+            _, status, used = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        seconds = time.monotonic() - began
+    if process.returncode:
+        say(f"SIPp's UAC ended with {process.returncode}: some of its calls failed")
+    return PEER_CALLS / seconds, (used.ru_utime + used.ru_stime) / PEER_CALLS
 
 
 if __name__ == "__main__":
-    main()
+    report.main("calls", __doc__, measure, add_arguments)

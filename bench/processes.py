@@ -18,3 +18,27 @@ def cpu_seconds(pid: int) -> float:
     """User and system time of a process that runs, in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def machine_seconds() -> tuple[float, float]:
+    """CPU seconds of all cores since the start: those that something ran, and all."""
+    first = Path("/proc/stat").read_text().split("\n", 1)[0]
+    ticks = [int(field) for field in first.split()[1:9]]
+    idle = ticks[3] + ticks[4]  # and waiting for a disk
+    return (sum(ticks) - idle) / _TICKS, sum(ticks) / _TICKS
+
+
+def thread_seconds(pid: int) -> dict[str, float]:
+    """User and system time of a process's threads by name, in seconds; the first one is `main`."""
+    used: dict[str, float] = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        begin, end = (task / "stat").read_text().rsplit(")", 1)
+        name = "main" if task.name == str(pid) else begin.partition("(")[2]
+        fields = end.split()
+        used[name] = used.get(name, 0.0) + (int(fields[11]) + int(fields[12])) / _TICKS
+    return used
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory that a process has of its own or shares with others."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -14,9 +14,9 @@ import pstats
 import time
 from dataclasses import dataclass
 
-from bitel.sip import AgentConfig, Answered, Ended, Invitation, UserAgent, make_offer
+from bitel.sip import Address, AgentConfig, Answered, Ended, Invitation, UserAgent, make_offer
 
-FAR = ("127.0.0.1", 5080)
+FAR = Address("127.0.0.1", 5080)
 ANSWER = (
     "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\n"
     "m=audio 40000 RTP/AVP 8 101\r\na=rtpmap:8 PCMA/8000\r\na=rtpmap:101 telephone-event/8000\r\n"

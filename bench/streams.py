@@ -1,125 +1,191 @@
-"""How many streams one sender process carries, and at what cost: `python bench/streams.py`.
+"""How many streams the senders carry, at what cost, and how evenly they arrive.
 
-A sink process drains UDP sockets on 127.0.0.1 and counts. For each N: N streams of a recording are
-started, and after they have settled the sender's CPU time, its packets and how late its ticks were
-are measured for some seconds. Streams go through few ports (shared sockets) or, with `--own-ports`,
-each through a port of its own, which costs a system call per packet. The figures are the
-sender's own: also on a busy machine us/packet tells something, and lateness little.
+`python -m bench.streams [N…]` starts N streams of a recording for each N, and measures for some
+seconds: the CPU time of the sender processes, and at a receiver of its own (`rtp_receiver.c`) what
+is missing of each stream and how far its packets are from 20 ms apart. After that a bare loop
+around `sendmmsg` in C (`sendmmsg_loop.c`) sends as much to an equal receiver: what the kernel
+takes, and the least that a sender can cost.
 
-Where there is a C compiler, `sendmmsg_loop.c` sends as many packets to the same sink, after each
-measurement: what the kernel takes, and the least that a sender can cost. With `--talk` callees talk
-back, 50 packets/s each, and are listened to; ports are then each stream's own.
+Streams leave by few ports, as many calls do, or with `--own-ports` by one each, which costs a
+system call a packet. With `--talk` callees talk back, 50 packets/s each, and are listened to;
+then there is no receiver, and ports are each stream's own.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import ctypes
-import multiprocessing
-import os
 import random
-import shutil
-import socket
 import subprocess
 import tempfile
 import time
-from multiprocessing.connection import Connection
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from bitel.rtp.memory import Packets
-from bitel.rtp.streamer import Streamer, StreamerStats
+from bench import report
+from bench.processes import cpu_seconds, machine_seconds
+from bench.report import Result, Row, Series, at_most, say
+from bench.rtp_receiver import Arrived, Receiver, compiled
+from bitel.rtp.streamer import Streamer
 
 HOST = "127.0.0.1"
-SINK_SOCKETS = 4
+FIRST_PORT = 20000
+RECEIVER_SOCKETS = 16
 CLIP_SECONDS = 60
+SETTLE = 2.0  # seconds from the last start to the first reading
+AT_ONCE = 50  # streams started in one go
+PAUSE = 1.0  # seconds until what is under way has arrived
+ONE_PROCESS = 4000  # streams; above, each core has a sender unless told otherwise
 
 
-def sink(pipe: Connection) -> None:
-    """Drains sockets until told to stop; answers how many packets came."""
-    sockets = []
-    for _ in range(SINK_SOCKETS):
-        bound = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
-        bound.bind((HOST, 0))
-        bound.setblocking(False)
-        sockets.append(bound)
-    pipe.send([bound.getsockname()[1] for bound in sockets])
-    drain = Drain()
-    count = 0
-    while not pipe.poll():
-        time.sleep(0.002)
-        count += sum(map(drain, sockets))
-    pipe.send(count)
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Between two readings. The senders' packets and their CPU time for those come from their own
+    reports, each second one; all other CPU seconds from the kernel.
+    """
+
+    seconds: float
+    senders: float
+    receiver: float
+    busy: float  # part of the machine, 0 to 1
+    cost: float  # microseconds of CPU a packet
+    refused: int
+    p99_late_ms: float
+    arrived: Arrived
 
 
-class Drain:
-    """Empties a socket in few system calls, so that the sink takes little of the machine."""
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Of one number of streams. `lost`: sent from first to last and not arrived."""
 
-    def __init__(self) -> None:
-        self._packets = Packets(1024, socket.AF_INET)
-        self._space = np.zeros((1024, 256), np.uint8)
-        self._packets.payloads[:] = self._space.ctypes.data + np.arange(1024, dtype=np.uintp) * 256
-        self._call = ctypes.PyDLL(None).recvmmsg
-        integers = [ctypes.c_int, ctypes.c_size_t, ctypes.c_uint, ctypes.c_int]
-        self._call.argtypes = [*integers, ctypes.c_void_p]
-
-    def __call__(self, bound: socket.socket) -> int:
-        """How many packets there were."""
-        total = 0
-        while True:
-            got: int = self._call(
-                bound.fileno(), self._packets.address, 1024, socket.MSG_DONTWAIT, None
-            )
-            if got <= 0:
-                return total
-            total += got
+    streams: int
+    processes: int
+    span: Span
+    lost: int
+    bare: float  # microseconds a packet of the loop in C
 
 
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What can be chosen."""
+    parser.add_argument("counts", nargs="*", type=int, default=[100, 1000, 3000, 10000])
+    parser.add_argument("--seconds", type=float, default=10.0, help="between two readings")
+    parser.add_argument("--ports", type=int, default=64, help="local sockets the streams share")
+    parser.add_argument("--processes", type=int, help="sender processes")
+    parser.add_argument("--own-ports", action="store_true")
+    parser.add_argument("--talk", action="store_true", help="callees talk, and are listened to")
 
 
-async def measure(
-    count: int, ports: range, seconds: float, clip: Path, far: list[int], *, talk: bool
-) -> tuple[str, float]:
-    """One line of the table, and microseconds a packet."""
-    streamer = Streamer(HOST, ports, max_sockets=len(ports), receive=talk)
+def measure(given: argparse.Namespace) -> Result:
+    """Each number of streams, one after the other."""
+    found = []
+    with tempfile.TemporaryDirectory(prefix="bitel-bench-") as folder:
+        clip = Path(folder) / "clip.alaw"
+        clip.write_bytes(random.randbytes(8000 * CLIP_SECONDS))
+        programs = [compiled(name, Path(folder)) for name in ("rtp_receiver", "sendmmsg_loop")]
+        for count in given.counts:
+            one = asyncio.run(_measure(count, given, clip, *programs))
+            say(_note(one))
+            found.append(one)
+    costs = tuple((float(one.streams), one.span.cost) for one in found)
+    bare = tuple((float(one.streams), one.bare) for one in found)
+    cores = tuple((float(one.streams), one.span.senders / one.span.seconds) for one in found)
+    return Result(
+        "Streams of G.711 in packets of 20 ms",
+        [row for one in found for row in _rows(one, talk=given.talk)],
+        [_note(one) for one in found],
+        [
+            Series("bitel's senders", "running streams", "CPU, µs a packet", costs),
+            Series("sendmmsg loop in C", "running streams", "CPU, µs a packet", bare),
+            Series("bitel's senders", "running streams", "CPU, cores", cores),
+        ],
+    )
+
+
+async def _measure(
+    count: int, given: argparse.Namespace, clip: Path, receiver_program: Path, loop: Path
+) -> Measured:
+    """`count` streams from the senders, then as many from the loop in C."""
+    sockets = count if given.own_ports or given.talk else given.ports
+    processes = given.processes or (2 if count > ONE_PROCESS else 1)
+    ports = range(FIRST_PORT, FIRST_PORT + 2 * sockets)
+    streamer = Streamer(HOST, ports, max_sockets=sockets, processes=processes, receive=given.talk)
     await streamer.start()
-    callees = Streamer(HOST, range(ports.stop, ports.stop + len(ports)), max_sockets=len(ports))
-    if talk:
-        await callees.start()
-    pid = streamer.sender_pids()[0]
-    ended: list[int] = []
-    streams = []
-    for i in range(count):
-        port = streamer.open_port()
-        to = (HOST, far[i % len(far)])
-        if talk:
-            to = (HOST, callees.open_port())
-            callees.play(to[1], (HOST, port), 8, [clip], lambda r: None)
-        streams.append(streamer.play(port, to, 8, [clip], lambda r: ended.append(r.packets)))
-        if i % 50 == 49:
-            await asyncio.sleep(0.01)
-    await asyncio.sleep(11)  # until the beginning is out of the lateness of the last 10 s
-    before, began, cpu = streamer.stats(), time.monotonic(), cpu_seconds(pid)
-    await asyncio.sleep(seconds)
-    after, span, cpu = streamer.stats(), time.monotonic() - began, cpu_seconds(pid) - cpu
-    line = row(f"{count}", before, after, span, cpu)
-    for stream in streams:
-        streamer.stop_stream(stream)
-    while len(ended) < count:
-        await asyncio.sleep(0.02)
+    sent: list[int] = []
+    with Receiver(receiver_program, RECEIVER_SOCKETS) as receiver:
+        async with _callees(receiver, ports, talk=given.talk) as far:
+            streams = []
+            for i in range(count):
+                port = streamer.open_port()
+                to = far(i, port, clip)
+                streams.append(
+                    streamer.play(port, to, 8, [clip], lambda report: sent.append(report.packets))
+                )
+                if i % AT_ONCE == AT_ONCE - 1:
+                    await asyncio.sleep(0.01)
+            await asyncio.sleep(SETTLE)
+            before = receiver.arrived().packets
+            span = await _span(streamer, receiver, given.seconds)
+            for stream in streams:
+                streamer.stop_stream(stream)
+            while len(sent) < count:
+                await asyncio.sleep(0.02)  # processes of their own say so
+            await asyncio.sleep(PAUSE)
+            arrived = before + span.arrived.packets + receiver.arrived().packets
     await streamer.stop()
-    await callees.stop()
-    return line, cpu / max(1, after.packets - before.packets) * 1e6
+    with Receiver(receiver_program, RECEIVER_SOCKETS) as receiver:
+        bare = _bare_loop(loop, count, sockets, given.seconds / 2, receiver.ports)
+    return Measured(count, processes, span, sum(sent) - arrived, bare)
 
 
-def bare_loop(program: Path, count: int, sockets: int, seconds: float, far: list[int]) -> float:
+@asynccontextmanager
+async def _callees(
+    receiver: Receiver, ports: range, *, talk: bool
+) -> AsyncIterator[Callable[[int, int, Path], tuple[str, int]]]:
+    """Tells where stream number i, of this port of ours, goes to."""
+    if not talk:
+        yield lambda i, port, clip: (HOST, receiver.ports[i % len(receiver.ports)])
+        return
+    callees = Streamer(HOST, range(ports.stop, ports.stop + len(ports)), max_sockets=len(ports))
+    await callees.start()
+
+    def talking(i: int, port: int, clip: Path) -> tuple[str, int]:
+        far = callees.open_port()
+        callees.play(far, (HOST, port), 8, [clip], lambda report: None)
+        return HOST, far
+
+    try:
+        yield talking
+    finally:
+        await callees.stop()
+
+
+async def _span(streamer: Streamer, receiver: Receiver, seconds: float) -> Span:
+    """Reads everything twice."""
+    pids = streamer.sender_pids()
+    stats, began = streamer.stats(), time.monotonic()
+    machine, ear = machine_seconds(), cpu_seconds(receiver.pid)
+    senders = sum(map(cpu_seconds, pids))
+    await asyncio.sleep(seconds)
+    after, span = streamer.stats(), time.monotonic() - began
+    machine_after, ear = machine_seconds(), cpu_seconds(receiver.pid) - ear
+    senders = sum(map(cpu_seconds, pids)) - senders
+    arrived = receiver.arrived()
+    ran, all_seconds = (late - early for late, early in zip(machine_after, machine, strict=True))
+    return Span(
+        span,
+        senders,
+        ear,
+        ran / all_seconds,
+        (after.cpu_seconds - stats.cpu_seconds) / max(1, after.packets - stats.packets) * 1e6,
+        after.refused - stats.refused,
+        after.p99_ms,
+        arrived,
+    )
+
+
+def _bare_loop(program: Path, count: int, sockets: int, seconds: float, far: list[int]) -> float:
     """Microseconds a packet of the loop in C."""
     values = [count, sockets, seconds, *far]
     told = subprocess.run([program, *map(str, values)], stdout=subprocess.PIPE, check=True)
@@ -127,58 +193,42 @@ def bare_loop(program: Path, count: int, sockets: int, seconds: float, far: list
     return cpu / packets * 1e6
 
 
-def compiled(folder: Path) -> Path | None:
-    """The loop in C, where there is a compiler."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        return None
-    program = folder / "sendmmsg_loop"
-    source = Path(__file__).with_name("sendmmsg_loop.c")
-    subprocess.run([compiler, "-O2", "-o", program, source], check=True)
-    return program
+def _rows(one: Measured, *, talk: bool) -> list[Row]:
+    name, span, arrived = f"{one.streams:,} streams", one.span, one.span.arrived
+    rows = [
+        Row(
+            f"{name}: CPU a packet",
+            span.cost,
+            "µs",
+            one.bare,
+            "loop in C",
+            at_most(1.6, "ratio"),
+        ),
+        Row(f"{name}: CPU of the senders", span.senders / span.seconds, "cores"),
+    ]
+    if talk:
+        return rows
+    return [
+        *rows,
+        Row(f"{name}: packets arrived a second", arrived.packets / span.seconds, "packets/s"),
+        Row(f"{name}: packets missing at the receiver", one.lost, "packets", bar=at_most(0)),
+        Row(f"{name}: spacing off 20 ms, p99", arrived.off_p99, "ms", bar=at_most(10)),
+        Row(f"{name}: spacing off 20 ms, p99.9", arrived.off_p999, "ms", bar=at_most(20)),
+        Row(f"{name}: the same, p99 of the worst stream", arrived.off_p99_of_worst, "ms"),
+    ]
 
 
-def row(name: str, before: StreamerStats, after: StreamerStats, span: float, cpu: float) -> str:
-    """Figures of the time between two readings."""
-    packets = after.packets - before.packets
-    late = (after.late_ticks - before.late_ticks) / max(1, after.ticks - before.ticks)
+def _note(one: Measured) -> str:
+    """What was full, and who lost what."""
+    span, arrived = one.span, one.span.arrived
     return (
-        f"{name:>8} {packets / span:>10.0f} {cpu / span:>8.1%} {cpu / max(1, packets) * 1e6:>9.2f}"
-        f" {after.p99_ms:>8.2f} {after.worst_ms:>9.2f} {late:>8.2%} {after.refused:>8}"
+        f"{one.streams:,} streams, {one.processes} sender processes: the machine was "
+        f"{span.busy:.0%} busy, the receiver took {span.receiver / span.seconds:.2f} cores; "
+        f"ticks were {span.p99_late_ms:.1f} ms late at p99, the kernel refused {span.refused} "
+        f"packets, {arrived.streams:,} streams arrived with {arrived.missing} packets missing, "
+        f"{arrived.overflowed} of them in the receiver's full buffers."
     )
 
 
-async def main() -> None:
-    """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("counts", nargs="*", type=int, default=[100, 1000, 5000])
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--ports", type=int, default=8, help="local sockets the streams share")
-    parser.add_argument("--own-ports", action="store_true")
-    parser.add_argument("--talk", action="store_true", help="callees talk, and are listened to")
-    options = parser.parse_args()
-    ours, theirs = multiprocessing.get_context("spawn").Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=sink, args=(theirs,))
-    process.start()
-    far = ours.recv()
-    with tempfile.TemporaryDirectory() as folder:
-        clip = Path(folder) / "clip.alaw"
-        clip.write_bytes(random.randbytes(8000 * CLIP_SECONDS))
-        print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
-        print(" streams  packets/s      CPU us/packet   p99 ms  worst ms     >5ms  refused")
-        loop = compiled(Path(folder))
-        for count in options.counts:
-            sockets = count if options.own_ports or options.talk else options.ports
-            ports = range(30000, 30000 + 2 * sockets)
-            line, cost = await measure(count, ports, options.seconds, clip, far, talk=options.talk)
-            print(line, flush=True)
-            if loop is not None:
-                bare = bare_loop(loop, count, sockets, options.seconds, far)
-                print(f"   in C: {bare:27.2f}   {cost / bare:.2f} x", flush=True)
-    ours.send("stop")
-    print(f"the sink took {ours.recv()} packets")
-    process.join()
-
-
 if __name__ == "__main__":
-    asyncio.run(main())
+    report.main("streams", __doc__, measure, add_arguments)

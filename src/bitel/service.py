@@ -8,26 +8,35 @@ import gc
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import structlog
 import uvicorn
+from fastapi import FastAPI
 
 from bitel.api import connection
 from bitel.api.app import ApiParts, build_app
 from bitel.api.auth import TokenSigner
+from bitel.api.metrics import build_listener
 from bitel.calls.ids import new_id
 from bitel.dialer_config import sip_trunk_config
+from bitel.dialers.counted import Counted
+from bitel.dialers.lateness import Lateness
 from bitel.dialers.playlists import Playlists
 from bitel.dialers.sip_trunk import SipTrunkDialer
-from bitel.dialers.traces import Traces
+from bitel.dialers.traces import Keep, Traces
 from bitel.dialing.dispatcher import Dispatcher, Limits
+from bitel.dialing.pressure import Strain
 from bitel.errors import BitelError
 from bitel.housekeeping import keep_house
-from bitel.settings import DialerSettings, Settings
+from bitel.loop_lag import LoopLag, measuring
+from bitel.metrics.page import Page
+from bitel.metrics.sources import DialerFigures, DialerSource, Sources
+from bitel.settings import DialerSettings, Settings, TraceSettings, split_address
 from bitel.store import migrate
 from bitel.store.database import Database
 from bitel.store.leases import LostLease
@@ -41,6 +50,11 @@ log = structlog.get_logger(__name__)
 WEBHOOK_PATIENCE = 5.0
 """Seconds that deliveries under way may still take at the end."""
 
+TURN: Final = 0.0005
+"""Seconds for which a thread keeps the interpreter while another waits for it. Those that work on
+the database give it away at every statement, and at CPython's 5 ms a few dozen of them would wait
+longer for a busy event loop than for the disk."""
+
 Role = Literal["all", "api", "dialer"]
 
 
@@ -50,6 +64,8 @@ class Running:
 
     http_address: tuple[str, int] | None
     """Where HTTP is answered; None without the API."""
+    metrics_address: tuple[str, int] | None
+    """Where `/metrics` is answered without the API; None: beside it, or nowhere."""
     dialers: tuple[SipTrunkDialer, ...]
     dispatchers: tuple[Dispatcher, ...]
 
@@ -67,6 +83,7 @@ async def serve(settings: Settings, role: Role = "all") -> None:
     async with running(settings, role, stop) as service:
         log.info("ready", **_places(service, settings))
         _spare_collector()
+        sys.setswitchinterval(TURN)
         await stop.wait()
         log.info("draining", timeout=settings.drain_timeout)
         # HTTP goes on while calls end, so that their status can still be asked for.
@@ -88,6 +105,8 @@ async def running(
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(database.close)
         await stack.enter_async_context(_housekeeping(settings, database))
+        lag = await stack.enter_async_context(measuring())
+        sources = Sources(database, [each.id for each in settings.dialers], time.time, lag)
         dialers, dispatchers = [], []
         speech = SpeechLibrary(settings.data_dir / "speech", _speech_options(settings))
         stack.push_async_callback(speech.close)
@@ -98,18 +117,28 @@ async def running(
                 webhooks.Options(allow_private=settings.webhook_allow_private), database, time.time
             )
             await stack.enter_async_context(_delivering(deliverer))
+            sources.deliverer = deliverer
         bell = deliverer.ring if deliverer else lambda: None
         if role != "api":
-            traces = Traces(settings.data_dir / "traces")
+            traces = Traces(settings.data_dir / "traces", _keep(settings.traces))
             stack.callback(traces.close)
             for dialer_settings in settings.dialers:
+                counted = Counted(traces)
                 dialer, dispatcher = _dialer(
-                    dialer_settings, settings, database, playlists, traces, bell
+                    dialer_settings, settings, database, playlists, counted, bell, lag
                 )
+                sources.dialers.append(_figures(dialer, dispatcher, counted))
                 await stack.enter_async_context(_dialing(dialer, dispatcher, settings, stop))
                 dialers.append(dialer)
                 dispatchers.append((dialer_settings.id, dispatcher))
-        address = None
+        address = metrics_address = None
+        page = Page(sources) if settings.metrics.enabled else None
+        if role == "dialer" and page is not None and settings.metrics.bind:
+            listener = build_listener(page, settings.metrics.token.get_secret_value())
+            place = split_address(settings.metrics.bind)
+            metrics_address = await stack.enter_async_context(
+                _http(listener, place, "metrics.bind")
+            )
         if role != "dialer":
             doorbells = dict(dispatchers)
 
@@ -125,9 +154,15 @@ async def running(
                 tokens=TokenSigner.open(settings.data_dir),
                 clock=time.time,
                 on_placed=ring,
+                metrics=page,
             )
-            address = await stack.enter_async_context(_http(parts))
-        yield Running(address, tuple(dialers), tuple(each for _, each in dispatchers))
+            http = settings.http
+            address = await stack.enter_async_context(
+                _http(build_app(parts), (http.host, http.port), "http.port")
+            )
+        yield Running(
+            address, metrics_address, tuple(dialers), tuple(each for _, each in dispatchers)
+        )
 
 
 def _dialer(
@@ -135,10 +170,17 @@ def _dialer(
     settings: Settings,
     database: Database,
     playlists: Playlists,
-    traces: Traces,
+    watch: Counted,
     on_settled: Callable[[], None],
+    lag: LoopLag,
 ) -> tuple[SipTrunkDialer, Dispatcher]:
-    trunk = SipTrunkDialer(sip_trunk_config(dialer), playlists, time.time, watch=traces)
+    trunk = SipTrunkDialer(sip_trunk_config(dialer), playlists, time.time, watch=watch)
+    lateness = Lateness()
+
+    def strain() -> Strain:
+        packets_late = lateness.now(trunk.streamer.stats())
+        return Strain(packets_late, lag.mean * 1000, database.writes_waiting)
+
     dispatcher = Dispatcher(
         dialer.id,
         worker=f"{socket.gethostname()}-{os.getpid()}-{new_id(time.time())[-6:]}",
@@ -153,8 +195,29 @@ def _dialer(
         tariff=settings.price_list(),
         clock=time.time,
         on_settled=on_settled,
+        strain=strain,
     )
     return trunk, dispatcher
+
+
+def _figures(trunk: SipTrunkDialer, dispatcher: Dispatcher, counted: Counted) -> DialerSource:
+    """What the metrics are told about a dialer."""
+    return lambda: DialerFigures(
+        dialer_id=dispatcher.dialer_id,
+        up=trunk.up,
+        channels=dispatcher.running,
+        max_channels=dispatcher.max_channels,
+        figures=dispatcher.figures,
+        invites=counted.invites,
+        signs=dispatcher.pressure.signs,
+        held_back=dispatcher.pressure.seconds(time.time()),
+        trunks=trunk.trunks(),
+        streams=trunk.streamer.stats(),
+    )
+
+
+def _keep(traces: TraceSettings) -> Keep:
+    return Keep(traces.calls, traces.errors, traces.megabytes * 1024 * 1024, traces.days)
 
 
 def _speech_options(settings: Settings) -> SpeechOptions:
@@ -215,21 +278,22 @@ async def _dialing(
 
 
 @contextlib.asynccontextmanager
-async def _http(parts: ApiParts) -> AsyncIterator[tuple[str, int]]:
-    """The HTTP API, listening; its address."""
-    http = parts.settings.http
-    family = socket.AF_INET6 if ":" in http.host else socket.AF_INET
+async def _http(
+    app: FastAPI, place: tuple[str, int], setting: str
+) -> AsyncIterator[tuple[str, int]]:
+    """An application, answering HTTP at `place`, which `setting` names; its address."""
+    host, port = place
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((http.host, http.port))
+        listener.bind(place)
     except OSError as fault:
         listener.close()
         raise BitelError(
-            f"HTTP can't be answered at {http.host}:{http.port}: {fault.strerror}; "
-            "choose another http.port"
+            f"HTTP can't be answered at {host}:{port}: {fault.strerror}; choose another {setting}"
         ) from fault
-    server = _Server(connection.config(build_app(parts), timeout_graceful_shutdown=10))
+    server = _Server(connection.config(app, timeout_graceful_shutdown=10))
     task = asyncio.create_task(server.serve([listener]))
     try:
         await server.accepting.wait()
@@ -267,6 +331,9 @@ def _places(service: Running, settings: Settings) -> dict[str, str]:
     if service.http_address:
         host, port = service.http_address
         places["http"] = f"http://{host}:{port}"
+    if service.metrics_address:
+        host, port = service.metrics_address
+        places["metrics"] = f"http://{host}:{port}/metrics"
     return places
 
 

@@ -117,18 +117,20 @@ async def test_ten_thousand_numbers_leave_room_for_others(sqlite_stage: Stage, s
         await client.get("/api/v2/servers")
         began = time.perf_counter()
         placing = asyncio.create_task(client.post(BATCH, content=content))
-        meanwhile: list[float] = []
+        asking = asyncio.create_task(client.get("/healthz"))
+        away: list[float] = []
         while not placing.done():
-            asked = time.perf_counter()
-            assert (await client.get("/healthz")).status_code == 200
-            meanwhile.append(time.perf_counter() - asked)
+            left = time.perf_counter()
+            await asyncio.sleep(0.001)
+            away.append(time.perf_counter() - left)
         answer = await placing
         took = time.perf_counter() - began
     assert answer.status_code == 200
+    assert asking.result().status_code == 200
     assert len({call["id"] for call in answer.json()["result"]}) == stage.queued() == 10_000
-    # Measured against the batch itself, as a busy machine slows both alike.
-    assert len(meanwhile) >= 10
-    assert max(meanwhile) < took / 2
+    # How long the event loop is away, against the batch itself: a busy machine slows both alike.
+    assert len(away) >= 20
+    assert max(away) < took / 2
 
 
 async def place(stage: Stage, client: Any, count: int) -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,6 +44,15 @@ def test_identifiers_made_together_sort_in_their_order(now: float, count: int) -
         parsed = uuid.UUID(hex=each)
         assert (parsed.version, parsed.variant) == (7, uuid.RFC_4122)
         assert int(each[:12], 16) == int(now * 1000)
+
+
+def test_counting_on_carries_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    # All bits set: the lower 62 of the random ones overflow with the first step.
+    monkeypatch.setattr(os, "urandom", lambda count: b"\xff" * count)
+    made = new_ids(1.0, 3)
+    assert made == sorted(set(made))
+    assert [uuid.UUID(hex=each).version for each in made] == [7, 7, 7]
+    assert {each[:16] for each in made} == {"0000000003e87800"}
 
 
 @given(st.text("0123456789abcdefABCDEF-\n", min_size=30, max_size=34))

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from bitel.calls.call import Call, CallStatus, NewCall
+from bitel.calls.call import Call, CallStatus
 from bitel.store.campaigns import CampaignState
 from bitel.store.recordings import Recording
 
@@ -191,16 +191,18 @@ class Failure(BaseModel):
     message: Annotated[str, Field(description="A sentence, fit for a person.")]
 
 
-def placed_answer(call: NewCall, *, barred: bool = False) -> dict[str, Any]:
+def placed_answer(
+    call_id: str, phone_number: str, requested_at: float, *, barred: bool = False
+) -> dict[str, Any]:
     """A call as it stands the moment it is placed; `barred` where its number must not be called."""
     status = CallStatus.ERROR if barred else CallStatus.WAITING
     return {
-        "id": call.id,
-        "phoneNumber": call.phone_number,
+        "id": call_id,
+        "phoneNumber": phone_number,
         "status": status.name,
         "statusCode": int(status),
         "billSec": 0,
-        "requestDate": int(call.requested_at),
+        "requestDate": int(requested_at),
         "executionDate": 0,
         "price": 0.0,
     }

@@ -14,7 +14,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
 
-from bitel.api import account, docs_page, health, intake, servers, v1, v2_calls, v2_files, v2_voice
+from bitel.api import (
+    account,
+    docs_page,
+    health,
+    intake,
+    metrics,
+    servers,
+    v1,
+    v2_calls,
+    v2_files,
+    v2_voice,
+)
 from bitel.api.auth import Admission
 from bitel.api.describing import DESCRIPTION
 from bitel.api.envelope import failure
@@ -23,6 +34,7 @@ from bitel.api.limits import Limits
 from bitel.api.parts import ApiParts
 from bitel.api.placing import Placing
 from bitel.api.speaking import Speaking
+from bitel.api.statuses import Statuses
 from bitel.errors import (
     BitelError,
     InvalidRequestError,
@@ -40,6 +52,7 @@ _ROUTERS = (
     account.router,
     v1.router,
     health.router,
+    metrics.router,
     docs_page.router,
 )
 
@@ -63,6 +76,7 @@ def build_app(parts: ApiParts) -> FastAPI:
     app.state.limits = Limits(parts.settings.limits, parts.clock)
     app.state.placing = Placing(parts, app.state.limits)
     app.state.speaking = Speaking(parts)
+    app.state.statuses = Statuses(parts)
     for router in _ROUTERS:
         app.include_router(router)
     app.add_exception_handler(BitelError, _on_bitel_error)

@@ -30,7 +30,12 @@ def list_body(items: Iterable[Any], beside: Mapping[str, Any] | None = None) -> 
     Made item by item: the encoder holds the interpreter until it is done, and other threads of
     this process, the event loop among them, shall get at it in between.
     """
-    result = ",".join(map(_encode, items))
+    return written_list(map(_encode, items), beside)
+
+
+def written_list(items: Iterable[str], beside: Mapping[str, Any] | None = None) -> bytes:
+    """As `list_body`, of items that are JSON already."""
+    result = ",".join(items)
     rest = _encode({"error": None, **(beside or {})})
     return _bytes(f'{{"result":[{result}],{rest[1:]}')
 
@@ -58,6 +63,11 @@ def _headers_of(error: BitelError) -> dict[str, str]:
     if isinstance(error, TooManyRequestsError):
         return {"Retry-After": str(error.retry_after)}
     return {}
+
+
+def written(value: Any) -> str:
+    """`value` as JSON."""
+    return _encode(value)
 
 
 _encode: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,8 @@ class ApiParts:
     clock: Callable[[], float] = time.time
     on_placed: Callable[[str], None] = _no_bell
     """Rung with a dialer's id after calls for it are committed, to wake a dispatcher nearby."""
+    metrics: Callable[[], Awaitable[bytes]] | None = None
+    """The page of `/metrics`; None: there is none."""
 
     @property
     def incoming(self) -> Path:

@@ -24,7 +24,7 @@ from bitel.api.once import Once
 from bitel.api.parts import ApiParts
 from bitel.api.permits import permits_of
 from bitel.api.rounds import Rounds
-from bitel.calls.call import Call, CallStatus, Lane, NewCall
+from bitel.calls.call import Lane, NewCall, NewCalls
 from bitel.calls.ids import is_id, new_id, new_ids
 from bitel.calls.numbers import to_e164
 from bitel.calls.tariff import Rate, Tariff
@@ -55,7 +55,8 @@ _MOST_REMEMBERED: Final = 4096
 class Reach:
     """Whom to call, each as the client wrote it and in E.164, and the dialer that does it."""
 
-    numbers: Sequence[tuple[str, str]]
+    phone_numbers: Sequence[str]
+    e164: Sequence[str]
     dialer_id: str
 
 
@@ -77,7 +78,9 @@ class Placed:
     Those whose ids are in `barred` have numbers that must not be called: they are over already.
     """
 
-    calls: Sequence[NewCall]
+    ids: Sequence[str]
+    phone_numbers: Sequence[str]
+    requested_at: float
     campaign_id: str | None
     barred: Collection[str] = ()
 
@@ -91,7 +94,7 @@ class _Order:
     """Calls, and all that is stored with them or not at all."""
 
     project: Project
-    calls: Sequence[NewCall]
+    calls: NewCalls
     campaign: Campaign | None
     once: Once | None
     answering: Answering
@@ -99,12 +102,8 @@ class _Order:
     """The answer where no number is barred."""
     now: float
 
-    def answer(self, placed: Sequence[Call]) -> _Answer:
-        barred = {call.id for call in placed if call.status is not CallStatus.WAITING}
-        if not barred:
-            return _Answer(self.usual)
-        campaign_id = self.campaign.id if self.campaign else None
-        return _Answer(self.answering(Placed(self.calls, campaign_id, barred)))
+    def answer(self, barred: Collection[str]) -> _Answer:
+        return _Answer(self.answering(_as_placed(self.calls, barred)) if barred else self.usual)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,10 +155,8 @@ class Placing:
         UnavailableError where no dialer can take them.
         """
         region = self._parts.settings.region
-        checked = await self._beside(
-            len(numbers), lambda: _check(project, numbers, region, in_batch)
-        )
-        return Reach(checked, choose_dialer(self._parts.settings, project, server_id))
+        e164 = await self._beside(len(numbers), lambda: _check(project, numbers, region, in_batch))
+        return Reach(numbers, e164, choose_dialer(self._parts.settings, project, server_id))
 
     async def sound(self, project: Project, recording_id: str) -> Sound:
         """A recording of the project. Raises InvalidRequestError, naming `voiceId`."""
@@ -193,7 +190,7 @@ class Placing:
         is gone, InsufficientBalanceError, TooManyRequestsError, and ConflictError as
         `answer_again` does.
         """
-        count = len(reach.numbers)
+        count = len(reach.e164)
         now = self._parts.clock()
         campaign = None
         if lane is Lane.BATCH:
@@ -205,7 +202,7 @@ class Placing:
             campaign_id = campaign.id if campaign else None
             prices = _Prices(self._tariff, math.ceil(sound.seconds) + HANG_UP_SECONDS)
             calls = _new_calls(project, reach, sound, terms, lane, campaign_id, prices, now)
-            usual = answering(Placed(calls, campaign_id))
+            usual = answering(_as_placed(calls))
             return _Order(project, calls, campaign, once, answering, usual, now)
 
         self._limits.count_calls(project, count)
@@ -268,23 +265,27 @@ def dialers_of(settings: Settings, project: Project) -> list[str]:
     return [each for each in ids if project.dialers is None or each in project.dialers]
 
 
-def _check(
-    project: Project, numbers: Sequence[str], region: str, in_batch: bool
-) -> list[tuple[str, str]]:
+def _check(project: Project, numbers: Sequence[str], region: str, in_batch: bool) -> list[str]:
+    """The numbers in E.164."""
     permits = permits_of(project, region)
     checked = []
     for place, number in enumerate(numbers):
-        field = f"phoneNumbers[{place}]" if in_batch else "phoneNumber"
         try:
             e164 = to_e164(number, region)
         except InvalidPhoneNumberError as fault:
-            raise InvalidPhoneNumberError(str(fault).replace("phoneNumber", field, 1)) from None
+            named = str(fault).replace("phoneNumber", _field(place, in_batch), 1)
+            raise InvalidPhoneNumberError(named) from None
         if not permits.allow(e164):
             raise ForbiddenError(
-                f"{field} {number!r} is not among the numbers that this project may call"
+                f"{_field(place, in_batch)} {number!r} is not among the numbers that this project "
+                "may call"
             )
-        checked.append((number, e164))
+        checked.append(e164)
     return checked
+
+
+def _field(place: int, in_batch: bool) -> str:
+    return f"phoneNumbers[{place}]" if in_batch else "phoneNumber"
 
 
 def _new_calls(
@@ -296,32 +297,33 @@ def _new_calls(
     campaign_id: str | None,
     prices: _Prices,
     now: float,
-) -> list[NewCall]:
-    retries, interval = terms.retries, terms.seconds_between
-    expires_at = now + terms.seconds_to_live
-    return [
-        NewCall(
-            id=call_id,
-            project_id=project.id,
-            dialer_id=reach.dialer_id,
-            phone_number=number,
-            e164=e164,
-            recording_id=sound.recording_id,
-            lane=lane,
-            retry_count=retries,
-            retry_interval=interval,
-            requested_at=now,
-            expires_at=expires_at,
-            campaign_id=campaign_id,
-            digits=sound.digits,
-            repeat_count=sound.repeat_count,
-            language=sound.language,
-            reserve=prices.of(e164),
-        )
-        for call_id, (number, e164) in zip(
-            new_ids(now, len(reach.numbers)), reach.numbers, strict=True
-        )
-    ]
+) -> NewCalls:
+    ids = new_ids(now, len(reach.e164))
+    reserves = prices.of_all(reach.e164)
+    first = NewCall(
+        id=ids[0],
+        project_id=project.id,
+        dialer_id=reach.dialer_id,
+        phone_number=reach.phone_numbers[0],
+        e164=reach.e164[0],
+        recording_id=sound.recording_id,
+        lane=lane,
+        retry_count=terms.retries,
+        retry_interval=terms.seconds_between,
+        requested_at=now,
+        expires_at=now + terms.seconds_to_live,
+        campaign_id=campaign_id,
+        digits=sound.digits,
+        repeat_count=sound.repeat_count,
+        language=sound.language,
+        reserve=reserves[0],
+    )
+    return NewCalls(first, ids, reach.phone_numbers, reach.e164, reserves)
+
+
+def _as_placed(calls: NewCalls, barred: Collection[str] = ()) -> Placed:
+    like = calls.like
+    return Placed(calls.ids, calls.phone_numbers, like.requested_at, like.campaign_id, barred)
 
 
 class _Prices:
@@ -332,7 +334,12 @@ class _Prices:
         self._seconds = seconds
         self._known: dict[Rate | None, Decimal] = {None: Decimal(0)}
 
-    def of(self, e164: str) -> Decimal:
+    def of_all(self, numbers: Sequence[str]) -> Sequence[Decimal]:
+        if not self._tariff.rates:
+            return [Decimal(0)] * len(numbers)
+        return [self._of(e164) for e164 in numbers]
+
+    def _of(self, e164: str) -> Decimal:
         rate = self._tariff.rate_for(e164)
         price = self._known.get(rate)
         if price is None and rate is not None:
@@ -353,10 +360,10 @@ def _only_read(conn: Connection, project_id: str, once: Once, now: float) -> byt
 
 def _place_many(conn: Connection, asked: Sequence[_Order]) -> list[_Answer | BitelError]:
     """Place what nothing speaks against; for each order its answer, or what speaks against it."""
-    each = call_rows.place_each(conn, [order.calls for order in asked])
+    each = call_rows.place_each(conn, [[order.calls.like] for order in asked])
     return [
-        placed if isinstance(placed, BitelError) else order.answer(placed)
-        for order, placed in zip(asked, each, strict=True)
+        barred if isinstance(barred, BitelError) else order.answer(barred)
+        for order, barred in zip(asked, each, strict=True)
     ]
 
 
@@ -369,7 +376,7 @@ def _place(conn: Connection, order: _Order) -> _Answer:
             return _Answer(first, repeated=True)
     if order.campaign is not None:
         campaigns.add(conn, order.campaign)
-    answer = order.answer(call_rows.place(conn, order.calls))
+    answer = order.answer(call_rows.place_many(conn, order.calls))
     if once is not None:
         idempotency.keep(conn, project_id, once.key, answer.body)
     return answer

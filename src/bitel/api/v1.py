@@ -92,7 +92,7 @@ async def campaign_cdr(
 
 def its_id(placed: Placed) -> bytes:
     """The answer that holds the one call's id."""
-    return success_body(placed.calls[0].id)
+    return success_body(placed.ids[0])
 
 
 def campaign_id(placed: Placed) -> bytes:

@@ -15,6 +15,7 @@ from bitel.api.envelope import success
 from bitel.api.paging import USUAL_PAGE, Cursor, Limit, next_cursor, read_cursor
 from bitel.api.parts import parts_of
 from bitel.api.paths import CALL_ID
+from bitel.api.statuses import statuses_of
 from bitel.calls.ids import is_id
 from bitel.errors import InvalidRequestError, NotFoundError
 from bitel.store import calls as call_rows
@@ -31,14 +32,7 @@ CampaignId = Annotated[str, Path(description="The `campaignId` of a batch.")]
 )
 async def status(request: Request, project: Owner, call_id: CallId) -> Response:
     """A call is `WAITING` until its last attempt is over, and final from then on."""
-    call = None
-    if is_id(call_id):
-        call = await parts_of(request).database.read(
-            lambda conn: call_rows.find(conn, project.id, call_id)
-        )
-    if call is None:
-        raise _no_call()
-    return success(call_answer(call))
+    return success(call_answer(await statuses_of(request).of(project.id, call_id)))
 
 
 @router.delete(f"/{CALL_ID}", **described("Call off a call", "calls", CallAnswer, [NotFoundError]))
@@ -115,10 +109,6 @@ async def _state(request: Request, project_id: str, campaign_id: str) -> campaig
     if state is None:
         raise _no_campaign()
     return state
-
-
-def _no_call() -> NotFoundError:
-    return NotFoundError("this project has no call of that id")
 
 
 def _no_campaign() -> NotFoundError:

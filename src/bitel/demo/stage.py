@@ -62,6 +62,7 @@ class Stage:
     rules: Sequence[str] = ()
     dialer: Mapping[str, Any] = field(default_factory=dict)
     extra: str = ""
+    log_level: str = "debug"
     record: bool = True
     ports: Ports = field(default_factory=free_ports)
     trunk: str = ""
@@ -214,7 +215,7 @@ class Stage:
         }
         lines = [
             f'data_dir = "{self.data_dir or self.folder / "data"}"',
-            'log_level = "debug"',
+            f'log_level = "{self.log_level}"',
             self.extra,
             "[http]",
             f"port = {ports.http}",

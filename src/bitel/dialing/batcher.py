@@ -15,12 +15,16 @@ LARGEST = 500
 class Batcher(Generic[Item]):
     """Hands items to `flush` in batches, in order, one batch at a time.
 
-    `flush` returns for each item of the batch whether it took effect; that, or the exception that
+    After each batch it rests for `rest` seconds, unless more wait than go into one: where many
+    come, they share a write, and one that comes alone does not wait. `flush` returns for each item of the batch whether it took effect; that, or the exception that
     it raised, is what each `put` of that batch returns.
     """
 
-    def __init__(self, flush: Callable[[Sequence[Item]], Awaitable[Sequence[bool]]]) -> None:
+    def __init__(
+        self, flush: Callable[[Sequence[Item]], Awaitable[Sequence[bool]]], rest: float = 0.0
+    ) -> None:
         self._flush = flush
+        self._rest = rest
         self._waiting: list[tuple[Item, asyncio.Future[bool]]] = []
         self._running: asyncio.Task[None] | None = None
 
@@ -37,6 +41,8 @@ class Batcher(Generic[Item]):
             while self._waiting:
                 batch, self._waiting = self._waiting[:LARGEST], self._waiting[LARGEST:]
                 await self._write(batch)
+                if len(self._waiting) < LARGEST and self._rest:
+                    await asyncio.sleep(self._rest)
         finally:
             self._running = None
 

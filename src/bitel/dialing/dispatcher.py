@@ -22,7 +22,9 @@ from bitel.calls.outcome import Attempted, Outcome
 from bitel.calls.retry import decide
 from bitel.calls.tariff import NOTHING, Tariff
 from bitel.dialing.dialer import Dialer, Order
+from bitel.dialing.figures import Figures
 from bitel.dialing.pacer import Pacer
+from bitel.dialing.pressure import Pressure, Strain
 from bitel.dialing.records import Records
 from bitel.errors import UnavailableError
 from bitel.store import claims, leases
@@ -40,10 +42,14 @@ REDIAL_MARGIN = 32.0
 """Seconds past the ring time-out for which a forgotten INVITE may still be alive (64 × T1)."""
 
 _POLL = 1.0
+_BEAT = 0.03
+"""Seconds between two looks for calls at least: each costs the database as much as 30 calls do."""
 # What was due a moment ago had expired, or another worker's transaction holds it.
 _LOOK_AGAIN = 0.05
 _RENEW = 5.0
 _CANCEL_PAUSE = 0.1
+_RELIEF = 0.25
+"""Seconds between two looks at whether there is room again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +85,11 @@ class Dispatcher:
         tariff: Tariff,
         clock: Callable[[], float],
         on_settled: Callable[[], None] = lambda: None,
+        strain: Callable[[], Strain] = Strain,
     ) -> None:
+        self.figures = Figures()
+        self.pressure = Pressure()
+        self._strain = strain
         self._on_settled = on_settled
         self._dialer_id = dialer_id
         self._worker = worker
@@ -93,10 +103,21 @@ class Dispatcher:
         self._last_project: dict[Lane, str] = {}
         self._doorbell = asyncio.Event()
         self._cancel_bell = asyncio.Event()
+        self._more_due = False  # for all we know
         self._draining = False
         self._drained = asyncio.Event()
         self._lease: Lease
         self._records: Records
+
+    @property
+    def dialer_id(self) -> str:
+        """Whose calls these are."""
+        return self._dialer_id
+
+    @property
+    def max_channels(self) -> int:
+        """How many channels there are."""
+        return self._limits.max_channels
 
     @property
     def running(self) -> int:
@@ -168,15 +189,19 @@ class Dispatcher:
             except UnavailableError as fault:
                 log.warning("claim_failed", dialer=self._dialer_id, fault=str(fault))
                 pause = _POLL
+            beat = asyncio.get_running_loop().time() + _BEAT
             if pause > 0:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(pause):
                         await self._doorbell.wait()
+            await asyncio.sleep(beat - asyncio.get_running_loop().time())
         await self._drained.wait()
 
     async def _claim_due(self) -> float:
         """Claim and start what may start now; the seconds until it is worth looking again."""
         now = self._clock()
+        if self._is_held_back(now):
+            return _RELIEF
         free = self._limits.max_channels - len(self._running)
         if free <= 0 or not self._dialer.up:
             return _POLL
@@ -186,19 +211,33 @@ class Dispatcher:
         allowed = min(free, self._pacer.available(now))
         if allowed <= 0:
             return self._pacer.wait()
-        due_at = await self._database.read(lambda conn: claims.next_due(conn, self._dialer_id))
-        if due_at is None or due_at > now:
-            return _POLL if due_at is None else min(_POLL, due_at - now)
+        if not self._more_due:
+            due_at = await self._database.read(lambda conn: claims.next_due(conn, self._dialer_id))
+            if due_at is None or due_at > now:
+                return _POLL if due_at is None else min(_POLL, due_at - now)
         expired, claimed = await self._database.write(
             lambda conn: self._expire_and_claim(conn, allowed, lanes)
         )
         if expired:
             self._on_settled()
+        self._more_due = len(claimed) == allowed
         self._pacer.spend(len(claimed))
+        self.figures.claimed += len(claimed)
         for claim in claimed:
             self._start(claim)
             self._last_project[claim.lane] = claim.project_id
         return 0.0 if claimed else _LOOK_AGAIN
+
+    def _is_held_back(self, now: float) -> bool:
+        """Whether the machine has no room for more calls; they wait in the queue then."""
+        pressure = self.pressure
+        if pressure.look(self._strain(), now):
+            if pressure.signs:
+                signs = ", ".join(sorted(pressure.signs))
+                log.warning("claiming_paused", dialer=self._dialer_id, signs=signs)
+            else:
+                log.info("claiming_resumed", dialer=self._dialer_id)
+        return bool(pressure.signs)
 
     def _expire_and_claim(
         self, conn: Connection, limit: int, lanes: Sequence[Lane]
@@ -216,6 +255,7 @@ class Dispatcher:
         claim = running.claim
         try:
             settlement = await self._dial(running)
+            self.figures.ended[settlement.attempted.outcome] += 1
             if not await self._records.settle(settlement):
                 log.error("claim_lost", attempt=claim.attempt_id, call=claim.call_id)
             self._on_settled()
@@ -241,6 +281,7 @@ class Dispatcher:
         async def heard(answered_at: float) -> bool:
             nonlocal reached
             reached = await self._records.heard(claim.attempt_id, answered_at)
+            self.figures.answered += reached
             return reached
 
         try:

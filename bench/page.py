@@ -1,0 +1,106 @@
+"""docs/performance.md from what `python -m bench` wrote: `python -m bench.page [RESULTS.json]`.
+
+Every figure of the page comes from that file; the prose is in `performance.md.in`. The plots are
+written beside the page, one for each pair of axes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from bench import plot
+from bench.report import Machine, Series, cells, from_json
+
+DOCS = Path(__file__).parents[1] / "docs"
+TEMPLATE = Path(__file__).with_name("performance.md.in")
+COLUMNS = ("", "figure", "unit", "peer", "ratio", "bar")
+
+
+def main() -> None:
+    """Writes the page and its plots."""
+    parser = argparse.ArgumentParser(prog="python -m bench.page", description=__doc__)
+    parser.add_argument("results", nargs="?", type=Path, default=Path("bench-results.json"))
+    parser.add_argument("--docs", type=Path, default=DOCS, metavar="FOLDER")
+    given = parser.parse_args()
+    write(json.loads(given.results.read_text()), given.docs)
+
+
+def write(written: dict[str, Any], docs: Path) -> None:
+    """The page and its plots into a folder."""
+    docs.mkdir(parents=True, exist_ok=True)
+    (docs / "performance.md").write_text(render(written))
+    for name, series in plots(written).items():
+        (docs / name).write_text(plot.svg(series))
+
+
+def render(written: dict[str, Any]) -> str:
+    """The page's text."""
+    machine = Machine(**written["machine"])
+    shown = [f"![{series[0].y}]({name})" for name, series in plots(written).items()]
+    return Template(TEMPLATE.read_text()).substitute(
+        machine=(
+            f"{machine.cores} cores of {machine.cpu}, {machine.memory_gb:.0f} GB, "
+            f"{machine.kernel}, {machine.python}, {machine.date}"
+        ),
+        bars="\n".join(_bars(written)),
+        results="\n\n".join(_result(one) for one in written["results"]),
+        not_measured="\n".join(
+            f"- `bench.{bench}` was not measured: {problem}"
+            for bench, problem in written["not_measured"].items()
+        ),
+        plots="\n\n".join(shown),
+    )
+
+
+def plots(written: dict[str, Any]) -> dict[str, list[Series]]:
+    """What is drawn together, by the name of the file; series with one point are no line."""
+    found: dict[str, list[Series]] = {}
+    for one in written["results"]:
+        for series in from_json(one).series:
+            if len(series.points) > 1:
+                found.setdefault(_file_name(series), []).append(series)
+    return found
+
+
+def _file_name(series: Series) -> str:
+    words = re.findall(r"[a-z]+", f"{series.y} {series.x}".lower())
+    return f"performance-{'-'.join(words)}.svg"
+
+
+def _bars(written: dict[str, Any]) -> list[str]:
+    """The rows that have a bar, of all benches."""
+    rows = [row for one in written["results"] for row in from_json(one).rows if row.bar]
+    return [*_head(), *(_line(cells(row)) for row in rows)]
+
+
+def _result(one: dict[str, Any]) -> str:
+    result = from_json(one)
+    return "\n".join(
+        [
+            f"### {result.title}",
+            "",
+            f"`{one['command']}`, {one['seconds']:.0f} s",
+            "",
+            *_head(),
+            *(_line(cells(row)) for row in result.rows),
+            "",
+            *(f"- {note}" for note in result.notes),
+        ]
+    ).rstrip()
+
+
+def _head() -> list[str]:
+    return [_line(COLUMNS), _line(("---", "---:", "---", "---:", "---:", "---:"))]
+
+
+def _line(words: tuple[str, ...]) -> str:
+    return "| " + " | ".join(word.replace("|", r"\|") for word in words) + " |"
+
+
+if __name__ == "__main__":
+    main()

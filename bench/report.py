@@ -1,0 +1,253 @@
+"""What every bench prints and writes: one table, and the same as JSON.
+
+A bench is `python -m bench.NAME [ITS OPTIONS] [--json FILE]`. Its module has a function that
+measures and returns a `Result`, and ends in
+
+    if __name__ == "__main__":
+        report.main("NAME", __doc__, measure, add_arguments)
+
+Progress goes to stderr; stdout has the table and nothing else. A bench takes less than 3 minutes.
+A bar that is not reached is marked in the table, and is no failure of the bench: it exits with 0
+as soon as it could measure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from rich.console import Console
+from rich.table import Table
+
+WIDTH = 120  # columns of the table
+MISSING = 3  # exit status where a peer to compare with is not on this machine
+
+Points = tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """What a figure is to reach: at most or at least `limit`, itself or its ratio to a peer."""
+
+    kind: Literal["at most", "at least"]
+    limit: float
+    of: Literal["value", "ratio"] = "value"
+
+    def __str__(self) -> str:
+        sign = "≤" if self.kind == "at most" else "≥"
+        return f"{sign} {number(self.limit)}" + (" x" if self.of == "ratio" else "")
+
+
+def at_most(limit: float, of: Literal["value", "ratio"] = "value") -> Bar:
+    """A bar that small figures reach."""
+    return Bar("at most", limit, of)
+
+
+def at_least(limit: float, of: Literal["value", "ratio"] = "value") -> Bar:
+    """A bar that large figures reach."""
+    return Bar("at least", limit, of)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One figure. `peer` is what `peer_name` had in the same run, in the same unit."""
+
+    name: str
+    value: float
+    unit: str = ""
+    peer: float | None = None
+    peer_name: str = ""
+    bar: Bar | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        """Ours to the peer's."""
+        return self.value / self.peer if self.peer else None
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the bar is reached; None where there is none, or no peer to compare with."""
+        figure = self.ratio if self.bar and self.bar.of == "ratio" else self.value
+        if self.bar is None or figure is None:
+            return None
+        return figure <= self.bar.limit if self.bar.kind == "at most" else figure >= self.bar.limit
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """How a figure grows: points of x and y, for the plot. Axes are named with their units."""
+
+    name: str
+    x: str
+    y: str
+    points: Points
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one run of a bench found. `notes` are sentences that a reader of the figures needs."""
+
+    title: str
+    rows: Sequence[Row]
+    notes: Sequence[str] = ()
+    series: Sequence[Series] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where and when a bench ran."""
+
+    cpu: str
+    cores: int
+    memory_gb: float
+    kernel: str
+    python: str
+    date: str
+    load: float = field(default=0.0)  # average of the minute before
+
+    @classmethod
+    def here(cls) -> Machine:
+        """This machine, now."""
+        pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+        return cls(
+            _cpu_model(),
+            os.cpu_count() or 1,
+            round(pages * size / 2**30, 1),
+            f"{platform.system()} {platform.release()}",
+            f"{platform.python_implementation()} {platform.python_version()}",
+            datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            round(os.getloadavg()[0], 2),
+        )
+
+
+def main(
+    bench: str,
+    doc: str | None,
+    measure: Callable[[argparse.Namespace], Result],
+    add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+) -> None:
+    """The command line of a bench: its own options and `--json FILE`."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m bench.{bench}",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_arguments(parser)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures too")
+    given = parser.parse_args()
+    machine = Machine.here()
+    began = time.monotonic()
+    result = measure(given)
+    written = as_json(f"bench.{bench}", machine, result, time.monotonic() - began)
+    Console(width=WIDTH).print(as_table(result))
+    for note in result.notes:
+        print(note)
+    if given.json:
+        write_json(given.json, written)
+
+
+def missing(sentence: str) -> NoReturn:
+    """Ends the bench: a peer is not here. `sentence` says which, and how to get it."""
+    say(sentence)
+    raise SystemExit(MISSING)
+
+
+def say(text: str) -> None:
+    """A line of progress, past the table."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def as_table(result: Result) -> Table:
+    """One table for people."""
+    table = Table(title=result.title)
+    for column in ("", "figure", "unit", "peer", "ratio", "bar"):
+        table.add_column(column, justify="left" if column in ("", "unit") else "right")
+    for row in result.rows:
+        table.add_row(*cells(row))
+    return table
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """A row in words: name, figure, unit, peer, ratio, and the bar with whether it is reached."""
+    peer = "" if row.peer is None else f"{number(row.peer)} {row.peer_name}".strip()
+    ratio = "" if row.ratio is None else f"{number(row.ratio)} x"
+    bar = "" if row.bar is None else str(row.bar)
+    if row.reached is not None:
+        bar += " ✓" if row.reached else " ✗"
+    return row.name, number(row.value), row.unit, peer, ratio, bar
+
+
+def number(value: float) -> str:
+    """Three digits that say something; thousands apart."""
+    if value == int(value) or abs(value) >= 100:
+        return f"{value:,.0f}"
+    digits = 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3
+    return f"{value:.{digits}f}" if abs(value) >= 0.01 else f"{value:.2g}"
+
+
+def as_json(bench: str, machine: Machine, result: Result, seconds: float) -> dict[str, Any]:
+    """What `--json` writes; `from_json` reads it."""
+    return {
+        "bench": bench,
+        "command": shlex.join(["python", "-m", bench, *_without_json(sys.argv[1:])]),
+        "seconds": round(seconds, 1),
+        "machine": asdict(machine),
+        "title": result.title,
+        "rows": [asdict(row) | {"ratio": row.ratio, "reached": row.reached} for row in result.rows],
+        "notes": list(result.notes),
+        "series": [asdict(series) for series in result.series],
+    }
+
+
+def from_json(written: dict[str, Any]) -> Result:
+    """What `as_json` was given."""
+    rows = [
+        Row(
+            row["name"],
+            row["value"],
+            row["unit"],
+            row["peer"],
+            row["peer_name"],
+            Bar(**row["bar"]) if row["bar"] else None,
+        )
+        for row in written["rows"]
+    ]
+    series = [
+        Series(one["name"], one["x"], one["y"], tuple((x, y) for x, y in one["points"]))
+        for one in written["series"]
+    ]
+    return Result(written["title"], rows, tuple(written["notes"]), series)
+
+
+def write_json(path: Path, written: dict[str, Any]) -> None:
+    """Makes the folder too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n")
+
+
+def _without_json(arguments: Sequence[str]) -> list[str]:
+    kept = [word for word in arguments if not word.startswith("--json=")]
+    if "--json" in kept:
+        at = kept.index("--json")
+        del kept[at : at + 2]
+    return kept
+
+
+def _cpu_model() -> str:
+    """As Linux names it in /proc/cpuinfo; elsewhere as Python does."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,0 +1,237 @@
+/* Hears every RTP stream that is sent to it, and how evenly: the ear of bench/streams.py.
+ *
+ * usage: rtp_receiver SOCKETS
+ *
+ * Binds so many ports of 127.0.0.1 and prints them in one line. A line on stdin is answered by one
+ * line of figures about the time since the line before; the end of stdin ends it:
+ *
+ *   streams packets missing late_or_double overflowed cpu_seconds p99 p999 worst highest_p99
+ *
+ * Streams are told apart by SSRC. `missing` are holes in their sequence numbers; `overflowed` of
+ * them were dropped before this program, which was too slow. The rest is how far the spacing of two
+ * packets was from 20 ms, in ms, by the kernel's time of arrival: that of all streams together, and
+ * the p99 of the stream that had the highest.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <math.h>
+#include <poll.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+enum {
+    AT_ONCE = 512,      /* packets of one system call */
+    HEAD = 12,          /* bytes of a packet that are looked at */
+    TABLE = 1 << 16,    /* places for streams */
+    BINS = 200,         /* of 0.25 ms; the last takes all beyond */
+    PER_MS = 4,
+    PAUSE_US = 1000,    /* between two looks at the sockets */
+    ROOM = 32 << 20,    /* bytes of a receive buffer */
+};
+
+struct stream {
+    uint32_t ssrc;
+    uint16_t next;
+    uint8_t used, heard;
+    int64_t at;
+    uint16_t bins[BINS];
+};
+
+static struct stream *table;
+static uint64_t packets, missing, strays, all[BINS];
+static double worst;
+
+static void *zeroed(size_t count, size_t size) {
+    void *memory = calloc(count, size);
+    if (!memory) {
+        perror("calloc");
+        exit(1);
+    }
+    return memory;
+}
+
+static struct stream *find(uint32_t ssrc) {
+    uint32_t place = ssrc * 2654435761u >> 16;
+    while (table[place].used && table[place].ssrc != ssrc)
+        place = (place + 1) % TABLE;
+    return &table[place];
+}
+
+static void take(const uint8_t *head, int64_t at) {
+    uint16_t sequence = head[2] << 8 | head[3];
+    uint32_t ssrc;
+    memcpy(&ssrc, head + 8, sizeof ssrc);
+    struct stream *s = find(ssrc);
+    packets++;
+    if (!s->used) {
+        *s = (struct stream){.ssrc = ssrc, .used = 1, .next = sequence};
+    } else {
+        int16_t ahead = sequence - s->next;
+        if (ahead < 0) {
+            strays++;
+            return;
+        }
+        missing += ahead;
+        if (s->heard && !ahead) {
+            double off = fabs((at - s->at) / 1e6 - 20.0);
+            int bin = off * PER_MS < BINS - 1 ? (int)(off * PER_MS) : BINS - 1;
+            all[bin]++;
+            s->bins[bin] += s->bins[bin] < UINT16_MAX;
+            if (off > worst)
+                worst = off;
+        }
+    }
+    s->next = sequence + 1;
+    s->heard = 1;
+    s->at = at;
+}
+
+static void drain(int descriptor) {
+    static struct mmsghdr messages[AT_ONCE];
+    static struct iovec parts[AT_ONCE];
+    static uint8_t heads[AT_ONCE][HEAD];
+    static char control[AT_ONCE][128];
+    for (;;) {
+        for (int i = 0; i < AT_ONCE; i++) {
+            parts[i] = (struct iovec){heads[i], HEAD};
+            messages[i].msg_hdr = (struct msghdr){.msg_iov = &parts[i],
+                                                  .msg_iovlen = 1,
+                                                  .msg_control = control[i],
+                                                  .msg_controllen = sizeof control[i]};
+        }
+        int got = recvmmsg(descriptor, messages, AT_ONCE, MSG_DONTWAIT, NULL);
+        for (int i = 0; i < got; i++) {
+            struct msghdr *header = &messages[i].msg_hdr;
+            int64_t at = 0;
+            for (struct cmsghdr *c = CMSG_FIRSTHDR(header); c; c = CMSG_NXTHDR(header, c)) {
+                if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_TIMESTAMPNS)
+                    continue;
+                struct timespec t;
+                memcpy(&t, CMSG_DATA(c), sizeof t);
+                at = t.tv_sec * 1000000000LL + t.tv_nsec;
+            }
+            if (messages[i].msg_len == HEAD)
+                take(heads[i], at);
+        }
+        if (got < AT_ONCE)
+            return;
+    }
+}
+
+static double quantile(const uint64_t *bins, double part) {
+    uint64_t count = 0, up_to = 0;
+    for (int i = 0; i < BINS; i++)
+        count += bins[i];
+    for (int i = 0; i < BINS; i++)
+        if ((up_to += bins[i]) >= part * count && count)
+            return (i + 1.0) / PER_MS;
+    return 0;
+}
+
+static double cpu(void) {
+    struct rusage used;
+    getrusage(RUSAGE_SELF, &used);
+    return used.ru_utime.tv_sec + used.ru_stime.tv_sec +
+           (used.ru_utime.tv_usec + used.ru_stime.tv_usec) / 1e6;
+}
+
+/* Packets that the kernel dropped, of all our sockets, as /proc/net/udp counts them. */
+static uint64_t dropped(const uint16_t *ports, int count) {
+    FILE *file = fopen("/proc/net/udp", "r");
+    char line[512];
+    uint64_t total = 0;
+    while (file && fgets(line, sizeof line, file)) {
+        unsigned port;
+        unsigned long long drops;
+        if (sscanf(line, " %*d: %*x:%x %*x:%*x %*x %*x:%*x %*x:%*x %*x %*d %*d %*d %*d %*s %llu",
+                   &port, &drops) != 2)
+            continue;
+        for (int i = 0; i < count; i++)
+            if (ports[i] == port)
+                total += drops;
+    }
+    if (file)
+        fclose(file);
+    return total;
+}
+
+static void report(const uint16_t *ports, int count) {
+    static double cpu_before;
+    static uint64_t dropped_before;
+    uint64_t dropped_now = dropped(ports, count);
+    int heard = 0;
+    double highest = 0;
+    for (int i = 0; i < TABLE; i++) {
+        struct stream *s = &table[i];
+        if (!s->heard)
+            continue;
+        uint64_t bins[BINS];
+        for (int b = 0; b < BINS; b++)
+            bins[b] = s->bins[b];
+        double p99 = quantile(bins, 0.99);
+        if (p99 > highest)
+            highest = p99;
+        memset(s->bins, 0, sizeof s->bins);
+        s->heard = 0;
+        heard++;
+    }
+    printf("%d %llu %llu %llu %llu %.6f %.2f %.2f %.2f %.2f\n", heard, (unsigned long long)packets,
+           (unsigned long long)missing, (unsigned long long)strays,
+           (unsigned long long)(dropped_now - dropped_before), cpu() - cpu_before,
+           quantile(all, 0.99), quantile(all, 0.999), worst, highest);
+    fflush(stdout);
+    packets = missing = strays = 0;
+    worst = 0;
+    memset(all, 0, sizeof all);
+    dropped_before = dropped_now;
+    cpu_before = cpu();
+}
+
+int main(int argc, char **argv) {
+    int count = argc == 2 ? atoi(argv[1]) : 0;
+    if (count < 1) {
+        fprintf(stderr, "usage: %s SOCKETS\n", argv[0]);
+        return 2;
+    }
+    int *descriptors = zeroed(count, sizeof *descriptors);
+    uint16_t *ports = zeroed(count, sizeof *ports);
+    table = zeroed(TABLE, sizeof *table);
+    for (int i = 0; i < count; i++) {
+        struct sockaddr_in local = {.sin_family = AF_INET};
+        socklen_t size = sizeof local;
+        int room = ROOM, on = 1;
+        local.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        descriptors[i] = socket(AF_INET, SOCK_DGRAM, 0);
+        if (descriptors[i] < 0 || bind(descriptors[i], (void *)&local, size) ||
+            getsockname(descriptors[i], (void *)&local, &size) ||
+            setsockopt(descriptors[i], SOL_SOCKET, SO_TIMESTAMPNS, &on, sizeof on)) {
+            perror("socket");
+            return 1;
+        }
+        /* Past net.core.rmem_max where we may, else up to it. */
+        if (setsockopt(descriptors[i], SOL_SOCKET, SO_RCVBUFFORCE, &room, sizeof room))
+            setsockopt(descriptors[i], SOL_SOCKET, SO_RCVBUF, &room, sizeof room);
+        ports[i] = ntohs(local.sin_port);
+        printf("%d%c", ports[i], i + 1 < count ? ' ' : '\n');
+    }
+    fflush(stdout);
+    for (;;) {
+        char line[64];
+        struct pollfd input = {.fd = 0, .events = POLLIN};
+        for (int i = 0; i < count; i++)
+            drain(descriptors[i]);
+        if (poll(&input, 1, 0) > 0) {
+            if (read(0, line, sizeof line) <= 0)
+                return 0;
+            report(ports, count);
+        }
+        usleep(PAUSE_US);
+    }
+}

@@ -1,0 +1,78 @@
+"""`/metrics`: figures for Prometheus, for those who may see them.
+
+They say how busy the service is and who its carriers are; so without a token only readers on this
+machine are answered, and not those whom a proxy in front of us names as coming from elsewhere.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from fastapi import APIRouter, FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
+
+from bitel.api.envelope import failure
+from bitel.api.guard import Guard
+from bitel.api.parts import parts_of
+from bitel.errors import ForbiddenError, NotFoundError, UnauthorizedError
+
+MEDIA_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+_FORWARDED: Final = ("forwarded", "x-forwarded-for", "x-real-ip")
+
+MetricsPage = Callable[[], Awaitable[bytes]]
+
+router = APIRouter()
+
+
+@router.get("/metrics", include_in_schema=False)
+async def metrics(request: Request) -> Response:
+    """The page, where this process has one."""
+    parts = parts_of(request)
+    if parts.metrics is None:
+        raise NotFoundError("there is nothing at this path")
+    check(request, parts.settings.metrics.token.get_secret_value())
+    return Response(await parts.metrics(), media_type=MEDIA_TYPE)
+
+
+def build_listener(page: MetricsPage, token: str) -> FastAPI:
+    """An application that answers `/metrics` and nothing else, for a process without the API."""
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+
+    @app.get("/metrics")
+    async def answer(request: Request) -> Response:
+        try:
+            check(request, token)
+        except (UnauthorizedError, ForbiddenError) as objection:
+            return failure(objection)
+        return Response(await page(), media_type=MEDIA_TYPE)
+
+    app.add_middleware(Guard)
+    return app
+
+
+def check(request: Request, token: str) -> None:
+    """Raises UnauthorizedError or ForbiddenError for a reader who may not see the figures."""
+    if token:
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        # Compared as bytes: a header may hold what is no ASCII.
+        matches = hmac.compare_digest(given.strip().encode(), token.encode())
+        if scheme.lower() != "bearer" or not matches:
+            raise UnauthorizedError("send the token of the setting metrics.token as bearer token")
+    elif not _is_local(request):
+        raise ForbiddenError("metrics are for readers on this machine; others need metrics.token")
+
+
+def _is_local(request: Request) -> bool:
+    if request.client is None or any(name in request.headers for name in _FORWARDED):
+        return False
+    try:
+        address = ipaddress.ip_address(request.client.host)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback

@@ -1,0 +1,65 @@
+"""How late the event loop is for what is due, as a timer finds it ten times a second."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from bisect import bisect_left
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import Final
+
+INTERVAL: Final = 0.1
+RECENT: Final = 1.0
+"""Seconds over which the mean is taken: one pause alone is no overload."""
+
+BOUNDS: Final = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""Upper bounds of the counts, in seconds; one more is without bound."""
+
+
+class LoopLag:
+    """Collects how late the timer was."""
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(BOUNDS) + 1)
+        """How often it was late by up to each of `BOUNDS`, and by more."""
+        self.total = 0.0
+        """Seconds, all together."""
+        self._recent: deque[tuple[float, float]] = deque()
+
+    def record(self, late: float, now: float) -> None:
+        """The timer was late by these seconds."""
+        late = max(0.0, late)
+        self.counts[bisect_left(BOUNDS, late)] += 1
+        self.total += late
+        self._recent.append((now, late))
+        while now - self._recent[0][0] > RECENT:
+            self._recent.popleft()
+
+    @property
+    def mean(self) -> float:
+        """Seconds that it was late by in the last second, on average."""
+        if not self._recent:
+            return 0.0
+        return sum(late for _, late in self._recent) / len(self._recent)
+
+
+@contextlib.asynccontextmanager
+async def measuring() -> AsyncIterator[LoopLag]:
+    """Measures inside the block."""
+    lag = LoopLag()
+    task = asyncio.create_task(_measure(lag))
+    try:
+        yield lag
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _measure(lag: LoopLag) -> None:
+    loop = asyncio.get_running_loop()
+    while True:
+        due = loop.time() + INTERVAL
+        await asyncio.sleep(INTERVAL)
+        now = loop.time()
+        lag.record(now - due, now)

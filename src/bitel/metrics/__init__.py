@@ -1,0 +1,1 @@
+"""What `/metrics` says: figures that the parts keep themselves, put into Prometheus's words."""

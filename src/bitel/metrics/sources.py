@@ -1,0 +1,72 @@
+"""Where the figures come from: the parts of this process that keep them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from bitel.calls.outcome import Outcome
+from bitel.dialers.trunk_state import TrunkState
+from bitel.dialing.figures import Figures
+from bitel.dialing.pressure import Sign
+from bitel.loop_lag import LoopLag
+from bitel.rtp.streamer import StreamerStats
+from bitel.store.database import Database
+from bitel.store.figures import Waiting
+
+__all__ = ["DialerFigures", "DialerSource", "Figures", "Outcome", "Snapshot", "Sources"]
+
+
+@dataclass(frozen=True, slots=True)
+class DialerFigures:
+    """One dialer of this process, at this moment."""
+
+    dialer_id: str
+    up: bool
+    channels: int
+    """In use."""
+    max_channels: int
+    figures: Figures
+    invites: int
+    signs: frozenset[Sign]
+    held_back: float
+    """Seconds for which the machine had no room for more calls."""
+    trunks: Sequence[TrunkState]
+    streams: StreamerStats
+
+
+DialerSource = Callable[[], DialerFigures]
+
+
+class Deliverer(Protocol):
+    """What delivers webhooks."""
+
+    @property
+    def running(self) -> int:
+        """Tries under way."""
+
+
+@dataclass(slots=True)
+class Sources:
+    """All that this process can say; `dialers` grows while it starts."""
+
+    database: Database
+    dialer_ids: Sequence[str]
+    """Those of the settings, wherever they run."""
+    clock: Callable[[], float]
+    """Unix seconds."""
+    lag: LoopLag
+    deliverer: Deliverer | None = None
+    """None where others deliver."""
+    dialers: list[DialerSource] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What the database says about all processes."""
+
+    at: float
+    waiting: Waiting
+    up: dict[str, bool]
+    """By dialer, those that ever ran."""

@@ -1,0 +1,101 @@
+"""Who may read `/metrics`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from bitel.api.app import build_app
+from bitel.api.metrics import build_listener
+
+if TYPE_CHECKING:
+    from tests.api.conftest import Stage
+
+HERE, ELSEWHERE = ("127.0.0.1", 40000), ("192.0.2.7", 40000)
+
+
+async def page() -> bytes:
+    return b"bitel_up 1\n"
+
+
+@pytest.fixture(params=["beside the API", "alone"])
+def app_with(
+    request: pytest.FixtureRequest, make_stage: Callable[..., Stage]
+) -> Callable[[str], FastAPI]:
+    def build(token: str) -> FastAPI:
+        if request.param == "alone":
+            return build_listener(page, token)
+        stage = make_stage(metrics={"token": token})
+        return build_app(replace(stage.parts, metrics=page))
+
+    return build
+
+
+async def get(
+    app: FastAPI, client: tuple[str, int], path: str = "/metrics", **headers: str
+) -> httpx.Response:
+    transport = httpx.ASGITransport(app=app, client=client)
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    async with httpx.AsyncClient(transport=transport, base_url="http://bitel") as http:
+        return await http.get(path, headers=named)
+
+
+@pytest.mark.parametrize("client", [HERE, ("::1", 1), ("127.8.0.1", 1), ("::ffff:127.0.0.1", 1)])
+async def test_without_a_token_this_machine_reads(
+    app_with: Callable[[str], FastAPI], client: tuple[str, int]
+) -> None:
+    answer = await get(app_with(""), client)
+    assert answer.status_code == 200
+    assert answer.content == b"bitel_up 1\n"
+    assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert answer.headers["cache-control"] == "no-store"
+
+
+async def test_without_a_token_nobody_else_does(app_with: Callable[[str], FastAPI]) -> None:
+    app = app_with("")
+    refused = [
+        await get(app, ELSEWHERE),
+        await get(app, ("fe80::1", 1)),
+        await get(app, ("", 1)),
+        await get(app, HERE, x_forwarded_for="127.0.0.1"),
+        await get(app, HERE, forwarded="for=192.0.2.7"),
+        await get(app, HERE, x_real_ip="192.0.2.7"),
+    ]
+    assert {each.status_code for each in refused} == {403}
+    assert {each.json()["error"] for each in refused} == {"Forbidden"}
+
+
+@pytest.mark.parametrize("client", [HERE, ELSEWHERE])
+async def test_with_a_token_whoever_has_it_reads(
+    app_with: Callable[[str], FastAPI], client: tuple[str, int]
+) -> None:
+    app = app_with("s3cret")
+    for value in ("Bearer s3cret", "bearer  s3cret"):
+        assert (await get(app, client, authorization=value)).status_code == 200
+    wrong: list[dict[str, Any]] = [
+        {},
+        {"authorization": "Bearer"},
+        {"authorization": "Bearer s3cre"},
+        {"authorization": "Basic s3cret"},
+        {"authorization": "s3cret"},
+    ]
+    for headers in wrong:
+        answer = await get(app, client, **headers)
+        assert answer.status_code == 401
+        assert answer.json()["error"] == "Unauthorized"
+
+
+async def test_where_there_is_no_page(make_stage: Callable[..., Stage]) -> None:
+    answer = await get(make_stage().app, HERE)
+    assert (answer.status_code, answer.json()["error"]) == (404, "NotFound")
+
+
+async def test_a_listener_answers_nothing_else() -> None:
+    app = build_listener(page, "")
+    for path in ("/", "/docs", "/openapi.json", "/api/v2/servers"):
+        assert (await get(app, HERE, path)).status_code == 404

@@ -1,0 +1,169 @@
+"""A project with a recording over a real store, and a dialer that follows a script."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+
+from bitel.calls.call import Call, Lane, NewCall
+from bitel.calls.ids import new_id
+from bitel.calls.outcome import Attempted, Outcome
+from bitel.calls.tariff import Rate, Tariff
+from bitel.dialing.dialer import Heard, Order
+from bitel.dialing.dispatcher import Dispatcher, Limits
+from bitel.dialing.pressure import Strain
+from bitel.store import calls, placing, projects, recordings
+from bitel.store.database import Database
+
+TARIFF = Tariff((Rate("+98", Decimal(60), increment=1),))
+RING_TIMEOUT = 45.0
+
+
+@dataclass
+class Clock:
+    now: float = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class ScriptedDialer:
+    """Ends each attempt as the next word of its script says; ANSWERED lasts `talk` seconds."""
+
+    clock: Clock
+    script: list[Outcome]
+    talk: float = 10.0
+    hold: asyncio.Event | None = None
+    orders: list[Order] = field(default_factory=list)
+    busiest: int = 0
+    called_off: set[str] = field(default_factory=set)
+    up: bool = True
+    _now_busy: int = 0
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def dial(self, order: Order, heard: Heard) -> Attempted:
+        self.orders.append(order)
+        self._now_busy += 1
+        self.busiest = max(self.busiest, self._now_busy)
+        try:
+            return await self._dial(order, heard)
+        finally:
+            self._now_busy -= 1
+
+    async def _dial(self, order: Order, heard: Heard) -> Attempted:
+        started_at = self.clock()
+        if self.hold is not None:
+            await self.hold.wait()
+        if order.attempt_id in self.called_off:
+            return Attempted(Outcome.CALLED_OFF, started_at, self.clock())
+        outcome = self.script.pop(0) if len(self.script) > 1 else self.script[0]
+        if outcome is not Outcome.ANSWERED:
+            return Attempted(outcome, started_at, self.clock(), detail="as scripted")
+        answered_at = self.clock()
+        if not await heard(answered_at):
+            return Attempted(Outcome.TRUNK_TROUBLE, started_at, self.clock())
+        return Attempted(outcome, started_at, answered_at + self.talk, answered_at)
+
+    def call_off(self, attempt_id: str) -> None:
+        self.called_off.add(attempt_id)
+        if self.hold is not None:
+            self.hold.set()
+
+
+class Play:
+    """A project with a recording, and a dispatcher over its database."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self.database = database
+        self.clock = clock
+        self.project_id = ""
+        self.recording_id = new_id(clock())
+
+    async def set_up(self) -> None:
+        project = await self.database.write(
+            lambda conn: projects.create(conn, "acme", self.clock())
+        )
+        self.project_id = project.id
+        recording = recordings.Recording(
+            self.recording_id, project.id, "hello", 10.0, 1000, self.clock()
+        )
+        await self.database.write(lambda conn: recordings.add(conn, recording))
+
+    async def place(
+        self,
+        count: int = 1,
+        lane: Lane = Lane.SINGLE,
+        project_id: str | None = None,
+        **terms: float,
+    ) -> list[str]:
+        now = self.clock()
+        otp = lane is Lane.OTP
+        new = [
+            NewCall(
+                id=new_id(now),
+                project_id=project_id or self.project_id,
+                dialer_id="main",
+                phone_number=f"0912{n:07}",
+                e164=f"+98912{n:07}",
+                recording_id=None if otp or project_id else self.recording_id,
+                lane=lane,
+                digits="123" if otp or project_id else "",
+                retry_count=int(terms.get("retries", 1)),
+                retry_interval=int(terms.get("interval", 60)),
+                requested_at=now,
+                expires_at=now + terms.get("time_to_live", 14400),
+            )
+            for n in range(count)
+        ]
+        await self.database.write(lambda conn: placing.place(conn, new))
+        return [call.id for call in new]
+
+    async def call(self, call_id: str) -> Call:
+        found = await self.database.read(lambda conn: calls.find(conn, self.project_id, call_id))
+        assert found is not None
+        return found
+
+    def dispatcher(
+        self,
+        dialer: ScriptedDialer,
+        channels: int = 100,
+        pace: float = 1000.0,
+        otp_channels: int = 0,
+        strain: Callable[[], Strain] = Strain,
+    ) -> Dispatcher:
+        return Dispatcher(
+            "main",
+            "worker-1",
+            dialer,
+            Limits(channels, pace, RING_TIMEOUT, otp_channels),
+            self.database,
+            TARIFF,
+            self.clock,
+            strain=strain,
+        )
+
+    async def until(self, ready: Callable[[Sequence[Call]], bool], ids: Sequence[str]) -> None:
+        async with asyncio.timeout(10.0):
+            while not ready([await self.call(call_id) for call_id in ids]):
+                await asyncio.sleep(0.01)
+
+    async def until_over(self, ids: Sequence[str]) -> None:
+        await self.until(lambda found: all(call.status.final for call in found), ids)
+
+
+@contextlib.asynccontextmanager
+async def at_work(dispatcher: Dispatcher) -> AsyncIterator[None]:
+    await dispatcher.take_over()
+    task = asyncio.create_task(dispatcher.run())
+    try:
+        yield
+    finally:
+        await dispatcher.drain(5.0)
+        await task

@@ -1,0 +1,75 @@
+"""Under pressure the dispatcher claims nothing, and what runs goes on."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import structlog
+
+from bitel.calls.call import CallStatus, Lane
+from bitel.calls.outcome import Outcome
+from bitel.dialing.pressure import CALM, Strain
+from bitel.store.database import Database
+from tests.dialing.scripted import Clock, Play, ScriptedDialer, at_work
+
+
+@pytest.fixture
+async def play(database: Database) -> Play:
+    made = Play(database, Clock())
+    await made.set_up()
+    return made
+
+
+async def test_under_pressure_nothing_is_claimed_and_the_queue_stays(play: Play) -> None:
+    strain = Strain(packets_late=30.0)
+    dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED])
+    dispatcher = play.dispatcher(dialer, strain=lambda: strain)
+    ids = await play.place(3)
+    ids += await play.place(1, Lane.OTP)
+    with structlog.testing.capture_logs() as logs:
+        async with at_work(dispatcher):
+            for _ in range(3):
+                dispatcher.ring()
+                await asyncio.sleep(0.1)
+            assert dispatcher.pressure.signs == {"late packets"}
+            assert dialer.orders == []
+            assert {(await play.call(each)).status for each in ids} == {CallStatus.WAITING}
+            strain = Strain()
+            for _ in range(2):
+                dispatcher.ring()
+                await asyncio.sleep(0.1)
+                play.clock.now += CALM
+            dispatcher.ring()
+            await play.until_over(ids)
+    told = [log for log in logs if log["event"].startswith("claiming_")]
+    assert [(log["event"], log["log_level"], log.get("signs")) for log in told] == [
+        ("claiming_paused", "warning", "late packets"),
+        ("claiming_resumed", "info", None),
+    ]
+    assert dispatcher.figures.claimed == 4
+    assert dispatcher.figures.answered == 4
+    assert dispatcher.figures.ended == {Outcome.ANSWERED: 4}
+    assert dispatcher.pressure.seconds(play.clock()) >= CALM
+
+
+async def test_calls_that_run_are_not_touched_by_pressure(play: Play) -> None:
+    strain = Strain()
+    hold = asyncio.Event()
+    dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED], hold=hold)
+    dispatcher = play.dispatcher(dialer, channels=1, strain=lambda: strain)
+    ids = await play.place(2)
+    async with at_work(dispatcher):
+        async with asyncio.timeout(10.0):
+            while not dialer.orders:
+                await asyncio.sleep(0.01)
+        strain = Strain(loop_late=500.0)
+        hold.set()
+        # Which of two equal calls is the first is not said.
+        first = dialer.orders[0].call_id
+        [second] = set(ids) - {first}
+        await play.until_over([first])
+        dispatcher.ring()
+        await asyncio.sleep(0.1)
+        assert (await play.call(first)).status is CallStatus.NORMAL
+        assert (await play.call(second)).status is CallStatus.WAITING
