@@ -16,8 +16,9 @@ class Batcher(Generic[Item]):
     """Hands items to `flush` in batches, in order, one batch at a time.
 
     After each batch it rests for `rest` seconds, unless more wait than go into one: where many
-    come, they share a write, and one that comes alone does not wait. `flush` returns for each item of the batch whether it took effect; that, or the exception that
-    it raised, is what each `put` of that batch returns.
+    come, they share a write, and one that comes alone does not wait. `flush` returns for each item
+    of the batch whether it took effect; that, or the exception that it raised, is what each `put`
+    of that batch returns.
     """
 
     def __init__(
