@@ -27,9 +27,9 @@ format:
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-bench: ## calls set up a second, and CPU per running call
+bench: ## every figure of docs/performance.md, one bench after the other
 	@scripts/setup dev
-	@$(PY) -m bench.calls $(ARGS)
+	@$(PY) -m bench $(ARGS)
 
 lock: ## resolve the requirements anew
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --upgrade --extra postgres --extra speech --group build -o requirements/run.txt pyproject.toml

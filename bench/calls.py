@@ -311,6 +311,7 @@ def _sipp_uac(carrier: Sipp) -> tuple[float, float]:
     host, port = carrier.address
     with tempfile.TemporaryDirectory(prefix="bitel-bench-") as folder:
         command = ["sipp", "-sn", "uac", f"{host}:{port}", "-i", host, "-d", "200", "-nostdin"]
+        command += ["-buff_size", "4194304"]
         command += ["-r", "10000", "-l", str(PEER_AT_ONCE), "-m", str(PEER_CALLS)]
         began = time.monotonic()
         with (Path(folder) / "screen").open("wb") as screen:

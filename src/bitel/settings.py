@@ -184,7 +184,7 @@ class LimitSettings(Section):
 
 
 class MetricsSettings(Section):
-    """Who may read `/metrics`, and where. They name dialers and trunks, never projects or people."""
+    """Who may read `/metrics`, and where; it names dialers and trunks, never projects or people."""
 
     enabled: bool = True
     """Whether `/metrics` is answered, beside the API and outside of `/api`."""

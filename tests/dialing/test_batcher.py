@@ -70,3 +70,17 @@ async def test_an_item_whose_caller_went_away_hurts_nobody() -> None:
         await gone
     sink.open.set()
     assert await stays
+
+
+async def test_after_a_write_it_rests_and_what_comes_meanwhile_goes_together() -> None:
+    sink = Sink()
+    sink.open.set()
+    batcher = Batcher(sink.flush, rest=0.02)
+    await batcher.put(0)  # at once: nothing was written before
+    late = []
+    for number in (1, 2, 3):
+        late.append(asyncio.create_task(batcher.put(number)))
+        await asyncio.sleep(0)
+    assert sink.batches == [[0]]
+    await asyncio.gather(*late)
+    assert sink.batches == [[0], [1, 2, 3]]

@@ -6,6 +6,7 @@ The demo plays on it, and so do the tests that kill and restart a real service.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -122,7 +123,11 @@ class Stage:
     def start_service(self) -> None:
         """Start the service and wait until it answers."""
         self.service = self._start("serve", f"--config={self.config}")
-        self._wait_until("the service answers", self.service, self._service_answers)
+        # One client for all tries: it prepares for TLS when it is made, which takes far longer
+        # than asking does.
+        with httpx.Client(base_url=self.url, timeout=2.0) as http:
+            answers = functools.partial(_answers, http)
+            self._wait_until("the service answers", self.service, answers)
 
     def stop_service(self, timeout: float = 60.0) -> int:
         """SIGTERM; the exit status once it has drained."""
@@ -179,12 +184,6 @@ class Stage:
                 raise StageError(f"{what} not, after all; see the logs in {self.folder}")
             time.sleep(0.02)  # another process is waited for, and no clock of ours drives it
 
-    def _service_answers(self) -> bool:
-        try:
-            return httpx.get(f"{self.url}/healthz", timeout=2.0).status_code == 200
-        except httpx.HTTPError:
-            return False
-
     def _phone_answers(self) -> bool:
         """Whether the phone answers an OPTIONS, as a carrier would ask it."""
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -223,6 +222,13 @@ class Stage:
             *(f"{key} = {_toml(value)}" for key, value in dialer.items()),
         ]
         return "\n".join(lines) + "\n"
+
+
+def _answers(http: httpx.Client) -> bool:
+    try:
+        return http.get("/healthz").status_code == 200
+    except httpx.HTTPError:
+        return False
 
 
 def _toml(value: Any) -> str:

@@ -17,13 +17,13 @@ class Asker:
 
     def __init__(self, transport: SipTransport) -> None:
         self._transport = transport
-        self._waiting: dict[str, asyncio.Future[RequestDone]] = {}
+        self._waiting: dict[str, tuple[int, asyncio.Future[RequestDone]]] = {}
 
     async def ask(self, request: OutgoingRequest) -> RequestDone:
         """Send `request`, and wait for what it comes to: up to 64 × T1, more where challenged."""
         call_id = self._transport.agent.request(request, self._transport.now())
         done: asyncio.Future[RequestDone] = asyncio.get_running_loop().create_future()
-        self._waiting[call_id] = done
+        self._waiting[call_id] = request.cseq or 1, done
         self._transport.flush()
         try:
             return await done
@@ -32,6 +32,8 @@ class Asker:
 
     def receive(self, event: RequestDone) -> None:
         """Hand the answer to whoever waits for it, if anybody still does."""
-        waiting = self._waiting.get(event.call_id)
+        cseq, waiting = self._waiting.get(event.call_id, (0, None))
+        if event.cseq < cseq:
+            return  # about an earlier request of the same Call-ID, which nobody waits for any more
         if waiting is not None and not waiting.done():
             waiting.set_result(event)

@@ -161,6 +161,8 @@ class SipTrunkDialer:
                 self._watch.over(order, attempted)
             self._streamer.release_port(port)
             if attempt.leg is not None:
+                # Nothing to do where it has ended; whatever has gone wrong, nobody is left on it.
+                self._hang_up(attempt.leg)
                 self._legs.pop(attempt.leg.call_id, None)
             del self._attempts[order.attempt_id]
 

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import dns.asyncresolver
 import dns.exception
+import dns.name
 import dns.resolver
 import structlog
 
@@ -206,6 +207,8 @@ class Targets:
     async def _servers(self, trunk: Trunk, service: _Service) -> tuple[tuple[Server, ...], float]:
         """The servers of a service; none where it has no SRV records."""
         records, least = await self._records(service.name, "SRV")
+        # A target of "." says that there is no such service (RFC 2782).
+        records = [record for record in records if record.target != dns.name.root]
         records = sorted(records, key=lambda record: record.priority)[:MOST_RECORDS]
         names = [record.target.to_text(omit_final_dot=True) for record in records]
         answers = await asyncio.gather(

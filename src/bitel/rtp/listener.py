@@ -191,8 +191,8 @@ class Listener:
         if header.payload_type in _RTCP_KINDS:
             return
         ear = port.whose(source)
-        if ear is None:
-            return
+        if ear is None or not source[1]:
+            return  # a packet may claim to come from port 0, to which none can be sent
         if ear.far != source:
             port.place(ear, source)
             self._latch(ear.stream, source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from dataclasses import dataclass
 
 LOOK_EVERY = 10.0  # seconds at most, so that streams that are over are soon out of the heap
@@ -55,4 +56,6 @@ class Silence:
         return fallen
 
     def _plan(self, stream: int, due: float, now: float) -> None:
-        heapq.heappush(self._due, (min(due, now + LOOK_EVERY), stream))
+        # Never now again: rounding may have it due before its patience is quite over.
+        later = max(min(due, now + LOOK_EVERY), math.nextafter(now, math.inf))
+        heapq.heappush(self._due, (later, stream))

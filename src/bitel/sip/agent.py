@@ -95,6 +95,12 @@ class UserAgent:
         self._core.outbox.clear()
         return waiting
 
+    def taken_back(self) -> list[tuple[bytes, Address]]:
+        """What must not leave any more, where it still waits for a connection to be made."""
+        taken_back = list(self._core.taken_back)
+        self._core.taken_back.clear()
+        return taken_back
+
     def next_timer(self) -> float | None:
         """When to call `handle_timer`; None while there is nothing to wait for."""
         return self._core.timers.next()

@@ -135,15 +135,18 @@ class ClientTransaction:
             self._resent = True
             self._core.retransmissions += 1
             self._core.send(self._data, self.destination)
-        elif self._by_udp is not None and not self._silenced:
-            self._go_by_udp(self._by_udp, now)
-        else:
-            self._step(Stimulus.TRANSPORT_FAILED, now)
+            return
+        if self._by_udp is not None and (self._resent or not lost):
+            self._core.miss_tcp(self._by_udp, now)
+            # Should it have arrived by TCP, it would be another request under its new branch.
+            if not self._resent and not self._silenced:
+                self._go_by_udp(self._by_udp, now)
+                return
+        self._step(Stimulus.TRANSPORT_FAILED, now)
 
     def _go_by_udp(self, destination: Address, now: float) -> None:
         core = self._core
         self._by_udp = None
-        core.miss_tcp(destination, now)
         self._enter(State.TERMINATED)
         request = replace(self.request, via=core.new_via(Transport.UDP))
         self._begin(request, request.to_bytes(), destination, now)
@@ -152,6 +155,8 @@ class ClientTransaction:
         """Send the request no more, but go on waiting for what answers it."""
         self._silenced = True
         self._core.timers.stop(self._repeating)
+        if self.destination.transport is not Transport.UDP:
+            self._core.taken_back.append((self._data, self.destination))
 
     def abandon(self) -> None:
         """Forget the request without telling its user."""

@@ -57,6 +57,7 @@ class Core:
         "retransmissions",
         "rng",
         "server_transactions",
+        "taken_back",
         "timers",
         "unanswered",
         "user_agent",
@@ -68,6 +69,8 @@ class Core:
         self.rng = rng
         self.timers = Timers()
         self.outbox: deque[tuple[bytes, Address]] = deque()
+        # Messages that are not to leave any more, should they still wait for a connection.
+        self.taken_back: deque[tuple[bytes, Address]] = deque(maxlen=config.max_queued_datagrams)
         self.events: deque[Event] = deque()
         self.calls: dict[str, Call] = {}
         self.client_transactions: dict[tuple[str, str], ClientTransaction] = {}

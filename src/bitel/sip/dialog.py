@@ -32,6 +32,7 @@ class Dialog:
         "_remote_value",
         "_routes",
         "call_id",
+        "domain",
         "fallback",
         "local_cseq",
         "local_tag",
@@ -56,6 +57,7 @@ class Dialog:
         self._routes = routes
         self.target = target
         self.fallback = fallback
+        self.domain = fallback.domain
         self.local_cseq, self.remote_cseq = cseqs
 
     @classmethod
@@ -146,8 +148,9 @@ class Dialog:
         found = ip_address_of(hop, fallback.transport)
         if found is None:
             return fallback
-        # Whoever it is, it speaks for whom we have been talking to, and must prove that.
-        return found._replace(domain=fallback.domain) if found.transport is TLS else found
+        # Whoever it is, it speaks for whom we have been talking to from the start, and must prove
+        # that; a request over a connection of the far end's own says nothing about it.
+        return found._replace(domain=self.domain) if found.transport is TLS else found
 
     def _way(self) -> tuple[str, tuple[str, ...], str]:
         """Request-URI, Route values, and the URI of the next hop (§12.2.1.1)."""

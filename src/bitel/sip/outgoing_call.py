@@ -13,7 +13,7 @@ from bitel.sip.dialog import Dialog
 from bitel.sip.digest import Credentials
 from bitel.sip.early_dialog import EarlyDialog, rseq_of
 from bitel.sip.events import Answered, Failed, Provisional, Why
-from bitel.sip.grammar import Address
+from bitel.sip.grammar import Address, Transport
 from bitel.sip.message import PHRASES, Request, Response, printable
 from bitel.sip.reason import q850_cause
 from bitel.sip.redirect import redirected_to, retry_after_of
@@ -24,6 +24,7 @@ from bitel.sip.session import Session, StrayBye, send_bye
 from bitel.sip.session_timer import MAX_RAISES, min_se_of
 from bitel.sip.timers import Timer
 
+UDP = Transport.UDP
 MAX_FORKS = 8
 """How many of the phones that a proxy rang at once are dealt with; others are left alone."""
 
@@ -263,7 +264,7 @@ class OutgoingCall:
         if rseq is None or not tag:
             return
         if tag not in self._early and len(self._early) < MAX_FORKS:
-            dialog = Dialog.of_caller(self._last_request, response, source)
+            dialog = self._dialog_of(response, source)
             self._early[tag] = EarlyDialog(self._core, dialog, self._authentication_in(dialog))
         if tag in self._early:
             self._early[tag].acknowledge(response, rseq, now)
@@ -288,7 +289,7 @@ class OutgoingCall:
             return
         if len(self._acks) >= MAX_FORKS:
             return
-        dialog = Dialog.of_caller(self._last_request, response, source)
+        dialog = self._dialog_of(response, source)
         early = self._early.get(response.to_tag)
         if early is not None:
             dialog.local_cseq = early.dialog.local_cseq
@@ -318,6 +319,15 @@ class OutgoingCall:
             session.refresh.take_response(response, now)
             self._core.calls[self.call_id] = session
             self._core.events.append(Answered(self.call_id, answer))
+
+    def _dialog_of(self, response: Response, source: Address) -> Dialog:
+        wanted = self._invitation.destination
+        if wanted.transport is UDP and source.transport is not UDP:
+            source = wanted  # only the INVITE was too long for it
+        dialog = Dialog.of_caller(self._last_request, response, source)
+        # Also where the answer came over a connection of the far end's own.
+        dialog.domain = wanted.domain
+        return dialog
 
     def _is_usable(self, answer: SessionDescription | None) -> bool:
         if answer is None:

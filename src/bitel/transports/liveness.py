@@ -16,8 +16,8 @@ class StreamLimits:
     answered one has `pong_within` for the next. A connection without a message for `idle` is
     closed: longer than a session lasts without a refresh (half of RFC 4028's 1800 s). `unsent`
     bytes may wait for a far end that does not read, and as many for a connection being made.
-    `opened` counts connections of ours, `accepted` and `per_source` those of others. All of it is
-    looked at every `look_every`.
+    `opened` counts connections of ours, `answering` those that were opened only for a response,
+    `accepted` and `per_source` those of others. All of it is looked at every `look_every`.
     """
 
     connecting: float = 5.0
@@ -28,6 +28,7 @@ class StreamLimits:
     idle: float = 2000.0
     unsent: int = 1024 * 1024
     opened: int = 1000
+    answering: int = 50
     accepted: int = 1000
     per_source: int = 50
     look_every: float = 5.0

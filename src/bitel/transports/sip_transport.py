@@ -163,6 +163,8 @@ class SipTransport:
         self._run_turn()
 
     def _send_all(self) -> None:
+        for data, destination in self.agent.taken_back():
+            self._streams.take_back(data, destination)
         for data, destination in self.agent.datagrams_to_send():
             if self._tap is not None:
                 self._tap("out", data, destination, time.time())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+from contextlib import ExitStack
 from typing import Protocol
 
 from bitel.sip.framing import FramingError
@@ -58,6 +59,8 @@ class Streams:
         self._loop = asyncio.get_running_loop()
         self._connections: dict[Address, Connection] = {}
         self._aliases: dict[Address, Connection] = {}
+        # Those that were opened for a response, as any stranger can make us do.
+        self._answering: set[Address] = set()
         self._waiting: dict[Address, list[bytes]] = {}
         self._attempts: dict[Address, asyncio.Task[None]] = {}
         self._paused_until: dict[Address, float] = {}
@@ -71,7 +74,8 @@ class Streams:
     def send(self, data: bytes, destination: Address) -> None:
         """Send over the connection to `destination`; where there is none, over a new one."""
         connection = self._find(destination)
-        if connection is None and data.startswith(_RESPONSE):
+        is_response = connection is None and data.startswith(_RESPONSE)
+        if is_response:
             route = response_route(data, destination)
             if route is None:
                 return
@@ -81,8 +85,17 @@ class Streams:
             connection.send(data)
         elif destination in self._waiting:
             self._wait(data, destination)
-        else:
+        elif not is_response:
             self._open(data, destination)
+        elif len(self._answering) < self._limits.answering:
+            self._answering.add(destination)
+            self._open(data, destination)
+
+    def take_back(self, data: bytes, destination: Address) -> None:
+        """Have a message not leave that still waits for its connection."""
+        waiting = self._waiting.get(destination, [])
+        if data in waiting:
+            waiting.remove(data)
 
     async def close(self) -> None:
         """Close every connection, after what is queued, for which there is a second."""
@@ -108,8 +121,11 @@ class Streams:
     def _open(self, data: bytes, destination: Address) -> None:
         now = self._loop.time()
         ours = len(self._attempts) + sum(each.ours for each in self._connections.values())
+        full = ours - len(self._answering) >= self._limits.opened
+        full = full and destination not in self._answering
         paused = self._paused_until.get(destination, 0.0) > now
-        if paused or ours >= self._limits.opened or self._closed:
+        if paused or full or self._closed:
+            self._answering.discard(destination)
             self._user.stream_failed(destination, lost=False)
             return
         self._waiting[destination] = [data]
@@ -130,12 +146,17 @@ class Streams:
             async with asyncio.timeout(self._limits.connecting):
                 leave_from = self._tls_port if is_tls else 0
                 sock = await connected_socket(destination, self._local, leave_from)
-                await self._loop.create_connection(
-                    lambda: Connection(self, destination, self._limits, ours=True),
-                    sock=sock,
-                    ssl=self._context if is_tls else None,
-                    server_hostname=(destination.domain or destination.host) if is_tls else None,
-                )
+                with ExitStack() as undo:
+                    undo.enter_context(sock)
+                    await self._loop.create_connection(
+                        lambda: Connection(self, destination, self._limits, ours=True),
+                        sock=sock,
+                        ssl=self._context if is_tls else None,
+                        server_hostname=(destination.domain or destination.host)
+                        if is_tls
+                        else None,
+                    )
+                    undo.pop_all()
         # ValueError: files that can't be used, or a name that no certificate can bear.
         except (OSError, ValueError) as error:
             self._failed(destination, error)
@@ -151,6 +172,7 @@ class Streams:
             del self._paused_until[next(iter(self._paused_until))]
         self._paused_until[destination] = self._loop.time() + self._limits.pause
         self._waiting.pop(destination, None)
+        self._answering.discard(destination)
         self._user.stream_failed(destination, lost=False)
 
     # What connections tell
@@ -179,14 +201,16 @@ class Streams:
         logger.info("the stream from %s is no SIP any more: %s", connection.address.host, fault)
         if fault.head:
             self._user.stream_unframed(fault.head, connection.address)
-        # The answer to it leaves in the turn that is due before this.
-        self._loop.call_soon(connection.close)
+        # The answer to it leaves in the turn that is due before this. Who is not answered need not
+        # be waited for: what it still owes us an answer to is asked again over a new connection.
+        self._loop.call_soon(connection.abort if connection.ours else connection.close)
 
     def connection_lost(self, connection: Connection) -> None:
         for alias in [key for key, each in self._aliases.items() if each is connection]:
             del self._aliases[alias]
         if self._connections.get(connection.address) is connection:
             del self._connections[connection.address]
+            self._answering.discard(connection.address)
             if not self._closed:
                 self._user.stream_failed(connection.address, lost=True)
 

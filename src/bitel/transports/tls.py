@@ -40,6 +40,7 @@ class TlsFiles:
             return None
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.options |= ssl.OP_NO_RENEGOTIATION  # each would cost us more than who asks for it
         self._show(context)
         if self.ask_clients:
             if self.ca is None:
