@@ -29,7 +29,9 @@ async def connected_socket(destination: Address, host: str | None, port: int) ->
 
 async def _connected(destination: Address, host: str | None, port: int) -> socket.socket:
     is_ipv6 = ":" in destination.host
-    sock = socket.socket(socket.AF_INET6 if is_ipv6 else socket.AF_INET, socket.SOCK_STREAM)
+    sock = socket.socket(
+        socket.AF_INET6 if is_ipv6 else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP
+    )
     try:
         sock.setblocking(False)
         if port:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import socket
 import ssl
@@ -30,16 +31,24 @@ class Door:
 
     def enter(self, host: str) -> bool:
         """Let one more of `host` in; False where there are enough."""
-        inside, limits = self._inside, self._limits
+        inside, limits, host = self._inside, self._limits, _whose(host)
         if inside.total() >= limits.accepted or inside[host] >= limits.per_source:
             return False
         inside[host] += 1
         return True
 
     def leave(self, host: str) -> None:
+        host = _whose(host)
         self._inside[host] -= 1
         if not self._inside[host]:
             del self._inside[host]
+
+
+def _whose(host: str) -> str:
+    """Whom connections are counted by: with IPv6 a network of 2^64 addresses is one customer's."""
+    if ":" not in host:
+        return host
+    return str(ipaddress.IPv6Address(int(ipaddress.IPv6Address(host)) >> 64 << 64))
 
 
 class Listener:
@@ -122,7 +131,11 @@ class Listener:
 
 def listening_socket(bind: HostPort) -> socket.socket:
     """A TCP socket that listens at `bind`, an IP address and a port. Raises OSError."""
-    sock = socket.socket(socket.AF_INET6 if ":" in bind[0] else socket.AF_INET, socket.SOCK_STREAM)
+    sock = socket.socket(
+        socket.AF_INET6 if ":" in bind[0] else socket.AF_INET,
+        socket.SOCK_STREAM,
+        socket.IPPROTO_TCP,
+    )
     try:
         sock.setblocking(False)
         # Connections of the last run that are not quite over must not stop this one.
