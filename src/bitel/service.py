@@ -179,7 +179,7 @@ def _dialer(
 
     def strain() -> Strain:
         packets_late = lateness.now(trunk.streamer.stats())
-        return Strain(packets_late, lag.mean * 1000, database.writes_waiting)
+        return Strain(packets_late, lag.mean * 1000, database.writes_waiting, trunk.behind * 1000)
 
     dispatcher = Dispatcher(
         dialer.id,

@@ -124,14 +124,22 @@ def test_nobody_is_held_for_ever(loop: FakeLoop) -> None:
     assert Patience().hold == LONGEST_HOLD
 
 
-def test_each_hold_has_its_own_time(loop: FakeLoop) -> None:
+def test_nor_by_letting_go_for_a_moment_each_time(loop: FakeLoop) -> None:
     stage = Stage(loop, "inactive")
     for _ in range(3):
-        loop.advance(50)
+        loop.advance(19)
         stage.change("sendrecv")
         loop.advance(50)
         stage.change("inactive")
     assert not stage.talk.over.done()
+    loop.advance(3)
+    assert stage.talk.over.done()
+    assert stage.talk.why == "the far end held the call for 60 s"
+
+
+def test_a_hold_that_is_over_is_waited_for_no_longer(loop: FakeLoop) -> None:
+    stage = Stage(loop, "inactive")
+    loop.advance(50)
     stage.talk.stop()
     assert stage.talk.why == ""
     assert not loop.timers

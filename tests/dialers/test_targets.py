@@ -292,6 +292,13 @@ async def test_without_naptr_tcp_after_udp(zone: Zone, targets: Targets) -> None
     assert zone.asked["_sip._udp.carrier.test", "SRV"] == 1
 
 
+async def test_a_carrier_may_say_that_it_has_no_udp(zone: Zone, targets: Targets) -> None:
+    zone.add("_sip._udp.carrier.test", "SRV", "0 0 0 .")
+    zone.add("_sip._tcp.carrier.test", "SRV", "1 1 5099 s1.carrier.test.")
+    zone.add("s1.carrier.test", "A", "192.0.2.1")
+    assert await targets.find(Trunk("carrier.test")) == [Address("192.0.2.1", 5099, TCP)]
+
+
 async def test_a_transport_whose_servers_have_no_address_leaves_the_others(
     zone: Zone, targets: Targets
 ) -> None:

@@ -9,6 +9,7 @@ import structlog
 
 from bitel.calls.call import CallStatus, Lane
 from bitel.calls.outcome import Outcome
+from bitel.dialing.dispatcher import MESSAGES_LATE
 from bitel.dialing.pressure import CALM, Strain
 from bitel.store.database import Database
 from tests.dialing.scripted import Clock, Play, ScriptedDialer, at_work
@@ -73,3 +74,20 @@ async def test_calls_that_run_are_not_touched_by_pressure(play: Play) -> None:
         await asyncio.sleep(0.1)
         assert (await play.call(first)).status is CallStatus.NORMAL
         assert (await play.call(second)).status is CallStatus.WAITING
+
+
+async def test_nothing_is_claimed_while_messages_wait_and_at_once_when_they_are_read(
+    play: Play,
+) -> None:
+    strain = Strain(messages_late=MESSAGES_LATE + 1)
+    dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED])
+    dispatcher = play.dispatcher(dialer, strain=lambda: strain)
+    ids = await play.place(2)
+    async with at_work(dispatcher):
+        await asyncio.sleep(0.2)
+        assert dialer.orders == []
+        # No sign has to calm down: this is over as soon as it is over, and nobody rings for it.
+        assert not dispatcher.pressure.signs
+        strain = Strain()
+        await play.until_over(ids)
+    assert dispatcher.figures.claimed == 2

@@ -71,6 +71,18 @@ def test_it_is_told_soon_after_the_patience_is_over_and_never_before(
         assert len(silence._due) <= 1
 
 
+def test_a_look_in_the_very_moment_comes_to_an_end() -> None:
+    # In floating point 0.2 + 0.5 - 0.2 is less than 0.5, so that it is due and not silent yet.
+    heard, patience = 0.2, 0.5
+    now = heard + patience
+    assert now - heard < patience
+    silence = Silence()
+    silence.watch(1, patience, 0.0)
+    silence.sign(1, heard)
+    assert silence.fallen(now) == []
+    assert silence.fallen(now + 1e-6) == [1]
+
+
 def test_streams_that_are_over_are_soon_out_of_memory() -> None:
     silence = Silence()
     for stream in range(1000):
@@ -78,6 +90,55 @@ def test_streams_that_are_over_are_soon_out_of_memory() -> None:
         silence.forget(stream)
         silence.fallen(stream * 0.1)
     assert len(silence._due) <= LOOK_EVERY * 10 + 2
+
+
+def test_it_is_not_the_callee_who_is_silent_while_we_do_not_listen() -> None:
+    now = 100.0
+    callees = Callees(Engine(lambda packets, groups: []), lambda: now)
+    ours = [bind_rtp(socket.AF_INET, HOST, 0, keep_one_in(1)) for _ in range(3)]
+    theirs = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    theirs.bind((HOST, 0))
+    for stream, bound in enumerate(ours):
+        callees.listener.open(40 + stream, bound)
+        far_port = theirs.getsockname()[1]
+        callees.add(
+            Play(stream, 40 + stream, HOST, far_port, 8, "alaw", [], 0, 0, 9, 20, True, None, 5.0)
+        )
+
+    def speak_to(bound: list[socket.socket]) -> None:
+        for each in bound:
+            theirs.sendto(RtpHeader(8, 0, 0, 1, marker=True).pack(), each.getsockname())
+
+    speak_to(ours)
+    callees.attend(now + 1)
+    # The process is stopped for longer than our patience, and what came meanwhile waits.
+    now = 110.0
+    speak_to(ours)
+    callees.attend(now - 1)
+    assert callees.fallen_silent() == []
+    # There is time for a single port at each look: all have their turn, and nobody is judged.
+    for _ in range(200):
+        now += 0.05
+        speak_to(ours)
+        callees.attend(now - 1)
+        assert callees.fallen_silent() == []
+    heard = [
+        each.sampled for port in callees.listener._ports.values() for each in port.ears.values()
+    ]
+    assert min(heard) > 0
+    # With time to listen again, who then sends nothing is silent.
+    for _ in range(99):
+        now += 0.05
+        speak_to(ours[:2])
+        callees.attend(now + 1)
+        assert callees.fallen_silent() == []
+    for _ in range(8):
+        now += 0.05
+        speak_to(ours[:2])
+        callees.attend(now + 1)
+    assert Silent(2) in callees.fallen_silent()
+    for each in (*ours, theirs):
+        each.close()
 
 
 def test_reports_are_a_sign_of_life_too() -> None:
@@ -114,6 +175,15 @@ def test_the_more_streams_the_sparser_the_listening(streams: int) -> None:
     assert DENSEST <= count <= SPARSEST
     assert count <= one_in(streams + 1)
     assert count == SPARSEST or streams * 50 / count <= 2000
+
+
+@given(st.integers(0, 100_000), st.floats(10, 600))
+def test_who_is_given_up_for_silence_is_heard_several_times_before(
+    streams: int, patience: float
+) -> None:
+    assert patience * 50 / one_in(streams, patience) >= 4
+    if patience >= 21:
+        assert one_in(streams, patience) == one_in(streams)
 
 
 def test_one_in_a_number_that_is_no_power_of_two_is_refused() -> None:

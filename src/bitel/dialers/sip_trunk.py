@@ -94,6 +94,11 @@ class SipTrunkDialer:
         return self._carriers.trunks()
 
     @property
+    def behind(self) -> float:
+        """Seconds for which SIP messages have been waiting to be read; 0 while none are."""
+        return 0.0 if self._transport is None else self._transport.behind
+
+    @property
     def streamer(self) -> Streamer:
         """The RTP side, for its figures."""
         return self._streamer
@@ -161,8 +166,9 @@ class SipTrunkDialer:
                 self._watch.over(order, attempted)
             self._streamer.release_port(port)
             if attempt.leg is not None:
-                # Nothing to do where it has ended; whatever has gone wrong, nobody is left on it.
-                self._hang_up(attempt.leg)
+                if attempted is None and self._transport is not None:
+                    # Whatever has gone wrong, nobody is left ringing, or on an open line.
+                    self._hang_up(attempt.leg)
                 self._legs.pop(attempt.leg.call_id, None)
             del self._attempts[order.attempt_id]
 

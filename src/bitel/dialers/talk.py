@@ -15,7 +15,7 @@ from bitel.sip import MediaChanged
 from bitel.sip.sdp import DEFAULT_PTIME, Agreed, Direction
 
 LONGEST_HOLD = 600.0
-"""Seconds at a stretch that a far end may hold us: a channel is taken, and the call costs."""
+"""Seconds, all in all, that a far end may hold us: a channel is taken, and the call costs."""
 
 _NOWHERE = ("0.0.0.0", "::")
 _WE_SEND: frozenset[Direction] = frozenset({"sendrecv", "sendonly"})
@@ -26,10 +26,10 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """When a far end is given up, in seconds at a stretch.
+    """When a far end is given up, in seconds.
 
-    `silence`: it is meant to send, did so before, and sends nothing; 0 is forever. `hold`: it
-    holds the call.
+    `silence`: it is meant to send, did so before, and sends nothing at a stretch; 0 is forever.
+    `hold`: it holds the call, all its holds together.
     """
 
     silence: float = 0.0
@@ -44,6 +44,8 @@ class Talk:
     """
 
     __slots__ = (
+        "_held_for",
+        "_held_since",
         "_holding",
         "_loop",
         "_patience",
@@ -60,6 +62,7 @@ class Talk:
         self._loop = asyncio.get_running_loop()
         self._stream = 0
         self._holding: asyncio.TimerHandle | None = None
+        self._held_for = self._held_since = 0.0
         self._sending_since: float | None = None
         self.over: asyncio.Future[StreamReport] = self._loop.create_future()
         self.why = ""
@@ -118,10 +121,14 @@ class Talk:
         if not held and self._holding is not None:
             self._holding.cancel()
             self._holding = None
+            self._held_for += self._loop.time() - self._held_since
         elif held and self._holding is None and not self.over.done():
             patience = self._patience.hold
+            self._held_since = self._loop.time()
             self._holding = self._loop.call_later(
-                patience, self.stop, f"the far end held the call for {patience:.0f} s"
+                max(0.0, patience - self._held_for),
+                self.stop,
+                f"the far end held the call for {patience:.0f} s",
             )
 
     def _fell_silent(self) -> None:

@@ -41,6 +41,10 @@ STALE_CLAIM = 10.0
 REDIAL_MARGIN = 32.0
 """Seconds past the ring time-out for which a forgotten INVITE may still be alive (64 × T1)."""
 
+MESSAGES_LATE = 50.0
+"""Milliseconds that SIP messages may wait before no more calls are begun, until they are read.
+INVITEs whose answers are read later than T1 are sent again, and the more there is to read."""
+
 _POLL = 1.0
 _BEAT = 0.03
 """Seconds between two looks for calls at least: each costs the database as much as 30 calls do."""
@@ -200,8 +204,11 @@ class Dispatcher:
     async def _claim_due(self) -> float:
         """Claim and start what may start now; the seconds until it is worth looking again."""
         now = self._clock()
-        if self._is_held_back(now):
+        strain = self._strain()
+        if self._is_held_back(strain, now):
             return _RELIEF
+        if strain.messages_late > MESSAGES_LATE:
+            return _BEAT
         free = self._limits.max_channels - len(self._running)
         if free <= 0 or not self._dialer.up:
             return _POLL
@@ -228,10 +235,10 @@ class Dispatcher:
             self._last_project[claim.lane] = claim.project_id
         return 0.0 if claimed else _LOOK_AGAIN
 
-    def _is_held_back(self, now: float) -> bool:
+    def _is_held_back(self, strain: Strain, now: float) -> bool:
         """Whether the machine has no room for more calls; they wait in the queue then."""
         pressure = self.pressure
-        if pressure.look(self._strain(), now):
+        if pressure.look(strain, now):
             if pressure.signs:
                 signs = ", ".join(sorted(pressure.signs))
                 log.warning("claiming_paused", dialer=self._dialer_id, signs=signs)

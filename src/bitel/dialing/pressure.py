@@ -28,6 +28,8 @@ class Strain:
     """By how many milliseconds the event loop is late for what is due."""
     writes_waiting: int = 0
     """Units of work that wait for the database's writer."""
+    messages_late: float = 0.0
+    """For how many milliseconds SIP messages have been waiting to be read; 0 while none do."""
 
     def figure(self, sign: Sign) -> float:
         """The figure that `sign` is about."""

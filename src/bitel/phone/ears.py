@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import socket
 import struct
 import sys
@@ -22,6 +23,8 @@ from bitel.rtp.packet import PacketError, RtpHeader
 
 _MAX_DATAGRAM: Final = 2048
 _READS_AT_ONCE: Final = 64
+_PORTS_TRIED: Final = 100
+"""Every second one is even."""
 
 # From asm-generic/socket.h and linux/sock_diag.h; Python's socket module does not name them.
 _SO_ATTACH_FILTER: Final = 26
@@ -42,14 +45,7 @@ class Ear:
         self._on_first = on_first
         self._loop = asyncio.get_running_loop()
         self._read = 0
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.socket(family, socket.SOCK_DGRAM)
-        try:
-            self._socket.setblocking(False)
-            self._socket.bind((host, 0))
-        except OSError:
-            self._socket.close()
-            raise
+        self._socket = _bind_even(host)
         self.port: int = self._socket.getsockname()[1]
         self._loop.add_reader(self._socket, self._on_readable)
 
@@ -83,6 +79,26 @@ class Ear:
 
     def _take(self, datagram: bytes) -> None:
         """Do with an RTP packet what this ear is for."""
+
+
+def _bind_even(host: str) -> socket.socket:
+    """A UDP socket of an even port; the one above is for the call's RTCP (RFC 3550 section 11).
+
+    Were that another call's ear, it would take the reports on this call for audio of its own.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for _ in range(_PORTS_TRIED):
+        bound = socket.socket(family, socket.SOCK_DGRAM)
+        try:
+            bound.setblocking(False)
+            bound.bind((host, 0))
+        except OSError:
+            bound.close()
+            raise
+        if bound.getsockname()[1] % 2 == 0:
+            return bound
+        bound.close()
+    raise OSError(errno.EADDRINUSE, f"no even port of {host} is free")
 
 
 class CountingEar(Ear):

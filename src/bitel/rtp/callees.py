@@ -12,6 +12,8 @@ from bitel.rtp.reporting import Reporting
 from bitel.rtp.silence import Silence
 from bitel.rtp.wire import End, Play, Redirect, Silent
 
+LONGEST_DEAFNESS = 0.5  # seconds without a look at all that has come, that callees don't suffer for
+
 
 class Callees:
     """The callees that are listened to; false where there are none."""
@@ -20,6 +22,7 @@ class Callees:
         self._engine = engine
         self._clock = clock
         self._silence = Silence()
+        self._heard_all_at = clock()
         self.listener = Listener(self._latch, clock, self._silence.sign)
         self.reporting = Reporting(engine.progress, clock, self._silence.sign)
 
@@ -40,9 +43,15 @@ class Callees:
 
     def attend(self, deadline: float) -> None:
         """Reads and reports, until the deadline where that is possible."""
-        self.listener.read(deadline)
+        heard_all = self.listener.read(deadline)
         self.reporting.send(deadline)
         self.reporting.read(deadline)
+        now = self._clock()
+        if now - self._heard_all_at > LONGEST_DEAFNESS:
+            # We were stopped, or are too busy to listen: that must not end calls that go well.
+            self._silence.was_deaf(now)
+        if heard_all:
+            self._heard_all_at = now
 
     def fallen_silent(self) -> list[Silent]:
         """The streams whose callees were heard, and have sent nothing for too long."""

@@ -16,6 +16,7 @@ from functools import cache
 DENSEST = 16  # of the audio packets of a few streams, one in so many is handed up
 SPARSEST = 256
 MOST_A_SECOND = 2000  # packets that should be handed up, of all streams together
+SIGNS_IN_PATIENCE = 4
 A_SECOND = 50  # packets that a callee usually sends
 
 _SO_ATTACH_FILTER = 26  # asm-generic/socket.h; Python's socket module does not name it
@@ -48,10 +49,15 @@ def keep_one_in(count: int) -> bytes:
     )
 
 
-def one_in(streams: int) -> int:
-    """How sparsely so many streams are to be listened to; a count for `keep_one_in`."""
+def one_in(streams: int, patience: float = 0.0) -> int:
+    """How sparsely so many streams are to be listened to; a count for `keep_one_in`.
+
+    Who is given up after `patience` seconds of silence is heard several times within them, lest
+    the loss of single packets look like silence; 0: nobody is.
+    """
+    sparsest = patience * A_SECOND / SIGNS_IN_PATIENCE if patience else SPARSEST
     wanted = DENSEST
-    while wanted < SPARSEST and streams * A_SECOND > MOST_A_SECOND * wanted:
+    while wanted * 4 <= min(sparsest, SPARSEST) and streams * A_SECOND > MOST_A_SECOND * wanted:
         wanted *= 4
     return wanted
 

@@ -122,6 +122,8 @@ class Listener:
         self._selector = selectors.DefaultSelector()
         self._ports: dict[int, _Port] = {}
         self._of_stream: dict[int, _Port] = {}
+        self._first = 0
+        self._patience = 0.0  # the shortest that a stream has had
 
     def __len__(self) -> int:
         return len(self._of_stream)
@@ -139,6 +141,8 @@ class Listener:
         far = normal(command.far_host), command.far_port
         port.place(_Ear(command.stream, far, command.event_type), far)
         self._of_stream[command.stream] = port
+        if command.patience:
+            self._patience = min(command.patience, self._patience or command.patience)
         port.young_until = self._clock() + YOUNG
         self._thin_out(port, DENSEST)
 
@@ -163,12 +167,19 @@ class Listener:
             self._selector.unregister(port.bound)
         return ear.heard()
 
-    def read(self, deadline: float) -> None:
-        """Reads what has arrived, socket by socket until the deadline, and from one at least."""
-        for key, _ in self._selector.select(0):
-            self._read(key.data)
-            if self._clock() >= deadline:
-                return
+    def read(self, deadline: float) -> bool:
+        """Reads what has arrived, socket by socket until the deadline, and from one at least.
+
+        False where there was no time for all of them; the others come first the next time.
+        """
+        ready = [key.data for key, _ in self._selector.select(0)]
+        first = self._first % len(ready) if ready else 0
+        for count, port in enumerate(ready[first:] + ready[:first]):
+            if count and self._clock() >= deadline:
+                self._first = first + count
+                return False
+            self._read(port)
+        return True
 
     def _read(self, port: _Port) -> None:
         bound, now = port.bound, self._clock()
@@ -181,7 +192,7 @@ class Listener:
                 continue  # an ICMP error about what was sent; asking takes it off the socket
             self._take(port, datagram, (source[0], source[1]), now)
         if now >= port.young_until:
-            self._thin_out(port, one_in(len(self._of_stream)))
+            self._thin_out(port, one_in(len(self._of_stream), self._patience))
 
     def _take(self, port: _Port, datagram: bytes, source: tuple[str, int], now: float) -> None:
         try:

@@ -24,6 +24,7 @@ class Silence:
     def __init__(self) -> None:
         self._callees: dict[int, _Callee] = {}
         self._due: list[tuple[float, int]] = []  # a heap
+        self._deaf_until = float("-inf")
 
     def watch(self, stream: int, patience: float, now: float) -> None:
         """`fallen` names this stream when nothing has come for `patience` seconds."""
@@ -35,6 +36,10 @@ class Silence:
         callee = self._callees.get(stream)
         if callee is not None:
             callee.heard_at = now
+
+    def was_deaf(self, now: float) -> None:
+        """Nobody could be heard until now, and that was our fault: nothing follows from it."""
+        self._deaf_until = now
 
     def forget(self, stream: int) -> None:
         """The stream is over."""
@@ -49,6 +54,8 @@ class Silence:
             if callee is None:
                 continue
             since = callee.heard_at
+            if since is not None:
+                since = max(since, self._deaf_until)
             if since is not None and now - since >= callee.patience:
                 fallen.append(stream)
                 since = None

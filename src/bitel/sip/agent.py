@@ -96,7 +96,10 @@ class UserAgent:
         return waiting
 
     def taken_back(self) -> list[tuple[bytes, Address]]:
-        """What must not leave any more, where it still waits for a connection to be made."""
+        """What must not leave any more, where it still waits for a connection to be made.
+
+        Only who keeps messages back for that needs to ask.
+        """
         taken_back = list(self._core.taken_back)
         self._core.taken_back.clear()
         return taken_back

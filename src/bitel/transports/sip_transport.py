@@ -104,6 +104,11 @@ class SipTransport:
             self._listeners.append(Listener(sock, transport, secure, self._streams, door, limits))
         return self
 
+    @property
+    def behind(self) -> float:
+        """Seconds for which datagrams have been waiting to be read; 0 while none are."""
+        return self._udp.behind
+
     def flush(self) -> None:
         """Have what the agent queued sent, and its events handed out, in this turn of the loop.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from contextlib import ExitStack
 from typing import Protocol
 
 from bitel.sip.framing import FramingError
@@ -146,17 +145,13 @@ class Streams:
             async with asyncio.timeout(self._limits.connecting):
                 leave_from = self._tls_port if is_tls else 0
                 sock = await connected_socket(destination, self._local, leave_from)
-                with ExitStack() as undo:
-                    undo.enter_context(sock)
-                    await self._loop.create_connection(
-                        lambda: Connection(self, destination, self._limits, ours=True),
-                        sock=sock,
-                        ssl=self._context if is_tls else None,
-                        server_hostname=(destination.domain or destination.host)
-                        if is_tls
-                        else None,
-                    )
-                    undo.pop_all()
+                # Whatever comes of it, from here on the socket is the loop's to close.
+                await self._loop.create_connection(
+                    lambda: Connection(self, destination, self._limits, ours=True),
+                    sock=sock,
+                    ssl=self._context if is_tls else None,
+                    server_hostname=(destination.domain or destination.host) if is_tls else None,
+                )
         # ValueError: files that can't be used, or a name that no certificate can bear.
         except (OSError, ValueError) as error:
             self._failed(destination, error)
@@ -170,6 +165,7 @@ class Streams:
         logger.warning("no %s connection to %s: %s", destination.transport, place, fault)
         while len(self._paused_until) >= MAX_PAUSED:
             del self._paused_until[next(iter(self._paused_until))]
+        # Also for what the agent has queued by now: its user will give it up, and go elsewhere.
         self._paused_until[destination] = self._loop.time() + self._limits.pause
         self._waiting.pop(destination, None)
         self._answering.discard(destination)

@@ -56,7 +56,13 @@ class UdpSocket:
         self._buffer = bytearray(65536)
         self._unsent: deque[tuple[bytes, Address]] = deque()
         self._closed = False
+        self._behind_since: float | None = None
         self._loop.add_reader(sock.fileno(), self._receive)
+
+    @property
+    def behind(self) -> float:
+        """Seconds for which more datagrams have been waiting than were read in one go; else 0."""
+        return 0.0 if self._behind_since is None else self._loop.time() - self._behind_since
 
     def close(self) -> None:
         """Let go of the socket."""
@@ -86,6 +92,10 @@ class UdpSocket:
                 self._take_errors()
                 continue
             came.append((bytes(memoryview(self._buffer)[:size]), Address(source[0], source[1])))
+        if len(came) < MAX_BATCH:
+            self._behind_since = None
+        elif self._behind_since is None:
+            self._behind_since = self._loop.time()
         self._user.datagrams_came(came)
 
     def _take_errors(self) -> None:
