@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 import uuid
 import warnings
@@ -26,6 +27,10 @@ from bitel.store.database import Database
 from bitel.store.schema import metadata
 
 KINDS = ("sqlite", "postgresql")
+
+# A run starts several hundred processes, and each would compile everything anew.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # How long an example takes is the machine's affair, and it may be busy.
 settings.register_profile("bitel", deadline=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from bitel.cli import main
 from bitel.store.database import Database
@@ -49,15 +51,33 @@ class Shell:
             return database.read_now(work)
 
 
+@pytest.fixture(scope="session")
+def command() -> Callable[[], Any]:
+    """All commands, put together once: a process does so at its start, and takes a while."""
+    return typer.main.get_command(main.app)
+
+
+@pytest.fixture(autouse=True)
+def put_together(command: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(main, "app", command)
+
+
 @pytest.fixture
 def shell(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    sqlite_template: Path,
 ) -> Shell:
     for name in [name for name in os.environ if name.startswith("BITEL_")]:
         monkeypatch.delenv(name)
     monkeypatch.setattr(sys, "argv", [])
     monkeypatch.chdir(tmp_path)
-    return Shell(tmp_path, capsys)
+    made = Shell(tmp_path, capsys)
+    made.data_dir.mkdir(mode=0o700)
+    # Only the first command of a new service has to make its database.
+    shutil.copy(sqlite_template, made.data_dir / "bitel.db")
+    return made
 
 
 class Service:

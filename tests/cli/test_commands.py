@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 
 def test_a_project_and_a_token_print_themselves_and_nothing_else(shell: Shell) -> None:
+    shutil.rmtree(shell.data_dir)  # as on a new machine, where the first command makes it
     project_id = shell.admin("project", "create", "shop")
     assert is_id(project_id)
     token = shell.admin("token", "create", "shop")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -30,8 +31,10 @@ URL = "https://shop.example/calls"
 class Shell:
     """Runs `bitel` on a database of its own, that of a project called shop."""
 
-    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str], template: Path) -> None:
         self.data_dir = folder / "data"
+        self.data_dir.mkdir(mode=0o700)
+        shutil.copy(template, self.data_dir / "bitel.db")
         self.config = folder / "settings.toml"
         self.config.write_text(f'data_dir = "{self.data_dir}"\n')
         self._capsys = capsys
@@ -89,13 +92,16 @@ class Shell:
 
 @pytest.fixture
 def shell(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    sqlite_template: Path,
 ) -> Shell:
     for name in [name for name in os.environ if name.startswith("BITEL_")]:
         monkeypatch.delenv(name)
     monkeypatch.setattr(sys, "argv", [])
     monkeypatch.chdir(tmp_path)
-    return Shell(tmp_path, capsys)
+    return Shell(tmp_path, capsys, sqlite_template)
 
 
 def failed(next_due: float | None, **values: Any) -> Tried:

@@ -11,6 +11,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final, TypeVar
@@ -122,6 +123,8 @@ class Placing:
         self._rounds: Rounds[_Order, _Answer] = Rounds(self._place_round)
         # One thread: it and the event loop take turns with the interpreter, more would crowd it.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="placing")
+        # One batch at a time, or a single call would wait until all that came before it are stored.
+        self._batch = asyncio.Lock()
         self._seconds: OrderedDict[tuple[str, str], float] = OrderedDict()
 
     async def answer_again(self, project: Project, once: Once | None) -> bytes | None:
@@ -219,7 +222,8 @@ class Placing:
     async def _store(self, order: _Order) -> _Answer:
         if order.once is None and order.campaign is None:
             return await self._rounds.ask(order)
-        return await self._parts.database.write(lambda conn: _place(conn, order))
+        async with self._batch if len(order.calls.ids) >= MANY else nullcontext():
+            return await self._parts.database.write(lambda conn: _place(conn, order))
 
     async def _place_round(self, asked: Sequence[_Order]) -> Sequence[_Answer | BitelError]:
         return await self._parts.database.write(lambda conn: _place_many(conn, asked))

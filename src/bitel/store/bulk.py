@@ -229,8 +229,12 @@ def _from_database(kind: TypeEngine[Any], dialect: Dialect, in_json: bool) -> Pr
     if in_json and isinstance(kind, Double):
         return _float
     if in_json and isinstance(kind, Boolean):
-        return bool
+        return _bool
     return None
+
+
+def _bool(number: int | None) -> bool | None:
+    return None if number is None else bool(number)
 
 
 def _float(text: str | None) -> float | None:

@@ -94,8 +94,8 @@ def end_attempts(conn: Connection, ends: Sequence[AttemptEnd]) -> None:
             end.ended_at,
             end.answered_at,
             # What a far end sends must not be what breaks the transaction of others.
-            end.sip_code if end.sip_code in _SIP_CODES else None,
-            end.q850 if end.q850 in _Q850_CAUSES else None,
+            _within(_SIP_CODES, end.sip_code),
+            _within(_Q850_CAUSES, end.q850),
             end.ended_by,
             end.detail,
             *_media_values(end.media),
@@ -105,6 +105,11 @@ def end_attempts(conn: Connection, ends: Sequence[AttemptEnd]) -> None:
     if rows:
         _END_ATTEMPTS.run(conn, {"ended": rows})
         _FORGET_REQUESTS.run(conn, {"over": [(end.attempt_id,) for end in ends]})
+
+
+def _within(allowed: range, code: int | None) -> int | None:
+    # None is asked for first: looking for what is no number, a range is walked through.
+    return code if code is not None and code in allowed else None
 
 
 def _media_values(media: Media | None) -> tuple[Any, ...]:

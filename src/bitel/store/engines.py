@@ -26,10 +26,13 @@ _SCHEMES: Final = {
     "postgresql+psycopg": "postgresql+psycopg",
 }
 
-# A commit that returns is on disk, and no statement waits for ever for a lock or a dead peer.
+# A commit that returns is on disk, and no statement waits for ever for a lock or a dead peer. Plans
+# follow indexes: they are kept, and one that reads a whole table, made while it was small, would be
+# slow for a minute after a batch has come. Compiling them takes longer than most statements.
 _POSTGRES_OPTIONS: Final = (
     "-c synchronous_commit=on -c lock_timeout=10s -c statement_timeout=60s "
-    "-c idle_in_transaction_session_timeout=60s"
+    "-c idle_in_transaction_session_timeout=60s -c enable_seqscan=off "
+    "-c enable_bitmapscan=off -c jit=off"
 )
 
 # Memory-mapped reads stay off: there an I/O error would end the process by SIGBUS.

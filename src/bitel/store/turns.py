@@ -7,15 +7,19 @@ calls are found by one look into the index each, and then share what room there 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
     Connection,
+    FromClause,
+    Select,
     bindparam,
-    exists,
-    literal,
+    literal_column,
     select,
+    true,
     tuple_,
     update,
 )
@@ -61,27 +65,22 @@ def pick(
     of_lane = {"dialer_id": dialer_id, "lane": int(lane), "now": now}
     turns = _turns(conn, {**of_lane, "most": room, "closed": [(one,) for one in closed]}, after)
     last = dict.fromkeys(turns, _BEGINNING)
-    given: Counter[str] = Counter()
+    got: Counter[str] = Counter()
     picked: list[Any] = []
     while turns and len(picked) < room:
-        have_more = []
         # What a project leaves of its share is shared in the next round by those that have more,
         # beginning with those that have got least.
-        each, left_over = divmod(room - len(picked), len(turns))
-        for done, project_id in enumerate(turns):
-            share = each + (done < left_over)
-            if share == 0:
-                have_more += turns[done:]
-                break
-            due_at, call_id = last[project_id]
-            rows = _DUE.rows(conn, {**of_lane, "project_id": project_id, "most": share,
-                                    "last_due": due_at, "last_id": call_id})  # fmt: skip
+        shares = _shares(turns, room - len(picked))
+        found = _due(conn, of_lane, shares, last)
+        for project_id, share in shares.items():
+            rows = found[project_id][:share]
             picked += rows
-            given[project_id] += len(rows)
+            got[project_id] += len(rows)
             if len(rows) == share:
                 last[project_id] = (rows[-1].due_at, rows[-1].id)
-                have_more.append(project_id)
-        turns = sorted(have_more, key=given.__getitem__)
+            else:
+                turns.remove(project_id)
+        turns.sort(key=got.__getitem__)
     return picked
 
 
@@ -105,6 +104,37 @@ def postpone(
     return moved
 
 
+def _shares(turns: Sequence[str], room: int) -> dict[str, int]:
+    """How many calls each may have of `room`; those at the end may get none, and are left out."""
+    each, left_over = divmod(room, len(turns))
+    return {
+        project_id: min(each + (place < left_over), CHUNK)
+        for place, project_id in enumerate(turns if each else turns[:left_over])
+    }
+
+
+def _due(
+    conn: Connection,
+    of_lane: Mapping[str, Any],
+    shares: Mapping[str, int],
+    last: Mapping[str, tuple[float, str]],
+) -> dict[str, list[Any]]:
+    """The calls of these projects that are due after their last, at least each one's share."""
+    asked = [(project_id, *last[project_id]) for project_id in shares]
+    wanted = {**of_lane, "asked": asked, "most": max(shares.values())}
+    found: dict[str, list[Any]] = {project_id: [] for project_id in shares}
+    for row in _DUE[conn.dialect.name].rows(conn, wanted):
+        if row.id is not None:
+            found[row.project_id].append(row)
+    for rows in found.values():
+        rows.sort(key=_order)  # neither database promises one
+    return found
+
+
+def _order(row: Any) -> tuple[float, str]:
+    return row.due_at, row.id
+
+
 def _turns(conn: Connection, wanted: Mapping[str, Any], after: str) -> list[str]:
     turns = [row.value for row in _OPEN_WITH_DUE.rows(conn, {**wanted, "after": ""})]
     if not after:
@@ -117,16 +147,24 @@ def _turns(conn: Connection, wanted: Mapping[str, Any], after: str) -> list[str]
 
 
 _WINDOWS: Final = Query(select(project.c.id, project.c.window).where(has_window))
-_of_lane = (call.c.dialer_id == bindparam("dialer_id"), call.c.lane == bindparam("lane"))
-_waiting = loose.distinct(call.c.project_id, *_of_lane, is_due)
-_WITH_DUE = select(_waiting.c.value).where(
-    exists(
-        select(literal(1)).where(
-            *_of_lane,
-            call.c.project_id == _waiting.c.value,
-            call.c.due_at <= bindparam("now"),
-        )
+_is_of_dialer = call.c.dialer_id == bindparam("dialer_id")
+_lane: BindParameter[int] = bindparam("lane", type_=call.c.lane.type)
+_now: BindParameter[float] = bindparam("now", type_=call.c.due_at.type)
+_waiting = loose.distinct(call.c.project_id, _is_of_dialer, call.c.lane == _lane, is_due)
+# An EXISTS would be a join, and PostgreSQL may read all that waits to make it.
+_first_due_of_project = (
+    select(call.c.due_at)
+    .where(
+        _is_of_dialer,
+        is_due,
+        tuple_(call.c.lane, call.c.project_id) >= tuple_(_lane, _waiting.c.value),
     )
+    .order_by(call.c.lane, call.c.project_id, call.c.due_at)
+    .limit(literal_column("1"))
+    .scalar_subquery()
+)
+_WITH_DUE = select(_waiting.c.value).where(
+    _waiting.c.value.is_not(None), _first_due_of_project <= _now
 )
 _closed = select(given("closed", id=project.c.id.type).c.id)
 _OPEN_WITH_DUE: Final = Query(
@@ -134,44 +172,96 @@ _OPEN_WITH_DUE: Final = Query(
 )
 _CLOSED_WITH_DUE: Final = Query(_WITH_DUE.where(_waiting.c.value.in_(_closed)))
 
-_of_project = (*_of_lane, call.c.project_id == bindparam("project_id"))
-_is_now_due = call.c.due_at <= bindparam("now")
-_DUE: Final = Query(
-    select(
-        call.c.id,
-        call.c.project_id,
-        call.c.lane,
-        call.c.e164,
-        call.c.recording_id,
-        call.c.digits,
-        call.c.repeat_count,
-        call.c.language,
-        call.c.retries_left,
-        call.c.retry_interval,
-        call.c.expires_at,
-        call.c.trouble,
-        call.c.attempts,
-        call.c.due_at,
-        exists(
-            select(literal(1)).where(
-                do_not_call.c.project_id == call.c.project_id,
-                do_not_call.c.e164 == call.c.e164,
-            )
-        ).label("unwanted"),
-    )
-    .where(
-        *_of_project,
-        _is_now_due,
-        tuple_(call.c.due_at, call.c.id) > tuple_(bindparam("last_due"), bindparam("last_id")),
-    )
-    .order_by(call.c.due_at, call.c.id)
-    .limit(bindparam("most"))
-    .with_for_update(skip_locked=True, of=call)
+_asked = given(
+    "asked", project_id=project.c.id.type, last_due=call.c.due_at.type, last_id=call.c.id.type
 )
+_picked_columns = (
+    call.c.id,
+    call.c.project_id,
+    call.c.lane,
+    call.c.e164,
+    call.c.recording_id,
+    call.c.digits,
+    call.c.repeat_count,
+    call.c.language,
+    call.c.retries_left,
+    call.c.retry_interval,
+    call.c.expires_at,
+    call.c.trouble,
+    call.c.attempts,
+    call.c.due_at,
+    select(literal_column("1"))
+    .where(do_not_call.c.project_id == call.c.project_id, do_not_call.c.e164 == call.c.e164)
+    .scalar_subquery()
+    .is_not(None)
+    .label("unwanted"),
+)
+
+
+_BEFORE_ALL: Final[tuple[ColumnElement[Any], ColumnElement[Any]]] = (
+    literal_column("-1"),
+    literal_column("''"),
+)
+
+
+def _queue(
+    one: FromClause,
+    project_id: ColumnElement[Any],
+    last_due: ColumnElement[Any] = _BEFORE_ALL[0],
+    last_id: ColumnElement[Any] = _BEFORE_ALL[1],
+) -> Select[Any]:
+    """What is due of a project, in order, after the last call that is known already.
+
+    With lane and project said to be equal, PostgreSQL takes an index by due time for as good: it
+    would read all that others have waiting, where one project's calls wait behind another's.
+    """
+    return (
+        select()
+        .where(
+            one.c.dialer_id == bindparam("dialer_id"),
+            one.c.due_at.is_not(None),
+            tuple_(one.c.lane, one.c.project_id, one.c.due_at, one.c.id)
+            > tuple_(_lane, project_id, last_due, last_id),
+            tuple_(one.c.lane, one.c.project_id, one.c.due_at) <= tuple_(_lane, project_id, _now),
+        )
+        .order_by(one.c.lane, one.c.project_id, one.c.due_at, one.c.id)
+    )
+
+
+def _due_in_sqlite() -> Select[Any]:
+    # SQLite has no LATERAL. The index alone says which rows; none is read that is not picked.
+    one = call.alias("one")
+    rows = (
+        _queue(one, *_asked.c)
+        .add_columns(literal_column("one.rowid"))
+        .limit(bindparam("most"))
+        .correlate(_asked)
+    )
+    is_next = literal_column("call.rowid").in_(rows)
+    # SQLite begins an outer join on its left, always: with the projects, and not with all calls.
+    return select(*_picked_columns).select_from(_asked.outerjoin(call, is_next))
+
+
+def _due_in_postgresql() -> Select[Any]:
+    # PostgreSQL guesses that a LIMIT it does not know is a tenth of all, and might then read and
+    # sort them. The constant tells it to follow the index, whatever the statistics say. The rows
+    # are locked one by one, as the LIMIT outside asks for them.
+    few = (
+        _queue(call, *_asked.c)
+        .add_columns(*_picked_columns)
+        .limit(literal_column(str(CHUNK)))
+        .with_for_update(skip_locked=True, of=call)
+        .correlate(_asked)
+        .lateral("few")
+    )
+    due = select(few).limit(bindparam("most")).lateral("due")
+    return select(due).select_from(_asked.join(due, true()))
+
+
+_DUE: Final = {"sqlite": Query(_due_in_sqlite()), "postgresql": Query(_due_in_postgresql())}
 _DUE_IDS: Final = Query(
-    select(call.c.id)
-    .where(*_of_project, _is_now_due)
-    .order_by(call.c.due_at, call.c.id)
+    _queue(call, bindparam("project_id"))
+    .add_columns(call.c.id)
     .limit(bindparam("most"))
     .with_for_update(skip_locked=True)
 )
