@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from bitel.api.placing import MANY
 from bitel.calls.call import Lane
 from bitel.calls.ids import is_id
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from tests.api.conftest import Stage
 
 BATCH = "/api/v2/voice/batch"
@@ -274,3 +277,29 @@ async def test_an_unknown_campaign_is_not_found(
         for rest in ("", "/calls") if method == "GET" else ("",):
             answer = await client.request(method, f"/api/v2/voice/campaign/{campaign_id}{rest}")
             assert (answer.status_code, answer.json()["error"]) == (404, "NotFound")
+
+
+async def test_one_batch_is_stored_at_a_time(
+    make_stage: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = make_stage()
+    write, under_way, most = stage.parts.database.write, 0, 0
+
+    async def counted(work: Callable[[Connection], Any]) -> Any:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0.02)  # long enough for the others to come
+        try:
+            return await write(work)
+        finally:
+            under_way -= 1
+
+    monkeypatch.setattr(stage.parts.database, "write", counted)
+    wanted = body(stage, numbers(MANY))
+    async with stage.client() as client:
+        answers = await asyncio.gather(*(client.post(BATCH, json=wanted) for _ in range(4)))
+
+    assert [answer.status_code for answer in answers] == [200] * 4
+    assert most == 1  # a single call waits for one batch, not for all that came before it
+    assert stage.queued() == 4 * MANY
