@@ -223,7 +223,7 @@ def only_query(conn: Connection) -> tuple[float, float]:
 
 def percentiles(name: str, seconds: list[float], limit: float | None = None) -> list[Row]:
     """The middle and the 99th of 100, in milliseconds."""
-    p50, p99 = np.percentile(np.array(seconds) * 1000, [50, 99])
+    p50, p99 = np.percentile(np.array(seconds) * 1000, [50, 99]).tolist()
     bar = None if limit is None else at_most(limit)
     return [Row(f"{name}, p50", p50, "ms"), Row(f"{name}, p99", p99, "ms", bar=bar)]
 
