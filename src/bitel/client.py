@@ -60,7 +60,7 @@ TIMEOUT: Final = httpx.Timeout(30.0, read=120.0)
 """Seconds; an upload is answered only when its recording is decoded."""
 
 LOOK_AGAIN: Final = 0.25
-"""Seconds between two looks at a call that is waited for."""
+"""Seconds between two looks at what is waited for: the API has no way to tell of an end."""
 
 T = TypeVar("T")
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
-import time
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,9 +17,7 @@ from bitel.cli.voices import voice_id
 from bitel.errors import NotFoundError
 
 if TYPE_CHECKING:
-    from bitel.client import Call, Client
-
-SECONDS_BETWEEN_LOOKS = 0.5
+    from bitel.client import Call
 
 
 def call(
@@ -46,7 +44,7 @@ def call(
         placed = client.call(number, played, retry_count=retries, server_id=server)
         if wait:
             with _spinner(f"calling {number}"):
-                placed = _wait(client, placed)
+                placed = client.wait(placed["id"], math.inf)
     _show(placed, as_json)
     if wait and placed["status"] != "NORMAL":
         raise typer.Exit(1)
@@ -76,13 +74,6 @@ def cancel(
             _show(client.cancel(id_), as_json)
         except NotFoundError:
             show_campaign(client.cancel_campaign(id_), as_json)
-
-
-def _wait(client: Client, placed: Call) -> Call:
-    while placed["statusCode"] == 0:
-        time.sleep(SECONDS_BETWEEN_LOOKS)
-        placed = client.status(placed["id"])
-    return placed
 
 
 def _spinner(text: str) -> AbstractContextManager[object]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,8 +20,6 @@ from bitel.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from bitel.client import Campaign, Client
-
-SECONDS_BETWEEN_LOOKS = 1.0
 
 
 def batch(
@@ -127,14 +125,13 @@ def _wait(client: Client, campaign: Campaign) -> Campaign:
             status: progress.add_task(text, total=campaign["total"])
             for status, text in (("", "over"), ("NORMAL", "answered"))
         }
-        while True:
-            over = campaign["total"] - campaign["byStatus"].get("WAITING", 0)
+
+        def show(seen: Campaign) -> None:
+            over = seen["total"] - seen["byStatus"].get("WAITING", 0)
             progress.update(bars[""], completed=over)
-            progress.update(bars["NORMAL"], completed=campaign["byStatus"].get("NORMAL", 0))
-            if campaign["finishedDate"]:
-                return campaign
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-            campaign = client.campaign(campaign["id"])
+            progress.update(bars["NORMAL"], completed=seen["byStatus"].get("NORMAL", 0))
+
+        return client.wait_campaign(campaign["id"], math.inf, show)
 
 
 def show_campaign(campaign: Campaign, as_json: bool) -> None:

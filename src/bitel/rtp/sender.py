@@ -166,7 +166,7 @@ class Sender:
         if pause > MARGIN:
             return True
         if pause > 0:
-            time.sleep(pause)
+            time.sleep(pause)  # the tick itself: this process has nothing else to do until then
         return False
 
     def _take_commands(self) -> None:

@@ -160,7 +160,7 @@ def _wait_for_room(descriptor: int, patience: float) -> float:
     poll.poll(max(1, int(patience * 1000)))
     waited = time.monotonic() - began
     if waited < 0.0001:  # ENOBUFS: the socket has room, the device's queue has not
-        time.sleep(0.0001)
+        time.sleep(0.0001)  # which nothing tells of
     return max(waited, 0.0001)
 
 

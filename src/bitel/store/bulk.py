@@ -179,6 +179,7 @@ class Query:
         self.core: Final = core
         self._columns: Final = [(each.name, each.type) for each in core.selected_columns]
         names = [name for name, _ in self._columns]
+        # The names come from the query, which mypy can't read.
         row: Any = namedtuple("Row", names)  # type: ignore[misc]
         self._row: Final[Callable[[Sequence[Any]], Any]] = row._make
         self._words: dict[str, tuple[_Words, Sequence[tuple[int, Processor]]]] = {}
