@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,40 +14,27 @@ import pytest
 from sqlalchemy import Connection, insert
 
 from bitel.calls.ids import new_id
-from bitel.cli import main
 from bitel.store import projects, webhooks
 from bitel.store.database import Database
 from bitel.store.schema import PENDING, call, webhook_event
 from bitel.store.webhooks import Tried
 from bitel.webhooks.signing import headers as signed
 from bitel.webhooks.signing import verify
+from tests.cli.conftest import Shell
 
 URL = "https://shop.example/calls"
 
 
-class Shell:
+class Shop(Shell):
     """Runs `bitel` on a database of its own, that of a project called shop."""
 
-    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str], template: Path) -> None:
-        self.data_dir = folder / "data"
-        self.data_dir.mkdir(mode=0o700)
-        shutil.copy(template, self.data_dir / "bitel.db")
-        self.config = folder / "settings.toml"
-        self.config.write_text(f'data_dir = "{self.data_dir}"\n')
-        self._capsys = capsys
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        super().__init__(folder, capsys)
         self.project_id = self.out("project", "create", "shop").strip()
 
     def run(self, *arguments: str) -> tuple[int, str, str]:
         """The exit status, and what went to stdout and stderr."""
-        self._capsys.readouterr()
-        sys.argv = ["bitel", *arguments, "--config", str(self.config)]
-        try:
-            main.main()
-            status: Any = 0
-        except SystemExit as stop:
-            status = stop.code or 0
-        out, err = self._capsys.readouterr()
-        return status, out, err
+        return super().run(*arguments, "--config", str(self.config))
 
     def out(self, *arguments: str) -> str:
         """What a command that must succeed prints."""
@@ -91,48 +75,40 @@ class Shell:
 
 
 @pytest.fixture
-def shell(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    sqlite_template: Path,
-) -> Shell:
-    for name in [name for name in os.environ if name.startswith("BITEL_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setattr(sys, "argv", [])
-    monkeypatch.chdir(tmp_path)
-    return Shell(tmp_path, capsys, sqlite_template)
+def shop(shell: Shell, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Shop:
+    """In the folder that `shell` has made."""
+    return Shop(tmp_path, capsys)
 
 
 def failed(next_due: float | None, **values: Any) -> Tried:
     return Tried("", 0.0, 0.25, delivered=False, next_due=next_due, **values)
 
 
-def test_a_webhook_is_set_with_a_secret_that_stays_when_the_url_changes(shell: Shell) -> None:
-    assert shell.out("project", "set", "shop", "--webhook", URL) == ""
-    first = shell.project()
+def test_a_webhook_is_set_with_a_secret_that_stays_when_the_url_changes(shop: Shop) -> None:
+    assert shop.out("project", "set", "shop", "--webhook", URL) == ""
+    first = shop.project()
     assert first.webhook_url == URL
-    shell.out("project", "set", "shop", "--webhook", URL + "/2")
-    second = shell.project()
+    shop.out("project", "set", "shop", "--webhook", URL + "/2")
+    second = shop.project()
     assert (second.webhook_url, second.webhook_secret) == (URL + "/2", first.webhook_secret)
-    shell.out("project", "set", "shop", "--webhook", "none")
-    assert shell.project().webhook_url is None
-    assert shell.project().webhook_secret == first.webhook_secret
+    shop.out("project", "set", "shop", "--webhook", "none")
+    assert shop.project().webhook_url is None
+    assert shop.project().webhook_secret == first.webhook_secret
 
 
-def test_a_balance_and_a_webhook_can_be_set_in_one_go(shell: Shell) -> None:
-    shell.out("project", "set", "shop", "--webhook", URL, "--balance", "5")
-    found = shell.project()
+def test_a_balance_and_a_webhook_can_be_set_in_one_go(shop: Shop) -> None:
+    shop.out("project", "set", "shop", "--webhook", URL, "--balance", "5")
+    found = shop.project()
     assert (found.webhook_url, found.balance) == (URL, Decimal(5))
 
 
-def test_setting_the_url_anew_turns_it_on_again(shell: Shell) -> None:
-    shell.out("project", "set", "shop", "--webhook", URL)
-    shell.do(lambda conn: webhooks.turn_off(conn, shell.project_id, URL, "it is gone"))
-    assert "off: it is gone" in shell.out("webhook", "deliveries", "--project", "shop")
-    shell.out("project", "set", "shop", "--webhook", URL)
-    assert shell.project().webhook_off_reason is None
-    assert shell.out("webhook", "deliveries", "--project", "shop") == ""
+def test_setting_the_url_anew_turns_it_on_again(shop: Shop) -> None:
+    shop.out("project", "set", "shop", "--webhook", URL)
+    shop.do(lambda conn: webhooks.turn_off(conn, shop.project_id, URL, "it is gone"))
+    assert "off: it is gone" in shop.out("webhook", "deliveries", "--project", "shop")
+    shop.out("project", "set", "shop", "--webhook", URL)
+    assert shop.project().webhook_off_reason is None
+    assert shop.out("webhook", "deliveries", "--project", "shop") == ""
 
 
 @pytest.mark.parametrize(
@@ -140,48 +116,48 @@ def test_setting_the_url_anew_turns_it_on_again(shell: Shell) -> None:
     ["shop.example", "ftp://shop.example/", "https://user:word@shop.example/", "http://127.0.0.1/",
      "http://localhost:8000/", "http://169.254.169.254/latest", ""],
 )  # fmt: skip
-def test_a_url_that_can_be_none_changes_nothing(shell: Shell, url: str) -> None:
-    status, out, err = shell.run("project", "set", "shop", "--webhook", url, "--balance", "5")
+def test_a_url_that_can_be_none_changes_nothing(shop: Shop, url: str) -> None:
+    status, out, err = shop.run("project", "set", "shop", "--webhook", url, "--balance", "5")
     assert (status, out) == (1, "")
     assert err.startswith("bitel: the webhook URL ")
-    found = shell.project()
+    found = shop.project()
     assert (found.webhook_url, found.balance) == (None, None)
 
 
-def test_a_private_address_is_taken_where_the_settings_allow_it(shell: Shell) -> None:
-    with shell.config.open("a") as file:
+def test_a_private_address_is_taken_where_the_settings_allow_it(shop: Shop) -> None:
+    with shop.config.open("a") as file:
         file.write("webhook_allow_private = true\n")
-    shell.out("project", "set", "shop", "--webhook", "http://127.0.0.1:9000/calls")
-    assert shell.project().webhook_url == "http://127.0.0.1:9000/calls"
+    shop.out("project", "set", "shop", "--webhook", "http://127.0.0.1:9000/calls")
+    assert shop.project().webhook_url == "http://127.0.0.1:9000/calls"
 
 
-def test_the_secret_is_printed_alone_and_can_be_made_anew(shell: Shell) -> None:
-    shell.out("project", "set", "shop", "--webhook", URL)
-    first = shell.out("webhook", "secret", "shop").strip()
-    assert shell.out("webhook", "secret", shell.project_id).strip() == first
+def test_the_secret_is_printed_alone_and_can_be_made_anew(shop: Shop) -> None:
+    shop.out("project", "set", "shop", "--webhook", URL)
+    first = shop.out("webhook", "secret", "shop").strip()
+    assert shop.out("webhook", "secret", shop.project_id).strip() == first
     assert verify(first, signed(first, "1", 1, b""), b"", 1) == "1"
-    second = shell.out("webhook", "secret", "shop", "--rotate").strip()
+    second = shop.out("webhook", "secret", "shop", "--rotate").strip()
     assert second.startswith("whsec_")
     assert second != first
-    assert shell.out("webhook", "secret", "shop").strip() == second
+    assert shop.out("webhook", "secret", "shop").strip() == second
 
 
-def test_a_project_without_a_webhook_has_no_secret(shell: Shell) -> None:
+def test_a_project_without_a_webhook_has_no_secret(shop: Shop) -> None:
     for extra in ([], ["--rotate"]):
-        status, out, err = shell.run("webhook", "secret", "shop", *extra)
+        status, out, err = shop.run("webhook", "secret", "shop", *extra)
         assert (status, out) == (1, "")
         assert "--webhook URL" in err
 
 
-def test_what_was_tried_is_shown_and_no_number_nor_secret(shell: Shell) -> None:
-    shell.out("project", "set", "shop", "--webhook", URL)
-    event_id, call_id = shell.event(
+def test_what_was_tried_is_shown_and_no_number_nor_secret(shop: Shop) -> None:
+    shop.out("project", "set", "shop", "--webhook", URL)
+    event_id, call_id = shop.event(
         failed(2e9, error="Connection refused"),
         failed(2e9, status_code=302),
         failed(1_900_000_000.0, status_code=500),
     )
-    done_id, done_call = shell.event(Tried("", 0.0, 0.1, delivered=True, status_code=204))
-    text = shell.out("webhook", "deliveries")
+    done_id, done_call = shop.event(Tried("", 0.0, 0.1, delivered=True, status_code=204))
+    text = shop.out("webhook", "deliveries")
     lines = [line.split("  ", 1) for line in text.splitlines()]
     assert [line for line in text.splitlines() if not line.startswith(" ")] == [
         f"{done_id}  call {done_call}  delivered",
@@ -194,21 +170,20 @@ def test_what_was_tried_is_shown_and_no_number_nor_secret(shell: Shell) -> None:
         "answered 302 (redirects are not followed)  0.25 s",
         "answered 500  0.25 s",
     ]
-    everything = text + shell.out("webhook", "deliveries", "--json")
+    everything = text + shop.out("webhook", "deliveries", "--json")
     assert "whsec" not in everything
     assert "0912" not in everything
 
 
-def test_deliveries_are_found_by_project_and_call(shell: Shell) -> None:
-    shell.out("project", "set", "shop", "--webhook", URL)
-    event_id, call_id = shell.event(failed(None, status_code=404))
-    other_id, _ = shell.event()
-    shell.out("project", "create", "other")
+def test_deliveries_are_found_by_project_and_call(shop: Shop) -> None:
+    shop.out("project", "set", "shop", "--webhook", URL)
+    event_id, call_id = shop.event(failed(None, status_code=404))
+    other_id, _ = shop.event()
+    shop.out("project", "create", "other")
 
     def found(*arguments: str) -> list[str]:
         return [
-            one["id"]
-            for one in json.loads(shell.out("webhook", "deliveries", "--json", *arguments))
+            one["id"] for one in json.loads(shop.out("webhook", "deliveries", "--json", *arguments))
         ]
 
     assert found() == [other_id, event_id]
@@ -216,25 +191,25 @@ def test_deliveries_are_found_by_project_and_call(shell: Shell) -> None:
     assert found("--project", "shop") == [other_id, event_id]
     assert found("--project", "other") == []
     assert found("--call", call_id) == [event_id]
-    (shown,) = json.loads(shell.out("webhook", "deliveries", "--call", call_id, "--json"))
+    (shown,) = json.loads(shop.out("webhook", "deliveries", "--call", call_id, "--json"))
     assert (shown["state"], shown["callId"], shown["nextTryAt"]) == ("given up", call_id, None)
     (tried,) = shown["tries"]
     assert (tried["status"], tried["error"], tried["seconds"]) == (404, None, 0.25)
-    assert shell.run("webhook", "deliveries", "--project", "nobody")[0] == 1
+    assert shop.run("webhook", "deliveries", "--project", "nobody")[0] == 1
 
 
 @pytest.mark.parametrize("by", ["event", "call"])
-def test_an_event_is_sent_once_more(shell: Shell, by: str) -> None:
-    shell.out("project", "set", "shop", "--webhook", URL)
-    event_id, call_id = shell.event(Tried("", 0.0, 0.1, delivered=True, status_code=200))
-    assert shell.out("webhook", "redeliver", {"event": event_id, "call": call_id}[by]) == ""
-    (event,) = shell.do(lambda conn: webhooks.history(conn, shell.project_id))
+def test_an_event_is_sent_once_more(shop: Shop, by: str) -> None:
+    shop.out("project", "set", "shop", "--webhook", URL)
+    event_id, call_id = shop.event(Tried("", 0.0, 0.1, delivered=True, status_code=200))
+    assert shop.out("webhook", "redeliver", {"event": event_id, "call": call_id}[by]) == ""
+    (event,) = shop.do(lambda conn: webhooks.history(conn, shop.project_id))
     assert event.state == PENDING
     assert event.due_at == pytest.approx(time.time(), abs=30)
     assert event.id == event_id
 
 
-def test_what_has_no_event_can_not_be_sent_once_more(shell: Shell) -> None:
-    status, out, err = shell.run("webhook", "redeliver", "0" * 32)
+def test_what_has_no_event_can_not_be_sent_once_more(shop: Shop) -> None:
+    status, out, err = shop.run("webhook", "redeliver", "0" * 32)
     assert (status, out) == (1, "")
     assert "0" * 32 in err
