@@ -26,6 +26,7 @@ BENCHES = (
     "streams",
     "calls burst",
     "calls held",
+    "calls long",
     "asterisk",
     "otp_wait",
     "api",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from bisect import bisect_left
 from collections import deque
 from collections.abc import AsyncIterator
 from typing import Final
+
+from bitel.histogram import Histogram
 
 INTERVAL: Final = 0.1
 RECENT: Final = 1.0
@@ -17,21 +18,17 @@ BOUNDS: Final = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Upper bounds of the counts, in seconds; one more is without bound."""
 
 
-class LoopLag:
+class LoopLag(Histogram):
     """Collects how late the timer was."""
 
     def __init__(self) -> None:
-        self.counts = [0] * (len(BOUNDS) + 1)
-        """How often it was late by up to each of `BOUNDS`, and by more."""
-        self.total = 0.0
-        """Seconds, all together."""
+        super().__init__(BOUNDS)
         self._recent: deque[tuple[float, float]] = deque()
 
     def record(self, late: float, now: float) -> None:
         """The timer was late by these seconds."""
         late = max(0.0, late)
-        self.counts[bisect_left(BOUNDS, late)] += 1
-        self.total += late
+        self.add(late)
         self._recent.append((now, late))
         while now - self._recent[0][0] > RECENT:
             self._recent.popleft()

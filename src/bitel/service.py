@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -23,6 +22,7 @@ from bitel.api.app import ApiParts, build_app
 from bitel.api.auth import TokenSigner
 from bitel.api.metrics import build_listener
 from bitel.calls.ids import new_id
+from bitel.collector import collect_when_quiet, measuring_pauses, spare_the_old
 from bitel.dialer_config import sip_trunk_config
 from bitel.dialers.counted import Counted
 from bitel.dialers.lateness import Lateness
@@ -82,7 +82,7 @@ async def serve(settings: Settings, role: Role = "all") -> None:
         loop.add_signal_handler(number, stop.set)
     async with running(settings, role, stop) as service:
         log.info("ready", **_places(service, settings))
-        _spare_collector()
+        spare_the_old()
         sys.setswitchinterval(TURN)
         await stop.wait()
         log.info("draining", timeout=settings.drain_timeout)
@@ -106,7 +106,9 @@ async def running(
         stack.callback(database.close)
         await stack.enter_async_context(_housekeeping(settings, database))
         lag = await stack.enter_async_context(measuring())
-        sources = Sources(database, [each.id for each in settings.dialers], time.time, lag)
+        pauses = stack.enter_context(measuring_pauses())
+        ids = [each.id for each in settings.dialers]
+        sources = Sources(database, ids, time.time, lag, pauses)
         dialers, dispatchers = [], []
         speech = SpeechLibrary(settings.data_dir / "speech", _speech_options(settings))
         stack.push_async_callback(speech.close)
@@ -160,6 +162,7 @@ async def running(
             address = await stack.enter_async_context(
                 _http(build_app(parts), (http.host, http.port), "http.port")
             )
+        await stack.enter_async_context(_collecting([each for _, each in dispatchers]))
         yield Running(
             address, metrics_address, tuple(dialers), tuple(each for _, each in dispatchers)
         )
@@ -239,6 +242,19 @@ async def _delivering(deliverer: webhooks.Deliverer) -> AsyncIterator[None]:
     finally:
         await deliverer.drain(WEBHOOK_PATIENCE)
         await task
+
+
+@contextlib.asynccontextmanager
+async def _collecting(dispatchers: Sequence[Dispatcher]) -> AsyncIterator[None]:
+    """Garbage, collected while nobody is called."""
+    task = asyncio.create_task(
+        collect_when_quiet(lambda: not any(each.running for each in dispatchers))
+    )
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 @contextlib.asynccontextmanager
@@ -335,11 +351,3 @@ def _places(service: Running, settings: Settings) -> dict[str, str]:
         host, port = service.metrics_address
         places["metrics"] = f"http://{host}:{port}/metrics"
     return places
-
-
-def _spare_collector() -> None:
-    # With CPython's default thresholds the collector walks every running call again and again,
-    # and stalls the loop; what was built at start never needs another look.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 50, 100)

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, event
 from bitel.calls.call import CallStatus, Lane, NewCall
 from bitel.calls.ids import new_id
 from bitel.calls.outcome import Outcome
+from bitel.collector import Pauses
 from bitel.dialers.trunk_state import TrunkState
 from bitel.dialing.figures import Figures
 from bitel.loop_lag import LoopLag, measuring
@@ -100,7 +101,7 @@ def at(samples: Samples, name: str, **labels: str) -> float:
 
 @pytest.fixture
 def sources(database: Database, clock: FakeClock) -> Sources:
-    return Sources(database, ["main", "spare"], clock, LoopLag())
+    return Sources(database, ["main", "spare"], clock, LoopLag(), Pauses())
 
 
 async def test_calls_and_the_queue(sources: Sources, database: Database, clock: FakeClock) -> None:
@@ -159,7 +160,7 @@ async def test_the_loop_and_the_webhooks(sources: Sources) -> None:
         running = 4
 
     for late in (0.0005, 0.03, 7.0):
-        sources.lag.record(late, 1.0)
+        sources.lag.add(late)
     sources.deliverer = Deliverer()
     samples = await read(Page(sources))
     assert at(samples, "bitel_event_loop_lag_seconds_bucket", le="0.001") == 1
@@ -167,6 +168,16 @@ async def test_the_loop_and_the_webhooks(sources: Sources) -> None:
     assert at(samples, "bitel_event_loop_lag_seconds_bucket", le="+Inf") == 3
     assert at(samples, "bitel_event_loop_lag_seconds_sum") == pytest.approx(7.0305)
     assert at(samples, "bitel_webhook_tries_running") == 4
+
+
+async def test_the_collectors_pauses(sources: Sources) -> None:
+    for pause in (0.0004, 0.004, 0.004, 3.0):
+        sources.collector.add(pause)
+    samples = await read(Page(sources))
+    assert at(samples, "bitel_collector_pause_seconds_bucket", le="0.0005") == 1
+    assert at(samples, "bitel_collector_pause_seconds_bucket", le="0.01") == 3
+    assert at(samples, "bitel_collector_pause_seconds_bucket", le="+Inf") == 4
+    assert at(samples, "bitel_collector_pause_seconds_sum") == pytest.approx(3.0084)
 
 
 async def test_many_readers_cost_no_more_than_one(
@@ -232,7 +243,7 @@ def statements(sqlite_database: Database) -> Iterator[list[str]]:
 async def test_a_page_is_a_handful_of_statements(
     sqlite_database: Database, clock: FakeClock, statements: list[str]
 ) -> None:
-    sources = Sources(sqlite_database, ["a", "b"], clock, LoopLag())
+    sources = Sources(sqlite_database, ["a", "b"], clock, LoopLag(), Pauses())
     await Page(sources)()
     selects = [each for each in statements if each.startswith("SELECT")]
     assert len(selects) == 4  # two queues, the events, the dialers

@@ -23,7 +23,7 @@ from bitel.calls.call import CallStatus, Lane
 from bitel.calls.outcome import Outcome
 from bitel.dialers.trunk import shown
 from bitel.dialing.pressure import LIMITS
-from bitel.loop_lag import BOUNDS, LoopLag
+from bitel.histogram import Histogram
 from bitel.metrics.sources import DialerFigures, Snapshot
 from bitel.store.database import Database
 
@@ -210,19 +210,29 @@ def database(store: Database, *, reached: bool) -> Iterator[Metric]:
     )
 
 
-def loop(lag: LoopLag) -> Iterator[Metric]:
-    """How punctual the event loop is."""
-    family = HistogramMetricFamily(
+def pauses(lag: Histogram, collector: Histogram) -> Iterator[Metric]:
+    """How punctual the event loop is, and how long Python's own housekeeping kept it."""
+    yield _histogram(
         "bitel_event_loop_lag_seconds",
         "How late the event loop was for a timer that is due ten times a second.",
+        lag,
     )
-    bounds = [*(str(bound) for bound in BOUNDS), "+Inf"]
+    yield _histogram(
+        "bitel_collector_pause_seconds",
+        "How long a run of the collector of cyclic garbage took, all else waiting.",
+        collector,
+    )
+
+
+def _histogram(name: str, what: str, counted: Histogram) -> Metric:
+    family = HistogramMetricFamily(name, what)
+    bounds = [*(str(bound) for bound in counted.bounds), "+Inf"]
     family.add_metric(
         [],
-        buckets=list(zip(bounds, map(float, itertools.accumulate(lag.counts)), strict=True)),
-        sum_value=lag.total,
+        buckets=list(zip(bounds, map(float, itertools.accumulate(counted.counts)), strict=True)),
+        sum_value=counted.total,
     )
-    yield family
+    return family
 
 
 def webhooks(under_way: int) -> Iterator[Metric]:

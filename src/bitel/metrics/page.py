@@ -96,6 +96,6 @@ def _all(sources: Sources, snapshot: Snapshot | None) -> Iterator[Metric]:
         yield from families.trunks(dialers)
         yield from families.streams(dialers)
     yield from families.database(sources.database, reached=snapshot is not None)
-    yield from families.loop(sources.lag)
+    yield from families.pauses(sources.lag, sources.collector)
     if sources.deliverer is not None:
         yield from families.webhooks(sources.deliverer.running)

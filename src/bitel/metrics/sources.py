@@ -10,7 +10,7 @@ from bitel.calls.outcome import Outcome
 from bitel.dialers.trunk_state import TrunkState
 from bitel.dialing.figures import Figures
 from bitel.dialing.pressure import Sign
-from bitel.loop_lag import LoopLag
+from bitel.histogram import Histogram
 from bitel.rtp.streamer import StreamerStats
 from bitel.store.database import Database
 from bitel.store.figures import Waiting
@@ -56,7 +56,10 @@ class Sources:
     """Those of the settings, wherever they run."""
     clock: Callable[[], float]
     """Unix seconds."""
-    lag: LoopLag
+    lag: Histogram
+    """How late the event loop was."""
+    collector: Histogram
+    """How long the collector of cyclic garbage kept it."""
     deliverer: Deliverer | None = None
     """None where others deliver."""
     dialers: list[DialerSource] = field(default_factory=list)
