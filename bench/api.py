@@ -186,8 +186,8 @@ def rows(bench: Bench) -> list[Row]:
     found.append(Row("single: answered after, p99", single.p99, "ms"))
     found.append(Row("status: answered after, p99", status.p99, "ms"))
     for name, load in waited.items():
-        bar = at_most(50) if name == "healthz" else None
-        found.append(Row(f"{name} beside batches, p99", load.p99, "ms", bar=bar))
+        most = 50 if name == "healthz" else 250
+        found.append(Row(f"{name} beside batches, p99", load.p99, "ms", bar=at_most(most)))
         found.append(Row(f"{name} beside batches, worst", load.worst, "ms"))
     return found
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import shlex
@@ -188,7 +189,9 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def number(value: float) -> str:
-    """Three digits that say something; thousands apart."""
+    """Three digits that say something; thousands apart. ∞: more than could be told."""
+    if math.isinf(value):
+        return "∞"
     if value == int(value) or abs(value) >= 100:
         return f"{value:,.0f}"
     digits = 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3

@@ -27,12 +27,12 @@
 #include <unistd.h>
 
 enum {
-    AT_ONCE = 512,      /* packets of one system call */
+    AT_ONCE = 1024,     /* packets of one system call */
     HEAD = 12,          /* bytes of a packet that are looked at */
     TABLE = 1 << 16,    /* places for streams */
     BINS = 200,         /* of 0.25 ms; the last takes all beyond */
     PER_MS = 4,
-    PAUSE_US = 1000,    /* between two looks at the sockets */
+    PAUSE_US = 2000,    /* between two looks at the sockets */
     ROOM = 32 << 20,    /* bytes of a receive buffer */
 };
 
@@ -93,19 +93,23 @@ static void take(const uint8_t *head, int64_t at) {
     s->at = at;
 }
 
+static struct mmsghdr messages[AT_ONCE];
+static struct iovec parts[AT_ONCE];
+static uint8_t heads[AT_ONCE][HEAD];
+static char control[AT_ONCE][CMSG_SPACE(sizeof(struct timespec))];
+
+static void prepare(void) {
+    for (int i = 0; i < AT_ONCE; i++) {
+        parts[i] = (struct iovec){heads[i], HEAD};
+        messages[i].msg_hdr = (struct msghdr){.msg_iov = &parts[i],
+                                              .msg_iovlen = 1,
+                                              .msg_control = control[i],
+                                              .msg_controllen = sizeof control[i]};
+    }
+}
+
 static void drain(int descriptor) {
-    static struct mmsghdr messages[AT_ONCE];
-    static struct iovec parts[AT_ONCE];
-    static uint8_t heads[AT_ONCE][HEAD];
-    static char control[AT_ONCE][128];
     for (;;) {
-        for (int i = 0; i < AT_ONCE; i++) {
-            parts[i] = (struct iovec){heads[i], HEAD};
-            messages[i].msg_hdr = (struct msghdr){.msg_iov = &parts[i],
-                                                  .msg_iovlen = 1,
-                                                  .msg_control = control[i],
-                                                  .msg_controllen = sizeof control[i]};
-        }
         int got = recvmmsg(descriptor, messages, AT_ONCE, MSG_DONTWAIT, NULL);
         for (int i = 0; i < got; i++) {
             struct msghdr *header = &messages[i].msg_hdr;
@@ -119,6 +123,7 @@ static void drain(int descriptor) {
             }
             if (messages[i].msg_len == HEAD)
                 take(heads[i], at);
+            header->msg_controllen = sizeof control[i]; /* the kernel said how much it used */
         }
         if (got < AT_ONCE)
             return;
@@ -222,6 +227,7 @@ int main(int argc, char **argv) {
         printf("%d%c", ports[i], i + 1 < count ? ' ' : '\n');
     }
     fflush(stdout);
+    prepare();
     for (;;) {
         char line[64];
         struct pollfd input = {.fd = 0, .events = POLLIN};

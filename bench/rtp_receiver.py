@@ -13,7 +13,7 @@ from typing import Self
 
 from bench import report
 
-NICE = -15  # the senders have -10
+NICE = -15  # the senders have real time, or -10
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Receiver:
         return Arrived(streams, packets, missing, late_or_double, overflowed, *map(float, told[5:]))
 
     def _take_priority(self) -> None:
-        """Before the senders: a receiver that waits for a core loses what they sent."""
+        """Before all others but the senders, lest it lose what they sent."""
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, self.pid, NICE)
         # Where Linux groups processes by session, niceness counts only within the session.

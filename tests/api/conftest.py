@@ -17,7 +17,6 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 from sqlalchemy import Connection, func, select
-from starlette.routing import BaseRoute
 
 from bitel.api.app import ApiParts, build_app
 from bitel.api.connection import config
@@ -75,7 +74,7 @@ class Stage:
             on_placed=rung.append,
         )
         project = database.write_now(lambda conn: projects.create(conn, "shop", clock()))
-        stage = cls(parts, _app_over(parts), clock, project.id, "", "", "", rung)
+        stage = cls(parts, build_app(parts), clock, project.id, "", "", "", rung)
         stage.token_id, stage.token = stage.new_token(project.id)
         stage.recording_id = stage.new_recording(project.id)
         return stage
@@ -151,22 +150,6 @@ class Stage:
         data_dir = self.parts.settings.data_dir
         folders = (data_dir / "incoming", data_dir / "voices")
         return [path for folder in folders for path in folder.rglob("*")]
-
-
-_routes: list[BaseRoute] = []
-"""Those of the first application of the run."""
-
-
-def _app_over(parts: ApiParts) -> FastAPI:
-    """A new application, with the routes that the others have.
-
-    FastAPI works out what its routes read and answer for each application, at its first request.
-    That takes longer than most tests, and the routes keep nothing of their own.
-    """
-    app = build_app(parts)
-    _routes[:] = _routes or app.router.routes
-    app.router.routes = _routes
-    return app
 
 
 @pytest.fixture(autouse=True)

@@ -6,10 +6,9 @@ import json
 
 from sqlalchemy import Connection
 
-from bitel.calls.outcome import Media, Outcome
+from bitel.calls.outcome import Attempted, Media, Outcome
 from bitel.store import endings
 from bitel.store.database import Database
-from bitel.store.endings import AttemptEnd
 from tests.cli.conftest import Shell
 
 CALL = "c" * 32
@@ -25,26 +24,32 @@ def _fill(conn: Connection) -> None:
         " 1, 1, 60, 1, 1000, 0, 3, 0, 0, 0, '')",
     ):
         conn.exec_driver_sql(statement)
-    for number in (1, 2, 3):
+    for number, so_far in (
+        (1, "'settled', 100, 0"),
+        (2, "'settled', 200, 0"),
+        (3, "'held', 300, NULL"),
+    ):
         conn.exec_driver_sql(
             "INSERT INTO attempt (id, call_id, number, dialer_id, epoch, claim, started_at,"
-            f" ended_by, detail) VALUES ('a{number}', '{CALL}', {number}, 'main', 1,"
-            f" '{'held' if number == 3 else 'settled'}', {100 * number}, '', '')"
+            f" ended_at, ended_by, detail) VALUES ('a{number}', '{CALL}', {number}, 'main', 1,"
+            f" {so_far}, '', '')"
         )
     endings.end_attempts(
         conn,
         [
-            AttemptEnd("a1", Outcome.BUSY, 100.0, 101.0, None, 486, detail="486 Busy Here"),
-            AttemptEnd(
+            ("a1", Attempted(Outcome.BUSY, 100.0, 101.0, None, 486, detail="486 Busy Here")),
+            (
                 "a2",
-                Outcome.ANSWERED,
-                200.0,
-                210.0,
-                203.5,
-                200,
-                16,
-                "far",
-                media=Media(325, 300, "12#", 0.0125, 3.5),
+                Attempted(
+                    Outcome.ANSWERED,
+                    200.0,
+                    210.0,
+                    203.5,
+                    200,
+                    16,
+                    "far",
+                    media=Media(325, 300, "12#", 0.0125, 3.5),
+                ),
             ),
         ],
     )

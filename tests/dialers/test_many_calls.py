@@ -39,7 +39,7 @@ async def _assert_nothing_is_left(calls: Dialled) -> None:
     assert not calls.dialer._legs
     assert not calls.dialer._attempts
     assert not streamer._streams
-    assert not streamer._ports._users
+    assert not any(pool._users for pool in streamer._pools)
     # Transactions stay for what may still be under way: 64·T1, which is 12.8 s here.
     await until(agent.idle, timeout=40)
     assert agent.next_timer() is None
@@ -76,6 +76,6 @@ async def test_nothing_is_left(
             }
             await _assert_nothing_is_left(calls)
             # The ports that were bound stay bound for the calls to come, and no others.
-            bound = len(calls.dialer.streamer._ports._sockets) * 2
+            bound = sum(len(pool._sockets) for pool in calls.dialer.streamer._pools) * 2
             assert _descriptors() <= idle + bound
         await until(lambda: _descriptors() <= before + len(only.connections))

@@ -97,8 +97,7 @@ class Stage:
 
     def change(self, ours: Direction) -> None:
         remote = make_offer(FAR)
-        local = make_offer(("192.0.2.9", 3000))
-        object.__setattr__(local, "direction", ours)
+        local = make_offer(("192.0.2.9", 3000))._replace(direction=ours)
         self.talk.follow(MediaChanged("call", remote, local))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bitel.calls.outcome import Attempted, Outcome
+from bitel.dialers import traces as traces_module
 from bitel.dialers import tracing
 from bitel.dialers.trace_files import DAY, Share, TraceFiles
-from bitel.dialers.traces import MOST_BYTES, MOST_WAITING, Keep, Traces
+from bitel.dialers.traces import MANY_WRONG, MOST_BYTES, MOST_WAITING, Keep, Traces
 from bitel.dialers.tracing import Entry, Traced
 from bitel.dialing.dialer import Order
 from bitel.errors import NotFoundError
@@ -79,6 +81,19 @@ def test_of_a_burst_the_last_are_kept(tmp_path: Path) -> None:
     traces.close()
     numbers = kept(tmp_path, range(MOST_WAITING - 60, MOST_WAITING))
     assert numbers[-50:] == list(range(MOST_WAITING - 50, MOST_WAITING))
+
+
+def test_in_a_burst_of_errors_none_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(traces_module, "PAUSE", 0.01)
+    traces = Traces(tmp_path)
+    for number in range(MANY_WRONG):
+        trace_one(traces, order(number), Outcome.REFUSED)
+    patience = time.monotonic() + 10.0
+    # Long before the pause of a burst is over.
+    while len(kept(tmp_path, [0, MANY_WRONG - 1])) < 2 and time.monotonic() < patience:
+        time.sleep(0.01)
+    assert kept(tmp_path, [0, MANY_WRONG - 1]) == [0, MANY_WRONG - 1]
+    traces.close()
 
 
 @pytest.mark.parametrize(("attempts", "errors", "left"), [(0, 9, [2]), (9, 0, [1, 2]), (0, 0, [])])
@@ -267,6 +282,14 @@ def test_hostile_bytes_can_be_shown(data: bytes) -> None:
     for text in (tracing.arrow(traced), tracing.in_full(traced).replace("\n", "")):
         assert text.isprintable()
     tracing.sip_call_id(data)
+
+
+@pytest.mark.parametrize(
+    "line", ["Call-ID: 1@here", "Call-ID: 1@here ", "call-id :\t1@here", "i:1@here", "I: 1@here"]
+)
+def test_whose_a_message_is(line: str) -> None:
+    text = f"BYE sip:1@far SIP/2.0\r\nVia: SIP/2.0/UDP here\r\n{line}\r\nCSeq: 1 BYE\r\n\r\n"
+    assert tracing.sip_call_id(text.encode()) == b"1@here"
 
 
 def test_the_ladder() -> None:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from bitel.dialing.batcher import LARGEST, Batcher
+from bitel.dialing.batcher import AT_ONCE, LARGEST, Batcher
+from bitel.errors import UnavailableError
 
 
 class Sink:
@@ -24,11 +25,9 @@ class Sink:
 async def test_what_comes_while_a_write_runs_goes_with_the_next() -> None:
     sink = Sink()
     batcher = Batcher(sink.flush)
-    first = asyncio.create_task(batcher.put(0))
+    first = batcher.put(0)
     await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    rest = [asyncio.create_task(batcher.put(n)) for n in range(1, 10)]
-    await asyncio.sleep(0)
+    rest = [batcher.put(n) for n in range(1, 10)]
     sink.open.set()
     assert await first
     assert await asyncio.gather(*rest) == [n % 2 == 0 for n in range(1, 10)]
@@ -61,9 +60,8 @@ async def test_a_failed_write_is_told_to_each_of_its_items_and_to_no_other() -> 
 async def test_an_item_whose_caller_went_away_hurts_nobody() -> None:
     sink = Sink()
     batcher = Batcher(sink.flush)
-    gone = asyncio.create_task(batcher.put(2))
-    stays = asyncio.create_task(batcher.put(4))
-    await asyncio.sleep(0)
+    gone = batcher.put(2)
+    stays = batcher.put(4)
     await asyncio.sleep(0)
     gone.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -79,8 +77,67 @@ async def test_after_a_write_it_rests_and_what_comes_meanwhile_goes_together() -
     await batcher.put(0)  # at once: nothing was written before
     late = []
     for number in (1, 2, 3):
-        late.append(asyncio.create_task(batcher.put(number)))
+        late.append(batcher.put(number))
         await asyncio.sleep(0)
     assert sink.batches == [[0]]
     await asyncio.gather(*late)
     assert sink.batches == [[0], [1, 2, 3]]
+
+
+async def test_what_a_database_out_of_reach_could_not_take_is_tried_again_together() -> None:
+    tries: list[list[int]] = []
+
+    async def flush(items: Sequence[int]) -> Sequence[bool]:
+        tries.append(list(items))
+        if len(tries) == 1:
+            raise UnavailableError("the database can't be reached")
+        return [True] * len(items)
+
+    batcher = Batcher(flush)
+    stays, gone, given_up = (batcher.put(number) for number in (1, 2, 3))
+    await asyncio.sleep(0)
+    gone.cancel()
+    given_up.set_result(False)
+    assert await stays
+    assert not await given_up
+    assert tries == [[1, 2, 3], [1]]
+
+
+async def test_a_batch_that_nobody_waits_for_is_not_tried_again() -> None:
+    tries: list[list[int]] = []
+
+    async def flush(items: Sequence[int]) -> Sequence[bool]:
+        tries.append(list(items))
+        if items == [1]:
+            raise UnavailableError("the database can't be reached")
+        return [True] * len(items)
+
+    batcher = Batcher(flush)
+    batcher.put(1).cancel()
+    left = batcher.put(1)
+    await asyncio.sleep(0)
+    left.cancel()
+    assert await batcher.put(2)
+    assert tries == [[1], [2]]
+
+
+async def test_of_a_large_batch_a_few_are_told_in_one_turn() -> None:
+    async def flush(items: Sequence[int]) -> Sequence[bool]:
+        return [True] * len(items)
+
+    batcher = Batcher(flush)
+    told = 0
+    most = 0
+
+    def count(_: object) -> None:
+        nonlocal told
+        told += 1
+
+    futures = [batcher.put(number) for number in range(LARGEST)]
+    for future in futures:
+        future.add_done_callback(count)
+    while told < LARGEST:
+        before = told
+        await asyncio.sleep(0)
+        most = max(most, told - before)
+    assert most == AT_ONCE

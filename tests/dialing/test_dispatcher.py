@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
 from bitel.calls.call import CallStatus, Lane
 from bitel.calls.outcome import Attempted, Outcome
 from bitel.dialing.dialer import Heard, Order
-from bitel.dialing.dispatcher import REDIAL_MARGIN, STALE_CLAIM, Dispatcher, Limits
-from bitel.store import calls, leases, projects
+from bitel.dialing.dispatcher import (
+    AT_ONCE,
+    REDIAL_MARGIN,
+    STALE_CLAIM,
+    Dispatcher,
+    Limits,
+)
+from bitel.store import calls, claims, leases, projects
+from bitel.store.claims import Claim
 from bitel.store.database import Database
 from bitel.store.leases import LostLease
 from tests.dialing.scripted import RING_TIMEOUT, TARIFF, Clock, Play, ScriptedDialer, at_work
@@ -92,6 +101,20 @@ async def test_never_more_channels_than_allowed(play: Play) -> None:
     assert len(dialer.orders) == 10
 
 
+async def test_of_many_calls_a_few_are_begun_in_one_turn(play: Play) -> None:
+    dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED], hold=asyncio.Event())
+    await play.place(4 * AT_ONCE)
+    most = 0
+    async with at_work(play.dispatcher(dialer)), asyncio.timeout(10.0):
+        while len(dialer.orders) < 4 * AT_ONCE:
+            before = len(dialer.orders)
+            await asyncio.sleep(0)
+            most = max(most, len(dialer.orders) - before)
+        assert dialer.hold is not None
+        dialer.hold.set()
+    assert most == AT_ONCE
+
+
 async def test_no_faster_than_allowed(play: Play) -> None:
     dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED])
     dispatcher = play.dispatcher(dialer, pace=10.0)
@@ -154,6 +177,35 @@ async def test_drain_lets_calls_finish_and_dials_no_more(play: Play) -> None:
     [waiting] = set(ids) - {dialled}
     assert (await play.call(dialled)).status is CallStatus.NORMAL
     assert (await play.call(waiting)).status is CallStatus.WAITING
+
+
+async def test_what_was_being_claimed_when_the_drain_began_goes_back_undialled(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED])
+    dispatcher = play.dispatcher(dialer)
+    claiming, go_on = threading.Event(), threading.Event()
+    claim = claims.claim
+
+    def slow_claim(*given: Any) -> list[Claim]:
+        claiming.set()
+        assert go_on.wait(10.0)
+        return claim(*given)
+
+    monkeypatch.setattr(claims, "claim", slow_claim)
+    [call_id] = await play.place(retries=0)
+    await dispatcher.take_over()
+    task = asyncio.create_task(dispatcher.run())
+    await asyncio.to_thread(claiming.wait, 10.0)
+    drain = asyncio.create_task(dispatcher.drain(30.0))
+    await asyncio.sleep(0.05)
+    assert not drain.done()
+    go_on.set()
+    await drain
+    assert dispatcher.running == 0
+    await task
+    assert dialer.orders == []
+    assert (await play.call(call_id)).status is CallStatus.WAITING
 
 
 async def test_what_still_rings_when_the_drain_ends_goes_back_and_spends_no_retry(

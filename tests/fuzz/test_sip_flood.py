@@ -11,7 +11,7 @@ import tracemalloc
 
 import pytest
 
-from bitel.sip import grammar, sdp
+from bitel.sip import grammar, head, message, sdp
 from bitel.sip.grammar import Address
 from tests.fuzz.mutation import mutated
 from tests.fuzz.sip_scene import SPLICES, Scene, finish
@@ -56,10 +56,14 @@ def test_fifty_thousand_damaged_datagrams(seed: int) -> None:
 def test_memory_is_flat() -> None:
     def held() -> int:
         for cached in (
-            grammar.ip_address_of,
+            grammar._read_ip_address,
             grammar.ip_literal,
-            sdp._usual_section,
-            sdp._usual_codecs,
+            sdp._usual_sections,
+            sdp._rendered,
+            head._layout,
+            message._status_of,
+            message._cseq,
+            message._sent_by,
         ):
             cached.cache_clear()
         gc.collect()

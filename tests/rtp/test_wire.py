@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import marshal
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitel.rtp.wire import (
-    MAX_LINE,
+    MAX_FRAME,
     End,
-    Lines,
+    Frames,
     Load,
     Message,
     Open,
@@ -34,6 +37,8 @@ messages: st.SearchStrategy[Message] = st.one_of(
         *[numbers] * 4,
         st.booleans(),
         st.none() | numbers,
+        st.floats(0, 1e6),
+        st.booleans(),
     ),
     st.builds(Pause, numbers),
     st.builds(Resume, numbers),
@@ -51,22 +56,34 @@ messages: st.SearchStrategy[Message] = st.one_of(
 
 
 @settings(deadline=None)
-@given(st.lists(messages), st.integers(1, 50))
-def test_messages_survive_any_cutting(sent: list[Message], size: int) -> None:
-    data = b"".join(map(encode, sent))
-    lines = Lines()
+@given(st.lists(st.lists(messages)), st.integers(1, 50))
+def test_messages_survive_any_cutting(turns: list[list[Message]], size: int) -> None:
+    data = b"".join(map(encode, turns))
+    frames = Frames()
     received = []
     for i in range(0, len(data), size):
-        received += lines.feed(data[i : i + size])
+        received += frames.feed(data[i : i + size])
+    sent = [message for turn in turns for message in turn]
     assert received == sent
+    assert list(map(type, received)) == list(map(type, sent))
 
 
-@pytest.mark.parametrize("line", [b"", b"[]", b'["Sing"]', b'["Stop"]', b"{", b"3", b"\xff"])
-def test_a_line_that_is_no_message(line: bytes) -> None:
+NO_MESSAGES: list[Any] = [3, None, ["Stop"], [["Sing"]], [["Stop"]], [[[]]], [3]]
+
+
+@pytest.mark.parametrize("content", NO_MESSAGES)
+def test_a_frame_without_messages(content: Any) -> None:
     with pytest.raises(WireError):
-        decode(line)
+        decode(marshal.dumps(content))
 
 
-def test_a_line_without_end_is_given_up() -> None:
+def test_a_frame_that_is_cut_off() -> None:
+    frame = encode([Stop(1), Redirect(2, "192.0.2.1", 4000)])[4:]
+    for kept in range(len(frame)):
+        with pytest.raises(WireError):
+            decode(frame[:kept])
+
+
+def test_a_frame_that_is_too_long_is_given_up() -> None:
     with pytest.raises(WireError):
-        Lines().feed(b"x" * (MAX_LINE + 1))
+        Frames().feed((MAX_FRAME + 1).to_bytes(4))

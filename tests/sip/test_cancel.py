@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from bitel.sip import Credentials, Failed
 from tests.sip.far_end import ANSWER, FAR, INVITATION, Bench, reply
 
@@ -34,7 +32,7 @@ def test_cancel_takes_the_route_of_its_invite_and_no_digest() -> None:
     bench = Bench()
     route = ("Route", "<sip:192.0.2.50;lr>")
     call_id, invite = bench.invite(
-        replace(INVITATION, headers=(route,), credentials=Credentials("u", "p"))
+        INVITATION._replace(headers=(route,), credentials=Credentials("u", "p"))
     )
     assert invite.headers["route"] == [route[1]]
     challenge = 'WWW-Authenticate: Digest realm="r", nonce="n"'
@@ -135,7 +133,7 @@ def test_cancel_and_then_a_transport_error() -> None:
 
 def test_a_challenge_after_cancel_is_not_answered() -> None:
     bench = Bench()
-    call_id, invite = bench.invite(replace(INVITATION, credentials=Credentials("u", "p")))
+    call_id, invite = bench.invite(INVITATION._replace(credentials=Credentials("u", "p")))
     bench.agent.cancel(call_id, bench.now)
     bench.receive(reply(invite, 401, headers=('WWW-Authenticate: Digest realm="r", nonce="n"',)))
     assert bench.names() == ["ACK"]
@@ -146,7 +144,7 @@ def test_a_challenge_after_cancel_is_not_answered() -> None:
 
 def test_after_a_challenge_cancel_waits_for_a_provisional_again() -> None:
     bench = Bench()
-    call_id, invite = bench.invite(replace(INVITATION, credentials=Credentials("u", "p")))
+    call_id, invite = bench.invite(INVITATION._replace(credentials=Credentials("u", "p")))
     bench.receive(reply(invite, 100))
     bench.receive(reply(invite, 401, headers=('WWW-Authenticate: Digest realm="r", nonce="n"',)))
     second = bench.sent()[-1].request

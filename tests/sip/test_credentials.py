@@ -16,7 +16,7 @@ CALLEE = 'WWW-Authenticate: Digest realm="callee", nonce="n2"'
 
 def called(bench: Bench, credentials: Credentials = OURS, *trusted: str) -> str:
     """A call that the trunk has asked credentials for, and got."""
-    invitation = replace(INVITATION, credentials=credentials, trusted=frozenset(trusted))
+    invitation = INVITATION._replace(credentials=credentials, trusted=frozenset(trusted))
     call_id, invite = bench.invite(invitation)
     bench.receive(reply(invite, 407, headers=(CARRIER,)))
     return call_id

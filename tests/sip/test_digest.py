@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -15,7 +14,7 @@ from bitel.sip.digest import Authorizer, parse_challenge, strongest
 from bitel.sip.message import Request
 from tests.sip.far_end import ANSWER, INVITATION, Bench, reply
 
-INVITATION = replace(INVITATION, credentials=Credentials("us", "secret"))
+INVITATION = INVITATION._replace(credentials=Credentials("us", "secret"))
 
 
 def fields(header: str) -> dict[str, str]:
@@ -214,7 +213,7 @@ def test_a_proxy_and_then_the_callee_may_ask() -> None:
 
 def test_without_credentials_a_challenge_is_an_answer_like_any_other() -> None:
     bench = Bench()
-    call_id, invite = bench.invite(replace(INVITATION, credentials=None))
+    call_id, invite = bench.invite(INVITATION._replace(credentials=None))
     bench.receive(reply(invite, 407, headers=(challenge(407),)))
     assert bench.events() == [Failed(call_id, 407, None, "Phrase", "response", False)]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,7 +42,7 @@ def test_nobody_is_given_up_who_said_anything(code: int) -> None:
 
 def test_nor_who_asked_for_a_password() -> None:
     bench = Bench()
-    call_id, invite = bench.invite(replace(INVITATION, credentials=Credentials("u", "p")))
+    call_id, invite = bench.invite(INVITATION._replace(credentials=Credentials("u", "p")))
     bench.receive(reply(invite, 401, headers=('WWW-Authenticate: Digest realm="r", nonce="n"',)))
     assert not bench.agent.give_up(call_id, bench.now)
 

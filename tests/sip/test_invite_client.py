@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from sipmessage import Message as Oracle
 
-from bitel.sip import AgentConfig, Answered, Ended, Failed, Provisional
+from bitel.sip import AgentConfig, Answered, Ended, Failed, Provisional, check_answer
 from bitel.sip.grammar import Address
 from tests.sip.far_end import ANSWER, FAR, INVITATION, US, Bench, reply, within
 
 
 def test_the_invite_is_a_valid_request_with_our_offer() -> None:
     bench = Bench()
-    call_id = bench.agent.invite(replace(INVITATION, display_name='A "b" \\ c'), 0.0)
+    call_id = bench.agent.invite(INVITATION._replace(display_name='A "b" \\ c'), 0.0)
     sent = bench.one("INVITE")
     assert sent.destination == FAR
     oracle = Oracle.parse(sent.data)
@@ -85,6 +83,8 @@ def test_an_answer_is_acknowledged_and_told() -> None:
     (event,) = bench.events()
     assert isinstance(event, Answered)
     assert event.answer.port == 40000
+    assert event.agreed == check_answer(INVITATION.offer, event.answer)
+    assert event.agreed.far == ("192.0.2.9", 40000)
     assert event.call_id == call_id
 
 
@@ -280,10 +280,10 @@ def test_byes_that_cross_end_the_call_once_and_by_us() -> None:
 def test_text_that_would_break_a_header_is_refused() -> None:
     bench = Bench()
     for invitation in (
-        replace(INVITATION, request_uri="sip:a\r\nX: y@h"),
-        replace(INVITATION, from_uri="sip:a\n@h"),
-        replace(INVITATION, display_name="a\rb"),
-        replace(INVITATION, headers=(("X", "a\r\nb"),)),
+        INVITATION._replace(request_uri="sip:a\r\nX: y@h"),
+        INVITATION._replace(from_uri="sip:a\n@h"),
+        INVITATION._replace(display_name="a\rb"),
+        INVITATION._replace(headers=(("X", "a\r\nb"),)),
     ):
         with pytest.raises(ValueError, match="line break"):
             bench.agent.invite(invitation, 0.0)

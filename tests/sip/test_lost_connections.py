@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from bitel.sip import Answered, Ended, Failed
@@ -13,7 +11,7 @@ from tests.sip.far_end import ANSWER, FAR, INVITATION, Bench, reply, within
 
 TCP = Address("192.0.2.9", 5060, Transport.TCP)
 TLS = Address("192.0.2.9", 5061, Transport.TLS, "carrier.test")
-LONG = replace(INVITATION, headers=(("X-Long", "x" * MAX_UDP),))
+LONG = INVITATION._replace(headers=(("X-Long", "x" * MAX_UDP),))
 
 
 @pytest.mark.parametrize("again", [True, False])
@@ -35,7 +33,7 @@ def test_what_may_have_arrived_by_tcp_does_not_go_by_udp_too(again: bool) -> Non
 
 def test_who_answers_after_the_connection_was_lost_for_good_is_hung_up() -> None:
     bench = Bench()
-    bench.agent.invite(replace(INVITATION, destination=TCP), 0.0)
+    bench.agent.invite(INVITATION._replace(destination=TCP), 0.0)
     invite = bench.one("INVITE").request
     for lost in (True, False):
         bench.agent.transport_failed(TCP, 0.0, lost=lost)
@@ -61,7 +59,7 @@ def test_a_long_call_that_was_given_up_leaves_tcp_alone_the_next_time() -> None:
 
 def test_a_call_that_was_given_up_is_taken_back_where_it_has_not_left_yet() -> None:
     bench = Bench()
-    call_id = bench.agent.invite(replace(INVITATION, destination=TCP), 0.0)
+    call_id = bench.agent.invite(INVITATION._replace(destination=TCP), 0.0)
     invite = bench.one("INVITE")
     assert bench.agent.taken_back() == []
     assert bench.agent.give_up(call_id, 4.0)
@@ -93,7 +91,7 @@ def test_a_name_in_the_contact_of_a_long_call_means_whom_we_called_by_udp() -> N
 @pytest.mark.parametrize("answered_by", [TLS, Address("192.0.2.9", 33333, Transport.TLS)])
 def test_whom_we_hang_up_on_must_bear_the_name_of_whom_we_called(answered_by: Address) -> None:
     bench = Bench()
-    bench.agent.invite(replace(INVITATION, destination=TLS), 0.0)
+    bench.agent.invite(INVITATION._replace(destination=TLS), 0.0)
     invite = bench.one("INVITE").request
     contact = "Contact: <sip:far@192.0.2.9:5061;transport=tls>"
     bench.receive(reply(invite, 200, ANSWER, headers=(contact,)), answered_by)
@@ -111,7 +109,7 @@ def test_whom_we_hang_up_on_must_bear_the_name_of_whom_we_called(answered_by: Ad
 
 def test_a_bye_for_which_there_is_no_connection_ends_the_call_all_the_same() -> None:
     bench = Bench()
-    bench.agent.invite(replace(INVITATION, destination=TCP), 0.0)
+    bench.agent.invite(INVITATION._replace(destination=TCP), 0.0)
     invite = bench.one("INVITE").request
     bench.receive(reply(invite, 200, ANSWER, headers=()), TCP)
     bench.agent.hang_up(invite.call_id, bench.now)
@@ -123,7 +121,7 @@ def test_a_bye_for_which_there_is_no_connection_ends_the_call_all_the_same() -> 
 
 def test_a_cancel_for_which_there_is_no_connection_ends_the_call_in_time() -> None:
     bench = Bench()
-    call_id = bench.agent.invite(replace(INVITATION, destination=TCP), 0.0)
+    call_id = bench.agent.invite(INVITATION._replace(destination=TCP), 0.0)
     invite = bench.one("INVITE").request
     bench.receive(reply(invite, 180), TCP)
     bench.agent.transport_failed(TCP, bench.now, lost=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from dataclasses import replace
 
 import pytest
 
@@ -49,7 +48,7 @@ class Line:
         self.answered: list[str] = []
 
     def call(self, number: str) -> str:
-        invitation = replace(INVITATION, request_uri=f"sip:{number}@192.0.2.2")
+        invitation = INVITATION._replace(request_uri=f"sip:{number}@192.0.2.2")
         return self.caller.invite(invitation, self.now)
 
     def deliver(self) -> None:

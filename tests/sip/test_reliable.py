@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from bitel.sip import Answered, Credentials, Failed, Provisional
@@ -140,7 +138,7 @@ def test_a_phone_that_never_stops_is_acknowledged_so_often_only() -> None:
 
 def test_a_prack_answers_a_challenge() -> None:
     bench = Bench()
-    bench.agent.invite(replace(INVITATION, credentials=Credentials("u", "p")), 0.0)
+    bench.agent.invite(INVITATION._replace(credentials=Credentials("u", "p")), 0.0)
     invite = bench.one("INVITE").request
     bench.receive(reliable(invite, 180, 9))
     first = bench.one("PRACK").request

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from bitel.sip import (
@@ -30,7 +28,7 @@ def session_expires(value: str) -> str:
 
 def answered(*headers: str, credentials: Credentials | None = None) -> tuple[Bench, str, Request]:
     bench = Bench()
-    call_id = bench.agent.invite(replace(INVITATION, credentials=credentials), 0.0)
+    call_id = bench.agent.invite(INVITATION._replace(credentials=credentials), 0.0)
     invite = bench.one("INVITE").request
     bench.receive(reply(invite, 200, ANSWER, headers=(CONTACT, *headers)))
     assert isinstance(bench.events()[0], Answered)
@@ -334,7 +332,7 @@ def test_we_do_not_re_invite_while_an_invite_waits_for_its_ack() -> None:
 
 def test_a_withheld_ack_is_waited_for() -> None:
     bench = Bench()
-    call_id = bench.agent.invite(replace(INVITATION, withhold_ack=True), 0.0)
+    call_id = bench.agent.invite(INVITATION._replace(withhold_ack=True), 0.0)
     invite = bench.one("INVITE").request
     headers = (CONTACT, session_expires("10;refresher=uac"))
     bench.receive(reply(invite, 200, ANSWER, headers=headers))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from bitel.sip import AgentConfig, Answered, Ended, Failed, Incoming, OutgoingRequest, make_answer
@@ -18,13 +16,13 @@ TCP = Address("192.0.2.9", 5060, Transport.TCP)
 TLS = Address("192.0.2.9", 5061, Transport.TLS, "carrier.test")
 STREAMS = pytest.mark.parametrize("far", [TCP, TLS], ids=["TCP", "TLS"])
 PING = OutgoingRequest("OPTIONS", "sip:192.0.2.9", TCP, "sip:us@192.0.2.1", "sip:192.0.2.9")
-LONG = replace(INVITATION, headers=(("X-Long", "x" * MAX_UDP),))
+LONG = INVITATION._replace(headers=(("X-Long", "x" * MAX_UDP),))
 
 
 def to(far: Address) -> Bench:
     """A bench that has sent an INVITE there, and nothing since."""
     bench = Bench()
-    bench.agent.invite(replace(INVITATION, destination=far), 0.0)
+    bench.agent.invite(INVITATION._replace(destination=far), 0.0)
     return bench
 
 
@@ -148,7 +146,7 @@ def test_via_and_contact_say_how_we_are_reached() -> None:
 
 def test_the_port_for_tls_may_be_another() -> None:
     bench = Bench(AgentConfig(US, tls_port=15061))
-    bench.agent.invite(replace(INVITATION, destination=TLS), 0.0)
+    bench.agent.invite(INVITATION._replace(destination=TLS), 0.0)
     assert "192.0.2.1:15061;" in bench.one("INVITE").request.header("via")
 
 
@@ -255,7 +253,7 @@ def test_a_long_request_goes_by_tcp() -> None:
 def test_1300_bytes_still_go_by_udp() -> None:
     def sent(more: int) -> tuple[int, Address]:
         bench = Bench()
-        bench.agent.invite(replace(LONG, headers=(("X-Long", "x" * more),)), 0.0)
+        bench.agent.invite(LONG._replace(headers=(("X-Long", "x" * more),)), 0.0)
         (one,) = bench.sent()
         return len(one.data), one.destination
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from bitel.sip import Answered, Ended
 from tests.sip.far_end import ANSWER, INVITATION, Bench, reply
 
 
 def answered() -> tuple[Bench, str, str]:
     bench = Bench()
-    call_id = bench.agent.invite(replace(INVITATION, withhold_ack=True), 0.0)
+    call_id = bench.agent.invite(INVITATION._replace(withhold_ack=True), 0.0)
     invite = bench.one("INVITE").request
     ok = reply(invite, 200, ANSWER)
     bench.receive(ok)

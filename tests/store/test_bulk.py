@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Boolean, Double, Integer, String, bindparam, select, update
@@ -63,6 +64,13 @@ def test_what_strangers_write_is_cut_and_cleaned(database: Database) -> None:
     (row,) = database.read_now(lambda conn: ROWS.rows(conn, {"rows": wanted}))
     assert row.free == "a\N{REPLACEMENT CHARACTER}b?cdef"
     assert row.yes is True
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 64, 65, 400, 512, 513, 1200])
+def test_any_number_of_rows_is_that_number(database: Database, count: int) -> None:
+    wanted = [(n, "t", "f", n / 3, Decimal(n), True) for n in range(count)]
+    found = database.read_now(lambda conn: ROWS.rows(conn, {"rows": wanted}))
+    assert [tuple(row) for row in found] == wanted
 
 
 def test_no_rows_are_no_rows(database: Database) -> None:

@@ -166,5 +166,6 @@ def test_the_database_itself_refuses_two_open_attempts_of_one_call(world: World)
         world.do(lambda conn: conn.execute(insert(attempt).values(second)))
     with pytest.raises(IntegrityError):
         world.do(lambda conn: conn.execute(insert(attempt).values({**second, "claim": "perhaps"})))
-    world.do(lambda conn: conn.execute(insert(attempt).values({**second, "claim": SETTLED})))
+    over = {**second, "claim": SETTLED, "ended_at": 2.0}
+    world.do(lambda conn: conn.execute(insert(attempt).values(over)))
     assert [row.id for row in world.attempts(call_id)] == [claimed.attempt_id, second["id"]]

@@ -233,6 +233,19 @@ def test_no_project_holds_up_another(told: World) -> None:
     assert one.project_id == busy.project_id
 
 
+def test_room_that_a_project_leaves_is_for_those_that_follow(told: World) -> None:
+    worlds = sorted([told, *map(told.another, "bcd")], key=lambda one: one.project_id)
+    for one, events in zip(worlds, (1, 3, 1, 9), strict=True):
+        one.change(webhook_url=URL, webhook_secret="s")
+        finish(one, events)
+
+    claimed = claim(told, limit_per_project=5, limit=7)
+
+    counts = Counter(one.project_id for one in claimed)
+    assert [counts[one.project_id] for one in worlds] == [1, 3, 1, 2]
+    assert len({one.event_id for one in claimed}) == 7
+
+
 def test_projects_take_turns_when_there_is_not_room_for_all(told: World) -> None:
     worlds = [told, told.another("b"), told.another("c")]
     for one in worlds:

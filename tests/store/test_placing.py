@@ -271,7 +271,8 @@ def test_many_calls_are_stored_as_each_by_itself_would_be(world: World) -> None:
         for number, e164 in zip(together.phone_numbers, together.e164, strict=True)
     ]  # fmt: skip
 
-    assert world.do(lambda conn: calls.place_many(conn, together)) == set()
+    prepared = calls.prepare(together)
+    assert world.do(lambda conn: calls.place_many(conn, together, prepared)) == set()
     world.do(lambda conn: calls.place(conn, alone))
 
     rows = world.do(lambda conn: conn.execute(select(call).order_by(call.c.id)).all())
@@ -296,6 +297,20 @@ def test_more_calls_than_one_statement_takes(world: World, monkeypatch: pytest.M
     assert len(world.claim(world.take_over())) == 10
 
 
+def test_what_many_calls_reserve_is_the_projects_to_say_however_they_were_prepared(
+    world: World,
+) -> None:
+    asked = many(world, "0912", "0913", reserve="5")
+    prepared = calls.prepare(asked)
+
+    world.do(lambda conn: calls.place_many(conn, asked, prepared))
+
+    # The project has no limit, so nothing is kept back for it.
+    rows = world.do(lambda conn: conn.execute(select(call)).all())
+    assert [row.reserved for row in rows] == [Decimal(0)] * 2
+    assert world.project().reserved == 0
+
+
 def test_of_many_calls_all_are_placed_or_none(world: World) -> None:
     world.set_balance(Decimal(10))
     for changes, fault in (
@@ -314,7 +329,8 @@ def test_of_many_those_who_are_not_to_be_called_are_told_apart(world: World) -> 
     world.do(lambda conn: do_not_call.add(conn, world.project_id, "+98913"))
     asked = many(world, "0912", "0913", "0914", "0913", reserve="5")
 
-    refused = world.do(lambda conn: calls.place_many(conn, asked))
+    prepared = calls.prepare(asked)
+    refused = world.do(lambda conn: calls.place_many(conn, asked, prepared))
 
     assert refused == {asked.ids[1], asked.ids[3]}
     assert {world.call(key).status for key in refused} == {CallStatus.ERROR}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +77,7 @@ def test_what_was_heard_is_kept_with_the_attempt(world: World, media: Media | No
     (claimed,) = world.claim(lease)
     world.heard(lease, claimed)
     done = answered(claimed, price="0")
-    world.settle(lease, replace(done, attempted=replace(done.attempted, media=media)))
+    world.settle(lease, done._replace(attempted=done.attempted._replace(media=media)))
     (row,) = world.attempts(call_id)
     assert row.media == media
 

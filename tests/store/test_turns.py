@@ -53,6 +53,18 @@ def test_within_a_project_the_longest_due_goes_first(world: World) -> None:
     assert mine == [early, late, later]
 
 
+def test_calls_due_at_one_moment_are_each_picked_once(world: World) -> None:
+    # More rounds than one: what the other project leaves goes to this one, after its last.
+    other = world.another("little")
+    other.place()
+    same = {world.place() for _ in range(5)}
+
+    picked = world.claim(world.take_over(), limit=5)
+
+    assert len(picked) == len({claim.call_id for claim in picked}) == 5
+    assert len(same & {claim.call_id for claim in picked}) == 4
+
+
 def test_single_slots_go_round(world: World) -> None:
     worlds = [world, world.another("b"), world.another("c")]
     for one in worlds:

@@ -76,9 +76,10 @@ def build_app(parts: ApiParts) -> FastAPI:
     app.state.limits = Limits(parts.settings.limits, parts.clock)
     app.state.placing = Placing(parts, app.state.limits)
     app.state.speaking = Speaking(parts)
-    app.state.statuses = Statuses(parts)
+    app.state.statuses = Statuses(parts, app.state.limits)
     for router in _ROUTERS:
-        app.include_router(router)
+        # As they are: FastAPI would look at an included router's routes twice, with more to ask.
+        app.router.routes.extend(router.routes)
     app.add_exception_handler(BitelError, _on_bitel_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Collection, Sequence
+from typing import Annotated, Any
 
 from fastapi import Depends
 from fastapi.openapi.models import HTTPBearer as BearerModel
@@ -19,7 +19,7 @@ from bitel.errors import BitelError, UnauthorizedError
 from bitel.store import projects, tokens
 from bitel.store.projects import Project
 
-__all__ = ["Admission", "Claims", "Owner", "TokenSigner"]
+__all__ = ["Admission", "Claims", "Owner", "Token", "TokenSigner", "not_admitted", "owners_of"]
 
 
 class Admission:
@@ -40,13 +40,20 @@ class Admission:
     async def _admit(self, asked: Sequence[Claims]) -> Sequence[Project | BitelError]:
         now = self._parts.clock()
         distinct = set(asked)
-        found = await self._parts.database.read(
-            lambda conn: {claims: _project(conn, claims, now) for claims in distinct}
-        )
-        return [
-            found[claims] or UnauthorizedError("the token is revoked, has expired or is unknown")
-            for claims in asked
-        ]
+        owners = await self._parts.database.read(lambda conn: owners_of(conn, distinct, now))
+        return [owners[claims] or not_admitted() for claims in asked]
+
+
+def owners_of(
+    conn: Connection, asked: Collection[Claims], now: float
+) -> dict[Claims, Project | None]:
+    """For each of the claims the project that it speaks for; None where the token is no good."""
+    return {claims: _project(conn, claims, now) for claims in asked}
+
+
+def not_admitted() -> UnauthorizedError:
+    """Why a request is refused whose token was ours once, or looks like it."""
+    return UnauthorizedError("the token is revoked, has expired or is unknown")
 
 
 def _project(conn: Connection, claims: Claims, now: float) -> Project | None:
@@ -55,8 +62,8 @@ def _project(conn: Connection, claims: Claims, now: float) -> Project | None:
     return projects.by_id(conn, claims.project_id)
 
 
-class BearerToken(SecurityBase):
-    """The dependency that turns a request into the project it speaks for."""
+class _BearerToken(SecurityBase):
+    """The dependency that finds a request's token, whatever it is worth."""
 
     def __init__(self) -> None:
         self.model = BearerModel(
@@ -64,17 +71,27 @@ class BearerToken(SecurityBase):
         )
         self.scheme_name = "token"
 
-    async def __call__(self, request: Request) -> Project:
+    async def __call__(self, request: Request) -> Any:
+        """The token. Raises UnauthorizedError where the request has none."""
+        return _bearer(request.headers.get("authorization", ""))
+
+
+class _OwnerOfToken(_BearerToken):
+    """The dependency that turns a request into the project it speaks for."""
+
+    async def __call__(self, request: Request) -> Any:
         """The project of the request's token. Raises UnauthorizedError, TooManyRequestsError."""
-        token = _bearer(request.headers.get("authorization", ""))
         admission: Admission = request.app.state.admission
-        project = await admission.admit(token)
+        project = await admission.admit(_bearer(request.headers.get("authorization", "")))
         limits: Limits = request.app.state.limits
         limits.count_request(project)
         return project
 
 
-Owner = Annotated[Project, Depends(BearerToken())]
+Token = Annotated[str, Depends(_BearerToken())]
+"""A route's parameter: the token of the request, or 401; what it is worth is the route's to ask."""
+
+Owner = Annotated[Project, Depends(_OwnerOfToken())]
 """A route's parameter: the project that the request speaks for, or 401 before anything else."""
 
 

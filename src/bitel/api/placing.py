@@ -101,6 +101,8 @@ class _Order:
     answering: Answering
     usual: bytes
     """The answer where no number is barred."""
+    prepared: Sequence[str]
+    """A campaign's calls as the store takes them; empty where there is none."""
     now: float
 
     def answer(self, barred: Collection[str]) -> _Answer:
@@ -206,7 +208,8 @@ class Placing:
             prices = _Prices(self._tariff, math.ceil(sound.seconds) + HANG_UP_SECONDS)
             calls = _new_calls(project, reach, sound, terms, lane, campaign_id, prices, now)
             usual = answering(_as_placed(calls))
-            return _Order(project, calls, campaign, once, answering, usual, now)
+            prepared = call_rows.prepare(calls) if campaign else ()
+            return _Order(project, calls, campaign, once, answering, usual, prepared, now)
 
         self._limits.count_calls(project, count)
         placed = False
@@ -302,7 +305,8 @@ def _new_calls(
     prices: _Prices,
     now: float,
 ) -> NewCalls:
-    ids = new_ids(now, len(reach.e164))
+    count = len(reach.e164)
+    ids = new_ids(now, count) if count > 1 else [new_id(now)]
     reserves = prices.of_all(reach.e164)
     first = NewCall(
         id=ids[0],
@@ -380,7 +384,7 @@ def _place(conn: Connection, order: _Order) -> _Answer:
             return _Answer(first, repeated=True)
     if order.campaign is not None:
         campaigns.add(conn, order.campaign)
-    answer = order.answer(call_rows.place_many(conn, order.calls))
+    answer = order.answer(call_rows.place_many(conn, order.calls, order.prepared))
     if once is not None:
         idempotency.keep(conn, project_id, once.key, answer.body)
     return answer

@@ -9,8 +9,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bitel.api.answers import CallAnswer, CallPage, CampaignAnswer, call_answer, campaign_answer
-from bitel.api.auth import Owner
+from bitel.api.auth import Owner, Token
 from bitel.api.describing import described
+from bitel.api.direct import DirectRoute
 from bitel.api.envelope import success
 from bitel.api.paging import USUAL_PAGE, Cursor, Limit, next_cursor, read_cursor
 from bitel.api.parts import parts_of
@@ -21,7 +22,7 @@ from bitel.errors import InvalidRequestError, NotFoundError
 from bitel.store import calls as call_rows
 from bitel.store import campaigns
 
-router = APIRouter(prefix="/api/v2/voice")
+router = APIRouter(prefix="/api/v2/voice", route_class=DirectRoute)
 
 CallId = Annotated[str, Path(description="The `id` of a call.")]
 CampaignId = Annotated[str, Path(description="The `campaignId` of a batch.")]
@@ -30,9 +31,9 @@ CampaignId = Annotated[str, Path(description="The `campaignId` of a batch.")]
 @router.get(
     "/status/{call_id}", **described("How a call stands", "calls", CallAnswer, [NotFoundError])
 )
-async def status(request: Request, project: Owner, call_id: CallId) -> Response:
+async def status(request: Request, token: Token, call_id: CallId) -> Response:
     """A call is `WAITING` until its last attempt is over, and final from then on."""
-    return success(call_answer(await statuses_of(request).of(project.id, call_id)))
+    return success(call_answer(await statuses_of(request).of(token, call_id)))
 
 
 @router.delete(f"/{CALL_ID}", **described("Call off a call", "calls", CallAnswer, [NotFoundError]))

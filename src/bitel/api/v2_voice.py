@@ -13,10 +13,11 @@ from bitel.api.answers import BatchSuccess, CallAnswer, Success, placed_answer
 from bitel.api.auth import Owner
 from bitel.api.bodies import BatchBody, BatchTtsBody, OtpBody, SingleBody, SingleTtsBody
 from bitel.api.describing import placing_calls
+from bitel.api.direct import DirectRoute
 from bitel.api.envelope import success_body, written, written_list
 from bitel.api.placing import Placed
 
-router = APIRouter(prefix="/api/v2/voice")
+router = APIRouter(prefix="/api/v2/voice", route_class=DirectRoute)
 
 _ONE = Success[CallAnswer]
 

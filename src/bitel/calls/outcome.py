@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, NamedTuple
 
 
 class Outcome(enum.Enum):
     """What became of one attempt."""
+
+    __hash__ = object.__hash__  # there is one of each; Enum's own hashes the name, in Python
 
     ANSWERED = "answered"
     BUSY = "busy"
@@ -82,8 +83,7 @@ def classify(code: int, q850: int | None, rang: bool) -> Outcome:
     return _BY_CLASS.get(code // 100, Outcome.TRUNK_TROUBLE)
 
 
-@dataclass(frozen=True, slots=True)
-class Media:
+class Media(NamedTuple):
     """The audio of an answered attempt, both ways.
 
     `sent` and `received` are RTP packets, the latter an estimate. `digits` were keyed by the callee
@@ -98,8 +98,7 @@ class Media:
     jitter_ms: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Attempted:
+class Attempted(NamedTuple):
     """A finished attempt. Times are Unix seconds; `answered_at` is None if nobody answered."""
 
     outcome: Outcome

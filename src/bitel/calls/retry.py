@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from bitel.calls.call import CallStatus
 from bitel.calls.outcome import Attempted, Outcome
@@ -14,16 +14,14 @@ TROUBLE_BACKOFF_LONGEST = 120.0
 """No wait after trunk trouble is longer than these seconds."""
 
 
-@dataclass(frozen=True, slots=True)
-class Final:
+class Final(NamedTuple):
     """The call is over."""
 
     status: CallStatus
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Again:
+class Again(NamedTuple):
     """Another attempt is due at `due_at` (Unix seconds)."""
 
     due_at: float
@@ -35,8 +33,7 @@ class Again:
 Verdict = Final | Again
 
 
-@dataclass(frozen=True, slots=True)
-class RetryRule:
+class RetryRule(NamedTuple):
     """What a call still allows. `retries_left` 0 to 10, `retry_interval` in seconds."""
 
     retries_left: int

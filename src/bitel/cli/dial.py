@@ -149,10 +149,10 @@ class _Ladder:
 
     def __init__(self, *, full: bool) -> None:
         self._full = full
-        self._sip_call_ids: set[str] = set()
+        self._sip_call_ids: set[bytes] = set()
 
     def invited(self, order: Order, sip_call_id: str) -> None:
-        self._sip_call_ids.add(sip_call_id)
+        self._sip_call_ids.add(sip_call_id.encode())
 
     def tap(
         self, direction: Literal["in", "out"], data: bytes, address: Address, at: float

@@ -21,6 +21,7 @@ class Attempt:
         "answered_at",
         "called_off",
         "give_up_at",
+        "left_at",
         "leg",
         "order",
         "started_at",
@@ -34,6 +35,8 @@ class Attempt:
         self.give_up_at = self.started_at + ring_timeout
         """From here on the far end is rung no longer, whichever trunk it is."""
         self.answered_at: float | None = None
+        self.left_at: float | None = None
+        """When the far end hung up on what it was played."""
         self.leg: Leg | None = None
         """The INVITE that is out, or was last."""
         self.called_off = False
@@ -43,6 +46,12 @@ class Attempt:
     def rings_for(self) -> float:
         """Seconds that are left for ringing, 0 or more."""
         return max(0.0, self.give_up_at - self._clock())
+
+    def far_end_left(self, _: object) -> None:
+        """What it is played, if anything, is over with this moment."""
+        if self.talk is not None and not self.talk.over.done():
+            self.left_at = self._clock()
+            self.talk.stop()
 
     def over(
         self,

@@ -118,8 +118,11 @@ class Carriers:
             ways += [Hop(trunk, address, number_of(trunk)) for address in addresses]
         if not ways and fault is not None:
             raise fault
-        # Stable: among those that are registered, the healthy ones stay in front.
-        return sorted(in_order(ways, self._health), key=lambda hop: not self._registered(hop.trunk))
+        ordered = in_order(ways, self._health)
+        if self._config.register:
+            # Stable: among those that are registered, the healthy ones stay in front.
+            ordered.sort(key=lambda hop: not self._registered(hop.trunk))
+        return ordered
 
     def hosts(self, trunk: Trunk) -> frozenset[str]:
         """The IP addresses that are known to be the trunk's."""

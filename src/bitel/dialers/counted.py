@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from bitel.calls.outcome import Attempted
 from bitel.dialers.watch import Watch
 from bitel.dialing.dialer import Order
-from bitel.sip.grammar import Address
 
 
 class Counted:
@@ -15,18 +12,13 @@ class Counted:
 
     def __init__(self, inner: Watch) -> None:
         self.invites = 0
+        self.tap = inner.tap
         self._inner = inner
 
     def invited(self, order: Order, sip_call_id: str) -> None:
         """Count it."""
         self.invites += 1
         self._inner.invited(order, sip_call_id)
-
-    def tap(
-        self, direction: Literal["in", "out"], data: bytes, address: Address, at: float
-    ) -> None:
-        """Pass it on."""
-        self._inner.tap(direction, data, address, at)
 
     def over(self, order: Order, attempted: Attempted | None) -> None:
         """Pass it on."""

@@ -8,7 +8,7 @@ way has an INVITE of its own.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from sipmessage import URI
 
@@ -19,8 +19,7 @@ from bitel.sip import Failed
 from bitel.sip.grammar import Address, Transport
 
 
-@dataclass(frozen=True, slots=True)
-class Hop:
+class Hop(NamedTuple):
     """An address of a trunk, and what is asked for there."""
 
     trunk: Trunk
@@ -32,6 +31,8 @@ class Hop:
 def in_order(hops: Iterable[Hop], health: Health) -> list[Hop]:
     """Those to be expected to work first, those that are down last, those at rest not at all."""
     awake = [hop for hop in hops if not health.rests(hop.address)]
+    if len(awake) < 2:
+        return awake
     return sorted(awake, key=lambda hop: not health.usable(hop.address))
 
 
@@ -59,7 +60,7 @@ def redirected(hop: Hop, failed: Failed, addresses: Sequence[Address]) -> Hop | 
             continue
         address = _within(uri, hop, addresses)
         if address is not None:
-            return replace(hop, address=address, request_uri=contact, redirected=True)
+            return hop._replace(address=address, request_uri=contact, redirected=True)
     return None
 
 

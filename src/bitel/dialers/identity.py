@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from bitel.dialers.trunk import bracketed
@@ -46,6 +47,7 @@ class Identity:
     headers: tuple[tuple[str, str], ...] = ()
 
 
+@lru_cache(maxsize=1024)
 def identity(
     caller_id: str, host: str, by: Identification = "from", privacy: bool = False
 ) -> Identity:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from bitel.sip import Answered, Ended, Event, Failed, MediaChanged, SessionDescription
+from bitel.sip import Answered, Ended, Event, Failed, MediaChanged
 
 
 class Leg:
     """Collects the events of one call; a dialer awaits its two futures and follows its media."""
 
-    __slots__ = ("_follow", "_media", "call_id", "decided", "ended", "offer")
+    __slots__ = ("_follow", "_media", "call_id", "decided", "ended")
 
-    def __init__(self, call_id: str, offer: SessionDescription) -> None:
+    def __init__(self, call_id: str) -> None:
         loop = asyncio.get_running_loop()
         self.call_id = call_id
-        self.offer = offer
         self.decided: asyncio.Future[Answered | Failed] = loop.create_future()
         self.ended: asyncio.Future[Ended] = loop.create_future()
         self._media: MediaChanged | None = None

@@ -48,6 +48,7 @@ class Playlists:
         self._lead_in = quiet_clips(folder, LEAD_IN)
         self._lead_out = quiet_clips(folder, LEAD_OUT)
         self._recordings: OrderedDict[tuple[str, Codec], Path] = OrderedDict()
+        self._plain: dict[tuple[str, tuple[Codec, ...]], Mapping[str, Playlist]] = {}
 
     async def for_order(self, order: Order, codecs: Sequence[Codec]) -> Mapping[str, Playlist]:
         """The clips that `order` plays, by codec.
@@ -55,6 +56,17 @@ class Playlists:
         Raises NotFoundError for a recording that is gone, and BitelError where digits can't be
         spoken.
         """
+        if order.recording_id is None or order.digits:
+            return await self._laid_out(order, codecs)
+        key = order.recording_id, tuple(codecs)
+        plain = self._plain.get(key)
+        if plain is None:
+            plain = self._plain[key] = await self._laid_out(order, codecs)
+            if len(self._plain) > MOST_REMEMBERED:
+                del self._plain[next(iter(self._plain))]
+        return plain
+
+    async def _laid_out(self, order: Order, codecs: Sequence[Codec]) -> Mapping[str, Playlist]:
         return {
             codec: [self._lead_in[codec], *await self._spoken(order, codec), self._lead_out[codec]]
             for codec in codecs

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import structlog
 
@@ -36,12 +35,7 @@ from bitel.sip import (
     RequestDone,
     UserAgent,
 )
-from bitel.sip.sdp import (
-    Agreed,
-    NoCommonCodec,
-    check_answer,
-    make_offer,
-)
+from bitel.sip.sdp import Agreed, make_offer
 from bitel.transports.sip_transport import Link, SipTransport
 from bitel.transports.tls import TlsFileError
 
@@ -193,9 +187,8 @@ class SipTrunkDialer:
         assert leg is not None, "an answer has an INVITE behind it"
         attempt.answered_at = self._clock()
         try:
-            agreed = check_answer(leg.offer, answered.answer)
-            check_address(self._streamer, agreed)
-        except (NoCommonCodec, FarEndError) as fault:
+            check_address(self._streamer, answered.agreed)
+        except FarEndError as fault:
             await self._end(leg)
             return attempt.over(Outcome.MEDIA_MISMATCH, detail=str(fault), sip_code=200)
         if not await heard(attempt.answered_at):
@@ -203,7 +196,8 @@ class SipTrunkDialer:
             return attempt.over(Outcome.TRUNK_TROUBLE, "the answer could not be recorded", 200)
         self._sip.agent.acknowledge(leg.call_id)
         self._sip.flush()
-        return await self._play(attempt, leg, agreed, playlists[agreed.codec_name], port)
+        playlist = playlists[answered.agreed.codec_name]
+        return await self._play(attempt, leg, answered.agreed, playlist, port)
 
     async def _play(
         self, attempt: Attempt, leg: Leg, agreed: Agreed, playlist: Playlist, port: int
@@ -215,11 +209,9 @@ class SipTrunkDialer:
         talk = attempt.talk = Talk(self._streamer, Patience(self._config.media_timeout))
         talk.begin(port, agreed, playlist)
         leg.follow_media(talk.follow)
-        either: list[asyncio.Future[Any]] = [talk.over, leg.ended]
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        ended_at = self._clock()
-        talk.stop()
+        leg.ended.add_done_callback(attempt.far_end_left)
         report = await talk.over
+        ended_at = attempt.left_at or self._clock()
         wanted = talk.why or attempt.called_off or leg.ended.done()
         if not report.finished and not wanted:
             await self._end(leg)
@@ -249,7 +241,7 @@ class SipTrunkDialer:
             hops = await self._carriers.hops(lambda trunk: trunk.uri_for(number))
         except OSError as fault:
             return attempt.over(Outcome.TRUNK_TROUBLE, detail=str(fault))
-        over = attempt.over(Outcome.TRUNK_TROUBLE, detail="every trunk asked to be left alone")
+        over: Attempted | None = None
         while hops and attempt.rings_for():
             if attempt.called_off:
                 return attempt.over(Outcome.CALLED_OFF)
@@ -261,19 +253,20 @@ class SipTrunkDialer:
                 return decided
             over = attempt.failed(decided, hop.address)
             hops = self._carriers.next_hops(hop, decided, over.outcome, left)
-        return over
+        return over or attempt.over(
+            Outcome.TRUNK_TROUBLE, detail="every trunk asked to be left alone"
+        )
 
     async def _invite(
         self, attempt: Attempt, hop: Hop, who: Identity, port: int, patience: float | None
     ) -> Answered | Failed:
         """Ring until somebody answers or the time is up; `patience` is for one who says nothing."""
         config = self._config
-        offer = make_offer((self._whereabouts.address, port), config.codecs)
         invitation = Invitation(
             request_uri=hop.request_uri,
             destination=hop.address,
             from_uri=who.from_uri,
-            offer=offer,
+            offer=make_offer((self._whereabouts.address, port), config.codecs),
             credentials=config.credentials,
             trusted=self._carriers.hosts(hop.trunk) if config.credentials else frozenset(),
             headers=who.headers,
@@ -284,11 +277,12 @@ class SipTrunkDialer:
         )
         if attempt.leg is not None:
             self._legs.pop(attempt.leg.call_id, None)
-        leg = Leg(self._sip.agent.invite(invitation, self._sip.now()), offer)
+        sip = self._sip
+        leg = Leg(sip.agent.invite(invitation, sip.now()))
         attempt.leg = self._legs[leg.call_id] = leg
         if self._watch:
             self._watch.invited(attempt.order, leg.call_id)
-        self._sip.flush()
+        sip.flush()
         loop = asyncio.get_running_loop()
         timers = [loop.call_later(attempt.rings_for(), self._hang_up, leg)]
         if patience is not None:
@@ -307,8 +301,9 @@ class SipTrunkDialer:
 
     def _hang_up(self, leg: Leg) -> None:
         # In a call that nobody has answered yet, the agent makes this a CANCEL.
-        self._sip.agent.hang_up(leg.call_id, self._sip.now())
-        self._sip.flush()
+        sip = self._sip
+        sip.agent.hang_up(leg.call_id, sip.now())
+        sip.flush()
 
     def _give_up(self, leg: Leg) -> None:
         self._sip.agent.give_up(leg.call_id, self._sip.now())

@@ -141,7 +141,8 @@ class Talk:
         if self._holding is not None:
             self._holding.cancel()
             self._holding = None
-        self.over.set_result(report)
+        if not self.over.done():  # whoever waited may have been cancelled
+            self.over.set_result(report)
 
 
 def check_address(streamer: Streamer, agreed: Agreed) -> None:

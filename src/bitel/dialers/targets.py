@@ -111,8 +111,8 @@ class Targets:
 
         Raises OSError where it has none, and never had.
         """
-        if trunk.numeric:
-            return [trunk.at(trunk.host)]
+        if trunk.address is not None:
+            return [trunk.address]
         known = self._known.get(trunk)
         if known is None or self._clock() >= known.until:
             # Calls that want the same name at once share one question.
@@ -128,8 +128,8 @@ class Targets:
 
     def known(self, trunk: Trunk) -> list[Address] | None:
         """The addresses found last, without asking anybody; None before the first `find`."""
-        if trunk.numeric:
-            return [trunk.at(trunk.host)]
+        if trunk.address is not None:
+            return [trunk.address]
         known = self._known.get(trunk)
         return None if known is None else known.addresses
 

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 
@@ -36,9 +36,11 @@ PAUSE: Final = 0.25
 """Seconds between two writes."""
 A_FEW: Final = 100
 """Attempts; where more than that wait after a pause, there is a burst."""
-LONG_PAUSE: Final = 5.0
+LONG_PAUSE: Final = 15.0
 """Seconds between two writes in a burst. To write an attempt down takes as much CPU as a good part
 of its call, and in a burst most would soon be pushed out by the next: those are never written."""
+MANY_WRONG: Final = MOST_WAITING // 4
+"""Attempts that ended in ERROR; where as many wait, no pause is that long, lest any be lost."""
 LOOK_AGAIN: Final = 3600.0
 """Seconds between two looks at what has become too old, where nothing is written."""
 
@@ -61,13 +63,12 @@ class Keep:
 
 @dataclass(slots=True)
 class _Open:
-    sip_call_ids: list[str] = field(default_factory=list)
+    sip_call_ids: list[bytes] = field(default_factory=list)
     datagrams: list[tuple[float, Direction, Address, bytes]] = field(default_factory=list)
-    size: int = 0
+    room: int = MOST_BYTES
 
 
-@dataclass(frozen=True, slots=True)
-class _Over:
+class _Over(NamedTuple):
     order: Order
     attempted: Attempted | None
     trace: _Open
@@ -98,7 +99,7 @@ class Traces:
     ) -> None:
         keep = keep or Keep()
         self._open: dict[str, _Open] = {}
-        self._by_sip_call_id: dict[str, _Open] = {}
+        self._by_sip_call_id: dict[bytes, _Open] = {}
         self._over: deque[_Over] = deque(maxlen=min(keep.attempts, MOST_WAITING))
         self._wrong: deque[_Over] = deque(maxlen=MOST_WAITING)
         self._last = TraceFiles(folder, Share(keep.attempts, keep.size // 2, keep.days), clock)
@@ -113,20 +114,21 @@ class Traces:
 
     def invited(self, order: Order, sip_call_id: str) -> None:
         """An INVITE for `order` is about to leave."""
-        trace = self._open.setdefault(order.attempt_id, _Open())
-        trace.sip_call_ids.append(sip_call_id)
-        self._by_sip_call_id[sip_call_id] = trace
+        trace = self._open.get(order.attempt_id)
+        if trace is None:
+            trace = self._open[order.attempt_id] = _Open()
+        call_id = sip_call_id.encode()
+        trace.sip_call_ids.append(call_id)
+        self._by_sip_call_id[call_id] = trace
 
     def tap(self, direction: Direction, data: bytes, address: Address, at: float) -> None:
         """Keep the message if it is of a call that is under way."""
-        if len(data) < 16:
-            return  # a keep-alive
         trace = self._by_sip_call_id.get(sip_call_id(data))
-        if trace is None or len(trace.datagrams) >= MOST_MESSAGES or trace.size >= MOST_BYTES:
+        if trace is None or trace.room < len(data) or len(trace.datagrams) == MOST_MESSAGES:
             return
         # Not cut yet: it is masked first, lest half a header be taken for none.
         trace.datagrams.append((at, direction, address, data))
-        trace.size += len(data)
+        trace.room -= len(data)
 
     def over(self, order: Order, attempted: Attempted | None) -> None:
         """Have the attempt's messages written; without any, what it ended in ERROR for."""
@@ -143,7 +145,8 @@ class Traces:
             self._over.append(over)
         else:
             return
-        self._bell.set()
+        if not self._bell.is_set():
+            self._bell.set()
 
     def close(self) -> None:
         """Write what waits, and end the thread."""
@@ -160,10 +163,16 @@ class Traces:
                 self._do(self._forget)
             self._closing.wait(PAUSE)
             if len(self._over) + len(self._wrong) > A_FEW:
-                self._closing.wait(LONG_PAUSE)
+                self._rest()
             self._bell.clear()
             self._do(self._write)
         self._do(self._write)
+
+    def _rest(self) -> None:
+        end = time.monotonic() + LONG_PAUSE
+        while time.monotonic() < end and len(self._wrong) < MANY_WRONG:
+            if self._closing.wait(PAUSE):
+                return
 
     def _do(self, work: Callable[[], None]) -> None:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from sipmessage import URI
@@ -29,6 +29,16 @@ class Trunk:
     host: str
     port: int | None = None
     transport: Transport | None = None
+    address: Address | None = field(init=False, repr=False, compare=False)
+    """Where it is, if its host is an IP address; else DNS says where."""
+    authority: str = field(init=False, repr=False, compare=False)
+    """Host and port as URIs write them."""
+
+    def __post_init__(self) -> None:
+        port = "" if self.port in {None, SIP_PORT} else f":{self.port}"
+        address = self.at(self.host) if _is_ip(self.host) else None
+        object.__setattr__(self, "address", address)
+        object.__setattr__(self, "authority", f"{bracketed(self.host)}{port}")
 
     @classmethod
     def parse(cls, text: str) -> Trunk:
@@ -60,17 +70,6 @@ class Trunk:
         domain = self.host if transport is Transport.TLS else ""
         return Address(host, port or self.port or usual_port(transport), transport, domain)
 
-    @property
-    def numeric(self) -> bool:
-        """Whether the host is an IP address."""
-        return _is_ip(self.host)
-
-    @property
-    def authority(self) -> str:
-        """Host and port as URIs write them."""
-        port = "" if self.port in {None, SIP_PORT} else f":{self.port}"
-        return f"{bracketed(self.host)}{port}"
-
     def uri_for(self, number: str) -> str:
         """The Request-URI of a call to `number`, as the carrier writes it."""
         return f"sip:{number}@{self.authority}"
@@ -86,7 +85,6 @@ class Trunk:
         return self.uri + (f";transport={self.transport.lower()}" if self.transport else "")
 
 
-@lru_cache(maxsize=1024)
 def _is_ip(host: str) -> bool:
     try:
         ipaddress.ip_address(host)
@@ -105,6 +103,7 @@ def usual_port(transport: Transport) -> int:
     return SIPS_PORT if transport is Transport.TLS else SIP_PORT
 
 
+@lru_cache(maxsize=1024)
 def shown(address: Address) -> str:
     """`HOST:PORT`, as people read it; with the transport if that is not UDP: `HOST:PORT/TLS`."""
     place = f"{bracketed(address.host)}:{address.port}"

@@ -16,7 +16,7 @@ class Watch(Protocol):
         """An INVITE for `order` is about to leave; an attempt may have several."""
 
     def tap(
-        self, direction: Literal["in", "out"], data: bytes, address: Address, at: float
+        self, direction: Literal["in", "out"], data: bytes, address: Address, at: float, /
     ) -> None:
         """A datagram came or leaves; `at` is in Unix seconds."""
 

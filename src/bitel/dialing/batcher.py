@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
+
+import structlog
+
+from bitel.errors import UnavailableError
 
 Item = TypeVar("Item")
+Waiting = tuple[Item, asyncio.Future[bool]]
 
-LARGEST = 500
+log = structlog.get_logger(__name__)
+
+LARGEST: Final = 500
 """Items in one write; more wait for the next."""
+
+AT_ONCE: Final = 25
+"""Items that are told in one turn of the event loop: each has a call that then goes on."""
+
+_FIRST_PAUSE: Final = 0.1
+_LONGEST_PAUSE: Final = 5.0
+"""Seconds from one try to write a batch to the next, doubled each time."""
 
 
 class Batcher(Generic[Item]):
@@ -17,8 +31,8 @@ class Batcher(Generic[Item]):
 
     After each batch it rests for `rest` seconds, unless more wait than go into one: where many
     come, they share a write, and one that comes alone does not wait. `flush` returns for each item
-    of the batch whether it took effect; that, or the exception that it raised, is what each `put`
-    of that batch returns.
+    of the batch whether it took effect. While it raises UnavailableError, the batch is tried again,
+    without the items that nobody waits for any more.
     """
 
     def __init__(
@@ -26,16 +40,19 @@ class Batcher(Generic[Item]):
     ) -> None:
         self._flush = flush
         self._rest = rest
-        self._waiting: list[tuple[Item, asyncio.Future[bool]]] = []
+        self._waiting: list[Waiting[Item]] = []
         self._running: asyncio.Task[None] | None = None
 
-    async def put(self, item: Item) -> bool:
-        """Whether `item` took effect, once that is durable. Raises what the flush raised."""
+    def put(self, item: Item) -> asyncio.Future[bool]:
+        """Whether `item` took effect, once that is durable; or what else the flush raised.
+
+        Whoever waits no longer says so by cancelling the future, or by giving it a result.
+        """
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
         if self._running is None:
             self._running = asyncio.create_task(self._run())
-        return await future
+        return future
 
     async def _run(self) -> None:
         try:
@@ -47,14 +64,29 @@ class Batcher(Generic[Item]):
         finally:
             self._running = None
 
-    async def _write(self, batch: list[tuple[Item, asyncio.Future[bool]]]) -> None:
-        try:
-            results = await self._flush([item for item, _ in batch])
-        except Exception as fault:
-            for _, future in batch:
-                if not future.done():
-                    future.set_exception(fault)
-            return
-        for (_, future), result in zip(batch, results, strict=True):
-            if not future.done():
-                future.set_result(result)
+    async def _write(self, batch: list[Waiting[Item]]) -> None:
+        pause = _FIRST_PAUSE
+        while batch := [each for each in batch if not each[1].done()]:
+            try:
+                results = await self._flush([item for item, _ in batch])
+            except UnavailableError as fault:
+                log.warning("write_retried", items=len(batch), fault=str(fault), again_in=pause)
+            except Exception as fault:
+                for _, future in batch:
+                    if not future.done():
+                        future.set_exception(fault)
+                return
+            else:
+                _tell(list(zip(batch, results, strict=True)))
+                return
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+
+def _tell(told: list[tuple[Waiting[Item], bool]]) -> None:
+    """A few at a time, lest all of their calls go on in one turn of the loop."""
+    for (_, future), result in told[:AT_ONCE]:
+        if not future.done():
+            future.set_result(result)
+    if len(told) > AT_ONCE:
+        asyncio.get_running_loop().call_soon(_tell, told[AT_ONCE:])

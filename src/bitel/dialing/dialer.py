@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from bitel.calls.outcome import Attempted
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
+class Order(NamedTuple):
     """One attempt to make: who to call, and what to play. The claim behind it is durable.
 
     What is played is the recording, if there is one, then `digits`, if there are any, read one by

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import structlog
 from sqlalchemy import Connection
@@ -45,9 +46,14 @@ MESSAGES_LATE = 50.0
 """Milliseconds that SIP messages may wait before no more calls are begun, until they are read.
 INVITEs whose answers are read later than T1 are sent again, and the more there is to read."""
 
+AT_ONCE: Final = 20
+"""Calls begun in one turn of the event loop, lest all else that is due waits for all of them."""
+
 _POLL = 1.0
-_BEAT = 0.03
-"""Seconds between two looks for calls at least: each costs the database as much as 30 calls do."""
+_BEAT = 0.05
+"""Seconds from one look for calls to the next: each costs the database as much as 30 calls do."""
+_SPREAD = _BEAT / 2
+"""Seconds over which the calls of one claim are begun, where they are many."""
 # What was due a moment ago had expired, or another worker's transaction holds it.
 _LOOK_AGAIN = 0.05
 _RENEW = 5.0
@@ -109,6 +115,8 @@ class Dispatcher:
         self._cancel_bell = asyncio.Event()
         self._more_due = False  # for all we know
         self._draining = False
+        self._claims_no_more = asyncio.Event()
+        self._claims_no_more.set()
         self._drained = asyncio.Event()
         self._lease: Lease
         self._records: Records
@@ -170,6 +178,8 @@ class Dispatcher:
         """
         self._draining = True
         self.ring()
+        # A claim that was under way is durable by now: its calls end, or go back, like all others.
+        await self._claims_no_more.wait()
         await self._finish_within(timeout)
         self._drained.set()
 
@@ -186,20 +196,28 @@ class Dispatcher:
             await asyncio.wait(late)
 
     async def _claim_until_drained(self) -> None:
+        self._claims_no_more.clear()
+        try:
+            await self._claim_what_is_due()
+        finally:
+            self._claims_no_more.set()
+        await self._drained.wait()
+
+    async def _claim_what_is_due(self) -> None:
+        loop = asyncio.get_running_loop()
         while not self._draining:
             self._doorbell.clear()
+            beat = loop.time() + _BEAT
             try:
                 pause = await self._claim_due()
             except UnavailableError as fault:
                 log.warning("claim_failed", dialer=self._dialer_id, fault=str(fault))
                 pause = _POLL
-            beat = asyncio.get_running_loop().time() + _BEAT
             if pause > 0:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(pause):
                         await self._doorbell.wait()
-            await asyncio.sleep(beat - asyncio.get_running_loop().time())
-        await self._drained.wait()
+            await asyncio.sleep(beat - loop.time())
 
     async def _claim_due(self) -> float:
         """Claim and start what may start now; the seconds until it is worth looking again."""
@@ -230,9 +248,11 @@ class Dispatcher:
         self._more_due = len(claimed) == allowed
         self._pacer.spend(len(claimed))
         self.figures.claimed += len(claimed)
-        for claim in claimed:
+        for number, claim in enumerate(claimed, 1):
             self._start(claim)
             self._last_project[claim.lane] = claim.project_id
+            if number % AT_ONCE == 0:
+                await asyncio.sleep(_SPREAD * AT_ONCE / len(claimed))
         return 0.0 if claimed else _LOOK_AGAIN
 
     def _is_held_back(self, strain: Strain, now: float) -> bool:
@@ -272,6 +292,8 @@ class Dispatcher:
 
     async def _dial(self, running: _Running) -> Settlement:
         claim = running.claim
+        if self._draining:
+            return self._hand_back(claim, "the service was stopped")
         if self._clock() - claim.started_at > STALE_CLAIM:
             return self._hand_back(claim, "the claim was stale before it was dialled")
         order = Order(
@@ -306,7 +328,6 @@ class Dispatcher:
             return self._hand_back(claim, "the service was stopped")
         verdict = decide(claim.rule, attempted)
         bill = self._tariff.bill(claim.e164, attempted)
-        log.debug("attempt_over", attempt=claim.attempt_id, outcome=attempted.outcome.value)
         return Settlement(claim.attempt_id, claim.call_id, attempted, verdict, bill)
 
     def _hand_back(self, claim: Claim, why: str) -> Settlement:

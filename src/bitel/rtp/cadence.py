@@ -50,6 +50,8 @@ class Cadence:
         loads = [len(batch) for batch in self.batches]
         total = sum(loads)
         self._count_slots(total)
+        if self._used == 1:
+            return self.batches[self._order[0]]
         used = self._order[: self._used]
         slot = self._home_of(port, used)
         if loads[slot] > CROWDED_TIMES * total // len(used) + CROWDED:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 from bitel.rtp.engine import Engine
 from bitel.rtp.listener import Listener
@@ -62,8 +61,7 @@ class Callees:
         self._silence.forget(end.stream)
         heard = self.listener.forget(end.stream)
         view = self.reporting.remove(end.stream, end.packets)
-        return replace(
-            end,
+        return end._replace(
             received=heard.packets,
             silent_for=None if heard.at is None else round(self._clock() - heard.at, 3),
             digits=heard.digits,

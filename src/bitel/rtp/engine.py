@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from bitel.rtp.batch import Batch, Count, NewStream
 from bitel.rtp.cadence import Cadence
@@ -26,6 +27,14 @@ class _Stream:
     finished: bool = False
 
 
+class _Local(NamedTuple):
+    """A local port."""
+
+    bound: socket.socket
+    descriptor: int
+    family: socket.AddressFamily
+
+
 class Engine:
     """Streams spread over their packet time; `tick` sends those whose turn it is.
 
@@ -36,7 +45,7 @@ class Engine:
     def __init__(self, transmit: Transmit) -> None:
         self._transmit = transmit
         self._cadences: dict[int, Cadence] = {}  # by ptime
-        self._sockets: dict[int, socket.socket] = {}
+        self._ports: dict[int, _Local] = {}
         self._streams: dict[int, _Stream] = {}
         self._clips = ClipCache()
 
@@ -45,27 +54,26 @@ class Engine:
 
     def open(self, port: int, bound: socket.socket) -> None:
         """Streams of this port go out through this socket from now on."""
-        self._sockets[port] = bound
+        self._ports[port] = _Local(bound, bound.fileno(), socket.AddressFamily(bound.family))
 
     def play(self, command: Play, now: float = 0.0) -> End | None:
         """Adds a stream; its `End` at once where it can't be. `now` matters to a held one."""
-        bound = self._sockets.get(command.port)
-        if bound is None:
+        local = self._ports.get(command.port)
+        if local is None:
             return End(command.stream, 0, False, f"RTP port {command.port} is not open")
         samples = command.ptime * SAMPLES_PER_MS
-        family = socket.AddressFamily(bound.family)
         try:
-            far = sockaddr(family, command.far_host, command.far_port)
+            far = sockaddr(local.family, command.far_host, command.far_port)
             playlist = Playlist(self._clips, list(command.clips), command.law, samples)
         except (ClipError, OSError) as error:
             return End(command.stream, 0, False, str(error))
         segment = playlist.next_segment()
         assert segment is not None  # a clip is never empty
-        batch = self._cadence(command.ptime, family).choose(command.port)
-        stream = self._streams[command.stream] = _Stream(batch, playlist, family)
+        batch = self._cadence(command.ptime, local.family).choose(command.port)
+        stream = self._streams[command.stream] = _Stream(batch, playlist, local.family)
         new = NewStream(
             command.stream,
-            bound.fileno(),
+            local.descriptor,
             far,
             command.payload_type,
             command.sequence,
@@ -105,7 +113,7 @@ class Engine:
         missed = samples * round((now - stream.paused_at) * SAMPLE_RATE / samples)
         timestamp = (stream.paused.timestamp + missed) % 2**32
         # A stream that is added begins with the marker bit, as a talkspurt does (RFC 3551 4.1).
-        stream.batch.add(replace(stream.paused, timestamp=timestamp))
+        stream.batch.add(stream.paused._replace(timestamp=timestamp))
         stream.paused = None
 
     def redirect(self, command: Redirect) -> None:
@@ -117,7 +125,7 @@ class Engine:
         if stream.paused is None:
             stream.batch.redirect(command.stream, far)
         else:
-            stream.paused = replace(stream.paused, far=far)
+            stream.paused = stream.paused._replace(far=far)
 
     def progress(self, number: int, now: float) -> Progress | None:
         """How far a stream is, for its sender report; None while nothing of it was sent."""
@@ -151,14 +159,17 @@ class Engine:
             batch = cadence.batch_at(index)
             if not batch.idle:
                 batch.due = due
+                self._point_on(batch)
                 ends += self._settle(batch)
-                ends += self._point_on(batch)
+                # One that goes on after a pause may have nothing left of its segment.
+                if self._point_on(batch):
+                    ends += self._settle(batch)
                 left, kept = batch.send() if len(batch) else (0, 0)
                 sent, refused = sent + left, refused + kept
         return sent, refused, ends
 
-    def _point_on(self, batch: Batch) -> list[End]:
-        """Points the rows that have run out to their next segment; the ends of those without."""
+    def _point_on(self, batch: Batch) -> bool:
+        """Points the rows that have run out to their next segment; True: some have none."""
         over = False
         for row, number in batch.run_out():
             stream = self._streams[number]
@@ -168,7 +179,7 @@ class Engine:
                 batch.remove(number)
             else:
                 batch.point(row, *segment)
-        return self._settle(batch) if over else []
+        return over
 
     def _settle(self, batch: Batch) -> list[End]:
         return [self._end(number, count) for number, count in batch.settle()]

@@ -11,7 +11,7 @@ import sys
 from collections import deque
 from collections.abc import Callable
 
-from bitel.rtp.wire import Lines, Load, Message, Ready, WireError, encode
+from bitel.rtp.wire import Frames, Load, Message, Ready, WireError, encode
 
 START_TIMEOUT = 20.0  # seconds until the process must be ready
 STOP_TIMEOUT = 2.0  # seconds until a process that was told to end is killed
@@ -19,6 +19,7 @@ SILENCE_LIMIT = 15.0  # seconds without its report, due each second, until it co
 RETRY_DELAY = 0.005  # seconds, where the kernel holds too many descriptors in flight
 
 _CHUNK = 64 * 1024  # bytes, of one write or read
+_MOST_IN_FRAME = 64  # messages
 
 
 class SenderFailedError(Exception):
@@ -45,8 +46,9 @@ class SenderLink:
         self._loop = asyncio.get_running_loop()
         self._socket: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._lines = Lines()
-        self._queue: deque[tuple[bytes, socket.socket | None]] = deque()
+        self._frames = Frames()
+        self._queue: deque[tuple[Message, socket.socket | None]] = deque()
+        self._begun = b""  # of the frames at the head, what was not written yet
         self._writing = False
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._up = False
@@ -104,7 +106,7 @@ class SenderLink:
         """Queues a message, with the socket to pass along if any."""
         if self._socket is None:
             return
-        self._queue.append((encode(message), passed))
+        self._queue.append((message, passed))
         if not self._writing:
             self._writing = True
             # The next round of the loop: everything that this one says goes out in one write.
@@ -134,6 +136,7 @@ class SenderLink:
             self._socket.close()
             self._socket = None
         self._queue.clear()
+        self._begun = b""
 
     def _lost(self, reason: str) -> None:
         """The process is of no use any more: end it, and say so once."""
@@ -175,7 +178,7 @@ class SenderLink:
             self._lost("ended unexpectedly")
             return
         try:
-            messages = self._lines.feed(data)
+            messages = self._frames.feed(data)
         except WireError as error:
             self._lost(f"said {error}")
             return
@@ -192,7 +195,7 @@ class SenderLink:
         if self._socket is None:
             return
         try:
-            while self._queue:
+            while self._begun or self._queue:
                 self._write_some(self._socket)
         except (BlockingIOError, InterruptedError):
             self._loop.add_writer(self._socket, self._write)
@@ -208,28 +211,29 @@ class SenderLink:
 
     def _write_some(self, ours: socket.socket) -> None:
         """One write: a message with its socket, or as many without one as a chunk holds."""
-        line, passed = self._queue[0]
-        if passed is not None:
-            sent = socket.send_fds(ours, [line], [passed.fileno()])
-            self._taken(sent)
-            return
-        chunk: list[bytes] = []
-        size = 0
-        for line, passed in self._queue:
-            if passed is not None or size > _CHUNK:
-                break
-            chunk.append(line)
-            size += len(line)
-        self._taken(ours.send(b"".join(chunk)))
-
-    def _taken(self, size: int) -> None:
-        """Drops what was written; a descriptor has left with the first byte of its line."""
-        while size:
-            line, _ = self._queue.popleft()
-            if size < len(line):
-                self._queue.appendleft((line[size:], None))
+        if not self._begun:
+            message, passed = self._queue[0]
+            if passed is not None:
+                frame = encode([message])
+                # The descriptor leaves with the frame's first byte.
+                self._begun = frame[socket.send_fds(ours, [frame], [passed.fileno()]) :]
+                self._queue.popleft()
                 return
-            size -= len(line)
+            self._begun = self._next_frames()
+        self._begun = self._begun[ours.send(self._begun) :]
+
+    def _next_frames(self) -> bytes:
+        """Takes messages without a socket from the queue, as frames for one write."""
+        frames = bytearray()
+        while len(frames) < _CHUNK and (messages := self._next_messages()):
+            frames += encode(messages)
+        return bytes(frames)
+
+    def _next_messages(self) -> list[Message]:
+        messages: list[Message] = []
+        while self._queue and self._queue[0][1] is None and len(messages) < _MOST_IN_FRAME:
+            messages.append(self._queue.popleft()[0])
+        return messages
 
 
 def _retrieved(future: asyncio.Future[None]) -> None:

@@ -50,7 +50,7 @@ class _Ear:
     looked_at: int = 0
     sampled: int = 0
     at: float | None = None
-    digits: Digits = field(default_factory=Digits)
+    digits: Digits | None = None  # none keyed yet
 
     def receive(self, header: RtpHeader, payload: bytes, now: float, one_in: int) -> None:
         self.looked_at += 1
@@ -58,10 +58,13 @@ class _Ear:
             self.sampled += one_in
         self.at = now
         if header.payload_type == self.event_type:
+            if self.digits is None:
+                self.digits = Digits()
             self.digits.receive(header.ssrc, header.timestamp, payload)
 
     def heard(self) -> Heard:
-        return Heard(max(self.looked_at, self.sampled), self.at, self.digits.text)
+        text = "" if self.digits is None else self.digits.text
+        return Heard(max(self.looked_at, self.sampled), self.at, text)
 
 
 @dataclass(slots=True)
@@ -70,7 +73,7 @@ class _Port:
 
     bound: socket.socket
     ears: dict[int, _Ear] = field(default_factory=dict)  # by stream
-    by_far: dict[tuple[str, int], _Ear] = field(default_factory=dict)
+    by_far: dict[tuple[str, int], dict[int, _Ear]] = field(default_factory=dict)
     one_in: int = DENSEST
     young_until: float = 0.0
 
@@ -79,27 +82,24 @@ class _Port:
         self.lift(ear)
         ear.far = far
         self.ears[ear.stream] = ear
-        self.by_far.setdefault(far, ear)
+        self.by_far.setdefault(far, {})[ear.stream] = ear
 
     def lift(self, ear: _Ear) -> None:
-        """Nothing of this ear any more; where another has the same address, that gets it."""
+        """Nothing of this ear any more."""
         self.ears.pop(ear.stream, None)
-        if self.by_far.get(ear.far) is ear:
+        there = self.by_far.get(ear.far, {})
+        if there.pop(ear.stream, None) is not None and not there:
             del self.by_far[ear.far]
-            for other in self.ears.values():
-                if other.far == ear.far:
-                    self.by_far[ear.far] = other
-                    break
 
     def whose(self, source: tuple[str, int]) -> _Ear | None:
-        """The one whose address this is, else the only one that may yet turn out to have it.
+        """The oldest whose address this is, else the only one that may yet turn out to have it.
 
         Behind a NAT the port is not the one that was named. The host must be: nobody else is
         let into a call by sending to its port.
         """
-        ear = self.by_far.get(source)
-        if ear is not None:
-            return ear
+        there = self.by_far.get(source)
+        if there:
+            return next(iter(there.values()))
         candidates = [e for e in self.ears.values() if not e.latched and e.far[0] == source[0]]
         return candidates[0] if len(candidates) == 1 else None
 

@@ -26,7 +26,8 @@ class PortPool:
     """Binds even ports of a range on demand, at most `max_sockets`, and lends them out.
 
     With `listen` they can be read, and each has the odd port above it bound beside it, for RTCP,
-    where the range has one.
+    where the range has one. `share` (i, n): only the part of the range that is the i-th of n pools'
+    (`share_of`).
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class PortPool:
         *,
         max_sockets: int = 1 << 15,
         listen: bool = False,
+        share: tuple[int, int] = (0, 1),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
@@ -44,12 +46,16 @@ class PortPool:
         self._max_sockets = max_sockets
         self._listen = listen
         self._clock = clock
-        self._unbound = deque(port for port in ports if port % 2 == 0)
+        mine, pools = share
+        self._unbound = deque(
+            port for port in ports if port % 2 == 0 and share_of(port, pools) == mine
+        )
         self._taken: deque[tuple[float, int]] = deque()  # held by others: (when seen, port)
         self._resting: deque[tuple[float, int]] = deque()  # (when released, port)
         self._sockets: dict[int, socket.socket] = {}
         self._companions: dict[int, socket.socket] = {}  # for RTCP, by the RTP port
         self._users: dict[int, int] = {}
+        self.calls = 0  # that have a port
         # The lent ports by how many calls use them; each dict is an ordered set.
         self._by_users: list[dict[int, None]] = [{}]
 
@@ -76,6 +82,7 @@ class PortPool:
         users = self._users.get(port, 0)
         if users == 0:
             raise ValueError(f"RTP port {port} is not open")
+        self.calls -= 1
         del self._by_users[users][port]
         if users == 1:
             del self._users[port]
@@ -102,6 +109,7 @@ class PortPool:
         for container in (self._sockets, self._users, self._resting, self._taken, self._unbound):
             container.clear()
         self._by_users = [{}]
+        self.calls = 0
 
     def _lend(self, port: int) -> int:
         users = self._users.get(port, 0)
@@ -110,6 +118,7 @@ class PortPool:
         if users + 1 == len(self._by_users):
             self._by_users.append({})
         self._users[port] = users + 1
+        self.calls += 1
         self._by_users[users + 1][port] = None
         return port
 
@@ -141,6 +150,11 @@ class PortPool:
             bound.close()
             raise
         self._sockets[port] = bound
+
+
+def share_of(port: int, pools: int) -> int:
+    """Which of so many pools that share a range has this port: 0, 1..."""
+    return port // 2 % pools
 
 
 def bind_rtp(

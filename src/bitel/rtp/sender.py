@@ -7,7 +7,6 @@ ignored: while the service drains, calls go on.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import select
@@ -21,11 +20,12 @@ from bitel.rtp.cadence import MOST_SLOTS, TICK_SECONDS
 from bitel.rtp.callees import Callees
 from bitel.rtp.engine import Engine
 from bitel.rtp.packet import PCMA
+from bitel.rtp.priority import Priority
 from bitel.rtp.schedule import Punctuality, Schedule
 from bitel.rtp.sendmmsg import choose
 from bitel.rtp.wire import (
     End,
-    Lines,
+    Frames,
     Load,
     Message,
     Open,
@@ -42,13 +42,13 @@ from bitel.rtp.wire import (
 REPORT_INTERVAL = 1.0  # seconds
 CALLEES_INTERVAL = 0.05  # seconds between looks at what callees have sent
 IDLE_WAIT = 0.5  # seconds to wait for a command while nothing plays
+LEAD = 0.001  # seconds before a tick at which the commands that have come are taken together
 MARGIN = 0.0003  # seconds before a tick at which no further command is begun
 FEWEST_COMMANDS = 8  # that are handled per tick, however late it is
 MOST_WAITING = (
     2000  # commands taken in and not handled; more wait with the parent, which counts them
 )
 MAX_DESCRIPTORS = 64  # that one read may bring
-NICE = -10
 CHUNK = 64 * 1024  # bytes of one read
 
 
@@ -62,25 +62,31 @@ class ParentSocket:
     def __init__(self, connected: socket.socket) -> None:
         connected.setblocking(False)
         self._socket = connected
-        self._lines = Lines()
+        self._frames = Frames()
         self._out = b""
-        self._descriptors: deque[int] = deque()  # arrived, in the order of their `Open` lines
+        self._descriptors: deque[int] = deque()  # arrived, in the order of their frames
 
     def receive(self) -> list[Message]:
         """The commands that have arrived; `ParentGoneError` at the end."""
-        try:
-            data, descriptors, _, _ = socket.recv_fds(self._socket, CHUNK, MAX_DESCRIPTORS)
-        except (BlockingIOError, InterruptedError):
-            return []
-        except ConnectionError as error:
-            raise ParentGoneError from error
-        if not data:
-            raise ParentGoneError
-        self._descriptors.extend(descriptors)
-        return self._lines.feed(data)
+        came: list[Message] = []
+        # One read ends at the first descriptors, whatever has come after them.
+        more = True
+        while more and len(came) < MOST_WAITING:
+            try:
+                data, descriptors, _, _ = socket.recv_fds(self._socket, CHUNK, MAX_DESCRIPTORS)
+            except (BlockingIOError, InterruptedError):
+                break
+            except ConnectionError as error:
+                raise ParentGoneError from error
+            if not data:
+                raise ParentGoneError
+            self._descriptors.extend(descriptors)
+            came += self._frames.feed(data)
+            more = bool(descriptors) or len(data) == CHUNK
+        return came
 
     def take_socket(self, port: int) -> socket.socket:
-        """The socket that came with the line for this port."""
+        """The socket that came with the frame for this port."""
         bound = socket.socket(fileno=self._descriptors.popleft())
         if bound.getsockname()[1] != port:
             raise RuntimeError(f"the socket for RTP port {port} was lost on its way here")
@@ -88,7 +94,8 @@ class ParentSocket:
 
     def send(self, *messages: Message) -> None:
         """Sends messages, and what is left of earlier ones."""
-        self._out += b"".join(map(encode, messages))
+        if messages:
+            self._out += encode(messages)
         try:
             while self._out:
                 self._out = self._out[self._socket.send(self._out) :]
@@ -110,18 +117,23 @@ class ParentSocket:
 class Sender:
     """The loop: commands, what callees sent, tick, sleep."""
 
-    def __init__(self, parent: ParentSocket, engine: Engine) -> None:
+    def __init__(self, parent: ParentSocket, engine: Engine, priority: Priority) -> None:
         self._parent = parent
         self._engine = engine
         self._callees = Callees(engine)
         self._callees_due = 0.0
         self._commands: deque[Message] = deque()
         self._look = True  # whether the parent may have said something
+        self._looked = False  # since the last tick
+        self._busy = False  # the parent had said something when it was looked at last
         self._schedule = Schedule(TICK_SECONDS, time.monotonic())
         self._punctuality = Punctuality()
         self._packets = 0
         self._refused = 0
         self._report_due = 0.0
+        self._priority = priority
+        self._used = 0.0  # CPU seconds, and when
+        self._used_at = time.monotonic()
 
     def run(self) -> None:
         """Runs until `ParentGoneError`."""
@@ -154,25 +166,32 @@ class Sender:
         return False
 
     def _wait_until_due(self) -> bool:
-        """Sleeps until the tick is due; True where a command came before that."""
+        """Sleeps until the tick is due; True where it is time for commands before that."""
         pause = self._schedule.due - time.monotonic()
         if pause <= 0:
             self._look = True
             return False
-        # One sleep a tick rather than two: waking up is what few streams cost most.
-        self._look = self._parent.wait(pause)
-        pause = self._schedule.due - time.monotonic()
-        # In the last moment no command is looked at any more, so that many can't delay the tick.
-        if pause > MARGIN:
-            return True
-        if pause > 0:
-            time.sleep(pause)  # the tick itself: this process has nothing else to do until then
-        return False
+        if pause > LEAD:
+            # One sleep a tick rather than two: waking up is what few streams cost most.
+            if not self._busy and not self._parent.wait(pause):
+                return False
+            # Nothing that is said between two ticks has an effect before the second one, and
+            # waking up for each command costs more than the command.
+            time.sleep(max(0.0, self._schedule.due - LEAD - time.monotonic()))
+        elif self._looked:
+            # In the last moment no command is looked at any more, so that many can't delay the
+            # tick, and this process has nothing else to do until then.
+            time.sleep(pause)
+            return False
+        self._look = True
+        return True
 
     def _take_commands(self) -> None:
         """Handles what has arrived, as far as the time until the next tick goes."""
         if self._look and len(self._commands) < MOST_WAITING:
-            self._commands.extend(self._parent.receive())
+            came = self._parent.receive()
+            self._commands.extend(came)
+            self._busy, self._looked, self._look = bool(came), True, False
         handled = 0
         ends: list[End] = []
         while self._commands:
@@ -230,11 +249,15 @@ class Sender:
             self._refused += refused
             self._punctuality.record(now - due)
         self._schedule.advance(now)
+        self._looked = False
         if ends:
             self._tell(ends)
 
     def _report(self, now: float) -> None:
         self._report_due = now + REPORT_INTERVAL
+        used = time.process_time()
+        self._priority.review((used - self._used) / max(now - self._used_at, REPORT_INTERVAL))
+        self._used, self._used_at = used, now
         if self._parent.behind:
             return
         lateness = self._punctuality.turn()
@@ -246,18 +269,9 @@ class Sender:
                 lateness.late,
                 round(lateness.worst_ms, 3),
                 round(lateness.p99_ms, 3),
-                time.process_time(),
+                used,
             )
         )
-
-
-def _take_priority() -> None:
-    """Goes before other processes, as far as the system lets us: a late packet is heard."""
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, NICE)
-    # Where Linux groups processes by session, niceness counts only within the session.
-    with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as autogroup:
-        autogroup.write(str(NICE))
 
 
 def _warm_up() -> None:
@@ -284,8 +298,9 @@ def main(arguments: list[str]) -> int:
     # A copy has the lowest free number; select takes none above 1023.
     parent = ParentSocket(socket.socket(fileno=os.dup(int(inherited))))
     os.close(int(inherited))
-    sender = Sender(parent, Engine(choose(*rest)))
-    _take_priority()
+    priority = Priority()
+    sender = Sender(parent, Engine(choose(*rest)), priority)
+    priority.take()
     _warm_up()
     # Nothing here makes reference cycles, and a collection is a pause that a listener could hear.
     gc.collect()

@@ -7,6 +7,7 @@ event loop and does nothing per packet.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import resource
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from bitel.rtp.addresses import host_problem
 from bitel.rtp.packet import PCMA, PCMU, PTIMES
-from bitel.rtp.ports import NoPortError, PortPool
+from bitel.rtp.ports import NoPortError, PortPool, share_of
 from bitel.rtp.supervisor import DEFAULT_QUEUE_LIMIT, SenderFailedError, SupervisedSender
 from bitel.rtp.wire import End, Law, Pause, Play, Redirect, Resume
 
@@ -32,8 +33,9 @@ __all__ = [
 ]
 
 STREAMS_OF_ONE = 4000  # that a sender process carries with room to spare on today's cores
+COMFORTABLE = 2000  # calls that a process is given before the next one gets any
 MAX_CLIPS = 256  # in one playlist
-DEFAULT_SOCKETS = 256
+DEFAULT_SOCKETS = 64  # of each process
 MAX_DESCRIPTORS = 1 << 16  # taken for this process; at most half of them become RTP sockets
 
 _NOWHERE = ("0.0.0.0", "::")  # of IPv4, and of IPv6: what a far end names that holds the call
@@ -126,15 +128,16 @@ class Streamer:
     """Local RTP ports, and streams of raw G.711 files from them.
 
     `host` is the local IP address that RTP is sent from; `ports` the range of which the even ones
-    are used. `processes` sender processes share the ports among them; each fills one core at most.
-    `max_sockets` ports are bound at most: a packet from a port of its own costs two to three times
-    the CPU of one that leaves with others from a shared port, and with many calls a core has no
-    time for that. `queue_limit` is how many commands may wait for a sender before new streams are
-    refused. `transmit` names the way out: `auto` is `sendmmsg` where the system has it. With
-    `receive` callees are listened to: a stream follows its callee to the port that it sends from
-    (symmetric RTP; the host must be the one named), keyed digits are read, and RTCP goes out and
-    in on the port above each RTP port. That costs the senders some time, and has no claim to it:
-    ticks come first.
+    are used. `processes` sender processes share the ports among them; each fills one core at most,
+    and the first ones are filled first: a process that has many streams sends each for less.
+    `max_sockets` ports are bound for each process at most: a packet from a port of its own costs
+    two to three times the CPU of one that leaves with others from a shared port, and with many
+    calls a core has no time for that. `queue_limit` is how many commands may wait for a sender
+    before new streams are refused. `transmit` names the way out: `auto` is `sendmmsg` where the
+    system has it. With `receive` callees are listened to: a stream follows its callee to the port
+    that it sends from (symmetric RTP; the host must be the one named), keyed digits are read, and
+    RTCP goes out and in on the port above each RTP port. That costs the senders some time, and has
+    no claim to it: ticks come first.
     """
 
     def __init__(
@@ -152,8 +155,17 @@ class Streamer:
             raise ValueError(f"{processes} sender processes; at least 1 is needed")
         self.on_failure: Callable[[Exception], None] | None = None
         self._receive = receive
-        room = _descriptors() // (4 if receive else 2)  # with RTCP two for each port
-        self._ports = PortPool(host, ports, max_sockets=min(max_sockets, room), listen=receive)
+        room = _descriptors() // (4 if receive else 2) // processes  # with RTCP two for each port
+        self._pools = [  # of each sender
+            PortPool(
+                host,
+                ports,
+                max_sockets=min(max_sockets, room),
+                listen=receive,
+                share=(number, processes),
+            )
+            for number in range(processes)
+        ]
         self._version = ipaddress.ip_address(host).version
         self._senders = [
             SupervisedSender(
@@ -182,18 +194,23 @@ class Streamer:
         """Ends every stream (`finished=False`), the senders, and the ports."""
         self._started = False
         await asyncio.gather(*(sender.stop() for sender in self._senders))
-        self._ports.close()
+        for pool in self._pools:
+            pool.close()
 
     def open_port(self) -> int:
         """A bound local port for a call: one of its own while there are free ones, else shared.
 
         Raises `NoPortError` where none of the range can be bound.
         """
-        return self._ports.open()
+        *others, last = self._pools_by_rank()
+        for pool in others:
+            with contextlib.suppress(NoPortError):
+                return pool.open()
+        return last.open()
 
     def release_port(self, port: int) -> None:
         """The call needs its port no more; it rests 5 s before another call gets it alone."""
-        self._ports.release(port)
+        self._pools[self._number(port)].release(port)
 
     def play(
         self,
@@ -225,7 +242,9 @@ class Streamer:
         `resume` names the true one. `on_silence` is called when the callee, having been heard, has
         sent neither RTP nor reports for `patience` seconds (0: never), and again while that lasts.
         """
-        bound = self._ports.socket(port)
+        number = self._number(port)
+        pool, sender = self._pools[number], self._senders[number]
+        bound = pool.socket(port)
         law = law or _STATIC_LAWS.get(payload_type)
         if law is None or not 0 <= payload_type <= 127:
             raise ValueError(f"payload type {payload_type} names no G.711 law")
@@ -233,7 +252,6 @@ class Streamer:
             raise ValueError(f"packets of {ptime} ms are not sent; known are {PTIMES}")
         self._last_stream += 1
         stream = self._last_stream
-        sender = self._senders[port // 2 % len(self._senders)]
         self._streams[stream] = _Running(sender, on_end, far, on_silence)
         nowhere = held and far[0] in _NOWHERE
         problem = self._problem(clips) or ("" if nowhere else self.address_problem(far))
@@ -258,7 +276,7 @@ class Streamer:
             patience if on_silence is not None else 0.0,
             held,
         )
-        sender.play(command, (bound, self._ports.companion(port)))
+        sender.play(command, (bound, pool.companion(port)))
         return stream
 
     def stop_stream(self, stream: int) -> None:
@@ -330,6 +348,16 @@ class Streamer:
     def sender_pids(self) -> list[int]:
         """The process ids of the senders that run now."""
         return [sender.pid for sender in self._senders if sender.pid is not None]
+
+    def _number(self, port: int) -> int:
+        """The sender, and the pool, that a port belongs to."""
+        return share_of(port, len(self._pools))
+
+    def _pools_by_rank(self) -> list[PortPool]:
+        """Where the next call is best put, and where it goes if there is no port."""
+        if self._pools[0].calls < COMFORTABLE:
+            return self._pools
+        return sorted(self._pools, key=lambda pool: max(pool.calls, COMFORTABLE - 1))
 
     def _problem(self, clips: Sequence[Path]) -> str:
         """Why this can't be played, in a sentence; empty where it can."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
-from dataclasses import replace
 
 from bitel.rtp.link import SenderFailedError, SenderLink
 from bitel.rtp.wire import (
@@ -139,8 +138,7 @@ class SupervisedSender:
     def load(self) -> Load:
         """Totals over all lives; lateness of the present one."""
         now, before = self._load, self._load_before
-        return replace(
-            now,
+        return now._replace(
             packets=now.packets + before.packets,
             refused=now.refused + before.refused,
             ticks=now.ticks + before.ticks,

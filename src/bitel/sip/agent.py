@@ -91,8 +91,7 @@ class UserAgent:
 
     def datagrams_to_send(self) -> list[tuple[bytes, Address]]:
         """What must leave now, with its destinations. Each is given out once."""
-        waiting = list(self._core.outbox)
-        self._core.outbox.clear()
+        waiting, self._core.outbox = self._core.outbox, []
         return waiting
 
     def taken_back(self) -> list[tuple[bytes, Address]]:

@@ -45,7 +45,7 @@ class Authentication:
         or when no challenge can be answered.
         """
         challenge_header, answer_header = _HEADERS[response.code]
-        challenge = strongest(response.headers.get(challenge_header, ()), self._realm)
+        challenge = strongest(response.lines(challenge_header), self._realm)
         if challenge is None or self._tries >= MAX_TRIES:
             return False
         if answer_header in self._answered and not challenge.stale:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Literal, Protocol
 
 from bitel.sip.core import Core
@@ -29,7 +28,16 @@ MAX_UDP = 1300
 
 _ON_TIMER = {letter: Stimulus(letter) for letter in "ABDEFKM"}
 _NOWHERE = Address("", 0)
-_UNANSWERED = (State.CALLING, State.TRYING)
+
+# A member of an Enum is slow to look up in its class; a name of the module is not.
+_UDP = Transport.UDP
+_CALLING, _TRYING, _PROCEEDING = State.CALLING, State.TRYING, State.PROCEEDING
+_COMPLETED, _ACCEPTED, _TERMINATED = State.COMPLETED, State.ACCEPTED, State.TERMINATED
+_START_A, _START_B, _START_D = Action.START_A, Action.START_B, Action.START_D
+_START_E, _START_F, _START_K = Action.START_E, Action.START_F, Action.START_K
+_TELL, _ACK, _RESEND = Action.TELL, Action.ACK, Action.RESEND
+_STOP_REPEATING, _STOP_TIMERS = Action.STOP_REPEATING, Action.STOP_TIMERS
+_TELL_TIMEOUT, _TELL_TRANSPORT = Action.TELL_TIMEOUT, Action.TELL_TRANSPORT
 
 
 class ClientUser(Protocol):
@@ -42,6 +50,25 @@ class ClientUser(Protocol):
     def transaction_failed(
         self, transaction: ClientTransaction, why: Literal["timeout", "transport"], now: float
     ) -> None: ...
+
+
+class Nobody:
+    """Whose requests may be answered or not: a dialog that nobody wanted, what is long over."""
+
+    __slots__ = ()
+
+    def receive_response(
+        self, transaction: ClientTransaction, response: Response, source: Address, now: float
+    ) -> None:
+        """It changes nothing."""
+
+    def transaction_failed(
+        self, transaction: ClientTransaction, why: Literal["timeout", "transport"], now: float
+    ) -> None:
+        """The far end will notice by itself."""
+
+
+NOBODY = Nobody()
 
 
 class ClientTransaction:
@@ -86,14 +113,10 @@ class ClientTransaction:
         self.request: ClientRequest
         self.destination: Address
         data = request.to_bytes()
-        if (
-            len(data) > MAX_UDP
-            and destination.transport is Transport.UDP
-            and core.has_tcp(destination, now)
-        ):
+        if len(data) > MAX_UDP and destination.transport is _UDP and core.has_tcp(destination, now):
             self._by_udp = destination
             destination = destination._replace(transport=Transport.TCP)
-            request = replace(request, via=request.via.replace("/UDP ", "/TCP ", 1))
+            request = request._replace(via=request.via.replace("/UDP ", "/TCP ", 1))
             data = request.to_bytes()
         self._begin(request, data, destination, now)
 
@@ -105,21 +128,24 @@ class ClientTransaction:
         branch = request.via.rpartition("=")[2]
         self.key = (branch, request.method)
         core.client_transactions[self.key] = self
-        core.unanswered.setdefault(destination, {})[self] = None
+        waiting = core.unanswered.get(destination)
+        if waiting is None:
+            waiting = core.unanswered[destination] = {}
+        waiting[self] = None
         core.send(data, destination)
-        is_stream = destination.transport is not Transport.UDP
+        is_stream = destination.transport is not _UDP
         if request.method == "INVITE":
             self._table = INVITE_CLIENT_STREAM if is_stream else INVITE_CLIENT
-            self.state = State.CALLING
-            repeat, limit = Action.START_A, Action.START_B
+            self.state = _CALLING
+            repeat, limit = _START_A, _START_B
         else:
             self._table = NON_INVITE_CLIENT_STREAM if is_stream else NON_INVITE_CLIENT
-            self.state = State.TRYING
-            repeat, limit = Action.START_E, Action.START_F
+            self.state = _TRYING
+            repeat, limit = _START_E, _START_F
         self._interval = core.config.t1
         if not is_stream:
             self._repeating = core.timers.start(now + self._interval, self, repeat)
-        self._waiting = core.timers.start(now + core.config.long_wait, self, limit)
+        self._waiting = core.timers.start(now + core.long_wait, self, limit)
 
     def receive(self, response: Response, source: Address, now: float) -> None:
         """Take a response that names this transaction."""
@@ -147,8 +173,8 @@ class ClientTransaction:
     def _go_by_udp(self, destination: Address, now: float) -> None:
         core = self._core
         self._by_udp = None
-        self._enter(State.TERMINATED)
-        request = replace(self.request, via=core.new_via(Transport.UDP))
+        self._enter(_TERMINATED)
+        request = self.request._replace(via=core.new_via(_UDP))
         self._begin(request, request.to_bytes(), destination, now)
 
     def stop_repeating(self) -> None:
@@ -160,7 +186,12 @@ class ClientTransaction:
 
     def abandon(self) -> None:
         """Forget the request without telling its user."""
-        self._enter(State.TERMINATED)
+        self._enter(_TERMINATED)
+
+    def hand_over(self, user: ClientUser, request: ClientRequest) -> None:
+        """Have `user` hear the answers still to come, with what is left of the request."""
+        self._user = user
+        self.request = request
 
     def _step(
         self,
@@ -173,36 +204,54 @@ class ClientTransaction:
         if found is None:
             return
         state, actions = found
-        if state is not self.state:
+        before = self.state
+        if state is not before:
             self._enter(state)
         for action in actions:
-            if action is Action.TELL:
+            if action is _TELL:
                 if response is not None:
                     self._user.receive_response(self, response, source, now)
-            elif action is Action.ACK:
+            elif action is _ACK:
                 if response is not None:
                     self._acknowledge(response)
-            elif action is Action.RESEND:
+            elif action is _RESEND:
                 self._core.retransmissions += 1
                 self._core.send(self._data, self.destination)
-            elif action is Action.STOP_REPEATING:
+            elif action is _STOP_REPEATING:
                 self._core.timers.stop(self._repeating)
-            elif action is Action.STOP_TIMERS:
+            elif action is _STOP_TIMERS:
                 self._stop_timers()
-            elif action is Action.TELL_TIMEOUT:
+            elif action is _TELL_TIMEOUT:
                 self._user.transaction_failed(self, "timeout", now)
-            elif action is Action.TELL_TRANSPORT:
+            elif action is _TELL_TRANSPORT:
                 self._user.transaction_failed(self, "transport", now)
             else:
                 self._start(action, now)
+        if state is not before:
+            self._let_go()
 
     def _enter(self, state: State) -> None:
-        if self.state in _UNANSWERED:
+        if self.state is _CALLING or self.state is _TRYING:
             self._forget_unanswered()
         self.state = state
-        if state is State.TERMINATED:
+        if state is _TERMINATED:
             self._stop_timers()
             self._core.client_transactions.pop(self.key, None)
+
+    def _let_go(self) -> None:
+        """Once it is answered, keep only what its repeated answers need: thousands stay for long.
+
+        In Completed no answer is told to the user any more.
+        """
+        if self.state is _ACCEPTED:
+            self._data = b""
+            self._repeating = None
+        elif self.state is _COMPLETED:
+            self._data = b""
+            self._repeating = None
+            self._user = NOBODY
+            if self.request.body:
+                self.request = self.request.bare()
 
     def _forget_unanswered(self) -> None:
         waiting = self._core.unanswered[self.destination]
@@ -220,16 +269,18 @@ class ClientTransaction:
 
     def _start(self, action: Action, now: float) -> None:
         timers, config = self._core.timers, self._core.config
-        if action is Action.START_A:
+        if action is _START_A:
             self._interval *= 2
             self._repeating = timers.start(now + self._interval, self, action)
-        elif action is Action.START_E:
-            proceeding = self.state is State.PROCEEDING
+        elif action is _START_E:
+            proceeding = self.state is _PROCEEDING
             self._interval = config.t2 if proceeding else min(self._interval * 2, config.t2)
             self._repeating = timers.start(now + self._interval, self, action)
         else:
-            wait = {Action.START_D: TIMER_D, Action.START_K: config.t4}.get(
-                action, config.long_wait
-            )
+            wait = self._core.long_wait
+            if action is _START_K:
+                wait = config.t4
+            elif action is _START_D:
+                wait = TIMER_D
             timers.stop(self._waiting)
             self._waiting = timers.start(now + wait, self, action)

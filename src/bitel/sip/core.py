@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Protocol
 from bitel.sip.config import AgentConfig
 from bitel.sip.events import Event
 from bitel.sip.grammar import Address, HostPort, Transport
+from bitel.sip.requests import ALLOW
 from bitel.sip.timers import Timers
+from bitel.sip.tokens import Tokens
 
 if TYPE_CHECKING:
     from bitel.sip.client_transaction import ClientTransaction
@@ -43,6 +45,7 @@ class Core:
     """No rules live here: transactions and calls find each other through it."""
 
     __slots__ = (
+        "_about_us",
         "_contacts",
         "_vias",
         "calls",
@@ -51,6 +54,7 @@ class Core:
         "dropped",
         "early_calls",
         "events",
+        "long_wait",
         "malformed",
         "outbox",
         "remembered",
@@ -59,16 +63,20 @@ class Core:
         "server_transactions",
         "taken_back",
         "timers",
+        "tokens",
         "unanswered",
         "user_agent",
+        "user_agent_line",
         "without_tcp",
     )
 
     def __init__(self, config: AgentConfig, rng: random.Random) -> None:
         self.config = config
+        self.long_wait = config.long_wait
         self.rng = rng
+        self.tokens = Tokens(rng)
         self.timers = Timers()
-        self.outbox: deque[tuple[bytes, Address]] = deque()
+        self.outbox: list[tuple[bytes, Address]] = []
         # Messages that are not to leave any more, should they still wait for a connection.
         self.taken_back: deque[tuple[bytes, Address]] = deque(maxlen=config.max_queued_datagrams)
         self.events: deque[Event] = deque()
@@ -81,10 +89,12 @@ class Core:
         self.remembered: dict[str, OutgoingCall] = {}
         self.early_calls = self.retransmissions = self.dropped = self.malformed = 0
         self.user_agent = ("User-Agent", config.user_agent)
+        self.user_agent_line = f"User-Agent: {config.user_agent}\r\n"
         # Destinations by UDP that have no TCP, and until when that is taken to be so.
         self.without_tcp: dict[Address, float] = {}
         self._vias: dict[Transport, str]
         self._contacts: dict[Transport, tuple[str, str]]
+        self._about_us: dict[Transport, str]
         self.move(config.local)
 
     def move(self, local: HostPort) -> None:
@@ -92,6 +102,10 @@ class Core:
         config = self.config = replace(self.config, local=local)
         self._vias = {each: _via(each, config.sent_by_for(each)) for each in Transport}
         self._contacts = {each: _contact(each, config.sent_by_for(each)) for each in Transport}
+        self._about_us = {
+            each: f"Contact: {contact}\r\nAllow: {ALLOW}\r\n{self.user_agent_line}"
+            for each, (_, contact) in self._contacts.items()
+        }
 
     def send(self, data: bytes, destination: Address) -> None:
         if len(self.outbox) < self.config.max_queued_datagrams:
@@ -101,15 +115,23 @@ class Core:
 
     def new_token(self) -> str:
         """64 random bits: a tag, a cnonce."""
-        return f"{self.rng.getrandbits(64):016x}"
+        return self.tokens.take(16)
+
+    def new_call_id(self) -> str:
+        """128 random bits."""
+        return self.tokens.take(32)
 
     def new_via(self, transport: Transport) -> str:
         """A Via value with a branch of its own (§8.1.1.7)."""
-        return f"{self._vias[transport]}{self.rng.getrandbits(96):024x}"
+        return self._vias[transport] + self.tokens.take(24)
 
     def contact_by(self, transport: Transport) -> tuple[str, str]:
         """The Contact header of a call that goes by a transport."""
         return self._contacts[transport]
+
+    def lines_about_us(self, transport: Transport) -> str:
+        """Contact, Allow and User-Agent of a call that goes by a transport, as header lines."""
+        return self._about_us[transport]
 
     def has_tcp(self, destination: Address, now: float) -> bool:
         """Whether a destination may be tried by TCP, for all that is known."""

@@ -19,6 +19,7 @@ from bitel.sip.requests import ClientRequest
 MAX_ROUTES = 32
 TLS = Transport.TLS
 _SPACE = re.compile(r"\s")
+_BRACKETED = re.compile(r'<([^<>"\s]+)>(?:;|\Z)')
 
 
 class Dialog:
@@ -28,17 +29,20 @@ class Dialog:
     """
 
     __slots__ = (
+        "_domain",
+        "_fallback",
         "_local_value",
         "_remote_value",
+        "_route_values",
         "_routes",
+        "_target",
         "call_id",
-        "domain",
-        "fallback",
         "local_cseq",
         "local_tag",
+        "next_hop",
         "remote_cseq",
         "remote_tag",
-        "target",
+        "request_uri",
     )
 
     def __init__(
@@ -49,21 +53,32 @@ class Dialog:
         routes: tuple[str, ...],
         target: str,
         fallback: Address,
+        domain: str,
         cseqs: tuple[int, int | None],
     ) -> None:
         self.call_id = call_id
         self._local_value, self.local_tag = local
         self._remote_value, self.remote_tag = remote
         self._routes = routes
-        self.target = target
-        self.fallback = fallback
-        self.domain = fallback.domain
+        self._target = target
+        self._fallback = fallback
+        self._domain = domain
         self.local_cseq, self.remote_cseq = cseqs
+        self.request_uri: str
+        self.next_hop: Address
+        self._find_way()
 
     @classmethod
-    def of_caller(cls, request: ClientRequest, response: Response, source: Address) -> Dialog:
-        """The dialog that a 2xx to our INVITE makes (§12.1.2)."""
-        routes = tuple(reversed(response.values("record-route")[-MAX_ROUTES:]))
+    def of_caller(
+        cls, request: ClientRequest, response: Response, source: Address, domain: str
+    ) -> Dialog:
+        """The dialog that a 2xx to our INVITE makes (§12.1.2).
+
+        `domain` is the name that the far end's certificate must bear, should it speak TLS.
+        """
+        routes: tuple[str, ...] = ()
+        if "record-route" in response:
+            routes = tuple(reversed(response.values("record-route")[-MAX_ROUTES:]))
         return cls(
             request.call_id,
             (request.from_value, response.from_tag),
@@ -71,6 +86,7 @@ class Dialog:
             routes,
             contact_of(response) or request.uri,
             source,
+            domain,
             (request.cseq, None),
         )
 
@@ -85,6 +101,7 @@ class Dialog:
             tuple(request.values("record-route")[:MAX_ROUTES]),
             contact_of(request) or uri_of(from_value) or request.uri,
             source,
+            source.domain,
             (0, request.cseq),
         )
 
@@ -94,26 +111,36 @@ class Dialog:
 
     def refresh_target(self, message: Message) -> None:
         """Take the Contact of a re-INVITE, an UPDATE, or the 2xx to one (§12.2)."""
-        self.target = contact_of(message) or self.target
+        self._target = contact_of(message) or self._target
+        self._find_way()
 
     @property
-    def request_uri(self) -> str:
-        """The Request-URI of the next request."""
-        return self._way()[0]
+    def fallback(self) -> Address:
+        return self._fallback
+
+    def heard_from(self, source: Address) -> None:
+        """A request of the far end came from there."""
+        if source != self._fallback:
+            self._fallback = source
+            self._find_way()
 
     def next_request(
-        self, method: str, via: str, headers: tuple[tuple[str, str], ...], body: bytes = b""
+        self,
+        method: str,
+        via: str,
+        headers: tuple[tuple[str, str], ...],
+        body: bytes = b"",
+        usual: str = "",
     ) -> tuple[ClientRequest, Address]:
         """A new request within the dialog, and where it goes."""
         self.local_cseq += 1
-        return self._request(method, via, self.local_cseq, headers, body)
+        return self._request(method, via, self.local_cseq, headers, body, usual), self.next_hop
 
     def ack(
         self, invite_cseq: int, via: str, headers: tuple[tuple[str, str], ...]
     ) -> tuple[bytes, Address]:
         """The ACK of a 2xx, and where it goes (§13.2.2.4)."""
-        request, destination = self._request("ACK", via, invite_cseq, headers)
-        return request.to_bytes(), destination
+        return self._request("ACK", via, invite_cseq, headers).to_bytes(), self.next_hop
 
     def _request(
         self,
@@ -122,56 +149,54 @@ class Dialog:
         cseq: int,
         headers: tuple[tuple[str, str], ...],
         body: bytes = b"",
-    ) -> tuple[ClientRequest, Address]:
-        uri, routes, hop = self._way()
-        request = ClientRequest(
+        usual: str = "",
+    ) -> ClientRequest:
+        return ClientRequest(
             method,
-            uri,
+            self.request_uri,
             via,
             self._local_value,
             self._remote_value,
             self.call_id,
             cseq,
-            routes,
+            self._route_values,
             headers,
             body,
+            usual,
         )
-        return request, self._toward(hop)
 
-    @property
-    def next_hop(self) -> Address:
-        """Where the next request goes."""
-        return self._toward(self._way()[2])
-
-    def _toward(self, hop: str) -> Address:
-        fallback = self.fallback
-        found = ip_address_of(hop, fallback.transport)
-        if found is None:
-            return fallback
-        # Whoever it is, it speaks for whom we have been talking to from the start, and must prove
-        # that; a request over a connection of the far end's own says nothing about it.
-        return found._replace(domain=self.domain) if found.transport is TLS else found
-
-    def _way(self) -> tuple[str, tuple[str, ...], str]:
-        """Request-URI, Route values, and the URI of the next hop (§12.2.1.1)."""
-        if not self._routes:
-            return self.target, (), self.target
-        first = uri_of(self._routes[0])
-        if is_loose_router(first):
-            return self.target, self._routes, first
-        # A strict router wants its own URI as Request-URI, and the target last.
-        return first.partition("?")[0], (*self._routes[1:], f"<{self.target}>"), first
+    def _find_way(self) -> None:
+        """Request-URI, Route values and next hop of the requests that follow (§12.2.1.1)."""
+        self.request_uri = hop = self._target
+        self._route_values = self._routes
+        if self._routes:
+            hop = uri_of(self._routes[0])
+            if not is_loose_router(hop):
+                # A strict router wants its own URI as Request-URI, and the target last.
+                self.request_uri = hop.partition("?")[0]
+                self._route_values = (*self._routes[1:], f"<{self._target}>")
+        found = ip_address_of(hop, self._fallback.transport) or self._fallback
+        if found.transport is TLS and found is not self._fallback:
+            # Whoever it is, it speaks for whom we have been talking to from the start, and must
+            # prove that; a request over a connection of the far end's own says nothing about it.
+            found = found._replace(domain=self._domain)
+        self.next_hop = found
 
 
 def contact_of(message: Message) -> str:
     """The URI of the first Contact; "" where there is none that could be a Request-URI."""
-    for value in message.values("contact")[:1]:
-        return uri_of(value)
-    return ""
+    value = message.header("contact")
+    if not value or "," in value:
+        return next(map(uri_of, message.values("contact")), "")
+    return uri_of(value)
 
 
 def uri_of(value: str) -> str:
     """The URI of a name-addr, "" where it could not stand in a start line."""
+    bracketed = _BRACKETED.match(value)
+    if bracketed:
+        uri = bracketed[1]
+        return uri if ":" in uri and len(uri) <= MAX_URI_LENGTH else ""
     try:
         uri, _ = split_address(value)
     except GrammarError:

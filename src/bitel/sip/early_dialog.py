@@ -77,7 +77,7 @@ class EarlyDialog:
 
 def rseq_of(response: Response) -> int | None:
     """The RSeq of a response that wants a PRACK; None of one that does not (§7.1)."""
-    if response.code == 100 or "require" not in response.headers:
+    if response.code == 100 or "require" not in response:
         return None
     if "100rel" not in [option.lower() for option in response.values("require")]:
         return None

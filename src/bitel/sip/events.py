@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bitel.sip.grammar import Address
-from bitel.sip.sdp import SessionDescription
+from bitel.sip.sdp import Agreed, SessionDescription
 
 Why = Literal["response", "timeout", "transport", "canceled", "media", "auth"]
 By = Literal["far", "us"]
@@ -27,10 +27,14 @@ class Provisional:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A 2xx with SDP that can be used. Its ACK is already queued."""
+    """A 2xx with SDP that can be used, and what it and our offer `agreed` on.
+
+    Its ACK is already queued, unless the invitation withholds it.
+    """
 
     call_id: str
     answer: SessionDescription
+    agreed: Agreed
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,7 @@ class Address(NamedTuple):
 
 MAX_PORT = 65535
 MAX_URI_LENGTH = 1024
+_USER = re.compile(r"(?<=\Asip:)[A-Za-z0-9+._\-]{1,64}@(?=[^@]*\Z)", re.ASCII)
 _TAG = re.compile(r";\s*tag\s*=\s*([^;,\s]+)", re.IGNORECASE)
 
 
@@ -118,6 +119,10 @@ def parameter(parameters: str, name: str) -> str | None:
 
 def tag_of(value: str) -> str:
     """The tag of a From or To header, "" where it has none (RFC 3261 §19.3)."""
+    before, _, last = value.rpartition(">;tag=")
+    # As nearly everybody writes it, which takes no search.
+    if last.isalnum() and "<" in before and ">" not in before and '"' not in before:
+        return last
     left = value.find("<")
     right = value.find(">", left)
     if 0 <= left < right and '"' not in value:
@@ -154,12 +159,19 @@ def parse_uri(text: str) -> URI:
         raise GrammarError("a URI is not valid") from error
 
 
-@lru_cache(maxsize=4096)
 def ip_address_of(uri: str, usual: Transport = Transport.UDP) -> Address | None:
     """Where a URI points, if that can be known without DNS: None for a name or a bad URI.
 
     It goes by the transport that the URI names, by TLS for `sips`, else by the `usual` one.
     """
+    if "@" in uri:
+        # Whoever is meant, it is the same few hosts: without the user they are remembered.
+        uri = _USER.sub("", uri, 1)
+    return _read_ip_address(uri, usual)
+
+
+@lru_cache(maxsize=4096)
+def _read_ip_address(uri: str, usual: Transport) -> Address | None:
     try:
         parsed = parse_uri(uri)
         host = ip_literal(parsed.host.strip("[]"))

@@ -1,50 +1,22 @@
 """SIP messages, read with no more work than routing them takes (RFC 3261 §7).
 
-The start line and headers are split once. Header values stay text until someone asks for more,
-and bytes that are not UTF-8 survive a round trip (`surrogateescape`).
+Lines are told apart once (`head.py`). Header values stay text until someone asks for more, and
+bytes that are not UTF-8 survive a round trip (`surrogateescape`).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from bitel.sip.grammar import GrammarError, split_list, tag_of
+from bitel.sip.head import HeadError, Layout, split_head
 
 MAX_DATAGRAM = 65535
 MAX_HEAD = 16384
-MAX_HEADERS = 128
 
-_COMPACT = {
-    "a": "accept-contact",
-    "b": "referred-by",
-    "c": "content-type",
-    "e": "content-encoding",
-    "f": "from",
-    "i": "call-id",
-    "k": "supported",
-    "l": "content-length",
-    "m": "contact",
-    "o": "event",
-    "r": "refer-to",
-    "s": "subject",
-    "t": "to",
-    "u": "allow-events",
-    "v": "via",
-    "x": "session-expires",
-}
-# Header names as they are usually written, so that they need not be looked at closely.
-_USUAL_NAMES = {
-    name: name.lower()
-    for name in (
-        *("Via", "From", "To", "Call-ID", "CSeq", "Contact", "Content-Length", "Content-Type"),
-        *("Max-Forwards", "Record-Route", "Route", "Allow", "Supported", "User-Agent", "Server"),
-        *("Reason", "Require", "Authorization", "WWW-Authenticate", "Accept"),
-        *("Proxy-Authenticate", "Proxy-Authorization", "Session-Expires", "Min-SE", "RSeq"),
-    )
-}
 _METHOD = re.compile(r"[A-Za-z0-9\-.!%*_+`'~]{1,128}\Z")
-_HEADER_NAME = re.compile(r"[A-Za-z0-9\-.!%*_+`'~]{1,1024}\Z")
 _VIA = re.compile(
     r"SIP\s*/\s*2\.0\s*/\s*[A-Za-z0-9]{1,16}\s+(\[[0-9A-Fa-f:.]{2,64}\]|[^\s:;,\[]{1,255})"
     r"\s*(?::\s*(\d{1,5}))?\s*(?:[;,]|\Z)",
@@ -53,8 +25,8 @@ _VIA = re.compile(
 _BRANCH = re.compile(r";\s*branch\s*=\s*([^;,\s]+)", re.IGNORECASE)
 _URI_OF_START_LINE = re.compile(r'[^\s<>"]+\Z')
 _NOTHING_BETWEEN = re.compile(r"[;,]\s*[;,]")
-_FOLD = re.compile(r"\n[ \t]+")
 MAX_CSEQ = 2**31
+_EMPTY = ["0"]
 
 PHRASES = {
     100: "Trying",
@@ -108,80 +80,79 @@ class MessageError(ValueError):
 
 
 class Message:
-    """What requests and responses have in common. `headers` maps lower-case names to values."""
+    """What requests and responses have in common: header lines, of which few are looked at."""
 
     __slots__ = (
+        "_layout",
+        "_lines",
         "body",
         "branch",
         "call_id",
         "cseq",
         "cseq_method",
         "from_tag",
-        "headers",
         "to_tag",
     )
 
-    def __init__(self, headers: dict[str, list[str]], body: bytes) -> None:
-        self.headers = headers
-        self.body = body
+    def __init__(self, layout: Layout, lines: list[str]) -> None:
+        self._layout = layout
+        self._lines = lines
+        self.body = b""
         self.call_id = self.from_tag = self.to_tag = self.branch = self.cseq_method = ""
         self.cseq = 0
 
+    def __contains__(self, name: str) -> bool:
+        """Whether there is such a header; as everywhere, its name in lower case and full."""
+        return name in self._layout.places
+
     def header(self, name: str) -> str:
-        """A header's first value as it stands, "" where it is missing."""
-        lines = self.headers.get(name)
-        return lines[0] if lines else ""
+        """A header's first line as it stands, "" where it is missing."""
+        places = self._layout.places.get(name)
+        return self._lines[places[0]].strip() if places else ""
+
+    def lines(self, name: str) -> list[str]:
+        """A header's lines as they stand, in order."""
+        return [self._lines[place].strip() for place in self._layout.places.get(name, ())]
 
     def values(self, name: str) -> list[str]:
         """All values of a header that may be given as a list, in order."""
-        return [item for line in self.headers.get(name, ()) for item in split_list(line)]
+        return [item for line in self.lines(name) for item in split_list(line)]
+
+    @property
+    def headers(self) -> dict[str, list[str]]:
+        """All headers by their names in lower case, in the order in which each came first."""
+        return {name: self.lines(name) for name in self._layout.places}
 
     def read_essentials(self) -> None:
         """Read what names the transaction and the dialog; raises `MessageError` if it is amiss."""
-        headers = self.headers
-        try:
-            (self.call_id,) = headers["call-id"]
-            (cseq,) = headers["cseq"]
-            (from_value,) = headers["from"]
-            (to_value,) = headers["to"]
-            via = headers["via"][0]
-        except (KeyError, ValueError):
+        essentials = self._layout.essentials
+        if essentials is None:
             raise MessageError(
                 "a message needs Via, and exactly one each of Call-ID, CSeq, From and To"
-            ) from None
-        number, _, method = cseq.partition(" ")
-        self.cseq_method = method.strip()
-        if len(number) > 10 or not number.isdigit() or not number.isascii():
-            raise MessageError("the CSeq header needs a number and a method")
-        self.cseq = int(number)
-        if self.cseq >= MAX_CSEQ or not self.call_id or "\0" in self.call_id:
-            raise MessageError("the CSeq number is 2^31 or more, or the Call-ID is not a word")
-        if not _VIA.match(via):
-            raise MessageError("the Via header is not SIP/2.0, a transport and a host")
+            )
+        via, from_value, to_value, call_id, cseq = essentials(self._lines)
+        self.call_id = call_id.strip()
+        if not self.call_id or "\0" in self.call_id:
+            raise MessageError("the Call-ID is not a word")
+        self.cseq, self.cseq_method = _cseq(cseq)
+        _sent_by(via.partition(";")[0])
         try:
             self.from_tag = tag_of(from_value)
             self.to_tag = tag_of(to_value)
         except GrammarError as error:
             raise MessageError(str(error)) from error
-        branch = _BRANCH.search(via if "," not in via else split_list(via)[0])
-        self.branch = branch[1] if branch else ""
+        self.branch = _branch_of(via)
 
     def sent_by(self) -> tuple[str, int | None]:
         """Host and port of the top Via, as its sender wrote them."""
-        match = _VIA.match(self.header("via"))
-        if match is None:
-            raise MessageError("a message needs a Via header")
-        host, port = match.groups()
-        return host, int(port) if port else None
+        return _sent_by(self.header("via").partition(";")[0])
 
 
 class Request(Message):
     __slots__ = ("method", "uri")
 
-    def __init__(
-        self, method: str, uri: str, headers: dict[str, list[str]], body: bytes = b""
-    ) -> None:
-        super().__init__(headers, body)
+    def __init__(self, method: str, uri: str, layout: Layout, lines: list[str]) -> None:
+        super().__init__(layout, lines)
         self.method = method
         self.uri = uri
 
@@ -189,10 +160,8 @@ class Request(Message):
 class Response(Message):
     __slots__ = ("code", "reason")
 
-    def __init__(
-        self, code: int, reason: str, headers: dict[str, list[str]], body: bytes = b""
-    ) -> None:
-        super().__init__(headers, body)
+    def __init__(self, code: int, reason: str, layout: Layout, lines: list[str]) -> None:
+        super().__init__(layout, lines)
         self.code = code
         self.reason = reason
 
@@ -206,18 +175,18 @@ def parse(data: bytes) -> Request | Response:
         head, separator, body = head.partition(b"\n\n")
     if len(head) > MAX_HEAD:
         raise MessageError(f"a message's headers are longer than {MAX_HEAD} bytes")
-    text = head.decode("utf-8", "surrogateescape").replace("\r\n", "\n")
-    # A quoted string may hold one, escaped (§25.1).
-    if "\0" in text and "\0" in text.replace("\\\0", ""):
-        raise MessageError("a message's headers hold a zero byte")
-    if "\r" in text:
-        text = text.replace("\r", " ")
-    if "\n " in text or "\n\t" in text:
-        text = _FOLD.sub(" ", text)
-    first, *lines = text.split("\n")
-    message = _start(first, _headers(lines))
     try:
-        message.body = _body(message.headers.get("content-length", ()), body)
+        first, layout, lines = split_head(head.decode("utf-8", "surrogateescape"))
+    except HeadError as error:
+        raise MessageError(str(error)) from error
+    message: Request | Response
+    if first[:8].upper() == "SIP/2.0 ":
+        message = Response(*_status_of(first), layout, lines)
+    else:
+        message = Request(*_method_and_uri(first), layout, lines)
+    try:
+        lengths = message.lines("content-length")
+        message.body = b"" if lengths == _EMPTY else _body(lengths, body)
         message.read_essentials()
         if isinstance(message, Request):
             _check_request(message)
@@ -228,19 +197,57 @@ def parse(data: bytes) -> Request | Response:
     return message
 
 
-def _start(line: str, headers: dict[str, list[str]]) -> Request | Response:
-    if line[:8].upper() == "SIP/2.0 ":
-        # The phrase may be missing, and with it the space before it.
-        code, _, reason = line[8:].strip().partition(" ")
-        plain = len(code) == 3 and code.isdigit() and code.isascii()
-        if not plain or not "100" <= code < "700":
-            raise MessageError("a status code is not a number from 100 to 699")
-        return Response(int(code), reason, headers)
+# The three that follow read what is the same in message after message, and remember it.
+
+
+@lru_cache(maxsize=64)
+def _status_of(line: str) -> tuple[int, str]:
+    """Code and reason phrase of a status line; the phrase may be missing."""
+    code, _, reason = line[8:].strip().partition(" ")
+    plain = len(code) == 3 and code.isdigit() and code.isascii()
+    if not plain or not "100" <= code < "700":
+        raise MessageError("a status code is not a number from 100 to 699")
+    return int(code), reason
+
+
+@lru_cache(maxsize=64)
+def _cseq(value: str) -> tuple[int, str]:
+    """Number and method of a CSeq header."""
+    number, _, method = value.strip().partition(" ")
+    if len(number) > 10 or not number.isdigit() or not number.isascii():
+        raise MessageError("the CSeq header needs a number and a method")
+    if int(number) >= MAX_CSEQ:
+        raise MessageError("the CSeq number is 2^31 or more")
+    return int(number), method.strip()
+
+
+@lru_cache(maxsize=64)
+def _sent_by(start: str) -> tuple[str, int | None]:
+    """Host and port of a Via header, of which only what stands before its parameters is given."""
+    match = _VIA.match(start.strip())
+    if match is None:
+        raise MessageError("the Via header is not SIP/2.0, a transport and a host")
+    host, port = match.groups()
+    return host, int(port) if port else None
+
+
+def _method_and_uri(line: str) -> tuple[str, str]:
     method, _, rest = line.partition(" ")
     uri, _, version = rest.strip().rpartition(" ")
     if version.upper() != "SIP/2.0" or not _METHOD.match(method):
         raise MessageError("the first line is neither a request nor a status line")
-    return Request(method, uri, headers)
+    return method, uri
+
+
+def _branch_of(via: str) -> str:
+    """The branch of a Via header's first value, "" where it has none."""
+    before, _, after = via.partition(";branch=")
+    branch = after.partition(";")[0]
+    # As nearly everybody writes it, which takes no search.
+    if branch.isalnum() and "," not in before and "branch" not in before.lower():
+        return branch
+    found = _BRANCH.search(via if "," not in via else split_list(via)[0])
+    return found[1] if found else ""
 
 
 def _check_request(request: Request) -> None:
@@ -252,32 +259,6 @@ def _check_request(request: Request) -> None:
     via = request.header("via")
     if '"' not in via and _NOTHING_BETWEEN.search(via):
         raise MessageError("the Via header has separators with nothing between them")
-
-
-def _headers(lines: list[str]) -> dict[str, list[str]]:
-    if len(lines) > MAX_HEADERS:
-        raise MessageError(f"a message has more than {MAX_HEADERS} header lines")
-    headers: dict[str, list[str]] = {}
-    for line in lines:
-        if not line:
-            continue
-        written, colon, value = line.partition(":")
-        name = _USUAL_NAMES.get(written) or _canonical(written)
-        if not colon:
-            raise MessageError("a header line has no colon")
-        if name in headers:
-            headers[name].append(value.strip())
-        else:
-            headers[name] = [value.strip()]
-    return headers
-
-
-def _canonical(written: str) -> str:
-    """A header's name in lower case and full length (§7.3.1)."""
-    name = written.strip().lower()
-    if not _HEADER_NAME.match(name):
-        raise MessageError("a header's name is not a token")
-    return _COMPACT.get(name, name)
 
 
 def _body(content_length: Sequence[str], received: bytes) -> bytes:
@@ -317,7 +298,7 @@ def write_response(
     vias = "".join(f"Via: {via}\r\n" for via in request.values("via")[1:])
     routes = ""
     if 101 <= code <= 299:
-        routes = "".join(f"Record-Route: {r}\r\n" for r in request.headers.get("record-route", ()))
+        routes = "".join(f"Record-Route: {r}\r\n" for r in request.lines("record-route"))
     more = "".join(f"{name}: {value}\r\n" for name, value in headers)
     text = (
         f"SIP/2.0 {code} {reason or PHRASES.get(code, 'Unknown')}\r\n"

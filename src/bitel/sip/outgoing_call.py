@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from bitel.sip.ack import Ack
+from bitel.sip.answers import MAX_FORKS, Answers, belongs, dialog_of
 from bitel.sip.authentication import Authentication, is_challenge
 from bitel.sip.client_transaction import ClientTransaction
 from bitel.sip.core import Core
-from bitel.sip.dialog import Dialog
 from bitel.sip.digest import Credentials
 from bitel.sip.early_dialog import EarlyDialog, rseq_of
 from bitel.sip.events import Answered, Failed, Provisional, Why
-from bitel.sip.grammar import Address, Transport
+from bitel.sip.grammar import Address
 from bitel.sip.message import PHRASES, Request, Response, printable
 from bitel.sip.reason import q850_cause
 from bitel.sip.redirect import redirected_to, retry_after_of
-from bitel.sip.requests import ALLOW, SDP_TYPE, ClientRequest, one_line
-from bitel.sip.sdp import SdpError, SessionDescription, check_answer
+from bitel.sip.requests import ALLOW, SDP_TYPE_LINE, ClientRequest, one_line
+from bitel.sip.sdp import Agreed, SdpError, SessionDescription, check_answer
 from bitel.sip.server_transaction import ServerTransaction
-from bitel.sip.session import Session, StrayBye, send_bye
-from bitel.sip.session_timer import MAX_RAISES, min_se_of
+from bitel.sip.session import Session
+from bitel.sip.session_timer import MAX_RAISES, min_se_of, timer_lines
 from bitel.sip.timers import Timer
 
-UDP = Transport.UDP
-MAX_FORKS = 8
-"""How many of the phones that a proxy rang at once are dealt with; others are left alone."""
 
-
-@dataclass(frozen=True, slots=True)
-class Invitation:
+class Invitation(NamedTuple):
     """Whom to call, and how.
 
     `destination` is the next hop, an IP address and port. `offer` is our SDP. `headers` are added
@@ -53,11 +46,11 @@ class Invitation:
 class OutgoingCall:
     """Tells one of `Answered` and `Failed`; an answered call goes on as a `Session`.
 
-    The object outlives that while its transaction lasts, to acknowledge repeated 2xx.
+    What follows on its INVITE after that is left to `Answers`.
     """
 
     __slots__ = (
-        "_acks",
+        "_answers",
         "_authentication",
         "_cancel_wanted",
         "_canceled",
@@ -71,6 +64,7 @@ class OutgoingCall:
         "_last_request",
         "_min_se",
         "_over",
+        "_own_headers",
         "_raises",
         "_rang",
         "_routes",
@@ -81,20 +75,26 @@ class OutgoingCall:
     )
 
     def __init__(self, core: Core, invitation: Invitation, now: float) -> None:
+        one_line(invitation.request_uri)
         for name, value in invitation.headers:
             one_line(name + value)
         self._core = core
         self._invitation = invitation
-        self._routes = tuple(v for n, v in invitation.headers if n.lower() == "route")
-        self.call_id = f"{core.rng.getrandbits(128):032x}"
+        self._routes = tuple([v for n, v in invitation.headers if n.lower() == "route"])
+        self.call_id = core.new_call_id()
         self.from_tag = core.new_token()
+        self._own_headers = invitation.headers
+        if self._routes:
+            self._own_headers = tuple(
+                [header for header in invitation.headers if header[0].lower() != "route"]
+            )
         self._from_value = one_line(
             f"{_quoted(invitation.display_name)}<{invitation.from_uri}>;tag={self.from_tag}"
         )
         self._cseq = self._min_se = self._raises = 0
         self._rang = self._cancel_wanted = self._canceled = self._over = self._given_up = False
-        self._seen_codes: set[int] = set()
-        self._acks: dict[str, Ack] = {}
+        self._seen_codes: tuple[int, ...] = ()
+        self._answers: Answers | None = None
         self._early: dict[str, EarlyDialog] = {}
         self._forget_timer: Timer | None = None
         self._authentication = (
@@ -102,7 +102,6 @@ class OutgoingCall:
         )
         self._last_request: ClientRequest
         self._transaction: ClientTransaction
-        one_line(invitation.request_uri)
         core.calls[self.call_id] = self
         self._send_invite(now)
 
@@ -156,7 +155,7 @@ class OutgoingCall:
         if transaction.request.method == "CANCEL":
             return
         if response.code < 200:
-            if "rseq" in response.headers:
+            if "rseq" in response:
                 self._receive_reliable(response, source, now)
             self._receive_provisional(response, now)
         elif response.code < 300:
@@ -201,51 +200,30 @@ class OutgoingCall:
     def _send_invite(self, now: float) -> None:
         invitation, core = self._invitation, self._core
         self._cseq += 1
-        headers: tuple[tuple[str, str], ...] = (
-            core.contact_by(invitation.destination.transport),
-            ("Allow", ALLOW),
-            *self._session_timer(),
-            core.user_agent,
-            SDP_TYPE,
-            *(header for header in invitation.headers if header[0].lower() != "route"),
-            *self._answers_to_challenges(),
-        )
+        transport = invitation.destination.transport
         self._last_request = ClientRequest(
             "INVITE",
             invitation.request_uri,
-            core.new_via(invitation.destination.transport),
+            core.new_via(transport),
             self._from_value,
             f"<{invitation.request_uri}>",
             self.call_id,
             self._cseq,
             self._routes,
-            headers,
+            self._own_headers + self._answers_to_challenges(),
             invitation.offer.to_bytes(),
+            core.lines_about_us(transport)
+            + timer_lines(core.config.session_expires, self._min_se)
+            + SDP_TYPE_LINE,
         )
         self._transaction = ClientTransaction(
             core, self, self._last_request, invitation.destination, now
         )
 
-    def _session_timer(self) -> list[tuple[str, str]]:
-        asked = self._core.config.session_expires
-        if not asked:
-            return [("Supported", "100rel")]
-        headers = [
-            ("Supported", "100rel, timer"),
-            ("Session-Expires", str(max(asked, self._min_se))),
-        ]
-        return [*headers, ("Min-SE", str(self._min_se))] if self._min_se else headers
-
     def _answers_to_challenges(self) -> tuple[tuple[str, str], ...]:
         if self._authentication is None:
             return ()
         return self._authentication.headers("INVITE", self._invitation.request_uri)
-
-    def _authentication_in(self, dialog: Dialog) -> Authentication | None:
-        """None where the dialog's requests go straight to the callee, who is not to have it."""
-        invitation, host = self._invitation, dialog.next_hop.host
-        belongs = host == invitation.destination.host or host in invitation.trusted
-        return self._authentication if belongs else None
 
     def _send_cancel(self, now: float) -> None:
         self._canceled = True
@@ -264,8 +242,12 @@ class OutgoingCall:
         if rseq is None or not tag:
             return
         if tag not in self._early and len(self._early) < MAX_FORKS:
-            dialog = self._dialog_of(response, source)
-            self._early[tag] = EarlyDialog(self._core, dialog, self._authentication_in(dialog))
+            invitation = self._invitation
+            dialog = dialog_of(self._last_request, invitation.destination, response, source)
+            proves = belongs(dialog, invitation.destination, invitation.trusted)
+            self._early[tag] = EarlyDialog(
+                self._core, dialog, self._authentication if proves else None
+            )
         if tag in self._early:
             self._early[tag].acknowledge(response, rseq, now)
 
@@ -273,7 +255,7 @@ class OutgoingCall:
         code = response.code
         if code in self._seen_codes:
             return
-        self._seen_codes.add(code)
+        self._seen_codes += (code,)
         self._rang = self._rang or 180 <= code <= 189
         if self._cancel_wanted:
             if not self._canceled:
@@ -283,60 +265,50 @@ class OutgoingCall:
             self._core.events.append(Provisional(self.call_id, code, answer))
 
     def _receive_success(self, response: Response, source: Address, now: float) -> None:
-        known = self._acks.get(response.to_tag)
-        if known is not None:
-            known.answer_repeated()
+        answers = self._answers or self._begin_answers()
+        if self._over or self._cancel_wanted:
+            answers.refuse(response, source, now)
+            if not self._over:
+                self._fail(487, "canceled")
             return
-        if len(self._acks) >= MAX_FORKS:
+        taken = answers.take(response, source)
+        if taken is None:
             return
-        dialog = self._dialog_of(response, source)
+        answer = self._answer_in(response)
+        agreed = _agreed(self._invitation.offer, answer)
+        if answer is None or agreed is None:
+            answers.hang_up(taken, now)
+            self._fail(488, "media")
+            return
+        self._over = True
+        dialog, ack, authentication = taken
+        if not self._invitation.withhold_ack:
+            ack.send()
+        session = Session(self._core, dialog, self._invitation.offer, answer, authentication, ack)
+        session.begin(response, now)
+        self._core.calls[self.call_id] = session
+        self._core.events.append(Answered(self.call_id, answer, agreed))
+
+    def _begin_answers(self) -> Answers:
+        """From the first 2xx on, the transaction holds nothing of this call, its offer and all."""
+        invitation = self._invitation
+        self._answers = Answers(
+            self._core,
+            self._last_request,
+            invitation.destination,
+            invitation.trusted,
+            self._authentication,
+            self._early,
+        )
+        self._transaction.hand_over(self._answers, self._answers.request)
+        return self._answers
+
+    def _answer_in(self, response: Response) -> SessionDescription | None:
         early = self._early.get(response.to_tag)
-        if early is not None:
-            dialog.local_cseq = early.dialog.local_cseq
-        authentication = self._authentication_in(dialog)
-        credentials = self._last_request.credentials if authentication else ()
-        via = self._core.new_via(dialog.next_hop.transport)
-        ack = Ack(self._core, *dialog.ack(self._cseq, via, credentials))
-        self._acks[response.to_tag] = ack
-        answer = _sdp_of(response)
         if early is not None and not response.body:
             # The answer came before, in a reliable response (RFC 3262 §5).
-            answer = early.answer
-        if self._over or self._cancel_wanted or not self._is_usable(answer):
-            ack.send()
-            send_bye(self._core, StrayBye(), dialog, now, None, authentication)
-            if not self._over and self._cancel_wanted:
-                self._fail(487, "canceled")
-            elif not self._over:
-                self._fail(488, "media")
-        elif answer is not None:
-            self._over = True
-            if not self._invitation.withhold_ack:
-                ack.send()
-            session = Session(
-                self._core, dialog, self._invitation.offer, answer, authentication, ack
-            )
-            session.refresh.take_response(response, now)
-            self._core.calls[self.call_id] = session
-            self._core.events.append(Answered(self.call_id, answer))
-
-    def _dialog_of(self, response: Response, source: Address) -> Dialog:
-        wanted = self._invitation.destination
-        if wanted.transport is UDP and source.transport is not UDP:
-            source = wanted  # only the INVITE was too long for it
-        dialog = Dialog.of_caller(self._last_request, response, source)
-        # Also where the answer came over a connection of the far end's own.
-        dialog.domain = wanted.domain
-        return dialog
-
-    def _is_usable(self, answer: SessionDescription | None) -> bool:
-        if answer is None:
-            return False
-        try:
-            check_answer(self._invitation.offer, answer)
-        except SdpError:
-            return False
-        return True
+            return early.answer
+        return _sdp_of(response)
 
     def _raise_session_expires(self, response: Response) -> bool:
         """Take up the Min-SE of a 422 (RFC 4028 §7.3); False where that is of no use."""
@@ -355,13 +327,13 @@ class OutgoingCall:
             if self._cancel_wanted:
                 self._fail(487, "canceled", response)
             elif self._authentication.learn(response, self._core.new_token()):
-                self._seen_codes.clear()
+                self._seen_codes = ()
                 self._early.clear()
                 self._send_invite(now)
             else:
                 self._fail(response.code, "auth", response)
         elif not self._cancel_wanted and self._raise_session_expires(response):
-            self._seen_codes.clear()
+            self._seen_codes = ()
             self._early.clear()
             self._send_invite(now)
         else:
@@ -371,7 +343,7 @@ class OutgoingCall:
         self._over = True
         self._core.timers.stop(self._forget_timer)
         del self._core.calls[self.call_id]
-        cause = q850_cause(response.headers.get("reason", ())) if response else None
+        cause = q850_cause(response.lines("reason")) if response else None
         reason = printable(response.reason) if response else PHRASES[code]
         retry_after = retry_after_of(response) if response else None
         contacts = redirected_to(response) if response else ()
@@ -400,6 +372,16 @@ def _sdp_of(response: Response) -> SessionDescription | None:
         return None
     try:
         return SessionDescription.parse(response.body)
+    except SdpError:
+        return None
+
+
+def _agreed(offer: SessionDescription, answer: SessionDescription | None) -> Agreed | None:
+    """What an answer chose from our offer; None where it can't be used."""
+    if answer is None:
+        return None
+    try:
+        return check_answer(offer, answer)
     except SdpError:
         return None
 

@@ -51,7 +51,7 @@ class RequestUnderWay:
         _check(order)
         self._core = core
         self._order = order
-        self.call_id = order.call_id or f"{core.rng.getrandbits(128):032x}"
+        self.call_id = order.call_id or core.new_call_id()
         self._from_tag = order.from_tag or core.new_token()
         self._cseq = 1 if order.cseq is None else order.cseq
         self._authentication = Authentication(order.credentials) if order.credentials else None

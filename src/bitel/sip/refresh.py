@@ -8,7 +8,7 @@ from bitel.sip.ack import Ack
 from bitel.sip.authentication import is_challenge
 from bitel.sip.client_transaction import ClientTransaction
 from bitel.sip.core import Core
-from bitel.sip.grammar import Address
+from bitel.sip.grammar import Address, split_list
 from bitel.sip.message import Message, Request, Response
 from bitel.sip.requests import ALLOW, SDP_TYPE
 from bitel.sip.session_timer import (
@@ -57,12 +57,15 @@ class SessionRefresh:
         "_with_update",
     )
 
-    def __init__(self, core: Core, session: Session, *, owns_call_id: bool) -> None:
+    def __init__(
+        self, core: Core, session: Session, *, owns_call_id: bool, allow: list[str]
+    ) -> None:
         self._core = core
         self._session = session
         self._owns_call_id = owns_call_id
         self._seconds = self._min_se = self._raises = 0
-        self._ours = self._with_update = False
+        self._ours = False
+        self._with_update = _allows_update(allow)
         self._pending: ClientTransaction | None = None
         self._ack: tuple[ClientTransaction, Ack] | None = None
         self._timer: Timer | None = None
@@ -116,8 +119,8 @@ class SessionRefresh:
         return self._pending is not None and self._pending.request.method == "INVITE"
 
     def _learn_methods(self, message: Message) -> None:
-        if "allow" in message.headers:
-            self._with_update = "UPDATE" in message.values("allow")
+        if "allow" in message:
+            self._with_update = _allows_update(message.lines("allow"))
 
     # Timers
 
@@ -244,3 +247,7 @@ class SessionRefresh:
         """Seconds, in steps of 10 ms, that differ for the two ends (RFC 3261 §14.1)."""
         steps = (210, 400) if self._owns_call_id else (0, 200)
         return self._core.rng.randint(*steps) / 100
+
+
+def _allows_update(allow: list[str]) -> bool:
+    return any("UPDATE" in split_list(line) for line in allow)

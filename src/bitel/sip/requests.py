@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 ALLOW = "INVITE, ACK, CANCEL, BYE, OPTIONS, UPDATE, PRACK"
 """PRACK is understood: since no response of ours is reliable, it always meets 481."""
 SDP_TYPE = ("Content-Type", "application/sdp")
+SDP_TYPE_LINE = "Content-Type: application/sdp\r\n"
 MAX_FORWARDS = 70
-_LINE_BREAK = re.compile(r"[\r\n\0]")
 
 
 def one_line(text: str) -> str:
     """Refuse text of ours that would break out of its header line."""
-    if _LINE_BREAK.search(text):
+    if "\r" in text or "\n" in text or "\0" in text:
         raise ValueError("a header value holds a line break or a zero byte")
     return text
 
 
-@dataclass(frozen=True, slots=True)
-class ClientRequest:
-    """`from_value` and `to_value` are whole header values, tags included."""
+class ClientRequest(NamedTuple):
+    """`from_value` and `to_value` are whole header values, tags included.
+
+    `usual` are header lines that many requests have in common, written out once for all.
+    """
 
     method: str
     uri: str
@@ -33,33 +34,42 @@ class ClientRequest:
     routes: tuple[str, ...] = ()
     headers: tuple[tuple[str, str], ...] = ()
     body: bytes = b""
+    usual: str = ""
 
     def to_bytes(self) -> bytes:
-        routes = "".join([f"Route: {route}\r\n" for route in self.routes])
-        more = "".join([f"{name}: {value}\r\n" for name, value in self.headers])
+        method, uri, via, from_value, to_value, call_id, cseq, routes, headers, body, usual = self
+        route_lines = "".join([f"Route: {route}\r\n" for route in routes]) if routes else ""
+        if headers:
+            usual += "".join([f"{name}: {value}\r\n" for name, value in headers])
         text = (
-            f"{self.method} {self.uri} SIP/2.0\r\n"
-            f"Via: {self.via}\r\n"
+            f"{method} {uri} SIP/2.0\r\n"
+            f"Via: {via}\r\n"
             f"Max-Forwards: {MAX_FORWARDS}\r\n"
-            f"{routes}"
-            f"From: {self.from_value}\r\n"
-            f"To: {self.to_value}\r\n"
-            f"Call-ID: {self.call_id}\r\n"
-            f"CSeq: {self.cseq} {self.method}\r\n"
-            f"{more}"
-            f"Content-Length: {len(self.body)}\r\n\r\n"
+            f"{route_lines}"
+            f"From: {from_value}\r\n"
+            f"To: {to_value}\r\n"
+            f"Call-ID: {call_id}\r\n"
+            f"CSeq: {cseq} {method}\r\n"
+            f"{usual}"
+            f"Content-Length: {len(body)}\r\n\r\n"
         )
-        return text.encode("utf-8", "surrogateescape") + self.body
+        return text.encode("utf-8", "surrogateescape") + body
 
     @property
     def credentials(self) -> tuple[tuple[str, str], ...]:
         """The headers that answer challenges, which the ACK of a 2xx repeats (§22.1)."""
-        return tuple(header for header in self.headers if "Authorization" in header[0])
+        headers = self.headers
+        return tuple([each for each in headers if "Authorization" in each[0]]) if headers else ()
+
+    def bare(self) -> ClientRequest:
+        """What is needed of a request that was answered: its start line, and who and which."""
+        method, uri, via, from_value, to_value, call_id, cseq, routes, *_ = self
+        return ClientRequest(method, uri, via, from_value, to_value, call_id, cseq, routes)
 
     def cancel(self) -> ClientRequest:
         """The CANCEL of this INVITE: same branch, same Route, no digest (§9.1)."""
-        return replace(self, method="CANCEL", headers=(), body=b"")
+        return self.bare()._replace(method="CANCEL")
 
     def ack_failure(self, to_value: str) -> ClientRequest:
         """The ACK of this INVITE's failure: same branch, the To of the response (§17.1.1.3)."""
-        return replace(self, method="ACK", to_value=to_value, headers=(), body=b"")
+        return self.bare()._replace(method="ACK", to_value=to_value)

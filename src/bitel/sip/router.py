@@ -109,7 +109,7 @@ def _is_sdp(request: Request) -> bool:
 
 def _takes_sdp(request: Request) -> bool:
     """Whether the sender could read our answer (§20.1)."""
-    if "accept" not in request.headers:
+    if "accept" not in request:
         return True
     kinds = {value.partition(";")[0].strip().lower() for value in request.values("accept")}
     return not kinds.isdisjoint(("application/sdp", "application/*", "*/*"))

@@ -7,9 +7,9 @@ must list each of them again, refused with port 0.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from bitel.sip.grammar import HostPort, ip_literal
 
@@ -20,7 +20,7 @@ MAX_MEDIA_LINES = 100
 MAX_CODECS = 128
 MAX_NAME = 64
 MAX_REMEMBERED = 2048
-"""Characters of a section up to which the way it was read is remembered."""
+"""Characters of the sections that matter up to which the way they were read is remembered."""
 DEFAULT_PTIME = 20
 TELEPHONE_EVENT = "telephone-event"
 
@@ -44,8 +44,7 @@ class NoCommonCodec(SdpError):
     """The other side refused the audio, or offers no codec that we have."""
 
 
-@dataclass(frozen=True, slots=True)
-class Codec:
+class Codec(NamedTuple):
     """One payload type of the audio line; `fmtp` is its format parameters, "" without any."""
 
     payload_type: int
@@ -54,8 +53,7 @@ class Codec:
     fmtp: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class SessionDescription:
+class SessionDescription(NamedTuple):
     """One audio stream: where it is received, and what may be sent there.
 
     `port` 0 refuses the audio. `ptime` is in ms. `media_before` and `media_after` are the other
@@ -78,35 +76,44 @@ class SessionDescription:
         return _read(data)
 
     def __str__(self) -> str:
-        version = "IP6" if ":" in self.address else "IP4"
-        lines = [
-            "v=0",
-            f"o=- {self.session_id} {self.version} IN {version} {self.address}",
-            "s=-",
-            f"c=IN {version} {self.address}",
-            "t=0 0",
-            *(f"m={_with_port_0(line)}" for line in self.media_before),
-            f"m=audio {self.port} RTP/AVP {' '.join(str(c.payload_type) for c in self.codecs)}",
-        ]
-        for codec in self.codecs:
-            lines.append(f"a=rtpmap:{codec.payload_type} {codec.name}/{codec.rate}")
-            if codec.fmtp:
-                lines.append(f"a=fmtp:{codec.payload_type} {codec.fmtp}")
-        lines += [f"a=ptime:{self.ptime}", f"a={self.direction}"]
-        lines += [f"m={_with_port_0(line)}" for line in self.media_after]
-        return "\r\n".join(lines) + "\r\n"
+        address, port, codecs, ptime, direction, session_id, version, before, after = self
+        kind = "IP6" if ":" in address else "IP4"
+        formats, codec_lines = _rendered(codecs)
+        return (
+            "v=0\r\n"
+            f"o=- {session_id} {version} IN {kind} {address}\r\n"
+            "s=-\r\n"
+            f"c=IN {kind} {address}\r\n"
+            "t=0 0\r\n"
+            f"{_refused(before) if before else ''}"
+            f"m=audio {port} RTP/AVP{formats}\r\n"
+            f"{codec_lines}"
+            f"a=ptime:{ptime}\r\na={direction}\r\n"
+            f"{_refused(after) if after else ''}"
+        )
 
     def to_bytes(self) -> bytes:
         return str(self).encode()
 
 
-def _with_port_0(media_line: str) -> str:
-    kind, _, rest = media_line.partition(" ")
-    return f"{kind} 0 {rest.partition(' ')[2]}"
+@lru_cache(maxsize=64)
+def _rendered(codecs: tuple[Codec, ...]) -> tuple[str, str]:
+    """The payload types of an audio line, and the lines below it that say what they are."""
+    lines = []
+    for codec in codecs:
+        lines.append(f"a=rtpmap:{codec.payload_type} {codec.name}/{codec.rate}\r\n")
+        if codec.fmtp:
+            lines.append(f"a=fmtp:{codec.payload_type} {codec.fmtp}\r\n")
+    return "".join([f" {codec.payload_type}" for codec in codecs]), "".join(lines)
 
 
-@dataclass(frozen=True, slots=True)
-class Agreed:
+def _refused(media_lines: tuple[str, ...]) -> str:
+    """Media lines that are answered with port 0."""
+    fields = [line.split(" ", 2) for line in media_lines]
+    return "".join([f"m={kind} 0 {rest}\r\n" for kind, _, rest in fields])
+
+
+class Agreed(NamedTuple):
     """What offer and answer agree on, from our side.
 
     Send `codec_name` as `payload_type` to `far`, a packet every `ptime` ms, if `direction` (ours)
@@ -130,10 +137,15 @@ def make_offer(
     return SessionDescription(
         address[0],
         address[1],
-        (*(_our_codec(name) for name in codecs), _our_codec(TELEPHONE_EVENT)),
+        _our_codecs(tuple(codecs)),
         session_id=session_id,
         version=session_id,
     )
+
+
+@lru_cache(maxsize=16)
+def _our_codecs(names: tuple[str, ...]) -> tuple[Codec, ...]:
+    return (*map(_our_codec, names), _our_codec(TELEPHONE_EVENT))
 
 
 def _our_codec(name: str) -> Codec:
@@ -146,18 +158,17 @@ def check_answer(offer: SessionDescription, answer: SessionDescription) -> Agree
     """What the answer chose from our offer; raises `NoCommonCodec` where nothing can be sent."""
     if answer.port == 0:
         raise NoCommonCodec("the answer refuses the audio: its port is 0")
-    offered = {codec.name for codec in offer.codecs}
-    chosen = _first_audio(answer.codecs, offered)
+    chosen = _first_audio(answer.codecs, [codec.name for codec in offer.codecs])
     if chosen is None:
         names = ", ".join(codec.name for codec in answer.codecs[:8]) or "nothing"
         raise NoCommonCodec(f"the answer has none of the codecs offered: it names {names}")
     return Agreed(
-        codec_name=chosen.name,
-        payload_type=chosen.payload_type,
-        telephone_event_pt=_telephone_event(answer.codecs),
-        far=(answer.address, answer.port),
-        ptime=answer.ptime,
-        direction=_MIRRORED[answer.direction],
+        chosen.name,
+        chosen.payload_type,
+        _telephone_event(answer.codecs),
+        (answer.address, answer.port),
+        answer.ptime,
+        _MIRRORED[answer.direction],
     )
 
 
@@ -173,7 +184,7 @@ def settled(local: SessionDescription, remote: SessionDescription | None) -> Ses
     codecs = tuple(codec for codec in local.codecs if codec.name in names)
     if codecs == local.codecs:
         return local
-    return replace(local, codecs=codecs, version=local.version + 1)
+    return local._replace(codecs=codecs, version=local.version + 1)
 
 
 def make_answer(
@@ -183,14 +194,14 @@ def make_answer(
 
     Raises `NoCommonCodec` where there is none, or the offer's audio is refused by itself.
     """
-    chosen = _first_audio(offer.codecs, set(codecs))
+    chosen = _first_audio(offer.codecs, codecs)
     if chosen is None or offer.port == 0:
         raise NoCommonCodec(f"the offer has no audio in {' or '.join(codecs)}")
     events = [codec for codec in offer.codecs if codec.name == TELEPHONE_EVENT][:1]
     return SessionDescription(
         address[0],
         address[1],
-        (chosen, *(replace(codec, fmtp="0-16") for codec in events)),
+        (chosen, *(codec._replace(fmtp="0-16") for codec in events)),
         ptime=offer.ptime,
         direction=_MIRRORED[offer.direction],
         session_id=offer.session_id & 0x7FFFFFFF,
@@ -208,25 +219,23 @@ def answer_again(
     The version goes up by one where the answer differs from `current` (RFC 3264 §8).
     """
     names = [codec.name for codec in codecs if codec.name != TELEPHONE_EVENT]
-    answer = replace(
-        make_answer(offer, (current.address, current.port), names),
-        session_id=current.session_id,
-        version=current.version,
-    )
-    return answer if answer == current else replace(answer, version=current.version + 1)
+    answer = make_answer(offer, (current.address, current.port), names)
+    answer = answer._replace(session_id=current.session_id, version=current.version)
+    return answer if answer == current else answer._replace(version=current.version + 1)
 
 
-def _first_audio(codecs: tuple[Codec, ...], names: set[str]) -> Codec | None:
+def _first_audio(codecs: tuple[Codec, ...], names: Sequence[str]) -> Codec | None:
     for codec in codecs:
-        if codec.name in names and codec.name != TELEPHONE_EVENT and codec.rate == 8000:
+        _, name, rate, _ = codec
+        if name in names and name != TELEPHONE_EVENT and rate == 8000:
             return codec
     return None
 
 
 def _telephone_event(codecs: tuple[Codec, ...]) -> int | None:
-    for codec in codecs:
-        if codec.name == TELEPHONE_EVENT and codec.rate == 8000:
-            return codec.payload_type
+    for payload_type, name, rate, _ in codecs:
+        if name == TELEPHONE_EVENT and rate == 8000:
+            return payload_type
     return None
 
 
@@ -241,23 +250,80 @@ class _Section:
     fmtp: dict[int, str]
 
 
+class _Heard(NamedTuple):
+    """What a description says besides its origin and port."""
+
+    address: str
+    codecs: tuple[Codec, ...]
+    ptime: int
+    direction: Direction
+
+
 def _read(data: bytes) -> SessionDescription:
     if len(data) > MAX_BYTES:
         raise SdpError(f"the SDP is longer than {MAX_BYTES} bytes")
-    text = data.decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", "\n")
+    text = data.decode("utf-8", "replace")
+    if "\r" in text:
+        text = text.replace("\r\n", "\n")
+    if "\r" in text:
+        text = text.replace("\r", "\n")
     session_text, *media = f"\n{text}".split("\nm=")
     if len(media) > MAX_MEDIA_LINES:
         raise SdpError(f"the SDP has more than {MAX_MEDIA_LINES} media lines")
     if "\nv=" not in session_text:
         raise SdpError("the SDP has no v= line")
-    # Apart from its origin, what a far end says is much the same for all of its calls.
+    index, (_, port_text, _, *formats) = _audio_among(media)
+    audio_text = media[index].partition("\n")[2]
+    port = _number(port_text.partition("/")[0], 65536)
+    if port is None:
+        raise SdpError("the audio line's port is not a number from 0 to 65535")
     before, _, rest = session_text.partition("\no=")
     origin, _, after = rest.partition("\n")
-    session = _section(f"{before}\n{after}")
-    media_lines = [" ".join(section.partition("\n")[0].split()) for section in media]
-    index = _audio_index(media_lines)
-    audio_text = media[index].partition("\n")[2]
-    audio = _section(audio_text)
+    # Apart from its origin and port, what a far end says is much the same for all of its calls.
+    is_usual = len(session_text) + len(media[index]) <= MAX_REMEMBERED
+    heard = (_usual_sections if is_usual else _read_sections)(
+        f"{before}\n{after}", formats[0] if formats else "", audio_text
+    )
+    session_id = version = 0
+    fields = origin.split(None, 3)
+    if len(fields) >= 3:
+        session_id, version = _number(fields[1], 2**64) or 0, _number(fields[2], 2**64) or 0
+    return SessionDescription(
+        heard.address,
+        port,
+        heard.codecs,
+        heard.ptime,
+        heard.direction,
+        session_id,
+        version,
+        _media_lines(media[:index]),
+        _media_lines(media[index + 1 :]),
+    )
+
+
+def _audio_among(media: list[str]) -> tuple[int, list[str]]:
+    """Which media section is ours, and its first line's fields: the first audio over RTP/AVP."""
+    found = None
+    for index, section in enumerate(media):
+        fields = section.partition("\n")[0].split(None, 3)
+        if len(fields) < 3:
+            raise SdpError("a media line needs a kind, a port and a protocol")
+        if found is None and fields[0] == "audio" and fields[2] == "RTP/AVP":
+            found = index, fields
+    if found is None:
+        raise SdpError("the SDP has no audio over RTP/AVP")
+    return found
+
+
+def _media_lines(media: list[str]) -> tuple[str, ...]:
+    if not media:
+        return ()
+    return tuple([" ".join(section.partition("\n")[0].split()) for section in media])
+
+
+def _read_sections(session_text: str, formats: str, audio_text: str) -> _Heard:
+    """What the session's section and that of the audio say together."""
+    session, audio = _read_section(session_text), _read_section(audio_text)
     address = audio.address or session.address
     if address is None:
         raise SdpError("the SDP says no address for its audio")
@@ -265,48 +331,11 @@ def _read(data: bytes) -> SessionDescription:
     # The old way to put a call on hold (RFC 2543): there is nowhere to send to.
     if address in ("0.0.0.0", "::"):
         direction = "inactive"
-    _, port_text, _, formats = f"{media_lines[index]} ".split(" ", 3)
-    port = _number(port_text.partition("/")[0], 65536)
-    if port is None:
-        raise SdpError("the audio line's port is not a number from 0 to 65535")
-    fields = origin.split()
-    return SessionDescription(
-        address=address,
-        port=port,
-        codecs=_codecs(formats, audio_text),
-        ptime=audio.ptime or session.ptime or DEFAULT_PTIME,
-        direction=direction,
-        session_id=(_number(fields[1], 2**64) or 0) if len(fields) >= 3 else 0,
-        version=(_number(fields[2], 2**64) or 0) if len(fields) >= 3 else 0,
-        media_before=tuple(media_lines[:index]),
-        media_after=tuple(media_lines[index + 1 :]),
-    )
+    ptime = audio.ptime or session.ptime or DEFAULT_PTIME
+    return _Heard(address, _read_codecs(formats, audio), ptime, direction)
 
 
-def _audio_index(media_lines: list[str]) -> int:
-    """Which media line is ours: the first audio over RTP/AVP."""
-    found = None
-    for index, line in enumerate(media_lines):
-        fields = line.split(" ", 3)
-        if len(fields) < 3:
-            raise SdpError("a media line needs a kind, a port and a protocol")
-        if found is None and fields[0] == "audio" and fields[2] == "RTP/AVP":
-            found = index
-    if found is None:
-        raise SdpError("the SDP has no audio over RTP/AVP")
-    return found
-
-
-def _section(text: str) -> _Section:
-    """Read a section, from memory where its text is of usual length."""
-    return _usual_section(text) if len(text) <= MAX_REMEMBERED else _read_section(text)
-
-
-def _codecs(formats: str, section_text: str) -> tuple[Codec, ...]:
-    """The codecs of an audio line's payload types, each once."""
-    if len(formats) + len(section_text) <= MAX_REMEMBERED:
-        return _usual_codecs(formats, section_text)
-    return _read_codecs(formats, section_text)
+_usual_sections = lru_cache(maxsize=256)(_read_sections)
 
 
 def _read_section(text: str) -> _Section:
@@ -337,8 +366,8 @@ def _read_section(text: str) -> _Section:
     return _Section(address, direction, ptime, rtpmap, fmtp)
 
 
-def _read_codecs(formats: str, section_text: str) -> tuple[Codec, ...]:
-    section = _section(section_text)
+def _read_codecs(formats: str, section: _Section) -> tuple[Codec, ...]:
+    """The codecs of an audio line's payload types, each once."""
     numbers = [_number(text, 128) for text in formats.split()[:MAX_CODECS]]
     codecs = []
     for number in dict.fromkeys(numbers):
@@ -346,10 +375,6 @@ def _read_codecs(formats: str, section_text: str) -> tuple[Codec, ...]:
             name, rate = section.rtpmap.get(number, (_STATIC_NAMES.get(number, ""), 8000))
             codecs.append(Codec(number, name, rate, section.fmtp.get(number, "")))
     return tuple(codecs)
-
-
-_usual_section = lru_cache(maxsize=256)(_read_section)
-_usual_codecs = lru_cache(maxsize=256)(_read_codecs)
 
 
 def _encoding(text: str) -> tuple[str, int]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Literal
 
 from bitel.sip.ack import Ack
 from bitel.sip.authentication import Authentication, is_challenge
-from bitel.sip.client_transaction import ClientTransaction
+from bitel.sip.client_transaction import ClientTransaction, ClientUser
 from bitel.sip.core import Core
 from bitel.sip.dialog import Dialog
 from bitel.sip.events import Confirmed, Ended, MediaChanged
@@ -26,17 +25,18 @@ class Session:
 
     __slots__ = (
         "_ack",
+        "_allow",
         "_core",
         "_ending",
         "_hang_up_wanted",
         "_offering",
         "_q850",
+        "_refresh",
         "_unacknowledged",
         "_waiting_cseq",
         "authentication",
         "dialog",
         "local",
-        "refresh",
         "remote",
         "told_confirmed",
     )
@@ -57,7 +57,10 @@ class Session:
         self.local = local
         self.remote = remote
         self.authentication = authentication
-        self.refresh = SessionRefresh(core, self, owns_call_id=ack is not None)
+        # Made when it is first needed, which in many calls is never; until then, the Allow header
+        # of the answer is kept for it.
+        self._refresh: SessionRefresh | None = None
+        self._allow: list[str] = []
         self._unacknowledged: UnacknowledgedAnswer | None = None
         self._waiting_cseq = 0
         self._ending = False
@@ -71,6 +74,21 @@ class Session:
     def is_busy(self) -> bool:
         """Whether an INVITE still waits for its ACK, so that another must not be sent (§14.1)."""
         return self._unacknowledged is not None or (self._ack is not None and self._ack.held_back)
+
+    @property
+    def refresh(self) -> SessionRefresh:
+        """What keeps the session alive."""
+        if self._refresh is None:
+            self._refresh = SessionRefresh(
+                self._core, self, owns_call_id=self._ack is not None, allow=self._allow
+            )
+        return self._refresh
+
+    def begin(self, response: Response, now: float) -> None:
+        """Follow what the 2xx that made the session says about its timer."""
+        self._allow = response.lines("allow")
+        if "session-expires" in response:
+            self.refresh.take_response(response, now)
 
     # What the user asks for
 
@@ -91,7 +109,8 @@ class Session:
 
     def _say_bye(self, now: float) -> None:
         self._ending = True
-        self.refresh.stop()
+        if self._refresh is not None:
+            self._refresh.stop()
         self.acknowledge()
         if self._unacknowledged is not None:
             self._unacknowledged.stop()
@@ -131,7 +150,7 @@ class Session:
             transaction.respond(500, now, reason="CSeq Out Of Order")
             return
         dialog.remote_cseq = request.cseq
-        dialog.fallback = source
+        dialog.heard_from(source)
         if request.method == "BYE":
             self._receive_bye(request, transaction, now)
         elif self._ending or request.method == "PRACK":
@@ -165,11 +184,12 @@ class Session:
 
     def _receive_bye(self, request: Request, transaction: ServerTransaction, now: float) -> None:
         transaction.respond(200, now)
-        self._end("us" if self._ending else "far", q850_cause(request.headers.get("reason", ())))
+        self._end("us" if self._ending else "far", q850_cause(request.lines("reason")))
 
     def _receive_offer(self, request: Request, transaction: ServerTransaction, now: float) -> None:
         """Answer a later offer from the session as it stands (§14.2, RFC 3311)."""
-        if self.refresh.inviting and (request.method == "INVITE" or request.body):
+        inviting = self._refresh is not None and self._refresh.inviting
+        if inviting and (request.method == "INVITE" or request.body):
             transaction.respond(491, now)
             return
         if asks_too_little(request):
@@ -208,7 +228,7 @@ class Session:
         offer = settled(self.local, self.remote)
         if offer.direction == "sendrecv":
             return offer
-        return replace(offer, direction="sendrecv", version=self.local.version + 1)
+        return offer._replace(direction="sendrecv", version=self.local.version + 1)
 
     def take_answer(self, message: Message) -> None:
         """Take the answer to an offer of ours, which was what had been agreed before."""
@@ -220,7 +240,7 @@ class Session:
         changed = self.remote is None or _media_of(answer) != _media_of(self.remote)
         self.remote = answer
         if changed:
-            local = replace(self.local, direction=direction)
+            local = self.local._replace(direction=direction)
             self._core.events.append(MediaChanged(self.dialog.call_id, answer, local))
 
     def _contact(self) -> tuple[str, str]:
@@ -262,7 +282,8 @@ class Session:
             return
         del self._core.calls[self.dialog.call_id]
         self._ending = True
-        self.refresh.forget()
+        if self._refresh is not None:
+            self._refresh.forget()
         if self._unacknowledged is not None:
             self._unacknowledged.stop()
             self._unacknowledged = None
@@ -271,37 +292,20 @@ class Session:
 
 def send_bye(
     core: Core,
-    user: Session | StrayBye,
+    user: ClientUser,
     dialog: Dialog,
     now: float,
     q850: int | None,
     authentication: Authentication | None,
 ) -> None:
-    headers = [core.user_agent]
+    """End a dialog; `user` hears how that is answered."""
+    usual = core.user_agent_line
     if q850 is not None:
-        headers.append(("Reason", q850_reason(q850)))
-    if authentication is not None:
-        headers += authentication.headers("BYE", dialog.request_uri)
-    request, destination = dialog.next_request(
-        "BYE", core.new_via(dialog.next_hop.transport), tuple(headers)
-    )
+        usual += f"Reason: {q850_reason(q850)}\r\n"
+    headers = authentication.headers("BYE", dialog.request_uri) if authentication else ()
+    via = core.new_via(dialog.next_hop.transport)
+    request, destination = dialog.next_request("BYE", via, headers, usual=usual)
     ClientTransaction(core, user, request, destination, now)
-
-
-class StrayBye:
-    """Ends a dialog that nobody wants: a second fork's, or one answered too late."""
-
-    __slots__ = ()
-
-    def receive_response(
-        self, transaction: ClientTransaction, response: Response, source: Address, now: float
-    ) -> None:
-        """Nothing depends on how a stray dialog's BYE is answered."""
-
-    def transaction_failed(
-        self, transaction: ClientTransaction, why: Literal["timeout", "transport"], now: float
-    ) -> None:
-        """The far end will notice by itself."""
 
 
 def _media_of(sdp: SessionDescription) -> tuple[str, int, str, int, int]:

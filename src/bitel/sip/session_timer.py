@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from bitel.sip.grammar import parameter
@@ -30,6 +31,19 @@ class SessionExpires:
 
     def __str__(self) -> str:
         return f"{self.seconds};refresher={self.refresher}" if self.refresher else f"{self.seconds}"
+
+
+@lru_cache(maxsize=64)
+def timer_lines(asked: int, min_se: int) -> str:
+    """What our INVITE says about the timer, as header lines, and that it knows reliable responses.
+
+    `asked` are the seconds that a session is to last, 0 for no timer. `min_se` is what a 422 has
+    demanded since, 0 for nothing.
+    """
+    if not asked:
+        return "Supported: 100rel\r\n"
+    lines = f"Supported: 100rel, timer\r\nSession-Expires: {max(asked, min_se)}\r\n"
+    return f"{lines}Min-SE: {min_se}\r\n" if min_se else lines
 
 
 def session_expires_of(message: Message) -> SessionExpires | None:

@@ -173,8 +173,12 @@ INVITE_SERVER_STREAM = _over_streams(INVITE_SERVER)
 NON_INVITE_SERVER_STREAM = _over_streams(NON_INVITE_SERVER)
 
 
+# A member of an Enum is slow to look up in its class; a name of the module is not.
+_PROVISIONAL, _SUCCESS, _FAILURE = X.PROVISIONAL, X.SUCCESS, X.FAILURE
+
+
 def stimulus_of(code: int) -> Stimulus:
     """What a response of this status means to a transaction."""
     if code < 200:
-        return Stimulus.PROVISIONAL
-    return Stimulus.SUCCESS if code < 300 else Stimulus.FAILURE
+        return _PROVISIONAL
+    return _SUCCESS if code < 300 else _FAILURE

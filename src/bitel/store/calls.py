@@ -14,11 +14,11 @@ from bitel.errors import NotFoundError
 from bitel.store import canceling
 from bitel.store.bulk import Query, given
 from bitel.store.chunks import in_chunks
-from bitel.store.placing import place, place_each, place_many
+from bitel.store.placing import place, place_each, place_many, prepare
 from bitel.store.schema import attempt, call
 
 __all__ = ["AttemptRow", "attempts", "cancel", "counts_by_status", "find", "find_many", "place",
-           "place_each", "place_many"]  # fmt: skip
+           "place_each", "place_many", "prepare"]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

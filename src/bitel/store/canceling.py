@@ -39,7 +39,7 @@ def asked(conn: Connection, attempts: Collection[str]) -> set[str]:
 _ASK = text(
     """
     INSERT INTO cancel_request (attempt_id, dialer_id)
-    SELECT id, dialer_id FROM attempt WHERE call_id = :call_id AND claim <> 'settled'
+    SELECT id, dialer_id FROM attempt WHERE call_id = :call_id AND ended_at IS NULL
     ON CONFLICT (attempt_id) DO NOTHING
     """
 )

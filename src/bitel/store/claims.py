@@ -7,9 +7,8 @@ of audio. What a crash leaves behind between the two is `leases.take_over`'s to 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, bindparam, func, insert, literal, select, update
 
@@ -25,8 +24,7 @@ from bitel.store.schema import HEARD, HELD, attempt, call, is_due, is_open
 _FROM_THE_START: Mapping[Lane, str] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """An attempt that its worker may make now, and nobody else."""
 
     attempt_id: str
@@ -64,7 +62,7 @@ def claim(
         raise LostLease(f"another worker has taken over the dialer {lease.dialer_id}")
     closed = turns.closed_now(conn, now)
     picked: list[Any] = []
-    for lane in sorted(lanes):
+    for lane in sorted(turns.with_waiting(conn, lease.dialer_id, lanes)):
         shut = {} if lane is Lane.OTP else closed
         if shut:
             turns.postpone(conn, lease.dialer_id, lane, now, shut)
@@ -186,8 +184,8 @@ _BEGIN_ATTEMPTS: Final = Change(
     )
 )  # fmt: skip
 _answers = given("answers", id=attempt.c.id.type, answered_at=attempt.c.answered_at.type)
-# That they are open is said by their claim: where `is_open` is said, SQLite looks for each of them
-# among all the open ones.
+# That they are open is said by their claim alone: where `is_open` is said, SQLite looks for each of
+# them among all the open ones.
 _is_mine = (
     attempt.c.dialer_id == bindparam("the_dialer"),
     attempt.c.epoch == bindparam("the_epoch"),

@@ -28,7 +28,7 @@ from typing import Final, Self, TypeVar
 from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from bitel.store import engines, faults, tally
+from bitel.store import driver, engines, faults, tally
 from bitel.store.faults import Fault
 from bitel.store.inbox import Inbox, Unit, answer
 from bitel.store.tally import Tally
@@ -257,7 +257,7 @@ class _Writer(_Worker):
             self._run_alone(connection, units[0])
             return
         for unit in units:
-            connection.exec_driver_sql("SAVEPOINT unit")
+            driver.execute(connection, "SAVEPOINT unit")
             try:
                 unit.run(connection)
             except BaseException as error:
@@ -267,11 +267,11 @@ class _Writer(_Worker):
                 tally.take()
                 self._undo_unit(connection, error)
             self._tally.update(tally.take())
-            connection.exec_driver_sql("RELEASE SAVEPOINT unit")
+            driver.execute(connection, "RELEASE SAVEPOINT unit")
 
     def _undo_unit(self, connection: Connection, error: BaseException) -> None:
         try:
-            connection.exec_driver_sql("ROLLBACK TO SAVEPOINT unit")
+            driver.execute(connection, "ROLLBACK TO SAVEPOINT unit")
         except DBAPIError:
             # SQLite, out of space, has undone the whole transaction already.
             if isinstance(error, DBAPIError):

@@ -6,10 +6,11 @@ webhook; each exactly once, since a call that is final does not end again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
     BindParameter,
@@ -27,7 +28,7 @@ from sqlalchemy.types import TypeEngine
 
 from bitel.calls.call import CallStatus
 from bitel.calls.ids import new_ids
-from bitel.calls.outcome import Media, Outcome
+from bitel.calls.outcome import Attempted, Media
 from bitel.store import reserving, tally
 from bitel.store.bulk import Change, Query, given
 from bitel.store.schema import (
@@ -46,24 +47,7 @@ _Q850_CAUSES: Final = range(128)
 _SIP_CODES: Final = range(100, 700)
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptEnd:
-    """An attempt that is over. `sip_code` and `q850` outside their ranges are not kept."""
-
-    attempt_id: str
-    outcome: Outcome
-    started_at: float
-    ended_at: float
-    answered_at: float | None
-    sip_code: int | None = None
-    q850: int | None = None
-    ended_by: str = ""
-    detail: str = ""
-    media: Media | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class CallEnd:
+class CallEnd(NamedTuple):
     """A call that is over."""
 
     call_id: str
@@ -84,11 +68,11 @@ class CallAgain:
     trouble: int | None
 
 
-def end_attempts(conn: Connection, ends: Sequence[AttemptEnd]) -> None:
-    """Settle attempts."""
+def end_attempts(conn: Connection, ends: Iterable[tuple[str, Attempted]]) -> None:
+    """Settle attempts, given by their ids. SIP codes and causes out of range are not kept."""
     rows = [
         (
-            end.attempt_id,
+            attempt_id,
             end.outcome.value,
             end.started_at,
             end.ended_at,
@@ -100,11 +84,16 @@ def end_attempts(conn: Connection, ends: Sequence[AttemptEnd]) -> None:
             end.detail,
             *_media_values(end.media),
         )
-        for end in ends
+        for attempt_id, end in ends
     ]
     if rows:
         _END_ATTEMPTS.run(conn, {"ended": rows})
-        _FORGET_REQUESTS.run(conn, {"over": [(end.attempt_id,) for end in ends]})
+
+
+def forget_requests(conn: Connection, attempts: Collection[str]) -> None:
+    """Forget that these attempts, which are over, were to be called off."""
+    if attempts:
+        _FORGET_REQUESTS.run(conn, {"over": [(attempt_id,) for attempt_id in attempts]})
 
 
 def _within(allowed: range, code: int | None) -> int | None:
@@ -135,8 +124,8 @@ def end_waiting(conn: Connection, ends: Sequence[tuple[Any, CallEnd]], now: floa
     if not ends:
         return
     _END_CALLS.run(conn, {"ended": [_end_values(end) for _, end in ends], "now": now})
-    for _, end in ends:
-        tally.count("ended", end.status.name)
+    for status, calls in Counter(end.status for _, end in ends).items():
+        tally.count("ended", status.name, calls)
     released: dict[str, Decimal] = {}
     for row, _ in ends:
         if row.reserved:

@@ -12,11 +12,15 @@ from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, 
 from sqlalchemy.exc import ArgumentError
 
 from bitel.errors import SettingsError
+from bitel.store import driver
 
 Role = Literal["writer", "reader", "migration"]
 
 BUSY_TIMEOUT: Final = 30.0
 """Seconds that SQLite waits for another process, such as the command line, to end its write."""
+
+STATEMENTS: Final = 512
+"""Statements that SQLite keeps compiled; those for many rows have a text for each of some sizes."""
 
 _SCHEMES: Final = {
     "sqlite": "sqlite",
@@ -28,11 +32,12 @@ _SCHEMES: Final = {
 
 # A commit that returns is on disk, and no statement waits for ever for a lock or a dead peer. Plans
 # follow indexes: they are kept, and one that reads a whole table, made while it was small, would be
-# slow for a minute after a batch has come. Compiling them takes longer than most statements.
+# slow for a minute after a batch has come. Making or compiling them anew for each statement takes
+# longer than most statements.
 _POSTGRES_OPTIONS: Final = (
     "-c synchronous_commit=on -c lock_timeout=10s -c statement_timeout=60s "
     "-c idle_in_transaction_session_timeout=60s -c enable_seqscan=off "
-    "-c enable_bitmapscan=off -c jit=off"
+    "-c enable_bitmapscan=off -c jit=off -c plan_cache_mode=force_generic_plan"
 )
 
 # Memory-mapped reads stay off: there an I/O error would end the process by SIGBUS.
@@ -126,9 +131,8 @@ def _need_psycopg() -> None:
 
 
 def _sqlite_engine(url: URL, role: Role) -> Engine:
-    engine = create_engine(
-        url, poolclass=NullPool, connect_args={"timeout": BUSY_TIMEOUT}, hide_parameters=True
-    )
+    arguments = {"timeout": BUSY_TIMEOUT, "cached_statements": STATEMENTS}
+    engine = create_engine(url, poolclass=NullPool, connect_args=arguments, hide_parameters=True)
     begin = "BEGIN" if role == "reader" else "BEGIN IMMEDIATE"
 
     @event.listens_for(engine, "connect")
@@ -145,7 +149,7 @@ def _sqlite_engine(url: URL, role: Role) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        connection.exec_driver_sql(begin)
+        driver.execute_outside(connection, begin)
 
     return engine
 

@@ -13,16 +13,16 @@ from typing import Final
 from sqlalchemy import Connection, bindparam, select, text, update
 
 from bitel.calls.call import CallStatus
-from bitel.calls.outcome import Outcome
+from bitel.calls.outcome import Attempted, Outcome
 from bitel.store import canceling
 from bitel.store.bulk import Query
 from bitel.store.endings import (
-    AttemptEnd,
     CallAgain,
     CallEnd,
     call_again,
     end_attempts,
     end_calls,
+    forget_requests,
 )
 from bitel.store.schema import HEARD, attempt, call, dialer, is_open
 
@@ -66,8 +66,12 @@ def take_over(
     canceled = canceling.asked(conn, [row.id for row in left])
     end_attempts(
         conn,
-        [AttemptEnd(row.id, Outcome.CUT_OFF, row.started_at, now, row.answered_at) for row in left],
+        [
+            (row.id, Attempted(Outcome.CUT_OFF, row.started_at, now, row.answered_at))
+            for row in left
+        ],
     )
+    forget_requests(conn, canceled)
     ends: list[CallEnd] = []
     again: list[CallAgain] = []
     heard = [row for row in left if row.claim == HEARD]

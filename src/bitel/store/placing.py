@@ -8,14 +8,16 @@ from decimal import Decimal
 from itertools import compress, groupby
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, insert, literal_column
+from sqlalchemy import ColumnElement, Connection, String, insert, literal_column, select
 
 from bitel.calls.budget import Budget
 from bitel.calls.call import Call, CallStatus, Lane, NewCall, NewCalls
 from bitel.errors import BitelError, InvalidRequestError
-from bitel.store import do_not_call, queueing, recordings, reserving, tally
+from bitel.store import do_not_call, queueing, reserving, tally
+from bitel.store.bulk import Change, Query, given
 from bitel.store.endings import CallEnd, end_calls
-from bitel.store.schema import call
+from bitel.store.schema import call, recording
+from bitel.store.schema import do_not_call as number_list
 
 _NOTHING = Decimal(0)
 
@@ -52,7 +54,8 @@ def place_each(conn: Connection, asks: Sequence[Sequence[NewCall]]) -> list[set[
     now = max((new.requested_at for calls in asks for new in calls), default=0.0)
     terms = _look_up(conn, wanted, recording_ids, now)
     answers: list[set[str] | BitelError] = []
-    rows: list[dict[str, Any]] = []
+    rows: list[tuple[Any, ...]] = []
+    lanes: list[Lane] = []
     for project_id, calls in zip(project_ids, asks, strict=True):
         unwanted = terms.unwanted[project_id]
         refused = {new.id for new in calls if new.e164 in unwanted}
@@ -67,17 +70,26 @@ def place_each(conn: Connection, asks: Sequence[Sequence[NewCall]]) -> list[set[
                 _row(new, new.id in refused, reserve)
                 for new, reserve in zip(calls, reserves, strict=True)
             ]
+            lanes += [new.lane for new in calls]
     if rows:
-        conn.execute(_PLACE, rows)
-    for row in rows:
-        tally.count("placed", Lane(row["lane"]).name)
+        _PLACE.run(conn, {"rows": rows})
+    for lane in lanes:
+        tally.count("placed", lane.name)
     placed = [answer for answer in answers if isinstance(answer, set)]
     _finish(conn, terms, sorted(set().union(*placed)))
     return answers
 
 
-def place_many(conn: Connection, calls: NewCalls) -> set[str]:
-    """As `place`, for the many calls of one request; the ids of those that are final at once."""
+def prepare(calls: NewCalls) -> Sequence[str]:
+    """What most of `place_many` is, done beforehand: others wait as long as the transaction is."""
+    return queueing.written_rows(calls, calls.reserves)
+
+
+def place_many(conn: Connection, calls: NewCalls, prepared: Sequence[str] = ()) -> set[str]:
+    """As `place`, for the many calls of one request; the ids of those that are final at once.
+
+    `prepared` is what `prepare` has made of these calls, if it was asked.
+    """
     like = calls.like
     terms = _look_up(
         conn, {like.project_id: set(calls.e164)}, {like.recording_id}, like.requested_at
@@ -92,7 +104,9 @@ def place_many(conn: Connection, calls: NewCalls) -> set[str]:
             for reserve, never in zip(reserves, is_refused, strict=True)
         ]
     reserves = terms.admit(like.project_id, {like.recording_id}, reserves)
-    queueing.insert_calls(conn, calls, reserves)
+    if not prepared or reserves != calls.reserves:
+        prepared = queueing.written_rows(calls, reserves)
+    queueing.insert_calls(conn, like, prepared)
     tally.count("placed", like.lane.name, len(calls.ids))
     _finish(conn, terms, sorted(refused))
     return refused
@@ -131,11 +145,12 @@ def _look_up(
     now: float,
 ) -> _Terms:
     # Recordings before budgets: a budget is what others wait for.
-    playable = recordings.playable(conn, {one for one in recording_ids if one is not None})
-    unwanted = {
-        project_id: do_not_call.contains_many(conn, project_id, called)
-        for project_id, called in numbers.items()
-    }
+    wanted = [(one,) for one in recording_ids if one is not None]
+    playable = {(row.project_id, row.id) for row in _PLAYABLE.rows(conn, {"wanted": wanted})}
+    unwanted: dict[str, set[str]] = {project_id: set() for project_id in numbers}
+    # Most projects have no list, and one look tells which have.
+    for row in _HAVE_LISTS.rows(conn, {"asked": [(project_id,) for project_id in numbers]}):
+        unwanted[row.id] = do_not_call.contains_many(conn, row.id, numbers[row.id])
     return _Terms(reserving.open_budgets(conn, numbers, now), playable, unwanted, now)
 
 
@@ -146,27 +161,26 @@ def _finish(conn: Connection, terms: _Terms, refused: Sequence[str]) -> None:
     end_calls(conn, ends, terms.now)
 
 
-def _row(new: NewCall, unwanted: bool, reserve: Decimal) -> dict[str, Any]:
-    return {
-        "id": new.id,
-        "project_id": new.project_id,
-        "campaign_id": new.campaign_id,
-        "dialer_id": new.dialer_id,
-        "phone_number": new.phone_number,
-        "e164": new.e164,
-        "recording_id": new.recording_id,
-        "lane": int(new.lane),
-        "retry_count": new.retry_count,
-        "retries_left": new.retry_count,
-        "retry_interval": new.retry_interval,
-        "requested_at": new.requested_at,
-        "expires_at": new.expires_at,
-        "due_at": None if unwanted else new.requested_at,
-        "reserved": reserve,
-        "digits": new.digits or None,
-        "repeat_count": new.repeat_count,
-        "language": new.language,
-    }
+def _row(new: NewCall, unwanted: bool, reserve: Decimal) -> tuple[Any, ...]:
+    return (
+        new.id,
+        new.project_id,
+        new.campaign_id,
+        new.dialer_id,
+        new.phone_number,
+        new.e164,
+        new.recording_id,
+        int(new.lane),
+        new.retry_count,
+        new.retry_interval,
+        new.requested_at,
+        new.expires_at,
+        None if unwanted else new.requested_at,
+        reserve,
+        new.digits or None,
+        new.repeat_count,
+        new.language,
+    )
 
 
 def _as_placed(new: NewCall, unwanted: bool, now: float) -> Call:
@@ -185,15 +199,37 @@ def _as_placed(new: NewCall, unwanted: bool, now: float) -> Call:
     )
 
 
-# What is the same for every call is no parameter: there may be ten thousand rows.
-_zero: ColumnElement[Any] = literal_column("0")
-_PLACE = insert(call).values(
-    status=literal_column(str(int(CallStatus.WAITING))),
-    trouble=_zero,
-    attempts=_zero,
-    executed_at=_zero,
-    bill_seconds=_zero,
-    price=_zero,
-    finished_at=_zero,
-    reason=literal_column("''"),
+_wanted = given("wanted", id=String())
+_PLAYABLE = Query(
+    select(recording.c.id, recording.c.project_id)
+    .where(recording.c.id.in_(select(_wanted.c.id)), recording.c.deleted_at.is_(None))
+    .with_for_update(read=True, key_share=True)
 )
+_asked = given("asked", id=String())
+_HAVE_LISTS = Query(
+    select(_asked.c.id).where(
+        select(number_list.c.e164).where(number_list.c.project_id == _asked.c.id).exists()
+    )
+)
+
+# In the order of `_row`.
+_NAMES = (
+    "id", "project_id", "campaign_id", "dialer_id", "phone_number", "e164", "recording_id", "lane",
+    "retry_count", "retry_interval", "requested_at", "expires_at", "due_at", "reserved", "digits",
+    "repeat_count", "language",
+)  # fmt: skip
+_rows = given("rows", **{name: call.c[name].type for name in _NAMES})
+_zero: ColumnElement[Any] = literal_column("0")
+_values: dict[str, Any] = {
+    **{name: _rows.c[name] for name in _NAMES},
+    "retries_left": _rows.c.retry_count,
+    "status": literal_column(str(int(CallStatus.WAITING))),
+    "trouble": _zero,
+    "attempts": _zero,
+    "executed_at": _zero,
+    "bill_seconds": _zero,
+    "price": _zero,
+    "finished_at": _zero,
+    "reason": literal_column("''"),
+}
+_PLACE = Change(insert(call).from_select(list(_values), select(*_values.values())))

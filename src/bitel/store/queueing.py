@@ -11,15 +11,15 @@ from sqlalchemy import (
     BigInteger,
     Column,
     Connection,
-    Dialect,
     String,
     bindparam,
     insert,
     literal_column,
     select,
 )
+from sqlalchemy.engine.default import DefaultDialect
 
-from bitel.calls.call import CallStatus, NewCalls
+from bitel.calls.call import CallStatus, NewCall, NewCalls
 from bitel.store.bulk import Change, given
 from bitel.store.schema import FreeText, Money, call
 
@@ -28,11 +28,31 @@ CHUNK: Final = 2500
 
 _LONGEST: Final = 64
 _money, _written = Money(), FreeText(_LONGEST)
+_ANY: Final = DefaultDialect()
+"""These types store the same in every kind of database."""
 
 
-def insert_calls(conn: Connection, calls: NewCalls, reserves: Sequence[Decimal]) -> None:
-    """Insert calls that wait, each due at once; `reserves` is what each keeps back, in order."""
-    like = calls.like
+def written_rows(calls: NewCalls, reserves: Sequence[Decimal]) -> Sequence[str]:
+    """What `insert_calls` takes: a text for every `CHUNK` calls. Needs no database.
+
+    `reserves` is what each call keeps back, in order.
+    """
+    amounts = {amount: _money.process_bind_param(amount, _ANY) for amount in set(reserves)}
+    texts = []
+    for at in range(0, len(calls.ids), CHUNK):
+        some = slice(at, at + CHUNK)
+        numbers = _storable(calls.phone_numbers[some])
+        columns = zip(calls.ids[some], numbers, calls.e164[some], reserves[some], strict=True)
+        rows = [
+            f'["{call_id}",{as_json(number)},{as_json(e164)},{amounts[reserve]}]'
+            for call_id, number, e164, reserve in columns
+        ]
+        texts.append(f"[{','.join(rows)}]")
+    return texts
+
+
+def insert_calls(conn: Connection, like: NewCall, rows: Sequence[str]) -> None:
+    """Insert calls that wait, each due at once: `like` has their terms, `rows` what differs."""
     alike = {
         "project_id": like.project_id,
         "campaign_id": like.campaign_id,
@@ -47,24 +67,16 @@ def insert_calls(conn: Connection, calls: NewCalls, reserves: Sequence[Decimal])
         "repeat_count": like.repeat_count,
         "language": like.language,
     }
-    amounts = {amount: _money.process_bind_param(amount, conn.dialect) for amount in set(reserves)}
-    for at in range(0, len(calls.ids), CHUNK):
-        some = slice(at, at + CHUNK)
-        numbers = _storable(calls.phone_numbers[some], conn.dialect)
-        columns = zip(calls.ids[some], numbers, calls.e164[some], reserves[some], strict=True)
-        rows = [
-            f'["{call_id}",{as_json(number)},{as_json(e164)},{amounts[reserve]}]'
-            for call_id, number, e164, reserve in columns
-        ]
-        _INSERT.run(conn, {**alike, "rows": f"[{','.join(rows)}]"})
+    for text in rows:
+        _INSERT.run(conn, {**alike, "rows": text})
 
 
-def _storable(numbers: Sequence[str], dialect: Dialect) -> Sequence[str]:
+def _storable(numbers: Sequence[str]) -> Sequence[str]:
     """As the column's type would have them; nearly always that is as they are."""
     together = "".join(numbers)
     if together.isascii() and together.isprintable() and max(map(len, numbers)) <= _LONGEST:
         return numbers
-    return [_written.process_bind_param(number, dialect) or "" for number in numbers]
+    return [_written.process_bind_param(number, _ANY) or "" for number in numbers]
 
 
 # As the database stores them: whatever these columns' types convert is converted above.

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from decimal import Decimal
 
-from sqlalchemy import Connection, bindparam, case, or_, select, update
+from sqlalchemy import Connection, String, bindparam, case, or_, select, update
 
 from bitel.calls.budget import Budget, day_of
+from bitel.store.bulk import Query, given
 from bitel.store.schema import project
 
 UNLIMITED = Budget()
@@ -22,7 +23,7 @@ def open_budgets(conn: Connection, projects: Collection[str], now: float) -> dic
             reserved=row.reserved,
             spent_today=row.spent_today if row.spent_on >= day_of(now) else Decimal(0),
         )
-        for row in conn.execute(_LIMITED, {"ids": list(projects)})
+        for row in _LIMITED.rows(conn, {"asked": [(project_id,) for project_id in projects]})
     }
     return {project_id: limited.get(project_id, UNLIMITED) for project_id in projects}
 
@@ -46,7 +47,8 @@ def charge(conn: Connection, amounts: Mapping[str, Decimal], now: float) -> None
         conn.execute(_CHARGE, rows)
 
 
-_LIMITED = (
+_asked = given("asked", id=String())
+_LIMITED = Query(
     select(
         project.c.id,
         project.c.balance,
@@ -56,7 +58,7 @@ _LIMITED = (
         project.c.spent_on,
     )
     .where(
-        project.c.id.in_(bindparam("ids", expanding=True)),
+        project.c.id.in_(select(_asked.c.id)),
         or_(project.c.balance.is_not(None), project.c.daily_spend.is_not(None)),
     )
     .order_by(project.c.id)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, bindparam, exists, insert, literal, select
 
@@ -17,21 +17,21 @@ from bitel.calls.tariff import NOTHING, Bill
 from bitel.store import leases, reserving
 from bitel.store.bulk import Change, Query, given
 from bitel.store.endings import (
-    AttemptEnd,
     CallAgain,
     CallEnd,
     call_again,
     end_attempts,
     end_waiting,
+    forget_requests,
     is_told,
 )
 from bitel.store.leases import Lease
 from bitel.store.schema import (
     HEARD,
+    SETTLED,
     attempt,
     call,
     cancel_request,
-    is_open,
     is_waiting,
     ledger_entry,
     project,
@@ -45,8 +45,7 @@ class HandBack:
     due_at: float
 
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
+class Settlement(NamedTuple):
     """A finished attempt, and what follows from it."""
 
     attempt_id: str
@@ -76,6 +75,7 @@ def settle(
         if row.call_id == offered[row.id].call_id
     ]
     end_attempts(conn, [_attempt_end(one) for _, one in accepted])
+    forget_requests(conn, [row.id for row, _ in accepted if row.canceled])
     ends = [
         (row, _call_end(one, one.verdict))
         for row, one in accepted
@@ -91,39 +91,30 @@ def settle(
 
 def _checked(one: Settlement, row: Any) -> Settlement:
     if row.reserved and one.bill.price > row.reserved:
-        one = replace(one, bill=replace(one.bill, price=row.reserved))
+        one = one._replace(bill=Bill(one.bill.seconds, row.reserved))
     if isinstance(one.verdict, Final):
         return one
     if row.claim == HEARD:
-        return replace(one, verdict=Final(CallStatus.UNKNOWN))
-    return replace(one, verdict=Final(CallStatus.CANCELED)) if row.canceled else one
+        return one._replace(verdict=Final(CallStatus.UNKNOWN))
+    return one._replace(verdict=Final(CallStatus.CANCELED)) if row.canceled else one
 
 
-def _attempt_end(one: Settlement) -> AttemptEnd:
+def _attempt_end(one: Settlement) -> tuple[str, Attempted]:
     done = one.attempted
-    handed_back = isinstance(one.verdict, HandBack)
-    return AttemptEnd(
-        attempt_id=one.attempt_id,
-        outcome=Outcome.CALLED_OFF if handed_back else done.outcome,
-        started_at=done.started_at,
-        ended_at=done.ended_at,
-        answered_at=done.answered_at,
-        sip_code=done.sip_code,
-        q850=done.q850,
-        ended_by=done.ended_by,
-        detail=done.detail,
-        media=done.media,
-    )
+    if isinstance(one.verdict, HandBack):
+        done = done._replace(outcome=Outcome.CALLED_OFF)
+    return one.attempt_id, done
 
 
 def _call_end(one: Settlement, verdict: Final) -> CallEnd:
+    bill = one.bill
     return CallEnd(
-        call_id=one.call_id,
-        status=verdict.status,
-        executed_at=one.attempted.started_at,
-        bill_seconds=one.bill.seconds,
-        price=one.bill.price,
-        reason=verdict.reason,
+        one.call_id,
+        verdict.status,
+        one.attempted.started_at,
+        bill.seconds,
+        bill.price,
+        verdict.reason,
     )
 
 
@@ -169,7 +160,8 @@ _MINE = Query(
         attempt.c.id.in_(select(given("ids", id=attempt.c.id.type).c.id)),
         attempt.c.dialer_id == bindparam("dialer_id"),
         attempt.c.epoch == bindparam("epoch"),
-        is_open,
+        # Where `is_open` is said, SQLite looks for each among all the open ones.
+        attempt.c.claim != SETTLED,
     )
     .order_by(attempt.c.call_id)
     # Locked, so that a client who cancels at this moment is heard, now or right after us.

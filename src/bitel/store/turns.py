@@ -7,7 +7,7 @@ calls are found by one look into the index each, and then share what room there 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -16,8 +16,11 @@ from sqlalchemy import (
     Connection,
     FromClause,
     Select,
+    and_,
     bindparam,
+    func,
     literal_column,
+    or_,
     select,
     true,
     tuple_,
@@ -46,6 +49,12 @@ def closed_now(conn: Connection, now: float) -> dict[str, float]:
             # One that hardly ever opens is looked at again every day.
             closed[row.id] = window.opens_at(now) or now + _DAY
     return closed
+
+
+def with_waiting(conn: Connection, dialer_id: str, lanes: Iterable[Lane]) -> set[Lane]:
+    """Those of the lanes that have any calls waiting, due or not."""
+    rows = _LANES.rows(conn, {"dialer_id": dialer_id, "after": -1})
+    return {row.value for row in rows}.intersection(lanes)
 
 
 def pick(
@@ -94,7 +103,7 @@ def postpone(
     moved = 0
     of_lane = {"dialer_id": dialer_id, "lane": int(lane), "now": now}
     shut = {**of_lane, "closed": [(one,) for one in closed], "after": ""}
-    for row in _CLOSED_WITH_DUE.rows(conn, shut):
+    for row in _CLOSED_WITH_DUE[conn.dialect.name].rows(conn, shut):
         wanted = {**of_lane, "project_id": row.value, "most": CHUNK - moved}
         ids = _DUE_IDS.rows(conn, wanted)
         _POSTPONE.run(conn, {"late": ids, "opens": closed[row.value]})
@@ -136,41 +145,66 @@ def _order(row: Any) -> tuple[float, str]:
 
 
 def _turns(conn: Connection, wanted: Mapping[str, Any], after: str) -> list[str]:
-    turns = [row.value for row in _OPEN_WITH_DUE.rows(conn, {**wanted, "after": ""})]
+    with_due = _OPEN_WITH_DUE[conn.dialect.name]
+    turns = [row.value for row in with_due.rows(conn, {**wanted, "after": ""})]
     if not after:
         return turns
     if len(turns) < wanted["most"]:
         later = [project_id for project_id in turns if project_id > after]
     else:
-        later = [row.value for row in _OPEN_WITH_DUE.rows(conn, {**wanted, "after": after})]
+        later = [row.value for row in with_due.rows(conn, {**wanted, "after": after})]
     return (later + [project_id for project_id in turns if project_id <= after])[: wanted["most"]]
 
 
 _WINDOWS: Final = Query(select(project.c.id, project.c.window).where(has_window))
 _is_of_dialer = call.c.dialer_id == bindparam("dialer_id")
+_found = loose.distinct(call.c.lane, _is_of_dialer, is_due)
+_LANES: Final = Query(select(_found.c.value).where(_found.c.value.is_not(None)))
 _lane: BindParameter[int] = bindparam("lane", type_=call.c.lane.type)
 _now: BindParameter[float] = bindparam("now", type_=call.c.due_at.type)
-_waiting = loose.distinct(call.c.project_id, _is_of_dialer, call.c.lane == _lane, is_due)
-# An EXISTS would be a join, and PostgreSQL may read all that waits to make it.
-_first_due_of_project = (
-    select(call.c.due_at)
-    .where(
-        _is_of_dialer,
-        is_due,
-        tuple_(call.c.lane, call.c.project_id) >= tuple_(_lane, _waiting.c.value),
+_of_lane = (_is_of_dialer, call.c.lane == _lane, is_due)
+
+
+def _with_due_in_sqlite() -> Select[Any]:
+    waiting = loose.distinct(call.c.project_id, *_of_lane)
+    first_due = (
+        select(func.min(call.c.due_at))
+        .where(*_of_lane, call.c.project_id == waiting.c.value)
+        .scalar_subquery()
     )
-    .order_by(call.c.lane, call.c.project_id, call.c.due_at)
-    .limit(literal_column("1"))
-    .scalar_subquery()
-)
-_WITH_DUE = select(_waiting.c.value).where(
-    _waiting.c.value.is_not(None), _first_due_of_project <= _now
-)
+    return select(waiting.c.value).where(waiting.c.value.is_not(None), first_due <= _now)
+
+
+def _with_due_in_postgresql() -> Select[Any]:
+    # A project's first due time comes with the look that finds the project: only the index of the
+    # queue has that order, so that no plan reads all that waits.
+    found = select(_first_after(bindparam("after")).subquery()).cte("found", recursive=True)
+    following = _first_after(found.c.value).lateral("following")
+    found = found.union_all(select(following).select_from(found.join(following, true())))
+    return select(found.c.value).where(found.c.due_at <= _now)
+
+
+def _first_after(project_id: ColumnElement[Any]) -> Select[Any]:
+    return (
+        select(call.c.project_id.label("value"), call.c.due_at)
+        .where(*_of_lane, call.c.project_id > project_id)
+        .order_by(call.c.project_id, call.c.due_at)
+        .limit(literal_column("1"))
+    )
+
+
+_WITH_DUE: Final = {"sqlite": _with_due_in_sqlite(), "postgresql": _with_due_in_postgresql()}
 _closed = select(given("closed", id=project.c.id.type).c.id)
-_OPEN_WITH_DUE: Final = Query(
-    _WITH_DUE.where(_waiting.c.value.not_in(_closed)).limit(bindparam("most"))
-)
-_CLOSED_WITH_DUE: Final = Query(_WITH_DUE.where(_waiting.c.value.in_(_closed)))
+_OPEN_WITH_DUE: Final = {
+    dialect: Query(
+        with_due.where(with_due.selected_columns.value.not_in(_closed)).limit(bindparam("most"))
+    )
+    for dialect, with_due in _WITH_DUE.items()
+}
+_CLOSED_WITH_DUE: Final = {
+    dialect: Query(with_due.where(with_due.selected_columns.value.in_(_closed)))
+    for dialect, with_due in _WITH_DUE.items()
+}
 
 _asked = given(
     "asked", project_id=project.c.id.type, last_due=call.c.due_at.type, last_id=call.c.id.type
@@ -246,9 +280,21 @@ def _due_in_postgresql() -> Select[Any]:
     # PostgreSQL guesses that a LIMIT it does not know is a tenth of all, and might then read and
     # sort them. The constant tells it to follow the index, whatever the statistics say. The rows
     # are locked one by one, as the LIMIT outside asks for them.
+    # So does its wording: no other index gives this order, and what is compared to one value alone
+    # is compared for a page of the index at once.
+    asked = _asked.c
     few = (
-        _queue(call, *_asked.c)
-        .add_columns(*_picked_columns)
+        select(*_picked_columns)
+        .where(
+            *_of_lane,
+            call.c.project_id >= asked.project_id,
+            tuple_(call.c.project_id, call.c.due_at) <= tuple_(asked.project_id, _now),
+            or_(
+                call.c.due_at > asked.last_due,
+                and_(call.c.due_at == asked.last_due, call.c.id > asked.last_id),
+            ),
+        )
+        .order_by(call.c.project_id, call.c.due_at, call.c.id)
         .limit(literal_column(str(CHUNK)))
         .with_for_update(skip_locked=True, of=call)
         .correlate(_asked)

@@ -135,20 +135,22 @@ class SipTransport:
 
     def _run_turn(self) -> None:
         self._turn = None
-        while not self._closed:
+        self._send_all()
+        while not self._closed and self._hand_out_events():
             self._send_all()
-            event = self.agent.next_event()
-            if event is None:
-                break
-            self._hand_out(event)
         self._set_timer()
 
-    def _hand_out(self, event: Event) -> None:
-        try:
-            self._on_event(event)
-        except Exception:
-            # The taker's fault; other calls must not suffer for it.
-            logger.exception("an event of call %s was not handled", event.call_id)
+    def _hand_out_events(self) -> bool:
+        """Whether there were any."""
+        event = first = self.agent.next_event()
+        while event is not None:
+            try:
+                self._on_event(event)
+            except Exception:
+                # The taker's fault; other calls must not suffer for it.
+                logger.exception("an event of call %s was not handled", event.call_id)
+            event = self.agent.next_event()
+        return first is not None
 
     def _set_timer(self) -> None:
         due = self.agent.next_timer()
@@ -170,9 +172,10 @@ class SipTransport:
     def _send_all(self) -> None:
         for data, destination in self.agent.taken_back():
             self._streams.take_back(data, destination)
+        at = time.time()
         for data, destination in self.agent.datagrams_to_send():
             if self._tap is not None:
-                self._tap("out", data, destination, time.time())
+                self._tap("out", data, destination, at)
             if destination.transport is not Transport.UDP:
                 self._streams.send(data, destination)
             elif self._link is None:
@@ -191,10 +194,10 @@ class SipTransport:
 
     def datagrams_came(self, datagrams: list[tuple[bytes, Address]]) -> None:
         """Give them to the agent."""
-        now = self.now()
+        now, at = self.now(), time.time()
         for data, source in datagrams:
             if self._tap is not None:
-                self._tap("in", data, source, time.time())
+                self._tap("in", data, source, at)
             self.agent.receive_datagram(data, source, now)
         self.flush()
 

@@ -18,6 +18,10 @@ from bitel.transports.icmp import ask_for_errors, unreachable
 RECEIVE_BUFFER = 4 * 1024 * 1024
 MAX_BATCH = 64
 """Datagrams read in one go, so that a flood leaves the loop time for everything else."""
+LONGEST = 65_536
+"""Bytes; no datagram has as many."""
+MAX_SOURCES = 1024
+"""Addresses that are remembered, so that none is made for each datagram of a carrier's."""
 MAX_UNSENT = 50_000
 _BUSY = (errno.EAGAIN, errno.ENOBUFS)
 
@@ -53,7 +57,7 @@ class UdpSocket:
         self._sock = sock
         self._user = user
         self._loop = asyncio.get_running_loop()
-        self._buffer = bytearray(65536)
+        self._sources: dict[tuple[str | int, ...], Address] = {}
         self._unsent: deque[tuple[bytes, Address]] = deque()
         self._closed = False
         self._behind_since: float | None = None
@@ -85,13 +89,18 @@ class UdpSocket:
         came: list[tuple[bytes, Address]] = []
         for _ in range(MAX_BATCH):
             try:
-                size, source = self._sock.recvfrom_into(self._buffer)
+                data, name = self._sock.recvfrom(LONGEST)
             except BlockingIOError:
                 break
             except OSError:
                 self._take_errors()
                 continue
-            came.append((bytes(memoryview(self._buffer)[:size]), Address(source[0], source[1])))
+            source = self._sources.get(name)
+            if source is None:
+                if len(self._sources) >= MAX_SOURCES:
+                    self._sources.clear()
+                source = self._sources[name] = Address(name[0], name[1])
+            came.append((data, source))
         if len(came) < MAX_BATCH:
             self._behind_since = None
         elif self._behind_since is None:

@@ -1,0 +1,126 @@
+"""The 2xx that an INVITE of ours meets: one from each phone that picked up (RFC 3261 §13.2.2.4)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from bitel.sip.ack import Ack
+from bitel.sip.authentication import Authentication
+from bitel.sip.client_transaction import NOBODY, ClientTransaction
+from bitel.sip.core import Core
+from bitel.sip.dialog import Dialog
+from bitel.sip.early_dialog import EarlyDialog
+from bitel.sip.grammar import Address, Transport
+from bitel.sip.message import Response
+from bitel.sip.requests import ClientRequest
+from bitel.sip.session import send_bye
+
+MAX_FORKS = 8
+"""How many of the phones that a proxy rang at once are dealt with; others are left alone."""
+
+
+class Answers:
+    """Acknowledges each 2xx, and again when it is repeated.
+
+    It outlives the call that it was made for: for 32 s after the answer it is all that is left of
+    the INVITE, and ends what other phones that answer so late would begin.
+    """
+
+    __slots__ = (
+        "_acks",
+        "_authentication",
+        "_core",
+        "_credentials",
+        "_destination",
+        "_early",
+        "_trusted",
+        "request",
+    )
+
+    def __init__(
+        self,
+        core: Core,
+        request: ClientRequest,
+        destination: Address,
+        trusted: frozenset[str],
+        authentication: Authentication | None,
+        early: dict[str, EarlyDialog],
+    ) -> None:
+        self._core = core
+        self.request = request.bare()
+        self._credentials = request.credentials
+        self._destination = destination
+        self._trusted = trusted
+        self._authentication = authentication
+        # The dialogs of phones that rang, by tag; usually there are none.
+        self._early = early or None
+        self._acks: tuple[tuple[str, Ack], ...] = ()
+
+    def take(self, response: Response, source: Address) -> Answer | None:
+        """The dialog that a 2xx makes, with its ACK still to be sent.
+
+        None for one that was taken before, which is acknowledged again, and for one too many.
+        """
+        for tag, ack in self._acks:
+            if tag == response.to_tag:
+                ack.answer_repeated()
+                return None
+        if len(self._acks) >= MAX_FORKS:
+            return None
+        dialog = dialog_of(self.request, self._destination, response, source)
+        early = self._early.get(response.to_tag) if self._early else None
+        if early is not None:
+            dialog.local_cseq = early.dialog.local_cseq
+        authentication = self._authentication
+        if authentication and not belongs(dialog, self._destination, self._trusted):
+            authentication = None
+        credentials = self._credentials if authentication else ()
+        via = self._core.new_via(dialog.next_hop.transport)
+        ack = Ack(self._core, *dialog.ack(self.request.cseq, via, credentials))
+        self._acks += ((response.to_tag, ack),)
+        return dialog, ack, authentication
+
+    def refuse(self, response: Response, source: Address, now: float) -> None:
+        """Acknowledge a 2xx that nobody wants, and hang up."""
+        taken = self.take(response, source)
+        if taken is not None:
+            self.hang_up(taken, now)
+
+    def hang_up(self, taken: Answer, now: float) -> None:
+        """Acknowledge and end a dialog that can't be used."""
+        dialog, ack, authentication = taken
+        ack.send()
+        send_bye(self._core, NOBODY, dialog, now, None, authentication)
+
+    # What comes once the call is answered, in the Accepted state of RFC 6026
+
+    def receive_response(
+        self, transaction: ClientTransaction, response: Response, source: Address, now: float
+    ) -> None:
+        """A 2xx again, or that of another phone."""
+        self.refuse(response, source, now)
+
+    def transaction_failed(
+        self, transaction: ClientTransaction, why: Literal["timeout", "transport"], now: float
+    ) -> None:
+        """What was answered can't fail."""
+
+
+Answer = tuple[Dialog, Ack, Authentication | None]
+"""A dialog, the ACK of the 2xx that made it, and what proves there who we are."""
+
+
+def dialog_of(
+    request: ClientRequest, destination: Address, response: Response, source: Address
+) -> Dialog:
+    """The dialog that a response to our INVITE makes."""
+    if destination.transport is Transport.UDP and source.transport is not Transport.UDP:
+        source = destination  # only the INVITE was too long for it
+    # The domain also where the answer came over a connection of the far end's own.
+    return Dialog.of_caller(request, response, source, destination.domain)
+
+
+def belongs(dialog: Dialog, destination: Address, trusted: frozenset[str]) -> bool:
+    """Whether a dialog's requests go where our credentials belong, not straight to a callee."""
+    host = dialog.next_hop.host
+    return host == destination.host or host in trusted
