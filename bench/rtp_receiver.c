@@ -1,6 +1,6 @@
 /* Hears every RTP stream that is sent to it, and how evenly: the ear of bench/streams.py.
  *
- * usage: rtp_receiver SOCKETS
+ * usage: rtp_receiver SOCKETS [THREADS]
  *
  * Binds so many ports of 127.0.0.1 and prints them in one line. A line on stdin is answered by one
  * line of figures about the time since the line before; the end of stdin ends it:
@@ -11,12 +11,16 @@
  * them were dropped before this program, which was too slow. The rest is how far the spacing of two
  * packets was from 20 ms, in ms, by the kernel's time of arrival: that of all streams together, and
  * the p99 of the stream that had the highest.
+ *
+ * Each thread hears some of the sockets, on a core of its own where there are as many: a receiver
+ * that wandered from core to core would hold up whoever sends from there, now one, now the other.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <math.h>
-#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -44,9 +48,18 @@ struct stream {
     uint16_t bins[BINS];
 };
 
-static struct stream *table;
-static uint64_t packets, missing, strays, all[BINS];
-static double worst;
+struct ear {
+    pthread_mutex_t heard; /* held while it hears, and while it is asked */
+    pthread_t thread;
+    int *descriptors, count, core;
+    struct stream *table;
+    uint64_t packets, missing, strays, all[BINS];
+    double worst;
+    struct mmsghdr messages[AT_ONCE];
+    struct iovec parts[AT_ONCE];
+    uint8_t heads[AT_ONCE][HEAD];
+    char control[AT_ONCE][CMSG_SPACE(sizeof(struct timespec))];
+};
 
 static void *zeroed(size_t count, size_t size) {
     void *memory = calloc(count, size);
@@ -57,35 +70,35 @@ static void *zeroed(size_t count, size_t size) {
     return memory;
 }
 
-static struct stream *find(uint32_t ssrc) {
+static struct stream *find(struct stream *table, uint32_t ssrc) {
     uint32_t place = ssrc * 2654435761u >> 16;
     while (table[place].used && table[place].ssrc != ssrc)
         place = (place + 1) % TABLE;
     return &table[place];
 }
 
-static void take(const uint8_t *head, int64_t at) {
+static void take(struct ear *ear, const uint8_t *head, int64_t at) {
     uint16_t sequence = head[2] << 8 | head[3];
     uint32_t ssrc;
     memcpy(&ssrc, head + 8, sizeof ssrc);
-    struct stream *s = find(ssrc);
-    packets++;
+    struct stream *s = find(ear->table, ssrc);
+    ear->packets++;
     if (!s->used) {
         *s = (struct stream){.ssrc = ssrc, .used = 1, .next = sequence};
     } else {
         int16_t ahead = sequence - s->next;
         if (ahead < 0) {
-            strays++;
+            ear->strays++;
             return;
         }
-        missing += ahead;
+        ear->missing += ahead;
         if (s->heard && !ahead) {
             double off = fabs((at - s->at) / 1e6 - 20.0);
             int bin = off * PER_MS < BINS - 1 ? (int)(off * PER_MS) : BINS - 1;
-            all[bin]++;
+            ear->all[bin]++;
             s->bins[bin] += s->bins[bin] < UINT16_MAX;
-            if (off > worst)
-                worst = off;
+            if (off > ear->worst)
+                ear->worst = off;
         }
     }
     s->next = sequence + 1;
@@ -93,26 +106,21 @@ static void take(const uint8_t *head, int64_t at) {
     s->at = at;
 }
 
-static struct mmsghdr messages[AT_ONCE];
-static struct iovec parts[AT_ONCE];
-static uint8_t heads[AT_ONCE][HEAD];
-static char control[AT_ONCE][CMSG_SPACE(sizeof(struct timespec))];
-
-static void prepare(void) {
+static void prepare(struct ear *ear) {
     for (int i = 0; i < AT_ONCE; i++) {
-        parts[i] = (struct iovec){heads[i], HEAD};
-        messages[i].msg_hdr = (struct msghdr){.msg_iov = &parts[i],
-                                              .msg_iovlen = 1,
-                                              .msg_control = control[i],
-                                              .msg_controllen = sizeof control[i]};
+        ear->parts[i] = (struct iovec){ear->heads[i], HEAD};
+        ear->messages[i].msg_hdr = (struct msghdr){.msg_iov = &ear->parts[i],
+                                                   .msg_iovlen = 1,
+                                                   .msg_control = ear->control[i],
+                                                   .msg_controllen = sizeof ear->control[i]};
     }
 }
 
-static void drain(int descriptor) {
+static void drain(struct ear *ear, int descriptor) {
     for (;;) {
-        int got = recvmmsg(descriptor, messages, AT_ONCE, MSG_DONTWAIT, NULL);
+        int got = recvmmsg(descriptor, ear->messages, AT_ONCE, MSG_DONTWAIT, NULL);
         for (int i = 0; i < got; i++) {
-            struct msghdr *header = &messages[i].msg_hdr;
+            struct msghdr *header = &ear->messages[i].msg_hdr;
             int64_t at = 0;
             for (struct cmsghdr *c = CMSG_FIRSTHDR(header); c; c = CMSG_NXTHDR(header, c)) {
                 if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_TIMESTAMPNS)
@@ -121,13 +129,29 @@ static void drain(int descriptor) {
                 memcpy(&t, CMSG_DATA(c), sizeof t);
                 at = t.tv_sec * 1000000000LL + t.tv_nsec;
             }
-            if (messages[i].msg_len == HEAD)
-                take(heads[i], at);
-            header->msg_controllen = sizeof control[i]; /* the kernel said how much it used */
+            if (ear->messages[i].msg_len == HEAD)
+                take(ear, ear->heads[i], at);
+            header->msg_controllen = sizeof ear->control[i]; /* the kernel said how much it used */
         }
         if (got < AT_ONCE)
             return;
     }
+}
+
+static void *hear(void *given) {
+    struct ear *ear = given;
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(ear->core, &set);
+    pthread_setaffinity_np(pthread_self(), sizeof set, &set); /* where it may not: as it comes */
+    for (;;) {
+        pthread_mutex_lock(&ear->heard);
+        for (int i = 0; i < ear->count; i++)
+            drain(ear, ear->descriptors[i]);
+        pthread_mutex_unlock(&ear->heard);
+        usleep(PAUSE_US);
+    }
+    return NULL;
 }
 
 static double quantile(const uint64_t *bins, double part) {
@@ -167,47 +191,63 @@ static uint64_t dropped(const uint16_t *ports, int count) {
     return total;
 }
 
-static void report(const uint16_t *ports, int count) {
+static void report(struct ear *ears, int threads, const uint16_t *ports, int count) {
     static double cpu_before;
     static uint64_t dropped_before;
+    uint64_t packets = 0, missing = 0, strays = 0, all[BINS] = {0};
     uint64_t dropped_now = dropped(ports, count);
     int heard = 0;
-    double highest = 0;
-    for (int i = 0; i < TABLE; i++) {
-        struct stream *s = &table[i];
-        if (!s->heard)
-            continue;
-        uint64_t bins[BINS];
+    double worst = 0, highest = 0;
+    for (int e = 0; e < threads; e++) {
+        struct ear *ear = &ears[e];
+        pthread_mutex_lock(&ear->heard);
+        for (int i = 0; i < TABLE; i++) {
+            struct stream *s = &ear->table[i];
+            if (!s->heard)
+                continue;
+            uint64_t bins[BINS];
+            for (int b = 0; b < BINS; b++)
+                bins[b] = s->bins[b];
+            double p99 = quantile(bins, 0.99);
+            if (p99 > highest)
+                highest = p99;
+            memset(s->bins, 0, sizeof s->bins);
+            s->heard = 0;
+            heard++;
+        }
+        packets += ear->packets;
+        missing += ear->missing;
+        strays += ear->strays;
         for (int b = 0; b < BINS; b++)
-            bins[b] = s->bins[b];
-        double p99 = quantile(bins, 0.99);
-        if (p99 > highest)
-            highest = p99;
-        memset(s->bins, 0, sizeof s->bins);
-        s->heard = 0;
-        heard++;
+            all[b] += ear->all[b];
+        if (ear->worst > worst)
+            worst = ear->worst;
+        ear->packets = ear->missing = ear->strays = 0;
+        ear->worst = 0;
+        memset(ear->all, 0, sizeof ear->all);
+        pthread_mutex_unlock(&ear->heard);
     }
     printf("%d %llu %llu %llu %llu %.6f %.2f %.2f %.2f %.2f\n", heard, (unsigned long long)packets,
            (unsigned long long)missing, (unsigned long long)strays,
            (unsigned long long)(dropped_now - dropped_before), cpu() - cpu_before,
            quantile(all, 0.99), quantile(all, 0.999), worst, highest);
     fflush(stdout);
-    packets = missing = strays = 0;
-    worst = 0;
-    memset(all, 0, sizeof all);
     dropped_before = dropped_now;
     cpu_before = cpu();
 }
 
 int main(int argc, char **argv) {
-    int count = argc == 2 ? atoi(argv[1]) : 0;
-    if (count < 1) {
-        fprintf(stderr, "usage: %s SOCKETS\n", argv[0]);
+    int count = argc > 1 ? atoi(argv[1]) : 0;
+    int threads = argc > 2 ? atoi(argv[2]) : 1;
+    if (count < 1 || threads < 1 || argc > 3) {
+        fprintf(stderr, "usage: %s SOCKETS [THREADS]\n", argv[0]);
         return 2;
     }
+    if (threads > count)
+        threads = count;
     int *descriptors = zeroed(count, sizeof *descriptors);
     uint16_t *ports = zeroed(count, sizeof *ports);
-    table = zeroed(TABLE, sizeof *table);
+    struct ear *ears = zeroed(threads, sizeof *ears);
     for (int i = 0; i < count; i++) {
         struct sockaddr_in local = {.sin_family = AF_INET};
         socklen_t size = sizeof local;
@@ -226,18 +266,23 @@ int main(int argc, char **argv) {
         ports[i] = ntohs(local.sin_port);
         printf("%d%c", ports[i], i + 1 < count ? ' ' : '\n');
     }
-    fflush(stdout);
-    prepare();
-    for (;;) {
-        char line[64];
-        struct pollfd input = {.fd = 0, .events = POLLIN};
-        for (int i = 0; i < count; i++)
-            drain(descriptors[i]);
-        if (poll(&input, 1, 0) > 0) {
-            if (read(0, line, sizeof line) <= 0)
-                return 0;
-            report(ports, count);
+    for (int e = 0, first = 0; e < threads; e++) {
+        struct ear *ear = &ears[e];
+        ear->descriptors = descriptors + first;
+        ear->count = count / threads + (e < count % threads);
+        ear->core = e;
+        first += ear->count;
+        ear->table = zeroed(TABLE, sizeof *ear->table);
+        prepare(ear);
+        pthread_mutex_init(&ear->heard, NULL);
+        if (pthread_create(&ear->thread, NULL, hear, ear)) {
+            fprintf(stderr, "a thread can't be started\n");
+            return 1;
         }
-        usleep(PAUSE_US);
     }
+    fflush(stdout);
+    char line[64];
+    while (read(0, line, sizeof line) > 0)
+        report(ears, threads, ports, count);
+    return 0;
 }

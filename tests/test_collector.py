@@ -1,4 +1,4 @@
-"""The collector of cyclic garbage: what it may keep waiting, and that nothing is left for ever."""
+"""The collector of cyclic garbage: it keeps nobody waiting, and nothing is left for ever."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import pytest
 
 from bitel import collector
 from bitel.collector import (
+    MOST,
     OFTEN,
     SELDOM,
     collect_when_quiet,
     is_due,
     measuring_pauses,
-    spare_the_old,
+    run_only_when_told,
 )
 
 
 @pytest.fixture
-def own_thresholds() -> Iterator[None]:
-    before = gc.get_threshold()
+def on_again() -> Iterator[None]:
     yield
-    gc.set_threshold(*before)
     gc.unfreeze()
+    gc.enable()
 
 
 class _Looped:
@@ -35,41 +35,23 @@ class _Looped:
         self.itself = self
 
 
-def _runs() -> list[int]:
-    return [each["collections"] for each in gc.get_stats()]
-
-
-@pytest.mark.usefixtures("own_thresholds")
-def test_what_lives_long_is_not_looked_through_while_calls_run() -> None:
-    spare_the_old()
-    young, middle, old = _runs()
+@pytest.mark.usefixtures("on_again")
+def test_it_does_not_run_by_itself() -> None:
+    run_only_when_told()
+    before = [each["collections"] for each in gc.get_stats()]
     kept = [[number] for number in range(200_000)]
     assert len(kept) == 200_000
-    assert _runs()[0] > young
-    assert _runs()[1:] == [middle, old]
+    assert [each["collections"] for each in gc.get_stats()] == before
+    assert gc.get_count()[0] >= 200_000
 
 
-@pytest.mark.usefixtures("own_thresholds")
-def test_what_is_young_is_freed_at_once() -> None:
-    spare_the_old()
-    seen = weakref.ref(_Looped())
-    kept = [[number] for number in range(3 * collector.YOUNG)]
-    assert seen() is None, len(kept)
-
-
-@pytest.mark.usefixtures("own_thresholds")
-async def test_what_outlived_its_youth_is_freed_when_it_is_quiet(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.mark.usefixtures("on_again")
+async def test_it_runs_when_it_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collector, "LOOK", 0.001)
     monkeypatch.setattr(collector, "OFTEN", 0.0)
     quiet = False
-    spare_the_old()
-    looped = _Looped()
-    gc.collect(0)
-    gc.collect(1)  # it is old by now
-    seen = weakref.ref(looped)
-    del looped
+    run_only_when_told()
+    seen = weakref.ref(_Looped())
     task = asyncio.create_task(collect_when_quiet(lambda: quiet))
     await asyncio.sleep(0.02)
     assert seen() is not None
@@ -80,11 +62,12 @@ async def test_what_outlived_its_youth_is_freed_when_it_is_quiet(
     task.cancel()
 
 
-def test_it_waits_for_quiet_but_not_for_ever() -> None:
-    assert not is_due(OFTEN - 1, quiet=True)
-    assert is_due(OFTEN, quiet=True)
-    assert not is_due(SELDOM - 1, quiet=False)
-    assert is_due(SELDOM, quiet=False)
+def test_it_waits_for_quiet_but_not_for_ever_nor_at_any_price() -> None:
+    assert not is_due(OFTEN - 1, 10, quiet=True)
+    assert is_due(OFTEN, 10, quiet=True)
+    assert not is_due(SELDOM - 1, MOST - 1, quiet=False)
+    assert is_due(SELDOM, 10, quiet=False)
+    assert is_due(1, MOST, quiet=False)
 
 
 def test_pauses_are_counted() -> None:

@@ -1,9 +1,9 @@
 """Python's collector of cyclic garbage, kept from stalling the event loop.
 
-What calls leave behind is freed as its last reference goes, so the collector has little to find.
-But it looks through everything that lives, again and again: with CPython's thresholds, and tens of
-thousands of calls, for a tenth of a second and more each time. Here it looks only at what is
-young, and through the rest when no call is there to be kept waiting.
+What calls and requests leave behind is freed as its last reference goes, so the collector finds
+nothing. But it looks through what lives, again and again: with CPython's thresholds, and tens of
+thousands of calls, for a tenth of a second and more each time. So it does not run by itself here.
+It is run when no call is there to be kept waiting, for whatever has made a cycle after all.
 """
 
 from __future__ import annotations
@@ -22,19 +22,18 @@ from bitel.histogram import Histogram
 BOUNDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 """Upper bounds of the counts of pauses, in seconds."""
 
-YOUNG: Final = 2_000
-"""Objects made, less those freed, after which those that are new are looked through: 1 ms."""
-
-NEVER: Final = 1_000_000_000
-
 LOOK: Final = 60.0
-"""Seconds between two looks at whether it is quiet."""
+"""Seconds between two looks at whether it is to run."""
 
 OFTEN: Final = 600.0
-"""Seconds after which everything is looked through, if it is quiet then."""
+"""Seconds from one run to the next, if it is quiet then."""
 
 SELDOM: Final = 24 * 3600.0
-"""Seconds after which that is done, quiet or not."""
+"""Seconds from one run to the next, quiet or not."""
+
+MOST: Final = 1_000_000
+"""New objects, less those freed, that are taken for garbage without waiting for quiet: some
+hundred megabytes. 10,000 running calls are 300,000."""
 
 log = structlog.get_logger(__name__)
 
@@ -65,26 +64,26 @@ def measuring_pauses() -> Iterator[Pauses]:
         gc.callbacks.remove(pauses)
 
 
-def spare_the_old() -> None:
-    """From now on, look only through what is new. Holds for the whole process."""
+def run_only_when_told() -> None:
+    """From now on, and in the whole process, no allocation makes the collector run."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(YOUNG, NEVER, NEVER)
+    gc.disable()
 
 
-def is_due(since: float, *, quiet: bool) -> bool:
-    """Whether to look through everything, where that was last done `since` seconds ago."""
-    return since >= (OFTEN if quiet else SELDOM)
+def is_due(since: float, new: int, *, quiet: bool) -> bool:
+    """Whether to run it, where it ran `since` seconds ago and so many objects are new."""
+    return new >= MOST or since >= (OFTEN if quiet else SELDOM)
 
 
 async def collect_when_quiet(is_quiet: Callable[[], bool]) -> None:
-    """Free the cycles that outlived their youth when `is_quiet`; runs until it is cancelled."""
+    """Run it whenever it is due; ends when it is cancelled."""
     loop = asyncio.get_running_loop()
-    looked_at = loop.time()
+    ran_at = loop.time()
     while True:
         await asyncio.sleep(LOOK)
-        quiet = is_quiet()
-        if is_due(loop.time() - looked_at, quiet=quiet):
+        new, quiet = gc.get_count()[0], is_quiet()
+        if is_due(loop.time() - ran_at, new, quiet=quiet):
             found = gc.collect()
-            looked_at = loop.time()
-            log.debug("garbage_collected", objects=found, quiet=quiet)
+            ran_at = loop.time()
+            log.debug("garbage_collected", new=new, found=found, quiet=quiet)

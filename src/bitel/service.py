@@ -22,7 +22,7 @@ from bitel.api.app import ApiParts, build_app
 from bitel.api.auth import TokenSigner
 from bitel.api.metrics import build_listener
 from bitel.calls.ids import new_id
-from bitel.collector import collect_when_quiet, measuring_pauses, spare_the_old
+from bitel.collector import collect_when_quiet, measuring_pauses, run_only_when_told
 from bitel.dialer_config import sip_trunk_config
 from bitel.dialers.counted import Counted
 from bitel.dialers.lateness import Lateness
@@ -82,7 +82,7 @@ async def serve(settings: Settings, role: Role = "all") -> None:
         loop.add_signal_handler(number, stop.set)
     async with running(settings, role, stop) as service:
         log.info("ready", **_places(service, settings))
-        spare_the_old()
+        run_only_when_told()
         sys.setswitchinterval(TURN)
         await stop.wait()
         log.info("draining", timeout=settings.drain_timeout)

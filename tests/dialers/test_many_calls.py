@@ -6,6 +6,7 @@ Ten thousand of the agent alone, which needs no network, are in `tests/sip/test_
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -68,6 +69,8 @@ async def test_nothing_is_left(
             }
             await _assert_nothing_is_left(calls)
 
+            gc.collect()
+            gc.disable()
             numbers = [f"+98{number % 2}" for number in range(AT_ONCE)]
             at_once = await asyncio.gather(*map(calls.call, numbers))
             assert Counter(one.outcome for one in at_once) == {
@@ -75,6 +78,10 @@ async def test_nothing_is_left(
                 Outcome.BUSY: AT_ONCE // 2,
             }
             await _assert_nothing_is_left(calls)
+            del at_once
+            found = gc.collect()
+            gc.enable()
+            assert found < AT_ONCE, f"{found} objects of {AT_ONCE} calls lay in cycles"
             # The ports that were bound stay bound for the calls to come, and no others.
             bound = sum(len(pool._sockets) for pool in calls.dialer.streamer._pools) * 2
             assert _descriptors() <= idle + bound

@@ -1,60 +1,55 @@
+"""What the sender asks of the scheduler. Each test asks in a process of its own."""
+
 from __future__ import annotations
 
 import os
+import platform
+import re
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from bitel.rtp.priority import FULL, LEVEL, PATIENCE, Priority
-
-Claims = list[tuple[int, int]]
+from bitel.rtp.priority import NICE, SLICE
 
 
-@pytest.fixture
-def claims(monkeypatch: pytest.MonkeyPatch) -> Claims:
-    """What the system is asked for: policy and level. This process stays as it is."""
-    if sys.platform != "linux":
-        pytest.skip("real time is claimed on Linux")
-    asked: Claims = []
-
-    def ask(pid: int, policy: int, param: os.sched_param) -> None:
-        assert policy & os.SCHED_RESET_ON_FORK
-        asked.append((policy & ~os.SCHED_RESET_ON_FORK, param.sched_priority))
-
-    monkeypatch.setattr(os, "sched_setscheduler", ask)
-    monkeypatch.setattr(os, "setpriority", lambda *given: None)
-    monkeypatch.setattr("builtins.open", _refuse)
-    return asked
+def _in_a_process(what: str) -> str:
+    script = f"import os\nfrom bitel.rtp.priority import *\n{what}"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert not done.stderr
+    return done.stdout.strip()
 
 
-def _refuse(*given: object) -> None:
-    raise PermissionError
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may go before others")
+def test_it_goes_before_others() -> None:
+    assert _in_a_process("claim_a_core(); print(os.getpriority(os.PRIO_PROCESS, 0))") == str(NICE)
 
 
-def test_real_time_is_claimed_while_the_core_is_not_full(claims: Claims) -> None:
-    priority = Priority()
-    priority.take()
-    assert priority.real_time
-    for used in [FULL + 0.05] * (PATIENCE - 1) + [FULL] + [1.0] * (PATIENCE - 1):
-        priority.review(used)
-    assert claims == [(os.SCHED_RR, LEVEL)], "late ticks that are caught up don't count"
-    priority.review(1.0)
-    assert not priority.real_time
-    for used in [0.5] * (PATIENCE - 1) + [1.0] + [0.5] * (PATIENCE - 1):
-        priority.review(used)
-    assert not priority.real_time
-    priority.review(0.5)
-    assert priority.real_time
-    assert claims == [(os.SCHED_RR, LEVEL), (os.SCHED_OTHER, 0), (os.SCHED_RR, LEVEL)]
+def test_where_nothing_is_allowed_nothing_is_said() -> None:
+    refuse = "def refuse(*given): raise PermissionError\nos.setpriority = refuse\n"
+    assert _in_a_process(f"{refuse}claim_a_core(); print('goes on')") == "goes on"
 
 
-def test_where_it_is_refused_nothing_is_said(
-    claims: Claims, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "sched_setscheduler", _refuse)
-    monkeypatch.setattr(os, "setpriority", _refuse)
-    priority = Priority()
-    priority.take()
-    for _ in range(3 * PATIENCE):
-        priority.review(0.5)
-    assert not priority.real_time
+@pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"),
+    reason="only Linux has turns",
+)
+def test_short_turns_are_asked_for_in_the_words_of_the_kernel() -> None:
+    assert _in_a_process("print(ask_for_short_turns(0), os.getpriority(os.PRIO_PROCESS, 0))") == (
+        "True 0"
+    )
+    if not Path("/proc/self/sched").exists():
+        pytest.skip("this kernel does not show the turns that it gives")
+    shown = _in_a_process("ask_for_short_turns(0); print(open('/proc/self/sched').read())")
+    found = re.search(r"se\.slice\s*:\s*(\d+)", shown)
+    if found is None:
+        pytest.skip("this kernel has turns of one length")
+    assert int(found[1]) == SLICE
+
+
+def test_another_machine_is_left_alone() -> None:
+    other = "import platform; platform.machine = lambda: 'z80'\n"
+    assert _in_a_process(f"{other}print(ask_for_short_turns(0))") == "False"

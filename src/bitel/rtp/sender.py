@@ -20,7 +20,7 @@ from bitel.rtp.cadence import MOST_SLOTS, TICK_SECONDS
 from bitel.rtp.callees import Callees
 from bitel.rtp.engine import Engine
 from bitel.rtp.packet import PCMA
-from bitel.rtp.priority import Priority
+from bitel.rtp.priority import claim_a_core
 from bitel.rtp.schedule import Punctuality, Schedule
 from bitel.rtp.sendmmsg import choose
 from bitel.rtp.wire import (
@@ -117,7 +117,7 @@ class ParentSocket:
 class Sender:
     """The loop: commands, what callees sent, tick, sleep."""
 
-    def __init__(self, parent: ParentSocket, engine: Engine, priority: Priority) -> None:
+    def __init__(self, parent: ParentSocket, engine: Engine) -> None:
         self._parent = parent
         self._engine = engine
         self._callees = Callees(engine)
@@ -131,9 +131,6 @@ class Sender:
         self._packets = 0
         self._refused = 0
         self._report_due = 0.0
-        self._priority = priority
-        self._used = 0.0  # CPU seconds, and when
-        self._used_at = time.monotonic()
 
     def run(self) -> None:
         """Runs until `ParentGoneError`."""
@@ -255,9 +252,6 @@ class Sender:
 
     def _report(self, now: float) -> None:
         self._report_due = now + REPORT_INTERVAL
-        used = time.process_time()
-        self._priority.review((used - self._used) / max(now - self._used_at, REPORT_INTERVAL))
-        self._used, self._used_at = used, now
         if self._parent.behind:
             return
         lateness = self._punctuality.turn()
@@ -269,7 +263,7 @@ class Sender:
                 lateness.late,
                 round(lateness.worst_ms, 3),
                 round(lateness.p99_ms, 3),
-                used,
+                time.process_time(),
             )
         )
 
@@ -298,9 +292,8 @@ def main(arguments: list[str]) -> int:
     # A copy has the lowest free number; select takes none above 1023.
     parent = ParentSocket(socket.socket(fileno=os.dup(int(inherited))))
     os.close(int(inherited))
-    priority = Priority()
-    sender = Sender(parent, Engine(choose(*rest)), priority)
-    priority.take()
+    sender = Sender(parent, Engine(choose(*rest)))
+    claim_a_core()
     _warm_up()
     # Nothing here makes reference cycles, and a collection is a pause that a listener could hear.
     gc.collect()

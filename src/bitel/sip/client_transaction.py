@@ -187,6 +187,7 @@ class ClientTransaction:
     def abandon(self) -> None:
         """Forget the request without telling its user."""
         self._enter(_TERMINATED)
+        self._let_go()
 
     def hand_over(self, user: ClientUser, request: ClientRequest) -> None:
         """Have `user` hear the answers still to come, with what is left of the request."""
@@ -241,7 +242,8 @@ class ClientTransaction:
     def _let_go(self) -> None:
         """Once it is answered, keep only what its repeated answers need: thousands stay for long.
 
-        In Completed no answer is told to the user any more.
+        In Completed no answer is told to the user any more. A user and a transaction that held on
+        to each other would never be freed.
         """
         if self.state is _ACCEPTED:
             self._data = b""
@@ -252,6 +254,8 @@ class ClientTransaction:
             self._user = NOBODY
             if self.request.body:
                 self.request = self.request.bare()
+        elif self.state is _TERMINATED:
+            self._user = NOBODY
 
     def _forget_unanswered(self) -> None:
         waiting = self._core.unanswered[self.destination]
