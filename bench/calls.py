@@ -14,12 +14,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import os
 import re
 import socket
 import subprocess
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,6 +43,7 @@ from tests.peers.sipp import Sipp
 
 HEAD_START = 0.5  # seconds from the last call placed to the first one due
 CHUNK = 2000  # calls placed in one transaction
+AT_FIRST = 40_000  # calls in the queue before the first is due; the rest follow meanwhile
 PATIENCE = 110.0  # seconds that all may take longer than their pace allows
 LOOK = 0.5  # seconds between two looks at a running service
 SPARE = 1000
@@ -143,12 +147,19 @@ def _run(stage: Stage, carrier: Sipp, mode: str, plan: Plan) -> tuple[list[Row],
     with Client(stage.token(), stage.url) as client:
         voice = client.upload(sample)
     with Database.open(f"sqlite:///{stage.folder / 'data' / 'bitel.db'}") as database:
-        due_at = place(database, plan.calls, voice["id"], project="demo")
+        # So much in advance as it takes to place them.
+        due_at = time.time() + HEAD_START + min(plan.calls, AT_FIRST) / 8000
+        placed = place(database, plan.calls, voice["id"], due_at)
+        at_first = sum(itertools.islice(placed, AT_FIRST // CHUNK))
+        if time.time() > due_at:
+            say("the first calls were due before the last were placed")
+        rest = threading.Thread(target=sum, args=(placed,))
         before = Reading.of(stage)
-        say(f"{plan.calls} calls are placed")
+        say(f"{at_first} calls are placed")
         time.sleep(max(0.0, due_at - time.time()))
+        rest.start()
         carrier_before = cpu_seconds(carrier.process.pid)
-        watched = _watch(stage, database, plan)
+        watched = _watch(stage, database, plan, rest)
         after = Reading.of(stage)
         first, last, normal, talked = _ends(database)
     carrier_used = cpu_seconds(carrier.process.pid) - carrier_before
@@ -209,14 +220,14 @@ def _beside(row: Row, rate: float, cost: float) -> Row:
     return Row(row.name, row.value, row.unit, peer, "SIPp's UAC", row.bar)
 
 
-def place(database: Database, count: int, voice_id: str, project: str) -> float:
-    """Put calls of a project into the queue, past the API; when they are all due (Unix seconds)."""
-    found = database.read_now(lambda conn: projects.find(conn, project))
+def place(database: Database, count: int, voice_id: str, due_at: float) -> Iterator[int]:
+    """Put calls of the demo's project into the queue, past the API, all due at `due_at` (Unix s).
+
+    Yields how many, after each transaction.
+    """
+    found = database.read_now(lambda conn: projects.find(conn, "demo"))
     assert found is not None
     project_id = found.id
-    now = time.time()
-    # So much in advance as it takes to place them.
-    due_at = now + HEAD_START + count / 8000
     for begin in range(0, count, CHUNK):
         numbers = range(begin, min(begin + CHUNK, count))
         new = [
@@ -233,12 +244,10 @@ def place(database: Database, count: int, voice_id: str, project: str) -> float:
                 requested_at=due_at,
                 expires_at=due_at + 600,
             )
-            for n, call_id in zip(numbers, new_ids(now, len(numbers)), strict=True)
+            for n, call_id in zip(numbers, new_ids(time.time(), len(numbers)), strict=True)
         ]
         database.write_now(lambda conn, new=new: placing.place(conn, new))  # type: ignore[misc]
-    if time.time() > due_at:
-        say("the first calls were due before the last were placed")
-    return due_at
+        yield len(new)
 
 
 def _free_ports(count: int) -> str:
@@ -255,7 +264,7 @@ def _free_ports(count: int) -> str:
     raise SystemExit("there are no free UDP ports from 20000 to 39999")
 
 
-def _watch(stage: Stage, database: Database, plan: Plan) -> Watched:
+def _watch(stage: Stage, database: Database, plan: Plan, rest: threading.Thread) -> Watched:
     """Look at the service until all is over."""
     assert stage.service is not None
     calls = plan.calls
@@ -263,17 +272,19 @@ def _watch(stage: Stage, database: Database, plan: Plan) -> Watched:
     end = time.monotonic() + patience
     watched = Watched()
     while time.monotonic() < end:
-        waiting, running = database.read_now(
+        all_placed = not rest.is_alive()
+        placed, waiting, running = database.read_now(
             lambda conn: conn.exec_driver_sql(
-                "SELECT (SELECT count(*) FROM call WHERE status = 0),"
+                "SELECT (SELECT count(*) FROM call),"
+                " (SELECT count(*) FROM call WHERE status = 0),"
                 " (SELECT count(*) FROM attempt WHERE claim = 'heard')"
             ).one()
         )
         memory = resident(stage.service.pid)
-        watched.memory.append((calls - int(waiting), memory))
+        watched.memory.append((int(placed) - int(waiting), memory))
         if int(running) > watched.most_running:
             watched.most_running, watched.memory_then = int(running), memory
-        if not waiting:
+        if all_placed and not waiting:
             return watched
         time.sleep(LOOK)
     raise SystemExit(f"{waiting} of {calls} calls were not over within {patience:.0f} s")

@@ -11,7 +11,7 @@ from typing import Any
 from bitel.demo.stage import Stage
 from tests.peers.sipp import Sipp, sipp
 
-PATIENCE = 175  # seconds that SIPp stays, at most
+PATIENCE = 400  # seconds that a carrier waits for its calls; a bench ends before
 
 
 @asynccontextmanager
