@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -77,15 +78,17 @@ def run(bench: str) -> tuple[dict[str, Any] | None, str, bool]:
     with tempfile.TemporaryDirectory(prefix="bitel-bench-") as folder:
         file = Path(folder) / "result.json"
         command = [sys.executable, "-m", f"bench.{name}", *arguments, "--json", str(file)]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         try:
-            done = subprocess.run(
-                command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=PATIENCE
-            )
+            _, said = process.communicate(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
+            # As from the keyboard, so that it ends what it has started.
+            process.send_signal(signal.SIGINT)
+            process.communicate()
             return None, f"took more than {PATIENCE:.0f} s", False
-        if done.returncode or not file.exists():
-            last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-            return None, "".join(last) or "failed", done.returncode == MISSING
+        if process.returncode or not file.exists():
+            last = said.decode(errors="replace").strip().splitlines()[-1:]
+            return None, "".join(last) or "failed", process.returncode == MISSING
         written: dict[str, Any] = json.loads(file.read_text())
         return written, "", False
 
