@@ -345,6 +345,7 @@ async def test_a_call_over_ipv6(tmp_path: Path) -> None:
             await far.until(lambda: far.rtp.packets)
             far.rtp.key(far.caller, 4, 101, 0)
         assert payloads(far.rtp) == played
+        assert far.rtcp.datagrams
     media = call.result().media
     assert media is not None
     assert media.digits == "4"

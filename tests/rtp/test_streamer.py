@@ -228,13 +228,13 @@ async def test_many_streams_at_once(streamer: Streamer, recording: Recording) ->
 async def test_packets_are_spread_over_their_time(
     streamer: Streamer, far: FarEnd, recording: Recording
 ) -> None:
-    """Never a burst: no packet leaves before its time. Only a first one may have been late."""
+    """Never a burst: no packet leaves before its time."""
     ends, loop = Ends(), asyncio.get_running_loop()
     began = loop.time()
     streamer.play(streamer.open_port(), far.address, 8, [recording(8000)], ends)
     while not ends.reports:
         seen = len(far.packets())
-        assert seen <= 2 + (loop.time() - began) / 0.02
+        assert seen <= 1 + (loop.time() - began) / 0.02
         await asyncio.sleep(0.01)
     assert len(far.packets()) == 50
 

@@ -39,7 +39,8 @@ class NewStream(NamedTuple):
     """What a stream starts with, or goes on with after a pause.
 
     `far` is the callee's `memory.sockaddr`, `payload` the address of the first of `packets`
-    payloads. `sent`, `refused` and `errno` are what had become of its packets before.
+    payloads. `sent`, `refused` and `errno` are what had become of its packets before. `begin` is
+    when it was told to, in the clock of `Batch.due`.
     """
 
     stream: int
@@ -54,6 +55,7 @@ class NewStream(NamedTuple):
     sent: int = 0
     refused: int = 0
     errno: int = 0
+    begin: float = 0.0
 
 
 class Count(NamedTuple):
@@ -77,7 +79,7 @@ class Batch:
         self.samples = samples  # in a packet
         self._step = np.uint32(samples)
         self._stride = np.uintp(samples)
-        self.due = 0.0  # of the last tick, by the caller's clock
+        self.due = 0.0  # of this tick, or else of the last one, by the caller's clock
         self._packets = Packets(SMALLEST, family, samples)
         self._state = np.zeros(SMALLEST, _STATE)
         self._rows = 0
@@ -102,7 +104,11 @@ class Batch:
         return not (self._rows or self._new or self._unborn)
 
     def add(self, stream: NewStream) -> None:
-        """The stream's first packet goes with the next tick."""
+        """The stream's first packet goes with the next tick that is not due before its `begin`.
+
+        So a stream that comes while a tick is late does not share the delay. Its first packet
+        would leave late, and the others in time: too soon after it, or with it in one burst.
+        """
         self._new[stream.stream] = stream
         self._streams += 1
 
@@ -140,7 +146,8 @@ class Batch:
         """Makes additions and removals so; returns what the removed streams had sent."""
         unborn, self._unborn = self._unborn, []
         counts = [(new.stream, Count(new.sent, new.refused, _problem(new.errno))) for new in unborn]
-        if not self._new and not self._gone and not self._taken:
+        fresh = [new for new in self._new.values() if new.begin <= self.due] if self._new else []
+        if not fresh and not self._gone and not self._taken:
             return counts
         state = self._state[: self._rows]
         leaves = _among(state["stream"], self._gone | self._taken)
@@ -150,8 +157,8 @@ class Batch:
             if stream in self._gone
         ]
         kept = np.flatnonzero(~leaves)
-        fresh = list(self._new.values())
-        self._new.clear()
+        for new in fresh:
+            del self._new[new.stream]
         self._gone.clear()
         self._taken.clear()
         self._rewrite(kept, fresh)

@@ -57,7 +57,10 @@ class Engine:
         self._ports[port] = _Local(bound, bound.fileno(), socket.AddressFamily(bound.family))
 
     def play(self, command: Play, now: float = 0.0) -> End | None:
-        """Adds a stream; its `End` at once where it can't be. `now` matters to a held one."""
+        """Adds a stream; its `End` at once where it can't be.
+
+        No tick that was due before `now` sends anything of it.
+        """
         local = self._ports.get(command.port)
         if local is None:
             return End(command.stream, 0, False, f"RTP port {command.port} is not open")
@@ -80,6 +83,7 @@ class Engine:
             command.timestamp,
             command.ssrc,
             *segment,
+            begin=now,
         )
         if command.held:
             stream.paused, stream.paused_at = new, now
@@ -105,7 +109,10 @@ class Engine:
             stream.paused_at = now
 
     def resume(self, number: int, now: float) -> None:
-        """The stream goes on where it paused; its timestamp has gone on by whole packets."""
+        """The stream goes on where it paused; its timestamp has gone on by whole packets.
+
+        As for one that is new, no tick that was due before `now` sends anything of it.
+        """
         stream = self._running(number)
         if stream is None or stream.paused is None:
             return
@@ -113,7 +120,7 @@ class Engine:
         missed = samples * round((now - stream.paused_at) * SAMPLE_RATE / samples)
         timestamp = (stream.paused.timestamp + missed) % 2**32
         # A stream that is added begins with the marker bit, as a talkspurt does (RFC 3551 4.1).
-        stream.batch.add(stream.paused._replace(timestamp=timestamp))
+        stream.batch.add(stream.paused._replace(timestamp=timestamp, begin=now))
         stream.paused = None
 
     def redirect(self, command: Redirect) -> None:

@@ -62,7 +62,7 @@ class _Session:
     far: tuple[str, int]
     ssrc: int
     first_sequence: int
-    description: bytes = b""  # empty until there was something to report
+    description: bytes
     view: FarView = FarView()
 
 
@@ -96,12 +96,15 @@ class Reporting:
         """Reports on this stream, if its port has a companion for RTCP."""
         if command.port not in self._sockets or command.far_port == 65535:
             return
+        # A name that tells nothing, and is another in each call (RFC 7022 section 4.2).
+        cname = base64.b64encode(urandom(12)).decode()
         session = _Session(
             command.stream,
             command.port,
             (normal(command.far_host), command.far_port + 1),
             command.ssrc,
             command.sequence,
+            source_description(command.ssrc, cname),
         )
         self._sessions[command.stream] = self._by_ssrc[command.ssrc] = session
         # The first comes after half an interval (section 6.2).
@@ -116,19 +119,16 @@ class Reporting:
     def remove(self, stream: int, packets: int) -> FarView:
         """Takes leave of a stream of which so many packets were sent.
 
-        One that was too short for a report says no goodbye either, and is asked for none: of short
-        calls there are many.
+        Whoever has sent nothing must not say goodbye; all others do (section 6.3.7).
         """
         session = self._sessions.get(stream)
         if session is None:
             return FarView()
-        reported = bool(session.description)
-        if reported:
-            self._read(session.port)
+        self._read(session.port)
         del self._sessions[stream]
         if self._by_ssrc.get(session.ssrc) is session:
             del self._by_ssrc[session.ssrc]
-        if reported and packets:
+        if packets:
             report = receiver_report(session.ssrc)
             self._send(session, report + session.description + goodbye(session.ssrc))
         return session.view
@@ -162,10 +162,6 @@ class Reporting:
         progress = self._progress(session.stream, now)
         if progress is None:
             return
-        if not session.description:
-            # A name that tells nothing, and is another in each call (RFC 7022 section 4.2).
-            cname = base64.b64encode(urandom(12)).decode()
-            session.description = source_description(session.ssrc, cname)
         if progress.running:
             report = sender_report(session.ssrc, time.time(), *progress[:3])
         else:

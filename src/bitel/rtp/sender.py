@@ -45,9 +45,7 @@ IDLE_WAIT = 0.5  # seconds to wait for a command while nothing plays
 LEAD = 0.001  # seconds before a tick at which the commands that have come are taken together
 MARGIN = 0.0003  # seconds before a tick at which no further command is begun
 FEWEST_COMMANDS = 8  # that are handled per tick, however late it is
-MOST_WAITING = (
-    2000  # commands taken in and not handled; more wait with the parent, which counts them
-)
+MOST_WAITING = 2000  # commands that were taken in; more wait with the parent, which counts them
 MAX_DESCRIPTORS = 64  # that one read may bring
 CHUNK = 64 * 1024  # bytes of one read
 
@@ -135,8 +133,12 @@ class Sender:
     def run(self) -> None:
         """Runs until `ParentGoneError`."""
         self._parent.send(Ready())
+        idle = True
         while True:
             self._take_commands()
+            if idle:
+                # What was told just now begins at once, however long the wait for it was.
+                self._schedule.restart(time.monotonic())
             now = time.monotonic()
             if now >= self._report_due:
                 self._report(now)
@@ -146,13 +148,12 @@ class Sender:
                 silent = self._callees.fallen_silent()
                 if silent:
                     self._parent.send(*silent)
-            if self._skip_idle_ticks():
+            idle = not self._skip_idle_ticks()
+            if not idle:
                 if not self._wait_until_due():
                     self._tick()
-            else:
-                if not self._commands:
-                    self._look = self._parent.wait(CALLEES_INTERVAL if self._callees else IDLE_WAIT)
-                self._schedule.restart(time.monotonic())
+            elif not self._commands:
+                self._look = self._parent.wait(CALLEES_INTERVAL if self._callees else IDLE_WAIT)
 
     def _skip_idle_ticks(self) -> bool:
         """Goes on to the next tick that has something to do; False: there is none."""
