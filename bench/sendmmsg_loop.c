@@ -63,10 +63,11 @@ int main(int argc, char **argv) {
         clip[i] = (uint8_t)rand();
     for (int i = 0; i < sockets; i++) {
         struct sockaddr_in local = {.sin_family = AF_INET};
-        int room = 4 << 20;
+        int room = 4 << 20, discover = IP_PMTUDISC_DO;
         local.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
         descriptors[i] = socket(AF_INET, SOCK_DGRAM, 0);
         setsockopt(descriptors[i], SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
+        setsockopt(descriptors[i], IPPROTO_IP, IP_MTU_DISCOVER, &discover, sizeof discover);
         if (descriptors[i] < 0 || bind(descriptors[i], (void *)&local, sizeof local)) {
             perror("bind");
             return 1;

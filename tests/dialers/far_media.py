@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import re
 import socket
@@ -24,7 +25,11 @@ class Ear:
     def __init__(self, host: str = HOST, port: int = 0) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.socket = socket.socket(family, socket.SOCK_DGRAM)
-        self.socket.bind((host, port))
+        try:
+            self.socket.bind((host, port))
+        except OSError:
+            self.socket.close()
+            raise
         self.socket.setblocking(False)
         self.port: int = self.socket.getsockname()[1]
         self._datagrams: list[bytes] = []
@@ -69,11 +74,12 @@ class Ear:
 def ears(host: str = HOST) -> tuple[Ear, Ear]:
     """An RTP port, and the RTCP port above it."""
     while True:
-        rtp = Ear(host, random.randrange(20000, 60000, 2))
-        try:
-            return rtp, Ear(host, rtp.port + 1)
-        except OSError:
-            rtp.close()
+        with contextlib.ExitStack() as opened, contextlib.suppress(OSError):
+            rtp = Ear(host, random.randrange(20000, 60000, 2))
+            opened.callback(rtp.close)
+            rtcp = Ear(host, rtp.port + 1)
+            opened.pop_all()
+            return rtp, rtcp
 
 
 def reception(ssrc: int, highest: int, lost: int, jitter: int) -> bytes:

@@ -15,7 +15,7 @@ from bitel.rtp import sender as sender_module
 from bitel.rtp.engine import Engine
 from bitel.rtp.memory import Packets
 from bitel.rtp.packet import RtpHeader
-from bitel.rtp.sender import ParentGoneError, Sender
+from bitel.rtp.sender import COMMANDS_INTERVAL, ENDS_INTERVAL, ParentGoneError, Sender
 from bitel.rtp.sendmmsg import Group, Refused
 from bitel.rtp.wire import End, Message, Open, Pause, Play, Resume
 
@@ -39,6 +39,8 @@ class Machine:
         self.now = BEGINNING
         self.sent: dict[int, list[float]] = defaultdict(list)  # of each stream, when
         self.ends: list[End] = []
+        self.told: list[float] = []  # when the parent was told of ends
+        self.looks: list[float] = []  # when the sender looked for commands
         self._clip = clip
         self._stalls = sorted(stalls)
         self._commands: list[tuple[float, Message]] = [(BEGINNING, Open(PORT))]
@@ -81,6 +83,7 @@ class Machine:
 
     def receive(self) -> list[Message]:
         self._stall()
+        self.looks.append(self.now)
         if self.now >= ALL_OVER:
             raise ParentGoneError
         said = [command for at, command in self._commands if at <= self.now]
@@ -93,7 +96,10 @@ class Machine:
 
     def send(self, *messages: Message) -> None:
         self._stall()
-        self.ends += [message for message in messages if isinstance(message, End)]
+        ends = [message for message in messages if isinstance(message, End)]
+        if ends:
+            self.ends += ends
+            self.told.append(self.now)
 
     def _stall(self) -> None:
         if self._stalls and self.now >= BEGINNING + self._stalls[0][0]:
@@ -169,3 +175,28 @@ def test_the_first_streams_begin_at_once_and_others_within_a_packet_time(clip: P
     waited = [machine.sent[stream][0] - BEGINNING - after for stream, after in enumerate(told)]
     assert waited[:2] == pytest.approx([0, 0], abs=1e-9)
     assert all(0 < wait <= INTERVAL + 1e-9 for wait in waited[2:])
+
+
+def test_commands_and_ends_of_many_are_few_words(clip: Path) -> None:
+    machine = Machine(clip)
+    many = 500
+    for stream in range(many):
+        machine.play(stream, 0.002 * stream)
+    machine.run()
+    assert len(machine.ends) == many
+    looks = [at for at in machine.looks if at < BEGINNING + 1]
+    assert 50 < len(looks) <= 1 / COMMANDS_INTERVAL + 1
+    assert 40 < len(machine.told) <= (1 + PACKETS * INTERVAL) / ENDS_INTERVAL + 1
+    for stream in range(many):
+        waited = machine.sent[stream][0] - BEGINNING - 0.002 * stream
+        assert 0 <= waited <= COMMANDS_INTERVAL + INTERVAL + 0.002
+
+
+def test_an_end_is_told_soon_whether_others_play_or_not(clip: Path) -> None:
+    machine = Machine(clip)
+    machine.play(1, 0.0)
+    machine.play(2, 0.03)
+    machine.run()
+    over = [machine.sent[stream][-1] + INTERVAL for stream in (1, 2)]
+    for told, at in zip(machine.told, over, strict=True):
+        assert at <= told <= at + 0.002

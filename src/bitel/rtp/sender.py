@@ -42,6 +42,8 @@ from bitel.rtp.wire import (
 REPORT_INTERVAL = 1.0  # seconds
 CALLEES_INTERVAL = 0.05  # seconds between looks at what callees have sent
 IDLE_WAIT = 0.5  # seconds to wait for a command while nothing plays
+COMMANDS_INTERVAL = 0.01  # seconds from commands that came to the next look for some
+ENDS_INTERVAL = 0.02  # seconds from one word on who ended to the next; each wakes the parent
 LEAD = 0.001  # seconds before a tick at which the commands that have come are taken together
 MARGIN = 0.0003  # seconds before a tick at which no further command is begun
 FEWEST_COMMANDS = 8  # that are handled per tick, however late it is
@@ -123,7 +125,9 @@ class Sender:
         self._commands: deque[Message] = deque()
         self._look = True  # whether the parent may have said something
         self._looked = False  # since the last tick
-        self._busy = False  # the parent had said something when it was looked at last
+        self._look_due = 0.0  # before that it may not look again, unless nothing plays
+        self._ends: list[End] = []  # that the parent is still to be told
+        self._ends_due = 0.0
         self._schedule = Schedule(TICK_SECONDS, time.monotonic())
         self._punctuality = Punctuality()
         self._packets = 0
@@ -149,6 +153,8 @@ class Sender:
                 if silent:
                     self._parent.send(*silent)
             idle = not self._skip_idle_ticks()
+            if self._parent.behind or (self._ends and (idle or now >= self._ends_due)):
+                self._tell(now)
             if not idle:
                 if not self._wait_until_due():
                     self._tick()
@@ -166,12 +172,15 @@ class Sender:
     def _wait_until_due(self) -> bool:
         """Sleeps until the tick is due; True where it is time for commands before that."""
         pause = self._schedule.due - time.monotonic()
+        if self._schedule.due - LEAD < self._look_due:
+            time.sleep(max(0.0, pause))
+            return False
         if pause <= 0:
             self._look = True
             return False
         if pause > LEAD:
             # One sleep a tick rather than two: waking up is what few streams cost most.
-            if not self._busy and not self._parent.wait(pause):
+            if not self._parent.wait(pause):
                 return False
             # Nothing that is said between two ticks has an effect before the second one, and
             # waking up for each command costs more than the command.
@@ -189,22 +198,23 @@ class Sender:
         if self._look and len(self._commands) < MOST_WAITING:
             came = self._parent.receive()
             self._commands.extend(came)
-            self._busy, self._looked, self._look = bool(came), True, False
+            self._looked, self._look = True, False
+            if came:
+                self._look_due = time.monotonic() + COMMANDS_INTERVAL
         handled = 0
-        ends: list[End] = []
         while self._commands:
             if handled >= FEWEST_COMMANDS and time.monotonic() > self._schedule.due - MARGIN:
                 break
             handled += 1
             end = self._handle(self._commands.popleft())
             if end is not None:
-                ends.append(end)
-        self._tell(ends)
+                self._ends.append(end)
 
-    def _tell(self, ends: list[End]) -> None:
+    def _tell(self, now: float) -> None:
         """Tells the parent who ended, and sends what is left of earlier words."""
-        if ends or self._parent.behind:
-            self._parent.send(*map(self._callees.complete, ends))
+        self._ends_due = now + ENDS_INTERVAL
+        ends, self._ends = self._ends, []
+        self._parent.send(*map(self._callees.complete, ends))
 
     def _handle(self, command: Message) -> End | None:
         match command:
@@ -248,8 +258,7 @@ class Sender:
             self._punctuality.record(now - due)
         self._schedule.advance(now)
         self._looked = False
-        if ends:
-            self._tell(ends)
+        self._ends += ends
 
     def _report(self, now: float) -> None:
         self._report_due = now + REPORT_INTERVAL
