@@ -30,13 +30,17 @@ class Machine:
     """A parent, a clock and a network in one. It stops the sender whenever it likes.
 
     `stalls` are times after the beginning, and for how long the sender then stands still. It does
-    so at the first call of something that is the machine's.
+    so at the first call of something that is the machine's. `takes` seconds go by whenever it looks
+    at the clock, as it does with each command.
     """
 
     behind = False  # the parent takes all at once
 
-    def __init__(self, clip: Path, stalls: Sequence[tuple[float, float]] = ()) -> None:
+    def __init__(
+        self, clip: Path, stalls: Sequence[tuple[float, float]] = (), takes: float = 0.0
+    ) -> None:
         self.now = BEGINNING
+        self._takes = takes
         self.sent: dict[int, list[float]] = defaultdict(list)  # of each stream, when
         self.ends: list[End] = []
         self.told: list[float] = []  # when the parent was told of ends
@@ -65,6 +69,7 @@ class Machine:
                 sender.run()
 
     def monotonic(self) -> float:
+        self.now += self._takes
         return self.now
 
     def process_time(self) -> float:
@@ -200,3 +205,14 @@ def test_an_end_is_told_soon_whether_others_play_or_not(clip: Path) -> None:
     over = [machine.sent[stream][-1] + INTERVAL for stream in (1, 2)]
     for told, at in zip(machine.told, over, strict=True):
         assert at <= told <= at + 0.002
+
+
+def test_many_that_come_at_once_begin_as_soon_as_they_can(clip: Path) -> None:
+    machine, many = Machine(clip, takes=20e-6), 500
+    machine.play(many, 0.0)
+    for stream in range(many):
+        machine.play(stream, 0.05)
+    machine.run()
+    begun = [machine.sent[stream][0] - BEGINNING - 0.05 for stream in range(many)]
+    # Each takes two or three looks at the clock.
+    assert max(begun) <= many * 3 * 20e-6 + 2 * INTERVAL

@@ -172,6 +172,8 @@ class Sender:
     def _wait_until_due(self) -> bool:
         """Sleeps until the tick is due; True where it is time for commands before that."""
         pause = self._schedule.due - time.monotonic()
+        if self._commands and pause > MARGIN:
+            return True
         if self._schedule.due - LEAD < self._look_due:
             time.sleep(max(0.0, pause))
             return False
