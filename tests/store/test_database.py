@@ -19,7 +19,7 @@ from sqlalchemy import Connection, insert, make_url, select, text, update
 
 from bitel.errors import SettingsError, UnavailableError
 from bitel.store import engines, inbox, projects
-from bitel.store.database import MOST_UNITS, Database
+from bitel.store.database import MOST_UNITS, READERS, Database
 from bitel.store.faults import StoreUnavailable
 from bitel.store.schema import dialer
 
@@ -381,6 +381,14 @@ def test_sqlite_is_set_up_to_survive_a_power_cut(sqlite_database: Database) -> N
     assert setting("journal_mode") == "wal"
     assert setting("synchronous") == 2  # FULL
     assert setting("foreign_keys") == 1
+
+
+def test_what_sqlite_keeps_of_its_pages_is_bounded(sqlite_database: Database) -> None:
+    def cache(conn: Connection) -> int:
+        return -int(conn.exec_driver_sql("PRAGMA cache_size").scalar_one())
+
+    kept = sqlite_database.write_now(cache) + READERS * sqlite_database.read_now(cache)
+    assert 0 < kept <= 32 * 1024  # KiB of all connections
 
 
 @pytest.mark.parametrize(

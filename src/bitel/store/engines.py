@@ -22,6 +22,9 @@ BUSY_TIMEOUT: Final = 30.0
 STATEMENTS: Final = 512
 """Statements that SQLite keeps compiled; those for many rows have a text for each of some sizes."""
 
+PAGE_CACHE: Final = 8192
+"""KiB of a SQLite file that a connection keeps in memory."""
+
 _SCHEMES: Final = {
     "sqlite": "sqlite",
     "sqlite+pysqlite": "sqlite",
@@ -40,10 +43,11 @@ _POSTGRES_OPTIONS: Final = (
     "-c enable_bitmapscan=off -c jit=off -c plan_cache_mode=force_generic_plan"
 )
 
-# Memory-mapped reads stay off: there an I/O error would end the process by SIGBUS.
+# Memory-mapped reads stay off: there an I/O error would end the process by SIGBUS. Each connection
+# has a page cache of its own, and fills it; behind all of them is the system's, which is as quick.
 _SQLITE_PRAGMAS: Final = (
     "PRAGMA synchronous = FULL",
-    "PRAGMA cache_size = -65536",  # KiB
+    f"PRAGMA cache_size = -{PAGE_CACHE}",
     "PRAGMA journal_size_limit = 67108864",
     "PRAGMA temp_store = MEMORY",
 )
