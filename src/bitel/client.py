@@ -209,7 +209,7 @@ class Client:
             if call["statusCode"]:
                 return call
             _check_time(end, f"the call {call_id}", timeout)
-            time.sleep(LOOK_AGAIN)
+            time.sleep(LOOK_AGAIN)  # this client blocks its caller, and nothing would wake it
 
     def wait_campaign(
         self,
@@ -229,7 +229,7 @@ class Client:
             if campaign["finishedDate"]:
                 return campaign
             _check_time(end, f"the campaign {campaign_id}", timeout)
-            time.sleep(LOOK_AGAIN)
+            time.sleep(LOOK_AGAIN)  # this client blocks its caller, and nothing would wake it
 
 
 class AsyncClient:

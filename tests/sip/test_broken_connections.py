@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import heapq
 import random
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import pytest
 
-from bitel.sip import Answered, Ended, Event, Failed, Incoming, Invitation, Withdrawn, make_offer
+from bitel.sip import Answered, Ended, Event, Failed, Incoming, Invitation, Withdrawn
 from bitel.sip.client_transaction import MAX_UDP
 from bitel.sip.grammar import Address, Transport
 from bitel.sip.message import Request, parse
 from bitel.sip.stream_routes import response_route
-from tests.sip.test_loss import BEHAVIOURS, CALLEE, CALLER, World, decided
+from tests.sip.two_agents import SIDES, World
 
 Way = Literal["tcp", "long", "both"]
 TCP = Transport.TCP
@@ -38,9 +38,10 @@ class Connection:
 class BrokenWorld(World):
     """`breaks`: how likely a message is to break its connection, which takes what is under way.
 
-    `refuses`: how likely a connection is not to be had. Datagrams are harmed as in `World`.
+    `refuses`: how likely a connection is not to be had; `harm`: how likely a datagram is lost.
     """
 
+    harm: float = 0.0
     breaks: float = 0.0
     refuses: float = 0.0
     way: Way = "tcp"
@@ -54,24 +55,18 @@ class BrokenWorld(World):
     arrived: dict[str, set[str]] = field(default_factory=dict)
     """The branches of the INVITEs that reached the callee, by call."""
 
-    def settle(self) -> None:
-        for side, (agent, address) in enumerate(self.agents()):
-            while (event := agent.next_event()) is not None:
-                self.take(event, agent is self.caller)
-            for data, destination in agent.datagrams_to_send():
-                if destination.transport is TCP:
-                    self.by_stream(side, data, destination)
-                elif self.rng.random() >= self.harm:
-                    self.later(0.02, lambda d=data, a=address, t=destination: self.bring(d, a, t))
-
-    def bring(self, data: bytes, source: Address, destination: Address) -> None:
-        self.deliver(0 if destination == CALLER else 1, data, source)
+    def carry(self, side: int, data: bytes, destination: Address) -> None:
+        if destination.transport is TCP:
+            self.by_stream(side, data, destination)
+        elif self.rng.random() >= self.harm:
+            source = self.agents()[side][1]
+            self.later(0.02, lambda: self.deliver(SIDES[destination], data, source))
 
     def deliver(self, side: int, data: bytes, source: Address) -> None:
         message = parse(data)
         if isinstance(message, Request) and message.method == "INVITE":
             self.arrived.setdefault(message.call_id, set()).add(message.branch)
-        self.agents()[side][0].receive_datagram(data, source, self.now)
+        super().deliver(side, data, source)
 
     def by_stream(self, side: int, data: bytes, destination: Address) -> None:
         connection = self.known[side].get(destination)
@@ -121,7 +116,7 @@ class BrokenWorld(World):
         connection.broken = True
         self.broken += 1
         for side in (0, 1):
-            self.later(self.rng.choice(UNSEEN), lambda side=side: self.notice(connection, side))
+            self.later(self.rng.choice(UNSEEN), partial(self.notice, connection, side))
 
     def notice(self, connection: Connection, side: int) -> None:
         there = connection.ends[side]
@@ -136,43 +131,20 @@ class BrokenWorld(World):
         if not connection.broken or even_broken:
             self.deliver(other, data, connection.ends[other])
 
-    def invite(self, number: int) -> None:
-        long = self.way == "long" or (self.way == "both" and number % 2)
-        invitation = Invitation(
-            f"sip:{number}@192.0.2.2",
-            CALLEE if long else CALLEE._replace(transport=TCP),
-            "sip:us@192.0.2.1",
-            make_offer(("192.0.2.1", 30000)),
-            headers=(("X-Long", "x" * MAX_UDP),) if long else (),
-        )
+    def invitation(self, number: int) -> Invitation:
+        usual = super().invitation(number)
+        if self.way == "long" or (self.way == "both" and number % 2):
+            return usual._replace(headers=(("X-Long", "x" * MAX_UDP),))
+        return usual._replace(destination=usual.destination._replace(transport=TCP))
+
+    def invite(self, number: int) -> str:
         self.caller._core.without_tcp.clear()  # else one refusal spares all others the trouble
-        call_id = self.caller.invite(invitation, self.now)
-        behaviour = self.behaviour[call_id] = BEHAVIOURS[number % len(BEHAVIOURS)]
-        if behaviour in ("cancel", "no-word"):
-            self.later(self.rng.uniform(0, 8), lambda: self.caller.cancel(call_id, self.now))
-        elif behaviour == "race":
-            self.later(self.rng.uniform(0.9, 1.2), lambda: self.caller.hang_up(call_id, self.now))
-        else:
+        call_id = super().invite(number)
+        if self.behaviour[call_id] not in ("cancel", "no-word", "race"):
             # A dialer gives up who says nothing, and rings nobody for ever.
             self.later(0.3, lambda: self.caller.give_up(call_id, self.now))
             self.later(60.0, lambda: self.caller.hang_up(call_id, self.now))
-
-    def run(self) -> None:
-        for _ in range(1_000_000):
-            self.settle()
-            dues = [agent.next_timer() for agent, _ in self.agents()]
-            times = [due for due in dues if due is not None]
-            times += [self.agenda[0][0]] if self.agenda else []
-            if not times:
-                return
-            self.now = max(self.now, min(times))
-            for agent, _ in self.agents():
-                agent.handle_timer(self.now)
-            while self.agenda and self.agenda[0][0] <= self.now:
-                what = heapq.heappop(self.agenda)[2]
-                assert callable(what)
-                what()
-        raise AssertionError("the agents never came to rest")
+        return call_id
 
 
 def judge(ours: list[Event], theirs: list[Event]) -> str:
@@ -192,15 +164,11 @@ def judge(ours: list[Event], theirs: list[Event]) -> str:
 @pytest.mark.parametrize("way", ["tcp", "long", "both"])
 def test_whatever_breaks_every_call_ends_once_and_nothing_is_left(way: Way, seed: int) -> None:
     world = BrokenWorld(random.Random(seed), harm=0.05, breaks=0.04, refuses=0.2, way=way)
-    for number in range(CALLS):
-        world.later(number * 0.05, lambda number=number: world.invite(number))
-    world.run()
+    world.place(CALLS, apart=0.05)
     assert world.broken > 20
     wrong = Counter[str]()
     for call_id in world.behaviour:
-        ours = decided(world.events[f"caller {call_id}"])
-        theirs = decided(world.events.get(f"callee {call_id}", []))
-        if fault := judge(ours, theirs):
+        if fault := judge(*world.told(call_id)):
             wrong[f"{world.behaviour[call_id]}: {fault}"] += 1
     assert not wrong
     assert {len(branches) for branches in world.arrived.values()} == {1}

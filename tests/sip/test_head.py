@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -91,39 +93,40 @@ def test_lines_that_are_none_are_refused(head: str) -> None:
         split_head(head)
 
 
-@pytest.mark.parametrize(
-    ("value", "tag"),
-    [
-        ("<sip:a@b>;tag=1", "1"),
-        ("A <sip:a@b>;tag=1", "1"),
-        ("<sip:a@b>;tag=x>;tag=1", "x>"),
-        ('"<" <sip:a@b>;tag=1', "1"),
-        ('"<sip:a@b>;tag=1" <sip:c@d>;x>;tag=2', "2"),
-        ("<sip:a@b>;x=y;tag=1", "1"),
-        ("<sip:a@b>;tag=1-2", "1-2"),
-        ("<sip:a@b;tag=1>", ""),
-        ("sip:a@b>;tag=1", "1"),
-    ],
-)
-def test_the_first_tag_after_the_address_counts(value: str, tag: str) -> None:
-    assert tag_of(value) == tag
-
-
-@pytest.mark.parametrize(
-    ("via", "branch"),
-    [
-        ("SIP/2.0/UDP h;branch=z9hG4bK1", "z9hG4bK1"),
-        ("SIP/2.0/UDP h;rport;branch=z9hG4bK1;received=192.0.2.1", "z9hG4bK1"),
-        ("SIP/2.0/UDP h;BRANCH=z9hG4bK1;branch=z9hG4bK2", "z9hG4bK1"),
-        ("SIP/2.0/UDP h; branch = z9hG4bK1;branch=z9hG4bK2", "z9hG4bK1"),
-        ("SIP/2.0/UDP h;branch=z9hG4bK-1.2, SIP/2.0/UDP g;branch=z9hG4bK2", "z9hG4bK-1.2"),
-        ("SIP/2.0/UDP h, SIP/2.0/UDP g;branch=z9hG4bK2", ""),
-        ("SIP/2.0/UDP h", ""),
-    ],
-)
-def test_the_first_branch_of_the_top_via_counts(via: str, branch: str) -> None:
+def branch_of(via: str) -> str:
     lines = [START, *(f"{name}: {value}" for name, value in USUAL[1:]), f"Via: {via}"]
-    assert parse("\r\n".join([*lines, "", ""]).encode()).branch == branch
+    return parse("\r\n".join([*lines, "", ""]).encode()).branch
+
+
+@pytest.mark.parametrize(
+    ("first", "value", "found"),
+    [
+        (tag_of, "<sip:a@b>;tag=1", "1"),
+        (tag_of, "A <sip:a@b>;tag=1", "1"),
+        (tag_of, "<sip:a@b>;tag=x>;tag=1", "x>"),
+        (tag_of, '"<" <sip:a@b>;tag=1', "1"),
+        (tag_of, '"<sip:a@b>;tag=1" <sip:c@d>;x>;tag=2', "2"),
+        (tag_of, "<sip:a@b>;x=y;tag=1", "1"),
+        (tag_of, "<sip:a@b>;tag=1-2", "1-2"),
+        (tag_of, "<sip:a@b;tag=1>", ""),
+        (tag_of, "sip:a@b>;tag=1", "1"),
+        (branch_of, "SIP/2.0/UDP h;branch=z9hG4bK1", "z9hG4bK1"),
+        (branch_of, "SIP/2.0/UDP h;rport;branch=z9hG4bK1;received=192.0.2.1", "z9hG4bK1"),
+        (branch_of, "SIP/2.0/UDP h;BRANCH=z9hG4bK1;branch=z9hG4bK2", "z9hG4bK1"),
+        (branch_of, "SIP/2.0/UDP h; branch = z9hG4bK1;branch=z9hG4bK2", "z9hG4bK1"),
+        (
+            branch_of,
+            "SIP/2.0/UDP h;branch=z9hG4bK-1.2, SIP/2.0/UDP g;branch=z9hG4bK2",
+            "z9hG4bK-1.2",
+        ),
+        (branch_of, "SIP/2.0/UDP h, SIP/2.0/UDP g;branch=z9hG4bK2", ""),
+        (branch_of, "SIP/2.0/UDP h", ""),
+    ],
+)
+def test_the_first_tag_behind_an_address_and_the_first_branch_of_the_top_via_count(
+    first: Callable[[str], str], value: str, found: str
+) -> None:
+    assert first(value) == found
 
 
 @pytest.mark.parametrize("user", ["1", "+98912", "a.b-c_d"])

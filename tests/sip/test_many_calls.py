@@ -20,10 +20,8 @@ from bitel.sip import (
     make_answer,
     make_offer,
 )
-from bitel.sip.grammar import Address
+from tests.sip.two_agents import CALLEE, CALLER
 
-CALLER = Address("192.0.2.1", 5060)
-CALLEE = Address("192.0.2.2", 5060)
 OFFER = make_offer(("192.0.2.1", 30000))
 INVITATION = Invitation("sip:1@192.0.2.2", CALLEE, "sip:us@192.0.2.1", OFFER)
 NOTHING = AgentCounts(

@@ -18,6 +18,7 @@ import contextlib
 import logging
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -161,7 +162,7 @@ def _show_name() -> None:
         comm.write_text(threading.current_thread().name[:15])
 
 
-class _Worker:
+class _Worker(ABC):
     """A thread's loop, and the one connection that it keeps."""
 
     most: int
@@ -183,8 +184,9 @@ class _Worker:
             answer(units)
         self._drop()
 
+    @abstractmethod
     def _serve(self, units: Sequence[Unit]) -> None:
-        raise NotImplementedError
+        """Do all of `units`, and put into each what became of it."""
 
     def _fail(self, units: Sequence[Unit], error: BaseException) -> None:
         # SQLAlchemy forgets a transaction whose COMMIT failed; only with its connection does it
@@ -238,6 +240,7 @@ class _Writer(_Worker):
                 fault = faults.sort(error)
                 if fault is Fault.AGAIN and tries < MOST_TRIES:
                     tries += 1
+                    # Who won the deadlock needs a moment, and no event loop waits here.
                     time.sleep(0.005 * 2**tries)
                 elif fault is Fault.LOST and not reconnected:
                     reconnected = True

@@ -8,7 +8,7 @@ from decimal import Decimal
 from itertools import compress, groupby
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, String, insert, literal_column, select
+from sqlalchemy import Connection, String, insert, select
 
 from bitel.calls.budget import Budget
 from bitel.calls.call import Call, CallStatus, Lane, NewCall, NewCalls
@@ -16,7 +16,7 @@ from bitel.errors import BitelError, InvalidRequestError
 from bitel.store import do_not_call, queueing, reserving, tally
 from bitel.store.bulk import Change, Query, given
 from bitel.store.endings import CallEnd, end_calls
-from bitel.store.schema import call, recording
+from bitel.store.schema import UNTRIED, call, recording
 from bitel.store.schema import do_not_call as number_list
 
 _NOTHING = Decimal(0)
@@ -219,17 +219,9 @@ _NAMES = (
     "repeat_count", "language",
 )  # fmt: skip
 _rows = given("rows", **{name: call.c[name].type for name in _NAMES})
-_zero: ColumnElement[Any] = literal_column("0")
 _values: dict[str, Any] = {
     **{name: _rows.c[name] for name in _NAMES},
     "retries_left": _rows.c.retry_count,
-    "status": literal_column(str(int(CallStatus.WAITING))),
-    "trouble": _zero,
-    "attempts": _zero,
-    "executed_at": _zero,
-    "bill_seconds": _zero,
-    "price": _zero,
-    "finished_at": _zero,
-    "reason": literal_column("''"),
+    **UNTRIED,
 }
 _PLACE = Change(insert(call).from_select(list(_values), select(*_values.values())))

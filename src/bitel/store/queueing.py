@@ -14,14 +14,13 @@ from sqlalchemy import (
     String,
     bindparam,
     insert,
-    literal_column,
     select,
 )
 from sqlalchemy.engine.default import DefaultDialect
 
-from bitel.calls.call import CallStatus, NewCall, NewCalls
+from bitel.calls.call import NewCall, NewCalls
 from bitel.store.bulk import Change, given
-from bitel.store.schema import FreeText, Money, call
+from bitel.store.schema import UNTRIED, FreeText, Money, call
 
 CHUNK: Final = 2500
 """Calls in one statement."""
@@ -81,7 +80,6 @@ def _storable(numbers: Sequence[str]) -> Sequence[str]:
 
 # As the database stores them: whatever these columns' types convert is converted above.
 _rows = given("rows", id=String(), phone_number=String(), e164=String(), reserved=BigInteger())
-_zero: Any = literal_column("0")
 
 
 def _same(column: Column[Any]) -> Any:
@@ -96,13 +94,6 @@ _values: dict[str, Any] = {
     **{name: _rows.c[name] for name in ("id", "phone_number", "e164", "reserved")},
     "retries_left": _same(call.c.retry_count),
     "due_at": _same(call.c.requested_at),
-    "status": literal_column(str(int(CallStatus.WAITING))),
-    "trouble": _zero,
-    "attempts": _zero,
-    "executed_at": _zero,
-    "bill_seconds": _zero,
-    "price": _zero,
-    "finished_at": _zero,
-    "reason": literal_column("''"),
+    **UNTRIED,
 }  # fmt: skip
 _INSERT: Final = Change(insert(call).from_select(list(_values), select(*_values.values())))

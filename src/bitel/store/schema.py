@@ -7,14 +7,17 @@ hence `is_due` and `is_open`, which the indexes and the queries share.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from decimal import ROUND_HALF_UP, Decimal
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
     Boolean,
     CheckConstraint,
     Column,
+    ColumnElement,
     Dialect,
     Double,
     ForeignKey,
@@ -206,6 +209,21 @@ is_due = call.c.due_at.is_not(None)
 
 is_waiting = call.c.status == literal_column(str(int(CallStatus.WAITING)))
 """The call is not final: it waits for an attempt, or one is under way."""
+
+_zero: ColumnElement[Any] = literal_column("0")
+UNTRIED: Final[Mapping[str, ColumnElement[Any]]] = MappingProxyType(
+    {
+        "status": literal_column(str(int(CallStatus.WAITING))),
+        "trouble": _zero,
+        "attempts": _zero,
+        "executed_at": _zero,
+        "bill_seconds": _zero,
+        "price": _zero,
+        "finished_at": _zero,
+        "reason": literal_column("''"),
+    }
+)
+"""What the row of every call begins with, by column: no attempt of it was made yet."""
 
 # By project, so that projects take turns however many calls one of them has waiting.
 Index("ix_call_due", call.c.dialer_id, call.c.lane, call.c.project_id, call.c.due_at, call.c.id,

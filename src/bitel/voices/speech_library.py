@@ -91,11 +91,13 @@ class SpeechLibrary:
         words = speech_text.plain(text, self._options.max_chars)
         engine = await self._engine(language)
         key = _key(engine, words)
-        found = await asyncio.to_thread(self._find, key)
-        if found is not None:
-            return found
-        if key not in self._texts and len(self._texts) >= MAX_WAITING:
-            raise UnavailableError("Too many texts are waiting to be spoken; try again later.")
+        # What is under way is not looked for: it may end meanwhile, and be missed in both places.
+        if key not in self._texts:
+            found = await asyncio.to_thread(self._find, key)
+            if found is not None:
+                return found
+            if key not in self._texts and len(self._texts) >= MAX_WAITING:
+                raise UnavailableError("Too many texts are waiting to be spoken; try again later.")
         return await self._texts.get(key, lambda: self._render(key, words, engine))
 
     async def digit_clips(
