@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 _TICKS = os.sysconf("SC_CLK_TCK")
+_STOLEN = 7
 
 
 def tree(pid: int) -> list[int]:
@@ -22,10 +23,14 @@ def cpu_seconds(pid: int) -> float:
 
 def machine_seconds() -> tuple[float, float]:
     """CPU seconds of all cores since the start: those that something ran, and all."""
-    first = Path("/proc/stat").read_text().split("\n", 1)[0]
-    ticks = [int(field) for field in first.split()[1:9]]
+    ticks = _machine_ticks()
     idle = ticks[3] + ticks[4]  # and waiting for a disk
-    return (sum(ticks) - idle) / _TICKS, sum(ticks) / _TICKS
+    return (sum(ticks) - idle - ticks[_STOLEN]) / _TICKS, sum(ticks) / _TICKS
+
+
+def stolen_seconds() -> float:
+    """CPU seconds of all cores since the start that a host gave to other machines of its own."""
+    return _machine_ticks()[_STOLEN] / _TICKS
 
 
 def thread_seconds(pid: int) -> dict[str, float]:
@@ -42,3 +47,8 @@ def thread_seconds(pid: int) -> dict[str, float]:
 def resident(pid: int) -> int:
     """Bytes of memory that a process has of its own or shares with others."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _machine_ticks() -> list[int]:
+    first = Path("/proc/stat").read_text().split("\n", 1)[0]
+    return [int(field) for field in first.split()[1:9]]

@@ -22,7 +22,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -30,7 +30,10 @@ from typing import Any, Literal, NoReturn
 from rich.console import Console
 from rich.table import Table
 
+from bench.processes import stolen_seconds
+
 WIDTH = 120  # columns of the table
+TELLING = 0.005  # the part of the cores' time that, taken away, is worth a note
 MISSING = 3  # exit status where a peer to compare with is not on this machine
 
 Points = tuple[tuple[float, float], ...]
@@ -147,9 +150,14 @@ def main(
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures too")
     given = parser.parse_args()
     machine = Machine.here()
-    began = time.monotonic()
+    began, stolen = time.monotonic(), stolen_seconds()
     result = measure(given)
-    written = as_json(f"bench.{bench}", machine, result, time.monotonic() - began)
+    seconds = time.monotonic() - began
+    stolen = (stolen_seconds() - stolen) / seconds / machine.cores
+    if stolen >= TELLING:
+        note = f"The host kept {stolen:.0%} of the cores' time for other machines of its own."
+        result = replace(result, notes=(*result.notes, note))
+    written = as_json(f"bench.{bench}", machine, result, seconds)
     Console(width=WIDTH).print(as_table(result))
     for note in result.notes:
         print(note)
