@@ -25,7 +25,7 @@ from bitel.calls.ids import new_id
 from bitel.collector import collect_when_quiet, measuring_pauses, run_only_when_told
 from bitel.dialer_config import sip_trunk_config
 from bitel.dialers.counted import Counted
-from bitel.dialers.lateness import Lateness
+from bitel.dialers.lateness import packets_late
 from bitel.dialers.playlists import Playlists
 from bitel.dialers.sip_trunk import SipTrunkDialer
 from bitel.dialers.traces import Keep, Traces
@@ -178,11 +178,10 @@ def _dialer(
     lag: LoopLag,
 ) -> tuple[SipTrunkDialer, Dispatcher]:
     trunk = SipTrunkDialer(sip_trunk_config(dialer), playlists, time.time, watch=watch)
-    lateness = Lateness()
 
     def strain() -> Strain:
-        packets_late = lateness.now(trunk.streamer.stats())
-        return Strain(packets_late, lag.mean * 1000, database.writes_waiting, trunk.behind * 1000)
+        late = packets_late(trunk.streamer.stats())
+        return Strain(late, lag.mean * 1000, database.writes_waiting, trunk.behind * 1000)
 
     dispatcher = Dispatcher(
         dialer.id,

@@ -1,39 +1,49 @@
-"""What is late now, as told from reports that look back 10 s."""
+"""What is late now, as told from the reports of each second."""
 
 from __future__ import annotations
 
 import pytest
 
-from bitel.dialers.lateness import SILENCE, Lateness
+from bitel.dialers.lateness import SILENCE, packets_late
+from bitel.rtp.schedule import Lateness, Punctuality
 from bitel.rtp.streamer import StreamerStats
 
-CALM = StreamerStats(running=5, ticks=500, late_ticks=2, p99_ms=1.5)
+TICKS = 500  # in a second
 
 
 @pytest.mark.parametrize(
-    ("then", "late"),
+    ("stats", "late"),
     [
-        (StreamerStats(running=5, ticks=1000, late_ticks=3, p99_ms=1.5), 0.0),
-        # Every second tick was late: it goes on.
-        (StreamerStats(running=5, ticks=1000, late_ticks=252, p99_ms=45.0), 45.0),
-        # p99 still remembers what is over: a pause of 100 ms, some seconds ago.
-        (StreamerStats(running=5, ticks=1000, late_ticks=10, p99_ms=45.0), 0.0),
-        (StreamerStats(running=0, ticks=1000, late_ticks=252, p99_ms=45.0), 0.0),
+        (StreamerStats(running=5, p99_ms=1.5, tenth_ms=0.3), 0.3),
+        (StreamerStats(running=5, p99_ms=45.0, tenth_ms=30.0), 30.0),
+        (StreamerStats(running=0, p99_ms=45.0, tenth_ms=30.0), 0.0),
         # It does not even say how late it is.
         (StreamerStats(running=0, reported_ago=SILENCE + 1.0), 3500.0),
-        (StreamerStats(running=5, ticks=500, late_ticks=2, reported_ago=SILENCE), 0.0),
+        (StreamerStats(running=5, tenth_ms=0.3, reported_ago=SILENCE), 0.3),
     ],
 )
-def test_what_is_late(then: StreamerStats, late: float) -> None:
-    lateness = Lateness()
-    assert lateness.now(CALM) == 0.0
-    assert lateness.now(then) == late
+def test_what_is_late(stats: StreamerStats, late: float) -> None:
+    assert packets_late(stats) == late
 
 
-def test_between_two_reports_it_stays_as_it_was() -> None:
-    lateness = Lateness()
-    lateness.now(CALM)
-    busy = StreamerStats(running=5, ticks=1000, late_ticks=400, p99_ms=30.0)
-    assert [lateness.now(busy) for _ in range(3)] == [30.0] * 3
-    over = StreamerStats(running=5, ticks=1500, late_ticks=401, p99_ms=30.0)
-    assert lateness.now(over) == 0.0
+def second(punctuality: Punctuality, late: int, by: float) -> float:
+    """Milliseconds that are late after a second in which so many ticks were `by` seconds late."""
+    for tick in range(TICKS):
+        punctuality.record(by if tick < late else 0.0002)
+    said: Lateness = punctuality.turn()
+    return packets_late(StreamerStats(running=5, p99_ms=said.p99_ms, tenth_ms=said.tenth_ms))
+
+
+def test_late_is_who_is_late_again_and_again() -> None:
+    punctuality = Punctuality()
+    assert second(punctuality, TICKS // 5, 0.03) == pytest.approx(30.0)
+    assert second(punctuality, TICKS, 0.025) == pytest.approx(25.0)
+
+
+def test_what_is_over_is_not_late_now() -> None:
+    punctuality = Punctuality()
+    # A pause of 60 ms, in which 30 ticks were due.
+    assert second(punctuality, 30, 0.06) < 1.0
+    assert second(punctuality, TICKS, 0.03) == pytest.approx(30.0)
+    # Of ten seconds it is still one tick in a hundred and more that was late.
+    assert second(punctuality, 0, 0.0) < 1.0

@@ -290,6 +290,8 @@ def test_hostile_bytes_can_be_shown(data: bytes) -> None:
 def test_whose_a_message_is(line: str) -> None:
     text = f"BYE sip:1@far SIP/2.0\r\nVia: SIP/2.0/UDP here\r\n{line}\r\nCSeq: 1 BYE\r\n\r\n"
     assert tracing.sip_call_id(text.encode()) == b"1@here"
+    broken_off = text[: text.index(line) + len(line)]
+    assert tracing.sip_call_id(broken_off.encode()) == b"1@here"
 
 
 def test_the_ladder() -> None:

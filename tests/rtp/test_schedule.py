@@ -39,7 +39,9 @@ def test_lateness_is_forgotten_after_ten_seconds_and_counts_are_not() -> None:
     now = punctuality.turn()
     assert (now.ticks, now.late, now.worst_ms) == (100, 2, 20.0)
     assert 1.0 < now.p99_ms < 20.0
+    assert now.tenth_ms == pytest.approx(1.0)
     for _ in range(9):
-        assert punctuality.turn().worst_ms == 20.0
+        then = punctuality.turn()
+        assert (then.worst_ms, then.tenth_ms) == (20.0, 0.0)
     later = punctuality.turn()
     assert (later.ticks, later.late, later.worst_ms, later.p99_ms) == (100, 2, 0.0, 0.0)

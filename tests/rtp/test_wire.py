@@ -51,7 +51,7 @@ messages: st.SearchStrategy[Message] = st.one_of(
         *[st.none() | st.floats(0, 1e6), st.text()],
         *[st.none() | st.floats(0, 1)] * 2,
     ),
-    st.builds(Load, *[numbers] * 4, *[st.floats(0, 1e6)] * 3),
+    st.builds(Load, *[numbers] * 4, *[st.floats(0, 1e6)] * 4),
 )
 
 

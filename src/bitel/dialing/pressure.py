@@ -53,6 +53,7 @@ class Limit:
 LIMITS: Final[Mapping[Sign, Limit]] = MappingProxyType(
     {
         # A packet that is 20 ms late comes when the next one should; phones buffer 40 to 60 ms.
+        # The figure is what a tenth of a second's packets are later than.
         "late packets": Limit(begins=20.0, ends=10.0),
         # An answer waits for its ACK so long, and T1 is 500 ms.
         "late loop": Limit(begins=200.0, ends=50.0),

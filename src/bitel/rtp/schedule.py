@@ -48,12 +48,16 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class Lateness:
-    """Of the ticks of the last 10 s, in milliseconds; `ticks` and `late` since the beginning."""
+    """Of the ticks of the last 10 s, in milliseconds; `ticks` and `late` since the beginning.
+
+    A tenth of the ticks of the last second were later than `tenth_ms`.
+    """
 
     ticks: int
     late: int
     worst_ms: float
     p99_ms: float
+    tenth_ms: float
 
 
 class Punctuality:
@@ -73,8 +77,10 @@ class Punctuality:
     def turn(self) -> Lateness:
         """What is known now; a new second begins."""
         recent = [lateness for second in self._seconds for lateness in second]
+        last = self._seconds[-1]
         self._seconds.append([])
         if not recent:
-            return Lateness(self._ticks, self._late, 0.0, 0.0)
+            return Lateness(self._ticks, self._late, 0.0, 0.0, 0.0)
         p99 = float(np.percentile(recent, 99))
-        return Lateness(self._ticks, self._late, max(recent) * 1000, p99 * 1000)
+        tenth = float(np.percentile(last, 90)) if last else 0.0
+        return Lateness(self._ticks, self._late, max(recent) * 1000, p99 * 1000, tenth * 1000)

@@ -275,6 +275,7 @@ class Sender:
                 lateness.late,
                 round(lateness.worst_ms, 3),
                 round(lateness.p99_ms, 3),
+                round(lateness.tenth_ms, 3),
                 time.process_time(),
             )
         )

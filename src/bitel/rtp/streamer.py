@@ -99,8 +99,9 @@ class StreamerStats:
 
     A tick is one batch of streams sent, 2 ms apart. It is late by the time from when it was due to
     when its last packet was handed to the kernel; `late_ticks` are those over 5 ms. Counts are
-    totals since the start, lateness is that of the last 10 seconds or so. `refused` are packets
-    that the kernel did not take. `cpu_seconds` is the CPU time of the sender processes.
+    totals since the start, lateness is that of the last 10 seconds or so; a tenth of the ticks of
+    the last second were later than `tenth_ms`. `refused` are packets that the kernel did not take.
+    `cpu_seconds` is the CPU time of the sender processes.
     `reported_ago`: seconds since the last report of the sender that has been silent for longest;
     each reports every second, unless it hangs or is dead.
     """
@@ -112,6 +113,7 @@ class StreamerStats:
     late_ticks: int = 0
     worst_ms: float = 0.0
     p99_ms: float = 0.0
+    tenth_ms: float = 0.0
     cpu_seconds: float = 0.0
     reported_ago: float = 0.0
 
@@ -340,6 +342,7 @@ class Streamer:
                 late_ticks=total.late_ticks + load.late_ticks,
                 worst_ms=max(total.worst_ms, load.worst_ms),
                 p99_ms=max(total.p99_ms, load.p99_ms),
+                tenth_ms=max(total.tenth_ms, load.tenth_ms),
                 cpu_seconds=total.cpu_seconds + load.cpu_seconds,
                 reported_ago=max(total.reported_ago, sender.reported_ago()),
             )

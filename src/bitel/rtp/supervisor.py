@@ -61,7 +61,7 @@ class SupervisedSender:
         self._streams: set[int] = set()
         # Until the next life begins: what was said of each stream, beginning with its Play.
         self._held: dict[int, tuple[Sockets, list[StreamCommand]]] = {}
-        self._load = Load(0, 0, 0, 0, 0.0, 0.0, 0.0)
+        self._load = Load(0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0)
         self._load_before = self._load  # of the lives before this one
         self._restarting: asyncio.Task[None] | None = None
         self._delay = FIRST_DELAY
@@ -169,7 +169,7 @@ class SupervisedSender:
     def _lost(self, error: SenderFailedError) -> None:
         self._link = None
         self._load_before = self.load()
-        self._load = Load(0, 0, 0, 0, 0.0, 0.0, 0.0)
+        self._load = Load(0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0)
         self._end_all(str(error))
         lived = asyncio.get_running_loop().time() - self._started_at
         self._delay = FIRST_DELAY if lived > SETTLED else min(self._delay * 2, LONGEST_DELAY)

@@ -115,7 +115,10 @@ class Silent(NamedTuple):
 
 
 class Load(NamedTuple):
-    """From the sender, each second: totals since it started, lateness of the last 10 s in ms."""
+    """From the sender, each second: totals since it started, lateness of the last 10 s in ms.
+
+    A tenth of the ticks of the last second were later than `tenth_ms`.
+    """
 
     packets: int
     refused: int
@@ -123,6 +126,7 @@ class Load(NamedTuple):
     late_ticks: int
     worst_ms: float
     p99_ms: float
+    tenth_ms: float
     cpu_seconds: float
 
 
