@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bitel.rtp import sender as sender_module
+from bitel.rtp.callees import Callees
 from bitel.rtp.engine import Engine
 from bitel.rtp.memory import Packets
 from bitel.rtp.packet import RtpHeader
@@ -31,7 +33,7 @@ class Machine:
 
     `stalls` are times after the beginning, and for how long the sender then stands still. It does
     so at the first call of something that is the machine's. `takes` seconds go by whenever it looks
-    at the clock, as it does with each command.
+    at the clock, as it does with each command, and with each end that it tells.
     """
 
     behind = False  # the parent takes all at once
@@ -64,6 +66,7 @@ class Machine:
         """Runs the sender until all is over."""
         with pytest.MonkeyPatch.context() as patch, self._socket:
             patch.setattr(sender_module, "time", self)
+            patch.setattr(Callees, "complete", self._complete)
             sender = Sender(self, Engine(self._transmit))  # type: ignore[arg-type]
             with pytest.raises(ParentGoneError):
                 sender.run()
@@ -105,6 +108,10 @@ class Machine:
         if ends:
             self.ends += ends
             self.told.append(self.now)
+
+    def _complete(self, end: End) -> End:
+        self.now += self._takes
+        return end
 
     def _stall(self) -> None:
         if self._stalls and self.now >= BEGINNING + self._stalls[0][0]:
@@ -216,3 +223,17 @@ def test_many_that_come_at_once_begin_as_soon_as_they_can(clip: Path) -> None:
     begun = [machine.sent[stream][0] - BEGINNING - 0.05 for stream in range(many)]
     # Each takes two or three looks at the clock.
     assert max(begun) <= many * 3 * 20e-6 + 2 * INTERVAL
+
+
+def test_no_tick_waits_for_many_ends_to_be_told(clip: Path) -> None:
+    machine, many = Machine(clip, takes=100e-6), 500
+    for stream in range(many):
+        machine.play(stream, 0.001)
+    on = 0.001 + (PACKETS - 2) * INTERVAL
+    machine.play(many, on)
+    machine.run()
+    assert len(machine.ends) == many + 1
+    sent = machine.sent[many]
+    assert [after - before for before, after in pairwise(sent)] == pytest.approx(
+        [INTERVAL] * (PACKETS - 1), abs=0.005
+    )

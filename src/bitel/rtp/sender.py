@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 from collections import deque
+from math import inf
 
 from bitel.rtp.cadence import MOST_SLOTS, TICK_SECONDS
 from bitel.rtp.callees import Callees
@@ -46,7 +47,7 @@ COMMANDS_INTERVAL = 0.01  # seconds from commands that came to the next look for
 ENDS_INTERVAL = 0.02  # seconds from one word on who ended to the next; each wakes the parent
 LEAD = 0.001  # seconds before a tick at which the commands that have come are taken together
 MARGIN = 0.0003  # seconds before a tick at which no further command is begun
-FEWEST_COMMANDS = 8  # that are handled per tick, however late it is
+FEWEST = 8  # commands that are handled per tick, and ends told, however late it is
 MOST_WAITING = 2000  # commands that were taken in; more wait with the parent, which counts them
 MAX_DESCRIPTORS = 64  # that one read may bring
 CHUNK = 64 * 1024  # bytes of one read
@@ -126,7 +127,7 @@ class Sender:
         self._look = True  # whether the parent may have said something
         self._looked = False  # since the last tick
         self._look_due = 0.0  # before that it may not look again, unless nothing plays
-        self._ends: list[End] = []  # that the parent is still to be told
+        self._ends: deque[End] = deque()  # that the parent is still to be told
         self._ends_due = 0.0
         self._schedule = Schedule(TICK_SECONDS, time.monotonic())
         self._punctuality = Punctuality()
@@ -154,7 +155,7 @@ class Sender:
                     self._parent.send(*silent)
             idle = not self._skip_idle_ticks()
             if self._parent.behind or (self._ends and (idle or now >= self._ends_due)):
-                self._tell(now)
+                self._tell(inf if idle else self._schedule.due - MARGIN)
             if not idle:
                 if not self._wait_until_due():
                     self._tick()
@@ -171,8 +172,9 @@ class Sender:
 
     def _wait_until_due(self) -> bool:
         """Sleeps until the tick is due; True where it is time for commands before that."""
-        pause = self._schedule.due - time.monotonic()
-        if self._commands and pause > MARGIN:
+        now = time.monotonic()
+        pause = self._schedule.due - now
+        if pause > MARGIN and (self._commands or (self._ends and now >= self._ends_due)):
             return True
         if self._schedule.due - LEAD < self._look_due:
             time.sleep(max(0.0, pause))
@@ -205,18 +207,23 @@ class Sender:
                 self._look_due = time.monotonic() + COMMANDS_INTERVAL
         handled = 0
         while self._commands:
-            if handled >= FEWEST_COMMANDS and time.monotonic() > self._schedule.due - MARGIN:
+            if handled >= FEWEST and time.monotonic() > self._schedule.due - MARGIN:
                 break
             handled += 1
             end = self._handle(self._commands.popleft())
             if end is not None:
                 self._ends.append(end)
 
-    def _tell(self, now: float) -> None:
-        """Tells the parent who ended, and sends what is left of earlier words."""
-        self._ends_due = now + ENDS_INTERVAL
-        ends, self._ends = self._ends, []
-        self._parent.send(*map(self._callees.complete, ends))
+    def _tell(self, deadline: float) -> None:
+        """Tells the parent who ended, as far as time goes, and what is left of earlier words."""
+        told: list[End] = []
+        while self._ends:
+            if len(told) >= FEWEST and time.monotonic() > deadline:
+                break
+            told.append(self._callees.complete(self._ends.popleft()))
+        if not self._ends:
+            self._ends_due = time.monotonic() + ENDS_INTERVAL
+        self._parent.send(*told)
 
     def _handle(self, command: Message) -> End | None:
         match command:
