@@ -63,6 +63,8 @@ def test_memory_is_flat() -> None:
             head._layout,
             message._status_of,
             message._cseq,
+            message._length,
+            message._is_plain,
             message._sent_by,
         ):
             cached.cache_clear()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bitel.sip.grammar import ip_address_of, tag_of
@@ -69,6 +69,36 @@ def test_however_the_lines_end_the_same_is_read(
         assert read(short) == expected
 
 
+def told_apart(text: str) -> object:
+    try:
+        first, layout, values = split_head(text)
+    except HeadError:
+        return None
+    lines = {name: [values[place].strip() for place in at] for name, at in layout.places.items()}
+    return first.strip(), lines
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from(["\r\n", "\r", "\n", "\0", "\\\0", "\r\n ", "\n\t", "\u2028", "\x85"]),
+            st.sampled_from(["A: 1", "\r\nA: 2", "\r\nb:3", "\r\nB :", "A", ":", " ", "\udcff"]),
+        ),
+        max_size=6,
+    )
+)
+@example(["\r", "A"])
+@example(["\n", "A:"])
+@example(["\r\nA: 1", "\r", "A: 1"])
+@example(["\r\nA: 1", "\r\n ", "A"])
+def test_breaks_that_end_no_line_lead_to_what_the_long_way_reads(pieces: list[str]) -> None:
+    text = "".join(["S", *pieces])
+    long = told_apart(text + "\r\nX-Folded: 1\r\n 2")
+    if isinstance(long, tuple):
+        del long[1]["x-folded"]
+    assert told_apart(text) == long
+
+
 def test_each_line_is_told_from_the_others_by_name_and_place() -> None:
     first, layout, values = split_head("START\r\nv: 1\r\nX-A : 2\r\nVIA:3\r\nx-a:")
     assert first == "START"
@@ -121,6 +151,8 @@ def branch_of(via: str) -> str:
         ),
         (branch_of, "SIP/2.0/UDP h, SIP/2.0/UDP g;branch=z9hG4bK2", ""),
         (branch_of, "SIP/2.0/UDP h", ""),
+        (branch_of, "SIP/2.0/UDP h;branch=", ""),
+        (branch_of, "SIP/2.0/UDP branch.example;branch=z9hG4bK1", "z9hG4bK1"),
     ],
 )
 def test_the_first_tag_behind_an_address_and_the_first_branch_of_the_top_via_count(

@@ -124,8 +124,11 @@ def test_limits_on_headers_and_size() -> None:
 def test_content_length_trims_or_refuses() -> None:
     assert parse(text_of("SIP/2.0 200 OK", body="abc")).body == b"abc"
     assert parse(text_of("SIP/2.0 200 OK", "l: 2", body="abc")).body == b"ab"
-    with pytest.raises(MessageError, match="Content-Length"):
-        parse(text_of("SIP/2.0 200 OK", "l: 4", body="abc"))
+    assert parse(text_of("SIP/2.0 200 OK", "l: 0", body="abc")).body == b""
+    assert parse(text_of("SIP/2.0 200 OK", "l: ", body="abc")).body == b"abc"
+    for lines in (["l: 4"], ["l: -1"], ["l: 1e0"], ["l: 0000001"], ["l: \u0661"], ["l: 1"] * 2):
+        with pytest.raises(MessageError, match="Content-Length"):
+            parse(text_of("SIP/2.0 200 OK", *lines, body="abc"))
 
 
 def test_line_feeds_alone_and_stray_returns() -> None:

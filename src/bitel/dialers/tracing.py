@@ -145,10 +145,9 @@ def without_credentials(data: bytes) -> bytes:
 def sip_call_id(data: bytes) -> bytes:
     """A message's Call-ID, empty where it has none."""
     # As nearly everybody writes it: looked for with every message, so soon.
-    start = data.find(_USUAL_CALL_ID, 0, LONGEST_MESSAGE)
-    if start >= 0:
-        start += len(_USUAL_CALL_ID)
-        return data[start : data.find(b"\r\n", start)].strip()
+    _, usual, after = data[:LONGEST_MESSAGE].partition(_USUAL_CALL_ID)
+    if usual:
+        return after.partition(b"\r\n")[0].strip()
     found = _CALL_ID.search(data, 0, LONGEST_MESSAGE)
     return found[1] if found else b""
 

@@ -48,14 +48,17 @@ class Layout:
 
     `places` are the lines of each header. `essentials` takes the first Via, From, To, Call-ID and
     CSeq out of the lines; it is None where there are none, or more than one of those but Via.
+    `length` is the line of the only Content-Length, None where there is none, or more than one.
     `is_folded` says that lines go on with the one before, and have to be joined first.
     """
 
-    __slots__ = ("essentials", "is_folded", "places")
+    __slots__ = ("essentials", "is_folded", "length", "places")
 
     def __init__(self, places: dict[str, tuple[int, ...]], *, is_folded: bool = False) -> None:
         self.places = places
         self.is_folded = is_folded
+        lengths = places.get("content-length", ())
+        self.length = lengths[0] if len(lengths) == 1 else None
         single = all(len(places.get(name, ())) == 1 for name in _ESSENTIAL[1:])
         whole = single and "via" in places
         self.essentials: Essentials | None = (
@@ -68,14 +71,14 @@ def split_head(text: str) -> tuple[str, Layout, list[str]]:
 
     Raises `HeadError`.
     """
-    first, *fields = _FIELD.split(text)
-    count = len(fields) // 2
-    if count == text.count("\n") == text.count("\r") and "\0" not in text:
-        layout = _layout(tuple(fields[::2]))
+    fields = _FIELD.split(text)
+    between = "".join(fields[::2])
+    if "\n" not in between and "\r" not in between and "\0" not in text:
+        layout = _layout(tuple(fields[1::2]))
         if not layout.is_folded:
-            return first, layout, fields[1::2]
-    first, *fields = _FIELD.split(_tidied(text))
-    return first, _layout(tuple(fields[::2])), fields[1::2]
+            return fields[0], layout, fields[2::2]
+    fields = _FIELD.split(_tidied(text))
+    return fields[0], _layout(tuple(fields[1::2])), fields[2::2]
 
 
 def _tidied(text: str) -> str:

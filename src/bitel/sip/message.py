@@ -26,7 +26,6 @@ _BRANCH = re.compile(r";\s*branch\s*=\s*([^;,\s]+)", re.IGNORECASE)
 _URI_OF_START_LINE = re.compile(r'[^\s<>"]+\Z')
 _NOTHING_BETWEEN = re.compile(r"[;,]\s*[;,]")
 MAX_CSEQ = 2**31
-_EMPTY = ["0"]
 
 PHRASES = {
     100: "Trying",
@@ -135,13 +134,12 @@ class Message:
         if not self.call_id or "\0" in self.call_id:
             raise MessageError("the Call-ID is not a word")
         self.cseq, self.cseq_method = _cseq(cseq)
-        _sent_by(via.partition(";")[0])
+        self.branch = _branch_of(via)
         try:
             self.from_tag = tag_of(from_value)
             self.to_tag = tag_of(to_value)
         except GrammarError as error:
             raise MessageError(str(error)) from error
-        self.branch = _branch_of(via)
 
     def sent_by(self) -> tuple[str, int | None]:
         """Host and port of the top Via, as its sender wrote them."""
@@ -185,8 +183,7 @@ def parse(data: bytes) -> Request | Response:
     else:
         message = Request(*_method_and_uri(first), layout, lines)
     try:
-        lengths = message.lines("content-length")
-        message.body = b"" if lengths == _EMPTY else _body(lengths, body)
+        message.body = _body(layout, lines, body)
         message.read_essentials()
         if isinstance(message, Request):
             _check_request(message)
@@ -197,7 +194,7 @@ def parse(data: bytes) -> Request | Response:
     return message
 
 
-# The three that follow read what is the same in message after message, and remember it.
+# The five that follow read what is the same in message after message, and remember it.
 
 
 @lru_cache(maxsize=64)
@@ -222,6 +219,17 @@ def _cseq(value: str) -> tuple[int, str]:
 
 
 @lru_cache(maxsize=64)
+def _length(value: str) -> int | None:
+    """What a Content-Length header says, None where that is nothing."""
+    text = value.strip()
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 6):
+        raise MessageError("the Content-Length is not a number")
+    return int(text)
+
+
+@lru_cache(maxsize=64)
 def _sent_by(start: str) -> tuple[str, int | None]:
     """Host and port of a Via header, of which only what stands before its parameters is given."""
     match = _VIA.match(start.strip())
@@ -229,6 +237,16 @@ def _sent_by(start: str) -> tuple[str, int | None]:
         raise MessageError("the Via header is not SIP/2.0, a transport and a host")
     host, port = match.groups()
     return host, int(port) if port else None
+
+
+@lru_cache(maxsize=64)
+def _is_plain(before: str) -> bool:
+    """Whether a Via header that begins so, up to its first `;branch=`, has its first branch there.
+
+    Raises `MessageError` where it begins with no host.
+    """
+    _sent_by(before.partition(";")[0])
+    return "," not in before and "branch" not in before.lower()
 
 
 def _method_and_uri(line: str) -> tuple[str, str]:
@@ -240,11 +258,11 @@ def _method_and_uri(line: str) -> tuple[str, str]:
 
 
 def _branch_of(via: str) -> str:
-    """The branch of a Via header's first value, "" where it has none."""
+    """The branch of a Via header's first value, "" where it has none. Raises `MessageError`."""
     before, _, after = via.partition(";branch=")
     branch = after.partition(";")[0]
     # As nearly everybody writes it, which takes no search.
-    if branch.isalnum() and "," not in before and "branch" not in before.lower():
+    if _is_plain(before) and branch.isalnum():
         return branch
     found = _BRANCH.search(via if "," not in via else split_list(via)[0])
     return found[1] if found else ""
@@ -261,16 +279,18 @@ def _check_request(request: Request) -> None:
         raise MessageError("the Via header has separators with nothing between them")
 
 
-def _body(content_length: Sequence[str], received: bytes) -> bytes:
+def _body(layout: Layout, lines: Sequence[str], received: bytes) -> bytes:
     """The body that Content-Length names; the whole rest where it is missing (§18.3)."""
-    if len(content_length) > 1:
-        raise MessageError("the Content-Length is given more than once")
-    text = content_length[0] if content_length else ""
-    if not text:
+    if layout.length is None:
+        if "content-length" in layout.places:
+            raise MessageError("the Content-Length is given more than once")
         return received
-    if not (text.isascii() and text.isdigit() and len(text) <= 6) or int(text) > len(received):
-        raise MessageError("the Content-Length is not a number, or more than was received")
-    return received[: int(text)]
+    length = _length(lines[layout.length])
+    if length is None:
+        return received
+    if length > len(received):
+        raise MessageError("the Content-Length is more than was received")
+    return received[:length]
 
 
 def printable(text: str) -> str:
