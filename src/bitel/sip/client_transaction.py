@@ -144,8 +144,8 @@ class ClientTransaction:
             repeat, limit = _START_E, _START_F
         self._interval = core.config.t1
         if not is_stream:
-            self._repeating = core.timers.start(now + self._interval, self, repeat)
-        self._waiting = core.timers.start(now + core.long_wait, self, limit)
+            self._repeating = core.timers.start(now, self._interval, self, repeat)
+        self._waiting = core.timers.start(now, core.long_wait, self, limit)
 
     def receive(self, response: Response, source: Address, now: float) -> None:
         """Take a response that names this transaction."""
@@ -275,11 +275,11 @@ class ClientTransaction:
         timers, config = self._core.timers, self._core.config
         if action is _START_A:
             self._interval *= 2
-            self._repeating = timers.start(now + self._interval, self, action)
+            self._repeating = timers.start(now, self._interval, self, action)
         elif action is _START_E:
             proceeding = self.state is _PROCEEDING
             self._interval = config.t2 if proceeding else min(self._interval * 2, config.t2)
-            self._repeating = timers.start(now + self._interval, self, action)
+            self._repeating = timers.start(now, self._interval, self, action)
         else:
             wait = self._core.long_wait
             if action is _START_K:
@@ -287,4 +287,4 @@ class ClientTransaction:
             elif action is _START_D:
                 wait = TIMER_D
             timers.stop(self._waiting)
-            self._waiting = timers.start(now + wait, self, action)
+            self._waiting = timers.start(now, wait, self, action)

@@ -32,7 +32,7 @@ class IncomingCall:
         self._transaction = transaction
         self._offer = offer
         self.call_id = request.call_id
-        self._timer = core.timers.start(now + core.config.early_limit, self, "left too long")
+        self._timer = core.timers.start(now, core.config.early_limit, self, "left too long")
         core.calls[self.call_id] = self
         core.early_calls += 1
         transaction.user = self

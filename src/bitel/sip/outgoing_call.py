@@ -232,7 +232,7 @@ class OutgoingCall:
             core, self, self._transaction.request.cancel(), self._transaction.destination, now
         )
         self._forget_timer = core.timers.start(
-            now + core.config.long_wait, self, "no answer to CANCEL"
+            now, core.config.long_wait, self, "no answer to CANCEL"
         )
 
     def _receive_reliable(self, response: Response, source: Address, now: float) -> None:
@@ -356,7 +356,7 @@ class OutgoingCall:
     def _remember(self, now: float) -> None:
         core = self._core
         core.remembered[self.call_id] = self
-        self._forget_timer = core.timers.start(now + core.config.long_wait, self, "forget")
+        self._forget_timer = core.timers.start(now, core.config.long_wait, self, "forget")
         if len(core.remembered) > core.config.max_remembered:
             core.remembered[next(iter(core.remembered))].forget()
 

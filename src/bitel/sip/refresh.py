@@ -129,9 +129,14 @@ class SessionRefresh:
         self._seconds = max(seconds, SHORTEST)
         self._ours = ours
         timers = self._core.timers
-        self._deadline = timers.start(now + give_up_after(self._seconds), self, _EXPIRY)
-        if ours:
-            self._timer = timers.start(now + refresh_after(self._seconds), self, _REFRESH)
+        give_up, refresh = give_up_after(self._seconds), refresh_after(self._seconds)
+        # The far end has its say in how long a session lasts, but mostly takes what we ask for.
+        if self._seconds == self._core.config.session_expires:
+            self._deadline = timers.start(now, give_up, self, _EXPIRY)
+            self._timer = timers.start(now, refresh, self, _REFRESH) if ours else None
+        else:
+            self._deadline = timers.start_at(now + give_up, self, _EXPIRY)
+            self._timer = timers.start_at(now + refresh, self, _REFRESH) if ours else None
 
     def _stop_timers(self) -> None:
         self._seconds = 0
@@ -141,7 +146,7 @@ class SessionRefresh:
     def _again_in(self, seconds: float, now: float) -> None:
         if self._seconds:
             self._core.timers.stop(self._timer)
-            self._timer = self._core.timers.start(now + seconds, self, _REFRESH)
+            self._timer = self._core.timers.start_at(now + seconds, self, _REFRESH)
 
     def timer_fired(self, name: str, now: float) -> None:
         if name == _EXPIRY:

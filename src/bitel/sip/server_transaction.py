@@ -189,11 +189,11 @@ class ServerTransaction:
         timers, config = self._core.timers, self._core.config
         if action is Action.START_G:
             self._interval = min(self._interval * 2, config.t2)
-            self._repeating = timers.start(now + self._interval, self, action)
+            self._repeating = timers.start(now, self._interval, self, action)
             return
         wait = config.t4 if action is Action.START_I else config.long_wait
         timers.stop(self._waiting)
-        self._waiting = timers.start(now + wait, self, action)
+        self._waiting = timers.start(now, wait, self, action)
 
 
 class UnacknowledgedAnswer:
@@ -213,7 +213,7 @@ class UnacknowledgedAnswer:
         self._destination = destination
         self._interval = core.config.t1
         self._deadline = now + core.config.long_wait
-        self._timer: Timer | None = core.timers.start(now + self._interval, self, "repeat 2xx")
+        self._timer: Timer | None = core.timers.start(now, self._interval, self, "repeat 2xx")
 
     def timer_fired(self, name: str, now: float) -> None:
         if now >= self._deadline:
@@ -223,8 +223,11 @@ class UnacknowledgedAnswer:
         self._core.retransmissions += 1
         self._core.send(self._data, self._destination)
         self._interval = min(self._interval * 2, self._core.config.t2)
-        due = min(now + self._interval, self._deadline)
-        self._timer = self._core.timers.start(due, self, name)
+        timers = self._core.timers
+        if now + self._interval < self._deadline:
+            self._timer = timers.start(now, self._interval, self, name)
+        else:
+            self._timer = timers.start_at(self._deadline, self, name)
 
     def stop(self) -> None:
         self._core.timers.stop(self._timer)
