@@ -1,7 +1,7 @@
 """Calls set up a second by the whole service, every state durable, with SIPp for a carrier.
 
-    python -m bench.calls burst     short calls, 2,000 a second for 20 s
-    python -m bench.calls held      calls of 30 s, 333 a second, up to 10,000 running
+    python -m bench.calls burst     40,000 short calls: whether 2,000 a second are set up
+    python -m bench.calls held      calls of 30 s, 10,000 running: whether 333 a second are set up
     python -m bench.calls long      200,000 short calls: whether memory stays where it was
 
 The service runs as a user would run it, with SQLite on disk. The calls are in the queue before the
@@ -51,8 +51,29 @@ FLAT = 24.0  # MiB that a service may have grown by and still count as flat
 PEER_CALLS = 20_000
 PEER_AT_ONCE = 1000
 
-MODES = {"burst": (2000.0, 20.0, 0.2), "held": (333.0, 60.0, 30.0), "long": (1250.0, 160.0, 0.2)}
-"""By name: new calls a second, for how many seconds, and how many seconds each lasts."""
+CHANNELS = 10_200
+"""So many calls at once: 10,000 that hear something, and those that begin or end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """Calls for `seconds` at a `rate` per second; each lasts `talk` seconds.
+
+    The dialer may begin `pace` a second: one that may begin no more than are wanted never makes up
+    for a moment in which it began fewer.
+    """
+
+    rate: float
+    pace: float
+    seconds: float
+    talk: float
+
+
+MODES = {
+    "burst": Mode(rate=2000, pace=2500, seconds=20, talk=0.2),
+    "held": Mode(rate=333, pace=400, seconds=60, talk=30),
+    "long": Mode(rate=1250, pace=1250, seconds=160, talk=0.2),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +129,7 @@ class Watched:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What can be chosen."""
     parser.add_argument("mode", choices=tuple(MODES))
-    parser.add_argument("--pace", type=float, help="new calls a second, instead of the mode's")
+    parser.add_argument("--rate", type=float, help="new calls a second, and no more than that")
     parser.add_argument("--seconds", type=float, help="how long calls are placed")
     parser.add_argument("--talk", type=float, help="seconds that a recording lasts")
     parser.add_argument("--no-peer", action="store_true", help="leave SIPp's own UAC out")
@@ -116,9 +137,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure(given: argparse.Namespace) -> Result:
     """The chosen mode, and SIPp's UAC after it."""
-    pace, seconds, talk = MODES[given.mode]
-    pace, seconds, talk = given.pace or pace, given.seconds or seconds, given.talk or talk
-    plan = Plan(int(pace * seconds), pace, talk, channels=int(max(10_000, pace * (talk + 5))))
+    mode = MODES[given.mode]
+    rate, pace = mode.rate, mode.pace
+    if given.rate:
+        rate = pace = given.rate
+    seconds, talk = given.seconds or mode.seconds, given.talk or mode.talk
+    plan = Plan(int(rate * seconds), pace, talk, channels=max(CHANNELS, int(rate * (talk + 0.5))))
     with_peer = not given.no_peer and given.mode != "long"
     return asyncio.run(_measure(given.mode, plan, with_peer))
 
@@ -137,7 +161,10 @@ async def _measure(mode: str, plan: Plan, with_peer: bool) -> Result:
         async with answering(PEER_CALLS) as carrier:
             rate, cost = await asyncio.to_thread(_sipp_uac, carrier)
         rows = [_beside(row, rate, cost) for row in rows]
-    title = f"{plan.calls:,} calls of {plan.talk:g} s, {plan.pace:,.0f} a second; SQLite, durable"
+    title = (
+        f"{plan.calls:,} calls of {plan.talk:g} s, at most {plan.pace:,.0f} a second "
+        f"and {plan.channels:,} at once; SQLite, durable"
+    )
     return Result(title, rows, notes)
 
 

@@ -21,7 +21,7 @@ log = structlog.get_logger(__name__)
 ANSWER_PATIENCE = 3.0
 """Seconds that somebody who has answered is kept waiting for the database, in silence."""
 
-REST = 0.02
+REST = 0.04
 """Seconds from one write to the next: so long somebody who has answered may wait in silence, and
 an attempt that is over keeps its channel. A transaction costs as much CPU as a few calls do."""
 
