@@ -9,12 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from string import Template
 from typing import Any
 
 from bench import plot
-from bench.report import Machine, Series, cells, from_json
+from bench.report import Machine, Row, Series, cells, from_json
 
 DOCS = Path(__file__).parents[1] / "docs"
 TEMPLATE = Path(__file__).with_name("performance.md.in")
@@ -73,9 +75,21 @@ def _file_name(series: Series) -> str:
 
 
 def _bars(written: dict[str, Any]) -> list[str]:
-    """The rows that have a bar, of all benches."""
-    rows = [row for one in written["results"] for row in from_json(one).rows if row.bar]
-    return [*_head(), *(_line(cells(row)) for row in rows)]
+    """The rows that have a bar, of all benches; those of one name with the arguments of theirs."""
+    rows = [(one, row) for one in written["results"] for row in from_json(one).rows if row.bar]
+    of_name = Counter(row.name for _, row in rows)
+    return [
+        *_head(),
+        *(
+            _line(cells(row if of_name[row.name] == 1 else _named(one["command"], row)))
+            for one, row in rows
+        ),
+    ]
+
+
+def _named(command: str, row: Row) -> Row:
+    arguments = command.partition("bench.")[2].partition(" ")[2]
+    return replace(row, name=f"{arguments}: {row.name}")
 
 
 def _result(one: dict[str, Any]) -> str:
