@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bitel.rtp.priority import NICE, SLICE
+from bitel.rtp.priority import NICE, SLICE, core_for
 
 
 def _in_a_process(what: str) -> str:
@@ -53,3 +53,21 @@ def test_short_turns_are_asked_for_in_the_words_of_the_kernel() -> None:
 def test_another_machine_is_left_alone() -> None:
     other = "import platform; platform.machine = lambda: 'z80'\n"
     assert _in_a_process(f"{other}print(ask_for_short_turns(0))") == "False"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says which core a process runs on")
+def test_as_many_senders_as_cores_have_one_each() -> None:
+    cores = os.sched_getaffinity(0)
+    many = len(cores)
+    assert {core_for(number, many) for number in range(many)} == cores
+    assert core_for(0, 2 * many) == core_for(many, 2 * many)
+    assert {core_for(number, many - 1) for number in range(many - 1)} <= {None}
+    core = core_for(many - 1, many)
+    assert _in_a_process(f"claim_a_core({core}); print(os.sched_getaffinity(0))") == str({core})
+
+
+def test_a_core_that_is_gone_is_no_reason_to_be_silent() -> None:
+    script = "claim_a_core(4095); print(len(os.sched_getaffinity(0)))"
+    if sys.platform != "linux":
+        script = "claim_a_core(4095); print('goes on')"
+    assert _in_a_process(script)

@@ -18,6 +18,7 @@ from bitel.rtp import link
 from bitel.rtp import streamer as streamer_module
 from bitel.rtp.packet import RtpHeader
 from bitel.rtp.ports import share_of
+from bitel.rtp.priority import core_for
 from bitel.rtp.streamer import SenderFailedError, Streamer, StreamReport, StreamStart
 
 HOST = "127.0.0.1"
@@ -370,7 +371,10 @@ async def test_several_processes_share_the_ports(
     monkeypatch.setattr(streamer_module, "COMFORTABLE", 3)
     streamer, ends = Streamer(HOST, some_ports(), processes=2), Ends()
     await streamer.start()
-    assert len(set(streamer.sender_pids())) == 2
+    pids = streamer.sender_pids()
+    assert len(set(pids)) == 2
+    for pid, core in zip(pids, [core_for(0, 2), core_for(1, 2)], strict=True):
+        assert core is None or os.sched_getaffinity(pid) == {core}
     ports = [streamer.open_port() for _ in range(10)]
     assert [share_of(port, 2) for port in ports] == [0, 0, 0, 1, 1, 1, 0, 1, 0, 1]
     for port in ports:

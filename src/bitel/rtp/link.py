@@ -39,10 +39,12 @@ class SenderLink:
         on_lost: Callable[[SenderFailedError], None],
         *,
         transmit: str,
+        core: int | None = None,
     ) -> None:
         self._on_message = on_message
         self._on_lost = on_lost
         self._transmit = transmit
+        self._core = core
         self._loop = asyncio.get_running_loop()
         self._socket: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -91,10 +93,13 @@ class SenderLink:
         ours.setblocking(False)
         self._socket = ours
         with theirs:
-            command = [sys.executable, "-m", "bitel.rtp.sender", str(theirs.fileno())]
+            command = [sys.executable, "-m", "bitel.rtp.sender"]
+            command += [str(theirs.fileno()), self._transmit]
+            if self._core is not None:
+                command.append(str(self._core))
             # Popen rather than asyncio's: the end of the process is seen on the socket.
             self._process = subprocess.Popen(
-                [*command, self._transmit],
+                command,
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -24,8 +24,26 @@ _ATTRIBUTES: Final = struct.Struct("=IIQiIQQQ")
 slice), deadline and period, of which ordinary processes have only the runtime. See sched(7)."""
 
 
-def claim_a_core() -> None:
-    """Go before other processes as far as the system lets us; where it doesn't, so be it."""
+def core_for(number: int, senders: int) -> int | None:
+    """The core for the number-th of so many senders, from 0; None: let the system choose.
+
+    Where there are as many senders as cores, each has one: two that are put on the same for a tenth
+    of a second, full as they are, are late by that.
+    """
+    if sys.platform != "linux":
+        return None
+    cores = sorted(os.sched_getaffinity(0))
+    return cores[number % len(cores)] if senders >= len(cores) else None
+
+
+def claim_a_core(core: int | None = None) -> None:
+    """Go before other processes as far as the system lets us; where it doesn't, so be it.
+
+    With `core` this process runs there and nowhere else.
+    """
+    if core is not None and sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, {core})
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, NICE)
     # Where Linux groups processes by session, niceness counts only within the session.

@@ -1,8 +1,9 @@
-"""The sender process: `python -m bitel.rtp.sender DESCRIPTOR [TRANSMIT]`, started by the streamer.
+"""The sender process: `python -m bitel.rtp.sender DESCRIPTOR TRANSMIT [CORE]`.
 
-It lives as long as the socket to its parent: when that closes, because the parent stopped it or
-died, it ends, and no orphan goes on talking into a phone. Signals that end a service are therefore
-ignored: while the service drains, calls go on.
+The streamer starts it, and may give it a core to run on. It lives as long as the socket to its
+parent: when that closes, because the parent stopped it or died, it ends, and no orphan goes on
+talking into a phone. Signals that end a service are therefore ignored: while the service drains,
+calls go on.
 """
 
 from __future__ import annotations
@@ -308,12 +309,12 @@ def main(arguments: list[str]) -> int:
     """Runs the process until its parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    inherited, *rest = arguments
+    inherited, transmit, *core = arguments
     # A copy has the lowest free number; select takes none above 1023.
     parent = ParentSocket(socket.socket(fileno=os.dup(int(inherited))))
     os.close(int(inherited))
-    sender = Sender(parent, Engine(choose(*rest)))
-    claim_a_core()
+    sender = Sender(parent, Engine(choose(transmit)))
+    claim_a_core(int(core[0]) if core else None)
     _warm_up()
     # Nothing here makes reference cycles, and a collection is a pause that a listener could hear.
     gc.collect()

@@ -18,6 +18,7 @@ from pathlib import Path
 from bitel.rtp.addresses import host_problem
 from bitel.rtp.packet import PCMA, PCMU, PTIMES
 from bitel.rtp.ports import NoPortError, PortPool, share_of
+from bitel.rtp.priority import core_for
 from bitel.rtp.supervisor import DEFAULT_QUEUE_LIMIT, SenderFailedError, SupervisedSender
 from bitel.rtp.wire import End, Law, Pause, Play, Redirect, Resume
 
@@ -176,8 +177,9 @@ class Streamer:
                 self._silent,
                 transmit=transmit,
                 queue_limit=queue_limit,
+                core=core_for(number, processes),
             )
-            for _ in range(processes)
+            for number in range(processes)
         ]
         self._streams: dict[int, _Running] = {}
         self._last_stream = 0

@@ -50,12 +50,14 @@ class SupervisedSender:
         *,
         transmit: str,
         queue_limit: int,
+        core: int | None = None,
     ) -> None:
         self._on_end = on_end
         self._on_failure = on_failure
         self._on_silent = on_silent
         self._transmit = transmit
         self._queue_limit = queue_limit
+        self._core = core
         self._link: SenderLink | None = None
         self._known_ports: set[int] = set()
         self._streams: set[int] = set()
@@ -75,7 +77,7 @@ class SupervisedSender:
 
     async def start(self) -> None:
         """Starts the process; raises `SenderFailedError` where it can't be."""
-        link = SenderLink(self._heard, self._lost, transmit=self._transmit)
+        link = SenderLink(self._heard, self._lost, transmit=self._transmit, core=self._core)
         await link.start()
         self._known_ports.clear()
         self._link = link
