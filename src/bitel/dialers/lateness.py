@@ -1,4 +1,4 @@
-"""By how much RTP leaves late now, from what the senders report each second."""
+"""By how much RTP leaves late now, from what the senders report four times a second."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ SILENCE: Final = 2.5
 
 
 def packets_late(stats: StreamerStats) -> float:
-    """Milliseconds that a tenth of the last second's packets were later than; 0: nothing plays.
+    """Milliseconds that a tenth of the last half second's packets were later than.
 
-    A tenth, since a machine that carries too much is late again and again. A pause in which it did
-    something else for a moment (its host, or a disk) is over by the time that it is heard of.
+    0 where nothing plays. A tenth, since a machine that carries too much is late again and again. A
+    pause in which it did something else for a moment (its host, or a disk) is over by the time that
+    it is heard of.
     """
     if stats.reported_ago > SILENCE:
         return stats.reported_ago * 1000

@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 Sign = Literal["late packets", "late loop", "waiting writes"]
 
-CALM: Final = 1.0
+CALM: Final = 0.5
 """Seconds for which a figure must have stayed low before its sign ends."""
 
 

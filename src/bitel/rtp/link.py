@@ -15,7 +15,7 @@ from bitel.rtp.wire import Frames, Load, Message, Ready, WireError, encode
 
 START_TIMEOUT = 20.0  # seconds until the process must be ready
 STOP_TIMEOUT = 2.0  # seconds until a process that was told to end is killed
-SILENCE_LIMIT = 15.0  # seconds without its report, due each second, until it counts as hung
+SILENCE_LIMIT = 15.0  # seconds without its report, due four times a second, until it counts as hung
 RETRY_DELAY = 0.005  # seconds, where the kernel holds too many descriptors in flight
 
 _CHUNK = 64 * 1024  # bytes, of one write or read

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
 LATE = 0.005  # seconds; a tick later than this counts as late
 LOST = 0.2  # seconds; later than this the schedule starts anew instead of catching up
-REMEMBERED = 10  # seconds' worth of lateness
+TURN = 0.25  # seconds for which ticks are collected before they are reported
+REMEMBERED = 40  # turns
+NOW = 2  # turns; what is late at present shows in them
 
 
 class Schedule:
@@ -50,7 +53,7 @@ class Schedule:
 class Lateness:
     """Of the ticks of the last 10 s, in milliseconds; `ticks` and `late` since the beginning.
 
-    A tenth of the ticks of the last second were later than `tenth_ms`.
+    A tenth of the ticks of the last half second were later than `tenth_ms`.
     """
 
     ticks: int
@@ -61,24 +64,24 @@ class Lateness:
 
 
 class Punctuality:
-    """Collects how late ticks were; `turn` is called once a second."""
+    """Collects how late ticks were; `turn` is called every `TURN` seconds."""
 
     def __init__(self) -> None:
         self._ticks = 0
         self._late = 0
-        self._seconds: deque[list[float]] = deque([[]], maxlen=REMEMBERED)
+        self._turns: deque[list[float]] = deque([[]], maxlen=REMEMBERED)
 
     def record(self, lateness: float) -> None:
         """A tick whose last packet left `lateness` seconds after it was due."""
         self._ticks += 1
         self._late += lateness > LATE
-        self._seconds[-1].append(lateness)
+        self._turns[-1].append(lateness)
 
     def turn(self) -> Lateness:
-        """What is known now; a new second begins."""
-        recent = [lateness for second in self._seconds for lateness in second]
-        last = self._seconds[-1]
-        self._seconds.append([])
+        """What is known now; a new turn begins."""
+        recent = [lateness for turn in self._turns for lateness in turn]
+        last = [late for turn in islice(reversed(self._turns), NOW) for late in turn]
+        self._turns.append([])
         if not recent:
             return Lateness(self._ticks, self._late, 0.0, 0.0, 0.0)
         p99 = float(np.percentile(recent, 99))

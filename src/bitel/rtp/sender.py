@@ -23,7 +23,7 @@ from bitel.rtp.callees import Callees
 from bitel.rtp.engine import Engine
 from bitel.rtp.packet import PCMA
 from bitel.rtp.priority import claim_a_core
-from bitel.rtp.schedule import Punctuality, Schedule
+from bitel.rtp.schedule import TURN, Punctuality, Schedule
 from bitel.rtp.sendmmsg import choose
 from bitel.rtp.wire import (
     End,
@@ -41,7 +41,6 @@ from bitel.rtp.wire import (
     encode,
 )
 
-REPORT_INTERVAL = 1.0  # seconds
 CALLEES_INTERVAL = 0.05  # seconds between looks at what callees have sent
 IDLE_WAIT = 0.5  # seconds to wait for a command while nothing plays
 COMMANDS_INTERVAL = 0.01  # seconds from commands that came to the next look for some
@@ -271,7 +270,7 @@ class Sender:
         self._ends += ends
 
     def _report(self, now: float) -> None:
-        self._report_due = now + REPORT_INTERVAL
+        self._report_due = now + TURN
         if self._parent.behind:
             return
         lateness = self._punctuality.turn()

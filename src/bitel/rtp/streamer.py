@@ -101,10 +101,9 @@ class StreamerStats:
     A tick is one batch of streams sent, 2 ms apart. It is late by the time from when it was due to
     when its last packet was handed to the kernel; `late_ticks` are those over 5 ms. Counts are
     totals since the start, lateness is that of the last 10 seconds or so; a tenth of the ticks of
-    the last second were later than `tenth_ms`. `refused` are packets that the kernel did not take.
-    `cpu_seconds` is the CPU time of the sender processes.
-    `reported_ago`: seconds since the last report of the sender that has been silent for longest;
-    each reports every second, unless it hangs or is dead.
+    the last half second were later than `tenth_ms`. `refused` are packets that the kernel did not
+    take. `cpu_seconds` is the CPU time of the sender processes. `reported_ago`: seconds since the last report of the sender that has been silent for longest;
+    each reports every quarter of one, unless it hangs or is dead.
     """
 
     running: int = 0

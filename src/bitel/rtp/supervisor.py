@@ -134,7 +134,7 @@ class SupervisedSender:
             self._link.send(command)
 
     def reported_ago(self) -> float:
-        """Seconds since the process last said how it fares, which it does each second."""
+        """Seconds since the process last said how it fares, which it does four times in each."""
         return asyncio.get_running_loop().time() - self._heard_at
 
     def load(self) -> Load:

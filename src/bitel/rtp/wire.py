@@ -115,9 +115,9 @@ class Silent(NamedTuple):
 
 
 class Load(NamedTuple):
-    """From the sender, each second: totals since it started, lateness of the last 10 s in ms.
+    """From the sender, every `schedule.TURN`: totals since its start, lateness of 10 s in ms.
 
-    A tenth of the ticks of the last second were later than `tenth_ms`.
+    A tenth of the ticks of the last half second were later than `tenth_ms`.
     """
 
     packets: int
