@@ -102,8 +102,9 @@ class StreamerStats:
     when its last packet was handed to the kernel; `late_ticks` are those over 5 ms. Counts are
     totals since the start, lateness is that of the last 10 seconds or so; a tenth of the ticks of
     the last half second were later than `tenth_ms`. `refused` are packets that the kernel did not
-    take. `cpu_seconds` is the CPU time of the sender processes. `reported_ago`: seconds since the last report of the sender that has been silent for longest;
-    each reports every quarter of one, unless it hangs or is dead.
+    take. `cpu_seconds` is the CPU time of the sender processes. `reported_ago`: seconds since the
+    last report of the sender that has been silent for longest; each reports every quarter of one,
+    unless it hangs or is dead.
     """
 
     running: int = 0
