@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
+from numpy.typing import NDArray
 
 LATE = 0.005  # seconds; a tick later than this counts as late
 LOST = 0.2  # seconds; later than this the schedule starts anew instead of catching up
@@ -69,21 +69,27 @@ class Punctuality:
     def __init__(self) -> None:
         self._ticks = 0
         self._late = 0
-        self._turns: deque[list[float]] = deque([[]], maxlen=REMEMBERED)
+        self._turn: list[float] = []
+        # As arrays: all of them are looked at in each turn, between two ticks.
+        self._turns: deque[NDArray[np.float64]] = deque(maxlen=REMEMBERED)
 
     def record(self, lateness: float) -> None:
         """A tick whose last packet left `lateness` seconds after it was due."""
         self._ticks += 1
         self._late += lateness > LATE
-        self._turns[-1].append(lateness)
+        self._turn.append(lateness)
 
     def turn(self) -> Lateness:
         """What is known now; a new turn begins."""
-        recent = [lateness for turn in self._turns for lateness in turn]
-        last = [late for turn in islice(reversed(self._turns), NOW) for late in turn]
-        self._turns.append([])
-        if not recent:
-            return Lateness(self._ticks, self._late, 0.0, 0.0, 0.0)
-        p99 = float(np.percentile(recent, 99))
-        tenth = float(np.percentile(last, 90)) if last else 0.0
-        return Lateness(self._ticks, self._late, max(recent) * 1000, p99 * 1000, tenth * 1000)
+        self._turns.append(np.array(self._turn))
+        self._turn = []
+        turns = list(self._turns)
+        recent = np.concatenate(turns) * 1000
+        last = np.concatenate(turns[-NOW:]) * 1000
+        return Lateness(
+            self._ticks,
+            self._late,
+            worst_ms=float(recent.max(initial=0.0)),
+            p99_ms=float(np.percentile(recent, 99)) if len(recent) else 0.0,
+            tenth_ms=float(np.percentile(last, 90)) if len(last) else 0.0,
+        )
