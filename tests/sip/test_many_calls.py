@@ -100,6 +100,7 @@ class Line:
             assert (core.remembered, core.unanswered, core.early_calls) == ({}, {}, 0)
             assert agent.next_timer() is None
             assert core.timers._heap == []
+            assert all(end.after is end for end in core.timers._lanes.values())
 
 
 @pytest.mark.parametrize("behaviour", ["answers", "busy", "rings"])

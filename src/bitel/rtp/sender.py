@@ -171,12 +171,13 @@ class Sender:
         return False
 
     def _wait_until_due(self) -> bool:
-        """Sleeps until the tick is due; True where it is time for commands before that."""
+        """Sleeps until the tick is due; True where it is time for commands or ends before that."""
         now = time.monotonic()
         pause = self._schedule.due - now
         if pause > MARGIN and (self._commands or (self._ends and now >= self._ends_due)):
             return True
         if self._schedule.due - LEAD < self._look_due:
+            # The parent has been looked at a moment ago, and may wait: nothing else is to be done.
             time.sleep(max(0.0, pause))
             return False
         if pause <= 0:
