@@ -52,6 +52,15 @@ async def test_formats(media: Media, into: Path, name: str, codec: str) -> None:
     assert media.likeness(decoded, media.sweep(8000)) >= 0.98
 
 
+async def test_tags_that_are_not_utf_8_do_not_matter(media: Media, into: Path) -> None:
+    plain = media.wav(rate=8000)
+    tags = b"INFOINAM" + (6).to_bytes(4, "little") + "café!".encode("latin-1") + b"\0"
+    body = plain.read_bytes()[8:] + b"LIST" + len(tags).to_bytes(4, "little") + tags
+    plain.write_bytes(b"RIFF" + len(body).to_bytes(4, "little") + body)
+    decoded = await decode(plain, into, LIMITS)
+    assert media.likeness(decoded, media.sweep(8000)) >= 0.98
+
+
 @pytest.mark.parametrize(
     ("rate", "channels", "width"),
     [(44100, 2, 2), (8000, 1, 1), (8000, 1, 2), (11025, 1, 1), (96000, 6, 2), (16000, 9, 2)],

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 import av
 
@@ -29,6 +29,12 @@ from bitel.voices.verdict import Verdict
 # Nested inputs (playlists, concat scripts, references) go through a protocol; none is allowed.
 OPTIONS: Final = {"protocol_whitelist": "none"}
 
+# Tags that are not UTF-8 must not make a recording unreadable. PyAV before 19 raises for them
+# unless it gets this argument; from 19 on it never does, and the argument is gone.
+_METADATA: Final[dict[str, Any]] = (
+    {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+)
+
 
 def transcode(media: BinaryIO, alaw: BinaryIO, ulaw: BinaryIO, max_samples: int) -> Verdict:
     """Write `media`'s best audio stream as 8 kHz mono, one byte a sample, in both laws.
@@ -39,7 +45,7 @@ def transcode(media: BinaryIO, alaw: BinaryIO, ulaw: BinaryIO, max_samples: int)
     # Only the three methods are handed on: a name would tell FFmpeg what to take the file for.
     nameless = SimpleNamespace(read=media.read, seek=media.seek, tell=media.tell)
     try:
-        container = av.open(nameless, "r", options=OPTIONS, metadata_errors="replace")
+        container = av.open(nameless, "r", options=OPTIONS, **_METADATA)
     except MemoryError:
         raise
     except av.error.FFmpegError:
