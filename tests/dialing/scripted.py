@@ -41,6 +41,7 @@ class ScriptedDialer:
     orders: list[Order] = field(default_factory=list)
     busiest: int = 0
     called_off: set[str] = field(default_factory=set)
+    abandoned: set[str] = field(default_factory=set)
     up: bool = True
     _now_busy: int = 0
 
@@ -75,6 +76,10 @@ class ScriptedDialer:
         self.called_off.add(attempt_id)
         if self.hold is not None:
             self.hold.set()
+
+    def abandon(self, attempt_id: str) -> None:
+        self.abandoned.add(attempt_id)
+        self.call_off(attempt_id)
 
 
 class Play:

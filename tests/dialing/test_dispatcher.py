@@ -264,6 +264,7 @@ async def test_a_worker_that_was_taken_over_stops_and_writes_nothing(play: Play)
     dispatcher.ring()
     with pytest.raises(LostLease):
         await task
+    assert dialer.abandoned == {order.attempt_id for order in dialer.orders}
     await dispatcher.drain(5.0)
     call = await play.call(call_id)
     assert call.status is CallStatus.WAITING

@@ -98,7 +98,7 @@ async def test_answers_to_strangers_take_no_room_from_calls(
         await party.transport.close()
 
 
-async def test_garbage_from_whom_we_called_has_us_ask_again() -> None:
+async def test_garbage_from_whom_we_called_is_no_reason_to_ring_twice() -> None:
     connections: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
     server = await asyncio.start_server(
         lambda reader, writer: connections.put_nowait((reader, writer)), LOCALHOST, 0
@@ -108,12 +108,13 @@ async def test_garbage_from_whom_we_called_has_us_ask_again() -> None:
     caller.invite(Address(host, port, TCP))
     async with asyncio.timeout(5):
         reader, writer = await connections.get()
-        invite = await reader.readuntil(b"a=sendrecv\r\n")
+        await reader.readuntil(b"a=sendrecv\r\n")
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-        again, other = await connections.get()
-        assert await again.readuntil(b"a=sendrecv\r\n") == invite
-    for each in (writer, other):
-        each.close()
+        failed = await caller.until(Failed)
+    assert isinstance(failed, Failed)
+    assert (failed.why, failed.delivered) == ("timeout", True)
+    assert connections.empty()
+    writer.close()
     server.close()
     await caller.transport.close()
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import structlog
 
@@ -40,6 +42,10 @@ from bitel.transports.sip_transport import Link, SipTransport
 from bitel.transports.tls import TlsFileError
 
 __all__ = ["SipTrunkConfig", "SipTrunkDialer"]
+
+EXPIRES_MARGIN = 5
+"""Seconds past the ring time-out after which a far end stops ringing by itself, should we be gone
+(RFC 3261 §13.3.1)."""
 
 log = structlog.get_logger(__name__)
 
@@ -177,6 +183,14 @@ class SipTrunkDialer:
             if attempt.leg is not None:
                 self._hang_up(attempt.leg)
 
+    def abandon(self, attempt_id: str) -> None:
+        """As `call_off`, for an attempt that is no longer ours: an INVITE to which nothing was
+        answered is not repeated, and no other is sent."""
+        attempt = self._attempts.get(attempt_id)
+        if attempt is not None and attempt.leg is not None:
+            self._sip.agent.cancel(attempt.leg.call_id, self._sip.now(), repeat=False)
+        self.call_off(attempt_id)
+
     async def _call(
         self, attempt: Attempt, playlists: Mapping[str, Playlist], port: int, heard: Heard
     ) -> Attempted:
@@ -205,7 +219,7 @@ class SipTrunkDialer:
         """Send the clips, until they or the call are over."""
         if leg.ended.done() or attempt.called_off:
             # Gone while the answer was made durable: nobody is there to hear anything.
-            return await self._finish(attempt, leg, self._clock())
+            return await self._finish(attempt, leg, self._clock(), played=False)
         talk = attempt.talk = Talk(self._streamer, Patience(self._config.media_timeout))
         talk.begin(port, agreed, playlist)
         leg.follow_media(talk.follow)
@@ -216,15 +230,25 @@ class SipTrunkDialer:
         if not report.finished and not wanted:
             await self._end(leg)
             return attempt.over(Outcome.CUT_OFF, detail=report.error, sip_code=200, ended_by="us")
-        return await self._finish(attempt, leg, ended_at, talk.why)
+        # A hold, or the silence of the far end, is its own doing, whatever was played.
+        if report.packets or talk.why:
+            return await self._finish(attempt, leg, ended_at, talk.why)
+        return await self._finish(attempt, leg, ended_at, report.error, played=False)
 
     async def _finish(
-        self, attempt: Attempt, leg: Leg, ended_at: float, detail: str = ""
+        self, attempt: Attempt, leg: Leg, ended_at: float, detail: str = "", *, played: bool = True
     ) -> Attempted:
-        """End the call if the far end has not, and report it as answered until then."""
+        """End the call if the far end has not, and report it as answered until then.
+
+        Not so where we ended it with nothing `played`: that is not billed.
+        """
         ended = await self._end(leg)
+        outcome = Outcome.ANSWERED
+        if not played and ended.by == "us":
+            outcome = Outcome.CALLED_OFF if attempt.called_off else Outcome.CUT_OFF
+            detail = detail or "the call was ended before anything was played"
         return attempt.over(
-            Outcome.ANSWERED,
+            outcome,
             detail=detail,
             sip_code=200,
             q850=ended.q850,
@@ -269,7 +293,7 @@ class SipTrunkDialer:
             offer=make_offer((self._whereabouts.address, port), config.codecs),
             credentials=config.credentials,
             trusted=self._carriers.hosts(hop.trunk) if config.credentials else frozenset(),
-            headers=who.headers,
+            headers=(*who.headers, _expires(config.ring_timeout)),
             display_name=who.display_name,
             # Until the answer is durable. Should we die before, the far end gives up by itself,
             # and is not left on an open line when the call is made again.
@@ -284,9 +308,15 @@ class SipTrunkDialer:
             self._watch.invited(attempt.order, leg.call_id)
         sip.flush()
         loop = asyncio.get_running_loop()
-        timers = [loop.call_later(attempt.rings_for(), self._hang_up, leg)]
+        # An answer that has arrived by then wins, read or not.
+        timers = [
+            loop.call_later(
+                attempt.rings_for(), sip.after_reading, partial(self._ring_no_more, leg)
+            )
+        ]
         if patience is not None:
-            timers.append(loop.call_later(patience, self._give_up, leg))
+            give_up = partial(self._give_up, leg)
+            timers.append(loop.call_later(patience, sip.after_reading, give_up))
         try:
             return await leg.decided
         finally:
@@ -303,6 +333,12 @@ class SipTrunkDialer:
         # In a call that nobody has answered yet, the agent makes this a CANCEL.
         sip = self._sip
         sip.agent.hang_up(leg.call_id, sip.now())
+        sip.flush()
+
+    def _ring_no_more(self, leg: Leg) -> None:
+        # An INVITE that nobody has answered is not repeated now: a phone might begin to ring.
+        sip = self._sip
+        sip.agent.cancel(leg.call_id, sip.now(), repeat=False)
         sip.flush()
 
     def _give_up(self, leg: Leg) -> None:
@@ -331,3 +367,7 @@ class SipTrunkDialer:
     def _sip(self) -> SipTransport:
         assert self._transport is not None, "the dialer is not started"
         return self._transport
+
+
+def _expires(ring_timeout: float) -> tuple[str, str]:
+    return ("Expires", str(math.ceil(ring_timeout) + EXPIRES_MARGIN))

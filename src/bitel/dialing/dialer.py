@@ -51,5 +51,11 @@ class Dialer(Protocol):
         Where nobody had answered it returns Outcome.CALLED_OFF. No-op for an unknown attempt.
         """
 
+    def abandon(self, attempt_id: str) -> None:
+        """End an attempt that another worker may have taken over, as `call_off` does.
+
+        Nothing is sent any more that could make a phone ring which does not ring yet.
+        """
+
     async def close(self) -> None:
         """Release everything. Attempts must be over by then."""

@@ -383,4 +383,4 @@ class Dispatcher:
     def _abandon(self) -> None:
         self._draining = True
         for attempt_id in list(self._running):
-            self._dialer.call_off(attempt_id)
+            self._dialer.abandon(attempt_id)
