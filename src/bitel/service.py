@@ -192,6 +192,7 @@ def _dialer(
             dialer.calls_per_second,
             dialer.ring_timeout,
             dialer.otp_channels,
+            dialer.uncertain_redials,
         ),
         database=database,
         tariff=settings.price_list(),
@@ -207,6 +208,7 @@ def _figures(trunk: SipTrunkDialer, dispatcher: Dispatcher, counted: Counted) ->
     return lambda: DialerFigures(
         dialer_id=dispatcher.dialer_id,
         up=trunk.up,
+        is_paused=bool(trunk.paused_reason),
         channels=dispatcher.running,
         max_channels=dispatcher.max_channels,
         figures=dispatcher.figures,

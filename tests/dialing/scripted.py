@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -43,11 +44,17 @@ class ScriptedDialer:
     called_off: set[str] = field(default_factory=set)
     abandoned: set[str] = field(default_factory=set)
     up: bool = True
+    probing: bool = False
+    paused_reason: str = ""
+    has_worked: bool = False
     _now_busy: int = 0
 
     async def start(self) -> None: ...
 
     async def close(self) -> None: ...
+
+    def assume_worked(self) -> None:
+        self.has_worked = True
 
     async def dial(self, order: Order, heard: Heard) -> Attempted:
         self.orders.append(order)
@@ -90,6 +97,7 @@ class Play:
         self.clock = clock
         self.project_id = ""
         self.recording_id = new_id(clock())
+        self._numbers = itertools.count()
 
     async def set_up(self) -> None:
         project = await self.database.write(
@@ -106,10 +114,13 @@ class Play:
         count: int = 1,
         lane: Lane = Lane.SINGLE,
         project_id: str | None = None,
+        start: int | None = None,
         **terms: float,
     ) -> list[str]:
+        """Place calls, each to a number of its own; with `start`, to those that begin with it."""
         now = self.clock()
         otp = lane is Lane.OTP
+        numbers = self._numbers if start is None else itertools.count(start)
         new = [
             NewCall(
                 id=new_id(now),
@@ -125,7 +136,7 @@ class Play:
                 requested_at=now,
                 expires_at=now + terms.get("time_to_live", 14400),
             )
-            for n in range(count)
+            for n in itertools.islice(numbers, count)
         ]
         await self.database.write(lambda conn: placing.place(conn, new))
         return [call.id for call in new]
@@ -142,12 +153,13 @@ class Play:
         pace: float = 1000.0,
         otp_channels: int = 0,
         strain: Callable[[], Strain] = Strain,
+        uncertain_redials: int = 1,
     ) -> Dispatcher:
         return Dispatcher(
             "main",
             "worker-1",
             dialer,
-            Limits(channels, pace, RING_TIMEOUT, otp_channels),
+            Limits(channels, pace, RING_TIMEOUT, otp_channels, uncertain_redials),
             self.database,
             TARIFF,
             self.clock,

@@ -154,7 +154,85 @@ async def test_a_fault_of_the_dialer_ends_no_other_call(play: Play) -> None:
     async with at_work(play.dispatcher(Faulty(play.clock, [Outcome.ANSWERED]))):
         await play.until_over(ids)
     ended = [(await play.call(call_id)).status for call_id in ids]
-    assert ended == [CallStatus.EXPIRED, CallStatus.NORMAL]
+    assert ended == [CallStatus.NO_ANSWER, CallStatus.NORMAL]
+
+
+async def test_a_fault_that_always_comes_back_does_not_ring_a_phone_for_ever(play: Play) -> None:
+    dialled: list[str] = []
+
+    class Faulty(ScriptedDialer):
+        async def _dial(self, order: Order, heard: Heard) -> Attempted:
+            dialled.append(order.call_id)
+            raise RuntimeError("a fault after the INVITE has left")
+
+    [call_id] = await play.place(retries=2, interval=60)
+    dispatcher = play.dispatcher(Faulty(play.clock, [Outcome.ANSWERED]))
+    async with at_work(dispatcher), asyncio.timeout(10.0):
+        while (await play.call(call_id)).status is CallStatus.WAITING:
+            play.clock.now += 60.0
+            dispatcher.ring()
+            await asyncio.sleep(0.01)
+    assert (await play.call(call_id)).status is CallStatus.NO_ANSWER
+    assert len(dialled) == 4, "the first, two retries and one uncertain redial"
+
+
+async def test_uncertain_failures_are_redialled_as_often_as_the_dialer_says(play: Play) -> None:
+    dialer = ScriptedDialer(play.clock, [Outcome.UNCERTAIN])
+    dispatcher = play.dispatcher(dialer, uncertain_redials=3)
+    [call_id] = await play.place(retries=0, interval=60)
+    async with at_work(dispatcher), asyncio.timeout(10.0):
+        while (await play.call(call_id)).status is CallStatus.WAITING:
+            play.clock.now += 60.0
+            dispatcher.ring()
+            await asyncio.sleep(0.01)
+    assert len(dialer.orders) == 4
+
+
+async def test_a_trunk_that_is_tried_out_gets_one_call(play: Play) -> None:
+    hold = asyncio.Event()
+    dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED], hold=hold, probing=True)
+    ids = await play.place(5)
+    async with at_work(play.dispatcher(dialer)):
+        async with asyncio.timeout(10.0):
+            while not dialer.orders:
+                await asyncio.sleep(0.01)
+        assert len(dialer.orders) == 1
+        dialer.probing = False
+        hold.set()
+        await play.until_over(ids)
+
+
+async def test_what_is_known_of_a_trunk_outlives_the_worker(play: Play) -> None:
+    dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED])
+    dialer.paused_reason, dialer.has_worked = "the trunk refuses every call", True
+    dispatcher = play.dispatcher(dialer)
+    async with at_work(dispatcher):
+        await play.database.write(dispatcher._expire_and_renew)
+        reasons = await play.database.read(leases.paused_reasons)
+        assert reasons == {"main": "the trunk refuses every call"}
+    restarted = ScriptedDialer(play.clock, [Outcome.ANSWERED])
+    async with at_work(play.dispatcher(restarted)) as _:
+        assert restarted.has_worked
+
+
+async def test_a_number_is_in_one_attempt_at_a_time(play: Play) -> None:
+    hold = asyncio.Event()
+    dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED], hold=hold)
+    dispatcher = play.dispatcher(dialer)
+    same = await play.place(1, start=7) + await play.place(1, start=7)
+    others = await play.place(2, start=8)
+    async with at_work(dispatcher):
+        async with asyncio.timeout(10.0):
+            while len(dialer.orders) < 3:
+                await asyncio.sleep(0.01)
+        assert len({order.e164 for order in dialer.orders}) == 3
+        hold.set()
+        async with asyncio.timeout(10.0):
+            while any([not (await play.call(one)).status.final for one in (*same, *others)]):
+                play.clock.now += 5.0
+                dispatcher.ring()
+                await asyncio.sleep(0.01)
+    assert len(dialer.orders) == 4
 
 
 async def test_drain_lets_calls_finish_and_dials_no_more(play: Play) -> None:

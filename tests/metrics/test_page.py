@@ -40,6 +40,7 @@ def dialer() -> DialerFigures:
     return DialerFigures(
         dialer_id="main",
         up=True,
+        is_paused=True,
         channels=3,
         max_channels=100,
         figures=Figures(9, 5, Counter({Outcome.ANSWERED: 5, Outcome.BUSY: 1})),
@@ -66,7 +67,7 @@ def place(database: Database, clock: FakeClock, count: int) -> list[str]:
                 project_id=project.id,
                 dialer_id="main",
                 phone_number=NUMBER,
-                e164=NUMBER,
+                e164=f"{NUMBER[:-1]}{n}",
                 recording_id=None,
                 lane=Lane.OTP,
                 retry_count=0,
@@ -75,7 +76,7 @@ def place(database: Database, clock: FakeClock, count: int) -> list[str]:
                 expires_at=now + 600,
                 digits="123",
             )
-            for _ in range(count)
+            for n in range(count)
         ]
         calls.place(conn, new)
         leases.take_over(conn, "main", "w", now, 77.0)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -36,6 +37,7 @@ class World:
     clock: FakeClock
     project_id: str
     recording_id: str
+    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1234567))
 
     @classmethod
     def make(cls, database: Database, clock: FakeClock, name: str = "shop") -> World:
@@ -54,7 +56,8 @@ class World:
             "project_id": self.project_id,
             "dialer_id": "main",
             "phone_number": "0912 123 4567",
-            "e164": "+989121234567",
+            # A number of its own: calls to one number wait for each other.
+            "e164": f"+98912{next(self.numbers):07}",
             "recording_id": self.recording_id,
             "lane": Lane.SINGLE,
             "retry_count": 1,
@@ -71,6 +74,10 @@ class World:
 
     def take_over(self, worker: str = "w") -> Lease:
         return self.recover(worker)[0]
+
+    def take_over_of(self, dialer_id: str) -> Lease:
+        now = self.clock()
+        return self.do(lambda conn: leases.take_over(conn, dialer_id, "w", now, REDIAL_AFTER))[0]
 
     def recover(self, worker: str = "w") -> tuple[Lease, Recovered]:
         now = self.clock()

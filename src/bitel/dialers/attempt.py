@@ -87,12 +87,23 @@ class Attempt:
 
     def _outcome(self, failed: Failed) -> Outcome:
         if failed.why == "canceled":
-            return Outcome.CALLED_OFF if self.called_off else Outcome.NO_ANSWER
+            if self.called_off:
+                return Outcome.CALLED_OFF
+            # A carrier that has not said a word in all that time has rung no phone.
+            is_silent = not failed.rang and failed.progress_for is None
+            return Outcome.TRUNK_TROUBLE if is_silent else Outcome.NO_ANSWER
         if failed.why == "media":
             return Outcome.MEDIA_MISMATCH
         if self.called_off and failed.code == 487:
             return Outcome.CALLED_OFF
-        return classify(failed.code, failed.q850, failed.rang)
+        return classify(
+            failed.code,
+            failed.q850,
+            rang=failed.rang,
+            progress_for=failed.progress_for,
+            delivered=failed.delivered,
+            analytics=failed.analytics,
+        )
 
 
 def _detail(failed: Failed, at: Address) -> str:

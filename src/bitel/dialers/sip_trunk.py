@@ -89,6 +89,25 @@ class SipTrunkDialer:
         """Whether SIP is spoken, and a carrier is there to speak with."""
         return self._transport is not None and self._carriers.up
 
+    @property
+    def probing(self) -> bool:
+        """Whether a call placed now only tries out a trunk that has failed: one is enough."""
+        return self._transport is not None and self._carriers.probing
+
+    @property
+    def paused_reason(self) -> str:
+        """Why no calls are placed although the trunks answer; "" while they are."""
+        return self._carriers.paused_reason
+
+    @property
+    def has_worked(self) -> bool:
+        """Whether any trunk has delivered a call."""
+        return self._carriers.has_worked
+
+    def assume_worked(self) -> None:
+        """Take it that the trunks have delivered calls, as an earlier process has recorded."""
+        self._carriers.assume_worked()
+
     def trunks(self) -> Sequence[TrunkState]:
         """How each of the carriers' addresses stands, as known without asking."""
         return self._carriers.trunks()
@@ -154,7 +173,7 @@ class SipTrunkDialer:
             if self._watch:
                 self._watch.over(order, attempted)
             return attempted
-        except UnavailableError as fault:
+        except (UnavailableError, OSError) as fault:
             # No free port, storage out of reach, no voice: later may be better.
             del self._attempts[order.attempt_id]
             return attempt.over(Outcome.TRUNK_TROUBLE, detail=str(fault))
@@ -207,7 +226,8 @@ class SipTrunkDialer:
             return attempt.over(Outcome.MEDIA_MISMATCH, detail=str(fault), sip_code=200)
         if not await heard(attempt.answered_at):
             await self._end(leg)
-            return attempt.over(Outcome.TRUNK_TROUBLE, "the answer could not be recorded", 200)
+            # The phone rang and was picked up: this must not happen again and again.
+            return attempt.over(Outcome.RANG, "the answer could not be recorded", 200)
         self._sip.agent.acknowledge(leg.call_id)
         self._sip.flush()
         playlist = playlists[answered.agreed.codec_name]
@@ -258,7 +278,7 @@ class SipTrunkDialer:
 
     async def _try_trunks(self, attempt: Attempt, port: int) -> Answered | Attempted:
         number = self._numbers.of(attempt.order.e164)
-        caller = self._caller_ids.choose(attempt.order.e164)
+        caller = self._caller_ids.choose(attempt.order.e164, attempt.order.call_id)
         config = self._config
         who = identity(caller, self._whereabouts.address, config.identity, config.privacy)
         try:
@@ -270,16 +290,37 @@ class SipTrunkDialer:
             if attempt.called_off:
                 return attempt.over(Outcome.CALLED_OFF)
             hop, *left = hops
+            begun_at = self._carriers.begin(hop)
+            if begun_at is None:
+                hops = left
+                continue
             patience = self._config.trunk_timeout if left else None
-            decided = await self._invite(attempt, hop, who, port, patience)
+            decided = await self._invite_as_begun(attempt, hop, who, port, patience, begun_at)
             self._carriers.learn(hop, decided)
             if isinstance(decided, Answered):
+                self._carriers.judge(hop, attempt.over(Outcome.ANSWERED), begun_at)
                 return decided
-            over = attempt.failed(decided, hop.address)
+            over = self._carriers.judge(hop, attempt.failed(decided, hop.address), begun_at)
             hops = self._carriers.next_hops(hop, decided, over.outcome, left)
         return over or attempt.over(
             Outcome.TRUNK_TROUBLE, detail="every trunk asked to be left alone"
         )
+
+    async def _invite_as_begun(
+        self,
+        attempt: Attempt,
+        hop: Hop,
+        who: Identity,
+        port: int,
+        patience: float | None,
+        begun_at: float,
+    ) -> Answered | Failed:
+        try:
+            return await self._invite(attempt, hop, who, port, patience)
+        except BaseException:
+            # A probe whose result is never known would keep the trunk from all further calls.
+            self._carriers.abort(hop, begun_at)
+            raise
 
     async def _invite(
         self, attempt: Attempt, hop: Hop, who: Identity, port: int, patience: float | None

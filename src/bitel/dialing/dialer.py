@@ -39,6 +39,21 @@ class Dialer(Protocol):
     def up(self) -> bool:
         """Whether calls placed now have a chance to succeed."""
 
+    @property
+    def probing(self) -> bool:
+        """Whether a call placed now only tries out a trunk that has failed: one is enough."""
+
+    @property
+    def paused_reason(self) -> str:
+        """Why no calls are placed although the trunks answer; "" while they are."""
+
+    @property
+    def has_worked(self) -> bool:
+        """Whether any trunk has delivered a call."""
+
+    def assume_worked(self) -> None:
+        """Take it that the trunks have delivered calls, as an earlier process has recorded."""
+
     async def start(self) -> None:
         """Bind what needs binding. Raises BitelError in one sentence when that fails."""
 

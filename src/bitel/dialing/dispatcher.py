@@ -31,7 +31,7 @@ from bitel.errors import UnavailableError
 from bitel.store import claims, leases
 from bitel.store.claims import Claim
 from bitel.store.database import Database
-from bitel.store.leases import Lease, LostLease, Recovered
+from bitel.store.leases import Lease, LostLease, Recovered, TrunkHistory
 from bitel.store.settling import HandBack, Settlement
 
 log = structlog.get_logger(__name__)
@@ -66,13 +66,15 @@ _RELIEF = 0.25
 class Limits:
     """What a dialer may do: channels in use at once, calls started a second, seconds of ringing.
 
-    The last `otp_channels` of the channels are for the OTP lane alone.
+    The last `otp_channels` of the channels are for the OTP lane alone. `uncertain_redials` is how
+    often a call is redialled beyond its retries when a phone may have rung.
     """
 
     max_channels: int
     calls_per_second: float
     ring_timeout: float
     otp_channels: int = 0
+    uncertain_redials: int = 1
 
 
 @dataclass(slots=True)
@@ -150,6 +152,11 @@ class Dispatcher:
             )
         )
         self._records = Records(self._database, self._lease, self._clock)
+        history = await self._database.read(
+            lambda conn: leases.trunk_history(conn, self._dialer_id)
+        )
+        if history.has_worked:
+            self._dialer.assume_worked()
         return recovered
 
     async def run(self) -> None:
@@ -233,6 +240,8 @@ class Dispatcher:
         lanes = tuple(Lane) if free > self._limits.otp_channels else (Lane.OTP,)
         if Lane.BATCH in lanes:
             free -= self._limits.otp_channels
+        if self._dialer.probing:
+            free = min(free, 1)
         allowed = min(free, self._pacer.available(now))
         if allowed <= 0:
             return self._pacer.wait()
@@ -316,17 +325,19 @@ class Dispatcher:
         try:
             attempted = await self._dialer.dial(order, heard)
         except Exception:
-            # A fault of our own. Whoever may have heard us is left alone, others are tried again.
+            # A fault of our own. A call that was answered is not made again; any other may have
+            # rung, so that a fault which always comes back must not ring it again and again.
             log.exception("attempt_failed", attempt=claim.attempt_id, number=masked(claim.e164))
             attempted = Attempted(
-                Outcome.CUT_OFF if reached else Outcome.TRUNK_TROUBLE,
+                Outcome.CUT_OFF if reached else Outcome.UNCERTAIN,
                 started_at=claim.started_at,
                 ended_at=self._clock(),
                 detail="a fault inside the dialer",
             )
         if running.hand_back and attempted.outcome is Outcome.CALLED_OFF:
             return self._hand_back(claim, "the service was stopped")
-        verdict = decide(claim.rule, attempted)
+        rule = claim.rule._replace(uncertain_redials=self._limits.uncertain_redials)
+        verdict = decide(rule, attempted)
         bill = self._tariff.bill(claim.e164, attempted)
         return Settlement(claim.attempt_id, claim.call_id, attempted, verdict, bill)
 
@@ -375,6 +386,8 @@ class Dispatcher:
         # Here too, so that calls expire while every channel is taken.
         now = self._clock()
         expired = claims.expire(conn, self._dialer_id, now)
+        history = TrunkHistory(self._dialer.paused_reason, self._dialer.has_worked)
+        leases.record_trunks(conn, self._lease, history, now)
         if not self._dialer.up:
             # Still ours, but nobody can be called: it must not look as if somebody could.
             return expired, leases.holds(conn, self._lease)

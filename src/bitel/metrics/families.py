@@ -92,16 +92,22 @@ def dialer(dialers: list[DialerFigures]) -> Iterator[Metric]:
     ended = CounterMetricFamily(
         "bitel_attempts_ended", "Attempts that are over.", labels=["dialer", "outcome"]
     )
+    paused = GaugeMetricFamily(
+        "bitel_dialer_paused",
+        "1 while calls wait because the trunks refuse all of them.",
+        labels=_DIALER,
+    )
     for one in dialers:
         key = [one.dialer_id]
         used.add_metric(key, one.channels)
         most.add_metric(key, one.max_channels)
         attempts.add_metric(key, one.figures.claimed)
         invites.add_metric(key, one.invites)
+        paused.add_metric(key, one.is_paused)
         answers.add_metric(key, one.figures.answered)
         for outcome in Outcome:
             ended.add_metric([*key, outcome.value], one.figures.ended[outcome])
-    yield from (used, most, attempts, invites, answers, ended)
+    yield from (used, most, attempts, invites, answers, ended, paused)
 
 
 def pressure(dialers: list[DialerFigures]) -> Iterator[Metric]:

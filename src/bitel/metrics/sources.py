@@ -24,6 +24,8 @@ class DialerFigures:
 
     dialer_id: str
     up: bool
+    is_paused: bool
+    """Whether its trunks refuse all calls, so that calls wait."""
     channels: int
     """In use."""
     max_channels: int

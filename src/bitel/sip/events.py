@@ -63,6 +63,8 @@ class Failed:
     delivered: bool = False
     """Whether the connection of the INVITE broke after the far end had it: its kernel had
     acknowledged all of it, or it had sent a provisional response. Always False over UDP."""
+    analytics: bool = False
+    """Whether the answer's Reason header names call analytics as what refused it (ATIS-1000099)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from bitel.sip.early_dialog import EarlyDialog, rseq_of
 from bitel.sip.events import Answered, Failed, Provisional, Why
 from bitel.sip.grammar import Address
 from bitel.sip.message import PHRASES, Request, Response, printable
-from bitel.sip.reason import q850_cause
+from bitel.sip.reason import names_analytics, q850_cause
 from bitel.sip.redirect import redirected_to, retry_after_of
 from bitel.sip.requests import ALLOW, SDP_TYPE_LINE, ClientRequest, one_line
 from bitel.sip.sdp import Agreed, SdpError, SessionDescription, check_answer
@@ -367,6 +367,7 @@ class OutgoingCall:
         retry_after = retry_after_of(response) if response else None
         contacts = redirected_to(response) if response else ()
         since = self._progress_since
+        analytics = response is not None and names_analytics(response.lines("reason"))
         self._core.events.append(
             Failed(
                 self.call_id,
@@ -379,6 +380,7 @@ class OutgoingCall:
                 contacts,
                 progress_for=None if since is None else now - since,
                 delivered=self._transaction.delivered,
+                analytics=analytics,
             )
         )
 

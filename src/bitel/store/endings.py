@@ -60,12 +60,17 @@ class CallEnd(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CallAgain:
-    """A call that waits for another attempt. `trouble` None leaves its count as it was."""
+    """A call that waits for another attempt.
+
+    `trouble` and `uncertain` are how often it has met trunk trouble in a row, and been redialled
+    after uncertain failures; without `trouble` both counts stay as they are.
+    """
 
     call_id: str
     due_at: float
     spends_retry: bool
     trouble: int | None
+    uncertain: int = 0
 
 
 def end_attempts(conn: Connection, ends: Iterable[tuple[str, Attempted]]) -> None:
@@ -137,7 +142,11 @@ def end_waiting(conn: Connection, ends: Sequence[tuple[Any, CallEnd]], now: floa
 def call_again(conn: Connection, again: Sequence[CallAgain]) -> None:
     """Make calls due for another attempt."""
     same = [_again_values(one) for one in again if one.trouble is None]
-    counted = [(*_again_values(one), one.trouble) for one in again if one.trouble is not None]
+    counted = [
+        (*_again_values(one), one.trouble, one.uncertain)
+        for one in again
+        if one.trouble is not None
+    ]
     if same:
         _DUE_AGAIN.run(conn, {"again": same})
     if counted:
@@ -239,4 +248,4 @@ def _due_again(**more: TypeEngine[Any]) -> Change:
 
 
 _DUE_AGAIN: Final = _due_again()
-_DUE_AGAIN_COUNTED: Final = _due_again(trouble=call.c.trouble.type)
+_DUE_AGAIN_COUNTED: Final = _due_again(trouble=call.c.trouble.type, uncertain=call.c.uncertain.type)

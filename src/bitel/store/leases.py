@@ -8,7 +8,7 @@ the commit; so a worker that was paused or cut off finds out before it can do ha
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, select, text, update
 
@@ -106,6 +106,45 @@ def holds(conn: Connection, lease: Lease) -> bool:
     """Whether the lease is still good; if so, it stays good until this transaction ends."""
     wanted = {"id": lease.dialer_id, "epoch": lease.epoch}
     return bool(_HOLDS.rows(conn, wanted))
+
+
+@dataclass(frozen=True, slots=True)
+class TrunkHistory:
+    """What a dialer's worker knows of its trunks, for the API and for the next worker."""
+
+    paused_reason: str = ""
+    """Why no calls are placed although the trunks answer; empty while they are."""
+    has_worked: bool = False
+    """Whether the trunks have ever delivered a call."""
+
+
+def record_trunks(conn: Connection, lease: Lease, history: TrunkHistory, now: float) -> None:
+    """Write what the worker knows of its trunks, if it still holds the lease."""
+    values: dict[str, Any] = {"paused_reason": history.paused_reason or None}
+    if history.has_worked:
+        values["worked_at"] = now
+    conn.execute(
+        update(dialer)
+        .where(dialer.c.id == lease.dialer_id, dialer.c.epoch == lease.epoch)
+        .values(values)
+    )
+
+
+def trunk_history(conn: Connection, dialer_id: str) -> TrunkHistory:
+    """What the last worker has written with `record_trunks`."""
+    columns = (dialer.c.paused_reason, dialer.c.worked_at)
+    row = conn.execute(select(*columns).where(dialer.c.id == dialer_id)).one_or_none()
+    if row is None:
+        return TrunkHistory()
+    return TrunkHistory(row.paused_reason or "", row.worked_at is not None)
+
+
+def paused_reasons(conn: Connection) -> dict[str, str]:
+    """Why dialers place no calls although their trunks answer, for those that do not."""
+    rows = conn.execute(
+        select(dialer.c.id, dialer.c.paused_reason).where(dialer.c.paused_reason.is_not(None))
+    )
+    return {row.id: row.paused_reason for row in rows}
 
 
 def dialers_up(conn: Connection, now: float, within: float) -> dict[str, bool]:

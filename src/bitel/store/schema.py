@@ -344,6 +344,7 @@ dialer = Table(
     # Of the data_dir whose lock file the worker holds; NULL: it runs no dialer of that kind.
     Column("installation", _Id),
     Column("paused_reason", FreeText(200)),  # NULL: calls are placed
+    Column("worked_at", Double),  # a call was last known to be delivered; NULL: never yet
 )
 
 do_not_call = Table(

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, bindparam, exists, insert, literal, select
 
-from bitel.calls.call import CallStatus
+from bitel.calls.call import CallStatus, Lane
 from bitel.calls.ids import new_ids
 from bitel.calls.outcome import Attempted, Outcome
 from bitel.calls.retry import Again, Final, Verdict
 from bitel.calls.tariff import NOTHING, Bill
-from bitel.store import leases, reserving
+from bitel.store import do_not_call, leases, one_time_passwords, reserving
 from bitel.store.bulk import Change, Query, given
 from bitel.store.endings import (
     CallAgain,
@@ -36,6 +36,9 @@ from bitel.store.schema import (
     ledger_entry,
     project,
 )
+
+UNWANTED = 607
+"""The SIP code by which the person called says that the call is unwanted (RFC 8197)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +66,28 @@ def settle(
     It is not for attempts that are settled already, or that another worker has taken over. An
     answered attempt is billed by one ledger entry, with no more than its call had reserved, if it
     had. Whatever its verdict, an attempt that was heard never makes its call due again: the call
-    then ends as UNKNOWN. Nor does one that was to be called off: its call ends as CANCELED.
+    then ends as UNKNOWN. Nor does one that was to be called off, or a one-time password that a
+    newer one supersedes: its call ends as CANCELED. A number whose person did not want the call
+    (607) goes on the do-not-call list of a project that asks for it.
     """
     if not settlements or not leases.holds(conn, lease):
         return set()
     offered = {one.attempt_id: one for one in settlements}
     mine = {"dialer_id": lease.dialer_id, "epoch": lease.epoch}
-    accepted = [
-        (row, _checked(offered[row.id], row))
+    rows = [
+        row
         for row in _MINE.rows(conn, {"ids": [(key,) for key in offered], **mine})
         if row.call_id == offered[row.id].call_id
     ]
+    superseded = one_time_passwords.superseded(
+        conn,
+        [
+            (row.project_id, row.e164, row.call_id)
+            for row in rows
+            if row.lane == Lane.OTP and not isinstance(offered[row.id].verdict, Final)
+        ],
+    )
+    accepted = [(row, _checked(offered[row.id], row, superseded)) for row in rows]
     end_attempts(conn, [_attempt_end(one) for _, one in accepted])
     forget_requests(conn, [row.id for row, _ in accepted if row.canceled])
     ends = [
@@ -86,17 +100,24 @@ def settle(
         conn, [_call_again(one) for _, one in accepted if not isinstance(one.verdict, Final)]
     )
     _charge(conn, [(row.project_id, one) for row, one in accepted], now)
+    for row, one in accepted:
+        if row.unwanted_to_do_not_call and one.attempted.sip_code == UNWANTED:
+            do_not_call.add(conn, row.project_id, row.e164)
     return {row.id for row, _ in accepted}
 
 
-def _checked(one: Settlement, row: Any) -> Settlement:
+def _checked(one: Settlement, row: Any, superseded: Collection[str]) -> Settlement:
     if row.reserved and one.bill.price > row.reserved:
         one = one._replace(bill=Bill(one.bill.seconds, row.reserved))
     if isinstance(one.verdict, Final):
         return one
     if row.claim == HEARD:
         return one._replace(verdict=Final(CallStatus.UNKNOWN))
-    return one._replace(verdict=Final(CallStatus.CANCELED)) if row.canceled else one
+    if row.canceled:
+        return one._replace(verdict=Final(CallStatus.CANCELED))
+    if row.call_id in superseded:
+        return one._replace(verdict=Final(CallStatus.CANCELED, one_time_passwords.REASON))
+    return one
 
 
 def _attempt_end(one: Settlement) -> tuple[str, Attempted]:
@@ -121,7 +142,13 @@ def _call_end(one: Settlement, verdict: Final) -> CallEnd:
 def _call_again(one: Settlement) -> CallAgain:
     verdict = one.verdict
     if isinstance(verdict, Again):
-        return CallAgain(one.call_id, verdict.due_at, verdict.spends_retry, verdict.trouble)
+        return CallAgain(
+            one.call_id,
+            verdict.due_at,
+            verdict.spends_retry,
+            verdict.trouble,
+            verdict.uncertain,
+        )
     assert isinstance(verdict, HandBack)
     return CallAgain(one.call_id, verdict.due_at, spends_retry=False, trouble=None)
 
@@ -147,6 +174,9 @@ _MINE = Query(
         attempt.c.call_id,
         attempt.c.claim,
         call.c.project_id,
+        call.c.e164,
+        call.c.lane,
+        project.c.unwanted_to_do_not_call,
         call.c.reserved,
         is_waiting.label("waits"),
         is_told.label("is_told"),

@@ -27,6 +27,7 @@ def upgrade() -> None:
     )
     op.add_column("dialer", sa.Column("installation", sa.String(32)))
     op.add_column("dialer", sa.Column("paused_reason", sa.String(200)))
+    op.add_column("dialer", sa.Column("worked_at", sa.Double()))
     in_flight = sa.text("due_at IS NULL AND status = 0")
     op.create_index("ix_call_in_flight", "call", ["project_id", "e164"],
                     sqlite_where=in_flight, postgresql_where=in_flight)
