@@ -1,7 +1,7 @@
 """What a finished attempt means: SIP answers and Q.850 causes, sorted into outcomes.
 
 A carrier says the same thing in many ways. The tables here are the one place that decides which
-of seven outcomes an answer stands for; `retry.py` decides what follows from it. A Q.850 cause
+of its outcomes an answer stands for; `retry.py` decides what follows from it. A Q.850 cause
 (ITU-T Q.850 §2.2.7), carried in a `Reason` header (RFC 3326), decides before the SIP code.
 """
 
@@ -25,6 +25,8 @@ class Outcome(enum.Enum):
     REFUSED = "refused by policy"
     MEDIA_MISMATCH = "media mismatch"
     TRUNK_TROUBLE = "trunk trouble"
+    NOT_PLACED = "not placed"
+    """No INVITE was sent: what the call plays can't be had now."""
     CALLED_OFF = "called off"
     """We ended the attempt ourselves, for the client or for a shutdown, before an answer."""
     CUT_OFF = "cut off"

@@ -27,7 +27,7 @@ class Again(NamedTuple):
     due_at: float
     spends_retry: bool
     trouble: int
-    """How many attempts in a row have met trunk trouble."""
+    """How many attempts in a row have met trunk trouble, or could not be placed."""
 
 
 Verdict = Final | Again
@@ -50,25 +50,28 @@ _ENDS_AS = {
     Outcome.REFUSED: CallStatus.ERROR,
     Outcome.MEDIA_MISMATCH: CallStatus.ERROR,
     Outcome.TRUNK_TROUBLE: CallStatus.EXPIRED,
+    Outcome.NOT_PLACED: CallStatus.EXPIRED,
     Outcome.CALLED_OFF: CallStatus.CANCELED,
     Outcome.CUT_OFF: CallStatus.UNKNOWN,
 }
 
 _RETRIED = frozenset({Outcome.BUSY, Outcome.NO_ANSWER})
+_BACKED_OFF = frozenset({Outcome.TRUNK_TROUBLE, Outcome.NOT_PLACED})
 
 
 def decide(rule: RetryRule, attempted: Attempted) -> Verdict:
     """What follows from `attempted`, under `rule`.
 
     A retry that could only start after `expires_at` is not waited for: the call ends at once with
-    what its last attempt met. Trunk trouble is no answer from anybody, so it ends as EXPIRED.
+    what its last attempt met. Trunk trouble, or a recording that can't be had, is no answer from
+    anybody, so it ends as EXPIRED.
     """
     outcome = attempted.outcome
     if outcome in _RETRIED and rule.retries_left > 0:
         due = attempted.ended_at + rule.retry_interval
         if due < rule.expires_at:
             return Again(due_at=due, spends_retry=True, trouble=0)
-    if outcome is Outcome.TRUNK_TROUBLE:
+    if outcome in _BACKED_OFF:
         due = attempted.ended_at + trouble_backoff(rule.trouble)
         if due < rule.expires_at:
             return Again(due_at=due, spends_retry=False, trouble=rule.trouble + 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 
 import structlog
 
@@ -22,8 +23,9 @@ from bitel.dialers.trunk_state import TrunkState
 from bitel.dialers.watch import Watch
 from bitel.dialers.whereabouts import Whereabouts
 from bitel.dialing.dialer import Heard, Order
+from bitel.dialing.recording_faults import RecordingFaults
 from bitel.errors import BitelError, InvalidRequestError, NotFoundError, UnavailableError
-from bitel.rtp.streamer import FarEndError, Streamer
+from bitel.rtp.streamer import FarEndError, NoPortError, Streamer
 from bitel.sip import (
     AgentConfig,
     Answered,
@@ -58,8 +60,10 @@ class SipTrunkDialer:
         link: Link | None = None,
         watch: Watch | None = None,
         targets: Targets | None = None,
+        faults: RecordingFaults | None = None,
     ) -> None:
         self._config = config
+        self._faults = faults or RecordingFaults("", clock)
         self._playlists = playlists
         self._clock = clock
         self._link = link
@@ -139,7 +143,7 @@ class SipTrunkDialer:
         self._attempts[order.attempt_id] = attempt
         attempted: Attempted | None = None
         try:
-            playlists = await self._playlists.for_order(order, self._config.codecs)
+            playlists = await self._lay_out(order)
             port = self._streamer.open_port()
         except (NotFoundError, InvalidRequestError) as fault:
             # Nothing to play, now or ever.
@@ -148,11 +152,19 @@ class SipTrunkDialer:
             if self._watch:
                 self._watch.over(order, attempted)
             return attempted
-        except UnavailableError as fault:
-            # No free port, storage out of reach, no voice: later may be better.
+        except NoPortError as fault:
             del self._attempts[order.attempt_id]
             return attempt.over(Outcome.TRUNK_TROUBLE, detail=str(fault))
+        except UnavailableError as fault:
+            # Storage out of reach, no voice: later may be better.
+            del self._attempts[order.attempt_id]
+            return attempt.over(Outcome.NOT_PLACED, detail=str(fault))
         try:
+            try:
+                await self._streamer.prepare(port, chain(*playlists.values()))
+            except UnavailableError as fault:
+                attempted = attempt.over(Outcome.NOT_PLACED, detail=str(fault))
+                return attempted
             attempted = await self._call(attempt, playlists, port, heard)
             return attempted
         finally:
@@ -176,6 +188,18 @@ class SipTrunkDialer:
                 attempt.talk.stop()
             if attempt.leg is not None:
                 self._hang_up(attempt.leg)
+
+    async def _lay_out(self, order: Order) -> Mapping[str, Playlist]:
+        """What the order plays, by codec; raises as `PlaylistSource.for_order` does."""
+        try:
+            playlists = await self._playlists.for_order(order, self._config.codecs)
+        except UnavailableError as fault:
+            self._faults.missed(
+                order, f"{fault} ({fault.__cause__})" if fault.__cause__ else str(fault)
+            )
+            raise
+        self._faults.found(order)
+        return playlists
 
     async def _call(
         self, attempt: Attempt, playlists: Mapping[str, Playlist], port: int, heard: Heard
