@@ -26,18 +26,19 @@ from bitel.collector import collect_when_quiet, measuring_pauses, run_only_when_
 from bitel.dialer_config import sip_trunk_config
 from bitel.dialers.counted import Counted
 from bitel.dialers.lateness import packets_late
-from bitel.dialers.playlists import Playlists
+from bitel.dialers.playlists import DurationOf, Playlists
 from bitel.dialers.sip_trunk import SipTrunkDialer
 from bitel.dialers.traces import Keep, Traces
 from bitel.dialing.dispatcher import Dispatcher, Limits
 from bitel.dialing.pressure import Strain
+from bitel.dialing.recording_faults import RecordingFaults
 from bitel.errors import BitelError
 from bitel.housekeeping import keep_house
 from bitel.loop_lag import LoopLag, measuring
 from bitel.metrics.page import Page
 from bitel.metrics.sources import DialerFigures, DialerSource, Sources
 from bitel.settings import DialerSettings, Settings, TraceSettings, split_address
-from bitel.store import migrate
+from bitel.store import migrate, recordings
 from bitel.store.database import Database
 from bitel.store.leases import LostLease
 from bitel.voices.speech import SpeechOptions
@@ -112,7 +113,7 @@ async def running(
         dialers, dispatchers = [], []
         speech = SpeechLibrary(settings.data_dir / "speech", _speech_options(settings))
         stack.push_async_callback(speech.close)
-        playlists = Playlists(voices, speech, settings.data_dir / "quiet")
+        playlists = Playlists(voices, speech, settings.data_dir / "quiet", _duration_from(database))
         deliverer = None
         if role != "dialer":
             deliverer = webhooks.build(
@@ -177,7 +178,10 @@ def _dialer(
     on_settled: Callable[[], None],
     lag: LoopLag,
 ) -> tuple[SipTrunkDialer, Dispatcher]:
-    trunk = SipTrunkDialer(sip_trunk_config(dialer), playlists, time.time, watch=watch)
+    faults = RecordingFaults(dialer.id, time.time)
+    trunk = SipTrunkDialer(
+        sip_trunk_config(dialer), playlists, time.time, watch=watch, faults=faults
+    )
 
     def strain() -> Strain:
         late = packets_late(trunk.streamer.stats())
@@ -199,6 +203,7 @@ def _dialer(
         clock=time.time,
         on_settled=on_settled,
         strain=strain,
+        faults=faults,
     )
     return trunk, dispatcher
 
@@ -217,7 +222,12 @@ def _figures(trunk: SipTrunkDialer, dispatcher: Dispatcher, counted: Counted) ->
         held_back=dispatcher.pressure.seconds(time.time()),
         trunks=trunk.trunks(),
         streams=trunk.streamer.stats(),
+        recordings_unreachable=dispatcher.faults.count(),
     )
+
+
+def _duration_from(database: Database) -> DurationOf:
+    return lambda recording_id: database.read(lambda conn: recordings.duration(conn, recording_id))
 
 
 def _keep(traces: TraceSettings) -> Keep:

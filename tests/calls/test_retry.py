@@ -94,16 +94,17 @@ def test_what_ends_a_call_whatever_its_rule(outcome: Outcome, status: CallStatus
     assert decide(rule(10), attempted(outcome, "anything")) == Final(status)
 
 
-def test_trunk_trouble_waits_longer_each_time_and_ends_as_expired() -> None:
+@pytest.mark.parametrize("outcome", [Outcome.TRUNK_TROUBLE, Outcome.NOT_PLACED])
+def test_trunk_trouble_waits_longer_each_time_and_ends_as_expired(outcome: Outcome) -> None:
     waits = []
     for trouble in range(7):
-        verdict = decide(rule(trouble=trouble), attempted(Outcome.TRUNK_TROUBLE))
+        verdict = decide(rule(trouble=trouble), attempted(outcome))
         assert isinstance(verdict, Again)
         assert not verdict.spends_retry
         assert verdict.trouble == trouble + 1
         waits.append(verdict.due_at - NOW)
     assert waits == [5, 10, 20, 40, 80, 120, 120]
-    verdict = decide(rule(expires_in=5), attempted(Outcome.TRUNK_TROUBLE))
+    verdict = decide(rule(expires_in=5), attempted(outcome))
     assert verdict == Final(CallStatus.EXPIRED)
 
 
@@ -118,7 +119,8 @@ def test_no_retry_comes_too_early_or_too_late(rule: RetryRule, outcome: Outcome)
     verdict = decide(rule, attempted(outcome))
     if isinstance(verdict, Again):
         assert verdict.due_at < rule.expires_at
-        wait = 5.0 if outcome is Outcome.TRUNK_TROUBLE else rule.retry_interval
+        not_rung = (Outcome.TRUNK_TROUBLE, Outcome.NOT_PLACED)
+        wait = 5.0 if outcome in not_rung else rule.retry_interval
         assert verdict.due_at >= NOW + wait
         assert not verdict.spends_retry or rule.retries_left > 0
     else:

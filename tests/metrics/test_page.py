@@ -54,6 +54,7 @@ def dialer() -> DialerFigures:
         streams=StreamerStats(
             running=3, packets=1000, refused=2, ticks=500, late_ticks=7, worst_ms=31, p99_ms=4
         ),
+        recordings_unreachable=4,
     )
 
 
@@ -142,6 +143,7 @@ async def test_a_dialer(sources: Sources) -> None:
     assert at(samples, paused, dialer="main", sign="late packets") == 1
     assert at(samples, paused, dialer="main", sign="late loop") == 0
     assert at(samples, "bitel_claiming_paused_seconds_total", dialer="main") == 12.5
+    assert at(samples, "bitel_recordings_unreachable", dialer="main") == 4
     here = {"dialer": "main", "trunk": "sip:a.example", "address": "192.0.2.1:5060"}
     assert at(samples, "bitel_trunk_up", **here) == 1
     assert at(samples, "bitel_trunk_answered_timestamp_seconds", **here) == 1234.5

@@ -40,6 +40,8 @@ class Outcome(enum.Enum):
     """The call failed in the network, and a phone may have rung."""
     REFUSED_FOR_GOOD = "refused for good"
     """By the person called or for them: calling again is not wanted."""
+    NOT_PLACED = "not placed"
+    """No INVITE was sent: what the call plays can't be had now."""
     CALLED_OFF = "called off"
     """We ended the attempt ourselves, for the client or for a shutdown, before an answer."""
     CUT_OFF = "cut off"

@@ -27,7 +27,7 @@ class Again(NamedTuple):
     due_at: float
     spends_retry: bool
     trouble: int
-    """How many attempts in a row have met trunk trouble."""
+    """How many attempts in a row have met trunk trouble, or could not be placed."""
     uncertain: int = 0
     """How many redials after uncertain failures the call has had, this one included."""
 
@@ -59,12 +59,15 @@ _ENDS_AS = {
     Outcome.RANG: CallStatus.NO_ANSWER,
     Outcome.UNCERTAIN: CallStatus.NO_ANSWER,
     Outcome.REFUSED_FOR_GOOD: CallStatus.ERROR,
+    Outcome.NOT_PLACED: CallStatus.EXPIRED,
     Outcome.CALLED_OFF: CallStatus.CANCELED,
     Outcome.CUT_OFF: CallStatus.UNKNOWN,
 }
 
 _RETRIED = frozenset({Outcome.BUSY, Outcome.NO_ANSWER, Outcome.RANG, Outcome.UNCERTAIN})
 """Outcomes after which a phone has rung, or may have."""
+_BACKED_OFF = frozenset({Outcome.TRUNK_TROUBLE, Outcome.NOT_PLACED})
+"""Outcomes after which no phone can have rung, and a later attempt may fare better."""
 
 
 def decide(rule: RetryRule, attempted: Attempted) -> Verdict:
@@ -72,8 +75,8 @@ def decide(rule: RetryRule, attempted: Attempted) -> Verdict:
 
     A redial that could only start at or after `expires_at` is not waited for: the call ends at
     once with what its last attempt met. So does one whose phone rang, or may have, and that has
-    neither a retry nor an uncertain redial left. Trunk trouble is no answer from anybody, so it
-    ends as EXPIRED.
+    neither a retry nor an uncertain redial left. Trunk trouble, or a recording that can't be had,
+    is no answer from anybody, so it ends as EXPIRED.
     """
     outcome = attempted.outcome
     if outcome in _RETRIED:
@@ -81,7 +84,7 @@ def decide(rule: RetryRule, attempted: Attempted) -> Verdict:
         again = _redial(rule, outcome, due) if due < rule.expires_at else None
         if again is not None:
             return again
-    if outcome is Outcome.TRUNK_TROUBLE:
+    if outcome in _BACKED_OFF:
         due = attempted.ended_at + trouble_backoff(rule.trouble)
         if due < rule.expires_at:
             return Again(due, False, rule.trouble + 1, rule.uncertain)

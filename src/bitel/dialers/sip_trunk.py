@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import chain
 
 import structlog
 
@@ -24,8 +25,9 @@ from bitel.dialers.trunk_state import TrunkState
 from bitel.dialers.watch import Watch
 from bitel.dialers.whereabouts import Whereabouts
 from bitel.dialing.dialer import Heard, Order
+from bitel.dialing.recording_faults import RecordingFaults
 from bitel.errors import BitelError, InvalidRequestError, NotFoundError, UnavailableError
-from bitel.rtp.streamer import FarEndError, Streamer
+from bitel.rtp.streamer import FarEndError, NoPortError, Streamer
 from bitel.sip import (
     AgentConfig,
     Answered,
@@ -64,8 +66,10 @@ class SipTrunkDialer:
         link: Link | None = None,
         watch: Watch | None = None,
         targets: Targets | None = None,
+        faults: RecordingFaults | None = None,
     ) -> None:
         self._config = config
+        self._faults = faults or RecordingFaults("", clock)
         self._playlists = playlists
         self._clock = clock
         self._link = link
@@ -163,27 +167,28 @@ class SipTrunkDialer:
         attempt = Attempt(order, self._config.ring_timeout, self._clock)
         self._attempts[order.attempt_id] = attempt
         attempted: Attempted | None = None
+        port: int | None = None
         try:
-            playlists = await self._playlists.for_order(order, self._config.codecs)
-            port = self._streamer.open_port()
-        except (NotFoundError, InvalidRequestError) as fault:
-            # Nothing to play, now or ever.
-            del self._attempts[order.attempt_id]
-            attempted = attempt.over(Outcome.MEDIA_MISMATCH, detail=str(fault))
-            if self._watch:
-                self._watch.over(order, attempted)
-            return attempted
-        except (UnavailableError, OSError) as fault:
-            # No free port, storage out of reach, no voice: later may be better.
-            del self._attempts[order.attempt_id]
-            return attempt.over(Outcome.TRUNK_TROUBLE, detail=str(fault))
-        try:
-            attempted = await self._call(attempt, playlists, port, heard)
+            try:
+                playlists = await self._lay_out(order)
+                port = self._streamer.open_port()
+                await self._streamer.prepare(port, chain(*playlists.values()))
+            except (NotFoundError, InvalidRequestError) as fault:
+                # Nothing to play, now or ever.
+                attempted = attempt.over(Outcome.MEDIA_MISMATCH, detail=str(fault))
+            except (NoPortError, OSError) as fault:
+                attempted = attempt.over(Outcome.TRUNK_TROUBLE, detail=str(fault))
+            except UnavailableError as fault:
+                # Storage out of reach, no voice: later may be better.
+                attempted = attempt.over(Outcome.NOT_PLACED, detail=str(fault))
+            else:
+                attempted = await self._call(attempt, playlists, port, heard)
             return attempted
         finally:
             if self._watch:
                 self._watch.over(order, attempted)
-            self._streamer.release_port(port)
+            if port is not None:
+                self._streamer.release_port(port)
             if attempt.leg is not None:
                 if attempted is None and self._transport is not None:
                     # Whatever has gone wrong, nobody is left ringing, or on an open line.
@@ -209,6 +214,18 @@ class SipTrunkDialer:
         if attempt is not None and attempt.leg is not None:
             self._sip.agent.cancel(attempt.leg.call_id, self._sip.now(), repeat=False)
         self.call_off(attempt_id)
+
+    async def _lay_out(self, order: Order) -> Mapping[str, Playlist]:
+        """What the order plays, by codec; raises as `PlaylistSource.for_order` does."""
+        try:
+            playlists = await self._playlists.for_order(order, self._config.codecs)
+        except UnavailableError as fault:
+            self._faults.missed(
+                order, f"{fault} ({fault.__cause__})" if fault.__cause__ else str(fault)
+            )
+            raise
+        self._faults.found(order)
+        return playlists
 
     async def _call(
         self, attempt: Attempt, playlists: Mapping[str, Playlist], port: int, heard: Heard

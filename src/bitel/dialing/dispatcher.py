@@ -26,6 +26,7 @@ from bitel.dialing.dialer import Dialer, Order
 from bitel.dialing.figures import Figures
 from bitel.dialing.pacer import Pacer
 from bitel.dialing.pressure import Pressure, Strain
+from bitel.dialing.recording_faults import RecordingFaults
 from bitel.dialing.records import Records
 from bitel.errors import UnavailableError
 from bitel.store import claims, leases
@@ -98,9 +99,11 @@ class Dispatcher:
         clock: Callable[[], float],
         on_settled: Callable[[], None] = lambda: None,
         strain: Callable[[], Strain] = Strain,
+        faults: RecordingFaults | None = None,
     ) -> None:
         self.figures = Figures()
         self.pressure = Pressure()
+        self.faults = faults or RecordingFaults(dialer_id, clock)
         self._strain = strain
         self._on_settled = on_settled
         self._dialer_id = dialer_id
@@ -234,6 +237,9 @@ class Dispatcher:
             return _RELIEF
         if strain.messages_late > MESSAGES_LATE:
             return _BEAT
+        hold = self.faults.hold()
+        if hold > 0:
+            return min(hold, _POLL)
         free = self._limits.max_channels - len(self._running)
         if free <= 0 or not self._dialer.up:
             return _POLL
@@ -242,7 +248,7 @@ class Dispatcher:
             free -= self._limits.otp_channels
         if self._dialer.probing:
             free = min(free, 1)
-        allowed = min(free, self._pacer.available(now))
+        allowed = self.faults.most(min(free, self._pacer.available(now)))
         if allowed <= 0:
             return self._pacer.wait()
         if not self._more_due:

@@ -127,6 +127,18 @@ def pressure(dialers: list[DialerFigures]) -> Iterator[Metric]:
     yield from (paused, seconds)
 
 
+def recordings(dialers: list[DialerFigures]) -> Iterator[Metric]:
+    """Whether there is something to play."""
+    unreachable = GaugeMetricFamily(
+        "bitel_recordings_unreachable",
+        "Recordings, and languages for digits, that waiting calls need and that can't be had.",
+        labels=_DIALER,
+    )
+    for one in dialers:
+        unreachable.add_metric([one.dialer_id], one.recordings_unreachable)
+    yield unreachable
+
+
 def trunks(dialers: list[DialerFigures]) -> Iterator[Metric]:
     """How the carriers' addresses stand."""
     place = ["dialer", "trunk", "address"]

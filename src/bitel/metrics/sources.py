@@ -36,6 +36,8 @@ class DialerFigures:
     """Seconds for which the machine had no room for more calls."""
     trunks: Sequence[TrunkState]
     streams: StreamerStats
+    recordings_unreachable: int = 0
+    """Recordings, and languages that digits are spoken in, that calls need and can't have."""
 
 
 DialerSource = Callable[[], DialerFigures]
