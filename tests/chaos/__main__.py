@@ -68,7 +68,7 @@ def _options() -> tuple[Options, bool]:
     parser.add_argument("--gap", type=float, default=4.0, help="mean seconds between two faults")
     parser.add_argument("--ring-timeout", type=float, default=5.0, help="of the dialer, in seconds")
     parser.add_argument(
-        "--time-to-live", type=float, default=240.0, help="of each call, in seconds"
+        "--time-to-live", type=float, default=180.0, help="of each call, in seconds"
     )
     parser.add_argument("--keep", action="store_true", help="keep the logs of a run without faults")
     given = parser.parse_args()

@@ -19,9 +19,10 @@ EARLY: Final = 0.3
 RECORDED_AFTER: Final = 1.0
 """Seconds after a 18x by which ringing must be durable, so that a later crash can't hide it."""
 UNREAD: Final = 1.0
-"""Seconds that a response may lie unread at the service while a timer repeats the INVITE."""
-LATE: Final = 1.0
-"""Seconds after the ring time-out until which an INVITE may still be repeated."""
+"""Seconds that a response may lie unread, or a timer be late, while an INVITE is repeated."""
+TIMER_B: Final = 32.0
+SCHEDULE: Final = (0.0, 0.5, 1.5, 3.5, 7.5, 15.5, 31.5)
+"""Seconds after an INVITE at which it may be repeated over UDP: timer A with T1 = 0.5 s."""
 KNOWN: Final = 1.0
 """Seconds after a call's webhook from which no INVITE of it may come."""
 OFF: Final = 2.0
@@ -209,15 +210,22 @@ def _too_soon(evidence: Evidence) -> Iterator[str]:
 
 @_finds("INVITE repeated late")
 def _late_repeat(evidence: Evidence) -> Iterator[str]:
-    """A copy that comes when the ring time-out is over, or when a response lay there to be read."""
+    """A copy that RFC 3261 (17.1.1.2) has no place for.
+
+    It comes after timer B; or when a response lay there to be read; or after the ring time-out and
+    off the schedule, as when a process that was stopped sends again what was due meanwhile.
+    """
     for invitation in evidence.invitations:
+        answered = min((at for at, _ in invitation.responses), default=float("inf"))
         for at in invitation.sent[1:]:
             after = at - invitation.first
-            answered = min((when for when, _ in invitation.responses), default=at)
-            if after > evidence.terms.ring_timeout + LATE:
-                why = "after the ring time-out"
+            off = after - max(each for each in SCHEDULE if each <= after)
+            if after > TIMER_B + UNREAD:
+                why = "after timer B"
             elif at - answered > UNREAD:
                 why = f"{at - answered:.1f} s after the first response"
+            elif after > evidence.terms.ring_timeout and off > UNREAD:
+                why = f"after the ring time-out, {off:.1f} s behind the schedule"
             else:
                 continue
             story = _story(evidence, invitation)
@@ -365,17 +373,46 @@ def _http(evidence: Evidence) -> Iterator[str]:
 
 
 _TRACEBACK: Final = "Traceback (most recent call last)"
-_RAISED: Final = re.compile(r"^[\w.]*(Error|Exception|Exit|Interrupt|Lost\w*|Warning)\b")
+_RAISED: Final = re.compile(r"^[A-Za-z_][\w.]*(: |$)")
+_CHAINED: Final = ("The above exception was the direct", "During handling of the above")
+_ANSWERED_503: Final = ("bitel.errors.UnavailableError", "bitel.store.faults.StoreUnavailable")
+"""Exceptions that a request was refused with, and whose cause is logged for the operator."""
 
 
 @_finds("traceback in the service's log")
 def _tracebacks(evidence: Evidence) -> Iterator[str]:
-    for number, line in enumerate(evidence.log):
-        if _TRACEBACK in line:
-            below = evidence.log[number : number + 120]
-            raised = next((each for each in below if _RAISED.match(each)), "")
-            above = evidence.log[number - 1] if number else ""
-            yield f"line {number + 1}: {raised.strip()} | {above.strip()[:160]}"
+    found: Counter[str] = Counter()
+    places: dict[str, int] = {}
+    for number, event, raised in _raised(evidence.log):
+        if not raised.startswith(_ANSWERED_503):
+            what = f"{raised[:200]} | {_TIME.sub('', event)[:200]}"
+            found[what] += 1
+            places.setdefault(what, number)
+    for what, count in found.items():
+        yield f"{count} times, first at line {places[what]}: {what}"
+
+
+_TIME: Final = re.compile(r"^[\d:TZ., -]+")
+
+
+def _raised(log: Sequence[str]) -> Iterator[tuple[int, str, str]]:
+    """The last exception of each chain of tracebacks: its line, the event above, and itself."""
+    event, begin = "", 0
+    for number, line in enumerate(log):
+        if not line.startswith(_TRACEBACK):
+            continue
+        before = next((each for each in log[max(0, number - 2) : number][::-1] if each), "")
+        if not before.startswith(_CHAINED):
+            event, begin = before, number + 1
+        for end in range(number + 1, len(log)):
+            if _RAISED.match(log[end]):
+                # Some exceptions say more, in lines of their own.
+                is_last = not any(each.startswith(_CHAINED) for each in log[end + 1 : end + 6])
+                break
+        else:
+            end, is_last = number, True
+        if is_last:
+            yield begin, event, log[end]
 
 
 # What the rules share

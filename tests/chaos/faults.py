@@ -24,6 +24,9 @@ WORKERS: Final = {
 AT_ONCE: Final = 2
 """Faults that may lie over each other, each at another part."""
 LONGEST_STOP: Final = 12.0
+"""Seconds: longer than ring time-outs here, so that timers of all kinds are due afterwards."""
+WEIGHTS: Final = {"kill": 3, "stop": 3}
+"""How often a kind is drawn, where it is not once."""
 
 
 class Kind(NamedTuple):
@@ -71,7 +74,7 @@ class Injector:
         while known:
             # Drawn in any case, so that the row of faults is the seed's, whatever takes how long.
             wait = self._random.uniform(0.3 * gap, 1.7 * gap)
-            name = self._random.choice(known)
+            [name] = self._random.choices(known, [WEIGHTS.get(each, 1) for each in known])
             kind = self.kinds[name]
             seconds = self._random.uniform(kind.shortest, kind.longest)
             if time.monotonic() + wait > until:

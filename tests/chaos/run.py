@@ -60,7 +60,7 @@ class Options:
     """For how long calls are placed and faults injected."""
     gap: float = 4.0
     """Mean time from one fault to the next."""
-    time_to_live: float = 240.0
+    time_to_live: float = 180.0
     terms: Terms = field(default_factory=Terms)
     disk_megabytes: int = 0
     """The size of the small disk; 0: enough for the calls."""

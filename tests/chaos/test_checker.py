@@ -131,6 +131,20 @@ def killed(at: float) -> dict[str, Any]:
     return {"exits": [Exit(at, -9, "kill")], "faults": [Fault("kill", at, at + 2.0)]}
 
 
+CAUSE = [
+    "2026-11-26T01:33:04Z [error] request failed",
+    "Traceback (most recent call last):",
+    '  File "x", line 1',
+    "sqlalchemy.exc.OperationalError: disk I/O error",
+    "(Background on this error at: https://sqlalche.me/e/20/e3q8)",
+    "",
+    "The above exception was the direct cause of the following exception:",
+    "",
+    "Traceback (most recent call last):",
+    '  File "y", line 2',
+    "bitel.store.faults.StoreUnavailable: try again later",
+]
+
 RIGHT = {
     "answered": run_with(answered(0.0)),
     "hung up by the callee before any audio": run_with(
@@ -150,7 +164,11 @@ RIGHT = {
     "cut off by a crash before ringing was written": failed(
         ringing(0.0), refused(38.0, "b"), **killed(0.5)
     ),
-    "repeated as RFC 3261 says": failed(copies(0.0, 0.5, 1.5, 3.5), status="EXPIRED"),
+    "repeated as RFC 3261 says": failed(
+        copies(0.0, 0.5, 1.5, 3.5, 7.5, 15.5, 31.5), status="EXPIRED"
+    ),
+    "repeated late, and still ringing for us": failed(copies(0.0, 3.0), status="EXPIRED"),
+    "refused with 503 and a cause in the log": run_with(answered(0.0), log=CAUSE),
     "UNKNOWN after an answer": run_with(
         answered(0.0, packets=9), status="UNKNOWN", bill=0, price=0.0, **killed(1.0)
     ),
@@ -215,8 +233,8 @@ WRONG: list[tuple[str, Evidence]] = [
         "redialled sooner than retryInterval",
         failed(refused(0.0, after=1.0), refused(5.0, "b"), retry_count=1),
     ),
-    ("INVITE repeated late", failed(copies(0.0, 0.5, 1.5, 3.5, 7.5), status="EXPIRED")),
-    ("INVITE repeated late", failed(copies(0.0, 33.0), status="EXPIRED")),
+    ("INVITE repeated late", failed(copies(0.0, 0.5, 9.0), status="EXPIRED")),
+    ("INVITE repeated late", failed(copies(0.0, 33.5), status="EXPIRED")),
     ("INVITE repeated late", failed(copies(0.0, 1.5, responses=True), status="EXPIRED")),
     (
         "INVITE for a call that was final",
