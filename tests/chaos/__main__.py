@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -31,6 +32,8 @@ SECONDS_A_CALL = 0.48
 def main() -> int:
     """Run, report, and say by the exit status whether every rule held."""
     options, keep = _options()
+    # What was started and mounted is ended and unmounted, also where the run is broken off.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     folder = Path(tempfile.mkdtemp(prefix="bitel-chaos-"))
     begun = time.monotonic()
 
@@ -66,6 +69,7 @@ def _options() -> tuple[Options, bool]:
     parser.add_argument("--database", choices=sorted(DATABASE_FAULTS), default="sqlite")
     parser.add_argument("--minutes", type=float, help="of placing calls and injecting faults")
     parser.add_argument("--gap", type=float, default=4.0, help="mean seconds between two faults")
+    parser.add_argument("--longest", type=float, default=14.0, help="seconds of a fault, at most")
     parser.add_argument("--ring-timeout", type=float, default=5.0, help="of the dialer, in seconds")
     parser.add_argument(
         "--time-to-live", type=float, default=180.0, help="of each call, in seconds"
@@ -86,6 +90,7 @@ def _options() -> tuple[Options, bool]:
         database=given.database,
         duration=duration,
         gap=given.gap,
+        longest=given.longest,
         time_to_live=given.time_to_live,
         terms=Terms(ring_timeout=given.ring_timeout),
     )

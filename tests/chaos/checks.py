@@ -219,7 +219,7 @@ def _late_repeat(evidence: Evidence) -> Iterator[str]:
         answered = min((at for at, _ in invitation.responses), default=float("inf"))
         for at in invitation.sent[1:]:
             after = at - invitation.first
-            off = after - max(each for each in SCHEDULE if each <= after)
+            off = after - max(each for each in SCHEDULE if each <= after + 0.1)
             if after > TIMER_B + UNREAD:
                 why = "after timer B"
             elif at - answered > UNREAD:
@@ -374,6 +374,7 @@ def _http(evidence: Evidence) -> Iterator[str]:
 
 _TRACEBACK: Final = "Traceback (most recent call last)"
 _RAISED: Final = re.compile(r"^[A-Za-z_][\w.]*(: |$)")
+_BEGINS: Final = re.compile(r"^(\d{4}-\d\d-\d\d|Traceback)")
 _CHAINED: Final = ("The above exception was the direct", "During handling of the above")
 _ANSWERED_503: Final = ("bitel.errors.UnavailableError", "bitel.store.faults.StoreUnavailable")
 """Exceptions that a request was refused with, and whose cause is logged for the operator."""
@@ -407,7 +408,8 @@ def _raised(log: Sequence[str]) -> Iterator[tuple[int, str, str]]:
         for end in range(number + 1, len(log)):
             if _RAISED.match(log[end]):
                 # Some exceptions say more, in lines of their own.
-                is_last = not any(each.startswith(_CHAINED) for each in log[end + 1 : end + 6])
+                rest = itertools.takewhile(lambda each: not _BEGINS.match(each), log[end + 1 :])
+                is_last = not any(each.startswith(_CHAINED) for each in rest)
                 break
         else:
             end, is_last = number, True

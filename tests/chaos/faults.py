@@ -67,8 +67,11 @@ class Injector:
             },
         }
 
-    def run(self, names: Sequence[str], until: float, gap: float) -> None:
-        """Inject faults of these kinds until a moment, about every `gap` seconds; then wait."""
+    def run(self, names: Sequence[str], until: float, gap: float, longest: float) -> None:
+        """Inject faults of these kinds until a moment, about every `gap` seconds; then wait.
+
+        None lasts longer than `longest` seconds.
+        """
         self.skipped = set(names) - self.kinds.keys()
         known = [name for name in names if name in self.kinds]
         while known:
@@ -76,7 +79,7 @@ class Injector:
             wait = self._random.uniform(0.3 * gap, 1.7 * gap)
             [name] = self._random.choices(known, [WEIGHTS.get(each, 1) for each in known])
             kind = self.kinds[name]
-            seconds = self._random.uniform(kind.shortest, kind.longest)
+            seconds = min(self._random.uniform(kind.shortest, kind.longest), longest)
             if time.monotonic() + wait > until:
                 break
             time.sleep(wait)

