@@ -244,9 +244,10 @@ class Callee:
             dialog.state = "over"
             self._write("over", by="silent", packets=0, first=0.0, last=0.0, **dialog.names)
             return
-        self._respond(dialog, 100)
+        if not step.quiet:
+            self._respond(dialog, 100)
         if step.ring is not None:
-            self._later(0.1, lambda: self._ring(dialog))
+            self._later(step.quiet + 0.1, lambda: self._ring(dialog))
         if step.final_after is not None:
             wait = step.final_after + step.ring_timeouts * self._ring_timeout
             self._later(at + wait - time.monotonic(), lambda: self._decide(dialog))

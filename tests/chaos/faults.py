@@ -58,7 +58,7 @@ class Injector:
             "term": Kind("service", 0.0, 0.0, self._term),
             "sender-kill": Kind("sender", 0.0, 0.0, self._sender_kill),
             "sender-stop": Kind("sender", 0.5, LONGEST_STOP, self._sender_stop),
-            "worker-kill": Kind("worker", 0.0, 0.0, self._worker_kill),
+            "worker-kill": Kind("worker", 0.0, 1.0, self._worker_kill),
             "callee-deaf": Kind("callee", 1.0, 8.0, lambda s: self._tell_callee("deaf", s)),
             "callee-refuse": Kind("callee", 1.0, 8.0, lambda s: self._tell_callee("refuse", s)),
             **{
@@ -141,8 +141,8 @@ class Injector:
         return f"{seconds:.1f} s"
 
     def _worker_kill(self, seconds: float) -> str:
-        """Have the service decode or speak, and kill the process that does it."""
-        kind = self._random.choice(sorted(WORKERS))
+        """Have the service decode or speak, by the number drawn, and kill what does it."""
+        kind = "decode" if seconds < 0.5 else "speech"
         work = self._api.upload if kind == "decode" else self._api.speak
         asking = threading.Thread(target=work)
         asking.start()

@@ -16,11 +16,13 @@ class Step(NamedTuple):
     """Seconds until the final response; None: none is ever sent."""
     code: int = 200
     ring: int | None = 180
-    """The provisional response sent after 0.1 s; None: 100 only."""
+    """The provisional response sent 0.1 s after `quiet`; None: 100 only."""
     headers: Sequence[str] = ()
     """Header lines of the final response."""
     hang_up: float | None = None
     """Seconds from the answer until the callee sends BYE; None: it listens to the end."""
+    quiet: float = 0.0
+    """Seconds without any response; 100 comes at once where it is 0, and not at all otherwise."""
     silent: bool = False
     """No packet at all is answered."""
     ring_timeouts: int = 0
@@ -43,7 +45,9 @@ BUSY = Step(final_after=0.3, code=486)
 RING = Step(final_after=None)
 
 _SHARES: Final[Sequence[tuple[int, Plan]]] = (
-    (30, Plan("answer", [ANSWER])),
+    (24, Plan("answer", [ANSWER])),
+    (3, Plan("quiet, then answer", [Step(3.0, quiet=2.0)])),
+    (3, Plan("quiet, then busy", [Step(2.5, 486, quiet=1.2)])),
     (9, Plan("answer, hang up early", [Step(hang_up=0.9)])),
     (5, Plan("answer slowly", [Step(final_after=1.5)])),
     (5, Plan("busy, then answer", [BUSY, ANSWER])),
