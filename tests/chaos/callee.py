@@ -91,6 +91,10 @@ def _parameter(value: str, name: str) -> str:
     return ""
 
 
+def _tag(message: Message) -> str:
+    return _parameter(message.get("to"), "tag")
+
+
 @dataclass
 class Dialog:
     """An invitation and the call that it became."""
@@ -187,14 +191,19 @@ class Callee:
 
     def _receive(self, message: Message, source: Address, at: float) -> None:
         if at < self._deaf_until:
-            # No event of an invitation: it has not reached anybody.
-            self._write("dropped", at, what=message.start.split()[0])
+            # It has reached nobody; but an ACK shows that the service has the final response.
+            key = message.get("call-id"), message.branch
+            known = self._invited.get(key) or self._by_tag.get(_tag(message))
+            if known is not None and message.start.startswith("ACK"):
+                self._write("ack", at, dropped=True, **known.names)
+            else:
+                self._write("dropped", at, what=message.start.split()[0])
             return
         if message.start.startswith("SIP/2.0"):
             self._receive_response(message, at)
             return
         method = message.start.split()[0]
-        dialog = self._by_tag.get(_parameter(message.get("to"), "tag"))
+        dialog = self._by_tag.get(_tag(message))
         if method == "INVITE" and dialog is None:
             self._invite(message, source, at)
         elif method == "ACK":

@@ -26,6 +26,7 @@ class Invitation:
     """When each copy of the INVITE arrived; the first is the request itself."""
     responses: list[tuple[float, int]] = field(default_factory=list)
     acks: list[float] = field(default_factory=list)
+    """When the final response was acknowledged, also where the callee dropped the ACK."""
     canceled_at: float | None = None
     audio_at: float | None = None
     """When its first RTP packet arrived."""
@@ -152,6 +153,8 @@ class Evidence:
     terms: Terms = field(default_factory=Terms)
     invitations: list[Invitation] = field(default_factory=list)
     placed: list[Placed] = field(default_factory=list)
+    doubtful: set[str] = field(default_factory=set)
+    """Numbers of requests that were never answered: what they may be called is not known."""
     finals: dict[str, FinalCall] = field(default_factory=dict)
     """By call id; calls that the API does not know are missing."""
     faults: list[Fault] = field(default_factory=list)

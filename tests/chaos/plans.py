@@ -45,9 +45,9 @@ BUSY = Step(final_after=0.3, code=486)
 RING = Step(final_after=None)
 
 _SHARES: Final[Sequence[tuple[int, Plan]]] = (
-    (24, Plan("answer", [ANSWER])),
-    (3, Plan("quiet, then answer", [Step(3.0, quiet=2.0)])),
-    (3, Plan("quiet, then busy", [Step(2.5, 486, quiet=1.2)])),
+    (20, Plan("answer", [ANSWER])),
+    (5, Plan("quiet, then answer", [Step(3.0, quiet=2.0)])),
+    (5, Plan("quiet, then busy", [Step(2.5, 486, quiet=1.2)])),
     (9, Plan("answer, hang up early", [Step(hang_up=0.9)])),
     (5, Plan("answer slowly", [Step(final_after=1.5)])),
     (5, Plan("busy, then answer", [BUSY, ANSWER])),

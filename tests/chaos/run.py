@@ -100,6 +100,7 @@ def run(options: Options, folder: Path, say: Say) -> Evidence:
         injecting = threading.Thread(
             target=injector.run,
             args=(options.faults, begun + options.duration, options.gap, options.longest),
+            daemon=True,
         )
         injecting.start()
         _place(options, api, voice, evidence, say)
@@ -234,6 +235,7 @@ def _place_one(
             body["phoneNumbers"] = numbers
             calls = api.place("/api/v2/voice/batch", body, PATIENCE)
     except NoAnswerError as error:
+        evidence.doubtful |= {digits_of(number) for number in numbers}
         evidence.http_problems.append(f"not accepted within {PATIENCE:.0f} s: {error}")
         return
     now = time.monotonic()
@@ -279,17 +281,23 @@ def _is_told(receiver: Receiver, calls: set[str]) -> bool:
 
 
 def _is_final(api: Api, call_id: str) -> bool:
-    call = api.status(call_id)
+    try:
+        call = api.status(call_id)
+    except NoAnswerError:
+        return False
     return call is None or call["status"] != "WAITING"
 
 
 def _read_api(api: Api, evidence: Evidence) -> None:
-    for placed in evidence.placed:
-        call = api.status(placed.call_id)
-        if call is not None:
-            final = FinalCall(call["status"], call["billSec"], float(call["price"]))
-            evidence.finals[placed.call_id] = final
-    evidence.spent = BALANCE - api.balance()
+    try:
+        for placed in evidence.placed:
+            call = api.status(placed.call_id)
+            if call is not None:
+                final = FinalCall(call["status"], call["billSec"], float(call["price"]))
+                evidence.finals[placed.call_id] = final
+        evidence.spent = BALANCE - api.balance()
+    except NoAnswerError as error:
+        evidence.http_problems.append(f"not answered at the end, with no fault any more: {error}")
 
 
 def _read_books(storage: Storage, evidence: Evidence) -> None:
