@@ -21,8 +21,8 @@ from tests.chaos.report import summary
 from tests.chaos.run import Options, run
 
 EVERYWHERE = (
-    "kill", "stop", "term", "sender-kill", "sender-stop", "worker-kill", "callee-deaf",
-    "callee-refuse", "db-freeze", "db-full",
+    "kill", "stop", "term", "sender-kill", "sender-stop", "worker-kill", "worker-stop",
+    "callee-deaf", "callee-refuse", "db-freeze", "db-full",
 )  # fmt: skip
 DATABASE_FAULTS = {"sqlite": ("db-unwritable",), "postgresql": ("db-kill",)}
 SECONDS_A_CALL = 0.48

@@ -112,15 +112,16 @@ def _overlap(evidence: Evidence) -> Iterator[str]:
 
 @finds("redialled too early after a crash")
 def _early_after_crash(evidence: Evidence) -> Iterator[str]:
+    """An INVITE that a crash has forgotten may ring until ring time-out + 32 s after it left."""
     deaths = evidence.deaths()
     for number, invitations in evidence.by_number().items():
-        for earlier, later in _all_pairs(invitations):
-            death = _forgotten(earlier, later, deaths)
-            if death is None:
+        for position, earlier in enumerate(invitations):
+            later = next((each for each in invitations[position + 1 :] if not each.silent), None)
+            if later is None or earlier.silent:
                 continue
-            last = max(at for at in earlier.sent if at <= death)
-            wait = later.first - last
-            if wait < evidence.terms.crash_wait - EARLY:
+            death = _forgotten(earlier, later, deaths)
+            wait = later.first - earlier.left
+            if death is not None and wait < evidence.terms.crash_wait - EARLY:
                 yield (
                     f"{number}: {story(evidence, earlier)}, crash at {seconds(evidence, death)}, "
                     f"called again {wait:.1f} s after its INVITE"
@@ -188,7 +189,7 @@ def _late_repeat(evidence: Evidence) -> Iterator[str]:
     for invitation in evidence.invitations:
         answered = min((at for at, _ in invitation.responses), default=float("inf"))
         for at in invitation.sent[1:]:
-            after = at - invitation.first
+            after = at - invitation.left
             off = after - max(each for each in SCHEDULE if each <= after + 0.1)
             if after > TIMER_B + UNREAD:
                 why = "after timer B"
@@ -231,7 +232,7 @@ def _forgotten(earlier: Invitation, later: Invitation, deaths: Sequence[float]) 
     """When a crash made the service forget `earlier` before it knew its final response."""
     settled = earlier.settled_at if earlier.settled_at is not None else float("inf")
     for death in deaths:
-        if earlier.first <= death < min(settled, later.first):
+        if earlier.left <= death < min(settled, later.first):
             return death
     return None
 

@@ -95,6 +95,10 @@ def _tag(message: Message) -> str:
     return _parameter(message.get("to"), "tag")
 
 
+def _called(message: Message) -> str:
+    return message.start.split()[1].partition(":")[2].partition("@")[0]
+
+
 @dataclass
 class Dialog:
     """An invitation and the call that it became."""
@@ -191,13 +195,7 @@ class Callee:
 
     def _receive(self, message: Message, source: Address, at: float) -> None:
         if at < self._deaf_until:
-            # It has reached nobody; but an ACK shows that the service has the final response.
-            key = message.get("call-id"), message.branch
-            known = self._invited.get(key) or self._by_tag.get(_tag(message))
-            if known is not None and message.start.startswith("ACK"):
-                self._write("ack", at, dropped=True, **known.names)
-            else:
-                self._write("dropped", at, what=message.start.split()[0])
+            self._drop(message, at)
             return
         if message.start.startswith("SIP/2.0"):
             self._receive_response(message, at)
@@ -223,6 +221,19 @@ class Callee:
         else:
             self._reply(message, source, 481)
 
+    def _drop(self, message: Message, at: float) -> None:
+        """Log what has reached nobody: when an INVITE left, and what the service knew."""
+        what = message.start.split()[0]
+        names = {"call": message.get("call-id"), "branch": message.branch}
+        known = self._invited.get((names["call"], names["branch"]))
+        known = known or self._by_tag.get(_tag(message))
+        if what == "ACK" and known is not None:
+            self._write("ack", at, dropped=True, **known.names)
+        elif what == "INVITE" and not _tag(message):
+            self._write("invite", at, dropped=True, number=_called(message), **names)
+        else:
+            self._write("dropped", at, what=what)
+
     def _receive_response(self, message: Message, at: float) -> None:
         dialog = self._byes.get(message.branch)
         if dialog is not None and not message.start.startswith("SIP/2.0 1"):
@@ -239,7 +250,7 @@ class Callee:
             if known.response:
                 self._sip.sendto(known.response, known.source)
             return
-        number = message.start.split()[1].partition(":")[2].partition("@")[0]
+        number = _called(message)
         earlier = self._invitations.get(number, 0)
         refused = at < self._refuse_until
         if not refused:

@@ -24,6 +24,8 @@ class Invitation:
     plan: str = ""
     sent: list[float] = field(default_factory=list)
     """When each copy of the INVITE arrived; the first is the request itself."""
+    dropped: list[float] = field(default_factory=list)
+    """When a copy was sent that the callee dropped."""
     responses: list[tuple[float, int]] = field(default_factory=list)
     acks: list[float] = field(default_factory=list)
     """When the final response was acknowledged, also where the callee dropped the ACK."""
@@ -39,8 +41,13 @@ class Invitation:
 
     @property
     def first(self) -> float:
-        """When it arrived."""
+        """When it reached the callee."""
         return self.sent[0]
+
+    @property
+    def left(self) -> float:
+        """When the service sent it."""
+        return min([self.sent[0], *self.dropped])
 
     @property
     def silent(self) -> bool:
@@ -208,7 +215,7 @@ def read_callee_log(lines: Iterable[str]) -> list[Invitation]:
             number = digits_of(entry["number"])
             found[key] = Invitation(entry["call"], number, entry.get("plan", ""))
         _add(found[key], entry)
-    return list(found.values())
+    return [invitation for invitation in found.values() if invitation.sent]
 
 
 def read_callee_file(path: Path) -> list[Invitation]:
@@ -220,7 +227,10 @@ def read_callee_file(path: Path) -> list[Invitation]:
 def _add(invitation: Invitation, entry: dict[str, Any]) -> None:
     at = entry["at"]
     match entry["event"]:
+        case "invite" if entry.get("dropped"):
+            invitation.dropped.append(at)
         case "invite":
+            invitation.plan = entry.get("plan", invitation.plan)
             invitation.sent.append(at)
         case "sent":
             invitation.responses.append((at, entry["code"]))

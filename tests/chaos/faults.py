@@ -59,6 +59,7 @@ class Injector:
             "sender-kill": Kind("sender", 0.0, 0.0, self._sender_kill),
             "sender-stop": Kind("sender", 0.5, LONGEST_STOP, self._sender_stop),
             "worker-kill": Kind("worker", 0.0, 1.0, self._worker_kill),
+            "worker-stop": Kind("worker", 0.5, LONGEST_STOP, self._worker_stop),
             "callee-deaf": Kind("callee", 1.0, 8.0, lambda s: self._tell_callee("deaf", s)),
             "callee-refuse": Kind("callee", 1.0, 8.0, lambda s: self._tell_callee("refuse", s)),
             **{
@@ -128,44 +129,53 @@ class Injector:
         return None if process is None else find_child(process, SENDER)
 
     def _sender_kill(self, seconds: float) -> str:
-        return self._kill_process(self._sender())
+        return _kill(self._sender())
 
     def _sender_stop(self, seconds: float) -> str:
-        process = self._sender()
-        if process is None:
-            return _NOTHING
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGSTOP)
-            time.sleep(seconds)
-            os.kill(process, signal.SIGCONT)
-        return f"{seconds:.1f} s"
+        return _stop(self._sender(), seconds)
 
     def _worker_kill(self, seconds: float) -> str:
-        """Have the service decode or speak, by the number drawn, and kill what does it."""
-        kind = "decode" if seconds < 0.5 else "speech"
-        work = self._api.upload if kind == "decode" else self._api.speak
-        asking = threading.Thread(target=work)
+        return self._at_work(seconds, _kill)
+
+    def _worker_stop(self, seconds: float) -> str:
+        return self._at_work(seconds, lambda worker: _stop(worker, seconds))
+
+    def _at_work(self, seconds: float, do: Callable[[int | None], str]) -> str:
+        """Have the service decode or speak, by the time drawn, and do something to the worker."""
+        kind = sorted(WORKERS)[round(seconds * 1000) % len(WORKERS)]
+        asking = threading.Thread(target=self._api.upload if kind == "decode" else self._api.speak)
         asking.start()
         worker = None
         while asking.is_alive() and worker is None:
             process = self._service.pid
             worker = None if process is None else find_child(process, WORKERS[kind])
-        detail = self._kill_process(worker)
+        detail = do(worker)
         asking.join()
-        return detail if detail == _NOTHING else kind
-
-    def _kill_process(self, process: int | None) -> str:
-        if process is None:
-            return _NOTHING
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
-        return ""
+        return detail if detail == _NOTHING else f"{kind} {detail}"
 
     def _tell_callee(self, mode: str, seconds: float) -> str:
         self._callee.write(f"{mode} {seconds}\n".encode())
         self._callee.flush()
         time.sleep(seconds)
         return f"{seconds:.1f} s"
+
+
+def _kill(process: int | None) -> str:
+    if process is None:
+        return _NOTHING
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, signal.SIGKILL)
+    return ""
+
+
+def _stop(process: int | None, seconds: float) -> str:
+    if process is None:
+        return _NOTHING
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, signal.SIGSTOP)
+        time.sleep(seconds)
+        os.kill(process, signal.SIGCONT)
+    return f"{seconds:.1f} s"
 
 
 _NOTHING: Final = "nothing was there"

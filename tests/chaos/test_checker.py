@@ -169,6 +169,18 @@ RIGHT = {
     "repeated as RFC 3261 says": failed(
         copies(0.0, 0.5, 1.5, 3.5, 7.499, 15.5, 31.501), status="EXPIRED"
     ),
+    "the first copies of an INVITE were dropped": failed(
+        log_of(
+            (0.0, "invite", {"dropped": True}),
+            (0.5, "invite", {"dropped": True}),
+            (1.5, "invite", {"repeat": False, "plan": "never answer"}),
+            (1.501, "sent", {"code": 100}),
+            (1.6, "sent", {"code": 180}),
+        ),
+        refused(37.1, "b"),
+        retry_count=1,
+        **killed(3.0),
+    ),
     "repeated late, and still ringing for us": failed(copies(0.0, 3.0), status="EXPIRED"),
     "refused with 503 and a cause in the log": run_with(answered(0.0), log=CAUSE),
     "UNKNOWN after an answer": run_with(
