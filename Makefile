@@ -1,5 +1,5 @@
 # Every target sets up what it needs in .venv first, and says what is missing where it can't.
-.PHONY: demo serve test check format bench lock clean
+.PHONY: demo serve test soak check format bench lock clean
 PY := .venv/bin/python
 ARGS ?=
 
@@ -14,6 +14,10 @@ serve: ## the service in the foreground, with ./bitel.toml if there is one
 test: ## every test; many of them wait for other processes, so four at once on two cores
 	@scripts/setup dev
 	@$(PY) -m pytest -n 4 --dist worksteal $(ARGS)
+
+soak: ## long runs with injected faults (ARGS), as in docs/operations.md
+	@scripts/setup dev
+	@$(PY) -m tests.chaos $(ARGS)
 
 check: ## format, lint, types, import rules
 	@scripts/setup dev

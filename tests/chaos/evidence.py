@@ -1,0 +1,250 @@
+"""What a run leaves behind, as values: the callee's log, faults, the API's and the books' word.
+
+All times are seconds of CLOCK_MONOTONIC, which every process of a machine shares.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+@dataclass(slots=True)
+class Invitation:
+    """An INVITE transaction as the callee saw it, and the call that it became."""
+
+    call: str
+    """Its SIP Call-ID."""
+    number: str
+    """Its last ten digits, as in `Placed`."""
+    plan: str = ""
+    sent: list[float] = field(default_factory=list)
+    """When each copy of the INVITE arrived; the first is the request itself."""
+    dropped: list[float] = field(default_factory=list)
+    """When a copy was sent that the callee dropped."""
+    responses: list[tuple[float, int]] = field(default_factory=list)
+    acks: list[float] = field(default_factory=list)
+    """When the final response was acknowledged, also where the callee dropped the ACK."""
+    canceled_at: float | None = None
+    audio_at: float | None = None
+    """When its first RTP packet arrived."""
+    packets: int = 0
+    bye_at: float | None = None
+    bye_by: str = ""
+    """"service", or what made the callee hang up: "callee", "silence", "not acknowledged"."""
+    over_at: float | None = None
+    over_by: str = ""
+
+    @property
+    def first(self) -> float:
+        """When it reached the callee."""
+        return self.sent[0]
+
+    @property
+    def left(self) -> float:
+        """When the service sent it."""
+        return min([self.sent[0], *self.dropped])
+
+    @property
+    def silent(self) -> bool:
+        """Whether the callee sent no packet at all."""
+        return not self.responses
+
+    @property
+    def rang_at(self) -> float | None:
+        """When the callee first said that it rings."""
+        return next((at for at, code in self.responses if 180 <= code < 190), None)
+
+    @property
+    def answered_at(self) -> float | None:
+        """When the callee answered."""
+        return next((at for at, code in self.responses if 200 <= code < 300), None)
+
+    @property
+    def refused_at(self) -> float | None:
+        """When the callee sent a final response that is no answer."""
+        return next((at for at, code in self.responses if code >= 300), None)
+
+    @property
+    def settled_at(self) -> float | None:
+        """When the service had the final response for certain: its ACK arrived."""
+        return self.acks[0] if self.acks else None
+
+    @property
+    def end(self) -> float:
+        """When it was over at the callee; infinite if it never was."""
+        if self.silent:
+            return self.sent[-1]
+        return float("inf") if self.over_at is None else self.over_at
+
+
+class Placed(NamedTuple):
+    """A call that the service has accepted with 200."""
+
+    call_id: str
+    number: str
+    retry_count: int
+    accepted_at: float
+
+
+class FinalCall(NamedTuple):
+    """A call as the API tells it at the end."""
+
+    status: str
+    bill_seconds: int
+    price: float
+
+
+class Fault(NamedTuple):
+    """A fault that was injected. `at` equals `until` where it is a moment."""
+
+    kind: str
+    at: float
+    until: float
+    detail: str = ""
+
+
+class Exit(NamedTuple):
+    """An end of the service process."""
+
+    at: float
+    status: int
+    why: str
+    """"kill" or "term", as it was asked to, "hung" if it was killed after SIGTERM was not
+    followed, or "by itself"."""
+    seconds: float = 0.0
+    """From SIGTERM to the end."""
+
+
+class Event(NamedTuple):
+    """A webhook that arrived."""
+
+    at: float
+    webhook_id: str
+    call_id: str
+    status: str
+    bill_seconds: int
+
+
+class Entry(NamedTuple):
+    """A ledger entry of a call."""
+
+    call_id: str
+    attempt_id: str
+    amount: float
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the service was told, in seconds."""
+
+    ring_timeout: float = 5.0
+    retry_interval: float = 5.0
+    uncertain_redials: int = 1
+    drain_timeout: float = 10.0
+
+    @property
+    def crash_wait(self) -> float:
+        """How long an INVITE that a crash has forgotten counts as alive."""
+        return self.ring_timeout + 32.0
+
+
+@dataclass(slots=True)
+class Evidence:
+    """Everything that the checks look at."""
+
+    terms: Terms = field(default_factory=Terms)
+    invitations: list[Invitation] = field(default_factory=list)
+    placed: list[Placed] = field(default_factory=list)
+    doubtful: set[str] = field(default_factory=set)
+    """Numbers of requests that were never answered: what they may be called is not known."""
+    finals: dict[str, FinalCall] = field(default_factory=dict)
+    """By call id; calls that the API does not know are missing."""
+    faults: list[Fault] = field(default_factory=list)
+    exits: list[Exit] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
+    calls_stored: dict[str, int] = field(default_factory=dict)
+    """How many calls the database holds for each number."""
+    spent: float = 0.0
+    """By how much the balance fell."""
+    http_problems: list[str] = field(default_factory=list)
+    """Answers of the API that it must never give, such as 500."""
+    log: list[str] = field(default_factory=list)
+    """The lines of the service's log."""
+    begun: float = 0.0
+    ended: float = 0.0
+
+    def by_number(self) -> Mapping[str, Sequence[Invitation]]:
+        """The invitations of each number, in the order in which they came."""
+        found: dict[str, list[Invitation]] = defaultdict(list)
+        for invitation in sorted(self.invitations, key=lambda each: each.first):
+            found[invitation.number].append(invitation)
+        return found
+
+    def calls_of(self) -> Mapping[str, Sequence[Placed]]:
+        """The calls that were placed to each number."""
+        found: dict[str, list[Placed]] = defaultdict(list)
+        for placed in self.placed:
+            found[placed.number].append(placed)
+        return found
+
+    def deaths(self) -> list[float]:
+        """When the service died without being able to clean up."""
+        return sorted(each.at for each in self.exits if each.why != "term")
+
+
+def digits_of(number: str) -> str:
+    """The last ten digits, by which numbers in any notation are compared."""
+    return number[-10:]
+
+
+def read_callee_log(lines: Iterable[str]) -> list[Invitation]:
+    """The invitations that a callee's log tells of."""
+    found: dict[tuple[str, str], Invitation] = {}
+    for line in lines:
+        entry = json.loads(line)
+        if "branch" not in entry:
+            continue
+        key = entry["call"], entry["branch"]
+        if key not in found:
+            number = digits_of(entry["number"])
+            found[key] = Invitation(entry["call"], number, entry.get("plan", ""))
+        _add(found[key], entry)
+    return [invitation for invitation in found.values() if invitation.sent]
+
+
+def read_callee_file(path: Path) -> list[Invitation]:
+    """The invitations of a callee's log file."""
+    with path.open() as lines:
+        return read_callee_log(lines)
+
+
+def _add(invitation: Invitation, entry: dict[str, Any]) -> None:
+    at = entry["at"]
+    match entry["event"]:
+        case "invite" if entry.get("dropped"):
+            invitation.dropped.append(at)
+        case "invite":
+            invitation.plan = entry.get("plan", invitation.plan)
+            invitation.sent.append(at)
+        case "sent":
+            invitation.responses.append((at, entry["code"]))
+        case "ack":
+            invitation.acks.append(at)
+        case "cancel":
+            invitation.canceled_at = invitation.canceled_at or at
+        case "audio":
+            invitation.audio_at = at
+        case "bye":
+            invitation.bye_at, invitation.bye_by = at, entry["by"]
+        case "over" if entry["by"] != "quit":
+            invitation.over_at, invitation.over_by = at, entry["by"]
+            invitation.packets = entry["packets"]
+        case "over":
+            invitation.over_by = "quit"
+            invitation.packets = entry["packets"]
