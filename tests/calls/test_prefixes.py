@@ -7,6 +7,7 @@ import pytest
 from bitel.calls.prefixes import check_prefixes, parse_prefixes
 from bitel.errors import InvalidRequestError
 
+
 def test_a_list_of_prefixes_is_read() -> None:
     assert parse_prefixes(" +98, +4930,,+98 ") == ("+98", "+4930")
     assert parse_prefixes("+") == ("+",)
