@@ -85,6 +85,7 @@ class Play:
         self.clock = clock
         self.project_id = ""
         self.recording_id = new_id(clock())
+        self._looks = 0
 
     async def set_up(self) -> None:
         project = await self.database.write(
@@ -101,6 +102,7 @@ class Play:
         count: int = 1,
         lane: Lane = Lane.SINGLE,
         project_id: str | None = None,
+        first: int = 0,
         **terms: float,
     ) -> list[str]:
         now = self.clock()
@@ -120,7 +122,7 @@ class Play:
                 requested_at=now,
                 expires_at=now + terms.get("time_to_live", 14400),
             )
-            for n in range(count)
+            for n in range(first, first + count)
         ]
         await self.database.write(lambda conn: placing.place(conn, new))
         return [call.id for call in new]
@@ -137,17 +139,42 @@ class Play:
         pace: float = 1000.0,
         otp_channels: int = 0,
         strain: Callable[[], Strain] = Strain,
+        worker: str = "worker-1",
     ) -> Dispatcher:
+        def looking() -> Strain:
+            # The first thing that a dispatcher does where it looks for calls to claim.
+            self._looks += 1
+            return strain()
+
         return Dispatcher(
             "main",
-            "worker-1",
+            worker,
             dialer,
             Limits(channels, pace, RING_TIMEOUT, otp_channels),
             self.database,
             TARIFF,
             self.clock,
-            strain=strain,
+            strain=looking,
         )
+
+    async def looked(self, dispatcher: Dispatcher | None = None) -> None:
+        """Return once the dispatcher at work has looked for calls, from beginning to end.
+
+        Woken again and again where it is given. The look that may be under way does not count:
+        what has changed before this was called has been seen when it returns.
+        """
+        begun = self._looks
+        async with asyncio.timeout(10.0):
+            while self._looks < begun + 2:
+                if dispatcher is not None:
+                    dispatcher.ring()
+                await asyncio.sleep(0.01)
+
+    async def dialled(self, dialer: ScriptedDialer, count: int = 1) -> None:
+        """Return once that many calls have been dialled."""
+        async with asyncio.timeout(10.0):
+            while len(dialer.orders) < count:
+                await asyncio.sleep(0.01)
 
     async def until(self, ready: Callable[[Sequence[Call]], bool], ids: Sequence[str]) -> None:
         async with asyncio.timeout(10.0):
