@@ -7,12 +7,13 @@ import threading
 from functools import partial
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine, event, func, select
 
 from bitel.calls.call import CallStatus, Lane
 from bitel.calls.outcome import Outcome
 from bitel.store import calls, do_not_call
 from bitel.store.database import Database
+from bitel.store.schema import attempt
 from tests.dialing.scripted import Clock, Play, ScriptedDialer, at_work
 
 
@@ -56,39 +57,34 @@ async def test_a_number_that_must_not_be_called_any_more_is_not_dialled(
         assert (call.status, call.reason) == (CallStatus.ERROR, "on the do-not-call list")
 
 
-async def test_nothing_is_dialled_before_its_claim_is_durable(play: Play) -> None:
-    dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED])
-    dispatcher = play.dispatcher(dialer)
-    database = play.database
-    begun, go_on = [threading.Event() for _ in range(2)], [threading.Event() for _ in range(2)]
+async def test_nothing_is_dialled_before_its_claim_is_committed(database_url: str) -> None:
+    committing, go_on = threading.Event(), threading.Event()
 
-    def block(number: int) -> None:
-        begun[number].set()
-        assert go_on[number].wait(10.0)
+    def hold(conn: Connection) -> None:
+        if conn.execute(select(func.count()).select_from(attempt)).scalar_one():
+            committing.set()
+            assert go_on.wait(10.0)
 
-    await dispatcher.take_over()
-    [call_id] = await play.place()
-    # The writer is busy until the claim waits for it, and then work that comes after the claim
-    # shares its transaction, which is not committed meanwhile.
-    first = asyncio.create_task(database.write(lambda conn: block(0)))
-    await asyncio.to_thread(begun[0].wait, 10.0)
-    task = asyncio.create_task(dispatcher.run())
-    async with asyncio.timeout(10.0):
-        while not database.writes_waiting:
-            await asyncio.sleep(0.01)
-    second = asyncio.create_task(database.write(lambda conn: block(1)))
-    async with asyncio.timeout(10.0):
-        while database.writes_waiting < 2:
-            await asyncio.sleep(0.01)
-    go_on[0].set()
-    await asyncio.to_thread(begun[1].wait, 10.0)
-    # The claim is written, and whoever is told before the commit acts within these round trips.
-    for _ in range(10):
-        assert await database.read(lambda conn: calls.attempts(conn, call_id)) == []
-    assert dialer.orders == []
-    go_on[1].set()
-    await asyncio.gather(first, second)
-    await play.until_over([call_id])
-    assert [order.call_id for order in dialer.orders] == [call_id]
-    await dispatcher.drain(5.0)
-    await task
+    # Before the database is opened: connections look for listeners when they are made.
+    event.listen(Engine, "commit", hold)
+    try:
+        with Database.open(database_url) as database:
+            play = Play(database, Clock())
+            await play.set_up()
+            dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED])
+            dispatcher = play.dispatcher(dialer)
+            [call_id] = await play.place()
+            await dispatcher.take_over()
+            task = asyncio.create_task(dispatcher.run())
+            assert await asyncio.to_thread(committing.wait, 10.0)
+            # Whoever was told of the claim already would act on it within these round trips.
+            for _ in range(10):
+                assert await database.read(lambda conn: calls.attempts(conn, call_id)) == []
+            assert dialer.orders == []
+            go_on.set()
+            await play.until_over([call_id])
+            assert [order.call_id for order in dialer.orders] == [call_id]
+            await dispatcher.drain(5.0)
+            await task
+    finally:
+        event.remove(Engine, "commit", hold)
