@@ -98,6 +98,7 @@ class Play:
         self.project_id = ""
         self.recording_id = new_id(clock())
         self._numbers = itertools.count()
+        self._looks = 0
 
     async def set_up(self) -> None:
         project = await self.database.write(
@@ -114,13 +115,13 @@ class Play:
         count: int = 1,
         lane: Lane = Lane.SINGLE,
         project_id: str | None = None,
-        start: int | None = None,
+        first: int | None = None,
         **terms: float,
     ) -> list[str]:
-        """Place calls, each to a number of its own; with `start`, to those that begin with it."""
+        """Place calls, each to a number of its own; with `first`, to those that begin with it."""
         now = self.clock()
         otp = lane is Lane.OTP
-        numbers = self._numbers if start is None else itertools.count(start)
+        numbers = self._numbers if first is None else itertools.count(first)
         new = [
             NewCall(
                 id=new_id(now),
@@ -154,17 +155,42 @@ class Play:
         otp_channels: int = 0,
         strain: Callable[[], Strain] = Strain,
         uncertain_redials: int = 1,
+        worker: str = "worker-1",
     ) -> Dispatcher:
+        def looking() -> Strain:
+            # The first thing that a dispatcher does where it looks for calls to claim.
+            self._looks += 1
+            return strain()
+
         return Dispatcher(
             "main",
-            "worker-1",
+            worker,
             dialer,
             Limits(channels, pace, RING_TIMEOUT, otp_channels, uncertain_redials),
             self.database,
             TARIFF,
             self.clock,
-            strain=strain,
+            strain=looking,
         )
+
+    async def looked(self, dispatcher: Dispatcher | None = None) -> None:
+        """Return once the dispatcher at work has looked for calls, from beginning to end.
+
+        Woken again and again where it is given. The look that may be under way does not count:
+        what has changed before this was called has been seen when it returns.
+        """
+        begun = self._looks
+        async with asyncio.timeout(10.0):
+            while self._looks < begun + 2:
+                if dispatcher is not None:
+                    dispatcher.ring()
+                await asyncio.sleep(0.01)
+
+    async def dialled(self, dialer: ScriptedDialer, count: int = 1) -> None:
+        """Return once that many calls have been dialled."""
+        async with asyncio.timeout(10.0):
+            while len(dialer.orders) < count:
+                await asyncio.sleep(0.01)
 
     async def until(self, ready: Callable[[Sequence[Call]], bool], ids: Sequence[str]) -> None:
         async with asyncio.timeout(10.0):
