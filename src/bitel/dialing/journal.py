@@ -175,6 +175,8 @@ def _read(content: bytes) -> tuple[list[Settlement], int, str]:
     while at + _FRAME.size <= len(content):
         length, checksum = _FRAME.unpack_from(content, at)
         if not length:
+            if content[at:].strip(b"\0"):
+                return found, len(content), f"there is something behind the end at byte {at}"
             return found, at, ""
         payload = content[at + _FRAME.size : at + _FRAME.size + length]
         if len(payload) < length or zlib.crc32(payload) != checksum:

@@ -178,6 +178,8 @@ def _is_number(value: float) -> bool:
 
 
 def _checked(one: Settlement, row: Any) -> Settlement:
+    if one.attempted.outcome is not Outcome.ANSWERED or not isinstance(one.verdict, Final):
+        one = one._replace(bill=NOTHING)
     if row.reserved and one.bill.price > row.reserved:
         one = one._replace(bill=Bill(one.bill.seconds, row.reserved))
     if isinstance(one.verdict, Final):
@@ -215,7 +217,11 @@ def _call_again(one: Settlement) -> CallAgain:
 
 
 def _charge(conn: Connection, of_projects: Sequence[tuple[str, Settlement]], now: float) -> None:
-    billed = [each for each in of_projects if each[1].attempted.outcome is Outcome.ANSWERED]
+    billed = [
+        (project_id, one)
+        for project_id, one in of_projects
+        if one.attempted.outcome is Outcome.ANSWERED and isinstance(one.verdict, Final)
+    ]
     if not billed:
         return
     spent: dict[str, Decimal] = {}
