@@ -301,7 +301,7 @@ async def _delivering(deliverer: webhooks.Deliverer, shutdown: Shutdown) -> Asyn
         yield
     finally:
         await deliverer.drain(shutdown.left(WEBHOOK_PATIENCE))
-        await asyncio.wait([task], timeout=shutdown.left(WEBHOOK_PATIENCE))
+        await asyncio.wait([task], timeout=shutdown.left(1.0))  # for the last round to be written
         if not task.done():
             # What could not be written is delivered again when its lease is over.
             log.warning("not_stopped_in_time", part="webhooks")

@@ -135,8 +135,9 @@ class Records:
                 self._journaled.clear()
 
     async def finish(self) -> None:
-        """Leave nothing in the journal; for when all is written."""
-        await self._forget_written()
+        """Leave nothing in the journal that is in the database by now."""
+        if not self._given_up:
+            await self._forget_written()
 
     async def give_up(self) -> None:
         """Wait for the database no longer: what is unwritten goes to the journal, or is logged."""
