@@ -17,6 +17,9 @@ log = structlog.get_logger(__name__)
 EVERY = 10.0
 """Seconds between two rounds."""
 
+AFTER_FAULT = 1.0
+"""Seconds to the next round where the database could not be used."""
+
 MOST = 1000
 """Rows that one round touches of each kind."""
 
@@ -38,4 +41,9 @@ async def keep_house(
                 log.warning("expired_without_dialer", calls=expired)
         except UnavailableError as fault:
             log.warning("housekeeping_failed", fault=str(fault))
-        await asyncio.sleep(EVERY)
+            await asyncio.sleep(AFTER_FAULT)
+        except Exception:
+            log.exception("housekeeping_broke")  # of no consequence to what is at work beside it
+            await asyncio.sleep(EVERY)
+        else:
+            await asyncio.sleep(EVERY)

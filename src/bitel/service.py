@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
 import socket
 import sys
+import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -30,6 +32,7 @@ from bitel.dialers.playlists import DurationOf, Playlists
 from bitel.dialers.sip_trunk import SipTrunkDialer
 from bitel.dialers.traces import Keep, Traces
 from bitel.dialing.dispatcher import Dispatcher, Limits
+from bitel.dialing.journal import Journal
 from bitel.dialing.pressure import Strain
 from bitel.dialing.recording_faults import RecordingFaults
 from bitel.errors import BitelError
@@ -51,6 +54,18 @@ log = structlog.get_logger(__name__)
 WEBHOOK_PATIENCE = 5.0
 """Seconds that deliveries under way may still take at the end."""
 
+HTTP_PATIENCE: Final = 10
+"""Seconds that requests under way may still take at the end."""
+
+CLOSING_PATIENCE: Final = 5.0
+"""Seconds that any other part may take to stop."""
+
+SHUTDOWN_MARGIN: Final = 40.0
+"""Seconds beyond `drain_timeout` within which the process ends, whatever hangs."""
+
+EX_SOFTWARE: Final = 70
+"""The exit status where something hangs that has no time limit of its own."""
+
 TURN: Final = 0.0005
 """Seconds for which a thread keeps the interpreter while another waits for it. Those that work on
 the database give it away at every statement, and at CPython's 5 ms a few dozen of them would wait
@@ -71,21 +86,56 @@ class Running:
     dispatchers: tuple[Dispatcher, ...]
 
 
+class Shutdown:
+    """The time that is left to stop in, from the moment when `begin` was called."""
+
+    def __init__(self, drain_timeout: float) -> None:
+        self._within = drain_timeout + SHUTDOWN_MARGIN
+        self._end: float | None = None
+
+    def begin(self) -> None:
+        """Start the clock, once. Should anything hang, the process ends when the time is over."""
+        if self._end is None:
+            self._end = time.monotonic() + self._within
+            watchdog = threading.Timer(self._within - 0.5, _exit_now)
+            watchdog.daemon = True
+            watchdog.start()
+
+    def left(self, most: float) -> float:
+        """Seconds that a step of it may take: `most`, less when time is short, but never none."""
+        if self._end is None:
+            return most
+        return max(0.5, min(most, self._end - time.monotonic() - 2.0))
+
+
+def _exit_now() -> None:
+    log.critical("shutdown_overdue", status=EX_SOFTWARE)
+    os._exit(EX_SOFTWARE)
+
+
 async def serve(settings: Settings, role: Role = "all") -> None:
     """Run the service until SIGTERM or SIGINT, then drain it.
 
-    Raises BitelError in one sentence where it can't start, or when another worker took over a
-    dialer of this one.
+    That takes at most `drain_timeout` + `SHUTDOWN_MARGIN` seconds, with or without a database.
+    Raises BitelError in one sentence where it can't start, when another worker took over a dialer
+    of this one, or when ends of calls could be stored nowhere.
     """
     stop = asyncio.Event()
+    shutdown = Shutdown(settings.drain_timeout)
     loop = asyncio.get_running_loop()
+
+    def end() -> None:
+        shutdown.begin()
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    async with running(settings, role, stop) as service:
+        loop.add_signal_handler(number, end)
+    async with running(settings, role, stop, shutdown) as service:
         log.info("ready", **_places(service, settings))
         run_only_when_told()
         sys.setswitchinterval(TURN)
         await stop.wait()
+        shutdown.begin()
         log.info("draining", timeout=settings.drain_timeout)
         # HTTP goes on while calls end, so that their status can still be asked for.
         drains = (each.drain(settings.drain_timeout) for each in service.dispatchers)
@@ -94,17 +144,21 @@ async def serve(settings: Settings, role: Role = "all") -> None:
 
 @contextlib.asynccontextmanager
 async def running(
-    settings: Settings, role: Role = "all", stop: asyncio.Event | None = None
+    settings: Settings,
+    role: Role = "all",
+    stop: asyncio.Event | None = None,
+    shutdown: Shutdown | None = None,
 ) -> AsyncIterator[Running]:
     """The service, up inside the block and drained behind it; `stop` is set if it must end."""
     stop = stop or asyncio.Event()
+    shutdown = shutdown or Shutdown(settings.drain_timeout)
     _private_folder(settings)
     url = settings.effective_database_url
     await asyncio.to_thread(migrate.upgrade, url)
     database = Database.open(url)
     voices = VoiceStore.open(settings.storage_url.get_secret_value(), settings.data_dir)
     async with contextlib.AsyncExitStack() as stack:
-        stack.callback(database.close)
+        stack.push_async_callback(_close_database, database, shutdown)
         await stack.enter_async_context(_housekeeping(settings, database))
         lag = await stack.enter_async_context(measuring())
         pauses = stack.enter_context(measuring_pauses())
@@ -112,26 +166,30 @@ async def running(
         sources = Sources(database, ids, time.time, lag, pauses)
         dialers, dispatchers = [], []
         speech = SpeechLibrary(settings.data_dir / "speech", _speech_options(settings))
-        stack.push_async_callback(speech.close)
+        stack.push_async_callback(_within, shutdown, "speech", speech.close)
         playlists = Playlists(voices, speech, settings.data_dir / "quiet", _duration_from(database))
         deliverer = None
         if role != "dialer":
             deliverer = webhooks.build(
                 webhooks.Options(allow_private=settings.webhook_allow_private), database, time.time
             )
-            await stack.enter_async_context(_delivering(deliverer))
+            await stack.enter_async_context(_delivering(deliverer, shutdown))
             sources.deliverer = deliverer
         bell = deliverer.ring if deliverer else lambda: None
         if role != "api":
             traces = Traces(settings.data_dir / "traces", _keep(settings.traces))
-            stack.callback(traces.close)
+            stack.push_async_callback(
+                _within, shutdown, "traces", functools.partial(asyncio.to_thread, traces.close)
+            )
             for dialer_settings in settings.dialers:
                 counted = Counted(traces)
                 dialer, dispatcher = _dialer(
                     dialer_settings, settings, database, playlists, counted, bell, lag
                 )
                 sources.dialers.append(_figures(dialer, dispatcher, counted))
-                await stack.enter_async_context(_dialing(dialer, dispatcher, settings, stop))
+                await stack.enter_async_context(
+                    _dialing(dialer, dispatcher, settings, stop, shutdown)
+                )
                 dialers.append(dialer)
                 dispatchers.append((dialer_settings.id, dispatcher))
         address = metrics_address = None
@@ -140,7 +198,7 @@ async def running(
             listener = build_listener(page, settings.metrics.token.get_secret_value())
             place = split_address(settings.metrics.bind)
             metrics_address = await stack.enter_async_context(
-                _http(listener, place, "metrics.bind")
+                _http(listener, place, "metrics.bind", shutdown)
             )
         if role != "dialer":
             doorbells = dict(dispatchers)
@@ -161,7 +219,7 @@ async def running(
             )
             http = settings.http
             address = await stack.enter_async_context(
-                _http(build_app(parts), (http.host, http.port), "http.port")
+                _http(build_app(parts), (http.host, http.port), "http.port", shutdown)
             )
         await stack.enter_async_context(_collecting([each for _, each in dispatchers]))
         yield Running(
@@ -204,6 +262,9 @@ def _dialer(
         on_settled=on_settled,
         strain=strain,
         faults=faults,
+        journal=Journal(
+            settings.data_dir / f"unsettled-{dialer.id}.journal", most=dialer.max_channels
+        ),
     )
     return trunk, dispatcher
 
@@ -245,14 +306,38 @@ def _speech_options(settings: Settings) -> SpeechOptions:
 
 
 @contextlib.asynccontextmanager
-async def _delivering(deliverer: webhooks.Deliverer) -> AsyncIterator[None]:
+async def _delivering(deliverer: webhooks.Deliverer, shutdown: Shutdown) -> AsyncIterator[None]:
     """Webhooks, delivered until nobody ends calls any more."""
     task = asyncio.create_task(deliverer.run())
     try:
         yield
     finally:
-        await deliverer.drain(WEBHOOK_PATIENCE)
-        await task
+        await deliverer.drain(shutdown.left(WEBHOOK_PATIENCE))
+        await asyncio.wait([task], timeout=shutdown.left(1.0))  # for the last round to be written
+        if not task.done():
+            # What could not be written is delivered again when its lease is over.
+            log.warning("not_stopped_in_time", part="webhooks")
+            task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _within(
+    shutdown: Shutdown, part: str, close: Callable[[], Coroutine[None, None, None]]
+) -> None:
+    """Stop a part, in the time that there is; what it leaves behind ends with the process."""
+    task = asyncio.create_task(close())
+    await asyncio.wait([task], timeout=shutdown.left(CLOSING_PATIENCE))
+    if task.done():
+        task.result()
+        return
+    log.warning("not_stopped_in_time", part=part)
+    task.cancel()
+
+
+async def _close_database(database: Database, shutdown: Shutdown) -> None:
+    # In this thread: those of the executor may hang by now, or be taken.
+    if not database.close(shutdown.left(CLOSING_PATIENCE)):
+        log.warning("not_stopped_in_time", part="database")
 
 
 @contextlib.asynccontextmanager
@@ -281,7 +366,11 @@ async def _housekeeping(settings: Settings, database: Database) -> AsyncIterator
 
 @contextlib.asynccontextmanager
 async def _dialing(
-    dialer: SipTrunkDialer, dispatcher: Dispatcher, settings: Settings, stop: asyncio.Event
+    dialer: SipTrunkDialer,
+    dispatcher: Dispatcher,
+    settings: Settings,
+    stop: asyncio.Event,
+    shutdown: Shutdown,
 ) -> AsyncIterator[None]:
     """A dialer at work: bound first, so that a second process on this address can't take over."""
     await dialer.start()
@@ -300,13 +389,18 @@ async def _dialing(
             await task
         except LostLease as lost:
             raise BitelError(f"{lost}, so this one stops") from lost
+        if dispatcher.lost:
+            raise BitelError(
+                f"the ends of {dispatcher.lost} attempts of dialer {dispatcher.dialer_id} could be "
+                "stored neither in the database nor in data_dir; they are in the log"
+            )
     finally:
-        await dialer.close()
+        await _within(shutdown, f"dialer {dispatcher.dialer_id}", dialer.close)
 
 
 @contextlib.asynccontextmanager
 async def _http(
-    app: FastAPI, place: tuple[str, int], setting: str
+    app: FastAPI, place: tuple[str, int], setting: str, shutdown: Shutdown
 ) -> AsyncIterator[tuple[str, int]]:
     """An application, answering HTTP at `place`, which `setting` names; its address."""
     host, port = place
@@ -320,14 +414,23 @@ async def _http(
         raise BitelError(
             f"HTTP can't be answered at {host}:{port}: {fault.strerror}; choose another {setting}"
         ) from fault
-    server = _Server(connection.config(app, timeout_graceful_shutdown=10))
+    server = _Server(connection.config(app, timeout_graceful_shutdown=HTTP_PATIENCE))
     task = asyncio.create_task(server.serve([listener]))
     try:
         await server.accepting.wait()
         yield listener.getsockname()[:2]
     finally:
+        patience = shutdown.left(HTTP_PATIENCE)
+        server.config.timeout_graceful_shutdown = max(1, int(patience))
         server.should_exit = True
-        await task
+        # What requests do once they are cancelled takes its time too.
+        await asyncio.wait([task], timeout=shutdown.left(patience + 1))
+        if not task.done():
+            log.warning("not_stopped_in_time", part="HTTP")
+            task.cancel()
+            await asyncio.wait([task], timeout=0.5)
+        else:
+            task.result()
 
 
 class _Server(uvicorn.Server):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
+import structlog
 
 from bitel.calls.call import CallStatus
 from bitel.calls.outcome import Attempted, Outcome
@@ -82,6 +83,23 @@ async def test_who_was_hung_up_on_is_not_written_down_as_having_heard_us(
     await asyncio.sleep(0.15)  # the next try would come after 0.1 s
     assert store.faults == 0
     assert store.written == []
+
+
+async def test_an_answer_that_is_refused_is_not_played_and_hurts_no_other(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def heard(conn: object, lease: object, answered_at: dict[str, float]) -> set[str]:
+        if "bad" in answered_at:
+            raise ValueError("no time")
+        return set(answered_at)
+
+    monkeypatch.setattr(claims, "heard", heard)
+    store.reached.set()
+    made = recording(store)
+    with structlog.testing.capture_logs() as logs:
+        told = await asyncio.gather(*(made.heard(one, 1.0) for one in ("one", "bad", "two")))
+    assert told == [True, False, True]
+    assert [(line["event"], line["attempt"]) for line in logs] == [("answer_refused", "bad")]
 
 
 async def test_answers_and_ends_of_one_moment_share_a_transaction(store: Store) -> None:

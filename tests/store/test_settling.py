@@ -145,6 +145,31 @@ def test_a_free_answered_attempt_has_its_entry_too(world: World) -> None:
     assert world.ledger() == [Decimal(0)]
 
 
+@pytest.mark.parametrize(
+    "outcome",
+    [each for each in Outcome if each is not Outcome.ANSWERED],
+    ids=lambda each: each.name,
+)
+def test_an_attempt_that_is_not_billed_has_no_entry_though_somebody_answered(
+    world: World, outcome: Outcome
+) -> None:
+    call_id = world.place()
+    lease = world.take_over()
+    (claimed,) = world.claim(lease)
+    not_played = settlement(
+        claimed,
+        Again(world.clock(), spends_retry=False, trouble=1),
+        outcome,
+        answered_at=claimed.started_at + 8,
+    )
+    world.settle(lease, not_played)
+    (claimed,) = world.claim(lease)
+    world.settle(lease, answered(claimed, "2"))
+
+    assert world.call(call_id).price == 2
+    assert world.ledger() == [Decimal(-2)]
+
+
 def test_an_unlimited_project_keeps_a_ledger_and_no_balance(world: World) -> None:
     world.place()
     lease = world.take_over()

@@ -24,12 +24,13 @@ from bitel.calls.retry import decide
 from bitel.calls.tariff import NOTHING, Tariff
 from bitel.dialing.dialer import Dialer, Order
 from bitel.dialing.figures import Figures
+from bitel.dialing.journal import Journal
 from bitel.dialing.pacer import Pacer
 from bitel.dialing.pressure import Pressure, Strain
 from bitel.dialing.recording_faults import RecordingFaults
-from bitel.dialing.records import Records
+from bitel.dialing.records import Records, apply_journal
 from bitel.errors import UnavailableError
-from bitel.store import claims, leases
+from bitel.store import claims, leases, settling
 from bitel.store.claims import Claim
 from bitel.store.database import Database
 from bitel.store.leases import Lease, LostLease, Recovered, TrunkHistory
@@ -58,9 +59,18 @@ _SPREAD = _BEAT / 2
 # What was due a moment ago had expired, or another worker's transaction holds it.
 _LOOK_AGAIN = 0.05
 _RENEW = 5.0
+_AFTER_FAULT = 0.25
+"""Seconds until the database is tried again after it could not be used."""
 _CANCEL_PAUSE = 0.1
 _RELIEF = 0.25
 """Seconds between two looks at whether there is room again."""
+
+
+ENDING_PATIENCE: Final = 32.0
+"""Seconds that calls may take to end once they are hung up or cancelled (64 × T1)."""
+
+WRITING_PATIENCE: Final = 2.0
+"""Seconds that the last ends may take to be written, before they go to the journal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +93,8 @@ class _Running:
     claim: Claim
     task: asyncio.Task[None] | None = None
     hand_back: bool = False
+    ended: bool = False
+    """The attempt is over, and waits for that to be written."""
 
 
 class Dispatcher:
@@ -100,11 +112,13 @@ class Dispatcher:
         on_settled: Callable[[], None] = lambda: None,
         strain: Callable[[], Strain] = Strain,
         faults: RecordingFaults | None = None,
+        journal: Journal | None = None,
     ) -> None:
         self.figures = Figures()
         self.pressure = Pressure()
         self.faults = faults or RecordingFaults(dialer_id, clock)
         self._strain = strain
+        self._journal = journal
         self._on_settled = on_settled
         self._dialer_id = dialer_id
         self._worker = worker
@@ -149,12 +163,14 @@ class Dispatcher:
     async def take_over(self) -> Recovered:
         """Become the one worker of this dialer, and decide what earlier workers left undone."""
         redial_after = self._limits.ring_timeout + REDIAL_MARGIN
+        if self._journal is not None:
+            await apply_journal(self._database, self._dialer_id, self._journal, self._clock)
         self._lease, recovered = await self._database.write(
             lambda conn: leases.take_over(
                 conn, self._dialer_id, self._worker, self._clock(), redial_after
             )
         )
-        self._records = Records(self._database, self._lease, self._clock)
+        self._records = Records(self._database, self._lease, self._clock, self._journal)
         history = await self._database.read(
             lambda conn: leases.trunk_history(conn, self._dialer_id)
         )
@@ -168,7 +184,9 @@ class Dispatcher:
             asyncio.create_task(self._claim_until_drained()),
             asyncio.create_task(self._keep_lease()),
             asyncio.create_task(self._watch_for_cancels()),
+            asyncio.create_task(self._drained.wait()),  # also while a claim hangs
         ]
+        journaling = asyncio.create_task(self._records.keep_journal())
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -177,33 +195,66 @@ class Dispatcher:
             self._abandon()
             raise
         finally:
-            for task in tasks:
+            for task in [*tasks, journaling]:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, journaling, return_exceptions=True)
+            if self._journal is not None:
+                self._journal.close()
+
+    @property
+    def lost(self) -> int:
+        """Ends of attempts that `drain` could store nowhere."""
+        return self._records.lost
 
     async def drain(self, timeout: float) -> None:
         """Claim no more; let calls run for `timeout` seconds, then end them; wait for the rest.
 
-        Attempts that nobody had answered by then go back to be dialled later.
+        Attempts that nobody had answered by then go back to be dialled later. This takes no longer
+        than `timeout` + `ENDING_PATIENCE` + `WRITING_PATIENCE` + a second, whatever the database
+        does: what it can't take goes to the journal, or is logged and left to the recovery.
         """
+        loop = asyncio.get_running_loop()
         self._draining = True
         self.ring()
+        end = loop.time() + timeout
         # A claim that was under way is durable by now: its calls end, or go back, like all others.
-        await self._claims_no_more.wait()
-        await self._finish_within(timeout)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(end):
+                await self._claims_no_more.wait()
+        await self._finish_until(end)
+        await self._records.finish()
         self._drained.set()
 
-    async def _finish_within(self, timeout: float) -> None:
+    async def _finish_until(self, end: float) -> None:
+        loop = asyncio.get_running_loop()
         tasks = [running.task for running in self._running.values() if running.task]
         if not tasks:
             return
-        _, late = await asyncio.wait(tasks, timeout=timeout)
-        if late:
-            log.info("drain_ends_calls", dialer=self._dialer_id, calls=len(late))
-            for attempt_id, running in list(self._running.items()):
-                running.hand_back = True
-                self._dialer.call_off(attempt_id)
-            await asyncio.wait(late)
+        _, late = await asyncio.wait(tasks, timeout=max(0.0, end - loop.time()))
+        if not late:
+            return
+        log.info("drain_ends_calls", dialer=self._dialer_id, calls=len(late))
+        for attempt_id, running in list(self._running.items()):
+            running.hand_back = True
+            self._dialer.call_off(attempt_id)
+        end = loop.time() + ENDING_PATIENCE
+        while not all(one.ended for one in self._running.values()) and loop.time() < end:
+            await asyncio.wait(late, timeout=_BEAT)
+        await asyncio.wait(late, timeout=WRITING_PATIENCE)
+        await self._give_up()
+
+    async def _give_up(self) -> None:
+        """Wait no longer for attempts, nor for what is unwritten of them."""
+        await self._records.give_up()
+        for running in self._running.values():
+            if not running.ended:
+                claim = running.claim
+                log.error("attempt_not_ended", attempt=claim.attempt_id, call=claim.call_id)
+                if running.task:
+                    running.task.cancel()
+        left = [running.task for running in self._running.values() if running.task]
+        if left:
+            await asyncio.wait(left, timeout=_POLL)
 
     async def _claim_until_drained(self) -> None:
         self._claims_no_more.clear()
@@ -222,7 +273,7 @@ class Dispatcher:
                 pause = await self._claim_due()
             except UnavailableError as fault:
                 log.warning("claim_failed", dialer=self._dialer_id, fault=str(fault))
-                pause = _POLL
+                pause = _AFTER_FAULT
             if pause > 0:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(pause):
@@ -297,10 +348,12 @@ class Dispatcher:
         claim = running.claim
         try:
             settlement = await self._dial(running)
+            running.ended = True
             self.figures.ended[settlement.attempted.outcome] += 1
-            if not await self._records.settle(settlement):
-                log.error("claim_lost", attempt=claim.attempt_id, call=claim.call_id)
+            await self._records.settle(settlement)
             self._on_settled()
+        except Exception:
+            log.exception("attempt_broke", attempt=claim.attempt_id, call=claim.call_id)
         finally:
             del self._running[claim.attempt_id]
             self._doorbell.set()
@@ -342,9 +395,13 @@ class Dispatcher:
             )
         if running.hand_back and attempted.outcome is Outcome.CALLED_OFF:
             return self._hand_back(claim, "the service was stopped")
-        rule = claim.rule._replace(uncertain_redials=self._limits.uncertain_redials)
-        verdict = decide(rule, attempted)
-        bill = self._tariff.bill(claim.e164, attempted)
+        try:
+            rule = claim.rule._replace(uncertain_redials=self._limits.uncertain_redials)
+            verdict = decide(rule, attempted)
+            bill = self._tariff.bill(claim.e164, attempted)
+        except Exception:
+            log.exception("attempt_not_decided", attempt=claim.attempt_id, call=claim.call_id)
+            return settling.plain(claim.attempt_id, claim.call_id, attempted, self._clock())
         return Settlement(claim.attempt_id, claim.call_id, attempted, verdict, bill)
 
     def _hand_back(self, claim: Claim, why: str) -> Settlement:
@@ -376,13 +433,17 @@ class Dispatcher:
                     await self._cancel_bell.wait()
 
     async def _keep_lease(self) -> None:
+        pause = _RENEW
         while True:
-            await asyncio.sleep(_RENEW)
+            await asyncio.sleep(pause)
             try:
                 expired, mine = await self._database.write(self._expire_and_renew)
             except UnavailableError as fault:
-                log.warning("lease_not_renewed", dialer=self._dialer_id, fault=str(fault))
+                if pause == _RENEW:
+                    log.warning("lease_not_renewed", dialer=self._dialer_id, fault=str(fault))
+                pause = _AFTER_FAULT
                 continue
+            pause = _RENEW
             if expired:
                 self._on_settled()
             if not mine:

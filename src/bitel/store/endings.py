@@ -6,6 +6,7 @@ webhook; each exactly once, since a call that is final does not end again.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     delete,
+    exists,
     insert,
     literal,
     select,
@@ -45,6 +47,7 @@ from bitel.store.schema import (
 _NOTHING: Final = Decimal(0)
 _Q850_CAUSES: Final = range(128)
 _SIP_CODES: Final = range(100, 700)
+_COUNTS: Final = range(2**31)
 
 
 class CallEnd(NamedTuple):
@@ -74,7 +77,7 @@ class CallAgain:
 
 
 def end_attempts(conn: Connection, ends: Iterable[tuple[str, Attempted]]) -> None:
-    """Settle attempts, given by their ids. SIP codes and causes out of range are not kept."""
+    """Settle attempts, given by their ids. What a far end sent out of range is not kept."""
     rows = [
         (
             attempt_id,
@@ -109,7 +112,17 @@ def _within(allowed: range, code: int | None) -> int | None:
 def _media_values(media: Media | None) -> tuple[Any, ...]:
     if media is None:
         return (None,) * 5
-    return media.sent, media.received, media.digits, media.loss, media.jitter_ms
+    return (
+        _within(_COUNTS, media.sent),
+        _within(_COUNTS, media.received),
+        media.digits,
+        _number(media.loss),
+        _number(media.jitter_ms),
+    )
+
+
+def _number(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def end_calls(conn: Connection, ends: Sequence[CallEnd], now: float) -> None:
@@ -229,7 +242,10 @@ _now: BindParameter[float] = bindparam("now", type_=webhook_event.c.created_at.t
 _TELL: Final = Change(
     insert(webhook_event).from_select(
         ["id", "project_id", "call_id", "created_at", "due_at", "tries", "state"],
-        select(*_events.c, _now, _now, literal(0), literal(PENDING)),
+        # A call has one event. Were there one already, to insert another would keep it from ending.
+        select(*_events.c, _now, _now, literal(0), literal(PENDING)).where(
+            ~exists().where(webhook_event.c.call_id == _events.c.call_id)
+        ),
     )
 )
 

@@ -292,7 +292,7 @@ attempt = Table(
     # NULL: nothing was played. The last two are what the callee reported, if it did.
     Column("packets_sent", Integer),
     Column("packets_received", Integer),
-    Column("digits", String(256)),
+    Column("digits", FreeText(256)),
     Column("far_loss", Double),
     Column("far_jitter_ms", Double),
     Column("rang_at", Double),  # the first 18x; NULL: none is known of
