@@ -12,7 +12,7 @@ from bitel.calls.call import Call, Lane, NewCall
 from bitel.calls.ids import new_id
 from bitel.calls.outcome import Attempted, Outcome
 from bitel.calls.tariff import Rate, Tariff
-from bitel.dialing.dialer import Heard, Order
+from bitel.dialing.dialer import Heard, Order, Rang, ignore_ringing
 from bitel.dialing.dispatcher import Dispatcher, Limits
 from bitel.dialing.pressure import Strain
 from bitel.store import calls, placing, projects, recordings
@@ -42,14 +42,17 @@ class ScriptedDialer:
     busiest: int = 0
     called_off: set[str] = field(default_factory=set)
     up: bool = True
+    rings: bool = False
     _now_busy: int = 0
 
     async def start(self) -> None: ...
 
     async def close(self) -> None: ...
 
-    async def dial(self, order: Order, heard: Heard) -> Attempted:
+    async def dial(self, order: Order, heard: Heard, rang: Rang = ignore_ringing) -> Attempted:
         self.orders.append(order)
+        if self.rings:
+            rang(self.clock())
         self._now_busy += 1
         self.busiest = max(self.busiest, self._now_busy)
         try:

@@ -230,14 +230,23 @@ async def test_what_still_rings_when_the_drain_ends_goes_back_and_spends_no_retr
 
 
 async def test_a_claim_that_went_stale_is_not_dialled(play: Play) -> None:
+    monotonic = Clock()
+
     class Slow(Dispatcher):
-        def _start(self, claim: object) -> None:
-            play.clock.now += STALE_CLAIM + 1
-            super()._start(claim)  # type: ignore[arg-type] # passed through as it came
+        def _start(self, claim: Claim, claimed_at: float) -> None:
+            monotonic.now += STALE_CLAIM + 1
+            super()._start(claim, claimed_at)
 
     dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED])
     dispatcher = Slow(
-        "main", "w", dialer, Limits(1, 1000.0, RING_TIMEOUT), play.database, TARIFF, play.clock
+        "main",
+        "w",
+        dialer,
+        Limits(1, 1000.0, RING_TIMEOUT),
+        play.database,
+        TARIFF,
+        play.clock,
+        monotonic=monotonic,
     )
     [call_id] = await play.place()
     async with at_work(dispatcher):
@@ -269,6 +278,120 @@ async def test_a_worker_that_was_taken_over_stops_and_writes_nothing(play: Play)
     assert call.status is CallStatus.WAITING
     attempts = await play.database.read(lambda conn: calls.attempts(conn, call_id))
     assert [attempt.outcome for attempt in attempts] == [Outcome.CUT_OFF]
+
+
+async def test_ringing_is_recorded_while_it_rings_and_stays_with_the_end(
+    play: Play,
+) -> None:
+    dialer = ScriptedDialer(play.clock, [Outcome.BUSY], hold=asyncio.Event(), rings=True)
+    [call_id] = await play.place(retries=0)
+
+    async def rang_at() -> float | None:
+        [row] = await play.database.read(lambda conn: calls.attempts(conn, call_id))
+        return row.rang_at
+
+    async with at_work(play.dispatcher(dialer)):
+        async with asyncio.timeout(10.0):
+            while not dialer.orders or await rang_at() is None:
+                await asyncio.sleep(0.01)
+        assert dialer.hold is not None
+        dialer.hold.set()
+        await play.until_over([call_id])
+    assert await rang_at() == play.clock()
+    quick = ScriptedDialer(play.clock, [Outcome.BUSY], rings=True)
+    [call_id] = await play.place(retries=0)
+    async with at_work(play.dispatcher(quick)):
+        await play.until_over([call_id])
+    assert await rang_at() == play.clock(), "it is written with the end where that comes first"
+
+
+async def crash(task: asyncio.Task[None], dispatcher: Dispatcher) -> None:
+    """Let a dispatcher vanish as in a crash: nothing more of it is written."""
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    for running in list(dispatcher._running.values()):
+        assert running.task is not None
+        running.task.cancel()
+        await asyncio.gather(running.task, return_exceptions=True)
+
+
+async def test_a_crash_loop_rings_a_phone_once_and_once_for_each_retry(play: Play) -> None:
+    dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED], hold=asyncio.Event(), rings=True)
+    [call_id] = await play.place(retries=2, interval=60)
+
+    async def rung() -> int:
+        rows = await play.database.read(lambda conn: calls.attempts(conn, call_id))
+        return sum(row.rang_at is not None for row in rows)
+
+    for number in range(1, 4):
+        dispatcher = play.dispatcher(dialer)
+        await dispatcher.take_over()
+        play.clock.now += 2 * (RING_TIMEOUT + REDIAL_MARGIN)
+        task = asyncio.create_task(dispatcher.run())
+        async with asyncio.timeout(10.0):
+            while await rung() < number:
+                await asyncio.sleep(0.01)
+        await crash(task, dispatcher)
+    await play.dispatcher(dialer).take_over()
+    assert (await play.call(call_id)).status is CallStatus.NO_ANSWER
+    assert len(dialer.orders) == 3
+
+
+async def test_a_lease_that_proves_lost_ends_the_worker_at_once(play: Play) -> None:
+    dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED], hold=asyncio.Event())
+    dispatcher = play.dispatcher(dialer)
+    await play.place()
+    await dispatcher.take_over()
+    task = asyncio.create_task(dispatcher.run())
+    async with asyncio.timeout(2.0):  # a renewal would come after 5 s
+        while not dialer.orders:
+            await asyncio.sleep(0.01)
+        assert await dispatcher.confirm_lease()
+        now = play.clock()
+        await play.database.write(
+            lambda conn: leases.fence(conn, "main", "worker-2", "i" * 32, now)
+        )
+        assert not await dispatcher.confirm_lease()
+        with pytest.raises(LostLease):
+            await task
+    assert dialer.called_off == {dialer.orders[0].attempt_id}
+    await dispatcher.drain(5.0)
+
+
+async def test_a_lease_that_the_database_does_not_confirm_in_time_is_in_doubt(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bitel.dialing.dispatcher._CONFIRM", 0.05)
+    dispatcher = play.dispatcher(ScriptedDialer(play.clock, [Outcome.ANSWERED]))
+    async with at_work(dispatcher):
+        frozen = threading.Event()
+        holder = leases.holder
+
+        def slow(conn: Any, dialer_id: str) -> leases.Holder:
+            frozen.wait(10.0)
+            return holder(conn, dialer_id)
+
+        monkeypatch.setattr(leases, "holder", slow)
+        assert not await dispatcher.confirm_lease()
+        frozen.set()
+        monkeypatch.setattr("bitel.dialing.dispatcher._CONFIRM", 5.0)
+        assert await dispatcher.confirm_lease(), "it was not lost, and the worker goes on"
+
+
+async def test_a_step_of_the_wall_clock_makes_no_claim_stale(play: Play) -> None:
+    class Stepped(Dispatcher):
+        def _start(self, claim: Claim, claimed_at: float) -> None:
+            play.clock.now += STALE_CLAIM + 1
+            super()._start(claim, claimed_at)
+
+    dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED])
+    dispatcher = Stepped(
+        "main", "w", dialer, Limits(1, 1000.0, RING_TIMEOUT), play.database, TARIFF, play.clock
+    )
+    [call_id] = await play.place()
+    async with at_work(dispatcher):
+        await play.until_over([call_id])
+    assert (await play.call(call_id)).status is CallStatus.NORMAL
 
 
 async def test_a_password_goes_before_single_calls_and_those_before_batches(play: Play) -> None:

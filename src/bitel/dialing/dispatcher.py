@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -31,7 +32,7 @@ from bitel.errors import UnavailableError
 from bitel.store import claims, leases
 from bitel.store.claims import Claim
 from bitel.store.database import Database
-from bitel.store.leases import Lease, LostLease, Recovered
+from bitel.store.leases import Lease, LostLease, Recovered, Terms
 from bitel.store.settling import HandBack, Settlement
 
 log = structlog.get_logger(__name__)
@@ -57,6 +58,10 @@ _SPREAD = _BEAT / 2
 # What was due a moment ago had expired, or another worker's transaction holds it.
 _LOOK_AGAIN = 0.05
 _RENEW = 5.0
+_RENEW_AGAIN = 1.0
+"""Seconds until the next try after a renewal that failed."""
+_CONFIRM = 3.0
+"""Seconds in which the database must confirm the lease."""
 _CANCEL_PAUSE = 0.1
 _RELIEF = 0.25
 """Seconds between two looks at whether there is room again."""
@@ -78,8 +83,11 @@ class Limits:
 @dataclass(slots=True)
 class _Running:
     claim: Claim
+    claimed_at: float
+    """By the monotonic clock, before the claim was written."""
     task: asyncio.Task[None] | None = None
     hand_back: bool = False
+    rang_at: float | None = None
 
 
 class Dispatcher:
@@ -96,6 +104,7 @@ class Dispatcher:
         clock: Callable[[], float],
         on_settled: Callable[[], None] = lambda: None,
         strain: Callable[[], Strain] = Strain,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.figures = Figures()
         self.pressure = Pressure()
@@ -108,6 +117,7 @@ class Dispatcher:
         self._database = database
         self._tariff = tariff
         self._clock = clock
+        self._monotonic = monotonic
         self._pacer = Pacer(limits.calls_per_second, clock())
         self._running: dict[str, _Running] = {}
         self._last_project: dict[Lane, str] = {}
@@ -118,7 +128,8 @@ class Dispatcher:
         self._claims_no_more = asyncio.Event()
         self._claims_no_more.set()
         self._drained = asyncio.Event()
-        self._lease: Lease
+        self._lease_lost = asyncio.Event()
+        self._lease = Lease(dialer_id, worker, 0)  # none, until `take_over`
         self._records: Records
 
     @property
@@ -141,16 +152,52 @@ class Dispatcher:
         self._doorbell.set()
         self._cancel_bell.set()
 
-    async def take_over(self) -> Recovered:
-        """Become the one worker of this dialer, and decide what earlier workers left undone."""
-        redial_after = self._limits.ring_timeout + REDIAL_MARGIN
+    @property
+    def worker(self) -> str:
+        """The name of this worker in the dialer's row."""
+        return self._worker
+
+    async def take_over(self, terms: Terms = Terms()) -> Recovered:  # noqa: B008 # immutable
+        """Become the one worker of this dialer, and decide what earlier workers left undone.
+
+        Raises LostLease where the dialer's row is not what `terms` expect.
+        """
+        ring_timeout = self._limits.ring_timeout
+        # A claim is dialled within STALE_CLAIM, and no INVITE leaves once the ring time is over.
+        redial_after, last_invite = ring_timeout + REDIAL_MARGIN, STALE_CLAIM + ring_timeout
         self._lease, recovered = await self._database.write(
             lambda conn: leases.take_over(
-                conn, self._dialer_id, self._worker, self._clock(), redial_after
+                conn,
+                self._dialer_id,
+                self._worker,
+                self._clock(),
+                redial_after,
+                last_invite,
+                terms,
             )
         )
         self._records = Records(self._database, self._lease, self._clock)
         return recovered
+
+    async def release(self) -> None:
+        """Give the lease back, after `run`. Raises UnavailableError."""
+        await self._database.write(lambda conn: leases.release(conn, self._lease))
+
+    async def confirm_lease(self) -> bool:
+        """Whether the lease still holds; False also where the database can't say within 3 s.
+
+        A lease that is lost makes `run` hang up every call and raise LostLease.
+        """
+        lease = self._lease
+        try:
+            async with asyncio.timeout(_CONFIRM):
+                row = await self._database.read(lambda conn: leases.holder(conn, self._dialer_id))
+        except (UnavailableError, TimeoutError) as fault:
+            log.warning("lease_not_confirmed", dialer=self._dialer_id, fault=str(fault) or "late")
+            return False
+        if lease.epoch and row.epoch != lease.epoch:
+            self._lease_lost.set()
+        return row.epoch == lease.epoch
 
     async def run(self) -> None:
         """Dial what is due, until `drain` is over. Raises LostLease when another took over."""
@@ -240,6 +287,7 @@ class Dispatcher:
             due_at = await self._database.read(lambda conn: claims.next_due(conn, self._dialer_id))
             if due_at is None or due_at > now:
                 return _POLL if due_at is None else min(_POLL, due_at - now)
+        claimed_at = self._monotonic()
         expired, claimed = await self._database.write(
             lambda conn: self._expire_and_claim(conn, allowed, lanes)
         )
@@ -249,7 +297,7 @@ class Dispatcher:
         self._pacer.spend(len(claimed))
         self.figures.claimed += len(claimed)
         for number, claim in enumerate(claimed, 1):
-            self._start(claim)
+            self._start(claim, claimed_at)
             self._last_project[claim.lane] = claim.project_id
             if number % AT_ONCE == 0:
                 await asyncio.sleep(_SPREAD * AT_ONCE / len(claimed))
@@ -274,14 +322,17 @@ class Dispatcher:
         claimed = claims.claim(conn, self._lease, limit, now, lanes, self._last_project)
         return expired, claimed
 
-    def _start(self, claim: Claim) -> None:
-        running = self._running[claim.attempt_id] = _Running(claim)
+    def _start(self, claim: Claim, claimed_at: float) -> None:
+        running = self._running[claim.attempt_id] = _Running(claim, claimed_at)
         running.task = asyncio.create_task(self._attempt(running))
 
     async def _attempt(self, running: _Running) -> None:
         claim = running.claim
         try:
             settlement = await self._dial(running)
+            if running.rang_at is not None:
+                attempted = settlement.attempted._replace(rang_at=running.rang_at)
+                settlement = settlement._replace(attempted=attempted)
             self.figures.ended[settlement.attempted.outcome] += 1
             if not await self._records.settle(settlement):
                 log.error("claim_lost", attempt=claim.attempt_id, call=claim.call_id)
@@ -294,7 +345,7 @@ class Dispatcher:
         claim = running.claim
         if self._draining:
             return self._hand_back(claim, "the service was stopped")
-        if self._clock() - claim.started_at > STALE_CLAIM:
+        if self._monotonic() - running.claimed_at > STALE_CLAIM:
             return self._hand_back(claim, "the claim was stale before it was dialled")
         order = Order(
             claim.attempt_id,
@@ -313,8 +364,12 @@ class Dispatcher:
             self.figures.answered += reached
             return reached
 
+        def rang(rang_at: float) -> None:
+            running.rang_at = rang_at
+            self._records.rang(claim.attempt_id, rang_at)
+
         try:
-            attempted = await self._dialer.dial(order, heard)
+            attempted = await self._dialer.dial(order, heard, rang)
         except Exception:
             # A fault of our own. Whoever may have heard us is left alone, others are tried again.
             log.exception("attempt_failed", attempt=claim.attempt_id, number=masked(claim.e164))
@@ -359,26 +414,32 @@ class Dispatcher:
                     await self._cancel_bell.wait()
 
     async def _keep_lease(self) -> None:
+        pause = _RENEW
         while True:
-            await asyncio.sleep(_RENEW)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._lease_lost.wait()
+                    raise self._lost()
             try:
                 expired, mine = await self._database.write(self._expire_and_renew)
             except UnavailableError as fault:
                 log.warning("lease_not_renewed", dialer=self._dialer_id, fault=str(fault))
+                pause = _RENEW_AGAIN
                 continue
+            pause = _RENEW
             if expired:
                 self._on_settled()
             if not mine:
-                raise LostLease(f"another worker took over the dialer {self._dialer_id!r}")
+                raise self._lost()
+
+    def _lost(self) -> LostLease:
+        return LostLease(f"another worker took over the dialer {self._dialer_id!r}")
 
     def _expire_and_renew(self, conn: Connection) -> tuple[int, bool]:
         # Here too, so that calls expire while every channel is taken.
         now = self._clock()
         expired = claims.expire(conn, self._dialer_id, now)
-        if not self._dialer.up:
-            # Still ours, but nobody can be called: it must not look as if somebody could.
-            return expired, leases.holds(conn, self._lease)
-        return expired, leases.renew(conn, self._lease, now)
+        return expired, leases.renew(conn, self._lease, now, up=self._dialer.up)
 
     def _abandon(self) -> None:
         self._draining = True

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import ExitStack
 from typing import Literal
 
@@ -60,6 +60,7 @@ class SipTransport:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0.0
         self._closed = False
+        self.confirm_lease: Callable[[], Awaitable[bool]] | None = None
 
     @classmethod
     async def open(
