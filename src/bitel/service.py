@@ -24,6 +24,7 @@ from bitel.api.metrics import build_listener
 from bitel.calls.ids import new_id
 from bitel.collector import collect_when_quiet, measuring_pauses, run_only_when_told
 from bitel.dialer_config import sip_trunk_config
+from bitel.dialer_worker import DialerWorker
 from bitel.dialers.counted import Counted
 from bitel.dialers.lateness import packets_late
 from bitel.dialers.playlists import Playlists
@@ -31,15 +32,15 @@ from bitel.dialers.sip_trunk import SipTrunkDialer
 from bitel.dialers.traces import Keep, Traces
 from bitel.dialing.dispatcher import Dispatcher, Limits
 from bitel.dialing.pressure import Strain
+from bitel.dialing.standby import Standby
 from bitel.errors import BitelError
-from bitel.housekeeping import keep_house
+from bitel.housekeeping import Housekeeper
 from bitel.loop_lag import LoopLag, measuring
 from bitel.metrics.page import Page
 from bitel.metrics.sources import DialerFigures, DialerSource, Sources
 from bitel.settings import DialerSettings, Settings, TraceSettings, split_address
 from bitel.store import migrate
 from bitel.store.database import Database
-from bitel.store.leases import LostLease
 from bitel.voices.speech import SpeechOptions
 from bitel.voices.speech_library import SpeechLibrary
 from bitel.voices.storage import VoiceStore
@@ -68,11 +69,13 @@ class Running:
     """Where `/metrics` is answered without the API; None: beside it, or nowhere."""
     dialers: tuple[SipTrunkDialer, ...]
     dispatchers: tuple[Dispatcher, ...]
+    workers: tuple[DialerWorker, ...]
 
 
-async def serve(settings: Settings, role: Role = "all") -> None:
+async def serve(settings: Settings, role: Role = "all", take_over: bool = False) -> None:
     """Run the service until SIGTERM or SIGINT, then drain it.
 
+    `take_over` takes its dialers from workers that are alive, instead of waiting for their end.
     Raises BitelError in one sentence where it can't start, or when another worker took over a
     dialer of this one.
     """
@@ -80,20 +83,22 @@ async def serve(settings: Settings, role: Role = "all") -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with running(settings, role, stop) as service:
+    async with running(settings, role, stop, take_over) as service:
         log.info("ready", **_places(service, settings))
         run_only_when_told()
         sys.setswitchinterval(TURN)
         await stop.wait()
         log.info("draining", timeout=settings.drain_timeout)
         # HTTP goes on while calls end, so that their status can still be asked for.
-        drains = (each.drain(settings.drain_timeout) for each in service.dispatchers)
-        await asyncio.gather(*drains)
+        await asyncio.gather(*(worker.drain() for worker in service.workers))
 
 
 @contextlib.asynccontextmanager
 async def running(
-    settings: Settings, role: Role = "all", stop: asyncio.Event | None = None
+    settings: Settings,
+    role: Role = "all",
+    stop: asyncio.Event | None = None,
+    take_over: bool = False,
 ) -> AsyncIterator[Running]:
     """The service, up inside the block and drained behind it; `stop` is set if it must end."""
     stop = stop or asyncio.Event()
@@ -109,7 +114,7 @@ async def running(
         pauses = stack.enter_context(measuring_pauses())
         ids = [each.id for each in settings.dialers]
         sources = Sources(database, ids, time.time, lag, pauses)
-        dialers, dispatchers = [], []
+        dialers, dispatchers, workers = [], [], []
         speech = SpeechLibrary(settings.data_dir / "speech", _speech_options(settings))
         stack.push_async_callback(speech.close)
         playlists = Playlists(voices, speech, settings.data_dir / "quiet")
@@ -130,7 +135,12 @@ async def running(
                     dialer_settings, settings, database, playlists, counted, bell, lag
                 )
                 sources.dialers.append(_figures(dialer, dispatcher, counted))
-                await stack.enter_async_context(_dialing(dialer, dispatcher, settings, stop))
+                standby = Standby(
+                    dialer_settings.id, dispatcher.worker, database, settings.data_dir
+                )
+                worker = DialerWorker(dialer, dispatcher, standby, settings.drain_timeout)
+                await stack.enter_async_context(_dialing(worker, stop, take_over))
+                workers.append(worker)
                 dialers.append(dialer)
                 dispatchers.append((dialer_settings.id, dispatcher))
         address = metrics_address = None
@@ -164,7 +174,11 @@ async def running(
             )
         await stack.enter_async_context(_collecting([each for _, each in dispatchers]))
         yield Running(
-            address, metrics_address, tuple(dialers), tuple(each for _, each in dispatchers)
+            address,
+            metrics_address,
+            tuple(dialers),
+            tuple(each for _, each in dispatchers),
+            tuple(workers),
         )
 
 
@@ -199,6 +213,7 @@ def _dialer(
         on_settled=on_settled,
         strain=strain,
     )
+    trunk.confirm_lease = dispatcher.confirm_lease
     return trunk, dispatcher
 
 
@@ -259,7 +274,7 @@ async def _collecting(dispatchers: Sequence[Dispatcher]) -> AsyncIterator[None]:
 @contextlib.asynccontextmanager
 async def _housekeeping(settings: Settings, database: Database) -> AsyncIterator[None]:
     dialer_ids = [dialer.id for dialer in settings.dialers]
-    task = asyncio.create_task(keep_house(database, dialer_ids, time.time))
+    task = asyncio.create_task(Housekeeper(database, dialer_ids, time.time).run())
     try:
         yield
     finally:
@@ -269,27 +284,16 @@ async def _housekeeping(settings: Settings, database: Database) -> AsyncIterator
 
 @contextlib.asynccontextmanager
 async def _dialing(
-    dialer: SipTrunkDialer, dispatcher: Dispatcher, settings: Settings, stop: asyncio.Event
+    worker: DialerWorker, stop: asyncio.Event, take_over: bool
 ) -> AsyncIterator[None]:
-    """A dialer at work: bound first, so that a second process on this address can't take over."""
-    await dialer.start()
+    """A dialer at work, or in standby; `stop` is set if it can't go on."""
+    await worker.start(take_over, stop)
+    task = asyncio.create_task(worker.run())
+    task.add_done_callback(lambda _: stop.set())
     try:
-        recovered = await dispatcher.take_over()
-        if recovered.redialled or recovered.unknown:
-            log.warning("recovered", redialled=recovered.redialled, unknown=recovered.unknown)
-        task = asyncio.create_task(dispatcher.run())
-        task.add_done_callback(lambda _: stop.set())
-        try:
-            yield
-        finally:
-            if not task.done():
-                await dispatcher.drain(settings.drain_timeout)
-        try:
-            await task
-        except LostLease as lost:
-            raise BitelError(f"{lost}, so this one stops") from lost
+        yield
     finally:
-        await dialer.close()
+        await worker.stop(task)
 
 
 @contextlib.asynccontextmanager
@@ -343,6 +347,8 @@ def _private_folder(settings: Settings) -> None:
 
 def _places(service: Running, settings: Settings) -> dict[str, str]:
     places = {"dialers": ",".join(dialer.id for dialer in settings.dialers) or "none"}
+    if waiting := [worker.dialer_id for worker in service.workers if worker.in_standby]:
+        places["standby"] = ",".join(waiting)
     if service.http_address:
         host, port = service.http_address
         places["http"] = f"http://{host}:{port}"

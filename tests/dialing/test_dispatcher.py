@@ -337,6 +337,28 @@ async def test_a_crash_loop_rings_a_phone_once_and_once_for_each_retry(play: Pla
     assert len(dialer.orders) == 3
 
 
+async def test_a_worker_whose_carrier_is_down_is_alive_and_not_up(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bitel.dialing.dispatcher._RENEW", 0.02)
+
+    async def state() -> tuple[float, bool]:
+        def look(conn: Any) -> tuple[float, bool]:
+            up = leases.dialers_up(conn, play.clock(), 15.0)
+            return leases.holder(conn, "main").seen_at, up["main"]
+
+        return await play.database.read(look)
+
+    dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED], up=False)
+    async with at_work(play.dispatcher(dialer)), asyncio.timeout(10.0):
+        play.clock.now += 600.0
+        while await state() != (play.clock(), False):
+            await asyncio.sleep(0.01)
+        dialer.up = True
+        while await state() != (play.clock(), True):
+            await asyncio.sleep(0.01)
+
+
 async def test_a_lease_that_proves_lost_ends_the_worker_at_once(play: Play) -> None:
     dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED], hold=asyncio.Event())
     dispatcher = play.dispatcher(dialer)

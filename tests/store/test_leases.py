@@ -202,7 +202,7 @@ def test_an_attempt_that_rang_spends_a_retry_in_a_crash(world: World) -> None:
     world.set_balance(Decimal(100))
     assert world.recover("third")[1] == Recovered(redialled=1, unknown=0)
     call = world.call(call_id)
-    assert (call.status, call.price) == (CallStatus.NO_ANSWER, 0)
+    assert (call.status, call.price) == (CallStatus.NO_ANSWER, Decimal(0))
     assert call.executed_at == again.started_at
     assert world.balance() == 100
 
