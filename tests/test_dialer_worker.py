@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import structlog
 
-from bitel import dialer_worker
+from bitel import dialer_worker, service
 from bitel.calls.tariff import Tariff
 from bitel.dialer_worker import DialerWorker
 from bitel.dialers.config import SipTrunkConfig
@@ -22,6 +22,7 @@ from bitel.dialers.trunk import Trunk
 from bitel.dialing.dispatcher import Dispatcher, Limits
 from bitel.dialing.standby import DialerLock, Standby
 from bitel.errors import BitelError, UnavailableError
+from bitel.settings import DialerSettings, Settings
 from bitel.store import leases
 from bitel.store.database import Database
 from bitel.store.leases import Holder, LostLease, Recovered, Terms
@@ -190,6 +191,25 @@ async def test_a_lease_that_can_not_be_released_ends_the_worker_all_the_same(
     async with Process(tmp_path, sqlite_database, "first").up() as worker:
         assert not worker.in_standby, "on the same data_dir that costs no time"
     assert holder(sqlite_database)[:3] == (2, "first", None)
+
+
+async def test_the_sip_transport_can_ask_for_the_lease(tmp_path: Path) -> None:
+    main = DialerSettings(id="main", trunks=["sip:127.0.0.1:9"], bind="127.0.0.1:0")
+    settings = Settings(data_dir=tmp_path / "data", dialers=[main])
+    lost = asyncio.Event()
+    async with contextlib.AsyncExitStack() as stack:
+        running = await stack.enter_async_context(service.running(settings, "dialer", lost))
+        transport = running.dialers[0]._transport
+        assert transport is not None
+        assert transport.confirm_lease is not None
+        assert await transport.confirm_lease()
+        with Database.open(settings.effective_database_url) as database:
+            database.write_now(lambda conn: leases.fence(conn, "main", "w", "i" * 32, time.time()))
+        assert not await transport.confirm_lease()
+        async with asyncio.timeout(2):  # a renewal would come after 5 s
+            await lost.wait()
+        with pytest.raises(BitelError, match="another worker took over the dialer 'main'"):
+            await stack.aclose()
 
 
 async def test_a_standby_ends_at_once_while_the_database_is_frozen(
