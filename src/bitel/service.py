@@ -9,9 +9,8 @@ import os
 import signal
 import socket
 import sys
-import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -26,6 +25,7 @@ from bitel.api.metrics import build_listener
 from bitel.calls.ids import new_id
 from bitel.collector import collect_when_quiet, measuring_pauses, run_only_when_told
 from bitel.dialer_config import sip_trunk_config
+from bitel.dialer_worker import DialerWorker
 from bitel.dialers.counted import Counted
 from bitel.dialers.lateness import packets_late
 from bitel.dialers.playlists import DurationOf, Playlists
@@ -35,15 +35,16 @@ from bitel.dialing.dispatcher import Dispatcher, Limits
 from bitel.dialing.journal import Journal
 from bitel.dialing.pressure import Strain
 from bitel.dialing.recording_faults import RecordingFaults
+from bitel.dialing.standby import Standby
 from bitel.errors import BitelError
-from bitel.housekeeping import keep_house
+from bitel.housekeeping import Housekeeper
 from bitel.loop_lag import LoopLag, measuring
 from bitel.metrics.page import Page
 from bitel.metrics.sources import DialerFigures, DialerSource, Sources
 from bitel.settings import DialerSettings, Settings, TraceSettings, split_address
+from bitel.shutdown import CLOSING_PATIENCE, Shutdown
 from bitel.store import migrate, recordings
 from bitel.store.database import Database
-from bitel.store.leases import LostLease
 from bitel.voices.speech import SpeechOptions
 from bitel.voices.speech_library import SpeechLibrary
 from bitel.voices.storage import VoiceStore
@@ -56,15 +57,6 @@ WEBHOOK_PATIENCE = 5.0
 
 HTTP_PATIENCE: Final = 10
 """Seconds that requests under way may still take at the end."""
-
-CLOSING_PATIENCE: Final = 5.0
-"""Seconds that any other part may take to stop."""
-
-SHUTDOWN_MARGIN: Final = 40.0
-"""Seconds beyond `drain_timeout` within which the process ends, whatever hangs."""
-
-EX_SOFTWARE: Final = 70
-"""The exit status where something hangs that has no time limit of its own."""
 
 TURN: Final = 0.0005
 """Seconds for which a thread keeps the interpreter while another waits for it. Those that work on
@@ -84,39 +76,14 @@ class Running:
     """Where `/metrics` is answered without the API; None: beside it, or nowhere."""
     dialers: tuple[SipTrunkDialer, ...]
     dispatchers: tuple[Dispatcher, ...]
+    workers: tuple[DialerWorker, ...]
 
 
-class Shutdown:
-    """The time that is left to stop in, from the moment when `begin` was called."""
-
-    def __init__(self, drain_timeout: float) -> None:
-        self._within = drain_timeout + SHUTDOWN_MARGIN
-        self._end: float | None = None
-
-    def begin(self) -> None:
-        """Start the clock, once. Should anything hang, the process ends when the time is over."""
-        if self._end is None:
-            self._end = time.monotonic() + self._within
-            watchdog = threading.Timer(self._within - 0.5, _exit_now)
-            watchdog.daemon = True
-            watchdog.start()
-
-    def left(self, most: float) -> float:
-        """Seconds that a step of it may take: `most`, less when time is short, but never none."""
-        if self._end is None:
-            return most
-        return max(0.5, min(most, self._end - time.monotonic() - 2.0))
-
-
-def _exit_now() -> None:
-    log.critical("shutdown_overdue", status=EX_SOFTWARE)
-    os._exit(EX_SOFTWARE)
-
-
-async def serve(settings: Settings, role: Role = "all") -> None:
+async def serve(settings: Settings, role: Role = "all", take_over: bool = False) -> None:
     """Run the service until SIGTERM or SIGINT, then drain it.
 
     That takes at most `drain_timeout` + `SHUTDOWN_MARGIN` seconds, with or without a database.
+    `take_over` takes its dialers from workers that are alive, instead of waiting for their end.
     Raises BitelError in one sentence where it can't start, when another worker took over a dialer
     of this one, or when ends of calls could be stored nowhere.
     """
@@ -130,7 +97,7 @@ async def serve(settings: Settings, role: Role = "all") -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end)
-    async with running(settings, role, stop, shutdown) as service:
+    async with running(settings, role, stop, shutdown, take_over) as service:
         log.info("ready", **_places(service, settings))
         run_only_when_told()
         sys.setswitchinterval(TURN)
@@ -138,8 +105,7 @@ async def serve(settings: Settings, role: Role = "all") -> None:
         shutdown.begin()
         log.info("draining", timeout=settings.drain_timeout)
         # HTTP goes on while calls end, so that their status can still be asked for.
-        drains = (each.drain(settings.drain_timeout) for each in service.dispatchers)
-        await asyncio.gather(*drains)
+        await asyncio.gather(*(worker.drain() for worker in service.workers))
 
 
 @contextlib.asynccontextmanager
@@ -148,6 +114,7 @@ async def running(
     role: Role = "all",
     stop: asyncio.Event | None = None,
     shutdown: Shutdown | None = None,
+    take_over: bool = False,
 ) -> AsyncIterator[Running]:
     """The service, up inside the block and drained behind it; `stop` is set if it must end."""
     stop = stop or asyncio.Event()
@@ -164,9 +131,9 @@ async def running(
         pauses = stack.enter_context(measuring_pauses())
         ids = [each.id for each in settings.dialers]
         sources = Sources(database, ids, time.time, lag, pauses)
-        dialers, dispatchers = [], []
+        dialers, dispatchers, workers = [], [], []
         speech = SpeechLibrary(settings.data_dir / "speech", _speech_options(settings))
-        stack.push_async_callback(_within, shutdown, "speech", speech.close)
+        stack.push_async_callback(shutdown.step, "speech", speech.close)
         playlists = Playlists(voices, speech, settings.data_dir / "quiet", _duration_from(database))
         deliverer = None
         if role != "dialer":
@@ -178,18 +145,20 @@ async def running(
         bell = deliverer.ring if deliverer else lambda: None
         if role != "api":
             traces = Traces(settings.data_dir / "traces", _keep(settings.traces))
-            stack.push_async_callback(
-                _within, shutdown, "traces", functools.partial(asyncio.to_thread, traces.close)
-            )
+            close_traces = functools.partial(asyncio.to_thread, traces.close)
+            stack.push_async_callback(shutdown.step, "traces", close_traces)
             for dialer_settings in settings.dialers:
                 counted = Counted(traces)
                 dialer, dispatcher = _dialer(
                     dialer_settings, settings, database, playlists, counted, bell, lag
                 )
                 sources.dialers.append(_figures(dialer, dispatcher, counted))
-                await stack.enter_async_context(
-                    _dialing(dialer, dispatcher, settings, stop, shutdown)
+                standby = Standby(
+                    dialer_settings.id, dispatcher.worker, database, settings.data_dir
                 )
+                worker = DialerWorker(dialer, dispatcher, standby, settings.drain_timeout, shutdown)
+                await stack.enter_async_context(_dialing(worker, stop, take_over))
+                workers.append(worker)
                 dialers.append(dialer)
                 dispatchers.append((dialer_settings.id, dispatcher))
         address = metrics_address = None
@@ -223,7 +192,11 @@ async def running(
             )
         await stack.enter_async_context(_collecting([each for _, each in dispatchers]))
         yield Running(
-            address, metrics_address, tuple(dialers), tuple(each for _, each in dispatchers)
+            address,
+            metrics_address,
+            tuple(dialers),
+            tuple(each for _, each in dispatchers),
+            tuple(workers),
         )
 
 
@@ -266,6 +239,7 @@ def _dialer(
             settings.data_dir / f"unsettled-{dialer.id}.journal", most=dialer.max_channels
         ),
     )
+    trunk.confirm_lease = dispatcher.confirm_lease
     return trunk, dispatcher
 
 
@@ -321,19 +295,6 @@ async def _delivering(deliverer: webhooks.Deliverer, shutdown: Shutdown) -> Asyn
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _within(
-    shutdown: Shutdown, part: str, close: Callable[[], Coroutine[None, None, None]]
-) -> None:
-    """Stop a part, in the time that there is; what it leaves behind ends with the process."""
-    task = asyncio.create_task(close())
-    await asyncio.wait([task], timeout=shutdown.left(CLOSING_PATIENCE))
-    if task.done():
-        task.result()
-        return
-    log.warning("not_stopped_in_time", part=part)
-    task.cancel()
-
-
 async def _close_database(database: Database, shutdown: Shutdown) -> None:
     # In this thread: those of the executor may hang by now, or be taken.
     if not database.close(shutdown.left(CLOSING_PATIENCE)):
@@ -356,7 +317,7 @@ async def _collecting(dispatchers: Sequence[Dispatcher]) -> AsyncIterator[None]:
 @contextlib.asynccontextmanager
 async def _housekeeping(settings: Settings, database: Database) -> AsyncIterator[None]:
     dialer_ids = [dialer.id for dialer in settings.dialers]
-    task = asyncio.create_task(keep_house(database, dialer_ids, time.time))
+    task = asyncio.create_task(Housekeeper(database, dialer_ids, time.time).run())
     try:
         yield
     finally:
@@ -366,36 +327,16 @@ async def _housekeeping(settings: Settings, database: Database) -> AsyncIterator
 
 @contextlib.asynccontextmanager
 async def _dialing(
-    dialer: SipTrunkDialer,
-    dispatcher: Dispatcher,
-    settings: Settings,
-    stop: asyncio.Event,
-    shutdown: Shutdown,
+    worker: DialerWorker, stop: asyncio.Event, take_over: bool
 ) -> AsyncIterator[None]:
-    """A dialer at work: bound first, so that a second process on this address can't take over."""
-    await dialer.start()
+    """A dialer at work, or in standby; `stop` is set if it can't go on."""
+    await worker.start(take_over, stop)
+    task = asyncio.create_task(worker.run())
+    task.add_done_callback(lambda _: stop.set())
     try:
-        recovered = await dispatcher.take_over()
-        if recovered.redialled or recovered.unknown:
-            log.warning("recovered", redialled=recovered.redialled, unknown=recovered.unknown)
-        task = asyncio.create_task(dispatcher.run())
-        task.add_done_callback(lambda _: stop.set())
-        try:
-            yield
-        finally:
-            if not task.done():
-                await dispatcher.drain(settings.drain_timeout)
-        try:
-            await task
-        except LostLease as lost:
-            raise BitelError(f"{lost}, so this one stops") from lost
-        if dispatcher.lost:
-            raise BitelError(
-                f"the ends of {dispatcher.lost} attempts of dialer {dispatcher.dialer_id} could be "
-                "stored neither in the database nor in data_dir; they are in the log"
-            )
+        yield
     finally:
-        await _within(shutdown, f"dialer {dispatcher.dialer_id}", dialer.close)
+        await worker.stop(task)
 
 
 @contextlib.asynccontextmanager
@@ -458,6 +399,8 @@ def _private_folder(settings: Settings) -> None:
 
 def _places(service: Running, settings: Settings) -> dict[str, str]:
     places = {"dialers": ",".join(dialer.id for dialer in settings.dialers) or "none"}
+    if waiting := [worker.dialer_id for worker in service.workers if worker.in_standby]:
+        places["standby"] = ",".join(waiting)
     if service.http_address:
         host, port = service.http_address
         places["http"] = f"http://{host}:{port}"

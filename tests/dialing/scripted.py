@@ -13,7 +13,7 @@ from bitel.calls.call import Call, Lane, NewCall
 from bitel.calls.ids import new_id
 from bitel.calls.outcome import Attempted, Outcome
 from bitel.calls.tariff import Rate, Tariff
-from bitel.dialing.dialer import Heard, Order
+from bitel.dialing.dialer import Heard, Order, Rang, ignore_ringing
 from bitel.dialing.dispatcher import Dispatcher, Limits
 from bitel.dialing.pressure import Strain
 from bitel.store import calls, placing, projects, recordings
@@ -47,6 +47,7 @@ class ScriptedDialer:
     probing: bool = False
     paused_reason: str = ""
     has_worked: bool = False
+    rings: bool = False
     _now_busy: int = 0
 
     async def start(self) -> None: ...
@@ -56,8 +57,10 @@ class ScriptedDialer:
     def assume_worked(self) -> None:
         self.has_worked = True
 
-    async def dial(self, order: Order, heard: Heard) -> Attempted:
+    async def dial(self, order: Order, heard: Heard, rang: Rang = ignore_ringing) -> Attempted:
         self.orders.append(order)
+        if self.rings:
+            rang(self.clock())
         self._now_busy += 1
         self.busiest = max(self.busiest, self._now_busy)
         try:

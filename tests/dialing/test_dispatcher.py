@@ -329,14 +329,23 @@ async def test_what_still_rings_when_the_drain_ends_goes_back_and_spends_no_retr
 
 
 async def test_a_claim_that_went_stale_is_not_dialled(play: Play) -> None:
+    monotonic = Clock()
+
     class Slow(Dispatcher):
-        def _start(self, claim: object) -> None:
-            play.clock.now += STALE_CLAIM + 1
-            super()._start(claim)  # type: ignore[arg-type] # passed through as it came
+        def _start(self, claim: Claim, claimed_at: float) -> None:
+            monotonic.now += STALE_CLAIM + 1
+            super()._start(claim, claimed_at)
 
     dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED])
     dispatcher = Slow(
-        "main", "w", dialer, Limits(1, 1000.0, RING_TIMEOUT), play.database, TARIFF, play.clock
+        "main",
+        "w",
+        dialer,
+        Limits(1, 1000.0, RING_TIMEOUT),
+        play.database,
+        TARIFF,
+        play.clock,
+        monotonic=monotonic,
     )
     [call_id] = await play.place()
     async with at_work(dispatcher):
@@ -374,6 +383,22 @@ async def test_a_worker_that_was_taken_over_stops_and_writes_nothing(play: Play)
     assert call.status is CallStatus.WAITING
     attempts = await play.database.read(lambda conn: calls.attempts(conn, call_id))
     assert [attempt.outcome for attempt in attempts] == [Outcome.CUT_OFF]
+
+
+async def test_a_step_of_the_wall_clock_makes_no_claim_stale(play: Play) -> None:
+    class Stepped(Dispatcher):
+        def _start(self, claim: Claim, claimed_at: float) -> None:
+            play.clock.now += STALE_CLAIM + 1
+            super()._start(claim, claimed_at)
+
+    dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED])
+    dispatcher = Stepped(
+        "main", "w", dialer, Limits(1, 1000.0, RING_TIMEOUT), play.database, TARIFF, play.clock
+    )
+    [call_id] = await play.place()
+    async with at_work(dispatcher):
+        await play.until_over([call_id])
+    assert (await play.call(call_id)).status is CallStatus.NORMAL
 
 
 async def test_a_password_goes_before_single_calls_and_those_before_batches(play: Play) -> None:

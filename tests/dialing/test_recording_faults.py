@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from bitel.calls.call import CallStatus
 from bitel.calls.outcome import Attempted, Outcome
-from bitel.dialing.dialer import Heard, Order
+from bitel.dialing.dialer import Heard, Order, Rang, ignore_ringing
 from bitel.dialing.recording_faults import (
     FORGOTTEN_AFTER,
     HOLD,
@@ -90,14 +90,14 @@ class StorageAway(ScriptedDialer):
     away = True
     faults: RecordingFaults
 
-    async def dial(self, order: Order, heard: Heard) -> Attempted:
+    async def dial(self, order: Order, heard: Heard, rang: Rang = ignore_ringing) -> Attempted:
         if self.away:
             self.orders.append(order)
             self.faults.missed(order, "The storage is away.")
             now = self.clock()
             return Attempted(Outcome.NOT_PLACED, now, now, detail="The storage is away.")
         self.faults.found(order)
-        return await super().dial(order, heard)
+        return await super().dial(order, heard, rang)
 
 
 @pytest.fixture

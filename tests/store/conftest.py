@@ -16,7 +16,7 @@ from bitel.calls.ids import new_id
 from bitel.store import calls, claims, leases, projects, recordings, settling
 from bitel.store.claims import Claim
 from bitel.store.database import Database
-from bitel.store.leases import Lease, Recovered
+from bitel.store.leases import Lease, Recovered, Terms
 from bitel.store.projects import Project
 from bitel.store.schema import ledger_entry
 from bitel.store.settling import Settlement
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 REDIAL_AFTER = 77.0
+LAST_INVITE = 55.0
 
 
 @dataclass
@@ -79,9 +80,13 @@ class World:
         now = self.clock()
         return self.do(lambda conn: leases.take_over(conn, dialer_id, "w", now, REDIAL_AFTER))[0]
 
-    def recover(self, worker: str = "w") -> tuple[Lease, Recovered]:
-        now = self.clock()
-        return self.do(lambda conn: leases.take_over(conn, "main", worker, now, REDIAL_AFTER))
+    def recover(self, worker: str = "w", **terms: Any) -> tuple[Lease, Recovered]:
+        now, given = self.clock(), Terms(**terms)
+        return self.do(
+            lambda conn: leases.take_over(
+                conn, "main", worker, now, REDIAL_AFTER, LAST_INVITE, given
+            )
+        )
 
     def claim(self, lease: Lease, limit: int = 100, **more: Any) -> list[Claim]:
         return self.do(lambda conn: claims.claim(conn, lease, limit, self.clock(), **more))

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 REDIAL_AFTER = 77.0
+LAST_INVITE = 55.0
 NUMBERS = ["+98912", "+98913", "+98914"]
 OUTCOMES = [outcome for outcome in Outcome if outcome is not Outcome.ANSWERED]
 
@@ -232,13 +233,14 @@ class History(RuleBasedStateMachine):
     def take_over(self) -> None:
         open_before = self.open_attempts()
         lease, recovered = self.do(
-            lambda conn: leases.take_over(conn, "main", "w", self.now, REDIAL_AFTER)
+            lambda conn: leases.take_over(conn, "main", "w", self.now, REDIAL_AFTER, LAST_INVITE)
         )
         assert all(lease.epoch > older.epoch for older in self.leases)
         assert recovered.redialled + recovered.unknown == len(open_before)
         assert self.open_attempts() == []
         for row in open_before:
-            self.ringing_until[row.call_id] = row.started_at + REDIAL_AFTER
+            sent_by = min(self.now, row.started_at + LAST_INVITE)
+            self.ringing_until[row.call_id] = sent_by + REDIAL_AFTER
         self.leases.append(lease)
 
     @rule(target=dialled, data=st.data(), limit=st.integers(1, 5))

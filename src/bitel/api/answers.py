@@ -72,7 +72,12 @@ class ServerAnswer(BaseModel):
     model_config = _example(id="main", up=True, paused=None)
 
     id: str
-    up: Annotated[bool, Field(description="Whether it has been at work in the last 15 seconds.")]
+    up: Annotated[
+        bool,
+        Field(
+            description="Whether it has been at work in the last 15 seconds and reached a carrier."
+        ),
+    ]
     paused: Annotated[
         str | None,
         Field(description="Why its calls wait although its trunk answers; null while it calls."),

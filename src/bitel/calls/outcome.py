@@ -165,3 +165,5 @@ class Attempted(NamedTuple):
     """What the far end said, or what failed, in a few words for the operator."""
     media: Media | None = None
     """None where nothing was played."""
+    rang_at: float | None = None
+    """When the first 18x came; None where none came."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 
@@ -24,7 +24,7 @@ from bitel.dialers.targets import Targets
 from bitel.dialers.trunk_state import TrunkState
 from bitel.dialers.watch import Watch
 from bitel.dialers.whereabouts import Whereabouts
-from bitel.dialing.dialer import Heard, Order
+from bitel.dialing.dialer import Heard, Order, Rang, ignore_ringing
 from bitel.dialing.recording_faults import RecordingFaults
 from bitel.errors import BitelError, InvalidRequestError, NotFoundError, UnavailableError
 from bitel.rtp.streamer import FarEndError, NoPortError, Streamer
@@ -87,6 +87,8 @@ class SipTrunkDialer:
             config.bind[0], config.public_address, self._carriers.any_address
         )
         self._following: asyncio.Task[None] | None = None
+        self.confirm_lease: Callable[[], Awaitable[bool]] | None = None
+        """Asks whether the dialer is still this process's; set before `start`, or never."""
 
     @property
     def up(self) -> bool:
@@ -148,6 +150,7 @@ class SipTrunkDialer:
             raise BitelError(f"SIP can't be spoken from {host}:{port}: {fault}") from fault
         except TlsFileError as fault:
             raise BitelError(f"SIP can't be spoken over TLS: {fault}") from fault
+        self._transport.confirm_lease = self.confirm_lease
         await self._streamer.start()
         self._carriers.start(self._transport)
         self._following = asyncio.create_task(self._whereabouts.follow(self._move))
@@ -162,9 +165,9 @@ class SipTrunkDialer:
             await self._transport.close()
             self._transport = None
 
-    async def dial(self, order: Order, heard: Heard) -> Attempted:
+    async def dial(self, order: Order, heard: Heard, rang: Rang = ignore_ringing) -> Attempted:
         """Make one attempt: trunk by trunk while they are in trouble, until one gives an answer."""
-        attempt = Attempt(order, self._config.ring_timeout, self._clock)
+        attempt = Attempt(order, self._config.ring_timeout, self._clock, rang)
         self._attempts[order.attempt_id] = attempt
         attempted: Attempted | None = None
         port: int | None = None
@@ -360,7 +363,7 @@ class SipTrunkDialer:
         if attempt.leg is not None:
             self._legs.pop(attempt.leg.call_id, None)
         sip = self._sip
-        leg = Leg(sip.agent.invite(invitation, sip.now()))
+        leg = Leg(sip.agent.invite(invitation, sip.now()), attempt.ringing)
         attempt.leg = self._legs[leg.call_id] = leg
         if self._watch:
             self._watch.invited(attempt.order, leg.call_id)

@@ -32,6 +32,14 @@ must be ended at once and in silence.
 """
 
 
+Rang = Callable[[float], None]
+"""Called with the time (Unix seconds) of an attempt's first 18x, at most once."""
+
+
+def ignore_ringing(rang_at: float) -> None:
+    """Record no ringing."""
+
+
 class Dialer(Protocol):
     """Places calls, one attempt at a time per order, many orders at once."""
 
@@ -57,7 +65,7 @@ class Dialer(Protocol):
     async def start(self) -> None:
         """Bind what needs binding. Raises BitelError in one sentence when that fails."""
 
-    async def dial(self, order: Order, heard: Heard) -> Attempted:
+    async def dial(self, order: Order, heard: Heard, rang: Rang = ignore_ringing) -> Attempted:
         """Make one attempt and say what became of it. Never raises for what a far end does."""
 
     def call_off(self, attempt_id: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -33,7 +34,7 @@ from bitel.errors import UnavailableError
 from bitel.store import claims, leases, settling
 from bitel.store.claims import Claim
 from bitel.store.database import Database
-from bitel.store.leases import Lease, LostLease, Recovered, TrunkHistory
+from bitel.store.leases import Lease, LostLease, Recovered, Terms, TrunkHistory
 from bitel.store.settling import HandBack, Settlement
 
 log = structlog.get_logger(__name__)
@@ -61,6 +62,8 @@ _LOOK_AGAIN = 0.05
 _RENEW = 5.0
 _AFTER_FAULT = 0.25
 """Seconds until the database is tried again after it could not be used."""
+_CONFIRM = 3.0
+"""Seconds in which the database must confirm the lease."""
 _CANCEL_PAUSE = 0.1
 _RELIEF = 0.25
 """Seconds between two looks at whether there is room again."""
@@ -91,10 +94,13 @@ class Limits:
 @dataclass(slots=True)
 class _Running:
     claim: Claim
+    claimed_at: float
+    """By the monotonic clock, before the claim was written."""
     task: asyncio.Task[None] | None = None
     hand_back: bool = False
     ended: bool = False
     """The attempt is over, and waits for that to be written."""
+    rang_at: float | None = None
 
 
 class Dispatcher:
@@ -113,6 +119,7 @@ class Dispatcher:
         strain: Callable[[], Strain] = Strain,
         faults: RecordingFaults | None = None,
         journal: Journal | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.figures = Figures()
         self.pressure = Pressure()
@@ -127,6 +134,7 @@ class Dispatcher:
         self._database = database
         self._tariff = tariff
         self._clock = clock
+        self._monotonic = monotonic
         self._pacer = Pacer(limits.calls_per_second, clock())
         self._running: dict[str, _Running] = {}
         self._last_project: dict[Lane, str] = {}
@@ -137,7 +145,8 @@ class Dispatcher:
         self._claims_no_more = asyncio.Event()
         self._claims_no_more.set()
         self._drained = asyncio.Event()
-        self._lease: Lease
+        self._lease_lost = asyncio.Event()
+        self._lease = Lease(dialer_id, worker, 0)  # none, until `take_over`
         self._records: Records
 
     @property
@@ -160,14 +169,30 @@ class Dispatcher:
         self._doorbell.set()
         self._cancel_bell.set()
 
-    async def take_over(self) -> Recovered:
-        """Become the one worker of this dialer, and decide what earlier workers left undone."""
-        redial_after = self._limits.ring_timeout + REDIAL_MARGIN
+    @property
+    def worker(self) -> str:
+        """The name of this worker in the dialer's row."""
+        return self._worker
+
+    async def take_over(self, terms: Terms = Terms()) -> Recovered:  # noqa: B008 # immutable
+        """Become the one worker of this dialer, and decide what earlier workers left undone.
+
+        Raises LostLease where the dialer's row is not what `terms` expect.
+        """
+        ring_timeout = self._limits.ring_timeout
+        # A claim is dialled within STALE_CLAIM, and no INVITE leaves once the ring time is over.
+        redial_after, last_invite = ring_timeout + REDIAL_MARGIN, STALE_CLAIM + ring_timeout
         if self._journal is not None:
             await apply_journal(self._database, self._dialer_id, self._journal, self._clock)
         self._lease, recovered = await self._database.write(
             lambda conn: leases.take_over(
-                conn, self._dialer_id, self._worker, self._clock(), redial_after
+                conn,
+                self._dialer_id,
+                self._worker,
+                self._clock(),
+                redial_after,
+                last_invite,
+                terms,
             )
         )
         self._records = Records(self._database, self._lease, self._clock, self._journal)
@@ -177,6 +202,26 @@ class Dispatcher:
         if history.has_worked:
             self._dialer.assume_worked()
         return recovered
+
+    async def release(self) -> None:
+        """Give the lease back, after `run`. Raises UnavailableError."""
+        await self._database.write(lambda conn: leases.release(conn, self._lease))
+
+    async def confirm_lease(self) -> bool:
+        """Whether the lease still holds; False also where the database can't say within 3 s.
+
+        A lease that is lost makes `run` hang up every call and raise LostLease.
+        """
+        lease = self._lease
+        try:
+            async with asyncio.timeout(_CONFIRM):
+                row = await self._database.read(lambda conn: leases.holder(conn, self._dialer_id))
+        except (UnavailableError, TimeoutError) as fault:
+            log.warning("lease_not_confirmed", dialer=self._dialer_id, fault=str(fault) or "late")
+            return False
+        if lease.epoch and row.epoch != lease.epoch:
+            self._lease_lost.set()
+        return row.epoch == lease.epoch
 
     async def run(self) -> None:
         """Dial what is due, until `drain` is over. Raises LostLease when another took over."""
@@ -306,6 +351,7 @@ class Dispatcher:
             due_at = await self._database.read(lambda conn: claims.next_due(conn, self._dialer_id))
             if due_at is None or due_at > now:
                 return _POLL if due_at is None else min(_POLL, due_at - now)
+        claimed_at = self._monotonic()
         expired, claimed = await self._database.write(
             lambda conn: self._expire_and_claim(conn, allowed, lanes)
         )
@@ -315,7 +361,7 @@ class Dispatcher:
         self._pacer.spend(len(claimed))
         self.figures.claimed += len(claimed)
         for number, claim in enumerate(claimed, 1):
-            self._start(claim)
+            self._start(claim, claimed_at)
             self._last_project[claim.lane] = claim.project_id
             if number % AT_ONCE == 0:
                 await asyncio.sleep(_SPREAD * AT_ONCE / len(claimed))
@@ -340,8 +386,8 @@ class Dispatcher:
         claimed = claims.claim(conn, self._lease, limit, now, lanes, self._last_project)
         return expired, claimed
 
-    def _start(self, claim: Claim) -> None:
-        running = self._running[claim.attempt_id] = _Running(claim)
+    def _start(self, claim: Claim, claimed_at: float) -> None:
+        running = self._running[claim.attempt_id] = _Running(claim, claimed_at)
         running.task = asyncio.create_task(self._attempt(running))
 
     async def _attempt(self, running: _Running) -> None:
@@ -349,6 +395,9 @@ class Dispatcher:
         try:
             settlement = await self._dial(running)
             running.ended = True
+            if running.rang_at is not None:
+                attempted = settlement.attempted._replace(rang_at=running.rang_at)
+                settlement = settlement._replace(attempted=attempted)
             self.figures.ended[settlement.attempted.outcome] += 1
             await self._records.settle(settlement)
             self._on_settled()
@@ -362,7 +411,7 @@ class Dispatcher:
         claim = running.claim
         if self._draining:
             return self._hand_back(claim, "the service was stopped")
-        if self._clock() - claim.started_at > STALE_CLAIM:
+        if self._monotonic() - running.claimed_at > STALE_CLAIM:
             return self._hand_back(claim, "the claim was stale before it was dialled")
         order = Order(
             claim.attempt_id,
@@ -381,8 +430,12 @@ class Dispatcher:
             self.figures.answered += reached
             return reached
 
+        def rang(rang_at: float) -> None:
+            running.rang_at = rang_at
+            self._records.rang(claim.attempt_id, rang_at)
+
         try:
-            attempted = await self._dialer.dial(order, heard)
+            attempted = await self._dialer.dial(order, heard, rang)
         except Exception:
             # A fault of our own. A call that was answered is not made again; any other may have
             # rung, so that a fault which always comes back must not ring it again and again.
@@ -435,7 +488,10 @@ class Dispatcher:
     async def _keep_lease(self) -> None:
         pause = _RENEW
         while True:
-            await asyncio.sleep(pause)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._lease_lost.wait()
+                    raise self._lost()
             try:
                 expired, mine = await self._database.write(self._expire_and_renew)
             except UnavailableError as fault:
@@ -447,7 +503,10 @@ class Dispatcher:
             if expired:
                 self._on_settled()
             if not mine:
-                raise LostLease(f"another worker took over the dialer {self._dialer_id!r}")
+                raise self._lost()
+
+    def _lost(self) -> LostLease:
+        return LostLease(f"another worker took over the dialer {self._dialer_id!r}")
 
     def _expire_and_renew(self, conn: Connection) -> tuple[int, bool]:
         # Here too, so that calls expire while every channel is taken.
@@ -455,10 +514,7 @@ class Dispatcher:
         expired = claims.expire(conn, self._dialer_id, now)
         history = TrunkHistory(self._dialer.paused_reason, self._dialer.has_worked)
         leases.record_trunks(conn, self._lease, history, now)
-        if not self._dialer.up:
-            # Still ours, but nobody can be called: it must not look as if somebody could.
-            return expired, leases.holds(conn, self._lease)
-        return expired, leases.renew(conn, self._lease, now)
+        return expired, leases.renew(conn, self._lease, now, up=self._dialer.up)
 
     def _abandon(self) -> None:
         self._draining = True

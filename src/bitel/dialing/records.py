@@ -36,9 +36,20 @@ JOURNAL_PATIENCE: Final = 1.0
 """Seconds that the journal may take at the exit."""
 
 
+RINGING_DELAY = 0.2
+"""Seconds until ringing is written, so that a call answered at once costs no write for it."""
+
+
 class _Heard(NamedTuple):
     attempt_id: str
     answered_at: float
+
+
+class _Ringing(NamedTuple):
+    rang_at: dict[str, float]
+
+
+_Item = _Heard | _Ringing | Settlement
 
 
 class _Unwritten(NamedTuple):
@@ -48,7 +59,7 @@ class _Unwritten(NamedTuple):
 
 
 class Records:
-    """Writes answers and ends of attempts under one lease, many per transaction.
+    """Writes ringing, answers and ends of attempts under one lease, many per transaction.
 
     What the database can't take for long is in `journal` meanwhile, if there is one.
     """
@@ -64,13 +75,42 @@ class Records:
         self._lease = lease
         self._clock = clock
         self._journal = journal
-        self._batcher: Batcher[_Heard | Settlement] = Batcher(self._write, REST)
+        self._batcher: Batcher[_Item] = Batcher(self._write, REST)
         self._patience = Patience(ANSWER_PATIENCE, _keep_waiting_no_longer)
         self._unwritten: dict[str, _Unwritten] = {}
         self._journaled: set[str] = set()
         self._given_up = False
         self.lost = 0
         """Settlements that were given up, and are in no journal."""
+        # Attempts that ring, unwritten: by attempt when that was reported (loop time), and rang_at.
+        self._ringing: dict[str, tuple[float, float]] = {}
+        self._ringing_timer: asyncio.TimerHandle | None = None
+
+    def rang(self, attempt_id: str, rang_at: float) -> None:
+        """Make durable that an attempt rings, within about twice `RINGING_DELAY`.
+
+        Nothing waits for it: an answer or an end that comes first is written in its place.
+        """
+        loop = asyncio.get_running_loop()
+        self._ringing[attempt_id] = loop.time(), rang_at
+        if self._ringing_timer is None:
+            self._ringing_timer = loop.call_later(RINGING_DELAY, self._write_ringing)
+
+    def _write_ringing(self) -> None:
+        loop = asyncio.get_running_loop()
+        before = loop.time() - RINGING_DELAY
+        ripe: dict[str, float] = {}
+        for attempt_id, (reported, rang_at) in self._ringing.items():
+            if reported > before:
+                break  # the rest was reported later
+            ripe[attempt_id] = rang_at
+        for attempt_id in ripe:
+            del self._ringing[attempt_id]
+        if ripe:
+            self._batcher.put(_Ringing(ripe)).add_done_callback(_log_unwritten)
+        self._ringing_timer = (
+            loop.call_later(RINGING_DELAY, self._write_ringing) if self._ringing else None
+        )
 
     async def heard(self, attempt_id: str, answered_at: float) -> bool:
         """Make durable that the person called was there to hear us; False: don't let them.
@@ -78,6 +118,7 @@ class Records:
         False when the claim is lost, when the database can't say within `ANSWER_PATIENCE`, and when
         it refuses this answer, which is logged.
         """
+        self._ringing.pop(attempt_id, None)
         written = self._batcher.put(_Heard(attempt_id, answered_at))
         self._patience.begin(attempt_id, written)
         try:
@@ -153,6 +194,7 @@ class Records:
                 one.written.set_result(True)
 
     async def _settle(self, settlement: Settlement) -> bool:
+        self._ringing.pop(settlement.attempt_id, None)
         if self._given_up:
             await self._put_into_journal([settlement])
             return True
@@ -190,19 +232,33 @@ class Records:
             self.lost += 1
             log.error("settlement_lost", **described(one))
 
-    async def _write(self, items: Sequence[_Heard | Settlement]) -> Sequence[bool]:
+    async def _write(self, items: Sequence[_Item]) -> Sequence[bool]:
         if self._given_up:
             raise UnavailableError("the service stops")
         answered_at = {one.attempt_id: one.answered_at for one in items if isinstance(one, _Heard)}
+        rang_at = {
+            key: at for one in items if isinstance(one, _Ringing) for key, at in one.rang_at.items()
+        }
         settlements = [one for one in items if isinstance(one, Settlement)]
         now = self._clock()
 
         def write(conn: Connection) -> tuple[set[str], set[str]]:
+            if rang_at:
+                claims.rang(conn, self._lease, rang_at)
             heard = claims.heard(conn, self._lease, answered_at) if answered_at else set()
             return heard, settling.settle(conn, self._lease, settlements, now)
 
         heard, settled = await self._database.write(write)
-        return [one.attempt_id in (heard if isinstance(one, _Heard) else settled) for one in items]
+        return [
+            isinstance(one, _Ringing)
+            or one.attempt_id in (heard if isinstance(one, _Heard) else settled)
+            for one in items
+        ]
+
+
+def _log_unwritten(written: asyncio.Future[bool]) -> None:
+    if not written.cancelled() and (fault := written.exception()) is not None:
+        log.error("ringing_not_recorded", exc_info=fault)
 
 
 async def apply_journal(

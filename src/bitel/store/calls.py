@@ -40,6 +40,8 @@ class AttemptRow:
     ended_by: str
     detail: str
     media: Media | None
+    rang_at: float | None = None
+    """When the first 18x came."""
 
 
 def find(conn: Connection, project_id: str, call_id: str) -> Call | None:
@@ -153,6 +155,7 @@ def _attempt(row: Row[*tuple[Any, ...]]) -> AttemptRow:
         ended_by=row.ended_by,
         detail=row.detail,
         media=_media(row),
+        rang_at=row.rang_at,
     )
 
 

@@ -111,6 +111,17 @@ def heard(conn: Connection, lease: Lease, answered_at: Mapping[str, float]) -> s
     return {row.id for row in _HEARD_ALREADY.rows(conn, answers)}
 
 
+def rang(conn: Connection, lease: Lease, rang_at: Mapping[str, float]) -> None:
+    """Write when these attempts began to ring (Unix seconds), by attempt.
+
+    Those that are answered, over, or another worker's by now are left as they are.
+    """
+    if leases.holds(conn, lease):
+        rows = list(rang_at.items())
+        mine = {"the_dialer": lease.dialer_id, "the_epoch": lease.epoch}
+        _RANG.run(conn, {"ringing": rows, **mine})
+
+
 def expire(conn: Connection, dialer_id: str, now: float, limit: int = 1000) -> int:
     """End up to `limit` calls whose time to live ran out while they waited; how many it were."""
     rows = _EXPIRED.rows(conn, {"dialer_id": dialer_id, "now": now, "most": limit})
@@ -218,6 +229,12 @@ _HEARD: Final = Change(
     update(attempt)
     .where(attempt.c.id == _answers.c.id, *_is_mine, attempt.c.claim == HELD)
     .values(claim=HEARD, answered_at=_answers.c.answered_at)
+)
+_ringing = given("ringing", id=attempt.c.id.type, rang_at=attempt.c.rang_at.type)
+_RANG: Final = Change(
+    update(attempt)
+    .where(attempt.c.id == _ringing.c.id, *_is_mine, attempt.c.claim == HELD)
+    .values(rang_at=_ringing.c.rang_at)
 )
 _HEARD_ALREADY: Final = Query(
     select(attempt.c.id).where(

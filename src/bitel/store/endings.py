@@ -21,6 +21,7 @@ from sqlalchemy import (
     bindparam,
     delete,
     exists,
+    func,
     insert,
     literal,
     select,
@@ -91,6 +92,7 @@ def end_attempts(conn: Connection, ends: Iterable[tuple[str, Attempted]]) -> Non
             end.ended_by,
             end.detail,
             *_media_values(end.media),
+            end.rang_at,
         )
         for attempt_id, end in ends
     ]
@@ -198,13 +200,20 @@ _attempts = given(
         name: attempt.c[name].type
         for name in ("id", "outcome", "started_at", "ended_at", "answered_at", "sip_code", "q850",
                      "ended_by", "detail", "packets_sent", "packets_received", "digits",
-                     "far_loss", "far_jitter_ms")
+                     "far_loss", "far_jitter_ms", "rang_at")
     },
 )  # fmt: skip
 _END_ATTEMPTS: Final = Change(
     update(attempt)
     .where(attempt.c.id == _attempts.c.id)
-    .values({"claim": SETTLED, **{each.name: each for each in _attempts.c if each.name != "id"}})
+    .values(
+        {
+            "claim": SETTLED,
+            **{each.name: each for each in _attempts.c if each.name != "id"},
+            # What was written while it rang stays, also where a take-over ends the attempt.
+            "rang_at": func.coalesce(attempt.c.rang_at, _attempts.c.rang_at),
+        }
+    )
 )
 _FORGET_REQUESTS: Final = Change(
     delete(cancel_request).where(

@@ -341,8 +341,9 @@ dialer = Table(
     Column("epoch", Integer, nullable=False),
     Column("worker", FreeText(64), nullable=False),
     Column("seen_at", Double, nullable=False),
-    # Of the data_dir whose lock file the worker holds; NULL: it runs no dialer of that kind.
+    # Of the data_dir whose lock file the worker holds; NULL: the lease is free.
     Column("installation", _Id),
+    Column("up", Boolean, nullable=False, server_default=true()),  # a carrier can be reached
     Column("paused_reason", FreeText(200)),  # NULL: calls are placed
     Column("worked_at", Double),  # a call was last known to be delivered; NULL: never yet
 )

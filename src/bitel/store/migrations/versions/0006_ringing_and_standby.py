@@ -26,6 +26,7 @@ def upgrade() -> None:
                   server_default=sa.false()),
     )
     op.add_column("dialer", sa.Column("installation", sa.String(32)))
+    op.add_column("dialer", sa.Column("up", sa.Boolean(), nullable=False, server_default=sa.true()))
     op.add_column("dialer", sa.Column("paused_reason", sa.String(200)))
     op.add_column("dialer", sa.Column("worked_at", sa.Double()))
     in_flight = sa.text("due_at IS NULL AND status = 0")
