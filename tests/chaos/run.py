@@ -84,7 +84,7 @@ def run(options: Options, folder: Path, say: Say) -> Evidence:
         receiver = stack.enter_context(receiving())
         callee = stack.enter_context(_callee(options, folder, ports["callee"]))
         evidence = Evidence(options.terms, begun=time.monotonic())
-        stack.callback(service.kill)
+        stack.callback(service.abandon)
         service.start()
         if not service.wait_ready(60.0):
             raise RuntimeError(f"the service did not start; see {folder / 'serve.log'}")
