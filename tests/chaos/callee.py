@@ -350,7 +350,8 @@ class Callee:
 
     def _read_audio(self, dialog: Dialog) -> None:
         audio = dialog.audio
-        assert audio is not None
+        if audio is None or audio.fileno() < 0:
+            return  # closed by what was read a moment ago
         for _ in range(64):
             try:
                 data = audio.recv(2048)

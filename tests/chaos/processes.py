@@ -135,6 +135,11 @@ class Service:
         self.terminate()
         self._thread.join(10.0)
 
+    def abandon(self) -> None:
+        """SIGKILL, and no start after it: however a run ends, nothing of it stays."""
+        self._is_over = True
+        self.kill()
+
     def _supervise(self) -> None:
         while not self._is_over:
             self._ready.clear()

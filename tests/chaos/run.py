@@ -84,7 +84,7 @@ def run(options: Options, folder: Path, say: Say) -> Evidence:
         receiver = stack.enter_context(receiving())
         callee = stack.enter_context(_callee(options, folder, ports["callee"]))
         evidence = Evidence(options.terms, begun=time.monotonic())
-        stack.callback(service.kill)
+        stack.callback(service.abandon)
         service.start()
         if not service.wait_ready(60.0):
             raise RuntimeError(f"the service did not start; see {folder / 'serve.log'}")
@@ -105,9 +105,11 @@ def run(options: Options, folder: Path, say: Say) -> Evidence:
         injecting.start()
         _place(options, api, voice, evidence, say)
         injecting.join()
+        _require(callee)
         _say_skipped(injector, say)
         say(f"{len(evidence.placed)} calls placed, {len(injector.done)} faults injected")
         _await_finals(options, api, evidence, receiver, say)
+        _require(callee)
         _read_api(api, evidence)
         service.stop()
         _read_books(storage, evidence)
@@ -179,6 +181,11 @@ def _callee(options: Options, folder: Path, port: int) -> Iterator[subprocess.Po
         if process.poll() is None:
             process.kill()
             process.wait()
+
+
+def _require(callee: subprocess.Popen[bytes]) -> None:
+    if callee.poll() is not None:
+        raise RuntimeError(f"the callee ended with status {callee.returncode}: nothing is shown")
 
 
 def _command(config: Path, *arguments: str) -> str:
