@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import subprocess
 import time
 from collections import Counter
@@ -11,14 +12,13 @@ from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
 
-import pytest
-
 from bitel.client import Call, Client
 from bitel.demo.stage import Stage
 from bitel.voices.sample import write_sample
 from tests.e2e import phone_log
 from tests.e2e.phone_log import Seen
 from tests.e2e.receiver import Receiver, receiver
+from tests.prerequisites import need
 
 CALLS = 1000
 KILLS = 20
@@ -193,11 +193,11 @@ def check_statuses(calls: Sequence[Call]) -> None:
 @contextmanager
 def small_disk(folder: Path) -> Iterator[Path]:
     """A file system of 24 MB. Needs root, which CI and containers are."""
+    need(shutil.which("mount") is not None, "mount is not installed")
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)]
     made = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if made.returncode:
-        pytest.skip(f"a small file system can't be mounted here: {made.stderr.strip()}")
+    need(not made.returncode, f"a small file system can't be mounted: {made.stderr.strip()}")
     try:
         yield folder
     finally:
