@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,15 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.prerequisites import need
+
 
 @contextmanager
 def small_disk(folder: Path, megabytes: int = 24) -> Iterator[Path]:
-    """A file system of so many MB at `folder`. Needs root, which CI and containers are."""
+    """A file system of so many MB at `folder`. Needs root, as in CI and containers."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small file system")
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
     made = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if made.returncode:
-        pytest.skip(f"a small file system can't be mounted here: {made.stderr.strip()}")
+    need(made.returncode == 0, f"no small file system can be mounted: {made.stderr.strip()}")
     try:
         yield folder
     finally:

@@ -23,6 +23,7 @@ from bitel.rtp.ports import bind_rtp
 from bitel.rtp.reporting import FarView, Progress, Reporting
 from bitel.rtp.streamer import Streamer, StreamReport, StreamStart
 from bitel.rtp.wire import Play
+from tests.prerequisites import need_ipv6
 
 HOST = "127.0.0.1"
 EVENT = 101
@@ -387,10 +388,8 @@ def test_reports_go_out_every_five_seconds_or_so(session: Session) -> None:
 
 
 def test_reports_go_out_over_ipv6() -> None:
-    try:
-        ours, theirs = bound("::1"), bound("::1")
-    except OSError:
-        pytest.skip("no IPv6 here")
+    need_ipv6()
+    ours, theirs = bound("::1"), bound("::1")
     now = [100.0]
     reports = Reporting(lambda stream, now: Progress(0, 50, 8000, True), lambda: now[0])
     reports.open(4000, ours)

@@ -7,7 +7,6 @@ import contextlib
 import gc
 import logging
 import os
-import shutil
 import socket
 import struct
 from collections.abc import Callable, Coroutine
@@ -120,7 +119,6 @@ async def test_garbage_from_whom_we_called_is_no_reason_to_ring_twice() -> None:
 
 
 @LOOPS
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes certificates")
 def test_no_socket_is_left_of_a_connection_that_failed(run: Run, tmp_path: Path) -> None:
     authority = Authority.make(tmp_path)
     files = TlsFiles(authority.files.certificate)

@@ -14,6 +14,7 @@ from bitel.sip.client_transaction import MAX_UDP
 from bitel.sip.grammar import Address, Transport
 from bitel.transports.liveness import StreamLimits
 from bitel.transports.sip_transport import SipTransport
+from tests.prerequisites import need_ipv6
 from tests.sip.far_end import request
 from tests.sip.party import Party, agent_at, answers, one_call
 
@@ -148,10 +149,8 @@ def test_on_uvloop_too() -> None:
 
 
 async def test_ipv6() -> None:
-    try:
-        caller, callee = await Party.open(bind=("::1", 0)), await Party.open(bind=("::1", 0))
-    except OSError:
-        pytest.skip("this machine has no IPv6")
+    need_ipv6()
+    caller, callee = await Party.open(bind=("::1", 0)), await Party.open(bind=("::1", 0))
     callee.on_event = answers(callee)
     for transport in (Transport.UDP, Transport.TCP):
         caller.events.clear()
