@@ -12,9 +12,10 @@ import pytest
 
 from bitel.calls.call import CallStatus
 from bitel.calls.outcome import Outcome
-from bitel.dialing.dispatcher import Dispatcher, Limits
+from bitel.dialing.dispatcher import REDIAL_MARGIN, Dispatcher, Limits
 from bitel.store.database import Database
 from bitel.store.leases import LostLease
+from bitel.store.number_exclusion import PARKED_FOR
 from tests.dialers.calling import dialer as sip_dialer
 from tests.dialers.carrier import answering, carrier, until
 from tests.dialing.scripted import RING_TIMEOUT, TARIFF, Clock, Play, ScriptedDialer, at_work
@@ -143,3 +144,22 @@ async def test_what_a_drain_hands_back_rings_after_its_retry_interval_and_not_be
         second.ring()
         await play.until_over([call_id])
     assert (await play.call(call_id)).status is CallStatus.NORMAL
+
+
+async def test_a_number_that_may_still_ring_is_left_alone_by_other_calls(play: Play) -> None:
+    await play.place(first=7)
+    lost = ScriptedDialer(play.clock, [Outcome.ANSWERED], hold=asyncio.Event())
+    async with ringing(play, lost, 1):
+        same, other = await play.place(2, first=7)
+        dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED])
+        second = play.dispatcher(dialer, worker="second")
+        async with at_work(second):
+            await play.until_over([other])
+            play.clock.now += RING_TIMEOUT + REDIAL_MARGIN - 0.5
+            await play.looked(second)
+            assert [order.call_id for order in dialer.orders] == [other]
+            async with asyncio.timeout(10.0):
+                while not (await play.call(same)).status.final:
+                    play.clock.now += PARKED_FOR
+                    await play.looked(second)
+            assert dialer.busiest == 1

@@ -11,7 +11,8 @@ says. Who may take over, and when, is decided in `bitel.dialing.standby`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, bindparam, select, text, update
@@ -28,6 +29,7 @@ from bitel.store.endings import (
     end_calls,
     forget_requests,
 )
+from bitel.store.number_exclusion import Number
 from bitel.store.schema import HEARD, attempt, call, dialer, is_open
 
 
@@ -75,6 +77,8 @@ class Recovered:
     """Not answered when cut off: due again, expired, canceled, or rung for the last time."""
     unknown: int = 0
     """Answered, so perhaps heard: final, and never called again."""
+    may_ring: Mapping[Number, float] = field(default_factory=dict, compare=False)
+    """Numbers whose phone an INVITE of an earlier worker may still ring, and until when."""
 
 
 def holder(conn: Connection, dialer_id: str) -> Holder:
@@ -139,6 +143,7 @@ def take_over(
     heard = [row for row in left if row.claim == HEARD]
     for row in heard:
         ends.append(CallEnd(row.call_id, CallStatus.UNKNOWN, row.started_at))
+    may_ring: dict[Number, float] = {}
     for row in left:
         if row.claim == HEARD:
             continue
@@ -146,6 +151,7 @@ def take_over(
         if terms.former_ended:
             sent_at = min(now, sent_at)
         due_at = max(now, sent_at + redial_after)
+        may_ring[row.project_id, row.e164] = due_at
         if row.id in canceled:
             ends.append(CallEnd(row.call_id, CallStatus.CANCELED, row.started_at))
         elif row.rang_at is not None:
@@ -160,7 +166,8 @@ def take_over(
             again.append(CallAgain(row.call_id, due_at, spends_retry=False, trouble=None))
     end_calls(conn, ends, now)
     call_again(conn, again)
-    return Lease(dialer_id, worker, epoch), Recovered(len(left) - len(heard), len(heard))
+    recovered = Recovered(len(left) - len(heard), len(heard), may_ring)
+    return Lease(dialer_id, worker, epoch), recovered
 
 
 def _next_epoch(conn: Connection, dialer_id: str, worker: str, now: float, terms: Terms) -> int:
@@ -292,6 +299,8 @@ _LEFT_OPEN = (
         attempt.c.started_at,
         attempt.c.answered_at,
         attempt.c.rang_at,
+        call.c.project_id,
+        call.c.e164,
         call.c.expires_at,
         call.c.retries_left,
         call.c.retry_interval,
