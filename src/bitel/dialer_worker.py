@@ -142,7 +142,6 @@ class DialerWorker:
                 log.info("active", dialer=self.dialer_id)
         except BitelError as error:
             # The database is out of reach, or the SIP port is taken: later that may be better.
-            self._standby.forget()
             fault = str(error)
         if fault and fault != self._fault:
             log.warning("standby_waits", dialer=self.dialer_id, fault=fault)
@@ -168,10 +167,11 @@ class DialerWorker:
         try:
             recovered = await self._dispatcher.take_over(terms)
         except LostLease:
-            await self._dialer.close()
             self._standby.forget()
+            await self._dialer.close()
             return False
         except BaseException:
+            self._standby.forget()
             await self._dialer.close()
             raise
         self._active = True
