@@ -205,10 +205,11 @@ async def test_a_claim_that_hangs_does_not_keep_it_from_ending(play: Play) -> No
 
 
 async def test_an_attempt_that_does_not_end_does_not_keep_it_from_ending(play: Play) -> None:
-    made = dispatcher(play, Deaf(play.clock, [Outcome.ANSWERED]), play.database)
+    dialer = Deaf(play.clock, [Outcome.ANSWERED])
+    made = dispatcher(play, dialer, play.database)
     [call_id] = await play.place()
     async with running(made) as task:
-        await until(lambda: made.running == 1)
+        await until(lambda: bool(dialer.orders))
         with structlog.testing.capture_logs() as logs:
             async with asyncio.timeout(5):
                 await made.drain(0.1)
