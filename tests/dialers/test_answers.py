@@ -153,6 +153,27 @@ async def test_who_held_the_call_until_we_lost_patience_has_answered(
     assert attempted.detail.startswith("the far end held the call")
 
 
+@pytest.mark.parametrize("by", ["far", "us"])
+async def test_a_held_call_that_was_played_nothing_is_billed_by_who_ended_it(
+    tmp_path: Path, by: str
+) -> None:
+    async with far_media() as far:
+        far.body = sdp(far.rtp.port, more="a=inactive\r\n")
+        async with being_written(tmp_path, far) as (made, write, call):
+            write.end(True)
+            await far.until(lambda: "ACK" in far.methods)
+            if by == "far":
+                assert (await far.ask("BYE")).code == 200
+            else:
+                made.call_off(ORDER.attempt_id)
+    attempted = call.result()
+    assert attempted.media is not None
+    assert (attempted.media.sent, attempted.ended_by) == (0, by)
+    expected = Outcome.ANSWERED if by == "far" else Outcome.CALLED_OFF
+    assert attempted.outcome is expected
+    assert (TARIFF.bill(ORDER.e164, attempted) == NOTHING) is (by == "us")
+
+
 # The answer wins
 
 
