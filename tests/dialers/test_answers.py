@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -19,6 +20,7 @@ from bitel.calls.tariff import NOTHING, Rate, Tariff
 from bitel.dialers.sip_trunk import SipTrunkDialer
 from bitel.dialers.talk import Patience
 from bitel.dialing.dialer import Order
+from bitel.transports.udp_socket import MAX_BATCH
 from tests.dialers.calling import dialer
 from tests.dialers.carrier import Answer, Carrier, answering, carrier, silent, until
 from tests.dialers.far_media import FarMedia, far_media, sdp
@@ -151,7 +153,35 @@ async def test_who_held_the_call_until_we_lost_patience_has_answered(
     assert attempted.detail.startswith("the far end held the call")
 
 
+@pytest.mark.parametrize("by", ["far", "us"])
+async def test_a_held_call_that_was_played_nothing_is_billed_by_who_ended_it(
+    tmp_path: Path, by: str
+) -> None:
+    async with far_media() as far:
+        far.body = sdp(far.rtp.port, more="a=inactive\r\n")
+        async with being_written(tmp_path, far) as (made, write, call):
+            write.end(True)
+            await far.until(lambda: "ACK" in far.methods)
+            if by == "far":
+                assert (await far.ask("BYE")).code == 200
+            else:
+                made.call_off(ORDER.attempt_id)
+    attempted = call.result()
+    assert attempted.media is not None
+    assert (attempted.media.sent, attempted.ended_by) == (0, by)
+    expected = Outcome.ANSWERED if by == "far" else Outcome.CALLED_OFF
+    assert attempted.outcome is expected
+    assert (TARIFF.bill(ORDER.e164, attempted) == NOTHING) is (by == "us")
+
+
 # The answer wins
+
+
+def _crowd(made: SipTrunkDialer) -> None:
+    """Put more into the dialer's socket than it reads in one go."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        for _ in range(3 * MAX_BATCH):
+            sock.sendto(b"\r\n\r\n", made._sip.local)
 
 
 def _sleep_past(deadline: float) -> None:
@@ -171,6 +201,7 @@ def test_what_was_answered_before_the_ring_timer_is_seen_wins(
             began = time.time()
             call = asyncio.create_task(calls.call())
             await until(lambda: len(only.of("INVITE")) == 1)
+            _crowd(calls.dialer)
             only.say(only.of("INVITE")[0], Answer(code, sdp=True))
             _sleep_past(began + 1.0)
             attempted = await call
@@ -199,6 +230,7 @@ def test_a_silent_trunk_that_has_answered_by_now_is_not_left(run: Run, tmp_path:
             began = time.time()
             call = asyncio.create_task(calls.call())
             await until(lambda: len(first.of("INVITE")) == 1)
+            _crowd(calls.dialer)
             first.say(first.of("INVITE")[0], Answer(200, sdp=True))
             _sleep_past(began + 0.8)
             assert (await call).outcome is Outcome.ANSWERED

@@ -15,6 +15,7 @@ import struct
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import Any, cast
 
 import pytest
@@ -25,7 +26,7 @@ from bitel.sip.grammar import Address, Transport
 from bitel.sip.message import Request, parse
 from bitel.transports.liveness import StreamLimits
 from bitel.transports.tls import TlsFiles
-from tests.peers.certificates import Authority
+from tests.peers.certificates import Authority, Certificate
 from tests.sip.far_end import ANSWER, reply
 from tests.sip.party import Party
 
@@ -109,7 +110,7 @@ async def world(
     context, files = None, None
     if by is TLS:
         assert papers is not None
-        own = papers.sign("IP:127.0.0.1")
+        own = _signed(papers)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(own.certificate, own.key)
         files = TlsFiles(papers.files.certificate)
@@ -153,6 +154,11 @@ async def arrived(caller: Party, end: End, call_id: str) -> None:
     """Wait until an INVITE is there, and our kernel knows: acknowledgements may take 40 ms."""
     (connection,) = caller.transport._streams._connections.values()
     await until(lambda: call_id.encode() in end.invites and not connection.unacknowledged())
+
+
+@cache
+def _signed(papers: Authority) -> Certificate:
+    return papers.sign("IP:127.0.0.1")
 
 
 Test = Callable[[Party, Far], Awaitable[None]]

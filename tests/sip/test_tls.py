@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import ssl
 import subprocess
 from collections.abc import AsyncIterator
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from bitel.sip import Answered, Confirmed, Ended, Failed
+from bitel.sip import Answered, Confirmed, Ended, Failed, Incoming
 from bitel.sip.grammar import Address, Transport
 from bitel.transports.tls import TlsFileError, TlsFiles
 from tests.peers.certificates import Authority, Certificate
@@ -131,6 +132,25 @@ async def test_a_callee_hangs_up_over_the_connection_of_one_who_does_not_listen(
         callee.transport.flush()
         assert await caller.until(Ended) == Ended(call_id, "far", 16)
         assert len(callee.transport._streams) == 1
+
+
+async def test_an_invite_knows_of_the_end_of_a_connection_that_it_only_shared(
+    authority: Authority, carrier: Certificate
+) -> None:
+    async with parties(trusting(authority), showing(carrier)) as (caller, callee):
+        # The connection can't leave from the port that the caller's Contact names.
+        with socket.create_server(caller.at(TLS)[:2]):
+            await one_call(caller, callee, TLS, DOMAIN)
+        # Over the connection that the other has opened (RFC 5923).
+        call_id = callee.invite(caller.at(TLS))
+        await caller.until(Incoming)
+        (connection,) = callee.transport._streams._connections.values()
+        assert connection.address != caller.at(TLS)
+        callee.transport.agent.cancel(call_id, callee.transport.now())
+        connection.abort()
+        failed = await callee.until(Failed)
+        assert isinstance(failed, Failed)
+        assert (failed.why, failed.delivered) == ("canceled", True)
 
 
 async def test_plain_text_meets_no_answer_at_the_port_for_tls(carrier: Certificate) -> None:

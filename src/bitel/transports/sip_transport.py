@@ -46,7 +46,8 @@ QUIET_PASSES = 4
 """Turns of the loop without news after which all that had arrived has been read. A message of a
 connection that was just accepted takes three."""
 MAX_PASSES = 512
-"""Turns after which reading stops all the same; as many batches of datagrams as a socket holds."""
+"""Turns after which reading stops all the same. In each of them every socket is read once; a UDP
+socket has no room for more datagrams than that."""
 
 TRIES = 30
 """How many free ports are tried, until one is free for every transport."""
@@ -229,9 +230,8 @@ class SipTransport:
     def _read(self) -> None:
         """One turn of the loop, of those that it takes to read all that has arrived."""
         self._pass = None
-        full = self._udp.receive()
         arrivals = self._arrivals + self._streams.arrivals
-        if full or arrivals != self._arrivals_seen or self._streams.behind:
+        if arrivals != self._arrivals_seen or self._streams.behind:
             self._quiet_passes = 0
         else:
             self._quiet_passes += 1

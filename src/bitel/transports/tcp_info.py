@@ -5,6 +5,7 @@ Linux only: `TCP_INFO` of tcp(7), and `SIOCOUTQ`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
@@ -41,8 +42,10 @@ class TcpInfo:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock: socket.socket | None = None
+        # Without a free descriptor nothing is known, as on other systems.
         if sys.platform.startswith("linux"):
-            self._sock = socket.socket(fileno=os.dup(sock.fileno()))
+            with contextlib.suppress(OSError):
+                self._sock = socket.socket(fileno=os.dup(sock.fileno()))
 
     def read(self) -> TcpProgress | None:
         """How the connection stands; None where the system does not say."""

@@ -85,11 +85,7 @@ class UdpSocket:
             self._keep(data, destination)
             self._loop.add_writer(self._sock.fileno(), self._send_kept)
 
-    def receive(self) -> bool:
-        """Read one batch now, and hand it out; whether more may be waiting."""
-        return not self._closed and self._receive()
-
-    def _receive(self) -> bool:
+    def _receive(self) -> None:
         came: list[tuple[bytes, Address]] = []
         for _ in range(MAX_BATCH):
             try:
@@ -109,9 +105,7 @@ class UdpSocket:
             self._behind_since = None
         elif self._behind_since is None:
             self._behind_since = self._loop.time()
-        if came:
-            self._user.datagrams_came(came)
-        return len(came) == MAX_BATCH
+        self._user.datagrams_came(came)
 
     def _take_errors(self) -> None:
         self._user.datagrams_failed(unreachable(self._sock))
