@@ -42,6 +42,7 @@ def sip_trunk_config(dialer: DialerSettings) -> SipTrunkConfig:
         trunk_timeout=dialer.trunk_timeout,
         media_timeout=dialer.media_timeout,
         receive=dialer.receive,
+        refusals_before_pause=dialer.refusals_before_pause,
         senders=senders_for(dialer.max_channels, os.cpu_count() or 1),
     )
 

@@ -3,39 +3,96 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Collection
+from typing import Final
 
 import structlog
 from sqlalchemy import Connection
 
+from bitel.dialing.standby import LATE, Silence
 from bitel.errors import UnavailableError
 from bitel.store import housekeeping, idempotency
 from bitel.store.database import Database
+from bitel.store.leases import Holder, LostLease
 
 log = structlog.get_logger(__name__)
 
 EVERY = 10.0
 """Seconds between two rounds."""
 
+AFTER_FAULT = 1.0
+"""Seconds to the next round where the database could not be used."""
+
 MOST = 1000
 """Rows that one round touches of each kind."""
 
+ABANDONED_AFTER: Final = 600.0
+"""Seconds without a heartbeat of a worker after which its attempts are given up, where its dialer
+is not one of ours."""
 
-async def keep_house(
-    database: Database, dialer_ids: Collection[str], clock: Callable[[], float]
-) -> None:
-    """Expire calls that no dialer will ever claim, forget old idempotency keys; until cancelled."""
 
-    def round_of_work(conn: Connection) -> int:
-        now = clock()
+class Housekeeper:
+    """Expires calls that no dialer will ever claim, and forgets old idempotency keys.
+
+    `dialer_ids` are those of the settings. `clock` gives Unix seconds, `monotonic` seconds that
+    only move forward.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        dialer_ids: Collection[str],
+        clock: Callable[[], float],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._database = database
+        self._dialer_ids = dialer_ids
+        self._clock = clock
+        self._monotonic = monotonic
+        self._silences: dict[str, Silence] = {}
+
+    async def run(self) -> None:
+        """A round every 10 s, until cancelled."""
+        while True:
+            pause = EVERY
+            try:
+                await self.round()
+            except UnavailableError as fault:
+                log.warning("housekeeping_failed", fault=str(fault))
+                self._silences.clear()
+                pause = AFTER_FAULT
+            except Exception:
+                log.exception("housekeeping_broke")  # of no consequence to what runs beside it
+            await asyncio.sleep(pause)
+
+    async def round(self) -> None:
+        """One round. Raises UnavailableError."""
+        asked_at = self._monotonic()
+        expired, left_open = await self._database.write(self._work)
+        if expired:
+            log.warning("expired_without_dialer", calls=expired)
+        answered_at = self._monotonic()
+        # As in a standby: no difference between clocks counts, nor a database that was away.
+        for dialer_id in self._silences.keys() - left_open.keys():
+            del self._silences[dialer_id]
+        for dialer_id, holder in left_open.items():
+            silence = self._silences.setdefault(dialer_id, Silence(EVERY + LATE))
+            silence.saw(holder, asked_at, answered_at)
+            if silence.seconds >= ABANDONED_AFTER:
+                await self._give_up(dialer_id, holder)
+
+    def _work(self, conn: Connection) -> tuple[int, dict[str, Holder]]:
+        now = self._clock()
         idempotency.forget_old(conn, now, MOST)
-        return housekeeping.expire_orphans(conn, dialer_ids, now)
+        expired = housekeeping.expire_orphans(conn, self._dialer_ids, now)
+        return expired, housekeeping.left_open(conn, self._dialer_ids)
 
-    while True:
+    async def _give_up(self, dialer_id: str, seen: Holder) -> None:
         try:
-            expired = await database.write(round_of_work)
-            if expired:
-                log.warning("expired_without_dialer", calls=expired)
-        except UnavailableError as fault:
-            log.warning("housekeeping_failed", fault=str(fault))
-        await asyncio.sleep(EVERY)
+            await self._database.write(
+                lambda conn: housekeeping.give_up(conn, dialer_id, seen, self._clock())
+            )
+        except LostLease:
+            return  # its worker is alive after all
+        log.warning("abandoned", dialer=dialer_id, worker=seen.worker)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -24,22 +25,26 @@ from bitel.api.metrics import build_listener
 from bitel.calls.ids import new_id
 from bitel.collector import collect_when_quiet, measuring_pauses, run_only_when_told
 from bitel.dialer_config import sip_trunk_config
+from bitel.dialer_worker import DialerWorker
 from bitel.dialers.counted import Counted
 from bitel.dialers.lateness import packets_late
-from bitel.dialers.playlists import Playlists
+from bitel.dialers.playlists import DurationOf, Playlists
 from bitel.dialers.sip_trunk import SipTrunkDialer
 from bitel.dialers.traces import Keep, Traces
 from bitel.dialing.dispatcher import Dispatcher, Limits
+from bitel.dialing.journal import Journal
 from bitel.dialing.pressure import Strain
+from bitel.dialing.recording_faults import RecordingFaults
+from bitel.dialing.standby import Standby
 from bitel.errors import BitelError
-from bitel.housekeeping import keep_house
+from bitel.housekeeping import Housekeeper
 from bitel.loop_lag import LoopLag, measuring
 from bitel.metrics.page import Page
 from bitel.metrics.sources import DialerFigures, DialerSource, Sources
 from bitel.settings import DialerSettings, Settings, TraceSettings, split_address
-from bitel.store import migrate
+from bitel.shutdown import CLOSING_PATIENCE, Shutdown
+from bitel.store import migrate, recordings
 from bitel.store.database import Database
-from bitel.store.leases import LostLease
 from bitel.voices.speech import SpeechOptions
 from bitel.voices.speech_library import SpeechLibrary
 from bitel.voices.storage import VoiceStore
@@ -49,6 +54,9 @@ log = structlog.get_logger(__name__)
 
 WEBHOOK_PATIENCE = 5.0
 """Seconds that deliveries under way may still take at the end."""
+
+HTTP_PATIENCE: Final = 10
+"""Seconds that requests under way may still take at the end."""
 
 TURN: Final = 0.0005
 """Seconds for which a thread keeps the interpreter while another waits for it. Those that work on
@@ -68,69 +76,89 @@ class Running:
     """Where `/metrics` is answered without the API; None: beside it, or nowhere."""
     dialers: tuple[SipTrunkDialer, ...]
     dispatchers: tuple[Dispatcher, ...]
+    workers: tuple[DialerWorker, ...]
 
 
-async def serve(settings: Settings, role: Role = "all") -> None:
+async def serve(settings: Settings, role: Role = "all", take_over: bool = False) -> None:
     """Run the service until SIGTERM or SIGINT, then drain it.
 
-    Raises BitelError in one sentence where it can't start, or when another worker took over a
-    dialer of this one.
+    That takes at most `drain_timeout` + `SHUTDOWN_MARGIN` seconds, with or without a database.
+    `take_over` takes its dialers from workers that are alive, instead of waiting for their end.
+    Raises BitelError in one sentence where it can't start, when another worker took over a dialer
+    of this one, or when ends of calls could be stored nowhere.
     """
     stop = asyncio.Event()
+    shutdown = Shutdown(settings.drain_timeout)
     loop = asyncio.get_running_loop()
+
+    def end() -> None:
+        shutdown.begin()
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    async with running(settings, role, stop) as service:
+        loop.add_signal_handler(number, end)
+    async with running(settings, role, stop, shutdown, take_over) as service:
         log.info("ready", **_places(service, settings))
         run_only_when_told()
         sys.setswitchinterval(TURN)
         await stop.wait()
+        shutdown.begin()
         log.info("draining", timeout=settings.drain_timeout)
         # HTTP goes on while calls end, so that their status can still be asked for.
-        drains = (each.drain(settings.drain_timeout) for each in service.dispatchers)
-        await asyncio.gather(*drains)
+        await asyncio.gather(*(worker.drain() for worker in service.workers))
 
 
 @contextlib.asynccontextmanager
 async def running(
-    settings: Settings, role: Role = "all", stop: asyncio.Event | None = None
+    settings: Settings,
+    role: Role = "all",
+    stop: asyncio.Event | None = None,
+    shutdown: Shutdown | None = None,
+    take_over: bool = False,
 ) -> AsyncIterator[Running]:
     """The service, up inside the block and drained behind it; `stop` is set if it must end."""
     stop = stop or asyncio.Event()
+    shutdown = shutdown or Shutdown(settings.drain_timeout)
     _private_folder(settings)
     url = settings.effective_database_url
     await asyncio.to_thread(migrate.upgrade, url)
     database = Database.open(url)
     voices = VoiceStore.open(settings.storage_url.get_secret_value(), settings.data_dir)
     async with contextlib.AsyncExitStack() as stack:
-        stack.callback(database.close)
+        stack.push_async_callback(_close_database, database, shutdown)
         await stack.enter_async_context(_housekeeping(settings, database))
         lag = await stack.enter_async_context(measuring())
         pauses = stack.enter_context(measuring_pauses())
         ids = [each.id for each in settings.dialers]
         sources = Sources(database, ids, time.time, lag, pauses)
-        dialers, dispatchers = [], []
+        dialers, dispatchers, workers = [], [], []
         speech = SpeechLibrary(settings.data_dir / "speech", _speech_options(settings))
-        stack.push_async_callback(speech.close)
-        playlists = Playlists(voices, speech, settings.data_dir / "quiet")
+        stack.push_async_callback(shutdown.step, "speech", speech.close)
+        playlists = Playlists(voices, speech, settings.data_dir / "quiet", _duration_from(database))
         deliverer = None
         if role != "dialer":
             deliverer = webhooks.build(
                 webhooks.Options(allow_private=settings.webhook_allow_private), database, time.time
             )
-            await stack.enter_async_context(_delivering(deliverer))
+            await stack.enter_async_context(_delivering(deliverer, shutdown))
             sources.deliverer = deliverer
         bell = deliverer.ring if deliverer else lambda: None
         if role != "api":
             traces = Traces(settings.data_dir / "traces", _keep(settings.traces))
-            stack.callback(traces.close)
+            close_traces = functools.partial(asyncio.to_thread, traces.close)
+            stack.push_async_callback(shutdown.step, "traces", close_traces)
             for dialer_settings in settings.dialers:
                 counted = Counted(traces)
                 dialer, dispatcher = _dialer(
                     dialer_settings, settings, database, playlists, counted, bell, lag
                 )
                 sources.dialers.append(_figures(dialer, dispatcher, counted))
-                await stack.enter_async_context(_dialing(dialer, dispatcher, settings, stop))
+                standby = Standby(
+                    dialer_settings.id, dispatcher.worker, database, settings.data_dir
+                )
+                worker = DialerWorker(dialer, dispatcher, standby, settings.drain_timeout, shutdown)
+                await stack.enter_async_context(_dialing(worker, stop, take_over))
+                workers.append(worker)
                 dialers.append(dialer)
                 dispatchers.append((dialer_settings.id, dispatcher))
         address = metrics_address = None
@@ -139,7 +167,7 @@ async def running(
             listener = build_listener(page, settings.metrics.token.get_secret_value())
             place = split_address(settings.metrics.bind)
             metrics_address = await stack.enter_async_context(
-                _http(listener, place, "metrics.bind")
+                _http(listener, place, "metrics.bind", shutdown)
             )
         if role != "dialer":
             doorbells = dict(dispatchers)
@@ -160,11 +188,15 @@ async def running(
             )
             http = settings.http
             address = await stack.enter_async_context(
-                _http(build_app(parts), (http.host, http.port), "http.port")
+                _http(build_app(parts), (http.host, http.port), "http.port", shutdown)
             )
         await stack.enter_async_context(_collecting([each for _, each in dispatchers]))
         yield Running(
-            address, metrics_address, tuple(dialers), tuple(each for _, each in dispatchers)
+            address,
+            metrics_address,
+            tuple(dialers),
+            tuple(each for _, each in dispatchers),
+            tuple(workers),
         )
 
 
@@ -177,7 +209,10 @@ def _dialer(
     on_settled: Callable[[], None],
     lag: LoopLag,
 ) -> tuple[SipTrunkDialer, Dispatcher]:
-    trunk = SipTrunkDialer(sip_trunk_config(dialer), playlists, time.time, watch=watch)
+    faults = RecordingFaults(dialer.id, time.time)
+    trunk = SipTrunkDialer(
+        sip_trunk_config(dialer), playlists, time.time, watch=watch, faults=faults
+    )
 
     def strain() -> Strain:
         late = packets_late(trunk.streamer.stats())
@@ -192,13 +227,19 @@ def _dialer(
             dialer.calls_per_second,
             dialer.ring_timeout,
             dialer.otp_channels,
+            dialer.uncertain_redials,
         ),
         database=database,
         tariff=settings.price_list(),
         clock=time.time,
         on_settled=on_settled,
         strain=strain,
+        faults=faults,
+        journal=Journal(
+            settings.data_dir / f"unsettled-{dialer.id}.journal", most=dialer.max_channels
+        ),
     )
+    trunk.confirm_lease = dispatcher.confirm_lease
     return trunk, dispatcher
 
 
@@ -207,6 +248,7 @@ def _figures(trunk: SipTrunkDialer, dispatcher: Dispatcher, counted: Counted) ->
     return lambda: DialerFigures(
         dialer_id=dispatcher.dialer_id,
         up=trunk.up,
+        is_paused=bool(trunk.paused_reason),
         channels=dispatcher.running,
         max_channels=dispatcher.max_channels,
         figures=dispatcher.figures,
@@ -215,7 +257,12 @@ def _figures(trunk: SipTrunkDialer, dispatcher: Dispatcher, counted: Counted) ->
         held_back=dispatcher.pressure.seconds(time.time()),
         trunks=trunk.trunks(),
         streams=trunk.streamer.stats(),
+        recordings_unreachable=dispatcher.faults.count(),
     )
+
+
+def _duration_from(database: Database) -> DurationOf:
+    return lambda recording_id: database.read(lambda conn: recordings.duration(conn, recording_id))
 
 
 def _keep(traces: TraceSettings) -> Keep:
@@ -233,14 +280,25 @@ def _speech_options(settings: Settings) -> SpeechOptions:
 
 
 @contextlib.asynccontextmanager
-async def _delivering(deliverer: webhooks.Deliverer) -> AsyncIterator[None]:
+async def _delivering(deliverer: webhooks.Deliverer, shutdown: Shutdown) -> AsyncIterator[None]:
     """Webhooks, delivered until nobody ends calls any more."""
     task = asyncio.create_task(deliverer.run())
     try:
         yield
     finally:
-        await deliverer.drain(WEBHOOK_PATIENCE)
-        await task
+        await deliverer.drain(shutdown.left(WEBHOOK_PATIENCE))
+        await asyncio.wait([task], timeout=shutdown.left(1.0))  # for the last round to be written
+        if not task.done():
+            # What could not be written is delivered again when its lease is over.
+            log.warning("not_stopped_in_time", part="webhooks")
+            task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _close_database(database: Database, shutdown: Shutdown) -> None:
+    # In this thread: those of the executor may hang by now, or be taken.
+    if not database.close(shutdown.left(CLOSING_PATIENCE)):
+        log.warning("not_stopped_in_time", part="database")
 
 
 @contextlib.asynccontextmanager
@@ -259,7 +317,7 @@ async def _collecting(dispatchers: Sequence[Dispatcher]) -> AsyncIterator[None]:
 @contextlib.asynccontextmanager
 async def _housekeeping(settings: Settings, database: Database) -> AsyncIterator[None]:
     dialer_ids = [dialer.id for dialer in settings.dialers]
-    task = asyncio.create_task(keep_house(database, dialer_ids, time.time))
+    task = asyncio.create_task(Housekeeper(database, dialer_ids, time.time).run())
     try:
         yield
     finally:
@@ -269,32 +327,21 @@ async def _housekeeping(settings: Settings, database: Database) -> AsyncIterator
 
 @contextlib.asynccontextmanager
 async def _dialing(
-    dialer: SipTrunkDialer, dispatcher: Dispatcher, settings: Settings, stop: asyncio.Event
+    worker: DialerWorker, stop: asyncio.Event, take_over: bool
 ) -> AsyncIterator[None]:
-    """A dialer at work: bound first, so that a second process on this address can't take over."""
-    await dialer.start()
+    """A dialer at work, or in standby; `stop` is set if it can't go on."""
+    await worker.start(take_over, stop)
+    task = asyncio.create_task(worker.run())
+    task.add_done_callback(lambda _: stop.set())
     try:
-        recovered = await dispatcher.take_over()
-        if recovered.redialled or recovered.unknown:
-            log.warning("recovered", redialled=recovered.redialled, unknown=recovered.unknown)
-        task = asyncio.create_task(dispatcher.run())
-        task.add_done_callback(lambda _: stop.set())
-        try:
-            yield
-        finally:
-            if not task.done():
-                await dispatcher.drain(settings.drain_timeout)
-        try:
-            await task
-        except LostLease as lost:
-            raise BitelError(f"{lost}, so this one stops") from lost
+        yield
     finally:
-        await dialer.close()
+        await worker.stop(task)
 
 
 @contextlib.asynccontextmanager
 async def _http(
-    app: FastAPI, place: tuple[str, int], setting: str
+    app: FastAPI, place: tuple[str, int], setting: str, shutdown: Shutdown
 ) -> AsyncIterator[tuple[str, int]]:
     """An application, answering HTTP at `place`, which `setting` names; its address."""
     host, port = place
@@ -308,14 +355,23 @@ async def _http(
         raise BitelError(
             f"HTTP can't be answered at {host}:{port}: {fault.strerror}; choose another {setting}"
         ) from fault
-    server = _Server(connection.config(app, timeout_graceful_shutdown=10))
+    server = _Server(connection.config(app, timeout_graceful_shutdown=HTTP_PATIENCE))
     task = asyncio.create_task(server.serve([listener]))
     try:
         await server.accepting.wait()
         yield listener.getsockname()[:2]
     finally:
+        patience = shutdown.left(HTTP_PATIENCE)
+        server.config.timeout_graceful_shutdown = max(1, int(patience))
         server.should_exit = True
-        await task
+        # What requests do once they are cancelled takes its time too.
+        await asyncio.wait([task], timeout=shutdown.left(patience + 1))
+        if not task.done():
+            log.warning("not_stopped_in_time", part="HTTP")
+            task.cancel()
+            await asyncio.wait([task], timeout=0.5)
+        else:
+            task.result()
 
 
 class _Server(uvicorn.Server):
@@ -343,6 +399,8 @@ def _private_folder(settings: Settings) -> None:
 
 def _places(service: Running, settings: Settings) -> dict[str, str]:
     places = {"dialers": ",".join(dialer.id for dialer in settings.dialers) or "none"}
+    if waiting := [worker.dialer_id for worker in service.workers if worker.in_standby]:
+        places["standby"] = ",".join(waiting)
     if service.http_address:
         host, port = service.http_address
         places["http"] = f"http://{host}:{port}"

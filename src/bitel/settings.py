@@ -276,7 +276,8 @@ class DialerSettings(Section):
     register_: bool = Field(default=False, alias="register")
     """REGISTER with the trunk and stay registered."""
     caller_id: CallerId | Annotated[list[CallerId], Field(min_length=1, max_length=1000)] = ""
-    """The number that callees see; or several, which take turns."""
+    """The number that callees see; or several, over which calls are spread: all attempts of a call
+    show the same one."""
     caller_ids: dict[NumberPrefix, CallerId] = Field(default_factory=dict, max_length=1000)
     """The caller id by prefix of the number called, before `caller_id`; the longest decides."""
     identity: Literal["from", "pai", "ppi", "rpid"] = "from"
@@ -316,6 +317,13 @@ class DialerSettings(Section):
     """New calls a second."""
     ring_timeout: float = Field(default=45.0, ge=1, le=600)
     """Seconds from the INVITE until it is given up unanswered."""
+    uncertain_redials: int = Field(default=1, ge=0, le=10)
+    """How many times, beyond its retries, a call is dialled again whose attempt failed in the
+    network when the phone may have rung: the carrier had begun with the call, and failed it more
+    than 4 s later."""
+    refusals_before_pause: int = Field(default=10, ge=0, le=1_000_000)
+    """Refusals in a row (401, 402, 403, 407 or 488) after which a trunk that worked before gets no
+    more calls: they wait, and one is tried every 5 minutes; 0 never."""
 
     @property
     def rtp_range(self) -> range:

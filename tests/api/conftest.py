@@ -90,8 +90,8 @@ class Stage:
         self.do(lambda conn: tokens.add(conn, token_id, project_id, self.clock(), expires_at))
         return token_id, self.parts.tokens.issue(project_id, token_id, expires_at)
 
-    def new_recording(self, project_id: str) -> str:
-        made = Recording(new_id(self.clock()), project_id, "hello", 1.0, 9, self.clock())
+    def new_recording(self, project_id: str, seconds: float = 1.0) -> str:
+        made = Recording(new_id(self.clock()), project_id, "hello", seconds, 9, self.clock())
         self.do(lambda conn: recordings.add(conn, made))
         return made.id
 

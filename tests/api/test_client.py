@@ -126,7 +126,7 @@ async def test_waiting_ends_with_the_call_or_the_campaign(
     async with served(stage) as url:
         client = opened(stage.token, url)
         call = await client.call(NUMBER, stage.recording_id)
-        batch = await client.batch([NUMBER, NUMBER], stage.recording_id)
+        batch = await client.batch(["09121234568", "09121234569"], stage.recording_id)
         with pytest.raises(UnavailableError, match=call["id"]):
             await client.wait(call["id"], 0.01)
         with pytest.raises(UnavailableError, match=batch["campaignId"]):

@@ -21,6 +21,7 @@ from fastapi.routing import APIRoute
 
 from bitel.api import app as application
 from bitel.errors import BitelError
+from bitel.store.number_exclusion import PARKED_FOR
 from bitel.voices.sample import write_sample
 
 if TYPE_CHECKING:
@@ -58,7 +59,12 @@ class Tour:
                 self.stage.clock.advance(1)
                 if block["event"]:
                     self.stage.clock.advance(3)
-                    self.stage.answer(*self.stage.take(), price="4.5", seconds=3)
+                    # Calls to one number are made one after the other.
+                    lease, claimed = self.stage.take()
+                    while claimed:
+                        self.stage.answer(lease, claimed, price="4.5", seconds=3)
+                        self.stage.clock.advance(PARKED_FOR)
+                        lease, claimed = self.stage.take()
                 elif block["kind"] == "http":
                     answer = await self.ask(client, block["text"])
                     found.append((block, self.renewed(block["text"])))

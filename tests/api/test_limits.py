@@ -42,8 +42,9 @@ async def test_a_call_keeps_back_what_it_may_cost(make_stage: Callable[..., Stag
         assert code(await client.post(SINGLE, json=stage.body())) == (402, "InsufficientBalance")
         assert stage.queued() == 0
         stage.set_balance("6.5")
-        for _ in range(2):
-            assert code(await client.post(SINGLE, json=stage.body())) == (200, None)
+        for number in ("09121234567", "09121234568"):
+            placed = await client.post(SINGLE, json=stage.body(phoneNumber=number))
+            assert code(placed) == (200, None)
         # 6 of 6.5 are spoken for, though nothing is spent yet.
         assert code(await client.post(SINGLE, json=stage.body())) == (402, "InsufficientBalance")
         assert money(stage) == (2 * HELD, Decimal("6.5"))
@@ -143,7 +144,52 @@ async def test_requests_a_minute_are_counted_per_project(
             assert code(await client.get("/api/v2/account")) == (200, None)
 
 
-async def test_calls_a_minute_are_counted_and_refused_ones_are_not(
+async def test_on_a_new_day_only_what_is_spent_on_it_counts(
+    stage: Stage, make_priced: Callable[[Stage], Stage]
+) -> None:
+    stage = make_priced(stage)
+    stage.change(daily_spend=Decimal(7))
+    async with stage.client() as client:
+        for number in ("09121234567", "09121234568"):
+            placed = await client.post(SINGLE, json=stage.body(phoneNumber=number))
+            assert code(placed) == (200, None)
+        stage.answer(*stage.take(), price="3")
+        refused = await client.post(SINGLE, json=stage.body())
+        assert code(refused) == (429, "TooManyRequests")
+        stage.clock.advance(int(refused.headers["retry-after"]))
+        # 3 of the second day's 7 are spent, and then 3 more may be.
+        assert code(await client.post(SINGLE, json=stage.body())) == (200, None)
+        stage.answer(*stage.take(), price="3")
+        assert code(await client.post(SINGLE, json=stage.body())) == (200, None)
+        assert code(await client.post(SINGLE, json=stage.body())) == (429, "TooManyRequests")
+
+
+# A rate of 1 a second, so the prices are seconds; 2 are added for hanging up.
+@pytest.mark.parametrize(
+    ("kind", "terms", "reserve"),
+    [
+        ("single", {}, 13),
+        ("otp", {"text": "4071", "repeatCount": 1, "voiceId": None}, 9),
+        ("otp", {"text": "4071", "repeatCount": 1}, 19),
+        ("otp", {"text": "40718", "repeatCount": 3}, 35),
+    ],
+    ids=["a recording", "a code", "an intro and a code", "an intro and a code three times"],
+)
+async def test_a_call_reserves_what_it_costs_to_hear_it_to_the_end(
+    make_stage: Callable[..., Stage], kind: str, terms: dict[str, Any], reserve: int
+) -> None:
+    stage = make_stage(tariff=PER_SECOND)
+    voice_id = stage.new_recording(stage.project_id, seconds=10.2)
+    body = stage.body(**{"voiceId": voice_id, **terms})
+    async with stage.client() as client:
+        for balance, expected in ((reserve - 0.01, 402), (reserve, 200)):
+            stage.set_balance(str(balance))
+            answer = await client.post(f"/api/v2/voice/{kind}", json=body)
+            assert answer.status_code == expected
+    assert stage.project().reserved == reserve
+
+
+async def test_calls_a_minute_are_counted(
     make_stage: Callable[..., Stage],
 ) -> None:
     stage = make_stage()
@@ -164,6 +210,61 @@ async def test_calls_a_minute_are_counted_and_refused_ones_are_not(
         assert code(await client.post(BATCH, json=many)) == (200, None)
         stage.clock.advance(60)
         assert code(await client.post(SINGLE, json=stage.body()))[0] == 429
+
+
+async def test_calls_that_are_refused_for_want_of_money_do_not_count(
+    stage: Stage, make_priced: Callable[[Stage], Stage]
+) -> None:
+    stage = make_priced(stage)
+    stage.change(calls_per_minute=3)
+    stage.set_balance("0")
+    batch = {"phoneNumbers": "09120000001,09120000002,09120000003", "voiceId": stage.recording_id}
+    async with stage.client() as client:
+        for _ in range(4):
+            for path, body in ((BATCH, batch), (SINGLE, stage.body())):
+                refused = await client.post(path, json=body, headers={"Idempotency-Key": path})
+                assert code(refused) == (402, "InsufficientBalance")
+                refused = await client.post(path, json=body)
+                assert code(refused) == (402, "InsufficientBalance")
+        stage.set_balance("100")
+        assert code(await client.post(BATCH, json=batch)) == (200, None)
+        assert code(await client.post(SINGLE, json=stage.body())) == (429, "TooManyRequests")
+
+
+async def test_calls_that_are_refused_because_their_recording_is_gone_do_not_count(
+    stage: Stage,
+) -> None:
+    stage.change(calls_per_minute=2)
+    kept = stage.new_recording(stage.project_id)
+    async with stage.client() as client:
+        assert code(await client.post(SINGLE, json=stage.body())) == (200, None)
+        stage.answer(*stage.take())
+        # How long it lasts is remembered, so only the store finds out that it is gone.
+        stage.do(stage.remove_recording)
+        for _ in range(3):
+            assert code(await client.post(SINGLE, json=stage.body())) == (400, "InvalidRequest")
+        body = stage.body(voiceId=kept)
+        assert code(await client.post(SINGLE, json=body)) == (200, None)
+        assert code(await client.post(SINGLE, json=body)) == (429, "TooManyRequests")
+
+
+async def test_a_repeated_key_does_not_count(stage: Stage) -> None:
+    stage.change(calls_per_minute=10)
+    key = {"Idempotency-Key": "order-1"}
+    batch = {"phoneNumbers": "09120000001,09120000002,09120000003", "voiceId": stage.recording_id}
+    async with stage.client() as client:
+        # All are counted before the first is stored, and all but that one are given back.
+        asks = (client.post(SINGLE, json=stage.body(), headers=key) for _ in range(10))
+        answers = await asyncio.gather(*asks)
+        assert {answer.status_code for answer in answers} == {200}
+        assert len({answer.content for answer in answers}) == 1
+        for _ in range(3):
+            assert code(await client.post(BATCH, json=batch)) == (200, None)
+        assert code(await client.post(SINGLE, json=stage.body())) == (429, "TooManyRequests")
+        # The first answer is given again also where no further call may be placed.
+        again = await client.post(SINGLE, json=stage.body(), headers=key)
+        assert again.content == answers[0].content
+    assert stage.queued() == 10
 
 
 @given(

@@ -144,8 +144,23 @@ async def test_servers_are_up_while_they_are_heard_of(stage: Stage) -> None:
         first = (await client.get("/api/v2/servers")).json()
         stage.clock.advance(15.5)
         later = (await client.get("/api/v2/servers")).json()
-    assert first["result"] == [{"id": "main", "up": True}, {"id": "spare", "up": False}]
+    assert first["result"] == [
+        {"id": "main", "up": True, "paused": None},
+        {"id": "spare", "up": False, "paused": None},
+    ]
     assert [each["up"] for each in later["result"]] == [False, False]
+
+
+async def test_servers_say_why_a_dialer_is_paused(stage: Stage) -> None:
+    from bitel.store import leases
+
+    now = stage.clock()
+    lease, _ = stage.do(lambda conn: leases.take_over(conn, "main", "w", now, 77.0))
+    history = leases.TrunkHistory("the trunk refuses every call (403 Forbidden)")
+    stage.do(lambda conn: leases.record_trunks(conn, lease, history, now))
+    async with stage.client() as client:
+        main, spare = (await client.get("/api/v2/servers")).json()["result"]
+    assert (main["paused"], spare["paused"]) == (history.paused_reason, None)
 
 
 async def test_the_calls_of_many_requests_at_once_are_all_placed(stage: Stage) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import shutil
 import time
 import wave
 from collections.abc import Callable
@@ -18,7 +19,10 @@ from sqlalchemy import func, select
 
 from bitel.api import intake
 from bitel.store.schema import recording
+from bitel.voices import decoding
 from bitel.voices.decoding import Decoded
+from bitel.voices.limits import DecodeLimits
+from tests.voices.workers import killing
 
 if TYPE_CHECKING:
     from tests.api.conftest import Stage
@@ -213,6 +217,79 @@ async def test_without_a_row_there_is_no_audio(
         answer = await client.post(UPLOAD, files={"file": ("a.wav", tone())})
     assert (answer.status_code, answer.json()["error"]) == (503, "Unavailable")
     assert stage.leftovers() == []
+
+
+async def test_decode_worker_that_is_killed_is_run_again_and_then_unavailable(
+    sqlite_stage: Stage, served: Any
+) -> None:
+    stage = sqlite_stage
+    worker = "bitel.voices.decode_worker", str(stage.parts.incoming)
+    async with served(stage) as url, stage.client(url=url) as client:
+        async with killing(*worker, times=1) as killed:
+            answer = await client.post(UPLOAD, files={"file": ("a.wav", tone(60))})
+        assert (answer.status_code, len(killed)) == (200, 1)
+        async with killing(*worker) as killed:
+            answer = await client.post(UPLOAD, files={"file": ("a.wav", tone(60))})
+        assert (answer.status_code, len(killed)) == (503, 2)
+    assert answer.json()["error"] == "Unavailable"
+    assert "killed" in answer.json()["message"]
+    assert recordings(stage) == 1
+    assert not list(stage.parts.incoming.iterdir())
+
+
+@pytest.mark.parametrize("lost", ["the upload", "its folder", "the folder of all uploads"])
+async def test_upload_that_is_gone_before_it_is_decoded(
+    sqlite_stage: Stage, served: Any, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    stage = sqlite_stage
+    decode = decoding.decode
+
+    async def lose(source: Path, into: Path, limits: DecodeLimits) -> Decoded:
+        if lost == "the upload":
+            source.unlink()
+        else:
+            shutil.rmtree(source.parent if lost == "its folder" else stage.parts.incoming)
+        return await decode(source, into, limits)
+
+    monkeypatch.setattr(decoding, "decode", lose)
+    async with served(stage) as url, stage.client(url=url) as client:
+        answer = await client.post(UPLOAD, files={"file": ("a.wav", tone())})
+    assert (answer.status_code, answer.json()["error"]) == (503, "Unavailable")
+    assert recordings(stage) == 0
+    assert stage.leftovers() == []
+
+
+async def test_place_for_uploads_that_can_not_be_written(sqlite_stage: Stage, served: Any) -> None:
+    stage = sqlite_stage
+    stage.parts.incoming.write_text("a file where the folder should be")
+    async with served(stage) as url, stage.client(url=url) as client:
+        answer = await client.post(UPLOAD, files={"file": ("a.wav", tone())})
+    assert (answer.status_code, answer.json()["error"]) == (503, "Unavailable")
+
+
+async def test_speech_worker_that_is_killed(sqlite_stage: Stage, served: Any) -> None:
+    stage = sqlite_stage
+    spoken = str(stage.parts.settings.data_dir / "speech")
+    async with served(stage) as url, stage.client(url=url) as client:
+        for times, status in ((1000, 503), (1, 200)):
+            async with killing("bitel.voices.speech_worker", spoken, times=times) as killed:
+                answer = await client.post("/api/v2/files/tts", json={"text": "hello"})
+            assert (answer.status_code, len(killed)) == (status, min(times, 2))
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_recording_whose_audio_the_storage_has_lost(
+    sqlite_stage: Stage, served: Any, method: str
+) -> None:
+    stage = sqlite_stage
+    async with served(stage) as url, stage.client(url=url) as client:
+        made = await client.post(UPLOAD, files={"file": ("a.wav", tone())})
+        path = f"{UPLOAD}/{made.json()['result']['id']}"
+        for file in (stage.parts.settings.data_dir / "voices").iterdir():
+            file.unlink()
+        assert (await client.request(method, path)).status_code == 503
+        assert (await client.delete(path)).status_code == 200
+        assert (await client.request(method, path)).status_code == 404
 
 
 async def test_an_upload_that_is_cut_off_while_it_is_decoded_leaves_nothing(

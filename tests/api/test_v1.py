@@ -91,6 +91,19 @@ async def test_what_is_not_there_is_not_found(stage: Stage, what: str, wanted: s
     assert (answer.status_code, answer.json()["error"]) == (404, "NotFound")
 
 
+@pytest.mark.parametrize("path", [f"{V1}/{kind}" for kind in ("single", "otp", "tts", "campaign")])
+async def test_numbers_with_a_forbidden_prefix_are_refused(stage: Stage, path: str) -> None:
+    stage.change(allowed_prefixes=("+98", "+4420"), forbidden_prefixes=("+98900", "+442071"))
+    async with stage.client() as client:
+        for number in ("09001234567", "+442071838750", "+12125551234"):
+            body = stage.body(phoneNumber=number, phoneNumbers=[number], text="4071")
+            refused = await client.post(path, json=body)
+            assert (refused.status_code, refused.json()["error"]) == (403, "Forbidden"), number
+        assert stage.queued() == 0
+        body = stage.body(phoneNumbers=["09121234567", "+442079460018"], text="4071")
+        assert (await client.post(path, json=body)).status_code == 200
+
+
 async def test_it_refuses_as_v2_does(sqlite_stage: Stage) -> None:
     stage = sqlite_stage
     async with stage.client() as client:

@@ -17,6 +17,8 @@ rules = st.builds(
     retry_interval=st.integers(5, 86_400).map(float),
     expires_at=st.floats(NOW - 1000, NOW + 100_000),
     trouble=st.integers(0, 5000),
+    uncertain=st.integers(0, 3),
+    uncertain_redials=st.integers(0, 3),
 )
 outcomes = st.sampled_from(Outcome)
 
@@ -29,14 +31,50 @@ def rule(retries_left: int = 1, expires_in: float = 14_400, trouble: int = 0) ->
     return RetryRule(retries_left, 60.0, NOW + expires_in, trouble)
 
 
-@pytest.mark.parametrize("outcome", [Outcome.BUSY, Outcome.NO_ANSWER])
+@pytest.mark.parametrize("outcome", [Outcome.BUSY, Outcome.NO_ANSWER, Outcome.RANG])
 def test_busy_and_no_answer_are_retried_while_retries_are_left(outcome: Outcome) -> None:
     assert decide(rule(1), attempted(outcome)) == Again(NOW + 60, spends_retry=True, trouble=0)
     final = decide(rule(0), attempted(outcome))
     assert final == Final({Outcome.BUSY: CallStatus.USER_BUSY}.get(outcome, CallStatus.NO_ANSWER))
 
 
-@pytest.mark.parametrize("outcome", [Outcome.BAD_NUMBER, Outcome.REFUSED, Outcome.MEDIA_MISMATCH])
+def test_an_uncertain_failure_is_redialled_once_beyond_the_retries() -> None:
+    uncertain = attempted(Outcome.UNCERTAIN)
+    met = rule(1)
+    first = decide(met, uncertain)
+    assert first == Again(NOW + 60, spends_retry=False, trouble=0, uncertain=1)
+    second = decide(met._replace(uncertain=1), uncertain)
+    assert second == Again(NOW + 60, spends_retry=True, trouble=0, uncertain=1)
+    assert decide(met._replace(uncertain=1, retries_left=0), uncertain) == Final(
+        CallStatus.NO_ANSWER
+    )
+
+
+def test_uncertain_redials_can_be_turned_off() -> None:
+    met = rule(0)._replace(uncertain_redials=0)
+    assert decide(met, attempted(Outcome.UNCERTAIN)) == Final(CallStatus.NO_ANSWER)
+
+
+def test_an_uncertain_failure_does_not_end_as_expired() -> None:
+    met = rule(3, expires_in=60)
+    assert decide(met, attempted(Outcome.UNCERTAIN)) == Final(CallStatus.NO_ANSWER)
+
+
+def test_busy_between_uncertain_failures_gives_no_further_redial() -> None:
+    verdict = decide(rule(2)._replace(uncertain=1), attempted(Outcome.BUSY))
+    assert isinstance(verdict, Again)
+    assert verdict.uncertain == 1
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        Outcome.BAD_NUMBER,
+        Outcome.REFUSED,
+        Outcome.MEDIA_MISMATCH,
+        Outcome.REFUSED_FOR_GOOD,
+    ],
+)
 def test_what_no_retry_helps_is_an_error_at_once(outcome: Outcome) -> None:
     assert decide(rule(10), attempted(outcome)) == Final(CallStatus.ERROR, outcome.value)
     assert decide(rule(10), attempted(outcome, "404 Nobody")) == Final(
@@ -56,16 +94,17 @@ def test_what_ends_a_call_whatever_its_rule(outcome: Outcome, status: CallStatus
     assert decide(rule(10), attempted(outcome, "anything")) == Final(status)
 
 
-def test_trunk_trouble_waits_longer_each_time_and_ends_as_expired() -> None:
+@pytest.mark.parametrize("outcome", [Outcome.TRUNK_TROUBLE, Outcome.NOT_PLACED])
+def test_trunk_trouble_waits_longer_each_time_and_ends_as_expired(outcome: Outcome) -> None:
     waits = []
     for trouble in range(7):
-        verdict = decide(rule(trouble=trouble), attempted(Outcome.TRUNK_TROUBLE))
+        verdict = decide(rule(trouble=trouble), attempted(outcome))
         assert isinstance(verdict, Again)
         assert not verdict.spends_retry
         assert verdict.trouble == trouble + 1
         waits.append(verdict.due_at - NOW)
     assert waits == [5, 10, 20, 40, 80, 120, 120]
-    verdict = decide(rule(expires_in=5), attempted(Outcome.TRUNK_TROUBLE))
+    verdict = decide(rule(expires_in=5), attempted(outcome))
     assert verdict == Final(CallStatus.EXPIRED)
 
 
@@ -80,7 +119,8 @@ def test_no_retry_comes_too_early_or_too_late(rule: RetryRule, outcome: Outcome)
     verdict = decide(rule, attempted(outcome))
     if isinstance(verdict, Again):
         assert verdict.due_at < rule.expires_at
-        wait = rule.retry_interval if verdict.spends_retry else 5.0
+        not_rung = (Outcome.TRUNK_TROUBLE, Outcome.NOT_PLACED)
+        wait = 5.0 if outcome in not_rung else rule.retry_interval
         assert verdict.due_at >= NOW + wait
         assert not verdict.spends_retry or rule.retries_left > 0
     else:
@@ -93,18 +133,26 @@ def test_whoever_answered_is_never_tried_again(rule: RetryRule, outcome: Outcome
     assert isinstance(decide(rule, attempted(outcome)), Final)
 
 
-@given(rule=rules, met=st.lists(st.sampled_from([Outcome.BUSY, Outcome.NO_ANSWER]), max_size=20))
-def test_a_call_is_rung_at_most_once_more_than_its_retries(
+RINGING = [Outcome.BUSY, Outcome.NO_ANSWER, Outcome.RANG, Outcome.UNCERTAIN]
+
+
+@given(rule=rules, met=st.lists(st.sampled_from(RINGING), max_size=20))
+def test_a_phone_rings_at_most_once_more_than_retries_and_uncertain_redials(
     rule: RetryRule, met: list[Outcome]
 ) -> None:
-    attempts, left = 0, rule.retries_left
+    rule = rule._replace(uncertain=0, expires_at=NOW + 1e9)
+    attempts, certain, now = 0, 0, rule
     for outcome in met:
         attempts += 1
-        verdict = decide(RetryRule(left, 5.0, NOW + 1e9), attempted(outcome))
+        certain += outcome is not Outcome.UNCERTAIN
+        verdict = decide(now, attempted(outcome))
         if isinstance(verdict, Final):
             break
-        left -= verdict.spends_retry
-    assert attempts <= rule.retries_left + 1
+        now = now._replace(
+            retries_left=now.retries_left - verdict.spends_retry, uncertain=verdict.uncertain
+        )
+    assert attempts <= rule.retries_left + 1 + rule.uncertain_redials
+    assert certain <= rule.retries_left + 1
 
 
 @given(st.integers(0, 10**9))

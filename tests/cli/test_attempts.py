@@ -37,7 +37,12 @@ def _fill(conn: Connection) -> None:
     endings.end_attempts(
         conn,
         [
-            ("a1", Attempted(Outcome.BUSY, 100.0, 101.0, None, 486, detail="486 Busy Here")),
+            (
+                "a1",
+                Attempted(
+                    Outcome.BUSY, 100.0, 101.0, None, 486, detail="486 Busy Here", rang_at=100.25
+                ),
+            ),
             (
                 "a2",
                 Attempted(
@@ -60,7 +65,7 @@ def test_attempts_are_shown_with_how_they_were_heard(shell: Shell) -> None:
     with Database.open(f"sqlite:///{shell.data_dir / 'bitel.db'}") as database:
         database.write_now(_fill)
     busy, answered, heard, under_way = shell.admin("attempts", CALL).splitlines()
-    assert busy == "1  1970-01-01 00:01:40  main  busy (486 Busy Here)"
+    assert busy == "1  1970-01-01 00:01:40  main  busy, rang after 0.2 s (486 Busy Here)"
     assert answered == "2  1970-01-01 00:03:20  main  answered for 6.5 s"
     assert heard == (
         "   325 packets sent, about 300 received, the callee missed 1.2%, jitter 3.5 ms, keyed 12#"
@@ -68,6 +73,7 @@ def test_attempts_are_shown_with_how_they_were_heard(shell: Shell) -> None:
     assert under_way == "3  1970-01-01 00:05:00  main  under way"
     first, second, third = json.loads(shell.admin("attempts", CALL, "--json"))
     assert (first["outcome"], first["packetsSent"], first["digits"]) == ("busy", None, None)
+    assert (first["rangAt"], second["rangAt"]) == (100.25, None)
     assert (second["packetsSent"], second["packetsReceived"], second["digits"]) == (325, 300, "12#")
     assert (second["loss"], second["jitterMs"], second["endedBy"]) == (0.0125, 3.5, "far")
     assert (third["outcome"], third["endedAt"]) == (None, None)

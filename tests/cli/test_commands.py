@@ -102,6 +102,7 @@ def test_a_failure_is_one_sentence_and_status_1(shell: Shell, arguments: tuple[s
         ("token", "create", "shop", "--expires", "0"),
         ("call", "0912"),
         ("voice", "upload", "/no/such/file"),
+        ("serve", "--take-over", "--only", "api"),
     ],
 )
 def test_wrong_usage_is_status_2(shell: Shell, arguments: tuple[str, ...]) -> None:

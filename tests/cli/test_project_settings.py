@@ -36,6 +36,7 @@ def test_every_limit_of_a_project_is_set_and_lifted(shop: Shell) -> None:
         *("--window", "sat-wed 09:00-21:00 Asia/Tehran", "--call-rate", "30"),
         *("--allow-prefix", "+98, +4930", "--forbid-prefix", "+98900"),
         *("--dialers", "spare", "--default-dialer", "spare", "--disable"),
+        *("--parallel-calls", "--unwanted-to-dnc"),
     )
     assert listed(shop) == {
         **before,
@@ -48,11 +49,14 @@ def test_every_limit_of_a_project_is_set_and_lifted(shop: Shell) -> None:
         "dialers": ["spare"],
         "defaultDialer": "spare",
         "disabled": True,
+        "oneCallPerNumber": False,
+        "unwantedToDoNotCall": True,
     }
     shop.admin(
         *("project", "set", "shop", "--daily-spend", "unlimited", "--rate", "settings"),
         *("--window", "always", "--call-rate", "settings", "--allow-prefix", "home"),
         *("--forbid-prefix", "none", "--dialers", "all", "--default-dialer", "none", "--enable"),
+        *("--one-call-per-number", "--unwanted-ignored"),
     )
     assert listed(shop) == before
 

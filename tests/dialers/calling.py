@@ -11,7 +11,7 @@ from typing import Any
 
 from bitel.calls.outcome import Attempted
 from bitel.dialers.config import SipTrunkConfig
-from bitel.dialers.playlists import Codec, Playlist
+from bitel.dialers.playlists import Codec, Playlist, PlaylistSource
 from bitel.dialers.sip_trunk import SipTrunkDialer
 from bitel.dialers.targets import Targets
 from bitel.dialers.trunk import Trunk
@@ -39,10 +39,12 @@ class Dialled:
         self.dialer = dialer
         self.count = 0
 
-    async def call(self, number: str = "+989121234567") -> Attempted:
+    async def call(
+        self, number: str = "+989121234567", recording: str | None = "recording", digits: str = ""
+    ) -> Attempted:
         """Make one attempt."""
         self.count += 1
-        order = Order(f"attempt{self.count}", f"{self.count:032x}", number, "recording")
+        order = Order(f"attempt{self.count}", f"{self.count:032x}", number, recording, digits)
         return await self.dialer.dial(order, self._heard)
 
     async def _heard(self, at: float) -> bool:
@@ -56,6 +58,7 @@ async def dialer(
     targets: Targets | None = None,
     watch: Watch | None = None,
     sound: bytes = b"\xd5" * 320,
+    playlists: PlaylistSource | None = None,
     **config: Any,
 ) -> AsyncIterator[Dialled]:
     """A dialer with T1 of 20 ms, so that nobody is waited for longer than 1.3 s."""
@@ -73,7 +76,7 @@ async def dialer(
             rtp_ports=range(first, first + 20),
             **values,
         ),
-        OneClip(folder, sound),
+        playlists or OneClip(folder, sound),
         time.time,
         targets=targets,
         watch=watch,

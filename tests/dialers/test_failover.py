@@ -184,6 +184,47 @@ async def test_the_credentials_given_to_one_trunk_are_not_shown_to_the_next(
     assert not stranger.requests
 
 
+async def test_in_a_call_credentials_go_to_the_trunks_other_hosts_and_to_no_others(
+    tmp_path: Path,
+) -> None:
+    challenge = Answer(407, [("Proxy-Authenticate", 'Digest realm="c", nonce="n"')])
+    async with (
+        carrier("127.0.0.1") as first,
+        carrier("127.0.0.2") as sibling,
+        carrier("127.0.0.3") as other_trunk,
+        carrier("127.0.0.4") as stranger,
+        dns_server() as zone,
+    ):
+        zone.add(
+            "_sip._udp.c.test",
+            "SRV",
+            f"1 1 {first.port} first.c.test.",
+            f"2 1 {sibling.port} sibling.c.test.",
+        )
+        zone.add("first.c.test", "A", "127.0.0.1")
+        zone.add("sibling.c.test", "A", "127.0.0.2")
+        targets = Targets(FakeClock(), resolver=zone.resolver())
+        credentials = Credentials("acme", "s3cret")
+        async with dialer(
+            tmp_path, "sip:c.test", other_trunk.uri, targets=targets, credentials=credentials
+        ) as calls:
+            answers = [challenge]
+            first.does["INVITE"] = lambda request: (
+                answers if request.header("proxy-authorization") else [challenge]
+            )
+            for far in (sibling, other_trunk, stranger):
+                answers[:] = [Answer(200, [("Contact", f"<{far.uri}>")], sdp=True)]
+                # The call is over once its BYE is answered.
+                assert (await calls.call()).outcome is Outcome.ANSWERED
+    shown = {
+        far.place: {"proxy-authorization" in request.headers for request in far.requests}
+        for far in (sibling, other_trunk, stranger)
+    }
+    assert shown == {sibling.place: {True}, other_trunk.place: {False}, stranger.place: {False}}
+    for far in (sibling, other_trunk, stranger):
+        assert [request.method for request in far.requests] == ["ACK", "BYE"]
+
+
 async def test_an_answered_ping_brings_a_trunk_back(tmp_path: Path) -> None:
     async with carrier() as only:
         only.does["INVITE"] = silent

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -12,7 +13,7 @@ from bitel.calls.call import Call, Lane, NewCall
 from bitel.calls.ids import new_id
 from bitel.calls.outcome import Attempted, Outcome
 from bitel.calls.tariff import Rate, Tariff
-from bitel.dialing.dialer import Heard, Order
+from bitel.dialing.dialer import Heard, Order, Rang, ignore_ringing
 from bitel.dialing.dispatcher import Dispatcher, Limits
 from bitel.dialing.pressure import Strain
 from bitel.store import calls, placing, projects, recordings
@@ -41,15 +42,25 @@ class ScriptedDialer:
     orders: list[Order] = field(default_factory=list)
     busiest: int = 0
     called_off: set[str] = field(default_factory=set)
+    abandoned: set[str] = field(default_factory=set)
     up: bool = True
+    probing: bool = False
+    paused_reason: str = ""
+    has_worked: bool = False
+    rings: bool = False
     _now_busy: int = 0
 
     async def start(self) -> None: ...
 
     async def close(self) -> None: ...
 
-    async def dial(self, order: Order, heard: Heard) -> Attempted:
+    def assume_worked(self) -> None:
+        self.has_worked = True
+
+    async def dial(self, order: Order, heard: Heard, rang: Rang = ignore_ringing) -> Attempted:
         self.orders.append(order)
+        if self.rings:
+            rang(self.clock())
         self._now_busy += 1
         self.busiest = max(self.busiest, self._now_busy)
         try:
@@ -76,6 +87,10 @@ class ScriptedDialer:
         if self.hold is not None:
             self.hold.set()
 
+    def abandon(self, attempt_id: str) -> None:
+        self.abandoned.add(attempt_id)
+        self.call_off(attempt_id)
+
 
 class Play:
     """A project with a recording, and a dispatcher over its database."""
@@ -85,6 +100,8 @@ class Play:
         self.clock = clock
         self.project_id = ""
         self.recording_id = new_id(clock())
+        self._numbers = itertools.count()
+        self._looks = 0
 
     async def set_up(self) -> None:
         project = await self.database.write(
@@ -101,10 +118,13 @@ class Play:
         count: int = 1,
         lane: Lane = Lane.SINGLE,
         project_id: str | None = None,
+        first: int | None = None,
         **terms: float,
     ) -> list[str]:
+        """Place calls, each to a number of its own; with `first`, to those that begin with it."""
         now = self.clock()
         otp = lane is Lane.OTP
+        numbers = self._numbers if first is None else itertools.count(first)
         new = [
             NewCall(
                 id=new_id(now),
@@ -120,7 +140,7 @@ class Play:
                 requested_at=now,
                 expires_at=now + terms.get("time_to_live", 14400),
             )
-            for n in range(count)
+            for n in itertools.islice(numbers, count)
         ]
         await self.database.write(lambda conn: placing.place(conn, new))
         return [call.id for call in new]
@@ -137,17 +157,43 @@ class Play:
         pace: float = 1000.0,
         otp_channels: int = 0,
         strain: Callable[[], Strain] = Strain,
+        uncertain_redials: int = 1,
+        worker: str = "worker-1",
     ) -> Dispatcher:
+        def looking() -> Strain:
+            # The first thing that a dispatcher does where it looks for calls to claim.
+            self._looks += 1
+            return strain()
+
         return Dispatcher(
             "main",
-            "worker-1",
+            worker,
             dialer,
-            Limits(channels, pace, RING_TIMEOUT, otp_channels),
+            Limits(channels, pace, RING_TIMEOUT, otp_channels, uncertain_redials),
             self.database,
             TARIFF,
             self.clock,
-            strain=strain,
+            strain=looking,
         )
+
+    async def looked(self, dispatcher: Dispatcher | None = None) -> None:
+        """Return once the dispatcher at work has looked for calls, from beginning to end.
+
+        Woken again and again where it is given. The look that may be under way does not count:
+        what has changed before this was called has been seen when it returns.
+        """
+        begun = self._looks
+        async with asyncio.timeout(10.0):
+            while self._looks < begun + 2:
+                if dispatcher is not None:
+                    dispatcher.ring()
+                await asyncio.sleep(0.01)
+
+    async def dialled(self, dialer: ScriptedDialer, count: int = 1) -> None:
+        """Return once that many calls have been dialled."""
+        async with asyncio.timeout(10.0):
+            while len(dialer.orders) < count:
+                await asyncio.sleep(0.01)
 
     async def until(self, ready: Callable[[Sequence[Call]], bool], ids: Sequence[str]) -> None:
         async with asyncio.timeout(10.0):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 
 import pytest
@@ -42,19 +43,45 @@ async def test_a_batch_has_a_largest_size() -> None:
     assert [len(batch) for batch in sink.batches] == [LARGEST, LARGEST, 1]
 
 
-async def test_a_failed_write_is_told_to_each_of_its_items_and_to_no_other() -> None:
-    failures = iter([OSError("disk"), None])
+@pytest.mark.parametrize("count", [1, 2, 7, LARGEST])
+async def test_an_item_that_can_not_be_written_fails_alone(count: int) -> None:
+    bad, writes = count // 2, 0
 
     async def flush(items: Sequence[int]) -> Sequence[bool]:
-        fault = next(failures)
-        if fault:
-            raise fault
+        nonlocal writes
+        writes += 1
+        if bad in items:
+            raise OSError("disk")
         return [True] * len(items)
 
     batcher = Batcher(flush)
-    results = await asyncio.gather(batcher.put(1), batcher.put(2), return_exceptions=True)
-    assert [type(result) for result in results] == [OSError, OSError]
-    assert await batcher.put(3)
+    results = await asyncio.gather(*map(batcher.put, range(count)), return_exceptions=True)
+    assert [n for n, result in enumerate(results) if result is not True] == [bad]
+    assert isinstance(results[bad], OSError)
+    assert writes <= 2 * math.ceil(math.log2(count)) + 1
+    assert await batcher.put(count)
+
+
+async def test_a_flush_that_answers_too_little_fails_too() -> None:
+    async def flush(items: Sequence[int]) -> Sequence[bool]:
+        return []
+
+    batcher = Batcher(flush)
+    async with asyncio.timeout(5):
+        with pytest.raises(ValueError):
+            await batcher.put(1)
+
+
+async def test_after_a_long_outage_it_is_written_within_a_second() -> None:
+    back_at = asyncio.get_running_loop().time() + 3.5
+
+    async def flush(items: Sequence[int]) -> Sequence[bool]:
+        if asyncio.get_running_loop().time() < back_at:
+            raise UnavailableError("the database can't be reached")
+        return [True] * len(items)
+
+    assert await Batcher(flush).put(1)
+    assert asyncio.get_running_loop().time() < back_at + 1.0
 
 
 async def test_an_item_whose_caller_went_away_hurts_nobody() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
@@ -53,8 +54,7 @@ async def test_busy_is_tried_again_after_its_interval_and_not_before(play: Play)
             while dispatcher.running or not dialer.orders:
                 await asyncio.sleep(0.01)
         play.clock.now += 59.0
-        dispatcher.ring()
-        await asyncio.sleep(0.1)
+        await play.looked(dispatcher)
         assert len(dialer.orders) == 1
         play.clock.now += 1.5
         dispatcher.ring()
@@ -90,10 +90,8 @@ async def test_never_more_channels_than_allowed(play: Play) -> None:
     dispatcher = play.dispatcher(dialer, channels=3)
     ids = await play.place(10)
     async with at_work(dispatcher):
-        async with asyncio.timeout(10.0):
-            while len(dialer.orders) < 3:
-                await asyncio.sleep(0.01)
-        await asyncio.sleep(0.1)
+        await play.dialled(dialer, 3)
+        await play.looked(dispatcher)
         assert len(dialer.orders) == 3
         hold.set()
         await play.until_over(ids)
@@ -120,11 +118,13 @@ async def test_no_faster_than_allowed(play: Play) -> None:
     dispatcher = play.dispatcher(dialer, pace=10.0)
     await play.place(5)
     async with at_work(dispatcher):
-        await asyncio.sleep(0.3)
+        await play.dialled(dialer)
+        await play.looked(dispatcher)
         assert len(dialer.orders) == 1
         play.clock.now += 0.11
         dispatcher.ring()
-        await asyncio.sleep(0.3)
+        await play.dialled(dialer, 2)
+        await play.looked(dispatcher)
         assert len(dialer.orders) == 2
 
 
@@ -134,7 +134,7 @@ async def test_time_to_live_ends_what_could_not_be_placed(play: Play) -> None:
     [call_id] = await play.place(time_to_live=12, retries=0)
     async with at_work(dispatcher):
         for _ in range(6):
-            await asyncio.sleep(0.1)
+            await play.looked(dispatcher)
             play.clock.now += 3.0
             dispatcher.ring()
         await play.until_over([call_id])
@@ -154,7 +154,110 @@ async def test_a_fault_of_the_dialer_ends_no_other_call(play: Play) -> None:
     async with at_work(play.dispatcher(Faulty(play.clock, [Outcome.ANSWERED]))):
         await play.until_over(ids)
     ended = [(await play.call(call_id)).status for call_id in ids]
-    assert ended == [CallStatus.EXPIRED, CallStatus.NORMAL]
+    assert ended == [CallStatus.NO_ANSWER, CallStatus.NORMAL]
+
+
+async def test_a_fault_that_always_comes_back_does_not_ring_a_phone_for_ever(play: Play) -> None:
+    dialled: list[str] = []
+
+    class Faulty(ScriptedDialer):
+        async def _dial(self, order: Order, heard: Heard) -> Attempted:
+            dialled.append(order.call_id)
+            raise RuntimeError("a fault after the INVITE has left")
+
+    [call_id] = await play.place(retries=2, interval=60)
+    dispatcher = play.dispatcher(Faulty(play.clock, [Outcome.ANSWERED]))
+    async with at_work(dispatcher), asyncio.timeout(10.0):
+        while (await play.call(call_id)).status is CallStatus.WAITING:
+            play.clock.now += 60.0
+            dispatcher.ring()
+            await asyncio.sleep(0.01)
+    assert (await play.call(call_id)).status is CallStatus.NO_ANSWER
+    assert len(dialled) == 4, "the first, two retries and one uncertain redial"
+
+
+async def test_uncertain_failures_are_redialled_as_often_as_the_dialer_says(play: Play) -> None:
+    dialer = ScriptedDialer(play.clock, [Outcome.UNCERTAIN])
+    dispatcher = play.dispatcher(dialer, uncertain_redials=3)
+    [call_id] = await play.place(retries=0, interval=60)
+    async with at_work(dispatcher), asyncio.timeout(10.0):
+        while (await play.call(call_id)).status is CallStatus.WAITING:
+            play.clock.now += 60.0
+            dispatcher.ring()
+            await asyncio.sleep(0.01)
+    assert len(dialer.orders) == 4
+
+
+async def test_a_trunk_that_is_tried_out_gets_one_call(play: Play) -> None:
+    hold = asyncio.Event()
+    dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED], hold=hold, probing=True)
+    ids = await play.place(5)
+    async with at_work(play.dispatcher(dialer)):
+        async with asyncio.timeout(10.0):
+            while not dialer.orders:
+                await asyncio.sleep(0.01)
+        assert len(dialer.orders) == 1
+        dialer.probing = False
+        hold.set()
+        await play.until_over(ids)
+
+
+async def test_what_is_known_of_a_trunk_outlives_the_worker(play: Play) -> None:
+    dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED])
+    dialer.paused_reason, dialer.has_worked = "the trunk refuses every call", True
+    dispatcher = play.dispatcher(dialer)
+    async with at_work(dispatcher):
+        await play.database.write(dispatcher._expire_and_renew)
+        reasons = await play.database.read(leases.paused_reasons)
+        assert reasons == {"main": "the trunk refuses every call"}
+    restarted = ScriptedDialer(play.clock, [Outcome.ANSWERED])
+    async with at_work(play.dispatcher(restarted)) as _:
+        assert restarted.has_worked
+
+
+async def test_a_number_is_in_one_attempt_at_a_time(play: Play) -> None:
+    hold = asyncio.Event()
+    dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED], hold=hold)
+    dispatcher = play.dispatcher(dialer)
+    same = await play.place(1, first=7) + await play.place(1, first=7)
+    others = await play.place(2, first=8)
+    async with at_work(dispatcher):
+        async with asyncio.timeout(10.0):
+            while len(dialer.orders) < 3:
+                await asyncio.sleep(0.01)
+        assert len({order.e164 for order in dialer.orders}) == 3
+        hold.set()
+        async with asyncio.timeout(10.0):
+            while any([not (await play.call(one)).status.final for one in (*same, *others)]):
+                play.clock.now += 5.0
+                dispatcher.ring()
+                await asyncio.sleep(0.01)
+    assert len(dialer.orders) == 4
+
+
+@pytest.mark.parametrize("raises", [True, False])
+async def test_an_attempt_that_our_own_fault_cut_off_is_not_billed(
+    play: Play, raises: bool
+) -> None:
+    class Faulty(ScriptedDialer):
+        async def _dial(self, order: Order, heard: Heard) -> Attempted:
+            answered_at = self.clock()
+            assert await heard(answered_at)
+            if raises:
+                raise RuntimeError("a fault of ours")
+            return Attempted(Outcome.CUT_OFF, answered_at, answered_at + 30.0, answered_at)
+
+    await play.database.write(
+        lambda conn: projects.set_balance(conn, play.project_id, Decimal(100), play.clock())
+    )
+    [call_id] = await play.place(retries=3)
+    async with at_work(play.dispatcher(Faulty(play.clock, [Outcome.ANSWERED]))):
+        await play.until_over([call_id])
+    call = await play.call(call_id)
+    assert (call.status, call.bill_seconds, call.price) == (CallStatus.UNKNOWN, 0, Decimal(0))
+    project = await play.database.read(lambda conn: projects.by_id(conn, play.project_id))
+    assert project is not None
+    assert (project.balance, project.reserved) == (Decimal(100), Decimal(0))
 
 
 async def test_drain_lets_calls_finish_and_dials_no_more(play: Play) -> None:
@@ -164,9 +267,7 @@ async def test_drain_lets_calls_finish_and_dials_no_more(play: Play) -> None:
     ids = await play.place(2)
     await dispatcher.take_over()
     task = asyncio.create_task(dispatcher.run())
-    async with asyncio.timeout(10.0):
-        while not dialer.orders:
-            await asyncio.sleep(0.01)
+    await play.dialled(dialer)
     drain = asyncio.create_task(dispatcher.drain(30.0))
     await asyncio.sleep(0.05)
     assert not drain.done()
@@ -216,9 +317,7 @@ async def test_what_still_rings_when_the_drain_ends_goes_back_and_spends_no_retr
     [call_id] = await play.place(retries=0)
     await dispatcher.take_over()
     task = asyncio.create_task(dispatcher.run())
-    async with asyncio.timeout(10.0):
-        while not dialer.orders:
-            await asyncio.sleep(0.01)
+    await play.dialled(dialer)
     await dispatcher.drain(0.05)
     await task
     assert (await play.call(call_id)).status is CallStatus.WAITING
@@ -230,20 +329,36 @@ async def test_what_still_rings_when_the_drain_ends_goes_back_and_spends_no_retr
 
 
 async def test_a_claim_that_went_stale_is_not_dialled(play: Play) -> None:
+    monotonic = Clock()
+
     class Slow(Dispatcher):
-        def _start(self, claim: object) -> None:
-            play.clock.now += STALE_CLAIM + 1
-            super()._start(claim)  # type: ignore[arg-type] # passed through as it came
+        def _start(self, claim: Claim, claimed_at: float) -> None:
+            monotonic.now += STALE_CLAIM + 1
+            super()._start(claim, claimed_at)
 
     dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED])
     dispatcher = Slow(
-        "main", "w", dialer, Limits(1, 1000.0, RING_TIMEOUT), play.database, TARIFF, play.clock
+        "main",
+        "w",
+        dialer,
+        Limits(1, 1000.0, RING_TIMEOUT),
+        play.database,
+        TARIFF,
+        play.clock,
+        monotonic=monotonic,
     )
     [call_id] = await play.place()
     async with at_work(dispatcher):
-        await asyncio.sleep(0.2)
+        async with asyncio.timeout(10.0):
+            while not dispatcher.figures.ended:
+                await asyncio.sleep(0.01)
     assert dialer.orders == []
     assert (await play.call(call_id)).status is CallStatus.WAITING
+    first, *_ = await play.database.read(lambda conn: calls.attempts(conn, call_id))
+    assert (first.outcome, first.detail) == (
+        Outcome.CALLED_OFF,
+        "the claim was stale before it was dialled",
+    )
 
 
 async def test_a_worker_that_was_taken_over_stops_and_writes_nothing(play: Play) -> None:
@@ -253,9 +368,7 @@ async def test_a_worker_that_was_taken_over_stops_and_writes_nothing(play: Play)
     [call_id] = await play.place()
     await dispatcher.take_over()
     task = asyncio.create_task(dispatcher.run())
-    async with asyncio.timeout(10.0):
-        while not dialer.orders:
-            await asyncio.sleep(0.01)
+    await play.dialled(dialer)
     redial_after = RING_TIMEOUT + REDIAL_MARGIN
     await play.database.write(
         lambda conn: leases.take_over(conn, "main", "worker-2", play.clock(), redial_after)
@@ -264,11 +377,28 @@ async def test_a_worker_that_was_taken_over_stops_and_writes_nothing(play: Play)
     dispatcher.ring()
     with pytest.raises(LostLease):
         await task
+    assert dialer.abandoned == {order.attempt_id for order in dialer.orders}
     await dispatcher.drain(5.0)
     call = await play.call(call_id)
     assert call.status is CallStatus.WAITING
     attempts = await play.database.read(lambda conn: calls.attempts(conn, call_id))
     assert [attempt.outcome for attempt in attempts] == [Outcome.CUT_OFF]
+
+
+async def test_a_step_of_the_wall_clock_makes_no_claim_stale(play: Play) -> None:
+    class Stepped(Dispatcher):
+        def _start(self, claim: Claim, claimed_at: float) -> None:
+            play.clock.now += STALE_CLAIM + 1
+            super()._start(claim, claimed_at)
+
+    dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED])
+    dispatcher = Stepped(
+        "main", "w", dialer, Limits(1, 1000.0, RING_TIMEOUT), play.database, TARIFF, play.clock
+    )
+    [call_id] = await play.place()
+    async with at_work(dispatcher):
+        await play.until_over([call_id])
+    assert (await play.call(call_id)).status is CallStatus.NORMAL
 
 
 async def test_a_password_goes_before_single_calls_and_those_before_batches(play: Play) -> None:
@@ -290,17 +420,14 @@ async def test_channels_kept_for_passwords_are_used_by_nobody_else(play: Play) -
     dispatcher = play.dispatcher(dialer, channels=5, otp_channels=2)
     campaign = await play.place(10, Lane.BATCH)
     async with at_work(dispatcher):
-        async with asyncio.timeout(10.0):
-            while len(dialer.orders) < 3:
-                await asyncio.sleep(0.01)
-        await asyncio.sleep(0.2)
+        await play.dialled(dialer, 3)
+        await play.looked(dispatcher)
         assert len(dialer.orders) == 3
         passwords = await play.place(4, Lane.OTP)
         dispatcher.ring()
-        async with asyncio.timeout(10.0):
-            while len(dialer.orders) < 5:
-                await asyncio.sleep(0.01)
-        await asyncio.sleep(0.2)
+        await play.dialled(dialer, 5)
+        await play.looked(dispatcher)
+        assert len(dialer.orders) == 5
         assert {order.call_id for order in dialer.orders[3:]} < set(passwords)
         hold.set()
         await play.until_over([*campaign, *passwords])
@@ -330,9 +457,7 @@ async def test_a_call_that_rings_is_called_off(play: Play) -> None:
     dispatcher = play.dispatcher(dialer)
     [call_id] = await play.place()
     async with at_work(dispatcher):
-        async with asyncio.timeout(10.0):
-            while not dialer.orders:
-                await asyncio.sleep(0.01)
+        await play.dialled(dialer)
         await cancel(play, dispatcher, call_id)
         await play.until_over([call_id])
     call = await play.call(call_id)
@@ -340,10 +465,14 @@ async def test_a_call_that_rings_is_called_off(play: Play) -> None:
 
 
 async def test_a_call_that_plays_is_hung_up(play: Play) -> None:
+    @dataclass
     class Playing(ScriptedDialer):
+        playing: asyncio.Event = field(default_factory=asyncio.Event)
+
         async def _dial(self, order: Order, heard: Heard) -> Attempted:
             answered_at = self.clock()
             assert await heard(answered_at)
+            self.playing.set()
             assert self.hold is not None
             await self.hold.wait()
             return Attempted(Outcome.ANSWERED, answered_at, answered_at + 3.0, answered_at)
@@ -352,10 +481,7 @@ async def test_a_call_that_plays_is_hung_up(play: Play) -> None:
     dispatcher = play.dispatcher(dialer)
     [call_id] = await play.place()
     async with at_work(dispatcher):
-        async with asyncio.timeout(10.0):
-            while not dialer.orders:
-                await asyncio.sleep(0.01)
-        await asyncio.sleep(0.2)
+        await dialer.playing.wait()
         await cancel(play, dispatcher, call_id)
         await play.until_over([call_id])
         assert dialer.called_off
@@ -374,8 +500,7 @@ async def test_a_call_between_two_attempts_is_canceled_at_once(play: Play) -> No
         await cancel(play, dispatcher, call_id)
         assert (await play.call(call_id)).status is CallStatus.CANCELED
         play.clock.now += 100.0
-        dispatcher.ring()
-        await asyncio.sleep(0.1)
+        await play.looked(dispatcher)
     assert len(dialer.orders) == 1
 
 

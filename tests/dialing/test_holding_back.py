@@ -31,15 +31,13 @@ async def test_under_pressure_nothing_is_claimed_and_the_queue_stays(play: Play)
     with structlog.testing.capture_logs() as logs:
         async with at_work(dispatcher):
             for _ in range(3):
-                dispatcher.ring()
-                await asyncio.sleep(0.1)
+                await play.looked(dispatcher)
             assert dispatcher.pressure.signs == {"late packets"}
             assert dialer.orders == []
             assert {(await play.call(each)).status for each in ids} == {CallStatus.WAITING}
             strain = Strain()
             for _ in range(2):
-                dispatcher.ring()
-                await asyncio.sleep(0.1)
+                await play.looked(dispatcher)
                 play.clock.now += CALM
             dispatcher.ring()
             await play.until_over(ids)
@@ -61,17 +59,14 @@ async def test_calls_that_run_are_not_touched_by_pressure(play: Play) -> None:
     dispatcher = play.dispatcher(dialer, channels=1, strain=lambda: strain)
     ids = await play.place(2)
     async with at_work(dispatcher):
-        async with asyncio.timeout(10.0):
-            while not dialer.orders:
-                await asyncio.sleep(0.01)
+        await play.dialled(dialer)
         strain = Strain(loop_late=500.0)
         hold.set()
         # Which of two equal calls is the first is not said.
         first = dialer.orders[0].call_id
         [second] = set(ids) - {first}
         await play.until_over([first])
-        dispatcher.ring()
-        await asyncio.sleep(0.1)
+        await play.looked(dispatcher)
         assert (await play.call(first)).status is CallStatus.NORMAL
         assert (await play.call(second)).status is CallStatus.WAITING
 
@@ -84,7 +79,7 @@ async def test_nothing_is_claimed_while_messages_wait_and_at_once_when_they_are_
     dispatcher = play.dispatcher(dialer, strain=lambda: strain)
     ids = await play.place(2)
     async with at_work(dispatcher):
-        await asyncio.sleep(0.2)
+        await play.looked()
         assert dialer.orders == []
         # No sign has to calm down: this is over as soon as it is over, and nobody rings for it.
         assert not dispatcher.pressure.signs

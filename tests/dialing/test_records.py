@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
+import structlog
 
 from bitel.calls.call import CallStatus
 from bitel.calls.outcome import Attempted, Outcome
@@ -82,6 +83,43 @@ async def test_who_was_hung_up_on_is_not_written_down_as_having_heard_us(
     await asyncio.sleep(0.15)  # the next try would come after 0.1 s
     assert store.faults == 0
     assert store.written == []
+
+
+async def test_an_answer_that_is_refused_is_not_played_and_hurts_no_other(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def heard(conn: object, lease: object, answered_at: dict[str, float]) -> set[str]:
+        if "bad" in answered_at:
+            raise ValueError("no time")
+        return set(answered_at)
+
+    monkeypatch.setattr(claims, "heard", heard)
+    store.reached.set()
+    made = recording(store)
+    with structlog.testing.capture_logs() as logs:
+        told = await asyncio.gather(*(made.heard(one, 1.0) for one in ("one", "bad", "two")))
+    assert told == [True, False, True]
+    assert [(line["event"], line["attempt"]) for line in logs] == [("answer_refused", "bad")]
+
+
+async def test_ringing_is_written_a_little_later_together_with_what_else_there_is(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "RINGING_DELAY", 0.02)
+    ringing: list[dict[str, float]] = []
+    monkeypatch.setattr(claims, "rang", lambda conn, lease, rang_at: ringing.append(rang_at))
+    store.reached.set()
+    made = recording(store)
+    for number in range(1000):
+        made.rang(f"{number}", float(number))
+    # Answered, or over, before the ringing was written: that needs no write of its own.
+    attempted = Attempted(Outcome.BUSY, 0.0, 1.0)
+    end = Settlement("1", "call", attempted, Final(CallStatus.USER_BUSY))
+    assert all(await asyncio.gather(made.heard("0", 1.0), made.settle(end)))
+    async with asyncio.timeout(5.0):
+        while not ringing:
+            await asyncio.sleep(0.01)
+    assert ringing == [{f"{number}": float(number) for number in range(2, 1000)}]
 
 
 async def test_answers_and_ends_of_one_moment_share_a_transaction(store: Store) -> None:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import random
-import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
-
-import pytest
 
 from bitel.client import Call, Client
 from bitel.demo.stage import Stage
@@ -19,6 +15,7 @@ from bitel.voices.sample import write_sample
 from tests.e2e import phone_log
 from tests.e2e.phone_log import Seen
 from tests.e2e.receiver import Receiver, receiver
+from tests.small_disk import empty, fill, small_disk
 
 CALLS = 1000
 KILLS = 20
@@ -167,7 +164,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
             time.sleep(2.0)  # calls run
             fill(disk)
             time.sleep(2.0)  # and go on running, with nothing that could be written
-            (disk / "ballast").unlink()
+            empty(disk)
         calls = finish(stage, token, campaign, 180.0)
         check_money(stage, token, calls)
         events.wait_for(CALLS, 90.0)
@@ -188,29 +185,3 @@ def check_statuses(calls: Sequence[Call]) -> None:
             # An attempt that was cut off counts at the phone, which is then no longer busy.
             allowed.add("USER_BUSY")
         assert call["status"] in allowed, call
-
-
-@contextmanager
-def small_disk(folder: Path) -> Iterator[Path]:
-    """A file system of 24 MB. Needs root, which CI and containers are."""
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)]
-    made = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if made.returncode:
-        pytest.skip(f"a small file system can't be mounted here: {made.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def fill(disk: Path) -> None:
-    """Leave not one byte free."""
-    with (disk / "ballast").open("wb", buffering=0) as file:
-        for size in (1 << 20, 1 << 12, 1):
-            block = bytes(size)
-            try:
-                while file.write(block):
-                    pass
-            except OSError:
-                continue

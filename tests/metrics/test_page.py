@@ -40,6 +40,7 @@ def dialer() -> DialerFigures:
     return DialerFigures(
         dialer_id="main",
         up=True,
+        is_paused=True,
         channels=3,
         max_channels=100,
         figures=Figures(9, 5, Counter({Outcome.ANSWERED: 5, Outcome.BUSY: 1})),
@@ -53,6 +54,7 @@ def dialer() -> DialerFigures:
         streams=StreamerStats(
             running=3, packets=1000, refused=2, ticks=500, late_ticks=7, worst_ms=31, p99_ms=4
         ),
+        recordings_unreachable=4,
     )
 
 
@@ -66,7 +68,7 @@ def place(database: Database, clock: FakeClock, count: int) -> list[str]:
                 project_id=project.id,
                 dialer_id="main",
                 phone_number=NUMBER,
-                e164=NUMBER,
+                e164=f"{NUMBER[:-1]}{n}",
                 recording_id=None,
                 lane=Lane.OTP,
                 retry_count=0,
@@ -75,7 +77,7 @@ def place(database: Database, clock: FakeClock, count: int) -> list[str]:
                 expires_at=now + 600,
                 digits="123",
             )
-            for _ in range(count)
+            for n in range(count)
         ]
         calls.place(conn, new)
         leases.take_over(conn, "main", "w", now, 77.0)
@@ -141,6 +143,7 @@ async def test_a_dialer(sources: Sources) -> None:
     assert at(samples, paused, dialer="main", sign="late packets") == 1
     assert at(samples, paused, dialer="main", sign="late loop") == 0
     assert at(samples, "bitel_claiming_paused_seconds_total", dialer="main") == 12.5
+    assert at(samples, "bitel_recordings_unreachable", dialer="main") == 4
     here = {"dialer": "main", "trunk": "sip:a.example", "address": "192.0.2.1:5060"}
     assert at(samples, "bitel_trunk_up", **here) == 1
     assert at(samples, "bitel_trunk_answered_timestamp_seconds", **here) == 1234.5

@@ -6,6 +6,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.prerequisites import need_openssl
+
 _KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
 _DAYS = "2"
 
@@ -55,4 +57,5 @@ class Authority:
 
 
 def _openssl(*arguments: str) -> None:
+    need_openssl()
     subprocess.run(["openssl", *arguments], check=True, capture_output=True)

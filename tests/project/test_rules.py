@@ -1,4 +1,4 @@
-"""What holds for the tree as a whole: who imports whom, how long files are, what is documented."""
+"""What holds for the tree as a whole: who imports whom, what is documented."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from scripts.settings_docs import PAGE, render
 
 ROOT = Path(__file__).parent.parent.parent
-LONGEST = 500
 
 
 def test_every_room_imports_only_what_it_may() -> None:
@@ -21,16 +20,6 @@ def test_every_room_imports_only_what_it_may() -> None:
         check=False,
     )
     assert found.returncode == 0, found.stdout
-
-
-def test_no_file_is_longer_than_one_thing_needs() -> None:
-    too_long = [
-        path
-        for folder in ("src", "tests", "bench", "scripts")
-        for path in (ROOT / folder).rglob("*.py")
-        if len(path.read_text().splitlines()) > LONGEST
-    ]
-    assert too_long == []
 
 
 def test_the_page_of_settings_is_the_settings() -> None:

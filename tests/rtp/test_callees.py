@@ -8,7 +8,7 @@ import random
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Iterator
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,7 @@ from bitel.rtp.ports import bind_rtp
 from bitel.rtp.reporting import FarView, Progress, Reporting
 from bitel.rtp.streamer import Streamer, StreamReport, StreamStart
 from bitel.rtp.wire import Play
+from tests.prerequisites import need_ipv6
 
 HOST = "127.0.0.1"
 EVENT = 101
@@ -158,38 +159,43 @@ async def test_a_stream_follows_its_callee_to_another_port_once(
     streamer: Streamer, callee: Callee, recording: Recording
 ) -> None:
     port, reports = streamer.open_port(), list[StreamReport]()
-    natted, stranger, late = bound(), bound("127.0.0.2"), bound()
+    natted, stranger, late, moved = bound(), bound("127.0.0.2"), bound(), bound()
+    got: dict[socket.socket, list[bytes]] = {callee.rtp: [], natted: [], moved: []}
+
+    def packets(at: socket.socket) -> int:
+        got[at] += arrived(at)
+        return len(got[at])
+
+    async def more(at: socket.socket) -> None:
+        """Packets are sent and read by turns: after some more, what had come before was read."""
+        enough = packets(at) + 8
+        await until(lambda: packets(at) >= enough)
+
     clip = recording(16000)
     start = StreamStart(0, 0, SSRC)
     stream = streamer.play(port, callee.address, 8, [clip], reports.append, start=start)
-    await asyncio.sleep(0.1)
+    await until(lambda: packets(callee.rtp))
     stranger.sendto(voice(0), (HOST, port))  # another host
-    await asyncio.sleep(0.2)
-    assert arrived(stranger) == []
-    followed: list[bytes] = []
+    await more(callee.rtp)
 
     def follows() -> bool:
         natted.sendto(voice(16), (HOST, port))
-        followed.extend(arrived(natted))
-        return len(followed) > 3
+        return packets(natted) > 3
 
     await until(follows)
+    packets(callee.rtp)  # those that were on their way
     late.sendto(voice(0), (HOST, port))  # once is enough
-    await asyncio.sleep(0.2)
-    assert arrived(late) == []
+    await more(natted)
     streamer.redirect(stream, callee.address)  # as it was: what was found out still holds
-    await asyncio.sleep(0.2)
-    at_first = arrived(callee.rtp)
-    followed += arrived(natted)
-    assert len(followed) > 8
-    streamer.redirect(stream, late.getsockname())  # the callee has moved
+    await more(natted)
+    streamer.redirect(stream, moved.getsockname())  # the callee has moved
     await until(lambda: reports)
-    moved = arrived(late)
-    assert len(moved) > 20
-    heard = sorted(at_first + followed + arrived(natted) + moved, key=lambda data: data[2:4])
-    assert arrived(callee.rtp) == []
+    assert packets(natted) > 16
+    assert packets(moved) > 20
+    assert arrived(stranger) == arrived(late) == arrived(callee.rtp) == []
+    heard = sorted(chain.from_iterable(got.values()), key=lambda data: data[2:4])
     assert b"".join(data[12:] for data in heard) == clip.read_bytes()
-    for each in (natted, stranger, late):
+    for each in (natted, stranger, late, moved):
         each.close()
 
 
@@ -382,10 +388,8 @@ def test_reports_go_out_every_five_seconds_or_so(session: Session) -> None:
 
 
 def test_reports_go_out_over_ipv6() -> None:
-    try:
-        ours, theirs = bound("::1"), bound("::1")
-    except OSError:
-        pytest.skip("no IPv6 here")
+    need_ipv6()
+    ours, theirs = bound("::1"), bound("::1")
     now = [100.0]
     reports = Reporting(lambda stream, now: Progress(0, 50, 8000, True), lambda: now[0])
     reports.open(4000, ours)

@@ -20,6 +20,7 @@ from bitel.rtp.packet import RtpHeader
 from bitel.rtp.ports import share_of
 from bitel.rtp.priority import core_for
 from bitel.rtp.streamer import SenderFailedError, Streamer, StreamReport, StreamStart
+from tests.prerequisites import need_ipv6
 
 HOST = "127.0.0.1"
 Recording = Callable[[int], Path]
@@ -308,10 +309,8 @@ async def test_a_port_must_be_open(streamer: Streamer, far: FarEnd, recording: R
 
 
 async def test_ipv6(recording: Recording) -> None:
-    try:
-        far = FarEnd("::1")
-    except OSError:
-        pytest.skip("no IPv6 here")
+    need_ipv6()
+    far = FarEnd("::1")
     streamer, ends = Streamer("::1", some_ports()), Ends()
     await streamer.start()
     clip = recording(800)

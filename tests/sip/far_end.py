@@ -83,6 +83,13 @@ class Bench:
             self.collect()
         self.now = end
 
+    def sleep(self, seconds: float) -> None:
+        """Let time pass unseen, as in a process that is stopped; then every timer that is due."""
+        self.collect()
+        self.now += seconds
+        self.agent.handle_timer(self.now)
+        self.collect()
+
     def run_out(self, limit: float = 1000.0) -> None:
         """Let time pass until nothing is left to wait for."""
         self.advance(limit)

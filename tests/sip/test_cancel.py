@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from bitel.sip import Credentials, Failed
 from tests.sip.far_end import ANSWER, FAR, INVITATION, Bench, reply
 
@@ -24,7 +26,7 @@ def test_cancel_waits_for_a_provisional() -> None:
     assert bench.events() == []
     bench.receive(reply(invite, 487, phrase="Request Terminated"))
     assert bench.one("ACK").request.branch == invite.branch
-    assert bench.events() == [canceled(call_id)]
+    assert bench.events() == [replace(canceled(call_id), progress_for=0.0)]
     bench.run_out()
 
 

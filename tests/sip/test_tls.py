@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 import ssl
 import subprocess
 from collections.abc import AsyncIterator
@@ -19,8 +18,6 @@ from bitel.sip.grammar import Address, Transport
 from bitel.transports.tls import TlsFileError, TlsFiles
 from tests.peers.certificates import Authority, Certificate
 from tests.sip.party import Party, answers, one_call
-
-pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes them")
 
 DOMAIN = "carrier.test"
 TLS = Transport.TLS

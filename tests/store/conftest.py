@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,7 +16,7 @@ from bitel.calls.ids import new_id
 from bitel.store import calls, claims, leases, projects, recordings, settling
 from bitel.store.claims import Claim
 from bitel.store.database import Database
-from bitel.store.leases import Lease, Recovered
+from bitel.store.leases import Lease, Recovered, Terms
 from bitel.store.projects import Project
 from bitel.store.schema import ledger_entry
 from bitel.store.settling import Settlement
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 REDIAL_AFTER = 77.0
+LAST_INVITE = 55.0
 
 
 @dataclass
@@ -36,6 +38,7 @@ class World:
     clock: FakeClock
     project_id: str
     recording_id: str
+    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1234567))
 
     @classmethod
     def make(cls, database: Database, clock: FakeClock, name: str = "shop") -> World:
@@ -54,7 +57,8 @@ class World:
             "project_id": self.project_id,
             "dialer_id": "main",
             "phone_number": "0912 123 4567",
-            "e164": "+989121234567",
+            # A number of its own: calls to one number wait for each other.
+            "e164": f"+98912{next(self.numbers):07}",
             "recording_id": self.recording_id,
             "lane": Lane.SINGLE,
             "retry_count": 1,
@@ -72,9 +76,17 @@ class World:
     def take_over(self, worker: str = "w") -> Lease:
         return self.recover(worker)[0]
 
-    def recover(self, worker: str = "w") -> tuple[Lease, Recovered]:
+    def take_over_of(self, dialer_id: str) -> Lease:
         now = self.clock()
-        return self.do(lambda conn: leases.take_over(conn, "main", worker, now, REDIAL_AFTER))
+        return self.do(lambda conn: leases.take_over(conn, dialer_id, "w", now, REDIAL_AFTER))[0]
+
+    def recover(self, worker: str = "w", **terms: Any) -> tuple[Lease, Recovered]:
+        now, given = self.clock(), Terms(**terms)
+        return self.do(
+            lambda conn: leases.take_over(
+                conn, "main", worker, now, REDIAL_AFTER, LAST_INVITE, given
+            )
+        )
 
     def claim(self, lease: Lease, limit: int = 100, **more: Any) -> list[Claim]:
         return self.do(lambda conn: claims.claim(conn, lease, limit, self.clock(), **more))

@@ -383,6 +383,19 @@ def test_sqlite_is_set_up_to_survive_a_power_cut(sqlite_database: Database) -> N
     assert setting("foreign_keys") == 1
 
 
+def test_a_commit_on_postgresql_is_on_disk_whatever_the_servers_default(
+    blank_postgres_url: str,
+) -> None:
+    name = make_url(blank_postgres_url).database
+    with psycopg.connect(blank_postgres_url, autocommit=True) as connection:
+        connection.execute(f"ALTER DATABASE {name} SET synchronous_commit = off".encode())
+    show = text("SHOW synchronous_commit")
+    with psycopg.connect(blank_postgres_url) as connection:
+        assert connection.execute("SHOW synchronous_commit").fetchone() == ("off",)
+    with Database.open(blank_postgres_url) as database:
+        assert database.write_now(lambda conn: conn.execute(show).scalar_one()) == "on"
+
+
 def test_what_sqlite_keeps_of_its_pages_is_bounded(sqlite_database: Database) -> None:
     def cache(conn: Connection) -> int:
         return -int(conn.exec_driver_sql("PRAGMA cache_size").scalar_one())

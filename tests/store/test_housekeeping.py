@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bitel.calls.call import CallStatus
+from bitel.housekeeping import ABANDONED_AFTER, EVERY, Housekeeper
 from bitel.store import claims, housekeeping, leases
-from bitel.store.housekeeping import ABANDONED_AFTER
+from bitel.store.leases import Lease
+from tests.conftest import FakeClock
 
 if TYPE_CHECKING:
     from tests.store.conftest import World
@@ -32,34 +34,67 @@ def test_calls_of_dialers_that_are_gone_expire_in_time(world: World) -> None:
     assert sweep(world) == 1
 
 
-def test_what_a_lost_dialer_was_dialling_is_dealt_with(world: World) -> None:
+class Rounds:
+    """A process that has no dialer but `main`, and whose rounds come every ten seconds."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.monotonic = FakeClock(50.0)
+        self.keeper = Housekeeper(world.database, ["main"], world.clock, self.monotonic)
+
+    async def of(self, seconds: float) -> None:
+        for _ in range(round(seconds / EVERY)):
+            await self.keeper.round()
+            self.monotonic.advance(EVERY)
+            self.world.clock.advance(EVERY)
+
+
+def begin(world: World) -> tuple[Lease, str, str]:
+    """A dialer that is not known rings one phone and has been answered by another."""
     ringing, heard = world.place(dialer_id="gone"), world.place(dialer_id="gone")
     now = world.clock()
     lease, _ = world.do(lambda conn: leases.take_over(conn, "gone", "w", now, 77))
     claimed = {one.call_id: one for one in world.claim(lease)}
     world.heard(lease, claimed[heard])
-    world.clock.advance(ABANDONED_AFTER)
-    sweep(world, "main")
-    assert world.do(lambda conn: leases.renew(conn, lease, now)), "it may only be slow"
-    world.clock.advance(1)
+    return lease, ringing, heard
 
-    sweep(world, "main")
+
+async def test_what_a_lost_dialer_was_dialling_is_dealt_with(world: World) -> None:
+    lease, ringing, heard = begin(world)
+    rounds = Rounds(world)
+    await rounds.of(ABANDONED_AFTER)
+    assert world.do(lambda conn: leases.renew(conn, lease, world.clock())), "it may only be slow"
+    await rounds.of(ABANDONED_AFTER)
+    assert world.call(heard).status is CallStatus.WAITING
+
+    await rounds.of(2 * EVERY)
 
     assert world.call(heard).status is CallStatus.UNKNOWN
     assert world.call(ringing).status is CallStatus.WAITING
     assert world.do(lambda conn: claims.in_flight(conn, "gone")) == 0
-    assert not world.do(lambda conn: leases.renew(conn, lease, now))
+    assert not world.do(lambda conn: leases.renew(conn, lease, world.clock()))
     world.clock.advance(14_400)
     assert sweep(world, "main") == 1
     assert world.call(ringing).status is CallStatus.EXPIRED
 
 
-def test_a_dialer_that_is_known_is_left_alone(world: World) -> None:
+async def test_a_living_worker_loses_no_dialer_to_a_clock_or_a_pause(world: World) -> None:
+    lease, _, heard = begin(world)
+    rounds = Rounds(world)
+    await rounds.of(ABANDONED_AFTER)
+    # This process, or the whole machine, was paused; and its wall clock is an hour fast.
+    rounds.monotonic.advance(1000)
+    world.clock.advance(3600)
+    await rounds.of(ABANDONED_AFTER)
+    assert world.call(heard).status is CallStatus.WAITING
+    assert world.do(lambda conn: leases.renew(conn, lease, world.clock()))
+
+
+async def test_a_dialer_that_is_known_is_left_alone(world: World) -> None:
     world.place()
     lease = world.take_over()
     world.claim(lease)
-    world.clock.advance(10 * ABANDONED_AFTER)
 
-    sweep(world, "main")
+    await Rounds(world).of(3 * ABANDONED_AFTER)
 
     assert world.do(lambda conn: leases.renew(conn, lease, world.clock()))

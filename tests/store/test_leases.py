@@ -10,15 +10,17 @@ import pytest
 
 from bitel.calls.call import CallStatus
 from bitel.calls.outcome import Outcome
-from bitel.store import leases
+from bitel.store import claims, leases
+from bitel.store.claims import Claim
 from bitel.store.database import Database
-from bitel.store.leases import Recovered
+from bitel.store.leases import Holder, Lease, LostLease, Recovered
 from bitel.store.schema import SETTLED, ledger_entry
 
 if TYPE_CHECKING:
     from tests.store.conftest import World
 
 REDIAL_AFTER = 77.0
+LAST_INVITE = 55.0
 
 
 def test_each_take_over_has_a_higher_epoch(world: World) -> None:
@@ -33,6 +35,59 @@ def test_only_the_last_worker_can_renew(world: World) -> None:
 
     assert not world.do(lambda conn: leases.renew(conn, old, world.clock()))
     assert world.do(lambda conn: leases.renew(conn, new, world.clock()))
+
+
+def test_a_lease_is_free_again_once_it_was_released(world: World) -> None:
+    def holder() -> Holder:
+        return world.do(lambda conn: leases.holder(conn, "main"))
+
+    assert holder() == Holder()
+    first, _ = world.recover("a", installation="i" * 32)
+    assert holder() == Holder(1, "a", "i" * 32, world.clock())
+    second, _ = world.recover("b", installation="j" * 32)
+    world.do(lambda conn: leases.release(conn, first))
+    assert holder().installation == "j" * 32
+    world.do(lambda conn: leases.release(conn, second))
+    assert holder() == Holder(2, "b", None, world.clock())
+    assert world.do(lambda conn: leases.dialers_up(conn, world.clock(), 15)) == {"main": False}
+
+
+def test_a_take_over_fails_if_the_holder_is_no_longer_what_was_seen(world: World) -> None:
+    world.recover("a", former=Holder())
+    seen = world.do(lambda conn: leases.holder(conn, "main"))
+    with pytest.raises(LostLease):
+        world.recover("late", former=Holder())
+    world.clock.advance(5)
+    lease = world.take_over("b")
+    with pytest.raises(LostLease):
+        world.recover("late", former=seen)
+    seen = world.do(lambda conn: leases.holder(conn, "main"))
+    world.clock.advance(5)
+    assert world.do(lambda conn: leases.renew(conn, lease, world.clock()))
+    with pytest.raises(LostLease):
+        world.recover("late", former=seen)
+    seen = world.do(lambda conn: leases.probe(conn, "main"))
+    assert world.recover("c", former=seen)[0].epoch == 3
+
+
+def test_a_fence_stops_the_worker_and_leaves_its_attempts(world: World) -> None:
+    call_id = world.place()
+    lease = world.take_over("old")
+    (claimed,) = world.claim(lease)
+    now = world.clock()
+    before = world.do(lambda conn: leases.fence(conn, "main", "new", "i" * 32, now))
+    assert before == Holder(1, "old", None, now)
+    assert world.do(lambda conn: leases.holder(conn, "main")) == Holder(2, "new", "i" * 32, now)
+    assert not world.heard(lease, claimed)
+    assert [row.outcome for row in world.attempts(call_id)] == [None]
+
+
+def test_a_dialer_without_a_carrier_is_not_up_though_its_worker_lives(world: World) -> None:
+    lease = world.take_over()
+    now = world.clock.advance(60)
+    assert world.do(lambda conn: leases.renew(conn, lease, now, up=False))
+    assert world.do(lambda conn: leases.dialers_up(conn, now, 15)) == {"main": False}
+    assert world.do(lambda conn: leases.holder(conn, "main")).seen_at == now
 
 
 def test_a_dialer_is_up_while_its_worker_renews(world: World) -> None:
@@ -59,7 +114,8 @@ def test_an_attempt_nobody_had_answered_is_dialled_again_once_it_can_ring_no_mor
     lease, recovered = world.recover("next")
 
     assert recovered == Recovered(redialled=1, unknown=0)
-    world.clock.advance(REDIAL_AFTER - 10 - 0.01)
+    # Its INVITE may have left just before the crash, ten seconds after the claim.
+    world.clock.advance(REDIAL_AFTER - 0.01)
     assert world.claim(lease) == []
     world.clock.advance(0.01)
     (again,) = world.claim(lease)
@@ -92,6 +148,102 @@ def test_a_redial_that_would_come_too_late_expires_the_call(world: World) -> Non
     assert world.call(call_id).status is CallStatus.EXPIRED
     world.clock.advance(1000)
     assert world.claim(lease) == []
+
+
+@pytest.mark.parametrize(
+    ("crash_after", "former_ended", "redial_after"),
+    [
+        (30.0, True, 30.0 + REDIAL_AFTER),
+        (LAST_INVITE + 20.0, True, LAST_INVITE + REDIAL_AFTER),
+        # A worker that may be alive may still send the INVITE.
+        (30.0, False, LAST_INVITE + REDIAL_AFTER),
+    ],
+)
+def test_a_redial_counts_from_when_the_invite_may_have_left(
+    world: World, crash_after: float, former_ended: bool, redial_after: float
+) -> None:
+    world.place()
+    world.claim(world.take_over("crashed"))
+    world.clock.advance(crash_after)
+    lease, _ = world.recover("next", former_ended=former_ended)
+
+    world.clock.advance(redial_after - crash_after - 0.01)
+    assert world.claim(lease) == []
+    world.clock.advance(0.01)
+    assert len(world.claim(lease)) == 1
+
+
+def ring(world: World, lease: Lease, *claimed: Claim) -> None:
+    rang_at = {one.attempt_id: world.clock() for one in claimed}
+    world.do(lambda conn: claims.rang(conn, lease, rang_at))
+
+
+def test_an_attempt_that_rang_spends_a_retry_in_a_crash(world: World) -> None:
+    call_id = world.place(retry_count=1, retry_interval=300)
+    crashed = world.take_over("crashed")
+    (claimed,) = world.claim(crashed)
+    rang_at = world.clock.advance(3)
+    ring(world, crashed, claimed)
+    world.clock.advance(2)
+
+    lease, recovered = world.recover("next")
+
+    assert recovered == Recovered(redialled=1, unknown=0)
+    (row,) = world.attempts(call_id)
+    assert (row.outcome, row.rang_at) == (Outcome.CUT_OFF, rang_at)
+    world.clock.advance(300 - 0.01)  # the retry interval, as it is longer than the redial's wait
+    assert world.claim(lease) == []
+    world.clock.advance(0.01)
+    (again,) = world.claim(lease)
+    assert again.rule.retries_left == 0
+    # The second ring is the last one, however often the worker crashes.
+    ring(world, lease, again)
+    world.clock.advance(1)
+    world.set_balance(Decimal(100))
+    assert world.recover("third")[1] == Recovered(redialled=1, unknown=0)
+    call = world.call(call_id)
+    assert (call.status, call.price) == (CallStatus.NO_ANSWER, Decimal(0))
+    assert call.executed_at == again.started_at
+    assert world.balance() == 100
+
+
+def test_an_attempt_that_rang_waits_no_shorter_than_any_other(world: World) -> None:
+    world.place(retry_count=1, retry_interval=5)
+    crashed = world.take_over("crashed")
+    ring(world, crashed, *world.claim(crashed))
+    lease, _ = world.recover("next")
+
+    world.clock.advance(REDIAL_AFTER - 0.01)
+    assert world.claim(lease) == []
+    world.clock.advance(0.01)
+    assert len(world.claim(lease)) == 1
+
+
+def test_a_retry_after_a_crash_that_would_come_too_late_is_not_waited_for(world: World) -> None:
+    call_id = world.place(retry_count=1, expires_at=world.clock() + REDIAL_AFTER)
+    crashed = world.take_over("crashed")
+    ring(world, crashed, *world.claim(crashed))
+
+    world.recover("next")
+
+    assert world.call(call_id).status is CallStatus.NO_ANSWER
+
+
+def test_ringing_is_written_by_the_holder_and_only_of_what_still_rings(world: World) -> None:
+    call_id, other_id = world.place(), world.place()
+    lease = world.take_over("old")
+    claimed = {one.call_id: one for one in world.claim(lease)}
+    world.heard(lease, claimed[other_id])
+    ring(world, lease, *claimed.values())
+    (row,), (answered,) = world.attempts(call_id), world.attempts(other_id)
+    assert (row.rang_at, answered.rang_at) == (world.clock(), None)
+
+    third_id = world.place()
+    (third,) = world.claim(lease)
+    now = world.clock()
+    world.do(lambda conn: leases.fence(conn, "main", "new", "i" * 32, now))
+    ring(world, lease, third)
+    assert [each.rang_at for each in world.attempts(third_id)] == [None]
 
 
 def test_whoever_may_have_heard_us_is_never_called_again(world: World) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import Connection, select, text
 
 from bitel.calls.call import CallStatus, Lane, NewCalls
 from bitel.calls.ids import new_ids
@@ -16,6 +19,7 @@ from bitel.calls.retry import Again, Final
 from bitel.calls.tariff import Bill
 from bitel.errors import InsufficientBalanceError, InvalidRequestError, TooManyRequestsError
 from bitel.store import calls, claims, do_not_call, queueing, recordings
+from bitel.store.database import Database
 from bitel.store.schema import attempt, call, webhook_event
 from bitel.store.settling import Settlement
 
@@ -151,6 +155,55 @@ def test_of_many_requests_each_is_placed_or_told_why_not(world: World) -> None:
     placed = set(world.do(lambda conn: conn.execute(select(call.c.id)).scalars()))
     assert placed == {new.id for ask in (asks[0], asks[2], asks[3]) for new in ask}
     assert (world.project().reserved, other.project().reserved) == (Decimal(10), Decimal(0))
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("together", [False, True], ids=["each", "together"])
+@pytest.mark.parametrize("limit", ["balance", "daily_spend"])
+def test_two_connections_that_place_at_once_do_not_reserve_more_than_there_is(
+    world: World, database_url: str, together: bool, limit: str
+) -> None:
+    if limit == "balance":
+        world.set_balance(Decimal(10))
+    else:
+        world.change(daily_spend=Decimal(10))
+    begun, go_on = threading.Event(), threading.Event()
+
+    def place_six(conn: Connection) -> None:
+        if together:
+            calls.place_many(conn, many(world, "0912", "0913", reserve="3"))
+        else:
+            calls.place(conn, [world.new_call(reserve=Decimal(3)) for _ in range(2)])
+
+    def place_slowly(conn: Connection) -> None:
+        place_six(conn)
+        begun.set()
+        assert go_on.wait(10)
+
+    def waits(conn: Connection) -> bool:
+        return bool(conn.execute(text(_WAITING_FOR_LOCKS)).scalar_one())
+
+    with Database.open(database_url) as other, ThreadPoolExecutor(2) as pool:
+        first = pool.submit(world.do, place_slowly)
+        assert begun.wait(10)
+        second = pool.submit(other.write_now, place_six)
+        give_up = time.monotonic() + 10
+        # With or without a look at the budget, the second waits for the first in the end.
+        while not second.done() and not other.read_now(waits):
+            assert time.monotonic() < give_up
+            time.sleep(0.01)
+        go_on.set()
+        first.result(10)
+        with pytest.raises((InsufficientBalanceError, TooManyRequestsError)):
+            second.result(10)
+    assert world.project().reserved == 6
+    assert world.count(call) == 2
+
+
+_WAITING_FOR_LOCKS = """
+    SELECT count(*) FROM pg_stat_activity
+    WHERE datname = current_database() AND wait_event_type = 'Lock'
+"""
 
 
 def test_calls_of_two_projects_may_be_placed_in_one_go(world: World) -> None:

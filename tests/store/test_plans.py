@@ -123,6 +123,11 @@ QUERIES: dict[str, tuple[Executable, dict[str, Any], set[str]]] = {
     "tries": (webhooks._TRIES, {"ids": IDS}, {"ix_webhook_try_event"}),
     "old keys": (idempotency._OLD, {"before": 1.0, "most": 5}, {"ix_idempotency_key_created"}),
     "orphans": (housekeeping._ORPHANED, {"known": IDS, "after": ""}, {"ix_call_"}),
+    "left by lost dialers": (
+        housekeeping._LEFT_OPEN,
+        {"known": IDS, "after": ""},
+        {"ix_attempt_open"},
+    ),
     "ledger": (
         ledger._ENTRIES,
         {"project_id": "p", "before": "z", "most": 5},
@@ -134,6 +139,11 @@ QUERIES: dict[str, tuple[Executable, dict[str, Any], set[str]]] = {
         {"answers": [("a", 1.0)], "the_dialer": "main", "the_epoch": 1},
         set(),
     ),
+    "ringing": (
+        claims._RANG.core,
+        {"ringing": [("a", 1.0)], "the_dialer": "main", "the_epoch": 1},
+        set(),
+    ),
     "heard already": (
         claims._HEARD_ALREADY.core,
         {"answers": [("a", 1.0)], "the_dialer": "main", "the_epoch": 1},
@@ -142,7 +152,7 @@ QUERIES: dict[str, tuple[Executable, dict[str, Any], set[str]]] = {
     "to claim": (claims._CLAIM_CALLS.core, {"taken": [("a", "b", 1)]}, set()),
     "to settle": (settling._MINE.core, {"ids": ROWS, **MINE}, set()),
     "to end": (endings._TO_END.core, {"ids": ROWS}, set()),
-    "ended attempts": (endings._END_ATTEMPTS.core, {"ended": [("a",) + (None,) * 13]}, set()),
+    "ended attempts": (endings._END_ATTEMPTS.core, {"ended": [("a",) + (None,) * 14]}, set()),
     "ended calls": (endings._END_CALLS.core, {"ended": [("a",) + (None,) * 5], "now": 1.0}, set()),
     "again": (endings._DUE_AGAIN.core, {"again": [("a", 1.0, 0)]}, set()),
     "forgotten requests": (endings._FORGET_REQUESTS.core, {"over": ROWS}, set()),
@@ -179,10 +189,11 @@ OWN: dict[str, tuple[Mapping[str, Query], dict[str, Any], set[str]]] = {
 # Those whose rows go in as values, in SQLite, where the others above have them as JSON.
 GIVEN_ROWS: dict[str, tuple[Change | Query, dict[str, Any]]] = {
     "heard": (claims._HEARD, {"answers": [("a", 1.0)], "the_dialer": "main", "the_epoch": 1}),
+    "ringing": (claims._RANG, {"ringing": [("a", 1.0)], "the_dialer": "main", "the_epoch": 1}),
     "to claim": (claims._CLAIM_CALLS, {"taken": [("a", "b", 1)]}),
     "to settle": (settling._MINE, {"ids": ROWS, **MINE}),
     "to end": (endings._TO_END, {"ids": ROWS}),
-    "ended attempts": (endings._END_ATTEMPTS, {"ended": [("a",) + (None,) * 13]}),
+    "ended attempts": (endings._END_ATTEMPTS, {"ended": [("a",) + (None,) * 14]}),
     "ended calls": (endings._END_CALLS, {"ended": [("a",) + (None,) * 5], "now": 1.0}),
     "again": (endings._DUE_AGAIN, {"again": [("a", 1.0, 0)]}),
 }

@@ -11,6 +11,7 @@ from bitel.calls.call import CallStatus
 from bitel.calls.outcome import Attempted, Media, Outcome
 from bitel.calls.retry import Again, Final, Verdict
 from bitel.calls.tariff import NOTHING, Bill
+from bitel.store import do_not_call
 from bitel.store.schema import SETTLED, ledger_entry
 from bitel.store.settling import HandBack, Settlement
 
@@ -44,6 +45,45 @@ def answered(claimed: Claim, price: str = "34.2", seconds: int = 12) -> Settleme
         q850=16,
         ended_by="far",
     )
+
+
+@pytest.mark.parametrize(
+    ("wanted", "code", "listed"),
+    [
+        (True, 607, True),
+        (True, 603, False),
+        (True, 608, False),
+        (False, 607, False),
+    ],
+)
+def test_an_unwanted_call_puts_its_number_on_the_do_not_call_list(
+    world: World, wanted: bool, code: int, listed: bool
+) -> None:
+    world.change(unwanted_to_do_not_call=wanted)
+    call_id = world.place()
+    lease = world.take_over()
+    (claimed,) = world.claim(lease)
+    refused = Final(CallStatus.ERROR, f"{code} Unwanted")
+    done = settlement(claimed, refused, Outcome.REFUSED_FOR_GOOD, sip_code=code)
+    assert world.settle(lease, done)
+    on_list = world.do(lambda conn: do_not_call.listing(conn, world.project_id))
+    assert on_list == ([claimed.e164] if listed else [])
+    assert world.call(call_id).reason == f"{code} Unwanted"
+    again = world.place(e164=claimed.e164)
+    assert world.call(again).status is (CallStatus.ERROR if listed else CallStatus.WAITING)
+
+
+def test_uncertain_redials_are_counted(world: World) -> None:
+    world.place(retry_count=0)
+    lease = world.take_over()
+    (claimed,) = world.claim(lease)
+    due = world.clock()
+    world.settle(lease, settlement(claimed, Again(due, False, 0, uncertain=1), Outcome.UNCERTAIN))
+    (claimed,) = world.claim(lease)
+    assert (claimed.rule.uncertain, claimed.rule.retries_left) == (1, 0)
+    world.settle(lease, settlement(claimed, HandBack(due)))
+    (claimed,) = world.claim(lease)
+    assert claimed.rule.uncertain == 1, "what was not dialled changes nothing"
 
 
 def test_an_answered_call_is_final_and_billed(world: World) -> None:
@@ -103,6 +143,31 @@ def test_a_free_answered_attempt_has_its_entry_too(world: World) -> None:
     world.settle(lease, answered(claimed, "0"))
 
     assert world.ledger() == [Decimal(0)]
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [each for each in Outcome if each is not Outcome.ANSWERED],
+    ids=lambda each: each.name,
+)
+def test_an_attempt_that_is_not_billed_has_no_entry_though_somebody_answered(
+    world: World, outcome: Outcome
+) -> None:
+    call_id = world.place()
+    lease = world.take_over()
+    (claimed,) = world.claim(lease)
+    not_played = settlement(
+        claimed,
+        Again(world.clock(), spends_retry=False, trouble=1),
+        outcome,
+        answered_at=claimed.started_at + 8,
+    )
+    world.settle(lease, not_played)
+    (claimed,) = world.claim(lease)
+    world.settle(lease, answered(claimed, "2"))
+
+    assert world.call(call_id).price == 2
+    assert world.ledger() == [Decimal(-2)]
 
 
 def test_an_unlimited_project_keeps_a_ledger_and_no_balance(world: World) -> None:

@@ -194,7 +194,8 @@ async def replaced_worker(
     ("body", "sentence"),
     [
         ("os.kill(os.getpid(), signal.SIGSEGV)", "engine failed"),
-        ("os.kill(os.getpid(), signal.SIGKILL)", "engine failed"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "killed by signal 9"),
+        ("os.kill(os.getpid(), signal.SIGTERM)", "killed by signal 15"),
         ("sys.stdin.close(); raise RuntimeError('secret')", "engine failed"),
         ("os.kill(os.getpid(), signal.SIGXCPU)", "more than 30 s of processor time"),
         ("sys.exit(30)", "can't be loaded; install it"),

@@ -7,6 +7,7 @@ import http.server
 import io
 import os
 import re
+import shutil
 import threading
 import wave
 from collections.abc import Iterator
@@ -154,7 +155,7 @@ async def test_there_is_none_of_that_name(store: VoiceStore, recording_id: str) 
 
 async def test_half_a_recording_is_none(store: VoiceStore, decoded: Decoded) -> None:
     decoded.ulaw.unlink()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(UnavailableError):
         await store.put(ID, decoded)
     await check_absent(store, ID)
 
@@ -227,10 +228,54 @@ async def test_a_download_that_breaks_off_leaves_no_clip(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(UnavailableError):
             await store.clip(ID, "PCMA")
     assert os.listdir(tmp_path / "clips") == []
     assert (await store.clip(ID, "PCMA")).read_bytes() == ALAW.tobytes()
+
+
+async def test_object_that_is_not_there(s3: type[ObjectServer], tmp_path: Path) -> None:
+    store = VoiceStore.open("s3://bucket/some/prefix", tmp_path)
+    with pytest.raises(NotFoundError):
+        await store.clip(ID, "PCMA")
+
+
+async def test_copies_that_were_cleared_away_or_cut_short_are_fetched_again(
+    s3: type[ObjectServer], tmp_path: Path, decoded: Decoded
+) -> None:
+    store = VoiceStore.open("s3://bucket/some/prefix", tmp_path)
+    await store.put(ID, decoded)
+    path = await store.clip(ID, "PCMA", len(ALAW))
+    os.truncate(path, 100)
+    assert (await store.clip(ID, "PCMA", len(ALAW))).read_bytes() == ALAW.tobytes()
+    shutil.rmtree(tmp_path / "clips")
+    assert (await store.clip(ID, "PCMA", len(ALAW))).read_bytes() == ALAW.tobytes()
+    s3.broken = True
+    # Here already, it needs no bucket.
+    assert await store.clip(ID, "PCMA", len(ALAW)) == path
+
+
+@pytest.mark.parametrize("kind", ["local", "memory"])
+async def test_folder_that_is_replaced_by_a_file(
+    tmp_path: Path, decoded: Decoded, kind: str
+) -> None:
+    if kind == "local":
+        store, folder = VoiceStore.open("", tmp_path), tmp_path / "voices"
+    else:
+        folder = tmp_path / "clips"
+        store = VoiceStore(MemoryStore(), folder, remote=True)
+        await store.put(ID, decoded)
+    folder.rmdir()
+    folder.write_text("")
+    with pytest.raises((UnavailableError, NotFoundError)):
+        await store.clip(ID, "PCMA")
+    with pytest.raises((UnavailableError, NotFoundError)):
+        await whole_wav(store, ID)
+    with pytest.raises(UnavailableError):
+        await store.delete(ID)
+    if kind == "local":
+        with pytest.raises(UnavailableError):
+            await store.put(ID, decoded)
 
 
 async def test_another_process_sees_what_was_put(tmp_path: Path, decoded: Decoded) -> None:

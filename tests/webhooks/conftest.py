@@ -110,6 +110,24 @@ class Post:
         )
         return self.history(project_id)
 
+    async def looked(self, deliverer: Deliverer, *, ring: bool = True) -> None:
+        """Return once the deliverer has looked for events that are due, and begun their tries.
+
+        Woken again and again, unless `ring` is False: then it is enough that it has looked once.
+        Each look is one unit of work of the database, so nothing else may be written meanwhile.
+        """
+        begun = self.database.stats.units
+        if not ring:
+            await self.until(lambda: self.database.stats.units > begun)
+            return
+
+        def seen() -> bool:
+            # One look may be under way, the next is whole, and its tries are begun by the third.
+            deliverer.ring()
+            return self.database.stats.units >= begun + 3
+
+        await self.until(seen)
+
     @contextlib.asynccontextmanager
     async def deliverer(self, **changes: Any) -> AsyncIterator[Deliverer]:
         """A deliverer at work inside the block, drained behind it."""

@@ -57,7 +57,7 @@ async def test_a_ring_is_heard_at_once(sqlite_post: Post, monkeypatch: pytest.Mo
     async with receiver() as one:
         project_id = sqlite_post.project(one.url)
         async with sqlite_post.deliverer() as deliverer:
-            await asyncio.sleep(0.05)
+            await sqlite_post.looked(deliverer, ring=False)
             sqlite_post.events(project_id)
             deliverer.ring()
             await one.until(1)
@@ -89,15 +89,14 @@ async def test_one_that_fails_is_tried_on_schedule_with_one_id_and_given_up(
                 assert pause == pytest.approx(PAUSES[tries - 1], rel=0.11, abs=2)
                 # Not a moment before it is due.
                 post.clock.now = event.due_at - 0.01
-                deliverer.ring()
-                await asyncio.sleep(0.02)
-                assert len(one.received) == tries
+                await post.looked(deliverer)
+                assert (len(one.received), deliverer.running) == (tries, 0)
                 post.clock.now = event.due_at
                 deliverer.ring()
             (event,) = await post.settled(project_id, len(PAUSES) + 1)
             post.clock.advance(1e6)
-            deliverer.ring()
-            await asyncio.sleep(0.05)
+            await post.looked(deliverer)
+            assert deliverer.running == 0
     assert (event.state, event.due_at) == (GIVEN_UP, None)
     assert [one_try.status_code for one_try in event.tried] == [500] * 10
     assert {got.id for got in one.received} == {event_id}
@@ -149,9 +148,8 @@ async def test_gone_turns_the_url_off_until_it_is_set_anew(post: Post) -> None:
             events = await post.settled(project_id, 1)
             assert post.column(project_id, "webhook_off_reason") == delivery.GONE
             post.clock.advance(1e6)
-            deliverer.ring()
-            await asyncio.sleep(0.05)
-            assert len(one.received) == 1
+            await post.looked(deliverer)
+            assert (len(one.received), deliverer.running) == (1, 0)
             assert Counter(event.state for event in events) == {GIVEN_UP: 1, PENDING: 4}
             one.answerer = answer()
             post.set(project_id, webhook_off_reason=None)
@@ -274,8 +272,9 @@ async def test_a_kill_between_post_and_record_tells_it_again_with_the_same_id(
         assert (event.state, event.tried, event.tries) == (PENDING, (), 1)
 
         async with post.deliverer() as deliverer:
-            await asyncio.sleep(0.05)
-            assert len(one.received) == 1  # the dead one's lease still holds
+            await post.looked(deliverer)
+            # The dead one's lease still holds.
+            assert (len(one.received), deliverer.running) == (1, 0)
             post.clock.now = time.time() + LEASE
             deliverer.ring()
             (event,) = await post.settled(project_id, 1)

@@ -17,6 +17,7 @@ import pytest
 from bitel.webhooks import posting
 from bitel.webhooks.connecting import Address, Resolver
 from bitel.webhooks.posting import Answer, Poster, TimeLimits
+from tests.prerequisites import need_openssl
 from tests.webhooks.receiver import (
     Answerer,
     Received,
@@ -358,6 +359,7 @@ def watch_connections(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def certificates(folder: Path, name: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     """TLS for a server called `name`, and for a client that trusts it."""
+    need_openssl()
     key, certificate = folder / "key.pem", folder / "certificate.pem"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",

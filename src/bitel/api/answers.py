@@ -69,10 +69,19 @@ class RecordingAnswer(BaseModel):
 class ServerAnswer(BaseModel):
     """A dialer that a client may name as `serverId`."""
 
-    model_config = _example(id="main", up=True)
+    model_config = _example(id="main", up=True, paused=None)
 
     id: str
-    up: Annotated[bool, Field(description="Whether it has been at work in the last 15 seconds.")]
+    up: Annotated[
+        bool,
+        Field(
+            description="Whether it has been at work in the last 15 seconds and reached a carrier."
+        ),
+    ]
+    paused: Annotated[
+        str | None,
+        Field(description="Why its calls wait although its trunk answers; null while it calls."),
+    ]
 
 
 class CampaignAnswer(BaseModel):

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -99,11 +100,13 @@ async def _folder(incoming: Path) -> AsyncIterator[Path]:
         try:
             yield folder
         finally:
-            await asyncio.shield(asyncio.to_thread(shutil.rmtree, folder))
+            # What is left behind is swept away at the next start.
+            remove = partial(shutil.rmtree, ignore_errors=True)
+            await asyncio.shield(asyncio.to_thread(remove, folder))
     except OSError as fault:
         if fault.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UnavailableError("the service has no room for the recording now") from fault
-        raise
+        raise UnavailableError("the service can't keep the recording now") from fault
 
 
 def _make_folder(incoming: Path) -> str:

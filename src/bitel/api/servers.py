@@ -24,10 +24,14 @@ router = APIRouter(prefix="/api/v2")
 
 @router.get("/servers", **described("The dialers, and which are up", "service", list[ServerAnswer]))
 async def servers(request: Request, project: Owner) -> Response:
-    """Those that this project may use. Calls for a dialer that is down are taken all the same, and
-    wait until it is back."""
+    """Those that this project may use. Calls for a dialer that is down or paused are taken all the
+    same, and wait until it is back."""
     parts = parts_of(request)
     now = parts.clock()
-    up = await parts.database.read(lambda conn: leases.dialers_up(conn, now, SEEN_WITHIN))
+    up, paused = await parts.database.read(
+        lambda conn: (leases.dialers_up(conn, now, SEEN_WITHIN), leases.paused_reasons(conn))
+    )
     usable = dialers_of(parts.settings, project)
-    return success([{"id": each, "up": up.get(each, False)} for each in usable])
+    return success(
+        [{"id": each, "up": up.get(each, False), "paused": paused.get(each)} for each in usable]
+    )

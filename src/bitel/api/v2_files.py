@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path
@@ -16,7 +17,7 @@ from bitel.api.bodies import SpeechBody
 from bitel.api.describing import described
 from bitel.api.envelope import success
 from bitel.api.paging import USUAL_PAGE, Cursor, Limit, next_cursor, read_cursor
-from bitel.api.parts import parts_of
+from bitel.api.parts import ApiParts, parts_of
 from bitel.api.reading import read
 from bitel.api.speaking import speaking_of
 from bitel.calls.ids import is_id
@@ -25,6 +26,7 @@ from bitel.errors import (
     InvalidRequestError,
     NotFoundError,
     PayloadTooLargeError,
+    UnavailableError,
     UnsupportedMediaError,
 )
 from bitel.store import recordings
@@ -149,17 +151,34 @@ async def remove(request: Request, project: Owner, voice_id: VoiceId) -> Respons
 async def listen(request: Request, project: Owner, voice_id: VoiceId) -> Response:
     """Exactly what the person called will hear, after telephone coding."""
     parts = parts_of(request)
-    recording = None
-    if is_id(voice_id):
-        recording = await parts.database.read(
-            lambda conn: recordings.find(conn, project.id, voice_id)
-        )
-    if recording is None:
+    await _require(parts, project.id, voice_id)
+    pieces = parts.voices.wav(voice_id)
+    try:
+        headers = {"Content-Length": str(await parts.voices.wav_size(voice_id))}
+        if request.method == "HEAD":
+            return Response(headers=headers, media_type="audio/wav")
+        # Before the status line leaves, so that a failure can still be answered.
+        first = await anext(pieces)
+    except NotFoundError as fault:
+        # Deleted at this moment, or lost.
+        await _require(parts, project.id, voice_id)
+        raise UnavailableError("the storage has lost the audio of this recording") from fault
+    return StreamingResponse(_chained(first, pieces), headers=headers, media_type="audio/wav")
+
+
+async def _require(parts: ApiParts, project_id: str, voice_id: str) -> None:
+    """Raises NotFoundError where the project has no such recording."""
+    if not is_id(voice_id):
         raise _no_recording()
-    headers = {"Content-Length": str(await parts.voices.wav_size(voice_id))}
-    if request.method == "HEAD":
-        return Response(headers=headers, media_type="audio/wav")
-    return StreamingResponse(parts.voices.wav(voice_id), headers=headers, media_type="audio/wav")
+    found = await parts.database.read(lambda conn: recordings.find(conn, project_id, voice_id))
+    if found is None:
+        raise _no_recording()
+
+
+async def _chained(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for piece in rest:
+        yield piece
 
 
 def _no_recording() -> NotFoundError:

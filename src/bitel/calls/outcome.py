@@ -1,8 +1,17 @@
-"""What a finished attempt means: SIP answers and Q.850 causes, sorted into outcomes.
+"""What a finished attempt means: SIP responses and Q.850 causes, sorted into outcomes.
 
-A carrier says the same thing in many ways. The tables here are the one place that decides which
-of seven outcomes an answer stands for; `retry.py` decides what follows from it. A Q.850 cause
-(ITU-T Q.850 §2.2.7), carried in a `Reason` header (RFC 3326), decides before the SIP code.
+A carrier says the same thing in many ways. `classify` is the one place that decides which outcome
+a failure is; `retry.py` decides what follows from it. What matters most is whether the phone rang:
+
+- Refused for good: this call must not be made again, whatever came before.
+- The person's own answer (486, 600, 603): busy, whatever Q.850 cause comes with it.
+- Rang (an 18x came): a person was disturbed, so any other failure counts as an attempt that was
+  not answered, and no Q.850 cause changes that. Only "there is no such number" stays what it is,
+  since carriers announce that in 183 early media.
+- Not rung: a Q.850 cause (ITU-T Q.850 §2.2.7) in a `Reason` header (RFC 3326) decides before a 4xx
+  or 5xx, which are the network's. Trunk trouble is uncertain where the phone may have rung all the
+  same: another provisional response came, and the failure only seconds later; or the connection
+  broke when the carrier had the INVITE.
 """
 
 from __future__ import annotations
@@ -10,7 +19,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 
 class Outcome(enum.Enum):
@@ -25,6 +34,14 @@ class Outcome(enum.Enum):
     REFUSED = "refused by policy"
     MEDIA_MISMATCH = "media mismatch"
     TRUNK_TROUBLE = "trunk trouble"
+    """The call was not delivered: no phone can have rung."""
+    RANG = "rang, then failed"
+    UNCERTAIN = "uncertain"
+    """The call failed in the network, and a phone may have rung."""
+    REFUSED_FOR_GOOD = "refused for good"
+    """By the person called or for them: calling again is not wanted."""
+    NOT_PLACED = "not placed"
+    """No INVITE was sent: what the call plays can't be had now."""
     CALLED_OFF = "called off"
     """We ended the attempt ourselves, for the client or for a shutdown, before an answer."""
     CUT_OFF = "cut off"
@@ -56,31 +73,67 @@ _Q850: Mapping[Outcome, frozenset[int]] = MappingProxyType(
 _BY_SIP = {code: outcome for outcome, codes in _SIP.items() for code in codes}
 _BY_Q850 = {cause: outcome for outcome, causes in _Q850.items() for cause in causes}
 
+# 501, 505 and 513 (RFC 3261 §21.5) say that no such request will be accepted; 607 (RFC 8197) that
+# the call is unwanted, and 608 (RFC 8688) that a service rejected it for the person called.
+_FOR_GOOD = frozenset({501, 505, 513, 607, 608})
+
+_OWN_ANSWERS = frozenset({486, 600, 603})
+"""Codes by which the person called, or their phone, declines."""
+
+_UNANSWERED = frozenset({408, 480, 487})
+"""Codes that mean, after an 18x, that the phone rang and was not picked up."""
+
 # RFC 3261 §8.1.3.2: an unknown code counts as the x00 of its class. A bare 400 means that the
-# carrier would not have this request from us, a 3xx that it won't place the call itself, and a
-# 6xx that nobody anywhere will: trying the same again helps none of them.
+# carrier would not have this request from us, a 3xx that it won't place the call itself: trying
+# the same again helps neither. A 6xx speaks for every place where the person might be reached.
 _BY_CLASS = {
     3: Outcome.REFUSED,
     4: Outcome.REFUSED,
     5: Outcome.TRUNK_TROUBLE,
-    6: Outcome.BUSY,
+    6: Outcome.REFUSED_FOR_GOOD,
 }
 
+PROGRESS_LIMIT: Final = 4.0
+"""Seconds. A carrier that fails a call later than this after a provisional response other than 18x
+may have rung the phone; one that fails it sooner is taken to have refused it."""
 
-def classify(code: int, q850: int | None, rang: bool) -> Outcome:
+
+def classify(
+    code: int,
+    q850: int | None,
+    *,
+    rang: bool = False,
+    progress_for: float | None = None,
+    delivered: bool = False,
+    analytics: bool = False,
+) -> Outcome:
     """The outcome of an INVITE that ended with final response `code` (300 to 699).
 
-    `q850` is the cause in its `Reason` header, if there was one, and `rang` whether a 18x came
-    before it. A 408 after ringing is a person who did not pick up; without, a trunk in trouble.
-    A cause that no table names leaves the decision to the code.
+    `q850` is the cause in its `Reason` header, if there was one, and `rang` whether an 18x came
+    before it. `progress_for` is for how many seconds another provisional response had been there,
+    None where none came; `delivered` says that the connection broke after the carrier had the
+    INVITE; `analytics` that a 603 names call analytics as its reason (ATIS-1000099), and not the
+    person called.
     """
-    if q850 is not None and q850 in _BY_Q850:
-        return _BY_Q850[q850]
-    if code == 408 and rang:
-        return Outcome.NO_ANSWER
-    if code in _BY_SIP:
-        return _BY_SIP[code]
-    return _BY_CLASS.get(code // 100, Outcome.TRUNK_TROUBLE)
+    if code in _FOR_GOOD or (code == 603 and analytics):
+        return Outcome.REFUSED_FOR_GOOD
+    if code in _OWN_ANSWERS:
+        return Outcome.BUSY
+    by_code = _BY_SIP.get(code) or _BY_CLASS.get(code // 100, Outcome.TRUNK_TROUBLE)
+    if by_code is Outcome.REFUSED_FOR_GOOD:
+        return by_code
+    if rang:
+        if code in _UNANSWERED:
+            return Outcome.NO_ANSWER
+        return by_code if by_code is Outcome.BAD_NUMBER else Outcome.RANG
+    outcome: Outcome = by_code
+    if q850 is not None and code // 100 in (4, 5):
+        outcome = _BY_Q850.get(q850, by_code)
+    if outcome is Outcome.TRUNK_TROUBLE and (
+        delivered or (progress_for is not None and progress_for > PROGRESS_LIMIT)
+    ):
+        return Outcome.UNCERTAIN
+    return outcome
 
 
 class Media(NamedTuple):
@@ -112,3 +165,5 @@ class Attempted(NamedTuple):
     """What the far end said, or what failed, in a few words for the operator."""
     media: Media | None = None
     """None where nothing was played."""
+    rang_at: float | None = None
+    """When the first 18x came; None where none came."""

@@ -27,7 +27,9 @@ class Again(NamedTuple):
     due_at: float
     spends_retry: bool
     trouble: int
-    """How many attempts in a row have met trunk trouble."""
+    """How many attempts in a row have met trunk trouble, or could not be placed."""
+    uncertain: int = 0
+    """How many redials after uncertain failures the call has had, this one included."""
 
 
 Verdict = Final | Again
@@ -40,6 +42,10 @@ class RetryRule(NamedTuple):
     retry_interval: float
     expires_at: float
     trouble: int = 0
+    uncertain: int = 0
+    """How many redials after uncertain failures it has had that spent no retry."""
+    uncertain_redials: int = 1
+    """How many of those it may have; further ones spend retries."""
 
 
 _ENDS_AS = {
@@ -50,31 +56,50 @@ _ENDS_AS = {
     Outcome.REFUSED: CallStatus.ERROR,
     Outcome.MEDIA_MISMATCH: CallStatus.ERROR,
     Outcome.TRUNK_TROUBLE: CallStatus.EXPIRED,
+    Outcome.RANG: CallStatus.NO_ANSWER,
+    Outcome.UNCERTAIN: CallStatus.NO_ANSWER,
+    Outcome.REFUSED_FOR_GOOD: CallStatus.ERROR,
+    Outcome.NOT_PLACED: CallStatus.EXPIRED,
     Outcome.CALLED_OFF: CallStatus.CANCELED,
     Outcome.CUT_OFF: CallStatus.UNKNOWN,
 }
 
-_RETRIED = frozenset({Outcome.BUSY, Outcome.NO_ANSWER})
+_RETRIED = frozenset({Outcome.BUSY, Outcome.NO_ANSWER, Outcome.RANG, Outcome.UNCERTAIN})
+"""Outcomes after which a phone has rung, or may have."""
+_BACKED_OFF = frozenset({Outcome.TRUNK_TROUBLE, Outcome.NOT_PLACED})
+"""Outcomes after which no phone can have rung, and a later attempt may fare better."""
 
 
 def decide(rule: RetryRule, attempted: Attempted) -> Verdict:
     """What follows from `attempted`, under `rule`.
 
-    A retry that could only start after `expires_at` is not waited for: the call ends at once with
-    what its last attempt met. Trunk trouble is no answer from anybody, so it ends as EXPIRED.
+    A redial that could only start at or after `expires_at` is not waited for: the call ends at
+    once with what its last attempt met. So does one whose phone rang, or may have, and that has
+    neither a retry nor an uncertain redial left. Trunk trouble, or a recording that can't be had,
+    is no answer from anybody, so it ends as EXPIRED.
     """
     outcome = attempted.outcome
-    if outcome in _RETRIED and rule.retries_left > 0:
+    if outcome in _RETRIED:
         due = attempted.ended_at + rule.retry_interval
-        if due < rule.expires_at:
-            return Again(due_at=due, spends_retry=True, trouble=0)
-    if outcome is Outcome.TRUNK_TROUBLE:
+        again = _redial(rule, outcome, due) if due < rule.expires_at else None
+        if again is not None:
+            return again
+    if outcome in _BACKED_OFF:
         due = attempted.ended_at + trouble_backoff(rule.trouble)
         if due < rule.expires_at:
-            return Again(due_at=due, spends_retry=False, trouble=rule.trouble + 1)
+            return Again(due, False, rule.trouble + 1, rule.uncertain)
     status = _ENDS_AS[outcome]
     reason = (attempted.detail or outcome.value) if status is CallStatus.ERROR else ""
     return Final(status, reason)
+
+
+def _redial(rule: RetryRule, outcome: Outcome, due: float) -> Again | None:
+    """Another attempt at `due` after a phone rang, or may have; None where none is left."""
+    if outcome is Outcome.UNCERTAIN and rule.uncertain < rule.uncertain_redials:
+        return Again(due, spends_retry=False, trouble=0, uncertain=rule.uncertain + 1)
+    if rule.retries_left > 0:
+        return Again(due, spends_retry=True, trouble=0, uncertain=rule.uncertain)
+    return None
 
 
 def trouble_backoff(trouble: int) -> float:

@@ -55,10 +55,14 @@ def as_heard(media: Media) -> str:
 
 def _ending(each: AttemptRow) -> str:
     if each.outcome is None or each.ended_at is None:
-        return "answered, under way" if each.answered_at else "under way"
+        if each.answered_at is not None:
+            return "answered, under way"
+        return "under way" if each.rang_at is None else "rings, under way"
     words = each.outcome.value
     if each.answered_at is not None:
         words += f" for {each.ended_at - each.answered_at:.1f} s"
+    if each.rang_at is not None:
+        words += f", rang after {each.rang_at - each.started_at:.1f} s"
     return words + (f" ({each.detail})" if each.detail else "")
 
 
@@ -69,6 +73,7 @@ def _row(each: AttemptRow) -> dict[str, object]:
         "number": each.number,
         "dialer": each.dialer_id,
         "startedAt": each.started_at,
+        "rangAt": each.rang_at,
         "answeredAt": each.answered_at,
         "endedAt": each.ended_at,
         "outcome": each.outcome and each.outcome.value,

@@ -130,6 +130,7 @@ class _Playing:
 
     @classmethod
     async def prepare(cls, voice: Path | None, folder: Path) -> _Playing:
+        from bitel.rtp.shared_clip import read_clip
         from bitel.voices.decoding import decode
         from bitel.voices.limits import DecodeLimits
         from bitel.voices.sample import write_sample
@@ -138,7 +139,7 @@ class _Playing:
             voice = folder / "sample.wav"
             write_sample(voice, SAMPLE_SECONDS)
         decoded = await decode(voice, folder, DecodeLimits())
-        return cls({"PCMA": [decoded.alaw], "PCMU": [decoded.ulaw]})
+        return cls({"PCMA": [read_clip(decoded.alaw)], "PCMU": [read_clip(decoded.ulaw)]})
 
     async def for_order(self, order: Order, codecs: Sequence[Codec]) -> Mapping[str, Playlist]:
         return self._clips

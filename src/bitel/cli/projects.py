@@ -93,6 +93,22 @@ def set_(
         str | None,
         typer.Option(metavar="URL", help=f"Where its calls' ends are posted, or {NOWHERE}."),
     ] = None,
+    one_call_per_number: Annotated[
+        bool | None,
+        typer.Option(
+            "--one-call-per-number/--parallel-calls",
+            help="Whether a number is called by one of its calls at a time (the default), or by "
+            "several at once.",
+        ),
+    ] = None,
+    unwanted: Annotated[
+        bool | None,
+        typer.Option(
+            "--unwanted-to-dnc/--unwanted-ignored",
+            help="Whether a number whose person rejects a call as unwanted (SIP 607) goes on the "
+            "do-not-call list.",
+        ),
+    ] = None,
     enabled: Annotated[
         bool | None,
         typer.Option("--enable/--disable", help="Whether its tokens are good at all."),
@@ -116,6 +132,10 @@ def set_(
         changes["requests_per_minute"] = _rate(rate)
     if call_rate is not None:
         changes["calls_per_minute"] = _rate(call_rate)
+    if one_call_per_number is not None:
+        changes["one_call_per_number"] = one_call_per_number
+    if unwanted is not None:
+        changes["unwanted_to_do_not_call"] = unwanted
     if enabled is not None:
         changes["disabled"] = not enabled
     if balance is None and webhook is None and not (changes or dialers or default_dialer):
@@ -223,6 +243,8 @@ def _row(project: Project) -> dict[str, Any]:
         "defaultDialer": project.default_dialer,
         "webhook": project.webhook_url,
         "webhookOffReason": project.webhook_off_reason,
+        "oneCallPerNumber": project.one_call_per_number,
+        "unwantedToDoNotCall": project.unwanted_to_do_not_call,
         "disabled": project.disabled,
     }
 

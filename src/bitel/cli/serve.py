@@ -21,12 +21,20 @@ def serve(
     only: Annotated[
         Only | None, typer.Option(help="Run only the HTTP API, or only the dialers.")
     ] = None,
+    take_over: Annotated[
+        bool,
+        typer.Option(
+            "--take-over", help="Take the dialers from a process that runs them, without waiting."
+        ),
+    ] = False,
 ) -> None:
     """Run the service in the foreground, until SIGTERM lets its calls finish."""
+    if take_over and only is Only.API:
+        raise typer.BadParameter("--only api runs no dialer that could be taken over")
     import uvloop
 
     from bitel import logs, service, settings
 
     loaded = settings.load(config)
     logs.configure(loaded.log_level, loaded.log_json)
-    uvloop.run(service.serve(loaded, only.value if only else "all"))
+    uvloop.run(service.serve(loaded, only.value if only else "all", take_over))

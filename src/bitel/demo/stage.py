@@ -106,6 +106,11 @@ class Stage:
         return self.folder / "phone.jsonl"
 
     @property
+    def service_log(self) -> Path:
+        """What the service logged, over all its starts."""
+        return self.folder / "serve.log"
+
+    @property
     def url(self) -> str:
         """Where the service answers HTTP."""
         return f"http://127.0.0.1:{self.ports.http}"
@@ -120,9 +125,9 @@ class Stage:
         self.phone = self._start("phone", listen, *options)
         self._wait_until("the phone listens", self.phone, self._phone_answers)
 
-    def start_service(self) -> None:
-        """Start the service and wait until it answers."""
-        self.service = self._start("serve", f"--config={self.config}")
+    def start_service(self, *options: str) -> None:
+        """Start the service, with more options of `bitel serve`, and wait until it answers."""
+        self.service = self._start("serve", f"--config={self.config}", *options)
         # One client for all tries: it prepares for TLS when it is made, which takes far longer
         # than asking does.
         with httpx.Client(base_url=self.url, timeout=2.0) as http:

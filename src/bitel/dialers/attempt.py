@@ -9,7 +9,7 @@ from bitel.calls.outcome import Attempted, Outcome, classify
 from bitel.dialers.leg import Leg
 from bitel.dialers.talk import Talk
 from bitel.dialers.trunk import shown
-from bitel.dialing.dialer import Order
+from bitel.dialing.dialer import Order, Rang
 from bitel.sip import Address, Failed
 
 
@@ -18,6 +18,7 @@ class Attempt:
 
     __slots__ = (
         "_clock",
+        "_rang",
         "answered_at",
         "called_off",
         "give_up_at",
@@ -28,8 +29,11 @@ class Attempt:
         "talk",
     )
 
-    def __init__(self, order: Order, ring_timeout: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, order: Order, ring_timeout: float, clock: Callable[[], float], rang: Rang
+    ) -> None:
         self._clock = clock
+        self._rang: Rang | None = rang
         self.order = order
         self.started_at = clock()
         self.give_up_at = self.started_at + ring_timeout
@@ -46,6 +50,12 @@ class Attempt:
     def rings_for(self) -> float:
         """Seconds that are left for ringing, 0 or more."""
         return max(0.0, self.give_up_at - self._clock())
+
+    def ringing(self) -> None:
+        """Report that the phone rings, the first time that this is called."""
+        if self._rang is not None:
+            self._rang(self._clock())
+            self._rang = None
 
     def far_end_left(self, _: object) -> None:
         """What it is played, if anything, is over with this moment."""
@@ -87,12 +97,23 @@ class Attempt:
 
     def _outcome(self, failed: Failed) -> Outcome:
         if failed.why == "canceled":
-            return Outcome.CALLED_OFF if self.called_off else Outcome.NO_ANSWER
+            if self.called_off:
+                return Outcome.CALLED_OFF
+            # A carrier that has not said a word in all that time has rung no phone.
+            is_silent = not failed.rang and failed.progress_for is None
+            return Outcome.TRUNK_TROUBLE if is_silent else Outcome.NO_ANSWER
         if failed.why == "media":
             return Outcome.MEDIA_MISMATCH
         if self.called_off and failed.code == 487:
             return Outcome.CALLED_OFF
-        return classify(failed.code, failed.q850, failed.rang)
+        return classify(
+            failed.code,
+            failed.q850,
+            rang=failed.rang,
+            progress_for=failed.progress_for,
+            delivered=failed.delivered,
+            analytics=failed.analytics,
+        )
 
 
 def _detail(failed: Failed, at: Address) -> str:

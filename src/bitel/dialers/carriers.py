@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Sequence
+from typing import Final
 
 import structlog
 
-from bitel.calls.outcome import Outcome
+from bitel.calls.outcome import Attempted, Outcome
 from bitel.dialers.asking import Asker
+from bitel.dialers.circuit_breaker import BreakerLimits, CircuitBreaker
 from bitel.dialers.config import SipTrunkConfig
-from bitel.dialers.health import Health
+from bitel.dialers.health import MOST_REMEMBERED, Health
 from bitel.dialers.hops import Hop, after, in_order, redirected
 from bitel.dialers.pinger import Pinger
 from bitel.dialers.registrar import Account, Registrar, Registration
 from bitel.dialers.targets import Targets
-from bitel.dialers.trunk import Trunk
+from bitel.dialers.trunk import Trunk, shown
 from bitel.dialers.trunk_state import TrunkState
 from bitel.sip import Answered, Failed, RequestDone
 from bitel.sip.grammar import Address
@@ -23,15 +26,52 @@ from bitel.transports.sip_transport import SipTransport
 
 log = structlog.get_logger(__name__)
 
+REFUSALS: Final = frozenset({401, 402, 403, 407, 488})
+"""Codes by which a trunk refuses every call once credentials, credit or codecs are no longer right;
+in a row they say nothing about the numbers called."""
+REFUSALS_PROBED: Final = 300.0
+"""Seconds between two calls to a trunk that refuses all of them."""
+
+UNCERTAIN_IN_A_ROW: Final = 5
+"""Uncertain failures in a row after which an address rests: an outage behind the carrier's edge."""
+UNCERTAIN_REST: Final = 30.0
+UNCERTAIN_LONGEST: Final = 300.0
+"""Seconds of rest, doubled each time a single call shows that the outage lasts."""
+
+_DECIDED: Final = frozenset(
+    {
+        Outcome.ANSWERED,
+        Outcome.BUSY,
+        Outcome.NO_ANSWER,
+        Outcome.RANG,
+        Outcome.BAD_NUMBER,
+        Outcome.REFUSED_FOR_GOOD,
+    }
+)
+"""Outcomes that show that the trunk delivers calls."""
+_UNCERTAIN: Final = BreakerLimits(UNCERTAIN_IN_A_ROW, UNCERTAIN_REST, UNCERTAIN_LONGEST)
+_REFUSED: Final = frozenset({Outcome.REFUSED, Outcome.MEDIA_MISMATCH})
+
 
 class Carriers:
     """Knows the trunks of `config`; once started, keeps an eye on them. `clock` is in seconds."""
 
     def __init__(
-        self, config: SipTrunkConfig, clock: Callable[[], float], targets: Targets | None = None
+        self,
+        config: SipTrunkConfig,
+        clock: Callable[[], float],
+        targets: Targets | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
         self._clock = clock
+        self._monotonic = monotonic
+        refusals = BreakerLimits(
+            config.refusals_before_pause, REFUSALS_PROBED, REFUSALS_PROBED, must_have_worked=True
+        )
+        self._refusals = {trunk: CircuitBreaker(refusals) for trunk in config.trunks}
+        self._uncertain: dict[Address, CircuitBreaker] = {}
+        self._last_refusal = ""
         self._targets = targets or Targets(clock, ipv6=":" in config.bind[0])
         self._health = Health(clock, pinged=config.ping_interval > 0)
         self._registrars: dict[Trunk, Registrar] = {}
@@ -43,6 +83,33 @@ class Carriers:
     def up(self) -> bool:
         """Whether a call placed now has a chance with one of them."""
         return any(self._reachable(trunk) for trunk in self._config.trunks)
+
+    @property
+    def probing(self) -> bool:
+        """Whether a call placed now only tries out what has failed: one is enough."""
+        return self.up and not any(
+            self._reachable(trunk, untried=False) for trunk in self._config.trunks
+        )
+
+    @property
+    def paused_reason(self) -> str:
+        """Why every trunk's breaker holds calls back; "" while one of them takes calls."""
+        if any(breaker.is_closed for breaker in self._refusals.values()):
+            return ""
+        return (
+            f"the trunk refuses every call ({self._last_refusal}); "
+            f"one call is tried every {REFUSALS_PROBED / 60:.0f} minutes"
+        )
+
+    @property
+    def has_worked(self) -> bool:
+        """Whether any trunk has delivered a call."""
+        return any(breaker.worked for breaker in self._refusals.values())
+
+    def assume_worked(self) -> None:
+        """Take it that the trunks have delivered calls, as an earlier process has recorded."""
+        for breaker in self._refusals.values():
+            breaker.worked = True
 
     def trunks(self) -> Sequence[TrunkState]:
         """How each address of each trunk stands; asks nobody."""
@@ -128,6 +195,60 @@ class Carriers:
         """The IP addresses that are known to be the trunk's."""
         return frozenset(address.host for address in self._targets.known(trunk) or ())
 
+    def begin(self, hop: Hop) -> float | None:
+        """Take note that an INVITE leaves for `hop`, and when; None where it must not leave.
+
+        While a breaker is not closed, one call at a time is let through as a probe.
+        """
+        now = self._monotonic()
+        breakers = (self._refusals[hop.trunk], self._breaker_of(hop.address))
+        if not all(breaker.admits(now) for breaker in breakers):
+            return None
+        for breaker in breakers:
+            breaker.begin(now)
+        return now
+
+    def abort(self, hop: Hop, begun_at: float) -> None:
+        """Take note that what became of an INVITE will not be known."""
+        now = self._monotonic()
+        self._refusals[hop.trunk].inconclusive(begun_at, now)
+        self._breaker_of(hop.address).inconclusive(begun_at, now)
+
+    def judge(self, hop: Hop, over: Attempted, begun_at: float) -> Attempted:
+        """Count the result of an INVITE that left at `begun_at`; the result that then applies.
+
+        A refusal while the trunk refuses all calls says nothing about this one: it becomes trunk
+        trouble, so that the call waits.
+        """
+        now, refusals = self._monotonic(), self._refusals[hop.trunk]
+        uncertain = self._breaker_of(hop.address)
+        place = shown(hop.address)
+        if over.outcome in _DECIDED:
+            if refusals.succeeded(begun_at, now):
+                log.warning("trunk_takes_calls_again", trunk=hop.trunk.text)
+            if uncertain.succeeded(begun_at, now):
+                log.warning("trunk_address_delivers_again", address=place)
+        elif over.outcome in _REFUSED and over.sip_code in REFUSALS:
+            uncertain.succeeded(begun_at, now)
+            if refusals.failed(begun_at, now):
+                self._last_refusal = over.detail
+                log.error(
+                    "trunk_refuses_all_calls",
+                    trunk=hop.trunk.text,
+                    last=over.detail,
+                    in_a_row=self._config.refusals_before_pause,
+                    next_call_in=REFUSALS_PROBED,
+                )
+        elif over.outcome is Outcome.UNCERTAIN:
+            refusals.inconclusive(begun_at, now)
+            if uncertain.failed(begun_at, now):
+                log.error("trunk_address_loses_calls", address=place, last=over.detail)
+        else:
+            self.abort(hop, begun_at)
+        if over.outcome in _REFUSED and over.sip_code in REFUSALS and not refusals.is_closed:
+            return over._replace(outcome=Outcome.TRUNK_TROUBLE)
+        return over
+
     def learn(self, hop: Hop, decided: Answered | Failed) -> None:
         """Take note of how an INVITE fared."""
         health, address = self._health, hop.address
@@ -156,7 +277,9 @@ class Carriers:
             TrunkState(
                 trunk.text,
                 address,
-                health.usable(address),
+                health.usable(address)
+                and self._breaker_of(address).is_closed
+                and self._refusals[trunk].is_closed,
                 health.rests(address),
                 registered,
                 health.answered_at(address),
@@ -164,11 +287,26 @@ class Carriers:
             for address in self._targets.known(trunk) or []
         ] or [TrunkState(trunk.text, None, False, False, registered, None)]
 
-    def _reachable(self, trunk: Trunk) -> bool:
+    def _reachable(self, trunk: Trunk, *, untried: bool = True) -> bool:
+        """Whether a call may be placed there; without `untried`, not merely as a probe."""
         addresses = self._targets.known(trunk)
-        if not self._registered(trunk):
+        if not self._registered(trunk) or not self._admits(self._refusals[trunk], untried):
             return False
-        return addresses is None or any(self._health.usable(each) for each in addresses)
+        return addresses is None or any(
+            self._health.usable(each) and self._admits(self._breaker_of(each), untried)
+            for each in addresses
+        )
+
+    def _admits(self, breaker: CircuitBreaker, untried: bool) -> bool:
+        return breaker.admits(self._monotonic()) if untried else breaker.is_closed
+
+    def _breaker_of(self, address: Address) -> CircuitBreaker:
+        breaker = self._uncertain.get(address)
+        if breaker is None:
+            while len(self._uncertain) >= MOST_REMEMBERED:
+                del self._uncertain[next(iter(self._uncertain))]
+            breaker = self._uncertain[address] = CircuitBreaker(_UNCERTAIN)
+        return breaker
 
     def _registered(self, trunk: Trunk) -> bool:
         return not self._config.register or (

@@ -22,6 +22,7 @@ class SipTrunkConfig:
     answers nothing is waited for where there is another, never longer than 64 × `t1`. `t1` is
     SIP's T1 (RFC 3261 §17.1.1.1).
     `receive` listens to callees; one that stops sending for `media_timeout` is hung up on, 0 never.
+    `refusals_before_pause` refusals in a row pause a trunk that worked before; 0 never.
     `senders` processes send the RTP; each fills one core at most.
     """
 
@@ -46,6 +47,7 @@ class SipTrunkConfig:
     tls: TlsFiles = field(default_factory=TlsFiles)
     media_timeout: float = 0.0
     receive: bool = True
+    refusals_before_pause: int = 10
     senders: int = 1
 
     @property

@@ -1,8 +1,8 @@
 """The ways that one attempt may take: which addresses are tried, in what order, and when it stops.
 
-An attempt is one call to one person. It goes on to another address only while no phone can have
-rung: after 503, after an error in sending, and where nobody answered at all (RFC 3263 §4.3). Every
-way has an INVITE of its own.
+An attempt is one call to one person. It tries another address only while no phone can have rung:
+after an immediate 503, after an error in sending, and where no response came at all (RFC 3263
+§4.3). Each address gets an INVITE of its own.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def in_order(hops: Iterable[Hop], health: Health) -> list[Hop]:
 def after(hop: Hop, failed: Failed, outcome: Outcome, left: Sequence[Hop]) -> list[Hop]:
     """The hops of `left` that are still worth trying, now that `hop` has failed."""
     if failed.rang or outcome is not Outcome.TRUNK_TROUBLE:
-        return []
+        return []  # a phone has rung, or may have, or the call is over
     if failed.why in {"timeout", "transport"} or failed.code == 503:
         return list(left)
     # The carrier has judged this call; only another carrier may judge otherwise.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,21 +21,29 @@ ANONYMOUS = "sip:anonymous@anonymous.invalid"
 class CallerIds:
     """Chooses a caller id for each call.
 
-    By the longest prefix of the callee's number in `by_prefix`; else those of `pool` take turns.
+    By the longest prefix of the callee's number in `by_prefix`; else calls are spread evenly over
+    `pool`. All attempts of a call get the same one, also after a restart, and when others were
+    added to the pool or removed from it in between (rendezvous hashing).
     """
 
     def __init__(
         self, pool: Sequence[str] = (), by_prefix: Mapping[str, str] | None = None
     ) -> None:
-        self._turns = itertools.cycle(pool or [""])
+        self._pool = tuple(pool) or ("",)
         self._by_prefix = sorted((by_prefix or {}).items(), key=lambda item: -len(item[0]))
 
-    def choose(self, e164: str) -> str:
-        """The caller id of a call to `e164`; "" where there is none."""
+    def choose(self, e164: str, call_id: str) -> str:
+        """The caller id of the call `call_id` to `e164`; "" where there is none."""
         for prefix, caller_id in self._by_prefix:
             if e164.startswith(prefix):
                 return caller_id
-        return next(self._turns)
+        if len(self._pool) == 1:
+            return self._pool[0]
+        return max(self._pool, key=lambda caller_id: _weight(call_id, caller_id))
+
+
+def _weight(call_id: str, caller_id: str) -> bytes:
+    return hashlib.blake2b(f"{call_id} {caller_id}".encode(), digest_size=8).digest()
 
 
 @dataclass(frozen=True, slots=True)

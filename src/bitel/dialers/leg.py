@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from bitel.sip import Answered, Ended, Event, Failed, MediaChanged
+from bitel.sip import Answered, Ended, Event, Failed, MediaChanged, Provisional
 
 
 class Leg:
     """Collects the events of one call; a dialer awaits its two futures and follows its media."""
 
-    __slots__ = ("_follow", "_media", "call_id", "decided", "ended")
+    __slots__ = ("_follow", "_media", "_ringing", "call_id", "decided", "ended")
 
-    def __init__(self, call_id: str) -> None:
+    def __init__(self, call_id: str, ringing: Callable[[], None]) -> None:
         loop = asyncio.get_running_loop()
         self.call_id = call_id
+        self._ringing: Callable[[], None] | None = ringing
         self.decided: asyncio.Future[Answered | Failed] = loop.create_future()
         self.ended: asyncio.Future[Ended] = loop.create_future()
         self._media: MediaChanged | None = None
@@ -31,7 +32,10 @@ class Leg:
         """Take note of an event of this call; those that decide nothing are passed over."""
         match event:
             case Answered() | Failed() if not self.decided.done():
+                self._ringing = None  # it refers to the attempt, and that to this leg
                 self.decided.set_result(event)
+            case Provisional() if 180 <= event.code <= 189 and self._ringing is not None:
+                self._ringing()
             case Ended() if not self.ended.done():
                 self.ended.set_result(event)
             case MediaChanged():

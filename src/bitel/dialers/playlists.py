@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
+from bitel.dialers.clip_pool import ClipPool, Location
 from bitel.dialers.quiet import quiet_clips
 from bitel.dialing.dialer import Order
+from bitel.errors import NotFoundError, UnavailableError
+from bitel.g711 import SAMPLE_RATE
+from bitel.rtp.shared_clip import SharedClip, read_clip
+from bitel.rtp.streamer import Clip
 from bitel.voices.speech_library import SpeechLibrary
 from bitel.voices.storage import VoiceStore
 
 Codec = Literal["PCMA", "PCMU"]
-Playlist = Sequence[Path]
+Playlist = Sequence[Clip]
 
 LEAD_IN: Final = 0.2
 """Seconds of silence between the answer and what is played."""
@@ -21,15 +25,15 @@ LEAD_IN: Final = 0.2
 LEAD_OUT: Final = 0.2
 """Seconds of silence between what is played and our BYE."""
 
-MOST_REMEMBERED: Final = 4096
-"""Recordings whose place is remembered, so that a campaign does not look for its own each time."""
+DurationOf = Callable[[str], Awaitable[float | None]]
+"""Seconds that the recording of an id lasts; None if there is none, or none any more."""
 
 
 class PlaylistSource(Protocol):
     """Knows what orders play."""
 
     async def for_order(self, order: Order, codecs: Sequence[Codec]) -> Mapping[str, Playlist]:
-        """The clips that `order` plays, by codec; they are on this machine.
+        """The clips that `order` plays, by codec; they are in memory, or on this machine.
 
         Raises NotFoundError or InvalidRequestError where there will never be any, and
         UnavailableError where there are none now.
@@ -37,55 +41,65 @@ class PlaylistSource(Protocol):
 
 
 class Playlists:
-    """Lays clips out for orders; everything is on this machine before anybody's phone rings.
+    """Lays clips out for orders; everything is in memory before anybody's phone rings.
 
     `folder` is for the silence around what is played. Raises OSError if it can't be written.
+    `duration_of` tells a recording that was deleted from one that the storage has lost.
     """
 
-    def __init__(self, voices: VoiceStore, speech: SpeechLibrary, folder: Path) -> None:
+    def __init__(
+        self, voices: VoiceStore, speech: SpeechLibrary, folder: Path, duration_of: DurationOf
+    ) -> None:
         self._voices = voices
         self._speech = speech
-        self._lead_in = quiet_clips(folder, LEAD_IN)
-        self._lead_out = quiet_clips(folder, LEAD_OUT)
-        self._recordings: OrderedDict[tuple[str, Codec], Path] = OrderedDict()
-        self._plain: dict[tuple[str, tuple[Codec, ...]], Mapping[str, Playlist]] = {}
+        self._duration_of = duration_of
+        self._lead_in = _in_memory(quiet_clips(folder, LEAD_IN))
+        self._lead_out = _in_memory(quiet_clips(folder, LEAD_OUT))
+        self._pool = ClipPool()
 
     async def for_order(self, order: Order, codecs: Sequence[Codec]) -> Mapping[str, Playlist]:
         """The clips that `order` plays, by codec.
 
-        Raises NotFoundError for a recording that is gone, and BitelError where digits can't be
-        spoken.
+        Raises NotFoundError for a recording that was deleted, InvalidRequestError where digits
+        can't be spoken, and UnavailableError where the storage, its file or the engine fails.
         """
-        if order.recording_id is None or order.digits:
-            return await self._laid_out(order, codecs)
-        key = order.recording_id, tuple(codecs)
-        plain = self._plain.get(key)
-        if plain is None:
-            plain = self._plain[key] = await self._laid_out(order, codecs)
-            if len(self._plain) > MOST_REMEMBERED:
-                del self._plain[next(iter(self._plain))]
-        return plain
-
-    async def _laid_out(self, order: Order, codecs: Sequence[Codec]) -> Mapping[str, Playlist]:
         return {
             codec: [self._lead_in[codec], *await self._spoken(order, codec), self._lead_out[codec]]
             for codec in codecs
         }
 
-    async def _spoken(self, order: Order, codec: Codec) -> Playlist:
-        recording = None
+    async def _spoken(self, order: Order, codec: Codec) -> list[SharedClip]:
+        clips = []
         if order.recording_id is not None:
-            recording = await self._recording(order.recording_id, codec)
-        if not order.digits:
-            return [] if recording is None else [recording]
-        return await self._speech.digit_clips(
-            order.digits, order.language or None, codec, order.repeat_count, recording
-        )
+            clips.append(await self._recording(order.recording_id, codec))
+        if order.digits:
+            paths = await self._speech.digit_clips(
+                order.digits, order.language or None, codec, order.repeat_count
+            )
+            clips += [await self._file(path) for path in paths]
+        return clips
 
-    async def _recording(self, recording_id: str, codec: Codec) -> Path:
-        key = (recording_id, codec)
-        if key not in self._recordings:
-            self._recordings[key] = await self._voices.clip(recording_id, codec)
-            if len(self._recordings) > MOST_REMEMBERED:
-                self._recordings.popitem(last=False)
-        return self._recordings[key]
+    async def _recording(self, recording_id: str, codec: Codec) -> SharedClip:
+        async def locate() -> Location:
+            duration = await self._duration_of(recording_id)
+            if duration is None:
+                raise NotFoundError(f"There is no recording {recording_id!r}.")
+            size = round(duration * SAMPLE_RATE)
+            try:
+                return Location(await self._voices.clip(recording_id, codec, size), size)
+            except NotFoundError as fault:
+                raise UnavailableError(
+                    f"The storage has lost the audio of the recording {recording_id!r}."
+                ) from fault
+
+        return await self._pool.get(f"{recording_id} {codec}", locate)
+
+    async def _file(self, path: Path) -> SharedClip:
+        async def locate() -> Location:
+            return Location(path)
+
+        return await self._pool.get(str(path), locate)
+
+
+def _in_memory(paths: Mapping[str, Path]) -> Mapping[str, SharedClip]:
+    return {codec: read_clip(path) for codec, path in paths.items()}

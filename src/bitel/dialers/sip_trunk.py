@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from itertools import chain
 
 import structlog
 
@@ -21,9 +24,10 @@ from bitel.dialers.targets import Targets
 from bitel.dialers.trunk_state import TrunkState
 from bitel.dialers.watch import Watch
 from bitel.dialers.whereabouts import Whereabouts
-from bitel.dialing.dialer import Heard, Order
+from bitel.dialing.dialer import Heard, Order, Rang, ignore_ringing
+from bitel.dialing.recording_faults import RecordingFaults
 from bitel.errors import BitelError, InvalidRequestError, NotFoundError, UnavailableError
-from bitel.rtp.streamer import FarEndError, Streamer
+from bitel.rtp.streamer import FarEndError, NoPortError, Streamer
 from bitel.sip import (
     AgentConfig,
     Answered,
@@ -40,6 +44,10 @@ from bitel.transports.sip_transport import Link, SipTransport
 from bitel.transports.tls import TlsFileError
 
 __all__ = ["SipTrunkConfig", "SipTrunkDialer"]
+
+EXPIRES_MARGIN = 5
+"""Seconds past the ring time-out after which a far end stops ringing by itself, should we be gone
+(RFC 3261 §13.3.1)."""
 
 log = structlog.get_logger(__name__)
 
@@ -58,8 +66,10 @@ class SipTrunkDialer:
         link: Link | None = None,
         watch: Watch | None = None,
         targets: Targets | None = None,
+        faults: RecordingFaults | None = None,
     ) -> None:
         self._config = config
+        self._faults = faults or RecordingFaults("", clock)
         self._playlists = playlists
         self._clock = clock
         self._link = link
@@ -77,11 +87,32 @@ class SipTrunkDialer:
             config.bind[0], config.public_address, self._carriers.any_address
         )
         self._following: asyncio.Task[None] | None = None
+        self.confirm_lease: Callable[[], Awaitable[bool]] | None = None
+        """Asks whether the dialer is still this process's; set before `start`, or never."""
 
     @property
     def up(self) -> bool:
         """Whether SIP is spoken, and a carrier is there to speak with."""
         return self._transport is not None and self._carriers.up
+
+    @property
+    def probing(self) -> bool:
+        """Whether a call placed now only tries out a trunk that has failed: one is enough."""
+        return self._transport is not None and self._carriers.probing
+
+    @property
+    def paused_reason(self) -> str:
+        """Why no calls are placed although the trunks answer; "" while they are."""
+        return self._carriers.paused_reason
+
+    @property
+    def has_worked(self) -> bool:
+        """Whether any trunk has delivered a call."""
+        return self._carriers.has_worked
+
+    def assume_worked(self) -> None:
+        """Take it that the trunks have delivered calls, as an earlier process has recorded."""
+        self._carriers.assume_worked()
 
     def trunks(self) -> Sequence[TrunkState]:
         """How each of the carriers' addresses stands, as known without asking."""
@@ -119,6 +150,7 @@ class SipTrunkDialer:
             raise BitelError(f"SIP can't be spoken from {host}:{port}: {fault}") from fault
         except TlsFileError as fault:
             raise BitelError(f"SIP can't be spoken over TLS: {fault}") from fault
+        self._transport.confirm_lease = self.confirm_lease
         await self._streamer.start()
         self._carriers.start(self._transport)
         self._following = asyncio.create_task(self._whereabouts.follow(self._move))
@@ -133,32 +165,33 @@ class SipTrunkDialer:
             await self._transport.close()
             self._transport = None
 
-    async def dial(self, order: Order, heard: Heard) -> Attempted:
+    async def dial(self, order: Order, heard: Heard, rang: Rang = ignore_ringing) -> Attempted:
         """Make one attempt: trunk by trunk while they are in trouble, until one gives an answer."""
-        attempt = Attempt(order, self._config.ring_timeout, self._clock)
+        attempt = Attempt(order, self._config.ring_timeout, self._clock, rang)
         self._attempts[order.attempt_id] = attempt
         attempted: Attempted | None = None
+        port: int | None = None
         try:
-            playlists = await self._playlists.for_order(order, self._config.codecs)
-            port = self._streamer.open_port()
-        except (NotFoundError, InvalidRequestError) as fault:
-            # Nothing to play, now or ever.
-            del self._attempts[order.attempt_id]
-            attempted = attempt.over(Outcome.MEDIA_MISMATCH, detail=str(fault))
-            if self._watch:
-                self._watch.over(order, attempted)
-            return attempted
-        except UnavailableError as fault:
-            # No free port, storage out of reach, no voice: later may be better.
-            del self._attempts[order.attempt_id]
-            return attempt.over(Outcome.TRUNK_TROUBLE, detail=str(fault))
-        try:
-            attempted = await self._call(attempt, playlists, port, heard)
+            try:
+                playlists = await self._lay_out(order)
+                port = self._streamer.open_port()
+                await self._streamer.prepare(port, chain(*playlists.values()))
+            except (NotFoundError, InvalidRequestError) as fault:
+                # Nothing to play, now or ever.
+                attempted = attempt.over(Outcome.MEDIA_MISMATCH, detail=str(fault))
+            except (NoPortError, OSError) as fault:
+                attempted = attempt.over(Outcome.TRUNK_TROUBLE, detail=str(fault))
+            except UnavailableError as fault:
+                # Storage out of reach, no voice: later may be better.
+                attempted = attempt.over(Outcome.NOT_PLACED, detail=str(fault))
+            else:
+                attempted = await self._call(attempt, playlists, port, heard)
             return attempted
         finally:
             if self._watch:
                 self._watch.over(order, attempted)
-            self._streamer.release_port(port)
+            if port is not None:
+                self._streamer.release_port(port)
             if attempt.leg is not None:
                 if attempted is None and self._transport is not None:
                     # Whatever has gone wrong, nobody is left ringing, or on an open line.
@@ -177,6 +210,26 @@ class SipTrunkDialer:
             if attempt.leg is not None:
                 self._hang_up(attempt.leg)
 
+    def abandon(self, attempt_id: str) -> None:
+        """As `call_off`, for an attempt that is no longer ours: an INVITE to which nothing was
+        answered is not repeated, and no other is sent."""
+        attempt = self._attempts.get(attempt_id)
+        if attempt is not None and attempt.leg is not None:
+            self._sip.agent.cancel(attempt.leg.call_id, self._sip.now(), repeat=False)
+        self.call_off(attempt_id)
+
+    async def _lay_out(self, order: Order) -> Mapping[str, Playlist]:
+        """What the order plays, by codec; raises as `PlaylistSource.for_order` does."""
+        try:
+            playlists = await self._playlists.for_order(order, self._config.codecs)
+        except UnavailableError as fault:
+            self._faults.missed(
+                order, f"{fault} ({fault.__cause__})" if fault.__cause__ else str(fault)
+            )
+            raise
+        self._faults.found(order)
+        return playlists
+
     async def _call(
         self, attempt: Attempt, playlists: Mapping[str, Playlist], port: int, heard: Heard
     ) -> Attempted:
@@ -193,7 +246,8 @@ class SipTrunkDialer:
             return attempt.over(Outcome.MEDIA_MISMATCH, detail=str(fault), sip_code=200)
         if not await heard(attempt.answered_at):
             await self._end(leg)
-            return attempt.over(Outcome.TRUNK_TROUBLE, "the answer could not be recorded", 200)
+            # The phone rang and was picked up: this must not happen again and again.
+            return attempt.over(Outcome.RANG, "the answer could not be recorded", 200)
         self._sip.agent.acknowledge(leg.call_id)
         self._sip.flush()
         playlist = playlists[answered.agreed.codec_name]
@@ -205,7 +259,7 @@ class SipTrunkDialer:
         """Send the clips, until they or the call are over."""
         if leg.ended.done() or attempt.called_off:
             # Gone while the answer was made durable: nobody is there to hear anything.
-            return await self._finish(attempt, leg, self._clock())
+            return await self._finish(attempt, leg, self._clock(), played=False)
         talk = attempt.talk = Talk(self._streamer, Patience(self._config.media_timeout))
         talk.begin(port, agreed, playlist)
         leg.follow_media(talk.follow)
@@ -216,15 +270,25 @@ class SipTrunkDialer:
         if not report.finished and not wanted:
             await self._end(leg)
             return attempt.over(Outcome.CUT_OFF, detail=report.error, sip_code=200, ended_by="us")
-        return await self._finish(attempt, leg, ended_at, talk.why)
+        # A hold, or the silence of the far end, is its own doing, whatever was played.
+        if report.packets or talk.why:
+            return await self._finish(attempt, leg, ended_at, talk.why)
+        return await self._finish(attempt, leg, ended_at, report.error, played=False)
 
     async def _finish(
-        self, attempt: Attempt, leg: Leg, ended_at: float, detail: str = ""
+        self, attempt: Attempt, leg: Leg, ended_at: float, detail: str = "", *, played: bool = True
     ) -> Attempted:
-        """End the call if the far end has not, and report it as answered until then."""
+        """End the call if the far end has not, and report it as answered until then.
+
+        Not so where we ended it with nothing `played`: that is not billed.
+        """
         ended = await self._end(leg)
+        outcome = Outcome.ANSWERED
+        if not played and ended.by == "us":
+            outcome = Outcome.CALLED_OFF if attempt.called_off else Outcome.CUT_OFF
+            detail = detail or "the call was ended before anything was played"
         return attempt.over(
-            Outcome.ANSWERED,
+            outcome,
             detail=detail,
             sip_code=200,
             q850=ended.q850,
@@ -234,7 +298,7 @@ class SipTrunkDialer:
 
     async def _try_trunks(self, attempt: Attempt, port: int) -> Answered | Attempted:
         number = self._numbers.of(attempt.order.e164)
-        caller = self._caller_ids.choose(attempt.order.e164)
+        caller = self._caller_ids.choose(attempt.order.e164, attempt.order.call_id)
         config = self._config
         who = identity(caller, self._whereabouts.address, config.identity, config.privacy)
         try:
@@ -246,16 +310,37 @@ class SipTrunkDialer:
             if attempt.called_off:
                 return attempt.over(Outcome.CALLED_OFF)
             hop, *left = hops
+            begun_at = self._carriers.begin(hop)
+            if begun_at is None:
+                hops = left
+                continue
             patience = self._config.trunk_timeout if left else None
-            decided = await self._invite(attempt, hop, who, port, patience)
+            decided = await self._invite_as_begun(attempt, hop, who, port, patience, begun_at)
             self._carriers.learn(hop, decided)
             if isinstance(decided, Answered):
+                self._carriers.judge(hop, attempt.over(Outcome.ANSWERED), begun_at)
                 return decided
-            over = attempt.failed(decided, hop.address)
+            over = self._carriers.judge(hop, attempt.failed(decided, hop.address), begun_at)
             hops = self._carriers.next_hops(hop, decided, over.outcome, left)
         return over or attempt.over(
             Outcome.TRUNK_TROUBLE, detail="every trunk asked to be left alone"
         )
+
+    async def _invite_as_begun(
+        self,
+        attempt: Attempt,
+        hop: Hop,
+        who: Identity,
+        port: int,
+        patience: float | None,
+        begun_at: float,
+    ) -> Answered | Failed:
+        try:
+            return await self._invite(attempt, hop, who, port, patience)
+        except BaseException:
+            # A probe whose result is never known would keep the trunk from all further calls.
+            self._carriers.abort(hop, begun_at)
+            raise
 
     async def _invite(
         self, attempt: Attempt, hop: Hop, who: Identity, port: int, patience: float | None
@@ -269,7 +354,7 @@ class SipTrunkDialer:
             offer=make_offer((self._whereabouts.address, port), config.codecs),
             credentials=config.credentials,
             trusted=self._carriers.hosts(hop.trunk) if config.credentials else frozenset(),
-            headers=who.headers,
+            headers=(*who.headers, _expires(config.ring_timeout)),
             display_name=who.display_name,
             # Until the answer is durable. Should we die before, the far end gives up by itself,
             # and is not left on an open line when the call is made again.
@@ -278,15 +363,21 @@ class SipTrunkDialer:
         if attempt.leg is not None:
             self._legs.pop(attempt.leg.call_id, None)
         sip = self._sip
-        leg = Leg(sip.agent.invite(invitation, sip.now()))
+        leg = Leg(sip.agent.invite(invitation, sip.now()), attempt.ringing)
         attempt.leg = self._legs[leg.call_id] = leg
         if self._watch:
             self._watch.invited(attempt.order, leg.call_id)
         sip.flush()
         loop = asyncio.get_running_loop()
-        timers = [loop.call_later(attempt.rings_for(), self._hang_up, leg)]
+        # An answer that has arrived by then wins, read or not.
+        timers = [
+            loop.call_later(
+                attempt.rings_for(), sip.after_reading, partial(self._ring_no_more, leg)
+            )
+        ]
         if patience is not None:
-            timers.append(loop.call_later(patience, self._give_up, leg))
+            give_up = partial(self._give_up, leg)
+            timers.append(loop.call_later(patience, sip.after_reading, give_up))
         try:
             return await leg.decided
         finally:
@@ -303,6 +394,12 @@ class SipTrunkDialer:
         # In a call that nobody has answered yet, the agent makes this a CANCEL.
         sip = self._sip
         sip.agent.hang_up(leg.call_id, sip.now())
+        sip.flush()
+
+    def _ring_no_more(self, leg: Leg) -> None:
+        # An INVITE that nobody has answered is not repeated now: a phone might begin to ring.
+        sip = self._sip
+        sip.agent.cancel(leg.call_id, sip.now(), repeat=False)
         sip.flush()
 
     def _give_up(self, leg: Leg) -> None:
@@ -331,3 +428,7 @@ class SipTrunkDialer:
     def _sip(self) -> SipTransport:
         assert self._transport is not None, "the dialer is not started"
         return self._transport
+
+
+def _expires(ring_timeout: float) -> tuple[str, str]:
+    return ("Expires", str(math.ceil(ring_timeout) + EXPIRES_MARGIN))

@@ -44,7 +44,9 @@ MANY_WRONG: Final = MOST_WAITING // 4
 LOOK_AGAIN: Final = 3600.0
 """Seconds between two looks at what has become too old, where nothing is written."""
 
-WENT_WRONG: Final = frozenset((Outcome.BAD_NUMBER, Outcome.REFUSED, Outcome.MEDIA_MISMATCH))
+WENT_WRONG: Final = frozenset(
+    (Outcome.BAD_NUMBER, Outcome.REFUSED, Outcome.MEDIA_MISMATCH, Outcome.REFUSED_FOR_GOOD)
+)
 """What a call ends in ERROR for."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Generic, TypeVar
 
@@ -22,8 +23,12 @@ AT_ONCE: Final = 25
 """Items that are told in one turn of the event loop: each has a call that then goes on."""
 
 _FIRST_PAUSE: Final = 0.1
-_LONGEST_PAUSE: Final = 5.0
-"""Seconds from one try to write a batch to the next, doubled each time."""
+_LONGEST_PAUSE: Final = 0.25
+"""Seconds from one try to write a batch to the next, doubled each time. So soon after the database
+is back it is written to again."""
+
+_LOG_EVERY: Final = 5.0
+"""Seconds from one line in the log about such tries to the next."""
 
 
 class Batcher(Generic[Item]):
@@ -32,7 +37,8 @@ class Batcher(Generic[Item]):
     After each batch it rests for `rest` seconds, unless more wait than go into one: where many
     come, they share a write, and one that comes alone does not wait. `flush` returns for each item
     of the batch whether it took effect. While it raises UnavailableError, the batch is tried again,
-    without the items that nobody waits for any more.
+    without the items that nobody waits for any more. What else it raises is put down to one of the
+    items: the halves of the batch are written by themselves, down to the item that fails alone.
     """
 
     def __init__(
@@ -44,7 +50,7 @@ class Batcher(Generic[Item]):
         self._running: asyncio.Task[None] | None = None
 
     def put(self, item: Item) -> asyncio.Future[bool]:
-        """Whether `item` took effect, once that is durable; or what else the flush raised.
+        """Whether `item` took effect, once that is durable; or what the flush raised for it alone.
 
         Whoever waits no longer says so by cancelling the future, or by giving it a result.
         """
@@ -65,22 +71,34 @@ class Batcher(Generic[Item]):
             self._running = None
 
     async def _write(self, batch: list[Waiting[Item]]) -> None:
-        pause = _FIRST_PAUSE
+        loop = asyncio.get_running_loop()
+        pause, logged_at = _FIRST_PAUSE, -math.inf
         while batch := [each for each in batch if not each[1].done()]:
             try:
                 results = await self._flush([item for item, _ in batch])
+                told = list(zip(batch, results, strict=True))
             except UnavailableError as fault:
-                log.warning("write_retried", items=len(batch), fault=str(fault), again_in=pause)
+                if loop.time() >= logged_at + _LOG_EVERY:
+                    logged_at = loop.time()
+                    log.warning("write_retried", items=len(batch), fault=str(fault))
             except Exception as fault:
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(fault)
+                await self._write_apart(batch, fault)
                 return
             else:
-                _tell(list(zip(batch, results, strict=True)))
+                _tell(told)
                 return
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
+
+    async def _write_apart(self, batch: list[Waiting[Item]], fault: Exception) -> None:
+        if len(batch) > 1:
+            half = len(batch) // 2
+            await self._write(batch[:half])
+            await self._write(batch[half:])
+            return
+        [(_, future)] = batch
+        if not future.done():
+            future.set_exception(fault)
 
 
 def _tell(told: list[tuple[Waiting[Item], bool]]) -> None:

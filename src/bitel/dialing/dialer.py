@@ -32,6 +32,14 @@ must be ended at once and in silence.
 """
 
 
+Rang = Callable[[float], None]
+"""Called with the time (Unix seconds) of an attempt's first 18x, at most once."""
+
+
+def ignore_ringing(rang_at: float) -> None:
+    """Record no ringing."""
+
+
 class Dialer(Protocol):
     """Places calls, one attempt at a time per order, many orders at once."""
 
@@ -39,16 +47,37 @@ class Dialer(Protocol):
     def up(self) -> bool:
         """Whether calls placed now have a chance to succeed."""
 
+    @property
+    def probing(self) -> bool:
+        """Whether a call placed now only tries out a trunk that has failed: one is enough."""
+
+    @property
+    def paused_reason(self) -> str:
+        """Why no calls are placed although the trunks answer; "" while they are."""
+
+    @property
+    def has_worked(self) -> bool:
+        """Whether any trunk has delivered a call."""
+
+    def assume_worked(self) -> None:
+        """Take it that the trunks have delivered calls, as an earlier process has recorded."""
+
     async def start(self) -> None:
         """Bind what needs binding. Raises BitelError in one sentence when that fails."""
 
-    async def dial(self, order: Order, heard: Heard) -> Attempted:
+    async def dial(self, order: Order, heard: Heard, rang: Rang = ignore_ringing) -> Attempted:
         """Make one attempt and say what became of it. Never raises for what a far end does."""
 
     def call_off(self, attempt_id: str) -> None:
         """End an attempt that is under way, by CANCEL or BYE; its `dial` then returns soon.
 
         Where nobody had answered it returns Outcome.CALLED_OFF. No-op for an unknown attempt.
+        """
+
+    def abandon(self, attempt_id: str) -> None:
+        """End an attempt that another worker may have taken over, as `call_off` does.
+
+        Nothing is sent any more that could make a phone ring which does not ring yet.
         """
 
     async def close(self) -> None:

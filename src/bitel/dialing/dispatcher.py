@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,14 +25,17 @@ from bitel.calls.retry import decide
 from bitel.calls.tariff import NOTHING, Tariff
 from bitel.dialing.dialer import Dialer, Order
 from bitel.dialing.figures import Figures
+from bitel.dialing.journal import Journal
 from bitel.dialing.pacer import Pacer
 from bitel.dialing.pressure import Pressure, Strain
-from bitel.dialing.records import Records
+from bitel.dialing.recording_faults import RecordingFaults
+from bitel.dialing.records import Records, apply_journal
 from bitel.errors import UnavailableError
-from bitel.store import claims, leases
+from bitel.store import claims, leases, settling
 from bitel.store.claims import Claim
 from bitel.store.database import Database
-from bitel.store.leases import Lease, LostLease, Recovered
+from bitel.store.leases import Lease, LostLease, Recovered, Terms, TrunkHistory
+from bitel.store.number_exclusion import Number
 from bitel.store.settling import HandBack, Settlement
 
 log = structlog.get_logger(__name__)
@@ -57,29 +61,47 @@ _SPREAD = _BEAT / 2
 # What was due a moment ago had expired, or another worker's transaction holds it.
 _LOOK_AGAIN = 0.05
 _RENEW = 5.0
+_AFTER_FAULT = 0.25
+"""Seconds until the database is tried again after it could not be used."""
+_CONFIRM = 3.0
+"""Seconds in which the database must confirm the lease."""
 _CANCEL_PAUSE = 0.1
 _RELIEF = 0.25
 """Seconds between two looks at whether there is room again."""
+
+
+ENDING_PATIENCE: Final = 32.0
+"""Seconds that calls may take to end once they are hung up or cancelled (64 × T1)."""
+
+WRITING_PATIENCE: Final = 2.0
+"""Seconds that the last ends may take to be written, before they go to the journal."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What a dialer may do: channels in use at once, calls started a second, seconds of ringing.
 
-    The last `otp_channels` of the channels are for the OTP lane alone.
+    The last `otp_channels` of the channels are for the OTP lane alone. `uncertain_redials` is how
+    often a call is redialled beyond its retries when a phone may have rung.
     """
 
     max_channels: int
     calls_per_second: float
     ring_timeout: float
     otp_channels: int = 0
+    uncertain_redials: int = 1
 
 
 @dataclass(slots=True)
 class _Running:
     claim: Claim
+    claimed_at: float
+    """By the monotonic clock, before the claim was written."""
     task: asyncio.Task[None] | None = None
     hand_back: bool = False
+    ended: bool = False
+    """The attempt is over, and waits for that to be written."""
+    rang_at: float | None = None
 
 
 class Dispatcher:
@@ -96,10 +118,15 @@ class Dispatcher:
         clock: Callable[[], float],
         on_settled: Callable[[], None] = lambda: None,
         strain: Callable[[], Strain] = Strain,
+        faults: RecordingFaults | None = None,
+        journal: Journal | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.figures = Figures()
         self.pressure = Pressure()
+        self.faults = faults or RecordingFaults(dialer_id, clock)
         self._strain = strain
+        self._journal = journal
         self._on_settled = on_settled
         self._dialer_id = dialer_id
         self._worker = worker
@@ -108,6 +135,7 @@ class Dispatcher:
         self._database = database
         self._tariff = tariff
         self._clock = clock
+        self._monotonic = monotonic
         self._pacer = Pacer(limits.calls_per_second, clock())
         self._running: dict[str, _Running] = {}
         self._last_project: dict[Lane, str] = {}
@@ -118,7 +146,10 @@ class Dispatcher:
         self._claims_no_more = asyncio.Event()
         self._claims_no_more.set()
         self._drained = asyncio.Event()
-        self._lease: Lease
+        self._lease_lost = asyncio.Event()
+        self._lease = Lease(dialer_id, worker, 0)  # none, until `take_over`
+        self._may_ring: Mapping[Number, float] = {}
+        """Numbers that an INVITE of an earlier worker may still ring, and until when."""
         self._records: Records
 
     @property
@@ -141,16 +172,60 @@ class Dispatcher:
         self._doorbell.set()
         self._cancel_bell.set()
 
-    async def take_over(self) -> Recovered:
-        """Become the one worker of this dialer, and decide what earlier workers left undone."""
-        redial_after = self._limits.ring_timeout + REDIAL_MARGIN
+    @property
+    def worker(self) -> str:
+        """The name of this worker in the dialer's row."""
+        return self._worker
+
+    async def take_over(self, terms: Terms = Terms()) -> Recovered:  # noqa: B008 # immutable
+        """Become the one worker of this dialer, and decide what earlier workers left undone.
+
+        Raises LostLease where the dialer's row is not what `terms` expect.
+        """
+        ring_timeout = self._limits.ring_timeout
+        # A claim is dialled within STALE_CLAIM, and no INVITE leaves once the ring time is over.
+        redial_after, last_invite = ring_timeout + REDIAL_MARGIN, STALE_CLAIM + ring_timeout
+        if self._journal is not None:
+            await apply_journal(self._database, self._dialer_id, self._journal, self._clock)
         self._lease, recovered = await self._database.write(
             lambda conn: leases.take_over(
-                conn, self._dialer_id, self._worker, self._clock(), redial_after
+                conn,
+                self._dialer_id,
+                self._worker,
+                self._clock(),
+                redial_after,
+                last_invite,
+                terms,
             )
         )
-        self._records = Records(self._database, self._lease, self._clock)
+        self._records = Records(self._database, self._lease, self._clock, self._journal)
+        history = await self._database.read(
+            lambda conn: leases.trunk_history(conn, self._dialer_id)
+        )
+        if history.has_worked:
+            self._dialer.assume_worked()
+        self._may_ring = recovered.may_ring
         return recovered
+
+    async def release(self) -> None:
+        """Give the lease back, after `run`. Raises UnavailableError."""
+        await self._database.write(lambda conn: leases.release(conn, self._lease))
+
+    async def confirm_lease(self) -> bool:
+        """Whether the lease still holds; False also where the database can't say within 3 s.
+
+        A lease that is lost makes `run` hang up every call and raise LostLease.
+        """
+        lease = self._lease
+        try:
+            async with asyncio.timeout(_CONFIRM):
+                row = await self._database.read(lambda conn: leases.holder(conn, self._dialer_id))
+        except (UnavailableError, TimeoutError) as fault:
+            log.warning("lease_not_confirmed", dialer=self._dialer_id, fault=str(fault) or "late")
+            return False
+        if lease.epoch and row.epoch != lease.epoch:
+            self._lease_lost.set()
+        return row.epoch == lease.epoch
 
     async def run(self) -> None:
         """Dial what is due, until `drain` is over. Raises LostLease when another took over."""
@@ -158,7 +233,9 @@ class Dispatcher:
             asyncio.create_task(self._claim_until_drained()),
             asyncio.create_task(self._keep_lease()),
             asyncio.create_task(self._watch_for_cancels()),
+            asyncio.create_task(self._drained.wait()),  # also while a claim hangs
         ]
+        journaling = asyncio.create_task(self._records.keep_journal())
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -167,33 +244,66 @@ class Dispatcher:
             self._abandon()
             raise
         finally:
-            for task in tasks:
+            for task in [*tasks, journaling]:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, journaling, return_exceptions=True)
+            if self._journal is not None:
+                self._journal.close()
+
+    @property
+    def lost(self) -> int:
+        """Ends of attempts that `drain` could store nowhere."""
+        return self._records.lost
 
     async def drain(self, timeout: float) -> None:
         """Claim no more; let calls run for `timeout` seconds, then end them; wait for the rest.
 
-        Attempts that nobody had answered by then go back to be dialled later.
+        Attempts that nobody had answered by then go back to be dialled later. This takes no longer
+        than `timeout` + `ENDING_PATIENCE` + `WRITING_PATIENCE` + a second, whatever the database
+        does: what it can't take goes to the journal, or is logged and left to the recovery.
         """
+        loop = asyncio.get_running_loop()
         self._draining = True
         self.ring()
+        end = loop.time() + timeout
         # A claim that was under way is durable by now: its calls end, or go back, like all others.
-        await self._claims_no_more.wait()
-        await self._finish_within(timeout)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(end):
+                await self._claims_no_more.wait()
+        await self._finish_until(end)
+        await self._records.finish()
         self._drained.set()
 
-    async def _finish_within(self, timeout: float) -> None:
+    async def _finish_until(self, end: float) -> None:
+        loop = asyncio.get_running_loop()
         tasks = [running.task for running in self._running.values() if running.task]
         if not tasks:
             return
-        _, late = await asyncio.wait(tasks, timeout=timeout)
-        if late:
-            log.info("drain_ends_calls", dialer=self._dialer_id, calls=len(late))
-            for attempt_id, running in list(self._running.items()):
-                running.hand_back = True
-                self._dialer.call_off(attempt_id)
-            await asyncio.wait(late)
+        _, late = await asyncio.wait(tasks, timeout=max(0.0, end - loop.time()))
+        if not late:
+            return
+        log.info("drain_ends_calls", dialer=self._dialer_id, calls=len(late))
+        for attempt_id, running in list(self._running.items()):
+            running.hand_back = True
+            self._dialer.call_off(attempt_id)
+        end = loop.time() + ENDING_PATIENCE
+        while not all(one.ended for one in self._running.values()) and loop.time() < end:
+            await asyncio.wait(late, timeout=_BEAT)
+        await asyncio.wait(late, timeout=WRITING_PATIENCE)
+        await self._give_up()
+
+    async def _give_up(self) -> None:
+        """Wait no longer for attempts, nor for what is unwritten of them."""
+        await self._records.give_up()
+        for running in self._running.values():
+            if not running.ended:
+                claim = running.claim
+                log.error("attempt_not_ended", attempt=claim.attempt_id, call=claim.call_id)
+                if running.task:
+                    running.task.cancel()
+        left = [running.task for running in self._running.values() if running.task]
+        if left:
+            await asyncio.wait(left, timeout=_POLL)
 
     async def _claim_until_drained(self) -> None:
         self._claims_no_more.clear()
@@ -212,7 +322,7 @@ class Dispatcher:
                 pause = await self._claim_due()
             except UnavailableError as fault:
                 log.warning("claim_failed", dialer=self._dialer_id, fault=str(fault))
-                pause = _POLL
+                pause = _AFTER_FAULT
             if pause > 0:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(pause):
@@ -227,19 +337,25 @@ class Dispatcher:
             return _RELIEF
         if strain.messages_late > MESSAGES_LATE:
             return _BEAT
+        hold = self.faults.hold()
+        if hold > 0:
+            return min(hold, _POLL)
         free = self._limits.max_channels - len(self._running)
         if free <= 0 or not self._dialer.up:
             return _POLL
         lanes = tuple(Lane) if free > self._limits.otp_channels else (Lane.OTP,)
         if Lane.BATCH in lanes:
             free -= self._limits.otp_channels
-        allowed = min(free, self._pacer.available(now))
+        if self._dialer.probing:
+            free = min(free, 1)
+        allowed = self.faults.most(min(free, self._pacer.available(now)))
         if allowed <= 0:
             return self._pacer.wait()
         if not self._more_due:
             due_at = await self._database.read(lambda conn: claims.next_due(conn, self._dialer_id))
             if due_at is None or due_at > now:
                 return _POLL if due_at is None else min(_POLL, due_at - now)
+        claimed_at = self._monotonic()
         expired, claimed = await self._database.write(
             lambda conn: self._expire_and_claim(conn, allowed, lanes)
         )
@@ -249,7 +365,7 @@ class Dispatcher:
         self._pacer.spend(len(claimed))
         self.figures.claimed += len(claimed)
         for number, claim in enumerate(claimed, 1):
-            self._start(claim)
+            self._start(claim, claimed_at)
             self._last_project[claim.lane] = claim.project_id
             if number % AT_ONCE == 0:
                 await asyncio.sleep(_SPREAD * AT_ONCE / len(claimed))
@@ -271,21 +387,28 @@ class Dispatcher:
     ) -> tuple[int, list[Claim]]:
         now = self._clock()
         expired = claims.expire(conn, self._dialer_id, now)
-        claimed = claims.claim(conn, self._lease, limit, now, lanes, self._last_project)
+        claimed = claims.claim(
+            conn, self._lease, limit, now, lanes, self._last_project, self._may_ring
+        )
         return expired, claimed
 
-    def _start(self, claim: Claim) -> None:
-        running = self._running[claim.attempt_id] = _Running(claim)
+    def _start(self, claim: Claim, claimed_at: float) -> None:
+        running = self._running[claim.attempt_id] = _Running(claim, claimed_at)
         running.task = asyncio.create_task(self._attempt(running))
 
     async def _attempt(self, running: _Running) -> None:
         claim = running.claim
         try:
             settlement = await self._dial(running)
+            running.ended = True
+            if running.rang_at is not None:
+                attempted = settlement.attempted._replace(rang_at=running.rang_at)
+                settlement = settlement._replace(attempted=attempted)
             self.figures.ended[settlement.attempted.outcome] += 1
-            if not await self._records.settle(settlement):
-                log.error("claim_lost", attempt=claim.attempt_id, call=claim.call_id)
+            await self._records.settle(settlement)
             self._on_settled()
+        except Exception:
+            log.exception("attempt_broke", attempt=claim.attempt_id, call=claim.call_id)
         finally:
             del self._running[claim.attempt_id]
             self._doorbell.set()
@@ -294,7 +417,7 @@ class Dispatcher:
         claim = running.claim
         if self._draining:
             return self._hand_back(claim, "the service was stopped")
-        if self._clock() - claim.started_at > STALE_CLAIM:
+        if self._monotonic() - running.claimed_at > STALE_CLAIM:
             return self._hand_back(claim, "the claim was stale before it was dialled")
         order = Order(
             claim.attempt_id,
@@ -313,21 +436,31 @@ class Dispatcher:
             self.figures.answered += reached
             return reached
 
+        def rang(rang_at: float) -> None:
+            running.rang_at = rang_at
+            self._records.rang(claim.attempt_id, rang_at)
+
         try:
-            attempted = await self._dialer.dial(order, heard)
+            attempted = await self._dialer.dial(order, heard, rang)
         except Exception:
-            # A fault of our own. Whoever may have heard us is left alone, others are tried again.
+            # A fault of our own. A call that was answered is not made again; any other may have
+            # rung, so that a fault which always comes back must not ring it again and again.
             log.exception("attempt_failed", attempt=claim.attempt_id, number=masked(claim.e164))
             attempted = Attempted(
-                Outcome.CUT_OFF if reached else Outcome.TRUNK_TROUBLE,
+                Outcome.CUT_OFF if reached else Outcome.UNCERTAIN,
                 started_at=claim.started_at,
                 ended_at=self._clock(),
                 detail="a fault inside the dialer",
             )
         if running.hand_back and attempted.outcome is Outcome.CALLED_OFF:
             return self._hand_back(claim, "the service was stopped")
-        verdict = decide(claim.rule, attempted)
-        bill = self._tariff.bill(claim.e164, attempted)
+        try:
+            rule = claim.rule._replace(uncertain_redials=self._limits.uncertain_redials)
+            verdict = decide(rule, attempted)
+            bill = self._tariff.bill(claim.e164, attempted)
+        except Exception:
+            log.exception("attempt_not_decided", attempt=claim.attempt_id, call=claim.call_id)
+            return settling.plain(claim.attempt_id, claim.call_id, attempted, self._clock())
         return Settlement(claim.attempt_id, claim.call_id, attempted, verdict, bill)
 
     def _hand_back(self, claim: Claim, why: str) -> Settlement:
@@ -359,28 +492,37 @@ class Dispatcher:
                     await self._cancel_bell.wait()
 
     async def _keep_lease(self) -> None:
+        pause = _RENEW
         while True:
-            await asyncio.sleep(_RENEW)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._lease_lost.wait()
+                    raise self._lost()
             try:
                 expired, mine = await self._database.write(self._expire_and_renew)
             except UnavailableError as fault:
-                log.warning("lease_not_renewed", dialer=self._dialer_id, fault=str(fault))
+                if pause == _RENEW:
+                    log.warning("lease_not_renewed", dialer=self._dialer_id, fault=str(fault))
+                pause = _AFTER_FAULT
                 continue
+            pause = _RENEW
             if expired:
                 self._on_settled()
             if not mine:
-                raise LostLease(f"another worker took over the dialer {self._dialer_id!r}")
+                raise self._lost()
+
+    def _lost(self) -> LostLease:
+        return LostLease(f"another worker took over the dialer {self._dialer_id!r}")
 
     def _expire_and_renew(self, conn: Connection) -> tuple[int, bool]:
         # Here too, so that calls expire while every channel is taken.
         now = self._clock()
         expired = claims.expire(conn, self._dialer_id, now)
-        if not self._dialer.up:
-            # Still ours, but nobody can be called: it must not look as if somebody could.
-            return expired, leases.holds(conn, self._lease)
-        return expired, leases.renew(conn, self._lease, now)
+        history = TrunkHistory(self._dialer.paused_reason, self._dialer.has_worked)
+        leases.record_trunks(conn, self._lease, history, now)
+        return expired, leases.renew(conn, self._lease, now, up=self._dialer.up)
 
     def _abandon(self) -> None:
         self._draining = True
         for attempt_id in list(self._running):
-            self._dialer.call_off(attempt_id)
+            self._dialer.abandon(attempt_id)

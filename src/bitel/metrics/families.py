@@ -92,16 +92,22 @@ def dialer(dialers: list[DialerFigures]) -> Iterator[Metric]:
     ended = CounterMetricFamily(
         "bitel_attempts_ended", "Attempts that are over.", labels=["dialer", "outcome"]
     )
+    paused = GaugeMetricFamily(
+        "bitel_dialer_paused",
+        "1 while calls wait because the trunks refuse all of them.",
+        labels=_DIALER,
+    )
     for one in dialers:
         key = [one.dialer_id]
         used.add_metric(key, one.channels)
         most.add_metric(key, one.max_channels)
         attempts.add_metric(key, one.figures.claimed)
         invites.add_metric(key, one.invites)
+        paused.add_metric(key, one.is_paused)
         answers.add_metric(key, one.figures.answered)
         for outcome in Outcome:
             ended.add_metric([*key, outcome.value], one.figures.ended[outcome])
-    yield from (used, most, attempts, invites, answers, ended)
+    yield from (used, most, attempts, invites, answers, ended, paused)
 
 
 def pressure(dialers: list[DialerFigures]) -> Iterator[Metric]:
@@ -119,6 +125,18 @@ def pressure(dialers: list[DialerFigures]) -> Iterator[Metric]:
             paused.add_metric([one.dialer_id, sign], sign in one.signs)
         seconds.add_metric([one.dialer_id], one.held_back)
     yield from (paused, seconds)
+
+
+def recordings(dialers: list[DialerFigures]) -> Iterator[Metric]:
+    """Whether there is something to play."""
+    unreachable = GaugeMetricFamily(
+        "bitel_recordings_unreachable",
+        "Recordings, and languages for digits, that waiting calls need and that can't be had.",
+        labels=_DIALER,
+    )
+    for one in dialers:
+        unreachable.add_metric([one.dialer_id], one.recordings_unreachable)
+    yield unreachable
 
 
 def trunks(dialers: list[DialerFigures]) -> Iterator[Metric]:

@@ -24,6 +24,8 @@ class DialerFigures:
 
     dialer_id: str
     up: bool
+    is_paused: bool
+    """Whether its trunks refuse all calls, so that calls wait."""
     channels: int
     """In use."""
     max_channels: int
@@ -34,6 +36,8 @@ class DialerFigures:
     """Seconds for which the machine had no room for more calls."""
     trunks: Sequence[TrunkState]
     streams: StreamerStats
+    recordings_unreachable: int = 0
+    """Recordings, and languages that digits are spoken in, that calls need and can't have."""
 
 
 DialerSource = Callable[[], DialerFigures]

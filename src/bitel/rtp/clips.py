@@ -6,13 +6,13 @@ import mmap
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bitel.g711 import ALAW_SILENCE, ULAW_SILENCE
-from bitel.rtp.packet import SAMPLE_RATE, SAMPLES_PER_PACKET
+from bitel.rtp.packet import PTIMES, SAMPLE_RATE, SAMPLES_PER_MS, SAMPLES_PER_PACKET
 from bitel.rtp.wire import Law
 
 SILENCE: dict[Law, int] = {"alaw": ALAW_SILENCE, "ulaw": ULAW_SILENCE}
@@ -20,13 +20,17 @@ SILENCE: dict[Law, int] = {"alaw": ALAW_SILENCE, "ulaw": ULAW_SILENCE}
 MAX_BYTES = 4 * 3600 * SAMPLE_RATE  # of one clip: four hours
 MAX_IDLE = 256  # clips kept open though nobody plays them; each holds a descriptor
 
+_LONGEST_PACKET = max(PTIMES) * SAMPLES_PER_MS  # bytes
 _POPULATE = getattr(mmap, "MAP_POPULATE", 0)  # Linux: read it now, not page by page while sending
 
 Segment = tuple[int, int]
 """Packets that lie one behind the other in memory: the address of the first, and their count."""
 
+ClipName = str | int
+"""The number of a clip that the parent passed in memory, or the path of a file."""
+
 _Identity = tuple[int, int, int, int]
-_Key = tuple[str, Law, int]
+_Key = tuple[ClipName, Law, int]
 
 
 class ClipError(Exception):
@@ -36,11 +40,29 @@ class ClipError(Exception):
 class Clip:
     """One file, cut into packets of so many samples.
 
-    Its whole packets come straight from the page cache, the rest of it from a padded copy.
+    Its whole packets come straight from the mapped memory, the rest of it from a padded copy.
     """
 
-    def __init__(self, path: str, law: Law, samples: int) -> None:
+    def __init__(self, mapped: _Mapped, law: Law, samples: int) -> None:
         self.users = 0
+        self._memory: list[NDArray[np.uint8]] = []
+        self.segments: list[Segment] = []
+        whole, rest = divmod(mapped.size, samples)
+        if whole:
+            self._keep(mapped.memory, whole)
+        if rest:
+            tail = mapped.end[-rest:].ljust(samples, bytes([SILENCE[law]]))
+            self._keep(np.frombuffer(tail, np.uint8), 1)
+
+    def _keep(self, memory: NDArray[np.uint8], packets: int) -> None:
+        self._memory.append(memory)
+        self.segments.append((memory.ctypes.data, packets))
+
+
+class _OpenedClip(Clip):
+    """A clip that the sender opened by its path."""
+
+    def __init__(self, path: str, law: Law, samples: int) -> None:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             status = os.fstat(descriptor)
@@ -51,46 +73,80 @@ class Clip:
                 raise ClipError(
                     f"the recording {path} has {status.st_size} bytes; 1 to {MAX_BYTES} can be sent"
                 )
-            whole, rest = divmod(status.st_size, samples)
-            body = whole * samples
-            self._memory: list[NDArray[np.uint8]] = []
-            self.segments: list[Segment] = []
-            if whole:
-                flags = mmap.MAP_SHARED | _POPULATE
-                mapped = mmap.mmap(descriptor, body, flags=flags, prot=mmap.PROT_READ)
-                self._keep(np.frombuffer(mapped, np.uint8), whole)
-            if rest:
-                # Read, not mapped: a file cut short meanwhile then can't fault this process. The
-                # kernel, which alone reads the mapping, answers EFAULT.
-                tail = os.pread(descriptor, rest, body).ljust(samples, bytes([SILENCE[law]]))
-                self._keep(np.frombuffer(tail, np.uint8), 1)
+            super().__init__(_Mapped(descriptor, status.st_size), law, samples)
         finally:
             os.close(descriptor)
 
-    def _keep(self, memory: NDArray[np.uint8], packets: int) -> None:
-        self._memory.append(memory)
-        self.segments.append((memory.ctypes.data, packets))
+
+class _Mapped:
+    """A file of `size` bytes in memory, its last ones in `end` too."""
+
+    def __init__(self, descriptor: int, size: int) -> None:
+        self.size = size
+        flags = mmap.MAP_SHARED | _POPULATE
+        mapped = mmap.mmap(descriptor, size, flags=flags, prot=mmap.PROT_READ)
+        self.memory = np.frombuffer(mapped, np.uint8)
+        # Read, not mapped: a file cut short meanwhile then can't fault this process. The
+        # kernel, which alone reads the mapping, answers EFAULT.
+        self.end = os.pread(descriptor, _LONGEST_PACKET, max(0, size - _LONGEST_PACKET))
+        self.clips: dict[tuple[Law, int], Clip] = {}
+
+    def clip(self, law: Law, samples: int) -> Clip:
+        """The file cut into packets of so many samples; made once for each kind."""
+        key = (law, samples)
+        if key not in self.clips:
+            self.clips[key] = Clip(self, law, samples)
+        return self.clips[key]
 
 
 class ClipCache:
-    """Open clips by path, law and packet size; those nobody plays are closed, the oldest first."""
+    """Clips by number or path, law and packet size.
+
+    Those with a number stay until they are unloaded. Of those opened by path, the ones that no
+    stream plays are closed, the oldest first.
+    """
 
     def __init__(self, max_idle: int = MAX_IDLE) -> None:
         self._max_idle = max_idle
-        self._clips: dict[_Key, Clip] = {}
-        self._idle: OrderedDict[_Key, Clip] = OrderedDict()
+        self._loaded: dict[int, _Mapped] = {}
+        self._clips: dict[_Key, _OpenedClip] = {}
+        self._idle: OrderedDict[_Key, _OpenedClip] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._clips)
 
-    def acquire(self, path: str, law: Law, samples: int = SAMPLES_PER_PACKET) -> Clip:
+    def load(self, number: int, descriptor: int) -> None:
+        """Map what the descriptor refers to, which is then closed; `ClipError` if that fails."""
+        try:
+            self._loaded[number] = _Mapped(descriptor, os.fstat(descriptor).st_size)
+        except (OSError, ValueError) as error:
+            raise ClipError(f"recording {number} can't be mapped: {error}") from None
+        finally:
+            os.close(descriptor)
+
+    def unload(self, numbers: Sequence[int]) -> None:
+        """Forget clips; those that a stream plays are unmapped when it ends."""
+        for number in numbers:
+            self._loaded.pop(number, None)
+
+    def acquire(self, name: ClipName, law: Law, samples: int = SAMPLES_PER_PACKET) -> Clip:
         """The clip, to be released by the same values; `ClipError` where it can't be read."""
+        if isinstance(name, str):
+            return self._open(name, law, samples)
+        mapped = self._loaded.get(name)
+        if mapped is None:
+            raise ClipError(f"recording {name} is not loaded")
+        clip = mapped.clip(law, samples)
+        clip.users += 1
+        return clip
+
+    def _open(self, path: str, law: Law, samples: int) -> Clip:
         key = (path, law, samples)
         try:
             clip = self._clips.get(key)
             # A file written anew under its name is another recording.
             if clip is None or clip.identity != _identity(os.stat(path)):
-                clip = self._clips[key] = Clip(path, law, samples)
+                clip = self._clips[key] = _OpenedClip(path, law, samples)
                 self._idle.pop(key, None)
         except (OSError, ValueError) as error:
             raise ClipError(f"the recording {path} can't be read: {error}") from None
@@ -99,13 +155,16 @@ class ClipCache:
         clip.users += 1
         return clip
 
-    def release(self, path: str, law: Law, clip: Clip, samples: int = SAMPLES_PER_PACKET) -> None:
+    def release(
+        self, name: ClipName, law: Law, clip: Clip, samples: int = SAMPLES_PER_PACKET
+    ) -> None:
         """One player less. Dropped clips are unmapped when the last reference goes."""
         clip.users -= 1
-        key = (path, law, samples)
-        if clip.users or self._clips.get(key) is not clip:
+        key = (name, law, samples)
+        opened = self._clips.get(key)
+        if clip.users or opened is None or opened is not clip:
             return
-        self._idle[key] = clip
+        self._idle[key] = opened
         while len(self._idle) > self._max_idle:
             oldest, _ = self._idle.popitem(last=False)
             del self._clips[oldest]
@@ -117,7 +176,7 @@ class Playlist:
     def __init__(
         self,
         cache: ClipCache,
-        paths: list[str],
+        names: Sequence[ClipName],
         law: Law,
         samples: int = SAMPLES_PER_PACKET,
     ) -> None:
@@ -125,10 +184,10 @@ class Playlist:
         self._cache = cache
         self._law = law
         self._samples = samples
-        self._held: list[tuple[str, Clip]] = []
+        self._held: list[tuple[ClipName, Clip]] = []
         try:
-            for path in paths:
-                self._held.append((path, cache.acquire(path, law, samples)))
+            for name in names:
+                self._held.append((name, cache.acquire(name, law, samples)))
         except ClipError:
             self.close()
             raise
@@ -142,8 +201,8 @@ class Playlist:
 
     def close(self) -> None:
         """Gives the clips back."""
-        for path, clip in self._held:
-            self._cache.release(path, self._law, clip, self._samples)
+        for name, clip in self._held:
+            self._cache.release(name, self._law, clip, self._samples)
         self._held.clear()
 
 

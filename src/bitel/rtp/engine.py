@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from bitel.rtp.memory import sockaddr
 from bitel.rtp.packet import SAMPLE_RATE, SAMPLES_PER_MS
 from bitel.rtp.reporting import Progress
 from bitel.rtp.sendmmsg import Transmit
-from bitel.rtp.wire import End, Play, Redirect
+from bitel.rtp.wire import ClipOpened, End, Play, Redirect
 
 
 @dataclass(slots=True)
@@ -56,6 +57,18 @@ class Engine:
         """Streams of this port go out through this socket from now on."""
         self._ports[port] = _Local(bound, bound.fileno(), socket.AddressFamily(bound.family))
 
+    def open_clip(self, number: int, descriptor: int) -> ClipOpened:
+        """Streams may play this clip from now on; the descriptor is closed."""
+        try:
+            self._clips.load(number, descriptor)
+        except ClipError as error:
+            return ClipOpened(number, str(error))
+        return ClipOpened(number)
+
+    def close_clips(self, numbers: Sequence[int]) -> None:
+        """Streams that begin from now on don't play these clips."""
+        self._clips.unload(numbers)
+
     def play(self, command: Play, now: float = 0.0) -> End | None:
         """Adds a stream; its `End` at once where it can't be.
 
@@ -67,7 +80,7 @@ class Engine:
         samples = command.ptime * SAMPLES_PER_MS
         try:
             far = sockaddr(local.family, command.far_host, command.far_port)
-            playlist = Playlist(self._clips, list(command.clips), command.law, samples)
+            playlist = Playlist(self._clips, command.clips, command.law, samples)
         except (ClipError, OSError) as error:
             return End(command.stream, 0, False, str(error))
         segment = playlist.next_segment()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
 from bitel.rtp.wire import Frames, Load, Message, Ready, WireError, encode
 
@@ -24,6 +25,13 @@ _MOST_IN_FRAME = 64  # messages
 
 class SenderFailedError(Exception):
     """A sender process did not start, died, or hangs."""
+
+
+class HasDescriptor(Protocol):
+    """An open file or socket."""
+
+    def fileno(self) -> int:
+        """Its descriptor."""
 
 
 class SenderLink:
@@ -49,7 +57,7 @@ class SenderLink:
         self._socket: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._frames = Frames()
-        self._queue: deque[tuple[Message, socket.socket | None]] = deque()
+        self._queue: deque[tuple[Message, HasDescriptor | None]] = deque()
         self._begun = b""  # of the frames at the head, what was not written yet
         self._writing = False
         self._ready: asyncio.Future[None] = self._loop.create_future()
@@ -107,8 +115,8 @@ class SenderLink:
             )
         self._loop.add_reader(ours, self._read)
 
-    def send(self, message: Message, passed: socket.socket | None = None) -> None:
-        """Queues a message, with the socket to pass along if any."""
+    def send(self, message: Message, passed: HasDescriptor | None = None) -> None:
+        """Queues a message, with the socket or file to pass along if any."""
         if self._socket is None:
             return
         self._queue.append((message, passed))
@@ -215,7 +223,7 @@ class SenderLink:
             self._writing = False
 
     def _write_some(self, ours: socket.socket) -> None:
-        """One write: a message with its socket, or as many without one as a chunk holds."""
+        """One write: a message with its descriptor, or as many without one as a chunk holds."""
         if not self._begun:
             message, passed = self._queue[0]
             if passed is not None:
@@ -228,7 +236,7 @@ class SenderLink:
         self._begun = self._begun[ours.send(self._begun) :]
 
     def _next_frames(self) -> bytes:
-        """Takes messages without a socket from the queue, as frames for one write."""
+        """Takes messages without a descriptor from the queue, as frames for one write."""
         frames = bytearray()
         while len(frames) < _CHUNK and (messages := self._next_messages()):
             frames += encode(messages)

@@ -26,11 +26,13 @@ from bitel.rtp.priority import claim_a_core
 from bitel.rtp.schedule import TURN, Punctuality, Schedule
 from bitel.rtp.sendmmsg import choose
 from bitel.rtp.wire import (
+    CloseClips,
     End,
     Frames,
     Load,
     Message,
     Open,
+    OpenClip,
     OpenRtcp,
     Pause,
     Play,
@@ -88,10 +90,14 @@ class ParentSocket:
 
     def take_socket(self, port: int) -> socket.socket:
         """The socket that came with the frame for this port."""
-        bound = socket.socket(fileno=self._descriptors.popleft())
+        bound = socket.socket(fileno=self.take_descriptor())
         if bound.getsockname()[1] != port:
             raise RuntimeError(f"the socket for RTP port {port} was lost on its way here")
         return bound
+
+    def take_descriptor(self) -> int:
+        """The descriptor that came with the frame at hand; it is the caller's to close."""
+        return self._descriptors.popleft()
 
     def send(self, *messages: Message) -> None:
         """Sends messages, and what is left of earlier ones."""
@@ -232,6 +238,11 @@ class Sender:
                 self._open(port)
             case OpenRtcp(port):
                 self._callees.reporting.open(port, self._parent.take_socket(port + 1))
+            case OpenClip(clip):
+                descriptor = self._parent.take_descriptor()
+                self._parent.send(self._engine.open_clip(clip, descriptor))
+            case CloseClips(clips):
+                self._engine.close_clips(clips)
             case Play():
                 return self._play(command)
             case Stop(stream):

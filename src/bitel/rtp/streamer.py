@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import ipaddress
 import resource
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from os import urandom
 from pathlib import Path
@@ -19,10 +19,12 @@ from bitel.rtp.addresses import host_problem
 from bitel.rtp.packet import PCMA, PCMU, PTIMES
 from bitel.rtp.ports import NoPortError, PortPool, share_of
 from bitel.rtp.priority import core_for
+from bitel.rtp.shared_clip import SharedClip
 from bitel.rtp.supervisor import DEFAULT_QUEUE_LIMIT, SenderFailedError, SupervisedSender
 from bitel.rtp.wire import End, Law, Pause, Play, Redirect, Resume
 
 __all__ = [
+    "Clip",
     "FarEndError",
     "NoPortError",
     "SenderFailedError",
@@ -38,6 +40,9 @@ COMFORTABLE = 2000  # calls that a process is given before the next one gets any
 MAX_CLIPS = 256  # in one playlist
 DEFAULT_SOCKETS = 64  # of each process
 MAX_DESCRIPTORS = 1 << 16  # taken for this process; at most half of them become RTP sockets
+
+Clip = SharedClip | Path
+"""What a stream plays: a recording in memory, or a file that its sender opens by itself."""
 
 _NOWHERE = ("0.0.0.0", "::")  # of IPv4, and of IPv6: what a far end names that holds the call
 _STATIC_LAWS: dict[int, Law] = {PCMU: "ulaw", PCMA: "alaw"}
@@ -216,12 +221,22 @@ class Streamer:
         """The call needs its port no more; it rests 5 s before another call gets it alone."""
         self._pools[self._number(port)].release(port)
 
+    async def prepare(self, port: int, clips: Iterable[Clip]) -> None:
+        """Waits until the sender of `port` has these clips in memory, so that it can play them.
+
+        Each clip goes to each sender once and stays there while it is referenced here; a sender
+        that is restarted gets it anew. What `play` is given as a path is not looked at. Raises
+        `UnavailableError`.
+        """
+        shared = [clip for clip in clips if isinstance(clip, SharedClip)]
+        await self._senders[self._number(port)].open_clips(shared)
+
     def play(
         self,
         port: int,
         far: tuple[str, int],
         payload_type: int,
-        clips: Sequence[Path],
+        clips: Sequence[Clip],
         on_end: Callable[[StreamReport], None],
         *,
         law: Law | None = None,
@@ -234,13 +249,14 @@ class Streamer:
     ) -> int:
         """Sends the clips, one after the other, from `port` to `far`; returns the stream's number.
 
-        Clips are raw G.711 files of the law that `payload_type` names (0 µ-law, 8 A-law; any other
-        needs `law`). A packet holds `ptime` ms: 10, 20, 30, 40 or 60, as the callee asks for in
-        its SDP; each clip's last one is filled up with silence. `on_end` is called once, later, on
-        the event loop; also for an address that can't be sent to and for a clip that can't be read.
-        A port that is not open, an unknown payload type, or another `ptime`, is a `ValueError`:
-        that is a fault of the caller. `event_type` is the payload type that was agreed on for
-        telephone-event; with it, and where the streamer receives, keyed digits are read.
+        Clips are raw G.711 of the law that `payload_type` names (0 µ-law, 8 A-law; any other needs
+        `law`), in memory or as files that the sender opens when the stream begins. A packet holds
+        `ptime` ms: 10, 20, 30, 40 or 60, as the callee asks for in its SDP; each clip's last one is
+        filled up with silence. `on_end` is called once, later, on the event loop; also for an
+        address that can't be sent to and for a clip that can't be read. A port that is not open,
+        an unknown payload type, or another `ptime`, is a `ValueError`: that is a fault of the
+        caller. `event_type` is the payload type that was agreed on for telephone-event; with it,
+        and where the streamer receives, keyed digits are read.
 
         A stream that is `held` begins as if it had been paused; `far` may then be 0.0.0.0, and
         `resume` names the true one. `on_silence` is called when the callee, having been heard, has
@@ -270,7 +286,7 @@ class Streamer:
             far[1],
             payload_type,
             law,
-            [str(clip) for clip in clips],
+            [clip.number if isinstance(clip, SharedClip) else str(clip) for clip in clips],
             begin.sequence,
             begin.timestamp,
             begin.ssrc,
@@ -280,7 +296,8 @@ class Streamer:
             patience if on_silence is not None else 0.0,
             held,
         )
-        sender.play(command, (bound, pool.companion(port)))
+        shared = [clip for clip in clips if isinstance(clip, SharedClip)]
+        sender.play(command, (bound, pool.companion(port)), shared)
         return stream
 
     def stop_stream(self, stream: int) -> None:
@@ -364,7 +381,7 @@ class Streamer:
             return self._pools
         return sorted(self._pools, key=lambda pool: max(pool.calls, COMFORTABLE - 1))
 
-    def _problem(self, clips: Sequence[Path]) -> str:
+    def _problem(self, clips: Sequence[Clip]) -> str:
         """Why this can't be played, in a sentence; empty where it can."""
         if not self._started:
             return "the streamer is not running"

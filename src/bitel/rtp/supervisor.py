@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
+from bitel.errors import UnavailableError
 from bitel.rtp.link import SenderFailedError, SenderLink
+from bitel.rtp.shared_clip import SharedClip
 from bitel.rtp.wire import (
+    ClipOpened,
+    CloseClips,
     End,
     Load,
     Message,
     Open,
+    OpenClip,
     OpenRtcp,
     Pause,
     Play,
@@ -29,6 +37,7 @@ Sockets = tuple[socket.socket, socket.socket | None]
 StreamCommand = Play | Pause | Resume | Redirect
 
 DEFAULT_QUEUE_LIMIT = 50_000  # commands
+OPEN_CLIP_TIMEOUT = 10.0  # seconds for a process to take a clip, a restart of it included
 FIRST_DELAY = 0.1  # seconds before a dead process is started again; doubled while that fails
 LONGEST_DELAY = 10.0  # seconds
 SETTLED = 30.0  # seconds a process must have lived for its successor to get the first delay again
@@ -62,7 +71,14 @@ class SupervisedSender:
         self._known_ports: set[int] = set()
         self._streams: set[int] = set()
         # Until the next life begins: what was said of each stream, beginning with its Play.
-        self._held: dict[int, tuple[Sockets, list[StreamCommand]]] = {}
+        self._held: dict[int, tuple[Sockets, Sequence[SharedClip], list[StreamCommand]]] = {}
+        # Passed to this life, and not closed there yet.
+        self._passed_clips: dict[int, weakref.ref[SharedClip]] = {}
+        self._open_clips: set[int] = set()  # those of them that it has confirmed
+        # Waited for, also over a restart; the result says what went wrong, if anything did.
+        self._opening: dict[int, tuple[SharedClip, asyncio.Future[str]]] = {}
+        # No longer referenced; filled by whatever thread drops the last reference.
+        self._dropped_clips: deque[int] = deque()
         self._load = Load(0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0)
         self._load_before = self._load  # of the lives before this one
         self._restarting: asyncio.Task[None] | None = None
@@ -80,11 +96,16 @@ class SupervisedSender:
         link = SenderLink(self._heard, self._lost, transmit=self._transmit, core=self._core)
         await link.start()
         self._known_ports.clear()
+        self._passed_clips.clear()
+        self._open_clips.clear()
+        self._dropped_clips.clear()
         self._link = link
         self._started_at = self._heard_at = asyncio.get_running_loop().time()
-        for bound, (play, *later) in self._held.values():
+        for clip, _ in self._opening.values():
+            self._pass_clip(link, clip)
+        for bound, clips, (play, *later) in self._held.values():
             assert isinstance(play, Play)
-            self._send(link, play, bound)
+            self._send(link, play, bound, clips)
             for command in later:
                 link.send(command)
         self._held.clear()
@@ -98,25 +119,83 @@ class SupervisedSender:
         if link is not None:
             await link.close()
         self._end_all("the streamer was stopped")
+        for _, opened in self._opening.values():
+            if not opened.done():
+                opened.set_result("the streamer was stopped")
+        self._opening.clear()
 
-    def play(self, command: Play, bound: Sockets) -> None:
-        """Starts a stream from the sockets of its port."""
+    async def open_clips(self, clips: Iterable[SharedClip]) -> None:
+        """Returns when the process has these clips in memory; at once for those it has already.
+
+        `UnavailableError` where it can't map one, or gives no answer.
+        """
+        missing = [clip for clip in clips if clip.number not in self._open_clips]
+        if not missing:
+            return
+        answers = [self._open_clip(clip) for clip in missing]
+        done, waiting = await asyncio.wait(answers, timeout=OPEN_CLIP_TIMEOUT)
+        if waiting:
+            raise UnavailableError("The RTP sender process does not answer.")
+        for each in done:
+            if error := each.result():
+                raise UnavailableError(f"The RTP sender process can't play: {error}.")
+
+    def _open_clip(self, clip: SharedClip) -> asyncio.Future[str]:
+        if clip.number not in self._opening:
+            answer = asyncio.get_running_loop().create_future()
+            self._opening[clip.number] = (clip, answer)
+            if self._link is not None:
+                self._pass_clip(self._link, clip)
+        return self._opening[clip.number][1]
+
+    def _pass_clip(self, link: SenderLink, clip: SharedClip) -> None:
+        self._close_dropped_clips(link)
+        if clip.number not in self._passed_clips:
+            dropped = partial(_note_dropped, self._dropped_clips, clip.number)
+            self._passed_clips[clip.number] = weakref.ref(clip, dropped)
+            link.send(OpenClip(clip.number), clip)
+
+    def _close_dropped_clips(self, link: SenderLink) -> None:
+        numbers = []
+        while self._dropped_clips:
+            number = self._dropped_clips.popleft()
+            self._passed_clips.pop(number, None)
+            self._open_clips.discard(number)
+            numbers.append(number)
+        if numbers:
+            link.send(CloseClips(numbers))
+
+    def _clip_opened(self, answer: ClipOpened) -> None:
+        if answer.error:
+            self._passed_clips.pop(answer.clip, None)  # to be tried again
+        elif answer.clip in self._passed_clips:
+            self._open_clips.add(answer.clip)
+        _, waiting = self._opening.pop(answer.clip, (None, None))
+        if waiting is not None and not waiting.done():
+            waiting.set_result(answer.error)
+
+    def play(self, command: Play, bound: Sockets, clips: Sequence[SharedClip] = ()) -> None:
+        """Starts a stream from the sockets of its port; `clips` are those it names by number."""
         self._streams.add(command.stream)
         queued = len(self._held) if self._link is None else self._link.queued
         if queued >= self._queue_limit:
             self._end(End(command.stream, 0, False, "the RTP sender process does not keep up"))
         elif self._link is None:
-            self._held[command.stream] = (bound, [command])
+            self._held[command.stream] = (bound, clips, [command])
         else:
-            self._send(self._link, command, bound)
+            self._send(self._link, command, bound, clips)
 
-    def _send(self, link: SenderLink, command: Play, bound: Sockets) -> None:
+    def _send(
+        self, link: SenderLink, command: Play, bound: Sockets, clips: Sequence[SharedClip]
+    ) -> None:
         if command.port not in self._known_ports:
             rtp, rtcp = bound
             link.send(Open(command.port), rtp)
             if rtcp is not None:
                 link.send(OpenRtcp(command.port), rtcp)
             self._known_ports.add(command.port)
+        for clip in clips:
+            self._pass_clip(link, clip)
         link.send(command)
 
     def stop_stream(self, stream: int) -> None:
@@ -129,7 +208,7 @@ class SupervisedSender:
     def change(self, command: Pause | Resume | Redirect) -> None:
         """Tells a running stream something; one that is over is left alone."""
         if command.stream in self._held:
-            self._held[command.stream][1].append(command)
+            self._held[command.stream][2].append(command)
         elif self._link is not None and command.stream in self._streams:
             self._link.send(command)
 
@@ -151,6 +230,10 @@ class SupervisedSender:
     def _heard(self, message: Message) -> None:
         if isinstance(message, End):
             self._end(message)
+            if self._dropped_clips and self._link is not None:
+                self._close_dropped_clips(self._link)
+        elif isinstance(message, ClipOpened):
+            self._clip_opened(message)
         elif isinstance(message, Load):
             self._load = message
             self._heard_at = asyncio.get_running_loop().time()
@@ -189,3 +272,7 @@ class SupervisedSender:
                 self._on_failure(error)
             else:
                 return
+
+
+def _note_dropped(dropped: deque[int], number: int, _: weakref.ref[SharedClip]) -> None:
+    dropped.append(number)

@@ -3,7 +3,7 @@
 A turn's messages go together, as one frame over a stream socket: four bytes of length, and a list
 of messages as Python's `marshal` writes it. Both ends are processes of one interpreter on one
 machine, and a short call is little more than its messages: as JSON they cost eight times as much.
-A frame that opens a port is alone, and has the socket's descriptor beside it (SCM_RIGHTS), in the
+A frame that opens a port or a clip is alone, and has the descriptor beside it (SCM_RIGHTS), in the
 order of the frames. A stream rather than packets, because then a burst of commands coalesces into
 one read, and because not every system has SOCK_SEQPACKET.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import marshal
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 Law = Literal["alaw", "ulaw"]
 
@@ -36,9 +36,22 @@ class OpenRtcp(NamedTuple):
     port: int
 
 
-class Play(NamedTuple):
-    """To the sender: send these raw G.711 files, one after the other.
+class OpenClip(NamedTuple):
+    """To the sender: the memory of this clip comes with the frame; `ClipOpened` answers."""
 
+    clip: int
+
+
+class CloseClips(NamedTuple):
+    """To the sender: no stream that begins from now on plays these clips."""
+
+    clips: Sequence[int]
+
+
+class Play(NamedTuple):
+    """To the sender: send these clips, one after the other.
+
+    A clip is the number of one that was opened, or the path of a raw G.711 file to open now.
     `listen`: to what the callee sends, of which packets of `event_type` are keyed digits, and say
     `Silent` when it has sent nothing for `patience` seconds, if that is not 0. `held`: it begins
     as after a `Pause`.
@@ -50,7 +63,7 @@ class Play(NamedTuple):
     far_port: int
     payload_type: int
     law: Law
-    clips: Sequence[str]
+    clips: Sequence[str | int]
     sequence: int
     timestamp: int
     ssrc: int
@@ -108,6 +121,13 @@ class End(NamedTuple):
     far_jitter_ms: float | None = None
 
 
+class ClipOpened(NamedTuple):
+    """From the sender: the clip can be played; or why not, in a sentence."""
+
+    clip: int
+    error: str = ""
+
+
 class Silent(NamedTuple):
     """From the sender, again and again: the stream's callee was heard before, and is not now."""
 
@@ -130,12 +150,24 @@ class Load(NamedTuple):
     cpu_seconds: float
 
 
-Message = Open | OpenRtcp | Play | Stop | Pause | Resume | Redirect | Ready | End | Silent | Load
+Message = (
+    Open
+    | OpenRtcp
+    | OpenClip
+    | CloseClips
+    | Play
+    | Stop
+    | Pause
+    | Resume
+    | Redirect
+    | Ready
+    | ClipOpened
+    | End
+    | Silent
+    | Load
+)
 
-_KINDS: dict[str, type[Message]] = {
-    kind.__name__: kind
-    for kind in (Open, OpenRtcp, Play, Stop, Pause, Resume, Redirect, Ready, End, Silent, Load)
-}
+_KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in get_args(Message)}
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 
 

@@ -13,7 +13,7 @@ events, and look at `next_timer` again.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 from bitel.sip.config import AgentConfig
@@ -95,7 +95,8 @@ class UserAgent:
         return waiting
 
     def taken_back(self) -> list[tuple[bytes, Address]]:
-        """What must not leave any more, where it still waits for a connection to be made.
+        """What must not leave any more, where it has been given out and still waits somewhere:
+        for a connection to be made, say.
 
         Only who keeps messages back for that needs to ask.
         """
@@ -116,15 +117,29 @@ class UserAgent:
         events = self._core.events
         return events.popleft() if events else None
 
-    def transport_failed(self, destination: Address, now: float, *, lost: bool = False) -> None:
+    def transport_failed(
+        self,
+        destination: Address,
+        now: float,
+        *,
+        lost: bool = False,
+        unacknowledged: Container[bytes] | None = None,
+        moved: Container[bytes] = (),
+    ) -> None:
         """A datagram could not be delivered (ICMP, or an error from sending), a connection not be
         had, or one that stood was `lost`.
 
         Requests to that destination which nobody has answered yet fail at once. Those that may
         have been lost with their connection are sent once more, over another.
+
+        `unacknowledged` are the INVITEs sent over the lost connection of which the far end's
+        kernel has not acknowledged every byte; None where that is not known. The far end has all
+        other INVITEs, so that none of them is sent again: each waits for an answer over another
+        connection until Timer B, and fails as `delivered`. `moved` are messages that were held
+        back from the lost connection and leave by another: nothing is done about them.
         """
         for transaction in list(self._core.unanswered.get(destination, ())):
-            transaction.transport_failed(now, lost=lost)
+            transaction.transport_failed(now, lost=lost, unacknowledged=unacknowledged, moved=moved)
 
     def refuse(self, head: bytes, source: Address) -> None:
         """Answer a request with 400 whose end can't be found in the stream that it came by."""
@@ -147,20 +162,38 @@ class UserAgent:
         """
         return OutgoingCall(self._core, invitation, now).call_id
 
-    def cancel(self, call_id: str, now: float) -> None:
-        """Call off a call that is not answered yet; `Failed` follows. Else does nothing."""
+    def cancel(self, call_id: str, now: float, *, repeat: bool = True) -> None:
+        """Call off a call that is not answered yet; `Failed` follows. Else does nothing.
+
+        CANCEL waits for a first response to the INVITE (§9.1). Until then the INVITE is repeated as
+        before, or not any more where `repeat` is False.
+        """
         call = self._core.calls.get(call_id)
         if isinstance(call, OutgoingCall):
             call.cancel(now)
+            if not repeat:
+                call.stop_repeating()
 
     def give_up(self, call_id: str, now: float) -> bool:
         """Give up a call to which nothing was answered yet: `Failed` follows, by `timeout`.
 
-        False, and nothing is done, once anything was: somebody may be ringing. Should the far end
-        have been merely slow, it is told CANCEL or BYE as soon as it says anything.
+        False, and nothing is done, once anything was, or the far end is known to have the INVITE of
+        a connection that broke: somebody may be ringing. Should the far end have been merely slow,
+        it is told CANCEL or BYE as soon as it says anything.
         """
         call = self._core.calls.get(call_id)
         return isinstance(call, OutgoingCall) and call.give_up(now)
+
+    def stop_repeating_invites(self) -> None:
+        """Send no INVITE again to which nothing was answered, and none that still waits to leave.
+
+        For a worker that may have lost its calls to another. The calls go on: an answer is taken,
+        and a CANCEL follows its first provisional response. Without an answer they fail by
+        `timeout`; nor is a challenge answered by another INVITE.
+        """
+        for call in list(self._core.calls.values()):
+            if isinstance(call, OutgoingCall):
+                call.stop_repeating()
 
     def acknowledge(self, call_id: str) -> None:
         """Send the ACK that the call's invitation asked to withhold. Else does nothing."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Literal, Protocol
 
 from bitel.sip.core import Core
 from bitel.sip.grammar import Address, Transport
 from bitel.sip.message import Response
 from bitel.sip.requests import ClientRequest
-from bitel.sip.timers import Timer
+from bitel.sip.timers import Timer, is_due
 from bitel.sip.transaction_tables import (
     INVITE_CLIENT,
     INVITE_CLIENT_STREAM,
@@ -27,6 +28,7 @@ MAX_UDP = 1300
 """Bytes of a request that may go by UDP, whatever the path carries (§18.1.1)."""
 
 _ON_TIMER = {letter: Stimulus(letter) for letter in "ABDEFKM"}
+_REPEATS = ("A", "E")
 _NOWHERE = Address("", 0)
 
 # A member of an Enum is slow to look up in its class; a name of the module is not.
@@ -82,6 +84,7 @@ class ClientTransaction:
         "_by_udp",
         "_core",
         "_data",
+        "_delivered",
         "_interval",
         "_repeating",
         "_resent",
@@ -108,7 +111,7 @@ class ClientTransaction:
         self._repeating: Timer | None = None
         self._waiting: Timer | None = None
         self._by_udp: Address | None = None
-        self._resent = self._silenced = False
+        self._resent = self._silenced = self._delivered = False
         self._table: Table
         self.request: ClientRequest
         self.destination: Address
@@ -152,10 +155,38 @@ class ClientTransaction:
         self._step(stimulus_of(response.code), now, response, source)
 
     def timer_fired(self, name: str, now: float) -> None:
+        if name in _REPEATS and is_due(self._waiting, now):
+            return  # after a pause: timer B or F is next, and nothing is sent for what is over
         self._step(_ON_TIMER[name], now)
 
-    def transport_failed(self, now: float, *, lost: bool = False) -> None:
-        """The request could not be delivered, or was perhaps `lost` with its connection."""
+    @property
+    def delivered(self) -> bool:
+        """Whether this INVITE's connection was lost after the far end had it."""
+        return self._delivered
+
+    def transport_failed(
+        self,
+        now: float,
+        *,
+        lost: bool = False,
+        unacknowledged: Container[bytes] | None = None,
+        moved: Container[bytes] = (),
+    ) -> None:
+        """The request could not be delivered, or was perhaps `lost` with its connection.
+
+        The other arguments are those of `UserAgent.transport_failed`.
+        """
+        if self._delivered or (lost and self._data in moved):
+            return
+        if self.state is _PROCEEDING and self.request.method == "INVITE":
+            self._delivered = lost
+            return
+        if lost and self.request.method == "INVITE" and unacknowledged is not None:
+            # The far end has it, and may answer over a connection of its own (§18.2.2). Another
+            # INVITE could make a phone ring twice: not every far end knows it by its branch.
+            self._delivered = self._data not in unacknowledged
+            if self._delivered:
+                return
         if lost and not self._resent and not self._silenced:
             # Should it have arrived all the same, it is known there by its branch.
             self._resent = True
@@ -181,8 +212,7 @@ class ClientTransaction:
         """Send the request no more, but go on waiting for what answers it."""
         self._silenced = True
         self._core.timers.stop(self._repeating)
-        if self.destination.transport is not Transport.UDP:
-            self._core.taken_back.append((self._data, self.destination))
+        self._core.taken_back.append((self._data, self.destination))
 
     def abandon(self) -> None:
         """Forget the request without telling its user."""
@@ -232,7 +262,12 @@ class ClientTransaction:
             self._let_go()
 
     def _enter(self, state: State) -> None:
-        if self.state is _CALLING or self.state is _TRYING:
+        before = self.state
+        if before is _CALLING or before is _TRYING:
+            # Of an INVITE in Proceeding it is still of interest whether its connection breaks.
+            if state is not _PROCEEDING or not self._is_invite_by_stream:
+                self._forget_unanswered()
+        elif before is _PROCEEDING and self._is_invite_by_stream:
             self._forget_unanswered()
         self.state = state
         if state is _TERMINATED:
@@ -256,6 +291,10 @@ class ClientTransaction:
                 self.request = self.request.bare()
         elif self.state is _TERMINATED:
             self._user = NOBODY
+
+    @property
+    def _is_invite_by_stream(self) -> bool:
+        return self._table is INVITE_CLIENT_STREAM
 
     def _forget_unanswered(self) -> None:
         waiting = self._core.unanswered[self.destination]

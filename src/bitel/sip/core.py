@@ -83,7 +83,8 @@ class Core:
         self.calls: dict[str, Call] = {}
         self.client_transactions: dict[tuple[str, str], ClientTransaction] = {}
         self.server_transactions: dict[ServerKey, ServerTransaction] = {}
-        # By destination, those that an ICMP error from there would end.
+        # By destination, those that an ICMP error or a lost connection there concerns: requests
+        # without an answer, and over streams also INVITEs with no final one.
         self.unanswered: dict[Address, dict[ClientTransaction, None]] = {}
         # Calls that were given up, kept for an answer that comes too late, oldest first.
         self.remembered: dict[str, OutgoingCall] = {}

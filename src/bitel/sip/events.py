@@ -56,6 +56,15 @@ class Failed:
     rang: bool
     retry_after: float | None = None
     contacts: tuple[str, ...] = ()
+    progress_for: float | None = None
+    """Seconds from the first provisional response outside 180 to 189 to this failure; None where
+    there was none. An INVITE that is sent again, with credentials or a longer session, counts from
+    its own first one, and from that of the INVITE before while it has none."""
+    delivered: bool = False
+    """Whether the connection of the INVITE broke after the far end had it: its kernel had
+    acknowledged all of it, or it had sent a provisional response. Always False over UDP."""
+    analytics: bool = False
+    """Whether the answer's Reason header names call analytics as what refused it (ATIS-1000099)."""
 
 
 @dataclass(frozen=True, slots=True)

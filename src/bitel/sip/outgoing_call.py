@@ -13,7 +13,7 @@ from bitel.sip.early_dialog import EarlyDialog, rseq_of
 from bitel.sip.events import Answered, Failed, Provisional, Why
 from bitel.sip.grammar import Address
 from bitel.sip.message import PHRASES, Request, Response, printable
-from bitel.sip.reason import q850_cause
+from bitel.sip.reason import names_analytics, q850_cause
 from bitel.sip.redirect import redirected_to, retry_after_of
 from bitel.sip.requests import ALLOW, SDP_TYPE_LINE, ClientRequest, one_line
 from bitel.sip.sdp import Agreed, SdpError, SessionDescription, check_answer
@@ -65,10 +65,12 @@ class OutgoingCall:
         "_min_se",
         "_over",
         "_own_headers",
+        "_progress_since",
         "_raises",
         "_rang",
         "_routes",
         "_seen_codes",
+        "_silenced",
         "_transaction",
         "call_id",
         "from_tag",
@@ -93,7 +95,9 @@ class OutgoingCall:
         )
         self._cseq = self._min_se = self._raises = 0
         self._rang = self._cancel_wanted = self._canceled = self._over = self._given_up = False
+        self._silenced = False
         self._seen_codes: tuple[int, ...] = ()
+        self._progress_since: float | None = None
         self._answers: Answers | None = None
         self._early: dict[str, EarlyDialog] = {}
         self._forget_timer: Timer | None = None
@@ -123,10 +127,18 @@ class OutgoingCall:
         """
         if self._over or self._cancel_wanted or self._seen_codes or self._cseq > 1:
             return False
+        if self._transaction.delivered:
+            return False
         self._given_up = self._cancel_wanted = True
         self._transaction.stop_repeating()
-        self._fail(408, "timeout")
+        self._fail(408, "timeout", now)
         return True
+
+    def stop_repeating(self) -> None:
+        """Send no INVITE any more, neither again nor with credentials; do wait for an answer."""
+        self._silenced = True
+        if not self._over and not self._seen_codes:
+            self._transaction.stop_repeating()
 
     def hang_up(self, now: float, q850: int | None) -> None:
         """Before the answer there is only one way to end a call."""
@@ -179,18 +191,18 @@ class OutgoingCall:
         if self._given_up:
             pass  # told already
         elif self._cancel_wanted:
-            self._fail(487, "canceled")
+            self._fail(487, "canceled", now)
         elif why == "timeout":
-            self._fail(408, "timeout")
+            self._fail(408, "timeout", now)
         else:
-            self._fail(503, "transport")
+            self._fail(503, "transport", now)
         self._remember(now)
 
     def timer_fired(self, name: str, now: float) -> None:
         if name == "no answer to CANCEL":
             self._transaction.abandon()
             if not self._over:
-                self._fail(487, "canceled")
+                self._fail(487, "canceled", now)
             self._remember(now)
         else:
             self.forget()
@@ -255,8 +267,11 @@ class OutgoingCall:
         code = response.code
         if code in self._seen_codes:
             return
+        rings = 180 <= code <= 189
+        if not rings and all(180 <= seen <= 189 for seen in self._seen_codes):
+            self._progress_since = now
         self._seen_codes += (code,)
-        self._rang = self._rang or 180 <= code <= 189
+        self._rang = self._rang or rings
         if self._cancel_wanted:
             if not self._canceled:
                 self._send_cancel(now)
@@ -269,7 +284,7 @@ class OutgoingCall:
         if self._over or self._cancel_wanted:
             answers.refuse(response, source, now)
             if not self._over:
-                self._fail(487, "canceled")
+                self._fail(487, "canceled", now)
             return
         taken = answers.take(response, source)
         if taken is None:
@@ -278,7 +293,7 @@ class OutgoingCall:
         agreed = _agreed(self._invitation.offer, answer)
         if answer is None or agreed is None:
             answers.hang_up(taken, now)
-            self._fail(488, "media")
+            self._fail(488, "media", now)
             return
         self._over = True
         dialog, ack, authentication = taken
@@ -322,24 +337,28 @@ class OutgoingCall:
 
     def _receive_failure(self, response: Response, now: float) -> None:
         if self._canceled:
-            self._fail(487, "canceled", response)
+            self._fail(487, "canceled", now, response)
         elif is_challenge(response.code) and self._authentication is not None:
             if self._cancel_wanted:
-                self._fail(487, "canceled", response)
+                self._fail(487, "canceled", now, response)
             elif self._authentication.learn(response, self._core.new_token()):
-                self._seen_codes = ()
-                self._early.clear()
-                self._send_invite(now)
+                self._send_another_invite(now)
             else:
-                self._fail(response.code, "auth", response)
+                self._fail(response.code, "auth", now, response)
         elif not self._cancel_wanted and self._raise_session_expires(response):
-            self._seen_codes = ()
-            self._early.clear()
-            self._send_invite(now)
+            self._send_another_invite(now)
         else:
-            self._fail(response.code, "response", response)
+            self._fail(response.code, "response", now, response)
 
-    def _fail(self, code: int, why: Why, response: Response | None = None) -> None:
+    def _send_another_invite(self, now: float) -> None:
+        if self._silenced:
+            self._fail(408, "timeout", now)
+            return
+        self._seen_codes = ()
+        self._early.clear()
+        self._send_invite(now)
+
+    def _fail(self, code: int, why: Why, now: float, response: Response | None = None) -> None:
         self._over = True
         self._core.timers.stop(self._forget_timer)
         del self._core.calls[self.call_id]
@@ -347,8 +366,22 @@ class OutgoingCall:
         reason = printable(response.reason) if response else PHRASES[code]
         retry_after = retry_after_of(response) if response else None
         contacts = redirected_to(response) if response else ()
+        since = self._progress_since
+        analytics = response is not None and names_analytics(response.lines("reason"))
         self._core.events.append(
-            Failed(self.call_id, code, cause, reason, why, self._rang, retry_after, contacts)
+            Failed(
+                self.call_id,
+                code,
+                cause,
+                reason,
+                why,
+                self._rang,
+                retry_after,
+                contacts,
+                progress_for=None if since is None else now - since,
+                delivered=self._transaction.delivered,
+                analytics=analytics,
+            )
         )
 
     # A call that was given up may still be answered: it is remembered for a while

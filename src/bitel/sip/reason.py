@@ -1,4 +1,4 @@
-"""The Reason header (RFC 3326): why a call was refused or ended, as a Q.850 cause."""
+"""The Reason header (RFC 3326): why a call was refused or ended."""
 
 from __future__ import annotations
 
@@ -20,6 +20,14 @@ def q850_cause(values: Iterable[str]) -> int | None:
             if cause.isascii() and cause.isdigit() and len(cause) <= 3 and int(cause) <= MAX_CAUSE:
                 return int(cause)
     return None
+
+
+def names_analytics(values: Iterable[str]) -> bool:
+    """Whether a Reason header says that call analytics blocked the call (ATIS-1000099 "603+").
+
+    Its text begins with `v=analytics1`, as in `SIP;cause=603;text="v=analytics1;url=..."`.
+    """
+    return any("v=analytics1" in value.lower() for value in values)
 
 
 def q850_reason(cause: int) -> str:

@@ -23,7 +23,7 @@ from bitel.sip.session_timer import (
     refresh_after,
     session_expires_of,
 )
-from bitel.sip.timers import Timer
+from bitel.sip.timers import Timer, is_due
 from bitel.sip.transaction_tables import State
 
 if TYPE_CHECKING:
@@ -151,6 +151,8 @@ class SessionRefresh:
     def timer_fired(self, name: str, now: float) -> None:
         if name == _EXPIRY:
             self._session.hang_up(now, RECOVERY_ON_TIMER_EXPIRY)
+        elif is_due(self._deadline, now):
+            return  # after a pause: the session is over, and `_EXPIRY` is next
         elif self._pending is not None or self._session.is_busy:
             self._again_in(self._core.config.t2, now)
         else:

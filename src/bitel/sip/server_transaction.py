@@ -8,7 +8,7 @@ from typing import Protocol
 from bitel.sip.core import Core
 from bitel.sip.grammar import DEFAULT_PORT, Address, Transport, parameter, split_list
 from bitel.sip.message import Request, write_response
-from bitel.sip.timers import Timer
+from bitel.sip.timers import Timer, is_due
 from bitel.sip.transaction_tables import (
     INVITE_SERVER,
     INVITE_SERVER_STREAM,
@@ -162,6 +162,8 @@ class ServerTransaction:
         self._step(Stimulus.ACK, now)
 
     def timer_fired(self, name: str, now: float) -> None:
+        if name == "G" and is_due(self._waiting, now):
+            return  # after a pause: timer H is next, and nothing is sent for what is over
         self._step(_ON_TIMER[name], now)
 
     def _step(self, stimulus: Stimulus, now: float) -> None:

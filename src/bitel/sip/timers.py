@@ -41,6 +41,11 @@ class Timer:
     after: Timer
 
 
+def is_due(timer: Timer | None, now: float) -> bool:
+    """Whether a timer is running, and will fire by `now`."""
+    return timer is not None and timer.owner is not None and timer.when <= now
+
+
 def _new_end() -> Timer:
     """A ring of its own, which comes after every timer that anyone starts."""
     end = Timer()

@@ -13,11 +13,10 @@ from bitel.calls.outcome import Media, Outcome
 from bitel.errors import NotFoundError
 from bitel.store import canceling
 from bitel.store.bulk import Query, given
-from bitel.store.chunks import in_chunks
 from bitel.store.placing import place, place_each, place_many, prepare
 from bitel.store.schema import attempt, call
 
-__all__ = ["AttemptRow", "attempts", "cancel", "counts_by_status", "find", "find_many", "place",
+__all__ = ["AttemptRow", "attempts", "cancel", "counts_by_status", "find", "place",
            "place_each", "place_many", "prepare"]  # fmt: skip
 
 
@@ -40,21 +39,14 @@ class AttemptRow:
     ended_by: str
     detail: str
     media: Media | None
+    rang_at: float | None = None
+    """When the first 18x came."""
 
 
 def find(conn: Connection, project_id: str, call_id: str) -> Call | None:
     """The project's call of that id, if there is one."""
     row = conn.execute(_FIND, {"id": call_id, "project_id": project_id}).one_or_none()
     return from_row(row) if row else None
-
-
-def find_many(conn: Connection, project_id: str, ids: Sequence[str]) -> list[Call]:
-    """Those of the project's calls, in the order of `ids`; unknown ones are left out."""
-    found: dict[str, Call] = {}
-    for some in in_chunks(ids):
-        for row in conn.execute(_FIND_MANY, {**some, "project_id": project_id}):
-            found[row.id] = from_row(row)
-    return [found[call_id] for call_id in ids if call_id in found]
 
 
 def find_each(conn: Connection, asked: Sequence[tuple[str, str]]) -> list[Call | None]:
@@ -125,9 +117,6 @@ _FIND_EACH = Query(
         _asked.join(call, (call.c.id == _asked.c.id) & (call.c.project_id == _asked.c.project_id))
     )
 )
-_FIND_MANY = select(*SEEN).where(
-    call.c.id.in_(bindparam("ids", expanding=True)), call.c.project_id == bindparam("project_id")
-)
 _LOCK = (
     select(call.c.id, call.c.status, call.c.due_at)
     .where(call.c.id == bindparam("id"), call.c.project_id == bindparam("project_id"))
@@ -153,6 +142,7 @@ def _attempt(row: Row[*tuple[Any, ...]]) -> AttemptRow:
         ended_by=row.ended_by,
         detail=row.detail,
         media=_media(row),
+        rang_at=row.rang_at,
     )
 
 

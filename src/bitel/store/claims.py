@@ -15,13 +15,22 @@ from sqlalchemy import Connection, bindparam, func, insert, literal, select, upd
 from bitel.calls.call import CallStatus, Lane
 from bitel.calls.ids import new_ids
 from bitel.calls.retry import RetryRule
-from bitel.store import canceling, do_not_call, leases, turns
+from bitel.store import (
+    canceling,
+    do_not_call,
+    leases,
+    number_exclusion,
+    one_time_passwords,
+    turns,
+)
 from bitel.store.bulk import Change, Query, given
 from bitel.store.endings import CallEnd, end_calls
 from bitel.store.leases import Lease, LostLease
+from bitel.store.number_exclusion import Number
 from bitel.store.schema import HEARD, HELD, attempt, call, is_due, is_open
 
 _FROM_THE_START: Mapping[Lane, str] = MappingProxyType({})
+_NO_QUARANTINE: Mapping[Number, float] = MappingProxyType({})
 
 
 class Claim(NamedTuple):
@@ -49,14 +58,17 @@ def claim(
     now: float,
     lanes: Iterable[Lane] = Lane,
     after_project: Mapping[Lane, str] = _FROM_THE_START,
+    quarantine: Mapping[Number, float] = _NO_QUARANTINE,
 ) -> list[Claim]:
     """Up to `limit` calls that are due, those of the first lane first.
 
     Within a lane projects take turns, the longest due of each first, beginning after the project
     that `after_project` names for the lane: whoever keeps the project of each lane's last claim,
     and names it the next time, is fair to all. Outside their project's calling window only
-    one-time passwords are claimed. Calls that have expired, or whose number is on the do-not-call
-    list by now, end instead. Raises LostLease when another worker has taken over.
+    one-time passwords are claimed. Calls that have expired, whose number is on the do-not-call
+    list by now, or that are superseded by a newer one-time password, end instead. Those whose
+    number another call of the project is at wait (see `number_exclusion`, also for `quarantine`).
+    Raises LostLease when another worker has taken over.
     """
     if not leases.holds(conn, lease):
         raise LostLease(f"another worker has taken over the dialer {lease.dialer_id}")
@@ -71,6 +83,8 @@ def claim(
         if room > 0:
             picked += turns.pick(conn, lease.dialer_id, lane, room, now, after, shut)
     rows = _without_ended(conn, picked, now)
+    if rows:
+        rows = number_exclusion.park_taken(conn, rows, now, quarantine)
     return _take(conn, lease, rows, now) if rows else []
 
 
@@ -97,6 +111,17 @@ def heard(conn: Connection, lease: Lease, answered_at: Mapping[str, float]) -> s
     return {row.id for row in _HEARD_ALREADY.rows(conn, answers)}
 
 
+def rang(conn: Connection, lease: Lease, rang_at: Mapping[str, float]) -> None:
+    """Write when these attempts began to ring (Unix seconds), by attempt.
+
+    Those that are answered, over, or another worker's by now are left as they are.
+    """
+    if leases.holds(conn, lease):
+        rows = list(rang_at.items())
+        mine = {"the_dialer": lease.dialer_id, "the_epoch": lease.epoch}
+        _RANG.run(conn, {"ringing": rows, **mine})
+
+
 def expire(conn: Connection, dialer_id: str, now: float, limit: int = 1000) -> int:
     """End up to `limit` calls whose time to live ran out while they waited; how many it were."""
     rows = _EXPIRED.rows(conn, {"dialer_id": dialer_id, "now": now, "most": limit})
@@ -120,14 +145,22 @@ def in_flight(conn: Connection, dialer_id: str) -> int:
 
 def _without_ended(conn: Connection, picked: list[Any], now: float) -> list[Any]:
     """End those that must not be dialled any more; the others."""
-    expired = [row for row in picked if row.expires_at <= now]
-    unwanted = [row for row in picked if row.expires_at > now and row.unwanted]
-    if not expired and not unwanted:
+    superseded = one_time_passwords.superseded(
+        conn, [(row.project_id, row.e164, row.id) for row in picked if row.lane == Lane.OTP]
+    )
+    ends: list[CallEnd] = []
+    for row in picked:
+        if row.expires_at <= now:
+            ends.append(CallEnd(row.id, CallStatus.EXPIRED))
+        elif row.unwanted:
+            ends.append(CallEnd(row.id, CallStatus.ERROR, reason=do_not_call.REASON))
+        elif row.id in superseded:
+            ends.append(CallEnd(row.id, CallStatus.CANCELED, reason=one_time_passwords.REASON))
+    if not ends:
         return picked
-    ends = [CallEnd(row.id, CallStatus.EXPIRED) for row in expired]
-    ends += [CallEnd(row.id, CallStatus.ERROR, reason=do_not_call.REASON) for row in unwanted]
     end_calls(conn, ends, now)
-    return [row for row in picked if row.expires_at > now and not row.unwanted]
+    ended = {end.call_id for end in ends}
+    return [row for row in picked if row.id not in ended]
 
 
 def _take(conn: Connection, lease: Lease, rows: list[Any], now: float) -> list[Claim]:
@@ -152,7 +185,9 @@ def _claim(attempt_id: str, row: Any, now: float) -> Claim:
         e164=row.e164,
         recording_id=row.recording_id,
         started_at=now,
-        rule=RetryRule(row.retries_left, row.retry_interval, row.expires_at, row.trouble),
+        rule=RetryRule(
+            row.retries_left, row.retry_interval, row.expires_at, row.trouble, row.uncertain
+        ),
         lane=Lane(row.lane),
         digits=row.digits or "",
         repeat_count=row.repeat_count or 1,
@@ -194,6 +229,12 @@ _HEARD: Final = Change(
     update(attempt)
     .where(attempt.c.id == _answers.c.id, *_is_mine, attempt.c.claim == HELD)
     .values(claim=HEARD, answered_at=_answers.c.answered_at)
+)
+_ringing = given("ringing", id=attempt.c.id.type, rang_at=attempt.c.rang_at.type)
+_RANG: Final = Change(
+    update(attempt)
+    .where(attempt.c.id == _ringing.c.id, *_is_mine, attempt.c.claim == HELD)
+    .values(rang_at=_ringing.c.rang_at)
 )
 _HEARD_ALREADY: Final = Query(
     select(attempt.c.id).where(

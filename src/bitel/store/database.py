@@ -8,6 +8,10 @@ before the commit, so an answer means that it is durable.
 On PostgreSQL a deadlock or a lost connection makes the whole transaction run again, so a unit may
 run more than once: it must change nothing but the database. One that catches a database error must
 raise in turn, since its transaction is broken by then.
+
+A connection that could not write is not used again: SQLite opens a file read-only where it may not
+write it, and such a connection stays read-only for good. So do all that the process opens while one
+of them is open, since they share the index of the write-ahead log; so the readers' are closed too.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from bitel.store import driver, engines, faults, tally
-from bitel.store.faults import Fault
+from bitel.store.faults import Fault, StoreUnavailable
 from bitel.store.inbox import Inbox, Unit, answer
 from bitel.store.tally import Tally
 
@@ -42,6 +46,10 @@ MOST_READS: Final = 32
 """Reads that one thread does between two looks at the queue, in one transaction."""
 MOST_TRIES: Final = 5
 """Times that a transaction is run which meets deadlocks."""
+REOPEN_PATIENCE: Final = 0.5
+"""Seconds for which a reader may be waited for, when all connections have to be closed."""
+ABANDON_PATIENCE: Final = 1.0
+"""Seconds that threads get to end once what they do was interrupted."""
 READERS: Final = 3
 """Reader threads; they are for waiting on the database, not for speed."""
 
@@ -73,10 +81,16 @@ class Database:
         self._reads = Inbox()
         self._writer = _Writer(engines.make_engine(url, "writer"), self._writes)
         reader = engines.make_engine(url, "reader")
+        self._workers: list[_Worker] = [self._writer]
         threads = [threading.Thread(target=self._writer.run, name="store-writer", daemon=True)]
         for n in range(READERS):
-            work = _Reader(reader, self._reads).run
-            threads.append(threading.Thread(target=work, name=f"store-reader-{n}", daemon=True))
+            worker = _Reader(reader, self._reads)
+            self._workers.append(worker)
+            threads.append(
+                threading.Thread(target=worker.run, name=f"store-reader-{n}", daemon=True)
+            )
+        if engines.is_sqlite(url):
+            self._writer.shares_with = tuple(self._workers[1:])
         self._threads = threads
         for thread in threads:
             thread.start()
@@ -123,12 +137,34 @@ class Database:
         """Units of work that wait for the writer."""
         return len(self._writes)
 
-    def close(self) -> None:
-        """Finish what is queued, then release everything. Closing twice is one close."""
+    def close(self, timeout: float | None = None) -> bool:
+        """Finish what is queued, then release everything. Closing twice is one close.
+
+        What takes longer than `timeout` seconds (None: however long) is given up: those who wait
+        for it get StoreUnavailable, though a COMMIT under way may still be carried out, and threads
+        that can't be woken are left to the end of the process. True: all of it was finished.
+        """
         self._writes.close()
         self._reads.close()
+        if self._join(timeout):
+            return True
+        for worker in self._workers:
+            worker.abandon()
+        for box in (self._writes, self._reads):
+            left = box.take_all()
+            for unit in left:
+                unit.error = _closed()
+            answer(left)
+        if not self._join(ABANDON_PATIENCE):
+            _log.error("threads of the database hang, and are left behind")
+        return False
+
+    def _join(self, timeout: float | None) -> bool:
+        """Whether all threads have ended, within `timeout` seconds."""
+        end = None if timeout is None else time.monotonic() + timeout
         for thread in self._threads:
-            thread.join()
+            thread.join(None if end is None else max(0.0, end - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
 
     def __enter__(self) -> Self:
         return self
@@ -155,6 +191,10 @@ def _ask_now(inbox: Inbox, work: Callable[[Connection], T]) -> T:
     return future.result()
 
 
+def _closed() -> StoreUnavailable:
+    return StoreUnavailable("the database is closed")
+
+
 def _show_name() -> None:
     """Have `top -H` show the thread's name, where that can be done."""
     with contextlib.suppress(OSError):
@@ -171,18 +211,40 @@ class _Worker(ABC):
         self._engine = engine
         self._inbox = inbox
         self._kept: Connection | None = None
+        self._units: Sequence[Unit] = ()
+        self._abandoned = False
+        self.at_work = threading.Lock()
+        """Held while the connection is in use."""
 
     def run(self) -> None:
         """Work until the inbox is closed and empty."""
         _show_name()
         while units := self._inbox.take(self.most):
+            self._units = units
             try:
-                self._serve(units)
+                if self._abandoned:
+                    raise _closed()
+                with self.at_work:
+                    self._serve(units)
+            except StoreUnavailable as error:
+                self._fail(units, error)
             except Exception as error:  # whatever it is, its callers must hear of it
                 _log.exception("the database's worker failed")
                 self._fail(units, error)
             answer(units)
+            self._units = ()
         self._drop()
+
+    def abandon(self) -> None:
+        """Give up what is being done, from another thread: its callers get StoreUnavailable."""
+        self._abandoned = True
+        answer([Unit(one.work, one.reply, error=_closed()) for one in self._units])
+        kept = self._kept
+        if kept is not None:
+            try:
+                engines.interrupt(kept)
+            except Exception as error:  # it may be closed at this moment
+                _log.warning("interrupting a database connection: %s", faults.first_line(error))
 
     @abstractmethod
     def _serve(self, units: Sequence[Unit]) -> None:
@@ -196,6 +258,8 @@ class _Worker(ABC):
             unit.result, unit.error = None, faults.unavailable(error)
 
     def _connection(self) -> Connection:
+        if self._abandoned:
+            raise _closed()
         if self._kept is None:
             self._kept = self._engine.connect()
         return self._kept
@@ -208,8 +272,12 @@ class _Worker(ABC):
         except DBAPIError:
             self._drop()
             return
-        if self._kept.invalidated:
+        if self._kept.invalidated or engines.is_in_transaction(self._kept):
             self._drop()
+
+    def drop(self) -> None:
+        """Close the connection; its thread must not be at work."""
+        self._drop()
 
     def _drop(self) -> None:
         kept, self._kept = self._kept, None
@@ -229,9 +297,14 @@ class _Writer(_Worker):
         super().__init__(engine, inbox)
         self.stats = Stats()
         self._tally: Tally = Counter()
+        self._doubtful = False
+        """Something could not be written by the connection."""
+        self.shares_with: Sequence[_Worker] = ()
+        """Whose connections must be closed too before one that is opened anew may write again."""
 
     def _serve(self, units: Sequence[Unit]) -> None:
         tries, reconnected = 1, False
+        self._doubtful = False
         while True:
             try:
                 self._run_all(units)
@@ -242,7 +315,7 @@ class _Writer(_Worker):
                     tries += 1
                     # Who won the deadlock needs a moment, and no event loop waits here.
                     time.sleep(0.005 * 2**tries)
-                elif fault is Fault.LOST and not reconnected:
+                elif fault is Fault.LOST and not reconnected and not self._abandoned:
                     reconnected = True
                 else:
                     self._give_up(units, error)
@@ -250,6 +323,8 @@ class _Writer(_Worker):
             else:
                 break
         self._commit(units)
+        if self._doubtful:
+            self._reopen()
 
     def _run_all(self, units: Sequence[Unit]) -> None:
         """Run every unit, the failed ones undone; raises when the transaction itself is broken."""
@@ -269,6 +344,7 @@ class _Writer(_Worker):
                 unit.error = faults.for_caller(error)
                 tally.take()
                 self._undo_unit(connection, error)
+                self._doubtful |= faults.sort(error) is Fault.DOWN
             self._tally.update(tally.take())
             driver.execute(connection, "RELEASE SAVEPOINT unit")
 
@@ -290,6 +366,7 @@ class _Writer(_Worker):
             unit.error = faults.for_caller(error)
             tally.take()
             self._undo()
+            self._doubtful |= faults.sort(error) is Fault.DOWN
         self._tally.update(tally.take())
 
     def _commit(self, units: Sequence[Unit]) -> None:
@@ -312,7 +389,28 @@ class _Writer(_Worker):
     def _give_up(self, units: Sequence[Unit], error: DBAPIError) -> None:
         _log.error("the database stored none of %d: %s", len(units), faults.first_line(error))
         self._fail(units, error)
+        self._reopen()
         self.stats = replace(self.stats, failed_batches=self.stats.failed_batches + 1)
+
+    def _reopen(self) -> None:
+        """Close the connection and those that share its fate; open another while all are closed.
+
+        Reads that take long are not waited for; the next write that fails tries again.
+        """
+        self._drop()
+        if not self.shares_with or self._abandoned:
+            return
+        with contextlib.ExitStack() as stack:
+            for worker in self.shares_with:
+                if not worker.at_work.acquire(timeout=REOPEN_PATIENCE):
+                    return
+                stack.callback(worker.at_work.release)
+            for worker in self.shares_with:
+                worker.drop()
+            try:
+                self._connection()
+            except DBAPIError as error:
+                _log.warning("opening the database again: %s", faults.first_line(error))
 
 
 class _Reader(_Worker):
@@ -327,6 +425,8 @@ class _Reader(_Worker):
             except BaseException as error:
                 unit.error = faults.for_caller(error)
                 self._undo()
+                if faults.sort(error) is Fault.DOWN:
+                    self._drop()
         self._undo()  # there is nothing to commit
 
     def _read(self, unit: Unit) -> None:

@@ -6,6 +6,7 @@ webhook; each exactly once, since a call that is final does not end again.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from sqlalchemy import (
     and_,
     bindparam,
     delete,
+    exists,
+    func,
     insert,
     literal,
     select,
@@ -45,6 +48,7 @@ from bitel.store.schema import (
 _NOTHING: Final = Decimal(0)
 _Q850_CAUSES: Final = range(128)
 _SIP_CODES: Final = range(100, 700)
+_COUNTS: Final = range(2**31)
 
 
 class CallEnd(NamedTuple):
@@ -60,16 +64,21 @@ class CallEnd(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CallAgain:
-    """A call that waits for another attempt. `trouble` None leaves its count as it was."""
+    """A call that waits for another attempt.
+
+    `trouble` and `uncertain` are how often it has met trunk trouble in a row, and been redialled
+    after uncertain failures; without `trouble` both counts stay as they are.
+    """
 
     call_id: str
     due_at: float
     spends_retry: bool
     trouble: int | None
+    uncertain: int = 0
 
 
 def end_attempts(conn: Connection, ends: Iterable[tuple[str, Attempted]]) -> None:
-    """Settle attempts, given by their ids. SIP codes and causes out of range are not kept."""
+    """Settle attempts, given by their ids. What a far end sent out of range is not kept."""
     rows = [
         (
             attempt_id,
@@ -83,6 +92,7 @@ def end_attempts(conn: Connection, ends: Iterable[tuple[str, Attempted]]) -> Non
             end.ended_by,
             end.detail,
             *_media_values(end.media),
+            end.rang_at,
         )
         for attempt_id, end in ends
     ]
@@ -104,7 +114,17 @@ def _within(allowed: range, code: int | None) -> int | None:
 def _media_values(media: Media | None) -> tuple[Any, ...]:
     if media is None:
         return (None,) * 5
-    return media.sent, media.received, media.digits, media.loss, media.jitter_ms
+    return (
+        _within(_COUNTS, media.sent),
+        _within(_COUNTS, media.received),
+        media.digits,
+        _number(media.loss),
+        _number(media.jitter_ms),
+    )
+
+
+def _number(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def end_calls(conn: Connection, ends: Sequence[CallEnd], now: float) -> None:
@@ -137,7 +157,11 @@ def end_waiting(conn: Connection, ends: Sequence[tuple[Any, CallEnd]], now: floa
 def call_again(conn: Connection, again: Sequence[CallAgain]) -> None:
     """Make calls due for another attempt."""
     same = [_again_values(one) for one in again if one.trouble is None]
-    counted = [(*_again_values(one), one.trouble) for one in again if one.trouble is not None]
+    counted = [
+        (*_again_values(one), one.trouble, one.uncertain)
+        for one in again
+        if one.trouble is not None
+    ]
     if same:
         _DUE_AGAIN.run(conn, {"again": same})
     if counted:
@@ -176,13 +200,20 @@ _attempts = given(
         name: attempt.c[name].type
         for name in ("id", "outcome", "started_at", "ended_at", "answered_at", "sip_code", "q850",
                      "ended_by", "detail", "packets_sent", "packets_received", "digits",
-                     "far_loss", "far_jitter_ms")
+                     "far_loss", "far_jitter_ms", "rang_at")
     },
 )  # fmt: skip
 _END_ATTEMPTS: Final = Change(
     update(attempt)
     .where(attempt.c.id == _attempts.c.id)
-    .values({"claim": SETTLED, **{each.name: each for each in _attempts.c if each.name != "id"}})
+    .values(
+        {
+            "claim": SETTLED,
+            **{each.name: each for each in _attempts.c if each.name != "id"},
+            # What was written while it rang stays, also where a take-over ends the attempt.
+            "rang_at": func.coalesce(attempt.c.rang_at, _attempts.c.rang_at),
+        }
+    )
 )
 _FORGET_REQUESTS: Final = Change(
     delete(cancel_request).where(
@@ -220,7 +251,10 @@ _now: BindParameter[float] = bindparam("now", type_=webhook_event.c.created_at.t
 _TELL: Final = Change(
     insert(webhook_event).from_select(
         ["id", "project_id", "call_id", "created_at", "due_at", "tries", "state"],
-        select(*_events.c, _now, _now, literal(0), literal(PENDING)),
+        # A call has one event. Were there one already, to insert another would keep it from ending.
+        select(*_events.c, _now, _now, literal(0), literal(PENDING)).where(
+            ~exists().where(webhook_event.c.call_id == _events.c.call_id)
+        ),
     )
 )
 
@@ -239,4 +273,4 @@ def _due_again(**more: TypeEngine[Any]) -> Change:
 
 
 _DUE_AGAIN: Final = _due_again()
-_DUE_AGAIN_COUNTED: Final = _due_again(trouble=call.c.trouble.type)
+_DUE_AGAIN_COUNTED: Final = _due_again(trouble=call.c.trouble.type, uncertain=call.c.uncertain.type)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sqlite3
 import time
 from pathlib import Path
@@ -100,6 +101,7 @@ def make_engine(url: URL, role: Role) -> Engine:
         "keepalives_idle": 30,
         "keepalives_interval": 5,
         "keepalives_count": 3,
+        "tcp_user_timeout": 15_000,
         "options": options,
     }
     for name in set(arguments) & set(url.query):
@@ -108,6 +110,28 @@ def make_engine(url: URL, role: Role) -> Engine:
     # Many rows as one statement, also where nothing is asked back: a fraction of the round trips.
     engine.dialect.use_insertmanyvalues_wo_returning = True
     return engine
+
+
+def is_in_transaction(connection: Connection) -> bool:
+    """Whether SQLite is in a transaction, which it must not be once that was rolled back."""
+    driver_connection: Any = connection.connection.driver_connection
+    return isinstance(driver_connection, sqlite3.Connection) and driver_connection.in_transaction
+
+
+def interrupt(connection: Connection) -> None:
+    """Have what another thread does on `connection` fail soon; that thread may be in the driver.
+
+    A statement of SQLite's is interrupted, unless it waits for a lock. A connection to PostgreSQL
+    is shut down, which also wakes a thread that waits for a server that no longer runs.
+    """
+    if connection.closed or connection.invalidated:
+        return
+    driver_connection: Any = connection.connection.driver_connection
+    if isinstance(driver_connection, sqlite3.Connection):
+        driver_connection.interrupt()
+        return
+    with socket.socket(fileno=os.dup(driver_connection.fileno())) as shared:
+        shared.shutdown(socket.SHUT_RDWR)
 
 
 def prepare_file(url: URL) -> None:
@@ -144,12 +168,17 @@ def _sqlite_engine(url: URL, role: Role) -> Engine:
         # The driver must start no transaction by itself: a write begins with the write lock
         # taken, or it could fail halfway with SQLITE_BUSY.
         connection.isolation_level = None
-        _use_wal(connection)
-        for pragma in _SQLITE_PRAGMAS:
-            connection.execute(pragma)
-        # A migration rebuilds tables; with keys enforced that would delete what refers to them.
-        connection.execute(f"PRAGMA foreign_keys = {'OFF' if role == 'migration' else 'ON'}")
-        connection.execute(f"PRAGMA query_only = {'ON' if role == 'reader' else 'OFF'}")
+        try:
+            _use_wal(connection)
+            for pragma in _SQLITE_PRAGMAS:
+                connection.execute(pragma)
+            # A migration rebuilds tables; with keys enforced that would delete what refers to them.
+            connection.execute(f"PRAGMA foreign_keys = {'OFF' if role == 'migration' else 'ON'}")
+            connection.execute(f"PRAGMA query_only = {'ON' if role == 'reader' else 'OFF'}")
+        except sqlite3.Error:
+            # Left to the garbage collector it would stay open, see `database._Writer._reopen`.
+            connection.close()
+            raise
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:

@@ -24,11 +24,14 @@ class Fault(enum.Enum):
     OURS = "the work's own: hand it to the caller"
     AGAIN = "a deadlock or a serialization failure: run the whole transaction again"
     LOST = "the connection is gone: open another and run the whole transaction again, once"
-    DOWN = "the database can't: say so to the caller"
+    DOWN = "the database can't: say so to the caller, and use this connection no more"
 
 
 _DOWN_SQLITE = frozenset(
     {
+        sqlite3.SQLITE_INTERNAL,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_ABORT,
         sqlite3.SQLITE_BUSY,
         sqlite3.SQLITE_LOCKED,
         sqlite3.SQLITE_NOMEM,
@@ -38,6 +41,8 @@ _DOWN_SQLITE = frozenset(
         sqlite3.SQLITE_CORRUPT,
         sqlite3.SQLITE_FULL,
         sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_NOLFS,
         sqlite3.SQLITE_NOTADB,
     }
 )

@@ -8,10 +8,26 @@ from typing import Final
 from sqlalchemy import Connection, bindparam, select
 
 from bitel.store import claims, leases, loose
-from bitel.store.schema import attempt, call, dialer, is_due, is_open
+from bitel.store.leases import Holder, Terms
+from bitel.store.schema import attempt, call, is_due, is_open
 
-ABANDONED_AFTER: Final = 600.0
-"""Seconds without a sign of a dialer's worker after which its attempts are given up."""
+REDIAL_AFTER: Final = 600.0
+"""Seconds until a call of such a dialer is due again: more than any dialer's ring time needs."""
+
+
+def left_open(conn: Connection, known_dialers: Collection[str]) -> dict[str, Holder]:
+    """The dialers that are not known and have attempts under way, with their rows."""
+    rows = conn.execute(_LEFT_OPEN, {"known": list(known_dialers), "after": ""})
+    return {row.value: leases.holder(conn, row.value) for row in rows.all()}
+
+
+def give_up(conn: Connection, dialer_id: str, seen: Holder, now: float) -> None:
+    """Deal with what a dialer's worker left behind, as after any crash.
+
+    Raises LostLease where its row is no longer what was `seen`.
+    """
+    terms = Terms(former=seen)
+    leases.take_over(conn, dialer_id, "housekeeping", now, REDIAL_AFTER, terms=terms)
 
 
 def expire_orphans(
@@ -19,13 +35,9 @@ def expire_orphans(
 ) -> int:
     """End up to `limit` calls, of dialers that are not known, whose time to live ran out.
 
-    What such a dialer was dialling when it was last heard of is dealt with as after any crash.
     How many calls expired is returned.
     """
     known = {"known": list(known_dialers), "after": ""}
-    silent = {**known, "before": now - ABANDONED_AFTER}
-    for dialer_id in conn.execute(_ABANDONED, silent).scalars().all():
-        leases.take_over(conn, dialer_id, "housekeeping", now, redial_after=ABANDONED_AFTER)
     ended = 0
     for dialer_id in conn.execute(_ORPHANED, known).scalars().all():
         ended += claims.expire(conn, dialer_id, now, limit - ended)
@@ -35,13 +47,9 @@ def expire_orphans(
 
 
 _open = loose.distinct(attempt.c.dialer_id, is_open)
-_ABANDONED = (
-    select(_open.c.value)
-    .join(dialer, dialer.c.id == _open.c.value)
-    .where(
-        _open.c.value.not_in(bindparam("known", expanding=True)),
-        dialer.c.seen_at < bindparam("before"),
-    )
+_LEFT_OPEN = select(_open.c.value).where(
+    _open.c.value.is_not(None),
+    _open.c.value.not_in(bindparam("known", expanding=True)),
 )
 _waiting = loose.distinct(call.c.dialer_id, is_due)
 _ORPHANED = select(_waiting.c.value).where(

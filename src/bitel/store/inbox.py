@@ -69,6 +69,17 @@ class Inbox:
             self._closed = True
             self._queue.put(None)
 
+    def take_all(self) -> list[Unit]:
+        """All that waits, without waiting for more; meant for an inbox that is closed."""
+        units: list[Unit] = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                item = self._queue.get_nowait()
+                if item is not None:
+                    units.append(item)
+        self._queue.put(None)  # the end is for every thread that takes from here
+        return units
+
     def take(self, most: int) -> list[Unit]:
         """Wait for a unit, and take what else is there, up to `most`. Empty: closed and done."""
         units: list[Unit] = []
@@ -107,8 +118,10 @@ def _resolve_all(units: list[Unit]) -> None:
 
 def _resolve(future: asyncio.Future[Any] | SyncReply, unit: Unit) -> None:
     if future.done():
-        return  # its caller was cancelled
-    if unit.error is not None:
-        future.set_exception(unit.error)
-    else:
-        future.set_result(unit.result)
+        return  # its caller was cancelled, or was answered when the database was closed
+    # Two threads may answer one unit when the database is closed.
+    with contextlib.suppress(concurrent.futures.InvalidStateError):
+        if unit.error is not None:
+            future.set_exception(unit.error)
+        else:
+            future.set_result(unit.result)

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, String, insert, select
 from bitel.calls.budget import Budget
 from bitel.calls.call import Call, CallStatus, Lane, NewCall, NewCalls
 from bitel.errors import BitelError, InvalidRequestError
-from bitel.store import do_not_call, queueing, reserving, tally
+from bitel.store import do_not_call, one_time_passwords, queueing, reserving, tally
 from bitel.store.bulk import Change, Query, given
 from bitel.store.endings import CallEnd, end_calls
 from bitel.store.schema import UNTRIED, call, recording
@@ -77,6 +77,10 @@ def place_each(conn: Connection, asks: Sequence[Sequence[NewCall]]) -> list[set[
         tally.count("placed", lane.name)
     placed = [answer for answer in answers if isinstance(answer, set)]
     _finish(conn, terms, sorted(set().union(*placed)))
+    for calls, answer in zip(asks, answers, strict=True):
+        if isinstance(answer, set) and calls[0].lane is Lane.OTP:
+            accepted = [new for new in calls if new.id not in answer]
+            one_time_passwords.supersede_older(conn, accepted, now)
     return answers
 
 

@@ -50,6 +50,10 @@ class Project:
     """When its calls may ring, as `CallingWindow.parse` reads it; None: always."""
     dialers: tuple[str, ...] | None = None
     """Dialers that it may use; None: all."""
+    one_call_per_number: bool = True
+    """Whether a number is dialled by one attempt of the project at a time."""
+    unwanted_to_do_not_call: bool = False
+    """Whether a 607 (Unwanted, RFC 8197) puts the number on the do-not-call list."""
 
 
 class ProjectChanges(TypedDict, total=False):
@@ -66,6 +70,8 @@ class ProjectChanges(TypedDict, total=False):
     forbidden_prefixes: tuple[str, ...]
     window: str | None
     dialers: tuple[str, ...] | None
+    one_call_per_number: bool
+    unwanted_to_do_not_call: bool
 
 
 def create(conn: Connection, name: str, now: float) -> Project:

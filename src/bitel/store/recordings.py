@@ -61,6 +61,12 @@ def find(conn: Connection, project_id: str, recording_id: str) -> Recording | No
     return Recording(**row._mapping) if row else None
 
 
+def duration(conn: Connection, recording_id: str) -> float | None:
+    """Seconds that a recording lasts, whichever project's it is; None when unknown or deleted."""
+    seconds: float | None = conn.execute(_DURATION, {"id": recording_id}).scalar_one_or_none()
+    return seconds
+
+
 def find_by_speech_key(conn: Connection, project_id: str, speech_key: str) -> Recording | None:
     """The project's recording of that speech, if it has been made and not been deleted."""
     wanted = {"speech_key": speech_key, "project_id": project_id}
@@ -125,6 +131,9 @@ _PAGE = (
     _OF_PROJECT.where(recording.c.id > bindparam("after"))
     .order_by(recording.c.id)
     .limit(bindparam("most"))
+)
+_DURATION = select(recording.c.duration).where(
+    recording.c.id == bindparam("id"), recording.c.deleted_at.is_(None)
 )
 _NEEDED = select(call.c.id).where(call.c.recording_id == bindparam("recording_id"), is_waiting)
 _NEEDED = _NEEDED.limit(1)

@@ -30,12 +30,15 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    and_,
+    false,
     literal_column,
     text,
+    true,
 )
 from sqlalchemy.types import TypeDecorator
 
-from bitel.calls.call import CallStatus
+from bitel.calls.call import CallStatus, Lane
 
 _PER_UNIT: Final = 10_000
 
@@ -123,6 +126,8 @@ project = Table(
     Column("forbidden_prefixes", CommaList, nullable=False, server_default=text("''")),
     Column("window", String(255)),  # NULL: always open
     Column("dialers", CommaList),  # NULL: all
+    Column("one_call_per_number", Boolean, nullable=False, server_default=true()),
+    Column("unwanted_to_do_not_call", Boolean, nullable=False, server_default=false()),
 )
 
 has_window = project.c.window.is_not(None)
@@ -200,6 +205,7 @@ call = Table(
     Column("digits", String(16)),
     Column("repeat_count", SmallInteger),
     Column("language", String(35)),
+    Column("uncertain", Integer, nullable=False, server_default=_ZERO),  # redials beyond retries
     CheckConstraint("due_at IS NULL OR status = 0", name="final_is_not_due"),
     CheckConstraint("recording_id IS NOT NULL OR digits IS NOT NULL", name="plays_something"),
 )
@@ -215,6 +221,7 @@ UNTRIED: Final[Mapping[str, ColumnElement[Any]]] = MappingProxyType(
     {
         "status": literal_column(str(int(CallStatus.WAITING))),
         "trouble": _zero,
+        "uncertain": _zero,
         "attempts": _zero,
         "executed_at": _zero,
         "bill_seconds": _zero,
@@ -232,6 +239,16 @@ Index("ix_call_next", call.c.dialer_id, call.c.due_at,
       sqlite_where=is_due, postgresql_where=is_due)  # fmt: skip
 Index("ix_call_expiring", call.c.dialer_id, call.c.expires_at,
       sqlite_where=is_due, postgresql_where=is_due)  # fmt: skip
+is_in_flight = and_(call.c.due_at.is_(None), is_waiting)
+"""An attempt of the call is under way."""
+
+Index("ix_call_in_flight", call.c.project_id, call.c.e164,
+      sqlite_where=is_in_flight, postgresql_where=is_in_flight)  # fmt: skip
+is_waiting_otp = and_(is_due, call.c.lane == literal_column(str(int(Lane.OTP))))
+"""The call is a one-time password that waits for its next attempt."""
+
+Index("ix_call_waiting_otp", call.c.project_id, call.c.e164, call.c.id,
+      sqlite_where=is_waiting_otp, postgresql_where=is_waiting_otp)  # fmt: skip
 in_campaign = call.c.campaign_id.is_not(None)
 # Beside the order of its pages it holds all that a campaign's state is made of, so that no call has
 # to be read for that.
@@ -275,9 +292,10 @@ attempt = Table(
     # NULL: nothing was played. The last two are what the callee reported, if it did.
     Column("packets_sent", Integer),
     Column("packets_received", Integer),
-    Column("digits", String(256)),
+    Column("digits", FreeText(256)),
     Column("far_loss", Double),
     Column("far_jitter_ms", Double),
+    Column("rang_at", Double),  # the first 18x; NULL: none is known of
     CheckConstraint("claim IN ('held', 'heard', 'settled')", name="claim"),
     UniqueConstraint("call_id", "number"),
 )
@@ -323,6 +341,11 @@ dialer = Table(
     Column("epoch", Integer, nullable=False),
     Column("worker", FreeText(64), nullable=False),
     Column("seen_at", Double, nullable=False),
+    # Of the data_dir whose lock file the worker holds; NULL: the lease is free.
+    Column("installation", _Id),
+    Column("up", Boolean, nullable=False, server_default=true()),  # a carrier can be reached
+    Column("paused_reason", FreeText(200)),  # NULL: calls are placed
+    Column("worked_at", Double),  # a call was last known to be delivered; NULL: never yet
 )
 
 do_not_call = Table(

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, bindparam, exists, insert, literal, select
 
-from bitel.calls.call import CallStatus
+from bitel.calls.call import CallStatus, Lane
 from bitel.calls.ids import new_ids
 from bitel.calls.outcome import Attempted, Outcome
 from bitel.calls.retry import Again, Final, Verdict
 from bitel.calls.tariff import NOTHING, Bill
-from bitel.store import leases, reserving
+from bitel.store import do_not_call, leases, one_time_passwords, reserving
 from bitel.store.bulk import Change, Query, given
 from bitel.store.endings import (
     CallAgain,
@@ -32,10 +33,14 @@ from bitel.store.schema import (
     attempt,
     call,
     cancel_request,
+    dialer,
     is_waiting,
     ledger_entry,
     project,
 )
+
+UNWANTED = 607
+"""The SIP code by which the person called says that the call is unwanted (RFC 8197)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,25 +60,97 @@ class Settlement(NamedTuple):
     bill: Bill = NOTHING
 
 
+class Unstorable(ValueError):
+    """A settlement with a time or an amount that no database can hold."""
+
+
+MOST_MONEY = Decimal(10) ** 12
+"""No attempt costs more; sums of such amounts fit the columns that hold them."""
+_MOST_INTEGER = 2**31 - 1
+
+
 def settle(
     conn: Connection, lease: Lease, settlements: Sequence[Settlement], now: float
 ) -> set[str]:
     """Write what became of attempts; returns those for which it was written.
 
     It is not for attempts that are settled already, or that another worker has taken over. An
-    answered attempt is billed by one ledger entry, with no more than its call had reserved, if it
-    had. Whatever its verdict, an attempt that was heard never makes its call due again: the call
-    then ends as UNKNOWN. Nor does one that was to be called off: its call ends as CANCELED.
+    attempt with the outcome ANSWERED is billed by one ledger entry, with no more than its call had
+    reserved, if it had. Whatever its verdict, an attempt that was heard never makes its call due
+    again: the call then ends as UNKNOWN. Nor does one that was to be called off, or a one-time
+    password that a newer one supersedes: its call ends as CANCELED. A number whose person did not
+    want the call (607) goes on the do-not-call list of a project that asks for it. Raises
+    Unstorable for times and amounts out of range, and writes nothing then.
     """
     if not settlements or not leases.holds(conn, lease):
         return set()
-    offered = {one.attempt_id: one for one in settlements}
     mine = {"dialer_id": lease.dialer_id, "epoch": lease.epoch}
-    accepted = [
-        (row, _checked(offered[row.id], row))
-        for row in _MINE.rows(conn, {"ids": [(key,) for key in offered], **mine})
+    return _settle(conn, _MINE, mine, settlements, now)
+
+
+def settle_left(
+    conn: Connection, dialer_id: str, settlements: Sequence[Settlement], now: float
+) -> set[str]:
+    """As `settle`, for attempts of earlier workers of the dialer which are still open.
+
+    To be called before `leases.take_over`, which decides what remains open.
+    """
+    if not settlements:
+        return set()
+    # Whoever settles shares this lock until its commit, so that we see what it has settled.
+    conn.execute(select(dialer.c.epoch).where(dialer.c.id == dialer_id).with_for_update())
+    return _settle(conn, _LEFT, {"dialer_id": dialer_id}, settlements, now)
+
+
+def plain(attempt_id: str, call_id: str, attempted: Attempted, now: float) -> Settlement:
+    """What is written of an attempt whose end could not be written as it was.
+
+    Nothing is billed and no word is kept. Its call ends as UNKNOWN if it was answered, else as
+    ERROR.
+    """
+    answered_at = attempted.answered_at
+    is_answered = answered_at is not None or attempted.outcome in _MAY_HAVE_HEARD
+    done = Attempted(
+        Outcome.CUT_OFF if is_answered else attempted.outcome,
+        attempted.started_at if _is_number(attempted.started_at) else now,
+        now,
+        answered_at if answered_at is not None and _is_number(answered_at) else None,
+    )
+    verdict = (
+        Final(CallStatus.UNKNOWN)
+        if is_answered
+        else Final(CallStatus.ERROR, "the end of its last attempt could not be stored")
+    )
+    return Settlement(attempt_id, call_id, done, verdict)
+
+
+_MAY_HAVE_HEARD = (Outcome.ANSWERED, Outcome.CUT_OFF)
+
+
+def _settle(
+    conn: Connection,
+    query: Query,
+    whose: dict[str, Any],
+    settlements: Iterable[Settlement],
+    now: float,
+) -> set[str]:
+    offered = {one.attempt_id: one for one in settlements}
+    for one in offered.values():
+        _check_storable(one)
+    rows = [
+        row
+        for row in query.rows(conn, {"ids": [(key,) for key in offered], **whose})
         if row.call_id == offered[row.id].call_id
     ]
+    superseded = one_time_passwords.superseded(
+        conn,
+        [
+            (row.project_id, row.e164, row.call_id)
+            for row in rows
+            if row.lane == Lane.OTP and not isinstance(offered[row.id].verdict, Final)
+        ],
+    )
+    accepted = [(row, _checked(offered[row.id], row, superseded)) for row in rows]
     end_attempts(conn, [_attempt_end(one) for _, one in accepted])
     forget_requests(conn, [row.id for row, _ in accepted if row.canceled])
     ends = [
@@ -86,17 +163,53 @@ def settle(
         conn, [_call_again(one) for _, one in accepted if not isinstance(one.verdict, Final)]
     )
     _charge(conn, [(row.project_id, one) for row, one in accepted], now)
+    for row, one in accepted:
+        if row.unwanted_to_do_not_call and one.attempted.sip_code == UNWANTED:
+            do_not_call.add(conn, row.project_id, row.e164)
     return {row.id for row, _ in accepted}
 
 
-def _checked(one: Settlement, row: Any) -> Settlement:
+def _check_storable(one: Settlement) -> None:
+    """Raise Unstorable for what one database would refuse, and the other store as something else.
+
+    SQLite makes NULL of what is no number, and a call without a time is never looked at again.
+    """
+    done, verdict, bill = one.attempted, one.verdict, one.bill
+    times = [done.started_at, done.ended_at]
+    if done.answered_at is not None:
+        times.append(done.answered_at)
+    if not isinstance(verdict, Final):
+        times.append(verdict.due_at)
+    if not all(map(_is_number, times)):
+        raise Unstorable(f"a time of attempt {one.attempt_id} is no number")
+    if isinstance(verdict, Again):
+        for count in (verdict.trouble, verdict.uncertain):
+            if not 0 <= count <= _MOST_INTEGER:
+                raise Unstorable(f"attempt {one.attempt_id} counts {count} failures")
+    if not 0 <= bill.seconds <= _MOST_INTEGER:
+        raise Unstorable(f"attempt {one.attempt_id} lasted {bill.seconds} seconds")
+    if not (bill.price.is_finite() and 0 <= bill.price <= MOST_MONEY):
+        raise Unstorable(f"attempt {one.attempt_id} costs {bill.price}")
+
+
+def _is_number(value: float) -> bool:
+    return math.isfinite(value)
+
+
+def _checked(one: Settlement, row: Any, superseded: Collection[str]) -> Settlement:
+    if one.attempted.outcome is not Outcome.ANSWERED or not isinstance(one.verdict, Final):
+        one = one._replace(bill=NOTHING)
     if row.reserved and one.bill.price > row.reserved:
         one = one._replace(bill=Bill(one.bill.seconds, row.reserved))
     if isinstance(one.verdict, Final):
         return one
     if row.claim == HEARD:
         return one._replace(verdict=Final(CallStatus.UNKNOWN))
-    return one._replace(verdict=Final(CallStatus.CANCELED)) if row.canceled else one
+    if row.canceled:
+        return one._replace(verdict=Final(CallStatus.CANCELED))
+    if row.call_id in superseded:
+        return one._replace(verdict=Final(CallStatus.CANCELED, one_time_passwords.REASON))
+    return one
 
 
 def _attempt_end(one: Settlement) -> tuple[str, Attempted]:
@@ -121,32 +234,45 @@ def _call_end(one: Settlement, verdict: Final) -> CallEnd:
 def _call_again(one: Settlement) -> CallAgain:
     verdict = one.verdict
     if isinstance(verdict, Again):
-        return CallAgain(one.call_id, verdict.due_at, verdict.spends_retry, verdict.trouble)
+        return CallAgain(
+            one.call_id,
+            verdict.due_at,
+            verdict.spends_retry,
+            verdict.trouble,
+            verdict.uncertain,
+        )
     assert isinstance(verdict, HandBack)
     return CallAgain(one.call_id, verdict.due_at, spends_retry=False, trouble=None)
 
 
 def _charge(conn: Connection, of_projects: Sequence[tuple[str, Settlement]], now: float) -> None:
-    answered = [each for each in of_projects if each[1].attempted.answered_at is not None]
-    if not answered:
+    billed = [
+        (project_id, one)
+        for project_id, one in of_projects
+        if one.attempted.outcome is Outcome.ANSWERED and isinstance(one.verdict, Final)
+    ]
+    if not billed:
         return
     spent: dict[str, Decimal] = {}
-    for project_id, one in answered:
+    for project_id, one in billed:
         spent[project_id] = spent.get(project_id, Decimal(0)) + one.bill.price
     entries = [
         (entry_id, project_id, one.call_id, one.attempt_id, -one.bill.price)
-        for entry_id, (project_id, one) in zip(new_ids(now, len(answered)), answered, strict=True)
+        for entry_id, (project_id, one) in zip(new_ids(now, len(billed)), billed, strict=True)
     ]
     _BILL.run(conn, {"entries": entries, "now": now})
     reserving.charge(conn, spent, now)
 
 
-_MINE = Query(
+_OFFERED = (
     select(
         attempt.c.id,
         attempt.c.call_id,
         attempt.c.claim,
         call.c.project_id,
+        call.c.e164,
+        call.c.lane,
+        project.c.unwanted_to_do_not_call,
         call.c.reserved,
         is_waiting.label("waits"),
         is_told.label("is_told"),
@@ -159,7 +285,6 @@ _MINE = Query(
     .where(
         attempt.c.id.in_(select(given("ids", id=attempt.c.id.type).c.id)),
         attempt.c.dialer_id == bindparam("dialer_id"),
-        attempt.c.epoch == bindparam("epoch"),
         # Where `is_open` is said, SQLite looks for each among all the open ones.
         attempt.c.claim != SETTLED,
     )
@@ -167,6 +292,8 @@ _MINE = Query(
     # Locked, so that a client who cancels at this moment is heard, now or right after us.
     .with_for_update(key_share=True, of=call)
 )
+_MINE = Query(_OFFERED.where(attempt.c.epoch == bindparam("epoch")))
+_LEFT = Query(_OFFERED)
 _entries = given(
     "entries",
     **{

@@ -222,6 +222,7 @@ _picked_columns = (
     call.c.retry_interval,
     call.c.expires_at,
     call.c.trouble,
+    call.c.uncertain,
     call.c.attempts,
     call.c.due_at,
     select(literal_column("1"))
@@ -229,6 +230,10 @@ _picked_columns = (
     .scalar_subquery()
     .is_not(None)
     .label("unwanted"),
+    select(project.c.one_call_per_number)
+    .where(project.c.id == call.c.project_id)
+    .scalar_subquery()
+    .label("exclusive"),
 )
 
 

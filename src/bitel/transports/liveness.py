@@ -16,6 +16,8 @@ class StreamLimits:
     answered one has `pong_within` for the next. A connection without a message for `idle` is
     closed: longer than a session lasts without a refresh (half of RFC 4028's 1800 s). `unsent`
     bytes may wait for a far end that does not read, and as many for a connection being made.
+    An INVITE for a connection from which nothing came for `probe_after`, not even an
+    acknowledgement, waits up to `probe_within` until it has acknowledged a ping.
     `opened` counts connections of ours, `answering` those that were opened only for a response,
     `accepted` and `per_source` those of others. All of it is looked at every `look_every`.
     """
@@ -26,6 +28,8 @@ class StreamLimits:
     ping_every: float = 30.0
     pong_within: float = 10.0
     idle: float = 2000.0
+    probe_after: float = 5.0
+    probe_within: float = 2.0
     unsent: int = 1024 * 1024
     opened: int = 1000
     answering: int = 50
@@ -77,6 +81,10 @@ class Liveness:
             self._waiting_since = self._waiting_since or now
         elif self._seen_message:
             self._waiting_since = None
+
+    def pinged(self, now: float) -> None:
+        """A ping left that `due` did not ask for."""
+        self._pinged_at = self._quiet_since = now
 
     def pong(self) -> None:
         """One CRLF came."""

@@ -1,6 +1,11 @@
 """A user agent on the network: moves its messages, keeps one timer, hands out its events.
 
 UDP and TCP share a port; TLS, for which a certificate is needed, has the one after it.
+
+A process may be stopped for a while: by SIGSTOP, with its virtual machine, by a long garbage
+collection. The timer notices, as it comes too late. Then everything that has arrived is read first,
+`confirm_lease` says whether the calls are still ours to make, and only after that do the agent's
+timers fire. INVITEs do not leave in between.
 """
 
 from __future__ import annotations
@@ -9,7 +14,7 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Container, Iterable
 from contextlib import ExitStack
 from typing import Literal
 
@@ -29,6 +34,19 @@ Link = Callable[[bytes, Address], Iterable[tuple[float, bytes]]]
 
 Tap = Callable[[Literal["in", "out"], bytes, Address, float], None]
 """Shown each message as it comes or leaves, with the far end's address and the time (Unix s)."""
+
+LATE = 1.0
+"""Seconds by which a timer may come late before the process is taken to have been stopped."""
+LOOK_EVERY = 0.5
+"""Seconds between two timers at most, while the agent waits for anything: a pause is noticed even
+where nothing was due during it."""
+CONFIRM_WITHIN = 3.0
+"""Seconds for which `confirm_lease` is waited for."""
+QUIET_PASSES = 4
+"""Turns of the loop without news after which all that had arrived has been read. A message of a
+connection that was just accepted takes three."""
+MAX_PASSES = 512
+"""Turns after which reading stops all the same; as many batches of datagrams as a socket holds."""
 
 TRIES = 30
 """How many free ports are tried, until one is free for every transport."""
@@ -59,7 +77,18 @@ class SipTransport:
         self._turn: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0.0
+        self._timer_at = 0.0
         self._closed = False
+        self.confirm_lease: Callable[[], Awaitable[bool]] | None = None
+        """Asked after a pause whether we may go on with our calls; None: always. Where it says no,
+        fails, or takes longer than 3 s, no INVITE is repeated that nothing was answered to."""
+        # After a pause, until the lease was confirmed: INVITEs wait here, and no timer fires.
+        self._held_up = False
+        self._held: list[tuple[bytes, Address]] = []
+        self._confirming: asyncio.Task[None] | None = None
+        self._after_reading: list[Callable[[], None]] = []
+        self._pass: asyncio.Handle | None = None
+        self._passes = self._quiet_passes = self._arrivals = self._arrivals_seen = 0
 
     @classmethod
     async def open(
@@ -72,13 +101,14 @@ class SipTransport:
         tap: Tap | None = None,
         tls: TlsFiles | None = None,
         limits: StreamLimits | None = None,
+        confirm_lease: Callable[[], Awaitable[bool]] | None = None,
     ) -> SipTransport:
         """Bind `bind` (an IP address; port 0 takes a free one) and start.
 
         `make_agent` is given the address that was bound. `clock` gives the seconds that the agent
         sees, the loop's by default; it must run as fast as the loop's. `link` stands in the way of
-        datagrams only. Raises OSError where a port can't be had, and TlsFileError
-        where a file of `tls` can't be used.
+        datagrams only. `confirm_lease` is the attribute of that name. Raises OSError where a port
+        can't be had, and TlsFileError where a file of `tls` can't be used.
         """
         limits, tls = limits or StreamLimits(), tls or TlsFiles()
         context = tls.server_context()
@@ -92,6 +122,7 @@ class SipTransport:
             host, port = sockets[0].getsockname()[:2]
             local = (str(host), int(port))
             self = cls(make_agent(local), local, on_event, clock or loop.time, link, tap)
+            self.confirm_lease = confirm_lease
             undo.pop_all()
         udp, *listening = sockets
         self._udp = UdpSocket(udp, self)
@@ -117,13 +148,24 @@ class SipTransport:
         if self._turn is None and not self._closed:
             self._turn = self._loop.call_soon(self._run_turn)
 
+    def after_reading(self, callback: Callable[[], None]) -> None:
+        """Call back once all that has arrived by now was given to the agent, and its events to
+        their taker: an answer that is there already is then known.
+
+        Called later, never from within, and not at all after `close`.
+        """
+        self._after_reading.append(callback)
+        self._passes = self._quiet_passes = 0
+        if self._pass is None and not self._closed:
+            self._pass = self._loop.call_soon(self._read)
+
     async def close(self) -> None:
         """Send what is queued, then let go of sockets and connections. Hangs up nothing."""
         if self._closed:
             return
         self._send_all()
         self._closed = True
-        for handle in (self._turn, self._timer):
+        for handle in (self._turn, self._timer, self._pass, self._confirming):
             if handle is not None:
                 handle.cancel()
         self._udp.close()
@@ -154,26 +196,90 @@ class SipTransport:
 
     def _set_timer(self) -> None:
         due = self.agent.next_timer()
-        if due is None or self._closed:
+        if due is None or self._closed or self._held_up:
             return
+        due = min(due, self.now() + LOOK_EVERY)
         # An armed timer that is early enough may stay: coming too early does no harm.
         if self._timer is not None:
             if self._timer_due <= due:
                 return
             self._timer.cancel()
         self._timer_due = due
-        self._timer = self._loop.call_later(max(0.0, due - self.now()), self._timer_fired)
+        delay = max(0.0, due - self.now())
+        # Not by the loop's own time, which uvloop may have looked up before a pause.
+        self._timer_at = time.monotonic() + delay
+        self._timer = self._loop.call_later(delay, self._timer_fired)
 
     def _timer_fired(self) -> None:
         self._timer = None
+        late = time.monotonic() - self._timer_at
+        if late <= LATE:
+            self._fire_timers()
+            return
+        logger.warning("the event loop stood still for %.1f s", late)
+        self._held_up = True
+        self.after_reading(self._ask_to_go_on)
+
+    def _fire_timers(self) -> None:
         self.agent.handle_timer(self.now())
         self._run_turn()
 
+    # After a pause
+
+    def _read(self) -> None:
+        """One turn of the loop, of those that it takes to read all that has arrived."""
+        self._pass = None
+        full = self._udp.receive()
+        arrivals = self._arrivals + self._streams.arrivals
+        if full or arrivals != self._arrivals_seen or self._streams.behind:
+            self._quiet_passes = 0
+        else:
+            self._quiet_passes += 1
+        self._arrivals_seen = arrivals
+        self._passes += 1
+        if self._quiet_passes < QUIET_PASSES and self._passes < MAX_PASSES:
+            self._pass = self._loop.call_soon(self._read)
+            return
+        self._run_turn()
+        callbacks, self._after_reading = self._after_reading, []
+        for callback in callbacks:
+            try:
+                callback()
+            except Exception:
+                # The caller's fault; other calls must not suffer for it.
+                logger.exception("what was to follow on reading has failed")
+
+    def _ask_to_go_on(self) -> None:
+        if self.confirm_lease is None:
+            self._go_on()
+        else:
+            self._confirming = self._loop.create_task(self._confirm(self.confirm_lease))
+
+    async def _confirm(self, confirm: Callable[[], Awaitable[bool]]) -> None:
+        if not await _is_confirmed(confirm):
+            self.agent.stop_repeating_invites()
+        # There may have been another pause meanwhile.
+        self.after_reading(self._go_on)
+
+    def _go_on(self) -> None:
+        self._confirming = None
+        self._held_up = False
+        self._fire_timers()
+
     def _send_all(self) -> None:
         for data, destination in self.agent.taken_back():
+            if (data, destination) in self._held:
+                self._held.remove((data, destination))
             self._streams.take_back(data, destination)
+        leaving = self.agent.datagrams_to_send()
+        if self._held_up:
+            self._held += [each for each in leaving if each[0].startswith(b"INVITE ")]
+            leaving = [each for each in leaving if not each[0].startswith(b"INVITE ")]
+        elif self._held:
+            leaving = self._held + leaving
+            self._held = []
         at = time.time()
-        for data, destination in self.agent.datagrams_to_send():
+        for data, destination in leaving:
             if self._tap is not None:
                 self._tap("out", data, destination, at)
             if destination.transport is not Transport.UDP:
@@ -194,6 +300,7 @@ class SipTransport:
 
     def datagrams_came(self, datagrams: list[tuple[bytes, Address]]) -> None:
         """Give them to the agent."""
+        self._arrivals += len(datagrams)
         now, at = self.now(), time.time()
         for data, source in datagrams:
             if self._tap is not None:
@@ -218,10 +325,35 @@ class SipTransport:
         self.agent.refuse(head, source)
         self.flush()
 
-    def stream_failed(self, destination: Address, *, lost: bool) -> None:
+    def stream_failed(
+        self,
+        destination: Address,
+        *,
+        lost: bool,
+        unacknowledged: Container[bytes] | None = None,
+        moved: Container[bytes] = (),
+    ) -> None:
         """Tell the agent."""
-        self.agent.transport_failed(destination, self.now(), lost=lost)
+        self.agent.transport_failed(
+            destination, self.now(), lost=lost, unacknowledged=unacknowledged, moved=moved
+        )
         self.flush()
+
+
+async def _is_confirmed(confirm: Callable[[], Awaitable[bool]]) -> bool:
+    """What `confirm` says within its time; False where it fails or takes longer."""
+    asked_at = time.monotonic()
+    try:
+        async with asyncio.timeout(CONFIRM_WITHIN):
+            confirmed = await confirm()
+    except Exception as fault:
+        logger.warning("after a pause, INVITEs are not repeated: %r", fault)
+        return False
+    took = time.monotonic() - asked_at
+    if not confirmed or took > CONFIRM_WITHIN:
+        logger.warning("after a pause, INVITEs are not repeated: the calls may not be ours")
+        return False
+    return True
 
 
 def _bind(bind: HostPort, *, with_tls: bool) -> list[socket.socket]:

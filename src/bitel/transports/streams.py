@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+from collections.abc import Container
 from typing import Protocol
 
 from bitel.sip.framing import FramingError
@@ -30,8 +31,19 @@ class StreamUser(Protocol):
     def stream_unframed(self, head: bytes, source: Address) -> None:
         """A message came whose end can't be found; its connection will be closed."""
 
-    def stream_failed(self, destination: Address, *, lost: bool) -> None:
-        """A connection could not be had, or (`lost`) one that stood is there no more."""
+    def stream_failed(
+        self,
+        destination: Address,
+        *,
+        lost: bool,
+        unacknowledged: Container[bytes] | None = None,
+        moved: Container[bytes] = (),
+    ) -> None:
+        """A connection could not be had, or (`lost`) one that stood is there no more.
+
+        `unacknowledged` are the INVITEs sent over it that may not have arrived, None where that is
+        not known; `moved` are messages that had not left, and go over another connection.
+        """
 
 
 class Streams:
@@ -65,6 +77,8 @@ class Streams:
         self._paused_until: dict[Address, float] = {}
         self._looking: asyncio.TimerHandle | None = None
         self._closed = False
+        self.arrivals = 0
+        """Messages and new connections so far."""
 
     def __len__(self) -> int:
         """How many connections there are."""
@@ -81,7 +95,7 @@ class Streams:
             destination, connection = route, self._find(route)
         if connection is not None:
             # If that fails, the connection is being closed, and its user will hear of that.
-            connection.send(data)
+            connection.send(data, destination)
         elif destination in self._waiting:
             self._wait(data, destination)
         elif not is_response:
@@ -91,10 +105,18 @@ class Streams:
             self._open(data, destination)
 
     def take_back(self, data: bytes, destination: Address) -> None:
-        """Have a message not leave that still waits for its connection."""
+        """Have a message not leave that still waits for its connection, or for a probe of it."""
         waiting = self._waiting.get(destination, [])
         if data in waiting:
             waiting.remove(data)
+        connection = self._find(destination)
+        if connection is not None:
+            connection.take_back(data)
+
+    @property
+    def behind(self) -> bool:
+        """Whether messages have been received that were not handed out yet."""
+        return any(connection.behind for connection in self._connections.values())
 
     async def close(self) -> None:
         """Close every connection, after what is queued, for which there is a second."""
@@ -178,13 +200,15 @@ class Streams:
         if self._closed:
             connection.abort()
             return
+        self.arrivals += 1
         self._connections[connection.address] = connection
         for data in self._waiting.pop(connection.address, ()):
-            connection.send(data)
+            connection.send(data, connection.address)
         if self._looking is None:
             self._looking = self._loop.call_later(self._limits.look_every, self._look_after_all)
 
     def message_came(self, connection: Connection, data: bytes) -> None:
+        self.arrivals += 1
         source = connection.address
         if not connection.ours and not connection.known and source.transport is Transport.TLS:
             alias = alias_of(data, source)
@@ -198,17 +222,36 @@ class Streams:
         if fault.head:
             self._user.stream_unframed(fault.head, connection.address)
         # The answer to it leaves in the turn that is due before this. Who is not answered need not
-        # be waited for: what it still owes us an answer to is asked again over a new connection.
+        # be waited for: what it still owes us an answer to is asked again over a new connection,
+        # if that is no INVITE.
         self._loop.call_soon(connection.abort if connection.ours else connection.close)
 
+    def probe_failed(self, connection: Connection) -> None:
+        """Leave it for a new one; what has waited for it goes there at once."""
+        host = connection.address.host
+        logger.info("the connection with %s is closed: it was idle, and is dead", host)
+        connection.abort()
+        self.connection_lost(connection)
+
     def connection_lost(self, connection: Connection) -> None:
-        for alias in [key for key, each in self._aliases.items() if each is connection]:
+        """Forget it, say so, and send over another what it had held back."""
+        aliases = [key for key, each in self._aliases.items() if each is connection]
+        for alias in aliases:
             del self._aliases[alias]
-        if self._connections.get(connection.address) is connection:
-            del self._connections[connection.address]
-            self._answering.discard(connection.address)
-            if not self._closed:
-                self._user.stream_failed(connection.address, lost=True)
+        if self._connections.get(connection.address) is not connection:
+            return
+        del self._connections[connection.address]
+        self._answering.discard(connection.address)
+        if self._closed:
+            return
+        held, unacknowledged = connection.take_held(), connection.unacknowledged()
+        moved = frozenset(data for data, _ in held)
+        for destination in (connection.address, *aliases):
+            self._user.stream_failed(
+                destination, lost=True, unacknowledged=unacknowledged, moved=moved
+            )
+        for data, destination in held:
+            self.send(data, destination)
 
     def _look_after_all(self) -> None:
         self._looking = None

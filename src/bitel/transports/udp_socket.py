@@ -85,7 +85,11 @@ class UdpSocket:
             self._keep(data, destination)
             self._loop.add_writer(self._sock.fileno(), self._send_kept)
 
-    def _receive(self) -> None:
+    def receive(self) -> bool:
+        """Read one batch now, and hand it out; whether more may be waiting."""
+        return not self._closed and self._receive()
+
+    def _receive(self) -> bool:
         came: list[tuple[bytes, Address]] = []
         for _ in range(MAX_BATCH):
             try:
@@ -105,7 +109,9 @@ class UdpSocket:
             self._behind_since = None
         elif self._behind_since is None:
             self._behind_since = self._loop.time()
-        self._user.datagrams_came(came)
+        if came:
+            self._user.datagrams_came(came)
+        return len(came) == MAX_BATCH
 
     def _take_errors(self) -> None:
         self._user.datagrams_failed(unreachable(self._sock))

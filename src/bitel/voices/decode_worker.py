@@ -7,6 +7,7 @@ no socket can be reached from here. It ends with a `Verdict` as its exit status.
 
 from __future__ import annotations
 
+import errno
 import resource
 import sys
 from pathlib import Path
@@ -28,6 +29,10 @@ def main(arguments: list[str]) -> int:
         return _decode_files(Path(source), Path(into), int(max_samples))
     except MemoryError:
         return Verdict.OUT_OF_MEMORY
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return Verdict.NO_ROOM
+        raise
 
 
 def _decode_files(source: Path, into: Path, max_samples: int) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bitel.errors import PayloadTooLargeError, UnsupportedMediaError
+from bitel.errors import PayloadTooLargeError, UnavailableError, UnsupportedMediaError
 from bitel.g711 import SAMPLE_RATE
 from bitel.voices import worker
 from bitel.voices.limits import MEBIBYTE, DecodeLimits
@@ -38,12 +38,17 @@ async def decode(source: Path, into: Path, limits: DecodeLimits) -> Decoded:
 
     A file cut short gives the audio up to the cut. Raises UnsupportedMediaError where the file
     is no audio that can be read, and PayloadTooLargeError where it is longer than
-    `max_seconds` or costs more than the limits grant; then nothing is left in `into`.
+    `max_seconds` or costs more than the limits grant, and UnavailableError where the worker is
+    killed twice, can't be started, or can't read or write its files; then nothing is left in
+    `into`.
     """
     alaw, ulaw = into / ALAW_NAME, into / ULAW_NAME
     with _removed_on_failure(alaw, ulaw):
         await _run_worker(source, into, limits)
-        samples = os.stat(alaw).st_size
+        try:
+            samples = os.stat(alaw).st_size
+        except OSError as error:
+            raise UnavailableError("The decoded recording is lost; try again later.") from error
     return Decoded(alaw, ulaw, samples / SAMPLE_RATE, samples)
 
 
@@ -66,7 +71,7 @@ async def _run_worker(source: Path, into: Path, limits: DecodeLimits) -> None:
         raise PayloadTooLargeError(
             f"The recording takes longer than {limits.wall_seconds:g} s to decode."
         ) from None
-    _judge(ended.status, ended.said, limits)
+    _judge(ended, limits)
 
 
 def _arguments(source: Path, into: Path, limits: DecodeLimits) -> list[str]:
@@ -80,8 +85,9 @@ def _arguments(source: Path, into: Path, limits: DecodeLimits) -> list[str]:
     ]
 
 
-def _judge(status: int, said: str, limits: DecodeLimits) -> None:
+def _judge(ended: worker.Ended, limits: DecodeLimits) -> None:
     """Say in words what an exit status means; nothing where the recording was decoded."""
+    status = ended.status
     if status == Verdict.DECODED:
         return
     if status in _UNSUPPORTED:
@@ -103,7 +109,11 @@ def _judge(status: int, said: str, limits: DecodeLimits) -> None:
         raise UnsupportedMediaError(
             "The file is damaged in a way that stops the decoder; send it in another format."
         )
-    raise RuntimeError(f"The decode worker failed with status {status}: {said}")
+    if status == Verdict.NO_ROOM:
+        raise UnavailableError("The service has no room for the recording now.")
+    raise UnavailableError(
+        "The recording can't be decoded now; try again later."
+    ) from worker.WorkerError(ended)
 
 
 _UNSUPPORTED: Final[dict[int, str]] = {

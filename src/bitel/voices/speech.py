@@ -229,11 +229,7 @@ def _judge(ended: worker.Ended, engine: Engine, limits: SpeechLimits) -> None:
         sentence = f"Speaking the text takes more than {limits.cpu_seconds} s of processor time."
     else:
         sentence = "The speech engine failed on the text; write it differently or try again."
-    raise UnavailableError(sentence) from _WorkerError(ended.status, ended.said)
-
-
-class _WorkerError(Exception):
-    """The worker's status and last words: for the log, not for the client."""
+    raise UnavailableError(sentence) from worker.WorkerError(ended)
 
 
 def _require_sound(path: Path) -> None:

@@ -13,8 +13,9 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -93,7 +94,8 @@ class SpeechLibrary:
         key = _key(engine, words)
         # What is under way is not looked for: it may end meanwhile, and be missed in both places.
         if key not in self._texts:
-            found = await asyncio.to_thread(self._find, key)
+            with _failures_named():
+                found = await asyncio.to_thread(self._find, key)
             if found is not None:
                 return found
             if key not in self._texts and len(self._texts) >= MAX_WAITING:
@@ -115,7 +117,9 @@ class SpeechLibrary:
             raise InvalidRequestError(f"repeatCount must be 1 to {MAX_REPEAT}, not {repeat}.")
         engine = await self._engine(language)
         folder = self._folder / f"digits-{_key(engine, digits.DIGITS)}"
-        if not await asyncio.to_thread(folder.is_dir):
+        with _failures_named():
+            rendered = await asyncio.to_thread(folder.is_dir)
+        if not rendered:
             await self._digit_sets.get(folder.name, lambda: self._render_digits(engine, folder))
         return digits.playlist(folder, code, law, repeat, intro)
 
@@ -139,7 +143,8 @@ class SpeechLibrary:
             self.rendered += 1
             decoded = await decode(source, work, limits)
             kept = await asyncio.to_thread(self._keep, key, decoded)
-        await asyncio.to_thread(self._make_room)
+        with _failures_named():
+            await asyncio.to_thread(self._make_room)
         return kept
 
     async def _render_digits(self, engine: Engine, folder: Path) -> Path:
@@ -159,13 +164,16 @@ class SpeechLibrary:
         What fails with it is said to be our own fault: a client sent words, not a recording.
         """
         try:
-            work = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix=_WORK, dir=self._folder))
-            try:
-                yield work
-            finally:
-                await asyncio.shield(asyncio.to_thread(shutil.rmtree, work))
-        except OSError as error:
-            raise UnavailableError("The folder of spoken texts can't be used now.") from error
+            with _failures_named():
+                work = Path(
+                    await asyncio.to_thread(tempfile.mkdtemp, prefix=_WORK, dir=self._folder)
+                )
+                try:
+                    yield work
+                finally:
+                    # What is left behind is swept away at the next start.
+                    remove = partial(shutil.rmtree, ignore_errors=True)
+                    await asyncio.shield(asyncio.to_thread(remove, work))
         except (PayloadTooLargeError, UnsupportedMediaError) as error:
             raise UnavailableError("What was spoken can't be turned into a clip now.") from error
 
@@ -225,6 +233,14 @@ class SpeechLibrary:
             with suppress(FileNotFoundError):
                 if self._clock() - work.stat().st_mtime > STALE_SECONDS:
                     shutil.rmtree(work)
+
+
+@contextmanager
+def _failures_named() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UnavailableError("The folder of spoken texts can't be used now.") from error
 
 
 def _key(engine: Engine, words: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import stat
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
@@ -90,38 +91,39 @@ class VoiceStore:
             with self._failures_named():
                 for key, path in zip(keys, files.values(), strict=True):
                     await obstore.put_async(self._store, key, path)
-            if not self._remote:
-                await asyncio.to_thread(self._sync, keys)
+                if not self._remote:
+                    await asyncio.to_thread(self._sync, keys)
             stored = True
         finally:
             if not stored:
                 # Half a recording that stays behind costs space and nothing else: no one was
                 # told its id, so the failure that led here is the one to report.
-                with suppress(BaseError):
+                with suppress(BaseError, OSError):
                     await asyncio.shield(self._discard(keys))
 
-    async def clip(self, recording_id: str, law: Law) -> Path:
+    async def clip(self, recording_id: str, law: Law, size: int | None = None) -> Path:
         """Return a local file with the recording's raw G.711 bytes in `law`.
 
         From a remote store it is fetched once; callers that want it meanwhile wait for the same
-        download. Raises NotFoundError.
+        download. A local copy that does not have `size` bytes, where that is known, is fetched
+        again. Raises NotFoundError where the storage has no such file; whether there should be one
+        is the caller's to know.
         """
         key = _key(recording_id, law)
         path = self._folder / key
-        if await asyncio.to_thread(path.is_file):
+        with self._failures_named():
+            found = await asyncio.to_thread(_size_of, path)
+        if found is not None and (not self._remote or size is None or found == size):
             return path
         if not self._remote:
             raise _not_found(recording_id)
         download = self._downloads.get(key)
         if download is None:
-            download = asyncio.create_task(self._download(key))
+            download = asyncio.create_task(self._download(recording_id, key))
             self._downloads[key] = download
             download.add_done_callback(partial(self._downloaded, key))
-        try:
-            # One caller that gives up must not take the download from the others.
-            return await asyncio.shield(download)
-        except FileNotFoundError:
-            raise _not_found(recording_id) from None
+        # One caller that gives up must not take the download from the others.
+        return await asyncio.shield(download)
 
     async def wav(self, recording_id: str) -> AsyncIterator[bytes]:
         """Yield the recording as it will be heard: WAV, 8 kHz mono, 16 bits, after A-law.
@@ -129,7 +131,9 @@ class VoiceStore:
         Raises NotFoundError before the first piece.
         """
         path = await self.clip(recording_id, "PCMA")
-        with await asyncio.to_thread(path.open, "rb") as file:
+        with self._failures_named():
+            file = await asyncio.to_thread(path.open, "rb")
+        with file:
             yield wav.header(os.fstat(file.fileno()).st_size)
             while codes := await asyncio.to_thread(file.read, CHUNK_BYTES):
                 yield wav.body(alaw_decode(np.frombuffer(codes, dtype=np.uint8)))
@@ -137,11 +141,11 @@ class VoiceStore:
     async def wav_size(self, recording_id: str) -> int:
         """Return the bytes that `wav` yields in all. Raises NotFoundError."""
         key = _key(recording_id, "PCMA")
-        try:
-            with self._failures_named():
+        with self._failures_named():
+            try:
                 return wav.size((await obstore.head_async(self._store, key))["size"])
-        except FileNotFoundError:
-            raise _not_found(recording_id) from None
+            except FileNotFoundError:
+                raise _not_found(recording_id) from None
 
     async def delete(self, recording_id: str) -> None:
         """Remove a recording; one that is not there is no error.
@@ -158,20 +162,26 @@ class VoiceStore:
                 await obstore.delete_async(self._store, key)
             await asyncio.to_thread((self._folder / key).unlink, missing_ok=True)
 
-    async def _download(self, key: str) -> Path:
+    async def _download(self, recording_id: str, key: str) -> Path:
         path = self._folder / key
         incomplete = self._folder / f".{key}.{uuid.uuid4().hex}"
         try:
             with self._failures_named():
-                answer = await obstore.get_async(self._store, key)
+                try:
+                    answer = await obstore.get_async(self._store, key)
+                except FileNotFoundError:
+                    raise _not_found(recording_id) from None
+                # The folder is a cache, which somebody may have cleared away whole.
+                await asyncio.to_thread(partial(self._folder.mkdir, parents=True, exist_ok=True))
                 with await asyncio.to_thread(incomplete.open, "xb") as file:
                     async for chunk in answer.stream(min_chunk_size=1024 * 1024):
                         await asyncio.to_thread(file.write, chunk)
                     await asyncio.to_thread(_flush_to_disk, file)
-            # A name stands for a whole recording, also after a power loss.
-            await asyncio.to_thread(os.replace, incomplete, path)
+                # A name stands for a whole recording, also after a power loss.
+                await asyncio.to_thread(os.replace, incomplete, path)
         finally:
-            incomplete.unlink(missing_ok=True)
+            with suppress(OSError):
+                incomplete.unlink(missing_ok=True)
         return path
 
     def _downloaded(self, key: str, download: asyncio.Task[Path]) -> None:
@@ -192,7 +202,7 @@ class VoiceStore:
     def _failures_named(self) -> Iterator[None]:
         try:
             yield
-        except BaseError as error:
+        except (BaseError, OSError) as error:
             raise UnavailableError("The storage of recordings can't be used now.") from error
 
 
@@ -204,6 +214,15 @@ def _key(recording_id: str, law: Law) -> str:
 
 def _not_found(recording_id: str) -> NotFoundError:
     return NotFoundError(f"There is no recording {recording_id[:64]!r}.")
+
+
+def _size_of(path: Path) -> int | None:
+    """The size of a file in bytes; None where there is no file of that name."""
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def _flush_to_disk(file: BinaryIO) -> None:

@@ -16,6 +16,7 @@ class Verdict(IntEnum):
     NO_SAMPLES = 14
     TOO_LONG = 20
     OUT_OF_MEMORY = 21
+    NO_ROOM = 22
 
 
 class SpeechVerdict(IntEnum):

@@ -17,13 +17,38 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
+import structlog
+
+from bitel.errors import UnavailableError
+
+log = structlog.get_logger(__name__)
+
 # What the interpreter needs to find the package and its libraries; the rest (secrets among it)
 # is none of the worker's business.
 INHERITED_ENVIRONMENT: Final = ("PYTHONPATH", "PATH", "LD_LIBRARY_PATH", "HOME", "LANG")
 STDERR_BYTES: Final = 4096
 
-CRASHES: Final = frozenset({-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGFPE, -signal.SIGBUS})
+CRASHES: Final = frozenset(
+    {
+        -number
+        for number in (
+            signal.SIGSEGV,
+            signal.SIGABRT,
+            signal.SIGFPE,
+            signal.SIGBUS,
+            signal.SIGILL,
+            signal.SIGTRAP,
+            signal.SIGSYS,
+        )
+    }
+)
 """Exit statuses of a worker that was ended by a fault of its own."""
+
+LIMITS_MET: Final = frozenset({-signal.SIGXCPU, -signal.SIGXFSZ, -signal.SIGPIPE})
+"""Exit statuses of a worker that met a limit, or whose parent did not listen."""
+
+TRIES: Final = 2
+"""How often a worker is run that is killed from outside: for want of memory, or by an operator."""
 
 _slots: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = (
     weakref.WeakKeyDictionary()
@@ -47,9 +72,27 @@ async def run(
     """Run `python -m module arguments…` with `given` on its stdin, and return how it ended.
 
     Waiting for a turn does not count against `wall_seconds`; TimeoutError is raised when they
-    are over. The process is gone when this returns or raises, also when it is cancelled.
+    are over. A worker that is killed from outside is run once more. Raises UnavailableError where
+    it is killed again, and where it can't be started. The process is gone when this returns or
+    raises, also when it is cancelled.
     """
-    async with _slot():
+    for _ in range(TRIES):
+        async with _slot():
+            ended = await _run(module, arguments, wall_seconds, given)
+        if ended.status == -signal.SIGALRM:
+            # It gave itself up after its time, where this process was too late to do it.
+            raise TimeoutError
+        if ended.status >= 0 or ended.status in CRASHES or ended.status in LIMITS_MET:
+            return ended
+        log.warning("worker_killed", module=module, signal=-ended.status)
+    raise UnavailableError(
+        f"The process for this work was killed by signal {-ended.status} each time it was tried; "
+        "try again later."
+    )
+
+
+async def _run(module: str, arguments: Sequence[str], wall_seconds: float, given: bytes) -> Ended:
+    try:
         process = await asyncio.create_subprocess_exec(
             # Neither the working folder nor the user's own packages may lend it modules.
             *(sys.executable, "-P", "-s", "-m", module, *arguments),
@@ -60,15 +103,25 @@ async def run(
             # A Ctrl-C at the terminal is the service's to handle.
             start_new_session=True,
         )
-        try:
-            async with asyncio.timeout(wall_seconds):
-                said, _ = await asyncio.gather(_last_words(process), _feed(process, given))
-                status = await process.wait()
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await asyncio.shield(process.wait())
+    except OSError as error:
+        # No memory or process left, or the interpreter is gone, as in an upgrade.
+        raise UnavailableError("A process for this work can't be started now.") from error
+    try:
+        async with asyncio.timeout(wall_seconds):
+            said, _ = await asyncio.gather(_last_words(process), _feed(process, given))
+            status = await process.wait()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await asyncio.shield(process.wait())
     return Ended(status, said)
+
+
+class WorkerError(Exception):
+    """A worker's status and last words: for the log, not for the client."""
+
+    def __init__(self, ended: Ended) -> None:
+        super().__init__(f"exit status {ended.status}: {ended.said}")
 
 
 def _slot() -> asyncio.Semaphore:

@@ -1,0 +1,211 @@
+"""Runs one dialer: waits until its lease may be had, then binds SIP, takes over, and dials."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Final
+
+import structlog
+
+from bitel.dialers.sip_trunk import SipTrunkDialer
+from bitel.dialing.dispatcher import Dispatcher
+from bitel.dialing.standby import POLL, Standby
+from bitel.errors import BitelError, UnavailableError
+from bitel.shutdown import Shutdown
+from bitel.store.leases import LostLease, Terms
+
+log = structlog.get_logger(__name__)
+
+FORCE_PATIENCE: Final = 30.0
+"""Seconds that a worker from which a dialer is taken may need to let go of its lock and port."""
+_FORCE_PAUSE: Final = 0.25
+_ACTIVATION_PATIENCE: Final = 5.0
+"""Seconds that a take-over under way may take once the service is to stop."""
+_RELEASE_PATIENCE: Final = 3.0
+"""Seconds that the database may take to release the lease."""
+
+
+class DialerWorker:
+    """One dialer of this process, active or in standby.
+
+    Call `start`, then have `run` run in a task until `stop`.
+    """
+
+    def __init__(
+        self,
+        dialer: SipTrunkDialer,
+        dispatcher: Dispatcher,
+        standby: Standby,
+        drain_timeout: float,
+        shutdown: Shutdown,
+    ) -> None:
+        self._dialer = dialer
+        self._dispatcher = dispatcher
+        self._standby = standby
+        self._drain_timeout = drain_timeout
+        self._shutdown = shutdown
+        self._active = False
+        self._activating = False
+        self._stopping = asyncio.Event()
+        self._fault = ""
+
+    @property
+    def dialer_id(self) -> str:
+        """The dialer."""
+        return self._dispatcher.dialer_id
+
+    @property
+    def in_standby(self) -> bool:
+        """Whether another worker runs the dialer, as far as is known."""
+        return not self._active
+
+    async def start(self, take_over: bool = False, cancel: asyncio.Event | None = None) -> None:
+        """Become active, or a standby where the lease can't be had yet.
+
+        `take_over` takes the dialer from a worker that is alive, and waits until that has let go of
+        it, or `cancel` is set. Raises BitelError in one sentence where the dialer can't be started
+        although its lease is free, or the other worker does not let go.
+        """
+        try:
+            if take_over:
+                await self._force(cancel or asyncio.Event())
+            else:
+                terms = await self._standby.look()
+                if terms is not None:
+                    await self._activate(terms)
+        except BaseException:
+            self._standby.lock.release()
+            raise
+        if not self._active:
+            log.warning(
+                "standby",
+                dialer=self.dialer_id,
+                holder=self._standby.holder.worker,
+                hint="waits until that worker has ended; `bitel serve --take-over` forces it",
+            )
+
+    async def run(self) -> None:
+        """Wait for the lease where need be, and dial. Raises BitelError when the lease is lost."""
+        while not self._active:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(POLL):
+                    await self._stopping.wait()
+            if self._stopping.is_set():
+                return
+            await self._try_to_activate()
+        if self._stopping.is_set():
+            return
+        try:
+            await self._dispatcher.run()
+        except LostLease as lost:
+            raise BitelError(f"{lost}, so this one stops") from lost
+
+    async def drain(self) -> None:
+        """Begin no more calls, and let those that run end; a standby stops waiting."""
+        self._stopping.set()
+        if self._active:
+            await self._dispatcher.drain(self._drain_timeout)
+
+    async def stop(self, running: asyncio.Task[None]) -> None:
+        """Drain, give back the lease and the SIP port; `running` is the task of `run`.
+
+        Raises BitelError when the lease was lost, or ends of attempts could be stored nowhere.
+        """
+        self._stopping.set()
+        try:
+            if not self._active:
+                patience = _ACTIVATION_PATIENCE if self._activating else 0.0
+                await asyncio.wait({running}, timeout=patience)
+                if not running.done():
+                    running.cancel()
+            elif not running.done():
+                await self._dispatcher.drain(self._drain_timeout)
+            with contextlib.suppress(asyncio.CancelledError):
+                await running
+            if self._active and (lost := self._dispatcher.lost):
+                raise BitelError(
+                    f"the ends of {lost} attempts of dialer {self.dialer_id} could be stored "
+                    "neither in the database nor in data_dir; they are in the log"
+                )
+        finally:
+            if self._active:
+                await self._shutdown.step(f"dialer {self.dialer_id}", self._dialer.close)
+                await self._release()
+            self._standby.lock.release()
+
+    async def _try_to_activate(self) -> None:
+        fault = ""
+        try:
+            terms = await self._standby.look()
+            if terms is not None and await self._activate(terms):
+                log.info("active", dialer=self.dialer_id)
+        except BitelError as error:
+            # The database is out of reach, or the SIP port is taken: later that may be better.
+            fault = str(error)
+        if fault and fault != self._fault:
+            log.warning("standby_waits", dialer=self.dialer_id, fault=fault)
+        self._fault = fault
+
+    async def _activate(self, terms: Terms) -> bool:
+        """Bind and take over. False: another process took over in this moment."""
+        self._activating = True
+        try:
+            await self._bind()
+            return await self._take_over(terms)
+        finally:
+            self._activating = False
+
+    async def _bind(self) -> None:
+        try:
+            await self._dialer.start()
+        except BaseException:
+            await self._dialer.close()
+            raise
+
+    async def _take_over(self, terms: Terms) -> bool:
+        try:
+            recovered = await self._dispatcher.take_over(terms)
+        except LostLease:
+            self._standby.forget()
+            await self._dialer.close()
+            return False
+        except BaseException:
+            self._standby.forget()
+            await self._dialer.close()
+            raise
+        self._active = True
+        if recovered.redialled or recovered.unknown:
+            log.warning("recovered", redialled=recovered.redialled, unknown=recovered.unknown)
+        return True
+
+    async def _force(self, cancel: asyncio.Event) -> None:
+        terms = await self._standby.fence()
+        log.warning("taking_over", dialer=self.dialer_id, holder=self._standby.holder.worker)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + FORCE_PATIENCE
+        while not cancel.is_set():
+            fault = f"its worker {self._standby.holder.worker} does not end; end it with kill -9"
+            if self._standby.lock.acquire():
+                try:
+                    await self._bind()
+                    break
+                except BitelError as error:
+                    fault = str(error)
+            if loop.time() > until:
+                raise BitelError(f"the dialer {self.dialer_id!r} can't be taken over: {fault}")
+            await asyncio.sleep(_FORCE_PAUSE)
+        else:
+            return
+        if not await self._take_over(terms):
+            raise BitelError(
+                f"the dialer {self.dialer_id!r} can't be taken over: another worker was faster"
+            )
+
+    async def _release(self) -> None:
+        try:
+            async with asyncio.timeout(_RELEASE_PATIENCE):
+                await self._dispatcher.release()
+        except (UnavailableError, TimeoutError) as fault:
+            # Another installation then waits until it has seen no heartbeat for a while.
+            log.warning("lease_not_released", dialer=self.dialer_id, fault=str(fault) or "late")

@@ -1,0 +1,246 @@
+"""A file that holds the ends of attempts which the database could not take before the exit.
+
+It is made as large as it may ever have to be when the dialer starts, with zeros, so that it can be
+written on a disk that is full by then. After a fixed head come entries, each with its length and
+checksum, up to a length of zero. They are written in place and appended; when all that they tell of
+is in the database, they are overwritten with zeros. An entry is an attempt's settlement as JSON,
+without the number that was called.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import struct
+import threading
+import zlib
+from collections.abc import Sequence
+from decimal import Decimal
+from enum import Enum
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from bitel.calls.call import CallStatus
+from bitel.calls.outcome import Attempted, Media, Outcome
+from bitel.calls.retry import Again
+from bitel.calls.retry import Final as FinalVerdict
+from bitel.calls.tariff import Bill
+from bitel.store.settling import HandBack, Settlement
+
+log = structlog.get_logger(__name__)
+
+_HEAD: Final = b"bitel-unsettled1"
+_FRAME: Final = struct.Struct(">II")  # length and CRC-32 of what follows
+_END: Final = bytes(_FRAME.size)
+
+ENTRY: Final = 1024
+"""Bytes that an entry may take. One that would take more goes without words and digits."""
+
+_VERDICTS: Final[dict[str, type[FinalVerdict] | type[Again] | type[HandBack]]] = {
+    "final": FinalVerdict,
+    "again": Again,
+    "hand back": HandBack,
+}
+
+
+class Journal:
+    """The file of one dialer. Its methods block, and may be called from any thread."""
+
+    def __init__(self, path: Path, most: int) -> None:
+        """`most` is how many settlements it must be able to hold."""
+        self._path = path
+        self._size = len(_HEAD) + most * ENTRY + len(_END)
+        self._file = -1
+        self._at = len(_HEAD)
+        self._lock = threading.Lock()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing in it."""
+        return self._at == len(_HEAD)
+
+    def open(self) -> list[Settlement]:
+        """Make the file if there is none, and read what an earlier process left in it.
+
+        Where that fails, or another process has it open, that is logged, and the journal can hold
+        nothing. Entries behind one that is damaged are lost, which is logged too.
+        """
+        with self._lock:
+            try:
+                return self._open()
+            except OSError as fault:
+                log.error("journal_unavailable", path=str(self._path), fault=str(fault))
+                self._close()
+                return []
+
+    def append(self, settlements: Sequence[Settlement]) -> list[Settlement]:
+        """Write settlements to the disk, behind those that are there; those that it can't hold."""
+        with self._lock:
+            if self._file < 0:
+                return list(settlements)
+            entries, left = [], []
+            room = self._size - self._at - len(_END)
+            for one in settlements:
+                entry = _entry(one)
+                if entry is None or len(entry) > room:
+                    left.append(one)
+                else:
+                    entries.append(entry)
+                    room -= len(entry)
+            written = b"".join(entries)
+            try:
+                self._write(written + _END, self._at)
+            except OSError as fault:
+                log.error("journal_not_written", path=str(self._path), fault=str(fault))
+                return list(settlements)
+            self._at += len(written)
+            return left
+
+    def clear(self) -> None:
+        """Overwrite all entries, once what they tell of is written elsewhere or given up."""
+        with self._lock:
+            if self._file < 0 or self.is_empty:
+                return
+            try:
+                self._write(bytes(self._at - len(_HEAD)), len(_HEAD))
+            except OSError as fault:
+                # What stays is tried again at the next start, and is settled by then.
+                log.error("journal_not_written", path=str(self._path), fault=str(fault))
+            else:
+                self._at = len(_HEAD)
+
+    def close(self) -> None:
+        """Let go of the file. Closing twice is one close."""
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
+        if self._file >= 0:
+            with contextlib.suppress(OSError):
+                os.close(self._file)
+            self._file = -1
+
+    def _open(self) -> list[Settlement]:
+        if self._file < 0:
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            # A worker that has lost its dialer may still run beside us.
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        size = os.fstat(self._file).st_size
+        content = os.pread(self._file, size, 0)
+        found, used, damage = _read(content)
+        if damage:
+            log.error("journal_damaged", path=str(self._path), readable=len(found), damage=damage)
+        self._at = used
+        if size < self._size:
+            self._grow(size)
+        self._write(_HEAD, 0)
+        return found
+
+    def _grow(self, size: int) -> None:
+        # Zeros that were written need no more space when they are overwritten; a mere allocation
+        # may, where the file system has to note which part of it was written.
+        os.posix_fallocate(self._file, 0, self._size)
+        zeros = bytes(min(1 << 20, self._size - size))
+        for at in range(size, self._size, len(zeros)):
+            os.pwrite(self._file, zeros[: self._size - at], at)
+        os.fsync(self._file)
+        folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def _write(self, content: bytes, at: int) -> None:
+        while content:
+            done = os.pwrite(self._file, content, at)
+            content, at = content[done:], at + done
+        os.fdatasync(self._file)
+
+
+def _read(content: bytes) -> tuple[list[Settlement], int, str]:
+    """The settlements in a file, how many of its bytes they take, and what is wrong with the rest.
+
+    Where something is wrong, all of the file counts as taken, so that `clear` cleans it.
+    """
+    found: list[Settlement] = []
+    at = len(_HEAD)
+    if not content.strip(b"\0"):
+        return found, at, ""
+    if not content.startswith(_HEAD):
+        return found, max(len(content), at), "it does not begin as a journal does"
+    while at + _FRAME.size <= len(content):
+        length, checksum = _FRAME.unpack_from(content, at)
+        if not length:
+            if content[at:].strip(b"\0"):
+                return found, len(content), f"there is something behind the end at byte {at}"
+            return found, at, ""
+        payload = content[at + _FRAME.size : at + _FRAME.size + length]
+        if len(payload) < length or zlib.crc32(payload) != checksum:
+            return found, len(content), f"the entry at byte {at} is torn"
+        try:
+            found.append(_decode(payload))
+        except (ValueError, TypeError, KeyError, ArithmeticError) as fault:
+            return found, len(content), f"the entry at byte {at} can't be read: {fault!r}"
+        at += _FRAME.size + length
+    return found, at, ""
+
+
+def _entry(one: Settlement) -> bytes | None:
+    for each in (one, _without_words(one)):
+        payload = _encode(each)
+        if _FRAME.size + len(payload) <= ENTRY:
+            return _FRAME.pack(len(payload), zlib.crc32(payload)) + payload
+    return None
+
+
+def _without_words(one: Settlement) -> Settlement:
+    attempted = one.attempted._replace(detail="")
+    if attempted.media is not None:
+        attempted = attempted._replace(media=attempted.media._replace(digits=""))
+    one = one._replace(attempted=attempted)
+    if isinstance(one.verdict, FinalVerdict):
+        one = one._replace(verdict=one.verdict._replace(reason=""))
+    return one
+
+
+def _encode(one: Settlement) -> bytes:
+    verdict = one.verdict
+    (kind,) = (name for name, made_of in _VERDICTS.items() if isinstance(verdict, made_of))
+    fields = {"due_at": verdict.due_at} if isinstance(verdict, HandBack) else verdict._asdict()
+    media = one.attempted.media
+    settlement = {
+        "attempt_id": one.attempt_id,
+        "call_id": one.call_id,
+        "attempted": {**one.attempted._asdict(), "media": media and media._asdict()},
+        "verdict": [kind, fields],
+        "bill": [one.bill.seconds, str(one.bill.price)],
+    }
+    return json.dumps(settlement, default=_value, separators=(",", ":")).encode()
+
+
+def _value(of: object) -> Any:
+    if isinstance(of, Enum):
+        return of.value
+    raise TypeError(f"a journal holds no {type(of).__name__}")
+
+
+def _decode(payload: bytes) -> Settlement:
+    settlement = json.loads(payload)
+    attempted, (kind, verdict) = settlement["attempted"], settlement["verdict"]
+    attempted["outcome"] = Outcome(attempted["outcome"])
+    if attempted["media"] is not None:
+        attempted["media"] = Media(**attempted["media"])
+    if "status" in verdict:
+        verdict["status"] = CallStatus(verdict["status"])
+    seconds, price = settlement["bill"]
+    return Settlement(
+        settlement["attempt_id"],
+        settlement["call_id"],
+        Attempted(**attempted),
+        _VERDICTS[kind](**verdict),
+        Bill(seconds, Decimal(price)),
+    )

@@ -1,0 +1,188 @@
+"""Trunks that refuse or lose every call: calls wait, and one at a time tries the trunk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bitel.calls.outcome import Attempted, Outcome
+from bitel.dialers.carriers import (
+    REFUSALS_PROBED,
+    UNCERTAIN_IN_A_ROW,
+    UNCERTAIN_REST,
+    Carriers,
+)
+from bitel.dialers.config import SipTrunkConfig
+from bitel.dialers.hops import Hop
+from bitel.dialers.trunk import Trunk
+from tests.conftest import FakeClock
+from tests.dialers.calling import Dialled, dialer
+from tests.dialers.carrier import answering, carrier
+
+TRUNK, OTHER = Trunk.parse("sip:192.0.2.1"), Trunk.parse("sip:192.0.2.2")
+
+
+def hop(trunk: Trunk) -> Hop:
+    return Hop(trunk, trunk.at(trunk.host), "sip:1@x")
+
+
+class Watched:
+    """Trunks, and calls that end as a test says."""
+
+    def __init__(self, clock: FakeClock, *trunks: Trunk) -> None:
+        self.clock = clock
+        config = SipTrunkConfig(trunks, ("127.0.0.1", 0), range(2), 5.0, refusals_before_pause=3)
+        self.carriers = Carriers(config, clock, monotonic=clock)
+
+    def call(self, outcome: Outcome, code: int = 0, trunk: Trunk = TRUNK) -> Outcome | None:
+        """How a call ends, had it ended as `outcome`; None where it must not be placed."""
+        begun_at = self.carriers.begin(hop(trunk))
+        if begun_at is None:
+            return None
+        over = Attempted(outcome, self.clock(), self.clock(), sip_code=code, detail=f"{code} x")
+        return self.carriers.judge(hop(trunk), over, begun_at).outcome
+
+
+@pytest.fixture
+def watched(clock: FakeClock) -> Watched:
+    return Watched(clock, TRUNK)
+
+
+@pytest.mark.parametrize("code", [401, 402, 403, 407, 488])
+def test_refusals_in_a_row_pause_a_trunk_that_worked(watched: Watched, code: int) -> None:
+    refused = Outcome.MEDIA_MISMATCH if code == 488 else Outcome.REFUSED
+    watched.call(Outcome.ANSWERED)
+    assert [watched.call(refused, code) for _ in range(3)] == [
+        refused,
+        refused,
+        Outcome.TRUNK_TROUBLE,
+    ]
+    assert not watched.carriers.up
+    assert watched.call(refused, code) is None
+    assert f"{code} x" in watched.carriers.paused_reason
+    watched.clock.advance(REFUSALS_PROBED)
+    assert watched.carriers.up
+    assert watched.carriers.probing
+    assert watched.call(refused, code) is Outcome.TRUNK_TROUBLE
+    assert watched.call(refused, code) is None
+    watched.clock.advance(REFUSALS_PROBED)
+    assert watched.call(Outcome.BUSY, 486) is Outcome.BUSY
+    assert watched.carriers.up
+    assert not watched.carriers.probing
+    assert watched.carriers.paused_reason == ""
+
+
+def test_calls_under_way_when_it_pauses_wait_too(watched: Watched) -> None:
+    watched.call(Outcome.ANSWERED)
+    over = Attempted(Outcome.REFUSED, 0.0, 0.0, sip_code=403)
+    begun = [watched.carriers.begin(hop(TRUNK)) for _ in range(10)]
+    outcomes = [watched.carriers.judge(hop(TRUNK), over, at or 0.0).outcome for at in begun]
+    assert outcomes == [Outcome.REFUSED] * 2 + [Outcome.TRUNK_TROUBLE] * 8
+
+
+@pytest.mark.parametrize("in_between", [Outcome.ANSWERED, Outcome.BUSY, Outcome.BAD_NUMBER])
+def test_only_refusals_in_a_row_count(watched: Watched, in_between: Outcome) -> None:
+    for _ in range(10):
+        assert watched.call(Outcome.REFUSED, 403) is Outcome.REFUSED
+        assert watched.call(Outcome.REFUSED, 403) is Outcome.REFUSED
+        watched.call(in_between)
+    assert watched.carriers.up
+
+
+def test_a_trunk_that_never_worked_is_not_paused(watched: Watched) -> None:
+    assert [watched.call(Outcome.REFUSED, 403) for _ in range(20)] == [Outcome.REFUSED] * 20
+    watched.carriers.assume_worked()
+    assert watched.call(Outcome.REFUSED, 403) is Outcome.TRUNK_TROUBLE
+
+
+def test_other_refusals_do_not_count(watched: Watched) -> None:
+    watched.call(Outcome.ANSWERED)
+    for code in (404, 410, 415, 606, 604):
+        outcome = Outcome.BAD_NUMBER if code in {404, 410, 604} else Outcome.MEDIA_MISMATCH
+        for _ in range(4):
+            assert watched.call(outcome, code) is outcome
+    assert watched.carriers.up
+
+
+def test_uncertain_failures_in_a_row_rest_an_address(watched: Watched) -> None:
+    assert {watched.call(Outcome.UNCERTAIN) for _ in range(UNCERTAIN_IN_A_ROW)} == {
+        Outcome.UNCERTAIN
+    }
+    assert not watched.carriers.up
+    watched.clock.advance(UNCERTAIN_REST)
+    assert watched.carriers.probing
+    assert watched.call(Outcome.UNCERTAIN) is Outcome.UNCERTAIN
+    watched.clock.advance(UNCERTAIN_REST)
+    assert not watched.carriers.up, "the second rest is longer"
+    watched.clock.advance(UNCERTAIN_REST)
+    assert watched.call(Outcome.RANG) is Outcome.RANG
+    assert watched.carriers.up
+    assert not watched.carriers.probing
+
+
+def test_another_trunk_takes_the_calls_meanwhile(clock: FakeClock) -> None:
+    watched = Watched(clock, TRUNK, OTHER)
+    for _ in range(UNCERTAIN_IN_A_ROW):
+        watched.call(Outcome.UNCERTAIN)
+    assert watched.call(Outcome.ANSWERED) is None
+    assert watched.carriers.up
+    assert not watched.carriers.probing
+    assert watched.call(Outcome.ANSWERED, trunk=OTHER) is Outcome.ANSWERED
+
+
+async def outcomes(calls: Dialled, count: int) -> list[Outcome]:
+    return [(await calls.call()).outcome for _ in range(count)]
+
+
+async def test_a_carrier_that_refuses_from_one_moment_on(tmp_path: Path) -> None:
+    async with carrier() as far:
+        far.does["INVITE"] = answering(100, 200)
+        async with dialer(tmp_path, far.uri, refusals_before_pause=3) as calls:
+            assert await outcomes(calls, 1) == [Outcome.ANSWERED]
+            far.does["INVITE"] = answering(403)
+            assert await outcomes(calls, 3) == [
+                Outcome.REFUSED,
+                Outcome.REFUSED,
+                Outcome.TRUNK_TROUBLE,
+            ]
+            sent = len(far.of("INVITE"))
+            assert await outcomes(calls, 5) == [Outcome.TRUNK_TROUBLE] * 5
+            assert len(far.of("INVITE")) == sent, "no INVITE leaves while it is paused"
+            assert not calls.dialer.up
+            assert "403" in calls.dialer.paused_reason
+            assert calls.dialer.has_worked
+
+
+async def test_a_fault_while_a_probe_is_placed_does_not_keep_the_trunk_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with carrier() as far, dialer(tmp_path, far.uri, refusals_before_pause=1) as calls:
+        clock = FakeClock()
+        carriers: Carriers = calls.dialer._carriers
+        monkeypatch.setattr(carriers, "_monotonic", clock)
+        await calls.call()
+        far.does["INVITE"] = answering(403)
+        await calls.call()
+        clock.advance(REFUSALS_PROBED)
+        _break_next_invite(calls, monkeypatch)
+        with pytest.raises(RuntimeError):
+            await calls.call()
+        clock.advance(REFUSALS_PROBED)
+        far.does["INVITE"] = answering(100, 200)
+        assert (await calls.call()).outcome is Outcome.ANSWERED
+
+
+def _break_next_invite(calls: Dialled, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = calls.dialer._sip.agent
+    invite: Callable[..., str] = agent.invite
+    broken: list[bool] = []
+
+    def once(*arguments: object) -> str:
+        if not broken:
+            broken.append(True)
+            raise RuntimeError("as the test wants")
+        return invite(*arguments)
+
+    monkeypatch.setattr(type(agent), "invite", lambda _, *arguments: once(*arguments))

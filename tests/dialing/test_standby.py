@@ -1,0 +1,262 @@
+"""When a process may take over a dialer, over a real store and by a clock of the test's."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitel.dialing.standby import (
+    LATE,
+    POLL,
+    PROBE_AFTER,
+    SILENCE,
+    DialerLock,
+    Silence,
+    Standby,
+    installation_of,
+)
+from bitel.errors import BitelError, UnavailableError
+from bitel.store import leases
+from bitel.store.database import Database
+from bitel.store.leases import Holder, Lease, LostLease, Terms
+from tests.conftest import FakeClock
+
+
+class Site:
+    """A database, a clock of seconds, and installations that use both."""
+
+    def __init__(self, database: Database, folder: Path) -> None:
+        self.database = database
+        self.clock = FakeClock(1000.0)
+        self._folder = folder
+
+    def standby(self, name: str, where: str | None = None) -> Standby:
+        data_dir = self._folder / (where or name)
+        data_dir.mkdir(exist_ok=True)
+        return Standby("main", name, self.database, data_dir, monotonic=self.clock)
+
+    def take_over(self, standby: Standby, terms: Terms | None) -> Lease:
+        assert terms is not None, "it had to wait"
+        lease, _ = self.database.write_now(
+            lambda conn: leases.take_over(conn, "main", standby._worker, 1.0, 77.0, 55.0, terms)
+        )
+        return lease
+
+    def do(self, work: Callable[[Any], Any]) -> Any:
+        return self.database.write_now(work)
+
+    def renew(self, lease: Lease) -> None:
+        assert self.do(lambda conn: leases.renew(conn, lease, self.clock()))
+
+    async def waits(self, standby: Standby) -> float:
+        """Looks until the standby may take over; after how many seconds that is."""
+        begun = self.clock()
+        while await standby.look() is None:
+            self.clock.advance(POLL)
+            assert self.clock() - begun < 100
+        return self.clock() - begun
+
+
+@pytest.fixture
+def site(database: Database, tmp_path: Path) -> Site:
+    return Site(database, tmp_path)
+
+
+async def test_a_dialer_that_nobody_ran_is_taken_at_once(site: Site) -> None:
+    first = site.standby("first")
+    terms = await first.look()
+    assert terms is not None
+    assert terms.former == Holder()
+    assert site.take_over(first, terms).epoch == 1
+
+
+async def test_a_dead_worker_of_the_same_data_dir_is_replaced_at_once(site: Site) -> None:
+    first = site.standby("first", "here")
+    site.take_over(first, await first.look())
+    second = site.standby("second", "here")
+    assert await second.look() is None
+    site.clock.advance(1000)
+    assert await second.look() is None, "it may be stopped, and go on at any time"
+    assert second.holder.worker == "first"
+    first.lock.release()  # as the kernel does when it dies
+    terms = await second.look()
+    assert terms is not None
+    assert terms.former_ended
+    site.take_over(second, terms)
+
+
+async def test_a_released_dialer_is_taken_at_once_by_any_installation(site: Site) -> None:
+    first, second = site.standby("first"), site.standby("second")
+    lease = site.take_over(first, await first.look())
+    assert await second.look() is None
+    site.do(lambda conn: leases.release(conn, lease))
+    terms = await second.look()
+    assert terms is not None
+    assert terms.former_ended
+
+
+async def test_another_installations_worker_is_replaced_after_twenty_seconds_of_silence(
+    site: Site,
+) -> None:
+    first, second = site.standby("first"), site.standby("second")
+    lease = site.take_over(first, await first.look())
+    for _ in range(30):
+        assert await second.look() is None
+        site.clock.advance(POLL)
+        site.renew(lease)
+    assert await site.waits(second) == SILENCE
+    terms = await second.look()
+    assert terms is not None
+    assert not terms.former_ended, "it may only be cut off from the database"
+    site.renew(lease)
+    with pytest.raises(LostLease):
+        site.take_over(second, terms)
+    second.forget()
+    assert await second.look() is None
+
+
+async def test_of_two_standbys_one_takes_over(site: Site) -> None:
+    first = site.standby("first")
+    site.take_over(first, await first.look())
+    second, third = site.standby("second"), site.standby("third")
+    await second.look()
+    await third.look()
+    while (terms := await second.look()) is None:
+        assert await third.look() is None
+        site.clock.advance(POLL)
+    others = await third.look()
+    site.take_over(second, terms)
+    with pytest.raises(LostLease):
+        site.take_over(third, others)
+
+
+async def test_a_standby_that_was_paused_itself_looks_anew(site: Site) -> None:
+    first, second = site.standby("first"), site.standby("second")
+    site.take_over(first, await first.look())
+    await second.look()
+    site.clock.advance(1000)
+    assert await second.look() is None
+    assert await site.waits(second) == SILENCE
+
+
+@pytest.mark.parametrize("fault", ["fails", "late"])
+@pytest.mark.parametrize("when", [PROBE_AFTER / 2, SILENCE - POLL])
+async def test_a_database_that_does_not_answer_takes_a_dialer_from_nobody(
+    site: Site, monkeypatch: pytest.MonkeyPatch, fault: str, when: float
+) -> None:
+    first, second = site.standby("first"), site.standby("second")
+    site.take_over(first, await first.look())
+    begun = site.clock()
+    while site.clock() - begun < when:
+        assert await second.look() is None
+        site.clock.advance(POLL)
+
+    async def ask(work: Callable[[Any], Any]) -> Any:
+        if fault == "fails":
+            raise UnavailableError("the database can't be reached")
+        site.clock.advance(LATE + 0.5)
+        return site.do(work)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(site.database, "read", ask)
+        broken.setattr(site.database, "write", ask)
+        if fault == "fails":
+            with pytest.raises(UnavailableError):
+                await second.look()
+        else:
+            assert await second.look() is None
+    assert await site.waits(second) == SILENCE
+
+
+async def test_a_database_that_takes_no_writes_takes_a_dialer_from_nobody(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As when its disk is full: the holder can't renew, however alive it is.
+    first, second = site.standby("first"), site.standby("second")
+    site.take_over(first, await first.look())
+    written = 0
+
+    async def write(work: Callable[[Any], Any]) -> Any:
+        nonlocal written
+        written += 1
+        raise UnavailableError("the disk is full")
+
+    with monkeypatch.context() as full:
+        full.setattr(site.database, "write", write)
+        for _ in range(40):
+            with contextlib.suppress(UnavailableError):
+                assert await second.look() is None
+            site.clock.advance(POLL)
+    assert written > 2
+    second.forget()
+    assert await site.waits(second) == SILENCE
+
+
+async def test_a_forced_take_over_fences_the_worker_and_waits_for_its_lock(site: Site) -> None:
+    first, second = site.standby("first", "here"), site.standby("second", "here")
+    lease = site.take_over(first, await first.look())
+    terms = await second.fence()
+    assert (second.holder.worker, terms.former_ended) == ("first", True)
+    assert not site.do(lambda conn: leases.renew(conn, lease, 2.0))
+    assert not second.lock.acquire()
+    first.lock.release()
+    assert second.lock.acquire()
+    assert site.take_over(second, terms).epoch == 3
+
+
+async def test_who_was_forced_out_and_is_started_again_waits(site: Site) -> None:
+    first, second = site.standby("first"), site.standby("second")
+    site.take_over(first, await first.look())
+    terms = await second.fence()
+    assert not terms.former_ended
+    first.lock.release()
+    again = site.standby("again", "first")
+    assert await again.look() is None
+    assert site.take_over(second, terms).epoch == 3
+
+
+async def test_a_forced_take_over_of_a_dialer_that_nobody_ran(site: Site) -> None:
+    first = site.standby("first")
+    assert site.take_over(first, await first.fence()).epoch == 1
+
+
+def test_silence_counts_between_the_answer_before_and_the_question_after() -> None:
+    silence, holder = Silence(POLL + LATE), Holder(1, "w", "i" * 32, 5.0)
+    silence.saw(holder, 10.0, 12.0)
+    assert silence.seconds == 0
+    silence.saw(holder, 14.0, 15.0)
+    assert silence.seconds == 2
+    silence.saw(holder._replace(seen_at=4.0), 16.0, 16.5)  # the clock of that machine was set back
+    assert silence.seconds == 0
+    silence.saw(holder._replace(seen_at=4.0), 18.0, 18.0)
+    assert silence.seconds == 1.5
+
+
+def test_an_installation_is_made_once(tmp_path: Path) -> None:
+    made = installation_of(tmp_path)
+    assert len(made) == 32
+    assert installation_of(tmp_path) == made
+    assert [each.name for each in tmp_path.iterdir()] == ["installation"]
+    (tmp_path / "installation").write_text("cut")
+    assert installation_of(tmp_path) not in (made, "cut")
+
+
+def test_a_lock_that_can_not_be_had_says_so(tmp_path: Path) -> None:
+    lock = DialerLock(tmp_path / "missing" / "dialer-main.lock")
+    with pytest.raises(BitelError, match=r"dialer-main.lock can't be locked: No such file"):
+        lock.acquire()
+
+
+def test_a_lock_is_not_inherited(tmp_path: Path) -> None:
+    lock = DialerLock(tmp_path / "dialer-main.lock")
+    assert lock.acquire()
+    assert lock._file is not None
+    assert not os.get_inheritable(lock._file)
+    assert not DialerLock(lock.path).acquire()
+    lock.release()
+    assert DialerLock(lock.path).acquire()

@@ -1,0 +1,369 @@
+"""Two processes for one dialer: one dials, the other waits for its end, unless it is forced in."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitel.api.auth import TokenSigner
+from bitel.client import Client
+from bitel.demo.stage import Ports, Stage
+from bitel.voices.sample import write_sample
+from tests.e2e import phone_log
+from tests.e2e.playing import folder, token
+
+
+def until(ready: Callable[[], bool], seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < end, "it takes too long"
+        time.sleep(0.02)  # other processes are waited for
+
+
+def logged(stage: Stage, event: str, start: int = 0) -> list[str]:
+    """The lines of that event in the service's log, from byte `start` on."""
+    lines = stage.service_log.read_text()[start:].splitlines()
+    return [line for line in lines if f" {event} " in f"{line} "]
+
+
+def free_port() -> int:
+    """A port that no outgoing connection is given while a standby leaves it unbound."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+                probe = stack.enter_context(socket.socket(socket.AF_INET, kind))
+                probe.bind(("127.0.0.1", port))
+            return port
+
+
+def free_ports() -> Ports:
+    return Ports(free_port(), free_port(), free_port())
+
+
+def alone(tmp_path: Path, **more: Any) -> Stage:
+    """A service of its own, on SQLite."""
+    return Stage(tmp_path, record=False, ports=free_ports(), **more)
+
+
+class Place:
+    """A phone, and services that share a PostgreSQL database and its dialer `main`."""
+
+    def __init__(self, tmp_path: Path, database_url: str, rule: str = "*=answer:after=0.1") -> None:
+        self._tmp_path = tmp_path
+        self._url = database_url
+        self._rule = rule
+        self.first = self.stage("first")
+        self.first.start_phone()
+
+    def stage(self, name: str, data_dir: Path | None = None) -> Stage:
+        """A service with a `data_dir` of its own, or with that one."""
+        if data_dir is None:
+            # Two machines would share a bucket and the key that signs tokens.
+            data_dir = folder(self._tmp_path, f"{name}-data")
+            shared = self._tmp_path / "shared"
+            (shared / "voices").mkdir(parents=True, exist_ok=True)
+            (data_dir / "voices").symlink_to(shared / "voices")
+            TokenSigner.open(shared)
+            shutil.copy2(shared / "signing.key", data_dir / "signing.key")
+        made = Stage(
+            folder(self._tmp_path, name),
+            rules=[self._rule],
+            record=False,
+            dialer={"calls_per_second": 50, "ring_timeout": 10},
+            extra=f'database_url = "{self._url}"',
+            data_dir=data_dir,
+            ports=free_ports(),
+            trunk="" if name == "first" else f"sip:127.0.0.1:{self.first.ports.phone}",
+        )
+        return made.__enter__()
+
+
+def place_calls(stage: Stage, key: str, count: int, seconds: float = 1.0) -> list[str]:
+    sample = stage.folder / "sample.wav"
+    write_sample(sample, seconds)
+    with Client(key, stage.url) as client:
+        voice = client.upload(sample)
+        return [
+            client.call(f"0912000{n:04}", voice["id"], retry_count=0)["id"] for n in range(count)
+        ]
+
+
+def wait_for(stage: Stage, key: str, calls: list[str], timeout: float = 60.0) -> list[str]:
+    with Client(key, stage.url) as client:
+        return [str(client.wait(call, timeout)["status"]) for call in calls]
+
+
+def end(*stages: Stage) -> None:
+    for stage in stages:
+        stage.__exit__(None, None, None)
+
+
+def test_a_second_process_waits_and_dials_when_the_first_has_stopped(
+    tmp_path: Path, postgres_url: str
+) -> None:
+    place = Place(tmp_path, postgres_url)
+    first, second = place.first, place.stage("second")
+    try:
+        first.start_service()
+        second.start_service()
+        until(lambda: bool(logged(second, "ready")))
+        [standby] = logged(second, "standby")
+        assert "dialer=main" in standby
+        assert "--take-over" in standby
+        assert f"-{first.service.pid}-" in standby if first.service else False
+        assert "standby=main" in logged(second, "ready")[0]
+        key = token(first)
+        # Its API works, and the active process dials.
+        assert wait_for(second, key, place_calls(second, key, 2)) == ["NORMAL"] * 2
+        begun = time.monotonic()
+        assert second.stop_service() == 0
+        assert time.monotonic() - begun < 5
+        second.start_service()
+        waiting = second.service_log.stat().st_size
+        assert first.stop_service() == 0
+        until(lambda: bool(logged(second, "active", waiting)), 10)
+        assert wait_for(second, key, place_calls(second, key, 2)) == ["NORMAL"] * 2
+        # What was released is taken at once, wherever the next process runs.
+        assert second.stop_service() == 0
+        before = first.service_log.stat().st_size
+        first.start_service()
+        assert logged(first, "standby", before) == []
+        assert first.stop_service() == 0
+    finally:
+        end(first, second)
+
+
+def test_a_restart_after_a_crash_dials_at_once(tmp_path: Path) -> None:
+    with alone(tmp_path) as stage:
+        stage.start_service()
+        for _ in range(2):
+            stage.kill_service()
+            before = stage.service_log.stat().st_size
+            stage.start_service()
+            until(lambda start=before: bool(logged(stage, "ready", start)))  # type: ignore[misc]
+            assert logged(stage, "standby", before) == []
+        assert stage.stop_service() == 0
+
+
+@pytest.mark.parametrize("shared_folder", [True, False])
+def test_a_forced_take_over_stops_the_worker_that_is_alive(
+    tmp_path: Path, postgres_url: str, shared_folder: bool
+) -> None:
+    place = Place(tmp_path, postgres_url)
+    first = place.first
+    second = place.stage("second", first.data_dir if shared_folder else None)
+    try:
+        first.start_service()
+        second.start_service("--take-over")
+        assert first.service is not None
+        assert first.service.wait(30) == 1
+        said = first.service_log.read_text().splitlines()[-1]
+        assert said == "bitel: another worker took over the dialer 'main', so this one stops"
+        assert logged(second, "standby") == []
+        key = token(second)
+        assert wait_for(second, key, place_calls(second, key, 2)) == ["NORMAL"] * 2
+        # Its supervisor starts it again: it waits now.
+        before = first.service_log.stat().st_size
+        first.start_service()
+        assert len(logged(first, "standby", before)) == 1
+        assert wait_for(first, key, place_calls(second, key, 2)) == ["NORMAL"] * 2
+    finally:
+        end(first, second)
+
+
+def test_a_process_that_restarts_in_a_loop_cuts_no_calls_of_another(
+    tmp_path: Path, postgres_url: str
+) -> None:
+    place = Place(tmp_path, postgres_url)
+    first, second = place.first, place.stage("second")
+    calls_over = threading.Event()
+    restarts = 0
+
+    def restart_second() -> None:
+        nonlocal restarts
+        second.service_log.touch()
+        while not calls_over.is_set():
+            ready = partial(logged, second, "ready", second.service_log.stat().st_size)
+            second.start_service()
+            until(lambda: bool(ready()))  # noqa: B023
+            second.kill_service()
+            restarts += 1
+
+    try:
+        first.start_service()
+        key = token(first)
+        calls = place_calls(first, key, 24, seconds=8.0)
+        until(lambda: first.phone_log.read_text().count('"audio"') >= 24)
+        loop = threading.Thread(target=restart_second)
+        loop.start()
+        try:
+            assert wait_for(first, key, calls) == ["NORMAL"] * 24
+        finally:
+            calls_over.set()
+            loop.join(60)
+        assert restarts >= 1
+        assert logged(second, "active") == []
+        assert first.stop_service() == 0
+    finally:
+        end(first, second)
+
+
+@pytest.mark.soak
+def test_processes_that_are_restarted_in_turn_leave_their_calls_whole(
+    tmp_path: Path, postgres_url: str
+) -> None:
+    place = Place(tmp_path, postgres_url)
+    first, second = place.first, place.stage("second")
+    try:
+        first.start_service()
+        key = token(first)
+        second.start_service()
+        calls: list[str] = []
+        for stage, other in ((first, second), (second, first), (first, second)):
+            calls += place_calls(stage, key, 12, seconds=3.0)
+            heard = len(calls) - 12
+            until(lambda: first.phone_log.read_text().count('"audio"') > heard)  # noqa: B023
+            active = partial(logged, other, "active", other.service_log.stat().st_size)
+            assert stage.stop_service() == 0
+            until(lambda: bool(active()), 10)  # noqa: B023
+            stage.start_service()
+        assert wait_for(second, key, calls) == ["NORMAL"] * 36
+        seen = phone_log.read(first.phone_log)
+        assert {len(each) for each in seen.values()} == {3}
+        assert phone_log.in_two_calls_at_once(seen) == []
+        assert (first.stop_service(), second.stop_service()) == (0, 0)
+    finally:
+        end(first, second)
+
+
+def test_a_phone_that_rang_when_the_process_crashed_has_been_tried(tmp_path: Path) -> None:
+    with alone(tmp_path, rules=["*=ring"], dialer={"ring_timeout": 30}) as stage:
+        stage.start_phone()
+        stage.start_service()
+        key = token(stage)
+        calls = place_calls(stage, key, 3)
+
+        def rang() -> list[str]:
+            return [stage.command("attempts", call) for call in calls]
+
+        until(lambda: all("rings, under way" in each for each in rang()))
+        stage.kill_service()
+        stage.start_service()
+        assert wait_for(stage, key, calls, 10.0) == ["NO_ANSWER"] * 3
+        assert stage.stop_service() == 0
+        seen = phone_log.read(stage.phone_log)
+        assert [len(each) for each in seen.values()] == [1, 1, 1]
+
+
+def test_a_port_that_is_taken_stops_the_start_while_the_lease_is_free(tmp_path: Path) -> None:
+    with alone(tmp_path) as stage:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+            taken.bind(("127.0.0.1", stage.ports.sip))
+            done = subprocess.run(
+                [sys.executable, "-m", "bitel.cli", "serve", f"--config={stage.config}"],
+                capture_output=True,
+                text=True,
+                timeout=30,
+            )
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1].startswith("bitel: SIP can't be spoken from 127.0.0.1:")
+        stage.start_service()
+        assert logged(stage, "standby") == []
+
+
+@pytest.mark.soak
+def test_a_worker_that_is_stopped_is_replaced_by_another_installation_alone(
+    tmp_path: Path, postgres_url: str
+) -> None:
+    place = Place(tmp_path, postgres_url)
+    first = place.first
+    same, other = place.stage("same", first.data_dir), place.stage("other")
+    try:
+        first.start_service()
+        same.start_service()
+        other.start_service()
+        assert first.service is not None
+        first.service.send_signal(signal.SIGSTOP)
+        begun = time.monotonic()
+        until(lambda: bool(logged(other, "active")), 40)
+        assert time.monotonic() - begun > 14  # the last heartbeat was 5 s ago at most
+        assert logged(same, "active") == []
+        key = token(other)
+        assert wait_for(other, key, place_calls(other, key, 2)) == ["NORMAL"] * 2
+        first.service.send_signal(signal.SIGCONT)
+        assert first.service.wait(30) == 1
+        said = first.service_log.read_text().splitlines()[-1]
+        assert said == "bitel: another worker took over the dialer 'main', so this one stops"
+        # The lock of the data_dir is free now, but the dialer is not.
+        assert wait_for(other, key, place_calls(other, key, 2)) == ["NORMAL"] * 2
+        assert logged(same, "active") == []
+    finally:
+        if first.service is not None and first.service.poll() is None:
+            first.service.send_signal(signal.SIGCONT)
+        end(first, same, other)
+
+
+@pytest.mark.soak
+def test_a_stopped_process_on_the_same_data_dir_is_not_forced_out(tmp_path: Path) -> None:
+    with alone(tmp_path) as stage:
+        stage.start_service()
+        assert stage.service is not None
+        stage.service.send_signal(signal.SIGSTOP)
+        done = subprocess.run(
+            [sys.executable, "-m", "bitel.cli", "serve", f"--config={stage.config}", "--take-over"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 1
+        said = done.stderr.splitlines()[-1]
+        assert said.startswith("bitel: the dialer 'main' can't be taken over: its worker ")
+        assert f"-{stage.service.pid}-" in said
+        stage.service.send_signal(signal.SIGCONT)
+        assert stage.service.wait(30) == 1
+
+
+@pytest.mark.soak
+def test_a_crash_loop_rings_a_phone_once_and_once_for_each_retry(tmp_path: Path) -> None:
+    with alone(tmp_path, rules=["*=ring"], dialer={"ring_timeout": 15}) as stage:
+        stage.start_phone()
+        stage.start_service()
+        key = token(stage)
+        sample = stage.folder / "sample.wav"
+        write_sample(sample, 1.0)
+        with Client(key, stage.url) as client:
+            voice = client.upload(sample)
+            call = client.call("09120000001", voice["id"], retry_count=1, retry_interval=5)
+        for number in (1, 2):
+
+            def rings(at: str = f"{number}  ") -> bool:
+                lines = stage.command("attempts", call["id"]).splitlines()
+                return lines[-1].startswith(at) and lines[-1].endswith("rings, under way")
+
+            # The second one 15 + 32 s after the crash.
+            until(lambda: phone_rang(stage) >= number, 60)  # noqa: B023
+            until(rings)
+            stage.kill_service()
+            stage.start_service()
+        assert wait_for(stage, key, [call["id"]], 10.0) == ["NO_ANSWER"]
+        assert stage.stop_service() == 0
+        assert phone_rang(stage) == 2
+
+
+def phone_rang(stage: Stage) -> int:
+    seen = phone_log.read(stage.phone_log) if stage.phone_log.exists() else {}
+    return sum(len(calls) for calls in seen.values())
