@@ -227,8 +227,10 @@ class Callee:
         names = {"call": message.get("call-id"), "branch": message.branch}
         known = self._invited.get((names["call"], names["branch"]))
         known = known or self._by_tag.get(_tag(message))
-        if what == "ACK" and known is not None:
-            self._write("ack", at, dropped=True, **known.names)
+        if what in ("ACK", "BYE") and known is not None:
+            self._write(what.lower(), at, by="service", dropped=True, **known.names)
+        elif what == "SIP/2.0" and message.branch in self._byes:
+            self._bye_answered(self._byes[message.branch], message, at)
         elif what == "INVITE" and not _tag(message):
             self._write("invite", at, dropped=True, number=_called(message), **names)
         else:
@@ -238,7 +240,10 @@ class Callee:
         dialog = self._byes.get(message.branch)
         if dialog is not None and not message.start.startswith("SIP/2.0 1"):
             del self._byes[message.branch]
-            self._write("bye answered", at, code=int(message.start.split()[1]), **dialog.names)
+            self._bye_answered(dialog, message, at)
+
+    def _bye_answered(self, dialog: Dialog, message: Message, at: float) -> None:
+        self._write("bye answered", at, code=int(message.start.split()[1]), **dialog.names)
 
     # INVITE, ACK and CANCEL
 

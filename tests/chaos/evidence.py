@@ -27,8 +27,11 @@ class Invitation:
     dropped: list[float] = field(default_factory=list)
     """When a copy was sent that the callee dropped."""
     responses: list[tuple[float, int]] = field(default_factory=list)
-    acks: list[float] = field(default_factory=list)
-    """When the final response was acknowledged, also where the callee dropped the ACK."""
+    known: list[float] = field(default_factory=list)
+    """When the service showed that it knew the final response or the end: by its ACK, its BYE, or
+    200 to the callee's BYE; also where the callee dropped that."""
+    hung_up_at: float | None = None
+    """When the service first sent BYE, also where the callee dropped it."""
     canceled_at: float | None = None
     audio_at: float | None = None
     """When its first RTP packet arrived."""
@@ -71,15 +74,16 @@ class Invitation:
 
     @property
     def settled_at(self) -> float | None:
-        """When the service had the final response for certain: its ACK arrived."""
-        return self.acks[0] if self.acks else None
+        """When the service had the final response for certain, or knew of the end."""
+        return min(self.known, default=None)
 
     @property
     def end(self) -> float:
-        """When it was over at the callee; infinite if it never was."""
+        """When either side had ended it; infinite if neither did."""
         if self.silent:
             return self.sent[-1]
-        return float("inf") if self.over_at is None else self.over_at
+        ends = [at for at in (self.over_at, self.hung_up_at) if at is not None]
+        return min(ends, default=float("inf"))
 
 
 class Placed(NamedTuple):
@@ -235,13 +239,19 @@ def _add(invitation: Invitation, entry: dict[str, Any]) -> None:
         case "sent":
             invitation.responses.append((at, entry["code"]))
         case "ack":
-            invitation.acks.append(at)
+            invitation.known.append(at)
+        case "bye answered" if entry["code"] == 200:
+            invitation.known.append(at)
         case "cancel":
             invitation.canceled_at = invitation.canceled_at or at
         case "audio":
             invitation.audio_at = at
         case "bye":
-            invitation.bye_at, invitation.bye_by = at, entry["by"]
+            if entry["by"] == "service":
+                invitation.known.append(at)
+                invitation.hung_up_at = invitation.hung_up_at or at
+            if not entry.get("dropped"):
+                invitation.bye_at, invitation.bye_by = at, entry["by"]
         case "over" if entry["by"] != "quit":
             invitation.over_at, invitation.over_by = at, entry["by"]
             invitation.packets = entry["packets"]

@@ -60,7 +60,7 @@ def story(evidence: Evidence, invitation: Invitation) -> str:
     words.append("INVITE " + ", ".join(seconds(evidence, at) for at in invitation.sent))
     words += [f"{code} {seconds(evidence, at)}" for at, code in invitation.responses]
     marks = (
-        ("ACK", invitation.settled_at),
+        ("known to the service", invitation.settled_at),
         ("CANCEL", invitation.canceled_at),
         ("audio", invitation.audio_at),
         (f"BYE by {invitation.bye_by}", invitation.bye_at),

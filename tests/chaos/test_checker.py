@@ -169,6 +169,32 @@ RIGHT = {
     "repeated as RFC 3261 says": failed(
         copies(0.0, 0.5, 1.5, 3.5, 7.499, 15.5, 31.501), status="EXPIRED"
     ),
+    "BYE was dropped": failed(
+        log_of(
+            (0.0, "invite", {"repeat": False, "plan": "answer"}),
+            (0.1, "sent", {"code": 180}),
+            (4.0, "sent", {"code": 200}),
+            (4.1, "ack", {"dropped": True}),
+            (4.2, "bye", {"by": "service", "dropped": True}),
+            (36.0, "bye", {"by": "not acknowledged"}),
+            (36.0, "over", {"by": "not acknowledged", "packets": 0, "first": 0, "last": 0}),
+        ),
+        refused(10.0, "b"),
+        retry_count=1,
+    ),
+    "the callee hung up long before a crash": failed(
+        log_of(
+            (0.0, "invite", {"repeat": False, "plan": "answer"}),
+            (0.1, "sent", {"code": 180}),
+            (0.4, "sent", {"code": 200}),
+            (0.9, "bye", {"by": "callee"}),
+            (0.9, "over", {"by": "callee", "packets": 0, "first": 0, "last": 0}),
+            (0.91, "bye answered", {"code": 200}),
+        ),
+        refused(20.0, "b"),
+        retry_count=1,
+        **killed(15.0),
+    ),
     "the first copies of an INVITE were dropped": failed(
         log_of(
             (0.0, "invite", {"dropped": True}),
