@@ -309,7 +309,26 @@ async def test_what_was_being_claimed_when_the_drain_began_goes_back_undialled(
     assert (await play.call(call_id)).status is CallStatus.WAITING
 
 
-async def test_what_still_rings_when_the_drain_ends_goes_back_and_spends_no_retry(
+async def test_a_service_restarted_again_and_again_does_not_ring_a_phone_each_time(
+    play: Play,
+) -> None:
+    [call_id] = await play.place(retries=1)
+    rung = 0
+    while (await play.call(call_id)).status is CallStatus.WAITING:
+        dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED], hold=asyncio.Event(), rings=True)
+        dispatcher = play.dispatcher(dialer)
+        await dispatcher.take_over()
+        task = asyncio.create_task(dispatcher.run())
+        await play.dialled(dialer)
+        rung += 1
+        await dispatcher.drain(0.05)
+        await task
+        play.clock.now += 61.0
+    assert rung == 3, "the first, a retry, and one uncertain redial"
+    assert (await play.call(call_id)).status is CallStatus.NO_ANSWER
+
+
+async def test_what_was_dialled_and_has_not_rung_when_the_drain_ends_goes_back_and_spends_nothing(
     play: Play,
 ) -> None:
     dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED], hold=asyncio.Event())

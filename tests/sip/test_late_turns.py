@@ -19,6 +19,7 @@ from bitel.sip.grammar import Address, Transport
 from bitel.sip.message import Request, parse
 from bitel.transports import sip_transport
 from bitel.transports.connection import MAX_BATCH as STREAM_BATCH
+from bitel.transports.sip_transport import BUSY_PASSES
 from bitel.transports.udp_socket import MAX_BATCH
 from tests.sip.far_end import ANSWER, reply, request
 from tests.sip.party import Party
@@ -301,5 +302,31 @@ def test_callbacks_come_after_what_has_arrived_and_its_events(run: Run) -> None:
             assert not seen
             await until(lambda: seen)
             assert seen == [["Answered"]]
+
+    run(main())
+
+
+def test_steady_traffic_and_ever_new_callers_delay_no_callback(run: Run) -> None:
+    """Many ring time-outs while many datagrams come: each is called in time."""
+    turns = 300
+
+    async def main() -> None:
+        async with called() as (caller, far, _):
+            transport, loop = caller.transport, asyncio.get_running_loop()
+            asked = 0
+            waited: list[int] = []
+
+            def once_more() -> None:
+                nonlocal asked
+                far.send("\r\n\r\n", transport.local)
+                since = asked
+                transport.after_reading(lambda: waited.append(asked - since))
+                asked += 1
+                if asked < turns:
+                    loop.call_soon(once_more)
+
+            once_more()
+            await until(lambda: len(waited) == turns)
+            assert max(waited) <= BUSY_PASSES + 1
 
     run(main())

@@ -452,11 +452,14 @@ class Dispatcher:
                 ended_at=self._clock(),
                 detail="a fault inside the dialer",
             )
-        if running.hand_back and attempted.outcome is Outcome.CALLED_OFF:
+        is_ours = running.hand_back and attempted.outcome is Outcome.CALLED_OFF
+        if is_ours and (running.rang_at is None or attempted.answered_at is not None):
             return self._hand_back(claim, "the service was stopped")
         try:
             rule = claim.rule._replace(uncertain_redials=self._limits.uncertain_redials)
-            verdict = decide(rule, attempted)
+            # A service that is restarted again and again must not ring a phone each time.
+            judged = attempted._replace(outcome=Outcome.UNCERTAIN) if is_ours else attempted
+            verdict = decide(rule, judged)
             bill = self._tariff.bill(claim.e164, attempted)
         except Exception:
             log.exception("attempt_not_decided", attempt=claim.attempt_id, call=claim.call_id)

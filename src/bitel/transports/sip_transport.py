@@ -45,9 +45,11 @@ CONFIRM_WITHIN = 3.0
 QUIET_PASSES = 4
 """Turns of the loop without news after which all that had arrived has been read. A message of a
 connection that was just accepted takes three."""
+BUSY_PASSES = 16
+"""Turns after which that is so although news keeps coming, unless a socket was not read empty."""
 MAX_PASSES = 512
-"""Turns after which reading stops all the same. In each of them every socket is read once; a UDP
-socket has no room for more datagrams than that."""
+"""Turns after which it is taken to be so all the same. In each of them every socket is read once; a
+UDP socket has no room for more datagrams than that."""
 
 TRIES = 30
 """How many free ports are tried, until one is free for every transport."""
@@ -87,7 +89,7 @@ class SipTransport:
         self._held_up = False
         self._held: list[tuple[bytes, Address]] = []
         self._confirming: asyncio.Task[None] | None = None
-        self._after_reading: list[Callable[[], None]] = []
+        self._after_reading: list[tuple[int, Callable[[], None]]] = []
         self._pass: asyncio.Handle | None = None
         self._passes = self._quiet_passes = self._arrivals = self._arrivals_seen = 0
 
@@ -155,9 +157,9 @@ class SipTransport:
 
         Called later, never from within, and not at all after `close`.
         """
-        self._after_reading.append(callback)
-        self._passes = self._quiet_passes = 0
+        self._after_reading.append((self._passes, callback))
         if self._pass is None and not self._closed:
+            self._quiet_passes = 0
             self._pass = self._loop.call_soon(self._read)
 
     async def close(self) -> None:
@@ -230,19 +232,24 @@ class SipTransport:
     def _read(self) -> None:
         """One turn of the loop, of those that it takes to read all that has arrived."""
         self._pass = None
-        arrivals = self._arrivals + self._streams.arrivals
-        if arrivals != self._arrivals_seen or self._streams.behind:
-            self._quiet_passes = 0
-        else:
-            self._quiet_passes += 1
-        self._arrivals_seen = arrivals
         self._passes += 1
-        if self._quiet_passes < QUIET_PASSES and self._passes < MAX_PASSES:
+        arrivals = self._arrivals + self._streams.arrivals
+        behind = self._udp.is_behind or self._streams.behind
+        quiet = arrivals == self._arrivals_seen and not behind
+        self._quiet_passes = self._quiet_passes + 1 if quiet else 0
+        self._arrivals_seen = arrivals
+        enough = MAX_PASSES if behind else BUSY_PASSES
+        if self._quiet_passes >= QUIET_PASSES:
+            enough = QUIET_PASSES
+        # Each counts from when it was added: others that are added all the time must not delay it.
+        ready = [each for since, each in self._after_reading if self._passes - since >= enough]
+        del self._after_reading[: len(ready)]
+        if self._after_reading:
             self._pass = self._loop.call_soon(self._read)
+        if not ready:
             return
         self._run_turn()
-        callbacks, self._after_reading = self._after_reading, []
-        for callback in callbacks:
+        for callback in ready:
             try:
                 callback()
             except Exception:

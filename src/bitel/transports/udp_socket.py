@@ -68,6 +68,11 @@ class UdpSocket:
         """Seconds for which more datagrams have been waiting than were read in one go; else 0."""
         return 0.0 if self._behind_since is None else self._loop.time() - self._behind_since
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether more datagrams were waiting than were read in one go."""
+        return self._behind_since is not None
+
     def close(self) -> None:
         """Let go of the socket."""
         self._closed = True
