@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Final
@@ -51,6 +52,9 @@ _DECIDED: Final = frozenset(
 """Outcomes that show that the trunk delivers calls."""
 _UNCERTAIN: Final = BreakerLimits(UNCERTAIN_IN_A_ROW, UNCERTAIN_REST, UNCERTAIN_LONGEST)
 _REFUSED: Final = frozenset({Outcome.REFUSED, Outcome.MEDIA_MISMATCH})
+
+Passed = dict[CircuitBreaker, float]
+"""The circuit breakers that one call has passed, and when."""
 
 
 class Carriers:
@@ -195,30 +199,41 @@ class Carriers:
         """The IP addresses that are known to be the trunk's."""
         return frozenset(address.host for address in self._targets.known(trunk) or ())
 
-    def begin(self, hop: Hop) -> float | None:
+    def begin(self, hop: Hop, passed: Passed) -> float | None:
         """Take note that an INVITE leaves for `hop`, and when; None where it must not leave.
 
-        While a breaker is not closed, one call at a time is let through as a probe.
+        While a breaker is not closed, one call at a time is let through as a probe. A call that
+        probes a trunk may try all its addresses, and go where one of them redirects it. `passed`
+        is the call's own, empty at first, and goes to `leave` when it is over.
         """
         now = self._monotonic()
         breakers = (self._refusals[hop.trunk], self._breaker_of(hop.address))
-        if not all(breaker.admits(now) for breaker in breakers):
+        probed = [breaker.is_probed_since(passed.get(breaker, -math.inf)) for breaker in breakers]
+        if not all(
+            mine or breaker.admits(now) for mine, breaker in zip(probed, breakers, strict=True)
+        ):
             return None
-        for breaker in breakers:
-            breaker.begin(now)
+        for mine, breaker in zip(probed, breakers, strict=True):
+            if not mine:
+                breaker.begin(now)
+                passed[breaker] = now
         return now
 
-    def abort(self, hop: Hop, begun_at: float) -> None:
-        """Take note that what became of an INVITE will not be known."""
+    def leave(self, passed: Passed) -> None:
+        """Take note that a call sends no further INVITE. A probe that has shown neither success nor
+        failure by then never will."""
         now = self._monotonic()
-        self._refusals[hop.trunk].inconclusive(begun_at, now)
-        self._breaker_of(hop.address).inconclusive(begun_at, now)
+        for breaker, begun_at in passed.items():
+            breaker.inconclusive(begun_at, now)
 
-    def judge(self, hop: Hop, over: Attempted, begun_at: float) -> Attempted:
+    def judge(
+        self, hop: Hop, over: Attempted, begun_at: float, *, picked_up: bool = False
+    ) -> Attempted:
         """Count the result of an INVITE that left at `begun_at`; the result that then applies.
 
         A refusal while the trunk refuses all calls says nothing about this one: it becomes trunk
-        trouble, so that the call waits.
+        trouble, so that the call waits. Not so where somebody has `picked_up`, and the answer was
+        of no use: they must not be called again and again.
         """
         now, refusals = self._monotonic(), self._refusals[hop.trunk]
         uncertain = self._breaker_of(hop.address)
@@ -239,13 +254,10 @@ class Carriers:
                     in_a_row=self._config.refusals_before_pause,
                     next_call_in=REFUSALS_PROBED,
                 )
-        elif over.outcome is Outcome.UNCERTAIN:
-            refusals.inconclusive(begun_at, now)
-            if uncertain.failed(begun_at, now):
-                log.error("trunk_address_loses_calls", address=place, last=over.detail)
-        else:
-            self.abort(hop, begun_at)
-        if over.outcome in _REFUSED and over.sip_code in REFUSALS and not refusals.is_closed:
+        elif over.outcome is Outcome.UNCERTAIN and uncertain.failed(begun_at, now):
+            log.error("trunk_address_loses_calls", address=place, last=over.detail)
+        is_refused = over.outcome in _REFUSED and over.sip_code in REFUSALS
+        if is_refused and not picked_up and not refusals.is_closed:
             return over._replace(outcome=Outcome.TRUNK_TROUBLE)
         return over
 

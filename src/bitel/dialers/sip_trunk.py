@@ -12,7 +12,7 @@ import structlog
 
 from bitel.calls.outcome import Attempted, Outcome
 from bitel.dialers.attempt import Attempt
-from bitel.dialers.carriers import Carriers
+from bitel.dialers.carriers import Carriers, Passed
 from bitel.dialers.config import SipTrunkConfig
 from bitel.dialers.hops import Hop
 from bitel.dialers.identity import CallerIds, Identity, identity
@@ -305,42 +305,44 @@ class SipTrunkDialer:
             hops = await self._carriers.hops(lambda trunk: trunk.uri_for(number))
         except OSError as fault:
             return attempt.over(Outcome.TRUNK_TROUBLE, detail=str(fault))
+        passed: Passed = {}
+        try:
+            return await self._try_hops(attempt, hops, who, port, passed)
+        finally:
+            # A probe whose result is never known would keep the trunk from all further calls.
+            self._carriers.leave(passed)
+
+    async def _try_hops(
+        self, attempt: Attempt, hops: list[Hop], who: Identity, port: int, passed: Passed
+    ) -> Answered | Attempted:
         over: Attempted | None = None
         while hops and attempt.rings_for():
             if attempt.called_off:
                 return attempt.over(Outcome.CALLED_OFF)
             hop, *left = hops
-            begun_at = self._carriers.begin(hop)
+            begun_at = self._carriers.begin(hop, passed)
             if begun_at is None:
                 hops = left
                 continue
             patience = self._config.trunk_timeout if left else None
-            decided = await self._invite_as_begun(attempt, hop, who, port, patience, begun_at)
+            decided = await self._invite(attempt, hop, who, port, patience)
             self._carriers.learn(hop, decided)
             if isinstance(decided, Answered):
                 self._carriers.judge(hop, attempt.over(Outcome.ANSWERED), begun_at)
                 return decided
-            over = self._carriers.judge(hop, attempt.failed(decided, hop.address), begun_at)
+            over = self._carriers.judge(
+                hop,
+                attempt.failed(decided, hop.address),
+                begun_at,
+                picked_up=decided.why == "media",
+            )
             hops = self._carriers.next_hops(hop, decided, over.outcome, left)
+            if hops and hops[0].redirected:
+                # The redirection decides nothing: should it not be followed, the call waits.
+                over = over._replace(outcome=Outcome.TRUNK_TROUBLE)
         return over or attempt.over(
             Outcome.TRUNK_TROUBLE, detail="every trunk asked to be left alone"
         )
-
-    async def _invite_as_begun(
-        self,
-        attempt: Attempt,
-        hop: Hop,
-        who: Identity,
-        port: int,
-        patience: float | None,
-        begun_at: float,
-    ) -> Answered | Failed:
-        try:
-            return await self._invite(attempt, hop, who, port, patience)
-        except BaseException:
-            # A probe whose result is never known would keep the trunk from all further calls.
-            self._carriers.abort(hop, begun_at)
-            raise
 
     async def _invite(
         self, attempt: Attempt, hop: Hop, who: Identity, port: int, patience: float | None
