@@ -29,6 +29,11 @@ from bitel.store.leases import Lease, LostLease
 from bitel.store.number_exclusion import Number
 from bitel.store.schema import HEARD, HELD, attempt, call, is_due, is_open
 
+_LOOKS: Final = 10
+"""How often one claim looks for other calls in place of those that can't be dialled now."""
+_LOOK_AT: Final = 200
+"""Calls that it looks at then, at least."""
+
 _FROM_THE_START: Mapping[Lane, str] = MappingProxyType({})
 _NO_QUARANTINE: Mapping[Number, float] = MappingProxyType({})
 
@@ -73,19 +78,44 @@ def claim(
     if not leases.holds(conn, lease):
         raise LostLease(f"another worker has taken over the dialer {lease.dialer_id}")
     closed = turns.closed_now(conn, now)
+    waiting = sorted(turns.with_waiting(conn, lease.dialer_id, lanes))
+    if closed:
+        for lane in waiting:
+            if lane is not Lane.OTP:
+                turns.postpone(conn, lease.dialer_id, lane, now, closed)
+    claimed: list[Claim] = []
+    for turn in range(_LOOKS):
+        room = limit - len(claimed)
+        # What can't be dialled must not take the room of what can, nor its project's turn.
+        most = max(room, _LOOK_AT) if turn else room
+        picked = _pick(conn, lease.dialer_id, waiting, most, now, after_project, closed)
+        rows = _without_ended(conn, picked, now) if picked else []
+        free, parked = number_exclusion.park_taken(conn, rows, now, quarantine, room)
+        if free:
+            claimed += _take(conn, lease, free, now)
+        if len(claimed) >= limit or not (parked or len(rows) < len(picked)):
+            break
+    return claimed
+
+
+def _pick(
+    conn: Connection,
+    dialer_id: str,
+    lanes: Iterable[Lane],
+    most: int,
+    now: float,
+    after_project: Mapping[Lane, str],
+    closed: Mapping[str, float],
+) -> list[Any]:
+    """Up to `most` due calls, lane by lane; within one, a call of each project after the other."""
     picked: list[Any] = []
-    for lane in sorted(turns.with_waiting(conn, lease.dialer_id, lanes)):
-        shut = {} if lane is Lane.OTP else closed
-        if shut:
-            turns.postpone(conn, lease.dialer_id, lane, now, shut)
-        after = after_project.get(lane, "")
-        room = limit - len(picked)
+    for lane in lanes:
+        room = most - len(picked)
         if room > 0:
-            picked += turns.pick(conn, lease.dialer_id, lane, room, now, after, shut)
-    rows = _without_ended(conn, picked, now)
-    if rows:
-        rows = number_exclusion.park_taken(conn, rows, now, quarantine)
-    return _take(conn, lease, rows, now) if rows else []
+            after, shut = after_project.get(lane, ""), {} if lane is Lane.OTP else closed
+            of_lane = turns.pick(conn, dialer_id, lane, room, now, after, shut)
+            picked += turns.one_of_each(of_lane)
+    return picked
 
 
 def cancel_requests(conn: Connection, dialer_id: str) -> list[str]:
