@@ -281,3 +281,27 @@ async def test_a_redirection_that_can_no_longer_be_followed_ends_no_call(tmp_pat
         far.does["INVITE"] = invited
         assert await outcomes(calls, 1) == [Outcome.TRUNK_TROUBLE]
         assert len(far.of("INVITE")) == 2
+
+
+def test_a_restart_ends_no_pause(clock: FakeClock) -> None:
+    watched = Watched(clock, TRUNK, OTHER)
+    watched.carriers.assume_paused("403 x")
+    assert watched.carriers.paused_reason == "403 x"
+    assert watched.carriers.probing
+    assert watched.call(Outcome.REFUSED, 402) is Outcome.TRUNK_TROUBLE
+    assert watched.call(Outcome.REFUSED, 402) is None
+    assert watched.call(Outcome.REFUSED, 402, OTHER) is Outcome.TRUNK_TROUBLE
+    assert "402 x" in watched.carriers.paused_reason
+    clock.advance(REFUSALS_PROBED)
+    assert watched.call(Outcome.ANSWERED) is Outcome.ANSWERED
+    assert watched.carriers.paused_reason == ""
+    assert not watched.carriers.probing
+
+
+def test_a_restart_without_the_pause_in_the_settings(clock: FakeClock) -> None:
+    config = SipTrunkConfig((TRUNK,), ("127.0.0.1", 0), range(2), 5.0, refusals_before_pause=0)
+    carriers = Carriers(config, clock, monotonic=clock)
+    carriers.assume_paused("403 x")
+    assert carriers.up
+    assert not carriers.probing
+    assert carriers.paused_reason == ""

@@ -213,6 +213,7 @@ async def test_what_is_known_of_a_trunk_outlives_the_worker(play: Play) -> None:
     restarted = ScriptedDialer(play.clock, [Outcome.ANSWERED])
     async with at_work(play.dispatcher(restarted)) as _:
         assert restarted.has_worked
+        assert restarted.paused_reason
 
 
 async def test_a_number_is_in_one_attempt_at_a_time(play: Play) -> None:

@@ -76,6 +76,7 @@ class Carriers:
         self._refusals = {trunk: CircuitBreaker(refusals) for trunk in config.trunks}
         self._uncertain: dict[Address, CircuitBreaker] = {}
         self._last_refusal = ""
+        self._paused_before = ""
         self._targets = targets or Targets(clock, ipv6=":" in config.bind[0])
         self._health = Health(clock, pinged=config.ping_interval > 0)
         self._registrars: dict[Trunk, Registrar] = {}
@@ -100,6 +101,8 @@ class Carriers:
         """Why every trunk's breaker holds calls back; "" while one of them takes calls."""
         if any(breaker.is_closed for breaker in self._refusals.values()):
             return ""
+        if not self._last_refusal:
+            return self._paused_before
         return (
             f"the trunk refuses every call ({self._last_refusal}); "
             f"one call is tried every {REFUSALS_PROBED / 60:.0f} minutes"
@@ -114,6 +117,17 @@ class Carriers:
         """Take it that the trunks have delivered calls, as an earlier process has recorded."""
         for breaker in self._refusals.values():
             breaker.worked = True
+
+    def assume_paused(self, reason: str) -> None:
+        """Take it that the trunks refuse every call, as an earlier process has recorded.
+
+        The next call tries one: that process is over, and its settings may be mended by now.
+        """
+        if not self._config.refusals_before_pause:
+            return
+        self._paused_before = reason
+        for breaker in self._refusals.values():
+            breaker.open(self._monotonic())
 
     def trunks(self) -> Sequence[TrunkState]:
         """How each address of each trunk stands; asks nobody."""

@@ -60,6 +60,12 @@ class CircuitBreaker:
         """Whether a call may be begun now: any while closed, else one when its wait is over."""
         return self.is_closed or (self.state is BreakerState.OPEN and now >= self._retry_at)
 
+    def open(self, now: float) -> None:
+        """Be open, as an earlier process has left it; a probe is admitted at once."""
+        self.worked = True
+        self._retry_at = now
+        self._enter(BreakerState.OPEN, now)
+
     def is_probed_since(self, begun_at: float) -> bool:
         """Whether the call that began at `begun_at` is the probe that is under way."""
         return self.state is BreakerState.HALF_OPEN and begun_at >= self._changed_at

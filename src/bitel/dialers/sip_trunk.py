@@ -114,6 +114,11 @@ class SipTrunkDialer:
         """Take it that the trunks have delivered calls, as an earlier process has recorded."""
         self._carriers.assume_worked()
 
+    def assume_paused(self, reason: str) -> None:
+        """Take it that the trunks refuse every call, as an earlier process has recorded; the next
+        call tries one."""
+        self._carriers.assume_paused(reason)
+
     def trunks(self) -> Sequence[TrunkState]:
         """How each of the carriers' addresses stands, as known without asking."""
         return self._carriers.trunks()

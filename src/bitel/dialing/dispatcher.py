@@ -204,6 +204,8 @@ class Dispatcher:
         )
         if history.has_worked:
             self._dialer.assume_worked()
+        if history.paused_reason:
+            self._dialer.assume_paused(history.paused_reason)
         self._may_ring = recovered.may_ring
         return recovered
 

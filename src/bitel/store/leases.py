@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Connection, bindparam, select, text, update
 
 from bitel.calls.call import CallStatus
+from bitel.calls.ids import first_id
 from bitel.calls.outcome import Attempted, Outcome
 from bitel.store import canceling
 from bitel.store.bulk import Query
@@ -143,7 +144,7 @@ def take_over(
     heard = [row for row in left if row.claim == HEARD]
     for row in heard:
         ends.append(CallEnd(row.call_id, CallStatus.UNKNOWN, row.started_at))
-    may_ring: dict[Number, float] = {}
+    may_ring = _still_ringing(conn, now, redial_after, last_invite)
     for row in left:
         if row.claim == HEARD:
             continue
@@ -151,7 +152,8 @@ def take_over(
         if terms.former_ended:
             sent_at = min(now, sent_at)
         due_at = max(now, sent_at + redial_after)
-        may_ring[row.project_id, row.e164] = due_at
+        number = row.project_id, row.e164
+        may_ring[number] = max(due_at, may_ring.get(number, due_at))
         if row.id in canceled:
             ends.append(CallEnd(row.call_id, CallStatus.CANCELED, row.started_at))
         elif row.rang_at is not None:
@@ -168,6 +170,22 @@ def take_over(
     call_again(conn, again)
     recovered = Recovered(len(left) - len(heard), len(heard), may_ring)
     return Lease(dialer_id, worker, epoch), recovered
+
+
+def _still_ringing(
+    conn: Connection, now: float, redial_after: float, last_invite: float
+) -> dict[Number, float]:
+    """Numbers that INVITEs of workers before the last may still ring, and until when.
+
+    Of any dialer: its recovery has ended those attempts, so that nothing else says so.
+    """
+    longest = redial_after + (last_invite if math.isfinite(last_invite) else redial_after)
+    rows = conn.execute(_CUT_OFF_LATELY, {"first": first_id(now - longest)})
+    until = {
+        (row.project_id, row.e164): min(row.ended_at, row.started_at + last_invite) + redial_after
+        for row in rows
+    }
+    return {number: at for number, at in until.items() if at > now}
 
 
 def _next_epoch(conn: Connection, dialer_id: str, worker: str, now: float, terms: Terms) -> int:
@@ -289,6 +307,17 @@ _HOLDS: Final = Query(
     select(dialer.c.epoch)
     .where(dialer.c.id == bindparam("id"), dialer.c.epoch == bindparam("epoch"))
     .with_for_update(read=True)
+)
+
+_CUT_OFF_LATELY = (
+    select(attempt.c.started_at, attempt.c.ended_at, call.c.project_id, call.c.e164)
+    .join(call)
+    .where(
+        attempt.c.id >= bindparam("first"),
+        attempt.c.outcome == Outcome.CUT_OFF.value,
+        attempt.c.answered_at.is_(None),
+    )
+    .order_by(attempt.c.id)
 )
 
 _LEFT_OPEN = (
