@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from typing import Literal
+from typing import Final, Literal
 
 from bitel.calls.outcome import Attempted, Outcome, classify
 from bitel.dialers.leg import Leg
@@ -12,16 +13,25 @@ from bitel.dialers.trunk import shown
 from bitel.dialing.dialer import Order, Rang
 from bitel.sip import Address, Failed
 
+STEP: Final = 1.0
+"""Seconds by which the clock must have been set, during an attempt, for its times to be moved."""
+
 
 class Attempt:
-    """Collects the facts of one attempt. Times are Unix seconds by `clock`."""
+    """Collects the facts of one attempt. Times are Unix seconds by `clock`.
+
+    Between them lie seconds of `monotonic`, so that a clock which is set during a call changes
+    neither what is billed nor how long a phone rings.
+    """
 
     __slots__ = (
+        "_begun",
         "_clock",
+        "_monotonic",
         "_rang",
+        "_ring_timeout",
         "answered_at",
         "called_off",
-        "give_up_at",
         "left_at",
         "leg",
         "order",
@@ -30,14 +40,20 @@ class Attempt:
     )
 
     def __init__(
-        self, order: Order, ring_timeout: float, clock: Callable[[], float], rang: Rang
+        self,
+        order: Order,
+        ring_timeout: float,
+        clock: Callable[[], float],
+        rang: Rang,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
+        self._monotonic = monotonic
         self._rang: Rang | None = rang
+        self._ring_timeout = ring_timeout
+        self._begun = monotonic()
         self.order = order
         self.started_at = clock()
-        self.give_up_at = self.started_at + ring_timeout
-        """From here on the far end is rung no longer, whichever trunk it is."""
         self.answered_at: float | None = None
         self.left_at: float | None = None
         """When the far end hung up on what it was played."""
@@ -47,20 +63,24 @@ class Attempt:
         self.talk: Talk | None = None
         """What whoever answered is played."""
 
+    def now(self) -> float:
+        """The time, as if the clock had not been set since the attempt began."""
+        return self.started_at + self._monotonic() - self._begun
+
     def rings_for(self) -> float:
-        """Seconds that are left for ringing, 0 or more."""
-        return max(0.0, self.give_up_at - self._clock())
+        """Seconds that are left for ringing, whichever trunk it is, 0 or more."""
+        return max(0.0, self._begun + self._ring_timeout - self._monotonic())
 
     def ringing(self) -> None:
         """Report that the phone rings, the first time that this is called."""
         if self._rang is not None:
-            self._rang(self._clock())
+            self._rang(self.now())
             self._rang = None
 
     def far_end_left(self, _: object) -> None:
         """What it is played, if anything, is over with this moment."""
         if self.talk is not None and not self.talk.over.done():
-            self.left_at = self._clock()
+            self.left_at = self.now()
             self.talk.stop()
 
     def over(
@@ -73,11 +93,15 @@ class Attempt:
         ended_at: float | None = None,
     ) -> Attempted:
         """The attempt's report: it ended as `outcome`, at `ended_at` or now."""
+        now = self.now()
+        # What is due later counts from the clock as it is by now.
+        step = self._clock() - now
+        step = step if abs(step) >= STEP else 0.0
         return Attempted(
             outcome,
-            self.started_at,
-            self._clock() if ended_at is None else ended_at,
-            self.answered_at,
+            self.started_at + step,
+            (now if ended_at is None else ended_at) + step,
+            None if self.answered_at is None else self.answered_at + step,
             sip_code,
             q850,
             ended_by,
