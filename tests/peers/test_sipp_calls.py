@@ -31,6 +31,8 @@ STATUS = {
     Outcome.REFUSED: CallStatus.ERROR,
     Outcome.MEDIA_MISMATCH: CallStatus.ERROR,
     Outcome.TRUNK_TROUBLE: CallStatus.WAITING,
+    Outcome.RANG: CallStatus.NO_ANSWER,
+    Outcome.REFUSED_FOR_GOOD: CallStatus.ERROR,
 }
 
 
