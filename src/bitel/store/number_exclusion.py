@@ -14,13 +14,17 @@ from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
+    BindParameter,
     Connection,
     Double,
+    Select,
     bindparam,
     func,
     literal,
+    literal_column,
     or_,
     select,
+    tuple_,
     update,
 )
 
@@ -87,25 +91,54 @@ def _taken(conn: Connection, wanted: set[Number], now: float) -> dict[Number, fl
         _LOCK.rows(conn, numbers)
     return {
         (row.project_id, row.e164): row.until or now
-        for row in _TAKEN.rows(conn, {**numbers, "now": now})
+        for row in _TAKEN[conn.dialect.name].rows(conn, {**numbers, "now": now})
     }
 
 
 _numbers = given("numbers", project_id=project.c.id.type, e164=call.c.e164.type)
-_of_number = (call.c.project_id == _numbers.c.project_id, call.c.e164 == _numbers.c.e164)
-_until = (
-    select(func.max(call.c.may_ring_until))
-    .where(*_of_number, may_ring, call.c.may_ring_until > bindparam("now", type_=Double()))
-    .scalar_subquery()
-)
-_TAKEN: Final = Query(
-    select(_numbers.c.project_id, _numbers.c.e164, _until.label("until")).where(
-        or_(
-            select(literal(1)).where(*_of_number, is_in_flight).exists(),
-            _until.is_not(None),
-        )
+_number = (_numbers.c.project_id, _numbers.c.e164)
+_now: BindParameter[float] = bindparam("now", type_=Double())
+
+
+def _taken_in_sqlite() -> Select[Any]:
+    of_number = (call.c.project_id == _number[0], call.c.e164 == _number[1])
+    until = (
+        select(func.max(call.c.may_ring_until))
+        .where(*of_number, may_ring, call.c.may_ring_until > _now)
+        .scalar_subquery()
     )
-)
+    in_flight = select(literal(1)).where(*of_number, is_in_flight).exists()
+    return select(*_number, until.label("until")).where(or_(in_flight, until.is_not(None)))
+
+
+def _taken_in_postgresql() -> Select[Any]:
+    # Its planner would read a whole index where it is told of equal columns: only the index that is
+    # meant gives this order.
+    order = (call.c.project_id, call.c.e164)
+    of_number = (tuple_(*order) >= tuple_(*_number), tuple_(*order) <= tuple_(*_number))
+    until = (
+        select(call.c.may_ring_until)
+        .where(*of_number, may_ring, call.c.may_ring_until > _now)
+        .order_by(*order, call.c.may_ring_until)
+        .limit(literal_column("1"))
+        .scalar_subquery()
+    )
+    in_flight = (
+        select(literal_column("1"))
+        .where(*of_number, is_in_flight)
+        .order_by(*order)
+        .limit(literal_column("1"))
+        .scalar_subquery()
+    )
+    return select(*_number, until.label("until")).where(
+        or_(in_flight.is_not(None), until.is_not(None))
+    )
+
+
+_TAKEN: Final = {
+    "sqlite": Query(_taken_in_sqlite()),
+    "postgresql": Query(_taken_in_postgresql()),
+}
 # Two numbers that share a lock by chance only wait for each other.
 _LOCK: Final = Query(
     select(
@@ -127,7 +160,7 @@ _FORGET: Final = Change(
     .where(
         call.c.id.in_(
             select(call.c.id)
-            .where(may_ring, call.c.may_ring_until <= bindparam("now", type_=Double()))
+            .where(may_ring, call.c.may_ring_until <= _now)
             .limit(bindparam("most"))
         )
     )
