@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitel.calls.call import CallStatus, Lane
-from bitel.calls.ids import first_id, is_id, new_id, new_ids
+from bitel.calls.ids import is_id, new_id, new_ids
 
 times = st.floats(0, 2**48 / 1000 - 1)
 
@@ -80,8 +80,3 @@ def test_the_codes_that_clients_see() -> None:
 
 def test_one_time_passwords_go_first_and_batches_last() -> None:
     assert sorted(Lane) == [Lane.OTP, Lane.SINGLE, Lane.BATCH]
-
-
-def test_the_first_identifier_of_a_moment() -> None:
-    assert new_id(999.999) < first_id(1000.0) <= new_id(1000.0) < first_id(1001.0)
-    assert is_id(first_id(1.5))

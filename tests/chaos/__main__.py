@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tests.chaos.checks import check
 from tests.chaos.evidence import Terms
-from tests.chaos.report import summary
+from tests.chaos.report import summary, write_faults
 from tests.chaos.run import Options, run
 
 EVERYWHERE = (
@@ -43,6 +43,7 @@ def main() -> int:
     say(f"logs in {folder}")
     evidence = run(options, folder, say)
     violations = check(evidence)
+    write_faults(evidence, folder / "faults.jsonl")
     for violation in violations:
         print(f"{violation.kind}: {violation.evidence}")
     print(summary(options, evidence, violations))

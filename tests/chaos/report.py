@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from tests.chaos.checks import RULES, Violation
 from tests.chaos.evidence import Evidence
@@ -30,6 +32,18 @@ def summary(options: Options, evidence: Evidence, violations: Sequence[Violation
     lines += [f"| {kind} | {broken[kind]} |" for kind in RULES]
     lines.append(f"| **all** | **{len(violations)}** |")
     return "\n".join(lines)
+
+
+def write_faults(evidence: Evidence, path: Path) -> None:
+    """Write the faults and the service's ends, a JSON object a line, in seconds since the begin."""
+    lines: list[tuple[float, dict[str, object]]] = [
+        (fault.at, {"fault": fault.kind, "seconds": fault.until - fault.at, "detail": fault.detail})
+        for fault in evidence.faults
+    ]
+    lines += [(each.at, {"end": each.why, "status": each.status}) for each in evidence.exits]
+    with path.open("w") as file:
+        for at, line in sorted(lines, key=lambda pair: pair[0]):
+            file.write(json.dumps({"at": round(at - evidence.begun, 2), **line}) + "\n")
 
 
 def _answers(evidence: Evidence) -> str:

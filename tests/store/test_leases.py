@@ -308,31 +308,3 @@ def test_a_take_over_waits_for_the_commit_of_a_claim_that_is_under_way(
     assert world.do(slow) is False
     thread.join(5)
     assert taken.is_set()
-
-
-def test_a_second_crash_forgets_no_number_that_may_still_ring(world: World) -> None:
-    """Only the take-over that ends an attempt finds it open."""
-    number = "+989121111111"
-    world.place(e164=number)
-    world.claim(world.take_over())
-    _, first = world.recover()
-    until = {(world.project_id, number): world.clock() + REDIAL_AFTER}
-    assert first.may_ring == until
-    world.clock.advance(20)
-    _, second = world.recover()
-    assert second.may_ring == until
-    _, of_another = world.do(
-        lambda conn: leases.take_over(conn, "other", "w", world.clock(), REDIAL_AFTER, LAST_INVITE)
-    )
-    assert of_another.may_ring == until
-    world.clock.advance(REDIAL_AFTER - 20)
-    assert world.recover()[1].may_ring == {}
-
-
-def test_a_number_that_is_surely_silent_is_free(world: World) -> None:
-    """An attempt that a worker which is cut off made long ago rings no phone any more."""
-    world.place()
-    world.claim(world.take_over())
-    world.clock.advance(LAST_INVITE + REDIAL_AFTER)
-    world.recover()
-    assert world.recover()[1].may_ring == {}

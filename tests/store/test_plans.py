@@ -25,6 +25,8 @@ from bitel.store import (
     leases,
     ledger,
     migrate,
+    number_exclusion,
+    one_time_passwords,
     placing,
     recordings,
     reserving,
@@ -175,6 +177,21 @@ OWN: dict[str, tuple[Mapping[str, Query], dict[str, Any], set[str]]] = {
     "turns": (turns._OPEN_WITH_DUE, {**LANE, "closed": ROWS, "after": "a"}, {"ix_call_due"}),
     "closed": (turns._CLOSED_WITH_DUE, {**LANE, "closed": ROWS, "after": ""}, {"ix_call_due"}),
     "due": (turns._DUE, DUE, {"ix_call_due"}),
+    "taken numbers": (
+        number_exclusion._TAKEN,
+        {"numbers": [("p", "+98912"), ("q", "+98913")], "now": 1.0},
+        {"ix_call_in_flight", "ix_call_may_ring"},
+    ),
+    "older passwords": (
+        one_time_passwords._OLDER,
+        {"placed": [("p", "+98912", "a"), ("q", "+98913", "b")]},
+        {"ix_call_waiting_otp"},
+    ),
+    "superseded passwords": (
+        one_time_passwords._SUPERSEDED,
+        {"asked": [("p", "+98912", "a"), ("q", "+98913", "b")]},
+        {"ix_call_waiting_otp", "ix_call_in_flight"},
+    ),
     "events' projects": (
         webhooks._WITH_DUE,
         {"now": 1.0, "full": ROWS, "after": "a", "most": 5},

@@ -16,11 +16,6 @@ def new_id(now: float) -> str:
     return _id(int(now * 1000), int.from_bytes(os.urandom(10), "big") >> 6)
 
 
-def first_id(now: float) -> str:
-    """What sorts before all identifiers made at `now` (Unix seconds) or later, and after others."""
-    return f"{int(now * 1000):012x}{0:020x}"
-
-
 def new_ids(now: float, count: int) -> list[str]:
     """`count` identifiers made at `now` that sort in the order given (RFC 9562 §6.2, method 2)."""
     milliseconds = int(now * 1000)

@@ -26,7 +26,6 @@ from bitel.store import (
 from bitel.store.bulk import Change, Query, given
 from bitel.store.endings import CallEnd, end_calls
 from bitel.store.leases import Lease, LostLease
-from bitel.store.number_exclusion import Number
 from bitel.store.schema import HEARD, HELD, attempt, call, is_due, is_open
 
 _LOOKS: Final = 10
@@ -35,7 +34,6 @@ _LOOK_AT: Final = 200
 """Calls that it looks at then, at least."""
 
 _FROM_THE_START: Mapping[Lane, str] = MappingProxyType({})
-_NO_QUARANTINE: Mapping[Number, float] = MappingProxyType({})
 
 
 class Claim(NamedTuple):
@@ -63,7 +61,6 @@ def claim(
     now: float,
     lanes: Iterable[Lane] = Lane,
     after_project: Mapping[Lane, str] = _FROM_THE_START,
-    quarantine: Mapping[Number, float] = _NO_QUARANTINE,
 ) -> list[Claim]:
     """Up to `limit` calls that are due, those of the first lane first.
 
@@ -72,8 +69,8 @@ def claim(
     and names it the next time, is fair to all. Outside their project's calling window only
     one-time passwords are claimed. Calls that have expired, whose number is on the do-not-call
     list by now, or that are superseded by a newer one-time password, end instead. Those whose
-    number another call of the project is at wait (see `number_exclusion`, also for `quarantine`).
-    Raises LostLease when another worker has taken over.
+    number another call of the project is at wait (see `number_exclusion`). Raises LostLease when
+    another worker has taken over.
     """
     if not leases.holds(conn, lease):
         raise LostLease(f"another worker has taken over the dialer {lease.dialer_id}")
@@ -90,7 +87,7 @@ def claim(
         most = max(room, _LOOK_AT) if turn else room
         picked = _pick(conn, lease.dialer_id, waiting, most, now, after_project, closed)
         rows = _without_ended(conn, picked, now) if picked else []
-        free, parked = number_exclusion.park_taken(conn, rows, now, quarantine, room)
+        free, parked = number_exclusion.park_taken(conn, rows, now, room)
         if free:
             claimed += _take(conn, lease, free, now)
         if len(claimed) >= limit or not (parked or len(rows) < len(picked)):

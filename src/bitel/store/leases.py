@@ -11,14 +11,12 @@ says. Who may take over, and when, is decided in `bitel.dialing.standby`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, bindparam, select, text, update
 
 from bitel.calls.call import CallStatus
-from bitel.calls.ids import first_id
 from bitel.calls.outcome import Attempted, Outcome
 from bitel.store import canceling
 from bitel.store.bulk import Query
@@ -30,7 +28,7 @@ from bitel.store.endings import (
     end_calls,
     forget_requests,
 )
-from bitel.store.number_exclusion import Number
+from bitel.store.number_exclusion import mark_may_ring
 from bitel.store.schema import HEARD, attempt, call, dialer, is_open
 
 
@@ -78,8 +76,6 @@ class Recovered:
     """Not answered when cut off: due again, expired, canceled, or rung for the last time."""
     unknown: int = 0
     """Answered, so perhaps heard: final, and never called again."""
-    may_ring: Mapping[Number, float] = field(default_factory=dict, compare=False)
-    """Numbers whose phone an INVITE of an earlier worker may still ring, and until when."""
 
 
 def holder(conn: Connection, dialer_id: str) -> Holder:
@@ -144,7 +140,7 @@ def take_over(
     heard = [row for row in left if row.claim == HEARD]
     for row in heard:
         ends.append(CallEnd(row.call_id, CallStatus.UNKNOWN, row.started_at))
-    may_ring = _still_ringing(conn, now, redial_after, last_invite)
+    may_ring: list[tuple[str, float]] = []
     for row in left:
         if row.claim == HEARD:
             continue
@@ -152,8 +148,7 @@ def take_over(
         if terms.former_ended:
             sent_at = min(now, sent_at)
         due_at = max(now, sent_at + redial_after)
-        number = row.project_id, row.e164
-        may_ring[number] = max(due_at, may_ring.get(number, due_at))
+        may_ring.append((row.call_id, due_at))
         if row.id in canceled:
             ends.append(CallEnd(row.call_id, CallStatus.CANCELED, row.started_at))
         elif row.rang_at is not None:
@@ -168,24 +163,8 @@ def take_over(
             again.append(CallAgain(row.call_id, due_at, spends_retry=False, trouble=None))
     end_calls(conn, ends, now)
     call_again(conn, again)
-    recovered = Recovered(len(left) - len(heard), len(heard), may_ring)
-    return Lease(dialer_id, worker, epoch), recovered
-
-
-def _still_ringing(
-    conn: Connection, now: float, redial_after: float, last_invite: float
-) -> dict[Number, float]:
-    """Numbers that INVITEs of workers before the last may still ring, and until when.
-
-    Of any dialer: its recovery has ended those attempts, so that nothing else says so.
-    """
-    longest = redial_after + (last_invite if math.isfinite(last_invite) else redial_after)
-    rows = conn.execute(_CUT_OFF_LATELY, {"first": first_id(now - longest)})
-    until = {
-        (row.project_id, row.e164): min(row.ended_at, row.started_at + last_invite) + redial_after
-        for row in rows
-    }
-    return {number: at for number, at in until.items() if at > now}
+    mark_may_ring(conn, may_ring)
+    return Lease(dialer_id, worker, epoch), Recovered(len(left) - len(heard), len(heard))
 
 
 def _next_epoch(conn: Connection, dialer_id: str, worker: str, now: float, terms: Terms) -> int:
@@ -309,17 +288,6 @@ _HOLDS: Final = Query(
     .with_for_update(read=True)
 )
 
-_CUT_OFF_LATELY = (
-    select(attempt.c.started_at, attempt.c.ended_at, call.c.project_id, call.c.e164)
-    .join(call)
-    .where(
-        attempt.c.id >= bindparam("first"),
-        attempt.c.outcome == Outcome.CUT_OFF.value,
-        attempt.c.answered_at.is_(None),
-    )
-    .order_by(attempt.c.id)
-)
-
 _LEFT_OPEN = (
     select(
         attempt.c.id,
@@ -328,8 +296,6 @@ _LEFT_OPEN = (
         attempt.c.started_at,
         attempt.c.answered_at,
         attempt.c.rang_at,
-        call.c.project_id,
-        call.c.e164,
         call.c.expires_at,
         call.c.retries_left,
         call.c.retry_interval,

@@ -12,11 +12,25 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, Connection, func, literal, select, update
+from sqlalchemy import (
+    BigInteger,
+    BindParameter,
+    Connection,
+    Double,
+    Select,
+    bindparam,
+    func,
+    literal,
+    literal_column,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 
 from bitel.calls.call import Lane
 from bitel.store.bulk import Change, Query, given
-from bitel.store.schema import call, is_due, is_in_flight, project
+from bitel.store.schema import call, is_due, is_in_flight, may_ring, project
 
 PARKED_FOR: Final = 5.0
 """Seconds until a call whose number is taken is looked at again; each further call to the number
@@ -30,94 +44,132 @@ Number = tuple[str, str]
 
 
 def park_taken(
-    conn: Connection,
-    picked: Sequence[Any],
-    now: float,
-    quarantine: Mapping[Number, float],
-    room: int,
+    conn: Connection, picked: Sequence[Any], now: float, room: int
 ) -> tuple[list[Any], int]:
     """Park those of `picked` whose number is taken. Up to `room` others, in order, may be dialled.
 
     Returns these, and how many were parked; what there is no room for stays as it is. `picked` are
     locked rows of due calls, with `id`, `project_id`, `e164`, `lane` and `exclusive` (whether their
-    project wants the rule). Of several calls to one number the first is returned. A number in
-    `quarantine` is taken until the time (Unix seconds) that it names, because an INVITE of a
-    process that crashed may still ring there.
+    project wants the rule). Of several calls to one number the first is returned. A number is taken
+    too while an INVITE of a process that crashed may still ring there.
     """
-    wanted = {(row.project_id, row.e164) for row in picked if row.exclusive}
-    taken = _in_flight(conn, wanted)
+    taken = _taken(conn, {_number_of(row) for row in picked if row.exclusive}, now)
     free: list[Any] = []
     parked: list[Any] = []
     for row in picked:
-        number = row.project_id, row.e164
-        if row.exclusive and (number in taken or quarantine.get(number, now) > now):
+        number = _number_of(row)
+        if row.exclusive and number in taken:
             parked.append(row)
         elif len(free) < room:
             free.append(row)
-            taken.add(number)
-    lost = _contested(conn, {(row.project_id, row.e164) for row in free if row.exclusive})
-    if lost:
-        parked += [row for row in free if (row.project_id, row.e164) in lost]
-        free = [row for row in free if (row.project_id, row.e164) not in lost]
+            taken[number] = now
+    contested = _contested(conn, {_number_of(row) for row in free if row.exclusive}, now)
+    if contested:
+        taken |= contested
+        parked += [row for row in free if row.exclusive and _number_of(row) in contested]
+        free = [row for row in free if not row.exclusive or _number_of(row) not in contested]
     if parked:
-        _PARK.run(conn, {"parked": _until(parked, now, quarantine)})
+        _park(conn, parked, taken)
     return free, len(parked)
 
 
-def _until(
-    parked: Iterable[Any], now: float, quarantine: Mapping[Number, float]
-) -> list[tuple[str, float]]:
-    """When each call is looked at again, by id."""
+def _number_of(row: Any) -> Number:
+    return row.project_id, row.e164
+
+
+def _park(conn: Connection, rows: Iterable[Any], taken: Mapping[Number, float]) -> None:
     waiting: Counter[Number] = Counter()
-    until: list[tuple[str, float]] = []
-    for row in parked:
-        number = row.project_id, row.e164
+    parked: list[tuple[str, float]] = []
+    for row in rows:
+        number = _number_of(row)
         waiting[number] += 1
         step = OTP_PARKED_FOR if row.lane == Lane.OTP else PARKED_FOR
         wait = min(step * waiting[number], LONGEST_PARKED)
-        until.append((row.id, max(now, quarantine.get(number, now)) + wait))
-    return until
+        parked.append((row.id, taken[number] + wait))
+    _PARK.run(conn, {"parked": parked})
 
 
-def _in_flight(conn: Connection, numbers: Set[Number]) -> set[Number]:
-    """Those of the numbers that an attempt is under way to."""
+def mark_may_ring(conn: Connection, until: Iterable[tuple[str, float]]) -> None:
+    """Keep the numbers of these calls taken until the times given with their ids (Unix seconds)."""
+    if rows := list(until):
+        _MARK.run(conn, {"marked": rows})
+
+
+def forget_may_ring(conn: Connection, now: float, limit: int) -> None:
+    """Forget up to `limit` of the marks whose time is over."""
+    _FORGET.run(conn, {"now": now, "most": limit})
+
+
+def _taken(conn: Connection, numbers: Set[Number], now: float) -> dict[Number, float]:
+    """Those of the numbers that are taken, each with a time before which it surely stays so."""
     if not numbers:
-        return set()
-    rows = _IN_FLIGHT.rows(conn, {"numbers": sorted(numbers)})
-    return {(row.project_id, row.e164) for row in rows}
+        return {}
+    rows = _TAKEN[conn.dialect.name].rows(conn, {"numbers": sorted(numbers), "now": now})
+    return {_number_of(row): row.until or now for row in rows}
 
 
-def _contested(conn: Connection, numbers: Set[Number]) -> Set[Number]:
-    """Those of the numbers that the claim of another dialer takes at this moment.
+def _contested(conn: Connection, numbers: Set[Number], now: float) -> dict[Number, float]:
+    """As `_taken`, those that the claim of another dialer has taken just now, or is about to take.
 
-    The others are kept from such claims until the commit. Nobody waits: claims that look several
-    times would wait for each other.
+    The others are kept from such claims until the commit. Nobody waits: two claims, each of which
+    looks several times, would wait for each other.
     """
     if conn.dialect.name != "postgresql" or not numbers:
-        return set()  # SQLite has one writer
+        return {}  # SQLite has one writer
     rows = _LOCK.rows(conn, {"numbers": sorted(numbers)})
-    kept = {(row.project_id, row.e164) for row in rows if row.locked}
-    # What was taken and written until then is seen now.
-    return numbers - kept | _in_flight(conn, kept)
+    kept = {_number_of(row) for row in rows if row.locked}
+    # What another claim had taken before this one held the lock is seen now.
+    return dict.fromkeys(numbers - kept, now) | _taken(conn, kept, now)
 
 
 _numbers = given("numbers", project_id=project.c.id.type, e164=call.c.e164.type)
-_IN_FLIGHT: Final = Query(
-    select(_numbers.c.project_id, _numbers.c.e164).where(
-        select(literal(1))
-        .where(
-            call.c.project_id == _numbers.c.project_id,
-            call.c.e164 == _numbers.c.e164,
-            is_in_flight,
-        )
-        .exists()
+_number = (_numbers.c.project_id, _numbers.c.e164)
+_now: BindParameter[float] = bindparam("now", type_=Double())
+
+
+def _taken_in_sqlite() -> Select[Any]:
+    of_number = (call.c.project_id == _number[0], call.c.e164 == _number[1])
+    until = (
+        select(func.max(call.c.may_ring_until))
+        .where(*of_number, may_ring, call.c.may_ring_until > _now)
+        .scalar_subquery()
     )
-)
+    in_flight = select(literal(1)).where(*of_number, is_in_flight).exists()
+    return select(*_number, until.label("until")).where(or_(in_flight, until.is_not(None)))
+
+
+def _taken_in_postgresql() -> Select[Any]:
+    # Its planner would read a whole index where it is told of equal columns: only the index that is
+    # meant gives this order.
+    order = (call.c.project_id, call.c.e164)
+    of_number = (tuple_(*order) >= tuple_(*_number), tuple_(*order) <= tuple_(*_number))
+    until = (
+        select(call.c.may_ring_until)
+        .where(*of_number, may_ring, call.c.may_ring_until > _now)
+        .order_by(*order, call.c.may_ring_until)
+        .limit(literal_column("1"))
+        .scalar_subquery()
+    )
+    in_flight = (
+        select(literal_column("1"))
+        .where(*of_number, is_in_flight)
+        .order_by(*order)
+        .limit(literal_column("1"))
+        .scalar_subquery()
+    )
+    return select(*_number, until.label("until")).where(
+        or_(in_flight.is_not(None), until.is_not(None))
+    )
+
+
+_TAKEN: Final = {
+    "sqlite": Query(_taken_in_sqlite()),
+    "postgresql": Query(_taken_in_postgresql()),
+}
 # Of two numbers that share a lock by chance one is looked at again a moment later.
 _LOCK: Final = Query(
     select(
-        _numbers.c.project_id,
-        _numbers.c.e164,
+        *_number,
         func.pg_try_advisory_xact_lock(
             func.hashtextextended(_numbers.c.project_id + _numbers.c.e164, literal(0, BigInteger()))
         ).label("locked"),
@@ -126,4 +178,19 @@ _LOCK: Final = Query(
 _parked = given("parked", id=call.c.id.type, due_at=call.c.due_at.type)
 _PARK: Final = Change(
     update(call).where(call.c.id == _parked.c.id, is_due).values(due_at=_parked.c.due_at)
+)
+_marked = given("marked", id=call.c.id.type, until=call.c.may_ring_until.type)
+_MARK: Final = Change(
+    update(call).where(call.c.id == _marked.c.id).values(may_ring_until=_marked.c.until)
+)
+_FORGET: Final = Change(
+    update(call)
+    .where(
+        call.c.id.in_(
+            select(call.c.id)
+            .where(may_ring, call.c.may_ring_until <= _now)
+            .limit(bindparam("most"))
+        )
+    )
+    .values(may_ring_until=None)
 )
