@@ -209,7 +209,7 @@ def _dialer(
     on_settled: Callable[[], None],
     lag: LoopLag,
 ) -> tuple[SipTrunkDialer, Dispatcher]:
-    faults = RecordingFaults(dialer.id, time.time)
+    faults = RecordingFaults(dialer.id, time.monotonic)
     trunk = SipTrunkDialer(
         sip_trunk_config(dialer), playlists, time.time, watch=watch, faults=faults
     )

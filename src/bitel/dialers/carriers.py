@@ -58,7 +58,10 @@ Passed = dict[CircuitBreaker, float]
 
 
 class Carriers:
-    """Knows the trunks of `config`; once started, keeps an eye on them. `clock` is in seconds."""
+    """Knows the trunks of `config`; once started, keeps an eye on them.
+
+    `clock` gives Unix seconds. All waits are measured by `monotonic`, which nobody sets.
+    """
 
     def __init__(
         self,
@@ -77,8 +80,8 @@ class Carriers:
         self._uncertain: dict[Address, CircuitBreaker] = {}
         self._last_refusal = ""
         self._paused_before = ""
-        self._targets = targets or Targets(clock, ipv6=":" in config.bind[0])
-        self._health = Health(clock, pinged=config.ping_interval > 0)
+        self._targets = targets or Targets(monotonic, ipv6=":" in config.bind[0])
+        self._health = Health(monotonic, pinged=config.ping_interval > 0)
         self._registrars: dict[Trunk, Registrar] = {}
         self._asker: Asker | None = None
         self._pinger: Pinger | None = None
@@ -162,7 +165,7 @@ class Carriers:
             account = Account(trunk, config.credentials, lambda by: agent.config.sent_by_for(by))
             registrar = self._registrars[trunk] = Registrar(
                 account,
-                Registration(account, self._clock),
+                Registration(account, self._monotonic),
                 self._targets,
                 self._health,
                 asker.ask,
@@ -308,10 +311,13 @@ class Carriers:
                 and self._refusals[trunk].is_closed,
                 health.rests(address),
                 registered,
-                health.answered_at(address),
+                self._unix_time(health.answered_at(address)),
             )
             for address in self._targets.known(trunk) or []
         ] or [TrunkState(trunk.text, None, False, False, registered, None)]
+
+    def _unix_time(self, at: float | None) -> float | None:
+        return None if at is None else self._clock() - (self._monotonic() - at)
 
     def _reachable(self, trunk: Trunk, *, untried: bool = True) -> bool:
         """Whether a call may be placed there; without `untried`, not merely as a probe."""

@@ -40,7 +40,8 @@ class _State:
 
 
 class Health:
-    """What is known of each address. `clock` is in seconds; `pinged`: whether anybody pings."""
+    """What is known of each address. `clock` gives seconds and never goes back; `pinged`: whether
+    anybody pings."""
 
     def __init__(self, clock: Callable[[], float], pinged: bool) -> None:
         self._clock = clock

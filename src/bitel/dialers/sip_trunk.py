@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain
@@ -69,7 +70,7 @@ class SipTrunkDialer:
         faults: RecordingFaults | None = None,
     ) -> None:
         self._config = config
-        self._faults = faults or RecordingFaults("", clock)
+        self._faults = faults or RecordingFaults("", time.monotonic)
         self._playlists = playlists
         self._clock = clock
         self._link = link

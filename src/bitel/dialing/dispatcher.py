@@ -123,7 +123,7 @@ class Dispatcher:
     ) -> None:
         self.figures = Figures()
         self.pressure = Pressure()
-        self.faults = faults or RecordingFaults(dialer_id, clock)
+        self.faults = faults or RecordingFaults(dialer_id, monotonic)
         self._strain = strain
         self._journal = journal
         self._on_settled = on_settled

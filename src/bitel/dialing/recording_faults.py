@@ -35,7 +35,7 @@ _MOST_NAMED = 1000
 class RecordingFaults:
     """What one dialer could not get. Says so once in the log, and once when all of it is back.
 
-    `clock` gives seconds; it is the dispatcher's.
+    `clock` gives seconds and never goes back.
     """
 
     def __init__(self, dialer_id: str, clock: Callable[[], float]) -> None:
