@@ -62,6 +62,8 @@ _LOOK_AGAIN = 0.05
 _RENEW = 5.0
 _AFTER_FAULT = 0.25
 """Seconds until the database is tried again after it could not be used."""
+_AFTER_BUG = 1.0
+"""The same after a fault of our own, which each try writes to the log."""
 _CONFIRM = 3.0
 """Seconds in which the database must confirm the lease."""
 _CANCEL_PAUSE = 0.1
@@ -321,6 +323,13 @@ class Dispatcher:
             except UnavailableError as fault:
                 log.warning("claim_failed", dialer=self._dialer_id, fault=str(fault))
                 pause = _AFTER_FAULT
+            except LostLease:
+                raise
+            except Exception:
+                # A row that can't be read, say. Calls that run must not be cut off for it.
+                log.exception("claim_broke", dialer=self._dialer_id)
+                pause = 0.0
+                await asyncio.sleep(_AFTER_BUG)
             if pause > 0:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(pause):
@@ -481,6 +490,10 @@ class Dispatcher:
                 except UnavailableError as fault:
                     log.warning("cancels_not_read", dialer=self._dialer_id, fault=str(fault))
                     wanted = []
+                except Exception:
+                    log.exception("cancels_broke", dialer=self._dialer_id)
+                    wanted = []
+                    await asyncio.sleep(_AFTER_BUG)
                 for attempt_id in wanted:
                     if attempt_id in self._running:
                         self._dialer.call_off(attempt_id)
@@ -503,6 +516,10 @@ class Dispatcher:
                 if pause == _RENEW:
                     log.warning("lease_not_renewed", dialer=self._dialer_id, fault=str(fault))
                 pause = _AFTER_FAULT
+                continue
+            except Exception:
+                log.exception("lease_renewal_broke", dialer=self._dialer_id)
+                pause = _AFTER_BUG
                 continue
             pause = _RENEW
             if expired:
