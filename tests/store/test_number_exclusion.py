@@ -242,3 +242,17 @@ def test_two_dialers_that_claim_at_the_same_time(
         thread.join(30)
     dialled = [one.e164 for one in claimed["main"] + claimed["other"]]
     assert sorted(dialled) == numbers
+
+
+def test_somebody_whose_line_a_crash_left_open_is_left_alone(world: World) -> None:
+    world.place(e164=NUMBER)
+    lease = world.take_over()
+    (claimed,) = world.claim(lease)
+    world.do(lambda conn: claims.heard(conn, lease, {claimed.attempt_id: world.clock()}))
+    second = world.place(e164=NUMBER)
+    lease = world.recover()[0]
+    assert world.claim(lease) == []
+    world.clock.advance(REDIAL_AFTER)
+    assert world.claim(lease) == [], "a moment after it"
+    world.clock.advance(PARKED_FOR)
+    assert [one.call_id for one in world.claim(lease)] == [second]

@@ -143,6 +143,8 @@ class Dispatcher:
         self._doorbell = asyncio.Event()
         self._cancel_bell = asyncio.Event()
         self._more_due = False  # for all we know
+        self._doubtful: set[float] = set()
+        """When claims were made of which it is not known whether they are durable (Unix s)."""
         self._draining = False
         self._claims_no_more = asyncio.Event()
         self._claims_no_more.set()
@@ -338,6 +340,8 @@ class Dispatcher:
 
     async def _claim_due(self) -> float:
         """Claim and start what may start now; the seconds until it is worth looking again."""
+        if self._doubtful:
+            await self._undo_doubtful()
         now = self._clock()
         strain = self._strain()
         if self._is_held_back(strain, now):
@@ -366,6 +370,7 @@ class Dispatcher:
         expired, claimed = await self._database.write(
             lambda conn: self._expire_and_claim(conn, allowed, lanes)
         )
+        self._doubtful.clear()
         if expired:
             self._on_settled()
         self._more_due = len(claimed) == allowed
@@ -377,6 +382,15 @@ class Dispatcher:
             if number % AT_ONCE == 0:
                 await asyncio.sleep(_SPREAD * AT_ONCE / len(claimed))
         return 0.0 if claimed else _LOOK_AGAIN
+
+    async def _undo_doubtful(self) -> None:
+        """Hand back what was claimed by a COMMIT whose answer was lost, and so never dialled."""
+        undone = await self._database.write(
+            lambda conn: claims.undo(conn, self._lease, self._doubtful, self._running)
+        )
+        if undone:
+            log.warning("claims_handed_back", dialer=self._dialer_id, claims=undone)
+        self._doubtful.clear()
 
     def _is_held_back(self, strain: Strain, now: float) -> bool:
         """Whether the machine has no room for more calls; they wait in the queue then."""
@@ -393,6 +407,7 @@ class Dispatcher:
         self, conn: Connection, limit: int, lanes: Sequence[Lane]
     ) -> tuple[int, list[Claim]]:
         now = self._clock()
+        self._doubtful.add(now)
         expired = claims.expire(conn, self._dialer_id, now)
         claimed = claims.claim(conn, self._lease, limit, now, lanes, self._last_project)
         return expired, claimed
