@@ -209,9 +209,13 @@ def _dialer(
     on_settled: Callable[[], None],
     lag: LoopLag,
 ) -> tuple[SipTrunkDialer, Dispatcher]:
-    faults = RecordingFaults(dialer.id, time.time)
+    recording_faults = RecordingFaults(dialer.id, time.monotonic)
     trunk = SipTrunkDialer(
-        sip_trunk_config(dialer), playlists, time.time, watch=watch, faults=faults
+        sip_trunk_config(dialer),
+        playlists,
+        time.time,
+        watch=watch,
+        recording_faults=recording_faults,
     )
 
     def strain() -> Strain:
@@ -234,7 +238,7 @@ def _dialer(
         clock=time.time,
         on_settled=on_settled,
         strain=strain,
-        faults=faults,
+        recording_faults=recording_faults,
         journal=Journal(
             settings.data_dir / f"unsettled-{dialer.id}.journal", most=dialer.max_channels
         ),
@@ -254,10 +258,10 @@ def _figures(trunk: SipTrunkDialer, dispatcher: Dispatcher, counted: Counted) ->
         figures=dispatcher.figures,
         invites=counted.invites,
         signs=dispatcher.pressure.signs,
-        held_back=dispatcher.pressure.seconds(time.time()),
+        held_back=dispatcher.held_back,
         trunks=trunk.trunks(),
         streams=trunk.streamer.stats(),
-        recordings_unreachable=dispatcher.faults.count(),
+        recordings_unreachable=dispatcher.recording_faults.count(),
     )
 
 

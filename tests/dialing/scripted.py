@@ -159,6 +159,7 @@ class Play:
         strain: Callable[[], Strain] = Strain,
         uncertain_redials: int = 1,
         worker: str = "worker-1",
+        monotonic: Clock | None = None,
     ) -> Dispatcher:
         def looking() -> Strain:
             # The first thing that a dispatcher does where it looks for calls to claim.
@@ -174,6 +175,7 @@ class Play:
             TARIFF,
             self.clock,
             strain=looking,
+            monotonic=monotonic or self.clock,
         )
 
     async def looked(self, dispatcher: Dispatcher | None = None) -> None:

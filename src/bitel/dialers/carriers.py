@@ -54,7 +54,10 @@ _REFUSED: Final = frozenset({Outcome.REFUSED, Outcome.MEDIA_MISMATCH})
 
 
 class Carriers:
-    """Knows the trunks of `config`; once started, keeps an eye on them. `clock` is in seconds."""
+    """Knows the trunks of `config`; once started, registers with them and pings them.
+
+    `clock` gives Unix seconds, `monotonic` seconds that never go back.
+    """
 
     def __init__(
         self,
@@ -64,7 +67,6 @@ class Carriers:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
-        self._clock = clock
         self._monotonic = monotonic
         refusals = BreakerLimits(
             config.refusals_before_pause, REFUSALS_PROBED, REFUSALS_PROBED, must_have_worked=True
@@ -72,8 +74,8 @@ class Carriers:
         self._refusals = {trunk: CircuitBreaker(refusals) for trunk in config.trunks}
         self._uncertain: dict[Address, CircuitBreaker] = {}
         self._last_refusal = ""
-        self._targets = targets or Targets(clock, ipv6=":" in config.bind[0])
-        self._health = Health(clock, pinged=config.ping_interval > 0)
+        self._targets = targets or Targets(monotonic, ipv6=":" in config.bind[0])
+        self._health = Health(clock, config.ping_interval > 0, monotonic)
         self._registrars: dict[Trunk, Registrar] = {}
         self._asker: Asker | None = None
         self._pinger: Pinger | None = None
@@ -144,7 +146,7 @@ class Carriers:
             account = Account(trunk, config.credentials, lambda by: agent.config.sent_by_for(by))
             registrar = self._registrars[trunk] = Registrar(
                 account,
-                Registration(account, self._clock),
+                Registration(account, self._monotonic),
                 self._targets,
                 self._health,
                 asker.ask,

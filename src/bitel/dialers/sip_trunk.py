@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain
@@ -66,10 +67,10 @@ class SipTrunkDialer:
         link: Link | None = None,
         watch: Watch | None = None,
         targets: Targets | None = None,
-        faults: RecordingFaults | None = None,
+        recording_faults: RecordingFaults | None = None,
     ) -> None:
         self._config = config
-        self._faults = faults or RecordingFaults("", clock)
+        self._recording_faults = recording_faults or RecordingFaults("", time.monotonic)
         self._playlists = playlists
         self._clock = clock
         self._link = link
@@ -223,11 +224,11 @@ class SipTrunkDialer:
         try:
             playlists = await self._playlists.for_order(order, self._config.codecs)
         except UnavailableError as fault:
-            self._faults.missed(
+            self._recording_faults.missed(
                 order, f"{fault} ({fault.__cause__})" if fault.__cause__ else str(fault)
             )
             raise
-        self._faults.found(order)
+        self._recording_faults.found(order)
         return playlists
 
     async def _call(

@@ -118,13 +118,13 @@ class Dispatcher:
         clock: Callable[[], float],
         on_settled: Callable[[], None] = lambda: None,
         strain: Callable[[], Strain] = Strain,
-        faults: RecordingFaults | None = None,
+        recording_faults: RecordingFaults | None = None,
         journal: Journal | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.figures = Figures()
         self.pressure = Pressure()
-        self.faults = faults or RecordingFaults(dialer_id, clock)
+        self.recording_faults = recording_faults or RecordingFaults(dialer_id, monotonic)
         self._strain = strain
         self._journal = journal
         self._on_settled = on_settled
@@ -136,7 +136,7 @@ class Dispatcher:
         self._tariff = tariff
         self._clock = clock
         self._monotonic = monotonic
-        self._pacer = Pacer(limits.calls_per_second, clock())
+        self._pacer = Pacer(limits.calls_per_second, monotonic())
         self._running: dict[str, _Running] = {}
         self._last_project: dict[Lane, str] = {}
         self._doorbell = asyncio.Event()
@@ -161,6 +161,11 @@ class Dispatcher:
     def max_channels(self) -> int:
         """How many channels there are."""
         return self._limits.max_channels
+
+    @property
+    def held_back(self) -> float:
+        """Seconds for which no calls were claimed for want of room on this machine, in all."""
+        return self.pressure.seconds(self._monotonic())
 
     @property
     def running(self) -> int:
@@ -331,15 +336,16 @@ class Dispatcher:
 
     async def _claim_due(self) -> float:
         """Claim and start what may start now; the seconds until it is worth looking again."""
-        now = self._clock()
+        # Pace and pauses are by a clock that no correction of the wall clock sets back.
+        now = self._monotonic()
         strain = self._strain()
         if self._is_held_back(strain, now):
             return _RELIEF
         if strain.messages_late > MESSAGES_LATE:
             return _BEAT
-        hold = self.faults.hold()
-        if hold > 0:
-            return min(hold, _POLL)
+        wait = self.recording_faults.wait()
+        if wait > 0:
+            return min(wait, _POLL)
         free = self._limits.max_channels - len(self._running)
         if free <= 0 or not self._dialer.up:
             return _POLL
@@ -348,13 +354,14 @@ class Dispatcher:
             free -= self._limits.otp_channels
         if self._dialer.probing:
             free = min(free, 1)
-        allowed = self.faults.most(min(free, self._pacer.available(now)))
+        allowed = self.recording_faults.limit(min(free, self._pacer.available(now)))
         if allowed <= 0:
             return self._pacer.wait()
         if not self._more_due:
             due_at = await self._database.read(lambda conn: claims.next_due(conn, self._dialer_id))
-            if due_at is None or due_at > now:
-                return _POLL if due_at is None else min(_POLL, due_at - now)
+            wait = _POLL if due_at is None else due_at - self._clock()
+            if wait > 0:
+                return min(wait, _POLL)
         claimed_at = self._monotonic()
         expired, claimed = await self._database.write(
             lambda conn: self._expire_and_claim(conn, allowed, lanes)
