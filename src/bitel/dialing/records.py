@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, NamedTuple, TypeVar
 
 import structlog
 from sqlalchemy import Connection
@@ -21,6 +22,8 @@ from bitel.store.leases import Lease
 from bitel.store.settling import Settlement
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 ANSWER_PATIENCE = 3.0
 """Seconds that somebody who has answered is kept waiting for the database, in silence."""
@@ -75,6 +78,8 @@ class Records:
         self._lease = lease
         self._clock = clock
         self._journal = journal
+        # One thread, so that what is appended after a clearing began is not cleared by it.
+        self._journal_thread = ThreadPoolExecutor(1, "journal")
         self._batcher: Batcher[_Item] = Batcher(self._write, REST)
         self._patience = Patience(ANSWER_PATIENCE, _keep_waiting_no_longer)
         self._unwritten: dict[str, _Unwritten] = {}
@@ -153,37 +158,43 @@ class Records:
             return False
 
     async def keep_journal(self) -> None:
-        """Write to the journal what is unwritten for long, clear it when all is written; for ever.
+        """Keep in the journal what the database has not taken for `JOURNAL_AFTER`; never returns.
 
-        So also a process that is killed while the database is away loses only the last seconds.
+        A process that is killed while the database is away then loses only the last seconds. The
+        journal is cleared once all of its settlements are in the database.
         """
-        loop = asyncio.get_running_loop()
         while self._journal is not None:
             await asyncio.sleep(JOURNAL_AFTER / 2)
-            now = loop.time()
-            late = [
-                one.settlement
-                for attempt_id, one in self._unwritten.items()
-                if one.since <= now - JOURNAL_AFTER and attempt_id not in self._journaled
-            ]
-            if late:
-                left = await asyncio.to_thread(self._journal.append, late)
-                kept = {one.attempt_id for one in late} - {one.attempt_id for one in left}
-                self._journaled |= kept
-                log.warning("settlements_journaled", settlements=len(kept), left=len(left))
-            elif self._journaled and self._journaled.isdisjoint(self._unwritten):
-                await asyncio.to_thread(self._journal.clear)
-                self._journaled.clear()
+            try:
+                await self._update_journal(self._journal)
+            except Exception:
+                log.exception("journal_not_kept")
+
+    async def _update_journal(self, journal: Journal) -> None:
+        now = asyncio.get_running_loop().time()
+        late = [
+            one.settlement
+            for attempt_id, one in self._unwritten.items()
+            if one.since <= now - JOURNAL_AFTER and attempt_id not in self._journaled
+        ]
+        if late:
+            left = await self._in_journal_thread(journal.append, late)
+            self._note_journaled(late, left)
+        elif self._journaled and self._journaled.isdisjoint(self._unwritten):
+            self._journaled.clear()
+            await self._in_journal_thread(journal.clear)
 
     async def finish(self) -> None:
-        """Leave nothing in the journal that is in the database by now."""
+        """Clear the journal, once all settlements are in the database. After `give_up`: no-op."""
         if not self._given_up:
-            await self._forget_written()
+            await self._clear_journal()
 
     async def give_up(self) -> None:
         """Wait for the database no longer: what is unwritten goes to the journal, or is logged."""
         self._given_up = True
-        await self._forget_written()
+        if not self._journaled <= self._unwritten.keys():
+            # Otherwise the next start would complain of entries that it can't apply.
+            await self._clear_journal()
         unwritten = list(self._unwritten.values())
         settlements = [one.settlement for one in unwritten]
         await self._put_into_journal(
@@ -206,13 +217,24 @@ class Records:
         finally:
             del self._unwritten[settlement.attempt_id]
 
-    async def _forget_written(self) -> None:
-        # Otherwise the next start would complain of entries that it can't apply.
-        if self._journal is not None and not self._journaled <= self._unwritten.keys():
+    async def _in_journal_thread(self, work: Callable[..., T], *arguments: object) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._journal_thread, work, *arguments)
+
+    async def _clear_journal(self) -> None:
+        if self._journal is not None:
             self._journaled.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(JOURNAL_PATIENCE):
-                    await asyncio.to_thread(self._journal.clear)
+                    await self._in_journal_thread(self._journal.clear)
+
+    def _note_journaled(
+        self, settlements: Sequence[Settlement], left: Sequence[Settlement]
+    ) -> None:
+        kept = {one.attempt_id for one in settlements} - {one.attempt_id for one in left}
+        self._journaled |= kept
+        if kept or not self._given_up:  # at the exit, what is left is logged one by one
+            log.warning("settlements_journaled", settlements=len(kept), left=len(left))
 
     async def _put_into_journal(self, settlements: Sequence[Settlement]) -> None:
         if not settlements:
@@ -221,13 +243,10 @@ class Records:
         if self._journal is not None:
             try:
                 async with asyncio.timeout(JOURNAL_PATIENCE):
-                    left = await asyncio.to_thread(self._journal.append, settlements)
+                    left = await self._in_journal_thread(self._journal.append, settlements)
             except TimeoutError:
                 log.error("journal_not_written", fault="the disk does not answer")
-        kept = {one.attempt_id for one in settlements} - {one.attempt_id for one in left}
-        self._journaled |= kept
-        if kept:
-            log.warning("settlements_journaled", settlements=len(kept), left=len(left))
+        self._note_journaled(settlements, left)
         for one in left:
             self.lost += 1
             log.error("settlement_lost", **described(one))
