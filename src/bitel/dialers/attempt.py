@@ -1,7 +1,8 @@
-"""An attempt under way: what has happened so far, and the report that it ends in."""
+"""One attempt under way: its INVITE, its media session, and the result that it ends in."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Literal
 
@@ -14,10 +15,15 @@ from bitel.sip import Address, Failed
 
 
 class Attempt:
-    """Collects the facts of one attempt. Times are Unix seconds by `clock`."""
+    """Collects the facts of one attempt; made within a running loop.
+
+    Times are Unix seconds: that of `clock` at the begin, and what has passed since by the loop's
+    monotonic time. A wall clock that is set meanwhile changes neither the bill nor the ring time.
+    """
 
     __slots__ = (
-        "_clock",
+        "_began",
+        "_loop",
         "_rang",
         "answered_at",
         "called_off",
@@ -32,35 +38,40 @@ class Attempt:
     def __init__(
         self, order: Order, ring_timeout: float, clock: Callable[[], float], rang: Rang
     ) -> None:
-        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._began = self._loop.time()
         self._rang: Rang | None = rang
         self.order = order
         self.started_at = clock()
         self.give_up_at = self.started_at + ring_timeout
-        """From here on the far end is rung no longer, whichever trunk it is."""
+        """The end of the ring time, over all trunks that are tried."""
         self.answered_at: float | None = None
         self.left_at: float | None = None
-        """When the far end hung up on what it was played."""
+        """When the far end hung up while audio was played to it."""
         self.leg: Leg | None = None
-        """The INVITE that is out, or was last."""
+        """The latest INVITE, pending or over."""
         self.called_off = False
         self.talk: Talk | None = None
-        """What whoever answered is played."""
+        """The audio that is played since the answer."""
+
+    def now(self) -> float:
+        """The time, as `started_at` and the others are measured."""
+        return self.started_at + self._loop.time() - self._began
 
     def rings_for(self) -> float:
         """Seconds that are left for ringing, 0 or more."""
-        return max(0.0, self.give_up_at - self._clock())
+        return max(0.0, self.give_up_at - self.now())
 
     def ringing(self) -> None:
         """Report that the phone rings, the first time that this is called."""
         if self._rang is not None:
-            self._rang(self._clock())
+            self._rang(self.now())
             self._rang = None
 
     def far_end_left(self, _: object) -> None:
-        """What it is played, if anything, is over with this moment."""
+        """Stop the audio, if there is any: the far end has hung up."""
         if self.talk is not None and not self.talk.over.done():
-            self.left_at = self._clock()
+            self.left_at = self.now()
             self.talk.stop()
 
     def over(
@@ -76,7 +87,7 @@ class Attempt:
         return Attempted(
             outcome,
             self.started_at,
-            self._clock() if ended_at is None else ended_at,
+            self.now() if ended_at is None else ended_at,
             self.answered_at,
             sip_code,
             q850,
@@ -99,7 +110,7 @@ class Attempt:
         if failed.why == "canceled":
             if self.called_off:
                 return Outcome.CALLED_OFF
-            # A carrier that has not said a word in all that time has rung no phone.
+            # A carrier that has sent no response in all that time has rung no phone.
             is_silent = not failed.rang and failed.progress_for is None
             return Outcome.TRUNK_TROUBLE if is_silent else Outcome.NO_ANSWER
         if failed.why == "media":
@@ -117,7 +128,7 @@ class Attempt:
 
 
 def _detail(failed: Failed, at: Address) -> str:
-    # Where nobody has said anything, the code is our own, and tells an operator little.
+    # Without a response the code is our own, and says little to an operator.
     if failed.why == "transport":
         return f"{shown(at)} can't be reached"
     if failed.why == "timeout":

@@ -239,7 +239,7 @@ class SipTrunkDialer:
             return answered
         leg = attempt.leg
         assert leg is not None, "an answer has an INVITE behind it"
-        attempt.answered_at = self._clock()
+        attempt.answered_at = attempt.now()
         try:
             check_address(self._streamer, answered.agreed)
         except FarEndError as fault:
@@ -260,13 +260,13 @@ class SipTrunkDialer:
         """Send the clips, until they or the call are over."""
         if leg.ended.done() or attempt.called_off:
             # Gone while the answer was made durable: nobody is there to hear anything.
-            return await self._finish(attempt, leg, self._clock(), played=False)
+            return await self._finish(attempt, leg, attempt.now(), played=False)
         talk = attempt.talk = Talk(self._streamer, Patience(self._config.media_timeout))
         talk.begin(port, agreed, playlist)
         leg.follow_media(talk.follow)
         leg.ended.add_done_callback(attempt.far_end_left)
         report = await talk.over
-        ended_at = attempt.left_at or self._clock()
+        ended_at = attempt.left_at or attempt.now()
         wanted = talk.why or attempt.called_off or leg.ended.done()
         if not report.finished and not wanted:
             await self._end(leg)
