@@ -42,7 +42,7 @@ from bitel.loop_lag import LoopLag, measuring
 from bitel.metrics.page import Page
 from bitel.metrics.sources import DialerFigures, DialerSource, Sources
 from bitel.settings import DialerSettings, Settings, TraceSettings, split_address
-from bitel.shutdown import CLOSING_PATIENCE, Shutdown
+from bitel.shutdown import CLOSING_TIMEOUT, Shutdown
 from bitel.store import migrate, recordings
 from bitel.store.database import Database
 from bitel.voices.speech import SpeechOptions
@@ -240,7 +240,7 @@ def _dialer(
         strain=strain,
         recording_faults=recording_faults,
         journal=Journal(
-            settings.data_dir / f"unsettled-{dialer.id}.journal", most=dialer.max_channels
+            settings.data_dir / f"unsettled-{dialer.id}.journal", capacity=dialer.max_channels
         ),
     )
     trunk.confirm_lease = dispatcher.confirm_lease
@@ -301,7 +301,7 @@ async def _delivering(deliverer: webhooks.Deliverer, shutdown: Shutdown) -> Asyn
 
 async def _close_database(database: Database, shutdown: Shutdown) -> None:
     # In this thread: those of the executor may hang by now, or be taken.
-    if not database.close(shutdown.left(CLOSING_PATIENCE)):
+    if not database.close(shutdown.left(CLOSING_TIMEOUT)):
         log.warning("not_stopped_in_time", part="database")
 
 

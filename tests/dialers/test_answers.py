@@ -81,7 +81,7 @@ async def test_an_answer_that_is_not_ours_is_acknowledged_and_hung_up_on(tmp_pat
         assert far.methods == ["INVITE", "ACK", "BYE"]
         assert not far.rtp.datagrams
     attempted = call.result()
-    assert attempted.outcome is Outcome.RANG
+    assert attempted.outcome is Outcome.RANG_THEN_FAILED
     assert attempted.detail == "the answer could not be recorded"
     assert TARIFF.bill(ORDER.e164, attempted) == NOTHING
 

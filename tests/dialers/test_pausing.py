@@ -117,7 +117,7 @@ def test_uncertain_failures_in_a_row_rest_an_address(watched: Watched) -> None:
     watched.clock.advance(UNCERTAIN_REST)
     assert not watched.carriers.up, "the second rest is longer"
     watched.clock.advance(UNCERTAIN_REST)
-    assert watched.call(Outcome.RANG) is Outcome.RANG
+    assert watched.call(Outcome.RANG_THEN_FAILED) is Outcome.RANG_THEN_FAILED
     assert watched.carriers.up
     assert not watched.carriers.probing
 

@@ -79,8 +79,8 @@ async def play(database: Database) -> Play:
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatching, "ENDING_PATIENCE", 0.5)
-    monkeypatch.setattr(dispatching, "WRITING_PATIENCE", 0.2)
+    monkeypatch.setattr(dispatching, "ENDING_TIMEOUT", 0.5)
+    monkeypatch.setattr(dispatching, "WRITING_TIMEOUT", 0.2)
 
 
 def dispatcher(

@@ -35,7 +35,7 @@ class Outcome(enum.Enum):
     MEDIA_MISMATCH = "media mismatch"
     TRUNK_TROUBLE = "trunk trouble"
     """The call was not delivered: no phone can have rung."""
-    RANG = "rang, then failed"
+    RANG_THEN_FAILED = "rang, then failed"
     UNCERTAIN = "uncertain"
     """The call failed in the network, and a phone may have rung."""
     REFUSED_FOR_GOOD = "refused for good"
@@ -125,7 +125,7 @@ def classify(
     if rang:
         if code in _UNANSWERED:
             return Outcome.NO_ANSWER
-        return by_code if by_code is Outcome.BAD_NUMBER else Outcome.RANG
+        return by_code if by_code is Outcome.BAD_NUMBER else Outcome.RANG_THEN_FAILED
     outcome: Outcome = by_code
     if q850 is not None and code // 100 in (4, 5):
         outcome = _BY_Q850.get(q850, by_code)

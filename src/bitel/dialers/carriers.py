@@ -43,7 +43,7 @@ _DECIDED: Final = frozenset(
         Outcome.ANSWERED,
         Outcome.BUSY,
         Outcome.NO_ANSWER,
-        Outcome.RANG,
+        Outcome.RANG_THEN_FAILED,
         Outcome.BAD_NUMBER,
         Outcome.REFUSED_FOR_GOOD,
     }

@@ -34,8 +34,8 @@ from bitel.errors import UnavailableError
 from bitel.store import claims, leases, settling
 from bitel.store.claims import Claim
 from bitel.store.database import Database
-from bitel.store.leases import Lease, LostLease, Recovered, Terms, TrunkHistory
-from bitel.store.number_exclusion import Number
+from bitel.store.leases import Lease, LostLease, Recovered, TakeOverTerms, TrunkHistory
+from bitel.store.number_exclusion import ProjectNumber
 from bitel.store.settling import HandBack, Settlement
 
 log = structlog.get_logger(__name__)
@@ -70,10 +70,10 @@ _RELIEF = 0.25
 """Seconds between two looks at whether there is room again."""
 
 
-ENDING_PATIENCE: Final = 32.0
+ENDING_TIMEOUT: Final = 32.0
 """Seconds that calls may take to end once they are hung up or cancelled (64 × T1)."""
 
-WRITING_PATIENCE: Final = 2.0
+WRITING_TIMEOUT: Final = 2.0
 """Seconds that the last ends may take to be written, before they go to the journal."""
 
 
@@ -148,7 +148,7 @@ class Dispatcher:
         self._drained = asyncio.Event()
         self._lease_lost = asyncio.Event()
         self._lease = Lease(dialer_id, worker, 0)  # none, until `take_over`
-        self._may_ring: Mapping[Number, float] = {}
+        self._quarantine: Mapping[ProjectNumber, float] = {}
         """Numbers that an INVITE of an earlier worker may still ring, and until when."""
         self._records: Records
 
@@ -182,7 +182,7 @@ class Dispatcher:
         """The name of this worker in the dialer's row."""
         return self._worker
 
-    async def take_over(self, terms: Terms = Terms()) -> Recovered:  # noqa: B008 # immutable
+    async def take_over(self, terms: TakeOverTerms = TakeOverTerms()) -> Recovered:  # noqa: B008 # immutable
         """Become the one worker of this dialer, and decide what earlier workers left undone.
 
         Raises LostLease where the dialer's row is not what `terms` expect.
@@ -209,7 +209,7 @@ class Dispatcher:
         )
         if history.has_worked:
             self._dialer.assume_worked()
-        self._may_ring = recovered.may_ring
+        self._quarantine = recovered.quarantine
         return recovered
 
     async def release(self) -> None:
@@ -264,7 +264,7 @@ class Dispatcher:
         """Claim no more; let calls run for `timeout` seconds, then end them; wait for the rest.
 
         Attempts that nobody had answered by then go back to be dialled later. This takes no longer
-        than `timeout` + `ENDING_PATIENCE` + `WRITING_PATIENCE` + a second, whatever the database
+        than `timeout` + `ENDING_TIMEOUT` + `WRITING_TIMEOUT` + a second, whatever the database
         does: what it can't take goes to the journal, or is logged and left to the recovery.
         """
         loop = asyncio.get_running_loop()
@@ -291,10 +291,10 @@ class Dispatcher:
         for attempt_id, running in list(self._running.items()):
             running.hand_back = True
             self._dialer.call_off(attempt_id)
-        end = loop.time() + ENDING_PATIENCE
+        end = loop.time() + ENDING_TIMEOUT
         while not all(one.ended for one in self._running.values()) and loop.time() < end:
             await asyncio.wait(late, timeout=_BEAT)
-        await asyncio.wait(late, timeout=WRITING_PATIENCE)
+        await asyncio.wait(late, timeout=WRITING_TIMEOUT)
         await self._give_up()
 
     async def _give_up(self) -> None:
@@ -395,7 +395,7 @@ class Dispatcher:
         now = self._clock()
         expired = claims.expire(conn, self._dialer_id, now)
         claimed = claims.claim(
-            conn, self._lease, limit, now, lanes, self._last_project, self._may_ring
+            conn, self._lease, limit, now, lanes, self._last_project, self._quarantine
         )
         return expired, claimed
 
@@ -470,7 +470,7 @@ class Dispatcher:
             bill = self._tariff.bill(claim.e164, attempted)
         except Exception:
             log.exception("attempt_not_decided", attempt=claim.attempt_id, call=claim.call_id)
-            return settling.plain(claim.attempt_id, claim.call_id, attempted, self._clock())
+            return settling.minimal(claim.attempt_id, claim.call_id, attempted, self._clock())
         return Settlement(claim.attempt_id, claim.call_id, attempted, verdict, bill)
 
     def _hand_back(self, claim: Claim, why: str) -> Settlement:

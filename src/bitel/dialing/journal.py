@@ -37,7 +37,7 @@ _HEAD: Final = b"bitel-unsettled1"
 _FRAME: Final = struct.Struct(">II")  # length and CRC-32 of what follows
 _END: Final = bytes(_FRAME.size)
 
-ENTRY: Final = 1024
+ENTRY_BYTES: Final = 1024
 """Bytes that an entry may take. One that would take more goes without words and digits."""
 
 _VERDICTS: Final[dict[str, type[FinalVerdict] | type[Again] | type[HandBack]]] = {
@@ -50,10 +50,10 @@ _VERDICTS: Final[dict[str, type[FinalVerdict] | type[Again] | type[HandBack]]] =
 class Journal:
     """The file of one dialer. Its methods block, and may be called from any thread."""
 
-    def __init__(self, path: Path, most: int) -> None:
-        """`most` is how many settlements it must be able to hold."""
+    def __init__(self, path: Path, capacity: int) -> None:
+        """`capacity` is how many settlements it must be able to hold."""
         self._path = path
-        self._size = len(_HEAD) + most * ENTRY + len(_END)
+        self._size = len(_HEAD) + capacity * ENTRY_BYTES + len(_END)
         self._file = -1
         self._at = len(_HEAD)
         self._lock = threading.Lock()
@@ -85,7 +85,7 @@ class Journal:
             entries, left = [], []
             room = self._size - self._at - len(_END)
             for one in settlements:
-                entry = _entry(one)
+                entry = _encode_entry(one)
                 if entry is None or len(entry) > room:
                     left.append(one)
                 else:
@@ -189,15 +189,15 @@ def _read(content: bytes) -> tuple[list[Settlement], int, str]:
     return found, at, ""
 
 
-def _entry(one: Settlement) -> bytes | None:
-    for each in (one, _without_words(one)):
+def _encode_entry(one: Settlement) -> bytes | None:
+    for each in (one, _shortened(one)):
         payload = _encode(each)
-        if _FRAME.size + len(payload) <= ENTRY:
+        if _FRAME.size + len(payload) <= ENTRY_BYTES:
             return _FRAME.pack(len(payload), zlib.crc32(payload)) + payload
     return None
 
 
-def _without_words(one: Settlement) -> Settlement:
+def _shortened(one: Settlement) -> Settlement:
     attempted = one.attempted._replace(detail="")
     if attempted.media is not None:
         attempted = attempted._replace(media=attempted.media._replace(digits=""))

@@ -35,7 +35,7 @@ an attempt that is over keeps its channel. A transaction costs as much CPU as a 
 JOURNAL_AFTER: Final = 2.0
 """Seconds after which a settlement that is not in the database is written to the journal too."""
 
-JOURNAL_PATIENCE: Final = 1.0
+JOURNAL_TIMEOUT: Final = 1.0
 """Seconds that the journal may take at the exit."""
 
 
@@ -149,7 +149,9 @@ class Records:
                 log.error("claim_lost", **about)
             return written
         now = self._clock()
-        plain = settling.plain(settlement.attempt_id, settlement.call_id, settlement.attempted, now)
+        plain = settling.minimal(
+            settlement.attempt_id, settlement.call_id, settlement.attempted, now
+        )
         try:
             return await self._settle(plain)
         except Exception as fault:
@@ -225,7 +227,7 @@ class Records:
         if self._journal is not None:
             self._journaled.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(JOURNAL_PATIENCE):
+                async with asyncio.timeout(JOURNAL_TIMEOUT):
                     await self._in_journal_thread(self._journal.clear)
 
     def _note_journaled(
@@ -242,14 +244,14 @@ class Records:
         left = settlements
         if self._journal is not None:
             try:
-                async with asyncio.timeout(JOURNAL_PATIENCE):
+                async with asyncio.timeout(JOURNAL_TIMEOUT):
                     left = await self._in_journal_thread(self._journal.append, settlements)
             except TimeoutError:
                 log.error("journal_not_written", fault="the disk does not answer")
         self._note_journaled(settlements, left)
         for one in left:
             self.lost += 1
-            log.error("settlement_lost", **described(one))
+            log.error("settlement_lost", **log_fields(one))
 
     async def _write(self, items: Sequence[_Item]) -> Sequence[bool]:
         if self._given_up:
@@ -295,7 +297,7 @@ async def apply_journal(
     async def settle(some: Sequence[Settlement]) -> None:
         now = clock()
         applied.update(
-            await database.write(lambda conn: settling.settle_left(conn, dialer_id, some, now))
+            await database.write(lambda conn: settling.settle_journaled(conn, dialer_id, some, now))
         )
 
     try:
@@ -310,23 +312,23 @@ async def apply_journal(
             except UnavailableError:
                 raise
             except Exception as refused:
-                _log_fault("settlement_refused", refused, **described(one))
-                plain = settling.plain(one.attempt_id, one.call_id, one.attempted, clock())
+                _log_fault("settlement_refused", refused, **log_fields(one))
+                plain = settling.minimal(one.attempt_id, one.call_id, one.attempted, clock())
                 try:
                     await settle([plain])
                 except UnavailableError:
                     raise
                 except Exception as also_refused:
-                    _log_fault("attempt_left_open", also_refused, **described(one))
+                    _log_fault("attempt_left_open", also_refused, **log_fields(one))
     for attempt_id, one in left.items():
         if attempt_id not in applied:
-            log.error("settlement_not_applied", **described(one))
+            log.error("settlement_not_applied", **log_fields(one))
     if applied:
         log.warning("settlements_applied", dialer=dialer_id, settlements=len(applied))
     await asyncio.to_thread(journal.clear)
 
 
-def described(one: Settlement) -> dict[str, str]:
+def log_fields(one: Settlement) -> dict[str, str]:
     """A settlement as the log shows it: no number, nothing that was keyed."""
     verdict = one.verdict
     then = verdict.status.name if isinstance(verdict, FinalVerdict) else "due again"

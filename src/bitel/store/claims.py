@@ -26,11 +26,11 @@ from bitel.store import (
 from bitel.store.bulk import Change, Query, given
 from bitel.store.endings import CallEnd, end_calls
 from bitel.store.leases import Lease, LostLease
-from bitel.store.number_exclusion import Number
+from bitel.store.number_exclusion import ProjectNumber
 from bitel.store.schema import HEARD, HELD, attempt, call, is_due, is_open
 
 _FROM_THE_START: Mapping[Lane, str] = MappingProxyType({})
-_NO_QUARANTINE: Mapping[Number, float] = MappingProxyType({})
+_NO_QUARANTINE: Mapping[ProjectNumber, float] = MappingProxyType({})
 
 
 class Claim(NamedTuple):
@@ -58,7 +58,7 @@ def claim(
     now: float,
     lanes: Iterable[Lane] = Lane,
     after_project: Mapping[Lane, str] = _FROM_THE_START,
-    quarantine: Mapping[Number, float] = _NO_QUARANTINE,
+    quarantine: Mapping[ProjectNumber, float] = _NO_QUARANTINE,
 ) -> list[Claim]:
     """Up to `limit` calls that are due, those of the first lane first.
 

@@ -46,9 +46,9 @@ MOST_READS: Final = 32
 """Reads that one thread does between two looks at the queue, in one transaction."""
 MOST_TRIES: Final = 5
 """Times that a transaction is run which meets deadlocks."""
-REOPEN_PATIENCE: Final = 0.5
+REOPEN_TIMEOUT: Final = 0.5
 """Seconds for which a reader may be waited for, when all connections have to be closed."""
-ABANDON_PATIENCE: Final = 1.0
+ABANDON_TIMEOUT: Final = 1.0
 """Seconds that threads get to end once what they do was interrupted."""
 READERS: Final = 3
 """Reader threads; they are for waiting on the database, not for speed."""
@@ -155,7 +155,7 @@ class Database:
             for unit in left:
                 unit.error = _closed()
             answer(left)
-        if not self._join(ABANDON_PATIENCE):
+        if not self._join(ABANDON_TIMEOUT):
             _log.error("threads of the database hang, and are left behind")
         return False
 
@@ -402,7 +402,7 @@ class _Writer(_Worker):
             return
         with contextlib.ExitStack() as stack:
             for worker in self.shares_with:
-                if not worker.at_work.acquire(timeout=REOPEN_PATIENCE):
+                if not worker.at_work.acquire(timeout=REOPEN_TIMEOUT):
                     return
                 stack.callback(worker.at_work.release)
             for worker in self.shares_with:

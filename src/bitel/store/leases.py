@@ -29,7 +29,7 @@ from bitel.store.endings import (
     end_calls,
     forget_requests,
 )
-from bitel.store.number_exclusion import Number
+from bitel.store.number_exclusion import ProjectNumber
 from bitel.store.schema import HEARD, attempt, call, dialer, is_open
 
 
@@ -57,7 +57,7 @@ class Holder(NamedTuple):
     """The last renewal, in Unix seconds by the worker's clock."""
 
 
-class Terms(NamedTuple):
+class TakeOverTerms(NamedTuple):
     """On which terms a worker takes over."""
 
     installation: str | None = None
@@ -77,7 +77,7 @@ class Recovered:
     """Not answered when cut off: due again, expired, canceled, or rung for the last time."""
     unknown: int = 0
     """Answered, so perhaps heard: final, and never called again."""
-    may_ring: Mapping[Number, float] = field(default_factory=dict, compare=False)
+    quarantine: Mapping[ProjectNumber, float] = field(default_factory=dict, compare=False)
     """Numbers whose phone an INVITE of an earlier worker may still ring, and until when."""
 
 
@@ -113,7 +113,7 @@ def take_over(
     now: float,
     redial_after: float,
     last_invite: float = math.inf,
-    terms: Terms = Terms(),  # noqa: B008 # immutable
+    terms: TakeOverTerms = TakeOverTerms(),  # noqa: B008 # immutable
 ) -> tuple[Lease, Recovered]:
     """Become the worker that runs the dialer, and deal with what earlier workers left open.
 
@@ -143,7 +143,7 @@ def take_over(
     heard = [row for row in left if row.claim == HEARD]
     for row in heard:
         ends.append(CallEnd(row.call_id, CallStatus.UNKNOWN, row.started_at))
-    may_ring: dict[Number, float] = {}
+    quarantine: dict[ProjectNumber, float] = {}
     for row in left:
         if row.claim == HEARD:
             continue
@@ -151,7 +151,7 @@ def take_over(
         if terms.former_ended:
             sent_at = min(now, sent_at)
         due_at = max(now, sent_at + redial_after)
-        may_ring[row.project_id, row.e164] = due_at
+        quarantine[row.project_id, row.e164] = due_at
         if row.id in canceled:
             ends.append(CallEnd(row.call_id, CallStatus.CANCELED, row.started_at))
         elif row.rang_at is not None:
@@ -166,11 +166,13 @@ def take_over(
             again.append(CallAgain(row.call_id, due_at, spends_retry=False, trouble=None))
     end_calls(conn, ends, now)
     call_again(conn, again)
-    recovered = Recovered(len(left) - len(heard), len(heard), may_ring)
+    recovered = Recovered(len(left) - len(heard), len(heard), quarantine)
     return Lease(dialer_id, worker, epoch), recovered
 
 
-def _next_epoch(conn: Connection, dialer_id: str, worker: str, now: float, terms: Terms) -> int:
+def _next_epoch(
+    conn: Connection, dialer_id: str, worker: str, now: float, terms: TakeOverTerms
+) -> int:
     values: dict[str, Any] = {
         "id": dialer_id, "worker": worker, "now": now, "installation": terms.installation,
     }  # fmt: skip

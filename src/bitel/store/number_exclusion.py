@@ -25,12 +25,12 @@ OTP_PARKED_FOR: Final = 1.0
 """The same for one-time passwords, which somebody waits for."""
 LONGEST_PARKED: Final = 300.0
 
-Number = tuple[str, str]
+ProjectNumber = tuple[str, str]
 """A project's id and a number in E.164 with its plus sign."""
 
 
 def park_taken(
-    conn: Connection, picked: Sequence[Any], now: float, quarantine: Mapping[Number, float]
+    conn: Connection, picked: Sequence[Any], now: float, quarantine: Mapping[ProjectNumber, float]
 ) -> list[Any]:
     """Park those of `picked` whose number is taken, and return the others, in their order.
 
@@ -45,7 +45,7 @@ def park_taken(
     taken = _in_flight(conn, wanted)
     free: list[Any] = []
     parked: list[tuple[str, float]] = []
-    waiting: Counter[Number] = Counter()
+    waiting: Counter[ProjectNumber] = Counter()
     for row in picked:
         number = row.project_id, row.e164
         until = quarantine.get(number, now) if row.exclusive else now
@@ -62,7 +62,7 @@ def park_taken(
     return free
 
 
-def _in_flight(conn: Connection, wanted: set[Number]) -> set[Number]:
+def _in_flight(conn: Connection, wanted: set[ProjectNumber]) -> set[ProjectNumber]:
     """Those of the numbers that an attempt is under way to; they stay so until the commit."""
     numbers = {"numbers": sorted(wanted)}
     if conn.dialect.name == "postgresql":
