@@ -1,4 +1,4 @@
-"""What has to be done now and then, whoever else is at work: by each process, in small pieces."""
+"""Periodic work of each process: expiry without a dialer, old keys, abandoned attempts."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ is not one of ours."""
 
 
 class Housekeeper:
-    """Expires calls that no dialer will ever claim, and forgets old idempotency keys.
+    """Expires calls that no dialer will ever claim, and deletes old idempotency keys.
 
-    `dialer_ids` are those of the settings. `clock` gives Unix seconds, `monotonic` seconds that
-    only move forward.
+    It also gives up the attempts of dialers that are not in the settings, once their workers have
+    sent no heartbeat for `ABANDONED_AFTER`. `dialer_ids` are those of the settings. `clock` gives
+    Unix seconds, `monotonic` seconds that never go back.
     """
 
     def __init__(
@@ -63,7 +64,9 @@ class Housekeeper:
                 self._monitors.clear()
                 pause = AFTER_FAULT
             except Exception:
-                log.exception("housekeeping_broke")  # of no consequence to what runs beside it
+                log.exception(
+                    "housekeeping_broke"
+                )  # the next round may do better, and nothing depends on this one
             await asyncio.sleep(pause)
 
     async def round(self) -> None:

@@ -42,7 +42,7 @@ class Watched:
         if begun_at is None:
             return None
         over = Attempted(outcome, self.clock(), self.clock(), sip_code=code, detail=f"{code} x")
-        return self.carriers.judge(hop(trunk), over, begun_at).outcome
+        return self.carriers.record_outcome(hop(trunk), over, begun_at).outcome
 
 
 @pytest.fixture
@@ -78,7 +78,9 @@ def test_calls_under_way_when_it_pauses_wait_too(watched: Watched) -> None:
     watched.call(Outcome.ANSWERED)
     over = Attempted(Outcome.REFUSED, 0.0, 0.0, sip_code=403)
     begun = [watched.carriers.begin(hop(TRUNK)) for _ in range(10)]
-    outcomes = [watched.carriers.judge(hop(TRUNK), over, at or 0.0).outcome for at in begun]
+    outcomes = [
+        watched.carriers.record_outcome(hop(TRUNK), over, at or 0.0).outcome for at in begun
+    ]
     assert outcomes == [Outcome.REFUSED] * 2 + [Outcome.TRUNK_TROUBLE] * 8
 
 

@@ -85,7 +85,7 @@ _UNANSWERED = frozenset({408, 480, 487})
 
 # RFC 3261 §8.1.3.2: an unknown code counts as the x00 of its class. A bare 400 means that the
 # carrier would not have this request from us, a 3xx that it won't place the call itself: trying
-# the same again helps neither. A 6xx speaks for every place where the person might be reached.
+# the same again helps neither. A 6xx decides for every place where the person might be reached.
 _BY_CLASS = {
     3: Outcome.REFUSED,
     4: Outcome.REFUSED,
@@ -152,7 +152,7 @@ class Media(NamedTuple):
 
 
 class Attempted(NamedTuple):
-    """A finished attempt. Times are Unix seconds; `answered_at` is None if nobody answered."""
+    """A finished attempt. Times are Unix seconds; `answered_at` is None without an answer."""
 
     outcome: Outcome
     started_at: float

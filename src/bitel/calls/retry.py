@@ -75,8 +75,8 @@ def decide(rule: RetryRule, attempted: Attempted) -> Verdict:
 
     A redial that could only start at or after `expires_at` is not waited for: the call ends at
     once with what its last attempt met. So does one whose phone rang, or may have, and that has
-    neither a retry nor an uncertain redial left. Trunk trouble, or a recording that can't be had,
-    is no answer from anybody, so it ends as EXPIRED.
+    neither a retry nor an uncertain redial left. Trunk trouble, or a recording that can't be read,
+    is not the person's answer, so it ends as EXPIRED.
     """
     outcome = attempted.outcome
     if outcome in _RETRIED:

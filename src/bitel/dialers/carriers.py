@@ -216,7 +216,7 @@ class Carriers:
         self._refusals[hop.trunk].inconclusive(begun_at, now)
         self._breaker_of(hop.address).inconclusive(begun_at, now)
 
-    def judge(self, hop: Hop, over: Attempted, begun_at: float) -> Attempted:
+    def record_outcome(self, hop: Hop, over: Attempted, begun_at: float) -> Attempted:
         """Count the result of an INVITE that left at `begun_at`; the result that then applies.
 
         A refusal while the trunk refuses all calls says nothing about this one: it becomes trunk

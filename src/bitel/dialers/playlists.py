@@ -41,7 +41,7 @@ class PlaylistSource(Protocol):
 
 
 class Playlists:
-    """Lays clips out for orders; everything is in memory before anybody's phone rings.
+    """Lays clips out for orders; everything is in memory before a phone rings.
 
     `folder` is for the silence around what is played. Raises OSError if it can't be written.
     `duration_of` tells a recording that was deleted from one that the storage has lost.

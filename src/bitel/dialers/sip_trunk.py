@@ -319,9 +319,10 @@ class SipTrunkDialer:
             decided = await self._invite_as_begun(attempt, hop, who, port, patience, begun_at)
             self._carriers.learn(hop, decided)
             if isinstance(decided, Answered):
-                self._carriers.judge(hop, attempt.over(Outcome.ANSWERED), begun_at)
+                self._carriers.record_outcome(hop, attempt.over(Outcome.ANSWERED), begun_at)
                 return decided
-            over = self._carriers.judge(hop, attempt.failed(decided, hop.address), begun_at)
+            failed = attempt.failed(decided, hop.address)
+            over = self._carriers.record_outcome(hop, failed, begun_at)
             hops = self._carriers.next_hops(hop, decided, over.outcome, left)
         return over or attempt.over(
             Outcome.TRUNK_TROUBLE, detail="every trunk asked to be left alone"
@@ -346,7 +347,10 @@ class SipTrunkDialer:
     async def _invite(
         self, attempt: Attempt, hop: Hop, who: Identity, port: int, patience: float | None
     ) -> Answered | Failed:
-        """Ring until somebody answers or the time is up; `patience` is for one who says nothing."""
+        """Ring until an answer or the end of the ring time.
+
+        A far end that sends no response at all is given up after `patience` seconds, if not None.
+        """
         config = self._config
         invitation = Invitation(
             request_uri=hop.request_uri,
@@ -398,7 +402,7 @@ class SipTrunkDialer:
         sip.flush()
 
     def _ring_no_more(self, leg: Leg) -> None:
-        # An INVITE that nobody has answered is not repeated now: a phone might begin to ring.
+        # An INVITE without any response is not repeated now: a phone might begin to ring.
         sip = self._sip
         sip.agent.cancel(leg.call_id, sip.now(), repeat=False)
         sip.flush()

@@ -1,4 +1,4 @@
-"""From rows that are due to attempts that are over, for one dialer.
+"""Dispatches the due calls of one dialer: claims them, has them dialled, and settles them.
 
 The calls table is the queue. A dispatcher holds its dialer's lease, claims as many due calls as it
 has free channels and pace for, has each dialled in a task of its own, and settles what came of it.
@@ -51,7 +51,7 @@ MESSAGES_LATE = 50.0
 INVITEs whose answers are read later than T1 are sent again, and the more there is to read."""
 
 AT_ONCE: Final = 20
-"""Calls begun in one turn of the event loop, lest all else that is due waits for all of them."""
+"""Calls begun in one turn of the event loop, so that other work does not wait for all of them."""
 
 _POLL = 1.0
 _BEAT = 0.05
@@ -68,7 +68,6 @@ _CONFIRM = 3.0
 _CANCEL_PAUSE = 0.1
 _RELIEF = 0.25
 """Seconds between two looks at whether there is room again."""
-
 
 ENDING_TIMEOUT: Final = 32.0
 """Seconds that calls may take to end once they are hung up or cancelled (64 × T1)."""
@@ -173,7 +172,7 @@ class Dispatcher:
         return len(self._running)
 
     def ring(self) -> None:
-        """Something may be due or called off now: look at once."""
+        """Look at once for calls that are due and for attempts to cancel."""
         self._doorbell.set()
         self._cancel_bell.set()
 
@@ -263,7 +262,7 @@ class Dispatcher:
     async def drain(self, timeout: float) -> None:
         """Claim no more; let calls run for `timeout` seconds, then end them; wait for the rest.
 
-        Attempts that nobody had answered by then go back to be dialled later. This takes no longer
+        Attempts that were not answered by then go back to be dialled later. This takes no longer
         than `timeout` + `ENDING_TIMEOUT` + `WRITING_TIMEOUT` + a second, whatever the database
         does: what it can't take goes to the journal, or is logged and left to the recovery.
         """
@@ -476,7 +475,7 @@ class Dispatcher:
     def _hand_back(self, claim: Claim, why: str) -> Settlement:
         now = self._clock()
         attempted = Attempted(Outcome.CALLED_OFF, claim.started_at, now, detail=why)
-        # A phone that has just rung does not ring again the moment the service is back.
+        # Its INVITE may have been sent, so it is not repeated the moment the service is back.
         verdict = HandBack(now + claim.rule.retry_interval)
         return Settlement(claim.attempt_id, claim.call_id, attempted, verdict, NOTHING)
 

@@ -2,8 +2,8 @@
 
 It is made as large as it may ever have to be when the dialer starts, with zeros, so that it can be
 written on a disk that is full by then. After a fixed head come entries, each with its length and
-checksum, up to a length of zero. They are written in place and appended; when all that they tell of
-is in the database, they are overwritten with zeros. An entry is an attempt's settlement as JSON,
+checksum; a length of zero ends them. Once all of their settlements are in the database, they are
+overwritten with zeros. An entry is an attempt's settlement as JSON,
 without the number that was called.
 """
 
@@ -38,7 +38,7 @@ _FRAME: Final = struct.Struct(">II")  # length and CRC-32 of what follows
 _END: Final = bytes(_FRAME.size)
 
 ENTRY_BYTES: Final = 1024
-"""Bytes that an entry may take. One that would take more goes without words and digits."""
+"""Bytes of an entry, at most. A longer one is written without its free text and digits."""
 
 _VERDICTS: Final[dict[str, type[FinalVerdict] | type[Again] | type[HandBack]]] = {
     "final": FinalVerdict,
@@ -78,7 +78,7 @@ class Journal:
                 return []
 
     def append(self, settlements: Sequence[Settlement]) -> list[Settlement]:
-        """Write settlements to the disk, behind those that are there; those that it can't hold."""
+        """Write settlements to the disk, after those in the file. Returns those it can't hold."""
         with self._lock:
             if self._file < 0:
                 return list(settlements)
@@ -101,7 +101,7 @@ class Journal:
             return left
 
     def clear(self) -> None:
-        """Overwrite all entries, once what they tell of is written elsewhere or given up."""
+        """Overwrite all entries, once their settlements are in the database or given up."""
         with self._lock:
             if self._file < 0 or self.is_empty:
                 return

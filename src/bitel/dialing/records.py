@@ -1,4 +1,4 @@
-"""What a dispatcher makes durable about its attempts, and how long it tries."""
+"""Writes ringing, answers and ends of a dispatcher's attempts, many per transaction."""
 
 from __future__ import annotations
 
@@ -38,7 +38,6 @@ JOURNAL_AFTER: Final = 2.0
 JOURNAL_TIMEOUT: Final = 1.0
 """Seconds that the journal may take at the exit."""
 
-
 RINGING_DELAY = 0.2
 """Seconds until ringing is written, so that a call answered at once costs no write for it."""
 
@@ -62,9 +61,10 @@ class _Unwritten(NamedTuple):
 
 
 class Records:
-    """Writes ringing, answers and ends of attempts under one lease, many per transaction.
+    """Writes ringing, answers and ends of attempts under one lease.
 
-    What the database can't take for long is in `journal` meanwhile, if there is one.
+    Ends that the database does not take within `JOURNAL_AFTER` are kept in `journal`, if there is
+    one, until they are in the database.
     """
 
     def __init__(
@@ -118,10 +118,10 @@ class Records:
         )
 
     async def heard(self, attempt_id: str, answered_at: float) -> bool:
-        """Make durable that the person called was there to hear us; False: don't let them.
+        """Persist an answer. False: it is not persisted, so nothing may be played.
 
-        False when the claim is lost, when the database can't say within `ANSWER_PATIENCE`, and when
-        it refuses this answer, which is logged.
+        That is so when the claim is lost, when the database does not answer within
+        `ANSWER_PATIENCE`, and when it refuses this answer, which is logged.
         """
         self._ringing.pop(attempt_id, None)
         written = self._batcher.put(_Heard(attempt_id, answered_at))
@@ -290,7 +290,7 @@ async def apply_journal(
     To be called before the recovery. What can't be applied is logged. Raises UnavailableError, and
     leaves the journal as it is, when the database can't be written.
     """
-    # The last word on an attempt is its first: it was written before what may have replaced it.
+    # Of several entries of an attempt the first counts: a later one is its minimal form.
     left = {one.attempt_id: one for one in reversed(await asyncio.to_thread(journal.open))}
     applied: set[str] = set()
 

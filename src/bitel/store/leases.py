@@ -39,7 +39,7 @@ class LostLease(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The right to run a dialer, until somebody takes over."""
+    """The right to run a dialer, until another worker takes over."""
 
     dialer_id: str
     worker: str
@@ -58,7 +58,7 @@ class Holder(NamedTuple):
 
 
 class TakeOverTerms(NamedTuple):
-    """On which terms a worker takes over."""
+    """What a worker that takes over holds, and what it knows of the former one."""
 
     installation: str | None = None
     """Of the data_dir whose lock file it holds; None: it holds none, so others need not wait."""
@@ -117,10 +117,10 @@ def take_over(
 ) -> tuple[Lease, Recovered]:
     """Become the worker that runs the dialer, and deal with what earlier workers left open.
 
-    An attempt that somebody had answered makes its call UNKNOWN, at no cost, as nobody knows how
-    long it lasted. One that was to be called off is. Any other may still be ringing: its call is
-    due again `redial_after` seconds, which must exceed the longest ring time, after its INVITE may
-    have left. That is `last_invite` seconds after the claim, or now where the former worker has
+    An attempt that was answered makes its call UNKNOWN, at no cost, as its length is not known.
+    One whose cancellation was requested makes it CANCELED. Any other may still be ringing: its call
+    is due again `redial_after` seconds, which must exceed the longest ring time, after its INVITE
+    may have left. That is `last_invite` seconds after the claim, or now where the former worker has
     ended; without `last_invite` it must have. It spends no retry, unless the attempt is known to
     have rung: then it waits for the call's retry interval too, and a call without retries left ends
     as NO_ANSWER.

@@ -22,8 +22,9 @@ PARKED_FOR: Final = 5.0
 """Seconds until a call whose number is taken is looked at again; each further call to the number
 waits as much longer."""
 OTP_PARKED_FOR: Final = 1.0
-"""The same for one-time passwords, which somebody waits for."""
+"""The same for one-time passwords, which people wait for."""
 LONGEST_PARKED: Final = 300.0
+"""Seconds that a call is parked at most, however many wait for its number."""
 
 ProjectNumber = tuple[str, str]
 """A project's id and a number in E.164 with its plus sign."""

@@ -97,15 +97,15 @@ def settle_journaled(
     """
     if not settlements:
         return set()
-    # Whoever settles shares this lock until its commit, so that we see what it has settled.
+    # Each `settle` shares this lock until its commit, so that we see what it has written.
     conn.execute(select(dialer.c.epoch).where(dialer.c.id == dialer_id).with_for_update())
     return _settle(conn, _LEFT_OPEN, {"dialer_id": dialer_id}, settlements, now)
 
 
 def minimal(attempt_id: str, call_id: str, attempted: Attempted, now: float) -> Settlement:
-    """What is written of an attempt whose end could not be written as it was.
+    """The settlement of an attempt whose end could not be written as it was.
 
-    Nothing is billed and no word is kept. Its call ends as UNKNOWN if it was answered, else as
+    Nothing is billed and no free text is kept. Its call ends as UNKNOWN if it was answered, else as
     ERROR.
     """
     answered_at = attempted.answered_at

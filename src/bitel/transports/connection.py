@@ -2,7 +2,7 @@
 
 It also knows which INVITEs the far end's kernel has acknowledged, and asks an idle far end whether
 it is still there before it trusts an INVITE to it: a NAT or a firewall may have forgotten the
-connection, and the INVITE would be lost without a word.
+connection, and the INVITE would be lost silently.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bitel.transports.tcp_info import TcpInfo, TcpProgress
 
 _INVITE = b"INVITE "
 FIRST_PROBE_CHECK, LONGEST_PROBE_CHECK = 0.001, 0.05
-"""Seconds between two looks at whether a probe was acknowledged, which double in between."""
+"""Seconds between two checks whether a probe was acknowledged; doubled from one to the next."""
 MAX_BATCH = 64
 """Messages taken in one go, so that a flood leaves the loop time for everything else."""
 
@@ -289,7 +289,7 @@ class Connection(asyncio.Protocol):
             return
         self._cancel_probe()
         if self._over or self._transport is None or self._transport.is_closing():
-            return  # the receiver takes them when it hears of that
+            return  # the receiver takes them in `connection_lost`
         for data, _ in self.take_held():
             if data.startswith(_INVITE):
                 self._send_invite(data, self._progress())

@@ -43,13 +43,14 @@ where nothing was due during it."""
 CONFIRM_WITHIN = 3.0
 """Seconds for which `confirm_lease` is waited for."""
 QUIET_PASSES = 4
-"""Turns of the loop without news after which all that had arrived has been read. A message of a
-connection that was just accepted takes three."""
+"""Turns of the loop without an arrival after which all that had arrived has been read. A message of
+a connection that was just accepted takes three."""
 BUSY_PASSES = 16
-"""Turns after which that is so although news keeps coming, unless a socket was not read empty."""
+"""Turns after which it has been read although more keeps arriving, unless a socket was not read
+empty."""
 MAX_PASSES = 512
-"""Turns after which it is taken to be so all the same. In each of them every socket is read once; a
-UDP socket has no room for more datagrams than that."""
+"""Turns after which it counts as read in any case. Each turn reads every socket once; a UDP socket
+has no room for more datagrams than that."""
 
 TRIES = 30
 """How many free ports are tried, until one is free for every transport."""
@@ -152,8 +153,8 @@ class SipTransport:
             self._turn = self._loop.call_soon(self._run_turn)
 
     def after_reading(self, callback: Callable[[], None]) -> None:
-        """Call back once all that has arrived by now was given to the agent, and its events to
-        their taker: an answer that is there already is then known.
+        """Call back once the agent has all that has arrived by now, and its events are handed out:
+        an answer that has arrived is then known.
 
         Called later, never from within, and not at all after `close`.
         """
@@ -254,7 +255,7 @@ class SipTransport:
                 callback()
             except Exception:
                 # The caller's fault; other calls must not suffer for it.
-                logger.exception("what was to follow on reading has failed")
+                logger.exception("a callback after reading has failed")
 
     def _ask_for_lease(self) -> None:
         if self.confirm_lease is None:
