@@ -124,7 +124,7 @@ async def test_who_asks_for_rest_gets_it(tmp_path: Path) -> None:
             assert (await calls.call()).outcome is Outcome.TRUNK_TROUBLE
             assert not calls.dialer.up
             attempted = await calls.call()
-    assert attempted.detail == "every trunk asked to be left alone"
+    assert attempted.detail == "no trunk takes calls now"
     assert len(second.of("INVITE")) == 4
 
 

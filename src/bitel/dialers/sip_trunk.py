@@ -324,9 +324,7 @@ class SipTrunkDialer:
             failed = attempt.failed(decided, hop.address)
             over = self._carriers.record_outcome(hop, failed, begun_at)
             hops = self._carriers.next_hops(hop, decided, over.outcome, left)
-        return over or attempt.over(
-            Outcome.TRUNK_TROUBLE, detail="every trunk asked to be left alone"
-        )
+        return over or attempt.over(Outcome.TRUNK_TROUBLE, detail="no trunk takes calls now")
 
     async def _invite_as_begun(
         self,

@@ -460,7 +460,8 @@ class Dispatcher:
             )
         is_ours = running.hand_back and attempted.outcome is Outcome.CALLED_OFF
         if is_ours and (running.rang_at is None or attempted.answered_at is not None):
-            return self._hand_back(claim, "the service was stopped")
+            # Its INVITE may have been sent, so it is not repeated the moment the service is back.
+            return self._hand_back(claim, "the service was stopped", claim.rule.retry_interval)
         try:
             rule = claim.rule._replace(uncertain_redials=self._limits.uncertain_redials)
             # A service that is restarted again and again must not ring a phone each time.
@@ -472,11 +473,11 @@ class Dispatcher:
             return settling.minimal(claim.attempt_id, claim.call_id, attempted, self._clock())
         return Settlement(claim.attempt_id, claim.call_id, attempted, verdict, bill)
 
-    def _hand_back(self, claim: Claim, why: str) -> Settlement:
+    def _hand_back(self, claim: Claim, why: str, wait: float = 0.0) -> Settlement:
+        """The end of an attempt given up for our own reasons: its call is due in `wait` seconds."""
         now = self._clock()
         attempted = Attempted(Outcome.CALLED_OFF, claim.started_at, now, detail=why)
-        # Its INVITE may have been sent, so it is not repeated the moment the service is back.
-        verdict = HandBack(now + claim.rule.retry_interval)
+        verdict = HandBack(now + wait)
         return Settlement(claim.attempt_id, claim.call_id, attempted, verdict, NOTHING)
 
     async def _watch_for_cancels(self) -> None:
