@@ -25,6 +25,8 @@ from bitel.store import (
     leases,
     ledger,
     migrate,
+    number_exclusion,
+    one_time_passwords,
     placing,
     recordings,
     reserving,
@@ -65,6 +67,8 @@ def untouched(
 
 IDS = ["a", "b"]
 ROWS = [("a",), ("b",)]
+NUMBERS = [("p", "+989121234567")]
+PASSWORDS = [("p", "+989121234567", "a")]
 MINE = {"dialer_id": "main", "epoch": 1}
 LANE = {"dialer_id": "main", "lane": 1, "now": 1.0, "most": 5}
 QUERIES: dict[str, tuple[Executable, dict[str, Any], set[str]]] = {
@@ -128,6 +132,21 @@ QUERIES: dict[str, tuple[Executable, dict[str, Any], set[str]]] = {
         {"known": IDS, "after": ""},
         {"ix_attempt_open"},
     ),
+    "numbers in flight": (
+        number_exclusion._IN_FLIGHT.core,
+        {"numbers": NUMBERS},
+        {"ix_call_in_flight"},
+    ),
+    "older passwords": (
+        one_time_passwords._OLDER.core,
+        {"newer": PASSWORDS},
+        {"ix_call_waiting_otp"},
+    ),
+    "superseded passwords": (
+        one_time_passwords._SUPERSEDED.core,
+        {"asked": PASSWORDS},
+        {"ix_call_waiting_otp", "ix_call_in_flight"},
+    ),
     "ledger": (
         ledger._ENTRIES,
         {"project_id": "p", "before": "z", "most": 5},
@@ -151,6 +170,7 @@ QUERIES: dict[str, tuple[Executable, dict[str, Any], set[str]]] = {
     ),
     "to claim": (claims._CLAIM_CALLS.core, {"taken": [("a", "b", 1)]}, set()),
     "to settle": (settling._MINE.core, {"ids": ROWS, **MINE}, set()),
+    "to park": (number_exclusion._PARK.core, {"parked": [("a", 1.0)]}, set()),
     "to end": (endings._TO_END.core, {"ids": ROWS}, set()),
     "ended attempts": (endings._END_ATTEMPTS.core, {"ended": [("a",) + (None,) * 14]}, set()),
     "ended calls": (endings._END_CALLS.core, {"ended": [("a",) + (None,) * 5], "now": 1.0}, set()),
@@ -192,6 +212,10 @@ GIVEN_ROWS: dict[str, tuple[Change | Query, dict[str, Any]]] = {
     "ringing": (claims._RANG, {"ringing": [("a", 1.0)], "the_dialer": "main", "the_epoch": 1}),
     "to claim": (claims._CLAIM_CALLS, {"taken": [("a", "b", 1)]}),
     "to settle": (settling._MINE, {"ids": ROWS, **MINE}),
+    "to park": (number_exclusion._PARK, {"parked": [("a", 1.0)]}),
+    "numbers in flight": (number_exclusion._IN_FLIGHT, {"numbers": NUMBERS}),
+    "older passwords": (one_time_passwords._OLDER, {"newer": PASSWORDS}),
+    "superseded passwords": (one_time_passwords._SUPERSEDED, {"asked": PASSWORDS}),
     "to end": (endings._TO_END, {"ids": ROWS}),
     "ended attempts": (endings._END_ATTEMPTS, {"ended": [("a",) + (None,) * 14]}),
     "ended calls": (endings._END_CALLS, {"ended": [("a",) + (None,) * 5], "now": 1.0}),
@@ -255,6 +279,10 @@ def test_rows_that_are_given_as_values_are_looked_up_by_their_keys(
 
     said = sqlite_world.do(lambda conn: explained(conn, *statement.ready(conn, many)))
     looks_up(said, set())
+    # These hold all that wait.
+    assert not {
+        each for each in ("ix_call_due", "ix_call_next", "ix_call_expiring") if each in said
+    }
     assert "ix_attempt_open" not in said  # it holds all that run
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from sqlalchemy import Connection, literal, or_, select
+from sqlalchemy import ColumnElement, Connection, literal, or_, select
 
 from bitel.calls.call import CallStatus, Lane, NewCall
 from bitel.store.bulk import Query, given
@@ -60,18 +60,32 @@ _OLDER: Final = Query(
     .with_for_update(skip_locked=True, of=call)
 )
 _asked = given("asked", project_id=project.c.id.type, e164=call.c.e164.type, id=call.c.id.type)
-_is_newer = (
-    call.c.project_id == _asked.c.project_id,
-    call.c.e164 == _asked.c.e164,
-    call.c.id > _asked.c.id,
-)
+
+
+def _has_newer(*state: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Whether the number has a newer call in that state."""
+    # PostgreSQL takes the index of the numbers for the order of its rows; for equality alone it
+    # may take another, and read all that waits, as long as its statistics say that there is little.
+    newer = (
+        select(literal(1))
+        .where(
+            call.c.project_id == _asked.c.project_id,
+            call.c.e164 >= _asked.c.e164,
+            call.c.e164 <= _asked.c.e164,
+            call.c.id > _asked.c.id,
+            *state,
+        )
+        .order_by(call.c.e164)
+        .limit(1)
+    )
+    return newer.scalar_subquery().is_not(None)
+
+
 _SUPERSEDED: Final = Query(
     select(_asked.c.id).where(
         or_(
-            select(literal(1)).where(*_is_newer, is_waiting_otp).exists(),
-            select(literal(1))
-            .where(*_is_newer, is_in_flight, call.c.lane == int(Lane.OTP))
-            .exists(),
+            _has_newer(is_waiting_otp),
+            _has_newer(is_in_flight, call.c.lane == int(Lane.OTP)),
         )
     )
 )
