@@ -1,8 +1,8 @@
-"""`python -m tests.chaos`: calls placed at a real service while faults are injected, and checked.
+"""`python -m tests.chaos`: places calls at a real service, injects faults, and checks the results.
 
 Prints each violation with its evidence and a summary in Markdown; the exit status is 1 if there was
-any violation. The same seed draws the same calls and the same row of faults; when exactly each
-falls depends on the machine.
+any violation. The same seed gives the same calls and the same sequence of faults; when exactly each
+happens depends on the machine.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
-from tests.chaos.checks import check
-from tests.chaos.evidence import Terms
-from tests.chaos.report import summary
+from tests.chaos.checks import RULES, Violation, check
+from tests.chaos.evidence import Evidence, Terms
 from tests.chaos.run import Options, run
 
 EVERYWHERE = (
     "kill", "stop", "term", "sender-kill", "sender-stop", "worker-kill", "worker-stop",
-    "callee-deaf", "callee-refuse", "db-freeze", "db-full",
+    "callee-unreachable", "callee-refuse", "db-freeze", "db-full",
 )  # fmt: skip
 DATABASE_FAULTS = {"sqlite": ("db-unwritable",), "postgresql": ("db-kill",)}
 SECONDS_A_CALL = 0.48
@@ -30,7 +31,7 @@ SECONDS_A_CALL = 0.48
 
 
 def main() -> int:
-    """Run, report, and say by the exit status whether every rule held."""
+    """Run, report, and return the exit status: 0 if every rule held."""
     options, keep = _options()
     # What was started and mounted is ended and unmounted, also where the run is broken off.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -56,8 +57,8 @@ def main() -> int:
 def _options() -> tuple[Options, bool]:
     parser = argparse.ArgumentParser(
         prog="python -m tests.chaos",
-        description="Place calls at a real service while faults are injected, and check what "
-        "became of them against the log of the callee.",
+        description="Place calls at a real service while faults are injected, and check the "
+        "results against the log of the callee.",
     )
     parser.add_argument("--calls", type=int, default=500, help="calls to place (default 500)")
     parser.add_argument("--seed", type=int, default=1, help="of calls and faults (default 1)")
@@ -74,7 +75,9 @@ def _options() -> tuple[Options, bool]:
     parser.add_argument(
         "--time-to-live", type=float, default=180.0, help="of each call, in seconds"
     )
-    parser.add_argument("--keep", action="store_true", help="keep the logs of a run without faults")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the logs of a run without violations"
+    )
     given = parser.parse_args()
     faults = (*EVERYWHERE, *DATABASE_FAULTS[given.database])
     if given.faults is not None:
@@ -95,6 +98,37 @@ def _options() -> tuple[Options, bool]:
         terms=Terms(ring_timeout=given.ring_timeout),
     )
     return options, given.keep
+
+
+def summary(options: Options, evidence: Evidence, violations: Sequence[Violation]) -> str:
+    """Three tables: what was done, how calls ended, and how often each rule was broken."""
+    statuses = Counter(final.status for final in evidence.finals.values())
+    faults = Counter(fault.kind for fault in evidence.faults)
+    broken = Counter(violation.kind for violation in violations)
+    facts = {
+        "calls placed": f"{len(evidence.placed)} of {options.calls}",
+        "seed, database": f"{options.seed}, {options.database}",
+        "INVITEs at the callee": str(len(evidence.invitations)),
+        "answered, with audio": _answers(evidence),
+        "statuses": _list(statuses),
+        "faults": f"{len(evidence.faults)}: {_list(faults)}",
+        "duration": f"{evidence.ended - evidence.begun:.0f} s",
+    }
+    lines = ["", "| run | |", "|---|---|"]
+    lines += [f"| {name} | {value} |" for name, value in facts.items()]
+    lines += ["", "| violation | count |", "|---|---|"]
+    lines += [f"| {kind} | {broken[kind]} |" for kind in RULES]
+    lines.append(f"| **all** | **{len(violations)}** |")
+    return "\n".join(lines)
+
+
+def _answers(evidence: Evidence) -> str:
+    answered = [each for each in evidence.invitations if each.answered_at is not None]
+    return f"{len(answered)}, {sum(1 for each in answered if each.packets)}"
+
+
+def _list(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items())) or "none"
 
 
 if __name__ == "__main__":
