@@ -16,10 +16,12 @@ from bitel.dialers.carriers import (
 )
 from bitel.dialers.config import SipTrunkConfig
 from bitel.dialers.hops import Hop
+from bitel.dialers.targets import Targets
 from bitel.dialers.trunk import Trunk
 from tests.conftest import FakeClock
 from tests.dialers.calling import Dialled, dialer
-from tests.dialers.carrier import answering, carrier
+from tests.dialers.carrier import Answer, answering, carrier
+from tests.dialers.dns_server import dns_server
 
 TRUNK, OTHER = Trunk.parse("sip:192.0.2.1"), Trunk.parse("sip:192.0.2.2")
 
@@ -42,7 +44,9 @@ class Watched:
         if begun_at is None:
             return None
         over = Attempted(outcome, self.clock(), self.clock(), sip_code=code, detail=f"{code} x")
-        return self.carriers.record_outcome(hop(trunk), over, begun_at).outcome
+        outcome = self.carriers.record_outcome(hop(trunk), over, begun_at).outcome
+        self.carriers.leave(hop(trunk), begun_at)
+        return outcome
 
 
 @pytest.fixture
@@ -174,6 +178,58 @@ async def test_a_fault_while_a_probe_is_placed_does_not_keep_the_trunk_closed(
         clock.advance(REFUSALS_PROBED)
         far.does["INVITE"] = answering(100, 200)
         assert (await calls.call()).outcome is Outcome.ANSWERED
+
+
+@pytest.mark.parametrize("first", ["redirects", "is full"])
+async def test_a_probe_goes_on_to_another_address_of_its_trunk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    async with carrier() as near, carrier() as far, dns_server() as zone:
+        zone.add(
+            "_sip._udp.c.test",
+            "SRV",
+            f"1 1 {near.port} localhost.c.test.",
+            f"2 1 {far.port} localhost.c.test.",
+        )
+        zone.add("localhost.c.test", "A", "127.0.0.1")
+        targets = Targets(FakeClock(), resolver=zone.resolver())
+        contact = [("Contact", f"<sip:1@127.0.0.1:{far.port}>")]
+        near.does["INVITE"] = (
+            answering(503) if first == "is full" else lambda _: [Answer(302, contact)]
+        )
+        async with dialer(
+            tmp_path, "sip:c.test", targets=targets, refusals_before_pause=1
+        ) as calls:
+            clock = FakeClock()
+            monkeypatch.setattr(calls.dialer._carriers, "_monotonic", clock)
+            assert await outcomes(calls, 1) == [Outcome.ANSWERED]
+            far.does["INVITE"] = answering(403)
+            assert await outcomes(calls, 1) == [Outcome.TRUNK_TROUBLE]
+            assert not calls.dialer.up
+            clock.advance(REFUSALS_PROBED)
+            far.does["INVITE"] = answering(100, 200)
+            assert await outcomes(calls, 1) == [Outcome.ANSWERED]
+            assert calls.dialer.up
+            assert not calls.dialer.probing
+            assert len(near.of("INVITE")) == len(far.of("INVITE")) == 3
+
+
+async def test_a_probe_that_nothing_answers_is_tried_again_after_the_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with carrier() as far, dialer(tmp_path, far.uri, refusals_before_pause=1) as calls:
+        clock = FakeClock()
+        monkeypatch.setattr(calls.dialer._carriers, "_monotonic", clock)
+        await calls.call()
+        far.does["INVITE"] = answering(403)
+        await calls.call()
+        clock.advance(REFUSALS_PROBED)
+        far.does["INVITE"] = answering(503)
+        assert await outcomes(calls, 1) == [Outcome.TRUNK_TROUBLE]
+        assert not calls.dialer.up
+        clock.advance(REFUSALS_PROBED)
+        far.does["INVITE"] = answering(100, 200)
+        assert await outcomes(calls, 1) == [Outcome.ANSWERED]
 
 
 def _break_next_invite(calls: Dialled, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -197,24 +197,33 @@ class Carriers:
         """The IP addresses that are known to be the trunk's."""
         return frozenset(address.host for address in self._targets.known(trunk) or ())
 
-    def begin(self, hop: Hop) -> float | None:
-        """Take note that an INVITE leaves for `hop`, and when; None where it must not leave.
+    def begin(self, hop: Hop, *, same_trunk: bool = False) -> float | None:
+        """Note that an INVITE is sent to `hop`; the time, or None where it must not be sent.
 
-        While a breaker is not closed, one call at a time is let through as a probe.
+        While a breaker is not closed, one call at a time is let through as a probe. With
+        `same_trunk` the call has tried another address of the trunk just before; if it is the
+        trunk's probe, it remains that.
         """
         now = self._monotonic()
-        breakers = (self._refusals[hop.trunk], self._breaker_of(hop.address))
+        breakers = [self._breaker_of(hop.address)]
+        if not same_trunk:
+            breakers.append(self._refusals[hop.trunk])
         if not all(breaker.admits(now) for breaker in breakers):
             return None
         for breaker in breakers:
             breaker.begin(now)
         return now
 
+    def leave(self, hop: Hop, begun_at: float) -> None:
+        """Note that the call whose last INVITE to the trunk was sent at `begun_at` leaves it.
+
+        Where that call was the trunk's probe and decided nothing, another follows after the wait.
+        """
+        self._refusals[hop.trunk].inconclusive(begun_at, self._monotonic())
+
     def abort(self, hop: Hop, begun_at: float) -> None:
-        """Take note that what became of an INVITE will not be known."""
-        now = self._monotonic()
-        self._refusals[hop.trunk].inconclusive(begun_at, now)
-        self._breaker_of(hop.address).inconclusive(begun_at, now)
+        """Note that the result of an INVITE will not be known."""
+        self._breaker_of(hop.address).inconclusive(begun_at, self._monotonic())
 
     def record_outcome(self, hop: Hop, over: Attempted, begun_at: float) -> Attempted:
         """Count the result of an INVITE that left at `begun_at`; the result that then applies.
@@ -242,11 +251,10 @@ class Carriers:
                     next_call_in=REFUSALS_PROBED,
                 )
         elif over.outcome is Outcome.UNCERTAIN:
-            refusals.inconclusive(begun_at, now)
             if uncertain.failed(begun_at, now):
                 log.error("trunk_address_loses_calls", address=place, last=over.detail)
         else:
-            self.abort(hop, begun_at)
+            uncertain.inconclusive(begun_at, now)
         if over.outcome in _REFUSED and over.sip_code in REFUSALS and not refusals.is_closed:
             return over._replace(outcome=Outcome.TRUNK_TROUBLE)
         return over

@@ -306,24 +306,33 @@ class SipTrunkDialer:
             hops = await self._carriers.hops(lambda trunk: trunk.uri_for(number))
         except OSError as fault:
             return attempt.over(Outcome.TRUNK_TROUBLE, detail=str(fault))
+        last: tuple[Hop, float] | None = None  # the latest INVITE, and when it was sent
         over: Attempted | None = None
-        while hops and attempt.rings_for():
-            if attempt.called_off:
-                return attempt.over(Outcome.CALLED_OFF)
-            hop, *left = hops
-            begun_at = self._carriers.begin(hop)
-            if begun_at is None:
-                hops = left
-                continue
-            patience = self._config.trunk_timeout if left else None
-            decided = await self._invite_as_begun(attempt, hop, who, port, patience, begun_at)
-            self._carriers.learn(hop, decided)
-            if isinstance(decided, Answered):
-                self._carriers.record_outcome(hop, attempt.over(Outcome.ANSWERED), begun_at)
-                return decided
-            failed = attempt.failed(decided, hop.address)
-            over = self._carriers.record_outcome(hop, failed, begun_at)
-            hops = self._carriers.next_hops(hop, decided, over.outcome, left)
+        try:
+            while hops and attempt.rings_for():
+                if attempt.called_off:
+                    return attempt.over(Outcome.CALLED_OFF)
+                hop, *left = hops
+                same_trunk = last is not None and last[0].trunk == hop.trunk
+                begun_at = self._carriers.begin(hop, same_trunk=same_trunk)
+                if begun_at is None:
+                    hops = left
+                    continue
+                if last is not None and not same_trunk:
+                    self._carriers.leave(*last)
+                last = hop, begun_at
+                patience = self._config.trunk_timeout if left else None
+                decided = await self._invite_as_begun(attempt, hop, who, port, patience, begun_at)
+                self._carriers.learn(hop, decided)
+                if isinstance(decided, Answered):
+                    self._carriers.record_outcome(hop, attempt.over(Outcome.ANSWERED), begun_at)
+                    return decided
+                failed = attempt.failed(decided, hop.address)
+                over = self._carriers.record_outcome(hop, failed, begun_at)
+                hops = self._carriers.next_hops(hop, decided, over.outcome, left)
+        finally:
+            if last is not None:
+                self._carriers.leave(*last)
         return over or attempt.over(Outcome.TRUNK_TROUBLE, detail="no trunk takes calls now")
 
     async def _invite_as_begun(

@@ -264,10 +264,12 @@ class SipTransport:
             self._confirming = self._loop.create_task(self._confirm(self.confirm_lease))
 
     async def _confirm(self, confirm: Callable[[], Awaitable[bool]]) -> None:
-        if not await _is_confirmed(confirm):
-            self.agent.stop_repeating_invites()
-        # There may have been another pause meanwhile.
-        self.after_reading(self._resume)
+        try:
+            if not await _is_confirmed(confirm):
+                self.agent.stop_repeating_invites()
+        finally:  # without timers no call would ever end
+            # There may have been another pause meanwhile.
+            self.after_reading(self._resume)
 
     def _resume(self) -> None:
         self._confirming = None
