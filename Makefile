@@ -15,8 +15,9 @@ test: ## every test; many of them wait for other processes, so four at once on t
 	@scripts/setup dev
 	@$(PY) -m pytest -n 4 --dist worksteal $(ARGS)
 
-soak: ## long runs with injected faults (ARGS), as in docs/operations.md
+soak: ## the tests that take long, then a run with injected faults (ARGS), as in docs/operations.md
 	@scripts/setup dev
+	@$(PY) -m pytest -m soak -n 2
 	@$(PY) -m tests.chaos $(ARGS)
 
 check: ## format, lint, types, import rules

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 from bitel.dialing.standby import LONGEST_LOOK, HeartbeatMonitor
 from bitel.errors import UnavailableError
-from bitel.store import housekeeping, idempotency
+from bitel.store import housekeeping, idempotency, number_exclusion
 from bitel.store.database import Database
 from bitel.store.leases import Holder, LostLease
 
@@ -88,6 +88,7 @@ class Housekeeper:
     def _work(self, conn: Connection) -> tuple[int, dict[str, Holder]]:
         now = self._clock()
         idempotency.forget_old(conn, now, MOST)
+        number_exclusion.forget_may_ring(conn, now, MOST)
         expired = housekeeping.expire_orphans(conn, self._dialer_ids, now)
         return expired, housekeeping.left_open(conn, self._dialer_ids)
 

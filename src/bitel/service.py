@@ -134,7 +134,7 @@ async def running(
         dialers, dispatchers, workers = [], [], []
         speech = SpeechLibrary(settings.data_dir / "speech", _speech_options(settings))
         stack.push_async_callback(shutdown.step, "speech", speech.close)
-        playlists = Playlists(voices, speech, settings.data_dir / "quiet", _duration_from(database))
+        playlists = Playlists(voices, speech, _duration_from(database))
         deliverer = None
         if role != "dialer":
             deliverer = webhooks.build(

@@ -13,12 +13,11 @@ import signal
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
-from tests.chaos.checks import RULES, Violation, check
-from tests.chaos.evidence import Evidence, Terms
+from tests.chaos.checks import check
+from tests.chaos.evidence import Terms
+from tests.chaos.report import summary, write_faults
 from tests.chaos.run import Options, run
 
 EVERYWHERE = (
@@ -44,6 +43,7 @@ def main() -> int:
     say(f"logs in {folder}")
     evidence = run(options, folder, say)
     violations = check(evidence)
+    write_faults(evidence, folder / "faults.jsonl")
     for violation in violations:
         print(f"{violation.kind}: {violation.evidence}")
     print(summary(options, evidence, violations))
@@ -98,37 +98,6 @@ def _options() -> tuple[Options, bool]:
         terms=Terms(ring_timeout=given.ring_timeout),
     )
     return options, given.keep
-
-
-def summary(options: Options, evidence: Evidence, violations: Sequence[Violation]) -> str:
-    """Three tables: what was done, how calls ended, and how often each rule was broken."""
-    statuses = Counter(final.status for final in evidence.finals.values())
-    faults = Counter(fault.kind for fault in evidence.faults)
-    broken = Counter(violation.kind for violation in violations)
-    facts = {
-        "calls placed": f"{len(evidence.placed)} of {options.calls}",
-        "seed, database": f"{options.seed}, {options.database}",
-        "INVITEs at the callee": str(len(evidence.invitations)),
-        "answered, with audio": _answers(evidence),
-        "statuses": _list(statuses),
-        "faults": f"{len(evidence.faults)}: {_list(faults)}",
-        "duration": f"{evidence.ended - evidence.begun:.0f} s",
-    }
-    lines = ["", "| run | |", "|---|---|"]
-    lines += [f"| {name} | {value} |" for name, value in facts.items()]
-    lines += ["", "| violation | count |", "|---|---|"]
-    lines += [f"| {kind} | {broken[kind]} |" for kind in RULES]
-    lines.append(f"| **all** | **{len(violations)}** |")
-    return "\n".join(lines)
-
-
-def _answers(evidence: Evidence) -> str:
-    answered = [each for each in evidence.invitations if each.answered_at is not None]
-    return f"{len(answered)}, {sum(1 for each in answered if each.packets)}"
-
-
-def _list(counts: Counter[str]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items())) or "none"
 
 
 if __name__ == "__main__":

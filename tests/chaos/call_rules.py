@@ -120,7 +120,7 @@ def _early_after_crash(evidence: Evidence) -> Iterator[str]:
             if later is None or earlier.silent:
                 continue
             death = _forgotten(earlier, later, deaths)
-            wait = later.first - earlier.left
+            wait = later.left - earlier.left
             if death is not None and wait < evidence.terms.crash_wait - EARLY:
                 yield (
                     f"{number}: {story(evidence, earlier)}, crash at {seconds(evidence, death)}, "
@@ -247,7 +247,8 @@ def _may_be_forgotten(evidence: Evidence, invitation: Invitation) -> bool:
     """Whether the service could not make durable that it rang, or gave the attempt back itself."""
     rang = invitation.rang_at
     assert rang is not None
-    if any(rang <= death <= rang + RECORDED_AFTER for death in evidence.deaths()):
+    # Also where the service was dead already when the callee began to ring.
+    if any(invitation.left <= death <= rang + RECORDED_AFTER for death in evidence.deaths()):
         return True
     for fault in evidence.faults:
         if fault.kind in _HIDING and disturbed([fault], rang, rang, RECORDED_AFTER):

@@ -166,6 +166,7 @@ RIGHT = {
     "cut off by a crash before ringing was written": failed(
         ringing(0.0), refused(38.0, "b"), **killed(0.5)
     ),
+    "rang when the service was dead": failed(ringing(0.0), refused(38.0, "b"), **killed(0.05)),
     "repeated as RFC 3261 says": failed(
         copies(0.0, 0.5, 1.5, 3.5, 7.499, 15.5, 31.501), status="EXPIRED"
     ),

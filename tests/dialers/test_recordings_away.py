@@ -38,7 +38,7 @@ class Sound:
         self.speech = SpeechLibrary(
             folder / "speech", SpeechOptions(default_language="en", words_per_minute=300)
         )
-        self.playlists = Playlists(self.voices, self.speech, folder / "quiet", self._duration)
+        self.playlists = Playlists(self.voices, self.speech, self._duration)
 
     async def put(self, folder: Path, recording: str = "recording") -> None:
         for name in ("decoded.alaw", "decoded.ulaw"):
@@ -216,7 +216,7 @@ async def test_object_that_the_bucket_has_lost_and_its_copy_here(tmp_path: Path)
         (tmp_path / "clips" / "recording.alaw").write_bytes(ALAW[:100])
         await answered_in_full(dialled, far)
     shutil.rmtree(tmp_path / "clips")
-    sound.playlists = Playlists(sound.voices, sound.speech, tmp_path / "quiet", sound._duration)
+    sound.playlists = Playlists(sound.voices, sound.speech, sound._duration)
     async with far_media() as far, dialer(tmp_path, far.uri, playlists=sound.playlists) as dialled:
         await answered_in_full(dialled, far)
 

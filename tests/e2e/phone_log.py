@@ -36,7 +36,8 @@ def read(path: Path) -> Mapping[str, Sequence[Seen]]:
         match entry["event"]:
             case "answered":
                 call.answered_at = entry["at"]
-            case "audio":
+            # The phone takes packets until its BYE is answered; who has hung up hears none of them.
+            case "audio" if "hangup" not in call.events:
                 call.audio_at = entry["at"]
             case "end" | "rejected" | "cancel":
                 call.ended_at = call.ended_at or entry["at"]

@@ -31,6 +31,8 @@ STATUS = {
     Outcome.REFUSED: CallStatus.ERROR,
     Outcome.MEDIA_MISMATCH: CallStatus.ERROR,
     Outcome.TRUNK_TROUBLE: CallStatus.WAITING,
+    Outcome.RANG_THEN_FAILED: CallStatus.NO_ANSWER,
+    Outcome.REFUSED_FOR_GOOD: CallStatus.ERROR,
 }
 
 
@@ -66,6 +68,11 @@ def with_reason(code: int, cause: int, outcome: Outcome) -> Case:
     return Case("rfc3326_2_reason_q850", outcome, code, cause, "far", values=values)
 
 
+def after_ringing(code: int, cause: int, outcome: Outcome) -> Case:
+    values = {"code": str(code), "cause": str(cause)}
+    return Case("rfc3326_2_reason_after_ringing", outcome, code, cause, "far", values=values)
+
+
 CASES = [
     Case("rfc3261_12.2.1.1_loose_route"),
     Case("rfc3261_16.12.1.2_strict_route"),
@@ -90,10 +97,19 @@ CASES = [
     Case("rfc3261_8.1.3.4_redirect_within", sipp_calls=2),
     unknown_code(499, Outcome.REFUSED),
     unknown_code(599, Outcome.TRUNK_TROUBLE),
-    unknown_code(699, Outcome.BUSY),
+    unknown_code(699, Outcome.REFUSED_FOR_GOOD),
     with_reason(503, 17, Outcome.BUSY),
     with_reason(480, 1, Outcome.BAD_NUMBER),
-    with_reason(486, 34, Outcome.TRUNK_TROUBLE),
+    with_reason(486, 34, Outcome.BUSY),
+    with_reason(480, 41, Outcome.TRUNK_TROUBLE),
+    after_ringing(480, 41, Outcome.NO_ANSWER),
+    after_ringing(487, 27, Outcome.NO_ANSWER),
+    after_ringing(408, 102, Outcome.NO_ANSWER),
+    after_ringing(503, 42, Outcome.RANG_THEN_FAILED),
+    after_ringing(500, 17, Outcome.RANG_THEN_FAILED),
+    after_ringing(486, 34, Outcome.BUSY),
+    after_ringing(404, 1, Outcome.BAD_NUMBER),
+    after_ringing(607, 21, Outcome.REFUSED_FOR_GOOD),
     Case("rfc3326_2_reason_in_bye", q850=31, ended_by="far", clip=5.0),
     Case("rfc3960_3_early_media_then_busy", Outcome.BUSY, 486, ended_by="far"),
     Case("rfc3581_3_rport_received"),

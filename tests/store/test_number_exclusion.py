@@ -6,14 +6,17 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import func, select
 
 from bitel.calls.call import CallStatus, Lane
 from bitel.calls.outcome import Attempted, Outcome
 from bitel.calls.retry import Again, Final
-from bitel.store import claims
+from bitel.store import claims, number_exclusion
 from bitel.store.database import Database
 from bitel.store.number_exclusion import LONGEST_PARKED, OTP_PARKED_FOR, PARKED_FOR
+from bitel.store.schema import call, may_ring
 from bitel.store.settling import Settlement
+from tests.store.conftest import REDIAL_AFTER
 
 if TYPE_CHECKING:
     from bitel.store.claims import Claim
@@ -115,16 +118,34 @@ def test_passwords_are_looked_at_again_sooner(world: World) -> None:
     assert [one.call_id for one in world.claim(lease)] == [password]
 
 
-def test_a_quarantined_number_waits_until_its_time(world: World) -> None:
-    world.place(e164=NUMBER)
-    lease = world.take_over()
-    until = world.clock() + 60
-    quarantine = {(world.project_id, NUMBER): until}
-    assert world.claim(lease, quarantine=quarantine) == []
-    world.clock.advance(60)
-    assert world.claim(lease, quarantine=quarantine) == [], "a moment after it"
+@pytest.mark.parametrize("restarts", [1, 2])
+def test_a_number_that_a_crashed_process_may_still_ring_is_taken(
+    world: World, restarts: int
+) -> None:
+    interrupted = world.place(e164=NUMBER, expires_at=world.clock() + 10)
+    world.claim(world.take_over())
+    crashed_at = world.clock.advance(1)
+    for _ in range(restarts):
+        lease = world.take_over()
+    assert world.call(interrupted).status is CallStatus.EXPIRED
+    second = world.place(e164=NUMBER)
+    assert world.claim(lease) == []
+    world.clock.now = crashed_at + REDIAL_AFTER
+    assert world.claim(lease) == [], "a moment after it"
     world.clock.advance(PARKED_FOR)
-    assert len(world.claim(lease, quarantine=quarantine)) == 1
+    assert [one.call_id for one in world.claim(lease)] == [second]
+
+
+def test_what_may_ring_no_more_is_forgotten(world: World) -> None:
+    for _ in range(3):
+        world.place()
+    world.claim(world.take_over())
+    world.take_over()
+    marked = select(func.count()).select_from(call).where(may_ring)
+    assert world.do(lambda conn: conn.execute(marked).scalar_one()) == 3
+    world.clock.advance(REDIAL_AFTER)
+    world.do(lambda conn: number_exclusion.forget_may_ring(conn, world.clock(), 2))
+    assert world.do(lambda conn: conn.execute(marked).scalar_one()) == 1
 
 
 def test_a_parked_call_expires_in_time(world: World) -> None:

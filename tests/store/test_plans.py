@@ -67,8 +67,6 @@ def untouched(
 
 IDS = ["a", "b"]
 ROWS = [("a",), ("b",)]
-NUMBERS = [("p", "+989121234567")]
-PASSWORDS = [("p", "+989121234567", "a")]
 MINE = {"dialer_id": "main", "epoch": 1}
 LANE = {"dialer_id": "main", "lane": 1, "now": 1.0, "most": 5}
 QUERIES: dict[str, tuple[Executable, dict[str, Any], set[str]]] = {
@@ -132,21 +130,6 @@ QUERIES: dict[str, tuple[Executable, dict[str, Any], set[str]]] = {
         {"known": IDS, "after": ""},
         {"ix_attempt_open"},
     ),
-    "numbers in flight": (
-        number_exclusion._IN_FLIGHT.core,
-        {"numbers": NUMBERS},
-        {"ix_call_in_flight"},
-    ),
-    "older passwords": (
-        one_time_passwords._OLDER.core,
-        {"newer": PASSWORDS},
-        {"ix_call_waiting_otp"},
-    ),
-    "superseded passwords": (
-        one_time_passwords._SUPERSEDED.core,
-        {"asked": PASSWORDS},
-        {"ix_call_waiting_otp", "ix_call_in_flight"},
-    ),
     "ledger": (
         ledger._ENTRIES,
         {"project_id": "p", "before": "z", "most": 5},
@@ -195,6 +178,21 @@ OWN: dict[str, tuple[Mapping[str, Query], dict[str, Any], set[str]]] = {
     "turns": (turns._OPEN_WITH_DUE, {**LANE, "closed": ROWS, "after": "a"}, {"ix_call_due"}),
     "closed": (turns._CLOSED_WITH_DUE, {**LANE, "closed": ROWS, "after": ""}, {"ix_call_due"}),
     "due": (turns._DUE, DUE, {"ix_call_due"}),
+    "taken numbers": (
+        number_exclusion._TAKEN,
+        {"numbers": [("p", "+98912"), ("q", "+98913")], "now": 1.0},
+        {"ix_call_in_flight", "ix_call_may_ring"},
+    ),
+    "older passwords": (
+        one_time_passwords._OLDER,
+        {"placed": [("p", "+98912", "a"), ("q", "+98913", "b")]},
+        {"ix_call_waiting_otp"},
+    ),
+    "superseded passwords": (
+        one_time_passwords._SUPERSEDED,
+        {"asked": [("p", "+98912", "a"), ("q", "+98913", "b")]},
+        {"ix_call_waiting_otp", "ix_call_in_flight"},
+    ),
     "events' projects": (
         webhooks._WITH_DUE,
         {"now": 1.0, "full": ROWS, "after": "a", "most": 5},
@@ -213,9 +211,6 @@ GIVEN_ROWS: dict[str, tuple[Change | Query, dict[str, Any]]] = {
     "to claim": (claims._CLAIM_CALLS, {"taken": [("a", "b", 1)]}),
     "to settle": (settling._MINE, {"ids": ROWS, **MINE}),
     "to park": (number_exclusion._PARK, {"parked": [("a", 1.0)]}),
-    "numbers in flight": (number_exclusion._IN_FLIGHT, {"numbers": NUMBERS}),
-    "older passwords": (one_time_passwords._OLDER, {"newer": PASSWORDS}),
-    "superseded passwords": (one_time_passwords._SUPERSEDED, {"asked": PASSWORDS}),
     "to end": (endings._TO_END, {"ids": ROWS}),
     "ended attempts": (endings._END_ATTEMPTS, {"ended": [("a",) + (None,) * 14]}),
     "ended calls": (endings._END_CALLS, {"ended": [("a",) + (None,) * 5], "now": 1.0}),

@@ -40,6 +40,7 @@ from bitel.errors import (
     InvalidRequestError,
     MethodNotAllowedError,
     NotFoundError,
+    UnavailableError,
 )
 
 __all__ = ["ApiParts", "build_app"]
@@ -57,6 +58,9 @@ _ROUTERS = (
 )
 
 _log = structlog.get_logger("bitel.api")
+
+LONGEST_CAUSE = 500
+"""Characters of a fault's cause in the log."""
 
 
 def build_app(parts: ApiParts) -> FastAPI:
@@ -89,8 +93,13 @@ def build_app(parts: ApiParts) -> FastAPI:
 
 async def _on_bitel_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, BitelError)
-    if error.http_status >= 500:
-        _log.error("request failed", method=request.method, path=request.url.path, exc_info=error)
+    about = {"method": request.method, "path": request.url.path}
+    if isinstance(error, UnavailableError):
+        # A state of the machine, not of the code: a traceback for each would fill a full disk.
+        cause = f"{error.__cause__!r}" if error.__cause__ else ""
+        _log.warning("request unavailable", reason=str(error), cause=cause[:LONGEST_CAUSE], **about)
+    elif error.http_status >= 500:
+        _log.error("request failed", exc_info=error, **about)
     return failure(error)
 
 

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Final, Literal, Protocol
 
 from bitel.dialers.clip_pool import ClipPool, Location
-from bitel.dialers.quiet import quiet_clips
 from bitel.dialing.dialer import Order
 from bitel.errors import NotFoundError, UnavailableError
-from bitel.g711 import SAMPLE_RATE
-from bitel.rtp.shared_clip import SharedClip, read_clip
+from bitel.g711 import ALAW_SILENCE, SAMPLE_RATE, ULAW_SILENCE
+from bitel.rtp.shared_clip import SharedClip, clip_of
 from bitel.rtp.streamer import Clip
 from bitel.voices.speech_library import SpeechLibrary
 from bitel.voices.storage import VoiceStore
@@ -43,18 +42,15 @@ class PlaylistSource(Protocol):
 class Playlists:
     """Lays clips out for orders; everything is in memory before a phone rings.
 
-    `folder` is for the silence around what is played. Raises OSError if it can't be written.
     `duration_of` tells a recording that was deleted from one that the storage has lost.
     """
 
-    def __init__(
-        self, voices: VoiceStore, speech: SpeechLibrary, folder: Path, duration_of: DurationOf
-    ) -> None:
+    def __init__(self, voices: VoiceStore, speech: SpeechLibrary, duration_of: DurationOf) -> None:
         self._voices = voices
         self._speech = speech
         self._duration_of = duration_of
-        self._lead_in = _in_memory(quiet_clips(folder, LEAD_IN))
-        self._lead_out = _in_memory(quiet_clips(folder, LEAD_OUT))
+        self._lead_in = _silence(LEAD_IN)
+        self._lead_out = _silence(LEAD_OUT)
         self._pool = ClipPool()
 
     async def for_order(self, order: Order, codecs: Sequence[Codec]) -> Mapping[str, Playlist]:
@@ -101,5 +97,15 @@ class Playlists:
         return await self._pool.get(str(path), locate)
 
 
-def _in_memory(paths: Mapping[str, Path]) -> Mapping[str, SharedClip]:
-    return {codec: read_clip(path) for codec, path in paths.items()}
+def _silence(seconds: float) -> Mapping[str, SharedClip]:
+    """Silence by codec.
+
+    It keeps the first and the last syllable from being lost: the path that audio takes opens with
+    the first packets, which phones and carriers often drop, and what a phone's jitter buffer still
+    holds is lost when the BYE comes.
+    """
+    codes = {"PCMA": ALAW_SILENCE, "PCMU": ULAW_SILENCE}
+    return {
+        codec: clip_of(bytes([code]) * round(seconds * SAMPLE_RATE), f"{seconds} s of silence")
+        for codec, code in codes.items()
+    }

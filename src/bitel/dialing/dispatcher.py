@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -35,7 +35,6 @@ from bitel.store import claims, leases, settling
 from bitel.store.claims import Claim
 from bitel.store.database import Database
 from bitel.store.leases import Lease, LostLease, Recovered, TakeOverTerms, TrunkHistory
-from bitel.store.number_exclusion import ProjectNumber
 from bitel.store.settling import HandBack, Settlement
 
 log = structlog.get_logger(__name__)
@@ -147,8 +146,6 @@ class Dispatcher:
         self._drained = asyncio.Event()
         self._lease_lost = asyncio.Event()
         self._lease = Lease(dialer_id, worker, 0)  # none, until `take_over`
-        self._quarantine: Mapping[ProjectNumber, float] = {}
-        """Numbers that an INVITE of an earlier worker may still ring, and until when."""
         self._records: Records
 
     @property
@@ -208,7 +205,6 @@ class Dispatcher:
         )
         if history.has_worked:
             self._dialer.assume_worked()
-        self._quarantine = recovered.quarantine
         return recovered
 
     async def release(self) -> None:
@@ -393,9 +389,7 @@ class Dispatcher:
     ) -> tuple[int, list[Claim]]:
         now = self._clock()
         expired = claims.expire(conn, self._dialer_id, now)
-        claimed = claims.claim(
-            conn, self._lease, limit, now, lanes, self._last_project, self._quarantine
-        )
+        claimed = claims.claim(conn, self._lease, limit, now, lanes, self._last_project)
         return expired, claimed
 
     def _start(self, claim: Claim, claimed_at: float) -> None:

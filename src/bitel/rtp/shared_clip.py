@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import stat
+import tempfile
 import weakref
 from pathlib import Path
 
@@ -37,6 +38,23 @@ class SharedClip:
     def fileno(self) -> int:
         """The descriptor; it stays open as long as this object is referenced."""
         return self._descriptor
+
+
+def clip_of(content: bytes, name: str) -> SharedClip:
+    """A clip that was never in a file; `name` is what messages call it. Raises OSError."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("bitel-clip", os.MFD_CLOEXEC)
+    else:
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    try:
+        left = memoryview(content)
+        while left:
+            left = left[os.write(descriptor, left) :]
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return SharedClip(Path(name), descriptor, len(content))
 
 
 def read_clip(path: Path, size: int | None = None, *, copy: bool = True) -> SharedClip:

@@ -26,11 +26,9 @@ from bitel.store import (
 from bitel.store.bulk import Change, Query, given
 from bitel.store.endings import CallEnd, end_calls
 from bitel.store.leases import Lease, LostLease
-from bitel.store.number_exclusion import ProjectNumber
 from bitel.store.schema import HEARD, HELD, attempt, call, is_due, is_open
 
 _FROM_THE_START: Mapping[Lane, str] = MappingProxyType({})
-_NO_QUARANTINE: Mapping[ProjectNumber, float] = MappingProxyType({})
 
 
 class Claim(NamedTuple):
@@ -58,7 +56,6 @@ def claim(
     now: float,
     lanes: Iterable[Lane] = Lane,
     after_project: Mapping[Lane, str] = _FROM_THE_START,
-    quarantine: Mapping[ProjectNumber, float] = _NO_QUARANTINE,
 ) -> list[Claim]:
     """Up to `limit` calls that are due, those of the first lane first.
 
@@ -67,9 +64,8 @@ def claim(
     and names it the next time, is fair to all. Outside their project's calling window only
     one-time passwords are claimed. Calls that have expired, whose number is on the do-not-call
     list by now, or that are superseded by a newer one-time password, end instead. Those whose
-    number is in another attempt of the project wait (see `number_exclusion`, also for
-    `quarantine`).
-    Raises LostLease when another worker has taken over.
+    number is in another attempt of the project wait (see `number_exclusion`). Raises LostLease when
+    another worker has taken over.
     """
     if not leases.holds(conn, lease):
         raise LostLease(f"another worker has taken over the dialer {lease.dialer_id}")
@@ -85,7 +81,7 @@ def claim(
             picked += turns.pick(conn, lease.dialer_id, lane, room, now, after, shut)
     rows = _without_ended(conn, picked, now)
     if rows:
-        rows = number_exclusion.park_taken(conn, rows, now, quarantine)
+        rows = number_exclusion.park_taken(conn, rows, now)
     return _take(conn, lease, rows, now) if rows else []
 
 

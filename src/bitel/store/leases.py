@@ -11,8 +11,7 @@ says. Who may take over, and when, is decided in `bitel.dialing.standby`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, bindparam, select, text, update
@@ -29,7 +28,7 @@ from bitel.store.endings import (
     end_calls,
     forget_requests,
 )
-from bitel.store.number_exclusion import ProjectNumber
+from bitel.store.number_exclusion import mark_may_ring
 from bitel.store.schema import HEARD, attempt, call, dialer, is_open
 
 
@@ -77,8 +76,6 @@ class Recovered:
     """Not answered when cut off: due again, expired, canceled, or rung for the last time."""
     unknown: int = 0
     """Answered, so perhaps heard: final, and never called again."""
-    quarantine: Mapping[ProjectNumber, float] = field(default_factory=dict, compare=False)
-    """Numbers whose phone an INVITE of an earlier worker may still ring, and until when."""
 
 
 def holder(conn: Connection, dialer_id: str) -> Holder:
@@ -143,7 +140,7 @@ def take_over(
     heard = [row for row in left if row.claim == HEARD]
     for row in heard:
         ends.append(CallEnd(row.call_id, CallStatus.UNKNOWN, row.started_at))
-    quarantine: dict[ProjectNumber, float] = {}
+    may_ring: list[tuple[str, float]] = []
     for row in left:
         if row.claim == HEARD:
             continue
@@ -151,7 +148,7 @@ def take_over(
         if terms.former_ended:
             sent_at = min(now, sent_at)
         due_at = max(now, sent_at + redial_after)
-        quarantine[row.project_id, row.e164] = due_at
+        may_ring.append((row.call_id, due_at))
         if row.id in canceled:
             ends.append(CallEnd(row.call_id, CallStatus.CANCELED, row.started_at))
         elif row.rang_at is not None:
@@ -166,8 +163,8 @@ def take_over(
             again.append(CallAgain(row.call_id, due_at, spends_retry=False, trouble=None))
     end_calls(conn, ends, now)
     call_again(conn, again)
-    recovered = Recovered(len(left) - len(heard), len(heard), quarantine)
-    return Lease(dialer_id, worker, epoch), recovered
+    mark_may_ring(conn, may_ring)
+    return Lease(dialer_id, worker, epoch), Recovered(len(left) - len(heard), len(heard))
 
 
 def _next_epoch(
@@ -301,8 +298,6 @@ _LEFT_OPEN = (
         attempt.c.started_at,
         attempt.c.answered_at,
         attempt.c.rang_at,
-        call.c.project_id,
-        call.c.e164,
         call.c.expires_at,
         call.c.retries_left,
         call.c.retry_interval,

@@ -9,14 +9,28 @@ where a batch holds one number thousands of times. A project may lift the rule.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, Connection, func, literal, select, update
+from sqlalchemy import (
+    BigInteger,
+    BindParameter,
+    Connection,
+    Double,
+    Select,
+    bindparam,
+    func,
+    literal,
+    literal_column,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 
 from bitel.calls.call import Lane
 from bitel.store.bulk import Change, Query, given
-from bitel.store.schema import call, is_due, is_in_flight, project
+from bitel.store.schema import call, is_due, is_in_flight, may_ring, project
 
 PARKED_FOR: Final = 5.0
 """Seconds until a call whose number is taken is looked at again; each further call to the number
@@ -30,60 +44,102 @@ ProjectNumber = tuple[str, str]
 """A project's id and a number in E.164 with its plus sign."""
 
 
-def park_taken(
-    conn: Connection, picked: Sequence[Any], now: float, quarantine: Mapping[ProjectNumber, float]
-) -> list[Any]:
+def park_taken(conn: Connection, picked: Sequence[Any], now: float) -> list[Any]:
     """Park those of `picked` whose number is taken, and return the others, in their order.
 
     `picked` are locked rows of due calls, with `id`, `project_id`, `e164`, `lane` and `exclusive`
     (whether their project wants the rule). Of several calls to one number the first is returned.
-    A number in `quarantine` is taken until the time (Unix seconds) that it names, because an INVITE
-    of a process that crashed may still ring there.
+    A number is taken too while an INVITE of a process that crashed may still ring there.
     """
     wanted = {(row.project_id, row.e164) for row in picked if row.exclusive}
     if not wanted:
         return list(picked)
-    taken = _in_flight(conn, wanted)
+    taken = _taken(conn, wanted, now)
     free: list[Any] = []
     parked: list[tuple[str, float]] = []
     waiting: Counter[ProjectNumber] = Counter()
     for row in picked:
         number = row.project_id, row.e164
-        until = quarantine.get(number, now) if row.exclusive else now
-        if row.exclusive and (number in taken or until > now):
+        if row.exclusive and number in taken:
             waiting[number] += 1
             step = OTP_PARKED_FOR if row.lane == Lane.OTP else PARKED_FOR
             wait = min(step * waiting[number], LONGEST_PARKED)
-            parked.append((row.id, max(now, until) + wait))
+            parked.append((row.id, taken[number] + wait))
         else:
-            taken.add(number)
+            taken[number] = now
             free.append(row)
     if parked:
         _PARK.run(conn, {"parked": parked})
     return free
 
 
-def _in_flight(conn: Connection, wanted: set[ProjectNumber]) -> set[ProjectNumber]:
-    """Those of the numbers that an attempt is under way to; they stay so until the commit."""
+def mark_may_ring(conn: Connection, until: Iterable[tuple[str, float]]) -> None:
+    """Keep the numbers of these calls taken until the times given with their ids (Unix seconds)."""
+    if rows := list(until):
+        _MARK.run(conn, {"marked": rows})
+
+
+def forget_may_ring(conn: Connection, now: float, limit: int) -> None:
+    """Forget up to `limit` of the marks whose time is over."""
+    _FORGET.run(conn, {"now": now, "most": limit})
+
+
+def _taken(conn: Connection, wanted: set[ProjectNumber], now: float) -> dict[ProjectNumber, float]:
+    """Those of the numbers that are taken, each with a time before which it surely stays so."""
     numbers = {"numbers": sorted(wanted)}
     if conn.dialect.name == "postgresql":
         # Dialers claim at the same time there; SQLite has one writer.
         _LOCK.rows(conn, numbers)
-    return {(row.project_id, row.e164) for row in _IN_FLIGHT.rows(conn, numbers)}
+    return {
+        (row.project_id, row.e164): row.until or now
+        for row in _TAKEN[conn.dialect.name].rows(conn, {**numbers, "now": now})
+    }
 
 
 _numbers = given("numbers", project_id=project.c.id.type, e164=call.c.e164.type)
-_IN_FLIGHT: Final = Query(
-    select(_numbers.c.project_id, _numbers.c.e164).where(
-        select(literal(1))
-        .where(
-            call.c.project_id == _numbers.c.project_id,
-            call.c.e164 == _numbers.c.e164,
-            is_in_flight,
-        )
-        .exists()
+_number = (_numbers.c.project_id, _numbers.c.e164)
+_now: BindParameter[float] = bindparam("now", type_=Double())
+
+
+def _taken_in_sqlite() -> Select[Any]:
+    of_number = (call.c.project_id == _number[0], call.c.e164 == _number[1])
+    until = (
+        select(func.max(call.c.may_ring_until))
+        .where(*of_number, may_ring, call.c.may_ring_until > _now)
+        .scalar_subquery()
     )
-)
+    in_flight = select(literal(1)).where(*of_number, is_in_flight).exists()
+    return select(*_number, until.label("until")).where(or_(in_flight, until.is_not(None)))
+
+
+def _taken_in_postgresql() -> Select[Any]:
+    # With equality filters its planner may read a whole other index; only the intended index gives
+    # this order.
+    order = (call.c.project_id, call.c.e164)
+    of_number = (tuple_(*order) >= tuple_(*_number), tuple_(*order) <= tuple_(*_number))
+    until = (
+        select(call.c.may_ring_until)
+        .where(*of_number, may_ring, call.c.may_ring_until > _now)
+        .order_by(*order, call.c.may_ring_until)
+        .limit(literal_column("1"))
+        .scalar_subquery()
+    )
+    in_flight = (
+        select(literal_column("1"))
+        .where(*of_number, is_in_flight)
+        .order_by(*order)
+        .limit(literal_column("1"))
+        .scalar_subquery()
+    )
+    return select(*_number, until.label("until")).where(
+        or_(in_flight.is_not(None), until.is_not(None))
+    )
+
+
+_TAKEN: Final = {
+    "sqlite": Query(_taken_in_sqlite()),
+    "postgresql": Query(_taken_in_postgresql()),
+}
 # Two numbers that share a lock by chance only wait for each other.
 _LOCK: Final = Query(
     select(
@@ -95,4 +151,19 @@ _LOCK: Final = Query(
 _parked = given("parked", id=call.c.id.type, due_at=call.c.due_at.type)
 _PARK: Final = Change(
     update(call).where(call.c.id == _parked.c.id, is_due).values(due_at=_parked.c.due_at)
+)
+_marked = given("marked", id=call.c.id.type, until=call.c.may_ring_until.type)
+_MARK: Final = Change(
+    update(call).where(call.c.id == _marked.c.id).values(may_ring_until=_marked.c.until)
+)
+_FORGET: Final = Change(
+    update(call)
+    .where(
+        call.c.id.in_(
+            select(call.c.id)
+            .where(may_ring, call.c.may_ring_until <= _now)
+            .limit(bindparam("most"))
+        )
+    )
+    .values(may_ring_until=None)
 )

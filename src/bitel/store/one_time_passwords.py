@@ -8,9 +8,18 @@ dialled again, when its attempt is over.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, literal, or_, select
+from sqlalchemy import (
+    Connection,
+    Select,
+    literal,
+    literal_column,
+    or_,
+    select,
+    true,
+    tuple_,
+)
 
 from bitel.calls.call import CallStatus, Lane, NewCall
 from bitel.store.bulk import Query, given
@@ -31,7 +40,8 @@ def supersede_older(conn: Connection, placed: Iterable[NewCall], now: float) -> 
         key = new.project_id, new.e164
         first[key] = min(new.id, first.get(key, new.id))
     if first:
-        older = _OLDER.rows(conn, {"newer": [(*key, call_id) for key, call_id in first.items()]})
+        rows = [(*key, call_id) for key, call_id in first.items()]
+        older = _OLDER[conn.dialect.name].rows(conn, {"placed": rows})
         end_calls(conn, [CallEnd(row.id, CallStatus.CANCELED, reason=REASON) for row in older], now)
 
 
@@ -41,51 +51,93 @@ def superseded(conn: Connection, calls: Iterable[tuple[str, str, str]]) -> set[s
     Each is given as project, number in E.164, and call id.
     """
     asked = list(calls)
-    return {row.id for row in _SUPERSEDED.rows(conn, {"asked": asked})} if asked else set()
+    if not asked:
+        return set()
+    return {row.id for row in _SUPERSEDED[conn.dialect.name].rows(conn, {"asked": asked})}
 
 
-_newer = given("newer", project_id=project.c.id.type, e164=call.c.e164.type, id=call.c.id.type)
-_OLDER: Final = Query(
-    select(call.c.id)
-    .select_from(
-        _newer.join(
-            call,
-            (call.c.project_id == _newer.c.project_id)
-            & (call.c.e164 == _newer.c.e164)
-            & (call.c.id < _newer.c.id)
-            & is_waiting_otp,
-        )
-    )
-    # What is being claimed at this moment is dialled.
-    .with_for_update(skip_locked=True, of=call)
-)
+_placed = given("placed", project_id=project.c.id.type, e164=call.c.e164.type, id=call.c.id.type)
 _asked = given("asked", project_id=project.c.id.type, e164=call.c.e164.type, id=call.c.id.type)
+_MOST: Final = 1000
+"""Older passwords for one number that one newer one ends; there is hardly ever more than one."""
 
 
-def _has_newer(*state: ColumnElement[bool]) -> ColumnElement[bool]:
-    """Whether the number has a newer call in that state."""
-    # PostgreSQL takes the index of the numbers for the order of its rows; for equality alone it
-    # may take another, and read all that waits, as long as its statistics say that there is little.
-    newer = (
-        select(literal(1))
+def _older_in_sqlite() -> Select[Any]:
+    is_older = (
+        (call.c.project_id == _placed.c.project_id)
+        & (call.c.e164 == _placed.c.e164)
+        & (call.c.id < _placed.c.id)
+    )
+    return select(call.c.id).select_from(_placed.join(call, is_older & is_waiting_otp))
+
+
+def _older_in_postgresql() -> Select[Any]:
+    # As in `number_exclusion`: only the intended index gives this order.
+    placed, order = _placed.c, (call.c.project_id, call.c.e164, call.c.id)
+    older = (
+        select(call.c.id)
         .where(
-            call.c.project_id == _asked.c.project_id,
-            call.c.e164 >= _asked.c.e164,
-            call.c.e164 <= _asked.c.e164,
-            call.c.id > _asked.c.id,
-            *state,
+            tuple_(*order) >= tuple_(placed.project_id, placed.e164, literal_column("''")),
+            tuple_(*order) < tuple_(placed.project_id, placed.e164, placed.id),
+            is_waiting_otp,
         )
-        .order_by(call.c.e164)
-        .limit(1)
+        .order_by(*order)
+        .limit(literal_column(str(_MOST)))
+        # What is being claimed at this moment is dialled.
+        .with_for_update(skip_locked=True, of=call)
+        .correlate(_placed)
+        .lateral("older")
     )
-    return newer.scalar_subquery().is_not(None)
+    return select(older).select_from(_placed.join(older, true()))
 
 
-_SUPERSEDED: Final = Query(
-    select(_asked.c.id).where(
-        or_(
-            _has_newer(is_waiting_otp),
-            _has_newer(is_in_flight, call.c.lane == int(Lane.OTP)),
-        )
+def _superseded_in_sqlite() -> Select[Any]:
+    is_newer = (
+        call.c.project_id == _asked.c.project_id,
+        call.c.e164 == _asked.c.e164,
+        call.c.id > _asked.c.id,
     )
-)
+    waiting = select(literal(1)).where(*is_newer, is_waiting_otp).exists()
+    in_flight = select(literal(1)).where(*is_newer, is_in_flight, _is_otp).exists()
+    return select(_asked.c.id).where(or_(waiting, in_flight))
+
+
+def _superseded_in_postgresql() -> Select[Any]:
+    asked, order = _asked.c, (call.c.project_id, call.c.e164)
+    number = tuple_(asked.project_id, asked.e164)
+    waiting = (
+        select(literal_column("1"))
+        .where(
+            tuple_(*order, call.c.id) > tuple_(asked.project_id, asked.e164, asked.id),
+            tuple_(*order) <= number,
+            is_waiting_otp,
+        )
+        .order_by(*order, call.c.id)
+        .limit(literal_column("1"))
+        .scalar_subquery()
+    )
+    in_flight = (
+        select(literal_column("1"))
+        .where(
+            tuple_(*order) >= number,
+            tuple_(*order) <= number,
+            is_in_flight,
+            _is_otp,
+            call.c.id > asked.id,
+        )
+        .order_by(*order)
+        .limit(literal_column("1"))
+        .scalar_subquery()
+    )
+    return select(asked.id).where(or_(waiting.is_not(None), in_flight.is_not(None)))
+
+
+_is_otp = call.c.lane == literal_column(str(int(Lane.OTP)))
+_OLDER: Final = {
+    "sqlite": Query(_older_in_sqlite()),
+    "postgresql": Query(_older_in_postgresql()),
+}
+_SUPERSEDED: Final = {
+    "sqlite": Query(_superseded_in_sqlite()),
+    "postgresql": Query(_superseded_in_postgresql()),
+}

@@ -206,6 +206,8 @@ call = Table(
     Column("repeat_count", SmallInteger),
     Column("language", String(35)),
     Column("uncertain", Integer, nullable=False, server_default=_ZERO),  # redials beyond retries
+    # An INVITE of a process that crashed may ring the phone until then; NULL: none does.
+    Column("may_ring_until", Double),
     CheckConstraint("due_at IS NULL OR status = 0", name="final_is_not_due"),
     CheckConstraint("recording_id IS NOT NULL OR digits IS NOT NULL", name="plays_something"),
 )
@@ -244,6 +246,9 @@ is_in_flight = and_(call.c.due_at.is_(None), is_waiting)
 
 Index("ix_call_in_flight", call.c.project_id, call.c.e164,
       sqlite_where=is_in_flight, postgresql_where=is_in_flight)  # fmt: skip
+may_ring = call.c.may_ring_until.is_not(None)
+Index("ix_call_may_ring", call.c.project_id, call.c.e164, call.c.may_ring_until,
+      sqlite_where=may_ring, postgresql_where=may_ring)  # fmt: skip
 is_waiting_otp = and_(is_due, call.c.lane == literal_column(str(int(Lane.OTP))))
 """The call is a one-time password that waits for its next attempt."""
 

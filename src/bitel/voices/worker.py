@@ -152,7 +152,12 @@ async def _feed(process: Process, given: bytes) -> None:
         return
     # A worker that ends before it has read everything says why by its status.
     with suppress(BrokenPipeError, ConnectionResetError):
-        process.stdin.write(given)
-        await process.stdin.drain()
+        try:
+            process.stdin.write(given)
+            await process.stdin.drain()
+        except RuntimeError:
+            # So does uvloop where the pipe was closed before anything was written.
+            if not process.stdin.is_closing():
+                raise
         process.stdin.close()
         await process.stdin.wait_closed()

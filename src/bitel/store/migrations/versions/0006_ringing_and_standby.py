@@ -29,6 +29,10 @@ def upgrade() -> None:
     op.add_column("dialer", sa.Column("up", sa.Boolean(), nullable=False, server_default=sa.true()))
     op.add_column("dialer", sa.Column("paused_reason", sa.String(200)))
     op.add_column("dialer", sa.Column("worked_at", sa.Double()))
+    op.add_column("call", sa.Column("may_ring_until", sa.Double()))
+    may_ring = sa.text("may_ring_until IS NOT NULL")
+    op.create_index("ix_call_may_ring", "call", ["project_id", "e164", "may_ring_until"],
+                    sqlite_where=may_ring, postgresql_where=may_ring)
     in_flight = sa.text("due_at IS NULL AND status = 0")
     op.create_index("ix_call_in_flight", "call", ["project_id", "e164"],
                     sqlite_where=in_flight, postgresql_where=in_flight)
