@@ -26,14 +26,14 @@ from bitel.settings import DialerSettings, Settings
 from bitel.shutdown import Shutdown
 from bitel.store import leases
 from bitel.store.database import Database
-from bitel.store.leases import Holder, LostLease, Recovered, Terms
+from bitel.store.leases import Holder, LostLease, Recovered, TakeOverTerms
 from tests.dialers.calling import OneClip
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dialer_worker, "POLL", 0.02)
-    monkeypatch.setattr(dialer_worker, "FORCE_PATIENCE", 0.3)
+    monkeypatch.setattr(dialer_worker, "FORCE_TIMEOUT", 0.3)
 
 
 class Process:
@@ -133,7 +133,7 @@ async def test_who_comes_second_lets_go_of_its_port_and_waits(
     tries: list[bool] = []
     take_over = process.dispatcher.take_over
 
-    async def late(terms: Terms) -> Recovered:
+    async def late(terms: TakeOverTerms) -> Recovered:
         tries.append(process.dialer.up)
         if len(tries) < 3:
             raise LostLease("another was faster")

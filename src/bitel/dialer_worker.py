@@ -13,16 +13,16 @@ from bitel.dialing.dispatcher import Dispatcher
 from bitel.dialing.standby import POLL, Standby
 from bitel.errors import BitelError, UnavailableError
 from bitel.shutdown import Shutdown
-from bitel.store.leases import LostLease, Terms
+from bitel.store.leases import LostLease, TakeOverTerms
 
 log = structlog.get_logger(__name__)
 
-FORCE_PATIENCE: Final = 30.0
+FORCE_TIMEOUT: Final = 30.0
 """Seconds that a worker from which a dialer is taken may need to let go of its lock and port."""
 _FORCE_PAUSE: Final = 0.25
-_ACTIVATION_PATIENCE: Final = 5.0
+_ACTIVATION_TIMEOUT: Final = 5.0
 """Seconds that a take-over under way may take once the service is to stop."""
-_RELEASE_PATIENCE: Final = 3.0
+_RELEASE_TIMEOUT: Final = 3.0
 """Seconds that the database may take to release the lease."""
 
 
@@ -115,7 +115,7 @@ class DialerWorker:
         self._stopping.set()
         try:
             if not self._active:
-                patience = _ACTIVATION_PATIENCE if self._activating else 0.0
+                patience = _ACTIVATION_TIMEOUT if self._activating else 0.0
                 await asyncio.wait({running}, timeout=patience)
                 if not running.done():
                     running.cancel()
@@ -147,7 +147,7 @@ class DialerWorker:
             log.warning("standby_waits", dialer=self.dialer_id, fault=fault)
         self._fault = fault
 
-    async def _activate(self, terms: Terms) -> bool:
+    async def _activate(self, terms: TakeOverTerms) -> bool:
         """Bind and take over. False: another process took over in this moment."""
         self._activating = True
         try:
@@ -163,15 +163,15 @@ class DialerWorker:
             await self._dialer.close()
             raise
 
-    async def _take_over(self, terms: Terms) -> bool:
+    async def _take_over(self, terms: TakeOverTerms) -> bool:
         try:
             recovered = await self._dispatcher.take_over(terms)
         except LostLease:
-            self._standby.forget()
+            self._standby.reset()
             await self._dialer.close()
             return False
         except BaseException:
-            self._standby.forget()
+            self._standby.reset()
             await self._dialer.close()
             raise
         self._active = True
@@ -183,7 +183,7 @@ class DialerWorker:
         terms = await self._standby.fence()
         log.warning("taking_over", dialer=self.dialer_id, holder=self._standby.holder.worker)
         loop = asyncio.get_running_loop()
-        until = loop.time() + FORCE_PATIENCE
+        until = loop.time() + FORCE_TIMEOUT
         while not cancel.is_set():
             fault = f"its worker {self._standby.holder.worker} does not end; end it with kill -9"
             if self._standby.lock.acquire():
@@ -204,7 +204,7 @@ class DialerWorker:
 
     async def _release(self) -> None:
         try:
-            async with asyncio.timeout(_RELEASE_PATIENCE):
+            async with asyncio.timeout(_RELEASE_TIMEOUT):
                 await self._dispatcher.release()
         except (UnavailableError, TimeoutError) as fault:
             # Another installation then waits until it has seen no heartbeat for a while.

@@ -1,4 +1,4 @@
-"""What has to be done now and then, whoever else is at work: by each process, in small pieces."""
+"""Periodic work of each process: expiry without a dialer, old keys, abandoned attempts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final
 import structlog
 from sqlalchemy import Connection
 
-from bitel.dialing.standby import LATE, Silence
+from bitel.dialing.standby import LONGEST_LOOK, HeartbeatMonitor
 from bitel.errors import UnavailableError
 from bitel.store import housekeeping, idempotency, number_exclusion
 from bitel.store.database import Database
@@ -33,10 +33,11 @@ is not one of ours."""
 
 
 class Housekeeper:
-    """Expires calls that no dialer will ever claim, and forgets old idempotency keys.
+    """Expires calls that no dialer will ever claim, and deletes old idempotency keys.
 
-    `dialer_ids` are those of the settings. `clock` gives Unix seconds, `monotonic` seconds that
-    only move forward.
+    It also gives up the attempts of dialers that are not in the settings, once their workers have
+    sent no heartbeat for `ABANDONED_AFTER`. `dialer_ids` are those of the settings. `clock` gives
+    Unix seconds, `monotonic` seconds that never go back.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Housekeeper:
         self._dialer_ids = dialer_ids
         self._clock = clock
         self._monotonic = monotonic
-        self._silences: dict[str, Silence] = {}
+        self._monitors: dict[str, HeartbeatMonitor] = {}
 
     async def run(self) -> None:
         """A round every 10 s, until cancelled."""
@@ -60,10 +61,12 @@ class Housekeeper:
                 await self.round()
             except UnavailableError as fault:
                 log.warning("housekeeping_failed", fault=str(fault))
-                self._silences.clear()
+                self._monitors.clear()
                 pause = AFTER_FAULT
             except Exception:
-                log.exception("housekeeping_broke")  # of no consequence to what runs beside it
+                log.exception(
+                    "housekeeping_broke"
+                )  # the next round may do better, and nothing depends on this one
             await asyncio.sleep(pause)
 
     async def round(self) -> None:
@@ -74,12 +77,12 @@ class Housekeeper:
             log.warning("expired_without_dialer", calls=expired)
         answered_at = self._monotonic()
         # As in a standby: no difference between clocks counts, nor a database that was away.
-        for dialer_id in self._silences.keys() - left_open.keys():
-            del self._silences[dialer_id]
+        for dialer_id in self._monitors.keys() - left_open.keys():
+            del self._monitors[dialer_id]
         for dialer_id, holder in left_open.items():
-            silence = self._silences.setdefault(dialer_id, Silence(EVERY + LATE))
-            silence.saw(holder, asked_at, answered_at)
-            if silence.seconds >= ABANDONED_AFTER:
+            monitor = self._monitors.setdefault(dialer_id, HeartbeatMonitor(EVERY + LONGEST_LOOK))
+            monitor.observe(holder, asked_at, answered_at)
+            if monitor.seconds >= ABANDONED_AFTER:
                 await self._give_up(dialer_id, holder)
 
     def _work(self, conn: Connection) -> tuple[int, dict[str, Holder]]:

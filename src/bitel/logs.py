@@ -39,7 +39,7 @@ def _unbuffered(stream: TextIO) -> TextIO:
     except (AttributeError, OSError, ValueError):
         return stream
     return io.TextIOWrapper(
-        raw,  # enough of a buffer for what is written at once
+        raw,  # with `write_through`, what is written reaches it at once
         encoding="utf-8",
         errors="backslashreplace",
         write_through=True,

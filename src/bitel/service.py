@@ -42,7 +42,7 @@ from bitel.loop_lag import LoopLag, measuring
 from bitel.metrics.page import Page
 from bitel.metrics.sources import DialerFigures, DialerSource, Sources
 from bitel.settings import DialerSettings, Settings, TraceSettings, split_address
-from bitel.shutdown import CLOSING_PATIENCE, Shutdown
+from bitel.shutdown import CLOSING_TIMEOUT, Shutdown
 from bitel.store import migrate, recordings
 from bitel.store.database import Database
 from bitel.voices.speech import SpeechOptions
@@ -209,9 +209,13 @@ def _dialer(
     on_settled: Callable[[], None],
     lag: LoopLag,
 ) -> tuple[SipTrunkDialer, Dispatcher]:
-    faults = RecordingFaults(dialer.id, time.monotonic)
+    recording_faults = RecordingFaults(dialer.id, time.monotonic)
     trunk = SipTrunkDialer(
-        sip_trunk_config(dialer), playlists, time.time, watch=watch, faults=faults
+        sip_trunk_config(dialer),
+        playlists,
+        time.time,
+        watch=watch,
+        recording_faults=recording_faults,
     )
 
     def strain() -> Strain:
@@ -234,9 +238,9 @@ def _dialer(
         clock=time.time,
         on_settled=on_settled,
         strain=strain,
-        faults=faults,
+        recording_faults=recording_faults,
         journal=Journal(
-            settings.data_dir / f"unsettled-{dialer.id}.journal", most=dialer.max_channels
+            settings.data_dir / f"unsettled-{dialer.id}.journal", capacity=dialer.max_channels
         ),
     )
     trunk.confirm_lease = dispatcher.confirm_lease
@@ -254,10 +258,10 @@ def _figures(trunk: SipTrunkDialer, dispatcher: Dispatcher, counted: Counted) ->
         figures=dispatcher.figures,
         invites=counted.invites,
         signs=dispatcher.pressure.signs,
-        held_back=dispatcher.pressure.seconds(time.time()),
+        held_back=dispatcher.held_back,
         trunks=trunk.trunks(),
         streams=trunk.streamer.stats(),
-        recordings_unreachable=dispatcher.faults.count(),
+        recordings_unreachable=dispatcher.recording_faults.count(),
     )
 
 
@@ -297,7 +301,7 @@ async def _delivering(deliverer: webhooks.Deliverer, shutdown: Shutdown) -> Asyn
 
 async def _close_database(database: Database, shutdown: Shutdown) -> None:
     # In this thread: those of the executor may hang by now, or be taken.
-    if not database.close(shutdown.left(CLOSING_PATIENCE)):
+    if not database.close(shutdown.left(CLOSING_TIMEOUT)):
         log.warning("not_stopped_in_time", part="database")
 
 

@@ -13,7 +13,7 @@ import structlog
 
 log = structlog.get_logger(__name__)
 
-CLOSING_PATIENCE: Final = 5.0
+CLOSING_TIMEOUT: Final = 5.0
 """Seconds that a part may take to stop."""
 
 SHUTDOWN_MARGIN: Final = 40.0
@@ -47,7 +47,7 @@ class Shutdown:
     async def step(self, part: str, close: Callable[[], Coroutine[None, None, None]]) -> None:
         """Stop a part, in the time that there is; what it leaves behind ends with the process."""
         task = asyncio.create_task(close())
-        await asyncio.wait([task], timeout=self.left(CLOSING_PATIENCE))
+        await asyncio.wait([task], timeout=self.left(CLOSING_TIMEOUT))
         if task.done():
             task.result()
             return

@@ -72,7 +72,7 @@ def test_a_phone_that_rang_is_never_taken_for_trunk_trouble(
     assert outcome in (
         Outcome.BUSY,
         Outcome.NO_ANSWER,
-        Outcome.RANG,
+        Outcome.RANG_THEN_FAILED,
         Outcome.BAD_NUMBER,
         Outcome.REFUSED_FOR_GOOD,
     )
@@ -81,7 +81,7 @@ def test_a_phone_that_rang_is_never_taken_for_trunk_trouble(
 
 @pytest.mark.parametrize("code", [400, 401, 403, 407, 433, 488, 500, 502, 503, 504, 580])
 def test_after_ringing_any_failure_is_an_attempt_that_was_not_answered(code: int) -> None:
-    assert classify(code, None, rang=True) is Outcome.RANG
+    assert classify(code, None, rang=True) is Outcome.RANG_THEN_FAILED
 
 
 @pytest.mark.parametrize("code", [408, 500, 502, 503, 504])

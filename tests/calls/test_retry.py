@@ -31,7 +31,7 @@ def rule(retries_left: int = 1, expires_in: float = 14_400, trouble: int = 0) ->
     return RetryRule(retries_left, 60.0, NOW + expires_in, trouble)
 
 
-@pytest.mark.parametrize("outcome", [Outcome.BUSY, Outcome.NO_ANSWER, Outcome.RANG])
+@pytest.mark.parametrize("outcome", [Outcome.BUSY, Outcome.NO_ANSWER, Outcome.RANG_THEN_FAILED])
 def test_busy_and_no_answer_are_retried_while_retries_are_left(outcome: Outcome) -> None:
     assert decide(rule(1), attempted(outcome)) == Again(NOW + 60, spends_retry=True, trouble=0)
     final = decide(rule(0), attempted(outcome))
@@ -133,7 +133,7 @@ def test_whoever_answered_is_never_tried_again(rule: RetryRule, outcome: Outcome
     assert isinstance(decide(rule, attempted(outcome)), Final)
 
 
-RINGING = [Outcome.BUSY, Outcome.NO_ANSWER, Outcome.RANG, Outcome.UNCERTAIN]
+RINGING = [Outcome.BUSY, Outcome.NO_ANSWER, Outcome.RANG_THEN_FAILED, Outcome.UNCERTAIN]
 
 
 @given(rule=rules, met=st.lists(st.sampled_from(RINGING), max_size=20))

@@ -1,8 +1,8 @@
-"""`python -m tests.chaos`: calls placed at a real service while faults are injected, and checked.
+"""`python -m tests.chaos`: places calls at a real service, injects faults, and checks the results.
 
 Prints each violation with its evidence and a summary in Markdown; the exit status is 1 if there was
-any violation. The same seed draws the same calls and the same row of faults; when exactly each
-falls depends on the machine.
+any violation. The same seed gives the same calls and the same sequence of faults; when exactly each
+happens depends on the machine.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.chaos.run import Options, run
 
 EVERYWHERE = (
     "kill", "stop", "term", "sender-kill", "sender-stop", "worker-kill", "worker-stop",
-    "callee-deaf", "callee-refuse", "db-freeze", "db-full",
+    "callee-unreachable", "callee-refuse", "db-freeze", "db-full",
 )  # fmt: skip
 DATABASE_FAULTS = {"sqlite": ("db-unwritable",), "postgresql": ("db-kill",)}
 SECONDS_A_CALL = 0.48
@@ -30,7 +30,7 @@ SECONDS_A_CALL = 0.48
 
 
 def main() -> int:
-    """Run, report, and say by the exit status whether every rule held."""
+    """Run, report, and return the exit status: 0 if every rule held."""
     options, keep = _options()
     # What was started and mounted is ended and unmounted, also where the run is broken off.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -57,8 +57,8 @@ def main() -> int:
 def _options() -> tuple[Options, bool]:
     parser = argparse.ArgumentParser(
         prog="python -m tests.chaos",
-        description="Place calls at a real service while faults are injected, and check what "
-        "became of them against the log of the callee.",
+        description="Place calls at a real service while faults are injected, and check the "
+        "results against the log of the callee.",
     )
     parser.add_argument("--calls", type=int, default=500, help="calls to place (default 500)")
     parser.add_argument("--seed", type=int, default=1, help="of calls and faults (default 1)")
@@ -75,7 +75,9 @@ def _options() -> tuple[Options, bool]:
     parser.add_argument(
         "--time-to-live", type=float, default=180.0, help="of each call, in seconds"
     )
-    parser.add_argument("--keep", action="store_true", help="keep the logs of a run without faults")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the logs of a run without violations"
+    )
     given = parser.parse_args()
     faults = (*EVERYWHERE, *DATABASE_FAULTS[given.database])
     if given.faults is not None:

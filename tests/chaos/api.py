@@ -1,4 +1,4 @@
-"""A client of the HTTP API that asks again until it is answered, as a careful one would."""
+"""An HTTP client of the API that repeats each request until it is answered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules about calls and about the people called: what the callee's log says, against the API.
+"""Rules about calls and phones: compare the callee's log with what the API says.
 
 A number is never called by more than the calls that were placed to it allow; a rule about one
 call's attempts is applied where its number has one call.
@@ -98,7 +98,7 @@ def _silent_normal(evidence: Evidence) -> Iterator[str]:
             yield f"call {placed.call_id}: {story(evidence, last)}"
 
 
-# What people's phones went through
+# What the phones received
 
 
 @finds("number in two attempts at once")
@@ -199,8 +199,8 @@ def _late_repeat(evidence: Evidence) -> Iterator[str]:
                 why = f"after the ring time-out, {off:.1f} s behind the schedule"
             else:
                 continue
-            told = story(evidence, invitation)
-            yield f"{invitation.number}: {after:.1f} s after the first, {why}: {told}"
+            line = story(evidence, invitation)
+            yield f"{invitation.number}: {after:.1f} s after the first, {why}: {line}"
             break
 
 
@@ -224,7 +224,7 @@ def _after_final(evidence: Evidence) -> Iterator[str]:
 
 
 def _all_pairs(invitations: Sequence[Invitation]) -> Iterator[tuple[Invitation, Invitation]]:
-    """Each invitation with every later one; those that reached nobody are left out."""
+    """Each invitation with every later one; those without any response are left out."""
     return itertools.combinations([each for each in invitations if not each.silent], 2)
 
 
@@ -256,7 +256,7 @@ def _may_be_forgotten(evidence: Evidence, invitation: Invitation) -> bool:
             if any(rang <= death <= until for death in evidence.deaths()):
                 return True
     terms = [each for each in evidence.exits if each.why == "term"]
-    # A drain ends what rings, by CANCEL; whether that spends a retry is the service's choice.
+    # A drain cancels what rings; whether that spends a retry is for the service to decide.
     return invitation.canceled_at is not None and any(
         each.at - each.seconds <= invitation.canceled_at <= each.at for each in terms
     )

@@ -1,8 +1,8 @@
 """The callee: a SIP user agent server over UDP that counts the RTP of each call and logs it all.
 
 It runs in a process of its own, which is never killed or stopped, and shares no code with the
-service: its log says what really reached people's phones. Commands come on stdin, one a line:
-`deaf SECONDS` (datagrams of SIP are dropped), `refuse SECONDS` (503 at once to each new call) and
+service: its log shows what reached the phones. Commands come on stdin, one a line:
+`drop SECONDS` (all SIP datagrams are dropped), `refuse SECONDS` (503 at once to each new call) and
 `quit`. Each line of the log is a JSON object with `at` (CLOCK_MONOTONIC), `wall` (Unix seconds),
 `event`, and `call`, `branch` and `number` where it belongs to an invitation.
 """
@@ -32,7 +32,7 @@ T2: Final = 4.0
 RING_LIMIT: Final = 90.0
 """Seconds after which ringing ends with 480, where the INVITE has no Expires."""
 GIVE_UP: Final = 32.0
-"""Seconds for which a response is repeated that nobody acknowledges (64 * T1)."""
+"""Seconds for which a response is repeated that is not acknowledged (64 * T1)."""
 SILENCE: Final = 15.0
 """Seconds without audio after which the person hangs up."""
 SO_TIMESTAMPNS: Final = 35
@@ -120,7 +120,7 @@ class Dialog:
 
     @property
     def names(self) -> dict[str, Any]:
-        """What the log calls it."""
+        """The fields that name it in the log."""
         invite = self.invite
         return {"call": invite.get("call-id"), "branch": invite.branch, "number": self.number}
 
@@ -138,7 +138,7 @@ class Callee:
         self._by_tag: dict[str, Dialog] = {}
         self._invitations: dict[str, int] = {}
         self._byes: dict[str, Dialog] = {}
-        self._deaf_until = self._refuse_until = 0.0
+        self._drop_until = self._refuse_until = 0.0
         self._ended = False
         self._input = b""
         self._sip = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -174,8 +174,8 @@ class Callee:
             self._write(command)
             if command == "quit":
                 self._ended = True
-            elif command == "deaf":
-                self._deaf_until = time.monotonic() + float(arguments[0])
+            elif command == "drop":
+                self._drop_until = time.monotonic() + float(arguments[0])
             elif command == "refuse":
                 self._refuse_until = time.monotonic() + float(arguments[0])
 
@@ -194,7 +194,7 @@ class Callee:
                 self._receive(Message.parse(data), source, at)
 
     def _receive(self, message: Message, source: Address, at: float) -> None:
-        if at < self._deaf_until:
+        if at < self._drop_until:
             self._drop(message, at)
             return
         if message.start.startswith("SIP/2.0"):
@@ -222,7 +222,7 @@ class Callee:
             self._reply(message, source, 481)
 
     def _drop(self, message: Message, at: float) -> None:
-        """Log what has reached nobody: when an INVITE left, and what the service knew."""
+        """Log a message that is dropped: when an INVITE was sent, and what the service knew."""
         what = message.start.split()[0]
         names = {"call": message.get("call-id"), "branch": message.branch}
         known = self._invited.get((names["call"], names["branch"]))
@@ -475,7 +475,7 @@ class Callee:
 
 def main() -> None:
     """The process: answers calls at a port of 127.0.0.1 until stdin ends."""
-    parser = argparse.ArgumentParser(description="A SIP callee whose log is the truth.")
+    parser = argparse.ArgumentParser(description="A SIP callee that logs all it receives.")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--ring-timeout", type=float, required=True)

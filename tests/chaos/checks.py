@@ -1,4 +1,4 @@
-"""The rules that must hold whatever fails, applied to what a run left behind."""
+"""Applies every rule to the evidence of a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["RULES", "Violation", "call_rules", "check", "service_rules"]
 
 
 class Violation(NamedTuple):
-    """A rule that was broken, and by what one can see it."""
+    """A rule that was broken, and the evidence for it."""
 
     kind: str
     evidence: str

@@ -1,4 +1,4 @@
-"""What a run leaves behind, as values: the callee's log, faults, the API's and the books' word.
+"""The evidence of a run, as values: callee log, faults, API answers, ledger, webhooks.
 
 All times are seconds of CLOCK_MONOTONIC, which every process of a machine shares.
 """
@@ -96,7 +96,7 @@ class Placed(NamedTuple):
 
 
 class FinalCall(NamedTuple):
-    """A call as the API tells it at the end."""
+    """A call as the API shows it at the end."""
 
     status: str
     bill_seconds: int
@@ -144,7 +144,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What the service was told, in seconds."""
+    """The settings of the service that rules depend on, in seconds."""
 
     ring_timeout: float = 5.0
     retry_interval: float = 5.0
@@ -208,7 +208,7 @@ def digits_of(number: str) -> str:
 
 
 def read_callee_log(lines: Iterable[str]) -> list[Invitation]:
-    """The invitations that a callee's log tells of."""
+    """The invitations in a callee's log."""
     found: dict[tuple[str, str], Invitation] = {}
     for line in lines:
         entry = json.loads(line)

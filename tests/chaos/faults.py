@@ -1,4 +1,4 @@
-"""What is done to the service while it works: faults by name, injected at random moments."""
+"""Injects faults at random moments, chosen by name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WORKERS: Final = {
     "speech": "bitel.voices.speech_worker",
 }
 AT_ONCE: Final = 2
-"""Faults that may lie over each other, each at another part."""
+"""Faults at the same time, each in another part."""
 LONGEST_STOP: Final = 12.0
 """Seconds: longer than ring time-outs here, so that timers of all kinds are due afterwards."""
 WEIGHTS: Final = {"kill": 3, "stop": 3}
@@ -30,7 +30,7 @@ WEIGHTS: Final = {"kill": 3, "stop": 3}
 
 
 class Kind(NamedTuple):
-    """A kind of fault: what part it is done to, one fault at a time, and for how long."""
+    """A kind of fault: the part that it affects, one fault at a time, and for how long."""
 
     part: str
     shortest: float
@@ -40,7 +40,7 @@ class Kind(NamedTuple):
 
 
 class Injector:
-    """The kinds of faults that can be done here, and a thread that does them."""
+    """The kinds of faults that can be injected here, and the threads that inject them."""
 
     def __init__(
         self, service: Service, storage: Storage, callee: IO[bytes], api: Api, seed: int
@@ -60,8 +60,10 @@ class Injector:
             "sender-stop": Kind("sender", 0.5, LONGEST_STOP, self._sender_stop),
             "worker-kill": Kind("worker", 0.0, 1.0, self._worker_kill),
             "worker-stop": Kind("worker", 0.5, LONGEST_STOP, self._worker_stop),
-            "callee-deaf": Kind("callee", 1.0, 8.0, lambda s: self._tell_callee("deaf", s)),
-            "callee-refuse": Kind("callee", 1.0, 8.0, lambda s: self._tell_callee("refuse", s)),
+            "callee-unreachable": Kind(
+                "callee", 1.0, 8.0, lambda s: self._command_callee("drop", s)
+            ),
+            "callee-refuse": Kind("callee", 1.0, 8.0, lambda s: self._command_callee("refuse", s)),
             **{
                 name: Kind("database", *_DURATIONS[name], _without_detail(inject))
                 for name, inject in storage.faults().items()
@@ -76,7 +78,7 @@ class Injector:
         self.skipped = set(names) - self.kinds.keys()
         known = [name for name in names if name in self.kinds]
         while known:
-            # Drawn in any case, so that the row of faults is the seed's, whatever takes how long.
+            # Drawn in any case, so that the sequence of faults depends on the seed alone.
             wait = self._random.uniform(0.3 * gap, 1.7 * gap)
             [name] = self._random.choices(known, [WEIGHTS.get(each, 1) for each in known])
             kind = self.kinds[name]
@@ -153,7 +155,7 @@ class Injector:
         asking.join()
         return detail if detail == _NOTHING else f"{kind} {detail}"
 
-    def _tell_callee(self, mode: str, seconds: float) -> str:
+    def _command_callee(self, mode: str, seconds: float) -> str:
         self._callee.write(f"{mode} {seconds}\n".encode())
         self._callee.flush()
         time.sleep(seconds)

@@ -1,4 +1,4 @@
-"""What the callee does with each invitation to a number: decided by the number's last two digits.
+"""Call plans: the callee's behaviour for a number, chosen by its last two digits.
 
 Part of the callee, so it imports nothing of the service.
 """

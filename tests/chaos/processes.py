@@ -1,4 +1,4 @@
-"""The service as a supervised process: started anew whenever it ends, as systemd would."""
+"""Runs the service as a supervised process: restarts it when it ends, as systemd does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What rules about a run are made of: their registry, and views of the evidence that they share."""
+"""The registry of rules, and the views of the evidence that they share."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def single(evidence: Evidence) -> Iterator[tuple[Placed, Sequence[Invitation]]]:
 
 
 def disturbed(faults: Sequence[Fault], begin: float, end: float, margin: float = 1.0) -> bool:
-    """Whether a fault lay between two moments, or near them."""
+    """Whether there was a fault between two moments, or within `margin` seconds of them."""
     return any(fault.at - margin <= end and begin <= fault.until + margin for fault in faults)
 
 

@@ -1,4 +1,4 @@
-"""One run: a service with a callee for a carrier, calls placed all along, faults, and evidence."""
+"""Carries out one run: service, callee, calls, faults; collects the evidence."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Options:
-    """What a run is to be like; times in seconds."""
+    """The parameters of a run; times in seconds."""
 
     calls: int = 500
     seed: int = 1
@@ -69,7 +69,7 @@ class Options:
 
 
 def run(options: Options, folder: Path, say: Say) -> Evidence:
-    """Carry a run out in a folder; what it left behind. The service's and callee's logs stay."""
+    """Carry out a run in a folder, and return its evidence. The logs stay in the folder."""
     ports = {
         "http": free_port(socket.SOCK_STREAM),
         "sip": free_port(socket.SOCK_DGRAM),
@@ -112,7 +112,7 @@ def run(options: Options, folder: Path, say: Say) -> Evidence:
         _require(callee)
         _read_api(api, evidence)
         service.stop()
-        _read_books(storage, evidence)
+        _read_database(storage, evidence)
         callee.stdin.close()
         callee.wait(30.0)
         evidence.ended = time.monotonic()
@@ -203,7 +203,7 @@ def _command(config: Path, *arguments: str) -> str:
 def _place(options: Options, api: Api, voice: str, evidence: Evidence, say: Say) -> None:
     """Place all calls over the run's time: half of them one by one, half in small batches."""
     chance = random.Random(options.seed + 1)
-    begun = told = time.monotonic()
+    begun = said_at = time.monotonic()
     used: list[str] = []
     asked = 0
     with ThreadPoolExecutor(PLACING) as pool:
@@ -215,8 +215,8 @@ def _place(options: Options, api: Api, voice: str, evidence: Evidence, say: Say)
             retry_count = chance.choice((0, 1, 1, 2))
             asked += count
             pool.submit(_place_one, options, api, voice, numbers, retry_count, evidence)
-            if time.monotonic() - told > 15.0:
-                told = time.monotonic()
+            if time.monotonic() - said_at > 15.0:
+                said_at = time.monotonic()
                 say(f"{len(evidence.placed)} of {options.calls} calls placed")
 
 
@@ -274,16 +274,16 @@ def _await_finals(
     until = time.monotonic() + options.time_to_live + options.terms.crash_wait + 30.0
     waiting = wanted
     while waiting and time.monotonic() < until:
-        told = receiver.calls()
-        waiting = {call for call in waiting if call not in told and not _is_final(api, call)}
+        reported = receiver.calls()
+        waiting = {call for call in waiting if call not in reported and not _is_final(api, call)}
         say(f"{len(waiting)} calls are not final")
-        wait_for(functools.partial(_is_told, receiver, waiting), 5.0, 0.2)
+        wait_for(functools.partial(_all_reported, receiver, waiting), 5.0, 0.2)
     final = wanted - waiting
-    if not wait_for(functools.partial(_is_told, receiver, final), WEBHOOK_PATIENCE, 0.2):
+    if not wait_for(functools.partial(_all_reported, receiver, final), WEBHOOK_PATIENCE, 0.2):
         say(f"{len(final - receiver.calls())} webhooks did not come")
 
 
-def _is_told(receiver: Receiver, calls: set[str]) -> bool:
+def _all_reported(receiver: Receiver, calls: set[str]) -> bool:
     return calls <= receiver.calls()
 
 
@@ -307,7 +307,7 @@ def _read_api(api: Api, evidence: Evidence) -> None:
         evidence.http_problems.append(f"not answered at the end, with no fault any more: {error}")
 
 
-def _read_books(storage: Storage, evidence: Evidence) -> None:
+def _read_database(storage: Storage, evidence: Evidence) -> None:
     entries = storage.query(
         "SELECT call_id, attempt_id, amount FROM ledger_entry WHERE call_id IS NOT NULL"
     )

@@ -42,8 +42,8 @@ def _billed_wrongly(evidence: Evidence) -> Iterator[str]:
             continue
         talked = last.end - last.answered_at
         if abs(final.bill_seconds - talked) > OFF:
-            told = story(evidence, last)
-            yield f"call {placed.call_id}: {final.bill_seconds} s billed, {talked:.1f} s: {told}"
+            line = story(evidence, last)
+            yield f"call {placed.call_id}: {final.bill_seconds} s billed, {talked:.1f} s: {line}"
 
 
 @finds("ledger entries of an attempt or call not one")
@@ -89,9 +89,9 @@ def _sums(evidence: Evidence) -> Iterator[str]:
 
 @finds("webhook missing")
 def _webhook_missing(evidence: Evidence) -> Iterator[str]:
-    told = {event.call_id for event in evidence.events}
+    reported = {event.call_id for event in evidence.events}
     for call_id, final in evidence.finals.items():
-        if final.status != "WAITING" and call_id not in told:
+        if final.status != "WAITING" and call_id not in reported:
             yield f"call {call_id} is {final.status}, and no event of it came"
 
 

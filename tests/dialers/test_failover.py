@@ -125,7 +125,7 @@ async def test_who_asks_for_rest_gets_it(tmp_path: Path) -> None:
             assert (await calls.call()).outcome is Outcome.TRUNK_TROUBLE
             assert not calls.dialer.up
             attempted = await calls.call()
-    assert attempted.detail == "every trunk asked to be left alone"
+    assert attempted.detail == "no trunk takes calls now"
     assert len(second.of("INVITE")) == 4
 
 
@@ -138,8 +138,6 @@ async def test_a_clock_that_is_set_changes_no_rest(tmp_path: Path, step: float) 
             await calls.call()
             set_by = step
             assert not calls.dialer.up
-            (trunk,) = calls.dialer.trunks()
-            assert trunk.answered_at == pytest.approx(time.time() + step, abs=1.0)
             await until(lambda: calls.dialer.up, 5.0)
 
 

@@ -54,7 +54,7 @@ async def test_after_ringing_nothing_is_taken_for_trunk_trouble(
         first.does["INVITE"] = responses(100, ringing, final)
         async with dialer(tmp_path, first.uri, second.uri) as calls:
             attempted = await calls.call()
-    assert attempted.outcome in {Outcome.RANG, Outcome.NO_ANSWER}
+    assert attempted.outcome in {Outcome.RANG_THEN_FAILED, Outcome.NO_ANSWER}
     assert not second.requests
 
 
@@ -134,6 +134,6 @@ async def test_after_ringing_no_other_invite_leaves_for_what_it_would_say_better
         far.does["INVITE"] = responses(100, ringing, final)
         async with dialer(tmp_path, far.uri, credentials=Credentials("me", "secret")) as calls:
             attempted = await calls.call()
-    assert attempted.outcome is Outcome.RANG
+    assert attempted.outcome is Outcome.RANG_THEN_FAILED
     assert attempted.sip_code == final.code
     assert len(far.of("INVITE")) == 1

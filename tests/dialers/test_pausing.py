@@ -18,11 +18,13 @@ from bitel.dialers.carriers import (
 )
 from bitel.dialers.config import SipTrunkConfig
 from bitel.dialers.hops import Hop
+from bitel.dialers.targets import Targets
 from bitel.dialers.trunk import Trunk
 from bitel.sip.message import Request
 from tests.conftest import FakeClock
 from tests.dialers.calling import Dialled, dialer
 from tests.dialers.carrier import Answer, answering, carrier
+from tests.dialers.dns_server import dns_server
 from tests.dialers.test_outcomes import responses
 
 TRUNK, OTHER = Trunk.parse("sip:192.0.2.1"), Trunk.parse("sip:192.0.2.2")
@@ -47,7 +49,7 @@ class Watched:
         if begun_at is None:
             return None
         over = Attempted(outcome, self.clock(), self.clock(), sip_code=code, detail=f"{code} x")
-        judged = self.carriers.judge(hop(trunk), over, begun_at).outcome
+        judged = self.carriers.record_outcome(hop(trunk), over, begun_at).outcome
         self.carriers.leave(passed)
         return judged
 
@@ -85,7 +87,9 @@ def test_calls_under_way_when_it_pauses_wait_too(watched: Watched) -> None:
     watched.call(Outcome.ANSWERED)
     over = Attempted(Outcome.REFUSED, 0.0, 0.0, sip_code=403)
     begun = [watched.carriers.begin(hop(TRUNK), {}) for _ in range(10)]
-    outcomes = [watched.carriers.judge(hop(TRUNK), over, at or 0.0).outcome for at in begun]
+    outcomes = [
+        watched.carriers.record_outcome(hop(TRUNK), over, at or 0.0).outcome for at in begun
+    ]
     assert outcomes == [Outcome.REFUSED] * 2 + [Outcome.TRUNK_TROUBLE] * 8
 
 
@@ -124,7 +128,7 @@ def test_uncertain_failures_in_a_row_rest_an_address(watched: Watched) -> None:
     watched.clock.advance(UNCERTAIN_REST)
     assert not watched.carriers.up, "the second rest is longer"
     watched.clock.advance(UNCERTAIN_REST)
-    assert watched.call(Outcome.RANG) is Outcome.RANG
+    assert watched.call(Outcome.RANG_THEN_FAILED) is Outcome.RANG_THEN_FAILED
     assert watched.carriers.up
     assert not watched.carriers.probing
 
@@ -179,6 +183,58 @@ async def test_a_fault_while_a_probe_is_placed_does_not_keep_the_trunk_closed(
         clock.advance(REFUSALS_PROBED)
         far.does["INVITE"] = answering(100, 200)
         assert (await calls.call()).outcome is Outcome.ANSWERED
+
+
+@pytest.mark.parametrize("first", ["redirects", "is full"])
+async def test_a_probe_goes_on_to_another_address_of_its_trunk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    async with carrier() as near, carrier() as far, dns_server() as zone:
+        zone.add(
+            "_sip._udp.c.test",
+            "SRV",
+            f"1 1 {near.port} localhost.c.test.",
+            f"2 1 {far.port} localhost.c.test.",
+        )
+        zone.add("localhost.c.test", "A", "127.0.0.1")
+        targets = Targets(FakeClock(), resolver=zone.resolver())
+        contact = [("Contact", f"<sip:1@127.0.0.1:{far.port}>")]
+        near.does["INVITE"] = (
+            answering(503) if first == "is full" else lambda _: [Answer(302, contact)]
+        )
+        async with dialer(
+            tmp_path, "sip:c.test", targets=targets, refusals_before_pause=1
+        ) as calls:
+            clock = FakeClock()
+            monkeypatch.setattr(calls.dialer._carriers, "_monotonic", clock)
+            assert await outcomes(calls, 1) == [Outcome.ANSWERED]
+            far.does["INVITE"] = answering(403)
+            assert await outcomes(calls, 1) == [Outcome.TRUNK_TROUBLE]
+            assert not calls.dialer.up
+            clock.advance(REFUSALS_PROBED)
+            far.does["INVITE"] = answering(100, 200)
+            assert await outcomes(calls, 1) == [Outcome.ANSWERED]
+            assert calls.dialer.up
+            assert not calls.dialer.probing
+            assert len(near.of("INVITE")) == len(far.of("INVITE")) == 3
+
+
+async def test_a_probe_that_nothing_answers_is_tried_again_after_the_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with carrier() as far, dialer(tmp_path, far.uri, refusals_before_pause=1) as calls:
+        clock = FakeClock()
+        monkeypatch.setattr(calls.dialer._carriers, "_monotonic", clock)
+        await calls.call()
+        far.does["INVITE"] = answering(403)
+        await calls.call()
+        clock.advance(REFUSALS_PROBED)
+        far.does["INVITE"] = answering(503)
+        assert await outcomes(calls, 1) == [Outcome.TRUNK_TROUBLE]
+        assert not calls.dialer.up
+        clock.advance(REFUSALS_PROBED)
+        far.does["INVITE"] = answering(100, 200)
+        assert await outcomes(calls, 1) == [Outcome.ANSWERED]
 
 
 def _break_next_invite(calls: Dialled, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,12 +302,12 @@ def test_a_probe_tries_all_addresses_of_the_trunk(watched: Watched) -> None:
         begun_at = carriers.begin(first, passed)
         assert begun_at is not None
         trouble = Attempted(Outcome.TRUNK_TROUBLE, 0.0, 0.0, sip_code=503)
-        carriers.judge(first, trouble, begun_at)
+        carriers.record_outcome(first, trouble, begun_at)
         watched.clock.advance(1)
         assert carriers.begin(first, {}) is None, "another call is no part of the probe"
         begun_at = carriers.begin(second, passed)
         assert begun_at is not None
-        carriers.judge(second, trouble, begun_at)
+        carriers.record_outcome(second, trouble, begun_at)
         carriers.leave(passed)
         assert not carriers.up, "a probe that showed nothing is repeated after the wait"
     watched.clock.advance(REFUSALS_PROBED)
@@ -259,7 +315,7 @@ def test_a_probe_tries_all_addresses_of_the_trunk(watched: Watched) -> None:
     assert carriers.begin(first, passed) is not None
     begun_at = carriers.begin(second, passed)
     assert begun_at is not None
-    carriers.judge(second, Attempted(Outcome.ANSWERED, 0.0, 0.0), begun_at)
+    carriers.record_outcome(second, Attempted(Outcome.ANSWERED, 0.0, 0.0), begun_at)
     carriers.leave(passed)
     assert carriers.up
     assert carriers.paused_reason == ""
@@ -275,7 +331,7 @@ async def test_a_redirection_that_can_no_longer_be_followed_ends_no_call(tmp_pat
             refused = Attempted(Outcome.REFUSED, 0.0, 0.0, sip_code=403)
             carriers: Carriers = calls.dialer._carriers
             trunk = Trunk.parse(far.uri)
-            carriers.judge(hop(trunk), refused, time.monotonic())
+            carriers.record_outcome(hop(trunk), refused, time.monotonic())
             return [Answer(302, [there])]
 
         far.does["INVITE"] = invited

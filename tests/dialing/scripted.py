@@ -162,6 +162,7 @@ class Play:
         strain: Callable[[], Strain] = Strain,
         uncertain_redials: int = 1,
         worker: str = "worker-1",
+        monotonic: Clock | None = None,
     ) -> Dispatcher:
         def looking() -> Strain:
             # The first thing that a dispatcher does where it looks for calls to claim.
@@ -177,6 +178,7 @@ class Play:
             TARIFF,
             self.clock,
             strain=looking,
+            monotonic=monotonic or self.clock,
         )
 
     async def looked(self, dispatcher: Dispatcher | None = None) -> None:

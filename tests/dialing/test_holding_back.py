@@ -52,6 +52,21 @@ async def test_under_pressure_nothing_is_claimed_and_the_queue_stays(play: Play)
     assert dispatcher.pressure.seconds(play.clock()) >= CALM
 
 
+async def test_a_wall_clock_that_is_set_back_does_not_prolong_it(play: Play) -> None:
+    strain = Strain(packets_late=30.0)
+    dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED])
+    monotonic = Clock()
+    dispatcher = play.dispatcher(dialer, strain=lambda: strain, monotonic=monotonic)
+    async with at_work(dispatcher):
+        await play.looked(dispatcher)
+        strain = Strain()
+        await play.looked(dispatcher)
+        play.clock.now -= 3600.0
+        monotonic.now += CALM
+        await play.until_over(await play.place(3))
+    assert dispatcher.held_back == CALM
+
+
 async def test_calls_that_run_are_not_touched_by_pressure(play: Play) -> None:
     strain = Strain()
     hold = asyncio.Event()

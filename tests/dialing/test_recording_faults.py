@@ -37,7 +37,7 @@ def test_one_missing_recording_among_others_holds_nothing_back() -> None:
         for _ in range(100):
             faults.missed(order("lost"), "It is lost.")
             faults.found(order("other"))
-        assert (faults.hold(), faults.most(50), faults.count()) == (0.0, 50, 1)
+        assert (faults.wait(), faults.limit(50), faults.count()) == (0.0, 50, 1)
         faults.found(order("lost"))
     assert events(logs) == ["recordings_unreachable", "recordings_reachable"]
     assert faults.count() == 0
@@ -48,15 +48,15 @@ def test_many_in_a_row_hold_everything_back_and_probes_end_it() -> None:
     faults = RecordingFaults("main", clock)
     for number in range(IN_A_ROW - 1):
         faults.missed(order(f"{number}"), "It is away.")
-    assert faults.hold() == 0.0
+    assert faults.wait() == 0.0
     faults.missed(order(None, "123", "fa"), "It is away.")
-    assert (faults.hold(), faults.count()) == (HOLD, IN_A_ROW)
+    assert (faults.wait(), faults.count()) == (HOLD, IN_A_ROW)
     clock.now += HOLD
-    assert (faults.hold(), faults.most(50), faults.most(3)) == (0.0, PROBES, 3)
+    assert (faults.wait(), faults.limit(50), faults.limit(3)) == (0.0, PROBES, 3)
     faults.missed(order("0"), "It is away.")
-    assert faults.hold() == HOLD
+    assert faults.wait() == HOLD
     faults.found(order("1"))
-    assert (faults.hold(), faults.most(50)) == (0.0, 50)
+    assert (faults.wait(), faults.limit(50)) == (0.0, 50)
 
 
 def test_recordings_that_no_call_asks_for_any_more_are_forgotten() -> None:
@@ -74,14 +74,35 @@ def test_recordings_that_no_call_asks_for_any_more_are_forgotten() -> None:
     ]
 
 
+def test_a_dispatcher_that_only_claims_says_that_they_are_forgotten() -> None:
+    clock = Clock()
+    faults = RecordingFaults("main", clock)
+    with structlog.testing.capture_logs() as logs:
+        faults.missed(order("lost"), "It is lost.")
+        clock.now += FORGOTTEN_AFTER + 1
+        faults.wait()
+    assert events(logs) == ["recordings_unreachable", "recordings_reachable"]
+
+
+def test_more_recordings_than_are_named_don_t_make_those_named_forgotten() -> None:
+    clock = Clock()
+    faults = RecordingFaults("main", clock)
+    for number in range(2000):
+        faults.missed(order(f"{number}"), "It is away.")
+    clock.now += FORGOTTEN_AFTER - 1
+    faults.missed(order("0"), "It is away.")
+    clock.now += 2
+    assert faults.count() == 1
+
+
 class CountedFaults(RecordingFaults):
     """Counts how often the dispatcher has looked whether it may claim."""
 
     looks = 0
 
-    def hold(self) -> float:
+    def wait(self) -> float:
         self.looks += 1
-        return super().hold()
+        return super().wait()
 
 
 class StorageAway(ScriptedDialer):
@@ -119,7 +140,7 @@ async def test_calls_wait_and_are_dialled_when_the_storage_is_back(play: Play) -
     dialer = StorageAway(play.clock, [Outcome.ANSWERED])
     # The pace is by a clock that stands still.
     dispatcher = play.dispatcher(dialer, channels=20, pace=10_000.0)
-    faults = dispatcher.faults = dialer.faults = CountedFaults("main", play.clock)
+    faults = dispatcher.recording_faults = dialer.faults = CountedFaults("main", play.clock)
     ids = await play.place(200, retries=1)
 
     async def looks(count: int) -> None:
@@ -150,7 +171,7 @@ async def test_calls_wait_and_are_dialled_when_the_storage_is_back(play: Play) -
 async def test_call_that_could_not_be_placed_in_its_time_expires(play: Play) -> None:
     dialer = StorageAway(play.clock, [Outcome.ANSWERED])
     dispatcher = play.dispatcher(dialer)
-    dialer.faults = dispatcher.faults
+    dialer.faults = dispatcher.recording_faults
     ids = await play.place(1, time_to_live=2)
     async with at_work(dispatcher):
         await play.until_over(ids)

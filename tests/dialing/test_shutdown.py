@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -78,8 +79,8 @@ async def play(database: Database) -> Play:
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatching, "ENDING_PATIENCE", 0.5)
-    monkeypatch.setattr(dispatching, "WRITING_PATIENCE", 0.2)
+    monkeypatch.setattr(dispatching, "ENDING_TIMEOUT", 0.5)
+    monkeypatch.setattr(dispatching, "WRITING_TIMEOUT", 0.2)
 
 
 def dispatcher(
@@ -237,6 +238,87 @@ async def test_what_is_unwritten_for_long_is_in_the_journal_before_any_exit(
         await until(lambda: journal.is_empty)
         await made.drain(1.0)
     assert await entries(play) == [Decimal(-7)]
+
+
+class SlowToClear(Journal):
+    """Lets another thread that appends go first, if there is one, once a clearing has begun."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, 100)
+        self.clearing, self.appended = threading.Event(), threading.Event()
+
+    def clear(self) -> None:
+        if not self.is_empty:
+            self.appended.clear()
+            self.clearing.set()
+            self.appended.wait(0.8)
+        super().clear()
+
+    def append(self, settlements: Sequence[settling.Settlement]) -> list[settling.Settlement]:
+        left = super().append(settlements)
+        self.appended.set()
+        return left
+
+
+async def test_what_is_journaled_at_the_exit_survives_a_clearing_under_way(
+    play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "JOURNAL_AFTER", 0.1)
+    database = Switched(play.database)
+    dialer = Talking(play.clock, [Outcome.ANSWERED], hold=asyncio.Event())
+    journal = SlowToClear(tmp_path / "journal")
+    made = dispatcher(play, dialer, database, journal)
+    [first] = await play.place()
+    async with running(made) as task:
+        await until_heard(play, [first])
+        talks, dialer.hold = dialer.hold, asyncio.Event()
+        [second] = await play.place()
+        await until_heard(play, [second])
+        database.fails = True
+        assert talks is not None
+        talks.set()
+        await until(lambda: not journal.is_empty)
+        database.fails = False
+        await until(journal.clearing.is_set)
+        database.fails = True
+        dialer.hold.set()
+        await made.drain(0.0)
+        await task
+    assert [one.call_id for one in Journal(tmp_path / "journal", 100).open()] == [second]
+
+
+class Broken(Journal):
+    """Fails once in a way that is not foreseen."""
+
+    broken = True
+
+    def append(self, settlements: Sequence[settling.Settlement]) -> list[settling.Settlement]:
+        if self.broken:
+            self.broken = False
+            raise RuntimeError("not foreseen")
+        return super().append(settlements)
+
+
+async def test_a_journal_that_breaks_once_is_kept_all_the_same(
+    play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "JOURNAL_AFTER", 0.1)
+    database = Switched(play.database)
+    dialer = Talking(play.clock, [Outcome.ANSWERED], hold=asyncio.Event())
+    journal = Broken(tmp_path / "journal", 100)
+    made = dispatcher(play, dialer, database, journal)
+    [call_id] = await play.place()
+    with structlog.testing.capture_logs() as logs:
+        async with running(made):
+            await until_heard(play, [call_id])
+            database.fails = True
+            assert dialer.hold is not None
+            dialer.hold.set()
+            await until(lambda: not journal.is_empty)
+            database.fails = False
+            await play.until_over([call_id])
+            await made.drain(1.0)
+    assert [line["event"] for line in logs].count("journal_not_kept") == 1
 
 
 async def test_of_a_journal_only_what_is_still_open_is_applied(play: Play, tmp_path: Path) -> None:

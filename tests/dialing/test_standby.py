@@ -11,19 +11,19 @@ from typing import Any
 import pytest
 
 from bitel.dialing.standby import (
-    LATE,
+    HEARTBEAT_TIMEOUT,
+    LONGEST_LOOK,
     POLL,
     PROBE_AFTER,
-    SILENCE,
     DialerLock,
-    Silence,
+    HeartbeatMonitor,
     Standby,
     installation_of,
 )
 from bitel.errors import BitelError, UnavailableError
 from bitel.store import leases
 from bitel.store.database import Database
-from bitel.store.leases import Holder, Lease, LostLease, Terms
+from bitel.store.leases import Holder, Lease, LostLease, TakeOverTerms
 from tests.conftest import FakeClock
 
 
@@ -40,7 +40,7 @@ class Site:
         data_dir.mkdir(exist_ok=True)
         return Standby("main", name, self.database, data_dir, monotonic=self.clock)
 
-    def take_over(self, standby: Standby, terms: Terms | None) -> Lease:
+    def take_over(self, standby: Standby, terms: TakeOverTerms | None) -> Lease:
         assert terms is not None, "it had to wait"
         lease, _ = self.database.write_now(
             lambda conn: leases.take_over(conn, "main", standby._worker, 1.0, 77.0, 55.0, terms)
@@ -109,14 +109,14 @@ async def test_another_installations_worker_is_replaced_after_twenty_seconds_of_
         assert await second.look() is None
         site.clock.advance(POLL)
         site.renew(lease)
-    assert await site.waits(second) == SILENCE
+    assert await site.waits(second) == HEARTBEAT_TIMEOUT
     terms = await second.look()
     assert terms is not None
     assert not terms.former_ended, "it may only be cut off from the database"
     site.renew(lease)
     with pytest.raises(LostLease):
         site.take_over(second, terms)
-    second.forget()
+    second.reset()
     assert await second.look() is None
 
 
@@ -141,11 +141,11 @@ async def test_a_standby_that_was_paused_itself_looks_anew(site: Site) -> None:
     await second.look()
     site.clock.advance(1000)
     assert await second.look() is None
-    assert await site.waits(second) == SILENCE
+    assert await site.waits(second) == HEARTBEAT_TIMEOUT
 
 
 @pytest.mark.parametrize("fault", ["fails", "late"])
-@pytest.mark.parametrize("when", [PROBE_AFTER / 2, SILENCE - POLL])
+@pytest.mark.parametrize("when", [PROBE_AFTER / 2, HEARTBEAT_TIMEOUT - POLL])
 async def test_a_database_that_does_not_answer_takes_a_dialer_from_nobody(
     site: Site, monkeypatch: pytest.MonkeyPatch, fault: str, when: float
 ) -> None:
@@ -159,7 +159,7 @@ async def test_a_database_that_does_not_answer_takes_a_dialer_from_nobody(
     async def ask(work: Callable[[Any], Any]) -> Any:
         if fault == "fails":
             raise UnavailableError("the database can't be reached")
-        site.clock.advance(LATE + 0.5)
+        site.clock.advance(LONGEST_LOOK + 0.5)
         return site.do(work)
 
     with monkeypatch.context() as broken:
@@ -170,7 +170,7 @@ async def test_a_database_that_does_not_answer_takes_a_dialer_from_nobody(
                 await second.look()
         else:
             assert await second.look() is None
-    assert await site.waits(second) == SILENCE
+    assert await site.waits(second) == HEARTBEAT_TIMEOUT
 
 
 async def test_a_database_that_takes_no_writes_takes_a_dialer_from_nobody(
@@ -193,8 +193,8 @@ async def test_a_database_that_takes_no_writes_takes_a_dialer_from_nobody(
                 assert await second.look() is None
             site.clock.advance(POLL)
     assert written > 2
-    second.forget()
-    assert await site.waits(second) == SILENCE
+    second.reset()
+    assert await site.waits(second) == HEARTBEAT_TIMEOUT
 
 
 async def test_a_forced_take_over_fences_the_worker_and_waits_for_its_lock(site: Site) -> None:
@@ -226,15 +226,17 @@ async def test_a_forced_take_over_of_a_dialer_that_nobody_ran(site: Site) -> Non
 
 
 def test_silence_counts_between_the_answer_before_and_the_question_after() -> None:
-    silence, holder = Silence(POLL + LATE), Holder(1, "w", "i" * 32, 5.0)
-    silence.saw(holder, 10.0, 12.0)
-    assert silence.seconds == 0
-    silence.saw(holder, 14.0, 15.0)
-    assert silence.seconds == 2
-    silence.saw(holder._replace(seen_at=4.0), 16.0, 16.5)  # the clock of that machine was set back
-    assert silence.seconds == 0
-    silence.saw(holder._replace(seen_at=4.0), 18.0, 18.0)
-    assert silence.seconds == 1.5
+    monitor, holder = HeartbeatMonitor(POLL + LONGEST_LOOK), Holder(1, "w", "i" * 32, 5.0)
+    monitor.observe(holder, 10.0, 12.0)
+    assert monitor.seconds == 0
+    monitor.observe(holder, 14.0, 15.0)
+    assert monitor.seconds == 2
+    monitor.observe(
+        holder._replace(seen_at=4.0), 16.0, 16.5
+    )  # the clock of that machine was set back
+    assert monitor.seconds == 0
+    monitor.observe(holder._replace(seen_at=4.0), 18.0, 18.0)
+    assert monitor.seconds == 1.5
 
 
 def test_an_installation_is_made_once(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ STATUS = {
     Outcome.REFUSED: CallStatus.ERROR,
     Outcome.MEDIA_MISMATCH: CallStatus.ERROR,
     Outcome.TRUNK_TROUBLE: CallStatus.WAITING,
-    Outcome.RANG: CallStatus.NO_ANSWER,
+    Outcome.RANG_THEN_FAILED: CallStatus.NO_ANSWER,
     Outcome.REFUSED_FOR_GOOD: CallStatus.ERROR,
 }
 
@@ -105,8 +105,8 @@ CASES = [
     after_ringing(480, 41, Outcome.NO_ANSWER),
     after_ringing(487, 27, Outcome.NO_ANSWER),
     after_ringing(408, 102, Outcome.NO_ANSWER),
-    after_ringing(503, 42, Outcome.RANG),
-    after_ringing(500, 17, Outcome.RANG),
+    after_ringing(503, 42, Outcome.RANG_THEN_FAILED),
+    after_ringing(500, 17, Outcome.RANG_THEN_FAILED),
     after_ringing(486, 34, Outcome.BUSY),
     after_ringing(404, 1, Outcome.BAD_NUMBER),
     after_ringing(607, 21, Outcome.REFUSED_FOR_GOOD),

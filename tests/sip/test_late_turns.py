@@ -33,8 +33,8 @@ CHALLENGE = ('WWW-Authenticate: Digest realm="r", nonce="n"',)
 
 @pytest.fixture(params=[asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
 def run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setattr(sip_transport, "LATE", 0.2)
-    monkeypatch.setattr(sip_transport, "LOOK_EVERY", 0.1)
+    monkeypatch.setattr(sip_transport, "PAUSE_NOTICED", 0.2)
+    monkeypatch.setattr(sip_transport, "LONGEST_TIMER", 0.1)
     made: Run = request.param
     return made
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(
 T1 = 0.05
 TIMER_B = 64 * T1
 PAUSE = 1.8
-"""Seconds; enough to be noticed (LATE + LOOK_EVERY), and before timer B."""
+"""Seconds; enough to be noticed (PAUSE_NOTICED + LONGEST_TIMER), and before timer B."""
 PLACES_A_CALL = """
 import asyncio, sys, uvloop
 from bitel.sip import AgentConfig, Answered, Failed, Invitation, UserAgent, make_offer

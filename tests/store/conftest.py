@@ -16,7 +16,7 @@ from bitel.calls.ids import new_id
 from bitel.store import calls, claims, leases, projects, recordings, settling
 from bitel.store.claims import Claim
 from bitel.store.database import Database
-from bitel.store.leases import Lease, Recovered, Terms
+from bitel.store.leases import Lease, Recovered, TakeOverTerms
 from bitel.store.projects import Project
 from bitel.store.schema import ledger_entry
 from bitel.store.settling import Settlement
@@ -81,7 +81,7 @@ class World:
         return self.do(lambda conn: leases.take_over(conn, dialer_id, "w", now, REDIAL_AFTER))[0]
 
     def recover(self, worker: str = "w", **terms: Any) -> tuple[Lease, Recovered]:
-        now, given = self.clock(), Terms(**terms)
+        now, given = self.clock(), TakeOverTerms(**terms)
         return self.do(
             lambda conn: leases.take_over(
                 conn, "main", worker, now, REDIAL_AFTER, LAST_INVITE, given

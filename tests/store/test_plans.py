@@ -153,6 +153,7 @@ QUERIES: dict[str, tuple[Executable, dict[str, Any], set[str]]] = {
     ),
     "to claim": (claims._CLAIM_CALLS.core, {"taken": [("a", "b", 1)]}, set()),
     "to settle": (settling._MINE.core, {"ids": ROWS, **MINE}, set()),
+    "to park": (number_exclusion._PARK.core, {"parked": [("a", 1.0)]}, set()),
     "to end": (endings._TO_END.core, {"ids": ROWS}, set()),
     "ended attempts": (endings._END_ATTEMPTS.core, {"ended": [("a",) + (None,) * 14]}, set()),
     "ended calls": (endings._END_CALLS.core, {"ended": [("a",) + (None,) * 5], "now": 1.0}, set()),
@@ -209,6 +210,7 @@ GIVEN_ROWS: dict[str, tuple[Change | Query, dict[str, Any]]] = {
     "ringing": (claims._RANG, {"ringing": [("a", 1.0)], "the_dialer": "main", "the_epoch": 1}),
     "to claim": (claims._CLAIM_CALLS, {"taken": [("a", "b", 1)]}),
     "to settle": (settling._MINE, {"ids": ROWS, **MINE}),
+    "to park": (number_exclusion._PARK, {"parked": [("a", 1.0)]}),
     "to end": (endings._TO_END, {"ids": ROWS}),
     "ended attempts": (endings._END_ATTEMPTS, {"ended": [("a",) + (None,) * 14]}),
     "ended calls": (endings._END_CALLS, {"ended": [("a",) + (None,) * 5], "now": 1.0}),
@@ -272,6 +274,10 @@ def test_rows_that_are_given_as_values_are_looked_up_by_their_keys(
 
     said = sqlite_world.do(lambda conn: explained(conn, *statement.ready(conn, many)))
     looks_up(said, set())
+    # These hold all that wait.
+    assert not {
+        each for each in ("ix_call_due", "ix_call_next", "ix_call_expiring") if each in said
+    }
     assert "ix_attempt_open" not in said  # it holds all that run
 
 

@@ -35,7 +35,7 @@ class Outcome(enum.Enum):
     MEDIA_MISMATCH = "media mismatch"
     TRUNK_TROUBLE = "trunk trouble"
     """The call was not delivered: no phone can have rung."""
-    RANG = "rang, then failed"
+    RANG_THEN_FAILED = "rang, then failed"
     UNCERTAIN = "uncertain"
     """The call failed in the network, and a phone may have rung."""
     REFUSED_FOR_GOOD = "refused for good"
@@ -85,7 +85,7 @@ _UNANSWERED = frozenset({408, 480, 487})
 
 # RFC 3261 §8.1.3.2: an unknown code counts as the x00 of its class. A bare 400 means that the
 # carrier would not have this request from us, a 3xx that it won't place the call itself: trying
-# the same again helps neither. A 6xx speaks for every place where the person might be reached.
+# the same again helps neither. A 6xx decides for every place where the person might be reached.
 _BY_CLASS = {
     3: Outcome.REFUSED,
     4: Outcome.REFUSED,
@@ -125,7 +125,7 @@ def classify(
     if rang:
         if code in _UNANSWERED:
             return Outcome.NO_ANSWER
-        return by_code if by_code is Outcome.BAD_NUMBER else Outcome.RANG
+        return by_code if by_code is Outcome.BAD_NUMBER else Outcome.RANG_THEN_FAILED
     outcome: Outcome = by_code
     if q850 is not None and code // 100 in (4, 5):
         outcome = _BY_Q850.get(q850, by_code)
@@ -152,7 +152,7 @@ class Media(NamedTuple):
 
 
 class Attempted(NamedTuple):
-    """A finished attempt. Times are Unix seconds; `answered_at` is None if nobody answered."""
+    """A finished attempt. Times are Unix seconds; `answered_at` is None without an answer."""
 
     outcome: Outcome
     started_at: float

@@ -56,7 +56,7 @@ _ENDS_AS = {
     Outcome.REFUSED: CallStatus.ERROR,
     Outcome.MEDIA_MISMATCH: CallStatus.ERROR,
     Outcome.TRUNK_TROUBLE: CallStatus.EXPIRED,
-    Outcome.RANG: CallStatus.NO_ANSWER,
+    Outcome.RANG_THEN_FAILED: CallStatus.NO_ANSWER,
     Outcome.UNCERTAIN: CallStatus.NO_ANSWER,
     Outcome.REFUSED_FOR_GOOD: CallStatus.ERROR,
     Outcome.NOT_PLACED: CallStatus.EXPIRED,
@@ -64,7 +64,7 @@ _ENDS_AS = {
     Outcome.CUT_OFF: CallStatus.UNKNOWN,
 }
 
-_RETRIED = frozenset({Outcome.BUSY, Outcome.NO_ANSWER, Outcome.RANG, Outcome.UNCERTAIN})
+_RETRIED = frozenset({Outcome.BUSY, Outcome.NO_ANSWER, Outcome.RANG_THEN_FAILED, Outcome.UNCERTAIN})
 """Outcomes after which a phone has rung, or may have."""
 _BACKED_OFF = frozenset({Outcome.TRUNK_TROUBLE, Outcome.NOT_PLACED})
 """Outcomes after which no phone can have rung, and a later attempt may fare better."""
@@ -75,8 +75,8 @@ def decide(rule: RetryRule, attempted: Attempted) -> Verdict:
 
     A redial that could only start at or after `expires_at` is not waited for: the call ends at
     once with what its last attempt met. So does one whose phone rang, or may have, and that has
-    neither a retry nor an uncertain redial left. Trunk trouble, or a recording that can't be had,
-    is no answer from anybody, so it ends as EXPIRED.
+    neither a retry nor an uncertain redial left. Trunk trouble, or a recording that can't be read,
+    is not the person's answer, so it ends as EXPIRED.
     """
     outcome = attempted.outcome
     if outcome in _RETRIED:

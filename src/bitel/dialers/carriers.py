@@ -44,7 +44,7 @@ _DECIDED: Final = frozenset(
         Outcome.ANSWERED,
         Outcome.BUSY,
         Outcome.NO_ANSWER,
-        Outcome.RANG,
+        Outcome.RANG_THEN_FAILED,
         Outcome.BAD_NUMBER,
         Outcome.REFUSED_FOR_GOOD,
     }
@@ -58,9 +58,9 @@ Passed = dict[CircuitBreaker, float]
 
 
 class Carriers:
-    """Knows the trunks of `config`; once started, keeps an eye on them.
+    """Knows the trunks of `config`; once started, registers with them and pings them.
 
-    `clock` gives Unix seconds. All waits are measured by `monotonic`, which nobody sets.
+    `clock` gives Unix seconds, `monotonic` seconds that never go back.
     """
 
     def __init__(
@@ -71,7 +71,6 @@ class Carriers:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
-        self._clock = clock
         self._monotonic = monotonic
         refusals = BreakerLimits(
             config.refusals_before_pause, REFUSALS_PROBED, REFUSALS_PROBED, must_have_worked=True
@@ -81,7 +80,7 @@ class Carriers:
         self._last_refusal = ""
         self._paused_before = ""
         self._targets = targets or Targets(monotonic, ipv6=":" in config.bind[0])
-        self._health = Health(monotonic, pinged=config.ping_interval > 0)
+        self._health = Health(clock, config.ping_interval > 0, monotonic)
         self._registrars: dict[Trunk, Registrar] = {}
         self._asker: Asker | None = None
         self._pinger: Pinger | None = None
@@ -243,7 +242,7 @@ class Carriers:
         for breaker, begun_at in passed.items():
             breaker.inconclusive(begun_at, now)
 
-    def judge(
+    def record_outcome(
         self, hop: Hop, over: Attempted, begun_at: float, *, picked_up: bool = False
     ) -> Attempted:
         """Count the result of an INVITE that left at `begun_at`; the result that then applies.
@@ -311,13 +310,10 @@ class Carriers:
                 and self._refusals[trunk].is_closed,
                 health.rests(address),
                 registered,
-                self._unix_time(health.answered_at(address)),
+                health.answered_at(address),
             )
             for address in self._targets.known(trunk) or []
         ] or [TrunkState(trunk.text, None, False, False, registered, None)]
-
-    def _unix_time(self, at: float | None) -> float | None:
-        return None if at is None else self._clock() - (self._monotonic() - at)
 
     def _reachable(self, trunk: Trunk, *, untried: bool = True) -> bool:
         """Whether a call may be placed there; without `untried`, not merely as a probe."""

@@ -16,7 +16,7 @@ from bitel.rtp.shared_clip import SharedClip, read_clip
 from bitel.voices.sharing import Sharing
 
 MOST_IDLE: Final = 256
-"""Clips that stay in memory though no call plays them; each holds a descriptor."""
+"""Clips that stay in memory while no call plays them; each holds a descriptor."""
 
 MOST_IDLE_BYTES: Final = 64 * 1024 * 1024
 """Bytes of them."""
@@ -25,7 +25,7 @@ MOST_COPIED_BYTES: Final = 1024 * 1024 * 1024
 """Bytes of all clips in memory above which further ones stay in their files, mapped from there."""
 
 READ_TIMEOUT: Final = 10.0
-"""Seconds for a file to be read; a mount whose server is gone may block for ever."""
+"""Seconds for a file to be read; a mount whose server is gone may block indefinitely."""
 
 READERS: Final = 4
 """Threads that read; apart from all others, which a mount that blocks must not hold up."""
@@ -50,7 +50,7 @@ class ClipPool:
         self._recent: OrderedDict[str, SharedClip] = OrderedDict()
         self._recent_bytes = 0
         self._bytes = 0
-        self._freed: deque[int] = deque()  # sizes; filled by whatever thread drops a clip
+        self._freed: deque[int] = deque()  # sizes; appended to by the thread that drops a clip
         self._reading: Sharing[SharedClip] = Sharing()
         self._threads = ThreadPoolExecutor(READERS, "clip-reader")
 

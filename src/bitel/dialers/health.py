@@ -40,11 +40,19 @@ class _State:
 
 
 class Health:
-    """What is known of each address. `clock` gives seconds and never goes back; `pinged`: whether
-    anybody pings."""
+    """What is known of each address; `pinged` says whether addresses are pinged.
 
-    def __init__(self, clock: Callable[[], float], pinged: bool) -> None:
+    `clock` gives Unix seconds, `monotonic` seconds that never go back (default: `clock`).
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        pinged: bool,
+        monotonic: Callable[[], float] | None = None,
+    ) -> None:
         self._clock = clock
+        self._monotonic = monotonic or clock
         self._pinged = pinged
         self._states: dict[Address, _State] = {}
 
@@ -83,7 +91,7 @@ class Health:
 
     def rest(self, address: Address, seconds: float) -> None:
         """It asked to be left alone for so long."""
-        self._of(address).rests_until = self._clock() + min(max(seconds, 0.0), LONGEST_REST)
+        self._of(address).rests_until = self._monotonic() + min(max(seconds, 0.0), LONGEST_REST)
 
     def usable(self, address: Address) -> bool:
         """Whether it is neither down nor at rest."""
@@ -91,14 +99,14 @@ class Health:
 
     def rests(self, address: Address) -> bool:
         """Whether it asked to be left alone, and that time is not over."""
-        return self._of(address).rests_until > self._clock()
+        return self._of(address).rests_until > self._monotonic()
 
     def is_down(self, address: Address) -> bool:
         """Whether it gave no answer when it was last tried."""
         since = self._of(address).down_since
         if since is None:
             return False
-        return self._pinged or self._clock() - since < DOWN_UNPINGED
+        return self._pinged or self._monotonic() - since < DOWN_UNPINGED
 
     def answered_at(self, address: Address) -> float | None:
         """When it last gave an answer of any kind; None: never."""
@@ -116,4 +124,4 @@ class Health:
     def _down(self, address: Address, why: str) -> None:
         if not self.is_down(address):
             log.warning("trunk_address_down", address=shown(address), why=why)
-        self._of(address).down_since = self._clock()
+        self._of(address).down_since = self._monotonic()

@@ -40,7 +40,7 @@ class PlaylistSource(Protocol):
 
 
 class Playlists:
-    """Lays clips out for orders; everything is in memory before anybody's phone rings.
+    """Lays clips out for orders; everything is in memory before a phone rings.
 
     `duration_of` tells a recording that was deleted from one that the storage has lost.
     """

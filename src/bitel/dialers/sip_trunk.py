@@ -67,10 +67,10 @@ class SipTrunkDialer:
         link: Link | None = None,
         watch: Watch | None = None,
         targets: Targets | None = None,
-        faults: RecordingFaults | None = None,
+        recording_faults: RecordingFaults | None = None,
     ) -> None:
         self._config = config
-        self._faults = faults or RecordingFaults("", time.monotonic)
+        self._recording_faults = recording_faults or RecordingFaults("", time.monotonic)
         self._playlists = playlists
         self._clock = clock
         self._link = link
@@ -229,11 +229,11 @@ class SipTrunkDialer:
         try:
             playlists = await self._playlists.for_order(order, self._config.codecs)
         except UnavailableError as fault:
-            self._faults.missed(
+            self._recording_faults.missed(
                 order, f"{fault} ({fault.__cause__})" if fault.__cause__ else str(fault)
             )
             raise
-        self._faults.found(order)
+        self._recording_faults.found(order)
         return playlists
 
     async def _call(
@@ -253,7 +253,7 @@ class SipTrunkDialer:
         if not await heard(attempt.answered_at):
             await self._end(leg)
             # The phone rang and was picked up: this must not happen again and again.
-            return attempt.over(Outcome.RANG, "the answer could not be recorded", 200)
+            return attempt.over(Outcome.RANG_THEN_FAILED, "the answer could not be recorded", 200)
         self._sip.agent.acknowledge(leg.call_id)
         self._sip.flush()
         playlist = playlists[answered.agreed.codec_name]
@@ -334,9 +334,9 @@ class SipTrunkDialer:
             decided = await self._invite(attempt, hop, who, port, patience)
             self._carriers.learn(hop, decided)
             if isinstance(decided, Answered):
-                self._carriers.judge(hop, attempt.over(Outcome.ANSWERED), begun_at)
+                self._carriers.record_outcome(hop, attempt.over(Outcome.ANSWERED), begun_at)
                 return decided
-            over = self._carriers.judge(
+            over = self._carriers.record_outcome(
                 hop,
                 attempt.failed(decided, hop.address),
                 begun_at,
@@ -346,14 +346,15 @@ class SipTrunkDialer:
             if hops and hops[0].redirected:
                 # The redirection decides nothing: should it not be followed, the call waits.
                 over = over._replace(outcome=Outcome.TRUNK_TROUBLE)
-        return over or attempt.over(
-            Outcome.TRUNK_TROUBLE, detail="every trunk asked to be left alone"
-        )
+        return over or attempt.over(Outcome.TRUNK_TROUBLE, detail="no trunk takes calls now")
 
     async def _invite(
         self, attempt: Attempt, hop: Hop, who: Identity, port: int, patience: float | None
     ) -> Answered | Failed:
-        """Ring until somebody answers or the time is up; `patience` is for one who says nothing."""
+        """Ring until an answer or the end of the ring time.
+
+        A far end that sends no response at all is given up after `patience` seconds, if not None.
+        """
         config = self._config
         invitation = Invitation(
             request_uri=hop.request_uri,
@@ -405,7 +406,7 @@ class SipTrunkDialer:
         sip.flush()
 
     def _ring_no_more(self, leg: Leg) -> None:
-        # An INVITE that nobody has answered is not repeated now: a phone might begin to ring.
+        # An INVITE without any response is not repeated now: a phone might begin to ring.
         sip = self._sip
         sip.agent.cancel(leg.call_id, sip.now(), repeat=False)
         sip.flush()

@@ -1,4 +1,4 @@
-"""Many small writes as few large ones: what comes while one write runs goes with the next."""
+"""Batches concurrent writes: items that come while one write runs share the next."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LARGEST: Final = 500
 """Items in one write; more wait for the next."""
 
 AT_ONCE: Final = 25
-"""Items that are told in one turn of the event loop: each has a call that then goes on."""
+"""Items whose results are set in one turn of the event loop: each resumes a call."""
 
 _FIRST_PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 0.25
@@ -37,8 +37,8 @@ class Batcher(Generic[Item]):
     After each batch it rests for `rest` seconds, unless more wait than go into one: where many
     come, they share a write, and one that comes alone does not wait. `flush` returns for each item
     of the batch whether it took effect. While it raises UnavailableError, the batch is tried again,
-    without the items that nobody waits for any more. What else it raises is put down to one of the
-    items: the halves of the batch are written by themselves, down to the item that fails alone.
+    without the items whose futures are done by then. Any other exception is attributed to a single
+    item: the halves of the batch are written separately, down to the item that fails alone.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Batcher(Generic[Item]):
     def put(self, item: Item) -> asyncio.Future[bool]:
         """Whether `item` took effect, once that is durable; or what the flush raised for it alone.
 
-        Whoever waits no longer says so by cancelling the future, or by giving it a result.
+        A caller that no longer waits cancels the future, or sets its result.
         """
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
@@ -76,7 +76,7 @@ class Batcher(Generic[Item]):
         while batch := [each for each in batch if not each[1].done()]:
             try:
                 results = await self._flush([item for item, _ in batch])
-                told = list(zip(batch, results, strict=True))
+                decided = list(zip(batch, results, strict=True))
             except UnavailableError as fault:
                 if loop.time() >= logged_at + _LOG_EVERY:
                     logged_at = loop.time()
@@ -85,7 +85,7 @@ class Batcher(Generic[Item]):
                 await self._write_apart(batch, fault)
                 return
             else:
-                _tell(told)
+                _resolve(decided)
                 return
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
@@ -101,10 +101,10 @@ class Batcher(Generic[Item]):
             future.set_exception(fault)
 
 
-def _tell(told: list[tuple[Waiting[Item], bool]]) -> None:
-    """A few at a time, lest all of their calls go on in one turn of the loop."""
-    for (_, future), result in told[:AT_ONCE]:
+def _resolve(decided: list[tuple[Waiting[Item], bool]]) -> None:
+    """Set the results, a few in each turn of the loop."""
+    for (_, future), result in decided[:AT_ONCE]:
         if not future.done():
             future.set_result(result)
-    if len(told) > AT_ONCE:
-        asyncio.get_running_loop().call_soon(_tell, told[AT_ONCE:])
+    if len(decided) > AT_ONCE:
+        asyncio.get_running_loop().call_soon(_resolve, decided[AT_ONCE:])

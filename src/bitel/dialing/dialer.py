@@ -1,4 +1,4 @@
-"""What the dispatcher asks of whatever can place a call."""
+"""The `Dialer` protocol, through which the dispatcher places calls."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Dialer(Protocol):
     def abandon(self, attempt_id: str) -> None:
         """End an attempt that another worker may have taken over, as `call_off` does.
 
-        Nothing is sent any more that could make a phone ring which does not ring yet.
+        No INVITE is sent or repeated any more, so that no further phone begins to ring.
         """
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""From rows that are due to attempts that are over, for one dialer.
+"""Dispatches the due calls of one dialer: claims them, has them dialled, and settles them.
 
 The calls table is the queue. A dispatcher holds its dialer's lease, claims as many due calls as it
 has free channels and pace for, has each dialled in a task of its own, and settles what came of it.
@@ -34,7 +34,7 @@ from bitel.errors import UnavailableError
 from bitel.store import claims, leases, settling
 from bitel.store.claims import Claim
 from bitel.store.database import Database
-from bitel.store.leases import Lease, LostLease, Recovered, Terms, TrunkHistory
+from bitel.store.leases import Lease, LostLease, Recovered, TakeOverTerms, TrunkHistory
 from bitel.store.settling import HandBack, Settlement
 
 log = structlog.get_logger(__name__)
@@ -50,7 +50,7 @@ MESSAGES_LATE = 50.0
 INVITEs whose answers are read later than T1 are sent again, and the more there is to read."""
 
 AT_ONCE: Final = 20
-"""Calls begun in one turn of the event loop, lest all else that is due waits for all of them."""
+"""Calls begun in one turn of the event loop, so that other work does not wait for all of them."""
 
 _POLL = 1.0
 _BEAT = 0.05
@@ -70,11 +70,10 @@ _CANCEL_PAUSE = 0.1
 _RELIEF = 0.25
 """Seconds between two looks at whether there is room again."""
 
-
-ENDING_PATIENCE: Final = 32.0
+ENDING_TIMEOUT: Final = 32.0
 """Seconds that calls may take to end once they are hung up or cancelled (64 × T1)."""
 
-WRITING_PATIENCE: Final = 2.0
+WRITING_TIMEOUT: Final = 2.0
 """Seconds that the last ends may take to be written, before they go to the journal."""
 
 
@@ -119,13 +118,13 @@ class Dispatcher:
         clock: Callable[[], float],
         on_settled: Callable[[], None] = lambda: None,
         strain: Callable[[], Strain] = Strain,
-        faults: RecordingFaults | None = None,
+        recording_faults: RecordingFaults | None = None,
         journal: Journal | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.figures = Figures()
         self.pressure = Pressure()
-        self.faults = faults or RecordingFaults(dialer_id, monotonic)
+        self.recording_faults = recording_faults or RecordingFaults(dialer_id, monotonic)
         self._strain = strain
         self._journal = journal
         self._on_settled = on_settled
@@ -137,7 +136,7 @@ class Dispatcher:
         self._tariff = tariff
         self._clock = clock
         self._monotonic = monotonic
-        self._pacer = Pacer(limits.calls_per_second, clock())
+        self._pacer = Pacer(limits.calls_per_second, monotonic())
         self._running: dict[str, _Running] = {}
         self._last_project: dict[Lane, str] = {}
         self._doorbell = asyncio.Event()
@@ -164,12 +163,17 @@ class Dispatcher:
         return self._limits.max_channels
 
     @property
+    def held_back(self) -> float:
+        """Seconds for which no calls were claimed for want of room on this machine, in all."""
+        return self.pressure.seconds(self._monotonic())
+
+    @property
     def running(self) -> int:
         """Channels in use."""
         return len(self._running)
 
     def ring(self) -> None:
-        """Something may be due or called off now: look at once."""
+        """Look at once for calls that are due and for attempts to cancel."""
         self._doorbell.set()
         self._cancel_bell.set()
 
@@ -178,7 +182,7 @@ class Dispatcher:
         """The name of this worker in the dialer's row."""
         return self._worker
 
-    async def take_over(self, terms: Terms = Terms()) -> Recovered:  # noqa: B008 # immutable
+    async def take_over(self, terms: TakeOverTerms = TakeOverTerms()) -> Recovered:  # noqa: B008 # immutable
         """Become the one worker of this dialer, and decide what earlier workers left undone.
 
         Raises LostLease where the dialer's row is not what `terms` expect.
@@ -260,8 +264,8 @@ class Dispatcher:
     async def drain(self, timeout: float) -> None:
         """Claim no more; let calls run for `timeout` seconds, then end them; wait for the rest.
 
-        Attempts that nobody had answered by then go back to be dialled later. This takes no longer
-        than `timeout` + `ENDING_PATIENCE` + `WRITING_PATIENCE` + a second, whatever the database
+        Attempts that were not answered by then go back to be dialled later. This takes no longer
+        than `timeout` + `ENDING_TIMEOUT` + `WRITING_TIMEOUT` + a second, whatever the database
         does: what it can't take goes to the journal, or is logged and left to the recovery.
         """
         loop = asyncio.get_running_loop()
@@ -288,10 +292,10 @@ class Dispatcher:
         for attempt_id, running in list(self._running.items()):
             running.hand_back = True
             self._dialer.call_off(attempt_id)
-        end = loop.time() + ENDING_PATIENCE
+        end = loop.time() + ENDING_TIMEOUT
         while not all(one.ended for one in self._running.values()) and loop.time() < end:
             await asyncio.wait(late, timeout=_BEAT)
-        await asyncio.wait(late, timeout=WRITING_PATIENCE)
+        await asyncio.wait(late, timeout=WRITING_TIMEOUT)
         await self._give_up()
 
     async def _give_up(self) -> None:
@@ -342,15 +346,16 @@ class Dispatcher:
         """Claim and start what may start now; the seconds until it is worth looking again."""
         if self._doubtful:
             await self._undo_doubtful()
-        now = self._clock()
+        # Pace and pauses are by a clock that no correction of the wall clock sets back.
+        now = self._monotonic()
         strain = self._strain()
         if self._is_held_back(strain, now):
             return _RELIEF
         if strain.messages_late > MESSAGES_LATE:
             return _BEAT
-        hold = self.faults.hold()
-        if hold > 0:
-            return min(hold, _POLL)
+        wait = self.recording_faults.wait()
+        if wait > 0:
+            return min(wait, _POLL)
         free = self._limits.max_channels - len(self._running)
         if free <= 0 or not self._dialer.up:
             return _POLL
@@ -359,13 +364,14 @@ class Dispatcher:
             free -= self._limits.otp_channels
         if self._dialer.probing:
             free = min(free, 1)
-        allowed = self.faults.most(min(free, self._pacer.available(now)))
+        allowed = self.recording_faults.limit(min(free, self._pacer.available(now)))
         if allowed <= 0:
             return self._pacer.wait()
         if not self._more_due:
             due_at = await self._database.read(lambda conn: claims.next_due(conn, self._dialer_id))
-            if due_at is None or due_at > now:
-                return _POLL if due_at is None else min(_POLL, due_at - now)
+            wait = _POLL if due_at is None else due_at - self._clock()
+            if wait > 0:
+                return min(wait, _POLL)
         claimed_at = self._monotonic()
         expired, claimed = await self._database.write(
             lambda conn: self._expire_and_claim(conn, allowed, lanes)
@@ -474,7 +480,8 @@ class Dispatcher:
             )
         is_ours = running.hand_back and attempted.outcome is Outcome.CALLED_OFF
         if is_ours and (running.rang_at is None or attempted.answered_at is not None):
-            return self._hand_back(claim, "the service was stopped")
+            # Its INVITE may have been sent, so it is not repeated the moment the service is back.
+            return self._hand_back(claim, "the service was stopped", claim.rule.retry_interval)
         try:
             rule = claim.rule._replace(uncertain_redials=self._limits.uncertain_redials)
             # A service that is restarted again and again must not ring a phone each time.
@@ -483,14 +490,14 @@ class Dispatcher:
             bill = self._tariff.bill(claim.e164, attempted)
         except Exception:
             log.exception("attempt_not_decided", attempt=claim.attempt_id, call=claim.call_id)
-            return settling.plain(claim.attempt_id, claim.call_id, attempted, self._clock())
+            return settling.minimal(claim.attempt_id, claim.call_id, attempted, self._clock())
         return Settlement(claim.attempt_id, claim.call_id, attempted, verdict, bill)
 
-    def _hand_back(self, claim: Claim, why: str) -> Settlement:
+    def _hand_back(self, claim: Claim, why: str, wait: float = 0.0) -> Settlement:
+        """The end of an attempt given up for our own reasons: its call is due in `wait` seconds."""
         now = self._clock()
         attempted = Attempted(Outcome.CALLED_OFF, claim.started_at, now, detail=why)
-        # A phone that has just rung does not ring again the moment the service is back.
-        verdict = HandBack(now + claim.rule.retry_interval)
+        verdict = HandBack(now + wait)
         return Settlement(claim.attempt_id, claim.call_id, attempted, verdict, NOTHING)
 
     async def _watch_for_cancels(self) -> None:

@@ -2,8 +2,8 @@
 
 It is made as large as it may ever have to be when the dialer starts, with zeros, so that it can be
 written on a disk that is full by then. After a fixed head come entries, each with its length and
-checksum, up to a length of zero. They are written in place and appended; when all that they tell of
-is in the database, they are overwritten with zeros. An entry is an attempt's settlement as JSON,
+checksum; a length of zero ends them. Once all of their settlements are in the database, they are
+overwritten with zeros. An entry is an attempt's settlement as JSON,
 without the number that was called.
 """
 
@@ -37,8 +37,8 @@ _HEAD: Final = b"bitel-unsettled1"
 _FRAME: Final = struct.Struct(">II")  # length and CRC-32 of what follows
 _END: Final = bytes(_FRAME.size)
 
-ENTRY: Final = 1024
-"""Bytes that an entry may take. One that would take more goes without words and digits."""
+ENTRY_BYTES: Final = 1024
+"""Bytes of an entry, at most. A longer one is written without its free text and digits."""
 
 _VERDICTS: Final[dict[str, type[FinalVerdict] | type[Again] | type[HandBack]]] = {
     "final": FinalVerdict,
@@ -50,10 +50,10 @@ _VERDICTS: Final[dict[str, type[FinalVerdict] | type[Again] | type[HandBack]]] =
 class Journal:
     """The file of one dialer. Its methods block, and may be called from any thread."""
 
-    def __init__(self, path: Path, most: int) -> None:
-        """`most` is how many settlements it must be able to hold."""
+    def __init__(self, path: Path, capacity: int) -> None:
+        """`capacity` is how many settlements it must be able to hold."""
         self._path = path
-        self._size = len(_HEAD) + most * ENTRY + len(_END)
+        self._size = len(_HEAD) + capacity * ENTRY_BYTES + len(_END)
         self._file = -1
         self._at = len(_HEAD)
         self._lock = threading.Lock()
@@ -78,14 +78,14 @@ class Journal:
                 return []
 
     def append(self, settlements: Sequence[Settlement]) -> list[Settlement]:
-        """Write settlements to the disk, behind those that are there; those that it can't hold."""
+        """Write settlements to the disk, after those in the file. Returns those it can't hold."""
         with self._lock:
             if self._file < 0:
                 return list(settlements)
             entries, left = [], []
             room = self._size - self._at - len(_END)
             for one in settlements:
-                entry = _entry(one)
+                entry = _encode_entry(one)
                 if entry is None or len(entry) > room:
                     left.append(one)
                 else:
@@ -101,7 +101,7 @@ class Journal:
             return left
 
     def clear(self) -> None:
-        """Overwrite all entries, once what they tell of is written elsewhere or given up."""
+        """Overwrite all entries, once their settlements are in the database or given up."""
         with self._lock:
             if self._file < 0 or self.is_empty:
                 return
@@ -189,15 +189,15 @@ def _read(content: bytes) -> tuple[list[Settlement], int, str]:
     return found, at, ""
 
 
-def _entry(one: Settlement) -> bytes | None:
-    for each in (one, _without_words(one)):
+def _encode_entry(one: Settlement) -> bytes | None:
+    for each in (one, _shortened(one)):
         payload = _encode(each)
-        if _FRAME.size + len(payload) <= ENTRY:
+        if _FRAME.size + len(payload) <= ENTRY_BYTES:
             return _FRAME.pack(len(payload), zlib.crc32(payload)) + payload
     return None
 
 
-def _without_words(one: Settlement) -> Settlement:
+def _shortened(one: Settlement) -> Settlement:
     attempted = one.attempted._replace(detail="")
     if attempted.media is not None:
         attempted = attempted._replace(media=attempted.media._replace(digits=""))

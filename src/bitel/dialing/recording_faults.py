@@ -1,7 +1,7 @@
-"""Recordings that calls need and that can't be had, and when claims are held back for them.
+"""Recordings that can't be read, and the pause in claiming calls while none can be.
 
-A call whose recording can't be had is not placed, and waits. Were such calls claimed as fast as
-others, a storage that is away would have the whole queue claimed and put back again and again.
+A call whose recording can't be read is not placed, and waits. If such calls were claimed as fast as
+others, a storage outage would have the whole queue claimed and put back again and again.
 """
 
 from __future__ import annotations
@@ -16,72 +16,83 @@ from bitel.dialing.dialer import Order
 log = structlog.get_logger(__name__)
 
 IN_A_ROW: Final = 10
-"""So many attempts whose recordings could not be had, none between them whose could, and claims
-are held back. One missing recording among others leaves the others to be dialled."""
+"""Attempts in a row whose recordings could not be read, after which claims pause. One missing
+recording among others does not keep the others from being dialled."""
 
 HOLD: Final = 5.0
-"""Seconds for which nothing is claimed then."""
+"""Seconds of that pause."""
 
 PROBES: Final = 10
-"""Calls that are claimed after that, at most, as long as none could be placed."""
+"""Calls that one claim may take after the pause, until one of them could be placed."""
 
 FORGOTTEN_AFTER: Final = 300.0
-"""Seconds since a recording was last missed, after which it counts as missing no longer: the calls
+"""Seconds since a recording was last missed, after which it no longer counts as missing: the calls
 that needed it are over. A waiting call asks for it again within two minutes."""
 
 _MOST_NAMED = 1000
 
 
 class RecordingFaults:
-    """What one dialer could not get. Says so once in the log, and once when all of it is back.
+    """The recordings that one dialer could not read.
 
-    `clock` gives seconds and never goes back.
+    Logs `recordings_unreachable` with the first of them, and `recordings_reachable` once none is
+    left. `clock` gives seconds and never goes back.
     """
 
     def __init__(self, dialer_id: str, clock: Callable[[], float]) -> None:
         self._dialer_id = dialer_id
         self._clock = clock
-        self._missed: dict[str, float] = {}  # when last
+        self._missed: dict[str, float] = {}  # when last, the longest ago first
         self._in_a_row = 0
         self._held_until = 0.0
 
     def missed(self, order: Order, reason: str) -> None:
-        """What `order` plays can't be had now; `reason` is a sentence."""
+        """Note that what `order` plays can't be read now; `reason` is a sentence."""
         now = self._clock()
+        self._forget_old(now)
         if not self._missed:
             log.error("recordings_unreachable", dialer=self._dialer_id, reason=reason)
-        if len(self._missed) < _MOST_NAMED:
+        known = self._missed.pop(_sound_of(order), None) is not None
+        if known or len(self._missed) < _MOST_NAMED:
             self._missed[_sound_of(order)] = now
         self._in_a_row += 1
         if self._in_a_row >= IN_A_ROW:
             self._held_until = now + HOLD
 
     def found(self, order: Order) -> None:
-        """What `order` plays is in memory."""
+        """Note that what `order` plays is in memory."""
         self._in_a_row = 0
         self._held_until = 0.0
         if self._missed and self._missed.pop(_sound_of(order), None) is not None:
-            self._say_if_over()
+            self._log_if_none_left()
 
     def count(self) -> int:
-        """How many recordings and languages for digits can't be had, as far as calls need them."""
-        since = self._clock() - FORGOTTEN_AFTER
-        forgotten = [sound for sound, at in self._missed.items() if at < since]
-        for sound in forgotten:
-            del self._missed[sound]
-        if forgotten:
-            self._say_if_over()
+        """How many recordings, and languages for digits, calls need and can't have."""
+        self._forget_old(self._clock())
         return len(self._missed)
 
-    def hold(self) -> float:
+    def wait(self) -> float:
         """Seconds for which no call should be claimed; 0 if calls may be."""
-        return max(0.0, self._held_until - self._clock())
+        now = self._clock()
+        self._forget_old(now)
+        return max(0.0, self._held_until - now)
 
-    def most(self, allowed: int) -> int:
-        """How many calls may be claimed of those that are allowed otherwise."""
+    def limit(self, allowed: int) -> int:
+        """How many calls one claim may take, of `allowed` that it might take otherwise."""
         return min(allowed, PROBES) if self._in_a_row >= IN_A_ROW else allowed
 
-    def _say_if_over(self) -> None:
+    def _forget_old(self, now: float) -> None:
+        forgotten = False
+        while self._missed:
+            sound, at = next(iter(self._missed.items()))
+            if at >= now - FORGOTTEN_AFTER:
+                break
+            del self._missed[sound]
+            forgotten = True
+        if forgotten:
+            self._log_if_none_left()
+
+    def _log_if_none_left(self) -> None:
         if not self._missed:
             log.info("recordings_reachable", dialer=self._dialer_id)
 

@@ -1,11 +1,12 @@
-"""What a dispatcher makes durable about its attempts, and how long it tries."""
+"""Writes ringing, answers and ends of a dispatcher's attempts, many per transaction."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, NamedTuple, TypeVar
 
 import structlog
 from sqlalchemy import Connection
@@ -22,6 +23,8 @@ from bitel.store.settling import Settlement
 
 log = structlog.get_logger(__name__)
 
+T = TypeVar("T")
+
 ANSWER_PATIENCE = 3.0
 """Seconds that somebody who has answered is kept waiting for the database, in silence."""
 
@@ -32,9 +35,8 @@ an attempt that is over keeps its channel. A transaction costs as much CPU as a 
 JOURNAL_AFTER: Final = 2.0
 """Seconds after which a settlement that is not in the database is written to the journal too."""
 
-JOURNAL_PATIENCE: Final = 1.0
+JOURNAL_TIMEOUT: Final = 1.0
 """Seconds that the journal may take at the exit."""
-
 
 RINGING_DELAY = 0.2
 """Seconds until ringing is written, so that a call answered at once costs no write for it."""
@@ -59,9 +61,10 @@ class _Unwritten(NamedTuple):
 
 
 class Records:
-    """Writes ringing, answers and ends of attempts under one lease, many per transaction.
+    """Writes ringing, answers and ends of attempts under one lease.
 
-    What the database can't take for long is in `journal` meanwhile, if there is one.
+    Ends that the database does not take within `JOURNAL_AFTER` are kept in `journal`, if there is
+    one, until they are in the database.
     """
 
     def __init__(
@@ -75,6 +78,8 @@ class Records:
         self._lease = lease
         self._clock = clock
         self._journal = journal
+        # One thread, so that what is appended after a clearing began is not cleared by it.
+        self._journal_thread = ThreadPoolExecutor(1, "journal")
         self._batcher: Batcher[_Item] = Batcher(self._write, REST)
         self._patience = Patience(ANSWER_PATIENCE, _keep_waiting_no_longer)
         self._unwritten: dict[str, _Unwritten] = {}
@@ -113,10 +118,10 @@ class Records:
         )
 
     async def heard(self, attempt_id: str, answered_at: float) -> bool:
-        """Make durable that the person called was there to hear us; False: don't let them.
+        """Persist an answer. False: it is not persisted, so nothing may be played.
 
-        False when the claim is lost, when the database can't say within `ANSWER_PATIENCE`, and when
-        it refuses this answer, which is logged.
+        That is so when the claim is lost, when the database does not answer within
+        `ANSWER_PATIENCE`, and when it refuses this answer, which is logged.
         """
         self._ringing.pop(attempt_id, None)
         written = self._batcher.put(_Heard(attempt_id, answered_at))
@@ -144,7 +149,9 @@ class Records:
                 log.error("claim_lost", **about)
             return written
         now = self._clock()
-        plain = settling.plain(settlement.attempt_id, settlement.call_id, settlement.attempted, now)
+        plain = settling.minimal(
+            settlement.attempt_id, settlement.call_id, settlement.attempted, now
+        )
         try:
             return await self._settle(plain)
         except Exception as fault:
@@ -153,37 +160,43 @@ class Records:
             return False
 
     async def keep_journal(self) -> None:
-        """Write to the journal what is unwritten for long, clear it when all is written; for ever.
+        """Keep in the journal what the database has not taken for `JOURNAL_AFTER`; never returns.
 
-        So also a process that is killed while the database is away loses only the last seconds.
+        A process that is killed while the database is away then loses only the last seconds. The
+        journal is cleared once all of its settlements are in the database.
         """
-        loop = asyncio.get_running_loop()
         while self._journal is not None:
             await asyncio.sleep(JOURNAL_AFTER / 2)
-            now = loop.time()
-            late = [
-                one.settlement
-                for attempt_id, one in self._unwritten.items()
-                if one.since <= now - JOURNAL_AFTER and attempt_id not in self._journaled
-            ]
-            if late:
-                left = await asyncio.to_thread(self._journal.append, late)
-                kept = {one.attempt_id for one in late} - {one.attempt_id for one in left}
-                self._journaled |= kept
-                log.warning("settlements_journaled", settlements=len(kept), left=len(left))
-            elif self._journaled and self._journaled.isdisjoint(self._unwritten):
-                await asyncio.to_thread(self._journal.clear)
-                self._journaled.clear()
+            try:
+                await self._update_journal(self._journal)
+            except Exception:
+                log.exception("journal_not_kept")
+
+    async def _update_journal(self, journal: Journal) -> None:
+        now = asyncio.get_running_loop().time()
+        late = [
+            one.settlement
+            for attempt_id, one in self._unwritten.items()
+            if one.since <= now - JOURNAL_AFTER and attempt_id not in self._journaled
+        ]
+        if late:
+            left = await self._in_journal_thread(journal.append, late)
+            self._note_journaled(late, left)
+        elif self._journaled and self._journaled.isdisjoint(self._unwritten):
+            self._journaled.clear()
+            await self._in_journal_thread(journal.clear)
 
     async def finish(self) -> None:
-        """Leave nothing in the journal that is in the database by now."""
+        """Clear the journal, once all settlements are in the database. After `give_up`: no-op."""
         if not self._given_up:
-            await self._forget_written()
+            await self._clear_journal()
 
     async def give_up(self) -> None:
         """Wait for the database no longer: what is unwritten goes to the journal, or is logged."""
         self._given_up = True
-        await self._forget_written()
+        if not self._journaled <= self._unwritten.keys():
+            # Otherwise the next start would complain of entries that it can't apply.
+            await self._clear_journal()
         unwritten = list(self._unwritten.values())
         settlements = [one.settlement for one in unwritten]
         await self._put_into_journal(
@@ -206,13 +219,24 @@ class Records:
         finally:
             del self._unwritten[settlement.attempt_id]
 
-    async def _forget_written(self) -> None:
-        # Otherwise the next start would complain of entries that it can't apply.
-        if self._journal is not None and not self._journaled <= self._unwritten.keys():
+    async def _in_journal_thread(self, work: Callable[..., T], *arguments: object) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._journal_thread, work, *arguments)
+
+    async def _clear_journal(self) -> None:
+        if self._journal is not None:
             self._journaled.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(JOURNAL_PATIENCE):
-                    await asyncio.to_thread(self._journal.clear)
+                async with asyncio.timeout(JOURNAL_TIMEOUT):
+                    await self._in_journal_thread(self._journal.clear)
+
+    def _note_journaled(
+        self, settlements: Sequence[Settlement], left: Sequence[Settlement]
+    ) -> None:
+        kept = {one.attempt_id for one in settlements} - {one.attempt_id for one in left}
+        self._journaled |= kept
+        if kept or not self._given_up:  # at the exit, what is left is logged one by one
+            log.warning("settlements_journaled", settlements=len(kept), left=len(left))
 
     async def _put_into_journal(self, settlements: Sequence[Settlement]) -> None:
         if not settlements:
@@ -220,17 +244,14 @@ class Records:
         left = settlements
         if self._journal is not None:
             try:
-                async with asyncio.timeout(JOURNAL_PATIENCE):
-                    left = await asyncio.to_thread(self._journal.append, settlements)
+                async with asyncio.timeout(JOURNAL_TIMEOUT):
+                    left = await self._in_journal_thread(self._journal.append, settlements)
             except TimeoutError:
                 log.error("journal_not_written", fault="the disk does not answer")
-        kept = {one.attempt_id for one in settlements} - {one.attempt_id for one in left}
-        self._journaled |= kept
-        if kept:
-            log.warning("settlements_journaled", settlements=len(kept), left=len(left))
+        self._note_journaled(settlements, left)
         for one in left:
             self.lost += 1
-            log.error("settlement_lost", **described(one))
+            log.error("settlement_lost", **log_fields(one))
 
     async def _write(self, items: Sequence[_Item]) -> Sequence[bool]:
         if self._given_up:
@@ -269,14 +290,14 @@ async def apply_journal(
     To be called before the recovery. What can't be applied is logged. Raises UnavailableError, and
     leaves the journal as it is, when the database can't be written.
     """
-    # The last word on an attempt is its first: it was written before what may have replaced it.
+    # Of several entries of an attempt the first counts: a later one is its minimal form.
     left = {one.attempt_id: one for one in reversed(await asyncio.to_thread(journal.open))}
     applied: set[str] = set()
 
     async def settle(some: Sequence[Settlement]) -> None:
         now = clock()
         applied.update(
-            await database.write(lambda conn: settling.settle_left(conn, dialer_id, some, now))
+            await database.write(lambda conn: settling.settle_journaled(conn, dialer_id, some, now))
         )
 
     try:
@@ -291,23 +312,23 @@ async def apply_journal(
             except UnavailableError:
                 raise
             except Exception as refused:
-                _log_fault("settlement_refused", refused, **described(one))
-                plain = settling.plain(one.attempt_id, one.call_id, one.attempted, clock())
+                _log_fault("settlement_refused", refused, **log_fields(one))
+                plain = settling.minimal(one.attempt_id, one.call_id, one.attempted, clock())
                 try:
                     await settle([plain])
                 except UnavailableError:
                     raise
                 except Exception as also_refused:
-                    _log_fault("attempt_left_open", also_refused, **described(one))
+                    _log_fault("attempt_left_open", also_refused, **log_fields(one))
     for attempt_id, one in left.items():
         if attempt_id not in applied:
-            log.error("settlement_not_applied", **described(one))
+            log.error("settlement_not_applied", **log_fields(one))
     if applied:
         log.warning("settlements_applied", dialer=dialer_id, settlements=len(applied))
     await asyncio.to_thread(journal.clear)
 
 
-def described(one: Settlement) -> dict[str, str]:
+def log_fields(one: Settlement) -> dict[str, str]:
     """A settlement as the log shows it: no number, nothing that was keyed."""
     verdict = one.verdict
     then = verdict.status.name if isinstance(verdict, FinalVerdict) else "due again"

@@ -1,13 +1,13 @@
 """Decides when a process may take over a dialer: never from a worker that is alive.
 
-Two signs of life are looked at. Within one `data_dir` the worker holds a lock on a file, which the
-kernel releases when the process ends, however it ends: who gets the lock and finds the dialer's row
-naming this `data_dir` (its installation) knows that the former worker is dead, and need not wait.
-Between several installations that share a database there is only the heartbeat, `seen_at` in that
-row. A standby takes over when it has seen no heartbeat for `SILENCE` seconds by its own monotonic
-clock, so neither the difference between two machines' clocks nor a step of one matters. The
-database must have answered in time throughout, and taken writes towards the end: one that is frozen
-or read-only hides the heartbeats of a worker that is alive.
+There are two signs of life. Within one `data_dir` the worker holds a lock on a file, which the
+kernel releases when the process ends, however it ends. A process that gets the lock, and finds this
+`data_dir` (its installation) in the dialer's row, knows that the former worker is dead, and need
+not wait. Between several installations that share a database there is only the heartbeat, `seen_at`
+in that row. A standby takes over when it has seen no heartbeat for `HEARTBEAT_TIMEOUT` seconds by
+its own monotonic clock, so neither the difference between two machines' clocks nor a step of one
+matters. The database must have answered in time throughout, and taken writes towards the end: one
+that is frozen or read-only hides the heartbeats of a worker that is alive.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from typing import Final
 from bitel.errors import BitelError
 from bitel.store import leases
 from bitel.store.database import Connection, Database
-from bitel.store.leases import Holder, Terms
+from bitel.store.leases import Holder, TakeOverTerms
 
 POLL: Final = 2.0
 """Seconds between two looks of a standby."""
 
-SILENCE: Final = 20.0
+HEARTBEAT_TIMEOUT: Final = 20.0
 """Seconds without a heartbeat after which another installation's worker counts as dead. It sends
 one every 5 s."""
 
 PROBE_AFTER: Final = 12.0
-"""Seconds of silence after which looks are writes."""
+"""Seconds without a heartbeat after which looks are writes."""
 
-LATE: Final = 3.0
-"""Seconds that one look may take, or begin late, before the silence is measured anew."""
+LONGEST_LOOK: Final = 3.0
+"""Seconds that a look may take, or begin late; otherwise the measurement begins anew."""
 
 _INSTALLATION: Final = re.compile(r"[0-9a-f]{32}")
 
@@ -100,8 +100,10 @@ def installation_of(data_dir: Path) -> str:
     raise BitelError(f"{path} holds no identifier; remove it")
 
 
-class Silence:
-    """Measures for how long a dialer's row has stayed the same. Times are monotonic seconds.
+class HeartbeatMonitor:
+    """Measures for how long a dialer's heartbeat has been missing: its row stays the same.
+
+    Times are monotonic seconds.
 
     Two looks that lie further apart than `longest_gap` are not joined: in between this process may
     have been paused, and the worker with it.
@@ -110,21 +112,21 @@ class Silence:
     def __init__(self, longest_gap: float) -> None:
         self._longest_gap = longest_gap
         self.seconds = 0.0
-        """As of the last `saw`."""
+        """Without a heartbeat, as of the last `observe`."""
         self._holder: Holder | None = None
         self._since = 0.0
         self._last = 0.0
 
-    def saw(self, holder: Holder, asked_at: float, answered_at: float) -> None:
+    def observe(self, holder: Holder, asked_at: float, answered_at: float) -> None:
         """Note what a look found that was begun and answered at these times."""
-        late = answered_at - asked_at > LATE or asked_at - self._last > self._longest_gap
+        late = answered_at - asked_at > LONGEST_LOOK or asked_at - self._last > self._longest_gap
         if late or holder != self._holder:
             self._holder, self._since = holder, answered_at
         self._last = answered_at
         # The row is known to have been the same from the first answer to the last question.
         self.seconds = max(0.0, asked_at - self._since)
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Measure anew from the next look on."""
         self._holder, self.seconds = None, 0.0
 
@@ -154,40 +156,40 @@ class Standby:
         self._database = database
         self._clock = clock
         self._monotonic = monotonic
-        self._silence = Silence(POLL + LATE)
+        self._heartbeat = HeartbeatMonitor(POLL + LONGEST_LOOK)
 
-    async def look(self) -> Terms | None:
+    async def look(self) -> TakeOverTerms | None:
         """The terms on which to take over now; None: wait, and look again after `POLL` seconds.
 
         Whether the terms are returned or not, this process keeps the lock once it has it. Raises
         UnavailableError where the database can't be read.
         """
         locked = self.lock.acquire()
-        work = leases.probe if locked and self._silence.seconds >= PROBE_AFTER else leases.holder
+        work = leases.probe if locked and self._heartbeat.seconds >= PROBE_AFTER else leases.holder
         ask = self._database.write if work is leases.probe else self._database.read
         asked_at = self._monotonic()
         try:
             row = self.holder = await ask(lambda conn: work(conn, self.dialer_id))
         except BaseException:
-            self._silence.forget()
+            self._heartbeat.reset()
             raise
         if not locked:
-            # A process that lives here, or is stopped and may go on at any time.
-            self._silence.forget()
+            # The worker runs on this machine, or is stopped and may continue at any time.
+            self._heartbeat.reset()
             return None
         if row.installation is None or row.installation == self._installation:
-            return Terms(self._installation, row)
-        self._silence.saw(row, asked_at, self._monotonic())
-        if self._silence.seconds < SILENCE:
+            return TakeOverTerms(self._installation, row)
+        self._heartbeat.observe(row, asked_at, self._monotonic())
+        if self._heartbeat.seconds < HEARTBEAT_TIMEOUT:
             return None
         # Such a worker may be alive, cut off from the database, and still about to dial.
-        return Terms(self._installation, row, former_ended=False)
+        return TakeOverTerms(self._installation, row, former_ended=False)
 
-    def forget(self) -> None:
-        """Measure another installation's silence anew: a take-over has failed."""
-        self._silence.forget()
+    def reset(self) -> None:
+        """Measure the time without a heartbeat anew: a take-over has failed."""
+        self._heartbeat.reset()
 
-    async def fence(self) -> Terms:
+    async def fence(self) -> TakeOverTerms:
         """Take the lease from a worker that may be alive; the terms for when it is gone.
 
         It stops when it finds out, at its next write or heartbeat.
@@ -200,4 +202,4 @@ class Standby:
 
         self.holder, row = await self._database.write(work)
         gone = self.holder.installation in (None, self._installation)
-        return Terms(self._installation, row, former_ended=gone)
+        return TakeOverTerms(self._installation, row, former_ended=gone)

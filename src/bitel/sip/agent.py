@@ -100,7 +100,7 @@ class UserAgent:
         """What must not leave any more, where it has been given out and still waits somewhere:
         for a connection to be made, say.
 
-        Only who keeps messages back for that needs to ask.
+        Needed only where messages are kept after `datagrams_to_send`.
         """
         taken_back = list(self._core.taken_back)
         self._core.taken_back.clear()
@@ -180,8 +180,8 @@ class UserAgent:
         """Give up a call to which nothing was answered yet: `Failed` follows, by `timeout`.
 
         False, and nothing is done, once anything was, or the far end is known to have the INVITE of
-        a connection that broke: somebody may be ringing. Should the far end have been merely slow,
-        it is told CANCEL or BYE as soon as it says anything.
+        a connection that broke: a phone may be ringing. A far end that was merely slow gets CANCEL
+        or BYE with its first response.
         """
         call = self._core.calls.get(call_id)
         return isinstance(call, OutgoingCall) and call.give_up(now)

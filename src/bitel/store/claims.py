@@ -79,7 +79,7 @@ def claim(
     and names it the next time, is fair to all. Outside their project's calling window only
     one-time passwords are claimed. Calls that have expired, whose number is on the do-not-call
     list by now, or that are superseded by a newer one-time password, end instead. Those whose
-    number another call of the project is at wait (see `number_exclusion`). Raises LostLease when
+    number is in another attempt of the project wait (see `number_exclusion`). Raises LostLease when
     another worker has taken over.
     """
     if not leases.holds(conn, lease):

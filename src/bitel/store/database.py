@@ -46,9 +46,9 @@ MOST_READS: Final = 32
 """Reads that one thread does between two looks at the queue, in one transaction."""
 MOST_TRIES: Final = 5
 """Times that a transaction is run which meets deadlocks."""
-REOPEN_PATIENCE: Final = 0.5
+REOPEN_TIMEOUT: Final = 0.5
 """Seconds for which a reader may be waited for, when all connections have to be closed."""
-ABANDON_PATIENCE: Final = 1.0
+ABANDON_TIMEOUT: Final = 1.0
 """Seconds that threads get to end once what they do was interrupted."""
 READERS: Final = 3
 """Reader threads; they are for waiting on the database, not for speed."""
@@ -155,7 +155,7 @@ class Database:
             for unit in left:
                 unit.error = _closed()
             answer(left)
-        if not self._join(ABANDON_PATIENCE):
+        if not self._join(ABANDON_TIMEOUT):
             _log.error("threads of the database hang, and are left behind")
         return False
 
@@ -233,7 +233,7 @@ class _Worker(ABC):
                 self._fail(units, error)
             answer(units)
             self._units = ()
-        self._drop()
+        self.drop()
 
     def abandon(self) -> None:
         """Give up what is being done, from another thread: its callers get StoreUnavailable."""
@@ -253,7 +253,7 @@ class _Worker(ABC):
     def _fail(self, units: Sequence[Unit], error: BaseException) -> None:
         # SQLAlchemy forgets a transaction whose COMMIT failed; only with its connection does it
         # surely end, and not within the next one's.
-        self._drop()
+        self.drop()
         for unit in units:
             unit.result, unit.error = None, faults.unavailable(error)
 
@@ -270,16 +270,13 @@ class _Worker(ABC):
         try:
             self._kept.rollback()
         except DBAPIError:
-            self._drop()
+            self.drop()
             return
         if self._kept.invalidated or engines.is_in_transaction(self._kept):
-            self._drop()
+            self.drop()
 
     def drop(self) -> None:
-        """Close the connection; its thread must not be at work."""
-        self._drop()
-
-    def _drop(self) -> None:
+        """Close the connection, in its thread or while that is not at work."""
         kept, self._kept = self._kept, None
         if kept is not None:
             try:
@@ -397,12 +394,12 @@ class _Writer(_Worker):
 
         Reads that take long are not waited for; the next write that fails tries again.
         """
-        self._drop()
+        self.drop()
         if not self.shares_with or self._abandoned:
             return
         with contextlib.ExitStack() as stack:
             for worker in self.shares_with:
-                if not worker.at_work.acquire(timeout=REOPEN_PATIENCE):
+                if not worker.at_work.acquire(timeout=REOPEN_TIMEOUT):
                     return
                 stack.callback(worker.at_work.release)
             for worker in self.shares_with:
@@ -426,7 +423,7 @@ class _Reader(_Worker):
                 unit.error = faults.for_caller(error)
                 self._undo()
                 if faults.sort(error) is Fault.DOWN:
-                    self._drop()
+                    self.drop()
         self._undo()  # there is nothing to commit
 
     def _read(self, unit: Unit) -> None:
@@ -435,7 +432,7 @@ class _Reader(_Worker):
         except DBAPIError as error:
             if faults.sort(error) is not Fault.LOST:
                 raise
-            self._drop()
+            self.drop()
             unit.run(self._connection())
 
 

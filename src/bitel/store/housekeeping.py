@@ -8,7 +8,7 @@ from typing import Final
 from sqlalchemy import Connection, bindparam, select
 
 from bitel.store import claims, leases, loose
-from bitel.store.leases import Holder, Terms
+from bitel.store.leases import Holder, TakeOverTerms
 from bitel.store.schema import attempt, call, is_due, is_open
 
 REDIAL_AFTER: Final = 600.0
@@ -26,7 +26,7 @@ def give_up(conn: Connection, dialer_id: str, seen: Holder, now: float) -> None:
 
     Raises LostLease where its row is no longer what was `seen`.
     """
-    terms = Terms(former=seen)
+    terms = TakeOverTerms(former=seen)
     leases.take_over(conn, dialer_id, "housekeeping", now, REDIAL_AFTER, terms=terms)
 
 

@@ -77,7 +77,7 @@ class Inbox:
                 item = self._queue.get_nowait()
                 if item is not None:
                     units.append(item)
-        self._queue.put(None)  # the end is for every thread that takes from here
+        self._queue.put(None)  # the end mark, for every thread that takes from here
         return units
 
     def take(self, most: int) -> list[Unit]:
@@ -92,7 +92,7 @@ class Inbox:
                 item = self._queue.get_nowait()
         except queue.Empty:
             return units
-        self._queue.put(None)  # the end is for every thread that takes from here
+        self._queue.put(None)  # the end mark, for every thread that takes from here
         return units
 
 

@@ -38,7 +38,7 @@ class LostLease(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The right to run a dialer, until somebody takes over."""
+    """The right to run a dialer, until another worker takes over."""
 
     dialer_id: str
     worker: str
@@ -56,8 +56,8 @@ class Holder(NamedTuple):
     """The last renewal, in Unix seconds by the worker's clock."""
 
 
-class Terms(NamedTuple):
-    """On which terms a worker takes over."""
+class TakeOverTerms(NamedTuple):
+    """What a worker that takes over holds, and what it knows of the former one."""
 
     installation: str | None = None
     """Of the data_dir whose lock file it holds; None: it holds none, so others need not wait."""
@@ -110,14 +110,14 @@ def take_over(
     now: float,
     redial_after: float,
     last_invite: float = math.inf,
-    terms: Terms = Terms(),  # noqa: B008 # immutable
+    terms: TakeOverTerms = TakeOverTerms(),  # noqa: B008 # immutable
 ) -> tuple[Lease, Recovered]:
     """Become the worker that runs the dialer, and deal with what earlier workers left open.
 
-    An attempt that somebody had answered makes its call UNKNOWN, at no cost, as nobody knows how
-    long it lasted. One that was to be called off is. Any other may still be ringing: its call is
-    due again `redial_after` seconds, which must exceed the longest ring time, after its INVITE may
-    have left. That is `last_invite` seconds after the claim, or now where the former worker has
+    An attempt that was answered makes its call UNKNOWN, at no cost, as its length is not known.
+    One whose cancellation was requested makes it CANCELED. Any other may still be ringing: its call
+    is due again `redial_after` seconds, which must exceed the longest ring time, after its INVITE
+    may have left. That is `last_invite` seconds after the claim, or now where the former worker has
     ended; without `last_invite` it must have. It spends no retry, unless the attempt is known to
     have rung: then it waits for the call's retry interval too, and a call without retries left ends
     as NO_ANSWER. Until such a time no other call is made to its number either, nor for
@@ -169,7 +169,9 @@ def take_over(
     return Lease(dialer_id, worker, epoch), Recovered(len(left) - len(heard), len(heard))
 
 
-def _next_epoch(conn: Connection, dialer_id: str, worker: str, now: float, terms: Terms) -> int:
+def _next_epoch(
+    conn: Connection, dialer_id: str, worker: str, now: float, terms: TakeOverTerms
+) -> int:
     values: dict[str, Any] = {
         "id": dialer_id, "worker": worker, "now": now, "installation": terms.installation,
     }  # fmt: skip

@@ -36,10 +36,11 @@ PARKED_FOR: Final = 5.0
 """Seconds until a call whose number is taken is looked at again; each further call to the number
 waits as much longer."""
 OTP_PARKED_FOR: Final = 1.0
-"""The same for one-time passwords, which somebody waits for."""
+"""The same for one-time passwords, which people wait for."""
 LONGEST_PARKED: Final = 300.0
+"""Seconds that a call is parked at most, however many wait for its number."""
 
-Number = tuple[str, str]
+ProjectNumber = tuple[str, str]
 """A project's id and a number in E.164 with its plus sign."""
 
 
@@ -73,12 +74,12 @@ def park_taken(
     return free, len(parked)
 
 
-def _number_of(row: Any) -> Number:
+def _number_of(row: Any) -> ProjectNumber:
     return row.project_id, row.e164
 
 
-def _park(conn: Connection, rows: Iterable[Any], taken: Mapping[Number, float]) -> None:
-    waiting: Counter[Number] = Counter()
+def _park(conn: Connection, rows: Iterable[Any], taken: Mapping[ProjectNumber, float]) -> None:
+    waiting: Counter[ProjectNumber] = Counter()
     parked: list[tuple[str, float]] = []
     for row in rows:
         number = _number_of(row)
@@ -100,7 +101,7 @@ def forget_may_ring(conn: Connection, now: float, limit: int) -> None:
     _FORGET.run(conn, {"now": now, "most": limit})
 
 
-def _taken(conn: Connection, numbers: Set[Number], now: float) -> dict[Number, float]:
+def _taken(conn: Connection, numbers: Set[ProjectNumber], now: float) -> dict[ProjectNumber, float]:
     """Those of the numbers that are taken, each with a time before which it surely stays so."""
     if not numbers:
         return {}
@@ -108,7 +109,9 @@ def _taken(conn: Connection, numbers: Set[Number], now: float) -> dict[Number, f
     return {_number_of(row): row.until or now for row in rows}
 
 
-def _contested(conn: Connection, numbers: Set[Number], now: float) -> dict[Number, float]:
+def _contested(
+    conn: Connection, numbers: Set[ProjectNumber], now: float
+) -> dict[ProjectNumber, float]:
     """As `_taken`, those that the claim of another dialer has taken just now, or is about to take.
 
     The others are kept from such claims until the commit. Nobody waits: two claims, each of which
@@ -139,8 +142,8 @@ def _taken_in_sqlite() -> Select[Any]:
 
 
 def _taken_in_postgresql() -> Select[Any]:
-    # Its planner would read a whole index where it is told of equal columns: only the index that is
-    # meant gives this order.
+    # With equality filters its planner may read a whole other index; only the intended index gives
+    # this order.
     order = (call.c.project_id, call.c.e164)
     of_number = (tuple_(*order) >= tuple_(*_number), tuple_(*order) <= tuple_(*_number))
     until = (

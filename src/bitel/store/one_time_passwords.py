@@ -72,7 +72,7 @@ def _older_in_sqlite() -> Select[Any]:
 
 
 def _older_in_postgresql() -> Select[Any]:
-    # As in `number_exclusion`: only the index that is meant gives this order.
+    # As in `number_exclusion`: only the intended index gives this order.
     placed, order = _placed.c, (call.c.project_id, call.c.e164, call.c.id)
     older = (
         select(call.c.id)

@@ -88,7 +88,7 @@ def settle(
     return _settle(conn, _MINE, mine, settlements, now)
 
 
-def settle_left(
+def settle_journaled(
     conn: Connection, dialer_id: str, settlements: Sequence[Settlement], now: float
 ) -> set[str]:
     """As `settle`, for attempts of earlier workers of the dialer which are still open.
@@ -97,15 +97,15 @@ def settle_left(
     """
     if not settlements:
         return set()
-    # Whoever settles shares this lock until its commit, so that we see what it has settled.
+    # Each `settle` shares this lock until its commit, so that we see what it has written.
     conn.execute(select(dialer.c.epoch).where(dialer.c.id == dialer_id).with_for_update())
-    return _settle(conn, _LEFT, {"dialer_id": dialer_id}, settlements, now)
+    return _settle(conn, _LEFT_OPEN, {"dialer_id": dialer_id}, settlements, now)
 
 
-def plain(attempt_id: str, call_id: str, attempted: Attempted, now: float) -> Settlement:
-    """What is written of an attempt whose end could not be written as it was.
+def minimal(attempt_id: str, call_id: str, attempted: Attempted, now: float) -> Settlement:
+    """The settlement of an attempt whose end could not be written as it was.
 
-    Nothing is billed and no word is kept. Its call ends as UNKNOWN if it was answered, else as
+    Nothing is billed and no free text is kept. Its call ends as UNKNOWN if it was answered, else as
     ERROR.
     """
     answered_at = attempted.answered_at
@@ -293,7 +293,7 @@ _OFFERED = (
     .with_for_update(key_share=True, of=call)
 )
 _MINE = Query(_OFFERED.where(attempt.c.epoch == bindparam("epoch")))
-_LEFT = Query(_OFFERED)
+_LEFT_OPEN = Query(_OFFERED)
 _entries = given(
     "entries",
     **{

@@ -2,7 +2,7 @@
 
 It also knows which INVITEs the far end's kernel has acknowledged, and asks an idle far end whether
 it is still there before it trusts an INVITE to it: a NAT or a firewall may have forgotten the
-connection, and the INVITE would be lost without a word.
+connection, and the INVITE would be lost silently.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from bitel.transports.liveness import Liveness, StreamLimits
 from bitel.transports.tcp_info import TcpInfo, TcpProgress
 
 _INVITE = b"INVITE "
-FIRST_LOOK, LAST_LOOK = 0.001, 0.05
-"""Seconds between two looks at whether a probe was acknowledged, which double in between."""
+FIRST_PROBE_CHECK, LONGEST_PROBE_CHECK = 0.001, 0.05
+"""Seconds between two checks whether a probe was acknowledged; doubled from one to the next."""
 MAX_BATCH = 64
 """Messages taken in one go, so that a flood leaves the loop time for everything else."""
 
@@ -67,7 +67,7 @@ class Connection(asyncio.Protocol):
         # there: the headers of its records are counted only once the kernel has them.
         self._end = 0
         # How much had been received when our part of a TLS 1.3 handshake was over.
-        self._greeted_at = -inf
+        self._handshake_end = -inf
         # INVITEs that may not have arrived, and where they end.
         self._in_flight: deque[tuple[float, bytes]] = deque()
         self._probe: asyncio.TimerHandle | None = None
@@ -127,7 +127,7 @@ class Connection(asyncio.Protocol):
         # By TLS 1.3 a server may refuse our certificate after we have begun to send: with an alert,
         # or by nothing but a FIN. What its kernel has acknowledged by then its SIP has not seen. A
         # server that accepts us sends session tickets, or at least a response.
-        unseen = self._refused or progress.received <= self._greeted_at + 1
+        unseen = self._refused or progress.received <= self._handshake_end + 1
         acknowledged = -1 if unseen else progress.acknowledged
         return frozenset(data for end, data in self._in_flight if end > acknowledged)
 
@@ -151,7 +151,7 @@ class Connection(asyncio.Protocol):
     def abort(self) -> None:
         """Close it at once."""
         self._over = True
-        self._stop_looking()
+        self._cancel_probe()
         if self._transport is not None:
             self._transport.abort()
 
@@ -166,7 +166,7 @@ class Connection(asyncio.Protocol):
             tls = transport.get_extra_info("ssl_object")
             progress = self._tcp_info.read()
             if tls is not None and tls.version() == "TLSv1.3" and self.ours and progress:
-                self._greeted_at = progress.received
+                self._handshake_end = progress.received
         self._receiver.connection_made(self)
 
     def data_received(self, data: bytes) -> None:
@@ -179,7 +179,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._over = True
         self._refused = isinstance(exc, ssl.SSLError) and not self._heard
-        self._stop_looking()
+        self._cancel_probe()
         try:
             if not self.closed.done():
                 self.closed.set_result(None)
@@ -241,7 +241,7 @@ class Connection(asyncio.Protocol):
 
     def _send_invite(self, data: bytes, progress: TcpProgress | None) -> None:
         if progress is not None:
-            self._catch_up(progress)
+            self._count_tls_overhead(progress)
             if self._heard:
                 while self._in_flight and self._in_flight[0][0] <= progress.acknowledged:
                     self._in_flight.popleft()
@@ -252,7 +252,7 @@ class Connection(asyncio.Protocol):
         if data.startswith(_INVITE):
             self._in_flight.append((inf, data))
 
-    def _catch_up(self, progress: TcpProgress) -> None:
+    def _count_tls_overhead(self, progress: TcpProgress) -> None:
         """Count what TLS has added to what we sent."""
         assert self._transport is not None
         written = progress.acknowledged + progress.queued
@@ -264,15 +264,15 @@ class Connection(asyncio.Protocol):
     # The probe of an idle connection: a ping, which any far end's kernel acknowledges
 
     def _begin_probe(self, progress: TcpProgress) -> None:
-        self._catch_up(progress)
+        self._count_tls_overhead(progress)
         self._put(KeepAlive.PING.value)
         now = self._loop.time()
         self._liveness.pinged(now)
         self._probe_end = self._end
         self._probe_until = now + self._limits.probe_within
-        self._probe = self._loop.call_later(FIRST_LOOK, self._look_at_probe, FIRST_LOOK)
+        self._probe = self._loop.call_later(FIRST_PROBE_CHECK, self._check_probe, FIRST_PROBE_CHECK)
 
-    def _look_at_probe(self, waited: float) -> None:
+    def _check_probe(self, waited: float) -> None:
         progress = self._progress()
         if progress is None or progress.acknowledged >= self._probe_end:
             self._end_probe()
@@ -280,23 +280,23 @@ class Connection(asyncio.Protocol):
             self._probe = None
             self._receiver.probe_failed(self)
         else:
-            wait = min(2 * waited, LAST_LOOK)
-            self._probe = self._loop.call_later(wait, self._look_at_probe, wait)
+            wait = min(2 * waited, LONGEST_PROBE_CHECK)
+            self._probe = self._loop.call_later(wait, self._check_probe, wait)
 
     def _end_probe(self) -> None:
         """The far end is there, or it is too late to ask: send what was held back."""
         if self._probe is None:
             return
-        self._stop_looking()
+        self._cancel_probe()
         if self._over or self._transport is None or self._transport.is_closing():
-            return  # the receiver takes them when it hears of that
+            return  # the receiver takes them in `connection_lost`
         for data, _ in self.take_held():
             if data.startswith(_INVITE):
                 self._send_invite(data, self._progress())
             else:
                 self._write(data)
 
-    def _stop_looking(self) -> None:
+    def _cancel_probe(self) -> None:
         if self._probe is not None:
             self._probe.cancel()
             self._probe = None

@@ -35,21 +35,22 @@ Link = Callable[[bytes, Address], Iterable[tuple[float, bytes]]]
 Tap = Callable[[Literal["in", "out"], bytes, Address, float], None]
 """Shown each message as it comes or leaves, with the far end's address and the time (Unix s)."""
 
-LATE = 1.0
+PAUSE_NOTICED = 1.0
 """Seconds by which a timer may come late before the process is taken to have been stopped."""
-LOOK_EVERY = 0.5
+LONGEST_TIMER = 0.5
 """Seconds between two timers at most, while the agent waits for anything: a pause is noticed even
 where nothing was due during it."""
 CONFIRM_WITHIN = 3.0
 """Seconds for which `confirm_lease` is waited for."""
 QUIET_PASSES = 4
-"""Turns of the loop without news after which all that had arrived has been read. A message of a
-connection that was just accepted takes three."""
+"""Turns of the loop without an arrival after which all that had arrived has been read. A message of
+a connection that was just accepted takes three."""
 BUSY_PASSES = 16
-"""Turns after which that is so although news keeps coming, unless a socket was not read empty."""
+"""Turns after which it has been read although more keeps arriving, unless a socket was not read
+empty."""
 MAX_PASSES = 512
-"""Turns after which it is taken to be so all the same. In each of them every socket is read once; a
-UDP socket has no room for more datagrams than that."""
+"""Turns after which it counts as read in any case. Each turn reads every socket once; a UDP socket
+has no room for more datagrams than that."""
 
 TRIES = 30
 """How many free ports are tried, until one is free for every transport."""
@@ -86,8 +87,8 @@ class SipTransport:
         """Asked after a pause whether we may go on with our calls; None: always. Where it says no,
         fails, or takes longer than 3 s, no INVITE is repeated that nothing was answered to."""
         # After a pause, until the lease was confirmed: INVITEs wait here, and no timer fires.
-        self._held_up = False
-        self._held: list[tuple[bytes, Address]] = []
+        self._resuming = False
+        self._held_invites: list[tuple[bytes, Address]] = []
         self._confirming: asyncio.Task[None] | None = None
         self._after_reading: list[tuple[int, Callable[[], None]]] = []
         self._pass: asyncio.Handle | None = None
@@ -152,8 +153,8 @@ class SipTransport:
             self._turn = self._loop.call_soon(self._run_turn)
 
     def after_reading(self, callback: Callable[[], None]) -> None:
-        """Call back once all that has arrived by now was given to the agent, and its events to
-        their taker: an answer that is there already is then known.
+        """Call back once the agent has all that has arrived by now, and its events are handed out:
+        an answer that has arrived is then known.
 
         Called later, never from within, and not at all after `close`.
         """
@@ -199,9 +200,9 @@ class SipTransport:
 
     def _set_timer(self) -> None:
         due = self.agent.next_timer()
-        if due is None or self._closed or self._held_up:
+        if due is None or self._closed or self._resuming:
             return
-        due = min(due, self.now() + LOOK_EVERY)
+        due = min(due, self.now() + LONGEST_TIMER)
         # An armed timer that is early enough may stay: coming too early does no harm.
         if self._timer is not None:
             if self._timer_due <= due:
@@ -216,12 +217,12 @@ class SipTransport:
     def _timer_fired(self) -> None:
         self._timer = None
         late = time.monotonic() - self._timer_at
-        if late <= LATE:
+        if late <= PAUSE_NOTICED:
             self._fire_timers()
             return
         logger.warning("the event loop stood still for %.1f s", late)
-        self._held_up = True
-        self.after_reading(self._ask_to_go_on)
+        self._resuming = True
+        self.after_reading(self._ask_for_lease)
 
     def _fire_timers(self) -> None:
         self.agent.handle_timer(self.now())
@@ -254,37 +255,39 @@ class SipTransport:
                 callback()
             except Exception:
                 # The caller's fault; other calls must not suffer for it.
-                logger.exception("what was to follow on reading has failed")
+                logger.exception("a callback after reading has failed")
 
-    def _ask_to_go_on(self) -> None:
+    def _ask_for_lease(self) -> None:
         if self.confirm_lease is None:
-            self._go_on()
+            self._resume()
         else:
             self._confirming = self._loop.create_task(self._confirm(self.confirm_lease))
 
     async def _confirm(self, confirm: Callable[[], Awaitable[bool]]) -> None:
-        if not await _is_confirmed(confirm):
-            self.agent.stop_repeating_invites()
-        # There may have been another pause meanwhile.
-        self.after_reading(self._go_on)
+        try:
+            if not await _is_confirmed(confirm):
+                self.agent.stop_repeating_invites()
+        finally:  # without timers no call would ever end
+            # There may have been another pause meanwhile.
+            self.after_reading(self._resume)
 
-    def _go_on(self) -> None:
+    def _resume(self) -> None:
         self._confirming = None
-        self._held_up = False
+        self._resuming = False
         self._fire_timers()
 
     def _send_all(self) -> None:
         for data, destination in self.agent.taken_back():
-            if (data, destination) in self._held:
-                self._held.remove((data, destination))
+            if (data, destination) in self._held_invites:
+                self._held_invites.remove((data, destination))
             self._streams.take_back(data, destination)
         leaving = self.agent.datagrams_to_send()
-        if self._held_up:
-            self._held += [each for each in leaving if each[0].startswith(b"INVITE ")]
+        if self._resuming:
+            self._held_invites += [each for each in leaving if each[0].startswith(b"INVITE ")]
             leaving = [each for each in leaving if not each[0].startswith(b"INVITE ")]
-        elif self._held:
-            leaving = self._held + leaving
-            self._held = []
+        elif self._held_invites:
+            leaving = self._held_invites + leaving
+            self._held_invites = []
         at = time.time()
         for data, destination in leaving:
             if self._tap is not None:

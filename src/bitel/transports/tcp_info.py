@@ -1,4 +1,4 @@
-"""What the kernel says of a TCP connection: what was acknowledged, and since when it is silent.
+"""The kernel's counters of a TCP connection: bytes acknowledged and received, and idle time.
 
 Linux only: `TCP_INFO` of tcp(7), and `SIOCOUTQ`.
 """

@@ -171,13 +171,13 @@ class VoiceStore:
                     answer = await obstore.get_async(self._store, key)
                 except FileNotFoundError:
                     raise _not_found(recording_id) from None
-                # The folder is a cache, which somebody may have cleared away whole.
+                # The folder is a cache, and may have been deleted.
                 await asyncio.to_thread(partial(self._folder.mkdir, parents=True, exist_ok=True))
                 with await asyncio.to_thread(incomplete.open, "xb") as file:
                     async for chunk in answer.stream(min_chunk_size=1024 * 1024):
                         await asyncio.to_thread(file.write, chunk)
                     await asyncio.to_thread(_flush_to_disk, file)
-                # A name stands for a whole recording, also after a power loss.
+                # A file of this name is complete, also after a power loss.
                 await asyncio.to_thread(os.replace, incomplete, path)
         finally:
             with suppress(OSError):

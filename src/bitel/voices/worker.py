@@ -48,7 +48,7 @@ LIMITS_MET: Final = frozenset({-signal.SIGXCPU, -signal.SIGXFSZ, -signal.SIGPIPE
 """Exit statuses of a worker that met a limit, or whose parent did not listen."""
 
 TRIES: Final = 2
-"""How often a worker is run that is killed from outside: for want of memory, or by an operator."""
+"""Runs of a worker that is killed from outside, for lack of memory or by an operator."""
 
 _slots: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = (
     weakref.WeakKeyDictionary()
