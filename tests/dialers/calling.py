@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,7 @@ async def dialer(
     watch: Watch | None = None,
     sound: bytes = b"\xd5" * 320,
     playlists: PlaylistSource | None = None,
+    clock: Callable[[], float] = time.time,
     **config: Any,
 ) -> AsyncIterator[Dialled]:
     """A dialer with T1 of 20 ms, so that nobody is waited for longer than 1.3 s."""
@@ -77,7 +78,7 @@ async def dialer(
             **values,
         ),
         playlists or OneClip(folder, sound),
-        time.time,
+        clock,
         targets=targets,
         watch=watch,
     )

@@ -20,6 +20,7 @@ from bitel.calls.tariff import NOTHING, Rate, Tariff
 from bitel.dialers.sip_trunk import SipTrunkDialer
 from bitel.dialers.talk import Patience
 from bitel.dialing.dialer import Order
+from bitel.sip.message import Request
 from bitel.transports.udp_socket import MAX_BATCH
 from tests.dialers.calling import dialer
 from tests.dialers.carrier import Answer, Carrier, answering, carrier, silent, until
@@ -344,3 +345,52 @@ async def test_and_is_canceled_once_it_rings(tmp_path: Path) -> None:
         assert (await call).outcome is Outcome.CALLED_OFF
     calls.dialer.abandon("attempt1")
     calls.dialer.abandon("unknown")
+
+
+@pytest.mark.parametrize("step", [3600.0, -3600.0])
+async def test_a_clock_that_is_set_during_a_call_changes_nothing_of_its_bill(
+    tmp_path: Path, step: float
+) -> None:
+    set_by = 0.0
+
+    def hangs_up(request: Request) -> list[Answer]:
+        nonlocal set_by
+        set_by = step
+        return [Answer(200)]
+
+    async with carrier() as far:
+        far.does["BYE"] = hangs_up
+        far.does["ACK"] = lambda request: hangs_up(request)[:0]
+        async with dialer(tmp_path, far.uri, clock=lambda: time.time() + set_by) as calls:
+            begun_at = time.time()
+            attempted = await calls.call()
+    assert attempted.outcome is Outcome.ANSWERED
+    assert attempted.answered_at is not None
+    assert 0 < attempted.ended_at - attempted.answered_at < 2
+    assert 0 <= attempted.answered_at - attempted.started_at < 2
+    assert begun_at <= attempted.ended_at - step <= time.time(), "the retry counts from this"
+
+
+async def test_a_clock_that_is_set_while_it_rings_rings_nobody_longer(tmp_path: Path) -> None:
+    set_by = 0.0
+
+    def in_trouble(request: Request) -> list[Answer]:
+        nonlocal set_by
+        set_by = -3600.0
+        return [Answer(503)]
+
+    async with carrier() as first, carrier() as second:
+        first.does["INVITE"] = in_trouble
+        second.does["INVITE"] = lambda request: [Answer(180)]
+        second.does["CANCEL"] = lambda request: [Answer(200)]
+        async with (
+            dialer(
+                tmp_path,
+                first.uri,
+                second.uri,
+                ring_timeout=0.5,
+                clock=lambda: time.time() + set_by,
+            ) as calls,
+            asyncio.timeout(10),
+        ):
+            assert (await calls.call()).outcome is Outcome.NO_ANSWER

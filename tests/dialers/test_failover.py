@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,20 @@ async def test_who_asks_for_rest_gets_it(tmp_path: Path) -> None:
             attempted = await calls.call()
     assert attempted.detail == "no trunk takes calls now"
     assert len(second.of("INVITE")) == 4
+
+
+@pytest.mark.parametrize("step", [3600.0, -3600.0])
+async def test_a_clock_that_is_set_changes_no_rest(tmp_path: Path, step: float) -> None:
+    set_by = 0.0
+    async with carrier() as far:
+        far.does["INVITE"] = lambda _: [Answer(503, [("Retry-After", "1")])]
+        async with dialer(tmp_path, far.uri, clock=lambda: time.time() + set_by) as calls:
+            await calls.call()
+            set_by = step
+            assert not calls.dialer.up
+            (trunk,) = calls.dialer.trunks()
+            assert trunk.answered_at == pytest.approx(time.time() + step, abs=1.0)
+            await until(lambda: calls.dialer.up, 5.0)
 
 
 async def test_who_does_not_answer_is_tried_last_from_then_on(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bitel.calls.outcome import PROGRESS_LIMIT, Outcome
+from bitel.sip import Credentials
 from tests.dialers.calling import dialer
 from tests.dialers.carrier import Answer, Behaviour, carrier
 
@@ -114,3 +115,25 @@ async def test_a_carrier_that_says_nothing_for_the_whole_ring_time_rang_no_phone
         async with dialer(tmp_path, far.uri, ring_timeout=0.3) as calls:
             attempted = await calls.call()
     assert attempted.outcome is Outcome.TRUNK_TROUBLE
+
+
+@pytest.mark.parametrize("ringing", [180, 183])
+@pytest.mark.parametrize(
+    "final",
+    [
+        Answer(401, [("WWW-Authenticate", 'Digest realm="r", nonce="n"')]),
+        Answer(407, [("Proxy-Authenticate", 'Digest realm="r", nonce="n"')]),
+        Answer(422, [("Min-SE", "7200")]),
+    ],
+    ids=str,
+)
+async def test_after_ringing_no_other_invite_leaves_for_what_it_would_say_better(
+    tmp_path: Path, ringing: int, final: Answer
+) -> None:
+    async with carrier() as far:
+        far.does["INVITE"] = responses(100, ringing, final)
+        async with dialer(tmp_path, far.uri, credentials=Credentials("me", "secret")) as calls:
+            attempted = await calls.call()
+    assert attempted.outcome is Outcome.RANG_THEN_FAILED
+    assert attempted.sip_code == final.code
+    assert len(far.of("INVITE")) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,15 +14,18 @@ from bitel.dialers.carriers import (
     UNCERTAIN_IN_A_ROW,
     UNCERTAIN_REST,
     Carriers,
+    Passed,
 )
 from bitel.dialers.config import SipTrunkConfig
 from bitel.dialers.hops import Hop
 from bitel.dialers.targets import Targets
 from bitel.dialers.trunk import Trunk
+from bitel.sip.message import Request
 from tests.conftest import FakeClock
 from tests.dialers.calling import Dialled, dialer
 from tests.dialers.carrier import Answer, answering, carrier
 from tests.dialers.dns_server import dns_server
+from tests.dialers.test_outcomes import responses
 
 TRUNK, OTHER = Trunk.parse("sip:192.0.2.1"), Trunk.parse("sip:192.0.2.2")
 
@@ -40,12 +44,13 @@ class Watched:
 
     def call(self, outcome: Outcome, code: int = 0, trunk: Trunk = TRUNK) -> Outcome | None:
         """How a call ends, had it ended as `outcome`; None where it must not be placed."""
-        begun_at = self.carriers.begin(hop(trunk))
+        passed: Passed = {}
+        begun_at = self.carriers.begin(hop(trunk), passed)
         if begun_at is None:
             return None
         over = Attempted(outcome, self.clock(), self.clock(), sip_code=code, detail=f"{code} x")
         outcome = self.carriers.record_outcome(hop(trunk), over, begun_at).outcome
-        self.carriers.leave(hop(trunk), begun_at)
+        self.carriers.leave(passed)
         return outcome
 
 
@@ -81,7 +86,7 @@ def test_refusals_in_a_row_pause_a_trunk_that_worked(watched: Watched, code: int
 def test_calls_under_way_when_it_pauses_wait_too(watched: Watched) -> None:
     watched.call(Outcome.ANSWERED)
     over = Attempted(Outcome.REFUSED, 0.0, 0.0, sip_code=403)
-    begun = [watched.carriers.begin(hop(TRUNK)) for _ in range(10)]
+    begun = [watched.carriers.begin(hop(TRUNK), {}) for _ in range(10)]
     outcomes = [
         watched.carriers.record_outcome(hop(TRUNK), over, at or 0.0).outcome for at in begun
     ]
@@ -244,3 +249,115 @@ def _break_next_invite(calls: Dialled, monkeypatch: pytest.MonkeyPatch) -> None:
         return invite(*arguments)
 
     monkeypatch.setattr(type(agent), "invite", lambda _, *arguments: once(*arguments))
+
+
+async def test_somebody_who_picks_up_is_not_called_again_because_the_trunk_is_paused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with carrier() as far, dialer(tmp_path, far.uri, refusals_before_pause=2) as calls:
+        clock = FakeClock()
+        monkeypatch.setattr(calls.dialer._carriers, "_monotonic", clock)
+        await calls.call()
+        far.does["INVITE"] = responses(180, Answer(200))  # an answer without SDP
+        assert await outcomes(calls, 2) == [Outcome.MEDIA_MISMATCH] * 2
+        assert await outcomes(calls, 1) == [Outcome.TRUNK_TROUBLE], "these answers pause it too"
+        assert len(far.of("INVITE")) == 3
+        clock.advance(REFUSALS_PROBED)
+        assert await outcomes(calls, 1) == [Outcome.MEDIA_MISMATCH]
+
+
+async def test_a_probe_follows_a_redirection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with carrier() as far, dialer(tmp_path, far.uri, refusals_before_pause=2) as calls:
+        clock = FakeClock()
+        monkeypatch.setattr(calls.dialer._carriers, "_monotonic", clock)
+        there = ("Contact", f"<sip:there@{far.place}>")
+        final = [Answer(200, sdp=True)]
+        far.does["INVITE"] = lambda request: (
+            final if "there" in request.uri else [Answer(302, [there])]
+        )
+        assert await outcomes(calls, 1) == [Outcome.ANSWERED]
+        final[0] = Answer(403)
+        assert await outcomes(calls, 3) == [
+            Outcome.REFUSED,
+            Outcome.TRUNK_TROUBLE,
+            Outcome.TRUNK_TROUBLE,
+        ]
+        clock.advance(REFUSALS_PROBED)
+        assert await outcomes(calls, 2) == [Outcome.TRUNK_TROUBLE] * 2
+        final[0] = Answer(200, sdp=True)
+        clock.advance(REFUSALS_PROBED)
+        assert await outcomes(calls, 2) == [Outcome.ANSWERED] * 2
+
+
+def test_a_probe_tries_all_addresses_of_the_trunk(watched: Watched) -> None:
+    first, second = hop(TRUNK), hop(TRUNK)._replace(address=TRUNK.at("192.0.2.9"))
+    watched.call(Outcome.ANSWERED)
+    for _ in range(3):
+        watched.call(Outcome.REFUSED, 403)
+    for _ in range(2):
+        watched.clock.advance(REFUSALS_PROBED)
+        carriers, passed = watched.carriers, Passed()
+        begun_at = carriers.begin(first, passed)
+        assert begun_at is not None
+        trouble = Attempted(Outcome.TRUNK_TROUBLE, 0.0, 0.0, sip_code=503)
+        carriers.record_outcome(first, trouble, begun_at)
+        watched.clock.advance(1)
+        assert carriers.begin(first, {}) is None, "another call is no part of the probe"
+        begun_at = carriers.begin(second, passed)
+        assert begun_at is not None
+        carriers.record_outcome(second, trouble, begun_at)
+        carriers.leave(passed)
+        assert not carriers.up, "a probe that showed nothing is repeated after the wait"
+    watched.clock.advance(REFUSALS_PROBED)
+    passed = Passed()
+    assert carriers.begin(first, passed) is not None
+    begun_at = carriers.begin(second, passed)
+    assert begun_at is not None
+    carriers.record_outcome(second, Attempted(Outcome.ANSWERED, 0.0, 0.0), begun_at)
+    carriers.leave(passed)
+    assert carriers.up
+    assert carriers.paused_reason == ""
+
+
+async def test_a_redirection_that_can_no_longer_be_followed_ends_no_call(tmp_path: Path) -> None:
+    async with carrier() as far, dialer(tmp_path, far.uri, refusals_before_pause=1) as calls:
+        await calls.call()
+        there = ("Contact", f"<sip:there@{far.place}>")
+
+        def invited(request: Request) -> list[Answer]:
+            # Meanwhile other calls of this trunk are refused.
+            refused = Attempted(Outcome.REFUSED, 0.0, 0.0, sip_code=403)
+            carriers: Carriers = calls.dialer._carriers
+            trunk = Trunk.parse(far.uri)
+            carriers.record_outcome(hop(trunk), refused, time.monotonic())
+            return [Answer(302, [there])]
+
+        far.does["INVITE"] = invited
+        assert await outcomes(calls, 1) == [Outcome.TRUNK_TROUBLE]
+        assert len(far.of("INVITE")) == 2
+
+
+def test_a_restart_ends_no_pause(clock: FakeClock) -> None:
+    watched = Watched(clock, TRUNK, OTHER)
+    watched.carriers.assume_paused("403 x")
+    assert watched.carriers.paused_reason == "403 x"
+    assert watched.carriers.probing
+    assert watched.call(Outcome.REFUSED, 402) is Outcome.TRUNK_TROUBLE
+    assert watched.call(Outcome.REFUSED, 402) is None
+    assert watched.call(Outcome.REFUSED, 402, OTHER) is Outcome.TRUNK_TROUBLE
+    assert "402 x" in watched.carriers.paused_reason
+    clock.advance(REFUSALS_PROBED)
+    assert watched.call(Outcome.ANSWERED) is Outcome.ANSWERED
+    assert watched.carriers.paused_reason == ""
+    assert not watched.carriers.probing
+
+
+def test_a_restart_without_the_pause_in_the_settings(clock: FakeClock) -> None:
+    config = SipTrunkConfig((TRUNK,), ("127.0.0.1", 0), range(2), 5.0, refusals_before_pause=0)
+    carriers = Carriers(config, clock, monotonic=clock)
+    carriers.assume_paused("403 x")
+    assert carriers.up
+    assert not carriers.probing
+    assert carriers.paused_reason == ""

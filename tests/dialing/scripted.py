@@ -57,6 +57,9 @@ class ScriptedDialer:
     def assume_worked(self) -> None:
         self.has_worked = True
 
+    def assume_paused(self, reason: str) -> None:
+        self.paused_reason = reason
+
     async def dial(self, order: Order, heard: Heard, rang: Rang = ignore_ringing) -> Attempted:
         self.orders.append(order)
         if self.rings:

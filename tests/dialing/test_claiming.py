@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from functools import partial
+from typing import Any, cast
 
 import pytest
 from sqlalchemy import Connection, Engine, event, func, select
 
 from bitel.calls.call import CallStatus, Lane
 from bitel.calls.outcome import Outcome
+from bitel.errors import UnavailableError
 from bitel.store import calls, do_not_call
 from bitel.store.database import Database
 from bitel.store.schema import attempt
@@ -88,3 +91,64 @@ async def test_nothing_is_dialled_before_its_claim_is_committed(database_url: st
             await task
     finally:
         event.remove(Engine, "commit", hold)
+
+
+class Forgetful:
+    """A database whose next write is carried out, and then not answered, as a COMMIT whose
+    connection is lost."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.forgets = 0
+
+    async def write(self, work: Callable[[Connection], Any]) -> Any:
+        done = await self._database.write(work)
+        if self.forgets and isinstance(done, tuple) and done[1:] and done[1]:
+            self.forgets -= 1
+            raise UnavailableError("the database can't do this now")
+        return done
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._database, name)
+
+
+async def test_a_claim_whose_commit_was_not_answered_is_made_again(play: Play) -> None:
+    dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED])
+    dispatcher = play.dispatcher(dialer)
+    forgetful = Forgetful(play.database)
+    ids = await play.place(3)
+    async with at_work(dispatcher):
+        await play.until_over(ids)
+        dispatcher._database = cast(Database, forgetful)
+        forgetful.forgets = 2
+        more = await play.place(3)
+        dispatcher.ring()
+        await play.until_over(more)
+    assert forgetful.forgets == 0
+    assert sorted(order.call_id for order in dialer.orders) == sorted(ids + more)
+    assert [(await play.call(each)).status for each in more] == [CallStatus.NORMAL] * 3
+
+
+async def test_a_call_called_off_in_such_a_claim_ends(play: Play) -> None:
+    dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED])
+    dispatcher = play.dispatcher(dialer)
+    forgetful = Forgetful(play.database)
+    async with at_work(dispatcher):
+        [call_id] = await play.place()
+
+        async def cancel(work: Callable[[Connection], Any]) -> Any:
+            try:
+                return await Forgetful.write(forgetful, work)
+            except UnavailableError:
+                await play.database.write(
+                    lambda conn: calls.cancel(conn, play.project_id, call_id, play.clock())
+                )
+                raise
+
+        forgetful.forgets = 1
+        forgetful.write = cancel  # type: ignore[method-assign]
+        dispatcher._database = cast(Database, forgetful)
+        dispatcher.ring()
+        await play.until_over([call_id])
+    assert (await play.call(call_id)).status is CallStatus.CANCELED
+    assert dialer.orders == []

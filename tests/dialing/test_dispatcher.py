@@ -213,6 +213,7 @@ async def test_what_is_known_of_a_trunk_outlives_the_worker(play: Play) -> None:
     restarted = ScriptedDialer(play.clock, [Outcome.ANSWERED])
     async with at_work(play.dispatcher(restarted)) as _:
         assert restarted.has_worked
+        assert restarted.paused_reason
 
 
 async def test_a_number_is_in_one_attempt_at_a_time(play: Play) -> None:
@@ -544,3 +545,32 @@ async def test_outside_its_window_a_project_is_not_dialled_but_its_passwords_are
         dispatcher.ring()
         await play.until_over([later])
     assert [order.call_id for order in dialer.orders] == [password, later]
+
+
+@pytest.mark.parametrize("broken", ["claim", "expire", "cancel_requests", "next_due"])
+async def test_a_fault_outside_of_attempts_cuts_no_call_off(
+    play: Play, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    hold = asyncio.Event()
+    dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED], hold=hold)
+    [first] = await play.place()
+    dispatcher = play.dispatcher(dialer)
+    works, broke = getattr(claims, broken), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def breaks(*arguments: Any) -> Any:
+        if not hold.is_set():
+            loop.call_soon_threadsafe(broke.set)
+            raise ValueError("a row that can't be read")
+        return works(*arguments)
+
+    async with at_work(dispatcher), asyncio.timeout(30):
+        await play.dialled(dialer)
+        monkeypatch.setattr(claims, broken, breaks)
+        [second] = await play.place(first=2)
+        dispatcher.ring()
+        await broke.wait()
+        hold.set()
+        await play.until_over([first, second])
+    assert (await play.call(first)).status is CallStatus.NORMAL
+    assert (await play.call(second)).status is CallStatus.NORMAL

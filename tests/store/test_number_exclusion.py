@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,7 +12,7 @@ from sqlalchemy import func, select
 from bitel.calls.call import CallStatus, Lane
 from bitel.calls.outcome import Attempted, Outcome
 from bitel.calls.retry import Again, Final
-from bitel.store import claims, number_exclusion
+from bitel.store import calls, claims, do_not_call, number_exclusion
 from bitel.store.database import Database
 from bitel.store.number_exclusion import LONGEST_PARKED, OTP_PARKED_FOR, PARKED_FOR
 from bitel.store.schema import call, may_ring
@@ -70,6 +71,48 @@ def test_other_calls_pass_those_whose_number_is_taken(world: World) -> None:
     claimed = world.claim(lease, 3) + world.claim(lease, 3)
     assert len(claimed) == 2
     assert other in {one.call_id for one in claimed}
+
+
+@pytest.mark.parametrize("lane", [Lane.SINGLE, Lane.BATCH])
+@pytest.mark.parametrize("of_first", [True, False])
+def test_a_number_named_often_keeps_nobody_else_waiting(
+    world: World, lane: Lane, of_first: bool
+) -> None:
+    """Claims of one call each, as a dialer of 10 calls a second makes them."""
+    first, second = sorted((world, world.another("other")), key=lambda one: one.project_id)
+    same, others = (first, second) if of_first else (second, first)
+    world.do(
+        lambda conn: calls.place(conn, [same.new_call(e164=NUMBER, lane=lane) for _ in range(300)])
+    )
+    world.do(lambda conn: calls.place(conn, [others.new_call(lane=Lane.BATCH) for _ in range(100)]))
+    lease = world.take_over()
+    last: dict[Lane, str] = {}
+    claimed: Counter[str] = Counter()
+    for _ in range(60):
+        for one in world.claim(lease, 1, after_project=last):
+            last[one.lane] = one.project_id
+            claimed[one.project_id] += 1
+        world.clock.advance(0.05)
+    assert claimed == {same.project_id: 1, others.project_id: 59}
+
+
+def test_a_list_of_unwanted_numbers_keeps_nobody_else_waiting(world: World) -> None:
+    unwanted = [world.new_call(e164=NUMBER) for _ in range(300)]
+    world.do(lambda conn: calls.place(conn, unwanted))
+    other = world.another("other").place(lane=Lane.BATCH)
+    world.do(lambda conn: do_not_call.add(conn, world.project_id, NUMBER))
+    assert [one.call_id for one in world.claim(world.take_over(), 1)] == [other]
+    assert {world.call(one.id).status for one in unwanted} == {CallStatus.ERROR}
+
+
+def test_what_there_is_no_room_for_stays_due(world: World) -> None:
+    placed = []
+    for number in (NUMBER, NUMBER, NUMBER, "+989131111111", "+989132222222"):
+        placed.append(world.place(e164=number))
+        world.clock.advance(0.01)
+    lease = world.take_over()
+    dialled = [one.call_id for _ in range(3) for one in world.claim(lease, 1)]
+    assert dialled == [placed[0], placed[3], placed[4]]
 
 
 def test_a_retry_waits_for_another_call_to_the_number(world: World) -> None:
@@ -199,3 +242,17 @@ def test_two_dialers_that_claim_at_the_same_time(
         thread.join(30)
     dialled = [one.e164 for one in claimed["main"] + claimed["other"]]
     assert sorted(dialled) == numbers
+
+
+def test_somebody_whose_line_a_crash_left_open_is_left_alone(world: World) -> None:
+    world.place(e164=NUMBER)
+    lease = world.take_over()
+    (claimed,) = world.claim(lease)
+    world.do(lambda conn: claims.heard(conn, lease, {claimed.attempt_id: world.clock()}))
+    second = world.place(e164=NUMBER)
+    lease = world.recover()[0]
+    assert world.claim(lease) == []
+    world.clock.advance(REDIAL_AFTER)
+    assert world.claim(lease) == [], "a moment after it"
+    world.clock.advance(PARKED_FOR)
+    assert [one.call_id for one in world.claim(lease)] == [second]

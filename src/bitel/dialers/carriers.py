@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Final
@@ -52,6 +53,9 @@ _DECIDED: Final = frozenset(
 _UNCERTAIN: Final = BreakerLimits(UNCERTAIN_IN_A_ROW, UNCERTAIN_REST, UNCERTAIN_LONGEST)
 _REFUSED: Final = frozenset({Outcome.REFUSED, Outcome.MEDIA_MISMATCH})
 
+Passed = dict[CircuitBreaker, float]
+"""The circuit breakers that one call has passed, and when."""
+
 
 class Carriers:
     """Knows the trunks of `config`; once started, registers with them and pings them.
@@ -74,6 +78,7 @@ class Carriers:
         self._refusals = {trunk: CircuitBreaker(refusals) for trunk in config.trunks}
         self._uncertain: dict[Address, CircuitBreaker] = {}
         self._last_refusal = ""
+        self._paused_before = ""
         self._targets = targets or Targets(monotonic, ipv6=":" in config.bind[0])
         self._health = Health(clock, config.ping_interval > 0, monotonic)
         self._registrars: dict[Trunk, Registrar] = {}
@@ -98,6 +103,8 @@ class Carriers:
         """Why every trunk's breaker holds calls back; "" while one of them takes calls."""
         if any(breaker.is_closed for breaker in self._refusals.values()):
             return ""
+        if not self._last_refusal:
+            return self._paused_before
         return (
             f"the trunk refuses every call ({self._last_refusal}); "
             f"one call is tried every {REFUSALS_PROBED / 60:.0f} minutes"
@@ -112,6 +119,17 @@ class Carriers:
         """Take it that the trunks have delivered calls, as an earlier process has recorded."""
         for breaker in self._refusals.values():
             breaker.worked = True
+
+    def assume_paused(self, reason: str) -> None:
+        """Take it that the trunks refuse every call, as an earlier process has recorded.
+
+        The next call tries one: that process is over, and its settings may be mended by now.
+        """
+        if not self._config.refusals_before_pause:
+            return
+        self._paused_before = reason
+        for breaker in self._refusals.values():
+            breaker.open(self._monotonic())
 
     def trunks(self) -> Sequence[TrunkState]:
         """How each address of each trunk stands; asks nobody."""
@@ -197,39 +215,44 @@ class Carriers:
         """The IP addresses that are known to be the trunk's."""
         return frozenset(address.host for address in self._targets.known(trunk) or ())
 
-    def begin(self, hop: Hop, *, same_trunk: bool = False) -> float | None:
+    def begin(self, hop: Hop, passed: Passed) -> float | None:
         """Note that an INVITE is sent to `hop`; the time, or None where it must not be sent.
 
-        While a breaker is not closed, one call at a time is let through as a probe. With
-        `same_trunk` the call has tried another address of the trunk just before; if it is the
-        trunk's probe, it remains that.
+        While a breaker is not closed, one call at a time is let through as a probe. A call that
+        probes a trunk may try all its addresses, and go where one of them redirects it. `passed`
+        is the call's own, empty at first, and goes to `leave` when it is over.
         """
         now = self._monotonic()
-        breakers = [self._breaker_of(hop.address)]
-        if not same_trunk:
-            breakers.append(self._refusals[hop.trunk])
-        if not all(breaker.admits(now) for breaker in breakers):
+        breakers = (self._refusals[hop.trunk], self._breaker_of(hop.address))
+        probed = [breaker.is_probed_since(passed.get(breaker, -math.inf)) for breaker in breakers]
+        if not all(
+            mine or breaker.admits(now) for mine, breaker in zip(probed, breakers, strict=True)
+        ):
             return None
-        for breaker in breakers:
-            breaker.begin(now)
+        for mine, breaker in zip(probed, breakers, strict=True):
+            if not mine:
+                breaker.begin(now)
+                passed[breaker] = now
         return now
 
-    def leave(self, hop: Hop, begun_at: float) -> None:
-        """Note that the call whose last INVITE to the trunk was sent at `begun_at` leaves it.
+    def leave(self, passed: Passed) -> None:
+        """Note that a call sends no further INVITE.
 
-        Where that call was the trunk's probe and decided nothing, another follows after the wait.
+        A probe that has shown neither success nor failure by then is followed by another after the
+        wait.
         """
-        self._refusals[hop.trunk].inconclusive(begun_at, self._monotonic())
+        now = self._monotonic()
+        for breaker, begun_at in passed.items():
+            breaker.inconclusive(begun_at, now)
 
-    def abort(self, hop: Hop, begun_at: float) -> None:
-        """Note that the result of an INVITE will not be known."""
-        self._breaker_of(hop.address).inconclusive(begun_at, self._monotonic())
-
-    def record_outcome(self, hop: Hop, over: Attempted, begun_at: float) -> Attempted:
+    def record_outcome(
+        self, hop: Hop, over: Attempted, begun_at: float, *, picked_up: bool = False
+    ) -> Attempted:
         """Count the result of an INVITE that left at `begun_at`; the result that then applies.
 
         A refusal while the trunk refuses all calls says nothing about this one: it becomes trunk
-        trouble, so that the call waits.
+        trouble, so that the call waits. Not so where somebody has `picked_up`, and the answer was
+        of no use: they must not be called again and again.
         """
         now, refusals = self._monotonic(), self._refusals[hop.trunk]
         uncertain = self._breaker_of(hop.address)
@@ -250,12 +273,10 @@ class Carriers:
                     in_a_row=self._config.refusals_before_pause,
                     next_call_in=REFUSALS_PROBED,
                 )
-        elif over.outcome is Outcome.UNCERTAIN:
-            if uncertain.failed(begun_at, now):
-                log.error("trunk_address_loses_calls", address=place, last=over.detail)
-        else:
-            uncertain.inconclusive(begun_at, now)
-        if over.outcome in _REFUSED and over.sip_code in REFUSALS and not refusals.is_closed:
+        elif over.outcome is Outcome.UNCERTAIN and uncertain.failed(begun_at, now):
+            log.error("trunk_address_loses_calls", address=place, last=over.detail)
+        is_refused = over.outcome in _REFUSED and over.sip_code in REFUSALS
+        if is_refused and not picked_up and not refusals.is_closed:
             return over._replace(outcome=Outcome.TRUNK_TROUBLE)
         return over
 

@@ -60,6 +60,16 @@ class CircuitBreaker:
         """Whether a call may be begun now: any while closed, else one when its wait is over."""
         return self.is_closed or (self.state is BreakerState.OPEN and now >= self._retry_at)
 
+    def open(self, now: float) -> None:
+        """Be open, as an earlier process has left it; a probe is admitted at once."""
+        self.worked = True
+        self._retry_at = now
+        self._enter(BreakerState.OPEN, now)
+
+    def is_probed_since(self, begun_at: float) -> bool:
+        """Whether the call that began at `begun_at` is the probe that is under way."""
+        return self.state is BreakerState.HALF_OPEN and begun_at >= self._changed_at
+
     def begin(self, now: float) -> None:
         """Take note that a call, which was admitted, begins now."""
         if self.state is BreakerState.OPEN:
@@ -71,7 +81,7 @@ class CircuitBreaker:
         if self.is_closed:
             self._failures = 0
             return False
-        if self.state is not BreakerState.HALF_OPEN or begun_at < self._changed_at:
+        if not self.is_probed_since(begun_at):
             return False
         self._failures = 0
         self._wait = self._limits.first_wait
@@ -96,7 +106,7 @@ class CircuitBreaker:
 
     def inconclusive(self, begun_at: float, now: float) -> None:
         """Take note of a call that says neither; a probe is then tried again after the wait."""
-        if self.state is BreakerState.HALF_OPEN and begun_at >= self._changed_at:
+        if self.is_probed_since(begun_at):
             self._open(now)
 
     def _open(self, now: float) -> None:

@@ -13,7 +13,7 @@ import structlog
 
 from bitel.calls.outcome import Attempted, Outcome
 from bitel.dialers.attempt import Attempt
-from bitel.dialers.carriers import Carriers
+from bitel.dialers.carriers import Carriers, Passed
 from bitel.dialers.config import SipTrunkConfig
 from bitel.dialers.hops import Hop
 from bitel.dialers.identity import CallerIds, Identity, identity
@@ -114,6 +114,11 @@ class SipTrunkDialer:
     def assume_worked(self) -> None:
         """Take it that the trunks have delivered calls, as an earlier process has recorded."""
         self._carriers.assume_worked()
+
+    def assume_paused(self, reason: str) -> None:
+        """Take it that the trunks refuse every call, as an earlier process has recorded; the next
+        call tries one."""
+        self._carriers.assume_paused(reason)
 
     def trunks(self) -> Sequence[TrunkState]:
         """How each of the carriers' addresses stands, as known without asking."""
@@ -306,50 +311,42 @@ class SipTrunkDialer:
             hops = await self._carriers.hops(lambda trunk: trunk.uri_for(number))
         except OSError as fault:
             return attempt.over(Outcome.TRUNK_TROUBLE, detail=str(fault))
-        last: tuple[Hop, float] | None = None  # the latest INVITE, and when it was sent
-        over: Attempted | None = None
+        passed: Passed = {}
         try:
-            while hops and attempt.rings_for():
-                if attempt.called_off:
-                    return attempt.over(Outcome.CALLED_OFF)
-                hop, *left = hops
-                same_trunk = last is not None and last[0].trunk == hop.trunk
-                begun_at = self._carriers.begin(hop, same_trunk=same_trunk)
-                if begun_at is None:
-                    hops = left
-                    continue
-                if last is not None and not same_trunk:
-                    self._carriers.leave(*last)
-                last = hop, begun_at
-                patience = self._config.trunk_timeout if left else None
-                decided = await self._invite_as_begun(attempt, hop, who, port, patience, begun_at)
-                self._carriers.learn(hop, decided)
-                if isinstance(decided, Answered):
-                    self._carriers.record_outcome(hop, attempt.over(Outcome.ANSWERED), begun_at)
-                    return decided
-                failed = attempt.failed(decided, hop.address)
-                over = self._carriers.record_outcome(hop, failed, begun_at)
-                hops = self._carriers.next_hops(hop, decided, over.outcome, left)
+            return await self._try_hops(attempt, hops, who, port, passed)
         finally:
-            if last is not None:
-                self._carriers.leave(*last)
-        return over or attempt.over(Outcome.TRUNK_TROUBLE, detail="no trunk takes calls now")
-
-    async def _invite_as_begun(
-        self,
-        attempt: Attempt,
-        hop: Hop,
-        who: Identity,
-        port: int,
-        patience: float | None,
-        begun_at: float,
-    ) -> Answered | Failed:
-        try:
-            return await self._invite(attempt, hop, who, port, patience)
-        except BaseException:
             # A probe whose result is never known would keep the trunk from all further calls.
-            self._carriers.abort(hop, begun_at)
-            raise
+            self._carriers.leave(passed)
+
+    async def _try_hops(
+        self, attempt: Attempt, hops: list[Hop], who: Identity, port: int, passed: Passed
+    ) -> Answered | Attempted:
+        over: Attempted | None = None
+        while hops and attempt.rings_for():
+            if attempt.called_off:
+                return attempt.over(Outcome.CALLED_OFF)
+            hop, *left = hops
+            begun_at = self._carriers.begin(hop, passed)
+            if begun_at is None:
+                hops = left
+                continue
+            patience = self._config.trunk_timeout if left else None
+            decided = await self._invite(attempt, hop, who, port, patience)
+            self._carriers.learn(hop, decided)
+            if isinstance(decided, Answered):
+                self._carriers.record_outcome(hop, attempt.over(Outcome.ANSWERED), begun_at)
+                return decided
+            over = self._carriers.record_outcome(
+                hop,
+                attempt.failed(decided, hop.address),
+                begun_at,
+                picked_up=decided.why == "media",
+            )
+            hops = self._carriers.next_hops(hop, decided, over.outcome, left)
+            if hops and hops[0].redirected:
+                # The redirection decides nothing: should it not be followed, the call waits.
+                over = over._replace(outcome=Outcome.TRUNK_TROUBLE)
+        return over or attempt.over(Outcome.TRUNK_TROUBLE, detail="no trunk takes calls now")
 
     async def _invite(
         self, attempt: Attempt, hop: Hop, who: Identity, port: int, patience: float | None

@@ -62,6 +62,10 @@ class Dialer(Protocol):
     def assume_worked(self) -> None:
         """Take it that the trunks have delivered calls, as an earlier process has recorded."""
 
+    def assume_paused(self, reason: str) -> None:
+        """Take it that the trunks refuse every call, as an earlier process has recorded; the next
+        call tries one."""
+
     async def start(self) -> None:
         """Bind what needs binding. Raises BitelError in one sentence when that fails."""
 

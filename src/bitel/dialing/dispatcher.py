@@ -62,6 +62,8 @@ _LOOK_AGAIN = 0.05
 _RENEW = 5.0
 _AFTER_FAULT = 0.25
 """Seconds until the database is tried again after it could not be used."""
+_AFTER_BUG = 1.0
+"""The same after a fault of our own, which each try writes to the log."""
 _CONFIRM = 3.0
 """Seconds in which the database must confirm the lease."""
 _CANCEL_PAUSE = 0.1
@@ -140,6 +142,8 @@ class Dispatcher:
         self._doorbell = asyncio.Event()
         self._cancel_bell = asyncio.Event()
         self._more_due = False  # for all we know
+        self._doubtful: set[float] = set()
+        """When claims were made of which it is not known whether they are durable (Unix s)."""
         self._draining = False
         self._claims_no_more = asyncio.Event()
         self._claims_no_more.set()
@@ -205,6 +209,8 @@ class Dispatcher:
         )
         if history.has_worked:
             self._dialer.assume_worked()
+        if history.paused_reason:
+            self._dialer.assume_paused(history.paused_reason)
         return recovered
 
     async def release(self) -> None:
@@ -323,6 +329,13 @@ class Dispatcher:
             except UnavailableError as fault:
                 log.warning("claim_failed", dialer=self._dialer_id, fault=str(fault))
                 pause = _AFTER_FAULT
+            except LostLease:
+                raise
+            except Exception:
+                # A row that can't be read, say. Calls that run must not be cut off for it.
+                log.exception("claim_broke", dialer=self._dialer_id)
+                pause = 0.0
+                await asyncio.sleep(_AFTER_BUG)
             if pause > 0:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(pause):
@@ -331,6 +344,8 @@ class Dispatcher:
 
     async def _claim_due(self) -> float:
         """Claim and start what may start now; the seconds until it is worth looking again."""
+        if self._doubtful:
+            await self._undo_doubtful()
         # Pace and pauses are by a clock that no correction of the wall clock sets back.
         now = self._monotonic()
         strain = self._strain()
@@ -361,6 +376,7 @@ class Dispatcher:
         expired, claimed = await self._database.write(
             lambda conn: self._expire_and_claim(conn, allowed, lanes)
         )
+        self._doubtful.clear()
         if expired:
             self._on_settled()
         self._more_due = len(claimed) == allowed
@@ -372,6 +388,15 @@ class Dispatcher:
             if number % AT_ONCE == 0:
                 await asyncio.sleep(_SPREAD * AT_ONCE / len(claimed))
         return 0.0 if claimed else _LOOK_AGAIN
+
+    async def _undo_doubtful(self) -> None:
+        """Hand back what was claimed by a COMMIT whose answer was lost, and so never dialled."""
+        undone = await self._database.write(
+            lambda conn: claims.undo(conn, self._lease, self._doubtful, self._running)
+        )
+        if undone:
+            log.warning("claims_handed_back", dialer=self._dialer_id, claims=undone)
+        self._doubtful.clear()
 
     def _is_held_back(self, strain: Strain, now: float) -> bool:
         """Whether the machine has no room for more calls; they wait in the queue then."""
@@ -388,6 +413,7 @@ class Dispatcher:
         self, conn: Connection, limit: int, lanes: Sequence[Lane]
     ) -> tuple[int, list[Claim]]:
         now = self._clock()
+        self._doubtful.add(now)
         expired = claims.expire(conn, self._dialer_id, now)
         claimed = claims.claim(conn, self._lease, limit, now, lanes, self._last_project)
         return expired, claimed
@@ -486,6 +512,10 @@ class Dispatcher:
                 except UnavailableError as fault:
                     log.warning("cancels_not_read", dialer=self._dialer_id, fault=str(fault))
                     wanted = []
+                except Exception:
+                    log.exception("cancels_broke", dialer=self._dialer_id)
+                    wanted = []
+                    await asyncio.sleep(_AFTER_BUG)
                 for attempt_id in wanted:
                     if attempt_id in self._running:
                         self._dialer.call_off(attempt_id)
@@ -508,6 +538,10 @@ class Dispatcher:
                 if pause == _RENEW:
                     log.warning("lease_not_renewed", dialer=self._dialer_id, fault=str(fault))
                 pause = _AFTER_FAULT
+                continue
+            except Exception:
+                log.exception("lease_renewal_broke", dialer=self._dialer_id)
+                pause = _AFTER_BUG
                 continue
             pause = _RENEW
             if expired:

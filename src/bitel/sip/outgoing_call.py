@@ -338,6 +338,9 @@ class OutgoingCall:
     def _receive_failure(self, response: Response, now: float) -> None:
         if self._canceled:
             self._fail(487, "canceled", now, response)
+        elif self._rang:
+            # Another INVITE would ring the phone again, whatever it would say better.
+            self._fail(response.code, "response", now, response)
         elif is_challenge(response.code) and self._authentication is not None:
             if self._cancel_wanted:
                 self._fail(487, "canceled", now, response)

@@ -6,7 +6,7 @@ of audio. What a crash leaves behind between the two is `leases.take_over`'s to 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
@@ -14,6 +14,7 @@ from sqlalchemy import Connection, bindparam, func, insert, literal, select, upd
 
 from bitel.calls.call import CallStatus, Lane
 from bitel.calls.ids import new_ids
+from bitel.calls.outcome import Attempted, Outcome
 from bitel.calls.retry import RetryRule
 from bitel.store import (
     canceling,
@@ -24,9 +25,23 @@ from bitel.store import (
     turns,
 )
 from bitel.store.bulk import Change, Query, given
-from bitel.store.endings import CallEnd, end_calls
+from bitel.store.endings import (
+    CallAgain,
+    CallEnd,
+    call_again,
+    end_attempts,
+    end_calls,
+    forget_requests,
+)
 from bitel.store.leases import Lease, LostLease
 from bitel.store.schema import HEARD, HELD, attempt, call, is_due, is_open
+
+_LOOKS: Final = 10
+"""How often one claim looks for other calls in place of those that can't be dialled now."""
+_LOOK_AT: Final = 200
+"""Calls that it looks at then, at least."""
+
+_NEVER_DIALLED: Final = "its claim was not known to be durable"
 
 _FROM_THE_START: Mapping[Lane, str] = MappingProxyType({})
 
@@ -70,19 +85,84 @@ def claim(
     if not leases.holds(conn, lease):
         raise LostLease(f"another worker has taken over the dialer {lease.dialer_id}")
     closed = turns.closed_now(conn, now)
+    waiting = sorted(turns.with_waiting(conn, lease.dialer_id, lanes))
+    if closed:
+        for lane in waiting:
+            if lane is not Lane.OTP:
+                turns.postpone(conn, lease.dialer_id, lane, now, closed)
+    claimed: list[Claim] = []
+    for turn in range(_LOOKS):
+        room = limit - len(claimed)
+        # What can't be dialled must not take the room of what can, nor its project's turn.
+        most = max(room, _LOOK_AT) if turn else room
+        picked = _pick(conn, lease.dialer_id, waiting, most, now, after_project, closed)
+        rows = _without_ended(conn, picked, now) if picked else []
+        free, parked = number_exclusion.park_taken(conn, rows, now, room)
+        if free:
+            claimed += _take(conn, lease, free, now)
+        if len(claimed) >= limit or not (parked or len(rows) < len(picked)):
+            break
+    return claimed
+
+
+def _pick(
+    conn: Connection,
+    dialer_id: str,
+    lanes: Iterable[Lane],
+    most: int,
+    now: float,
+    after_project: Mapping[Lane, str],
+    closed: Mapping[str, float],
+) -> list[Any]:
+    """Up to `most` due calls, lane by lane; within one, a call of each project after the other."""
     picked: list[Any] = []
-    for lane in sorted(turns.with_waiting(conn, lease.dialer_id, lanes)):
-        shut = {} if lane is Lane.OTP else closed
-        if shut:
-            turns.postpone(conn, lease.dialer_id, lane, now, shut)
-        after = after_project.get(lane, "")
-        room = limit - len(picked)
+    for lane in lanes:
+        room = most - len(picked)
         if room > 0:
-            picked += turns.pick(conn, lease.dialer_id, lane, room, now, after, shut)
-    rows = _without_ended(conn, picked, now)
-    if rows:
-        rows = number_exclusion.park_taken(conn, rows, now)
-    return _take(conn, lease, rows, now) if rows else []
+            after, shut = after_project.get(lane, ""), {} if lane is Lane.OTP else closed
+            of_lane = turns.pick(conn, dialer_id, lane, room, now, after, shut)
+            picked += turns.one_of_each(of_lane)
+    return picked
+
+
+def undo(
+    conn: Connection, lease: Lease, claimed_at: Collection[float], dialled: Collection[str]
+) -> int:
+    """Make calls due again whose claims at these times (Unix seconds) never came to be dialled.
+
+    Those that are `dialled` are no such attempts. Returns how many there were.
+    """
+    if not leases.holds(conn, lease):
+        return 0
+    rows = conn.execute(
+        _CLAIMED_AT,
+        {"dialer_id": lease.dialer_id, "epoch": lease.epoch, "claimed_at": list(claimed_at)},
+    )
+    never_dialled = [row for row in rows if row.id not in dialled]
+    canceled = canceling.asked(conn, [row.id for row in never_dialled])
+    now = max(claimed_at, default=0.0)
+    end_attempts(
+        conn,
+        [
+            (row.id, Attempted(Outcome.CALLED_OFF, row.started_at, now, detail=_NEVER_DIALLED))
+            for row in never_dialled
+        ],
+    )
+    forget_requests(conn, canceled)
+    end_calls(
+        conn,
+        [CallEnd(row.call_id, CallStatus.CANCELED) for row in never_dialled if row.id in canceled],
+        now,
+    )
+    call_again(
+        conn,
+        [
+            CallAgain(row.call_id, now, spends_retry=False, trouble=None)
+            for row in never_dialled
+            if row.id not in canceled
+        ],
+    )
+    return len(never_dialled)
 
 
 def cancel_requests(conn: Connection, dialer_id: str) -> list[str]:
@@ -254,6 +334,12 @@ _NEXT_DUE: Final = Query(
         .scalar_subquery()
         .label("expires_at"),
     )
+)
+_CLAIMED_AT = select(attempt.c.id, attempt.c.call_id, attempt.c.started_at).where(
+    attempt.c.dialer_id == bindparam("dialer_id"),
+    attempt.c.epoch == bindparam("epoch"),
+    attempt.c.started_at.in_(bindparam("claimed_at", expanding=True)),
+    is_open,
 )
 _IN_FLIGHT = (
     select(func.count())

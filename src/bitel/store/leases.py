@@ -120,7 +120,8 @@ def take_over(
     may have left. That is `last_invite` seconds after the claim, or now where the former worker has
     ended; without `last_invite` it must have. It spends no retry, unless the attempt is known to
     have rung: then it waits for the call's retry interval too, and a call without retries left ends
-    as NO_ANSWER.
+    as NO_ANSWER. Until such a time no other call is made to its number either, nor for
+    `redial_after` seconds to somebody who had answered: nobody hung up on them.
 
     Raises LostLease where the row is no longer what `terms` expect.
     """
@@ -138,9 +139,10 @@ def take_over(
     ends: list[CallEnd] = []
     again: list[CallAgain] = []
     heard = [row for row in left if row.claim == HEARD]
+    may_ring: list[tuple[str, float]] = []
     for row in heard:
         ends.append(CallEnd(row.call_id, CallStatus.UNKNOWN, row.started_at))
-    may_ring: list[tuple[str, float]] = []
+        may_ring.append((row.call_id, now + redial_after))
     for row in left:
         if row.claim == HEARD:
             continue

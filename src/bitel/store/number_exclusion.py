@@ -9,7 +9,7 @@ where a batch holds one number thousands of times. A project may lift the rule.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -44,33 +44,50 @@ ProjectNumber = tuple[str, str]
 """A project's id and a number in E.164 with its plus sign."""
 
 
-def park_taken(conn: Connection, picked: Sequence[Any], now: float) -> list[Any]:
-    """Park those of `picked` whose number is taken, and return the others, in their order.
+def park_taken(
+    conn: Connection, picked: Sequence[Any], now: float, room: int
+) -> tuple[list[Any], int]:
+    """Park those of `picked` whose number is taken. Up to `room` others, in order, may be dialled.
 
-    `picked` are locked rows of due calls, with `id`, `project_id`, `e164`, `lane` and `exclusive`
-    (whether their project wants the rule). Of several calls to one number the first is returned.
-    A number is taken too while an INVITE of a process that crashed may still ring there.
+    Returns these, and how many were parked; what there is no room for stays as it is. `picked` are
+    locked rows of due calls, with `id`, `project_id`, `e164`, `lane` and `exclusive` (whether their
+    project wants the rule). Of several calls to one number the first is returned. A number is taken
+    too while an INVITE of a process that crashed may still ring there.
     """
-    wanted = {(row.project_id, row.e164) for row in picked if row.exclusive}
-    if not wanted:
-        return list(picked)
-    taken = _taken(conn, wanted, now)
+    taken = _taken(conn, {_number_of(row) for row in picked if row.exclusive}, now)
     free: list[Any] = []
-    parked: list[tuple[str, float]] = []
-    waiting: Counter[ProjectNumber] = Counter()
+    parked: list[Any] = []
     for row in picked:
-        number = row.project_id, row.e164
+        number = _number_of(row)
         if row.exclusive and number in taken:
-            waiting[number] += 1
-            step = OTP_PARKED_FOR if row.lane == Lane.OTP else PARKED_FOR
-            wait = min(step * waiting[number], LONGEST_PARKED)
-            parked.append((row.id, taken[number] + wait))
-        else:
-            taken[number] = now
+            parked.append(row)
+        elif len(free) < room:
             free.append(row)
+            taken[number] = now
+    contested = _contested(conn, {_number_of(row) for row in free if row.exclusive}, now)
+    if contested:
+        taken |= contested
+        parked += [row for row in free if row.exclusive and _number_of(row) in contested]
+        free = [row for row in free if not row.exclusive or _number_of(row) not in contested]
     if parked:
-        _PARK.run(conn, {"parked": parked})
-    return free
+        _park(conn, parked, taken)
+    return free, len(parked)
+
+
+def _number_of(row: Any) -> ProjectNumber:
+    return row.project_id, row.e164
+
+
+def _park(conn: Connection, rows: Iterable[Any], taken: Mapping[ProjectNumber, float]) -> None:
+    waiting: Counter[ProjectNumber] = Counter()
+    parked: list[tuple[str, float]] = []
+    for row in rows:
+        number = _number_of(row)
+        waiting[number] += 1
+        step = OTP_PARKED_FOR if row.lane == Lane.OTP else PARKED_FOR
+        wait = min(step * waiting[number], LONGEST_PARKED)
+        parked.append((row.id, taken[number] + wait))
+    _PARK.run(conn, {"parked": parked})
 
 
 def mark_may_ring(conn: Connection, until: Iterable[tuple[str, float]]) -> None:
@@ -84,16 +101,28 @@ def forget_may_ring(conn: Connection, now: float, limit: int) -> None:
     _FORGET.run(conn, {"now": now, "most": limit})
 
 
-def _taken(conn: Connection, wanted: set[ProjectNumber], now: float) -> dict[ProjectNumber, float]:
+def _taken(conn: Connection, numbers: Set[ProjectNumber], now: float) -> dict[ProjectNumber, float]:
     """Those of the numbers that are taken, each with a time before which it surely stays so."""
-    numbers = {"numbers": sorted(wanted)}
-    if conn.dialect.name == "postgresql":
-        # Dialers claim at the same time there; SQLite has one writer.
-        _LOCK.rows(conn, numbers)
-    return {
-        (row.project_id, row.e164): row.until or now
-        for row in _TAKEN[conn.dialect.name].rows(conn, {**numbers, "now": now})
-    }
+    if not numbers:
+        return {}
+    rows = _TAKEN[conn.dialect.name].rows(conn, {"numbers": sorted(numbers), "now": now})
+    return {_number_of(row): row.until or now for row in rows}
+
+
+def _contested(
+    conn: Connection, numbers: Set[ProjectNumber], now: float
+) -> dict[ProjectNumber, float]:
+    """As `_taken`, those that the claim of another dialer has taken just now, or is about to take.
+
+    The others are kept from such claims until the commit. Nobody waits: two claims, each of which
+    looks several times, would wait for each other.
+    """
+    if conn.dialect.name != "postgresql" or not numbers:
+        return {}  # SQLite has one writer
+    rows = _LOCK.rows(conn, {"numbers": sorted(numbers)})
+    kept = {_number_of(row) for row in rows if row.locked}
+    # What another claim had taken before this one held the lock is seen now.
+    return dict.fromkeys(numbers - kept, now) | _taken(conn, kept, now)
 
 
 _numbers = given("numbers", project_id=project.c.id.type, e164=call.c.e164.type)
@@ -140,12 +169,13 @@ _TAKEN: Final = {
     "sqlite": Query(_taken_in_sqlite()),
     "postgresql": Query(_taken_in_postgresql()),
 }
-# Two numbers that share a lock by chance only wait for each other.
+# Of two numbers that share a lock by chance one is looked at again a moment later.
 _LOCK: Final = Query(
     select(
-        func.pg_advisory_xact_lock(
+        *_number,
+        func.pg_try_advisory_xact_lock(
             func.hashtextextended(_numbers.c.project_id + _numbers.c.e164, literal(0, BigInteger()))
-        ).label("locked")
+        ).label("locked"),
     )
 )
 _parked = given("parked", id=call.c.id.type, due_at=call.c.due_at.type)

@@ -93,6 +93,16 @@ def pick(
     return picked
 
 
+def one_of_each(picked: Iterable[Any]) -> list[Any]:
+    """The calls in another order: the first of each project, then the second of each, and so on."""
+    got: Counter[str] = Counter()
+    places: list[tuple[int, Any]] = []
+    for row in picked:
+        places.append((got[row.project_id], row))
+        got[row.project_id] += 1
+    return [row for _, row in sorted(places, key=lambda place: place[0])]
+
+
 def postpone(
     conn: Connection, dialer_id: str, lane: Lane, now: float, closed: Mapping[str, float]
 ) -> int:
