@@ -84,9 +84,11 @@ class UserAgent:
         transaction = core.client_transactions.get((message.branch, message.cseq_method))
         if transaction is not None:
             transaction.receive(message, source, now)
-        elif message.cseq_method == "INVITE" and 200 <= message.code < 300:
+        elif message.cseq_method == "INVITE" and message.code < 300:
             given_up = core.remembered.get(message.call_id)
-            if given_up is not None:
+            if given_up is not None and message.code < 200:
+                given_up.receive_late_provisional(message, source, now)
+            elif given_up is not None:
                 given_up.receive_late_success(message, source, now)
 
     def datagrams_to_send(self) -> list[tuple[bytes, Address]]:

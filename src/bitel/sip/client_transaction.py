@@ -214,6 +214,15 @@ class ClientTransaction:
         self._core.timers.stop(self._repeating)
         self._core.taken_back.append((self._data, self.destination))
 
+    def resume(self, user: ClientUser) -> None:
+        """Take answers to this INVITE again: a far end that seemed silent was merely slow."""
+        core = self._core
+        self._user = user
+        self.state = _PROCEEDING
+        core.client_transactions[self.key] = self
+        if self._is_invite_by_stream:
+            core.unanswered.setdefault(self.destination, {})[self] = None
+
     def abandon(self) -> None:
         """Forget the request without telling its user."""
         self._enter(_TERMINATED)

@@ -182,6 +182,21 @@ class OutgoingCall:
         if response.from_tag == self.from_tag and response.cseq == self._cseq:
             self._receive_success(response, source, now)
 
+    def receive_late_provisional(self, response: Response, source: Address, now: float) -> None:
+        """A 1xx after the call was given up: a phone may ring, and is stopped by a CANCEL (§9.1).
+
+        The INVITE's transaction goes on for that, until it is answered finally.
+        """
+        transaction = self._transaction
+        if self._canceled or response.from_tag != self.from_tag:
+            return
+        if transaction.key != (response.branch, "INVITE"):
+            return
+        self.forget()
+        self._given_up = self._cancel_wanted = True
+        transaction.resume(self)
+        self.receive_response(transaction, response, source, now)
+
     def transaction_failed(
         self, transaction: ClientTransaction, why: Literal["timeout", "transport"], now: float
     ) -> None:
