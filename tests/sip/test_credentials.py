@@ -22,16 +22,20 @@ def called(bench: Bench, credentials: Credentials = OURS, *trusted: str) -> str:
     return call_id
 
 
-def test_another_realm_gets_nothing_once_the_trunk_has_asked() -> None:
+@pytest.mark.parametrize("rings", [True, False])
+def test_another_realm_gets_nothing_once_the_trunk_has_asked(rings: bool) -> None:
     bench = Bench()
     call_id = called(bench)
     _, second = bench.sent()
     assert 'realm="carrier"' in second.request.header("proxy-authorization")
-    bench.receive(reply(second.request, 180))
+    bench.receive(reply(second.request, 180 if rings else 100))
     bench.events()
     bench.receive(reply(second.request, 401, headers=(CALLEE,)))
     bench.one("ACK")
-    assert bench.events() == [Failed(call_id, 401, None, "Phrase", "auth", True)]
+    expected = Failed(
+        call_id, 401, None, "Phrase", "auth", rings, progress_for=None if rings else 0.0
+    )
+    assert bench.events() == [expected]
     bench.run_out()
 
 

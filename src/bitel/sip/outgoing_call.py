@@ -355,7 +355,8 @@ class OutgoingCall:
             self._fail(487, "canceled", now, response)
         elif self._rang:
             # Another INVITE would ring the phone again, whatever it would say better.
-            self._fail(response.code, "response", now, response)
+            asked = self._authentication is not None and is_challenge(response.code)
+            self._fail(response.code, "auth" if asked else "response", now, response)
         elif is_challenge(response.code) and self._authentication is not None:
             if self._cancel_wanted:
                 self._fail(487, "canceled", now, response)
