@@ -176,7 +176,12 @@ class DialerWorker:
             raise
         self._active = True
         if recovered.redialled or recovered.unknown:
-            log.warning("recovered", redialled=recovered.redialled, unknown=recovered.unknown)
+            log.warning(
+                "recovered",
+                dialer=self.dialer_id,
+                unanswered=recovered.redialled,
+                unknown=recovered.unknown,
+            )
         return True
 
     async def _force(self, cancel: asyncio.Event) -> None:
@@ -193,7 +198,10 @@ class DialerWorker:
                 except BitelError as error:
                     fault = str(error)
             if loop.time() > until:
-                raise BitelError(f"the dialer {self.dialer_id!r} can't be taken over: {fault}")
+                raise BitelError(
+                    f"the dialer {self.dialer_id!r} can't be taken over: {fault}, "
+                    "and then start this one again"
+                )
             await asyncio.sleep(_FORCE_PAUSE)
         else:
             return

@@ -31,7 +31,10 @@ class Shutdown:
         self._end: float | None = None
 
     def begin(self) -> None:
-        """Start the clock, once. Should anything hang, the process ends when the time is over."""
+        """Start the clock, once. Should anything hang, the process ends when the time is over.
+
+        That includes the interpreter's own exit, which waits for threads; it can't be called off.
+        """
         if self._end is None:
             self._end = time.monotonic() + self._within
             watchdog = threading.Timer(self._within - 0.5, _exit_now)

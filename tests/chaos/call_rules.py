@@ -240,7 +240,16 @@ def _forgotten(earlier: Invitation, later: Invitation, deaths: Sequence[float]) 
 def _cut_off(evidence: Evidence, invitation: Invitation) -> bool:
     """Whether the service died, or was stopped, before it had the final response."""
     until = invitation.settled_at or invitation.end
-    return any(invitation.first <= at <= until + RECORDED_AFTER for at in _ends(evidence))
+    ends = _ends(evidence)
+    if any(invitation.first <= at <= until + RECORDED_AFTER for at in ends):
+        return True
+    # It was stopped when the response came, or could not write it, and died before it could.
+    return any(
+        fault.kind in _HIDING
+        and disturbed([fault], until, until, RECORDED_AFTER)
+        and any(until <= at <= fault.until + RECORDED_AFTER for at in ends)
+        for fault in evidence.faults
+    )
 
 
 def _may_be_forgotten(evidence: Evidence, invitation: Invitation) -> bool:

@@ -138,6 +138,8 @@ async def test_a_clock_that_is_set_changes_no_rest(tmp_path: Path, step: float) 
             await calls.call()
             set_by = step
             assert not calls.dialer.up
+            (trunk,) = calls.dialer.trunks()
+            assert trunk.answered_at == pytest.approx(time.time() + step, abs=1.0)
             await until(lambda: calls.dialer.up, 5.0)
 
 

@@ -49,9 +49,9 @@ class Watched:
         if begun_at is None:
             return None
         over = Attempted(outcome, self.clock(), self.clock(), sip_code=code, detail=f"{code} x")
-        judged = self.carriers.record_outcome(hop(trunk), over, begun_at).outcome
+        outcome = self.carriers.record_outcome(hop(trunk), over, begun_at).outcome
         self.carriers.leave(passed)
-        return judged
+        return outcome
 
 
 @pytest.fixture

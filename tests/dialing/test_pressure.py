@@ -47,6 +47,16 @@ def test_each_sign_begins_at_its_limit_and_ends_after_calm(sign: Sign) -> None:
     assert pressure.seconds(100.0) == 10.0 + CALM
 
 
+def test_a_clock_that_is_set_back_holds_nobody_back_for_long() -> None:
+    pressure = Pressure()
+    sign: Sign = "late loop"
+    pressure.look(strain(sign, LIMITS[sign].begins), 5000.0)
+    pressure.look(strain(sign, 0.0), 5000.0)
+    assert not pressure.look(strain(sign, 0.0), 1000.0)
+    assert pressure.look(strain(sign, 0.0), 1000.0 + CALM)
+    assert pressure.seconds(1001.0) >= 0
+
+
 @pytest.mark.parametrize("sign", LIMITS)
 def test_its_two_limits_are_apart(sign: Sign) -> None:
     assert 0 < LIMITS[sign].ends <= LIMITS[sign].begins / 2

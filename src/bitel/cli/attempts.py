@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bitel.calls.outcome import Outcome
 from bitel.cli.opening import open_database
 from bitel.cli.options import ConfigOption, JsonOption
 from bitel.errors import NotFoundError
@@ -60,7 +61,9 @@ def _ending(each: AttemptRow) -> str:
         return "under way" if each.rang_at is None else "rings, under way"
     words = each.outcome.value
     if each.answered_at is not None:
-        words += f" for {each.ended_at - each.answered_at:.1f} s"
+        seconds = each.ended_at - each.answered_at
+        is_answered = each.outcome is Outcome.ANSWERED
+        words += f" for {seconds:.1f} s" if is_answered else f" {seconds:.1f} s after the answer"
     if each.rang_at is not None:
         words += f", rang after {each.rang_at - each.started_at:.1f} s"
     return words + (f" ({each.detail})" if each.detail else "")

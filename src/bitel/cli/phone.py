@@ -27,7 +27,9 @@ def phone(
         typer.Option(
             metavar="PATTERN=BEHAVIOUR",
             help="What a number does: answer[:after=S][:hangup=S], busy, reject:CODE, ring, "
-            "silent; or one after the other, as in busy*2,answer. The first match wins.",
+            "silent; or one after the other, as in busy*2,answer. PATTERN is a glob on the number "
+            "as the carrier gets it (*9121234567); the first match wins, and without one the phone "
+            "answers after 1 s.",
         ),
     ] = None,
     log: Annotated[

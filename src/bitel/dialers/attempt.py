@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import time
 from collections.abc import Callable
 from typing import Final, Literal
 
@@ -14,25 +14,24 @@ from bitel.dialing.dialer import Order, Rang
 from bitel.sip import Address, Failed
 
 STEP: Final = 1.0
-"""Seconds by which the wall clock must have been set during an attempt for its times to move."""
+"""Seconds by which the clock must have been set, during an attempt, for its times to be moved."""
 
 
 class Attempt:
-    """Collects the facts of one attempt; made within a running loop.
+    """Collects the facts of one attempt. Times are Unix seconds by `clock`.
 
-    Times are Unix seconds: that of `clock` at the begin, and what has passed since by the loop's
-    monotonic time. A wall clock that is set meanwhile changes neither the bill nor the ring time.
-    The report's times are moved with it, since a retry is due by the clock as it is then.
+    The time between them is measured by `monotonic`, so that a wall clock which is set meanwhile
+    changes neither the bill nor the ring time.
     """
 
     __slots__ = (
-        "_began",
+        "_begun",
         "_clock",
-        "_loop",
+        "_monotonic",
         "_rang",
+        "_ring_timeout",
         "answered_at",
         "called_off",
-        "give_up_at",
         "left_at",
         "leg",
         "order",
@@ -41,16 +40,20 @@ class Attempt:
     )
 
     def __init__(
-        self, order: Order, ring_timeout: float, clock: Callable[[], float], rang: Rang
+        self,
+        order: Order,
+        ring_timeout: float,
+        clock: Callable[[], float],
+        rang: Rang,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
-        self._loop = asyncio.get_running_loop()
-        self._began = self._loop.time()
+        self._monotonic = monotonic
         self._rang: Rang | None = rang
+        self._ring_timeout = ring_timeout
+        self._begun = monotonic()
         self.order = order
         self.started_at = clock()
-        self.give_up_at = self.started_at + ring_timeout
-        """The end of the ring time, over all trunks that are tried."""
         self.answered_at: float | None = None
         self.left_at: float | None = None
         """When the far end hung up while audio was played to it."""
@@ -62,11 +65,11 @@ class Attempt:
 
     def now(self) -> float:
         """The time, as `started_at` and the others are measured."""
-        return self.started_at + self._loop.time() - self._began
+        return self.started_at + self._monotonic() - self._begun
 
     def rings_for(self) -> float:
-        """Seconds that are left for ringing, 0 or more."""
-        return max(0.0, self.give_up_at - self.now())
+        """Seconds that are left for ringing, over all trunks that are tried, 0 or more."""
+        return max(0.0, self._begun + self._ring_timeout - self._monotonic())
 
     def ringing(self) -> None:
         """Report that the phone rings, the first time that this is called."""
@@ -75,7 +78,7 @@ class Attempt:
             self._rang = None
 
     def far_end_left(self, _: object) -> None:
-        """Stop the audio, if there is any: the far end has hung up."""
+        """What it is played, if anything, is over with this moment."""
         if self.talk is not None and not self.talk.over.done():
             self.left_at = self.now()
             self.talk.stop()
@@ -91,9 +94,9 @@ class Attempt:
     ) -> Attempted:
         """The attempt's report: it ended as `outcome`, at `ended_at` or now."""
         now = self.now()
+        # A wall clock that was set counts from here on: the next attempt is due by it.
         step = self._clock() - now
-        if abs(step) < STEP:
-            step = 0.0
+        step = step if abs(step) >= STEP else 0.0
         return Attempted(
             outcome,
             self.started_at + step,
@@ -120,7 +123,7 @@ class Attempt:
         if failed.why == "canceled":
             if self.called_off:
                 return Outcome.CALLED_OFF
-            # A carrier that has sent no response in all that time has rung no phone.
+            # A carrier that has not said a word in all that time has rung no phone.
             is_silent = not failed.rang and failed.progress_for is None
             return Outcome.TRUNK_TROUBLE if is_silent else Outcome.NO_ANSWER
         if failed.why == "media":
@@ -138,7 +141,7 @@ class Attempt:
 
 
 def _detail(failed: Failed, at: Address) -> str:
-    # Without a response the code is our own, and says little to an operator.
+    # Where nobody has said anything, the code is our own, and tells an operator little.
     if failed.why == "transport":
         return f"{shown(at)} can't be reached"
     if failed.why == "timeout":

@@ -216,7 +216,7 @@ class Carriers:
         return frozenset(address.host for address in self._targets.known(trunk) or ())
 
     def begin(self, hop: Hop, passed: Passed) -> float | None:
-        """Take note that an INVITE leaves for `hop`, and when; None where it must not leave.
+        """Note that an INVITE is sent to `hop`; the time, or None where it must not be sent.
 
         While a breaker is not closed, one call at a time is let through as a probe. A call that
         probes a trunk may try all its addresses, and go where one of them redirects it. `passed`
@@ -236,8 +236,11 @@ class Carriers:
         return now
 
     def leave(self, passed: Passed) -> None:
-        """Take note that a call sends no further INVITE. A probe that has shown neither success nor
-        failure by then never will."""
+        """Note that a call sends no further INVITE.
+
+        A probe that has shown neither success nor failure by then is followed by another after the
+        wait.
+        """
         now = self._monotonic()
         for breaker, begun_at in passed.items():
             breaker.inconclusive(begun_at, now)

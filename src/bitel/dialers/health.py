@@ -84,7 +84,7 @@ class Health:
         """Somebody is there who can be expected to take a call."""
         state = self._of(address)
         state.missed = 0
-        state.answered_at = self._clock()
+        state.answered_at = self._monotonic()
         if state.down_since is not None:
             state.down_since = None
             log.info("trunk_address_up", address=shown(address))
@@ -109,9 +109,11 @@ class Health:
         return self._pinged or self._monotonic() - since < DOWN_UNPINGED
 
     def answered_at(self, address: Address) -> float | None:
-        """When it last gave an answer of any kind; None: never."""
+        """When it last gave an answer of any kind, in Unix seconds; None: never."""
         state = self._states.get(address)
-        return None if state is None else state.answered_at
+        if state is None or state.answered_at is None:
+            return None
+        return self._clock() - (self._monotonic() - state.answered_at)
 
     def _of(self, address: Address) -> _State:
         state = self._states.get(address)

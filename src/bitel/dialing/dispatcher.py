@@ -431,6 +431,13 @@ class Dispatcher:
                 attempted = settlement.attempted._replace(rang_at=running.rang_at)
                 settlement = settlement._replace(attempted=attempted)
             self.figures.ended[settlement.attempted.outcome] += 1
+            log.debug(
+                "attempt_ended",
+                attempt=claim.attempt_id,
+                call=claim.call_id,
+                outcome=settlement.attempted.outcome.value,
+                code=settlement.attempted.sip_code,
+            )
             await self._records.settle(settlement)
             self._on_settled()
         except Exception:

@@ -64,7 +64,7 @@ LIMITS: Final[Mapping[Sign, Limit]] = MappingProxyType(
 
 
 class Pressure:
-    """The signs that last. Times are seconds of any clock that does not go back."""
+    """The signs that last. Times are seconds; none lasts longer for a clock that is set back."""
 
     def __init__(self, limits: Mapping[Sign, Limit] = LIMITS, calm: float = CALM) -> None:
         self._limits = limits
@@ -80,7 +80,7 @@ class Pressure:
 
     def seconds(self, now: float) -> float:
         """For how long calls have been held back until now, all together."""
-        return self._seconds + (now - self._began_at if self._low_since else 0.0)
+        return self._seconds + (max(0.0, now - self._began_at) if self._low_since else 0.0)
 
     def look(self, strain: Strain, now: float) -> bool:
         """Take note of `strain`; True where holding back begins or ends with it."""
@@ -90,7 +90,7 @@ class Pressure:
         if not before and self._low_since:
             self._began_at = now
         elif before and not self._low_since:
-            self._seconds += now - self._began_at
+            self._seconds += max(0.0, now - self._began_at)
         return before != bool(self._low_since)
 
     def _look_at(self, sign: Sign, limit: Limit, figure: float, now: float) -> None:
@@ -100,7 +100,7 @@ class Pressure:
             since = self._low_since[sign]
             if figure > limit.ends:
                 self._low_since[sign] = None
-            elif since is None:
+            elif since is None or now < since:  # the clock may have been set back
                 self._low_since[sign] = now
             elif now - since >= self._calm:
                 del self._low_since[sign]
