@@ -143,6 +143,18 @@ async def test_a_clock_that_is_set_changes_no_rest(tmp_path: Path, step: float) 
             await until(lambda: calls.dialer.up, 5.0)
 
 
+async def test_what_is_called_asks_for_no_rest_of_the_trunk(tmp_path: Path) -> None:
+    """A telephone system behind the carrier that sends 503 while it rings."""
+    async with carrier() as far:
+        full = Answer(503, [("Retry-After", "3600")])
+        far.does["INVITE"] = lambda _: [Answer(180), full]
+        async with dialer(tmp_path, far.uri) as calls:
+            assert (await calls.call()).outcome is Outcome.RANG_THEN_FAILED
+            assert calls.dialer.up
+            far.does["INVITE"] = answering(100, 200)
+            assert (await calls.call()).outcome is Outcome.ANSWERED
+
+
 async def test_who_does_not_answer_is_tried_last_from_then_on(tmp_path: Path) -> None:
     async with carrier() as first, carrier() as second:
         first.does["INVITE"] = silent

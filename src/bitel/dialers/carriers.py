@@ -287,7 +287,9 @@ class Carriers:
             health.answered_call(address)
         if isinstance(decided, Answered):
             return
-        if decided.code == 503 and decided.why == "response" and decided.retry_after:
+        # After ringing a 503 comes from behind the carrier, and is about who was called.
+        is_overloaded = decided.code == 503 and decided.why == "response" and not decided.rang
+        if is_overloaded and decided.retry_after:
             health.rest(address, decided.retry_after)
         if decided.why in {"timeout", "transport"}:
             health.failed_call(address)
