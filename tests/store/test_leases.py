@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from bitel.calls.call import CallStatus
-from bitel.calls.outcome import Outcome
+from bitel.calls.outcome import Attempted, Outcome
+from bitel.calls.retry import Again, Final, decide
 from bitel.store import claims, leases
 from bitel.store.claims import Claim
 from bitel.store.database import Database
 from bitel.store.leases import Holder, Lease, LostLease, Recovered
 from bitel.store.schema import SETTLED, ledger_entry
+from bitel.store.settling import Settlement
 
 if TYPE_CHECKING:
     from tests.store.conftest import World
@@ -308,3 +310,24 @@ def test_a_take_over_waits_for_the_commit_of_a_claim_that_is_under_way(
     assert world.do(slow) is False
     thread.join(5)
     assert taken.is_set()
+
+
+def test_a_crash_gives_no_call_another_redial_after_an_uncertain_failure(world: World) -> None:
+    world.place(retry_count=1, retry_interval=60)
+    lease = world.take_over()
+    (first,) = world.claim(lease)
+    now = world.clock()
+    failed = Attempted(Outcome.UNCERTAIN, now, now)
+    verdict = decide(first.rule, failed)
+    assert isinstance(verdict, Again)
+    assert not verdict.spends_retry
+    world.settle(lease, Settlement(first.attempt_id, first.call_id, failed, verdict))
+    world.clock.advance(60)
+    (second,) = world.claim(lease)
+    ring(world, lease, second)
+    lease = world.take_over("next")
+    world.clock.advance(REDIAL_AFTER)
+    (third,) = world.claim(lease)
+    assert (third.rule.retries_left, third.rule.uncertain) == (0, 1)
+    now = world.clock()
+    assert isinstance(decide(third.rule, Attempted(Outcome.UNCERTAIN, now, now)), Final)

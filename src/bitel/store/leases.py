@@ -156,7 +156,7 @@ def take_over(
         elif row.rang_at is not None:
             due_at = max(due_at, now + row.retry_interval)
             if row.retries_left > 0 and due_at < row.expires_at:
-                again.append(CallAgain(row.call_id, due_at, spends_retry=True, trouble=0))
+                again.append(CallAgain(row.call_id, due_at, True, 0, row.uncertain))
             else:
                 ends.append(CallEnd(row.call_id, CallStatus.NO_ANSWER, row.started_at))
         elif due_at >= row.expires_at:
@@ -303,6 +303,7 @@ _LEFT_OPEN = (
         call.c.expires_at,
         call.c.retries_left,
         call.c.retry_interval,
+        call.c.uncertain,
     )
     .join(call)
     .where(attempt.c.dialer_id == bindparam("dialer_id"), is_open)
