@@ -16,6 +16,7 @@ from bitel.dialing.dialer import Heard, Order
 from bitel.dialing.dispatcher import (
     AT_ONCE,
     REDIAL_MARGIN,
+    RING_MARGIN,
     STALE_CLAIM,
     Dispatcher,
     Limits,
@@ -574,3 +575,21 @@ async def test_a_fault_outside_of_attempts_cuts_no_call_off(
         await play.until_over([first, second])
     assert (await play.call(first)).status is CallStatus.NORMAL
     assert (await play.call(second)).status is CallStatus.NORMAL
+
+
+async def test_an_invite_that_was_lost_sight_of_rings_out_before_the_next(play: Play) -> None:
+    dialer = ScriptedDialer(play.clock, [Outcome.UNCERTAIN, Outcome.ANSWERED])
+    dispatcher = play.dispatcher(dialer)
+    begun = play.clock.now
+    [call_id] = await play.place(interval=5)
+    async with at_work(dispatcher), asyncio.timeout(30):
+        await play.dialled(dialer)
+        while dispatcher.running:
+            await asyncio.sleep(0.01)
+        play.clock.now = begun + RING_TIMEOUT + RING_MARGIN - 0.1
+        await play.looked(dispatcher)
+        assert len(dialer.orders) == 1
+        play.clock.now += 0.2
+        dispatcher.ring()
+        await play.until_over([call_id])
+    assert len(dialer.orders) == 2

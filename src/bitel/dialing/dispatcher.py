@@ -45,6 +45,10 @@ STALE_CLAIM = 10.0
 REDIAL_MARGIN = 32.0
 """Seconds past the ring time-out for which a forgotten INVITE may still be alive (64 × T1)."""
 
+RING_MARGIN = 5.0
+"""Seconds past the ring time-out for which a phone may ring whose INVITE is lost sight of: its
+`Expires` ends that."""
+
 MESSAGES_LATE = 50.0
 """Milliseconds that SIP messages may wait before no more calls are begun, until they are read.
 INVITEs whose answers are read later than T1 are sent again, and the more there is to read."""
@@ -490,7 +494,11 @@ class Dispatcher:
             # Its INVITE may have been sent, so it is not repeated the moment the service is back.
             return self._hand_back(claim, "the service was stopped", claim.rule.retry_interval)
         try:
-            rule = claim.rule._replace(uncertain_redials=self._limits.uncertain_redials)
+            rule = claim.rule._replace(
+                uncertain_redials=self._limits.uncertain_redials,
+                # One that we ended ourselves was sent a CANCEL.
+                longest_ring=0.0 if is_ours else self._limits.ring_timeout + RING_MARGIN,
+            )
             # A service that is restarted again and again must not ring a phone each time.
             judged = attempted._replace(outcome=Outcome.UNCERTAIN) if is_ours else attempted
             verdict = decide(rule, judged)
