@@ -161,11 +161,13 @@ def test_the_wait_after_trouble_is_5_to_120_seconds(trouble: int) -> None:
     assert trouble_backoff(trouble) <= trouble_backoff(trouble + 1)
 
 
-def test_no_redial_comes_while_an_invite_that_was_lost_sight_of_may_ring() -> None:
+def test_no_redial_comes_while_an_invite_that_is_pending_may_ring() -> None:
     met = rule(1)._replace(retry_interval=5.0, longest_ring=50.0)
-    verdict = decide(met, attempted(Outcome.UNCERTAIN))  # it began 30 s ago
+    over = attempted(Outcome.UNCERTAIN)  # it began 30 s ago
+    pending = over._replace(is_pending=True)
+    verdict, after_it_ended = decide(met, pending), decide(met, over)
     assert isinstance(verdict, Again)
-    assert verdict.due_at == NOW + 20
-    assert decide(met, attempted(Outcome.BUSY)) == Again(NOW + 5, spends_retry=True, trouble=0)
+    assert isinstance(after_it_ended, Again)
+    assert (verdict.due_at, after_it_ended.due_at) == (NOW + 20, NOW + 5)
     late = met._replace(expires_at=NOW + 20)
-    assert decide(late, attempted(Outcome.UNCERTAIN)) == Final(CallStatus.NO_ANSWER)
+    assert decide(late, pending) == Final(CallStatus.NO_ANSWER)

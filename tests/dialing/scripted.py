@@ -48,6 +48,8 @@ class ScriptedDialer:
     paused_reason: str = ""
     has_worked: bool = False
     rings: bool = False
+    pending: bool = False
+    """Whether uncertain attempts end without a final response."""
     _now_busy: int = 0
 
     async def start(self) -> None: ...
@@ -79,7 +81,10 @@ class ScriptedDialer:
             return Attempted(Outcome.CALLED_OFF, started_at, self.clock())
         outcome = self.script.pop(0) if len(self.script) > 1 else self.script[0]
         if outcome is not Outcome.ANSWERED:
-            return Attempted(outcome, started_at, self.clock(), detail="as scripted")
+            pending = outcome is Outcome.UNCERTAIN and self.pending
+            return Attempted(
+                outcome, started_at, self.clock(), detail="as scripted", is_pending=pending
+            )
         answered_at = self.clock()
         if not await heard(answered_at):
             return Attempted(Outcome.TRUNK_TROUBLE, started_at, self.clock())

@@ -577,8 +577,8 @@ async def test_a_fault_outside_of_attempts_cuts_no_call_off(
     assert (await play.call(second)).status is CallStatus.NORMAL
 
 
-async def test_an_invite_that_was_lost_sight_of_rings_out_before_the_next(play: Play) -> None:
-    dialer = ScriptedDialer(play.clock, [Outcome.UNCERTAIN, Outcome.ANSWERED])
+async def test_an_invite_that_is_pending_rings_out_before_the_next(play: Play) -> None:
+    dialer = ScriptedDialer(play.clock, [Outcome.UNCERTAIN, Outcome.ANSWERED], pending=True)
     dispatcher = play.dispatcher(dialer)
     begun = play.clock.now
     [call_id] = await play.place(interval=5)

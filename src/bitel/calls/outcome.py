@@ -167,3 +167,5 @@ class Attempted(NamedTuple):
     """None where nothing was played."""
     rang_at: float | None = None
     """When the first 18x came; None where none came."""
+    is_pending: bool = False
+    """The far end may still be at the INVITE: it sent no final response, and was sent no CANCEL."""

@@ -47,7 +47,7 @@ class RetryRule(NamedTuple):
     uncertain_redials: int = 1
     """How many of those it may have; further ones spend retries."""
     longest_ring: float = 0.0
-    """Seconds from the start of an attempt for which its phone may ring, though it has failed."""
+    """Seconds from the start of an attempt for which an INVITE that is still pending may ring."""
 
 
 _ENDS_AS = {
@@ -83,8 +83,8 @@ def decide(rule: RetryRule, attempted: Attempted) -> Verdict:
     outcome = attempted.outcome
     if outcome in _RETRIED:
         due = attempted.ended_at + rule.retry_interval
-        if outcome is Outcome.UNCERTAIN:
-            # The INVITE may have been delivered and lost sight of: two must not ring at once.
+        if attempted.is_pending:
+            # It may have been delivered over a connection that broke: two must not ring at once.
             due = max(due, attempted.started_at + rule.longest_ring)
         again = _redial(rule, outcome, due) if due < rule.expires_at else None
         if again is not None:

@@ -117,7 +117,7 @@ class Attempt:
             sip_code=failed.code,
             q850=failed.q850,
             ended_by="us" if failed.why == "canceled" else "far",
-        )
+        )._replace(is_pending=failed.why == "timeout")
 
     def _outcome(self, failed: Failed) -> Outcome:
         if failed.why == "canceled":

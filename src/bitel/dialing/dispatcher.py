@@ -46,7 +46,7 @@ REDIAL_MARGIN = 32.0
 """Seconds past the ring time-out for which a forgotten INVITE may still be alive (64 × T1)."""
 
 RING_MARGIN = 5.0
-"""Seconds past the ring time-out for which a phone may ring whose INVITE is lost sight of: its
+"""Seconds past the ring time-out for which an INVITE without a final response may ring a phone: its
 `Expires` ends that."""
 
 MESSAGES_LATE = 50.0
@@ -496,8 +496,7 @@ class Dispatcher:
         try:
             rule = claim.rule._replace(
                 uncertain_redials=self._limits.uncertain_redials,
-                # One that we ended ourselves was sent a CANCEL.
-                longest_ring=0.0 if is_ours else self._limits.ring_timeout + RING_MARGIN,
+                longest_ring=self._limits.ring_timeout + RING_MARGIN,
             )
             # A service that is restarted again and again must not ring a phone each time.
             judged = attempted._replace(outcome=Outcome.UNCERTAIN) if is_ours else attempted
