@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bitel.calls.outcome import PROGRESS_LIMIT, Outcome
+from bitel.calls import outcome as outcomes
+from bitel.calls.outcome import Outcome
 from bitel.sip import Credentials
 from tests.dialers.calling import dialer
 from tests.dialers.carrier import Answer, Behaviour, carrier
@@ -91,7 +92,11 @@ async def test_what_it_comes_to(
 
 
 @pytest.mark.parametrize("final", [504, 408, because(480, "Q.850;cause=41")], ids=str)
-async def test_a_late_failure_after_100_is_uncertain(tmp_path: Path, final: Answer | int) -> None:
+async def test_a_late_failure_after_100_is_uncertain(
+    tmp_path: Path, final: Answer | int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = 0.2
+    monkeypatch.setattr(outcomes, "PROGRESS_LIMIT", limit)
     last = final if isinstance(final, Answer) else Answer(final)
     async with carrier() as far, carrier() as spare:
         far.does["INVITE"] = responses(100)
@@ -100,7 +105,7 @@ async def test_a_late_failure_after_100_is_uncertain(tmp_path: Path, final: Answ
             async with asyncio.timeout(10.0):
                 while not far.of("INVITE"):
                     await asyncio.sleep(0.01)
-            await asyncio.sleep(PROGRESS_LIMIT + 0.2)  # what is measured is this time itself
+            await asyncio.sleep(limit + 0.1)  # what is measured is this time itself
             far.say(far.of("INVITE")[0], last)
             attempted = await call
     assert attempted.outcome is Outcome.UNCERTAIN

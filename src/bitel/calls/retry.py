@@ -69,7 +69,7 @@ _ENDS_AS = {
 _RETRIED = frozenset({Outcome.BUSY, Outcome.NO_ANSWER, Outcome.RANG_THEN_FAILED, Outcome.UNCERTAIN})
 """Outcomes after which a phone has rung, or may have."""
 _BACKED_OFF = frozenset({Outcome.TRUNK_TROUBLE, Outcome.NOT_PLACED})
-"""Outcomes after which no phone can have rung, and a later attempt may fare better."""
+"""Outcomes after which no phone can have rung, and a later attempt may succeed."""
 
 
 def decide(rule: RetryRule, attempted: Attempted) -> Verdict:

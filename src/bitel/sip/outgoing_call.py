@@ -185,7 +185,7 @@ class OutgoingCall:
     def receive_late_provisional(self, response: Response, source: Address, now: float) -> None:
         """A 1xx after the call was given up: a phone may ring, and is stopped by a CANCEL (§9.1).
 
-        The INVITE's transaction goes on for that, until it is answered finally.
+        The INVITE's transaction continues for that, until its final response.
         """
         transaction = self._transaction
         if self._canceled or response.from_tag != self.from_tag:

@@ -120,8 +120,8 @@ def take_over(
     may have left. That is `last_invite` seconds after the claim, or now where the former worker has
     ended; without `last_invite` it must have. It spends no retry, unless the attempt is known to
     have rung: then it waits for the call's retry interval too, and a call without retries left ends
-    as NO_ANSWER. Until such a time no other call is made to its number either, nor for
-    `redial_after` seconds to somebody who had answered: nobody hung up on them.
+    as NO_ANSWER. Until that time no other call is made to its number either, nor for
+    `redial_after` seconds to a number that had answered, whose line may still be open.
 
     Raises LostLease where the row is no longer what `terms` expect.
     """

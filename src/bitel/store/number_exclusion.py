@@ -114,8 +114,8 @@ def _contested(
 ) -> dict[ProjectNumber, float]:
     """As `_taken`, those that the claim of another dialer has taken just now, or is about to take.
 
-    The others are kept from such claims until the commit. Nobody waits: two claims, each of which
-    looks several times, would wait for each other.
+    The others are locked against such claims until the commit. A lock that is taken is not waited
+    for: two claims, each of which looks several times, would wait for each other.
     """
     if conn.dialect.name != "postgresql" or not numbers:
         return {}  # SQLite has one writer
