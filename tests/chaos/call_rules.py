@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from tests.chaos.evidence import Evidence, Invitation
-from tests.chaos.rules import disturbed, finds, numbers, seconds, single, status, story
+from tests.chaos.rules import finds, numbers, seconds, single, status, story
 
 EARLY: Final = 0.3
 """Seconds by which a redial may come early: clocks are read by two processes, not at once."""
@@ -244,12 +244,8 @@ def _cut_off(evidence: Evidence, invitation: Invitation) -> bool:
     if any(invitation.first <= at <= until + RECORDED_AFTER for at in ends):
         return True
     # It was stopped when the response came, or could not write it, and died before it could.
-    return any(
-        fault.kind in _HIDING
-        and disturbed([fault], until, until, RECORDED_AFTER)
-        and any(until <= at <= fault.until + RECORDED_AFTER for at in ends)
-        for fault in evidence.faults
-    )
+    writable = _hidden_until(evidence, until) + RECORDED_AFTER
+    return any(until <= at <= writable for at in ends)
 
 
 def _may_be_forgotten(evidence: Evidence, invitation: Invitation) -> bool:
@@ -259,16 +255,23 @@ def _may_be_forgotten(evidence: Evidence, invitation: Invitation) -> bool:
     # Also where the service was dead already when the callee began to ring.
     if any(invitation.left <= death <= rang + RECORDED_AFTER for death in evidence.deaths()):
         return True
-    for fault in evidence.faults:
-        if fault.kind in _HIDING and disturbed([fault], rang, rang, RECORDED_AFTER):
-            until = fault.until + RECORDED_AFTER
-            if any(rang <= death <= until for death in evidence.deaths()):
-                return True
+    writable = _hidden_until(evidence, rang) + RECORDED_AFTER
+    if any(rang <= death <= writable for death in evidence.deaths()):
+        return True
     terms = [each for each in evidence.exits if each.why == "term"]
     # A drain cancels what rings; whether that spends a retry is for the service to decide.
     return invitation.canceled_at is not None and any(
         each.at - each.seconds <= invitation.canceled_at <= each.at for each in terms
     )
+
+
+def _hidden_until(evidence: Evidence, at: float) -> float:
+    """Until when faults in a row kept the service from writing what happened at `at`."""
+    until = at
+    for fault in sorted(evidence.faults, key=lambda fault: fault.at):
+        if fault.kind in _HIDING and fault.at - RECORDED_AFTER <= until:
+            until = max(until, fault.until)
+    return until
 
 
 _HIDING: Final = frozenset({"stop", "db-kill", "db-freeze", "db-full", "db-unwritable"})

@@ -167,6 +167,16 @@ RIGHT = {
         ringing(0.0), refused(38.0, "b"), **killed(0.5)
     ),
     "rang when the service was dead": failed(ringing(0.0), refused(38.0, "b"), **killed(0.05)),
+    "stopped twice in a row before ringing was written, then killed": failed(
+        ringing(0.0),
+        refused(48.0, "b"),
+        exits=[Exit(10.2, -9, "kill")],
+        faults=[
+            Fault("stop", 0.05, 5.0),
+            Fault("stop", 5.04, 10.14),
+            Fault("kill", 10.2, 11.0),
+        ],
+    ),
     "repeated as RFC 3261 says": failed(
         copies(0.0, 0.5, 1.5, 3.5, 7.499, 15.5, 31.501), status="EXPIRED"
     ),

@@ -33,10 +33,10 @@ in a row they say nothing about the numbers called."""
 REFUSALS_PROBED: Final = 300.0
 """Seconds between two calls to a trunk that refuses all of them."""
 
-UNCERTAIN_IN_A_ROW: Final = 5
+UNCERTAIN_IN_A_ROW: Final = 10
 """Uncertain failures in a row after which an address rests: an outage behind the carrier's edge."""
 UNCERTAIN_REST: Final = 30.0
-UNCERTAIN_LONGEST: Final = 300.0
+UNCERTAIN_LONGEST: Final = 60.0
 """Seconds of rest, doubled each time a single call shows that the outage lasts."""
 
 _DECIDED: Final = frozenset(
