@@ -48,6 +48,14 @@ def test_own_ports_while_there_are_free_ones_then_the_least_shared() -> None:
     pool.close()
 
 
+def test_new_ports_are_taken_from_the_first_on_and_then_from_the_lowest() -> None:
+    ports = free_range(4)
+    pool = PortPool(HOST, ports, first=2)
+    lent = [pool.open() for _ in range(4)]
+    assert lent == [ports[4], ports[6], ports[0], ports[2]]
+    pool.close()
+
+
 def test_a_released_port_rests_while_others_are_free() -> None:
     clock = Clock()
     pool = PortPool(HOST, free_range(3), clock=clock)

@@ -30,7 +30,8 @@ class PortPool:
 
     With `listen` they can be read, and each has the odd port above it bound beside it, for RTCP,
     where the range has one. `share` (i, n): only the part of the range that is the i-th of n pools'
-    (`share_of`).
+    (`share_of`). New ports are taken in ascending order from the `first`-th on, and then from the
+    lowest.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class PortPool:
         max_sockets: int = 1 << 15,
         listen: bool = False,
         share: tuple[int, int] = (0, 1),
+        first: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
@@ -53,6 +55,7 @@ class PortPool:
         self._unbound = deque(
             port for port in ports if port % 2 == 0 and share_of(port, pools) == mine
         )
+        self._unbound.rotate(-first)
         self._taken: deque[tuple[float, int]] = deque()  # held by others: (when seen, port)
         self._resting: deque[tuple[float, int]] = deque()  # (when released, port)
         self._sockets: dict[int, socket.socket] = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import random
 import resource
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -164,6 +165,9 @@ class Streamer:
         self.on_failure: Callable[[Exception], None] | None = None
         self._receive = receive
         room = _descriptors() // (4 if receive else 2) // processes  # with RTCP two for each port
+        # A phone that answered before a crash may still send to the port of its forgotten call.
+        # After the restart the calls begin at another place of the range, out of its way.
+        first = random.randrange(max(1, len(ports)))
         self._pools = [  # of each sender
             PortPool(
                 host,
@@ -171,6 +175,7 @@ class Streamer:
                 max_sockets=min(max_sockets, room),
                 listen=receive,
                 share=(number, processes),
+                first=first,
             )
             for number in range(processes)
         ]
