@@ -15,6 +15,7 @@ import structlog
 
 from bitel import dialer_worker, service
 from bitel.calls.tariff import Tariff
+from bitel.demo.stage import free_port
 from bitel.dialer_worker import DialerWorker
 from bitel.dialers.config import SipTrunkConfig
 from bitel.dialers.sip_trunk import SipTrunkDialer
@@ -67,12 +68,6 @@ class Process:
             yield self.worker
         finally:
             await self.worker.stop(task)
-
-
-def free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def holder(database: Database) -> Holder:

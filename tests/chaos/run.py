@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import random
-import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from bitel.demo.stage import free_port
 from tests.chaos.api import Api, NoAnswerError
 from tests.chaos.evidence import (
     Entry,
@@ -27,7 +27,7 @@ from tests.chaos.evidence import (
     read_callee_file,
 )
 from tests.chaos.faults import Injector
-from tests.chaos.processes import Service, environment, free_port, wait_for
+from tests.chaos.processes import Service, environment, wait_for
 from tests.chaos.storage import PostgresStorage, SqliteStorage, Storage
 from tests.chaos.webhooks import Receiver, receiving
 
@@ -70,11 +70,7 @@ class Options:
 
 def run(options: Options, folder: Path, say: Say) -> Evidence:
     """Carry out a run in a folder, and return its evidence. The logs stay in the folder."""
-    ports = {
-        "http": free_port(socket.SOCK_STREAM),
-        "sip": free_port(socket.SOCK_DGRAM),
-        "callee": free_port(socket.SOCK_DGRAM),
-    }
+    ports = {"http": free_port(), "sip": free_port(), "callee": free_port()}
     config = folder / "bitel.toml"
     service = Service(config, options.terms.drain_timeout)
     with contextlib.ExitStack() as stack:
@@ -133,7 +129,7 @@ def _storage(options: Options, folder: Path, service: Service) -> Storage:
 
 
 def _settings(options: Options, ports: dict[str, int], storage: Storage) -> str:
-    rtp = random.Random(ports["sip"]).randrange(20_000, 30_000, 2)
+    rtp = random.Random(ports["sip"]).randrange(10_000, 19_000, 2)
     return f"""\
 data_dir = "{storage.data_dir}"
 database_url = "{storage.url}"

@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -52,16 +52,15 @@ class Receiver:
 
 
 @contextmanager
-def receiver() -> Iterator[Receiver]:
-    """A receiver on a free port of 127.0.0.1."""
-    found = Receiver()
+def receiving(take: Callable[[Event], None]) -> Iterator[str]:
+    """Hand each POST to `take`, in a thread of its own, and answer 204; yields the URL."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            found.take(Event(self.headers["webhook-id"], body))
+            take(Event(self.headers["webhook-id"], body))
             self.send_response(204)
             self.end_headers()
 
@@ -69,11 +68,19 @@ def receiver() -> Iterator[Receiver]:
             """Keep the test's output clean."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        found.url = f"http://127.0.0.1:{server.server_port}/events"
+        server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:
-            yield found
+            yield f"http://127.0.0.1:{server.server_port}/events"
         finally:
             server.shutdown()
             thread.join()
+
+
+@contextmanager
+def receiver() -> Iterator[Receiver]:
+    """A receiver on a free port of 127.0.0.1."""
+    found = Receiver()
+    with receiving(found.take) as found.url:
+        yield found

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import random
 import shutil
 import signal
 import socket
@@ -20,7 +18,7 @@ import pytest
 
 from bitel.api.auth import TokenSigner
 from bitel.client import Client
-from bitel.demo.stage import Ports, Stage
+from bitel.demo.stage import Stage
 from bitel.voices.sample import write_sample
 from tests.e2e import phone_log
 from tests.e2e.playing import folder, token
@@ -39,24 +37,9 @@ def logged(stage: Stage, event: str, start: int = 0) -> list[str]:
     return [line for line in lines if f" {event} " in f"{line} "]
 
 
-def free_port() -> int:
-    """A port that no outgoing connection is given while a standby leaves it unbound."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-            for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
-                probe = stack.enter_context(socket.socket(socket.AF_INET, kind))
-                probe.bind(("127.0.0.1", port))
-            return port
-
-
-def free_ports() -> Ports:
-    return Ports(free_port(), free_port(), free_port())
-
-
 def alone(tmp_path: Path, **more: Any) -> Stage:
     """A service of its own, on SQLite."""
-    return Stage(tmp_path, record=False, ports=free_ports(), **more)
+    return Stage(tmp_path, record=False, **more)
 
 
 class Place:
@@ -86,7 +69,6 @@ class Place:
             dialer={"calls_per_second": 50, "ring_timeout": 10},
             extra=f'database_url = "{self._url}"',
             data_dir=data_dir,
-            ports=free_ports(),
             trunk="" if name == "first" else f"sip:127.0.0.1:{self.first.ports.phone}",
         )
         return made.__enter__()

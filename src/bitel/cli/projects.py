@@ -105,8 +105,8 @@ def set_(
         bool | None,
         typer.Option(
             "--unwanted-to-dnc/--unwanted-ignored",
-            help="Whether a number whose person rejects a call as unwanted (SIP 607) goes on the "
-            "do-not-call list.",
+            help="Whether a number goes on the do-not-call list when its call is rejected as "
+            "unwanted (SIP 607).",
         ),
     ] = None,
     enabled: Annotated[

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -40,16 +41,27 @@ class Ports:
     phone: int
 
 
+def free_port() -> int:
+    """A loopback port that was free a moment ago, for TCP and for UDP.
+
+    It is below the ports that Linux gives to sockets without one of their own, which could take it
+    before the process that it is meant for binds it, or while that process is restarted.
+    """
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+                probe = stack.enter_context(socket.socket(socket.AF_INET, kind))
+                probe.bind(("127.0.0.1", port))
+            return port
+
+
 def free_ports() -> Ports:
     """Ports that were free a moment ago, all different."""
-    with contextlib.ExitStack() as stack:
-        kinds = (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_DGRAM)
-        found = []
-        for kind in kinds:
-            probe = stack.enter_context(socket.socket(socket.AF_INET, kind))
-            probe.bind(("127.0.0.1", 0))
-            found.append(int(probe.getsockname()[1]))
-        return Ports(*found)
+    ports: set[int] = set()
+    while len(ports) < 3:
+        ports.add(free_port())
+    return Ports(*ports)
 
 
 @dataclass

@@ -354,7 +354,7 @@ class OutgoingCall:
         if self._canceled:
             self._fail(487, "canceled", now, response)
         elif self._rang:
-            # Another INVITE would ring the phone again, whatever it would say better.
+            # The phone has rung: even a corrected INVITE would ring it a second time.
             asked = self._authentication is not None and is_challenge(response.code)
             self._fail(response.code, "auth" if asked else "response", now, response)
         elif is_challenge(response.code) and self._authentication is not None:

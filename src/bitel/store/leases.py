@@ -62,8 +62,8 @@ class TakeOverTerms(NamedTuple):
     installation: str | None = None
     """Of the data_dir whose lock file it holds; None: it holds none, so others need not wait."""
     former: Holder | None = None
-    """The holder that was seen: the take-over fails if the row says anything else by then. None:
-    whatever it says."""
+    """The holder that was seen: the take-over fails if the row names another by then. None: it is
+    taken over from any holder."""
     former_ended: bool = True
     """The former worker's process has ended, so none of its INVITEs leaves after this moment."""
 

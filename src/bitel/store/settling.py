@@ -78,9 +78,9 @@ def settle(
     attempt with the outcome ANSWERED is billed by one ledger entry, with no more than its call had
     reserved, if it had. Whatever its verdict, an attempt that was heard never makes its call due
     again: the call then ends as UNKNOWN. Nor does one that was to be called off, or a one-time
-    password that a newer one supersedes: its call ends as CANCELED. A number whose person did not
-    want the call (607) goes on the do-not-call list of a project that asks for it. Raises
-    Unstorable for times and amounts out of range, and writes nothing then.
+    password that a newer one supersedes: its call ends as CANCELED. A number that
+    rejected the call as unwanted (607) goes on the do-not-call list if its project is set so.
+    Raises Unstorable for times and amounts out of range, and writes nothing then.
     """
     if not settlements or not leases.holds(conn, lease):
         return set()
