@@ -12,7 +12,7 @@ import pytest
 from bitel.dialers.talk import LONGEST_HOLD, Patience, Talk
 from bitel.rtp.streamer import Streamer, StreamReport
 from bitel.sip import MediaChanged
-from bitel.sip.sdp import Agreed, Direction, make_offer
+from bitel.sip.sdp import Agreed, Direction
 
 FAR = ("192.0.2.1", 4000)
 
@@ -93,12 +93,10 @@ class Stage:
     ) -> None:
         self.loop, self.streamer = loop, FakeStreamer()
         self.talk = Talk(cast(Streamer, self.streamer), patience)
-        self.talk.begin(3000, Agreed("PCMA", 8, 101, FAR, 20, direction), [Path("clip")])
+        self.talk.begin(3000, Agreed("PCMA", 8, (101,), FAR, 20, direction), [Path("clip")])
 
     def change(self, ours: Direction) -> None:
-        remote = make_offer(FAR)
-        local = make_offer(("192.0.2.9", 3000))._replace(direction=ours)
-        self.talk.follow(MediaChanged("call", remote, local))
+        self.talk.follow(MediaChanged("call", Agreed("PCMA", 8, (101,), FAR, 20, ours)))
 
 
 @pytest.fixture

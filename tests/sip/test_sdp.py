@@ -51,7 +51,7 @@ def test_what_we_write_we_read(
 def test_static_payload_types_need_no_rtpmap() -> None:
     agreed = check_answer(OFFER, sdp("m=audio 4000 RTP/AVP 0"))
     assert (agreed.codec_name, agreed.payload_type) == ("PCMU", 0)
-    assert agreed.telephone_event_pt is None
+    assert agreed.event_types == (101,)
     assert agreed.far == ("192.0.2.9", 4000)
     assert agreed.ptime == 20
 
@@ -61,7 +61,7 @@ def test_a_dynamic_payload_type_may_be_pcma() -> None:
         "m=audio 4000 RTP/AVP 96 97", "a=rtpmap:96 pcma/8000/1", "a=rtpmap:97 TELEPHONE-EVENT/8000"
     )
     agreed = check_answer(OFFER, answer)
-    assert (agreed.codec_name, agreed.payload_type, agreed.telephone_event_pt) == ("PCMA", 96, 97)
+    assert (agreed.codec_name, agreed.payload_type, agreed.event_types) == ("PCMA", 96, (101, 97))
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_an_answer_lists_every_media_line_again() -> None:
     ]
     assert answer.ptime == 40
     agreed = check_answer(offer, SessionDescription.parse(answer.to_bytes()))
-    assert (agreed.codec_name, agreed.telephone_event_pt) == ("PCMU", 96)
+    assert (agreed.codec_name, agreed.event_types) == ("PCMU", (96,))
 
 
 def test_no_answer_to_an_offer_without_our_codecs() -> None:

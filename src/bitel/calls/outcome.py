@@ -151,6 +151,26 @@ class Media(NamedTuple):
     jitter_ms: float | None = None
 
 
+class Irregularity(enum.StrEnum):
+    """What went wrong in an answered attempt without changing its outcome."""
+
+    BYE_UNANSWERED = "bye_unanswered"
+    ACK_LOST = "ack_lost"
+    MEDIA_FROM_ELSEWHERE = "media_from_elsewhere"
+    MEDIA_STOPPED = "media_stopped"
+
+
+IRREGULARITIES: Mapping[Irregularity, str] = MappingProxyType(
+    {
+        Irregularity.BYE_UNANSWERED: "our BYE was not answered",
+        Irregularity.ACK_LOST: "the 2xx was repeated after our ACK",
+        Irregularity.MEDIA_FROM_ELSEWHERE: "media came from an address that was not agreed on",
+        Irregularity.MEDIA_STOPPED: "media had stopped coming before the call ended",
+    }
+)
+"""Each in a few words for the operator."""
+
+
 class Attempted(NamedTuple):
     """A finished attempt. Times are Unix seconds; `answered_at` is None without an answer."""
 
@@ -169,3 +189,4 @@ class Attempted(NamedTuple):
     """When the first 18x came; None where none came."""
     is_pending: bool = False
     """The far end may still be at the INVITE: it sent no final response, and was sent no CANCEL."""
+    irregularities: tuple[Irregularity, ...] = ()

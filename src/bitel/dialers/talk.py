@@ -78,7 +78,7 @@ class Talk:
             playlist,
             self._ended,
             ptime=agreed.ptime if agreed.ptime in PTIMES else DEFAULT_PTIME,
-            event_type=agreed.telephone_event_pt,
+            event_type=agreed.event_types[-1] if agreed.event_types else None,
             held=held,
             patience=self._patience.silence,
             on_silence=self._fell_silent if self._patience.silence else None,
@@ -87,8 +87,8 @@ class Talk:
 
     def follow(self, changed: MediaChanged) -> None:
         """Hold the recording while the far end does, and go on where it then wants it."""
-        far = changed.remote.address, changed.remote.port
-        held = _is_hold(changed.local.direction, far)
+        far = changed.agreed.far
+        held = _is_hold(changed.agreed.direction, far)
         if not held:
             try:
                 self._streamer.resume(self._stream, far)
@@ -97,7 +97,7 @@ class Talk:
                 held = True
         if held:
             self._streamer.pause(self._stream)
-        self._note(changed.local.direction, held=held)
+        self._note(changed.agreed.direction, held=held)
 
     def stop(self, why: str = "") -> None:
         """Not one packet more; `over` follows."""

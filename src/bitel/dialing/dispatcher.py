@@ -435,6 +435,7 @@ class Dispatcher:
                 attempted = settlement.attempted._replace(rang_at=running.rang_at)
                 settlement = settlement._replace(attempted=attempted)
             self.figures.ended[settlement.attempted.outcome] += 1
+            self.figures.irregular.update(settlement.attempted.irregularities)
             log.debug(
                 "attempt_ended",
                 attempt=claim.attempt_id,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from bitel.calls.outcome import Outcome
+from bitel.calls.outcome import Irregularity, Outcome
 
 
 @dataclass(slots=True)
@@ -18,3 +18,5 @@ class Figures:
     """Attempts whose answer was made durable, so that their recording could start."""
     ended: Counter[Outcome] = field(default_factory=Counter)
     """Attempts that are over, by what became of them."""
+    irregular: Counter[Irregularity] = field(default_factory=Counter)
+    """Attempts that are over, by what was irregular about them."""

@@ -25,7 +25,7 @@ from typing import Any, Final
 import structlog
 
 from bitel.calls.call import CallStatus
-from bitel.calls.outcome import Attempted, Media, Outcome
+from bitel.calls.outcome import Attempted, Irregularity, Media, Outcome
 from bitel.calls.retry import Again
 from bitel.calls.retry import Final as FinalVerdict
 from bitel.calls.tariff import Bill
@@ -234,6 +234,8 @@ def _decode(payload: bytes) -> Settlement:
     attempted["outcome"] = Outcome(attempted["outcome"])
     if attempted["media"] is not None:
         attempted["media"] = Media(**attempted["media"])
+    irregular = attempted.get("irregularities", ())
+    attempted["irregularities"] = tuple(map(Irregularity, irregular))
     if "status" in verdict:
         verdict["status"] = CallStatus(verdict["status"])
     seconds, price = settlement["bill"]

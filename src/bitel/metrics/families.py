@@ -20,7 +20,7 @@ from prometheus_client.core import (
 )
 
 from bitel.calls.call import CallStatus, Lane
-from bitel.calls.outcome import Outcome
+from bitel.calls.outcome import Irregularity, Outcome
 from bitel.dialers.trunk import shown
 from bitel.dialing.pressure import LIMITS
 from bitel.histogram import Histogram
@@ -92,6 +92,11 @@ def dialer(dialers: list[DialerFigures]) -> Iterator[Metric]:
     ended = CounterMetricFamily(
         "bitel_attempts_ended", "Attempts that are over.", labels=["dialer", "outcome"]
     )
+    irregular = CounterMetricFamily(
+        "bitel_attempts_irregular",
+        "Answered attempts in which something went wrong that did not change their outcome.",
+        labels=["dialer", "irregularity"],
+    )
     paused = GaugeMetricFamily(
         "bitel_dialer_paused",
         "1 while calls wait because the trunks refuse all of them.",
@@ -107,7 +112,9 @@ def dialer(dialers: list[DialerFigures]) -> Iterator[Metric]:
         answers.add_metric(key, one.figures.answered)
         for outcome in Outcome:
             ended.add_metric([*key, outcome.value], one.figures.ended[outcome])
-    yield from (used, most, attempts, invites, answers, ended, paused)
+        for kind in Irregularity:
+            irregular.add_metric([*key, kind.value], one.figures.irregular[kind])
+    yield from (used, most, attempts, invites, answers, ended, irregular, paused)
 
 
 def pressure(dialers: list[DialerFigures]) -> Iterator[Metric]:

@@ -74,18 +74,27 @@ class Ended:
     call_id: str
     by: By
     q850: int | None
+    bye_unanswered: bool = False
+    """Whether our BYE got no response."""
+    ack_lost: bool = False
+    """Whether the far end went on repeating its 2xx after our ACK."""
 
 
 @dataclass(frozen=True, slots=True)
 class MediaChanged:
-    """The far end moved or held the media of an answered call with a re-INVITE or UPDATE.
-
-    `remote` is its new description; `local` our answer, whose direction says whether we may send.
-    """
+    """The far end changed the media of an answered call with a re-INVITE or UPDATE: where it goes,
+    its payload types, the length of its packets, or its direction (hold)."""
 
     call_id: str
-    remote: SessionDescription
-    local: SessionDescription
+    agreed: Agreed
+
+
+@dataclass(frozen=True, slots=True)
+class KeyedDigits:
+    """The far end of an answered call keyed `digits`, of 0-9*#ABCD, and said so by INFO."""
+
+    call_id: str
+    digits: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +150,7 @@ Event = (
     | Failed
     | Ended
     | MediaChanged
+    | KeyedDigits
     | Incoming
     | Confirmed
     | Withdrawn

@@ -117,12 +117,12 @@ class Agreed(NamedTuple):
     """What offer and answer agree on, from our side.
 
     Send `codec_name` as `payload_type` to `far`, a packet every `ptime` ms, if `direction` (ours)
-    lets us.
+    lets us. `event_types` are the payload types under which the far end may send telephone events.
     """
 
     codec_name: str
     payload_type: int
-    telephone_event_pt: int | None
+    event_types: tuple[int, ...]
     far: HostPort
     ptime: int
     direction: Direction
@@ -165,7 +165,7 @@ def check_answer(offer: SessionDescription, answer: SessionDescription) -> Agree
     return Agreed(
         chosen.name,
         chosen.payload_type,
-        _telephone_event(answer.codecs),
+        _event_types(offer.codecs, answer.codecs),
         (answer.address, answer.port),
         answer.ptime,
         _MIRRORED[answer.direction],
@@ -232,11 +232,18 @@ def _first_audio(codecs: tuple[Codec, ...], names: Sequence[str]) -> Codec | Non
     return None
 
 
-def _telephone_event(codecs: tuple[Codec, ...]) -> int | None:
-    for payload_type, name, rate, _ in codecs:
-        if name == TELEPHONE_EVENT and rate == 8000:
-            return payload_type
-    return None
+def _event_types(*sides: tuple[Codec, ...]) -> tuple[int, ...]:
+    """The payload types of telephone events that either side names.
+
+    The far end is to use the number that we gave (RFC 3264 §5.1); many use their own.
+    """
+    found = [
+        payload_type
+        for codecs in sides
+        for payload_type, name, rate, _ in codecs
+        if name == TELEPHONE_EVENT and rate == 8000
+    ]
+    return tuple(dict.fromkeys(found))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,14 @@ from bitel.sip.message import Message, Request, Response
 from bitel.sip.reason import q850_cause, q850_reason
 from bitel.sip.refresh import SessionRefresh
 from bitel.sip.requests import ALLOW, SDP_TYPE
-from bitel.sip.sdp import SdpError, SessionDescription, answer_again, check_answer, settled
+from bitel.sip.sdp import (
+    Agreed,
+    SdpError,
+    SessionDescription,
+    answer_again,
+    check_answer,
+    settled,
+)
 from bitel.sip.server_transaction import ServerTransaction, UnacknowledgedAnswer
 from bitel.sip.session_timer import MIN_SE, asks_too_little
 
@@ -208,11 +215,12 @@ class Session:
         try:
             offer = SessionDescription.parse(request.body)
             answer = answer_again(self.local, offer, settled(self.local, self.remote).codecs)
+            agreed = check_answer(answer, offer)
         except SdpError:
             transaction.respond(488, now)
             return
         self.dialog.refresh_target(request)
-        changed = _media_of(offer) != (self.remote and _media_of(self.remote))
+        changed = self._is_change(agreed)
         self.remote = offer
         if request.method == "INVITE":
             self.answer_invite(transaction, answer, now)
@@ -221,7 +229,7 @@ class Session:
             headers = [*self._headers(request, now), SDP_TYPE]
             transaction.respond(200, now, headers, answer.to_bytes())
         if changed:
-            self._core.events.append(MediaChanged(self.dialog.call_id, offer, answer))
+            self._core.events.append(MediaChanged(self.dialog.call_id, agreed))
 
     def _offer_again(self) -> SessionDescription:
         """What we offer in a call that goes on: both ways again, whoever held it (§14.2)."""
@@ -234,14 +242,20 @@ class Session:
         """Take the answer to an offer of ours, which was what had been agreed before."""
         try:
             answer = SessionDescription.parse(message.body)
-            direction = check_answer(self.local, answer).direction
+            agreed = check_answer(self.local, answer)
         except SdpError:
             return
-        changed = self.remote is None or _media_of(answer) != _media_of(self.remote)
+        changed = self._is_change(agreed)
         self.remote = answer
         if changed:
-            local = self.local._replace(direction=direction)
-            self._core.events.append(MediaChanged(self.dialog.call_id, answer, local))
+            self._core.events.append(MediaChanged(self.dialog.call_id, agreed))
+
+    def _is_change(self, agreed: Agreed) -> bool:
+        """Whether `agreed` is not what local and remote description have agreed on up to now."""
+        try:
+            return self.remote is None or check_answer(self.local, self.remote) != agreed
+        except SdpError:
+            return True
 
     def _contact(self) -> tuple[str, str]:
         return self._core.contact_by(self.dialog.fallback.transport)
@@ -306,9 +320,3 @@ def send_bye(
     via = core.new_via(dialog.next_hop.transport)
     request, destination = dialog.next_request("BYE", via, headers, usual=usual)
     ClientTransaction(core, user, request, destination, now)
-
-
-def _media_of(sdp: SessionDescription) -> tuple[str, int, str, int, int]:
-    """What a change of the media would show in: where to, whether, how, and as what."""
-    payload_type = sdp.codecs[0].payload_type if sdp.codecs else -1
-    return (sdp.address, sdp.port, sdp.direction, sdp.ptime, payload_type)
