@@ -240,9 +240,12 @@ async def test_an_unexpected_error_is_logged_and_registers_again(
         raise RuntimeError("nobody has thought of this")
 
     monkeypatch.setattr(Registration, "receive", failing_once)
-    async with carrier() as registrar, dialer(
-        tmp_path, registrar.uri, register=True, credentials=Credentials("acme", "s3cret")
-    ) as calls:
+    async with (
+        carrier() as registrar,
+        dialer(
+            tmp_path, registrar.uri, register=True, credentials=Credentials("acme", "s3cret")
+        ) as calls,
+    ):
         await until(lambda: calls.dialer.up)
         assert (await calls.call()).outcome is Outcome.ANSWERED
     said = "".join(capsys.readouterr())
