@@ -12,15 +12,18 @@ from typing import Any
 
 import pytest
 
+from bitel.calls.call import CallStatus
 from bitel.calls.outcome import Outcome
 from bitel.dialers.targets import Targets
 from bitel.dialers.trunk import Trunk
 from bitel.sip import Credentials, Transport
 from bitel.sip.message import Request
+from bitel.store.database import Database
 from tests.conftest import FakeClock
 from tests.dialers.calling import HOST, Dialled, dialer
 from tests.dialers.carrier import Answer, Carrier, answering, carrier, silent, until
 from tests.dialers.dns_server import dns_server
+from tests.peers.switchboard import switchboard
 
 CREDENTIALS = Credentials("acme", "s3cret")
 CHALLENGE = Answer(407, [("Proxy-Authenticate", 'Digest realm="r", nonce="n", qop="auth"')])
@@ -345,6 +348,21 @@ async def test_calls_over_a_mute_tcp_wait_and_then_go_by_udp(tmp_path: Path) -> 
         assert len(mute.call_ids) == 4
     assert len(far.of("INVITE")) == 4
     assert {request.values("via")[0][:11] for request in far.requests} == {"SIP/2.0/UDP"}
+
+
+async def test_a_call_lost_in_a_mute_tcp_is_made_by_udp_and_spends_no_retry(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
+    """It has no retries, and is called again after the first backoff."""
+    async with (
+        carrier() as far,
+        mute_tcp(far) as mute,
+        switchboard(tmp_path, sqlite_database, far.uri, extra_headers=LONG) as board,
+    ):
+        call, attempts = await board.call_until_over()
+    assert call.status is CallStatus.NORMAL
+    assert [attempt.outcome for attempt in attempts] == [Outcome.TRUNK_TROUBLE, Outcome.ANSWERED]
+    assert (len(mute.call_ids), len(far.of("INVITE"))) == (1, 1)
 
 
 async def test_a_trunk_that_is_left_for_the_next_is_called_by_udp_afterwards(
