@@ -12,6 +12,7 @@ from bitel.dialers.hops import (
     AGAIN,
     TO_ANOTHER_HOST,
     TO_ANOTHER_NUMBER,
+    TO_NO_URI,
     Dialled,
     Hop,
     after,
@@ -120,7 +121,7 @@ def test_only_the_trunk_itself_is_followed(contacts: list[str], address: Address
     if isinstance(onward, Hop):
         assert redirected(onward, failed, DIALLED, OWN) == AGAIN
     else:
-        assert onward == TO_ANOTHER_HOST
+        assert onward == (TO_ANOTHER_HOST if contacts else TO_NO_URI)
 
 
 @pytest.mark.parametrize(

@@ -382,6 +382,22 @@ async def test_a_trunk_that_is_left_for_the_next_is_called_by_udp_afterwards(
     assert (len(mute.call_ids), len(far.of("INVITE")), len(other.of("INVITE"))) == (1, 1, 1)
 
 
+async def test_a_registration_lost_in_a_mute_tcp_goes_by_udp(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bitel.dialers.registrar.FIRST_PAUSE", 0.05)
+    async with (
+        carrier() as far,
+        mute_tcp(far) as mute,
+        dialer(
+            tmp_path, far.uri, register=True, credentials=Credentials("acme" * 100, "s3cret")
+        ) as calls,
+    ):
+        await until(lambda: calls.dialer.up)
+        assert (len(mute.call_ids), len(far.of("REGISTER"))) == (1, 1)
+        assert calls.dialer.trunks()[0].usable
+
+
 async def test_where_udp_is_mute_too_the_address_is_down(tmp_path: Path) -> None:
     async with (
         carrier() as far,

@@ -86,6 +86,7 @@ def after(hop: Hop, failed: Failed, outcome: Outcome, left: Sequence[Hop]) -> li
 
 TO_ANOTHER_NUMBER = "it leads to another number, and only the number dialled is called"
 TO_ANOTHER_HOST = "it leads away from the trunk"
+TO_NO_URI = "it names no URI to follow it to"
 AGAIN = "it comes from where another redirection has led"
 
 
@@ -102,7 +103,7 @@ def redirected(
         return ""
     if hop.redirected:
         return AGAIN
-    why = TO_ANOTHER_HOST
+    why = TO_ANOTHER_HOST if failed.contacts else TO_NO_URI
     for contact in failed.contacts:
         try:
             request_uri = _as_request_uri(contact)
