@@ -88,7 +88,7 @@ def _host_uri(text: str, what: str, flags: frozenset[str] = frozenset()) -> str:
         name, value = name.lower(), value.lower()
         if name == "transport":
             if transport is not None:
-                raise ValueError(f"{text!r} can't be a {what}: transport stands there twice")
+                raise ValueError(f"{text!r} can't be a {what}: it names transport twice")
             if value not in {"udp", "tcp", "tls"}:
                 raise ValueError(f"{text!r} can't be a {what}: use transport=udp, tcp or tls")
             transport = value
@@ -156,7 +156,7 @@ def _extra_headers(headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
         if lower in WRITTEN_HEADERS or lower.startswith("content-"):
             raise ValueError(f"{name} is a header that bitel writes itself; remove it")
         if lower in seen:
-            raise ValueError(f"the header {name} stands there twice")
+            raise ValueError(f"it names the header {name} twice")
         seen.add(lower)
         if not 1 <= len(value) <= 512 or not value.isprintable() or value != value.strip():
             # The value is not repeated in the sentence: it may be secret.

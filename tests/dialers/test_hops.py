@@ -15,6 +15,7 @@ from bitel.dialers.hops import (
     TO_NO_URI,
     Dialled,
     Hop,
+    Proxy,
     after,
     in_order,
     redirected,
@@ -135,6 +136,8 @@ def test_only_the_trunk_itself_is_followed(contacts: list[str], address: Address
         "+98.21.12345678;rn=+98935;npdi",
         "+982112345678;phone-context=example.com:secret",
         "021-1234-5678",
+        "02112345678;phone-context=+98",
+        "02112345678;phone-context=carrier.test",
     ],
 )
 def test_a_redirection_may_write_the_number_in_any_way(user: str) -> None:
@@ -157,6 +160,8 @@ def test_a_redirection_may_write_the_number_in_any_way(user: str) -> None:
         "operator",
         "99",
         "+12025550123;rn=+982112345678",
+        "02112345678;phone-context=+49",
+        "02112345678;rn=+98;phone-context=%2B1-2",
     ],
 )
 def test_a_redirection_to_another_number_is_not_followed(user: str) -> None:
@@ -176,22 +181,22 @@ def test_a_national_number_is_another_one_where_the_country_is_not_known() -> No
     assert address_of(redirected(hop, moved("sip:0301234567@a.test"), dialled, OWN)) == OWN[0]
 
 
-PROXY = Trunk("proxy.test"), [Address("192.0.2.8", 5060), Address("192.0.2.9", 5060)]
+PROXY = Proxy(Trunk("proxy.test"), [Address("192.0.2.8", 5060), Address("192.0.2.9", 5060)])
 
 
 @pytest.mark.parametrize(
     ("place", "address"),
     [
-        ("a.test", PROXY[1][0]),
-        ("192.0.2.1:5080", PROXY[1][0]),
-        ("proxy.test", PROXY[1][0]),
-        ("192.0.2.9", PROXY[1][1]),
+        ("a.test", PROXY.addresses[0]),
+        ("192.0.2.1:5080", PROXY.addresses[0]),
+        ("proxy.test", PROXY.addresses[0]),
+        ("192.0.2.9", PROXY.addresses[1]),
         ("evil.test", None),
         ("192.0.2.9:5090", None),
     ],
 )
 def test_a_redirection_is_followed_by_way_of_the_proxy(place: str, address: Address | None) -> None:
-    hop = HOP._replace(address=PROXY[1][0])
+    hop = HOP._replace(address=PROXY.addresses[0])
     onward = redirected(hop, moved(f"sip:{NUMBER}@{place}"), DIALLED, OWN, PROXY)
     assert address_of(onward) == address
 

@@ -212,7 +212,7 @@ async def test_the_domain_of_the_caller(tmp_path: Path, identity: str, header: s
         assert "pbx.example" not in invite.header(name)
 
 
-async def test_the_domain_of_an_anonymous_caller_is_nobodys(tmp_path: Path) -> None:
+async def test_the_domain_of_an_anonymous_caller_stays_invalid(tmp_path: Path) -> None:
     invite = await called(
         tmp_path,
         caller_id="02191000000",

@@ -237,7 +237,7 @@ async def test_an_unexpected_error_is_logged_and_registers_again(
 
     def failing_once(registration: Registration, answer: RequestDone) -> float:
         monkeypatch.setattr(Registration, "receive", receive)
-        raise RuntimeError("nobody has thought of this")
+        raise RuntimeError("unforeseen")
 
     monkeypatch.setattr(Registration, "receive", failing_once)
     async with (
@@ -250,14 +250,14 @@ async def test_an_unexpected_error_is_logged_and_registers_again(
         assert (await calls.call()).outcome is Outcome.ANSWERED
     said = "".join(capsys.readouterr())
     assert "trunk_task_failed" in said
-    assert "RuntimeError: nobody has thought of this" in said
+    assert "RuntimeError: unforeseen" in said
 
 
 async def test_an_unexpected_error_ends_no_pings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("bitel.dialers.carriers.RESTART_PAUSE", 0.01)
-    failures = [RuntimeError("nobody has thought of this")] * 2
+    failures = [RuntimeError("unforeseen")] * 2
     options_to = Carriers._options_to
 
     def failing(carriers: Carriers, address: Address, sent_by: str) -> OutgoingRequest:

@@ -112,7 +112,7 @@ def test_by_default(tmp_path: Path) -> None:
         ("", "sip:c.test;maddr=192.0.2.7", "its parameter 'maddr' would have no effect"),
         ("", "sip:c.test;self=1", "its parameter 'self' would have no effect"),
         ("", "sip:c.test;transport=tcp;ttl=1", "its parameter 'ttl' would have no effect"),
-        ("", "sip:c.test;transport=tcp;Transport=tcp", "transport stands there twice"),
+        ("", "sip:c.test;transport=tcp;Transport=tcp", "it names transport twice"),
         ("", "sip:c.test;transport", "use transport=udp, tcp or tls"),
         ("", "sip:c.test;", "its parameter '' would have no effect"),
         ("", "sip:c.test?Subject=x", "headers after ? would have no effect"),
@@ -141,7 +141,11 @@ def test_by_default(tmp_path: Path) -> None:
         ('extra_headers = { "X-A" = "" }', "sip:c.test", "the value of X-A is not one line"),
         ('extra_headers = { "X-A" = "s3cret\\u0007" }', "sip:c.test", "the value of X-A"),
         (f'extra_headers = {{ "X-A" = "{"s" * 513}" }}', "sip:c.test", "1 to 512 printable"),
-        ('extra_headers = { "X-A" = "1", "x-a" = "2" }', "sip:c.test", "x-a stands there twice"),
+        (
+            'extra_headers = { "X-A" = "1", "x-a" = "2" }',
+            "sip:c.test",
+            "it names the header x-a twice",
+        ),
         (
             "extra_headers = {" + ", ".join(f'"X-{n}" = "{n}"' for n in range(21)) + "}",
             "sip:c.test",

@@ -15,7 +15,7 @@ from bitel.dialers.asking import Asker
 from bitel.dialers.circuit_breaker import BreakerLimits, CircuitBreaker
 from bitel.dialers.config import SipTrunkConfig
 from bitel.dialers.health import MOST_REMEMBERED, Health
-from bitel.dialers.hops import Dialled, Hop, Proxied, after, in_order, redirected
+from bitel.dialers.hops import Dialled, Hop, Proxy, after, in_order, redirected
 from bitel.dialers.pinger import Pinger
 from bitel.dialers.registrar import Account, Registrar, Registration
 from bitel.dialers.targets import Targets
@@ -315,7 +315,7 @@ class Carriers:
         With it comes the result that applies if that is not tried.
         """
         onward = redirected(
-            hop, failed, dialled, self._targets.known(hop.trunk) or [], self._proxied()
+            hop, failed, dialled, self._targets.known(hop.trunk) or [], self._proxy()
         )
         if isinstance(onward, Hop):
             # The redirection decides nothing: should it not be followed, the call waits.
@@ -407,9 +407,9 @@ class Carriers:
         """The known addresses that requests for `trunk` go to; None before they were looked for."""
         return self._targets.known(self._config.next_hop(trunk))
 
-    def _proxied(self) -> Proxied:
+    def _proxy(self) -> Proxy | None:
         proxy = self._config.outbound_proxy
-        return (proxy, self._targets.known(proxy) or []) if proxy else ()
+        return Proxy(proxy, self._targets.known(proxy) or []) if proxy else None
 
     def _options_to(self, address: Address, sent_by: str) -> OutgoingRequest:
         """The OPTIONS that pings `address`; by way of an outbound proxy it asks for the trunk."""

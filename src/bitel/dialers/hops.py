@@ -20,7 +20,15 @@ from bitel.dialers.health import Health
 from bitel.dialers.trunk import Trunk, usual_port
 from bitel.errors import InvalidPhoneNumberError
 from bitel.sip import Failed
-from bitel.sip.grammar import Address, GrammarError, Transport, ip_literal, parse_uri, scheme_of
+from bitel.sip.grammar import (
+    Address,
+    GrammarError,
+    Transport,
+    ip_literal,
+    parameter,
+    parse_uri,
+    scheme_of,
+)
 
 
 class Dialled(NamedTuple):
@@ -38,9 +46,15 @@ class Dialled(NamedTuple):
         It may have visual separators, and parameters such as those of number portability (RFC
         4694); it may be written internationally, with `+`, `00` or neither, or nationally.
         """
-        written = unquote(user.partition(";")[0])
+        number, _, parameters = user.partition(";")
+        written = unquote(number)
         plain = written.translate(_SEPARATORS)
         digits = self.e164.removeprefix("+")
+        context = unquote(parameter(f";{parameters}", "phone-context") or "")
+        # A number without a plus sign may say the prefix of its country or area (RFC 3966 §5.1.5).
+        area = context.translate(_SEPARATORS) if context.startswith("+") else ""
+        if not plain.startswith("+") and not self.e164.startswith(area):
+            return False
         if written == self.user or plain in {self.user, self.e164, f"00{digits}", digits}:
             return True
         try:
@@ -62,8 +76,11 @@ class Hop(NamedTuple):
     redirected: bool = False
 
 
-Proxied = tuple[Trunk, Sequence[Address]] | tuple[()]
-"""An outbound proxy and the addresses that are known of it; empty where there is none."""
+class Proxy(NamedTuple):
+    """An outbound proxy, and the addresses that are known of it."""
+
+    name: Trunk
+    addresses: Sequence[Address]
 
 
 def in_order(hops: Iterable[Hop], health: Health, rests: Callable[[Address], bool]) -> list[Hop]:
@@ -91,7 +108,11 @@ AGAIN = "it comes from where another redirection has led"
 
 
 def redirected(
-    hop: Hop, failed: Failed, dialled: Dialled, addresses: Sequence[Address], proxy: Proxied = ()
+    hop: Hop,
+    failed: Failed,
+    dialled: Dialled,
+    addresses: Sequence[Address],
+    proxy: Proxy | None = None,
 ) -> Hop | str:
     """Where a 3xx sends us, or why it is not followed, "" for any other failure.
 
@@ -130,7 +151,9 @@ def _as_request_uri(contact: str) -> str:
     return f"{scheme_of(contact)}:{userinfo}{at}{place.partition('?')[0]}"
 
 
-def _within(uri: URI, hop: Hop, addresses: Sequence[Address], proxy: Proxied) -> Address | None:
+def _within(
+    uri: URI, hop: Hop, addresses: Sequence[Address], proxy: Proxy | None
+) -> Address | None:
     """Where to send a request for the URI; None where it points neither at the trunk nor at its
     outbound proxy."""
     transport = _transport_of(uri, hop.address.transport)
@@ -141,12 +164,11 @@ def _within(uri: URI, hop: Hop, addresses: Sequence[Address], proxy: Proxied) ->
         host = ip_literal(host)
     named = (host, uri.port or usual_port(transport), transport)
     own = next((each for each in addresses if each[:3] == named), None)
-    if proxy:
+    if proxy is not None:
         # By way of the proxy also to the trunk, and whatever transport that wants.
-        name, places = proxy
-        to_proxy = next((each for each in places if each[:3] == named), None)
+        to_proxy = next((each for each in proxy.addresses if each[:3] == named), None)
         is_known = own or any(
-            (host, uri.port) == (a.host.lower(), a.port) for a in (hop.trunk, name)
+            (host, uri.port) == (each.host.lower(), each.port) for each in (hop.trunk, proxy.name)
         )
         return to_proxy or (hop.address if is_known else None)
     same = transport is hop.address.transport
