@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from bitel.dialers.identity import Identification
 from bitel.dialers.numbering import NumberFormat, NumberRule
@@ -24,6 +25,12 @@ class SipTrunkConfig:
     `receive` listens to callees; one that stops sending for `media_timeout` is hung up on, 0 never.
     `refusals_before_pause` refusals in a row pause a trunk that worked before; 0 never.
     `senders` processes send the RTP; each fills one core at most.
+
+    All requests outside of calls and all INVITEs go to `outbound_proxy`, where there is one, with
+    the trunk in the Request-URI. `from_domain` is the host of the caller's URI, in place of our IP
+    address. `user_phone` adds `;user=phone` to the URIs of telephone numbers. `extra_headers` are
+    added to every INVITE. `send_to_source` and `tcp_fallback` are those of `AgentConfig`.
+    `region` (ISO 3166) is the country whose national numbers a redirection may be written in.
     """
 
     trunks: tuple[Trunk, ...]
@@ -49,6 +56,23 @@ class SipTrunkConfig:
     receive: bool = True
     refusals_before_pause: int = 10
     senders: int = 1
+    outbound_proxy: Trunk | None = None
+    from_domain: str = ""
+    user_phone: bool = False
+    extra_headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    send_to_source: bool = False
+    latch: Literal["off", "port", "host"] = "port"
+    tcp_fallback: bool = True
+    region: str = ""
+
+    def next_hop(self, trunk: Trunk) -> Trunk:
+        """Where requests for `trunk` are sent: to the outbound proxy, or to the trunk itself."""
+        return self.outbound_proxy or trunk
+
+    @property
+    def route(self) -> tuple[tuple[str, str], ...]:
+        """The Route header of requests outside of dialogs; none without an outbound proxy."""
+        return (("Route", self.outbound_proxy.route),) if self.outbound_proxy else ()
 
     @property
     def caller_pool(self) -> Sequence[str]:

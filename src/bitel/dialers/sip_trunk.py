@@ -13,15 +13,16 @@ import structlog
 
 from bitel.calls.outcome import Attempted, Outcome
 from bitel.dialers.attempt import Attempt
-from bitel.dialers.carriers import Carriers, Passed
+from bitel.dialers.carriers import Carriers, Passed, keep_running
 from bitel.dialers.config import SipTrunkConfig
-from bitel.dialers.hops import Hop
+from bitel.dialers.hops import Dialled, Hop
 from bitel.dialers.identity import CallerIds, Identity, identity
 from bitel.dialers.leg import Leg
 from bitel.dialers.numbering import NumberForm
 from bitel.dialers.playlists import Playlist, PlaylistSource
 from bitel.dialers.talk import Patience, Talk, check_address
 from bitel.dialers.targets import Targets
+from bitel.dialers.trunk import Trunk
 from bitel.dialers.trunk_state import TrunkState
 from bitel.dialers.watch import Watch
 from bitel.dialers.whereabouts import Whereabouts
@@ -145,6 +146,8 @@ class SipTrunkDialer:
                     AgentConfig(
                         local=(address, self._config.public_port or local[1]),
                         t1=self._config.t1,
+                        tcp_fallback=self._config.tcp_fallback,
+                        send_to_source=self._config.send_to_source,
                     )
                 ),
                 self._receive,
@@ -159,7 +162,8 @@ class SipTrunkDialer:
         self._transport.confirm_lease = self.confirm_lease
         await self._streamer.start()
         self._carriers.start(self._transport)
-        self._following = asyncio.create_task(self._whereabouts.follow(self._move))
+        follow = partial(self._whereabouts.follow, self._move)
+        self._following = asyncio.create_task(keep_running("follow our address", follow))
 
     async def close(self) -> None:
         """Take registrations back, stop the sender, close the socket."""
@@ -306,20 +310,29 @@ class SipTrunkDialer:
         number = self._numbers.of(attempt.order.e164)
         caller = self._caller_ids.choose(attempt.order.e164, attempt.order.call_id)
         config = self._config
-        who = identity(caller, self._whereabouts.address, config.identity, config.privacy)
+        host = config.from_domain or self._whereabouts.address
+        who = identity(caller, host, config.identity, config.privacy, config.user_phone)
+        uri_for = partial(Trunk.uri_for, number=number, user_phone=config.user_phone)
         try:
-            hops = await self._carriers.hops(lambda trunk: trunk.uri_for(number))
+            hops = await self._carriers.hops(uri_for)
         except OSError as fault:
             return attempt.over(Outcome.TRUNK_TROUBLE, detail=str(fault))
         passed: Passed = {}
         try:
-            return await self._try_hops(attempt, hops, who, port, passed)
+            dialled = Dialled(attempt.order.e164, number, config.region)
+            return await self._try_hops(attempt, hops, who, port, passed, dialled)
         finally:
             # A probe whose result is never known would keep the trunk from all further calls.
             self._carriers.leave(passed)
 
     async def _try_hops(
-        self, attempt: Attempt, hops: list[Hop], who: Identity, port: int, passed: Passed
+        self,
+        attempt: Attempt,
+        hops: list[Hop],
+        who: Identity,
+        port: int,
+        passed: Passed,
+        dialled: Dialled,
     ) -> Answered | Attempted:
         over: Attempted | None = None
         while hops and attempt.rings_for():
@@ -342,10 +355,7 @@ class SipTrunkDialer:
                 begun_at,
                 picked_up=decided.why == "media",
             )
-            hops = self._carriers.next_hops(hop, decided, over.outcome, left)
-            if hops and hops[0].redirected:
-                # The redirection decides nothing: should it not be followed, the call waits.
-                over = over._replace(outcome=Outcome.TRUNK_TROUBLE)
+            hops, over = self._carriers.next_hops(hop, decided, over, left, dialled)
         return over or attempt.over(Outcome.TRUNK_TROUBLE, detail="no trunk takes calls now")
 
     async def _invite(
@@ -363,7 +373,12 @@ class SipTrunkDialer:
             offer=make_offer((self._whereabouts.address, port), config.codecs),
             credentials=config.credentials,
             trusted=self._carriers.hosts(hop.trunk) if config.credentials else frozenset(),
-            headers=(*who.headers, _expires(config.ring_timeout)),
+            headers=(
+                *config.route,
+                *who.headers,
+                _expires(config.ring_timeout),
+                *config.extra_headers,
+            ),
             display_name=who.display_name,
             # Until the answer is durable. Should we die before, the far end gives up by itself,
             # and is not left on an open line when the call is made again.
