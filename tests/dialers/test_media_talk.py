@@ -41,11 +41,10 @@ class FakeStreamer:
         self.did.append("play held" if held else "play")
         return 1
 
-    def pause(self, stream: int) -> None:
-        self.did.append("pause")
-
-    def resume(self, stream: int, far: tuple[str, int]) -> None:
-        self.did.append("resume")
+    def change(
+        self, stream: int, far: tuple[str, int], payload_type: int, *, held: bool, **rest: Any
+    ) -> None:
+        self.did.append("hold" if held else "go on")
 
     def stop_stream(self, stream: int) -> None:
         self.did.append("stop")
@@ -116,7 +115,7 @@ def test_nobody_is_held_for_ever(loop: FakeLoop) -> None:
     loop.advance(1)
     assert stage.talk.over.done()
     assert stage.talk.why == "the far end held the call for 60 s"
-    assert stage.streamer.did == ["play", "pause", "pause", "stop"]
+    assert stage.streamer.did == ["play", "hold", "hold", "stop"]
     assert stage.talk.media().sent == 7
     assert Patience().hold == LONGEST_HOLD
 

@@ -22,7 +22,7 @@ from bitel.rtp.packet import RtpHeader
 from bitel.rtp.ports import bind_rtp
 from bitel.rtp.reporting import FarView, Progress, Reporting
 from bitel.rtp.streamer import Streamer, StreamReport, StreamStart
-from bitel.rtp.wire import Play
+from bitel.rtp.wire import Change, Latch, Play
 from tests.prerequisites import need_ipv6
 
 HOST = "127.0.0.1"
@@ -114,7 +114,7 @@ async def test_a_call_is_heard(streamer: Streamer, callee: Callee, recording: Re
         [recording(16000)],
         reports.append,
         start=StreamStart(1000, 0, SSRC),
-        event_type=EVENT,
+        event_types=(EVENT,),
     )
     heard: list[bytes] = []
     while len(heard) <= 5:
@@ -186,9 +186,9 @@ async def test_a_stream_follows_its_callee_to_another_port_once(
     packets(callee.rtp)  # those that were on their way
     late.sendto(voice(0), (HOST, port))  # once is enough
     await more(natted)
-    streamer.redirect(stream, callee.address)  # as it was: what was found out still holds
+    streamer.change(stream, callee.address, 8)  # as it was: what was found out still holds
     await more(natted)
-    streamer.redirect(stream, moved.getsockname())  # the callee has moved
+    streamer.change(stream, moved.getsockname(), 8)  # the callee has moved
     await until(lambda: reports)
     assert packets(natted) > 16
     assert packets(moved) > 20
@@ -220,7 +220,7 @@ async def test_strangers_bytes_do_not_hurt_a_sender(
 ) -> None:
     port, reports = streamer.open_port(), list[StreamReport]()
     clip = recording(8000)
-    streamer.play(port, callee.address, 8, [clip], reports.append, event_type=EVENT)
+    streamer.play(port, callee.address, 8, [clip], reports.append, event_types=(EVENT,))
     [pid] = streamer.sender_pids()
     while not reports:
         for _ in range(20):
@@ -234,7 +234,7 @@ async def test_strangers_bytes_do_not_hurt_a_sender(
     assert b"".join(data[12:] for data in arrived(callee.rtp)) == clip.read_bytes()
 
 
-KEEP_SOME = keep_one_in(DENSEST)
+KEEP_SOME = keep_one_in(DENSEST, frozenset({EVENT}))
 
 
 @pytest.mark.parametrize("keep", [DROP_ALL, KEEP_SOME, None])
@@ -260,10 +260,12 @@ class Listening:
         self.port: int = self.socket.getsockname()[1]
         self.listener.open(self.port, self.socket)
 
-    def listen(self, stream: int, far: tuple[str, int]) -> None:
-        self.listener.listen(
-            Play(stream, self.port, *far, 8, "alaw", [], 0, 0, stream, 20, True, EVENT)
-        )
+    def listen(self, stream: int, far: tuple[str, int], latch: Latch = "port") -> None:
+        command = Play(stream, self.port, *far, 8, "alaw", [], 0, 0, stream, 20, True, (EVENT,))
+        self.listener.listen(command._replace(latch=latch))
+
+    def move(self, stream: int, far: tuple[str, int]) -> None:
+        self.listener.change(Change(stream, far, 8, 20, (EVENT,), False))
 
     def take(self, data: bytes, source: tuple[str, int]) -> None:
         self.listener._take(self.listener._ports[self.port], data, source, 1.0)
@@ -312,11 +314,11 @@ def test_a_new_address_may_be_followed_anew(listening: Listening) -> None:
     listening.listen(1, ("192.0.2.1", 4001))
     listening.take(voice(0), ("192.0.2.1", 4001))
     listening.take(voice(0), ("192.0.2.1", 5555))
-    listening.listener.expect(1, ("192.0.2.7", 4001))
+    listening.move(1, ("192.0.2.7", 4001))
     listening.take(voice(0), ("192.0.2.1", 4001))
     listening.take(voice(0), ("192.0.2.7", 5555))
     assert listening.latched == [(1, ("192.0.2.7", 5555))]
-    listening.listener.expect(9, ("192.0.2.7", 4001))
+    listening.move(9, ("192.0.2.7", 4001))
     assert listening.listener.forget(9) == Heard()
 
 

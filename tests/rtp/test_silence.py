@@ -102,7 +102,7 @@ def test_it_is_not_the_callee_who_is_silent_while_we_do_not_listen() -> None:
         callees.listener.open(40 + stream, bound)
         far_port = theirs.getsockname()[1]
         callees.add(
-            Play(stream, 40 + stream, HOST, far_port, 8, "alaw", [], 0, 0, 9, 20, True, None, 5.0)
+            Play(stream, 40 + stream, HOST, far_port, 8, "alaw", [], 0, 0, 9, 20, True, (), 5.0)
         )
 
     def speak_to(bound: list[socket.socket]) -> None:
@@ -152,7 +152,7 @@ def test_reports_are_a_sign_of_life_too() -> None:
     callees.listener.open(40, rtp)
     callees.reporting.open(40, rtcp)
     far_port = far.getsockname()[1] - 1
-    play = Play(1, 40, HOST, far_port, 8, "alaw", [], 0, 0, 77, 20, True, None, 5.0)
+    play = Play(1, 40, HOST, far_port, 8, "alaw", [], 0, 0, 77, 20, True, (), 5.0)
     callees.add(play)
     now = 104.0
     report = struct.pack("!BBHIIIIIII", 0x81, 201, 7, 9, 77, 0, 10, 0, 0, 0)
