@@ -414,11 +414,15 @@ def test_what_was_under_way_when_the_callee_moved_is_not_from_elsewhere(
 ) -> None:
     listening.listen(1, NAMED)
     listening.take(voice(0), NAMED)
-    listening.move(1, ("192.0.2.7", 4001))
-    listening.take(voice(1), NAMED)
+    listening.move(1, ("192.0.2.1", 6001))
+    listening.take(key(5, 0, 1), NAMED)
+    assert listening.latched == [], "it would send the stream back to where it came from"
+    listening.take(voice(2), ("192.0.2.1", 7001))
     listening.now += UNDER_WAY
-    listening.take(voice(2), NAMED)
-    assert listening.listener.forget(1).unexpected == 1
+    listening.take(voice(3), NAMED)
+    heard = listening.listener.forget(1)
+    assert listening.latched == [(1, ("192.0.2.1", 7001))]
+    assert (heard.digits, heard.unexpected) == ("5", 1)
 
 
 @pytest.mark.parametrize("audio", [8, 98])
@@ -446,7 +450,7 @@ def test_telephone_events_are_handed_up_whatever_the_type_of_the_audio(
     assert handed_up() == [audio, 96, 101, 97]
     listening.move(1, None, event_types=(102,), payload_type=audio)
     send(96, 101, 97, 102)
-    assert handed_up() == [audio, 97, 102]
+    assert handed_up() == [audio, 96, 101, 97, 102]
     listening.listener.forget(1)
     listening.listen(3, callee.getsockname(), event_types=(97, 96))
     send(96, 101, 97, 102)
@@ -464,9 +468,11 @@ def test_digits_count_under_each_event_type_and_the_first_is_dated(listening: Li
     listening.take(key(3, 1600, 3, kind=97), NAMED)
     listening.move(1, None, event_types=(97,))
     listening.take(key(4, 2400, 4, kind=97), NAMED)
-    listening.take(key(5, 3200, 5, kind=96), NAMED)
+    listening.take(key(5, 3200, 5, kind=96), NAMED)  # under way, or a phone that keeps to it
+    listening.move(1, None, payload_type=96)
+    listening.take(key(6, 4000, 6, kind=96), NAMED)  # that is audio now
     heard = listening.listener.forget(1)
-    assert (heard.digits, heard.digits_at) == ("124", 7.0)
+    assert (heard.digits, heard.digits_at) == ("1245", 7.0)
 
 
 def test_what_the_last_call_left_behind_is_not_heard(listening: Listening) -> None:

@@ -8,6 +8,7 @@ import random
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,32 @@ async def test_a_running_stream_is_redirected(
     assert {(b[0].timestamp - heard[0][0].timestamp) % 2**32 for b in heard} == {
         160 * i for i in range(25)
     }
+
+
+async def test_type_and_packet_time_change_in_the_running_stream(
+    streamer: Streamer, far: FarEnd, other: FarEnd, recording: Recording
+) -> None:
+    clips, reports = [recording(4000), recording(4900)], list[StreamReport]()
+    stream = streamer.play(streamer.open_port(), far.address, 8, clips, reports.append)
+    await until(lambda: len(far.packets) >= 5)
+    streamer.change(stream, far.address, 98, ptime=40)
+    await until(lambda: len(far.packets) >= 10)
+    streamer.change(stream, other.address, 97, ptime=10)
+    await until(lambda: reports)
+    heard = far.packets + other.packets
+    assert reports[0].packets == len(heard)
+    sound = b"".join(payload for _, payload in heard)
+    for clip in clips:  # each to its end, the last packet filled up with silence
+        assert sound.startswith(clip.read_bytes())
+        sound = sound[len(clip.read_bytes()) :].lstrip(b"\xd5")
+    assert sound == b""
+    kinds = [(header.payload_type, len(payload)) for header, payload in heard]
+    assert list(dict.fromkeys(kinds)) == [(8, 160), (98, 320), (97, 80)]
+    assert {header.ssrc for header, _ in heard} == {heard[0][0].ssrc}
+    assert [header.marker for header, _ in heard] == [True] + [False] * (len(heard) - 1)
+    for (last, payload), (header, _) in pairwise(heard):
+        assert header.sequence == (last.sequence + 1) % 2**16
+        assert header.timestamp == (last.timestamp + len(payload)) % 2**32
 
 
 @pytest.mark.parametrize("ptime", [10, 30, 60])

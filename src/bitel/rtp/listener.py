@@ -25,7 +25,7 @@ MAX_DATAGRAM = 2048  # bytes that are read of one
 MOST_AT_ONCE = 32  # datagrams that are read from one socket in one go
 MOST_STALE = 1024  # datagrams that are thrown away before a stream begins
 YOUNG = 0.5  # seconds in which a new stream is listened to densely, to find its callee soon
-UNDER_WAY = 5.0  # seconds in which packets may still come that were sent before all has changed
+UNDER_WAY = 2.0  # seconds in which packets may still come that were sent before a change
 _DYNAMIC_TYPES = frozenset({*range(35, 64), *range(96, 128)})  # RFC 3551 section 3
 _VERSIONS = {socket.AF_INET: 4, socket.AF_INET6: 6}
 _RTCP_KINDS = range(72, 77)  # RTCP on the RTP port looks like these payload types (RFC 5761 4)
@@ -65,8 +65,8 @@ class _Ear:
     ssrc: int | None = None
     """Of the packet that was accepted last; None before the first from this address."""
     former: tuple[str, int] | None = None
-    """The address before the callee named a new one; until `former_until` packets of it may come
-    that were sent before."""
+    """The address before the callee named a new one. Until `former_until` packets from there may
+    have been sent before: they are taken, and don't count as the first from the new address."""
     former_until: float = 0.0
     looked_at: int = 0
     sampled: int = 0
@@ -79,9 +79,11 @@ class _Ear:
         """Whether a packet from its address is of its callee."""
         return self.latch != "host" or self.ssrc is None or self.ssrc == ssrc
 
+    def is_former(self, source: tuple[str, int], now: float) -> bool:
+        """Whether a packet may have been sent from there before the callee named a new address."""
+        return source == self.former and now < self.former_until
+
     def receive(self, header: RtpHeader, payload: bytes, now: float, one_in: int) -> None:
-        self.latched = True
-        self.ssrc = header.ssrc
         self.looked_at += 1
         if header.sequence % one_in == 0:
             self.sampled += one_in
@@ -142,7 +144,7 @@ class _Port:
                 self.is_stale = True
         ear.event_types = wanted
 
-    def whose(self, source: tuple[str, int], ssrc: int) -> _Ear | None:
+    def whose(self, source: tuple[str, int], ssrc: int, now: float) -> _Ear | None:
         """The oldest whose address this is, else the only one that may yet turn out to have it.
 
         Behind a NAT the port is not the one that was named. The host must be, unless the stream
@@ -154,6 +156,8 @@ class _Port:
                 return ear
         waiting = []
         for ear in self.ears.values():
+            if ear.is_former(source, now):
+                return ear
             if ear.latched:
                 if ear.latch == "host" and ear.ssrc == ssrc:
                     return ear
@@ -176,9 +180,7 @@ class _Port:
         else:
             meant = [ear for ear in self.ears.values() if ear.ssrc == ssrc]
         if len(meant) == 1:
-            [ear] = meant
-            if ear.former != source or now >= ear.former_until:
-                ear.unexpected += 1
+            meant[0].unexpected += 1
 
 
 _NONE: dict[int, _Ear] = {}
@@ -241,7 +243,10 @@ class Listener:
             ear.former, ear.former_until = ear.far, self._clock() + UNDER_WAY
             port.place(ear, (normal(command.far[0]), command.far[1]))
             ear.latched, ear.ssrc = False, None
-        port.set_event_types(ear, _heard_types(command.event_types, command.payload_type))
+        # A number that has meant telephone events does so for as long as the call lasts (RFC 3264
+        # section 8.3.2), and some events may be under way.
+        types = ear.event_types.union(command.event_types)
+        port.set_event_types(ear, _heard_types(types, command.payload_type))
         self._set_filter(port, port.one_in)
 
     def forget(self, stream: int) -> Heard:
@@ -297,14 +302,17 @@ class Listener:
             return
         if not source[1]:
             return  # a packet may claim to come from port 0, to which none can be sent
-        ear = port.whose(source, header.ssrc)
+        ear = port.whose(source, header.ssrc, now)
         if ear is None:
             port.count_unexpected(source, header.ssrc, now)
             return
-        if ear.far != source:
+        if ear.far == source:
+            ear.latched, ear.ssrc = True, header.ssrc
+        elif not ear.is_former(source, now):
             if host_problem(source[0], _VERSIONS[port.bound.family]):
                 return  # such as a link-local address, which needs an interface beside it
             port.place(ear, source)
+            ear.latched, ear.ssrc = True, header.ssrc
             self._on_latch(ear.stream, source)
         ear.receive(header, payload, now, port.one_in)
         self._alive(ear.stream, now)
