@@ -15,6 +15,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from bitel.calls.outcome import Attempted, Irregularity, Outcome
+from bitel.rtp import link
 from bitel.sip import Ended
 from tests.dialers.calling import Dialled, dialer
 from tests.dialers.carrier import carrier, until
@@ -143,7 +144,21 @@ async def test_a_call_in_which_all_went_well_has_nothing_irregular(tmp_path: Pat
     assert (attempted.irregularities, attempted.detail) == ((), "")
 
 
-async def test_calls_of_a_killed_sender_process_end_and_others_are_played(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("sent", "status", "says"),
+    [
+        (signal.SIGKILL, -signal.SIGKILL, "ended unexpectedly"),
+        (signal.SIGSTOP, None, "has said nothing for"),
+    ],
+    ids=["killed", "hung"],
+)
+async def test_calls_of_a_lost_sender_process_end_and_others_are_played(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sent: signal.Signals,
+    status: int | None,
+    says: str,
+) -> None:
     async with far_media() as far, carrier() as only:
         played = bytes(1000 * PACKET)
         async with dialer(tmp_path, only.uri, sound=played) as calls:
@@ -152,14 +167,16 @@ async def test_calls_of_a_killed_sender_process_end_and_others_are_played(tmp_pa
             await until(lambda: streamer.stats().packets > 10)
             [pid] = streamer.sender_pids()
             with capture_logs() as logs:
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, sent)
+                monkeypatch.setattr(link, "SILENCE_LIMIT", 2.0)
                 ended = await asyncio.wait_for(asyncio.gather(*running), 20)
+                monkeypatch.undo()
             assert {attempted.outcome for attempted in ended} == {Outcome.CUT_OFF}
             assert {attempted.ended_by for attempted in ended} == {"us"}
-            assert all("ended unexpectedly" in attempted.detail for attempted in ended)
+            assert all(says in attempted.detail for attempted in ended)
             assert len(only.of("BYE")) == 5, "no line is left open"
             [entry] = [entry for entry in logs if entry["event"] == "rtp_sender_failed"]
-            assert (entry["pid"], entry["status"], entry["streams"]) == (pid, -signal.SIGKILL, 5)
+            assert (entry["pid"], entry["status"], entry["streams"]) == (pid, status, 5)
             assert entry["log_level"] == "error"
             assert streamer.stats().failures == 1
             assert streamer.stats().running == 0

@@ -132,7 +132,7 @@ async def test_which_source_the_audio_follows(tmp_path: Path, latch: str) -> Non
         async with called(tmp_path, far, bytes(100 * PACKET), latch=latch) as (_, call):
             await far.until(lambda: far.rtp.packets)
             for number, ear in enumerate((other_host, other_port)):
-                for _ in range(4):
+                for _ in range(10):
                     ear.speak(far.caller, 16)
                     await asyncio.sleep(0.05)
                 ear.key(far.caller, 1 + number, 101, 0)

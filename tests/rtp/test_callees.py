@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from bitel.rtp import reporting
 from bitel.rtp.filters import DENSEST, DROP_ALL, keep_one_in
-from bitel.rtp.listener import UNDER_WAY, Heard, Listener
+from bitel.rtp.listener import UNDER_WAY, YOUNG, Heard, Listener
 from bitel.rtp.packet import RtpHeader
 from bitel.rtp.ports import bind_rtp
 from bitel.rtp.reporting import FarView, Progress, Reporting
@@ -343,6 +343,7 @@ NAMED, ELSEWHERE = ("192.0.2.1", 4001), ("198.51.100.9", 7000)
 
 def test_without_latching_only_the_named_address_counts(listening: Listening) -> None:
     listening.listen(1, NAMED, "off")
+    listening.now += YOUNG
     for source in (ELSEWHERE, ("192.0.2.1", 4002)):
         listening.take(key(9, 0, 0), source)
     listening.take(key(1, 0, 0), NAMED)
@@ -353,6 +354,7 @@ def test_without_latching_only_the_named_address_counts(listening: Listening) ->
 
 def test_latched_by_host_the_first_source_decides_and_then_its_ssrc(listening: Listening) -> None:
     listening.listen(1, NAMED, "host")
+    listening.now += YOUNG
     listening.take(voice(0), ELSEWHERE)
     assert listening.latched == [(1, ELSEWHERE)]
     listening.take(voice(1, ssrc=2), NAMED)  # too late, though it is the address that was named
@@ -395,13 +397,17 @@ def test_packets_from_elsewhere_are_counted_where_it_is_known_whose_they_are(
     listening: Listening,
 ) -> None:
     listening.listen(1, NAMED)
+    listening.take(voice(0, ssrc=5), ELSEWHERE)  # early media that was under way
+    listening.now += YOUNG
     listening.take(voice(0), NAMED)
     listening.take(voice(1, ssrc=5), ELSEWHERE)
     listening.take(b"\x80", ELSEWHERE)  # no RTP
     assert listening.listener.forget(1).unexpected == 1
+    listening.now += UNDER_WAY
     for stream in (2, 3):
         listening.listen(stream, ("192.0.2.1", 4000 + stream))
         listening.take(voice(0, ssrc=stream), ("192.0.2.1", 4000 + stream))
+    listening.now += YOUNG
     listening.take(voice(1, ssrc=5), ELSEWHERE)  # of either
     listening.take(voice(1, ssrc=3), ELSEWHERE)
     assert listening.listener.forget(3).unexpected == 1

@@ -61,6 +61,7 @@ class _Ear:
     latch: Latch
     packet_seconds: float
     event_types: frozenset[int] = frozenset()
+    young_until: float = 0.0
     latched: bool = False
     ssrc: int | None = None
     """Of the packet that was accepted last; None before the first from this address."""
@@ -173,13 +174,14 @@ class _Port:
         """Counts a packet that is of no accepted address, if it is known which stream it is for.
 
         That is the one that the port belongs to. Where several share it, or have done so a moment
-        ago, it is the one whose SSRC the packet bears.
+        ago, it is the one whose SSRC the packet bears. In the first moment of a stream nothing is
+        counted: early media may have come from elsewhere, and some of it may be under way.
         """
         if len(self.ears) == 1 and now >= self.shared_until:
             meant = list(self.ears.values())
         else:
             meant = [ear for ear in self.ears.values() if ear.ssrc == ssrc]
-        if len(meant) == 1:
+        if len(meant) == 1 and now >= meant[0].young_until:
             meant[0].unexpected += 1
 
 
@@ -228,7 +230,7 @@ class Listener:
         self._of_stream[command.stream] = port
         if command.patience:
             self._patience = min(command.patience, self._patience or command.patience)
-        port.young_until = self._clock() + YOUNG
+        port.young_until = ear.young_until = self._clock() + YOUNG
         self._set_filter(port, DENSEST)
 
     def change(self, command: Change) -> None:
@@ -259,10 +261,8 @@ class Listener:
         ear = port.ears[stream]
         port.lift(ear)
         port.set_event_types(ear, frozenset())
-        if port.ears:
-            port.shared_until = self._clock() + UNDER_WAY
-        else:
-            port.shared_until = 0.0
+        port.shared_until = self._clock() + UNDER_WAY
+        if not port.ears:
             self._selector.unregister(port.bound)
         return ear.heard(port.sparsest * ear.packet_seconds)
 
