@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,25 @@ async def test_a_held_call_whose_bye_is_not_answered_is_billed_until_the_bye(
     assert attempted.outcome is Outcome.ANSWERED
     assert attempted.irregularities == (Irregularity.BYE_UNANSWERED,)
     assert attempted.ended_at == pytest.approx(sent_at, abs=0.2)
+
+
+@pytest.mark.parametrize("speaks", [True, False])
+async def test_a_bye_that_the_user_agent_sent_by_itself_ends_the_bill(
+    tmp_path: Path, speaks: bool
+) -> None:
+    """A session that is not refreshed ends with a BYE; that it stays unanswered is known later."""
+    async with far_media() as far:
+        async with called(tmp_path, far, 20) as (calls, call):
+            spoken_at = await speak(far, 0.5 if speaks else 0.0)
+            begun = len(far.rtp.packets)
+            await far.until(lambda: len(far.rtp.packets) >= begun + 330)  # 6.6 s without a word
+            ended = partial(Ended, by="us", q850=102, bye_unanswered=True, bye_for=3.0)
+            calls.tell(ended)
+            said_at = time.time() - 3.0
+        attempted = call.result()
+    assert attempted.outcome is Outcome.ANSWERED
+    assert attempted.answered_at is not None
+    assert attempted.ended_at == pytest.approx(spoken_at if speaks else said_at, abs=0.4)
 
 
 async def test_a_lost_ack_is_noted_after_what_else_there_is_to_say(tmp_path: Path) -> None:

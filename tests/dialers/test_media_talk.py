@@ -222,7 +222,7 @@ async def test_a_call_whose_bye_is_lost_is_never_over_before_its_answer(
     talk = attempt.talk = Talk(cast(Streamer, streamer), Patience())
     talk.begin(3000, Agreed("PCMA", 8, (101,), FAR, 20, "sendrecv"), [Path("clip")])
     now = 20.0
-    attempt.hung_up_at = attempt.now()
+    attempt.hung_up_at = attempt.stopped_at = attempt.now()
     streamer.end(StreamReport(1, 7, finished=True, silent_for=silent_for, stopped=True))
     now = 52.0
     leg.receive(Ended("call", "us", None, bye_unanswered=True))

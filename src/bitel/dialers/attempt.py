@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import Final, Literal
@@ -45,6 +46,7 @@ class Attempt:
         "order",
         "port",
         "started_at",
+        "stopped_at",
         "talk",
     )
 
@@ -65,9 +67,11 @@ class Attempt:
         self.started_at = clock()
         self.answered_at: float | None = None
         self.left_at: float | None = None
-        """When the far end hung up while audio was played to it."""
+        """When the call ended while audio was played, other than by us hanging up."""
         self.hung_up_at: float | None = None
-        """When we first sent a BYE, or a CANCEL."""
+        """When we first hung up: a BYE, or a CANCEL."""
+        self.stopped_at: float | None = None
+        """When the stream to the far end had ended."""
         self.port: int | None = None
         """The local RTP port."""
         self.leg: Leg | None = None
@@ -90,10 +94,13 @@ class Attempt:
             self._rang(self.now())
             self._rang = None
 
-    def far_end_left(self, _: object) -> None:
-        """What it is played, if anything, is over with this moment."""
+    def far_end_left(self, ended: asyncio.Future[Ended]) -> None:
+        """What it is played, if anything, is over with this moment.
+
+        Or was so when a BYE was sent that no one here asked for, as when a session expires.
+        """
         if self.talk is not None and not self.talk.over.done():
-            self.left_at = self.now()
+            self.left_at = self.now() - ended.result().bye_for
             self.talk.stop()
 
     def over(
@@ -150,7 +157,7 @@ class Attempt:
         ended_at = min(at for at in (self.left_at, self.hung_up_at, now) if at is not None)
         ended, talk = self._ended, self._finished_talk
         if ended is not None and ended.bye_unanswered and talk is not None:
-            ended_at -= talk.silent_for
+            ended_at = min(ended_at, (self.stopped_at or now) - talk.silent_for)
         return max(ended_at, self.answered_at)
 
     def _irregularities(self) -> tuple[Irregularity, ...]:

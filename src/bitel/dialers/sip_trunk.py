@@ -286,6 +286,7 @@ class SipTrunkDialer:
         leg.follow_media(talk.follow)
         leg.ended.add_done_callback(attempt.far_end_left)
         report = await talk.over
+        attempt.stopped_at = attempt.now()
         wanted = talk.why or attempt.called_off or leg.ended.done()
         if not report.finished and not wanted:
             await self._end(attempt, leg)
