@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from bitel.rtp import reporting
 from bitel.rtp.filters import DENSEST, DROP_ALL, keep_one_in
-from bitel.rtp.listener import UNDER_WAY, YOUNG, Heard, Listener
+from bitel.rtp.listener import LINGERING, UNDER_WAY, YOUNG, Heard, Listener
 from bitel.rtp.packet import RtpHeader
 from bitel.rtp.ports import bind_rtp
 from bitel.rtp.reporting import FarView, Progress, Reporting
@@ -403,7 +403,7 @@ def test_packets_from_elsewhere_are_counted_where_it_is_known_whose_they_are(
     listening.take(voice(1, ssrc=5), ELSEWHERE)
     listening.take(b"\x80", ELSEWHERE)  # no RTP
     assert listening.listener.forget(1).unexpected == 1
-    listening.now += UNDER_WAY
+    listening.now += LINGERING
     for stream in (2, 3):
         listening.listen(stream, ("192.0.2.1", 4000 + stream))
         listening.take(voice(0, ssrc=stream), ("192.0.2.1", 4000 + stream))

@@ -25,7 +25,9 @@ MAX_DATAGRAM = 2048  # bytes that are read of one
 MOST_AT_ONCE = 32  # datagrams that are read from one socket in one go
 MOST_STALE = 1024  # datagrams that are thrown away before a stream begins
 YOUNG = 0.5  # seconds in which a new stream is listened to densely, to find its callee soon
-UNDER_WAY = 2.0  # seconds in which packets may still come that were sent before a change
+UNDER_WAY = 1.0  # seconds after a change in which packets may come that were sent before it
+LINGERING = 5.0  # seconds after a stream's end in which its callee may still send to a shared port
+USUAL_PACKET = 0.02  # seconds; what callees mostly send, also where ours are shorter
 _DYNAMIC_TYPES = frozenset({*range(35, 64), *range(96, 128)})  # RFC 3551 section 3
 _VERSIONS = {socket.AF_INET: 4, socket.AF_INET6: 6}
 _RTCP_KINDS = range(72, 77)  # RTCP on the RTP port looks like these payload types (RFC 5761 4)
@@ -224,7 +226,7 @@ class Listener:
             self._selector.register(port.bound, selectors.EVENT_READ, port)
             port.sparsest = DENSEST
         far = normal(command.far_host), command.far_port
-        ear = _Ear(command.stream, far, command.latch, command.ptime / 1000)
+        ear = _Ear(command.stream, far, command.latch, _packet_seconds(command.ptime))
         port.place(ear, far)
         port.set_event_types(ear, _heard_types(command.event_types, command.payload_type))
         self._of_stream[command.stream] = port
@@ -241,6 +243,7 @@ class Listener:
         ear = port.ears[command.stream]
         if ear.at is not None:
             ear.at = self._clock()  # what it was meant to send before says nothing now
+        ear.packet_seconds = _packet_seconds(command.ptime)
         if command.far is not None:
             ear.former, ear.former_until = ear.far, self._clock() + UNDER_WAY
             port.place(ear, (normal(command.far[0]), command.far[1]))
@@ -261,7 +264,7 @@ class Listener:
         ear = port.ears[stream]
         port.lift(ear)
         port.set_event_types(ear, frozenset())
-        port.shared_until = self._clock() + UNDER_WAY
+        port.shared_until = self._clock() + LINGERING
         if not port.ears:
             self._selector.unregister(port.bound)
         return ear.heard(port.sparsest * ear.packet_seconds)
@@ -328,6 +331,11 @@ class Listener:
         if wanted_now != port.attached:
             port.attached = wanted_now
             attach(port.bound, keep_one_in(*wanted_now))
+
+
+def _packet_seconds(ptime: int) -> float:
+    """How far apart a callee's packets are taken to be where ours are `ptime` ms long."""
+    return max(ptime / 1000, USUAL_PACKET)
 
 
 def _heard_types(event_types: Iterable[int], audio_type: int) -> frozenset[int]:
