@@ -10,6 +10,7 @@ from bitel.dialers.identity import Identification
 from bitel.dialers.numbering import NumberFormat, NumberRule
 from bitel.dialers.playlists import Codec
 from bitel.dialers.trunk import Trunk
+from bitel.rtp.wire import Latch
 from bitel.sip import Credentials
 from bitel.transports.tls import TlsFiles
 
@@ -22,6 +23,7 @@ class SipTrunkConfig:
     the number called. `ping_interval` 0 pings nobody. `trunk_timeout` is how long an address that
     answers nothing is waited for where there is another, never longer than 64 × `t1`. `t1` is
     SIP's T1 (RFC 3261 §17.1.1.1).
+    `latch`: which source of RTP the audio then goes to (`rtp.wire.Latch`).
     `receive` listens to callees; one that stops sending for `media_timeout` is hung up on, 0 never.
     `refusals_before_pause` refusals in a row pause a trunk that worked before; 0 never.
     `senders` processes send the RTP; each fills one core at most.
@@ -54,6 +56,7 @@ class SipTrunkConfig:
     tls: TlsFiles = field(default_factory=TlsFiles)
     media_timeout: float = 0.0
     receive: bool = True
+    latch: Latch = "port"
     refusals_before_pause: int = 10
     senders: int = 1
     outbound_proxy: Trunk | None = None

@@ -29,7 +29,7 @@ from bitel.dialers.whereabouts import Whereabouts
 from bitel.dialing.dialer import Heard, Order, Rang, ignore_ringing
 from bitel.dialing.recording_faults import RecordingFaults
 from bitel.errors import BitelError, InvalidRequestError, NotFoundError, UnavailableError
-from bitel.rtp.streamer import FarEndError, NoPortError, Streamer
+from bitel.rtp.streamer import FarEndError, NoPortError, SenderFailedError, Streamer
 from bitel.sip import (
     AgentConfig,
     Answered,
@@ -81,6 +81,7 @@ class SipTrunkDialer:
         self._streamer = Streamer(
             config.bind[0], config.rtp_ports, processes=config.senders, receive=config.receive
         )
+        self._streamer.on_failure = self._sender_failed
         self._watch = watch
         self._carriers = Carriers(config, clock, targets)
         self._numbers = NumberForm(config.number_format, config.number_rules)
@@ -180,34 +181,48 @@ class SipTrunkDialer:
         attempt = Attempt(order, self._config.ring_timeout, self._clock, rang)
         self._attempts[order.attempt_id] = attempt
         attempted: Attempted | None = None
-        port: int | None = None
         try:
-            try:
-                playlists = await self._lay_out(order)
-                port = self._streamer.open_port()
-                await self._streamer.prepare(port, chain(*playlists.values()))
-            except (NotFoundError, InvalidRequestError) as fault:
-                # Nothing to play, now or ever.
-                attempted = attempt.over(Outcome.MEDIA_MISMATCH, detail=str(fault))
-            except (NoPortError, OSError) as fault:
-                attempted = attempt.over(Outcome.TRUNK_TROUBLE, detail=str(fault))
-            except UnavailableError as fault:
-                # Storage out of reach, no voice: later may be better.
-                attempted = attempt.over(Outcome.NOT_PLACED, detail=str(fault))
-            else:
-                attempted = await self._call(attempt, playlists, port, heard)
-            return attempted
+            attempted = await self._prepare_and_call(attempt, heard)
+        except Exception:
+            log.exception("attempt_broke", attempt=order.attempt_id, call=order.call_id)
+            self._abort(attempt)
+            attempted = attempt.broken()
         finally:
-            if self._watch:
-                self._watch.over(order, attempted)
-            if port is not None:
-                self._streamer.release_port(port)
+            if attempted is None:  # cancelled
+                self._abort(attempt)
+            if attempt.port is not None:
+                self._streamer.release_port(attempt.port)
             if attempt.leg is not None:
-                if attempted is None and self._transport is not None:
-                    # Whatever has gone wrong, nobody is left ringing, or on an open line.
-                    self._hang_up(attempt.leg)
                 self._legs.pop(attempt.leg.call_id, None)
             del self._attempts[order.attempt_id]
+            if self._watch:
+                self._watch.over(order, attempted)
+        return attempted
+
+    async def _prepare_and_call(self, attempt: Attempt, heard: Heard) -> Attempted:
+        try:
+            playlists = await self._lay_out(attempt.order)
+            port = attempt.port = self._streamer.open_port()
+            await self._streamer.prepare(port, chain(*playlists.values()))
+        except (NotFoundError, InvalidRequestError) as fault:
+            # Nothing to play, now or ever.
+            return attempt.over(Outcome.MEDIA_MISMATCH, detail=str(fault))
+        except (NoPortError, OSError) as fault:
+            return attempt.over(Outcome.TRUNK_TROUBLE, detail=str(fault))
+        except UnavailableError as fault:
+            # Storage out of reach, no voice: later may be better.
+            return attempt.over(Outcome.NOT_PLACED, detail=str(fault))
+        return await self._call(attempt, playlists, port, heard)
+
+    def _abort(self, attempt: Attempt) -> None:
+        """Whatever has gone wrong: no phone is left ringing, and no line open."""
+        try:
+            if attempt.talk is not None:
+                attempt.talk.stop()
+            if attempt.leg is not None and self._transport is not None:
+                self._hang_up(attempt)
+        except Exception:
+            log.exception("attempt_not_aborted", attempt=attempt.order.attempt_id)
 
     def call_off(self, attempt_id: str) -> None:
         """CANCEL or BYE, whichever fits."""
@@ -217,8 +232,7 @@ class SipTrunkDialer:
             if attempt.talk is not None:
                 # Also where the far end takes its time with our BYE.
                 attempt.talk.stop()
-            if attempt.leg is not None:
-                self._hang_up(attempt.leg)
+            self._hang_up(attempt)
 
     def abandon(self, attempt_id: str) -> None:
         """As `call_off`, for an attempt that is no longer ours: an INVITE to which nothing was
@@ -252,10 +266,10 @@ class SipTrunkDialer:
         try:
             check_address(self._streamer, answered.agreed)
         except FarEndError as fault:
-            await self._end(leg)
+            await self._end(attempt, leg)
             return attempt.over(Outcome.MEDIA_MISMATCH, detail=str(fault), sip_code=200)
         if not await heard(attempt.answered_at):
-            await self._end(leg)
+            await self._end(attempt, leg)
             # The phone rang and was picked up: this must not happen again and again.
             return attempt.over(Outcome.RANG_THEN_FAILED, "the answer could not be recorded", 200)
         self._sip.agent.acknowledge(leg.call_id)
@@ -269,30 +283,31 @@ class SipTrunkDialer:
         """Send the clips, until they or the call are over."""
         if leg.ended.done() or attempt.called_off:
             # Gone while the answer was made durable: nobody is there to hear anything.
-            return await self._finish(attempt, leg, attempt.now(), played=False)
-        talk = attempt.talk = Talk(self._streamer, Patience(self._config.media_timeout))
+            return await self._finish(attempt, leg, played=False)
+        patience = Patience(self._config.media_timeout)
+        talk = attempt.talk = Talk(self._streamer, patience, self._config.latch)
         talk.begin(port, agreed, playlist)
         leg.follow_media(talk.follow)
         leg.ended.add_done_callback(attempt.far_end_left)
         report = await talk.over
-        ended_at = attempt.left_at or attempt.now()
+        attempt.stopped_at = attempt.now()
         wanted = talk.why or attempt.called_off or leg.ended.done()
         if not report.finished and not wanted:
-            await self._end(leg)
+            await self._end(attempt, leg)
             return attempt.over(Outcome.CUT_OFF, detail=report.error, sip_code=200, ended_by="us")
         # A hold, or the silence of the far end, is its own doing, whatever was played.
         if report.packets or talk.why:
-            return await self._finish(attempt, leg, ended_at, talk.why)
-        return await self._finish(attempt, leg, ended_at, report.error, played=False)
+            return await self._finish(attempt, leg, talk.why)
+        return await self._finish(attempt, leg, report.error, played=False)
 
     async def _finish(
-        self, attempt: Attempt, leg: Leg, ended_at: float, detail: str = "", *, played: bool = True
+        self, attempt: Attempt, leg: Leg, detail: str = "", *, played: bool = True
     ) -> Attempted:
         """End the call if the far end has not, and report it as answered until then.
 
         Not so where we ended it with nothing `played`: that is not billed.
         """
-        ended = await self._end(leg)
+        ended = await self._end(attempt, leg)
         outcome = Outcome.ANSWERED
         if not played and ended.by == "us":
             outcome = Outcome.CALLED_OFF if attempt.called_off else Outcome.CUT_OFF
@@ -303,7 +318,6 @@ class SipTrunkDialer:
             sip_code=200,
             q850=ended.q850,
             ended_by=ended.by,
-            ended_at=ended_at,
         )
 
     async def _try_trunks(self, attempt: Attempt, port: int) -> Answered | Attempted:
@@ -408,16 +422,20 @@ class SipTrunkDialer:
             for timer in timers:
                 timer.cancel()
 
-    async def _end(self, leg: Leg) -> Ended:
+    async def _end(self, attempt: Attempt, leg: Leg) -> Ended:
         """Hang up if need be, and wait until the call is over for us too."""
         if not leg.ended.done():
-            self._hang_up(leg)
+            self._hang_up(attempt)
         return await leg.ended
 
-    def _hang_up(self, leg: Leg) -> None:
-        # In a call that nobody has answered yet, the agent makes this a CANCEL.
+    def _hang_up(self, attempt: Attempt) -> None:
+        """BYE; in a call that has not been answered yet, the agent makes this a CANCEL."""
+        if attempt.leg is None:
+            return
+        if attempt.hung_up_at is None:
+            attempt.hung_up_at = attempt.now()
         sip = self._sip
-        sip.agent.hang_up(leg.call_id, sip.now())
+        sip.agent.hang_up(attempt.leg.call_id, sip.now())
         sip.flush()
 
     def _ring_no_more(self, leg: Leg) -> None:
@@ -441,6 +459,15 @@ class SipTrunkDialer:
             # A dialer calls and is not called.
             self._sip.agent.reject(event.call_id, 480, self._sip.now())
             self._sip.flush()
+
+    def _sender_failed(self, error: SenderFailedError) -> None:
+        log.error(
+            "rtp_sender_failed",
+            fault=str(error),
+            pid=error.pid,
+            status=error.status,
+            streams=error.streams,
+        )
 
     def _move(self, address: str) -> None:
         """Speak from another address: new calls say it, and carriers are told."""

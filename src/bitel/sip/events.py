@@ -81,6 +81,8 @@ class Ended:
     """Whether our BYE got no response."""
     ack_lost: bool = False
     """Whether the far end went on repeating its 2xx after our ACK."""
+    bye_for: float = 0.0
+    """Seconds from our first BYE, whatever it was sent for, to this; 0 where there was none."""
 
 
 @dataclass(frozen=True, slots=True)
