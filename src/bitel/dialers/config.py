@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from bitel.dialers.identity import Identification
 from bitel.dialers.numbering import NumberFormat, NumberRule
@@ -64,7 +63,6 @@ class SipTrunkConfig:
     user_phone: bool = False
     extra_headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     send_to_source: bool = False
-    latch: Literal["off", "port", "host"] = "port"
     tcp_fallback: bool = True
     region: str = ""
 
