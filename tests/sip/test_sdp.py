@@ -158,7 +158,7 @@ def test_the_version_goes_up_only_when_the_answer_differs() -> None:
         (b"", "v="),
         (b"v=0\r\n", "no audio"),
         (b"v=0\r\nm=audio 1 RTP/AVP 8\r\n", "no address"),
-        (b"v=0\r\nc=IN IP4 host.example\r\nm=audio 1 RTP/AVP 8\r\n", "IP address"),
+        (b"v=0\r\nc=IN IP4 1.2.3.444\r\nm=audio 1 RTP/AVP 8\r\n", "IP address"),
         (b"v=0\r\nc=IN IP4 239.0.0.1\r\nm=audio 1 RTP/AVP 8\r\n", "unicast"),
         (b"v=0\r\nc=IN IP4 1.1.1.1\r\nm=audio 65536 RTP/AVP 8\r\n", "port"),
         (b"v=0\r\nc=IN IP4 1.1.1.1\r\nm=audio -1 RTP/AVP 8\r\n", "port"),

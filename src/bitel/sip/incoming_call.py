@@ -10,7 +10,7 @@ from bitel.sip.events import Incoming, Withdrawn
 from bitel.sip.grammar import Address, GrammarError, split_address, user_of
 from bitel.sip.message import Request, printable
 from bitel.sip.requests import one_line
-from bitel.sip.sdp import SessionDescription
+from bitel.sip.sdp import SessionDescription, agreement
 from bitel.sip.server_transaction import ServerTransaction
 from bitel.sip.session import Session
 
@@ -54,6 +54,8 @@ class IncomingCall:
         """Send a provisional response, 101 to 199."""
         if not 101 <= code <= 199:
             raise ValueError(f"{code} is not a provisional status: use 101 to 199")
+        if "100rel" in [tag.lower() for tag in self._transaction.request.values("require")]:
+            return  # it would have to be reliable, which no response of ours is (RFC 3262 §3)
         self._transaction.respond(
             code, now, [self._core.contact_by(self._transaction.source.transport)]
         )
@@ -64,10 +66,11 @@ class IncomingCall:
         dialog = Dialog.of_callee(
             self._transaction.request, self._transaction.to_tag, self._transaction.source
         )
-        session = Session(self._core, dialog, answer, self._offer)
+        agreed = agreement(answer, self._offer)
+        session = Session(self._core, dialog, answer, agreed)
         session.told_confirmed = False
         self._core.calls[self.call_id] = session
-        session.answer_invite(self._transaction, answer, now)
+        session.answer_invite(self._transaction, answer, now, offering=self._offer is None)
 
     def reject(self, code: int, headers: Sequence[tuple[str, str]], now: float) -> None:
         """Send a final failure, 300 to 699."""
