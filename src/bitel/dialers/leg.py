@@ -5,22 +5,34 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from bitel.dialers.media_address import MediaAddresses, Resolve
 from bitel.sip import Answered, Ended, Event, Failed, MediaChanged, Provisional
+from bitel.sip.sdp import Agreed
 
 
 class Leg:
     """Collects the events of one call; a dialer awaits its two futures and follows its media."""
 
-    __slots__ = ("_follow", "_media", "_ringing", "call_id", "decided", "ended")
+    __slots__ = ("_addresses", "_follow", "_media", "_ringing", "call_id", "decided", "ended")
 
-    def __init__(self, call_id: str, ringing: Callable[[], None]) -> None:
+    def __init__(self, call_id: str, ringing: Callable[[], None], resolve: Resolve) -> None:
+        """`resolve` looks up the host names of the far end's media."""
         loop = asyncio.get_running_loop()
+        self._addresses = MediaAddresses(resolve)
         self.call_id = call_id
         self._ringing: Callable[[], None] | None = ringing
         self.decided: asyncio.Future[Answered | Failed] = loop.create_future()
         self.ended: asyncio.Future[Ended] = loop.create_future()
         self._media: MediaChanged | None = None
         self._follow: Callable[[MediaChanged], None] | None = None
+
+    async def resolved(self, agreed: Agreed) -> Agreed:
+        """`agreed` with an IP address to send to; raises FarEndError where its host has none."""
+        return await self._addresses.resolved(agreed)
+
+    def close(self) -> None:
+        """Wait for nothing any more: the call is over."""
+        self._addresses.close()
 
     def follow_media(self, follow: Callable[[MediaChanged], None]) -> None:
         """Have `follow` told where the far end wants its media; at once if that has changed yet."""
@@ -34,13 +46,19 @@ class Leg:
             case Answered() | Failed() if not self.decided.done():
                 self._ringing = None  # it refers to the attempt, and that to this leg
                 self.decided.set_result(event)
-            case Provisional() if 180 <= event.code <= 189 and self._ringing is not None:
-                self._ringing()
+            case Provisional():
+                if event.answer is not None:
+                    self._addresses.prepare(event.answer)
+                if 180 <= event.code <= 189 and self._ringing is not None:
+                    self._ringing()
             case Ended() if not self.ended.done():
                 self.ended.set_result(event)
             case MediaChanged():
-                self._media = event
-                if self._follow is not None:
-                    self._follow(event)
+                self._addresses.follow(event, self._change_media)
             case _:
                 pass
+
+    def _change_media(self, changed: MediaChanged) -> None:
+        self._media = changed
+        if self._follow is not None:
+            self._follow(changed)

@@ -385,9 +385,7 @@ def _read(data: bytes, names: Sequence[str]) -> SessionDescription:
     )
 
 
-def _choose(
-    session_text: str, media: list[str], names: Sequence[str]
-) -> tuple[int, int, _Heard]:
+def _choose(session_text: str, media: list[str], names: Sequence[str]) -> tuple[int, int, _Heard]:
     """Which media section to use, its port, and what it says."""
     unusable: tuple[int, int, _Heard] | None = None
     fault: SdpError | None = None
