@@ -235,11 +235,16 @@ async def test_a_change_is_not_overtaken_by_the_look_up_of_an_earlier_one() -> N
     async with followed() as (leg, names, seen):
         leg.receive(change("slow.test", 4000))
         await turns()
-        leg.receive(change("quick.test", 4002))
+        for number in range(100):
+            leg.receive(change(f"m{number}.test", 4000))
+        leg.receive(change("second.test", 4002))
         await turns()
-        names.asked["quick.test"].set_result("192.0.2.2")
-        await turns()
+        assert list(names.asked) == ["slow.test"], "one look-up at a time"
         names.asked["slow.test"].set_result("192.0.2.1")
+        await turns()
+        assert list(names.asked) == ["slow.test", "second.test"]
+        assert not seen
+        names.asked["second.test"].set_result("192.0.2.2")
         await turns()
         assert [each.far for each in seen] == [("192.0.2.2", 4002)]
         leg.receive(change("third.test", 4004))

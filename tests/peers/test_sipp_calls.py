@@ -223,8 +223,10 @@ async def test_the_recording_goes_where_the_last_description_says(
     scenario: str, is_moved_early: bool, tmp_path: Path, sqlite_database: Database
 ) -> None:
     async with ear() as first, ear() as second:
-        ports = {"rtp_port": str(first.port), "other_rtp_port": str(second.port)}
-        async with sipp(scenario, 1, tmp_path, **ports) as callee:
+        callee_of = sipp(
+            scenario, 1, tmp_path, rtp_port=str(first.port), other_rtp_port=str(second.port)
+        )
+        async with callee_of as callee:
             await dial(Case(scenario, clip=1.0), callee, tmp_path, sqlite_database)
         assert len(first.packets) + len(second.packets) == 50
         assert bool(first.packets) is not is_moved_early

@@ -275,6 +275,13 @@ def test_bad_descriptions_are_named(text: bytes, what: str) -> None:
         SessionDescription.parse(text)
 
 
+def test_the_number_of_event_types_is_limited() -> None:
+    lines = [f"a=rtpmap:{number} telephone-event/8000" for number in range(96, 128)]
+    numbers = " ".join(str(number) for number in range(96, 128))
+    agreed = check_answer(OFFER, sdp(f"m=audio 1 RTP/AVP 8 {numbers}", *lines))
+    assert agreed.event_types == (101, 96, 97, 98, 99, 100, 102, 103)
+
+
 def test_the_number_of_codecs_is_limited() -> None:
     many = " ".join(str(n % 128) for n in range(20000))
     assert len(sdp(f"m=audio 1 RTP/AVP {many}").codecs) <= 128

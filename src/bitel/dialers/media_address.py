@@ -24,6 +24,7 @@ NOWHERE = ("0.0.0.0", 0)
 
 Resolve = Callable[[str], Awaitable[str]]
 """Gives an IP address of a host, within a bounded time; raises OSError where there is none."""
+Follow = Callable[[MediaChanged], None]
 
 log = structlog.get_logger(__name__)
 
@@ -31,12 +32,13 @@ log = structlog.get_logger(__name__)
 class MediaAddresses:
     """The look-ups of one call. `resolve` is expected to remember what it has found."""
 
-    __slots__ = ("_change", "_early", "_resolve")
+    __slots__ = ("_early", "_following", "_resolve", "_waiting")
 
     def __init__(self, resolve: Resolve) -> None:
         self._resolve = resolve
         self._early: dict[str, asyncio.Task[str | None]] = {}
-        self._change: asyncio.Task[None] | None = None
+        self._waiting: tuple[MediaChanged, Follow] | None = None
+        self._following: asyncio.Task[None] | None = None
 
     def prepare(self, answer: SessionDescription) -> None:
         """Begin to look up the address of an answer that came before the 2xx."""
@@ -54,31 +56,31 @@ class MediaAddresses:
         except OSError as fault:
             raise FarEndError(f"the far end's media host {host} is not found: {fault}") from fault
 
-    def follow(self, changed: MediaChanged, then: Callable[[MediaChanged], None]) -> None:
+    def follow(self, changed: MediaChanged, then: Follow) -> None:
         """Pass a change of the media on to `then`, once its address is known.
 
         A change to hold is passed on at once. One to a host that is not found holds the call, as
         there is nowhere to send to.
         """
-        self._stop()
+        self._waiting = None
         if not is_host_name(changed.agreed.far[0]):
             then(changed)
             return
         if changed.agreed.direction in ("recvonly", "inactive"):
             then(_held(changed))
-        self._change = asyncio.create_task(self._follow(changed, then))
+        self._waiting = changed, then
+        # One look-up at a time, however many changes a far end sends: it chooses the names.
+        if self._following is None or self._following.done():
+            self._following = asyncio.create_task(self._follow_latest())
 
     def close(self) -> None:
         """Wait for no look-up any more: the call is over."""
-        self._stop()
+        self._waiting = None
         for task in self._early.values():
             task.cancel()
         self._early.clear()
-
-    def _stop(self) -> None:
-        if self._change is not None:
-            self._change.cancel()
-            self._change = None
+        if self._following is not None:
+            self._following.cancel()
 
     async def _try(self, host: str) -> str | None:
         try:
@@ -86,14 +88,17 @@ class MediaAddresses:
         except OSError:
             return None  # the answer will say so, should it still be the same by then
 
-    async def _follow(self, changed: MediaChanged, then: Callable[[MediaChanged], None]) -> None:
-        try:
-            agreed = await self.resolved(changed.agreed)
-        except FarEndError as fault:
-            log.warning("media_not_followed", fault=str(fault))
-            then(_held(changed))
-        else:
-            then(MediaChanged(changed.call_id, agreed))
+    async def _follow_latest(self) -> None:
+        while self._waiting is not None:
+            waiting = changed, then = self._waiting
+            try:
+                found = MediaChanged(changed.call_id, await self.resolved(changed.agreed))
+            except FarEndError as fault:
+                log.warning("media_not_followed", fault=str(fault))
+                found = _held(changed)
+            if waiting is self._waiting:
+                self._waiting = None
+                then(found)
 
 
 def _held(changed: MediaChanged) -> MediaChanged:

@@ -325,7 +325,7 @@ def _event_types(*sides: tuple[Codec, ...]) -> tuple[int, ...]:
         for payload_type, name, rate, _ in codecs
         if name == TELEPHONE_EVENT and rate == 8000
     ]
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(found))[:MAX_EVENT_TYPES]
 
 
 @dataclass(frozen=True, slots=True)
