@@ -550,6 +550,40 @@ def test_an_incoming_call_without_an_offer_takes_the_answer_from_its_ack() -> No
     assert [change.agreed.far for change in changes] == [("192.0.2.9", 40000)]
 
 
+def test_requests_of_a_caller_that_waits_for_our_answer() -> None:
+    bench = Bench()
+    bench.receive(request("INVITE", body=ANSWER, cseq=5))
+    bench.agent.ring("call-1", bench.now)
+    to_tag = bench.sent()[-1].response.to_tag
+
+    def ask(method: str, cseq: int, body: str = "", host: str = "192.0.2.9") -> None:
+        contact = (f"Contact: <sip:caller@{host}>",)
+        branch = f"z9hG4bK{method}{cseq}"
+        bench.receive(
+            request(method, body=body, cseq=cseq, to_tag=to_tag, branch=branch, headers=contact)
+        )
+
+    for method in ("UPDATE", "INVITE"):
+        ask(method, 6, MOVED)
+        refused = bench.one(f"500 {method}").response
+        assert 0 <= int(refused.header("retry-after")) <= 10
+    ask("OPTIONS", 7)
+    assert bench.one("200 OPTIONS").response.header("accept")
+    ask("UPDATE", 8, host="192.0.2.8")
+    ask("UPDATE", 4, host="192.0.2.7")
+    assert bench.names() == ["200 UPDATE", "500 UPDATE"]
+    theirs = SessionDescription.parse(ANSWER.encode())
+    bench.agent.accept("call-1", make_answer(theirs, ("192.0.2.1", 30000)), bench.now)
+    bench.receive(
+        request("ACK", cseq=5, to_tag=to_tag, branch="z9hG4bKack", headers=("Contact: <sip:x@y>",))
+    )
+    ask("UPDATE", 7, MOVED)
+    bench.agent.hang_up("call-1", bench.now)
+    ok, late, bye = bench.sent()
+    assert (ok.name, late.name) == ("200 INVITE", "500 UPDATE")
+    assert bye.destination == Address("192.0.2.8", 5060)
+
+
 # Require: 100rel
 
 
