@@ -46,7 +46,7 @@ class _Part(NamedTuple):
     @property
     def media_type(self) -> str:
         written = self.content_type.partition(";")[0].strip().lower()
-        # A description is told by its first line where its type is missing.
+        # A description is known by its first line where its type is missing.
         return SDP if not written and self.content.startswith(b"v=0") else written
 
     @property
