@@ -40,7 +40,7 @@ def outcome(*pieces: bytes) -> tuple[list[Frame], tuple[str, bytes] | None]:
             while (frame := framer.next_frame()) is not None:
                 found.append(frame)
     except FramingError as fault:
-        return found, (str(fault), fault.head)
+        return found, (str(fault), b"".join(fault.messages))
     return found, None
 
 

@@ -338,7 +338,7 @@ def test_a_withheld_ack_is_waited_for() -> None:
     bench.receive(reply(invite, 200, ANSWER, headers=headers))
     bench.advance(5.5)
     assert bench.names() == []
-    bench.agent.acknowledge(call_id)
+    bench.agent.acknowledge(call_id, bench.now)
     assert bench.names() == ["ACK"]
     bench.advance(4)
     assert "BYE" in bench.names()

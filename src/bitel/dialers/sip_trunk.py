@@ -254,7 +254,7 @@ class SipTrunkDialer:
             await self._end(leg)
             # The phone rang and was picked up: this must not happen again and again.
             return attempt.over(Outcome.RANG_THEN_FAILED, "the answer could not be recorded", 200)
-        self._sip.agent.acknowledge(leg.call_id)
+        self._sip.agent.acknowledge(leg.call_id, self._sip.now())
         self._sip.flush()
         playlist = playlists[answered.agreed.codec_name]
         return await self._play(attempt, leg, answered.agreed, playlist, port)

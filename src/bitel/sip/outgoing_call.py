@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from bitel.sip.answers import MAX_FORKS, Answers, belongs, dialog_of
-from bitel.sip.authentication import Authentication, is_challenge
+from bitel.sip.authentication import Authentication, Tries, is_challenge
 from bitel.sip.client_transaction import ClientTransaction
 from bitel.sip.core import Core
 from bitel.sip.digest import Credentials
@@ -52,6 +52,7 @@ class OutgoingCall:
     __slots__ = (
         "_answers",
         "_authentication",
+        "_bye_from",
         "_cancel_wanted",
         "_canceled",
         "_core",
@@ -71,7 +72,9 @@ class OutgoingCall:
         "_routes",
         "_seen_codes",
         "_silenced",
+        "_told_codes",
         "_transaction",
+        "_tries",
         "call_id",
         "from_tag",
     )
@@ -96,7 +99,12 @@ class OutgoingCall:
         self._cseq = self._min_se = self._raises = 0
         self._rang = self._cancel_wanted = self._canceled = self._over = self._given_up = False
         self._silenced = False
+        # All provisional codes that came for this INVITE, and those that an event told.
         self._seen_codes: tuple[int, ...] = ()
+        self._told_codes: tuple[int, ...] = ()
+        # The tags of phones whose BYE came before their 2xx.
+        self._bye_from: tuple[str, ...] = ()
+        self._tries = Tries()
         self._progress_since: float | None = None
         self._answers: Answers | None = None
         self._early: dict[str, EarlyDialog] = {}
@@ -106,8 +114,16 @@ class OutgoingCall:
         )
         self._last_request: ClientRequest
         self._transaction: ClientTransaction
-        core.calls[self.call_id] = self
+        # This raises where the INVITE can't be written: there is no call then.
         self._send_invite(now)
+        core.calls[self.call_id] = self
+
+    @property
+    def local_tag(self) -> str:
+        return self.from_tag
+
+    def matches(self, request: Request) -> bool:
+        return request.to_tag == self.from_tag
 
     # What the user asks for
 
@@ -149,8 +165,15 @@ class OutgoingCall:
     def receive_request(
         self, request: Request, transaction: ServerTransaction, source: Address, now: float
     ) -> None:
-        """Requests in an early dialog: an UPDATE without an offer is harmless, no more is done."""
-        if self._over or request.to_tag != self.from_tag or request.method != "UPDATE":
+        """Requests in an early dialog: an UPDATE without an offer is harmless, no more is done.
+
+        A BYE has overtaken the 2xx of the phone that sent it: its session ends with that.
+        """
+        if request.method == "BYE":
+            if len(self._bye_from) < MAX_FORKS:
+                self._bye_from += (request.from_tag,)
+            transaction.respond(200, now)
+        elif self._over or request.method != "UPDATE":
             transaction.respond(481, now)
         elif request.body:
             transaction.respond(491, now)
@@ -159,23 +182,31 @@ class OutgoingCall:
             transaction.respond(200, now, [contact, ("Allow", ALLOW)])
 
     def receive_ack(self, request: Request, now: float) -> None:
-        """Nobody acknowledges anything to a caller before it is in a session."""
+        """There is nothing to acknowledge to a caller before the answer."""
 
     def receive_response(
         self, transaction: ClientTransaction, response: Response, source: Address, now: float
     ) -> None:
         if transaction.request.method == "CANCEL":
             return
+        try:
+            self._take_response(response, source, now)
+        except Exception:
+            # Without this, a call whose transaction is over would never end.
+            if response.code >= 200 and not self._over:
+                self._fail(response.code if response.code >= 300 else 488, "response", now)
+            raise
+        if self._given_up and response.code >= 200:
+            self._core.timers.stop(self._forget_timer)
+
+    def _take_response(self, response: Response, source: Address, now: float) -> None:
         if response.code < 200:
-            if "rseq" in response:
-                self._receive_reliable(response, source, now)
-            self._receive_provisional(response, now)
+            in_order = "rseq" not in response or self._acknowledge_reliable(response, source, now)
+            self._receive_provisional(response, now, in_order=in_order)
         elif response.code < 300:
             self._receive_success(response, source, now)
         elif not self._over:
             self._receive_failure(response, now)
-        if self._given_up and response.code >= 200:
-            self._core.timers.stop(self._forget_timer)
 
     def receive_late_success(self, response: Response, source: Address, now: float) -> None:
         """A 2xx after the call was given up: acknowledge it and hang up."""
@@ -262,12 +293,15 @@ class OutgoingCall:
             now, core.config.long_wait, self, "no answer to CANCEL"
         )
 
-    def _receive_reliable(self, response: Response, source: Address, now: float) -> None:
-        """Acknowledge a response that asks for it, by a PRACK in the dialog that it makes."""
+    def _acknowledge_reliable(self, response: Response, source: Address, now: float) -> bool:
+        """Acknowledge a response that asks for it, by a PRACK in the dialog that it makes.
+
+        False for one that came before its turn, or again: it is ignored (RFC 3262 §4).
+        """
         rseq = rseq_of(response)
         tag = response.to_tag
         if rseq is None or not tag:
-            return
+            return True
         if tag not in self._early and len(self._early) < MAX_FORKS:
             invitation = self._invitation
             dialog = dialog_of(self._last_request, invitation.destination, response, source)
@@ -276,21 +310,25 @@ class OutgoingCall:
                 self._core, dialog, self._authentication if proves else None
             )
         if tag in self._early:
-            self._early[tag].acknowledge(response, rseq, now)
+            return self._early[tag].acknowledge(response, rseq, now)
+        return True
 
-    def _receive_provisional(self, response: Response, now: float) -> None:
+    def _receive_provisional(self, response: Response, now: float, *, in_order: bool) -> None:
+        """Note a 1xx, and tell it if it is new. Of one out of order only the code counts: the
+        INVITE has arrived, so that CANCEL may be sent, and with an 18x a phone may be ringing.
+        """
         code = response.code
-        if code in self._seen_codes:
-            return
-        rings = 180 <= code <= 189
-        if not rings and all(180 <= seen <= 189 for seen in self._seen_codes):
-            self._progress_since = now
-        self._seen_codes += (code,)
-        self._rang = self._rang or rings
+        if code not in self._seen_codes:
+            rings = 180 <= code <= 189
+            if not rings and all(180 <= seen <= 189 for seen in self._seen_codes):
+                self._progress_since = now
+            self._seen_codes += (code,)
+            self._rang = self._rang or rings
         if self._cancel_wanted:
             if not self._canceled:
                 self._send_cancel(now)
-        elif code > 100:
+        elif code > 100 and in_order and code not in self._told_codes:
+            self._told_codes += (code,)
             answer = _sdp_of(response)
             self._core.events.append(Provisional(self.call_id, code, answer))
 
@@ -301,7 +339,7 @@ class OutgoingCall:
             if not self._over:
                 self._fail(487, "canceled", now)
             return
-        taken = answers.take(response, source)
+        taken = answers.take(response, source, now)
         if taken is None:
             return
         answer = self._answer_in(response)
@@ -313,11 +351,13 @@ class OutgoingCall:
         self._over = True
         dialog, ack, authentication = taken
         if not self._invitation.withhold_ack:
-            ack.send()
+            ack.send(now)
         session = Session(self._core, dialog, self._invitation.offer, answer, authentication, ack)
         session.begin(response, now)
         self._core.calls[self.call_id] = session
         self._core.events.append(Answered(self.call_id, answer, agreed))
+        if response.to_tag in self._bye_from:
+            session.end_by_far(now)
 
     def _begin_answers(self) -> Answers:
         """From the first 2xx on, the transaction holds nothing of this call, its offer and all."""
@@ -360,7 +400,7 @@ class OutgoingCall:
         elif is_challenge(response.code) and self._authentication is not None:
             if self._cancel_wanted:
                 self._fail(487, "canceled", now, response)
-            elif self._authentication.learn(response, self._core.new_token()):
+            elif self._authentication.learn(response, self._core.new_token(), self._tries):
                 self._send_another_invite(now)
             else:
                 self._fail(response.code, "auth", now, response)
@@ -373,14 +413,14 @@ class OutgoingCall:
         if self._silenced:
             self._fail(408, "timeout", now)
             return
-        self._seen_codes = ()
+        self._seen_codes = self._told_codes = ()
         self._early.clear()
         self._send_invite(now)
 
     def _fail(self, code: int, why: Why, now: float, response: Response | None = None) -> None:
         self._over = True
         self._core.timers.stop(self._forget_timer)
-        del self._core.calls[self.call_id]
+        self._core.remove_call(self)
         cause = q850_cause(response.lines("reason")) if response else None
         reason = printable(response.reason) if response else PHRASES[code]
         retry_after = retry_after_of(response) if response else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-ALLOW = "INVITE, ACK, CANCEL, BYE, OPTIONS, UPDATE, PRACK"
+ALLOW = "INVITE, ACK, CANCEL, BYE, OPTIONS, UPDATE, PRACK, INFO"
 """PRACK is understood: since no response of ours is reliable, it always meets 481."""
 SDP_TYPE = ("Content-Type", "application/sdp")
 SDP_TYPE_LINE = "Content-Type: application/sdp\r\n"
