@@ -296,7 +296,7 @@ def test_another_refusal_is_tried_again_until_the_session_is_over() -> None:
             assert first.at == pytest.approx(1800 - 32)
             bench.receive(reply(refresh, 200))
             break
-    assert bench.events() == [Ended(call_id, "us", 102)]
+    assert bench.events() == [Ended(call_id, "us", 102, bye_unanswered=True)]
     bench.run_out()
 
 

@@ -66,12 +66,12 @@ class Core:
         "dropped",
         "early_calls",
         "events",
+        "invites_under_way",
         "long_wait",
         "malformed",
         "misrouted",
         "outbox",
         "remembered",
-        "requests_under_way",
         "retransmissions",
         "rng",
         "server_transactions",
@@ -100,8 +100,8 @@ class Core:
         self._handles: dict[tuple[str, str], str] = {}
         self.client_transactions: dict[tuple[str, str], ClientTransaction] = {}
         self.server_transactions: dict[ServerKey, ServerTransaction] = {}
-        # Those of requests outside a dialog, by what copies of a request have in common (§8.2.2.2).
-        self.requests_under_way: dict[MergeKey, ServerTransaction] = {}
+        # Those of INVITEs outside a dialog, by what copies of one have in common (§8.2.2.2).
+        self.invites_under_way: dict[MergeKey, ServerTransaction] = {}
         # By destination, those that an ICMP error or a lost connection there concerns: requests
         # without an answer, and over streams also INVITEs with no final one.
         self.unanswered: dict[Address, dict[ClientTransaction, None]] = {}

@@ -20,7 +20,7 @@ from bitel.sip.message import Message
 MAX_BODY = 1024
 """Bytes of a body that is read."""
 MAX_DIGITS = 32
-"""Digits that one INFO may carry."""
+"""Digits that one INFO may carry, in the Nortel format; in the others it is one."""
 RELAY = "application/dtmf-relay"
 PLAIN = "application/dtmf"
 NORTEL = "application/vnd.nortelnetworks.digits"
@@ -31,7 +31,7 @@ _SIGNAL = re.compile(r"^[ \t]*signal[ \t]*=[ \t]*([^\s;,]+)", re.IGNORECASE | re
 _DIGITS = re.compile(
     r"^[ \t]*d[ \t]*=[ \t]*(?:digits?[ \t]*=[ \t]*)?([^\s;,]+)", re.IGNORECASE | re.MULTILINE
 )
-_KEYED = re.compile(rf"[0-9*#A-D]{{1,{MAX_DIGITS}}}\Z")
+_KEYED = re.compile(r"[0-9*#A-D]+\Z")
 
 
 def carries_digits(message: Message) -> bool:
@@ -55,9 +55,12 @@ def digits_of(message: Message) -> str:
         written = text
     else:
         return ""
-    # One signal is one event, so "10" is `*`; several digits come in one Nortel body only.
-    keyed = written.upper() if media_type == NORTEL else _EVENTS.get(written, written.upper())
-    return keyed if _KEYED.match(keyed) else ""
+    if media_type == NORTEL:
+        keyed, most = written.upper(), MAX_DIGITS
+    else:
+        # One signal is one event: "10" is `*`, and "16", a hook flash, is no digit.
+        keyed, most = _EVENTS.get(written, written.upper()), 1
+    return keyed if len(keyed) <= most and _KEYED.match(keyed) else ""
 
 
 def _media_type(message: Message) -> str:

@@ -167,13 +167,11 @@ class OutgoingCall:
     ) -> None:
         """Requests in an early dialog: an UPDATE without an offer is harmless, no more is done.
 
-        A BYE has overtaken the 2xx of the phone that sent it: its session ends with that.
+        A callee's BYE has overtaken its 2xx: the session ends as soon as that has come.
         """
-        if request.method == "BYE":
-            if len(self._bye_from) < MAX_FORKS:
-                self._bye_from += (request.from_tag,)
-            transaction.respond(200, now)
-        elif self._over or request.method != "UPDATE":
+        if request.method == "BYE" and len(self._bye_from) < MAX_FORKS:
+            self._bye_from += (request.from_tag,)
+        if self._over or request.method != "UPDATE":
             transaction.respond(481, now)
         elif request.body:
             transaction.respond(491, now)

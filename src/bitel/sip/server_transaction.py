@@ -22,8 +22,8 @@ from bitel.sip.transaction_tables import (
 )
 
 ServerKey = tuple[str, str, int | None, str]
-MergeKey = tuple[str, str, int, str]
-"""Call-ID, From tag and CSeq of a request: what its copies by other paths have in common."""
+MergeKey = tuple[str, str, int]
+"""Call-ID, From tag and CSeq of an INVITE: what its copies by other paths have in common."""
 MAGIC_COOKIE = "z9hG4bK"
 
 _ON_TIMER = {letter: Stimulus(letter) for letter in "GHIJL"}
@@ -128,15 +128,17 @@ class ServerTransaction:
             self.state = State.TRYING
         core.server_transactions[key] = self
         self._merge_key: MergeKey | None = None
-        if not request.to_tag and request.method != "CANCEL":
-            self._merge_key = (request.call_id, request.from_tag, request.cseq, request.method)
-            core.requests_under_way.setdefault(self._merge_key, self)
+        # Other requests than INVITE do no harm by coming twice, and a far end that asks with the
+        # same OPTIONS again and again must not take us to be out of order.
+        if request.method == "INVITE" and not request.to_tag:
+            self._merge_key = (request.call_id, request.from_tag, request.cseq)
+            core.invites_under_way.setdefault(self._merge_key, self)
 
     @property
     def is_merged(self) -> bool:
-        """Whether the same request came by another path before, and is under way (§8.2.2.2)."""
+        """Whether the same INVITE came by another path before, and is under way (§8.2.2.2)."""
         key = self._merge_key
-        return key is not None and self._core.requests_under_way.get(key) is not self
+        return key is not None and self._core.invites_under_way.get(key) is not self
 
     def respond(
         self,
@@ -207,7 +209,7 @@ class ServerTransaction:
             self._core.timers.stop(self._waiting)
             self._core.server_transactions.pop(self.key, None)
             if self._merge_key is not None and not self.is_merged:
-                del self._core.requests_under_way[self._merge_key]
+                del self._core.invites_under_way[self._merge_key]
 
     def _start(self, action: Action, now: float) -> None:
         timers, config = self._core.timers, self._core.config
