@@ -1,4 +1,4 @@
-"""An answered call, whoever placed it: re-INVITE, UPDATE, BYE."""
+"""An answered call, placed or taken: re-INVITE, UPDATE, INFO, BYE."""
 
 from __future__ import annotations
 
