@@ -117,6 +117,8 @@ class FarMedia(asyncio.DatagramProtocol):
         self.bodies: dict[int, bytes] = {}
         """What else than `body` answers the INVITE, by status."""
         self.content_type = "application/sdp"
+        self.headers: list[tuple[str, str]] = []
+        """Added to each answer to the INVITE."""
         self.answers_bye = True
         self.invite: Request
         self.methods: list[str] = []
@@ -165,6 +167,8 @@ class FarMedia(asyncio.DatagramProtocol):
 
     def _respond(self, request: Request, code: int, body: bytes = b"") -> None:
         headers = [("Contact", f"<{self.uri}>")]
+        if request.method == "INVITE":
+            headers += self.headers
         if body:
             headers.append(("Content-Type", self.content_type))
         tag = "" if code == 100 else "far"
@@ -172,17 +176,34 @@ class FarMedia(asyncio.DatagramProtocol):
         data = write_response(request, code, tag, headers, body, top_via=via)
         self._transport.sendto(data, self._from)
 
-    async def ask(self, method: str, body: bytes = b"", ack: bytes = b"") -> Response:
+    async def ask(
+        self,
+        method: str,
+        body: bytes = b"",
+        ack: bytes = b"",
+        content_type: str = "application/sdp",
+    ) -> Response:
         """Send a request within the call; its final response. `ack` is the body of an ACK."""
         self._cseq += 1
-        self._transport.sendto(self._request(method, self._cseq, body), self._from)
+        self._transport.sendto(self._request(method, self._cseq, body, content_type), self._from)
         async with asyncio.timeout(10):
             response = await self._responses.get()
         if method == "INVITE":
             self._transport.sendto(self._request("ACK", self._cseq, ack), self._from)
         return response
 
-    def _request(self, method: str, cseq: int, body: bytes = b"") -> bytes:
+    async def key(self, digit: str) -> int:
+        """Key a digit by INFO; the status of the response."""
+        body = f"Signal={digit}\r\nDuration=160\r\n".encode()
+        return (await self.ask("INFO", body, content_type="application/dtmf-relay")).code
+
+    def _request(
+        self,
+        method: str,
+        cseq: int,
+        body: bytes = b"",
+        content_type: str = "application/sdp",
+    ) -> bytes:
         contact = re.search(r"<([^>]+)>", self.invite.header("contact"))
         assert contact is not None
         lines = [
@@ -194,7 +215,7 @@ class FarMedia(asyncio.DatagramProtocol):
             f"Call-ID: {self.invite.call_id}",
             f"CSeq: {cseq} {method}",
             f"Contact: <{self.uri}>",
-            *(["Content-Type: application/sdp"] if body else []),
+            *([f"Content-Type: {content_type}"] if body else []),
             f"Content-Length: {len(body)}",
         ]
         return "\r\n".join(lines).encode() + b"\r\n\r\n" + body

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from bitel.calls.outcome import Attempted, Irregularity, Media, Outcome
+from bitel.dialers.leg import Leg
 from bitel.sip import KeyedDigits
 from tests.dialers.calling import Dialled, dialer
 from tests.dialers.far_media import HOST, Ear, FarMedia, far_media
@@ -97,29 +98,39 @@ async def test_all_of_the_media_changes_in_one_stream(tmp_path: Path, method: st
 @pytest.mark.parametrize("first", ["INFO", "RFC 4733"])
 async def test_digits_that_come_both_ways_count_once(tmp_path: Path, first: str) -> None:
     played = random.randbytes(60 * PACKET)
-    async with far_media() as far, called(tmp_path, far, played) as (calls, call):
+    async with far_media() as far, called(tmp_path, far, played) as (_calls, call):
         await far.until(lambda: far.rtp.packets)
         if first == "INFO":
-            calls.tell(lambda call_id: KeyedDigits(call_id, "1"))
+            assert await far.key("1") == 200
         far.rtp.key(far.caller, 2, 101, 0)
         sent = len(far.rtp.packets)
         # Packets are sent and read by turns: after some more, the digit was read.
         await far.until(lambda: len(far.rtp.packets) >= sent + 8)
-        calls.tell(lambda call_id: KeyedDigits(call_id, "3"))
+        assert await far.key("3") == 200
     assert media_of(call).digits == ("13" if first == "INFO" else "2")
 
 
-async def test_digits_by_info_count_before_the_first_packet_and_after_the_last(
+async def test_digits_by_info_count_before_the_first_packet_and_up_to_the_bye(
     tmp_path: Path,
 ) -> None:
     async with far_media() as far:
         far.answers_bye = False
-        async with called(tmp_path, far, bytes(PACKET)) as (calls, call):
+        async with called(tmp_path, far, bytes(PACKET)) as (_, call):
             await far.until(lambda: "INVITE" in far.methods)
-            calls.tell(lambda call_id: KeyedDigits(call_id, "12"))
+            assert [await far.key(digit) for digit in "12"] == [200, 200]
             await far.until(lambda: "BYE" in far.methods)
-            calls.tell(lambda call_id: KeyedDigits(call_id, "3" * 1000))
-    assert media_of(call).digits == "12" + "3" * 254
+            assert await far.key("3") == 481
+    assert media_of(call).digits == "12"
+
+
+def test_digits_by_info_are_bounded() -> None:
+    async def collect() -> Leg:
+        leg = Leg("call", lambda: None, lambda host: asyncio.sleep(0, host))
+        for _ in range(100):
+            leg.receive(KeyedDigits("call", "0123456789"))
+        return leg
+
+    assert len(asyncio.run(collect()).digits) == 256
 
 
 @pytest.mark.parametrize("latch", ["off", "port", "host"])

@@ -90,6 +90,10 @@ CASES = [
     Case("rfc3261_13.2.2.4_late_200_after_timer_b", Outcome.TRUNK_TROUBLE, 408, ended_by="far"),
     Case("rfc3261_14.2_offer_asked_for", clip=0.6),
     Case("rfc3261_15.1.1_bye_unanswered"),
+    Case("rfc3261_8.2.2.2_merged_request", ended_by="far", clip=5.0),
+    Case("rfc3261_15.1.2_bye_with_isup", ended_by="far", clip=5.0),
+    Case("rfc6086_4.2.2_info_digits", ended_by="far", clip=5.0),
+    Case("rfc3262_4_out_of_order"),
     Case("rfc3262_4_reliable_provisional"),
     Case("rfc3262_5_answer_in_183"),
     Case("rfc4028_7.3_session_too_short"),
@@ -158,6 +162,9 @@ OVER_TCP = {
     "rfc3261_12.2.2_target_refresh",
     "rfc3261_13.2.2.4_forked_answers",
     "rfc3261_9.1_late_200_after_cancel",
+    "rfc3261_15.1.2_bye_with_isup",
+    "rfc6086_4.2.2_info_digits",
+    "rfc3262_4_out_of_order",
     "rfc3262_4_reliable_provisional",
     "rfc3326_2_reason_in_bye",
 }
@@ -167,6 +174,20 @@ OVER_TCP = {
 async def test_a_call_over_tcp(case: Case, tmp_path: Path, sqlite_database: Database) -> None:
     async with sipp(case.scenario, case.sipp_calls, tmp_path, tcp=True, **case.values) as callee:
         await dial(case, callee, tmp_path, sqlite_database, "tcp")
+
+
+@pytest.mark.parametrize("tcp", [False, True])
+async def test_rfc3261_13_2_2_4_an_answer_with_its_bye_right_behind_it_is_acknowledged(
+    tcp: bool, tmp_path: Path, sqlite_database: Database
+) -> None:
+    scenario = "rfc3261_13.2.2.4_bye_behind_200"
+    async with sipp(scenario, 1, tmp_path, tcp=tcp) as callee:
+        trunk = f"sip:127.0.0.1:{callee.port};transport={'tcp' if tcp else 'udp'}"
+        async with switchboard(tmp_path, sqlite_database, trunk) as board:
+            record = await board.call()
+            report = await callee.report()
+    assert (report.exit_code, report.successful) == (0, 1), report
+    assert (record.outcome, record.attempt.ended_by) == (Outcome.ANSWERED, "far"), record
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def test_timer_e_doubles_up_to_t2_and_timer_f_gives_up() -> None:
     ]
     assert bench.events() == []
     bench.advance(0.1)
-    assert bench.events() == [Ended(call_id, "us", 16)]
+    assert bench.events() == [Ended(call_id, "us", 16, bye_unanswered=True)]
     bench.run_out()
 
 
@@ -63,5 +63,5 @@ def test_a_challenge_without_credentials_ends_the_call() -> None:
 def test_a_transport_error_ends_the_call() -> None:
     bench, call_id, _ = hung_up()
     bench.agent.transport_failed(FAR, bench.now)
-    assert bench.events() == [Ended(call_id, "us", 16)]
+    assert bench.events() == [Ended(call_id, "us", 16, bye_unanswered=True)]
     bench.run_out()

@@ -115,7 +115,7 @@ def test_a_bye_for_which_there_is_no_connection_ends_the_call_all_the_same() -> 
     bench.agent.hang_up(invite.call_id, bench.now)
     assert bench.names() == ["ACK", "BYE"]
     bench.agent.transport_failed(TCP, bench.now)
-    assert bench.events()[-1] == Ended(invite.call_id, "us", 16)
+    assert bench.events()[-1] == Ended(invite.call_id, "us", 16, bye_unanswered=True)
     bench.run_out()
 
 

@@ -32,6 +32,7 @@ NOTHING = AgentCounts(
     retransmissions=0,
     dropped=0,
     malformed=0,
+    misrouted=0,
 )
 
 

@@ -88,7 +88,7 @@ def test_nor_a_bye() -> None:
     bench.one("BYE")
     bench.sleep(40)
     assert bench.names() == []
-    assert bench.events() == [Ended(call_id, "us", 16)]
+    assert bench.events() == [Ended(call_id, "us", 16, bye_unanswered=True)]
 
 
 @pytest.mark.parametrize("allow", [(), (UPDATES,)], ids=["re-INVITE", "UPDATE"])

@@ -71,7 +71,7 @@ def test_a_re_invite_that_nobody_acknowledges_ends_the_call() -> None:
     bench.advance(32.1)
     assert bench.sent()[-1].name == "BYE"
     bench.advance(32.1)
-    assert bench.events() == [Ended(call_id, "us", None)]
+    assert bench.events() == [Ended(call_id, "us", None, bye_unanswered=True)]
 
 
 def test_we_may_hang_up_while_a_re_invite_waits_for_its_ack() -> None:

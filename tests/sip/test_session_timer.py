@@ -9,6 +9,7 @@ from bitel.sip import (
     Answered,
     Credentials,
     Ended,
+    Ending,
     Failed,
     MediaChanged,
     SessionDescription,
@@ -48,7 +49,7 @@ def ended_by_timer(bench: Bench, call_id: str) -> None:
     bye = bench.sent()[-1].request
     assert (bye.method, bye.header("reason")) == ("BYE", "Q.850;cause=102")
     bench.receive(reply(bye, 200))
-    assert bench.events() == [Ended(call_id, "us", 102)]
+    assert bench.events() == [Ending(call_id), Ended(call_id, "us", 102)]
     bench.run_out()
 
 
@@ -296,7 +297,7 @@ def test_another_refusal_is_tried_again_until_the_session_is_over() -> None:
             assert first.at == pytest.approx(1800 - 32)
             bench.receive(reply(refresh, 200))
             break
-    assert bench.events() == [Ended(call_id, "us", 102)]
+    assert bench.events() == [Ending(call_id), Ended(call_id, "us", 102, bye_unanswered=True)]
     bench.run_out()
 
 
@@ -338,7 +339,7 @@ def test_a_withheld_ack_is_waited_for() -> None:
     bench.receive(reply(invite, 200, ANSWER, headers=headers))
     bench.advance(5.5)
     assert bench.names() == []
-    bench.agent.acknowledge(call_id)
+    bench.agent.acknowledge(call_id, bench.now)
     assert bench.names() == ["ACK"]
     bench.advance(4)
     assert "BYE" in bench.names()

@@ -459,9 +459,9 @@ def test_a_bye_whose_connection_is_lost_goes_over_another() -> None:
 def test_a_request_without_length_is_refused() -> None:
     bench = Bench()
     head = request("OPTIONS").replace("Content-Length: 0\r\n", "")
-    bench.agent.refuse(head.encode(), TCP)
+    bench.agent.receive_unframed(head.encode(), TCP, 0.0)
     assert bench.one("400 OPTIONS").destination == TCP
     for hostile in (b"", b"\xff", b"SIP/2.0 200 OK\r\n\r\n", b"ACK sip:a SIP/2.0\r\n\r\n"):
-        bench.agent.refuse(hostile, TCP)
+        bench.agent.receive_unframed(hostile, TCP, 0.0)
     assert bench.names() == []
     assert bench.agent.idle()

@@ -9,13 +9,14 @@ from collections.abc import AsyncIterator
 import pytest
 import uvloop
 
-from bitel.sip import Answered, Confirmed, Ended, Event, Failed, Incoming
+from bitel.sip import Answered, Confirmed, Ended, Event, Failed, Incoming, UserAgent
 from bitel.sip.client_transaction import MAX_UDP
 from bitel.sip.grammar import Address, Transport
+from bitel.sip.message import Request, parse
 from bitel.transports.liveness import StreamLimits
 from bitel.transports.sip_transport import SipTransport
 from tests.prerequisites import need_ipv6
-from tests.sip.far_end import request
+from tests.sip.far_end import ANSWER, reply, request, within
 from tests.sip.party import Party, agent_at, answers, one_call
 
 LOCALHOST = "127.0.0.1"
@@ -403,3 +404,93 @@ async def test_close_ends_every_connection(caller: Party) -> None:
         caller.invite(server.address)
         await caller.transport.close()
         assert (await peer.at_end()).startswith(b"INVITE "), "what was queued is sent"
+
+
+# Messages whose end can't be found
+
+
+def without_length(message: str) -> bytes:
+    head, _, body = message.partition("\r\n\r\n")
+    lines = [line for line in head.split("\r\n") if not line.startswith("Content-Length")]
+    return ("\r\n".join(lines) + "\r\n\r\n" + body).encode()
+
+
+async def called(caller: Party, server: Server) -> tuple[str, Request, Peer]:
+    """A call placed over TCP, and its INVITE at the far end."""
+    call_id = caller.invite(server.address)
+    peer = await server.peer()
+    head = await peer.read_until(b"\r\n\r\n")
+    invite = parse(head.replace(b"Content-Length", b"X-Length"))
+    assert isinstance(invite, Request)
+    await peer.reader.readexactly(int(invite.header("x-length")))
+    return call_id, invite, peer
+
+
+@pytest.mark.parametrize(
+    "length", ["", "Content-Length: x\r\n", "Content-Length: 1\r\nl: 2\r\n", "l: 70000\r\n"]
+)
+async def test_a_bye_without_a_usable_length_ends_the_call(caller: Party, length: str) -> None:
+    async with Server() as server:
+        call_id, invite, peer = await called(caller, server)
+        contact = (f"Contact: <sip:far@127.0.0.1:{server.address.port};transport=tcp>",)
+        peer.writer.write(reply(invite, 200, ANSWER, headers=contact).encode())
+        assert (await peer.read_until(b"\r\n\r\n")).startswith(b"ACK ")
+        bye = within(invite, "BYE", 1, via="SIP/2.0/TCP 127.0.0.1:5060")
+        peer.writer.write(bye.replace("Content-Length: 0\r\n", length).encode())
+        assert (await peer.at_end()).startswith(b"SIP/2.0 200 ")
+        assert await caller.until(Ended) == Ended(call_id, "far", None)
+
+
+async def test_an_answer_without_a_length_is_acknowledged_and_the_call_goes_on(
+    caller: Party,
+) -> None:
+    """The connection was ours; it is closed after the ACK, and the BYE takes another one."""
+    async with Server() as server:
+        call_id, invite, peer = await called(caller, server)
+        contact = (f"Contact: <sip:far@127.0.0.1:{server.address.port};transport=tcp>",)
+        peer.writer.write(without_length(reply(invite, 200, ANSWER, headers=contact)))
+        assert (await peer.at_end()).startswith(b"ACK ")
+        await caller.until(Answered)
+        caller.transport.agent.hang_up(call_id, caller.transport.now())
+        caller.transport.flush()
+        second = await server.peer()
+        bye = parse(await second.read_until(b"\r\n\r\n"))
+        assert isinstance(bye, Request)
+        assert bye.method == "BYE"
+        second.writer.write(reply(bye, 200).encode())
+        assert await caller.until(Ended) == Ended(call_id, "us", 16)
+
+
+async def test_an_answer_without_a_length_and_its_bye_in_one_segment(caller: Party) -> None:
+    async with Server() as server:
+        call_id, invite, peer = await called(caller, server)
+        contact = (f"Contact: <sip:far@127.0.0.1:{server.address.port};transport=tcp>",)
+        bye = within(invite, "BYE", 1, via="SIP/2.0/TCP 127.0.0.1:5060")
+        answer = without_length(reply(invite, 200, ANSWER, headers=contact))
+        peer.writer.write(answer + bye.encode())
+        left = await peer.at_end()
+        assert left.startswith(b"ACK ")
+        assert b"SIP/2.0 200 " in left
+        await caller.until(Answered)
+        assert await caller.until(Ended) == Ended(call_id, "far", None)
+
+
+async def test_a_fault_with_one_message_does_not_lose_the_others(
+    callee: Party, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    receive = callee.transport.agent.receive_datagram
+
+    def fail_for_one(agent: UserAgent, data: bytes, source: Address, now: float) -> None:
+        if b"z9hG4bKbad" in data:
+            raise RuntimeError("a fault")
+        receive(data, source, now)
+
+    monkeypatch.setattr(UserAgent, "receive_datagram", fail_for_one)
+    peer = await Peer.connect(callee)
+    for branch in ("z9hG4bKbad", "z9hG4bKgood"):
+        peer.writer.write(
+            request("OPTIONS", branch=branch, via="SIP/2.0/TCP 127.0.0.1:5060").encode()
+        )
+    assert b"z9hG4bKgood" in await peer.read_until(b"\r\n\r\n")
+    assert "a fault" in caplog.text
+    await peer.close()

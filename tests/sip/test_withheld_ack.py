@@ -24,9 +24,9 @@ def test_neither_the_answer_nor_its_repetition_draws_it_out() -> None:
 
 def test_it_leaves_once_when_told_and_again_for_each_repeated_answer() -> None:
     bench, call_id, ok = answered()
-    bench.agent.acknowledge(call_id)
+    bench.agent.acknowledge(call_id, bench.now)
     first = bench.one("ACK")
-    bench.agent.acknowledge(call_id)
+    bench.agent.acknowledge(call_id, bench.now)
     assert bench.names() == []
     bench.receive(ok)
     assert bench.one("ACK").data == first.data
@@ -51,5 +51,5 @@ def test_acknowledging_a_call_that_is_over_does_nothing() -> None:
     bench.advance(40)
     assert [type(event) for event in bench.events()] == [Ended]
     bench.names()
-    bench.agent.acknowledge(call_id)
+    bench.agent.acknowledge(call_id, bench.now)
     assert bench.names() == []

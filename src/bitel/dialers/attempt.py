@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 from typing import Final, Literal
@@ -94,13 +93,10 @@ class Attempt:
             self._rang(self.now())
             self._rang = None
 
-    def far_end_left(self, ended: asyncio.Future[Ended]) -> None:
-        """What it is played, if anything, is over with this moment.
-
-        Or was so when a BYE was sent that no one here asked for, as when a session expires.
-        """
+    def call_is_ending(self, _: object) -> None:
+        """End what is played, if anything, with this moment."""
         if self.talk is not None and not self.talk.over.done():
-            self.left_at = self.now() - ended.result().bye_for
+            self.left_at = self.now()
             self.talk.stop()
 
     def over(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from bitel.dialers.media_address import MediaAddresses, Resolve
 from bitel.rtp.dtmf import MAX_DIGITS
-from bitel.sip import Answered, Ended, Event, Failed, KeyedDigits, MediaChanged, Provisional
+from bitel.sip import Answered, Ended, Ending, Event, Failed, KeyedDigits, MediaChanged, Provisional
 from bitel.sip.sdp import Agreed
 
 
@@ -25,6 +25,7 @@ class Leg:
         "digits",
         "digits_at",
         "ended",
+        "ending",
     )
 
     def __init__(self, call_id: str, ringing: Callable[[], None], resolve: Resolve) -> None:
@@ -34,6 +35,8 @@ class Leg:
         self.call_id = call_id
         self._ringing: Callable[[], None] | None = ringing
         self.decided: asyncio.Future[Answered | Failed] = loop.create_future()
+        self.ending: asyncio.Future[None] = loop.create_future()
+        """Done when the call begins to end, unless we hang up: nothing more is to be played."""
         self.ended: asyncio.Future[Ended] = loop.create_future()
         self.digits = ""
         """Those that were keyed and came by INFO, whether anything is played or not."""
@@ -67,7 +70,10 @@ class Leg:
                     self._addresses.prepare(event.answer)
                 if 180 <= event.code <= 189 and self._ringing is not None:
                     self._ringing()
+            case Ending():
+                self._begin_to_end()
             case Ended() if not self.ended.done():
+                self._begin_to_end()
                 self.ended.set_result(event)
             case MediaChanged():
                 self._addresses.follow(event, self._change_media)
@@ -77,6 +83,10 @@ class Leg:
                 self.digits = (self.digits + event.digits)[:MAX_DIGITS]
             case _:
                 pass
+
+    def _begin_to_end(self) -> None:
+        if not self.ending.done():
+            self.ending.set_result(None)
 
     def _change_media(self, changed: MediaChanged) -> None:
         self._media = changed

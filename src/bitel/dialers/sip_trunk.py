@@ -274,7 +274,7 @@ class SipTrunkDialer:
             await self._end(attempt, leg)
             # The phone rang and was picked up: this must not happen again and again.
             return attempt.over(Outcome.RANG_THEN_FAILED, "the answer could not be recorded", 200)
-        self._sip.agent.acknowledge(leg.call_id)
+        self._sip.agent.acknowledge(leg.call_id, self._sip.now())
         self._sip.flush()
         return await self._play(attempt, leg, agreed, playlists[agreed.codec_name], port)
 
@@ -282,17 +282,17 @@ class SipTrunkDialer:
         self, attempt: Attempt, leg: Leg, agreed: Agreed, playlist: Playlist, port: int
     ) -> Attempted:
         """Send the clips, until they or the call are over."""
-        if leg.ended.done() or attempt.called_off:
+        if leg.ending.done() or attempt.called_off:
             # Gone while the answer was made durable: nobody is there to hear anything.
             return await self._finish(attempt, leg, played=False)
         patience = Patience(self._config.media_timeout)
         talk = attempt.talk = Talk(self._streamer, patience, self._config.latch)
         talk.begin(port, agreed, playlist)
         leg.follow_media(talk.follow)
-        leg.ended.add_done_callback(attempt.far_end_left)
+        leg.ending.add_done_callback(attempt.call_is_ending)
         report = await talk.over
         attempt.stopped_at = attempt.now()
-        wanted = talk.why or attempt.called_off or leg.ended.done()
+        wanted = talk.why or attempt.called_off or leg.ending.done()
         if not report.finished and not wanted:
             await self._end(attempt, leg)
             return attempt.over(Outcome.CUT_OFF, detail=report.error, sip_code=200, ended_by="us")

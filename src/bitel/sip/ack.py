@@ -9,33 +9,42 @@ if TYPE_CHECKING:
     from bitel.sip.grammar import Address
 
 
-class Ack:
-    """An ACK that may be held back for a while.
+LOST_AFTER = 16
+"""Times T1 after our ACK, at which a 2xx that still comes says that the far end lacks the ACK: its
+2xx was repeated four times by then (§13.3.1.4), and each was acknowledged."""
 
-    As long as it is, the far end repeats its 2xx, and it gives the call up by itself after 64·T1
-    (§13.3.1.4): a caller that dies meanwhile leaves nobody behind on a line that stays open.
+
+class Ack:
+    """An ACK that may be withheld for a while.
+
+    As long as it is, the far end repeats its 2xx, and ends the call by itself after 64*T1
+    (§13.3.1.4): the call does not stay up where this process ends meanwhile.
     """
 
-    __slots__ = ("_core", "_data", "_destination", "_sent")
+    __slots__ = ("_core", "_data", "_destination", "_sent_at", "invite_cseq", "is_lost")
 
-    def __init__(self, core: Core, data: bytes, destination: Address) -> None:
+    def __init__(self, core: Core, invite_cseq: int, data: bytes, destination: Address) -> None:
         self._core = core
         self._data = data
         self._destination = destination
-        self._sent = False
+        self._sent_at: float | None = None
+        self.invite_cseq = invite_cseq
+        self.is_lost = False
+        """Whether the 2xx was repeated 16*T1 or more after the ACK had been sent."""
 
     @property
-    def held_back(self) -> bool:
-        return not self._sent
+    def is_withheld(self) -> bool:
+        return self._sent_at is None
 
-    def send(self) -> None:
+    def send(self, now: float) -> None:
         """Send it, unless it has been sent."""
-        if not self._sent:
-            self._sent = True
+        if self._sent_at is None:
+            self._sent_at = now
             self._core.send(self._data, self._destination)
 
-    def answer_repeated(self) -> None:
-        """The 2xx came again: so does the ACK, if it was not still held back."""
-        if self._sent:
+    def answer_repeated(self, now: float) -> None:
+        """Send it again, as the 2xx came again, unless it is still withheld."""
+        if self._sent_at is not None:
+            self.is_lost |= now - self._sent_at >= LOST_AFTER * self._core.config.t1
             self._core.retransmissions += 1
             self._core.send(self._data, self._destination)

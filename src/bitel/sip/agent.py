@@ -21,10 +21,15 @@ from bitel.sip.core import Core
 from bitel.sip.events import Event
 from bitel.sip.grammar import Address, HostPort
 from bitel.sip.incoming_call import IncomingCall
-from bitel.sip.message import MessageError, Request, Response, parse
+from bitel.sip.message import BodyLengthError, MessageError, Response, parse
 from bitel.sip.outgoing_call import Invitation, OutgoingCall
 from bitel.sip.outgoing_request import OutgoingRequest, RequestUnderWay
-from bitel.sip.router import receive_malformed, receive_request
+from bitel.sip.router import (
+    always_taken,
+    receive_malformed,
+    receive_request,
+    receive_response,
+)
 from bitel.sip.sdp import SessionDescription
 from bitel.sip.session import Session
 
@@ -33,7 +38,9 @@ from bitel.sip.session import Session
 class AgentCounts:
     """How much is going on. `dialogs` are calls in any phase, early ones included.
 
-    The last three count up from the agent's start.
+    The last four count up from the agent's start: messages sent again, messages dropped as too
+    many waited to be sent, messages that can't be read, and responses dropped as their Via headers
+    say that they are not for us (RFC 3261 §8.1.3.3, §18.1.2).
     """
 
     dialogs: int
@@ -43,6 +50,7 @@ class AgentCounts:
     retransmissions: int
     dropped: int
     malformed: int
+    misrouted: int
 
 
 class UserAgent:
@@ -68,7 +76,11 @@ class UserAgent:
     # The five verbs
 
     def receive_datagram(self, data: bytes, source: Address, now: float) -> None:
-        """Take whatever came. Never raises: what is not SIP is counted and dropped."""
+        """Take a message. One that is not SIP is counted and dropped.
+
+        A message that makes the agent fail unexpectedly raises; it leaves no transaction, call or
+        timer behind, and the agent goes on with the next one.
+        """
         core = self._core
         if len(data) <= 4 and not data.strip(b"\r\n\0"):
             return  # a keep-alive (RFC 5626 §3.5.1)
@@ -76,20 +88,40 @@ class UserAgent:
             message = parse(data)
         except MessageError as error:
             core.malformed += 1
+            if isinstance(error, BodyLengthError) and always_taken(error.message):
+                receive_request(core, error.message, source, now)
+            else:
+                receive_malformed(core, error, source)
+            return
+        if isinstance(message, Response):
+            receive_response(core, message, source, now)
+        else:
+            receive_request(core, message, source, now)
+
+    def receive_unframed(self, data: bytes, source: Address, now: float) -> None:
+        """Take a message of a stream whose end can't be found, as its Content-Length is missing or
+        can't be read (RFC 3261 §18.3). `data` is what was received of it.
+
+        A BYE, a CANCEL, an ACK and a response are taken, with all that follows their head as body:
+        a call must not stay up, nor a 2xx unacknowledged, for a header that is missing. Any other
+        request is answered with 400. The caller then closes the connection.
+        """
+        core = self._core
+        core.malformed += 1
+        try:
+            message = parse(data)
+        except BodyLengthError as error:
+            message = error.message
+        except MessageError as error:
             receive_malformed(core, error, source)
             return
-        if not isinstance(message, Response):
+        if isinstance(message, Response):
+            receive_response(core, message, source, now)
+        elif always_taken(message):
             receive_request(core, message, source, now)
-            return
-        transaction = core.client_transactions.get((message.branch, message.cseq_method))
-        if transaction is not None:
-            transaction.receive(message, source, now)
-        elif message.cseq_method == "INVITE" and message.code < 300:
-            given_up = core.remembered.get(message.call_id)
-            if given_up is not None and message.code < 200:
-                given_up.receive_late_provisional(message, source, now)
-            elif given_up is not None:
-                given_up.receive_late_success(message, source, now)
+        else:
+            fault = MessageError("its Content-Length is missing or can't be read", message)
+            receive_malformed(core, fault, source)
 
     def datagrams_to_send(self) -> list[tuple[bytes, Address]]:
         """What must leave now, with its destinations. Each is given out once."""
@@ -143,24 +175,13 @@ class UserAgent:
         for transaction in list(self._core.unanswered.get(destination, ())):
             transaction.transport_failed(now, lost=lost, unacknowledged=unacknowledged, moved=moved)
 
-    def refuse(self, head: bytes, source: Address) -> None:
-        """Answer a request with 400 whose end can't be found in the stream that it came by."""
-        try:
-            message = parse(head)
-        except MessageError as error:
-            receive_malformed(self._core, error, source)
-        else:
-            if isinstance(message, Request):
-                fault = MessageError("its Content-Length is missing or wrong", message)
-                receive_malformed(self._core, fault, source)
-        self._core.malformed += 1
-
     # Placing calls
 
     def invite(self, invitation: Invitation, now: float) -> str:
         """Place a call. Returns its Call-ID, the call's handle from here on.
 
-        Raises ValueError where a text of the invitation holds a line break.
+        Raises ValueError where a text of the invitation holds a line break or can't be encoded,
+        or where the INVITE would be longer than 65,535 bytes. There is no call then.
         """
         return OutgoingCall(self._core, invitation, now).call_id
 
@@ -197,11 +218,11 @@ class UserAgent:
             if isinstance(call, OutgoingCall):
                 call.stop_repeating()
 
-    def acknowledge(self, call_id: str) -> None:
+    def acknowledge(self, call_id: str, now: float) -> None:
         """Send the ACK that the call's invitation asked to withhold. Else does nothing."""
         call = self._core.calls.get(call_id)
         if isinstance(call, Session):
-            call.acknowledge()
+            call.acknowledge(now)
 
     def hang_up(self, call_id: str, now: float, q850: int | None = 16) -> None:
         """End a call: BYE, or as `cancel` before the answer. After the end does nothing.
@@ -263,4 +284,5 @@ class UserAgent:
             retransmissions=core.retransmissions,
             dropped=core.dropped,
             malformed=core.malformed,
+            misrouted=core.misrouted,
         )

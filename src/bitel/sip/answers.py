@@ -13,10 +13,11 @@ from bitel.sip.early_dialog import EarlyDialog
 from bitel.sip.grammar import Address, Transport
 from bitel.sip.message import Response
 from bitel.sip.requests import ClientRequest
-from bitel.sip.session import send_bye
+from bitel.sip.session import end_unwanted, send_bye
 
 MAX_FORKS = 8
-"""How many of the phones that a proxy rang at once are dealt with; others are left alone."""
+"""Phones that a proxy rang at once of which state is kept. A 2xx of any other one is acknowledged
+and ended without: each time that it comes, with one ACK and one BYE."""
 
 
 class Answers:
@@ -56,16 +57,22 @@ class Answers:
         self._early = early or None
         self._acks: tuple[tuple[str, Ack], ...] = ()
 
-    def take(self, response: Response, source: Address) -> Answer | None:
+    def take(self, response: Response, source: Address, now: float) -> Answer | None:
         """The dialog that a 2xx makes, with its ACK still to be sent.
 
-        None for one that was taken before, which is acknowledged again, and for one too many.
+        None for one that was taken before, which is acknowledged again, and for one too many,
+        which is ended.
         """
         for tag, ack in self._acks:
             if tag == response.to_tag:
-                ack.answer_repeated()
+                ack.answer_repeated(now)
                 return None
         if len(self._acks) >= MAX_FORKS:
+            end_unwanted(
+                self._core,
+                dialog_of(self._core, self.request, self._destination, response, source),
+                self.request.cseq,
+            )
             return None
         dialog = dialog_of(self._core, self.request, self._destination, response, source)
         early = self._early.get(response.to_tag) if self._early else None
@@ -77,20 +84,21 @@ class Answers:
             authentication = None
         credentials = self._credentials if authentication else ()
         via = self._core.new_via(dialog.next_hop.transport)
-        ack = Ack(self._core, *dialog.ack(self.request.cseq, via, credentials))
+        data, next_hop = dialog.ack(self.request.cseq, via, credentials)
+        ack = Ack(self._core, self.request.cseq, data, next_hop)
         self._acks += ((response.to_tag, ack),)
         return dialog, ack, authentication
 
     def refuse(self, response: Response, source: Address, now: float) -> None:
-        """Acknowledge a 2xx that nobody wants, and hang up."""
-        taken = self.take(response, source)
+        """Acknowledge a 2xx that is of no use, and hang up."""
+        taken = self.take(response, source, now)
         if taken is not None:
             self.hang_up(taken, now)
 
     def hang_up(self, taken: Answer, now: float) -> None:
         """Acknowledge and end a dialog that can't be used."""
         dialog, ack, authentication = taken
-        ack.send()
+        ack.send(now)
         send_bye(self._core, NOBODY, dialog, now, None, authentication)
 
     # What comes once the call is answered, in the Accepted state of RFC 6026

@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 from bitel.sip.core import Core
 from bitel.sip.grammar import Address, Transport
-from bitel.sip.message import Response
+from bitel.sip.message import MAX_DATAGRAM, Response
 from bitel.sip.requests import ClientRequest
 from bitel.sip.timers import Timer, is_due
 from bitel.sip.transaction_tables import (
@@ -120,6 +120,8 @@ class ClientTransaction:
         self.request: ClientRequest
         self.destination: Address
         data = request.to_bytes()
+        if len(data) > MAX_DATAGRAM:
+            raise ValueError(f"a request of {len(data)} bytes is longer than {MAX_DATAGRAM}")
         if len(data) > MAX_UDP and destination.transport is _UDP and core.has_tcp(destination, now):
             self._by_udp = destination
             destination = destination._replace(transport=Transport.TCP)
@@ -266,6 +268,19 @@ class ClientTransaction:
             self._core.miss_tcp(self._by_udp, now)
         if state is not before:
             self._enter(state)
+        try:
+            self._act(actions, now, response, source)
+        finally:  # also where the user fails
+            if state is not before:
+                self._let_go()
+
+    def _act(
+        self,
+        actions: tuple[Action, ...],
+        now: float,
+        response: Response | None,
+        source: Address,
+    ) -> None:
         for action in actions:
             if action is _TELL:
                 if response is not None:
@@ -286,8 +301,6 @@ class ClientTransaction:
                 self._user.transaction_failed(self, "transport", now)
             else:
                 self._start(action, now)
-        if state is not before:
-            self._let_go()
 
     def _enter(self, state: State) -> None:
         before = self.state

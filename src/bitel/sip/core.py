@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bitel.sip.client_transaction import ClientTransaction
     from bitel.sip.message import Request
     from bitel.sip.outgoing_call import OutgoingCall
-    from bitel.sip.server_transaction import ServerKey, ServerTransaction
+    from bitel.sip.server_transaction import MergeKey, ServerKey, ServerTransaction
 
 
 WITHOUT_TCP = 600.0
@@ -29,10 +29,21 @@ MAX_WITHOUT_TCP = 1000
 class Call(Protocol):
     """A call in one of its phases: placed, incoming, or a session that was answered."""
 
+    call_id: str
+    """Its handle in the user's verbs and in events: its Call-ID, or that with a suffix where
+    another call with the same Call-ID was running."""
+
+    @property
+    def local_tag(self) -> str:
+        """Our tag in its dialogs."""
+
+    def matches(self, request: Request) -> bool:
+        """Whether a request with its Call-ID is within its dialog (§12.2.2)."""
+
     def receive_request(
         self, request: Request, transaction: ServerTransaction, source: Address, now: float
     ) -> None:
-        """Answer a request that came within the call (its To has a tag)."""
+        """Answer a request that came within the call: one that `matches`."""
 
     def receive_ack(self, request: Request, now: float) -> None:
         """Take the ACK of a 2xx."""
@@ -47,6 +58,7 @@ class Core:
     __slots__ = (
         "_about_us",
         "_contacts",
+        "_handles",
         "_vias",
         "calls",
         "client_transactions",
@@ -54,8 +66,10 @@ class Core:
         "dropped",
         "early_calls",
         "events",
+        "invites_under_way",
         "long_wait",
         "malformed",
+        "misrouted",
         "outbox",
         "remembered",
         "retransmissions",
@@ -80,15 +94,21 @@ class Core:
         # Messages that are not to leave any more, should they still wait for a connection.
         self.taken_back: deque[tuple[bytes, Address]] = deque(maxlen=config.max_queued_datagrams)
         self.events: deque[Event] = deque()
+        # By their handles.
         self.calls: dict[str, Call] = {}
+        # The handles that are no Call-IDs, by Call-ID and our tag.
+        self._handles: dict[tuple[str, str], str] = {}
         self.client_transactions: dict[tuple[str, str], ClientTransaction] = {}
         self.server_transactions: dict[ServerKey, ServerTransaction] = {}
+        # Those of INVITEs outside a dialog, by what copies of one have in common (§8.2.2.2).
+        self.invites_under_way: dict[MergeKey, ServerTransaction] = {}
         # By destination, those that an ICMP error or a lost connection there concerns: requests
         # without an answer, and over streams also INVITEs with no final one.
         self.unanswered: dict[Address, dict[ClientTransaction, None]] = {}
         # Calls that were given up, kept for an answer that comes too late, oldest first.
         self.remembered: dict[str, OutgoingCall] = {}
-        self.early_calls = self.retransmissions = self.dropped = self.malformed = 0
+        self.early_calls = self.retransmissions = 0
+        self.dropped = self.malformed = self.misrouted = 0
         self.user_agent = ("User-Agent", config.user_agent)
         self.user_agent_line = f"User-Agent: {config.user_agent}\r\n"
         # Destinations by UDP that have no TCP, and until when that is taken to be so.
@@ -107,6 +127,29 @@ class Core:
             each: f"Contact: {contact}\r\nAllow: {ALLOW}\r\n{self.user_agent_line}"
             for each, (_, contact) in self._contacts.items()
         }
+
+    def call_of(self, request: Request) -> Call | None:
+        """The call within whose dialog a request is, by its Call-ID and tags (§12.2.2)."""
+        call = self.calls.get(request.call_id)
+        if call is None or not call.matches(request):
+            handle = self._handles.get((request.call_id, request.to_tag))
+            call = None if handle is None else self.calls.get(handle)
+        return call if call is not None and call.matches(request) else None
+
+    def new_handle(self, call_id: str, local_tag: str) -> str:
+        """The handle of a new incoming call: its Call-ID, unless a running call has that."""
+        if call_id not in self.calls:
+            return call_id
+        handle = f"{call_id};{local_tag}"
+        self._handles[call_id, local_tag] = handle
+        return handle
+
+    def remove_call(self, call: Call) -> None:
+        """Forget a call that is over."""
+        del self.calls[call.call_id]
+        if self._handles and call.call_id.endswith(f";{call.local_tag}"):
+            call_id = call.call_id.removesuffix(f";{call.local_tag}")
+            self._handles.pop((call_id, call.local_tag), None)
 
     def send(self, data: bytes, destination: Address) -> None:
         if len(self.outbox) < self.config.max_queued_datagrams:

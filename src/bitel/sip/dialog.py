@@ -133,6 +133,22 @@ class Dialog:
             to_source=to_source,
         )
 
+    def fork(self, response: Response, source: Address) -> Dialog:
+        """The dialog that the 2xx of another phone to the same INVITE of ours makes (§13.2.2.4)."""
+        routes: tuple[str, ...] = ()
+        if "record-route" in response:
+            routes = tuple(reversed(response.values("record-route")[-MAX_ROUTES:]))
+        return Dialog(
+            self.call_id,
+            (self._local_value, self.local_tag),
+            (response.header("to"), response.to_tag),
+            routes,
+            contact_of(response) or self.request_uri,
+            source,
+            self._domain,
+            (response.cseq, None),
+        )
+
     def matches(self, request: Request) -> bool:
         """Whether a request of the far end is of this dialog."""
         return request.to_tag == self.local_tag and request.from_tag == self.remote_tag

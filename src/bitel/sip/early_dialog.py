@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from bitel.sip.authentication import Authentication, is_challenge
+from bitel.sip.authentication import Authentication, Tries, is_challenge
 from bitel.sip.body import session_description_of
 from bitel.sip.client_transaction import ClientTransaction
 from bitel.sip.core import Core
@@ -96,20 +96,18 @@ class EarlyDialog:
         return True
 
     def acknowledge(self, response: Response, rseq: int, now: float) -> bool:
-        """Send PRACK, if this is the first or the next response (RFC 3262 §4).
+        """Send PRACK, if this is the first or the next response (RFC 3262 §4); whether it is.
 
         A repeated one is passed over: its PRACK repeats itself. One that came before its turn
-        will be repeated by who sent it. Returns whether it carried the answer to our offer.
+        will be repeated by its sender. Neither must be processed any further.
         """
         if self._count >= MAX_RELIABLE or (self._last_rseq and rseq != self._last_rseq + 1):
             return False
         self._count += 1
         self._last_rseq = rseq
-        is_answer = self.take_answer(response, reliable=True)
-        if self._authentication is not None:
-            self._authentication.begin_request()
-        self._send_prack(f"{rseq} {response.cseq} INVITE", now)
-        return is_answer
+        rack = f"{rseq} {response.cseq} INVITE"
+        _Prack(self._core, self.dialog, self._authentication, rack).send(now)
+        return True
 
     # Requests of the far end
 
@@ -163,7 +161,29 @@ class EarlyDialog:
     def _contact(self) -> tuple[str, str]:
         return self._core.contact_by(self.dialog.fallback.transport)
 
-    # Our PRACK
+
+class _Prack:
+    """The PRACK of one response, sent once more with credentials where those are demanded."""
+
+    __slots__ = ("_authentication", "_core", "_dialog", "_rack", "_tries")
+
+    def __init__(
+        self, core: Core, dialog: Dialog, authentication: Authentication | None, rack: str
+    ) -> None:
+        self._core = core
+        self._dialog = dialog
+        self._authentication = authentication
+        self._rack = rack
+        self._tries = Tries()
+
+    def send(self, now: float) -> None:
+        headers = [("RAck", self._rack), self._core.user_agent]
+        if self._authentication is not None:
+            headers += self._authentication.headers("PRACK", self._dialog.request_uri)
+        request, destination = self._dialog.next_request(
+            "PRACK", self._core.new_via(self._dialog.next_hop.transport), tuple(headers)
+        )
+        ClientTransaction(self._core, self, request, destination, now)
 
     def receive_response(
         self, transaction: ClientTransaction, response: Response, source: Address, now: float
@@ -171,23 +191,13 @@ class EarlyDialog:
         """Answer a challenge. Any other answer changes nothing: the INVITE's own will come."""
         if not is_challenge(response.code) or self._authentication is None:
             return
-        rack = dict(transaction.request.headers)["RAck"]
-        if self._authentication.learn(response, self._core.new_token()):
-            self._send_prack(rack, now)
+        if self._authentication.learn(response, self._core.new_token(), self._tries):
+            self.send(now)
 
     def transaction_failed(
         self, transaction: ClientTransaction, why: Literal["timeout", "transport"], now: float
     ) -> None:
         """The far end gives its INVITE up by itself when no PRACK comes (§3)."""
-
-    def _send_prack(self, rack: str, now: float) -> None:
-        headers = [("RAck", rack), self._core.user_agent]
-        if self._authentication is not None:
-            headers += self._authentication.headers("PRACK", self.dialog.request_uri)
-        request, destination = self.dialog.next_request(
-            "PRACK", self._core.new_via(self.dialog.next_hop.transport), tuple(headers)
-        )
-        ClientTransaction(self._core, self, request, destination, now)
 
 
 def description_in(response: Response) -> SessionDescription | None:

@@ -76,6 +76,16 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
+class Ending:
+    """We have sent BYE in an answered call that was not kept alive (RFC 4028 §10); `Ended` follows.
+
+    There is none where the user of the agent has hung up.
+    """
+
+    call_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """An answered call is over. By "us" it comes when our BYE's transaction has ended."""
 
@@ -86,8 +96,6 @@ class Ended:
     """Whether our BYE got no response."""
     ack_lost: bool = False
     """Whether the far end went on repeating its 2xx after our ACK."""
-    bye_for: float = 0.0
-    """Seconds from our first BYE, whatever it was sent for, to this; 0 where there was none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +166,7 @@ Event = (
     Provisional
     | Answered
     | Failed
+    | Ending
     | Ended
     | MediaChanged
     | KeyedDigits

@@ -12,7 +12,10 @@ _END = b"\r\n\r\n"
 _FOLD = re.compile(rb"\r?\n[ \t]+")
 _LENGTH = re.compile(rb"^(?:content-length|l)[ \t]*:(.*?)\r?$", re.IGNORECASE | re.MULTILINE)
 _FIRST_LINE = re.compile(rb"SIP/2\.0 |[^\s]+ [^\r\n]+ SIP/2\.0[ \t]*\Z", re.IGNORECASE)
+_START_LINE = re.compile(rb"^(?:SIP/2\.0 [1-6]\d\d |[A-Z]{1,32} [^\s]+ SIP/2\.0\r?$)", re.MULTILINE)
 _CR, _LF = b"\r\n"
+MAX_UNFRAMED = 16
+"""Messages that are read from the end of a stream that can't be framed any further."""
 
 
 class KeepAlive(Enum):
@@ -28,12 +31,13 @@ class KeepAlive(Enum):
 class FramingError(ValueError):
     """The stream can't be cut any further and has to be closed.
 
-    `head` is the message whose end can't be found, "" where there is none.
+    `messages` are what was received from the message on whose end can't be found, cut before each
+    line that looks like a start line; () where no head of a message is whole.
     """
 
-    def __init__(self, sentence: str, head: bytes = b"") -> None:
+    def __init__(self, sentence: str, messages: tuple[bytes, ...] = ()) -> None:
         super().__init__(sentence)
-        self.head = head
+        self.messages = messages
 
 
 class Framer:
@@ -94,15 +98,25 @@ class Framer:
                 raise FramingError(f"a message's headers are longer than {MAX_HEAD} bytes")
             return None
         head = bytes(memoryview(buffer)[: end + len(_END)])
-        lengths = _LENGTH.findall(_FOLD.sub(b" ", head))
-        if len(lengths) != 1:
-            raise FramingError("a message on a stream needs one Content-Length", head)
-        text = lengths[0].strip()
-        if not (text.isdigit() and len(text) <= 6):
-            raise FramingError("the Content-Length is not a number", head)
-        if len(head) + int(text) > MAX_DATAGRAM:
-            raise FramingError(f"a message is longer than {MAX_DATAGRAM} bytes", head)
-        return len(head) + int(text)
+        lengths = {text.strip() for text in _LENGTH.findall(_FOLD.sub(b" ", head))}
+        if not lengths:
+            raise FramingError("a message on a stream needs a Content-Length", self._unframed())
+        if not all(text.isdigit() and len(text) <= 6 for text in lengths):
+            raise FramingError("the Content-Length is not a number", self._unframed())
+        sizes = {int(text) for text in lengths}
+        if len(sizes) > 1:
+            raise FramingError("the Content-Length is given twice, and differs", self._unframed())
+        size = len(head) + sizes.pop()
+        if size > MAX_DATAGRAM:
+            raise FramingError(f"a message is longer than {MAX_DATAGRAM} bytes", self._unframed())
+        return size
+
+    def _unframed(self) -> tuple[bytes, ...]:
+        rest = bytes(memoryview(self._buffer)[:MAX_DATAGRAM])
+        starts = [match.start() for match in _START_LINE.finditer(rest, 1)][: MAX_UNFRAMED - 1]
+        return tuple(
+            rest[begin:end] for begin, end in zip([0, *starts], [*starts, len(rest)], strict=True)
+        )
 
     def _check_first_line(self) -> bool:
         """Whether the first line is there; one that is not SIP's ends the stream at once."""

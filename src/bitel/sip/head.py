@@ -48,17 +48,14 @@ class Layout:
 
     `places` are the lines of each header. `essentials` takes the first Via, From, To, Call-ID and
     CSeq out of the lines; it is None where there are none, or more than one of those but Via.
-    `length` is the line of the only Content-Length, None where there is none, or more than one.
     `is_folded` says that lines go on with the one before, and have to be joined first.
     """
 
-    __slots__ = ("essentials", "is_folded", "length", "places")
+    __slots__ = ("essentials", "is_folded", "places")
 
     def __init__(self, places: dict[str, tuple[int, ...]], *, is_folded: bool = False) -> None:
         self.places = places
         self.is_folded = is_folded
-        lengths = places.get("content-length", ())
-        self.length = lengths[0] if len(lengths) == 1 else None
         single = all(len(places.get(name, ())) == 1 for name in _ESSENTIAL[1:])
         whole = single and "via" in places
         self.essentials: Essentials | None = (

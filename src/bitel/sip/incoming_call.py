@@ -37,21 +37,27 @@ class IncomingCall:
         self._offer = offer
         self._latest = request
         """The caller's last request in the early dialog, by CSeq."""
-        self.call_id = request.call_id
+        number, from_user = printable(user_of(request.uri)), printable(_from_user(request))
+        headers = tuple((n, printable(v)) for n, values in request.headers.items() for v in values)
+        # Nothing that may fail comes after this.
+        transaction.respond(100, now)
+        self.call_id = core.new_handle(request.call_id, transaction.to_tag)
         self._timer = core.timers.start(now, core.config.early_limit, self, "left too long")
         core.calls[self.call_id] = self
         core.early_calls += 1
         transaction.user = self
-        transaction.respond(100, now)
         core.events.append(
-            Incoming(
-                self.call_id,
-                printable(user_of(request.uri)),
-                printable(_from_user(request)),
-                offer,
-                transaction.source,
-                tuple((n, printable(v)) for n, values in request.headers.items() for v in values),
-            )
+            Incoming(self.call_id, number, from_user, offer, transaction.source, headers)
+        )
+
+    @property
+    def local_tag(self) -> str:
+        return self._transaction.to_tag
+
+    def matches(self, request: Request) -> bool:
+        return (request.to_tag, request.from_tag) == (
+            self._transaction.to_tag,
+            self._transaction.request.from_tag,
         )
 
     # What the user asks for
@@ -68,7 +74,6 @@ class IncomingCall:
 
     def accept(self, answer: SessionDescription, now: float) -> None:
         """Send 200 with our SDP, and become a session."""
-        self._leave()
         dialog = Dialog.of_callee(
             self._transaction.request,
             self._transaction.to_tag,
@@ -78,10 +83,11 @@ class IncomingCall:
         dialog.remote_cseq = self._latest.cseq
         dialog.refresh_target(self._latest)
         agreed = agreement(answer, self._offer)
-        session = Session(self._core, dialog, answer, agreed)
+        session = Session(self._core, dialog, answer, agreed, call_id=self.call_id)
         session.told_confirmed = False
-        self._core.calls[self.call_id] = session
         session.answer_invite(self._transaction, answer, now, offering=self._offer is None)
+        self._stop_waiting()
+        self._core.calls[self.call_id] = session
 
     def reject(self, code: int, headers: Sequence[tuple[str, str]], now: float) -> None:
         """Send a final failure, 300 to 699."""
@@ -111,11 +117,7 @@ class IncomingCall:
         The INVITE waits for our final response, and its offer for our answer: a second one is to
         come later (§14.2, RFC 3311 §5.2).
         """
-        invite = self._transaction
-        of_this_call = (
-            request.to_tag == invite.to_tag and request.from_tag == invite.request.from_tag
-        )
-        if not of_this_call or request.method not in ("BYE", "INVITE", "OPTIONS", "UPDATE"):
+        if request.method not in ("BYE", "INVITE", "OPTIONS", "UPDATE"):
             transaction.respond(481, now)
         elif request.method == "BYE":
             transaction.respond(200, now)
@@ -142,10 +144,13 @@ class IncomingCall:
         self._core.events.append(Withdrawn(self.call_id))
 
     def _leave(self) -> None:
+        self._stop_waiting()
+        self._core.remove_call(self)
+
+    def _stop_waiting(self) -> None:
         self._core.timers.stop(self._timer)
         self._core.early_calls -= 1
         self._transaction.user = None
-        del self._core.calls[self.call_id]
 
 
 def _from_user(request: Request) -> str:

@@ -48,6 +48,7 @@ PHRASES = {
     416: "Unsupported URI Scheme",
     420: "Bad Extension",
     422: "Session Interval Too Small",
+    469: "Bad Info Package",
     480: "Temporarily Unavailable",
     481: "Call/Transaction Does Not Exist",
     482: "Loop Detected",
@@ -76,6 +77,17 @@ class MessageError(ValueError):
     def __init__(self, sentence: str, request: Request | None = None) -> None:
         super().__init__(sentence)
         self.request = request
+
+
+class BodyLengthError(MessageError):
+    """A message of which only the length of its body can't be read, or is not what was received.
+
+    `message` has all that was received after its head as its body.
+    """
+
+    def __init__(self, sentence: str, message: Request | Response) -> None:
+        super().__init__(sentence, message if isinstance(message, Request) else None)
+        self.message = message
 
 
 class Message:
@@ -143,7 +155,15 @@ class Message:
 
     def sent_by(self) -> tuple[str, int | None]:
         """Host and port of the top Via, as its sender wrote them."""
-        return _sent_by(self.header("via").partition(";")[0])
+        return sent_by_of(self.header("via"))
+
+    @property
+    def has_one_via(self) -> bool:
+        """Whether there is a single Via value, as in a response at its destination (§8.1.3.3)."""
+        places = self._layout.places.get("via", ())
+        if len(places) != 1:
+            return False
+        return "," not in self._lines[places[0]] or len(self.values("via")) == 1
 
 
 class Request(Message):
@@ -165,7 +185,7 @@ class Response(Message):
 
 
 def parse(data: bytes) -> Request | Response:
-    """Read one datagram; raises `MessageError`."""
+    """Read one datagram; raises `MessageError`, `BodyLengthError` for its body alone."""
     if len(data) > MAX_DATAGRAM:
         raise MessageError("a datagram is longer than 65535 bytes")
     head, separator, body = data.lstrip(b"\r\n").partition(b"\r\n\r\n")
@@ -182,8 +202,8 @@ def parse(data: bytes) -> Request | Response:
         message = Response(*_status_of(first), layout, lines)
     else:
         message = Request(*_method_and_uri(first), layout, lines)
+    message.body = body
     try:
-        message.body = _body(layout, lines, body)
         message.read_essentials()
         if isinstance(message, Request):
             _check_request(message)
@@ -191,6 +211,10 @@ def parse(data: bytes) -> Request | Response:
         if isinstance(message, Request):
             raise MessageError(str(error), message) from error
         raise
+    try:
+        message.body = _body(layout, lines, body)
+    except MessageError as error:
+        raise BodyLengthError(str(error), message) from error
     return message
 
 
@@ -239,6 +263,11 @@ def _sent_by(start: str) -> tuple[str, int | None]:
     return host, int(port) if port else None
 
 
+def sent_by_of(via: str) -> tuple[str, int | None]:
+    """Host and port of a Via header's first value; raises `MessageError`."""
+    return _sent_by(via.partition(";")[0])
+
+
 @lru_cache(maxsize=64)
 def _is_plain(before: str) -> bool:
     """Whether a Via header that begins so, up to its first `;branch=`, has its first branch there.
@@ -270,7 +299,8 @@ def _branch_of(via: str) -> str:
 
 def _check_request(request: Request) -> None:
     """What a request must be besides, so that it can be told from a damaged one."""
-    if not _URI_OF_START_LINE.match(request.uri):
+    # A request that ends or confirms a call goes by its dialog or its branch, not by its URI.
+    if request.method not in ("ACK", "BYE", "CANCEL") and not _URI_OF_START_LINE.match(request.uri):
         raise MessageError("the Request-URI is missing, or holds a space, quote or bracket")
     if request.cseq_method != request.method:
         raise MessageError("the CSeq header names another method than the request")
@@ -281,11 +311,12 @@ def _check_request(request: Request) -> None:
 
 def _body(layout: Layout, lines: Sequence[str], received: bytes) -> bytes:
     """The body that Content-Length names; the whole rest where it is missing (§18.3)."""
-    if layout.length is None:
-        if "content-length" in layout.places:
-            raise MessageError("the Content-Length is given more than once")
+    places = layout.places.get("content-length")
+    if places is None:
         return received
-    length = _length(lines[layout.length])
+    length = _length(lines[places[0]])
+    if any(_length(lines[place]) != length for place in places[1:]):
+        raise MessageError("the Content-Length is given more than once, with different values")
     if length is None:
         return received
     if length > len(received):

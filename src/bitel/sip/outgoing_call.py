@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from bitel.sip.answers import MAX_FORKS, Answers, belongs, dialog_of
-from bitel.sip.authentication import Authentication, is_challenge
+from bitel.sip.authentication import Authentication, Tries, is_challenge
 from bitel.sip.client_transaction import ClientTransaction
 from bitel.sip.core import Core
 from bitel.sip.digest import Credentials
@@ -52,6 +52,7 @@ class OutgoingCall:
     __slots__ = (
         "_answers",
         "_authentication",
+        "_bye_from",
         "_cancel_wanted",
         "_canceled",
         "_core",
@@ -68,10 +69,12 @@ class OutgoingCall:
         "_progress_since",
         "_raises",
         "_rang",
+        "_reported_codes",
         "_routes",
         "_seen_codes",
         "_silenced",
         "_transaction",
+        "_tries",
         "call_id",
         "from_tag",
     )
@@ -96,7 +99,12 @@ class OutgoingCall:
         self._cseq = self._min_se = self._raises = 0
         self._rang = self._cancel_wanted = self._canceled = self._over = self._given_up = False
         self._silenced = False
+        # All provisional codes that came for this INVITE, and those that an event told.
         self._seen_codes: tuple[int, ...] = ()
+        self._reported_codes: tuple[int, ...] = ()
+        # The tags of phones whose BYE came before their 2xx.
+        self._bye_from: tuple[str, ...] = ()
+        self._tries = Tries()
         self._progress_since: float | None = None
         self._answers: Answers | None = None
         self._early: dict[str, EarlyDialog] = {}
@@ -106,8 +114,16 @@ class OutgoingCall:
         )
         self._last_request: ClientRequest
         self._transaction: ClientTransaction
-        core.calls[self.call_id] = self
+        # This raises where the INVITE can't be written: there is no call then.
         self._send_invite(now)
+        core.calls[self.call_id] = self
+
+    @property
+    def local_tag(self) -> str:
+        return self.from_tag
+
+    def matches(self, request: Request) -> bool:
+        return request.to_tag == self.from_tag
 
     # What the user asks for
 
@@ -149,30 +165,44 @@ class OutgoingCall:
     def receive_request(
         self, request: Request, transaction: ServerTransaction, source: Address, now: float
     ) -> None:
-        """A request in the early dialog that its From tag names."""
+        """A request in the early dialog that its From tag names.
+
+        A callee's BYE has overtaken its 2xx: the session ends as soon as that has come.
+        """
+        if request.method == "BYE" and len(self._bye_from) < MAX_FORKS:
+            self._bye_from += (request.from_tag,)
         early = self._early.get(request.from_tag)
-        if self._over or request.to_tag != self.from_tag or early is None:
+        if self._over or early is None:
             transaction.respond(481, now)
         else:
             early.receive_request(request, transaction, source, now)
 
     def receive_ack(self, request: Request, now: float) -> None:
-        """Nobody acknowledges anything to a caller before it is in a session."""
+        """There is nothing to acknowledge to a caller before the answer."""
 
     def receive_response(
         self, transaction: ClientTransaction, response: Response, source: Address, now: float
     ) -> None:
         if transaction.request.method == "CANCEL":
             return
+        try:
+            self._take_response(response, source, now)
+        except Exception:
+            # Without this, a call whose transaction is over would never end.
+            if response.code >= 200 and not self._over:
+                self._fail(response.code if response.code >= 300 else 488, "response", now)
+            raise
+        if self._given_up and response.code >= 200:
+            self._core.timers.stop(self._forget_timer)
+
+    def _take_response(self, response: Response, source: Address, now: float) -> None:
         if response.code < 200:
-            answer = self._receive_early(response, source, now)
-            self._receive_provisional(response, answer, now)
+            in_turn, answer = self._receive_early(response, source, now)
+            self._receive_provisional(response, answer, now, in_turn=in_turn)
         elif response.code < 300:
             self._receive_success(response, source, now)
         elif not self._over:
             self._receive_failure(response, now)
-        if self._given_up and response.code >= 200:
-            self._core.timers.stop(self._forget_timer)
 
     def receive_late_success(self, response: Response, source: Address, now: float) -> None:
         """A 2xx after the call was given up: acknowledge it and hang up."""
@@ -261,22 +291,23 @@ class OutgoingCall:
 
     def _receive_early(
         self, response: Response, source: Address, now: float
-    ) -> SessionDescription | None:
+    ) -> tuple[bool, SessionDescription | None]:
         """Take a provisional response in the early dialog that it makes or belongs to.
 
-        Acknowledges it by PRACK where it asks for that. Returns the answer to our offer, if the
+        Acknowledges it by PRACK where it asks for that. Returns whether it came in its turn (one
+        that did not, or came again, is ignored: RFC 3262 §4), and the answer to our offer, if the
         response is the first to carry it.
         """
         if response.code == 100:
-            return None
+            return True, None
         rseq = rseq_of(response) if "rseq" in response else None
         tag = response.to_tag
         if rseq is not None and not tag:
-            return None
+            return True, None
         early = self._early.get(tag)
         if early is None:
             if len(self._early) >= MAX_FORKS:
-                return None
+                return True, None
             invitation = self._invitation
             dialog = dialog_of(
                 self._core, self._last_request, invitation.destination, response, source
@@ -285,29 +316,31 @@ class OutgoingCall:
             early = self._early[tag] = EarlyDialog(
                 self._core, dialog, self._authentication if proves else None, invitation.offer
             )
-        if rseq is None:
-            is_answer = early.take_answer(response)
-        else:
-            is_answer = early.acknowledge(response, rseq, now)
-        return early.answer if is_answer else None
+        if rseq is not None and not early.acknowledge(response, rseq, now):
+            return False, None
+        is_answer = early.take_answer(response, reliable=rseq is not None)
+        return True, early.answer if is_answer else None
 
     def _receive_provisional(
-        self, response: Response, answer: SessionDescription | None, now: float
+        self, response: Response, answer: SessionDescription | None, now: float, *, in_turn: bool
     ) -> None:
+        """Note a 1xx, and report it if it is new or carries the answer. Of one out of turn only the
+        code counts: the INVITE has arrived, so that CANCEL may be sent, and with an 18x a phone may
+        be ringing.
+        """
         code = response.code
-        if code in self._seen_codes:
-            if answer is not None and not self._cancel_wanted:
-                self._core.events.append(Provisional(self.call_id, code, answer))
-            return
-        rings = 180 <= code <= 189
-        if not rings and all(180 <= seen <= 189 for seen in self._seen_codes):
-            self._progress_since = now
-        self._seen_codes += (code,)
-        self._rang = self._rang or rings
+        if code not in self._seen_codes:
+            rings = 180 <= code <= 189
+            if not rings and all(180 <= seen <= 189 for seen in self._seen_codes):
+                self._progress_since = now
+            self._seen_codes += (code,)
+            self._rang = self._rang or rings
         if self._cancel_wanted:
             if not self._canceled:
                 self._send_cancel(now)
-        elif code > 100:
+        elif code > 100 and in_turn and (answer or code not in self._reported_codes):
+            if code not in self._reported_codes:
+                self._reported_codes += (code,)
             self._core.events.append(Provisional(self.call_id, code, answer))
 
     def _receive_success(self, response: Response, source: Address, now: float) -> None:
@@ -317,7 +350,7 @@ class OutgoingCall:
             if not self._over:
                 self._fail(487, "canceled", now)
             return
-        taken = answers.take(response, source)
+        taken = answers.take(response, source, now)
         if taken is None:
             return
         local, answer, agreed = self._media_of(response)
@@ -328,11 +361,13 @@ class OutgoingCall:
         self._over = True
         dialog, ack, authentication = taken
         if not self._invitation.withhold_ack:
-            ack.send()
+            ack.send(now)
         session = Session(self._core, dialog, local, agreed, authentication, ack)
         session.begin(response, now)
         self._core.calls[self.call_id] = session
         self._core.events.append(Answered(self.call_id, answer, agreed))
+        if response.to_tag in self._bye_from:
+            session.end_by_far(now)
 
     def _begin_answers(self) -> Answers:
         """From the first 2xx on, the transaction holds nothing of this call, its offer and all."""
@@ -385,7 +420,7 @@ class OutgoingCall:
         elif is_challenge(response.code) and self._authentication is not None:
             if self._cancel_wanted:
                 self._fail(487, "canceled", now, response)
-            elif self._authentication.learn(response, self._core.new_token()):
+            elif self._authentication.learn(response, self._core.new_token(), self._tries):
                 self._send_another_invite(now)
             else:
                 self._fail(response.code, "auth", now, response)
@@ -398,14 +433,14 @@ class OutgoingCall:
         if self._silenced:
             self._fail(408, "timeout", now)
             return
-        self._seen_codes = ()
+        self._seen_codes = self._reported_codes = ()
         self._early.clear()
         self._send_invite(now)
 
     def _fail(self, code: int, why: Why, now: float, response: Response | None = None) -> None:
         self._over = True
         self._core.timers.stop(self._forget_timer)
-        del self._core.calls[self.call_id]
+        self._core.remove_call(self)
         cause = q850_cause(response.lines("reason")) if response else None
         reason = printable(response.reason) if response else PHRASES[code]
         retry_after = retry_after_of(response) if response else None

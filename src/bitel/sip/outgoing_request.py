@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from bitel.sip.authentication import Authentication, is_challenge
+from bitel.sip.authentication import Authentication, Tries, is_challenge
 from bitel.sip.client_transaction import ClientTransaction
 from bitel.sip.core import Core
 from bitel.sip.digest import Credentials
@@ -45,7 +45,7 @@ class OutgoingRequest:
 class RequestUnderWay:
     """Tells `RequestDone` once. A challenge is answered by the same request with the next CSeq."""
 
-    __slots__ = ("_authentication", "_core", "_cseq", "_from_tag", "_order", "call_id")
+    __slots__ = ("_authentication", "_core", "_cseq", "_from_tag", "_order", "_tries", "call_id")
 
     def __init__(self, core: Core, order: OutgoingRequest, now: float) -> None:
         _check(order)
@@ -55,6 +55,7 @@ class RequestUnderWay:
         self._from_tag = order.from_tag or core.new_token()
         self._cseq = 1 if order.cseq is None else order.cseq
         self._authentication = Authentication(order.credentials) if order.credentials else None
+        self._tries = Tries()
         self._send(now)
 
     def receive_response(
@@ -64,9 +65,14 @@ class RequestUnderWay:
             return
         if is_challenge(response.code) and self._authentication is not None:
             cnonce = self._core.new_token()
-            if self._authentication.learn(response, cnonce) and self._cseq < MAX_CSEQ:
+            learned = self._authentication.learn(response, cnonce, self._tries)
+            if learned and self._cseq < MAX_CSEQ:
                 self._cseq += 1
-                self._send(now)
+                try:
+                    self._send(now)
+                except Exception:
+                    self._tell(503, PHRASES[503], (), "transport")
+                    raise
                 return
         headers = tuple(
             (name, printable(value))

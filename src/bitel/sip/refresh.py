@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from bitel.sip.ack import Ack
-from bitel.sip.authentication import is_challenge
+from bitel.sip.authentication import Tries, is_challenge
 from bitel.sip.client_transaction import ClientTransaction
 from bitel.sip.core import Core
 from bitel.sip.grammar import Address, split_list
@@ -54,6 +54,7 @@ class SessionRefresh:
         "_seconds",
         "_session",
         "_timer",
+        "_tries",
         "_with_update",
     )
 
@@ -68,6 +69,7 @@ class SessionRefresh:
         self._with_update = _allows_update(allow)
         self._pending: ClientTransaction | None = None
         self._ack: tuple[ClientTransaction, Ack] | None = None
+        self._tries = Tries()
         self._timer: Timer | None = None
         self._deadline: Timer | None = None
 
@@ -150,14 +152,13 @@ class SessionRefresh:
 
     def timer_fired(self, name: str, now: float) -> None:
         if name == _EXPIRY:
-            self._session.hang_up(now, RECOVERY_ON_TIMER_EXPIRY)
+            self._session.expire(now, RECOVERY_ON_TIMER_EXPIRY)
         elif is_due(self._deadline, now):
             return  # after a pause: the session is over, and `_EXPIRY` is next
         elif self._pending is not None or self._session.is_busy:
             self._again_in(self._core.config.t2, now)
         else:
-            if self._session.authentication is not None:
-                self._session.authentication.begin_request()
+            self._tries = Tries()
             self._raises = 0
             self._send(now)
 
@@ -198,7 +199,7 @@ class SessionRefresh:
             elif self._seconds:
                 self._receive_failure(response, now)
         elif self._ack is not None and self._ack[0] is transaction and response.code < 300:
-            self._ack[1].answer_repeated()
+            self._ack[1].answer_repeated(now)
 
     def _receive_success(
         self, transaction: ClientTransaction, response: Response, now: float
@@ -208,8 +209,9 @@ class SessionRefresh:
         if transaction.request.method == "INVITE":
             via = self._core.new_via(session.dialog.next_hop.transport)
             request = transaction.request
-            ack = Ack(self._core, *session.dialog.ack(request.cseq, via, request.credentials))
-            ack.send()
+            data, destination = session.dialog.ack(request.cseq, via, request.credentials)
+            ack = Ack(self._core, request.cseq, data, destination)
+            ack.send(now)
             self._ack = (transaction, ack)
             session.take_answer(response)
         if self._seconds:
@@ -219,7 +221,7 @@ class SessionRefresh:
         code, authentication = response.code, self._session.authentication
         demanded = min_se_of(response) or 0
         if code in (408, 481):
-            self._session.hang_up(now, RECOVERY_ON_TIMER_EXPIRY)
+            self._session.expire(now, RECOVERY_ON_TIMER_EXPIRY)
         elif code == 491:
             self._again_in(self._pause_after_glare(), now)
         elif code == 422 and demanded > self._seconds and self._raises < MAX_RAISES:
@@ -232,7 +234,7 @@ class SessionRefresh:
         elif (
             is_challenge(code)
             and authentication is not None
-            and authentication.learn(response, self._core.new_token())
+            and authentication.learn(response, self._core.new_token(), self._tries)
         ):
             self._send(now)
         else:
@@ -246,7 +248,7 @@ class SessionRefresh:
             return
         self._pending = None
         if why == "timeout" and self._seconds:
-            self._session.hang_up(now, RECOVERY_ON_TIMER_EXPIRY)
+            self._session.expire(now, RECOVERY_ON_TIMER_EXPIRY)
         else:
             self._again_in(self._seconds / 10, now)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-ALLOW = "INVITE, ACK, CANCEL, BYE, OPTIONS, UPDATE, PRACK"
+ALLOW = "INVITE, ACK, CANCEL, BYE, OPTIONS, UPDATE, PRACK, INFO"
 """PRACK is understood: since no response of ours is reliable, it always meets 481."""
 OPTION_TAGS = ("100rel", "timer")
 """The extensions that may be required of us (RFC 3261 §8.2.2.3): RFC 3262 and RFC 4028."""

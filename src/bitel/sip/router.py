@@ -1,24 +1,46 @@
-"""Finds whom a request is for, and answers what is for nobody (RFC 3261 §8.2)."""
+"""Routes messages to their transactions and calls, and refuses requests that belong to none
+(RFC 3261 §8.1.3, §8.2).
+"""
 
 from __future__ import annotations
 
+from contextlib import suppress
+from typing import TypeGuard
+
 from bitel.sip.body import session_description_of, unsupported_body
-from bitel.sip.core import Core
-from bitel.sip.grammar import Address, scheme_of
+from bitel.sip.client_transaction import ClientTransaction
+from bitel.sip.core import Call, Core
+from bitel.sip.grammar import DEFAULT_PORTS, Address, ip_literal, scheme_of
 from bitel.sip.incoming_call import IncomingCall
-from bitel.sip.message import MessageError, Request
+from bitel.sip.message import Message, MessageError, Request, Response, sent_by_of
 from bitel.sip.requests import ALLOW, CAPABILITIES, OPTION_TAGS
 from bitel.sip.sdp import SdpError, SessionDescription
 from bitel.sip.server_transaction import ServerTransaction, answer_statelessly, server_key
+from bitel.sip.session import Session
 from bitel.sip.session_timer import MIN_SE, asks_too_little
 from bitel.sip.transaction_tables import State
 
 SUPPORTED_METHODS = frozenset(ALLOW.split(", "))
-OTHER_METHODS = frozenset(
-    ("REGISTER", "SUBSCRIBE", "NOTIFY", "PUBLISH", "INFO", "REFER", "MESSAGE")
-)
+OTHER_METHODS = frozenset(("REGISTER", "SUBSCRIBE", "NOTIFY", "PUBLISH", "REFER", "MESSAGE"))
 ACCEPT = ("Accept", "application/sdp")
 RETRY_LATER = ("Retry-After", "5")
+
+
+def receive_response(core: Core, response: Response, source: Address, now: float) -> None:
+    """Give a response to its transaction, or a late 2xx to its call (§13.2.2.4).
+
+    One with several Via values, or with another sent-by than its request had, is not for us
+    (§8.1.3.3, §18.1.2): it is dropped, and counted.
+    """
+    transaction = core.client_transactions.get((response.branch, response.cseq_method))
+    if not response.has_one_via or (
+        transaction is not None and not _is_sent_by(response, transaction)
+    ):
+        core.misrouted += 1
+    elif transaction is not None:
+        transaction.receive(response, source, now)
+    elif response.cseq_method == "INVITE" and response.code < 300:
+        _receive_late(core, response, source, now)
 
 
 def receive_request(core: Core, request: Request, source: Address, now: float) -> None:
@@ -31,18 +53,19 @@ def receive_request(core: Core, request: Request, source: Address, now: float) -
     if known is not None:
         known.repeated(now)
         return
-    if len(core.server_transactions) >= core.config.max_server_transactions:
-        answer_statelessly(core, request, source, 503, [RETRY_LATER])
-        return
-    starts_call = request.method == "INVITE" and not request.to_tag
-    if starts_call and core.early_calls >= core.config.max_early_calls:
+    call = core.call_of(request) if request.to_tag else None
+    if _is_one_too_many(core, request, call):
         answer_statelessly(core, request, source, 503, [RETRY_LATER])
         return
     transaction = ServerTransaction(core, key, request, source)
-    if request.method == "CANCEL":
-        _receive_cancel(core, transaction, now)
-    elif not _is_refused(transaction, now):
-        _hand_over(core, transaction, now)
+    try:
+        if request.method == "CANCEL":
+            _receive_cancel(core, transaction, now)
+        elif request.method == "BYE" or not _is_refused(transaction, now):
+            _hand_over(core, transaction, call, now)
+    except Exception:
+        transaction.fail(now)
+        raise
 
 
 def receive_malformed(core: Core, error: MessageError, source: Address) -> None:
@@ -56,8 +79,59 @@ def receive_malformed(core: Core, error: MessageError, source: Address) -> None:
     try:
         answer_statelessly(core, request, source, 400)
     except MessageError:
-        # Its Via can't be read, so nobody can be told.
+        # Its Via can't be read: there is no address to answer to.
         return
+
+
+def always_taken(message: Message) -> TypeGuard[Request]:
+    """Whether a message is a request that ends or confirms a call.
+
+    It is not refused for what its dialog or transaction does not need: its body, its Request-URI,
+    or extensions that it requires.
+    """
+    return isinstance(message, Request) and message.method in ("ACK", "BYE", "CANCEL")
+
+
+def _is_sent_by(response: Response, transaction: ClientTransaction) -> bool:
+    """Whether a response's Via has the sent-by of the request (§18.1.2), however it is written."""
+    ours, theirs = transaction.request.via, response.header("via")
+    if ours.partition(";")[0] == theirs.partition(";")[0]:
+        return True
+    usual = DEFAULT_PORTS[transaction.destination.transport]
+    return _same_form(ours, usual) == _same_form(theirs, usual)
+
+
+def _same_form(via: str, usual_port: int) -> tuple[str, int]:
+    host, port = sent_by_of(via)
+    host = host.strip("[]").lower()
+    with suppress(ValueError):
+        host = ip_literal(host)
+    return host, port or usual_port
+
+
+def _receive_late(core: Core, response: Response, source: Address, now: float) -> None:
+    """A response to an INVITE whose transaction is over, of a call that was given up or runs."""
+    given_up = core.remembered.get(response.call_id)
+    if given_up is not None and response.code < 200:
+        given_up.receive_late_provisional(response, source, now)
+    elif given_up is not None:
+        given_up.receive_late_success(response, source, now)
+    elif response.code >= 200:
+        call = core.calls.get(response.call_id)
+        if isinstance(call, Session) and call.local_tag == response.from_tag:
+            call.receive_late_success(response, source, now)
+
+
+def _is_one_too_many(core: Core, request: Request, call: Call | None) -> bool:
+    """Whether there is no room for a request. There always is for the end of a call of ours."""
+    if request.method == "BYE" and call is not None:
+        return False
+    if request.method == "CANCEL" and server_key(request, "INVITE") in core.server_transactions:
+        return False
+    if len(core.server_transactions) >= core.config.max_server_transactions:
+        return True
+    starts_call = request.method == "INVITE" and not request.to_tag
+    return starts_call and core.early_calls >= core.config.max_early_calls
 
 
 def _receive_ack(core: Core, request: Request, now: float) -> None:
@@ -65,7 +139,7 @@ def _receive_ack(core: Core, request: Request, now: float) -> None:
     if transaction is not None and transaction.state is not State.ACCEPTED:
         transaction.receive_ack(now)
         return
-    call = core.calls.get(request.call_id)
+    call = core.call_of(request)
     if call is not None:
         call.receive_ack(request, now)
 
@@ -92,9 +166,11 @@ def _is_refused(transaction: ServerTransaction, now: float) -> bool:
         transaction.respond(416, now)
     elif "?" in request.uri.rpartition("@")[2]:
         transaction.respond(400, now, reason="Headers In Request-URI")
+    elif transaction.is_merged:
+        transaction.respond(482, now)
     elif unknown := [tag for tag in request.values("require") if tag.lower() not in OPTION_TAGS]:
         transaction.respond(420, now, [("Unsupported", ", ".join(unknown))])
-    elif unsupported_body(request):
+    elif request.method not in ("INFO", "PRACK") and unsupported_body(request):
         transaction.respond(415, now, [ACCEPT])
     elif request.method == "INVITE" and not _takes_sdp(request):
         transaction.respond(406, now)
@@ -111,23 +187,26 @@ def _takes_sdp(request: Request) -> bool:
     return not kinds.isdisjoint(("application/sdp", "application/*", "*/*"))
 
 
-def _hand_over(core: Core, transaction: ServerTransaction, now: float) -> None:
+def _hand_over(core: Core, transaction: ServerTransaction, call: Call | None, now: float) -> None:
     request = transaction.request
-    call = core.calls.get(request.call_id)
-    if request.to_tag:
-        if call is None:
-            transaction.respond(481, now)
-        else:
-            call.receive_request(request, transaction, transaction.source, now)
+    if call is not None:
+        call.receive_request(request, transaction, transaction.source, now)
+    elif request.to_tag:
+        transaction.respond(481, now)
     elif request.method == "OPTIONS":
         transaction.respond(200, now, [*CAPABILITIES, core.user_agent])
     elif request.method != "INVITE":
         transaction.respond(481, now)
-    elif call is not None:
-        # The same call by another path (§8.2.2.2), or one of ours that came back to us.
+    elif _is_our_own(core, request):
         transaction.respond(482, now)
     else:
         _receive_new_call(core, transaction, now)
+
+
+def _is_our_own(core: Core, request: Request) -> bool:
+    """Whether an INVITE is one of ours that was routed back to us."""
+    call = core.calls.get(request.call_id)
+    return call is not None and call.local_tag == request.from_tag
 
 
 def _receive_new_call(core: Core, transaction: ServerTransaction, now: float) -> None:

@@ -22,6 +22,8 @@ from bitel.sip.transaction_tables import (
 )
 
 ServerKey = tuple[str, str, int | None, str]
+MergeKey = tuple[str, str, int]
+"""Call-ID, From tag and CSeq of an INVITE: what its copies by other paths have in common."""
 MAGIC_COOKIE = "z9hG4bK"
 
 _ON_TIMER = {letter: Stimulus(letter) for letter in "GHIJL"}
@@ -91,6 +93,7 @@ class ServerTransaction:
         "_data",
         "_destination",
         "_interval",
+        "_merge_key",
         "_repeating",
         "_table",
         "_top_via",
@@ -124,6 +127,18 @@ class ServerTransaction:
             self._table = NON_INVITE_SERVER_STREAM if is_stream else NON_INVITE_SERVER
             self.state = State.TRYING
         core.server_transactions[key] = self
+        self._merge_key: MergeKey | None = None
+        # Other requests than INVITE do no harm by coming twice, and a far end that asks with the
+        # same OPTIONS again and again must not take us to be out of order.
+        if request.method == "INVITE" and not request.to_tag:
+            self._merge_key = (request.call_id, request.from_tag, request.cseq)
+            core.invites_under_way.setdefault(self._merge_key, self)
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether the same INVITE came by another path before, and is under way (§8.2.2.2)."""
+        key = self._merge_key
+        return key is not None and self._core.invites_under_way.get(key) is not self
 
     def respond(
         self,
@@ -133,7 +148,9 @@ class ServerTransaction:
         body: bytes = b"",
         reason: str = "",
     ) -> bytes:
-        """Send a response; the bytes are returned for whoever repeats a 2xx."""
+        """Send a response. Its bytes are returned, as a 2xx to INVITE is repeated by its user."""
+        if code == 100 and "timestamp" in self.request:
+            headers = [*headers, ("Timestamp", self.request.header("timestamp"))]  # §8.2.6.1
         self._data = write_response(
             self.request,
             code,
@@ -156,6 +173,11 @@ class ServerTransaction:
     def repeated(self, now: float) -> None:
         """The request came again."""
         self._step(Stimulus.REQUEST, now)
+
+    def fail(self, now: float) -> None:
+        """Answer with 500 if there was no final response: handling the request has failed."""
+        if self.state in (State.TRYING, State.PROCEEDING):
+            self.respond(500, now)
 
     def receive_ack(self, now: float) -> None:
         """The ACK of a failure came."""
@@ -186,6 +208,8 @@ class ServerTransaction:
             self._core.timers.stop(self._repeating)
             self._core.timers.stop(self._waiting)
             self._core.server_transactions.pop(self.key, None)
+            if self._merge_key is not None and not self.is_merged:
+                del self._core.invites_under_way[self._merge_key]
 
     def _start(self, action: Action, now: float) -> None:
         timers, config = self._core.timers, self._core.config

@@ -1,16 +1,17 @@
-"""An answered call, whoever placed it: re-INVITE, UPDATE, BYE."""
+"""An answered call, placed or taken: re-INVITE, UPDATE, INFO, BYE."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 from bitel.sip.ack import Ack
-from bitel.sip.authentication import Authentication, is_challenge
-from bitel.sip.body import session_description_of
+from bitel.sip.authentication import Authentication, Tries, is_challenge
+from bitel.sip.body import session_description_of, unsupported_body
 from bitel.sip.client_transaction import ClientTransaction, ClientUser
 from bitel.sip.core import Core
 from bitel.sip.dialog import Dialog
-from bitel.sip.events import Confirmed, Ended, MediaChanged
+from bitel.sip.dtmf_info import DTMF_TYPES, carries_digits, digits_of
+from bitel.sip.events import Confirmed, Ended, Ending, KeyedDigits, MediaChanged
 from bitel.sip.grammar import Address
 from bitel.sip.message import Message, Request, Response
 from bitel.sip.reason import q850_cause, q850_reason
@@ -36,16 +37,19 @@ class Session:
     __slots__ = (
         "_ack",
         "_allow",
+        "_bye_answered",
         "_core",
         "_ending",
         "_hang_up_wanted",
         "_offering",
         "_q850",
         "_refresh",
+        "_tries",
         "_unacknowledged",
         "_waiting_cseq",
         "agreed",
         "authentication",
+        "call_id",
         "dialog",
         "local",
         "told_confirmed",
@@ -59,8 +63,10 @@ class Session:
         agreed: Agreed | None,
         authentication: Authentication | None = None,
         ack: Ack | None = None,
+        call_id: str = "",
     ) -> None:
         self._core = core
+        self.call_id = call_id or dialog.call_id
         # The caller's ACK; None for who was called.
         self._ack = ack
         self.dialog = dialog
@@ -74,7 +80,8 @@ class Session:
         self._allow: list[str] = []
         self._unacknowledged: UnacknowledgedAnswer | None = None
         self._waiting_cseq = 0
-        self._ending = False
+        self._ending = self._bye_answered = False
+        self._tries: Tries | None = None
         self._hang_up_wanted = False
         self._offering = False
         self._q850: int | None = None
@@ -84,7 +91,7 @@ class Session:
     @property
     def is_busy(self) -> bool:
         """Whether an INVITE still waits for its ACK, so that another must not be sent (§14.1)."""
-        return self._unacknowledged is not None or (self._ack is not None and self._ack.held_back)
+        return self._unacknowledged is not None or (self._ack is not None and self._ack.is_withheld)
 
     @property
     def refresh(self) -> SessionRefresh:
@@ -95,6 +102,13 @@ class Session:
             )
         return self._refresh
 
+    @property
+    def local_tag(self) -> str:
+        return self.dialog.local_tag
+
+    def matches(self, request: Request) -> bool:
+        return self.dialog.matches(request)
+
     def begin(self, response: Response, now: float) -> None:
         """Follow what the 2xx that made the session says about its timer."""
         self._allow = response.lines("allow")
@@ -103,10 +117,10 @@ class Session:
 
     # What the user asks for
 
-    def acknowledge(self) -> None:
-        """Send the ACK of the answer, if it was held back until now."""
+    def acknowledge(self, now: float) -> None:
+        """Send the ACK of the answer, if it was withheld until now."""
         if self._ack is not None:
-            self._ack.send()
+            self._ack.send(now)
 
     def hang_up(self, now: float, q850: int | None) -> None:
         """Send BYE; a callee's waits until its 2xx has been acknowledged (§15)."""
@@ -118,16 +132,21 @@ class Session:
             return
         self._say_bye(now)
 
+    def expire(self, now: float, q850: int) -> None:
+        """End a session that was not kept alive, and report that its end has begun."""
+        if not self._ending and not self._hang_up_wanted:
+            self._core.events.append(Ending(self.call_id))
+            self.hang_up(now, q850)
+
     def _say_bye(self, now: float) -> None:
         self._ending = True
         if self._refresh is not None:
             self._refresh.stop()
-        self.acknowledge()
+        self.acknowledge(now)
         if self._unacknowledged is not None:
             self._unacknowledged.stop()
             self._unacknowledged = None
-        if self.authentication is not None:
-            self.authentication.begin_request()
+        self._tries = Tries()
         self._send_bye(now)
 
     def answer_invite(
@@ -159,9 +178,6 @@ class Session:
         self, request: Request, transaction: ServerTransaction, source: Address, now: float
     ) -> None:
         dialog = self.dialog
-        if not dialog.matches(request):
-            transaction.respond(481, now)
-            return
         if dialog.remote_cseq is not None and request.cseq < dialog.remote_cseq:
             transaction.respond(500, now, reason="CSeq Out Of Order")
             return
@@ -175,14 +191,14 @@ class Session:
             self._receive_offer(request, transaction, now)
         elif request.method == "OPTIONS":
             transaction.respond(200, now, [self._contact(), *CAPABILITIES])
+        elif request.method == "INFO":
+            self._receive_info(request, transaction, now)
         else:
             transaction.respond(405, now, [("Allow", ALLOW)])
 
     def receive_ack(self, request: Request, now: float) -> None:
         waiting = self._unacknowledged
         if waiting is None or request.cseq != self._waiting_cseq:
-            return
-        if not self.dialog.matches(request):
             return
         waiting.stop()
         self._unacknowledged = None
@@ -194,13 +210,49 @@ class Session:
             self._say_bye(now)
 
     def ack_missing(self, now: float) -> None:
-        """Nobody acknowledged our 2xx: the session ends with BYE (§13.3.1.4)."""
+        """Our 2xx was not acknowledged: the session ends with BYE (§13.3.1.4)."""
         self._unacknowledged = None
         self._say_bye(now)
 
     def _receive_bye(self, request: Request, transaction: ServerTransaction, now: float) -> None:
+        self.acknowledge(now)  # a 2xx is always acknowledged, before the call that it began ends
         transaction.respond(200, now)
         self._end("us" if self._ending else "far", q850_cause(request.lines("reason")))
+
+    def _receive_info(self, request: Request, transaction: ServerTransaction, now: float) -> None:
+        """Take keyed digits; accept any other INFO that requires nothing of us (RFC 6086 §4.2.2).
+
+        A DTMF body without a digit meets 400: with 200 its sender would believe that the key was
+        taken.
+        """
+        if request.header("info-package"):
+            transaction.respond(469, now, [("Recv-Info", "")])
+        elif carries_digits(request):
+            digits = digits_of(request)
+            transaction.respond(200 if digits else 400, now)
+            if digits:
+                self._core.events.append(KeyedDigits(self.call_id, digits))
+        elif unsupported_body(request):
+            transaction.respond(415, now, [("Accept", ", ".join(DTMF_TYPES))])
+        else:
+            transaction.respond(200, now)
+
+    def receive_late_success(self, response: Response, source: Address, now: float) -> None:
+        """A 2xx to the INVITE of this session, or that of another phone, whose transaction is over:
+        acknowledge it again, or end what the other phone began (§13.2.2.4).
+        """
+        ack = self._ack
+        if ack is None or response.cseq != ack.invite_cseq:
+            return
+        if response.to_tag == self.dialog.remote_tag:
+            ack.answer_repeated(now)
+        else:
+            end_unwanted(self._core, self.dialog.fork(response, source), ack.invite_cseq)
+
+    def end_by_far(self, now: float) -> None:
+        """End it by a BYE that came before the 2xx."""
+        self.acknowledge(now)
+        self._end("far", None)
 
     def _receive_offer(self, request: Request, transaction: ServerTransaction, now: float) -> None:
         """Answer a later offer from the session as it stands (§14.2, RFC 3311)."""
@@ -263,7 +315,7 @@ class Session:
         agreed = with_earlier_events(agreed, self.agreed)
         if agreed != self.agreed:
             self.agreed = agreed
-            self._core.events.append(MediaChanged(self.dialog.call_id, agreed))
+            self._core.events.append(MediaChanged(self.call_id, agreed))
 
     def _contact(self) -> tuple[str, str]:
         return self._core.contact_by(self.dialog.fallback.transport)
@@ -280,36 +332,44 @@ class Session:
     def receive_response(
         self, transaction: ClientTransaction, response: Response, source: Address, now: float
     ) -> None:
+        self._bye_answered = True
         if response.code < 200:
             return
-        if is_challenge(response.code) and self.authentication is not None:
-            cnonce = self._core.new_token()
-            if self.authentication.learn(response, cnonce):
-                self._send_bye(now)
-                return
+        try:
+            if is_challenge(response.code) and self.authentication is not None and self._tries:
+                cnonce = self._core.new_token()
+                if self.authentication.learn(response, cnonce, self._tries):
+                    self._send_bye(now)
+                    return
+        except Exception:
+            self._end("us", self._q850)
+            raise
         self._end("us", self._q850)
 
     def transaction_failed(
         self, transaction: ClientTransaction, why: Literal["timeout", "transport"], now: float
     ) -> None:
-        self._end("us", self._q850)
+        self._end("us", self._q850, bye_unanswered=not self._bye_answered)
 
     def _tell_confirmed(self) -> None:
         if not self.told_confirmed:
             self.told_confirmed = True
-            self._core.events.append(Confirmed(self.dialog.call_id))
+            self._core.events.append(Confirmed(self.call_id))
 
-    def _end(self, by: Literal["far", "us"], q850: int | None) -> None:
-        if self._core.calls.get(self.dialog.call_id) is not self:
+    def _end(
+        self, by: Literal["far", "us"], q850: int | None, *, bye_unanswered: bool = False
+    ) -> None:
+        if self._core.calls.get(self.call_id) is not self:
             return
-        del self._core.calls[self.dialog.call_id]
+        self._core.remove_call(self)
         self._ending = True
         if self._refresh is not None:
             self._refresh.forget()
         if self._unacknowledged is not None:
             self._unacknowledged.stop()
             self._unacknowledged = None
-        self._core.events.append(Ended(self.dialog.call_id, by, q850))
+        ack_lost = self._ack is not None and self._ack.is_lost
+        self._core.events.append(Ended(self.call_id, by, q850, bye_unanswered, ack_lost))
 
 
 def send_bye(
@@ -328,3 +388,13 @@ def send_bye(
     via = core.new_via(dialog.next_hop.transport)
     request, destination = dialog.next_request("BYE", via, headers, usual=usual)
     ClientTransaction(core, user, request, destination, now)
+
+
+def end_unwanted(core: Core, dialog: Dialog, invite_cseq: int) -> None:
+    """Acknowledge and end a dialog of which no state is kept: should its 2xx come again, so does
+    this.
+    """
+    core.send(*dialog.ack(invite_cseq, core.new_via(dialog.next_hop.transport), ()))
+    via = core.new_via(dialog.next_hop.transport)
+    request, destination = dialog.next_request("BYE", via, (), usual=core.user_agent_line)
+    core.send(request.to_bytes(), destination)

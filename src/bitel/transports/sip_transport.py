@@ -225,7 +225,11 @@ class SipTransport:
         self.after_reading(self._ask_for_lease)
 
     def _fire_timers(self) -> None:
-        self.agent.handle_timer(self.now())
+        try:
+            self.agent.handle_timer(self.now())
+        except Exception:
+            # The timer at fault is gone; those that are still due fire in the next turn.
+            logger.exception("a timer was not handled")
         self._run_turn()
 
     # After a pause
@@ -315,24 +319,33 @@ class SipTransport:
         for data, source in datagrams:
             if self._tap is not None:
                 self._tap("in", data, source, at)
-            self.agent.receive_datagram(data, source, now)
+            try:
+                self.agent.receive_datagram(data, source, now)
+            except Exception:
+                # A fault of the agent with one message; those of other calls are still handled.
+                logger.exception("a message from %s was not handled", source.host)
         self.flush()
 
     def datagrams_failed(self, destinations: list[Address]) -> None:
-        """Tell the agent who can't be reached."""
+        """Tell the agent which destinations can't be reached."""
         for destination in destinations:
-            self.agent.transport_failed(destination, self.now())
+            self._report_failure(destination)
         self.flush()
 
     def stream_message(self, data: bytes, source: Address) -> None:
         """Give it to the agent."""
         self.datagrams_came([(data, source)])
 
-    def stream_unframed(self, head: bytes, source: Address) -> None:
-        """Have the agent refuse it."""
-        if self._tap is not None:
-            self._tap("in", head, source, time.time())
-        self.agent.refuse(head, source)
+    def stream_unframed(self, messages: tuple[bytes, ...], source: Address) -> None:
+        """Have the agent take what must not be lost of them, and refuse the rest."""
+        now, at = self.now(), time.time()
+        for data in messages:
+            if self._tap is not None:
+                self._tap("in", data, source, at)
+            try:
+                self.agent.receive_unframed(data, source, now)
+            except Exception:
+                logger.exception("a message from %s was not handled", source.host)
         self.flush()
 
     def stream_failed(
@@ -344,10 +357,23 @@ class SipTransport:
         moved: Container[bytes] = (),
     ) -> None:
         """Tell the agent."""
-        self.agent.transport_failed(
-            destination, self.now(), lost=lost, unacknowledged=unacknowledged, moved=moved
-        )
+        self._report_failure(destination, lost=lost, unacknowledged=unacknowledged, moved=moved)
         self.flush()
+
+    def _report_failure(
+        self,
+        destination: Address,
+        *,
+        lost: bool = False,
+        unacknowledged: Container[bytes] | None = None,
+        moved: Container[bytes] = (),
+    ) -> None:
+        try:
+            self.agent.transport_failed(
+                destination, self.now(), lost=lost, unacknowledged=unacknowledged, moved=moved
+            )
+        except Exception:
+            logger.exception("the failure of %s was not handled", destination.host)
 
 
 async def _is_confirmed(confirm: Callable[[], Awaitable[bool]]) -> bool:

@@ -19,6 +19,8 @@ from bitel.transports.tls import TlsFiles
 logger = logging.getLogger(__name__)
 
 _RESPONSE = b"SIP/2.0 "
+CLOSE_WITHIN = 1.0
+"""Seconds in which a connection that can't be framed any further writes its last messages."""
 MAX_PAUSED = 4096
 """Destinations remembered as not to be tried for a moment."""
 
@@ -28,8 +30,9 @@ class StreamUser(Protocol):
 
     def stream_message(self, data: bytes, source: Address) -> None: ...
 
-    def stream_unframed(self, head: bytes, source: Address) -> None:
-        """A message came whose end can't be found; its connection will be closed."""
+    def stream_unframed(self, messages: tuple[bytes, ...], source: Address) -> None:
+        """A message came whose end can't be found, and others perhaps behind it; its connection
+        will be closed once what is queued in answer was written."""
 
     def stream_failed(
         self,
@@ -219,12 +222,17 @@ class Streams:
 
     def stream_broke(self, connection: Connection, fault: FramingError) -> None:
         logger.info("the stream from %s is no SIP any more: %s", connection.address.host, fault)
-        if fault.head:
-            self._user.stream_unframed(fault.head, connection.address)
-        # The answer to it leaves in the turn that is due before this. Who is not answered need not
-        # be waited for: what it still owes us an answer to is asked again over a new connection,
-        # if that is no INVITE.
-        self._loop.call_soon(connection.abort if connection.ours else connection.close)
+        if fault.messages:
+            self._user.stream_unframed(fault.messages, connection.address)
+        # What the agent queued in answer, an ACK or a response, is written in the turn that is
+        # due before this. Requests without an answer are sent again over a new connection.
+        self._loop.call_soon(self._close_broken, connection)
+
+    def _close_broken(self, connection: Connection) -> None:
+        connection.close()
+        self._loop.call_later(CLOSE_WITHIN, connection.abort)
+        # Also what leaves from now on goes over a new connection.
+        self.connection_lost(connection)
 
     def probe_failed(self, connection: Connection) -> None:
         """Leave it for a new one; what has waited for it goes there at once."""
