@@ -186,7 +186,7 @@ _REDIRECTED = "+989120099999"
 
 @dataclass
 class AsteriskPhone:
-    """A running Asterisk that takes calls on `port` over UDP and TCP, and on `tls_port` over TLS."""
+    """A running Asterisk that takes calls on `port` by UDP and TCP, and on `tls_port` by TLS."""
 
     asterisk: Asterisk
     tls_port: int

@@ -13,8 +13,8 @@ from bitel.rtp.streamer import Streamer, StreamReport
 from bitel.sip.events import Answered, Ended, Failed, Provisional
 from bitel.voices.compare import match
 from bitel.voices.sample import write_sample
-from tests.peers.baresip_phone import HOST, baresip_phone
-from tests.peers.caller import caller
+from tests.peers.baresip_phone import baresip_phone
+from tests.peers.caller import HOST, caller
 
 RTP_PORTS = range(30000, 32000)
 

@@ -11,8 +11,9 @@ from bitel.calls.outcome import Outcome
 from bitel.store.database import Database
 from bitel.transports.tls import TlsFiles
 from tests.e2e.playing import folder
-from tests.peers.baresip_phone import Transport, baresip_phone
+from tests.peers.baresip_phone import baresip_phone
 from tests.peers.certificates import Authority
+from tests.peers.phone_process import Transport
 from tests.peers.switchboard import Record, switchboard
 
 

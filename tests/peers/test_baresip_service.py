@@ -9,12 +9,13 @@ from bitel.demo.play import read_wav
 from bitel.demo.stage import Stage
 from bitel.voices.compare import match
 from tests.e2e.playing import call_all, reports, sent
-from tests.peers.baresip_phone import BaresipPhone, baresip_phone
+from tests.peers.baresip_phone import baresip_phone
+from tests.peers.phone_process import PhoneProcess
 
 NUMBER = ["09121234567"]
 
 
-def stage_for(phone: BaresipPhone, tmp_path: Path) -> Stage:
+def stage_for(phone: PhoneProcess, tmp_path: Path) -> Stage:
     dialer = {"ring_timeout": 3}
     return Stage(tmp_path / "stage", dialer=dialer, trunk=f"sip:127.0.0.1:{phone.port}")
 
