@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bitel.demo.stage import free_port
+from tests.peers.phone_process import folder_of_peers
 
 HOST = "127.0.0.1"
 START_TIMEOUT = 30.0
@@ -58,12 +59,6 @@ read = all
 write = all
 """,
 }
-
-
-def folder_of_peers() -> Path:
-    """The folder that `scripts/peers` installs into."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("BITEL_PEERS") or cache / "bitel")
 
 
 def why_missing() -> str:

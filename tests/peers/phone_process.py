@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -23,6 +24,12 @@ HOST = "127.0.0.1"
 _ROOT = Path(__file__).parent.parent.parent
 _ATTEMPTS = 5
 """Ports tried: another process may take one before the phone binds it."""
+
+
+def folder_of_peers() -> Path:
+    """The folder that `scripts/peers` installs into."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("BITEL_PEERS") or cache / "bitel")
 
 
 def report(event: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -52,6 +53,13 @@ class OneClip:
     async def for_order(self, order: Order, codecs: Sequence[Codec]) -> Mapping[str, Playlist]:
         """The clip in each of the codecs."""
         return {codec: [self._clips[codec]] for codec in codecs}
+
+
+def assert_answered(record: Record, by: str = "us") -> None:
+    """It was answered with 200, ended by that side, and billed once for the time of talk."""
+    assert record.outcome is Outcome.ANSWERED, record
+    assert (record.attempt.sip_code, record.attempt.ended_by) == (200, by), record
+    assert (record.bill_seconds, record.bills) == (math.ceil(record.talked), 1)
 
 
 def sample(seconds: float) -> Pcm:

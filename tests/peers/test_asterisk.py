@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from bitel.voices.compare import match
 from tests.peers.asterisk import why_missing
 from tests.peers.asterisk_phone import PASSWORD, USERNAME, AsteriskPhone, asterisk_phone
 from tests.peers.baresip_phone import baresip_phone
-from tests.peers.switchboard import Record, Switchboard, sample, switchboard
+from tests.peers.switchboard import Record, Switchboard, assert_answered, sample, switchboard
 from tests.prerequisites import need_peer
 
 T1 = 0.5
@@ -89,13 +88,6 @@ class Dial:
 @pytest.fixture
 def dial(phone: AsteriskPhone, tmp_path: Path, sqlite_database: Database) -> Dial:
     return Dial(phone, tmp_path, sqlite_database)
-
-
-def assert_answered(record: Record, by: str = "us") -> None:
-    """It was answered with 200, ended by that side, and billed once for the time of talk."""
-    assert record.outcome is Outcome.ANSWERED, record
-    assert (record.attempt.sip_code, record.attempt.ended_by) == (200, by), record
-    assert (record.bill_seconds, record.bills) == (math.ceil(record.talked), 1)
 
 
 @pytest.mark.interop("answers over {transport}, records all that we play", rfc="RFC 3261 §13")
