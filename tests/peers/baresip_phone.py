@@ -1,7 +1,8 @@
 """baresip as an independent callee, in a process of its own, on loopback, without audio devices.
 
 `baresip_phone(...)` is the test's side. Run with `-m`, this module is the phone's process.
-It reports "incoming", "established", "closed", "recorded", "held" and "resumed".
+It reports "incoming", "established", "closed", "recorded", "held", "resumed"
+and "transfer refused".
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from baresip import Call, StackEvent
 
 Manner = Literal["answer", "reject", "ring"]
+Keyed = Literal["rtpevent", "info"]
 
 _SAMPLE_RATE = 8000
 
@@ -34,7 +36,9 @@ async def baresip_phone(
     hang_up_after: float | None = None,
     reinvite: bool = False,
     digits: str = "",
+    keyed: Keyed = "rtpevent",
     hold: float | None = None,
+    transfer: bool = False,
     transport: Transport = "udp",
     certificate: Path | None = None,
 ) -> AsyncIterator[PhoneProcess]:
@@ -43,7 +47,8 @@ async def baresip_phone(
     `record` is the WAV to write of the latest call's audio, whole once "recorded" was reported.
     `hang_up_after` is the time in seconds from its answer to its BYE. With `reinvite` it sends a
     re-INVITE right after the ACK of its answer, and the first 0.1 s of a recording is missing.
-    Once established it keys `digits`, and puts the caller on hold for `hold` seconds.
+    Once established it keys `digits` as telephone events or by INFO, puts the caller on hold for
+    `hold` seconds, and asks the caller to call another number (`transfer`).
     It takes calls over `transport` alone; TLS needs a `certificate`, a PEM file with its key in it.
     """
     options = [manner, "--transport", transport, *(["--reinvite"] if reinvite else [])]
@@ -51,6 +56,8 @@ async def baresip_phone(
     options += [] if hang_up_after is None else ["--hang-up-after", str(hang_up_after)]
     options += ["--digits", digits] if digits else []
     options += [] if hold is None else ["--hold", str(hold)]
+    options += ["--keyed", keyed]
+    options += ["--transfer"] if transfer else []
     options += [] if certificate is None else ["--certificate", str(certificate)]
     module = "tests.peers.baresip_phone"
     async with phone_process(sys.executable, module, options, transport) as phone:
@@ -70,6 +77,7 @@ class _Callee:
         self._reinvite: bool = options.reinvite
         self._digits: str = options.digits
         self._hold: float | None = options.hold
+        self._transfer: bool = options.transfer
         self._tasks: set[asyncio.Task[None]] = set()
 
     def on_incoming(self, call: Call) -> None:
@@ -80,7 +88,7 @@ class _Callee:
         task.add_done_callback(self._tasks.discard)
 
     async def _take(self, call: Call) -> None:
-        from baresip import CallState, Event
+        from baresip import CallState, Event, TransferFailed
 
         if self._manner == "reject":
             await call.reject()
@@ -112,6 +120,11 @@ class _Callee:
             await asyncio.sleep(self._hold)
             await call.resume()
             report("resumed")
+        if self._transfer:
+            try:
+                await call.transfer(f"sip:0912@{HOST}")
+            except TransferFailed:
+                report("transfer refused")
         if self._hang_up_after is not None:
             await asyncio.sleep(self._hang_up_after)
             if call.state is not CallState.CLOSED:
@@ -163,6 +176,7 @@ async def _run(options: argparse.Namespace) -> None:
         transport=options.transport,
         reg_interval=0,
         audio_codecs=("pcma", "pcmu"),
+        dtmf_mode=options.keyed,
         extra_params=("catchall=yes",),
     )
     agent = await UserAgent.create(runtime, account)
@@ -183,7 +197,9 @@ def _main() -> None:
     parser.add_argument("--reinvite", action="store_true")
     parser.add_argument("--certificate", type=Path)
     parser.add_argument("--digits", default="")
+    parser.add_argument("--keyed", choices=["rtpevent", "info"])
     parser.add_argument("--hold", type=float)
+    parser.add_argument("--transfer", action="store_true")
     parser.add_argument("--transport", choices=["udp", "tcp", "tls"])
     asyncio.run(_run(parser.parse_args()))
 

@@ -24,10 +24,12 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -52,6 +54,17 @@ def why_missing() -> str:
     """A sentence that says why pjsua2 can't run here; empty if it can."""
     python = _python()
     return "" if python.exists() else f"there is no pjsua2 in {python.parent}: run scripts/peers"
+
+
+def version() -> str:
+    """The version of PJSIP."""
+    done = subprocess.run(
+        [_python(), "-c", "import importlib.metadata as m; print(m.version('pjsua2-python'))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
 
 
 def _python() -> Path:
@@ -228,11 +241,11 @@ def _call(account: Any, call_id: int, options: argparse.Namespace) -> Any:
                 if name == "wait":
                     yield from self._wait(float(value))
                 elif name.isdigit():
-                    yield from self._try(lambda code=int(name): self._respond(code))
+                    yield from self._try(partial(self._respond, int(name)))
                     while name.startswith("2") and not self._established:
                         yield
                 else:
-                    yield from self._try(lambda step=step: self._do(step))
+                    yield from self._try(partial(self._do, step))
                 report(step)
 
         def _wait(self, seconds: float) -> Iterator[None]:

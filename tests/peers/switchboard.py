@@ -30,12 +30,15 @@ from bitel.g711 import Codes, Pcm, alaw_encode, ulaw_encode
 from bitel.store import calls, ledger, placing, projects, recordings
 from bitel.store.calls import AttemptRow
 from bitel.store.database import Database
+from bitel.voices.compare import match
 from bitel.voices.sample import synthesise
 
 HOST = "127.0.0.1"
 T1 = 0.02
 """Seconds: Timers B and F are 1.28 s then, and nobody waits long for what never comes."""
 _TARIFF = Tariff((Rate("+98", Decimal(1), increment=1),))
+_PIECE = 2000
+"""Samples, a quarter of a second."""
 _A_LAW_SILENCE = b"\xd5"
 _ENCODERS: Mapping[Codec, Callable[[Pcm], Codes]] = {"PCMA": alaw_encode, "PCMU": ulaw_encode}
 
@@ -65,6 +68,16 @@ def assert_answered(record: Record, by: str = "us") -> None:
 def sample(seconds: float) -> Pcm:
     """A tune at 8 kHz, no part of which is like another."""
     return np.ascontiguousarray(synthesise(seconds)[::2])
+
+
+def share_heard(sent: Pcm, heard: Pcm) -> float:
+    """The share of `sent` that was heard, 0 to 1, each quarter of a second sought by itself.
+
+    A peer that plays or records by a clock of its own shifts all that comes after a packet that it
+    drops or fills in, as it does after a hold.
+    """
+    pieces = [sent[at : at + _PIECE] for at in range(0, len(sent), _PIECE)]
+    return sum(match(piece, heard).covered for piece in pieces) / len(pieces)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +193,7 @@ async def switchboard(
         SipTrunkConfig(
             tuple(Trunk.parse(trunk) for trunk in trunks),
             (HOST, 0),
-            range(first, first + 20),
+            range(first, first + 40),
             **values,
         ),
         OneClip(folder, clip, sound),

@@ -18,11 +18,18 @@ from bitel.g711 import Pcm
 from bitel.sip import Credentials
 from bitel.store.database import Database
 from bitel.transports.tls import TlsFiles
-from bitel.voices.compare import match
+from tests.peers import pjsua2_phone
 from tests.peers.asterisk import why_missing
 from tests.peers.asterisk_phone import PASSWORD, USERNAME, AsteriskPhone, asterisk_phone
 from tests.peers.baresip_phone import baresip_phone
-from tests.peers.switchboard import Record, Switchboard, assert_answered, sample, switchboard
+from tests.peers.switchboard import (
+    Record,
+    Switchboard,
+    assert_answered,
+    sample,
+    share_heard,
+    switchboard,
+)
 from tests.prerequisites import need_peer
 
 T1 = 0.5
@@ -53,9 +60,7 @@ class Calling:
 
     async def heard(self, number: str) -> float:
         """The share of `sound` that Asterisk recorded, 0 to 1."""
-        found = match(self.sound, await self.phone.received(number))
-        assert found.correlation >= 0.98, found
-        return found.covered
+        return share_heard(self.sound, await self.phone.received(number))
 
 
 class Dial:
@@ -158,6 +163,26 @@ async def test_it_hangs_up(dial: Dial, transport: str) -> None:
     assert record.attempt.q850 == 16
 
 
+@pytest.mark.interop("finds us behind a NAT, by rport and symmetric RTP", rfc="RFC 3581 §4")
+async def test_behind_a_nat(dial: Dial) -> None:
+    """What we say of our own address is wrong; its BYE and its audio come to the right one."""
+    async with dial("nat", seconds=5.0, public_address="192.0.2.1") as calling:
+        _, record = await calling.call("greet, hang up")
+    assert_answered(record, by="far")
+    assert record.attempt.media is not None
+    assert record.attempt.media.received > 10
+
+
+@pytest.mark.interop("answers 20 calls at once", rfc="RFC 3261 §13")
+async def test_calls_at_once(dial: Dial) -> None:
+    async with dial(seconds=2.0) as calling:
+        calls = await asyncio.gather(*(calling.call("ring, answer") for _ in range(20)))
+        heard = [await calling.heard(number) for number, _ in calls]
+    for _, record in calls:
+        assert_answered(record)
+    assert min(heard) >= 0.95, heard
+
+
 @pytest.mark.interop("plays early media, then answers", rfc="RFC 3960 §3.2")
 async def test_early_media(dial: Dial) -> None:
     async with dial() as calling:
@@ -177,9 +202,13 @@ async def test_reliable_provisional_responses(dial: Dial, behaviour: str) -> Non
     assert_answered(record)
 
 
-@pytest.mark.interop("keys digits as {endpoint}", rfc="RFC 4733 §2.5, RFC 6086 §4")
-@pytest.mark.parametrize("endpoint", ["plain", "info"])
-async def test_digits(dial: Dial, endpoint: str) -> None:
+@pytest.mark.interop("keys digits by {method}", rfc="RFC 4733 §2.5, RFC 6086 §4")
+@pytest.mark.parametrize(
+    ("endpoint", "method"),
+    [("plain", "telephone events"), ("info", "INFO")],
+    ids=["rfc4733", "info"],
+)
+async def test_digits(dial: Dial, endpoint: str, method: str) -> None:
     async with dial(endpoint, seconds=2.5) as calling:
         _, record = await calling.call("key digits")
     assert_answered(record)
@@ -192,7 +221,8 @@ async def test_hold(dial: Dial) -> None:
     async with dial("holding", seconds=3.0) as calling:
         number, record = await calling.call("hold")
         assert dial.phone.events("UserEvent", number, UserEvent="resumed")
-        assert await calling.heard(number) >= 0.95
+        # What is on its way between the first recording and the hold is in neither of them.
+        assert await calling.heard(number) >= 0.9
     assert_answered(record)
     assert record.talked > 3.9, "three seconds of recording, and a second of hold"
     assert record.attempt.media is not None
@@ -310,18 +340,22 @@ async def test_media_is_moved_to_the_phone_behind(dial: Dial, tmp_path: Path) ->
         await behind.saw("recorded")
     assert_answered(record)
     assert any(message.startswith("INVITE sip:127") for message in dial.phone.messages(number))
-    found = match(calling.sound, read_wav(recording))
-    assert found.correlation >= 0.98, found
     # baresip drops what it gets before the ACK, and what it has not played when the call ends.
-    assert found.covered >= 0.9, found
+    assert share_heard(calling.sound, read_wav(recording)) >= 0.9
 
 
 @pytest.mark.interop("is a switchboard whose phone puts us on hold", rfc="RFC 3264 §8.4")
 async def test_hold_by_the_phone_behind(dial: Dial) -> None:
-    async with baresip_phone("answer", hold=1.0) as behind:
+    sentence = pjsua2_phone.why_missing()
+    need_peer(not sentence, sentence)
+    steps = "180", "200", "wait 0.5", "hold", "wait 1", "resume"
+    async with pjsua2_phone.pjsua2_phone(*steps) as behind:
         dial.phone.asterisk.ask("Setvar", Variable="PHONE", Value=str(behind.port))
         async with dial("holding", seconds=2.0) as calling:
-            _, record = await calling.call("switchboard")
-        assert "resumed" in behind.events
+            number, record = await calling.call("switchboard")
+        await behind.saw("closed")
     assert_answered(record)
     assert record.talked > 2.9, "two seconds of recording, and a second of hold"
+    assert record.attempt.media is not None
+    assert record.attempt.media.sent == 100
+    assert any("a=sendonly" in message for message in dial.phone.messages(number))

@@ -11,12 +11,10 @@ import pytest
 
 from bitel.calls.outcome import Outcome
 from bitel.demo.play import read_wav
-from bitel.g711 import Pcm
 from bitel.store.database import Database
-from bitel.voices.compare import match
 from tests.peers.phone_process import PhoneProcess, Transport
 from tests.peers.pjsua2_phone import OldHold, Rel, pjsua2_phone, why_missing
-from tests.peers.switchboard import Record, assert_answered, sample, switchboard
+from tests.peers.switchboard import Record, assert_answered, sample, share_heard, switchboard
 from tests.prerequisites import need_peer
 
 T1 = 0.5
@@ -24,16 +22,6 @@ T1 = 0.5
 
 HEARD = 0.9
 """The share of the recording that must be heard: what pjsua2 still holds at the BYE is lost."""
-
-PIECE = 2000
-"""Samples that are sought in what was heard at a time. pjsua2 plays by a clock of its own, so that
-what it records is shifted wherever that clock and ours drift apart by a packet."""
-
-
-def share_heard(sent: Pcm, heard: Pcm) -> float:
-    """The share of the pieces of `sent` that were heard, 0 to 1."""
-    pieces = [sent[at : at + PIECE] for at in range(0, len(sent), PIECE)]
-    return sum(match(piece, heard).covered for piece in pieces) / len(pieces)
 
 
 class Play:
@@ -129,7 +117,7 @@ async def test_early_media(play: Play, reliable: Rel) -> None:
     assert attempt.ended_at - attempt.started_at > play.record.talked + 0.4
 
 
-@pytest.mark.interop("sends 180 reliably and an UPDATE before it answers", rfc="RFC 3311 §5.1")
+@pytest.mark.interop("sends a reliable 183 and an UPDATE before it answers", rfc="RFC 3311 §5.1")
 async def test_early_update(play: Play) -> None:
     async with play("183", "wait 0.2", "update", "wait 0.2", "200", reliable="required") as phone:
         assert "UPDATE 200" in phone.events
