@@ -23,11 +23,13 @@ PAGE = ROOT / "docs" / "interop.md"
 HEAD = """# Interoperability
 
 What other SIP stacks do to a call of ours, and whether bitel did what the RFC says in the last run.
-Each row is a test in `tests/peers`, or some: it places calls with the dialer, over sockets, and
-checks the call's outcome, what was billed, and in most of them what the other side heard.
+Each row is one or more tests in `tests/peers`. They place calls with the dialer or with the whole
+service, over sockets, and check the outcome of a call, what was billed, and in most of them what
+the other side heard.
 
-`make peers` installs the stacks, runs the tests and writes this page; a test keeps its rows those
-of the tests. `make test` runs them too, as far as the stacks are here.
+`make peers` installs the stacks (as root, on Debian or Ubuntu), runs the tests and writes this
+page; a test checks that its rows are those of the tests. `make test` runs them too, as far as the
+stacks are installed.
 """
 
 TABLE = "| what the peer does | by | result |\n|---|---|---|"
@@ -37,10 +39,10 @@ RESULTS = {True: "passed", False: "**failed**", None: "not run"}
 
 def render(results: Iterable[Result], versions: dict[str, str]) -> str:
     """The page: a section for each stack, whose title names its version."""
-    parts = [HEAD]
+    parts = [HEAD.rstrip()]
     found = sorted(results)
     for stack in STACKS.values():
-        parts += [f"\n## {stack} {versions.get(stack, '')}".rstrip(), "", TABLE]
+        parts += ["", f"## {stack} {versions.get(stack, '')}".rstrip(), "", TABLE]
         parts += [
             f"| {_cell(case.case)} | {case.rfc} | {RESULTS[passed]} |"
             for case, passed in found
