@@ -32,7 +32,7 @@ page; a test checks that its rows are those of the tests. `make test` runs them 
 stacks are installed.
 """
 
-TABLE = "| what the peer does | by | result |\n|---|---|---|"
+TABLE = "| what the peer does | RFC section | result |\n|---|---|---|"
 
 RESULTS = {True: "passed", False: "**failed**", None: "not run"}
 

@@ -24,6 +24,8 @@ from tests.peers.switchboard import sample
 
 USERNAME = "acme"
 PASSWORD = "s3cret"
+SERVICE = "02191000000"
+"""The endpoint of a whole service: the caller id of its dialer."""
 
 _RECORD = "Record({inside}/${{EXTEN}}.wav,0,0,aqkx)"
 """Writes what is received until the caller hangs up; after what was recorded before, if anything.
@@ -95,6 +97,7 @@ ENDPOINTS: dict[str, tuple[str, ...]] = {
     "md5": ("auth=md5",),
     "sha256": ("auth=sha256",),
     USERNAME: ("auth=acme", "aors=acme"),
+    SERVICE: ("auth=sha256",),
 }
 """Endpoints by the user of From, each with its options."""
 
@@ -225,10 +228,14 @@ class AsteriskPhone:
         await self.ended(number)
         return read_wav(self.asterisk.folder / f"{_dialled(number)}.wav")
 
+    def log(self) -> list[str]:
+        """All SIP messages so far."""
+        log = (self.asterisk.folder / "log").read_text(errors="replace")
+        return [part.partition("--->\n")[2] for part in log.split("<--- ")[1:]]
+
     def messages(self, number: str) -> list[str]:
         """The SIP messages of the call to `number` so far, in order, both ways."""
-        log = (self.asterisk.folder / "log").read_text(errors="replace")
-        messages = [part.partition("--->\n")[2] for part in log.split("<--- ")[1:]]
+        messages = self.log()
         (call_id, *_) = (
             _call_id(message)
             for message in messages

@@ -13,14 +13,21 @@ import pytest
 
 from bitel.calls.outcome import Outcome
 from bitel.demo.play import read_wav
-from bitel.demo.stage import free_port
+from bitel.demo.stage import Stage, free_port
 from bitel.g711 import Pcm
 from bitel.sip import Credentials
 from bitel.store.database import Database
 from bitel.transports.tls import TlsFiles
+from tests.e2e.playing import call_all, reports, sent
 from tests.peers import pjsua2_phone
 from tests.peers.asterisk import why_missing
-from tests.peers.asterisk_phone import PASSWORD, USERNAME, AsteriskPhone, asterisk_phone
+from tests.peers.asterisk_phone import (
+    PASSWORD,
+    SERVICE,
+    USERNAME,
+    AsteriskPhone,
+    asterisk_phone,
+)
 from tests.peers.baresip_phone import baresip_phone
 from tests.peers.switchboard import (
     Record,
@@ -359,3 +366,24 @@ async def test_hold_by_the_phone_behind(dial: Dial) -> None:
     assert record.attempt.media is not None
     assert record.attempt.media.sent == 100
     assert any("a=sendonly" in message for message in dial.phone.messages(number))
+
+
+@pytest.mark.interop("registers the whole service, and takes its calls", rfc="RFC 3261 §10.2")
+async def test_the_whole_service(phone: AsteriskPhone, tmp_path: Path) -> None:
+    """One after the other is answered, is busy, and keys digits."""
+    dialer = {
+        "caller_id": SERVICE,
+        "username": USERNAME,
+        "password": PASSWORD,
+        "register": True,
+    }
+    before = len(phone.log())
+    numbers = [phone.number(behaviour) for behaviour in ("answer", "busy", "key digits")]
+    with Stage(tmp_path / "stage", dialer=dialer, trunk=phone.trunk()) as stage:
+        calls = await asyncio.to_thread(call_all, stage, numbers, 2.0)
+        assert reports(calls) == [("NORMAL", 3), ("USER_BUSY", 0), ("NORMAL", 3)]
+        assert share_heard(sent(stage), await phone.received(numbers[0])) >= 0.98
+    registered = [message for message in phone.log()[before:] if message.startswith("REGISTER")]
+    # Each of them is challenged once, and the second removes the binding.
+    assert len(registered) == 4
+    assert phone.contact() == ""
