@@ -63,7 +63,15 @@ BEHAVIOURS: dict[str, tuple[str, ...]] = {
         "UserEvent(resumed,Exten: ${{EXTEN}})",
         _RECORD,
     ),
-    "redirect": ("Transfer(PJSIP/sip:{redirected}@127.0.0.1:{sip})",),
+    "redirect": (
+        'GotoIf($["${{GLOBAL(REDIRECTED)}}" = "${{EXTEN}}"]?5)',
+        "Set(GLOBAL(REDIRECTED)=${{EXTEN}})",
+        "Transfer(PJSIP/sip:${{EXTEN}}@127.0.0.1:{sip}\\;transport=udp)",
+        "Hangup()",
+        "Answer()",
+        _RECORD,
+    ),
+    "redirect to another number": ("Transfer(PJSIP/sip:{redirected}@127.0.0.1:{sip})",),
     "redirect elsewhere": ("Transfer(PJSIP/sip:0912@127.0.0.1:9)",),
     "refer": (
         "Answer()",
@@ -186,7 +194,7 @@ bind_rtp_to_media_address = yes
 """
 
 _REDIRECTED = "+989120099999"
-"""The number that "redirect" names: it is answered."""
+"""A number that is answered."""
 
 
 @dataclass

@@ -108,7 +108,7 @@ class _Failed(Exception):
 
 
 def _run(options: argparse.Namespace) -> None:
-    # The stack logs to stdout until it is told not to.
+    # The stack logs to stdout until it is configured.
     sys.stdout = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     import pjsua2
