@@ -14,8 +14,11 @@ from bitel.sip import Credentials
 from bitel.transports.tls import TlsFiles
 
 
-def sip_trunk_config(dialer: DialerSettings) -> SipTrunkConfig:
-    """The configuration that these settings, which are checked, ask for."""
+def sip_trunk_config(dialer: DialerSettings, region: str = "") -> SipTrunkConfig:
+    """The configuration that these settings, which are checked, ask for.
+
+    `region` is the country whose national numbers are understood (ISO 3166).
+    """
     public, public_port = "", None
     if dialer.public_address:
         public, public_port = split_public_address(dialer.public_address)
@@ -44,6 +47,16 @@ def sip_trunk_config(dialer: DialerSettings) -> SipTrunkConfig:
         receive=dialer.receive,
         refusals_before_pause=dialer.refusals_before_pause,
         senders=senders_for(dialer.max_channels, os.cpu_count() or 1),
+        outbound_proxy=Trunk.parse(dialer.outbound_proxy) if dialer.outbound_proxy else None,
+        from_domain=dialer.from_domain,
+        user_phone=dialer.user_phone,
+        extra_headers=tuple(
+            (name, value.get_secret_value()) for name, value in dialer.extra_headers.items()
+        ),
+        send_to_source=dialer.send_to_source,
+        latch=dialer.latch,
+        tcp_fallback=dialer.tcp_fallback,
+        region=region,
     )
 
 

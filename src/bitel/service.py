@@ -211,7 +211,7 @@ def _dialer(
 ) -> tuple[SipTrunkDialer, Dispatcher]:
     recording_faults = RecordingFaults(dialer.id, time.monotonic)
     trunk = SipTrunkDialer(
-        sip_trunk_config(dialer),
+        sip_trunk_config(dialer, settings.region),
         playlists,
         time.time,
         watch=watch,

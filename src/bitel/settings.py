@@ -63,25 +63,107 @@ def _port_range(text: str) -> str:
 
 
 def _trunk(text: str) -> str:
-    if not re.fullmatch(r"sips?:[A-Za-z0-9.\-\[\]:]+(;[A-Za-z0-9=.\-]+)*", text):
-        raise ValueError(f"{text!r} is not a trunk's address, as in sip:203.0.113.10:5060")
-    named = re.search(r";transport=([^;]*)", text, re.IGNORECASE)
-    transport = named[1].lower() if named else ""
-    if transport not in {"", "udp", "tcp", "tls"}:
-        raise ValueError(f"{text!r} can't be a trunk: use transport=udp, tcp or tls")
-    if text.startswith("sips:") and transport == "udp":
-        raise ValueError(f"{text!r} can't be a trunk: sips: is never spoken over UDP")
-    _trunk_host(text)
+    return _host_uri(text, "trunk")
+
+
+def _outbound_proxy(text: str) -> str:
+    return _host_uri(text, "proxy", frozenset({"lr"})) if text else text
+
+
+def _host_uri(text: str, what: str, flags: frozenset[str] = frozenset()) -> str:
+    """A SIP URI of a host alone; `flags` are the parameters that it may have besides `transport`.
+
+    What would have no effect is refused, so that a misspelt parameter is noticed at the start.
+    """
+    if "@" in text:
+        # Not repeated in the sentence: it may hold a password.
+        raise ValueError(f"a {what} is a host, without a user or password before it")
+    if "?" in text:
+        raise ValueError(f"{text!r} can't be a {what}: headers after ? would have no effect")
+    place, *parameters = text.split(";")
+    _trunk_host(text, what)
+    transport = None
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        name, value = name.lower(), value.lower()
+        if name == "transport":
+            if transport is not None:
+                raise ValueError(f"{text!r} can't be a {what}: it names transport twice")
+            if value not in {"udp", "tcp", "tls"}:
+                raise ValueError(f"{text!r} can't be a {what}: use transport=udp, tcp or tls")
+            transport = value
+        elif name not in flags:
+            raise ValueError(
+                f"{text!r} can't be a {what}: its parameter {name!r} would have no effect; "
+                "remove it, only transport is used"
+            )
+    if place.lower().startswith("sips:") and transport == "udp":
+        raise ValueError(f"{text!r} can't be a {what}: sips: is never spoken over UDP")
     return text
 
 
-def _trunk_host(text: str) -> str:
+def _trunk_host(text: str, what: str = "trunk") -> str:
     """The host of a trunk, without brackets. Raises ValueError where there is none, or no port."""
-    place = text.partition(":")[2].partition(";")[0]
-    match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.\-]+)(?::(\d{1,5}))?", place)
-    if not match or not 0 < int(match[2] or 5060) < 65536:
-        raise ValueError(f"{text!r} is not a trunk's address, as in sip:203.0.113.10:5060")
-    return match[1].strip("[]")
+    scheme, _, rest = text.partition(":")
+    match = re.fullmatch(
+        r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.\-]+)(?::([0-9]{1,5}))?", rest.partition(";")[0]
+    )
+    usable = match is not None and 0 < int(match[2] or 5060) < 65536
+    if match is None or not usable or scheme.lower() not in {"sip", "sips"}:
+        raise ValueError(f"{text!r} is not a {what}'s address, as in sip:203.0.113.10:5060")
+    host = match[1].strip("[]")
+    if match[1].startswith("[") and not _is_ip(host, 6):
+        raise ValueError(f"{text!r} is not a {what}'s address: {host!r} is no IPv6 address")
+    return host
+
+
+def _domain(text: str) -> str:
+    """A host as a SIP URI may name it: a domain name or an IP address, without a port."""
+    host = text.removeprefix("[").removesuffix("]")
+    label = r"[A-Za-z0-9](?:[A-Za-z0-9\-]{0,61}[A-Za-z0-9])?"
+    is_name = len(text) <= 253 and re.fullmatch(rf"{label}(?:\.{label})*", text) is not None
+    # The last label of a name is never all digits: that would be read as an IPv4 address.
+    is_name = is_name and not text.rpartition(".")[2].isdigit()
+    if text and not is_name and not _is_ip(text, 4) and not _is_ip(host, 6):
+        raise ValueError(f"{text!r} is neither a domain name nor an IP address, as in pbx.example")
+    return host
+
+
+WRITTEN_HEADERS = frozenset(
+    (
+        *("via", "from", "to", "call-id", "cseq", "contact", "route", "record-route"),
+        *("max-forwards", "allow", "supported", "require", "proxy-require", "user-agent"),
+        *("authorization", "proxy-authorization", "session-expires", "min-se", "expires"),
+        # The compact forms of these, and of Content-Encoding, Content-Length and Content-Type.
+        *("v", "f", "t", "i", "m", "k", "x", "e", "l", "c"),
+    )
+)
+"""Names, in lower case, of the headers that every INVITE gets from the user agent itself."""
+IDENTITY_HEADERS = {
+    "pai": "p-asserted-identity",
+    "ppi": "p-preferred-identity",
+    "rpid": "remote-party-id",
+}
+"""The header that each value of `identity` writes, in lower case."""
+
+
+def _extra_headers(headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
+    seen: set[str] = set()
+    for name, secret in headers.items():
+        value, lower = secret.get_secret_value(), name.lower()
+        if not re.fullmatch(r"[A-Za-z0-9\-.!%*_+`'~]{1,64}", name):
+            raise ValueError(f"{name[:64]!r} is not the name of a header, as in X-Account")
+        if lower in WRITTEN_HEADERS or lower.startswith("content-"):
+            raise ValueError(f"{name} is a header that bitel writes itself; remove it")
+        if lower in seen:
+            raise ValueError(f"it names the header {name} twice")
+        seen.add(lower)
+        if not 1 <= len(value) <= 512 or not value.isprintable() or value != value.strip():
+            # The value is not repeated in the sentence: it may be secret.
+            raise ValueError(
+                f"the value of {name} is not one line of 1 to 512 printable characters"
+            )
+    return headers
 
 
 def _region(text: str) -> str:
@@ -253,6 +335,10 @@ class DialerSettings(Section):
     """The carrier's addresses, in order of preference: `sip:HOST[:PORT][;transport=udp|tcp|tls]`,
     or `sips:HOST`, which means TLS. Without a port and a transport DNS may name them (NAPTR, SRV).
     IPv6 addresses stand in brackets."""
+    outbound_proxy: Annotated[str, AfterValidator(_outbound_proxy)] = ""
+    """The host that INVITE, REGISTER and OPTIONS are sent to in place of the trunks, written as
+    these are: `sip:HOST[:PORT][;transport=udp|tcp|tls]`. The trunk stays in the Request-URI, and a
+    Route header names the proxy. Empty: none."""
     trunk_timeout: float = Field(default=32.0, ge=1, le=32)
     """Seconds until a trunk that answers nothing at all to an INVITE is left for the next address,
     if there is another. One that was merely slow may by then have begun to call: it is told
@@ -285,6 +371,27 @@ class DialerSettings(Section):
     (`ppi`) or Remote-Party-ID (`rpid`)."""
     privacy: bool = False
     """Whether the person called is not to learn who calls (RFC 3323)."""
+    from_domain: Annotated[str, AfterValidator(_domain)] = ""
+    """The host, a domain name or an IP address, in From and in the header of `identity`, where the
+    carrier wants its own there. Empty: our IP address. An anonymous From does not change."""
+    user_phone: bool = False
+    """Whether the URIs of From, To and the request have `;user=phone` where their user part is a
+    telephone number."""
+    extra_headers: Annotated[dict[str, SecretStr], AfterValidator(_extra_headers)] = Field(
+        default_factory=dict, max_length=20
+    )
+    """Headers that every INVITE gets, and no other request: `{ "X-Account" = "42" }`, each one line
+    of at most 512 characters. Headers that bitel writes itself are refused. The values are in no
+    log; the traces of calls show them."""
+    send_to_source: bool = False
+    """Whether requests in a call go to the address that the carrier's messages came from, instead
+    of the one that its Contact or Record-Route names: for carriers that name a private one."""
+    latch: Literal["off", "port", "host"] = "port"
+    """How far audio follows a callee that sends from elsewhere than its SDP says (symmetric RTP):
+    not at all, to another port of that host, or to any host."""
+    tcp_fallback: bool = True
+    """Whether requests of more than 1,300 bytes go by TCP to trunks by UDP (RFC 3261 §18.1.1), and
+    by UDP where TCP can't be had or answers nothing. Without it they always go by UDP."""
     number_format: Literal["e164", "digits", "national"] = "e164"
     """How the carrier wants numbers: `+98912…`, `98912…` or `0912…`."""
     number_rules: list[NumberRuleSettings] = Field(default_factory=list, max_length=1000)
@@ -340,10 +447,16 @@ class DialerSettings(Section):
         if bool(self.tls_certificate) != bool(self.tls_key):
             raise ValueError("tls_certificate and tls_key go together; set both or neither")
         ipv6 = ":" in split_address(self.bind)[0]
-        for trunk in self.trunks:
-            if _is_ip(_trunk_host(trunk), 4 if ipv6 else 6):
+        what = "outbound_proxy" if self.outbound_proxy else "trunk"
+        for hop in [self.outbound_proxy] if self.outbound_proxy else self.trunks:
+            if _is_ip(_trunk_host(hop), 4 if ipv6 else 6):
                 ours, wants = ("IPv6", "0.0.0.0:5070") if ipv6 else ("IPv4", "[::]:5070")
-                raise ValueError(f"bind is {ours}, the trunk {trunk} is not; bind {wants}, say")
+                raise ValueError(f"bind is {ours}, the {what} {hop} is not; bind {wants}, say")
+        written = {IDENTITY_HEADERS.get(self.identity, ""), "privacy" if self.privacy else ""}
+        for name in self.extra_headers:
+            if name.lower() in written:
+                setting = "privacy" if name.lower() == "privacy" else "identity"
+                raise ValueError(f"extra_headers: {name} is what {setting} writes; remove one")
         if 0 < self.media_timeout < SHORTEST_MEDIA_TIMEOUT:
             raise ValueError(
                 f"media_timeout {self.media_timeout:g} is too short to tell silence from thin "

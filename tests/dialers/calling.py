@@ -17,6 +17,7 @@ from bitel.dialers.targets import Targets
 from bitel.dialers.trunk import Trunk
 from bitel.dialers.watch import Watch
 from bitel.dialing.dialer import Order
+from bitel.sip import Event
 
 HOST = "127.0.0.1"
 
@@ -46,6 +47,11 @@ class Dialled:
         self.count += 1
         order = Order(f"attempt{self.count}", f"{self.count:032x}", number, recording, digits)
         return await self.dialer.dial(order, self._heard)
+
+    def tell(self, kind: Callable[[str], Event]) -> None:
+        """Give the dialer an event of the call that it has under way, as the user agent would."""
+        [call_id] = self.dialer._legs
+        self.dialer._receive(kind(call_id))
 
     async def _heard(self, at: float) -> bool:
         return True

@@ -32,6 +32,7 @@ class Ear:
             raise
         self.socket.setblocking(False)
         self.port: int = self.socket.getsockname()[1]
+        self.ssrc = 1
         self._datagrams: list[bytes] = []
         self._sequence = 0
 
@@ -60,14 +61,14 @@ class Ear:
         for _ in range(packets):
             number = self._sequence
             self._sequence += 1
-            header = RtpHeader(8, number % 2**16, 160 * number, 1)
+            header = RtpHeader(8, number % 2**16, 160 * number, self.ssrc)
             self.socket.sendto(header.pack() + b"\xd5" * 160, to)
 
     def key(self, to: Address, code: int, event_type: int, at: int) -> None:
         """Send the packets of one keyed digit (RFC 4733), its end three times."""
         for end in (False, True, True, True):
             self._sequence += 1
-            header = RtpHeader(event_type, self._sequence % 2**16, at, 1)
+            header = RtpHeader(event_type, self._sequence % 2**16, at, self.ssrc)
             self.socket.sendto(header.pack() + struct.pack("!BBH", code, 0x80 * end, 800), to)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bitel.calls.outcome import Outcome
+from bitel.dialers.hops import AGAIN, TO_ANOTHER_HOST, TO_ANOTHER_NUMBER
 from bitel.dialers.targets import Targets
 from bitel.sip import Credentials
 from tests.conftest import FakeClock
@@ -121,26 +122,73 @@ async def test_who_asks_for_rest_gets_it(tmp_path: Path) -> None:
             for _ in range(3):
                 assert (await calls.call()).outcome is Outcome.ANSWERED
             assert len(first.of("INVITE")) == 1
-            second.does["INVITE"] = first.does["INVITE"]
+            states = calls.dialer.trunks()
+            assert [(state.usable, state.rests) for state in states] == [
+                (False, True),
+                (True, False),
+            ]
+
+
+async def test_the_last_address_that_takes_calls_never_rests(tmp_path: Path) -> None:
+    """A 503 with Retry-After may be about one callee, and would stop all other calls."""
+    full = Answer(503, [("Retry-After", "3600")])
+    async with carrier() as first, carrier() as second:
+        first.does["INVITE"] = second.does["INVITE"] = lambda _: [full]
+        async with dialer(tmp_path, first.uri, second.uri) as calls:
+            for _ in range(2):
+                assert (await calls.call()).outcome is Outcome.TRUNK_TROUBLE
+                assert calls.dialer.up
+                assert not calls.dialer.probing
+                states = calls.dialer.trunks()
+                assert [(state.usable, state.rests) for state in states] == [(True, False)] * 2
+            second.does["INVITE"] = answering(100, 200)
+            assert (await calls.call()).outcome is Outcome.ANSWERED
+
+
+async def test_an_address_rests_no_more_where_the_others_are_down(tmp_path: Path) -> None:
+    async with carrier() as first, carrier() as second:
+        answers = [[Answer(503, [("Retry-After", "60")])]]
+        first.does["INVITE"] = lambda _: answers.pop() if answers else [Answer(200, sdp=True)]
+        async with dialer(tmp_path, first.uri, second.uri, ring_timeout=20) as calls:
+            assert (await calls.call()).outcome is Outcome.ANSWERED
+            assert calls.dialer.trunks()[0].rests
+            second.does["INVITE"] = silent
             assert (await calls.call()).outcome is Outcome.TRUNK_TROUBLE
-            assert not calls.dialer.up
-            attempted = await calls.call()
-    assert attempted.detail == "no trunk takes calls now"
-    assert len(second.of("INVITE")) == 4
+            assert calls.dialer.up
+            assert (await calls.call()).outcome is Outcome.ANSWERED
+    assert len(first.of("INVITE")) == 2
+
+
+async def test_an_answered_ping_ends_a_rest(tmp_path: Path) -> None:
+    async with carrier() as first, carrier() as second:
+        answers = [[Answer(503, [("Retry-After", "60")])]]
+        first.does["INVITE"] = lambda _: answers.pop() if answers else [Answer(200, sdp=True)]
+        first.does["OPTIONS"] = answering(503)
+        async with dialer(tmp_path, first.uri, second.uri, ping_interval=0.05) as calls:
+            assert (await calls.call()).outcome is Outcome.ANSWERED
+            before = len(first.of("OPTIONS"))
+            await until(lambda: len(first.of("OPTIONS")) > before + 1)
+            assert calls.dialer.trunks()[0].rests, "it says that it is still unavailable"
+            first.does["OPTIONS"] = answering(200)
+            await until(lambda: not calls.dialer.trunks()[0].rests)
+            assert (await calls.call()).outcome is Outcome.ANSWERED
+    assert len(first.of("INVITE")) == 2
 
 
 @pytest.mark.parametrize("step", [3600.0, -3600.0])
 async def test_a_clock_that_is_set_changes_no_rest(tmp_path: Path, step: float) -> None:
     set_by = 0.0
-    async with carrier() as far:
+    async with carrier() as far, carrier() as other:
         far.does["INVITE"] = lambda _: [Answer(503, [("Retry-After", "1")])]
-        async with dialer(tmp_path, far.uri, clock=lambda: time.time() + set_by) as calls:
+        async with dialer(
+            tmp_path, far.uri, other.uri, clock=lambda: time.time() + set_by
+        ) as calls:
             await calls.call()
             set_by = step
-            assert not calls.dialer.up
-            (trunk,) = calls.dialer.trunks()
+            trunk, _ = calls.dialer.trunks()
+            assert trunk.rests
             assert trunk.answered_at == pytest.approx(time.time() + step, abs=1.0)
-            await until(lambda: calls.dialer.up, 5.0)
+            await until(lambda: not calls.dialer.trunks()[0].rests, 5.0)
 
 
 async def test_what_is_called_asks_for_no_rest_of_the_trunk(tmp_path: Path) -> None:
@@ -170,7 +218,7 @@ async def test_who_does_not_answer_is_tried_last_from_then_on(tmp_path: Path) ->
 
 async def test_a_redirection_within_the_trunk_is_followed_once(tmp_path: Path) -> None:
     async with carrier() as only, carrier() as stranger:
-        contact = f"<sip:+98777@127.0.0.1:{only.port}>"
+        contact = f"<SIP:+989121234567;rn=+98777@127.0.0.1:{only.port};self=1>"
         only.does["INVITE"] = lambda request: (
             [Answer(302, [("Contact", contact)])]
             if "777" not in request.uri
@@ -178,15 +226,44 @@ async def test_a_redirection_within_the_trunk_is_followed_once(tmp_path: Path) -
         )
         async with dialer(tmp_path, only.uri) as calls:
             assert (await calls.call()).outcome is Outcome.ANSWERED
-            assert only.of("INVITE")[-1].uri == contact[1:-1]
+            assert only.of("INVITE")[-1].uri == contact[1:-1].replace("SIP:", "sip:")
             only.does["INVITE"] = lambda _: [Answer(302, [("Contact", contact)])]
             before = len(only.of("INVITE"))
-            assert (await calls.call()).outcome is Outcome.REFUSED
+            attempted = await calls.call()
+            assert (attempted.outcome, attempted.detail.partition(": ")[2]) == (
+                Outcome.REFUSED,
+                AGAIN,
+            )
             assert len(only.of("INVITE")) == before + 2
-            elsewhere = f"<sip:+98777@127.0.0.1:{stranger.port}>"
+            elsewhere = f"<sip:+989121234567@127.0.0.1:{stranger.port}>"
             only.does["INVITE"] = lambda _: [Answer(302, [("Contact", elsewhere)])]
-            assert (await calls.call()).outcome is Outcome.REFUSED
+            attempted = await calls.call()
+            assert (attempted.outcome, attempted.detail.partition(": ")[2]) == (
+                Outcome.REFUSED,
+                TO_ANOTHER_HOST,
+            )
             assert not stranger.requests
+
+
+@pytest.mark.parametrize("user", ["+982112345678", "+12025550123", "operator", "00989121234568"])
+async def test_a_redirection_to_another_number_is_not_followed(tmp_path: Path, user: str) -> None:
+    async with carrier() as only, dialer(tmp_path, only.uri, region="IR") as calls:
+        contact = f"<sip:{user}@{only.place}>"
+        only.does["INVITE"] = lambda _: [Answer(302, [("Contact", contact)])]
+        attempted = await calls.call("+989121234567")
+    assert attempted.outcome is Outcome.REFUSED
+    assert attempted.detail.endswith(f": {TO_ANOTHER_NUMBER}")
+    assert len(only.of("INVITE")) == 1
+
+
+@pytest.mark.parametrize("user", ["09121234567", "0098912-123-4567", "989121234567;npdi"])
+async def test_a_redirection_may_write_the_number_in_another_way(tmp_path: Path, user: str) -> None:
+    async with carrier() as only, dialer(tmp_path, only.uri, region="IR") as calls:
+        contact = f"<sip:{user}@{only.place};self>"
+        answers = [[Answer(302, [("Contact", contact)])], [Answer(200, sdp=True)]]
+        only.does["INVITE"] = lambda _: answers.pop(0)
+        assert (await calls.call("+989121234567")).outcome is Outcome.ANSWERED
+    assert only.of("INVITE")[-1].uri == contact[1:-1]
 
 
 async def test_the_credentials_given_to_one_trunk_are_not_shown_to_the_next(
@@ -194,7 +271,7 @@ async def test_the_credentials_given_to_one_trunk_are_not_shown_to_the_next(
 ) -> None:
     async with carrier() as first, carrier() as second, carrier() as stranger:
         challenge = Answer(407, [("Proxy-Authenticate", 'Digest realm="first", nonce="n"')])
-        elsewhere = f"<sip:+98777@127.0.0.1:{stranger.port}>"
+        elsewhere = f"<sip:+989121234567@127.0.0.1:{stranger.port}>"
         last = [Answer(503)]
         first.does["INVITE"] = lambda request: (
             last if request.header("proxy-authorization") else [challenge]
@@ -202,7 +279,7 @@ async def test_the_credentials_given_to_one_trunk_are_not_shown_to_the_next(
         credentials = Credentials("acme", "s3cret")
         async with dialer(tmp_path, first.uri, second.uri, credentials=credentials) as calls:
             assert (await calls.call()).outcome is Outcome.ANSWERED
-            for target in (elsewhere, f"<sip:+98777@127.0.0.1:{second.port}>"):
+            for target in (elsewhere, f"<sip:+989121234567@127.0.0.1:{second.port}>"):
                 last[:] = [Answer(302, [("Contact", target)])]
                 assert (await calls.call()).outcome is Outcome.REFUSED
     assert first.of("INVITE")[-1].header("proxy-authorization")

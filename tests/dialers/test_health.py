@@ -63,6 +63,14 @@ def test_unpinged_it_comes_back_with_time(clock: FakeClock) -> None:
     assert not health.usable(HERE)
 
 
+def test_an_answered_ping_may_end_a_rest(health: Health) -> None:
+    health.rest(HERE, 60)
+    health.answered_ping(HERE)
+    assert health.rests(HERE)
+    health.answered_ping(HERE, ends_rest=True)
+    assert health.usable(HERE)
+
+
 def test_rest_lasts_as_long_as_was_asked_within_reason(health: Health, clock: FakeClock) -> None:
     health.rest(HERE, 60)
     clock.advance(59)
@@ -70,6 +78,12 @@ def test_rest_lasts_as_long_as_was_asked_within_reason(health: Health, clock: Fa
     assert not health.is_down(HERE)
     clock.advance(2)
     assert health.usable(HERE)
+    for asked in (3600, 1e9):
+        health.rest(HERE, asked)
+        clock.advance(59)
+        assert health.rests(HERE)
+        clock.advance(2)
+        assert health.usable(HERE), "one call's answer rests an address for a minute at most"
     health.rest(HERE, 1e9)
     clock.advance(LONGEST_REST + 1)
     assert health.usable(HERE)

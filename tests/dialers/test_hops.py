@@ -8,7 +8,18 @@ from hypothesis import strategies as st
 
 from bitel.calls.outcome import Outcome
 from bitel.dialers.health import Health
-from bitel.dialers.hops import Hop, after, in_order, redirected
+from bitel.dialers.hops import (
+    AGAIN,
+    TO_ANOTHER_HOST,
+    TO_ANOTHER_NUMBER,
+    TO_NO_URI,
+    Dialled,
+    Hop,
+    Proxy,
+    after,
+    in_order,
+    redirected,
+)
 from bitel.dialers.trunk import Trunk
 from bitel.sip import Address, Failed, Transport
 from tests.conftest import FakeClock
@@ -56,7 +67,7 @@ def test_down_comes_last_and_rest_not_at_all(
         health.failed_call(Address(host, 5060))
     for host in resting:
         health.rest(Address(host, 5060), 10)
-    ordered = in_order(ways, health)
+    ordered = in_order(ways, health, health.rests)
     assert sorted(map(str, ordered)) == sorted(
         str(way) for way in ways if way.address[0] not in resting
     )
@@ -65,7 +76,17 @@ def test_down_comes_last_and_rest_not_at_all(
 
 
 OWN = [Address("192.0.2.1", 5060), Address("192.0.2.1", 5080)]
-HOP = Hop(Trunk("a.test"), OWN[0], "sip:1@a.test")
+DIALLED = Dialled("+982112345678", "02112345678", "IR")
+NUMBER = "+982112345678"
+HOP = Hop(Trunk("a.test"), OWN[0], "sip:02112345678@a.test")
+
+
+def moved(*contacts: str) -> Failed:
+    return Failed("id", 302, None, "", "response", False, contacts=contacts)
+
+
+def address_of(onward: Hop | str) -> Address | None:
+    return onward.address if isinstance(onward, Hop) else None
 
 
 @pytest.mark.parametrize(
@@ -85,6 +106,9 @@ HOP = Hop(Trunk("a.test"), OWN[0], "sip:1@a.test")
         (["sip:a.test"], None),
         (["sip:", "", "x" * 5000, "sip:2@[::"], None),
         (["sip:2@192.0.2.1;transport=udp"], OWN[0]),
+        (["SIP:2@A.test;self=1"], OWN[0]),
+        (["sip:2@192.0.2.1;self;%73elf=2;transport=tcp"], None),
+        (["sip:2@a.test?Subject=x"], OWN[0]),
         (["sip:2@192.0.2.1;transport=tcp"], None),
         (["sip:2@192.0.2.1;transport=dccp"], None),
         (["sip:2@a.test;transport=tls"], None),
@@ -92,11 +116,89 @@ HOP = Hop(Trunk("a.test"), OWN[0], "sip:1@a.test")
     ],
 )
 def test_only_the_trunk_itself_is_followed(contacts: list[str], address: Address | None) -> None:
-    failed = Failed("id", 302, None, "", "response", False, contacts=tuple(contacts))
-    onward = redirected(HOP, failed, OWN)
-    assert (onward.address if onward else None) == address
-    if onward:
-        assert redirected(onward, failed, OWN) is None, "once"
+    failed = moved(*(contact.replace(":2@", f":{NUMBER}@") for contact in contacts))
+    onward = redirected(HOP, failed, DIALLED, OWN)
+    assert address_of(onward) == address
+    if isinstance(onward, Hop):
+        assert redirected(onward, failed, DIALLED, OWN) == AGAIN
+    else:
+        assert onward == (TO_ANOTHER_HOST if contacts else TO_NO_URI)
+
+
+@pytest.mark.parametrize(
+    "user",
+    [
+        "02112345678",
+        "+982112345678",
+        "982112345678",
+        "00982112345678",
+        "%2B98-21-1234(5678)",
+        "+98.21.12345678;rn=+98935;npdi",
+        "+982112345678;phone-context=example.com:secret",
+        "021-1234-5678",
+        "02112345678;phone-context=+98",
+        "02112345678;phone-context=carrier.test",
+    ],
+)
+def test_a_redirection_may_write_the_number_in_any_way(user: str) -> None:
+    contact = f"SIP:{user}@a.test;user=phone;self?Priority=normal"
+    onward = redirected(HOP, moved(contact), DIALLED, OWN)
+    assert isinstance(onward, Hop)
+    assert onward.request_uri == f"sip:{user}@a.test;user=phone;self"
+
+
+@pytest.mark.parametrize(
+    "user",
+    [
+        "+982112345679",
+        "+98211234567",
+        "+12025550123",
+        "02112345679",
+        "2112345678%3B9",
+        "%2B982112345678%40premium",
+        "+982112345678a",
+        "operator",
+        "99",
+        "+12025550123;rn=+982112345678",
+        "02112345678;phone-context=+49",
+        "02112345678;rn=+98;phone-context=%2B1-2",
+    ],
+)
+def test_a_redirection_to_another_number_is_not_followed(user: str) -> None:
+    contacts = [f"sip:{user}@evil.test", f"sip:{user}@a.test", f"sip:{user}@192.0.2.1:5080"]
+    assert redirected(HOP, moved(*contacts), DIALLED, OWN) == TO_ANOTHER_NUMBER
+    onward = redirected(HOP, moved(*contacts, f"sip:{NUMBER}@a.test"), DIALLED, OWN)
+    assert address_of(onward) == OWN[0], "that one is the number dialled"
+
+
+def test_a_national_number_is_another_one_where_the_country_is_not_known() -> None:
+    dialled = Dialled("+49301234567", "+49301234567")
+    hop = HOP._replace(request_uri="sip:+49301234567@a.test")
+    assert redirected(hop, moved("sip:0301234567@a.test"), dialled, OWN) == TO_ANOTHER_NUMBER
+    dialled = dialled._replace(region="IR")
+    assert redirected(hop, moved("sip:0301234567@a.test"), dialled, OWN) == TO_ANOTHER_NUMBER
+    dialled = dialled._replace(region="DE")
+    assert address_of(redirected(hop, moved("sip:0301234567@a.test"), dialled, OWN)) == OWN[0]
+
+
+PROXY = Proxy(Trunk("proxy.test"), [Address("192.0.2.8", 5060), Address("192.0.2.9", 5060)])
+
+
+@pytest.mark.parametrize(
+    ("place", "address"),
+    [
+        ("a.test", PROXY.addresses[0]),
+        ("192.0.2.1:5080", PROXY.addresses[0]),
+        ("proxy.test", PROXY.addresses[0]),
+        ("192.0.2.9", PROXY.addresses[1]),
+        ("evil.test", None),
+        ("192.0.2.9:5090", None),
+    ],
+)
+def test_a_redirection_is_followed_by_way_of_the_proxy(place: str, address: Address | None) -> None:
+    hop = HOP._replace(address=PROXY.addresses[0])
+    onward = redirected(hop, moved(f"sip:{NUMBER}@{place}"), DIALLED, OWN, PROXY)
+    assert address_of(onward) == address
 
 
 TLS_OWN = [
@@ -119,6 +221,5 @@ TLS_HOP = Hop(Trunk("a.test", None, Transport.TLS), TLS_OWN[0], "sip:1@a.test")
     ],
 )
 def test_nobody_is_led_off_a_secure_way_unasked(contact: str, address: Address | None) -> None:
-    failed = Failed("id", 302, None, "", "response", False, contacts=(contact,))
-    onward = redirected(TLS_HOP, failed, TLS_OWN)
-    assert (onward.address if onward else None) == address
+    failed = moved(contact.replace(":2@", f":{NUMBER}@"))
+    assert address_of(redirected(TLS_HOP, failed, DIALLED, TLS_OWN)) == address

@@ -3,31 +3,140 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from bitel.calls.outcome import Attempted, Outcome
+from bitel.dialers import sip_trunk
 from bitel.dialers.asking import Asker
+from bitel.dialers.leg import Leg
+from bitel.dialers.sip_trunk import SipTrunkDialer
+from bitel.dialers.talk import Talk
 from bitel.dialing.dialer import Order
-from bitel.sip import OutgoingRequest, RequestDone
+from bitel.sip import OutgoingRequest, RequestDone, UserAgent
 from bitel.transports.sip_transport import SipTransport
-from tests.dialers.calling import dialer
-from tests.dialers.carrier import answering, carrier, until
+from tests.dialers.calling import Dialled, dialer
+from tests.dialers.carrier import Carrier, answering, carrier, until
 from tests.sip.far_end import FAR
 from tests.sip.party import agent_at
 
 ORDER = Order("attempt", f"{1:032x}", "+989121234567", "recording")
 
 
-async def test_who_answered_is_hung_up_on_where_the_answer_brings_us_down(tmp_path: Path) -> None:
+def break_once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
+    """The first call of this function raises."""
+    real = getattr(owner, name)
+    raised: list[Exception] = []
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        if not raised:
+            raised.append(ValueError("broken"))
+            raise raised[0]
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(owner, name, call)
+
+
+class BrokenWatch:
+    """Raises when the INVITE is about to leave."""
+
+    def invited(self, order: Order, sip_call_id: str) -> None:
+        raise ValueError("broken")
+
+    def tap(self, *message: object) -> None:
+        pass
+
+    def over(self, order: Order, attempted: Attempted | None) -> None:
+        pass
+
+
+Part = Callable[[SipTrunkDialer], tuple[Any, str]]
+
+BEFORE_INVITE: dict[str, Part] = {
+    "playlist": lambda dialer: (dialer._playlists, "for_order"),
+    "port": lambda dialer: (dialer.streamer, "open_port"),
+    "clips": lambda dialer: (dialer.streamer, "prepare"),
+    "trunks": lambda dialer: (dialer._carriers, "hops"),
+    "breakers": lambda dialer: (dialer._carriers, "begin"),
+    "INVITE": lambda dialer: (UserAgent, "invite"),
+}
+AFTER_ANSWER: dict[str, tuple[Part, Outcome]] = {
+    "trunk health": (lambda dialer: (dialer._carriers, "learn"), Outcome.RANG_THEN_FAILED),
+    "address": (lambda dialer: (sip_trunk, "check_address"), Outcome.RANG_THEN_FAILED),
+    "ACK": (lambda dialer: (UserAgent, "acknowledge"), Outcome.RANG_THEN_FAILED),
+    "stream": (lambda dialer: (dialer.streamer, "play"), Outcome.CUT_OFF),
+    "session": (lambda dialer: (Talk, "begin"), Outcome.CUT_OFF),
+    "changes": (lambda dialer: (Leg, "follow_media"), Outcome.CUT_OFF),
+}
+
+
+async def assert_nothing_is_left(calls: Dialled, only: Carrier) -> None:
+    """No state of a call that is over, and the next call works."""
+    dialer = calls.dialer
+    assert (dialer._legs, dialer._attempts) == ({}, {})
+    assert [pool.calls for pool in dialer.streamer._pools] == [0]
+    await until(lambda: dialer._sip.agent.counts().dialogs == 0)
+    await until(lambda: dialer.streamer.stats().running == 0)
+    only.does["INVITE"] = answering(100, 200)
+    again = await calls.call()
+    assert again.outcome is Outcome.ANSWERED
+    assert again.media is not None
+    assert again.media.sent == 2
+
+
+@pytest.mark.parametrize("part", BEFORE_INVITE)
+async def test_an_error_before_the_invite_spends_no_retry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    async with carrier() as only, dialer(tmp_path, only.uri) as calls:
+        break_once(monkeypatch, *BEFORE_INVITE[part](calls.dialer))
+        attempted = await calls.call()
+        assert attempted.outcome is Outcome.NOT_PLACED
+        assert attempted.detail == "an error inside the dialer"
+        assert only.of("INVITE") == []
+        await assert_nothing_is_left(calls, only)
+
+
+async def test_an_error_after_the_invite_cancels_it(tmp_path: Path) -> None:
+    async with carrier() as only, dialer(tmp_path, only.uri, watch=BrokenWatch()) as calls:
+        only.does["INVITE"] = answering(180)
+        attempted = await calls.call()
+        assert attempted.outcome is Outcome.UNCERTAIN
+        await until(lambda: len(only.of("CANCEL")) == 1)
+        calls.dialer._watch = None
+        await assert_nothing_is_left(calls, only)
+
+
+@pytest.mark.parametrize("part", AFTER_ANSWER)
+async def test_an_error_after_the_answer_hangs_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    async with carrier() as only, dialer(tmp_path, only.uri) as calls:
+        choose, outcome = AFTER_ANSWER[part]
+        break_once(monkeypatch, *choose(calls.dialer))
+        attempted = await calls.call()
+        assert attempted.outcome is outcome
+        assert attempted.ended_by == "us"
+        await until(lambda: len(only.of("BYE")) == 1)
+        assert [request.method for request in only.requests] == ["INVITE", "ACK", "BYE"]
+        await assert_nothing_is_left(calls, only)
+
+
+async def test_who_answered_is_hung_up_on_where_the_answer_can_not_be_recorded(
+    tmp_path: Path,
+) -> None:
     async def heard(at: float) -> bool:
         raise RuntimeError("the database has gone")
 
     async with carrier() as only, dialer(tmp_path, only.uri) as calls:
-        with pytest.raises(RuntimeError, match="gone"):
-            await calls.dialer.dial(ORDER, heard)
+        attempted = await calls.dialer.dial(ORDER, heard)
+        assert attempted.outcome is Outcome.RANG_THEN_FAILED
+        assert attempted.answered_at is not None
         await until(lambda: len(only.of("BYE")) == 1)
-        await until(lambda: calls.dialer._sip.agent.counts().dialogs == 0)
+        await assert_nothing_is_left(calls, only)
 
 
 async def test_who_rings_is_rung_no_longer_when_the_attempt_is_cancelled(tmp_path: Path) -> None:

@@ -9,9 +9,13 @@ from typing import Any, cast
 
 import pytest
 
+from bitel.calls.outcome import Outcome
+from bitel.dialers.attempt import Attempt
+from bitel.dialers.leg import Leg
 from bitel.dialers.talk import LONGEST_HOLD, Patience, Talk
+from bitel.dialing.dialer import Order
 from bitel.rtp.streamer import Streamer, StreamReport
-from bitel.sip import MediaChanged
+from bitel.sip import Ended, MediaChanged
 from bitel.sip.sdp import Agreed, Direction
 
 FAR = ("192.0.2.1", 4000)
@@ -41,15 +45,18 @@ class FakeStreamer:
         self.did.append("play held" if held else "play")
         return 1
 
-    def pause(self, stream: int) -> None:
-        self.did.append("pause")
-
-    def resume(self, stream: int, far: tuple[str, int]) -> None:
-        self.did.append("resume")
+    def change(
+        self, stream: int, far: tuple[str, int], payload_type: int, *, held: bool, **rest: Any
+    ) -> None:
+        self.did.append("hold" if held else "go on")
 
     def stop_stream(self, stream: int) -> None:
         self.did.append("stop")
-        self._end(StreamReport(1, 7, finished=False))
+        self.end(StreamReport(1, 7, finished=False))
+
+    def end(self, report: StreamReport) -> None:
+        """The stream is over, and this is what became of it."""
+        self._end(report)
 
 
 class FakeLoop:
@@ -116,7 +123,7 @@ def test_nobody_is_held_for_ever(loop: FakeLoop) -> None:
     loop.advance(1)
     assert stage.talk.over.done()
     assert stage.talk.why == "the far end held the call for 60 s"
-    assert stage.streamer.did == ["play", "pause", "pause", "stop"]
+    assert stage.streamer.did == ["play", "hold", "hold", "stop"]
     assert stage.talk.media().sent == 7
     assert Patience().hold == LONGEST_HOLD
 
@@ -165,3 +172,58 @@ def test_silence_counts_only_while_the_far_end_is_to_send(loop: FakeLoop) -> Non
 
 def test_without_a_time_out_nobody_asks(loop: FakeLoop) -> None:
     assert Stage(loop, patience=Patience()).streamer.silence is None
+
+
+@pytest.mark.parametrize(
+    ("direction", "is_stopped"), [("sendrecv", True), ("inactive", False), ("sendonly", False)]
+)
+def test_media_has_stopped_only_where_the_far_end_was_meant_to_send(
+    loop: FakeLoop, direction: Direction, is_stopped: bool
+) -> None:
+    stage = Stage(loop)
+    stage.change(direction)
+    stage.streamer.end(StreamReport(1, 7, finished=True, silent_for=9.0, stopped=True))
+    assert stage.talk.is_stopped is is_stopped
+    assert stage.talk.silent_for == (9.0 if is_stopped else 0.0)
+
+
+@pytest.mark.parametrize(
+    ("rtp", "rtp_at", "info", "info_at", "digits"),
+    [
+        ("12", 5.0, "", None, "12"),
+        ("", None, "34", 5.0, "34"),
+        ("12", 5.0, "34", 5.1, "12"),
+        ("12", 5.1, "34", 5.0, "34"),
+        ("", None, "", None, ""),
+    ],
+)
+def test_digits_are_those_of_the_source_that_came_first(
+    loop: FakeLoop, rtp: str, rtp_at: float | None, info: str, info_at: float | None, digits: str
+) -> None:
+    stage = Stage(loop)
+    stage.streamer.end(StreamReport(1, 7, finished=True, digits=rtp, digits_at=rtp_at))
+    assert stage.talk.media(info, info_at).digits == digits
+
+
+@pytest.mark.parametrize(
+    ("answered", "silent_for", "ended_at"),
+    [(1005.0, 9.0, 1011.0), (1015.0, 9.0, 1015.0)],
+    ids=["in the call", "before the answer"],
+)
+async def test_a_call_whose_bye_is_lost_is_never_over_before_its_answer(
+    answered: float, silent_for: float, ended_at: float
+) -> None:
+    now = 0.0
+    order = Order("attempt", "call", "+989121234567", "recording")
+    attempt = Attempt(order, 60.0, lambda: 1000.0 + now, lambda at: None, lambda: now)
+    attempt.answered_at = answered
+    leg = attempt.leg = Leg("call", lambda: None)
+    streamer = FakeStreamer()
+    talk = attempt.talk = Talk(cast(Streamer, streamer), Patience())
+    talk.begin(3000, Agreed("PCMA", 8, (101,), FAR, 20, "sendrecv"), [Path("clip")])
+    now = 20.0
+    attempt.hung_up_at = attempt.stopped_at = attempt.now()
+    streamer.end(StreamReport(1, 7, finished=True, silent_for=silent_for, stopped=True))
+    now = 52.0
+    leg.receive(Ended("call", "us", None, bye_unanswered=True))
+    assert attempt.over(Outcome.ANSWERED).ended_at == ended_at

@@ -11,10 +11,11 @@ from typing import Literal
 import pytest
 
 from bitel.calls.outcome import Outcome
-from bitel.dialers.registrar import LONGEST_PAUSE, Account, Registration
+from bitel.dialers.carriers import Carriers
+from bitel.dialers.registrar import LONGEST_EXPIRY, LONGEST_PAUSE, Account, Registration
 from bitel.dialers.targets import Targets
 from bitel.dialers.trunk import Trunk
-from bitel.sip import Credentials, RequestDone
+from bitel.sip import Credentials, OutgoingRequest, RequestDone
 from bitel.sip.grammar import Address, Transport
 from bitel.sip.message import Request
 from tests.conftest import FakeClock
@@ -111,6 +112,19 @@ def test_what_expired_meanwhile_is_not_taken_back(
             60,
         ),
         ((("contact", "<sip:acme@192.0.2.1:5070>;expires=99999999999999"),), 600),
+        (
+            (
+                ("contact", "<sip:other@192.0.2.77"),
+                ("contact", '"never closed <sip:other@192.0.2.78>;expires=7'),
+                ("contact", "<sip:acme@192.0.2.1:5070>;expires=60"),
+            ),
+            60,
+        ),
+        ((("contact", "<sip:acme@192.0.2.1:5070"), ("expires", "120")), 120),
+        ((("contact", "*"), ("expires", "soon")), 600),
+        ((("contact", "*"),), 600),
+        ((("contact", ""), ("contact", ",,;=<>"), ("expires", "-1")), 600),
+        ((("contact", "<sip:acme@192.0.2.1:5070>;expires=;expires"),), 600),
     ],
 )
 def test_it_is_refreshed_before_it_expires(
@@ -136,6 +150,18 @@ def test_too_brief_an_interval_is_asked_for_anew_at_once(registration: Registrat
     # The same again would go on for ever.
     assert registration.receive(done(423, ("min-expires", "1800"))) == 5
     assert registration.receive(done(423, ("min-expires", "much"))) == 10
+
+
+@pytest.mark.parametrize("headers", [(), (("min-expires", "much"),), (("min-expires", ""),)])
+def test_too_brief_by_how_much_is_not_said(
+    registration: Registration, headers: Sequence[tuple[str, str]]
+) -> None:
+    for pause, asked in ((5, "1200"), (10, "2400"), (20, "4800")):
+        assert registration.receive(done(423, *headers)) == pause
+        assert dict(registration.request(ADDRESS).headers)["Expires"] == asked
+    for _ in range(9):
+        registration.receive(done(423, *headers))
+    assert dict(registration.request(ADDRESS).headers)["Expires"] == str(LONGEST_EXPIRY)
 
 
 def test_failures_back_off(registration: Registration) -> None:
@@ -188,6 +214,61 @@ async def test_a_dialer_is_up_once_registered_and_leaves_at_the_end(tmp_path: Pa
     assert registers[1].header("expires") == "600"
     assert registers[-1].header("expires") == "0"
     assert registers[-1].header("authorization")
+
+
+async def test_bindings_that_cannot_be_read_end_no_registration(tmp_path: Path) -> None:
+    bindings = [("Contact", "<sip:other@192.0.2.77"), ("Contact", '"x <sip:y@z>'), ("Expires", "2")]
+    async with carrier() as registrar:
+        registrar.does["REGISTER"] = lambda _: [Answer(200, bindings)]
+        async with dialer(
+            tmp_path, registrar.uri, register=True, credentials=Credentials("acme", "s3cret")
+        ) as calls:
+            await until(lambda: calls.dialer.up)
+            await until(lambda: len(registrar.of("REGISTER")) >= 2)
+            assert calls.dialer.up
+            assert (await calls.call()).outcome is Outcome.ANSWERED
+
+
+async def test_an_unexpected_error_is_logged_and_registers_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("bitel.dialers.carriers.RESTART_PAUSE", 0.01)
+    receive = Registration.receive
+
+    def failing_once(registration: Registration, answer: RequestDone) -> float:
+        monkeypatch.setattr(Registration, "receive", receive)
+        raise RuntimeError("unforeseen")
+
+    monkeypatch.setattr(Registration, "receive", failing_once)
+    async with (
+        carrier() as registrar,
+        dialer(
+            tmp_path, registrar.uri, register=True, credentials=Credentials("acme", "s3cret")
+        ) as calls,
+    ):
+        await until(lambda: calls.dialer.up)
+        assert (await calls.call()).outcome is Outcome.ANSWERED
+    said = "".join(capsys.readouterr())
+    assert "trunk_task_failed" in said
+    assert "RuntimeError: unforeseen" in said
+
+
+async def test_an_unexpected_error_ends_no_pings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("bitel.dialers.carriers.RESTART_PAUSE", 0.01)
+    failures = [RuntimeError("unforeseen")] * 2
+    options_to = Carriers._options_to
+
+    def failing(carriers: Carriers, address: Address, sent_by: str) -> OutgoingRequest:
+        if failures:
+            raise failures.pop()
+        return options_to(carriers, address, sent_by)
+
+    monkeypatch.setattr(Carriers, "_options_to", failing)
+    async with carrier() as only, dialer(tmp_path, only.uri, ping_interval=0.02):
+        await until(lambda: len(only.of("OPTIONS")) >= 2)
+    assert "ping_failed" in "".join(capsys.readouterr())
 
 
 async def test_it_stops_in_time_though_nobody_lets_it_go(tmp_path: Path) -> None:

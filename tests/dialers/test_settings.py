@@ -11,6 +11,7 @@ from bitel.dialers.numbering import NumberRule
 from bitel.dialers.trunk import Trunk
 from bitel.errors import SettingsError
 from bitel.settings import load
+from bitel.sip import Transport
 from bitel.transports.tls import TlsFiles
 
 
@@ -38,8 +39,15 @@ def test_everything_reaches_the_dialer(tmp_path: Path) -> None:
         tls_certificate = "our.pem"
         tls_key = "our.key"
         realm = "carrier"
+        outbound_proxy = "sip:edge.c.test:5080;transport=tcp;lr"
+        from_domain = "pbx.example"
+        user_phone = true
+        extra_headers = { "X-Account" = "42", "Diversion" = "<sip:021@pbx.example>;reason=unknown" }
+        send_to_source = true
+        latch = "host"
+        tcp_fallback = false
     """
-    config = sip_trunk_config(load(write(tmp_path, lines)).dialers[0])
+    config = sip_trunk_config(load(write(tmp_path, lines)).dialers[0], "DE")
     assert config.trunks == (Trunk("c.test"),)
     assert (config.register, config.privacy, config.identity) == (True, True, "ppi")
     assert list(config.caller_pool) == ["021", "022"]
@@ -51,7 +59,15 @@ def test_everything_reaches_the_dialer(tmp_path: Path) -> None:
     assert config.tls == TlsFiles(Path("ca.pem"), Path("our.pem"), Path("our.key"))
     assert config.credentials is not None
     assert config.credentials.realm == "carrier"
+    assert config.outbound_proxy == Trunk("edge.c.test", 5080, Transport.TCP)
+    assert (config.from_domain, config.user_phone, config.region) == ("pbx.example", True, "DE")
+    assert config.extra_headers == (
+        ("X-Account", "42"),
+        ("Diversion", "<sip:021@pbx.example>;reason=unknown"),
+    )
+    assert (config.send_to_source, config.latch, config.tcp_fallback) == (True, "host", False)
     assert "s3cret" not in repr(config)
+    assert "pbx.example>" not in repr(config), "a header's value may be secret"
 
 
 def test_by_default(tmp_path: Path) -> None:
@@ -60,6 +76,9 @@ def test_by_default(tmp_path: Path) -> None:
     assert (config.register, config.identity, config.ping_interval) == (False, "from", 30)
     assert (config.trunk_timeout, config.tls) == (32, TlsFiles())
     assert (config.media_timeout, config.receive) == (0, True)
+    assert (config.outbound_proxy, config.from_domain, config.extra_headers) == (None, "", ())
+    assert (config.user_phone, config.send_to_source) == (False, False)
+    assert (config.latch, config.tcp_fallback) == ("port", True)
 
 
 @pytest.mark.parametrize(
@@ -88,6 +107,60 @@ def test_by_default(tmp_path: Path) -> None:
         ("media_timeout = 3", "sip:c.test", "media_timeout 3 is too short"),
         ("media_timeout = 601", "sip:c.test", "media_timeout"),
         ("media_timeout = 30\nreceive = false", "sip:c.test", "media_timeout needs receive"),
+        ("", "sip:c.test;lr", "its parameter 'lr' would have no effect"),
+        ("", "sip:c.test;transprot=tcp", "its parameter 'transprot' would have no effect"),
+        ("", "sip:c.test;maddr=192.0.2.7", "its parameter 'maddr' would have no effect"),
+        ("", "sip:c.test;self=1", "its parameter 'self' would have no effect"),
+        ("", "sip:c.test;transport=tcp;ttl=1", "its parameter 'ttl' would have no effect"),
+        ("", "sip:c.test;transport=tcp;Transport=tcp", "it names transport twice"),
+        ("", "sip:c.test;transport", "use transport=udp, tcp or tls"),
+        ("", "sip:c.test;", "its parameter '' would have no effect"),
+        ("", "sip:c.test?Subject=x", "headers after ? would have no effect"),
+        ("", "sip:acme@c.test", "a trunk is a host, without a user or password"),
+        ("", "sip:acme:s3cret@c.test", "a trunk is a host, without a user or password"),
+        ("", "tel:c.test", "is not a trunk's address"),
+        ("", "sip:[1:2:3]", "'1:2:3' is no IPv6 address"),
+        ("", "sip:c.test/x", "is not a trunk's address"),
+        ('outbound_proxy = "edge.c.test"', "sip:c.test", "outbound_proxy is wrong"),
+        ('outbound_proxy = "sip:edge;lr;x"', "sip:c.test", "parameter 'x' would have no effect"),
+        ('outbound_proxy = "sip:me@edge"', "sip:c.test", "a proxy is a host, without a user"),
+        ('outbound_proxy = "sip:edge:0"', "sip:c.test", "is not a proxy's address"),
+        ('outbound_proxy = "sip:[::1]"', "sip:c.test", "the outbound_proxy sip:[::1] is not"),
+        ('from_domain = "a b"', "sip:c.test", "from_domain is wrong: 'a b' is neither"),
+        ('from_domain = "sip:c.test"', "sip:c.test", "from_domain"),
+        ('from_domain = "c.test:5060"', "sip:c.test", "from_domain"),
+        ('from_domain = "256.1.1.1"', "sip:c.test", "from_domain"),
+        ('from_domain = "-c.test"', "sip:c.test", "from_domain"),
+        ('from_domain = "c.test>"', "sip:c.test", "from_domain"),
+        ('user_phone = "maybe"', "sip:c.test", "user_phone"),
+        ('latch = "everywhere"', "sip:c.test", "latch"),
+        ('extra_headers = { "X A" = "1" }', "sip:c.test", "'X A' is not the name of a header"),
+        ('extra_headers = { "X:" = "1" }', "sip:c.test", "'X:' is not the name of a header"),
+        ('extra_headers = { "" = "1" }', "sip:c.test", "'' is not the name of a header"),
+        ('extra_headers = { "X-A" = "1\\r\\nY: 2" }', "sip:c.test", "X-A is not one line"),
+        ('extra_headers = { "X-A" = "" }', "sip:c.test", "the value of X-A is not one line"),
+        ('extra_headers = { "X-A" = "s3cret\\u0007" }', "sip:c.test", "the value of X-A"),
+        (f'extra_headers = {{ "X-A" = "{"s" * 513}" }}', "sip:c.test", "1 to 512 printable"),
+        (
+            'extra_headers = { "X-A" = "1", "x-a" = "2" }',
+            "sip:c.test",
+            "it names the header x-a twice",
+        ),
+        (
+            "extra_headers = {" + ", ".join(f'"X-{n}" = "{n}"' for n in range(21)) + "}",
+            "sip:c.test",
+            "extra_headers",
+        ),
+        (
+            'identity = "pai"\nextra_headers = { "p-asserted-identity" = "<sip:1@c.test>" }',
+            "sip:c.test",
+            "p-asserted-identity is what identity writes",
+        ),
+        (
+            'privacy = true\nextra_headers = { "Privacy" = "user" }',
+            "sip:c.test",
+            "Privacy is what privacy writes",
+        ),
     ],
 )
 def test_refused(tmp_path: Path, lines: str, trunk: str, says: str) -> None:
@@ -95,6 +168,38 @@ def test_refused(tmp_path: Path, lines: str, trunk: str, says: str) -> None:
         load(write(tmp_path, lines, trunk))
     assert says in str(refused.value)
     assert "\n" not in str(refused.value)
+    assert "s3cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("Via", "FROM", "to", "Call-ID", "CSeq", "Contact", "Route", "Record-Route"),
+        *("Max-Forwards", "Content-Type", "Content-Disposition", "Allow", "Supported", "Require"),
+        *("Authorization", "Proxy-Authorization", "Session-Expires", "Min-SE", "Expires"),
+        *("User-Agent", "Proxy-Require"),
+        *("v", "f", "t", "i", "m", "k", "x", "e", "L", "c"),
+    ],
+)
+def test_what_the_agent_writes_is_no_extra_header(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load(write(tmp_path, f'extra_headers = {{ "{name}" = "1" }}'))
+    assert f"{name} is a header that bitel writes itself; remove it" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "host"),
+    [("192.0.2.7", "192.0.2.7"), ("2001:db8::7", "2001:db8::7"), ("[2001:db8::7]", "2001:db8::7")],
+)
+def test_a_domain_may_be_an_address(tmp_path: Path, written: str, host: str) -> None:
+    config = sip_trunk_config(load(write(tmp_path, f'from_domain = "{written}"')).dialers[0])
+    assert config.from_domain == host
+
+
+def test_behind_a_proxy_a_trunk_may_be_of_the_other_family(tmp_path: Path) -> None:
+    path = write(tmp_path, 'outbound_proxy = "sip:192.0.2.8"', "sip:[2001:db8::1]")
+    config = sip_trunk_config(load(path).dialers[0])
+    assert config.outbound_proxy == Trunk("192.0.2.8")
 
 
 @pytest.mark.parametrize(
@@ -103,7 +208,8 @@ def test_refused(tmp_path: Path, lines: str, trunk: str, says: str) -> None:
         ("sip:c.test", "0.0.0.0:5070"),
         ("sip:c.test:5080;transport=tcp", "0.0.0.0:5070"),
         ("sip:192.0.2.1;Transport=TLS", "0.0.0.0:5070"),
-        ("sips:c.test:5061;lr", "[::]:5070"),
+        ("sips:c.test:5061", "[::]:5070"),
+        ("SIP:c.test;TRANSPORT=tcp", "0.0.0.0:5070"),
         ("sip:[2001:db8::1]:5060", "[::]:5070"),
         ("sips:[2001:db8::1]", "[::1]:0"),
     ],

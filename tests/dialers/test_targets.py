@@ -209,6 +209,7 @@ def test_no_trunk(text: str, why: str) -> None:
         ("sip:c.test:5070;transport=UDP", Trunk("c.test", 5070, UDP), "sip:09@c.test:5070"),
         ("sip:c.test;lr;Transport=tcp", Trunk("c.test", None, TCP), "sip:09@c.test"),
         ("sip:c.test;transport=TLS", Trunk("c.test", None, TLS), "sip:09@c.test"),
+        ("SIP:c.test;self=1;transport=tcp", Trunk("c.test", None, TCP), "sip:09@c.test"),
         ("sips:c.test", Trunk("c.test", None, TLS), "sip:09@c.test"),
         ("sips:c.test:5061;transport=tcp", Trunk("c.test", 5061, TLS), "sip:09@c.test:5061"),
         ("sip:[2001:db8::1]:5070", Trunk("2001:db8::1", 5070), "sip:09@[2001:db8::1]:5070"),

@@ -52,7 +52,14 @@ def dialer() -> DialerFigures:
             TrunkState("sip:b.example", None, False, False, None, None),
         ],
         streams=StreamerStats(
-            running=3, packets=1000, refused=2, ticks=500, late_ticks=7, worst_ms=31, p99_ms=4
+            running=3,
+            packets=1000,
+            refused=2,
+            ticks=500,
+            late_ticks=7,
+            worst_ms=31,
+            p99_ms=4,
+            failures=5,
         ),
         recordings_unreachable=4,
     )
@@ -154,6 +161,7 @@ async def test_a_dialer(sources: Sources) -> None:
     assert at(samples, "bitel_rtp_packets_total", dialer="main") == 1000
     assert at(samples, "bitel_rtp_packets_refused_total", dialer="main") == 2
     assert at(samples, "bitel_rtp_ticks_late_total", dialer="main") == 7
+    assert at(samples, "bitel_rtp_sender_failures_total", dialer="main") == 5
     lateness = "bitel_rtp_tick_lateness_seconds"
     assert at(samples, lateness, dialer="main", quantile="0.99") == 0.004
 

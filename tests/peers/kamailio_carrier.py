@@ -21,7 +21,14 @@ REALM = "carrier.test"
 USERNAME = "acme"
 PASSWORD = "s3cret"
 
-Option = Literal["WITH_STREAMS", "WITH_TLS", "WITH_SHA256", "WITH_REGISTRATION", "WITH_FORK"]
+Option = Literal[
+    "WITH_STREAMS",
+    "WITH_TLS",
+    "WITH_SHA256",
+    "WITH_REGISTRATION",
+    "WITH_FORK",
+    "WITHOUT_RECORD_ROUTE",
+]
 
 _TEMPLATES = Path(__file__).parent / "kamailio"
 _ATTEMPTS = 5

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Connection
 
-from bitel.calls.call import CallStatus, Lane, NewCall
+from bitel.calls.call import Call, CallStatus, Lane, NewCall
 from bitel.calls.ids import new_id
 from bitel.calls.outcome import Outcome
 from bitel.calls.tariff import Rate, Tariff
@@ -138,6 +138,22 @@ class Switchboard:
         assert found is not None
         entries = await self._database.read(lambda conn: ledger.entries(conn, new.project_id))
         return Record(found.status, found.bill_seconds, len(entries), attempts[0])
+
+    async def call_until_over(self, number: str = "09121234567") -> tuple[Call, list[AttemptRow]]:
+        """Make as many attempts as the call takes, at most 30 s; what was written of them."""
+        new = await self._database.write(lambda conn: _place(conn, self._dialer_id, number))
+        self._dispatcher.ring()
+        async with asyncio.timeout(30):
+            while True:
+                found = await self._database.read(
+                    lambda conn: calls.find(conn, new.project_id, new.id)
+                )
+                assert found is not None
+                if found.status.final:
+                    break
+                await asyncio.sleep(0.05)
+        attempts = await self._database.read(lambda conn: calls.attempts(conn, new.id))
+        return found, attempts
 
     @asynccontextmanager
     async def at_work(self) -> AsyncIterator[None]:

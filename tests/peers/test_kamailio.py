@@ -10,6 +10,7 @@ import pytest
 
 from bitel.calls.call import CallStatus
 from bitel.calls.outcome import Outcome
+from bitel.dialers.trunk import Trunk
 from bitel.sip import Credentials
 from bitel.store.database import Database
 from bitel.transports.tls import TlsFiles
@@ -53,6 +54,36 @@ async def test_calls_through_a_proxy_that_demands_digest(
     assert proxy.said.count("relayed ACK over udp") >= CALLS
     assert proxy.said.count("challenged INVITE") == CALLS
     assert "challenged BYE" not in proxy.said
+    assert not [line for line in proxy.said if line.startswith("strayed")]
+
+
+@pytest.mark.interop("is an outbound proxy, and gets all of a call", rfc="RFC 3261 §8.1.2")
+@pytest.mark.parametrize(
+    ("scenario", "options"), [(ROUTED, []), ("answering", ["WITHOUT_RECORD_ROUTE"])]
+)
+async def test_as_outbound_proxy_it_gets_all_of_a_call(
+    scenario: str, options: list[Option], tmp_path: Path, sqlite_database: Database
+) -> None:
+    """Also where it records no route, and the callee's Contact would be another way."""
+    async with (
+        sipp(scenario, CALLS, folder(tmp_path, "sipp")) as callee,
+        kamailio(folder(tmp_path, "kamailio"), callee.port, options) as proxy,
+        switchboard(
+            tmp_path,
+            sqlite_database,
+            "sip:carrier.invalid",
+            outbound_proxy=Trunk.parse(f"sip:127.0.0.1:{proxy.port}"),
+            t1=PATIENT,
+            credentials=CREDENTIALS,
+        ) as board,
+    ):
+        records = await asyncio.gather(*(board.call(f"0912{n:07}") for n in range(CALLS)))
+        report = await callee.report()
+    assert (report.exit_code, report.successful) == (0, CALLS), report
+    assert {record.outcome for record in records} == {Outcome.ANSWERED}
+    for method in ("INVITE", "BYE"):
+        assert proxy.said.count(f"relayed {method} over udp") == CALLS, proxy.said
+    assert proxy.said.count("relayed ACK over udp") >= CALLS
     assert not [line for line in proxy.said if line.startswith("strayed")]
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from bitel.calls.outcome import Outcome
+from bitel.dialers.hops import TO_ANOTHER_NUMBER
+from bitel.dialers.trunk import Trunk
 from bitel.sip import Credentials
 from bitel.store.database import Database
 from tests.dialers.calling import dialer
@@ -54,6 +56,60 @@ async def test_rfc3261_20_33_who_asks_for_rest_gets_it(tmp_path: Path) -> None:
         # One call each is all that they were to have.
         assert (await first.report()).successful == 1
         assert (await second.report()).successful == CALLS
+
+
+async def test_rfc3261_20_33_the_only_address_is_called_all_the_same(tmp_path: Path) -> None:
+    """Retry-After is the word of one call, perhaps of one callee, and would stop all others."""
+    scenario = "rfc3261_21.5.4_service_unavailable"
+    async with sipp(scenario, CALLS, folder(tmp_path, "sipp"), retry_after="3600") as only:
+        async with dialer(tmp_path, f"sip:127.0.0.1:{only.port}", t1=0.5) as calls:
+            for _ in range(CALLS):
+                assert (await calls.call()).outcome is Outcome.TRUNK_TROUBLE
+                assert calls.dialer.up
+        report = await only.report()
+    assert (report.exit_code, report.successful) == (0, CALLS), report
+
+
+async def test_rfc3261_8_1_2_by_way_of_an_outbound_proxy(tmp_path: Path) -> None:
+    scenario = "rfc3261_8.1.2_outbound_proxy"
+    async with sipp(scenario, CALLS, folder(tmp_path, "sipp")) as proxy:
+        edge = Trunk.parse(f"sip:127.0.0.1:{proxy.port}")
+        async with dialer(tmp_path, "sip:carrier.invalid", t1=0.5, outbound_proxy=edge) as calls:
+            attempts = await asyncio.gather(*(calls.call() for _ in range(CALLS)))
+        report = await proxy.report()
+    assert {attempted.outcome for attempted in attempts} == {Outcome.ANSWERED}
+    assert (report.exit_code, report.successful) == (0, CALLS), report
+
+
+async def test_rfc3261_19_1_1_the_caller_as_the_carrier_wants_it(tmp_path: Path) -> None:
+    scenario = "rfc3261_19.1.1_caller_and_extra_headers"
+    async with sipp(scenario, CALLS, folder(tmp_path, "sipp")) as callee:
+        async with dialer(
+            tmp_path,
+            f"sip:127.0.0.1:{callee.port}",
+            t1=0.5,
+            caller_id="+982191000000",
+            identity="pai",
+            from_domain="pbx.example",
+            user_phone=True,
+            extra_headers=(("X-Account", "42"),),
+            credentials=Credentials("acme", "s3cret"),
+        ) as calls:
+            attempts = await asyncio.gather(*(calls.call() for _ in range(CALLS)))
+        report = await callee.report()
+    assert {attempted.outcome for attempted in attempts} == {Outcome.ANSWERED}
+    assert (report.exit_code, report.successful) == (0, CALLS), report
+
+
+async def test_rfc3261_8_1_3_4_no_other_number_is_called(tmp_path: Path) -> None:
+    scenario = "rfc3261_8.1.3.4_redirect_to_another_number"
+    async with sipp(scenario, 1, folder(tmp_path, "sipp")) as trunk:
+        async with dialer(tmp_path, f"sip:127.0.0.1:{trunk.port}", t1=0.5) as calls:
+            attempted = await calls.call("+989121234567")
+        report = await trunk.report()
+    assert (attempted.outcome, attempted.sip_code) == (Outcome.REFUSED, 302)
+    assert attempted.detail.endswith(TO_ANOTHER_NUMBER)
+    assert (report.exit_code, report.successful, report.failed) == (0, 1, 0), report
 
 
 async def test_rfc3261_10_2_registered_refreshed_and_gone(tmp_path: Path) -> None:

@@ -41,8 +41,9 @@ class Wire:
         return refused
 
 
-def new_stream(number: int, descriptor: int = 5, **changes: int) -> NewStream:
-    values = {"payload_type": 8, "sequence": 0, "timestamp": 0, "ssrc": number, "packets": 20}
+def new_stream(number: int, descriptor: int = 5, **changes: Any) -> NewStream:
+    values: dict[str, Any] = {"payload_type": 8, "sequence": 0, "timestamp": 0}
+    values |= {"ssrc": number, "packets": 20}
     values |= changes
     far = sockaddr(socket.AF_INET, "192.0.2.1", 1000 + number)
     return NewStream(number, descriptor, far, payload=VOICE.ctypes.data, **values)

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from bitel.rtp import reporting
 from bitel.rtp.filters import DENSEST, DROP_ALL, keep_one_in
-from bitel.rtp.listener import Heard, Listener
+from bitel.rtp.listener import LINGERING, UNDER_WAY, YOUNG, Heard, Listener
 from bitel.rtp.packet import RtpHeader
 from bitel.rtp.ports import bind_rtp
 from bitel.rtp.reporting import FarView, Progress, Reporting
 from bitel.rtp.streamer import Streamer, StreamReport, StreamStart
-from bitel.rtp.wire import Play
+from bitel.rtp.wire import Change, Latch, Play
 from tests.prerequisites import need_ipv6
 
 HOST = "127.0.0.1"
@@ -31,12 +31,12 @@ SSRC = 0xCAFEBABE
 Recording = Callable[[int], Path]
 
 
-def voice(sequence: int, kind: int = 8) -> bytes:
-    return RtpHeader(kind, sequence % 2**16, 160 * sequence, 1).pack() + bytes(160)
+def voice(sequence: int, kind: int = 8, ssrc: int = 1) -> bytes:
+    return RtpHeader(kind, sequence % 2**16, 160 * sequence, ssrc).pack() + bytes(160)
 
 
-def key(code: int, timestamp: int, sequence: int, *, end: bool = False) -> bytes:
-    header = RtpHeader(EVENT, sequence, timestamp, 1)
+def key(code: int, timestamp: int, sequence: int, *, end: bool = False, kind: int = EVENT) -> bytes:
+    header = RtpHeader(kind, sequence, timestamp, 1)
     return header.pack() + struct.pack("!BBH", code, 0x80 * end, 800)
 
 
@@ -114,7 +114,7 @@ async def test_a_call_is_heard(streamer: Streamer, callee: Callee, recording: Re
         [recording(16000)],
         reports.append,
         start=StreamStart(1000, 0, SSRC),
-        event_type=EVENT,
+        event_types=(EVENT,),
     )
     heard: list[bytes] = []
     while len(heard) <= 5:
@@ -186,9 +186,9 @@ async def test_a_stream_follows_its_callee_to_another_port_once(
     packets(callee.rtp)  # those that were on their way
     late.sendto(voice(0), (HOST, port))  # once is enough
     await more(natted)
-    streamer.redirect(stream, callee.address)  # as it was: what was found out still holds
+    streamer.change(stream, callee.address, 8)  # as it was: what was found out still holds
     await more(natted)
-    streamer.redirect(stream, moved.getsockname())  # the callee has moved
+    streamer.change(stream, moved.getsockname(), 8)  # the callee has moved
     await until(lambda: reports)
     assert packets(natted) > 16
     assert packets(moved) > 20
@@ -220,7 +220,7 @@ async def test_strangers_bytes_do_not_hurt_a_sender(
 ) -> None:
     port, reports = streamer.open_port(), list[StreamReport]()
     clip = recording(8000)
-    streamer.play(port, callee.address, 8, [clip], reports.append, event_type=EVENT)
+    streamer.play(port, callee.address, 8, [clip], reports.append, event_types=(EVENT,))
     [pid] = streamer.sender_pids()
     while not reports:
         for _ in range(20):
@@ -234,7 +234,7 @@ async def test_strangers_bytes_do_not_hurt_a_sender(
     assert b"".join(data[12:] for data in arrived(callee.rtp)) == clip.read_bytes()
 
 
-KEEP_SOME = keep_one_in(DENSEST)
+KEEP_SOME = keep_one_in(DENSEST, frozenset({EVENT}))
 
 
 @pytest.mark.parametrize("keep", [DROP_ALL, KEEP_SOME, None])
@@ -251,22 +251,40 @@ def test_what_the_kernel_hands_up(keep: bytes | None) -> None:
 
 
 class Listening:
-    """A listener on a socket of its own, without a filter."""
+    """A listener on a socket of its own, without a filter at first, on a clock set by hand."""
 
     def __init__(self) -> None:
+        self.now = 1.0
         self.latched: list[tuple[int, tuple[str, int]]] = []
-        self.listener = Listener(lambda stream, far: self.latched.append((stream, far)))
+        self.listener = Listener(
+            lambda stream, far: self.latched.append((stream, far)), lambda: self.now
+        )
         self.socket = bound()
         self.port: int = self.socket.getsockname()[1]
         self.listener.open(self.port, self.socket)
 
-    def listen(self, stream: int, far: tuple[str, int]) -> None:
-        self.listener.listen(
-            Play(stream, self.port, *far, 8, "alaw", [], 0, 0, stream, 20, True, EVENT)
-        )
+    def listen(
+        self,
+        stream: int,
+        far: tuple[str, int],
+        latch: Latch = "port",
+        event_types: tuple[int, ...] = (EVENT,),
+        payload_type: int = 8,
+    ) -> None:
+        command = Play(stream, self.port, *far, payload_type, "alaw", [], 0, 0, stream, 20, True)
+        self.listener.listen(command._replace(latch=latch, event_types=event_types))
+
+    def move(
+        self,
+        stream: int,
+        far: tuple[str, int] | None,
+        event_types: tuple[int, ...] = (EVENT,),
+        payload_type: int = 8,
+    ) -> None:
+        self.listener.change(Change(stream, far, payload_type, 20, event_types, False))
 
     def take(self, data: bytes, source: tuple[str, int]) -> None:
-        self.listener._take(self.listener._ports[self.port], data, source, 1.0)
+        self.listener._take(self.listener._ports[self.port], data, source, self.now)
 
 
 @pytest.fixture
@@ -312,12 +330,155 @@ def test_a_new_address_may_be_followed_anew(listening: Listening) -> None:
     listening.listen(1, ("192.0.2.1", 4001))
     listening.take(voice(0), ("192.0.2.1", 4001))
     listening.take(voice(0), ("192.0.2.1", 5555))
-    listening.listener.expect(1, ("192.0.2.7", 4001))
+    listening.move(1, ("192.0.2.7", 4001))
     listening.take(voice(0), ("192.0.2.1", 4001))
     listening.take(voice(0), ("192.0.2.7", 5555))
     assert listening.latched == [(1, ("192.0.2.7", 5555))]
-    listening.listener.expect(9, ("192.0.2.7", 4001))
+    listening.move(9, ("192.0.2.7", 4001))
     assert listening.listener.forget(9) == Heard()
+
+
+NAMED, ELSEWHERE = ("192.0.2.1", 4001), ("198.51.100.9", 7000)
+
+
+def test_without_latching_only_the_named_address_counts(listening: Listening) -> None:
+    listening.listen(1, NAMED, "off")
+    listening.now += YOUNG
+    for source in (ELSEWHERE, ("192.0.2.1", 4002)):
+        listening.take(key(9, 0, 0), source)
+    listening.take(key(1, 0, 0), NAMED)
+    heard = listening.listener.forget(1)
+    assert listening.latched == []
+    assert (heard.digits, heard.unexpected) == ("1", 2)
+
+
+def test_latched_by_host_the_first_source_decides_and_then_its_ssrc(listening: Listening) -> None:
+    listening.listen(1, NAMED, "host")
+    listening.now += YOUNG
+    listening.take(voice(0), ELSEWHERE)
+    assert listening.latched == [(1, ELSEWHERE)]
+    listening.take(voice(1, ssrc=2), NAMED)  # too late, though it is the address that was named
+    listening.take(voice(2, ssrc=2), ELSEWHERE)  # nor another source from the one that was first
+    moved = ("203.0.113.4", 9000)
+    listening.take(voice(3), moved)  # the same source, behind another address of its NAT
+    listening.take(voice(4), moved)
+    assert listening.latched == [(1, ELSEWHERE), (1, moved)]
+    assert listening.listener.forget(1).unexpected == 2
+
+
+def test_latched_by_host_a_new_address_restarts_the_search(listening: Listening) -> None:
+    listening.listen(1, NAMED, "host")
+    listening.take(voice(0), ELSEWHERE)
+    listening.move(1, ("192.0.2.7", 4001))
+    listening.take(voice(1, ssrc=2), ("203.0.113.4", 9000))
+    listening.take(voice(2), ELSEWHERE)
+    assert listening.latched == [(1, ELSEWHERE), (1, ("203.0.113.4", 9000))]
+
+
+def test_latched_by_host_nothing_is_guessed_among_several_streams(listening: Listening) -> None:
+    listening.listen(1, NAMED, "host")
+    listening.listen(2, ("192.0.2.2", 4001), "host")
+    listening.take(voice(0), ELSEWHERE)
+    assert listening.latched == []
+    listening.take(voice(0), ("192.0.2.2", 5555))  # of the one host that one of them has named
+    listening.take(voice(0, ssrc=2), ELSEWHERE)  # only one is left
+    assert listening.latched == [(2, ("192.0.2.2", 5555)), (1, ELSEWHERE)]
+    assert [listening.listener.forget(stream).unexpected for stream in (1, 2)] == [0, 0]
+
+
+def test_an_address_that_can_not_be_sent_to_is_not_latched_on(listening: Listening) -> None:
+    listening.listen(1, NAMED, "host")
+    for source in (("0.0.0.0", 7000), ("255.255.255.255", 7000), ("198.51.100.9", 0)):
+        listening.take(voice(0), source)
+    assert listening.latched == []
+
+
+def test_packets_from_elsewhere_are_counted_where_it_is_known_whose_they_are(
+    listening: Listening,
+) -> None:
+    listening.listen(1, NAMED)
+    listening.take(voice(0, ssrc=5), ELSEWHERE)  # early media that was under way
+    listening.now += YOUNG
+    listening.take(voice(0), NAMED)
+    listening.take(voice(1, ssrc=5), ELSEWHERE)
+    listening.take(b"\x80", ELSEWHERE)  # no RTP
+    assert listening.listener.forget(1).unexpected == 1
+    listening.now += LINGERING
+    for stream in (2, 3):
+        listening.listen(stream, ("192.0.2.1", 4000 + stream))
+        listening.take(voice(0, ssrc=stream), ("192.0.2.1", 4000 + stream))
+    listening.now += YOUNG
+    listening.take(voice(1, ssrc=5), ELSEWHERE)  # of either
+    listening.take(voice(1, ssrc=3), ELSEWHERE)
+    assert listening.listener.forget(3).unexpected == 1
+    listening.take(voice(2, ssrc=3), ("192.0.2.1", 4003))  # under way when its call ended
+    assert listening.listener.forget(2).unexpected == 0
+
+
+def test_what_was_under_way_when_the_callee_moved_is_not_from_elsewhere(
+    listening: Listening,
+) -> None:
+    listening.listen(1, NAMED)
+    listening.take(voice(0), NAMED)
+    listening.move(1, ("192.0.2.1", 6001))
+    listening.take(key(5, 0, 1), NAMED)
+    assert listening.latched == [], "it would send the stream back to where it came from"
+    listening.take(voice(2), ("192.0.2.1", 7001))
+    listening.now += UNDER_WAY
+    listening.take(voice(3), NAMED)
+    heard = listening.listener.forget(1)
+    assert listening.latched == [(1, ("192.0.2.1", 7001))]
+    assert (heard.digits, heard.unexpected) == ("5", 1)
+
+
+@pytest.mark.parametrize("audio", [8, 98])
+def test_telephone_events_are_handed_up_whatever_the_type_of_the_audio(
+    listening: Listening, audio: int
+) -> None:
+    """The kernel keeps the event types of the port's streams, and of the audio one in 16."""
+    callee = bound()
+
+    def send(*event_types: int) -> None:
+        for number in range(16):
+            callee.sendto(voice(number, audio), ("127.0.0.1", listening.port))
+        for number, kind in enumerate(event_types):
+            data = key(number, 160 * number, 16 * number + 1, kind=kind)
+            callee.sendto(data, ("127.0.0.1", listening.port))
+
+    def handed_up() -> list[int]:
+        return [data[1] for data in arrived(listening.socket)]
+
+    listening.listen(1, callee.getsockname(), event_types=(96, 101, audio), payload_type=audio)
+    send(96, 101, 97)
+    assert handed_up() == [audio, 96, 101]
+    listening.listen(2, ("192.0.2.1", 4001), event_types=(97,))
+    send(96, 101, 97)
+    assert handed_up() == [audio, 96, 101, 97]
+    listening.move(1, None, event_types=(102,), payload_type=audio)
+    send(96, 101, 97, 102)
+    assert handed_up() == [audio, 96, 101, 97, 102]
+    listening.listener.forget(1)
+    listening.listen(3, callee.getsockname(), event_types=(97, 96))
+    send(96, 101, 97, 102)
+    assert handed_up() == [audio, 96, 97]
+    callee.close()
+
+
+def test_digits_count_under_each_event_type_and_the_first_is_dated(listening: Listening) -> None:
+    listening.listen(1, NAMED, event_types=(96, 101))
+    listening.take(voice(0), NAMED)
+    listening.now = 7.0
+    listening.take(key(1, 0, 1, kind=101), NAMED)
+    listening.now = 9.0
+    listening.take(key(2, 800, 2, kind=96), NAMED)
+    listening.take(key(3, 1600, 3, kind=97), NAMED)
+    listening.move(1, None, event_types=(97,))
+    listening.take(key(4, 2400, 4, kind=97), NAMED)
+    listening.take(key(5, 3200, 5, kind=96), NAMED)  # under way, or a phone that keeps to it
+    listening.move(1, None, payload_type=96)
+    listening.take(key(6, 4000, 6, kind=96), NAMED)  # that is audio now
+    heard = listening.listener.forget(1)
+    assert (heard.digits, heard.digits_at) == ("1245", 7.0)
 
 
 def test_what_the_last_call_left_behind_is_not_heard(listening: Listening) -> None:

@@ -1,4 +1,4 @@
-"""Pauses, new addresses and packet times, tick by tick: no clock, no network."""
+"""Holds, new addresses, payload types and packet times, tick by tick: no clock, no network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bitel.rtp.engine import Engine
 from bitel.rtp.memory import Packets, far_end
 from bitel.rtp.packet import PTIMES, RtpHeader
 from bitel.rtp.sendmmsg import Group, Refused
-from bitel.rtp.wire import End, Play, Redirect
+from bitel.rtp.wire import Change, End, Play
 
 Recording = Callable[[int], Path]
 PORT = 4000
@@ -38,9 +38,10 @@ class Played:
     def now(self) -> float:
         return self.index * TICK_SECONDS
 
-    def play(self, clip: Path, stream: int = 1, ptime: int = 20) -> None:
+    def play(self, *clips: Path, stream: int = 1, ptime: int = 20) -> None:
+        names = [str(clip) for clip in clips]
         command = Play(
-            stream, PORT, "192.0.2.1", 5000, 8, "alaw", [str(clip)], 65530, 2**32 - 320, 7, ptime
+            stream, PORT, "192.0.2.1", 5000, 8, "alaw", names, 65530, 2**32 - 320, 7, ptime
         )
         assert self.engine.play(command) is None
 
@@ -49,6 +50,12 @@ class Played:
             _, _, ends = self.engine.tick(self.index, self.now)
             self.ends += ends
             self.index += 1
+
+    def hold(self, stream: int = 1, after: float = 0.0) -> None:
+        self.engine.change(Change(stream, None, 8, 20, (), True), self.now + after)
+
+    def resume(self, stream: int = 1, after: float = 0.0) -> None:
+        self.engine.change(Change(stream, None, 8, 20, (), False), self.now + after)
 
     def voice(self) -> bytes:
         return b"".join(payload for *_, payload in self.packets)
@@ -91,69 +98,97 @@ def test_every_packet_time(played: Played, recording: Recording, ptime: int) -> 
 def test_packet_times_side_by_side(played: Played, recording: Recording) -> None:
     clip = recording(2400)  # 300 ms: whole packets of all but 40 ms
     for stream, ptime in enumerate(PTIMES):
-        played.play(clip, stream, ptime)
+        played.play(clip, stream=stream, ptime=ptime)
     played.run(0.4)
     assert {end.stream: end.packets for end in played.ends} == {0: 30, 1: 15, 2: 10, 3: 8, 4: 5}
     assert len(played.engine) == 0
 
 
-# Each step: what is said to the stream, and how long it then goes on, in packet times.
+# Each step: whether the stream is held, whether it gets a new address, its payload type and packet
+# time, and for how many ticks it then goes on.
 steps = st.lists(
     st.tuples(
-        st.sampled_from(["pause", "resume", "redirect", "resume elsewhere"]), st.integers(0, 9)
+        st.booleans(),
+        st.booleans(),
+        st.sampled_from([8, 98, 127]),
+        st.sampled_from(PTIMES),
+        st.integers(0, 50),
     ),
     max_size=12,
 )
 
 
-@settings(deadline=None, max_examples=60)
-@given(steps=steps, ptime=st.sampled_from(PTIMES))
-def test_a_recording_is_heard_whole_whatever_is_said_meanwhile(
-    steps: list[tuple[str, int]],
+@settings(deadline=None, max_examples=150)
+@given(
+    steps=steps,
+    ptime=st.sampled_from(PTIMES),
+    sizes=st.lists(st.integers(1, 2400), min_size=1, max_size=4),
+)
+def test_a_recording_is_heard_whole_whatever_changes_meanwhile(
+    steps: list[tuple[bool, bool, int, int, int]],
     ptime: int,
+    sizes: list[int],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    clip = tmp_path_factory.getbasetemp() / "clip.alaw"
-    voice = bytes(i * 7 % 251 for i in range(4800))
-    clip.write_bytes(voice)
+    folder = tmp_path_factory.getbasetemp()
+    voice = bytes(i * 7 % 211 for i in range(sum(sizes)))  # no 0xd5, which is silence
+    clips = []
+    for number, size in enumerate(sizes):
+        clips.append(folder / f"clip{number}.alaw")
+        begin = sum(sizes[:number])
+        clips[-1].write_bytes(voice[begin : begin + size])
     played = Played()
-    played.play(clip, ptime=ptime)
-    paused, far = False, 5000
-    for words, packets in steps:
-        if words == "pause":
-            paused = True
-            played.engine.pause(1, played.now)
-        elif words == "redirect":
-            far += 1
-            played.engine.redirect(Redirect(1, "192.0.2.1", far))
-        else:
-            paused = False
-            if words == "resume elsewhere":
-                far += 1
-                played.engine.redirect(Redirect(1, "192.0.2.1", far))
-            played.engine.resume(1, played.now)
+    played.play(*clips, ptime=ptime)
+    far, held_before = 5000, set[int]()  # packets that a hold, or the beginning, came before
+    for held, moves, payload_type, size, ticks in [*steps, (False, False, 8, 20, 1500)]:
+        far += moves
+        address = ("192.0.2.1", far) if moves else None
+        played.engine.change(Change(1, address, payload_type, size, (), held), played.now)
         before = len(played.packets)
-        played.run(packets * ptime / 1000)
+        if held:
+            held_before.add(before)
+        played.run(ticks * TICK_SECONDS)
         fresh = played.packets[before:]
-        assert not (paused and fresh)
+        assert not (held and fresh)
         assert {address for _, address, *_ in fresh} <= {("192.0.2.1", far)}
-        assert not (paused and packets) or played.engine.idle(played.index)
-    played.engine.resume(1, played.now)
-    played.run(1.0)
-    size = 8 * ptime
-    assert played.voice() == voice + b"\xd5" * (-len(voice) % size)
+        assert {header.payload_type for *_, header, _ in fresh} <= {payload_type}
+        assert len({len(payload) for *_, payload in fresh} - {8 * size}) == 0
+        assert not (held and ticks >= max(PTIMES) / 2) or played.engine.idle(played.index)
+    assert played.voice().replace(b"\xd5", b"") == voice
     assert played.ends == [End(1, len(played.packets), True, "")]
-    previous = played.packets[0]
-    for packet in played.packets[1:]:
-        step = (packet[2].timestamp - previous[2].timestamp) % 2**32
-        assert packet[2].sequence == (previous[2].sequence + 1) % 2**16
-        # The timestamp goes on with the clock, to the packet.
-        assert step % size == 0
-        assert abs(step / 8000 - (packet[0] - previous[0])) <= ptime / 1000 + 1e-9
-        assert packet[2].marker or step == size
-        previous = packet
     assert played.packets[0][2].marker
+    for number, ((then, _, last, audio), (now, _, header, _)) in enumerate(
+        pairwise(played.packets), 1
+    ):
+        step = (header.timestamp - last.timestamp) % 2**32
+        assert header.ssrc == last.ssrc
+        assert header.sequence == (last.sequence + 1) % 2**16
+        if number in held_before:
+            # The timestamp goes on with the clock, to the packet.
+            assert header.marker
+            assert abs(step / 8000 - (now - then)) <= max(PTIMES) / 1000 + 1e-9
+        else:
+            assert not header.marker
+            assert step == len(audio)
+            assert now - then == pytest.approx(len(audio) / 8000)
     played.socket.close()
+
+
+@pytest.mark.parametrize("ptime", PTIMES)
+def test_octets_are_counted_over_a_change_of_the_packet_time(
+    played: Played, recording: Recording, ptime: int
+) -> None:
+    played.play(recording(16000))
+    played.run(0.1)
+    played.engine.change(Change(1, None, 8, ptime, (), False), played.now)
+    played.run(0.24)
+    progress = played.engine.progress(1, played.now)
+    assert progress is not None
+    assert progress.octets == len(played.voice())
+    assert progress.packets == len(played.packets)
+    last = played.packets[-1]
+    clock = last[2].timestamp + round((played.now - last[0]) * 8000)
+    assert abs((progress.timestamp - clock + 2**31) % 2**32 - 2**31) <= 16
 
 
 def test_a_stream_that_begins_held(played: Played, recording: Recording) -> None:
@@ -164,8 +199,7 @@ def test_a_stream_that_begins_held(played: Played, recording: Recording) -> None
         assert played.engine.play(command, played.now) is None
     played.run(1.0)
     assert played.packets == []
-    played.engine.redirect(Redirect(1, "192.0.2.1", 5000))
-    played.engine.resume(1, played.now)
+    played.engine.change(Change(1, ("192.0.2.1", 5000), 8, 20, (), False), played.now)
     played.engine.stop(2)
     played.run(0.1)
     assert sorted(played.ends, key=lambda end: end.stream) == [
@@ -183,12 +217,12 @@ def test_the_first_packet_after_a_pause_bears_the_marker(
 ) -> None:
     played.play(recording(8000))
     played.run(0.1)
-    played.engine.pause(1, played.now)
-    played.engine.pause(1, played.now + 1)  # said twice
+    played.hold()
+    played.hold(after=1.0)  # said twice
     played.run(3.0)
     assert len(played.packets) == 5
-    played.engine.resume(1, played.now)
-    played.engine.resume(1, played.now + 1)
+    played.resume()
+    played.resume(after=1.0)
     played.run(0.1)
     headers = [header for _, _, header, _ in played.packets]
     assert [header.marker for header in headers] == [True] + [False] * 4 + [True] + [False] * 4
@@ -198,20 +232,20 @@ def test_the_first_packet_after_a_pause_bears_the_marker(
 def test_a_paused_stream_can_be_stopped(played: Played, recording: Recording) -> None:
     played.play(recording(8000))
     played.run(0.1)
-    played.engine.pause(1, played.now)
+    played.hold()
     played.run(0.1)
     played.engine.stop(1)
     played.engine.stop(1)
-    played.engine.resume(1, played.now)
+    played.resume()
     played.run(0.1)
     assert played.ends == [End(1, 5, False, "")]
     assert len(played.packets) == 5
 
 
 def test_what_is_said_to_nobody(played: Played) -> None:
-    played.engine.pause(9, 0)
-    played.engine.resume(9, 0)
-    played.engine.redirect(Redirect(9, "192.0.2.1", 1))
+    played.hold(9)
+    played.resume(9)
+    played.engine.redirect(9, ("192.0.2.1", 1))
     played.engine.stop(9)
     played.run(0.1)
     assert played.ends == []

@@ -1,4 +1,4 @@
-"""Hold, resume and redirect through a real sender process, over real UDP."""
+"""A stream whose media changes: hold, address, payload type and packet time, over real UDP."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import random
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -74,14 +75,14 @@ async def test_a_held_recording_waits_and_goes_on_elsewhere(
     clip, reports = recording(8000), list[StreamReport]()
     stream = streamer.play(streamer.open_port(), far.address, 8, [clip], reports.append)
     await until(lambda: len(far.packets) >= 5)
-    streamer.pause(stream)
-    streamer.pause(stream)
+    streamer.change(stream, far.address, 8, held=True)
+    streamer.change(stream, far.address, 8, held=True)
     await asyncio.sleep(0.1)  # what was on its way
     held = len(far.packets)
     await asyncio.sleep(0.3)
     assert len(far.packets) == held
-    streamer.resume(stream, other.address)
-    streamer.resume(stream)
+    streamer.change(stream, other.address, 8)
+    streamer.change(stream, other.address, 8)
     await until(lambda: reports)
     assert reports == [StreamReport(stream, 50, finished=True)]
     assert len(far.packets) == held
@@ -93,9 +94,8 @@ async def test_a_held_recording_waits_and_goes_on_elsewhere(
     skipped = (first.timestamp - last.timestamp) % 2**32
     assert skipped % 160 == 0
     assert 0.3 * 8000 <= skipped <= 10 * 8000
-    streamer.pause(stream)  # over by now: nothing happens
-    streamer.resume(stream)
-    streamer.redirect(stream, far.address)
+    streamer.change(stream, far.address, 8, held=True)  # over by now: nothing happens
+    streamer.change(stream, far.address, 8)
 
 
 async def test_a_running_stream_is_redirected(
@@ -104,7 +104,7 @@ async def test_a_running_stream_is_redirected(
     clip, reports = recording(4000), list[StreamReport]()
     stream = streamer.play(streamer.open_port(), far.address, 0, [clip], reports.append)
     await until(lambda: len(far.packets) >= 5)
-    streamer.redirect(stream, other.address)
+    streamer.change(stream, other.address, 0)
     await until(lambda: reports)
     heard = far.packets + other.packets
     assert other.packets
@@ -113,6 +113,32 @@ async def test_a_running_stream_is_redirected(
     assert {(b[0].timestamp - heard[0][0].timestamp) % 2**32 for b in heard} == {
         160 * i for i in range(25)
     }
+
+
+async def test_type_and_packet_time_change_in_the_running_stream(
+    streamer: Streamer, far: FarEnd, other: FarEnd, recording: Recording
+) -> None:
+    clips, reports = [recording(4000), recording(4900)], list[StreamReport]()
+    stream = streamer.play(streamer.open_port(), far.address, 8, clips, reports.append)
+    await until(lambda: len(far.packets) >= 5)
+    streamer.change(stream, far.address, 98, ptime=40)
+    await until(lambda: len(far.packets) >= 10)
+    streamer.change(stream, other.address, 97, ptime=10)
+    await until(lambda: reports)
+    heard = far.packets + other.packets
+    assert reports[0].packets == len(heard)
+    sound = b"".join(payload for _, payload in heard)
+    for clip in clips:  # each to its end, the last packet filled up with silence
+        assert sound.startswith(clip.read_bytes())
+        sound = sound[len(clip.read_bytes()) :].lstrip(b"\xd5")
+    assert sound == b""
+    kinds = [(header.payload_type, len(payload)) for header, payload in heard]
+    assert list(dict.fromkeys(kinds)) == [(8, 160), (98, 320), (97, 80)]
+    assert {header.ssrc for header, _ in heard} == {heard[0][0].ssrc}
+    assert [header.marker for header, _ in heard] == [True] + [False] * (len(heard) - 1)
+    for (last, payload), (header, _) in pairwise(heard):
+        assert header.sequence == (last.sequence + 1) % 2**16
+        assert header.timestamp == (last.timestamp + len(payload)) % 2**32
 
 
 @pytest.mark.parametrize("ptime", [10, 30, 60])
@@ -134,11 +160,12 @@ async def test_addresses_and_packet_times_that_are_refused(
     stream = streamer.play(port, far.address, 8, [clip], reports.append)
     for address in (("0.0.0.0", 4000), ("callee.example", 4000), ("127.0.0.1", 0), ("::1", 4000)):
         with pytest.raises(FarEndError, match="RTP"):
-            streamer.redirect(stream, address)
-        with pytest.raises(FarEndError, match="RTP"):
-            streamer.resume(stream, address)
+            streamer.change(stream, address, 8)
     with pytest.raises(ValueError, match="25 ms"):
         streamer.play(port, far.address, 8, [clip], reports.append, ptime=25)
+    for payload_type, ptime in ((8, 25), (128, 20), (-1, 20)):
+        with pytest.raises(ValueError, match=f"payload type {payload_type} in packets of {ptime}"):
+            streamer.change(stream, far.address, payload_type, ptime=ptime)
     await until(lambda: reports)
     assert reports == [StreamReport(stream, 10, finished=True)]
 
@@ -153,12 +180,11 @@ async def test_what_is_said_while_the_sender_is_being_replaced_is_kept(
     await until(lambda: failures)
     clip, reports = recording(1600), list[StreamReport]()
     stream = streamer.play(streamer.open_port(), far.address, 8, [clip], reports.append)
-    streamer.pause(stream)
-    streamer.redirect(stream, other.address)
+    streamer.change(stream, other.address, 8, held=True)
     await until(streamer.sender_pids)
     await asyncio.sleep(0.2)
     assert len(far.packets) + len(other.packets) <= 1
-    streamer.resume(stream)
+    streamer.change(stream, other.address, 8)
     await until(lambda: reports)
     heard = far.packets + other.packets
     assert b"".join(payload for _, payload in heard) == clip.read_bytes()
@@ -171,7 +197,7 @@ async def test_nothing_is_left_of_a_stream_that_ends_while_it_is_held(
     reports = list[StreamReport]()
     stream = streamer.play(streamer.open_port(), far.address, 8, [recording(80000)], reports.append)
     await until(lambda: len(far.packets) >= 3)
-    streamer.pause(stream)
+    streamer.change(stream, far.address, 8, held=True)
     await asyncio.sleep(0.1)
     streamer.stop_stream(stream)
     await until(lambda: reports)

@@ -19,7 +19,7 @@ from bitel.rtp.memory import Packets
 from bitel.rtp.packet import RtpHeader
 from bitel.rtp.sender import COMMANDS_INTERVAL, ENDS_INTERVAL, ParentGoneError, Sender
 from bitel.rtp.sendmmsg import Group, Refused
-from bitel.rtp.wire import End, Message, Open, Pause, Play, Resume
+from bitel.rtp.wire import Change, End, Message, Open, Play
 
 PORT = 4000
 PACKETS = 5
@@ -166,11 +166,11 @@ def test_no_packet_leaves_before_its_time_however_the_sender_is_held_up(
 def test_what_goes_on_after_a_pause_makes_up_for_nothing(clip: Path, stall: float) -> None:
     machine = Machine(clip, [(0.2, stall)])
     machine.play(1, 0.0)
-    machine.say(0.03, Pause(1))
+    machine.say(0.03, Change(1, None, 8, 20, (), True))
     for stream in range(2, 7):  # without them there were nothing to be late for
         machine.play(stream, 0.08 * (stream - 1))
     resumed = 0.2 + 0.9 * stall
-    machine.say(resumed, Resume(1))
+    machine.say(resumed, Change(1, None, 8, 20, (), False))
     machine.run()
     before, after = machine.sent[1][:2], machine.sent[1][2:]
     assert max(before) < BEGINNING + 0.03

@@ -102,7 +102,7 @@ def test_it_is_not_the_callee_who_is_silent_while_we_do_not_listen() -> None:
         callees.listener.open(40 + stream, bound)
         far_port = theirs.getsockname()[1]
         callees.add(
-            Play(stream, 40 + stream, HOST, far_port, 8, "alaw", [], 0, 0, 9, 20, True, None, 5.0)
+            Play(stream, 40 + stream, HOST, far_port, 8, "alaw", [], 0, 0, 9, 20, True, (), 5.0)
         )
 
     def speak_to(bound: list[socket.socket]) -> None:
@@ -152,7 +152,7 @@ def test_reports_are_a_sign_of_life_too() -> None:
     callees.listener.open(40, rtp)
     callees.reporting.open(40, rtcp)
     far_port = far.getsockname()[1] - 1
-    play = Play(1, 40, HOST, far_port, 8, "alaw", [], 0, 0, 77, 20, True, None, 5.0)
+    play = Play(1, 40, HOST, far_port, 8, "alaw", [], 0, 0, 77, 20, True, (), 5.0)
     callees.add(play)
     now = 104.0
     report = struct.pack("!BBHIIIIIII", 0x81, 201, 7, 9, 77, 0, 10, 0, 0, 0)
@@ -236,3 +236,55 @@ def test_many_streams_are_heard_sparsely_and_counted_alike(monkeypatch: pytest.M
     assert 512 <= heard.packets <= 1024
     for each in (ours, theirs):
         each.close()
+
+
+@pytest.mark.parametrize(
+    ("streams", "silence", "stopped"),
+    [(1, 5.9, False), (1, 6.1, True), (20, 12.7, False), (20, 12.9, True)],
+)
+def test_media_has_stopped_when_neither_loss_nor_sparse_listening_explains_it(
+    monkeypatch: pytest.MonkeyPatch, streams: int, silence: float, stopped: bool
+) -> None:
+    """With one packet in 256 looked at, one is seen every 5.12 s, unless it is lost."""
+    monkeypatch.setattr("bitel.rtp.filters.MOST_A_SECOND", 10)
+    now = [100.0]
+    callees = Callees(Engine(lambda packets, groups: []), lambda: now[0])
+    ours = bind_rtp(socket.AF_INET, HOST, 0, keep_one_in(DENSEST))
+    theirs = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    theirs.bind((HOST, 0))
+    callees.listener.open(40, ours)
+    for stream in range(streams):
+        far = theirs.getsockname()[1] if stream == 0 else 1000 + stream
+        callees.add(Play(stream, 40, HOST, far, 8, "alaw", [], 0, 0, stream, 20, True))
+    now[0] += YOUNG
+    for _ in range(2):  # from the first reading on, listening is as sparse as it will be
+        theirs.sendto(RtpHeader(8, 0, 0, 1).pack() + bytes(160), ours.getsockname())
+        callees.attend(now[0] + 1)
+    while now[0] < 100 + YOUNG + silence - 1e-9:
+        now[0] = min(now[0] + 0.3, 100 + YOUNG + silence)
+        callees.attend(now[0] + 1)
+    end = callees.complete(End(0, 50, True, ""))
+    assert end.silent_for == pytest.approx(silence)
+    assert end.stopped is stopped
+    for other in range(1, streams):
+        assert not callees.complete(End(other, 50, True, "")).stopped, "it never sent anything"
+    ours.close()
+    theirs.close()
+
+
+def test_a_pause_of_our_own_is_not_taken_for_the_end_of_media() -> None:
+    now = [100.0]
+    callees = Callees(Engine(lambda packets, groups: []), lambda: now[0])
+    ours = bind_rtp(socket.AF_INET, HOST, 0, keep_one_in(DENSEST))
+    theirs = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    theirs.bind((HOST, 0))
+    callees.listener.open(40, ours)
+    far = theirs.getsockname()[1]
+    callees.add(Play(1, 40, HOST, far, 8, "alaw", [], 0, 0, 1, 20, True))
+    theirs.sendto(RtpHeader(8, 0, 0, 1).pack() + bytes(160), ours.getsockname())
+    callees.attend(now[0] + 1)
+    now[0] += 60.0
+    callees.attend(now[0] + 1)
+    assert not callees.complete(End(1, 50, True, "")).stopped
+    ours.close()
+    theirs.close()

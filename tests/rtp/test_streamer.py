@@ -324,7 +324,7 @@ async def test_ipv6(recording: Recording) -> None:
 async def test_killed_sender_ends_its_streams_and_is_started_again(
     streamer: Streamer, far: FarEnd, recording: Recording
 ) -> None:
-    failures: list[Exception] = []
+    failures: list[SenderFailedError] = []
     streamer.on_failure = failures.append
     port, ends = streamer.open_port(), Ends()
     for _ in range(5):
@@ -336,6 +336,8 @@ async def test_killed_sender_ends_its_streams_and_is_started_again(
     assert [report.finished for report in ends.reports.values()] == [False] * 5
     assert all("ended unexpectedly" in report.error for report in ends.reports.values())
     assert len(failures) == 1
+    assert (failures[0].pid, failures[0].status, failures[0].streams) == (pid, -signal.SIGKILL, 5)
+    assert streamer.stats().failures == 1
     # A call that is answered meanwhile is played as soon as there is a sender again.
     clip, late = recording(1600), FarEnd()
     stream = streamer.play(port, late.address, 8, [clip], ends)
@@ -348,6 +350,54 @@ async def test_killed_sender_ends_its_streams_and_is_started_again(
     assert streamer.sender_pids() not in ([], [pid])
     assert (len(failures), ends.times_told) == (1, 7)
     late.socket.close()
+
+
+async def test_a_sender_that_can_not_be_started_again_is_tried_again_and_counted(
+    streamer: Streamer, far: FarEnd, recording: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures: list[SenderFailedError] = []
+    streamer.on_failure = failures.append
+    [pid] = streamer.sender_pids()
+    monkeypatch.setattr("sys.executable", "/nowhere/python")
+    os.kill(pid, signal.SIGKILL)
+    await until(lambda: failures)
+    ends = Ends()
+    clip, port = recording(160), streamer.open_port()
+    streamer.play(port, far.address, 8, [clip], ends)
+    await until(lambda: len(failures) >= 2)
+    assert (failures[1].pid, failures[1].status, failures[1].streams) == (None, None, 1)
+    await ends.wait()
+    [report] = ends.reports.values()
+    assert "can't be started" in report.error
+    assert streamer.stats().failures == len(failures)
+    monkeypatch.undo()
+    await until(streamer.sender_pids)
+    streamer.play(port, far.address, 8, [clip], ends)
+    await ends.wait(2)
+    assert len(far.packets()) == 1
+
+
+@pytest.mark.parametrize("event_type", [96, 97])
+async def test_the_kernels_filter_is_set_anew_for_another_sender(
+    far: FarEnd, recording: Recording, event_type: int
+) -> None:
+    """The socket keeps the filter of the process before, which was for other event types."""
+    streamer, ends = Streamer(HOST, some_ports(), receive=True), Ends()
+    await streamer.start()
+    port = streamer.open_port()
+    streamer.play(port, far.address, 8, [recording(80000)], ends, event_types=(96,))
+    await until(far.packets)
+    [pid] = streamer.sender_pids()
+    os.kill(pid, signal.SIGKILL)
+    await ends.wait()
+    before = len(far.packets())
+    stream = streamer.play(port, far.address, 8, [recording(1600)], ends, event_types=(event_type,))
+    await until(lambda: len(far.packets()) > before)
+    header = RtpHeader(event_type, 3, 0, 1)  # neither marked nor a multiple of 16
+    far.socket.sendto(header.pack() + b"\x07\x80\x03\x20", (HOST, port))
+    await ends.wait(2)
+    assert ends.reports[stream].digits == "7"
+    await streamer.stop()
 
 
 async def test_stop_ends_what_runs(streamer: Streamer, far: FarEnd, recording: Recording) -> None:
@@ -428,13 +478,15 @@ async def test_a_queue_that_is_full_refuses_new_streams(far: FarEnd, recording: 
 async def test_a_sender_that_hangs_is_replaced(
     streamer: Streamer, far: FarEnd, recording: Recording, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    failures: list[Exception] = []
+    failures: list[SenderFailedError] = []
     streamer.on_failure = failures.append
     [pid] = streamer.sender_pids()
     os.kill(pid, signal.SIGSTOP)
     monkeypatch.setattr(link, "SILENCE_LIMIT", 2.0)
     await until(lambda: failures)
     assert "has said nothing" in str(failures[0])
+    assert (failures[0].pid, failures[0].status) == (pid, None)
+    assert streamer.stats().failures == 1
     monkeypatch.undo()
     ends = Ends()
     streamer.play(streamer.open_port(), far.address, 8, [recording(160)], ends)

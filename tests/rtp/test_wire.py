@@ -9,17 +9,15 @@ from hypothesis import strategies as st
 
 from bitel.rtp.wire import (
     MAX_FRAME,
+    Change,
     End,
     Frames,
     Load,
     Message,
     Open,
     OpenRtcp,
-    Pause,
     Play,
     Ready,
-    Redirect,
-    Resume,
     Stop,
     WireError,
     decode,
@@ -27,6 +25,7 @@ from bitel.rtp.wire import (
 )
 
 numbers = st.integers(0, 2**32 - 1)
+event_types = st.lists(st.integers(0, 127)).map(tuple)
 messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(Open, numbers),
     st.builds(OpenRtcp, numbers),
@@ -36,13 +35,19 @@ messages: st.SearchStrategy[Message] = st.one_of(
         st.lists(st.text()),
         *[numbers] * 4,
         st.booleans(),
-        st.none() | numbers,
+        event_types,
         st.floats(0, 1e6),
         st.booleans(),
+        st.sampled_from(["off", "port", "host"]),
     ),
-    st.builds(Pause, numbers),
-    st.builds(Resume, numbers),
-    st.builds(Redirect, numbers, st.text(), numbers),
+    st.builds(
+        Change,
+        numbers,
+        st.none() | st.tuples(st.text(), numbers),
+        *[numbers] * 2,
+        event_types,
+        st.booleans(),
+    ),
     st.builds(Stop, numbers),
     st.builds(Ready),
     st.builds(
@@ -50,6 +55,9 @@ messages: st.SearchStrategy[Message] = st.one_of(
         *[numbers, numbers, st.booleans(), st.text(), numbers],
         *[st.none() | st.floats(0, 1e6), st.text()],
         *[st.none() | st.floats(0, 1)] * 2,
+        st.none() | st.floats(0, 1e9),
+        numbers,
+        st.booleans(),
     ),
     st.builds(Load, *[numbers] * 4, *[st.floats(0, 1e6)] * 4),
 )
@@ -78,7 +86,7 @@ def test_a_frame_without_messages(content: Any) -> None:
 
 
 def test_a_frame_that_is_cut_off() -> None:
-    frame = encode([Stop(1), Redirect(2, "192.0.2.1", 4000)])[4:]
+    frame = encode([Stop(1), Change(2, ("192.0.2.1", 4000), 8, 20, (101,), False)])[4:]
     for kept in range(len(frame)):
         with pytest.raises(WireError):
             decode(frame[:kept])

@@ -240,7 +240,7 @@ def test_a_route_that_cannot_be_read_is_followed_as_far_as_can_be(route: str) ->
         ("<sip:far@192.0.2.44:99999>", Address("198.51.100.1", 5066)),
         ("<sip:far@192.0.2.44:0>", Address("198.51.100.1", 5066)),
         ("<sip:far@239.1.1.1>", Address("198.51.100.1", 5066)),
-        ("<sip:far@192.0.2.9;self=1>", Address("198.51.100.1", 5066)),
+        ("<sip:far@192.0.2.9;self=1>", Address("192.0.2.9", 5060)),
     ],
 )
 def test_where_an_ack_goes(contact: str, destination: Address) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from bitel.sip import AgentConfig, Answered, Ended, Failed, Incoming, OutgoingRequest, make_answer
@@ -288,6 +290,98 @@ def test_without_tcp_a_long_request_goes_by_udp_after_all_for_ten_minutes() -> N
         bench.agent.invite(LONG, bench.now)
         assert bench.sent()[0].destination == expected
         bench.now += 2
+
+
+def next_invite(bench: Bench) -> Address:
+    """Where a long INVITE goes now."""
+    bench.sent()
+    bench.agent.invite(LONG, bench.now)
+    return bench.one("INVITE").destination
+
+
+def test_where_tcp_takes_a_long_invite_and_nothing_answers_the_next_one_goes_by_udp() -> None:
+    bench = Bench()
+    bench.agent.invite(LONG, 0.0)
+    bench.one("INVITE")
+    bench.advance(31.9)
+    assert bench.events() == []
+    bench.advance(0.2)
+    (failed,) = bench.events()
+    assert isinstance(failed, Failed)
+    assert (failed.code, failed.why, failed.delivered) == (408, "timeout", False)
+    assert failed.udp_untried
+    assert bench.names() == [], "what TCP has taken does not go by UDP too"
+    assert next_invite(bench) == FAR
+    bench.advance(33)
+    (failed,) = bench.events()
+    assert isinstance(failed, Failed)
+    assert not failed.udp_untried
+    bench.advance(WITHOUT_TCP)
+    assert next_invite(bench) == TCP
+
+
+def test_a_long_invite_that_is_given_up_is_taken_for_one_that_tcp_has_lost() -> None:
+    bench = Bench()
+    call_id = bench.agent.invite(LONG, 0.0)
+    first = bench.one("INVITE").request
+    bench.advance(4)
+    assert bench.agent.give_up(call_id, bench.now)
+    (failed,) = bench.events()
+    assert isinstance(failed, Failed)
+    assert failed.udp_untried
+    assert next_invite(bench) == FAR
+    # A late response by TCP shows that it was merely slow.
+    bench.receive(reply(first, 180), TCP)
+    assert bench.one("CANCEL").destination == TCP
+    assert next_invite(bench) == TCP
+
+
+def test_a_call_called_off_without_a_response_says_so_at_timer_b() -> None:
+    bench = Bench()
+    call_id = bench.agent.invite(LONG, 0.0)
+    bench.advance(5)
+    bench.agent.cancel(call_id, bench.now, repeat=False)
+    assert next_invite(bench) == TCP, "five seconds are no proof"
+    bench.advance(30)
+    assert next_invite(bench) == FAR
+
+
+def test_another_long_request_without_an_answer_counts_too() -> None:
+    bench = Bench()
+    long_ping = replace(PING, destination=FAR, headers=(("X-Long", "x" * MAX_UDP),))
+    bench.agent.request(long_ping, 0.0)
+    assert bench.one("OPTIONS").destination == TCP
+    bench.advance(33)
+    assert bench.names() == []
+    assert next_invite(bench) == FAR
+
+
+@pytest.mark.parametrize("code", [100, 183, 486])
+def test_any_response_by_tcp_shows_that_tcp_works(code: int) -> None:
+    bench = Bench()
+    call_id, invite = bench.invite(LONG)
+    bench.receive(reply(invite, code), TCP)
+    bench.agent.cancel(call_id, bench.now)
+    bench.advance(100)
+    assert next_invite(bench) == TCP
+
+
+def test_without_the_fallback_a_long_request_goes_by_udp_from_the_start() -> None:
+    bench = Bench(AgentConfig(US, tcp_fallback=False))
+    assert next_invite(bench) == FAR
+    bench.advance(0.5)
+    assert bench.one("INVITE").destination == FAR
+
+
+def test_an_address_that_is_meant_to_be_reached_by_tcp_keeps_it() -> None:
+    bench = to(TCP)
+    bench.advance(33)
+    (failed,) = bench.events()
+    assert isinstance(failed, Failed)
+    assert not failed.udp_untried
+    bench.sent()
+    bench.agent.invite(INVITATION._replace(destination=TCP), bench.now)
+    assert bench.one("INVITE").destination == TCP
 
 
 def test_a_long_request_that_goes_nowhere_fails_once() -> None:

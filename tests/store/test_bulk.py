@@ -32,7 +32,9 @@ NONE = Change(
 
 # Without what no text in the database may hold; what strangers write goes into a FreeText.
 plain = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
-finite = st.floats(-1e300, 1e300).map(lambda number: number + 0.0)
+# Up to 1e50: SQLite's own conversion between text and doubles rounds the last bit of larger ones
+# wrongly. What the columns hold, Unix times and ratios, is far below.
+finite = st.floats(-1e50, 1e50).map(lambda number: number + 0.0)
 money = st.integers(-(10**12), 10**12).map(lambda units: Decimal(units).scaleb(-4))
 
 

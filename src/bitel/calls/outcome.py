@@ -41,7 +41,7 @@ class Outcome(enum.Enum):
     REFUSED_FOR_GOOD = "refused for good"
     """By the person called or for them: calling again is not wanted."""
     NOT_PLACED = "not placed"
-    """No INVITE was sent: what the call plays can't be had now."""
+    """No INVITE was sent: what the call plays can't be had now, or the dialer itself failed."""
     CALLED_OFF = "called off"
     """We ended the attempt ourselves, for the client or for a shutdown, before an answer."""
     CUT_OFF = "cut off"
@@ -140,8 +140,9 @@ class Media(NamedTuple):
     """The audio of an answered attempt, both ways.
 
     `sent` and `received` are RTP packets, the latter an estimate. `digits` were keyed by the callee
-    (RFC 4733), of 0-9*#ABCD. `loss` is the share, 0 to 1, of our packets that the callee missed,
-    and `jitter_ms` how unevenly they came to it, by its last RTCP report; None where it sent none.
+    (RFC 4733, or INFO), of 0-9*#ABCD. `loss` is the share, 0 to 1, of our packets that the callee
+    missed, and `jitter_ms` how unevenly they came to it, by its last RTCP report; None where it
+    sent none.
     """
 
     sent: int = 0

@@ -73,7 +73,7 @@ def _config(settings: Settings, dialer_id: str | None) -> SipTrunkConfig:
         names = ", ".join(each.id for each in settings.dialers)
         raise InvalidServerError(f"no dialer is named {dialer_id!r}; there is {names}")
     # The carrier's way to us belongs to the service, whose place we don't take.
-    return replace(sip_trunk_config(found), register=False, ping_interval=0.0)
+    return replace(sip_trunk_config(found, settings.region), register=False, ping_interval=0.0)
 
 
 async def _dial(config: SipTrunkConfig, e164: str, voice: Path | None, *, full: bool) -> Attempted:

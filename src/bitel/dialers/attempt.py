@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import Final, Literal
 
-from bitel.calls.outcome import Attempted, Outcome, classify
+from bitel.calls.outcome import (
+    IRREGULARITIES,
+    Attempted,
+    Irregularity,
+    Media,
+    Outcome,
+    classify,
+)
 from bitel.dialers.leg import Leg
 from bitel.dialers.talk import Talk
 from bitel.dialers.trunk import shown
 from bitel.dialing.dialer import Order, Rang
-from bitel.sip import Address, Failed
+from bitel.sip import Address, Answered, Ended, Failed
 
 STEP: Final = 1.0
 """Seconds by which the clock must have been set, during an attempt, for its times to be moved."""
@@ -32,10 +40,13 @@ class Attempt:
         "_ring_timeout",
         "answered_at",
         "called_off",
+        "hung_up_at",
         "left_at",
         "leg",
         "order",
+        "port",
         "started_at",
+        "stopped_at",
         "talk",
     )
 
@@ -56,7 +67,13 @@ class Attempt:
         self.started_at = clock()
         self.answered_at: float | None = None
         self.left_at: float | None = None
-        """When the far end hung up while audio was played to it."""
+        """When the call ended while audio was played, other than by us hanging up."""
+        self.hung_up_at: float | None = None
+        """When we first hung up: a BYE, or a CANCEL."""
+        self.stopped_at: float | None = None
+        """When the stream to the far end had ended."""
+        self.port: int | None = None
+        """The local RTP port."""
         self.leg: Leg | None = None
         """The latest INVITE, pending or over."""
         self.called_off = False
@@ -77,10 +94,13 @@ class Attempt:
             self._rang(self.now())
             self._rang = None
 
-    def far_end_left(self, _: object) -> None:
-        """What it is played, if anything, is over with this moment."""
+    def far_end_left(self, ended: asyncio.Future[Ended]) -> None:
+        """What it is played, if anything, is over with this moment.
+
+        Or was so when a BYE was sent that no one here asked for, as when a session expires.
+        """
         if self.talk is not None and not self.talk.over.done():
-            self.left_at = self.now()
+            self.left_at = self.now() - ended.result().bye_for
             self.talk.stop()
 
     def over(
@@ -90,24 +110,86 @@ class Attempt:
         sip_code: int | None = None,
         q850: int | None = None,
         ended_by: Literal["", "far", "us"] = "",
-        ended_at: float | None = None,
     ) -> Attempted:
-        """The attempt's report: it ended as `outcome`, at `ended_at` or now."""
+        """The attempt's report: it ended as `outcome`. What was irregular about an answered one
+        follows its `detail`."""
         now = self.now()
+        irregularities = self._irregularities()
+        sentences = [IRREGULARITIES[each] for each in irregularities]
         # A wall clock that was set counts from here on: the next attempt is due by it.
         step = self._clock() - now
         step = step if abs(step) >= STEP else 0.0
         return Attempted(
             outcome,
             self.started_at + step,
-            (now if ended_at is None else ended_at) + step,
+            self._ended_at(now) + step,
             None if self.answered_at is None else self.answered_at + step,
             sip_code,
             q850,
             ended_by,
-            detail,
-            self.talk.media() if self.talk and self.talk.over.done() else None,
+            "; ".join([detail, *sentences] if detail else sentences),
+            self._media(),
+            irregularities=irregularities,
         )
+
+    def _media(self) -> Media | None:
+        talk, leg = self._finished_talk, self.leg
+        return None if talk is None or leg is None else talk.media(leg.digits, leg.digits_at)
+
+    @property
+    def _ended(self) -> Ended | None:
+        """How the call ended, if it was answered and has."""
+        leg = self.leg
+        return leg.ended.result() if leg is not None and leg.ended.done() else None
+
+    @property
+    def _finished_talk(self) -> Talk | None:
+        return self.talk if self.talk is not None and self.talk.over.done() else None
+
+    def _ended_at(self, now: float) -> float:
+        """When an answered call was over, which is until when it is billed; else now.
+
+        That is when either side hung up. Where our BYE stayed unanswered, it is when the far end's
+        RTP had stopped before, if that was the first sign that it was gone.
+        """
+        if self.answered_at is None:
+            return now
+        ended_at = min(at for at in (self.left_at, self.hung_up_at, now) if at is not None)
+        ended, talk = self._ended, self._finished_talk
+        if ended is not None and ended.bye_unanswered and talk is not None:
+            ended_at = min(ended_at, (self.stopped_at or now) - talk.silent_for)
+        return max(ended_at, self.answered_at)
+
+    def _irregularities(self) -> tuple[Irregularity, ...]:
+        if self.answered_at is None:
+            return ()
+        ended, talk = self._ended, self._finished_talk
+        found = {
+            Irregularity.BYE_UNANSWERED: ended is not None and ended.bye_unanswered,
+            Irregularity.ACK_LOST: ended is not None and ended.ack_lost,
+            Irregularity.MEDIA_FROM_ELSEWHERE: talk is not None and talk.came_from_elsewhere,
+            Irregularity.MEDIA_STOPPED: talk is not None and talk.is_stopped,
+        }
+        return tuple(kind for kind, is_found in found.items() if is_found)
+
+    def broken(self) -> Attempted:
+        """The report of an attempt that an error inside the dialer has ended.
+
+        A call to which something may have been played is not made again, and no call spends a
+        retry for whose number no INVITE was sent.
+        """
+        detail = "an error inside the dialer"
+        decided = None
+        if self.leg is not None and self.leg.decided.done():
+            decided = self.leg.decided.result()
+        if self.talk is not None:
+            return self.over(Outcome.CUT_OFF, detail, 200, ended_by="us")
+        if isinstance(decided, Answered):
+            # The phone rang and was picked up: this must not happen again and again.
+            return self.over(Outcome.RANG_THEN_FAILED, detail, 200, ended_by="us")
+        if isinstance(decided, Failed):
+            return self.over(self._outcome(decided), f"{decided.code}; then {detail}", decided.code)
+        return self.over(Outcome.NOT_PLACED if self.leg is None else Outcome.UNCERTAIN, detail)
 
     def failed(self, failed: Failed, at: Address) -> Attempted:
         """The report of an attempt whose INVITE, sent to `at`, ended without an answer."""

@@ -15,13 +15,13 @@ from bitel.dialers.asking import Asker
 from bitel.dialers.circuit_breaker import BreakerLimits, CircuitBreaker
 from bitel.dialers.config import SipTrunkConfig
 from bitel.dialers.health import MOST_REMEMBERED, Health
-from bitel.dialers.hops import Hop, after, in_order, redirected
+from bitel.dialers.hops import Dialled, Hop, Proxy, after, in_order, redirected
 from bitel.dialers.pinger import Pinger
 from bitel.dialers.registrar import Account, Registrar, Registration
 from bitel.dialers.targets import Targets
-from bitel.dialers.trunk import Trunk, shown
+from bitel.dialers.trunk import Trunk, bracketed, shown, uri_of
 from bitel.dialers.trunk_state import TrunkState
-from bitel.sip import Answered, Failed, RequestDone
+from bitel.sip import Answered, Failed, OutgoingRequest, RequestDone
 from bitel.sip.grammar import Address
 from bitel.transports.sip_transport import SipTransport
 
@@ -52,6 +52,9 @@ _DECIDED: Final = frozenset(
 """Outcomes that show that the trunk delivers calls."""
 _UNCERTAIN: Final = BreakerLimits(UNCERTAIN_IN_A_ROW, UNCERTAIN_REST, UNCERTAIN_LONGEST)
 _REFUSED: Final = frozenset({Outcome.REFUSED, Outcome.MEDIA_MISMATCH})
+
+RESTART_PAUSE: Final = 5.0
+"""Seconds until a task that has met an unexpected error goes on."""
 
 Passed = dict[CircuitBreaker, float]
 """The circuit breakers that one call has passed, and when."""
@@ -138,9 +141,9 @@ class Carriers:
     async def any_address(self) -> Address:
         """An address of one of them. Raises OSError where none has any."""
         fault: OSError | None = None
-        for trunk in self._config.trunks:
+        for hop in self._next_hops():
             try:
-                return (await self._targets.find(trunk))[0]
+                return (await self._targets.find(hop))[0]
             except OSError as failed:
                 fault = fault or failed
         assert fault is not None, "a dialer has at least one trunk"
@@ -155,13 +158,18 @@ class Carriers:
             self._health,
             self._all_addresses,
             config.ping_interval,
-            lambda: f"sip:{agent.config.sent_by}",
+            lambda address: self._options_to(address, agent.config.sent_by),
         )
-        self._begin(self._pinger.run())
+        self._begin("ping trunks", self._pinger.run)
         if not config.register or config.credentials is None:
             return
         for trunk in dict.fromkeys(config.trunks):
-            account = Account(trunk, config.credentials, lambda by: agent.config.sent_by_for(by))
+            account = Account(
+                trunk,
+                config.credentials,
+                lambda by: agent.config.sent_by_for(by),
+                config.outbound_proxy,
+            )
             registrar = self._registrars[trunk] = Registrar(
                 account,
                 Registration(account, self._monotonic),
@@ -169,7 +177,7 @@ class Carriers:
                 self._health,
                 asker.ask,
             )
-            self._begin(registrar.run())
+            self._begin(f"register with {trunk.text}", registrar.run)
 
     def move(self) -> None:
         """Register anew: our address has changed."""
@@ -198,22 +206,24 @@ class Carriers:
         fault: OSError | None = None
         for trunk in self._config.trunks:
             try:
-                addresses = await self._targets.find(trunk)
+                addresses = await self._targets.find(self._config.next_hop(trunk))
             except OSError as failed:
                 fault = failed
                 continue
             ways += [Hop(trunk, address, number_of(trunk)) for address in addresses]
         if not ways and fault is not None:
             raise fault
-        ordered = in_order(ways, self._health)
+        ordered = in_order(ways, self._health, self._rests)
         if self._config.register:
             # Stable: among those that are registered, the healthy ones stay in front.
             ordered.sort(key=lambda hop: not self._registered(hop.trunk))
         return ordered
 
     def hosts(self, trunk: Trunk) -> frozenset[str]:
-        """The IP addresses that are known to be the trunk's."""
-        return frozenset(address.host for address in self._targets.known(trunk) or ())
+        """The IP addresses that are known to be the trunk's, or its outbound proxy's."""
+        known = self._targets.known
+        both = [*(known(trunk) or ()), *(known(self._config.next_hop(trunk)) or ())]
+        return frozenset(address.host for address in both)
 
     def begin(self, hop: Hop, passed: Passed) -> float | None:
         """Note that an INVITE is sent to `hop`; the time, or None where it must not be sent.
@@ -291,17 +301,29 @@ class Carriers:
         is_overloaded = decided.code == 503 and decided.why == "response" and not decided.rang
         if is_overloaded and decided.retry_after:
             health.rest(address, decided.retry_after)
-        if decided.why in {"timeout", "transport"}:
+        is_unanswered = decided.why in {"timeout", "transport"}
+        if is_unanswered and not decided.udp_untried:
             health.failed_call(address)
-        if self._pinger and (decided.why in {"timeout", "transport"} or _was_silent(decided)):
+        if self._pinger and (is_unanswered or _was_silent(decided)):
             self._pinger.ping_soon(address)
 
-    def next_hops(self, hop: Hop, failed: Failed, outcome: Outcome, left: list[Hop]) -> list[Hop]:
-        """What is still worth trying after `hop` failed: where a 3xx sends us, or the others."""
-        onward = redirected(hop, failed, self._targets.known(hop.trunk) or [])
-        if onward is not None:
-            return [onward, *(other for other in left if other.trunk != hop.trunk)]
-        return in_order(after(hop, failed, outcome, left), self._health)
+    def next_hops(
+        self, hop: Hop, failed: Failed, over: Attempted, left: list[Hop], dialled: Dialled
+    ) -> tuple[list[Hop], Attempted]:
+        """What is still worth trying after `hop` failed: where a 3xx sends us, or the others.
+
+        With it comes the result that applies if that is not tried.
+        """
+        onward = redirected(
+            hop, failed, dialled, self._targets.known(hop.trunk) or [], self._proxy()
+        )
+        if isinstance(onward, Hop):
+            # The redirection decides nothing: should it not be followed, the call waits.
+            others = [other for other in left if other.trunk != hop.trunk]
+            return [onward, *others], over._replace(outcome=Outcome.TRUNK_TROUBLE)
+        if onward:
+            over = over._replace(detail=f"{over.detail}: {onward}")
+        return in_order(after(hop, failed, over.outcome, left), self._health, self._rests), over
 
     def _of(self, trunk: Trunk) -> list[TrunkState]:
         registered = self._registered(trunk) if self._config.register else None
@@ -310,24 +332,46 @@ class Carriers:
             TrunkState(
                 trunk.text,
                 address,
-                health.usable(address)
+                self._is_usable(address)
                 and self._breaker_of(address).is_closed
                 and self._refusals[trunk].is_closed,
-                health.rests(address),
+                self._rests(address),
                 registered,
                 health.answered_at(address),
             )
-            for address in self._targets.known(trunk) or []
+            for address in self._known(trunk) or []
         ] or [TrunkState(trunk.text, None, False, False, registered, None)]
 
     def _reachable(self, trunk: Trunk, *, untried: bool = True) -> bool:
         """Whether a call may be placed there; without `untried`, not merely as a probe."""
-        addresses = self._targets.known(trunk)
+        addresses = self._known(trunk)
         if not self._registered(trunk) or not self._admits(self._refusals[trunk], untried):
             return False
         return addresses is None or any(
-            self._health.usable(each) and self._admits(self._breaker_of(each), untried)
+            self._is_usable(each) and self._admits(self._breaker_of(each), untried)
             for each in addresses
+        )
+
+    def _is_usable(self, address: Address) -> bool:
+        return not self._health.is_down(address) and not self._rests(address)
+
+    def _rests(self, address: Address) -> bool:
+        """Whether no call goes to `address`, as it asked to be left alone.
+
+        Not so if no other address takes calls either: one call's 503 must not stop a dialer.
+        """
+        return self._health.rests(address) and any(
+            other != address and self._takes_calls(trunk, other)
+            for trunk in dict.fromkeys(self._config.trunks)
+            for other in self._known(trunk) or ()
+        )
+
+    def _takes_calls(self, trunk: Trunk, address: Address) -> bool:
+        return (
+            self._health.usable(address)
+            and self._registered(trunk)
+            and self._refusals[trunk].is_closed
+            and self._breaker_of(address).is_closed
         )
 
     def _admits(self, breaker: CircuitBreaker, untried: bool) -> bool:
@@ -348,17 +392,34 @@ class Carriers:
 
     async def _all_addresses(self) -> list[Address]:
         found: list[Address] = []
-        for trunk in self._config.trunks:
+        for hop in self._next_hops():
             try:
-                found += await self._targets.find(trunk)
+                found += await self._targets.find(hop)
             except OSError:
                 continue  # `Targets` has said so in the log
         return list(dict.fromkeys(found))
 
-    def _begin(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
-        task.add_done_callback(_report)
-        self._tasks.append(task)
+    def _next_hops(self) -> list[Trunk]:
+        """Where requests are sent: the outbound proxy, or each of the trunks."""
+        return list(dict.fromkeys(map(self._config.next_hop, self._config.trunks)))
+
+    def _known(self, trunk: Trunk) -> list[Address] | None:
+        """The known addresses that requests for `trunk` go to; None before they were looked for."""
+        return self._targets.known(self._config.next_hop(trunk))
+
+    def _proxy(self) -> Proxy | None:
+        proxy = self._config.outbound_proxy
+        return Proxy(proxy, self._targets.known(proxy) or []) if proxy else None
+
+    def _options_to(self, address: Address, sent_by: str) -> OutgoingRequest:
+        """The OPTIONS that pings `address`; by way of an outbound proxy it asks for the trunk."""
+        config = self._config
+        uri = config.trunks[0].uri if config.outbound_proxy else uri_of(address)
+        from_uri = f"sip:{bracketed(config.from_domain) or sent_by}"
+        return OutgoingRequest("OPTIONS", uri, address, from_uri, uri, headers=config.route)
+
+    def _begin(self, name: str, work: Callable[[], Coroutine[None, None, None]]) -> None:
+        self._tasks.append(asyncio.create_task(keep_running(name, work)))
 
 
 def _was_silent(failed: Failed) -> bool:
@@ -366,6 +427,16 @@ def _was_silent(failed: Failed) -> bool:
     return failed.why == "canceled" and not failed.rang
 
 
-def _report(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and task.exception() is not None:
-        log.error("trunk_watch_failed", exc_info=task.exception())
+async def keep_running(name: str, work: Callable[[], Coroutine[None, None, None]]) -> None:
+    """Run `work` until it returns or is cancelled.
+
+    An unexpected error is logged, and `work` begun anew after `RESTART_PAUSE`: without its
+    registration, or the address that it is reached at, a dialer places no calls until it is
+    started again.
+    """
+    while True:
+        try:
+            return await work()
+        except Exception:
+            log.exception("trunk_task_failed", task=name, again_in=RESTART_PAUSE)
+        await asyncio.sleep(RESTART_PAUSE)

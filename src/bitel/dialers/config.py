@@ -9,6 +9,7 @@ from bitel.dialers.identity import Identification
 from bitel.dialers.numbering import NumberFormat, NumberRule
 from bitel.dialers.playlists import Codec
 from bitel.dialers.trunk import Trunk
+from bitel.rtp.wire import Latch
 from bitel.sip import Credentials
 from bitel.transports.tls import TlsFiles
 
@@ -21,9 +22,16 @@ class SipTrunkConfig:
     the number called. `ping_interval` 0 pings nobody. `trunk_timeout` is how long an address that
     answers nothing is waited for where there is another, never longer than 64 × `t1`. `t1` is
     SIP's T1 (RFC 3261 §17.1.1.1).
+    `latch`: which source of RTP the audio then goes to (`rtp.wire.Latch`).
     `receive` listens to callees; one that stops sending for `media_timeout` is hung up on, 0 never.
     `refusals_before_pause` refusals in a row pause a trunk that worked before; 0 never.
     `senders` processes send the RTP; each fills one core at most.
+
+    All requests outside of calls and all INVITEs go to `outbound_proxy`, where there is one, with
+    the trunk in the Request-URI. `from_domain` is the host of the caller's URI, in place of our IP
+    address. `user_phone` adds `;user=phone` to the URIs of telephone numbers. `extra_headers` are
+    added to every INVITE. `send_to_source` and `tcp_fallback` are those of `AgentConfig`.
+    `region` (ISO 3166) is the country whose national numbers a redirection may be written in.
     """
 
     trunks: tuple[Trunk, ...]
@@ -47,8 +55,25 @@ class SipTrunkConfig:
     tls: TlsFiles = field(default_factory=TlsFiles)
     media_timeout: float = 0.0
     receive: bool = True
+    latch: Latch = "port"
     refusals_before_pause: int = 10
     senders: int = 1
+    outbound_proxy: Trunk | None = None
+    from_domain: str = ""
+    user_phone: bool = False
+    extra_headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    send_to_source: bool = False
+    tcp_fallback: bool = True
+    region: str = ""
+
+    def next_hop(self, trunk: Trunk) -> Trunk:
+        """Where requests for `trunk` are sent: to the outbound proxy, or to the trunk itself."""
+        return self.outbound_proxy or trunk
+
+    @property
+    def route(self) -> tuple[tuple[str, str], ...]:
+        """The Route header of requests outside of dialogs; none without an outbound proxy."""
+        return (("Route", self.outbound_proxy.route),) if self.outbound_proxy else ()
 
     @property
     def caller_pool(self) -> Sequence[str]:

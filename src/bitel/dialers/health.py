@@ -3,7 +3,8 @@
 An address is down after an INVITE that nobody answered there, and after pings that nobody
 answered. An answer of any kind brings it back: to a ping, or to an INVITE that was tried there all
 the same, as addresses that are down are tried last. Where nobody pings, time brings it back. An
-address that sent 503 with Retry-After rests for as long (RFC 3261 §21.5.4), which is no fault.
+address that sent 503 with Retry-After rests for as long (RFC 3261 §21.5.4), which is no fault, but
+for a minute at most, as the 503 may be about the one call, and only until it answers a ping.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ PINGS_MISSED: Final = 2
 """Pings in a row that must stay unanswered: one may be lost on the way."""
 DOWN_UNPINGED: Final = 30.0
 """Seconds for which an address is down that nobody pings."""
-LONGEST_REST: Final = 3600.0
-"""Seconds that a carrier may send its own address to rest."""
+LONGEST_REST: Final = 60.0
+"""Seconds that an address rests at most, whatever Retry-After says: that is the word of one call's
+answer, perhaps of what is behind the carrier, and would stop all other calls."""
 MOST_REMEMBERED: Final = 4096
 """Addresses that are remembered; DNS may name others each day."""
 
@@ -65,9 +67,13 @@ class Health:
         """An INVITE got no answer there, or could not even be sent."""
         self._down(address, "it answers no INVITE")
 
-    def answered_ping(self, address: Address) -> None:
-        """Somebody is there, whatever he said."""
-        self._of(address).answers_pings = True
+    def answered_ping(self, address: Address, *, ends_rest: bool = False) -> None:
+        """A ping got an answer there, whatever that says; with `ends_rest` it says that the
+        address takes requests again."""
+        state = self._of(address)
+        state.answers_pings = True
+        if ends_rest:
+            state.rests_until = 0.0
         self.answered(address)
 
     def missed_ping(self, address: Address) -> None:
@@ -90,7 +96,7 @@ class Health:
             log.info("trunk_address_up", address=shown(address))
 
     def rest(self, address: Address, seconds: float) -> None:
-        """It asked to be left alone for so long."""
+        """It asked to be left alone for so long: `LONGEST_REST` is the most that it gets."""
         self._of(address).rests_until = self._monotonic() + min(max(seconds, 0.0), LONGEST_REST)
 
     def usable(self, address: Address) -> bool:

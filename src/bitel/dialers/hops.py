@@ -7,20 +7,68 @@ after an immediate 503, after an error in sending, and where no response came at
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
+from urllib.parse import unquote
 
 from sipmessage import URI
 
+from bitel.calls.numbers import to_e164
 from bitel.calls.outcome import Outcome
 from bitel.dialers.health import Health
 from bitel.dialers.trunk import Trunk, usual_port
+from bitel.errors import InvalidPhoneNumberError
 from bitel.sip import Failed
-from bitel.sip.grammar import Address, Transport
+from bitel.sip.grammar import (
+    Address,
+    GrammarError,
+    Transport,
+    ip_literal,
+    parameter,
+    parse_uri,
+    scheme_of,
+)
+
+
+class Dialled(NamedTuple):
+    """The number of a call, and how a redirection may write it."""
+
+    e164: str
+    user: str
+    """As the dialer writes it: the user part of the Request-URI."""
+    region: str = ""
+    """The country whose national numbers are understood (ISO 3166); "": no other than `user`."""
+
+    def is_same(self, user: str) -> bool:
+        """Whether the user part of a SIP URI, still escaped, is this subscriber.
+
+        It may have visual separators, and parameters such as those of number portability (RFC
+        4694); it may be written internationally, with `+`, `00` or neither, or nationally.
+        """
+        number, _, parameters = user.partition(";")
+        written = unquote(number)
+        plain = written.translate(_SEPARATORS)
+        digits = self.e164.removeprefix("+")
+        context = unquote(parameter(f";{parameters}", "phone-context") or "")
+        # A number without a plus sign may say the prefix of its country or area (RFC 3966 §5.1.5).
+        area = context.translate(_SEPARATORS) if context.startswith("+") else ""
+        if not plain.startswith("+") and not self.e164.startswith(area):
+            return False
+        if written == self.user or plain in {self.user, self.e164, f"00{digits}", digits}:
+            return True
+        try:
+            return bool(self.region) and to_e164(plain, self.region) == self.e164
+        except InvalidPhoneNumberError:
+            return False
+
+
+_SEPARATORS = dict.fromkeys(map(ord, "-.()"))
+"""What may stand between the digits of a telephone number (RFC 3966 §3)."""
 
 
 class Hop(NamedTuple):
-    """An address of a trunk, and what is asked for there."""
+    """An address that requests for a trunk go to, and what is asked for there."""
 
     trunk: Trunk
     address: Address
@@ -28,12 +76,19 @@ class Hop(NamedTuple):
     redirected: bool = False
 
 
-def in_order(hops: Iterable[Hop], health: Health) -> list[Hop]:
+class Proxy(NamedTuple):
+    """An outbound proxy, and the addresses that are known of it."""
+
+    name: Trunk
+    addresses: Sequence[Address]
+
+
+def in_order(hops: Iterable[Hop], health: Health, rests: Callable[[Address], bool]) -> list[Hop]:
     """Those to be expected to work first, those that are down last, those at rest not at all."""
-    awake = [hop for hop in hops if not health.rests(hop.address)]
+    awake = [hop for hop in hops if not rests(hop.address)]
     if len(awake) < 2:
         return awake
-    return sorted(awake, key=lambda hop: not health.usable(hop.address))
+    return sorted(awake, key=lambda hop: health.is_down(hop.address))
 
 
 def after(hop: Hop, failed: Failed, outcome: Outcome, left: Sequence[Hop]) -> list[Hop]:
@@ -46,35 +101,80 @@ def after(hop: Hop, failed: Failed, outcome: Outcome, left: Sequence[Hop]) -> li
     return [other for other in left if other.trunk != hop.trunk]
 
 
-def redirected(hop: Hop, failed: Failed, addresses: Sequence[Address]) -> Hop | None:
-    """Where a 3xx sends us, if that is within `addresses`, the trunk's own, and the first time.
+TO_ANOTHER_NUMBER = "it leads to another number, and only the number dialled is called"
+TO_ANOTHER_HOST = "it leads away from the trunk"
+TO_NO_URI = "it names no URI to follow it to"
+AGAIN = "it comes from where another redirection has led"
 
-    Anywhere else might be anybody, at our cost.
+
+def redirected(
+    hop: Hop,
+    failed: Failed,
+    dialled: Dialled,
+    addresses: Sequence[Address],
+    proxy: Proxy | None = None,
+) -> Hop | str:
+    """Where a 3xx sends us, or why it is not followed, "" for any other failure.
+
+    It is followed once, to the number `dialled` at one of the trunk's own `addresses`, or at those
+    of its outbound `proxy`: anything else would be called at our cost, neither priced nor
+    permitted. Where there is a proxy the call goes by way of it again.
     """
-    if hop.redirected or failed.rang or not 300 <= failed.code <= 399:
-        return None
+    if failed.rang or not 300 <= failed.code <= 399:
+        return ""
+    if hop.redirected:
+        return AGAIN
+    why = TO_ANOTHER_HOST if failed.contacts else TO_NO_URI
     for contact in failed.contacts:
         try:
-            uri = URI.parse(contact)
-        except ValueError:
+            request_uri = _as_request_uri(contact)
+            address = _within(parse_uri(request_uri), hop, addresses, proxy)
+        except GrammarError:
             continue
-        address = _within(uri, hop, addresses)
-        if address is not None:
-            return hop._replace(address=address, request_uri=contact, redirected=True)
-    return None
+        if address is None:
+            continue
+        if dialled.is_same(_user_in(request_uri)):
+            return hop._replace(address=address, request_uri=request_uri, redirected=True)
+        why = TO_ANOTHER_NUMBER
+    return why
 
 
-def _within(uri: URI, hop: Hop, addresses: Sequence[Address]) -> Address | None:
-    """Which of `addresses` the URI points at; None for none of them."""
+def _user_in(uri: str) -> str:
+    """The user part of a SIP URI as it is written, its parameters included; "" without one."""
+    userinfo, at, _ = uri.partition(":")[2].rpartition("@")
+    return userinfo.partition(":")[0] if at else ""
+
+
+def _as_request_uri(contact: str) -> str:
+    """A Contact's URI as a Request-URI, which has no headers (RFC 3261 §19.1.1)."""
+    userinfo, at, place = contact.partition(":")[2].rpartition("@")
+    return f"{scheme_of(contact)}:{userinfo}{at}{place.partition('?')[0]}"
+
+
+def _within(
+    uri: URI, hop: Hop, addresses: Sequence[Address], proxy: Proxy | None
+) -> Address | None:
+    """Where to send a request for the URI; None where it points neither at the trunk nor at its
+    outbound proxy."""
     transport = _transport_of(uri, hop.address.transport)
     if transport is None or not uri.user:
         return None
-    host = uri.host.removeprefix("[").removesuffix("]")
+    host = uri.host.removeprefix("[").removesuffix("]").lower()
+    with contextlib.suppress(ValueError):
+        host = ip_literal(host)
+    named = (host, uri.port or usual_port(transport), transport)
+    own = next((each for each in addresses if each[:3] == named), None)
+    if proxy is not None:
+        # By way of the proxy also to the trunk, and whatever transport that wants.
+        to_proxy = next((each for each in proxy.addresses if each[:3] == named), None)
+        is_known = own or any(
+            (host, uri.port) == (each.host.lower(), each.port) for each in (hop.trunk, proxy.name)
+        )
+        return to_proxy or (hop.address if is_known else None)
     same = transport is hop.address.transport
-    if same and host.lower() == hop.trunk.host.lower() and uri.port == hop.trunk.port:
+    if same and host == hop.trunk.host.lower() and uri.port == hop.trunk.port:
         return hop.address
-    named = hop.trunk.at(host, uri.port or usual_port(transport), transport)
-    return named if named in addresses else None
+    return own
 
 
 def _transport_of(uri: URI, usual: Transport) -> Transport | None:

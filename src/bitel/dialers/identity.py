@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from bitel.dialers.trunk import bracketed
+from bitel.dialers.trunk import bracketed, phone_parameter
 
 Identification = Literal["from", "pai", "ppi", "rpid"]
 """The header that names the caller: From alone, P-Asserted-Identity (within a trust domain),
@@ -57,9 +57,15 @@ class Identity:
 
 @lru_cache(maxsize=1024)
 def identity(
-    caller_id: str, host: str, by: Identification = "from", privacy: bool = False
+    caller_id: str,
+    host: str,
+    by: Identification = "from",
+    privacy: bool = False,
+    user_phone: bool = False,
 ) -> Identity:
     """Who calls, where `caller_id` at `host` does. "" is nobody in particular.
+
+    With `user_phone` the URI of From has `;user=phone`, where `caller_id` is a telephone number.
 
     With `privacy` the person called is not to learn it (RFC 3323 §4.2, `id` of RFC 3325 §9.3); the
     carrier still does, by the other headers.
@@ -75,6 +81,7 @@ def identity(
         party = f"<{uri}>;party=calling;screen=yes;privacy={hidden}"
         headers.append(("Remote-Party-ID", party))
     if not privacy:
+        uri += phone_parameter(caller_id, user_phone)
         return Identity(uri, headers=tuple(headers))
     headers.append(("Privacy", "id"))
     return Identity(ANONYMOUS, "Anonymous", tuple(headers))

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
-from bitel.sip import Answered, Ended, Event, Failed, MediaChanged, Provisional
+from bitel.rtp.dtmf import MAX_DIGITS
+from bitel.sip import Answered, Ended, Event, Failed, KeyedDigits, MediaChanged, Provisional
 
 
 class Leg:
     """Collects the events of one call; a dialer awaits its two futures and follows its media."""
 
-    __slots__ = ("_follow", "_media", "_ringing", "call_id", "decided", "ended")
+    __slots__ = (
+        "_follow",
+        "_media",
+        "_ringing",
+        "call_id",
+        "decided",
+        "digits",
+        "digits_at",
+        "ended",
+    )
 
     def __init__(self, call_id: str, ringing: Callable[[], None]) -> None:
         loop = asyncio.get_running_loop()
@@ -19,6 +30,10 @@ class Leg:
         self._ringing: Callable[[], None] | None = ringing
         self.decided: asyncio.Future[Answered | Failed] = loop.create_future()
         self.ended: asyncio.Future[Ended] = loop.create_future()
+        self.digits = ""
+        """Those that were keyed and came by INFO, whether anything is played or not."""
+        self.digits_at: float | None = None
+        """When the first of them came, by CLOCK_MONOTONIC."""
         self._media: MediaChanged | None = None
         self._follow: Callable[[MediaChanged], None] | None = None
 
@@ -42,5 +57,9 @@ class Leg:
                 self._media = event
                 if self._follow is not None:
                     self._follow(event)
+            case KeyedDigits():
+                if self.digits_at is None:
+                    self.digits_at = time.monotonic()
+                self.digits = (self.digits + event.digits)[:MAX_DIGITS]
             case _:
                 pass

@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Final
+
+import structlog
 
 from bitel.dialers.asking import Ask
 from bitel.dialers.health import Health
-from bitel.dialers.trunk import uri_of
+from bitel.dialers.trunk import shown
 from bitel.sip import OutgoingRequest
 from bitel.sip.grammar import Address
+
+log = structlog.get_logger(__name__)
 
 PATIENCE: Final = 5.0
 """Seconds after which a ping counts as unanswered: its repetitions leave at 0.5, 1.5 and 3.5 s."""
@@ -23,7 +28,8 @@ UNPINGED: Final = 30.0
 class Pinger:
     """Pings what `find` finds every `interval` seconds, and tells `health`; 0: pings nobody.
 
-    It looks for the addresses all the same, so that they are known. `from_uri` says who asks.
+    It looks for the addresses all the same, so that they are known. `options_to` makes the OPTIONS
+    for an address.
     """
 
     def __init__(
@@ -32,14 +38,14 @@ class Pinger:
         health: Health,
         find: Callable[[], Awaitable[Iterable[Address]]],
         interval: float,
-        from_uri: Callable[[], str],
+        options_to: Callable[[Address], OutgoingRequest],
         patience: float = PATIENCE,
     ) -> None:
         self._ask = ask
         self._health = health
         self._find = find
         self._interval = interval
-        self._from_uri = from_uri
+        self._options_to = options_to
         self._patience = patience
         self._under_way: dict[Address, asyncio.Task[None]] = {}
 
@@ -61,12 +67,18 @@ class Pinger:
         if self._interval and address not in self._under_way:
             task = asyncio.create_task(self.ping(address))
             self._under_way[address] = task
-            task.add_done_callback(lambda _: self._under_way.pop(address))
+            task.add_done_callback(partial(self._finished, address))
+
+    def _finished(self, address: Address, task: asyncio.Task[None]) -> None:
+        del self._under_way[address]
+        if not task.cancelled() and task.exception() is not None:
+            log.error("ping_failed", address=shown(address), exc_info=task.exception())
 
     async def ping(self, address: Address) -> None:
         """Ask once whether anybody is there."""
-        uri = uri_of(address)
-        request = OutgoingRequest("OPTIONS", uri, address, self._from_uri(), uri)
+        request = self._options_to(address)
+        # A rest that begins while the ping is under way is not ended by its answer.
+        rested = self._health.rests(address)
         try:
             async with asyncio.timeout(self._patience):
                 done = await self._ask(request)
@@ -76,4 +88,4 @@ class Pinger:
         if done.why in {"timeout", "transport"}:
             self._health.missed_ping(address)
         else:
-            self._health.answered_ping(address)
+            self._health.answered_ping(address, ends_rest=rested and done.code != 503)

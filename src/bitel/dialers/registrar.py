@@ -17,7 +17,7 @@ from bitel.dialers.health import Health
 from bitel.dialers.targets import Targets
 from bitel.dialers.trunk import Trunk, shown
 from bitel.sip import Credentials, OutgoingRequest, RequestDone
-from bitel.sip.grammar import Address, Transport, split_address, split_list
+from bitel.sip.grammar import Address, GrammarError, Transport, split_address, split_list
 
 log = structlog.get_logger(__name__)
 
@@ -39,11 +39,17 @@ _FROM_USER: Final = "-_.!~*'()&=+$,;?/"
 @dataclass(frozen=True, slots=True)
 class Account:
     """Whom we register, and where. `sent_by` says at which `HOST:PORT` of ours we are reached by a
-    transport; that may change while we run."""
+    transport; that may change while we run. `proxy` is the outbound proxy, if there is one."""
 
     trunk: Trunk
     credentials: Credentials
     sent_by: Callable[[Transport], str]
+    proxy: Trunk | None = None
+
+    @property
+    def next_hop(self) -> Trunk:
+        """Where REGISTER is sent."""
+        return self.proxy or self.trunk
 
     @property
     def address_of_record(self) -> str:
@@ -118,7 +124,11 @@ class Registration:
             destination,
             account.address_of_record,
             account.address_of_record,
-            headers=(("Contact", f"<{contact}>"), ("Expires", str(expiry))),
+            headers=(
+                *((("Route", account.proxy.route),) if account.proxy else ()),
+                ("Contact", f"<{contact}>"),
+                ("Expires", str(expiry)),
+            ),
             credentials=account.credentials,
             call_id=self._call_id,
             from_tag=self._from_tag,
@@ -145,6 +155,9 @@ class Registration:
             if least is not None and self._expiry < least <= LONGEST_EXPIRY:
                 self._expiry = least
                 return 0.0
+            if least is None:
+                # It does not say for how long (§10.3 wants that): longer, after a pause.
+                self._expiry = min(2 * self._expiry, LONGEST_EXPIRY)
         if done.why == "response":
             # Refused. Where nobody answers, the binding may well be alive until it expires.
             self._valid_until = 0.0
@@ -165,7 +178,10 @@ class Registration:
             for contact in split_list(line)
         ]
         for contact in contacts:
-            uri, parameters = split_address(contact)
+            try:
+                uri, parameters = split_address(contact)
+            except GrammarError:
+                continue  # another's binding, perhaps: the registrar repeats what it was sent
             same = uri.partition(";")[0] == self._asked.partition(";")[0]
             if not same and len(contacts) > 1:
                 continue
@@ -190,6 +206,7 @@ class Registrar:
         ask: Ask,
     ) -> None:
         self._trunk = account.trunk
+        self._next_hop = account.next_hop
         self._registration = registration
         self._targets = targets
         self._health = health
@@ -227,7 +244,7 @@ class Registrar:
 
     async def _register(self) -> float:
         try:
-            addresses = await self._targets.find(self._trunk)
+            addresses = await self._targets.find(self._next_hop)
         except OSError as fault:
             log.warning("registration_failed", trunk=self._trunk.host, why=str(fault))
             return self._registration.fail()

@@ -13,22 +13,23 @@ import structlog
 
 from bitel.calls.outcome import Attempted, Outcome
 from bitel.dialers.attempt import Attempt
-from bitel.dialers.carriers import Carriers, Passed
+from bitel.dialers.carriers import Carriers, Passed, keep_running
 from bitel.dialers.config import SipTrunkConfig
-from bitel.dialers.hops import Hop
+from bitel.dialers.hops import Dialled, Hop
 from bitel.dialers.identity import CallerIds, Identity, identity
 from bitel.dialers.leg import Leg
 from bitel.dialers.numbering import NumberForm
 from bitel.dialers.playlists import Playlist, PlaylistSource
 from bitel.dialers.talk import Patience, Talk, check_address
 from bitel.dialers.targets import Targets
+from bitel.dialers.trunk import Trunk
 from bitel.dialers.trunk_state import TrunkState
 from bitel.dialers.watch import Watch
 from bitel.dialers.whereabouts import Whereabouts
 from bitel.dialing.dialer import Heard, Order, Rang, ignore_ringing
 from bitel.dialing.recording_faults import RecordingFaults
 from bitel.errors import BitelError, InvalidRequestError, NotFoundError, UnavailableError
-from bitel.rtp.streamer import FarEndError, NoPortError, Streamer
+from bitel.rtp.streamer import FarEndError, NoPortError, SenderFailedError, Streamer
 from bitel.sip import (
     AgentConfig,
     Answered,
@@ -80,6 +81,7 @@ class SipTrunkDialer:
         self._streamer = Streamer(
             config.bind[0], config.rtp_ports, processes=config.senders, receive=config.receive
         )
+        self._streamer.on_failure = self._sender_failed
         self._watch = watch
         self._carriers = Carriers(config, clock, targets)
         self._numbers = NumberForm(config.number_format, config.number_rules)
@@ -145,6 +147,8 @@ class SipTrunkDialer:
                     AgentConfig(
                         local=(address, self._config.public_port or local[1]),
                         t1=self._config.t1,
+                        tcp_fallback=self._config.tcp_fallback,
+                        send_to_source=self._config.send_to_source,
                     )
                 ),
                 self._receive,
@@ -159,7 +163,8 @@ class SipTrunkDialer:
         self._transport.confirm_lease = self.confirm_lease
         await self._streamer.start()
         self._carriers.start(self._transport)
-        self._following = asyncio.create_task(self._whereabouts.follow(self._move))
+        follow = partial(self._whereabouts.follow, self._move)
+        self._following = asyncio.create_task(keep_running("follow our address", follow))
 
     async def close(self) -> None:
         """Take registrations back, stop the sender, close the socket."""
@@ -176,34 +181,48 @@ class SipTrunkDialer:
         attempt = Attempt(order, self._config.ring_timeout, self._clock, rang)
         self._attempts[order.attempt_id] = attempt
         attempted: Attempted | None = None
-        port: int | None = None
         try:
-            try:
-                playlists = await self._lay_out(order)
-                port = self._streamer.open_port()
-                await self._streamer.prepare(port, chain(*playlists.values()))
-            except (NotFoundError, InvalidRequestError) as fault:
-                # Nothing to play, now or ever.
-                attempted = attempt.over(Outcome.MEDIA_MISMATCH, detail=str(fault))
-            except (NoPortError, OSError) as fault:
-                attempted = attempt.over(Outcome.TRUNK_TROUBLE, detail=str(fault))
-            except UnavailableError as fault:
-                # Storage out of reach, no voice: later may be better.
-                attempted = attempt.over(Outcome.NOT_PLACED, detail=str(fault))
-            else:
-                attempted = await self._call(attempt, playlists, port, heard)
-            return attempted
+            attempted = await self._prepare_and_call(attempt, heard)
+        except Exception:
+            log.exception("attempt_broke", attempt=order.attempt_id, call=order.call_id)
+            self._abort(attempt)
+            attempted = attempt.broken()
         finally:
-            if self._watch:
-                self._watch.over(order, attempted)
-            if port is not None:
-                self._streamer.release_port(port)
+            if attempted is None:  # cancelled
+                self._abort(attempt)
+            if attempt.port is not None:
+                self._streamer.release_port(attempt.port)
             if attempt.leg is not None:
-                if attempted is None and self._transport is not None:
-                    # Whatever has gone wrong, nobody is left ringing, or on an open line.
-                    self._hang_up(attempt.leg)
                 self._legs.pop(attempt.leg.call_id, None)
             del self._attempts[order.attempt_id]
+            if self._watch:
+                self._watch.over(order, attempted)
+        return attempted
+
+    async def _prepare_and_call(self, attempt: Attempt, heard: Heard) -> Attempted:
+        try:
+            playlists = await self._lay_out(attempt.order)
+            port = attempt.port = self._streamer.open_port()
+            await self._streamer.prepare(port, chain(*playlists.values()))
+        except (NotFoundError, InvalidRequestError) as fault:
+            # Nothing to play, now or ever.
+            return attempt.over(Outcome.MEDIA_MISMATCH, detail=str(fault))
+        except (NoPortError, OSError) as fault:
+            return attempt.over(Outcome.TRUNK_TROUBLE, detail=str(fault))
+        except UnavailableError as fault:
+            # Storage out of reach, no voice: later may be better.
+            return attempt.over(Outcome.NOT_PLACED, detail=str(fault))
+        return await self._call(attempt, playlists, port, heard)
+
+    def _abort(self, attempt: Attempt) -> None:
+        """Whatever has gone wrong: no phone is left ringing, and no line open."""
+        try:
+            if attempt.talk is not None:
+                attempt.talk.stop()
+            if attempt.leg is not None and self._transport is not None:
+                self._hang_up(attempt)
+        except Exception:
+            log.exception("attempt_not_aborted", attempt=attempt.order.attempt_id)
 
     def call_off(self, attempt_id: str) -> None:
         """CANCEL or BYE, whichever fits."""
@@ -213,8 +232,7 @@ class SipTrunkDialer:
             if attempt.talk is not None:
                 # Also where the far end takes its time with our BYE.
                 attempt.talk.stop()
-            if attempt.leg is not None:
-                self._hang_up(attempt.leg)
+            self._hang_up(attempt)
 
     def abandon(self, attempt_id: str) -> None:
         """As `call_off`, for an attempt that is no longer ours: an INVITE to which nothing was
@@ -248,10 +266,10 @@ class SipTrunkDialer:
         try:
             check_address(self._streamer, answered.agreed)
         except FarEndError as fault:
-            await self._end(leg)
+            await self._end(attempt, leg)
             return attempt.over(Outcome.MEDIA_MISMATCH, detail=str(fault), sip_code=200)
         if not await heard(attempt.answered_at):
-            await self._end(leg)
+            await self._end(attempt, leg)
             # The phone rang and was picked up: this must not happen again and again.
             return attempt.over(Outcome.RANG_THEN_FAILED, "the answer could not be recorded", 200)
         self._sip.agent.acknowledge(leg.call_id)
@@ -265,30 +283,31 @@ class SipTrunkDialer:
         """Send the clips, until they or the call are over."""
         if leg.ended.done() or attempt.called_off:
             # Gone while the answer was made durable: nobody is there to hear anything.
-            return await self._finish(attempt, leg, attempt.now(), played=False)
-        talk = attempt.talk = Talk(self._streamer, Patience(self._config.media_timeout))
+            return await self._finish(attempt, leg, played=False)
+        patience = Patience(self._config.media_timeout)
+        talk = attempt.talk = Talk(self._streamer, patience, self._config.latch)
         talk.begin(port, agreed, playlist)
         leg.follow_media(talk.follow)
         leg.ended.add_done_callback(attempt.far_end_left)
         report = await talk.over
-        ended_at = attempt.left_at or attempt.now()
+        attempt.stopped_at = attempt.now()
         wanted = talk.why or attempt.called_off or leg.ended.done()
         if not report.finished and not wanted:
-            await self._end(leg)
+            await self._end(attempt, leg)
             return attempt.over(Outcome.CUT_OFF, detail=report.error, sip_code=200, ended_by="us")
         # A hold, or the silence of the far end, is its own doing, whatever was played.
         if report.packets or talk.why:
-            return await self._finish(attempt, leg, ended_at, talk.why)
-        return await self._finish(attempt, leg, ended_at, report.error, played=False)
+            return await self._finish(attempt, leg, talk.why)
+        return await self._finish(attempt, leg, report.error, played=False)
 
     async def _finish(
-        self, attempt: Attempt, leg: Leg, ended_at: float, detail: str = "", *, played: bool = True
+        self, attempt: Attempt, leg: Leg, detail: str = "", *, played: bool = True
     ) -> Attempted:
         """End the call if the far end has not, and report it as answered until then.
 
         Not so where we ended it with nothing `played`: that is not billed.
         """
-        ended = await self._end(leg)
+        ended = await self._end(attempt, leg)
         outcome = Outcome.ANSWERED
         if not played and ended.by == "us":
             outcome = Outcome.CALLED_OFF if attempt.called_off else Outcome.CUT_OFF
@@ -299,27 +318,35 @@ class SipTrunkDialer:
             sip_code=200,
             q850=ended.q850,
             ended_by=ended.by,
-            ended_at=ended_at,
         )
 
     async def _try_trunks(self, attempt: Attempt, port: int) -> Answered | Attempted:
         number = self._numbers.of(attempt.order.e164)
         caller = self._caller_ids.choose(attempt.order.e164, attempt.order.call_id)
         config = self._config
-        who = identity(caller, self._whereabouts.address, config.identity, config.privacy)
+        host = config.from_domain or self._whereabouts.address
+        who = identity(caller, host, config.identity, config.privacy, config.user_phone)
+        uri_for = partial(Trunk.uri_for, number=number, user_phone=config.user_phone)
         try:
-            hops = await self._carriers.hops(lambda trunk: trunk.uri_for(number))
+            hops = await self._carriers.hops(uri_for)
         except OSError as fault:
             return attempt.over(Outcome.TRUNK_TROUBLE, detail=str(fault))
         passed: Passed = {}
         try:
-            return await self._try_hops(attempt, hops, who, port, passed)
+            dialled = Dialled(attempt.order.e164, number, config.region)
+            return await self._try_hops(attempt, hops, who, port, passed, dialled)
         finally:
             # A probe whose result is never known would keep the trunk from all further calls.
             self._carriers.leave(passed)
 
     async def _try_hops(
-        self, attempt: Attempt, hops: list[Hop], who: Identity, port: int, passed: Passed
+        self,
+        attempt: Attempt,
+        hops: list[Hop],
+        who: Identity,
+        port: int,
+        passed: Passed,
+        dialled: Dialled,
     ) -> Answered | Attempted:
         over: Attempted | None = None
         while hops and attempt.rings_for():
@@ -342,10 +369,7 @@ class SipTrunkDialer:
                 begun_at,
                 picked_up=decided.why == "media",
             )
-            hops = self._carriers.next_hops(hop, decided, over.outcome, left)
-            if hops and hops[0].redirected:
-                # The redirection decides nothing: should it not be followed, the call waits.
-                over = over._replace(outcome=Outcome.TRUNK_TROUBLE)
+            hops, over = self._carriers.next_hops(hop, decided, over, left, dialled)
         return over or attempt.over(Outcome.TRUNK_TROUBLE, detail="no trunk takes calls now")
 
     async def _invite(
@@ -363,7 +387,12 @@ class SipTrunkDialer:
             offer=make_offer((self._whereabouts.address, port), config.codecs),
             credentials=config.credentials,
             trusted=self._carriers.hosts(hop.trunk) if config.credentials else frozenset(),
-            headers=(*who.headers, _expires(config.ring_timeout)),
+            headers=(
+                *config.route,
+                *who.headers,
+                _expires(config.ring_timeout),
+                *config.extra_headers,
+            ),
             display_name=who.display_name,
             # Until the answer is durable. Should we die before, the far end gives up by itself,
             # and is not left on an open line when the call is made again.
@@ -393,16 +422,20 @@ class SipTrunkDialer:
             for timer in timers:
                 timer.cancel()
 
-    async def _end(self, leg: Leg) -> Ended:
+    async def _end(self, attempt: Attempt, leg: Leg) -> Ended:
         """Hang up if need be, and wait until the call is over for us too."""
         if not leg.ended.done():
-            self._hang_up(leg)
+            self._hang_up(attempt)
         return await leg.ended
 
-    def _hang_up(self, leg: Leg) -> None:
-        # In a call that nobody has answered yet, the agent makes this a CANCEL.
+    def _hang_up(self, attempt: Attempt) -> None:
+        """BYE; in a call that has not been answered yet, the agent makes this a CANCEL."""
+        if attempt.leg is None:
+            return
+        if attempt.hung_up_at is None:
+            attempt.hung_up_at = attempt.now()
         sip = self._sip
-        sip.agent.hang_up(leg.call_id, sip.now())
+        sip.agent.hang_up(attempt.leg.call_id, sip.now())
         sip.flush()
 
     def _ring_no_more(self, leg: Leg) -> None:
@@ -426,6 +459,15 @@ class SipTrunkDialer:
             # A dialer calls and is not called.
             self._sip.agent.reject(event.call_id, 480, self._sip.now())
             self._sip.flush()
+
+    def _sender_failed(self, error: SenderFailedError) -> None:
+        log.error(
+            "rtp_sender_failed",
+            fault=str(error),
+            pid=error.pid,
+            status=error.status,
+            streams=error.streams,
+        )
 
     def _move(self, address: str) -> None:
         """Speak from another address: new calls say it, and carriers are told."""

@@ -1,4 +1,4 @@
-"""What an answered call plays: from its first packet to its last, through holds and silence."""
+"""The media session of an answered call: one RTP stream, through holds, changes and silence."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import structlog
 from bitel.calls.outcome import Media
 from bitel.dialers.playlists import Playlist
 from bitel.rtp.packet import PTIMES
-from bitel.rtp.streamer import FarEndError, Streamer, StreamReport
+from bitel.rtp.streamer import FarEndError, Latch, Law, Streamer, StreamReport
 from bitel.sip import MediaChanged
 from bitel.sip.sdp import DEFAULT_PTIME, Agreed, Direction
 
 LONGEST_HOLD = 600.0
 """Seconds, all in all, that a far end may hold us: a channel is taken, and the call costs."""
 
+_LAWS: dict[str, Law] = {"PCMA": "alaw", "PCMU": "ulaw"}
 _NOWHERE = ("0.0.0.0", "::")
 _WE_SEND: frozenset[Direction] = frozenset({"sendrecv", "sendonly"})
 _THEY_SEND: frozenset[Direction] = frozenset({"sendrecv", "recvonly"})
@@ -47,18 +48,22 @@ class Talk:
         "_held_for",
         "_held_since",
         "_holding",
+        "_latch",
         "_loop",
         "_patience",
         "_sending_since",
         "_stream",
         "_streamer",
+        "_timed_out",
         "over",
         "why",
     )
 
-    def __init__(self, streamer: Streamer, patience: Patience) -> None:
+    def __init__(self, streamer: Streamer, patience: Patience, latch: Latch = "port") -> None:
         self._streamer = streamer
         self._patience = patience
+        self._latch: Latch = latch
+        self._timed_out = False
         self._loop = asyncio.get_running_loop()
         self._stream = 0
         self._holding: asyncio.TimerHandle | None = None
@@ -77,8 +82,10 @@ class Talk:
             agreed.payload_type,
             playlist,
             self._ended,
-            ptime=agreed.ptime if agreed.ptime in PTIMES else DEFAULT_PTIME,
-            event_type=agreed.event_types[-1] if agreed.event_types else None,
+            law=_LAWS[agreed.codec_name],
+            ptime=_packet_time(agreed),
+            event_types=agreed.event_types,
+            latch=self._latch,
             held=held,
             patience=self._patience.silence,
             on_silence=self._fell_silent if self._patience.silence else None,
@@ -86,18 +93,30 @@ class Talk:
         self._note(agreed.direction, held=held)
 
     def follow(self, changed: MediaChanged) -> None:
-        """Hold the recording while the far end does, and go on where it then wants it."""
-        far = changed.agreed.far
-        held = _is_hold(changed.agreed.direction, far)
-        if not held:
-            try:
-                self._streamer.resume(self._stream, far)
-            except FarEndError as fault:
-                log.warning("media_not_followed", fault=str(fault))
-                held = True
-        if held:
-            self._streamer.pause(self._stream)
-        self._note(changed.agreed.direction, held=held)
+        """Send as is agreed on now: where to, under which payload type, in packets of what length,
+        or not at all while the far end holds the call.
+
+        An address that can't be sent to is as good as a hold. The codec of a call never changes.
+        """
+        agreed = changed.agreed
+        held = _is_hold(agreed.direction, agreed.far)
+        try:
+            self._change(agreed, held=held)
+        except FarEndError as fault:
+            log.warning("media_not_followed", fault=str(fault))
+            held = True
+            self._change(agreed, held=True)
+        self._note(agreed.direction, held=held)
+
+    def _change(self, agreed: Agreed, *, held: bool) -> None:
+        self._streamer.change(
+            self._stream,
+            (agreed.far[0], agreed.far[1]),
+            agreed.payload_type,
+            ptime=_packet_time(agreed),
+            event_types=agreed.event_types,
+            held=held,
+        )
 
     def stop(self, why: str = "") -> None:
         """Not one packet more; `over` follows."""
@@ -105,12 +124,36 @@ class Talk:
             self.why = self.why or why
             self._streamer.stop_stream(self._stream)
 
-    def media(self) -> Media:
-        """What went both ways, once it is over."""
+    def media(self, digits: str = "", digits_at: float | None = None) -> Media:
+        """What went both ways, once it is over.
+
+        `digits` came by INFO, the first of them at `digits_at` by CLOCK_MONOTONIC. Many phones
+        send each digit both ways, so those of one source count: of that which came first.
+        """
         report = self.over.result()
-        return Media(
-            report.packets, report.received, report.digits, report.far_loss, report.far_jitter_ms
-        )
+        if digits_at is None or (report.digits_at is not None and report.digits_at <= digits_at):
+            digits = report.digits
+        return Media(report.packets, report.received, digits, report.far_loss, report.far_jitter_ms)
+
+    @property
+    def came_from_elsewhere(self) -> bool:
+        """Whether RTP came from an address that was not accepted; once it is over."""
+        return self.over.result().unexpected > 0
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the far end was meant to send in the end, had done so, and had stopped; once it
+        is over."""
+        return self._sending_since is not None and self.over.result().stopped
+
+    @property
+    def silent_for(self) -> float:
+        """Seconds for which the far end is taken to have been gone when the stream ended: it had
+        stopped sending, or was given up for that; 0 where it had not. Once it is over."""
+        report = self.over.result()
+        if self._timed_out or self.is_stopped:
+            return report.silent_for or 0.0
+        return 0.0
 
     def _note(self, direction: Direction, *, held: bool) -> None:
         """Whether the far end is to be heard from now on, and whether it holds us."""
@@ -135,6 +178,7 @@ class Talk:
         patience, since = self._patience.silence, self._sending_since
         # Just after a hold it is only about to send again.
         if since is not None and self._loop.time() - since >= patience:
+            self._timed_out = True
             self.stop(f"media time-out: nothing came from the far end for {patience:g} s")
 
     def _ended(self, report: StreamReport) -> None:
@@ -150,6 +194,11 @@ def check_address(streamer: Streamer, agreed: Agreed) -> None:
     far = agreed.far[0], agreed.far[1]
     if not _is_hold(agreed.direction, far) and (problem := streamer.address_problem(far)):
         raise FarEndError(problem)
+
+
+def _packet_time(agreed: Agreed) -> int:
+    """The length of our packets, in ms: the one that is asked for, if we can send it."""
+    return agreed.ptime if agreed.ptime in PTIMES else DEFAULT_PTIME
 
 
 def _is_hold(direction: Direction, far: tuple[str, int]) -> bool:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import re
 import socket
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from sipmessage import URI
-
-from bitel.sip.grammar import Address, Transport
+from bitel.sip.grammar import Address, GrammarError, Transport, parse_uri
 
 SIP_PORT = 5060
 SIPS_PORT = 5061
 """Where SIP over TLS is spoken unless somebody says otherwise (RFC 3261 §19.1.2)."""
+_PHONE = re.compile(r"\+?[0-9](?:[0-9.\-]*[0-9])?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,15 @@ class Trunk:
 
     @classmethod
     def parse(cls, text: str) -> Trunk:
-        """The trunk that `text`, a SIP URI without a user, names. Raises ValueError if none."""
-        uri = URI.parse(text)
+        """The trunk, or outbound proxy, that `text`, a SIP URI without a user, names.
+
+        Raises ValueError where it names none. Of its parameters only `transport` counts; the
+        settings refuse those that would have no effect.
+        """
+        try:
+            uri = parse_uri(text)
+        except GrammarError as fault:
+            raise ValueError(f"{text!r} can't be a trunk: {fault}") from None
         named = {name.lower(): value for name, value in uri.parameters.items()}.get("transport")
         try:
             transport = None if named is None else Transport(named.upper())
@@ -70,9 +77,18 @@ class Trunk:
         domain = self.host if transport is Transport.TLS else ""
         return Address(host, port or self.port or usual_port(transport), transport, domain)
 
-    def uri_for(self, number: str) -> str:
-        """The Request-URI of a call to `number`, as the carrier writes it."""
-        return f"sip:{number}@{self.authority}"
+    def uri_for(self, number: str, *, user_phone: bool = False) -> str:
+        """The Request-URI of a call to `number`, as the carrier writes it.
+
+        With `user_phone` it says so where the user part is a telephone number (RFC 3261 §19.1.1).
+        """
+        return f"sip:{number}@{self.authority}{phone_parameter(number, user_phone)}"
+
+    @property
+    def route(self) -> str:
+        """The Route value that sends a request by way of this host, a loose router (RFC 3261
+        §8.1.2)."""
+        return f"<{self.text};lr>"
 
     @property
     def uri(self) -> str:
@@ -96,6 +112,11 @@ def _is_ip(host: str) -> bool:
 def bracketed(host: str) -> str:
     """A host as URIs write it: an IPv6 address in brackets, all else as it is."""
     return f"[{host}]" if ":" in host else host
+
+
+def phone_parameter(user: str, user_phone: bool) -> str:
+    """`;user=phone` where that is wanted and `user` is a telephone number, else ""."""
+    return ";user=phone" if user_phone and _PHONE.fullmatch(user) else ""
 
 
 def usual_port(transport: Transport) -> int:

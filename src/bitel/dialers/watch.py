@@ -21,7 +21,7 @@ class Watch(Protocol):
         """A datagram came or leaves; `at` is in Unix seconds."""
 
     def over(self, order: Order, attempted: Attempted | None) -> None:
-        """The attempt has ended; None where a fault of ours ended it.
+        """The attempt has ended; None where it was cancelled.
 
         One may end without an INVITE: there may have been nothing to play.
         """

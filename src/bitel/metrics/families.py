@@ -198,6 +198,11 @@ def streams(dialers: list[DialerFigures]) -> Iterator[Metric]:
     cpu = CounterMetricFamily(
         "bitel_rtp_cpu_seconds", "CPU time of the sender processes.", labels=_DIALER
     )
+    failures = CounterMetricFamily(
+        "bitel_rtp_sender_failures",
+        "Sender processes that died or hung, and failed starts of others in their place.",
+        labels=_DIALER,
+    )
     for one in dialers:
         key, stats = [one.dialer_id], one.streams
         running.add_metric(key, stats.running)
@@ -208,7 +213,8 @@ def streams(dialers: list[DialerFigures]) -> Iterator[Metric]:
         lateness.add_metric([*key, "0.99"], stats.p99_ms / 1000)
         lateness.add_metric([*key, "1"], stats.worst_ms / 1000)
         cpu.add_metric(key, stats.cpu_seconds)
-    yield from (running, packets, refused, ticks, late, lateness, cpu)
+        failures.add_metric(key, stats.failures)
+    yield from (running, packets, refused, ticks, late, lateness, cpu, failures)
 
 
 def database(store: Database, *, reached: bool) -> Iterator[Metric]:

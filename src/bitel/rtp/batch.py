@@ -40,7 +40,7 @@ class NewStream(NamedTuple):
 
     `far` is the callee's `memory.sockaddr`, `payload` the address of the first of `packets`
     payloads. `sent`, `refused` and `errno` are what had become of its packets before. `begin` is
-    when it was told to, in the clock of `Batch.due`.
+    when it was told to, in the clock of `Batch.due`. `marker`: its first packet begins a talkspurt.
     """
 
     stream: int
@@ -56,6 +56,7 @@ class NewStream(NamedTuple):
     refused: int = 0
     errno: int = 0
     begin: float = 0.0
+    marker: bool = True
 
 
 class Count(NamedTuple):
@@ -80,6 +81,7 @@ class Batch:
         self._step = np.uint32(samples)
         self._stride = np.uintp(samples)
         self.due = 0.0  # of this tick, or else of the last one, by the caller's clock
+        self.index = 0  # of that tick, by the caller's count
         self._packets = Packets(SMALLEST, family, samples)
         self._state = np.zeros(SMALLEST, _STATE)
         self._rows = 0
@@ -135,12 +137,25 @@ class Batch:
             self._taken.add(stream)
         return new
 
+    def has_sent(self, stream: int) -> bool:
+        """Whether the last tick has sent a packet of the stream; False where it is still to begin,
+        or to go on."""
+        return stream not in self._new
+
     def redirect(self, stream: int, far: bytes) -> None:
         """The stream's next packets go to this `memory.sockaddr`."""
         if stream in self._new:
             self._new[stream] = self._new[stream]._replace(far=far)
         else:
             self._packets.names[self._row(stream)] = np.void(far)
+
+    def rename(self, stream: int, payload_type: int) -> None:
+        """The stream's next packets bear this payload type."""
+        if stream in self._new:
+            self._new[stream] = self._new[stream]._replace(payload_type=payload_type)
+        else:
+            row = self._row(stream)
+            self._kinds[row] = (self._kinds[row] & MARKER) | payload_type
 
     def settle(self) -> list[tuple[int, Count]]:
         """Makes additions and removals so; returns what the removed streams had sent."""
@@ -283,7 +298,13 @@ def _fresh_state(fresh: list[NewStream], ticks: int) -> NDArray[np.void]:
 def _fresh_headers(fresh: list[NewStream]) -> NDArray[np.void]:
     return np.array(
         [
-            (VERSION << 6, MARKER | new.payload_type, new.sequence, new.timestamp, new.ssrc)
+            (
+                VERSION << 6,
+                MARKER * new.marker | new.payload_type,
+                new.sequence,
+                new.timestamp,
+                new.ssrc,
+            )
             for new in fresh
         ],
         HEADER,

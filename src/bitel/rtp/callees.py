@@ -9,9 +9,11 @@ from bitel.rtp.engine import Engine
 from bitel.rtp.listener import Listener
 from bitel.rtp.reporting import Reporting
 from bitel.rtp.silence import Silence
-from bitel.rtp.wire import End, Play, Redirect, Silent
+from bitel.rtp.wire import Change, End, Play, Silent
 
 LONGEST_DEAFNESS = 0.5  # seconds without a look at all that has come, that callees don't suffer for
+STOPPED_AFTER = 6.0  # seconds without a packet, at least, after which a callee has stopped sending
+STOPPED_GAPS = 2.5  # times the time from one packet that is looked at to the next, if that is more
 
 
 class Callees:
@@ -35,10 +37,11 @@ class Callees:
         if command.patience > 0:
             self._silence.watch(command.stream, command.patience, self._clock())
 
-    def expect(self, stream: int, far: tuple[str, int]) -> None:
-        """The callee has named another address."""
-        self.listener.expect(stream, far)
-        self.reporting.redirect(stream, far)
+    def change(self, command: Change) -> None:
+        """The callee's media has changed."""
+        self.listener.change(command)
+        if command.far is not None:
+            self.reporting.redirect(command.stream, command.far)
 
     def attend(self, deadline: float) -> None:
         """Reads and reports, until the deadline where that is possible."""
@@ -61,13 +64,21 @@ class Callees:
         self._silence.forget(end.stream)
         heard = self.listener.forget(end.stream)
         view = self.reporting.remove(end.stream, end.packets)
+        silent_for = None
+        if heard.at is not None:
+            silent_for = self._clock() - max(heard.at, self._silence.deaf_until)
+        limit = max(STOPPED_AFTER, STOPPED_GAPS * heard.gap)
         return end._replace(
             received=heard.packets,
-            silent_for=None if heard.at is None else round(self._clock() - heard.at, 3),
+            silent_for=None if silent_for is None else round(silent_for, 3),
             digits=heard.digits,
             far_loss=view.loss,
             far_jitter_ms=view.jitter_ms,
+            digits_at=heard.digits_at,
+            unexpected=heard.unexpected,
+            stopped=silent_for is not None and silent_for >= limit,
         )
 
     def _latch(self, stream: int, far: tuple[str, int]) -> None:
-        self._engine.redirect(Redirect(stream, *far))
+        self._engine.redirect(stream, far)
+        self.reporting.accept(stream, far[0])

@@ -6,7 +6,7 @@ import mmap
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,18 +45,21 @@ class Clip:
 
     def __init__(self, mapped: _Mapped, law: Law, samples: int) -> None:
         self.users = 0
-        self._memory: list[NDArray[np.uint8]] = []
-        self.segments: list[Segment] = []
-        whole, rest = divmod(mapped.size, samples)
-        if whole:
-            self._keep(mapped.memory, whole)
-        if rest:
-            tail = mapped.end[-rest:].ljust(samples, bytes([SILENCE[law]]))
-            self._keep(np.frombuffer(tail, np.uint8), 1)
+        self.size = mapped.size
+        self._memory = mapped.memory
+        self._end = mapped.end
+        self._silence = bytes([SILENCE[law]])
+        self.segments, self._tail = self.cut(0, samples)
 
-    def _keep(self, memory: NDArray[np.uint8], packets: int) -> None:
-        self._memory.append(memory)
-        self.segments.append((memory.ctypes.data, packets))
+    def cut(self, offset: int, samples: int) -> tuple[list[Segment], NDArray[np.uint8] | None]:
+        """The file from byte `offset` on in packets of so many samples, and the memory of the
+        padded last one, if there is one: it must be kept for as long as the segments are used."""
+        whole, rest = divmod(self.size - offset, samples)
+        segments = [(self._memory.ctypes.data + offset, whole)] if whole else []
+        if not rest:
+            return segments, None
+        tail = np.frombuffer(self._end[-rest:].ljust(samples, self._silence), np.uint8)
+        return [*segments, (tail.ctypes.data, 1)], tail
 
 
 class _OpenedClip(Clip):
@@ -183,7 +186,7 @@ class Playlist:
         """Opens them all, so that a missing one is known before anything is heard: `ClipError`."""
         self._cache = cache
         self._law = law
-        self._samples = samples
+        self._acquired_as = samples
         self._held: list[tuple[ClipName, Clip]] = []
         try:
             for name in names:
@@ -191,18 +194,60 @@ class Playlist:
         except ClipError:
             self.close()
             raise
-        self._segments: Iterator[Segment] = iter(
-            [segment for _, clip in self._held for segment in clip.segments]
-        )
+        self._segments = [segment for _, clip in self._held for segment in clip.segments]
+        self._given = 0  # of them
+        # What they were cut from: the clip, and the byte in it, that the first of them begins at.
+        self._first = (0, 0)
+        self._samples = samples
+        self._tails: list[NDArray[np.uint8]] = []
 
     def next_segment(self) -> Segment | None:
         """What is to be sent next; None at the end."""
-        return next(self._segments, None)
+        if self._given == len(self._segments):
+            return None
+        self._given += 1
+        return self._segments[self._given - 1]
+
+    def recut(self, samples: int, left: int) -> None:
+        """Cuts what is still to be sent into packets of so many samples.
+
+        Of the segment that was given last, `left` packets are still to be sent. A last packet
+        that was filled up with silence has been sent with it.
+        """
+        number, offset = self._first = self._position(left)
+        self._samples = samples
+        self._segments, self._given, self._tails = [], 0, []
+        for _, clip in self._held[number:]:
+            segments, tail = clip.cut(offset, samples)
+            self._segments += segments
+            if tail is not None:
+                self._tails.append(tail)
+            offset = 0
+
+    def _position(self, left: int) -> tuple[int, int]:
+        """The clip, and the byte in it, of the next sample to be sent."""
+        number, offset = self._first
+        given = 0
+        while given < self._given:
+            clip = self._held[number][1]
+            whole, rest = divmod(clip.size - offset, self._samples)
+            for packets in ([whole] if whole else []) + ([1] if rest else []):
+                given += 1
+                is_last = given == self._given
+                sent = packets - left if is_last else packets
+                offset = min(offset + sent * self._samples, clip.size)
+                if is_last and offset < clip.size:
+                    return number, offset
+                if is_last:
+                    break
+            if offset == clip.size:
+                number, offset = number + 1, 0
+        return number, offset
 
     def close(self) -> None:
         """Gives the clips back."""
         for name, clip in self._held:
-            self._cache.release(name, self._law, clip, self._samples)
+            self._cache.release(name, self._law, clip, self._acquired_as)
         self._held.clear()
 
 

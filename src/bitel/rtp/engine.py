@@ -1,4 +1,4 @@
-"""The sender's streams: what each plays next, and which of them pause. The caller has the clock."""
+"""The sender's streams: what each plays, in which packets, where to. The caller has the clock."""
 
 from __future__ import annotations
 
@@ -8,24 +8,29 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from bitel.rtp.batch import Batch, Count, NewStream
-from bitel.rtp.cadence import Cadence
+from bitel.rtp.cadence import TICK_MS, TICK_SECONDS, Cadence
 from bitel.rtp.clips import ClipCache, ClipError, Playlist
 from bitel.rtp.memory import sockaddr
 from bitel.rtp.packet import SAMPLE_RATE, SAMPLES_PER_MS
 from bitel.rtp.reporting import Progress
 from bitel.rtp.sendmmsg import Transmit
-from bitel.rtp.wire import ClipOpened, End, Play, Redirect
+from bitel.rtp.wire import Change, ClipOpened, End, Play
 
 
 @dataclass(slots=True)
 class _Stream:
     batch: Batch
     playlist: Playlist
+    port: int
     family: socket.AddressFamily
     paused: NewStream | None = None  # taken out of the batch
     paused_at: float = 0.0
     stopped: bool = False
     finished: bool = False
+    octets: int = 0
+    """How many more bytes were sent than the packets would hold at their present length."""
+    next_index: int = 0
+    """The tick of its next packet, while that waits for it after a change of the packet time."""
 
 
 class _Local(NamedTuple):
@@ -86,7 +91,9 @@ class Engine:
         segment = playlist.next_segment()
         assert segment is not None  # a clip is never empty
         batch = self._cadence(command.ptime, local.family).choose(command.port)
-        stream = self._streams[command.stream] = _Stream(batch, playlist, local.family)
+        stream = self._streams[command.stream] = _Stream(
+            batch, playlist, command.port, local.family
+        )
         new = NewStream(
             command.stream,
             local.descriptor,
@@ -114,38 +121,81 @@ class Engine:
             stream.batch.add(stream.paused)  # for the count of what it sent
         stream.batch.remove(number)
 
-    def pause(self, number: int, now: float) -> None:
-        """No packet of a stream until `resume`; one that pauses already is left alone."""
-        stream = self._running(number)
-        if stream is not None and stream.paused is None:
-            stream.paused = stream.batch.take(number)
-            stream.paused_at = now
+    def change(self, command: Change, now: float) -> None:
+        """The stream's media from its next packet on.
 
-    def resume(self, number: int, now: float) -> None:
-        """The stream goes on where it paused; its timestamp has gone on by whole packets.
-
-        As for one that is new, no tick that was due before `now` sends anything of it.
+        SSRC and sequence number go on, and the recording at its position. The timestamp goes on
+        with the samples sent; over a hold with the clock, by whole packets. As of a stream that is
+        new, no tick that was due before `now` sends anything of one that was held.
         """
+        number = command.stream
         stream = self._running(number)
-        if stream is None or stream.paused is None:
+        if stream is None:
+            return
+        if command.held and stream.paused is None:
+            stream.paused, stream.paused_at = stream.batch.take(number), now
+        if command.far is not None:
+            self._redirect(number, stream, command.far)
+        if stream.paused is None:
+            stream.batch.rename(number, command.payload_type)
+        else:
+            stream.paused = stream.paused._replace(payload_type=command.payload_type)
+        if command.ptime * SAMPLES_PER_MS != stream.batch.samples:
+            self._repacketize(number, stream, command.ptime)
+        if not command.held:
+            self._resume(stream, now)
+
+    def _resume(self, stream: _Stream, now: float) -> None:
+        if stream.paused is None:
             return
         samples = stream.batch.samples
         missed = samples * round((now - stream.paused_at) * SAMPLE_RATE / samples)
         timestamp = (stream.paused.timestamp + missed) % 2**32
         # A stream that is added begins with the marker bit, as a talkspurt does (RFC 3551 4.1).
-        stream.batch.add(stream.paused._replace(timestamp=timestamp, begin=now))
+        stream.batch.add(stream.paused._replace(timestamp=timestamp, begin=now, marker=True))
         stream.paused = None
 
-    def redirect(self, command: Redirect) -> None:
+    def redirect(self, number: int, far: tuple[str, int]) -> None:
         """The stream goes to another address from its next packet on."""
-        stream = self._running(command.stream)
-        if stream is None:
-            return
-        far = sockaddr(stream.family, command.far_host, command.far_port)
+        stream = self._running(number)
+        if stream is not None:
+            self._redirect(number, stream, far)
+
+    def _redirect(self, number: int, stream: _Stream, far: tuple[str, int]) -> None:
+        name = sockaddr(stream.family, *far)
         if stream.paused is None:
-            stream.batch.redirect(command.stream, far)
+            stream.batch.redirect(number, name)
         else:
-            stream.paused = stream.paused._replace(far=far)
+            stream.paused = stream.paused._replace(far=name)
+
+    def _repacketize(self, number: int, stream: _Stream, ptime: int) -> None:
+        """What is left of the recording goes on in packets of `ptime` ms."""
+        old = stream.batch
+        had_sent = stream.paused is None and old.has_sent(number)
+        row = old.look(number) if stream.paused is None else stream.paused
+        samples = ptime * SAMPLES_PER_MS
+        stream.playlist.recut(samples, row.packets)
+        segment = stream.playlist.next_segment()
+        if segment is None:
+            return  # all of it was sent: the old batch sees its end
+        stream.octets += row.sent * (old.samples - samples)
+        payload, packets = segment
+        cadence = self._cadence(ptime, stream.family)
+        if stream.paused is not None:
+            stream.batch = cadence.choose(stream.port)
+            stream.paused = row._replace(payload=payload, packets=packets)
+            return
+        new = old.take(number)._replace(payload=payload, packets=packets)
+        if had_sent:
+            # Its next packet stays due when the last one will have been heard out.
+            ticks = old.samples // (TICK_MS * SAMPLES_PER_MS)
+            stream.next_index = old.index + ticks
+            new = new._replace(begin=old.due + (ticks - 0.5) * TICK_SECONDS, marker=False)
+        if new.marker:
+            stream.batch = cadence.choose(stream.port)
+        else:
+            stream.batch = cadence.batch_at(stream.next_index)
+        stream.batch.add(new)
 
     def progress(self, number: int, now: float) -> Progress | None:
         """How far a stream is, for its sender report; None while nothing of it was sent."""
@@ -156,9 +206,15 @@ class Engine:
         row = batch.look(number) if paused is None else paused
         if not row.sent:
             return None
-        since = stream.paused_at if paused else batch.due + batch.samples / SAMPLE_RATE
+        if paused is not None:
+            since = stream.paused_at
+        elif batch.has_sent(number):
+            since = batch.due + batch.samples / SAMPLE_RATE
+        else:
+            since = row.begin
         timestamp = row.timestamp + round((now - since) * SAMPLE_RATE)
-        return Progress(timestamp % 2**32, row.sent, row.sent * batch.samples, paused is None)
+        octets = stream.octets + row.sent * batch.samples
+        return Progress(timestamp % 2**32, row.sent, octets, paused is None)
 
     def idle(self, index: int) -> bool:
         """Tick number `index` has nothing to do."""
@@ -178,7 +234,7 @@ class Engine:
         for cadence in self._cadences.values():
             batch = cadence.batch_at(index)
             if not batch.idle:
-                batch.due = due
+                batch.due, batch.index = due, index
                 self._point_on(batch)
                 ends += self._settle(batch)
                 # One that goes on after a pause may have nothing left of its segment.

@@ -11,7 +11,7 @@ import ctypes
 import socket
 import struct
 import sys
-from functools import cache
+from functools import lru_cache
 
 DENSEST = 16  # of the audio packets of a few streams, one in so many is handed up
 SPARSEST = 256
@@ -30,18 +30,21 @@ def _program(*instructions: tuple[int, int, int, int]) -> bytes:
 DROP_ALL = _program((0x06, 0, 0, 0))  # return 0 bytes of every packet
 
 
-@cache
-def keep_one_in(count: int) -> bytes:
+@lru_cache(maxsize=256)
+def keep_one_in(count: int, event_types: frozenset[int] = frozenset()) -> bytes:
     """Keeps the RTP packets whose sequence number is a multiple of `count`, and all special ones.
 
-    Special are packets with the marker bit, and those of a dynamic payload type, as telephone
-    events have. `count` is a power of two up to `SPARSEST`.
+    Special are packets with the marker bit, and those of the payload types `event_types` (0 to
+    127), those of telephone events. `count` is a power of two up to `SPARSEST`.
     """
     if count not in (1 << bits for bits in range(SPARSEST.bit_length())):
         raise ValueError(f"one packet in {count} can't be kept: name a power of 2 to {SPARSEST}")
+    types = sorted(event_types)
     return _program(
         (0x30, 0, 0, 8 + 1),  # load the byte of marker and payload type
-        (0x35, 2, 0, 96),  # a marker, or a dynamic type: keep
+        (0x35, len(types) + 2, 0, 128),  # a marker: keep
+        # One of these types: keep.
+        *((0x15, len(types) + 1 - place, 0, kind) for place, kind in enumerate(types)),
         (0x30, 0, 0, 8 + 3),  # load the lower byte of the sequence number
         (0x45, 1, 0, count - 1),  # no multiple of it: drop
         (0x06, 0, 0, 0xFFFF),

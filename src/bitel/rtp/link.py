@@ -17,6 +17,8 @@ from bitel.rtp.wire import Frames, Load, Message, Ready, WireError, encode
 START_TIMEOUT = 20.0  # seconds until the process must be ready
 STOP_TIMEOUT = 2.0  # seconds until a process that was told to end is killed
 SILENCE_LIMIT = 15.0  # seconds without its report, due four times a second, until it counts as hung
+EXIT_WAIT = 0.02  # seconds for a process to be gone whose socket has closed
+KILL_WAIT = 0.2  # seconds for a process that was killed to be gone
 RETRY_DELAY = 0.005  # seconds, where the kernel holds too many descriptors in flight
 
 _CHUNK = 64 * 1024  # bytes, of one write or read
@@ -24,7 +26,19 @@ _MOST_IN_FRAME = 64  # messages
 
 
 class SenderFailedError(Exception):
-    """A sender process did not start, died, or hangs."""
+    """A sender process did not start, died, or hangs.
+
+    `status` is how it ended by itself, as `subprocess` gives it (the negative of a signal's
+    number); None for one that did not end, and was killed. `streams`: how many ended with it.
+    """
+
+    def __init__(
+        self, what: str, pid: int | None = None, status: int | None = None, streams: int = 0
+    ) -> None:
+        super().__init__(what)
+        self.pid = pid
+        self.status = status
+        self.streams = streams
 
 
 class HasDescriptor(Protocol):
@@ -156,17 +170,25 @@ class SenderLink:
         if self._socket is None:
             return
         self._disconnect()
-        if self._process is not None:
-            self._process.kill()
-            # Killed, it is gone in a moment; a zombie left behind would be collected by the next
-            # Popen at the latest.
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(0.2)
         error = SenderFailedError(f"the RTP sender process {reason}")
+        if self._process is not None:
+            error.pid = self._process.pid
+            error.status = self._wait(EXIT_WAIT)
+            if error.status is None:
+                self._process.kill()
+                # Killed, it is gone in a moment; a zombie left behind would be collected by the
+                # next Popen at the latest.
+                self._wait(KILL_WAIT)
         if not self._ready.done():
             self._ready.set_exception(error)
         if self._up:
             self._on_lost(error)
+
+    def _wait(self, seconds: float) -> int | None:
+        assert self._process is not None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._process.wait(seconds)
+        return None
 
     def _check_alive(self) -> None:
         if self._loop.time() - self._heard_at > SILENCE_LIMIT:

@@ -60,6 +60,8 @@ class _Session:
     stream: int
     port: int
     far: tuple[str, int]
+    source: str
+    """The host whose reports are believed."""
     ssrc: int
     first_sequence: int
     description: bytes
@@ -102,6 +104,7 @@ class Reporting:
             command.stream,
             command.port,
             (normal(command.far_host), command.far_port + 1),
+            normal(command.far_host),
             command.ssrc,
             command.sequence,
             source_description(command.ssrc, cname),
@@ -115,6 +118,13 @@ class Reporting:
         session = self._sessions.get(stream)
         if session is not None and far[1] < 65535:
             session.far = normal(far[0]), far[1] + 1
+            session.source = session.far[0]
+
+    def accept(self, stream: int, host: str) -> None:
+        """The stream's callee turned out to send from this host; reports still go where it said."""
+        session = self._sessions.get(stream)
+        if session is not None:
+            session.source = host
 
     def remove(self, stream: int, packets: int) -> FarView:
         """Takes leave of a stream of which so many packets were sent.
@@ -188,7 +198,7 @@ class Reporting:
 
     def _take(self, port: int, host: str, report: ReceptionReport) -> None:
         session = self._by_ssrc.get(report.ssrc)
-        if session is None or (session.port, session.far[0]) != (port, host):
+        if session is None or (session.port, session.source) != (port, host):
             return
         self._alive(session.stream, self._clock())
         expected = report.highest - session.first_sequence + 1

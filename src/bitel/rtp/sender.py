@@ -26,6 +26,7 @@ from bitel.rtp.priority import claim_a_core
 from bitel.rtp.schedule import TURN, Punctuality, Schedule
 from bitel.rtp.sendmmsg import choose
 from bitel.rtp.wire import (
+    Change,
     CloseClips,
     End,
     Frames,
@@ -34,11 +35,8 @@ from bitel.rtp.wire import (
     Open,
     OpenClip,
     OpenRtcp,
-    Pause,
     Play,
     Ready,
-    Redirect,
-    Resume,
     Stop,
     encode,
 )
@@ -247,13 +245,9 @@ class Sender:
                 return self._play(command)
             case Stop(stream):
                 self._engine.stop(stream)
-            case Pause(stream):
-                self._engine.pause(stream, time.monotonic())
-            case Resume(stream):
-                self._engine.resume(stream, time.monotonic())
-            case Redirect(stream, host, far_port):
-                self._engine.redirect(command)
-                self._callees.expect(stream, (host, far_port))
+            case Change():
+                self._engine.change(command, time.monotonic())
+                self._callees.change(command)
             case _:
                 raise AssertionError(f"the streamer does not say {command}")
         return None
@@ -309,8 +303,8 @@ def _warm_up() -> None:
         engine.play(Play(0, 0, "127.0.0.1", 9, PCMA, "alaw", [__file__], 0, 0, 0))
         engine.tick(0, 0.0)
         engine.tick(0, 0.0)
-        engine.pause(0, 0.0)
-        engine.resume(0, 0.0)
+        for held in (True, False):
+            engine.change(Change(0, None, PCMA, 20, (), held), 0.0)
         engine.tick(0, 0.0)
         engine.stop(0)
         engine.tick(0, 0.0)

@@ -24,7 +24,8 @@ class Silence:
     def __init__(self) -> None:
         self._callees: dict[int, _Callee] = {}
         self._due: list[tuple[float, int]] = []  # a heap
-        self._deaf_until = float("-inf")
+        self.deaf_until = float("-inf")
+        """Before then silence was our own fault, and says nothing of any callee."""
 
     def watch(self, stream: int, patience: float, now: float) -> None:
         """`fallen` names this stream when nothing has come for `patience` seconds."""
@@ -39,7 +40,7 @@ class Silence:
 
     def was_deaf(self, now: float) -> None:
         """Nobody could be heard until now, and that was our fault: nothing follows from it."""
-        self._deaf_until = now
+        self.deaf_until = now
 
     def forget(self, stream: int) -> None:
         """The stream is over."""
@@ -55,7 +56,7 @@ class Silence:
                 continue
             since = callee.heard_at
             if since is not None:
-                since = max(since, self._deaf_until)
+                since = max(since, self.deaf_until)
             if since is not None and now - since >= callee.patience:
                 fallen.append(stream)
                 since = None

@@ -22,11 +22,13 @@ from bitel.rtp.ports import NoPortError, PortPool, share_of
 from bitel.rtp.priority import core_for
 from bitel.rtp.shared_clip import SharedClip
 from bitel.rtp.supervisor import DEFAULT_QUEUE_LIMIT, SenderFailedError, SupervisedSender
-from bitel.rtp.wire import End, Law, Pause, Play, Redirect, Resume
+from bitel.rtp.wire import Change, End, Latch, Law, Play
 
 __all__ = [
     "Clip",
     "FarEndError",
+    "Latch",
+    "Law",
     "NoPortError",
     "SenderFailedError",
     "StreamReport",
@@ -68,10 +70,14 @@ class StreamReport:
 
     The rest is known where the streamer receives. `received`: about how many RTP packets have come
     from the callee; audio is counted by every 16th sequence number, with many streams by every
-    256th. `silent_for`: seconds from the last one that was looked at to the end, None where there
-    was none. `digits`: those keyed, of
-    0-9*#ABCD. `far_loss` (0 to 1, of all packets up to then) and `far_jitter_ms` are from the
-    callee's last RTCP report, None where none came.
+    256th. `silent_for`: seconds from the last one that was looked at, or from a later change of the
+    media, to the end; None where none came. `digits`: those keyed, of 0-9*#ABCD; `digits_at`: when
+    the first of them came, by CLOCK_MONOTONIC. `far_loss` (0 to 1, of all packets up to then) and
+    `far_jitter_ms` are from the callee's last RTCP report, None where none came.
+
+    `unexpected`: RTP packets from addresses that were not accepted; where streams share the port,
+    only those that are known to be meant for this one. `stopped`: packets had come, and then none
+    for so long, 6 s or more, that neither loss nor the sparse look at them explains it.
     """
 
     stream: int
@@ -83,6 +89,9 @@ class StreamReport:
     digits: str = ""
     far_loss: float | None = None
     far_jitter_ms: float | None = None
+    digits_at: float | None = None
+    unexpected: int = 0
+    stopped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +119,8 @@ class StreamerStats:
     the last half second were later than `tenth_ms`. `refused` are packets that the kernel did not
     take. `cpu_seconds` is the CPU time of the sender processes. `reported_ago`: seconds since the
     last report of the sender that has been silent for longest; each reports every quarter of one,
-    unless it hangs or is dead.
+    unless it hangs or is dead. `failures`: how often a process died or hung, or could not be
+    started again.
     """
 
     running: int = 0
@@ -123,6 +133,7 @@ class StreamerStats:
     tenth_ms: float = 0.0
     cpu_seconds: float = 0.0
     reported_ago: float = 0.0
+    failures: int = 0
 
 
 @dataclass(slots=True)
@@ -162,7 +173,9 @@ class Streamer:
     ) -> None:
         if processes < 1:
             raise ValueError(f"{processes} sender processes; at least 1 is needed")
-        self.on_failure: Callable[[Exception], None] | None = None
+        self.on_failure: Callable[[SenderFailedError], None] | None = None
+        """Called when a sender process has died, hangs, or could not be started again."""
+        self._failures = 0
         self._receive = receive
         room = _descriptors() // (4 if receive else 2) // processes  # with RTCP two for each port
         # A phone that answered before a crash may still send to the port of its forgotten call.
@@ -247,7 +260,8 @@ class Streamer:
         law: Law | None = None,
         start: StreamStart | None = None,
         ptime: int = 20,
-        event_type: int | None = None,
+        event_types: Iterable[int] = (),
+        latch: Latch = "port",
         held: bool = False,
         patience: float = 0.0,
         on_silence: Callable[[], None] | None = None,
@@ -260,11 +274,12 @@ class Streamer:
         filled up with silence. `on_end` is called once, later, on the event loop; also for an
         address that can't be sent to and for a clip that can't be read. A port that is not open,
         an unknown payload type, or another `ptime`, is a `ValueError`: that is a fault of the
-        caller. `event_type` is the payload type that was agreed on for telephone-event; with it,
-        and where the streamer receives, keyed digits are read.
+        caller. `event_types` are the payload types that may be used for telephone-event; of
+        those, where the streamer receives, keyed digits are read. `latch`: which source of RTP the
+        stream then goes to (`wire.Latch`).
 
-        A stream that is `held` begins as if it had been paused; `far` may then be 0.0.0.0, and
-        `resume` names the true one. `on_silence` is called when the callee, having been heard, has
+        A stream that is `held` sends nothing until a `change` that is not; `far` may then be
+        0.0.0.0. `on_silence` is called when the callee, having been heard, has
         sent neither RTP nor reports for `patience` seconds (0: never), and again while that lasts.
         """
         number = self._number(port)
@@ -297,9 +312,10 @@ class Streamer:
             begin.ssrc,
             ptime,
             self._receive,
-            event_type,
+            tuple(event_types),
             patience if on_silence is not None else 0.0,
             held,
+            latch,
         )
         shared = [clip for clip in clips if isinstance(clip, SharedClip)]
         sender.play(command, (bound, pool.companion(port)), shared)
@@ -310,39 +326,40 @@ class Streamer:
         if stream in self._streams:
             self._streams[stream].sender.stop_stream(stream)
 
-    def pause(self, stream: int) -> None:
-        """Holds a stream: nothing is sent, and its recording waits, until `resume`.
+    def change(
+        self,
+        stream: int,
+        far: tuple[str, int],
+        payload_type: int,
+        *,
+        ptime: int = 20,
+        event_types: Iterable[int] = (),
+        held: bool = False,
+    ) -> None:
+        """The media of a stream from its next packet on; parameters as in `play`.
 
-        A stream that pauses already, or has ended, is left alone.
+        The SSRC stays, sequence number and timestamp go on without a jump, and so does the
+        recording, whatever the packets' length. A stream that is `held` sends nothing, and its
+        recording waits. The first packet after a hold bears the marker bit (RFC 3551 section 4.1),
+        and the timestamp has gone on by the time that it took.
+
+        An address that is the one named last is left alone: where the callee turned out to send
+        from another port, that still holds. A new one restarts that search. `FarEndError` where
+        `far` can't be sent to and the stream is not held: then nothing changes. A stream that has
+        ended is left alone.
         """
-        if stream in self._streams:
-            self._streams[stream].sender.change(Pause(stream))
-
-    def resume(self, stream: int, far: tuple[str, int] | None = None) -> None:
-        """The recording goes on where it paused, at its old address or at `far`.
-
-        The timestamp has gone on by the time paused, and the first packet bears the marker bit
-        (RFC 3551 section 4.1). A stream that does not pause only takes the address over; one that
-        has ended is left alone. `FarEndError` where `far` can't be sent to: then nothing changes.
-        """
-        if far is not None:
-            self.redirect(stream, far)
-        if stream in self._streams:
-            self._streams[stream].sender.change(Resume(stream))
-
-    def redirect(self, stream: int, far: tuple[str, int]) -> None:
-        """The stream goes to `far` from its next packet on.
-
-        The address that was named last is left alone: where its callee turned out to send from
-        another port, that still holds. Errors are those of `resume`.
-        """
+        if ptime not in PTIMES or not 0 <= payload_type <= 127:
+            raise ValueError(f"payload type {payload_type} in packets of {ptime} ms is not sent")
         problem = self.address_problem(far)
-        if problem:
+        if problem and not held:
             raise FarEndError(problem)
         running = self._streams.get(stream)
-        if running is not None and running.far != far:
-            running.far = far
-            running.sender.change(Redirect(stream, *far))
+        if running is None:
+            return
+        moved = None if problem or running.far == far else far
+        if moved is not None:
+            running.far = moved
+        running.sender.change(Change(stream, moved, payload_type, ptime, tuple(event_types), held))
 
     def address_problem(self, far: tuple[str, int]) -> str:
         """Why nothing can be sent to this address, in a sentence; empty where it can."""
@@ -355,7 +372,7 @@ class Streamer:
 
     def stats(self) -> StreamerStats:
         """The senders' figures, summed; of their lateness the worst."""
-        total = StreamerStats(running=len(self._streams))
+        total = StreamerStats(running=len(self._streams), failures=self._failures)
         for sender in self._senders:
             load = sender.load()
             total = replace(
@@ -398,25 +415,15 @@ class Streamer:
         """Tells the stream's owner, in the loop's next round, so that `play` returns first."""
         known = self._streams.pop(end.stream, None)
         if known is not None:
-            report = StreamReport(
-                end.stream,
-                end.packets,
-                end.finished,
-                end.error,
-                end.received,
-                end.silent_for,
-                end.digits,
-                end.far_loss,
-                end.far_jitter_ms,
-            )
-            asyncio.get_running_loop().call_soon(known.on_end, report)
+            asyncio.get_running_loop().call_soon(known.on_end, StreamReport(*end))
 
     def _silent(self, stream: int) -> None:
         known = self._streams.get(stream)
         if known is not None and known.on_silence is not None:
             known.on_silence()
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, error: SenderFailedError) -> None:
+        self._failures += 1
         if self.on_failure is not None:
             self.on_failure(error)
 

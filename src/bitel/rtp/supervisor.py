@@ -13,6 +13,7 @@ from bitel.errors import UnavailableError
 from bitel.rtp.link import SenderFailedError, SenderLink
 from bitel.rtp.shared_clip import SharedClip
 from bitel.rtp.wire import (
+    Change,
     ClipOpened,
     CloseClips,
     End,
@@ -21,10 +22,7 @@ from bitel.rtp.wire import (
     Open,
     OpenClip,
     OpenRtcp,
-    Pause,
     Play,
-    Redirect,
-    Resume,
     Silent,
     Stop,
 )
@@ -34,7 +32,7 @@ __all__ = ["DEFAULT_QUEUE_LIMIT", "SenderFailedError", "SupervisedSender"]
 Sockets = tuple[socket.socket, socket.socket | None]
 """Of a port: for RTP, and for RTCP where that is spoken."""
 
-StreamCommand = Play | Pause | Resume | Redirect
+StreamCommand = Play | Change
 
 DEFAULT_QUEUE_LIMIT = 50_000  # commands
 OPEN_CLIP_TIMEOUT = 10.0  # seconds for a process to take a clip, a restart of it included
@@ -54,7 +52,7 @@ class SupervisedSender:
     def __init__(
         self,
         on_end: Callable[[End], None],
-        on_failure: Callable[[Exception], None],
+        on_failure: Callable[[SenderFailedError], None],
         on_silent: Callable[[int], None],
         *,
         transmit: str,
@@ -205,8 +203,8 @@ class SupervisedSender:
         elif self._link is not None and stream in self._streams:
             self._link.send(Stop(stream))
 
-    def change(self, command: Pause | Resume | Redirect) -> None:
-        """Tells a running stream something; one that is over is left alone."""
+    def change(self, command: Change) -> None:
+        """Changes the media of a running stream; one that is over is left alone."""
         if command.stream in self._held:
             self._held[command.stream][2].append(command)
         elif self._link is not None and command.stream in self._streams:
@@ -255,6 +253,7 @@ class SupervisedSender:
         self._link = None
         self._load_before = self.load()
         self._load = Load(0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0)
+        error.streams = len(self._streams)
         self._end_all(str(error))
         lived = asyncio.get_running_loop().time() - self._started_at
         self._delay = FIRST_DELAY if lived > SETTLED else min(self._delay * 2, LONGEST_DELAY)
@@ -266,12 +265,18 @@ class SupervisedSender:
             await asyncio.sleep(self._delay)
             try:
                 await self.start()
-            except (SenderFailedError, OSError) as error:
+            except (SenderFailedError, OSError) as fault:
                 self._delay = min(self._delay * 2, LONGEST_DELAY)
+                error = fault if isinstance(fault, SenderFailedError) else _not_started(fault)
+                error.streams = len(self._streams)
                 self._end_all(str(error))
                 self._on_failure(error)
             else:
                 return
+
+
+def _not_started(fault: OSError) -> SenderFailedError:
+    return SenderFailedError(f"the RTP sender process can't be started: {fault}")
 
 
 def _note_dropped(dropped: deque[int], number: int, _: weakref.ref[SharedClip]) -> None:

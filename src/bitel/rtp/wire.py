@@ -16,6 +16,13 @@ from typing import Literal, NamedTuple, get_args
 
 Law = Literal["alaw", "ulaw"]
 
+Latch = Literal["off", "port", "host"]
+"""Which source of RTP a stream follows (symmetric RTP, RFC 4961).
+
+`off`: none, only the address that SDP names counts. `port`: the first port of the host that SDP
+names. `host`: the first source of any host, and from then on whatever address its SSRC comes from.
+"""
+
 MAX_FRAME = 1 << 24  # bytes; a longer one is a fault of ours
 _LENGTH = 4  # bytes
 
@@ -52,9 +59,9 @@ class Play(NamedTuple):
     """To the sender: send these clips, one after the other.
 
     A clip is the number of one that was opened, or the path of a raw G.711 file to open now.
-    `listen`: to what the callee sends, of which packets of `event_type` are keyed digits, and say
-    `Silent` when it has sent nothing for `patience` seconds, if that is not 0. `held`: it begins
-    as after a `Pause`.
+    `listen`: to what the callee sends, of which packets of the payload types `event_types` are
+    telephone events, and say `Silent` when it has sent nothing for `patience` seconds, if that is
+    not 0. `held`: nothing is sent until a `Change` that is not.
     """
 
     stream: int
@@ -69,9 +76,10 @@ class Play(NamedTuple):
     ssrc: int
     ptime: int = 20
     listen: bool = False
-    event_type: int | None = None
+    event_types: tuple[int, ...] = ()
     patience: float = 0.0
     held: bool = False
+    latch: Latch = "port"
 
 
 class Stop(NamedTuple):
@@ -80,24 +88,19 @@ class Stop(NamedTuple):
     stream: int
 
 
-class Pause(NamedTuple):
-    """To the sender: no packet of this stream until `Resume`."""
+class Change(NamedTuple):
+    """To the sender: the media of a stream, as offer and answer now agree on it.
+
+    `far` is the address that was named if it is a new one; None leaves the stream where it goes.
+    `held`: no packet until the next change that is not.
+    """
 
     stream: int
-
-
-class Resume(NamedTuple):
-    """To the sender: the stream goes on."""
-
-    stream: int
-
-
-class Redirect(NamedTuple):
-    """To the sender: the stream goes to another address."""
-
-    stream: int
-    far_host: str
-    far_port: int
+    far: tuple[str, int] | None
+    payload_type: int
+    ptime: int
+    event_types: tuple[int, ...]
+    held: bool
 
 
 class Ready(NamedTuple):
@@ -119,6 +122,9 @@ class End(NamedTuple):
     digits: str = ""
     far_loss: float | None = None
     far_jitter_ms: float | None = None
+    digits_at: float | None = None
+    unexpected: int = 0
+    stopped: bool = False
 
 
 class ClipOpened(NamedTuple):
@@ -157,9 +163,7 @@ Message = (
     | CloseClips
     | Play
     | Stop
-    | Pause
-    | Resume
-    | Redirect
+    | Change
     | Ready
     | ClipOpened
     | End

@@ -67,7 +67,7 @@ class Answers:
                 return None
         if len(self._acks) >= MAX_FORKS:
             return None
-        dialog = dialog_of(self.request, self._destination, response, source)
+        dialog = dialog_of(self._core, self.request, self._destination, response, source)
         early = self._early.get(response.to_tag) if self._early else None
         if early is not None:
             dialog.local_cseq = early.dialog.local_cseq
@@ -111,13 +111,12 @@ Answer = tuple[Dialog, Ack, Authentication | None]
 
 
 def dialog_of(
-    request: ClientRequest, destination: Address, response: Response, source: Address
+    core: Core, request: ClientRequest, destination: Address, response: Response, source: Address
 ) -> Dialog:
     """The dialog that a response to our INVITE makes."""
     if destination.transport is Transport.UDP and source.transport is not Transport.UDP:
         source = destination  # only the INVITE was too long for it
-    # The domain also where the answer came over a connection of the far end's own.
-    return Dialog.of_caller(request, response, source, destination.domain)
+    return Dialog.of_caller(request, response, source, destination, core.config.send_to_source)
 
 
 def belongs(dialog: Dialog, destination: Address, trusted: frozenset[str]) -> bool:

@@ -35,6 +35,8 @@ _NOWHERE = Address("", 0)
 _UDP = Transport.UDP
 _CALLING, _TRYING, _PROCEEDING = State.CALLING, State.TRYING, State.PROCEEDING
 _COMPLETED, _ACCEPTED, _TERMINATED = State.COMPLETED, State.ACCEPTED, State.TERMINATED
+_UNANSWERED = (_CALLING, _TRYING)
+_TIMEOUTS = (_ON_TIMER["B"], _ON_TIMER["F"])
 _START_A, _START_B, _START_D = Action.START_A, Action.START_B, Action.START_D
 _START_E, _START_F, _START_K = Action.START_E, Action.START_F, Action.START_K
 _TELL, _ACK, _RESEND = Action.TELL, Action.ACK, Action.RESEND
@@ -77,7 +79,9 @@ class ClientTransaction:
     """One request of ours. Making it sends the request.
 
     One that is too long for UDP goes by TCP, and by UDP after all where there is no TCP. It then
-    has a branch of its own, which its user need not know about.
+    has a branch of its own, which its user need not know about. Where TCP takes the request and
+    nothing answers it, it is not sent by UDP too, since an INVITE might ring a phone twice: it
+    fails, and requests after it go by UDP.
     """
 
     __slots__ = (
@@ -152,6 +156,8 @@ class ClientTransaction:
 
     def receive(self, response: Response, source: Address, now: float) -> None:
         """Take a response that names this transaction."""
+        if self._by_udp is not None:
+            self._core.found_tcp(self._by_udp)
         self._step(stimulus_of(response.code), now, response, source)
 
     def timer_fired(self, name: str, now: float) -> None:
@@ -163,6 +169,11 @@ class ClientTransaction:
     def delivered(self) -> bool:
         """Whether this INVITE's connection was lost after the far end had it."""
         return self._delivered
+
+    @property
+    def udp_untried(self) -> bool:
+        """Whether it went by TCP, and only by TCP, to a destination by UDP."""
+        return self._by_udp is not None
 
     def transport_failed(
         self,
@@ -214,6 +225,12 @@ class ClientTransaction:
         self._core.timers.stop(self._repeating)
         self._core.taken_back.append((self._data, self.destination))
 
+    def give_up(self, now: float) -> None:
+        """As `stop_repeating`, for a request without a response that is taken for lost."""
+        self.stop_repeating()
+        if self._by_udp is not None:
+            self._core.miss_tcp(self._by_udp, now)
+
     def resume(self, user: ClientUser) -> None:
         """Take answers to this INVITE again: a far end that seemed silent was merely slow."""
         core = self._core
@@ -245,6 +262,8 @@ class ClientTransaction:
             return
         state, actions = found
         before = self.state
+        if self._by_udp is not None and stimulus in _TIMEOUTS and before in _UNANSWERED:
+            self._core.miss_tcp(self._by_udp, now)
         if state is not before:
             self._enter(state)
         for action in actions:

@@ -20,6 +20,11 @@ class AgentConfig:
 
     `session_expires` is how long a session is to last without being refreshed (RFC 4028), in
     seconds from 90 up; 0 asks for no session timer.
+
+    With `tcp_fallback` a request of more than 1300 bytes goes by TCP to a destination by UDP that
+    has TCP (RFC 3261 §18.1.1); without it, by UDP whatever its length. With `send_to_source`
+    requests in a dialog go to the address that the far end's last message of the dialog came from,
+    whatever its Contact and Record-Route say; those still make up Request-URI and Route.
     """
 
     local: HostPort
@@ -34,6 +39,8 @@ class AgentConfig:
     early_limit: float = 300.0
     session_expires: int = 1800
     tls_port: int | None = None
+    tcp_fallback: bool = True
+    send_to_source: bool = False
 
     def __post_init__(self) -> None:
         if self.session_expires and not MIN_SE <= self.session_expires <= LONGEST:

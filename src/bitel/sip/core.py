@@ -135,14 +135,19 @@ class Core:
         return self._about_us[transport]
 
     def has_tcp(self, destination: Address, now: float) -> bool:
-        """Whether a destination may be tried by TCP, for all that is known."""
-        return self.without_tcp.get(destination, now) <= now
+        """Whether a request that is too long for UDP is sent to a destination by TCP."""
+        return self.config.tcp_fallback and self.without_tcp.get(destination, now) <= now
 
     def miss_tcp(self, destination: Address, now: float) -> None:
-        """Remember that a destination can't be reached by TCP."""
+        """Send nothing to a destination by TCP for `WITHOUT_TCP` seconds: no connection could be
+        had, or a request sent over one got no response at all."""
         while len(self.without_tcp) >= MAX_WITHOUT_TCP:
             del self.without_tcp[next(iter(self.without_tcp))]
         self.without_tcp[destination] = now + WITHOUT_TCP
+
+    def found_tcp(self, destination: Address) -> None:
+        """A response came by TCP, so that the destination may be sent to by TCP."""
+        self.without_tcp.pop(destination, None)
 
 
 def _via(transport: Transport, sent_by: str) -> str:

@@ -23,19 +23,30 @@ _BRACKETED = re.compile(r'<([^<>"\s]+)>(?:;|\Z)')
 
 
 class Dialog:
-    """`fallback` is where to send when the next hop is a name, which takes DNS to find.
+    """What both ends call each other, and where requests of ours go.
 
-    It is also where the far end's transport is known from, where the next hop names none.
+    `fallback` is where to send when the next hop is a name, which takes DNS to find. It is also
+    where the far end's transport is known from, where the next hop names none. With `to_source`
+    all requests go there: it is where the far end's last message came from.
+
+    A route set that was there before the dialog, an outbound proxy (RFC 3261 §8.1.2), stays where
+    the far end makes none: requests then go to `proxy`, the address that the INVITE went to.
+    §12.1.2 would have the empty route set of such a dialog replace it, as pjsip does, so that
+    requests go straight to the Contact. But a proxy that is configured may be the only way there
+    is, and a BYE that gets lost leaves a line open; sending what has no route by way of the proxy
+    is a local policy, which §8.1.2 leaves to the user agent.
     """
 
     __slots__ = (
         "_domain",
         "_fallback",
         "_local_value",
+        "_proxy",
         "_remote_value",
         "_route_values",
         "_routes",
         "_target",
+        "_to_source",
         "call_id",
         "local_cseq",
         "local_tag",
@@ -55,6 +66,9 @@ class Dialog:
         fallback: Address,
         domain: str,
         cseqs: tuple[int, int | None],
+        *,
+        to_source: bool = False,
+        proxy: Address | None = None,
     ) -> None:
         self.call_id = call_id
         self._local_value, self.local_tag = local
@@ -63,6 +77,8 @@ class Dialog:
         self._target = target
         self._fallback = fallback
         self._domain = domain
+        self._to_source = to_source
+        self._proxy = proxy
         self.local_cseq, self.remote_cseq = cseqs
         self.request_uri: str
         self.next_hop: Address
@@ -70,15 +86,22 @@ class Dialog:
 
     @classmethod
     def of_caller(
-        cls, request: ClientRequest, response: Response, source: Address, domain: str
+        cls,
+        request: ClientRequest,
+        response: Response,
+        source: Address,
+        destination: Address,
+        to_source: bool = False,
     ) -> Dialog:
-        """The dialog that a 2xx to our INVITE makes (§12.1.2).
+        """The dialog that a response to our INVITE makes (§12.1.2).
 
-        `domain` is the name that the far end's certificate must bear, should it speak TLS.
+        The INVITE went to `destination`; should the far end speak TLS, its certificate must bear
+        the name of that, also where the response came over a connection of the far end's own.
         """
-        routes: tuple[str, ...] = ()
+        routes, proxy = request.routes, destination if request.routes else None
         if "record-route" in response:
             routes = tuple(reversed(response.values("record-route")[-MAX_ROUTES:]))
+            proxy = None
         return cls(
             request.call_id,
             (request.from_value, response.from_tag),
@@ -86,12 +109,16 @@ class Dialog:
             routes,
             contact_of(response) or request.uri,
             source,
-            domain,
+            destination.domain,
             (request.cseq, None),
+            to_source=to_source,
+            proxy=proxy,
         )
 
     @classmethod
-    def of_callee(cls, request: Request, to_tag: str, source: Address) -> Dialog:
+    def of_callee(
+        cls, request: Request, to_tag: str, source: Address, to_source: bool = False
+    ) -> Dialog:
         """The dialog that our 2xx to an INVITE makes (§12.1.1)."""
         from_value = request.header("from")
         return cls(
@@ -103,6 +130,7 @@ class Dialog:
             source,
             source.domain,
             (0, request.cseq),
+            to_source=to_source,
         )
 
     def matches(self, request: Request) -> bool:
@@ -175,7 +203,9 @@ class Dialog:
                 # A strict router wants its own URI as Request-URI, and the target last.
                 self.request_uri = hop.partition("?")[0]
                 self._route_values = (*self._routes[1:], f"<{self._target}>")
-        found = ip_address_of(hop, self._fallback.transport) or self._fallback
+        found = self._fallback
+        if not self._to_source:
+            found = self._proxy or ip_address_of(hop, found.transport) or found
         if found.transport is TLS and found is not self._fallback:
             # Whoever it is, it speaks for whom we have been talking to from the start, and must
             # prove that; a request over a connection of the far end's own says nothing about it.

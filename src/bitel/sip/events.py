@@ -65,6 +65,9 @@ class Failed:
     acknowledged all of it, or it had sent a provisional response. Always False over UDP."""
     analytics: bool = False
     """Whether the answer's Reason header names call analytics as what refused it (ATIS-1000099)."""
+    udp_untried: bool = False
+    """Whether the INVITE, too long for UDP, went to a destination by UDP over TCP, and got no
+    response: what that says about TCP there says nothing about UDP."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,8 @@ class Ended:
     """Whether our BYE got no response."""
     ack_lost: bool = False
     """Whether the far end went on repeating its 2xx after our ACK."""
+    bye_for: float = 0.0
+    """Seconds from our first BYE, whatever it was sent for, to this; 0 where there was none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,15 +148,26 @@ def user_of(uri: str) -> str:
 
 
 def parse_uri(text: str) -> URI:
-    """Read a URI, or raise `GrammarError`."""
+    """Read a URI, or raise `GrammarError`. A parameter named `self` is left out."""
     if len(text) > MAX_URI_LENGTH:
         raise GrammarError(f"a URI is longer than {MAX_URI_LENGTH} characters")
     scheme, _, rest = text.partition(":")
     try:
-        return URI.parse(f"{scheme.lower()}:{rest}")
-    # A parameter named `self` meets sipmessage's own argument of that name.
-    except (ValueError, TypeError) as error:
+        try:
+            return URI.parse(f"{scheme.lower()}:{rest}")
+        except TypeError:
+            # That name is also the one of an argument of sipmessage's own.
+            return URI.parse(f"{scheme.lower()}:{_without_self(rest)}")
+    except ValueError as error:
         raise GrammarError("a URI is not valid") from error
+
+
+def _without_self(rest: str) -> str:
+    """A URI after its scheme, without the parameters whose name is `self`."""
+    userinfo, at, place = rest.rpartition("@")
+    host, *parameters = place.split(";")
+    others = [each for each in parameters if unquote(each.partition("=")[0]).strip() != "self"]
+    return userinfo + at + ";".join([host, *others])
 
 
 def ip_address_of(uri: str, usual: Transport = Transport.UDP) -> Address | None:

@@ -62,7 +62,10 @@ class IncomingCall:
         """Send 200 with our SDP, and become a session."""
         self._leave()
         dialog = Dialog.of_callee(
-            self._transaction.request, self._transaction.to_tag, self._transaction.source
+            self._transaction.request,
+            self._transaction.to_tag,
+            self._transaction.source,
+            self._core.config.send_to_source,
         )
         session = Session(self._core, dialog, answer, self._offer)
         session.told_confirmed = False

@@ -130,7 +130,7 @@ class OutgoingCall:
         if self._transaction.delivered:
             return False
         self._given_up = self._cancel_wanted = True
-        self._transaction.stop_repeating()
+        self._transaction.give_up(now)
         self._fail(408, "timeout", now)
         return True
 
@@ -270,7 +270,9 @@ class OutgoingCall:
             return
         if tag not in self._early and len(self._early) < MAX_FORKS:
             invitation = self._invitation
-            dialog = dialog_of(self._last_request, invitation.destination, response, source)
+            dialog = dialog_of(
+                self._core, self._last_request, invitation.destination, response, source
+            )
             proves = belongs(dialog, invitation.destination, invitation.trusted)
             self._early[tag] = EarlyDialog(
                 self._core, dialog, self._authentication if proves else None
@@ -400,6 +402,9 @@ class OutgoingCall:
                 progress_for=None if since is None else now - since,
                 delivered=self._transaction.delivered,
                 analytics=analytics,
+                udp_untried=response is None
+                and not self._seen_codes
+                and self._transaction.udp_untried,
             )
         )
 
