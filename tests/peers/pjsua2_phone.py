@@ -12,6 +12,7 @@ no dependency of this project. It does with each call what its steps say, one af
 `resume`                      take the call back, by re-INVITE
 `reinvite`, `update`          offer the same again
 `reinvite without offer`      ask for an offer
+`codec PCMU`                  have only that codec from now on
 `refer`                       ask the caller to call another number
 `hang up`                     send BYE
 
@@ -45,9 +46,9 @@ from tests.peers.phone_process import (
 if TYPE_CHECKING:
     pj: Any
 
-Rel = Literal["off", "optional", "required"]
+Reliable = Literal["off", "optional", "required"]
 Timer = Literal["off", "optional", "required"]
-OldHold = Literal["rfc3264", "rfc2543"]
+HoldKind = Literal["rfc3264", "rfc2543"]
 
 
 def why_missing() -> str:
@@ -77,9 +78,9 @@ async def pjsua2_phone(
     record: Path | None = None,
     transport: Transport = "udp",
     codec: str = "PCMA",
-    reliable: Rel = "off",
+    reliable: Reliable = "off",
     timer: Timer = "off",
-    hold: OldHold = "rfc3264",
+    hold: HoldKind = "rfc3264",
 ) -> AsyncIterator[PhoneProcess]:
     """A phone that does `steps` with each call; it ends with the `async with`.
 
@@ -88,7 +89,7 @@ async def pjsua2_phone(
     `timer` for session timers of 90 s (RFC 4028), and `hold` the RFC that its holds go by.
     """
     options = [*steps, "--transport", transport, "--codec", codec, "--reliable", reliable]
-    options += ["--timer", timer, "--old-hold", hold]
+    options += ["--timer", timer, "--hold", hold]
     options += [] if record is None else ["--record", str(record)]
     python = str(_python())
     async with phone_process(python, "tests.peers.pjsua2_phone", options, transport) as phone:
@@ -99,7 +100,7 @@ async def pjsua2_phone(
 
 _POLL = 10
 """Milliseconds for which the stack is let work at a time."""
-_PATIENCE = 5.0
+_STEP_TIMEOUT = 5.0
 """Seconds for which a step is tried again while another transaction is under way."""
 
 
@@ -135,9 +136,7 @@ def _run(options: argparse.Namespace) -> None:
     endpoint.transportCreate(kind, transport)
     endpoint.libStart()
     endpoint.audDevManager().setNullDev()
-    for codec in endpoint.codecEnum2():
-        endpoint.codecSetPriority(codec.codecId, 0)
-    endpoint.codecSetPriority(f"{options.codec}/8000/1", 255)
+    _allow_only(options.codec)
     account = _account(options)
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
@@ -151,13 +150,20 @@ def _run(options: argparse.Namespace) -> None:
     os._exit(0)
 
 
+def _allow_only(name: str) -> None:
+    endpoint = pj.Endpoint.instance()
+    for codec in endpoint.codecEnum2():
+        endpoint.codecSetPriority(codec.codecId, 0)
+    endpoint.codecSetPriority(f"{name}/8000/1", 255)
+
+
 def _account(options: argparse.Namespace) -> Any:
-    class Account(pj.Account):  # type: ignore[misc] # its base is there at run time alone
+    class Account(pj.Account):  # type: ignore[misc] # pjsua2 is not installed where types are checked
         def __init__(self) -> None:
             super().__init__()
             self.phones: list[Any] = []
 
-        def onIncomingCall(self, parameters: Any) -> None:  # pjsua2's name
+        def onIncomingCall(self, parameters: Any) -> None:
             report("incoming")
             self.phones.append(_call(self, parameters.callId, options))
 
@@ -175,7 +181,7 @@ def _account(options: argparse.Namespace) -> Any:
         "required": pj.PJSUA_SIP_TIMER_REQUIRED,
     }[options.timer]
     calls.timerMinSESec = calls.timerSessExpiresSec = 90
-    if options.old_hold == "rfc2543":
+    if options.hold == "rfc2543":
         calls.holdType = pj.PJSUA_CALL_HOLD_TYPE_RFC2543
     config.mediaConfig.transportConfig.boundAddress = HOST
     account = Account()
@@ -184,7 +190,7 @@ def _account(options: argparse.Namespace) -> Any:
 
 
 def _call(account: Any, call_id: int, options: argparse.Namespace) -> Any:
-    class Call(pj.Call):  # type: ignore[misc] # its base is there at run time alone
+    class Call(pj.Call):  # type: ignore[misc] # pjsua2 is not installed where types are checked
         def __init__(self) -> None:
             super().__init__(account, call_id)
             self._steps = self._run_steps()
@@ -254,7 +260,7 @@ def _call(account: Any, call_id: int, options: argparse.Namespace) -> Any:
                 yield
 
         def _try(self, action: Callable[[], object]) -> Iterator[None]:
-            end = time.monotonic() + _PATIENCE
+            end = time.monotonic() + _STEP_TIMEOUT
             while True:
                 try:
                     action()
@@ -281,6 +287,8 @@ def _call(account: Any, call_id: int, options: argparse.Namespace) -> Any:
                     pj.PJSUA_DTMF_METHOD_SIP_INFO if info else pj.PJSUA_DTMF_METHOD_RFC2833
                 )
                 self.sendDtmf(digits)
+            elif name == "codec":
+                _allow_only(value)
             elif step == "hold":
                 self.setHold(pj.CallOpParam())
             elif step == "hold by update":
@@ -317,7 +325,7 @@ def _main() -> None:
     parser.add_argument("--codec")
     parser.add_argument("--reliable")
     parser.add_argument("--timer")
-    parser.add_argument("--old-hold")
+    parser.add_argument("--hold")
     _run(parser.parse_args())
 
 

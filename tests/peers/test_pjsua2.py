@@ -13,7 +13,7 @@ from bitel.calls.outcome import Outcome
 from bitel.demo.play import read_wav
 from bitel.store.database import Database
 from tests.peers.phone_process import PhoneProcess, Transport
-from tests.peers.pjsua2_phone import OldHold, Rel, pjsua2_phone, why_missing
+from tests.peers.pjsua2_phone import HoldKind, Reliable, pjsua2_phone, why_missing
 from tests.peers.switchboard import Record, assert_answered, sample, share_heard, switchboard
 from tests.prerequisites import need_peer
 
@@ -108,7 +108,7 @@ async def test_cancelled(play: Play) -> None:
 
 @pytest.mark.interop("plays early media, then answers; 100rel {reliable}", rfc="RFC 3262 §5")
 @pytest.mark.parametrize("reliable", ["off", "optional", "required"])
-async def test_early_media(play: Play, reliable: Rel) -> None:
+async def test_early_media(play: Play, reliable: Reliable) -> None:
     async with play("183", "wait 0.5", "200", reliable=reliable):
         assert play.heard >= HEARD, "nothing is played before the answer"
     assert_answered(play.record)
@@ -130,7 +130,7 @@ async def test_early_update(play: Play) -> None:
     ("by", "kind"),
     [("INVITE", "rfc3264"), ("INVITE", "rfc2543"), ("UPDATE", "rfc3264")],
 )
-async def test_hold(play: Play, by: str, kind: OldHold) -> None:
+async def test_hold(play: Play, by: str, kind: HoldKind) -> None:
     hold = "hold" if by == "INVITE" else "hold by update"
     steps = "200", "wait 0.5", hold, "wait 1", "resume"
     async with play(*steps, hold=kind) as phone:
@@ -157,6 +157,16 @@ async def test_the_same_offer(play: Play, method: str) -> None:
 async def test_an_offer_is_asked_for(play: Play) -> None:
     async with play("200", "wait 0.3", "reinvite without offer") as phone:
         assert "INVITE 200" in phone.events
+        assert play.heard >= HEARD
+    assert_answered(play.record)
+
+
+@pytest.mark.interop("offers another codec in a re-INVITE", rfc="RFC 3264 §8.3.2")
+async def test_another_codec(play: Play) -> None:
+    """Whether it is taken or refused with 488, the recording goes on."""
+    async with play("200", "wait 0.3", "codec PCMU", "reinvite") as phone:
+        answers = [event for event in phone.events if event.startswith("INVITE ")]
+        assert answers in (["INVITE 200"], ["INVITE 488"])
         assert play.heard >= HEARD
     assert_answered(play.record)
 
