@@ -114,6 +114,9 @@ class FarMedia(asyncio.DatagramProtocol):
         self.rtp, self.rtcp = ears(host)
         self.codes: list[int] = [100, 200]
         self.body = sdp(self.rtp.port, host=host)
+        self.bodies: dict[int, bytes] = {}
+        """What else than `body` answers the INVITE, by status."""
+        self.content_type = "application/sdp"
         self.answers_bye = True
         self.invite: Request
         self.methods: list[str] = []
@@ -157,12 +160,13 @@ class FarMedia(asyncio.DatagramProtocol):
 
     def answer(self, code: int) -> None:
         """Answer the INVITE."""
-        self._respond(self.invite, code, self.body if 100 < code < 300 else b"")
+        body = self.body if 100 < code < 300 else b""
+        self._respond(self.invite, code, self.bodies.get(code, body))
 
     def _respond(self, request: Request, code: int, body: bytes = b"") -> None:
         headers = [("Contact", f"<{self.uri}>")]
         if body:
-            headers.append(("Content-Type", "application/sdp"))
+            headers.append(("Content-Type", self.content_type))
         tag = "" if code == 100 else "far"
         via = request.values("via")[0]
         data = write_response(request, code, tag, headers, body, top_via=via)

@@ -106,6 +106,10 @@ class Stage:
         self.talk.follow(MediaChanged("call", Agreed("PCMA", 8, (101,), FAR, 20, ours)))
 
 
+async def no_names(host: str) -> str:
+    raise OSError(host)
+
+
 @pytest.fixture
 def loop(monkeypatch: pytest.MonkeyPatch) -> FakeLoop:
     made = FakeLoop(asyncio.new_event_loop())
@@ -217,7 +221,7 @@ async def test_a_call_whose_bye_is_lost_is_never_over_before_its_answer(
     order = Order("attempt", "call", "+989121234567", "recording")
     attempt = Attempt(order, 60.0, lambda: 1000.0 + now, lambda at: None, lambda: now)
     attempt.answered_at = answered
-    leg = attempt.leg = Leg("call", lambda: None)
+    leg = attempt.leg = Leg("call", lambda: None, no_names)
     streamer = FakeStreamer()
     talk = attempt.talk = Talk(cast(Streamer, streamer), Patience())
     talk.begin(3000, Agreed("PCMA", 8, (101,), FAR, 20, "sendrecv"), [Path("clip")])

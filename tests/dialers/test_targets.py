@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitel.dialers.srv import Server, in_order
-from bitel.dialers.targets import KEPT_AFTER_FAILURE, LONGEST_KEPT, Targets
+from bitel.dialers.targets import KEPT_AFTER_FAILURE, LONGEST_KEPT, SHORTEST_KEPT, Targets
 from bitel.dialers.trunk import Trunk
 from bitel.sip.grammar import Address, Transport
 from tests.conftest import FakeClock
@@ -60,6 +60,60 @@ async def test_a_port_rules_out_srv(zone: Zone, targets: Targets) -> None:
     found = await targets.find(Trunk("carrier.test", 5070))
     assert sorted(found) == [Address("192.0.2.50", 5070), Address("192.0.2.51", 5070)]
     assert set(zone.asked) == {("carrier.test", "A")}
+
+
+async def test_a_host_of_media(zone: Zone, targets: Targets, clock: FakeClock) -> None:
+    zone.add("media.test", "A", "0.0.0.0", "224.0.0.1", "192.0.2.7")
+    found = await asyncio.gather(*(targets.find_host("media.test") for _ in range(5)))
+    assert found == ["192.0.2.7"] * 5
+    assert zone.asked["media.test", "A"] == 1, "all share one question"
+    zone.add("media.test", "A", "192.0.2.8")
+    clock.advance(59)
+    assert await targets.find_host("media.test") == "192.0.2.7"
+    clock.advance(1)
+    assert await targets.find_host("media.test") == "192.0.2.8"
+
+
+async def test_a_host_of_media_without_an_address(
+    zone: Zone, targets: Targets, clock: FakeClock
+) -> None:
+    zone.add("nowhere.test", "A", "0.0.0.0")
+    for host, why in (("unknown.test", "no A record"), ("nowhere.test", "can be sent to")):
+        for _ in range(2):
+            with pytest.raises(OSError, match=why):
+                await targets.find_host(host)
+        assert zone.asked[host, "A"] == 1, "that is remembered for a moment"
+    zone.add("unknown.test", "A", "192.0.2.7")
+    clock.advance(SHORTEST_KEPT)
+    assert await targets.find_host("unknown.test") == "192.0.2.7"
+
+
+async def test_a_host_of_media_of_which_dns_says_nothing(
+    zone: Zone, targets: Targets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bitel.dialers.targets.PATIENCE", 0.2)
+    zone.dumb = True
+    with pytest.raises(OSError, match=r"DNS does not say what media\.test is"):
+        await targets.find_host("media.test")
+
+
+async def test_so_many_hosts_of_media_are_remembered_only(
+    zone: Zone, targets: Targets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bitel.dialers.targets.MOST_HOSTS", 3)
+    for number in range(5):
+        zone.add(f"m{number}.test", "A", "192.0.2.7")
+        await targets.find_host(f"m{number}.test")
+    for number in (4, 3, 2, 1, 0):
+        await targets.find_host(f"m{number}.test")
+    assert [zone.asked[f"m{number}.test", "A"] for number in range(5)] == [2, 2, 1, 1, 1]
+    zone.dumb = True
+    tasks = [asyncio.create_task(targets.find_host(f"x{number}.test")) for number in range(3)]
+    await asyncio.sleep(0)
+    with pytest.raises(OSError, match="too many"):
+        await targets.find_host("x3.test")
+    for task in tasks:
+        task.cancel()
 
 
 async def test_srv_by_priority(zone: Zone, targets: Targets) -> None:

@@ -25,7 +25,19 @@ SPLICES = [
     *("١".encode(), b"a" * 3000, b"Require: x\r\n", b"Via: SIP/2.0/UDP h\r\n", b"t: x\r\n"),
     *(b"INVITE", b"ACK", b"BYE", b"CANCEL", b"UPDATE", b"OPTIONS", b"SIP/2.0 200 OK"),
     *(b"Reason: Q.850;cause=999\r\n", b"m=audio 0 RTP/AVP 8\r\n", b"c=IN IP4 0.0.0.0\r\n"),
+    *(b"--b\r\n", b"--b--", b"Content-Disposition: x;handling=required\r\n", b"a=maxptime:1\r\n"),
+    *(b"c=IN IP4 media.example\r\n", b"m=audio 9 RTP/AVP 98\r\n", b"a=rtpmap:98 PCMA/8000\r\n"),
 ]
+
+
+PARTS = (
+    f"--b\r\nContent-Type: application/sdp\r\n\r\n{ANSWER}\r\n--b\r\n"
+    "Content-Type: multipart/mixed;boundary=c\r\n\r\n--c\r\n\r\nx\r\n--c--\r\n--b--\r\n"
+)
+
+
+def in_multipart(message: str) -> str:
+    return message.replace("application/sdp", "multipart/mixed;boundary=b", 1)
 
 
 class Scene:
@@ -71,7 +83,7 @@ class Scene:
                 "sip:1@192.0.2.9",
                 FAR,
                 "sip:us@192.0.2.1",
-                make_offer(("192.0.2.1", 30000)),
+                make_offer(("192.0.2.1", 30000), session_id=7),
                 Credentials("u", "p"),
             ),
             self.now,
@@ -82,6 +94,8 @@ class Scene:
             self.give(reply(invite, 200, ANSWER, headers=routes))
         self.add(reply(invite, 183, ANSWER))
         self.add(reply(invite, 200, ANSWER, headers=routes))
+        self.add(in_multipart(reply(invite, 200, PARTS, headers=routes)))
+        self.add(in_multipart(within(invite, "UPDATE", 9, PARTS)))
         self.add(reply(invite, 486, headers=("Reason: Q.850;cause=17",)))
         challenge = 'Proxy-Authenticate: Digest realm="r", nonce="n", qop="auth,auth-int"'
         self.add(reply(invite, 407, headers=(challenge,)))
@@ -144,7 +158,9 @@ class Scene:
             self.add(text)
             self.add(request("CANCEL", branch=branch, call_id=call_id))
             self.add(request("ACK", branch=branch, call_id=call_id))
-        self.agent.accept("call-1", make_answer(offer, ("192.0.2.1", 40000)), self.now)
+        self.agent.accept(
+            "call-1", make_answer(offer, ("192.0.2.1", 40000), session_id=7), self.now
+        )
         self.agent.reject("call-2", 486, self.now)
         for method in ("OPTIONS", "REGISTER", "BYE"):
             self.add(request(method))

@@ -197,6 +197,8 @@ async def test_a_call_on_hold_waits_with_its_recording(
         ("rfc3264_6.1_other_codec", 0, 160),
         ("rfc4733_2.4.1_other_event_payload_type", 8, 160),
         ("rfc3264_6.1_recvonly_answer", 8, 160),
+        ("rfc3261_13.2.1_answer_in_unreliable_183", 8, 160),
+        ("rfc5621_5_multipart_mixed", 8, 160),
     ],
 )
 async def test_the_recording_is_sent_as_the_answer_asks(
@@ -207,6 +209,28 @@ async def test_the_recording_is_sent_as_the_answer_asks(
     assert {packet.payload_type for packet in heard.packets} == {payload_type}
     assert {packet.size for packet in heard.packets} == {size}
     assert len(heard.packets) == 3200 // size
+
+
+@pytest.mark.parametrize(
+    ("scenario", "is_moved_early"),
+    [
+        ("rfc3264_8.2_other_audio_line", False),
+        ("rfc3311_5.2_update_before_ack", False),
+        ("rfc3311_5.2_update_before_answer", True),
+    ],
+)
+async def test_the_recording_goes_where_the_last_description_says(
+    scenario: str, is_moved_early: bool, tmp_path: Path, sqlite_database: Database
+) -> None:
+    async with ear() as first, ear() as second:
+        callee_of = sipp(
+            scenario, 1, tmp_path, rtp_port=str(first.port), other_rtp_port=str(second.port)
+        )
+        async with callee_of as callee:
+            await dial(Case(scenario, clip=1.0), callee, tmp_path, sqlite_database)
+        assert len(first.packets) + len(second.packets) == 50
+        assert bool(first.packets) is not is_moved_early
+        assert len(second.packets) > 30
 
 
 async def test_rfc3960_3_early_media_is_never_billed(

@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitel.sip import NoCommonCodec, SdpError, SessionDescription, check_answer
-from bitel.sip.sdp import Codec, Direction, answer_again, make_answer, make_offer
+from bitel.sip.sdp import (
+    Codec,
+    Direction,
+    answer_again,
+    is_host_name,
+    make_answer,
+    make_offer,
+)
 
 OFFER = make_offer(("192.0.2.1", 30000), session_id=5)
 
@@ -138,6 +145,101 @@ def test_an_answer_lists_every_media_line_again() -> None:
     assert (agreed.codec_name, agreed.event_types) == ("PCMU", (96,))
 
 
+@pytest.mark.parametrize(
+    ("lines", "wanted"),
+    [
+        ([], 20),
+        (["a=ptime:30"], 30),
+        (["a=ptime:60", "a=maxptime:40"], 40),
+        (["a=maxptime:60", "a=ptime:20"], 20),
+        (["a=maxptime:10"], 10),
+        (["a=maxptime:25"], 20),
+        (["a=ptime:30", "a=maxptime:29"], 20),
+        (["a=maxptime:5"], 10),
+        (["a=ptime:25"], 20),
+        (["a=ptime:5"], 10),
+        (["a=ptime:120"], 60),
+        (["a=ptime:30", "a=maxptime:0"], 30),
+        (["a=ptime:30", "a=maxptime:x"], 30),
+    ],
+)
+def test_packets_are_as_long_as_wanted_and_no_longer_than_allowed(
+    lines: list[str], wanted: int
+) -> None:
+    media = ["m=audio 4000 RTP/AVP 8", *lines]
+    assert check_answer(OFFER, sdp(*media)).ptime == wanted
+    assert make_answer(sdp(*media), ("192.0.2.1", 30000)).ptime == wanted
+
+
+def test_a_limit_for_the_session_holds_for_its_audio() -> None:
+    session = "c=IN IP4 192.0.2.9\r\na=maxptime:10\r\n"
+    assert check_answer(OFFER, sdp("m=audio 1 RTP/AVP 8", session=session)).ptime == 10
+
+
+@pytest.mark.parametrize(
+    "session", ["", "c=IN IP4 239.0.0.1\r\n", "c=IN IP4 not_a_host\r\n", "c=nonsense\r\n"]
+)
+def test_the_address_of_the_audio_is_judged_after_it_has_replaced_the_sessions(
+    session: str,
+) -> None:
+    assert sdp("m=audio 1 RTP/AVP 8", "c=IN IP4 192.0.2.8", session=session).address == "192.0.2.8"
+    with pytest.raises(SdpError):
+        sdp("m=audio 1 RTP/AVP 8", session=session)
+    with pytest.raises(SdpError):
+        sdp("m=audio 1 RTP/AVP 8", "c=IN IP4 239.0.0.1", session="c=IN IP4 192.0.2.9\r\n")
+
+
+LABEL = "a" * 63
+
+
+@pytest.mark.parametrize(
+    ("written", "address"),
+    [
+        ("media.example.net", "media.example.net"),
+        ("MEDIA-1.Example.NET.", "media-1.example.net"),
+        ("media.example.net/127", "media.example.net"),
+        ("localhost", "localhost"),
+        ("1and1.example", "1and1.example"),
+        (f"{LABEL}.{LABEL}.{LABEL}.{'a' * 61}", f"{LABEL}.{LABEL}.{LABEL}.{'a' * 61}"),
+    ],
+)
+@pytest.mark.parametrize("level", ["session", "media"])
+def test_an_address_may_be_a_host_name(written: str, address: str, level: str) -> None:
+    line = f"c=IN IP4 {written}"
+    if level == "session":
+        found = sdp("m=audio 1 RTP/AVP 8", session=f"{line}\r\n")
+    else:
+        found = sdp("m=audio 1 RTP/AVP 8", line)
+    assert found.address == address
+    assert is_host_name(found.address)
+    assert check_answer(OFFER, found).far == (address, 1)
+    assert not is_host_name("192.0.2.9")
+    assert not is_host_name("2001:db8::1")
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "host_name.example",
+        "-a.example",
+        "a-.example",
+        "a..example",
+        ".example",
+        ".",
+        "1.2.3.4.5",
+        "192.0.2.256",
+        "fe80::1%eth0",
+        "höst.example",
+        f"{'a' * 64}.example",
+        f"{LABEL}.{LABEL}.{LABEL}.{'a' * 62}",
+        "a." * 20000 + "example",
+    ],
+)
+def test_what_is_no_host_name_is_refused(written: str) -> None:
+    with pytest.raises(SdpError):
+        sdp("m=audio 1 RTP/AVP 8", f"c=IN IP4 {written}")
+
+
 def test_no_answer_to_an_offer_without_our_codecs() -> None:
     for media in ("m=audio 4000 RTP/AVP 18", "m=audio 0 RTP/AVP 8"):
         with pytest.raises(NoCommonCodec):
@@ -158,7 +260,7 @@ def test_the_version_goes_up_only_when_the_answer_differs() -> None:
         (b"", "v="),
         (b"v=0\r\n", "no audio"),
         (b"v=0\r\nm=audio 1 RTP/AVP 8\r\n", "no address"),
-        (b"v=0\r\nc=IN IP4 host.example\r\nm=audio 1 RTP/AVP 8\r\n", "IP address"),
+        (b"v=0\r\nc=IN IP4 1.2.3.444\r\nm=audio 1 RTP/AVP 8\r\n", "IP address"),
         (b"v=0\r\nc=IN IP4 239.0.0.1\r\nm=audio 1 RTP/AVP 8\r\n", "unicast"),
         (b"v=0\r\nc=IN IP4 1.1.1.1\r\nm=audio 65536 RTP/AVP 8\r\n", "port"),
         (b"v=0\r\nc=IN IP4 1.1.1.1\r\nm=audio -1 RTP/AVP 8\r\n", "port"),
@@ -171,6 +273,13 @@ def test_the_version_goes_up_only_when_the_answer_differs() -> None:
 def test_bad_descriptions_are_named(text: bytes, what: str) -> None:
     with pytest.raises(SdpError, match=what):
         SessionDescription.parse(text)
+
+
+def test_the_number_of_event_types_is_limited() -> None:
+    lines = [f"a=rtpmap:{number} telephone-event/8000" for number in range(96, 128)]
+    numbers = " ".join(str(number) for number in range(96, 128))
+    agreed = check_answer(OFFER, sdp(f"m=audio 1 RTP/AVP 8 {numbers}", *lines))
+    assert agreed.event_types == (101, 96, 97, 98, 99, 100, 102, 103)
 
 
 def test_the_number_of_codecs_is_limited() -> None:

@@ -272,7 +272,7 @@ def test_what_we_do_not_serve(method: str, code: int) -> None:
 def test_an_unknown_extension_is_420() -> None:
     bench = Bench()
     bench.receive(request("INVITE", body=OFFER, headers=("Require: 100rel, foo",)))
-    assert bench.one("420 INVITE").response.header("unsupported") == "100rel, foo"
+    assert bench.one("420 INVITE").response.header("unsupported") == "foo"
     assert bench.events() == []
     bench.receive(request("CANCEL", branch="z9hG4bKx", headers=("Require: foo",)))
     assert bench.names() == ["481 CANCEL"]

@@ -149,6 +149,10 @@ class Carriers:
         assert fault is not None, "a dialer has at least one trunk"
         raise fault
 
+    async def find_host(self, host: str) -> str:
+        """An IP address of `host`, as `Targets.find_host` finds it."""
+        return await self._targets.find_host(host)
+
     def start(self, transport: SipTransport) -> None:
         """Register where that is wanted, and ping."""
         config, agent = self._config, transport.agent

@@ -6,14 +6,17 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from bitel.dialers.media_address import MediaAddresses, Resolve
 from bitel.rtp.dtmf import MAX_DIGITS
 from bitel.sip import Answered, Ended, Event, Failed, KeyedDigits, MediaChanged, Provisional
+from bitel.sip.sdp import Agreed
 
 
 class Leg:
     """Collects the events of one call; a dialer awaits its two futures and follows its media."""
 
     __slots__ = (
+        "_addresses",
         "_follow",
         "_media",
         "_ringing",
@@ -24,8 +27,10 @@ class Leg:
         "ended",
     )
 
-    def __init__(self, call_id: str, ringing: Callable[[], None]) -> None:
+    def __init__(self, call_id: str, ringing: Callable[[], None], resolve: Resolve) -> None:
+        """`resolve` looks up the host names of the far end's media."""
         loop = asyncio.get_running_loop()
+        self._addresses = MediaAddresses(resolve)
         self.call_id = call_id
         self._ringing: Callable[[], None] | None = ringing
         self.decided: asyncio.Future[Answered | Failed] = loop.create_future()
@@ -36,6 +41,14 @@ class Leg:
         """When the first of them came, by CLOCK_MONOTONIC."""
         self._media: MediaChanged | None = None
         self._follow: Callable[[MediaChanged], None] | None = None
+
+    async def resolved(self, agreed: Agreed) -> Agreed:
+        """`agreed` with an IP address to send to; raises FarEndError where its host has none."""
+        return await self._addresses.resolved(agreed)
+
+    def close(self) -> None:
+        """Wait for nothing any more: the call is over."""
+        self._addresses.close()
 
     def follow_media(self, follow: Callable[[MediaChanged], None]) -> None:
         """Have `follow` told where the far end wants its media; at once if that has changed yet."""
@@ -49,17 +62,23 @@ class Leg:
             case Answered() | Failed() if not self.decided.done():
                 self._ringing = None  # it refers to the attempt, and that to this leg
                 self.decided.set_result(event)
-            case Provisional() if 180 <= event.code <= 189 and self._ringing is not None:
-                self._ringing()
+            case Provisional():
+                if event.answer is not None:
+                    self._addresses.prepare(event.answer)
+                if 180 <= event.code <= 189 and self._ringing is not None:
+                    self._ringing()
             case Ended() if not self.ended.done():
                 self.ended.set_result(event)
             case MediaChanged():
-                self._media = event
-                if self._follow is not None:
-                    self._follow(event)
+                self._addresses.follow(event, self._change_media)
             case KeyedDigits():
                 if self.digits_at is None:
                     self.digits_at = time.monotonic()
                 self.digits = (self.digits + event.digits)[:MAX_DIGITS]
             case _:
                 pass
+
+    def _change_media(self, changed: MediaChanged) -> None:
+        self._media = changed
+        if self._follow is not None:
+            self._follow(changed)

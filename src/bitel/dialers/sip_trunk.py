@@ -194,6 +194,7 @@ class SipTrunkDialer:
                 self._streamer.release_port(attempt.port)
             if attempt.leg is not None:
                 self._legs.pop(attempt.leg.call_id, None)
+                attempt.leg.close()
             del self._attempts[order.attempt_id]
             if self._watch:
                 self._watch.over(order, attempted)
@@ -264,7 +265,8 @@ class SipTrunkDialer:
         assert leg is not None, "an answer has an INVITE behind it"
         attempt.answered_at = attempt.now()
         try:
-            check_address(self._streamer, answered.agreed)
+            agreed = await leg.resolved(answered.agreed)
+            check_address(self._streamer, agreed)
         except FarEndError as fault:
             await self._end(attempt, leg)
             return attempt.over(Outcome.MEDIA_MISMATCH, detail=str(fault), sip_code=200)
@@ -274,8 +276,7 @@ class SipTrunkDialer:
             return attempt.over(Outcome.RANG_THEN_FAILED, "the answer could not be recorded", 200)
         self._sip.agent.acknowledge(leg.call_id)
         self._sip.flush()
-        playlist = playlists[answered.agreed.codec_name]
-        return await self._play(attempt, leg, answered.agreed, playlist, port)
+        return await self._play(attempt, leg, agreed, playlists[agreed.codec_name], port)
 
     async def _play(
         self, attempt: Attempt, leg: Leg, agreed: Agreed, playlist: Playlist, port: int
@@ -400,8 +401,10 @@ class SipTrunkDialer:
         )
         if attempt.leg is not None:
             self._legs.pop(attempt.leg.call_id, None)
+            attempt.leg.close()
         sip = self._sip
-        leg = Leg(sip.agent.invite(invitation, sip.now()), attempt.ringing)
+        call_id = sip.agent.invite(invitation, sip.now())
+        leg = Leg(call_id, attempt.ringing, self._carriers.find_host)
         attempt.leg = self._legs[leg.call_id] = leg
         if self._watch:
             self._watch.invited(attempt.order, leg.call_id)

@@ -9,11 +9,12 @@ TCP. Where there are none of all these, the host's own address serves, at the us
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import random
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import dns.asyncresolver
 import dns.exception
@@ -34,6 +35,9 @@ KEPT_AFTER_FAILURE: Final = 15.0
 """Seconds after which DNS is asked again that did not answer, while old addresses serve on."""
 PATIENCE: Final = 3.0
 """Seconds that DNS may take for one question."""
+MOST_HOSTS: Final = 1000
+"""Hosts of media whose addresses are remembered, and that are looked up at once: far ends name
+them."""
 MOST_SERVICES: Final = 4
 MOST_RECORDS: Final = 16
 """Records of one answer that are looked at: each costs questions, and each address an INVITE."""
@@ -79,6 +83,14 @@ class _Known:
         return [each for group in self.groups for server in group for each in server.addresses]
 
 
+class _Host(NamedTuple):
+    """What is known of a host of media: its address, or why it has none."""
+
+    address: str
+    until: float
+    fault: OSError | None = None
+
+
 SystemLookup = Callable[[str, int], Awaitable[Sequence[str]]]
 """The addresses that this machine's own files know for a host, in an address family."""
 
@@ -105,6 +117,8 @@ class Targets:
         self._system_lookup = system_lookup or look_up_locally
         self._known: dict[Trunk, _Known] = {}
         self._asking: dict[Trunk, asyncio.Task[None]] = {}
+        self._hosts: dict[str, _Host] = {}
+        self._looking_up: dict[str, asyncio.Task[_Host]] = {}
 
     async def find(self, trunk: Trunk) -> list[Address]:
         """The addresses of `trunk`, best first; the draw among equals is made anew each time.
@@ -125,6 +139,38 @@ class Targets:
             raise known.fault
         ordered = [each for group in known.groups for each in in_order(group, self._rng)]
         return list(dict.fromkeys(ordered))
+
+    async def find_host(self, host: str) -> str:
+        """An IP address of `host`, a domain name, for media.
+
+        Raises OSError where it has none, or none is known after `PATIENCE`.
+        """
+        known = self._hosts.get(host)
+        if known is None or self._clock() >= known.until:
+            if host not in self._looking_up:
+                if len(self._looking_up) >= MOST_HOSTS:
+                    raise OSError("too many hosts are being looked up")
+                self._looking_up[host] = asyncio.create_task(self._look_up(host))
+                self._looking_up[host].add_done_callback(lambda _: self._looking_up.pop(host))
+            known = await asyncio.shield(self._looking_up[host])
+        if known.fault is not None:
+            raise known.fault
+        return known.address
+
+    async def _look_up(self, host: str) -> _Host:
+        address, kept, fault = "", SHORTEST_KEPT, None
+        try:
+            async with asyncio.timeout(PATIENCE):
+                found, ttl = await self._addresses(host)
+            address, kept = _unicast(host, found), min(max(ttl, SHORTEST_KEPT), LONGEST_KEPT)
+        except TimeoutError:
+            fault = OSError(f"DNS does not say what {host} is within {PATIENCE:g} s")
+        except OSError as failed:
+            fault = failed
+        if len(self._hosts) >= MOST_HOSTS:
+            del self._hosts[next(iter(self._hosts))]
+        known = self._hosts[host] = _Host(address, self._clock() + kept, fault)
+        return known
 
     def known(self, trunk: Trunk) -> list[Address] | None:
         """The addresses found last, without asking anybody; None before the first `find`."""
@@ -262,6 +308,15 @@ class Targets:
         if answer.rrset is None:
             return [], LONGEST_KEPT
         return list(answer.rrset), float(answer.rrset.ttl)
+
+
+def _unicast(host: str, addresses: Sequence[str]) -> str:
+    """The first of the addresses that media can be sent to."""
+    for each in addresses:
+        found = ipaddress.ip_address(each)
+        if not found.is_multicast and not found.is_unspecified:
+            return each
+    raise OSError(f"{host} has no address that can be sent to")
 
 
 async def look_up_locally(host: str, family: int) -> Sequence[str]:

@@ -71,6 +71,7 @@ class Answers:
         early = self._early.get(response.to_tag) if self._early else None
         if early is not None:
             dialog.local_cseq = early.dialog.local_cseq
+            dialog.remote_cseq = early.dialog.remote_cseq
         authentication = self._authentication
         if authentication and not belongs(dialog, self._destination, self._trusted):
             authentication = None

@@ -1,16 +1,34 @@
-"""Reliable provisional responses (RFC 3262): each is acknowledged by a PRACK, in order, once."""
+"""Early dialogs: what provisional responses to our INVITE make (RFC 3261 §12.1).
+
+Each has its own answer to the offer of the INVITE. Reliable responses are acknowledged by PRACK, in
+order, once (RFC 3262); from such an answer on, the far end may change the media by UPDATE
+(RFC 3311).
+"""
 
 from __future__ import annotations
 
 from typing import Literal
 
 from bitel.sip.authentication import Authentication, is_challenge
+from bitel.sip.body import session_description_of
 from bitel.sip.client_transaction import ClientTransaction
 from bitel.sip.core import Core
 from bitel.sip.dialog import Dialog
 from bitel.sip.grammar import Address
-from bitel.sip.message import Response
-from bitel.sip.sdp import SdpError, SessionDescription
+from bitel.sip.message import Request, Response
+from bitel.sip.requests import ALLOW, CAPABILITIES, SDP_TYPE
+from bitel.sip.sdp import (
+    Agreed,
+    SdpError,
+    SessionDescription,
+    agreement,
+    answer_again,
+    audio_names,
+    check_answer,
+    settled,
+    with_earlier_events,
+)
+from bitel.sip.server_transaction import ServerTransaction
 
 MAX_RELIABLE = 32
 """How many reliable responses of one phone are acknowledged: each PRACK may be sent 11 times."""
@@ -18,37 +36,134 @@ MAX_RSEQ = 2**32
 
 
 class EarlyDialog:
-    """The dialog that a phone's reliable provisional responses make, while it rings."""
+    """One early dialog: its answer, and the requests within it in both directions."""
 
-    __slots__ = ("_authentication", "_core", "_count", "_last_rseq", "answer", "dialog")
+    __slots__ = (
+        "_authentication",
+        "_core",
+        "_count",
+        "_is_complete",
+        "_last_rseq",
+        "agreed",
+        "answer",
+        "dialog",
+        "is_updated",
+        "local",
+    )
 
-    def __init__(self, core: Core, dialog: Dialog, authentication: Authentication | None) -> None:
+    def __init__(
+        self,
+        core: Core,
+        dialog: Dialog,
+        authentication: Authentication | None,
+        offer: SessionDescription,
+    ) -> None:
+        """`offer` is that of the INVITE."""
         self._core = core
         self.dialog = dialog
         self._authentication = authentication
         self._last_rseq = 0
         self._count = 0
+        self._is_complete = False
+        self.local = offer
+        """Our last description in this dialog."""
         self.answer: SessionDescription | None = None
-        """The answer to our offer, once a reliable response carried one (§5)."""
+        """The far end's description that counts: its answer, later the offer of an UPDATE."""
+        self.agreed: Agreed | None = None
+        """What the two agree on; None where there is no answer."""
+        self.is_updated = False
+        """Whether an UPDATE has replaced the answer to the INVITE's offer."""
 
-    def acknowledge(self, response: Response, rseq: int, now: float) -> None:
-        """Send PRACK, if this is the first or the next response (§4).
+    @property
+    def had_requests(self) -> bool:
+        """Whether requests of either side have counted up a CSeq."""
+        return self._count > 0 or self.dialog.remote_cseq is not None
+
+    def take_answer(self, response: Response, *, reliable: bool = False) -> bool:
+        """Take a response's session description as the answer, if it is the first that can be used.
+
+        All later ones are ignored (RFC 3261 §13.2.1), but for that of the first reliable response:
+        it is the answer itself (RFC 3262 §5), of which unreliable ones only give notice. Returns
+        whether it was taken.
+        """
+        if self._is_complete or (self.answer is not None and not reliable):
+            return False
+        answer = description_in(response)
+        agreed = agreement(self.local, answer)
+        if agreed is None:
+            return False
+        self.answer, self.agreed, self._is_complete = answer, agreed, reliable
+        return True
+
+    def acknowledge(self, response: Response, rseq: int, now: float) -> bool:
+        """Send PRACK, if this is the first or the next response (RFC 3262 §4).
 
         A repeated one is passed over: its PRACK repeats itself. One that came before its turn
-        will be repeated by who sent it.
+        will be repeated by who sent it. Returns whether it carried the answer to our offer.
         """
         if self._count >= MAX_RELIABLE or (self._last_rseq and rseq != self._last_rseq + 1):
-            return
+            return False
         self._count += 1
         self._last_rseq = rseq
-        if response.body and self.answer is None:
-            try:
-                self.answer = SessionDescription.parse(response.body)
-            except SdpError:
-                self.answer = None
+        is_answer = self.take_answer(response, reliable=True)
         if self._authentication is not None:
             self._authentication.begin_request()
         self._send_prack(f"{rseq} {response.cseq} INVITE", now)
+        return is_answer
+
+    # Requests of the far end
+
+    def receive_request(
+        self, request: Request, transaction: ServerTransaction, source: Address, now: float
+    ) -> None:
+        """Answer UPDATE and OPTIONS; there is nothing else for a callee to ask for yet."""
+        dialog = self.dialog
+        if request.method == "INVITE":
+            # Our own is in progress (RFC 3261 §14.2).
+            transaction.respond(491, now)
+            return
+        if request.method not in ("UPDATE", "OPTIONS"):
+            transaction.respond(481, now)
+            return
+        if dialog.remote_cseq is not None and request.cseq < dialog.remote_cseq:
+            transaction.respond(500, now, reason="CSeq Out Of Order")
+            return
+        dialog.remote_cseq = request.cseq
+        dialog.heard_from(source)
+        if request.method == "OPTIONS":
+            transaction.respond(200, now, [self._contact(), *CAPABILITIES])
+        else:
+            self._receive_update(request, transaction, now)
+
+    def _receive_update(self, request: Request, transaction: ServerTransaction, now: float) -> None:
+        headers = [self._contact(), ("Allow", ALLOW), self._core.user_agent]
+        description = session_description_of(request)
+        if not description:
+            self.dialog.refresh_target(request)
+            transaction.respond(200, now, headers)
+            return
+        if not self._is_complete:
+            # The offer of our INVITE waits for its answer (RFC 3311 §5.2).
+            transaction.respond(491, now)
+            return
+        try:
+            codecs = settled(self.local, self.agreed).codecs
+            offer = SessionDescription.parse(description, audio_names(codecs))
+            answer = answer_again(self.local, offer, codecs)
+            agreed = check_answer(answer, offer)
+        except SdpError:
+            transaction.respond(488, now)
+            return
+        self.dialog.refresh_target(request)
+        self.local, self.answer = answer, offer
+        self.agreed = with_earlier_events(agreed, self.agreed)
+        self.is_updated = True
+        transaction.respond(200, now, [*headers, SDP_TYPE], answer.to_bytes())
+
+    def _contact(self) -> tuple[str, str]:
+        return self._core.contact_by(self.dialog.fallback.transport)
+
+    # Our PRACK
 
     def receive_response(
         self, transaction: ClientTransaction, response: Response, source: Address, now: float
@@ -73,6 +188,17 @@ class EarlyDialog:
             "PRACK", self._core.new_via(self.dialog.next_hop.transport), tuple(headers)
         )
         ClientTransaction(self._core, self, request, destination, now)
+
+
+def description_in(response: Response) -> SessionDescription | None:
+    """The session description of a response, None where there is none or it can't be read."""
+    data = session_description_of(response)
+    if not data:
+        return None
+    try:
+        return SessionDescription.parse(data)
+    except SdpError:
+        return None
 
 
 def rseq_of(response: Response) -> int | None:

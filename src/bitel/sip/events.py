@@ -18,7 +18,12 @@ By = Literal["far", "us"]
 
 @dataclass(frozen=True, slots=True)
 class Provisional:
-    """A 1xx above 100, told once per code; `answer` is its SDP, where it carries one."""
+    """A 1xx above 100: the first of each code, and each that carries an answer to our offer.
+
+    `answer` is that answer, where the response is the first of its early dialog with one that can
+    be used, else None. Its address may be a host name: the 2xx may come without a description, and
+    the name is better looked up meanwhile.
+    """
 
     call_id: str
     code: int

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from bitel.sip.body import session_description_of
 from bitel.sip.core import Core
 from bitel.sip.dialog import Dialog
 from bitel.sip.events import Incoming, Withdrawn
 from bitel.sip.grammar import Address, GrammarError, split_address, user_of
 from bitel.sip.message import Request, printable
-from bitel.sip.requests import one_line
-from bitel.sip.sdp import SessionDescription
+from bitel.sip.requests import ALLOW, CAPABILITIES, one_line
+from bitel.sip.sdp import SessionDescription, agreement
 from bitel.sip.server_transaction import ServerTransaction
 from bitel.sip.session import Session
+
+LONGEST_RETRY_AFTER = 10
+"""Seconds, the most, after which a request that came too early may come again."""
 
 
 class IncomingCall:
     """Tells `Incoming`; an accepted call goes on as a `Session`."""
 
-    __slots__ = ("_core", "_offer", "_timer", "_transaction", "call_id")
+    __slots__ = ("_core", "_latest", "_offer", "_timer", "_transaction", "call_id")
 
     def __init__(
         self,
@@ -31,6 +35,8 @@ class IncomingCall:
         self._core = core
         self._transaction = transaction
         self._offer = offer
+        self._latest = request
+        """The caller's last request in the early dialog, by CSeq."""
         self.call_id = request.call_id
         self._timer = core.timers.start(now, core.config.early_limit, self, "left too long")
         core.calls[self.call_id] = self
@@ -54,6 +60,8 @@ class IncomingCall:
         """Send a provisional response, 101 to 199."""
         if not 101 <= code <= 199:
             raise ValueError(f"{code} is not a provisional status: use 101 to 199")
+        if "100rel" in [tag.lower() for tag in self._transaction.request.values("require")]:
+            return  # it would have to be reliable, which no response of ours is (RFC 3262 §3)
         self._transaction.respond(
             code, now, [self._core.contact_by(self._transaction.source.transport)]
         )
@@ -67,10 +75,13 @@ class IncomingCall:
             self._transaction.source,
             self._core.config.send_to_source,
         )
-        session = Session(self._core, dialog, answer, self._offer)
+        dialog.remote_cseq = self._latest.cseq
+        dialog.refresh_target(self._latest)
+        agreed = agreement(answer, self._offer)
+        session = Session(self._core, dialog, answer, agreed)
         session.told_confirmed = False
         self._core.calls[self.call_id] = session
-        session.answer_invite(self._transaction, answer, now)
+        session.answer_invite(self._transaction, answer, now, offering=self._offer is None)
 
     def reject(self, code: int, headers: Sequence[tuple[str, str]], now: float) -> None:
         """Send a final failure, 300 to 699."""
@@ -95,16 +106,31 @@ class IncomingCall:
     def receive_request(
         self, request: Request, transaction: ServerTransaction, source: Address, now: float
     ) -> None:
-        """A caller may end its early dialog with BYE (§15.1.1); nothing else is served in one."""
+        """A request in the early dialog: BYE ends it (§15.1.1).
+
+        The INVITE waits for our final response, and its offer for our answer: a second one is to
+        come later (§14.2, RFC 3311 §5.2).
+        """
         invite = self._transaction
         of_this_call = (
             request.to_tag == invite.to_tag and request.from_tag == invite.request.from_tag
         )
-        if request.method != "BYE" or not of_this_call:
+        if not of_this_call or request.method not in ("BYE", "INVITE", "OPTIONS", "UPDATE"):
             transaction.respond(481, now)
-        else:
+        elif request.method == "BYE":
             transaction.respond(200, now)
             self.withdraw(now)
+        elif request.cseq < self._latest.cseq:
+            transaction.respond(500, now, reason="CSeq Out Of Order")
+        elif request.method == "INVITE" or session_description_of(request):
+            pause = self._core.rng.randint(0, LONGEST_RETRY_AFTER)
+            transaction.respond(500, now, [("Retry-After", str(pause))])
+        else:
+            contact = self._core.contact_by(self._transaction.source.transport)
+            about_us = CAPABILITIES if request.method == "OPTIONS" else [("Allow", ALLOW)]
+            if request.method == "UPDATE":
+                self._latest = request
+            transaction.respond(200, now, [contact, *about_us])
 
     def receive_ack(self, request: Request, now: float) -> None:
         """There is nothing to acknowledge before the answer."""

@@ -9,14 +9,14 @@ from bitel.sip.authentication import Authentication, is_challenge
 from bitel.sip.client_transaction import ClientTransaction
 from bitel.sip.core import Core
 from bitel.sip.digest import Credentials
-from bitel.sip.early_dialog import EarlyDialog, rseq_of
+from bitel.sip.early_dialog import EarlyDialog, description_in, rseq_of
 from bitel.sip.events import Answered, Failed, Provisional, Why
 from bitel.sip.grammar import Address
 from bitel.sip.message import PHRASES, Request, Response, printable
 from bitel.sip.reason import names_analytics, q850_cause
 from bitel.sip.redirect import redirected_to, retry_after_of
-from bitel.sip.requests import ALLOW, SDP_TYPE_LINE, ClientRequest, one_line
-from bitel.sip.sdp import Agreed, SdpError, SessionDescription, check_answer
+from bitel.sip.requests import SDP_TYPE_LINE, ClientRequest, one_line
+from bitel.sip.sdp import Agreed, SessionDescription, agreement
 from bitel.sip.server_transaction import ServerTransaction
 from bitel.sip.session import Session
 from bitel.sip.session_timer import MAX_RAISES, min_se_of, timer_lines
@@ -149,14 +149,12 @@ class OutgoingCall:
     def receive_request(
         self, request: Request, transaction: ServerTransaction, source: Address, now: float
     ) -> None:
-        """Requests in an early dialog: an UPDATE without an offer is harmless, no more is done."""
-        if self._over or request.to_tag != self.from_tag or request.method != "UPDATE":
+        """A request in the early dialog that its From tag names."""
+        early = self._early.get(request.from_tag)
+        if self._over or request.to_tag != self.from_tag or early is None:
             transaction.respond(481, now)
-        elif request.body:
-            transaction.respond(491, now)
         else:
-            contact = self._core.contact_by(source.transport)
-            transaction.respond(200, now, [contact, ("Allow", ALLOW)])
+            early.receive_request(request, transaction, source, now)
 
     def receive_ack(self, request: Request, now: float) -> None:
         """Nobody acknowledges anything to a caller before it is in a session."""
@@ -167,9 +165,8 @@ class OutgoingCall:
         if transaction.request.method == "CANCEL":
             return
         if response.code < 200:
-            if "rseq" in response:
-                self._receive_reliable(response, source, now)
-            self._receive_provisional(response, now)
+            answer = self._receive_early(response, source, now)
+            self._receive_provisional(response, answer, now)
         elif response.code < 300:
             self._receive_success(response, source, now)
         elif not self._over:
@@ -262,27 +259,45 @@ class OutgoingCall:
             now, core.config.long_wait, self, "no answer to CANCEL"
         )
 
-    def _receive_reliable(self, response: Response, source: Address, now: float) -> None:
-        """Acknowledge a response that asks for it, by a PRACK in the dialog that it makes."""
-        rseq = rseq_of(response)
+    def _receive_early(
+        self, response: Response, source: Address, now: float
+    ) -> SessionDescription | None:
+        """Take a provisional response in the early dialog that it makes or belongs to.
+
+        Acknowledges it by PRACK where it asks for that. Returns the answer to our offer, if the
+        response is the first to carry it.
+        """
+        if response.code == 100:
+            return None
+        rseq = rseq_of(response) if "rseq" in response else None
         tag = response.to_tag
-        if rseq is None or not tag:
-            return
-        if tag not in self._early and len(self._early) < MAX_FORKS:
+        if rseq is not None and not tag:
+            return None
+        early = self._early.get(tag)
+        if early is None:
+            if len(self._early) >= MAX_FORKS:
+                return None
             invitation = self._invitation
             dialog = dialog_of(
                 self._core, self._last_request, invitation.destination, response, source
             )
             proves = belongs(dialog, invitation.destination, invitation.trusted)
-            self._early[tag] = EarlyDialog(
-                self._core, dialog, self._authentication if proves else None
+            early = self._early[tag] = EarlyDialog(
+                self._core, dialog, self._authentication if proves else None, invitation.offer
             )
-        if tag in self._early:
-            self._early[tag].acknowledge(response, rseq, now)
+        if rseq is None:
+            is_answer = early.take_answer(response)
+        else:
+            is_answer = early.acknowledge(response, rseq, now)
+        return early.answer if is_answer else None
 
-    def _receive_provisional(self, response: Response, now: float) -> None:
+    def _receive_provisional(
+        self, response: Response, answer: SessionDescription | None, now: float
+    ) -> None:
         code = response.code
         if code in self._seen_codes:
+            if answer is not None and not self._cancel_wanted:
+                self._core.events.append(Provisional(self.call_id, code, answer))
             return
         rings = 180 <= code <= 189
         if not rings and all(180 <= seen <= 189 for seen in self._seen_codes):
@@ -293,7 +308,6 @@ class OutgoingCall:
             if not self._canceled:
                 self._send_cancel(now)
         elif code > 100:
-            answer = _sdp_of(response)
             self._core.events.append(Provisional(self.call_id, code, answer))
 
     def _receive_success(self, response: Response, source: Address, now: float) -> None:
@@ -306,8 +320,7 @@ class OutgoingCall:
         taken = answers.take(response, source)
         if taken is None:
             return
-        answer = self._answer_in(response)
-        agreed = _agreed(self._invitation.offer, answer)
+        local, answer, agreed = self._media_of(response)
         if answer is None or agreed is None:
             answers.hang_up(taken, now)
             self._fail(488, "media", now)
@@ -316,7 +329,7 @@ class OutgoingCall:
         dialog, ack, authentication = taken
         if not self._invitation.withhold_ack:
             ack.send()
-        session = Session(self._core, dialog, self._invitation.offer, answer, authentication, ack)
+        session = Session(self._core, dialog, local, agreed, authentication, ack)
         session.begin(response, now)
         self._core.calls[self.call_id] = session
         self._core.events.append(Answered(self.call_id, answer, agreed))
@@ -330,17 +343,27 @@ class OutgoingCall:
             invitation.destination,
             invitation.trusted,
             self._authentication,
-            self._early,
+            {tag: early for tag, early in self._early.items() if early.had_requests},
         )
         self._transaction.hand_over(self._answers, self._answers.request)
         return self._answers
 
-    def _answer_in(self, response: Response) -> SessionDescription | None:
+    def _media_of(
+        self, response: Response
+    ) -> tuple[SessionDescription, SessionDescription | None, Agreed | None]:
+        """Our description, the far end's, and what they agree on, in the dialog of a 2xx.
+
+        Without a description of its own, the answer is that of an earlier provisional response
+        with the same To tag (RFC 3261 §13.2.1, RFC 3262 §5). After an UPDATE, the 2xx has nothing
+        more to say about it (RFC 3311 §5.2).
+        """
         early = self._early.get(response.to_tag)
-        if early is not None and not response.body:
-            # The answer came before, in a reliable response (RFC 3262 §5).
-            return early.answer
-        return _sdp_of(response)
+        if early is not None and early.is_updated:
+            return early.local, early.answer, early.agreed
+        offer, answer = self._invitation.offer, description_in(response)
+        if answer is None and early is not None:
+            return offer, early.answer, early.agreed
+        return offer, answer, agreement(offer, answer)
 
     def _raise_session_expires(self, response: Response) -> bool:
         """Take up the Min-SE of a 422 (RFC 4028 §7.3); False where that is of no use."""
@@ -421,26 +444,6 @@ class OutgoingCall:
         """Stop waiting for an answer that comes too late."""
         self._core.timers.stop(self._forget_timer)
         self._core.remembered.pop(self.call_id, None)
-
-
-def _sdp_of(response: Response) -> SessionDescription | None:
-    """The SDP of a response, None where there is none or it can't be read."""
-    if not response.body:
-        return None
-    try:
-        return SessionDescription.parse(response.body)
-    except SdpError:
-        return None
-
-
-def _agreed(offer: SessionDescription, answer: SessionDescription | None) -> Agreed | None:
-    """What an answer chose from our offer; None where it can't be used."""
-    if answer is None:
-        return None
-    try:
-        return check_answer(offer, answer)
-    except SdpError:
-        return None
 
 
 def _quoted(display_name: str) -> str:

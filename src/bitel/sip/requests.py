@@ -6,6 +6,15 @@ from typing import NamedTuple
 
 ALLOW = "INVITE, ACK, CANCEL, BYE, OPTIONS, UPDATE, PRACK"
 """PRACK is understood: since no response of ours is reliable, it always meets 481."""
+OPTION_TAGS = ("100rel", "timer")
+"""The extensions that may be required of us (RFC 3261 §8.2.2.3): RFC 3262 and RFC 4028."""
+SUPPORTED = ", ".join(OPTION_TAGS)
+CAPABILITIES = (
+    ("Allow", ALLOW),
+    ("Accept", "application/sdp"),
+    ("Supported", SUPPORTED),
+)
+"""What a 2xx to OPTIONS says about us (RFC 3261 §11.2)."""
 SDP_TYPE = ("Content-Type", "application/sdp")
 SDP_TYPE_LINE = "Content-Type: application/sdp\r\n"
 MAX_FORWARDS = 70

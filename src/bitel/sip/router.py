@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from bitel.sip.body import session_description_of, unsupported_body
 from bitel.sip.core import Core
 from bitel.sip.grammar import Address, scheme_of
 from bitel.sip.incoming_call import IncomingCall
 from bitel.sip.message import MessageError, Request
-from bitel.sip.requests import ALLOW
+from bitel.sip.requests import ALLOW, CAPABILITIES, OPTION_TAGS
 from bitel.sip.sdp import SdpError, SessionDescription
 from bitel.sip.server_transaction import ServerTransaction, answer_statelessly, server_key
 from bitel.sip.session_timer import MIN_SE, asks_too_little
@@ -91,20 +92,15 @@ def _is_refused(transaction: ServerTransaction, now: float) -> bool:
         transaction.respond(416, now)
     elif "?" in request.uri.rpartition("@")[2]:
         transaction.respond(400, now, reason="Headers In Request-URI")
-    elif unknown := [option for option in request.values("require") if option.lower() != "timer"]:
+    elif unknown := [tag for tag in request.values("require") if tag.lower() not in OPTION_TAGS]:
         transaction.respond(420, now, [("Unsupported", ", ".join(unknown))])
-    elif request.body and not _is_sdp(request):
+    elif unsupported_body(request):
         transaction.respond(415, now, [ACCEPT])
     elif request.method == "INVITE" and not _takes_sdp(request):
         transaction.respond(406, now)
     else:
         return False
     return True
-
-
-def _is_sdp(request: Request) -> bool:
-    media_type = request.header("content-type").partition(";")[0].strip().lower()
-    return media_type == "application/sdp" and not request.header("content-encoding")
 
 
 def _takes_sdp(request: Request) -> bool:
@@ -124,7 +120,7 @@ def _hand_over(core: Core, transaction: ServerTransaction, now: float) -> None:
         else:
             call.receive_request(request, transaction, transaction.source, now)
     elif request.method == "OPTIONS":
-        transaction.respond(200, now, [("Allow", ALLOW), ACCEPT, core.user_agent])
+        transaction.respond(200, now, [*CAPABILITIES, core.user_agent])
     elif request.method != "INVITE":
         transaction.respond(481, now)
     elif call is not None:
@@ -135,12 +131,12 @@ def _hand_over(core: Core, transaction: ServerTransaction, now: float) -> None:
 
 
 def _receive_new_call(core: Core, transaction: ServerTransaction, now: float) -> None:
-    body = transaction.request.body
+    description = session_description_of(transaction.request)
     if asks_too_little(transaction.request):
         transaction.respond(422, now, [("Min-SE", str(MIN_SE))])
         return
     try:
-        offer = SessionDescription.parse(body) if body else None
+        offer = SessionDescription.parse(description) if description else None
     except SdpError:
         transaction.respond(488, now)
         return

@@ -1,11 +1,14 @@
 """Session descriptions (RFC 8866) and the offer/answer rules (RFC 3264), for one audio stream.
 
-Only the first audio line is used. Other media lines of an offer are remembered, because an answer
-must list each of them again, refused with port 0.
+One audio line is used: the first over RTP/AVP that is not disabled and has a codec of ours. Other
+media lines of an offer are remembered, because an answer must list each of them again, refused with
+port 0.
 """
 
 from __future__ import annotations
 
+import re
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,7 +24,14 @@ MAX_CODECS = 128
 MAX_NAME = 64
 MAX_REMEMBERED = 2048
 """Characters of the sections that matter up to which the way they were read is remembered."""
+MAX_EVENT_TYPES = 8
+"""Payload types of telephone events that one call may have used, all its descriptions together."""
+MAX_HOST_NAME = 253
+"""Characters of a domain name (RFC 1035 §2.3.4)."""
 DEFAULT_PTIME = 20
+PACKET_LENGTHS = (10, 20, 30, 40, 60)
+"""Milliseconds of audio that a packet of ours can hold."""
+G711 = ("PCMA", "PCMU")
 TELEPHONE_EVENT = "telephone-event"
 
 _STATIC_NAMES = {0: "PCMU", 8: "PCMA"}
@@ -34,6 +44,7 @@ _MIRRORED: dict[Direction, Direction] = {
     "inactive": "inactive",
 }
 _DIRECTIONS: dict[str, Direction] = {direction: direction for direction in _MIRRORED}
+_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9\-]{0,61}[A-Za-z0-9])?\Z", re.ASCII)
 
 
 class SdpError(ValueError):
@@ -56,8 +67,11 @@ class Codec(NamedTuple):
 class SessionDescription(NamedTuple):
     """One audio stream: where it is received, and what may be sent there.
 
-    `port` 0 refuses the audio. `ptime` is in ms. `media_before` and `media_after` are the other
-    media lines around the audio (the text after `m=`), written with port 0.
+    `address` is an IP address, or the host name of a far end that gives one (RFC 8866 §5.7; see
+    `is_host_name`). `port` 0 refuses the audio. `ptime` is the preferred length of a packet in ms,
+    `maxptime` the longest allowed, 0 where there is no limit (RFC 8866 §6.3, §6.4). `media_before`
+    and `media_after` are the other media lines around the audio (the text after `m=`), written with
+    port 0.
     """
 
     address: str
@@ -69,16 +83,22 @@ class SessionDescription(NamedTuple):
     version: int = 0
     media_before: tuple[str, ...] = ()
     media_after: tuple[str, ...] = ()
+    maxptime: int = 0
 
     @classmethod
-    def parse(cls, data: bytes) -> SessionDescription:
-        """Read a description; raises `SdpError` with a sentence that names what is wrong."""
-        return _read(data)
+    def parse(cls, data: bytes, codecs: Sequence[str] = G711) -> SessionDescription:
+        """Read a description; raises `SdpError` with a sentence that names what is wrong.
+
+        Of several audio lines the first one over RTP/AVP is taken that has a port other than 0 and
+        one of `codecs`; where there is none, the first one that can be read.
+        """
+        return _read(data, codecs)
 
     def __str__(self) -> str:
-        address, port, codecs, ptime, direction, session_id, version, before, after = self
+        address, port, codecs, ptime, direction, session_id, version, before, after, longest = self
         kind = "IP6" if ":" in address else "IP4"
         formats, codec_lines = _rendered(codecs)
+        limit = f"a=maxptime:{longest}\r\n" if longest else ""
         return (
             "v=0\r\n"
             f"o=- {session_id} {version} IN {kind} {address}\r\n"
@@ -88,7 +108,7 @@ class SessionDescription(NamedTuple):
             f"{_refused(before) if before else ''}"
             f"m=audio {port} RTP/AVP{formats}\r\n"
             f"{codec_lines}"
-            f"a=ptime:{ptime}\r\na={direction}\r\n"
+            f"a=ptime:{ptime}\r\n{limit}a={direction}\r\n"
             f"{_refused(after) if after else ''}"
         )
 
@@ -116,8 +136,10 @@ def _refused(media_lines: tuple[str, ...]) -> str:
 class Agreed(NamedTuple):
     """What offer and answer agree on, from our side.
 
-    Send `codec_name` as `payload_type` to `far`, a packet every `ptime` ms, if `direction` (ours)
-    lets us. `event_types` are the payload types under which the far end may send telephone events.
+    Send `codec_name` as `payload_type` to `far`, a packet every `ptime` ms (one of
+    `PACKET_LENGTHS`), if `direction` (ours) lets us. The host of `far` may be a name, which is to
+    be looked up first (`is_host_name`). `event_types` are the payload types under which the far end
+    may send telephone events: all that this call has used, the most recent last.
     """
 
     codec_name: str
@@ -129,11 +151,17 @@ class Agreed(NamedTuple):
 
 
 def make_offer(
-    address: HostPort, codecs: Sequence[str] = ("PCMA", "PCMU"), session_id: int = 0
+    address: HostPort, codecs: Sequence[str] = G711, session_id: int | None = None
 ) -> SessionDescription:
-    """Offer G.711, best first, and telephone events; `address` is where we receive RTP."""
+    """Offer G.711, best first, and telephone events; `address` is where we receive RTP.
+
+    `session_id` identifies the session in the `o=` line, and is the first version (RFC 8866 §5.2);
+    a random number by default.
+    """
     if not codecs:
         raise ValueError("an offer needs a codec: PCMA, PCMU or both")
+    if session_id is None:
+        session_id = new_session_id()
     return SessionDescription(
         address[0],
         address[1],
@@ -141,6 +169,14 @@ def make_offer(
         session_id=session_id,
         version=session_id,
     )
+
+
+def new_session_id() -> int:
+    """A random number for the `o=` line, of 61 bits.
+
+    Session id and version must fit in 63 bits, and a first version be below 2^62 - 1 (RFC 3264 §5).
+    """
+    return secrets.randbits(61)
 
 
 @lru_cache(maxsize=16)
@@ -167,20 +203,53 @@ def check_answer(offer: SessionDescription, answer: SessionDescription) -> Agree
         chosen.payload_type,
         _event_types(offer.codecs, answer.codecs),
         (answer.address, answer.port),
-        answer.ptime,
+        packet_length(answer.ptime, answer.maxptime),
         _MIRRORED[answer.direction],
     )
 
 
-def settled(local: SessionDescription, remote: SessionDescription | None) -> SessionDescription:
-    """Our description with the one codec that the far end's agrees on with it.
+def agreement(local: SessionDescription, remote: SessionDescription | None) -> Agreed | None:
+    """What two descriptions agree on; None without a remote one, or one that can't be used."""
+    if remote is None:
+        return None
+    try:
+        return check_answer(local, remote)
+    except SdpError:
+        return None
+
+
+def packet_length(ptime: int, maxptime: int = 0) -> int:
+    """The longest packet, in ms, that we can send within the far end's `ptime` and `maxptime`.
+
+    `maxptime` is 0 where there is no such limit. Where even our shortest packet is longer than
+    allowed, that one is sent: it is still the nearest to what was asked for (RFC 8866 §6.3).
+    """
+    limit = min(ptime, maxptime) if maxptime else ptime
+    return max((each for each in PACKET_LENGTHS if each <= limit), default=PACKET_LENGTHS[0])
+
+
+def with_earlier_events(agreed: Agreed, earlier: Agreed | None) -> Agreed:
+    """Add the payload types of telephone events that a call has used before.
+
+    A far end that renumbers them may go on sending under the old number for a while (RFC 3264
+    §8.3.2). A number that now means audio is left out.
+    """
+    if earlier is None or earlier.event_types == agreed.event_types:
+        return agreed
+    now = agreed.event_types
+    kept = [each for each in earlier.event_types if each not in (*now, agreed.payload_type)]
+    return agreed._replace(event_types=(*kept, *now)[-MAX_EVENT_TYPES:])
+
+
+def settled(local: SessionDescription, agreed: Agreed | None) -> SessionDescription:
+    """Our description with the one codec that was agreed on.
 
     A call keeps to that codec, whatever is offered later. The version goes up by one where there
     is less in it than before (RFC 3264 §8).
     """
-    if remote is None:
+    if agreed is None:
         return local
-    names = (check_answer(local, remote).codec_name, TELEPHONE_EVENT)
+    names = (agreed.codec_name, TELEPHONE_EVENT)
     codecs = tuple(codec for codec in local.codecs if codec.name in names)
     if codecs == local.codecs:
         return local
@@ -188,24 +257,31 @@ def settled(local: SessionDescription, remote: SessionDescription | None) -> Ses
 
 
 def make_answer(
-    offer: SessionDescription, address: HostPort, codecs: Sequence[str] = ("PCMA", "PCMU")
+    offer: SessionDescription,
+    address: HostPort,
+    codecs: Sequence[str] = G711,
+    session_id: int | None = None,
 ) -> SessionDescription:
     """Answer with the first offered codec that is in `codecs`, with the offer's payload types.
 
-    Raises `NoCommonCodec` where there is none, or the offer's audio is refused by itself.
+    `session_id` is as in `make_offer`: the session id of the offer identifies its sender's
+    description, not ours. Raises `NoCommonCodec` where there is no such codec, or the offer
+    disables its audio.
     """
     chosen = _first_audio(offer.codecs, codecs)
     if chosen is None or offer.port == 0:
         raise NoCommonCodec(f"the offer has no audio in {' or '.join(codecs)}")
+    if session_id is None:
+        session_id = new_session_id()
     events = [codec for codec in offer.codecs if codec.name == TELEPHONE_EVENT][:1]
     return SessionDescription(
         address[0],
         address[1],
         (chosen, *(codec._replace(fmtp="0-16") for codec in events)),
-        ptime=offer.ptime,
+        ptime=packet_length(offer.ptime, offer.maxptime),
         direction=_MIRRORED[offer.direction],
-        session_id=offer.session_id & 0x7FFFFFFF,
-        version=0,
+        session_id=session_id,
+        version=session_id,
         media_before=offer.media_before,
         media_after=offer.media_after,
     )
@@ -218,10 +294,16 @@ def answer_again(
 
     The version goes up by one where the answer differs from `current` (RFC 3264 §8).
     """
-    names = [codec.name for codec in codecs if codec.name != TELEPHONE_EVENT]
-    answer = make_answer(offer, (current.address, current.port), names)
-    answer = answer._replace(session_id=current.session_id, version=current.version)
+    answer = make_answer(
+        offer, (current.address, current.port), audio_names(codecs), current.session_id
+    )
+    answer = answer._replace(version=current.version)
     return answer if answer == current else answer._replace(version=current.version + 1)
+
+
+def audio_names(codecs: Sequence[Codec]) -> list[str]:
+    """The names of the codecs that carry audio."""
+    return [codec.name for codec in codecs if codec.name != TELEPHONE_EVENT]
 
 
 def _first_audio(codecs: tuple[Codec, ...], names: Sequence[str]) -> Codec | None:
@@ -243,16 +325,17 @@ def _event_types(*sides: tuple[Codec, ...]) -> tuple[int, ...]:
         for payload_type, name, rate, _ in codecs
         if name == TELEPHONE_EVENT and rate == 8000
     ]
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(found))[:MAX_EVENT_TYPES]
 
 
 @dataclass(frozen=True, slots=True)
 class _Section:
     """What the lines of one section say: the session's, or those below the audio line."""
 
-    address: str | None
+    connection: str | None
     direction: Direction | None
     ptime: int | None
+    maxptime: int | None
     rtpmap: dict[int, tuple[str, int]]
     fmtp: dict[int, str]
 
@@ -263,10 +346,11 @@ class _Heard(NamedTuple):
     address: str
     codecs: tuple[Codec, ...]
     ptime: int
+    maxptime: int
     direction: Direction
 
 
-def _read(data: bytes) -> SessionDescription:
+def _read(data: bytes, names: Sequence[str]) -> SessionDescription:
     if len(data) > MAX_BYTES:
         raise SdpError(f"the SDP is longer than {MAX_BYTES} bytes")
     text = data.decode("utf-8", "replace")
@@ -279,18 +363,10 @@ def _read(data: bytes) -> SessionDescription:
         raise SdpError(f"the SDP has more than {MAX_MEDIA_LINES} media lines")
     if "\nv=" not in session_text:
         raise SdpError("the SDP has no v= line")
-    index, (_, port_text, _, *formats) = _audio_among(media)
-    audio_text = media[index].partition("\n")[2]
-    port = _number(port_text.partition("/")[0], 65536)
-    if port is None:
-        raise SdpError("the audio line's port is not a number from 0 to 65535")
     before, _, rest = session_text.partition("\no=")
     origin, _, after = rest.partition("\n")
     # Apart from its origin and port, what a far end says is much the same for all of its calls.
-    is_usual = len(session_text) + len(media[index]) <= MAX_REMEMBERED
-    heard = (_usual_sections if is_usual else _read_sections)(
-        f"{before}\n{after}", formats[0] if formats else "", audio_text
-    )
+    index, port, heard = _choose(f"{before}\n{after}", media, names)
     session_id = version = 0
     fields = origin.split(None, 3)
     if len(fields) >= 3:
@@ -305,21 +381,46 @@ def _read(data: bytes) -> SessionDescription:
         version,
         _media_lines(media[:index]),
         _media_lines(media[index + 1 :]),
+        heard.maxptime,
     )
 
 
-def _audio_among(media: list[str]) -> tuple[int, list[str]]:
-    """Which media section is ours, and its first line's fields: the first audio over RTP/AVP."""
-    found = None
-    for index, section in enumerate(media):
-        fields = section.partition("\n")[0].split(None, 3)
-        if len(fields) < 3:
-            raise SdpError("a media line needs a kind, a port and a protocol")
-        if found is None and fields[0] == "audio" and fields[2] == "RTP/AVP":
-            found = index, fields
-    if found is None:
-        raise SdpError("the SDP has no audio over RTP/AVP")
-    return found
+def _choose(session_text: str, media: list[str], names: Sequence[str]) -> tuple[int, int, _Heard]:
+    """Which media section to use, its port, and what it says."""
+    unusable: tuple[int, int, _Heard] | None = None
+    fault: SdpError | None = None
+    for index, fields in enumerate([_media_fields(section) for section in media]):
+        if fields[0] != "audio" or fields[2] != "RTP/AVP":
+            continue
+        try:
+            port, heard = _read_audio(session_text, media[index], fields)
+        except SdpError as error:
+            fault = fault or error
+            continue
+        if port and _first_audio(heard.codecs, names) is not None:
+            return index, port, heard
+        unusable = unusable or (index, port, heard)
+    if unusable is None:
+        raise fault or SdpError("the SDP has no audio over RTP/AVP")
+    return unusable
+
+
+def _media_fields(section: str) -> list[str]:
+    """Kind, port, protocol and formats of a media line."""
+    fields = section.partition("\n")[0].split(None, 3)
+    if len(fields) < 3:
+        raise SdpError("a media line needs a kind, a port and a protocol")
+    return fields
+
+
+def _read_audio(session_text: str, section: str, fields: list[str]) -> tuple[int, _Heard]:
+    """Port of an audio line, and what it and the session's section say together."""
+    port = _number(fields[1].partition("/")[0], 65536)
+    if port is None:
+        raise SdpError("the audio line's port is not a number from 0 to 65535")
+    is_usual = len(session_text) + len(section) <= MAX_REMEMBERED
+    read = _usual_sections if is_usual else _read_sections
+    return port, read(session_text, fields[3] if fields[3:] else "", section.partition("\n")[2])
 
 
 def _media_lines(media: list[str]) -> tuple[str, ...]:
@@ -331,29 +432,33 @@ def _media_lines(media: list[str]) -> tuple[str, ...]:
 def _read_sections(session_text: str, formats: str, audio_text: str) -> _Heard:
     """What the session's section and that of the audio say together."""
     session, audio = _read_section(session_text), _read_section(audio_text)
-    address = audio.address or session.address
-    if address is None:
+    # The audio's own c= line takes the place of the session's, which may be of no use then.
+    connection = session.connection if audio.connection is None else audio.connection
+    if connection is None:
         raise SdpError("the SDP says no address for its audio")
+    address = _connection_address(connection)
     direction = audio.direction or session.direction or "sendrecv"
     # The old way to put a call on hold (RFC 2543): there is nowhere to send to.
     if address in ("0.0.0.0", "::"):
         direction = "inactive"
     ptime = audio.ptime or session.ptime or DEFAULT_PTIME
-    return _Heard(address, _read_codecs(formats, audio), ptime, direction)
+    maxptime = audio.maxptime or session.maxptime or 0
+    return _Heard(address, _read_codecs(formats, audio), ptime, maxptime, direction)
 
 
 _usual_sections = lru_cache(maxsize=256)(_read_sections)
 
 
 def _read_section(text: str) -> _Section:
-    address: str | None = None
+    connection: str | None = None
     direction: Direction | None = None
     ptime: int | None = None
+    maxptime: int | None = None
     rtpmap: dict[int, tuple[str, int]] = {}
     fmtp: dict[int, str] = {}
     for line in text.split("\n"):
         if line.startswith("c="):
-            address = _connection_address(line[2:])
+            connection = line[2:]
         if not line.startswith("a="):
             continue
         name, _, rest = line[2:].strip().partition(":")
@@ -361,6 +466,8 @@ def _read_section(text: str) -> _Section:
             direction = _DIRECTIONS[name]
         elif name == "ptime":
             ptime = _number(rest.strip(), 201) or ptime
+        elif name == "maxptime":
+            maxptime = _number(rest.strip(), 1001) or maxptime
         elif name in ("rtpmap", "fmtp"):
             number, _, meaning = rest.strip().partition(" ")
             payload_type = _number(number, 128)
@@ -370,7 +477,7 @@ def _read_section(text: str) -> _Section:
                 fmtp[payload_type] = meaning.strip()
             else:
                 rtpmap[payload_type] = _encoding(meaning[:MAX_NAME])
-    return _Section(address, direction, ptime, rtpmap, fmtp)
+    return _Section(connection, direction, ptime, maxptime, rtpmap, fmtp)
 
 
 def _read_codecs(formats: str, section: _Section) -> tuple[Codec, ...]:
@@ -394,15 +501,32 @@ def _encoding(text: str) -> tuple[str, int]:
 
 
 def _connection_address(value: str) -> str:
+    """The IP address or host name of a c= line."""
     fields = value.split()
+    if len(fields) < 3 or fields[0] != "IN":
+        raise SdpError("a c= line needs a network type IN, an address type and an address")
+    address = fields[2].partition("/")[0]
     try:
-        if len(fields) < 3 or fields[0] != "IN":
-            raise ValueError(value)
-        return ip_literal(fields[2].partition("/")[0])
+        return ip_literal(address)
     except ValueError:
-        raise SdpError(
-            "a c= line needs a unicast IP address: IN IP4 or IP6, and the address"
-        ) from None
+        if is_host_name(address):
+            return address.lower().removesuffix(".")
+    raise SdpError("a c= line needs a unicast IP address or a host name")
+
+
+def is_host_name(address: str) -> bool:
+    """Whether an address of a c= line is a domain name, which takes DNS (RFC 8866 §5.7).
+
+    Its labels are of letters, digits and hyphens, and the last one is no number, so that a
+    misspelt IPv4 address is none (RFC 1123 §2.1, RFC 3696 §2).
+    """
+    name = address.removesuffix(".")
+    labels = name.split(".")
+    return (
+        len(name) <= MAX_HOST_NAME
+        and not labels[-1].isdigit()
+        and all(_LABEL.match(label) for label in labels)
+    )
 
 
 def _number(text: str, limit: int) -> int | None:

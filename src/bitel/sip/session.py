@@ -6,6 +6,7 @@ from typing import Literal
 
 from bitel.sip.ack import Ack
 from bitel.sip.authentication import Authentication, is_challenge
+from bitel.sip.body import session_description_of
 from bitel.sip.client_transaction import ClientTransaction, ClientUser
 from bitel.sip.core import Core
 from bitel.sip.dialog import Dialog
@@ -14,14 +15,16 @@ from bitel.sip.grammar import Address
 from bitel.sip.message import Message, Request, Response
 from bitel.sip.reason import q850_cause, q850_reason
 from bitel.sip.refresh import SessionRefresh
-from bitel.sip.requests import ALLOW, SDP_TYPE
+from bitel.sip.requests import ALLOW, CAPABILITIES, SDP_TYPE
 from bitel.sip.sdp import (
     Agreed,
     SdpError,
     SessionDescription,
     answer_again,
+    audio_names,
     check_answer,
     settled,
+    with_earlier_events,
 )
 from bitel.sip.server_transaction import ServerTransaction, UnacknowledgedAnswer
 from bitel.sip.session_timer import MIN_SE, asks_too_little
@@ -41,10 +44,10 @@ class Session:
         "_refresh",
         "_unacknowledged",
         "_waiting_cseq",
+        "agreed",
         "authentication",
         "dialog",
         "local",
-        "remote",
         "told_confirmed",
     )
 
@@ -53,7 +56,7 @@ class Session:
         core: Core,
         dialog: Dialog,
         local: SessionDescription,
-        remote: SessionDescription | None,
+        agreed: Agreed | None,
         authentication: Authentication | None = None,
         ack: Ack | None = None,
     ) -> None:
@@ -61,8 +64,9 @@ class Session:
         # The caller's ACK; None for who was called.
         self._ack = ack
         self.dialog = dialog
+        # Our last description, and what it and the far end's have agreed on; None before that.
         self.local = local
-        self.remote = remote
+        self.agreed = agreed
         self.authentication = authentication
         # Made when it is first needed, which in many calls is never; until then, the Allow header
         # of the answer is kept for it.
@@ -131,10 +135,15 @@ class Session:
         transaction: ServerTransaction,
         body: SessionDescription,
         now: float,
+        *,
+        offering: bool = False,
     ) -> None:
-        """Accept an INVITE with 200, repeated until its ACK comes."""
+        """Accept an INVITE with 200, repeated until its ACK comes.
+
+        `body` is our answer or, where the INVITE came without an offer, our offer (`offering`).
+        """
         self.local = body
-        self._offering = False
+        self._offering = offering
         if self._unacknowledged is not None:
             self._unacknowledged.stop()
         headers = [*self._headers(transaction.request, now), SDP_TYPE]
@@ -165,7 +174,7 @@ class Session:
         elif request.method in ("INVITE", "UPDATE"):
             self._receive_offer(request, transaction, now)
         elif request.method == "OPTIONS":
-            transaction.respond(200, now, [self._contact(), ("Allow", ALLOW)])
+            transaction.respond(200, now, [self._contact(), *CAPABILITIES])
         else:
             transaction.respond(405, now, [("Allow", ALLOW)])
 
@@ -195,45 +204,45 @@ class Session:
 
     def _receive_offer(self, request: Request, transaction: ServerTransaction, now: float) -> None:
         """Answer a later offer from the session as it stands (§14.2, RFC 3311)."""
+        description = session_description_of(request)
         inviting = self._refresh is not None and self._refresh.inviting
-        if inviting and (request.method == "INVITE" or request.body):
+        # An offer of ours waits for its answer, in the response to our INVITE or in the ACK of the
+        # 2xx that carries it: there must not be a second one (RFC 3264 §4, RFC 3311 §5.2).
+        if (inviting or self._offering) and (request.method == "INVITE" or description):
             transaction.respond(491, now)
             return
         if asks_too_little(request):
             transaction.respond(422, now, [("Min-SE", str(MIN_SE))])
             return
-        if request.method == "UPDATE" and not request.body:
+        if request.method == "UPDATE" and not description:
             self.dialog.refresh_target(request)
             transaction.respond(200, now, self._headers(request, now))
             return
-        if not request.body:
+        if not description:
             # The far end asks for our offer. Its answer comes with the ACK.
             self.dialog.refresh_target(request)
-            self.answer_invite(transaction, self._offer_again(), now)
-            self._offering = True
+            self.answer_invite(transaction, self._offer_again(), now, offering=True)
             return
         try:
-            offer = SessionDescription.parse(request.body)
-            answer = answer_again(self.local, offer, settled(self.local, self.remote).codecs)
+            codecs = settled(self.local, self.agreed).codecs
+            offer = SessionDescription.parse(description, audio_names(codecs))
+            answer = answer_again(self.local, offer, codecs)
             agreed = check_answer(answer, offer)
         except SdpError:
             transaction.respond(488, now)
             return
         self.dialog.refresh_target(request)
-        changed = self._is_change(agreed)
-        self.remote = offer
         if request.method == "INVITE":
             self.answer_invite(transaction, answer, now)
         else:
             self.local = answer
             headers = [*self._headers(request, now), SDP_TYPE]
             transaction.respond(200, now, headers, answer.to_bytes())
-        if changed:
-            self._core.events.append(MediaChanged(self.dialog.call_id, agreed))
+        self._agree(agreed)
 
     def _offer_again(self) -> SessionDescription:
         """What we offer in a call that goes on: both ways again, whoever held it (§14.2)."""
-        offer = settled(self.local, self.remote)
+        offer = settled(self.local, self.agreed)
         if offer.direction == "sendrecv":
             return offer
         return offer._replace(direction="sendrecv", version=self.local.version + 1)
@@ -241,21 +250,20 @@ class Session:
     def take_answer(self, message: Message) -> None:
         """Take the answer to an offer of ours, which was what had been agreed before."""
         try:
-            answer = SessionDescription.parse(message.body)
+            answer = SessionDescription.parse(
+                session_description_of(message), audio_names(self.local.codecs)
+            )
             agreed = check_answer(self.local, answer)
         except SdpError:
             return
-        changed = self._is_change(agreed)
-        self.remote = answer
-        if changed:
-            self._core.events.append(MediaChanged(self.dialog.call_id, agreed))
+        self._agree(agreed)
 
-    def _is_change(self, agreed: Agreed) -> bool:
-        """Whether `agreed` is not what local and remote description have agreed on up to now."""
-        try:
-            return self.remote is None or check_answer(self.local, self.remote) != agreed
-        except SdpError:
-            return True
+    def _agree(self, agreed: Agreed) -> None:
+        """Take what a later offer and its answer agree on, and report a change."""
+        agreed = with_earlier_events(agreed, self.agreed)
+        if agreed != self.agreed:
+            self.agreed = agreed
+            self._core.events.append(MediaChanged(self.dialog.call_id, agreed))
 
     def _contact(self) -> tuple[str, str]:
         return self._core.contact_by(self.dialog.fallback.transport)

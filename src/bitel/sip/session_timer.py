@@ -8,6 +8,7 @@ from typing import Literal
 
 from bitel.sip.grammar import parameter
 from bitel.sip.message import Message
+from bitel.sip.requests import SUPPORTED
 
 MIN_SE = 90
 """Seconds below which nobody may ask for a session (§5)."""
@@ -42,7 +43,7 @@ def timer_lines(asked: int, min_se: int) -> str:
     """
     if not asked:
         return "Supported: 100rel\r\n"
-    lines = f"Supported: 100rel, timer\r\nSession-Expires: {max(asked, min_se)}\r\n"
+    lines = f"Supported: {SUPPORTED}\r\nSession-Expires: {max(asked, min_se)}\r\n"
     return f"{lines}Min-SE: {min_se}\r\n" if min_se else lines
 
 

@@ -1,0 +1,218 @@
+"""Message bodies: finds the session description in one, also within multipart (RFC 5621).
+
+Bodies are handled as bytes, since a part may be binary (ISUP, RFC 3204) and hold any of them.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from bitel.sip.grammar import parameter
+from bitel.sip.message import Message
+
+SDP = "application/sdp"
+MAX_DEPTH = 3
+"""Levels of multipart within each other that are read."""
+MAX_PARTS = 32
+"""Parts of a body that are read, those of all levels together."""
+MAX_BOUNDARY = 256
+MAX_PART_HEAD = 4096
+"""Bytes of the headers of one part."""
+
+_EMPTY_LINE = re.compile(rb"\r?\n\r?\n")
+_FOLD = re.compile(r"\r?\n[ \t]+")
+_DECODERS: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    "7bit": bytes,
+    "8bit": bytes,
+    "binary": bytes,
+    "base64": binascii.a2b_base64,
+    "quoted-printable": binascii.a2b_qp,
+}
+
+
+class _Part(NamedTuple):
+    """A body, or one part of a multipart: the headers that describe it, and its content."""
+
+    content_type: str
+    disposition: str
+    encoding: str
+    transfer_encoding: str
+    content: bytes
+
+    @property
+    def media_type(self) -> str:
+        written = self.content_type.partition(";")[0].strip().lower()
+        # A description is known by its first line where its type is missing.
+        return SDP if not written and self.content.startswith(b"v=0") else written
+
+    @property
+    def is_encoded(self) -> bool:
+        return self.encoding.strip().lower() not in ("", "identity")
+
+    @property
+    def handling(self) -> str:
+        """The handling parameter: "optional", "required", or "" where it is missing."""
+        written = parameter(self.disposition, "handling") or ""
+        return written.strip('"').lower()
+
+    @property
+    def is_session(self) -> bool:
+        """Whether this is a session description of the session itself (RFC 3261 §20.11)."""
+        purpose = self.disposition.partition(";")[0].strip().lower()
+        return self.media_type == SDP and not self.is_encoded and purpose in ("", "session")
+
+
+class _Found(NamedTuple):
+    """What a body holds: its session description, b"" for none, and whether it can be handled."""
+
+    description: bytes
+    is_supported: bool
+
+
+_UNREADABLE = _Found(b"", is_supported=False)
+
+
+def session_description_of(message: Message) -> bytes:
+    """The session description in a message's body, b"" where it has none.
+
+    That is a body of type application/sdp, or the first such part of a multipart body; in
+    multipart/alternative it is the last one, which its sender prefers (RFC 2046 §5.1.4). A
+    Content-Disposition other than `session`, and a Content-Encoding, make it no description. All
+    other bodies, and other parts, are passed over.
+    """
+    body = message.body
+    if not body:
+        return b""
+    if message.header("content-type") == SDP and not _is_qualified(message):
+        return body
+    return _read(_whole(message), _Budget()).description
+
+
+def unsupported_body(message: Message) -> bool:
+    """Whether a message must be refused with 415 for its body, as it can't be handled.
+
+    So it is with a body that is no session description, and is required: its Content-Disposition
+    does not say `handling=optional` (RFC 3261 §20.11). Of a multipart body it is so with each part
+    that says `handling=required`. A part without that parameter is required too, but ignored
+    beside a session description: gateways add ISUP and XML to their SDP without the parameter, and
+    work with user agents that know nothing of it.
+    """
+    if not message.body:
+        return False
+    if message.header("content-type") == SDP and not _is_qualified(message):
+        return False
+    return not _read(_whole(message), _Budget()).is_supported
+
+
+def _is_qualified(message: Message) -> bool:
+    return "content-disposition" in message or "content-encoding" in message
+
+
+def _whole(message: Message) -> _Part:
+    return _Part(
+        message.header("content-type"),
+        message.header("content-disposition"),
+        message.header("content-encoding"),
+        "",
+        message.body,
+    )
+
+
+class _Budget:
+    """Counts the parts of one body that may still be read."""
+
+    __slots__ = ("left",)
+
+    def __init__(self) -> None:
+        self.left = MAX_PARTS
+
+    def take(self) -> bool:
+        self.left -= 1
+        return self.left >= 0
+
+
+def _read(part: _Part, budget: _Budget, depth: int = 0) -> _Found:
+    found = _UNREADABLE
+    if part.is_session:
+        content = _decoded(part)
+        if content:
+            found = _Found(content, is_supported=True)
+    elif part.media_type.startswith("multipart/") and not part.is_encoded and depth < MAX_DEPTH:
+        found = _read_multipart(part, budget, depth)
+    if not found.is_supported and part.handling == "optional":
+        return found._replace(is_supported=True)
+    return found
+
+
+def _read_multipart(whole: _Part, budget: _Budget, depth: int) -> _Found:
+    parts: list[tuple[_Part, _Found]] = []
+    for part in _parts_of(whole):
+        if not budget.take():
+            parts.append((part._replace(disposition=";handling=required"), _UNREADABLE))
+            break
+        parts.append((part, _read(part, budget, depth + 1)))
+    descriptions = [found.description for _, found in parts if found.description]
+    if whole.media_type == "multipart/alternative":
+        supported = any(found.is_supported for _, found in parts)
+        return _Found(descriptions[-1] if descriptions else b"", supported)
+    missing = [part for part, found in parts if not found.is_supported]
+    if descriptions:
+        supported = all(part.handling != "required" for part in missing)
+        return _Found(descriptions[0], supported)
+    return _Found(b"", is_supported=bool(parts) and not missing)
+
+
+def _parts_of(whole: _Part) -> Iterator[_Part]:
+    """The parts between the boundary's delimiter lines (RFC 2046 §5.1.1), CRLF or LF."""
+    boundary = (parameter(whole.content_type, "boundary") or "").strip('"')
+    if not 0 < len(boundary) <= MAX_BOUNDARY:
+        return
+    delimiter = re.compile(
+        rb"(?:\A|\r?\n)--"
+        + re.escape(boundary.encode("utf-8", "surrogateescape"))
+        + rb"(--)?[ \t]*(?=\r?\n|\Z)"
+    )
+    begin: int | None = None
+    for match in delimiter.finditer(whole.content):
+        if begin is not None:
+            yield _part(whole.content[begin : match.start()])
+        if match[1]:
+            return
+        begin = match.end()
+    if begin is not None:
+        # The closing delimiter is missing.
+        yield _part(whole.content[begin:])
+
+
+def _part(data: bytes) -> _Part:
+    """A part, which begins with the line break of its delimiter line."""
+    blank = _EMPTY_LINE.search(data)
+    if blank is None:
+        return _Part("", "", "", "", b"")
+    head = data[: min(blank.start(), MAX_PART_HEAD)].decode("utf-8", "surrogateescape")
+    headers: dict[str, str] = {}
+    for line in _FOLD.sub(" ", head).splitlines():
+        name, _, value = line.partition(":")
+        headers.setdefault(name.strip().lower(), value.strip())
+    return _Part(
+        headers.get("content-type", headers.get("c", "")),
+        headers.get("content-disposition", ""),
+        headers.get("content-encoding", headers.get("e", "")),
+        headers.get("content-transfer-encoding", ""),
+        data[blank.end() :],
+    )
+
+
+def _decoded(part: _Part) -> bytes:
+    """The content without its transfer encoding, b"" where that can't be undone."""
+    decoder = _DECODERS.get(part.transfer_encoding.lower())
+    if decoder is None:
+        return b""
+    try:
+        return decoder(part.content)
+    except binascii.Error:
+        return b""
