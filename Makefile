@@ -1,5 +1,5 @@
 # Every target sets up what it needs in .venv first, and says what is missing where it can't.
-.PHONY: demo serve test soak check format bench lock clean
+.PHONY: demo serve test peers soak check format bench lock clean
 PY := .venv/bin/python
 ARGS ?=
 
@@ -14,6 +14,11 @@ serve: ## the service in the foreground, with ./bitel.toml if there is one
 test: ## every test; many of them wait for other processes, so four at once on two cores
 	@scripts/setup dev
 	@$(PY) -m pytest -n 4 --dist worksteal $(ARGS)
+
+peers: ## the tests that call other SIP stacks, with every stack here, then docs/interop.md anew
+	@scripts/setup dev
+	@scripts/peers
+	@$(PY) -m scripts.interop_docs $(ARGS)
 
 soak: ## the tests that take long, then a run with injected faults (ARGS), as in docs/operations.md
 	@scripts/setup dev
@@ -39,6 +44,7 @@ bench: ## every figure of docs/performance.md, one bench after the other
 lock: ## resolve the requirements anew
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --upgrade --extra postgres --extra speech --group build -o requirements/run.txt pyproject.toml
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --extra postgres --extra speech --group build --group dev -c requirements/run.txt -o requirements/dev.txt pyproject.toml
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --upgrade --group pyproject.toml:peers -o requirements/peers.txt
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -3,7 +3,7 @@
 `python -m bench.asterisk` places the same number of calls with each, one after the other, and plays
 the same recording. Once all calls run, the CPU time of the processes is read twice. What a call
 costs from its INVITE to its end is read too. SIPp is the carrier of both, and no part of the
-figures. Asterisk is made by `scripts/bench-peers`.
+figures. Asterisk is made by `scripts/peers`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from bench import report
-from bench.asterisk_peer import asterisk, home, version
+from bench.asterisk_peer import calling, require
 from bench.carried import answering, service
 from bench.processes import cpu_seconds, tree
 from bench.report import Result, Row, at_most, say
 from bitel.client import Client
 from bitel.demo.stage import Stage
 from bitel.voices.sample import write_sample
+from tests.peers.asterisk import version
 from tests.peers.sipp import Sipp
 
 PACE = 50  # calls a second, of both
@@ -54,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure(given: argparse.Namespace) -> Result:
     """Both, one after the other."""
-    home()
+    require()
     return asyncio.run(_measure(given.running, given.window))
 
 
@@ -132,16 +133,16 @@ def _heard(stage: Stage) -> int:
 
 
 def _asterisk(carrier: Sipp, calls: int, talk: float, window: float, clip: Path) -> Cost:
-    with asterisk(carrier.port, clip) as (running, name):
+    with calling(carrier.port, clip) as caller:
 
         def place() -> None:
             due = time.monotonic()
             for n in range(calls):
-                running.call(f"0912{n:07}", name)
+                caller.call(f"0912{n:07}")
                 due += 1 / PACE
                 time.sleep(max(0.0, due - time.monotonic()))
 
-        return _cost(running.pid, place, running.running, calls, talk, window)
+        return _cost(caller.pid, place, caller.running, calls, talk, window)
 
 
 def _cost(

@@ -24,6 +24,14 @@ def need(present: bool, missing: str) -> None:
     pytest.skip(missing)
 
 
+def need_peer(present: bool, missing: str) -> None:
+    """A peer that `scripts/peers` installs: skip the test without it, or fail in `make peers`."""
+    if not present and os.environ.get("BITEL_TEST_PEERS") == "required":
+        pytest.fail(f"this test can't run here: {missing}", pytrace=False)
+    if not present:
+        pytest.skip(missing)
+
+
 def need_openssl() -> None:
     """The command that makes keys and certificates."""
     need(shutil.which("openssl") is not None, "openssl is not installed, which makes certificates")

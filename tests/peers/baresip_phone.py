@@ -1,81 +1,31 @@
 """baresip as an independent callee, in a process of its own, on loopback, without audio devices.
 
-Imported, it is the test's side: `baresip_phone(...)` starts the process and reads what it reports.
-Run as a script it is that process: libre keeps its state per process, so each phone needs one.
+`baresip_phone(...)` is the test's side. Run with `-m`, this module is the phone's process.
+It reports "incoming", "established", "closed", "recorded", "held", "resumed"
+and "transfer refused".
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import signal
-import socket
 import sys
 import wave
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+from tests.peers.phone_process import HOST, PhoneProcess, Transport, phone_process, report
 
 if TYPE_CHECKING:
     from baresip import Call, StackEvent
 
 Manner = Literal["answer", "reject", "ring"]
-Transport = Literal["udp", "tcp", "tls"]
+Keyed = Literal["rtpevent", "info"]
 
-HOST = "127.0.0.1"
 _SAMPLE_RATE = 8000
-_ATTEMPTS = 5
-
-
-@dataclass(slots=True)
-class BaresipPhone:
-    """A running baresip that takes calls to any number on `port`.
-
-    `events` grows as it reports: "incoming", "established", "closed", "recorded".
-    """
-
-    port: int
-    transport: Transport
-    process: asyncio.subprocess.Process
-    events: list[str] = field(default_factory=list)
-    _changed: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
-
-    @property
-    def address(self) -> tuple[str, int]:
-        """Where it takes calls. It listens for TLS one port above."""
-        return HOST, self.port + (self.transport == "tls")
-
-    @property
-    def trunk(self) -> str:
-        """The trunk that it is to a dialer."""
-        host, port = self.address
-        return f"sip:{host}:{port};transport={self.transport}"
-
-    async def saw(self, event: str, times: int = 1, timeout: float = 15.0) -> None:
-        """Wait until `event` was reported that many times. Raises TimeoutError."""
-        async with asyncio.timeout(timeout):
-            while self.events.count(event) < times:
-                self._changed.clear()
-                await self._changed.wait()
-
-    async def is_ready(self) -> bool:
-        """Wait until it takes calls; False where the process ends before."""
-        ready = asyncio.create_task(self.saw("ready"))
-        ended = asyncio.create_task(self.process.wait())
-        await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (ready, ended):
-            task.cancel()
-        return self.process.returncode is None
-
-    async def read_events(self) -> None:
-        """Collect what the process reports until it ends."""
-        assert self.process.stdout is not None
-        async for line in self.process.stdout:
-            self.events.append(json.loads(line)["event"])
-            self._changed.set()
 
 
 @asynccontextmanager
@@ -86,16 +36,19 @@ async def baresip_phone(
     hang_up_after: float | None = None,
     reinvite: bool = False,
     digits: str = "",
+    keyed: Keyed = "rtpevent",
     hold: float | None = None,
+    transfer: bool = False,
     transport: Transport = "udp",
     certificate: Path | None = None,
-) -> AsyncIterator[BaresipPhone]:
+) -> AsyncIterator[PhoneProcess]:
     """A baresip that answers, rejects (486), or rings for ever; it ends with the `async with`.
 
     `record` is the WAV to write of the latest call's audio, whole once "recorded" was reported.
     `hang_up_after` is the time in seconds from its answer to its BYE. With `reinvite` it sends a
     re-INVITE right after the ACK of its answer, and the first 0.1 s of a recording is missing.
-    Once established it keys `digits`, and puts the caller on hold for `hold` seconds.
+    Once established it keys `digits` as telephone events or by INFO, puts the caller on hold for
+    `hold` seconds, and asks the caller to call another number (`transfer`).
     It takes calls over `transport` alone; TLS needs a `certificate`, a PEM file with its key in it.
     """
     options = [manner, "--transport", transport, *(["--reinvite"] if reinvite else [])]
@@ -103,32 +56,12 @@ async def baresip_phone(
     options += [] if hang_up_after is None else ["--hang-up-after", str(hang_up_after)]
     options += ["--digits", digits] if digits else []
     options += [] if hold is None else ["--hold", str(hold)]
+    options += ["--keyed", keyed]
+    options += ["--transfer"] if transfer else []
     options += [] if certificate is None else ["--certificate", str(certificate)]
-    for _ in range(_ATTEMPTS):
-        phone = await _start(options, transport)
-        reader = asyncio.create_task(phone.read_events())
-        try:
-            if await phone.is_ready():
-                yield phone
-                return
-        finally:
-            if phone.process.returncode is None:
-                phone.process.terminate()
-            await phone.process.wait()
-            await reader
-    raise AssertionError("baresip does not start: its port may be taken, or its package broken")
-
-
-async def _start(options: list[str], transport: Transport) -> BaresipPhone:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind((HOST, 0))
-        port = probe.getsockname()[1]
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, __file__, str(port), *options),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    return BaresipPhone(port, transport, process)
+    module = "tests.peers.baresip_phone"
+    async with phone_process(sys.executable, module, options, transport) as phone:
+        yield phone
 
 
 # From here on: the process.
@@ -144,17 +77,18 @@ class _Callee:
         self._reinvite: bool = options.reinvite
         self._digits: str = options.digits
         self._hold: float | None = options.hold
+        self._transfer: bool = options.transfer
         self._tasks: set[asyncio.Task[None]] = set()
 
     def on_incoming(self, call: Call) -> None:
         """Begin with a new call."""
-        _report("incoming")
+        report("incoming")
         task = asyncio.get_running_loop().create_task(self._take(call))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _take(self, call: Call) -> None:
-        from baresip import CallState, Event
+        from baresip import CallState, Event, TransferFailed
 
         if self._manner == "reject":
             await call.reject()
@@ -167,10 +101,10 @@ class _Callee:
         def on_event(event: StackEvent) -> None:
             if event.event is Event.CALL_ESTABLISHED:
                 established.set()
-                _report("established")
+                report("established")
             elif event.event is Event.CALL_CLOSED:
                 closed.set()
-                _report("closed")
+                report("closed")
 
         call.on(on_event)
         recording = asyncio.create_task(self._listen(call, closed))
@@ -182,10 +116,15 @@ class _Callee:
             await call.send_dtmf(self._digits)
         if self._hold is not None:
             await call.hold()
-            _report("held")
+            report("held")
             await asyncio.sleep(self._hold)
             await call.resume()
-            _report("resumed")
+            report("resumed")
+        if self._transfer:
+            try:
+                await call.transfer(f"sip:0912@{HOST}")
+            except TransferFailed:
+                report("transfer refused")
         if self._hang_up_after is not None:
             await asyncio.sleep(self._hang_up_after)
             if call.state is not CallState.CLOSED:
@@ -205,11 +144,7 @@ class _Callee:
                 with suppress(AudioNotActive, AudioRestarted):
                     file.writeframes(call.audio.read(65536))
                 await asyncio.sleep(0.01)
-        _report("recorded")
-
-
-def _report(event: str) -> None:
-    print(json.dumps({"event": event}), flush=True)
+        report("recorded")
 
 
 # On loopback a jitter buffer has nothing to even out, and drops packets at its start.
@@ -241,13 +176,14 @@ async def _run(options: argparse.Namespace) -> None:
         transport=options.transport,
         reg_interval=0,
         audio_codecs=("pcma", "pcmu"),
+        dtmf_mode=options.keyed,
         extra_params=("catchall=yes",),
     )
     agent = await UserAgent.create(runtime, account)
     agent.on_incoming(callee.on_incoming)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    _report("ready")
+    report("ready")
     await stop.wait()
     await runtime.close()
 
@@ -261,7 +197,9 @@ def _main() -> None:
     parser.add_argument("--reinvite", action="store_true")
     parser.add_argument("--certificate", type=Path)
     parser.add_argument("--digits", default="")
+    parser.add_argument("--keyed", choices=["rtpevent", "info"])
     parser.add_argument("--hold", type=float)
+    parser.add_argument("--transfer", action="store_true")
     parser.add_argument("--transport", choices=["udp", "tcp", "tls"])
     asyncio.run(_run(parser.parse_args()))
 

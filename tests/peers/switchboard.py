@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from sqlalchemy import Connection
 
 from bitel.calls.call import Call, CallStatus, Lane, NewCall
@@ -24,27 +26,58 @@ from bitel.dialers.sip_trunk import SipTrunkDialer
 from bitel.dialers.trunk import Trunk
 from bitel.dialing.dialer import Order
 from bitel.dialing.dispatcher import Dispatcher, Limits
+from bitel.g711 import Codes, Pcm, alaw_encode, ulaw_encode
 from bitel.store import calls, ledger, placing, projects, recordings
 from bitel.store.calls import AttemptRow
 from bitel.store.database import Database
+from bitel.voices.compare import match
+from bitel.voices.sample import synthesise
 
 HOST = "127.0.0.1"
 T1 = 0.02
 """Seconds: Timers B and F are 1.28 s then, and nobody waits long for what never comes."""
 _TARIFF = Tariff((Rate("+98", Decimal(1), increment=1),))
+_PIECE = 2000
+"""Samples, a quarter of a second."""
 _A_LAW_SILENCE = b"\xd5"
+_ENCODERS: Mapping[Codec, Callable[[Pcm], Codes]] = {"PCMA": alaw_encode, "PCMU": ulaw_encode}
 
 
 class OneClip:
-    """Everybody is played the same silence, whichever codec it is taken for."""
+    """Plays the same to every callee: `seconds` of silence, or `sound` in the codec of the call."""
 
-    def __init__(self, folder: Path, seconds: float) -> None:
-        self._clip = folder / "clip.raw"
-        self._clip.write_bytes(_A_LAW_SILENCE * round(seconds * 8000))
+    def __init__(self, folder: Path, seconds: float, sound: Pcm | None = None) -> None:
+        silence = _A_LAW_SILENCE * round(seconds * 8000)
+        self._clips = {codec: folder / f"clip.{codec.lower()}" for codec in _ENCODERS}
+        for codec, clip in self._clips.items():
+            encode = _ENCODERS[codec]
+            clip.write_bytes(silence if sound is None else encode(sound).tobytes())
 
     async def for_order(self, order: Order, codecs: Sequence[Codec]) -> Mapping[str, Playlist]:
-        """Not a clip of its own for anybody."""
-        return {codec: [self._clip] for codec in codecs}
+        """The clip in each of the codecs."""
+        return {codec: [self._clips[codec]] for codec in codecs}
+
+
+def assert_answered(record: Record, by: str = "us") -> None:
+    """It was answered with 200, ended by that side, and billed once for the time of talk."""
+    assert record.outcome is Outcome.ANSWERED, record
+    assert (record.attempt.sip_code, record.attempt.ended_by) == (200, by), record
+    assert (record.bill_seconds, record.bills) == (math.ceil(record.talked), 1)
+
+
+def sample(seconds: float) -> Pcm:
+    """A tune at 8 kHz, no part of which is like another."""
+    return np.ascontiguousarray(synthesise(seconds)[::2])
+
+
+def share_heard(sent: Pcm, heard: Pcm) -> float:
+    """The share of `sent` that was heard, 0 to 1, each quarter of a second sought by itself.
+
+    A peer that plays or records by a clock of its own shifts all that comes after a packet that it
+    drops or fills in, as it does after a hold.
+    """
+    pieces = [sent[at : at + _PIECE] for at in range(0, len(sent), _PIECE)]
+    return sum(match(piece, heard).covered for piece in pieces) / len(pieces)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +128,7 @@ class Switchboard:
         """
         new = await self._database.write(lambda conn: _place(conn, self._dialer_id, number))
         self._dispatcher.ring()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             while True:
                 attempts = await self._database.read(lambda conn: calls.attempts(conn, new.id))
                 if attempts and attempts[0].claim == "settled":
@@ -159,9 +192,14 @@ def _place(conn: Connection, dialer_id: str, number: str) -> NewCall:
 
 @asynccontextmanager
 async def switchboard(
-    folder: Path, database: Database, *trunks: str, clip: float = 0.04, **config: Any
+    folder: Path,
+    database: Database,
+    *trunks: str,
+    clip: float = 0.04,
+    sound: Pcm | None = None,
+    **config: Any,
 ) -> AsyncIterator[Switchboard]:
-    """A dialer that calls by way of `trunks` and plays `clip` seconds of silence.
+    """A dialer that calls by way of `trunks` and plays `clip` seconds of silence, or `sound`.
 
     `config` are fields of SipTrunkConfig. Numbers are dialled as `+98…`.
     """
@@ -171,10 +209,10 @@ async def switchboard(
         SipTrunkConfig(
             tuple(Trunk.parse(trunk) for trunk in trunks),
             (HOST, 0),
-            range(first, first + 20),
+            range(first, first + 40),
             **values,
         ),
-        OneClip(folder, clip),
+        OneClip(folder, clip, sound),
         time.time,
     )
     await dialer.start()

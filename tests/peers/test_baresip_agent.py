@@ -7,14 +7,15 @@ import wave
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from bitel.g711 import Pcm, alaw_decode, alaw_encode
 from bitel.rtp.streamer import Streamer, StreamReport
 from bitel.sip.events import Answered, Ended, Failed, Provisional
 from bitel.voices.compare import match
 from bitel.voices.sample import write_sample
-from tests.peers.baresip_phone import HOST, baresip_phone
-from tests.peers.caller import caller
+from tests.peers.baresip_phone import baresip_phone
+from tests.peers.caller import HOST, caller
 
 RTP_PORTS = range(30000, 32000)
 
@@ -41,6 +42,7 @@ def make_clip(folder: Path, seconds: float) -> tuple[Path, Pcm]:
     return clip, alaw_decode(codes)
 
 
+@pytest.mark.interop("answers, and records all that we play", rfc="RFC 3264 §6")
 async def test_baresip_hears_what_was_sent(tmp_path: Path) -> None:
     clip, sent = make_clip(tmp_path, seconds=4)
     recording = tmp_path / "heard.wav"
@@ -72,6 +74,7 @@ async def test_baresip_hears_what_was_sent(tmp_path: Path) -> None:
     assert result.covered >= 0.98, result
 
 
+@pytest.mark.interop("hangs up", rfc="RFC 3261 §15.1")
 async def test_baresip_hangs_up_early() -> None:
     async with baresip_phone("answer", hang_up_after=0.3) as phone, caller(phone.address) as one:
         call = one.call("+989121234567")
@@ -79,6 +82,7 @@ async def test_baresip_hangs_up_early() -> None:
         assert (await one.saw(call, Ended)).by == "far"
 
 
+@pytest.mark.interop("sends a re-INVITE right after our ACK", rfc="RFC 3261 §14.2")
 async def test_a_reinvite_of_baresip_is_answered_and_the_call_goes_on() -> None:
     async with baresip_phone("answer", reinvite=True) as phone, caller(phone.address) as one:
         call = one.call("+989121234567")
@@ -94,6 +98,7 @@ async def test_a_reinvite_of_baresip_is_answered_and_the_call_goes_on() -> None:
         await phone.saw("closed")
 
 
+@pytest.mark.interop("rejects with 486", rfc="RFC 3261 §21.4.24")
 async def test_baresip_rejects() -> None:
     async with baresip_phone("reject") as phone, caller(phone.address) as one:
         failed = await one.settled(one.call("+989121234567"))
@@ -101,6 +106,7 @@ async def test_baresip_rejects() -> None:
         assert (failed.code, failed.why) == (486, "response")
 
 
+@pytest.mark.interop("rings until we cancel", rfc="RFC 3261 §9.1")
 async def test_baresip_rings_until_we_give_up() -> None:
     async with baresip_phone("ring") as phone, caller(phone.address) as one:
         call = one.call("+989121234567")

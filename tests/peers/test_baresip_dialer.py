@@ -11,9 +11,10 @@ from bitel.calls.outcome import Outcome
 from bitel.store.database import Database
 from bitel.transports.tls import TlsFiles
 from tests.e2e.playing import folder
-from tests.peers.baresip_phone import Transport, baresip_phone
+from tests.peers.baresip_phone import Keyed, baresip_phone
 from tests.peers.certificates import Authority
-from tests.peers.switchboard import Record, switchboard
+from tests.peers.phone_process import Transport
+from tests.peers.switchboard import Record, assert_answered, switchboard
 
 
 async def call(
@@ -39,6 +40,7 @@ async def call(
     return record
 
 
+@pytest.mark.interop("answers over {transport}", rfc="RFC 3261 §18.1")
 @pytest.mark.parametrize("transport", ["udp", "tcp", "tls"])
 async def test_we_hang_up(transport: Transport, tmp_path: Path, sqlite_database: Database) -> None:
     record = await call(transport, None, tmp_path, sqlite_database)
@@ -47,6 +49,7 @@ async def test_we_hang_up(transport: Transport, tmp_path: Path, sqlite_database:
     assert record.talked >= 0.5
 
 
+@pytest.mark.interop("hangs up over {transport}", rfc="RFC 3261 §18.2")
 @pytest.mark.parametrize("transport", ["tcp", "tls"])
 async def test_baresip_hangs_up(
     transport: Transport, tmp_path: Path, sqlite_database: Database
@@ -57,10 +60,16 @@ async def test_baresip_hangs_up(
     assert (record.bill_seconds, record.bills) == (math.ceil(record.talked), 1)
 
 
-async def test_what_baresip_keys_is_kept(tmp_path: Path, sqlite_database: Database) -> None:
+@pytest.mark.interop(
+    "keys digits by {keyed}, and reports loss and jitter", rfc="RFC 4733 §2.5, RFC 6086 §4"
+)
+@pytest.mark.parametrize("keyed", ["rtpevent", "info"])
+async def test_what_baresip_keys_is_kept(
+    keyed: Keyed, tmp_path: Path, sqlite_database: Database
+) -> None:
     """And so is how its RTCP says that it heard us."""
     async with (
-        baresip_phone("answer", digits="159#") as phone,
+        baresip_phone("answer", digits="159#", keyed=keyed) as phone,
         switchboard(tmp_path, sqlite_database, phone.trunk, clip=6.0, t1=0.5) as board,
     ):
         record = await board.call()
@@ -74,6 +83,7 @@ async def test_what_baresip_keys_is_kept(tmp_path: Path, sqlite_database: Databa
     assert media.jitter_ms is not None
 
 
+@pytest.mark.interop("puts the call on hold, and resumes it", rfc="RFC 3264 §8.4")
 async def test_baresip_puts_us_on_hold(tmp_path: Path, sqlite_database: Database) -> None:
     async with (
         baresip_phone("answer", hold=1.0) as phone,
@@ -84,3 +94,15 @@ async def test_baresip_puts_us_on_hold(tmp_path: Path, sqlite_database: Database
     assert "resumed" in phone.events
     assert (record.outcome, record.bills) == (Outcome.ANSWERED, 1)
     assert record.talked > 1.9, "a second of recording, and a second of hold"
+
+
+@pytest.mark.interop("asks for a transfer, which is refused", rfc="RFC 3515 §2.4.2")
+async def test_baresip_asks_for_a_transfer(tmp_path: Path, sqlite_database: Database) -> None:
+    async with (
+        baresip_phone("answer", transfer=True) as phone,
+        switchboard(tmp_path, sqlite_database, phone.trunk, clip=1.0, t1=0.5) as board,
+    ):
+        record = await board.call()
+        await phone.saw("closed")
+    assert "transfer refused" in phone.events
+    assert_answered(record)

@@ -27,6 +27,7 @@ PATIENT = 2.0
 CREDENTIALS = Credentials(USERNAME, PASSWORD)
 
 
+@pytest.mark.interop("demands digest, and stays in the path of five calls", rfc="RFC 3261 §22.3")
 @pytest.mark.parametrize("options", [[], ["WITH_SHA256"]], ids=["md5", "sha256"])
 async def test_calls_through_a_proxy_that_demands_digest(
     options: list[Option], tmp_path: Path, sqlite_database: Database
@@ -56,6 +57,7 @@ async def test_calls_through_a_proxy_that_demands_digest(
     assert not [line for line in proxy.said if line.startswith("strayed")]
 
 
+@pytest.mark.interop("is an outbound proxy, and gets all of a call", rfc="RFC 3261 §8.1.2")
 @pytest.mark.parametrize(
     ("scenario", "options"), [(ROUTED, []), ("answering", ["WITHOUT_RECORD_ROUTE"])]
 )
@@ -85,6 +87,7 @@ async def test_as_outbound_proxy_it_gets_all_of_a_call(
     assert not [line for line in proxy.said if line.startswith("strayed")]
 
 
+@pytest.mark.interop("refuses wrong credentials", rfc="RFC 3261 §22.3")
 async def test_wrong_credentials_get_nowhere(tmp_path: Path, sqlite_database: Database) -> None:
     async with (
         sipp(ROUTED, 1, folder(tmp_path, "sipp")) as callee,
@@ -103,6 +106,7 @@ async def test_wrong_credentials_get_nowhere(tmp_path: Path, sqlite_database: Da
     assert proxy.said == ["challenged INVITE"] * 2, "once is enough to know"
 
 
+@pytest.mark.interop("passes our CANCEL on", rfc="RFC 3261 §16.10")
 async def test_a_callee_that_never_answers_is_cancelled_through_the_proxy(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
@@ -124,6 +128,7 @@ async def test_a_callee_that_never_answers_is_cancelled_through_the_proxy(
     assert (record.outcome, record.bills) == (Outcome.NO_ANSWER, 0)
 
 
+@pytest.mark.interop("registers us for 2 s at a time", rfc="RFC 3261 §10.2")
 async def test_registered_refreshed_used_and_gone(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
@@ -152,6 +157,7 @@ async def test_registered_refreshed_used_and_gone(
     assert (report.exit_code, report.successful) == (0, 1), report
 
 
+@pytest.mark.interop("takes registration and calls over one TCP connection", rfc="RFC 3261 §18.1")
 async def test_calls_through_a_proxy_over_tcp(tmp_path: Path, sqlite_database: Database) -> None:
     """One connection takes them all to the proxy, which goes on over UDP."""
     async with (
@@ -178,6 +184,7 @@ async def test_calls_through_a_proxy_over_tcp(tmp_path: Path, sqlite_database: D
         assert proxy.said.count(f"relayed {method} over tcp") >= CALLS, proxy.said
 
 
+@pytest.mark.interop("takes registration and calls over one TLS connection", rfc="RFC 3261 §26.2.1")
 async def test_calls_through_a_proxy_over_tls(tmp_path: Path, sqlite_database: Database) -> None:
     authority = Authority.make(folder(tmp_path, "certificates"))
     async with (
@@ -208,7 +215,8 @@ async def test_calls_through_a_proxy_over_tls(tmp_path: Path, sqlite_database: D
         assert proxy.said.count(f"relayed {method} over tls") >= CALLS, proxy.said
 
 
-@pytest.mark.parametrize("fault", ["untrusted", "another name"])
+@pytest.mark.interop("can't prove its name, its certificate being {fault}", rfc="RFC 5922 §7.2")
+@pytest.mark.parametrize("fault", ["untrusted", "another host's"])
 async def test_a_proxy_that_cannot_prove_its_name_hears_nothing(
     fault: str, tmp_path: Path, sqlite_database: Database
 ) -> None:
@@ -240,6 +248,7 @@ async def test_a_proxy_that_cannot_prove_its_name_hears_nothing(
     assert proxy.said == []
 
 
+@pytest.mark.interop("passes the callee's BYE on, over {transport}", rfc="RFC 3261 §12.2.1.1")
 @pytest.mark.parametrize("transport", ["udp", "tcp", "tls"])
 async def test_the_callee_hangs_up_through_the_proxy(
     transport: str, tmp_path: Path, sqlite_database: Database
@@ -272,6 +281,7 @@ async def test_the_callee_hangs_up_through_the_proxy(
     assert record.bills == 1
 
 
+@pytest.mark.interop("forks the call, and two phones answer", rfc="RFC 3261 §13.2.2.4")
 async def test_two_phones_that_are_both_picked_up_are_one_call_and_one_bill(
     tmp_path: Path, sqlite_database: Database
 ) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from bitel.demo.stage import Stage
 from tests.e2e.playing import call_all, folder, numbers, reports
 from tests.peers.certificates import Authority
@@ -14,6 +16,7 @@ from tests.peers.sipp import sipp
 CALLS = 10
 
 
+@pytest.mark.interop("registers the whole service over TLS, and demands SHA-256", rfc="RFC 8760 §2")
 async def test_registered_over_tls(tmp_path: Path) -> None:
     authority = Authority.make(folder(tmp_path, "certificates"))
     async with (

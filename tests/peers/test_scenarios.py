@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.peers.interop import scenario_case
 from tests.peers.scenario_recorder import RECORD
 from tests.peers.sipp import SCENARIOS
 
@@ -21,13 +22,11 @@ PATHS = sorted(SCENARIOS.glob("*.xml"))
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_a_scenario_says_what_it_checks(path: Path) -> None:
-    text = path.read_text()
-    ET.fromstring(text)
-    comment = " ".join(text.partition("<!--")[2].partition("-->")[0].split())
-    assert comment, "it does not say what it is for"
+    ET.parse(path)
+    case = scenario_case(path.stem)
     if named := NAMED.match(path.stem):
-        assert f"RFC {named['rfc']} §" in comment
-        assert named["section"] in comment
+        assert f"RFC {named['rfc']} §" in case.rfc
+        assert named["section"] in case.rfc
 
 
 def test_each_scenario_is_run_by_a_test(tmp_path: Path) -> None:

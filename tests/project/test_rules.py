@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from scripts import interop_docs
 from scripts.settings_docs import PAGE, render
 
 ROOT = Path(__file__).parent.parent.parent
@@ -24,3 +25,8 @@ def test_every_room_imports_only_what_it_may() -> None:
 
 def test_the_page_of_settings_is_the_settings() -> None:
     assert PAGE.read_text() == render(), "run: python -m scripts.settings_docs"
+
+
+def test_the_page_of_interoperability_lists_the_cases_of_the_tests() -> None:
+    listed = interop_docs.cases_of(interop_docs.PAGE.read_text())
+    assert sorted(listed) == interop_docs.collect(), "run: make peers"
