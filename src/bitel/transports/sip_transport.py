@@ -35,6 +35,8 @@ Link = Callable[[bytes, Address], Iterable[tuple[float, bytes]]]
 Tap = Callable[[Literal["in", "out"], bytes, Address, float], None]
 """Shown each message as it comes or leaves, with the far end's address and the time (Unix s)."""
 
+READ_FIRST = 0.1
+"""Seconds by which a timer may come late before what has arrived is read ahead of it."""
 PAUSE_NOTICED = 1.0
 """Seconds by which a timer may come late before the process is taken to have been stopped."""
 LONGEST_TIMER = 0.5
@@ -86,6 +88,8 @@ class SipTransport:
         self.confirm_lease: Callable[[], Awaitable[bool]] | None = None
         """Asked after a pause whether we may go on with our calls; None: always. Where it says no,
         fails, or takes longer than 3 s, no INVITE is repeated that nothing was answered to."""
+        # After a late turn, until what had arrived is read: no timer fires.
+        self._reading_first = False
         # After a pause, until the lease was confirmed: INVITEs wait here, and no timer fires.
         self._resuming = False
         self._held_invites: list[tuple[bytes, Address]] = []
@@ -200,7 +204,7 @@ class SipTransport:
 
     def _set_timer(self) -> None:
         due = self.agent.next_timer()
-        if due is None or self._closed or self._resuming:
+        if due is None or self._closed or self._reading_first or self._resuming:
             return
         due = min(due, self.now() + LONGEST_TIMER)
         # An armed timer that is early enough may stay: coming too early does no harm.
@@ -217,12 +221,21 @@ class SipTransport:
     def _timer_fired(self) -> None:
         self._timer = None
         late = time.monotonic() - self._timer_at
-        if late <= PAUSE_NOTICED:
+        if late <= READ_FIRST:
             self._fire_timers()
+            return
+        if late <= PAUSE_NOTICED:
+            # A response that waits to be read may end what the timer would repeat.
+            self._reading_first = True
+            self.after_reading(self._fire_late_timers)
             return
         logger.warning("the event loop stood still for %.1f s", late)
         self._resuming = True
         self.after_reading(self._ask_for_lease)
+
+    def _fire_late_timers(self) -> None:
+        self._reading_first = False
+        self._fire_timers()
 
     def _fire_timers(self) -> None:
         try:
