@@ -108,26 +108,6 @@ def hold_up(seconds: float = PAUSE) -> None:
     time.sleep(seconds)
 
 
-def test_after_a_short_delay_a_response_is_read_before_the_request_is_repeated(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def confirm() -> bool:
-        raise AssertionError("the lease is confirmed after a pause, not after a short delay")
-
-    async def main() -> None:
-        async with called(confirm) as (caller, far, invite):
-            far.send(reply(invite, 180), caller.transport.local)
-            sent = len(far.of("INVITE"))
-            hold_up(0.4)  # timer A is due twice meanwhile
-            await until(lambda: caller.events)
-            far.send(reply(invite, 200, ANSWER), caller.transport.local)
-            await until(lambda: any(isinstance(each, Answered) for each in caller.events))
-            assert len(far.of("INVITE")) == sent
-
-    monkeypatch.setattr(sip_transport, "PAUSE_NOTICED", 1.0)
-    run(main())
-
-
 def test_what_has_arrived_is_read_before_timer_b_fires(run: Run) -> None:
     async def main() -> None:
         async with called() as (caller, far, invite):

@@ -23,6 +23,8 @@ T1 = 0.05
 TIMER_B = 64 * T1
 PAUSE = 1.8
 """Seconds; enough to be noticed (PAUSE_NOTICED + LONGEST_TIMER), and before timer B."""
+SHORT_PAUSE = 0.6
+"""Seconds; not enough for that."""
 PLACES_A_CALL = """
 import asyncio, sys, uvloop
 from bitel.sip import AgentConfig, Answered, Failed, Invitation, UserAgent, make_offer
@@ -39,7 +41,7 @@ async def main():
     transport = await SipTransport.open(
         ("127.0.0.1", 0),
         lambda local: UserAgent(AgentConfig(local, t1=t1)),
-        lambda event: over.done() or over.set_result(event),
+        lambda event: isinstance(event, (Answered, Failed)) and over.set_result(event),
         confirm_lease=confirm,
     )
     print(transport.local[1], flush=True)
@@ -130,6 +132,19 @@ def test_an_invite_whose_time_passed_is_not_sent_again(place: Place, loop: str) 
     call.go_on()
     assert call.result() == "Failed timeout"
     assert call.invites() == []
+
+
+@LOOPS
+def test_a_response_that_came_during_a_short_stop_ends_the_repeats(place: Place, loop: str) -> None:
+    """Timer A is due meanwhile, and late by less than what counts as a pause."""
+    call = place(loop)
+    invite = call.stop()
+    call.sock.sendto(reply(invite, 180).encode(), call.address)
+    time.sleep(SHORT_PAUSE)
+    call.go_on()
+    assert call.invites(2 * SHORT_PAUSE) == []
+    call.sock.sendto(reply(invite, 200, ANSWER).encode(), call.address)
+    assert call.result() == "Answered"
 
 
 @LOOPS
