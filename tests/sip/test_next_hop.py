@@ -129,3 +129,34 @@ def test_by_default_requests_go_where_the_contact_says() -> None:
     _, invite = bench.invite()
     bench.receive(reply(invite, 200, ANSWER, headers=CONTACT), SOURCE)
     assert bench.one("ACK").destination == CONTACT_PLACE
+
+
+@pytest.mark.parametrize("transport", [Transport.TCP, Transport.UDP])
+def test_over_tcp_the_source_is_where_the_invite_went(transport: Transport) -> None:
+    """A connection that the far end has opened may be closed by the time of our BYE.
+
+    The INVITE of the second case, to a UDP address, was too long for UDP.
+    """
+    bench = Bench(AgentConfig(US, send_to_source=True))
+    destination = FAR._replace(transport=transport)
+    long = (("X-Account", "4" * 1300),) if transport is Transport.UDP else ()
+    call_id, invite = bench.invite(INVITATION._replace(destination=destination, headers=long))
+    by_tcp = FAR._replace(transport=Transport.TCP)
+    bench.receive(reply(invite, 200, ANSWER, headers=CONTACT), by_tcp)
+    assert bench.one("ACK").destination == by_tcp
+    bench.receive(within(invite, "OPTIONS", 1), by_tcp._replace(port=41812))
+    bench.one("200 OPTIONS")
+    bench.agent.hang_up(call_id, bench.now)
+    assert bench.one("BYE").destination == by_tcp
+
+
+def test_without_a_place_in_the_contact_a_connection_of_the_far_end_is_not_relied_on() -> None:
+    bench = Bench()
+    by_tcp = FAR._replace(transport=Transport.TCP)
+    call_id, invite = bench.invite(INVITATION._replace(destination=by_tcp))
+    bench.receive(reply(invite, 200, ANSWER, headers=("Contact: <sip:far@pbx.test>",)), by_tcp)
+    assert bench.one("ACK").destination == by_tcp
+    bench.receive(within(invite, "OPTIONS", 1), by_tcp._replace(port=41812))
+    bench.one("200 OPTIONS")
+    bench.agent.hang_up(call_id, bench.now)
+    assert bench.one("BYE").destination == by_tcp

@@ -12,7 +12,7 @@ from bitel.sip.core import WITHOUT_TCP
 from bitel.sip.events import RequestDone
 from bitel.sip.grammar import Address, Transport
 from bitel.sip.stream_routes import alias_of, response_route
-from tests.sip.far_end import ANSWER, FAR, INVITATION, US, Bench, reply, request, within
+from tests.sip.far_end import ANSWER, FAR, INVITATION, US, Bench, reply, request
 
 TCP = Address("192.0.2.9", 5060, Transport.TCP)
 TLS = Address("192.0.2.9", 5061, Transport.TLS, "carrier.test")
@@ -223,18 +223,6 @@ def test_where_an_ack_goes(far: Address, contact: str, destination: Address) -> 
     ack = bench.one("ACK")
     assert ack.destination == destination
     assert ack.request.header("via").startswith(f"SIP/2.0/{destination.transport} ")
-
-
-def test_a_dialog_follows_the_far_end_to_another_connection() -> None:
-    bench = to(TCP)
-    invite = bench.one("INVITE").request
-    name = ("Contact: <sip:far@carrier.test>",)
-    bench.receive(reply(invite, 200, ANSWER, headers=name), TCP)
-    other = TCP._replace(port=44444)
-    bench.receive(within(invite, "OPTIONS", 2), other)
-    assert [sent.destination for sent in bench.sent()] == [TCP, other]
-    bench.agent.hang_up(invite.call_id, 0.0)
-    assert bench.one("BYE").destination == other
 
 
 # Requests that are too long for UDP (§18.1.1)

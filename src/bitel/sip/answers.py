@@ -10,7 +10,7 @@ from bitel.sip.client_transaction import NOBODY, ClientTransaction
 from bitel.sip.core import Core
 from bitel.sip.dialog import Dialog
 from bitel.sip.early_dialog import EarlyDialog
-from bitel.sip.grammar import Address, Transport
+from bitel.sip.grammar import Address
 from bitel.sip.message import Response
 from bitel.sip.requests import ClientRequest
 from bitel.sip.session import end_unwanted, send_bye
@@ -123,8 +123,6 @@ def dialog_of(
     core: Core, request: ClientRequest, destination: Address, response: Response, source: Address
 ) -> Dialog:
     """The dialog that a response to our INVITE makes."""
-    if destination.transport is Transport.UDP and source.transport is not Transport.UDP:
-        source = destination  # only the INVITE was too long for it
     return Dialog.of_caller(request, response, source, destination, core.config.send_to_source)
 
 

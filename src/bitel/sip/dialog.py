@@ -17,7 +17,7 @@ from bitel.sip.message import Message, Request, Response
 from bitel.sip.requests import ClientRequest
 
 MAX_ROUTES = 32
-TLS = Transport.TLS
+TLS, UDP = Transport.TLS, Transport.UDP
 _SPACE = re.compile(r"\s")
 _BRACKETED = re.compile(r'<([^<>"\s]+)>(?:;|\Z)')
 
@@ -40,6 +40,7 @@ class Dialog:
     __slots__ = (
         "_domain",
         "_fallback",
+        "_is_caller",
         "_local_value",
         "_proxy",
         "_remote_value",
@@ -69,6 +70,7 @@ class Dialog:
         *,
         to_source: bool = False,
         proxy: Address | None = None,
+        is_caller: bool = False,
     ) -> None:
         self.call_id = call_id
         self._local_value, self.local_tag = local
@@ -79,6 +81,7 @@ class Dialog:
         self._domain = domain
         self._to_source = to_source
         self._proxy = proxy
+        self._is_caller = is_caller
         self.local_cseq, self.remote_cseq = cseqs
         self.request_uri: str
         self.next_hop: Address
@@ -97,7 +100,15 @@ class Dialog:
 
         The INVITE went to `destination`; should the far end speak TLS, its certificate must bear
         the name of that, also where the response came over a connection of the far end's own.
+
+        Over a stream the port of `source` names a connection, which may be closed by the time of
+        the BYE: requests go to the address that the INVITE went to, which accepts connections. An
+        INVITE to a UDP address that was too long for UDP decides that only with `to_source`.
         """
+        if source.transport is not UDP:
+            is_over_tcp = to_source or destination.transport is not UDP
+            transport = source.transport if is_over_tcp else UDP
+            source = destination._replace(transport=transport)
         routes, proxy = request.routes, destination if request.routes else None
         if "record-route" in response:
             routes = tuple(reversed(response.values("record-route")[-MAX_ROUTES:]))
@@ -113,6 +124,7 @@ class Dialog:
             (request.cseq, None),
             to_source=to_source,
             proxy=proxy,
+            is_caller=True,
         )
 
     @classmethod
@@ -162,9 +174,12 @@ class Dialog:
     def fallback(self) -> Address:
         return self._fallback
 
-    def heard_from(self, source: Address) -> None:
-        """A request of the far end came from there."""
-        if source != self._fallback:
+    def received_from(self, source: Address) -> None:
+        """Note where a request of the far end came from.
+
+        A caller passes over the source of a stream: it connects to where its INVITE went.
+        """
+        if source != self._fallback and (source.transport is UDP or not self._is_caller):
             self._fallback = source
             self._find_way()
 
