@@ -209,7 +209,7 @@ def check_answer(offer: SessionDescription, answer: SessionDescription) -> Agree
 
 
 def agreement(local: SessionDescription, remote: SessionDescription | None) -> Agreed | None:
-    """What two descriptions agree on; None without a remote one, or one that can't be used."""
+    """What two descriptions agree on; None if there is no usable remote one."""
     if remote is None:
         return None
     try:
@@ -221,8 +221,8 @@ def agreement(local: SessionDescription, remote: SessionDescription | None) -> A
 def packet_length(ptime: int, maxptime: int = 0) -> int:
     """The longest packet, in ms, that we can send within the far end's `ptime` and `maxptime`.
 
-    `maxptime` is 0 where there is no such limit. Where even our shortest packet is longer than
-    allowed, that one is sent: it is still the nearest to what was asked for (RFC 8866 §6.3).
+    `maxptime` 0 is no limit. If even our shortest packet exceeds it, its length is returned, as the
+    nearest to what was asked for (RFC 8866 §6.3).
     """
     limit = min(ptime, maxptime) if maxptime else ptime
     return max((each for each in PACKET_LENGTHS if each <= limit), default=PACKET_LENGTHS[0])
@@ -287,18 +287,22 @@ def make_answer(
     )
 
 
-def answer_again(
-    current: SessionDescription, offer: SessionDescription, codecs: Sequence[Codec]
-) -> SessionDescription:
-    """Answer a later offer of a call as the call now stands: same port, and one of these codecs.
+def answer_later_offer(
+    local: SessionDescription, agreed: Agreed | None, data: bytes
+) -> tuple[SessionDescription, SessionDescription, Agreed]:
+    """The offer in `data`, our answer, and what the two agree on (RFC 3264 §8).
 
-    The version goes up by one where the answer differs from `current` (RFC 3264 §8).
+    `local` is our current description, and `agreed` what was agreed on before, whose codec is kept.
+    The answer has the same address and port as `local`; its version goes up by one where it differs
+    from `local`. Raises `SdpError` where the offer can't be read or used.
     """
-    answer = make_answer(
-        offer, (current.address, current.port), audio_names(codecs), current.session_id
-    )
-    answer = answer._replace(version=current.version)
-    return answer if answer == current else answer._replace(version=current.version + 1)
+    names = audio_names(settled(local, agreed).codecs)
+    offer = SessionDescription.parse(data, names)
+    answer = make_answer(offer, (local.address, local.port), names, local.session_id)
+    answer = answer._replace(version=local.version)
+    if answer != local:
+        answer = answer._replace(version=local.version + 1)
+    return offer, answer, check_answer(answer, offer)
 
 
 def audio_names(codecs: Sequence[Codec]) -> list[str]:
@@ -432,7 +436,7 @@ def _media_lines(media: list[str]) -> tuple[str, ...]:
 def _read_sections(session_text: str, formats: str, audio_text: str) -> _Heard:
     """What the session's section and that of the audio say together."""
     session, audio = _read_section(session_text), _read_section(audio_text)
-    # The audio's own c= line takes the place of the session's, which may be of no use then.
+    # The c= line of the audio overrides that of the session, which need not be valid then.
     connection = session.connection if audio.connection is None else audio.connection
     if connection is None:
         raise SdpError("the SDP says no address for its audio")
@@ -515,10 +519,10 @@ def _connection_address(value: str) -> str:
 
 
 def is_host_name(address: str) -> bool:
-    """Whether an address of a c= line is a domain name, which takes DNS (RFC 8866 §5.7).
+    """Whether an address of a c= line is a domain name, to be looked up in DNS (RFC 8866 §5.7).
 
-    Its labels are of letters, digits and hyphens, and the last one is no number, so that a
-    misspelt IPv4 address is none (RFC 1123 §2.1, RFC 3696 §2).
+    Labels consist of letters, digits and hyphens. The last one must not be a number, so that a
+    malformed IPv4 address is not taken for a name (RFC 1123 §2.1, RFC 3696 §2).
     """
     name = address.removesuffix(".")
     labels = name.split(".")
