@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -87,6 +88,19 @@ async def dialer(
         yield Dialled(made)
     finally:
         await made.close()
+
+
+@asynccontextmanager
+async def running_call(
+    folder: Path, trunk: str, **config: Any
+) -> AsyncIterator[tuple[Dialled, asyncio.Task[Attempted]]]:
+    """A call that has begun, over a `dialer` of these parameters; its end is awaited on exit."""
+    async with dialer(folder, trunk, **config) as calls:
+        call = asyncio.create_task(calls.call())
+        try:
+            yield calls, call
+        finally:
+            await asyncio.wait_for(call, 20)
 
 
 def _free_ports() -> int:
