@@ -23,7 +23,7 @@ HOST = "127.0.0.1"
 
 
 class OneClip:
-    """Everybody is played the same; 40 ms of silence where nothing else is named."""
+    """Plays `sound`, 40 ms of silence by default, in every call."""
 
     def __init__(self, folder: Path, sound: bytes = b"\xd5" * 320) -> None:
         self._clip = folder / "clip.raw"
@@ -63,7 +63,7 @@ async def dialer(
     clock: Callable[[], float] = time.time,
     **config: Any,
 ) -> AsyncIterator[Dialled]:
-    """A dialer with T1 of 20 ms, so that nobody is waited for longer than 1.3 s."""
+    """A dialer with T1 of 20 ms, so that a request times out after 1.3 s."""
     first = _free_ports()
     values: dict[str, Any] = {
         "bind": (HOST, 0),

@@ -1,4 +1,4 @@
-"""Session descriptions as carriers write them, and where the recording goes: real SIP, real RTP."""
+"""Session descriptions as carriers write them, and where RTP is sent then, over sockets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What went wrong in answered calls without changing their outcome, and when they were over."""
+"""Irregularities of answered calls that do not change their outcome, and the end of their bill."""
 
 from __future__ import annotations
 

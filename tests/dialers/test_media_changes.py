@@ -1,4 +1,4 @@
-"""What a re-INVITE changes in the media of a running call, and which source of RTP is believed."""
+"""Media changes by re-INVITE in a running call, and the sources of RTP that are accepted."""
 
 from __future__ import annotations
 

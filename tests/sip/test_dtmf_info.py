@@ -1,4 +1,4 @@
-"""Digits keyed by INFO (RFC 6086's legacy use), as devices write them."""
+"""Digits keyed by INFO, the legacy use of RFC 6086 §1, in the formats of devices."""
 
 from __future__ import annotations
 

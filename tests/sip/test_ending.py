@@ -1,4 +1,4 @@
-"""A call ends, and its 2xx is acknowledged, whatever is wrong with a message (§15, §13.2)."""
+"""The end of calls, and the ACK of their 2xx, with faulty messages too (RFC 3261 §15, §13.2)."""
 
 from __future__ import annotations
 

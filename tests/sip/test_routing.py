@@ -1,4 +1,4 @@
-"""Which transaction or call a message is for, and that faults leave nothing behind (§8, §18)."""
+"""Routing of messages to transactions and calls; exceptions leave no state (RFC 3261 §8, §18)."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ class Dialog:
     def fallback(self) -> Address:
         return self._fallback
 
-    def heard_from(self, source: Address) -> None:
+    def received_from(self, source: Address) -> None:
         """A request of the far end came from there."""
         if source != self._fallback:
             self._fallback = source

@@ -126,7 +126,7 @@ class EarlyDialog:
             transaction.respond(500, now, reason="CSeq Out Of Order")
             return
         dialog.remote_cseq = request.cseq
-        dialog.heard_from(source)
+        dialog.received_from(source)
         if request.method == "OPTIONS":
             transaction.respond(200, now, [self._contact(), *CAPABILITIES])
         else:

@@ -344,7 +344,7 @@ class _Section:
     fmtp: dict[int, str]
 
 
-class _Heard(NamedTuple):
+class _Audio(NamedTuple):
     """What a description says besides its origin and port."""
 
     address: str
@@ -370,40 +370,40 @@ def _read(data: bytes, names: Sequence[str]) -> SessionDescription:
     before, _, rest = session_text.partition("\no=")
     origin, _, after = rest.partition("\n")
     # Apart from its origin and port, what a far end says is much the same for all of its calls.
-    index, port, heard = _choose(f"{before}\n{after}", media, names)
+    index, port, audio = _choose(f"{before}\n{after}", media, names)
     session_id = version = 0
     fields = origin.split(None, 3)
     if len(fields) >= 3:
         session_id, version = _number(fields[1], 2**64) or 0, _number(fields[2], 2**64) or 0
     return SessionDescription(
-        heard.address,
+        audio.address,
         port,
-        heard.codecs,
-        heard.ptime,
-        heard.direction,
+        audio.codecs,
+        audio.ptime,
+        audio.direction,
         session_id,
         version,
         _media_lines(media[:index]),
         _media_lines(media[index + 1 :]),
-        heard.maxptime,
+        audio.maxptime,
     )
 
 
-def _choose(session_text: str, media: list[str], names: Sequence[str]) -> tuple[int, int, _Heard]:
+def _choose(session_text: str, media: list[str], names: Sequence[str]) -> tuple[int, int, _Audio]:
     """Which media section to use, its port, and what it says."""
-    unusable: tuple[int, int, _Heard] | None = None
+    unusable: tuple[int, int, _Audio] | None = None
     fault: SdpError | None = None
     for index, fields in enumerate([_media_fields(section) for section in media]):
         if fields[0] != "audio" or fields[2] != "RTP/AVP":
             continue
         try:
-            port, heard = _read_audio(session_text, media[index], fields)
+            port, audio = _read_audio(session_text, media[index], fields)
         except SdpError as error:
             fault = fault or error
             continue
-        if port and _first_audio(heard.codecs, names) is not None:
-            return index, port, heard
-        unusable = unusable or (index, port, heard)
+        if port and _first_audio(audio.codecs, names) is not None:
+            return index, port, audio
+        unusable = unusable or (index, port, audio)
     if unusable is None:
         raise fault or SdpError("the SDP has no audio over RTP/AVP")
     return unusable
@@ -417,7 +417,7 @@ def _media_fields(section: str) -> list[str]:
     return fields
 
 
-def _read_audio(session_text: str, section: str, fields: list[str]) -> tuple[int, _Heard]:
+def _read_audio(session_text: str, section: str, fields: list[str]) -> tuple[int, _Audio]:
     """Port of an audio line, and what it and the session's section say together."""
     port = _number(fields[1].partition("/")[0], 65536)
     if port is None:
@@ -433,7 +433,7 @@ def _media_lines(media: list[str]) -> tuple[str, ...]:
     return tuple([" ".join(section.partition("\n")[0].split()) for section in media])
 
 
-def _read_sections(session_text: str, formats: str, audio_text: str) -> _Heard:
+def _read_sections(session_text: str, formats: str, audio_text: str) -> _Audio:
     """What the session's section and that of the audio say together."""
     session, audio = _read_section(session_text), _read_section(audio_text)
     # The c= line of the audio overrides that of the session, which need not be valid then.
@@ -447,7 +447,7 @@ def _read_sections(session_text: str, formats: str, audio_text: str) -> _Heard:
         direction = "inactive"
     ptime = audio.ptime or session.ptime or DEFAULT_PTIME
     maxptime = audio.maxptime or session.maxptime or 0
-    return _Heard(address, _read_codecs(formats, audio), ptime, maxptime, direction)
+    return _Audio(address, _read_codecs(formats, audio), ptime, maxptime, direction)
 
 
 _usual_sections = lru_cache(maxsize=256)(_read_sections)

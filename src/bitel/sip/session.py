@@ -182,7 +182,7 @@ class Session:
             transaction.respond(500, now, reason="CSeq Out Of Order")
             return
         dialog.remote_cseq = request.cseq
-        dialog.heard_from(source)
+        dialog.received_from(source)
         if request.method == "BYE":
             self._receive_bye(request, transaction, now)
         elif self._ending or request.method == "PRACK":
