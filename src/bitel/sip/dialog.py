@@ -158,7 +158,7 @@ class Dialog:
         return self._fallback
 
     def received_from(self, source: Address) -> None:
-        """A request of the far end came from there."""
+        """Take the source of a request of the far end as the new `fallback`."""
         if source != self._fallback:
             self._fallback = source
             self._find_way()

@@ -345,7 +345,7 @@ class _Section:
 
 
 class _Audio(NamedTuple):
-    """What a description says besides its origin and port."""
+    """The audio of a description, without origin and port."""
 
     address: str
     codecs: tuple[Codec, ...]

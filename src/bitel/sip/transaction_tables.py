@@ -1,7 +1,7 @@
 """The four transactions of RFC 3261 §17, with RFC 6026's Accepted state, as data.
 
 A transaction is one request and everything that answers it. UDP loses datagrams, so each side
-repeats what it said until it knows that the other has heard it; the tables say when to repeat,
+repeats its message until it knows that the other has received it; the tables say when to repeat,
 when to stop, and how long to stay about afterwards for a repetition that is still under way.
 
 Each table maps (state, what happened) to (new state, what to do). A pair that is missing means
