@@ -15,7 +15,7 @@ test: ## every test; many of them wait for other processes, so four at once on t
 	@scripts/setup dev
 	@$(PY) -m pytest -n 4 --dist worksteal $(ARGS)
 
-peers: ## the tests that call other SIP stacks, with every stack here, then docs/interop.md anew
+peers: ## install the other SIP stacks, run the tests that call them, and write docs/interop.md
 	@scripts/setup dev
 	@scripts/peers
 	@$(PY) -m scripts.interop_docs $(ARGS)

@@ -1,7 +1,7 @@
-"""Writes docs/interop.md from a run of the tests of peers: `python -m scripts.interop_docs`.
+"""Runs the tests in tests/peers and writes docs/interop.md: `python -m scripts.interop_docs`.
 
-All of the stacks must be installed: `make peers` does that first. Arguments are passed to pytest;
-the page is written only if every case was run.
+All stacks must be installed, as `make peers` does first. Arguments are passed to pytest; the page
+is written only if every case was run.
 """
 
 from __future__ import annotations
@@ -22,14 +22,13 @@ PAGE = ROOT / "docs" / "interop.md"
 
 HEAD = """# Interoperability
 
-What other SIP stacks do to a call of ours, and whether bitel did what the RFC says in the last run.
-Each row is one or more tests in `tests/peers`. They place calls with the dialer or with the whole
-service, over sockets, and check the outcome of a call, what was billed, and in most of them what
-the other side heard.
+What other SIP stacks do in a call that bitel places, with the RFC section, and the result of the
+last run. Each row is one or more tests in `tests/peers`. They place calls with the dialer or with
+the whole service, over sockets, and check the outcome and the bill of each call; most also compare
+the audio that the other side received with the recording.
 
 `make peers` installs the stacks (as root, on Debian or Ubuntu), runs the tests and writes this
-page; a test checks that its rows are those of the tests. `make test` runs them too, as far as the
-stacks are installed.
+page; a test checks that it lists all of them. `make test` runs those whose stacks are installed.
 """
 
 TABLE = "| what the peer does | RFC section | result |\n|---|---|---|"
@@ -64,13 +63,13 @@ def cases_of(page: str) -> list[Case]:
 
 
 def collect() -> list[Case]:
-    """All cases that there are, without running anything."""
+    """All cases, without running them."""
     _, results = _pytest("--collect-only", "-q", "tests/peers")
     return sorted({result.case for result in results}.union(scenario_cases()))
 
 
 def run(arguments: Sequence[str]) -> tuple[int, list[Result]]:
-    """Run the tests with no peer missing; the exit status of pytest, and what was found."""
+    """Run the tests; a missing stack fails. Returns pytest's exit status and the results."""
     options = ["-n", "4", "--dist", "worksteal", *arguments]
     return _pytest(*options, "tests/peers", BITEL_TEST_PEERS="required")
 
@@ -78,7 +77,7 @@ def run(arguments: Sequence[str]) -> tuple[int, list[Result]]:
 def _pytest(*arguments: str, **environment: str) -> tuple[int, list[Result]]:
     with tempfile.TemporaryDirectory(prefix="bitel-interop-") as folder:
         output = Path(folder) / "results.json"
-        # Sessions of 90 s are among the tests that take long, so none is left out.
+        # An empty -m also runs the slow tests, such as those of sessions of 90 s.
         command = [sys.executable, "-m", "pytest", "-m", "", "-p", "tests.peers.interop"]
         quiet = subprocess.DEVNULL if "--collect-only" in arguments else None
         done = subprocess.run(
@@ -98,7 +97,7 @@ def _cell(text: str) -> str:
 
 
 def _versions() -> dict[str, str]:
-    """The versions of the stacks that are here."""
+    """The versions of the installed stacks."""
     from tests.peers import asterisk, pjsua2_phone
 
     return {
@@ -117,7 +116,7 @@ def _printed(program: str, option: str) -> str:
 
 
 def main() -> int:
-    """Run, and write the page if all of it is known."""
+    """Run the tests, and write the page if every case was run."""
     status, results = run(sys.argv[1:])
     if {result.case for result in results} == set(collect()):
         PAGE.write_text(render(results, _versions()))

@@ -248,7 +248,7 @@ def _dialer(
 
 
 def _figures(trunk: SipTrunkDialer, dispatcher: Dispatcher, counted: Counted) -> DialerSource:
-    """What the metrics are told about a dialer."""
+    """What the metrics report about a dialer."""
     return lambda: DialerFigures(
         dialer_id=dispatcher.dialer_id,
         up=trunk.up,
@@ -285,7 +285,7 @@ def _speech_options(settings: Settings) -> SpeechOptions:
 
 @contextlib.asynccontextmanager
 async def _delivering(deliverer: webhooks.Deliverer, shutdown: Shutdown) -> AsyncIterator[None]:
-    """Webhooks, delivered until nobody ends calls any more."""
+    """Webhooks, delivered until all dispatchers have stopped."""
     task = asyncio.create_task(deliverer.run())
     try:
         yield
@@ -307,7 +307,7 @@ async def _close_database(database: Database, shutdown: Shutdown) -> None:
 
 @contextlib.asynccontextmanager
 async def _collecting(dispatchers: Sequence[Dispatcher]) -> AsyncIterator[None]:
-    """Garbage, collected while nobody is called."""
+    """Garbage, collected while no call is running."""
     task = asyncio.create_task(
         collect_when_quiet(lambda: not any(each.running for each in dispatchers))
     )

@@ -215,7 +215,7 @@ class HttpSettings(Section):
     """Where the HTTP API listens."""
 
     host: str = "127.0.0.1"
-    """The address that HTTP is answered at; loopback, so that nobody outside reaches it unasked."""
+    """The address that HTTP is answered at; the default is not reachable from other machines."""
     port: int = Field(default=8080, ge=0, le=65535)
     """Its port; 0 takes a free one."""
     max_body: int = Field(default=2 * 1024 * 1024, ge=1024)
@@ -314,7 +314,7 @@ class NumberRuleSettings(Section):
     strip: int = Field(default=0, ge=0, le=16)
     """How many characters it loses in front, the plus sign included."""
     add: str = Field(default="", pattern=r"^[0-9+*#]{0,32}$")
-    """What then stands in front."""
+    """What is then put in front."""
 
     @model_validator(mode="after")
     def _leaves_a_number(self) -> NumberRuleSettings:
@@ -341,12 +341,12 @@ class DialerSettings(Section):
     Route header names the proxy. Empty: none."""
     trunk_timeout: float = Field(default=32.0, ge=1, le=32)
     """Seconds until a trunk that answers nothing at all to an INVITE is left for the next address,
-    if there is another. One that was merely slow may by then have begun to call: it is told
+    if there is another. One that was merely slow may by then have begun to call: it is sent
     CANCEL as soon as it says so, but for a moment a person may be rung by both. So rather not
     less than 4, the time of four lost INVITEs."""
     tls_ca: str = ""
     """The file of CA certificates (PEM) that a TLS trunk's certificate must come from; empty: the
-    system's. The certificate must bear the name that stands in `trunks`."""
+    system's. The certificate must bear the name in `trunks`."""
     tls_certificate: str = ""
     """The file of our own certificate chain (PEM), shown to TLS trunks that ask for one; with it
     TLS is listened for too, at the port after that of `bind`."""
@@ -358,7 +358,7 @@ class DialerSettings(Section):
     """Their password; shown nowhere."""
     realm: str = Field(default="", max_length=255)
     """The realm that they are for, as the carrier names it when it asks. Empty: in each call that
-    of whoever asks first; name it where your carrier passes on what callees ask for."""
+    of the first challenge; name it where your carrier passes on what callees ask for."""
     register_: bool = Field(default=False, alias="register")
     """REGISTER with the trunk and stay registered."""
     caller_id: CallerId | Annotated[list[CallerId], Field(min_length=1, max_length=1000)] = ""
@@ -384,14 +384,14 @@ class DialerSettings(Section):
     of at most 512 characters. Headers that bitel writes itself are refused. The values are in no
     log; the traces of calls show them."""
     send_to_source: bool = False
-    """Whether requests in a call go to the address that the carrier's messages came from, instead
-    of the one that its Contact or Record-Route names: for carriers that name a private one."""
+    """Whether requests in a call are sent to the source address of the carrier's messages instead
+    of the one in its Contact or Record-Route: for carriers that write a private address there."""
     latch: Literal["off", "port", "host"] = "port"
-    """How far audio follows a callee that sends from elsewhere than its SDP says (symmetric RTP):
-    not at all, to another port of that host, or to any host."""
+    """Which source of RTP audio follows, where a callee sends from another address than its SDP
+    names (symmetric RTP): `off` none, `port` another port of that host, `host` any host."""
     tcp_fallback: bool = True
-    """Whether requests of more than 1,300 bytes go by TCP to trunks by UDP (RFC 3261 §18.1.1), and
-    by UDP where TCP can't be had or answers nothing. Without it they always go by UDP."""
+    """Whether requests of more than 1,300 bytes to UDP trunks are sent by TCP (RFC 3261 §18.1.1),
+    and by UDP where there is no TCP or it gives no response. Without it they are sent by UDP."""
     number_format: Literal["e164", "digits", "national"] = "e164"
     """How the carrier wants numbers: `+98912…`, `98912…` or `0912…`."""
     number_rules: list[NumberRuleSettings] = Field(default_factory=list, max_length=1000)
@@ -414,8 +414,8 @@ class DialerSettings(Section):
     they hear us (RTCP). Without it audio goes where the SDP says, and only that."""
     media_timeout: float = Field(default=0.0, ge=0, le=600)
     """Seconds after which a callee that was sending, and sends nothing more, is hung up on; 0
-    never, else 10 or more. Off unless asked for, because many carriers send nothing while nobody
-    speaks, and a call that is really dead ends with its recording anyway."""
+    never, else 10 or more. Off by default, because many carriers send nothing during
+    silence, and a call that is really dead ends with its recording anyway."""
     max_channels: int = Field(default=100, ge=1, le=100_000)
     """Calls at once, ringing ones included."""
     otp_channels: int = Field(default=0, ge=0, le=100_000)

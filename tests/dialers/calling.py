@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ HOST = "127.0.0.1"
 
 
 class OneClip:
-    """Everybody is played the same; 40 ms of silence where nothing else is named."""
+    """Plays `sound`, 40 ms of silence by default, in every call."""
 
     def __init__(self, folder: Path, sound: bytes = b"\xd5" * 320) -> None:
         self._clip = folder / "clip.raw"
@@ -62,7 +63,7 @@ async def dialer(
     clock: Callable[[], float] = time.time,
     **config: Any,
 ) -> AsyncIterator[Dialled]:
-    """A dialer with T1 of 20 ms, so that nobody is waited for longer than 1.3 s."""
+    """A dialer with T1 of 20 ms, so that a request times out after 1.3 s."""
     first = _free_ports()
     values: dict[str, Any] = {
         "bind": (HOST, 0),
@@ -87,6 +88,19 @@ async def dialer(
         yield Dialled(made)
     finally:
         await made.close()
+
+
+@asynccontextmanager
+async def running_call(
+    folder: Path, trunk: str, **config: Any
+) -> AsyncIterator[tuple[Dialled, asyncio.Task[Attempted]]]:
+    """A call that has begun, over a `dialer` of these parameters; its end is awaited on exit."""
+    async with dialer(folder, trunk, **config) as calls:
+        call = asyncio.create_task(calls.call())
+        try:
+            yield calls, call
+        finally:
+            await asyncio.wait_for(call, 20)
 
 
 def _free_ports() -> int:

@@ -1,4 +1,4 @@
-"""Session descriptions as carriers write them, and where the recording goes: real SIP, real RTP."""
+"""Session descriptions as carriers write them, and where RTP is sent then, over sockets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bitel.dialers.targets import Targets
 from bitel.rtp.streamer import FarEndError
 from bitel.sip import MediaChanged
 from bitel.sip.sdp import Agreed, Direction
-from tests.dialers.calling import dialer
+from tests.dialers.calling import running_call
 from tests.dialers.dns_server import Zone, dns_server
 from tests.dialers.far_media import HOST, FarMedia, far_media, sdp
 from tests.dialers.test_media import payloads, sound
@@ -38,12 +38,8 @@ async def called(
     targets = None
     if zone is not None:
         targets = Targets(time.monotonic, resolver=zone.resolver(), system_lookup=nothing_known)
-    async with dialer(folder, far.uri, sound=played, targets=targets, **config) as calls:
-        call = asyncio.create_task(calls.call())
-        try:
-            yield call
-        finally:
-            await asyncio.wait_for(call, 20)
+    async with running_call(folder, far.uri, sound=played, targets=targets, **config) as (_, call):
+        yield call
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What carriers differ in: an outbound proxy, the caller's domain, headers of their own, TCP."""
+"""Settings that carriers require: outbound proxy, From domain, extra headers, TCP fallback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What went wrong in answered calls without changing their outcome, and when they were over."""
+"""Irregularities of answered calls that do not change their outcome, and the end of their bill."""
 
 from __future__ import annotations
 
@@ -6,35 +6,22 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from bitel.calls.outcome import Attempted, Irregularity, Outcome
+from bitel.calls.outcome import Irregularity, Outcome
 from bitel.rtp import link
-from tests.dialers.calling import Dialled, dialer
+from tests.dialers.calling import dialer, running_call
 from tests.dialers.carrier import carrier, until
 from tests.dialers.far_media import FarMedia, far_media, sdp
 
 PACKET = 160  # bytes of 20 ms
 
 
-@asynccontextmanager
-async def called(
-    folder: Path, far: FarMedia, seconds: float, **config: Any
-) -> AsyncIterator[tuple[Dialled, asyncio.Task[Attempted]]]:
-    """A call that has begun, of a recording of so many seconds."""
-    played = bytes(round(50 * seconds) * PACKET)
-    async with dialer(folder, far.uri, sound=played, **config) as calls:
-        call = asyncio.create_task(calls.call())
-        try:
-            yield calls, call
-        finally:
-            await asyncio.wait_for(call, 20)
+def recording(seconds: float) -> bytes:
+    return bytes(round(50 * seconds) * PACKET)
 
 
 async def speak(far: FarMedia, seconds: float) -> float:
@@ -56,7 +43,7 @@ async def leave_bye_unanswered(far: FarMedia) -> float:
 
 async def test_a_bye_without_an_answer_ends_the_bill_when_it_was_sent(tmp_path: Path) -> None:
     async with far_media() as far:
-        async with called(tmp_path, far, 0.5) as (_calls, call):
+        async with running_call(tmp_path, far.uri, sound=recording(0.5)) as (_calls, call):
             await speak(far, 0.3)
             sent_at = await leave_bye_unanswered(far)
         attempted = call.result()
@@ -71,7 +58,7 @@ async def test_media_that_stopped_before_an_unanswered_bye_ends_the_bill(
     tmp_path: Path, answers_bye: bool
 ) -> None:
     async with far_media() as far:
-        async with called(tmp_path, far, 7.5) as (_calls, call):
+        async with running_call(tmp_path, far.uri, sound=recording(7.5)) as (_calls, call):
             stopped_at = await speak(far, 0.5)
             if answers_bye:
                 await far.until(lambda: "BYE" in far.methods)
@@ -96,7 +83,10 @@ async def test_who_was_hung_up_on_for_silence_and_is_gone_is_billed_until_the_si
     tmp_path: Path,
 ) -> None:
     async with far_media() as far:
-        async with called(tmp_path, far, 20, media_timeout=2.0) as (_calls, call):
+        async with running_call(tmp_path, far.uri, sound=recording(20), media_timeout=2.0) as (
+            _calls,
+            call,
+        ):
             stopped_at = await speak(far, 0.5)
             await leave_bye_unanswered(far)
         attempted = call.result()
@@ -110,7 +100,7 @@ async def test_a_held_call_whose_bye_is_not_answered_is_billed_until_the_bye(
     tmp_path: Path,
 ) -> None:
     async with far_media() as far:
-        async with called(tmp_path, far, 20) as (calls, call):
+        async with running_call(tmp_path, far.uri, sound=recording(20)) as (calls, call):
             await speak(far, 0.3)
             held = sdp(far.rtp.port, more="a=inactive\r\n", version=2)
             assert (await far.ask("INVITE", held)).code == 200
@@ -130,7 +120,7 @@ async def test_a_session_that_is_not_refreshed_is_billed_until_its_bye(
     """The user agent sends that BYE by itself, and it is not answered either."""
     async with far_media() as far:
         far.headers = [("Session-Expires", "10;refresher=uas"), ("Require", "timer")]
-        async with called(tmp_path, far, 20) as (_, call):
+        async with running_call(tmp_path, far.uri, sound=recording(20)) as (_, call):
             spoken_at = await speak(far, 0.4 if speaks else 0.0)
             sent_at = await leave_bye_unanswered(far)
             played = len(far.rtp.packets)
@@ -145,7 +135,7 @@ async def test_a_session_that_is_not_refreshed_is_billed_until_its_bye(
 async def test_a_lost_ack_is_noted_after_what_else_there_is_to_say(tmp_path: Path) -> None:
     """The 2xx still comes 16 T1 after our ACK, which is 0.32 s in these tests."""
     async with far_media() as far:
-        async with called(tmp_path, far, 20) as (_, call):
+        async with running_call(tmp_path, far.uri, sound=recording(20)) as (_, call):
             await far.until(lambda: "ACK" in far.methods)
             acked_at = time.monotonic()
             await far.until(lambda: time.monotonic() > acked_at + 0.4)
@@ -160,7 +150,7 @@ async def test_a_lost_ack_is_noted_after_what_else_there_is_to_say(tmp_path: Pat
 
 async def test_a_call_in_which_all_went_well_has_nothing_irregular(tmp_path: Path) -> None:
     async with far_media() as far:
-        async with called(tmp_path, far, 1.0) as (_, call):
+        async with running_call(tmp_path, far.uri, sound=recording(1.0)) as (_, call):
             await speak(far, 0.9)
         attempted = call.result()
     assert (attempted.irregularities, attempted.detail) == ((), "")

@@ -1,37 +1,21 @@
-"""What a re-INVITE changes in the media of a running call, and which source of RTP is believed."""
+"""Media changes by re-INVITE in a running call, and the sources of RTP that are accepted."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from bitel.calls.outcome import Attempted, Irregularity, Media, Outcome
 from bitel.dialers.leg import Leg
 from bitel.sip import KeyedDigits
-from tests.dialers.calling import Dialled, dialer
-from tests.dialers.far_media import HOST, Ear, FarMedia, far_media
+from tests.dialers.calling import running_call
+from tests.dialers.far_media import HOST, Ear, far_media
 
 PACKET = 160  # bytes of 20 ms
-
-
-@asynccontextmanager
-async def called(
-    folder: Path, far: FarMedia, played: bytes, **config: Any
-) -> AsyncIterator[tuple[Dialled, asyncio.Task[Attempted]]]:
-    """A call that has begun."""
-    async with dialer(folder, far.uri, sound=played, **config) as calls:
-        call = asyncio.create_task(calls.call())
-        try:
-            yield calls, call
-        finally:
-            await asyncio.wait_for(call, 20)
 
 
 def media_of(call: asyncio.Task[Attempted]) -> Media:
@@ -55,7 +39,7 @@ async def test_g711_under_a_dynamic_payload_type(tmp_path: Path, name: str, sile
     async with far_media() as far:
         far.body = audio(far.rtp.port, {98: name, 101: "telephone-event"})
         played = bytes(200)
-        async with called(tmp_path, far, played) as (_, call):
+        async with running_call(tmp_path, far.uri, sound=played) as (_, call):
             pass
         packets = far.rtp.packets
     assert call.result().outcome is Outcome.ANSWERED
@@ -68,7 +52,7 @@ async def test_all_of_the_media_changes_in_one_stream(tmp_path: Path, method: st
     played, elsewhere = random.randbytes(60 * PACKET), Ear()
     async with far_media() as far:
         far.body = audio(far.rtp.port, {8: "PCMA", 101: "telephone-event"})
-        async with called(tmp_path, far, played) as (_, call):
+        async with running_call(tmp_path, far.uri, sound=played) as (_, call):
             await far.until(lambda: len(far.rtp.packets) >= 5)
             far.rtp.key(far.caller, 1, 101, 0)
             changed = {97: "PCMA", 100: "telephone-event"}
@@ -98,7 +82,7 @@ async def test_all_of_the_media_changes_in_one_stream(tmp_path: Path, method: st
 @pytest.mark.parametrize("first", ["INFO", "RFC 4733"])
 async def test_digits_that_come_both_ways_count_once(tmp_path: Path, first: str) -> None:
     played = random.randbytes(60 * PACKET)
-    async with far_media() as far, called(tmp_path, far, played) as (_calls, call):
+    async with far_media() as far, running_call(tmp_path, far.uri, sound=played) as (_calls, call):
         await far.until(lambda: far.rtp.packets)
         if first == "INFO":
             assert await far.key("1") == 200
@@ -115,7 +99,7 @@ async def test_digits_by_info_count_before_the_first_packet_and_up_to_the_bye(
 ) -> None:
     async with far_media() as far:
         far.answers_bye = False
-        async with called(tmp_path, far, bytes(PACKET)) as (_, call):
+        async with running_call(tmp_path, far.uri, sound=bytes(PACKET)) as (_, call):
             await far.until(lambda: "INVITE" in far.methods)
             assert [await far.key(digit) for digit in "12"] == [200, 200]
             await far.until(lambda: "BYE" in far.methods)
@@ -140,7 +124,10 @@ async def test_which_source_the_audio_follows(tmp_path: Path, latch: str) -> Non
     other_host.ssrc, other_port.ssrc = 2, 3
     followed = {"off": None, "port": other_port, "host": other_host}[latch]
     async with far_media() as far:
-        async with called(tmp_path, far, bytes(100 * PACKET), latch=latch) as (_, call):
+        async with running_call(tmp_path, far.uri, sound=bytes(100 * PACKET), latch=latch) as (
+            _,
+            call,
+        ):
             await far.until(lambda: far.rtp.packets)
             for number, ear in enumerate((other_host, other_port)):
                 for _ in range(10):

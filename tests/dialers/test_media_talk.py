@@ -14,11 +14,16 @@ from bitel.dialers.attempt import Attempt
 from bitel.dialers.leg import Leg
 from bitel.dialers.talk import LONGEST_HOLD, Patience, Talk
 from bitel.dialing.dialer import Order
+from bitel.rtp.packet import PTIMES
 from bitel.rtp.streamer import Streamer, StreamReport
 from bitel.sip import Ended, MediaChanged
-from bitel.sip.sdp import Agreed, Direction
+from bitel.sip.sdp import PACKET_LENGTHS, Agreed, Direction
 
 FAR = ("192.0.2.1", 4000)
+
+
+def test_packet_lengths_that_sdp_agrees_on_are_those_that_the_sender_has() -> None:
+    assert set(PACKET_LENGTHS) == set(PTIMES)
 
 
 class FakeStreamer:

@@ -117,7 +117,7 @@ class Asterisk:
         return answer
 
     def matching(self, event: str, **fields: str) -> list[dict[str, str]]:
-        """The events so far of that kind which have these fields."""
+        """The events received so far of that kind and with these fields."""
         self.ask("Ping")  # events come before the response
         return [
             each

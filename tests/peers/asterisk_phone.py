@@ -212,12 +212,12 @@ class AsteriskPhone:
         return self.asterisk.sip_port
 
     def trunk(self, transport: str = "udp") -> str:
-        """The trunk that it is to a dialer."""
+        """Its URI as a trunk of a dialer."""
         port = self.tls_port if transport == "tls" else self.port
         return f"sip:{HOST}:{port};transport={transport}"
 
     def number(self, behaviour: str) -> str:
-        """A new number whose calls are treated that way."""
+        """A new number whose calls get this behaviour."""
         return f"0912{list(BEHAVIOURS).index(behaviour):02}{next(self._serials):05}"
 
     def events(self, event: str, number: str, **fields: str) -> list[dict[str, str]]:
@@ -225,7 +225,7 @@ class AsteriskPhone:
         return self.asterisk.matching(event, Exten=_dialled(number), **fields)
 
     async def ended(self, number: str) -> dict[str, str]:
-        """Wait until the call to `number` is over for Asterisk too; its Hangup event."""
+        """Wait until Asterisk has ended the call to `number`; returns its Hangup event."""
         async with asyncio.timeout(10):
             while not (found := self.events("Hangup", number)):
                 await asyncio.sleep(0.02)
@@ -252,7 +252,7 @@ class AsteriskPhone:
         return [message for message in messages if _call_id(message) == call_id]
 
     def contact(self) -> str:
-        """Where the registered user can be reached, as the registrar has it; empty for nowhere."""
+        """The Contact that the user has registered; empty if there is none."""
         return self.asterisk.ask("Getvar", Variable=f"PJSIP_AOR({USERNAME},contact)")["Value"]
 
 

@@ -37,7 +37,7 @@ _COMMENT = re.compile(r"(?P<rfc>RFC \d+ §[^:]*): (?P<case>.+)")
 
 
 class Case(NamedTuple):
-    """A row of the page: what the stack does, and the section that says what must follow."""
+    """A row of the page: what the stack does, and the RFC section that it is about."""
 
     stack: str
     case: str
@@ -67,7 +67,7 @@ def scenario_cases() -> list[Case]:
 
 
 def marked_case(item: pytest.Item) -> Case | None:
-    """The case that a test is; None for one that is no case, as those that run scenarios."""
+    """The case of a test; None if it has none, as a test that runs scenarios."""
     stack = item.path.stem.split("_")[1]
     marker = item.get_closest_marker("interop")
     if marker is None:

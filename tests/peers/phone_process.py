@@ -54,7 +54,7 @@ class PhoneProcess:
 
     @property
     def trunk(self) -> str:
-        """The trunk that it is to a dialer."""
+        """Its URI as a trunk of a dialer."""
         host, port = self.address
         return f"sip:{host}:{port};transport={self.transport}"
 

@@ -99,7 +99,7 @@ async def pjsua2_phone(
 # From here on: the process. pjsua2's objects are used by its main thread alone.
 
 _POLL = 10
-"""Milliseconds for which the stack is let work at a time."""
+"""Milliseconds of one poll of the stack's events."""
 _STEP_TIMEOUT = 5.0
 """Seconds for which a step is tried again while another transaction is under way."""
 

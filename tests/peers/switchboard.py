@@ -59,7 +59,7 @@ class OneClip:
 
 
 def assert_answered(record: Record, by: str = "us") -> None:
-    """It was answered with 200, ended by that side, and billed once for the time of talk."""
+    """Check that it was answered with 200, ended by that side, and billed once for its duration."""
     assert record.outcome is Outcome.ANSWERED, record
     assert (record.attempt.sip_code, record.attempt.ended_by) == (200, by), record
     assert (record.bill_seconds, record.bills) == (math.ceil(record.talked), 1)
@@ -70,14 +70,14 @@ def sample(seconds: float) -> Pcm:
     return np.ascontiguousarray(synthesise(seconds)[::2])
 
 
-def share_heard(sent: Pcm, heard: Pcm) -> float:
-    """The share of `sent` that was heard, 0 to 1, each quarter of a second sought by itself.
+def share_received(sent: Pcm, received: Pcm) -> float:
+    """The share of `sent` that is in `received`, 0 to 1, matched by quarters of a second.
 
-    A peer that plays or records by a clock of its own shifts all that comes after a packet that it
-    drops or fills in, as it does after a hold.
+    Each is matched by itself, because a peer that records by its own clock shifts all audio after a
+    packet that it drops or inserts, and after a hold.
     """
     pieces = [sent[at : at + _PIECE] for at in range(0, len(sent), _PIECE)]
-    return sum(match(piece, heard).covered for piece in pieces) / len(pieces)
+    return sum(match(piece, received).covered for piece in pieces) / len(pieces)
 
 
 @dataclass(frozen=True, slots=True)

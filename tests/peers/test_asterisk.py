@@ -1,4 +1,4 @@
-"""The dialer against Asterisk: what is heard, what it does to a call, and what is written of it."""
+"""The dialer against Asterisk: the audio received, call flows, results and bills."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.peers.switchboard import (
     Switchboard,
     assert_answered,
     sample,
-    share_heard,
+    share_received,
     switchboard,
 )
 from tests.prerequisites import need_peer
@@ -54,20 +54,20 @@ def phone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AsteriskPhone]:
 
 @dataclass
 class Calling:
-    """Places calls at Asterisk, and has `sound` played into them."""
+    """Places calls to Asterisk that play `sound`."""
 
     phone: AsteriskPhone
     board: Switchboard
     sound: Pcm
 
     async def call(self, behaviour: str) -> tuple[str, Record]:
-        """A call that is treated that way: its number, and what was written of it."""
+        """Call a number of this behaviour; the number, and the record of the call."""
         number = self.phone.number(behaviour)
         return number, await self.board.call(number)
 
-    async def heard(self, number: str) -> float:
+    async def share_received(self, number: str) -> float:
         """The share of `sound` that Asterisk recorded, 0 to 1."""
-        return share_heard(self.sound, await self.phone.received(number))
+        return share_received(self.sound, await self.phone.received(number))
 
 
 class Dial:
@@ -104,10 +104,10 @@ def dial(phone: AsteriskPhone, tmp_path: Path, sqlite_database: Database) -> Dia
 
 @pytest.mark.interop("answers over {transport}, records all that we play", rfc="RFC 3261 §13")
 @pytest.mark.parametrize("transport", ["udp", "tcp", "tls"])
-async def test_the_recording_is_heard_whole(dial: Dial, transport: str) -> None:
+async def test_the_whole_recording_is_received(dial: Dial, transport: str) -> None:
     async with dial(transport=transport, seconds=3.0) as calling:
         number, record = await calling.call("ring, answer")
-        assert await calling.heard(number) >= 0.98
+        assert await calling.share_received(number) >= 0.98
     assert_answered(record)
     assert record.attempt.rang_at is not None
     assert (await dial.phone.ended(number))["Cause"] == "16"
@@ -117,7 +117,7 @@ async def test_the_recording_is_heard_whole(dial: Dial, transport: str) -> None:
 async def test_ulaw(dial: Dial) -> None:
     async with dial("ulaw", seconds=2.0) as calling:
         number, record = await calling.call("answer")
-        assert await calling.heard(number) >= 0.98
+        assert await calling.share_received(number) >= 0.98
     assert_answered(record)
 
 
@@ -184,17 +184,17 @@ async def test_behind_a_nat(dial: Dial) -> None:
 async def test_calls_at_once(dial: Dial) -> None:
     async with dial(seconds=2.0) as calling:
         calls = await asyncio.gather(*(calling.call("ring, answer") for _ in range(20)))
-        heard = [await calling.heard(number) for number, _ in calls]
+        shares = [await calling.share_received(number) for number, _ in calls]
     for _, record in calls:
         assert_answered(record)
-    assert min(heard) >= 0.95, heard
+    assert min(shares) >= 0.95, shares
 
 
 @pytest.mark.interop("plays early media, then answers", rfc="RFC 3960 §3.2")
 async def test_early_media(dial: Dial) -> None:
     async with dial() as calling:
         number, record = await calling.call("early media, answer")
-        assert await calling.heard(number) >= 0.98, "nothing is played before the answer"
+        assert await calling.share_received(number) >= 0.98, "nothing is played before the answer"
     assert_answered(record)
     assert record.attempt.ended_at is not None
     assert record.attempt.ended_at - record.attempt.started_at > record.talked + 0.4
@@ -205,7 +205,7 @@ async def test_early_media(dial: Dial) -> None:
 async def test_reliable_provisional_responses(dial: Dial, behaviour: str) -> None:
     async with dial("reliable") as calling:
         number, record = await calling.call(behaviour)
-        assert await calling.heard(number) >= 0.98
+        assert await calling.share_received(number) >= 0.98
     assert_answered(record)
 
 
@@ -229,7 +229,7 @@ async def test_hold(dial: Dial) -> None:
         number, record = await calling.call("hold")
         assert dial.phone.events("UserEvent", number, UserEvent="resumed")
         # What is on its way between the first recording and the hold is in neither of them.
-        assert await calling.heard(number) >= 0.9
+        assert await calling.share_received(number) >= 0.9
     assert_answered(record)
     assert record.talked > 3.9, "three seconds of recording, and a second of hold"
     assert record.attempt.media is not None
@@ -240,7 +240,7 @@ async def test_hold(dial: Dial) -> None:
 async def test_redirect(dial: Dial) -> None:
     async with dial() as calling:
         number, record = await calling.call("redirect")
-        assert await calling.heard(number) >= 0.98
+        assert await calling.share_received(number) >= 0.98
     assert_answered(record)
 
 
@@ -260,7 +260,7 @@ async def test_refer(dial: Dial) -> None:
         number, record = await calling.call("refer")
         (transfer,) = dial.phone.events("UserEvent", number, UserEvent="transfer")
         assert transfer["Status"] == "FAILURE"
-        assert await calling.heard(number) >= 0.95
+        assert await calling.share_received(number) >= 0.95
     assert_answered(record)
 
 
@@ -283,7 +283,7 @@ async def test_fax(dial: Dial) -> None:
 async def test_update(dial: Dial) -> None:
     async with dial("update", seconds=2.0) as calling:
         number, record = await calling.call("connected line")
-        assert await calling.heard(number) >= 0.98
+        assert await calling.share_received(number) >= 0.98
     assert_answered(record)
     assert any(message.startswith("UPDATE") for message in dial.phone.messages(number))
 
@@ -293,7 +293,7 @@ async def test_update(dial: Dial) -> None:
 async def test_digest(dial: Dial, algorithm: str) -> None:
     async with dial(algorithm, credentials=Credentials(USERNAME, PASSWORD)) as calling:
         number, record = await calling.call("answer")
-        assert await calling.heard(number) >= 0.98
+        assert await calling.share_received(number) >= 0.98
     assert_answered(record)
 
 
@@ -316,7 +316,7 @@ async def test_registration(dial: Dial, transport: str) -> None:
                 await asyncio.sleep(0.02)
         assert dial.phone.contact()
         number, record = await calling.call("answer")
-        assert await calling.heard(number) >= 0.98
+        assert await calling.share_received(number) >= 0.98
     assert_answered(record)
     assert dial.phone.contact() == ""
 
@@ -335,14 +335,14 @@ async def test_session_timer(dial: Dial) -> None:
     """90 s are the shortest session that the RFC allows: half of it passes until the refresh."""
     async with dial("timers", seconds=50.0) as calling:
         number, record = await calling.call("answer")
-        assert await calling.heard(number) >= 0.98
+        assert await calling.share_received(number) >= 0.98
     assert_answered(record)
 
 
 @pytest.mark.interop("is a switchboard that moves the media to a phone", rfc="RFC 3264 §8.3.1")
 async def test_media_is_moved_to_the_phone_behind(dial: Dial, tmp_path: Path) -> None:
     """Asterisk takes itself out of the path of RTP with a re-INVITE to either side."""
-    recording = tmp_path / "heard.wav"
+    recording = tmp_path / "received.wav"
     async with baresip_phone("answer", record=recording) as behind:
         dial.phone.asterisk.ask("Setvar", Variable="PHONE", Value=str(behind.port))
         async with dial("direct", seconds=3.0) as calling:
@@ -351,7 +351,7 @@ async def test_media_is_moved_to_the_phone_behind(dial: Dial, tmp_path: Path) ->
     assert_answered(record)
     assert any(message.startswith("INVITE sip:127") for message in dial.phone.messages(number))
     # baresip drops what it gets before the ACK, and what it has not played when the call ends.
-    assert share_heard(calling.sound, read_wav(recording)) >= 0.9
+    assert share_received(calling.sound, read_wav(recording)) >= 0.9
 
 
 @pytest.mark.interop("is a switchboard whose phone puts us on hold", rfc="RFC 3264 §8.4")
@@ -385,7 +385,7 @@ async def test_the_whole_service(phone: AsteriskPhone, tmp_path: Path) -> None:
     with Stage(tmp_path / "stage", dialer=dialer, trunk=phone.trunk()) as stage:
         calls = await asyncio.to_thread(call_all, stage, numbers, 2.0)
         assert reports(calls) == [("NORMAL", 3), ("USER_BUSY", 0), ("NORMAL", 3)]
-        assert share_heard(sent(stage), await phone.received(numbers[0])) >= 0.98
+        assert share_received(sent(stage), await phone.received(numbers[0])) >= 0.98
     registered = [message for message in phone.log()[before:] if message.startswith("REGISTER")]
     # Each of them is challenged once, and the second removes the binding.
     assert len(registered) == 4

@@ -1,4 +1,4 @@
-"""The dialer against pjsua2 (PJSIP): what is heard, what it does to a call, what is written."""
+"""The dialer against pjsua2 (PJSIP): the audio received, call flows, results and bills."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from bitel.demo.play import read_wav
 from bitel.store.database import Database
 from tests.peers.phone_process import PhoneProcess, Transport
 from tests.peers.pjsua2_phone import HoldKind, Reliable, pjsua2_phone, why_missing
-from tests.peers.switchboard import Record, assert_answered, sample, share_heard, switchboard
+from tests.peers.switchboard import Record, assert_answered, sample, share_received, switchboard
 from tests.prerequisites import need_peer
 
 T1 = 0.5
 """Seconds: RFC 3261's own, as PJSIP's is."""
 
-HEARD = 0.9
-"""The share of the recording that must be heard: what pjsua2 still holds at the BYE is lost."""
+LEAST_SHARE = 0.9
+"""Least share of the recording to be received: what pjsua2 has buffered at the BYE is lost."""
 
 
 class Play:
-    """Places a call at a pjsua2 that does what its steps say, and plays a recording into it."""
+    """Places a call to a pjsua2 that follows `steps`, and plays a recording."""
 
     def __init__(self, folder: Path, database: Database) -> None:
         self._folder = folder
         self._database = database
         self.record: Record
-        self.heard = 0.0
-        """The share of the recording that was heard, 0 to 1."""
+        self.share = 0.0
+        """The share of the recording that was received, 0 to 1."""
 
     @asynccontextmanager
     async def __call__(
         self, *steps: str, seconds: float = 2.0, ring_timeout: float = 10.0, **options: Any
     ) -> AsyncIterator[PhoneProcess]:
-        """The phone, once the call is over and its result is in `record` and `heard`."""
+        """The phone, once the call is over and its result is in `record` and `share`."""
         sound = sample(seconds)
-        recording = self._folder / "heard.wav"
+        recording = self._folder / "received.wav"
         async with pjsua2_phone(*steps, record=recording, **options) as phone:
             async with switchboard(
                 self._folder,
@@ -54,7 +54,7 @@ class Play:
             await phone.saw("closed")
             if "established" in phone.events:
                 await phone.saw("recorded")
-                self.heard = share_heard(sound, read_wav(recording))
+                self.share = share_received(sound, read_wav(recording))
             yield phone
 
 
@@ -69,10 +69,12 @@ def play(tmp_path: Path, sqlite_database: Database) -> Play:
 @pytest.mark.parametrize(
     ("codec", "transport"), [("PCMA", "udp"), ("PCMU", "udp"), ("PCMA", "tcp")]
 )
-async def test_the_recording_is_heard_whole(play: Play, codec: str, transport: Transport) -> None:
+async def test_the_whole_recording_is_received(
+    play: Play, codec: str, transport: Transport
+) -> None:
     steps = "180", "wait 0.3", "200"
     async with play(*steps, seconds=3.0, codec=codec, transport=transport):
-        assert play.heard >= HEARD
+        assert play.share >= LEAST_SHARE
     assert_answered(play.record)
     assert play.record.attempt.rang_at is not None
     media = play.record.attempt.media
@@ -110,7 +112,7 @@ async def test_cancelled(play: Play) -> None:
 @pytest.mark.parametrize("reliable", ["off", "optional", "required"])
 async def test_early_media(play: Play, reliable: Reliable) -> None:
     async with play("183", "wait 0.5", "200", reliable=reliable):
-        assert play.heard >= HEARD, "nothing is played before the answer"
+        assert play.share >= LEAST_SHARE, "nothing is played before the answer"
     assert_answered(play.record)
     attempt = play.record.attempt
     assert attempt.ended_at is not None
@@ -121,7 +123,7 @@ async def test_early_media(play: Play, reliable: Reliable) -> None:
 async def test_early_update(play: Play) -> None:
     async with play("183", "wait 0.2", "update", "wait 0.2", "200", reliable="required") as phone:
         assert "UPDATE 200" in phone.events
-        assert play.heard >= HEARD
+        assert play.share >= LEAST_SHARE
     assert_answered(play.record)
 
 
@@ -136,7 +138,7 @@ async def test_hold(play: Play, by: str, kind: HoldKind) -> None:
     async with play(*steps, hold=kind) as phone:
         assert f"{by} 200" in phone.events
         assert "resume" in phone.events
-        assert play.heard >= HEARD
+        assert play.share >= LEAST_SHARE
     assert_answered(play.record)
     assert play.record.talked > 2.9, "two seconds of recording, and a second of hold"
     assert play.record.attempt.media is not None
@@ -149,7 +151,7 @@ async def test_the_same_offer(play: Play, method: str) -> None:
     step = "reinvite" if method == "INVITE" else "update"
     async with play("200", "wait 0.3", step) as phone:
         assert f"{method} 200" in phone.events
-        assert play.heard >= HEARD
+        assert play.share >= LEAST_SHARE
     assert_answered(play.record)
 
 
@@ -157,7 +159,7 @@ async def test_the_same_offer(play: Play, method: str) -> None:
 async def test_an_offer_is_asked_for(play: Play) -> None:
     async with play("200", "wait 0.3", "reinvite without offer") as phone:
         assert "INVITE 200" in phone.events
-        assert play.heard >= HEARD
+        assert play.share >= LEAST_SHARE
     assert_answered(play.record)
 
 
@@ -167,7 +169,7 @@ async def test_another_codec(play: Play) -> None:
     async with play("200", "wait 0.3", "codec PCMU", "reinvite") as phone:
         answers = [event for event in phone.events if event.startswith("INVITE ")]
         assert answers in (["INVITE 200"], ["INVITE 488"])
-        assert play.heard >= HEARD
+        assert play.share >= LEAST_SHARE
     assert_answered(play.record)
 
 
@@ -187,7 +189,7 @@ async def test_refer(play: Play) -> None:
     async with play("200", "wait 0.3", "refer") as phone:
         (answer,) = (event for event in phone.events if event.startswith("REFER "))
         assert int(answer.split()[1]) >= 400
-        assert play.heard >= HEARD
+        assert play.share >= LEAST_SHARE
     assert_answered(play.record)
 
 
@@ -204,5 +206,5 @@ async def test_it_hangs_up(play: Play, transport: Transport) -> None:
 async def test_session_timer(play: Play) -> None:
     """90 s are the shortest session that the RFC allows: half of it passes until the refresh."""
     async with play("200", seconds=50.0, timer="required"):
-        assert play.heard >= HEARD
+        assert play.share >= LEAST_SHARE
     assert_answered(play.record)

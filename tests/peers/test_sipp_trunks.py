@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,17 +13,12 @@ from bitel.dialers.trunk import Trunk
 from bitel.sip import Credentials
 from bitel.store.database import Database
 from tests.dialers.calling import dialer
+from tests.dialers.carrier import until
 from tests.e2e.playing import folder
 from tests.peers.sipp import sipp
 from tests.peers.switchboard import switchboard
 
 CALLS = 3
-
-
-async def until(true: Callable[[], bool], timeout: float = 15.0) -> None:
-    async with asyncio.timeout(timeout):
-        while not true():
-            await asyncio.sleep(0.01)
 
 
 async def test_rfc3261_21_5_4_another_trunk_after_503(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from bitel.rtp import reporting
 from bitel.rtp.filters import DENSEST, DROP_ALL, keep_one_in
-from bitel.rtp.listener import LINGERING, UNDER_WAY, YOUNG, Heard, Listener
+from bitel.rtp.listener import LINGERING, UNDER_WAY, YOUNG, Listener, Reception
 from bitel.rtp.packet import RtpHeader
 from bitel.rtp.ports import bind_rtp
 from bitel.rtp.reporting import FarView, Progress, Reporting
@@ -335,7 +335,7 @@ def test_a_new_address_may_be_followed_anew(listening: Listening) -> None:
     listening.take(voice(0), ("192.0.2.7", 5555))
     assert listening.latched == [(1, ("192.0.2.7", 5555))]
     listening.move(9, ("192.0.2.7", 4001))
-    assert listening.listener.forget(9) == Heard()
+    assert listening.listener.forget(9) == Reception()
 
 
 NAMED, ELSEWHERE = ("192.0.2.1", 4001), ("198.51.100.9", 7000)

@@ -123,7 +123,7 @@ def test_it_is_not_the_callee_who_is_silent_while_we_do_not_listen() -> None:
         callees.attend(now - 1)
         assert callees.fallen_silent() == []
     heard = [
-        each.sampled for port in callees.listener._ports.values() for each in port.ears.values()
+        each.sampled for port in callees.listener._ports.values() for each in port.callees.values()
     ]
     assert min(heard) > 0
     # With time to listen again, who then sends nothing is silent.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from bitel.sip import AgentConfig, Event, Invitation, UserAgent, make_offer
+from bitel.sip import AgentConfig, Answered, Event, Invitation, UserAgent, make_offer
 from bitel.sip.grammar import Address, HostPort
 from bitel.sip.message import Message, Request, Response, parse
 
@@ -175,6 +175,42 @@ def request(
         f"Content-Length: {len(body)}",
     ]
     return "\r\n".join(lines) + "\r\n\r\n" + body
+
+
+def answered(
+    *headers: str, source: Address = FAR, bench: Bench | None = None, **invitation: object
+) -> tuple[Bench, str, Request]:
+    """A call of ours that was answered: its bench, call id and INVITE. The ACK is still to be taken
+    from the bench.
+
+    `headers` are those of the 2xx from `source`, a Contact by default; `invitation` replaces fields
+    of `INVITATION`.
+    """
+    bench = bench or Bench()
+    call_id, invite = bench.invite(INVITATION._replace(**invitation))  # type: ignore[arg-type]
+    contact = ("Contact: <sip:far@192.0.2.9>",)
+    bench.receive(reply(invite, 200, ANSWER, headers=headers or contact), source)
+    assert [type(event) for event in bench.events()] == [Answered]
+    return bench, call_id, invite
+
+
+def reliable(
+    invite: Request,
+    code: int,
+    rseq: object,
+    body: str = "",
+    tag: str = "far",
+    contact: str = "Contact: <sip:far@192.0.2.9:5060>",
+) -> str:
+    """A reliable provisional response to our `invite` (RFC 3262)."""
+    headers = (contact, "Require: 100rel", f"RSeq: {rseq}")
+    return reply(invite, code, body, tag=tag, headers=headers)
+
+
+def with_content_type(message: str, content_type: str, *more: str) -> str:
+    """The message with another type of its body, and `more` headers."""
+    headers = "\r\n".join((f"Content-Type: {content_type}", *more))
+    return message.replace("Content-Type: application/sdp", headers)
 
 
 def within(invite: Request, method: str, cseq: int, body: str = "", **more: object) -> str:

@@ -1,4 +1,4 @@
-"""Digits keyed by INFO (RFC 6086's legacy use), as devices write them."""
+"""Digits keyed by INFO, the legacy use of RFC 6086 §1, in the formats of devices."""
 
 from __future__ import annotations
 
@@ -6,25 +6,14 @@ import pytest
 
 from bitel.sip import KeyedDigits
 from bitel.sip.message import Request
-from tests.sip.far_end import ANSWER, Bench, reply, within
+from tests.sip.far_end import Bench, answered, with_content_type, within
 
 RELAY, PLAIN = "application/dtmf-relay", "application/dtmf"
 NORTEL = "application/vnd.nortelnetworks.digits"
 
 
-def answered() -> tuple[Bench, Request]:
-    bench = Bench()
-    _, invite = bench.invite()
-    bench.receive(reply(invite, 200, ANSWER))
-    bench.sent()
-    bench.events()
-    return bench, invite
-
-
 def info(invite: Request, body: str, content_type: str, *headers: str, cseq: int = 1) -> str:
-    text = within(invite, "INFO", cseq, body)
-    written = "\r\n".join((f"Content-Type: {content_type}", *headers))
-    return text.replace("Content-Type: application/sdp", written)
+    return with_content_type(within(invite, "INFO", cseq, body), content_type, *headers)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +41,8 @@ def info(invite: Request, body: str, content_type: str, *headers: str, cseq: int
     ],
 )
 def test_a_digit_is_told(content_type: str, body: str, digits: str) -> None:
-    bench, invite = answered()
+    bench, _, invite = answered()
+    bench.sent()
     bench.receive(info(invite, body, content_type))
     assert bench.names() == ["200 INFO"]
     assert bench.events() == [KeyedDigits(invite.call_id, digits)]
@@ -72,7 +62,8 @@ def test_a_digit_is_told(content_type: str, body: str, digits: str) -> None:
     ],
 )
 def test_a_body_without_a_digit_is_refused(content_type: str, body: str) -> None:
-    bench, invite = answered()
+    bench, _, invite = answered()
+    bench.sent()
     text = info(invite, body, content_type)
     bench.receive(text.replace(f"Content-Length: {len(body)}", f"l: {len(body.encode())}"))
     assert bench.names() == ["400 INFO"]
@@ -80,7 +71,8 @@ def test_a_body_without_a_digit_is_refused(content_type: str, body: str) -> None
 
 
 def test_a_repeated_info_counts_once_and_one_out_of_order_not_at_all() -> None:
-    bench, invite = answered()
+    bench, _, invite = answered()
+    bench.sent()
     keyed = info(invite, "Signal=5", RELAY, cseq=4)
     bench.receive(keyed)
     bench.receive(keyed)
@@ -91,7 +83,8 @@ def test_a_repeated_info_counts_once_and_one_out_of_order_not_at_all() -> None:
 
 
 def test_other_infos() -> None:
-    bench, invite = answered()
+    bench, _, invite = answered()
+    bench.sent()
     bench.receive(within(invite, "INFO", 1))
     bench.receive(
         info(invite, "x", "text/plain", "Content-Disposition: x;handling=optional", cseq=2)

@@ -1,4 +1,4 @@
-"""A call ends, and its 2xx is acknowledged, whatever is wrong with a message (§15, §13.2)."""
+"""The end of calls, and the ACK of their 2xx, with faulty messages too (RFC 3261 §15, §13.2)."""
 
 from __future__ import annotations
 
@@ -6,26 +6,21 @@ import pytest
 
 from bitel.sip import AgentConfig, Answered, Ended, Failed
 from bitel.sip.grammar import Address, Transport
-from bitel.sip.message import Request
-from tests.sip.far_end import ANSWER, FAR, INVITATION, US, Bench, reply, request, within
+from tests.sip.far_end import (
+    ANSWER,
+    FAR,
+    INVITATION,
+    US,
+    Bench,
+    answered,
+    reply,
+    request,
+    with_content_type,
+    within,
+)
 
 TCP = Address(FAR.host, FAR.port, Transport.TCP)
 ISUP = "\x01\x00\x12\x02\x00\x02\x0a"
-
-
-def answered(bench: Bench | None = None, *, withhold_ack: bool = False) -> tuple[Bench, Request]:
-    bench = bench or Bench()
-    bench.agent.invite(INVITATION._replace(withhold_ack=withhold_ack), bench.now)
-    invite = bench.one("INVITE").request
-    bench.receive(reply(invite, 200, ANSWER))
-    bench.sent()
-    assert [type(event) for event in bench.events()] == [Answered]
-    return bench, invite
-
-
-def typed(message: str, content_type: str, *more: str) -> str:
-    headers = "\r\n".join((f"Content-Type: {content_type}", *more))
-    return message.replace("Content-Type: application/sdp", headers)
 
 
 @pytest.mark.parametrize(
@@ -43,15 +38,17 @@ def typed(message: str, content_type: str, *more: str) -> str:
 def test_a_bye_ends_the_call_whatever_it_carries_or_requires(
     content_type: str, headers: tuple[str, ...]
 ) -> None:
-    bench, invite = answered()
-    bench.receive(typed(within(invite, "BYE", 1, ISUP), content_type, *headers))
+    bench, _, invite = answered()
+    bench.sent()
+    bench.receive(with_content_type(within(invite, "BYE", 1, ISUP), content_type, *headers))
     assert bench.names() == ["200 BYE"]
     assert bench.events() == [Ended(invite.call_id, "far", None)]
 
 
 @pytest.mark.parametrize("uri", ["im:far@192.0.2.1", "sip:192.0.2.1?a=b", "<sip:192.0.2.1>"])
 def test_a_bye_ends_the_call_whatever_its_request_uri(uri: str) -> None:
-    bench, invite = answered()
+    bench, _, invite = answered()
+    bench.sent()
     bye = within(invite, "BYE", 1)
     bench.receive(bye.replace("sip:192.0.2.1:5060", uri, 1))
     assert bench.names() == ["200 BYE"]
@@ -59,7 +56,8 @@ def test_a_bye_ends_the_call_whatever_its_request_uri(uri: str) -> None:
 
 @pytest.mark.parametrize("length", ["l: 99999", "Content-Length: x", "l: 0\r\nl: 3"])
 def test_a_bye_ends_the_call_where_its_length_is_wrong(length: str) -> None:
-    bench, invite = answered()
+    bench, _, invite = answered()
+    bench.sent()
     bench.receive(within(invite, "BYE", 1).replace("Content-Length: 0", length))
     assert bench.names() == ["200 BYE"]
 
@@ -69,13 +67,16 @@ def test_a_cancel_is_taken_with_any_body() -> None:
     bench.receive(request("INVITE", body=ANSWER))
     bench.sent()
     bench.receive(
-        typed(request("CANCEL", body=ISUP, headers=("Require: foo",)), "application/isup")
+        with_content_type(
+            request("CANCEL", body=ISUP, headers=("Require: foo",)), "application/isup"
+        )
     )
     assert bench.names() == ["200 CANCEL", "487 INVITE"]
 
 
 def test_a_flood_of_requests_keeps_no_bye_or_cancel_out() -> None:
-    bench, invite = answered(Bench(AgentConfig(US, max_server_transactions=5)))
+    bench, _, invite = answered(bench=Bench(AgentConfig(US, max_server_transactions=5)))
+    bench.sent()
     bench.receive(request("INVITE", body=ANSWER, branch="z9hG4bKin"))
     for number in range(9):
         bench.receive(request("OPTIONS", branch=f"z9hG4bK{number}"))
@@ -89,11 +90,12 @@ def test_a_flood_of_requests_keeps_no_bye_or_cancel_out() -> None:
 
 
 def test_other_requests_may_carry_what_is_optional() -> None:
-    bench, invite = answered()
+    bench, _, invite = answered()
+    bench.sent()
     optional = "Content-Disposition: render;handling=optional"
-    bench.receive(typed(within(invite, "OPTIONS", 1, "x"), "text/plain", optional))
+    bench.receive(with_content_type(within(invite, "OPTIONS", 1, "x"), "text/plain", optional))
     assert bench.names() == ["200 OPTIONS"]
-    bench.receive(typed(within(invite, "OPTIONS", 2, "x"), "text/plain"))
+    bench.receive(with_content_type(within(invite, "OPTIONS", 2, "x"), "text/plain"))
     assert bench.names() == ["415 OPTIONS"]
 
 
@@ -127,7 +129,8 @@ def test_an_answer_of_which_only_the_head_came_is_acknowledged_and_ended() -> No
 
 @pytest.mark.parametrize("method", ["OPTIONS", "INVITE", "UPDATE", "INFO"])
 def test_any_other_request_without_a_length_is_refused(method: str) -> None:
-    bench, invite = answered()
+    bench, _, invite = answered()
+    bench.sent()
     bench.agent.receive_unframed(without_length(within(invite, method, 1)), TCP, 0.0)
     assert bench.names() == [f"400 {method}"]
     bench.agent.receive_unframed(without_length(within(invite, "BYE", 2)), TCP, 0.0)
@@ -139,7 +142,8 @@ def test_any_other_request_without_a_length_is_refused(method: str) -> None:
 
 
 def test_a_bye_before_our_ack_meets_the_ack_first() -> None:
-    bench, invite = answered(withhold_ack=True)
+    bench, _, invite = answered(withhold_ack=True)
+    bench.sent()
     bench.receive(within(invite, "BYE", 1))
     assert bench.names() == ["ACK", "200 BYE"]
     assert bench.events() == [Ended(invite.call_id, "far", None)]
@@ -161,7 +165,8 @@ def test_a_bye_that_overtakes_its_2xx_ends_the_session_with_it() -> None:
 
 
 def test_a_2xx_that_comes_after_timer_m_is_acknowledged_while_the_session_runs() -> None:
-    bench, invite = answered()
+    bench, _, invite = answered()
+    bench.sent()
     bench.advance(100)
     bench.sent()
     ok = reply(invite, 200, ANSWER)
@@ -178,7 +183,8 @@ def test_a_2xx_that_comes_after_timer_m_is_acknowledged_while_the_session_runs()
 
 
 def test_a_bye_without_any_response_is_told() -> None:
-    bench, invite = answered()
+    bench, _, invite = answered()
+    bench.sent()
     bench.agent.hang_up(invite.call_id, bench.now)
     bench.advance(33)
     assert bench.events() == [Ended(invite.call_id, "us", 16, bye_unanswered=True)]
@@ -186,7 +192,8 @@ def test_a_bye_without_any_response_is_told() -> None:
 
 @pytest.mark.parametrize("answer", [reply, None])
 def test_a_bye_that_was_answered_or_crossed_is_not(answer: object) -> None:
-    bench, invite = answered()
+    bench, _, invite = answered()
+    bench.sent()
     bench.agent.hang_up(invite.call_id, bench.now)
     bye = bench.one("BYE").request
     bench.receive(reply(bye, 481) if answer else within(invite, "BYE", 1))
@@ -195,7 +202,8 @@ def test_a_bye_that_was_answered_or_crossed_is_not(answer: object) -> None:
 
 @pytest.mark.parametrize(("seconds", "lost"), [(7.9, False), (8.0, True)])
 def test_a_2xx_repeated_for_16_t1_says_that_the_ack_was_lost(seconds: float, lost: bool) -> None:
-    bench, invite = answered()
+    bench, _, invite = answered()
+    bench.sent()
     bench.advance(seconds)
     bench.receive(reply(invite, 200, ANSWER))
     bench.receive(within(invite, "BYE", 1))
@@ -203,7 +211,8 @@ def test_a_2xx_repeated_for_16_t1_says_that_the_ack_was_lost(seconds: float, los
 
 
 def test_while_the_ack_is_withheld_none_is_lost() -> None:
-    bench, invite = answered(withhold_ack=True)
+    bench, _, invite = answered(withhold_ack=True)
+    bench.sent()
     bench.advance(20)
     bench.receive(reply(invite, 200, ANSWER))
     bench.agent.acknowledge(invite.call_id, bench.now)

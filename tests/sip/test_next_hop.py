@@ -160,3 +160,17 @@ def test_without_a_place_in_the_contact_a_connection_of_the_far_end_is_not_relie
     bench.one("200 OPTIONS")
     bench.agent.hang_up(call_id, bench.now)
     assert bench.one("BYE").destination == by_tcp
+
+
+def test_what_another_phone_begins_late_is_ended_by_way_of_the_proxy_too() -> None:
+    bench = Bench()
+    _, invite = answered(bench)
+    bench.advance(40)  # the INVITE's transaction is over
+    bench.sent()
+    late = reply(invite, 200, ANSWER, tag="another", headers=CONTACT)
+    bench.receive(late, Address("203.0.113.1", 5060))
+    ends = bench.sent()
+    assert [sent.name for sent in ends] == ["ACK", "BYE"]
+    for sent in ends:
+        assert sent.destination == FAR
+        assert sent.request.headers["route"] == [PROXY]

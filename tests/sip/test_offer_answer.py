@@ -19,9 +19,18 @@ from bitel.sip.answers import MAX_FORKS
 from bitel.sip.grammar import Address
 from bitel.sip.message import Request
 from bitel.sip.sdp import MAX_EVENT_TYPES, Agreed
-from tests.sip.far_end import ANSWER, INVITATION, OFFER, US, Bench, reply, request, within
-from tests.sip.test_reliable import reliable
-from tests.sip.test_session import answered
+from tests.sip.far_end import (
+    ANSWER,
+    INVITATION,
+    OFFER,
+    US,
+    Bench,
+    answered,
+    reliable,
+    reply,
+    request,
+    within,
+)
 
 MOVED = ANSWER.replace("m=audio 40000", "m=audio 40002")
 UNUSABLE = ANSWER.replace("RTP/AVP 8 101", "RTP/AVP 18")

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from bitel.sip import Answered, Credentials, Failed, Provisional
 from bitel.sip.grammar import Address
-from bitel.sip.message import Request
+from tests.sip import far_end
 from tests.sip.far_end import ANSWER, INVITATION, Bench, reply, request, within
 
 CONTACT = "Contact: <sip:far@192.0.2.9:5070>"
 
 
-def reliable(invite: Request, code: int, rseq: object, body: str = "", tag: str = "far") -> str:
-    headers = (CONTACT, "Require: 100rel", f"RSeq: {rseq}")
-    return reply(invite, code, body, tag=tag, headers=headers)
+reliable = partial(far_end.reliable, contact=CONTACT)
 
 
 def test_the_invite_says_that_we_can() -> None:

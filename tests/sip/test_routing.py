@@ -1,4 +1,4 @@
-"""Which transaction or call a message is for, and that faults leave nothing behind (§8, §18)."""
+"""Routing of messages to transactions and calls; exceptions leave no state (RFC 3261 §8, §18)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,18 @@ from bitel.sip import (
     incoming_call,
     session,
 )
-from bitel.sip.message import Request
 from bitel.sip.sdp import SessionDescription
-from tests.sip.far_end import ANSWER, FAR, INVITATION, OFFER, Bench, reply, request, within
+from tests.sip.far_end import (
+    ANSWER,
+    FAR,
+    INVITATION,
+    OFFER,
+    Bench,
+    reliable,
+    reply,
+    request,
+    within,
+)
 
 CONTACT = "Contact: <sip:far@192.0.2.9:5060>"
 
@@ -134,10 +143,6 @@ def test_100_copies_the_timestamp() -> None:
 
 
 # Reliable provisional responses and credentials (RFC 3262 §4, RFC 3261 §22)
-
-
-def reliable(invite: Request, code: int, rseq: int, body: str = "") -> str:
-    return reply(invite, code, body, headers=(CONTACT, "Require: 100rel", f"RSeq: {rseq}"))
 
 
 def test_a_reliable_18x_before_its_turn_is_ignored_but_a_phone_may_ring() -> None:

@@ -4,20 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from bitel.sip import Answered, Ended, MediaChanged, SessionDescription
+from bitel.sip import Ended, MediaChanged, SessionDescription
 from bitel.sip.grammar import Address
-from bitel.sip.message import Request
-from tests.sip.far_end import ANSWER, FAR, Bench, reply, within
-
-
-def answered(*headers: str, source: Address = FAR) -> tuple[Bench, str, Request]:
-    bench = Bench()
-    call_id, invite = bench.invite()
-    bench.receive(
-        reply(invite, 200, ANSWER, headers=headers or ("Contact: <sip:far@192.0.2.9>",)), source
-    )
-    assert isinstance(bench.events()[0], Answered)
-    return bench, call_id, invite
+from tests.sip.far_end import ANSWER, Bench, answered, reply, within
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ IRREGULARITIES: Mapping[Irregularity, str] = MappingProxyType(
         Irregularity.MEDIA_STOPPED: "media had stopped coming before the call ended",
     }
 )
-"""Each in a few words for the operator."""
+"""Texts for the `detail` of an attempt."""
 
 
 class Attempted(NamedTuple):

@@ -43,7 +43,7 @@ def dial(
     """Place one test call and show its SIP messages as they come. Succeeds if it was answered.
 
     It needs no service, and goes beside one that runs: from another port, without registering.
-    The call is in nobody's books.
+    The call is neither stored nor billed.
     """
     import uvloop
 
@@ -91,7 +91,7 @@ async def _dial(config: SipTrunkConfig, e164: str, voice: Path | None, *, full: 
 
 
 async def _dial_until_interrupted(dialer: SipTrunkDialer, order: Order) -> Attempted:
-    """Ctrl-C ends the call, and not just the program: nobody is left on an open line."""
+    """Ctrl-C ends the call too, not just the program."""
 
     async def heard(at: float) -> bool:
         return True

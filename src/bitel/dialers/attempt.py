@@ -66,9 +66,9 @@ class Attempt:
         self.started_at = clock()
         self.answered_at: float | None = None
         self.left_at: float | None = None
-        """When the call ended while audio was played, other than by us hanging up."""
+        """When the call began to end during playback, unless we hung up."""
         self.hung_up_at: float | None = None
-        """When we first hung up: a BYE, or a CANCEL."""
+        """When we first sent BYE or CANCEL."""
         self.stopped_at: float | None = None
         """When the stream to the far end had ended."""
         self.port: int | None = None
@@ -94,7 +94,7 @@ class Attempt:
             self._rang = None
 
     def call_is_ending(self, _: object) -> None:
-        """End what is played, if anything, with this moment."""
+        """Stop the playback, if there is any, and note the time."""
         if self.talk is not None and not self.talk.over.done():
             self.left_at = self.now()
             self.talk.stop()
@@ -107,8 +107,7 @@ class Attempt:
         q850: int | None = None,
         ended_by: Literal["", "far", "us"] = "",
     ) -> Attempted:
-        """The attempt's report: it ended as `outcome`. What was irregular about an answered one
-        follows its `detail`."""
+        """The result of the attempt. Texts for its irregularities are appended to `detail`."""
         now = self.now()
         irregularities = self._irregularities()
         sentences = [IRREGULARITIES[each] for each in irregularities]
@@ -143,10 +142,10 @@ class Attempt:
         return self.talk if self.talk is not None and self.talk.over.done() else None
 
     def _ended_at(self, now: float) -> float:
-        """When an answered call was over, which is until when it is billed; else now.
+        """When an answered call ended, up to which it is billed; now for one without an answer.
 
-        That is when either side hung up. Where our BYE stayed unanswered, it is when the far end's
-        RTP had stopped before, if that was the first sign that it was gone.
+        That is when either side hung up or, where our BYE got no response, when the far end's RTP
+        had stopped, if that was earlier.
         """
         if self.answered_at is None:
             return now
@@ -169,10 +168,10 @@ class Attempt:
         return tuple(kind for kind, is_found in found.items() if is_found)
 
     def broken(self) -> Attempted:
-        """The report of an attempt that an error inside the dialer has ended.
+        """The result of an attempt that was ended by an unexpected error in the dialer.
 
-        A call to which something may have been played is not made again, and no call spends a
-        retry for whose number no INVITE was sent.
+        A call that may have been played something is not made again; one without an INVITE spends
+        no retry.
         """
         detail = "an error inside the dialer"
         decided = None
@@ -181,7 +180,7 @@ class Attempt:
         if self.talk is not None:
             return self.over(Outcome.CUT_OFF, detail, 200, ended_by="us")
         if isinstance(decided, Answered):
-            # The phone rang and was picked up: this must not happen again and again.
+            # The phone was picked up: the call must not be repeated without limit.
             return self.over(Outcome.RANG_THEN_FAILED, detail, 200, ended_by="us")
         if isinstance(decided, Failed):
             return self.over(self._outcome(decided), f"{decided.code}; then {detail}", decided.code)
@@ -219,7 +218,7 @@ class Attempt:
 
 
 def _detail(failed: Failed, at: Address) -> str:
-    # Where nobody has said anything, the code is our own, and tells an operator little.
+    # Without a response the code is our own, and means little to an operator.
     if failed.why == "transport":
         return f"{shown(at)} can't be reached"
     if failed.why == "timeout":

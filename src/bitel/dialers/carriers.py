@@ -54,7 +54,7 @@ _UNCERTAIN: Final = BreakerLimits(UNCERTAIN_IN_A_ROW, UNCERTAIN_REST, UNCERTAIN_
 _REFUSED: Final = frozenset({Outcome.REFUSED, Outcome.MEDIA_MISMATCH})
 
 RESTART_PAUSE: Final = 5.0
-"""Seconds until a task that has met an unexpected error goes on."""
+"""Seconds from an unexpected error of a background task to its restart."""
 
 Passed = dict[CircuitBreaker, float]
 """The circuit breakers that one call has passed, and when."""
@@ -135,7 +135,7 @@ class Carriers:
             breaker.open(self._monotonic())
 
     def trunks(self) -> Sequence[TrunkState]:
-        """How each address of each trunk stands; asks nobody."""
+        """The state of each address of each trunk, from memory."""
         return [state for trunk in dict.fromkeys(self._config.trunks) for state in self._of(trunk)]
 
     async def any_address(self) -> Address:
@@ -265,8 +265,8 @@ class Carriers:
         """Count the result of an INVITE that left at `begun_at`; the result that then applies.
 
         A refusal while the trunk refuses all calls says nothing about this one: it becomes trunk
-        trouble, so that the call waits. Not so where somebody has `picked_up`, and the answer was
-        of no use: they must not be called again and again.
+        trouble, so that the call waits. Not so where the call was `picked_up` with an answer of no
+        use: it must not be repeated without limit.
         """
         now, refusals = self._monotonic(), self._refusals[hop.trunk]
         uncertain = self._breaker_of(hop.address)
@@ -314,15 +314,15 @@ class Carriers:
     def next_hops(
         self, hop: Hop, failed: Failed, over: Attempted, left: list[Hop], dialled: Dialled
     ) -> tuple[list[Hop], Attempted]:
-        """What is still worth trying after `hop` failed: where a 3xx sends us, or the others.
+        """The hops to try after `hop` failed: the target of a 3xx, or the other addresses.
 
-        With it comes the result that applies if that is not tried.
+        Also returns the result of the attempt if none of them is tried.
         """
         onward = redirected(
             hop, failed, dialled, self._targets.known(hop.trunk) or [], self._proxy()
         )
         if isinstance(onward, Hop):
-            # The redirection decides nothing: should it not be followed, the call waits.
+            # The redirection is no result: if it can't be followed now, the call waits.
             others = [other for other in left if other.trunk != hop.trunk]
             return [onward, *others], over._replace(outcome=Outcome.TRUNK_TROUBLE)
         if onward:
@@ -360,9 +360,9 @@ class Carriers:
         return not self._health.is_down(address) and not self._rests(address)
 
     def _rests(self, address: Address) -> bool:
-        """Whether no call goes to `address`, as it asked to be left alone.
+        """Whether no call is sent to `address` because of its Retry-After.
 
-        Not so if no other address takes calls either: one call's 503 must not stop a dialer.
+        False if no other address takes calls either: the 503 of one call must not stop a dialer.
         """
         return self._health.rests(address) and any(
             other != address and self._takes_calls(trunk, other)
@@ -408,7 +408,7 @@ class Carriers:
         return list(dict.fromkeys(map(self._config.next_hop, self._config.trunks)))
 
     def _known(self, trunk: Trunk) -> list[Address] | None:
-        """The known addresses that requests for `trunk` go to; None before they were looked for."""
+        """The known addresses that requests for `trunk` are sent to; None before the look-up."""
         return self._targets.known(self._config.next_hop(trunk))
 
     def _proxy(self) -> Proxy | None:
@@ -416,7 +416,7 @@ class Carriers:
         return Proxy(proxy, self._targets.known(proxy) or []) if proxy else None
 
     def _options_to(self, address: Address, sent_by: str) -> OutgoingRequest:
-        """The OPTIONS that pings `address`; by way of an outbound proxy it asks for the trunk."""
+        """The OPTIONS that pings `address`; with an outbound proxy its Request-URI is the trunk."""
         config = self._config
         uri = config.trunks[0].uri if config.outbound_proxy else uri_of(address)
         from_uri = f"sip:{bracketed(config.from_domain) or sent_by}"
@@ -434,9 +434,8 @@ def _was_silent(failed: Failed) -> bool:
 async def keep_running(name: str, work: Callable[[], Coroutine[None, None, None]]) -> None:
     """Run `work` until it returns or is cancelled.
 
-    An unexpected error is logged, and `work` begun anew after `RESTART_PAUSE`: without its
-    registration, or the address that it is reached at, a dialer places no calls until it is
-    started again.
+    An unexpected error is logged, and `work` is called again after `RESTART_PAUSE`: without its
+    registration, or its own address, a dialer would place no calls until the next start.
     """
     while True:
         try:

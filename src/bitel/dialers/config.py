@@ -19,11 +19,11 @@ class SipTrunkConfig:
     """Times are in seconds.
 
     `caller_id` may be a pool, whose members take turns; `caller_ids` goes before it, by prefix of
-    the number called. `ping_interval` 0 pings nobody. `trunk_timeout` is how long an address that
+    the number called. `ping_interval` 0 sends no pings. `trunk_timeout` is how long an address that
     answers nothing is waited for where there is another, never longer than 64 × `t1`. `t1` is
     SIP's T1 (RFC 3261 §17.1.1.1).
-    `latch`: which source of RTP the audio then goes to (`rtp.wire.Latch`).
-    `receive` listens to callees; one that stops sending for `media_timeout` is hung up on, 0 never.
+    `latch`: which source of RTP is followed (`rtp.wire.Latch`). `receive`: whether callees' RTP is
+    read; a call whose callee sends nothing for `media_timeout` seconds is ended, 0: never.
     `refusals_before_pause` refusals in a row pause a trunk that worked before; 0 never.
     `senders` processes send the RTP; each fills one core at most.
 

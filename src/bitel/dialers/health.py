@@ -1,10 +1,10 @@
 """Which of the carriers' addresses can be expected to take a call now.
 
-An address is down after an INVITE that nobody answered there, and after pings that nobody
-answered. An answer of any kind brings it back: to a ping, or to an INVITE that was tried there all
-the same, as addresses that are down are tried last. Where nobody pings, time brings it back. An
-address that sent 503 with Retry-After rests for as long (RFC 3261 §21.5.4), which is no fault, but
-for a minute at most, as the 503 may be about the one call, and only until it answers a ping.
+An address is down after an unanswered INVITE or unanswered pings. Any response brings it back, to a
+ping or to an INVITE, as addresses that are down are still tried last. Without pings it comes back
+after `DOWN_UNPINGED` seconds. An address that sent 503 with Retry-After rests for that time (RFC
+3261 §21.5.4), for `LONGEST_REST` seconds at most, since the 503 may be about the one call, and only
+until it answers a ping.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ log = structlog.get_logger(__name__)
 PINGS_MISSED: Final = 2
 """Pings in a row that must stay unanswered: one may be lost on the way."""
 DOWN_UNPINGED: Final = 30.0
-"""Seconds for which an address is down that nobody pings."""
+"""Seconds for which an address is down where no pings are sent."""
 LONGEST_REST: Final = 60.0
-"""Seconds that an address rests at most, whatever Retry-After says: that is the word of one call's
-answer, perhaps of what is behind the carrier, and would stop all other calls."""
+"""Longest rest of an address in seconds, whatever Retry-After says: the 503 may be about one call,
+or come from behind the carrier, but a rest stops all calls."""
 MOST_REMEMBERED: Final = 4096
 """Addresses that are remembered; DNS may name others each day."""
 
@@ -68,8 +68,7 @@ class Health:
         self._down(address, "it answers no INVITE")
 
     def answered_ping(self, address: Address, *, ends_rest: bool = False) -> None:
-        """A ping got an answer there, whatever that says; with `ends_rest` it says that the
-        address takes requests again."""
+        """A ping got a response of any code; `ends_rest`: one that ends a rest after 503."""
         state = self._of(address)
         state.answers_pings = True
         if ends_rest:
@@ -77,8 +76,8 @@ class Health:
         self.answered(address)
 
     def missed_ping(self, address: Address) -> None:
-        """Nobody answered a ping. It counts unless only pings stay unanswered there, and calls not:
-        some carriers don't care for OPTIONS."""
+        """A ping got no response. It does not count where calls are answered and pings never are:
+        some carriers ignore OPTIONS."""
         state = self._of(address)
         state.missed += 1
         if state.answers_calls and not state.answers_pings:
@@ -87,7 +86,7 @@ class Health:
             self._down(address, "it answers no OPTIONS; if it never does, set ping_interval = 0")
 
     def answered(self, address: Address) -> None:
-        """Somebody is there who can be expected to take a call."""
+        """The address has responded, and is no longer down."""
         state = self._of(address)
         state.missed = 0
         state.answered_at = self._monotonic()
@@ -96,7 +95,7 @@ class Health:
             log.info("trunk_address_up", address=shown(address))
 
     def rest(self, address: Address, seconds: float) -> None:
-        """It asked to be left alone for so long: `LONGEST_REST` is the most that it gets."""
+        """Rest the address for so many seconds, `LONGEST_REST` at most."""
         self._of(address).rests_until = self._monotonic() + min(max(seconds, 0.0), LONGEST_REST)
 
     def usable(self, address: Address) -> bool:

@@ -38,20 +38,20 @@ class Dialled(NamedTuple):
     user: str
     """As the dialer writes it: the user part of the Request-URI."""
     region: str = ""
-    """The country whose national numbers are understood (ISO 3166); "": no other than `user`."""
+    """The country (ISO 3166) whose national numbers are understood; "": `user` alone."""
 
     def is_same(self, user: str) -> bool:
         """Whether the user part of a SIP URI, still escaped, is this subscriber.
 
         It may have visual separators, and parameters such as those of number portability (RFC
-        4694); it may be written internationally, with `+`, `00` or neither, or nationally.
+        4694). It may be in international form, with `+`, `00` or neither, or in national form.
         """
         number, _, parameters = user.partition(";")
         written = unquote(number)
         plain = written.translate(_SEPARATORS)
         digits = self.e164.removeprefix("+")
         context = unquote(parameter(f";{parameters}", "phone-context") or "")
-        # A number without a plus sign may say the prefix of its country or area (RFC 3966 §5.1.5).
+        # A local number may name its country or area in phone-context (RFC 3966 §5.1.5).
         area = context.translate(_SEPARATORS) if context.startswith("+") else ""
         if not plain.startswith("+") and not self.e164.startswith(area):
             return False
@@ -64,11 +64,11 @@ class Dialled(NamedTuple):
 
 
 _SEPARATORS = dict.fromkeys(map(ord, "-.()"))
-"""What may stand between the digits of a telephone number (RFC 3966 §3)."""
+"""Visual separators of a telephone number (RFC 3966 §3)."""
 
 
 class Hop(NamedTuple):
-    """An address that requests for a trunk go to, and what is asked for there."""
+    """An address that requests for a trunk are sent to, and their Request-URI."""
 
     trunk: Trunk
     address: Address
@@ -77,7 +77,7 @@ class Hop(NamedTuple):
 
 
 class Proxy(NamedTuple):
-    """An outbound proxy, and the addresses that are known of it."""
+    """An outbound proxy, and its known addresses."""
 
     name: Trunk
     addresses: Sequence[Address]
@@ -114,11 +114,11 @@ def redirected(
     addresses: Sequence[Address],
     proxy: Proxy | None = None,
 ) -> Hop | str:
-    """Where a 3xx sends us, or why it is not followed, "" for any other failure.
+    """The target of a 3xx, or why it is not followed; "" for any other failure.
 
-    It is followed once, to the number `dialled` at one of the trunk's own `addresses`, or at those
-    of its outbound `proxy`: anything else would be called at our cost, neither priced nor
-    permitted. Where there is a proxy the call goes by way of it again.
+    It is followed once, to the number `dialled` at the `addresses` of the trunk or of its outbound
+    `proxy` (RFC 3261 §8.1.3.4): any other call would be neither priced nor permitted. With a proxy
+    the new request goes by the proxy too.
     """
     if failed.rang or not 300 <= failed.code <= 399:
         return ""
@@ -154,8 +154,8 @@ def _as_request_uri(contact: str) -> str:
 def _within(
     uri: URI, hop: Hop, addresses: Sequence[Address], proxy: Proxy | None
 ) -> Address | None:
-    """Where to send a request for the URI; None where it points neither at the trunk nor at its
-    outbound proxy."""
+    """Where to send a request for the URI; None if it is neither the trunk's nor its outbound
+    proxy's."""
     transport = _transport_of(uri, hop.address.transport)
     if transport is None or not uri.user:
         return None
@@ -165,7 +165,7 @@ def _within(
     named = (host, uri.port or usual_port(transport), transport)
     own = next((each for each in addresses if each[:3] == named), None)
     if proxy is not None:
-        # By way of the proxy also to the trunk, and whatever transport that wants.
+        # Requests to the trunk go by the proxy too, whatever transport the URI names.
         to_proxy = next((each for each in proxy.addresses if each[:3] == named), None)
         is_known = own or any(
             (host, uri.port) == (each.host.lower(), each.port) for each in (hop.trunk, proxy.name)

@@ -1,4 +1,4 @@
-"""Who calls, as the far end is told: From, and what RFC 3325 and its forerunner add to it."""
+"""Caller identity: From, the headers of RFC 3325 (P-Asserted-Identity), and Remote-Party-ID."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def identity(
     privacy: bool = False,
     user_phone: bool = False,
 ) -> Identity:
-    """Who calls, where `caller_id` at `host` does. "" is nobody in particular.
+    """Who calls, where `caller_id` at `host` does. "" is no particular caller.
 
     With `user_phone` the URI of From has `;user=phone`, where `caller_id` is a telephone number.
 

@@ -29,19 +29,19 @@ class Leg:
     )
 
     def __init__(self, call_id: str, ringing: Callable[[], None], resolve: Resolve) -> None:
-        """`resolve` looks up the host names of the far end's media."""
+        """`resolve` looks up the host names in the far end's session descriptions."""
         loop = asyncio.get_running_loop()
         self._addresses = MediaAddresses(resolve)
         self.call_id = call_id
         self._ringing: Callable[[], None] | None = ringing
         self.decided: asyncio.Future[Answered | Failed] = loop.create_future()
         self.ending: asyncio.Future[None] = loop.create_future()
-        """Done when the call begins to end, unless we hang up: nothing more is to be played."""
+        """Done when the call begins to end other than by us: playback must stop."""
         self.ended: asyncio.Future[Ended] = loop.create_future()
         self.digits = ""
-        """Those that were keyed and came by INFO, whether anything is played or not."""
+        """The digits received by INFO."""
         self.digits_at: float | None = None
-        """When the first of them came, by CLOCK_MONOTONIC."""
+        """When the first of them was received, by CLOCK_MONOTONIC."""
         self._media: MediaChanged | None = None
         self._follow: Callable[[MediaChanged], None] | None = None
 
@@ -50,11 +50,11 @@ class Leg:
         return await self._addresses.resolved(agreed)
 
     def close(self) -> None:
-        """Wait for nothing any more: the call is over."""
+        """Cancel pending look-ups: the call is over."""
         self._addresses.close()
 
     def follow_media(self, follow: Callable[[MediaChanged], None]) -> None:
-        """Have `follow` told where the far end wants its media; at once if that has changed yet."""
+        """Call `follow` with each change of the media; at once if there has been one."""
         self._follow = follow
         if self._media is not None:
             follow(self._media)

@@ -1,9 +1,9 @@
-"""Host names in the far end's session descriptions: looked up before audio goes there.
+"""Looks up host names in the far end's session descriptions.
 
-A `c=` line may give a host name in place of an IP address (RFC 8866 §5.7). The look-up of one that
-comes with a provisional response begins while the phone rings, so that an answered call need not
-wait for it. Later changes of the media are passed on in the order in which they came: one that
-waits for its look-up is dropped as soon as another one comes.
+A `c=` line may have a host name in place of an IP address (RFC 8866 §5.7). That of a provisional
+response is looked up while the phone rings, so that an answered call need not wait for it. Later
+changes of the media are passed on in order; one whose look-up is pending is dropped when the next
+one comes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bitel.sip.sdp import Agreed, SessionDescription, is_host_name
 MAX_EARLY_LOOKUPS = 8
 """Host names of one call that are looked up before its answer."""
 NOWHERE = ("0.0.0.0", 0)
-"""Where no audio goes: a call is on hold that has no other address (RFC 3264 §8.4)."""
+"""The destination of a call on hold, which is sent no audio (RFC 3264 §8.4)."""
 
 Resolve = Callable[[str], Awaitable[str]]
 """Gives an IP address of a host, within a bounded time; raises OSError where there is none."""
@@ -30,7 +30,7 @@ log = structlog.get_logger(__name__)
 
 
 class MediaAddresses:
-    """The look-ups of one call. `resolve` is expected to remember what it has found."""
+    """The look-ups of one call. `resolve` should cache its results."""
 
     __slots__ = ("_early", "_following", "_resolve", "_waiting")
 
@@ -41,7 +41,7 @@ class MediaAddresses:
         self._following: asyncio.Task[None] | None = None
 
     def prepare(self, answer: SessionDescription) -> None:
-        """Begin to look up the address of an answer that came before the 2xx."""
+        """Begin the look-up for an answer in a provisional response."""
         host = answer.address
         if is_host_name(host) and host not in self._early and len(self._early) < MAX_EARLY_LOOKUPS:
             self._early[host] = asyncio.create_task(self._try(host))
@@ -59,8 +59,8 @@ class MediaAddresses:
     def follow(self, changed: MediaChanged, then: Follow) -> None:
         """Pass a change of the media on to `then`, once its address is known.
 
-        A change to hold is passed on at once. One to a host that is not found holds the call, as
-        there is nowhere to send to.
+        Hold is passed on at once. A change to a host that is not found puts the call on hold, for
+        want of a destination.
         """
         self._waiting = None
         if not is_host_name(changed.agreed.far[0]):
@@ -69,12 +69,12 @@ class MediaAddresses:
         if changed.agreed.direction in ("recvonly", "inactive"):
             then(_held(changed))
         self._waiting = changed, then
-        # One look-up at a time, however many changes a far end sends: it chooses the names.
+        # One look-up at a time, because the far end chooses the names and the number of changes.
         if self._following is None or self._following.done():
             self._following = asyncio.create_task(self._follow_latest())
 
     def close(self) -> None:
-        """Wait for no look-up any more: the call is over."""
+        """Cancel the look-ups: the call is over."""
         self._waiting = None
         for task in self._early.values():
             task.cancel()
@@ -86,7 +86,7 @@ class MediaAddresses:
         try:
             return await self._resolve(host)
         except OSError:
-            return None  # the answer will say so, should it still be the same by then
+            return None  # `resolved` raises it, if the answer still has this host
 
     async def _follow_latest(self) -> None:
         while self._waiting is not None:

@@ -22,14 +22,14 @@ PATIENCE: Final = 5.0
 """Seconds after which a ping counts as unanswered: its repetitions leave at 0.5, 1.5 and 3.5 s."""
 MOST_ADDRESSES: Final = 64
 UNPINGED: Final = 30.0
-"""Seconds between two looks for addresses that nobody pings."""
+"""Seconds between look-ups of the addresses where no pings are sent."""
 
 
 class Pinger:
-    """Pings what `find` finds every `interval` seconds, and tells `health`; 0: pings nobody.
+    """Pings the addresses that `find` gives every `interval` seconds, and reports to `health`.
 
-    It looks for the addresses all the same, so that they are known. `options_to` makes the OPTIONS
-    for an address.
+    With an interval of 0 it only looks the addresses up, so that they are known. `options_to` makes
+    the OPTIONS for an address.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Pinger:
                 task.cancel()
 
     def ping_soon(self, address: Address) -> None:
-        """Ping now, unless a ping is under way to there, or nobody shall be pinged."""
+        """Ping now, unless a ping is under way to it, or the interval is 0."""
         if self._interval and address not in self._under_way:
             task = asyncio.create_task(self.ping(address))
             self._under_way[address] = task
@@ -77,7 +77,7 @@ class Pinger:
     async def ping(self, address: Address) -> None:
         """Ask once whether anybody is there."""
         request = self._options_to(address)
-        # A rest that begins while the ping is under way is not ended by its answer.
+        # The response does not end a rest that began after the ping was sent.
         rested = self._health.rests(address)
         try:
             async with asyncio.timeout(self._patience):

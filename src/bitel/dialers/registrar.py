@@ -156,10 +156,10 @@ class Registration:
                 self._expiry = least
                 return 0.0
             if least is None:
-                # It does not say for how long (§10.3 wants that): longer, after a pause.
+                # 423 without Min-Expires, against §10.3: ask for a longer time after a pause.
                 self._expiry = min(2 * self._expiry, LONGEST_EXPIRY)
         if done.why == "response":
-            # Refused. Where nobody answers, the binding may well be alive until it expires.
+            # Refused. Without a response, the binding may well be alive until it expires.
             self._valid_until = 0.0
         return max(self.fail(), min(_seconds(_header(done, "retry-after")) or 0, LONGEST_PAUSE))
 
@@ -181,7 +181,7 @@ class Registration:
             try:
                 uri, parameters = split_address(contact)
             except GrammarError:
-                continue  # another's binding, perhaps: the registrar repeats what it was sent
+                continue  # may be the binding of another device, as that device wrote it
             same = uri.partition(";")[0] == self._asked.partition(";")[0]
             if not same and len(contacts) > 1:
                 continue
@@ -259,7 +259,7 @@ class Registrar:
             log.debug("registered", trunk=self._trunk.host, refresh_in=round(pause))
             return pause
         if done.why != "response" and self._registration.failures < len(addresses):
-            pause = NEXT_ADDRESS_PAUSE  # nobody was there; another may be (RFC 3263 §4.3)
+            pause = NEXT_ADDRESS_PAUSE  # no response; another address may respond (RFC 3263 §4.3)
         if pause:
             why = f"{done.code} {done.reason}"
             log.warning(

@@ -57,7 +57,7 @@ log = structlog.get_logger(__name__)
 class SipTrunkDialer:
     """A Dialer over one port for SIP and one sender process for RTP.
 
-    `clock` gives Unix seconds. `link` stands between agent and socket in tests of lossy links.
+    `clock` gives Unix seconds. `link` is put between agent and socket in tests of lossy links.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class SipTrunkDialer:
         self._carriers.assume_paused(reason)
 
     def trunks(self) -> Sequence[TrunkState]:
-        """How each of the carriers' addresses stands, as known without asking."""
+        """The state of each of the carriers' addresses, from memory."""
         return self._carriers.trunks()
 
     @property
@@ -206,17 +206,17 @@ class SipTrunkDialer:
             port = attempt.port = self._streamer.open_port()
             await self._streamer.prepare(port, chain(*playlists.values()))
         except (NotFoundError, InvalidRequestError) as fault:
-            # Nothing to play, now or ever.
+            # There is nothing to play, and a retry would not change that.
             return attempt.over(Outcome.MEDIA_MISMATCH, detail=str(fault))
         except (NoPortError, OSError) as fault:
             return attempt.over(Outcome.TRUNK_TROUBLE, detail=str(fault))
         except UnavailableError as fault:
-            # Storage out of reach, no voice: later may be better.
+            # The storage can't be reached, or there is no voice: a later attempt may succeed.
             return attempt.over(Outcome.NOT_PLACED, detail=str(fault))
         return await self._call(attempt, playlists, port, heard)
 
     def _abort(self, attempt: Attempt) -> None:
-        """Whatever has gone wrong: no phone is left ringing, and no line open."""
+        """End the call after an error, so that no phone goes on ringing and no line stays open."""
         try:
             if attempt.talk is not None:
                 attempt.talk.stop()
@@ -283,7 +283,7 @@ class SipTrunkDialer:
     ) -> Attempted:
         """Send the clips, until they or the call are over."""
         if leg.ending.done() or attempt.called_off:
-            # Gone while the answer was made durable: nobody is there to hear anything.
+            # The call ended while the answer was made durable.
             return await self._finish(attempt, leg, played=False)
         patience = Patience(self._config.media_timeout)
         talk = attempt.talk = Talk(self._streamer, patience, self._config.latch)
@@ -432,7 +432,7 @@ class SipTrunkDialer:
         return await leg.ended
 
     def _hang_up(self, attempt: Attempt) -> None:
-        """BYE; in a call that has not been answered yet, the agent makes this a CANCEL."""
+        """Send BYE, or CANCEL before the answer."""
         if attempt.leg is None:
             return
         if attempt.hung_up_at is None:
@@ -473,7 +473,7 @@ class SipTrunkDialer:
         )
 
     def _move(self, address: str) -> None:
-        """Speak from another address: new calls say it, and carriers are told."""
+        """Use another address of ours: for new calls, and in registrations."""
         agent = self._sip.agent
         agent.move((address, agent.config.local[1]))
         self._carriers.move()

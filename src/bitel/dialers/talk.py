@@ -9,10 +9,9 @@ import structlog
 
 from bitel.calls.outcome import Media
 from bitel.dialers.playlists import Playlist
-from bitel.rtp.packet import PTIMES
 from bitel.rtp.streamer import FarEndError, Latch, Law, Streamer, StreamReport
 from bitel.sip import MediaChanged
-from bitel.sip.sdp import DEFAULT_PTIME, Agreed, Direction
+from bitel.sip.sdp import Agreed, Direction
 
 LONGEST_HOLD = 600.0
 """Seconds, all in all, that a far end may hold us: a channel is taken, and the call costs."""
@@ -83,7 +82,7 @@ class Talk:
             playlist,
             self._ended,
             law=_LAWS[agreed.codec_name],
-            ptime=_packet_time(agreed),
+            ptime=agreed.ptime,
             event_types=agreed.event_types,
             latch=self._latch,
             held=held,
@@ -93,10 +92,9 @@ class Talk:
         self._note(agreed.direction, held=held)
 
     def follow(self, changed: MediaChanged) -> None:
-        """Send as is agreed on now: where to, under which payload type, in packets of what length,
-        or not at all while the far end holds the call.
+        """Apply a change: destination, payload type, packet length, or hold.
 
-        An address that can't be sent to is as good as a hold. The codec of a call never changes.
+        An address that can't be sent to is treated as a hold. The codec of a call never changes.
         """
         agreed = changed.agreed
         held = _is_hold(agreed.direction, agreed.far)
@@ -113,7 +111,7 @@ class Talk:
             self._stream,
             (agreed.far[0], agreed.far[1]),
             agreed.payload_type,
-            ptime=_packet_time(agreed),
+            ptime=agreed.ptime,
             event_types=agreed.event_types,
             held=held,
         )
@@ -125,10 +123,10 @@ class Talk:
             self._streamer.stop_stream(self._stream)
 
     def media(self, digits: str = "", digits_at: float | None = None) -> Media:
-        """What went both ways, once it is over.
+        """The media in both directions, once it is over.
 
-        `digits` came by INFO, the first of them at `digits_at` by CLOCK_MONOTONIC. Many phones
-        send each digit both ways, so those of one source count: of that which came first.
+        `digits` were received by INFO, the first at `digits_at` by CLOCK_MONOTONIC. Many phones
+        send each digit by INFO and RFC 4733, so only those of the source that came first count.
         """
         report = self.over.result()
         if digits_at is None or (report.digits_at is not None and report.digits_at <= digits_at):
@@ -142,14 +140,14 @@ class Talk:
 
     @property
     def is_stopped(self) -> bool:
-        """Whether the far end was meant to send in the end, had done so, and had stopped; once it
-        is over."""
+        """Whether the far end, allowed to send at the end, had sent RTP and stopped; once it is
+        over."""
         return self._sending_since is not None and self.over.result().stopped
 
     @property
     def silent_for(self) -> float:
-        """Seconds for which the far end is taken to have been gone when the stream ended: it had
-        stopped sending, or was given up for that; 0 where it had not. Once it is over."""
+        """Seconds of silence of the far end before the stream's end, if it had stopped sending or
+        the media timed out; else 0. Once it is over."""
         report = self.over.result()
         if self._timed_out or self.is_stopped:
             return report.silent_for or 0.0
@@ -185,7 +183,7 @@ class Talk:
         if self._holding is not None:
             self._holding.cancel()
             self._holding = None
-        if not self.over.done():  # whoever waited may have been cancelled
+        if not self.over.done():  # cancelled together with its waiter
             self.over.set_result(report)
 
 
@@ -194,11 +192,6 @@ def check_address(streamer: Streamer, agreed: Agreed) -> None:
     far = agreed.far[0], agreed.far[1]
     if not _is_hold(agreed.direction, far) and (problem := streamer.address_problem(far)):
         raise FarEndError(problem)
-
-
-def _packet_time(agreed: Agreed) -> int:
-    """The length of our packets, in ms: the one that is asked for, if we can send it."""
-    return agreed.ptime if agreed.ptime in PTIMES else DEFAULT_PTIME
 
 
 def _is_hold(direction: Direction, far: tuple[str, int]) -> bool:

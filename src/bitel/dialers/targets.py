@@ -36,8 +36,7 @@ KEPT_AFTER_FAILURE: Final = 15.0
 PATIENCE: Final = 3.0
 """Seconds that DNS may take for one question."""
 MOST_HOSTS: Final = 1000
-"""Hosts of media whose addresses are remembered, and that are looked up at once: far ends name
-them."""
+"""Hosts of media in the cache, and concurrent look-ups of them, since far ends choose them."""
 MOST_SERVICES: Final = 4
 MOST_RECORDS: Final = 16
 """Records of one answer that are looked at: each costs questions, and each address an INVITE."""
@@ -84,7 +83,7 @@ class _Known:
 
 
 class _Host(NamedTuple):
-    """What is known of a host of media: its address, or why it has none."""
+    """A cached look-up of a host of media: its address, or the error."""
 
     address: str
     until: float
@@ -294,7 +293,7 @@ class Targets:
         raise fault or OSError(f"{host} has no {kind} record in DNS")
 
     async def _records(self, name: str, kind: str) -> tuple[list[Any], float]:
-        """The records of that name, none where there are none; OSError where nobody knows."""
+        """The records of that name, possibly none; OSError if DNS can't be asked."""
         try:
             if self._resolver is None:
                 self._resolver = dns.asyncresolver.Resolver()

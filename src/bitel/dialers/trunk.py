@@ -13,7 +13,7 @@ from bitel.sip.grammar import Address, GrammarError, Transport, parse_uri
 
 SIP_PORT = 5060
 SIPS_PORT = 5061
-"""Where SIP over TLS is spoken unless somebody says otherwise (RFC 3261 §19.1.2)."""
+"""The default port of SIP over TLS (RFC 3261 §19.1.2)."""
 _PHONE = re.compile(r"\+?[0-9](?:[0-9.\-]*[0-9])?")
 
 
@@ -22,8 +22,8 @@ class Trunk:
     """One carrier: `sip:HOST[:PORT][;transport=udp|tcp|tls]`, or `sips:`, which means TLS.
 
     Without a port or a transport DNS may name them (RFC 3263 §4). What `sips:` says is only how
-    we speak with the carrier; it goes into no Request-URI, since nobody knows how the carrier
-    goes on from there.
+    we speak with the carrier; it is not in the Request-URI, since the path behind the carrier
+    is unknown.
     """
 
     host: str
@@ -70,7 +70,7 @@ class Trunk:
     def at(self, host: str, port: int | None = None, transport: Transport | None = None) -> Address:
         """An address of the carrier. What is left out is what the settings say, else the usual.
 
-        The certificate of a TLS peer must bear the name that stands in the settings: what DNS
+        The certificate of a TLS peer must bear the name in the settings: what DNS
         says may be forged (RFC 5922 §4).
         """
         transport = transport or self.transport or Transport.UDP
@@ -132,7 +132,7 @@ def shown(address: Address) -> str:
 
 
 def uri_of(address: Address) -> str:
-    """The URI of whoever is at an address."""
+    """The URI of an address, without a user."""
     transport = address.transport
     way = "" if transport is Transport.UDP else f";transport={transport.lower()}"
     return f"sip:{bracketed(address.host)}:{address.port}{way}"

@@ -1,4 +1,4 @@
-"""Whoever looks on while calls are made: at each SIP message, and at which call it belongs to."""
+"""Observer of calls: sees each SIP message and the call that it belongs to."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bitel.sip.grammar import Address
 
 
 class Watch(Protocol):
-    """Must be quick, and must not raise: it stands in the way of every message."""
+    """Must be quick, and must not raise: it is called for every message."""
 
     def invited(self, order: Order, sip_call_id: str) -> None:
         """An INVITE for `order` is about to leave; an attempt may have several."""

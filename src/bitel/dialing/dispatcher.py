@@ -3,7 +3,7 @@
 The calls table is the queue. A dispatcher holds its dialer's lease, claims as many due calls as it
 has free channels and pace for, has each dialled in a task of its own, and settles what came of it.
 Everything that matters is durable before it happens: the claim before the INVITE, the answer
-before the audio, so that whatever a crash cuts off can be told apart afterwards.
+before the audio, so that after a crash it is known how far each attempt had got.
 """
 
 from __future__ import annotations

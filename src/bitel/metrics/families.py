@@ -94,7 +94,7 @@ def dialer(dialers: list[DialerFigures]) -> Iterator[Metric]:
     )
     irregular = CounterMetricFamily(
         "bitel_attempts_irregular",
-        "Answered attempts in which something went wrong that did not change their outcome.",
+        "Answered attempts with an irregularity, which did not change their outcome.",
         labels=["dialer", "irregularity"],
     )
     paused = GaugeMetricFamily(
@@ -200,7 +200,7 @@ def streams(dialers: list[DialerFigures]) -> Iterator[Metric]:
     )
     failures = CounterMetricFamily(
         "bitel_rtp_sender_failures",
-        "Sender processes that died or hung, and failed starts of others in their place.",
+        "Sender processes that died or hung, and failed starts of their replacements.",
         labels=_DIALER,
     )
     for one in dialers:

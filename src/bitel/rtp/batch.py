@@ -39,8 +39,9 @@ class NewStream(NamedTuple):
     """What a stream starts with, or goes on with after a pause.
 
     `far` is the callee's `memory.sockaddr`, `payload` the address of the first of `packets`
-    payloads. `sent`, `refused` and `errno` are what had become of its packets before. `begin` is
-    when it was told to, in the clock of `Batch.due`. `marker`: its first packet begins a talkspurt.
+    payloads. `sent`, `refused` and `errno` are what had become of its packets before. It is sent
+    from the first tick at or after `begin`, by the clock of `Batch.due`. `marker`: its first packet
+    begins a talkspurt (RFC 3551 section 4.1).
     """
 
     stream: int
@@ -124,7 +125,7 @@ class Batch:
             self._unborn.append(new)
 
     def look(self, stream: int) -> NewStream:
-        """The stream as it stands: what its next packet will be, and what became of the others."""
+        """The current state of the stream: its next packet, and counts of the earlier ones."""
         new = self._new.get(stream)
         return self._read(self._row(stream)) if new is None else new
 
@@ -138,8 +139,8 @@ class Batch:
         return new
 
     def has_sent(self, stream: int) -> bool:
-        """Whether the last tick has sent a packet of the stream; False where it is still to begin,
-        or to go on."""
+        """Whether the last tick has sent a packet of the stream; False before its first one, and
+        its first after a hold."""
         return stream not in self._new
 
     def redirect(self, stream: int, far: bytes) -> None:
@@ -150,7 +151,7 @@ class Batch:
             self._packets.names[self._row(stream)] = np.void(far)
 
     def rename(self, stream: int, payload_type: int) -> None:
-        """The stream's next packets bear this payload type."""
+        """Set the payload type from the stream's next packet on."""
         if stream in self._new:
             self._new[stream] = self._new[stream]._replace(payload_type=payload_type)
         else:

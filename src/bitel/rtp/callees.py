@@ -1,4 +1,4 @@
-"""The other direction of the sender's streams: what callees send, and how they hear us."""
+"""The receiving side of the sender's streams: RTP, RTCP and silence of the callees."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from bitel.rtp.reporting import Reporting
 from bitel.rtp.silence import Silence
 from bitel.rtp.wire import Change, End, Play, Silent
 
-LONGEST_DEAFNESS = 0.5  # seconds without a look at all that has come, that callees don't suffer for
-STOPPED_AFTER = 6.0  # seconds without a packet, at least, after which a callee has stopped sending
-STOPPED_GAPS = 2.5  # times the time from one packet that is looked at to the next, if that is more
+LONGEST_READ_PAUSE = 0.5  # seconds: longest read pause that does not count as silence of callees
+STOPPED_AFTER = 6.0  # seconds: shortest silence after which a callee has stopped sending
+STOPPED_GAPS = 2.5  # the same in multiples of `Reception.gap`; the longer of the two applies
 
 
 class Callees:
@@ -23,7 +23,7 @@ class Callees:
         self._engine = engine
         self._clock = clock
         self._silence = Silence()
-        self._heard_all_at = clock()
+        self._read_all_at = clock()
         self.listener = Listener(self._latch, clock, self._silence.sign)
         self.reporting = Reporting(engine.progress, clock, self._silence.sign)
 
@@ -31,51 +31,51 @@ class Callees:
         return len(self.listener) > 0
 
     def add(self, command: Play) -> None:
-        """Attends to the callee of this stream."""
+        """Begin to receive from the callee of this stream."""
         self.listener.listen(command)
         self.reporting.add(command)
         if command.patience > 0:
             self._silence.watch(command.stream, command.patience, self._clock())
 
     def change(self, command: Change) -> None:
-        """The callee's media has changed."""
+        """Apply a change of the callee's media."""
         self.listener.change(command)
         if command.far is not None:
             self.reporting.redirect(command.stream, command.far)
 
     def attend(self, deadline: float) -> None:
         """Reads and reports, until the deadline where that is possible."""
-        heard_all = self.listener.read(deadline)
+        read_all = self.listener.read(deadline)
         self.reporting.send(deadline)
         self.reporting.read(deadline)
         now = self._clock()
-        if now - self._heard_all_at > LONGEST_DEAFNESS:
-            # We were stopped, or are too busy to listen: that must not end calls that go well.
-            self._silence.was_deaf(now)
-        if heard_all:
-            self._heard_all_at = now
+        if now - self._read_all_at > LONGEST_READ_PAUSE:
+            # This process was stopped, or is too busy to read: that must not end calls.
+            self._silence.note_read_pause(now)
+        if read_all:
+            self._read_all_at = now
 
     def fallen_silent(self) -> list[Silent]:
-        """The streams whose callees were heard, and have sent nothing for too long."""
+        """The streams whose callees had sent packets, and have sent none for too long."""
         return [Silent(stream) for stream in self._silence.fallen(self._clock())]
 
     def complete(self, end: End) -> End:
-        """The stream's end, with what was heard of its callee."""
+        """`end` with what was received from the callee."""
         self._silence.forget(end.stream)
-        heard = self.listener.forget(end.stream)
+        received = self.listener.forget(end.stream)
         view = self.reporting.remove(end.stream, end.packets)
         silent_for = None
-        if heard.at is not None:
-            silent_for = self._clock() - max(heard.at, self._silence.deaf_until)
-        limit = max(STOPPED_AFTER, STOPPED_GAPS * heard.gap)
+        if received.at is not None:
+            silent_for = self._clock() - max(received.at, self._silence.unread_until)
+        limit = max(STOPPED_AFTER, STOPPED_GAPS * received.gap)
         return end._replace(
-            received=heard.packets,
+            received=received.packets,
             silent_for=None if silent_for is None else round(silent_for, 3),
-            digits=heard.digits,
+            digits=received.digits,
             far_loss=view.loss,
             far_jitter_ms=view.jitter_ms,
-            digits_at=heard.digits_at,
-            unexpected=heard.unexpected,
+            digits_at=received.digits_at,
+            unexpected=received.unexpected,
             stopped=silent_for is not None and silent_for >= limit,
         )
 

@@ -18,7 +18,7 @@ from bitel.rtp.wire import Law
 SILENCE: dict[Law, int] = {"alaw": ALAW_SILENCE, "ulaw": ULAW_SILENCE}
 
 MAX_BYTES = 4 * 3600 * SAMPLE_RATE  # of one clip: four hours
-MAX_IDLE = 256  # clips kept open though nobody plays them; each holds a descriptor
+MAX_IDLE = 256  # clips kept open without a stream; each holds a descriptor
 
 _LONGEST_PACKET = max(PTIMES) * SAMPLES_PER_MS  # bytes
 _POPULATE = getattr(mmap, "MAP_POPULATE", 0)  # Linux: read it now, not page by page while sending
@@ -52,8 +52,11 @@ class Clip:
         self.segments, self._tail = self.cut(0, samples)
 
     def cut(self, offset: int, samples: int) -> tuple[list[Segment], NDArray[np.uint8] | None]:
-        """The file from byte `offset` on in packets of so many samples, and the memory of the
-        padded last one, if there is one: it must be kept for as long as the segments are used."""
+        """The file from byte `offset` on, as packets of so many samples.
+
+        Returns the segments, and the memory of the last packet where that is padded; the caller
+        must keep it for as long as the segments are used.
+        """
         whole, rest = divmod(self.size - offset, samples)
         segments = [(self._memory.ctypes.data + offset, whole)] if whole else []
         if not rest:
@@ -196,7 +199,7 @@ class Playlist:
             raise
         self._segments = [segment for _, clip in self._held for segment in clip.segments]
         self._given = 0  # of them
-        # What they were cut from: the clip, and the byte in it, that the first of them begins at.
+        # The clip at which the first of them begins, and the byte in it.
         self._first = (0, 0)
         self._samples = samples
         self._tails: list[NDArray[np.uint8]] = []
@@ -209,10 +212,9 @@ class Playlist:
         return self._segments[self._given - 1]
 
     def recut(self, samples: int, left: int) -> None:
-        """Cuts what is still to be sent into packets of so many samples.
+        """Cut what is still to be sent into packets of so many samples.
 
-        Of the segment that was given last, `left` packets are still to be sent. A last packet
-        that was filled up with silence has been sent with it.
+        `left` packets of the segment that was given last are still to be sent.
         """
         number, offset = self._first = self._position(left)
         self._samples = samples

@@ -1,4 +1,4 @@
-"""The sender's streams: what each plays, in which packets, where to. The caller has the clock."""
+"""The stream table of the sender: payload, packet length and destination. It has no clock."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class _Stream:
     stopped: bool = False
     finished: bool = False
     octets: int = 0
-    """How many more bytes were sent than the packets would hold at their present length."""
+    """Correction of the bytes sent, for packets sent at another length than the current one."""
     next_index: int = 0
-    """The tick of its next packet, while that waits for it after a change of the packet time."""
+    """The tick of its next packet, after a change of the packet time."""
 
 
 class _Local(NamedTuple):
@@ -124,9 +124,9 @@ class Engine:
     def change(self, command: Change, now: float) -> None:
         """The stream's media from its next packet on.
 
-        SSRC and sequence number go on, and the recording at its position. The timestamp goes on
-        with the samples sent; over a hold with the clock, by whole packets. As of a stream that is
-        new, no tick that was due before `now` sends anything of one that was held.
+        SSRC, sequence number and the position in the recording continue. The timestamp continues
+        with the samples sent, and over a hold with the clock, by whole packets. A tick that was due
+        before `now` sends no packet of a stream that was held.
         """
         number = command.stream
         stream = self._running(number)
@@ -169,7 +169,7 @@ class Engine:
             stream.paused = stream.paused._replace(far=name)
 
     def _repacketize(self, number: int, stream: _Stream, ptime: int) -> None:
-        """What is left of the recording goes on in packets of `ptime` ms."""
+        """Send the rest of the recording in packets of `ptime` ms."""
         old = stream.batch
         had_sent = stream.paused is None and old.has_sent(number)
         row = old.look(number) if stream.paused is None else stream.paused
@@ -177,7 +177,7 @@ class Engine:
         stream.playlist.recut(samples, row.packets)
         segment = stream.playlist.next_segment()
         if segment is None:
-            return  # all of it was sent: the old batch sees its end
+            return  # all of it was sent; the old batch reports the end
         stream.octets += row.sent * (old.samples - samples)
         payload, packets = segment
         cadence = self._cadence(ptime, stream.family)
@@ -187,7 +187,7 @@ class Engine:
             return
         new = old.take(number)._replace(payload=payload, packets=packets)
         if had_sent:
-            # Its next packet stays due when the last one will have been heard out.
+            # The next packet stays due at the end of the audio of the last one.
             ticks = old.samples // (TICK_MS * SAMPLES_PER_MS)
             stream.next_index = old.index + ticks
             new = new._replace(begin=old.due + (ticks - 0.5) * TICK_SECONDS, marker=False)

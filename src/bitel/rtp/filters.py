@@ -1,7 +1,7 @@
-"""What the kernel hands up of the packets that arrive: classic BPF programs, attached to sockets.
+"""Classic BPF programs that select the arriving packets which the kernel delivers to a socket.
 
-Thousands of callees send 50 packets a second each. To know where they send from, that they are
-there, and what they key, a part of it does; the rest costs no system call.
+Thousands of callees send 50 packets a second each. A sample of them shows where callees send from
+and whether they still send; packets that are dropped in the kernel cost no system call.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ DROP_ALL = _program((0x06, 0, 0, 0))  # return 0 bytes of every packet
 
 @lru_cache(maxsize=256)
 def keep_one_in(count: int, event_types: frozenset[int] = frozenset()) -> bytes:
-    """Keeps the RTP packets whose sequence number is a multiple of `count`, and all special ones.
+    """A program that keeps one RTP packet in `count`, and all with the marker bit or an event type.
 
-    Special are packets with the marker bit, and those of the payload types `event_types` (0 to
-    127), those of telephone events. `count` is a power of two up to `SPARSEST`.
+    `count` is a power of two up to `SPARSEST`, applied to the sequence number. `event_types` are
+    the payload types of telephone events, 0 to 127.
     """
     if count not in (1 << bits for bits in range(SPARSEST.bit_length())):
         raise ValueError(f"one packet in {count} can't be kept: name a power of 2 to {SPARSEST}")
@@ -53,10 +53,10 @@ def keep_one_in(count: int, event_types: frozenset[int] = frozenset()) -> bytes:
 
 
 def one_in(streams: int, patience: float = 0.0) -> int:
-    """How sparsely so many streams are to be listened to; a count for `keep_one_in`.
+    """The `count` of `keep_one_in` for so many streams.
 
-    Who is given up after `patience` seconds of silence is heard several times within them, lest
-    the loss of single packets look like silence; 0: nobody is.
+    `patience`: seconds of silence after which a stream is given up, 0 for never. Several packets
+    are read within that time, so that the loss of single ones does not look like silence.
     """
     sparsest = patience * A_SECOND / SIGNS_IN_PATIENCE if patience else SPARSEST
     wanted = DENSEST

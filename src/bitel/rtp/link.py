@@ -15,10 +15,10 @@ from typing import Protocol
 from bitel.rtp.wire import Frames, Load, Message, Ready, WireError, encode
 
 START_TIMEOUT = 20.0  # seconds until the process must be ready
-STOP_TIMEOUT = 2.0  # seconds until a process that was told to end is killed
+STOP_TIMEOUT = 2.0  # seconds from the request to stop until a process is killed
 SILENCE_LIMIT = 15.0  # seconds without its report, due four times a second, until it counts as hung
-EXIT_WAIT = 0.02  # seconds for a process to be gone whose socket has closed
-KILL_WAIT = 0.2  # seconds for a process that was killed to be gone
+EXIT_WAIT = 0.02  # seconds until a process whose socket has closed counts as hung
+KILL_WAIT = 0.2  # seconds that a killed process is waited for
 RETRY_DELAY = 0.005  # seconds, where the kernel holds too many descriptors in flight
 
 _CHUNK = 64 * 1024  # bytes, of one write or read
@@ -28,8 +28,8 @@ _MOST_IN_FRAME = 64  # messages
 class SenderFailedError(Exception):
     """A sender process did not start, died, or hangs.
 
-    `status` is how it ended by itself, as `subprocess` gives it (the negative of a signal's
-    number); None for one that did not end, and was killed. `streams`: how many ended with it.
+    `status` is its exit status as in `subprocess`, the negative number of a signal; None if it did
+    not exit by itself and was killed. `streams`: how many streams ended with it.
     """
 
     def __init__(
@@ -176,8 +176,7 @@ class SenderLink:
             error.status = self._wait(EXIT_WAIT)
             if error.status is None:
                 self._process.kill()
-                # Killed, it is gone in a moment; a zombie left behind would be collected by the
-                # next Popen at the latest.
+                # If it takes longer, the next Popen reaps it.
                 self._wait(KILL_WAIT)
         if not self._ready.done():
             self._ready.set_exception(error)

@@ -37,13 +37,13 @@ OnLatch = Callable[[int, tuple[str, int]], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
-    """What has come of one stream's callee.
+class Reception:
+    """What was received from one stream's callee.
 
-    `at` is the time of the last packet that was looked at, or of a later change of the media, and
-    `digits_at` that of the first digit; None where there was none. `unexpected` counts RTP packets
-    from addresses that were not accepted. While a callee sends, one of its packets is looked at
-    every `gap` seconds or more often.
+    `packets` is an estimate from those that were read. `at` is the time of the last one, or of a
+    later change of the media, and `digits_at` that of the first digit; None where there was none.
+    `unexpected` counts RTP packets from addresses that were not accepted. While a callee sends, one
+    of its packets is read every `gap` seconds or more often.
     """
 
     packets: int = 0
@@ -55,8 +55,8 @@ class Heard:
 
 
 @dataclass(slots=True)
-class _Ear:
-    """The callee of one stream. Once a packet has come, it is held to that address."""
+class _Callee:
+    """The callee of one stream. Its first packet fixes its address."""
 
     stream: int
     far: tuple[str, int]
@@ -68,8 +68,8 @@ class _Ear:
     ssrc: int | None = None
     """Of the packet that was accepted last; None before the first from this address."""
     former: tuple[str, int] | None = None
-    """The address before the callee named a new one. Until `former_until` packets from there may
-    have been sent before: they are taken, and don't count as the first from the new address."""
+    """The address before the callee named a new one. Until `former_until` packets from it are taken
+    as sent before the change, and do not count as the first from the new address."""
     former_until: float = 0.0
     looked_at: int = 0
     sampled: int = 0
@@ -79,11 +79,11 @@ class _Ear:
     unexpected: int = 0
 
     def accepts(self, ssrc: int) -> bool:
-        """Whether a packet from its address is of its callee."""
+        """Whether a packet from its address is its own."""
         return self.latch != "host" or self.ssrc is None or self.ssrc == ssrc
 
     def is_former(self, source: tuple[str, int], now: float) -> bool:
-        """Whether a packet may have been sent from there before the callee named a new address."""
+        """Whether a packet may have been sent before the callee named its new address."""
         return source == self.former and now < self.former_until
 
     def receive(self, header: RtpHeader, payload: bytes, now: float, one_in: int) -> None:
@@ -98,102 +98,103 @@ class _Ear:
             if self.digits_at is None and self.digits.text:
                 self.digits_at = now
 
-    def heard(self, gap: float) -> Heard:
+    def reception(self, gap: float) -> Reception:
         text = "" if self.digits is None else self.digits.text
         packets = max(self.looked_at, self.sampled)
-        return Heard(packets, self.at, text, self.digits_at, self.unexpected, gap)
+        return Reception(packets, self.at, text, self.digits_at, self.unexpected, gap)
 
 
 @dataclass(slots=True)
 class _Port:
-    """A local port, and whose packets arrive there."""
+    """A local port, and the callees whose packets arrive at it."""
 
     bound: socket.socket
-    ears: dict[int, _Ear] = field(default_factory=dict)  # by stream
-    by_far: dict[tuple[str, int], dict[int, _Ear]] = field(default_factory=dict)
-    event_types: Counter[int] = field(default_factory=Counter)  # of all its ears
+    callees: dict[int, _Callee] = field(default_factory=dict)  # by stream
+    by_far: dict[tuple[str, int], dict[int, _Callee]] = field(default_factory=dict)
+    event_types: Counter[int] = field(default_factory=Counter)  # of all callees
     one_in: int = DENSEST
-    sparsest: int = DENSEST  # since there have been ears
+    sparsest: int = DENSEST  # the largest `one_in` since the first of the callees
     young_until: float = 0.0
     shared_until: float = 0.0
-    """Until then packets of a stream that has ended may come beside those of others."""
-    is_stale: bool = True  # the filter is not the one that is wanted
+    """Until then packets for a stream that has ended may arrive among those of others."""
+    is_stale: bool = True  # the attached filter lacks a change of `event_types`
     attached: tuple[int, frozenset[int]] | None = None  # None: unknown
 
-    def place(self, ear: _Ear, far: tuple[str, int]) -> None:
-        """The ear's callee sends from there."""
-        self.lift(ear)
-        ear.far = far
-        self.ears[ear.stream] = ear
-        self.by_far.setdefault(far, {})[ear.stream] = ear
+    def place(self, callee: _Callee, far: tuple[str, int]) -> None:
+        """The callee sends from this address."""
+        self.lift(callee)
+        callee.far = far
+        self.callees[callee.stream] = callee
+        self.by_far.setdefault(far, {})[callee.stream] = callee
 
-    def lift(self, ear: _Ear) -> None:
-        """Nothing of this ear any more."""
-        self.ears.pop(ear.stream, None)
-        there = self.by_far.get(ear.far, {})
-        if there.pop(ear.stream, None) is not None and not there:
-            del self.by_far[ear.far]
+    def lift(self, callee: _Callee) -> None:
+        """Remove the callee."""
+        self.callees.pop(callee.stream, None)
+        there = self.by_far.get(callee.far, {})
+        if there.pop(callee.stream, None) is not None and not there:
+            del self.by_far[callee.far]
 
-    def set_event_types(self, ear: _Ear, wanted: frozenset[int]) -> None:
-        """The ear's telephone events come as these payload types from now on."""
+    def set_event_types(self, callee: _Callee, wanted: frozenset[int]) -> None:
+        """Read telephone events of this callee under these payload types from now on."""
         counts = self.event_types
-        for kind in wanted - ear.event_types:
+        for kind in wanted - callee.event_types:
             counts[kind] += 1
             self.is_stale = self.is_stale or counts[kind] == 1
-        for kind in ear.event_types - wanted:
+        for kind in callee.event_types - wanted:
             counts[kind] -= 1
             if not counts[kind]:
                 del counts[kind]
                 self.is_stale = True
-        ear.event_types = wanted
+        callee.event_types = wanted
 
-    def whose(self, source: tuple[str, int], ssrc: int, now: float) -> _Ear | None:
-        """The oldest whose address this is, else the only one that may yet turn out to have it.
+    def callee_of(self, source: tuple[str, int], ssrc: int, now: float) -> _Callee | None:
+        """The oldest callee with this address, else the only one that may still latch onto it.
 
-        Behind a NAT the port is not the one that was named. The host must be, unless the stream
-        follows any host: then its first packet decides, and after it the SSRC. Where several
-        streams of the port still wait for theirs, nothing is guessed.
+        Behind a NAT the port differs from the one in the SDP. The host must be the same, unless the
+        stream latches onto any host: then its first packet decides, and after that the SSRC. Where
+        several streams of the port still wait for their first packet, it is None.
         """
-        for ear in self.by_far.get(source, _NONE).values():
-            if ear.accepts(ssrc):
-                return ear
+        for callee in self.by_far.get(source, _NONE).values():
+            if callee.accepts(ssrc):
+                return callee
         waiting = []
-        for ear in self.ears.values():
-            if ear.is_former(source, now):
-                return ear
-            if ear.latched:
-                if ear.latch == "host" and ear.ssrc == ssrc:
-                    return ear
-            elif ear.latch != "off":
-                waiting.append(ear)
-        named = [ear for ear in waiting if ear.far[0] == source[0]]
+        for callee in self.callees.values():
+            if callee.is_former(source, now):
+                return callee
+            if callee.latched:
+                if callee.latch == "host" and callee.ssrc == ssrc:
+                    return callee
+            elif callee.latch != "off":
+                waiting.append(callee)
+        named = [callee for callee in waiting if callee.far[0] == source[0]]
         if named:
             return named[0] if len(named) == 1 else None
-        open_to_all = [ear for ear in waiting if ear.latch == "host"]
+        open_to_all = [callee for callee in waiting if callee.latch == "host"]
         return open_to_all[0] if len(open_to_all) == 1 else None
 
     def count_unexpected(self, source: tuple[str, int], ssrc: int, now: float) -> None:
-        """Counts a packet that is of no accepted address, if it is known which stream it is for.
+        """Count a packet from an address that is not accepted, if its stream can be determined.
 
-        That is the one that the port belongs to. Where several share it, or have done so a moment
-        ago, it is the one whose SSRC the packet bears. In the first moment of a stream nothing is
-        counted: early media may have come from elsewhere, and some of it may be under way.
+        That is the only stream of the port or, where several share it or did so `LINGERING` seconds
+        ago, the one with the SSRC of the packet. While a stream is young nothing is counted: early
+        media may come from another address.
         """
-        if len(self.ears) == 1 and now >= self.shared_until:
-            meant = list(self.ears.values())
+        if len(self.callees) == 1 and now >= self.shared_until:
+            meant = list(self.callees.values())
         else:
-            meant = [ear for ear in self.ears.values() if ear.ssrc == ssrc]
+            meant = [callee for callee in self.callees.values() if callee.ssrc == ssrc]
         if len(meant) == 1 and now >= meant[0].young_until:
             meant[0].unexpected += 1
 
 
-_NONE: dict[int, _Ear] = {}
+_NONE: dict[int, _Callee] = {}
 
 
 class Listener:
-    """Listens on the ports of those streams that want it.
+    """Reads the RTP of the streams that ask for it.
 
-    `alive` is told of each packet that is looked at: its stream, and when.
+    `on_latch` is called when a callee turns out to send from another address than it named, and
+    `alive` for each packet that is read, with its stream and the time.
     """
 
     def __init__(
@@ -221,53 +222,53 @@ class Listener:
     def listen(self, command: Play) -> None:
         """Listens to the callee of this stream from now on."""
         port = self._ports[command.port]
-        if not port.ears:
+        if not port.callees:
             _empty(port.bound)  # of what the port's last call left behind
             self._selector.register(port.bound, selectors.EVENT_READ, port)
             port.sparsest = DENSEST
         far = normal(command.far_host), command.far_port
-        ear = _Ear(command.stream, far, command.latch, _packet_seconds(command.ptime))
-        port.place(ear, far)
-        port.set_event_types(ear, _heard_types(command.event_types, command.payload_type))
+        callee = _Callee(command.stream, far, command.latch, _packet_seconds(command.ptime))
+        port.place(callee, far)
+        port.set_event_types(callee, _event_types_of(command.event_types, command.payload_type))
         self._of_stream[command.stream] = port
         if command.patience:
             self._patience = min(command.patience, self._patience or command.patience)
-        port.young_until = ear.young_until = self._clock() + YOUNG
+        port.young_until = callee.young_until = self._clock() + YOUNG
         self._set_filter(port, DENSEST)
 
     def change(self, command: Change) -> None:
-        """The callee's media has changed; from a new address its first packet is waited for."""
+        """Apply a change of the callee's media; a new address restarts latching."""
         port = self._of_stream.get(command.stream)
         if port is None:
             return
-        ear = port.ears[command.stream]
-        if ear.at is not None:
-            ear.at = self._clock()  # what it was meant to send before says nothing now
-        ear.packet_seconds = _packet_seconds(command.ptime)
+        callee = port.callees[command.stream]
+        if callee.at is not None:
+            callee.at = self._clock()  # silence counts from the change
+        callee.packet_seconds = _packet_seconds(command.ptime)
         if command.far is not None:
-            ear.former, ear.former_until = ear.far, self._clock() + UNDER_WAY
-            port.place(ear, (normal(command.far[0]), command.far[1]))
-            ear.latched, ear.ssrc = False, None
-        # A number that has meant telephone events does so for as long as the call lasts (RFC 3264
-        # section 8.3.2), and some events may be under way.
-        types = ear.event_types.union(command.event_types)
-        port.set_event_types(ear, _heard_types(types, command.payload_type))
+            callee.former, callee.former_until = callee.far, self._clock() + UNDER_WAY
+            port.place(callee, (normal(command.far[0]), command.far[1]))
+            callee.latched, callee.ssrc = False, None
+        # A payload type of telephone events keeps its meaning throughout the call (RFC 3264 section
+        # 8.3.2), and events may be under way.
+        types = callee.event_types.union(command.event_types)
+        port.set_event_types(callee, _event_types_of(types, command.payload_type))
         self._set_filter(port, port.one_in)
 
-    def forget(self, stream: int) -> Heard:
-        """Listens no more; what had been heard, also what has arrived and was not read yet."""
+    def forget(self, stream: int) -> Reception:
+        """Stop listening. Returns what was received, including packets that were not read yet."""
         port = self._of_stream.get(stream)
         if port is None:
-            return Heard()
+            return Reception()
         self._read(port)
         del self._of_stream[stream]
-        ear = port.ears[stream]
-        port.lift(ear)
-        port.set_event_types(ear, frozenset())
+        callee = port.callees[stream]
+        port.lift(callee)
+        port.set_event_types(callee, frozenset())
         port.shared_until = self._clock() + LINGERING
-        if not port.ears:
+        if not port.callees:
             self._selector.unregister(port.bound)
-        return ear.heard(port.sparsest * ear.packet_seconds)
+        return callee.reception(port.sparsest * callee.packet_seconds)
 
     def read(self, deadline: float) -> bool:
         """Reads what has arrived, socket by socket until the deadline, and from one at least.
@@ -305,23 +306,23 @@ class Listener:
             return
         if not source[1]:
             return  # a packet may claim to come from port 0, to which none can be sent
-        ear = port.whose(source, header.ssrc, now)
-        if ear is None:
+        callee = port.callee_of(source, header.ssrc, now)
+        if callee is None:
             port.count_unexpected(source, header.ssrc, now)
             return
-        if ear.far == source:
-            ear.latched, ear.ssrc = True, header.ssrc
-        elif not ear.is_former(source, now):
+        if callee.far == source:
+            callee.latched, callee.ssrc = True, header.ssrc
+        elif not callee.is_former(source, now):
             if host_problem(source[0], _VERSIONS[port.bound.family]):
                 return  # such as a link-local address, which needs an interface beside it
-            port.place(ear, source)
-            ear.latched, ear.ssrc = True, header.ssrc
-            self._on_latch(ear.stream, source)
-        ear.receive(header, payload, now, port.one_in)
-        self._alive(ear.stream, now)
+            port.place(callee, source)
+            callee.latched, callee.ssrc = True, header.ssrc
+            self._on_latch(callee.stream, source)
+        callee.receive(header, payload, now, port.one_in)
+        self._alive(callee.stream, now)
 
     def _set_filter(self, port: _Port, wanted: int) -> None:
-        """Has the kernel hand up one packet in so many, and the telephone events, from now on."""
+        """Have the kernel deliver one audio packet in `wanted`, and all telephone events."""
         if wanted == port.one_in and not port.is_stale:
             return
         port.one_in = wanted
@@ -334,15 +335,15 @@ class Listener:
 
 
 def _packet_seconds(ptime: int) -> float:
-    """How far apart a callee's packets are taken to be where ours are `ptime` ms long."""
+    """Assumed seconds from one packet of the callee to the next, ours being `ptime` ms long."""
     return max(ptime / 1000, USUAL_PACKET)
 
 
-def _heard_types(event_types: Iterable[int], audio_type: int) -> frozenset[int]:
-    """Those of the payload types under which telephone events may come.
+def _event_types_of(event_types: Iterable[int], audio_type: int) -> frozenset[int]:
+    """Those of the payload types that are read as telephone events.
 
-    Neither that of the audio nor static ones (RFC 3551 section 6): all packets of these types are
-    read, and audio would be too many.
+    Not that of the audio, nor static ones (RFC 3551 section 6): every packet of these types is
+    read, which would be too many for audio.
     """
     return frozenset(kind for kind in event_types if kind in _DYNAMIC_TYPES and kind != audio_type)
 

@@ -61,7 +61,7 @@ class _Session:
     port: int
     far: tuple[str, int]
     source: str
-    """The host whose reports are believed."""
+    """The host whose reports are accepted."""
     ssrc: int
     first_sequence: int
     description: bytes
@@ -69,9 +69,9 @@ class _Session:
 
 
 class Reporting:
-    """Sends and reads the RTCP of those streams that want it.
+    """Sends and reads the RTCP of the streams that ask for it.
 
-    `alive` is told of each report on a stream by its callee, and when it came.
+    `alive` is called for each report of a callee, with its stream and the time.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Reporting:
             session.source = session.far[0]
 
     def accept(self, stream: int, host: str) -> None:
-        """The stream's callee turned out to send from this host; reports still go where it said."""
+        """Accept reports from the host that the callee sends from; ours go where SDP says."""
         session = self._sessions.get(stream)
         if session is not None:
             session.source = host
@@ -129,7 +129,7 @@ class Reporting:
     def remove(self, stream: int, packets: int) -> FarView:
         """Takes leave of a stream of which so many packets were sent.
 
-        Whoever has sent nothing must not say goodbye; all others do (section 6.3.7).
+        A stream that sent nothing must not send BYE; all others do (section 6.3.7).
         """
         session = self._sessions.get(stream)
         if session is None:

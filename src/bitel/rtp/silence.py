@@ -12,7 +12,7 @@ LOOK_EVERY = 10.0  # seconds at most, so that streams that are over are soon out
 @dataclass(slots=True)
 class _Callee:
     patience: float
-    heard_at: float | None = None
+    received_at: float | None = None
 
 
 class Silence:
@@ -24,8 +24,8 @@ class Silence:
     def __init__(self) -> None:
         self._callees: dict[int, _Callee] = {}
         self._due: list[tuple[float, int]] = []  # a heap
-        self.deaf_until = float("-inf")
-        """Before then silence was our own fault, and says nothing of any callee."""
+        self.unread_until = float("-inf")
+        """Silence before this time is ours, as nothing was read, and counts for no callee."""
 
     def watch(self, stream: int, patience: float, now: float) -> None:
         """`fallen` names this stream when nothing has come for `patience` seconds."""
@@ -36,11 +36,11 @@ class Silence:
         """Something has come from the stream's callee."""
         callee = self._callees.get(stream)
         if callee is not None:
-            callee.heard_at = now
+            callee.received_at = now
 
-    def was_deaf(self, now: float) -> None:
-        """Nobody could be heard until now, and that was our fault: nothing follows from it."""
-        self.deaf_until = now
+    def note_read_pause(self, now: float) -> None:
+        """Nothing was read until now, so that silence of callees counts from now on only."""
+        self.unread_until = now
 
     def forget(self, stream: int) -> None:
         """The stream is over."""
@@ -54,9 +54,9 @@ class Silence:
             callee = self._callees.get(stream)
             if callee is None:
                 continue
-            since = callee.heard_at
+            since = callee.received_at
             if since is not None:
-                since = max(since, self.deaf_until)
+                since = max(since, self.unread_until)
             if since is not None and now - since >= callee.patience:
                 fallen.append(stream)
                 since = None

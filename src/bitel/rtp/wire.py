@@ -59,9 +59,9 @@ class Play(NamedTuple):
     """To the sender: send these clips, one after the other.
 
     A clip is the number of one that was opened, or the path of a raw G.711 file to open now.
-    `listen`: to what the callee sends, of which packets of the payload types `event_types` are
-    telephone events, and say `Silent` when it has sent nothing for `patience` seconds, if that is
-    not 0. `held`: nothing is sent until a `Change` that is not.
+    `listen`: whether to read what the callee sends; `event_types` are its payload types of
+    telephone events. `Silent` is sent when it has sent nothing for `patience` seconds; 0: never.
+    `held`: nothing is sent until a `Change` that is not held.
     """
 
     stream: int
@@ -89,10 +89,10 @@ class Stop(NamedTuple):
 
 
 class Change(NamedTuple):
-    """To the sender: the media of a stream, as offer and answer now agree on it.
+    """To the sender: the media of a stream after a later offer and answer.
 
-    `far` is the address that was named if it is a new one; None leaves the stream where it goes.
-    `held`: no packet until the next change that is not.
+    `far` is a new destination, None if it stays. `held`: nothing is sent until a `Change` that is
+    not held.
     """
 
     stream: int

@@ -1,4 +1,4 @@
-"""A SIP user agent (RFC 3261) without I/O: whoever uses it moves its datagrams and its clock."""
+"""A SIP user agent (RFC 3261) without I/O: the caller moves its datagrams and its clock."""
 
 from bitel.sip.agent import AgentCounts, UserAgent
 from bitel.sip.config import AgentConfig

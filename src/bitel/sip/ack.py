@@ -10,15 +10,15 @@ if TYPE_CHECKING:
 
 
 LOST_AFTER = 16
-"""Times T1 after our ACK, at which a 2xx that still comes says that the far end lacks the ACK: its
-2xx was repeated four times by then (§13.3.1.4), and each was acknowledged."""
+"""In units of T1: a 2xx that is repeated this long after our ACK shows that the far end does not
+get the ACK. By then the 2xx has come four times more (§13.3.1.4), each time acknowledged."""
 
 
 class Ack:
     """An ACK that may be withheld for a while.
 
-    As long as it is, the far end repeats its 2xx, and ends the call by itself after 64*T1
-    (§13.3.1.4): the call does not stay up where this process ends meanwhile.
+    Meanwhile the far end repeats its 2xx, and ends the call after 64*T1 (§13.3.1.4). So the call
+    does not stay up if this process ends before it sends the ACK.
     """
 
     __slots__ = ("_core", "_data", "_destination", "_sent_at", "invite_cseq", "is_lost")
@@ -43,7 +43,7 @@ class Ack:
             self._core.send(self._data, self._destination)
 
     def answer_repeated(self, now: float) -> None:
-        """Send it again, as the 2xx came again, unless it is still withheld."""
+        """Acknowledge a repeated 2xx, unless the ACK is still withheld."""
         if self._sent_at is not None:
             self.is_lost |= now - self._sent_at >= LOST_AFTER * self._core.config.t1
             self._core.retransmissions += 1

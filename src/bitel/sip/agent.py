@@ -1,4 +1,4 @@
-"""The user agent: five verbs for whoever moves the messages, and the calls.
+"""The user agent: five verbs for the transport, and those that place and end calls.
 
     agent.receive_datagram(data, source, now)     a datagram, or a message of a stream, came
     agent.datagrams_to_send()                     what must leave now
@@ -38,9 +38,9 @@ from bitel.sip.session import Session
 class AgentCounts:
     """How much is going on. `dialogs` are calls in any phase, early ones included.
 
-    The last four count up from the agent's start: messages sent again, messages dropped as too
-    many waited to be sent, messages that can't be read, and responses dropped as their Via headers
-    say that they are not for us (RFC 3261 §8.1.3.3, §18.1.2).
+    The last four count from the agent's start: retransmissions, messages dropped because too many
+    were queued, messages that can't be read, and responses dropped because their Via headers show
+    that they are not for us (RFC 3261 §8.1.3.3, §18.1.2).
     """
 
     dialogs: int
@@ -99,12 +99,12 @@ class UserAgent:
             receive_request(core, message, source, now)
 
     def receive_unframed(self, data: bytes, source: Address, now: float) -> None:
-        """Take a message of a stream whose end can't be found, as its Content-Length is missing or
-        can't be read (RFC 3261 §18.3). `data` is what was received of it.
+        """Take a message of a stream whose Content-Length is missing or can't be read, so that its
+        end is unknown (RFC 3261 §18.3). `data` is what was received of it.
 
-        A BYE, a CANCEL, an ACK and a response are taken, with all that follows their head as body:
-        a call must not stay up, nor a 2xx unacknowledged, for a header that is missing. Any other
-        request is answered with 400. The caller then closes the connection.
+        BYE, CANCEL, ACK and responses are handled, with all data after the head as the body: a
+        missing header must not keep a call up or a 2xx unacknowledged. Any other request is
+        answered with 400. The caller then closes the connection.
         """
         core = self._core
         core.malformed += 1

@@ -6,7 +6,7 @@ from typing import Literal
 
 from bitel.sip.ack import Ack
 from bitel.sip.authentication import Authentication
-from bitel.sip.client_transaction import NOBODY, ClientTransaction
+from bitel.sip.client_transaction import NULL_USER, ClientTransaction
 from bitel.sip.core import Core
 from bitel.sip.dialog import Dialog
 from bitel.sip.early_dialog import EarlyDialog
@@ -16,8 +16,8 @@ from bitel.sip.requests import ClientRequest
 from bitel.sip.session import end_unwanted, send_bye
 
 MAX_FORKS = 8
-"""Phones that a proxy rang at once of which state is kept. A 2xx of any other one is acknowledged
-and ended without: each time that it comes, with one ACK and one BYE."""
+"""Forks of one INVITE for which state is kept. The 2xx of any further one is answered statelessly,
+each time it comes, with one ACK and one BYE."""
 
 
 class Answers:
@@ -99,7 +99,7 @@ class Answers:
         """Acknowledge and end a dialog that can't be used."""
         dialog, ack, authentication = taken
         ack.send(now)
-        send_bye(self._core, NOBODY, dialog, now, None, authentication)
+        send_bye(self._core, NULL_USER, dialog, now, None, authentication)
 
     # What comes once the call is answered, in the Accepted state of RFC 6026
 

@@ -17,22 +17,22 @@ def is_challenge(code: int) -> bool:
 
 
 class Tries:
-    """The challenges that one request has met, its repetitions with credentials included."""
+    """The challenges to one request, counted over all its attempts with credentials."""
 
     __slots__ = ("answered", "count")
 
     def __init__(self) -> None:
         self.count = 0
         self.answered: set[str] = set()
-        """The headers that have answered one."""
+        """The names of the headers that answered them."""
 
 
 class Authentication:
     """Answers challenges for the requests of one call, at most `MAX_TRIES` times a request.
 
-    An answer is kept, and sent ahead of being asked with the call's later requests. The realm that
-    the credentials name, or else that of the first challenge, is the only one that is answered: a
-    challenge of another realm may come from the callee.
+    An answer is kept and sent with the later requests of the call, without a new challenge. Only
+    one realm is answered, that of the credentials or else that of the first challenge: a challenge
+    of another realm may come from the callee.
     """
 
     __slots__ = ("_authorizers", "_credentials", "_realm")
@@ -45,8 +45,8 @@ class Authentication:
     def learn(self, response: Response, cnonce: str, tries: Tries) -> bool:
         """Take up the challenge of a 401 or 407; False where trying again is of no use.
 
-        That is when our answer was refused (and not for being stale), when the `tries` of the
-        request are spent, or when no challenge can be answered.
+        That is so when our answer was refused (other than as stale), when the request has used up
+        its `tries`, or when no challenge can be answered.
         """
         challenge_header, answer_header = _HEADERS[response.code]
         challenge = strongest(response.lines(challenge_header), self._realm)

@@ -1,6 +1,6 @@
 """Message bodies: finds the session description in one, also within multipart (RFC 5621).
 
-Bodies are handled as bytes, since a part may be binary (ISUP, RFC 3204) and hold any of them.
+Bodies are handled as bytes, because a part may be binary (ISUP, RFC 3204).
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ MAX_DEPTH = 3
 MAX_PARTS = 32
 """Parts of a body that are read, those of all levels together."""
 MAX_BOUNDARY = 256
+"""Characters of a boundary; RFC 2046 §5.1.1 allows 70."""
 MAX_PART_HEAD = 4096
-"""Bytes of the headers of one part."""
+"""Bytes of the headers of one part that are read."""
 
 _EMPTY_LINE = re.compile(rb"\r?\n\r?\n")
 _FOLD = re.compile(r"\r?\n[ \t]+")
@@ -45,8 +46,8 @@ class _Part(NamedTuple):
 
     @property
     def media_type(self) -> str:
-        written = self.content_type.partition(";")[0].strip().lower()
-        # A description is known by its first line where its type is missing.
+        written = media_type_of(self.content_type)
+        # Without a type, a session description is recognised by its first line.
         return SDP if not written and self.content.startswith(b"v=0") else written
 
     @property
@@ -67,7 +68,8 @@ class _Part(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """What a body holds: its session description, b"" for none, and whether it can be handled."""
+    """The result of reading a body: its session description, b"" for none, and whether all of it
+    that is required is supported."""
 
     description: bytes
     is_supported: bool
@@ -76,13 +78,18 @@ class _Found(NamedTuple):
 _UNREADABLE = _Found(b"", is_supported=False)
 
 
+def media_type_of(content_type: str) -> str:
+    """The media type of a Content-Type header in lower case, without parameters."""
+    return content_type.partition(";")[0].strip().lower()
+
+
 def session_description_of(message: Message) -> bytes:
     """The session description in a message's body, b"" where it has none.
 
-    That is a body of type application/sdp, or the first such part of a multipart body; in
-    multipart/alternative it is the last one, which its sender prefers (RFC 2046 §5.1.4). A
-    Content-Disposition other than `session`, and a Content-Encoding, make it no description. All
-    other bodies, and other parts, are passed over.
+    That is a body of type application/sdp, or the first such part of a multipart body, or the last
+    one of multipart/alternative, which its sender prefers (RFC 2046 §5.1.4). A part whose
+    Content-Disposition is not `session`, or that has a Content-Encoding, is none. Bodies and parts
+    of other types are ignored.
     """
     body = message.body
     if not body:
@@ -93,13 +100,13 @@ def session_description_of(message: Message) -> bytes:
 
 
 def unsupported_body(message: Message) -> bool:
-    """Whether a message must be refused with 415 for its body, as it can't be handled.
+    """Whether a request must be refused with 415 (Unsupported Media Type) because of its body.
 
-    So it is with a body that is no session description, and is required: its Content-Disposition
-    does not say `handling=optional` (RFC 3261 §20.11). Of a multipart body it is so with each part
-    that says `handling=required`. A part without that parameter is required too, but ignored
-    beside a session description: gateways add ISUP and XML to their SDP without the parameter, and
-    work with user agents that know nothing of it.
+    That is a body other than a session description whose Content-Disposition does not say
+    `handling=optional` (RFC 3261 §20.11). In a multipart body it is any such part that says
+    `handling=required`. A part without the parameter is required by default, but is ignored beside
+    a session description: gateways add ISUP and XML to their SDP without it, and interoperate with
+    user agents that support neither.
     """
     if not message.body:
         return False

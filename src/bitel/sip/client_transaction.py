@@ -56,8 +56,9 @@ class ClientUser(Protocol):
     ) -> None: ...
 
 
-class Nobody:
-    """Whose requests may be answered or not: a dialog that nobody wanted, what is long over."""
+class NullUser:
+    """Transaction user that ignores all responses, for dialogs that are ended at once and for
+    transactions that are over."""
 
     __slots__ = ()
 
@@ -72,16 +73,16 @@ class Nobody:
         """The far end will notice by itself."""
 
 
-NOBODY = Nobody()
+NULL_USER = NullUser()
 
 
 class ClientTransaction:
     """One request of ours. Making it sends the request.
 
     One that is too long for UDP goes by TCP, and by UDP after all where there is no TCP. It then
-    has a branch of its own, which its user need not know about. Where TCP takes the request and
-    nothing answers it, it is not sent by UDP too, since an INVITE might ring a phone twice: it
-    fails, and requests after it go by UDP.
+    has a branch of its own, which its user need not know about. A request that was written to a
+    TCP connection and gets no response is not sent by UDP too, because an INVITE might ring a phone
+    twice: it fails, and later requests go by UDP.
     """
 
     __slots__ = (
@@ -174,7 +175,7 @@ class ClientTransaction:
 
     @property
     def udp_untried(self) -> bool:
-        """Whether it went by TCP, and only by TCP, to a destination by UDP."""
+        """Whether a request to a UDP destination was sent by TCP alone."""
         return self._by_udp is not None
 
     def transport_failed(
@@ -228,7 +229,7 @@ class ClientTransaction:
         self._core.taken_back.append((self._data, self.destination))
 
     def give_up(self, now: float) -> None:
-        """As `stop_repeating`, for a request without a response that is taken for lost."""
+        """As `stop_repeating`, for a request that got no response and is considered lost."""
         self.stop_repeating()
         if self._by_udp is not None:
             self._core.miss_tcp(self._by_udp, now)
@@ -318,8 +319,8 @@ class ClientTransaction:
     def _let_go(self) -> None:
         """Once it is answered, keep only what its repeated answers need: thousands stay for long.
 
-        In Completed no answer is told to the user any more. A user and a transaction that held on
-        to each other would never be freed.
+        In Completed no further response is passed to the user. A user and a transaction that
+        referred to each other would be freed by the garbage collector only.
         """
         if self.state is _ACCEPTED:
             self._data = b""
@@ -327,11 +328,11 @@ class ClientTransaction:
         elif self.state is _COMPLETED:
             self._data = b""
             self._repeating = None
-            self._user = NOBODY
+            self._user = NULL_USER
             if self.request.body:
                 self.request = self.request.bare()
         elif self.state is _TERMINATED:
-            self._user = NOBODY
+            self._user = NULL_USER
 
     @property
     def _is_invite_by_stream(self) -> bool:

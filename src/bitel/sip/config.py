@@ -1,4 +1,4 @@
-"""What an agent is told when it is made."""
+"""The configuration of a user agent."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ class AgentConfig:
     `session_expires` is how long a session is to last without being refreshed (RFC 4028), in
     seconds from 90 up; 0 asks for no session timer.
 
-    With `tcp_fallback` a request of more than 1300 bytes goes by TCP to a destination by UDP that
-    has TCP (RFC 3261 §18.1.1); without it, by UDP whatever its length. With `send_to_source`
-    requests in a dialog go to the address that the far end's last message of the dialog came from,
-    whatever its Contact and Record-Route say; those still make up Request-URI and Route.
+    With `tcp_fallback` a request of more than 1300 bytes to a UDP destination is sent by TCP, if
+    the destination has TCP (RFC 3261 §18.1.1); without it, by UDP whatever its length. With
+    `send_to_source` requests in a dialog are sent to the address that the far end's last message of
+    the dialog came from, whatever its Contact and Record-Route say; Request-URI and Route still
+    follow those.
     """
 
     local: HostPort

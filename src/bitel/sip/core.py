@@ -30,20 +30,20 @@ class Call(Protocol):
     """A call in one of its phases: placed, incoming, or a session that was answered."""
 
     call_id: str
-    """Its handle in the user's verbs and in events: its Call-ID, or that with a suffix where
-    another call with the same Call-ID was running."""
+    """The call's handle in the agent's methods and events: its Call-ID, with a suffix where another
+    call with the same Call-ID was running."""
 
     @property
     def local_tag(self) -> str:
         """Our tag in its dialogs."""
 
     def matches(self, request: Request) -> bool:
-        """Whether a request with its Call-ID is within its dialog (§12.2.2)."""
+        """Whether a request with this Call-ID is within the dialog (§12.2.2)."""
 
     def receive_request(
         self, request: Request, transaction: ServerTransaction, source: Address, now: float
     ) -> None:
-        """Answer a request that came within the call: one that `matches`."""
+        """Answer a request within the call, one for which `matches` is true."""
 
     def receive_ack(self, request: Request, now: float) -> None:
         """Take the ACK of a 2xx."""
@@ -96,11 +96,11 @@ class Core:
         self.events: deque[Event] = deque()
         # By their handles.
         self.calls: dict[str, Call] = {}
-        # The handles that are no Call-IDs, by Call-ID and our tag.
+        # The handles that differ from the Call-ID, by Call-ID and local tag.
         self._handles: dict[tuple[str, str], str] = {}
         self.client_transactions: dict[tuple[str, str], ClientTransaction] = {}
         self.server_transactions: dict[ServerKey, ServerTransaction] = {}
-        # Those of INVITEs outside a dialog, by what copies of one have in common (§8.2.2.2).
+        # Those of INVITEs outside a dialog, to detect merged requests (§8.2.2.2).
         self.invites_under_way: dict[MergeKey, ServerTransaction] = {}
         # By destination, those that an ICMP error or a lost connection there concerns: requests
         # without an answer, and over streams also INVITEs with no final one.
@@ -129,7 +129,7 @@ class Core:
         }
 
     def call_of(self, request: Request) -> Call | None:
-        """The call within whose dialog a request is, by its Call-ID and tags (§12.2.2)."""
+        """The call whose dialog a request belongs to, by Call-ID and tags (§12.2.2)."""
         call = self.calls.get(request.call_id)
         if call is None or not call.matches(request):
             handle = self._handles.get((request.call_id, request.to_tag))
@@ -182,14 +182,14 @@ class Core:
         return self.config.tcp_fallback and self.without_tcp.get(destination, now) <= now
 
     def miss_tcp(self, destination: Address, now: float) -> None:
-        """Send nothing to a destination by TCP for `WITHOUT_TCP` seconds: no connection could be
-        had, or a request sent over one got no response at all."""
+        """Use no TCP to a destination for `WITHOUT_TCP` seconds: no connection could be made, or a
+        request over one got no response at all."""
         while len(self.without_tcp) >= MAX_WITHOUT_TCP:
             del self.without_tcp[next(iter(self.without_tcp))]
         self.without_tcp[destination] = now + WITHOUT_TCP
 
     def found_tcp(self, destination: Address) -> None:
-        """A response came by TCP, so that the destination may be sent to by TCP."""
+        """Use TCP to a destination again: a response came over it."""
         self.without_tcp.pop(destination, None)
 
 

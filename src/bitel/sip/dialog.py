@@ -23,18 +23,17 @@ _BRACKETED = re.compile(r'<([^<>"\s]+)>(?:;|\Z)')
 
 
 class Dialog:
-    """What both ends call each other, and where requests of ours go.
+    """The state of a dialog (RFC 3261 §12): tags, CSeqs, route set, remote target.
 
-    `fallback` is where to send when the next hop is a name, which takes DNS to find. It is also
-    where the far end's transport is known from, where the next hop names none. With `to_source`
-    all requests go there: it is where the far end's last message came from.
+    `fallback` is the source address of the far end's last message. Requests are sent to it if the
+    next hop is a host name, which would take DNS, and, with `to_source`, in any case. It also gives
+    the transport where the next hop names none.
 
-    A route set that was there before the dialog, an outbound proxy (RFC 3261 §8.1.2), stays where
-    the far end makes none: requests then go to `proxy`, the address that the INVITE went to.
-    §12.1.2 would have the empty route set of such a dialog replace it, as pjsip does, so that
-    requests go straight to the Contact. But a proxy that is configured may be the only way there
-    is, and a BYE that gets lost leaves a line open; sending what has no route by way of the proxy
-    is a local policy, which §8.1.2 leaves to the user agent.
+    A pre-existing route set, that of an outbound proxy (§8.1.2), is kept if the far end records no
+    route: requests then go to `proxy`, the address that the INVITE was sent to. By §12.1.2 the
+    empty route set of such a dialog replaces it, and requests go straight to the Contact, as with
+    pjsip. But the configured proxy may be the only path, and a lost BYE leaves a line open. To send
+    requests without a route by the proxy is a local policy, which §8.1.2 leaves to the user agent.
     """
 
     __slots__ = (
@@ -98,8 +97,8 @@ class Dialog:
     ) -> Dialog:
         """The dialog that a response to our INVITE makes (§12.1.2).
 
-        The INVITE went to `destination`; should the far end speak TLS, its certificate must bear
-        the name of that, also where the response came over a connection of the far end's own.
+        The INVITE was sent to `destination`. Over TLS the far end's certificate must bear the name
+        of that, even if the response came over a connection that the far end opened.
 
         Over a stream the port of `source` names a connection, which may be closed by the time of
         the BYE: requests go to the address that the INVITE went to, which accepts connections. An
@@ -111,8 +110,7 @@ class Dialog:
             source = destination._replace(transport=transport)
         routes, proxy = request.routes, destination if request.routes else None
         if "record-route" in response:
-            routes = tuple(reversed(response.values("record-route")[-MAX_ROUTES:]))
-            proxy = None
+            routes, proxy = _recorded_routes(response), None
         return cls(
             request.call_id,
             (request.from_value, response.from_tag),
@@ -147,18 +145,21 @@ class Dialog:
 
     def fork(self, response: Response, source: Address) -> Dialog:
         """The dialog that the 2xx of another phone to the same INVITE of ours makes (§13.2.2.4)."""
-        routes: tuple[str, ...] = ()
-        if "record-route" in response:
-            routes = tuple(reversed(response.values("record-route")[-MAX_ROUTES:]))
+        routes, proxy = _recorded_routes(response), None
+        if not routes and self._proxy is not None:
+            routes, proxy = self._routes, self._proxy
         return Dialog(
             self.call_id,
             (self._local_value, self.local_tag),
             (response.header("to"), response.to_tag),
             routes,
             contact_of(response) or self.request_uri,
-            source,
+            source if source.transport is UDP else self._fallback,
             self._domain,
             (response.cseq, None),
+            to_source=self._to_source,
+            proxy=proxy,
+            is_caller=True,
         )
 
     def matches(self, request: Request) -> bool:
@@ -175,9 +176,9 @@ class Dialog:
         return self._fallback
 
     def received_from(self, source: Address) -> None:
-        """Note where a request of the far end came from.
+        """Take the source of a request of the far end as the new `fallback`.
 
-        A caller passes over the source of a stream: it connects to where its INVITE went.
+        The caller passes over the source of a stream: it connects to where its INVITE went.
         """
         if source != self._fallback and (source.transport is UDP or not self._is_caller):
             self._fallback = source
@@ -238,10 +239,17 @@ class Dialog:
         if not self._to_source:
             found = self._proxy or ip_address_of(hop, found.transport) or found
         if found.transport is TLS and found is not self._fallback:
-            # Whoever it is, it speaks for whom we have been talking to from the start, and must
-            # prove that; a request over a connection of the far end's own says nothing about it.
+            # The new next hop acts for the same peer as before, so its certificate must bear the
+            # same name. A request over a connection that the far end opened does not prove that.
             found = found._replace(domain=self._domain)
         self.next_hop = found
+
+
+def _recorded_routes(response: Response) -> tuple[str, ...]:
+    """The route set that a response to a request of ours records (RFC 3261 §12.1.2)."""
+    if "record-route" not in response:
+        return ()
+    return tuple(reversed(response.values("record-route")[-MAX_ROUTES:]))
 
 
 def contact_of(message: Message) -> str:
@@ -253,7 +261,7 @@ def contact_of(message: Message) -> str:
 
 
 def uri_of(value: str) -> str:
-    """The URI of a name-addr, "" where it could not stand in a start line."""
+    """The URI of a name-addr, "" where it can't be a Request-URI."""
     bracketed = _BRACKETED.match(value)
     if bracketed:
         uri = bracketed[1]

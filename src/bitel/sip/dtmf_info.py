@@ -1,12 +1,12 @@
-"""DTMF digits in the bodies of INFO requests, in the three formats that devices write.
+"""DTMF digits in the bodies of INFO requests, in the three formats in use.
 
-None of them was ever standardised. They are known from the devices that send them:
+None of them is standardised:
 
 - application/dtmf-relay (Cisco, most phones): lines `Signal=5` and `Duration=160`;
 - application/dtmf: the digit alone, or a `Signal=` line as above;
 - application/vnd.nortelnetworks.digits: lines `p=Digit-Collection`, `y=Digits`, `d=5`.
 
-A signal is a digit as it is keyed, or the number of its event in RFC 4733 §3.2: 10 for `*`, 11 for
+A signal is the digit itself, or its event code in RFC 4733 §3.2: 10 for `*`, 11 for
 `#`, 12 to 15 for A to D. Lines end with CRLF or LF, with or without space around the `=`, in any
 case. Durations and all other lines are ignored.
 """
@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import re
 
+from bitel.sip.body import media_type_of
 from bitel.sip.message import Message
 
 MAX_BODY = 1024
-"""Bytes of a body that is read."""
+"""Bytes of a body; a longer one is not read."""
 MAX_DIGITS = 32
-"""Digits that one INFO may carry, in the Nortel format; in the others it is one."""
+"""Digits of one INFO in the Nortel format; the other formats carry one digit."""
 RELAY = "application/dtmf-relay"
 PLAIN = "application/dtmf"
 NORTEL = "application/vnd.nortelnetworks.digits"
@@ -36,7 +37,7 @@ _KEYED = re.compile(r"[0-9*#A-D]+\Z")
 
 def carries_digits(message: Message) -> bool:
     """Whether a message's body is of one of the DTMF types."""
-    return bool(message.body) and _media_type(message) in DTMF_TYPES
+    return bool(message.body) and media_type_of(message.header("content-type")) in DTMF_TYPES
 
 
 def digits_of(message: Message) -> str:
@@ -47,7 +48,7 @@ def digits_of(message: Message) -> str:
     if len(message.body) > MAX_BODY:
         return ""
     text = message.body.decode("ascii", "replace").strip().strip("\0")
-    media_type = _media_type(message)
+    media_type = media_type_of(message.header("content-type"))
     found = (_DIGITS if media_type == NORTEL else _SIGNAL).search(text)
     if found is not None:
         written = found[1]
@@ -61,7 +62,3 @@ def digits_of(message: Message) -> str:
         # One signal is one event: "10" is `*`, and "16", a hook flash, is no digit.
         keyed, most = _EVENTS.get(written, written.upper()), 1
     return keyed if len(keyed) <= most and _KEYED.match(keyed) else ""
-
-
-def _media_type(message: Message) -> str:
-    return message.header("content-type").partition(";")[0].strip().lower()

@@ -1,7 +1,7 @@
-"""Early dialogs: what provisional responses to our INVITE make (RFC 3261 §12.1).
+"""Early dialogs, created by provisional responses to our INVITE (RFC 3261 §12.1).
 
-Each has its own answer to the offer of the INVITE. Reliable responses are acknowledged by PRACK, in
-order, once (RFC 3262); from such an answer on, the far end may change the media by UPDATE
+Each has its own answer to the offer of the INVITE. Reliable responses are acknowledged by PRACK,
+once and in order (RFC 3262). After a reliable answer the far end may change the media by UPDATE
 (RFC 3311).
 """
 
@@ -22,10 +22,7 @@ from bitel.sip.sdp import (
     SdpError,
     SessionDescription,
     agreement,
-    answer_again,
-    audio_names,
-    check_answer,
-    settled,
+    answer_later_offer,
     with_earlier_events,
 )
 from bitel.sip.server_transaction import ServerTransaction
@@ -68,7 +65,7 @@ class EarlyDialog:
         self.local = offer
         """Our last description in this dialog."""
         self.answer: SessionDescription | None = None
-        """The far end's description that counts: its answer, later the offer of an UPDATE."""
+        """The far end's current description: its answer, or the offer of a later UPDATE."""
         self.agreed: Agreed | None = None
         """What the two agree on; None where there is no answer."""
         self.is_updated = False
@@ -76,15 +73,15 @@ class EarlyDialog:
 
     @property
     def had_requests(self) -> bool:
-        """Whether requests of either side have counted up a CSeq."""
+        """Whether either side has sent a request in it, so that a CSeq has advanced."""
         return self._count > 0 or self.dialog.remote_cseq is not None
 
     def take_answer(self, response: Response, *, reliable: bool = False) -> bool:
-        """Take a response's session description as the answer, if it is the first that can be used.
+        """Take a response's session description as the answer, if it is the first usable one.
 
-        All later ones are ignored (RFC 3261 §13.2.1), but for that of the first reliable response:
-        it is the answer itself (RFC 3262 §5), of which unreliable ones only give notice. Returns
-        whether it was taken.
+        Later ones are ignored (RFC 3261 §13.2.1), except that of the first reliable response, which
+        is the answer itself (RFC 3262 §5); those of unreliable responses are a preview of it.
+        Returns whether it was taken.
         """
         if self._is_complete or (self.answer is not None and not reliable):
             return False
@@ -96,7 +93,9 @@ class EarlyDialog:
         return True
 
     def acknowledge(self, response: Response, rseq: int, now: float) -> bool:
-        """Send PRACK, if this is the first or the next response (RFC 3262 §4); whether it is.
+        """Send PRACK if the response is the first or the next one in order (RFC 3262 §4).
+
+        Returns whether it is.
 
         A repeated one is passed over: its PRACK repeats itself. One that came before its turn
         will be repeated by its sender. Neither must be processed any further.
@@ -114,7 +113,7 @@ class EarlyDialog:
     def receive_request(
         self, request: Request, transaction: ServerTransaction, source: Address, now: float
     ) -> None:
-        """Answer UPDATE and OPTIONS; there is nothing else for a callee to ask for yet."""
+        """Answer UPDATE and OPTIONS; a callee has no use for other requests before its answer."""
         dialog = self.dialog
         if request.method == "INVITE":
             # Our own is in progress (RFC 3261 §14.2).
@@ -145,10 +144,7 @@ class EarlyDialog:
             transaction.respond(491, now)
             return
         try:
-            codecs = settled(self.local, self.agreed).codecs
-            offer = SessionDescription.parse(description, audio_names(codecs))
-            answer = answer_again(self.local, offer, codecs)
-            agreed = check_answer(answer, offer)
+            offer, answer, agreed = answer_later_offer(self.local, self.agreed, description)
         except SdpError:
             transaction.respond(488, now)
             return

@@ -20,9 +20,9 @@ By = Literal["far", "us"]
 class Provisional:
     """A 1xx above 100: the first of each code, and each that carries an answer to our offer.
 
-    `answer` is that answer, where the response is the first of its early dialog with one that can
-    be used, else None. Its address may be a host name: the 2xx may come without a description, and
-    the name is better looked up meanwhile.
+    `answer` is that answer if the response is the first of its early dialog with a usable one, else
+    None. Its address may be a host name, to be looked up before the 2xx, which need not have a
+    description of its own.
     """
 
     call_id: str
@@ -46,7 +46,7 @@ class Answered:
 class Failed:
     """The INVITE ended without an answer.
 
-    `code` is the SIP status: the far end's, or 408 where nobody answered, 503 where the transport
+    `code` is the SIP status: the far end's, or 408 where none came, 503 where the transport
     failed, 487 where we cancelled, 488 where the answer's SDP could not be used. `q850` is the
     cause of the answer's Reason header. `rang` says that an 18x had been seen. `retry_after` is
     for how many seconds the far end wants to be left alone (§20.33), where it says so. `contacts`
@@ -71,15 +71,15 @@ class Failed:
     analytics: bool = False
     """Whether the answer's Reason header names call analytics as what refused it (ATIS-1000099)."""
     udp_untried: bool = False
-    """Whether the INVITE, too long for UDP, went to a destination by UDP over TCP, and got no
-    response: what that says about TCP there says nothing about UDP."""
+    """Whether the INVITE, too long for UDP, was sent to a UDP destination by TCP and got no
+    response. UDP may still work there."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """We have sent BYE in an answered call that was not kept alive (RFC 4028 §10); `Ended` follows.
+    """We have sent BYE because the session was not refreshed (RFC 4028 §10); `Ended` follows.
 
-    There is none where the user of the agent has hung up.
+    Not reported if the user of the agent has hung up.
     """
 
     call_id: str
@@ -109,7 +109,7 @@ class MediaChanged:
 
 @dataclass(frozen=True, slots=True)
 class KeyedDigits:
-    """The far end of an answered call keyed `digits`, of 0-9*#ABCD, and said so by INFO."""
+    """The far end of an answered call keyed `digits`, of 0-9*#ABCD, and sent them by INFO."""
 
     call_id: str
     digits: str

@@ -15,13 +15,13 @@ _FIRST_LINE = re.compile(rb"SIP/2\.0 |[^\s]+ [^\r\n]+ SIP/2\.0[ \t]*\Z", re.IGNO
 _START_LINE = re.compile(rb"^(?:SIP/2\.0 [1-6]\d\d |[A-Z]{1,32} [^\s]+ SIP/2\.0\r?$)", re.MULTILINE)
 _CR, _LF = b"\r\n"
 MAX_UNFRAMED = 16
-"""Messages that are read from the end of a stream that can't be framed any further."""
+"""Messages that are read from the rest of a stream after a framing error."""
 
 
 class KeepAlive(Enum):
-    """What stands between messages: CRLF CRLF asks whether we are there, one CRLF says so.
+    """The keep-alives between messages (RFC 5626 §4.4.1): CRLF CRLF is a ping, CRLF a pong.
 
-    Of the two in a ping the first counts as a pong, since nobody can tell yet.
+    The first CRLF of a ping counts as a pong, because the second may not have arrived yet.
     """
 
     PING = b"\r\n\r\n"
@@ -31,8 +31,8 @@ class KeepAlive(Enum):
 class FramingError(ValueError):
     """The stream can't be cut any further and has to be closed.
 
-    `messages` are what was received from the message on whose end can't be found, cut before each
-    line that looks like a start line; () where no head of a message is whole.
+    `messages` are the data from the message whose end can't be found, cut before each line that
+    looks like a start line; () if no head is complete.
     """
 
     def __init__(self, sentence: str, messages: tuple[bytes, ...] = ()) -> None:

@@ -109,7 +109,7 @@ def _end_of_quoted(value: str) -> int:
 
 
 def parameter(parameters: str, name: str) -> str | None:
-    """A `;name=value` parameter; "" where it stands without a value, None where it is missing."""
+    """A `;name=value` parameter; "" if it has no value, None if it is missing."""
     for part in parameters.split(";"):
         key, _, value = part.partition("=")
         if key.strip().lower() == name:
@@ -156,14 +156,14 @@ def parse_uri(text: str) -> URI:
         try:
             return URI.parse(f"{scheme.lower()}:{rest}")
         except TypeError:
-            # That name is also the one of an argument of sipmessage's own.
+            # sipmessage passes parameters as keyword arguments, where `self` is taken.
             return URI.parse(f"{scheme.lower()}:{_without_self(rest)}")
     except ValueError as error:
         raise GrammarError("a URI is not valid") from error
 
 
 def _without_self(rest: str) -> str:
-    """A URI after its scheme, without the parameters whose name is `self`."""
+    """The text of a URI after its scheme, without parameters named `self`."""
     userinfo, at, place = rest.rpartition("@")
     host, *parameters = place.split(";")
     others = [each for each in parameters if unquote(each.partition("=")[0]).strip() != "self"]
@@ -176,7 +176,7 @@ def ip_address_of(uri: str, usual: Transport = Transport.UDP) -> Address | None:
     It goes by the transport that the URI names, by TLS for `sips`, else by the `usual` one.
     """
     if "@" in uri:
-        # Whoever is meant, it is the same few hosts: without the user they are remembered.
+        # The hosts are few, so the result is cached without the user.
         uri = _USER.sub("", uri, 1)
     return _read_ip_address(uri, usual)
 

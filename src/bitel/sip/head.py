@@ -1,7 +1,7 @@
-"""The head of a message, taken apart into its lines and told what each is (RFC 3261 §7.3).
+"""The head of a message: which header each of its lines is (RFC 3261 §7.3).
 
-Whoever sends messages writes the same headers in the same order again and again. So the lines'
-names are looked at as a whole, and once: what is found is their `Layout`, and is remembered.
+A far end sends the same headers in the same order again and again. So the names of all lines
+together are the key of a cache, whose values are the `Layout` of such a head.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class HeadError(ValueError):
 
 
 class Layout:
-    """Which header stands in which line. Names are in lower case and full length.
+    """Which header is in which line. Names are in lower case and full length.
 
     `places` are the lines of each header. `essentials` takes the first Via, From, To, Call-ID and
     CSeq out of the lines; it is None where there are none, or more than one of those but Via.

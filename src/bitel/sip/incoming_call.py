@@ -16,7 +16,7 @@ from bitel.sip.server_transaction import ServerTransaction
 from bitel.sip.session import Session
 
 LONGEST_RETRY_AFTER = 10
-"""Seconds, the most, after which a request that came too early may come again."""
+"""Seconds: the longest Retry-After of the 500 to an offer before our answer (§14.2: 0 to 10)."""
 
 
 class IncomingCall:
@@ -36,10 +36,10 @@ class IncomingCall:
         self._transaction = transaction
         self._offer = offer
         self._latest = request
-        """The caller's last request in the early dialog, by CSeq."""
+        """The caller's request in the early dialog with the highest CSeq."""
         number, from_user = printable(user_of(request.uri)), printable(_from_user(request))
         headers = tuple((n, printable(v)) for n, values in request.headers.items() for v in values)
-        # Nothing that may fail comes after this.
+        # Whatever may raise is above: from here on there is a call.
         transaction.respond(100, now)
         self.call_id = core.new_handle(request.call_id, transaction.to_tag)
         self._timer = core.timers.start(now, core.config.early_limit, self, "left too long")
@@ -67,7 +67,7 @@ class IncomingCall:
         if not 101 <= code <= 199:
             raise ValueError(f"{code} is not a provisional status: use 101 to 199")
         if "100rel" in [tag.lower() for tag in self._transaction.request.values("require")]:
-            return  # it would have to be reliable, which no response of ours is (RFC 3262 §3)
+            return  # it would have to be reliable (RFC 3262 §3), and ours are not
         self._transaction.respond(
             code, now, [self._core.contact_by(self._transaction.source.transport)]
         )
@@ -84,7 +84,7 @@ class IncomingCall:
         dialog.refresh_target(self._latest)
         agreed = agreement(answer, self._offer)
         session = Session(self._core, dialog, answer, agreed, call_id=self.call_id)
-        session.told_confirmed = False
+        session.is_confirmed = False
         session.answer_invite(self._transaction, answer, now, offering=self._offer is None)
         self._stop_waiting()
         self._core.calls[self.call_id] = session
@@ -112,10 +112,10 @@ class IncomingCall:
     def receive_request(
         self, request: Request, transaction: ServerTransaction, source: Address, now: float
     ) -> None:
-        """A request in the early dialog: BYE ends it (§15.1.1).
+        """Answer a request in the early dialog, which BYE ends (§15.1.1).
 
-        The INVITE waits for our final response, and its offer for our answer: a second one is to
-        come later (§14.2, RFC 3311 §5.2).
+        As the INVITE is pending, a second INVITE or offer is refused with 500 and Retry-After
+        (§14.2, RFC 3311 §5.2).
         """
         if request.method not in ("BYE", "INVITE", "OPTIONS", "UPDATE"):
             transaction.respond(481, now)

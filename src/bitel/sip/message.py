@@ -1,6 +1,6 @@
 """SIP messages, read with no more work than routing them takes (RFC 3261 §7).
 
-Lines are told apart once (`head.py`). Header values stay text until someone asks for more, and
+Lines are identified once (`head.py`). Header values stay text until they are asked for, and
 bytes that are not UTF-8 survive a round trip (`surrogateescape`).
 """
 
@@ -80,9 +80,10 @@ class MessageError(ValueError):
 
 
 class BodyLengthError(MessageError):
-    """A message of which only the length of its body can't be read, or is not what was received.
+    """Content-Length can't be read, or differs from what was received; all else of the message is
+    valid.
 
-    `message` has all that was received after its head as its body.
+    `message` is that message, with all data after its head as its body.
     """
 
     def __init__(self, sentence: str, message: Request | Response) -> None:
@@ -117,7 +118,7 @@ class Message:
         return name in self._layout.places
 
     def header(self, name: str) -> str:
-        """A header's first line as it stands, "" where it is missing."""
+        """A header's first line unparsed, "" where it is missing."""
         places = self._layout.places.get(name)
         return self._lines[places[0]].strip() if places else ""
 
@@ -185,7 +186,7 @@ class Response(Message):
 
 
 def parse(data: bytes) -> Request | Response:
-    """Read one datagram; raises `MessageError`, `BodyLengthError` for its body alone."""
+    """Read one datagram. Raises `MessageError`; `BodyLengthError` if only the length is wrong."""
     if len(data) > MAX_DATAGRAM:
         raise MessageError("a datagram is longer than 65535 bytes")
     head, separator, body = data.lstrip(b"\r\n").partition(b"\r\n\r\n")
@@ -255,7 +256,7 @@ def _length(value: str) -> int | None:
 
 @lru_cache(maxsize=64)
 def _sent_by(start: str) -> tuple[str, int | None]:
-    """Host and port of a Via header, of which only what stands before its parameters is given."""
+    """Host and port of a Via header without its parameters."""
     match = _VIA.match(start.strip())
     if match is None:
         raise MessageError("the Via header is not SIP/2.0, a transport and a host")
@@ -298,8 +299,8 @@ def _branch_of(via: str) -> str:
 
 
 def _check_request(request: Request) -> None:
-    """What a request must be besides, so that it can be told from a damaged one."""
-    # A request that ends or confirms a call goes by its dialog or its branch, not by its URI.
+    """Further checks that a request is valid; raises `MessageError`."""
+    # ACK, BYE and CANCEL are matched by dialog or branch, so their Request-URI is not needed.
     if request.method not in ("ACK", "BYE", "CANCEL") and not _URI_OF_START_LINE.match(request.uri):
         raise MessageError("the Request-URI is missing, or holds a space, quote or bracket")
     if request.cseq_method != request.method:

@@ -99,7 +99,7 @@ class OutgoingCall:
         self._cseq = self._min_se = self._raises = 0
         self._rang = self._cancel_wanted = self._canceled = self._over = self._given_up = False
         self._silenced = False
-        # All provisional codes that came for this INVITE, and those that an event told.
+        # All provisional codes of this INVITE, and those that were reported by an event.
         self._seen_codes: tuple[int, ...] = ()
         self._reported_codes: tuple[int, ...] = ()
         # The tags of phones whose BYE came before their 2xx.
@@ -114,7 +114,7 @@ class OutgoingCall:
         )
         self._last_request: ClientRequest
         self._transaction: ClientTransaction
-        # This raises where the INVITE can't be written: there is no call then.
+        # Raises if the INVITE can't be serialised; the call is then not registered.
         self._send_invite(now)
         core.calls[self.call_id] = self
 
@@ -165,9 +165,9 @@ class OutgoingCall:
     def receive_request(
         self, request: Request, transaction: ServerTransaction, source: Address, now: float
     ) -> None:
-        """A request in the early dialog that its From tag names.
+        """Answer a request in the early dialog that its From tag names.
 
-        A callee's BYE has overtaken its 2xx: the session ends as soon as that has come.
+        A BYE of the callee has overtaken its 2xx: the session ends as soon as that arrives.
         """
         if request.method == "BYE" and len(self._bye_from) < MAX_FORKS:
             self._bye_from += (request.from_tag,)
@@ -178,7 +178,7 @@ class OutgoingCall:
             early.receive_request(request, transaction, source, now)
 
     def receive_ack(self, request: Request, now: float) -> None:
-        """There is nothing to acknowledge to a caller before the answer."""
+        """Ignore it: before the answer a caller gets no ACK."""
 
     def receive_response(
         self, transaction: ClientTransaction, response: Response, source: Address, now: float
@@ -188,7 +188,7 @@ class OutgoingCall:
         try:
             self._take_response(response, source, now)
         except Exception:
-            # Without this, a call whose transaction is over would never end.
+            # The transaction is over, so that nothing else would end the call.
             if response.code >= 200 and not self._over:
                 self._fail(response.code if response.code >= 300 else 488, "response", now)
             raise
@@ -227,11 +227,11 @@ class OutgoingCall:
     def transaction_failed(
         self, transaction: ClientTransaction, why: Literal["timeout", "transport"], now: float
     ) -> None:
-        # A CANCEL that nobody answers changes nothing: its own wait is running.
+        # A CANCEL without a response changes nothing: its own timer is running.
         if transaction.request.method == "CANCEL" or (self._over and not self._given_up):
             return
         if self._given_up:
-            pass  # told already
+            pass  # reported already
         elif self._cancel_wanted:
             self._fail(487, "canceled", now)
         elif why == "timeout":
@@ -294,9 +294,8 @@ class OutgoingCall:
     ) -> tuple[bool, SessionDescription | None]:
         """Take a provisional response in the early dialog that it makes or belongs to.
 
-        Acknowledges it by PRACK where it asks for that. Returns whether it came in its turn (one
-        that did not, or came again, is ignored: RFC 3262 §4), and the answer to our offer, if the
-        response is the first to carry it.
+        A reliable one is acknowledged by PRACK. Returns whether it is in order (a repeated or early
+        one is ignored: RFC 3262 §4), and the answer to our offer if it is the first to carry one.
         """
         if response.code == 100:
             return True, None
@@ -324,9 +323,10 @@ class OutgoingCall:
     def _receive_provisional(
         self, response: Response, answer: SessionDescription | None, now: float, *, in_turn: bool
     ) -> None:
-        """Note a 1xx, and report it if it is new or carries the answer. Of one out of turn only the
-        code counts: the INVITE has arrived, so that CANCEL may be sent, and with an 18x a phone may
-        be ringing.
+        """Note a 1xx, and report it if it is new or carries the answer.
+
+        Of one out of order only the code counts: the INVITE has arrived, so that CANCEL may be
+        sent, and after an 18x a phone may be ringing.
         """
         code = response.code
         if code not in self._seen_codes:
@@ -388,9 +388,9 @@ class OutgoingCall:
     ) -> tuple[SessionDescription, SessionDescription | None, Agreed | None]:
         """Our description, the far end's, and what they agree on, in the dialog of a 2xx.
 
-        Without a description of its own, the answer is that of an earlier provisional response
-        with the same To tag (RFC 3261 §13.2.1, RFC 3262 §5). After an UPDATE, the 2xx has nothing
-        more to say about it (RFC 3311 §5.2).
+        If the 2xx has none, the answer is that of an earlier provisional response with the same To
+        tag (RFC 3261 §13.2.1, RFC 3262 §5). After an UPDATE, that of the 2xx is ignored (RFC 3311
+        §5.2).
         """
         early = self._early.get(response.to_tag)
         if early is not None and early.is_updated:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from bitel.sip.session import Session
 
 RECOVERY_ON_TIMER_EXPIRY = 102
-"""The Q.850 cause of a session that nobody kept alive."""
+"""The Q.850 cause of a session that was not refreshed."""
 _WAITING = (State.CALLING, State.TRYING, State.PROCEEDING)
 _REFRESH, _EXPIRY = "refresh", "expiry"
 
@@ -39,7 +39,7 @@ class SessionRefresh:
     """The session timer of one session, off until a 2xx turns it on.
 
     Where we are the refresher it sends UPDATE, or a re-INVITE with the same SDP where the far end
-    does not allow that; whoever it is, a session that is not refreshed in time ends with BYE.
+    does not allow that. A session that is not refreshed in time, by either side, ends with BYE.
     """
 
     __slots__ = (

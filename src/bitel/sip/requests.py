@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 ALLOW = "INVITE, ACK, CANCEL, BYE, OPTIONS, UPDATE, PRACK, INFO"
-"""PRACK is understood: since no response of ours is reliable, it always meets 481."""
+"""PRACK always gets 481, because no response of ours is reliable."""
 OPTION_TAGS = ("100rel", "timer")
 """The extensions that may be required of us (RFC 3261 §8.2.2.3): RFC 3262 and RFC 4028."""
 SUPPORTED = ", ".join(OPTION_TAGS)

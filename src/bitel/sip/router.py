@@ -1,6 +1,4 @@
-"""Routes messages to their transactions and calls, and refuses requests that belong to none
-(RFC 3261 §8.1.3, §8.2).
-"""
+"""Routes messages to transactions and calls; refuses other requests (RFC 3261 §8.1.3, §8.2)."""
 
 from __future__ import annotations
 
@@ -27,10 +25,10 @@ RETRY_LATER = ("Retry-After", "5")
 
 
 def receive_response(core: Core, response: Response, source: Address, now: float) -> None:
-    """Give a response to its transaction, or a late 2xx to its call (§13.2.2.4).
+    """Pass a response to its transaction, or a late 2xx to its call (§13.2.2.4).
 
-    One with several Via values, or with another sent-by than its request had, is not for us
-    (§8.1.3.3, §18.1.2): it is dropped, and counted.
+    One with several Via values, or with another sent-by than its request, is not for us (§8.1.3.3,
+    §18.1.2): it is dropped and counted.
     """
     transaction = core.client_transactions.get((response.branch, response.cseq_method))
     if not response.has_one_via or (
@@ -69,7 +67,7 @@ def receive_request(core: Core, request: Request, source: Address, now: float) -
 
 
 def receive_malformed(core: Core, error: MessageError, source: Address) -> None:
-    """Answer what can be told to be a request with 400; drop everything else."""
+    """Answer what can be identified as a request with 400; drop everything else."""
     request = error.request
     if request is None or request.method == "ACK":
         return
@@ -79,21 +77,21 @@ def receive_malformed(core: Core, error: MessageError, source: Address) -> None:
     try:
         answer_statelessly(core, request, source, 400)
     except MessageError:
-        # Its Via can't be read: there is no address to answer to.
+        # Without a readable Via there is no address to respond to.
         return
 
 
 def always_taken(message: Message) -> TypeGuard[Request]:
-    """Whether a message is a request that ends or confirms a call.
+    """Whether a message is an ACK, BYE or CANCEL.
 
-    It is not refused for what its dialog or transaction does not need: its body, its Request-URI,
-    or extensions that it requires.
+    Such a request is not refused for what its dialog or transaction does not need: its body, its
+    Request-URI, or the extensions that it requires.
     """
     return isinstance(message, Request) and message.method in ("ACK", "BYE", "CANCEL")
 
 
 def _is_sent_by(response: Response, transaction: ClientTransaction) -> bool:
-    """Whether a response's Via has the sent-by of the request (§18.1.2), however it is written."""
+    """Whether a response's Via has the sent-by of the request (§18.1.2), after normalisation."""
     ours, theirs = transaction.request.via, response.header("via")
     if ours.partition(";")[0] == theirs.partition(";")[0]:
         return True
@@ -110,7 +108,7 @@ def _same_form(via: str, usual_port: int) -> tuple[str, int]:
 
 
 def _receive_late(core: Core, response: Response, source: Address, now: float) -> None:
-    """A response to an INVITE whose transaction is over, of a call that was given up or runs."""
+    """Take a response to an INVITE after its transaction, for a given-up or a running call."""
     given_up = core.remembered.get(response.call_id)
     if given_up is not None and response.code < 200:
         given_up.receive_late_provisional(response, source, now)
@@ -123,7 +121,7 @@ def _receive_late(core: Core, response: Response, source: Address, now: float) -
 
 
 def _is_one_too_many(core: Core, request: Request, call: Call | None) -> bool:
-    """Whether there is no room for a request. There always is for the end of a call of ours."""
+    """Whether a request exceeds the limits; BYE and CANCEL of a running call never do."""
     if request.method == "BYE" and call is not None:
         return False
     if request.method == "CANCEL" and server_key(request, "INVITE") in core.server_transactions:

@@ -209,7 +209,7 @@ def check_answer(offer: SessionDescription, answer: SessionDescription) -> Agree
 
 
 def agreement(local: SessionDescription, remote: SessionDescription | None) -> Agreed | None:
-    """What two descriptions agree on; None without a remote one, or one that can't be used."""
+    """What two descriptions agree on; None if there is no usable remote one."""
     if remote is None:
         return None
     try:
@@ -221,8 +221,8 @@ def agreement(local: SessionDescription, remote: SessionDescription | None) -> A
 def packet_length(ptime: int, maxptime: int = 0) -> int:
     """The longest packet, in ms, that we can send within the far end's `ptime` and `maxptime`.
 
-    `maxptime` is 0 where there is no such limit. Where even our shortest packet is longer than
-    allowed, that one is sent: it is still the nearest to what was asked for (RFC 8866 §6.3).
+    `maxptime` 0 is no limit. If even our shortest packet exceeds it, its length is returned, as the
+    nearest to what was asked for (RFC 8866 §6.3).
     """
     limit = min(ptime, maxptime) if maxptime else ptime
     return max((each for each in PACKET_LENGTHS if each <= limit), default=PACKET_LENGTHS[0])
@@ -287,18 +287,22 @@ def make_answer(
     )
 
 
-def answer_again(
-    current: SessionDescription, offer: SessionDescription, codecs: Sequence[Codec]
-) -> SessionDescription:
-    """Answer a later offer of a call as the call now stands: same port, and one of these codecs.
+def answer_later_offer(
+    local: SessionDescription, agreed: Agreed | None, data: bytes
+) -> tuple[SessionDescription, SessionDescription, Agreed]:
+    """The offer in `data`, our answer, and what the two agree on (RFC 3264 §8).
 
-    The version goes up by one where the answer differs from `current` (RFC 3264 §8).
+    `local` is our current description, and `agreed` what was agreed on before, whose codec is kept.
+    The answer has the same address and port as `local`; its version goes up by one where it differs
+    from `local`. Raises `SdpError` where the offer can't be read or used.
     """
-    answer = make_answer(
-        offer, (current.address, current.port), audio_names(codecs), current.session_id
-    )
-    answer = answer._replace(version=current.version)
-    return answer if answer == current else answer._replace(version=current.version + 1)
+    names = audio_names(settled(local, agreed).codecs)
+    offer = SessionDescription.parse(data, names)
+    answer = make_answer(offer, (local.address, local.port), names, local.session_id)
+    answer = answer._replace(version=local.version)
+    if answer != local:
+        answer = answer._replace(version=local.version + 1)
+    return offer, answer, check_answer(answer, offer)
 
 
 def audio_names(codecs: Sequence[Codec]) -> list[str]:
@@ -340,8 +344,8 @@ class _Section:
     fmtp: dict[int, str]
 
 
-class _Heard(NamedTuple):
-    """What a description says besides its origin and port."""
+class _Audio(NamedTuple):
+    """The audio of a description, without origin and port."""
 
     address: str
     codecs: tuple[Codec, ...]
@@ -366,40 +370,40 @@ def _read(data: bytes, names: Sequence[str]) -> SessionDescription:
     before, _, rest = session_text.partition("\no=")
     origin, _, after = rest.partition("\n")
     # Apart from its origin and port, what a far end says is much the same for all of its calls.
-    index, port, heard = _choose(f"{before}\n{after}", media, names)
+    index, port, audio = _choose(f"{before}\n{after}", media, names)
     session_id = version = 0
     fields = origin.split(None, 3)
     if len(fields) >= 3:
         session_id, version = _number(fields[1], 2**64) or 0, _number(fields[2], 2**64) or 0
     return SessionDescription(
-        heard.address,
+        audio.address,
         port,
-        heard.codecs,
-        heard.ptime,
-        heard.direction,
+        audio.codecs,
+        audio.ptime,
+        audio.direction,
         session_id,
         version,
         _media_lines(media[:index]),
         _media_lines(media[index + 1 :]),
-        heard.maxptime,
+        audio.maxptime,
     )
 
 
-def _choose(session_text: str, media: list[str], names: Sequence[str]) -> tuple[int, int, _Heard]:
+def _choose(session_text: str, media: list[str], names: Sequence[str]) -> tuple[int, int, _Audio]:
     """Which media section to use, its port, and what it says."""
-    unusable: tuple[int, int, _Heard] | None = None
+    unusable: tuple[int, int, _Audio] | None = None
     fault: SdpError | None = None
     for index, fields in enumerate([_media_fields(section) for section in media]):
         if fields[0] != "audio" or fields[2] != "RTP/AVP":
             continue
         try:
-            port, heard = _read_audio(session_text, media[index], fields)
+            port, audio = _read_audio(session_text, media[index], fields)
         except SdpError as error:
             fault = fault or error
             continue
-        if port and _first_audio(heard.codecs, names) is not None:
-            return index, port, heard
-        unusable = unusable or (index, port, heard)
+        if port and _first_audio(audio.codecs, names) is not None:
+            return index, port, audio
+        unusable = unusable or (index, port, audio)
     if unusable is None:
         raise fault or SdpError("the SDP has no audio over RTP/AVP")
     return unusable
@@ -413,7 +417,7 @@ def _media_fields(section: str) -> list[str]:
     return fields
 
 
-def _read_audio(session_text: str, section: str, fields: list[str]) -> tuple[int, _Heard]:
+def _read_audio(session_text: str, section: str, fields: list[str]) -> tuple[int, _Audio]:
     """Port of an audio line, and what it and the session's section say together."""
     port = _number(fields[1].partition("/")[0], 65536)
     if port is None:
@@ -429,10 +433,10 @@ def _media_lines(media: list[str]) -> tuple[str, ...]:
     return tuple([" ".join(section.partition("\n")[0].split()) for section in media])
 
 
-def _read_sections(session_text: str, formats: str, audio_text: str) -> _Heard:
+def _read_sections(session_text: str, formats: str, audio_text: str) -> _Audio:
     """What the session's section and that of the audio say together."""
     session, audio = _read_section(session_text), _read_section(audio_text)
-    # The audio's own c= line takes the place of the session's, which may be of no use then.
+    # The c= line of the audio overrides that of the session, which need not be valid then.
     connection = session.connection if audio.connection is None else audio.connection
     if connection is None:
         raise SdpError("the SDP says no address for its audio")
@@ -443,7 +447,7 @@ def _read_sections(session_text: str, formats: str, audio_text: str) -> _Heard:
         direction = "inactive"
     ptime = audio.ptime or session.ptime or DEFAULT_PTIME
     maxptime = audio.maxptime or session.maxptime or 0
-    return _Heard(address, _read_codecs(formats, audio), ptime, maxptime, direction)
+    return _Audio(address, _read_codecs(formats, audio), ptime, maxptime, direction)
 
 
 _usual_sections = lru_cache(maxsize=256)(_read_sections)
@@ -515,10 +519,10 @@ def _connection_address(value: str) -> str:
 
 
 def is_host_name(address: str) -> bool:
-    """Whether an address of a c= line is a domain name, which takes DNS (RFC 8866 §5.7).
+    """Whether an address of a c= line is a domain name, to be looked up in DNS (RFC 8866 §5.7).
 
-    Its labels are of letters, digits and hyphens, and the last one is no number, so that a
-    misspelt IPv4 address is none (RFC 1123 §2.1, RFC 3696 §2).
+    Labels consist of letters, digits and hyphens. The last one must not be a number, so that a
+    malformed IPv4 address is not taken for a name (RFC 1123 §2.1, RFC 3696 §2).
     """
     name = address.removesuffix(".")
     labels = name.split(".")

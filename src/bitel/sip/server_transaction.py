@@ -23,7 +23,7 @@ from bitel.sip.transaction_tables import (
 
 ServerKey = tuple[str, str, int | None, str]
 MergeKey = tuple[str, str, int]
-"""Call-ID, From tag and CSeq of an INVITE: what its copies by other paths have in common."""
+"""Call-ID, From tag and CSeq of an INVITE, the same in its copies by other paths (§8.2.2.2)."""
 MAGIC_COOKIE = "z9hG4bK"
 
 _ON_TIMER = {letter: Stimulus(letter) for letter in "GHIJL"}
@@ -39,7 +39,7 @@ def server_key(request: Request, method: str) -> ServerKey:
     """What a repetition of `request` is known by (§17.2.3); an ACK goes by "INVITE".
 
     Without the magic cookie, or with nothing after it, the branch is not unique, and what
-    RFC 2543 used stands in for it.
+    RFC 2543 used takes its place.
     """
     host, port = request.sent_by()
     if request.branch.startswith(MAGIC_COOKIE) and request.branch != MAGIC_COOKIE:
@@ -128,8 +128,8 @@ class ServerTransaction:
             self.state = State.TRYING
         core.server_transactions[key] = self
         self._merge_key: MergeKey | None = None
-        # Other requests than INVITE do no harm by coming twice, and a far end that asks with the
-        # same OPTIONS again and again must not take us to be out of order.
+        # Only INVITEs: other merged requests are harmless, and a far end that repeats the same
+        # OPTIONS must not get 482.
         if request.method == "INVITE" and not request.to_tag:
             self._merge_key = (request.call_id, request.from_tag, request.cseq)
             core.invites_under_way.setdefault(self._merge_key, self)
@@ -175,7 +175,7 @@ class ServerTransaction:
         self._step(Stimulus.REQUEST, now)
 
     def fail(self, now: float) -> None:
-        """Answer with 500 if there was no final response: handling the request has failed."""
+        """Send 500 after an exception, unless a final response was sent."""
         if self.state in (State.TRYING, State.PROCEEDING):
             self.respond(500, now)
 
@@ -225,7 +225,7 @@ class ServerTransaction:
 class UnacknowledgedAnswer:
     """A 2xx to INVITE, repeated until its ACK comes (§13.3.1.4): T1, doubling up to T2.
 
-    After 64*T1 without an ACK its owner is told by `ack_missing`.
+    After 64*T1 without an ACK it calls `ack_missing` of its owner.
     """
 
     __slots__ = ("_core", "_data", "_deadline", "_destination", "_interval", "_owner", "_timer")
@@ -260,6 +260,6 @@ class UnacknowledgedAnswer:
 
 
 class AckWaiter(Protocol):
-    """Who accepted the call, and must end it when nobody acknowledges that."""
+    """What accepted the call, and ends it if no ACK comes."""
 
     def ack_missing(self, now: float) -> None: ...

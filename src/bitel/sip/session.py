@@ -21,7 +21,7 @@ from bitel.sip.sdp import (
     Agreed,
     SdpError,
     SessionDescription,
-    answer_again,
+    answer_later_offer,
     audio_names,
     check_answer,
     settled,
@@ -51,8 +51,8 @@ class Session:
         "authentication",
         "call_id",
         "dialog",
+        "is_confirmed",
         "local",
-        "told_confirmed",
     )
 
     def __init__(
@@ -86,7 +86,7 @@ class Session:
         self._offering = False
         self._q850: int | None = None
         # Only who was called hears that its answer was confirmed, and only of the first one.
-        self.told_confirmed = True
+        self.is_confirmed = True
 
     @property
     def is_busy(self) -> bool:
@@ -127,13 +127,13 @@ class Session:
         if self._ending or self._hang_up_wanted:
             return
         self._q850 = q850
-        if self._unacknowledged is not None and not self.told_confirmed:
+        if self._unacknowledged is not None and not self.is_confirmed:
             self._hang_up_wanted = True
             return
         self._say_bye(now)
 
     def expire(self, now: float, q850: int) -> None:
-        """End a session that was not kept alive, and report that its end has begun."""
+        """End a session that was not refreshed, and report that with `Ending` (RFC 4028 §10)."""
         if not self._ending and not self._hang_up_wanted:
             self._core.events.append(Ending(self.call_id))
             self.hang_up(now, q850)
@@ -205,7 +205,7 @@ class Session:
         if self._offering:
             self._offering = False
             self.take_answer(request)
-        self._tell_confirmed()
+        self._report_confirmed()
         if self._hang_up_wanted:
             self._say_bye(now)
 
@@ -215,15 +215,15 @@ class Session:
         self._say_bye(now)
 
     def _receive_bye(self, request: Request, transaction: ServerTransaction, now: float) -> None:
-        self.acknowledge(now)  # a 2xx is always acknowledged, before the call that it began ends
+        self.acknowledge(now)  # a 2xx gets its ACK even where the BYE comes first (§13.2.2.4)
         transaction.respond(200, now)
         self._end("us" if self._ending else "far", q850_cause(request.lines("reason")))
 
     def _receive_info(self, request: Request, transaction: ServerTransaction, now: float) -> None:
         """Take keyed digits; accept any other INFO that requires nothing of us (RFC 6086 §4.2.2).
 
-        A DTMF body without a digit meets 400: with 200 its sender would believe that the key was
-        taken.
+        A DTMF body without a readable digit is refused with 400, so that its sender does not take
+        the key as received.
         """
         if request.header("info-package"):
             transaction.respond(469, now, [("Recv-Info", "")])
@@ -238,8 +238,9 @@ class Session:
             transaction.respond(200, now)
 
     def receive_late_success(self, response: Response, source: Address, now: float) -> None:
-        """A 2xx to the INVITE of this session, or that of another phone, whose transaction is over:
-        acknowledge it again, or end what the other phone began (§13.2.2.4).
+        """Take a 2xx to the INVITE of this session whose transaction is over (§13.2.2.4).
+
+        A repeated one is acknowledged again; the dialog of another fork is ended.
         """
         ack = self._ack
         if ack is None or response.cseq != ack.invite_cseq:
@@ -250,16 +251,16 @@ class Session:
             end_unwanted(self._core, self.dialog.fork(response, source), ack.invite_cseq)
 
     def end_by_far(self, now: float) -> None:
-        """End it by a BYE that came before the 2xx."""
+        """End the session because its BYE came before the 2xx."""
         self.acknowledge(now)
         self._end("far", None)
 
     def _receive_offer(self, request: Request, transaction: ServerTransaction, now: float) -> None:
-        """Answer a later offer from the session as it stands (§14.2, RFC 3311)."""
+        """Answer a re-INVITE or UPDATE (§14.2, RFC 3311)."""
         description = session_description_of(request)
         inviting = self._refresh is not None and self._refresh.inviting
-        # An offer of ours waits for its answer, in the response to our INVITE or in the ACK of the
-        # 2xx that carries it: there must not be a second one (RFC 3264 §4, RFC 3311 §5.2).
+        # Our own offer still waits for its answer, in the response to our re-INVITE or in the ACK
+        # of our 2xx, so that a second one must be refused (RFC 3264 §4, RFC 3311 §5.2).
         if (inviting or self._offering) and (request.method == "INVITE" or description):
             transaction.respond(491, now)
             return
@@ -276,10 +277,7 @@ class Session:
             self.answer_invite(transaction, self._offer_again(), now, offering=True)
             return
         try:
-            codecs = settled(self.local, self.agreed).codecs
-            offer = SessionDescription.parse(description, audio_names(codecs))
-            answer = answer_again(self.local, offer, codecs)
-            agreed = check_answer(answer, offer)
+            _, answer, agreed = answer_later_offer(self.local, self.agreed, description)
         except SdpError:
             transaction.respond(488, now)
             return
@@ -293,7 +291,7 @@ class Session:
         self._agree(agreed)
 
     def _offer_again(self) -> SessionDescription:
-        """What we offer in a call that goes on: both ways again, whoever held it (§14.2)."""
+        """Our offer in a running call: sendrecv again, whichever side held it (§14.2)."""
         offer = settled(self.local, self.agreed)
         if offer.direction == "sendrecv":
             return offer
@@ -351,9 +349,9 @@ class Session:
     ) -> None:
         self._end("us", self._q850, bye_unanswered=not self._bye_answered)
 
-    def _tell_confirmed(self) -> None:
-        if not self.told_confirmed:
-            self.told_confirmed = True
+    def _report_confirmed(self) -> None:
+        if not self.is_confirmed:
+            self.is_confirmed = True
             self._core.events.append(Confirmed(self.call_id))
 
     def _end(
@@ -391,9 +389,7 @@ def send_bye(
 
 
 def end_unwanted(core: Core, dialog: Dialog, invite_cseq: int) -> None:
-    """Acknowledge and end a dialog of which no state is kept: should its 2xx come again, so does
-    this.
-    """
+    """Acknowledge and end a dialog without keeping state; repeated with each repeated 2xx."""
     core.send(*dialog.ack(invite_cseq, core.new_via(dialog.next_hop.transport), ()))
     via = core.new_via(dialog.next_hop.transport)
     request, destination = dialog.next_request("BYE", via, (), usual=core.user_agent_line)

@@ -11,9 +11,9 @@ from bitel.sip.message import Message
 from bitel.sip.requests import SUPPORTED
 
 MIN_SE = 90
-"""Seconds below which nobody may ask for a session (§5)."""
+"""Shortest session interval that may be requested, in seconds (§5)."""
 SHORTEST = 10
-"""Seconds that a far end which breaks that rule is held to, since each refresh is work for us."""
+"""Shortest interval, in seconds, that is accepted from a far end which breaks that rule."""
 LONGEST = 86_400
 """Seconds: a far end that demands more is one that we can't meet."""
 MAX_RAISES = 2
@@ -82,7 +82,7 @@ def refresh_after(seconds: float) -> float:
 
 
 def give_up_after(seconds: float) -> float:
-    """When a session that nobody refreshed is ended: min(32, a third) before its end (§10)."""
+    """Seconds until a session without a refresh is ended: min(32, a third) before its end (§10)."""
     return seconds - min(32.0, seconds / 3)
 
 

@@ -1,7 +1,7 @@
 """The four transactions of RFC 3261 §17, with RFC 6026's Accepted state, as data.
 
 A transaction is one request and everything that answers it. UDP loses datagrams, so each side
-repeats what it said until it knows that the other has heard it; the tables say when to repeat,
+repeats its message until it knows that the other has received it; the tables say when to repeat,
 when to stop, and how long to stay about afterwards for a repetition that is still under way.
 
 Each table maps (state, what happened) to (new state, what to do). A pair that is missing means
@@ -14,8 +14,8 @@ Over TCP and TLS nothing is repeated and nothing repeated can be under way: A, E
 I, J and K last no time at all, so that the states that only wait for them are passed over. Those
 tables are made from the others.
 
-What the tables leave to their user, as the RFC does: a 2xx to INVITE is repeated by whoever
-accepted the call and acknowledged by whoever placed it, not by these transactions.
+What the tables leave to their user, as the RFC does: a 2xx to INVITE is repeated by what
+accepted the call, and acknowledged by what placed it, not by these transactions.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Action(StrEnum):
     RESEND = "send the last message again, counted as a retransmission"
     ACK = "acknowledge a failure within the transaction"
     TELL = "pass the response to the user"
-    TELL_TIMEOUT = "tell the user that nobody answered"
+    TELL_TIMEOUT = "report a timeout to the user"
     TELL_TRANSPORT = "tell the user that the transport failed"
     STOP_REPEATING = "stop A, E or G"
     STOP_TIMERS = "stop both timers"
@@ -98,7 +98,7 @@ INVITE_CLIENT: Table = {
     (S.ACCEPTED, X.SUCCESS): (S.ACCEPTED, (A.TELL,)),
     (S.ACCEPTED, X.TIMER_M): (S.TERMINATED, ()),
 }
-"""§17.1.1 and RFC 6026 §7.2. An ICMP error counts only while nobody has answered: once there
+"""§17.1.1 and RFC 6026 §7.2. An ICMP error counts only before any response: once there
 was a 1xx the INVITE is no longer being sent, so the error is about something else."""
 
 NON_INVITE_CLIENT: Table = {

@@ -114,7 +114,7 @@ class SipTransport:
         """Bind `bind` (an IP address; port 0 takes a free one) and start.
 
         `make_agent` is given the address that was bound. `clock` gives the seconds that the agent
-        sees, the loop's by default; it must run as fast as the loop's. `link` stands in the way of
+        sees, the loop's by default; it must run as fast as the loop's. `link` applies to
         datagrams only. `confirm_lease` is the attribute of that name. Raises OSError where a port
         can't be had, and TlsFileError where a file of `tls` can't be used.
         """
@@ -241,7 +241,7 @@ class SipTransport:
         try:
             self.agent.handle_timer(self.now())
         except Exception:
-            # The timer at fault is gone; those that are still due fire in the next turn.
+            # That timer has been removed; others that are due fire in the next turn.
             logger.exception("a timer was not handled")
         self._run_turn()
 
@@ -335,7 +335,7 @@ class SipTransport:
             try:
                 self.agent.receive_datagram(data, source, now)
             except Exception:
-                # A fault of the agent with one message; those of other calls are still handled.
+                # An error with one message must not stop the messages of other calls.
                 logger.exception("a message from %s was not handled", source.host)
         self.flush()
 
@@ -350,7 +350,7 @@ class SipTransport:
         self.datagrams_came([(data, source)])
 
     def stream_unframed(self, messages: tuple[bytes, ...], source: Address) -> None:
-        """Have the agent take what must not be lost of them, and refuse the rest."""
+        """Have the agent handle those that must not be lost, and refuse the others."""
         now, at = self.now(), time.time()
         for data in messages:
             if self._tap is not None:

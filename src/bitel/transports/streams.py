@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 _RESPONSE = b"SIP/2.0 "
 CLOSE_WITHIN = 1.0
-"""Seconds in which a connection that can't be framed any further writes its last messages."""
+"""Seconds that a connection has to write its queued messages after a framing error."""
 MAX_PAUSED = 4096
 """Destinations remembered as not to be tried for a moment."""
 
@@ -31,8 +31,8 @@ class StreamUser(Protocol):
     def stream_message(self, data: bytes, source: Address) -> None: ...
 
     def stream_unframed(self, messages: tuple[bytes, ...], source: Address) -> None:
-        """A message came whose end can't be found, and others perhaps behind it; its connection
-        will be closed once what is queued in answer was written."""
+        """The end of a message can't be found, and others may follow it. The connection is closed
+        after the queued responses were written."""
 
     def stream_failed(
         self,
@@ -52,8 +52,8 @@ class StreamUser(Protocol):
 class Streams:
     """Made within a running loop. `local` is the host that connections are to leave from.
 
-    `tls_port` is our Contact's port where nobody listens for TLS, else 0. Connections leave from
-    it, so that a far end which goes by the Contact finds the one that stands.
+    `tls_port` is our Contact's port where there is no TLS listener, else 0. Connections leave
+    from it, so that a far end which follows the Contact reuses the open one.
     """
 
     def __init__(
