@@ -464,6 +464,8 @@ class DialerSettings(Section):
             )
         if self.media_timeout and not self.receive:
             raise ValueError("media_timeout needs receive = true to notice who is silent")
+        if self.latch == "host" and not self.receive:
+            raise ValueError("latch = 'host' needs receive = true to find where audio comes from")
         prefixes = [rule.prefix for rule in self.number_rules]
         twice = {prefix for prefix in prefixes if prefixes.count(prefix) > 1}
         if twice:

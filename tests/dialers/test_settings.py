@@ -107,6 +107,7 @@ def test_by_default(tmp_path: Path) -> None:
         ("media_timeout = 3", "sip:c.test", "media_timeout 3 is too short"),
         ("media_timeout = 601", "sip:c.test", "media_timeout"),
         ("media_timeout = 30\nreceive = false", "sip:c.test", "media_timeout needs receive"),
+        ('latch = "host"\nreceive = false', "sip:c.test", "latch = 'host' needs receive = true"),
         ("", "sip:c.test;lr", "its parameter 'lr' would have no effect"),
         ("", "sip:c.test;transprot=tcp", "its parameter 'transprot' would have no effect"),
         ("", "sip:c.test;maddr=192.0.2.7", "its parameter 'maddr' would have no effect"),

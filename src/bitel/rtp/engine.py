@@ -24,7 +24,9 @@ class _Stream:
     port: int
     family: socket.AddressFamily
     paused: NewStream | None = None  # taken out of the batch
-    paused_at: float = 0.0
+    held_from: tuple[float, int] | None = None
+    """When the latest hold began, and the timestamp of the packet that was next then; the time
+    since counts until that packet is sent."""
     stopped: bool = False
     finished: bool = False
     octets: int = 0
@@ -106,7 +108,7 @@ class Engine:
             begin=now,
         )
         if command.held:
-            stream.paused, stream.paused_at = new, now
+            stream.paused, stream.held_from = new, (now, new.timestamp)
         else:
             batch.add(new)
         return None
@@ -133,7 +135,10 @@ class Engine:
         if stream is None:
             return
         if command.held and stream.paused is None:
-            stream.paused, stream.paused_at = stream.batch.take(number), now
+            had_sent = stream.batch.has_sent(number)
+            stream.paused = stream.batch.take(number)
+            if had_sent or stream.held_from is None:
+                stream.held_from = now, stream.paused.timestamp
         if command.far is not None:
             self._redirect(number, stream, command.far)
         if stream.paused is None:
@@ -141,16 +146,14 @@ class Engine:
         else:
             stream.paused = stream.paused._replace(payload_type=command.payload_type)
         if command.ptime * SAMPLES_PER_MS != stream.batch.samples:
-            self._repacketize(number, stream, command.ptime)
+            self._repacketize(number, stream, command.ptime, now)
         if not command.held:
             self._resume(stream, now)
 
     def _resume(self, stream: _Stream, now: float) -> None:
         if stream.paused is None:
             return
-        samples = stream.batch.samples
-        missed = samples * round((now - stream.paused_at) * SAMPLE_RATE / samples)
-        timestamp = (stream.paused.timestamp + missed) % 2**32
+        timestamp = _timestamp_after_hold(stream, stream.batch.samples, now)
         # A stream that is added begins with the marker bit, as a talkspurt does (RFC 3551 4.1).
         stream.batch.add(stream.paused._replace(timestamp=timestamp, begin=now, marker=True))
         stream.paused = None
@@ -168,7 +171,7 @@ class Engine:
         else:
             stream.paused = stream.paused._replace(far=name)
 
-    def _repacketize(self, number: int, stream: _Stream, ptime: int) -> None:
+    def _repacketize(self, number: int, stream: _Stream, ptime: int, now: float) -> None:
         """Send the rest of the recording in packets of `ptime` ms."""
         old = stream.batch
         had_sent = stream.paused is None and old.has_sent(number)
@@ -187,10 +190,14 @@ class Engine:
             return
         new = old.take(number)._replace(payload=payload, packets=packets)
         if had_sent:
+            stream.held_from = None
             # The next packet stays due at the end of the audio of the last one.
             ticks = old.samples // (TICK_MS * SAMPLES_PER_MS)
             stream.next_index = old.index + ticks
             new = new._replace(begin=old.due + (ticks - 0.5) * TICK_SECONDS, marker=False)
+        elif stream.held_from is not None:
+            timestamp = _timestamp_after_hold(stream, samples, now)
+            new = new._replace(timestamp=timestamp, begin=now)
         if new.marker:
             stream.batch = cadence.choose(stream.port)
         else:
@@ -206,13 +213,12 @@ class Engine:
         row = batch.look(number) if paused is None else paused
         if not row.sent:
             return None
-        if paused is not None:
-            since = stream.paused_at
+        since, timestamp = row.begin, row.timestamp
+        if paused is not None and stream.held_from is not None:
+            since, timestamp = stream.held_from
         elif batch.has_sent(number):
             since = batch.due + batch.samples / SAMPLE_RATE
-        else:
-            since = row.begin
-        timestamp = row.timestamp + round((now - since) * SAMPLE_RATE)
+        timestamp += round((now - since) * SAMPLE_RATE)
         octets = stream.octets + row.sent * batch.samples
         return Progress(timestamp % 2**32, row.sent, octets, paused is None)
 
@@ -278,3 +284,12 @@ class Engine:
         if ptime not in self._cadences:
             self._cadences[ptime] = Cadence(ptime, family, self._transmit)
         return self._cadences[ptime]
+
+
+def _timestamp_after_hold(stream: _Stream, samples: int, now: float) -> int:
+    """The timestamp of a stream that continues now: that of the hold's begin, and the time since in
+    whole packets of `samples`."""
+    assert stream.held_from is not None, "the stream was not held"
+    began, timestamp = stream.held_from
+    missed: int = samples * round((now - began) * SAMPLE_RATE / samples)
+    return (timestamp + missed) % 2**32
