@@ -163,20 +163,21 @@ async def carrier(
     host: str = HOST,
     transport: Transport = Transport.UDP,
     tls: ssl.SSLContext | None = None,
+    port: int = 0,
 ) -> AsyncIterator[Carrier]:
-    """A carrier on a free port of `host`."""
+    """A carrier on `port` of `host`, a free one by default."""
     made = Carrier(host, transport)
     loop = asyncio.get_running_loop()
     if transport is Transport.UDP:
         endpoint, _ = await loop.create_datagram_endpoint(
-            lambda: _Datagrams(made), local_addr=(host, 0)
+            lambda: _Datagrams(made), local_addr=(host, port)
         )
         try:
             yield made
         finally:
             endpoint.close()
         return
-    server = await loop.create_server(lambda: _Stream(made), host, 0, ssl=tls)
+    server = await loop.create_server(lambda: _Stream(made), host, port, ssl=tls)
     made.port = server.sockets[0].getsockname()[1]
     try:
         yield made

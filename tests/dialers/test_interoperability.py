@@ -14,6 +14,7 @@ import pytest
 
 from bitel.calls.call import CallStatus
 from bitel.calls.outcome import Outcome
+from bitel.demo.stage import free_port
 from bitel.dialers.targets import Targets
 from bitel.dialers.trunk import Trunk
 from bitel.sip import Credentials, Transport
@@ -333,7 +334,7 @@ async def mute_tcp(beside: Carrier) -> AsyncIterator[MuteTcp]:
 
 async def test_calls_over_a_mute_tcp_wait_and_then_go_by_udp(tmp_path: Path) -> None:
     async with (
-        carrier() as far,
+        carrier(port=free_port()) as far,
         mute_tcp(far) as mute,
         dialer(tmp_path, far.uri, extra_headers=LONG, ring_timeout=20.0) as calls,
     ):
@@ -355,7 +356,7 @@ async def test_a_call_lost_in_a_mute_tcp_is_made_by_udp_and_spends_no_retry(
 ) -> None:
     """It has no retries, and is called again after the first backoff."""
     async with (
-        carrier() as far,
+        carrier(port=free_port()) as far,
         mute_tcp(far) as mute,
         switchboard(tmp_path, sqlite_database, far.uri, extra_headers=LONG) as board,
     ):
@@ -369,7 +370,7 @@ async def test_a_trunk_that_is_left_for_the_next_is_called_by_udp_afterwards(
     tmp_path: Path,
 ) -> None:
     async with (
-        carrier() as far,
+        carrier(port=free_port()) as far,
         carrier() as other,
         mute_tcp(far) as mute,
         dialer(
@@ -387,7 +388,7 @@ async def test_a_registration_lost_in_a_mute_tcp_goes_by_udp(
 ) -> None:
     monkeypatch.setattr("bitel.dialers.registrar.FIRST_PAUSE", 0.05)
     async with (
-        carrier() as far,
+        carrier(port=free_port()) as far,
         mute_tcp(far) as mute,
         dialer(
             tmp_path, far.uri, register=True, credentials=Credentials("acme" * 100, "s3cret")
@@ -400,7 +401,7 @@ async def test_a_registration_lost_in_a_mute_tcp_goes_by_udp(
 
 async def test_where_udp_is_mute_too_the_address_is_down(tmp_path: Path) -> None:
     async with (
-        carrier() as far,
+        carrier(port=free_port()) as far,
         mute_tcp(far),
         dialer(tmp_path, far.uri, extra_headers=LONG, ring_timeout=20.0) as calls,
     ):
@@ -413,7 +414,7 @@ async def test_where_udp_is_mute_too_the_address_is_down(tmp_path: Path) -> None
 
 async def test_without_the_fallback_long_requests_go_by_udp(tmp_path: Path) -> None:
     async with (
-        carrier() as far,
+        carrier(port=free_port()) as far,
         mute_tcp(far) as mute,
         dialer(tmp_path, far.uri, extra_headers=LONG, tcp_fallback=False) as calls,
     ):
