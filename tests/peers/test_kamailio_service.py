@@ -37,7 +37,7 @@ async def test_registered_over_tls(tmp_path: Path) -> None:
         }
         trunk = f"sips:127.0.0.1:{proxy.tls_port}"
         with Stage(tmp_path / "stage", dialer=dialer, trunk=trunk) as stage:
-            calls = await asyncio.to_thread(call_all, stage, numbers(CALLS), 0.5)
+            calls = await asyncio.to_thread(call_all, stage, numbers(CALLS), 0.2)
             log = (stage.folder / "serve.log").read_text()
         report = await callee.report()
         assert (report.exit_code, report.successful) == (0, CALLS), report

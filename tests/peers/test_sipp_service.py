@@ -33,7 +33,7 @@ async def test_a_carrier(
         settings = {"calls_per_second": 100, **dialer}
         trunk = f"sip:127.0.0.1:{carrier.port}"
         with Stage(tmp_path / "stage", dialer=settings, trunk=trunk) as stage:
-            calls = await asyncio.to_thread(call_all, stage, numbers(CALLS))
+            calls = await asyncio.to_thread(call_all, stage, numbers(CALLS), 0.2)
         assert {call["status"] for call in calls} == {status}, reports(calls)
         assert all((call["billSec"] > 0) == (status == "NORMAL") for call in calls)
         if status == "ERROR":
