@@ -152,7 +152,7 @@ class SenderLink:
             if self._loop.time() > deadline:
                 self._process.kill()
                 deadline += STOP_TIMEOUT
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.005)  # the end of a `Popen` wakes no event loop
 
     def _disconnect(self) -> None:
         if self._watch is not None:
