@@ -496,6 +496,9 @@ class Settings(BaseSettings):
     region: Annotated[str, AfterValidator(_region)] = "IR"
     """The country whose local numbers are understood, and whose numbers alone may be called unless
     a project is allowed others."""
+    extra_prefixes: tuple[NumberPrefix, ...] = Field(default=(), max_length=1000)
+    """Beginnings of numbers that are in use and not yet in the numbering plans known here, as in
+    `["+989981"]`; numbers of a possible length that begin so are taken as valid."""
     currency: str = Field(default="IRR", pattern=r"^[A-Z]{3}$")
     """The currency of balances and prices (ISO 4217)."""
     batch_limit: int = Field(default=10_000, ge=1, le=1_000_000)

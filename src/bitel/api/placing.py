@@ -23,10 +23,10 @@ from bitel.api.bodies import CallTerms
 from bitel.api.limits import Limits
 from bitel.api.once import Once
 from bitel.api.parts import ApiParts
-from bitel.api.permits import permits_of
 from bitel.api.rounds import Rounds
 from bitel.calls.call import Lane, NewCall, NewCalls
 from bitel.calls.ids import is_id, new_id, new_ids
+from bitel.calls.number_policy import policy_of
 from bitel.calls.numbers import to_e164
 from bitel.calls.tariff import Rate, Tariff
 from bitel.errors import (
@@ -159,9 +159,11 @@ class Placing:
         not be called, with its place where it is one of a batch's; then InvalidServerError or
         UnavailableError where no dialer can take them.
         """
-        region = self._parts.settings.region
-        e164 = await self._beside(len(numbers), lambda: _check(project, numbers, region, in_batch))
-        return Reach(numbers, e164, choose_dialer(self._parts.settings, project, server_id))
+        settings = self._parts.settings
+        e164 = await self._beside(
+            len(numbers), lambda: _check(project, numbers, settings, in_batch)
+        )
+        return Reach(numbers, e164, choose_dialer(settings, project, server_id))
 
     async def sound(self, project: Project, recording_id: str) -> Sound:
         """A recording of the project. Raises InvalidRequestError, naming `voiceId`."""
@@ -272,21 +274,22 @@ def dialers_of(settings: Settings, project: Project) -> list[str]:
     return [each for each in ids if project.dialers is None or each in project.dialers]
 
 
-def _check(project: Project, numbers: Sequence[str], region: str, in_batch: bool) -> list[str]:
-    """The numbers in E.164."""
-    permits = permits_of(project, region)
+def _check(
+    project: Project, numbers: Sequence[str], settings: Settings, in_batch: bool
+) -> list[str]:
+    """The numbers in E.164; InvalidPhoneNumberError or ForbiddenError for the first bad one."""
+    region, extra = settings.region, settings.extra_prefixes
+    policy = policy_of(project.allowed_prefixes, project.forbidden_prefixes, region)
     checked = []
     for place, number in enumerate(numbers):
         try:
-            e164 = to_e164(number, region)
+            e164 = to_e164(number, region, extra)
         except InvalidPhoneNumberError as fault:
             named = str(fault).replace("phoneNumber", _field(place, in_batch), 1)
             raise InvalidPhoneNumberError(named) from None
-        if not permits.allow(e164):
-            raise ForbiddenError(
-                f"{_field(place, in_batch)} {number!r} is not among the numbers that this project "
-                "may call"
-            )
+        refused = policy.why_refused(e164)
+        if refused is not None:
+            raise ForbiddenError(f"{_field(place, in_batch)} {number!r} {refused}")
         checked.append(e164)
     return checked
 

@@ -3,46 +3,107 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Final
 
 import phonenumbers
+from phonenumbers import (
+    PhoneMetadata,
+    PhoneNumber,
+    PhoneNumberDesc,
+    PhoneNumberFormat,
+    PhoneNumberType,
+    ValidationResult,
+    shortnumberinfo,
+)
 
 from bitel.errors import InvalidPhoneNumberError
 
-LONGEST_WRITTEN = 32
+LONGEST_WRITTEN: Final = 32
 """Characters that a written number may have, spaces and dashes included."""
 
-LONGEST_E164 = 15
+LONGEST_E164: Final = 15
 """Digits that a number has at most, its country code included (ITU-T E.164 §6.1)."""
 
-# str.translate: Persian (U+06F0…) and Arabic-Indic (U+0660…) digits to ASCII.
-_DIGITS = {0x06F0 + d: str(d) for d in range(10)} | {0x0660 + d: str(d) for d in range(10)}
-_SEPARATORS = dict.fromkeys(map(ord, " -‐‑‒–\u00a0\u200c\u200e\u200f.()/"))
+COSTLY_TYPES: Final = frozenset({PhoneNumberType.PREMIUM_RATE, PhoneNumberType.SHARED_COST})
+"""Types of number for which the caller pays more than for a call."""
+
+_SHORTEST_FIXED_LINE: Final = {"IR": 7}
+"""Digits after the country code, by region, below which a number of a fixed line is refused. Iran's
+plan has numbers of four digits behind each area code, those of a few switchboards; what is
+written so is nearly always a number of which digits are missing. `extra_prefixes` allows one."""
+
+_SHORTEST_EXTRA: Final = 7
+"""Digits after the country code that a number of a range in `extra_prefixes` has at least, unless
+the prefix is the whole number."""
+
+_SEPARATORS: Final = frozenset("\t().（）．/／\u2212")
+_SEPARATING_CATEGORIES: Final = frozenset({"Zs", "Pd", "Cf"})
+"""Spaces, dashes, and format characters, which are invisible: those that set the direction of
+writing, zero-width ones, byte order marks."""
+_NO_REGION: Final = "001"
+"""What `phonenumbers` names the region of country codes without a country, such as +882."""
+_PLUS_SIGNS: Final = frozenset("+＋﹢")
 
 
-def to_e164(written: str, region: str) -> str:
+def to_e164(written: str, region: str, extra_prefixes: Sequence[str] = ()) -> str:
     """The E.164 form, with its plus sign, of a number as a person in `region` writes it.
 
-    `region` is an ISO 3166 code such as `IR`. A number may be local (`09121234567`) or
-    international (`+98…`, `0098…`); spaces, dashes and Persian or Arabic digits are understood.
-    Raises InvalidPhoneNumberError for what can't be a number.
+    A number may be local (`09121234567`) or international (`+98…`, `0098…`); digits of any script,
+    spaces, dashes and invisible characters are understood. It must be valid by its country's
+    numbering plan, and its national form must be read as the same number again.
+
+    Args:
+        written: at most `LONGEST_WRITTEN` characters.
+        region: an ISO 3166 code such as `IR`.
+        extra_prefixes: beginnings of E.164 numbers, with their plus sign, that are taken beside
+            those of the plans known here; the number's length must still be possible.
+
+    Raises InvalidPhoneNumberError for what is no subscriber's number, such as an emergency number,
+    a short code, or a number of which digits are missing.
     """
     common, code = _common_form(region)
     known = common(written)
     if known is not None:
         return code + known[1]
     if len(written) <= LONGEST_WRITTEN:
-        plain = written.translate(_DIGITS).translate(_SEPARATORS)
+        plain = _without_separators(written)
         if plain.removeprefix("+").isascii() and plain.removeprefix("+").isdigit():
             known = common(plain)
-            number = code + known[1] if known else _parse(plain, region)
+            extra = tuple(extra_prefixes)
+            number = code + known[1] if known else _parse(plain, region, extra)
             if number is not None:
                 return number
     raise InvalidPhoneNumberError(
-        f"phoneNumber {written[:LONGEST_WRITTEN]!r} is not a possible phone number; "
-        f"write it as in {region} or with its country code (+98…)"
+        f"phoneNumber {written[:LONGEST_WRITTEN]!r} is not the number of a subscriber; "
+        f"write all its digits, as in {region} or with its country code (+98…)"
     )
+
+
+def is_ordinary(e164: str, region: str) -> bool:
+    """Whether a number is surely one of `region`, valid, and of a type that is not costly.
+
+    False where that would take a look into the numbering plans; see `number_type`.
+    """
+    common, _ = _common_form(region)
+    return common(e164) is not None
+
+
+def number_type(e164: str) -> int:
+    """The type of a number, as in `phonenumbers.PhoneNumberType`."""
+    return phonenumbers.number_type(phonenumbers.parse(e164))
+
+
+def region_of(e164: str) -> str | None:
+    """The ISO 3166 code of the region that a number belongs to; None where it is unknown."""
+    return phonenumbers.region_code_for_number(phonenumbers.parse(e164))
+
+
+def country_code_of(e164: str) -> str:
+    """The country code of a number, with its plus sign."""
+    return f"+{phonenumbers.parse(e164).country_code}"
 
 
 @cache
@@ -51,59 +112,147 @@ def country_code(region: str) -> str:
     return f"+{phonenumbers.country_code_for_region(region)}"
 
 
+def _without_separators(written: str) -> str:
+    kept: list[str] = []
+    for character in written:
+        if character.isdecimal():
+            kept.append(str(unicodedata.decimal(character)))
+        elif character in _PLUS_SIGNS:
+            kept.append("+")
+        elif not (
+            character in _SEPARATORS or unicodedata.category(character) in _SEPARATING_CATEGORIES
+        ):
+            kept.append(character)
+    return "".join(kept)
+
+
 @cache
 def _common_form(region: str) -> tuple[Callable[[str], re.Match[str] | None], str]:
     """Matches what can be read without `phonenumbers`, which takes a hundred times as long.
 
-    That is a number of the region's own plan, whole, after its country code or after a trunk
-    prefix 0. Regions whose numbers are rewritten on the way, or that share a country code, have
-    no such form: nothing matches then, and everything goes the long way.
+    That is a number of the region's own plan, whole and not costly, after its country code or after
+    a trunk prefix 0. Regions whose numbers are rewritten on the way, or that share a country code,
+    have no such form: nothing matches then, and everything goes the long way.
     """
     code = country_code(region)
-    pattern, lengths = _plain_plan(region, LONGEST_E164 + 1 - len(code))
-    if not pattern:
+    plan = _plain_plan(region, LONGEST_E164 + 1 - len(code))
+    if plan is None:
         return re.compile(r"(?!)()").match, code
-    whole = "|".join(rf"\d{{{length}}}" for length in lengths)
-    number = rf"(?!0)(?=(?:{whole})\Z)(?:{pattern})\Z"
+    costly = [_pattern(plan.premium_rate), _pattern(plan.shared_cost)]
+    fixed_line = _pattern(plan.fixed_line, _SHORTEST_FIXED_LINE.get(region, 0))
+    ordinary = [
+        fixed_line,
+        *map(
+            _pattern,
+            (plan.mobile, plan.toll_free, plan.voip, plan.personal_number, plan.pager, plan.uan,
+             plan.voicemail),
+        ),
+    ]  # fmt: skip
+    number = (
+        rf"(?!0){_pattern(plan.general_desc, ahead='=')}"
+        + "".join(f"(?!{each})" for each in costly if each)
+        + f"(?:{'|'.join(each for each in ordinary if each)})"
+    )
     return re.compile(rf"(?:\{code}|00{code[1:]}|0)({number})", re.ASCII).match, code
 
 
-def _plain_plan(region: str, longest: int) -> tuple[str, tuple[int, ...]]:
-    """The pattern and the lengths of a region's numbers; empty where they are not taken as such."""
-    plan = phonenumbers.PhoneMetadata.metadata_for_region(region)
+def _pattern(kind: PhoneNumberDesc | None, shortest: int = 0, ahead: str = "") -> str:
+    """Matches the rest of a text that is a number of this kind; empty where there are none."""
+    if kind is None or not kind.national_number_pattern:
+        return ""
+    lengths = [length for length in kind.possible_length if length >= shortest]
+    # No lengths of its own: those of the whole plan, which are matched anyway.
+    whole = "|".join(rf"\d{{{length}}}" for length in lengths)
+    length = rf"(?=(?:{whole})\Z)" if whole else ""
+    matched = rf"{length}(?:{kind.national_number_pattern})\Z"
+    return f"(?{ahead}{matched})" if ahead else matched
+
+
+def _plain_plan(region: str, longest: int) -> PhoneMetadata | None:
+    """The plan of a region whose numbers are dialled as they are; None for any other."""
+    plan = PhoneMetadata.metadata_for_region(region)
     if plan is None or plan.general_desc is None or plan.country_code is None:
-        return "", ()
-    numbers = plan.general_desc
-    plain = (
+        return None
+    is_plain = (
         phonenumbers.region_code_for_country_code(plan.country_code) == region
         and plan.national_prefix == plan.national_prefix_for_parsing == "0"
         and plan.national_prefix_transform_rule is None
         and plan.international_prefix == "00"
-        and max(numbers.possible_length) <= longest
+        and max(plan.general_desc.possible_length) <= longest
     )
-    return (numbers.national_number_pattern or "", numbers.possible_length) if plain else ("", ())
+    return plan if is_plain else None
 
 
-def _parse(plain: str, region: str) -> str | None:
+def _parse(plain: str, region: str, extra_prefixes: tuple[str, ...]) -> str | None:
     # 00 is understood as the international prefix also where a region's own is another.
     international = "+" + plain[2:] if plain.startswith("00") else plain
     try:
         number = phonenumbers.parse(international, region)
     except phonenumbers.NumberParseException:
         return None
-    # A number that is only possible within its own area code can't be dialled from elsewhere.
-    reason = phonenumbers.is_possible_number_with_reason(number)
-    if reason != phonenumbers.ValidationResult.IS_POSSIBLE:
-        return None
-    e164 = phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)
+    e164 = phonenumbers.format_number(number, PhoneNumberFormat.E164)
     # The plan of some countries leaves room for more digits than E.164 has.
-    return e164 if len(e164) <= 1 + LONGEST_E164 else None
+    if len(e164) > 1 + LONGEST_E164:
+        return None
+    if e164.startswith(extra_prefixes):
+        is_number = _is_extra(number, shortest=0 if e164 in extra_prefixes else _SHORTEST_EXTRA)
+    else:
+        is_number = _is_valid(number)
+    return e164 if is_number and _is_read_again(number, e164) else None
+
+
+def _is_valid(number: PhoneNumber) -> bool:
+    if not phonenumbers.is_valid_number(number):
+        return False
+    shortest = _SHORTEST_FIXED_LINE.get(phonenumbers.region_code_for_number(number) or "", 0)
+    return (
+        len(phonenumbers.national_significant_number(number)) >= shortest
+        or phonenumbers.number_type(number) != PhoneNumberType.FIXED_LINE
+    )
+
+
+def _is_extra(number: PhoneNumber, shortest: int) -> bool:
+    """Whether a number beyond the known plans can be one: neither local only nor a short code."""
+    if phonenumbers.is_possible_number_with_reason(number) != ValidationResult.IS_POSSIBLE:
+        return False
+    digits = phonenumbers.national_significant_number(number)
+    if len(digits) < shortest:
+        return False
+    region = phonenumbers.region_code_for_country_code(number.country_code or 0)
+    plan = PhoneMetadata.metadata_for_region(region)
+    trunk_prefix = plan.national_prefix if plan else None
+    if trunk_prefix and digits.startswith(trunk_prefix):
+        return False
+    return not any(
+        shortnumberinfo.is_emergency_number(digits, each)
+        or shortnumberinfo.is_valid_short_number_for_region(
+            PhoneNumber(number.country_code, int(digits)), each
+        )
+        for each in phonenumbers.region_codes_for_country_code(number.country_code or 0)
+    )
+
+
+def _is_read_again(number: PhoneNumber, e164: str) -> bool:
+    """Whether the national form is read as the same number; else it would reach another."""
+    region = phonenumbers.region_code_for_number(
+        number
+    ) or phonenumbers.region_code_for_country_code(number.country_code or 0)
+    if region == _NO_REGION:
+        return True  # it has no national form
+    try:
+        again = phonenumbers.parse(_national(number), region)
+    except phonenumbers.NumberParseException:
+        return False
+    return phonenumbers.format_number(again, PhoneNumberFormat.E164) == e164
 
 
 def national(e164: str) -> str:
     """The national form of an E.164 number, digits only, as dialled there (`09121234567`)."""
-    number = phonenumbers.parse(e164)
-    text = phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.NATIONAL)
+    return _national(phonenumbers.parse(e164))
+
+
+def _national(number: PhoneNumber) -> str:
+    text = phonenumbers.format_number(number, PhoneNumberFormat.NATIONAL)
     return "".join(c for c in text if c.isdigit())
 
 

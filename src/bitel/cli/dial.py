@@ -54,7 +54,7 @@ def dial(
     loaded = settings.load(config)
     logs.configure(loaded.log_level, loaded.log_json)
     trunk_config = _config(loaded, dialer)
-    e164 = to_e164(number, loaded.region)
+    e164 = to_e164(number, loaded.region, loaded.extra_prefixes)
     if voice is not None and not voice.is_file():
         raise typer.BadParameter(f"{voice} is not a file", param_hint="--voice")
     attempted = uvloop.run(_dial(trunk_config, e164, voice, full=full))

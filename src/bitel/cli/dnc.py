@@ -62,7 +62,7 @@ def _change(project: str, number: str, config: Path | None, *, add: bool) -> Non
     from bitel.store import do_not_call
 
     with open_database(config) as (settings, database):
-        e164 = to_e164(number, settings.region)
+        e164 = to_e164(number, settings.region, settings.extra_prefixes)
 
         def work(conn: Connection) -> bool:
             change = do_not_call.add if add else do_not_call.remove

@@ -176,7 +176,7 @@ def _amount(text: str) -> Decimal | None:
 
 
 def _prefixes(text: str) -> tuple[str, ...]:
-    from bitel.calls.prefixes import parse_prefixes
+    from bitel.calls.number_policy import parse_prefixes
 
     prefixes = parse_prefixes(text)
     if not prefixes:

@@ -58,7 +58,9 @@ class Dialled(NamedTuple):
         if written == self.user or plain in {self.user, self.e164, f"00{digits}", digits}:
             return True
         try:
-            return bool(self.region) and to_e164(plain, self.region) == self.e164
+            # The number that is dialled is one, whatever the plans known here say.
+            known = to_e164(plain, self.region, (self.e164,)) if self.region else ""
+            return known == self.e164
         except InvalidPhoneNumberError:
             return False
 

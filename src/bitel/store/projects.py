@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Row, bindparam, func, insert, or_, select, up
 from sqlalchemy.exc import IntegrityError
 
 from bitel.calls.ids import is_id, new_id
-from bitel.calls.prefixes import check_prefixes
+from bitel.calls.number_policy import check_prefixes
 from bitel.calls.window import CallingWindow
 from bitel.errors import ConflictError, InvalidRequestError, NotFoundError
 from bitel.store.ledger import write_top_up
