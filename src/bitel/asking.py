@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import httpx
 
-from bitel.errors import BitelError, TooManyRequestsError, UnavailableError
+from bitel.errors import BY_CODE, BitelError, TooManyRequestsError, UnavailableError
 
 T = TypeVar("T")
 
@@ -258,8 +258,7 @@ def _error(code: str, message: str, headers: httpx.Headers) -> BitelError:
         seconds = headers.get("Retry-After", "")
         wait = int(seconds) if seconds.isascii() and seconds.isdigit() else 1
         return TooManyRequestsError(message, wait)
-    kinds = {kind.code: kind for kind in BitelError.__subclasses__()}
-    return kinds.get(code, BitelError)(message)
+    return BY_CODE.get(code, BitelError)(message)
 
 
 def _placing(path: str, terms: Terms, **what: Any) -> Ask[Call]:

@@ -7,7 +7,8 @@ never holds a secret. `code` is the bare string of the HTTP envelope and `http_s
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import ClassVar, Final
 
 
 class BitelError(Exception):
@@ -88,7 +89,7 @@ class PayloadTooLargeError(BitelError):
 
 
 class UnsupportedMediaError(BitelError):
-    """A file that holds no audio that can be read."""
+    """A file without audio that can be played, or a body with a Content-Encoding."""
 
     code = "UnsupportedMedia"
     http_status = 415
@@ -112,5 +113,31 @@ class UnavailableError(BitelError):
     http_status = 503
 
 
+class InternalError(BitelError):
+    """What a client raises where the service answers `InternalError`."""
+
+
 class SettingsError(BitelError):
     """A setting that is unknown, of the wrong type, or contradicts another."""
+
+
+BY_CODE: Final[Mapping[str, type[BitelError]]] = {
+    kind.code: kind
+    for kind in (
+        InvalidRequestError,
+        InvalidServerError,
+        InvalidPhoneNumberError,
+        UnauthorizedError,
+        InsufficientBalanceError,
+        ForbiddenError,
+        NotFoundError,
+        MethodNotAllowedError,
+        ConflictError,
+        PayloadTooLargeError,
+        UnsupportedMediaError,
+        TooManyRequestsError,
+        InternalError,
+        UnavailableError,
+    )
+}
+"""The error for each code of the HTTP API."""

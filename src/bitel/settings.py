@@ -265,6 +265,15 @@ class LimitSettings(Section):
     """Calls that one project may place a minute, at each process that answers HTTP."""
 
 
+class OtpSettings(Section):
+    """One-time passwords: calls that go before all others, and at any time of the day."""
+
+    max_intro: float = Field(default=30.0, gt=0, le=600)
+    """Seconds that the recording before the digits may last."""
+    per_number: int = Field(default=5, ge=1, le=1000)
+    """One-time passwords that a project may have read to one number in 10 minutes."""
+
+
 class MetricsSettings(Section):
     """Who may read `/metrics`, and where; it names dialers and trunks, never projects or people."""
 
@@ -513,6 +522,7 @@ class Settings(BaseSettings):
     voices: VoiceSettings = VoiceSettings()
     speech: SpeechSettings = SpeechSettings()
     limits: LimitSettings = LimitSettings()
+    otp: OtpSettings = OtpSettings()
     metrics: MetricsSettings = MetricsSettings()
     traces: TraceSettings = TraceSettings()
     webhook_allow_private: bool = False

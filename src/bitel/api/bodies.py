@@ -11,8 +11,9 @@ DEFAULT_RETRY_COUNT: Final = 1
 DEFAULT_RETRY_INTERVAL: Final = 60
 DEFAULT_TIME_TO_LIVE: Final = 14_400
 LONGEST_TIME_TO_LIVE: Final = 7 * 86_400
+OTP_TIME_TO_LIVE: Final = 300
 DEFAULT_REPEAT_COUNT: Final = 2
-LONGEST_CODE: Final = 5
+LONGEST_CODE: Final = 10
 """Digits that a code which is read out may have."""
 
 PhoneNumber = Annotated[
@@ -77,7 +78,7 @@ class CallTerms(Body):
         Annotated[int, Field(ge=1, le=LONGEST_TIME_TO_LIVE)] | None,
         Field(
             description="Seconds after which no attempt starts any more; "
-            f"{DEFAULT_TIME_TO_LIVE} if left out."
+            f"{DEFAULT_TIME_TO_LIVE} if left out, {OTP_TIME_TO_LIVE} for one-time passwords."
         ),
     ] = None
     server_id: Annotated[
@@ -139,6 +140,11 @@ class OtpBody(CallTerms):
         ),
     ] = None
     language: Language = None
+
+    @property
+    def seconds_to_live(self) -> int:
+        """`timeToLive`, or its default for one-time passwords."""
+        return OTP_TIME_TO_LIVE if self.time_to_live is None else self.time_to_live
 
     @property
     def repeats(self) -> int:

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from bitel.api import once
 from bitel.api.answers import Failure, Success
+from bitel.api.envelope import REPLAYED
 from bitel.errors import (
     BitelError,
     ConflictError,
@@ -24,6 +25,7 @@ from bitel.errors import (
     TooManyRequestsError,
     UnauthorizedError,
     UnavailableError,
+    UnsupportedMediaError,
 )
 
 DESCRIPTION = """\
@@ -38,7 +40,11 @@ _EVERYWHERE: tuple[type[BitelError], ...] = (
     UnavailableError,
     BitelError,
 )
-_WITH_BODY: tuple[type[BitelError], ...] = (InvalidRequestError, PayloadTooLargeError)
+_WITH_BODY: tuple[type[BitelError], ...] = (
+    InvalidRequestError,
+    PayloadTooLargeError,
+    UnsupportedMediaError,
+)
 _PLACING: tuple[type[BitelError], ...] = (
     InvalidPhoneNumberError,
     InvalidServerError,
@@ -79,6 +85,7 @@ def placing_calls(
     """A route that places calls as `body` asks for, and answers `envelope`."""
     made = _described(summary, tag, envelope, _PLACING, body)
     made["openapi_extra"] = {**json_body(body), "parameters": [once.PARAMETER]}
+    made["responses"][200]["headers"] = {REPLAYED: once.REPLAYED_HEADER}
     return made
 
 

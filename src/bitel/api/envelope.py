@@ -11,6 +11,8 @@ from starlette.responses import Response
 from bitel.errors import BitelError, TooManyRequestsError, UnauthorizedError
 
 JSON: Final = "application/json"
+REPLAYED: Final = "Idempotent-Replayed"
+"""Header of an answer that an earlier request with the same Idempotency-Key got too."""
 UNEXPECTED: Final = "the service failed in a way it did not expect; its log says how"
 
 
@@ -40,9 +42,9 @@ def written_list(items: Iterable[str], beside: Mapping[str, Any] | None = None) 
     return _bytes(f'{{"result":[{result}],{rest[1:]}')
 
 
-def sent(body: bytes) -> Response:
-    """The answer whose bytes are made already."""
-    return Response(body, media_type=JSON)
+def sent(body: bytes, *, replayed: bool = False) -> Response:
+    """The answer whose bytes are made already; `replayed`: for an earlier request with its key."""
+    return Response(body, media_type=JSON, headers={REPLAYED: "true"} if replayed else None)
 
 
 def failure(error: BitelError, headers: Mapping[str, str] | None = None) -> Response:

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bitel.api.envelope import failure
-from bitel.errors import BitelError
+from bitel.errors import BitelError, InvalidRequestError, UnsupportedMediaError
 
 LINGER_BYTES: Final = 64 * 1024 * 1024
 LINGER_SECONDS: Final = 5.0
@@ -41,6 +41,11 @@ class Guard:
             await self._app(scope, receive, send)
             return
         exchange = _Exchange(scope, receive, send)
+        objection = _objection(scope)
+        if objection is not None:
+            await _answer(objection, scope, exchange)
+            exchange.log()
+            return
         try:
             await self._app(scope, exchange.receive, exchange.send)
         except ClientDisconnect:
@@ -49,7 +54,7 @@ class Guard:
             if exchange.status:
                 raise  # Too late for an answer: the server logs it and cuts the connection.
             _log.exception("request failed", method=scope["method"], path=_path(scope))
-            await failure(BitelError())(scope, exchange.receive, exchange.send)
+            await _answer(BitelError(), scope, exchange)
         exchange.log()
 
 
@@ -103,6 +108,31 @@ class _Exchange:
             status=self.status,
             milliseconds=round((time.monotonic() - self._started) * 1000, 1),
         )
+
+
+async def _answer(error: BitelError, scope: Scope, exchange: _Exchange) -> None:
+    # RFC 9110 §12.5.3: what the body may be encoded with instead.
+    headers = {"Accept-Encoding": "identity"} if isinstance(error, UnsupportedMediaError) else {}
+    await failure(error, headers)(scope, exchange.receive, exchange.send)
+
+
+def _objection(scope: Scope) -> BitelError | None:
+    """What is wrong with a request whatever it asks for."""
+    hosts = [value for name, value in scope["headers"] if name == b"host"]
+    # RFC 9112 §3.2; HTTP/1.0 knows no Host.
+    if len(hosts) > 1 or (not hosts and scope.get("http_version") == "1.1"):
+        return InvalidRequestError(
+            f"the request must have one Host header, and has {len(hosts) or 'none'}"
+        )
+    for name, value in scope["headers"]:
+        codings = value.decode("latin-1").lower().split(",") if name == b"content-encoding" else ()
+        for coding in codings:
+            if coding.strip() not in ("", "identity"):
+                return UnsupportedMediaError(
+                    f"the body is encoded with {coding.strip()[:40]!r} (Content-Encoding); "
+                    "send it as it is"
+                )
+    return None
 
 
 def _path(scope: Scope) -> str:

@@ -27,6 +27,13 @@ PARAMETER: Final[dict[str, Any]] = {
 """How the OpenAPI document tells of the header."""
 
 
+REPLAYED_HEADER: Final[dict[str, Any]] = {
+    "description": "`true` where this is the answer to an earlier request with the same key.",
+    "schema": {"type": "string", "enum": ["true"]},
+}
+"""How it tells of the answer's header."""
+
+
 @dataclass(frozen=True, slots=True)
 class Once:
     """A key, and a hash of what it was sent with."""

@@ -6,7 +6,9 @@ and dialer; find out what is played; place.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -29,6 +31,9 @@ from bitel.api.speaking import speaking_of
 from bitel.calls.call import Lane
 from bitel.errors import InvalidRequestError
 from bitel.store.projects import Project
+
+_COMMA: Final = re.compile("[,،，]")
+"""Commas of Latin, Arabic and full-width text."""
 
 
 async def single(request: Request, project: Project, answering: Answering) -> Response:
@@ -101,17 +106,18 @@ async def _place(
     placing, once = placing_of(request), once_of(request, terms)
     again = await placing.answer_again(project, once)
     if again is not None:
-        return sent(again)
+        return sent(again, replayed=True)
     in_batch = lane is Lane.BATCH
     wanted = _many(numbers, parts_of(request).settings.batch_limit) if in_batch else numbers
     reach = await placing.reach(project, wanted, terms.server_id, in_batch=in_batch)
     played = await sound()
-    return sent(await placing.place(project, reach, played, terms, lane, answering, once))
+    stored = await placing.place(project, reach, played, terms, lane, answering, once)
+    return sent(stored.body, replayed=stored.replayed)
 
 
 def _many(written: PhoneNumbers, most: int) -> Sequence[str]:
     if isinstance(written, str):
-        written = [number.strip() for number in written.split(",")] if written.strip() else []
+        written = [number.strip() for number in _COMMA.split(written)] if written.strip() else []
     if not 1 <= len(written) <= most:
         raise InvalidRequestError(f"phoneNumbers must hold 1 to {most} numbers, not {len(written)}")
     return written

@@ -105,14 +105,19 @@ class _Order:
     """A campaign's calls as the store takes them; empty where there is none."""
     now: float
 
-    def answer(self, barred: Collection[str]) -> _Answer:
-        return _Answer(self.answering(_as_placed(self.calls, barred)) if barred else self.usual)
+    def answer(self, barred: Collection[str]) -> StoredAnswer:
+        return StoredAnswer(
+            self.answering(_as_placed(self.calls, barred)) if barred else self.usual
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class StoredAnswer:
+    """The body of an answer, durable with what it tells of."""
+
     body: bytes
-    repeated: bool = False
+    replayed: bool = False
+    """Whether it is that to an earlier request with the same key."""
 
 
 class Placing:
@@ -122,7 +127,7 @@ class Placing:
         self._parts = parts
         self._limits = limits
         self._tariff = parts.settings.price_list()
-        self._rounds: Rounds[_Order, _Answer] = Rounds(self._place_round)
+        self._rounds: Rounds[_Order, StoredAnswer] = Rounds(self._place_round)
         # One thread: it and the event loop take turns with the interpreter, more would crowd it.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="placing")
         # One batch at a time, or a single call would wait until all that came before it are stored.
@@ -190,7 +195,7 @@ class Placing:
         lane: Lane,
         answering: Answering,
         once: Once | None = None,
-    ) -> bytes:
+    ) -> StoredAnswer:
         """Store the calls, all or none of them; the answer, durable when this returns.
 
         Calls of the batch lane become a campaign. Raises InvalidRequestError where the recording
@@ -217,20 +222,20 @@ class Placing:
         placed = False
         try:
             answer = await self._store(await self._beside(count, order))
-            placed = not answer.repeated
+            placed = not answer.replayed
         finally:
             if not placed:
                 self._limits.uncount_calls(project, count)
         self._parts.on_placed(reach.dialer_id)
-        return answer.body
+        return answer
 
-    async def _store(self, order: _Order) -> _Answer:
+    async def _store(self, order: _Order) -> StoredAnswer:
         if order.once is None and order.campaign is None:
             return await self._rounds.ask(order)
         async with self._batch if len(order.calls.ids) >= MANY else nullcontext():
             return await self._parts.database.write(lambda conn: _place(conn, order))
 
-    async def _place_round(self, asked: Sequence[_Order]) -> Sequence[_Answer | BitelError]:
+    async def _place_round(self, asked: Sequence[_Order]) -> Sequence[StoredAnswer | BitelError]:
         return await self._parts.database.write(lambda conn: _place_many(conn, asked))
 
     async def _beside(self, count: int, work: Callable[[], T]) -> T:
@@ -369,7 +374,7 @@ def _only_read(conn: Connection, project_id: str, once: Once, now: float) -> byt
     return answer
 
 
-def _place_many(conn: Connection, asked: Sequence[_Order]) -> list[_Answer | BitelError]:
+def _place_many(conn: Connection, asked: Sequence[_Order]) -> list[StoredAnswer | BitelError]:
     """Place what nothing speaks against; for each order its answer, or what speaks against it."""
     each = call_rows.place_each(conn, [[order.calls.like] for order in asked])
     return [
@@ -378,13 +383,13 @@ def _place_many(conn: Connection, asked: Sequence[_Order]) -> list[_Answer | Bit
     ]
 
 
-def _place(conn: Connection, order: _Order) -> _Answer:
+def _place(conn: Connection, order: _Order) -> StoredAnswer:
     """Place an order that has a key or is a campaign. Whatever raises leaves no trace of it."""
     once, project_id = order.once, order.project.id
     if once is not None:
         first = idempotency.first_answer(conn, project_id, once.key, once.body_hash, order.now)
         if first is not None:
-            return _Answer(first, repeated=True)
+            return StoredAnswer(first, replayed=True)
     if order.campaign is not None:
         campaigns.add(conn, order.campaign)
     answer = order.answer(call_rows.place_many(conn, order.calls, order.prepared))

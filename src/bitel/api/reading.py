@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
+import json
 from typing import Any, Final, TypeVar
 
 from pydantic import ValidationError
@@ -14,6 +16,18 @@ from bitel.errors import InvalidRequestError, PayloadTooLargeError
 BODY_SECONDS: Final = 30.0
 """How long a JSON body may take to arrive."""
 
+LONGEST_KEY: Final = 100
+"""Characters of a key that an error message shows."""
+
+_BYTE_ORDER_MARKS: Final = {
+    # Longest first: that of UTF-32 begins with that of UTF-16.
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF8: "UTF-8",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+
 B = TypeVar("B", bound=Body)
 
 
@@ -24,10 +38,44 @@ async def read(request: Request, shape: type[B], longest: int) -> B:
     InvalidRequestError, naming the field at fault, where it is no JSON of that shape.
     """
     raw = await _read_bytes(request, longest)
+    _refuse_byte_order_mark(raw)
+    _refuse_ambiguous(raw)
     try:
         return shape.model_validate_json(raw)
     except ValidationError as fault:
         raise InvalidRequestError(sentence(fault)) from None
+
+
+def _refuse_byte_order_mark(raw: bytes) -> None:
+    for mark, encoding in _BYTE_ORDER_MARKS.items():
+        if raw.startswith(mark):
+            what = "" if encoding == "UTF-8" else f" of {encoding}"
+            raise InvalidRequestError(
+                f"the body begins with a byte order mark{what}; send JSON in UTF-8 without one "
+                "(RFC 8259 section 8.1)"
+            )
+
+
+def _refuse_ambiguous(raw: bytes) -> None:
+    """Raises InvalidRequestError for a key that an object has twice, and for NaN and Infinity.
+
+    Parsers differ in which of two values they take (RFC 8259 §4), and these numbers are no JSON.
+    """
+    try:
+        json.loads(raw, object_pairs_hook=_distinct, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        pass  # no JSON at all, which the next step says better
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> None:
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) < len(keys):
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise InvalidRequestError(f"the body holds {twice[:LONGEST_KEY]!r} twice; send it once")
+
+
+def _no_constant(name: str) -> None:
+    raise InvalidRequestError(f"the body holds {name}, which is no JSON; send a number or null")
 
 
 def declared_length(request: Request) -> int | None:

@@ -10,6 +10,7 @@ from bitel.api.bodies import LONGEST_CODE
 from bitel.api.parts import ApiParts
 from bitel.api.placing import Sound
 from bitel.calls.ids import new_id
+from bitel.errors import InvalidRequestError
 from bitel.store import recordings
 from bitel.store.recordings import Recording
 from bitel.voices import speech_text
@@ -53,8 +54,14 @@ class Speaking:
     ) -> Sound:
         """The digits of `text` in `language`, `repeats` times, after `intro` if there is one.
 
-        Raises InvalidRequestError, naming `text` or `language`, and UnavailableError.
+        Raises InvalidRequestError, naming `voiceId`, `text` or `language`, and UnavailableError.
         """
+        longest = self._parts.settings.otp.max_intro
+        if intro is not None and intro.seconds > longest:
+            raise InvalidRequestError(
+                f"voiceId names a recording of {intro.seconds:g} s; before a one-time password it "
+                f"may last {longest:g} s"
+            )
         digits = speech_text.digits(text, LONGEST_CODE)
         # Spoken when the call is answered; whether anybody can is better known now.
         await self._parts.speech.recording_key(digits, language)

@@ -11,9 +11,10 @@ from typing import Final
 
 from sqlalchemy import Connection, bindparam, delete, select, text, tuple_, update
 
-from bitel.errors import ConflictError
+from bitel.errors import ConflictError, UnavailableError
 from bitel.store.schema import idempotency_key
 
+_TRIES: Final = 10
 LIFETIME: Final = 24 * 3600.0
 """Seconds for which an answer is kept."""
 
@@ -27,9 +28,16 @@ def first_answer(
     with another body in the last 24 hours.
     """
     wanted = {"project_id": project_id, "key": key, "body_hash": body_hash, "now": now}
-    if conn.execute(_INSERT, wanted).rowcount == 1:
-        return None
-    row = conn.execute(_FIND, wanted).one()
+    row = None
+    for _ in range(_TRIES):
+        if conn.execute(_INSERT, wanted).rowcount == 1:
+            return None
+        row = conn.execute(_FIND, wanted).one_or_none()
+        if row is not None:
+            break
+        # Too old, and deleted by another transaction between the two statements.
+    if row is None:
+        raise UnavailableError("the Idempotency-Key is being used by others; send it again")
     if row.created_at <= now - LIFETIME:
         conn.execute(_REPLACE, {"the_project": project_id, "the_key": key, "hash": body_hash,
                                 "at": now})  # fmt: skip
