@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 from bitel.dialing.standby import LONGEST_LOOK, HeartbeatMonitor
 from bitel.errors import UnavailableError
-from bitel.store import housekeeping, idempotency, number_exclusion
+from bitel.store import call_frequency, housekeeping, idempotency, number_exclusion
 from bitel.store.database import Database
 from bitel.store.leases import Holder, LostLease
 
@@ -26,6 +26,9 @@ AFTER_FAULT = 1.0
 
 MOST = 1000
 """Rows that one round touches of each kind."""
+
+MOST_NUMBERS: Final = 5000
+"""The same for calls that counted towards a limit by number: a batch has many at once."""
 
 ABANDONED_AFTER: Final = 600.0
 """Seconds without a heartbeat of a worker after which its attempts are given up, where its dialer
@@ -89,6 +92,7 @@ class Housekeeper:
         now = self._clock()
         idempotency.forget_old(conn, now, MOST)
         number_exclusion.forget_may_ring(conn, now, MOST)
+        call_frequency.forget_old(conn, now, MOST_NUMBERS)
         expired = housekeeping.expire_orphans(conn, self._dialer_ids, now)
         return expired, housekeeping.left_open(conn, self._dialer_ids)
 

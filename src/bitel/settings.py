@@ -37,6 +37,11 @@ DEFAULT_FILE = Path("bitel.toml")
 CONFIG_VARIABLE = "BITEL_CONFIG"
 
 
+MOST_RATE = Decimal(10) ** 9
+"""The highest price of a minute, of a connection and of a call: so no call costs more than a
+balance can hold."""
+
+
 def split_address(text: str) -> tuple[str, int]:
     """`HOST:PORT` (IPv6 hosts in brackets) as host and port. Raises ValueError in one sentence."""
     host, colon, port = text.rpartition(":")
@@ -305,13 +310,13 @@ class RateSettings(Section):
 
     prefix: str = Field(pattern=r"^\+[0-9]{0,15}$")
     """What the E.164 form of a number starts with; the longest prefix that fits prices it."""
-    per_minute: Decimal = Field(ge=0)
+    per_minute: Decimal = Field(ge=0, le=MOST_RATE)
     """The price of a minute."""
     increment: int = Field(default=60, ge=1, le=3600)
     """Seconds of a step; each step that has begun is charged in full."""
-    connection_fee: Decimal = Field(default=Decimal(0), ge=0)
+    connection_fee: Decimal = Field(default=Decimal(0), ge=0, le=MOST_RATE)
     """Charged once for each answered call."""
-    minimum: Decimal = Field(default=Decimal(0), ge=0)
+    minimum: Decimal = Field(default=Decimal(0), ge=0, le=MOST_RATE)
     """The least that an answered call costs."""
 
 
@@ -538,6 +543,14 @@ class Settings(BaseSettings):
             twice = {value for value in values if values.count(value) > 1}
             if twice:
                 raise ValueError(f"dialers: two have the same {what} {min(twice)!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _tariff_is_unambiguous(self) -> Settings:
+        prefixes = [rate.prefix for rate in self.tariff]
+        twice = {prefix for prefix in prefixes if prefixes.count(prefix) > 1}
+        if twice:
+            raise ValueError(f"tariff: two lines have the same prefix {min(twice)!r}; keep one")
         return self
 
     @property

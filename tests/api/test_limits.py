@@ -22,7 +22,7 @@ SINGLE = "/api/v2/voice/single"
 BATCH = "/api/v2/voice/batch"
 PER_SECOND = [{"prefix": "+98", "per_minute": "60", "increment": 1}]
 # The test's recording lasts a second, and two are kept back for hanging up.
-HELD = Decimal(3)
+HELD = Decimal(66)
 
 
 def money(stage: Stage) -> tuple[Any, Any]:
@@ -38,25 +38,25 @@ def code(answer: Any) -> tuple[int, str | None]:
 async def test_a_call_keeps_back_what_it_may_cost(make_stage: Callable[..., Stage]) -> None:
     stage = make_stage(tariff=PER_SECOND)
     async with stage.client() as client:
-        stage.set_balance("2.9999")
+        stage.set_balance("65.9999")
         assert code(await client.post(SINGLE, json=stage.body())) == (402, "InsufficientBalance")
         assert stage.queued() == 0
-        stage.set_balance("6.5")
+        stage.set_balance("132.5")
         for number in ("09121234567", "09121234568"):
             placed = await client.post(SINGLE, json=stage.body(phoneNumber=number))
             assert code(placed) == (200, None)
-        # 6 of 6.5 are spoken for, though nothing is spent yet.
+        # 132 of 132.5 are spoken for, though nothing is spent yet.
         assert code(await client.post(SINGLE, json=stage.body())) == (402, "InsufficientBalance")
-        assert money(stage) == (2 * HELD, Decimal("6.5"))
+        assert money(stage) == (2 * HELD, Decimal("132.5"))
         stage.answer(*stage.take(), price="1")
-        assert money(stage) == (0, Decimal("4.5"))
+        assert money(stage) == (0, Decimal("130.5"))
         account = (await client.get("/api/v2/account")).json()["result"]
-        assert account["balance"] == 4.5
+        assert account["balance"] == 130.5
 
 
 async def test_a_batch_is_paid_as_a_whole_or_not_placed(make_stage: Callable[..., Stage]) -> None:
     stage = make_stage(tariff=PER_SECOND)
-    stage.set_balance("299.99")
+    stage.set_balance("6599.99")
     body = {
         "phoneNumbers": [f"0912{n:07d}" for n in range(100)],
         "voiceId": stage.recording_id,
@@ -65,17 +65,17 @@ async def test_a_batch_is_paid_as_a_whole_or_not_placed(make_stage: Callable[...
         assert code(await client.post(BATCH, json=body)) == (402, "InsufficientBalance")
         assert stage.queued() == 0
         assert stage.project().reserved == 0
-        stage.set_balance("300")
+        stage.set_balance("6600")
         placed = await client.post(BATCH, json=body)
         assert code(placed) == (200, None)
         campaign = await client.get(f"/api/v2/voice/campaign/{placed.json()['campaignId']}")
         assert campaign.json()["result"]["price"] == 0.0
-        assert stage.project().reserved == 300
+        assert stage.project().reserved == 6600
 
 
 async def test_calls_at_once_can_not_overspend(stage: Stage, make_priced: Any) -> None:
     stage = make_priced(stage)
-    stage.set_balance("10")
+    stage.set_balance("200")
     async with stage.client() as client:
         answers = await asyncio.gather(
             *(client.post(SINGLE, json=stage.body()) for _ in range(20)),
@@ -109,7 +109,7 @@ async def test_what_may_be_spent_on_a_day_runs_out_until_midnight(
     make_stage: Callable[..., Stage],
 ) -> None:
     stage = make_stage(tariff=PER_SECOND)
-    stage.change(daily_spend=Decimal(7))
+    stage.change(daily_spend=Decimal(133))
     stage.clock.now = 1_700_006_400.0 - 600  # ten minutes to midnight, UTC
     async with stage.client() as client:
         for expected in (200, 200, 429):
@@ -117,7 +117,7 @@ async def test_what_may_be_spent_on_a_day_runs_out_until_midnight(
             assert answer.status_code == expected
         assert answer.json()["error"] == "TooManyRequests"
         assert answer.headers["retry-after"] == "600"
-        stage.answer(*stage.take(), price="3")
+        stage.answer(*stage.take(), price="66")
         assert (await client.post(SINGLE, json=stage.body())).status_code == 429
         stage.clock.advance(601)
         assert (await client.post(SINGLE, json=stage.body())).status_code == 200
@@ -148,30 +148,30 @@ async def test_on_a_new_day_only_what_is_spent_on_it_counts(
     stage: Stage, make_priced: Callable[[Stage], Stage]
 ) -> None:
     stage = make_priced(stage)
-    stage.change(daily_spend=Decimal(7))
+    stage.change(daily_spend=Decimal(133))
     async with stage.client() as client:
         for number in ("09121234567", "09121234568"):
             placed = await client.post(SINGLE, json=stage.body(phoneNumber=number))
             assert code(placed) == (200, None)
-        stage.answer(*stage.take(), price="3")
+        stage.answer(*stage.take(), price="66")
         refused = await client.post(SINGLE, json=stage.body())
         assert code(refused) == (429, "TooManyRequests")
         stage.clock.advance(int(refused.headers["retry-after"]))
-        # 3 of the second day's 7 are spent, and then 3 more may be.
+        # 66 of the second day's 133 are spent, and then 66 more may be.
         assert code(await client.post(SINGLE, json=stage.body())) == (200, None)
-        stage.answer(*stage.take(), price="3")
+        stage.answer(*stage.take(), price="66")
         assert code(await client.post(SINGLE, json=stage.body())) == (200, None)
         assert code(await client.post(SINGLE, json=stage.body())) == (429, "TooManyRequests")
 
 
-# A rate of 1 a second, so the prices are seconds; 2 are added for hanging up.
+# A rate of 1 a second, so the prices are seconds; 65 are added for a hold and for hanging up.
 @pytest.mark.parametrize(
     ("kind", "terms", "reserve"),
     [
-        ("single", {}, 13),
-        ("otp", {"text": "4071", "repeatCount": 1, "voiceId": None}, 9),
-        ("otp", {"text": "4071", "repeatCount": 1}, 19),
-        ("otp", {"text": "40718", "repeatCount": 3}, 35),
+        ("single", {}, 76),
+        ("otp", {"text": "4071", "repeatCount": 1, "voiceId": None}, 72),
+        ("otp", {"text": "4071", "repeatCount": 1}, 82),
+        ("otp", {"text": "40718", "repeatCount": 3}, 98),
     ],
     ids=["a recording", "a code", "an intro and a code", "an intro and a code three times"],
 )
@@ -226,7 +226,7 @@ async def test_calls_that_are_refused_for_want_of_money_do_not_count(
                 assert code(refused) == (402, "InsufficientBalance")
                 refused = await client.post(path, json=body)
                 assert code(refused) == (402, "InsufficientBalance")
-        stage.set_balance("100")
+        stage.set_balance("1000")
         assert code(await client.post(BATCH, json=batch)) == (200, None)
         assert code(await client.post(SINGLE, json=stage.body())) == (429, "TooManyRequests")
 

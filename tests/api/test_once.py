@@ -172,9 +172,9 @@ async def test_a_key_guards_money_and_rates_too(make_stage: Callable[..., Stage]
         tariff=[{"prefix": "+98", "per_minute": "60", "increment": 1}],
         limits={"calls_per_minute": 2},
     )
-    stage.set_balance("3")
+    stage.set_balance("66")
     async with stage.client() as client:
         for _ in range(5):
             answer = await client.post(SINGLE, json=stage.body(), headers=key("k"))
             assert answer.status_code == 200
-    assert stage.project().reserved == 3
+    assert stage.project().reserved == 66

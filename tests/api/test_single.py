@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -208,7 +207,8 @@ async def test_a_project_may_have_a_dialer_of_its_own(sqlite_stage: Stage) -> No
 def test_a_price_of_nothing_has_no_sign() -> None:
     from decimal import Decimal
 
+    from bitel import exact_json
     from bitel.api.answers import balance_change
 
-    assert json.dumps(balance_change(Decimal("0.0000"))) == "0.0"
-    assert balance_change(Decimal("34.2")) == -34.2
+    assert exact_json.dumps(balance_change(Decimal("0.0000"))) == "0.0"
+    assert balance_change(Decimal("34.2")) == Decimal("-34.2")

@@ -39,17 +39,20 @@ def test_the_longest_prefix_prices_a_number() -> None:
     assert tariff.price("+4930123456", 1) == 1
 
 
-@given(st.lists(rates, max_size=12), st.sampled_from([IRAN, "+982112345678", "+12025550123"]))
-def test_the_rate_is_the_first_of_those_with_the_longest_prefix(
-    listed: list[Rate], e164: str
-) -> None:
+@given(
+    st.lists(rates, max_size=12, unique_by=lambda rate: rate.prefix),
+    st.sampled_from([IRAN, "+982112345678", "+12025550123"]),
+)
+def test_the_rate_is_the_one_with_the_longest_prefix(listed: list[Rate], e164: str) -> None:
     fitting = [rate for rate in listed if e164.startswith(rate.prefix)]
     expected = max(fitting, key=lambda rate: len(rate.prefix), default=None)
     assert Tariff(listed).rate_for(e164) is expected
 
 
-def test_a_number_without_a_rate_is_free() -> None:
-    assert Tariff([Rate("+1", Decimal(5))]).price(IRAN, 600) == 0
+def test_a_number_without_a_rate_has_no_price_once_there_are_rates() -> None:
+    assert not Tariff([Rate("+1", Decimal(5))]).prices(IRAN)
+    assert Tariff([Rate("+1", Decimal(5)), Rate("+", Decimal(0))]).prices(IRAN)
+    assert Tariff().prices(IRAN)
     assert Tariff().rate_for(IRAN) is None
 
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from decimal import Decimal
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ import uvloop
 from bitel.calls.outcome import Attempted, Outcome
 from bitel.calls.tariff import NOTHING, Rate, Tariff
 from bitel.dialers.sip_trunk import SipTrunkDialer
-from bitel.dialers.talk import Patience
 from bitel.dialing.dialer import Order
 from bitel.sip.message import Request
 from bitel.transports.udp_socket import MAX_BATCH
@@ -157,10 +155,10 @@ async def test_a_call_that_nothing_could_be_sent_to_is_not_billed(tmp_path: Path
     assert TARIFF.bill(ORDER.e164, attempted) == NOTHING
 
 
-async def test_who_held_the_call_until_we_lost_patience_has_answered(
+async def test_a_call_that_is_held_until_its_longest_duration_is_billed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bitel.dialers.sip_trunk.Patience", partial(Patience, hold=0.2))
+    monkeypatch.setattr("bitel.dialers.sip_trunk._longest", lambda *_: 1)
     async with far_media() as far:
         far.body = sdp(far.rtp.port, more="a=inactive\r\n")
         async with being_written(tmp_path, far) as (_, write, call):
@@ -169,7 +167,8 @@ async def test_who_held_the_call_until_we_lost_patience_has_answered(
     assert attempted.media is not None
     assert attempted.media.sent == 0
     assert (attempted.outcome, attempted.ended_by) == (Outcome.ANSWERED, "us")
-    assert attempted.detail.startswith("the far end held the call")
+    assert attempted.detail.startswith("the call had lasted 1 s")
+    assert TARIFF.bill(ORDER.e164, attempted).seconds == 1
 
 
 @pytest.mark.parametrize("by", ["far", "us"])

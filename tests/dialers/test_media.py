@@ -7,15 +7,18 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bitel.calls.outcome import Attempted, Outcome
+from bitel.calls.tariff import Bill, Rate, Tariff
 from tests.dialers.calling import Dialled, dialer
 from tests.dialers.far_media import Ear, FarMedia, far_media, reception, sdp
 
+TARIFF = Tariff((Rate("+", Decimal(60), increment=1),))
 PACKET = 160  # bytes of 20 ms
 
 
@@ -139,6 +142,9 @@ async def test_an_answer_that_nothing_can_be_played_to(
         assert attempted.outcome is Outcome.MEDIA_MISMATCH
         assert attempted.detail.startswith(detail)
         assert attempted.media is None
+        # The carrier charges every 2xx.
+        assert attempted.answered_at is not None
+        assert TARIFF.bill("+989121234567", attempted) == Bill(1, Decimal(1))
         assert far.methods == ["INVITE", "ACK", "BYE"], "the callee is not left on an open line"
 
 

@@ -12,7 +12,7 @@ import pytest
 from bitel.calls.outcome import Outcome
 from bitel.dialers.attempt import Attempt
 from bitel.dialers.leg import Leg
-from bitel.dialers.talk import LONGEST_HOLD, Patience, Talk
+from bitel.dialers.talk import Patience, Talk
 from bitel.dialing.dialer import Order
 from bitel.rtp.packet import PTIMES
 from bitel.rtp.streamer import Streamer, StreamReport
@@ -102,10 +102,12 @@ class Stage:
         loop: FakeLoop,
         direction: Direction = "sendrecv",
         patience: Patience = Patience(5.0, 60.0),  # noqa: B008
+        answered_for: float = 0.0,
     ) -> None:
         self.loop, self.streamer = loop, FakeStreamer()
         self.talk = Talk(cast(Streamer, self.streamer), patience)
-        self.talk.begin(3000, Agreed("PCMA", 8, (101,), FAR, 20, direction), [Path("clip")])
+        agreed = Agreed("PCMA", 8, (101,), FAR, 20, direction)
+        self.talk.begin(3000, agreed, [Path("clip")], answered_for)
 
     def change(self, ours: Direction) -> None:
         self.talk.follow(MediaChanged("call", Agreed("PCMA", 8, (101,), FAR, 20, ours)))
@@ -122,32 +124,30 @@ def loop(monkeypatch: pytest.MonkeyPatch) -> FakeLoop:
     return made
 
 
-def test_nobody_is_held_for_ever(loop: FakeLoop) -> None:
+def test_a_call_ends_at_its_longest_duration_whatever_it_does(loop: FakeLoop) -> None:
     stage = Stage(loop)
-    stage.change("inactive")
     loop.advance(30)
-    stage.change("recvonly")  # still held: the time goes on
-    loop.advance(29)
+    stage.change("inactive")
+    loop.advance(29.4)
     assert not stage.talk.over.done()
-    loop.advance(1)
+    loop.advance(0.1)
     assert stage.talk.over.done()
-    assert stage.talk.why == "the far end held the call for 60 s"
-    assert stage.streamer.did == ["play", "hold", "hold", "stop"]
+    assert stage.talk.why == "the call had lasted 60 s, the longest that it may"
+    assert stage.streamer.did == ["play", "hold", "stop"]
     assert stage.talk.media().sent == 7
-    assert Patience().hold == LONGEST_HOLD
 
 
-def test_nor_by_letting_go_for_a_moment_each_time(loop: FakeLoop) -> None:
-    stage = Stage(loop, "inactive")
+def test_holds_do_not_prolong_it(loop: FakeLoop) -> None:
+    stage = Stage(loop, "inactive", answered_for=20.0)
     for _ in range(3):
-        loop.advance(19)
+        loop.advance(6)
         stage.change("sendrecv")
-        loop.advance(50)
+        loop.advance(6)
         stage.change("inactive")
     assert not stage.talk.over.done()
-    loop.advance(3)
+    loop.advance(3.5)
     assert stage.talk.over.done()
-    assert stage.talk.why == "the far end held the call for 60 s"
+    assert stage.talk.why == "the call had lasted 60 s, the longest that it may"
 
 
 def test_a_hold_that_is_over_is_waited_for_no_longer(loop: FakeLoop) -> None:

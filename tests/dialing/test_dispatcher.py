@@ -12,6 +12,7 @@ import pytest
 
 from bitel.calls.call import CallStatus, Lane
 from bitel.calls.outcome import Attempted, Outcome
+from bitel.calls.tariff import Rate, Tariff
 from bitel.dialing.dialer import Heard, Order
 from bitel.dialing.dispatcher import (
     AT_ONCE,
@@ -455,6 +456,56 @@ async def test_channels_kept_for_passwords_are_used_by_nobody_else(play: Play) -
         assert {order.call_id for order in dialer.orders[3:]} < set(passwords)
         hold.set()
         await play.until_over([*campaign, *passwords])
+
+
+@pytest.mark.parametrize(
+    ("channels", "otp_channels", "most"), [(6, 0, 3), (6, 2, 4), (1, 0, 1), (3, 2, 3)]
+)
+async def test_passwords_take_half_of_the_other_channels_while_calls_wait(
+    play: Play, channels: int, otp_channels: int, most: int
+) -> None:
+    hold = asyncio.Event()
+    dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED], hold=hold)
+    dispatcher = play.dispatcher(dialer, channels=channels, otp_channels=otp_channels)
+    passwords = await play.place(20, Lane.OTP)
+    campaign = await play.place(20, Lane.BATCH)
+    async with at_work(dispatcher):
+        await play.dialled(dialer, channels)
+        await play.looked(dispatcher)
+        read = [order.call_id for order in dialer.orders[:channels] if order.digits]
+        assert len(read) == most
+        assert set(read) < set(passwords)
+        hold.set()
+        await play.until_over([*campaign, *passwords])
+
+
+async def test_passwords_take_every_channel_where_nothing_else_waits(play: Play) -> None:
+    hold = asyncio.Event()
+    dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED], hold=hold)
+    dispatcher = play.dispatcher(dialer, channels=6, otp_channels=2)
+    passwords = await play.place(20, Lane.OTP)
+    later = await play.place(1, Lane.BATCH)
+    async with at_work(dispatcher):
+        await play.dialled(dialer, 6)
+        await play.looked(dispatcher)
+        # One call is all that waits besides, so the rest is for passwords.
+        assert sum(bool(order.digits) for order in dialer.orders[:6]) == 5
+        hold.set()
+        await play.until_over([*later, *passwords])
+
+
+async def test_a_number_that_the_tariff_no_longer_prices_is_not_dialled(play: Play) -> None:
+    [priced] = await play.place(1)
+    dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED])
+    dispatcher = play.dispatcher(dialer)
+    dispatcher._tariff = Tariff((Rate("+1", Decimal(1)),))
+    async with at_work(dispatcher):
+        await play.until_over([priced])
+    call = await play.call(priced)
+    assert call.status is CallStatus.ERROR
+    assert call.price == 0
+    assert not dialer.orders
+    assert "tariff" in call.reason
 
 
 async def test_projects_take_turns(play: Play) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import event
 
 from bitel.errors import ConflictError
 from bitel.store import calls, idempotency
@@ -115,3 +117,31 @@ def test_old_keys_are_forgotten_a_few_at_a_time(world: World) -> None:
     assert [forget(), forget(), forget()] == [3, 2, 0]
     assert request(world, "young") == kept
     assert world.count(idempotency_key) == 1
+
+
+def test_a_key_that_is_forgotten_between_insert_and_look_up_is_new(
+    world: World, database_url: str
+) -> None:
+    first = request(world)
+    world.clock.advance(LIFETIME)
+    if database_url.startswith("sqlite"):
+        return  # one writer: nothing comes between two statements of a transaction
+    deleted = threading.Event()
+
+    def delete_once(*_: object) -> None:
+        if not deleted.is_set():
+            deleted.set()
+            with Database.open(database_url) as other:
+                assert other.write_now(lambda c: idempotency.forget_old(c, world.clock())) == 1
+
+    def work(conn: Connection) -> bytes:
+        # After the insert has met the old row, and before that is read.
+        event.listen(conn, "after_cursor_execute", delete_once)
+        try:
+            return carry_out(conn, world, "k", "0" * 64)
+        finally:
+            event.remove(conn, "after_cursor_execute", delete_once)
+
+    assert world.do(work) != first
+    assert deleted.is_set()
+    assert world.count(call) == 2

@@ -22,7 +22,7 @@ async def account(request: Request, project: Owner) -> Response:
         {
             "id": project.id,
             "name": project.name,
-            "balance": None if project.balance is None else float(project.balance),
+            "balance": project.balance,
             "currency": parts_of(request).settings.currency,
         }
     )

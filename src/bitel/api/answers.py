@@ -243,9 +243,9 @@ def campaign_answer(state: CampaignState) -> dict[str, Any]:
     }
 
 
-def balance_change(cost: Decimal) -> float:
-    """What a cost of zero or more does to a balance: its negative, and 0.0 rather than -0.0."""
-    return float(-cost) if cost else 0.0
+def balance_change(cost: Decimal) -> Decimal:
+    """What a cost of zero or more does to a balance: its negative, and 0 rather than -0."""
+    return -cost if cost else Decimal(0)
 
 
 def recording_answer(recording: Recording) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from starlette.responses import Response
 
+from bitel import exact_json
 from bitel.errors import BitelError, TooManyRequestsError, UnauthorizedError
 
 JSON: Final = "application/json"
@@ -72,7 +72,7 @@ def written(value: Any) -> str:
     return _encode(value)
 
 
-_encode: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+_encode: Final = exact_json.dumps
 
 
 def _bytes(text: str) -> bytes:

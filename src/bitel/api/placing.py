@@ -7,7 +7,6 @@ stores it all. Checks come in that order, so a client hears of a bad number firs
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,10 +23,11 @@ from bitel.api.limits import Limits
 from bitel.api.once import Once
 from bitel.api.parts import ApiParts
 from bitel.api.rounds import Rounds
+from bitel.calls.budget import longest_call
 from bitel.calls.call import Lane, NewCall, NewCalls
 from bitel.calls.ids import is_id, new_id, new_ids
 from bitel.calls.number_policy import policy_of
-from bitel.calls.numbers import to_e164
+from bitel.calls.numbers import country_code_of, to_e164
 from bitel.calls.tariff import Rate, Tariff
 from bitel.errors import (
     BitelError,
@@ -47,8 +47,6 @@ T = TypeVar("T")
 
 MANY: Final = 50
 """Numbers from which on a thread does the work, so that others are answered meanwhile."""
-HANG_UP_SECONDS: Final = 2
-"""Seconds by which a call may last longer than what it plays: kept back from the balance too."""
 _MOST_REMEMBERED: Final = 4096
 
 
@@ -127,6 +125,7 @@ class Placing:
         self._parts = parts
         self._limits = limits
         self._tariff = parts.settings.price_list()
+        self._otp_per_number = parts.settings.otp.per_number
         self._rounds: Rounds[_Order, StoredAnswer] = Rounds(self._place_round)
         # One thread: it and the event loop take turns with the interpreter, more would crowd it.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="placing")
@@ -166,7 +165,7 @@ class Placing:
         """
         settings = self._parts.settings
         e164 = await self._beside(
-            len(numbers), lambda: _check(project, numbers, settings, in_batch)
+            len(numbers), lambda: _check(project, numbers, settings, self._tariff, in_batch)
         )
         return Reach(numbers, e164, choose_dialer(settings, project, server_id))
 
@@ -212,7 +211,7 @@ class Placing:
 
         def order() -> _Order:
             campaign_id = campaign.id if campaign else None
-            prices = _Prices(self._tariff, math.ceil(sound.seconds) + HANG_UP_SECONDS)
+            prices = _Prices(self._tariff, longest_call(sound.seconds, project.hold_seconds))
             calls = _new_calls(project, reach, sound, terms, lane, campaign_id, prices, now)
             usual = answering(_as_placed(calls))
             prepared = call_rows.prepare(calls) if campaign else ()
@@ -230,13 +229,15 @@ class Placing:
         return answer
 
     async def _store(self, order: _Order) -> StoredAnswer:
+        per_number = self._otp_per_number
         if order.once is None and order.campaign is None:
             return await self._rounds.ask(order)
         async with self._batch if len(order.calls.ids) >= MANY else nullcontext():
-            return await self._parts.database.write(lambda conn: _place(conn, order))
+            return await self._parts.database.write(lambda conn: _place(conn, order, per_number))
 
     async def _place_round(self, asked: Sequence[_Order]) -> Sequence[StoredAnswer | BitelError]:
-        return await self._parts.database.write(lambda conn: _place_many(conn, asked))
+        per_number = self._otp_per_number
+        return await self._parts.database.write(lambda conn: _place_many(conn, asked, per_number))
 
     async def _beside(self, count: int, work: Callable[[], T]) -> T:
         """Do `work`, on the thread where it is for many numbers."""
@@ -280,7 +281,11 @@ def dialers_of(settings: Settings, project: Project) -> list[str]:
 
 
 def _check(
-    project: Project, numbers: Sequence[str], settings: Settings, in_batch: bool
+    project: Project,
+    numbers: Sequence[str],
+    settings: Settings,
+    tariff: Tariff,
+    in_batch: bool,
 ) -> list[str]:
     """The numbers in E.164; InvalidPhoneNumberError or ForbiddenError for the first bad one."""
     region, extra = settings.region, settings.extra_prefixes
@@ -292,11 +297,21 @@ def _check(
         except InvalidPhoneNumberError as fault:
             named = str(fault).replace("phoneNumber", _field(place, in_batch), 1)
             raise InvalidPhoneNumberError(named) from None
-        refused = policy.why_refused(e164)
+        refused = policy.why_refused(e164) or _why_unpriced(tariff, e164)
         if refused is not None:
             raise ForbiddenError(f"{_field(place, in_batch)} {number!r} {refused}")
         checked.append(e164)
     return checked
+
+
+def _why_unpriced(tariff: Tariff, e164: str) -> str | None:
+    if tariff.prices(e164):
+        return None
+    code = country_code_of(e164)
+    return (
+        f"has no price, since no line of the tariff begins with {code}; the operator can add one "
+        f'with prefix = "{code}", or prefix = "+" for all numbers'
+    )
 
 
 def _field(place: int, in_batch: bool) -> str:
@@ -333,6 +348,7 @@ def _new_calls(
         repeat_count=sound.repeat_count,
         language=sound.language,
         reserve=reserves[0],
+        longest_seconds=prices.seconds,
     )
     return NewCalls(first, ids, reach.phone_numbers, reach.e164, reserves)
 
@@ -347,7 +363,7 @@ class _Prices:
 
     def __init__(self, tariff: Tariff, seconds: int) -> None:
         self._tariff = tariff
-        self._seconds = seconds
+        self.seconds = seconds
         self._known: dict[Rate | None, Decimal] = {None: Decimal(0)}
 
     def of_all(self, numbers: Sequence[str]) -> Sequence[Decimal]:
@@ -359,7 +375,7 @@ class _Prices:
         rate = self._tariff.rate_for(e164)
         price = self._known.get(rate)
         if price is None and rate is not None:
-            price = self._known[rate] = rate.price(self._seconds)
+            price = self._known[rate] = rate.price(self.seconds)
         return price or Decimal(0)
 
 
@@ -374,16 +390,18 @@ def _only_read(conn: Connection, project_id: str, once: Once, now: float) -> byt
     return answer
 
 
-def _place_many(conn: Connection, asked: Sequence[_Order]) -> list[StoredAnswer | BitelError]:
+def _place_many(
+    conn: Connection, asked: Sequence[_Order], otp_per_number: int
+) -> list[StoredAnswer | BitelError]:
     """Place what nothing speaks against; for each order its answer, or what speaks against it."""
-    each = call_rows.place_each(conn, [[order.calls.like] for order in asked])
+    each = call_rows.place_each(conn, [[order.calls.like] for order in asked], otp_per_number)
     return [
         barred if isinstance(barred, BitelError) else order.answer(barred)
         for order, barred in zip(asked, each, strict=True)
     ]
 
 
-def _place(conn: Connection, order: _Order) -> StoredAnswer:
+def _place(conn: Connection, order: _Order, otp_per_number: int) -> StoredAnswer:
     """Place an order that has a key or is a campaign. Whatever raises leaves no trace of it."""
     once, project_id = order.once, order.project.id
     if once is not None:
@@ -392,7 +410,7 @@ def _place(conn: Connection, order: _Order) -> StoredAnswer:
             return StoredAnswer(first, replayed=True)
     if order.campaign is not None:
         campaigns.add(conn, order.campaign)
-    answer = order.answer(call_rows.place_many(conn, order.calls, order.prepared))
+    answer = order.answer(call_rows.place_many(conn, order.calls, order.prepared, otp_per_number))
     if once is not None:
         idempotency.keep(conn, project_id, once.key, answer.body)
     return answer

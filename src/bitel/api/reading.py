@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import contextlib
 import json
 from typing import Any, Final, TypeVar
 
@@ -61,10 +62,9 @@ def _refuse_ambiguous(raw: bytes) -> None:
 
     Parsers differ in which of two values they take (RFC 8259 §4), and these numbers are no JSON.
     """
-    try:
+    # What is no JSON at all is refused by the next step, which says better what is wrong.
+    with contextlib.suppress(ValueError, RecursionError):
         json.loads(raw, object_pairs_hook=_distinct, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        pass  # no JSON at all, which the next step says better
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> None:

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bitel.api import ordering
-from bitel.api.answers import CdrAnswer, Success, balance_change
+from bitel.api.answers import CdrAnswer, Success
 from bitel.api.auth import Owner
 from bitel.api.bodies import BatchBody, OtpBody, SingleBody, SingleTtsBody
 from bitel.api.describing import described, placing_calls
@@ -111,5 +111,5 @@ def cdr_answer(record: Cdr) -> dict[str, Any]:
         "requestDate": int(call.requested_at),
         "executionDate": int(call.executed_at),
         "transactionId": record.transaction_id,
-        "balanceSubtracted": -balance_change(call.price) or 0.0,
+        "balanceSubtracted": call.price,
     }

@@ -7,10 +7,45 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Final
 
-from bitel.errors import InsufficientBalanceError, TooManyRequestsError
+from bitel.errors import (
+    InsufficientBalanceError,
+    InvalidRequestError,
+    TooManyRequestsError,
+)
 
 DAY: Final = 86_400.0
 """Seconds. A day of spending begins at midnight UTC."""
+
+
+HANG_UP_SECONDS: Final = 5
+"""Seconds by which a call may last longer than what it plays and the hold that is allowed."""
+DEFAULT_HOLD: Final = 60
+"""Seconds for which the person called may hold a call, where their project says nothing else."""
+LONGEST_HOLD: Final = 3600
+
+MOST_MONEY: Final = Decimal(10) ** 12
+"""No amount is larger; sums of such amounts fit the columns that hold them."""
+DECIMALS: Final = 4
+"""Digits behind the decimal point of an amount."""
+
+
+def longest_call(sound_seconds: float, hold_seconds: int) -> int:
+    """Whole seconds after the answer at which a call is ended: the longest path that it may take.
+
+    Args:
+        sound_seconds: how long what it plays lasts.
+        hold_seconds: how long the person called may hold it, all in all.
+    """
+    return math.ceil(sound_seconds) + hold_seconds + HANG_UP_SECONDS
+
+
+def check_amount(amount: Decimal, what: str) -> None:
+    """Raise InvalidRequestError for what no column holds exactly; `what` names it."""
+    is_number = amount.is_finite() and abs(amount) <= MOST_MONEY
+    if not is_number or amount != round(amount, DECIMALS):
+        raise InvalidRequestError(
+            f"{what} must be an amount with at most {DECIMALS} decimals, up to {MOST_MONEY:f}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,8 @@ class NewCall:
     """In which language the digits are read; empty for the service's own."""
     reserve: Decimal = Decimal(0)
     """The most that the call can cost: kept back from the balance until the call is over."""
+    longest_seconds: int = 0
+    """Seconds after the answer at which the call is ended; 0: as its dialer thinks fit."""
 
 
 @dataclass(frozen=True, slots=True)

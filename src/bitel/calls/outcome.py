@@ -191,3 +191,13 @@ class Attempted(NamedTuple):
     is_pending: bool = False
     """The far end may still be at the INVITE: it sent no final response, and was sent no CANCEL."""
     irregularities: tuple[Irregularity, ...] = ()
+
+    @property
+    def is_billed(self) -> bool:
+        """Whether it costs what an answered call costs: the carrier charges every 2xx.
+
+        So it is where the 2xx leaves us nothing to play to, and not where a fault of ours cut the
+        call off.
+        """
+        is_answer = self.outcome in (Outcome.ANSWERED, Outcome.MEDIA_MISMATCH)
+        return is_answer and self.answered_at is not None

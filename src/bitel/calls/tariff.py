@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_UP, Decimal
 
-from bitel.calls.outcome import Attempted, Outcome
+from bitel.calls.outcome import Attempted
 
 CENT_OF_A_CENT = Decimal("0.0001")
 """Prices are kept to this fraction of the currency's unit."""
@@ -41,6 +41,8 @@ class Bill:
 
     seconds: int
     price: Decimal
+    note: str = ""
+    """Why length and price do not agree; empty where they do."""
 
 
 NOTHING = Bill(0, Decimal(0))
@@ -48,15 +50,15 @@ NOTHING = Bill(0, Decimal(0))
 
 @dataclass(frozen=True, slots=True)
 class Tariff:
-    """Rates by prefix; the longest prefix that fits a number prices it, none makes it free."""
+    """Rates by prefix; the longest prefix that fits a number prices it. Without any rate all calls
+    are free; with some, numbers that none fits are not called."""
 
     rates: Sequence[Rate] = ()
     _by_prefix: Mapping[str, Rate] = field(init=False, repr=False, compare=False)
     _lengths: Sequence[int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        # Of two rates with the same prefix, the first counts.
-        by_prefix = {rate.prefix: rate for rate in reversed(self.rates)}
+        by_prefix = {rate.prefix: rate for rate in self.rates}
         object.__setattr__(self, "_by_prefix", by_prefix)
         object.__setattr__(self, "_lengths", sorted({len(p) for p in by_prefix}, reverse=True))
 
@@ -68,6 +70,10 @@ class Tariff:
                 return rate
         return None
 
+    def prices(self, e164: str) -> bool:
+        """Whether calls to a number have a price, be it zero."""
+        return not self.rates or self.rate_for(e164) is not None
+
     def price(self, e164: str, seconds: int) -> Decimal:
         """The price of an answered call of `seconds` (0 or more) to `e164`."""
         rate = self.rate_for(e164)
@@ -78,7 +84,7 @@ class Tariff:
 
         An attempt that was cut off by a fault of ours is not billed, whoever answered it.
         """
-        if attempted.outcome is not Outcome.ANSWERED or attempted.answered_at is None:
+        if not attempted.is_billed or attempted.answered_at is None:
             return NOTHING
         seconds = math.ceil(max(0.0, attempted.ended_at - attempted.answered_at))
         return Bill(seconds, self.price(e164, seconds))

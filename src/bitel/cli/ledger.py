@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,6 +29,7 @@ def ledger(
     config: ConfigOption = None,
 ) -> None:
     """Show what moved the balances of projects, the newest entries first."""
+    from bitel import exact_json
     from bitel.store import ledger as entries
     from bitel.store import projects
 
@@ -41,14 +41,14 @@ def ledger(
         found = database.read_now(work)
     if as_json:
         rows = [_row(each, entry) for each, theirs in found for entry in theirs]
-        print(json.dumps(rows, ensure_ascii=False))
+        print(exact_json.dumps(rows))
         return
     for each, theirs in found:
         for entry in theirs:
             at = datetime.fromtimestamp(entry.created_at, UTC).strftime("%Y-%m-%d %H:%M:%S")
-            print(
-                f"{at}  {entry.amount:>16f}  {entry.kind:<7} {entry.call_id or '':<32}  {each.name}"
-            )
+            about = f"{entry.kind:<7} {entry.call_id or '':<32}  {each.name}"
+            note = f"  ({entry.note})" if entry.note else ""
+            print(f"{at}  {entry.amount:>16f}  {about}{note}")
 
 
 def _row(project: Project, entry: LedgerEntry) -> dict[str, object]:
@@ -57,6 +57,7 @@ def _row(project: Project, entry: LedgerEntry) -> dict[str, object]:
         "project": project.name,
         "callId": entry.call_id,
         "kind": entry.kind,
-        "amount": float(entry.amount),
+        "amount": entry.amount,
         "at": int(entry.created_at),
+        "note": entry.note,
     }

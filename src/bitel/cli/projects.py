@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +10,7 @@ import typer
 
 from bitel.cli.opening import find_project, open_database
 from bitel.cli.options import ConfigOption, JsonOption, ProjectArgument
-from bitel.errors import InvalidServerError
+from bitel.errors import InvalidRequestError, InvalidServerError
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -109,6 +108,23 @@ def set_(
             "unwanted (SIP 607).",
         ),
     ] = None,
+    hold_seconds: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=0,
+            max=3600,
+            help="Seconds for which the person called may hold a call; then it is ended.",
+        ),
+    ] = None,
+    daily_calls: Annotated[
+        str | None,
+        typer.Option(
+            "--max-calls-per-number-per-day",
+            metavar="N",
+            help=f"Calls that it may place to one number in 24 hours, or {UNLIMITED}.",
+        ),
+    ] = None,
     enabled: Annotated[
         bool | None,
         typer.Option("--enable/--disable", help="Whether its tokens are good at all."),
@@ -136,6 +152,10 @@ def set_(
         changes["one_call_per_number"] = one_call_per_number
     if unwanted is not None:
         changes["unwanted_to_do_not_call"] = unwanted
+    if hold_seconds is not None:
+        changes["hold_seconds"] = hold_seconds
+    if daily_calls is not None:
+        changes["max_calls_per_number_per_day"] = _count(daily_calls)
     if enabled is not None:
         changes["disabled"] = not enabled
     if balance is None and webhook is None and not (changes or dialers or default_dialer):
@@ -170,8 +190,12 @@ def _amount(text: str) -> Decimal | None:
         amount = Decimal(text)
     except InvalidOperation:
         amount = Decimal("NaN")
-    if not amount.is_finite() or abs(amount) >= Decimal(10) ** 14:
-        raise typer.BadParameter(f"must be an amount such as 1500.50, or {UNLIMITED}")
+    from bitel.calls.budget import check_amount
+
+    try:
+        check_amount(amount, "it")
+    except InvalidRequestError as fault:
+        raise typer.BadParameter(f"{fault}, such as 1500.50, or {UNLIMITED}") from None
     return amount
 
 
@@ -189,6 +213,14 @@ def _rate(text: str) -> int | None:
         return None
     if not text.isascii() or not text.isdigit() or not 0 < len(text) < 8:
         raise typer.BadParameter(f"must be a whole number above 0, or {SETTINGS}")
+    return int(text)
+
+
+def _count(text: str) -> int | None:
+    if text == UNLIMITED:
+        return None
+    if not text.isascii() or not text.isdigit() or not 0 < int(text[:9]) <= 1_000_000:
+        raise typer.BadParameter(f"must be a whole number, 1 to 1000000, or {UNLIMITED}")
     return int(text)
 
 
@@ -220,7 +252,9 @@ def list_(as_json: JsonOption = False, config: ConfigOption = None) -> None:
     with open_database(config) as (_, database):
         listing = database.read_now(projects.listing)
     if as_json:
-        print(json.dumps([_row(each) for each in listing], ensure_ascii=False))
+        from bitel import exact_json
+
+        print(exact_json.dumps([_row(each) for each in listing]))
         return
     for each in listing:
         balance = UNLIMITED if each.balance is None else f"{each.balance:f}"
@@ -231,9 +265,9 @@ def _row(project: Project) -> dict[str, Any]:
     return {
         "id": project.id,
         "name": project.name,
-        "balance": _number(project.balance),
-        "reserved": float(project.reserved),
-        "dailySpend": _number(project.daily_spend),
+        "balance": project.balance,
+        "reserved": project.reserved,
+        "dailySpend": project.daily_spend,
         "window": project.window,
         "allowedPrefixes": project.allowed_prefixes,
         "forbiddenPrefixes": project.forbidden_prefixes,
@@ -245,9 +279,7 @@ def _row(project: Project) -> dict[str, Any]:
         "webhookOffReason": project.webhook_off_reason,
         "oneCallPerNumber": project.one_call_per_number,
         "unwantedToDoNotCall": project.unwanted_to_do_not_call,
+        "holdSeconds": project.hold_seconds,
+        "maxCallsPerNumberPerDay": project.max_calls_per_number_per_day,
         "disabled": project.disabled,
     }
-
-
-def _number(amount: Decimal | None) -> float | None:
-    return None if amount is None else float(amount)

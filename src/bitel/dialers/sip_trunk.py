@@ -11,6 +11,7 @@ from itertools import chain
 
 import structlog
 
+from bitel.calls.budget import DEFAULT_HOLD, longest_call
 from bitel.calls.outcome import Attempted, Outcome
 from bitel.dialers.attempt import Attempt
 from bitel.dialers.carriers import Carriers, Passed, keep_running
@@ -29,6 +30,8 @@ from bitel.dialers.whereabouts import Whereabouts
 from bitel.dialing.dialer import Heard, Order, Rang, ignore_ringing
 from bitel.dialing.recording_faults import RecordingFaults
 from bitel.errors import BitelError, InvalidRequestError, NotFoundError, UnavailableError
+from bitel.g711 import SAMPLE_RATE
+from bitel.rtp.shared_clip import SharedClip
 from bitel.rtp.streamer import FarEndError, NoPortError, SenderFailedError, Streamer
 from bitel.sip import (
     AgentConfig,
@@ -285,9 +288,9 @@ class SipTrunkDialer:
         if leg.ending.done() or attempt.called_off:
             # The call ended while the answer was made durable.
             return await self._finish(attempt, leg, played=False)
-        patience = Patience(self._config.media_timeout)
+        patience = Patience(self._config.media_timeout, _longest(attempt.order, playlist))
         talk = attempt.talk = Talk(self._streamer, patience, self._config.latch)
-        talk.begin(port, agreed, playlist)
+        talk.begin(port, agreed, playlist, attempt.now() - (attempt.answered_at or attempt.now()))
         leg.follow_media(talk.follow)
         leg.ending.add_done_callback(attempt.call_is_ending)
         report = await talk.over
@@ -364,6 +367,9 @@ class SipTrunkDialer:
             if isinstance(decided, Answered):
                 self._carriers.record_outcome(hop, attempt.over(Outcome.ANSWERED), begun_at)
                 return decided
+            if decided.why == "media":
+                # A 2xx that leaves nothing to play to: the carrier charges it all the same.
+                attempt.answered_at = attempt.now()
             over = self._carriers.record_outcome(
                 hop,
                 attempt.failed(decided, hop.address),
@@ -486,3 +492,13 @@ class SipTrunkDialer:
 
 def _expires(ring_timeout: float) -> tuple[str, str]:
     return ("Expires", str(math.ceil(ring_timeout) + EXPIRES_MARGIN))
+
+
+def _longest(order: Order, playlist: Playlist) -> int:
+    """Seconds after the answer at which a call is ended; never before it has played everything."""
+    sizes = (
+        clip.size if isinstance(clip, SharedClip) else clip.stat().st_size for clip in playlist
+    )
+    seconds = sum(sizes) / SAMPLE_RATE
+    hold = 0 if order.longest_seconds else DEFAULT_HOLD
+    return max(order.longest_seconds, longest_call(seconds, hold))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import dataclass
 
 import structlog
@@ -13,8 +14,8 @@ from bitel.rtp.streamer import FarEndError, Latch, Law, Streamer, StreamReport
 from bitel.sip import MediaChanged
 from bitel.sip.sdp import Agreed, Direction
 
-LONGEST_HOLD = 600.0
-"""Seconds, all in all, that a far end may hold us: a channel is taken, and the call costs."""
+_BEFORE_LIMIT = 0.5
+"""Seconds by which a call is ended before its limit."""
 
 _LAWS: dict[str, Law] = {"PCMA": "alaw", "PCMU": "ulaw"}
 _NOWHERE = ("0.0.0.0", "::")
@@ -29,11 +30,11 @@ class Patience:
     """When a far end is given up, in seconds.
 
     `silence`: it is meant to send, did so before, and sends nothing at a stretch; 0 is forever.
-    `hold`: it holds the call, all its holds together.
+    `call`: the call has lasted so long since the answer, with holds and all.
     """
 
     silence: float = 0.0
-    hold: float = LONGEST_HOLD
+    call: float = math.inf
 
 
 class Talk:
@@ -44,9 +45,7 @@ class Talk:
     """
 
     __slots__ = (
-        "_held_for",
-        "_held_since",
-        "_holding",
+        "_ending",
         "_latch",
         "_loop",
         "_patience",
@@ -65,14 +64,18 @@ class Talk:
         self._timed_out = False
         self._loop = asyncio.get_running_loop()
         self._stream = 0
-        self._holding: asyncio.TimerHandle | None = None
-        self._held_for = self._held_since = 0.0
+        self._ending: asyncio.TimerHandle | None = None
         self._sending_since: float | None = None
         self.over: asyncio.Future[StreamReport] = self._loop.create_future()
         self.why = ""
 
-    def begin(self, port: int, agreed: Agreed, playlist: Playlist) -> None:
-        """Play from the local port, as was agreed; a call that is held from the start waits."""
+    def begin(
+        self, port: int, agreed: Agreed, playlist: Playlist, answered_for: float = 0.0
+    ) -> None:
+        """Play from the local port, as was agreed; a call that is held from the start waits.
+
+        `answered_for` is the time since the answer, in seconds.
+        """
         far = agreed.far[0], agreed.far[1]
         held = _is_hold(agreed.direction, far)
         self._stream = self._streamer.play(
@@ -89,6 +92,12 @@ class Talk:
             patience=self._patience.silence,
             on_silence=self._fell_silent if self._patience.silence else None,
         )
+        longest = self._patience.call
+        if longest < math.inf and not self.over.done():
+            why = f"the call had lasted {longest:g} s, the longest that it may"
+            # A little earlier, so that the second in which it ends is not billed beyond that.
+            left = longest - answered_for - _BEFORE_LIMIT
+            self._ending = self._loop.call_later(max(0.0, left), self.stop, why)
         self._note(agreed.direction, held=held)
 
     def follow(self, changed: MediaChanged) -> None:
@@ -159,18 +168,6 @@ class Talk:
             self._sending_since = None
         elif self._sending_since is None:
             self._sending_since = self._loop.time()
-        if not held and self._holding is not None:
-            self._holding.cancel()
-            self._holding = None
-            self._held_for += self._loop.time() - self._held_since
-        elif held and self._holding is None and not self.over.done():
-            patience = self._patience.hold
-            self._held_since = self._loop.time()
-            self._holding = self._loop.call_later(
-                max(0.0, patience - self._held_for),
-                self.stop,
-                f"the far end held the call for {patience:.0f} s",
-            )
 
     def _fell_silent(self) -> None:
         patience, since = self._patience.silence, self._sending_since
@@ -180,9 +177,9 @@ class Talk:
             self.stop(f"media time-out: nothing came from the far end for {patience:g} s")
 
     def _ended(self, report: StreamReport) -> None:
-        if self._holding is not None:
-            self._holding.cancel()
-            self._holding = None
+        if self._ending is not None:
+            self._ending.cancel()
+            self._ending = None
         if not self.over.done():  # cancelled together with its waiter
             self.over.set_result(report)
 

@@ -22,6 +22,9 @@ class Order(NamedTuple):
     digits: str = ""
     repeat_count: int = 1
     language: str = ""
+    longest_seconds: int = 0
+    """Seconds after the answer at which the call is ended, unless what is played takes longer; 0:
+    what is played, the usual hold and `HANG_UP_SECONDS`."""
 
 
 Heard = Callable[[float], Awaitable[bool]]

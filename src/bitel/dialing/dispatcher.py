@@ -18,9 +18,10 @@ from typing import Final
 import structlog
 from sqlalchemy import Connection
 
-from bitel.calls.call import Lane
+from bitel.calls.call import CallStatus, Lane
 from bitel.calls.numbers import masked
 from bitel.calls.outcome import Attempted, Outcome
+from bitel.calls.retry import Final as FinalVerdict
 from bitel.calls.retry import decide
 from bitel.calls.tariff import NOTHING, Tariff
 from bitel.dialing.dialer import Dialer, Order
@@ -32,7 +33,7 @@ from bitel.dialing.recording_faults import RecordingFaults
 from bitel.dialing.records import Records, apply_journal
 from bitel.errors import UnavailableError
 from bitel.store import claims, leases, settling
-from bitel.store.claims import Claim
+from bitel.store.claims import Claim, Room
 from bitel.store.database import Database
 from bitel.store.leases import Lease, LostLease, Recovered, TakeOverTerms, TrunkHistory
 from bitel.store.settling import HandBack, Settlement
@@ -145,6 +146,7 @@ class Dispatcher:
         self._last_project: dict[Lane, str] = {}
         self._doorbell = asyncio.Event()
         self._cancel_bell = asyncio.Event()
+        self._otp_running = 0
         self._more_due = False  # for all we know
         self._doubtful: set[float] = set()
         """When claims were made of which it is not known whether they are durable (Unix s)."""
@@ -363,14 +365,13 @@ class Dispatcher:
         free = self._limits.max_channels - len(self._running)
         if free <= 0 or not self._dialer.up:
             return _POLL
-        lanes = tuple(Lane) if free > self._limits.otp_channels else (Lane.OTP,)
-        if Lane.BATCH in lanes:
-            free -= self._limits.otp_channels
         if self._dialer.probing:
             free = min(free, 1)
         allowed = self.recording_faults.limit(min(free, self._pacer.available(now)))
         if allowed <= 0:
             return self._pacer.wait()
+        room = self._room(allowed)
+        lanes = tuple(Lane) if room.others > 0 else (Lane.OTP,)
         if not self._more_due:
             due_at = await self._database.read(lambda conn: claims.next_due(conn, self._dialer_id))
             wait = _POLL if due_at is None else due_at - self._clock()
@@ -378,7 +379,7 @@ class Dispatcher:
                 return min(wait, _POLL)
         claimed_at = self._monotonic()
         expired, claimed = await self._database.write(
-            lambda conn: self._expire_and_claim(conn, allowed, lanes)
+            lambda conn: self._expire_and_claim(conn, room, lanes)
         )
         self._doubtful.clear()
         if expired:
@@ -392,6 +393,18 @@ class Dispatcher:
             if number % AT_ONCE == 0:
                 await asyncio.sleep(_SPREAD * AT_ONCE / len(claimed))
         return 0.0 if claimed else _LOOK_AGAIN
+
+    def _room(self, allowed: int) -> Room:
+        """The share of each kind of `allowed` calls.
+
+        One-time passwords use their own channels first, and at most half of the others.
+        """
+        shared = self._limits.max_channels - self._limits.otp_channels
+        otp = self._otp_running
+        otp_in_shared = max(0, otp - self._limits.otp_channels)
+        others = shared - otp_in_shared - (len(self._running) - otp)
+        otp_most = self._limits.otp_channels + max(1, shared // 2) - otp
+        return Room(allowed, min(allowed, max(0, others)), max(0, min(allowed, otp_most)))
 
     async def _undo_doubtful(self) -> None:
         """Hand back what was claimed by a COMMIT whose answer was lost, and so never dialled."""
@@ -414,16 +427,17 @@ class Dispatcher:
         return bool(pressure.signs)
 
     def _expire_and_claim(
-        self, conn: Connection, limit: int, lanes: Sequence[Lane]
+        self, conn: Connection, room: Room, lanes: Sequence[Lane]
     ) -> tuple[int, list[Claim]]:
         now = self._clock()
         self._doubtful.add(now)
         expired = claims.expire(conn, self._dialer_id, now)
-        claimed = claims.claim(conn, self._lease, limit, now, lanes, self._last_project)
+        claimed = claims.claim(conn, self._lease, room, now, lanes, self._last_project)
         return expired, claimed
 
     def _start(self, claim: Claim, claimed_at: float) -> None:
         running = self._running[claim.attempt_id] = _Running(claim, claimed_at)
+        self._otp_running += claim.lane is Lane.OTP
         running.task = asyncio.create_task(self._attempt(running))
 
     async def _attempt(self, running: _Running) -> None:
@@ -449,6 +463,7 @@ class Dispatcher:
             log.exception("attempt_broke", attempt=claim.attempt_id, call=claim.call_id)
         finally:
             del self._running[claim.attempt_id]
+            self._otp_running -= claim.lane is Lane.OTP
             self._doorbell.set()
 
     async def _dial(self, running: _Running) -> Settlement:
@@ -457,6 +472,9 @@ class Dispatcher:
             return self._hand_back(claim, "the service was stopped")
         if self._monotonic() - running.claimed_at > STALE_CLAIM:
             return self._hand_back(claim, "the claim was stale before it was dialled")
+        if not self._tariff.prices(claim.e164):
+            # The tariff has changed since it was placed; the call would cost us and nobody else.
+            return self._unpriced(claim)
         order = Order(
             claim.attempt_id,
             claim.call_id,
@@ -465,6 +483,7 @@ class Dispatcher:
             claim.digits,
             claim.repeat_count,
             claim.language,
+            claim.longest_seconds,
         )
         reached = False
 
@@ -507,6 +526,13 @@ class Dispatcher:
             log.exception("attempt_not_decided", attempt=claim.attempt_id, call=claim.call_id)
             return settling.minimal(claim.attempt_id, claim.call_id, attempted, self._clock())
         return Settlement(claim.attempt_id, claim.call_id, attempted, verdict, bill)
+
+    def _unpriced(self, claim: Claim) -> Settlement:
+        now = self._clock()
+        why = "no line of the tariff prices the number"
+        attempted = Attempted(Outcome.REFUSED, now, now, detail=why)
+        verdict = FinalVerdict(CallStatus.ERROR, why)
+        return Settlement(claim.attempt_id, claim.call_id, attempted, verdict)
 
     def _hand_back(self, claim: Claim, why: str, wait: float = 0.0) -> Settlement:
         """The end of an attempt given up for our own reasons: its call is due in `wait` seconds."""

@@ -7,6 +7,7 @@ of audio. What a crash leaves behind between the two is `leases.take_over`'s to 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
@@ -62,12 +63,26 @@ class Claim(NamedTuple):
     digits: str = ""
     repeat_count: int = 1
     language: str = ""
+    longest_seconds: int = 0
+    """Seconds after the answer at which the call is ended; 0: as its dialer thinks fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How many calls may be claimed now."""
+
+    channels: int
+    """In all."""
+    others: int
+    """Calls that are no one-time passwords: some channels may be kept for these."""
+    otp: int
+    """One-time passwords, while other calls are due."""
 
 
 def claim(
     conn: Connection,
     lease: Lease,
-    limit: int,
+    limit: int | Room,
     now: float,
     lanes: Iterable[Lane] = Lane,
     after_project: Mapping[Lane, str] = _FROM_THE_START,
@@ -82,6 +97,7 @@ def claim(
     number is in another attempt of the project wait (see `number_exclusion`). Raises LostLease when
     another worker has taken over.
     """
+    room = limit if isinstance(limit, Room) else Room(limit, limit, limit)
     if not leases.holds(conn, lease):
         raise LostLease(f"another worker has taken over the dialer {lease.dialer_id}")
     closed = turns.closed_now(conn, now)
@@ -92,36 +108,75 @@ def claim(
                 turns.postpone(conn, lease.dialer_id, lane, now, closed)
     claimed: list[Claim] = []
     for turn in range(_LOOKS):
-        room = limit - len(claimed)
         # What can't be dialled must not take the room of what can, nor its project's turn.
-        most = max(room, _LOOK_AT) if turn else room
-        picked = _pick(conn, lease.dialer_id, waiting, most, now, after_project, closed)
+        least = _LOOK_AT if turn else 0
+        picked = _pick(conn, lease.dialer_id, waiting, room, least, now, after_project, closed)
         rows = _without_ended(conn, picked, now) if picked else []
-        free, parked = number_exclusion.park_taken(conn, rows, now, room)
-        if free:
-            claimed += _take(conn, lease, free, now)
-        if len(claimed) >= limit or not (parked or len(rows) < len(picked)):
+        taken, parked = _take_shares(conn, lease, rows, room, now)
+        claimed += taken
+        otp = sum(one.lane is Lane.OTP for one in taken)
+        others = len(taken) - otp
+        room = Room(room.channels - len(taken), room.others - others, max(0, room.otp - otp))
+        if room.channels <= 0 or not (parked or len(rows) < len(picked)):
             break
     return claimed
+
+
+def _take_shares(
+    conn: Connection, lease: Lease, rows: list[Any], room: Room, now: float
+) -> tuple[list[Claim], int]:
+    """Claim what there is room for: one-time passwords first, up to their share while others are
+    due, then the others, and what is left for more one-time passwords. Returns the claims, and how
+    many calls were parked since their number is taken."""
+    otp = [row for row in rows if row.lane == Lane.OTP]
+    others = [row for row in rows if row.lane != Lane.OTP]
+    claimed: list[Claim] = []
+    gone: set[str] = set()
+    parked_calls = 0
+
+    def take(some: list[Any], most: int) -> None:
+        nonlocal parked_calls
+        waiting = [row for row in some if row.id not in gone]
+        if not waiting or most <= 0:
+            return
+        free, parked = number_exclusion.park_taken(conn, waiting, now, most)
+        if free:
+            claimed.extend(_take(conn, lease, free, now))
+        gone.update(row.id for row in (*free, *parked))
+        parked_calls += len(parked)
+
+    take(otp, room.otp if others else room.channels)
+    take(others, min(room.others, room.channels - len(claimed)))
+    if all(row.id in gone for row in others):
+        take(otp, room.channels - len(claimed))
+    return claimed, parked_calls
 
 
 def _pick(
     conn: Connection,
     dialer_id: str,
     lanes: Iterable[Lane],
-    most: int,
+    room: Room,
+    least: int,
     now: float,
     after_project: Mapping[Lane, str],
     closed: Mapping[str, float],
 ) -> list[Any]:
-    """Up to `most` due calls, lane by lane; within one, a call of each project after the other."""
+    """Due calls, lane by lane; within one, a call of each project after the other.
+
+    No more than there is room for, or `least`. One-time passwords leave the other lanes as much
+    room as they may need.
+    """
     picked: list[Any] = []
+    others = max(room.others, least)
     for lane in lanes:
-        room = most - len(picked)
-        if room > 0:
-            after, shut = after_project.get(lane, ""), {} if lane is Lane.OTP else closed
-            of_lane = turns.pick(conn, dialer_id, lane, room, now, after, shut)
+        is_otp = lane is Lane.OTP
+        most = max(room.channels, least) if is_otp else others
+        if most > 0:
+            after, shut = after_project.get(lane, ""), {} if is_otp else closed
+            of_lane = turns.pick(conn, dialer_id, lane, most, now, after, shut)
             picked += turns.one_of_each(of_lane)
+            others -= 0 if is_otp else len(of_lane)
     return picked
 
 
@@ -269,6 +324,7 @@ def _claim(attempt_id: str, row: Any, now: float) -> Claim:
         digits=row.digits or "",
         repeat_count=row.repeat_count or 1,
         language=row.language or "",
+        longest_seconds=row.longest_seconds,
     )
 
 

@@ -25,6 +25,8 @@ class LedgerEntry:
     """call or top-up."""
     amount: Decimal
     created_at: float
+    note: str = ""
+    """Why a call's length and price do not agree; empty where they do."""
 
 
 def entries(

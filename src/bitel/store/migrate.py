@@ -13,7 +13,7 @@ from bitel.store import engines, faults
 from bitel.store.database import Database
 from bitel.store.faults import Fault, StoreUnavailable
 
-NEWEST: Final = "0006"
+NEWEST: Final = "0007"
 """The schema's revision that this program works with."""
 
 _SCRIPTS: Final = Path(__file__).parent / "migrations"

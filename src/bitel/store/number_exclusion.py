@@ -46,10 +46,10 @@ ProjectNumber = tuple[str, str]
 
 def park_taken(
     conn: Connection, picked: Sequence[Any], now: float, room: int
-) -> tuple[list[Any], int]:
+) -> tuple[list[Any], list[Any]]:
     """Park those of `picked` whose number is taken. Up to `room` others, in order, may be dialled.
 
-    Returns these, and how many were parked; what there is no room for stays as it is. `picked` are
+    Returns these, and those parked; what there is no room for stays as it is. `picked` are
     locked rows of due calls, with `id`, `project_id`, `e164`, `lane` and `exclusive` (whether their
     project wants the rule). Of several calls to one number the first is returned. A number is taken
     too while an INVITE of a process that crashed may still ring there.
@@ -71,7 +71,7 @@ def park_taken(
         free = [row for row in free if not row.exclusive or _number_of(row) not in contested]
     if parked:
         _park(conn, parked, taken)
-    return free, len(parked)
+    return free, parked
 
 
 def _number_of(row: Any) -> ProjectNumber:

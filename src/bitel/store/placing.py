@@ -15,6 +15,7 @@ from bitel.calls.call import Call, CallStatus, Lane, NewCall, NewCalls
 from bitel.errors import BitelError, InvalidRequestError
 from bitel.store import do_not_call, one_time_passwords, queueing, reserving, tally
 from bitel.store.bulk import Change, Query, given
+from bitel.store.call_frequency import open_frequency
 from bitel.store.endings import CallEnd, end_calls
 from bitel.store.schema import UNTRIED, call, recording
 from bitel.store.schema import do_not_call as number_list
@@ -40,11 +41,14 @@ def place(conn: Connection, calls: Sequence[NewCall]) -> list[Call]:
     return [_as_placed(new, new.id in refused, now) for new in calls]
 
 
-def place_each(conn: Connection, asks: Sequence[Sequence[NewCall]]) -> list[set[str] | BitelError]:
+def place_each(
+    conn: Connection, asks: Sequence[Sequence[NewCall]], otp_per_number: int | None = None
+) -> list[set[str] | BitelError]:
     """As `place`, for many requests at a time; for each why it has no calls, if it has none.
 
     Else the ids of those calls that are final at once, mostly none. Each ask is of one project,
-    and holds at least one call.
+    and holds at least one call. `otp_per_number` is how many one-time passwords a number may get
+    in 10 minutes; None: any number.
     """
     project_ids = [calls[0].project_id for calls in asks]
     wanted: dict[str, set[str]] = {}
@@ -52,6 +56,8 @@ def place_each(conn: Connection, asks: Sequence[Sequence[NewCall]]) -> list[set[
         wanted.setdefault(project_id, set()).update(new.e164 for new in calls)
     recording_ids = {new.recording_id for calls in asks for new in calls}
     now = max((new.requested_at for calls in asks for new in calls), default=0.0)
+    otp = {calls[0].project_id for calls in asks if calls[0].lane is Lane.OTP}
+    frequency = open_frequency(conn, wanted, otp_per_number, now, otp_projects=otp)
     terms = _look_up(conn, wanted, recording_ids, now)
     answers: list[set[str] | BitelError] = []
     rows: list[tuple[Any, ...]] = []
@@ -60,12 +66,16 @@ def place_each(conn: Connection, asks: Sequence[Sequence[NewCall]]) -> list[set[
         unwanted = terms.unwanted[project_id]
         refused = {new.id for new in calls if new.e164 in unwanted}
         asked = [_NOTHING if new.id in refused else new.reserve for new in calls]
+        is_otp = calls[0].lane is Lane.OTP
+        numbers = [new.e164 for new in calls if new.id not in refused]
         try:
+            frequency.admit(project_id, numbers, is_otp=is_otp)
             reserves = terms.admit(project_id, {new.recording_id for new in calls}, asked)
         except BitelError as objection:
             answers.append(objection)
         else:
             answers.append(refused)
+            frequency.count(project_id, numbers, is_otp=is_otp)
             rows += [
                 _row(new, new.id in refused, reserve)
                 for new, reserve in zip(calls, reserves, strict=True)
@@ -73,6 +83,7 @@ def place_each(conn: Connection, asks: Sequence[Sequence[NewCall]]) -> list[set[
             lanes += [new.lane for new in calls]
     if rows:
         _PLACE.run(conn, {"rows": rows})
+    frequency.store(conn)
     for lane in lanes:
         tally.count("placed", lane.name)
     placed = [answer for answer in answers if isinstance(answer, set)]
@@ -89,15 +100,22 @@ def prepare(calls: NewCalls) -> Sequence[str]:
     return queueing.written_rows(calls, calls.reserves)
 
 
-def place_many(conn: Connection, calls: NewCalls, prepared: Sequence[str] = ()) -> set[str]:
+def place_many(
+    conn: Connection,
+    calls: NewCalls,
+    prepared: Sequence[str] = (),
+    otp_per_number: int | None = None,
+) -> set[str]:
     """As `place`, for the many calls of one request; the ids of those that are final at once.
 
-    `prepared` is what `prepare` has made of these calls, if it was asked.
+    `prepared` is what `prepare` has made of these calls, if it was asked; `otp_per_number` as for
+    `place_each`.
     """
     like = calls.like
-    terms = _look_up(
-        conn, {like.project_id: set(calls.e164)}, {like.recording_id}, like.requested_at
-    )
+    wanted = {like.project_id: set(calls.e164)}
+    otp = {like.project_id} if like.lane is Lane.OTP else set[str]()
+    frequency = open_frequency(conn, wanted, otp_per_number, like.requested_at, otp_projects=otp)
+    terms = _look_up(conn, wanted, {like.recording_id}, like.requested_at)
     reserves, refused = calls.reserves, set[str]()
     unwanted = terms.unwanted[like.project_id]
     if unwanted:
@@ -107,7 +125,11 @@ def place_many(conn: Connection, calls: NewCalls, prepared: Sequence[str] = ()) 
             _NOTHING if never else reserve
             for reserve, never in zip(reserves, is_refused, strict=True)
         ]
+    numbers = [e164 for e164 in calls.e164 if e164 not in unwanted]
+    frequency.admit(like.project_id, numbers, is_otp=like.lane is Lane.OTP)
     reserves = terms.admit(like.project_id, {like.recording_id}, reserves)
+    frequency.count(like.project_id, numbers, is_otp=like.lane is Lane.OTP)
+    frequency.store(conn)
     if not prepared or reserves != calls.reserves:
         prepared = queueing.written_rows(calls, reserves)
     queueing.insert_calls(conn, like, prepared)
@@ -184,6 +206,7 @@ def _row(new: NewCall, unwanted: bool, reserve: Decimal) -> tuple[Any, ...]:
         new.digits or None,
         new.repeat_count,
         new.language,
+        new.longest_seconds,
     )
 
 
@@ -220,7 +243,7 @@ _HAVE_LISTS = Query(
 _NAMES = (
     "id", "project_id", "campaign_id", "dialer_id", "phone_number", "e164", "recording_id", "lane",
     "retry_count", "retry_interval", "requested_at", "expires_at", "due_at", "reserved", "digits",
-    "repeat_count", "language",
+    "repeat_count", "language", "longest_seconds",
 )  # fmt: skip
 _rows = given("rows", **{name: call.c[name].type for name in _NAMES})
 _values: dict[str, Any] = {

@@ -9,6 +9,7 @@ from typing import Any, Final, TypedDict, Unpack
 from sqlalchemy import Connection, Row, bindparam, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
+from bitel.calls.budget import DEFAULT_HOLD, LONGEST_HOLD, check_amount
 from bitel.calls.ids import is_id, new_id
 from bitel.calls.number_policy import check_prefixes
 from bitel.calls.window import CallingWindow
@@ -54,6 +55,10 @@ class Project:
     """Whether a number is dialled by one attempt of the project at a time."""
     unwanted_to_do_not_call: bool = False
     """Whether a 607 (Unwanted, RFC 8197) puts the number on the do-not-call list."""
+    hold_seconds: int = DEFAULT_HOLD
+    """Seconds for which the person called may hold a call, all in all."""
+    max_calls_per_number_per_day: int | None = None
+    """Calls that it may place to one number in 24 hours."""
 
 
 class ProjectChanges(TypedDict, total=False):
@@ -72,6 +77,8 @@ class ProjectChanges(TypedDict, total=False):
     dialers: tuple[str, ...] | None
     one_call_per_number: bool
     unwanted_to_do_not_call: bool
+    hold_seconds: int
+    max_calls_per_number_per_day: int | None
 
 
 def create(conn: Connection, name: str, now: float) -> Project:
@@ -140,8 +147,18 @@ def _check(changes: ProjectChanges) -> None:
         if limit is not None and not 1 <= limit <= _HIGHEST_RATE:
             raise InvalidRequestError(f"a rate is a whole number a minute, 1 to {_HIGHEST_RATE}")
     spend = changes.get("daily_spend")
-    if spend is not None and spend < 0:
-        raise InvalidRequestError("daily_spend is zero or more")
+    if spend is not None:
+        check_amount(spend, "daily_spend")
+        if spend < 0:
+            raise InvalidRequestError("daily_spend is zero or more")
+    hold = changes.get("hold_seconds")
+    if hold is not None and not 0 <= hold <= LONGEST_HOLD:
+        raise InvalidRequestError(f"hold_seconds is a whole number, 0 to {LONGEST_HOLD}")
+    most = changes.get("max_calls_per_number_per_day")
+    if most is not None and not 1 <= most <= _HIGHEST_RATE:
+        raise InvalidRequestError(
+            f"max_calls_per_number_per_day is a whole number, 1 to {_HIGHEST_RATE}"
+        )
 
 
 def set_balance(conn: Connection, project_id: str, amount: Decimal | None, now: float) -> None:
@@ -150,6 +167,8 @@ def set_balance(conn: Connection, project_id: str, amount: Decimal | None, now: 
     The difference becomes a ledger entry, so that a balance is always the sum of its entries.
     Raises NotFoundError for an unknown project.
     """
+    if amount is not None:
+        check_amount(amount, "balance")
     before = conn.execute(
         select(project.c.balance).where(project.c.id == project_id).with_for_update()
     ).one_or_none()

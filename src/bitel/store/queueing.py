@@ -65,6 +65,7 @@ def insert_calls(conn: Connection, like: NewCall, rows: Sequence[str]) -> None:
         "digits": like.digits or None,
         "repeat_count": like.repeat_count,
         "language": like.language,
+        "longest_seconds": like.longest_seconds,
     }
     for text in rows:
         _INSERT.run(conn, {**alike, "rows": text})
@@ -90,6 +91,7 @@ _values: dict[str, Any] = {
     **{name: _same(call.c[name]) for name in (
         "project_id", "campaign_id", "dialer_id", "recording_id", "lane", "retry_count",
         "retry_interval", "requested_at", "expires_at", "digits", "repeat_count", "language",
+        "longest_seconds",
     )},
     **{name: _rows.c[name] for name in ("id", "phone_number", "e164", "reserved")},
     "retries_left": _same(call.c.retry_count),

@@ -128,6 +128,8 @@ project = Table(
     Column("dialers", CommaList),  # NULL: all
     Column("one_call_per_number", Boolean, nullable=False, server_default=true()),
     Column("unwanted_to_do_not_call", Boolean, nullable=False, server_default=false()),
+    Column("hold_seconds", Integer, nullable=False, server_default=text("60")),
+    Column("max_calls_per_number_per_day", Integer),  # NULL: no limit
 )
 
 has_window = project.c.window.is_not(None)
@@ -208,6 +210,8 @@ call = Table(
     Column("uncertain", Integer, nullable=False, server_default=_ZERO),  # redials beyond retries
     # An INVITE of a process that crashed may ring the phone until then; NULL: none does.
     Column("may_ring_until", Double),
+    # Seconds after the answer at which its dialer ends it; 0 for calls of before schema 0007.
+    Column("longest_seconds", Integer, nullable=False, server_default=_ZERO),
     CheckConstraint("due_at IS NULL OR status = 0", name="final_is_not_due"),
     CheckConstraint("recording_id IS NOT NULL OR digits IS NOT NULL", name="plays_something"),
 )
@@ -336,7 +340,21 @@ ledger_entry = Table(
     Column("kind", String(16), nullable=False),
     Column("amount", Money, nullable=False),  # negative: spent
     Column("created_at", Double, nullable=False),
+    # Why length and price do not agree; empty where they do.
+    Column("note", FreeText(200), nullable=False, server_default=text("''")),
     Index("ix_ledger_entry_project", "project_id", "id"),
+)
+
+placed_number = Table(
+    "placed_number",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer(), "sqlite"), primary_key=True),
+    Column("project_id", _Id, ForeignKey("project.id"), nullable=False),
+    Column("e164", String(16), nullable=False),
+    Column("placed_at", Double, nullable=False),
+    Column("is_otp", Boolean, nullable=False),
+    Index("ix_placed_number", "project_id", "e164", "placed_at"),
+    Index("ix_placed_number_age", "placed_at"),
 )
 
 dialer = Table(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, bindparam, exists, insert, literal, select
 
+from bitel.calls.budget import MOST_MONEY
 from bitel.calls.call import CallStatus, Lane
 from bitel.calls.ids import new_ids
 from bitel.calls.outcome import Attempted, Outcome
@@ -64,8 +65,6 @@ class Unstorable(ValueError):
     """A settlement with a time or an amount that no database can hold."""
 
 
-MOST_MONEY = Decimal(10) ** 12
-"""No attempt costs more; sums of such amounts fit the columns that hold them."""
 _MOST_INTEGER = 2**31 - 1
 
 
@@ -197,10 +196,11 @@ def _is_number(value: float) -> bool:
 
 
 def _checked(one: Settlement, row: Any, superseded: Collection[str]) -> Settlement:
-    if one.attempted.outcome is not Outcome.ANSWERED or not isinstance(one.verdict, Final):
+    if not one.attempted.is_billed or not isinstance(one.verdict, Final):
         one = one._replace(bill=NOTHING)
     if row.reserved and one.bill.price > row.reserved:
-        one = one._replace(bill=Bill(one.bill.seconds, row.reserved))
+        note = f"{one.bill.price:f} for {one.bill.seconds} s, and no more than was reserved"
+        one = one._replace(bill=Bill(one.bill.seconds, row.reserved, note))
     if isinstance(one.verdict, Final):
         return one
     if row.claim == HEARD:
@@ -249,7 +249,7 @@ def _charge(conn: Connection, of_projects: Sequence[tuple[str, Settlement]], now
     billed = [
         (project_id, one)
         for project_id, one in of_projects
-        if one.attempted.outcome is Outcome.ANSWERED and isinstance(one.verdict, Final)
+        if one.attempted.is_billed and isinstance(one.verdict, Final)
     ]
     if not billed:
         return
@@ -257,7 +257,7 @@ def _charge(conn: Connection, of_projects: Sequence[tuple[str, Settlement]], now
     for project_id, one in billed:
         spent[project_id] = spent.get(project_id, Decimal(0)) + one.bill.price
     entries = [
-        (entry_id, project_id, one.call_id, one.attempt_id, -one.bill.price)
+        (entry_id, project_id, one.call_id, one.attempt_id, -one.bill.price, one.bill.note)
         for entry_id, (project_id, one) in zip(new_ids(now, len(billed)), billed, strict=True)
     ]
     _BILL.run(conn, {"entries": entries, "now": now})
@@ -298,7 +298,7 @@ _entries = given(
     "entries",
     **{
         name: ledger_entry.c[name].type
-        for name in ("id", "project_id", "call_id", "attempt_id", "amount")
+        for name in ("id", "project_id", "call_id", "attempt_id", "amount", "note")
     },
 )
 _BILL = Change(

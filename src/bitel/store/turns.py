@@ -228,6 +228,7 @@ _picked_columns = (
     call.c.digits,
     call.c.repeat_count,
     call.c.language,
+    call.c.longest_seconds,
     call.c.retries_left,
     call.c.retry_interval,
     call.c.expires_at,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from decimal import Decimal
 
+from bitel import exact_json
 from bitel.calls.call import CallStatus
 
 CONTENT_TYPE = "application/json"
@@ -32,6 +32,6 @@ def body(
         "billSec": bill_seconds,
         "number": phone_number,
         "requestDate": int(requested_at),
-        "balanceSubtracted": float(abs(price)),
+        "balanceSubtracted": abs(price),
     }
-    return json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode()
+    return exact_json.dumps(event).encode()

@@ -1,0 +1,213 @@
+"""How often each number was called lately: limits for one-time passwords and for projects.
+
+Each call that counts towards a limit leaves a row, in the transaction that places it: those of
+one-time passwords always, others where their project has a daily limit. So the limits hold over all
+API processes, and a request that is refused or only repeated counts nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Set
+from typing import Final, NamedTuple
+
+from sqlalchemy import (
+    BigInteger,
+    BindParameter,
+    Connection,
+    Double,
+    Select,
+    bindparam,
+    delete,
+    func,
+    insert,
+    literal,
+    literal_column,
+    select,
+    tuple_,
+)
+
+from bitel.calls.numbers import masked
+from bitel.errors import TooManyRequestsError
+from bitel.store.bulk import Change, Query, given
+from bitel.store.schema import placed_number, project
+
+DAY: Final = 86_400.0
+OTP_PERIOD: Final = 600.0
+"""Seconds that the limit for one-time passwords looks back."""
+
+ProjectNumber = tuple[str, str]
+"""A project's id and a number in E.164 with its plus sign."""
+
+
+class _Placed(NamedTuple):
+    at: float
+    is_otp: bool
+
+
+class CallFrequency:
+    """The calls of one transaction's projects to the numbers that it places calls to.
+
+    Created by `open_frequency`, which lets no other transaction count calls of these projects
+    until the end of this one.
+    """
+
+    def __init__(self, per_day: Mapping[str, int], otp_per_number: int | None, now: float) -> None:
+        self._per_day = per_day
+        self._otp_per_number = otp_per_number
+        self._now = now
+        self._placed: defaultdict[ProjectNumber, list[_Placed]] = defaultdict(list)
+        self._new: list[tuple[str, str, float, bool]] = []
+
+    def load(self, conn: Connection, numbers: Iterable[ProjectNumber]) -> None:
+        """Read the calls of the last 24 hours to these numbers."""
+        asked = {"numbers": sorted(numbers), "since": self._now - DAY}
+        for row in _PLACED[conn.dialect.name].rows(conn, asked):
+            self._placed[row.project_id, row.e164].append(_Placed(row.placed_at, bool(row.is_otp)))
+
+    def admit(self, project_id: str, numbers: Iterable[str], *, is_otp: bool) -> None:
+        """Raise TooManyRequestsError where calls to `numbers`, which may repeat, pass a limit."""
+        per_day = self._per_day.get(project_id)
+        otp_limit = self._otp_per_number if is_otp else None
+        if per_day is None and otp_limit is None:
+            return
+        for e164, more in Counter(numbers).items():
+            placed = self._placed[project_id, e164]
+            if per_day is not None:
+                times = [one.at for one in placed]
+                self._check(e164, times, more, per_day, DAY, "calls in 24 hours")
+            if otp_limit is not None:
+                times = [one.at for one in placed if one.is_otp]
+                what = "one-time passwords in 10 minutes"
+                self._check(e164, times, more, otp_limit, OTP_PERIOD, what)
+
+    def count(self, project_id: str, numbers: Iterable[str], *, is_otp: bool) -> None:
+        """Count calls that are placed, once per entry of `numbers`."""
+        if not is_otp and project_id not in self._per_day:
+            return
+        for e164 in numbers:
+            self._placed[project_id, e164].append(_Placed(self._now, is_otp))
+            self._new.append((project_id, e164, self._now, is_otp))
+
+    def store(self, conn: Connection) -> None:
+        """Write what was counted."""
+        if self._new:
+            _COUNT.run(conn, {"rows": self._new})
+
+    def _check(
+        self, e164: str, times: Iterable[float], more: int, most: int, period: float, what: str
+    ) -> None:
+        recent = sorted(at for at in times if at > self._now - period)
+        over = len(recent) + more - most
+        if over <= 0:
+            return
+        # The calls that must be out of the period first; more than the limit at once never fit.
+        frees_at = recent[min(over, len(recent)) - 1] + period if recent else self._now + period
+        raise TooManyRequestsError(
+            f"phoneNumber {masked(e164)} may get at most {most} {what}",
+            retry_after=max(1, math.ceil(frees_at - self._now)),
+        )
+
+
+def open_frequency(
+    conn: Connection,
+    numbers: Mapping[str, Iterable[str]],
+    otp_per_number: int | None,
+    now: float,
+    *,
+    otp_projects: Set[str],
+) -> CallFrequency:
+    """What limits calls to `numbers` (E.164, by project).
+
+    Args:
+        otp_per_number: one-time passwords that a number may get in 10 minutes; None: no limit.
+        otp_projects: the projects that place one-time passwords now.
+        now: Unix seconds.
+    """
+    rows = _DAILY_LIMITS.rows(conn, {"asked": [(one,) for one in numbers]})
+    per_day = {row.id: row.per_day for row in rows}
+    frequency = CallFrequency(per_day, otp_per_number, now)
+    counted = per_day.keys() | (otp_projects if otp_per_number is not None else set())
+    if counted:
+        if conn.dialect.name == "postgresql":  # SQLite has one writer
+            for project_id in sorted(counted):
+                conn.execute(_LOCK, {"the_project": project_id})
+        frequency.load(conn, {(one, e164) for one in counted for e164 in numbers[one]})
+    return frequency
+
+
+def forget_old(conn: Connection, now: float, limit: int) -> None:
+    """Delete up to `limit` rows that count towards no limit any more."""
+    conn.execute(_FORGET, {"before": now - DAY, "most": limit})
+
+
+_asked = given("asked", id=project.c.id.type)
+_DAILY_LIMITS: Final = Query(
+    select(project.c.id, project.c.max_calls_per_number_per_day.label("per_day")).where(
+        project.c.id.in_(select(_asked.c.id)), project.c.max_calls_per_number_per_day.is_not(None)
+    )
+)
+_LOCK: Final = select(
+    func.pg_advisory_xact_lock(
+        func.hashtextextended(bindparam("the_project"), literal(1, BigInteger()))
+    )
+)
+_numbers = given(
+    "numbers", project_id=placed_number.c.project_id.type, e164=placed_number.c.e164.type
+)
+_since: BindParameter[float] = bindparam("since", type_=Double())
+_columns = (
+    placed_number.c.project_id,
+    placed_number.c.e164,
+    placed_number.c.placed_at,
+    placed_number.c.is_otp,
+)
+
+
+def _placed_in_sqlite() -> Select[tuple[str, str, float, bool]]:
+    is_number = (placed_number.c.project_id == _numbers.c.project_id) & (
+        placed_number.c.e164 == _numbers.c.e164
+    )
+    return (
+        select(*_columns)
+        .select_from(_numbers.join(placed_number, is_number))
+        .where(placed_number.c.placed_at > _since)
+    )
+
+
+def _placed_in_postgresql() -> Select[tuple[str, str, float, bool]]:
+    order = (placed_number.c.project_id, placed_number.c.e164, placed_number.c.placed_at)
+    number = (_numbers.c.project_id, _numbers.c.e164)
+    of_number = (
+        select(*_columns)
+        .where(
+            tuple_(*order) > tuple_(*number, _since),
+            tuple_(*order) <= tuple_(*number, literal_column("'infinity'::float8")),
+        )
+        .order_by(*order)
+        .correlate(_numbers)
+        .lateral("of_number")
+    )
+    return select(
+        of_number.c.project_id, of_number.c.e164, of_number.c.placed_at, of_number.c.is_otp
+    ).select_from(_numbers.join(of_number, literal_column("true")))
+
+
+_PLACED: Final = {
+    "sqlite": Query(_placed_in_sqlite()),
+    "postgresql": Query(_placed_in_postgresql()),
+}
+_names = ("project_id", "e164", "placed_at", "is_otp")
+_rows = given("rows", **{name: placed_number.c[name].type for name in _names})
+_COUNT: Final = Change(
+    insert(placed_number).from_select(list(_names), select(*(_rows.c[name] for name in _names)))
+)
+_FORGET: Final = delete(placed_number).where(
+    placed_number.c.id.in_(
+        select(placed_number.c.id)
+        .where(placed_number.c.placed_at < bindparam("before"))
+        .order_by(placed_number.c.placed_at)
+        .limit(bindparam("most"))
+    )
+)
