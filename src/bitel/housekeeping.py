@@ -37,7 +37,8 @@ class Housekeeper:
 
     It also gives up the attempts of dialers that are not in the settings, once their workers have
     sent no heartbeat for `ABANDONED_AFTER`. `dialer_ids` are those of the settings. `clock` gives
-    Unix seconds, `monotonic` seconds that never go back.
+    Unix seconds, `monotonic` seconds that never go back. `save_clock` is called in every round, on
+    a thread.
     """
 
     def __init__(
@@ -46,8 +47,10 @@ class Housekeeper:
         dialer_ids: Collection[str],
         clock: Callable[[], float],
         monotonic: Callable[[], float] = time.monotonic,
+        save_clock: Callable[[], None] = lambda: None,
     ) -> None:
         self._database = database
+        self._save_clock = save_clock
         self._dialer_ids = dialer_ids
         self._clock = clock
         self._monotonic = monotonic
@@ -58,6 +61,7 @@ class Housekeeper:
         while True:
             pause = EVERY
             try:
+                await asyncio.to_thread(self._save_clock)
                 await self.round()
             except UnavailableError as fault:
                 log.warning("housekeeping_failed", fault=str(fault))
