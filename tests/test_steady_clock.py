@@ -7,8 +7,6 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -17,38 +15,9 @@ from hypothesis import strategies as st
 
 from bitel.errors import BitelError
 from bitel.steady_clock import SAVED_EVERY, SLEW, STEP, SteadyClock
+from tests.machine import STEPS, Machine
 
 HOUR = 3600.0
-STEPS = (HOUR, -HOUR, 30.0, -30.0)
-
-
-@dataclass
-class Machine:
-    """A system clock that may be set, and a boot clock that may not."""
-
-    folder: Path
-    system_time: float = 1_700_000_000.0
-    boot_time: float = 100.0
-    boot: str = "first"
-    read_system: Callable[[], None] = field(default=lambda: None)
-
-    def system(self) -> float:
-        self.read_system()
-        return self.system_time
-
-    def open(self) -> SteadyClock:
-        return SteadyClock.open(
-            self.folder, system=self.system, boot_time=lambda: self.boot_time, boot=self.boot
-        )
-
-    def passes(self, seconds: float) -> None:
-        self.system_time += seconds
-        self.boot_time += seconds
-
-    def restart(self, down: float, boot: str = "second") -> None:
-        """Stop the machine, and start it `down` seconds later."""
-        self.system_time += down
-        self.boot_time, self.boot = 5.0, boot
 
 
 @pytest.fixture
@@ -270,6 +239,22 @@ def test_the_time_counts_on_a_machine_without_test_clocks(tmp_path: Path) -> Non
     assert clock() == pytest.approx(time.time(), abs=5.0)
     assert clock() <= clock()
     assert (tmp_path / "clock").stat().st_mode & 0o077 == 0
+
+
+def test_a_date_is_right_in_a_process_that_has_not_asked_for_the_time_since_a_step(
+    machine: Machine,
+) -> None:
+    one, other = machine.open(), machine.open()
+    machine.system_time += HOUR
+    placed_at = one()
+    assert other.date(placed_at) == pytest.approx(machine.system_time)
+    assert machine.open().gap == other.gap == pytest.approx(HOUR)
+
+
+def test_the_gap_is_known_the_moment_that_the_clock_is_set(machine: Machine) -> None:
+    clock = machine.open()
+    machine.system_time -= HOUR
+    assert clock.gap == pytest.approx(-HOUR)
 
 
 def test_threads_that_notice_a_step_at_once_record_one(machine: Machine) -> None:

@@ -232,20 +232,25 @@ class SteadyClock:
     @property
     def gap(self) -> float:
         """Seconds by which the system clock is ahead of this one now."""
-        return self._anchor.gap(self())
+        now = self()
+        return self._anchor.gap(now)
 
     def date(self, at: float) -> float:
         """What the system clock showed, or will show, at the time `at`; both in Unix seconds.
 
         0, which stands for what has not happened, stays 0.
         """
-        return at + self._anchor.gap(at) if at > 0 else at
+        if at <= 0:
+            return at
+        self()  # notices a step that another process has written already
+        return at + self._anchor.gap(at)
 
     def at(self, date: float) -> float:
         """The time at which the system clock shows `date`: the inverse of `date`.
 
         A date that it has shown twice, as it was set back, gives the later time.
         """
+        self()  # notices a step that another process has written already
         gaps, end = self._anchor.gaps, math.inf
         for gap in reversed(gaps):
             at = gap.service_time_of(date)

@@ -145,7 +145,7 @@ def test_a_step_during_calls_changes_nothing(
         assert database.execute("SELECT epoch FROM dialer").fetchall() == [(1,)]
 
 
-@pytest.mark.parametrize("step", (HOUR, -HOUR), ids=lambda step: f"{step:+g}")
+@pytest.mark.parametrize("step", [HOUR, -HOUR], ids=lambda step: f"{step:+g}")
 def test_a_step_while_the_service_is_down_changes_no_retry(
     stage: Stage,
     system_clock: SettableClock,
@@ -157,9 +157,7 @@ def test_a_step_while_the_service_is_down_changes_no_retry(
     write_sample(sample, 1.0)
     with Client(key, stage.url) as client:
         voice = client.upload(sample)["id"]
-        placed = client.call(
-            BUSY_FIRST, voice, retry_count=1, retry_interval=12, time_to_live=60
-        )
+        placed = client.call(BUSY_FIRST, voice, retry_count=1, retry_interval=12, time_to_live=60)
     until(lambda: has(stage, BUSY_FIRST, "rejected"))
     assert stage.stop_service() == 0
     system_clock.step(step)
