@@ -51,7 +51,7 @@ def test_a_step_is_reported_and_then_closed_slowly(machine: Machine, step: float
     clock()
     assert clock.gap == pytest.approx(step)
     machine.passes(1000.0)
-    assert abs(clock.gap) == pytest.approx(abs(step) - 1000 * SLEW, abs=0.02)
+    assert abs(clock.gap) == pytest.approx(abs(step) - 1000 * SLEW, abs=0.05)
     machine.passes(abs(step) / SLEW * (1 + SLEW))
     assert clock.gap == 0.0
     assert clock() == pytest.approx(machine.system_time)
@@ -161,7 +161,7 @@ def test_a_restart_of_the_machine_keeps_due_times(machine: Machine, step: float)
     machine.system_time += step
     due_at = clock() + 120.0
     machine.restart(down=60.0)
-    assert due_at - machine.open()() == pytest.approx(60.0, abs=0.2)
+    assert due_at - machine.open()() == pytest.approx(60.0, abs=60 * SLEW * 1.01)
 
 
 def test_a_machine_that_starts_with_a_clock_that_is_behind_does_not_go_back(

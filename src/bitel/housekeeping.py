@@ -32,6 +32,11 @@ ABANDONED_AFTER: Final = 600.0
 is not one of ours."""
 
 
+CLOCKS_DIFFER: Final = 2.0
+"""Seconds between our clock and the database server's from which on the log says so: machines that
+share a database exchange due times."""
+
+
 class Housekeeper:
     """Expires calls that no dialer will ever claim, and deletes old idempotency keys.
 
@@ -55,6 +60,7 @@ class Housekeeper:
         self._clock = clock
         self._monotonic = monotonic
         self._monitors: dict[str, HeartbeatMonitor] = {}
+        self._clocks_differ = False
 
     async def run(self) -> None:
         """A round every 10 s, until cancelled."""
@@ -76,7 +82,9 @@ class Housekeeper:
     async def round(self) -> None:
         """One round. Raises UnavailableError."""
         asked_at = self._monotonic()
-        expired, left_open = await self._database.write(self._work)
+        expired, left_open, database_time = await self._database.write(self._work)
+        if database_time is not None:
+            self._compare_clocks(self._clock() - database_time)
         if expired:
             log.warning("expired_without_dialer", calls=expired)
         answered_at = self._monotonic()
@@ -89,12 +97,19 @@ class Housekeeper:
             if monitor.seconds >= ABANDONED_AFTER:
                 await self._give_up(dialer_id, holder)
 
-    def _work(self, conn: Connection) -> tuple[int, dict[str, Holder]]:
+    def _compare_clocks(self, ahead: float) -> None:
+        differ = abs(ahead) >= CLOCKS_DIFFER
+        if differ and not self._clocks_differ:
+            log.warning("clocks_differ", ahead=round(ahead, 1))
+        self._clocks_differ = differ
+
+    def _work(self, conn: Connection) -> tuple[int, dict[str, Holder], float | None]:
         now = self._clock()
         idempotency.forget_old(conn, now, MOST)
         number_exclusion.forget_may_ring(conn, now, MOST)
         expired = housekeeping.expire_orphans(conn, self._dialer_ids, now)
-        return expired, housekeeping.left_open(conn, self._dialer_ids)
+        left_open = housekeeping.left_open(conn, self._dialer_ids)
+        return expired, left_open, housekeeping.database_time(conn)
 
     async def _give_up(self, dialer_id: str, seen: Holder) -> None:
         try:

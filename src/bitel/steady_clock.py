@@ -42,8 +42,9 @@ from bitel.errors import BitelError
 
 log = structlog.get_logger(__name__)
 
-SLEW: Final = 0.002
-"""Seconds per second by which the gap to the system clock is closed: 30 s take about 4 hours."""
+SLEW: Final = 0.005
+"""Seconds per second by which the gap to the system clock is closed: 30 s take 100 minutes, an hour
+takes 8 days."""
 
 STEP: Final = 0.25
 """Seconds by which the system clock must have moved against the boot clock to count as set. NTP's
