@@ -123,8 +123,9 @@ def take_over(
     ended; without `last_invite` it must have. The claim's time is by the former worker's clock, and
     is converted to ours by `former_ahead`; no claim that is found was made later than now. The call
     spends no retry, unless the attempt is known to have rung: then it waits for its retry interval
-    too, and a call without retries left ends as NO_ANSWER. Until that time no other call is made to its number either, nor for
-    `redial_after` seconds to a number that had answered, whose line may still be open.
+    too, and a call without retries left ends as NO_ANSWER. Until that time no other call is made to
+    its number either, nor for `redial_after` seconds to a number that had answered, whose line may
+    still be open.
 
     Raises LostLease where the row is no longer what `terms` expect.
     """
