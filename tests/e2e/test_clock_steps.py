@@ -25,7 +25,7 @@ STEPS = (HOUR, -HOUR, 30.0, -30.0)
 RETRY_INTERVAL = 5
 RING_TIMEOUT = 4.0
 PLAYED = 3.5
-TOLERANCE = 1.0
+TOLERANCE = 2.5
 """Seconds by which a busy machine may be late."""
 
 BUSY_FIRST, ANSWERS, RINGS = "09120000001", "09120000002", "09120000003"
@@ -120,7 +120,7 @@ def test_a_step_during_calls_changes_nothing(
     assert played.answered_at
     assert played.ended_at
     assert ended[ANSWERS]["status"] == "NORMAL"
-    assert ended[ANSWERS]["billSec"] in (4, 5)
+    assert ended[ANSWERS]["billSec"] in (4, 5, 6)
     assert abs(played.ended_at - played.answered_at - ended[ANSWERS]["billSec"]) <= TOLERANCE
 
     first, second = seen(stage, BUSY_FIRST)
