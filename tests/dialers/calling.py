@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -18,6 +17,7 @@ from bitel.dialers.targets import Targets
 from bitel.dialers.trunk import Trunk
 from bitel.dialers.watch import Watch
 from bitel.dialing.dialer import Order
+from tests.free_ports import free_range
 
 HOST = "127.0.0.1"
 
@@ -64,7 +64,6 @@ async def dialer(
     **config: Any,
 ) -> AsyncIterator[Dialled]:
     """A dialer with T1 of 20 ms, so that a request times out after 1.3 s."""
-    first = _free_ports()
     values: dict[str, Any] = {
         "bind": (HOST, 0),
         "t1": 0.02,
@@ -75,7 +74,7 @@ async def dialer(
     made = SipTrunkDialer(
         SipTrunkConfig(
             tuple(Trunk.parse(trunk) for trunk in trunks),
-            rtp_ports=range(first, first + 20),
+            rtp_ports=free_range(10),
             **values,
         ),
         playlists or OneClip(folder, sound),
@@ -101,13 +100,3 @@ async def running_call(
             yield calls, call
         finally:
             await asyncio.wait_for(call, 20)
-
-
-def _free_ports() -> int:
-    """A port that was free a moment ago, with room above."""
-    while True:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.bind((HOST, 0))
-            port = int(probe.getsockname()[1])
-            if port < 65000:
-                return port + port % 2

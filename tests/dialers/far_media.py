@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import re
 import socket
 import struct
@@ -14,6 +13,7 @@ from typing import cast
 
 from bitel.rtp.packet import RtpHeader
 from bitel.sip.message import Request, Response, parse, write_response
+from tests.free_ports import free_range
 
 HOST = "127.0.0.1"
 Address = tuple[str, int]
@@ -76,7 +76,7 @@ def ears(host: str = HOST) -> tuple[Ear, Ear]:
     """An RTP port, and the RTCP port above it."""
     while True:
         with contextlib.ExitStack() as opened, contextlib.suppress(OSError):
-            rtp = Ear(host, random.randrange(20000, 60000, 2))
+            rtp = Ear(host, free_range(1, host).start)
             opened.callback(rtp.close)
             rtcp = Ear(host, rtp.port + 1)
             opened.pop_all()

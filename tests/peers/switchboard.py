@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -32,6 +31,7 @@ from bitel.store.calls import AttemptRow
 from bitel.store.database import Database
 from bitel.voices.compare import match
 from bitel.voices.sample import synthesise
+from tests.free_ports import free_range
 
 HOST = "127.0.0.1"
 T1 = 0.02
@@ -203,13 +203,12 @@ async def switchboard(
 
     `config` are fields of SipTrunkConfig. Numbers are dialled as `+98…`.
     """
-    first = _free_port()
     values = {"t1": T1, "ring_timeout": 10.0, "ping_interval": 0.0, **config}
     dialer = SipTrunkDialer(
         SipTrunkConfig(
             tuple(Trunk.parse(trunk) for trunk in trunks),
             (HOST, 0),
-            range(first, first + 40),
+            free_range(20),
             **values,
         ),
         OneClip(folder, clip, sound),
@@ -222,13 +221,3 @@ async def switchboard(
             yield made
     finally:
         await dialer.close()
-
-
-def _free_port() -> int:
-    """An even port that was free a moment ago, with room above."""
-    while True:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.bind((HOST, 0))
-            port = int(probe.getsockname()[1])
-            if port < 65000:
-                return port + port % 2

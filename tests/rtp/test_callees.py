@@ -23,6 +23,7 @@ from bitel.rtp.ports import bind_rtp
 from bitel.rtp.reporting import FarView, Progress, Reporting
 from bitel.rtp.streamer import Streamer, StreamReport, StreamStart
 from bitel.rtp.wire import Change, Latch, Play
+from tests.free_ports import free_range
 from tests.prerequisites import need_ipv6
 
 HOST = "127.0.0.1"
@@ -76,7 +77,7 @@ class Callee:
 
     def __init__(self) -> None:
         while True:
-            port = random.randrange(20000, 60000, 2)
+            port = free_range(1).start
             with contextlib.suppress(OSError), contextlib.ExitStack() as taken:
                 self.rtp = taken.enter_context(bound(port=port))
                 self.rtcp = taken.enter_context(bound(port=port + 1))
@@ -98,8 +99,7 @@ def callee() -> Iterator[Callee]:
 
 @pytest.fixture
 async def streamer() -> AsyncIterator[Streamer]:
-    start = random.randrange(20000, 60000, 2)
-    started = Streamer(HOST, range(start, start + 40), receive=True)
+    started = Streamer(HOST, free_range(20), receive=True)
     await started.start()
     yield started
     await started.stop()
@@ -200,8 +200,7 @@ async def test_a_stream_follows_its_callee_to_another_port_once(
 
 
 async def test_without_receive_nothing_is_listened_to(callee: Callee, recording: Recording) -> None:
-    start = random.randrange(20000, 60000, 2)
-    streamer, reports = Streamer(HOST, range(start, start + 40)), list[StreamReport]()
+    streamer, reports = Streamer(HOST, free_range(20)), list[StreamReport]()
     await streamer.start()
     port = streamer.open_port()
     stream = streamer.play(port, callee.address, 8, [recording(1600)], reports.append)

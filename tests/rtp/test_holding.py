@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -15,6 +14,7 @@ import pytest
 
 from bitel.rtp.packet import RtpHeader
 from bitel.rtp.streamer import FarEndError, Streamer, StreamReport
+from tests.free_ports import free_range
 
 HOST = "127.0.0.1"
 Recording = Callable[[int], Path]
@@ -62,8 +62,7 @@ def other() -> Iterator[FarEnd]:
 
 @pytest.fixture
 async def streamer() -> AsyncIterator[Streamer]:
-    start = random.randrange(20000, 60000, 2)
-    started = Streamer(HOST, range(start, start + 40))
+    started = Streamer(HOST, free_range(20))
     await started.start()
     yield started
     await started.stop()

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import random
 import socket
 from collections import Counter
 
@@ -9,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitel.rtp.ports import REST, RETRY_TAKEN, NoPortError, PortPool
+from tests.free_ports import free_range
 
 HOST = "127.0.0.1"
 
@@ -19,24 +19,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-def free_range(pairs: int) -> range:
-    """Even ports of which all can be bound at this moment."""
-    while True:
-        start = random.randrange(20000, 60000, 2)
-        held = []
-        try:
-            for port in range(start, start + 2 * pairs, 2):
-                held.append(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-                held[-1].bind((HOST, port))
-        except OSError:
-            continue
-        else:
-            return range(start, start + 2 * pairs)
-        finally:
-            for bound in held:
-                bound.close()
 
 
 def test_own_ports_while_there_are_free_ones_then_the_least_shared() -> None:

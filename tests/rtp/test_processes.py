@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import socket
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 
 from bitel.rtp.packet import RtpHeader
 from bitel.rtp.streamer import Streamer, StreamReport, senders_for
+from tests.free_ports import free_range
 
 HOST = "127.0.0.1"
 STREAMS = 20
@@ -43,8 +43,8 @@ async def test_every_stream_is_whole_whichever_process_sends_it(
         far.bind((HOST, 0))
         far.setblocking(False)
         # Taken ones are skipped; with some more than there are streams each has its own.
-        first = random.randrange(20000, 60000, 2)
-        streamer = Streamer(HOST, range(first, first + 4 * STREAMS), processes=2, transmit=transmit)
+        ports = free_range(2 * STREAMS)
+        streamer = Streamer(HOST, ports, processes=2, transmit=transmit)
         await streamer.start()
         assert len(set(streamer.sender_pids())) == 2
         for _ in range(STREAMS):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -20,6 +19,7 @@ from bitel.rtp.packet import RtpHeader
 from bitel.rtp.ports import share_of
 from bitel.rtp.priority import core_for
 from bitel.rtp.streamer import SenderFailedError, Streamer, StreamReport, StreamStart
+from tests.free_ports import free_range
 from tests.prerequisites import need_ipv6
 
 HOST = "127.0.0.1"
@@ -81,12 +81,6 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.005)
 
 
-def some_ports(pairs: int = 20) -> range:
-    """Ports that tests running at the same time are unlikely to take; taken ones are skipped."""
-    start = random.randrange(20000, 60000, 2)
-    return range(start, start + 2 * pairs)
-
-
 @pytest.fixture
 def far() -> Iterator[FarEnd]:
     end = FarEnd()
@@ -96,7 +90,7 @@ def far() -> Iterator[FarEnd]:
 
 @pytest.fixture
 async def streamer() -> AsyncIterator[Streamer]:
-    started = Streamer(HOST, some_ports())
+    started = Streamer(HOST, free_range(20))
     await started.start()
     yield started
     await started.stop()
@@ -118,7 +112,7 @@ def assert_contiguous(packets: list[tuple[RtpHeader, bytes]], start: StreamStart
 
 @pytest.mark.parametrize("transmit", ["sendmmsg", "sendto"])
 async def test_one_second_arrives_whole(far: FarEnd, recording: Recording, transmit: str) -> None:
-    streamer = Streamer(HOST, some_ports(), transmit=transmit)
+    streamer = Streamer(HOST, free_range(20), transmit=transmit)
     await streamer.start()
     clip, ends = recording(8000), Ends()
     port = streamer.open_port()
@@ -311,7 +305,7 @@ async def test_a_port_must_be_open(streamer: Streamer, far: FarEnd, recording: R
 async def test_ipv6(recording: Recording) -> None:
     need_ipv6()
     far = FarEnd("::1")
-    streamer, ends = Streamer("::1", some_ports()), Ends()
+    streamer, ends = Streamer("::1", free_range(20, "::1")), Ends()
     await streamer.start()
     clip = recording(800)
     streamer.play(streamer.open_port(), far.address, 8, [clip], ends)
@@ -382,7 +376,7 @@ async def test_the_kernels_filter_is_set_anew_for_another_sender(
     far: FarEnd, recording: Recording, event_type: int
 ) -> None:
     """The socket keeps the filter of the process before, which was for other event types."""
-    streamer, ends = Streamer(HOST, some_ports(), receive=True), Ends()
+    streamer, ends = Streamer(HOST, free_range(20), receive=True), Ends()
     await streamer.start()
     port = streamer.open_port()
     streamer.play(port, far.address, 8, [recording(80000)], ends, event_types=(96,))
@@ -418,7 +412,7 @@ async def test_several_processes_share_the_ports(
     far: FarEnd, recording: Recording, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streamer_module, "COMFORTABLE", 3)
-    streamer, ends = Streamer(HOST, some_ports(), processes=2), Ends()
+    streamer, ends = Streamer(HOST, free_range(20), processes=2), Ends()
     await streamer.start()
     pids = streamer.sender_pids()
     assert len(set(pids)) == 2
@@ -438,9 +432,9 @@ async def test_several_processes_share_the_ports(
 
 
 async def test_one_port_is_enough_for_several_processes() -> None:
-    start = some_ports().start
-    streamer = Streamer(HOST, range(start + 2, start + 4), processes=3)
-    assert {streamer.open_port() for _ in range(5)} == {start + 2}
+    ports = free_range(1)
+    streamer = Streamer(HOST, ports, processes=3)
+    assert {streamer.open_port() for _ in range(5)} == {ports.start}
     await streamer.stop()
 
 
@@ -458,7 +452,7 @@ async def test_signals_of_a_drain_are_left_to_the_parent(
 
 
 async def test_a_queue_that_is_full_refuses_new_streams(far: FarEnd, recording: Recording) -> None:
-    streamer, ends = Streamer(HOST, some_ports(), queue_limit=10), Ends()
+    streamer, ends = Streamer(HOST, free_range(20), queue_limit=10), Ends()
     await streamer.start()
     [pid] = streamer.sender_pids()
     clip = recording(160)
@@ -496,14 +490,14 @@ async def test_a_sender_that_hangs_is_replaced(
 
 
 async def test_a_sender_that_can_not_start_is_an_error() -> None:
-    streamer = Streamer(HOST, some_ports(), transmit="pigeon")
+    streamer = Streamer(HOST, free_range(20), transmit="pigeon")
     with pytest.raises(SenderFailedError, match="ended unexpectedly"):
         await streamer.start()
     assert streamer.sender_pids() == []
 
 
 async def test_a_streamer_that_does_not_run_says_so(far: FarEnd, recording: Recording) -> None:
-    streamer, ends = Streamer(HOST, some_ports()), Ends()
+    streamer, ends = Streamer(HOST, free_range(20)), Ends()
     streamer.play(streamer.open_port(), far.address, 8, [recording(160)], ends)
     await ends.wait()
     assert "not running" in next(iter(ends.reports.values())).error
@@ -514,6 +508,7 @@ PARENT = """
 import asyncio, sys
 from pathlib import Path
 from bitel.rtp.streamer import Streamer
+from tests.free_ports import free_range
 
 async def main():
     streamer = Streamer("127.0.0.1", range(int(sys.argv[1]), int(sys.argv[1]) + 40))
@@ -528,7 +523,7 @@ asyncio.run(main())
 
 
 async def test_the_sender_does_not_outlive_its_parent(far: FarEnd, recording: Recording) -> None:
-    arguments = [str(some_ports().start), str(far.address[1]), str(recording(800000))]
+    arguments = [str(free_range(20).start), str(far.address[1]), str(recording(800000))]
     with subprocess.Popen(
         [sys.executable, "-c", PARENT, *arguments], stdout=subprocess.PIPE
     ) as parent:
