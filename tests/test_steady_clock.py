@@ -213,6 +213,20 @@ def test_without_room_on_the_disk_the_time_goes_on(machine: Machine) -> None:
     assert clock.gap == pytest.approx(HOUR - 10.0)
 
 
+def test_a_start_without_room_on_the_disk_is_no_failure(machine: Machine) -> None:
+    begun = machine.open()()
+    machine.restart(down=60.0)
+    machine.folder.joinpath("clock.new").mkdir()  # nothing can be written there
+    clock = machine.open()
+    assert clock() - begun == pytest.approx(60.0)
+    machine.folder.joinpath("clock.new").rmdir()
+    machine.passes(SAVED_EVERY)
+    clock.save()
+    assert json.loads((machine.folder / "clock").read_text())["boot"] == "second"
+    machine.system_time += HOUR
+    assert machine.open()() == pytest.approx(clock())
+
+
 def test_a_reading_that_was_held_up_is_no_step(machine: Machine) -> None:
     clock = machine.open()
     held_up = 0.4

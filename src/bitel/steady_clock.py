@@ -183,7 +183,8 @@ class SteadyClock:
         """The clock of `data_dir`, whose file is made on first use.
 
         `system` gives Unix seconds, `boot_time` seconds since the start of the machine, which
-        `boot` identifies. Raises BitelError where the file can be neither read nor written.
+        `boot` identifies. Raises BitelError where the file can't be read or locked. One that can't be
+        written is written later, by `save`.
         """
         boot_time = boot_time or _boot_time
         boot = _boot_id() if boot is None else boot
@@ -197,7 +198,11 @@ class SteadyClock:
                     anchor = _continued(anchor, boot, *_both(system, boot_time))
                     if abs(anchor.gaps[-1].seconds) >= STEP:
                         log.warning("clock_continued", ahead=round(anchor.gaps[-1].seconds, 3))
-                    _store(path, anchor)
+                    try:
+                        _store(path, anchor)
+                    except OSError as fault:
+                        # A disk that is full must not keep calls from being made.
+                        log.warning("clock_not_saved", fault=str(fault))
         except TimeoutError:
             raise BitelError(
                 f"{path} is locked by another process for more than {LOCK_TIMEOUT:g} s"
