@@ -183,8 +183,8 @@ class SteadyClock:
         """The clock of `data_dir`, whose file is made on first use.
 
         `system` gives Unix seconds, `boot_time` seconds since the start of the machine, which
-        `boot` identifies. Raises BitelError where the file can't be read or locked. One that can't be
-        written is written later, by `save`.
+        `boot` identifies. Raises BitelError where the file can't be read or locked. One that can't
+        be written is written later, by `save`.
         """
         boot_time = boot_time or _boot_time
         boot = _boot_id() if boot is None else boot
