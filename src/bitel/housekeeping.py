@@ -35,12 +35,18 @@ ABANDONED_AFTER: Final = 600.0
 is not one of ours."""
 
 
+CLOCKS_DIFFER: Final = 2.0
+"""Seconds between our clock and the database server's from which on the log says so: machines that
+share a database exchange due times."""
+
+
 class Housekeeper:
     """Expires calls that no dialer will ever claim, and deletes old idempotency keys.
 
     It also gives up the attempts of dialers that are not in the settings, once their workers have
     sent no heartbeat for `ABANDONED_AFTER`. `dialer_ids` are those of the settings. `clock` gives
-    Unix seconds, `monotonic` seconds that never go back.
+    Unix seconds, `monotonic` seconds that never go back. `save_clock` is called in every round, on
+    a thread.
     """
 
     def __init__(
@@ -49,18 +55,22 @@ class Housekeeper:
         dialer_ids: Collection[str],
         clock: Callable[[], float],
         monotonic: Callable[[], float] = time.monotonic,
+        save_clock: Callable[[], None] = lambda: None,
     ) -> None:
         self._database = database
+        self._save_clock = save_clock
         self._dialer_ids = dialer_ids
         self._clock = clock
         self._monotonic = monotonic
         self._monitors: dict[str, HeartbeatMonitor] = {}
+        self._clocks_differ = False
 
     async def run(self) -> None:
         """A round every 10 s, until cancelled."""
         while True:
             pause = EVERY
             try:
+                await asyncio.to_thread(self._save_clock)
                 await self.round()
             except UnavailableError as fault:
                 log.warning("housekeeping_failed", fault=str(fault))
@@ -75,7 +85,9 @@ class Housekeeper:
     async def round(self) -> None:
         """One round. Raises UnavailableError."""
         asked_at = self._monotonic()
-        expired, left_open = await self._database.write(self._work)
+        expired, left_open, database_time = await self._database.write(self._work)
+        if database_time is not None:
+            self._compare_clocks(self._clock() - database_time)
         if expired:
             log.warning("expired_without_dialer", calls=expired)
         answered_at = self._monotonic()
@@ -88,13 +100,20 @@ class Housekeeper:
             if monitor.seconds >= ABANDONED_AFTER:
                 await self._give_up(dialer_id, holder)
 
-    def _work(self, conn: Connection) -> tuple[int, dict[str, Holder]]:
+    def _compare_clocks(self, ahead: float) -> None:
+        differ = abs(ahead) >= CLOCKS_DIFFER
+        if differ and not self._clocks_differ:
+            log.warning("clocks_differ", ahead=round(ahead, 1))
+        self._clocks_differ = differ
+
+    def _work(self, conn: Connection) -> tuple[int, dict[str, Holder], float | None]:
         now = self._clock()
         idempotency.forget_old(conn, now, MOST)
         number_exclusion.forget_may_ring(conn, now, MOST)
         call_frequency.forget_old(conn, now, MOST_NUMBERS)
         expired = housekeeping.expire_orphans(conn, self._dialer_ids, now)
-        return expired, housekeeping.left_open(conn, self._dialer_ids)
+        left_open = housekeeping.left_open(conn, self._dialer_ids)
+        return expired, left_open, housekeeping.database_time(conn)
 
     async def _give_up(self, dialer_id: str, seen: Holder) -> None:
         try:

@@ -43,6 +43,7 @@ from bitel.metrics.page import Page
 from bitel.metrics.sources import DialerFigures, DialerSource, Sources
 from bitel.settings import DialerSettings, Settings, TraceSettings, split_address
 from bitel.shutdown import CLOSING_TIMEOUT, Shutdown
+from bitel.steady_clock import SteadyClock
 from bitel.store import migrate, recordings
 from bitel.store.database import Database
 from bitel.voices.speech import SpeechOptions
@@ -120,25 +121,29 @@ async def running(
     stop = stop or asyncio.Event()
     shutdown = shutdown or Shutdown(settings.drain_timeout)
     _private_folder(settings)
+    clock = await asyncio.to_thread(SteadyClock.open, settings.data_dir)
     url = settings.effective_database_url
     await asyncio.to_thread(migrate.upgrade, url)
     database = Database.open(url)
     voices = VoiceStore.open(settings.storage_url.get_secret_value(), settings.data_dir)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(_close_database, database, shutdown)
-        await stack.enter_async_context(_housekeeping(settings, database))
+        await stack.enter_async_context(_housekeeping(settings, database, clock))
         lag = await stack.enter_async_context(measuring())
         pauses = stack.enter_context(measuring_pauses())
         ids = [each.id for each in settings.dialers]
-        sources = Sources(database, ids, time.time, lag, pauses)
+        sources = Sources(database, ids, clock, lag, pauses, clock_gap=lambda: clock.gap)
         dialers, dispatchers, workers = [], [], []
-        speech = SpeechLibrary(settings.data_dir / "speech", _speech_options(settings))
+        speech = SpeechLibrary(settings.data_dir / "speech", _speech_options(settings), clock=clock)
         stack.push_async_callback(shutdown.step, "speech", speech.close)
         playlists = Playlists(voices, speech, _duration_from(database))
         deliverer = None
         if role != "dialer":
             deliverer = webhooks.build(
-                webhooks.Options(allow_private=settings.webhook_allow_private), database, time.time
+                webhooks.Options(allow_private=settings.webhook_allow_private),
+                database,
+                clock,
+                clock.date,
             )
             await stack.enter_async_context(_delivering(deliverer, shutdown))
             sources.deliverer = deliverer
@@ -150,11 +155,11 @@ async def running(
             for dialer_settings in settings.dialers:
                 counted = Counted(traces)
                 dialer, dispatcher = _dialer(
-                    dialer_settings, settings, database, playlists, counted, bell, lag
+                    dialer_settings, settings, database, clock, playlists, counted, bell, lag
                 )
                 sources.dialers.append(_figures(dialer, dispatcher, counted))
                 standby = Standby(
-                    dialer_settings.id, dispatcher.worker, database, settings.data_dir
+                    dialer_settings.id, dispatcher.worker, database, settings.data_dir, clock
                 )
                 worker = DialerWorker(dialer, dispatcher, standby, settings.drain_timeout, shutdown)
                 await stack.enter_async_context(_dialing(worker, stop, take_over))
@@ -182,7 +187,8 @@ async def running(
                 voices=voices,
                 speech=speech,
                 tokens=TokenSigner.open(settings.data_dir),
-                clock=time.time,
+                clock=clock,
+                date=clock.date,
                 on_placed=ring,
                 metrics=page,
             )
@@ -204,6 +210,7 @@ def _dialer(
     dialer: DialerSettings,
     settings: Settings,
     database: Database,
+    clock: SteadyClock,
     playlists: Playlists,
     watch: Counted,
     on_settled: Callable[[], None],
@@ -213,7 +220,7 @@ def _dialer(
     trunk = SipTrunkDialer(
         sip_trunk_config(dialer, settings.region),
         playlists,
-        time.time,
+        clock,
         watch=watch,
         recording_faults=recording_faults,
     )
@@ -224,7 +231,7 @@ def _dialer(
 
     dispatcher = Dispatcher(
         dialer.id,
-        worker=f"{socket.gethostname()}-{os.getpid()}-{new_id(time.time())[-6:]}",
+        worker=f"{socket.gethostname()}-{os.getpid()}-{new_id(clock())[-6:]}",
         dialer=trunk,
         limits=Limits(
             dialer.max_channels,
@@ -235,7 +242,8 @@ def _dialer(
         ),
         database=database,
         tariff=settings.price_list(),
-        clock=time.time,
+        clock=clock,
+        ahead=lambda: clock.gap,
         on_settled=on_settled,
         strain=strain,
         recording_faults=recording_faults,
@@ -319,9 +327,13 @@ async def _collecting(dispatchers: Sequence[Dispatcher]) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def _housekeeping(settings: Settings, database: Database) -> AsyncIterator[None]:
+async def _housekeeping(
+    settings: Settings, database: Database, clock: SteadyClock
+) -> AsyncIterator[None]:
     dialer_ids = [dialer.id for dialer in settings.dialers]
-    task = asyncio.create_task(Housekeeper(database, dialer_ids, time.time).run())
+    task = asyncio.create_task(
+        Housekeeper(database, dialer_ids, clock, save_clock=clock.save).run()
+    )
     try:
         yield
     finally:

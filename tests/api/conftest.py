@@ -71,6 +71,8 @@ class Stage:
             speech=SpeechLibrary(data_dir / "speech", SpeechOptions()),
             tokens=TokenSigner.open(data_dir),
             clock=clock,
+            system_clock=clock,
+            monotonic=clock,
             on_placed=rung.append,
         )
         project = database.write_now(lambda conn: projects.create(conn, "shop", clock()))

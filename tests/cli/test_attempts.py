@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from sqlalchemy import Connection
 
 from bitel.calls.outcome import Attempted, Media, Outcome
+from bitel.steady_clock import SteadyClock
 from bitel.store import endings
 from bitel.store.database import Database
 from tests.cli.conftest import Shell
@@ -60,6 +62,15 @@ def _fill(conn: Connection) -> None:
     )
 
 
+def _set_the_clock_forward(shell: Shell, at: float, seconds: float) -> None:
+    """Leave the file of a service whose system clock was set at that time, and is right now."""
+    SteadyClock.open(shell.data_dir)
+    path = shell.data_dir / "clock"
+    anchor = json.loads(path.read_text())
+    anchor["gaps"].insert(0, [at, seconds])
+    path.write_text(json.dumps(anchor))
+
+
 def test_attempts_are_shown_with_how_they_were_heard(shell: Shell) -> None:
     shell.admin("project", "create", "other")
     with Database.open(f"sqlite:///{shell.data_dir / 'bitel.db'}") as database:
@@ -77,5 +88,11 @@ def test_attempts_are_shown_with_how_they_were_heard(shell: Shell) -> None:
     assert (second["packetsSent"], second["packetsReceived"], second["digits"]) == (325, 300, "12#")
     assert (second["loss"], second["jitterMs"], second["endedBy"]) == (0.0125, 3.5, "far")
     assert (third["outcome"], third["endedAt"]) == (None, None)
+    _set_the_clock_forward(shell, at=150.0, seconds=3600.0)
+    first, second, third = json.loads(shell.admin("attempts", CALL, "--json"))
+    assert (first["startedAt"], first["rangAt"], first["endedAt"]) == (100.0, 100.25, 101.0)
+    assert second["startedAt"] == pytest.approx(3800.0, abs=1.0)
+    assert third["endedAt"] is None
+    assert "2  1970-01-01 01:03:19" in shell.admin("attempts", CALL)
     status, _, err = shell.run("attempts", "nothing", "--config", str(shell.config))
     assert (status, err) == (1, "bitel: no attempt of a call 'nothing' is known\n")

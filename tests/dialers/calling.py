@@ -81,6 +81,7 @@ async def dialer(
         clock,
         targets=targets,
         watch=watch,
+        system_clock=clock,
     )
     await made.start()
     try:

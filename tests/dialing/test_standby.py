@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,12 @@ class Site:
         self.clock = FakeClock(1000.0)
         self._folder = folder
 
-    def standby(self, name: str, where: str | None = None) -> Standby:
+    def standby(
+        self, name: str, where: str | None = None, clock: Callable[[], float] = time.time
+    ) -> Standby:
         data_dir = self._folder / (where or name)
         data_dir.mkdir(exist_ok=True)
-        return Standby("main", name, self.database, data_dir, monotonic=self.clock)
+        return Standby("main", name, self.database, data_dir, clock, monotonic=self.clock)
 
     def take_over(self, standby: Standby, terms: TakeOverTerms | None) -> Lease:
         assert terms is not None, "it had to wait"
@@ -118,6 +121,30 @@ async def test_another_installations_worker_is_replaced_after_twenty_seconds_of_
         site.take_over(second, terms)
     second.reset()
     assert await second.look() is None
+
+
+@pytest.mark.parametrize("ahead", [3600.0, -3600.0])
+async def test_the_difference_to_a_silent_workers_clock_is_known_from_its_heartbeat(
+    site: Site, ahead: float
+) -> None:
+    first, second = site.standby("first"), site.standby("second", clock=site.clock)
+    lease = site.take_over(first, await first.look())
+    assert await second.look() is None
+    site.do(lambda conn: leases.renew(conn, lease, site.clock() + ahead))
+    await site.waits(second)
+    terms = await second.look()
+    assert terms is not None
+    # Never more than it is: then an INVITE that may still ring would count as dead.
+    assert ahead - POLL - LONGEST_LOOK <= terms.former_ahead <= ahead
+
+
+async def test_the_difference_to_a_forced_out_workers_clock_is_known(site: Site) -> None:
+    first, second = site.standby("first"), site.standby("second", clock=site.clock)
+    lease = site.take_over(first, await first.look())
+    site.do(lambda conn: leases.renew(conn, lease, site.clock() - 3600.0))
+    site.clock.advance(5.0)
+    terms = await second.fence()
+    assert terms.former_ahead == -3605.0
 
 
 async def test_of_two_standbys_one_takes_over(site: Site) -> None:

@@ -260,6 +260,12 @@ async def test_a_page_is_a_handful_of_statements(
     assert len(selects) == 4  # two queues, the events, the dialers
 
 
+async def test_a_step_of_the_system_clock_is_shown(sources: Sources) -> None:
+    assert at(await read(Page(sources)), "bitel_clock_step_seconds") == 0.0
+    sources.clock_gap = lambda: -3600.0
+    assert at(await read(Page(sources)), "bitel_clock_step_seconds") == -3600.0
+
+
 async def test_a_loop_that_is_kept_busy_is_late() -> None:
     import time
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
+
+import pytest
+import structlog
 
 from bitel.calls.call import CallStatus
 from bitel.housekeeping import ABANDONED_AFTER, EVERY, Housekeeper
@@ -98,3 +102,16 @@ async def test_a_dialer_that_is_known_is_left_alone(world: World) -> None:
     await Rounds(world).of(3 * ABANDONED_AFTER)
 
     assert world.do(lambda conn: leases.renew(conn, lease, world.clock()))
+
+
+async def test_a_clock_that_differs_from_the_database_servers_is_logged_once(
+    world: World,
+) -> None:
+    keeper = Rounds(world).keeper
+    with structlog.testing.capture_logs() as logs:
+        for ahead in (0.0, -3600.0, -3600.0, 0.0, 60.0):
+            world.clock.now = time.time() + ahead
+            await keeper.round()
+    differ = [line["ahead"] for line in logs if line["event"] == "clocks_differ"]
+    on_server = world.do(lambda conn: conn.dialect.name) == "postgresql"
+    assert differ == pytest.approx([-3600.0, 60.0] if on_server else [], abs=2.0)

@@ -175,6 +175,31 @@ def test_a_redial_counts_from_when_the_invite_may_have_left(
     assert len(world.claim(lease)) == 1
 
 
+@pytest.mark.parametrize("ahead", [3600.0, -3600.0, 30.0, -30.0])
+def test_a_redial_does_not_depend_on_the_difference_between_two_machines_clocks(
+    world: World, ahead: float
+) -> None:
+    world.place(expires_at=world.clock() + 86_400.0)
+    world.claim(world.take_over("cut off"))
+    world.clock.advance(30.0)
+    world.clock.now -= ahead  # from here on it is the other machine's
+    lease, _ = world.recover("next", former_ended=False, former_ahead=ahead)
+
+    world.clock.advance(LAST_INVITE + REDIAL_AFTER - 30.0 - 0.01)
+    assert world.claim(lease) == []
+    world.clock.advance(0.02)
+    assert len(world.claim(lease)) == 1
+
+
+def test_a_claim_is_not_taken_to_be_later_than_now(world: World) -> None:
+    world.place(expires_at=world.clock() + 86_400.0)
+    world.claim(world.take_over("cut off"))
+    world.clock.now -= 3600.0  # by how much is not known to the worker that takes over
+    lease, _ = world.recover("next", former_ended=False)
+    world.clock.advance(LAST_INVITE + REDIAL_AFTER)
+    assert len(world.claim(lease)) == 1
+
+
 def ring(world: World, lease: Lease, *claimed: Claim) -> None:
     rang_at = {one.attempt_id: world.clock() for one in claimed}
     world.do(lambda conn: claims.rang(conn, lease, rang_at))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import sys
 import time
@@ -434,3 +435,24 @@ class _Writes:
 
     def __init__(self, write: object) -> None:
         self.write = write
+
+
+async def test_dates_and_timestamps_follow_the_system_clock(post: Post) -> None:
+    async with receiver() as one:
+        project_id = post.project(one.url)
+        post.events(project_id)
+        placed_at = int(post.clock() - 60.5 + 3600)
+        deliverer = delivery.build(
+            delivery.Options(allow_private=True),
+            post.database,
+            post.clock,
+            lambda at: at + 3600,
+        )
+        task = asyncio.create_task(deliverer.run())
+        (event,) = await post.settled(project_id, 1)
+        await deliverer.drain(0)
+        await task
+    (got,) = one.received
+    assert event.tried[0].at == post.clock()
+    assert int(got.headers["webhook-timestamp"]) == int(post.clock() + 3600)
+    assert json.loads(got.body)["requestDate"] == placed_at

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Annotated, Any, Final, Generic, TypeVar
 
@@ -12,6 +13,9 @@ from bitel.store.campaigns import CampaignState
 from bitel.store.recordings import Recording
 
 T = TypeVar("T")
+
+DateOf = Callable[[float], float]
+"""Gives the date that clients are shown for a stored time, both in Unix seconds."""
 
 
 _CALL: Final[dict[str, Any]] = {
@@ -217,7 +221,7 @@ def placed_answer(
     }
 
 
-def call_answer(call: Call) -> dict[str, Any]:
+def call_answer(call: Call, date: DateOf) -> dict[str, Any]:
     """The eight keys of a call, in the order that clients know."""
     return {
         "id": call.id,
@@ -225,20 +229,20 @@ def call_answer(call: Call) -> dict[str, Any]:
         "status": call.status.name,
         "statusCode": int(call.status),
         "billSec": call.bill_seconds,
-        "requestDate": int(call.requested_at),
-        "executionDate": int(call.executed_at),
+        "requestDate": int(date(call.requested_at)),
+        "executionDate": int(date(call.executed_at)),
         "price": balance_change(call.price),
     }
 
 
-def campaign_answer(state: CampaignState) -> dict[str, Any]:
+def campaign_answer(state: CampaignState, date: DateOf) -> dict[str, Any]:
     """A campaign's keys, in the order of `CampaignAnswer`; every status is counted, also at 0."""
     return {
         "id": state.id,
         "total": state.total,
         "byStatus": {status.name: state.by_status.get(status, 0) for status in CallStatus},
-        "requestDate": int(state.requested_at),
-        "finishedDate": int(state.finished_at),
+        "requestDate": int(date(state.requested_at)),
+        "finishedDate": int(date(state.finished_at)),
         "price": balance_change(state.price),
     }
 

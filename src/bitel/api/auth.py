@@ -38,7 +38,7 @@ class Admission:
         return await self._rounds.ask(self._parts.tokens.verify(token))
 
     async def _admit(self, asked: Sequence[Claims]) -> Sequence[Project | BitelError]:
-        now = self._parts.clock()
+        now = self._parts.system_clock()
         distinct = set(asked)
         owners = await self._parts.database.read(lambda conn: owners_of(conn, distinct, now))
         return [owners[claims] or not_admitted() for claims in asked]

@@ -29,8 +29,10 @@ IDLE_SECONDS: Final = 30.0
 """How long an upload may pause."""
 UPLOAD_SECONDS: Final = 900.0
 """How long an upload may take in all."""
-STALE_SECONDS: Final = 3600.0
-"""Age at which what lies in the incoming folder belongs to no upload that still runs."""
+STALE_SECONDS: Final = 86_400.0
+"""Age at which what lies in the incoming folder belongs to no upload that still runs. Ages of files
+are by the system clock, which may have been set during an upload, hence far more than that takes.
+"""
 
 
 async def take_in(parts: ApiParts, project_id: str, request: Request) -> Recording:

@@ -46,7 +46,10 @@ class Bucket:
 
 
 class Limits:
-    """The buckets of every project: its own limits, else those of the settings."""
+    """The buckets of every project: its own limits, else those of the settings.
+
+    `clock` gives seconds that never go back.
+    """
 
     def __init__(self, settings: LimitSettings, clock: Callable[[], float]) -> None:
         self._settings = settings

@@ -30,6 +30,13 @@ class ApiParts:
     speech: SpeechLibrary
     tokens: TokenSigner
     clock: Callable[[], float] = time.time
+    """Unix seconds of everything that is stored, which no step of the system clock moves."""
+    date: Callable[[float], float] = float
+    """What the system clock showed at a stored time, for the dates of answers."""
+    system_clock: Callable[[], float] = time.time
+    """Unix seconds by which tokens expire."""
+    monotonic: Callable[[], float] = time.monotonic
+    """Seconds by which limits per minute are counted."""
     on_placed: Callable[[str], None] = _no_bell
     """Rung with a dialer's id after calls for it are committed, to wake a dispatcher nearby."""
     metrics: Callable[[], Awaitable[bytes]] | None = None

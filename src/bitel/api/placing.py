@@ -80,6 +80,7 @@ class Placed:
     ids: Sequence[str]
     phone_numbers: Sequence[str]
     requested_at: float
+    """As clients are shown it: by the system clock, in Unix seconds."""
     campaign_id: str | None
     barred: Collection[str] = ()
 
@@ -102,11 +103,13 @@ class _Order:
     prepared: Sequence[str]
     """A campaign's calls as the store takes them; empty where there is none."""
     now: float
+    date: float
+    """`now` by the system clock."""
 
     def answer(self, barred: Collection[str]) -> StoredAnswer:
-        return StoredAnswer(
-            self.answering(_as_placed(self.calls, barred)) if barred else self.usual
-        )
+        if not barred:
+            return StoredAnswer(self.usual)
+        return StoredAnswer(self.answering(_as_placed(self.calls, self.date, barred)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +206,7 @@ class Placing:
         """
         count = len(reach.e164)
         now = self._parts.clock()
+        date = self._parts.date(now)
         campaign = None
         if lane is Lane.BATCH:
             campaign = Campaign(
@@ -213,9 +217,9 @@ class Placing:
             campaign_id = campaign.id if campaign else None
             prices = _Prices(self._tariff, longest_call(sound.seconds, project.hold_seconds))
             calls = _new_calls(project, reach, sound, terms, lane, campaign_id, prices, now)
-            usual = answering(_as_placed(calls))
+            usual = answering(_as_placed(calls, date))
             prepared = call_rows.prepare(calls) if campaign else ()
-            return _Order(project, calls, campaign, once, answering, usual, prepared, now)
+            return _Order(project, calls, campaign, once, answering, usual, prepared, now, date)
 
         self._limits.count_calls(project, count)
         placed = False
@@ -353,9 +357,8 @@ def _new_calls(
     return NewCalls(first, ids, reach.phone_numbers, reach.e164, reserves)
 
 
-def _as_placed(calls: NewCalls, barred: Collection[str] = ()) -> Placed:
-    like = calls.like
-    return Placed(calls.ids, calls.phone_numbers, like.requested_at, like.campaign_id, barred)
+def _as_placed(calls: NewCalls, date: float, barred: Collection[str] = ()) -> Placed:
+    return Placed(calls.ids, calls.phone_numbers, date, calls.like.campaign_id, barred)
 
 
 class _Prices:

@@ -45,7 +45,7 @@ class Statuses:
         return call
 
     async def _find(self, asked: Sequence[Asked]) -> Sequence[Found | BitelError]:
-        now = self._parts.clock()
+        now = self._parts.system_clock()
         return await self._parts.database.read(lambda conn: _look(conn, asked, now))
 
 

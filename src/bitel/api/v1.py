@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bitel.api import ordering
-from bitel.api.answers import CdrAnswer, Success
+from bitel.api.answers import CdrAnswer, DateOf, Success
 from bitel.api.auth import Owner
 from bitel.api.bodies import BatchBody, OtpBody, SingleBody, SingleTtsBody
 from bitel.api.describing import described, placing_calls
@@ -67,7 +67,7 @@ async def cdr(
         )
     if found is None:
         raise NotFoundError("this project has no call of that id")
-    return success(cdr_answer(found))
+    return success(cdr_answer(found, parts_of(request).date))
 
 
 @router.get(
@@ -87,7 +87,9 @@ async def campaign_cdr(
         )
     if found is None:
         raise NotFoundError("this project has no campaign of that id")
-    return sent(await asyncio.to_thread(list_body, map(cdr_answer, found)))
+    date = parts_of(request).date
+    records_shown = (cdr_answer(each, date) for each in found)
+    return sent(await asyncio.to_thread(list_body, records_shown))
 
 
 def its_id(placed: Placed) -> bytes:
@@ -100,7 +102,7 @@ def campaign_id(placed: Placed) -> bytes:
     return success_body(placed.campaign_id)
 
 
-def cdr_answer(record: Cdr) -> dict[str, Any]:
+def cdr_answer(record: Cdr, date: DateOf) -> dict[str, Any]:
     """A detail record's keys, in the order that v1 clients know."""
     call = record.call
     return {
@@ -108,8 +110,8 @@ def cdr_answer(record: Cdr) -> dict[str, Any]:
         "targetNumber": call.phone_number,
         "status": call.status.name,
         "billSec": call.bill_seconds,
-        "requestDate": int(call.requested_at),
-        "executionDate": int(call.executed_at),
+        "requestDate": int(date(call.requested_at)),
+        "executionDate": int(date(call.executed_at)),
         "transactionId": record.transaction_id,
         "balanceSubtracted": call.price,
     }

@@ -33,7 +33,8 @@ CampaignId = Annotated[str, Path(description="The `campaignId` of a batch.")]
 )
 async def status(request: Request, token: Token, call_id: CallId) -> Response:
     """A call is `WAITING` until its last attempt is over, and final from then on."""
-    return success(call_answer(await statuses_of(request).of(token, call_id)))
+    call = await statuses_of(request).of(token, call_id)
+    return success(call_answer(call, parts_of(request).date))
 
 
 @router.delete(f"/{CALL_ID}", **described("Call off a call", "calls", CallAnswer, [NotFoundError]))
@@ -43,7 +44,7 @@ async def cancel(request: Request, project: Owner, call_id: CallId) -> Response:
     parts = parts_of(request)
     now = parts.clock()
     call = await parts.database.write(lambda conn: call_rows.cancel(conn, project.id, call_id, now))
-    return success(call_answer(call))
+    return success(call_answer(call, parts.date))
 
 
 @router.get(
@@ -52,7 +53,8 @@ async def cancel(request: Request, project: Owner, call_id: CallId) -> Response:
 )
 async def campaign(request: Request, project: Owner, campaign_id: CampaignId) -> Response:
     """Counts the campaign's calls by status. `finishedDate` is 0 until all of them are over."""
-    return success(campaign_answer(await _state(request, project.id, campaign_id)))
+    state = await _state(request, project.id, campaign_id)
+    return success(campaign_answer(state, parts_of(request).date))
 
 
 @router.get(
@@ -74,10 +76,10 @@ async def campaign_calls(
     calls = await parts_of(request).database.read(
         lambda conn: campaigns.page(conn, project.id, campaign_id, after, limit)
     )
-    last = calls[-1].id if calls else ""
+    last, date = calls[-1].id if calls else "", parts_of(request).date
     return success(
         {
-            "calls": [call_answer(call) for call in calls],
+            "calls": [call_answer(call, date) for call in calls],
             "nextCursor": next_cursor(last, len(calls), limit),
         }
     )
@@ -98,7 +100,8 @@ async def cancel_campaign(request: Request, project: Owner, campaign_id: Campaig
         done = await parts.database.write(
             lambda conn: campaigns.cancel(conn, project.id, campaign_id, now)
         )
-    return success(campaign_answer(await _state(request, project.id, campaign_id)))
+    state = await _state(request, project.id, campaign_id)
+    return success(campaign_answer(state, parts_of(request).date))
 
 
 async def _state(request: Request, project_id: str, campaign_id: str) -> campaigns.CampaignState:

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bitel.calls.outcome import Outcome
-from bitel.cli.opening import open_database
+from bitel.cli.opening import open_database, read_clock
 from bitel.cli.options import ConfigOption, JsonOption
 from bitel.errors import NotFoundError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bitel.calls.outcome import Media
     from bitel.store.calls import AttemptRow
 
@@ -29,15 +31,16 @@ def attempts(
     """
     from bitel.store import calls
 
-    with open_database(config) as (_, database):
+    with open_database(config) as (settings, database):
         found = database.read_now(lambda conn: calls.attempts(conn, call_id))
     if not found:
         raise NotFoundError(f"no attempt of a call {call_id!r} is known")
+    date = read_clock(settings).date
     if as_json:
-        print(json.dumps([_row(each) for each in found], ensure_ascii=False))
+        print(json.dumps([_row(each, date) for each in found], ensure_ascii=False))
         return
     for each in found:
-        at = datetime.fromtimestamp(each.started_at, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        at = datetime.fromtimestamp(date(each.started_at), UTC).strftime("%Y-%m-%d %H:%M:%S")
         print(f"{each.number}  {at}  {each.dialer_id}  {_ending(each)}")
         if each.media is not None:
             keyed = f", keyed {each.media.digits}" if each.media.digits else ""
@@ -69,16 +72,20 @@ def _ending(each: AttemptRow) -> str:
     return words + (f" ({each.detail})" if each.detail else "")
 
 
-def _row(each: AttemptRow) -> dict[str, object]:
+def _row(each: AttemptRow, date: Callable[[float], float]) -> dict[str, object]:
     media = each.media
+
+    def shown(at: float | None) -> float | None:
+        return None if at is None else date(at)
+
     return {
         "id": each.id,
         "number": each.number,
         "dialer": each.dialer_id,
-        "startedAt": each.started_at,
-        "rangAt": each.rang_at,
-        "answeredAt": each.answered_at,
-        "endedAt": each.ended_at,
+        "startedAt": date(each.started_at),
+        "rangAt": shown(each.rang_at),
+        "answeredAt": shown(each.answered_at),
+        "endedAt": shown(each.ended_at),
         "outcome": each.outcome and each.outcome.value,
         "sipCode": each.sip_code,
         "q850": each.q850,

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bitel.cli.opening import find_project, open_database
+from bitel.cli.opening import find_project, open_database, read_clock
 from bitel.cli.options import ConfigOption, JsonOption
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlalchemy import Connection
 
     from bitel.store.ledger import LedgerEntry
@@ -37,27 +39,29 @@ def ledger(
         chosen = projects.listing(conn) if project is None else [find_project(conn, project)]
         return [(each, entries.entries(conn, each.id, limit)) for each in chosen]
 
-    with open_database(config) as (_, database):
+    with open_database(config) as (settings, database):
         found = database.read_now(work)
+    date = read_clock(settings).date
     if as_json:
-        rows = [_row(each, entry) for each, theirs in found for entry in theirs]
+        rows = [_row(each, entry, date) for each, theirs in found for entry in theirs]
         print(exact_json.dumps(rows))
         return
     for each, theirs in found:
         for entry in theirs:
-            at = datetime.fromtimestamp(entry.created_at, UTC).strftime("%Y-%m-%d %H:%M:%S")
+            created = datetime.fromtimestamp(date(entry.created_at), UTC)
+            at = created.strftime("%Y-%m-%d %H:%M:%S")
             about = f"{entry.kind:<7} {entry.call_id or '':<32}  {each.name}"
             note = f"  ({entry.note})" if entry.note else ""
             print(f"{at}  {entry.amount:>16f}  {about}{note}")
 
 
-def _row(project: Project, entry: LedgerEntry) -> dict[str, object]:
+def _row(project: Project, entry: LedgerEntry, date: Callable[[float], float]) -> dict[str, object]:
     return {
         "id": entry.id,
         "project": project.name,
         "callId": entry.call_id,
         "kind": entry.kind,
         "amount": entry.amount,
-        "at": int(entry.created_at),
+        "at": int(date(entry.created_at)),
         "note": entry.note,
     }

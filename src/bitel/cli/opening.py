@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from bitel.client import Client
     from bitel.settings import Settings
+    from bitel.steady_clock import SteadyClock
     from bitel.store.database import Database
     from bitel.store.projects import Project
 
@@ -33,6 +34,13 @@ def open_database(config: Path | None) -> Iterator[tuple[Settings, Database]]:
         yield settings, database
     finally:
         database.close()
+
+
+def read_clock(settings: Settings) -> SteadyClock:
+    """The clock of the service that has these settings, running or not."""
+    from bitel.steady_clock import SteadyClock
+
+    return SteadyClock.read(settings.data_dir)
 
 
 def find_project(conn: Connection, name_or_id: str) -> Project:

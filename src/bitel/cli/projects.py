@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bitel.cli.opening import find_project, open_database
+from bitel.cli.opening import find_project, open_database, read_clock
 from bitel.cli.options import ConfigOption, JsonOption, ProjectArgument
 from bitel.errors import InvalidRequestError, InvalidServerError
 
@@ -36,8 +35,9 @@ def create(
     """Create a project and print its id."""
     from bitel.store import projects
 
-    with open_database(config) as (_, database):
-        project = database.write_now(lambda conn: projects.create(conn, name, time.time()))
+    with open_database(config) as (settings, database):
+        now = read_clock(settings)()
+        project = database.write_now(lambda conn: projects.create(conn, name, now))
     print(project.id)
 
 
@@ -166,11 +166,12 @@ def set_(
         found = find_project(conn, project)
         projects.change(conn, found.id, **changes)
         if balance is not None:
-            projects.set_balance(conn, found.id, amount, time.time())
+            projects.set_balance(conn, found.id, amount, now)
         if webhook is not None:
             _set_webhook(conn, found, webhook)
 
     with open_database(config) as (settings, database):
+        now = read_clock(settings)()
         if webhook not in (None, NOWHERE):
             targets.check(webhook, allow_private=settings.webhook_allow_private)
         if dialers is not None:

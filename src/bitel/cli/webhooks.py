@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bitel.cli.opening import find_project, open_database
+from bitel.cli.opening import find_project, open_database, read_clock
 from bitel.cli.options import ConfigOption, JsonOption, ProjectArgument
 from bitel.errors import InvalidRequestError, NotFoundError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlalchemy import Connection
 
     from bitel.store.projects import Project
@@ -43,18 +44,19 @@ def deliveries(
         found = find_project(conn, project) if project else None
         return found, webhooks.history(conn, found.id if found else None, call, limit)
 
-    with open_database(config) as (_, database):
+    with open_database(config) as (settings, database):
         found, events = database.read_now(work)
+    date = read_clock(settings).date
     if as_json:
-        print(json.dumps([_as_json(event) for event in events], ensure_ascii=False))
+        print(json.dumps([_as_json(event, date) for event in events], ensure_ascii=False))
         return
     if found and found.webhook_off_reason:
         print(f"off: {found.webhook_off_reason}; bitel project set --webhook turns it on again")
     for event in events:
-        again = f"  next {_time(event.due_at)}" if event.due_at is not None else ""
+        again = f"  next {_time(date(event.due_at))}" if event.due_at is not None else ""
         print(f"{event.id}  call {event.call_id}  {event.state}{again}")
         for tried in event.tried:
-            print(f"    {_time(tried.at)}  {_outcome(tried)}  {tried.seconds:.2f} s")
+            print(f"    {_time(date(tried.at))}  {_outcome(tried)}  {tried.seconds:.2f} s")
 
 
 @app.command()
@@ -70,8 +72,9 @@ def redeliver(
     """Send an event once more, whatever became of it, under the id that it had before."""
     from bitel.store import webhooks
 
-    with open_database(config) as (_, database):
-        if not database.write_now(lambda conn: webhooks.redeliver(conn, None, which, time.time())):
+    with open_database(config) as (settings, database):
+        now = read_clock(settings)()
+        if not database.write_now(lambda conn: webhooks.redeliver(conn, None, which, now)):
             raise NotFoundError(
                 f"no event has the id {which[:64]!r}, nor has a call of that id one: only calls "
                 "that end while their project has a webhook do"
@@ -109,17 +112,17 @@ def secret(
     print(text)
 
 
-def _as_json(event: Event) -> dict[str, Any]:
+def _as_json(event: Event, date: Callable[[float], float]) -> dict[str, Any]:
     return {
         "id": event.id,
         "projectId": event.project_id,
         "callId": event.call_id,
         "state": event.state,
-        "createdAt": event.created_at,
-        "nextTryAt": event.due_at,
+        "createdAt": date(event.created_at),
+        "nextTryAt": None if event.due_at is None else date(event.due_at),
         "tries": [
             {
-                "at": tried.at,
+                "at": date(tried.at),
                 "status": tried.status_code,
                 "error": tried.error or None,
                 "seconds": tried.seconds,

@@ -21,14 +21,14 @@ from bitel.dialing.dialer import Order, Rang
 from bitel.sip import Address, Answered, Ended, Failed
 
 STEP: Final = 1.0
-"""Seconds by which the clock must have been set, during an attempt, for its times to be moved."""
+"""Seconds by which the two clocks must differ after an attempt for its times to be moved."""
 
 
 class Attempt:
     """Collects the facts of one attempt. Times are Unix seconds by `clock`.
 
-    The time between them is measured by `monotonic`, so that a wall clock which is set meanwhile
-    changes neither the bill nor the ring time.
+    The time between them is measured by `monotonic`, so that neither the bill nor the ring time
+    depends on a clock that is set or suspended meanwhile.
     """
 
     __slots__ = (
@@ -111,7 +111,7 @@ class Attempt:
         now = self.now()
         irregularities = self._irregularities()
         sentences = [IRREGULARITIES[each] for each in irregularities]
-        # A wall clock that was set counts from here on: the next attempt is due by it.
+        # The two differ where the machine was suspended, which `monotonic` does not count.
         step = self._clock() - now
         step = step if abs(step) >= STEP else 0.0
         return Attempted(

@@ -60,7 +60,8 @@ log = structlog.get_logger(__name__)
 class SipTrunkDialer:
     """A Dialer over one port for SIP and one sender process for RTP.
 
-    `clock` gives Unix seconds. `link` is put between agent and socket in tests of lossy links.
+    `clock` gives the Unix seconds of all stored times, `system_clock` those of the dates in
+    metrics. `link` is put between agent and socket in tests of lossy links.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class SipTrunkDialer:
         watch: Watch | None = None,
         targets: Targets | None = None,
         recording_faults: RecordingFaults | None = None,
+        system_clock: Callable[[], float] = time.time,
     ) -> None:
         self._config = config
         self._recording_faults = recording_faults or RecordingFaults("", time.monotonic)
@@ -86,7 +88,7 @@ class SipTrunkDialer:
         )
         self._streamer.on_failure = self._sender_failed
         self._watch = watch
-        self._carriers = Carriers(config, clock, targets)
+        self._carriers = Carriers(config, system_clock, targets)
         self._numbers = NumberForm(config.number_format, config.number_rules)
         self._caller_ids = CallerIds(config.caller_pool, config.caller_ids)
         self._whereabouts = Whereabouts(

@@ -126,7 +126,10 @@ class Dispatcher:
         recording_faults: RecordingFaults | None = None,
         journal: Journal | None = None,
         monotonic: Callable[[], float] = time.monotonic,
+        ahead: Callable[[], float] = lambda: 0.0,
     ) -> None:
+        """`clock` gives the Unix seconds of all stored times, `ahead` the seconds by which the
+        system clock, which calling windows follow, is ahead of it."""
         self.figures = Figures()
         self.pressure = Pressure()
         self.recording_faults = recording_faults or RecordingFaults(dialer_id, monotonic)
@@ -141,6 +144,7 @@ class Dispatcher:
         self._tariff = tariff
         self._clock = clock
         self._monotonic = monotonic
+        self._ahead = ahead
         self._pacer = Pacer(limits.calls_per_second, monotonic())
         self._running: dict[str, _Running] = {}
         self._last_project: dict[Lane, str] = {}
@@ -432,7 +436,9 @@ class Dispatcher:
         now = self._clock()
         self._doubtful.add(now)
         expired = claims.expire(conn, self._dialer_id, now)
-        claimed = claims.claim(conn, self._lease, room, now, lanes, self._last_project)
+        claimed = claims.claim(
+            conn, self._lease, room, now, lanes, self._last_project, self._ahead()
+        )
         return expired, claimed
 
     def _start(self, claim: Claim, claimed_at: float) -> None:

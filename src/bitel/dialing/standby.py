@@ -183,7 +183,9 @@ class Standby:
         if self._heartbeat.seconds < HEARTBEAT_TIMEOUT:
             return None
         # Such a worker may be alive, cut off from the database, and still about to dial.
-        return TakeOverTerms(self._installation, row, former_ended=False)
+        # Its heartbeat was at the start of that time, or before: its clock is ahead by so much.
+        ahead = row.seen_at - (self._clock() - self._heartbeat.seconds)
+        return TakeOverTerms(self._installation, row, former_ended=False, former_ahead=ahead)
 
     def reset(self) -> None:
         """Measure the time without a heartbeat anew: a take-over has failed."""
@@ -202,4 +204,5 @@ class Standby:
 
         self.holder, row = await self._database.write(work)
         gone = self.holder.installation in (None, self._installation)
-        return TakeOverTerms(self._installation, row, former_ended=gone)
+        ahead = 0.0 if gone else self.holder.seen_at - now
+        return TakeOverTerms(self._installation, row, former_ended=gone, former_ahead=ahead)

@@ -255,6 +255,15 @@ def pauses(lag: Histogram, collector: Histogram) -> Iterator[Metric]:
     )
 
 
+def clock(gap: float) -> Metric:
+    """How far the system clock has been set since the service's clock was taken from it."""
+    return GaugeMetricFamily(
+        "bitel_clock_step_seconds",
+        "Seconds by which the system clock is ahead of the clock that due times are measured by.",
+        value=gap,
+    )
+
+
 def _histogram(name: str, what: str, counted: Histogram) -> Metric:
     family = HistogramMetricFamily(name, what)
     bounds = [*(str(bound) for bound in counted.bounds), "+Inf"]

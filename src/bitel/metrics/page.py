@@ -98,5 +98,6 @@ def _all(sources: Sources, snapshot: Snapshot | None) -> Iterator[Metric]:
         yield from families.streams(dialers)
     yield from families.database(sources.database, reached=snapshot is not None)
     yield from families.pauses(sources.lag, sources.collector)
+    yield families.clock(sources.clock_gap())
     if sources.deliverer is not None:
         yield from families.webhooks(sources.deliverer.running)

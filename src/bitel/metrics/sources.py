@@ -59,11 +59,13 @@ class Sources:
     dialer_ids: Sequence[str]
     """Those of the settings, wherever they run."""
     clock: Callable[[], float]
-    """Unix seconds."""
+    """Unix seconds of all stored times."""
     lag: Histogram
     """How late the event loop was."""
     collector: Histogram
     """How long the collector of cyclic garbage kept it."""
+    clock_gap: Callable[[], float] = lambda: 0.0
+    """Seconds by which the system clock is ahead of `clock`."""
     deliverer: Deliverer | None = None
     """None where others deliver."""
     dialers: list[DialerSource] = field(default_factory=list)

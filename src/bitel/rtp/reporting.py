@@ -82,6 +82,9 @@ class Reporting:
     ) -> None:
         self._progress = progress
         self._clock = clock
+        # RFC 3550 §6.4.1 asks for wall-clock time. A step within a stream would tell its receiver
+        # that the audio had jumped.
+        self._wall = time.time() - clock()
         self._alive = alive
         self._sockets: dict[int, socket.socket] = {}
         self._selector = selectors.DefaultSelector()
@@ -173,7 +176,7 @@ class Reporting:
         if progress is None:
             return
         if progress.running:
-            report = sender_report(session.ssrc, time.time(), *progress[:3])
+            report = sender_report(session.ssrc, self._wall + now, *progress[:3])
         else:
             report = receiver_report(session.ssrc)
         self._send(session, report + session.description)

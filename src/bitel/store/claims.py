@@ -86,13 +86,15 @@ def claim(
     now: float,
     lanes: Iterable[Lane] = Lane,
     after_project: Mapping[Lane, str] = _FROM_THE_START,
+    ahead: float = 0.0,
 ) -> list[Claim]:
     """Up to `limit` calls that are due, those of the first lane first.
 
     Within a lane projects take turns, the longest due of each first, beginning after the project
     that `after_project` names for the lane: whoever keeps the project of each lane's last claim,
     and names it the next time, is fair to all. Outside their project's calling window only
-    one-time passwords are claimed. Calls that have expired, whose number is on the do-not-call
+    one-time passwords are claimed; windows follow the system clock, which is `ahead` seconds ahead
+    of `now`. Calls that have expired, whose number is on the do-not-call
     list by now, or that are superseded by a newer one-time password, end instead. Those whose
     number is in another attempt of the project wait (see `number_exclusion`). Raises LostLease when
     another worker has taken over.
@@ -100,7 +102,7 @@ def claim(
     room = limit if isinstance(limit, Room) else Room(limit, limit, limit)
     if not leases.holds(conn, lease):
         raise LostLease(f"another worker has taken over the dialer {lease.dialer_id}")
-    closed = turns.closed_now(conn, now)
+    closed = turns.closed_now(conn, now, ahead)
     waiting = sorted(turns.with_waiting(conn, lease.dialer_id, lanes))
     if closed:
         for lane in waiting:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Final
 
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import Connection, Double, bindparam, cast, func, select
 
 from bitel.store import claims, leases, loose
 from bitel.store.leases import Holder, TakeOverTerms
@@ -13,6 +13,14 @@ from bitel.store.schema import attempt, call, is_due, is_open
 
 REDIAL_AFTER: Final = 600.0
 """Seconds until a call of such a dialer is due again: more than any dialer's ring time needs."""
+
+
+def database_time(conn: Connection) -> float | None:
+    """The time by the database server's clock (Unix seconds); None where there is no server."""
+    if conn.dialect.name != "postgresql":
+        return None
+    now: float = conn.execute(_DATABASE_TIME).scalar_one()
+    return now
 
 
 def left_open(conn: Connection, known_dialers: Collection[str]) -> dict[str, Holder]:
@@ -46,6 +54,7 @@ def expire_orphans(
     return ended
 
 
+_DATABASE_TIME = select(cast(func.extract("epoch", func.clock_timestamp()), Double))
 _open = loose.distinct(attempt.c.dialer_id, is_open)
 _LEFT_OPEN = select(_open.c.value).where(
     _open.c.value.is_not(None),

@@ -66,6 +66,8 @@ class TakeOverTerms(NamedTuple):
     taken over from any holder."""
     former_ended: bool = True
     """The former worker's process has ended, so none of its INVITEs leaves after this moment."""
+    former_ahead: float = 0.0
+    """Seconds by which the former worker's clock is ahead of ours, at least; negative: behind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +120,12 @@ def take_over(
     One whose cancellation was requested makes it CANCELED. Any other may still be ringing: its call
     is due again `redial_after` seconds, which must exceed the longest ring time, after its INVITE
     may have left. That is `last_invite` seconds after the claim, or now where the former worker has
-    ended; without `last_invite` it must have. It spends no retry, unless the attempt is known to
-    have rung: then it waits for the call's retry interval too, and a call without retries left ends
-    as NO_ANSWER. Until that time no other call is made to its number either, nor for
-    `redial_after` seconds to a number that had answered, whose line may still be open.
+    ended; without `last_invite` it must have. The claim's time is by the former worker's clock, and
+    is converted to ours by `former_ahead`; no claim that is found was made later than now. The call
+    spends no retry, unless the attempt is known to have rung: then it waits for its retry interval
+    too, and a call without retries left ends as NO_ANSWER. Until that time no other call is made to
+    its number either, nor for `redial_after` seconds to a number that had answered, whose line may
+    still be open.
 
     Raises LostLease where the row is no longer what `terms` expect.
     """
@@ -146,7 +150,7 @@ def take_over(
     for row in left:
         if row.claim == HEARD:
             continue
-        sent_at = row.started_at + last_invite
+        sent_at = min(row.started_at - terms.former_ahead, now) + last_invite
         if terms.former_ended:
             sent_at = min(now, sent_at)
         due_at = max(now, sent_at + redial_after)

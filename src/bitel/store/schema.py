@@ -1,8 +1,8 @@
 """Every table, as it stands after the last migration.
 
-Identifiers are 32 hex characters, times Unix seconds, money exact. What a query says about a
-partial index must be a literal, not a parameter, or neither database can see that the index fits;
-hence `is_due` and `is_open`, which the indexes and the queries share.
+Identifiers are 32 hex characters, times Unix seconds by `bitel.steady_clock`, money exact. What a
+query says about a partial index must be a literal, not a parameter, or neither database can see
+that the index fits; hence `is_due` and `is_open`, which the indexes and the queries share.
 """
 
 from __future__ import annotations

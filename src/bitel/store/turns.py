@@ -40,14 +40,19 @@ _DAY: Final = 86_400.0
 _BEGINNING: Final = (-1.0, "")
 
 
-def closed_now(conn: Connection, now: float) -> dict[str, float]:
-    """The projects whose calling window is closed, and when each opens (Unix seconds)."""
+def closed_now(conn: Connection, now: float, ahead: float = 0.0) -> dict[str, float]:
+    """The projects whose calling window is closed, and when each opens (Unix seconds).
+
+    Windows follow the system clock, which is `ahead` seconds ahead of `now` and of what is
+    returned.
+    """
+    date = now + ahead
     closed: dict[str, float] = {}
     for row in _WINDOWS.rows(conn, {}):
         window = CallingWindow.parse(row.window)
-        if not window.is_open(now):
+        if not window.is_open(date):
             # One that hardly ever opens is looked at again every day.
-            closed[row.id] = window.opens_at(now) or now + _DAY
+            closed[row.id] = (window.opens_at(date) or date + _DAY) - ahead
     return closed
 
 

@@ -41,8 +41,9 @@ MAX_DIGITS: Final = 10
 MAX_REPEAT: Final = 10
 SPARED_SECONDS: Final = 120.0
 """A text that was asked for so lately is kept even when room is needed: someone copies it."""
-STALE_SECONDS: Final = 3600.0
-"""Age at which a `.work-…` folder belongs to nothing that still runs."""
+STALE_SECONDS: Final = 86_400.0
+"""Age at which a `.work-…` folder belongs to nothing that still runs. Ages of files are by the
+system clock, which may have been set meanwhile, hence far more than any rendering takes."""
 
 _WORK: Final = ".work-"
 

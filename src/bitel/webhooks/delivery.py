@@ -55,12 +55,17 @@ class Options:
     limits: TimeLimits = field(default_factory=TimeLimits)
 
 
-def build(options: Options, database: Database, clock: Callable[[], float]) -> Deliverer:
-    """A deliverer with the system's resolver and certificates; `clock` says Unix seconds."""
+def build(
+    options: Options,
+    database: Database,
+    clock: Callable[[], float],
+    date: Callable[[float], float] = float,
+) -> Deliverer:
+    """A deliverer with the system's resolver and certificates; `clock` and `date` as there."""
     # SSL_CERT_FILE may name the authority of an inner network.
     tls: ssl.SSLContext = httpx.create_ssl_context()
     poster = Poster(Resolver(), tls, allow_private=options.allow_private, limits=options.limits)
-    return Deliverer(options, database, poster, clock)
+    return Deliverer(options, database, poster, clock, date=date)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +87,11 @@ class _Round:
 
 
 class Deliverer:
-    """Delivers events until it is drained. Run it once."""
+    """Delivers events until it is drained. Run it once.
+
+    `clock` gives the Unix seconds of all stored times. `date` turns one into what the system clock
+    showed then: for the dates of events, and for timestamps that receivers check.
+    """
 
     def __init__(
         self,
@@ -91,11 +100,13 @@ class Deliverer:
         poster: Poster,
         clock: Callable[[], float],
         luck: Callable[[], float] = random.random,
+        date: Callable[[float], float] = float,
     ) -> None:
         self._database = database
         self._poster = poster
         self._clock = clock
         self._luck = luck
+        self._date = date
         self._per_project = options.per_project
         self._load = Load(options.concurrency, options.per_project)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -187,7 +198,7 @@ class Deliverer:
         begun = self._clock()
         failed = True
         try:
-            answer = await self._try(delivery, begun)
+            answer = await self._try(delivery, self._date(begun))
             failed = not _was_taken(answer)
         finally:
             self._load.end(delivery.project_id, failed=failed)
@@ -197,7 +208,7 @@ class Deliverer:
         await written
 
     async def _try(self, delivery: Delivery, now: float) -> Answer:
-        body = _body(delivery)
+        body = _body(delivery, self._date(delivery.requested_at))
         try:
             headers = signing.headers(delivery.secret, delivery.event_id, int(now), body)
         except InvalidRequestError as fault:
@@ -273,13 +284,13 @@ def _tell(one: _Ended, *, turned_off: bool) -> None:
         about.info("webhook_failed", error=tried.error, again_in=round(tried.next_due - tried.at))
 
 
-def _body(delivery: Delivery) -> bytes:
+def _body(delivery: Delivery, requested_at: float) -> bytes:
     return payload.body(
         call_id=delivery.call_id,
         campaign_id=delivery.campaign_id,
         status=delivery.status,
         bill_seconds=delivery.bill_seconds,
         phone_number=delivery.phone_number,
-        requested_at=delivery.requested_at,
+        requested_at=requested_at,
         price=delivery.price,
     )
