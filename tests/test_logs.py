@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from bitel import logs
 from tests.small_disk import empty, fill, small_disk
 
 SCRIPT = """
@@ -63,3 +65,51 @@ def test_a_log_that_can_not_be_written_ends_nothing(tmp_path: Path, closed: bool
             written = path.read_text()
             assert written.count("first") == 2
             assert written.count("last") == 2
+
+
+JSON_SCRIPT = """
+import logging, sys, threading, warnings
+from bitel import logs
+logs.configure("info", json=True)
+logging.getLogger("library").error("two\\nlines %s", "of text", exc_info=ValueError("why"))
+warnings.warn("a warning")
+thread = threading.Thread(target=lambda: 1 / 0)
+thread.start()
+thread.join()
+class Broken:
+    def __del__(self):
+        raise KeyError("gone")
+Broken()
+raise RuntimeError("the end")
+"""
+
+
+def test_everything_is_json_where_json_is_asked_for() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", JSON_SCRIPT], capture_output=True, text=True, check=False
+    )
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [line["level"] for line in lines] == ["error", "warning", "error", "error", "critical"]
+    assert all(line["timestamp"].endswith("Z") for line in lines)
+    first, warned, thread, ignored, end = lines
+    assert (first["event"], first["logger"]) == ("two\nlines of text", "library")
+    assert "ValueError: why" in first["exception"]
+    assert "a warning" in warned["event"]
+    assert "ZeroDivisionError" in thread["exception"]
+    assert "KeyError" in ignored["exception"]
+    assert "RuntimeError: the end" in end["exception"]
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("phoneNumbers[3]: 09121234567 is wrong", "phoneNumbers[3]: 0912*****67 is wrong"),
+        ("+44 20 7946-0958, 1234", "+44 2*********58, 1234"),
+        ("۰۹۱۲۱۲۳۴۵۶۷", "۰۹۱۲*****۶۷"),
+        ("12345", "*****"),
+        ("at most 1000 characters", "at most 1000 characters"),
+    ],
+)
+def test_numbers_in_a_message_are_masked(text: str, shown: str) -> None:
+    assert logs.without_numbers(text) == shown

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import sys
-from typing import Literal, TextIO, cast
+import threading
+from types import TracebackType
+from typing import Final, Literal, TextIO, cast
 
 import structlog
+
+from bitel.calls.numbers import masked
 
 Level = Literal["debug", "info", "warning", "error"]
 
@@ -47,11 +52,15 @@ def _unbuffered(stream: TextIO) -> TextIO:
 
 
 def configure(level: Level, json: bool) -> None:
-    """Send every log line at `level` or above to stderr, also those of libraries."""
+    """Send every log line at `level` or above to stderr, also those of libraries.
+
+    Records of the standard library, Python's warnings and, with `json`, exceptions that end a
+    thread or the process are written in the same form as our own lines.
+    """
     stream = cast(TextIO, LossyStream(sys.stderr))
     numeric = logging.getLevelNamesMapping()[level.upper()]
     renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer()
+        structlog.processors.JSONRenderer(ensure_ascii=False)
         if json
         else structlog.dev.ConsoleRenderer(
             colors=sys.stderr.isatty(),
@@ -61,20 +70,60 @@ def configure(level: Level, json: bool) -> None:
         )
     )
     exceptions = [structlog.processors.format_exc_info] if json else []
+    stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
     structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *exceptions,
-            renderer,
-        ],
+        processors=[structlog.processors.add_log_level, stamp, *exceptions, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(numeric),
         logger_factory=structlog.WriteLoggerFactory(file=stream),
         cache_logger_on_first_use=True,
     )
-    logging.basicConfig(
-        level=max(numeric, logging.WARNING),
-        stream=stream,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        force=True,
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[
+                structlog.stdlib.add_log_level,
+                structlog.stdlib.add_logger_name,
+                stamp,
+            ],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *exceptions,
+                renderer,
+            ],
+        )
     )
+    logging.basicConfig(level=max(numeric, logging.WARNING), handlers=[handler], force=True)
+    logging.captureWarnings(True)
+    if json:
+        _log_what_ends_a_thread()
+
+
+def _log_what_ends_a_thread() -> None:
+    # Python would write a traceback of many lines, which are no JSON.
+    log = structlog.get_logger(__name__)
+
+    def of_process(
+        kind: type[BaseException], fault: BaseException, trace: TracebackType | None
+    ) -> None:
+        log.critical("process_broke", exc_info=(kind, fault, trace))
+
+    def of_thread(args: threading.ExceptHookArgs) -> None:
+        if args.exc_value is not None:
+            name = args.thread.name if args.thread else ""
+            fault = (args.exc_type, args.exc_value, args.exc_traceback)
+            log.error("thread_broke", thread=name, exc_info=fault)
+
+    def unraisable(args: sys.UnraisableHookArgs) -> None:
+        log.error("exception_ignored", where=args.err_msg or "", exc_info=args.exc_value or True)
+
+    sys.excepthook = of_process
+    threading.excepthook = of_thread
+    sys.unraisablehook = unraisable
+
+
+_LONG_NUMBER: Final = re.compile(r"\d(?:[\s().\-/]{0,3}\d){4,}")
+
+
+def without_numbers(text: str) -> str:
+    """`text` with every run of five digits or more masked, whatever stands between the digits."""
+    return _LONG_NUMBER.sub(lambda match: masked(match[0]), text)

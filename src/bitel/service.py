@@ -41,6 +41,9 @@ from bitel.housekeeping import Housekeeper
 from bitel.loop_lag import LoopLag, measuring
 from bitel.metrics.page import Page
 from bitel.metrics.sources import DialerFigures, DialerSource, Sources
+from bitel.notifications.conditions import ConditionWatcher, of_dialer
+from bitel.notifications.monitor import Condition
+from bitel.notifications.sending import build_sender
 from bitel.settings import DialerSettings, Settings, TraceSettings, split_address
 from bitel.shutdown import CLOSING_TIMEOUT, Shutdown
 from bitel.steady_clock import SteadyClock
@@ -166,6 +169,9 @@ async def running(
                 workers.append(worker)
                 dialers.append(dialer)
                 dispatchers.append((dialer_settings.id, dispatcher))
+        await stack.enter_async_context(
+            _notifying(settings, database, list(zip(workers, dialers, strict=True)), role)
+        )
         address = metrics_address = None
         page = Page(sources) if settings.metrics.enabled else None
         if role == "dialer" and page is not None and settings.metrics.bind:
@@ -339,6 +345,44 @@ async def _housekeeping(
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def _notifying(
+    settings: Settings,
+    database: Database,
+    dialers: Sequence[tuple[DialerWorker, SipTrunkDialer]],
+    role: Role,
+) -> AsyncIterator[None]:
+    """Notifications to the operator, where the settings say how they are sent."""
+    chosen = settings.notifications
+    if not chosen.url and not chosen.command:
+        yield
+        return
+    sender = build_sender(chosen, time.time)
+
+    def conditions_of(worker: DialerWorker, trunk: SipTrunkDialer) -> Sequence[Condition]:
+        if worker.in_standby:
+            return ()
+        return of_dialer(worker.dialer_id, trunk.trunks(), trunk.paused_reason)
+
+    watcher = ConditionWatcher(
+        database,
+        [functools.partial(conditions_of, worker, trunk) for worker, trunk in dialers],
+        [settings.data_dir],
+        chosen.disk_megabytes,
+        # One process is enough: that with the API.
+        None if role == "dialer" else chosen.low_balance,
+        settings.currency,
+        sender.put,
+    )
+    tasks = [asyncio.create_task(sender.run()), asyncio.create_task(watcher.run())]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @contextlib.asynccontextmanager

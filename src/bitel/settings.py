@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import shlex
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -58,6 +59,25 @@ def _address(text: str) -> str:
 
 def _optional_address(text: str) -> str:
     return _address(text) if text else text
+
+
+def _metrics_token(token: SecretStr) -> SecretStr:
+    text = token.get_secret_value()
+    if text and not text.strip():
+        raise ValueError("a token of white space can't be sent; leave it empty or name one")
+    if any(ord(c) < 32 or ord(c) == 127 for c in text.strip()):
+        raise ValueError("a token with a control character can't be sent in a header")
+    return token
+
+
+def _command(text: str) -> str:
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        raise ValueError("a quotation mark is not closed") from None
+    if text and not words:
+        raise ValueError("it names no program; leave it empty or name one")
+    return text
 
 
 def _port_range(text: str) -> str:
@@ -284,12 +304,28 @@ class MetricsSettings(Section):
 
     enabled: bool = True
     """Whether `/metrics` is answered, beside the API and outside of `/api`."""
-    token: SecretStr = SecretStr("")
+    token: Annotated[SecretStr, AfterValidator(_metrics_token)] = SecretStr("")
     """What a reader must send as a bearer token. Empty: only readers on this machine are answered,
     unless a proxy says that they come from elsewhere."""
     bind: Annotated[str, AfterValidator(_optional_address)] = ""
     """Where a process without the API (`serve --only dialer`) answers `/metrics`, as HOST:PORT;
     empty: nowhere."""
+
+
+class NotificationSettings(Section):
+    """Of what an operator is notified, and how: see `bitel.notifications`."""
+
+    url: str = ""
+    """Where notifications are posted as JSON; empty: nowhere. Private addresses are allowed."""
+    secret: SecretStr = SecretStr("")
+    """`whsec_` and base64: signs these POSTs as webhooks are signed. Empty: no signature."""
+    command: Annotated[str, AfterValidator(_command)] = ""
+    """A program and its arguments that is run for each notification, with the JSON on stdin and its
+    type in `BITEL_NOTIFICATION`; no shell reads it. Empty: none."""
+    low_balance: Decimal | None = None
+    """A project's balance below which `balance.low` is sent; unset: never."""
+    disk_megabytes: int = Field(default=1024, ge=0)
+    """MiB free on the disk of `data_dir` below which `disk.low` is sent; 0: never."""
 
 
 class TraceSettings(Section):
@@ -530,6 +566,7 @@ class Settings(BaseSettings):
     otp: OtpSettings = OtpSettings()
     metrics: MetricsSettings = MetricsSettings()
     traces: TraceSettings = TraceSettings()
+    notifications: NotificationSettings = NotificationSettings()
     webhook_allow_private: bool = False
     """Whether webhooks may be sent to private and loopback addresses."""
     tariff: list[RateSettings] = Field(default_factory=list, max_length=10_000)

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from pydantic import SecretStr, ValidationError
 
 from bitel.api.app import build_app
 from bitel.api.metrics import build_listener
+from bitel.settings import MetricsSettings
 
 if TYPE_CHECKING:
     from tests.api.conftest import Stage
@@ -99,3 +101,27 @@ async def test_a_listener_answers_nothing_else() -> None:
     app = build_listener(page, "")
     for path in ("/", "/docs", "/openapi.json", "/api/v2/servers"):
         assert (await get(app, HERE, path)).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "token", ["رمز عبور", "pässwort", "two words", " edge ", 'q"uo\\te', "=#;,"]
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+async def test_a_token_may_be_any_text(
+    app_with: Callable[[str], FastAPI], token: str, encoding: str
+) -> None:
+    try:
+        sent = token.encode(encoding)
+    except UnicodeEncodeError:
+        return
+    transport = httpx.ASGITransport(app=app_with(token), client=ELSEWHERE)
+    async with httpx.AsyncClient(transport=transport, base_url="http://bitel") as http:
+        for value, status in ((sent, 200), (sent + b"x", 401), (b"", 401)):
+            headers = {b"authorization": b"Bearer " + value.strip()}
+            assert (await http.get("/metrics", headers=headers)).status_code == status
+
+
+@pytest.mark.parametrize("token", ["   ", "\t", "a\nb", "a\0b"])
+def test_a_token_that_can_not_be_sent_stops_the_start(token: str) -> None:
+    with pytest.raises(ValidationError, match="can't be sent"):
+        MetricsSettings(token=SecretStr(token))

@@ -163,7 +163,7 @@ async def test_a_dialer(sources: Sources) -> None:
     assert at(samples, "bitel_rtp_ticks_late_total", dialer="main") == 7
     assert at(samples, "bitel_rtp_sender_failures_total", dialer="main") == 5
     lateness = "bitel_rtp_tick_lateness_seconds"
-    assert at(samples, lateness, dialer="main", quantile="0.99") == 0.004
+    assert at(samples, lateness, dialer="main", statistic="p99") == 0.004
 
 
 async def test_the_loop_and_the_webhooks(sources: Sources) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 
 import structlog
@@ -29,7 +29,7 @@ from bitel.api import (
 from bitel.api.auth import Admission
 from bitel.api.describing import DESCRIPTION
 from bitel.api.envelope import failure
-from bitel.api.guard import Guard
+from bitel.api.guard import REFUSAL, Guard
 from bitel.api.limits import Limits
 from bitel.api.parts import ApiParts
 from bitel.api.placing import Placing
@@ -100,26 +100,33 @@ async def _on_bitel_error(request: Request, error: Exception) -> Response:
         _log.warning("request unavailable", reason=str(error), cause=cause[:LONGEST_CAUSE], **about)
     elif error.http_status >= 500:
         _log.error("request failed", exc_info=error, **about)
-    return failure(error)
+    return _refuse(request, error)
 
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:
     """FastAPI's own checks: of a parameter in the path or the query."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    return failure(InvalidRequestError(f"{first['loc'][-1]}: {first['msg']}"))
+    return _refuse(request, InvalidRequestError(f"{first['loc'][-1]}: {first['msg']}"))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     """What the router refuses: a path that is none, a method that the path has not."""
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
-        return failure(NotFoundError("there is nothing at this path"))
+        return _refuse(request, NotFoundError("there is nothing at this path"))
     if error.status_code == 405:
         allowed = ", ".join(sorted(set(_methods_at(request))))
         message = f"this path takes {allowed} only"
-        return failure(MethodNotAllowedError(message), {"Allow": allowed})
+        return _refuse(request, MethodNotAllowedError(message), {"Allow": allowed})
     raise error
+
+
+def _refuse(
+    request: Request, error: BitelError, headers: Mapping[str, str] | None = None
+) -> Response:
+    request.scope[REFUSAL] = error
+    return failure(error, headers)
 
 
 def _methods_at(request: Request) -> Iterator[str]:

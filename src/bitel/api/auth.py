@@ -11,6 +11,7 @@ from fastapi.security.base import SecurityBase
 from sqlalchemy import Connection
 from starlette.requests import Request
 
+from bitel.api.guard import PROJECT
 from bitel.api.limits import Limits
 from bitel.api.parts import ApiParts
 from bitel.api.rounds import Rounds
@@ -83,6 +84,7 @@ class _OwnerOfToken(_BearerToken):
         """The project of the request's token. Raises UnauthorizedError, TooManyRequestsError."""
         admission: Admission = request.app.state.admission
         project = await admission.admit(_bearer(request.headers.get("authorization", "")))
+        request.scope[PROJECT] = project.id
         limits: Limits = request.app.state.limits
         limits.count_request(project)
         return project

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from starlette.requests import ClientDisconnect
@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bitel.api.envelope import failure
 from bitel.errors import BitelError, InvalidRequestError, UnsupportedMediaError
+from bitel.logs import without_numbers
 
 LINGER_BYTES: Final = 64 * 1024 * 1024
 LINGER_SECONDS: Final = 5.0
@@ -26,6 +27,17 @@ HEADERS: Final = [
     (b"cache-control", b"no-store"),
     (b"referrer-policy", b"no-referrer"),
 ]
+
+REFUSAL: Final = "bitel.refusal"
+"""Key of the ASGI scope that holds the BitelError of a refused request."""
+PROJECT: Final = "bitel.project"
+"""Key of the ASGI scope that holds the id of the project that the request's token is of."""
+
+REFUSALS_PER_SECOND: Final = 20.0
+REFUSAL_BURST: Final = 200.0
+"""Log lines about refused requests; more are left out, and counted in the next one."""
+LONGEST_MESSAGE: Final = 300
+"""Characters of a refusal's message in the log."""
 
 _log = structlog.get_logger("bitel.api")
 
@@ -101,16 +113,56 @@ class _Exchange:
             pass  # The client had its chance to stop sending.
 
     def log(self) -> None:
-        _log.debug(
-            "request",
-            method=self._scope["method"],
-            path=_path(self._scope),
-            status=self.status,
-            milliseconds=round((time.monotonic() - self._started) * 1000, 1),
-        )
+        scope = self._scope
+        about: dict[str, Any] = {
+            "method": scope["method"],
+            "path": _path(scope),
+            "status": self.status,
+            "milliseconds": round((time.monotonic() - self._started) * 1000, 1),
+        }
+        refusal: BitelError | None = scope.get(REFUSAL)
+        if refusal is None:
+            _log.debug("request", **about)
+            return
+        left_out = _refusals.take()
+        if left_out is None:
+            return
+        if left_out:
+            about["not_logged"] = left_out
+        message = without_numbers(str(refusal))[:LONGEST_MESSAGE]
+        project = scope.get(PROJECT)
+        _log.info("request_refused", code=refusal.code, project=project, message=message, **about)
+
+
+class _LineLimit:
+    """A token bucket for log lines that a stranger can cause.
+
+    `take` gives how many lines were left out since the last one, or None for one to leave out.
+    """
+
+    def __init__(self, per_second: float, burst: float) -> None:
+        self._per_second = per_second
+        self._burst = self._tokens = burst
+        self._at = time.monotonic()
+        self._left_out = 0
+
+    def take(self) -> int | None:
+        now = time.monotonic()
+        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_second)
+        self._at = now
+        if self._tokens < 1:
+            self._left_out += 1
+            return None
+        self._tokens -= 1
+        left_out, self._left_out = self._left_out, 0
+        return left_out
+
+
+_refusals: Final = _LineLimit(REFUSALS_PER_SECOND, REFUSAL_BURST)
 
 
 async def _answer(error: BitelError, scope: Scope, exchange: _Exchange) -> None:
+    scope[REFUSAL] = error
     # RFC 9110 §12.5.3: what the body may be encoded with instead.
     headers = {"Accept-Encoding": "identity"} if isinstance(error, UnsupportedMediaError) else {}
     await failure(error, headers)(scope, exchange.receive, exchange.send)

@@ -59,8 +59,13 @@ def check(request: Request, token: str) -> None:
     """Raises UnauthorizedError or ForbiddenError for a reader who may not see the figures."""
     if token:
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        # Compared as bytes: a header may hold what is no ASCII.
-        matches = hmac.compare_digest(given.strip().encode(), token.encode())
+        # Starlette reads the header's bytes as Latin-1. A reader may send a token beyond ASCII as
+        # UTF-8 or as Latin-1, and none can send white space at its ends.
+        sent = given.strip(" \t").encode("latin-1")
+        expected = token.strip()
+        matches = hmac.compare_digest(sent, expected.encode()) | hmac.compare_digest(
+            sent, expected.encode("latin-1", "xmlcharrefreplace")
+        )
         if scheme.lower() != "bearer" or not matches:
             raise UnauthorizedError("send the token of the setting metrics.token as bearer token")
     elif not _is_local(request):

@@ -31,10 +31,18 @@ def serve(
     """Run the service in the foreground, until SIGTERM lets its calls finish."""
     if take_over and only is Only.API:
         raise typer.BadParameter("--only api runs no dialer that could be taken over")
+    import structlog
     import uvloop
 
     from bitel import logs, service, settings
+    from bitel.errors import BitelError
 
     loaded = settings.load(config)
     logs.configure(loaded.log_level, loaded.log_json)
-    uvloop.run(service.serve(loaded, only.value if only else "all", take_over))
+    try:
+        uvloop.run(service.serve(loaded, only.value if only else "all", take_over))
+    except BitelError as fault:
+        if not loaded.log_json:
+            raise
+        structlog.get_logger(__name__).error("service_failed", fault=str(fault))
+        raise typer.Exit(1) from None

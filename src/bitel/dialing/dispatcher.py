@@ -456,13 +456,7 @@ class Dispatcher:
                 settlement = settlement._replace(attempted=attempted)
             self.figures.ended[settlement.attempted.outcome] += 1
             self.figures.irregular.update(settlement.attempted.irregularities)
-            log.debug(
-                "attempt_ended",
-                attempt=claim.attempt_id,
-                call=claim.call_id,
-                outcome=settlement.attempted.outcome.value,
-                code=settlement.attempted.sip_code,
-            )
+            self._log_end(claim, settlement.attempted)
             await self._records.settle(settlement)
             self._on_settled()
         except Exception:
@@ -471,6 +465,20 @@ class Dispatcher:
             del self._running[claim.attempt_id]
             self._otp_running -= claim.lane is Lane.OTP
             self._doorbell.set()
+
+    def _log_end(self, claim: Claim, attempted: Attempted) -> None:
+        answered_at = attempted.answered_at
+        log.info(
+            "attempt_ended",
+            call=claim.call_id,
+            attempt=claim.attempt_id,
+            project=claim.project_id,
+            dialer=self._dialer_id,
+            outcome=attempted.outcome.value,
+            sip_code=attempted.sip_code,
+            seconds=0.0 if answered_at is None else round(attempted.ended_at - answered_at, 1),
+            number=masked(claim.e164),
+        )
 
     async def _dial(self, running: _Running) -> Settlement:
         claim = running.claim

@@ -192,8 +192,8 @@ def streams(dialers: list[DialerFigures]) -> Iterator[Metric]:
     )
     lateness = GaugeMetricFamily(
         "bitel_rtp_tick_lateness_seconds",
-        "How late they were in the last 10 s: at p99, and at worst (quantile 1).",
-        labels=["dialer", "quantile"],
+        "How late they were in the last 10 s: the 99th percentile, and the maximum.",
+        labels=["dialer", "statistic"],
     )
     cpu = CounterMetricFamily(
         "bitel_rtp_cpu_seconds", "CPU time of the sender processes.", labels=_DIALER
@@ -210,8 +210,8 @@ def streams(dialers: list[DialerFigures]) -> Iterator[Metric]:
         refused.add_metric(key, stats.refused)
         ticks.add_metric(key, stats.ticks)
         late.add_metric(key, stats.late_ticks)
-        lateness.add_metric([*key, "0.99"], stats.p99_ms / 1000)
-        lateness.add_metric([*key, "1"], stats.worst_ms / 1000)
+        lateness.add_metric([*key, "p99"], stats.p99_ms / 1000)
+        lateness.add_metric([*key, "max"], stats.worst_ms / 1000)
         cpu.add_metric(key, stats.cpu_seconds)
         failures.add_metric(key, stats.failures)
     yield from (running, packets, refused, ticks, late, lateness, cpu, failures)

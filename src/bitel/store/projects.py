@@ -117,6 +117,18 @@ def listing(conn: Connection) -> list[Project]:
     return [_project(row) for row in conn.execute(select(*_SEEN).order_by(project.c.name))]
 
 
+def with_balance_below(conn: Connection, limit: Decimal, most: int = 1000) -> list[Project]:
+    """Enabled projects whose balance is below `limit`, the lowest first; at most `most`."""
+    low = project.c.balance < limit
+    rows = conn.execute(
+        select(*_SEEN)
+        .where(low, project.c.disabled.is_(False))
+        .order_by(project.c.balance, project.c.id)
+        .limit(most)
+    )
+    return [_project(row) for row in rows]
+
+
 def change(conn: Connection, project_id: str, **changes: Unpack[ProjectChanges]) -> Project:
     """Change what is named, and nothing else; the project as it then is.
 
