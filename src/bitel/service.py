@@ -170,7 +170,7 @@ async def running(
                 dialers.append(dialer)
                 dispatchers.append((dialer_settings.id, dispatcher))
         await stack.enter_async_context(
-            _notifying(settings, database, list(zip(workers, dialers, strict=True)), role)
+            _notifying(settings, database, clock, list(zip(workers, dialers, strict=True)), role)
         )
         address = metrics_address = None
         page = Page(sources) if settings.metrics.enabled else None
@@ -351,6 +351,7 @@ async def _housekeeping(
 async def _notifying(
     settings: Settings,
     database: Database,
+    clock: SteadyClock,
     dialers: Sequence[tuple[DialerWorker, SipTrunkDialer]],
     role: Role,
 ) -> AsyncIterator[None]:
@@ -359,7 +360,7 @@ async def _notifying(
     if not chosen.url and not chosen.command:
         yield
         return
-    sender = build_sender(chosen, time.time)
+    sender = build_sender(chosen, lambda: clock.date(clock()))
 
     def conditions_of(worker: DialerWorker, trunk: SipTrunkDialer) -> Sequence[Condition]:
         if worker.in_standby:
