@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Generic, TypedDict, TypeVar, Unpack
+from typing import Any, Final, Generic, NotRequired, TypedDict, TypeVar, Unpack
 from urllib.parse import quote
 
 import httpx
@@ -62,6 +62,8 @@ class Recording(TypedDict):
     name: str
     duration: float
     size: int
+    warning: NotRequired[str]
+    """What is wrong with the uploaded file, in a sentence."""
 
 
 class RecordingPage(TypedDict):

@@ -80,6 +80,31 @@ async def test_a_recording_goes_in_and_comes_out_as_it_will_be_heard(
     assert not list(stage.parts.incoming.iterdir())
 
 
+async def test_a_file_that_is_cut_short_is_taken_with_a_warning(
+    sqlite_stage: Stage, served: Any
+) -> None:
+    whole = tone(4.0)
+    async with served(sqlite_stage) as url, sqlite_stage.client(url=url) as client:
+        answer = await client.post(UPLOAD, files={"file": ("cut.wav", whole[: len(whole) // 2])})
+        result = answer.json()["result"]
+        assert list(result) == ["id", "name", "duration", "size", "warning"]
+        assert "2.0 s of audio" in result["warning"]
+        listed = (await client.get(UPLOAD)).json()["result"]["recordings"]
+        assert all("warning" not in each for each in listed)
+    assert recordings(sqlite_stage) == 1
+
+
+async def test_silence_is_refused(sqlite_stage: Stage, served: Any) -> None:
+    data = bytearray(tone(1.0))
+    data[44:] = bytes(len(data) - 44)
+    async with served(sqlite_stage) as url, sqlite_stage.client(url=url) as client:
+        answer = await client.post(UPLOAD, files={"file": ("quiet.wav", bytes(data))})
+    assert (answer.status_code, answer.json()["error"]) == (415, "UnsupportedMedia")
+    assert "silent" in answer.json()["message"]
+    assert recordings(sqlite_stage) == 0
+    assert sqlite_stage.leftovers() == []
+
+
 async def test_a_recording_is_nobody_elses(stage: Stage, served: Any) -> None:
     _, other = stage.new_token(stage.new_project("other"))
     async with served(stage) as url, stage.client(other, url) as client:

@@ -70,6 +70,15 @@ class RecordingAnswer(BaseModel):
     size: Annotated[int, Field(description="Bytes, as uploaded.")]
 
 
+class UploadAnswer(RecordingAnswer):
+    """A recording that was uploaded."""
+
+    warning: Annotated[
+        str | None,
+        Field(description="What is wrong with the file, as that it is cut short; else absent."),
+    ] = None
+
+
 class ServerAnswer(BaseModel):
     """A dialer that a client may name as `serverId`."""
 

@@ -35,8 +35,10 @@ are by the system clock, which may have been set during an upload, hence far mor
 """
 
 
-async def take_in(parts: ApiParts, project_id: str, request: Request) -> Recording:
+async def take_in(parts: ApiParts, project_id: str, request: Request) -> tuple[Recording, str]:
     """Receive the file of a multipart request, decode it and store it as a new recording.
+
+    Returns the recording, and what is wrong with its file, as in `decoding.Decoded.warning`.
 
     The file goes to disk as it arrives. Raises PayloadTooLargeError, UnsupportedMediaError,
     InvalidRequestError or UnavailableError, and ClientDisconnect; then nothing of it is kept.
@@ -62,7 +64,7 @@ async def take_in(parts: ApiParts, project_id: str, request: Request) -> Recordi
             created_at=now,
         )
         await _keep(parts, recording, decoded)
-    return recording
+    return recording, decoded.warning
 
 
 async def _keep(parts: ApiParts, recording: Recording, decoded: decoding.Decoded) -> None:

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from bitel.api import intake
-from bitel.api.answers import RecordingAnswer, RecordingPage, recording_answer
+from bitel.api.answers import RecordingAnswer, RecordingPage, UploadAnswer, recording_answer
 from bitel.api.auth import Owner
 from bitel.api.bodies import SpeechBody
 from bitel.api.describing import described
@@ -60,7 +60,7 @@ _UPLOAD_BODY: dict[str, Any] = {
 _upload = described(
     "Upload a recording",
     "recordings",
-    RecordingAnswer,
+    UploadAnswer,
     [InvalidRequestError, PayloadTooLargeError, UnsupportedMediaError],
 )
 _upload["openapi_extra"] = _UPLOAD_BODY
@@ -78,8 +78,9 @@ _listen["responses"][200] = {
 async def upload(request: Request, project: Owner) -> Response:
     """The part named `file` holds the audio; its file name becomes the recording's name. The
     recording is decoded and durable when this answers."""
-    recording = await intake.take_in(parts_of(request), project.id, request)
-    return success(recording_answer(recording))
+    recording, warning = await intake.take_in(parts_of(request), project.id, request)
+    answer = recording_answer(recording)
+    return success({**answer, "warning": warning} if warning else answer)
 
 
 @router.post(

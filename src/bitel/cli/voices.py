@@ -86,6 +86,8 @@ def _show(recording: Recording, as_json: bool) -> None:
         print(json.dumps(recording, ensure_ascii=False))
     else:
         print(f"{recording['id']}  {recording['duration']:.1f} s  {recording['name']}")
+        if "warning" in recording:
+            print(f"bitel: {recording['warning']}", file=sys.stderr)
 
 
 def send(client: Client, file: Path) -> Recording:

@@ -28,6 +28,8 @@ class Decoded:
     ulaw: Path
     duration: float
     samples: int
+    warning: str = ""
+    """What is wrong with the file that was decoded, in a sentence; empty where nothing is."""
 
 
 async def decode(source: Path, into: Path, limits: DecodeLimits) -> Decoded:
@@ -44,12 +46,19 @@ async def decode(source: Path, into: Path, limits: DecodeLimits) -> Decoded:
     """
     alaw, ulaw = into / ALAW_NAME, into / ULAW_NAME
     with _removed_on_failure(alaw, ulaw):
-        await _run_worker(source, into, limits)
+        verdict = await _run_worker(source, into, limits)
         try:
             samples = os.stat(alaw).st_size
         except OSError as error:
             raise UnavailableError("The decoded recording is lost; try again later.") from error
-    return Decoded(alaw, ulaw, samples / SAMPLE_RATE, samples)
+    duration = samples / SAMPLE_RATE
+    warning = ""
+    if verdict == Verdict.CUT_SHORT:
+        warning = (
+            f"The file is cut short or damaged: {duration:.1f} s of audio could be read, which is "
+            "less than it should hold."
+        )
+    return Decoded(alaw, ulaw, duration, samples, warning)
 
 
 @contextmanager
@@ -62,7 +71,7 @@ def _removed_on_failure(*paths: Path) -> Iterator[None]:
         raise
 
 
-async def _run_worker(source: Path, into: Path, limits: DecodeLimits) -> None:
+async def _run_worker(source: Path, into: Path, limits: DecodeLimits) -> int:
     try:
         ended = await worker.run(
             "bitel.voices.decode_worker", _arguments(source, into, limits), limits.wall_seconds
@@ -72,6 +81,7 @@ async def _run_worker(source: Path, into: Path, limits: DecodeLimits) -> None:
             f"The recording takes longer than {limits.wall_seconds:g} s to decode."
         ) from None
     _judge(ended, limits)
+    return ended.status
 
 
 def _arguments(source: Path, into: Path, limits: DecodeLimits) -> list[str]:
@@ -88,7 +98,7 @@ def _arguments(source: Path, into: Path, limits: DecodeLimits) -> list[str]:
 def _judge(ended: worker.Ended, limits: DecodeLimits) -> None:
     """Say in words what an exit status means; nothing where the recording was decoded."""
     status = ended.status
-    if status == Verdict.DECODED:
+    if status in (Verdict.DECODED, Verdict.CUT_SHORT):
         return
     if status in _UNSUPPORTED:
         raise UnsupportedMediaError(_UNSUPPORTED[status])
@@ -122,4 +132,6 @@ _UNSUPPORTED: Final[dict[int, str]] = {
     Verdict.NO_DECODER: "The file's audio is encrypted or in a codec that can't be decoded.",
     Verdict.DAMAGED: "The file's audio is encrypted or too damaged to be decoded.",
     Verdict.NO_SAMPLES: "The file's audio is empty.",
+    Verdict.SILENT: "The recording is silent: its loudest 400 ms stay below -50 dB of full scale. "
+    "Check the microphone, or send a louder file.",
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import av
@@ -32,14 +32,21 @@ class UnusableShapeError(Exception):
     """Frames of a rate, a sample format or a number of channels that FFmpeg can't convert."""
 
 
+Weights = Mapping[str, Sequence[float]]
+"""The weight of each channel in the mix, by the name of the layout."""
+
+
 class Resampler:
     """Frames in, blocks of 16-bit samples at 8000 Hz out; feed None last to get the tail.
+
+    `weights` says how channels are mixed; those of a layout that is not in it count the same.
 
     A stream may change its rate, format or channels on the way (chained Ogg does): then the
     tail of the old shape comes out and a new filter begins.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, weights: Weights | None = None) -> None:
+        self._weights = weights or {}
         self._graph: Graph | None = None
         self._shape: tuple[str, str, int] | None = None
 
@@ -54,7 +61,7 @@ class Resampler:
         shape = (frame.format.name, frame.layout.name, frame.sample_rate)
         if shape != self._shape:
             yield from self._finish()
-            self._graph, self._shape = _graph_for(frame), shape
+            self._graph, self._shape = _graph_for(frame, self._weights), shape
         assert self._graph is not None
         # Time stamps of damaged or cut files jump; only the order of the samples counts here.
         frame.pts = None
@@ -68,7 +75,7 @@ class Resampler:
         self._graph, self._shape = None, None
 
 
-def _graph_for(frame: AudioFrame) -> Graph:
+def _graph_for(frame: AudioFrame, weights: Weights) -> Graph:
     graph = Graph()
     try:
         graph.link_nodes(
@@ -77,7 +84,7 @@ def _graph_for(frame: AudioFrame) -> Graph:
                 format=frame.format.name,
                 layout=frame.layout.name,
             ),
-            *_mixdown(graph, frame),
+            *_mixdown(graph, frame, weights),
             graph.add("aresample", **RESAMPLER),
             graph.add("aformat", **TELEPHONE),
             graph.add("abuffersink"),
@@ -89,12 +96,14 @@ def _graph_for(frame: AudioFrame) -> Graph:
     return graph
 
 
-def _mixdown(graph: Graph, frame: AudioFrame) -> list[FilterContext]:
-    """Where no one knows what the channels stand for, let each count the same."""
+def _mixdown(graph: Graph, frame: AudioFrame, weights: Weights) -> list[FilterContext]:
     channels = frame.layout.nb_channels
-    if frame.layout.name != f"{channels} channels":
+    if channels == 1:
         return []
-    return [graph.add("pan", "mono|c0<" + "+".join(f"c{n}" for n in range(channels)))]
+    chosen = weights.get(frame.layout.name) or [1 / channels] * channels
+    mix = "+".join(f"{weight:.6f}*c{n}" for n, weight in enumerate(chosen))
+    # In floating point, where a mix that is too loud is not clipped.
+    return [graph.add("aformat", sample_fmts="fltp"), graph.add("pan", f"mono|c0={mix}")]
 
 
 def _pull(graph: Graph) -> Iterator[Pcm]:

@@ -9,11 +9,14 @@ class Verdict(IntEnum):
     """Exit statuses of the decode worker; 1 and 2 are left to the interpreter's own failures."""
 
     DECODED = 0
+    CUT_SHORT = 3
+    """Decoded, and the file ends before it should."""
     NOT_MEDIA = 10
     NO_AUDIO_STREAM = 11
     NO_DECODER = 12
     DAMAGED = 13
     NO_SAMPLES = 14
+    SILENT = 15
     TOO_LONG = 20
     OUT_OF_MEMORY = 21
     NO_ROOM = 22
