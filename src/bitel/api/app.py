@@ -29,7 +29,7 @@ from bitel.api import (
 from bitel.api.auth import Admission
 from bitel.api.describing import DESCRIPTION
 from bitel.api.envelope import failure
-from bitel.api.guard import REFUSAL, Guard
+from bitel.api.guard import Guard, note_refusal
 from bitel.api.limits import Limits
 from bitel.api.parts import ApiParts
 from bitel.api.placing import Placing
@@ -125,7 +125,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 def _refuse(
     request: Request, error: BitelError, headers: Mapping[str, str] | None = None
 ) -> Response:
-    request.scope[REFUSAL] = error
+    note_refusal(request.scope, error)
     return failure(error, headers)
 
 

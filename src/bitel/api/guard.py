@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any, Final
+from collections.abc import MutableMapping
+from typing import Any, Final, NamedTuple
 
 import structlog
 from starlette.requests import ClientDisconnect
@@ -29,7 +30,7 @@ HEADERS: Final = [
 ]
 
 REFUSAL: Final = "bitel.refusal"
-"""Key of the ASGI scope that holds the BitelError of a refused request."""
+"""Key of the ASGI scope that holds the `Refusal` of a request, where it was refused."""
 PROJECT: Final = "bitel.project"
 """Key of the ASGI scope that holds the id of the project that the request's token is of."""
 
@@ -40,6 +41,18 @@ LONGEST_MESSAGE: Final = 300
 """Characters of a refusal's message in the log."""
 
 _log = structlog.get_logger("bitel.api")
+
+
+class Refusal(NamedTuple):
+    """Why a request was refused. Not the error itself: its traceback leads back to the request."""
+
+    code: str
+    message: str
+
+
+def note_refusal(scope: MutableMapping[str, Any], error: BitelError) -> None:
+    """Have the log of the request say why it was refused."""
+    scope[REFUSAL] = Refusal(error.code, str(error))
 
 
 class Guard:
@@ -120,7 +133,7 @@ class _Exchange:
             "status": self.status,
             "milliseconds": round((time.monotonic() - self._started) * 1000, 1),
         }
-        refusal: BitelError | None = scope.get(REFUSAL)
+        refusal: Refusal | None = scope.get(REFUSAL)
         if refusal is None:
             _log.debug("request", **about)
             return
@@ -129,7 +142,7 @@ class _Exchange:
             return
         if left_out:
             about["not_logged"] = left_out
-        message = without_numbers(str(refusal))[:LONGEST_MESSAGE]
+        message = without_numbers(refusal.message)[:LONGEST_MESSAGE]
         project = scope.get(PROJECT)
         _log.info("request_refused", code=refusal.code, project=project, message=message, **about)
 
@@ -162,7 +175,7 @@ _refusals: Final = _LineLimit(REFUSALS_PER_SECOND, REFUSAL_BURST)
 
 
 async def _answer(error: BitelError, scope: Scope, exchange: _Exchange) -> None:
-    scope[REFUSAL] = error
+    note_refusal(scope, error)
     # RFC 9110 §12.5.3: what the body may be encoded with instead.
     headers = {"Accept-Encoding": "identity"} if isinstance(error, UnsupportedMediaError) else {}
     await failure(error, headers)(scope, exchange.receive, exchange.send)
