@@ -37,6 +37,7 @@ def test_every_limit_of_a_project_is_set_and_lifted(shop: Shell) -> None:
         *("--allow-prefix", "+98, +4930", "--forbid-prefix", "+98900"),
         *("--dialers", "spare", "--default-dialer", "spare", "--disable"),
         *("--parallel-calls", "--unwanted-to-dnc"),
+        *("--hold-seconds", "0", "--max-calls-per-number-per-day", "3"),
     )
     assert listed(shop) == {
         **before,
@@ -51,12 +52,15 @@ def test_every_limit_of_a_project_is_set_and_lifted(shop: Shell) -> None:
         "disabled": True,
         "oneCallPerNumber": False,
         "unwantedToDoNotCall": True,
+        "holdSeconds": 0,
+        "maxCallsPerNumberPerDay": 3,
     }
     shop.admin(
         *("project", "set", "shop", "--daily-spend", "unlimited", "--rate", "settings"),
         *("--window", "always", "--call-rate", "settings", "--allow-prefix", "home"),
         *("--forbid-prefix", "none", "--dialers", "all", "--default-dialer", "none", "--enable"),
         *("--one-call-per-number", "--unwanted-ignored"),
+        *("--hold-seconds", "60", "--max-calls-per-number-per-day", "unlimited"),
     )
     assert listed(shop) == before
 
@@ -72,6 +76,12 @@ def test_every_limit_of_a_project_is_set_and_lifted(shop: Shell) -> None:
         ("--rate", "fast", 2),
         ("--call-rate", "-1", 2),
         ("--daily-spend", "-1", 1),
+        ("--daily-spend", "1e13", 2),
+        ("--daily-spend", "0.00001", 2),
+        ("--balance", "NaN", 2),
+        ("--hold-seconds", "3601", 2),
+        ("--max-calls-per-number-per-day", "0", 2),
+        ("--max-calls-per-number-per-day", "many", 2),
         ("--daily-spend", "much", 2),
         ("--dialers", "main,nowhere", 1),
         ("--default-dialer", "nowhere", 1),

@@ -11,7 +11,7 @@ from bitel.calls.call import CallStatus
 from bitel.calls.outcome import Attempted, Media, Outcome
 from bitel.calls.retry import Again, Final, Verdict
 from bitel.calls.tariff import NOTHING, Bill
-from bitel.store import do_not_call
+from bitel.store import do_not_call, ledger, projects
 from bitel.store.schema import SETTLED, ledger_entry
 from bitel.store.settling import HandBack, Settlement
 
@@ -328,3 +328,62 @@ def test_many_are_settled_in_one_go(world: World) -> None:
     assert statuses.count(CallStatus.USER_BUSY) == 10
     assert world.balance() == Decimal("999.999")
     assert len(world.claim(lease)) == 10
+
+
+@pytest.mark.parametrize(
+    ("reserve", "price", "amount", "note"),
+    [
+        ("10", "9.5", "9.5", ""),
+        ("10", "10", "10", ""),
+        ("10", "12.25", "10", "12.25 for 12 s, and no more than was reserved"),
+    ],
+)
+def test_the_ledger_says_why_length_and_price_do_not_agree(
+    world: World, reserve: str, price: str, amount: str, note: str
+) -> None:
+    world.do(lambda conn: projects.set_balance(conn, world.project_id, Decimal(50), world.clock()))
+    call_id = world.place(reserve=Decimal(reserve))
+    lease = world.take_over()
+    (claimed,) = world.claim(lease)
+    world.heard(lease, claimed)
+    world.settle(lease, answered(claimed, price=price))
+    entries = world.do(lambda conn: ledger.entries(conn, world.project_id))
+    (entry,) = [one for one in entries if one.call_id == call_id]
+    assert (-entry.amount, entry.note) == (Decimal(amount), note)
+    assert (world.call(call_id).bill_seconds, world.call(call_id).price) == (12, Decimal(amount))
+
+
+def test_an_answer_without_a_common_codec_is_billed_and_an_error(world: World) -> None:
+    call_id = world.place()
+    lease = world.take_over()
+    (claimed,) = world.claim(lease)
+    done = settlement(
+        claimed,
+        Final(CallStatus.ERROR),
+        Outcome.MEDIA_MISMATCH,
+        Bill(1, Decimal("1.5")),
+        answered_at=claimed.started_at + 19.5,
+    )
+    world.settle(lease, done)
+    assert world.call(call_id).status is CallStatus.ERROR
+    assert (world.call(call_id).bill_seconds, world.call(call_id).price) == (1, Decimal("1.5"))
+    assert [-one.amount for one in world.do(lambda c: ledger.entries(c, world.project_id))] == [
+        Decimal("1.5")
+    ]
+
+
+def test_a_call_that_a_fault_of_ours_cut_off_is_not_billed(world: World) -> None:
+    call_id = world.place()
+    lease = world.take_over()
+    (claimed,) = world.claim(lease)
+    world.heard(lease, claimed)
+    done = settlement(
+        claimed,
+        Final(CallStatus.UNKNOWN),
+        Outcome.CUT_OFF,
+        Bill(12, Decimal("1.5")),
+        answered_at=claimed.started_at + 8,
+    )
+    world.settle(lease, done)
+    assert (world.call(call_id).bill_seconds, world.call(call_id).price) == (0, Decimal(0))
+    assert world.do(lambda conn: ledger.entries(conn, world.project_id)) == []
