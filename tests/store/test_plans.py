@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import URL, Connection, Executable, event, text
 
 from bitel.store import (
+    call_frequency,
     calls,
     campaigns,
     canceling,
@@ -164,6 +165,12 @@ QUERIES: dict[str, tuple[Executable, dict[str, Any], set[str]]] = {
     "playable": (placing._PLAYABLE.core, {"wanted": ROWS}, set()),
     "lists": (placing._HAVE_LISTS.core, {"asked": ROWS}, set()),
     "attempts": (calls._ATTEMPTS, {"call_id": "a"}, set()),
+    "daily limits": (call_frequency._DAILY_LIMITS.core, {"asked": ROWS}, set()),
+    "forgotten numbers": (
+        call_frequency._FORGET,
+        {"before": 1.0, "most": 5},
+        {"ix_placed_number_age"},
+    ),
     "find": (calls._FIND, {"id": "a", "project_id": "p"}, set()),
     "find each": (calls._FIND_EACH.core, {"asked": [("a", "p"), ("b", "p")]}, set()),
     "token": (tokens._LIVE, {"id": "a", "project_id": "p", "now": 1.0}, set()),
@@ -182,6 +189,11 @@ OWN: dict[str, tuple[Mapping[str, Query], dict[str, Any], set[str]]] = {
         number_exclusion._TAKEN,
         {"numbers": [("p", "+98912"), ("q", "+98913")], "now": 1.0},
         {"ix_call_in_flight", "ix_call_may_ring"},
+    ),
+    "calls to numbers": (
+        call_frequency._PLACED,
+        {"numbers": [("p", "+98912"), ("q", "+98913")], "since": 1.0},
+        {"ix_placed_number"},
     ),
     "older passwords": (
         one_time_passwords._OLDER,
