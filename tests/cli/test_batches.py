@@ -42,8 +42,9 @@ def test_one_number_a_line(shell: Shell, batches: Service, tmp_path: Path) -> No
     options = ("--voice", VOICE_ID, "--retries", "2", "--server", "main")
     status, out, err = shell.run("batch", str(file), *options)
     assert (status, out) == (0, f"{CAMPAIGN_ID}  3 calls  WAITING 3\n"), err
+    assert err == "bitel: 1 number is called once only: line 5 repeats line 2\n"
     assert sent(batches) == {
-        "phoneNumbers": ["09121234567", "0935 123 4567", "۰۹۱۲۱۲۳۴۵۶۷"],
+        "phoneNumbers": ["09121234567", "0935 123 4567"],
         "voiceId": VOICE_ID,
         "retryCount": 2,
         "serverId": "main",
@@ -62,7 +63,19 @@ def test_a_column_of_a_csv(shell: Shell, batches: Service, tmp_path: Path) -> No
     assert (status, "name, phone" in err) == (1, True)
 
 
-@pytest.mark.parametrize("content", [b"", b"\n \n", b"\xff\xfe0\x009\x00"])
+def test_a_bad_number_is_named_by_its_line(shell: Shell, batches: Service, tmp_path: Path) -> None:
+    file = tmp_path / "people.csv"
+    file.write_text('name;phone\n"two\nlines";09121234567\nAli;\nNima;0912\n')
+    refused = {"result": None, "error": "InvalidPhoneNumber",
+               "message": "phoneNumbers[1] '0912' is not the number of a subscriber"}  # fmt: skip
+    batches.answers["POST /api/v2/voice/batch"] = [(400, refused)]
+    status, out, err = shell.run("batch", str(file), "--voice", VOICE_ID)
+    assert (status, out) == (1, "")
+    expected = f"{file} line 5, column 'phone': '0912' is not the number of a subscriber"
+    assert err == f"bitel: {expected}\n"
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n", b"\xff\xfe", b"phone\n", b"0912\n\xff\xff\xff"])
 def test_a_file_without_numbers_is_refused(
     shell: Shell, service: Service, tmp_path: Path, content: bytes
 ) -> None:

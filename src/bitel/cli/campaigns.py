@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bitel.cli.number_lists import MOST_SHOWN, NumberList, located, read_number_list
 from bitel.cli.opening import open_client
 from bitel.cli.options import ConfigOption, JsonOption
 from bitel.cli.voices import voice_id
-from bitel.errors import InvalidRequestError
+from bitel.errors import BitelError
 
 if TYPE_CHECKING:
     from bitel.client import Campaign, Client
@@ -31,7 +29,7 @@ def batch(
             dir_okay=False,
             allow_dash=True,
             show_default=False,
-            help="One number a line, or a CSV with --column; - is the standard input.",
+            help="One number a line, or a CSV; - is the standard input.",
         ),
     ],
     voice: Annotated[
@@ -42,7 +40,10 @@ def batch(
     ],
     column: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="The CSV column that holds the numbers, by its heading."),
+        typer.Option(
+            metavar="NAME",
+            help="The CSV column of the numbers, by its heading; found if left out.",
+        ),
     ] = None,
     retries: Annotated[
         int | None, typer.Option(metavar="N", help="Calls again after busy or no answer.")
@@ -55,10 +56,13 @@ def batch(
     config: ConfigOption = None,
 ) -> None:
     """Play a recording to many numbers. With --wait, succeeds only if all of them answered."""
-    numbers = read_numbers(file, column)
+    found = _read_list(file, column, config)
     with open_client(config) as client:
         played = voice_id(client, voice)
-        placed = client.batch(numbers, played, retry_count=retries, server_id=server)
+        try:
+            placed = client.batch(found.numbers, played, retry_count=retries, server_id=server)
+        except BitelError as error:
+            raise located(error, found, str(file)) from None
         campaign = client.campaign(placed["campaignId"])
         if wait:
             campaign = _wait(client, campaign)
@@ -85,33 +89,19 @@ def campaign(
         print(f"{call['id']}  {call['status']:<10} {call['billSec']:>5} s  {call['phoneNumber']}")
 
 
-def read_numbers(file: Path, column: str | None) -> Sequence[str]:
-    """The numbers in `file`, blank lines left out. Raises InvalidRequestError."""
+def _read_list(file: Path, column: str | None, config: Path | None) -> NumberList:
+    from bitel import settings as all_settings
+
     raw = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-    try:
-        # Spreadsheets put a byte order mark before their CSV.
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise InvalidRequestError(f"{file} is not UTF-8 text; save it as such") from None
-    if column is None:
-        found = [line.strip() for line in text.splitlines()]
-    else:
-        found = _column(text, column, file)
-    numbers = [number for number in found if number]
-    if not numbers:
-        raise InvalidRequestError(f"{file} holds no number")
-    return numbers
-
-
-def _column(text: str, column: str, file: Path) -> list[str]:
-    rows = csv.DictReader(io.StringIO(text, newline=""))
-    try:
-        if column not in (rows.fieldnames or ()):
-            there = ", ".join(rows.fieldnames or ()) or "none"
-            raise InvalidRequestError(f"{file} has no column {column!r}; its columns are: {there}")
-        return [(row[column] or "").strip() for row in rows]
-    except csv.Error as fault:
-        raise InvalidRequestError(f"{file} is no CSV: {fault}") from None
+    loaded = all_settings.load(config)
+    found = read_number_list(raw, str(file), column, loaded.region, loaded.extra_prefixes)
+    if found.duplicates:
+        count = len(found.duplicates)
+        shown = ", ".join(found.duplicates[:MOST_SHOWN])
+        more = f" and {count - MOST_SHOWN} more" if count > MOST_SHOWN else ""
+        what = "number is" if count == 1 else "numbers are"
+        print(f"bitel: {count} {what} called once only: {shown}{more}", file=sys.stderr)
+    return found
 
 
 def _wait(client: Client, campaign: Campaign) -> Campaign:

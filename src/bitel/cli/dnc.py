@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -62,7 +63,9 @@ def _change(project: str, number: str, config: Path | None, *, add: bool) -> Non
     from bitel.store import do_not_call
 
     with open_database(config) as (settings, database):
-        e164 = to_e164(number, settings.region, settings.extra_prefixes)
+        # What is on the list can be removed, also where it is no valid number any more.
+        is_stored = not add and re.fullmatch(r"\+[0-9]{1,15}", number) is not None
+        e164 = number if is_stored else to_e164(number, settings.region, settings.extra_prefixes)
 
         def work(conn: Connection) -> bool:
             change = do_not_call.add if add else do_not_call.remove
