@@ -78,6 +78,8 @@ class Server(TypedDict):
 
     id: str
     up: bool
+    paused: str | None
+    """Why its calls wait although its trunk answers; None while it calls."""
 
 
 class Account(TypedDict):

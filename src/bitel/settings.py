@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 from decimal import Decimal
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -622,8 +623,8 @@ def load(config: Path | None = None) -> Settings:
     Raises SettingsError with one sentence for a file that is missing, is no TOML, or holds a
     setting that is unknown, of the wrong type or contradicts another.
     """
-    path = _file(config)
-    _refuse_unknown_variables()
+    path = settings_file(config)
+    unknown_variables()
 
     class FromFile(Settings):
         model_config = SettingsConfigDict(toml_file=path)
@@ -637,7 +638,8 @@ def load(config: Path | None = None) -> Settings:
         raise SettingsError(f"{where}{fault}") from None
 
 
-def _file(config: Path | None) -> Path | None:
+def settings_file(config: Path | None) -> Path | None:
+    """The file that settings are read from; None: there is none. Raises SettingsError."""
     named = config or (Path(os.environ[CONFIG_VARIABLE]) if CONFIG_VARIABLE in os.environ else None)
     if named is None:
         return DEFAULT_FILE if DEFAULT_FILE.exists() else None
@@ -646,19 +648,48 @@ def _file(config: Path | None) -> Path | None:
     return named
 
 
+_CLOSE = 0.85
+"""How alike two names are at least (0 to 1, see `difflib`) to be taken for one that is misspelt."""
 _CLIENT_VARIABLES = frozenset({CONFIG_VARIABLE, "BITEL_URL", "BITEL_TOKEN"})
 
 
-def _refuse_unknown_variables() -> None:
-    # pydantic-settings passes over variables that name no field; a misspelt one must not.
-    for name in os.environ:
+def unknown_variables() -> list[str]:
+    """The variables of the environment that begin with `BITEL_` and mean nothing to us.
+
+    Others may set them: for a Service named `bitel`, Kubernetes sets `BITEL_SERVICE_HOST` and
+    `BITEL_PORT_8080_TCP_ADDR`. Raises SettingsError for one that is probably a setting misspelt:
+    with `__` in its name, or close to that of a setting.
+    """
+    names = _variable_names(Settings, "BITEL_")
+    # Without its underscores doubled, a name is what people write first.
+    spelled = {name.replace("__", "_"): name for name in names}
+    unknown = []
+    for name, value in os.environ.items():
         if not name.startswith("BITEL_") or name in _CLIENT_VARIABLES:
             continue
-        if name.startswith("BITEL_TEST_"):
-            continue
         field = name.removeprefix("BITEL_").split("__")[0].lower()
-        if field not in Settings.model_fields:
-            raise SettingsError(f"{name} in the environment names no setting; remove or correct it")
+        if name.startswith("BITEL_TEST_") or field in Settings.model_fields:
+            continue
+        by_kubernetes = value.startswith(("tcp://", "udp://", "sctp://"))
+        near = get_close_matches(name, spelled, n=1, cutoff=_CLOSE)
+        if "__" in name or (near and not by_kubernetes):
+            hint = f"is {spelled[near[0]]} meant? " if near else ""
+            raise SettingsError(
+                f"{name} in the environment names no setting; {hint}remove or correct it"
+            )
+        unknown.append(name)
+    return sorted(unknown)
+
+
+def _variable_names(model: type[BaseModel], prefix: str) -> list[str]:
+    """The variables of a model's fields, those of its sections included."""
+    names = []
+    for name, field in model.model_fields.items():
+        variable = prefix + name.upper()
+        names.append(variable)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            names += _variable_names(field.annotation, f"{variable}__")
+    return names
 
 
 def _sentence(fault: ValidationError) -> str:

@@ -150,7 +150,9 @@ def test_a_whole_week_is_always_open() -> None:
     [
         ("", "hours and a time zone"),
         ("Asia/Tehran", "hours and a time zone"),
-        ("sat-wed 09:00-21:00", "no time zone"),
+        ("sat-wed 09:00-21:00", "names no time zone behind the hours"),
+        ("mon 25:00-26:00", "names no time zone behind the hours"),
+        ("25:00-26:00 UTC", "25:00 is no time of day"),
         ("sat-wed 09:00-21:00 Asia/Atlantis", "no time zone"),
         ("sat-wed 09:00-21:00 ../etc/passwd", "no time zone"),
         ("sat-wed 09:00-21:00 Asia", "no time zone"),

@@ -125,7 +125,8 @@ def test_a_call_or_a_campaign_is_called_off(shell: Shell, service: Service) -> N
     assert "CANCELED 3" in shell.run("cancel", CAMPAIGN_ID)[1]
     service.answers[f"DELETE /api/v2/voice/campaign/{CAMPAIGN_ID}"] = [missing]
     status, out, err = shell.run("cancel", CAMPAIGN_ID)
-    assert (status, out, "none of that id" in err) == (1, "", True)
+    assert (status, out) == (1, "")
+    assert err == f"bitel: this project has no call and no campaign of the id {CAMPAIGN_ID!r}\n"
 
 
 def test_recordings_are_listed_removed_and_spoken(shell: Shell, service: Service) -> None:

@@ -62,6 +62,8 @@ class CallingWindow:
         rules, _, name = text.strip().rpartition(" ")
         if not rules:
             raise _wrong(text, "it needs hours and a time zone")
+        if _RULE.fullmatch(name.lower()):
+            raise _wrong(text, "it names no time zone behind the hours; one is Asia/Tehran")
         zone = _zone(name, text)
         return cls(tuple(_hours(rule.strip(), text) for rule in rules.split(",")), zone)
 

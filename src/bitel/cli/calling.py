@@ -73,7 +73,12 @@ def cancel(
         try:
             _show(client.cancel(id_), as_json)
         except NotFoundError:
-            show_campaign(client.cancel_campaign(id_), as_json)
+            try:
+                show_campaign(client.cancel_campaign(id_), as_json)
+            except NotFoundError:
+                raise NotFoundError(
+                    f"this project has no call and no campaign of the id {id_[:64]!r}"
+                ) from None
 
 
 def _spinner(text: str) -> AbstractContextManager[object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
@@ -10,6 +11,7 @@ from bitel.cli import (
     attempts,
     calling,
     campaigns,
+    checking,
     demo,
     dial,
     dnc,
@@ -47,7 +49,27 @@ app.command("cancel")(calling.cancel)
 app.command("attempts")(attempts.attempts)
 app.command("ledger")(ledger.ledger)
 app.command("dial")(dial.dial)
+app.command("check-config")(checking.check_config)
+app.command("servers")(checking.servers)
 app.command("trace")(trace.trace)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"bitel {version('bitel')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Voice calls over your own SIP trunks: upload a recording, have it played to numbers."""
 
 
 def main() -> None:

@@ -39,6 +39,8 @@ def serve(
 
     loaded = settings.load(config)
     logs.configure(loaded.log_level, loaded.log_json)
+    if unknown := settings.unknown_variables():
+        structlog.get_logger(__name__).warning("unknown_variables", names=", ".join(unknown))
     try:
         uvloop.run(service.serve(loaded, only.value if only else "all", take_over))
     except BitelError as fault:

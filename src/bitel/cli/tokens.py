@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import time
-from typing import Annotated
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bitel.cli.opening import find_project, open_database
-from bitel.cli.options import ConfigOption, ProjectArgument
+from bitel.cli.opening import find_project, open_database, read_clock
+from bitel.cli.options import ConfigOption, JsonOption, ProjectArgument
 from bitel.errors import NotFoundError
+
+if TYPE_CHECKING:
+    from bitel.store.tokens import TokenRow
 
 DAY = 86_400.0
 
@@ -46,6 +52,51 @@ def create(
         signer = TokenSigner.open(settings.data_dir)
         project_id = database.write_now(work)
     print(signer.issue(project_id, token_id, expires_at))
+
+
+@app.command("list")
+def list_(
+    project: ProjectArgument, as_json: JsonOption = False, config: ConfigOption = None
+) -> None:
+    """List the tokens of a project, the oldest first: their ids, never the tokens themselves."""
+    from sqlalchemy import Connection
+
+    from bitel.store import tokens
+
+    def work(conn: Connection) -> list[tokens.TokenRow]:
+        return tokens.listing(conn, find_project(conn, project).id)
+
+    with open_database(config) as (settings, database):
+        found = database.read_now(work)
+    now = time.time()
+    date = read_clock(settings).date
+    if as_json:
+        print(json.dumps([_row(each, now, date) for each in found]))
+        return
+    for each in found:
+        print(f"{each.id}  {_day(date(each.created_at))}  {_state(each, now)}")
+
+
+def _row(token: TokenRow, now: float, date: Callable[[float], float]) -> dict[str, Any]:
+    return {
+        "id": token.id,
+        "createdAt": int(date(token.created_at)),
+        "expiresAt": None if token.expires_at is None else int(token.expires_at),
+        "revoked": token.revoked_at is not None,
+        "good": _state(token, now).startswith("good"),
+    }
+
+
+def _state(token: TokenRow, now: float) -> str:
+    if token.revoked_at is not None:
+        return "revoked"
+    if token.expires_at is None:
+        return "good"
+    return f"{'good until' if token.expires_at > now else 'expired on'} {_day(token.expires_at)}"
+
+
+def _day(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d")
 
 
 @app.command()

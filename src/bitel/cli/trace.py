@@ -18,8 +18,8 @@ def trace(
 ) -> None:
     """Show the SIP messages of a call: one of the last, or one that ended in ERROR.
 
-    It reads the files of the machine that dialled. Credentials are not in them. The settings under
-    [traces] say how many calls are kept, and for how long.
+    It reads the files of the machine that dialled. Credentials are not in them. The section
+    `traces` of the settings says how many calls are kept, and for how long.
     """
     from bitel import settings
     from bitel.dialers import tracing

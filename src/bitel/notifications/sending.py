@@ -65,11 +65,8 @@ def body_of(change: Change, now: float) -> bytes:
     return json.dumps(event, ensure_ascii=False).encode()
 
 
-def build_sender(settings: NotificationSettings, clock: Callable[[], float]) -> NotificationSender:
-    """A sender with the system's resolver and certificates; `clock` gives Unix seconds.
-
-    Raises SettingsError for a URL or a secret that can't be one.
-    """
+def check_notifications(settings: NotificationSettings) -> None:
+    """Raise SettingsError for a URL or a secret that can't be one."""
     secret = settings.secret.get_secret_value()
     try:
         if settings.url:
@@ -82,7 +79,16 @@ def build_sender(settings: NotificationSettings, clock: Callable[[], float]) -> 
             signing.sign(secret, "", 0, b"")
     except InvalidRequestError as fault:
         raise SettingsError(f"the setting notifications.secret is wrong: {fault}") from None
+
+
+def build_sender(settings: NotificationSettings, clock: Callable[[], float]) -> NotificationSender:
+    """A sender with the system's resolver and certificates; `clock` gives Unix seconds.
+
+    Raises SettingsError as `check_notifications` does.
+    """
+    check_notifications(settings)
     poster = Poster(Resolver(), httpx.create_ssl_context(), allow_private=True)
+    secret = settings.secret.get_secret_value()
     return NotificationSender(settings.url, secret, settings.command, poster, clock)
 
 

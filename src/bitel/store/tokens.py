@@ -2,9 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from sqlalchemy import Connection, bindparam, false, insert, or_, select, update
 
 from bitel.store.schema import project, token
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """A token that was issued. Times are Unix seconds; None: never."""
+
+    id: str
+    created_at: float
+    expires_at: float | None
+    """By the system clock, as in the token itself."""
+    revoked_at: float | None
+
+
+def listing(conn: Connection, project_id: str) -> list[TokenRow]:
+    """The project's tokens, the oldest first."""
+    columns = (token.c.id, token.c.created_at, token.c.expires_at, token.c.revoked_at)
+    rows = conn.execute(
+        select(*columns).where(token.c.project_id == project_id).order_by(token.c.id)
+    )
+    return [TokenRow(**row._mapping) for row in rows]
 
 
 def add(
