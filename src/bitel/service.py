@@ -21,6 +21,7 @@ from fastapi import FastAPI
 from bitel.api import connection
 from bitel.api.app import ApiParts, build_app
 from bitel.api.auth import TokenSigner
+from bitel.api.health import Readiness
 from bitel.api.metrics import build_listener
 from bitel.calls.ids import new_id
 from bitel.collector import collect_when_quiet, measuring_pauses, run_only_when_told
@@ -197,6 +198,11 @@ async def running(
                 date=clock.date,
                 on_placed=ring,
                 metrics=page,
+                ready=Readiness(
+                    database,
+                    lambda: shutdown.has_begun,
+                    lambda: [each.dialer_id for each in workers if each.in_standby],
+                ),
             )
             http = settings.http
             address = await stack.enter_async_context(

@@ -41,6 +41,11 @@ class Shutdown:
             watchdog.daemon = True
             watchdog.start()
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether `begin` was called."""
+        return self._end is not None
+
     def left(self, most: float) -> float:
         """Seconds that a step of it may take: `most`, less when time is short, but never none."""
         if self._end is None:

@@ -41,6 +41,8 @@ class ApiParts:
     """Rung with a dialer's id after calls for it are committed, to wake a dispatcher nearby."""
     metrics: Callable[[], Awaitable[bytes]] | None = None
     """The page of `/metrics`; None: there is none."""
+    ready: Callable[[], Awaitable[str]] | None = None
+    """Why `/readyz` says no; empty: it says yes. None: it always says yes."""
 
     @property
     def incoming(self) -> Path:

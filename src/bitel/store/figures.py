@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import Connection, bindparam, func, literal, select
+from sqlalchemy import Connection, bindparam, func, literal, select, text
 
 from bitel.store.schema import call, is_due, is_untold
 
@@ -54,3 +54,11 @@ _QUEUE = select(
 )
 _some_events = select(literal(1).label("one")).where(is_untold).limit(bindparam("most")).subquery()
 _EVENTS = select(func.count()).select_from(_some_events)
+
+
+def ping(conn: Connection) -> None:
+    """Ask the database for nothing but an answer."""
+    conn.execute(_PING)
+
+
+_PING = text("SELECT 1")
