@@ -1,4 +1,4 @@
-"""The unit for systemd: accepted by systemd, closed off, and with times that agree with the code."""
+"""The unit for systemd: accepted by systemd, closed off, with times that agree with the code."""
 
 from __future__ import annotations
 

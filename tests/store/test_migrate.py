@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import uuid
+from collections.abc import Iterator
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, text
+from sqlalchemy import URL, Connection, make_url, text
 
 from bitel.errors import SettingsError
 from bitel.store import calls, claims, engines, leases, migrate, projects, recordings
@@ -178,3 +181,64 @@ def test_a_server_out_of_reach_is_named(tmp_path: Path) -> None:
         migrate.upgrade(f"postgresql://nobody:secret@/nothing?host={tmp_path}")
     assert "secret" not in str(unreachable.value)
     assert "\n" not in str(unreachable.value)
+
+
+@pytest.fixture
+def ordinary(postgres: URL, blank_postgres_url: str) -> Iterator[tuple[URL, URL]]:
+    """An empty database: as its owner, and as a role that may only connect to it."""
+    role = f"clerk_{uuid.uuid4().hex[:8]}"
+    owner = make_url(blank_postgres_url)
+    administer(postgres, f"CREATE ROLE {role} LOGIN PASSWORD 'hunter2'")
+    # The server's socket trusts whoever connects.
+    yield owner, owner.set(username=role, password="hunter2")
+    administer(owner, f"DROP OWNED BY {role}")
+    administer(postgres, f"DROP ROLE {role}")
+
+
+def administer(url: URL, *statements: str) -> None:
+    with psycopg.connect(
+        url.set(drivername="postgresql").render_as_string(hide_password=False), autocommit=True
+    ) as connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+def refusal(url: URL) -> str:
+    with pytest.raises(SettingsError) as refused:
+        migrate.upgrade(url.render_as_string(hide_password=False))
+    said = str(refused.value)
+    assert "\n" not in said
+    assert "hunter2" not in said
+    return said
+
+
+def test_a_role_without_a_right_is_told_the_statement_that_grants_it(
+    ordinary: tuple[URL, URL],
+) -> None:
+    owner, clerk = ordinary
+    administer(owner, "REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+    grant = f'GRANT USAGE, CREATE ON SCHEMA public TO "{clerk.username}"'
+    said = refusal(clerk)
+    assert "permission denied for schema public" in said
+    assert said.endswith(grant)
+    administer(owner, grant)
+    migrate.upgrade(clerk.render_as_string(hide_password=False))
+
+
+def test_a_role_that_is_not_the_owner_is_told_what_to_grant(ordinary: tuple[URL, URL]) -> None:
+    owner, clerk = ordinary
+    migrate.upgrade(owner.render_as_string(hide_password=False))
+    said = refusal(clerk)
+    assert "permission denied for table" in said
+    administer(owner, f'GRANT SELECT ON ALL TABLES IN SCHEMA public TO "{clerk.username}"')
+    said = refusal(clerk)
+    assert "permission denied for table" in said
+    _, _, grants = said.partition("grants it with: ")
+    for n, grant in enumerate(grants.split("; ")):
+        administer(owner, grant)
+        if not n:
+            assert "placed_number" in refusal(clerk)  # whose sequence is a right of its own
+    url = clerk.render_as_string(hide_password=False)
+    migrate.upgrade(url)
+    with Database.open(url) as database:
+        database.write_now(lambda conn: projects.create(conn, "shop", 1.0))

@@ -12,10 +12,29 @@ from bitel.errors import SettingsError
 from bitel.store import engines, faults
 from bitel.store.database import Database
 from bitel.store.faults import Fault, StoreUnavailable
+from bitel.store.schema import metadata
 
 NEWEST: Final = "0007"
 """The schema's revision that this program works with."""
 
+_INSUFFICIENT_PRIVILEGE: Final = "42501"
+_LACKING: Final = text(
+    """
+    SELECT name FROM unnest(CAST(:tables AS text[])) AS name
+    WHERE CASE WHEN to_regclass(name) IS NULL THEN false ELSE NOT (
+        has_table_privilege(name, 'SELECT') AND has_table_privilege(name, 'INSERT')
+        AND has_table_privilege(name, 'UPDATE') AND has_table_privilege(name, 'DELETE')
+        AND coalesce(
+            has_sequence_privilege(
+                CASE WHEN name = 'placed_number' THEN pg_get_serial_sequence(name, 'id') END,
+                'USAGE'
+            ),
+            true
+        )
+    ) END
+    ORDER BY name
+    """
+)
 _SCRIPTS: Final = Path(__file__).parent / "migrations"
 _ADVISORY_LOCK: Final = 0x62697465_6C
 """Any number that all processes agree on; these are the bytes of the project's name."""
@@ -41,10 +60,45 @@ def upgrade(url: str) -> None:
             _refuse_newer(revision)
             if revision != NEWEST:
                 _run_migrations(conn)
+            if not engines.is_sqlite(parsed):
+                _check_rights(conn, parsed.username)
     except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) == _INSUFFICIENT_PRIVILEGE:
+            raise _lacks_right(parsed.username, faults.first_line(error)) from None
         if faults.sort(error) is Fault.OURS:
             raise
         raise StoreUnavailable(f"the database can't be used: {faults.first_line(error)}") from error
+
+
+def _check_rights(conn: Connection, role: str | None) -> None:
+    """Raises SettingsError where the role may not work on the tables that are there."""
+    tables = {"tables": sorted(table.name for table in metadata.sorted_tables)}
+    lacking = [row.name for row in conn.execute(_LACKING, tables)]
+    if lacking:
+        raise _lacks_right(role, f"permission denied for table {lacking[0]}")
+
+
+def _lacks_right(role: str | None, what: str) -> SettingsError:
+    """One sentence with the statement that an owner of the database grants the right with."""
+    name = f'"{role}"' if role else "its role"
+    if "must be owner" in what:
+        return SettingsError(
+            f"the role {name} of database_url may not upgrade the schema ({what}); start bitel "
+            "once with the owner of the tables in database_url"
+        )
+    if "schema" in what:
+        grant = f"GRANT USAGE, CREATE ON SCHEMA public TO {name}"
+    elif "database" in what:
+        grant = f"GRANT CONNECT ON DATABASE … TO {name}"
+    else:
+        grant = (
+            f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {name}; "
+            f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {name}"
+        )
+    return SettingsError(
+        f"the role {name} of database_url lacks a right ({what}); the owner of the database "
+        f"grants it with: {grant}"
+    )
 
 
 def check_version(database: Database) -> None:
