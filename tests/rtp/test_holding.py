@@ -25,7 +25,7 @@ class FarEnd:
 
     def __init__(self) -> None:
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.socket.bind((HOST, 0))
+        self.socket.bind((HOST, free_range(1).start))
         self.socket.setblocking(False)
         self.address: tuple[str, int] = self.socket.getsockname()
         self._packets: list[tuple[RtpHeader, bytes]] = []

@@ -40,7 +40,7 @@ async def test_every_stream_is_whole_whichever_process_sends_it(
 
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as far:
         far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-        far.bind((HOST, 0))
+        far.bind((HOST, free_range(1).start))
         far.setblocking(False)
         # Taken ones are skipped; with some more than there are streams each has its own.
         ports = free_range(2 * STREAMS)

@@ -18,6 +18,7 @@ from bitel.rtp.link import SenderLink
 from bitel.rtp.shared_clip import SharedClip, read_clip
 from bitel.rtp.streamer import Streamer, StreamReport
 from bitel.rtp.wire import Message, OpenClip
+from tests.free_ports import free_range
 
 Recording = Callable[[int], Path]
 
@@ -51,7 +52,7 @@ async def until(true: Callable[[], object]) -> None:
 async def played(streamer: Streamer, port: int, clip: SharedClip, ptime: int = 20) -> bytes:
     """What a stream of the clip sends."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as far:
-        far.bind(("127.0.0.1", 0))
+        far.bind(("127.0.0.1", free_range(1).start))
         far.setblocking(False)
         over: asyncio.Future[StreamReport] = asyncio.get_running_loop().create_future()
         streamer.play(port, far.getsockname(), 8, [clip], over.set_result, ptime=ptime)

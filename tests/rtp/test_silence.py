@@ -17,6 +17,7 @@ from bitel.rtp.packet import RtpHeader
 from bitel.rtp.ports import bind_rtp
 from bitel.rtp.silence import LOOK_EVERY, Silence
 from bitel.rtp.wire import End, Play, Silent
+from tests.free_ports import free_range
 
 HOST = "127.0.0.1"
 
@@ -97,7 +98,7 @@ def test_it_is_not_the_callee_who_is_silent_while_we_do_not_listen() -> None:
     callees = Callees(Engine(lambda packets, groups: []), lambda: now)
     ours = [bind_rtp(socket.AF_INET, HOST, 0, keep_one_in(1)) for _ in range(3)]
     theirs = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    theirs.bind((HOST, 0))
+    theirs.bind((HOST, free_range(1).start))
     for stream, bound in enumerate(ours):
         callees.listener.open(40 + stream, bound)
         far_port = theirs.getsockname()[1]
@@ -147,7 +148,7 @@ def test_reports_are_a_sign_of_life_too() -> None:
     bound = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(3)]
     rtp, rtcp, far = bound
     for each in bound:
-        each.bind((HOST, 0))
+        each.bind((HOST, free_range(1).start))
         each.setblocking(False)
     callees.listener.open(40, rtp)
     callees.reporting.open(40, rtcp)
@@ -218,7 +219,7 @@ def test_many_streams_are_heard_sparsely_and_counted_alike(monkeypatch: pytest.M
     listener = Listener(lambda stream, far: None, lambda: now)
     ours = bind_rtp(socket.AF_INET, HOST, 0, keep_one_in(DENSEST))
     theirs = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    theirs.bind((HOST, 0))
+    theirs.bind((HOST, free_range(1).start))
     listener.open(40, ours)
     for stream in range(20):
         far = theirs.getsockname()[1] if stream == 0 else 1000 + stream
@@ -251,7 +252,7 @@ def test_media_has_stopped_when_neither_loss_nor_sparse_listening_explains_it(
     callees = Callees(Engine(lambda packets, groups: []), lambda: now[0])
     ours = bind_rtp(socket.AF_INET, HOST, 0, keep_one_in(DENSEST))
     theirs = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    theirs.bind((HOST, 0))
+    theirs.bind((HOST, free_range(1).start))
     callees.listener.open(40, ours)
     for stream in range(streams):
         far = theirs.getsockname()[1] if stream == 0 else 1000 + stream
@@ -277,7 +278,7 @@ def test_a_pause_of_our_own_is_not_taken_for_the_end_of_media() -> None:
     callees = Callees(Engine(lambda packets, groups: []), lambda: now[0])
     ours = bind_rtp(socket.AF_INET, HOST, 0, keep_one_in(DENSEST))
     theirs = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    theirs.bind((HOST, 0))
+    theirs.bind((HOST, free_range(1).start))
     callees.listener.open(40, ours)
     far = theirs.getsockname()[1]
     callees.add(Play(1, 40, HOST, far, 8, "alaw", [], 0, 0, 1, 20, True))

@@ -33,7 +33,7 @@ class FarEnd:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.socket = socket.socket(family, socket.SOCK_DGRAM)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-        self.socket.bind((host, 0))
+        self.socket.bind((host, free_range(1, host).start))
         self.socket.setblocking(False)
         self.address: tuple[str, int] = self.socket.getsockname()[:2]
         self.sources: list[int] = []  # the sending port of each packet

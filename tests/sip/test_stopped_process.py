@@ -77,9 +77,12 @@ class Call:
         self.sock.settimeout(wait)
         while True:
             try:
-                message = parse(self.sock.recv(65536))
+                data, source = self.sock.recvfrom(65536)
             except TimeoutError:
                 return found
+            if source != self.address:
+                continue  # RTCP of another test, whose RTP port was the one below this
+            message = parse(data)
             self.sock.settimeout(0.001)
             if isinstance(message, Request) and message.method == "INVITE":
                 found.append(message)
