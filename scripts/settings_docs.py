@@ -7,7 +7,7 @@ import typing
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
@@ -17,10 +17,21 @@ PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
 
 HEAD = """# Settings
 
-Every setting, as `bitel.toml` writes it. Any of them can come from the environment too, which wins:
-`BITEL_DATABASE_URL`, or `BITEL_HTTP__PORT` for a key of a section. The file is the one that
-`--config` names, else the one that `BITEL_CONFIG` names, else `./bitel.toml`. A setting that is
-unknown, of the wrong type or contradicts another stops the start with one sentence that names it.
+Every setting, as `bitel.toml` writes it. The file is the one that `--config` names, else the one
+that `BITEL_CONFIG` names, else `./bitel.toml`. A setting that is unknown, of the wrong type or
+contradicts another stops the start with one sentence that names it; `bitel check-config` says it
+without a start.
+
+**From the environment**, which goes before the file: `BITEL_DATABASE_URL`, `BITEL_HTTP__PORT` for
+a key of a section, and `BITEL_DIALERS__MAIN__PASSWORD` for a key of the dialer whose id is `main`
+(in an id, characters other than letters and digits become `_`). Lists and tables are JSON.
+
+**Secrets** can be in files of their own, as orchestrators mount them: `password_file` in place of
+`password`, and so for each of SECRETS, in the file or the environment (`BITEL_DATABASE_URL_FILE`,
+`BITEL_DIALERS__MAIN__PASSWORD_FILE`). A line end at the end is not part of the secret.
+
+**File names** that are relative are relative to the folder of the settings file, those from the
+environment to the working directory.
 
 This page is written by `python -m scripts.settings_docs`; a test keeps it true.
 """
@@ -31,7 +42,10 @@ TABLE = "| setting | default | what it is |\n|---|---|---|"
 
 def render() -> str:
     """The page."""
-    parts = [HEAD]
+    secrets = sorted(
+        {f"`{name}`" for _, model in _sections("", Settings) for name in _secrets(model)}
+    )
+    parts = [HEAD.replace("SECRETS", ", ".join(secrets))]
     for title, model in _sections("", Settings):
         parts.append(
             f"\n## {title or 'At the top'}\n\n| setting | default | what it is |\n|---|---|---|"
@@ -54,6 +68,12 @@ def _sections(title: str, model: type[BaseModel]) -> Iterator[tuple[str, type[Ba
             yield from _sections(f"`[[{path}]]`" if many else f"`[{path}]`", below)
 
 
+def _secrets(model: type[BaseModel]) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        if field.annotation is SecretStr:
+            yield name
+
+
 def _model_in(annotation: object) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
@@ -71,8 +91,22 @@ def _default(field: FieldInfo) -> str:
         return "must be set"
     if value is None:
         return "none"
-    text = str(value.get_secret_value() if hasattr(value, "get_secret_value") else value)
-    return f"`{text}`" if text else "empty"
+    text = _toml(value.get_secret_value() if isinstance(value, SecretStr) else value)
+    return f"`{text}`" if text not in ("", '""') else "empty"
+
+
+def _toml(value: object) -> str:
+    """A default as the settings file would say it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml(each) for each in value) + "]"
+    if isinstance(value, dict):
+        inner = ", ".join(f"{key} = {_toml(each)}" for key, each in value.items())
+        return f"{{ {inner} }}" if inner else "{}"
+    if isinstance(value, str | Path):
+        return f'"{value}"'
+    return str(value)
 
 
 def _what(name: str, field: FieldInfo) -> str:

@@ -48,7 +48,7 @@ from bitel.notifications.sending import build_sender
 from bitel.settings import DialerSettings, Settings, TraceSettings, split_address
 from bitel.shutdown import CLOSING_TIMEOUT, Shutdown
 from bitel.steady_clock import SteadyClock
-from bitel.store import migrate, recordings
+from bitel.store import engines, migrate, recordings
 from bitel.store.database import Database
 from bitel.voices.speech import SpeechOptions
 from bitel.voices.speech_library import SpeechLibrary
@@ -127,9 +127,13 @@ async def running(
     _private_folder(settings)
     clock = await asyncio.to_thread(SteadyClock.open, settings.data_dir)
     url = settings.effective_database_url
-    await asyncio.to_thread(migrate.upgrade, url)
+    if await asyncio.to_thread(migrate.upgrade, url):
+        log.info("database_created", at=engines.place(engines.parse_url(url)))
     database = Database.open(url)
-    voices = VoiceStore.open(settings.storage_url.get_secret_value(), settings.data_dir)
+    voices = VoiceStore.open(
+        settings.storage_url.get_secret_value(), settings.data_dir, settings.s3
+    )
+    await voices.check()
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(_close_database, database, shutdown)
         await stack.enter_async_context(_housekeeping(settings, database, clock))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +16,9 @@ import jwt
 import pytest
 
 from bitel.api.tokens import TokenSigner
-from bitel.calls.ids import is_id
-from bitel.store import projects, tokens
+from bitel.calls.ids import is_id, new_id
+from bitel.store import campaigns, projects, tokens
+from bitel.store.database import Database
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Service, Shell
@@ -251,3 +254,44 @@ def test_help_starts_without_the_service(tmp_path: Path) -> None:
         "sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
+
+
+def test_campaigns_are_listed_newest_first(shell: Shell) -> None:
+    project = shell.admin("project", "create", "acme")
+    other = shell.admin("project", "create", "beta")
+    ids = []
+    with Database.open(f"sqlite:///{shell.data_dir / 'bitel.db'}") as database:
+        for at, project_id in ((1000.0, project), (2000.0, other), (3000.0, project)):
+            new = campaigns.Campaign(new_id(at), project_id, "main", None, at, 0)
+            ids.append(new.id)
+            database.write_now(partial(campaigns.add, new=new))
+    listed = json.loads(shell.admin("campaign", "list", "--json"))
+    assert [each["id"] for each in listed] == ids[::-1]
+    assert [each["project"] for each in listed] == ["acme", "beta", "acme"]
+    assert listed[0] == {
+        "id": ids[2],
+        "project": "acme",
+        "requestDate": 3000,
+        "finishedDate": 0,
+        "total": 0,
+        "byStatus": {},
+        "price": 0.0,
+    }
+    only = shell.admin("campaign", "list", "--project", "acme", "--limit", "1").splitlines()
+    assert len(only) == 1
+    assert only[0].startswith(f"{ids[2]}  1970-01-01 00:50 ")
+    assert shell.admin("campaign", "list", "--project", other).splitlines()[0].startswith(ids[1])
+
+
+def test_a_project_is_deleted_only_when_it_is_meant(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
+    project = shell.admin("project", "create", "acme")
+    status, _, err = shell.run("project", "delete", "acme", "--config", str(shell.config))
+    assert (status, "Aborted" in err) == (1, True), "nobody confirmed it"
+    assert shell.admin("project", "list").startswith(project)
+    shell.admin("project", "delete", "acme", "--yes")
+    assert shell.admin("project", "list") == ""
+    status, _, err = shell.run("project", "delete", "acme", "--yes", "--config", str(shell.config))
+    assert (status, err) == (1, "bitel: no project is named 'acme', or has that id\n")

@@ -25,6 +25,7 @@ from tests.dialers.calling import HOST, Dialled, dialer
 from tests.dialers.carrier import Answer, Carrier, answering, carrier, silent, until
 from tests.dialers.dns_server import dns_server
 from tests.peers.switchboard import switchboard
+from tests.tcp_server import tcp_server
 
 CREDENTIALS = Credentials("acme", "s3cret")
 CHALLENGE = Answer(407, [("Proxy-Authenticate", 'Digest realm="r", nonce="n", qop="auth"')])
@@ -325,11 +326,8 @@ async def mute_tcp(beside: Carrier) -> AsyncIterator[MuteTcp]:
             mute.received += data
         writer.close()
 
-    server = await asyncio.start_server(take, HOST, beside.port)
-    try:
+    async with tcp_server(take, beside.port):
         yield mute
-    finally:
-        server.close()
 
 
 async def test_calls_over_a_mute_tcp_wait_and_then_go_by_udp(tmp_path: Path) -> None:

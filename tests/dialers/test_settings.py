@@ -56,7 +56,7 @@ def test_everything_reaches_the_dialer(tmp_path: Path) -> None:
     assert config.ping_interval == 0
     assert config.trunk_timeout == 4
     assert (config.media_timeout, config.receive) == (12.5, True)
-    assert config.tls == TlsFiles(Path("ca.pem"), Path("our.pem"), Path("our.key"))
+    assert config.tls == TlsFiles(tmp_path / "ca.pem", tmp_path / "our.pem", tmp_path / "our.key")
     assert config.credentials is not None
     assert config.credentials.realm == "carrier"
     assert config.outbound_proxy == Trunk("edge.c.test", 5080, Transport.TCP)

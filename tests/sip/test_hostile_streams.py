@@ -25,6 +25,7 @@ from bitel.transports.tls import TlsFiles
 from tests.peers.certificates import Authority
 from tests.sip.far_end import request
 from tests.sip.party import Party, answers, one_call
+from tests.tcp_server import tcp_server
 
 LOCALHOST = "127.0.0.1"
 TCP = Transport.TCP
@@ -99,23 +100,22 @@ async def test_answers_to_strangers_take_no_room_from_calls(
 
 async def test_garbage_from_whom_we_called_is_no_reason_to_ring_twice() -> None:
     connections: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
-    server = await asyncio.start_server(
-        lambda reader, writer: connections.put_nowait((reader, writer)), LOCALHOST, 0
-    )
-    caller = await Party.open()
-    host, port = server.sockets[0].getsockname()
-    caller.invite(Address(host, port, TCP))
-    async with asyncio.timeout(5):
-        reader, writer = await connections.get()
-        await reader.readuntil(b"a=sendrecv\r\n")
-        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-        failed = await caller.until(Failed)
-    assert isinstance(failed, Failed)
-    assert (failed.why, failed.delivered) == ("timeout", True)
-    assert connections.empty()
-    writer.close()
-    server.close()
-    await caller.transport.close()
+
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.put_nowait((reader, writer))
+
+    async with tcp_server(take) as (host, port):
+        caller = await Party.open()
+        caller.invite(Address(host, port, TCP))
+        async with asyncio.timeout(5):
+            reader, writer = await connections.get()
+            await reader.readuntil(b"a=sendrecv\r\n")
+            writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            failed = await caller.until(Failed)
+        assert isinstance(failed, Failed)
+        assert (failed.why, failed.delivered) == ("timeout", True)
+        assert connections.empty()
+        await caller.transport.close()
 
 
 @LOOPS
@@ -124,12 +124,19 @@ def test_no_socket_is_left_of_a_connection_that_failed(run: Run, tmp_path: Path)
     files = TlsFiles(authority.files.certificate)
     shown = authority.sign("DNS:another.test")
 
+    async def keep(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        pass
+
     async def main() -> None:
         limits = StreamLimits(connecting=0.2, pause=0.0)
         caller = await Party.open(tls=files, limits=limits)
         callee = await Party.open(tls=TlsFiles(certificate=shown.certificate, key=shown.key))
-        deaf = await asyncio.start_server(lambda reader, writer: None, LOCALHOST, 0)
-        deaf_port = deaf.sockets[0].getsockname()[1]
+        async with tcp_server(keep) as (_, deaf_port):
+            await fail_often(caller, callee, deaf_port)
+        for party in (caller, callee):
+            await party.transport.close()
+
+    async def fail_often(caller: Party, callee: Party, deaf_port: int) -> None:
         places = [
             callee.at(Transport.TLS, "carrier.test"),  # it bears another name
             callee.at(Transport.TLS, "carrier..test"),  # a name that nobody can bear
@@ -144,9 +151,6 @@ def test_no_socket_is_left_of_a_connection_that_failed(run: Run, tmp_path: Path)
             await asyncio.sleep(0.05)
             open_files.append(_connections_to({place.port for place in places}))
         assert open_files == [0, 0, 0]
-        deaf.close()
-        for party in (caller, callee):
-            await party.transport.close()
 
     gc.disable()  # what is not closed must not be swept up meanwhile
     try:

@@ -23,6 +23,7 @@ from bitel.transports.sip_transport import BUSY_PASSES
 from bitel.transports.udp_socket import MAX_BATCH
 from tests.sip.far_end import ANSWER, reply, request
 from tests.sip.party import Party
+from tests.tcp_server import tcp_server
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 PAUSE = 0.6
@@ -137,29 +138,26 @@ def test_so_is_what_has_arrived_by_tcp(run: Run, by: str, crowd: str) -> None:
             ends.append(writer)
             invites.put_nowait(await reader.readuntil(b"a=sendrecv\r\n"))
 
-        server = await asyncio.start_server(take, "127.0.0.1", 0)
-        caller = await Party.open()
-        host, port = server.sockets[0].getsockname()
-        caller.invite(Address(host, port, Transport.TCP))
-        async with asyncio.timeout(5):
-            invite = parse(await invites.get())
-        assert isinstance(invite, Request)
-        in_front = CROWDS[crowd] * (10 * STREAM_BATCH)
-        answer = (in_front + reply(invite, 200, ANSWER)).encode()
-        if by == "connection of ours":
-            end = ends[0].transport.get_extra_info("socket").fileno()
-            assert os.write(end, answer) == len(answer)
-            hold_up(TIMER_B + 0.3)
-        else:
-            with socket.create_connection(caller.transport.local) as sock:
-                sock.sendall(answer)
+        async with tcp_server(take) as (host, port):
+            caller = await Party.open()
+            caller.invite(Address(host, port, Transport.TCP))
+            async with asyncio.timeout(5):
+                invite = parse(await invites.get())
+            assert isinstance(invite, Request)
+            in_front = CROWDS[crowd] * (10 * STREAM_BATCH)
+            answer = (in_front + reply(invite, 200, ANSWER)).encode()
+            if by == "connection of ours":
+                end = ends[0].transport.get_extra_info("socket").fileno()
+                assert os.write(end, answer) == len(answer)
                 hold_up(TIMER_B + 0.3)
-                await until(lambda: caller.events)
-        await until(lambda: caller.events)
-        assert isinstance(caller.events[0], Answered)
-        await caller.transport.close()
-        ends[0].close()
-        server.close()
+            else:
+                with socket.create_connection(caller.transport.local) as sock:
+                    sock.sendall(answer)
+                    hold_up(TIMER_B + 0.3)
+                    await until(lambda: caller.events)
+            await until(lambda: caller.events)
+            assert isinstance(caller.events[0], Answered)
+            await caller.transport.close()
 
     run(main())
 

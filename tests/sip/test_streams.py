@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator
 
@@ -18,6 +19,7 @@ from bitel.transports.sip_transport import SipTransport
 from tests.prerequisites import need_ipv6
 from tests.sip.far_end import ANSWER, reply, request, within
 from tests.sip.party import Party, agent_at, answers, one_call
+from tests.tcp_server import tcp_server
 
 LOCALHOST = "127.0.0.1"
 QUICK = StreamLimits(
@@ -86,22 +88,19 @@ class Server:
 
     def __init__(self) -> None:
         self.peers: asyncio.Queue[Peer] = asyncio.Queue()
-        self._server: asyncio.Server
+        self.address: Address
+        self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Server:
-        self._server = await asyncio.start_server(self._take, LOCALHOST, 0)
+        host, port = await self._stack.enter_async_context(tcp_server(self._take))
+        self.address = Address(host, port, Transport.TCP)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._server.close()
+        await self._stack.aclose()
 
     async def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await self.peers.put(Peer(reader, writer))
-
-    @property
-    def address(self) -> Address:
-        host, port = self._server.sockets[0].getsockname()
-        return Address(host, port, Transport.TCP)
 
     async def peer(self) -> Peer:
         async with asyncio.timeout(5):

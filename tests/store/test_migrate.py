@@ -84,8 +84,7 @@ def test_the_newest_revision_is_the_one_the_program_names() -> None:
 def test_an_upgrade_twice_is_an_upgrade_once(blank_url: str) -> None:
     migrate.upgrade(blank_url)
     migrate.upgrade(blank_url)
-    with Database.open(blank_url) as database:
-        migrate.check_version(database)
+    migrate.open_current(blank_url).close()
 
 
 def test_several_processes_may_start_at_once(blank_url: str) -> None:
@@ -96,8 +95,7 @@ def test_several_processes_may_start_at_once(blank_url: str) -> None:
     ]
     errors = [process.communicate(timeout=30)[1].decode() for process in processes]
     assert errors == ["", ""]
-    with Database.open(blank_url) as database:
-        migrate.check_version(database)
+    migrate.open_current(blank_url).close()
 
 
 def test_a_migration_that_fails_leaves_nothing(
@@ -162,18 +160,30 @@ def test_a_schema_newer_than_the_program_is_refused(database_url: str) -> None:
         database.write_now(
             lambda conn: conn.execute(text("UPDATE alembic_version SET version_num = '9999'"))
         )
-        with pytest.raises(SettingsError, match="9999"):
-            migrate.check_version(database)
+    with pytest.raises(SettingsError, match="9999"):
+        migrate.open_current(database_url)
     with pytest.raises(SettingsError, match="9999"):
         migrate.upgrade(database_url)
 
 
-def test_a_schema_older_than_the_program_is_refused(blank_url: str) -> None:
-    with (
-        Database.open(blank_url) as database,
-        pytest.raises(SettingsError, match="older"),
-    ):
-        migrate.check_version(database)
+def test_a_schema_older_than_the_program_is_refused(
+    blank_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SettingsError, match=r"no database of bitel at .*`bitel init`"):
+        migrate.open_current(blank_url)
+    monkeypatch.setattr(migrate, "NEWEST", "0001")
+    assert migrate.upgrade(blank_url), "the schema was made"
+    monkeypatch.undo()
+    with pytest.raises(SettingsError, match="is of an earlier version; start the service"):
+        migrate.open_current(blank_url)
+    assert not migrate.upgrade(blank_url), "it was there"
+
+
+def test_a_file_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    path = tmp_path / "away" / "bitel.db"
+    with pytest.raises(SettingsError, match=f"no database of bitel at {path}"):
+        migrate.open_current(f"sqlite:///{path}")
+    assert not path.parent.exists()
 
 
 def test_a_server_out_of_reach_is_named(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import threading
+import uuid
 import wave
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,11 +20,13 @@ import numpy as np
 import obstore
 import pytest
 from obstore.store import LocalStore, MemoryStore
+from pydantic import SecretStr
 
 from bitel.errors import NotFoundError, SettingsError, UnavailableError
 from bitel.g711 import alaw_decode
 from bitel.voices.decoding import Decoded
 from bitel.voices.storage import VoiceStore
+from tests.s3_server import BUCKET, KEY, SECRET, S3Server, s3_server
 
 ID = "69b9e312e3b64b3880760639f5dfdffa"
 ALAW = np.random.default_rng(1).integers(0, 256, 200_001, dtype=np.uint8)
@@ -31,7 +34,7 @@ ULAW = np.random.default_rng(2).integers(0, 256, 200_001, dtype=np.uint8)
 
 
 class ObjectServer(http.server.BaseHTTPRequestHandler):
-    """As much of S3 as we need: PUT, GET, HEAD, and POST ?delete (DeleteObjects)."""
+    """As much of S3 as we need (PUT, GET, HEAD, and POST ?delete), to count requests and refuse."""
 
     protocol_version = "HTTP/1.1"
     objects: ClassVar[dict[str, bytes]] = {}
@@ -94,14 +97,25 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[ObjectServer]]:
     server.server_close()
 
 
+@pytest.fixture(scope="module")
+def s3_bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with s3_server(tmp_path_factory.mktemp("s3") / "data") as server:
+        yield server
+
+
+def in_bucket(server: S3Server, data_dir: Path, url: str = "", **changes: Any) -> VoiceStore:
+    """The store of a bucket; `changes` are to the settings of `[s3]`."""
+    settings = server.settings.model_copy(update=changes)
+    return VoiceStore.open(url or f"s3://{BUCKET}/{uuid.uuid4().hex}/pre", data_dir, settings)
+
+
 @pytest.fixture(params=["local", "memory", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> VoiceStore:
     if request.param == "local":
         return VoiceStore.open("", tmp_path / "data")
     if request.param == "memory":
         return VoiceStore(MemoryStore(), tmp_path / "data" / "clips", remote=True)
-    request.getfixturevalue("s3")
-    return VoiceStore.open("s3://bucket/some/prefix", tmp_path / "data")
+    return in_bucket(request.getfixturevalue("s3_bucket"), tmp_path / "data")
 
 
 @pytest.fixture
@@ -289,3 +303,66 @@ async def test_another_process_sees_what_was_put(tmp_path: Path, decoded: Decode
 def test_a_storage_url_that_is_none(tmp_path: Path, url: str) -> None:
     with pytest.raises(SettingsError, match="storage_url"):
         VoiceStore.open(url, tmp_path)
+
+
+# The check at the start, against a real server
+
+
+async def test_a_bucket_that_can_be_used_is_left_as_it_was(
+    s3_bucket: S3Server, tmp_path: Path
+) -> None:
+    before = s3_bucket.objects
+    store = in_bucket(s3_bucket, tmp_path)
+    await store.check()
+    assert s3_bucket.objects == before
+    await VoiceStore.open("", tmp_path).check()
+
+
+@pytest.mark.parametrize(
+    ("changes", "url", "says"),
+    [
+        (
+            {"secret_access_key": SecretStr("wrong")},
+            "",
+            r"refuses these credentials, .*\(the server said SignatureDoesNotMatch\)\.$",
+        ),
+        ({"access_key_id": "other"}, "", "refuses these credentials"),
+        ({}, "s3://no-such-bucket/x", r"knows no such bucket \(the server said NoSuchBucket\)\.$"),
+        (
+            {"endpoint": "http://127.0.0.1:9"},
+            "",
+            r"no connection to the server at http://127.0.0.1",
+        ),
+        ({"allow_http": False}, "", "its endpoint is plain HTTP; set allow_http = true"),
+        ({"endpoint": "http://no-such-host.invalid"}, "", "no connection to the server at"),
+    ],
+)
+async def test_a_bucket_that_can_not_be_used_is_one_sentence(
+    s3_bucket: S3Server, tmp_path: Path, changes: dict[str, Any], url: str, says: str
+) -> None:
+    store = in_bucket(s3_bucket, tmp_path, url, **changes)
+    with pytest.raises(UnavailableError, match=says) as raised:
+        await store.check()
+    assert str(raised.value).startswith("The storage_url can't be used: ")
+    assert len(str(raised.value).splitlines()) == 1
+    assert "test-secret" not in str(raised.value)
+
+
+async def test_variables_serve_where_settings_are_empty(
+    s3_bucket: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_bucket.endpoint)
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_REGION", "eu-central-1")
+    await VoiceStore.open(f"s3://{BUCKET}/env", tmp_path).check()
+
+
+async def test_settings_go_before_variables(
+    s3_bucket: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "other")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "other")
+    await in_bucket(s3_bucket, tmp_path).check()

@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.tcp_server import tcp_server
+
 
 @dataclass(frozen=True)
 class Received:
@@ -124,20 +126,6 @@ async def receiver(
 ) -> AsyncIterator[Receiver]:
     """A receiver that listens inside the block."""
     one = Receiver() if answerer is None else Receiver(answerer)
-    tasks: set[asyncio.Task[None]] = set()
-
-    def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(one.serve(reader, writer))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-
-    server = await asyncio.start_server(begin, "127.0.0.1", 0, ssl=tls)
-    one.port = server.sockets[0].getsockname()[1]
-    one.scheme = "https" if tls else "http"
-    try:
+    async with tcp_server(one.serve, tls=tls) as (_, one.port):
+        one.scheme = "https" if tls else "http"
         yield one
-    finally:
-        server.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

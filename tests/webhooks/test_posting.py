@@ -18,6 +18,7 @@ from bitel.webhooks import posting
 from bitel.webhooks.connecting import Address, Resolver
 from bitel.webhooks.posting import Answer, Poster, TimeLimits
 from tests.prerequisites import need_openssl
+from tests.tcp_server import tcp_server
 from tests.webhooks.receiver import (
     Answerer,
     Received,
@@ -172,10 +173,8 @@ async def test_a_server_that_never_accepts_tls_runs_out_of_time() -> None:
     async def silent(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await asyncio.Event().wait()
 
-    server = await asyncio.start_server(silent, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    result = await post(f"https://127.0.0.1:{port}/", limits=SHORT)
-    server.close()
+    async with tcp_server(silent) as (_, port):
+        result = await post(f"https://127.0.0.1:{port}/", limits=SHORT)
     assert result.status is None
     assert result.error in ("no connection within 0.2 s", "no answer within 0.4 s")
 

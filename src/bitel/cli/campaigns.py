@@ -1,22 +1,27 @@
-"""`bitel batch` and `bitel campaign`, by way of the HTTP API."""
+"""`bitel batch` and `bitel campaign`: many calls at once, and how they stand."""
 
 from __future__ import annotations
 
 import json
 import math
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
+from bitel import exact_json
 from bitel.cli.number_lists import MOST_SHOWN, NumberList, located, read_number_list
-from bitel.cli.opening import open_client
+from bitel.cli.opening import find_project, open_client, open_database, read_clock
 from bitel.cli.options import ConfigOption, JsonOption
 from bitel.cli.voices import voice_id
 from bitel.errors import BitelError
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from bitel.client import Campaign, Client
 
 
@@ -71,13 +76,31 @@ def batch(
         raise typer.Exit(1)
 
 
-def campaign(
+class _ShownByDefault(TyperGroup):
+    """`bitel campaign ID` is `bitel campaign show ID`."""
+
+    # Typed loosely: some versions of typer have a click of their own.
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            args = ["show", *args]
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(
+    help="Campaigns: `bitel campaign ID` shows how the calls of a batch stand.",
+    cls=_ShownByDefault,
+    no_args_is_help=True,
+)
+
+
+@app.command()
+def show(
     campaign_id: Annotated[str, typer.Argument(metavar="ID", show_default=False)],
     calls: Annotated[bool, typer.Option("--calls", help="Show every call of it.")] = False,
     as_json: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
-    """Show how the calls of a batch stand."""
+    """Show how the calls of a batch stand, by way of the HTTP API."""
     with open_client(config) as client:
         state = client.campaign(campaign_id)
         listed = list(client.campaign_calls(campaign_id, 1000)) if calls else []
@@ -87,6 +110,47 @@ def campaign(
     show_campaign(state, as_json)
     for call in listed:
         print(f"{call['id']}  {call['status']:<10} {call['billSec']:>5} s  {call['phoneNumber']}")
+
+
+@app.command("list")
+def list_(
+    project: Annotated[
+        str | None,
+        typer.Option(metavar="PROJECT", help="Only those of a project, by its name or id."),
+    ] = None,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="How many.")] = 20,
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """List the newest campaigns, from the database: when, how many calls, and how they stand."""
+    from bitel.store import campaigns, projects
+
+    def work(conn: Connection) -> list[dict[str, Any]]:
+        wanted = find_project(conn, project).id if project is not None else None
+        names = {each.id: each.name for each in projects.listing(conn)}
+        return [
+            {
+                "id": state.id,
+                "project": names.get(project_id, project_id),
+                "requestDate": int(date(state.requested_at)),
+                "finishedDate": int(date(state.finished_at)) if state.finished_at else 0,
+                "total": state.total,
+                "byStatus": {status.name: count for status, count in state.by_status.items()},
+                "price": state.price,
+            }
+            for project_id, state in campaigns.newest(conn, wanted, limit)
+        ]
+
+    with open_database(config) as (settings, database):
+        date = read_clock(settings).date
+        found = database.read_now(work)
+    if as_json:
+        print(exact_json.dumps(found))
+        return
+    for each in found:
+        at = datetime.fromtimestamp(each["requestDate"], UTC).strftime("%Y-%m-%d %H:%M")
+        counts = ", ".join(f"{count} {status}" for status, count in each["byStatus"].items())
+        print(f"{each['id']}  {at}  {each['total']:>7}  {each['project']}  {counts}")
 
 
 def _read_list(file: Path, column: str | None, config: Path | None) -> NumberList:

@@ -63,13 +63,12 @@ def _check_parts(loaded: Settings) -> None:
 
 
 def _summary(file: Path | None, loaded: Settings) -> list[tuple[str, str]]:
-    from sqlalchemy import make_url
+    from bitel.store import engines
 
-    url = make_url(loaded.effective_database_url)
-    database = str(Path(url.database or "").absolute()) if "sqlite" in url.drivername else str(url)
+    database = engines.place(engines.parse_url(loaded.effective_database_url))
     rows = [
         ("settings", str(file.absolute()) if file else "no file: defaults and the environment"),
-        ("data_dir", str(loaded.data_dir.absolute())),
+        ("data_dir", str(loaded.data_dir)),
         ("database", database),
         ("http", f"{loaded.http.host}:{loaded.http.port}"),
         ("tariff", f"{len(loaded.tariff)} lines" if loaded.tariff else "none: calls cost nothing"),

@@ -15,6 +15,7 @@ from bitel.cli import (
     demo,
     dial,
     dnc,
+    init,
     ledger,
     phone,
     projects,
@@ -35,16 +36,17 @@ app = typer.Typer(
 )
 app.add_typer(projects.app, name="project")
 app.add_typer(tokens.app, name="token")
+app.add_typer(campaigns.app, name="campaign")
 app.add_typer(voices.app, name="voice")
 app.add_typer(webhooks.app, name="webhook")
 app.add_typer(dnc.app, name="dnc")
+app.command("init")(init.init)
 app.command("serve")(serve.serve)
 app.command("phone")(phone.phone)
 app.command("demo")(demo.demo)
 app.command("call")(calling.call)
 app.command("batch")(campaigns.batch)
 app.command("status")(calling.status)
-app.command("campaign")(campaigns.campaign)
 app.command("cancel")(calling.cancel)
 app.command("attempts")(attempts.attempts)
 app.command("ledger")(ledger.ledger)

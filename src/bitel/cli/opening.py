@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,15 +22,27 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def open_database(config: Path | None) -> Iterator[tuple[Settings, Database]]:
-    """The settings, and their database, brought up to date; with the service running or not."""
+def open_database(
+    config: Path | None, *, create: bool = False
+) -> Iterator[tuple[Settings, Database]]:
+    """The settings, and their database, with the service running or not.
+
+    `create` makes the database where there is none, or upgrades it, and says on stderr where it
+    is; otherwise it must be there, with the newest schema. Raises SettingsError.
+    """
     from bitel import settings as all_settings
-    from bitel.store import migrate
+    from bitel.store import engines, migrate
     from bitel.store.database import Database
 
     settings = all_settings.load(config)
-    migrate.upgrade(settings.effective_database_url)
-    database = Database.open(settings.effective_database_url)
+    url = settings.effective_database_url
+    if create:
+        if migrate.upgrade(url):
+            place = engines.place(engines.parse_url(url))
+            print(f"bitel: created the database {place}", file=sys.stderr)
+        database = Database.open(url)
+    else:
+        database = migrate.open_current(url)
     try:
         yield settings, database
     finally:

@@ -35,7 +35,7 @@ def create(
     """Create a project and print its id."""
     from bitel.store import projects
 
-    with open_database(config) as (settings, database):
+    with open_database(config, create=True) as (settings, database):
         now = read_clock(settings)()
         project = database.write_now(lambda conn: projects.create(conn, name, now))
     print(project.id)
@@ -260,6 +260,42 @@ def list_(as_json: JsonOption = False, config: ConfigOption = None) -> None:
     for each in listing:
         balance = UNLIMITED if each.balance is None else f"{each.balance:f}"
         print(f"{each.id}  {balance:>16}  {each.name}")
+
+
+@app.command()
+def delete(
+    project: ProjectArgument,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask whether it is meant.")] = False,
+    config: ConfigOption = None,
+) -> None:
+    """Delete a project with its calls, recordings, ledger and tokens. There is no way back.
+
+    It is disabled first, and refused while calls of it are not over. Webhooks that were not
+    delivered yet are dropped. If it is interrupted, run it again.
+    """
+    import asyncio
+
+    from bitel.store import project_deletion
+    from bitel.voices.storage import VoiceStore
+
+    with open_database(config) as (settings, database):
+        found = database.read_now(lambda conn: find_project(conn, project))
+        if not yes:
+            typer.confirm(f"Delete the project {found.name} ({found.id})?", abort=True, err=True)
+        database.write_now(lambda conn: project_deletion.disable(conn, found.id))
+        database.read_now(lambda conn: project_deletion.check_no_open_calls(conn, found.id))
+        voices = VoiceStore.open(
+            settings.storage_url.get_secret_value(), settings.data_dir, settings.s3
+        )
+
+        async def delete_audio(ids: list[str]) -> None:
+            for each in ids:
+                await voices.delete(each)
+
+        # Audio first: what is deleted of a project whose rows are there can be deleted again.
+        for ids in project_deletion.recordings(database, found.id):
+            asyncio.run(delete_audio(ids))
+        project_deletion.delete_project(database, found.id)
 
 
 def _row(project: Project) -> dict[str, Any]:

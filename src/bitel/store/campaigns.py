@@ -72,6 +72,14 @@ def find(conn: Connection, project_id: str, campaign_id: str) -> CampaignState |
     )
 
 
+def newest(conn: Connection, project_id: str | None, limit: int) -> list[tuple[str, CampaignState]]:
+    """The `limit` newest campaigns, of one project or (None) of all, with their projects' ids."""
+    wanted = {"project_id": project_id, "most": limit}
+    rows = conn.execute(_NEWEST if project_id is None else _NEWEST_OF_PROJECT, wanted).all()
+    states = [(row.project_id, find(conn, row.project_id, row.id)) for row in rows]
+    return [(project, state) for project, state in states if state is not None]
+
+
 def page(
     conn: Connection, project_id: str, campaign_id: str, after: str | None, limit: int
 ) -> list[Call]:
@@ -113,6 +121,12 @@ def cancel(
 _FIND = select(campaign).where(
     campaign.c.id == bindparam("id"), campaign.c.project_id == bindparam("project_id")
 )
+_NEWEST = (
+    select(campaign.c.id, campaign.c.project_id)
+    .order_by(campaign.c.id.desc())
+    .limit(bindparam("most"))
+)
+_NEWEST_OF_PROJECT = _NEWEST.where(campaign.c.project_id == bindparam("project_id"))
 _in_campaign = call.c.campaign_id == bindparam("campaign_id")
 # One pass over the index; grouped by status the database would sort it first.
 _STATE = select(

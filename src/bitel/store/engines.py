@@ -85,6 +85,17 @@ def is_sqlite(url: URL) -> bool:
     return url.get_backend_name() == "sqlite"
 
 
+def place(url: URL) -> str:
+    """Where a database is, for an operator: the file's absolute path, or the URL without password.
+
+    A SQLite file's path is shown as the process would open it.
+    """
+    if is_sqlite(url):
+        return str(Path(str(url.database)).absolute())
+    shown = URL.create("postgresql", url.username, None, url.host, url.port, url.database)
+    return shown.render_as_string()
+
+
 def make_engine(url: URL, role: Role) -> Engine:
     """An engine without a pool: each thread of the store keeps the one connection it opens.
 

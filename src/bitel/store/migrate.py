@@ -40,16 +40,17 @@ _ADVISORY_LOCK: Final = 0x62697465_6C
 """Any number that all processes agree on; these are the bytes of the project's name."""
 
 
-def upgrade(url: str) -> None:
-    """Bring the database at `url` to the newest schema, waiting for whoever is doing so already.
+def upgrade(url: str) -> bool:
+    """Bring the database at `url` to the newest schema, waiting for another process that does so.
 
-    Raises SettingsError when its schema is newer than this program or the URL can't be used, and
-    StoreUnavailable when it can't be reached.
+    True: there was no schema, and it was made. Raises SettingsError when its schema is newer than
+    this program or the URL can't be used, and StoreUnavailable when it can't be reached.
     """
     parsed = engines.parse_url(url)
     if engines.is_sqlite(parsed):
         engines.prepare_file(parsed)
     engine = engines.make_engine(parsed, "migration")
+    revision: str | None = None
     try:
         with engine.begin() as conn:
             if not engines.is_sqlite(parsed):
@@ -68,6 +69,7 @@ def upgrade(url: str) -> None:
         if faults.sort(error) is Fault.OURS:
             raise
         raise StoreUnavailable(f"the database can't be used: {faults.first_line(error)}") from error
+    return revision is None
 
 
 def _check_rights(conn: Connection, role: str | None) -> None:
@@ -101,12 +103,42 @@ def _lacks_right(role: str | None, what: str) -> SettingsError:
     )
 
 
-def check_version(database: Database) -> None:
-    """Raises SettingsError unless the database has the schema that this program needs."""
-    revision = database.read_now(_revision)
-    _refuse_newer(revision)
-    if revision != NEWEST:
-        raise SettingsError("the database is older than this program; start the service to upgrade")
+def open_current(url: str) -> Database:
+    """Open a database that is there and has the newest schema; nothing is created or changed.
+
+    Raises SettingsError where it is not there, or has another schema.
+    """
+    parsed = engines.parse_url(url)
+    place = engines.place(parsed)
+    missing = f"there is no database of bitel at {place}; `bitel init` or `bitel serve` makes it"
+    if engines.is_sqlite(parsed) and not Path(str(parsed.database)).exists():
+        raise SettingsError(missing)
+    database = Database(parsed)
+    try:
+        revision = database.read_now(_revision)
+        _refuse_newer(revision)
+        if revision is None:
+            raise SettingsError(missing)
+        if revision != NEWEST:
+            raise SettingsError(
+                f"the database at {place} is of an earlier version; start the service, which "
+                "upgrades it, or run `bitel init`"
+            )
+        if not engines.is_sqlite(parsed):
+            database.read_now(lambda conn: _check_rights(conn, parsed.username))
+    except StoreUnavailable as error:
+        database.close()
+        why = faults.first_line(error.__cause__ or error)
+        raise StoreUnavailable(f"the database at {place} can't be used: {why}") from error
+    except DBAPIError as error:
+        database.close()
+        if getattr(error.orig, "sqlstate", None) == _INSUFFICIENT_PRIVILEGE:
+            raise _lacks_right(parsed.username, faults.first_line(error)) from None
+        raise
+    except BaseException:
+        database.close()
+        raise
+    return database
 
 
 def _revision(conn: Connection) -> str | None:

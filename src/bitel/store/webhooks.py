@@ -393,7 +393,11 @@ _tries = given(
     },
 )
 _WRITE_TRIES: Final = Change(
-    insert(webhook_try).from_select(list(_tries.c.keys()), select(*_tries.c))
+    # An event may have been deleted with its project while it was delivered.
+    insert(webhook_try).from_select(
+        list(_tries.c.keys()),
+        select(*_tries.c).join(webhook_event, webhook_event.c.id == _tries.c.event_id),
+    )
 )
 _DELIVERED: Final = Change(
     update(webhook_event)

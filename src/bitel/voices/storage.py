@@ -19,17 +19,18 @@ from typing import TYPE_CHECKING, BinaryIO, Final, Literal
 
 import numpy as np
 import obstore
-from obstore.exceptions import BaseError
+from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import LocalStore, ObjectStore, S3Store
 
 from bitel.errors import NotFoundError, SettingsError, UnavailableError
 from bitel.g711 import alaw_decode
+from bitel.settings import S3Settings
 from bitel.voices import wav
 from bitel.voices.decoding import Decoded
 
 if TYPE_CHECKING:
     # obstore has this in its stubs only.
-    from obstore.store import RetryConfig
+    from obstore.store import RetryConfig, S3Config
 
 Law = Literal["PCMA", "PCMU"]
 
@@ -38,6 +39,12 @@ CHUNK_BYTES: Final = 64 * 1024
 
 # A call is waiting for its clip: better to fail after half a minute than to hold it for three.
 S3_RETRY: Final[RetryConfig] = {"max_retries": 3, "retry_timeout": timedelta(seconds=30)}
+
+CHECK_PREFIX: Final = "bitel-check-"
+"""Begins the name of the object that `check` writes."""
+CHECK_TIMEOUT: Final = 20.0
+
+WITHOUT_S3_SETTINGS: Final = S3Settings()
 
 _ID: Final = re.compile(r"[0-9A-Za-z_-]{1,64}")
 
@@ -57,12 +64,14 @@ class VoiceStore:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     @classmethod
-    def open(cls, storage_url: str, data_dir: Path) -> VoiceStore:
-        """Open the store that the setting `storage_url` names.
+    def open(
+        cls, storage_url: str, data_dir: Path, s3: S3Settings = WITHOUT_S3_SETTINGS
+    ) -> VoiceStore:
+        """Open the store that the setting `storage_url` names; nothing is asked of it yet.
 
-        Empty is the folder `data_dir`/voices; `s3://bucket/prefix` takes its credentials,
-        region and endpoint from the usual `AWS_` variables and keeps copies of what is played
-        in `data_dir`/clips. Raises SettingsError.
+        Empty is the folder `data_dir`/voices. Of `s3://bucket/prefix`, copies of what is played
+        are kept in `data_dir`/clips; what `s3` leaves empty is taken from the usual `AWS_`
+        variables. Raises SettingsError.
         """
         if not storage_url:
             folder = data_dir / "voices"
@@ -70,13 +79,42 @@ class VoiceStore:
         if not storage_url.startswith("s3://"):
             raise SettingsError("storage_url must be empty or of the form s3://bucket/prefix.")
         try:
-            store = S3Store.from_url(storage_url, retry_config=S3_RETRY)
+            store = S3Store.from_url(
+                storage_url,
+                config=_s3_config(s3),
+                client_options={"allow_http": True} if s3.allow_http else None,
+                retry_config=S3_RETRY,
+            )
         except (BaseError, ValueError) as error:
             raise SettingsError(
                 "storage_url must be empty or of the form s3://bucket/prefix, "
-                "with AWS_ variables that fit it."
+                "with an [s3] section, or AWS_ variables, that fit it."
             ) from error
         return cls(store, data_dir / "clips", remote=True)
+
+    async def check(self) -> None:
+        """Write, read and delete one object of a remote store.
+
+        Raises UnavailableError, in one sentence with the cause, where that can't be done.
+        """
+        if not self._remote:
+            return
+        key, content = f"{CHECK_PREFIX}{uuid.uuid4().hex}", b"bitel checks that it may write here"
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT):
+                await obstore.put_async(self._store, key, content)
+                found = await (await obstore.get_async(self._store, key)).bytes_async()
+                await obstore.delete_async(self._store, key)
+        except TimeoutError:
+            raise UnavailableError(
+                f"The storage_url can't be used: no answer within {CHECK_TIMEOUT:g} s."
+            ) from None
+        except (BaseError, OSError) as error:
+            raise UnavailableError(f"The storage_url can't be used: {_cause(error)}.") from error
+        if bytes(found) != content:
+            raise UnavailableError(
+                "The storage_url can't be used: an object that was written came back changed."
+            )
 
     async def put(self, recording_id: str, decoded: Decoded) -> None:
         """Keep both laws of a new recording; they are durable when this returns.
@@ -210,6 +248,50 @@ def _key(recording_id: str, law: Law) -> str:
     if not _ID.fullmatch(recording_id):
         raise _not_found(recording_id)
     return recording_id + SUFFIXES[law]
+
+
+def _s3_config(s3: S3Settings) -> S3Config:
+    """What is set, by obstore's names; the rest comes from `AWS_` variables."""
+    secret = s3.secret_access_key.get_secret_value()
+    config: S3Config = {}
+    if s3.endpoint:
+        config["endpoint"] = s3.endpoint
+    if s3.region:
+        config["region"] = s3.region
+    elif s3.endpoint and not (os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")):
+        config["region"] = "us-east-1"  # what other servers take where none is configured
+    if secret:
+        config["access_key_id"] = s3.access_key_id
+        config["secret_access_key"] = secret
+    if s3.virtual_hosted:
+        config["virtual_hosted_style_request"] = True
+    return config
+
+
+def _cause(error: BaseException) -> str:
+    """Why S3 could not be used, in the words of an operator."""
+    text = str(error)
+    code = re.search(r"<Code>(\w+)</Code>", text)
+    said = f" (the server said {code[1]})" if code else ""
+    if "169.254." in text:
+        # Without credentials it looks for those of an Amazon machine.
+        return (
+            "there are no credentials; set access_key_id and secret_access_key in [s3], or "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+    if isinstance(error, FileNotFoundError):
+        return f"the server knows no such bucket{said}"
+    if isinstance(error, PermissionDeniedError | UnauthenticatedError):
+        return f"the server refuses these credentials, or they may not write there{said}"
+    if "BadScheme" in text or "URL scheme is not allowed" in text:
+        return "its endpoint is plain HTTP; set allow_http = true in [s3], or an https:// endpoint"
+    if "kind: Connect" in text:
+        why = re.search(r'message: "([^"]+)"', text)
+        place = re.search(r"performing \w+ (https?://[^/ ]+)", text)
+        at = f" at {place[1]}" if place else ""
+        return f"no connection to the server{at}" + (f": {why[1]}" if why else "")
+    first = text.strip().splitlines()[0]
+    return first.rstrip(".") + said
 
 
 def _not_found(recording_id: str) -> NotFoundError:

@@ -1,0 +1,301 @@
+"""Reads settings from a TOML file, the environment and files of secrets."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tomllib
+import typing
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import EnvSettingsSource
+from pydantic_settings.exceptions import SettingsError as SourceError
+
+from bitel.errors import SettingsError
+from bitel.settings import messages
+from bitel.settings.sections import DialerSettings, Settings
+from bitel.settings.values import FileName
+
+DEFAULT_FILE = Path("bitel.toml")
+CONFIG_VARIABLE = "BITEL_CONFIG"
+
+PREFIX: Final = "BITEL_"
+DIALER_PREFIX: Final = f"{PREFIX}DIALERS__"
+"""Begins a variable for one field of one dialer: `BITEL_DIALERS__MAIN__PASSWORD`."""
+FILE_SUFFIX: Final = "_file"
+"""Ends the name of a setting whose value is the name of a file that holds a secret."""
+
+_LONGEST_SECRET: Final = 64 * 1024
+_CLOSE: Final = 0.85
+"""How alike two names are at least (0 to 1, see `difflib`) to be taken for one that is misspelt."""
+_CLIENT_VARIABLES: Final = frozenset({CONFIG_VARIABLE, "BITEL_URL", "BITEL_TOKEN"})
+
+
+def load(config: Path | None = None) -> Settings:
+    """The settings from `config`, else the file `BITEL_CONFIG` names, else `./bitel.toml` if any.
+
+    The environment goes before the file. File names are made absolute: those in the settings file
+    are relative to its folder, those from the environment to the working directory.
+
+    Raises SettingsError with one sentence for a file that is missing, is no TOML, or holds a
+    setting that is unknown, of the wrong type or contradicts another.
+    """
+    path = settings_file(config)
+    unknown_variables()
+    data: dict[str, Any] = {"data_dir": str(Settings.model_fields["data_dir"].default)}
+    if path is not None:
+        data |= _read_toml(path)
+        _resolve(Settings, data, "", path.absolute().parent)
+    environment = _read_environment()
+    _resolve(Settings, environment, "", Path.cwd())
+    data = _merged(data, environment)
+    _apply_dialer_variables(data)
+    try:
+        return Settings(**data)
+    except ValidationError as fault:
+        raise SettingsError(messages.sentence(fault, Settings, data)) from None
+
+
+def settings_file(config: Path | None) -> Path | None:
+    """The file that settings are read from; None: there is none. Raises SettingsError."""
+    named = config or (Path(os.environ[CONFIG_VARIABLE]) if CONFIG_VARIABLE in os.environ else None)
+    if named is None:
+        return DEFAULT_FILE if DEFAULT_FILE.exists() else None
+    if not named.is_file():
+        raise SettingsError(
+            f"the settings file {named.absolute()} does not exist; name one that does"
+        )
+    return named
+
+
+def unknown_variables() -> list[str]:
+    """The variables of the environment that begin with `BITEL_` and name no setting.
+
+    Others may set them: for a Service named `bitel`, Kubernetes sets `BITEL_SERVICE_HOST` and
+    `BITEL_PORT_8080_TCP_ADDR`. Raises SettingsError for one that is probably a setting misspelt:
+    with `__` in its name, or close to that of a setting.
+    """
+    names = _variable_names(Settings, PREFIX)
+    # Without its underscores doubled, a name is what people write first.
+    spelled = {name.replace("__", "_"): name for name in names}
+    unknown = []
+    for name, value in os.environ.items():
+        if not name.startswith(PREFIX) or name in _CLIENT_VARIABLES or name in names:
+            continue
+        field = name.removeprefix(PREFIX).split("__")[0].lower()
+        if name.startswith("BITEL_TEST_") or field in Settings.model_fields:
+            continue
+        by_kubernetes = value.startswith(("tcp://", "udp://", "sctp://"))
+        near = get_close_matches(name, spelled, n=1, cutoff=_CLOSE)
+        if "__" in name or (near and not by_kubernetes):
+            hint = f"is {spelled[near[0]]} meant? " if near else ""
+            raise SettingsError(
+                f"{name} in the environment names no setting; {hint}remove or correct it"
+            )
+        unknown.append(name)
+    return sorted(unknown)
+
+
+def _variable_names(model: type[BaseModel], prefix: str) -> list[str]:
+    """The variables of a model's fields, those of its sections included."""
+    names = []
+    for name, field in model.model_fields.items():
+        variable = prefix + name.upper()
+        names.append(variable)
+        if _is_secret(field):
+            names.append(variable + FILE_SUFFIX.upper())
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            names += _variable_names(field.annotation, f"{variable}__")
+    return names
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        # Notepad writes a byte order mark in front.
+        return tomllib.loads(path.read_text("utf-8-sig"))
+    except OSError as fault:
+        raise SettingsError(f"{path.absolute()} can't be read: {fault.strerror}") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{path.absolute()} is not UTF-8; save it as UTF-8") from None
+    except tomllib.TOMLDecodeError as fault:
+        raise SettingsError(f"{path.absolute()} is no TOML: {fault}") from None
+
+
+def _read_environment() -> dict[str, Any]:
+    """What the variables say, except those of single dialers."""
+    source = EnvSettingsSource(Settings)
+    source.env_vars = {
+        name: value
+        for name, value in source.env_vars.items()
+        if not name.upper().startswith(DIALER_PREFIX)
+    }
+    try:
+        data = source()
+    except SourceError as fault:
+        # Its message names the field, and its cause says where the JSON is wrong.
+        named = re.search(r'field "(\w+)"', str(fault))
+        name = PREFIX + named[1].upper() if named else "a variable"
+        raise SettingsError(f"{name} in the environment must be JSON") from None
+    for name, field in Settings.model_fields.items():
+        file = os.environ.get(f"{PREFIX}{name.upper()}{FILE_SUFFIX.upper()}")
+        if file is not None and _is_secret(field):
+            data[name + FILE_SUFFIX] = file
+    return data
+
+
+def _apply_dialer_variables(data: dict[str, Any]) -> None:
+    """Set the fields of single dialers that variables name."""
+    variables = {
+        name: value for name, value in os.environ.items() if name.startswith(DIALER_PREFIX)
+    }
+    if not variables:
+        return
+    found = data.get("dialers")
+    dialers = [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+    for name, value in sorted(variables.items()):
+        wanted, _, key = name.removeprefix(DIALER_PREFIX).rpartition("__")
+        fits = [each for each in dialers if _as_variable(str(each.get("id"))) == wanted]
+        if len(fits) != 1:
+            ids = ", ".join(str(each.get("id")) for each in dialers) or "none"
+            which = "several dialers" if fits else "no dialer"
+            raise SettingsError(f"{name} in the environment names {which}; there are: {ids}")
+        known = {each.alias or field: each for field, each in DialerSettings.model_fields.items()}
+        field = known.get(key.lower())
+        is_file = _is_secret(known.get(key.lower().removesuffix(FILE_SUFFIX)))
+        if field is None and not is_file:
+            raise SettingsError(f"{name} in the environment names no setting; remove or correct it")
+        is_text = field is None or field.annotation in (str, SecretStr)
+        changes = {key.lower(): value if is_text else _from_variable(value)}
+        _resolve(DialerSettings, changes, f"dialers.{fits[0]['id']}.", Path.cwd())
+        fits[0].update(changes)
+
+
+def _as_variable(identifier: str) -> str:
+    return re.sub(r"[^A-Z0-9]", "_", identifier.upper())
+
+
+def _from_variable(text: str) -> Any:
+    if text[:1] in ("[", "{"):
+        try:
+            return json.loads(text)
+        except ValueError:
+            pass
+    return text
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, with `above` first; tables are merged key by key."""
+    both = dict(below)
+    for key, value in above.items():
+        old = both.get(key)
+        is_table = isinstance(old, Mapping) and isinstance(value, Mapping)
+        both[key] = _merged(old, value) if is_table else value  # type: ignore[arg-type]
+    return both
+
+
+def _resolve(model: type[BaseModel], data: dict[str, Any], where: str, folder: Path) -> None:
+    """Read the secrets that `data` names files for, and make its file names absolute, in place."""
+    for name, field in model.model_fields.items():
+        key = field.alias or name
+        if _is_secret(field) and f"{key}{FILE_SUFFIX}" in data:
+            if key in data:
+                raise SettingsError(
+                    f"the settings {where}{key} and {where}{key}{FILE_SUFFIX} exclude each other; "
+                    "set one"
+                )
+            file = data.pop(f"{key}{FILE_SUFFIX}")
+            data[key] = _read_secret(f"{where}{key}{FILE_SUFFIX}", file, folder)
+        if key == "database_url" and isinstance(data.get(key), str):
+            data[key] = _absolute_sqlite(data[key], folder)
+        elif key in data and _names_file(field):
+            data[key] = _absolute(data[key], f"{where}{key}", folder)
+        for section in _sections(data.get(key)):
+            if below := _model_of(field.annotation):
+                inner = section.get("id") if isinstance(data[key], list) else None
+                part = f"{where}{key}.{inner}." if inner else f"{where}{key}."
+                _resolve(below, section, part, folder)
+
+
+def _sections(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        yield value
+    elif isinstance(value, list):
+        yield from (each for each in value if isinstance(each, dict))
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    """The model of a section, or of a list of sections."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_model_of, typing.get_args(annotation))), None)
+
+
+def _is_secret(field: FieldInfo | None) -> bool:
+    return field is not None and field.annotation is SecretStr
+
+
+def _names_file(field: FieldInfo) -> bool:
+    """Whether the value is the name of a file, or a table of such names."""
+    if any(isinstance(each, FileName) for each in field.metadata):
+        return True
+    return any(
+        isinstance(mark, FileName)
+        for argument in typing.get_args(field.annotation)
+        for mark in getattr(argument, "__metadata__", ())
+    )
+
+
+def _read_secret(name: str, file: Any, folder: Path) -> str:
+    if not isinstance(file, str) or not file:
+        raise SettingsError(f"the setting {name} must be the name of a file")
+    path = folder / file
+    try:
+        with path.open("rb") as opened:
+            data = opened.read(_LONGEST_SECRET + 1)
+        text = data.decode()
+    except OSError as fault:
+        raise SettingsError(
+            f"the setting {name} names {path}, which can't be read: {fault.strerror}"
+        ) from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"the setting {name} names {path}, which is not UTF-8") from None
+    if len(data) > _LONGEST_SECRET:
+        raise SettingsError(f"the setting {name} names {path}, which is longer than 64 KiB")
+    # Editors and `echo` end a file with a line end, which is no part of the secret.
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def _absolute(value: Any, name: str, folder: Path) -> Any:
+    """A file name, or a table of them, made absolute; anything else as it is."""
+    if isinstance(value, dict):
+        return {key: _absolute(each, f"{name}.{key}", folder) for key, each in value.items()}
+    if not isinstance(value, str) or not value or Path(value).is_absolute():
+        return value
+    new, old = folder / value, Path.cwd() / value
+    if new != old and _is_used(old) and not _is_used(new):
+        raise SettingsError(
+            f"the setting {name} is relative to the settings file, so it means {new}, where "
+            f"nothing is; {old} exists and would have been used by an earlier version: "
+            f'write {name} = "{old}", or move it'
+        )
+    return str(new)
+
+
+def _is_used(path: Path) -> bool:
+    """Whether a file is there, or a folder of the service with data in it."""
+    if path.is_dir():
+        return any((path / each).exists() for each in ("bitel.db", "signing.key"))
+    return path.exists()
+
+
+def _absolute_sqlite(url: str, folder: Path) -> str:
+    scheme, slashes, path = url.partition(":///")
+    if not scheme.startswith("sqlite") or not slashes or path in ("", ":memory:"):
+        return url
+    return f"{scheme}:///{_absolute(path, 'database_url', folder)}"

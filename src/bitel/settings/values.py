@@ -1,0 +1,265 @@
+"""Checks of single values that settings hold: addresses, trunks, headers, prefixes."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import shlex
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import phonenumbers
+from pydantic import AfterValidator, SecretStr
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """`HOST:PORT` (IPv6 hosts in brackets) as host and port. Raises ValueError in one sentence."""
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"{text!r} is not of the form HOST:PORT, as in 0.0.0.0:5070")
+    return host, int(port)
+
+
+def _address(text: str) -> str:
+    split_address(text)
+    return text
+
+
+def _optional_address(text: str) -> str:
+    return _address(text) if text else text
+
+
+def _metrics_token(token: SecretStr) -> SecretStr:
+    text = token.get_secret_value()
+    if text and not text.strip():
+        raise ValueError("a token of white space can't be sent; leave it empty or name one")
+    if any(ord(c) < 32 or ord(c) == 127 for c in text.strip()):
+        raise ValueError("a token with a control character can't be sent in a header")
+    return token
+
+
+def _command(text: str) -> str:
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        raise ValueError("a quotation mark is not closed") from None
+    if text and not words:
+        raise ValueError("it names no program; leave it empty or name one")
+    return text
+
+
+def _port_range(text: str) -> str:
+    match = re.fullmatch(r"(\d{1,5})-(\d{1,5})", text)
+    if not match or not 1024 <= int(match[1]) < int(match[2]) <= 65535:
+        raise ValueError(f"{text!r} is not a range of ports within 1024-65535, as in 10000-19999")
+    return text
+
+
+def _trunk(text: str) -> str:
+    return _host_uri(text, "trunk")
+
+
+def _outbound_proxy(text: str) -> str:
+    return _host_uri(text, "proxy", frozenset({"lr"})) if text else text
+
+
+def _host_uri(text: str, what: str, flags: frozenset[str] = frozenset()) -> str:
+    """A SIP URI of a host alone; `flags` are the parameters that it may have besides `transport`.
+
+    What would have no effect is refused, so that a misspelt parameter is noticed at the start.
+    """
+    if "@" in text:
+        # Not repeated in the sentence: it may hold a password.
+        raise ValueError(f"a {what} is a host, without a user or password before it")
+    if "?" in text:
+        raise ValueError(f"{text!r} can't be a {what}: headers after ? would have no effect")
+    place, *parameters = text.split(";")
+    trunk_host(text, what)
+    transport = None
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        name, value = name.lower(), value.lower()
+        if name == "transport":
+            if transport is not None:
+                raise ValueError(f"{text!r} can't be a {what}: it names transport twice")
+            if value not in {"udp", "tcp", "tls"}:
+                raise ValueError(f"{text!r} can't be a {what}: use transport=udp, tcp or tls")
+            transport = value
+        elif name not in flags:
+            raise ValueError(
+                f"{text!r} can't be a {what}: its parameter {name!r} would have no effect; "
+                "remove it, only transport is used"
+            )
+    if place.lower().startswith("sips:") and transport == "udp":
+        raise ValueError(f"{text!r} can't be a {what}: sips: is never spoken over UDP")
+    return text
+
+
+def trunk_host(text: str, what: str = "trunk") -> str:
+    """The host of a trunk, without brackets. Raises ValueError where there is none, or no port."""
+    scheme, _, rest = text.partition(":")
+    match = re.fullmatch(
+        r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.\-]+)(?::([0-9]{1,5}))?", rest.partition(";")[0]
+    )
+    usable = match is not None and 0 < int(match[2] or 5060) < 65536
+    if match is None or not usable or scheme.lower() not in {"sip", "sips"}:
+        raise ValueError(f"{text!r} is not a {what}'s address, as in sip:203.0.113.10:5060")
+    host = match[1].strip("[]")
+    if match[1].startswith("[") and not is_ip(host, 6):
+        raise ValueError(f"{text!r} is not a {what}'s address: {host!r} is no IPv6 address")
+    return host
+
+
+def _domain(text: str) -> str:
+    """A host as a SIP URI may name it: a domain name or an IP address, without a port."""
+    host = text.removeprefix("[").removesuffix("]")
+    label = r"[A-Za-z0-9](?:[A-Za-z0-9\-]{0,61}[A-Za-z0-9])?"
+    is_name = len(text) <= 253 and re.fullmatch(rf"{label}(?:\.{label})*", text) is not None
+    # The last label of a name is never all digits: that would be read as an IPv4 address.
+    is_name = is_name and not text.rpartition(".")[2].isdigit()
+    if text and not is_name and not is_ip(text, 4) and not is_ip(host, 6):
+        raise ValueError(f"{text!r} is neither a domain name nor an IP address, as in pbx.example")
+    return host
+
+
+WRITTEN_HEADERS = frozenset(
+    (
+        *("via", "from", "to", "call-id", "cseq", "contact", "route", "record-route"),
+        *("max-forwards", "allow", "supported", "require", "proxy-require", "user-agent"),
+        *("authorization", "proxy-authorization", "session-expires", "min-se", "expires"),
+        # The compact forms of these, and of Content-Encoding, Content-Length and Content-Type.
+        *("v", "f", "t", "i", "m", "k", "x", "e", "l", "c"),
+    )
+)
+"""Names, in lower case, of the headers that every INVITE gets from the user agent itself."""
+IDENTITY_HEADERS = {
+    "pai": "p-asserted-identity",
+    "ppi": "p-preferred-identity",
+    "rpid": "remote-party-id",
+}
+"""The header that each value of `identity` writes, in lower case."""
+
+
+def _extra_headers(headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
+    seen: set[str] = set()
+    for name, secret in headers.items():
+        value, lower = secret.get_secret_value(), name.lower()
+        if not re.fullmatch(r"[A-Za-z0-9\-.!%*_+`'~]{1,64}", name):
+            raise ValueError(f"{name[:64]!r} is not the name of a header, as in X-Account")
+        if lower in WRITTEN_HEADERS or lower.startswith("content-"):
+            raise ValueError(f"{name} is a header that bitel writes itself; remove it")
+        if lower in seen:
+            raise ValueError(f"it names the header {name} twice")
+        seen.add(lower)
+        if not 1 <= len(value) <= 512 or not value.isprintable() or value != value.strip():
+            # The value is not repeated in the sentence: it may be secret.
+            raise ValueError(
+                f"the value of {name} is not one line of 1 to 512 printable characters"
+            )
+    return headers
+
+
+def _caller_id(text: str) -> str:
+    if not re.fullmatch(r"\+?[0-9A-Za-z_.\-]{0,32}", text):
+        raise ValueError(f"{text!r} is no caller id: use up to 32 digits, letters, '.', '-' or '_'")
+    return text
+
+
+def _number_prefix(text: str) -> str:
+    if not re.fullmatch(r"\+[0-9]{0,15}", text):
+        raise ValueError(f"{text!r} is not the beginning of an E.164 number, as in +98")
+    return text
+
+
+def _dialled_prefix(text: str) -> str:
+    if not re.fullmatch(r"[0-9+*#]{0,32}", text):
+        raise ValueError(f"{text!r} can't be dialled: use up to 32 of 0-9, '+', '*' and '#'")
+    return text
+
+
+def _dialer_id(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}", text):
+        raise ValueError(
+            f"{text!r} is no id of a dialer: use up to 64 letters, digits, '.', '-' or '_', "
+            "a letter or digit first"
+        )
+    return text
+
+
+def _currency(text: str) -> str:
+    if not re.fullmatch(r"[A-Z]{3}", text):
+        raise ValueError(f"{text!r} is no ISO 4217 currency, as in IRR")
+    return text
+
+
+def _endpoint(text: str) -> str:
+    if not text:
+        return text
+    try:
+        url = urlsplit(text)
+        usable = url.scheme in {"http", "https"} and bool(url.hostname) and url.port != 0
+    except ValueError:
+        usable = False
+        url = urlsplit("")
+    if url.username or url.password:
+        # Not repeated in the sentence: it holds a password.
+        raise ValueError("it holds a user or password; write access_key_id and secret_access_key")
+    if not usable or url.query or url.fragment:
+        raise ValueError(f"{text!r} is not the URL of a server, as in https://s3.example:9000")
+    return text.rstrip("/")
+
+
+def _region(text: str) -> str:
+    if text not in phonenumbers.SUPPORTED_REGIONS:
+        raise ValueError(f"{text!r} is not an ISO 3166 country code, as in IR")
+    return text
+
+
+def _public_address(text: str) -> str:
+    if text:
+        split_public_address(text)
+    return text
+
+
+def split_public_address(text: str) -> tuple[str, int | None]:
+    """`IP` or `IP:PORT` (IPv6 with a port in brackets) as IP and port; ValueError otherwise."""
+    host, port = text, None
+    if text.startswith("[") or text.count(":") == 1:
+        host, port = split_address(text)
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        raise ValueError(f"{text!r} is not an IP address; leave it empty without NAT") from None
+    return host, port
+
+
+def is_ip(host: str, version: int) -> bool:
+    try:
+        return ipaddress.ip_address(host).version == version
+    except ValueError:
+        return False
+
+
+class FileName:
+    """Marks a setting that names a file or folder: if relative, then to the settings file."""
+
+
+AddressText = Annotated[str, AfterValidator(_address)]
+OptionalAddress = Annotated[str, AfterValidator(_optional_address)]
+MetricsToken = Annotated[SecretStr, AfterValidator(_metrics_token)]
+Command = Annotated[str, AfterValidator(_command)]
+PortRange = Annotated[str, AfterValidator(_port_range)]
+TrunkUri = Annotated[str, AfterValidator(_trunk)]
+ProxyUri = Annotated[str, AfterValidator(_outbound_proxy)]
+DomainName = Annotated[str, AfterValidator(_domain)]
+ExtraHeaders = Annotated[dict[str, SecretStr], AfterValidator(_extra_headers)]
+Region = Annotated[str, AfterValidator(_region)]
+PublicAddress = Annotated[str, AfterValidator(_public_address)]
+Endpoint = Annotated[str, AfterValidator(_endpoint)]
+FileText = Annotated[str, FileName()]
+CallerId = Annotated[str, AfterValidator(_caller_id)]
+NumberPrefix = Annotated[str, AfterValidator(_number_prefix)]
+DialerId = Annotated[str, AfterValidator(_dialer_id)]
+Currency = Annotated[str, AfterValidator(_currency)]
+DialledPrefix = Annotated[str, AfterValidator(_dialled_prefix)]
