@@ -206,6 +206,7 @@ async def running(
                     database,
                     lambda: shutdown.has_begun,
                     lambda: [each.dialer_id for each in workers if each.in_standby],
+                    lambda: [each for each, dispatcher in dispatchers if dispatcher.claims_fail],
                 ),
             )
             http = settings.http

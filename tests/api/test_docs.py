@@ -82,7 +82,8 @@ class Tour:
         if body.startswith("file=@"):
             file = self.folder / body.strip().removeprefix("file=@")
             write_sample(file, 2.0)
-            return await client.request(method, path, files={"file": file.open("rb")})
+            with file.open("rb") as opened:
+                return await client.request(method, path, files={"file": opened})
         content = body.strip().encode() or None
         return await client.request(method, path, content=content, headers=headers)
 

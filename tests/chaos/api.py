@@ -32,6 +32,10 @@ class Api:
         self._client = httpx.Client(base_url=url, timeout=CLIENT_TIMEOUT)
         self._lock = threading.Lock()
 
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
     def authorise(self, token: str) -> None:
         """Ask with this token from now on."""
         self._client.headers["Authorization"] = f"Bearer {token}"

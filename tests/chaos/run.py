@@ -85,6 +85,7 @@ def run(options: Options, folder: Path, say: Say) -> Evidence:
         if not service.wait_ready(60.0):
             raise RuntimeError(f"the service did not start; see {folder / 'serve.log'}")
         api = Api(f"http://127.0.0.1:{ports['http']}")
+        stack.callback(api.close)
         project = _command(config, "project", "create", "chaos")
         settings = (f"--balance={BALANCE}", f"--webhook={receiver.url}")
         _command(config, "project", "set", project, *settings)

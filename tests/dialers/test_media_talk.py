@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -118,10 +118,12 @@ async def no_names(host: str) -> str:
 
 
 @pytest.fixture
-def loop(monkeypatch: pytest.MonkeyPatch) -> FakeLoop:
-    made = FakeLoop(asyncio.new_event_loop())
+def loop(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeLoop]:
+    real = asyncio.new_event_loop()
+    made = FakeLoop(real)
     monkeypatch.setattr("asyncio.get_running_loop", lambda: made)
-    return made
+    yield made
+    real.close()
 
 
 def test_a_call_ends_at_its_longest_duration_whatever_it_does(loop: FakeLoop) -> None:

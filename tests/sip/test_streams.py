@@ -72,12 +72,14 @@ class Peer:
             return await self.reader.readuntil(end)
 
     async def at_end(self) -> bytes:
-        """What is left, once the other side has closed."""
+        """What is left, once the other side has closed; this side is closed then too."""
         async with asyncio.timeout(5):
             try:
                 return await self.reader.read()
             except ConnectionResetError:
                 return b""
+            finally:
+                await self.close()
 
     async def close(self) -> None:
         self.writer.close()

@@ -57,6 +57,7 @@ class Readiness:
         database: must answer within `DATABASE_SECONDS`.
         is_draining: whether the service is being stopped.
         standbys: the dialers of this process that wait for their lease.
+        failing: the dialers of this process that can't claim calls.
     """
 
     def __init__(
@@ -64,10 +65,12 @@ class Readiness:
         database: Database,
         is_draining: Callable[[], bool],
         standbys: Callable[[], list[str]],
+        failing: Callable[[], list[str]] = list,
     ) -> None:
         self._database = database
         self._is_draining = is_draining
         self._standbys = standbys
+        self._failing = failing
         self._lock = asyncio.Lock()
         self._fault = ""
         self._asked_at = -FRESH
@@ -78,7 +81,11 @@ class Readiness:
             return "the service is being stopped"
         if waiting := self._standbys():
             return f"in standby for the dialer {waiting[0]}, which another process runs"
-        return await self._database_fault()
+        if fault := await self._database_fault():
+            return fault
+        if failing := self._failing():
+            return f"the dialer {failing[0]} can't claim calls; its log says why"
+        return ""
 
     async def _database_fault(self) -> str:
         now = asyncio.get_running_loop().time

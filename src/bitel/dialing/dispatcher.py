@@ -69,6 +69,8 @@ _AFTER_FAULT = 0.25
 """Seconds until the database is tried again after it could not be used."""
 _AFTER_BUG = 1.0
 """The same after a fault of our own, which each try writes to the log."""
+CLAIMS_FAIL_AFTER: Final = 2.0
+"""Seconds for which claims must fail before that is shown to the outside."""
 _CONFIRM = 3.0
 """Seconds in which the database must confirm the lease."""
 _CANCEL_PAUSE = 0.1
@@ -154,6 +156,8 @@ class Dispatcher:
         self._more_due = False  # for all we know
         self._doubtful: set[float] = set()
         """When claims were made of which it is not known whether they are durable (Unix s)."""
+        self._failing_since: float | None = None
+        """When claims began to fail (monotonic); None: the last one did not."""
         self._draining = False
         self._claims_no_more = asyncio.Event()
         self._claims_no_more.set()
@@ -176,6 +180,12 @@ class Dispatcher:
     def held_back(self) -> float:
         """Seconds for which no calls were claimed for want of room on this machine, in all."""
         return self.pressure.seconds(self._monotonic())
+
+    @property
+    def claims_fail(self) -> bool:
+        """Whether every claim has failed for `CLAIMS_FAIL_AFTER` seconds: no call is dialled."""
+        since = self._failing_since
+        return since is not None and self._monotonic() - since >= CLAIMS_FAIL_AFTER
 
     @property
     def running(self) -> int:
@@ -336,14 +346,17 @@ class Dispatcher:
             beat = loop.time() + _BEAT
             try:
                 pause = await self._claim_due()
+                self._failing_since = None
             except UnavailableError as fault:
                 log.warning("claim_failed", dialer=self._dialer_id, fault=str(fault))
+                self._failing_since = self._failing_since or self._monotonic()
                 pause = _AFTER_FAULT
             except LostLease:
                 raise
             except Exception:
                 # A row that can't be read, say. Calls that run must not be cut off for it.
                 log.exception("claim_broke", dialer=self._dialer_id)
+                self._failing_since = self._failing_since or self._monotonic()
                 pause = 0.0
                 await asyncio.sleep(_AFTER_BUG)
             if pause > 0:

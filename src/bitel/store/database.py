@@ -195,6 +195,12 @@ def _closed() -> StoreUnavailable:
     return StoreUnavailable("the database is closed")
 
 
+def _log_fault(error: BaseException) -> None:
+    """Log why the database could not: the caller only learns that it can't."""
+    if faults.sort(error) is Fault.DOWN:
+        _log.error("the database refused work: %s", faults.first_line(error))
+
+
 def _show_name() -> None:
     """Have `top -H` show the thread's name, where that can be done."""
     with contextlib.suppress(OSError):
@@ -339,6 +345,7 @@ class _Writer(_Worker):
                 if faults.sort(error) in (Fault.AGAIN, Fault.LOST):
                     raise
                 unit.error = faults.for_caller(error)
+                _log_fault(error)
                 tally.take()
                 self._undo_unit(connection, error)
                 self._doubtful |= faults.sort(error) is Fault.DOWN
@@ -361,6 +368,7 @@ class _Writer(_Worker):
             if faults.sort(error) in (Fault.AGAIN, Fault.LOST):
                 raise
             unit.error = faults.for_caller(error)
+            _log_fault(error)
             tally.take()
             self._undo()
             self._doubtful |= faults.sort(error) is Fault.DOWN
@@ -421,6 +429,7 @@ class _Reader(_Worker):
                 self._read(unit)
             except BaseException as error:
                 unit.error = faults.for_caller(error)
+                _log_fault(error)
                 self._undo()
                 if faults.sort(error) is Fault.DOWN:
                     self.drop()

@@ -6,6 +6,7 @@ import os
 import socket
 import sqlite3
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -38,11 +39,18 @@ _SCHEMES: Final = {
 # follow indexes: they are kept, and one that reads a whole table, made while it was small, would be
 # slow for a minute after a batch has come. Making or compiling them anew for each statement takes
 # longer than most statements.
-_POSTGRES_OPTIONS: Final = (
-    "-c synchronous_commit=on -c lock_timeout=10s -c statement_timeout=60s "
-    "-c idle_in_transaction_session_timeout=60s -c enable_seqscan=off "
-    "-c enable_bitmapscan=off -c jit=off -c plan_cache_mode=force_generic_plan"
-)
+_POSTGRES_PARAMETERS: Final = {
+    "synchronous_commit": "on",
+    "lock_timeout": "10s",
+    "statement_timeout": "60s",
+    "idle_in_transaction_session_timeout": "60s",
+    "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+    "jit": "off",
+    "plan_cache_mode": "force_generic_plan",
+}
+_SHOWN: Final = {"60s": "1min"}
+_READ_ONLY: Final = {"default_transaction_read_only": "on"}
 
 # Memory-mapped reads stay off: there an I/O error would end the process by SIGBUS. Each connection
 # has a page cache of its own, and fills it; behind all of them is the system's, which is as quick.
@@ -103,9 +111,7 @@ def make_engine(url: URL, role: Role) -> Engine:
     """
     if is_sqlite(url):
         return _sqlite_engine(url, role)
-    options = _POSTGRES_OPTIONS
-    if role == "reader":
-        options += " -c default_transaction_read_only=on"
+    parameters = _POSTGRES_PARAMETERS | (_READ_ONLY if role == "reader" else {})
     arguments = {
         "application_name": "bitel",
         "connect_timeout": 5,
@@ -113,14 +119,64 @@ def make_engine(url: URL, role: Role) -> Engine:
         "keepalives_interval": 5,
         "keepalives_count": 3,
         "tcp_user_timeout": 15_000,
-        "options": options,
+        "options": " ".join(f"-c {name}={value}" for name, value in parameters.items()),
     }
     for name in set(arguments) & set(url.query):
         del arguments[name]  # what the operator put into the URL counts
     engine = create_engine(url, poolclass=NullPool, connect_args=arguments, hide_parameters=True)
     # Many rows as one statement, also where nothing is asked back: a fraction of the round trips.
     engine.dialect.use_insertmanyvalues_wo_returning = True
+    if "options" in arguments:
+        _support_poolers(engine, parameters)
     return engine
+
+
+def _support_poolers(engine: Engine, parameters: Mapping[str, str]) -> None:
+    """Let the engine work through a connection pooler, such as PgBouncer.
+
+    A pooler refuses `options`, or ignores them if it is configured to, and in transaction mode it
+    gives each transaction another connection to the server, on which neither settings of the
+    session nor prepared statements can be relied on. Where the parameters of a connection are not
+    in force, they are therefore set in each transaction, and nothing is prepared.
+    """
+    expected = dict(parameters)
+    begin = "BEGIN" + "".join(
+        f"; SET LOCAL {name} = '{value}'" for name, value in parameters.items()
+    )
+    if parameters.keys() & _READ_ONLY.keys():
+        begin = begin.replace("BEGIN", "BEGIN READ ONLY", 1)
+
+    @event.listens_for(engine, "do_connect")
+    def _connect(dialect: Any, record: Any, given: Any, arguments: dict[str, Any]) -> Any:
+        try:
+            connection = dialect.connect(*given, **arguments)
+        except dialect.loaded_dbapi.OperationalError as error:
+            if "unsupported startup parameter" not in str(error):
+                raise
+        else:
+            if _are_in_force(connection, expected):
+                return connection
+            connection.close()
+        arguments = {name: value for name, value in arguments.items() if name != "options"}
+        # In autocommit the driver begins no transaction; `_begin` below does.
+        return dialect.connect(*given, **arguments, autocommit=True, prepare_threshold=None)
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        driver_connection: Any = connection.connection.driver_connection
+        if driver_connection.autocommit:
+            driver.execute_outside(connection, begin)
+
+
+def _are_in_force(connection: Any, parameters: Mapping[str, str]) -> bool:
+    """Whether a new connection to PostgreSQL has these settings."""
+    columns = ", ".join(f"current_setting('{name}') = %s" for name in parameters)
+    with connection.cursor() as cursor:
+        # A value is shown in the largest unit that fits, so 60s is shown as 1min.
+        values = [_SHOWN.get(value, value) for value in parameters.values()]
+        found = cursor.execute(f"SELECT {columns}", values).fetchone()
+    connection.rollback()
+    return all(found)
 
 
 def is_in_transaction(connection: Connection) -> bool:

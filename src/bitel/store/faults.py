@@ -49,8 +49,10 @@ _DOWN_SQLITE = frozenset(
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _AGAIN_POSTGRES = frozenset({"40001", "40P01"})
-_DOWN_POSTGRES = frozenset({"25006", "55P03", "57014", "57P01", "57P02", "57P03", "57P05"})
-_DOWN_POSTGRES_CLASSES = frozenset({"08", "53", "58", "XX"})
+_OURS_POSTGRES_CLASSES = frozenset({"22", "23"})
+"""Data exceptions and violated constraints: what the work wrote is at fault, and no other work.
+Anything else, such as a table, a right or a prepared statement that is missing, is the same for all
+work until somebody mends it."""
 
 
 def sort(error: BaseException) -> Fault:
@@ -68,8 +70,7 @@ def sort(error: BaseException) -> Fault:
         return Fault.DOWN if isinstance(error, OperationalError | InterfaceError) else Fault.OURS
     if state in _AGAIN_POSTGRES:
         return Fault.AGAIN
-    down = state in _DOWN_POSTGRES or state[:2] in _DOWN_POSTGRES_CLASSES
-    return Fault.DOWN if down else Fault.OURS
+    return Fault.OURS if state[:2] in _OURS_POSTGRES_CLASSES else Fault.DOWN
 
 
 def first_line(error: BaseException) -> str:

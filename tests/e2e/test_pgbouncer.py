@@ -1,0 +1,117 @@
+"""A campaign by way of a real PgBouncer, and one while the database refuses the service's work."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from sqlalchemy import make_url
+
+from bitel.client import Client
+from bitel.demo.stage import Stage
+from tests.e2e import phone_log
+from tests.e2e.receiver import receiver
+from tests.e2e.test_campaign import (
+    TARIFF,
+    check_events,
+    check_money,
+    check_nobody_called_wrongly,
+    open_project,
+    place,
+)
+from tests.own_postgres import own_postgres
+from tests.pgbouncer import Mode, pgbouncer
+
+CALLS = 40
+DIALER = {"ring_timeout": 5, "max_channels": 10, "calls_per_second": 20}
+
+
+def stage_on(url: str, folder: Path) -> Stage:
+    extra = f'webhook_allow_private = true\ndatabase_url = "{url}"\n{TARIFF}'
+    rules = ["*=answer:after=0.1"]
+    return Stage(folder, rules, record=False, dialer=DIALER, extra=extra)
+
+
+def until(ready: Callable[[], bool], seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("mode", "pool_size", "ignores"),
+    [
+        # Fewer connections to the server than the service has to PgBouncer.
+        ("transaction", 2, ""),
+        ("transaction", 2, "options"),
+        ("session", 20, ""),
+        ("session", 20, "options"),
+    ],
+)
+def test_a_campaign_by_way_of_pgbouncer(
+    tmp_path: Path, mode: Mode, pool_size: int, ignores: str
+) -> None:
+    with (
+        own_postgres() as own,
+        pgbouncer(own.url, mode, pool_size=pool_size, ignores=ignores) as url,
+        receiver() as events,
+        stage_on(url, tmp_path) as stage,
+    ):
+        stage.start_phone()
+        stage.start_service()
+        token = open_project(stage, events)
+        campaign = place(stage, token, CALLS)
+        with Client(token, stage.url) as client:
+            client.wait_campaign(campaign, 60)
+            calls = list(client.campaign_calls(campaign, 1000))
+            assert client.status(calls[0]["id"]) == calls[0]
+        check_money(stage, token, calls)
+        events.wait_for(CALLS, 60.0)
+        assert httpx.get(f"{stage.url}/readyz").json() == {"status": "ready"}
+        assert stage.stop_service() == 0
+        log = stage.service_log.read_text()
+    assert {call["status"] for call in calls} == {"NORMAL"}
+    check_events(events, calls)
+    check_nobody_called_wrongly(phone_log.read(stage.phone_log))
+    assert "error" not in log.lower()
+
+
+def test_a_right_that_is_taken_away_in_a_campaign(tmp_path: Path) -> None:
+    """The service says that it can't work, loses and bills nothing wrongly, and goes on later."""
+    with own_postgres() as own, receiver() as events:
+        own.administer(
+            "CREATE ROLE app LOGIN",
+            "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO app",
+            "GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO app",
+        )
+        url = make_url(own.url).set(username="app").render_as_string(hide_password=False)
+        with stage_on(url, tmp_path) as stage, httpx.Client(base_url=stage.url) as http:
+            stage.start_phone()
+            stage.start_service()
+            token = open_project(stage, events)
+            campaign = place(stage, token, CALLS)
+            with Client(token, stage.url) as client:
+                until(lambda: client.campaign(campaign)["byStatus"].get("NORMAL", 0) >= 5)
+                own.administer('REVOKE UPDATE ON "call", attempt FROM app')
+                until(lambda: http.get("/readyz").status_code == 503)
+                reason = http.get("/readyz").json()["reason"]
+                assert reason == "the dialer main can't claim calls; its log says why"
+                assert http.get("/healthz").status_code == 200
+                before = client.campaign(campaign)["byStatus"]
+                assert before["WAITING"] > 0
+                own.administer('GRANT UPDATE ON "call", attempt TO app')
+                until(lambda: http.get("/readyz").status_code == 200)
+                client.wait_campaign(campaign, 60)
+                calls = list(client.campaign_calls(campaign, 1000))
+            check_money(stage, token, calls)
+            assert stage.stop_service() == 0
+            log = stage.service_log.read_text()
+    assert {call["status"] for call in calls} == {"NORMAL"}
+    assert all(call["billSec"] >= 1 and call["price"] < 0 for call in calls)
+    check_nobody_called_wrongly(phone_log.read(stage.phone_log))
+    assert "permission denied for table" in log
+    assert "attempt_left_open" not in log
