@@ -75,7 +75,8 @@ def configure(level: Level, json: bool) -> None:
         processors=[structlog.processors.add_log_level, stamp, *exceptions, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(numeric),
         logger_factory=structlog.WriteLoggerFactory(file=stream),
-        cache_logger_on_first_use=True,
+        # A cached logger would keep the level that it was first used at.
+        cache_logger_on_first_use=False,
     )
     handler = logging.StreamHandler(stream)
     handler.setFormatter(

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -18,6 +18,7 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
+from bitel import logs
 from bitel.api import connection
 from bitel.api.app import ApiParts, build_app
 from bitel.api.auth import TokenSigner
@@ -45,6 +46,7 @@ from bitel.metrics.sources import DialerFigures, DialerSource, Sources
 from bitel.notifications.conditions import ConditionWatcher, of_dialer
 from bitel.notifications.monitor import Condition
 from bitel.notifications.sending import build_sender
+from bitel.reloading import plan_reload
 from bitel.settings import DialerSettings, Settings, TraceSettings, split_address
 from bitel.shutdown import CLOSING_TIMEOUT, Shutdown
 from bitel.steady_clock import SteadyClock
@@ -82,13 +84,22 @@ class Running:
     dialers: tuple[SipTrunkDialer, ...]
     dispatchers: tuple[Dispatcher, ...]
     workers: tuple[DialerWorker, ...]
+    use: Callable[[Settings], Awaitable[None]]
+    """Changes what can be changed while it runs: see `bitel.reloading`. Raises BitelError, and then
+    the settings in force are those of before."""
 
 
-async def serve(settings: Settings, role: Role = "all", take_over: bool = False) -> None:
+async def serve(
+    settings: Settings,
+    role: Role = "all",
+    take_over: bool = False,
+    read_again: Callable[[], Settings] | None = None,
+) -> None:
     """Run the service until SIGTERM or SIGINT, then drain it.
 
     That takes at most `drain_timeout` + `SHUTDOWN_MARGIN` seconds, with or without a database.
     `take_over` takes its dialers from workers that are alive, instead of waiting for their end.
+    `read_again` reads the settings on SIGHUP (None: SIGHUP is ignored); it may raise BitelError.
     Raises BitelError in one sentence where it can't start, when another worker took over a dialer
     of this one, or when ends of calls could be stored nowhere.
     """
@@ -100,17 +111,52 @@ async def serve(settings: Settings, role: Role = "all", take_over: bool = False)
         shutdown.begin()
         stop.set()
 
+    reload = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end)
+    # From the first moment on: by default, SIGHUP ends a process.
+    loop.add_signal_handler(signal.SIGHUP, reload.set)
     async with running(settings, role, stop, shutdown, take_over) as service:
+        if not settings.dialers:
+            log.warning("no_dialers", hint="no call can be placed without a [[dialers]] section")
         log.info("ready", **_places(service, settings))
         run_only_when_told()
         sys.setswitchinterval(TURN)
+        reloading = asyncio.create_task(_reload(service, settings, read_again, reload))
         await stop.wait()
+        reloading.cancel()
         shutdown.begin()
         log.info("draining", timeout=settings.drain_timeout)
         # HTTP goes on while calls end, so that their status can still be asked for.
         await asyncio.gather(*(worker.drain() for worker in service.workers))
+
+
+async def _reload(
+    service: Running,
+    settings: Settings,
+    read_again: Callable[[], Settings] | None,
+    wanted: asyncio.Event,
+) -> None:
+    """Read the settings again whenever `wanted` is set. What is wrong with them is logged."""
+    while True:
+        await wanted.wait()
+        wanted.clear()
+        if read_again is None:
+            continue
+        try:
+            plan = plan_reload(settings, await asyncio.to_thread(read_again))
+            await service.use(plan.settings)
+        except BitelError as fault:
+            log.error("reload_failed", fault=str(fault), in_force="the settings of before")
+            continue
+        except Exception:
+            log.exception("reload_failed", in_force="the settings of before, or a part of the new")
+            continue
+        settings = plan.settings
+        logs.configure(settings.log_level, settings.log_json)
+        log.info("reloaded", changed=",".join(plan.changed) or "nothing")
+        if plan.needs_restart:
+            log.warning("restart_needed", changed=",".join(plan.needs_restart))
 
 
 @contextlib.asynccontextmanager
@@ -177,10 +223,11 @@ async def running(
         await stack.enter_async_context(
             _notifying(settings, database, clock, list(zip(workers, dialers, strict=True)), role)
         )
-        address = metrics_address = None
+        address = metrics_address = parts = None
+        in_force = [settings]
         page = Page(sources) if settings.metrics.enabled else None
         if role == "dialer" and page is not None and settings.metrics.bind:
-            listener = build_listener(page, settings.metrics.token.get_secret_value())
+            listener = build_listener(page, lambda: in_force[0].metrics.token.get_secret_value())
             place = split_address(settings.metrics.bind)
             metrics_address = await stack.enter_async_context(
                 _http(listener, place, "metrics.bind", shutdown)
@@ -214,12 +261,26 @@ async def running(
                 _http(build_app(parts), (http.host, http.port), "http.port", shutdown)
             )
         await stack.enter_async_context(_collecting([each for _, each in dispatchers]))
+
+        async def use(changed: Settings) -> None:
+            for dialer in dialers:
+                dialer.renew_certificate()  # what can fail comes first
+            for dialer, (dialer_id, dispatcher) in zip(dialers, dispatchers, strict=True):
+                chosen = changed.dialer(dialer_id)
+                assert chosen is not None
+                dialer.change(sip_trunk_config(chosen, changed.region))
+                await dispatcher.change(_limits(chosen), changed.price_list())
+            in_force[0] = changed
+            if parts is not None:
+                parts.settings = changed
+
         yield Running(
             address,
             metrics_address,
             tuple(dialers),
             tuple(each for _, each in dispatchers),
             tuple(workers),
+            use,
         )
 
 
@@ -250,13 +311,7 @@ def _dialer(
         dialer.id,
         worker=f"{socket.gethostname()}-{os.getpid()}-{new_id(clock())[-6:]}",
         dialer=trunk,
-        limits=Limits(
-            dialer.max_channels,
-            dialer.calls_per_second,
-            dialer.ring_timeout,
-            dialer.otp_channels,
-            dialer.uncertain_redials,
-        ),
+        limits=_limits(dialer),
         database=database,
         tariff=settings.price_list(),
         clock=clock,
@@ -270,6 +325,16 @@ def _dialer(
     )
     trunk.confirm_lease = dispatcher.confirm_lease
     return trunk, dispatcher
+
+
+def _limits(dialer: DialerSettings) -> Limits:
+    return Limits(
+        dialer.max_channels,
+        dialer.calls_per_second,
+        dialer.ring_timeout,
+        dialer.otp_channels,
+        dialer.uncertain_redials,
+    )
 
 
 def _figures(trunk: SipTrunkDialer, dispatcher: Dispatcher, counted: Counted) -> DialerSource:

@@ -31,7 +31,7 @@ def app_with(
 ) -> Callable[[str], FastAPI]:
     def build(token: str) -> FastAPI:
         if request.param == "alone":
-            return build_listener(page, token)
+            return build_listener(page, lambda: token)
         stage = make_stage(metrics={"token": token})
         return build_app(replace(stage.parts, metrics=page))
 
@@ -98,7 +98,7 @@ async def test_where_there_is_no_page(make_stage: Callable[..., Stage]) -> None:
 
 
 async def test_a_listener_answers_nothing_else() -> None:
-    app = build_listener(page, "")
+    app = build_listener(page, str)
     for path in ("/", "/docs", "/openapi.json", "/api/v2/servers"):
         assert (await get(app, HERE, path)).status_code == 404
 

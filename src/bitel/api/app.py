@@ -77,7 +77,7 @@ def build_app(parts: ApiParts) -> FastAPI:
     )
     app.state.parts = parts
     app.state.admission = Admission(parts)
-    app.state.limits = Limits(parts.settings.limits, parts.monotonic)
+    app.state.limits = Limits(lambda: parts.settings.limits, parts.monotonic)
     app.state.placing = Placing(parts, app.state.limits)
     app.state.speaking = Speaking(parts)
     app.state.statuses = Statuses(parts, app.state.limits)

@@ -48,10 +48,10 @@ class Bucket:
 class Limits:
     """The buckets of every project: its own limits, else those of the settings.
 
-    `clock` gives seconds that never go back.
+    `settings` gives those that hold now, `clock` seconds that never go back.
     """
 
-    def __init__(self, settings: LimitSettings, clock: Callable[[], float]) -> None:
+    def __init__(self, settings: Callable[[], LimitSettings], clock: Callable[[], float]) -> None:
         self._settings = settings
         self._clock = clock
         self._requests: dict[str, Bucket] = {}
@@ -59,12 +59,12 @@ class Limits:
 
     def count_request(self, project: Project) -> None:
         """Count a request, or raise TooManyRequestsError."""
-        most = project.requests_per_minute or self._settings.requests_per_minute
+        most = project.requests_per_minute or self._settings().requests_per_minute
         self._take(self._requests, project, 1, most, "requests")
 
     def count_calls(self, project: Project, calls: int) -> None:
         """Count calls that are about to be placed, or raise TooManyRequestsError."""
-        most = project.calls_per_minute or self._settings.calls_per_minute
+        most = project.calls_per_minute or self._settings().calls_per_minute
         self._take(self._calls, project, calls, most, "calls")
 
     def uncount_calls(self, project: Project, calls: int) -> None:

@@ -39,14 +39,17 @@ async def metrics(request: Request) -> Response:
     return Response(await parts.metrics(), media_type=MEDIA_TYPE)
 
 
-def build_listener(page: MetricsPage, token: str) -> FastAPI:
-    """An application that answers `/metrics` and nothing else, for a process without the API."""
+def build_listener(page: MetricsPage, token: Callable[[], str]) -> FastAPI:
+    """An application that answers `/metrics` and nothing else, for a process without the API.
+
+    `token` gives the token that readers must send now; empty: none.
+    """
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
 
     @app.get("/metrics")
     async def answer(request: Request) -> Response:
         try:
-            check(request, token)
+            check(request, token())
         except (UnauthorizedError, ForbiddenError) as objection:
             return failure(objection)
         return Response(await page(), media_type=MEDIA_TYPE)

@@ -20,11 +20,12 @@ def _no_bell(dialer_id: str) -> None:
     pass
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ApiParts:
     """The parts that the routes work with; one set per application."""
 
     settings: Settings
+    """Replaced when the settings are read again, so ask for it at each use."""
     database: Database
     voices: VoiceStore
     speech: SpeechLibrary

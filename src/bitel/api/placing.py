@@ -127,14 +127,22 @@ class Placing:
     def __init__(self, parts: ApiParts, limits: Limits) -> None:
         self._parts = parts
         self._limits = limits
-        self._tariff = parts.settings.price_list()
-        self._otp_per_number = parts.settings.otp.per_number
+        self._priced_by = parts.settings
+        self._tariff_of_settings = parts.settings.price_list()
         self._rounds: Rounds[_Order, StoredAnswer] = Rounds(self._place_round)
         # One thread: it and the event loop take turns with the interpreter, more would crowd it.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="placing")
         # One batch at a time, or a single call would wait until all that came before it are stored.
         self._batch = asyncio.Lock()
         self._seconds: OrderedDict[tuple[str, str], float] = OrderedDict()
+
+    @property
+    def _tariff(self) -> Tariff:
+        """That of the settings that hold now."""
+        settings = self._parts.settings
+        if settings is not self._priced_by:
+            self._tariff_of_settings, self._priced_by = settings.price_list(), settings
+        return self._tariff_of_settings
 
     async def answer_again(self, project: Project, once: Once | None) -> bytes | None:
         """The answer to an earlier request with this key, if there was one.
@@ -233,14 +241,14 @@ class Placing:
         return answer
 
     async def _store(self, order: _Order) -> StoredAnswer:
-        per_number = self._otp_per_number
+        per_number = self._parts.settings.otp.per_number
         if order.once is None and order.campaign is None:
             return await self._rounds.ask(order)
         async with self._batch if len(order.calls.ids) >= MANY else nullcontext():
             return await self._parts.database.write(lambda conn: _place(conn, order, per_number))
 
     async def _place_round(self, asked: Sequence[_Order]) -> Sequence[StoredAnswer | BitelError]:
-        per_number = self._otp_per_number
+        per_number = self._parts.settings.otp.per_number
         return await self._parts.database.write(lambda conn: _place_many(conn, asked, per_number))
 
     async def _beside(self, count: int, work: Callable[[], T]) -> T:

@@ -81,5 +81,15 @@ def main() -> None:
     except BitelError as error:
         print(f"bitel: {error}", file=sys.stderr)
         sys.exit(1)
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        if module in ("", "bitel"):
+            raise
+        print(
+            f"bitel: this command needs the service, whose module {module!r} is not installed; "
+            "run pip install 'bitel[server]'",
+            file=sys.stderr,
+        )
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -42,7 +42,11 @@ def serve(
     if unknown := settings.unknown_variables():
         structlog.get_logger(__name__).warning("unknown_variables", names=", ".join(unknown))
     try:
-        uvloop.run(service.serve(loaded, only.value if only else "all", take_over))
+        uvloop.run(
+            service.serve(
+                loaded, only.value if only else "all", take_over, lambda: settings.load(config)
+            )
+        )
     except BitelError as fault:
         if not loaded.log_json:
             raise

@@ -141,6 +141,27 @@ class SipTrunkDialer:
         """The RTP side, for its figures."""
         return self._streamer
 
+    def renew_certificate(self) -> None:
+        """Read the files of the TLS certificate again, for connections from now on.
+
+        Raises BitelError where they can't be used; then the former certificate is still shown.
+        """
+        if self._transport is None:
+            return
+        try:
+            self._transport.renew_certificate()
+        except TlsFileError as fault:
+            raise BitelError(f"SIP can't be spoken over TLS: {fault}") from fault
+
+    def change(self, config: SipTrunkConfig) -> None:
+        """Place calls with another configuration from now on, which differs in what calls need.
+
+        Trunks, addresses, ports, registration and the ring time-out must stay the same.
+        """
+        self._config = config
+        self._numbers = NumberForm(config.number_format, config.number_rules)
+        self._caller_ids = CallerIds(config.caller_pool, config.caller_ids)
+
     async def start(self) -> None:
         """Bind the SIP socket and start the RTP sender; BitelError says what is in the way."""
         host, port = self._config.bind

@@ -192,6 +192,19 @@ class Dispatcher:
         """Channels in use."""
         return len(self._running)
 
+    async def change(self, limits: Limits, tariff: Tariff) -> None:
+        """Use other limits and prices from now on. `ring_timeout` must stay the same.
+
+        With fewer channels than are in use, calls that run go on, and no call is begun until
+        enough of them are over.
+        """
+        assert limits.ring_timeout == self._limits.ring_timeout
+        if self._journal is not None:
+            await asyncio.to_thread(self._journal.grow, limits.max_channels)
+        self._limits, self._tariff = limits, tariff
+        self._pacer.change(limits.calls_per_second)
+        self.ring()
+
     def ring(self) -> None:
         """Look at once for calls that are due and for attempts to cancel."""
         self._doorbell.set()

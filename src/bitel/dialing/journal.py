@@ -58,6 +58,24 @@ class Journal:
         self._at = len(_HEAD)
         self._lock = threading.Lock()
 
+    def grow(self, capacity: int) -> None:
+        """Have room for so many settlements from now on; it never shrinks.
+
+        Where the disk has no room for that, it is logged, and the journal stays as it is.
+        """
+        with self._lock:
+            before, size = self._size, len(_HEAD) + capacity * ENTRY_BYTES + len(_END)
+            if size <= before:
+                return
+            self._size = size
+            if self._file < 0:
+                return
+            try:
+                self._grow(before)
+            except OSError as fault:
+                self._size = before
+                log.error("journal_not_enlarged", path=str(self._path), fault=str(fault))
+
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing in it."""

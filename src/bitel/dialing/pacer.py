@@ -13,10 +13,14 @@ class Pacer:
     """
 
     def __init__(self, per_second: float, now: float) -> None:
+        self._counted_at = now
+        self.change(per_second)
+        self._tokens = self._capacity
+
+    def change(self, per_second: float) -> None:
+        """Allow another number of calls a second from now on."""
         self._per_second = per_second
         self._capacity = max(1.0, per_second * BURST_SECONDS)
-        self._tokens = self._capacity
-        self._counted_at = now
 
     def available(self, now: float) -> int:
         """How many calls may start now."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Container, Iterable
 from contextlib import ExitStack
@@ -80,6 +81,8 @@ class SipTransport:
         self._udp: UdpSocket
         self._streams: Streams
         self._listeners: list[Listener] = []
+        self._tls = TlsFiles()
+        self._server_context: ssl.SSLContext | None = None
         self._turn: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0.0
@@ -132,6 +135,7 @@ class SipTransport:
             self = cls(make_agent(local), local, on_event, clock or loop.time, link, tap)
             self.confirm_lease = confirm_lease
             undo.pop_all()
+        self._tls, self._server_context = tls, context
         udp, *listening = sockets
         self._udp = UdpSocket(udp, self)
         leave_from = None if host in {"0.0.0.0", "::"} else local[0]
@@ -147,6 +151,16 @@ class SipTransport:
     def behind(self) -> float:
         """Seconds for which datagrams have been waiting to be read; 0 while none are."""
         return self._udp.behind
+
+    def renew_certificate(self) -> None:
+        """Show the certificate that the TLS files hold now, on connections from now on.
+
+        Raises TlsFileError where they can't be used; then the former one is still shown.
+        """
+        self._tls.client_context()
+        if self._server_context is not None:
+            self._tls.show(self._server_context)
+        self._streams.renew_context()
 
     def flush(self) -> None:
         """Have what the agent queued sent, and its events handed out, in this turn of the loop.

@@ -162,6 +162,10 @@ class Streams:
         if sum(map(len, waiting)) + len(data) <= self._limits.unsent:
             waiting.append(data)
 
+    def renew_context(self) -> None:
+        """Read the TLS files again for the next connection."""
+        self._context = None
+
     async def _connect(self, destination: Address) -> None:
         is_tls = destination.transport is Transport.TLS
         try:

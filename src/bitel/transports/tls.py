@@ -31,7 +31,7 @@ class TlsFiles:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.minimum_version = ssl.TLSVersion.TLSv1_2
             _trust(context, self.ca)
-        self._show(context)
+        self.show(context)
         return context
 
     def server_context(self) -> ssl.SSLContext | None:
@@ -41,7 +41,7 @@ class TlsFiles:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.options |= ssl.OP_NO_RENEGOTIATION  # each would cost us more than who asks for it
-        self._show(context)
+        self.show(context)
         if self.ask_clients:
             if self.ca is None:
                 raise TlsFileError("to ask clients for a certificate, name the CA that signs them")
@@ -49,7 +49,8 @@ class TlsFiles:
             context.verify_mode = ssl.CERT_REQUIRED
         return context
 
-    def _show(self, context: ssl.SSLContext) -> None:
+    def show(self, context: ssl.SSLContext) -> None:
+        """Have a context show the certificate that the files hold now. Raises TlsFileError."""
         if self.certificate is None:
             if self.key is not None:
                 raise TlsFileError(f"the key {self.key} is of no use without its certificate")
