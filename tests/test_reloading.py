@@ -14,7 +14,8 @@ DIALER = {"id": "main", "trunks": ["sip:c.test"], "max_channels": 10, "username"
 
 
 def settings(dialers: list[dict[str, Any]] | None = None, **more: Any) -> Settings:
-    return Settings(dialers=[{**DIALER, **each} for each in dialers or [{}]], **more)
+    made = [DialerSettings.model_validate({**DIALER, **each}) for each in dialers or [{}]]
+    return Settings(dialers=made, **more)
 
 
 def test_what_may_change_is_named_as_it_is_written() -> None:
