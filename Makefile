@@ -1,5 +1,5 @@
 # Every target sets up what it needs in .venv first, and says what is missing where it can't.
-.PHONY: demo serve test peers soak check format bench lock clean
+.PHONY: demo serve test peers soak packages pythons check format bench lock release clean
 PY := .venv/bin/python
 ARGS ?=
 
@@ -25,6 +25,14 @@ soak: ## the tests that take long, then a run with injected faults (ARGS), as in
 	@$(PY) -m pytest -m soak -n 2
 	@$(PY) -m tests.chaos $(ARGS)
 
+packages: ## build the wheel, install it by pip alone, and make a release in a clone
+	@scripts/setup dev
+	@$(PY) -m pytest -m packages $(ARGS)
+
+pythons: ## the wheel, the demo and a part of the tests on every Python 3.11 to 3.14 that is found
+	@scripts/setup dev
+	@$(PY) -m scripts.pythons $(ARGS)
+
 check: ## format, lint, types, import rules
 	@scripts/setup dev
 	.venv/bin/ruff format --check .
@@ -45,6 +53,10 @@ lock: ## resolve the requirements anew
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --upgrade --extra server --extra postgres --extra speech --group build -o requirements/run.txt pyproject.toml
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --extra server --extra postgres --extra speech --group build --group dev -c requirements/run.txt -o requirements/dev.txt pyproject.toml
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --upgrade --group pyproject.toml:peers -o requirements/peers.txt
+
+release: ## changelog, version, commit, tag, wheel and sdist: make release VERSION=0.2.0
+	@scripts/setup dev
+	@$(PY) -m scripts.release $(VERSION)
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

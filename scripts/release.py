@@ -1,4 +1,4 @@
-"""Makes a release: changelog, version, commit, tag, wheel and sdist. `python -m scripts.release 0.2.0`.
+"""Makes a release: changelog, version, commit, tag and packages. `python -m scripts.release 0.2.0`.
 
 It works on a clean checkout only, publishes nothing, and prints what is left to do.
 """

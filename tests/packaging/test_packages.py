@@ -78,7 +78,7 @@ def test_the_client_needs_no_service(wheel: Path, tmp_path: Path) -> None:
         batch = run(
             commands, "batch", str(numbers), "--voice", voice["id"], "--wait", "--json", **variables
         )
-        assert json.loads(batch.stdout)["byStatus"] == {"NORMAL": 2}, batch.stderr
+        assert json.loads(batch.stdout)["byStatus"]["NORMAL"] == 2, batch.stderr
         assert run(commands, "servers", **variables).stdout.split() == ["main", "up"]
         script = (
             "from bitel.client import Client; import os;"
@@ -145,7 +145,7 @@ def test_a_release(tmp_path: Path) -> None:
     with tarfile.open(checkout / "dist" / names[1]) as source:
         files = {name.partition("/")[2] for name in source.getnames()}
     assert {"CHANGELOG.md", "tests/conftest.py", "deploy/bitel.service", "Makefile"} <= files
-    with pytest.raises(ReleaseError, match="the tag v9.8.7 is there already"):
+    with pytest.raises(ReleaseError, match="is there already"):
         release(checkout, "9.8.7", TODAY)
     with pytest.raises(ReleaseError, match="names no unreleased changes"):
         release(checkout, "9.8.8", TODAY)

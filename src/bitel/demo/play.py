@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 import time
@@ -41,7 +42,7 @@ def play(heard: Path, console: Console) -> bool:
             extra=TARIFF_TOML,
         )
         with stage:
-            console.print("Starting the service, and a phone for a carrier …")
+            console.print(f"Starting the service, and a phone for a carrier, in {folder} …")
             stage.start_phone()
             stage.start_service()
             with Client(stage.token(), stage.url) as client:
@@ -75,16 +76,21 @@ def _call_everybody(stage: Stage, client: Client, heard: Path, console: Console)
 
 def _watch(client: Client, calls: dict[str, Call], console: Console) -> None:
     started = time.monotonic()
-    with Live(console=console, refresh_per_second=8) as live:
+    # Without a terminal, only how it ended is shown.
+    live = Live(console=console, refresh_per_second=8) if console.is_terminal else None
+    with live or contextlib.nullcontext():
         while True:
             for number, call in calls.items():
                 if not call["statusCode"]:
                     calls[number] = client.status(call["id"])
             elapsed = time.monotonic() - started
-            live.update(table(PARTS, calls, elapsed))
+            if live is not None:
+                live.update(table(PARTS, calls, elapsed))
             if all(call["statusCode"] for call in calls.values()) or elapsed > LIMIT:
-                return
+                break
             time.sleep(0.2)  # between two looks at a running service
+    if live is None:
+        console.print(table(PARTS, calls, elapsed))
 
 
 def _listen(stage: Stage, uploaded: Path, heard: Path, console: Console) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -45,4 +46,6 @@ def table(parts: Sequence[Part], calls: Calls, elapsed: float) -> RenderableType
             f"{call['price']}" if final else "",
         )
     bar = ProgressBar(total=len(parts), completed=over, width=40)
-    return Group(rows, bar, Text(f"{over} of {len(parts)} calls are over after {elapsed:.0f} s"))
+    done = Text(f"{over} of {len(parts)} calls are over after {elapsed:.0f} s")
+    # A bar ends without a line end.
+    return Group(rows, done, Padding(bar, (0, 0, 1, 0)))
