@@ -120,7 +120,9 @@ async def _measure(
                 port = streamer.open_port()
                 to = far(i, port, clip)
                 streams.append(
-                    streamer.play(port, to, 8, [clip], lambda report: sent.append(report.packets))
+                    streamer.play(
+                        port, to, 8, [clip], lambda report: sent.append(report.packets or 0)
+                    )
                 )
                 if i % AT_ONCE == AT_ONCE - 1:
                     await asyncio.sleep(0.01)

@@ -96,3 +96,19 @@ def test_attempts_are_shown_with_how_they_were_heard(shell: Shell) -> None:
     assert "2  1970-01-01 01:03:19" in shell.admin("attempts", CALL)
     status, _, err = shell.run("attempts", "nothing", "--config", str(shell.config))
     assert (status, err) == (1, "bitel: no attempt of a call 'nothing' is known\n")
+
+
+def test_packets_that_nobody_counted_are_no_zero(shell: Shell) -> None:
+    """The process that sent them, and counted them, was lost."""
+    lost = Attempted(
+        Outcome.CUT_OFF, 200.0, 210.0, 203.5, 200, 16, "us", media=Media(None, 0, "12#")
+    )
+    shell.admin("project", "create", "other")
+    with Database.open(f"sqlite:///{shell.data_dir / 'bitel.db'}") as database:
+        database.write_now(_fill)
+        database.write_now(lambda conn: endings.end_attempts(conn, [("a3", lost)]))
+    assert shell.admin("attempts", CALL).splitlines()[-1] == (
+        "   packets were not counted, as the process that sent them was lost, keyed 12#"
+    )
+    *_, third = json.loads(shell.admin("attempts", CALL, "--json"))
+    assert (third["packetsSent"], third["digits"]) == (None, "12#")

@@ -185,6 +185,8 @@ async def test_calls_of_a_lost_sender_process_end_and_others_are_played(
                 monkeypatch.undo()
             assert {attempted.outcome for attempted in ended} == {Outcome.CUT_OFF}
             assert {attempted.ended_by for attempted in ended} == {"us"}
+            sent_of = {attempted.media and attempted.media.sent for attempted in ended}
+            assert sent_of == {None}, "the process that counted is gone"
             assert all(says in attempted.detail for attempted in ended)
             assert len(only.of("BYE")) == 5, "no line is left open"
             [entry] = [entry for entry in logs if entry["event"] == "rtp_sender_failed"]

@@ -58,7 +58,7 @@ async def played(streamer: Streamer, port: int, clip: SharedClip, ptime: int = 2
         streamer.play(port, far.getsockname(), 8, [clip], over.set_result, ptime=ptime)
         report = await over
         assert (report.finished, report.error) == (True, "")
-        return b"".join(far.recv(2048)[12:] for _ in range(report.packets))
+        return b"".join(far.recv(2048)[12:] for _ in range(report.packets or 0))
 
 
 async def test_each_clip_goes_to_each_sender_once(recording: Recording, opened: list[int]) -> None:

@@ -166,6 +166,7 @@ async def test_stopped_stream_sends_nothing_more(
     report = ends.reports[stream]
     assert not report.finished
     assert not report.error
+    assert report.packets is not None
     assert 3 <= report.packets < 500
     await asyncio.sleep(0.1)
     assert len(far.packets()) == report.packets

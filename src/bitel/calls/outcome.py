@@ -139,13 +139,14 @@ def classify(
 class Media(NamedTuple):
     """The audio of an answered attempt, both ways.
 
-    `sent` and `received` are RTP packets, the latter an estimate. `digits` were keyed by the callee
+    `sent` and `received` are RTP packets, the latter an estimate. `sent` None: they could not be
+    counted, since the process that sent them was lost. `digits` were keyed by the callee
     (RFC 4733, or INFO), of 0-9*#ABCD. `loss` is the share, 0 to 1, of our packets that the callee
     missed, and `jitter_ms` how unevenly they came to it, by its last RTCP report; None where it
     sent none.
     """
 
-    sent: int = 0
+    sent: int | None = 0
     received: int = 0
     digits: str = ""
     loss: float | None = None

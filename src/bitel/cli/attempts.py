@@ -49,6 +49,8 @@ def attempts(
 
 def as_heard(media: Media) -> str:
     """How a call was heard, in a few words."""
+    if media.sent is None:
+        return "packets were not counted, as the process that sent them was lost"
     words = [f"{media.sent} packets sent", f"about {media.received} received"]
     if media.loss is not None:
         words.append(f"the callee missed {media.loss:.1%}")

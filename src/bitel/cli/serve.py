@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +32,8 @@ def serve(
     """Run the service in the foreground, until SIGTERM lets its calls finish."""
     if take_over and only is Only.API:
         raise typer.BadParameter("--only api runs no dialer that could be taken over")
+    # By default it ends a process, and what follows takes a moment. Replaced by the service.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     import structlog
     import uvloop
 

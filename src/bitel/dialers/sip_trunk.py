@@ -323,7 +323,7 @@ class SipTrunkDialer:
             await self._end(attempt, leg)
             return attempt.over(Outcome.CUT_OFF, detail=report.error, sip_code=200, ended_by="us")
         # A hold, or the silence of the far end, is its own doing, whatever was played.
-        if report.packets or talk.why:
+        if report.packets != 0 or talk.why:
             return await self._finish(attempt, leg, talk.why)
         return await self._finish(attempt, leg, report.error, played=False)
 

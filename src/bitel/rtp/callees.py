@@ -63,7 +63,7 @@ class Callees:
         """`end` with what was received from the callee."""
         self._silence.forget(end.stream)
         received = self.listener.forget(end.stream)
-        view = self.reporting.remove(end.stream, end.packets)
+        view = self.reporting.remove(end.stream, end.packets or 0)
         silent_for = None
         if received.at is not None:
             silent_for = self._clock() - max(received.at, self._silence.unread_until)

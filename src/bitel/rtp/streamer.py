@@ -64,7 +64,8 @@ class FarEndError(ValueError):
 class StreamReport:
     """How a stream ended.
 
-    `packets` counts those that the kernel took. `finished`: the playlist was sent to its end, and
+    `packets` counts those that the kernel took; None: the sender process is gone, and with it the
+    count. `finished`: the playlist was sent to its end, and
     the last packet has been heard out; False: it was stopped or failed. `error` is one sentence
     where something went wrong, also when single packets of a finished stream were refused.
 
@@ -81,7 +82,7 @@ class StreamReport:
     """
 
     stream: int
-    packets: int
+    packets: int | None
     finished: bool
     error: str = ""
     received: int = 0

@@ -247,7 +247,7 @@ class SupervisedSender:
     def _end_all(self, reason: str) -> None:
         # How many packets had left is known only to the process that is gone.
         for stream in list(self._streams):
-            self._end(End(stream, 0, False, reason))
+            self._end(End(stream, None, False, reason))
 
     def _lost(self, error: SenderFailedError) -> None:
         self._link = None

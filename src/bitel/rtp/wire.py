@@ -114,7 +114,7 @@ class End(NamedTuple):
     """
 
     stream: int
-    packets: int
+    packets: int | None
     finished: bool
     error: str
     received: int = 0

@@ -147,7 +147,7 @@ def _attempt(row: Row[*tuple[Any, ...]]) -> AttemptRow:
 
 
 def _media(row: Row[*tuple[Any, ...]]) -> Media | None:
-    if row.packets_sent is None:
+    if row.packets_received is None:
         return None
     return Media(
         sent=row.packets_sent,

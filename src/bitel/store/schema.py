@@ -298,7 +298,8 @@ attempt = Table(
     Column("q850", SmallInteger),
     Column("ended_by", String(8), nullable=False),
     Column("detail", FreeText(200), nullable=False),
-    # NULL: nothing was played. The last two are what the callee reported, if it did.
+    # Received is NULL where nothing was played, sent also where it is not known. The last two
+    # are what the callee reported, if it did.
     Column("packets_sent", Integer),
     Column("packets_received", Integer),
     Column("digits", FreeText(256)),
