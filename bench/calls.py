@@ -152,7 +152,7 @@ async def _measure(mode: str, plan: Plan, with_peer: bool) -> Result:
         "calls_per_second": plan.pace,
         "max_channels": plan.channels,
         # Few ports, shared by many calls: one system call then sends for all of them.
-        "rtp_ports": _free_ports(16),
+        "rtp_ports": free_ports(16),
     }
     # SIPp ends after so many calls; it takes our pings for some, and what comes twice.
     async with answering(plan.calls + SPARE) as carrier, service(carrier, dialer) as stage:
@@ -255,16 +255,19 @@ def _beside(row: Row, rate: float, cost: float) -> Row:
     return Row(row.name, row.value, row.unit, peer, "SIPp's UAC", row.bar)
 
 
-def place(database: Database, count: int, voice_id: str, due_at: float) -> Iterator[int]:
+def place(
+    database: Database, count: int, voice_id: str, due_at: float, first: int = 0
+) -> Iterator[int]:
     """Put calls of the demo's project into the queue, past the API, all due at `due_at` (Unix s).
 
-    Yields how many, after each transaction.
+    `first` is the number of the first, which the others follow. Yields how many, after each
+    transaction.
     """
     found = database.read_now(lambda conn: projects.find(conn, "demo"))
     assert found is not None
     project_id = found.id
     for begin in range(0, count, CHUNK):
-        numbers = range(begin, min(begin + CHUNK, count))
+        numbers = range(first + begin, first + min(begin + CHUNK, count))
         new = [
             NewCall(
                 id=call_id,
@@ -285,7 +288,7 @@ def place(database: Database, count: int, voice_id: str, due_at: float) -> Itera
         yield len(new)
 
 
-def _free_ports(count: int) -> str:
+def free_ports(count: int) -> str:
     """A range of UDP ports that nobody else has now."""
     for first in range(20_000, 40_000, count):
         with contextlib.ExitStack() as stack:

@@ -23,12 +23,15 @@ async def answering(calls: int) -> AsyncIterator[Sipp]:
 
 
 @asynccontextmanager
-async def service(carrier: Sipp, dialer: Mapping[str, Any]) -> AsyncIterator[Stage]:
-    """A service that runs, with these settings of its dialer."""
+async def service(
+    carrier: Sipp, dialer: Mapping[str, Any], extra: str = ""
+) -> AsyncIterator[Stage]:
+    """A service that runs, with these settings of its dialer, and `extra` sections of TOML."""
     with tempfile.TemporaryDirectory(prefix="bitel-bench-") as folder:
         trunk = f"sip:127.0.0.1:{carrier.port}"
         # As verbose as it is by default.
-        stage = Stage(Path(folder) / "stage", dialer=dialer, trunk=trunk, log_level="info")
+        place = Path(folder) / "stage"
+        stage = Stage(place, dialer=dialer, extra=extra, trunk=trunk, log_level="info")
         with stage:
             stage.start_service()
             yield stage

@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Final
 
 from bitel.histogram import Histogram
+from bitel.supervision import background
 
 INTERVAL: Final = 0.1
 RECENT: Final = 1.0
@@ -45,12 +47,8 @@ class LoopLag(Histogram):
 async def measuring() -> AsyncIterator[LoopLag]:
     """Measures inside the block."""
     lag = LoopLag()
-    task = asyncio.create_task(_measure(lag))
-    try:
+    async with background("loop lag", partial(_measure, lag)):
         yield lag
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 async def _measure(lag: LoopLag) -> None:

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import structlog
 import uvicorn
@@ -33,6 +33,7 @@ from bitel.dialers.lateness import packets_late
 from bitel.dialers.playlists import DurationOf, Playlists
 from bitel.dialers.sip_trunk import SipTrunkDialer
 from bitel.dialers.traces import Keep, Traces
+from bitel.dialing.claim_mark import ClaimMark
 from bitel.dialing.dispatcher import Dispatcher, Limits
 from bitel.dialing.journal import Journal
 from bitel.dialing.pressure import Strain
@@ -47,11 +48,20 @@ from bitel.notifications.conditions import ConditionWatcher, of_dialer
 from bitel.notifications.monitor import Condition
 from bitel.notifications.sending import build_sender
 from bitel.reloading import plan_reload
-from bitel.settings import DialerSettings, Settings, TraceSettings, split_address
+from bitel.retention import Retention
+from bitel.settings import (
+    DialerSettings,
+    RetentionSettings,
+    Settings,
+    TraceSettings,
+    split_address,
+)
 from bitel.shutdown import CLOSING_TIMEOUT, Shutdown
 from bitel.steady_clock import SteadyClock
+from bitel.storage_pressure import StoragePressure
 from bitel.store import engines, migrate, recordings
 from bitel.store.database import Database
+from bitel.supervision import background
 from bitel.voices.speech import SpeechOptions
 from bitel.voices.speech_library import SpeechLibrary
 from bitel.voices.storage import VoiceStore
@@ -171,6 +181,7 @@ async def running(
     stop = stop or asyncio.Event()
     shutdown = shutdown or Shutdown(settings.drain_timeout)
     _private_folder(settings)
+    in_force = [settings]
     clock = await asyncio.to_thread(SteadyClock.open, settings.data_dir)
     url = settings.effective_database_url
     if await asyncio.to_thread(migrate.upgrade, url):
@@ -201,6 +212,11 @@ async def running(
             )
             await stack.enter_async_context(_delivering(deliverer, shutdown))
             sources.deliverer = deliverer
+        pressure = StoragePressure(
+            database, settings.data_dir, lambda: in_force[0].notifications.disk_megabytes
+        )
+        sources.storage = pressure
+        await stack.enter_async_context(background("storage", pressure.run))
         bell = deliverer.ring if deliverer else lambda: None
         if role != "api":
             traces = Traces(settings.data_dir / "traces", _keep(settings.traces))
@@ -224,13 +240,12 @@ async def running(
             _notifying(settings, database, clock, list(zip(workers, dialers, strict=True)), role)
         )
         address = metrics_address = parts = None
-        in_force = [settings]
         page = Page(sources) if settings.metrics.enabled else None
         if role == "dialer" and page is not None and settings.metrics.bind:
             listener = build_listener(page, lambda: in_force[0].metrics.token.get_secret_value())
             place = split_address(settings.metrics.bind)
             metrics_address = await stack.enter_async_context(
-                _http(listener, place, "metrics.bind", shutdown)
+                _http(listener, place, "metrics.bind", shutdown, stop)
             )
         if role != "dialer":
             doorbells = dict(dispatchers)
@@ -255,12 +270,24 @@ async def running(
                     lambda: [each.dialer_id for each in workers if each.in_standby],
                     lambda: [each for each, dispatcher in dispatchers if dispatcher.claims_fail],
                 ),
+                ready_notes=lambda: _notes(pressure, in_force[0].retention),
             )
             http = settings.http
             address = await stack.enter_async_context(
-                _http(build_app(parts), (http.host, http.port), "http.port", shutdown)
+                _http(build_app(parts), (http.host, http.port), "http.port", shutdown, stop)
             )
         await stack.enter_async_context(_collecting([each for _, each in dispatchers]))
+        if role != "dialer":
+            # One process is enough: that with the API.
+            keeper = Retention(
+                database,
+                voices,
+                lambda: in_force[0].retention,
+                clock,
+                lambda: clock.date(clock()),
+                lambda: any(each.pressure.signs for _, each in dispatchers),
+            )
+            await stack.enter_async_context(background("retention", keeper.run))
 
         async def use(changed: Settings) -> None:
             for dialer in dialers:
@@ -322,6 +349,7 @@ def _dialer(
         journal=Journal(
             settings.data_dir / f"unsettled-{dialer.id}.journal", capacity=dialer.max_channels
         ),
+        mark=ClaimMark(settings.data_dir / f"dialer-{dialer.id}.mark"),
     )
     trunk.confirm_lease = dispatcher.confirm_lease
     return trunk, dispatcher
@@ -398,14 +426,11 @@ async def _close_database(database: Database, shutdown: Shutdown) -> None:
 @contextlib.asynccontextmanager
 async def _collecting(dispatchers: Sequence[Dispatcher]) -> AsyncIterator[None]:
     """Garbage, collected while no call is running."""
-    task = asyncio.create_task(
-        collect_when_quiet(lambda: not any(each.running for each in dispatchers))
+    quiet = functools.partial(
+        collect_when_quiet, lambda: not any(each.running for each in dispatchers)
     )
-    try:
+    async with background("garbage collector", quiet):
         yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 @contextlib.asynccontextmanager
@@ -413,14 +438,9 @@ async def _housekeeping(
     settings: Settings, database: Database, clock: SteadyClock
 ) -> AsyncIterator[None]:
     dialer_ids = [dialer.id for dialer in settings.dialers]
-    task = asyncio.create_task(
-        Housekeeper(database, dialer_ids, clock, save_clock=clock.save).run()
-    )
-    try:
+    housekeeper = Housekeeper(database, dialer_ids, clock, save_clock=clock.save)
+    async with background("housekeeping", housekeeper.run):
         yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 @contextlib.asynccontextmanager
@@ -453,13 +473,11 @@ async def _notifying(
         settings.currency,
         sender.put,
     )
-    tasks = [asyncio.create_task(sender.run()), asyncio.create_task(watcher.run())]
-    try:
+    async with (
+        background("sending notifications", sender.run),
+        background("looking for conditions", watcher.run),
+    ):
         yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @contextlib.asynccontextmanager
@@ -478,9 +496,12 @@ async def _dialing(
 
 @contextlib.asynccontextmanager
 async def _http(
-    app: FastAPI, place: tuple[str, int], setting: str, shutdown: Shutdown
+    app: FastAPI, place: tuple[str, int], setting: str, shutdown: Shutdown, stop: asyncio.Event
 ) -> AsyncIterator[tuple[str, int]]:
-    """An application, answering HTTP at `place`, which `setting` names; its address."""
+    """An application, answering HTTP at `place`, which `setting` names; its address.
+
+    `stop` is set if it ends by itself: a service that answers nothing must not go on.
+    """
     host, port = place
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -494,8 +515,14 @@ async def _http(
         ) from fault
     server = _Server(connection.config(app, timeout_graceful_shutdown=HTTP_PATIENCE))
     task = asyncio.create_task(server.serve([listener]))
+    task.add_done_callback(lambda _: stop.set())
     try:
-        await server.accepting.wait()
+        accepting = asyncio.create_task(server.accepting.wait())
+        await asyncio.wait({task, accepting}, return_when=asyncio.FIRST_COMPLETED)
+        accepting.cancel()
+        if task.done():
+            task.result()
+            raise BitelError(f"HTTP at {host}:{port} ended when it began; see the log")
         yield listener.getsockname()[:2]
     finally:
         patience = shutdown.left(HTTP_PATIENCE)
@@ -532,6 +559,15 @@ def _private_folder(settings: Settings) -> None:
         settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as fault:
         raise BitelError(f"data_dir {settings.data_dir} can't be made: {fault.strerror}") from fault
+
+
+def _notes(pressure: StoragePressure, keep: RetentionSettings) -> dict[str, Any]:
+    """What `/readyz` says beside whether the service is ready."""
+    kept = f"{keep.calls:g} days" if keep.calls else "ever"
+    return {
+        "warnings": list(pressure.warnings),
+        "storage": f"calls are kept for {kept}, and each takes 650 B to 1.5 kB of the database",
+    }
 
 
 def _places(service: Running, settings: Settings) -> dict[str, str]:

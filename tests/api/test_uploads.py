@@ -359,6 +359,38 @@ def test_what_a_killed_process_left_is_swept_away(tmp_path: Path) -> None:
     intake.sweep(tmp_path / "nowhere")
 
 
+def test_what_else_is_in_the_folder_stops_no_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file, a link, and what a second process sweeps at the same moment."""
+    hours_ago = time.time() - 2 * intake.STALE_SECONDS
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "kept").touch()
+    incoming = tmp_path / "incoming"
+    incoming.mkdir()
+    (incoming / "file").touch()
+    (incoming / "link").symlink_to(tmp_path / "elsewhere")
+    (incoming / "gone").mkdir()
+    (incoming / "locked").mkdir()
+    for path in (*incoming.iterdir(), tmp_path / "elsewhere"):
+        os.utime(path, (hours_ago, hours_ago))
+    rmtree = shutil.rmtree
+
+    def contended(path: Path) -> None:
+        if path.name == "locked":
+            raise PermissionError(13, "Permission denied")
+        rmtree(path)
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(shutil, "rmtree", contended)
+    intake.sweep(incoming)
+    assert sorted(path.name for path in incoming.iterdir()) == ["locked"]
+    assert (tmp_path / "elsewhere" / "kept").exists()
+    intake.sweep(incoming / "locked" / "none")
+    (tmp_path / "a file").touch()
+    intake.sweep(tmp_path / "a file")
+
+
 async def connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     host, port = url.removeprefix("http://").split(":")
     return await asyncio.open_connection(host, int(port))

@@ -249,7 +249,7 @@ async def test_an_unexpected_error_is_logged_and_registers_again(
         await until(lambda: calls.dialer.up)
         assert (await calls.call()).outcome is Outcome.ANSWERED
     said = "".join(capsys.readouterr())
-    assert "trunk_task_failed" in said
+    assert "task_failed" in said
     assert "RuntimeError: unforeseen" in said
 
 

@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from bitel.calls.call import CallStatus, Lane
 from bitel.calls.outcome import Attempted, Outcome
@@ -22,10 +23,11 @@ from bitel.dialing.dispatcher import (
     Dispatcher,
     Limits,
 )
-from bitel.store import calls, claims, leases, projects
+from bitel.store import calls, claims, leases, pausing, projects
 from bitel.store.claims import Claim
 from bitel.store.database import Database
 from bitel.store.leases import LostLease
+from bitel.store.pausing import Pause
 from tests.dialing.scripted import RING_TIMEOUT, TARIFF, Clock, Play, ScriptedDialer, at_work
 
 
@@ -456,6 +458,55 @@ async def test_channels_kept_for_passwords_are_used_by_nobody_else(play: Play) -
         assert {order.call_id for order in dialer.orders[3:]} < set(passwords)
         hold.set()
         await play.until_over([*campaign, *passwords])
+
+
+async def test_calls_that_may_not_run_yet_cost_the_database_no_writes(play: Play) -> None:
+    """Others are due, and only channels of passwords are free."""
+    hold = asyncio.Event()
+    dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED], hold=hold)
+    dispatcher = play.dispatcher(dialer, channels=5, otp_channels=2)
+    campaign = await play.place(10, Lane.BATCH)
+    async with at_work(dispatcher):
+        await play.dialled(dialer, 3)
+        await play.looked(dispatcher)
+        before = play.database.stats.units
+        for _ in range(5):
+            await play.looked(dispatcher)
+        assert play.database.stats.units == before
+        hold.set()
+        await play.until_over(campaign)
+
+
+async def test_what_is_paused_begins_nothing_until_it_is_resumed(play: Play) -> None:
+    dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED])
+    dispatcher = play.dispatcher(dialer)
+    pause = Pause("dialer", "main", "carrier at work", play.clock())
+    async with at_work(dispatcher):
+        first = await play.place(1)
+        await play.until_over(first)
+        await play.database.write(lambda conn: pausing.add(conn, pause))
+        second = await play.place(1)
+        with capture_logs() as logs:
+            await play.looked(dispatcher)
+        assert len(dialer.orders) == 1
+        [said] = [each for each in logs if each["event"] == "paused"]
+        assert said["reason"] == "carrier at work"
+        await play.database.write(lambda conn: pausing.remove(conn, "dialer", "main"))
+        dispatcher.ring()
+        await play.until_over(second)
+
+
+async def test_a_project_that_is_paused_holds_up_no_other_and_makes_no_load(play: Play) -> None:
+    other = await play.database.write(lambda conn: projects.create(conn, "other", play.clock()))
+    dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED])
+    dispatcher = play.dispatcher(dialer)
+    pause = Pause("project", play.project_id, "unpaid", play.clock())
+    await play.database.write(lambda conn: pausing.add(conn, pause))
+    await play.place(5, Lane.BATCH)
+    await play.place(2, Lane.BATCH, project_id=other.id)
+    async with at_work(dispatcher):
+        await play.dialled(dialer, 2)
+        assert {order.digits for order in dialer.orders} == {"123"}, "those of the other project"
 
 
 @pytest.mark.parametrize(

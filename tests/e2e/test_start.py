@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import httpx
 
 
 @contextmanager
@@ -89,3 +92,23 @@ def until_ignored(pid: int) -> None:
             return
         assert time.monotonic() < end
         time.sleep(0.005)
+
+
+def test_readiness_says_what_calls_cost_and_what_is_amiss(tmp_path: Path) -> None:
+    settings = "[http]\nport = 0\n[notifications]\ndisk_megabytes = 100000000\n"
+    with serving(tmp_path, settings + "[retention]\ncalls = 90\n") as (process, log):
+        port = re.search(r"http://127.0.0.1:(\d+)", until(log, "ready"))
+        assert port is not None
+        until(log, "storage_pressure")
+        answer = httpx.get(f"http://127.0.0.1:{port[1]}/readyz")
+        body = answer.json()
+        assert (answer.status_code, body["status"]) == (200, "ready")
+        assert body["storage"] == (
+            "calls are kept for 90 days, and each takes 650 B to 1.5 kB of the database"
+        )
+        [warning] = body["warnings"]
+        assert warning.startswith("the disk of data_dir has ")
+        page = httpx.get(f"http://127.0.0.1:{port[1]}/metrics").text
+        assert float(re.search(r"^bitel_database_bytes (\S+)$", page, re.M)[1]) > 0  # type: ignore[index]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0

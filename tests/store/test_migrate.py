@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from decimal import Decimal
@@ -135,6 +136,10 @@ def test_what_was_there_before_is_there_after(
         recording = database.read_now(lambda conn: recordings.find(conn, "p", "r"))
         assert recording is not None
         assert (recording.kind, recording.speech_key) == ("upload", None)
+        used_on = database.read_now(
+            lambda conn: conn.execute(text("SELECT used_on FROM recording")).scalar_one()
+        )
+        assert abs(used_on - recordings.day_of(time.time())) <= 1, "the day of the upgrade"
         lease, _ = database.write_now(lambda conn: leases.take_over(conn, "main", "w", 5.0, 77))
         (claimed,) = database.write_now(lambda conn: claims.claim(conn, lease, 9, 5.0))
         assert (claimed.call_id, claimed.recording_id, claimed.digits) == ("c", "r", "")

@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import select
 
 from bitel.calls.ids import new_id
 from bitel.errors import ConflictError
@@ -16,11 +17,12 @@ from bitel.store import (
     idempotency,
     project_deletion,
     projects,
+    recordings,
     tokens,
     webhooks,
 )
 from bitel.store.campaigns import Campaign
-from bitel.store.schema import metadata, placed_number, webhook_try
+from bitel.store.schema import metadata, placed_number, project, webhook_try
 from bitel.store.webhooks import Tried
 from tests.store.test_settling import answered
 
@@ -62,7 +64,7 @@ def delete(world: World) -> list[str]:
         for piece in project_deletion.recordings(world.database, world.project_id)
         for each in piece
     ]
-    project_deletion.delete_project(world.database, world.project_id)
+    project_deletion.delete_project(world.database, world.project_id, world.clock())
     return found
 
 
@@ -73,14 +75,20 @@ def test_all_rows_of_a_project_go_and_none_of_another(world: World) -> None:
     fill(other)
     both = counts(world)
     grown = {name for name in both if both[name] > before[name]}
-    # A cancel request goes with its attempt; dialers belong to no project.
-    assert grown == set(both) - {"dialer", "cancel_request"}
+    # A cancel request goes with its attempt; these others belong to no project, or are pauses.
+    assert grown == set(both) - {"dialer", "cancel_request", "pause", "retention_cursor"}
 
     assert delete(other) == [other.recording_id]
 
-    after = counts(world)
-    assert after == before
+    # The rows of a project and of its recordings stay, without a name.
+    assert counts(world) == before | {"project": 2, "recording": 2}
     assert world.do(lambda conn: projects.find(conn, "other")) is None
+    assert world.do(lambda conn: projects.by_id(conn, other.project_id)) is None
+    assert world.do(lambda conn: recordings.page(conn, other.project_id)) == []
+    names = world.do(lambda conn: conn.execute(select(project.c.name)).scalars().all())
+    assert set(names) == {"shop", other.project_id}
+    again = world.another("other")
+    assert again.project_id != other.project_id
 
 
 def test_more_rows_than_a_piece(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +97,7 @@ def test_more_rows_than_a_piece(world: World, monkeypatch: pytest.MonkeyPatch) -
     fill(world)
     delete(world)
     left = {name: count for name, count in counts(world).items() if count}
-    assert left == {"dialer": 1}
+    assert left == {"dialer": 1, "project": 1, "recording": 1}
 
 
 def test_a_project_with_open_calls_stays_and_is_disabled(world: World) -> None:
@@ -110,7 +118,7 @@ def test_a_project_with_open_calls_stays_and_is_disabled(world: World) -> None:
 def delete_checked(world: World) -> None:
     world.do(lambda conn: project_deletion.disable(conn, world.project_id))
     world.do(lambda conn: project_deletion.check_no_open_calls(conn, world.project_id))
-    project_deletion.delete_project(world.database, world.project_id)
+    project_deletion.delete_project(world.database, world.project_id, world.clock())
 
 
 def test_a_delivery_under_way_harms_no_other(world: World) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ipaddress
 import os
 import socket
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from bitel.webhooks import posting
 from bitel.webhooks.connecting import Address, Resolver
@@ -375,3 +377,39 @@ def certificates(folder: Path, name: str) -> tuple[ssl.SSLContext, ssl.SSLContex
 
     server.sni_callback = note
     return server, ssl.create_default_context(cafile=str(certificate))
+
+
+# The collector of cyclic garbage hardly ever runs in a service at work.
+
+SHORT_BODY = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nx"
+REFUSED = "http://127.0.0.1:9/"
+
+
+@pytest.mark.parametrize(
+    "answerer",
+    [answer(200), answer(503), raw(b"nonsense\r\n\r\n"), hang, raw(SHORT_BODY), None],
+    ids=["taken", "refused", "nonsense", "no answer", "short body", "no connection"],
+)
+def test_posts_leave_no_reference_cycles(answerer: Answerer | None) -> None:
+    async def main() -> list[object]:
+        limits = TimeLimits(connect=0.2, answer=0.05, body=0.05)
+        async with receiver(answerer or answer(200)) as one, poster(limits=limits) as sender:
+            url = one.url if answerer else REFUSED
+            for _ in range(3):
+                await sender.post(url, {}, BODY, NOW)
+            gc.collect()
+            gc.disable()
+            for _ in range(20):
+                await sender.post(url, {}, BODY, NOW)
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            try:
+                gc.collect()
+                return list(gc.garbage)
+            finally:
+                gc.set_debug(0)
+                gc.garbage.clear()
+                gc.enable()
+
+    # uvloop is what the service runs on; asyncio's own transports refer to themselves.
+    left = uvloop.run(main())
+    assert [type(each).__name__ for each in left] == []

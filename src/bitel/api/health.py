@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -46,7 +46,8 @@ async def readyz(request: Request) -> Response:
     """200 where calls can be placed and this process is to get requests; else 503 and why not."""
     ready = parts_of(request).ready
     why = await ready() if ready is not None else ""
-    body = {"status": "not ready", "reason": why} if why else {"status": "ready"}
+    body: dict[str, Any] = {"status": "not ready", "reason": why} if why else {"status": "ready"}
+    body |= parts_of(request).ready_notes()
     return Response(json.dumps(body), status_code=503 if why else 200, media_type=JSON)
 
 

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+import structlog
 from starlette.requests import ClientDisconnect, Request
 
 from bitel.api.multipart import OTHER_BYTES, FilePart
@@ -24,6 +25,8 @@ from bitel.store import recordings
 from bitel.store.recordings import Recording
 from bitel.voices import decoding, upload
 from bitel.voices.limits import DecodeLimits
+
+log = structlog.get_logger(__name__)
 
 IDLE_SECONDS: Final = 30.0
 """How long an upload may pause."""
@@ -120,8 +123,20 @@ def _make_folder(incoming: Path) -> str:
 
 def sweep(incoming: Path) -> None:
     """Remove what uploads left behind when a process was killed; those that may run are spared."""
-    if not incoming.is_dir():
+    try:
+        left = list(incoming.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
         return
-    for folder in incoming.iterdir():
-        if time.time() - folder.stat().st_mtime > STALE_SECONDS:
-            shutil.rmtree(folder)
+    for each in left:
+        try:
+            if time.time() - each.stat().st_mtime <= STALE_SECONDS:
+                continue
+            if each.is_dir() and not each.is_symlink():
+                shutil.rmtree(each)
+            else:
+                each.unlink()
+        except FileNotFoundError:
+            continue  # another process sweeps here too
+        except OSError as fault:
+            # It costs space and nothing else.
+            log.warning("upload_not_swept", path=str(each), fault=str(fault))

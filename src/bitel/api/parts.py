@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from starlette.requests import Request
 
@@ -44,6 +45,8 @@ class ApiParts:
     """The page of `/metrics`; None: there is none."""
     ready: Callable[[], Awaitable[str]] | None = None
     """Why `/readyz` says no; empty: it says yes. None: it always says yes."""
+    ready_notes: Callable[[], dict[str, Any]] = dict
+    """What `/readyz` says beside that."""
 
     @property
     def incoming(self) -> Path:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from fastapi import APIRouter
+from sqlalchemy import Connection
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -14,7 +16,7 @@ from bitel.api.describing import described
 from bitel.api.envelope import success
 from bitel.api.parts import parts_of
 from bitel.api.placing import dialers_of
-from bitel.store import leases
+from bitel.store import leases, pausing
 
 SEEN_WITHIN: Final = 15.0
 """Seconds since a dialer was last heard of, within which it counts as up."""
@@ -28,10 +30,17 @@ async def servers(request: Request, project: Owner) -> Response:
     same, and wait until it is back."""
     parts = parts_of(request)
     now = parts.clock()
-    up, paused = await parts.database.read(
-        lambda conn: (leases.dialers_up(conn, now, SEEN_WITHIN), leases.paused_reasons(conn))
-    )
     usable = dialers_of(parts.settings, project)
+    up, paused = await parts.database.read(
+        lambda conn: (leases.dialers_up(conn, now, SEEN_WITHIN), _paused(conn, usable))
+    )
     return success(
         [{"id": each, "up": up.get(each, False), "paused": paused.get(each)} for each in usable]
     )
+
+
+def _paused(conn: Connection, dialers: Sequence[str]) -> dict[str, str]:
+    """Why dialers place no calls, those that the operator has paused first."""
+    reasons = leases.paused_reasons(conn)
+    by_operator = {each: pausing.in_force(conn, each).reason for each in dialers}
+    return reasons | {each: reason for each, reason in by_operator.items() if reason}

@@ -16,6 +16,11 @@ def new_id(now: float) -> str:
     return _id(int(now * 1000), int.from_bytes(os.urandom(10), "big") >> 6)
 
 
+def first_id_at(at: float) -> str:
+    """An identifier that sorts before all that were made at `at` (Unix seconds) or later."""
+    return f"{max(0, int(at * 1000)):012x}{'0' * 20}"
+
+
 def new_ids(now: float, count: int) -> list[str]:
     """`count` identifiers made at `now` that sort in the order given (RFC 9562 §6.2, method 2)."""
     milliseconds = int(now * 1000)

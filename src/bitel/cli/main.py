@@ -9,14 +9,17 @@ import typer
 
 from bitel.cli import (
     attempts,
+    backup,
     calling,
     campaigns,
     checking,
     demo,
     dial,
     dnc,
+    erasing,
     init,
     ledger,
+    pausing,
     phone,
     projects,
     serve,
@@ -50,6 +53,10 @@ app.command("status")(calling.status)
 app.command("cancel")(calling.cancel)
 app.command("attempts")(attempts.attempts)
 app.command("ledger")(ledger.ledger)
+app.command("pause")(pausing.pause)
+app.command("resume")(pausing.resume)
+app.command("backup")(backup.backup)
+app.command("erase")(erasing.erase)
 app.command("dial")(dial.dial)
 app.command("check-config")(checking.check_config)
 app.command("servers")(checking.servers)

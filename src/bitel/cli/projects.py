@@ -295,7 +295,7 @@ def delete(
         # Audio first: what is deleted of a project whose rows are there can be deleted again.
         for ids in project_deletion.recordings(database, found.id):
             asyncio.run(delete_audio(ids))
-        project_deletion.delete_project(database, found.id)
+        project_deletion.delete_project(database, found.id, read_clock(settings)())
 
 
 def _row(project: Project) -> dict[str, Any]:

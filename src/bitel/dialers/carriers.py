@@ -23,6 +23,7 @@ from bitel.dialers.trunk import Trunk, bracketed, shown, uri_of
 from bitel.dialers.trunk_state import TrunkState
 from bitel.sip import Answered, Failed, OutgoingRequest, RequestDone
 from bitel.sip.grammar import Address
+from bitel.supervision import keep_running
 from bitel.transports.sip_transport import SipTransport
 
 log = structlog.get_logger(__name__)
@@ -423,23 +424,9 @@ class Carriers:
         return OutgoingRequest("OPTIONS", uri, address, from_uri, uri, headers=config.route)
 
     def _begin(self, name: str, work: Callable[[], Coroutine[None, None, None]]) -> None:
-        self._tasks.append(asyncio.create_task(keep_running(name, work)))
+        self._tasks.append(asyncio.create_task(keep_running(name, work, RESTART_PAUSE)))
 
 
 def _was_silent(failed: Failed) -> bool:
     """Whether a call was given up without a sign from the far end that it rang."""
     return failed.why == "canceled" and not failed.rang
-
-
-async def keep_running(name: str, work: Callable[[], Coroutine[None, None, None]]) -> None:
-    """Run `work` until it returns or is cancelled.
-
-    An unexpected error is logged, and `work` is called again after `RESTART_PAUSE`: without its
-    registration, or its own address, a dialer would place no calls until the next start.
-    """
-    while True:
-        try:
-            return await work()
-        except Exception:
-            log.exception("trunk_task_failed", task=name, again_in=RESTART_PAUSE)
-        await asyncio.sleep(RESTART_PAUSE)

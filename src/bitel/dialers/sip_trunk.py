@@ -14,7 +14,7 @@ import structlog
 from bitel.calls.budget import DEFAULT_HOLD, longest_call
 from bitel.calls.outcome import Attempted, Outcome
 from bitel.dialers.attempt import Attempt
-from bitel.dialers.carriers import Carriers, Passed, keep_running
+from bitel.dialers.carriers import RESTART_PAUSE, Carriers, Passed
 from bitel.dialers.config import SipTrunkConfig
 from bitel.dialers.hops import Dialled, Hop
 from bitel.dialers.identity import CallerIds, Identity, identity
@@ -45,6 +45,7 @@ from bitel.sip import (
     UserAgent,
 )
 from bitel.sip.sdp import Agreed, make_offer
+from bitel.supervision import keep_running
 from bitel.transports.sip_transport import Link, SipTransport
 from bitel.transports.tls import TlsFileError
 
@@ -190,7 +191,9 @@ class SipTrunkDialer:
         await self._streamer.start()
         self._carriers.start(self._transport)
         follow = partial(self._whereabouts.follow, self._move)
-        self._following = asyncio.create_task(keep_running("follow our address", follow))
+        self._following = asyncio.create_task(
+            keep_running("follow our address", follow, RESTART_PAUSE)
+        )
 
     async def close(self) -> None:
         """Take registrations back, stop the sender, close the socket."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -127,6 +127,37 @@ class Entry:
             str(head["detail"]),
             messages,
         )
+
+
+def erase(folder: Path, call_ids: Collection[str]) -> int:
+    """Overwrite the traces of calls in a folder of traces with blanks; how many attempts it was.
+
+    The files keep their length, so that a process that appends to them is not disturbed. Raises
+    OSError.
+    """
+    erased = 0
+    for path in [*names_of_files(folder), *names_of_files(folder / ERRORS)]:
+        try:
+            with path.open("r+b") as file:
+                for entry, at, size in list(Entry.scan(path)):
+                    if entry.call_id in call_ids:
+                        _blank(file, at, size)
+                        erased += 1
+        except FileNotFoundError:
+            continue  # it was the oldest, and has been removed meanwhile
+    return erased
+
+
+def _blank(file: BinaryIO, at: int, size: int) -> None:
+    """Overwrite an entry by one of the same length that says nothing."""
+    file.seek(at)
+    line = file.readline(LONGEST_HEAD)
+    head = json.loads(line)
+    head |= {"call": "", "attempt": "", "detail": ""}
+    blank = _TO_JSON(head).encode()
+    body = b" " * (size - len(line) - 1)
+    file.seek(at)
+    file.write(blank.ljust(len(line) - 1) + b"\n" + body)
 
 
 def _direction(word: str) -> Direction:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import structlog
@@ -24,6 +26,7 @@ from bitel.calls.outcome import Attempted, Outcome
 from bitel.calls.retry import Final as FinalVerdict
 from bitel.calls.retry import decide
 from bitel.calls.tariff import NOTHING, Tariff
+from bitel.dialing.claim_mark import ClaimMark
 from bitel.dialing.dialer import Dialer, Order
 from bitel.dialing.figures import Figures
 from bitel.dialing.journal import Journal
@@ -32,10 +35,11 @@ from bitel.dialing.pressure import Pressure, Strain
 from bitel.dialing.recording_faults import RecordingFaults
 from bitel.dialing.records import Records, apply_journal
 from bitel.errors import UnavailableError
-from bitel.store import claims, leases, settling
+from bitel.store import claims, leases, pausing, settling
 from bitel.store.claims import Claim, Room
 from bitel.store.database import Database
 from bitel.store.leases import Lease, LostLease, Recovered, TakeOverTerms, TrunkHistory
+from bitel.store.pausing import InForce
 from bitel.store.settling import HandBack, Settlement
 
 log = structlog.get_logger(__name__)
@@ -127,6 +131,7 @@ class Dispatcher:
         strain: Callable[[], Strain] = Strain,
         recording_faults: RecordingFaults | None = None,
         journal: Journal | None = None,
+        mark: ClaimMark | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         ahead: Callable[[], float] = lambda: 0.0,
     ) -> None:
@@ -137,6 +142,8 @@ class Dispatcher:
         self.recording_faults = recording_faults or RecordingFaults(dialer_id, monotonic)
         self._strain = strain
         self._journal = journal
+        self._mark = mark or ClaimMark(Path(os.devnull))
+        self._paused = pausing.NONE
         self._on_settled = on_settled
         self._dialer_id = dialer_id
         self._worker = worker
@@ -225,17 +232,17 @@ class Dispatcher:
         redial_after, last_invite = ring_timeout + REDIAL_MARGIN, STALE_CLAIM + ring_timeout
         if self._journal is not None:
             await apply_journal(self._database, self._dialer_id, self._journal, self._clock)
-        self._lease, recovered = await self._database.write(
-            lambda conn: leases.take_over(
-                conn,
-                self._dialer_id,
-                self._worker,
-                self._clock(),
-                redial_after,
-                last_invite,
-                terms,
+        mark = await asyncio.to_thread(self._mark.read)
+
+        def work(conn: Connection) -> tuple[Lease, Recovered]:
+            now = self._clock()
+            # Before the attempts that are open in it are dealt with.
+            pausing.pause_if_older(conn, self._dialer_id, mark, now)
+            return leases.take_over(
+                conn, self._dialer_id, self._worker, now, redial_after, last_invite, terms
             )
-        )
+
+        self._lease, recovered = await self._database.write(work)
         self._records = Records(self._database, self._lease, self._clock, self._journal)
         history = await self._database.read(
             lambda conn: leases.trunk_history(conn, self._dialer_id)
@@ -288,6 +295,7 @@ class Dispatcher:
             await asyncio.gather(*tasks, journaling, return_exceptions=True)
             if self._journal is not None:
                 self._journal.close()
+            self._mark.close()
 
     @property
     def lost(self) -> int:
@@ -403,8 +411,16 @@ class Dispatcher:
         room = self._room(allowed)
         lanes = tuple(Lane) if room.others > 0 else (Lane.OTP,)
         if not self._more_due:
-            due_at = await self._database.read(lambda conn: claims.next_due(conn, self._dialer_id))
-            wait = _POLL if due_at is None else due_at - self._clock()
+            due, paused = await self._database.read(
+                lambda conn: (
+                    claims.next_due(conn, self._dialer_id, lanes),
+                    pausing.in_force(conn, self._dialer_id),
+                )
+            )
+            self._note_pause(paused)
+            # What expires meanwhile is ended with the renewal of the lease.
+            at = None if paused.reason else due.earliest
+            wait = _POLL if at is None else at - self._clock()
             if wait > 0:
                 return min(wait, _POLL)
         claimed_at = self._monotonic()
@@ -414,6 +430,8 @@ class Dispatcher:
         self._doubtful.clear()
         if expired:
             self._on_settled()
+        if claimed:
+            self._mark.note(max(one.attempt_id for one in claimed))
         self._more_due = len(claimed) == allowed
         self._pacer.spend(len(claimed))
         self.figures.claimed += len(claimed)
@@ -422,7 +440,18 @@ class Dispatcher:
             self._last_project[claim.lane] = claim.project_id
             if number % AT_ONCE == 0:
                 await asyncio.sleep(_SPREAD * AT_ONCE / len(claimed))
-        return 0.0 if claimed else _LOOK_AGAIN
+        if claimed:
+            return 0.0
+        # Calls of a project that is paused stay due.
+        return _POLL if self._paused.projects else _LOOK_AGAIN
+
+    def _note_pause(self, paused: InForce) -> None:
+        if paused.reason != self._paused.reason:
+            if paused.reason:
+                log.warning("paused", dialer=self._dialer_id, reason=paused.reason)
+            else:
+                log.info("resumed", dialer=self._dialer_id)
+        self._paused = paused
 
     def _room(self, allowed: int) -> Room:
         """The share of each kind of `allowed` calls.
@@ -625,6 +654,7 @@ class Dispatcher:
                 pause = _AFTER_BUG
                 continue
             pause = _RENEW
+            await asyncio.to_thread(self._mark.sync)
             if expired:
                 self._on_settled()
             if not mine:

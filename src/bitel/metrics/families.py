@@ -24,15 +24,16 @@ from bitel.calls.outcome import Irregularity, Outcome
 from bitel.dialers.trunk import shown
 from bitel.dialing.pressure import LIMITS
 from bitel.histogram import Histogram
-from bitel.metrics.sources import DialerFigures, Snapshot
+from bitel.metrics.sources import DialerFigures, Snapshot, Storage
 from bitel.store.database import Database
 
 _DIALER: Final = ["dialer"]
+_VERSION: Final = version("bitel")  # read from a file, so once
 
 
 def build() -> Iterator[Metric]:
     """Which version this is."""
-    labels = {"version": version("bitel"), "python": platform.python_version()}
+    labels = {"version": _VERSION, "python": platform.python_version()}
     info = GaugeMetricFamily("bitel_build_info", "The version that runs.", labels=list(labels))
     info.add_metric(list(labels.values()), 1)
     yield info
@@ -253,6 +254,23 @@ def pauses(lag: Histogram, collector: Histogram) -> Iterator[Metric]:
         "How long a run of the collector of cyclic garbage took, all else waiting.",
         collector,
     )
+
+
+def storage(sizes: Storage) -> Iterator[Metric]:
+    """How large database and disk are, and what keeps the database from shrinking."""
+    state = sizes.state
+    for name, what, value in (
+        ("bitel_database_bytes", "Size of the database.", state.database),
+        ("bitel_sqlite_wal_bytes", "Size of SQLite's write-ahead log.", state.wal),
+        ("bitel_postgresql_dead_rows", "Rows that a vacuum is to remove.", state.dead_rows),
+        (
+            "bitel_postgresql_oldest_transaction_seconds",
+            "For how long the oldest snapshot has been in use, as far as our role may see.",
+            state.oldest_transaction,
+        ),
+        ("bitel_disk_free_bytes", "Free on the disk of data_dir.", sizes.disk_free),
+    ):
+        yield GaugeMetricFamily(name, what, value=value)
 
 
 def clock(gap: float) -> Metric:

@@ -99,5 +99,7 @@ def _all(sources: Sources, snapshot: Snapshot | None) -> Iterator[Metric]:
     yield from families.database(sources.database, reached=snapshot is not None)
     yield from families.pauses(sources.lag, sources.collector)
     yield families.clock(sources.clock_gap())
+    if sources.storage is not None:
+        yield from families.storage(sources.storage)
     if sources.deliverer is not None:
         yield from families.webhooks(sources.deliverer.running)

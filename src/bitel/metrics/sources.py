@@ -14,6 +14,7 @@ from bitel.histogram import Histogram
 from bitel.rtp.streamer import StreamerStats
 from bitel.store.database import Database
 from bitel.store.figures import Waiting
+from bitel.store.storage_state import StorageState
 
 __all__ = ["DialerFigures", "DialerSource", "Figures", "Outcome", "Snapshot", "Sources"]
 
@@ -51,6 +52,18 @@ class Deliverer(Protocol):
         """Tries under way."""
 
 
+class Storage(Protocol):
+    """What watches the sizes of database and disk."""
+
+    @property
+    def state(self) -> StorageState:
+        """Of the database."""
+
+    @property
+    def disk_free(self) -> int:
+        """Bytes on the disk of `data_dir`."""
+
+
 @dataclass(slots=True)
 class Sources:
     """All that this process can say; `dialers` grows while it starts."""
@@ -66,6 +79,8 @@ class Sources:
     """How long the collector of cyclic garbage kept it."""
     clock_gap: Callable[[], float] = lambda: 0.0
     """Seconds by which the system clock is ahead of `clock`."""
+    storage: Storage | None = None
+    """Sizes of database and disk."""
     deliverer: Deliverer | None = None
     """None where others deliver."""
     dialers: list[DialerSource] = field(default_factory=list)

@@ -23,6 +23,7 @@ from bitel.store import (
     leases,
     number_exclusion,
     one_time_passwords,
+    pausing,
     turns,
 )
 from bitel.store.bulk import Change, Query, given
@@ -96,12 +97,15 @@ def claim(
     one-time passwords are claimed; windows follow the system clock, which is `ahead` seconds ahead
     of `now`. Calls that have expired, whose number is on the do-not-call
     list by now, or that are superseded by a newer one-time password, end instead. Those whose
-    number is in another attempt of the project wait (see `number_exclusion`). Raises LostLease when
-    another worker has taken over.
+    number is in another attempt of the project wait (see `number_exclusion`), and so do all calls
+    of what is paused (see `pausing`). Raises LostLease when another worker has taken over.
     """
     room = limit if isinstance(limit, Room) else Room(limit, limit, limit)
     if not leases.holds(conn, lease):
         raise LostLease(f"another worker has taken over the dialer {lease.dialer_id}")
+    paused = pausing.in_force(conn, lease.dialer_id)
+    if paused.reason:
+        return []
     closed = turns.closed_now(conn, now, ahead)
     waiting = sorted(turns.with_waiting(conn, lease.dialer_id, lanes))
     if closed:
@@ -112,7 +116,9 @@ def claim(
     for turn in range(_LOOKS):
         # What can't be dialled must not take the room of what can, nor its project's turn.
         least = _LOOK_AT if turn else 0
-        picked = _pick(conn, lease.dialer_id, waiting, room, least, now, after_project, closed)
+        picked = _pick(
+            conn, lease.dialer_id, waiting, room, least, now, after_project, closed, paused.projects
+        )
         rows = _without_ended(conn, picked, now) if picked else []
         taken, parked = _take_shares(conn, lease, rows, room, now)
         claimed += taken
@@ -121,6 +127,8 @@ def claim(
         room = Room(room.channels - len(taken), room.others - others, max(0, room.otp - otp))
         if room.channels <= 0 or not (parked or len(rows) < len(picked)):
             break
+    if claimed:
+        pausing.note_claims(conn, lease.dialer_id, max(one.attempt_id for one in claimed))
     return claimed
 
 
@@ -163,6 +171,7 @@ def _pick(
     now: float,
     after_project: Mapping[Lane, str],
     closed: Mapping[str, float],
+    paused: frozenset[str],
 ) -> list[Any]:
     """Due calls, lane by lane; within one, a call of each project after the other.
 
@@ -175,7 +184,8 @@ def _pick(
         is_otp = lane is Lane.OTP
         most = max(room.channels, least) if is_otp else others
         if most > 0:
-            after, shut = after_project.get(lane, ""), {} if is_otp else closed
+            after = after_project.get(lane, "")
+            shut = {**dict.fromkeys(paused, now), **({} if is_otp else closed)}
             of_lane = turns.pick(conn, dialer_id, lane, most, now, after, shut)
             picked += turns.one_of_each(of_lane)
             others -= 0 if is_otp else len(of_lane)
@@ -265,10 +275,30 @@ def expire(conn: Connection, dialer_id: str, now: float, limit: int = 1000) -> i
     return len(ends)
 
 
-def next_due(conn: Connection, dialer_id: str) -> float | None:
-    """When a waiting call of the dialer becomes due or expires next; it may be in the past."""
-    (row,) = _NEXT_DUE.rows(conn, {"dialer_id": dialer_id})
-    return min((at for at in row if at is not None), default=None)
+class NextDue(NamedTuple):
+    """When something is to be done about waiting calls; None: not as things stand."""
+
+    due_at: float | None
+    expires_at: float | None
+
+    @property
+    def earliest(self) -> float | None:
+        """The earlier of both; it may be in the past."""
+        return min((at for at in self if at is not None), default=None)
+
+
+def next_due(conn: Connection, dialer_id: str, lanes: Collection[Lane] = tuple(Lane)) -> NextDue:
+    """When a waiting call of the dialer becomes due in one of the lanes, or in any lane expires."""
+    if len(lanes) == len(Lane):
+        (row,) = _NEXT_DUE.rows(conn, {"dialer_id": dialer_id})
+        return NextDue(row.due_at, row.expires_at)
+    (row,) = _NEXT_EXPIRY.rows(conn, {"dialer_id": dialer_id})
+    of_lanes = [
+        _NEXT_DUE_IN_LANE.rows(conn, {"dialer_id": dialer_id, "lane": int(lane)})[0].due_at
+        for lane in lanes
+    ]
+    due_at = min((at for at in of_lanes if at is not None), default=None)
+    return NextDue(due_at, row.expires_at)
 
 
 def in_flight(conn: Connection, dialer_id: str) -> int:
@@ -391,6 +421,14 @@ _NEXT_DUE: Final = Query(
         .where(*_of_dialer)
         .scalar_subquery()
         .label("expires_at"),
+    )
+)
+_NEXT_EXPIRY: Final = Query(
+    select(func.min(call.c.expires_at).label("expires_at")).where(*_of_dialer)
+)
+_NEXT_DUE_IN_LANE: Final = Query(
+    select(func.min(call.c.due_at).label("due_at")).where(
+        *_of_dialer, call.c.lane == bindparam("lane")
     )
 )
 _CLAIMED_AT = select(attempt.c.id, attempt.c.call_id, attempt.c.started_at).where(

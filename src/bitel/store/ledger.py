@@ -6,11 +6,17 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, select, text, update
 
-from bitel.calls.ids import new_id
+from bitel.calls.ids import first_id_at, new_id
 from bitel.errors import ConflictError, NotFoundError
-from bitel.store.schema import ledger_entry, project
+from bitel.store.chunks import in_equal_chunks
+from bitel.store.schema import attempt, ledger_entry, project
+
+DAY: Final = 86_400.0
+
+CARRIED: Final = "calls"
+"""The kind of an entry that stands for those of a day's calls, which are not kept any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +28,7 @@ class LedgerEntry:
     call_id: str | None
     attempt_id: str | None
     kind: str
-    """call or top-up."""
+    """call, top-up, or calls: those of a day that are not kept any more."""
     amount: Decimal
     created_at: float
     note: str = ""
@@ -59,6 +65,30 @@ def write_top_up(conn: Connection, project_id: str, amount: Decimal, now: float)
     conn.execute(insert(ledger_entry).values(entry))
 
 
+def carry_over(conn: Connection, calls: dict[str, list[str]]) -> None:
+    """Put the entries of calls that are deleted together: one for each project and day.
+
+    `calls` holds their ids, as the parameter `ids`. The sum of a project's entries stays the same.
+    """
+    rows = conn.execute(_OF_CALLS, calls).all()
+    sums: dict[tuple[str, int], Decimal] = {}
+    for row in rows:
+        key = (row.project_id, int(row.created_at // DAY))
+        sums[key] = sums.get(key, Decimal(0)) + row.amount
+    for some in in_equal_chunks([row.id for row in rows], len(calls["ids"])):
+        conn.execute(_DELETE, some)
+    for (project_id, day), amount in sums.items():
+        entry = {
+            # The id of a day and a project is the same each time.
+            "id": first_id_at(day * DAY)[:12] + project_id[12:],
+            "project_id": project_id,
+            "kind": CARRIED,
+            "amount": amount,
+            "at": day * DAY,
+        }
+        conn.execute(_CARRY, entry)
+
+
 _AFTER_ALL: Final = "g"  # identifiers are hex
 _ENTRIES = (
     select(ledger_entry)
@@ -67,6 +97,21 @@ _ENTRIES = (
     .order_by(ledger_entry.c.id.desc())
     .limit(bindparam("most"))
 )
+_OF_CALLS = select(
+    ledger_entry.c.id, ledger_entry.c.project_id, ledger_entry.c.amount, ledger_entry.c.created_at
+).where(
+    ledger_entry.c.attempt_id.in_(
+        select(attempt.c.id).where(attempt.c.call_id.in_(bindparam("ids", expanding=True)))
+    )
+)
+_CARRY = text(
+    """
+    INSERT INTO ledger_entry (id, project_id, kind, amount, created_at)
+    VALUES (:id, :project_id, :kind, :amount, :at)
+    ON CONFLICT (id) DO UPDATE SET amount = ledger_entry.amount + excluded.amount
+    """
+).bindparams(bindparam("amount", type_=ledger_entry.c.amount.type))
+_DELETE = delete(ledger_entry).where(ledger_entry.c.id.in_(bindparam("ids", expanding=True)))
 _TOP_UP = (
     update(project)
     .where(project.c.id == bindparam("the_project"), project.c.balance.is_not(None))

@@ -14,7 +14,7 @@ from bitel.store.database import Database
 from bitel.store.faults import Fault, StoreUnavailable
 from bitel.store.schema import metadata
 
-NEWEST: Final = "0007"
+NEWEST: Final = "0008"
 """The schema's revision that this program works with."""
 
 _INSUFFICIENT_PRIVILEGE: Final = "42501"

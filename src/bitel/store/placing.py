@@ -13,7 +13,7 @@ from sqlalchemy import Connection, String, insert, select
 from bitel.calls.budget import Budget
 from bitel.calls.call import Call, CallStatus, Lane, NewCall, NewCalls
 from bitel.errors import BitelError, InvalidRequestError
-from bitel.store import do_not_call, one_time_passwords, queueing, reserving, tally
+from bitel.store import do_not_call, one_time_passwords, queueing, recordings, reserving, tally
 from bitel.store.bulk import Change, Query, given
 from bitel.store.call_frequency import open_frequency
 from bitel.store.endings import CallEnd, end_calls
@@ -172,7 +172,10 @@ def _look_up(
 ) -> _Terms:
     # Recordings before budgets: a budget is what others wait for.
     wanted = [(one,) for one in recording_ids if one is not None]
-    playable = {(row.project_id, row.id) for row in _PLAYABLE.rows(conn, {"wanted": wanted})}
+    found = _PLAYABLE.rows(conn, {"wanted": wanted})
+    playable = {(row.project_id, row.id) for row in found}
+    today = recordings.day_of(now)
+    recordings.note_use(conn, [row.id for row in found if row.used_on < today], now)
     unwanted: dict[str, set[str]] = {project_id: set() for project_id in numbers}
     # Most projects have no list, and one look tells which have.
     for row in _HAVE_LISTS.rows(conn, {"asked": [(project_id,) for project_id in numbers]}):
@@ -228,7 +231,7 @@ def _as_placed(new: NewCall, unwanted: bool, now: float) -> Call:
 
 _wanted = given("wanted", id=String())
 _PLAYABLE = Query(
-    select(recording.c.id, recording.c.project_id)
+    select(recording.c.id, recording.c.project_id, recording.c.used_on)
     .where(recording.c.id.in_(select(_wanted.c.id)), recording.c.deleted_at.is_(None))
     .with_for_update(read=True, key_share=True)
 )

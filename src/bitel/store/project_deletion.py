@@ -1,4 +1,8 @@
-"""Deletes a project with all that it has, in pieces that delay no call of another project."""
+"""Deletes a project with all that it has, in pieces that delay no call of another project.
+
+The rows of the project itself and of its recordings stay, without a name: to delete one, the
+database would look for rows that refer to it, through all calls of all projects.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +17,21 @@ from sqlalchemy import (
     bindparam,
     delete,
     exists,
+    func,
     or_,
     select,
     tuple_,
+    update,
 )
 
 from bitel.errors import ConflictError
+from bitel.store import retention
 from bitel.store.chunks import in_chunks
 from bitel.store.database import Database
 from bitel.store.projects import change
 from bitel.store.schema import (
-    attempt,
     call,
     campaign,
-    cancel_request,
     do_not_call,
     idempotency_key,
     is_due,
@@ -36,8 +41,6 @@ from bitel.store.schema import (
     project,
     recording,
     token,
-    webhook_event,
-    webhook_try,
 )
 
 PIECE: Final = 500
@@ -68,7 +71,7 @@ def recordings(database: Database, project_id: str) -> Iterator[list[str]]:
         after = found[-1]
 
 
-def delete_project(database: Database, project_id: str) -> None:
+def delete_project(database: Database, project_id: str, now: float) -> None:
     """Delete all rows of a disabled project without open calls.
 
     What is interrupted can be begun again. Raises ConflictError where calls were placed meanwhile.
@@ -81,12 +84,19 @@ def delete_project(database: Database, project_id: str) -> None:
         while database.write_now(piece) == PIECE:
             pass
     database.read_now(partial(check_no_open_calls, project_id=project_id))
-    database.write_now(lambda conn: conn.execute(_DELETE_PROJECT, {"project_id": project_id}))
+    database.write_now(partial(_blank, project_id=project_id, now=now))
 
 
 def _recordings(conn: Connection, project_id: str, after: str) -> list[str]:
     wanted = {"project_id": project_id, "after": after, "most": PIECE}
     return list(conn.execute(_RECORDINGS, wanted).scalars())
+
+
+def _blank(conn: Connection, project_id: str, now: float) -> None:
+    wanted = {"the_project": project_id, "now": now}
+    conn.execute(_BLANK_RECORDINGS, wanted)
+    # Its id is no name that a project may have.
+    conn.execute(_BLANK_PROJECT, wanted)
 
 
 def _delete_piece(conn: Connection, statement: Delete, project_id: str) -> int:
@@ -100,8 +110,7 @@ def _delete_calls(conn: Connection, project_id: str, after: str) -> str | None:
         return None
     theirs = [row.id for row in window if row.project_id == project_id]
     for ids in in_chunks(theirs):
-        for statement in _DELETIONS_BY_CALL:
-            conn.execute(statement, ids)
+        retention.delete_by_call(conn, ids)
     last: str = window[-1].id
     return last
 
@@ -126,15 +135,6 @@ _RECORDINGS = (
     .order_by(recording.c.id)
     .limit(bindparam("most"))
 )
-_attempts = select(attempt.c.id).where(attempt.c.call_id.in_(_ids))
-_events = select(webhook_event.c.id).where(webhook_event.c.call_id.in_(_ids))
-_DELETIONS_BY_CALL: Final = (
-    delete(webhook_try).where(webhook_try.c.event_id.in_(_events)),
-    delete(webhook_event).where(webhook_event.c.call_id.in_(_ids)),
-    delete(cancel_request).where(cancel_request.c.attempt_id.in_(_attempts)),
-    delete(attempt).where(attempt.c.call_id.in_(_ids)),
-    delete(call).where(call.c.id.in_(_ids)),
-)
 
 
 def _by_project(table: Table) -> Delete:
@@ -155,7 +155,19 @@ _DELETIONS: Final = tuple(
         do_not_call,
         idempotency_key,
         ledger_entry,
-        recording,
     )
 )
-_DELETE_PROJECT = delete(project).where(project.c.id == bindparam("project_id"))
+_BLANK_RECORDINGS = (
+    update(recording)
+    .where(recording.c.project_id == bindparam("the_project"))
+    .values(
+        name="",
+        speech_key=None,
+        deleted_at=func.coalesce(recording.c.deleted_at, bindparam("now")),
+    )
+)
+_BLANK_PROJECT = (
+    update(project)
+    .where(project.c.id == bindparam("the_project"))
+    .values(name=project.c.id, webhook_secret=None, deleted_at=bindparam("now"))
+)

@@ -108,13 +108,14 @@ def by_id(conn: Connection, project_id: str) -> Project | None:
 def find(conn: Connection, name_or_id: str) -> Project | None:
     """The project of that name or id, if there is one."""
     either = or_(project.c.id == name_or_id, project.c.name == name_or_id)
-    row = conn.execute(select(*_SEEN).where(either)).one_or_none()
+    row = conn.execute(select(*_SEEN).where(either, _exists)).one_or_none()
     return _project(row) if row else None
 
 
 def listing(conn: Connection) -> list[Project]:
     """All projects, by name."""
-    return [_project(row) for row in conn.execute(select(*_SEEN).order_by(project.c.name))]
+    rows = conn.execute(select(*_SEEN).where(_exists).order_by(project.c.name))
+    return [_project(row) for row in rows]
 
 
 def with_balance_below(conn: Connection, limit: Decimal, most: int = 1000) -> list[Project]:
@@ -202,8 +203,12 @@ def _spent_so_far(conn: Connection, project_id: str) -> Decimal:
 
 
 # What the day's spending is counted with is `reserving`'s affair.
-_SEEN = [column for column in project.c if column.name not in ("spent_today", "spent_on")]
-_BY_ID = select(*_SEEN).where(project.c.id == bindparam("id"))
+_SEEN = [
+    column for column in project.c if column.name not in ("spent_today", "spent_on", "deleted_at")
+]
+# The row of a deleted project stays, as rows elsewhere may refer to it.
+_exists = project.c.deleted_at.is_(None)
+_BY_ID = select(*_SEEN).where(project.c.id == bindparam("id"), _exists)
 
 
 def _project(row: Row[*tuple[Any, ...]]) -> Project:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from sqlalchemy import Connection, bindparam, select, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -34,6 +34,18 @@ class Recording:
     """What says which text is spoken and how, in up to 64 characters; None for an upload."""
 
 
+def day_of(at: float) -> int:
+    """The day of a time in Unix seconds, counted since 1970 in UTC."""
+    return int(at // 86_400)
+
+
+def note_use(conn: Connection, ids: Collection[str], now: float) -> None:
+    """Write that calls with these recordings were placed today, where it is not known yet."""
+    today = day_of(now)
+    for some in in_chunks(ids):
+        conn.execute(_NOTE_USE, {**some, "today": today})
+
+
 def add(conn: Connection, new: Recording) -> Recording:
     """Remember a recording whose audio is stored; the one that the project has from now on.
 
@@ -42,7 +54,7 @@ def add(conn: Connection, new: Recording) -> Recording:
     dialect = sqlite if conn.dialect.name == "sqlite" else postgresql
     added = conn.execute(
         dialect.insert(recording)
-        .values(asdict(new))
+        .values(asdict(new) | {"used_on": day_of(new.created_at)})
         .on_conflict_do_nothing(
             index_elements=[recording.c.project_id, recording.c.speech_key],
             index_where=has_speech_key,
@@ -98,22 +110,13 @@ def remove(conn: Connection, project_id: str, recording_id: str, now: float) -> 
     conn.execute(gone.values(deleted_at=now, speech_key=None))
 
 
-def playable(conn: Connection, ids: Collection[str]) -> set[tuple[str, str]]:
-    """Those of the recordings that can be played, as (project, recording).
-
-    None of them can be deleted before the transaction ends.
-    """
-    return {
-        (row.project_id, row.id) for some in in_chunks(ids) for row in conn.execute(_PLAYABLE, some)
-    }
-
-
 def live(conn: Connection, ids: Collection[str]) -> set[str]:
     """Those of the ids that are recordings not deleted: stored audio of any other is an orphan.
 
     Audio is stored before its recording is added, so what has come lately is no orphan yet.
     """
-    return {recording_id for _, recording_id in playable(conn, ids)}
+    found = (conn.execute(_LIVE, some).scalars() for some in in_chunks(ids))
+    return {each for some in found for each in some}
 
 
 def removed_since(conn: Connection, since: float, limit: int = 1000) -> list[str]:
@@ -121,7 +124,15 @@ def removed_since(conn: Connection, since: float, limit: int = 1000) -> list[str
     return list(conn.execute(_REMOVED, {"since": since, "most": limit}).scalars())
 
 
-_ALIVE = select(*(c for c in recording.c if c.name != "deleted_at")).where(
+_NOTE_USE = (
+    update(recording)
+    .where(
+        recording.c.id.in_(bindparam("ids", expanding=True)),
+        recording.c.used_on < bindparam("today"),
+    )
+    .values(used_on=bindparam("today"))
+)
+_ALIVE = select(*(c for c in recording.c if c.name not in ("deleted_at", "used_on"))).where(
     recording.c.deleted_at.is_(None)
 )
 _OF_PROJECT = _ALIVE.where(recording.c.project_id == bindparam("project_id"))
@@ -137,10 +148,8 @@ _DURATION = select(recording.c.duration).where(
 )
 _NEEDED = select(call.c.id).where(call.c.recording_id == bindparam("recording_id"), is_waiting)
 _NEEDED = _NEEDED.limit(1)
-_PLAYABLE: Any = (
-    select(recording.c.id, recording.c.project_id)
-    .where(recording.c.id.in_(bindparam("ids", expanding=True)), recording.c.deleted_at.is_(None))
-    .with_for_update(read=True, key_share=True)
+_LIVE = select(recording.c.id).where(
+    recording.c.id.in_(bindparam("ids", expanding=True)), recording.c.deleted_at.is_(None)
 )
 _REMOVED = (
     select(recording.c.id)

@@ -130,6 +130,7 @@ project = Table(
     Column("unwanted_to_do_not_call", Boolean, nullable=False, server_default=false()),
     Column("hold_seconds", Integer, nullable=False, server_default=text("60")),
     Column("max_calls_per_number_per_day", Integer),  # NULL: no limit
+    Column("deleted_at", Double),  # its calls, recordings, ledger and tokens are gone
 )
 
 has_window = project.c.window.is_not(None)
@@ -157,6 +158,8 @@ recording = Table(
     Column("deleted_at", Double),
     Column("kind", String(8), nullable=False, server_default=text("'upload'")),
     Column("speech_key", String(64)),  # what it says and how; NULL: an upload, or deleted
+    # The day, since 1970, UTC, on which a call with it was placed last, or it was made.
+    Column("used_on", Integer, nullable=False, server_default=_ZERO),
     Index("ix_recording_project", "project_id", "id"),
     CheckConstraint("kind IN ('upload', 'speech')", name="kind"),
 )
@@ -370,6 +373,30 @@ dialer = Table(
     Column("up", Boolean, nullable=False, server_default=true()),  # a carrier can be reached
     Column("paused_reason", FreeText(200)),  # NULL: calls are placed
     Column("worked_at", Double),  # a call was last known to be delivered; NULL: never yet
+    Column("last_attempt", _Id, nullable=False, server_default=text("''")),  # of its claims
+)
+
+SERVICE: Final = "service"
+DIALER: Final = "dialer"
+PROJECT: Final = "project"
+
+pause = Table(
+    "pause",
+    metadata,
+    Column("scope", String(8), primary_key=True),
+    Column("target", String(64), primary_key=True),  # an id; of the service, empty
+    Column("reason", FreeText(200), nullable=False),
+    Column("at", Double, nullable=False),
+    # The database is from a backup: calls of before `at` may have been dialled since.
+    Column("is_restored", Boolean, nullable=False),
+    CheckConstraint("scope IN ('service', 'dialer', 'project')", name="scope"),
+)
+
+retention_cursor = Table(
+    "retention_cursor",
+    metadata,
+    Column("name", String(16), primary_key=True),
+    Column("last_id", _Id, nullable=False),  # rows up to this id have been dealt with
 )
 
 do_not_call = Table(

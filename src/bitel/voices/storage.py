@@ -46,6 +46,10 @@ CHECK_TIMEOUT: Final = 20.0
 
 WITHOUT_S3_SETTINGS: Final = S3Settings()
 
+LISTED: Final = 500
+"""Objects that are listed at a time."""
+
+_OBJECT: Final = re.compile(r"([0-9a-f]{32})\.[au]law")
 _ID: Final = re.compile(r"[0-9A-Za-z_-]{1,64}")
 
 
@@ -193,6 +197,19 @@ class VoiceStore:
         keys = [_key(recording_id, law) for law in SUFFIXES]
         with self._failures_named():
             await self._discard(keys)
+
+    async def stored_before(self, at: float) -> AsyncIterator[list[str]]:
+        """Yield the ids of recordings whose audio was stored before `at`, many at a time.
+
+        `at` is in Unix seconds by the system clock. Audio of recordings of which only one law is
+        there is among them. Raises UnavailableError.
+        """
+        with self._failures_named():
+            async for objects in obstore.list(self._store, chunk_size=LISTED):
+                names = [each["path"] for each in objects if each["last_modified"].timestamp() < at]
+                ids = {found[1] for name in names if (found := _OBJECT.fullmatch(name))}
+                if ids:
+                    yield sorted(ids)
 
     async def _discard(self, keys: list[str]) -> None:
         for key in keys:

@@ -130,7 +130,11 @@ class Deliverer:
         try:
             while not self._drained:
                 self._doorbell.clear()
-                await self._round()
+                try:
+                    await self._round()
+                except Exception:
+                    log.exception("webhook_round_broke")
+                    await asyncio.sleep(_AFTER_FAULT)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_POLL):
                         await self._doorbell.wait()

@@ -102,13 +102,18 @@ class _Reading:
         self.head: asyncio.Future[Head] = loop.create_future()
         self.end: asyncio.Future[None] = loop.create_future()
         self.reusable = False
-        self._parser = httptools.HttpResponseParser(self)
+        # It refers to us by our methods, so it is let go of at the end: the collector of cyclic
+        # garbage hardly ever runs.
+        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._headers: dict[str, str] = {}
         self._head_bytes = 0
         self._body_bytes = 0
 
     def feed(self, data: bytes) -> bool:
         """Read on; False when nothing more is wanted from this connection."""
+        if self._parser is None:
+            self.reusable = False  # something behind the end
+            return False
         if not self.head.done():
             self._head_bytes += len(data)
         try:
@@ -140,6 +145,7 @@ class _Reading:
         self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
+        assert self._parser is not None
         status = self._parser.get_status_code()
         if status < _FIRST_FINAL and status != _SWITCHING:
             self._headers = {}
@@ -151,6 +157,7 @@ class _Reading:
 
     def on_message_complete(self) -> None:
         if self.head.done() and not self.end.done():
+            assert self._parser is not None
             self.reusable = self._parser.should_keep_alive()
             self._finish()
 
@@ -161,6 +168,7 @@ class _Reading:
         self._finish()
 
     def _finish(self) -> None:
+        self._parser = None
         # A head without its whole body is an answer all the same.
         if not self.end.done():
             self.end.set_result(None)

@@ -98,10 +98,13 @@ class Poster:
             head = await self._exchange(targets.parse(url), headers, body)
         except (InvalidRequestError, ConnectFault, ExchangeError) as fault:
             error = _one_line(str(fault))
-        except TimeoutError:
+            _release(fault)
+        except TimeoutError as fault:
             error = f"no answer within {self._limits.answer:g} s"
+            _release(fault)
         except OSError as fault:
             error = _one_line(_words(fault))
+            _release(fault)
         else:
             asked_for = schedule.retry_after(head.headers, now)
             return Answer(head.status, "", time.monotonic() - begun, asked_for)
@@ -184,6 +187,19 @@ class Poster:
         if connection.uses == uses and connection in self._kept.get(origin, []):
             self._forget(origin, connection)
             connection.close()
+
+
+def _release(fault: BaseException | None) -> None:
+    """Have an error that was dealt with refer to no frame.
+
+    The future that it came by would keep it, and so the frames, and they the future, until the
+    collector of cyclic garbage runs, which it hardly ever does.
+    """
+    seen: set[int] = set()
+    while fault is not None and id(fault) not in seen:
+        seen.add(id(fault))
+        fault.__traceback__ = None
+        fault = fault.__cause__ or fault.__context__
 
 
 def _words(fault: OSError) -> str:

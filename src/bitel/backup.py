@@ -1,0 +1,192 @@
+"""A consistent copy of a running service: database, recordings and signing key.
+
+The copy of the database is stamped: it holds a pause, so that a service that is started with it
+dials nothing until the operator resumes it. Without that, calls that were open at the time of the
+backup, and have been made since, would be made again.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy import URL
+
+from bitel.api.tokens import KEY_FILE
+from bitel.errors import BitelError, ConflictError
+from bitel.store import engines
+
+VOICES: Final = "voices"
+DATABASE: Final = "bitel.db"
+DUMP: Final = "bitel.sql"
+
+_BUSY_SECONDS: Final = 30.0
+_PAGES: Final = 2000
+"""Pages that are copied between two looks for the end of the database."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backup:
+    """What was copied."""
+
+    folder: Path
+    database: Path
+    recordings: int
+    """Files: two of each recording; 0 where recordings are in an object store."""
+    bytes: int
+
+
+def make_backup(
+    folder: Path, data_dir: Path, database: URL, *, local_recordings: bool, now: float
+) -> Backup:
+    """Copy a service, running or not, into `folder`, which must not exist or be empty.
+
+    `now` is the Unix time of the stamp. Files are readable by their owner only. What is not
+    complete is in `folder` + `.part` until the end. Raises BitelError.
+    """
+    folder = folder.absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConflictError(f"{folder} is there already; name a folder that is new or empty")
+    part = folder.with_name(f"{folder.name}.part")
+    before = os.umask(0o077)
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(mode=0o700, parents=True)
+        voices = data_dir / VOICES
+        # What is deleted while the database is copied must be there, and what is new too.
+        if local_recordings:
+            _copy_recordings(voices, part / VOICES)
+        date = datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        reason = f"restored from the backup of {date} UTC"
+        if engines.is_sqlite(database):
+            copy = part / DATABASE
+            _copy_sqlite(Path(str(database.database)), copy, reason, now)
+        else:
+            copy = part / DUMP
+            _dump_postgresql(database, copy, reason, now)
+        if local_recordings:
+            _copy_recordings(voices, part / VOICES)
+        key = data_dir / KEY_FILE
+        if key.exists():
+            _copy(key, part / KEY_FILE)
+        files = [path for path in part.rglob("*") if path.is_file()]
+        for path in (*files, part):
+            _sync(path)
+        if folder.exists():
+            folder.rmdir()
+        part.rename(folder)
+        _sync(folder.parent)
+    except OSError as fault:
+        raise BitelError(f"the backup could not be made: {fault}") from fault
+    finally:
+        os.umask(before)
+    return Backup(
+        folder,
+        folder / copy.name,
+        sum(path.parent.name == VOICES for path in files),
+        sum((folder / path.relative_to(part)).stat().st_size for path in files),
+    )
+
+
+def _copy_recordings(source: Path, target: Path) -> None:
+    target.mkdir(mode=0o700, exist_ok=True)
+    for name in _names(source):
+        if not (target / name).exists():
+            try:
+                _copy(source / name, target / name)
+            except FileNotFoundError:
+                continue  # deleted meanwhile
+
+
+def _names(folder: Path) -> Iterator[str]:
+    if folder.is_dir():
+        with os.scandir(folder) as entries:
+            # Names with a dot in front are incomplete.
+            yield from (one.name for one in entries if one.is_file() and one.name[0] != ".")
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file that no longer changes; one that is half copied has another name."""
+    incomplete = target.with_name(f".{target.name}.part")
+    shutil.copyfile(source, incomplete)
+    incomplete.rename(target)
+
+
+def _copy_sqlite(source: Path, target: Path, reason: str, now: float) -> None:
+    """Copy the database as it is at one moment, while others write it, and stamp the copy."""
+    address = f"file:{_quoted(source)}?mode=ro"
+    try:
+        with (
+            closing(sqlite3.connect(address, uri=True, timeout=_BUSY_SECONDS)) as running,
+            closing(sqlite3.connect(target, isolation_level=None)) as copy,
+        ):
+            # One read transaction: pages that change meanwhile are copied as they were.
+            running.execute("BEGIN")
+            running.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            running.backup(copy, pages=-1)
+            running.execute("ROLLBACK")
+            copy.execute(
+                "INSERT OR REPLACE INTO pause (scope, target, reason, at, is_restored)"
+                " VALUES ('service', '', ?, ?, 1)",
+                (reason, now),
+            )
+            copy.execute("PRAGMA journal_mode = DELETE")  # one file, without a log beside it
+            (fault,) = copy.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.Error as error:
+        raise BitelError(f"the database {source} could not be copied: {error}") from error
+    if fault != "ok":
+        raise BitelError(f"the copy of the database {source} is damaged: {fault}")
+
+
+def _quoted(path: Path) -> str:
+    return str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+
+
+def _dump_postgresql(database: URL, target: Path, reason: str, now: float) -> None:
+    """Have pg_dump write SQL, and add the stamp to it."""
+    program = shutil.which("pg_dump")
+    if program is None:
+        raise BitelError(
+            "pg_dump is missing, which copies PostgreSQL; install PostgreSQL's client "
+            "(Debian, Ubuntu: apt-get install postgresql-client)"
+        )
+    url = database.set(drivername="postgresql")
+    # The password goes by the environment: others see the arguments of a process.
+    environment = {**os.environ, "PGPASSWORD": url.password or os.environ.get("PGPASSWORD", "")}
+    place = (url.username, None, url.host, url.port, url.database, url.query)
+    shown = URL.create("postgresql", *place).render_as_string()
+    options = ("--format=plain", "--no-owner", "--no-privileges", f"--file={target}")
+    done = subprocess.run(
+        [program, *options, f"--dbname={shown}"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        words = done.stderr.strip().splitlines() or ["no reason given"]
+        raise BitelError(f"pg_dump could not copy the database: {words[0]}")
+    with target.open("a") as file:
+        file.write(
+            "\n-- Nothing is dialled with this copy until `bitel resume`.\n"
+            "INSERT INTO public.pause (scope, target, reason, at, is_restored)"
+            f" VALUES ('service', '', '{reason}', {now!r}, true)"
+            " ON CONFLICT (scope, target) DO UPDATE SET reason = excluded.reason,"
+            " at = excluded.at, is_restored = true;\n"
+        )
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,52 @@
+"""Keeps background tasks running: an unexpected error is logged, and the task is begun again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Final
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+FIRST_PAUSE: Final = 1.0
+"""Seconds until a task is begun again; twice as long after each further error."""
+LONGEST_PAUSE: Final = 60.0
+SETTLED: Final = 300.0
+"""Seconds without an error after which the pause is the first one again."""
+
+
+async def keep_running(
+    name: str,
+    work: Callable[[], Coroutine[None, None, None]],
+    first_pause: float = FIRST_PAUSE,
+    longest_pause: float = LONGEST_PAUSE,
+) -> None:
+    """Run `work` until it returns or is cancelled, and again after an unexpected error."""
+    loop = asyncio.get_running_loop()
+    pause = first_pause
+    while True:
+        begun = loop.time()
+        try:
+            return await work()
+        except Exception:
+            if loop.time() - begun >= SETTLED:
+                pause = first_pause
+            log.exception("task_failed", task=name, again_in=pause)
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, longest_pause)
+
+
+@contextlib.asynccontextmanager
+async def background(
+    name: str, work: Callable[[], Coroutine[None, None, None]]
+) -> AsyncIterator[asyncio.Task[None]]:
+    """A task that is kept running inside the block, and cancelled behind it."""
+    task = asyncio.create_task(keep_running(name, work), name=name)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
