@@ -58,7 +58,7 @@ def find_pythons() -> dict[str, Path]:
     for version in VERSIONS:
         on_path = shutil.which(f"python{version}")
         candidates = [Path(on_path)] if on_path else []
-        # What stands on PATH may be pyenv's shim of a version that is not chosen.
+        # The one on PATH may be pyenv's shim of a version that is not chosen.
         candidates += sorted(pyenv.glob(f"{version}.*/bin/python{version}"), reverse=True)
         works = next(filter(_works, candidates), None)
         if works is not None:

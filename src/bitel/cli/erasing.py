@@ -26,7 +26,8 @@ def erase(
     """Remove a number from a project's calls, attempts, traces and stored answers.
 
     The calls and their prices stay, without the number and the digits that were keyed. Calls that
-    wait are canceled first. An entry on the do-not-call list stays, so that nobody calls again.
+    wait are canceled first. An entry on the do-not-call list stays, so that
+    the number is not called again.
     """
     from bitel.calls.numbers import to_e164
     from bitel.cli.trace import traces_folder

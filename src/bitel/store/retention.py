@@ -44,7 +44,7 @@ PIECE: Final = 300
 """Rows that one transaction looks at."""
 
 ERASED: Final = ""
-"""What stands in place of a number that is not kept any more."""
+"""The number of a call whose number is not kept any more."""
 
 Cursor = Literal["numbers"]
 
