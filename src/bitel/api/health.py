@@ -58,7 +58,7 @@ class Readiness:
         database: must answer within `DATABASE_SECONDS`.
         is_draining: whether the service is being stopped.
         standbys: the dialers of this process that wait for their lease.
-        failing: the dialers of this process that can't claim calls.
+        failing: the dialers of this process that can't claim calls or write their ends.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Readiness:
         if fault := await self._database_fault():
             return fault
         if failing := self._failing():
-            return f"the dialer {failing[0]} can't claim calls; its log says why"
+            return f"the dialer {failing[0]} can't claim calls or write their ends; see the log"
         return ""
 
     async def _database_fault(self) -> str:

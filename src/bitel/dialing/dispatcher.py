@@ -190,9 +190,14 @@ class Dispatcher:
 
     @property
     def claims_fail(self) -> bool:
-        """Whether every claim has failed for `CLAIMS_FAIL_AFTER` seconds: no call is dialled."""
+        """Whether for `CLAIMS_FAIL_AFTER` seconds every claim has failed, or an end of an attempt
+        could not be written: such ends keep their channels, until there is none for a claim."""
         since = self._failing_since
-        return since is not None and self._monotonic() - since >= CLAIMS_FAIL_AFTER
+        if since is not None and self._monotonic() - since >= CLAIMS_FAIL_AFTER:
+            return True
+        oldest = self._records.oldest_unwritten if self._lease.epoch else None
+        now = asyncio.get_running_loop().time()
+        return oldest is not None and now - oldest >= CLAIMS_FAIL_AFTER
 
     @property
     def running(self) -> int:
@@ -367,7 +372,6 @@ class Dispatcher:
             beat = loop.time() + _BEAT
             try:
                 pause = await self._claim_due()
-                self._failing_since = None
             except UnavailableError as fault:
                 log.warning("claim_failed", dialer=self._dialer_id, fault=str(fault))
                 self._failing_since = self._failing_since or self._monotonic()
@@ -417,6 +421,7 @@ class Dispatcher:
                     pausing.in_force(conn, self._dialer_id),
                 )
             )
+            self._failing_since = None
             self._note_pause(paused)
             # What expires meanwhile is ended with the renewal of the lease.
             at = None if paused.reason else due.earliest
@@ -428,6 +433,7 @@ class Dispatcher:
             lambda conn: self._expire_and_claim(conn, room, lanes)
         )
         self._doubtful.clear()
+        self._failing_since = None
         if expired:
             self._on_settled()
         if claimed:

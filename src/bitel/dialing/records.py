@@ -91,6 +91,11 @@ class Records:
         self._ringing: dict[str, tuple[float, float]] = {}
         self._ringing_timer: asyncio.TimerHandle | None = None
 
+    @property
+    def oldest_unwritten(self) -> float | None:
+        """Since when an end of an attempt has been waiting to be written (loop time), if one is."""
+        return min((one.since for one in self._unwritten.values()), default=None)
+
     def rang(self, attempt_id: str, rang_at: float) -> None:
         """Make durable that an attempt rings, within about twice `RINGING_DELAY`.
 
