@@ -108,7 +108,7 @@ def _dialers(
         if new is None:
             values.append(old)
             continue
-        # A registration goes on with the credentials that it was made with.
+        # The registrar keeps the credentials that it started with.
         reloadable = RELOADABLE_OF_DIALER - (_CREDENTIALS if old.register_ else frozenset())
         where = f"dialers.{old.id}."
         values.append(_chosen(where, old, new, reloadable, changed, needs_restart))

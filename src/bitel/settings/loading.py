@@ -194,8 +194,10 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
     both = dict(below)
     for key, value in above.items():
         old = both.get(key)
-        is_table = isinstance(old, Mapping) and isinstance(value, Mapping)
-        both[key] = _merged(old, value) if is_table else value  # type: ignore[arg-type]
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            both[key] = _merged(old, value)
+        else:
+            both[key] = value
     return both
 
 

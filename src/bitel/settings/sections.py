@@ -185,8 +185,8 @@ class TraceSettings(Section):
 
 
 class RetentionSettings(Section):
-    """For how long what is over is kept, in days; 0: for ever. A call takes 650 B to 1.5 kB of the
-    database. Traces have a section of their own."""
+    """Days until finished data is deleted; 0: never. A call takes 650 B to 1.5 kB of the database.
+    Traces have a section of their own."""
 
     calls: float = Field(default=0, ge=0, le=36_500)
     """Calls that are over, with their attempts and webhook events. The ledger keeps a sum for each

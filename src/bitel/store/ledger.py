@@ -16,7 +16,7 @@ from bitel.store.schema import attempt, ledger_entry, project
 DAY: Final = 86_400.0
 
 CARRIED: Final = "calls"
-"""The kind of an entry that stands for those of a day's calls, which are not kept any more."""
+"""The kind of an entry that is the sum of a day's entries whose calls were deleted."""
 
 
 @dataclass(frozen=True, slots=True)
