@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -113,3 +114,26 @@ def test_everything_is_json_where_json_is_asked_for() -> None:
 )
 def test_numbers_in_a_message_are_masked(text: str, shown: str) -> None:
     assert logs.without_numbers(text) == shown
+
+
+def test_a_flood_of_records_is_cut_and_counted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("bitel.logs.time.monotonic", lambda: now)
+    logs.configure("warning", json=False)
+    try:
+        for number in range(1000):
+            logging.getLogger("uvicorn.error").warning("malformed %s", number)
+        logging.getLogger("uvicorn.error").error("broken")
+        logging.getLogger("another").warning("fine")
+        now += 1
+        logging.getLogger("uvicorn.error").warning("malformed again")
+        written = capsys.readouterr().err
+    finally:
+        logging.basicConfig(handlers=[], force=True)
+        logging.captureWarnings(False)
+    assert written.count("malformed") == logs.RECORD_BURST + 1
+    assert "broken" in written
+    assert "fine" in written
+    assert "malformed again (800 lines before it were left out)" in written

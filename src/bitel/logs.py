@@ -7,6 +7,7 @@ import logging
 import re
 import sys
 import threading
+import time
 from types import TracebackType
 from typing import Final, Literal, TextIO, cast
 
@@ -51,6 +52,61 @@ def _unbuffered(stream: TextIO) -> TextIO:
     )
 
 
+class LineLimit:
+    """A token bucket for log lines that a stranger can cause.
+
+    `take` gives how many lines were left out since the last one, or None for one to leave out.
+    """
+
+    def __init__(self, per_second: float, burst: float) -> None:
+        self._per_second = per_second
+        self._burst = self._tokens = burst
+        self._at = time.monotonic()
+        self._left_out = 0
+
+    def take(self) -> int | None:
+        now = time.monotonic()
+        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_second)
+        self._at = now
+        if self._tokens < 1:
+            self._left_out += 1
+            return None
+        self._tokens -= 1
+        left_out, self._left_out = self._left_out, 0
+        return left_out
+
+
+class LimitRecords(logging.Filter):
+    """Passes so many records a second of each logger and level; the next one says how many were
+    left out.
+
+    For the records of libraries, which write one for each malformed request or message.
+    """
+
+    def __init__(self, per_second: float, burst: float) -> None:
+        super().__init__()
+        self._per_second = per_second
+        self._burst = burst
+        self._limits: dict[tuple[str, int], LineLimit] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to write `record`."""
+        key = record.name, record.levelno
+        limit = self._limits.get(key)
+        if limit is None:
+            limit = self._limits[key] = LineLimit(self._per_second, self._burst)
+        left_out = limit.take()
+        if left_out:
+            record.msg = f"{record.getMessage()} ({left_out} lines before it were left out)"
+            record.args = None
+        return left_out is not None
+
+
+RECORDS_PER_SECOND: Final = 20.0
+RECORD_BURST: Final = 200.0
+"""Records of the standard library that are written, of each logger and level."""
+
+
 def configure(level: Level, json: bool) -> None:
     """Send every log line at `level` or above to stderr, also those of libraries.
 
@@ -79,6 +135,7 @@ def configure(level: Level, json: bool) -> None:
         cache_logger_on_first_use=False,
     )
     handler = logging.StreamHandler(stream)
+    handler.addFilter(LimitRecords(RECORDS_PER_SECOND, RECORD_BURST))
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[

@@ -73,6 +73,22 @@ async def test_a_request_names_its_host_once(
         assert "Host" in envelope["message"]
 
 
+@pytest.mark.parametrize("path", ["/healthz", SINGLE, "/metrics", "/nowhere"])
+@pytest.mark.parametrize("order", ["ours first", "ours last"])
+async def test_a_request_has_one_authorization_header(
+    sqlite_stage: Stage, path: str, order: str
+) -> None:
+    tokens = [f"Bearer {sqlite_stage.token}", "Bearer other"]
+    if order == "ours last":
+        tokens.reverse()
+    async with sqlite_stage.client() as client:
+        del client.headers["authorization"]
+        headers = [("authorization", token) for token in tokens]
+        answer = await client.post(path, json=sqlite_stage.body(), headers=headers)
+    check(answer, 400, "InvalidRequest", "Authorization")
+    assert sqlite_stage.queued() == 0
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
 async def test_a_byte_order_mark_is_named(sqlite_stage: Stage, encoding: str) -> None:
     text = json.dumps(sqlite_stage.body())

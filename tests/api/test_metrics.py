@@ -39,11 +39,15 @@ def app_with(
 
 
 async def get(
-    app: FastAPI, client: tuple[str, int], path: str = "/metrics", **headers: str
+    app: FastAPI,
+    client: tuple[str, int],
+    path: str = "/metrics",
+    host: str = "127.0.0.1:8080",
+    **headers: str,
 ) -> httpx.Response:
     transport = httpx.ASGITransport(app=app, client=client)
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    async with httpx.AsyncClient(transport=transport, base_url="http://bitel") as http:
+    async with httpx.AsyncClient(transport=transport, base_url=f"http://{host}") as http:
         return await http.get(path, headers=named)
 
 
@@ -58,6 +62,13 @@ async def test_without_a_token_this_machine_reads(
     assert answer.headers["cache-control"] == "no-store"
 
 
+@pytest.mark.parametrize("host", ["localhost:8080", "LOCALHOST.", "127.8.0.1", "[::1]:8080"])
+async def test_without_a_token_this_machine_is_asked_by_its_own_name(
+    app_with: Callable[[str], FastAPI], host: str
+) -> None:
+    assert (await get(app_with(""), HERE, host=host)).status_code == 200
+
+
 async def test_without_a_token_nobody_else_does(app_with: Callable[[str], FastAPI]) -> None:
     app = app_with("")
     refused = [
@@ -67,6 +78,12 @@ async def test_without_a_token_nobody_else_does(app_with: Callable[[str], FastAP
         await get(app, HERE, x_forwarded_for="127.0.0.1"),
         await get(app, HERE, forwarded="for=192.0.2.7"),
         await get(app, HERE, x_real_ip="192.0.2.7"),
+        await get(app, HERE, x_forwarded_host="metrics.example"),
+        await get(app, HERE, via="1.1 proxy"),
+        await get(app, HERE, host="metrics.example"),
+        await get(app, HERE, host="localhost.example"),
+        await get(app, HERE, host="192.0.2.7:8080"),
+        await get(app, HERE, host="[2001:db8::1]:8080"),
     ]
     assert {each.status_code for each in refused} == {403}
     assert {each.json()["error"] for each in refused} == {"Forbidden"}

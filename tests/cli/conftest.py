@@ -32,11 +32,14 @@ class Shell:
         """The exit status, and what went to stdout and stderr."""
         self._capsys.readouterr()
         sys.argv = ["bitel", *arguments]
+        umask = os.umask(0o022)  # the command sets it for its process, which is this one here
         try:
             main.main()
             status: Any = 0
         except SystemExit as stop:
             status = stop.code or 0
+        finally:
+            os.umask(umask)
         out, err = self._capsys.readouterr()
         return status, out, err
 

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bitel.api.envelope import failure
 from bitel.errors import BitelError, InvalidRequestError, UnsupportedMediaError
-from bitel.logs import without_numbers
+from bitel.logs import LineLimit, without_numbers
 
 LINGER_BYTES: Final = 64 * 1024 * 1024
 LINGER_SECONDS: Final = 5.0
@@ -147,31 +147,7 @@ class _Exchange:
         _log.info("request_refused", code=refusal.code, project=project, message=message, **about)
 
 
-class _LineLimit:
-    """A token bucket for log lines that a stranger can cause.
-
-    `take` gives how many lines were left out since the last one, or None for one to leave out.
-    """
-
-    def __init__(self, per_second: float, burst: float) -> None:
-        self._per_second = per_second
-        self._burst = self._tokens = burst
-        self._at = time.monotonic()
-        self._left_out = 0
-
-    def take(self) -> int | None:
-        now = time.monotonic()
-        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_second)
-        self._at = now
-        if self._tokens < 1:
-            self._left_out += 1
-            return None
-        self._tokens -= 1
-        left_out, self._left_out = self._left_out, 0
-        return left_out
-
-
-_refusals: Final = _LineLimit(REFUSALS_PER_SECOND, REFUSAL_BURST)
+_refusals: Final = LineLimit(REFUSALS_PER_SECOND, REFUSAL_BURST)
 
 
 async def _answer(error: BitelError, scope: Scope, exchange: _Exchange) -> None:
@@ -189,6 +165,9 @@ def _objection(scope: Scope) -> BitelError | None:
         return InvalidRequestError(
             f"the request must have one Host header, and has {len(hosts) or 'none'}"
         )
+    # Which of them a proxy before us has looked at can't be known.
+    if sum(name == b"authorization" for name, _ in scope["headers"]) > 1:
+        return InvalidRequestError("the request must have one Authorization header, and has more")
     for name, value in scope["headers"]:
         codings = value.decode("latin-1").lower().split(",") if name == b"content-encoding" else ()
         for coding in codings:

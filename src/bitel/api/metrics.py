@@ -1,7 +1,8 @@
 """`/metrics`: figures for Prometheus, for those who may see them.
 
 They say how busy the service is and who its carriers are; so without a token only readers on this
-machine are answered, and not those whom a proxy in front of us names as coming from elsewhere.
+machine are answered, by a name of this machine, so that no web page can have a browser ask. Not
+answered are those whom a proxy in front of us passes on, as it may for readers elsewhere.
 """
 
 from __future__ import annotations
@@ -19,10 +20,14 @@ from bitel.api.envelope import failure
 from bitel.api.guard import Guard
 from bitel.api.parts import parts_of
 from bitel.errors import ForbiddenError, NotFoundError, UnauthorizedError
+from bitel.ip_addresses import embedded_ipv4
 
 MEDIA_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
-_FORWARDED: Final = ("forwarded", "x-forwarded-for", "x-real-ip")
+_FORWARDED: Final = frozenset(
+    {"forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip"}
+)
+"""Headers that a proxy adds, beside those that begin with `x-forwarded`."""
 
 MetricsPage = Callable[[], Awaitable[bytes]]
 
@@ -76,11 +81,24 @@ def check(request: Request, token: str) -> None:
 
 
 def _is_local(request: Request) -> bool:
-    if request.client is None or any(name in request.headers for name in _FORWARDED):
+    if request.client is None or any(map(_is_of_proxy, request.headers)):
         return False
+    return _is_loopback(request.client.host) and _names_loopback(request.headers.get("host", ""))
+
+
+def _is_of_proxy(header: str) -> bool:
+    return header in _FORWARDED or header.startswith("x-forwarded")
+
+
+def _names_loopback(host: str) -> bool:
+    """Whether a Host header names this machine, with or without a port."""
+    name = host.rpartition("]")[0].lstrip("[") if "[" in host else host.partition(":")[0]
+    return name.lower().removesuffix(".") == "localhost" or _is_loopback(name)
+
+
+def _is_loopback(host: str) -> bool:
     try:
-        address = ipaddress.ip_address(request.client.host)
+        address = ipaddress.ip_address(host)
     except ValueError:
         return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback
+    return (embedded_ipv4(address) or address).is_loopback

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -83,6 +84,8 @@ def options(
 
 def main() -> None:
     """Run the command line; exit status 0 on success, 1 on failure, 2 on wrong usage."""
+    # Recordings, the database and secrets are the service's alone, whatever it was started with.
+    os.umask(0o077)
     try:
         app()
     except BitelError as error:

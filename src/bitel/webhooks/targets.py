@@ -17,6 +17,7 @@ from typing import Final
 import httpx
 
 from bitel.errors import InvalidRequestError
+from bitel.ip_addresses import embedded_ipv4, special_purpose
 
 LONGEST_URL: Final = 2048
 """Characters."""
@@ -25,13 +26,6 @@ _LONGEST_NAME: Final = 253
 _NAME: Final = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?")
 _LOCAL_NAMES: Final = ("localhost", "localhost.")
 _PORTS: Final = {"http": 80, "https": 443}
-_GLOBAL_IPV6: Final = ipaddress.IPv6Network("2000::/3")
-_NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052 §2.1
-_IPV4_COMPATIBLE: Final = ipaddress.IPv6Network("::/96")  # RFC 4291 §2.5.5.1
-# Set aside since Python's own table was made: RFC 9637, RFC 4380, RFC 7526's relays.
-_ALSO_REFUSED: Final = tuple(
-    map(ipaddress.ip_network, ("3fff::/20", "2001::/32", "192.88.99.0/24"))
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +86,11 @@ def refusal(address: IPv4Address | IPv6Address) -> str | None:
 
     An IPv4 address inside an IPv6 one (mapped, 6to4, NAT64) is what counts.
     """
-    inner = _embedded(address)
-    judged = inner or address
-    word = _word(judged)
-    if word is None:
+    block = special_purpose(address)
+    if block is None:
         return None
-    return f"{address} is {word} address" + (f" ({inner})" if inner else "")
+    inner = embedded_ipv4(address)
+    return f"{address} is {block.kind} address" + (f" ({inner})" if inner else "")
 
 
 def _written_address(host: str) -> IPv4Address | IPv6Address | None:
@@ -111,31 +104,6 @@ def _written_address(host: str) -> IPv4Address | IPv6Address | None:
         return IPv4Address(socket.inet_aton(host))  # 127.1, 2130706433, 0x7f.1
     except OSError:
         return None
-
-
-def _embedded(address: IPv4Address | IPv6Address) -> IPv4Address | None:
-    if isinstance(address, IPv4Address):
-        return None
-    if address.ipv4_mapped or address.sixtofour:
-        return address.ipv4_mapped or address.sixtofour
-    inside = address in _NAT64 or (address in _IPV4_COMPATIBLE and int(address) > 0xFFFF)
-    return IPv4Address(int(address) & 0xFFFF_FFFF) if inside else None
-
-
-def _word(address: IPv4Address | IPv6Address) -> str | None:
-    if address.is_unspecified:
-        return "the unspecified"
-    if address.is_loopback:
-        return "a loopback"
-    if address.is_link_local:
-        return "a link-local"
-    if address.is_multicast:
-        return "a multicast"
-    if any(address in network for network in _ALSO_REFUSED if network.version == address.version):
-        return "a reserved"
-    if isinstance(address, IPv6Address) and address not in _GLOBAL_IPV6:
-        return "a private"
-    return None if address.is_global else "a private"
 
 
 def _wrong(why: str) -> InvalidRequestError:
