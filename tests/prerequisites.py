@@ -37,6 +37,14 @@ def need_openssl() -> None:
     need(shutil.which("openssl") is not None, "openssl is not installed, which makes certificates")
 
 
+def need_raw_sockets() -> None:
+    """The right to send packets with any header."""
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP).close()
+    except OSError as fault:
+        need(False, f"raw sockets are not allowed here ({fault})")
+
+
 def need_ipv6() -> None:
     """A loopback interface that has IPv6."""
     try:

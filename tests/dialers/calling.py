@@ -40,6 +40,11 @@ class Dialled:
         self.dialer = dialer
         self.count = 0
 
+    @property
+    def port(self) -> int:
+        """Where the dialer speaks SIP from."""
+        return self.dialer.sip_address[1]
+
     async def call(
         self, number: str = "+989121234567", recording: str | None = "recording", digits: str = ""
     ) -> Attempted:

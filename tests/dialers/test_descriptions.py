@@ -17,6 +17,7 @@ from bitel.dialers.leg import Leg
 from bitel.dialers.targets import Targets
 from bitel.rtp.streamer import FarEndError
 from bitel.sip import MediaChanged
+from bitel.sip.grammar import Address
 from bitel.sip.sdp import Agreed, Direction
 from tests.dialers.calling import running_call
 from tests.dialers.dns_server import Zone, dns_server
@@ -219,7 +220,7 @@ def change(host: str, port: int, direction: Direction = "sendrecv") -> MediaChan
 async def followed() -> AsyncIterator[tuple[Leg, Names, list[Agreed]]]:
     """An answered call, its look-ups, and what its media is to follow."""
     names, seen = Names(), list[Agreed]()
-    leg = Leg("call", lambda: None, names.resolve)
+    leg = Leg("call", Address("192.0.2.9", 5060), lambda: None, names.resolve)
     leg.follow_media(lambda changed: seen.append(changed.agreed))
     try:
         yield leg, names, seen
@@ -263,7 +264,7 @@ async def test_hold_does_not_wait_for_a_look_up() -> None:
 
 async def test_a_change_before_the_audio_begins_is_followed_then() -> None:
     names, seen = Names(), list[Agreed]()
-    leg = Leg("call", lambda: None, names.resolve)
+    leg = Leg("call", Address("192.0.2.9", 5060), lambda: None, names.resolve)
     leg.receive(change("media.test", 4000))
     await turns()
     leg.follow_media(lambda changed: seen.append(changed.agreed))

@@ -12,6 +12,7 @@ import pytest
 from bitel.calls.outcome import Attempted, Irregularity, Media, Outcome
 from bitel.dialers.leg import Leg
 from bitel.sip import KeyedDigits
+from bitel.sip.grammar import Address
 from tests.dialers.calling import running_call
 from tests.dialers.far_media import HOST, Ear, far_media
 
@@ -109,7 +110,9 @@ async def test_digits_by_info_count_before_the_first_packet_and_up_to_the_bye(
 
 def test_digits_by_info_are_bounded() -> None:
     async def collect() -> Leg:
-        leg = Leg("call", lambda: None, lambda host: asyncio.sleep(0, host))
+        leg = Leg(
+            "call", Address("192.0.2.9", 5060), lambda: None, lambda host: asyncio.sleep(0, host)
+        )
         for _ in range(100):
             leg.receive(KeyedDigits("call", "0123456789"))
         return leg

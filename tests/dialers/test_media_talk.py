@@ -17,6 +17,7 @@ from bitel.dialing.dialer import Order
 from bitel.rtp.packet import PTIMES
 from bitel.rtp.streamer import Streamer, StreamReport
 from bitel.sip import Ended, MediaChanged
+from bitel.sip.grammar import Address
 from bitel.sip.sdp import PACKET_LENGTHS, Agreed, Direction
 
 FAR = ("192.0.2.1", 4000)
@@ -228,7 +229,7 @@ async def test_a_call_whose_bye_is_lost_is_never_over_before_its_answer(
     order = Order("attempt", "call", "+989121234567", "recording")
     attempt = Attempt(order, 60.0, lambda: 1000.0 + now, lambda at: None, lambda: now)
     attempt.answered_at = answered
-    leg = attempt.leg = Leg("call", lambda: None, no_names)
+    leg = attempt.leg = Leg("call", Address("192.0.2.9", 5060), lambda: None, no_names)
     streamer = FakeStreamer()
     talk = attempt.talk = Talk(cast(Streamer, streamer), Patience())
     talk.begin(3000, Agreed("PCMA", 8, (101,), FAR, 20, "sendrecv"), [Path("clip")])

@@ -62,9 +62,12 @@ class Bench:
         self.now = 0.0
         self._sent: list[Sent] = []
         self._events: list[Event] = []
+        self.last_data = b""
+        """The datagram that was sent last."""
 
     def collect(self) -> None:
         self._sent += [Sent(self.now, d, to) for d, to in self.agent.datagrams_to_send()]
+        self.last_data = self._sent[-1].data if self._sent else self.last_data
         while (event := self.agent.next_event()) is not None:
             self._events.append(event)
 

@@ -13,6 +13,7 @@ import uvloop
 
 from bitel.sip import (
     Answered,
+    DeliveryDoubted,
     Event,
     Failed,
     Incoming,
@@ -70,18 +71,20 @@ def free_port() -> Address:
 
 
 async def dead_trunk(caller: Party, callee: Party) -> None:
-    """ICMP fails the calls to a port where nobody listens, and hurts nobody else's."""
+    """ICMP casts doubt on the calls to a port where nobody listens, and ends none."""
     dead = free_port()
-    doomed = {caller.invite(dead) for _ in range(3)}
+    doubted = {caller.invite(dead) for _ in range(3)}
     caller.invite(callee.at())
     await caller.until(Answered)
     async with asyncio.timeout(10):
-        while len([e for e in caller.events if isinstance(e, Failed)]) < 3:
+        while len([e for e in caller.events if isinstance(e, DeliveryDoubted)]) < 3:
             caller.changed.clear()
             await caller.changed.wait()
-    failures = [event for event in caller.events if isinstance(event, Failed)]
-    assert {event.call_id for event in failures} == doomed
-    assert {(event.code, event.why) for event in failures} == {(503, "transport")}
+    doubts = [event for event in caller.events if isinstance(event, DeliveryDoubted)]
+    assert {(event.call_id, event.destination) for event in doubts} == {
+        (call_id, dead) for call_id in doubted
+    }
+    assert not [event for event in caller.events if isinstance(event, Failed)]
     # The socket is still being read.
     caller.events.clear()
     callee.events.clear()

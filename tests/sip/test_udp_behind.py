@@ -6,6 +6,7 @@ import asyncio
 import socket
 
 from bitel.sip.grammar import Address
+from bitel.transports.icmp import DeliveryError
 from bitel.transports.udp_socket import MAX_BATCH, UdpSocket, datagram_socket
 
 
@@ -18,7 +19,10 @@ class Reader:
     def datagrams_came(self, datagrams: list[tuple[bytes, Address]]) -> None:
         self.batches.append(len(datagrams))
 
-    def datagrams_failed(self, destinations: list[Address]) -> None:
+    def datagram_failed(self, destination: Address) -> None:
+        raise AssertionError("nothing was sent")
+
+    def delivery_errors(self, errors: list[DeliveryError]) -> None:
         raise AssertionError("nothing was sent")
 
 

@@ -154,8 +154,11 @@ class Carriers:
         """An IP address of `host`, as `Targets.find_host` finds it."""
         return await self._targets.find_host(host)
 
-    def start(self, transport: SipTransport) -> None:
-        """Register where that is wanted, and ping."""
+    def start(self, transport: SipTransport, on_silence: Callable[[Address], None]) -> None:
+        """Register where that is wanted, and ping.
+
+        `on_silence` is called with an address that was doubted and does not answer.
+        """
         config, agent = self._config, transport.agent
         asker = self._asker = Asker(transport)
         self._pinger = Pinger(
@@ -164,6 +167,7 @@ class Carriers:
             self._all_addresses,
             config.ping_interval,
             lambda address: self._options_to(address, agent.config.sent_by),
+            on_silence,
         )
         self._begin("ping trunks", self._pinger.run)
         if not config.register or config.credentials is None:
@@ -196,6 +200,11 @@ class Carriers:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
         await asyncio.gather(*(registrar.leave() for registrar in self._registrars.values()))
+
+    def doubt(self, address: Address) -> None:
+        """Ask whether `address` is there: an ICMP error, perhaps forged, says that it is not."""
+        if self._pinger is not None:
+            self._pinger.doubt(address)
 
     def receive(self, done: RequestDone) -> None:
         """Take the answer to a REGISTER or an OPTIONS."""

@@ -75,15 +75,16 @@ class Health:
             state.rests_until = 0.0
         self.answered(address)
 
-    def missed_ping(self, address: Address) -> None:
-        """A ping got no response. It does not count where calls are answered and pings never are:
-        some carriers ignore OPTIONS."""
+    def missed_ping(self, address: Address) -> bool:
+        """A ping got no response; whether that counts. It does not where calls are answered and
+        pings never are: some carriers ignore OPTIONS."""
         state = self._of(address)
         state.missed += 1
         if state.answers_calls and not state.answers_pings:
-            return
+            return False
         if state.missed >= PINGS_MISSED:
             self._down(address, "it answers no OPTIONS; if it never does, set ping_interval = 0")
+        return True
 
     def answered(self, address: Address) -> None:
         """The address has responded, and is no longer down."""

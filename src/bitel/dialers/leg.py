@@ -9,6 +9,7 @@ from collections.abc import Callable
 from bitel.dialers.media_address import MediaAddresses, Resolve
 from bitel.rtp.dtmf import MAX_DIGITS
 from bitel.sip import Answered, Ended, Ending, Event, Failed, KeyedDigits, MediaChanged, Provisional
+from bitel.sip.grammar import Address
 from bitel.sip.sdp import Agreed
 
 
@@ -20,6 +21,7 @@ class Leg:
         "_follow",
         "_media",
         "_ringing",
+        "address",
         "call_id",
         "decided",
         "digits",
@@ -28,11 +30,15 @@ class Leg:
         "ending",
     )
 
-    def __init__(self, call_id: str, ringing: Callable[[], None], resolve: Resolve) -> None:
-        """`resolve` looks up the host names in the far end's session descriptions."""
+    def __init__(
+        self, call_id: str, address: Address, ringing: Callable[[], None], resolve: Resolve
+    ) -> None:
+        """The INVITE was sent to `address`. `resolve` looks up the host names in the far end's
+        session descriptions."""
         loop = asyncio.get_running_loop()
         self._addresses = MediaAddresses(resolve)
         self.call_id = call_id
+        self.address = address
         self._ringing: Callable[[], None] | None = ringing
         self.decided: asyncio.Future[Answered | Failed] = loop.create_future()
         self.ending: asyncio.Future[None] = loop.create_future()

@@ -36,6 +36,7 @@ from bitel.rtp.streamer import FarEndError, NoPortError, SenderFailedError, Stre
 from bitel.sip import (
     AgentConfig,
     Answered,
+    DeliveryDoubted,
     Ended,
     Event,
     Failed,
@@ -44,6 +45,7 @@ from bitel.sip import (
     RequestDone,
     UserAgent,
 )
+from bitel.sip.grammar import Address, HostPort
 from bitel.sip.sdp import Agreed, make_offer
 from bitel.supervision import keep_running
 from bitel.transports.sip_transport import Link, SipTransport
@@ -138,6 +140,11 @@ class SipTrunkDialer:
         return 0.0 if self._transport is None else self._transport.behind
 
     @property
+    def sip_address(self) -> HostPort:
+        """The address and port that SIP is spoken from, once started."""
+        return self._sip.local
+
+    @property
     def streamer(self) -> Streamer:
         """The RTP side, for its figures."""
         return self._streamer
@@ -189,7 +196,7 @@ class SipTrunkDialer:
             raise BitelError(f"SIP can't be spoken over TLS: {fault}") from fault
         self._transport.confirm_lease = self.confirm_lease
         await self._streamer.start()
-        self._carriers.start(self._transport)
+        self._carriers.start(self._transport, self._address_is_silent)
         follow = partial(self._whereabouts.follow, self._move)
         self._following = asyncio.create_task(
             keep_running("follow our address", follow, RESTART_PAUSE)
@@ -436,7 +443,7 @@ class SipTrunkDialer:
             attempt.leg.close()
         sip = self._sip
         call_id = sip.agent.invite(invitation, sip.now())
-        leg = Leg(call_id, attempt.ringing, self._carriers.find_host)
+        leg = Leg(call_id, hop.address, attempt.ringing, self._carriers.find_host)
         attempt.leg = self._legs[leg.call_id] = leg
         if self._watch:
             self._watch.invited(attempt.order, leg.call_id)
@@ -483,7 +490,16 @@ class SipTrunkDialer:
         self._sip.agent.give_up(leg.call_id, self._sip.now())
         self._sip.flush()
 
+    def _address_is_silent(self, address: Address) -> None:
+        """Give up the INVITEs to `address` without a response, so that another is tried."""
+        for leg in list(self._legs.values()):
+            if leg.address == address and not leg.decided.done():
+                self._sip.after_reading(partial(self._give_up, leg))
+
     def _receive(self, event: Event) -> None:
+        if isinstance(event, DeliveryDoubted):
+            self._carriers.doubt(event.destination)
+            return
         leg = self._legs.get(event.call_id)
         if leg is not None:
             leg.receive(event)

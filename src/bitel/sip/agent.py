@@ -18,10 +18,10 @@ from dataclasses import dataclass
 
 from bitel.sip.config import AgentConfig
 from bitel.sip.core import Core
-from bitel.sip.events import Event
+from bitel.sip.events import DeliveryDoubted, Event
 from bitel.sip.grammar import Address, HostPort
 from bitel.sip.incoming_call import IncomingCall
-from bitel.sip.message import BodyLengthError, MessageError, Response, parse
+from bitel.sip.message import BodyLengthError, MessageError, Response, parse, quoted_branch
 from bitel.sip.outgoing_call import Invitation, OutgoingCall
 from bitel.sip.outgoing_request import OutgoingRequest, RequestUnderWay
 from bitel.sip.router import (
@@ -151,6 +151,18 @@ class UserAgent:
         events = self._core.events
         return events.popleft() if events else None
 
+    def receive_delivery_error(self, quoted: bytes, destination: Address) -> None:
+        """Take an ICMP error about a datagram to `destination` that begins with `quoted`.
+
+        Anyone can send one. So it counts only if it quotes the branch of a request that went there
+        and has no response yet, and then only as `DeliveryDoubted`, once for each request.
+        """
+        branch = quoted_branch(quoted)
+        method = quoted.partition(b" ")[0].decode("latin-1")
+        transaction = self._core.client_transactions.get((branch, method)) if branch else None
+        if transaction is not None and transaction.doubt_delivery(destination):
+            self._core.events.append(DeliveryDoubted(transaction.request.call_id, destination))
+
     def transport_failed(
         self,
         destination: Address,
@@ -160,8 +172,8 @@ class UserAgent:
         unacknowledged: Container[bytes] | None = None,
         moved: Container[bytes] = (),
     ) -> None:
-        """A datagram could not be delivered (ICMP, or an error from sending), a connection not be
-        had, or one that stood was `lost`.
+        """This machine can't send to `destination`, a connection there could not be had, or one that
+        stood was `lost`.
 
         Requests to that destination which nobody has answered yet fail at once. Those that may
         have been lost with their connection are sent once more, over another.

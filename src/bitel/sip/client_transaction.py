@@ -90,6 +90,7 @@ class ClientTransaction:
         "_core",
         "_data",
         "_delivered",
+        "_doubted",
         "_interval",
         "_repeating",
         "_resent",
@@ -116,7 +117,7 @@ class ClientTransaction:
         self._repeating: Timer | None = None
         self._waiting: Timer | None = None
         self._by_udp: Address | None = None
-        self._resent = self._silenced = self._delivered = False
+        self._resent = self._silenced = self._delivered = self._doubted = False
         self._table: Table
         self.request: ClientRequest
         self.destination: Address
@@ -221,6 +222,14 @@ class ClientTransaction:
         self._enter(_TERMINATED)
         request = self.request._replace(via=core.new_via(_UDP))
         self._begin(request, request.to_bytes(), destination, now)
+
+    def doubt_delivery(self, destination: Address) -> bool:
+        """Whether this is the first doubt about a request to `destination` with no response yet."""
+        is_first = not self._doubted and self.state in _UNANSWERED
+        if not is_first or destination != self.destination:
+            return False
+        self._doubted = True
+        return True
 
     def stop_repeating(self) -> None:
         """Send the request no more, but go on waiting for what answers it."""

@@ -102,7 +102,7 @@ class Core:
         self.server_transactions: dict[ServerKey, ServerTransaction] = {}
         # Those of INVITEs outside a dialog, to detect merged requests (§8.2.2.2).
         self.invites_under_way: dict[MergeKey, ServerTransaction] = {}
-        # By destination, those that an ICMP error or a lost connection there concerns: requests
+        # By destination, those that a lost connection or an error there concerns: requests
         # without an answer, and over streams also INVITEs with no final one.
         self.unanswered: dict[Address, dict[ClientTransaction, None]] = {}
         # Calls that were given up, kept for an answer that comes too late, oldest first.

@@ -146,6 +146,17 @@ class Withdrawn:
 
 
 @dataclass(frozen=True, slots=True)
+class DeliveryDoubted:
+    """An ICMP error quotes a request without a response yet, sent to `destination`.
+
+    It may be forged: a reason to ask there whether requests arrive, and none to end anything.
+    """
+
+    call_id: str
+    destination: Address
+
+
+@dataclass(frozen=True, slots=True)
 class RequestDone:
     """A request outside any call is over: a final response, 408 for none, 503 where none could be.
 
@@ -173,5 +184,6 @@ Event = (
     | Incoming
     | Confirmed
     | Withdrawn
+    | DeliveryDoubted
     | RequestDone
 )

@@ -23,6 +23,7 @@ _VIA = re.compile(
     re.IGNORECASE | re.ASCII,
 )
 _BRANCH = re.compile(r";\s*branch\s*=\s*([^;,\s]+)", re.IGNORECASE)
+_QUOTED_BRANCH = re.compile(rb";branch=([A-Za-z0-9]{1,256})(?=[;,\r\n])")
 _URI_OF_START_LINE = re.compile(r'[^\s<>"]+\Z')
 _NOTHING_BETWEEN = re.compile(r"[;,]\s*[;,]")
 MAX_CSEQ = 2**31
@@ -296,6 +297,13 @@ def _branch_of(via: str) -> str:
         return branch
     found = _BRANCH.search(via if "," not in via else split_list(via)[0])
     return found[1] if found else ""
+
+
+def quoted_branch(quoted: bytes) -> str:
+    """The branch in the beginning of a message as an ICMP error quotes it; "" where it has none,
+    or may be cut short."""
+    found = _QUOTED_BRANCH.search(quoted)
+    return found[1].decode("latin-1") if found else ""
 
 
 def _check_request(request: Request) -> None:

@@ -98,8 +98,8 @@ INVITE_CLIENT: Table = {
     (S.ACCEPTED, X.SUCCESS): (S.ACCEPTED, (A.TELL,)),
     (S.ACCEPTED, X.TIMER_M): (S.TERMINATED, ()),
 }
-"""§17.1.1 and RFC 6026 §7.2. An ICMP error counts only before any response: once there
-was a 1xx the INVITE is no longer being sent, so the error is about something else."""
+"""§17.1.1 and RFC 6026 §7.2. A failure of the transport counts only before any response: once
+there was a 1xx the INVITE is no longer being sent, so that it is about something else."""
 
 NON_INVITE_CLIENT: Table = {
     (S.TRYING, X.TIMER_E): (S.TRYING, (A.RESEND, A.START_E)),

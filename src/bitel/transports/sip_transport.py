@@ -22,6 +22,7 @@ from typing import Literal
 from bitel.sip.agent import UserAgent
 from bitel.sip.events import Event
 from bitel.sip.grammar import MAX_PORT, Address, HostPort, Transport
+from bitel.transports.icmp import DeliveryError
 from bitel.transports.listener import Door, Listener, listening_socket
 from bitel.transports.liveness import StreamLimits
 from bitel.transports.streams import Streams
@@ -353,10 +354,15 @@ class SipTransport:
                 logger.exception("a message from %s was not handled", source.host)
         self.flush()
 
-    def datagrams_failed(self, destinations: list[Address]) -> None:
-        """Tell the agent which destinations can't be reached."""
-        for destination in destinations:
-            self._report_failure(destination)
+    def datagram_failed(self, destination: Address) -> None:
+        """Have the requests to `destination` fail."""
+        self._report_failure(destination)
+        self.flush()
+
+    def delivery_errors(self, errors: list[DeliveryError]) -> None:
+        """Give them to the agent."""
+        for error in errors:
+            self.agent.receive_delivery_error(error.quoted, error.destination)
         self.flush()
 
     def stream_message(self, data: bytes, source: Address) -> None:

@@ -1,7 +1,7 @@
 """A UDP socket for SIP: hands out datagrams as they come, keeps those that can't leave yet.
 
-The socket is read and written directly, since asyncio's datagram protocol does not say to which
-destination a datagram could not be delivered.
+The socket is read and written directly, since asyncio's datagram protocol does not say which
+datagram could not be delivered.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import deque
 from typing import Protocol
 
 from bitel.sip.grammar import Address, HostPort
-from bitel.transports.icmp import ask_for_errors, unreachable
+from bitel.transports.icmp import DeliveryError, ask_for_errors, read_errors
 
 RECEIVE_BUFFER = 4 * 1024 * 1024
 MAX_BATCH = 64
@@ -23,6 +23,10 @@ LONGEST = 65_536
 MAX_SOURCES = 1024
 """Addresses that are remembered, so that none is made for each datagram of a carrier's."""
 MAX_UNSENT = 50_000
+MAX_UNSENT_BYTES = 64 * 1024 * 1024
+"""Datagrams that wait while the socket is full, and their bytes."""
+SEND_TRIES = 4
+"""Times that a datagram is sent of which each time an ICMP error about another one is reported."""
 _BUSY = (errno.EAGAIN, errno.ENOBUFS)
 
 
@@ -31,8 +35,11 @@ class DatagramUser(Protocol):
 
     def datagrams_came(self, datagrams: list[tuple[bytes, Address]]) -> None: ...
 
-    def datagrams_failed(self, destinations: list[Address]) -> None:
-        """They can't be reached; perhaps none."""
+    def datagram_failed(self, destination: Address) -> None:
+        """This machine can't send to `destination`."""
+
+    def delivery_errors(self, errors: list[DeliveryError]) -> None:
+        """ICMP errors came, perhaps none. Anyone may have sent them."""
 
 
 def datagram_socket(bind: HostPort) -> socket.socket:
@@ -59,6 +66,7 @@ class UdpSocket:
         self._loop = asyncio.get_running_loop()
         self._sources: dict[tuple[str | int, ...], Address] = {}
         self._unsent: deque[tuple[bytes, Address]] = deque()
+        self._unsent_bytes = 0
         self._closed = False
         self._behind_since: float | None = None
         self._loop.add_reader(sock.fileno(), self._receive)
@@ -112,36 +120,41 @@ class UdpSocket:
             self._behind_since = self._loop.time()
         self._user.datagrams_came(came)
 
-    def _take_errors(self) -> None:
-        self._user.datagrams_failed(unreachable(self._sock))
+    def _take_errors(self) -> bool:
+        """Hand over the ICMP errors that came; whether there were any."""
+        errors = read_errors(self._sock)
+        self._user.delivery_errors(errors)
         # uvloop stops watching a socket that had an error.
         self._loop.remove_reader(self._sock.fileno())
         self._loop.add_reader(self._sock.fileno(), self._receive)
+        return bool(errors)
 
     def _keep(self, data: bytes, destination: Address) -> None:
         # Beyond this the datagram is lost, as datagrams may be; SIP repeats what matters.
-        if len(self._unsent) < MAX_UNSENT:
+        if len(self._unsent) < MAX_UNSENT and self._unsent_bytes < MAX_UNSENT_BYTES:
             self._unsent.append((data, destination))
+            self._unsent_bytes += len(data)
 
     def _send_kept(self) -> None:
         while self._unsent:
             if not self._try_to_send(*self._unsent[0]):
                 return
-            self._unsent.popleft()
+            self._unsent_bytes -= len(self._unsent.popleft()[0])
         self._loop.remove_writer(self._sock.fileno())
 
     def _try_to_send(self, data: bytes, destination: Address) -> bool:
-        """False where the socket is full. A destination that can't be reached is told of."""
-        for first_try in (True, False):
+        """False where the socket is full. A destination that can't be sent to is reported."""
+        is_clean = False
+        for _ in range(SEND_TRIES):
             try:
                 self._sock.sendto(data, destination[:2])
             except OSError as error:
                 if error.errno in _BUSY:
                     return False
-                # On the first try the error may be about an earlier datagram to someone else.
-                if first_try and error.errno == errno.ECONNREFUSED:
-                    self._take_errors()
+                # The kernel reports an ICMP error about an earlier datagram with the next one.
+                if self._take_errors() or not is_clean:
+                    is_clean = True
                     continue
-                self._user.datagrams_failed([destination])
+                self._user.datagram_failed(destination)
             return True
-        return True
+        return True  # lost, as datagrams may be
