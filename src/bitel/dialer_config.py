@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from ipaddress import ip_network
 from pathlib import Path
 
 from bitel.dialers.config import SipTrunkConfig
@@ -54,6 +55,12 @@ def sip_trunk_config(dialer: DialerSettings, region: str = "") -> SipTrunkConfig
             (name, value.get_secret_value()) for name, value in dialer.extra_headers.items()
         ),
         send_to_source=dialer.send_to_source,
+        accept_from=(
+            dialer.accept_from
+            if isinstance(dialer.accept_from, str)
+            else tuple(map(ip_network, dialer.accept_from))
+        ),
+        follow_private=dialer.follow_private,
         latch=dialer.latch,
         tcp_fallback=dialer.tcp_fallback,
         region=region,

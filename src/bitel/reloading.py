@@ -25,7 +25,7 @@ RELOADABLE: Final = frozenset(
 
 RELOADABLE_OF_DIALER: Final = frozenset(
     {
-        *("caller_id", "caller_ids", "calls_per_second", "codecs", "extra_headers"),
+        *("accept_from", "caller_id", "caller_ids", "calls_per_second", "codecs", "extra_headers"),
         *("from_domain", "identity", "latch", "max_channels", "media_timeout"),
         *("number_format", "number_rules", "otp_channels", "password", "privacy", "realm"),
         *("trunk_timeout", "uncertain_redials", "user_phone", "username"),

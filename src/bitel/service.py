@@ -379,6 +379,7 @@ def _figures(trunk: SipTrunkDialer, dispatcher: Dispatcher, counted: Counted) ->
         held_back=dispatcher.held_back,
         trunks=trunk.trunks(),
         streams=trunk.streamer.stats(),
+        messages_dropped=trunk.messages_dropped,
         recordings_unreachable=dispatcher.recording_faults.count(),
     )
 

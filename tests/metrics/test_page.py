@@ -61,6 +61,7 @@ def dialer() -> DialerFigures:
             p99_ms=4,
             failures=5,
         ),
+        messages_dropped=(7, 2),
         recordings_unreachable=4,
     )
 
@@ -151,6 +152,8 @@ async def test_a_dialer(sources: Sources) -> None:
     assert at(samples, paused, dialer="main", sign="late loop") == 0
     assert at(samples, "bitel_claiming_paused_seconds_total", dialer="main") == 12.5
     assert at(samples, "bitel_recordings_unreachable", dialer="main") == 4
+    assert at(samples, "bitel_sip_messages_dropped_total", dialer="main", about="call") == 2
+    assert at(samples, "bitel_sip_messages_dropped_total", dialer="main", about="other") == 5
     here = {"dialer": "main", "trunk": "sip:a.example", "address": "192.0.2.1:5060"}
     assert at(samples, "bitel_trunk_up", **here) == 1
     assert at(samples, "bitel_trunk_answered_timestamp_seconds", **here) == 1234.5

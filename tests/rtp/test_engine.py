@@ -257,7 +257,7 @@ def test_a_paused_stream_can_be_stopped(played: Played, recording: Recording) ->
 def test_what_is_said_to_nobody(played: Played) -> None:
     played.hold(9)
     played.resume(9)
-    played.engine.redirect(9, ("192.0.2.1", 1))
+    played.engine.latch(9, ("192.0.2.1", 1), 0.0)
     played.engine.stop(9)
     played.run(0.1)
     assert played.ends == []

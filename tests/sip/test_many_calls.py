@@ -33,6 +33,8 @@ NOTHING = AgentCounts(
     dropped=0,
     malformed=0,
     misrouted=0,
+    from_elsewhere=0,
+    from_elsewhere_for_calls=0,
 )
 
 

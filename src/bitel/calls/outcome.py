@@ -160,6 +160,7 @@ class Irregularity(enum.StrEnum):
     ACK_LOST = "ack_lost"
     MEDIA_FROM_ELSEWHERE = "media_from_elsewhere"
     MEDIA_STOPPED = "media_stopped"
+    ADDRESS_NOT_FOLLOWED = "address_not_followed"
 
 
 IRREGULARITIES: Mapping[Irregularity, str] = MappingProxyType(
@@ -167,6 +168,8 @@ IRREGULARITIES: Mapping[Irregularity, str] = MappingProxyType(
         Irregularity.BYE_UNANSWERED: "our BYE was not answered",
         Irregularity.ACK_LOST: "the 2xx was repeated after our ACK",
         Irregularity.MEDIA_FROM_ELSEWHERE: "media came from an address that was not agreed on",
+        Irregularity.ADDRESS_NOT_FOLLOWED: "an address that the carrier named was not followed, "
+        "as it leads into a private network or to this machine",
         Irregularity.MEDIA_STOPPED: "media had stopped coming before the call ended",
     }
 )

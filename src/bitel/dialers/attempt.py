@@ -163,6 +163,8 @@ class Attempt:
             Irregularity.BYE_UNANSWERED: ended is not None and ended.bye_unanswered,
             Irregularity.ACK_LOST: ended is not None and ended.ack_lost,
             Irregularity.MEDIA_FROM_ELSEWHERE: talk is not None and talk.came_from_elsewhere,
+            Irregularity.ADDRESS_NOT_FOLLOWED: (ended is not None and ended.unfollowed)
+            or (talk is not None and talk.unfollowed),
             Irregularity.MEDIA_STOPPED: talk is not None and talk.is_stopped,
         }
         return tuple(kind for kind, is_found in found.items() if is_found)

@@ -22,7 +22,7 @@ from bitel.dialers.targets import Targets
 from bitel.dialers.trunk import Trunk, bracketed, shown, uri_of
 from bitel.dialers.trunk_state import TrunkState
 from bitel.sip import Answered, Failed, OutgoingRequest, RequestDone
-from bitel.sip.grammar import Address
+from bitel.sip.grammar import Address, ip_literal
 from bitel.supervision import keep_running
 from bitel.transports.sip_transport import SipTransport
 
@@ -84,6 +84,10 @@ class Carriers:
         self._last_refusal = ""
         self._paused_before = ""
         self._targets = targets or Targets(monotonic, ipv6=":" in config.bind[0])
+        hops = [*config.trunks, *map(config.next_hop, config.trunks)]
+        self._literal_hosts = {
+            ip_literal(hop.address.host) for hop in hops if hop.address is not None
+        }
         self._health = Health(clock, config.ping_interval > 0, monotonic)
         self._registrars: dict[Trunk, Registrar] = {}
         self._asker: Asker | None = None
@@ -233,6 +237,11 @@ class Carriers:
             ordered.sort(key=lambda hop: not self._registered(hop.trunk))
         return ordered
 
+    def is_of_trunk(self, host: str) -> bool:
+        """Whether an IP address is one of the trunks' or the outbound proxy's, or was within the
+        last 24 hours."""
+        return host in self._literal_hosts or self._targets.is_of_trunk(host)
+
     def hosts(self, trunk: Trunk) -> frozenset[str]:
         """The IP addresses that are known to be the trunk's, or its outbound proxy's."""
         known = self._targets.known
@@ -329,7 +338,12 @@ class Carriers:
         Also returns the result of the attempt if none of them is tried.
         """
         onward = redirected(
-            hop, failed, dialled, self._targets.known(hop.trunk) or [], self._proxy()
+            hop,
+            failed,
+            dialled,
+            self._targets.known(hop.trunk) or [],
+            self._proxy(),
+            follow_private=self._config.follow_private,
         )
         if isinstance(onward, Hop):
             # The redirection is no result: if it can't be followed now, the call waits.

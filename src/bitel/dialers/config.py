@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from bitel.dialers.accepted_sources import AcceptFrom
 from bitel.dialers.identity import Identification
 from bitel.dialers.numbering import NumberFormat, NumberRule
 from bitel.dialers.playlists import Codec
@@ -30,7 +31,9 @@ class SipTrunkConfig:
     All requests outside of calls and all INVITEs go to `outbound_proxy`, where there is one, with
     the trunk in the Request-URI. `from_domain` is the host of the caller's URI, in place of our IP
     address. `user_phone` adds `;user=phone` to the URIs of telephone numbers. `extra_headers` are
-    added to every INVITE. `send_to_source` and `tcp_fallback` are those of `AgentConfig`.
+    added to every INVITE. `send_to_source`, `follow_private` and `tcp_fallback` are those of
+    `AgentConfig`; `follow_private` also goes for media and redirections. SIP is accepted from the
+    trunks and, if `accept_from` is no word, from its networks too (`accepted_sources`).
     `region` (ISO 3166) is the country whose national numbers a redirection may be written in.
     """
 
@@ -63,6 +66,8 @@ class SipTrunkConfig:
     user_phone: bool = False
     extra_headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     send_to_source: bool = False
+    accept_from: AcceptFrom = "trunks"
+    follow_private: bool = False
     tcp_fallback: bool = True
     region: str = ""
 

@@ -19,6 +19,7 @@ from bitel.calls.outcome import Outcome
 from bitel.dialers.health import Health
 from bitel.dialers.trunk import Trunk, usual_port
 from bitel.errors import InvalidPhoneNumberError
+from bitel.ip_addresses import leads_nearer
 from bitel.sip import Failed
 from bitel.sip.grammar import (
     Address,
@@ -106,6 +107,7 @@ def after(hop: Hop, failed: Failed, outcome: Outcome, left: Sequence[Hop]) -> li
 TO_ANOTHER_NUMBER = "it leads to another number, and only the number dialled is called"
 TO_ANOTHER_HOST = "it leads away from the trunk"
 TO_NO_URI = "it names no URI to follow it to"
+TO_PRIVATE_ADDRESS = "it leads into a private network or to this machine"
 AGAIN = "it comes from where another redirection has led"
 
 
@@ -115,12 +117,15 @@ def redirected(
     dialled: Dialled,
     addresses: Sequence[Address],
     proxy: Proxy | None = None,
+    *,
+    follow_private: bool = False,
 ) -> Hop | str:
     """The target of a 3xx, or why it is not followed; "" for any other failure.
 
     It is followed once, to the number `dialled` at the `addresses` of the trunk or of its outbound
     `proxy` (RFC 3261 §8.1.3.4): any other call would be neither priced nor permitted. With a proxy
-    the new request goes by the proxy too.
+    the new request goes by the proxy too. Without `follow_private` it is not followed to an address
+    nearer to us than that of `hop`.
     """
     if failed.rang or not 300 <= failed.code <= 399:
         return ""
@@ -134,6 +139,9 @@ def redirected(
         except GrammarError:
             continue
         if address is None:
+            continue
+        if not follow_private and leads_nearer(hop.address.host, address.host):
+            why = TO_PRIVATE_ADDRESS
             continue
         if dialled.is_same(_user_in(request_uri)):
             return hop._replace(address=address, request_uri=request_uri, redirected=True)

@@ -13,6 +13,7 @@ import structlog
 
 from bitel.calls.budget import DEFAULT_HOLD, longest_call
 from bitel.calls.outcome import Attempted, Outcome
+from bitel.dialers.accepted_sources import AcceptedSources
 from bitel.dialers.attempt import Attempt
 from bitel.dialers.carriers import RESTART_PAUSE, Carriers, Passed
 from bitel.dialers.config import SipTrunkConfig
@@ -23,7 +24,7 @@ from bitel.dialers.numbering import NumberForm
 from bitel.dialers.playlists import Playlist, PlaylistSource
 from bitel.dialers.talk import Patience, Talk, check_address
 from bitel.dialers.targets import Targets
-from bitel.dialers.trunk import Trunk
+from bitel.dialers.trunk import Trunk, shown
 from bitel.dialers.trunk_state import TrunkState
 from bitel.dialers.watch import Watch
 from bitel.dialers.whereabouts import Whereabouts
@@ -31,6 +32,7 @@ from bitel.dialing.dialer import Heard, Order, Rang, ignore_ringing
 from bitel.dialing.recording_faults import RecordingFaults
 from bitel.errors import BitelError, InvalidRequestError, NotFoundError, UnavailableError
 from bitel.g711 import SAMPLE_RATE
+from bitel.logs import LineLimit
 from bitel.rtp.shared_clip import SharedClip
 from bitel.rtp.streamer import FarEndError, NoPortError, SenderFailedError, Streamer
 from bitel.sip import (
@@ -42,6 +44,7 @@ from bitel.sip import (
     Failed,
     Incoming,
     Invitation,
+    MessageDropped,
     RequestDone,
     UserAgent,
 )
@@ -53,6 +56,9 @@ from bitel.transports.tls import TlsFileError
 
 __all__ = ["SipTrunkConfig", "SipTrunkDialer"]
 
+DROPPED_PER_SECOND = 1.0
+DROPPED_BURST = 20.0
+"""Log lines about messages that a stranger has sent for a call."""
 EXPIRES_MARGIN = 5
 """Seconds past the ring time-out after which a far end stops ringing by itself, should we be gone
 (RFC 3261 §13.3.1)."""
@@ -92,6 +98,8 @@ class SipTrunkDialer:
         self._streamer.on_failure = self._sender_failed
         self._watch = watch
         self._carriers = Carriers(config, system_clock, targets)
+        self._sources = AcceptedSources(config.accept_from, self._carriers.is_of_trunk)
+        self._dropped = LineLimit(DROPPED_PER_SECOND, DROPPED_BURST)
         self._numbers = NumberForm(config.number_format, config.number_rules)
         self._caller_ids = CallerIds(config.caller_pool, config.caller_ids)
         self._whereabouts = Whereabouts(
@@ -167,6 +175,7 @@ class SipTrunkDialer:
         Trunks, addresses, ports, registration and the ring time-out must stay the same.
         """
         self._config = config
+        self._sources.accept_from(config.accept_from)
         self._numbers = NumberForm(config.number_format, config.number_rules)
         self._caller_ids = CallerIds(config.caller_pool, config.caller_ids)
 
@@ -183,12 +192,15 @@ class SipTrunkDialer:
                         t1=self._config.t1,
                         tcp_fallback=self._config.tcp_fallback,
                         send_to_source=self._config.send_to_source,
-                    )
+                        follow_private=self._config.follow_private,
+                    ),
+                    sources=self._sources,
                 ),
                 self._receive,
                 link=self._link,
                 tap=self._watch.tap if self._watch else None,
                 tls=self._config.tls,
+                accepts=self._sources.accepts,
             )
         except OSError as fault:
             raise BitelError(f"SIP can't be spoken from {host}:{port}: {fault}") from fault
@@ -322,12 +334,18 @@ class SipTrunkDialer:
             # The call ended while the answer was made durable.
             return await self._finish(attempt, leg, played=False)
         patience = Patience(self._config.media_timeout, _longest(attempt.order, playlist))
-        talk = attempt.talk = Talk(self._streamer, patience, self._config.latch)
+        origin = "" if self._config.follow_private else leg.address.host
+        talk = attempt.talk = Talk(self._streamer, patience, self._config.latch, origin)
         talk.begin(port, agreed, playlist, attempt.now() - (attempt.answered_at or attempt.now()))
         leg.follow_media(talk.follow)
         leg.ending.add_done_callback(attempt.call_is_ending)
         report = await talk.over
         attempt.stopped_at = attempt.now()
+        if talk.is_unheard:
+            await self._end(attempt, leg)
+            return attempt.over(
+                Outcome.MEDIA_MISMATCH, detail=talk.why, sip_code=200, ended_by="us"
+            )
         wanted = talk.why or attempt.called_off or leg.ending.done()
         if not report.finished and not wanted:
             await self._end(attempt, leg)
@@ -500,6 +518,9 @@ class SipTrunkDialer:
         if isinstance(event, DeliveryDoubted):
             self._carriers.doubt(event.destination)
             return
+        if isinstance(event, MessageDropped):
+            self._note_dropped(event)
+            return
         leg = self._legs.get(event.call_id)
         if leg is not None:
             leg.receive(event)
@@ -510,6 +531,29 @@ class SipTrunkDialer:
             # A dialer calls and is not called.
             self._sip.agent.reject(event.call_id, 480, self._sip.now())
             self._sip.flush()
+
+    def _note_dropped(self, event: MessageDropped) -> None:
+        """Log a message for a running call that comes from a source which has no part in it."""
+        left_out = self._dropped.take()
+        if left_out is None:
+            return
+        leg = self._legs.get(event.call_id)
+        log.warning(
+            "sip_message_dropped",
+            source=shown(event.source),
+            kind="response" if event.is_response else "request",
+            sip_call_id=event.call_id,
+            call_runs=leg is not None,
+            not_logged=left_out,
+        )
+
+    @property
+    def messages_dropped(self) -> tuple[int, int]:
+        """SIP messages from sources that are not accepted: all, and those that name a call."""
+        if self._transport is None:
+            return 0, 0
+        counts = self._transport.agent.counts()
+        return counts.from_elsewhere, counts.from_elsewhere_for_calls
 
     def _sender_failed(self, error: SenderFailedError) -> None:
         log.error(

@@ -10,12 +10,17 @@ import structlog
 
 from bitel.calls.outcome import Media
 from bitel.dialers.playlists import Playlist
+from bitel.ip_addresses import leads_nearer
 from bitel.rtp.streamer import FarEndError, Latch, Law, Streamer, StreamReport
+from bitel.rtp.wire import UNHEARD
 from bitel.sip import MediaChanged
 from bitel.sip.sdp import Agreed, Direction
 
 _BEFORE_LIMIT = 0.5
 """Seconds by which a call is ended before its limit."""
+
+AWAITED_FOR = 10.0
+"""Seconds for which the first RTP of a far end is awaited whose SDP names no address to send to."""
 
 _LAWS: dict[str, Law] = {"PCMA": "alaw", "PCMU": "ulaw"}
 _NOWHERE = ("0.0.0.0", "::")
@@ -45,20 +50,33 @@ class Talk:
     """
 
     __slots__ = (
+        "_awaiting",
         "_ending",
         "_latch",
         "_loop",
+        "_origin",
         "_patience",
         "_sending_since",
         "_stream",
         "_streamer",
         "_timed_out",
         "over",
+        "unfollowed",
         "why",
     )
 
-    def __init__(self, streamer: Streamer, patience: Patience, latch: Latch = "port") -> None:
+    def __init__(
+        self, streamer: Streamer, patience: Patience, latch: Latch = "port", origin: str = ""
+    ) -> None:
+        """`origin` is the IP address of the trunk that was called: where the session description
+        names one nearer to us, nothing is sent there. The stream then waits for RTP from a source
+        that `latch` accepts, the origin taking the place of the host that is named. Empty: any
+        address is followed."""
         self._streamer = streamer
+        self._origin = origin
+        self._awaiting: asyncio.TimerHandle | None = None
+        self.unfollowed = False
+        """Whether an address was not followed."""
         self._patience = patience
         self._latch: Latch = latch
         self._timed_out = False
@@ -76,8 +94,8 @@ class Talk:
 
         `answered_for` is the time since the answer, in seconds.
         """
-        far = agreed.far[0], agreed.far[1]
-        held = _is_hold(agreed.direction, far)
+        far, awaited = self._followed(agreed.far)
+        held = _is_hold(agreed.direction, agreed.far)
         self._stream = self._streamer.play(
             port,
             far,
@@ -89,6 +107,7 @@ class Talk:
             event_types=agreed.event_types,
             latch=self._latch,
             held=held,
+            awaited=awaited,
             patience=self._patience.silence,
             on_silence=self._fell_silent if self._patience.silence else None,
         )
@@ -98,6 +117,7 @@ class Talk:
             # A little earlier, so that the second in which it ends is not billed beyond that.
             left = longest - answered_for - _BEFORE_LIMIT
             self._ending = self._loop.call_later(max(0.0, left), self.stop, why)
+        self._await(awaited=awaited, held=held)
         self._note(agreed.direction, held=held)
 
     def follow(self, changed: MediaChanged) -> None:
@@ -108,22 +128,47 @@ class Talk:
         agreed = changed.agreed
         held = _is_hold(agreed.direction, agreed.far)
         try:
-            self._change(agreed, held=held)
+            awaited = self._change(agreed, held=held)
         except FarEndError as fault:
             log.warning("media_not_followed", fault=str(fault))
             held = True
-            self._change(agreed, held=True)
+            awaited = self._change(agreed, held=True)
+        self._await(awaited=awaited, held=held)
         self._note(agreed.direction, held=held)
 
-    def _change(self, agreed: Agreed, *, held: bool) -> None:
+    def _change(self, agreed: Agreed, *, held: bool) -> bool:
+        """Apply `agreed`; whether RTP of the far end is now awaited."""
+        far, awaited = self._followed(agreed.far)
         self._streamer.change(
             self._stream,
-            (agreed.far[0], agreed.far[1]),
+            far,
             agreed.payload_type,
             ptime=agreed.ptime,
             event_types=agreed.event_types,
             held=held,
+            awaited=awaited,
         )
+        return awaited
+
+    def _followed(self, far: tuple[str, int]) -> tuple[tuple[str, int], bool]:
+        """Where to send to for the address that is named, and whether RTP is awaited first."""
+        host, port = far[0], far[1]
+        if not self._origin or host in _NOWHERE or not _is_nearer(self._origin, host):
+            return (host, port), False
+        self.unfollowed = True
+        return (self._origin, port), True
+
+    def _await(self, *, awaited: bool, held: bool) -> None:
+        """Give the far end `AWAITED_FOR` seconds for its first RTP, if that is awaited."""
+        if self._awaiting is not None:
+            self._awaiting.cancel()
+            self._awaiting = None
+        if awaited and not held and not self.over.done():
+            self._awaiting = self._loop.call_later(AWAITED_FOR, self._stop_if_unheard)
+
+    def _stop_if_unheard(self) -> None:
+        self._awaiting = None
+        self._streamer.stop_stream(self._stream, if_awaited=True)
 
     def stop(self, why: str = "") -> None:
         """Not one packet more; `over` follows."""
@@ -146,6 +191,11 @@ class Talk:
     def came_from_elsewhere(self) -> bool:
         """Whether RTP came from an address that was not accepted; once it is over."""
         return self.over.result().unexpected > 0
+
+    @property
+    def is_unheard(self) -> bool:
+        """Whether it was ended because RTP was awaited and none came; once it is over."""
+        return self.why == UNHEARD
 
     @property
     def is_stopped(self) -> bool:
@@ -177,11 +227,21 @@ class Talk:
             self.stop(f"media time-out: nothing came from the far end for {patience:g} s")
 
     def _ended(self, report: StreamReport) -> None:
-        if self._ending is not None:
-            self._ending.cancel()
-            self._ending = None
+        for timer in (self._ending, self._awaiting):
+            if timer is not None:
+                timer.cancel()
+        self._ending = self._awaiting = None
+        if report.error.startswith(UNHEARD):
+            self.why = self.why or UNHEARD
         if not self.over.done():  # cancelled together with its waiter
             self.over.set_result(report)
+
+
+def _is_nearer(origin: str, host: str) -> bool:
+    try:
+        return leads_nearer(origin, host)
+    except ValueError:
+        return False  # no IP address: the streamer refuses it
 
 
 def check_address(streamer: Streamer, agreed: Agreed) -> None:

@@ -37,6 +37,10 @@ PATIENCE: Final = 3.0
 """Seconds that DNS may take for one question."""
 MOST_HOSTS: Final = 1000
 """Hosts of media in the cache, and concurrent look-ups of them, since far ends choose them."""
+TRUNK_FOR: Final = 24 * 3600.0
+"""Seconds for which an address counts as a trunk's after DNS has named it last: calls that it
+carries may still run."""
+MOST_SEEN: Final = 4096
 MOST_SERVICES: Final = 4
 MOST_RECORDS: Final = 16
 """Records of one answer that are looked at: each costs questions, and each address an INVITE."""
@@ -117,6 +121,7 @@ class Targets:
         self._known: dict[Trunk, _Known] = {}
         self._asking: dict[Trunk, asyncio.Task[None]] = {}
         self._hosts: dict[str, _Host] = {}
+        self._seen: dict[str, float] = {}
         self._looking_up: dict[str, asyncio.Task[_Host]] = {}
 
     async def find(self, trunk: Trunk) -> list[Address]:
@@ -125,6 +130,7 @@ class Targets:
         Raises OSError where it has none, and never had.
         """
         if trunk.address is not None:
+            self._note([trunk.address])
             return [trunk.address]
         known = self._known.get(trunk)
         if known is None or self._clock() >= known.until:
@@ -178,6 +184,24 @@ class Targets:
         known = self._known.get(trunk)
         return None if known is None else known.addresses
 
+    def is_of_trunk(self, host: str) -> bool:
+        """Whether `find` has given an address of `host` within the last `TRUNK_FOR` seconds, or it
+        is among those that are known now."""
+        seen = self._seen.get(host)
+        if seen is None:
+            return False
+        return self._clock() - seen < TRUNK_FOR or any(
+            address.host == host for known in self._known.values() for address in known.addresses
+        )
+
+    def _note(self, addresses: Sequence[Address]) -> None:
+        now = self._clock()
+        for address in addresses:
+            self._seen.pop(address.host, None)  # so that the oldest comes first
+            self._seen[address.host] = now
+        while len(self._seen) > MOST_SEEN:
+            del self._seen[next(iter(self._seen))]
+
     async def _refresh(self, trunk: Trunk) -> None:
         try:
             found = await self._ask(trunk)
@@ -191,6 +215,7 @@ class Targets:
             return
         kept = min(max(found.ttl, SHORTEST_KEPT), LONGEST_KEPT)
         known = self._known[trunk] = _Known(found.groups, self._clock() + kept)
+        self._note(known.addresses)
         log.debug("dns_found", host=trunk.host, addresses=[shown(each) for each in known.addresses])
 
     async def _ask(self, trunk: Trunk) -> _Found:

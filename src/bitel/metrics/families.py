@@ -135,6 +135,21 @@ def pressure(dialers: list[DialerFigures]) -> Iterator[Metric]:
     yield from (paused, seconds)
 
 
+def strangers(dialers: list[DialerFigures]) -> Iterator[Metric]:
+    """What comes from sources that are not accepted."""
+    dropped = CounterMetricFamily(
+        "bitel_sip_messages_dropped",
+        "SIP messages from sources that are not accepted, by what they are about: a running call, "
+        "or nothing that is known.",
+        labels=["dialer", "about"],
+    )
+    for one in dialers:
+        every, of_calls = one.messages_dropped
+        dropped.add_metric([one.dialer_id, "call"], of_calls)
+        dropped.add_metric([one.dialer_id, "other"], every - of_calls)
+    yield dropped
+
+
 def recordings(dialers: list[DialerFigures]) -> Iterator[Metric]:
     """Whether there is something to play."""
     unreachable = GaugeMetricFamily(

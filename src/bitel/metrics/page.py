@@ -93,6 +93,7 @@ def _all(sources: Sources, snapshot: Snapshot | None) -> Iterator[Metric]:
     if dialers:
         yield from families.dialer(dialers)
         yield from families.pressure(dialers)
+        yield from families.strangers(dialers)
         yield from families.recordings(dialers)
         yield from families.trunks(dialers)
         yield from families.streams(dialers)

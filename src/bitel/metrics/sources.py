@@ -37,6 +37,8 @@ class DialerFigures:
     """Seconds for which the machine had no room for more calls."""
     trunks: Sequence[TrunkState]
     streams: StreamerStats
+    messages_dropped: tuple[int, int] = (0, 0)
+    """SIP messages from sources that are not accepted: all, and those that name a running call."""
     recordings_unreachable: int = 0
     """Recordings, and languages that digits are spoken in, that calls need and can't have."""
 

@@ -41,7 +41,7 @@ class Callees:
         """Apply a change of the callee's media."""
         self.listener.change(command)
         if command.far is not None:
-            self.reporting.redirect(command.stream, command.far)
+            self.reporting.redirect(command.stream, command.far, awaited=command.awaited)
 
     def attend(self, deadline: float) -> None:
         """Reads and reports, until the deadline where that is possible."""
@@ -80,5 +80,5 @@ class Callees:
         )
 
     def _latch(self, stream: int, far: tuple[str, int]) -> None:
-        self._engine.redirect(stream, far)
-        self.reporting.accept(stream, far[0])
+        self._engine.latch(stream, far, self._clock())
+        self.reporting.accept(stream, far)

@@ -14,7 +14,7 @@ from bitel.rtp.memory import sockaddr
 from bitel.rtp.packet import SAMPLE_RATE, SAMPLES_PER_MS
 from bitel.rtp.reporting import Progress
 from bitel.rtp.sendmmsg import Transmit
-from bitel.rtp.wire import Change, ClipOpened, End, Play
+from bitel.rtp.wire import UNHEARD, Change, ClipOpened, End, Play
 
 
 @dataclass(slots=True)
@@ -27,7 +27,12 @@ class _Stream:
     held_from: tuple[float, int] | None = None
     """When the latest hold began, and the timestamp of the packet that was next then; the time
     since counts until that packet is sent."""
+    held: bool = False
+    awaiting: bool = False
+    """Whether nothing may be sent before a packet of the callee has come."""
     stopped: bool = False
+    error: str = ""
+    """Why it was stopped, if that is to be reported."""
     finished: bool = False
     octets: int = 0
     """Correction of the bytes sent, for packets sent at another length than the current one."""
@@ -94,7 +99,12 @@ class Engine:
         assert segment is not None  # a clip is never empty
         batch = self._cadence(command.ptime, local.family).choose(command.port)
         stream = self._streams[command.stream] = _Stream(
-            batch, playlist, command.port, local.family
+            batch,
+            playlist,
+            command.port,
+            local.family,
+            held=command.held,
+            awaiting=command.awaited,
         )
         new = NewStream(
             command.stream,
@@ -107,17 +117,21 @@ class Engine:
             *segment,
             begin=now,
         )
-        if command.held:
+        if command.held or command.awaited:
             stream.paused, stream.held_from = new, (now, new.timestamp)
         else:
             batch.add(new)
         return None
 
-    def stop(self, number: int) -> None:
-        """Takes a stream out; its `End` comes with its batch's next tick."""
+    def stop(self, number: int, *, if_awaited: bool = False) -> None:
+        """Takes a stream out; its `End` comes with its batch's next tick.
+
+        With `if_awaited` only one that waits for a packet of its callee.
+        """
         stream = self._running(number)
-        if stream is None:
+        if stream is None or (if_awaited and not stream.awaiting):
             return
+        stream.error = UNHEARD if if_awaited else ""
         stream.stopped = True
         if stream.paused is not None:
             stream.batch.add(stream.paused)  # for the count of what it sent
@@ -134,7 +148,11 @@ class Engine:
         stream = self._running(number)
         if stream is None:
             return
-        if command.held and stream.paused is None:
+        stream.held = command.held
+        if command.far is not None:
+            stream.awaiting = command.awaited
+        is_paused = stream.held or stream.awaiting
+        if is_paused and stream.paused is None:
             had_sent = stream.batch.has_sent(number)
             stream.paused = stream.batch.take(number)
             if had_sent or stream.held_from is None:
@@ -147,7 +165,7 @@ class Engine:
             stream.paused = stream.paused._replace(payload_type=command.payload_type)
         if command.ptime * SAMPLES_PER_MS != stream.batch.samples:
             self._repacketize(number, stream, command.ptime, now)
-        if not command.held:
+        if not is_paused:
             self._resume(stream, now)
 
     def _resume(self, stream: _Stream, now: float) -> None:
@@ -158,11 +176,18 @@ class Engine:
         stream.batch.add(stream.paused._replace(timestamp=timestamp, begin=now, marker=True))
         stream.paused = None
 
-    def redirect(self, number: int, far: tuple[str, int]) -> None:
-        """The stream goes to another address from its next packet on."""
+    def latch(self, number: int, far: tuple[str, int], now: float) -> None:
+        """The stream goes to `far` from its next packet on: its callee sends from there.
+
+        One that waited for that begins or goes on, unless it is held.
+        """
         stream = self._running(number)
-        if stream is not None:
-            self._redirect(number, stream, far)
+        if stream is None:
+            return
+        self._redirect(number, stream, far)
+        stream.awaiting = False
+        if not stream.held:
+            self._resume(stream, now)
 
     def _redirect(self, number: int, stream: _Stream, far: tuple[str, int]) -> None:
         name = sockaddr(stream.family, *far)
@@ -269,7 +294,7 @@ class Engine:
     def _end(self, number: int, count: Count) -> End:
         stream = self._streams.pop(number)
         stream.playlist.close()
-        error = ""
+        error = stream.error
         if count.refused:
             error = f"{count.refused} packets could not be sent: {count.problem}"
         # A callee of whom the network took no packet at all has heard nothing to its end.

@@ -64,6 +64,8 @@ class _Callee:
     packet_seconds: float
     event_types: frozenset[int] = frozenset()
     young_until: float = 0.0
+    awaited: bool = False
+    """Whether `on_latch` is called for its first packet, wherever that comes from."""
     latched: bool = False
     ssrc: int | None = None
     """Of the packet that was accepted last; None before the first from this address."""
@@ -193,8 +195,8 @@ _NONE: dict[int, _Callee] = {}
 class Listener:
     """Reads the RTP of the streams that ask for it.
 
-    `on_latch` is called when a callee turns out to send from another address than it named, and
-    `alive` for each packet that is read, with its stream and the time.
+    `on_latch` is called when a callee turns out to send from another address than it named, or was
+    awaited, and `alive` for each packet that is read, with its stream and the time.
     """
 
     def __init__(
@@ -228,6 +230,7 @@ class Listener:
             port.sparsest = DENSEST
         far = normal(command.far_host), command.far_port
         callee = _Callee(command.stream, far, command.latch, _packet_seconds(command.ptime))
+        callee.awaited = command.awaited
         port.place(callee, far)
         port.set_event_types(callee, _event_types_of(command.event_types, command.payload_type))
         self._of_stream[command.stream] = port
@@ -249,6 +252,7 @@ class Listener:
             callee.former, callee.former_until = callee.far, self._clock() + UNDER_WAY
             port.place(callee, (normal(command.far[0]), command.far[1]))
             callee.latched, callee.ssrc = False, None
+            callee.awaited = command.awaited
         # A payload type of telephone events keeps its meaning throughout the call (RFC 3264 section
         # 8.3.2), and events may be under way.
         types = callee.event_types.union(command.event_types)
@@ -312,11 +316,15 @@ class Listener:
             return
         if callee.far == source:
             callee.latched, callee.ssrc = True, header.ssrc
+            if callee.awaited:
+                callee.awaited = False
+                self._on_latch(callee.stream, source)
         elif not callee.is_former(source, now):
             if host_problem(source[0], _VERSIONS[port.bound.family]):
                 return  # such as a link-local address, which needs an interface beside it
             port.place(callee, source)
             callee.latched, callee.ssrc = True, header.ssrc
+            callee.awaited = False
             self._on_latch(callee.stream, source)
         callee.receive(header, payload, now, port.one_in)
         self._alive(callee.stream, now)

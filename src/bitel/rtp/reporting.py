@@ -65,6 +65,7 @@ class _Session:
     ssrc: int
     first_sequence: int
     description: bytes
+    is_awaited: bool
     view: FarView = FarView()
 
 
@@ -111,23 +112,31 @@ class Reporting:
             command.ssrc,
             command.sequence,
             source_description(command.ssrc, cname),
+            command.awaited,
         )
         self._sessions[command.stream] = self._by_ssrc[command.ssrc] = session
         # The first comes after half an interval (section 6.2).
         self._plan(session, self._interval / 2)
 
-    def redirect(self, stream: int, far: tuple[str, int]) -> None:
+    def redirect(self, stream: int, far: tuple[str, int], *, awaited: bool = False) -> None:
         """The stream's callee has named another RTP address."""
         session = self._sessions.get(stream)
         if session is not None and far[1] < 65535:
+            session.is_awaited = awaited
             session.far = normal(far[0]), far[1] + 1
             session.source = session.far[0]
 
-    def accept(self, stream: int, host: str) -> None:
-        """Accept reports from the host that the callee sends from; ours go where SDP says."""
+    def accept(self, stream: int, far: tuple[str, int]) -> None:
+        """Accept reports from the host that the callee sends RTP from.
+
+        Ours go where SDP says, or beside that RTP where SDP named no address to send to.
+        """
         session = self._sessions.get(stream)
-        if session is not None:
-            session.source = host
+        if session is None:
+            return
+        session.source = far[0]
+        if session.is_awaited and far[1] < 65535:
+            session.far = far[0], far[1] + 1
 
     def remove(self, stream: int, packets: int) -> FarView:
         """Takes leave of a stream of which so many packets were sent.

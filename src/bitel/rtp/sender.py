@@ -243,8 +243,8 @@ class Sender:
                 self._engine.close_clips(clips)
             case Play():
                 return self._play(command)
-            case Stop(stream):
-                self._engine.stop(stream)
+            case Stop(stream, if_awaited):
+                self._engine.stop(stream, if_awaited=if_awaited)
             case Change():
                 self._engine.change(command, time.monotonic())
                 self._callees.change(command)

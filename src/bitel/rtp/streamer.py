@@ -264,6 +264,7 @@ class Streamer:
         event_types: Iterable[int] = (),
         latch: Latch = "port",
         held: bool = False,
+        awaited: bool = False,
         patience: float = 0.0,
         on_silence: Callable[[], None] | None = None,
     ) -> int:
@@ -280,7 +281,9 @@ class Streamer:
         stream then goes to (`wire.Latch`).
 
         A stream that is `held` sends nothing until a `change` that is not; `far` may then be
-        0.0.0.0. `on_silence` is called when the callee, having been heard, has
+        0.0.0.0. One that is `awaited` sends nothing before a packet of the callee was accepted, by
+        `latch` or from `far`: for a `far` that only stands for where it may send from. That takes
+        a streamer that receives. `on_silence` is called when the callee, having been heard, has
         sent neither RTP nor reports for `patience` seconds (0: never), and again while that lasts.
         """
         number = self._number(port)
@@ -317,15 +320,20 @@ class Streamer:
             patience if on_silence is not None else 0.0,
             held,
             latch,
+            awaited,
         )
         shared = [clip for clip in clips if isinstance(clip, SharedClip)]
         sender.play(command, (bound, pool.companion(port)), shared)
         return stream
 
-    def stop_stream(self, stream: int) -> None:
-        """Not one packet more; `on_end` follows. A stream that has ended already is left alone."""
+    def stop_stream(self, stream: int, *, if_awaited: bool = False) -> None:
+        """Not one packet more; `on_end` follows. A stream that has ended already is left alone.
+
+        With `if_awaited` only one that still waits for its callee's first packet, with the error
+        `wire.UNHEARD`.
+        """
         if stream in self._streams:
-            self._streams[stream].sender.stop_stream(stream)
+            self._streams[stream].sender.stop_stream(stream, if_awaited=if_awaited)
 
     def change(
         self,
@@ -336,6 +344,7 @@ class Streamer:
         ptime: int = 20,
         event_types: Iterable[int] = (),
         held: bool = False,
+        awaited: bool = False,
     ) -> None:
         """The media of a stream from its next packet on; parameters as in `play`.
 
@@ -360,7 +369,9 @@ class Streamer:
         moved = None if problem or running.far == far else far
         if moved is not None:
             running.far = moved
-        running.sender.change(Change(stream, moved, payload_type, ptime, tuple(event_types), held))
+        running.sender.change(
+            Change(stream, moved, payload_type, ptime, tuple(event_types), held, awaited)
+        )
 
     def address_problem(self, far: tuple[str, int]) -> str:
         """Why nothing can be sent to this address, in a sentence; empty where it can."""

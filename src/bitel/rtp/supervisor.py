@@ -196,12 +196,12 @@ class SupervisedSender:
             self._pass_clip(link, clip)
         link.send(command)
 
-    def stop_stream(self, stream: int) -> None:
+    def stop_stream(self, stream: int, *, if_awaited: bool = False) -> None:
         """Ends a stream; its `End` comes from the process."""
         if stream in self._held:
             self._end(End(stream, 0, False, ""))
         elif self._link is not None and stream in self._streams:
-            self._link.send(Stop(stream))
+            self._link.send(Stop(stream, if_awaited))
 
     def change(self, command: Change) -> None:
         """Changes the media of a running stream; one that is over is left alone."""

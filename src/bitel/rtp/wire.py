@@ -23,6 +23,9 @@ Latch = Literal["off", "port", "host"]
 names. `host`: the first source of any host, and from then on whatever address its SSRC comes from.
 """
 
+UNHEARD = "no RTP came from the far end, which names an address that must not be sent to"
+"""The error of a stream that was stopped while it waited for its callee's first packet."""
+
 MAX_FRAME = 1 << 24  # bytes; a longer one is a fault of ours
 _LENGTH = 4  # bytes
 
@@ -61,7 +64,8 @@ class Play(NamedTuple):
     A clip is the number of one that was opened, or the path of a raw G.711 file to open now.
     `listen`: whether to read what the callee sends; `event_types` are its payload types of
     telephone events. `Silent` is sent when it has sent nothing for `patience` seconds; 0: never.
-    `held`: nothing is sent until a `Change` that is not held.
+    `held`: nothing is sent until a `Change` that is not held. `awaited`: nothing is sent before a
+    packet of the callee was accepted, by `latch` or from `far` itself.
     """
 
     stream: int
@@ -80,19 +84,22 @@ class Play(NamedTuple):
     patience: float = 0.0
     held: bool = False
     latch: Latch = "port"
+    awaited: bool = False
 
 
 class Stop(NamedTuple):
-    """To the sender: not one packet more of this stream."""
+    """To the sender: not one packet more of this stream; with `if_awaited` only if it still waits
+    for a first packet of its callee."""
 
     stream: int
+    if_awaited: bool = False
 
 
 class Change(NamedTuple):
     """To the sender: the media of a stream after a later offer and answer.
 
     `far` is a new destination, None if it stays. `held`: nothing is sent until a `Change` that is
-    not held.
+    not held. `awaited` is that of `Play`, for a new destination.
     """
 
     stream: int
@@ -101,6 +108,7 @@ class Change(NamedTuple):
     ptime: int
     event_types: tuple[int, ...]
     held: bool
+    awaited: bool = False
 
 
 class Ready(NamedTuple):

@@ -24,6 +24,7 @@ from bitel.settings.values import (
     FileName,
     FileText,
     MetricsToken,
+    Network,
     NumberPrefix,
     OptionalAddress,
     PortRange,
@@ -303,6 +304,17 @@ class DialerSettings(Section):
     send_to_source: bool = False
     """Whether requests in a call are sent to the source address of the carrier's messages instead
     of the one in its Contact or Record-Route: for carriers that write a private address there."""
+    accept_from: Literal["trunks", "any"] | Annotated[list[Network], Field(max_length=1000)] = (
+        "trunks"
+    )
+    """Where SIP messages are accepted from beside the trunks' addresses and the hosts that they
+    name in a call: `trunks` nowhere, a list of networks (`["198.51.100.0/24"]`) those too, `any`
+    anywhere. Other messages are dropped; with `any`, requests outside of calls get one answer."""
+    follow_private: bool = False
+    """Whether a trunk on the public network may name private, link-local and loopback addresses
+    in Contact, Record-Route, SDP and redirections, and one on a private network the two latter.
+    Otherwise requests go to the source of its messages, and audio to where its audio comes from,
+    within `latch`."""
     latch: Literal["off", "port", "host"] = "port"
     """Which source of RTP audio follows, where a callee sends from another address than its SDP
     names (symmetric RTP): `off` none, `port` another port of that host, `host` any host."""

@@ -241,10 +241,20 @@ def is_ip(host: str, version: int) -> bool:
         return False
 
 
+def _network(text: str) -> str:
+    try:
+        return str(ipaddress.ip_network(text))
+    except ValueError:
+        raise ValueError(
+            f"{text!r} is not a network, as in 198.51.100.0/24 or 198.51.100.7"
+        ) from None
+
+
 class FileName:
     """Marks a setting that names a file or folder: if relative, then to the settings file."""
 
 
+Network = Annotated[str, AfterValidator(_network)]
 AddressText = Annotated[str, AfterValidator(_address)]
 OptionalAddress = Annotated[str, AfterValidator(_optional_address)]
 MetricsToken = Annotated[SecretStr, AfterValidator(_metrics_token)]

@@ -32,15 +32,17 @@ from bitel.sip.router import (
 )
 from bitel.sip.sdp import SessionDescription
 from bitel.sip.session import Session
+from bitel.sip.source_filter import SourceFilter, SourcePolicy
 
 
 @dataclass(frozen=True, slots=True)
 class AgentCounts:
     """How much is going on. `dialogs` are calls in any phase, early ones included.
 
-    The last four count from the agent's start: retransmissions, messages dropped because too many
+    The last six count from the agent's start: retransmissions, messages dropped because too many
     were queued, messages that can't be read, and responses dropped because their Via headers show
-    that they are not for us (RFC 3261 §8.1.3.3, §18.1.2).
+    that they are not for us (RFC 3261 §8.1.3.3, §18.1.2), messages from sources that are not
+    accepted, and those of them that name a running call.
     """
 
     dialogs: int
@@ -51,6 +53,8 @@ class AgentCounts:
     dropped: int
     malformed: int
     misrouted: int
+    from_elsewhere: int
+    from_elsewhere_for_calls: int
 
 
 class UserAgent:
@@ -58,9 +62,17 @@ class UserAgent:
 
     __slots__ = ("_core",)
 
-    def __init__(self, config: AgentConfig, rng: random.Random | None = None) -> None:
-        """`rng` makes tags, branches, Call-IDs and cnonces; the system's by default."""
+    def __init__(
+        self,
+        config: AgentConfig,
+        rng: random.Random | None = None,
+        sources: SourcePolicy | None = None,
+    ) -> None:
+        """`rng` makes tags, branches, Call-IDs and cnonces; the system's by default. `sources`
+        decides whose messages are taken; None: everybody's."""
         self._core = Core(config, rng or random.SystemRandom())
+        if sources is not None:
+            self._core.sources = SourceFilter(self._core, sources)
 
     @property
     def config(self) -> AgentConfig:
@@ -84,6 +96,8 @@ class UserAgent:
         core = self._core
         if len(data) <= 4 and not data.strip(b"\r\n\0"):
             return  # a keep-alive (RFC 5626 §3.5.1)
+        if core.sources is not None and not core.sources.admits(data, source, now):
+            return
         try:
             message = parse(data)
         except MessageError as error:
@@ -107,6 +121,8 @@ class UserAgent:
         answered with 400. The caller then closes the connection.
         """
         core = self._core
+        if core.sources is not None and not core.sources.admits(data, source, now):
+            return
         core.malformed += 1
         try:
             message = parse(data)
@@ -172,8 +188,8 @@ class UserAgent:
         unacknowledged: Container[bytes] | None = None,
         moved: Container[bytes] = (),
     ) -> None:
-        """This machine can't send to `destination`, a connection there could not be had, or one that
-        stood was `lost`.
+        """This machine can't send to `destination`, a connection there could not be had, or one
+        that stood was `lost`.
 
         Requests to that destination which nobody has answered yet fail at once. Those that may
         have been lost with their connection are sent once more, over another.
@@ -297,4 +313,6 @@ class UserAgent:
             dropped=core.dropped,
             malformed=core.malformed,
             misrouted=core.misrouted,
+            from_elsewhere=core.from_elsewhere,
+            from_elsewhere_for_calls=core.from_elsewhere_for_calls,
         )

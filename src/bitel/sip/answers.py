@@ -123,7 +123,10 @@ def dialog_of(
     core: Core, request: ClientRequest, destination: Address, response: Response, source: Address
 ) -> Dialog:
     """The dialog that a response to our INVITE makes."""
-    return Dialog.of_caller(request, response, source, destination, core.config.send_to_source)
+    config = core.config
+    return Dialog.of_caller(
+        request, response, source, destination, config.send_to_source, config.follow_private
+    )
 
 
 def belongs(dialog: Dialog, destination: Address, trusted: frozenset[str]) -> bool:

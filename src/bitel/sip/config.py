@@ -13,7 +13,8 @@ class AgentConfig:
     """`local` is what Via and Contact say; by TLS they say `tls_port`, the port after `local`'s
     where that is None. Times are in seconds (RFC 3261 §17.1.1.1).
 
-    The limits bound what a stranger can make the agent hold: server transactions, incoming calls
+    The limits bound what a stranger can make the agent hold: server transactions and their bytes,
+    of which a running call always may have some, incoming calls
     that wait for our answer (503 beyond either), how long one of those may wait, datagrams that
     wait to be sent (dropped beyond, as if the network had lost them), and failed calls that are
     remembered for an answer that comes too late.
@@ -25,7 +26,8 @@ class AgentConfig:
     the destination has TCP (RFC 3261 §18.1.1); without it, by UDP whatever its length. With
     `send_to_source` requests in a dialog are sent to the address that the far end's last message of
     the dialog came from, whatever its Contact and Record-Route say; Request-URI and Route still
-    follow those.
+    follow those. Without `follow_private` that is also done where they name an address nearer to us
+    than the far end's: a private one of a far end on the public network, say.
     """
 
     local: HostPort
@@ -34,6 +36,7 @@ class AgentConfig:
     t2: float = 4.0
     t4: float = 5.0
     max_server_transactions: int = 50_000
+    max_server_bytes: int = 64 * 1024 * 1024
     max_early_calls: int = 5_000
     max_queued_datagrams: int = 100_000
     max_remembered: int = 10_000
@@ -42,6 +45,7 @@ class AgentConfig:
     tls_port: int | None = None
     tcp_fallback: bool = True
     send_to_source: bool = False
+    follow_private: bool = False
 
     def __post_init__(self) -> None:
         if self.session_expires and not MIN_SE <= self.session_expires <= LONGEST:

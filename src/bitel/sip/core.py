@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections import Counter, deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bitel.sip.message import Request
     from bitel.sip.outgoing_call import OutgoingCall
     from bitel.sip.server_transaction import MergeKey, ServerKey, ServerTransaction
+    from bitel.sip.source_filter import SourceFilter
 
 
 WITHOUT_TCP = 600.0
@@ -36,6 +37,10 @@ class Call(Protocol):
     @property
     def local_tag(self) -> str:
         """Our tag in its dialogs."""
+
+    @property
+    def named_hosts(self) -> frozenset[str]:
+        """The IP addresses that messages of the call may come from beside the carrier's."""
 
     def matches(self, request: Request) -> bool:
         """Whether a request with this Call-ID is within the dialog (§12.2.2)."""
@@ -66,15 +71,20 @@ class Core:
         "dropped",
         "early_calls",
         "events",
+        "from_elsewhere",
+        "from_elsewhere_for_calls",
         "invites_under_way",
         "long_wait",
         "malformed",
         "misrouted",
         "outbox",
         "remembered",
+        "requests_of_calls",
         "retransmissions",
         "rng",
+        "server_bytes",
         "server_transactions",
+        "sources",
         "taken_back",
         "timers",
         "tokens",
@@ -109,6 +119,12 @@ class Core:
         self.remembered: dict[str, OutgoingCall] = {}
         self.early_calls = self.retransmissions = 0
         self.dropped = self.malformed = self.misrouted = 0
+        self.from_elsewhere = self.from_elsewhere_for_calls = 0
+        # Of the server transactions: their bytes, and how many each call has.
+        self.server_bytes = 0
+        self.requests_of_calls = Counter[str]()
+        self.sources: SourceFilter | None = None
+        """Decides whose messages are taken; None: everybody's."""
         self.user_agent = ("User-Agent", config.user_agent)
         self.user_agent_line = f"User-Agent: {config.user_agent}\r\n"
         # Destinations by UDP that have no TCP, and until when that is taken to be so.
@@ -146,6 +162,8 @@ class Core:
 
     def remove_call(self, call: Call) -> None:
         """Forget a call that is over."""
+        if self.sources is not None:
+            self.sources.note_end(call)
         del self.calls[call.call_id]
         if self._handles and call.call_id.endswith(f";{call.local_tag}"):
             call_id = call.call_id.removesuffix(f";{call.local_tag}")

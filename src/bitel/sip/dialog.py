@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from bitel.ip_addresses import leads_nearer
 from bitel.sip.grammar import (
     MAX_URI_LENGTH,
     Address,
@@ -26,8 +27,9 @@ class Dialog:
     """The state of a dialog (RFC 3261 §12): tags, CSeqs, route set, remote target.
 
     `fallback` is the source address of the far end's last message. Requests are sent to it if the
-    next hop is a host name, which would take DNS, and, with `to_source`, in any case. It also gives
-    the transport where the next hop names none.
+    next hop is a host name, which would take DNS, if it is an address nearer to us than `origin`
+    and not `follow_private`, and, with `to_source`, in any case. It also gives the transport where
+    the next hop names none.
 
     A pre-existing route set, that of an outbound proxy (§8.1.2), is kept if the far end records no
     route: requests then go to `proxy`, the address that the INVITE was sent to. By §12.1.2 the
@@ -39,6 +41,7 @@ class Dialog:
     __slots__ = (
         "_domain",
         "_fallback",
+        "_follow_private",
         "_is_caller",
         "_local_value",
         "_proxy",
@@ -51,9 +54,11 @@ class Dialog:
         "local_cseq",
         "local_tag",
         "next_hop",
+        "origin",
         "remote_cseq",
         "remote_tag",
         "request_uri",
+        "unfollowed",
     )
 
     def __init__(
@@ -70,6 +75,8 @@ class Dialog:
         to_source: bool = False,
         proxy: Address | None = None,
         is_caller: bool = False,
+        origin: str = "",
+        follow_private: bool = False,
     ) -> None:
         self.call_id = call_id
         self._local_value, self.local_tag = local
@@ -81,6 +88,11 @@ class Dialog:
         self._to_source = to_source
         self._proxy = proxy
         self._is_caller = is_caller
+        self._follow_private = follow_private
+        self.origin = origin or fallback.host
+        """The far end's IP address: where the INVITE went to or came from."""
+        self.unfollowed = False
+        """Whether a next hop was not followed, as it is nearer to us than `origin`."""
         self.local_cseq, self.remote_cseq = cseqs
         self.request_uri: str
         self.next_hop: Address
@@ -94,6 +106,7 @@ class Dialog:
         source: Address,
         destination: Address,
         to_source: bool = False,
+        follow_private: bool = False,
     ) -> Dialog:
         """The dialog that a response to our INVITE makes (§12.1.2).
 
@@ -123,11 +136,18 @@ class Dialog:
             to_source=to_source,
             proxy=proxy,
             is_caller=True,
+            origin=destination.host,
+            follow_private=follow_private,
         )
 
     @classmethod
     def of_callee(
-        cls, request: Request, to_tag: str, source: Address, to_source: bool = False
+        cls,
+        request: Request,
+        to_tag: str,
+        source: Address,
+        to_source: bool = False,
+        follow_private: bool = False,
     ) -> Dialog:
         """The dialog that our 2xx to an INVITE makes (§12.1.1)."""
         from_value = request.header("from")
@@ -141,6 +161,7 @@ class Dialog:
             source.domain,
             (0, request.cseq),
             to_source=to_source,
+            follow_private=follow_private,
         )
 
     def fork(self, response: Response, source: Address) -> Dialog:
@@ -160,7 +181,16 @@ class Dialog:
             to_source=self._to_source,
             proxy=proxy,
             is_caller=True,
+            origin=self.origin,
+            follow_private=self._follow_private,
         )
+
+    @property
+    def named_hosts(self) -> frozenset[str]:
+        """The IP addresses in the remote target and the route set that are followed."""
+        uris = [self._target, *map(uri_of, self._routes)]
+        found = [address for address in map(ip_address_of, uris) if address is not None]
+        return frozenset(each.host for each in found if not self._is_too_near(each.host))
 
     def matches(self, request: Request) -> bool:
         """Whether a request of the far end is of this dialog."""
@@ -225,6 +255,10 @@ class Dialog:
             usual,
         )
 
+    def _is_too_near(self, host: str) -> bool:
+        """Whether the far end must not have us send to `host`."""
+        return not self._follow_private and leads_nearer(self.origin, host)
+
     def _find_way(self) -> None:
         """Request-URI, Route values and next hop of the requests that follow (§12.2.1.1)."""
         self.request_uri = hop = self._target
@@ -237,7 +271,11 @@ class Dialog:
                 self._route_values = (*self._routes[1:], f"<{self._target}>")
         found = self._fallback
         if not self._to_source:
-            found = self._proxy or ip_address_of(hop, found.transport) or found
+            named = ip_address_of(hop, found.transport)
+            if self._proxy is None and named is not None and self._is_too_near(named.host):
+                self.unfollowed = True
+                named = None
+            found = self._proxy or named or found
         if found.transport is TLS and found is not self._fallback:
             # The new next hop acts for the same peer as before, so its certificate must bear the
             # same name. A request over a connection that the far end opened does not prove that.

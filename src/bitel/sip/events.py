@@ -96,6 +96,9 @@ class Ended:
     """Whether our BYE got no response."""
     ack_lost: bool = False
     """Whether the far end went on repeating its 2xx after our ACK."""
+    unfollowed: bool = False
+    """Whether its Contact or Record-Route named an address nearer to us than its own, so that our
+    requests went to the source of its messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +149,15 @@ class Withdrawn:
 
 
 @dataclass(frozen=True, slots=True)
+class MessageDropped:
+    """A message that names a running call came from `source`, which has no part in it."""
+
+    call_id: str
+    source: Address
+    is_response: bool
+
+
+@dataclass(frozen=True, slots=True)
 class DeliveryDoubted:
     """An ICMP error quotes a request without a response yet, sent to `destination`.
 
@@ -185,5 +197,6 @@ Event = (
     | Confirmed
     | Withdrawn
     | DeliveryDoubted
+    | MessageDropped
     | RequestDone
 )

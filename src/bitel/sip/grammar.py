@@ -212,6 +212,13 @@ def ip_literal(text: str) -> str:
     return str(address)
 
 
+def source_network(host: str) -> str:
+    """What sources are counted by: an address, or the IPv6 network of 2^64 that a customer has."""
+    if ":" not in host:
+        return host
+    return str(ipaddress.IPv6Address(int(ipaddress.IPv6Address(host)) >> 64 << 64))
+
+
 def is_loose_router(route_uri: str) -> bool:
     """Whether a route entry carries `lr` (RFC 3261 §16.12); one that can't be read is taken to."""
     parameters = route_uri.partition("?")[0].partition(";")[2]

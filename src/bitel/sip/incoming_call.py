@@ -54,6 +54,10 @@ class IncomingCall:
     def local_tag(self) -> str:
         return self._transaction.to_tag
 
+    @property
+    def named_hosts(self) -> frozenset[str]:
+        return frozenset({self._transaction.source.host})
+
     def matches(self, request: Request) -> bool:
         return (request.to_tag, request.from_tag) == (
             self._transaction.to_tag,
@@ -79,6 +83,7 @@ class IncomingCall:
             self._transaction.to_tag,
             self._transaction.source,
             self._core.config.send_to_source,
+            self._core.config.follow_private,
         )
         dialog.remote_cseq = self._latest.cseq
         dialog.refresh_target(self._latest)

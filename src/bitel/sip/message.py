@@ -15,6 +15,8 @@ from bitel.sip.head import HeadError, Layout, split_head
 
 MAX_DATAGRAM = 65535
 MAX_HEAD = 16384
+MAX_VIAS = 70
+"""Via values of a request: each proxy on its way adds one, and Max-Forwards begins at 70."""
 
 _METHOD = re.compile(r"[A-Za-z0-9\-.!%*_+`'~]{1,128}\Z")
 _VIA = re.compile(
@@ -104,6 +106,7 @@ class Message:
         "cseq",
         "cseq_method",
         "from_tag",
+        "size",
         "to_tag",
     )
 
@@ -113,6 +116,8 @@ class Message:
         self.body = b""
         self.call_id = self.from_tag = self.to_tag = self.branch = self.cseq_method = ""
         self.cseq = 0
+        self.size = 0
+        """Bytes of the whole message, if it was received."""
 
     def __contains__(self, name: str) -> bool:
         """Whether there is such a header; as everywhere, its name in lower case and full."""
@@ -199,12 +204,16 @@ def parse(data: bytes) -> Request | Response:
         first, layout, lines = split_head(head.decode("utf-8", "surrogateescape"))
     except HeadError as error:
         raise MessageError(str(error)) from error
+    vias = [lines[place] for place in layout.places.get("via", ())]
+    if len(vias) + sum(via.count(",") for via in vias) > MAX_VIAS:
+        raise MessageError(f"a message has more than {MAX_VIAS} Via values")
     message: Request | Response
     if first[:8].upper() == "SIP/2.0 ":
         message = Response(*_status_of(first), layout, lines)
     else:
         message = Request(*_method_and_uri(first), layout, lines)
     message.body = body
+    message.size = len(data)
     try:
         message.read_essentials()
         if isinstance(message, Request):

@@ -122,6 +122,11 @@ class OutgoingCall:
     def local_tag(self) -> str:
         return self.from_tag
 
+    @property
+    def named_hosts(self) -> frozenset[str]:
+        named = {self._invitation.destination.host}
+        return frozenset(named.union(*(each.dialog.named_hosts for each in self._early.values())))
+
     def matches(self, request: Request) -> bool:
         return request.to_tag == self.from_tag
 

@@ -21,6 +21,8 @@ from bitel.sip.transaction_tables import State
 SUPPORTED_METHODS = frozenset(ALLOW.split(", "))
 OTHER_METHODS = frozenset(("REGISTER", "SUBSCRIBE", "NOTIFY", "PUBLISH", "REFER", "MESSAGE"))
 ACCEPT = ("Accept", "application/sdp")
+MAX_OF_CALL = 16
+"""Requests of one call that are taken although there are too many in all."""
 RETRY_LATER = ("Retry-After", "5")
 
 
@@ -55,7 +57,8 @@ def receive_request(core: Core, request: Request, source: Address, now: float) -
     if _is_one_too_many(core, request, call):
         answer_statelessly(core, request, source, 503, [RETRY_LATER])
         return
-    transaction = ServerTransaction(core, key, request, source)
+    of_call = call.call_id if call is not None else ""
+    transaction = ServerTransaction(core, key, request, source, of_call)
     try:
         if request.method == "CANCEL":
             _receive_cancel(core, transaction, now)
@@ -121,13 +124,20 @@ def _receive_late(core: Core, response: Response, source: Address, now: float) -
 
 
 def _is_one_too_many(core: Core, request: Request, call: Call | None) -> bool:
-    """Whether a request exceeds the limits; BYE and CANCEL of a running call never do."""
+    """Whether a request exceeds the limits.
+
+    BYE and CANCEL of a running call never do, and its other requests only where it has several.
+    """
     if request.method == "BYE" and call is not None:
         return False
     if request.method == "CANCEL" and server_key(request, "INVITE") in core.server_transactions:
         return False
-    if len(core.server_transactions) >= core.config.max_server_transactions:
-        return True
+    is_full = (
+        len(core.server_transactions) >= core.config.max_server_transactions
+        or core.server_bytes >= core.config.max_server_bytes
+    )
+    if is_full:
+        return call is None or core.requests_of_calls[call.call_id] >= MAX_OF_CALL
     starts_call = request.method == "INVITE" and not request.to_tag
     return starts_call and core.early_calls >= core.config.max_early_calls
 

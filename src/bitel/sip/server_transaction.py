@@ -80,9 +80,21 @@ def answer_statelessly(
     reason: str = "",
 ) -> None:
     """Answer a request that is worth no transaction: a malformed one, or one too many."""
+    core.send(*stateless_answer(core, request, source, code, headers, reason))
+
+
+def stateless_answer(
+    core: Core,
+    request: Request,
+    source: Address,
+    code: int,
+    headers: Iterable[tuple[str, str]] = (),
+    reason: str = "",
+) -> tuple[bytes, Address]:
+    """Such an answer, and where it goes."""
     top_via, destination = reply_route(request, source)
     data = write_response(request, code, core.new_token(), headers, top_via=top_via, reason=reason)
-    core.send(data, destination)
+    return data, destination
 
 
 class ServerTransaction:
@@ -94,7 +106,9 @@ class ServerTransaction:
         "_destination",
         "_interval",
         "_merge_key",
+        "_of_call",
         "_repeating",
+        "_size",
         "_table",
         "_top_via",
         "_waiting",
@@ -106,9 +120,14 @@ class ServerTransaction:
         "user",
     )
 
-    def __init__(self, core: Core, key: ServerKey, request: Request, source: Address) -> None:
+    def __init__(
+        self, core: Core, key: ServerKey, request: Request, source: Address, of_call: str = ""
+    ) -> None:
+        """`of_call` is the handle of the call that the request belongs to, if it does."""
         self._core = core
         self.key = key
+        self._of_call = of_call
+        self._size = 2 * request.size  # the request, and an answer that repeats most of it
         self.request = request
         self.source = source
         self.to_tag = request.to_tag or core.new_token()
@@ -127,6 +146,9 @@ class ServerTransaction:
             self._table = NON_INVITE_SERVER_STREAM if is_stream else NON_INVITE_SERVER
             self.state = State.TRYING
         core.server_transactions[key] = self
+        core.server_bytes += self._size
+        if of_call:
+            core.requests_of_calls[of_call] += 1
         self._merge_key: MergeKey | None = None
         # Only INVITEs: other merged requests are harmless, and a far end that repeats the same
         # OPTIONS must not get 482.
@@ -207,9 +229,18 @@ class ServerTransaction:
         if self.state is State.TERMINATED:
             self._core.timers.stop(self._repeating)
             self._core.timers.stop(self._waiting)
-            self._core.server_transactions.pop(self.key, None)
+            if self._core.server_transactions.pop(self.key, None) is not None:
+                self._let_go()
             if self._merge_key is not None and not self.is_merged:
                 del self._core.invites_under_way[self._merge_key]
+
+    def _let_go(self) -> None:
+        core = self._core
+        core.server_bytes -= self._size
+        if self._of_call:
+            core.requests_of_calls[self._of_call] -= 1
+            if not core.requests_of_calls[self._of_call]:
+                del core.requests_of_calls[self._of_call]
 
     def _start(self, action: Action, now: float) -> None:
         timers, config = self._core.timers, self._core.config

@@ -106,6 +106,10 @@ class Session:
     def local_tag(self) -> str:
         return self.dialog.local_tag
 
+    @property
+    def named_hosts(self) -> frozenset[str]:
+        return self.dialog.named_hosts
+
     def matches(self, request: Request) -> bool:
         return self.dialog.matches(request)
 
@@ -367,7 +371,10 @@ class Session:
             self._unacknowledged.stop()
             self._unacknowledged = None
         ack_lost = self._ack is not None and self._ack.is_lost
-        self._core.events.append(Ended(self.call_id, by, q850, bye_unanswered, ack_lost))
+        unfollowed = self.dialog.unfollowed
+        self._core.events.append(
+            Ended(self.call_id, by, q850, bye_unanswered, ack_lost, unfollowed)
+        )
 
 
 def send_bye(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import socket
 import ssl
 from collections import Counter
+from collections.abc import Callable
 
-from bitel.sip.grammar import Address, HostPort, Transport
+from bitel.sip.grammar import Address, HostPort, Transport, source_network
 from bitel.transports.connection import Connection, Receiver
 from bitel.transports.liveness import StreamLimits
 
@@ -23,32 +23,32 @@ REST = 1.0
 
 
 class Door:
-    """Counts who is in, over all listeners of one agent."""
+    """Counts who is in, over all listeners of one agent.
 
-    def __init__(self, limits: StreamLimits) -> None:
+    Hosts that `accepts` is false of get half of the room together; None: it is true of all.
+    """
+
+    def __init__(self, limits: StreamLimits, accepts: Callable[[str], bool] | None = None) -> None:
         self._limits = limits
+        self._accepts = accepts
         self._inside = Counter[str]()
 
     def enter(self, host: str) -> bool:
         """Let one more of `host` in; False where there are enough."""
-        inside, limits, host = self._inside, self._limits, _whose(host)
-        if inside.total() >= limits.accepted or inside[host] >= limits.per_source:
+        is_known = self._accepts is None or self._accepts(host)
+        inside, limits, host = self._inside, self._limits, source_network(host)
+        # A stranger's connections must not take the room of the carrier's.
+        room = limits.accepted if is_known else limits.accepted // 2
+        if inside.total() >= room or inside[host] >= limits.per_source:
             return False
         inside[host] += 1
         return True
 
     def leave(self, host: str) -> None:
-        host = _whose(host)
+        host = source_network(host)
         self._inside[host] -= 1
         if not self._inside[host]:
             del self._inside[host]
-
-
-def _whose(host: str) -> str:
-    """Whom connections are counted by: with IPv6 a network of 2^64 addresses is one customer's."""
-    if ":" not in host:
-        return host
-    return str(ipaddress.IPv6Address(int(ipaddress.IPv6Address(host)) >> 64 << 64))
 
 
 class Listener:

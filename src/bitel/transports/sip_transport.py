@@ -114,13 +114,15 @@ class SipTransport:
         tls: TlsFiles | None = None,
         limits: StreamLimits | None = None,
         confirm_lease: Callable[[], Awaitable[bool]] | None = None,
+        accepts: Callable[[str], bool] | None = None,
     ) -> SipTransport:
         """Bind `bind` (an IP address; port 0 takes a free one) and start.
 
         `make_agent` is given the address that was bound. `clock` gives the seconds that the agent
         sees, the loop's by default; it must run as fast as the loop's. `link` applies to
-        datagrams only. `confirm_lease` is the attribute of that name. Raises OSError where a port
-        can't be had, and TlsFileError where a file of `tls` can't be used.
+        datagrams only. `confirm_lease` is the attribute of that name. `accepts` tells the carrier's
+        hosts from others, which get half of the connections; None: all are the carrier's. Raises
+        OSError where a port can't be had, and TlsFileError where a file of `tls` can't be used.
         """
         limits, tls = limits or StreamLimits(), tls or TlsFiles()
         context = tls.server_context()
@@ -142,7 +144,7 @@ class SipTransport:
         leave_from = None if host in {"0.0.0.0", "::"} else local[0]
         tls_port = 0 if context is not None else local[1] + 1
         self._streams = Streams(self, limits, tls, leave_from, tls_port)
-        door = Door(limits)
+        door = Door(limits, accepts)
         for sock, transport in zip(listening, (Transport.TCP, Transport.TLS), strict=False):
             secure = context if transport is Transport.TLS else None
             self._listeners.append(Listener(sock, transport, secure, self._streams, door, limits))

@@ -1,0 +1,156 @@
+"""Whose messages an agent takes: the carrier's, and those of hosts that the carrier has named.
+
+Over UDP anyone who has seen one message of a call could answer it, move it or end it. So a message
+is looked into only if it comes from an accepted source, or names a running call and comes from a
+host that an accepted message of that call has named: in Contact or Record-Route, or as the
+destination of its INVITE. Everything else is dropped before it is parsed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final, Protocol
+
+from bitel.sip.events import MessageDropped
+from bitel.sip.grammar import Address, source_network
+from bitel.sip.message import MAX_HEAD, BodyLengthError, MessageError, Request, parse
+from bitel.sip.requests import CAPABILITIES
+from bitel.sip.server_transaction import stateless_answer
+
+if TYPE_CHECKING:
+    from bitel.sip.core import Call, Core
+
+MAX_ENDED: Final = 1000
+"""Ended calls of which it is kept which hosts they named, for requests that are repeated."""
+ANSWERS_PER_SECOND: Final = 1.0
+ANSWER_BURST: Final = 5.0
+ALL_ANSWERS_PER_SECOND: Final = 100.0
+MAX_SOURCES: Final = 4096
+"""Stateless answers: those to one source, an IPv6 network of 2^64 addresses being one, and those to
+all; and the sources that are counted at a time."""
+
+_CALL_ID: Final = re.compile(rb"\n(?:call-id|i)[ \t]*:[ \t]*([^\s]{1,512})", re.IGNORECASE)
+_ALLOW: Final = CAPABILITIES[0]
+
+
+class SourcePolicy(Protocol):
+    """Which addresses are the carrier's."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether messages of calls are taken from anywhere, and requests outside of calls that
+        come from elsewhere get one stateless answer; else they get none."""
+
+    def accepts(self, host: str) -> bool:
+        """Whether everything that comes from `host`, an IP address, is taken."""
+
+
+class SourceFilter:
+    """Applies a `SourcePolicy` to the messages of one agent."""
+
+    __slots__ = ("_all_answers", "_answers", "_core", "_ended", "_policy")
+
+    def __init__(self, core: Core, policy: SourcePolicy) -> None:
+        self._core = core
+        self._policy = policy
+        self._ended: OrderedDict[str, frozenset[str]] = OrderedDict()
+        self._answers: dict[str, _Bucket] = {}
+        self._all_answers = _Bucket(ALL_ANSWERS_PER_SECOND, ALL_ANSWERS_PER_SECOND)
+
+    def admits(self, data: bytes, source: Address, now: float) -> bool:
+        """Whether the agent may parse `data`. If not, it is counted, and answered where the policy
+        says so."""
+        if self._policy.accepts(source.host):
+            return True
+        core, is_response = self._core, data[:8].upper() == b"SIP/2.0 "
+        call_id = _call_id_in(data)
+        call = core.calls.get(call_id) or core.remembered.get(call_id)
+        if self._policy.is_open and (call is not None or is_response):
+            return True
+        named = call.named_hosts if call is not None else self._ended.get(call_id, ())
+        if source.host in named and _is_of(data, call_id):
+            return True
+        core.from_elsewhere += 1
+        if call is not None:
+            core.from_elsewhere_for_calls += 1
+            core.events.append(MessageDropped(call_id, source, is_response=is_response))
+        elif self._policy.is_open:
+            self._answer(data, source, now)
+        return False
+
+    def note_end(self, call: Call) -> None:
+        """Keep the hosts that a call has named, for its requests that may be repeated."""
+        hosts = frozenset(each for each in call.named_hosts if not self._policy.accepts(each))
+        if hosts:
+            self._ended[call.call_id] = hosts
+            if len(self._ended) > MAX_ENDED:
+                self._ended.popitem(last=False)
+
+    def _answer(self, data: bytes, source: Address, now: float) -> None:
+        """Answer a request outside of calls without keeping anything of it (RFC 3261 §8.2.7).
+
+        The answer is never longer than the request, since its source may be forged.
+        """
+        if not self._may_answer(source.host, now):
+            return
+        try:
+            request = parse(data)
+        except MessageError:
+            return
+        if not isinstance(request, Request) or request.method == "ACK":
+            return
+        code = {"OPTIONS": 200, "INVITE": 480}.get(request.method, 405)
+        if request.to_tag or request.method in ("BYE", "CANCEL"):
+            code = 481
+        for headers in ([_ALLOW], []):
+            answer, destination = stateless_answer(self._core, request, source, code, headers)
+            if len(answer) <= len(data):
+                self._core.send(answer, destination)
+                return
+
+    def _may_answer(self, host: str, now: float) -> bool:
+        key = source_network(host)
+        bucket = self._answers.get(key)
+        if bucket is None:
+            if len(self._answers) >= MAX_SOURCES:
+                self._answers.clear()
+            bucket = self._answers[key] = _Bucket(ANSWERS_PER_SECOND, ANSWER_BURST)
+        return bucket.take(now) and self._all_answers.take(now)
+
+
+class _Bucket:
+    """A token bucket, full at first."""
+
+    __slots__ = ("_at", "_burst", "_per_second", "_tokens")
+
+    def __init__(self, per_second: float, burst: float) -> None:
+        self._per_second = per_second
+        self._burst = self._tokens = burst
+        self._at: float | None = None
+
+    def take(self, now: float) -> bool:
+        if self._at is not None:
+            gained = (now - self._at) * self._per_second
+            self._tokens = min(self._burst, self._tokens + gained)
+        self._at = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
+def _call_id_in(data: bytes) -> str:
+    """What seems to be the Call-ID of a message, "" where there is none."""
+    found = _CALL_ID.search(data, 0, MAX_HEAD)
+    return found[1].decode("utf-8", "surrogateescape") if found else ""
+
+
+def _is_of(data: bytes, call_id: str) -> bool:
+    """Whether a message really has this Call-ID."""
+    try:
+        return parse(data).call_id == call_id
+    except BodyLengthError as error:
+        return error.message.call_id == call_id
+    except MessageError:
+        return False
