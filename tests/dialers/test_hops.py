@@ -13,6 +13,7 @@ from bitel.dialers.hops import (
     TO_ANOTHER_HOST,
     TO_ANOTHER_NUMBER,
     TO_NO_URI,
+    TO_PRIVATE_ADDRESS,
     Dialled,
     Hop,
     Proxy,
@@ -223,3 +224,16 @@ TLS_HOP = Hop(Trunk("a.test", None, Transport.TLS), TLS_OWN[0], "sip:1@a.test")
 def test_nobody_is_led_off_a_secure_way_unasked(contact: str, address: Address | None) -> None:
     failed = moved(contact.replace(":2@", f":{NUMBER}@"))
     assert address_of(redirected(TLS_HOP, failed, DIALLED, TLS_OWN)) == address
+
+
+@pytest.mark.parametrize("near", ["10.0.0.1", "169.254.0.1", "127.0.0.1"])
+def test_a_redirection_leads_no_nearer_even_within_the_trunk(near: str) -> None:
+    hop = Hop(Trunk("a.test"), Address("203.0.113.10", 5060), f"sip:{NUMBER}@a.test")
+    own = [hop.address, Address(near, 5060), Address("203.0.113.11", 5060)]
+    failed = moved(f"sip:{NUMBER}@{near}")
+    assert redirected(hop, failed, DIALLED, own) == TO_PRIVATE_ADDRESS
+    assert address_of(redirected(hop, failed, DIALLED, own, follow_private=True)) == own[1]
+    both = moved(f"sip:{NUMBER}@{near}", f"sip:{NUMBER}@203.0.113.11")
+    assert address_of(redirected(hop, both, DIALLED, own)) == own[2]
+    within = hop._replace(address=Address("127.0.0.2", 5060))
+    assert address_of(redirected(within, failed, DIALLED, own)) == own[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,8 @@ def test_everything_reaches_the_dialer(tmp_path: Path) -> None:
         user_phone = true
         extra_headers = { "X-Account" = "42", "Diversion" = "<sip:021@pbx.example>;reason=unknown" }
         send_to_source = true
+        accept_from = ["198.51.100.0/24", "2001:db8::7"]
+        follow_private = true
         latch = "host"
         tcp_fallback = false
     """
@@ -65,6 +68,8 @@ def test_everything_reaches_the_dialer(tmp_path: Path) -> None:
         ("X-Account", "42"),
         ("Diversion", "<sip:021@pbx.example>;reason=unknown"),
     )
+    assert config.accept_from == (ip_network("198.51.100.0/24"), ip_network("2001:db8::7/128"))
+    assert config.follow_private
     assert (config.send_to_source, config.latch, config.tcp_fallback) == (True, "host", False)
     assert "s3cret" not in repr(config)
     assert "pbx.example>" not in repr(config), "a header's value may be secret"
@@ -79,6 +84,13 @@ def test_by_default(tmp_path: Path) -> None:
     assert (config.outbound_proxy, config.from_domain, config.extra_headers) == (None, "", ())
     assert (config.user_phone, config.send_to_source) == (False, False)
     assert (config.latch, config.tcp_fallback) == ("port", True)
+    assert (config.accept_from, config.follow_private) == ("trunks", False)
+
+
+@pytest.mark.parametrize("value", ['"all"', '["198.51.100.1/24"]', '["sbc.example"]', "[5060]"])
+def test_a_source_is_a_network_or_one_of_two_words(tmp_path: Path, value: str) -> None:
+    with pytest.raises(SettingsError, match="accept_from"):
+        load(write(tmp_path, f"accept_from = {value}"))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from bitel.sip import AgentConfig, Answered, Event, Invitation, UserAgent, make_offer
 from bitel.sip.grammar import Address, HostPort
 from bitel.sip.message import Message, Request, Response, parse
+from bitel.sip.source_filter import SourcePolicy
 
 US: HostPort = ("192.0.2.1", 5060)
 FAR = Address("192.0.2.9", 5060)
@@ -57,8 +58,13 @@ class Sent:
 class Bench:
     """An agent, its clock, and all that it has said."""
 
-    def __init__(self, config: AgentConfig | None = None, seed: int = 1) -> None:
-        self.agent = UserAgent(config or AgentConfig(US), random.Random(seed))
+    def __init__(
+        self,
+        config: AgentConfig | None = None,
+        seed: int = 1,
+        sources: SourcePolicy | None = None,
+    ) -> None:
+        self.agent = UserAgent(config or AgentConfig(US), random.Random(seed), sources)
         self.now = 0.0
         self._sent: list[Sent] = []
         self._events: list[Event] = []

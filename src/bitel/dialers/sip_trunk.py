@@ -148,6 +148,11 @@ class SipTrunkDialer:
         return 0.0 if self._transport is None else self._transport.behind
 
     @property
+    def config(self) -> SipTrunkConfig:
+        """The configuration that holds now."""
+        return self._config
+
+    @property
     def sip_address(self) -> HostPort:
         """The address and port that SIP is spoken from, once started."""
         return self._sip.local
