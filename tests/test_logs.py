@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import structlog
 
 from bitel import logs
 from tests.small_disk import empty, fill, small_disk
@@ -133,6 +134,7 @@ def test_a_flood_of_records_is_cut_and_counted(
     finally:
         logging.basicConfig(handlers=[], force=True)
         logging.captureWarnings(False)
+        structlog.reset_defaults()
     assert written.count("malformed") == logs.RECORD_BURST + 1
     assert "broken" in written
     assert "fine" in written

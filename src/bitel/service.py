@@ -62,6 +62,7 @@ from bitel.storage_pressure import StoragePressure
 from bitel.store import engines, migrate, recordings
 from bitel.store.database import Database
 from bitel.supervision import background
+from bitel.voices import sandbox
 from bitel.voices.speech import SpeechOptions
 from bitel.voices.speech_library import SpeechLibrary
 from bitel.voices.storage import VoiceStore
@@ -203,6 +204,7 @@ async def running(
         stack.push_async_callback(shutdown.step, "speech", speech.close)
         playlists = Playlists(voices, speech, _duration_from(database))
         deliverer = None
+        sandbox.report()
         if role != "dialer":
             deliverer = webhooks.build(
                 webhooks.Options(allow_private=settings.webhook_allow_private),

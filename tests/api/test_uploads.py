@@ -248,12 +248,11 @@ async def test_decode_worker_that_is_killed_is_run_again_and_then_unavailable(
     sqlite_stage: Stage, served: Any
 ) -> None:
     stage = sqlite_stage
-    worker = "bitel.voices.decode_worker", str(stage.parts.incoming)
     async with served(stage) as url, stage.client(url=url) as client:
-        async with killing(*worker, times=1) as killed:
+        async with killing("bitel.voices.decode_worker", times=1) as killed:
             answer = await client.post(UPLOAD, files={"file": ("a.wav", tone(60))})
         assert (answer.status_code, len(killed)) == (200, 1)
-        async with killing(*worker) as killed:
+        async with killing("bitel.voices.decode_worker") as killed:
             answer = await client.post(UPLOAD, files={"file": ("a.wav", tone(60))})
         assert (answer.status_code, len(killed)) == (503, 2)
     assert answer.json()["error"] == "Unavailable"
@@ -294,12 +293,11 @@ async def test_place_for_uploads_that_can_not_be_written(sqlite_stage: Stage, se
 
 async def test_speech_worker_that_is_killed(sqlite_stage: Stage, served: Any) -> None:
     stage = sqlite_stage
-    spoken = str(stage.parts.settings.data_dir / "speech")
     async with served(stage) as url, stage.client(url=url) as client:
         for times, status in ((1000, 503), (1, 200)):
-            async with killing("bitel.voices.speech_worker", spoken, times=times) as killed:
+            async with killing("bitel.voices.speech_worker", times=times) as killed:
                 answer = await client.post("/api/v2/files/tts", json={"text": "hello"})
-            assert (answer.status_code, len(killed)) == (status, min(times, 2))
+            assert (answer.status_code, len(killed)) == (status, min(times, 2)), answer.text
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])

@@ -223,7 +223,7 @@ async def test_object_that_the_bucket_has_lost_and_its_copy_here(tmp_path: Path)
 
 async def test_digits_that_can_not_be_spoken_now(tmp_path: Path, sound: Sound) -> None:
     async with far_media() as far, dialer(tmp_path, far.uri, playlists=sound.playlists) as dialled:
-        async with killing("bitel.voices.speech_worker", str(tmp_path)):
+        async with killing("bitel.voices.speech_worker"):
             attempted = await dialled.call(recording=None, digits="1")
         assert attempted.outcome is Outcome.NOT_PLACED, attempted
         assert far.methods == []

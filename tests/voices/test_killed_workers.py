@@ -14,6 +14,7 @@ from bitel.voices.decoding import decode
 from bitel.voices.limits import DecodeLimits
 from bitel.voices.speech import SpeechOptions, speak
 from bitel.voices.speech_library import SpeechLibrary
+from tests.small_disk import fill, small_disk
 from tests.voices.workers import killing
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ SPEAKER = "bitel.voices.speech_worker"
 
 async def test_decode_worker_killed_once_is_run_again(media: Media, into: Path) -> None:
     source = media.wav(media.sweep(44100, 60.0))
-    async with killing(DECODER, str(into), times=1) as killed:
+    async with killing(DECODER, times=1) as killed:
         decoded = await decode(source, into, DecodeLimits())
     assert len(killed) == 1
     assert decoded.duration == 60.0
@@ -33,7 +34,7 @@ async def test_decode_worker_killed_once_is_run_again(media: Media, into: Path) 
 
 async def test_decode_worker_killed_twice_is_unavailable(media: Media, into: Path) -> None:
     source = media.wav(media.sweep(44100, 60.0))
-    async with killing(DECODER, str(into)) as killed:
+    async with killing(DECODER) as killed:
         with pytest.raises(UnavailableError, match="killed by signal 9"):
             await decode(source, into, DecodeLimits())
     assert len(killed) == 2
@@ -41,7 +42,7 @@ async def test_decode_worker_killed_twice_is_unavailable(media: Media, into: Pat
 
 
 async def test_speech_worker_killed_once_is_run_again(into: Path) -> None:
-    async with killing(SPEAKER, str(into), times=1) as killed:
+    async with killing(SPEAKER, times=1) as killed:
         path = await speak("hello", "en", into, SpeechOptions())
     assert len(killed) == 1
     assert path.stat().st_size > 1000
@@ -49,7 +50,7 @@ async def test_speech_worker_killed_once_is_run_again(into: Path) -> None:
 
 async def test_speech_worker_killed_twice_is_unavailable(tmp_path: Path) -> None:
     library = SpeechLibrary(tmp_path / "speech", SpeechOptions())
-    async with killing(SPEAKER, str(tmp_path)):
+    async with killing(SPEAKER):
         with pytest.raises(UnavailableError, match="killed by signal 9"):
             await library.digit_clips("123", "en", "PCMA")
     assert await library.digit_clips("123", "en", "PCMA")
@@ -83,12 +84,24 @@ async def test_no_process_can_be_started(
 
 @pytest.mark.parametrize("seconds", [0.1, 60.0])
 async def test_disk_is_full_while_the_worker_writes(
-    media: Media, into: Path, seconds: float
+    media: Media, tmp_path: Path, seconds: float
 ) -> None:
     # A short recording fails when its file is closed, a long one before that.
-    (into / "recording.ulaw").symlink_to("/dev/full")
-    with pytest.raises(UnavailableError, match="no room"):
-        await decode(media.wav(media.sweep(44100, seconds)), into, DecodeLimits())
+    source = media.wav(media.sweep(44100, seconds))
+    with small_disk(tmp_path / "disk") as disk:
+        fill(disk)
+        with pytest.raises(UnavailableError, match="no room"):
+            await decode(source, disk, DecodeLimits())
+
+
+async def test_a_link_in_the_folder_of_results_is_not_followed(
+    media: Media, into: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "other").write_text("kept")
+    (into / "recording.ulaw").symlink_to(tmp_path / "other")
+    with pytest.raises(UnavailableError, match="can't be decoded now"):
+        await decode(media.wav(), into, DecodeLimits())
+    assert (tmp_path / "other").read_text() == "kept"
 
 
 async def test_source_is_gone_before_the_worker_opens_it(into: Path, tmp_path: Path) -> None:

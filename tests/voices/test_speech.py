@@ -201,7 +201,7 @@ async def replaced_worker(
         ("sys.exit(30)", "can't be loaded; install it"),
         ("sys.exit(34)", "more memory than is granted"),
         ("sys.exit(0)", "gave no audio"),
-        ("open(sys.argv[4] + '/0.wav', 'wb').write(b'RIFF')", "gave no audio"),
+        ("os.write(int(sys.argv[4]), b'RIFF')", "gave no audio"),
     ],
 )
 async def test_a_worker_that_fails(
@@ -212,12 +212,21 @@ async def test_a_worker_that_fails(
     assert "secret" not in said
 
 
+@pytest.mark.parametrize(("text", "language"), [("hello", "fa"), ("سلام", "en")])
+async def test_words_of_another_language_are_heard(into: Path, text: str, language: str) -> None:
+    """For which the engine reads other files, after it has entered the sandbox."""
+    samples, _ = sound(await speak(text, language, into, OPTIONS))
+    assert len(samples) > 2000
+
+
 async def test_called_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, into: Path) -> None:
-    body = "open(sys.argv[4] + '/pid', 'w').write(str(os.getpid())); time.sleep(60)"
+    body = "os.write(int(sys.argv[4]), str(os.getpid()).encode()); time.sleep(60)"
     speaking = asyncio.create_task(replaced_worker(monkeypatch, tmp_path, into, body))
-    while not (into / "pid").exists() or not (into / "pid").read_text():
-        await asyncio.sleep(0.01)
-    process = int((into / "pid").read_text())
+    written = into / "0.wav"
+    async with asyncio.timeout(20):
+        while not written.exists() or not written.read_text():
+            await asyncio.sleep(0.01)
+    process = int(written.read_text())
     speaking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await speaking

@@ -1,24 +1,25 @@
 """The process that meets a stranger's file: `python -m bitel.voices.decode_worker`.
 
-It takes its limits upon itself before it looks at the file, opens the three files it needs and
-then gives up the right to open any more: whatever the file talks FFmpeg into, no other file and
-no socket can be reached from here. It ends with a `Verdict` as its exit status.
+It gets the file and those that it writes as open descriptors. Before it looks at the file it takes
+its limits upon itself and enters the sandbox: whatever the file makes FFmpeg do, no other file, no
+socket and no process can be reached from here. It ends with a `Verdict` as its exit status.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import resource
 import sys
-from pathlib import Path
 
+from bitel.voices import sandbox
 from bitel.voices.confinement import confine
-from bitel.voices.verdict import ALAW_NAME, ULAW_NAME, Verdict
+from bitel.voices.verdict import Verdict
 
 
 def main(arguments: list[str]) -> int:
-    """Decode `source` into the folder `into`; the limits follow as numbers."""
-    source, into, max_samples, cpu_seconds, memory_bytes, wall_seconds = arguments
+    """Decode the descriptor `source` into `alaw` and `ulaw`; the limits follow as numbers."""
+    source, alaw, ulaw, max_samples, cpu_seconds, memory_bytes, wall_seconds = arguments
     confine(
         cpu_seconds=int(cpu_seconds),
         memory_bytes=int(memory_bytes),
@@ -26,7 +27,7 @@ def main(arguments: list[str]) -> int:
         file_bytes=int(max_samples) + 1,
     )
     try:
-        return _decode_files(Path(source), Path(into), int(max_samples))
+        return _decode_files(int(source), int(alaw), int(ulaw), int(max_samples))
     except MemoryError:
         return Verdict.OUT_OF_MEMORY
     except OSError as error:
@@ -35,17 +36,24 @@ def main(arguments: list[str]) -> int:
         raise
 
 
-def _decode_files(source: Path, into: Path, max_samples: int) -> int:
+def _decode_files(source: int, alaw: int, ulaw: int, max_samples: int) -> int:
     # Imported under the limits, and before the right to open files is given up.
     from bitel.voices.transcoding import transcode
 
+    # A worker that was killed before this one may have used the same descriptors.
+    os.lseek(source, 0, os.SEEK_SET)
+    for written in (alaw, ulaw):
+        os.lseek(written, 0, os.SEEK_SET)
+        os.ftruncate(written, 0)
     with (
-        source.open("rb", buffering=0) as media,
-        (into / ALAW_NAME).open("wb") as alaw,
-        (into / ULAW_NAME).open("wb") as ulaw,
+        os.fdopen(source, "rb", buffering=0) as media,
+        os.fdopen(alaw, "wb") as alaw_file,
+        os.fdopen(ulaw, "wb") as ulaw_file,
     ):
+        sandbox.enter(drop_user=True)
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
-        return transcode(media, alaw, ulaw, max_samples)
+        sandbox.allow_computing_only()
+        return transcode(media, alaw_file, ulaw_file, max_samples)
 
 
 if __name__ == "__main__":

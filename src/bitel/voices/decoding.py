@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -14,7 +15,11 @@ from bitel.errors import PayloadTooLargeError, UnavailableError, UnsupportedMedi
 from bitel.g711 import SAMPLE_RATE
 from bitel.voices import worker
 from bitel.voices.limits import MEBIBYTE, DecodeLimits
+from bitel.voices.new_files import new_file, removed_on_failure
 from bitel.voices.verdict import ALAW_NAME, ULAW_NAME, Verdict
+
+NO_ROOM: Final = "The service has no room for the recording now."
+NOT_NOW: Final = "The recording can't be decoded now; try again later."
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,7 @@ async def decode(source: Path, into: Path, limits: DecodeLimits) -> Decoded:
     `into`.
     """
     alaw, ulaw = into / ALAW_NAME, into / ULAW_NAME
-    with _removed_on_failure(alaw, ulaw):
+    with removed_on_failure(alaw, ulaw):
         verdict = await _run_worker(source, into, limits)
         try:
             samples = os.stat(alaw).st_size
@@ -61,33 +66,43 @@ async def decode(source: Path, into: Path, limits: DecodeLimits) -> Decoded:
     return Decoded(alaw, ulaw, duration, samples, warning)
 
 
-@contextmanager
-def _removed_on_failure(*paths: Path) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        for path in paths:
-            path.unlink(missing_ok=True)
-        raise
-
-
 async def _run_worker(source: Path, into: Path, limits: DecodeLimits) -> int:
+    with ExitStack() as opened:
+        try:
+            descriptors = await asyncio.to_thread(_open, opened, source, into)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise UnavailableError(NO_ROOM) from error
+            raise UnavailableError(NOT_NOW) from error
+        ended = await _decode_opened(descriptors, limits)
+    _judge(ended, limits)
+    return ended.status
+
+
+def _open(opened: ExitStack, source: Path, into: Path) -> tuple[int, int, int]:
+    """Descriptors of the file and of the two that are written."""
+    media = opened.enter_context(source.open("rb"))
+    alaw, ulaw = (new_file(opened, into / name) for name in (ALAW_NAME, ULAW_NAME))
+    return media.fileno(), alaw, ulaw
+
+
+async def _decode_opened(descriptors: tuple[int, int, int], limits: DecodeLimits) -> worker.Ended:
     try:
-        ended = await worker.run(
-            "bitel.voices.decode_worker", _arguments(source, into, limits), limits.wall_seconds
+        return await worker.run(
+            "bitel.voices.decode_worker",
+            _arguments(descriptors, limits),
+            limits.wall_seconds,
+            descriptors=descriptors,
         )
     except TimeoutError:
         raise PayloadTooLargeError(
             f"The recording takes longer than {limits.wall_seconds:g} s to decode."
         ) from None
-    _judge(ended, limits)
-    return ended.status
 
 
-def _arguments(source: Path, into: Path, limits: DecodeLimits) -> list[str]:
+def _arguments(descriptors: tuple[int, int, int], limits: DecodeLimits) -> list[str]:
     return [
-        str(source.absolute()),
-        str(into.absolute()),
+        *map(str, descriptors),
         str(int(limits.max_seconds * SAMPLE_RATE)),
         str(limits.cpu_seconds),
         str(limits.memory_bytes),
@@ -120,10 +135,8 @@ def _judge(ended: worker.Ended, limits: DecodeLimits) -> None:
             "The file is damaged in a way that stops the decoder; send it in another format."
         )
     if status == Verdict.NO_ROOM:
-        raise UnavailableError("The service has no room for the recording now.")
-    raise UnavailableError(
-        "The recording can't be decoded now; try again later."
-    ) from worker.WorkerError(ended)
+        raise UnavailableError(NO_ROOM)
+    raise UnavailableError(NOT_NOW) from worker.WorkerError(ended)
 
 
 _UNSUPPORTED: Final[dict[int, str]] = {

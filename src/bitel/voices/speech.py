@@ -18,6 +18,7 @@ import signal
 import sys
 import wave
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -28,6 +29,7 @@ import numpy as np
 from bitel.errors import InvalidRequestError, SettingsError, UnavailableError
 from bitel.voices import worker
 from bitel.voices.limits import SpeechLimits
+from bitel.voices.new_files import new_file, removed_on_failure
 from bitel.voices.speech_text import plain
 from bitel.voices.verdict import SpeechVerdict
 
@@ -185,23 +187,48 @@ async def render(
 async def _run(texts: Sequence[str], engine: Engine, into: Path, options: SpeechOptions) -> None:
     limits = options.limits
     given = "".join(f"{text}\n" for text in texts).encode()
+    paths = [into / f"{number}.wav" for number in range(len(texts))]
+    with removed_on_failure(*paths), ExitStack() as opened:
+        descriptors: list[int] = []
+        if not engine.is_piper:
+            descriptors = await asyncio.to_thread(_open, opened, paths)
+        place = _place(into, descriptors)
+        ended = await _speak_in_worker(engine, place, limits, given, descriptors)
+        _judge(ended, engine, limits)
+
+
+def _place(into: Path, descriptors: Sequence[int]) -> str:
+    """Where the worker writes to, as its argument says it."""
+    return ",".join(map(str, descriptors)) or str(into.absolute())
+
+
+def _open(opened: ExitStack, paths: Sequence[Path]) -> list[int]:
+    """Descriptors of the files that are written. Raises UnavailableError."""
     try:
-        ended = await worker.run(
-            WORKER, _arguments(engine, into, limits), limits.wall_seconds, given
+        return [new_file(opened, path) for path in paths]
+    except OSError as error:
+        raise UnavailableError("The spoken text can't be stored now; try again later.") from error
+
+
+async def _speak_in_worker(
+    engine: Engine, place: str, limits: SpeechLimits, given: bytes, descriptors: Sequence[int]
+) -> worker.Ended:
+    try:
+        return await worker.run(
+            WORKER, _arguments(engine, place, limits), limits.wall_seconds, given, descriptors
         )
     except TimeoutError:
         raise UnavailableError(
             f"Speaking the text takes longer than {limits.wall_seconds:g} s now."
         ) from None
-    _judge(ended, engine, limits)
 
 
-def _arguments(engine: Engine, into: Path, limits: SpeechLimits) -> list[str]:
+def _arguments(engine: Engine, place: str, limits: SpeechLimits) -> list[str]:
     return [
         engine.program,
         engine.voice,
         engine.pace,
-        str(into.absolute()),
+        place,
         str(limits.max_seconds),
         str(limits.cpu_seconds),
         str(limits.memory_bytes),

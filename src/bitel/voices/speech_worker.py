@@ -4,8 +4,9 @@ The engines are GPL and written in C, so neither is ever loaded into the service
 licence, nor a crash of theirs, is the service's. espeak-ng is loaded here, from the wheel
 `espeakng-loader`; for Piper this process confines itself and then becomes the `piper` command.
 
-stdin holds one text a line, UTF-8; the n-th becomes `n.wav`, n from 0 on. With Piper there is one
-line only. The exit status is a `SpeechVerdict`, or Piper's own.
+stdin holds one text a line, UTF-8. The n-th is written as WAV to the n-th of the descriptors that
+this process gets; Piper, with one line only, writes a file. The text is a stranger's, so that both
+run in a sandbox. The exit status is a `SpeechVerdict`, or Piper's own.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import ctypes
 import os
 import sys
 import wave
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
+from bitel.voices import sandbox
 from bitel.voices.confinement import confine
 from bitel.voices.verdict import SpeechVerdict
 
@@ -40,7 +42,8 @@ def main(arguments: list[str]) -> int:
     """Speak stdin with `engine` into the folder `into`.
 
     `voice` is espeak-ng's name of a voice, or the path of Piper's model. `pace` is words a
-    minute, or Piper's length scale. The limits follow as numbers.
+    minute, or Piper's length scale. `into` are the descriptors to write to, with commas between, or
+    for Piper the folder of `0.wav`. The limits follow as numbers.
     """
     engine, voice, pace, into, max_seconds, cpu_seconds, memory_bytes, wall_seconds = arguments
     confine(
@@ -52,13 +55,20 @@ def main(arguments: list[str]) -> int:
     if engine != "espeak-ng":
         return _become_piper(engine, voice, pace, Path(into))
     try:
-        return _speak_lines(voice, int(pace), Path(into), float(max_seconds))
+        descriptors = [int(each) for each in into.split(",")]
+        return _speak_lines(voice, int(pace), descriptors, float(max_seconds))
     except MemoryError:
         return SpeechVerdict.OUT_OF_MEMORY
 
 
 def _become_piper(program: str, model: str, length_scale: str, into: Path) -> int:
-    """Go on as the `piper` command: what it reads, its limits and its end are this process's."""
+    """Go on as the `piper` command: what it reads, its limits and its end are this process's.
+
+    As it is a program with needs of its own, it may read what this user may, and write into the
+    folder only; it gets no socket and reaches no other process.
+    """
+    sandbox.enter([Path("/")], [into, Path("/dev"), Path("/tmp")])  # noqa: S108
+    sandbox.refuse_the_needless()
     command = [program, "--model", model, "--length_scale", length_scale]
     try:
         os.execve(  # noqa: S606  (an operator's program, without a shell)
@@ -71,7 +81,7 @@ def _become_piper(program: str, model: str, length_scale: str, into: Path) -> in
         return SpeechVerdict.NO_ENGINE
 
 
-def _speak_lines(voice: str, words_per_minute: int, into: Path, max_seconds: float) -> int:
+def _speak_lines(voice: str, words_per_minute: int, into: Sequence[int], max_seconds: float) -> int:
     try:
         import espeakng_loader
 
@@ -88,16 +98,27 @@ def _speak_lines(voice: str, words_per_minute: int, into: Path, max_seconds: flo
     if library.espeak_SetParameter(_RATE, words_per_minute, 0):
         return SpeechVerdict.ENGINE_FAILED
     speaker = _Speaker(library, int(max_seconds * rate))
-    for number, line in enumerate(sys.stdin.buffer):
+    files = [_rewound(descriptor) for descriptor in into]
+    # Words of another language make it read that language's files.
+    sandbox.enter([Path(data_path)])
+    sandbox.allow_computing_only(opening=sandbox.landlock_version() > 0)
+    for raw, line in zip(files, sys.stdin.buffer, strict=True):
         verdict = speaker.speak(line.rstrip(b"\n"))
         if verdict != SpeechVerdict.SPOKEN:
             return verdict
-        with wave.open(str(into / f"{number}.wav"), "wb") as file:
+        with raw, wave.open(raw, "wb") as file:
             file.setnchannels(1)
             file.setsampwidth(2)
             file.setframerate(rate)
             file.writeframes(speaker.samples)
     return SpeechVerdict.SPOKEN
+
+
+def _rewound(descriptor: int) -> BinaryIO:
+    """The file behind `descriptor`, empty, whatever a worker that was killed wrote to it."""
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    os.ftruncate(descriptor, 0)
+    return os.fdopen(descriptor, "wb")
 
 
 class _Speaker:

@@ -32,8 +32,33 @@ from bitel.voices.resampling import Resampler, UnusableShapeError, Weights
 from bitel.voices.truncation import is_cut_short
 from bitel.voices.verdict import Verdict
 
+FORMATS: Final = (
+    *("wav", "w64", "aiff", "au", "caf", "voc", "nistsphere", "sox", "ircam"),
+    *("mp3", "aac", "flac", "ogg", "mov", "matroska", "asf", "avi", "flv", "mpeg", "mpegts"),
+    *("amr", "amrnb", "amrwb", "3gp", "gsm", "g722", "g729", "ac3", "eac3", "loas", "mp4"),
+    *("wv", "ape", "tta", "tak", "mpc", "mpc8", "dts", "dtshd", "truehd", "dsf", "qcp", "webm"),
+    *("aax", "ilbc", "oma", "rm", "wtv", "spdif", "s337m", "bit", "epaf", "iff", "shn", "dss"),
+)
+"""Names of FFmpeg's demuxers that may read a file: those of audio and of common containers. The
+others, for playlists, games and images, are much code that nobody looks after."""
+CODECS: Final = frozenset(
+    {
+        *("mp3", "mp3float", "mp2", "mp2float", "mp1", "mp1float", "aac", "aac_fixed", "aac_latm"),
+        *("flac", "alac", "vorbis", "opus", "libopus", "speex"),
+        *("wmav1", "wmav2", "wmapro", "wmalossless", "wmavoice", "wavpack", "ape", "tta", "tak"),
+        *("amrnb", "amrwb", "libopencore_amrnb", "libopencore_amrwb", "gsm", "gsm_ms"),
+        *("g723_1", "g728", "g729", "g722", "g726", "g726le", "ilbc"),
+        *("ac3", "ac3_fixed", "eac3", "dca", "mlp", "truehd", "mpc7", "mpc8", "qcelp", "evrc"),
+        *("dsd_lsbf", "dsd_msbf", "dsd_lsbf_planar", "dsd_msbf_planar", "nellymoser", "cook"),
+        *("atrac1", "atrac3", "atrac3plus", "real_144", "real_288", "sipr", "truespeech"),
+        *("mace3", "mace6", "qdm2", "mp3on4", "mp3on4float", "als", "s302m", "shorten", "dss_sp"),
+    }
+)
+"""Names of FFmpeg's decoders that may run, beside those that begin as in `CODEC_FAMILIES`."""
+CODEC_FAMILIES: Final = ("pcm_", "adpcm_")
+
 # Nested inputs (playlists, concat scripts, references) go through a protocol; none is allowed.
-OPTIONS: Final = {"protocol_whitelist": "none"}
+OPTIONS: Final = {"protocol_whitelist": "none", "format_whitelist": ",".join(FORMATS)}
 
 SILENCE_DB: Final = -50.0
 """Level, in dB of full scale, below which the loudest 400 ms are silence."""
@@ -100,11 +125,15 @@ def _opened(media: BinaryIO) -> Iterator[tuple[InputContainer, AudioStream]]:
         stream = container.streams.best("audio")
         if not isinstance(stream, AudioStream):
             raise _UnreadableError(Verdict.NO_AUDIO_STREAM)
-        if stream.codec_context is None:
+        if stream.codec_context is None or not _is_used(stream.codec_context.codec.name):
             raise _UnreadableError(Verdict.NO_DECODER)
         # One thread: more would map more memory and take the cores of other uploads.
         stream.codec_context.thread_count = 1
         yield container, stream
+
+
+def _is_used(codec: str) -> bool:
+    return codec in CODECS or codec.startswith(CODEC_FAMILIES)
 
 
 def _weights(media: BinaryIO, max_samples: int) -> Weights:

@@ -1,7 +1,7 @@
 """Runs a module of ours in a process of its own, for what must not share a process with calls.
 
-The module confines itself (`confinement.confine`); from here it gets a turn, a bare environment
-and an end. At most one worker per core runs at a time.
+The module confines itself (`confinement.confine`, `sandbox`); from here it gets a turn, a bare
+environment and an end. At most one worker per core runs at a time.
 """
 
 from __future__ import annotations
@@ -67,9 +67,15 @@ class Ended:
 
 
 async def run(
-    module: str, arguments: Sequence[str], wall_seconds: float, given: bytes = b""
+    module: str,
+    arguments: Sequence[str],
+    wall_seconds: float,
+    given: bytes = b"",
+    descriptors: Sequence[int] = (),
 ) -> Ended:
     """Run `python -m module arguments…` with `given` on its stdin, and return how it ended.
+
+    It has `descriptors` under the same numbers, and none of ours besides.
 
     Waiting for a turn does not count against `wall_seconds`; TimeoutError is raised when they
     are over. A worker that is killed from outside is run once more. Raises UnavailableError where
@@ -78,7 +84,7 @@ async def run(
     """
     for _ in range(TRIES):
         async with _slot():
-            ended = await _run(module, arguments, wall_seconds, given)
+            ended = await _run(module, arguments, wall_seconds, given, descriptors)
         if ended.status == -signal.SIGALRM:
             # It gave itself up after its time, where this process was too late to do it.
             raise TimeoutError
@@ -91,7 +97,13 @@ async def run(
     )
 
 
-async def _run(module: str, arguments: Sequence[str], wall_seconds: float, given: bytes) -> Ended:
+async def _run(
+    module: str,
+    arguments: Sequence[str],
+    wall_seconds: float,
+    given: bytes,
+    descriptors: Sequence[int],
+) -> Ended:
     try:
         process = await asyncio.create_subprocess_exec(
             # Neither the working folder nor the user's own packages may lend it modules.
@@ -100,6 +112,7 @@ async def _run(module: str, arguments: Sequence[str], wall_seconds: float, given
             stdout=DEVNULL,
             stderr=PIPE,
             env=_environment(),
+            pass_fds=descriptors,
             # A Ctrl-C at the terminal is the service's to handle.
             start_new_session=True,
         )
