@@ -9,6 +9,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from bitel import service
+from bitel.settings import HttpSettings
 from bitel.shutdown import Shutdown
 
 
@@ -27,7 +28,7 @@ async def test_a_server_that_ends_later_ends_the_service(monkeypatch: pytest.Mon
     stop = asyncio.Event()
     with pytest.raises(RuntimeError, match="unforeseen"):
         async with service._http(
-            FastAPI(), ("127.0.0.1", 0), "http.port", Shutdown(1.0), stop
+            FastAPI(), HttpSettings(), ("127.0.0.1", 0), "http.port", Shutdown(1.0), stop
         ) as address:
             assert address[1] > 0
             assert not stop.is_set()
@@ -43,6 +44,11 @@ async def test_one_that_ends_at_once_is_no_start(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(RuntimeError, match="unforeseen"):
         async with asyncio.timeout(5):
             async with service._http(
-                FastAPI(), ("127.0.0.1", 0), "http.port", Shutdown(1.0), asyncio.Event()
+                FastAPI(),
+                HttpSettings(),
+                ("127.0.0.1", 0),
+                "http.port",
+                Shutdown(1.0),
+                asyncio.Event(),
             ):
                 pytest.fail("it did not start")

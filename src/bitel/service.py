@@ -51,6 +51,7 @@ from bitel.reloading import plan_reload
 from bitel.retention import Retention
 from bitel.settings import (
     DialerSettings,
+    HttpSettings,
     RetentionSettings,
     Settings,
     TraceSettings,
@@ -247,7 +248,7 @@ async def running(
             listener = build_listener(page, lambda: in_force[0].metrics.token.get_secret_value())
             place = split_address(settings.metrics.bind)
             metrics_address = await stack.enter_async_context(
-                _http(listener, place, "metrics.bind", shutdown, stop)
+                _http(listener, settings.http, place, "metrics.bind", shutdown, stop)
             )
         if role != "dialer":
             doorbells = dict(dispatchers)
@@ -276,7 +277,7 @@ async def running(
             )
             http = settings.http
             address = await stack.enter_async_context(
-                _http(build_app(parts), (http.host, http.port), "http.port", shutdown, stop)
+                _http(build_app(parts), http, (http.host, http.port), "http.port", shutdown, stop)
             )
         await stack.enter_async_context(_collecting([each for _, each in dispatchers]))
         if role != "dialer":
@@ -499,7 +500,12 @@ async def _dialing(
 
 @contextlib.asynccontextmanager
 async def _http(
-    app: FastAPI, place: tuple[str, int], setting: str, shutdown: Shutdown, stop: asyncio.Event
+    app: FastAPI,
+    http: HttpSettings,
+    place: tuple[str, int],
+    setting: str,
+    shutdown: Shutdown,
+    stop: asyncio.Event,
 ) -> AsyncIterator[tuple[str, int]]:
     """An application, answering HTTP at `place`, which `setting` names; its address.
 
@@ -516,7 +522,7 @@ async def _http(
         raise BitelError(
             f"HTTP can't be answered at {host}:{port}: {fault.strerror}; choose another {setting}"
         ) from fault
-    server = _Server(connection.config(app, timeout_graceful_shutdown=HTTP_PATIENCE))
+    server = _Server(connection.config(app, http, timeout_graceful_shutdown=HTTP_PATIENCE))
     task = asyncio.create_task(server.serve([listener]))
     task.add_done_callback(lambda _: stop.set())
     try:

@@ -195,7 +195,7 @@ def served() -> Callable[[Stage], Any]:
 async def _served(stage: Stage) -> AsyncIterator[str]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(config(stage.app))
+        server = uvicorn.Server(config(stage.app, stage.parts.settings.http))
         task = asyncio.create_task(server._serve([listener]))
         try:
             while not server.started:

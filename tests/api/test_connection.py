@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from bitel.api import connection
+from bitel.api.connection import BoundedProtocol
 
 if TYPE_CHECKING:
     from tests.api.conftest import Stage
@@ -124,3 +128,100 @@ async def test_a_body_in_tiny_chunks_is_read(sqlite_stage: Stage, served: Any) -
     async with served(stage) as url, stage.client(url=url) as client:
         answer = await client.post("/api/v2/voice/single", content=chunks())
     assert answer.json()["message"] == "voiceId is missing"
+
+
+def small_buffers(reader_of: socket.socket) -> None:
+    reader_of.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+
+
+async def test_an_answer_that_is_not_read_is_not_kept_for_long(
+    sqlite_stage: Stage, served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor are its connection and its buffers."""
+    monkeypatch.setattr(connection, "UNREAD_SECONDS", 0.3)
+    answers: list[BoundedProtocol] = []
+    lost = asyncio.Event()
+    made, over = BoundedProtocol.connection_made, BoundedProtocol.connection_lost
+
+    def note_made(self: BoundedProtocol, transport: asyncio.Transport) -> None:
+        answers.append(self)
+        made(self, transport)
+
+    def note_lost(self: BoundedProtocol, exc: Exception | None) -> None:
+        over(self, exc)
+        lost.set()
+
+    monkeypatch.setattr(BoundedProtocol, "connection_made", note_made)
+    monkeypatch.setattr(BoundedProtocol, "connection_lost", note_lost)
+    async with served(sqlite_stage) as url:
+        host, port = url.removeprefix("http://").split(":")
+        with socket.socket() as client:
+            small_buffers(client)
+            client.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(client, (host, int(port)))
+            # Many answers of some hundred bytes each, more than the kernel's buffers hold.
+            asking = asyncio.create_task(_ask_for_ever(client))
+            try:
+                await asyncio.wait_for(lost.wait(), 20)
+            finally:
+                asking.cancel()
+                await asyncio.gather(asking, return_exceptions=True)
+    assert len(answers) == 1
+
+
+async def _ask_for_ever(client: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    request = b"GET /docs HTTP/1.1\r\nHost: x\r\n\r\n"
+    while True:
+        await loop.sock_sendall(client, request * 16)
+        await asyncio.sleep(0.01)
+
+
+async def test_one_source_has_so_many_connections(
+    make_stage: Callable[..., Stage], served: Any
+) -> None:
+    stage = make_stage(http={"connections_per_source": 3, "trusted_proxies": []})
+    async with served(stage) as url:
+        kept = [await connect(url) for _ in range(3)]
+        for reader, writer in kept:
+            writer.write(REQUEST)
+            assert b'{"status":"ok"}' in await reader.readuntil(b"}")
+        reader, writer = await connect(url)
+        assert await is_cut(reader)
+        writer.close()
+        kept.pop()[1].close()
+        async with asyncio.timeout(5):
+            while True:
+                reader, writer = await connect(url)
+                writer.write(REQUEST)
+                with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+                    assert b'{"status":"ok"}' in await reader.readuntil(b"}")
+                    break
+        for _, each in [*kept, (reader, writer)]:
+            each.close()
+
+
+async def test_a_trusted_proxy_has_as_many_as_it_likes(
+    make_stage: Callable[..., Stage], served: Any
+) -> None:
+    stage = make_stage(http={"connections_per_source": 3, "trusted_proxies": ["127.0.0.1"]})
+    async with served(stage) as url:
+        kept = [await connect(url) for _ in range(10)]
+        for reader, writer in kept:
+            writer.write(REQUEST)
+            assert b'{"status":"ok"}' in await reader.readuntil(b"}")
+            writer.close()
+
+
+def test_sources_are_counted_by_network() -> None:
+    sources = connection.Sources(2, ["10.0.0.0/8", "fd00::/8"])
+    for host in ("2001:db8::1", "2001:db8::2", "198.51.100.1", "::ffff:198.51.100.1"):
+        assert sources.enter(host)
+    assert not sources.enter("2001:db8::3")
+    assert not sources.enter("198.51.100.1")
+    assert sources.enter("2001:db8:0:1::1")
+    for host in ("10.1.2.3", "fd12::1", "::ffff:10.1.2.3"):
+        assert all(sources.enter(host) for _ in range(100))
+    sources.leave("2001:db8::2")
+    assert sources.enter("2001:db8::3")

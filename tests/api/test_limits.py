@@ -351,3 +351,21 @@ async def test_the_account_says_whose_token_it_is(make_stage: Callable[..., Stag
         ]
         stage.set_balance("-12.25")
         assert (await client.get("/api/v2/account")).json()["result"]["balance"] == -12.25
+
+
+async def test_a_new_project_may_place_the_largest_batch_at_once(
+    make_stage: Callable[..., Stage],
+) -> None:
+    """With the limits that `bitel project create` gives it, whatever `batch_limit` is."""
+    stage = make_stage(batch_limit=20_000)
+    limits = stage.parts.settings.limits
+    stage.change(
+        requests_per_minute=limits.new_project_requests_per_minute,
+        calls_per_minute=limits.new_project_calls_per_minute,
+    )
+    numbers = [f"0912{number:07}" for number in range(20_000)]
+    body = {"phoneNumbers": numbers, "voiceId": stage.recording_id}
+    async with stage.client() as client:
+        assert code(await client.post(BATCH, json=body)) == (200, None)
+        assert code(await client.post(BATCH, json=body)) == (429, "TooManyRequests")
+    assert stage.queued() == 20_000

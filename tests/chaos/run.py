@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from bitel.demo.stage import free_port
+from bitel.demo.stage import WITHOUT_LIMITS, free_port
 from tests.chaos.api import Api, NoAnswerError
 from tests.chaos.evidence import (
     Entry,
@@ -86,7 +86,7 @@ def run(options: Options, folder: Path, say: Say) -> Evidence:
             raise RuntimeError(f"the service did not start; see {folder / 'serve.log'}")
         api = Api(f"http://127.0.0.1:{ports['http']}")
         stack.callback(api.close)
-        project = _command(config, "project", "create", "chaos")
+        project = _command(config, "project", "create", "chaos", *WITHOUT_LIMITS)
         settings = (f"--balance={BALANCE}", f"--webhook={receiver.url}")
         _command(config, "project", "set", project, *settings)
         api.authorise(_command(config, "token", "create", project))

@@ -38,6 +38,27 @@ def test_a_project_and_a_token_print_themselves_and_nothing_else(shell: Shell) -
     assert shell.data_dir.stat().st_mode & 0o077 == 0
 
 
+def test_a_new_project_has_limits_that_are_named_on_stderr(shell: Shell) -> None:
+    config = ("--config", str(shell.config))
+    status, out, err = shell.run("project", "create", "shop", *config)
+    assert status == 0
+    assert is_id(out.removesuffix("\n"))
+    assert "3000 requests and 10000 calls a minute" in err
+    made = shell.look(lambda conn: projects.by_id(conn, out.strip()))
+    assert (made.requests_per_minute, made.calls_per_minute) == (3000, 10_000)
+    _, out, err = shell.run("project", "create", "b", "--rate", "7", "--call-rate", "9", *config)
+    assert "7 requests and 9 calls" in err
+    _, out, err = shell.run(
+        "project", "create", "c", "--rate", "settings", "--call-rate", "settings", *config
+    )
+    assert "unlimited requests and unlimited calls" in err
+    made = shell.look(lambda conn: projects.by_id(conn, out.strip()))
+    assert (made.requests_per_minute, made.calls_per_minute) == (None, None)
+    for wrong in ("0", "x", "-1"):
+        assert shell.run("project", "create", "d", "--rate", wrong, *config)[0] == 2
+    assert shell.look(lambda conn: projects.find(conn, "d")) is None
+
+
 @pytest.mark.parametrize("by", ["jti", "token"])
 def test_a_token_can_be_revoked_by_its_id_or_itself(shell: Shell, by: str) -> None:
     project_id = shell.admin("project", "create", "shop")

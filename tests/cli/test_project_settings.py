@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from bitel.demo.stage import WITHOUT_LIMITS
 from bitel.store import do_not_call, projects
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def shop(shell: Shell) -> Shell:
         '[[dialers]]\nid = "main"\ntrunks = ["sip:127.0.0.1:5060"]\nbind = "127.0.0.1:5070"\n'
         '[[dialers]]\nid = "spare"\ntrunks = ["sip:127.0.0.1:5060"]\nbind = "127.0.0.1:5071"\n'
     )
-    shell.admin("project", "create", "shop")
+    shell.admin("project", "create", "shop", *WITHOUT_LIMITS)
     return shell
 
 
@@ -72,7 +73,7 @@ def test_every_limit_of_a_project_is_set_and_lifted(shop: Shell) -> None:
         ("--allow-prefix", "98", 1),
         ("--allow-prefix", ",", 2),
         ("--forbid-prefix", "+x", 1),
-        ("--rate", "0", 1),
+        ("--rate", "0", 2),
         ("--rate", "fast", 2),
         ("--call-rate", "-1", 2),
         ("--daily-spend", "-1", 1),

@@ -30,9 +30,11 @@ from bitel.api.auth import Admission
 from bitel.api.describing import DESCRIPTION
 from bitel.api.envelope import failure
 from bitel.api.guard import Guard, note_refusal
+from bitel.api.intake import MOST_UPLOADS
 from bitel.api.limits import Limits
 from bitel.api.parts import ApiParts
 from bitel.api.placing import Placing
+from bitel.api.quotas import UnderWay
 from bitel.api.speaking import Speaking
 from bitel.api.statuses import Statuses
 from bitel.errors import (
@@ -79,6 +81,7 @@ def build_app(parts: ApiParts) -> FastAPI:
     app.state.admission = Admission(parts)
     app.state.limits = Limits(lambda: parts.settings.limits, parts.monotonic)
     app.state.placing = Placing(parts, app.state.limits)
+    app.state.uploads = UnderWay(MOST_UPLOADS, "uploads")
     app.state.speaking = Speaking(parts)
     app.state.statuses = Statuses(parts, app.state.limits)
     for router in _ROUTERS:

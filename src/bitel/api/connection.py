@@ -1,18 +1,26 @@
-"""HTTP connections with limits: what a stranger may send, and how long, before a request is one.
+"""HTTP connections with limits: what a stranger may send, how long, and from how many connections.
 
-uvicorn bounds neither the size of a request's head nor the time that it takes to arrive; this
-subclass of its protocol does.
+uvicorn bounds neither the size of a request's head, nor the time that it takes to arrive, nor that
+for which an answer stays unread; this subclass of its protocol does.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ipaddress
+import socket
+from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache, partial
 from typing import Any, Final
 
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from bitel.ip_addresses import embedded_ipv4
+from bitel.settings import HttpSettings
 
 LONGEST_HEAD: Final = 32 * 1024
 """Bytes of a request that are not body, beyond as many again as the body has: room for the
@@ -20,6 +28,9 @@ framing of a chunked one, not for trailers without end."""
 HEAD_SECONDS: Final = 10.0
 """How long the head of a request may take to arrive, and a new connection to begin one."""
 MOST_CONNECTIONS: Final = 4096
+UNREAD_SECONDS: Final = 60.0
+"""How long an answer may wait for a client that reads nothing of it. The client must read the
+transport's buffer, 64 KiB, in that time."""
 MOST_PIPELINED: Final = 64
 """Requests that may be sent ahead on one connection, before the first is answered."""
 
@@ -30,23 +41,56 @@ class BoundedProtocol(HttpToolsProtocol):
     _overhead = 0
     _in_head = True
     _head_timer: asyncio.TimerHandle | None = None
+    _unread_timer: asyncio.TimerHandle | None = None
     _unanswered: Sequence[RequestResponseCycle] = ()
+    _source = ""
+
+    def __init__(self, *args: Any, sources: Sources | None = None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._sources = sources
 
     # uvicorn's own signature, which is narrower than asyncio's.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > MOST_CONNECTIONS:
+        if len(self.connections) > MOST_CONNECTIONS or not self._is_admitted():
             transport.close()
             return
+        _limit_unread(transport)
         self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self._stop_unread_timer()
+        if self._sources is not None and self._source:
+            self._sources.leave(self._source)
         super().connection_lost(exc)
         # uvicorn tells only the last of several pipelined requests that nobody listens any more.
         for cycle in self._unanswered:
             cycle.disconnected = True
             cycle.message_event.set()
+
+    def _is_admitted(self) -> bool:
+        host = self.client[0] if self.client else ""
+        if self._sources is None or not host:
+            return True
+        if not self._sources.enter(host):
+            return False
+        self._source = host
+        return True
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stop_unread_timer()
+        self._unread_timer = self.loop.call_later(UNREAD_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._stop_unread_timer()
+        super().resume_writing()
+
+    def _stop_unread_timer(self) -> None:
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
 
     def data_received(self, data: bytes) -> None:
         self._overhead += len(data)
@@ -84,14 +128,76 @@ class BoundedProtocol(HttpToolsProtocol):
             self._head_timer = None
 
 
-def config(app: FastAPI, **more: Any) -> uvicorn.Config:
+def _limit_unread(transport: asyncio.Transport) -> None:
+    """Have the kernel end a connection whose far end takes no data for `UNREAD_SECONDS`.
+
+    So also one that is closed while an answer in its buffer is not read.
+    """
+    sock = transport.get_extra_info("socket")
+    if sock is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+        with contextlib.suppress(OSError):  # of a socket that is no TCP
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNREAD_SECONDS * 1000))
+
+
+class Sources:
+    """Counts the connections of each source: an address, or an IPv6 network of 2^64 of them.
+
+    Those of `trusted_proxies` (networks) are not counted.
+    """
+
+    def __init__(self, most: int, trusted_proxies: Sequence[str]) -> None:
+        self._most = most
+        self._trusted = [ipaddress.ip_network(each) for each in trusted_proxies]
+        self._count = Counter[str]()
+        self._network_of = lru_cache(maxsize=4096)(self._look_up)
+
+    def enter(self, host: str) -> bool:
+        """Count one more connection of `host`; False where it has enough."""
+        network = self._network_of(host)
+        if network is None:
+            return True
+        if self._count[network] >= self._most:
+            return False
+        self._count[network] += 1
+        return True
+
+    def leave(self, host: str) -> None:
+        """A connection that was let in is over."""
+        network = self._network_of(host)
+        if network is None:
+            return
+        self._count[network] -= 1
+        if self._count[network] <= 0:
+            del self._count[network]
+
+    def _look_up(self, host: str) -> str | None:
+        """What `host` is counted by; None for a trusted proxy."""
+        try:
+            address = ipaddress.ip_address(host)
+        except ValueError:
+            return host
+        address = embedded_ipv4(address) or address
+        if any(each.version == address.version and address in each for each in self._trusted):
+            return None
+        if address.version == 4:
+            return str(address)
+        return str(ipaddress.IPv6Address(int(address) >> 64 << 64))
+
+
+def config(app: FastAPI, http: HttpSettings | None = None, **more: Any) -> uvicorn.Config:
     """How uvicorn is to run `app`, with these limits; `more` are further options of uvicorn's.
+
+    Without `http` connections are not counted by source.
 
     It neither names itself in its answers nor writes an access log, and leaves logging as it is.
     """
+    protocol: Any = BoundedProtocol
+    if http is not None:
+        sources = Sources(http.connections_per_source, http.trusted_proxies)
+        protocol = partial(BoundedProtocol, sources=sources)
     return uvicorn.Config(
         app,
-        http=BoundedProtocol,
+        http=protocol,
         ws="none",
         lifespan="off",
         log_config=None,

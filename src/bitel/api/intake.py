@@ -18,16 +18,19 @@ from starlette.requests import ClientDisconnect, Request
 
 from bitel.api.multipart import OTHER_BYTES, FilePart
 from bitel.api.parts import ApiParts
+from bitel.api.quotas import UnderWay, quota_of
 from bitel.api.reading import declared_length
 from bitel.calls.ids import new_id
 from bitel.errors import InvalidRequestError, PayloadTooLargeError, UnavailableError
 from bitel.store import recordings
-from bitel.store.recordings import Recording
+from bitel.store.recordings import Quota, Recording
 from bitel.voices import decoding, upload
 from bitel.voices.limits import DecodeLimits
 
 log = structlog.get_logger(__name__)
 
+MOST_UPLOADS: Final = 16
+"""Uploads of one project that may be under way at once, each with its file on the disk."""
 IDLE_SECONDS: Final = 30.0
 """How long an upload may pause."""
 UPLOAD_SECONDS: Final = 900.0
@@ -44,17 +47,29 @@ async def take_in(parts: ApiParts, project_id: str, request: Request) -> tuple[R
     Returns the recording, and what is wrong with its file, as in `decoding.Decoded.warning`.
 
     The file goes to disk as it arrives. Raises PayloadTooLargeError, UnsupportedMediaError,
-    InvalidRequestError or UnavailableError, and ClientDisconnect; then nothing of it is kept.
+    InvalidRequestError, TooManyRequestsError or UnavailableError, and ClientDisconnect; then
+    nothing of it is kept.
     """
     longest = parts.settings.voices.max_upload
     if (declared_length(request) or 0) > longest + OTHER_BYTES:
         raise PayloadTooLargeError(f"the recording is larger than the {longest} bytes allowed")
     part = FilePart(request.headers.get("content-type", ""))
+    uploads: UnderWay = request.app.state.uploads
+    with uploads.one_more(project_id):
+        return await _take_in(parts, project_id, request, part)
+
+
+async def _take_in(
+    parts: ApiParts, project_id: str, request: Request, part: FilePart
+) -> tuple[Recording, str]:
+    quota, longest = quota_of(parts.settings), parts.settings.voices.max_upload
+    # Before anything is received or decoded; the last word is that of the write below.
+    await parts.database.read(lambda conn: recordings.check_room(conn, project_id, quota))
     async with _folder(parts.incoming) as folder:
         source = folder / "upload"
         size = await upload.receive(part.chunks(_patiently(request)), source, longest)
         limits = DecodeLimits(max_seconds=parts.settings.voices.max_seconds)
-        decoded = await decoding.decode(source, folder, limits)
+        decoded = await decoding.decode(source, folder, limits, project_id)
         if await request.is_disconnected():
             raise ClientDisconnect
         now = parts.clock()
@@ -66,15 +81,17 @@ async def take_in(parts: ApiParts, project_id: str, request: Request) -> tuple[R
             size=size,
             created_at=now,
         )
-        await _keep(parts, recording, decoded)
+        await _keep(parts, recording, decoded, quota)
     return recording, decoded.warning
 
 
-async def _keep(parts: ApiParts, recording: Recording, decoded: decoding.Decoded) -> None:
+async def _keep(
+    parts: ApiParts, recording: Recording, decoded: decoding.Decoded, quota: Quota
+) -> None:
     """Store the audio, then the row that makes it a recording; both or neither."""
     await parts.voices.put(recording.id, decoded)
     try:
-        await parts.database.write(lambda conn: recordings.add(conn, recording))
+        await parts.database.write(lambda conn: recordings.add(conn, recording, quota))
     except Exception:
         # Not on cancellation: a write that is queued is done all the same, and needs its audio.
         await parts.voices.delete(recording.id)

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from bitel.api.bodies import LONGEST_CODE
 from bitel.api.parts import ApiParts
 from bitel.api.placing import Sound
+from bitel.api.quotas import UnderWay, quota_of
 from bitel.calls.ids import new_id
 from bitel.errors import InvalidRequestError
 from bitel.store import recordings
@@ -19,6 +20,8 @@ from bitel.voices.sharing import Sharing
 
 DIGIT_SECONDS: Final = 1.0
 """How long a spoken digit is taken to last when money is kept back for it; most are shorter."""
+MOST_TEXTS: Final = 16
+"""Texts of one project that may be under way at once."""
 LONGEST_NAME: Final = 60
 """Characters of a text that name its recording."""
 
@@ -29,6 +32,7 @@ class Speaking:
     def __init__(self, parts: ApiParts) -> None:
         self._parts = parts
         self._sharing: Sharing[Recording] = Sharing()
+        self._under_way = UnderWay(MOST_TEXTS, "texts")
 
     async def recording(self, project_id: str, text: str, language: str | None) -> Recording:
         """The project's recording of `text`, spoken now if it was not before.
@@ -40,9 +44,13 @@ class Speaking:
         if found is not None:
             return found
         # Under way for a client that has gone by now, it is still wanted by the next one.
-        return await self._sharing.get(
-            f"{project_id} {key}", lambda: self._speak(project_id, text, language, key)
-        )
+        with self._under_way.one_more(project_id):
+            await self._parts.database.read(
+                lambda conn: recordings.check_room(conn, project_id, quota_of(self._parts.settings))
+            )
+            return await self._sharing.get(
+                f"{project_id} {key}", lambda: self._speak(project_id, text, language, key)
+            )
 
     async def text(self, project_id: str, text: str, language: str | None) -> Sound:
         """`text` as calls play it. Raises as `recording` does."""
@@ -80,7 +88,7 @@ class Speaking:
         )
 
     async def _speak(self, project_id: str, text: str, language: str | None, key: str) -> Recording:
-        spoken = await self._parts.speech.render(text, language)
+        spoken = await self._parts.speech.render(text, language, project_id)
         now = self._parts.clock()
         made = Recording(
             id=new_id(now),
@@ -95,7 +103,8 @@ class Speaking:
         await self._parts.voices.put(made.id, spoken)
         kept = None
         try:
-            kept = await self._parts.database.write(lambda conn: recordings.add(conn, made))
+            quota = quota_of(self._parts.settings)
+            kept = await self._parts.database.write(lambda conn: recordings.add(conn, made, quota))
         finally:
             if kept is None or kept.id != made.id:
                 # Another process was faster, or the database can't.

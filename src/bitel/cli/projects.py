@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,14 +31,47 @@ app = typer.Typer(help="Projects: who may place calls, and on what balance.", no
 @app.command()
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", show_default=False)],
+    rate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N",
+            help=f"HTTP requests a minute; {SETTINGS}: those of all projects. By default what the "
+            "settings give a new project.",
+        ),
+    ] = None,
+    call_rate: Annotated[
+        str | None, typer.Option(metavar="N", help="Calls placed a minute, in the same way.")
+    ] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Create a project and print its id."""
+    """Create a project and print its id; its limits go to stderr."""
     from bitel.store import projects
 
     with open_database(config, create=True) as (settings, database):
+        limits = settings.limits
+        changes: ProjectChanges = {
+            "requests_per_minute": limits.new_project_requests_per_minute
+            if rate is None
+            else _rate(rate),
+            "calls_per_minute": limits.new_project_calls_per_minute
+            if call_rate is None
+            else _rate(call_rate),
+        }
         now = read_clock(settings)()
-        project = database.write_now(lambda conn: projects.create(conn, name, now))
+
+        def work(conn: Connection) -> Project:
+            made = projects.create(conn, name, now)
+            projects.change(conn, made.id, **changes)
+            return made
+
+        project = database.write_now(work)
+    requests = changes["requests_per_minute"] or limits.requests_per_minute or UNLIMITED
+    calls = changes["calls_per_minute"] or limits.calls_per_minute or UNLIMITED
+    print(
+        f"limits of {name}: {requests} requests and {calls} calls a minute; "
+        "bitel project set changes them with --rate and --call-rate",
+        file=sys.stderr,
+    )
     print(project.id)
 
 
@@ -212,7 +246,7 @@ def _prefixes(text: str) -> tuple[str, ...]:
 def _rate(text: str) -> int | None:
     if text == SETTINGS:
         return None
-    if not text.isascii() or not text.isdigit() or not 0 < len(text) < 8:
+    if not text.isascii() or not text.isdigit() or len(text) > 7 or not int(text):
         raise typer.BadParameter(f"must be a whole number above 0, or {SETTINGS}")
     return int(text)
 

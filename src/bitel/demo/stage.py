@@ -64,6 +64,10 @@ def free_ports() -> Ports:
     return Ports(*ports)
 
 
+WITHOUT_LIMITS = ("--rate", "settings", "--call-rate", "settings")
+"""Options of a project whose calls come as fast as a test or a benchmark places them."""
+
+
 @dataclass
 class Stage:
     """Where the play takes place. Use it as a context manager: what it started, it ends.
@@ -174,7 +178,8 @@ class Stage:
 
     def token(self, name: str = "demo") -> str:
         """A token of a new project."""
-        return self.command("token", "create", self.command("project", "create", name))
+        project = self.command("project", "create", name, *WITHOUT_LIMITS)
+        return self.command("token", "create", project)
 
     @contextlib.contextmanager
     def client(self, token: str) -> Iterator[httpx.Client]:

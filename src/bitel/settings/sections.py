@@ -61,6 +61,11 @@ class HttpSettings(Section):
     """Bytes a JSON body may have."""
     max_batch_body: int = Field(default=4 * 1024 * 1024, ge=1024)
     """Bytes of a JSON body that names many numbers."""
+    connections_per_source: int = Field(default=256, ge=1, le=100_000)
+    """Connections that one source may have at a time, with IPv6 one network of 2^64 addresses."""
+    trusted_proxies: list[Network] = Field(default=["127.0.0.0/8", "::1/128"], max_length=1000)
+    """Networks of reverse proxies, whose connections are not counted by source: they carry those of
+    all clients."""
 
 
 class S3Settings(Section):
@@ -126,12 +131,21 @@ class SpeechSettings(Section):
 
 
 class LimitSettings(Section):
-    """What a project may ask for, where it has no limit of its own. None: as much as it likes."""
+    """What a project may ask for, where it has no limit of its own, and keep. None: as much as it
+    likes."""
 
     requests_per_minute: int | None = Field(default=None, ge=1, le=1_000_000)
     """HTTP requests of one project a minute, at each process that answers HTTP."""
     calls_per_minute: int | None = Field(default=None, ge=1, le=10_000_000)
     """Calls that one project may place a minute, at each process that answers HTTP."""
+    new_project_requests_per_minute: int | None = Field(default=3000, ge=1, le=1_000_000)
+    """The `requests_per_minute` that `bitel project create` gives a project of its own."""
+    new_project_calls_per_minute: int | None = Field(default=10_000, ge=1, le=10_000_000)
+    """Its `calls_per_minute`. One batch of any size is taken at a time, and paid off by waiting."""
+    recordings: int = Field(default=10_000, ge=1, le=10_000_000)
+    """Recordings that one project may keep, spoken texts included."""
+    storage_megabytes: int = Field(default=2000, ge=1, le=100_000_000)
+    """MiB that its recordings may take in the storage: a minute takes 0.92."""
 
 
 class OtpSettings(Section):

@@ -9,10 +9,10 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from sqlalchemy import Connection, bindparam, select, update
+from sqlalchemy import Connection, bindparam, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from bitel.errors import ConflictError, NotFoundError
+from bitel.errors import ConflictError, NotFoundError, PayloadTooLargeError
 from bitel.store.chunks import in_chunks
 from bitel.store.schema import call, has_speech_key, is_waiting, recording
 
@@ -34,6 +34,18 @@ class Recording:
     """What says which text is spoken and how, in up to 64 characters; None for an upload."""
 
 
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """What the recordings of one project may be in all: their number, and their bytes as stored."""
+
+    recordings: int
+    stored_bytes: int
+
+
+STORED_BYTES_A_SECOND = 2 * 8000
+"""Bytes in the storage that a second of a recording takes: a sample has one in each of the laws."""
+
+
 def day_of(at: float) -> int:
     """The day of a time in Unix seconds, counted since 1970 in UTC."""
     return int(at // 86_400)
@@ -46,11 +58,29 @@ def note_use(conn: Connection, ids: Collection[str], now: float) -> None:
         conn.execute(_NOTE_USE, {**some, "today": today})
 
 
-def add(conn: Connection, new: Recording) -> Recording:
+def check_room(conn: Connection, project_id: str, quota: Quota, seconds: float = 0.0) -> None:
+    """Raises PayloadTooLargeError where a further recording of `seconds` would pass the quota."""
+    count, stored = conn.execute(_SIZES, {"project_id": project_id}).one()
+    if count >= quota.recordings:
+        raise PayloadTooLargeError(
+            f"this project keeps {count} recordings, the most that it may (limits.recordings); "
+            "remove some that no call needs"
+        )
+    if (float(stored) + seconds) * STORED_BYTES_A_SECOND > quota.stored_bytes:
+        raise PayloadTooLargeError(
+            f"this project's recordings would take more than {quota.stored_bytes >> 20} MiB, the "
+            "most that they may (limits.storage_megabytes); remove some that no call needs"
+        )
+
+
+def add(conn: Connection, new: Recording, quota: Quota | None = None) -> Recording:
     """Remember a recording whose audio is stored; the one that the project has from now on.
 
-    That is another one where the same speech was added meanwhile: then `new` is not needed.
+    That is another one where the same speech was added meanwhile: then `new` is not needed. Raises
+    as `check_room` does.
     """
+    if quota is not None:
+        check_room(conn, new.project_id, quota, new.duration)
     dialect = sqlite if conn.dialect.name == "sqlite" else postgresql
     added = conn.execute(
         dialect.insert(recording)
@@ -136,6 +166,9 @@ _ALIVE = select(*(c for c in recording.c if c.name not in ("deleted_at", "used_o
     recording.c.deleted_at.is_(None)
 )
 _OF_PROJECT = _ALIVE.where(recording.c.project_id == bindparam("project_id"))
+_SIZES = select(func.count(), func.coalesce(func.sum(recording.c.duration), 0.0)).where(
+    recording.c.deleted_at.is_(None), recording.c.project_id == bindparam("project_id")
+)
 _FIND = _OF_PROJECT.where(recording.c.id == bindparam("id"))
 _FIND_SPEECH = _OF_PROJECT.where(recording.c.speech_key == bindparam("speech_key"))
 _PAGE = (

@@ -16,6 +16,7 @@ from bitel.g711 import SAMPLE_RATE
 from bitel.voices import worker
 from bitel.voices.limits import MEBIBYTE, DecodeLimits
 from bitel.voices.new_files import new_file, removed_on_failure
+from bitel.voices.turns import SERVICE
 from bitel.voices.verdict import ALAW_NAME, ULAW_NAME, Verdict
 
 NO_ROOM: Final = "The service has no room for the recording now."
@@ -37,11 +38,12 @@ class Decoded:
     """What is wrong with the file that was decoded, in a sentence; empty where nothing is."""
 
 
-async def decode(source: Path, into: Path, limits: DecodeLimits) -> Decoded:
+async def decode(source: Path, into: Path, limits: DecodeLimits, owner: str = SERVICE) -> Decoded:
     """Decode the file `source` into two files in the folder `into`, which must exist.
 
-    The work is done by a process of its own, under `limits`; at most one per core runs at a
-    time, and waiting for a turn does not count against `wall_seconds`. Cancelling this kills it.
+    The work is done by a process of its own, under `limits`, in a turn of `owner`, the project that
+    it is for (`worker.run`); waiting for one does not count against `wall_seconds`. Cancelling this
+    kills it.
 
     A file cut short gives the audio up to the cut. Raises UnsupportedMediaError where the file
     is no audio that can be read, and PayloadTooLargeError where it is longer than
@@ -51,7 +53,7 @@ async def decode(source: Path, into: Path, limits: DecodeLimits) -> Decoded:
     """
     alaw, ulaw = into / ALAW_NAME, into / ULAW_NAME
     with removed_on_failure(alaw, ulaw):
-        verdict = await _run_worker(source, into, limits)
+        verdict = await _run_worker(source, into, limits, owner)
         try:
             samples = os.stat(alaw).st_size
         except OSError as error:
@@ -66,7 +68,7 @@ async def decode(source: Path, into: Path, limits: DecodeLimits) -> Decoded:
     return Decoded(alaw, ulaw, duration, samples, warning)
 
 
-async def _run_worker(source: Path, into: Path, limits: DecodeLimits) -> int:
+async def _run_worker(source: Path, into: Path, limits: DecodeLimits, owner: str) -> int:
     with ExitStack() as opened:
         try:
             descriptors = await asyncio.to_thread(_open, opened, source, into)
@@ -74,7 +76,7 @@ async def _run_worker(source: Path, into: Path, limits: DecodeLimits) -> int:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise UnavailableError(NO_ROOM) from error
             raise UnavailableError(NOT_NOW) from error
-        ended = await _decode_opened(descriptors, limits)
+        ended = await _decode_opened(descriptors, limits, owner)
     _judge(ended, limits)
     return ended.status
 
@@ -86,13 +88,16 @@ def _open(opened: ExitStack, source: Path, into: Path) -> tuple[int, int, int]:
     return media.fileno(), alaw, ulaw
 
 
-async def _decode_opened(descriptors: tuple[int, int, int], limits: DecodeLimits) -> worker.Ended:
+async def _decode_opened(
+    descriptors: tuple[int, int, int], limits: DecodeLimits, owner: str
+) -> worker.Ended:
     try:
         return await worker.run(
             "bitel.voices.decode_worker",
             _arguments(descriptors, limits),
             limits.wall_seconds,
             descriptors=descriptors,
+            owner=owner,
         )
     except TimeoutError:
         raise PayloadTooLargeError(

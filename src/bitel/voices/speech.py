@@ -31,6 +31,7 @@ from bitel.voices import worker
 from bitel.voices.limits import SpeechLimits
 from bitel.voices.new_files import new_file, removed_on_failure
 from bitel.voices.speech_text import plain
+from bitel.voices.turns import SERVICE
 from bitel.voices.verdict import SpeechVerdict
 
 WORKER: Final = "bitel.voices.speech_worker"
@@ -166,25 +167,34 @@ async def speak(text: str, language: str | None, into: Path, options: SpeechOpti
 
 
 async def render(
-    texts: Sequence[str], engine: Engine, into: Path, options: SpeechOptions
+    texts: Sequence[str],
+    engine: Engine,
+    into: Path,
+    options: SpeechOptions,
+    owner: str = SERVICE,
 ) -> list[Path]:
-    """Render each of `texts`, as `plain` gives them, to a WAV in the folder `into`; as `speak`."""
+    """Render each of `texts`, as `plain` gives them, to a WAV in the folder `into`; as `speak`.
+
+    The worker takes a turn of `owner`, the project that it is for.
+    """
     if not engine.is_piper:
-        await _run(texts, engine, into, options)
+        await _run(texts, engine, into, options, owner)
         paths = [into / f"{number}.wav" for number in range(len(texts))]
     else:
         paths = []
         for number, text in enumerate(texts):
             folder = into / f"{number}.piper"
             await asyncio.to_thread(folder.mkdir, exist_ok=True)
-            await _run([text], engine, folder, options)
+            await _run([text], engine, folder, options, owner)
             paths.append(folder / "0.wav")
     for path in paths:
         await asyncio.to_thread(_require_sound, path)
     return paths
 
 
-async def _run(texts: Sequence[str], engine: Engine, into: Path, options: SpeechOptions) -> None:
+async def _run(
+    texts: Sequence[str], engine: Engine, into: Path, options: SpeechOptions, owner: str
+) -> None:
     limits = options.limits
     given = "".join(f"{text}\n" for text in texts).encode()
     paths = [into / f"{number}.wav" for number in range(len(texts))]
@@ -193,7 +203,19 @@ async def _run(texts: Sequence[str], engine: Engine, into: Path, options: Speech
         if not engine.is_piper:
             descriptors = await asyncio.to_thread(_open, opened, paths)
         place = _place(into, descriptors)
-        ended = await _speak_in_worker(engine, place, limits, given, descriptors)
+        try:
+            ended = await worker.run(
+                WORKER,
+                _arguments(engine, place, limits),
+                limits.wall_seconds,
+                given,
+                descriptors,
+                owner,
+            )
+        except TimeoutError:
+            raise UnavailableError(
+                f"Speaking the text takes longer than {limits.wall_seconds:g} s now."
+            ) from None
         _judge(ended, engine, limits)
 
 
@@ -208,19 +230,6 @@ def _open(opened: ExitStack, paths: Sequence[Path]) -> list[int]:
         return [new_file(opened, path) for path in paths]
     except OSError as error:
         raise UnavailableError("The spoken text can't be stored now; try again later.") from error
-
-
-async def _speak_in_worker(
-    engine: Engine, place: str, limits: SpeechLimits, given: bytes, descriptors: Sequence[int]
-) -> worker.Ended:
-    try:
-        return await worker.run(
-            WORKER, _arguments(engine, place, limits), limits.wall_seconds, given, descriptors
-        )
-    except TimeoutError:
-        raise UnavailableError(
-            f"Speaking the text takes longer than {limits.wall_seconds:g} s now."
-        ) from None
 
 
 def _arguments(engine: Engine, place: str, limits: SpeechLimits) -> list[str]:

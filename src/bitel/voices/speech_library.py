@@ -32,6 +32,7 @@ from bitel.voices.limits import MEBIBYTE, DecodeLimits
 from bitel.voices.sharing import Sharing
 from bitel.voices.speech import Engine, SpeechOptions, engine_for, render
 from bitel.voices.storage import SUFFIXES, Law
+from bitel.voices.turns import SERVICE
 
 RENDERING: Final = 1
 """Part of every key: to be raised when the way from text to clip changes what is heard."""
@@ -84,8 +85,9 @@ class SpeechLibrary:
         words = speech_text.plain(text, self._options.max_chars)
         return _key(await self._engine(language), words)
 
-    async def render(self, text: str, language: str | None = None) -> Decoded:
-        """Return `text` as spoken, in both laws; rendered now if it was not before.
+    async def render(self, text: str, language: str | None = None, owner: str = SERVICE) -> Decoded:
+        """Return `text` as spoken, in both laws; rendered now if it was not before, in turns of
+        `owner`, the project that it is for.
 
         The files are the library's: copy them (`VoiceStore.put` does) within two minutes, and
         never change them. Raises InvalidRequestError and UnavailableError as `speak` does.
@@ -101,7 +103,7 @@ class SpeechLibrary:
                 return found
             if key not in self._texts and len(self._texts) >= MAX_WAITING:
                 raise UnavailableError("Too many texts are waiting to be spoken; try again later.")
-        return await self._texts.get(key, lambda: self._render(key, words, engine))
+        return await self._texts.get(key, lambda: self._render(key, words, engine, owner))
 
     async def digit_clips(
         self, text: str, language: str | None, law: Law, repeat: int = 2, intro: Path | None = None
@@ -137,12 +139,12 @@ class SpeechLibrary:
                 self._engines[language] = engine
         return engine
 
-    async def _render(self, key: str, words: str, engine: Engine) -> Decoded:
+    async def _render(self, key: str, words: str, engine: Engine, owner: str) -> Decoded:
         limits = DecodeLimits(max_seconds=self._options.limits.max_seconds)
         async with self._work() as work:
-            [source] = await render([words], engine, work, self._options)
+            [source] = await render([words], engine, work, self._options, owner)
             self.rendered += 1
-            decoded = await decode(source, work, limits)
+            decoded = await decode(source, work, limits, owner)
             kept = await asyncio.to_thread(self._keep, key, decoded)
         with _failures_named():
             await asyncio.to_thread(self._make_room)

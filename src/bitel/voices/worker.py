@@ -1,7 +1,7 @@
 """Runs a module of ours in a process of its own, for what must not share a process with calls.
 
 The module confines itself (`confinement.confine`, `sandbox`); from here it gets a turn, a bare
-environment and an end. At most one worker per core runs at a time.
+environment and an end. At most one worker per core runs at a time, for one project half of them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Final
 import structlog
 
 from bitel.errors import UnavailableError
+from bitel.voices.turns import SERVICE, Turns
 
 log = structlog.get_logger(__name__)
 
@@ -50,9 +51,7 @@ LIMITS_MET: Final = frozenset({-signal.SIGXCPU, -signal.SIGXFSZ, -signal.SIGPIPE
 TRIES: Final = 2
 """Runs of a worker that is killed from outside, for lack of memory or by an operator."""
 
-_slots: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = (
-    weakref.WeakKeyDictionary()
-)
+_turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Turns] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +71,12 @@ async def run(
     wall_seconds: float,
     given: bytes = b"",
     descriptors: Sequence[int] = (),
+    owner: str = SERVICE,
 ) -> Ended:
     """Run `python -m module arguments…` with `given` on its stdin, and return how it ended.
 
-    It has `descriptors` under the same numbers, and none of ours besides.
+    It has `descriptors` under the same numbers, and none of ours besides. `owner` is the project
+    whose turn it takes.
 
     Waiting for a turn does not count against `wall_seconds`; TimeoutError is raised when they
     are over. A worker that is killed from outside is run once more. Raises UnavailableError where
@@ -83,7 +84,7 @@ async def run(
     raises, also when it is cancelled.
     """
     for _ in range(TRIES):
-        async with _slot():
+        async with _turns_of_loop().turn(owner):
             ended = await _run(module, arguments, wall_seconds, given, descriptors)
         if ended.status == -signal.SIGALRM:
             # It gave itself up after its time, where this process was too late to do it.
@@ -137,12 +138,12 @@ class WorkerError(Exception):
         super().__init__(f"exit status {ended.status}: {ended.said}")
 
 
-def _slot() -> asyncio.Semaphore:
-    """The turns of the running loop: a semaphore can't be shared between loops."""
+def _turns_of_loop() -> Turns:
+    """The turns of the running loop: they can't be shared between loops."""
     loop = asyncio.get_running_loop()
-    if loop not in _slots:
-        _slots[loop] = asyncio.Semaphore(os.cpu_count() or 1)
-    return _slots[loop]
+    if loop not in _turns:
+        _turns[loop] = Turns(os.cpu_count() or 1)
+    return _turns[loop]
 
 
 def _environment() -> dict[str, str]:
