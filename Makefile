@@ -1,5 +1,5 @@
 # Every target sets up what it needs in .venv first, and says what is missing where it can't.
-.PHONY: demo serve test peers soak packages pythons check format bench lock release clean
+.PHONY: demo serve test peers soak fuzz packages pythons check format bench lock release clean
 PY := .venv/bin/python
 ARGS ?=
 
@@ -24,6 +24,10 @@ soak: ## the tests that take long, then a run with injected faults (ARGS), as in
 	@scripts/setup dev
 	@$(PY) -m pytest -m soak -n 2
 	@$(PY) -m tests.chaos $(ARGS)
+
+fuzz: ## damaged input for SIP, SDP, RTP, forms and the journal, a minute each; see tests/fuzz
+	@scripts/setup dev
+	@$(PY) -m tests.fuzz $(ARGS)
 
 packages: ## build the wheel, install it by pip alone, and make a release in a clone
 	@scripts/setup dev

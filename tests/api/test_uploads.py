@@ -268,12 +268,12 @@ async def test_upload_that_is_gone_before_it_is_decoded(
     stage = sqlite_stage
     decode = decoding.decode
 
-    async def lose(source: Path, into: Path, limits: DecodeLimits) -> Decoded:
+    async def lose(source: Path, into: Path, limits: DecodeLimits, owner: str) -> Decoded:
         if lost == "the upload":
             source.unlink()
         else:
             shutil.rmtree(source.parent if lost == "its folder" else stage.parts.incoming)
-        return await decode(source, into, limits)
+        return await decode(source, into, limits, owner)
 
     monkeypatch.setattr(decoding, "decode", lose)
     async with served(stage) as url, stage.client(url=url) as client:

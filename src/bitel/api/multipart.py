@@ -32,6 +32,9 @@ class FilePart:
                 f"the body must be multipart/form-data with a part named {FIELD}"
             )
         self.name = ""
+        self._delimiter = b"--" + boundary
+        self._preamble: bytes | None = b""
+        """What came before the first delimiter; None from there on."""
         self._found = False
         self._inside = False
         self._ended = False
@@ -78,12 +81,29 @@ class FilePart:
 
     def _feed(self, piece: bytes) -> list[bytes]:
         self._taken = []
+        if self._preamble is not None:
+            piece = self._skip_preamble(self._preamble, piece)
         if piece:
             try:
                 self._parser.write(piece)
             except FormParserError as fault:
                 raise InvalidRequestError(f"the multipart body is malformed: {fault}") from None
         return self._taken
+
+    def _skip_preamble(self, before: bytes, piece: bytes) -> bytes:
+        """What of `piece`, which comes after `before`, is behind the preamble (RFC 2046 §5.1.1).
+
+        The parser takes one as it is or refuses it, depending on how it is cut into pieces.
+        """
+        content, line = before + piece, b"\n" + self._delimiter
+        begin = 0
+        if not content.startswith(self._delimiter):
+            begin = content.find(line, max(0, len(before) - len(line)))
+        if begin < 0:
+            self._preamble = content
+            return b""
+        self._preamble = None
+        return content[begin:].removeprefix(b"\n")
 
     def _on_part_begin(self) -> None:
         self._parts += 1

@@ -201,7 +201,7 @@ def _read(content: bytes) -> tuple[list[Settlement], int, str]:
             return found, len(content), f"the entry at byte {at} is torn"
         try:
             found.append(_decode(payload))
-        except (ValueError, TypeError, KeyError, ArithmeticError) as fault:
+        except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError) as fault:
             return found, len(content), f"the entry at byte {at} can't be read: {fault!r}"
         at += _FRAME.size + length
     return found, at, ""
