@@ -209,6 +209,33 @@ async def test_another_source_of_the_carrier_is_accepted_if_the_settings_say_so(
     assert attempted.outcome is expected
 
 
+@pytest.mark.parametrize("ring_timeout", [0.5, 10.0])
+async def test_a_call_answered_from_a_source_that_is_not_accepted_is_not_repeated_at_once(
+    tmp_path: Path, ring_timeout: float
+) -> None:
+    """The carrier may have further addresses, and the phone ring: neither another trunk is tried,
+    nor the call made again as if nothing had been delivered."""
+    async with (
+        carrier() as far,
+        carrier() as second,
+        dialer(
+            tmp_path, far.uri, second.uri, ring_timeout=ring_timeout, trunk_timeout=0.4
+        ) as calls,
+    ):
+        far.does["INVITE"] = silent
+        call = await ringing(calls, far)
+        [invite] = far.of("INVITE")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+            other.bind((STRANGER, 0))
+            rings = write_response(invite, 180, "other", top_via=invite.header("via"))
+            other.sendto(rings, (HOST, calls.port))
+            attempted = await call
+    assert attempted.outcome is Outcome.UNCERTAIN
+    assert STRANGER in attempted.detail
+    assert "accept_from" in attempted.detail
+    assert not second.requests
+
+
 async def test_a_reload_changes_which_sources_are_accepted(tmp_path: Path) -> None:
     async with carrier() as far, dialer(tmp_path, far.uri, ring_timeout=3.0) as calls:
         far.does["INVITE"] = answering(100)

@@ -17,7 +17,7 @@ from bitel.rtp.engine import Engine
 from bitel.rtp.memory import Packets, far_end
 from bitel.rtp.packet import PTIMES, RtpHeader
 from bitel.rtp.sendmmsg import Group, Refused
-from bitel.rtp.wire import Change, End, Play
+from bitel.rtp.wire import UNHEARD, Change, End, Play
 
 Recording = Callable[[int], Path]
 PORT = 4000
@@ -284,3 +284,74 @@ def test_many_streams_are_spread_evenly_over_their_packet_time(
     assert sum(used) == 6 * WORTH_A_SLOT
     assert len(used) == min(ptime // 2, 6)
     assert max(used) <= 2 * WORTH_A_SLOT
+
+
+def awaited(played: Played, clip: Path, *, held: bool = False) -> None:
+    command = Play(
+        1, PORT, "192.0.2.1", 5000, 8, "alaw", [str(clip)], 0, 1000, 7, held=held, awaited=True
+    )
+    assert played.engine.play(command) is None
+
+
+def test_a_stream_that_is_awaited_begins_with_the_first_packet_of_its_callee(
+    played: Played, recording: Recording
+) -> None:
+    awaited(played, recording(5 * 160))
+    played.run(0.3)
+    assert played.packets == []
+    played.engine.latch(1, ("192.0.2.9", 7000), played.now)
+    played.run(0.3)
+    assert [far for _, far, _, _ in played.packets] == [("192.0.2.9", 7000)] * 5
+    assert played.packets[0][2].marker
+    assert [end.finished for end in played.ends] == [True]
+
+
+def test_one_that_is_held_too_waits_for_both(played: Played, recording: Recording) -> None:
+    awaited(played, recording(5 * 160), held=True)
+    played.engine.latch(1, ("192.0.2.9", 7000), played.now)
+    played.run(0.1)
+    assert played.packets == []
+    played.resume()
+    played.run(0.3)
+    assert len(played.packets) == 5
+
+
+def test_a_change_to_an_address_that_is_awaited_stops_it_until_then(
+    played: Played, recording: Recording
+) -> None:
+    played.play(recording(20 * 160))
+    played.run(0.1)
+    sent = len(played.packets)
+    assert 0 < sent < 20
+    elsewhere = Change(1, ("192.0.2.9", 7000), 8, 20, (), held=False, awaited=True)
+    played.engine.change(elsewhere, played.now)
+    played.run(0.3)
+    assert len(played.packets) == sent
+    # A change without a new address leaves it waiting.
+    played.resume()
+    played.run(0.1)
+    assert len(played.packets) == sent
+    played.engine.latch(1, ("192.0.2.9", 7002), played.now)
+    played.run(0.6)
+    assert len(played.packets) == 20
+    assert {far for _, far, _, _ in played.packets[sent:]} == {("192.0.2.9", 7002)}
+
+
+def test_an_address_that_may_be_sent_to_ends_the_wait(played: Played, recording: Recording) -> None:
+    awaited(played, recording(5 * 160))
+    played.engine.change(Change(1, ("192.0.2.3", 9), 8, 20, (), held=False), played.now)
+    played.run(0.3)
+    assert len(played.packets) == 5
+
+
+def test_only_a_stream_that_still_waits_is_stopped_as_unheard(
+    played: Played, recording: Recording
+) -> None:
+    awaited(played, recording(5 * 160))
+    played.play(recording(5 * 160), stream=2)
+    for stream in (1, 2):
+        played.engine.stop(stream, if_awaited=True)
+    played.run(0.3)
+    ends = {end.stream: end for end in played.ends}
+    assert (ends[1].packets, ends[1].finished, ends[1].error) == (0, False, UNHEARD)
+    assert (ends[2].packets, ends[2].finished, ends[2].error) == (5, True, "")

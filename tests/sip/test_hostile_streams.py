@@ -188,6 +188,15 @@ def test_a_network_of_ipv6_counts_as_one() -> None:
     assert not door._inside
 
 
+def test_strangers_leave_half_of_the_room_to_the_carrier() -> None:
+    door = Door(StreamLimits(accepted=4, per_source=10), lambda host: host == "192.0.2.9")
+    assert [door.enter(f"198.51.100.{last}") for last in range(4)] == [True, True, False, False]
+    assert [door.enter("192.0.2.9") for _ in range(3)] == [True, True, False]
+    door.leave("198.51.100.0")
+    assert not door.enter("198.51.100.7")
+    assert door.enter("192.0.2.9")
+
+
 @LOOPS
 def test_a_flood_and_then_a_reset_is_no_fault_of_ours(
     run: Run, caplog: pytest.LogCaptureFixture

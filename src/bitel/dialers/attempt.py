@@ -189,10 +189,19 @@ class Attempt:
         return self.over(Outcome.NOT_PLACED if self.leg is None else Outcome.UNCERTAIN, detail)
 
     def failed(self, failed: Failed, at: Address) -> Attempted:
-        """The report of an attempt whose INVITE, sent to `at`, ended without an answer."""
+        """The report of an attempt whose INVITE, sent to `at`, ended without an answer.
+
+        Where a response from a source that is not accepted was dropped, a phone may have rung: the
+        call must not be repeated as if nothing had arrived.
+        """
+        outcome, detail = self._outcome(failed), _detail(failed, at)
+        dropped_from = None if self.leg is None else self.leg.dropped_from
+        if outcome is Outcome.TRUNK_TROUBLE and dropped_from is not None:
+            outcome = Outcome.UNCERTAIN
+            detail += f", but responses came from {shown(dropped_from)}, which accept_from lacks"
         return self.over(
-            self._outcome(failed),
-            detail=_detail(failed, at),
+            outcome,
+            detail=detail,
             sip_code=failed.code,
             q850=failed.q850,
             ended_by="us" if failed.why == "canceled" else "far",

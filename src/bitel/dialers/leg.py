@@ -8,7 +8,17 @@ from collections.abc import Callable
 
 from bitel.dialers.media_address import MediaAddresses, Resolve
 from bitel.rtp.dtmf import MAX_DIGITS
-from bitel.sip import Answered, Ended, Ending, Event, Failed, KeyedDigits, MediaChanged, Provisional
+from bitel.sip import (
+    Answered,
+    Ended,
+    Ending,
+    Event,
+    Failed,
+    KeyedDigits,
+    MediaChanged,
+    MessageDropped,
+    Provisional,
+)
 from bitel.sip.grammar import Address
 from bitel.sip.sdp import Agreed
 
@@ -26,6 +36,7 @@ class Leg:
         "decided",
         "digits",
         "digits_at",
+        "dropped_from",
         "ended",
         "ending",
     )
@@ -48,6 +59,8 @@ class Leg:
         """The digits received by INFO."""
         self.digits_at: float | None = None
         """When the first of them was received, by CLOCK_MONOTONIC."""
+        self.dropped_from: Address | None = None
+        """Where a response came from that was dropped, as its source is not accepted."""
         self._media: MediaChanged | None = None
         self._follow: Callable[[MediaChanged], None] | None = None
 
@@ -83,6 +96,8 @@ class Leg:
                 self.ended.set_result(event)
             case MediaChanged():
                 self._addresses.follow(event, self._change_media)
+            case MessageDropped() if event.is_response:
+                self.dropped_from = event.source
             case KeyedDigits():
                 if self.digits_at is None:
                     self.digits_at = time.monotonic()

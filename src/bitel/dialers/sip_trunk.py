@@ -525,7 +525,6 @@ class SipTrunkDialer:
             return
         if isinstance(event, MessageDropped):
             self._note_dropped(event)
-            return
         leg = self._legs.get(event.call_id)
         if leg is not None:
             leg.receive(event)
@@ -542,13 +541,11 @@ class SipTrunkDialer:
         left_out = self._dropped.take()
         if left_out is None:
             return
-        leg = self._legs.get(event.call_id)
         log.warning(
             "sip_message_dropped",
             source=shown(event.source),
             kind="response" if event.is_response else "request",
             sip_call_id=event.call_id,
-            call_runs=leg is not None,
             not_logged=left_out,
         )
 
