@@ -130,6 +130,20 @@ def test_a_call_id_that_seems_to_be_one_call_s_opens_no_other() -> None:
     assert made.sent() == []
 
 
+def test_a_response_with_the_call_id_of_another_call_is_not_for_us() -> None:
+    """A host with a part in one call answers no request of another, even if it has seen that."""
+    made, _, own = answered(f"Contact: <sip:far@{NAMED.host}>", bench=bench())
+    made.sent()
+    _, other = made.invite()
+    forged = reply(other, 486).replace(other.call_id, own.call_id)
+    for source in (NAMED, FAR):
+        made.receive(forged, source)
+        assert made.events() == []
+    assert made.agent.counts().misrouted == 2
+    made.receive(reply(other, 200, ANSWER), FAR)
+    assert [type(event) for event in made.events()] == [Answered]
+
+
 def test_an_open_agent_takes_messages_of_calls_from_anywhere() -> None:
     made, _, invite = answered(bench=bench(is_open=True))
     made.sent()

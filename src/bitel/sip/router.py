@@ -29,12 +29,16 @@ RETRY_LATER = ("Retry-After", "5")
 def receive_response(core: Core, response: Response, source: Address, now: float) -> None:
     """Pass a response to its transaction, or a late 2xx to its call (§13.2.2.4).
 
-    One with several Via values, or with another sent-by than its request, is not for us (§8.1.3.3,
-    §18.1.2): it is dropped and counted.
+    One with several Via values, or with another sent-by or Call-ID than its request, is not for us
+    (§8.1.3.3, §18.1.2, §8.2.6.2): it is dropped and counted.
     """
     transaction = core.client_transactions.get((response.branch, response.cseq_method))
     if not response.has_one_via or (
-        transaction is not None and not _is_sent_by(response, transaction)
+        transaction is not None
+        and (
+            response.call_id != transaction.request.call_id
+            or not _is_sent_by(response, transaction)
+        )
     ):
         core.misrouted += 1
     elif transaction is not None:
