@@ -56,6 +56,7 @@ class Pinger:
         self._patience = patience
         self._doubted_patience = doubted_patience
         self._doubted: set[Address] = set()
+        self._deadlines: dict[Address, asyncio.Timeout] = {}
         self._under_way: dict[Address, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
@@ -77,10 +78,17 @@ class Pinger:
             self._begin(address)
 
     def doubt(self, address: Address) -> None:
-        """Ping now, whatever the interval: an ICMP error calls `address` unreachable."""
+        """Ping now, whatever the interval: an ICMP error calls `address` unreachable.
+
+        A ping that is under way gets no more time than one that is sent now.
+        """
         if address in self._under_way or len(self._under_way) < MOST_ADDRESSES:
             self._doubted.add(address)
             self._begin(address)
+        deadline = self._deadlines.get(address)
+        soon = asyncio.get_running_loop().time() + self._doubted_patience
+        if deadline and not deadline.expired() and (deadline.when() or soon) > soon:
+            deadline.reschedule(soon)
 
     def _begin(self, address: Address) -> None:
         if address not in self._under_way:
@@ -101,10 +109,13 @@ class Pinger:
         rested = self._health.rests(address)
         patience = self._doubted_patience if address in self._doubted else self._patience
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(patience) as deadline:
+                self._deadlines[address] = deadline
                 done = await self._ask(request)
         except TimeoutError:
             done = None
+        finally:
+            self._deadlines.pop(address, None)
         if done is None or done.why in {"timeout", "transport"}:
             if self._health.missed_ping(address) and address in self._doubted:
                 self._on_silence(address)
