@@ -63,10 +63,10 @@ from bitel.storage_pressure import StoragePressure
 from bitel.store import engines, migrate, recordings
 from bitel.store.database import Database
 from bitel.supervision import background
-from bitel.voices import sandbox
 from bitel.voices.speech import SpeechOptions
 from bitel.voices.speech_library import SpeechLibrary
 from bitel.voices.storage import VoiceStore
+from bitel.voices.worker import log_confinement
 from bitel.webhooks import delivery as webhooks
 
 log = structlog.get_logger(__name__)
@@ -205,7 +205,7 @@ async def running(
         stack.push_async_callback(shutdown.step, "speech", speech.close)
         playlists = Playlists(voices, speech, _duration_from(database))
         deliverer = None
-        sandbox.report()
+        log_confinement()
         if role != "dialer":
             deliverer = webhooks.build(
                 webhooks.Options(allow_private=settings.webhook_allow_private),

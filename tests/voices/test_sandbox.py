@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 import structlog
 
-from bitel.voices import sandbox
+from bitel.voices import sandbox, worker
 from bitel.voices.limits import MEBIBYTE
 from tests.prerequisites import need
 
@@ -209,9 +209,16 @@ def test_the_start_says_what_protects_and_what_does_not(
     monkeypatch.setattr(sandbox, "landlock_version", lambda: landlock)
     monkeypatch.setattr(os, "geteuid", lambda: user)
     with structlog.testing.capture_logs() as logs:
-        sandbox.report()
+        worker.log_confinement()
     [line] = logs
     assert (line["event"], line["log_level"]) == ("workers_confined", level)
     assert ("seccomp" in line["by"], "seccomp" in line["missing"]) == (seccomp, not seccomp)
     assert ("Landlock" in line["by"]) is bool(landlock)
     assert ("another user" in line["missing"]) is bool(user)
+
+
+def test_the_sandbox_costs_a_worker_no_libraries() -> None:
+    """Each module that it loads takes of the memory that is granted to the decoder."""
+    script = "import sys; from bitel.voices import decode_worker; print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert not {"structlog", "asyncio", "numpy", "av"} & set(ran.stdout.split())

@@ -10,7 +10,8 @@ layers, each of which holds without the others:
 - another user: `nobody`, where the service runs as root.
 - `no_new_privs`, and a process that can't be inspected by others of its user (`prctl(2)`).
 
-Where the kernel lacks one, `report` says so at the service's start.
+Where the kernel lacks one, the service says so at its start. This module is loaded by the workers,
+whose memory is limited, so that it imports little.
 """
 
 from __future__ import annotations
@@ -25,10 +26,6 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
-
-import structlog
-
-log = structlog.get_logger(__name__)
 
 NOBODY: Final = 65534
 """The user and group without rights, on every Linux system."""
@@ -200,15 +197,6 @@ def refuse_the_needless() -> None:
     """From now on refuse the system calls of `NEVER_NEEDED`, by EPERM."""
     if has_seccomp():
         _install([_loads(_NUMBER), *_returns_if(NEVER_NEEDED, _REFUSE), _returns(_ALLOW)])
-
-
-def report() -> None:
-    """Log which layers confine the workers here, and which this kernel or this user lacks."""
-    present, missing = layers()
-    # Each of these is enough to keep a worker from the service's files and processes.
-    is_enough = "seccomp" in present or {"Landlock", "another user"} <= set(present)
-    level = log.info if is_enough else log.warning
-    level("workers_confined", by=", ".join(present), missing=", ".join(missing) or "nothing")
 
 
 def layers() -> tuple[list[str], list[str]]:

@@ -20,6 +20,7 @@ from typing import Final
 import structlog
 
 from bitel.errors import UnavailableError
+from bitel.voices import sandbox
 from bitel.voices.turns import SERVICE, Turns
 
 log = structlog.get_logger(__name__)
@@ -63,6 +64,15 @@ class Ended:
 
     status: int
     said: str
+
+
+def log_confinement() -> None:
+    """Log which layers confine the workers here, and which this kernel or this user lacks."""
+    present, missing = sandbox.layers()
+    # Each of these is enough to keep a worker from the service's files and processes.
+    is_enough = "seccomp" in present or {"Landlock", "another user"} <= set(present)
+    level = log.info if is_enough else log.warning
+    level("workers_confined", by=", ".join(present), missing=", ".join(missing) or "nothing")
 
 
 async def run(
