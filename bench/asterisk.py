@@ -27,7 +27,7 @@ from bench.processes import cpu_seconds, tree
 from bench.report import Result, Row, at_most, say
 from bitel.client import Client
 from bitel.demo.stage import Stage
-from bitel.voices.sample import write_sample
+from bitel.recordings.sample import write_sample
 from tests.peers.asterisk import version
 from tests.peers.sipp import Sipp
 

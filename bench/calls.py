@@ -32,13 +32,13 @@ from bench import report
 from bench.carried import answering, service
 from bench.processes import cpu_seconds, resident, thread_seconds, tree
 from bench.report import Result, Row, at_least, at_most, say
-from bitel.calls.call import Lane, NewCall
-from bitel.calls.ids import new_ids
 from bitel.client import Client
 from bitel.demo.stage import Stage
+from bitel.domain.calls import Lane, NewCall
+from bitel.domain.ids import new_ids
+from bitel.recordings.sample import write_sample
 from bitel.store import placing, projects
 from bitel.store.database import Database
-from bitel.voices.sample import write_sample
 from tests.peers.sipp import Sipp
 
 HEAD_START = 0.5  # seconds from the last call placed to the first one due

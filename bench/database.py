@@ -34,9 +34,9 @@ from sqlalchemy import Connection, text
 
 from bench import report
 from bench.report import Result, Row, at_most
-from bitel.calls.call import Lane
-from bitel.calls.ids import new_id
-from bitel.store import claims, leases, migrate, projects, recordings, turns
+from bitel.domain.calls import Lane
+from bitel.domain.ids import new_id
+from bitel.store import claims, fair_queue, leases, migrate, projects, recordings
 from bitel.store.database import Database
 from bitel.store.engines import is_sqlite, make_engine, parse_url
 from bitel.store.recordings import Recording
@@ -215,7 +215,7 @@ def only_query(conn: Connection) -> tuple[float, float]:
     The second says more on a busy machine; in SQLite the database's work is in it.
     """
     began, cpu = time.perf_counter(), time.thread_time()
-    found = turns.pick(conn, "main", Lane.BATCH, CLAIMED, time.time(), "", {})
+    found = fair_queue.pick(conn, "main", Lane.BATCH, CLAIMED, time.time(), "", {})
     took = time.perf_counter() - began, time.thread_time() - cpu
     assert len(found) == CLAIMED
     return took

@@ -23,7 +23,7 @@ from bench.carried import answering, service
 from bench.report import Result, Row, at_most, say
 from bitel.client import Client
 from bitel.demo.stage import Stage
-from bitel.voices.sample import write_sample
+from bitel.recordings.sample import write_sample
 
 CHANNELS = 50
 TALK = 2.0

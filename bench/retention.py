@@ -23,8 +23,8 @@ from bench.processes import resident, tree
 from bench.report import Result, Row, at_least, at_most, say
 from bitel.client import Client
 from bitel.demo.stage import Stage
+from bitel.recordings.sample import write_sample
 from bitel.store.database import Database
-from bitel.voices.sample import write_sample
 
 RATE = 700.0
 KEPT = 30.0  # seconds

@@ -14,21 +14,21 @@ import pytest
 import structlog
 
 from bitel import dialer_worker, service
-from bitel.calls.tariff import Tariff
 from bitel.demo.stage import free_port
+from bitel.dialer.config import SipTrunkConfig
+from bitel.dialer.sip_dialer import SipTrunkDialer
+from bitel.dialer.trunk import Trunk
 from bitel.dialer_worker import DialerWorker
-from bitel.dialers.config import SipTrunkConfig
-from bitel.dialers.sip_trunk import SipTrunkDialer
-from bitel.dialers.trunk import Trunk
 from bitel.dialing.dispatcher import Dispatcher, Limits
 from bitel.dialing.standby import DialerLock, Standby
+from bitel.domain.tariff import Tariff
 from bitel.errors import BitelError, UnavailableError
 from bitel.settings import DialerSettings, Settings
 from bitel.shutdown import Shutdown
 from bitel.store import leases
 from bitel.store.database import Database
 from bitel.store.leases import Holder, LostLease, Recovered, TakeOverTerms
-from tests.dialers.calling import OneClip
+from tests.dialer.calling import OneClip
 
 
 @pytest.fixture(autouse=True)

@@ -17,9 +17,11 @@ import pytest
 from sqlalchemy import select
 
 from bitel import retention
-from bitel.calls.call import CallStatus, Lane
-from bitel.calls.ids import new_id
-from bitel.calls.outcome import Media
+from bitel.domain.attempts import Media
+from bitel.domain.calls import CallStatus, Lane
+from bitel.domain.ids import new_id
+from bitel.recordings.decode import Decoded
+from bitel.recordings.storage import VoiceStore
 from bitel.retention import DAY, ORPHANED_AFTER, Retention
 from bitel.settings import RetentionSettings
 from bitel.store import campaigns, idempotency, ledger, pausing, recordings, webhooks
@@ -28,9 +30,7 @@ from bitel.store.campaigns import Campaign
 from bitel.store.database import Database
 from bitel.store.pausing import Pause
 from bitel.store.schema import attempt, call, campaign, webhook_event, webhook_try
-from bitel.store.webhooks import Tried
-from bitel.voices.decoding import Decoded
-from bitel.voices.storage import VoiceStore
+from bitel.store.webhooks import DeliveryAttempt
 from tests.conftest import FakeClock
 from tests.s3_server import BUCKET, s3_server
 from tests.store.conftest import World
@@ -75,7 +75,7 @@ def finish(world: World, keyed: str = "12#", **more: Any) -> str:
 def deliver(world: World) -> None:
     now = world.clock()
     due = world.do(lambda conn: webhooks.claim_due(conn, now, 99, 99))
-    tried = [Tried(one.event_id, now, 0.1, True, 200, "", None) for one in due]
+    tried = [DeliveryAttempt(one.event_id, now, 0.1, True, 200, "", None) for one in due]
     world.do(lambda conn: webhooks.record(conn, tried))
 
 

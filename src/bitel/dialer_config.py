@@ -6,13 +6,13 @@ import os
 from ipaddress import ip_network
 from pathlib import Path
 
-from bitel.dialers.config import SipTrunkConfig
-from bitel.dialers.numbering import NumberRule
-from bitel.dialers.trunk import Trunk
+from bitel.dialer.config import SipTrunkConfig
+from bitel.dialer.number_format import NumberRule
+from bitel.dialer.trunk import Trunk
 from bitel.rtp.streamer import senders_for
 from bitel.settings import DialerSettings, split_address, split_public_address
 from bitel.sip import Credentials
-from bitel.transports.tls import TlsFiles
+from bitel.sip_transport.tls import TlsFiles
 
 
 def sip_trunk_config(dialer: DialerSettings, region: str = "") -> SipTrunkConfig:

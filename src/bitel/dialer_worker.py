@@ -8,7 +8,7 @@ from typing import Final
 
 import structlog
 
-from bitel.dialers.sip_trunk import SipTrunkDialer
+from bitel.dialer.sip_dialer import SipTrunkDialer
 from bitel.dialing.dispatcher import Dispatcher
 from bitel.dialing.standby import POLL, Standby
 from bitel.errors import BitelError, UnavailableError

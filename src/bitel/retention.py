@@ -15,11 +15,11 @@ import structlog
 from sqlalchemy import Connection
 
 from bitel.errors import ConflictError, NotFoundError, UnavailableError
+from bitel.recordings.storage import VoiceStore
 from bitel.settings import RetentionSettings
 from bitel.store import pausing, recordings
 from bitel.store import retention as store
 from bitel.store.database import Database
-from bitel.voices.storage import VoiceStore
 
 log = structlog.get_logger(__name__)
 

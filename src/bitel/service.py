@@ -18,35 +18,37 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
-from bitel import logs
 from bitel.api import connection
-from bitel.api.app import ApiParts, build_app
+from bitel.api.app import ApiContext, build_app
 from bitel.api.auth import TokenSigner
 from bitel.api.health import Readiness
 from bitel.api.metrics import build_listener
-from bitel.calls.ids import new_id
-from bitel.collector import collect_when_quiet, measuring_pauses, run_only_when_told
+from bitel.dialer.invite_counter import InviteCounter
+from bitel.dialer.lateness import packets_late
+from bitel.dialer.playlist import DurationOf, Playlists
+from bitel.dialer.sip_dialer import SipTrunkDialer
+from bitel.dialer.trace_store import Keep, Traces
 from bitel.dialer_config import sip_trunk_config
 from bitel.dialer_worker import DialerWorker
-from bitel.dialers.counted import Counted
-from bitel.dialers.lateness import packets_late
-from bitel.dialers.playlists import DurationOf, Playlists
-from bitel.dialers.sip_trunk import SipTrunkDialer
-from bitel.dialers.traces import Keep, Traces
+from bitel.dialing.backpressure import LoadSample
 from bitel.dialing.claim_mark import ClaimMark
 from bitel.dialing.dispatcher import Dispatcher, Limits
 from bitel.dialing.journal import Journal
-from bitel.dialing.pressure import Strain
 from bitel.dialing.recording_faults import RecordingFaults
 from bitel.dialing.standby import Standby
+from bitel.domain.ids import new_id
 from bitel.errors import BitelError
 from bitel.housekeeping import Housekeeper
-from bitel.loop_lag import LoopLag, measuring
 from bitel.metrics.page import Page
 from bitel.metrics.sources import DialerFigures, DialerSource, Sources
 from bitel.notifications.conditions import ConditionWatcher, of_dialer
 from bitel.notifications.monitor import Condition
 from bitel.notifications.sending import build_sender
+from bitel.observability import logging
+from bitel.observability.gc_control import collect_when_quiet, measuring_pauses, run_only_when_told
+from bitel.observability.loop_lag import LoopLag, measuring
+from bitel.recordings.storage import VoiceStore
+from bitel.recordings.worker_process import log_confinement
 from bitel.reloading import plan_reload
 from bitel.retention import Retention
 from bitel.settings import (
@@ -58,15 +60,13 @@ from bitel.settings import (
     split_address,
 )
 from bitel.shutdown import CLOSING_TIMEOUT, Shutdown
+from bitel.speech.engines import SpeechOptions
+from bitel.speech.library import SpeechLibrary
 from bitel.steady_clock import SteadyClock
 from bitel.storage_pressure import StoragePressure
 from bitel.store import engines, migrate, recordings
 from bitel.store.database import Database
 from bitel.supervision import background
-from bitel.voices.speech import SpeechOptions
-from bitel.voices.speech_library import SpeechLibrary
-from bitel.voices.storage import VoiceStore
-from bitel.voices.worker import log_confinement
 from bitel.webhooks import delivery as webhooks
 
 log = structlog.get_logger(__name__)
@@ -165,7 +165,7 @@ async def _reload(
             log.exception("reload_failed", in_force="the settings of before, or a part of the new")
             continue
         settings = plan.settings
-        logs.configure(settings.log_level, settings.log_json)
+        logging.configure(settings.log_level, settings.log_json)
         log.info("reloaded", changed=",".join(plan.changed) or "nothing")
         if plan.needs_restart:
             log.warning("restart_needed", changed=",".join(plan.needs_restart))
@@ -226,7 +226,7 @@ async def running(
             close_traces = functools.partial(asyncio.to_thread, traces.close)
             stack.push_async_callback(shutdown.step, "traces", close_traces)
             for dialer_settings in settings.dialers:
-                counted = Counted(traces)
+                counted = InviteCounter(traces)
                 dialer, dispatcher = _dialer(
                     dialer_settings, settings, database, clock, playlists, counted, bell, lag
                 )
@@ -257,7 +257,7 @@ async def running(
                 if dialer_id in doorbells:
                     doorbells[dialer_id].ring()
 
-            parts = ApiParts(
+            parts = ApiContext(
                 settings=settings,
                 database=database,
                 voices=voices,
@@ -320,7 +320,7 @@ def _dialer(
     database: Database,
     clock: SteadyClock,
     playlists: Playlists,
-    watch: Counted,
+    watch: InviteCounter,
     on_settled: Callable[[], None],
     lag: LoopLag,
 ) -> tuple[SipTrunkDialer, Dispatcher]:
@@ -333,9 +333,9 @@ def _dialer(
         recording_faults=recording_faults,
     )
 
-    def strain() -> Strain:
+    def strain() -> LoadSample:
         late = packets_late(trunk.streamer.stats())
-        return Strain(late, lag.mean * 1000, database.writes_waiting, trunk.behind * 1000)
+        return LoadSample(late, lag.mean * 1000, database.writes_waiting, trunk.behind * 1000)
 
     dispatcher = Dispatcher(
         dialer.id,
@@ -368,7 +368,7 @@ def _limits(dialer: DialerSettings) -> Limits:
     )
 
 
-def _figures(trunk: SipTrunkDialer, dispatcher: Dispatcher, counted: Counted) -> DialerSource:
+def _figures(trunk: SipTrunkDialer, dispatcher: Dispatcher, counted: InviteCounter) -> DialerSource:
     """What the metrics report about a dialer."""
     return lambda: DialerFigures(
         dialer_id=dispatcher.dialer_id,

@@ -18,15 +18,18 @@ import uvicorn
 from fastapi import FastAPI
 from sqlalchemy import Connection, func, select
 
-from bitel.api.app import ApiParts, build_app
+from bitel.api.app import ApiContext, build_app
 from bitel.api.connection import config
 from bitel.api.tokens import TokenSigner
-from bitel.calls.call import CallStatus
-from bitel.calls.ids import new_id
-from bitel.calls.outcome import Attempted, Outcome
-from bitel.calls.retry import Final
-from bitel.calls.tariff import Bill
+from bitel.domain.attempts import AttemptResult, Outcome
+from bitel.domain.calls import CallStatus
+from bitel.domain.ids import new_id
+from bitel.domain.retry import Final
+from bitel.domain.tariff import Bill
+from bitel.recordings.storage import VoiceStore
 from bitel.settings import Settings
+from bitel.speech.engines import SpeechOptions
+from bitel.speech.library import SpeechLibrary
 from bitel.store import claims, leases, projects, recordings, settling, tokens
 from bitel.store.claims import Claim
 from bitel.store.database import Database
@@ -35,9 +38,6 @@ from bitel.store.projects import Project
 from bitel.store.recordings import Recording
 from bitel.store.schema import call
 from bitel.store.settling import Settlement
-from bitel.voices.speech import SpeechOptions
-from bitel.voices.speech_library import SpeechLibrary
-from bitel.voices.storage import VoiceStore
 
 if TYPE_CHECKING:
     from tests.conftest import FakeClock
@@ -49,7 +49,7 @@ T = TypeVar("T")
 class Stage:
     """An application, and short words for what tests do with it."""
 
-    parts: ApiParts
+    parts: ApiContext
     app: FastAPI
     clock: FakeClock
     project_id: str
@@ -64,7 +64,7 @@ class Stage:
         dialers = [{"id": name, "trunks": ["sip:127.0.0.1:5060"]} for name in ("main", "spare")]
         for number, dialer in enumerate(dialers):
             dialer["bind"] = f"127.0.0.1:{5070 + number}"
-        parts = ApiParts(
+        parts = ApiContext(
             settings=Settings(data_dir=data_dir, **{"dialers": dialers, **settings}),
             database=database,
             voices=VoiceStore.open("", data_dir),
@@ -127,7 +127,7 @@ class Stage:
     def answer(self, lease: Lease, taken: list[Claim], price: str = "0", seconds: int = 12) -> None:
         """End claimed attempts as answered calls of that price."""
         now = self.clock()
-        done = Attempted(Outcome.ANSWERED, now, now + seconds, answered_at=now)
+        done = AttemptResult(Outcome.ANSWERED, now, now + seconds, answered_at=now)
         ends = [
             Settlement(one.attempt_id, one.call_id, done, Final(CallStatus.NORMAL),
                        Bill(seconds, Decimal(price)))

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bitel.api.placing import MANY
-from bitel.calls.call import Lane
-from bitel.calls.ids import is_id
+from bitel.api.placement import MANY
+from bitel.domain.calls import Lane
+from bitel.domain.ids import is_id
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection

@@ -22,7 +22,7 @@ from bitel.errors import (
     UnauthorizedError,
     UnavailableError,
 )
-from bitel.voices.sample import write_sample
+from bitel.recordings.sample import write_sample
 from bitel.webhooks import signing
 
 if TYPE_CHECKING:

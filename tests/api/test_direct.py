@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from bitel.api.direct import DirectRoute
-from bitel.calls.ids import new_id
+from bitel.domain.ids import new_id
 from bitel.store import tokens
 
 if TYPE_CHECKING:

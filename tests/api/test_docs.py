@@ -21,8 +21,8 @@ from fastapi.routing import APIRoute
 
 from bitel.api import app as application
 from bitel.errors import BitelError
+from bitel.recordings.sample import write_sample
 from bitel.store.number_exclusion import PARKED_FOR
-from bitel.voices.sample import write_sample
 
 if TYPE_CHECKING:
     from tests.api.conftest import Stage

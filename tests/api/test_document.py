@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from fastapi.routing import APIRoute
 
-from bitel.api import answers, bodies
 from bitel.api import app as application
-from bitel.api.answers import placed_answer, recording_answer
+from bitel.api import responses
+from bitel.api import schemas as bodies
+from bitel.api.responses import placed_answer, recording_answer
 from bitel.store import recordings
 from bitel.store.recordings import Recording
 
@@ -143,7 +144,7 @@ async def test_each_example_of_an_answer_fits_its_description(document: Any) -> 
     described = set()
     for name, schema in document["components"]["schemas"].items():
         for example in schema.get("examples", ()):
-            shape = getattr(answers, name)
+            shape = getattr(responses, name)
             # FastAPI leaves out what is null.
             whole = dict.fromkeys(shape.model_fields) | example
             assert shape.model_validate(whole, strict=True).model_dump() == whole

@@ -11,7 +11,7 @@ import pytest
 from bitel.api import health
 from bitel.api.app import build_app
 from bitel.api.health import Readiness
-from bitel.store.faults import StoreUnavailable
+from bitel.store.db_errors import StoreUnavailable
 
 if TYPE_CHECKING:
     from tests.api.conftest import Stage

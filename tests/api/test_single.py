@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import select, update
 
-from bitel.calls.call import CallStatus
+from bitel.domain.calls import CallStatus
 from bitel.store.schema import call
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ def test_a_price_of_nothing_has_no_sign() -> None:
     from decimal import Decimal
 
     from bitel import exact_json
-    from bitel.api.answers import balance_change
+    from bitel.api.responses import balance_change
 
     assert exact_json.dumps(balance_change(Decimal("0.0000"))) == "0.0"
     assert balance_change(Decimal("34.2")) == Decimal("-34.2")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bitel.calls.call import Lane
+from bitel.domain.calls import Lane
 
 if TYPE_CHECKING:
     from tests.api.conftest import Stage

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from sqlalchemy import func, select
 
-from bitel.api import intake
+from bitel.api import upload_intake
+from bitel.recordings import decode as decoding
+from bitel.recordings.decode import Decoded
+from bitel.recordings.limits import DecodeLimits
 from bitel.store.schema import recording
-from bitel.voices import decoding
-from bitel.voices.decoding import Decoded
-from bitel.voices.limits import DecodeLimits
-from tests.voices.workers import killing
+from tests.recordings.workers import killing
 
 if TYPE_CHECKING:
     from tests.api.conftest import Stage
@@ -215,7 +215,7 @@ async def test_an_upload_that_pauses_is_given_up(
     sqlite_stage: Stage, served: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = sqlite_stage
-    monkeypatch.setattr(intake, "IDLE_SECONDS", 0.05)
+    monkeypatch.setattr(upload_intake, "IDLE_SECONDS", 0.05)
 
     async def halting() -> Any:
         yield PART + b"x"
@@ -249,10 +249,10 @@ async def test_decode_worker_that_is_killed_is_run_again_and_then_unavailable(
 ) -> None:
     stage = sqlite_stage
     async with served(stage) as url, stage.client(url=url) as client:
-        async with killing("bitel.voices.decode_worker", times=1) as killed:
+        async with killing("bitel.recordings.decode_worker", times=1) as killed:
             answer = await client.post(UPLOAD, files={"file": ("a.wav", tone(60))})
         assert (answer.status_code, len(killed)) == (200, 1)
-        async with killing("bitel.voices.decode_worker") as killed:
+        async with killing("bitel.recordings.decode_worker") as killed:
             answer = await client.post(UPLOAD, files={"file": ("a.wav", tone(60))})
         assert (answer.status_code, len(killed)) == (503, 2)
     assert answer.json()["error"] == "Unavailable"
@@ -295,7 +295,7 @@ async def test_speech_worker_that_is_killed(sqlite_stage: Stage, served: Any) ->
     stage = sqlite_stage
     async with served(stage) as url, stage.client(url=url) as client:
         for times, status in ((1000, 503), (1, 200)):
-            async with killing("bitel.voices.speech_worker", times=times) as killed:
+            async with killing("bitel.speech.worker", times=times) as killed:
                 answer = await client.post("/api/v2/files/tts", json={"text": "hello"})
             assert (answer.status_code, len(killed)) == (status, min(times, 2)), answer.text
 
@@ -326,7 +326,7 @@ async def test_an_upload_that_is_cut_off_while_it_is_decoded_leaves_nothing(
         await asyncio.Event().wait()
         raise AssertionError
 
-    monkeypatch.setattr("bitel.voices.decoding.decode", endless)
+    monkeypatch.setattr("bitel.recordings.decode.decode", endless)
     async with stage.client() as client:
         upload = asyncio.create_task(client.post(UPLOAD, files={"file": tone()}))
         await begun.wait()
@@ -350,18 +350,18 @@ def test_what_a_killed_process_left_is_swept_away(tmp_path: Path) -> None:
     for folder in (old, young):
         folder.mkdir()
         (folder / "upload").write_bytes(b"x")
-    hours_ago = time.time() - 2 * intake.STALE_SECONDS
+    hours_ago = time.time() - 2 * upload_intake.STALE_SECONDS
     os.utime(old, (hours_ago, hours_ago))
-    intake.sweep(tmp_path)
+    upload_intake.sweep(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["young"]
-    intake.sweep(tmp_path / "nowhere")
+    upload_intake.sweep(tmp_path / "nowhere")
 
 
 def test_what_else_is_in_the_folder_stops_no_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file, a link, and what a second process sweeps at the same moment."""
-    hours_ago = time.time() - 2 * intake.STALE_SECONDS
+    hours_ago = time.time() - 2 * upload_intake.STALE_SECONDS
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "kept").touch()
     incoming = tmp_path / "incoming"
@@ -381,12 +381,12 @@ def test_what_else_is_in_the_folder_stops_no_start(
         raise FileNotFoundError(path)
 
     monkeypatch.setattr(shutil, "rmtree", contended)
-    intake.sweep(incoming)
+    upload_intake.sweep(incoming)
     assert sorted(path.name for path in incoming.iterdir()) == ["locked"]
     assert (tmp_path / "elsewhere" / "kept").exists()
-    intake.sweep(incoming / "locked" / "none")
+    upload_intake.sweep(incoming / "locked" / "none")
     (tmp_path / "a file").touch()
-    intake.sweep(tmp_path / "a file")
+    upload_intake.sweep(tmp_path / "a file")
 
 
 async def connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

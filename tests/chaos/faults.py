@@ -18,8 +18,8 @@ from tests.chaos.storage import Inject, Storage
 
 SENDER: Final = "bitel.rtp.sender"
 WORKERS: Final = {
-    "decode": "bitel.voices.decode_worker",
-    "speech": "bitel.voices.speech_worker",
+    "decode": "bitel.recordings.decode_worker",
+    "speech": "bitel.speech.worker",
 }
 AT_ONCE: Final = 2
 """Faults at the same time, each in another part."""

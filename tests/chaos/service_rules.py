@@ -144,7 +144,7 @@ _TRACEBACK: Final = "Traceback (most recent call last)"
 _RAISED: Final = re.compile(r"^[A-Za-z_][\w.]*(: |$)")
 _BEGINS: Final = re.compile(r"^(\d{4}-\d\d-\d\d|Traceback)")
 _CHAINED: Final = ("The above exception was the direct", "During handling of the above")
-_ANSWERED_503: Final = ("bitel.errors.UnavailableError", "bitel.store.faults.StoreUnavailable")
+_ANSWERED_503: Final = ("bitel.errors.UnavailableError", "bitel.store.db_errors.StoreUnavailable")
 """Exceptions that a request was refused with, and whose cause is logged for the operator."""
 
 

@@ -144,7 +144,7 @@ CAUSE = [
     "",
     "Traceback (most recent call last):",
     '  File "y", line 2',
-    "bitel.store.faults.StoreUnavailable: try again later",
+    "bitel.store.db_errors.StoreUnavailable: try again later",
 ]
 
 RIGHT = {

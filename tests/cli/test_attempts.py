@@ -7,7 +7,7 @@ import json
 import pytest
 from sqlalchemy import Connection
 
-from bitel.calls.outcome import Attempted, Media, Outcome
+from bitel.domain.attempts import AttemptResult, Media, Outcome
 from bitel.steady_clock import SteadyClock
 from bitel.store import endings
 from bitel.store.database import Database
@@ -41,13 +41,13 @@ def _fill(conn: Connection) -> None:
         [
             (
                 "a1",
-                Attempted(
+                AttemptResult(
                     Outcome.BUSY, 100.0, 101.0, None, 486, detail="486 Busy Here", rang_at=100.25
                 ),
             ),
             (
                 "a2",
-                Attempted(
+                AttemptResult(
                     Outcome.ANSWERED,
                     200.0,
                     210.0,
@@ -100,7 +100,7 @@ def test_attempts_are_shown_with_how_they_were_heard(shell: Shell) -> None:
 
 def test_packets_that_nobody_counted_are_no_zero(shell: Shell) -> None:
     """The process that sent them, and counted them, was lost."""
-    lost = Attempted(
+    lost = AttemptResult(
         Outcome.CUT_OFF, 200.0, 210.0, 203.5, 200, 16, "us", media=Media(None, 0, "12#")
     )
     shell.admin("project", "create", "other")

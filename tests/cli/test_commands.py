@@ -16,7 +16,7 @@ import jwt
 import pytest
 
 from bitel.api.tokens import TokenSigner
-from bitel.calls.ids import is_id, new_id
+from bitel.domain.ids import is_id, new_id
 from bitel.store import campaigns, projects, tokens
 from bitel.store.database import Database
 

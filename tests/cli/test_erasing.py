@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bitel.calls.ids import new_id
-from bitel.calls.outcome import Media
-from bitel.dialers import tracing
-from bitel.dialers.trace_files import Share, TraceFiles
-from bitel.dialers.tracing import ERRORS, Entry
+from bitel.dialer import trace_format
+from bitel.dialer.trace_files import Share, TraceFiles
+from bitel.dialer.trace_format import ERRORS, Entry
+from bitel.domain.attempts import Media
+from bitel.domain.ids import new_id
 from bitel.store.database import Database
 from tests.conftest import FakeClock
 from tests.store.conftest import World
@@ -60,8 +60,8 @@ def test_a_person_is_erased_and_others_are_not(shell: Shell) -> None:
     )
     assert NUMBER.encode() not in stored
     assert OTHER.encode() in stored
-    assert tracing.read(traces, calls[NUMBER]) == []
-    [message, _] = tracing.read(traces, calls[OTHER])
+    assert trace_format.read(traces, calls[NUMBER]) == []
+    [message, _] = trace_format.read(traces, calls[OTHER])
     assert OTHER in str(message)
     with Database.open(f"sqlite:///{shell.data_dir / 'bitel.db'}") as database:
         world.database = database
@@ -80,11 +80,11 @@ def test_files_keep_their_length_so_that_a_service_may_go_on_writing(tmp_path: P
     files.prepare()
     first, second = new_id(1.0), new_id(2.0)
     files.add([trace(first, NUMBER), trace(second, OTHER)])
-    [path] = tracing.names_of_files(tmp_path)
+    [path] = trace_format.names_of_files(tmp_path)
     size = path.stat().st_size
-    assert tracing.erase(tmp_path, {first}) == 1
+    assert trace_format.erase(tmp_path, {first}) == 1
     assert path.stat().st_size == size
     third = new_id(3.0)
     files.add([trace(third, OTHER)])
     assert [each[0] for each in files.of_calls({second, third})] == [second, third]
-    assert len(tracing.read(tmp_path, third)) == 2
+    assert len(trace_format.read(tmp_path, third)) == 2

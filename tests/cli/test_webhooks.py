@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, insert
 
-from bitel.calls.ids import new_id
+from bitel.domain.ids import new_id
 from bitel.store import projects, webhooks
 from bitel.store.database import Database
 from bitel.store.schema import PENDING, call, webhook_event
-from bitel.store.webhooks import Tried
+from bitel.store.webhooks import DeliveryAttempt
 from bitel.webhooks.signing import headers as signed
 from bitel.webhooks.signing import verify
 from tests.cli.conftest import Shell
@@ -51,7 +51,7 @@ class Shop(Shell):
         assert isinstance(found, projects.Project)
         return found
 
-    def event(self, *tried: Tried) -> tuple[str, str]:
+    def event(self, *tried: DeliveryAttempt) -> tuple[str, str]:
         """A call that has ended, and its event; their ids."""
         now = time.time()
         call_id, event_id = new_id(now), new_id(now)
@@ -80,8 +80,8 @@ def shop(shell: Shell, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Sh
     return Shop(tmp_path, capsys)
 
 
-def failed(next_due: float | None, **values: Any) -> Tried:
-    return Tried("", 0.0, 0.25, delivered=False, next_due=next_due, **values)
+def failed(next_due: float | None, **values: Any) -> DeliveryAttempt:
+    return DeliveryAttempt("", 0.0, 0.25, delivered=False, next_due=next_due, **values)
 
 
 def test_a_webhook_is_set_with_a_secret_that_stays_when_the_url_changes(shop: Shop) -> None:
@@ -156,7 +156,7 @@ def test_what_was_tried_is_shown_and_no_number_nor_secret(shop: Shop) -> None:
         failed(2e9, status_code=302),
         failed(1_900_000_000.0, status_code=500),
     )
-    done_id, done_call = shop.event(Tried("", 0.0, 0.1, delivered=True, status_code=204))
+    done_id, done_call = shop.event(DeliveryAttempt("", 0.0, 0.1, delivered=True, status_code=204))
     text = shop.out("webhook", "deliveries")
     lines = [line.split("  ", 1) for line in text.splitlines()]
     assert [line for line in text.splitlines() if not line.startswith(" ")] == [
@@ -201,7 +201,7 @@ def test_deliveries_are_found_by_project_and_call(shop: Shop) -> None:
 @pytest.mark.parametrize("by", ["event", "call"])
 def test_an_event_is_sent_once_more(shop: Shop, by: str) -> None:
     shop.out("project", "set", "shop", "--webhook", URL)
-    event_id, call_id = shop.event(Tried("", 0.0, 0.1, delivered=True, status_code=200))
+    event_id, call_id = shop.event(DeliveryAttempt("", 0.0, 0.1, delivered=True, status_code=200))
     assert shop.out("webhook", "redeliver", {"event": event_id, "call": call_id}[by]) == ""
     (event,) = shop.do(lambda conn: webhooks.history(conn, shop.project_id))
     assert event.state == PENDING

@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 
-from bitel.calls.call import Call, Lane, NewCall
-from bitel.calls.ids import new_id
-from bitel.calls.outcome import Attempted, Outcome
-from bitel.calls.tariff import Rate, Tariff
-from bitel.dialing.dialer import Heard, Order, Rang, ignore_ringing
+from bitel.dialing.backpressure import LoadSample
+from bitel.dialing.dialer import DialRequest, OnAnswered, OnRinging, ignore_ringing
 from bitel.dialing.dispatcher import Dispatcher, Limits
-from bitel.dialing.pressure import Strain
+from bitel.domain.attempts import AttemptResult, Outcome
+from bitel.domain.calls import Call, Lane, NewCall
+from bitel.domain.ids import new_id
+from bitel.domain.tariff import Rate, Tariff
 from bitel.store import calls, placing, projects, recordings
 from bitel.store.database import Database
 
@@ -39,7 +39,7 @@ class ScriptedDialer:
     script: list[Outcome]
     talk: float = 10.0
     hold: asyncio.Event | None = None
-    orders: list[Order] = field(default_factory=list)
+    orders: list[DialRequest] = field(default_factory=list)
     busiest: int = 0
     called_off: set[str] = field(default_factory=set)
     abandoned: set[str] = field(default_factory=set)
@@ -62,7 +62,9 @@ class ScriptedDialer:
     def assume_paused(self, reason: str) -> None:
         self.paused_reason = reason
 
-    async def dial(self, order: Order, heard: Heard, rang: Rang = ignore_ringing) -> Attempted:
+    async def dial(
+        self, order: DialRequest, heard: OnAnswered, rang: OnRinging = ignore_ringing
+    ) -> AttemptResult:
         self.orders.append(order)
         if self.rings:
             rang(self.clock())
@@ -73,22 +75,22 @@ class ScriptedDialer:
         finally:
             self._now_busy -= 1
 
-    async def _dial(self, order: Order, heard: Heard) -> Attempted:
+    async def _dial(self, order: DialRequest, heard: OnAnswered) -> AttemptResult:
         started_at = self.clock()
         if self.hold is not None:
             await self.hold.wait()
         if order.attempt_id in self.called_off:
-            return Attempted(Outcome.CALLED_OFF, started_at, self.clock())
+            return AttemptResult(Outcome.CALLED_OFF, started_at, self.clock())
         outcome = self.script.pop(0) if len(self.script) > 1 else self.script[0]
         if outcome is not Outcome.ANSWERED:
             pending = outcome is Outcome.UNCERTAIN and self.pending
-            return Attempted(
+            return AttemptResult(
                 outcome, started_at, self.clock(), detail="as scripted", is_pending=pending
             )
         answered_at = self.clock()
         if not await heard(answered_at):
-            return Attempted(Outcome.TRUNK_TROUBLE, started_at, self.clock())
-        return Attempted(outcome, started_at, answered_at + self.talk, answered_at)
+            return AttemptResult(Outcome.TRUNK_TROUBLE, started_at, self.clock())
+        return AttemptResult(outcome, started_at, answered_at + self.talk, answered_at)
 
     def call_off(self, attempt_id: str) -> None:
         self.called_off.add(attempt_id)
@@ -164,12 +166,12 @@ class Play:
         channels: int = 100,
         pace: float = 1000.0,
         otp_channels: int = 0,
-        strain: Callable[[], Strain] = Strain,
+        strain: Callable[[], LoadSample] = LoadSample,
         uncertain_redials: int = 1,
         worker: str = "worker-1",
         monotonic: Clock | None = None,
     ) -> Dispatcher:
-        def looking() -> Strain:
+        def looking() -> LoadSample:
             # The first thing that a dispatcher does where it looks for calls to claim.
             self._looks += 1
             return strain()

@@ -11,8 +11,8 @@ from typing import Any, cast
 import pytest
 from sqlalchemy import Connection, Engine, event, func, select
 
-from bitel.calls.call import CallStatus, Lane
-from bitel.calls.outcome import Outcome
+from bitel.domain.attempts import Outcome
+from bitel.domain.calls import CallStatus, Lane
 from bitel.errors import UnavailableError
 from bitel.store import calls, do_not_call
 from bitel.store.database import Database

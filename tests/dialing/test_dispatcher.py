@@ -11,10 +11,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from bitel.calls.call import CallStatus, Lane
-from bitel.calls.outcome import Attempted, Outcome
-from bitel.calls.tariff import Rate, Tariff
-from bitel.dialing.dialer import Heard, Order
+from bitel.dialing.dialer import DialRequest, OnAnswered
 from bitel.dialing.dispatcher import (
     AT_ONCE,
     REDIAL_MARGIN,
@@ -23,6 +20,9 @@ from bitel.dialing.dispatcher import (
     Dispatcher,
     Limits,
 )
+from bitel.domain.attempts import AttemptResult, Outcome
+from bitel.domain.calls import CallStatus, Lane
+from bitel.domain.tariff import Rate, Tariff
 from bitel.store import calls, claims, leases, pausing, projects
 from bitel.store.claims import Claim
 from bitel.store.database import Database
@@ -149,7 +149,7 @@ async def test_time_to_live_ends_what_could_not_be_placed(play: Play) -> None:
 
 async def test_a_fault_of_the_dialer_ends_no_other_call(play: Play) -> None:
     class Faulty(ScriptedDialer):
-        async def _dial(self, order: Order, heard: Heard) -> Attempted:
+        async def _dial(self, order: DialRequest, heard: OnAnswered) -> AttemptResult:
             if order.e164.endswith("0"):
                 raise RuntimeError("a fault of ours")
             return await super()._dial(order, heard)
@@ -165,7 +165,7 @@ async def test_a_fault_that_always_comes_back_does_not_ring_a_phone_for_ever(pla
     dialled: list[str] = []
 
     class Faulty(ScriptedDialer):
-        async def _dial(self, order: Order, heard: Heard) -> Attempted:
+        async def _dial(self, order: DialRequest, heard: OnAnswered) -> AttemptResult:
             dialled.append(order.call_id)
             raise RuntimeError("a fault after the INVITE has left")
 
@@ -245,12 +245,12 @@ async def test_an_attempt_that_our_own_fault_cut_off_is_not_billed(
     play: Play, raises: bool
 ) -> None:
     class Faulty(ScriptedDialer):
-        async def _dial(self, order: Order, heard: Heard) -> Attempted:
+        async def _dial(self, order: DialRequest, heard: OnAnswered) -> AttemptResult:
             answered_at = self.clock()
             assert await heard(answered_at)
             if raises:
                 raise RuntimeError("a fault of ours")
-            return Attempted(Outcome.CUT_OFF, answered_at, answered_at + 30.0, answered_at)
+            return AttemptResult(Outcome.CUT_OFF, answered_at, answered_at + 30.0, answered_at)
 
     await play.database.write(
         lambda conn: projects.set_balance(conn, play.project_id, Decimal(100), play.clock())
@@ -595,13 +595,13 @@ async def test_a_call_that_plays_is_hung_up(play: Play) -> None:
     class Playing(ScriptedDialer):
         playing: asyncio.Event = field(default_factory=asyncio.Event)
 
-        async def _dial(self, order: Order, heard: Heard) -> Attempted:
+        async def _dial(self, order: DialRequest, heard: OnAnswered) -> AttemptResult:
             answered_at = self.clock()
             assert await heard(answered_at)
             self.playing.set()
             assert self.hold is not None
             await self.hold.wait()
-            return Attempted(Outcome.ANSWERED, answered_at, answered_at + 3.0, answered_at)
+            return AttemptResult(Outcome.ANSWERED, answered_at, answered_at + 3.0, answered_at)
 
     dialer = Playing(play.clock, [Outcome.ANSWERED], hold=asyncio.Event())
     dispatcher = play.dispatcher(dialer)

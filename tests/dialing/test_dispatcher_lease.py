@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from bitel.calls.call import CallStatus
-from bitel.calls.outcome import Outcome
 from bitel.dialing.dispatcher import REDIAL_MARGIN, Dispatcher
+from bitel.domain.attempts import Outcome
+from bitel.domain.calls import CallStatus
 from bitel.store import calls, leases
 from bitel.store.database import Database
 from bitel.store.leases import LostLease

@@ -7,10 +7,10 @@ import asyncio
 import pytest
 import structlog
 
-from bitel.calls.call import CallStatus, Lane
-from bitel.calls.outcome import Outcome
+from bitel.dialing.backpressure import CALM, LoadSample
 from bitel.dialing.dispatcher import MESSAGES_LATE
-from bitel.dialing.pressure import CALM, Strain
+from bitel.domain.attempts import Outcome
+from bitel.domain.calls import CallStatus, Lane
 from bitel.store.database import Database
 from tests.dialing.scripted import Clock, Play, ScriptedDialer, at_work
 
@@ -23,7 +23,7 @@ async def play(database: Database) -> Play:
 
 
 async def test_under_pressure_nothing_is_claimed_and_the_queue_stays(play: Play) -> None:
-    strain = Strain(packets_late=30.0)
+    strain = LoadSample(packets_late=30.0)
     dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED])
     dispatcher = play.dispatcher(dialer, strain=lambda: strain)
     ids = await play.place(3)
@@ -35,7 +35,7 @@ async def test_under_pressure_nothing_is_claimed_and_the_queue_stays(play: Play)
             assert dispatcher.pressure.signs == {"late packets"}
             assert dialer.orders == []
             assert {(await play.call(each)).status for each in ids} == {CallStatus.WAITING}
-            strain = Strain()
+            strain = LoadSample()
             for _ in range(2):
                 await play.looked(dispatcher)
                 play.clock.now += CALM
@@ -53,13 +53,13 @@ async def test_under_pressure_nothing_is_claimed_and_the_queue_stays(play: Play)
 
 
 async def test_a_wall_clock_that_is_set_back_does_not_prolong_it(play: Play) -> None:
-    strain = Strain(packets_late=30.0)
+    strain = LoadSample(packets_late=30.0)
     dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED])
     monotonic = Clock()
     dispatcher = play.dispatcher(dialer, strain=lambda: strain, monotonic=monotonic)
     async with at_work(dispatcher):
         await play.looked(dispatcher)
-        strain = Strain()
+        strain = LoadSample()
         await play.looked(dispatcher)
         play.clock.now -= 3600.0
         monotonic.now += CALM
@@ -68,14 +68,14 @@ async def test_a_wall_clock_that_is_set_back_does_not_prolong_it(play: Play) -> 
 
 
 async def test_calls_that_run_are_not_touched_by_pressure(play: Play) -> None:
-    strain = Strain()
+    strain = LoadSample()
     hold = asyncio.Event()
     dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED], hold=hold)
     dispatcher = play.dispatcher(dialer, channels=1, strain=lambda: strain)
     ids = await play.place(2)
     async with at_work(dispatcher):
         await play.dialled(dialer)
-        strain = Strain(loop_late=500.0)
+        strain = LoadSample(loop_late=500.0)
         hold.set()
         # Which of two equal calls is the first is not said.
         first = dialer.orders[0].call_id
@@ -89,7 +89,7 @@ async def test_calls_that_run_are_not_touched_by_pressure(play: Play) -> None:
 async def test_nothing_is_claimed_while_messages_wait_and_at_once_when_they_are_read(
     play: Play,
 ) -> None:
-    strain = Strain(messages_late=MESSAGES_LATE + 1)
+    strain = LoadSample(messages_late=MESSAGES_LATE + 1)
     dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED])
     dispatcher = play.dispatcher(dialer, strain=lambda: strain)
     ids = await play.place(2)
@@ -98,6 +98,6 @@ async def test_nothing_is_claimed_while_messages_wait_and_at_once_when_they_are_
         assert dialer.orders == []
         # No sign has to calm down: this is over as soon as it is over, and nobody rings for it.
         assert not dispatcher.pressure.signs
-        strain = Strain()
+        strain = LoadSample()
         await play.until_over(ids)
     assert dispatcher.figures.claimed == 2

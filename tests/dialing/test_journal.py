@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import structlog
 
-from bitel.calls.call import CallStatus
-from bitel.calls.outcome import Attempted, Media, Outcome
-from bitel.calls.retry import Again, Final
-from bitel.calls.tariff import Bill
 from bitel.dialing.journal import Journal
-from bitel.store.settling import HandBack, Settlement
+from bitel.domain.attempts import AttemptResult, Media, Outcome
+from bitel.domain.calls import CallStatus
+from bitel.domain.retry import Again, Final
+from bitel.domain.tariff import Bill
+from bitel.store.settling import Requeue, Settlement
 from tests.small_disk import fill, small_disk
 
 MOST = 20
@@ -26,10 +26,10 @@ def settlement(number: int, detail: str = "busy here") -> Settlement:
         Final(CallStatus.NORMAL),
         Final(CallStatus.ERROR, detail),
         Again(1_700_000_000.123456, spends_retry=True, trouble=2),
-        HandBack(1_700_000_060.5),
+        Requeue(1_700_000_060.5),
     )
     media = Media(250, 240, "12*#A", 0.125, None) if number % 2 else None
-    attempted = Attempted(
+    attempted = AttemptResult(
         Outcome.ANSWERED, 1.5, 20.25, 3.125, 200, 16, "far", detail=detail, media=media
     )
     return Settlement(

@@ -11,18 +11,18 @@ import structlog
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from bitel.calls.call import Call, CallStatus, Lane, NewCall
-from bitel.calls.ids import new_id
-from bitel.calls.outcome import Attempted, Media, Outcome
-from bitel.calls.retry import Again, Final
-from bitel.calls.tariff import NOTHING, Bill
-from bitel.dialing.records import Records
+from bitel.dialing.attempt_writer import AttemptWriter
+from bitel.domain.attempts import AttemptResult, Media, Outcome
+from bitel.domain.calls import Call, CallStatus, Lane, NewCall
+from bitel.domain.ids import new_id
+from bitel.domain.retry import Again, Final
+from bitel.domain.tariff import NOTHING, Bill
 from bitel.store import calls, claims, leases, ledger, placing, projects, recordings, settling
 from bitel.store.claims import Claim
 from bitel.store.database import Database
 from bitel.store.leases import Lease
 from bitel.store.schema import webhook_event
-from bitel.store.settling import HandBack, Settlement, Unstorable
+from bitel.store.settling import Requeue, Settlement, Unstorable
 
 NOW = 1_700_000_000.0
 
@@ -42,7 +42,7 @@ amounts = st.one_of(
 counts = st.one_of(st.integers(), st.sampled_from([-1, 2**31, 2**63, 2**70]))
 media = st.one_of(st.none(), st.builds(Media, counts, counts, words, times, times))
 attempted = st.builds(
-    Attempted,
+    AttemptResult,
     st.sampled_from(Outcome),
     times,
     times,
@@ -56,7 +56,7 @@ attempted = st.builds(
 verdicts = st.one_of(
     st.builds(Final, st.sampled_from([each for each in CallStatus if each.final]), words),
     st.builds(Again, times, st.booleans(), counts),
-    st.builds(HandBack, times),
+    st.builds(Requeue, times),
 )
 bills = st.one_of(st.just(NOTHING), st.builds(Bill, counts, amounts))
 
@@ -127,12 +127,12 @@ def world(database: Database) -> World:
 
 
 def good(claim: Claim) -> Settlement:
-    done = Attempted(Outcome.ANSWERED, NOW, NOW + 12, NOW + 2, 200, 16, "far")
+    done = AttemptResult(Outcome.ANSWERED, NOW, NOW + 12, NOW + 2, 200, 16, "far")
     final = Final(CallStatus.NORMAL)
     return Settlement(claim.attempt_id, claim.call_id, done, final, Bill(10, Decimal("1.5")))
 
 
-FINE = Attempted(Outcome.ANSWERED, NOW, NOW + 12, NOW + 2)
+FINE = AttemptResult(Outcome.ANSWERED, NOW, NOW + 12, NOW + 2)
 
 
 @settings(
@@ -143,19 +143,19 @@ FINE = Attempted(Outcome.ANSWERED, NOW, NOW + 12, NOW + 2)
 @example(FINE, Final(CallStatus.NORMAL), Bill(10, Decimal(10) ** 15))
 @example(FINE, Final(CallStatus.NORMAL), Bill(2**40, Decimal(1)))
 @example(
-    Attempted(Outcome.BUSY, NOW, NOW + 1),
+    AttemptResult(Outcome.BUSY, NOW, NOW + 1),
     Again(float("nan"), spends_retry=True, trouble=0),
     NOTHING,
 )
 @example(FINE._replace(media=Media(2**40, -1, "1" * 900 + "\0")), Final(CallStatus.NORMAL), NOTHING)
 def test_every_end_leaves_its_call_final_or_due_and_its_neighbours_unharmed(
-    world: World, attempted: Attempted, verdict: Any, bill: Bill
+    world: World, attempted: AttemptResult, verdict: Any, bill: Bill
 ) -> None:
     first, odd, last = world.claim()
     strange = Settlement(odd.attempt_id, odd.call_id, attempted, verdict, bill)
 
     async def settle() -> list[bool]:
-        records = Records(world.database, world.lease, lambda: NOW + 20)
+        records = AttemptWriter(world.database, world.lease, lambda: NOW + 20)
         return await asyncio.gather(*map(records.settle, (good(first), strange, good(last))))
 
     assert asyncio.run(settle()) == [True] * 3
@@ -178,7 +178,7 @@ def test_every_end_leaves_its_call_final_or_due_and_its_neighbours_unharmed(
 
 async def test_what_is_refused_is_logged_at_once_with_its_attempt_and_call(world: World) -> None:
     _, odd, _ = world.claim()
-    records = Records(world.database, world.lease, lambda: NOW + 20)
+    records = AttemptWriter(world.database, world.lease, lambda: NOW + 20)
     with structlog.testing.capture_logs() as logs:
         bill = Bill(10, Decimal(10) ** 15)
         assert await records.settle(good(odd)._replace(bill=bill))
@@ -192,8 +192,8 @@ async def test_what_is_refused_is_logged_at_once_with_its_attempt_and_call(world
 
 async def test_what_nobody_answered_and_is_refused_ends_as_error(world: World) -> None:
     odd = world.claim()[0]
-    done = Attempted(Outcome.BUSY, NOW, float("inf"), detail="secret words")
-    records = Records(world.database, world.lease, lambda: NOW + 20)
+    done = AttemptResult(Outcome.BUSY, NOW, float("inf"), detail="secret words")
+    records = AttemptWriter(world.database, world.lease, lambda: NOW + 20)
     verdict = Again(NOW + 60, spends_retry=True, trouble=0)
     assert await records.settle(Settlement(odd.attempt_id, odd.call_id, done, verdict))
     call = world.call(odd.call_id)
@@ -215,7 +215,7 @@ async def test_a_call_whose_event_is_there_already_ends_all_the_same(world: Worl
         "state": "pending",
     }
     world.database.write_now(lambda conn: conn.execute(webhook_event.insert().values(event)))
-    records = Records(world.database, world.lease, lambda: NOW + 20)
+    records = AttemptWriter(world.database, world.lease, lambda: NOW + 20)
     assert await records.settle(good(claim))
     assert world.call(claim.call_id).status is CallStatus.NORMAL
 
@@ -223,8 +223,8 @@ async def test_a_call_whose_event_is_there_already_ends_all_the_same(world: Worl
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_settlement_without_a_time_is_refused_whole(world: World, bad: float) -> None:
     first, odd, _ = world.claim()
-    done = Attempted(Outcome.BUSY, NOW, NOW + 1)
-    never = Settlement(odd.attempt_id, odd.call_id, done, HandBack(bad))
+    done = AttemptResult(Outcome.BUSY, NOW, NOW + 1)
+    never = Settlement(odd.attempt_id, odd.call_id, done, Requeue(bad))
     with pytest.raises(Unstorable):
         world.database.write_now(
             lambda conn: settling.settle(conn, world.lease, [good(first), never], NOW)

@@ -8,9 +8,7 @@ import pytest
 import structlog
 from sqlalchemy import select
 
-from bitel.calls.call import CallStatus
-from bitel.calls.outcome import Attempted, Outcome
-from bitel.dialing.dialer import Heard, Order, Rang, ignore_ringing
+from bitel.dialing.dialer import DialRequest, OnAnswered, OnRinging, ignore_ringing
 from bitel.dialing.recording_faults import (
     FORGOTTEN_AFTER,
     HOLD,
@@ -18,13 +16,15 @@ from bitel.dialing.recording_faults import (
     PROBES,
     RecordingFaults,
 )
+from bitel.domain.attempts import AttemptResult, Outcome
+from bitel.domain.calls import CallStatus
 from bitel.store.database import Database
 from bitel.store.schema import call
 from tests.dialing.scripted import Clock, Play, ScriptedDialer, at_work
 
 
-def order(recording: str | None, digits: str = "", language: str = "") -> Order:
-    return Order("attempt", "call", "+989121234567", recording, digits, language=language)
+def order(recording: str | None, digits: str = "", language: str = "") -> DialRequest:
+    return DialRequest("attempt", "call", "+989121234567", recording, digits, language=language)
 
 
 def events(logs: list[structlog.typing.EventDict]) -> list[str]:
@@ -111,12 +111,14 @@ class StorageAway(ScriptedDialer):
     away = True
     faults: RecordingFaults
 
-    async def dial(self, order: Order, heard: Heard, rang: Rang = ignore_ringing) -> Attempted:
+    async def dial(
+        self, order: DialRequest, heard: OnAnswered, rang: OnRinging = ignore_ringing
+    ) -> AttemptResult:
         if self.away:
             self.orders.append(order)
             self.faults.missed(order, "The storage is away.")
             now = self.clock()
-            return Attempted(Outcome.NOT_PLACED, now, now, detail="The storage is away.")
+            return AttemptResult(Outcome.NOT_PLACED, now, now, detail="The storage is away.")
         self.faults.found(order)
         return await super().dial(order, heard, rang)
 

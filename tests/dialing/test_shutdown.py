@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 import structlog
 
-from bitel.calls.call import CallStatus
-from bitel.calls.outcome import Attempted, Outcome
-from bitel.calls.retry import Final
-from bitel.calls.tariff import Bill, Tariff
+from bitel.dialing import attempt_writer
 from bitel.dialing import dispatcher as dispatching
-from bitel.dialing import records
-from bitel.dialing.dialer import Heard, Order
+from bitel.dialing.dialer import DialRequest, OnAnswered
 from bitel.dialing.dispatcher import Dispatcher, Limits
 from bitel.dialing.journal import Journal
+from bitel.domain.attempts import AttemptResult, Outcome
+from bitel.domain.calls import CallStatus
+from bitel.domain.retry import Final
+from bitel.domain.tariff import Bill, Tariff
 from bitel.errors import UnavailableError
 from bitel.store import calls, claims, ledger, settling
 from bitel.store.database import Database
@@ -52,18 +52,18 @@ class Switched:
 class Talking(ScriptedDialer):
     """Answers at once, and hangs up when `hold` is set."""
 
-    async def _dial(self, order: Order, heard: Heard) -> Attempted:
+    async def _dial(self, order: DialRequest, heard: OnAnswered) -> AttemptResult:
         answered_at = self.clock()
         assert await heard(answered_at)
         assert self.hold is not None
         await self.hold.wait()
-        return Attempted(Outcome.ANSWERED, answered_at, answered_at + 7.0, answered_at)
+        return AttemptResult(Outcome.ANSWERED, answered_at, answered_at + 7.0, answered_at)
 
 
 class Deaf(ScriptedDialer):
     """Never ends an attempt."""
 
-    async def _dial(self, order: Order, heard: Heard) -> Attempted:
+    async def _dial(self, order: DialRequest, heard: OnAnswered) -> AttemptResult:
         await asyncio.Event().wait()
         raise AssertionError
 
@@ -221,7 +221,7 @@ async def test_an_attempt_that_does_not_end_does_not_keep_it_from_ending(play: P
 async def test_what_is_unwritten_for_long_is_in_the_journal_before_any_exit(
     play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(records, "JOURNAL_AFTER", 0.1)
+    monkeypatch.setattr(attempt_writer, "JOURNAL_AFTER", 0.1)
     database = Switched(play.database)
     dialer = Talking(play.clock, [Outcome.ANSWERED], hold=asyncio.Event())
     journal = Journal(tmp_path / "journal", 100)
@@ -263,7 +263,7 @@ class SlowToClear(Journal):
 async def test_what_is_journaled_at_the_exit_survives_a_clearing_under_way(
     play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(records, "JOURNAL_AFTER", 0.1)
+    monkeypatch.setattr(attempt_writer, "JOURNAL_AFTER", 0.1)
     database = Switched(play.database)
     dialer = Talking(play.clock, [Outcome.ANSWERED], hold=asyncio.Event())
     journal = SlowToClear(tmp_path / "journal")
@@ -302,7 +302,7 @@ class Broken(Journal):
 async def test_a_journal_that_breaks_once_is_kept_all_the_same(
     play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(records, "JOURNAL_AFTER", 0.1)
+    monkeypatch.setattr(attempt_writer, "JOURNAL_AFTER", 0.1)
     database = Switched(play.database)
     dialer = Talking(play.clock, [Outcome.ANSWERED], hold=asyncio.Event())
     journal = Broken(tmp_path / "journal", 100)
@@ -330,7 +330,7 @@ async def test_of_a_journal_only_what_is_still_open_is_applied(play: Play, tmp_p
     )
     ends = []
     for claim in claimed:
-        attempted = Attempted(Outcome.ANSWERED, play.clock(), play.clock() + 9, play.clock())
+        attempted = AttemptResult(Outcome.ANSWERED, play.clock(), play.clock() + 9, play.clock())
         verdict = Final(CallStatus.NORMAL)
         bill = Bill(9, Decimal(9))
         ends.append(settling.Settlement(claim.attempt_id, claim.call_id, attempted, verdict, bill))
@@ -373,8 +373,8 @@ async def test_a_database_that_is_away_at_the_start_leaves_the_journal_as_it_is(
 ) -> None:
     journal = Journal(tmp_path / "journal", 10)
     journal.open()
-    attempted = Attempted(Outcome.BUSY, 1.0, 2.0)
-    end = settling.Settlement("0" * 32, "1" * 32, attempted, settling.HandBack(3.0))
+    attempted = AttemptResult(Outcome.BUSY, 1.0, 2.0)
+    end = settling.Settlement("0" * 32, "1" * 32, attempted, settling.Requeue(3.0))
     journal.append([end])
     database = Switched(play.database)
     database.fails = True
@@ -387,7 +387,7 @@ async def test_a_database_that_is_away_at_the_start_leaves_the_journal_as_it_is(
 
 async def test_a_tariff_that_fails_ends_the_call_and_says_so(play: Play) -> None:
     class Broken(Tariff):
-        def bill(self, e164: str, attempted: Attempted) -> Any:
+        def bill(self, e164: str, attempted: AttemptResult) -> Any:
             raise ArithmeticError("no such price")
 
     dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED])

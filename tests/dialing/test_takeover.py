@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from bitel.calls.call import CallStatus
-from bitel.calls.outcome import Outcome
 from bitel.dialing.dispatcher import REDIAL_MARGIN, Dispatcher, Limits
+from bitel.domain.attempts import Outcome
+from bitel.domain.calls import CallStatus
 from bitel.store.database import Database
 from bitel.store.leases import LostLease
 from bitel.store.number_exclusion import PARKED_FOR
-from tests.dialers.calling import dialer as sip_dialer
-from tests.dialers.carrier import answering, carrier, until
+from tests.dialer.calling import dialer as sip_dialer
+from tests.dialer.carrier import answering, carrier, until
 from tests.dialing.scripted import RING_TIMEOUT, TARIFF, Clock, Play, ScriptedDialer, at_work
 
 

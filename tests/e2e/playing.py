@@ -13,7 +13,7 @@ from bitel.client import Call, Client
 from bitel.demo.play import read_wav
 from bitel.demo.stage import WITHOUT_LIMITS, Stage
 from bitel.g711 import Pcm
-from bitel.voices.sample import write_sample
+from bitel.recordings.sample import write_sample
 
 
 def call_all(

@@ -14,7 +14,7 @@ import pytest
 
 from bitel.client import Client
 from bitel.demo.stage import Stage, StageError
-from bitel.voices.sample import write_sample
+from bitel.recordings.sample import write_sample
 from tests.e2e import phone_log
 
 CALLS = 30

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bitel.client import Call, Client
 from bitel.demo.stage import Stage
-from bitel.voices.sample import write_sample
+from bitel.recordings.sample import write_sample
 from tests.e2e import phone_log
 from tests.e2e.phone_log import Seen
 from tests.e2e.receiver import Receiver, receiver

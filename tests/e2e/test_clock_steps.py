@@ -13,7 +13,7 @@ import pytest
 
 from bitel.client import Call, Client
 from bitel.demo.stage import Stage
-from bitel.voices.sample import write_sample
+from bitel.recordings.sample import write_sample
 from tests.e2e import phone_log
 from tests.e2e.phone_log import Seen
 from tests.e2e.playing import folder, token

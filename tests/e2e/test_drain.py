@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bitel.client import Client
 from bitel.demo.stage import Stage
-from bitel.voices.sample import write_sample
+from bitel.recordings.sample import write_sample
 from tests.e2e import phone_log
 
 

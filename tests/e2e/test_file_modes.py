@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from bitel.voices.sample import write_sample
+from bitel.recordings.sample import write_sample
 from tests.e2e.test_start import until
 
 

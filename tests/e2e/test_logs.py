@@ -15,7 +15,7 @@ import httpx
 
 from bitel.client import Client
 from bitel.demo.stage import Stage
-from bitel.voices.sample import write_sample
+from bitel.recordings.sample import write_sample
 from tests.prerequisites import need
 
 NUMBER, BUSY = "09121234567", "09121234599"

@@ -13,8 +13,8 @@ import structlog
 from bitel import service
 from bitel.client import AsyncClient
 from bitel.demo.stage import Stage
+from bitel.recordings.sample import write_sample
 from bitel.settings import DialerSettings, HttpSettings, Settings
-from bitel.voices.sample import write_sample
 
 
 def settings(stage: Stage) -> Settings:

@@ -11,7 +11,7 @@ import httpx
 
 from bitel.client import Client
 from bitel.demo.stage import Stage
-from bitel.voices.sample import write_sample
+from bitel.recordings.sample import write_sample
 from tests.e2e import phone_log
 
 NUMBER = "09121234567"

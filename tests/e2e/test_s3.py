@@ -9,7 +9,7 @@ import pytest
 
 from bitel.client import Client
 from bitel.demo.stage import Stage, StageError
-from bitel.voices.sample import write_sample
+from bitel.recordings.sample import write_sample
 from tests.s3_server import BUCKET, KEY, SECRET, S3Server, s3_server
 
 NUMBER = "09121234567"

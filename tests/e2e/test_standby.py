@@ -19,7 +19,7 @@ import pytest
 from bitel.api.auth import TokenSigner
 from bitel.client import Client
 from bitel.demo.stage import Stage
-from bitel.voices.sample import write_sample
+from bitel.recordings.sample import write_sample
 from tests.e2e import phone_log
 from tests.e2e.playing import folder, token
 

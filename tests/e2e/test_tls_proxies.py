@@ -16,7 +16,7 @@ import pytest
 
 from bitel.client import Client
 from bitel.demo.stage import Stage, free_port
-from bitel.voices.sample import write_sample
+from bitel.recordings.sample import write_sample
 from tests.peers.certificates import Authority, Certificate
 from tests.prerequisites import need
 

@@ -15,7 +15,7 @@ import pytest
 
 from bitel.client import Client
 from bitel.demo.stage import Stage
-from bitel.voices.sample import write_sample
+from bitel.recordings.sample import write_sample
 from tests.e2e import phone_log
 from tests.e2e.playing import token
 from tests.e2e.receiver import receiver

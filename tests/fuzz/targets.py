@@ -21,10 +21,10 @@ import structlog
 from bitel.api.multipart import LONGEST_NAME, FilePart
 from bitel.dialing.journal import Journal
 from bitel.errors import InvalidRequestError
-from bitel.rtp.dtmf import KEYS, MAX_DIGITS, Digits
-from bitel.rtp.hearing import Hearing
 from bitel.rtp.packet import PacketError, RtpHeader
+from bitel.rtp.packet_recorder import PacketRecorder
 from bitel.rtp.rtcp import receiver_report, reception_reports, sender_report, source_description
+from bitel.rtp.telephone_event import KEYS, MAX_DIGITS, Digits
 from bitel.sip.grammar import Address
 from bitel.sip.message import MessageError, parse
 from bitel.sip.sdp import (
@@ -116,7 +116,7 @@ _BYTES = [bytes([each]) for each in (0, 1, 0x7F, 0x80, 0x8F, 0xBF, 0xFF)]
 
 def rtp(rng: random.Random) -> None:
     """Packets of RTP, RTCP and keyed digits are read or refused, and no state grows."""
-    hearing, digits = Hearing(minutes=0.01), Digits()
+    hearing, digits = PacketRecorder(minutes=0.01), Digits()
     for number in range(1000):
         data = mutated(rng, RTP_PACKETS, _BYTES, most=4)
         hearing.receive(data, number * 0.02)

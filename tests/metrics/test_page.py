@@ -11,22 +11,22 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Connection, event
 
-from bitel.calls.call import CallStatus, Lane, NewCall
-from bitel.calls.ids import new_id
-from bitel.calls.outcome import Outcome
-from bitel.collector import Pauses
-from bitel.dialers.trunk_state import TrunkState
+from bitel.dialer.trunk_state import TrunkState
 from bitel.dialing.figures import Figures
-from bitel.loop_lag import LoopLag, measuring
+from bitel.domain.attempts import Outcome
+from bitel.domain.calls import CallStatus, Lane, NewCall
+from bitel.domain.ids import new_id
 from bitel.metrics import page as page_module
 from bitel.metrics.page import Page
 from bitel.metrics.sources import DialerFigures, Sources
+from bitel.observability.gc_control import Pauses
+from bitel.observability.loop_lag import LoopLag, measuring
 from bitel.rtp.streamer import StreamerStats
 from bitel.sip.grammar import Address
 from bitel.store import calls, endings, leases, projects
 from bitel.store.database import Database
+from bitel.store.db_errors import StoreUnavailable
 from bitel.store.endings import CallEnd
-from bitel.store.faults import StoreUnavailable
 
 if TYPE_CHECKING:
     from tests.conftest import FakeClock

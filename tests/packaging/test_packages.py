@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from bitel.demo.stage import Stage
-from bitel.voices.sample import write_sample
+from bitel.recordings.sample import write_sample
 from scripts import pythons
 from scripts.release import ReleaseError, release, with_release
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bitel.demo.play import read_wav
 from bitel.g711 import Pcm
-from bitel.voices import wav
+from bitel.recordings import wav
 from tests.peers.asterisk import HOST, Asterisk, asterisk
 from tests.peers.certificates import Authority
 from tests.peers.switchboard import sample

@@ -14,7 +14,7 @@ from bitel.sip.events import Answered, Ended, Event, Failed, Provisional
 from bitel.sip.grammar import Address, HostPort
 from bitel.sip.outgoing_call import Invitation
 from bitel.sip.sdp import make_offer
-from bitel.transports.sip_transport import SipTransport
+from bitel.sip_transport.transport import SipTransport
 
 HOST = "127.0.0.1"
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from bitel.client import Call, Client
 from bitel.demo.stage import Stage
+from bitel.recordings.sample import write_sample
 from bitel.store.database import Database
-from bitel.voices.sample import write_sample
 from tests.e2e import phone_log
 from tests.e2e.phone_log import Seen
 from tests.peers.lossy import Loss, Passed, lossy_relay

@@ -15,22 +15,22 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Connection
 
-from bitel.calls.call import Call, CallStatus, Lane, NewCall
-from bitel.calls.ids import new_id
-from bitel.calls.outcome import Outcome
-from bitel.calls.tariff import Rate, Tariff
-from bitel.dialers.config import SipTrunkConfig
-from bitel.dialers.playlists import Codec, Playlist
-from bitel.dialers.sip_trunk import SipTrunkDialer
-from bitel.dialers.trunk import Trunk
-from bitel.dialing.dialer import Order
+from bitel.dialer.config import SipTrunkConfig
+from bitel.dialer.playlist import Codec, Playlist
+from bitel.dialer.sip_dialer import SipTrunkDialer
+from bitel.dialer.trunk import Trunk
+from bitel.dialing.dialer import DialRequest
 from bitel.dialing.dispatcher import Dispatcher, Limits
+from bitel.domain.attempts import Outcome
+from bitel.domain.calls import Call, CallStatus, Lane, NewCall
+from bitel.domain.ids import new_id
+from bitel.domain.tariff import Rate, Tariff
 from bitel.g711 import Codes, Pcm, alaw_encode, ulaw_encode
+from bitel.recordings.audio_match import match
+from bitel.recordings.sample import synthesise
 from bitel.store import calls, ledger, placing, projects, recordings
 from bitel.store.calls import AttemptRow
 from bitel.store.database import Database
-from bitel.voices.compare import match
-from bitel.voices.sample import synthesise
 from tests.free_ports import free_range
 
 HOST = "127.0.0.1"
@@ -53,7 +53,9 @@ class OneClip:
             encode = _ENCODERS[codec]
             clip.write_bytes(silence if sound is None else encode(sound).tobytes())
 
-    async def for_order(self, order: Order, codecs: Sequence[Codec]) -> Mapping[str, Playlist]:
+    async def for_order(
+        self, order: DialRequest, codecs: Sequence[Codec]
+    ) -> Mapping[str, Playlist]:
         """The clip in each of the codecs."""
         return {codec: [self._clips[codec]] for codec in codecs}
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from bitel.calls.outcome import Outcome
 from bitel.demo.play import read_wav
 from bitel.demo.stage import Stage, free_port
+from bitel.domain.attempts import Outcome
 from bitel.g711 import Pcm
 from bitel.sip import Credentials
+from bitel.sip_transport.tls import TlsFiles
 from bitel.store.database import Database
-from bitel.transports.tls import TlsFiles
 from tests.e2e.playing import call_all, reports, sent
 from tests.peers import pjsua2_phone
 from tests.peers.asterisk import why_missing

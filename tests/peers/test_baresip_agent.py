@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from bitel.g711 import Pcm, alaw_decode, alaw_encode
+from bitel.recordings.audio_match import match
+from bitel.recordings.sample import write_sample
 from bitel.rtp.streamer import Streamer, StreamReport
 from bitel.sip.events import Answered, Ended, Failed, Provisional
-from bitel.voices.compare import match
-from bitel.voices.sample import write_sample
 from tests.peers.baresip_phone import baresip_phone
 from tests.peers.caller import HOST, caller
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from bitel.calls.outcome import Outcome
+from bitel.domain.attempts import Outcome
+from bitel.sip_transport.tls import TlsFiles
 from bitel.store.database import Database
-from bitel.transports.tls import TlsFiles
 from tests.e2e.playing import folder
 from tests.peers.baresip_phone import Keyed, baresip_phone
 from tests.peers.certificates import Authority

@@ -9,7 +9,7 @@ import pytest
 
 from bitel.demo.play import read_wav
 from bitel.demo.stage import Stage
-from bitel.voices.compare import match
+from bitel.recordings.audio_match import match
 from tests.e2e.playing import call_all, reports, sent
 from tests.peers.baresip_phone import baresip_phone
 from tests.peers.phone_process import PhoneProcess

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from bitel.calls.call import CallStatus
-from bitel.calls.outcome import Outcome
-from bitel.dialers.trunk import Trunk
+from bitel.dialer.trunk import Trunk
+from bitel.domain.attempts import Outcome
+from bitel.domain.calls import CallStatus
 from bitel.sip import Credentials
+from bitel.sip_transport.tls import TlsFiles
 from bitel.store.database import Database
-from bitel.transports.tls import TlsFiles
 from tests.e2e.playing import folder
 from tests.peers.certificates import Authority
 from tests.peers.kamailio_carrier import PASSWORD, USERNAME, Option, kamailio

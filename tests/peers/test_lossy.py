@@ -5,9 +5,9 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitel.phone.phone import Phone, PhoneConfig
-from bitel.phone.rules import parse_rules
 from bitel.sip.events import Answered, Ended, Failed
+from bitel.test_phone.phone import Phone, PhoneConfig
+from bitel.test_phone.rules import parse_rules
 from tests.peers.caller import caller
 from tests.peers.lossy import Loss, lossy_relay
 

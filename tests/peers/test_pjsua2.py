@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from bitel.calls.outcome import Outcome
 from bitel.demo.play import read_wav
+from bitel.domain.attempts import Outcome
 from bitel.store.database import Database
 from tests.peers.phone_process import PhoneProcess, Transport
 from tests.peers.pjsua2_phone import HoldKind, Reliable, pjsua2_phone, why_missing

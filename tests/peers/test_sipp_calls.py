@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from bitel.calls.call import CallStatus
-from bitel.calls.outcome import Attempted, Outcome
-from bitel.dialers.sip_trunk import SipTrunkDialer
-from bitel.dialing.dialer import Heard, Order, Rang, ignore_ringing
+from bitel.dialer.sip_dialer import SipTrunkDialer
+from bitel.dialing.dialer import DialRequest, OnAnswered, OnRinging, ignore_ringing
+from bitel.domain.attempts import AttemptResult, Outcome
+from bitel.domain.calls import CallStatus
 from bitel.sip import refresh
 from bitel.store.database import Database
 from tests.peers.ear import ear
@@ -185,7 +185,9 @@ def store_answers_after_the_bye(dialer: SipTrunkDialer) -> None:
     """The ACK waits for the answer to be stored, which may take longer than the callee stays."""
     dial_at_once = dialer.dial
 
-    async def dial(order: Order, heard: Heard, rang: Rang = ignore_ringing) -> Attempted:
+    async def dial(
+        order: DialRequest, heard: OnAnswered, rang: OnRinging = ignore_ringing
+    ) -> AttemptResult:
         async def heard_late(answered_at: float) -> bool:
             leg = dialer._attempts[order.attempt_id].leg
             assert leg is not None

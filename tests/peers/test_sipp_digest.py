@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bitel.calls.outcome import Outcome
+from bitel.domain.attempts import Outcome
 from bitel.sip import Credentials
 from bitel.store.database import Database
 from tests.peers.sipp import sipp

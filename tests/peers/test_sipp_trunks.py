@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from bitel.calls.outcome import Outcome
-from bitel.dialers.hops import TO_ANOTHER_NUMBER
-from bitel.dialers.trunk import Trunk
+from bitel.dialer.failover import TO_ANOTHER_NUMBER
+from bitel.dialer.trunk import Trunk
+from bitel.domain.attempts import Outcome
 from bitel.sip import Credentials
 from bitel.store.database import Database
-from tests.dialers.calling import dialer
-from tests.dialers.carrier import until
+from tests.dialer.calling import dialer
+from tests.dialer.carrier import until
 from tests.e2e.playing import folder
 from tests.peers.sipp import sipp
 from tests.peers.switchboard import switchboard

@@ -12,19 +12,19 @@ SOURCE = Path(__file__).parent.parent.parent / "src" / "bitel"
 
 ALLOWED = {
     "steady_clock.py": "the one place that turns it into the clock of everything that is stored",
-    "api/parts.py": "expiry of tokens, which other systems may check too; default of a parameter",
-    "api/intake.py": "ages of files, at a start, against a limit of a day",
-    "voices/speech_library.py": "default of a parameter, which the service sets",
+    "api/context.py": "expiry of tokens, which other systems may check too; default of a parameter",
+    "api/upload_intake.py": "ages of files, at a start, against a limit of a day",
+    "speech/library.py": "default of a parameter, which the service sets",
     "dialing/standby.py": "default of a parameter, which the service sets",
-    "dialers/sip_trunk.py": "dates of metrics",
-    "dialers/traces.py": "dates of files that are kept for days",
-    "transports/sip_transport.py": "dates of messages in traces",
-    "rtp/reporting.py": "NTP timestamps (RFC 3550 §6.4.1), read once and counted on",
+    "dialer/sip_dialer.py": "dates of metrics",
+    "dialer/trace_store.py": "dates of files that are kept for days",
+    "sip_transport/transport.py": "dates of messages in traces",
+    "rtp/rtcp_session.py": "NTP timestamps (RFC 3550 §6.4.1), read once and counted on",
     "store/migrations/versions/0008_pauses_and_retention.py": "the day of the upgrade, from which "
     "on recordings count as not used; a day is nothing against what is kept for days",
     "cli/tokens.py": "expiry of tokens",
     "cli/dial.py": "one call by hand, whose times are stored nowhere",
-    "phone/log.py": "dates of the test phone's log",
+    "test_phone/log.py": "dates of the test phone's log",
 }
 """By file, why it may."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,3 +32,39 @@ def test_the_page_of_settings_is_the_settings() -> None:
 def test_the_page_of_interoperability_lists_the_cases_of_the_tests() -> None:
     listed = interop_docs.cases_of(interop_docs.PAGE.read_text())
     assert sorted(listed) == interop_docs.collect(), "run: make peers"
+
+
+def test_the_hooks_before_a_commit_are_those_of_make_check() -> None:
+    recipe = (ROOT / "Makefile").read_text().partition("\ncheck:")[2].partition("\n\n")[0]
+    commands = [line.strip() for line in recipe.splitlines() if line.startswith("\t.venv/")]
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    entries = [line.partition("entry: ")[2] for line in hooks.splitlines() if "entry: " in line]
+    assert entries == commands
+
+
+def test_every_event_of_the_log_is_in_the_operations_guide() -> None:
+    guide = (ROOT / "docs" / "operations.md").read_text()
+    listed = re.findall(r"^\| `([a-z_]+)` \| (?:info|warning|error|critical) \|", guide, re.M)
+    assert listed == sorted(set(listed))
+    written: set[str] = set()
+    for file in (ROOT / "src" / "bitel").rglob("*.py"):
+        if "test_phone" not in file.parts:
+            written |= _events(file.read_text())
+    assert written == set(listed)
+
+
+def _events(source: str) -> set[str]:
+    """The names of log events at `info` or above, as they are written in calls."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        function = ast.unparse(node.func).rpartition(".")[2]
+        if function not in _LEVELS or not node.args or not isinstance(node.args[0], ast.Constant):
+            continue
+        if re.fullmatch(r"[a-z]+(_[a-z]+)*", str(node.args[0].value)):
+            names.add(str(node.args[0].value))
+    return names
+
+
+_LEVELS = frozenset({"info", "warning", "error", "critical", "exception", "level", "_log_fault"})

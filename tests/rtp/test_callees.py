@@ -15,14 +15,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitel.rtp import reporting
-from bitel.rtp.filters import DENSEST, DROP_ALL, keep_one_in
-from bitel.rtp.listener import LINGERING, UNDER_WAY, YOUNG, Listener, Reception
+from bitel.rtp import rtcp_session
+from bitel.rtp.bpf import DENSEST, DROP_ALL, keep_one_in
+from bitel.rtp.ipc import Change, Latch, Play
 from bitel.rtp.packet import RtpHeader
-from bitel.rtp.ports import bind_rtp
-from bitel.rtp.reporting import FarView, Progress, Reporting
+from bitel.rtp.port_pool import bind_rtp
+from bitel.rtp.rtcp_session import FarView, Progress, Reporting
+from bitel.rtp.rtp_receiver import LINGERING, UNDER_WAY, YOUNG, Reception, RtpReceiver
 from bitel.rtp.streamer import Streamer, StreamReport, StreamStart
-from bitel.rtp.wire import Change, Latch, Play
 from tests.free_ports import free_range
 from tests.prerequisites import need_ipv6
 
@@ -255,7 +255,7 @@ class Listening:
     def __init__(self) -> None:
         self.now = 1.0
         self.latched: list[tuple[int, tuple[str, int]]] = []
-        self.listener = Listener(
+        self.listener = RtpReceiver(
             lambda stream, far: self.latched.append((stream, far)), lambda: self.now
         )
         self.socket = bound()
@@ -595,4 +595,4 @@ def test_reports_are_kept_in_bounds(
     assert bye[1] == 201
     assert bye[-8:-4] == b"\x81\xcb\x00\x01"
     assert session.reporting.remove(1, 50) == FarView()
-    assert reporting.INTERVAL == 5.0
+    assert rtcp_session.INTERVAL == 5.0

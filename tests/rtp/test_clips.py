@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bitel.rtp.clips import MAX_BYTES, ClipCache, ClipError, Playlist
-from bitel.rtp.wire import Law
+from bitel.rtp.ipc import Law
 
 Recording = Callable[[int], Path]
 

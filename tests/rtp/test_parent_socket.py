@@ -8,8 +8,8 @@ from contextlib import ExitStack
 
 import pytest
 
+from bitel.rtp.ipc import Open, Stop, encode
 from bitel.rtp.sender import ParentGoneError, ParentSocket
-from bitel.rtp.wire import Open, Stop, encode
 
 
 @pytest.fixture

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from bitel.rtp import sender as sender_module
 from bitel.rtp.callees import Callees
-from bitel.rtp.engine import Engine
+from bitel.rtp.ipc import Change, End, Message, Open, Play
 from bitel.rtp.memory import Packets
 from bitel.rtp.packet import RtpHeader
 from bitel.rtp.sender import COMMANDS_INTERVAL, ENDS_INTERVAL, ParentGoneError, Sender
 from bitel.rtp.sendmmsg import Group, Refused
-from bitel.rtp.wire import Change, End, Message, Open, Play
+from bitel.rtp.stream_table import StreamTable
 
 PORT = 4000
 PACKETS = 5
@@ -67,7 +67,7 @@ class Machine:
         with pytest.MonkeyPatch.context() as patch, self._socket:
             patch.setattr(sender_module, "time", self)
             patch.setattr(Callees, "complete", self._complete)
-            sender = Sender(self, Engine(self._transmit))  # type: ignore[arg-type]
+            sender = Sender(self, StreamTable(self._transmit))  # type: ignore[arg-type]
             with pytest.raises(ParentGoneError):
                 sender.run()
 

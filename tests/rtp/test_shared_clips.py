@@ -14,10 +14,10 @@ import pytest
 
 from bitel.errors import UnavailableError
 from bitel.rtp.clips import ClipCache, ClipError, Playlist
+from bitel.rtp.ipc import Message, OpenClip
 from bitel.rtp.link import SenderLink
 from bitel.rtp.shared_clip import SharedClip, read_clip
 from bitel.rtp.streamer import Streamer, StreamReport
-from bitel.rtp.wire import Message, OpenClip
 from tests.free_ports import free_range
 
 Recording = Callable[[int], Path]

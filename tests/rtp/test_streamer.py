@@ -16,7 +16,7 @@ import pytest
 from bitel.rtp import link
 from bitel.rtp import streamer as streamer_module
 from bitel.rtp.packet import RtpHeader
-from bitel.rtp.ports import share_of
+from bitel.rtp.port_pool import share_of
 from bitel.rtp.priority import core_for
 from bitel.rtp.streamer import SenderFailedError, Streamer, StreamReport, StreamStart
 from tests.free_ports import free_range

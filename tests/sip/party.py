@@ -18,9 +18,9 @@ from bitel.sip import (
     make_offer,
 )
 from bitel.sip.grammar import Address, HostPort, Transport, host_in_uri
-from bitel.transports.liveness import StreamLimits
-from bitel.transports.sip_transport import Link, SipTransport, Tap
-from bitel.transports.tls import TlsFiles
+from bitel.sip_transport.liveness import StreamLimits
+from bitel.sip_transport.tls import TlsFiles
+from bitel.sip_transport.transport import Link, SipTransport, Tap
 
 HOME: HostPort = ("127.0.0.1", 0)
 

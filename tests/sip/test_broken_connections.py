@@ -10,7 +10,7 @@ from typing import Literal
 
 import pytest
 
-from bitel.sip import Answered, Ended, Event, Failed, Incoming, Invitation, Withdrawn
+from bitel.sip import Answered, Canceled, Ended, Event, Failed, Incoming, Invitation
 from bitel.sip.client_transaction import MAX_UDP
 from bitel.sip.grammar import Address, Transport
 from bitel.sip.message import Request, parse
@@ -155,7 +155,7 @@ def judge(ours: list[Event], theirs: list[Event]) -> str:
     seen = [type(event) for event in theirs]
     if seen.count(Incoming) > 1:
         return "the callee was rung more than once"
-    if seen.count(Ended) + seen.count(Withdrawn) > 1:
+    if seen.count(Ended) + seen.count(Canceled) > 1:
         return f"the callee was told {seen}"
     return ""
 

@@ -18,10 +18,10 @@ import uvloop
 
 from bitel.sip import Answered, Failed
 from bitel.sip.grammar import Address, Transport
-from bitel.transports import leaving, streams
-from bitel.transports.listener import Door
-from bitel.transports.liveness import StreamLimits
-from bitel.transports.tls import TlsFiles
+from bitel.sip_transport import connection_pool, leaving
+from bitel.sip_transport.acceptor import Door
+from bitel.sip_transport.liveness import StreamLimits
+from bitel.sip_transport.tls import TlsFiles
 from tests.peers.certificates import Authority
 from tests.sip.far_end import request
 from tests.sip.party import Party, answers, one_call
@@ -43,7 +43,7 @@ class SlowWay:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.open = asyncio.Event()
         self.slow: set[int] = set()
-        monkeypatch.setattr(streams, "connected_socket", self._connect)
+        monkeypatch.setattr(connection_pool, "connected_socket", self._connect)
 
     async def _connect(self, destination: Address, host: str | None, port: int) -> socket.socket:
         if destination.port in self.slow:

@@ -17,10 +17,10 @@ import uvloop
 from bitel.sip import Answered, Credentials, Failed, Invitation, make_offer
 from bitel.sip.grammar import Address, Transport
 from bitel.sip.message import Request, parse
-from bitel.transports import sip_transport
-from bitel.transports.connection import MAX_BATCH as STREAM_BATCH
-from bitel.transports.sip_transport import BUSY_PASSES
-from bitel.transports.udp_socket import MAX_BATCH
+from bitel.sip_transport import transport as sip_transport
+from bitel.sip_transport.connection import MAX_BATCH as STREAM_BATCH
+from bitel.sip_transport.transport import BUSY_PASSES
+from bitel.sip_transport.udp import MAX_BATCH
 from tests.sip.far_end import ANSWER, reply, request
 from tests.sip.party import Party
 from tests.tcp_server import tcp_server

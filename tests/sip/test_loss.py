@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from bitel.sip import Answered, Confirmed, Ended, Event, Failed, Incoming, Withdrawn
+from bitel.sip import Answered, Canceled, Confirmed, Ended, Event, Failed, Incoming
 from bitel.sip.grammar import Address
 from tests.sip.two_agents import SIDES, World
 
@@ -68,12 +68,12 @@ def ends_as_it_should(behaviour: str, ours: list[Event], theirs: list[Event]) ->
         case "race":
             answered = [type(event) for event in ours] == [Answered, Ended]
             return (answered or failed(ours, 487, "canceled")) and (
-                not theirs or isinstance(theirs[-1], Ended | Withdrawn)
+                not theirs or isinstance(theirs[-1], Ended | Canceled)
             )
         case _:
             # A call that was called off before its INVITE came through is never seen there.
             return failed(ours, 487, "canceled") and [type(e) for e in theirs] in (
-                [Incoming, Withdrawn],
+                [Incoming, Canceled],
                 [],
             )
 

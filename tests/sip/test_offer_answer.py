@@ -18,7 +18,7 @@ from bitel.sip import (
 from bitel.sip.answers import MAX_FORKS
 from bitel.sip.grammar import Address
 from bitel.sip.message import Request
-from bitel.sip.sdp import MAX_EVENT_TYPES, Agreed
+from bitel.sip.sdp import MAX_EVENT_TYPES, NegotiatedMedia
 from tests.sip.far_end import (
     ANSWER,
     INVITATION,
@@ -58,7 +58,7 @@ def ringing() -> tuple[Bench, str, Request]:
     return bench, call_id, invite
 
 
-def media(bench: Bench) -> Agreed:
+def media(bench: Bench) -> NegotiatedMedia:
     """What the only `Answered` or `MediaChanged` since the last time agreed on."""
     (event,) = [e for e in bench.events() if not isinstance(e, Provisional)]
     assert isinstance(event, Answered | MediaChanged), event

@@ -6,11 +6,11 @@ import pytest
 
 from bitel.sip import (
     AgentConfig,
+    Canceled,
     Confirmed,
     Ended,
     Incoming,
     SessionDescription,
-    Withdrawn,
     make_answer,
 )
 from bitel.sip.grammar import Address
@@ -181,7 +181,7 @@ def test_cancel_withdraws_a_call() -> None:
     sent = bench.sent()
     assert [s.name for s in sent] == ["200 CANCEL", "487 INVITE"]
     assert {s.response.to_tag for s in sent} == {ringing_tag}
-    assert bench.events()[1:] == [Withdrawn("call-1")]
+    assert bench.events()[1:] == [Canceled("call-1")]
     bench.receive(request("CANCEL"))
     assert bench.names() == ["200 CANCEL"]
     # Too late for any of these.
@@ -213,14 +213,14 @@ def test_a_caller_may_end_its_early_dialog_with_bye() -> None:
     tag = bench.one("180 INVITE").response.to_tag
     bench.receive(request("BYE", branch="z9hG4bKbye", cseq=2, to_tag=tag))
     assert bench.names() == ["200 BYE", "487 INVITE"]
-    assert bench.events()[1:] == [Withdrawn("call-1")]
+    assert bench.events()[1:] == [Canceled("call-1")]
 
 
 def test_a_call_that_nobody_decides_on_is_given_up() -> None:
     bench = ringing()
     bench.advance(300)
     assert "480 INVITE" in bench.names()
-    assert bench.events()[1:] == [Withdrawn("call-1")]
+    assert bench.events()[1:] == [Canceled("call-1")]
     bench.run_out()
 
 

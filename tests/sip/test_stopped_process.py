@@ -29,7 +29,7 @@ PLACES_A_CALL = """
 import asyncio, sys, uvloop
 from bitel.sip import AgentConfig, Answered, Failed, Invitation, UserAgent, make_offer
 from bitel.sip.grammar import Address
-from bitel.transports.sip_transport import SipTransport
+from bitel.sip_transport.transport import SipTransport
 
 port, t1, loop, lease = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3], sys.argv[4]
 

@@ -16,8 +16,8 @@ from bitel.sip.transaction_tables import (
     INVITE_SERVER,
     NON_INVITE_CLIENT,
     NON_INVITE_SERVER,
+    Input,
     State,
-    Stimulus,
     Table,
     stimulus_of,
 )
@@ -299,10 +299,10 @@ def test_every_timer_that_a_table_starts_it_also_hears(table: Table) -> None:
 
 def test_classes_of_responses() -> None:
     assert [stimulus_of(code) for code in (100, 199, 200, 299, 300, 699)] == [
-        Stimulus.PROVISIONAL,
-        Stimulus.PROVISIONAL,
-        Stimulus.SUCCESS,
-        Stimulus.SUCCESS,
-        Stimulus.FAILURE,
-        Stimulus.FAILURE,
+        Input.PROVISIONAL,
+        Input.PROVISIONAL,
+        Input.SUCCESS,
+        Input.SUCCESS,
+        Input.FAILURE,
+        Input.FAILURE,
     ]

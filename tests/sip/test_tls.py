@@ -16,7 +16,7 @@ import uvloop
 
 from bitel.sip import Answered, Confirmed, Ended, Failed, Incoming
 from bitel.sip.grammar import Address, Transport
-from bitel.transports.tls import TlsFileError, TlsFiles
+from bitel.sip_transport.tls import TlsFileError, TlsFiles
 from tests.peers.certificates import Authority, Certificate
 from tests.sip.party import Party, answers, one_call
 

@@ -21,7 +21,7 @@ from bitel.sip import (
     make_offer,
 )
 from bitel.sip.grammar import Address
-from bitel.transports.sip_transport import SipTransport
+from bitel.sip_transport.transport import SipTransport
 from tests.prerequisites import need_ipv6
 from tests.sip.party import HOME, Party, agent_at, answers, one_call
 

@@ -6,8 +6,8 @@ import asyncio
 import socket
 
 from bitel.sip.grammar import Address
-from bitel.transports.icmp import DeliveryError
-from bitel.transports.udp_socket import MAX_BATCH, UdpSocket, datagram_socket
+from bitel.sip_transport.icmp import DeliveryError
+from bitel.sip_transport.udp import MAX_BATCH, UdpSocket, datagram_socket
 
 
 class Reader:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pytest
 from sqlalchemy import Connection, func, select
 
-from bitel.calls.call import Call, Lane, NewCall
-from bitel.calls.ids import new_id
+from bitel.domain.calls import Call, Lane, NewCall
+from bitel.domain.ids import new_id
 from bitel.store import calls, claims, leases, projects, recordings, settling
 from bitel.store.claims import Claim
 from bitel.store.database import Database

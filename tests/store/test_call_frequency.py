@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, select
 
-from bitel.calls.call import Lane, NewCall
+from bitel.domain.calls import Lane, NewCall
 from bitel.errors import BitelError, TooManyRequestsError
 from bitel.store import call_frequency, calls, projects
 from bitel.store.call_frequency import DAY, OTP_PERIOD

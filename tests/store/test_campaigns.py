@@ -5,11 +5,11 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from bitel.calls.call import CallStatus
-from bitel.calls.ids import new_id, new_ids
-from bitel.calls.outcome import Attempted, Outcome
-from bitel.calls.retry import Final
-from bitel.calls.tariff import Bill
+from bitel.domain.attempts import AttemptResult, Outcome
+from bitel.domain.calls import CallStatus
+from bitel.domain.ids import new_id, new_ids
+from bitel.domain.retry import Final
+from bitel.domain.tariff import Bill
 from bitel.store import calls, campaigns, claims
 from bitel.store.campaigns import Campaign, CampaignState
 from bitel.store.settling import Settlement
@@ -45,7 +45,7 @@ def test_a_campaign_is_finished_when_its_last_call_is(world: World) -> None:
     lease = world.take_over()
     claimed = world.claim(lease, 2)
     for price, one in zip(("1.5", "0.25"), claimed, strict=True):
-        done = Attempted(Outcome.ANSWERED, placed_at, placed_at + 9, placed_at + 1)
+        done = AttemptResult(Outcome.ANSWERED, placed_at, placed_at + 9, placed_at + 1)
         bill = Bill(8, Decimal(price))
         ended = Settlement(one.attempt_id, one.call_id, done, Final(CallStatus.NORMAL), bill)
         world.clock.advance(10)

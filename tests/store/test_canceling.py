@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bitel.calls.call import CallStatus
-from bitel.calls.ids import new_id, new_ids
-from bitel.calls.outcome import Attempted, Outcome
-from bitel.calls.retry import Again, Final, Verdict
+from bitel.domain.attempts import AttemptResult, Outcome
+from bitel.domain.calls import CallStatus
+from bitel.domain.ids import new_id, new_ids
+from bitel.domain.retry import Again, Final, Verdict
 from bitel.errors import NotFoundError
 from bitel.store import calls, campaigns, claims, settling
 from bitel.store.campaigns import Campaign
 from bitel.store.database import Database
 from bitel.store.schema import cancel_request
-from bitel.store.settling import HandBack, Settlement
+from bitel.store.settling import Requeue, Settlement
 
 if TYPE_CHECKING:
     from bitel.store.claims import Claim
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 CANCELED, WAITING = CallStatus.CANCELED, CallStatus.WAITING
 
 
-def over(claimed: Claim, verdict: Verdict | HandBack, answered: bool = False) -> Settlement:
+def over(claimed: Claim, verdict: Verdict | Requeue, answered: bool = False) -> Settlement:
     at = claimed.started_at
     outcome = Outcome.ANSWERED if answered else Outcome.BUSY
-    done = Attempted(outcome, at, at + 5, at + 1 if answered else None)
+    done = AttemptResult(outcome, at, at + 5, at + 1 if answered else None)
     return Settlement(claimed.attempt_id, claimed.call_id, done, verdict)
 
 
@@ -75,9 +75,9 @@ def test_the_dialer_is_asked_to_end_an_attempt(world: World) -> None:
     assert world.count(cancel_request) == 0
 
 
-@pytest.mark.parametrize("verdict", [Again(1.0, spends_retry=True, trouble=0), HandBack(1.0)])
+@pytest.mark.parametrize("verdict", [Again(1.0, spends_retry=True, trouble=0), Requeue(1.0)])
 def test_what_was_called_off_meanwhile_is_never_due_again(
-    world: World, verdict: Again | HandBack
+    world: World, verdict: Again | Requeue
 ) -> None:
     call_id = world.place(retry_count=5)
     lease = world.take_over()

@@ -8,8 +8,8 @@ import pytest
 from sqlalchemy import insert
 from sqlalchemy.exc import IntegrityError
 
-from bitel.calls.call import CallStatus, Lane
-from bitel.calls.ids import new_id
+from bitel.domain.calls import CallStatus, Lane
+from bitel.domain.ids import new_id
 from bitel.store import claims
 from bitel.store.leases import LostLease
 from bitel.store.schema import HELD, SETTLED, attempt

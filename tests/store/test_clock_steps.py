@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bitel.calls.call import CallStatus
-from bitel.calls.outcome import Attempted, Outcome
-from bitel.calls.retry import Again, decide
+from bitel.domain.attempts import AttemptResult, Outcome
+from bitel.domain.calls import CallStatus
+from bitel.domain.retry import Again, decide
 from bitel.steady_clock import SLEW
 from bitel.store import claims, idempotency, leases, number_exclusion, webhooks
 from bitel.store.database import Database
 from bitel.store.idempotency import LIFETIME
 from bitel.store.settling import Settlement
-from bitel.store.webhooks import Tried
+from bitel.store.webhooks import DeliveryAttempt
 from tests.machine import STEPS, Machine
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def test_a_retry_interval(stepped: Stepped) -> None:
     world.place(retry_interval=20)
     lease = world.take_over()
     (claimed,) = world.claim(lease)
-    busy = Attempted(Outcome.BUSY, world.clock(), world.clock())
+    busy = AttemptResult(Outcome.BUSY, world.clock(), world.clock())
     verdict = decide(claimed.rule, busy)
     assert isinstance(verdict, Again)
     world.settle(lease, Settlement(claimed.attempt_id, claimed.call_id, busy, verdict))
@@ -147,7 +147,7 @@ def test_an_event_on_lease_and_its_next_try(stepped: Stepped) -> None:
     stepped.machine.passes(60.0 * (LATE - EARLY))
     (event,) = claim()
     now = world.clock()
-    tried = Tried(event.event_id, now, 0.5, False, 500, "", now + 300.0)
+    tried = DeliveryAttempt(event.event_id, now, 0.5, False, 500, "", now + 300.0)
     world.do(lambda conn: webhooks.record(conn, [tried]))
     stepped.waits(300.0 * EARLY)
     assert claim() == []

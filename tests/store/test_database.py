@@ -18,9 +18,9 @@ import pytest
 from sqlalchemy import Connection, insert, make_url, select, text, update
 
 from bitel.errors import SettingsError, UnavailableError
-from bitel.store import engines, inbox, projects
+from bitel.store import engines, projects, work_queue
 from bitel.store.database import MOST_UNITS, READERS, Database
-from bitel.store.faults import StoreUnavailable
+from bitel.store.db_errors import StoreUnavailable
 from bitel.store.schema import dialer
 
 if TYPE_CHECKING:
@@ -346,7 +346,7 @@ async def test_closing_finishes_what_is_queued(database: Database) -> None:
 def test_more_than_can_wait_is_refused(
     sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inbox, "MOST_WAITING", 5)
+    monkeypatch.setattr(work_queue, "MOST_WAITING", 5)
     gate = Gate()
     thread = threading.Thread(target=sqlite_database.write_now, args=(gate,))
     thread.start()

@@ -31,12 +31,12 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import Connection, Select, func, select
 
-from bitel.calls import ids
-from bitel.calls.call import CallStatus, Lane, NewCall
-from bitel.calls.ids import new_id
-from bitel.calls.outcome import Attempted, Outcome
-from bitel.calls.retry import Verdict, decide
-from bitel.calls.tariff import NOTHING, Bill
+from bitel.domain import ids
+from bitel.domain.attempts import AttemptResult, Outcome
+from bitel.domain.calls import CallStatus, Lane, NewCall
+from bitel.domain.ids import new_id
+from bitel.domain.retry import Verdict, decide
+from bitel.domain.tariff import NOTHING, Bill
 from bitel.errors import InsufficientBalanceError
 from bitel.store import calls as call_rows
 from bitel.store import claims, do_not_call, engines, leases, projects, recordings, settling
@@ -53,7 +53,7 @@ from bitel.store.schema import (
     recording,
     webhook_event,
 )
-from bitel.store.settling import HandBack, Settlement
+from bitel.store.settling import Requeue, Settlement
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -339,10 +339,10 @@ class History(RuleBasedStateMachine):
     ) -> Settlement:
         if answered_at is not None:
             outcome = Outcome.ANSWERED
-        done = Attempted(outcome, one.claim.started_at, self.now, answered_at)
-        verdict: Verdict | HandBack = decide(one.claim.rule, done)
+        done = AttemptResult(outcome, one.claim.started_at, self.now, answered_at)
+        verdict: Verdict | Requeue = decide(one.claim.rule, done)
         if hand_back and answered_at is None:
-            verdict = HandBack(self.now)
+            verdict = Requeue(self.now)
         bill = NOTHING if answered_at is None else bill
         return Settlement(one.claim.attempt_id, one.claim.call_id, done, verdict, bill)
 

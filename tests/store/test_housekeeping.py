@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import structlog
 
-from bitel.calls.call import CallStatus
+from bitel.domain.calls import CallStatus
 from bitel.housekeeping import ABANDONED_AFTER, EVERY, Housekeeper
 from bitel.store import claims, housekeeping, leases
 from bitel.store.leases import Lease

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bitel.calls.call import CallStatus
-from bitel.calls.outcome import Attempted, Outcome
-from bitel.calls.retry import Again, Final, decide
+from bitel.domain.attempts import AttemptResult, Outcome
+from bitel.domain.calls import CallStatus
+from bitel.domain.retry import Again, Final, decide
 from bitel.store import claims, leases
 from bitel.store.claims import Claim
 from bitel.store.database import Database
@@ -342,7 +342,7 @@ def test_a_crash_gives_no_call_another_redial_after_an_uncertain_failure(world: 
     lease = world.take_over()
     (first,) = world.claim(lease)
     now = world.clock()
-    failed = Attempted(Outcome.UNCERTAIN, now, now)
+    failed = AttemptResult(Outcome.UNCERTAIN, now, now)
     verdict = decide(first.rule, failed)
     assert isinstance(verdict, Again)
     assert not verdict.spends_retry
@@ -355,4 +355,4 @@ def test_a_crash_gives_no_call_another_redial_after_an_uncertain_failure(world: 
     (third,) = world.claim(lease)
     assert (third.rule.retries_left, third.rule.uncertain) == (0, 1)
     now = world.clock()
-    assert isinstance(decide(third.rule, Attempted(Outcome.UNCERTAIN, now, now)), Final)
+    assert isinstance(decide(third.rule, AttemptResult(Outcome.UNCERTAIN, now, now)), Final)

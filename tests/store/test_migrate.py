@@ -22,7 +22,7 @@ from sqlalchemy import URL, Connection, make_url, text
 from bitel.errors import SettingsError
 from bitel.store import calls, claims, engines, leases, migrate, projects, recordings
 from bitel.store.database import Database
-from bitel.store.faults import StoreUnavailable
+from bitel.store.db_errors import StoreUnavailable
 from bitel.store.schema import metadata
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import func, select
 
-from bitel.calls.call import CallStatus, Lane
-from bitel.calls.outcome import Attempted, Outcome
-from bitel.calls.retry import Again, Final
+from bitel.domain.attempts import AttemptResult, Outcome
+from bitel.domain.calls import CallStatus, Lane
+from bitel.domain.retry import Again, Final
 from bitel.store import calls, claims, do_not_call, number_exclusion
 from bitel.store.database import Database
 from bitel.store.number_exclusion import LONGEST_PARKED, OTP_PARKED_FOR, PARKED_FOR
@@ -29,7 +29,7 @@ NUMBER = "+989121234567"
 
 def end(world: World, lease: Lease, claimed: Claim) -> None:
     now = world.clock()
-    busy = Attempted(Outcome.BUSY, claimed.started_at, now)
+    busy = AttemptResult(Outcome.BUSY, claimed.started_at, now)
     world.settle(
         lease, Settlement(claimed.attempt_id, claimed.call_id, busy, Final(CallStatus.USER_BUSY))
     )
@@ -119,7 +119,7 @@ def test_a_retry_waits_for_another_call_to_the_number(world: World) -> None:
     world.place(e164=NUMBER, retry_interval=5)
     lease = world.take_over()
     (first,) = world.claim(lease)
-    busy = Attempted(Outcome.BUSY, first.started_at, world.clock())
+    busy = AttemptResult(Outcome.BUSY, first.started_at, world.clock())
     again = Again(world.clock() + 5, spends_retry=True, trouble=0)
     world.settle(lease, Settlement(first.attempt_id, first.call_id, busy, again))
     second = world.place(e164=NUMBER)

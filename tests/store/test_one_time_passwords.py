@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bitel.calls.call import CallStatus, Lane
-from bitel.calls.outcome import Attempted, Outcome
-from bitel.calls.retry import Again
+from bitel.domain.attempts import AttemptResult, Outcome
+from bitel.domain.calls import CallStatus, Lane
+from bitel.domain.retry import Again
 from bitel.store import do_not_call
 from bitel.store.one_time_passwords import REASON
-from bitel.store.settling import HandBack, Settlement
+from bitel.store.settling import Requeue, Settlement
 
 if TYPE_CHECKING:
     from tests.store.conftest import World
@@ -54,8 +54,8 @@ def test_one_that_is_being_dialled_is_not_dialled_again(world: World, how: str) 
     new = password(world)
     assert world.call(old).status is CallStatus.WAITING
     due = world.clock() + 60
-    busy = Attempted(Outcome.BUSY, claimed.started_at, world.clock())
-    verdict = Again(due, spends_retry=True, trouble=0) if how == "retry" else HandBack(due)
+    busy = AttemptResult(Outcome.BUSY, claimed.started_at, world.clock())
+    verdict = Again(due, spends_retry=True, trouble=0) if how == "retry" else Requeue(due)
     world.settle(lease, Settlement(claimed.attempt_id, old, busy, verdict))
     call = world.call(old)
     assert (call.status, call.reason) == (CallStatus.CANCELED, REASON)

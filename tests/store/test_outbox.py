@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bitel.calls.call import CallStatus
-from bitel.calls.ids import new_id
-from bitel.calls.outcome import Attempted, Outcome
-from bitel.calls.retry import Again, Final
-from bitel.calls.tariff import Bill
+from bitel.domain.attempts import AttemptResult, Outcome
+from bitel.domain.calls import CallStatus
+from bitel.domain.ids import new_id
+from bitel.domain.retry import Again, Final
+from bitel.domain.tariff import Bill
 from bitel.store import claims, endings, webhooks
 from bitel.store.schema import webhook_event, webhook_try
 from bitel.store.settling import Settlement
-from bitel.store.webhooks import Delivery, Event, Tried
+from bitel.store.webhooks import Delivery, DeliveryAttempt, Event
 
 if TYPE_CHECKING:
     from tests.store.conftest import World
@@ -52,7 +52,7 @@ def record(
 ) -> None:
     delivered = status is not None and status < 300
     error = "refused" if status is None else ""
-    tried = Tried(one.event_id, world.clock(), 0.5, delivered, status, error, next_due)
+    tried = DeliveryAttempt(one.event_id, world.clock(), 0.5, delivered, status, error, next_due)
     world.do(lambda conn: webhooks.record(conn, [tried]))
 
 
@@ -66,7 +66,7 @@ def test_an_event_tells_of_a_call_that_is_over(told: World) -> None:
     lease = told.take_over()
     (claimed,) = told.claim(lease)
     assert claim(told) == []
-    done = Attempted(Outcome.ANSWERED, 1.0, 9.0, 2.0)
+    done = AttemptResult(Outcome.ANSWERED, 1.0, 9.0, 2.0)
     bill = Bill(7, Decimal("1.5"))
     ended = Settlement(claimed.attempt_id, call_id, done, Final(CallStatus.NORMAL), bill)
     told.settle(lease, ended)
@@ -102,7 +102,7 @@ def test_there_is_one_event_a_call_however_it_ends_and_none_before(told: World) 
     assert told.count(webhook_event) == 3
     told.place()
     (busy,) = told.claim(lease)
-    done = Attempted(Outcome.BUSY, 1.0, 2.0)
+    done = AttemptResult(Outcome.BUSY, 1.0, 2.0)
     again = Settlement(busy.attempt_id, busy.call_id, done, Again(told.clock(), True, 0))
     told.settle(lease, again)
     assert told.count(webhook_event) == 3
@@ -333,7 +333,7 @@ def test_the_history_is_a_projects_or_a_calls_or_everybodys(told: World) -> None
 def test_what_a_receiver_says_can_always_be_stored(told: World, error: str) -> None:
     finish(told)
     (one,) = claim(told)
-    tried = Tried(one.event_id, 1.0, 0.1, False, None, error)
+    tried = DeliveryAttempt(one.event_id, 1.0, 0.1, False, None, error)
 
     told.do(lambda conn: webhooks.record(conn, [tried]))
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bitel.calls.call import CallStatus, Lane
+from bitel.domain.calls import CallStatus, Lane
 from bitel.store import claims, pausing
 from bitel.store.pausing import Pause
 from tests.store.test_settling import answered

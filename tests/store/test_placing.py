@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import Connection, select, text
 
-from bitel.calls.call import CallStatus, Lane, NewCalls
-from bitel.calls.ids import new_ids
-from bitel.calls.outcome import Attempted, Outcome
-from bitel.calls.retry import Again, Final
-from bitel.calls.tariff import Bill
+from bitel.domain.attempts import AttemptResult, Outcome
+from bitel.domain.calls import CallStatus, Lane, NewCalls
+from bitel.domain.ids import new_ids
+from bitel.domain.retry import Again, Final
+from bitel.domain.tariff import Bill
 from bitel.errors import InsufficientBalanceError, InvalidRequestError, TooManyRequestsError
 from bitel.store import calls, claims, do_not_call, queueing, recordings
 from bitel.store.database import Database
@@ -39,7 +39,7 @@ def place(world: World, *reserves: str, **more: Any) -> list[str]:
 def over(claimed: Claim, verdict: Final | Again, price: str | None = None) -> Settlement:
     answered_at = None if price is None else claimed.started_at + 1
     outcome = Outcome.BUSY if price is None else Outcome.ANSWERED
-    done = Attempted(outcome, claimed.started_at, claimed.started_at + 9, answered_at)
+    done = AttemptResult(outcome, claimed.started_at, claimed.started_at + 9, answered_at)
     return Settlement(
         claimed.attempt_id, claimed.call_id, done, verdict, Bill(8, Decimal(price or 0))
     )

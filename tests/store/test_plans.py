@@ -20,7 +20,7 @@ from bitel.store import (
     do_not_call,
     driver,
     endings,
-    figures,
+    fair_queue,
     housekeeping,
     idempotency,
     leases,
@@ -29,16 +29,16 @@ from bitel.store import (
     number_exclusion,
     one_time_passwords,
     placing,
+    queue_depth,
     recordings,
     reserving,
     settling,
     tokens,
-    turns,
     webhooks,
 )
-from bitel.store.bulk import Change, Query
 from bitel.store.database import Database
 from bitel.store.schema import metadata
+from bitel.store.sql_batch import Change, Query
 
 if TYPE_CHECKING:
     from tests.store.conftest import World
@@ -73,9 +73,9 @@ ROWS = [("a",), ("b",)]
 MINE = {"dialer_id": "main", "epoch": 1}
 LANE = {"dialer_id": "main", "lane": 1, "now": 1.0, "most": 5}
 QUERIES: dict[str, tuple[Executable, dict[str, Any], set[str]]] = {
-    "lanes": (turns._LANES.core, {"dialer_id": "main", "after": -1}, {"ix_call_due"}),
-    "to postpone": (turns._DUE_IDS.core, {**LANE, "project_id": "p"}, {"ix_call_due"}),
-    "windows": (turns._WINDOWS.core, {}, {"ix_project_window"}),
+    "lanes": (fair_queue._LANES.core, {"dialer_id": "main", "after": -1}, {"ix_call_due"}),
+    "to postpone": (fair_queue._DUE_IDS.core, {**LANE, "project_id": "p"}, {"ix_call_due"}),
+    "windows": (fair_queue._WINDOWS.core, {}, {"ix_project_window"}),
     "expired": (
         claims._EXPIRED.core,
         {"dialer_id": "main", "now": 1.0, "most": 5},
@@ -86,7 +86,7 @@ QUERIES: dict[str, tuple[Executable, dict[str, Any], set[str]]] = {
         {"dialer_id": "main"},
         {"ix_call_next", "ix_call_expiring"},
     ),
-    "queue": (figures._QUEUE, {"dialer_id": "main", "most": 5}, {"ix_call_next"}),
+    "queue": (queue_depth._QUEUE, {"dialer_id": "main", "most": 5}, {"ix_call_next"}),
     # Two indexes hold the open attempts and nothing else.
     "in flight": (claims._IN_FLIGHT, {"dialer_id": "main"}, {"_attempt_open"}),
     "left open": (leases._LEFT_OPEN, {"dialer_id": "main"}, {"_attempt_open"}),
@@ -184,9 +184,9 @@ DUE = {**LANE, "now": 2e9, "asked": [("p", 0.5, "a"), ("q", -1.0, "")]}
 
 # Those that each kind of database has in words of its own.
 OWN: dict[str, tuple[Mapping[str, Query], dict[str, Any], set[str]]] = {
-    "turns": (turns._OPEN_WITH_DUE, {**LANE, "closed": ROWS, "after": "a"}, {"ix_call_due"}),
-    "closed": (turns._CLOSED_WITH_DUE, {**LANE, "closed": ROWS, "after": ""}, {"ix_call_due"}),
-    "due": (turns._DUE, DUE, {"ix_call_due"}),
+    "turns": (fair_queue._OPEN_WITH_DUE, {**LANE, "closed": ROWS, "after": "a"}, {"ix_call_due"}),
+    "closed": (fair_queue._CLOSED_WITH_DUE, {**LANE, "closed": ROWS, "after": ""}, {"ix_call_due"}),
+    "due": (fair_queue._DUE, DUE, {"ix_call_due"}),
     "taken numbers": (
         number_exclusion._TAKEN,
         {"numbers": [("p", "+98912"), ("q", "+98913")], "now": 1.0},
@@ -320,7 +320,7 @@ def test_calls_behind_those_of_another_project_are_found_by_their_index(world: W
 
 
 def due_plan(conn: Connection) -> str:
-    return explained(conn, *turns._DUE[conn.dialect.name].ready(conn, DUE))
+    return explained(conn, *fair_queue._DUE[conn.dialect.name].ready(conn, DUE))
 
 
 def looks_up(said: str, indexes: set[str]) -> None:

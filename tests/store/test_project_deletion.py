@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import select
 
-from bitel.calls.ids import new_id
+from bitel.domain.ids import new_id
 from bitel.errors import ConflictError
 from bitel.store import (
     campaigns,
@@ -23,7 +23,7 @@ from bitel.store import (
 )
 from bitel.store.campaigns import Campaign
 from bitel.store.schema import metadata, placed_number, project, webhook_try
-from bitel.store.webhooks import Tried
+from bitel.store.webhooks import DeliveryAttempt
 from tests.store.test_settling import answered
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def fill(world: World) -> None:
     world.settle(lease, *map(answered, world.claim(lease)))
     now = world.clock()
     for delivery in world.do(lambda conn: webhooks.claim_due(conn, now, 9, 99)):
-        tried = Tried(delivery.event_id, now, 0.5, False, 500, "", now + 60)
+        tried = DeliveryAttempt(delivery.event_id, now, 0.5, False, 500, "", now + 60)
         world.do(partial(webhooks.record, tried=[tried]))
     world.do(lambda conn: tokens.add(conn, new_id(now), project_id, now, None))
     world.do(lambda conn: do_not_call.add(conn, project_id, "+989121234567"))
@@ -130,7 +130,7 @@ def test_a_delivery_under_way_harms_no_other(world: World) -> None:
     now = world.clock()
     assert world.do(lambda conn: claims.expire(conn, "main", now)) == 1
     mine, theirs = (
-        Tried(event.event_id, now, 0.1, True, 200, "", None)
+        DeliveryAttempt(event.event_id, now, 0.1, True, 200, "", None)
         for event in sorted(
             world.do(lambda conn: webhooks.claim_due(conn, now + 999, 1, 9)),
             key=lambda each: each.project_id != world.project_id,

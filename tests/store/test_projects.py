@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy.dialects import sqlite
 
-from bitel.calls.ids import new_id
+from bitel.domain.ids import new_id
 from bitel.errors import ConflictError, InvalidRequestError, NotFoundError
 from bitel.store import projects, recordings, tokens
 from bitel.store.database import Database

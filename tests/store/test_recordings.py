@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bitel.calls.ids import new_id
+from bitel.domain.ids import new_id
 from bitel.errors import ConflictError, InvalidRequestError, NotFoundError
 from bitel.store import calls, recordings
 from bitel.store.database import Connection, Database

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bitel.calls.call import CallStatus
-from bitel.calls.outcome import Attempted, Media, Outcome
-from bitel.calls.retry import Again, Final, Verdict
-from bitel.calls.tariff import NOTHING, Bill
+from bitel.domain.attempts import AttemptResult, Media, Outcome
+from bitel.domain.calls import CallStatus
+from bitel.domain.retry import Again, Final, Verdict
+from bitel.domain.tariff import NOTHING, Bill
 from bitel.store import do_not_call, ledger, projects
 from bitel.store.schema import SETTLED, ledger_entry
-from bitel.store.settling import HandBack, Settlement
+from bitel.store.settling import Requeue, Settlement
 
 if TYPE_CHECKING:
     from bitel.store.claims import Claim
@@ -24,13 +24,13 @@ NORMAL = Final(CallStatus.NORMAL)
 
 def settlement(
     claimed: Claim,
-    verdict: Verdict | HandBack,
+    verdict: Verdict | Requeue,
     outcome: Outcome = Outcome.BUSY,
     bill: Bill = NOTHING,
     **more: Any,
 ) -> Settlement:
     at = claimed.started_at
-    done = Attempted(outcome, started_at=at + 0.25, ended_at=at + 20, **more)
+    done = AttemptResult(outcome, started_at=at + 0.25, ended_at=at + 20, **more)
     return Settlement(claimed.attempt_id, claimed.call_id, done, verdict, bill)
 
 
@@ -81,7 +81,7 @@ def test_uncertain_redials_are_counted(world: World) -> None:
     world.settle(lease, settlement(claimed, Again(due, False, 0, uncertain=1), Outcome.UNCERTAIN))
     (claimed,) = world.claim(lease)
     assert (claimed.rule.uncertain, claimed.rule.retries_left) == (1, 0)
-    world.settle(lease, settlement(claimed, HandBack(due)))
+    world.settle(lease, settlement(claimed, Requeue(due)))
     (claimed,) = world.claim(lease)
     assert claimed.rule.uncertain == 1, "what was not dialled changes nothing"
 
@@ -223,7 +223,7 @@ def test_an_attempt_handed_back_leaves_the_call_as_it_was(world: World) -> None:
     )
     (claimed,) = world.claim(lease)
 
-    world.settle(lease, settlement(claimed, HandBack(world.clock() + 3), Outcome.NO_ANSWER))
+    world.settle(lease, settlement(claimed, Requeue(world.clock() + 3), Outcome.NO_ANSWER))
 
     assert world.attempts(call_id)[-1].outcome is Outcome.CALLED_OFF
     assert world.claim(lease) == []
@@ -233,10 +233,10 @@ def test_an_attempt_handed_back_leaves_the_call_as_it_was(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    "verdict", [Again(1.0, spends_retry=True, trouble=0), HandBack(1.0)], ids=["again", "back"]
+    "verdict", [Again(1.0, spends_retry=True, trouble=0), Requeue(1.0)], ids=["again", "back"]
 )
 def test_whoever_was_heard_is_never_due_again_whatever_the_verdict(
-    world: World, verdict: Again | HandBack
+    world: World, verdict: Again | Requeue
 ) -> None:
     call_id = world.place(retry_count=5)
     lease = world.take_over()

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, insert, make_url, select
 
 from bitel.store import migrate
 from bitel.store.database import Database
-from bitel.store.faults import StoreUnavailable
+from bitel.store.db_errors import StoreUnavailable
 from bitel.store.schema import dialer
 from tests.own_postgres import OwnPostgres, own_postgres
 from tests.small_disk import empty, fill, remount, small_disk

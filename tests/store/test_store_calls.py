@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy.exc import IntegrityError
 
-from bitel.calls.call import Call, CallStatus
+from bitel.domain.calls import Call, CallStatus
 from bitel.errors import InvalidRequestError
 from bitel.store import calls, claims
 

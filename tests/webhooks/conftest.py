@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pytest
 from sqlalchemy import Connection, insert, select, update
 
-from bitel.calls.call import CallStatus
-from bitel.calls.ids import new_id
+from bitel.domain.calls import CallStatus
+from bitel.domain.ids import new_id
 from bitel.store import projects, webhooks
 from bitel.store.database import Database
 from bitel.store.schema import PENDING, call, project, webhook_event

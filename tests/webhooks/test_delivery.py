@@ -20,7 +20,7 @@ from bitel.store.schema import DELIVERED, GIVEN_UP, PENDING
 from bitel.store.webhooks import LEASE
 from bitel.webhooks import delivery
 from bitel.webhooks.posting import Poster, TimeLimits
-from bitel.webhooks.schedule import PAUSES
+from bitel.webhooks.retry_policy import PAUSES
 from bitel.webhooks.signing import verify
 from tests.webhooks.receiver import Received, answer, hang, raw, receiver
 

@@ -7,7 +7,7 @@ from decimal import Decimal
 
 import pytest
 
-from bitel.calls.call import CallStatus
+from bitel.domain.calls import CallStatus
 from bitel.webhooks import payload
 
 

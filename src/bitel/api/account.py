@@ -6,11 +6,11 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from bitel.api.answers import AccountAnswer
 from bitel.api.auth import Owner
-from bitel.api.describing import described
+from bitel.api.context import parts_of
 from bitel.api.envelope import success
-from bitel.api.parts import parts_of
+from bitel.api.openapi import described
+from bitel.api.responses import AccountAnswer
 
 router = APIRouter(prefix="/api/v2")
 

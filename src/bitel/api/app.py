@@ -18,25 +18,25 @@ from bitel.api import (
     account,
     docs_page,
     health,
-    intake,
     metrics,
     servers,
+    upload_intake,
     v1,
     v2_calls,
     v2_files,
     v2_voice,
 )
-from bitel.api.auth import Admission
-from bitel.api.describing import DESCRIPTION
+from bitel.api.auth import Authenticator
+from bitel.api.context import ApiContext
 from bitel.api.envelope import failure
-from bitel.api.guard import Guard, note_refusal
-from bitel.api.intake import MOST_UPLOADS
-from bitel.api.limits import Limits
-from bitel.api.parts import ApiParts
-from bitel.api.placing import Placing
+from bitel.api.openapi import DESCRIPTION
+from bitel.api.placement import Placing
 from bitel.api.quotas import UnderWay
+from bitel.api.rate_limits import RateLimiter
+from bitel.api.response_guard import ResponseGuard, note_refusal
 from bitel.api.speaking import Speaking
 from bitel.api.statuses import Statuses
+from bitel.api.upload_intake import MOST_UPLOADS
 from bitel.errors import (
     BitelError,
     InvalidRequestError,
@@ -45,7 +45,7 @@ from bitel.errors import (
     UnavailableError,
 )
 
-__all__ = ["ApiParts", "build_app"]
+__all__ = ["ApiContext", "build_app"]
 
 _ROUTERS = (
     v2_voice.router,
@@ -65,9 +65,9 @@ LONGEST_CAUSE = 500
 """Characters of a fault's cause in the log."""
 
 
-def build_app(parts: ApiParts) -> FastAPI:
+def build_app(parts: ApiContext) -> FastAPI:
     """The HTTP API over `parts`. Whoever runs it closes the database afterwards."""
-    intake.sweep(parts.incoming)
+    upload_intake.sweep(parts.incoming)
     app = FastAPI(
         title="bitel",
         version=version("bitel"),
@@ -78,8 +78,8 @@ def build_app(parts: ApiParts) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.parts = parts
-    app.state.admission = Admission(parts)
-    app.state.limits = Limits(lambda: parts.settings.limits, parts.monotonic)
+    app.state.admission = Authenticator(parts)
+    app.state.limits = RateLimiter(lambda: parts.settings.limits, parts.monotonic)
     app.state.placing = Placing(parts, app.state.limits)
     app.state.uploads = UnderWay(MOST_UPLOADS, "uploads")
     app.state.speaking = Speaking(parts)
@@ -90,7 +90,7 @@ def build_app(parts: ApiParts) -> FastAPI:
     app.add_exception_handler(BitelError, _on_bitel_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
-    app.add_middleware(Guard)
+    app.add_middleware(ResponseGuard)
     return app
 
 

@@ -11,28 +11,28 @@ from fastapi.security.base import SecurityBase
 from sqlalchemy import Connection
 from starlette.requests import Request
 
-from bitel.api.guard import PROJECT
-from bitel.api.limits import Limits
-from bitel.api.parts import ApiParts
-from bitel.api.rounds import Rounds
+from bitel.api.context import ApiContext
+from bitel.api.micro_batcher import MicroBatcher
+from bitel.api.rate_limits import RateLimiter
+from bitel.api.response_guard import PROJECT
 from bitel.api.tokens import Claims, TokenSigner
 from bitel.errors import BitelError, UnauthorizedError
 from bitel.store import projects, tokens
 from bitel.store.projects import Project
 
-__all__ = ["Admission", "Claims", "Owner", "Token", "TokenSigner", "not_admitted", "owners_of"]
+__all__ = ["Authenticator", "Claims", "Owner", "Token", "TokenSigner", "not_admitted", "owners_of"]
 
 
-class Admission:
+class Authenticator:
     """Asks the store about every token on every request, for many requests at a time.
 
     A token that is revoked is refused from that moment on: what a request is told was read after
     the request came.
     """
 
-    def __init__(self, parts: ApiParts) -> None:
+    def __init__(self, parts: ApiContext) -> None:
         self._parts = parts
-        self._rounds = Rounds(self._admit)
+        self._rounds = MicroBatcher(self._admit)
 
     async def admit(self, token: str) -> Project:
         """The project that `token` speaks for. Raises UnauthorizedError."""
@@ -82,10 +82,10 @@ class _OwnerOfToken(_BearerToken):
 
     async def __call__(self, request: Request) -> Any:
         """The project of the request's token. Raises UnauthorizedError, TooManyRequestsError."""
-        admission: Admission = request.app.state.admission
+        admission: Authenticator = request.app.state.admission
         project = await admission.admit(_bearer(request.headers.get("authorization", "")))
         request.scope[PROJECT] = project.id
-        limits: Limits = request.app.state.limits
+        limits: RateLimiter = request.app.state.limits
         limits.count_request(project)
         return project
 

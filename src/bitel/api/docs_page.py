@@ -14,7 +14,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from bitel.api.describing import document
+from bitel.api.openapi import document
 
 router = APIRouter(include_in_schema=False)
 

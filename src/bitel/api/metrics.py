@@ -16,9 +16,9 @@ from fastapi import APIRouter, FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
+from bitel.api.context import parts_of
 from bitel.api.envelope import failure
-from bitel.api.guard import Guard
-from bitel.api.parts import parts_of
+from bitel.api.response_guard import ResponseGuard
 from bitel.errors import ForbiddenError, NotFoundError, UnauthorizedError
 from bitel.ip_addresses import embedded_ipv4
 
@@ -59,7 +59,7 @@ def build_listener(page: MetricsPage, token: Callable[[], str]) -> FastAPI:
             return failure(objection)
         return Response(await page(), media_type=MEDIA_TYPE)
 
-    app.add_middleware(Guard)
+    app.add_middleware(ResponseGuard)
     return app
 
 

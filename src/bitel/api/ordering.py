@@ -13,7 +13,12 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import Response
 
-from bitel.api.bodies import (
+from bitel.api.context import parts_of
+from bitel.api.envelope import sent
+from bitel.api.idempotency import once_of
+from bitel.api.placement import Answering, Playback, placing_of
+from bitel.api.reading import read
+from bitel.api.schemas import (
     BatchBody,
     BatchTtsBody,
     CallTerms,
@@ -22,13 +27,8 @@ from bitel.api.bodies import (
     SingleBody,
     SingleTtsBody,
 )
-from bitel.api.envelope import sent
-from bitel.api.once import once_of
-from bitel.api.parts import parts_of
-from bitel.api.placing import Answering, Sound, placing_of
-from bitel.api.reading import read
 from bitel.api.speaking import speaking_of
-from bitel.calls.call import Lane
+from bitel.domain.calls import Lane
 from bitel.errors import InvalidRequestError
 from bitel.store.projects import Project
 
@@ -40,7 +40,7 @@ async def single(request: Request, project: Project, answering: Answering) -> Re
     """Play a recording to one number."""
     body = await read(request, SingleBody, parts_of(request).settings.http.max_body)
 
-    async def sound() -> Sound:
+    async def sound() -> Playback:
         return await placing_of(request).sound(project, body.voice_id)
 
     numbers = [body.phone_number]
@@ -51,7 +51,7 @@ async def batch(request: Request, project: Project, answering: Answering) -> Res
     """Play a recording to many numbers."""
     body = await read(request, BatchBody, parts_of(request).settings.http.max_batch_body)
 
-    async def sound() -> Sound:
+    async def sound() -> Playback:
         return await placing_of(request).sound(project, body.voice_id)
 
     numbers = body.phone_numbers
@@ -62,7 +62,7 @@ async def otp(request: Request, project: Project, answering: Answering) -> Respo
     """Read a code to one number."""
     body = await read(request, OtpBody, parts_of(request).settings.http.max_body)
 
-    async def sound() -> Sound:
+    async def sound() -> Playback:
         intro = None
         if body.voice_id is not None:
             intro = await placing_of(request).sound(project, body.voice_id)
@@ -76,7 +76,7 @@ async def single_tts(request: Request, project: Project, answering: Answering) -
     """Speak a text to one number."""
     body = await read(request, SingleTtsBody, parts_of(request).settings.http.max_body)
 
-    async def sound() -> Sound:
+    async def sound() -> Playback:
         return await speaking_of(request).text(project.id, body.text, body.language)
 
     numbers = [body.phone_number]
@@ -87,7 +87,7 @@ async def batch_tts(request: Request, project: Project, answering: Answering) ->
     """Speak a text to many numbers."""
     body = await read(request, BatchTtsBody, parts_of(request).settings.http.max_batch_body)
 
-    async def sound() -> Sound:
+    async def sound() -> Playback:
         return await speaking_of(request).text(project.id, body.text, body.language)
 
     numbers = body.phone_numbers
@@ -100,7 +100,7 @@ async def _place(
     terms: CallTerms,
     numbers: PhoneNumbers,
     lane: Lane,
-    sound: Callable[[], Awaitable[Sound]],
+    sound: Callable[[], Awaitable[Playback]],
     answering: Answering,
 ) -> Response:
     placing, once = placing_of(request), once_of(request, terms)

@@ -8,7 +8,7 @@ from typing import Annotated, Final
 
 from fastapi import Query
 
-from bitel.calls.ids import is_id
+from bitel.domain.ids import is_id
 from bitel.errors import InvalidRequestError
 
 LARGEST_PAGE: Final = 1000

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 from pydantic import ValidationError
 from starlette.requests import Request
 
-from bitel.api.bodies import Body
+from bitel.api.schemas import Body
 from bitel.errors import InvalidRequestError, PayloadTooLargeError
 
 BODY_SECONDS: Final = 30.0

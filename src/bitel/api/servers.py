@@ -10,12 +10,12 @@ from sqlalchemy import Connection
 from starlette.requests import Request
 from starlette.responses import Response
 
-from bitel.api.answers import ServerAnswer
 from bitel.api.auth import Owner
-from bitel.api.describing import described
+from bitel.api.context import parts_of
 from bitel.api.envelope import success
-from bitel.api.parts import parts_of
-from bitel.api.placing import dialers_of
+from bitel.api.openapi import described
+from bitel.api.placement import dialers_of
+from bitel.api.responses import ServerAnswer
 from bitel.store import leases, pausing
 
 SEEN_WITHIN: Final = 15.0

@@ -6,17 +6,17 @@ from typing import Final
 
 from starlette.requests import Request
 
-from bitel.api.bodies import LONGEST_CODE
-from bitel.api.parts import ApiParts
-from bitel.api.placing import Sound
+from bitel.api.context import ApiContext
+from bitel.api.placement import Playback
 from bitel.api.quotas import UnderWay, quota_of
-from bitel.calls.ids import new_id
+from bitel.api.schemas import LONGEST_CODE
+from bitel.domain.ids import new_id
 from bitel.errors import InvalidRequestError
+from bitel.recordings.shared_tasks import SharedTasks
+from bitel.speech import spoken_text
+from bitel.speech.digits import GAP_SECONDS, PAUSE_SECONDS
 from bitel.store import recordings
 from bitel.store.recordings import Recording
-from bitel.voices import speech_text
-from bitel.voices.digits import GAP_SECONDS, PAUSE_SECONDS
-from bitel.voices.sharing import Sharing
 
 DIGIT_SECONDS: Final = 1.0
 """How long a spoken digit is taken to last when money is kept back for it; most are shorter."""
@@ -29,9 +29,9 @@ LONGEST_NAME: Final = 60
 class Speaking:
     """Has texts spoken, each once per project."""
 
-    def __init__(self, parts: ApiParts) -> None:
+    def __init__(self, parts: ApiContext) -> None:
         self._parts = parts
-        self._sharing: Sharing[Recording] = Sharing()
+        self._sharing: SharedTasks[Recording] = SharedTasks()
         self._under_way = UnderWay(MOST_TEXTS, "texts")
 
     async def recording(self, project_id: str, text: str, language: str | None) -> Recording:
@@ -52,14 +52,14 @@ class Speaking:
                 f"{project_id} {key}", lambda: self._speak(project_id, text, language, key)
             )
 
-    async def text(self, project_id: str, text: str, language: str | None) -> Sound:
+    async def text(self, project_id: str, text: str, language: str | None) -> Playback:
         """`text` as calls play it. Raises as `recording` does."""
         recording = await self.recording(project_id, text, language)
-        return Sound(recording.id, recording.duration)
+        return Playback(recording.id, recording.duration)
 
     async def code(
-        self, text: str, language: str | None, repeats: int, intro: Sound | None
-    ) -> Sound:
+        self, text: str, language: str | None, repeats: int, intro: Playback | None
+    ) -> Playback:
         """The digits of `text` in `language`, `repeats` times, after `intro` if there is one.
 
         Raises InvalidRequestError, naming `voiceId`, `text` or `language`, and UnavailableError.
@@ -70,11 +70,11 @@ class Speaking:
                 f"voiceId names a recording of {intro.seconds:g} s; before a one-time password it "
                 f"may last {longest:g} s"
             )
-        digits = speech_text.digits(text, LONGEST_CODE)
+        digits = spoken_text.digits(text, LONGEST_CODE)
         # Spoken when the call is answered; whether anybody can is better known now.
         await self._parts.speech.recording_key(digits, language)
         seconds = repeats * (len(digits) * (DIGIT_SECONDS + GAP_SECONDS) + PAUSE_SECONDS)
-        return Sound(
+        return Playback(
             recording_id=intro.recording_id if intro else None,
             seconds=seconds + (intro.seconds if intro else 0.0),
             digits=digits,

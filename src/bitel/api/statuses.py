@@ -11,11 +11,11 @@ from sqlalchemy import Connection
 from starlette.requests import Request
 
 from bitel.api.auth import Claims, not_admitted, owners_of
-from bitel.api.limits import Limits
-from bitel.api.parts import ApiParts
-from bitel.api.rounds import Rounds
-from bitel.calls.call import Call
-from bitel.calls.ids import is_id
+from bitel.api.context import ApiContext
+from bitel.api.micro_batcher import MicroBatcher
+from bitel.api.rate_limits import RateLimiter
+from bitel.domain.calls import Call
+from bitel.domain.ids import is_id
 from bitel.errors import BitelError, NotFoundError
 from bitel.store import calls as call_rows
 from bitel.store.projects import Project
@@ -28,10 +28,10 @@ Found = tuple[Project, Call | None]
 class Statuses:
     """Asks the store for calls, those of all requests that wait in one query."""
 
-    def __init__(self, parts: ApiParts, limits: Limits) -> None:
+    def __init__(self, parts: ApiContext, limits: RateLimiter) -> None:
         self._parts = parts
         self._limits = limits
-        self._rounds: Rounds[Asked, Found] = Rounds(self._find)
+        self._rounds: MicroBatcher[Asked, Found] = MicroBatcher(self._find)
 
     async def of(self, token: str, call_id: str) -> Call:
         """The call of that id which the token's project has, as it stood after this was asked.

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import jwt
 
-from bitel.calls.ids import is_id
+from bitel.domain.ids import is_id
 from bitel.errors import SettingsError, UnauthorizedError
 
 ISSUER: Final = "Bitel"

@@ -10,14 +10,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bitel.api import ordering
-from bitel.api.answers import CdrAnswer, DateOf, Success
 from bitel.api.auth import Owner
-from bitel.api.bodies import BatchBody, OtpBody, SingleBody, SingleTtsBody
-from bitel.api.describing import described, placing_calls
+from bitel.api.context import parts_of
 from bitel.api.envelope import list_body, sent, success, success_body
-from bitel.api.parts import parts_of
-from bitel.api.placing import Placed
-from bitel.calls.ids import is_id
+from bitel.api.openapi import described, placing_calls
+from bitel.api.placement import Placed
+from bitel.api.responses import CdrAnswer, DateOf, Success
+from bitel.api.schemas import BatchBody, OtpBody, SingleBody, SingleTtsBody
+from bitel.domain.ids import is_id
 from bitel.errors import NotFoundError
 from bitel.store import cdr as records
 from bitel.store.cdr import Cdr

@@ -8,16 +8,16 @@ from fastapi import APIRouter, Path
 from starlette.requests import Request
 from starlette.responses import Response
 
-from bitel.api.answers import CallAnswer, CallPage, CampaignAnswer, call_answer, campaign_answer
 from bitel.api.auth import Owner, Token
-from bitel.api.describing import described
+from bitel.api.context import parts_of
 from bitel.api.direct import DirectRoute
 from bitel.api.envelope import success
+from bitel.api.openapi import described
 from bitel.api.paging import USUAL_PAGE, Cursor, Limit, next_cursor, read_cursor
-from bitel.api.parts import parts_of
 from bitel.api.paths import CALL_ID
+from bitel.api.responses import CallAnswer, CallPage, CampaignAnswer, call_answer, campaign_answer
 from bitel.api.statuses import statuses_of
-from bitel.calls.ids import is_id
+from bitel.domain.ids import is_id
 from bitel.errors import InvalidRequestError, NotFoundError
 from bitel.store import calls as call_rows
 from bitel.store import campaigns

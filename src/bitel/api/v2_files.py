@@ -10,17 +10,17 @@ from sqlalchemy import Connection
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from bitel.api import intake
-from bitel.api.answers import RecordingAnswer, RecordingPage, UploadAnswer, recording_answer
+from bitel.api import upload_intake
 from bitel.api.auth import Owner
-from bitel.api.bodies import SpeechBody
-from bitel.api.describing import described
+from bitel.api.context import ApiContext, parts_of
 from bitel.api.envelope import success
+from bitel.api.openapi import described
 from bitel.api.paging import USUAL_PAGE, Cursor, Limit, next_cursor, read_cursor
-from bitel.api.parts import ApiParts, parts_of
 from bitel.api.reading import read
+from bitel.api.responses import RecordingAnswer, RecordingPage, UploadAnswer, recording_answer
+from bitel.api.schemas import SpeechBody
 from bitel.api.speaking import speaking_of
-from bitel.calls.ids import is_id
+from bitel.domain.ids import is_id
 from bitel.errors import (
     ConflictError,
     InvalidRequestError,
@@ -78,7 +78,7 @@ _listen["responses"][200] = {
 async def upload(request: Request, project: Owner) -> Response:
     """The part named `file` holds the audio; its file name becomes the recording's name. The
     recording is decoded and durable when this answers."""
-    recording, warning = await intake.take_in(parts_of(request), project.id, request)
+    recording, warning = await upload_intake.take_in(parts_of(request), project.id, request)
     answer = recording_answer(recording)
     return success({**answer, "warning": warning} if warning else answer)
 
@@ -167,7 +167,7 @@ async def listen(request: Request, project: Owner, voice_id: VoiceId) -> Respons
     return StreamingResponse(_chained(first, pieces), headers=headers, media_type="audio/wav")
 
 
-async def _require(parts: ApiParts, project_id: str, voice_id: str) -> None:
+async def _require(parts: ApiContext, project_id: str, voice_id: str) -> None:
     """Raises NotFoundError where the project has no such recording."""
     if not is_id(voice_id):
         raise _no_recording()

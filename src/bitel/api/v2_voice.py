@@ -9,13 +9,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bitel.api import ordering
-from bitel.api.answers import BatchSuccess, CallAnswer, Success, placed_answer
 from bitel.api.auth import Owner
-from bitel.api.bodies import BatchBody, BatchTtsBody, OtpBody, SingleBody, SingleTtsBody
-from bitel.api.describing import placing_calls
 from bitel.api.direct import DirectRoute
 from bitel.api.envelope import success_body, written, written_list
-from bitel.api.placing import Placed
+from bitel.api.openapi import placing_calls
+from bitel.api.placement import Placed
+from bitel.api.responses import BatchSuccess, CallAnswer, Success, placed_answer
+from bitel.api.schemas import BatchBody, BatchTtsBody, OtpBody, SingleBody, SingleTtsBody
 
 router = APIRouter(prefix="/api/v2/voice", route_class=DirectRoute)
 

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bitel.calls.outcome import Outcome
 from bitel.cli.opening import open_database, read_clock
 from bitel.cli.options import ConfigOption, JsonOption
+from bitel.domain.attempts import Outcome
 from bitel.errors import NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bitel.calls.outcome import Media
+    from bitel.domain.attempts import Media
     from bitel.store.calls import AttemptRow
 
 

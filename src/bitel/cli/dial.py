@@ -17,11 +17,11 @@ from bitel.cli.options import ConfigOption
 from bitel.errors import BitelError, InvalidServerError, SettingsError
 
 if TYPE_CHECKING:
-    from bitel.calls.outcome import Attempted
-    from bitel.dialers.config import SipTrunkConfig
-    from bitel.dialers.playlists import Codec, Playlist
-    from bitel.dialers.sip_trunk import SipTrunkDialer
-    from bitel.dialing.dialer import Order
+    from bitel.dialer.config import SipTrunkConfig
+    from bitel.dialer.playlist import Codec, Playlist
+    from bitel.dialer.sip_dialer import SipTrunkDialer
+    from bitel.dialing.dialer import DialRequest
+    from bitel.domain.attempts import AttemptResult
     from bitel.settings import Settings
     from bitel.sip.grammar import Address
 
@@ -47,12 +47,13 @@ def dial(
     """
     import uvloop
 
-    from bitel import logs, settings
-    from bitel.calls.numbers import to_e164
-    from bitel.calls.outcome import Outcome
+    from bitel import settings
+    from bitel.domain.attempts import Outcome
+    from bitel.domain.phone_numbers import to_e164
+    from bitel.observability import logging
 
     loaded = settings.load(config)
-    logs.configure(loaded.log_level, loaded.log_json)
+    logging.configure(loaded.log_level, loaded.log_json)
     trunk_config = _config(loaded, dialer)
     e164 = to_e164(number, loaded.region, loaded.extra_prefixes)
     if voice is not None and not voice.is_file():
@@ -76,21 +77,23 @@ def _config(settings: Settings, dialer_id: str | None) -> SipTrunkConfig:
     return replace(sip_trunk_config(found, settings.region), register=False, ping_interval=0.0)
 
 
-async def _dial(config: SipTrunkConfig, e164: str, voice: Path | None, *, full: bool) -> Attempted:
-    from bitel.calls.ids import new_id
-    from bitel.dialing.dialer import Order
+async def _dial(
+    config: SipTrunkConfig, e164: str, voice: Path | None, *, full: bool
+) -> AttemptResult:
+    from bitel.dialing.dialer import DialRequest
+    from bitel.domain.ids import new_id
 
     with tempfile.TemporaryDirectory(prefix="bitel-dial-") as folder:
         playing = await _Playing.prepare(voice, Path(folder))
         dialer = await _start(config, playing, _Ladder(full=full))
         try:
-            order = Order(new_id(time.time()), new_id(time.time()), e164, "voice")
+            order = DialRequest(new_id(time.time()), new_id(time.time()), e164, "voice")
             return await _dial_until_interrupted(dialer, order)
         finally:
             await dialer.close()
 
 
-async def _dial_until_interrupted(dialer: SipTrunkDialer, order: Order) -> Attempted:
+async def _dial_until_interrupted(dialer: SipTrunkDialer, order: DialRequest) -> AttemptResult:
     """Ctrl-C ends the call too, not just the program."""
 
     async def heard(at: float) -> bool:
@@ -107,7 +110,7 @@ async def _dial_until_interrupted(dialer: SipTrunkDialer, order: Order) -> Attem
 
 async def _start(config: SipTrunkConfig, playing: _Playing, ladder: _Ladder) -> SipTrunkDialer:
     """A dialer at the configured port, or at a free one where a service has that."""
-    from bitel.dialers.sip_trunk import SipTrunkDialer
+    from bitel.dialer.sip_dialer import SipTrunkDialer
 
     dialer = SipTrunkDialer(config, playing, time.time, watch=ladder)
     try:
@@ -130,10 +133,10 @@ class _Playing:
 
     @classmethod
     async def prepare(cls, voice: Path | None, folder: Path) -> _Playing:
+        from bitel.recordings.decode import decode
+        from bitel.recordings.limits import DecodeLimits
+        from bitel.recordings.sample import write_sample
         from bitel.rtp.shared_clip import read_clip
-        from bitel.voices.decoding import decode
-        from bitel.voices.limits import DecodeLimits
-        from bitel.voices.sample import write_sample
 
         if voice is None:
             voice = folder / "sample.wav"
@@ -141,7 +144,9 @@ class _Playing:
         decoded = await decode(voice, folder, DecodeLimits())
         return cls({"PCMA": [read_clip(decoded.alaw)], "PCMU": [read_clip(decoded.ulaw)]})
 
-    async def for_order(self, order: Order, codecs: Sequence[Codec]) -> Mapping[str, Playlist]:
+    async def for_order(
+        self, order: DialRequest, codecs: Sequence[Codec]
+    ) -> Mapping[str, Playlist]:
         return self._clips
 
 
@@ -152,24 +157,24 @@ class _Ladder:
         self._full = full
         self._sip_call_ids: set[bytes] = set()
 
-    def invited(self, order: Order, sip_call_id: str) -> None:
+    def invited(self, order: DialRequest, sip_call_id: str) -> None:
         self._sip_call_ids.add(sip_call_id.encode())
 
     def tap(
         self, direction: Literal["in", "out"], data: bytes, address: Address, at: float
     ) -> None:
-        from bitel.dialers import tracing
+        from bitel.dialer import trace_format
 
         # A port that faces the world hears from strangers too.
-        if tracing.sip_call_id(data) in self._sip_call_ids:
-            traced = tracing.Traced.of(direction, data, address, at)
-            typer.echo(tracing.in_full(traced) if self._full else tracing.arrow(traced))
+        if trace_format.sip_call_id(data) in self._sip_call_ids:
+            traced = trace_format.Traced.of(direction, data, address, at)
+            typer.echo(trace_format.in_full(traced) if self._full else trace_format.arrow(traced))
 
-    def over(self, order: Order, attempted: Attempted | None) -> None:
+    def over(self, order: DialRequest, attempted: AttemptResult | None) -> None:
         pass
 
 
-def _summary(e164: str, attempted: Attempted) -> str:
+def _summary(e164: str, attempted: AttemptResult) -> str:
     outcome = attempted.outcome.value
     if attempted.answered_at is not None:
         after = attempted.answered_at - attempted.started_at

@@ -59,7 +59,7 @@ def list_(
 
 
 def _change(project: str, number: str, config: Path | None, *, add: bool) -> None:
-    from bitel.calls.numbers import to_e164
+    from bitel.domain.phone_numbers import to_e164
     from bitel.store import do_not_call
 
     with open_database(config) as (settings, database):

@@ -29,9 +29,9 @@ def erase(
     wait are canceled first. An entry on the do-not-call list stays, so that
     the number is not called again.
     """
-    from bitel.calls.numbers import to_e164
     from bitel.cli.trace import traces_folder
-    from bitel.dialers import tracing
+    from bitel.dialer import trace_format
+    from bitel.domain.phone_numbers import to_e164
     from bitel.store import calls, retention
 
     with open_database(config) as (settings, database):
@@ -53,7 +53,7 @@ def erase(
             some = ids[first : first + PIECE]
             database.write_now(partial(retention.erase_calls, project_id=found.id, ids=some))
         database.write_now(lambda conn: retention.forget_number(conn, found.id, e164))
-        traces = tracing.erase(traces_folder(settings.data_dir), set(ids))
+        traces = trace_format.erase(traces_folder(settings.data_dir), set(ids))
     typer.echo(f"erased from {len(ids)} calls and the traces of {traces} attempts")
 
 

@@ -47,7 +47,7 @@ def read_number_list(
         name: what messages call the file.
         column: the heading of the column that holds the numbers; None: it is found.
         region: how national numbers are read, to find the column and numbers that are the same.
-        extra_prefixes: as in `bitel.calls.numbers.to_e164`.
+        extra_prefixes: as in `bitel.domain.phone_numbers.to_e164`.
 
     Raises InvalidRequestError, naming line and column, where the file is no such list.
     """
@@ -78,7 +78,7 @@ class _NumberReader:
         self._extra_prefixes = extra_prefixes
 
     def e164(self, written: str) -> str | None:
-        from bitel.calls.numbers import to_e164
+        from bitel.domain.phone_numbers import to_e164
 
         try:
             return to_e164(written, self._region, self._extra_prefixes)

@@ -13,8 +13,8 @@ import typer
 from bitel.errors import SettingsError
 
 if TYPE_CHECKING:
-    from bitel.phone.log import Entry
-    from bitel.phone.phone import PhoneConfig
+    from bitel.test_phone.log import Entry
+    from bitel.test_phone.phone import PhoneConfig
 
 
 def phone(
@@ -49,10 +49,10 @@ def phone(
 ) -> None:
     """Take SIP calls: answer, be busy, ring, or stay silent, by number."""
     # Other commands start sooner without these.
-    from bitel.phone.phone import PhoneConfig
-    from bitel.phone.rules import RuleError, parse_rules
     from bitel.settings import split_address
-    from bitel.transports.tls import TlsFileError, TlsFiles
+    from bitel.sip_transport.tls import TlsFileError, TlsFiles
+    from bitel.test_phone.phone import PhoneConfig
+    from bitel.test_phone.rules import RuleError, parse_rules
 
     try:
         config = PhoneConfig(
@@ -79,8 +79,8 @@ def phone(
 
 async def _serve(config: PhoneConfig, *, quiet: bool) -> None:
     """Run the phone until SIGTERM or SIGINT."""
-    from bitel.phone.phone import Phone
     from bitel.sip.grammar import host_in_uri
+    from bitel.test_phone.phone import Phone
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -167,7 +167,7 @@ def set_(
 ) -> None:
     """Change a project."""
     from bitel.store import projects
-    from bitel.webhooks import targets
+    from bitel.webhooks import url_policy
 
     changes: ProjectChanges = {}
     if daily_spend is not None:
@@ -207,7 +207,7 @@ def set_(
     with open_database(config) as (settings, database):
         now = read_clock(settings)()
         if webhook not in (None, NOWHERE):
-            targets.check(webhook, allow_private=settings.webhook_allow_private)
+            url_policy.check(webhook, allow_private=settings.webhook_allow_private)
         if dialers is not None:
             chosen = tuple(word.strip() for word in dialers.split(","))
             changes["dialers"] = None if dialers == ALL else _known(chosen, settings)
@@ -225,7 +225,7 @@ def _amount(text: str) -> Decimal | None:
         amount = Decimal(text)
     except InvalidOperation:
         amount = Decimal("NaN")
-    from bitel.calls.budget import check_amount
+    from bitel.domain.budget import check_amount
 
     try:
         check_amount(amount, "it")
@@ -235,7 +235,7 @@ def _amount(text: str) -> Decimal | None:
 
 
 def _prefixes(text: str) -> tuple[str, ...]:
-    from bitel.calls.number_policy import parse_prefixes
+    from bitel.domain.number_policy import parse_prefixes
 
     prefixes = parse_prefixes(text)
     if not prefixes:
@@ -309,8 +309,8 @@ def delete(
     """
     import asyncio
 
+    from bitel.recordings.storage import VoiceStore
     from bitel.store import project_deletion
-    from bitel.voices.storage import VoiceStore
 
     with open_database(config) as (settings, database):
         found = database.read_now(lambda conn: find_project(conn, project))

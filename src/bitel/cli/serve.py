@@ -37,11 +37,12 @@ def serve(
     import structlog
     import uvloop
 
-    from bitel import logs, service, settings
+    from bitel import service, settings
     from bitel.errors import BitelError
+    from bitel.observability import logging
 
     loaded = settings.load(config)
-    logs.configure(loaded.log_level, loaded.log_json)
+    logging.configure(loaded.log_level, loaded.log_json)
     if unknown := settings.unknown_variables():
         structlog.get_logger(__name__).warning("unknown_variables", names=", ".join(unknown))
     try:

@@ -35,7 +35,7 @@ def create(
     from sqlalchemy import Connection
 
     from bitel.api.tokens import TokenSigner
-    from bitel.calls.ids import new_id
+    from bitel.domain.ids import new_id
     from bitel.store import tokens
 
     now = time.time()

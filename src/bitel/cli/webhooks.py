@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from bitel.store.projects import Project
-    from bitel.store.webhooks import Event, Tried
+    from bitel.store.webhooks import DeliveryAttempt, Event
 
 app = typer.Typer(
     help="Webhooks: what receivers were told, and the secrets that sign it.", no_args_is_help=True
@@ -132,7 +132,7 @@ def _as_json(event: Event, date: Callable[[float], float]) -> dict[str, Any]:
     }
 
 
-def _outcome(tried: Tried) -> str:
+def _outcome(tried: DeliveryAttempt) -> str:
     if tried.status_code is None:
         return tried.error
     redirect = " (redirects are not followed)" if tried.status_code // 100 == 3 else ""

@@ -19,8 +19,8 @@ from bitel.demo.show import table
 from bitel.demo.stage import Stage
 from bitel.errors import BitelError
 from bitel.g711 import Pcm
-from bitel.voices.compare import Match, match
-from bitel.voices.sample import write_sample
+from bitel.recordings.audio_match import Match, match
+from bitel.recordings.sample import write_sample
 
 LIMIT = 55.0
 """Seconds after which calls that are not over count as failed."""

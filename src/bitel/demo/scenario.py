@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from decimal import Decimal
 
-from bitel.calls.tariff import Rate, Tariff
 from bitel.client import Call
+from bitel.domain.tariff import Rate, Tariff
 
 RING_TIMEOUT = 6
 SAMPLE_SECONDS = 6.0

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple, Protocol
 
-from bitel.calls.outcome import Attempted
+from bitel.domain.attempts import AttemptResult
 
 
-class Order(NamedTuple):
+class DialRequest(NamedTuple):
     """One attempt to make: who to call, and what to play. The claim behind it is durable.
 
     What is played is the recording, if there is one, then `digits`, if there are any, read one by
@@ -27,7 +27,7 @@ class Order(NamedTuple):
     what is played, the usual hold and `HANG_UP_SECONDS`."""
 
 
-Heard = Callable[[float], Awaitable[bool]]
+OnAnswered = Callable[[float], Awaitable[bool]]
 """Called once, with the time of the answer (Unix seconds), before the first packet of audio.
 
 True when it is durable that this person has heard us. False when the claim is lost: then the call
@@ -35,7 +35,7 @@ must be ended at once and in silence.
 """
 
 
-Rang = Callable[[float], None]
+OnRinging = Callable[[float], None]
 """Called with the time (Unix seconds) of an attempt's first 18x, at most once."""
 
 
@@ -72,7 +72,9 @@ class Dialer(Protocol):
     async def start(self) -> None:
         """Bind what needs binding. Raises BitelError in one sentence when that fails."""
 
-    async def dial(self, order: Order, heard: Heard, rang: Rang = ignore_ringing) -> Attempted:
+    async def dial(
+        self, order: DialRequest, heard: OnAnswered, rang: OnRinging = ignore_ringing
+    ) -> AttemptResult:
         """Make one attempt and say what became of it. Never raises for what a far end does."""
 
     def call_off(self, attempt_id: str) -> None:

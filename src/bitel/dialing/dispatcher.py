@@ -20,27 +20,27 @@ from typing import Final
 import structlog
 from sqlalchemy import Connection
 
-from bitel.calls.call import CallStatus, Lane
-from bitel.calls.numbers import masked
-from bitel.calls.outcome import Attempted, Outcome
-from bitel.calls.retry import Final as FinalVerdict
-from bitel.calls.retry import decide
-from bitel.calls.tariff import NOTHING, Tariff
+from bitel.dialing.attempt_writer import AttemptWriter, apply_journal
+from bitel.dialing.backpressure import Backpressure, LoadSample
 from bitel.dialing.claim_mark import ClaimMark
-from bitel.dialing.dialer import Dialer, Order
+from bitel.dialing.dialer import Dialer, DialRequest
 from bitel.dialing.figures import Figures
 from bitel.dialing.journal import Journal
 from bitel.dialing.pacer import Pacer
-from bitel.dialing.pressure import Pressure, Strain
 from bitel.dialing.recording_faults import RecordingFaults
-from bitel.dialing.records import Records, apply_journal
+from bitel.domain.attempts import AttemptResult, Outcome
+from bitel.domain.calls import CallStatus, Lane
+from bitel.domain.phone_numbers import masked
+from bitel.domain.retry import Final as FinalVerdict
+from bitel.domain.retry import decide
+from bitel.domain.tariff import NOTHING, Tariff
 from bitel.errors import UnavailableError
 from bitel.store import claims, leases, pausing, settling
 from bitel.store.claims import Claim, Room
 from bitel.store.database import Database
 from bitel.store.leases import Lease, LostLease, Recovered, TakeOverTerms, TrunkHistory
 from bitel.store.pausing import InForce
-from bitel.store.settling import HandBack, Settlement
+from bitel.store.settling import Requeue, Settlement
 
 log = structlog.get_logger(__name__)
 
@@ -128,7 +128,7 @@ class Dispatcher:
         tariff: Tariff,
         clock: Callable[[], float],
         on_settled: Callable[[], None] = lambda: None,
-        strain: Callable[[], Strain] = Strain,
+        strain: Callable[[], LoadSample] = LoadSample,
         recording_faults: RecordingFaults | None = None,
         journal: Journal | None = None,
         mark: ClaimMark | None = None,
@@ -138,7 +138,7 @@ class Dispatcher:
         """`clock` gives the Unix seconds of all stored times, `ahead` the seconds by which the
         system clock, which calling windows follow, is ahead of it."""
         self.figures = Figures()
-        self.pressure = Pressure()
+        self.pressure = Backpressure()
         self.recording_faults = recording_faults or RecordingFaults(dialer_id, monotonic)
         self._strain = strain
         self._journal = journal
@@ -171,7 +171,7 @@ class Dispatcher:
         self._drained = asyncio.Event()
         self._lease_lost = asyncio.Event()
         self._lease = Lease(dialer_id, worker, 0)  # none, until `take_over`
-        self._records: Records
+        self._records: AttemptWriter
 
     @property
     def dialer_id(self) -> str:
@@ -248,7 +248,7 @@ class Dispatcher:
             )
 
         self._lease, recovered = await self._database.write(work)
-        self._records = Records(self._database, self._lease, self._clock, self._journal)
+        self._records = AttemptWriter(self._database, self._lease, self._clock, self._journal)
         history = await self._database.read(
             lambda conn: leases.trunk_history(conn, self._dialer_id)
         )
@@ -480,7 +480,7 @@ class Dispatcher:
             log.warning("claims_handed_back", dialer=self._dialer_id, claims=undone)
         self._doubtful.clear()
 
-    def _is_held_back(self, strain: Strain, now: float) -> bool:
+    def _is_held_back(self, strain: LoadSample, now: float) -> bool:
         """Whether the machine has no room for more calls; they wait in the queue then."""
         pressure = self.pressure
         if pressure.look(strain, now):
@@ -527,7 +527,7 @@ class Dispatcher:
             self._otp_running -= claim.lane is Lane.OTP
             self._doorbell.set()
 
-    def _log_end(self, claim: Claim, attempted: Attempted) -> None:
+    def _log_end(self, claim: Claim, attempted: AttemptResult) -> None:
         answered_at = attempted.answered_at
         log.info(
             "attempt_ended",
@@ -550,7 +550,7 @@ class Dispatcher:
         if not self._tariff.prices(claim.e164):
             # The tariff has changed since it was placed; the call would cost us and nobody else.
             return self._unpriced(claim)
-        order = Order(
+        order = DialRequest(
             claim.attempt_id,
             claim.call_id,
             claim.e164,
@@ -578,7 +578,7 @@ class Dispatcher:
             # A fault of our own. A call that was answered is not made again; any other may have
             # rung, so that a fault which always comes back must not ring it again and again.
             log.exception("attempt_failed", attempt=claim.attempt_id, number=masked(claim.e164))
-            attempted = Attempted(
+            attempted = AttemptResult(
                 Outcome.CUT_OFF if reached else Outcome.UNCERTAIN,
                 started_at=claim.started_at,
                 ended_at=self._clock(),
@@ -605,15 +605,15 @@ class Dispatcher:
     def _unpriced(self, claim: Claim) -> Settlement:
         now = self._clock()
         why = "no line of the tariff prices the number"
-        attempted = Attempted(Outcome.REFUSED, now, now, detail=why)
+        attempted = AttemptResult(Outcome.REFUSED, now, now, detail=why)
         verdict = FinalVerdict(CallStatus.ERROR, why)
         return Settlement(claim.attempt_id, claim.call_id, attempted, verdict)
 
     def _hand_back(self, claim: Claim, why: str, wait: float = 0.0) -> Settlement:
         """The end of an attempt given up for our own reasons: its call is due in `wait` seconds."""
         now = self._clock()
-        attempted = Attempted(Outcome.CALLED_OFF, claim.started_at, now, detail=why)
-        verdict = HandBack(now + wait)
+        attempted = AttemptResult(Outcome.CALLED_OFF, claim.started_at, now, detail=why)
+        verdict = Requeue(now + wait)
         return Settlement(claim.attempt_id, claim.call_id, attempted, verdict, NOTHING)
 
     async def _watch_for_cancels(self) -> None:

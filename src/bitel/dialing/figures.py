@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from bitel.calls.outcome import Irregularity, Outcome
+from bitel.domain.attempts import Irregularity, Outcome
 
 
 @dataclass(slots=True)

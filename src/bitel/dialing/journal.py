@@ -24,12 +24,12 @@ from typing import Any, Final
 
 import structlog
 
-from bitel.calls.call import CallStatus
-from bitel.calls.outcome import Attempted, Irregularity, Media, Outcome
-from bitel.calls.retry import Again
-from bitel.calls.retry import Final as FinalVerdict
-from bitel.calls.tariff import Bill
-from bitel.store.settling import HandBack, Settlement
+from bitel.domain.attempts import AttemptResult, Irregularity, Media, Outcome
+from bitel.domain.calls import CallStatus
+from bitel.domain.retry import Again
+from bitel.domain.retry import Final as FinalVerdict
+from bitel.domain.tariff import Bill
+from bitel.store.settling import Requeue, Settlement
 
 log = structlog.get_logger(__name__)
 
@@ -40,10 +40,10 @@ _END: Final = bytes(_FRAME.size)
 ENTRY_BYTES: Final = 1024
 """Bytes of an entry, at most. A longer one is written without its free text and digits."""
 
-_VERDICTS: Final[dict[str, type[FinalVerdict] | type[Again] | type[HandBack]]] = {
+_VERDICTS: Final[dict[str, type[FinalVerdict] | type[Again] | type[Requeue]]] = {
     "final": FinalVerdict,
     "again": Again,
-    "hand back": HandBack,
+    "hand back": Requeue,
 }
 
 
@@ -228,7 +228,7 @@ def _shortened(one: Settlement) -> Settlement:
 def _encode(one: Settlement) -> bytes:
     verdict = one.verdict
     (kind,) = (name for name, made_of in _VERDICTS.items() if isinstance(verdict, made_of))
-    fields = {"due_at": verdict.due_at} if isinstance(verdict, HandBack) else verdict._asdict()
+    fields = {"due_at": verdict.due_at} if isinstance(verdict, Requeue) else verdict._asdict()
     media = one.attempted.media
     settlement = {
         "attempt_id": one.attempt_id,
@@ -260,7 +260,7 @@ def _decode(payload: bytes) -> Settlement:
     return Settlement(
         settlement["attempt_id"],
         settlement["call_id"],
-        Attempted(**attempted),
+        AttemptResult(**attempted),
         _VERDICTS[kind](**verdict),
         Bill(seconds, Decimal(price)),
     )

@@ -11,7 +11,7 @@ from typing import Final
 
 import structlog
 
-from bitel.dialing.dialer import Order
+from bitel.dialing.dialer import DialRequest
 
 log = structlog.get_logger(__name__)
 
@@ -46,7 +46,7 @@ class RecordingFaults:
         self._in_a_row = 0
         self._held_until = 0.0
 
-    def missed(self, order: Order, reason: str) -> None:
+    def missed(self, order: DialRequest, reason: str) -> None:
         """Note that what `order` plays can't be read now; `reason` is a sentence."""
         now = self._clock()
         self._forget_old(now)
@@ -59,7 +59,7 @@ class RecordingFaults:
         if self._in_a_row >= IN_A_ROW:
             self._held_until = now + HOLD
 
-    def found(self, order: Order) -> None:
+    def found(self, order: DialRequest) -> None:
         """Note that what `order` plays is in memory."""
         self._in_a_row = 0
         self._held_until = 0.0
@@ -97,5 +97,5 @@ class RecordingFaults:
             log.info("recordings_reachable", dialer=self._dialer_id)
 
 
-def _sound_of(order: Order) -> str:
+def _sound_of(order: DialRequest) -> str:
     return f"{order.recording_id or ''} {order.language if order.digits else ''}"

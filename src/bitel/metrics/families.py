@@ -19,12 +19,12 @@ from prometheus_client.core import (
     Metric,
 )
 
-from bitel.calls.call import CallStatus, Lane
-from bitel.calls.outcome import Irregularity, Outcome
-from bitel.dialers.trunk import shown
-from bitel.dialing.pressure import LIMITS
-from bitel.histogram import Histogram
+from bitel.dialer.trunk import shown
+from bitel.dialing.backpressure import LIMITS
+from bitel.domain.attempts import Irregularity, Outcome
+from bitel.domain.calls import CallStatus, Lane
 from bitel.metrics.sources import DialerFigures, Snapshot, Storage
+from bitel.observability.histogram import Histogram
 from bitel.store.database import Database
 
 _DIALER: Final = ["dialer"]

@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from bitel.calls.outcome import Outcome
-from bitel.dialers.trunk_state import TrunkState
+from bitel.dialer.trunk_state import TrunkState
+from bitel.dialing.backpressure import OverloadReason
 from bitel.dialing.figures import Figures
-from bitel.dialing.pressure import Sign
-from bitel.histogram import Histogram
+from bitel.domain.attempts import Outcome
+from bitel.observability.histogram import Histogram
 from bitel.rtp.streamer import StreamerStats
 from bitel.store.database import Database
-from bitel.store.figures import Waiting
+from bitel.store.queue_depth import Waiting
 from bitel.store.storage_state import StorageState
 
 __all__ = ["DialerFigures", "DialerSource", "Figures", "Outcome", "Snapshot", "Sources"]
@@ -32,7 +32,7 @@ class DialerFigures:
     max_channels: int
     figures: Figures
     invites: int
-    signs: frozenset[Sign]
+    signs: frozenset[OverloadReason]
     held_back: float
     """Seconds for which the machine had no room for more calls."""
     trunks: Sequence[TrunkState]

@@ -19,14 +19,14 @@ from typing import Any, Final
 import httpx
 import structlog
 
-from bitel.calls.ids import new_id
+from bitel.domain.ids import new_id
 from bitel.errors import InvalidRequestError, SettingsError
 from bitel.notifications.monitor import Change, Kind
 from bitel.settings import NotificationSettings
-from bitel.webhooks import signing, targets
+from bitel.webhooks import signing, url_policy
 from bitel.webhooks.connecting import Resolver
 from bitel.webhooks.posting import Poster
-from bitel.webhooks.schedule import is_success
+from bitel.webhooks.retry_policy import is_success
 
 log = structlog.get_logger(__name__)
 
@@ -70,7 +70,7 @@ def check_notifications(settings: NotificationSettings) -> None:
     secret = settings.secret.get_secret_value()
     try:
         if settings.url:
-            targets.parse(settings.url)
+            url_policy.parse(settings.url)
     except InvalidRequestError as fault:
         message = str(fault).replace("the webhook URL", "the URL")
         raise SettingsError(f"the setting notifications.url is wrong: {message}") from None

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from bitel.rtp.engine import Engine
-from bitel.rtp.listener import Listener
-from bitel.rtp.reporting import Reporting
-from bitel.rtp.silence import Silence
-from bitel.rtp.wire import Change, End, Play, Silent
+from bitel.rtp.inactivity_timer import Silence
+from bitel.rtp.ipc import Change, End, Play, Silent
+from bitel.rtp.rtcp_session import Reporting
+from bitel.rtp.rtp_receiver import RtpReceiver
+from bitel.rtp.stream_table import StreamTable
 
 LONGEST_READ_PAUSE = 0.5  # seconds: longest read pause that does not count as silence of callees
 STOPPED_AFTER = 6.0  # seconds: shortest silence after which a callee has stopped sending
@@ -19,12 +19,12 @@ STOPPED_GAPS = 2.5  # the same in multiples of `Reception.gap`; the longer of th
 class Callees:
     """The callees that are listened to; false where there are none."""
 
-    def __init__(self, engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, engine: StreamTable, clock: Callable[[], float] = time.monotonic) -> None:
         self._engine = engine
         self._clock = clock
         self._silence = Silence()
         self._read_all_at = clock()
-        self.listener = Listener(self._latch, clock, self._silence.sign)
+        self.listener = RtpReceiver(self._latch, clock, self._silence.sign)
         self.reporting = Reporting(engine.progress, clock, self._silence.sign)
 
     def __bool__(self) -> bool:

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitel.g711 import ALAW_SILENCE, ULAW_SILENCE
+from bitel.rtp.ipc import Law
 from bitel.rtp.packet import PTIMES, SAMPLE_RATE, SAMPLES_PER_MS, SAMPLES_PER_PACKET
-from bitel.rtp.wire import Law
 
 SILENCE: dict[Law, int] = {"alaw": ALAW_SILENCE, "ulaw": ULAW_SILENCE}
 

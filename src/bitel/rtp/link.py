@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from bitel.rtp.wire import Frames, Load, Message, Ready, WireError, encode
+from bitel.rtp.ipc import Frames, Load, Message, Ready, WireError, encode
 
 START_TIMEOUT = 20.0  # seconds until the process must be ready
 STOP_TIMEOUT = 2.0  # seconds from the request to stop until a process is killed

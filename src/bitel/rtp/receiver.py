@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from bitel.rtp.hearing import DEFAULT_MINUTES, Heard, Hearing
+from bitel.rtp.packet_recorder import DEFAULT_MINUTES, PacketRecorder, ReceptionStats
 
-__all__ = ["Heard", "Receiver"]
+__all__ = ["Receiver", "ReceptionStats"]
 
 
 class Receiver:
@@ -31,11 +31,11 @@ class Receiver:
         )
         return cls(transport, ear)
 
-    def heard(self) -> Heard:
+    def heard(self) -> ReceptionStats:
         """All that has come in so far."""
         return self._ear.hearing.heard()
 
-    def close(self) -> Heard:
+    def close(self) -> ReceptionStats:
         """Listens no more; what was heard."""
         self._transport.close()
         return self.heard()
@@ -44,7 +44,7 @@ class Receiver:
 class _Ear(asyncio.DatagramProtocol):
     def __init__(self, loop: asyncio.AbstractEventLoop, minutes: float) -> None:
         self._loop = loop
-        self.hearing = Hearing(minutes)
+        self.hearing = PacketRecorder(minutes)
 
     def datagram_received(self, data: bytes, addr: object) -> None:
         self.hearing.receive(data, self._loop.time())

@@ -18,14 +18,8 @@ import time
 from collections import deque
 from math import inf
 
-from bitel.rtp.cadence import MOST_SLOTS, TICK_SECONDS
 from bitel.rtp.callees import Callees
-from bitel.rtp.engine import Engine
-from bitel.rtp.packet import PCMA
-from bitel.rtp.priority import claim_a_core
-from bitel.rtp.schedule import TURN, Punctuality, Schedule
-from bitel.rtp.sendmmsg import choose
-from bitel.rtp.wire import (
+from bitel.rtp.ipc import (
     Change,
     CloseClips,
     End,
@@ -40,6 +34,12 @@ from bitel.rtp.wire import (
     Stop,
     encode,
 )
+from bitel.rtp.packet import PCMA
+from bitel.rtp.priority import claim_a_core
+from bitel.rtp.sendmmsg import choose
+from bitel.rtp.slot_scheduler import MOST_SLOTS, TICK_SECONDS
+from bitel.rtp.stream_table import StreamTable
+from bitel.rtp.tick_schedule import TURN, Schedule, TickLateness
 
 CALLEES_INTERVAL = 0.05  # seconds between looks at what callees have sent
 IDLE_WAIT = 0.5  # seconds to wait for a command while nothing plays
@@ -122,7 +122,7 @@ class ParentSocket:
 class Sender:
     """The loop: commands, what callees sent, tick, sleep."""
 
-    def __init__(self, parent: ParentSocket, engine: Engine) -> None:
+    def __init__(self, parent: ParentSocket, engine: StreamTable) -> None:
         self._parent = parent
         self._engine = engine
         self._callees = Callees(engine)
@@ -134,7 +134,7 @@ class Sender:
         self._ends: deque[End] = deque()  # that the parent is still to be told
         self._ends_due = 0.0
         self._schedule = Schedule(TICK_SECONDS, time.monotonic())
-        self._punctuality = Punctuality()
+        self._punctuality = TickLateness()
         self._packets = 0
         self._refused = 0
         self._report_due = 0.0
@@ -297,7 +297,7 @@ class Sender:
 def _warm_up() -> None:
     """Plays something to nobody: first calls take milliseconds, which no listener should hear."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unused:
-        engine = Engine(lambda packets, groups: [])
+        engine = StreamTable(lambda packets, groups: [])
         engine.open(0, unused)
         # Any file that is there will do; it is never sent.
         engine.play(Play(0, 0, "127.0.0.1", 9, PCMA, "alaw", [__file__], 0, 0, 0))
@@ -318,7 +318,7 @@ def main(arguments: list[str]) -> int:
     # A copy has the lowest free number; select takes none above 1023.
     parent = ParentSocket(socket.socket(fileno=os.dup(int(inherited))))
     os.close(int(inherited))
-    sender = Sender(parent, Engine(choose(transmit)))
+    sender = Sender(parent, StreamTable(choose(transmit)))
     claim_a_core(int(core[0]) if core else None)
     _warm_up()
     # Nothing here makes reference cycles, and a collection is a pause that a listener could hear.

@@ -17,12 +17,12 @@ from os import urandom
 from pathlib import Path
 
 from bitel.rtp.addresses import host_problem
+from bitel.rtp.ipc import Change, End, Latch, Law, Play
 from bitel.rtp.packet import PCMA, PCMU, PTIMES
-from bitel.rtp.ports import NoPortError, PortPool, share_of
+from bitel.rtp.port_pool import NoPortError, PortPool, share_of
 from bitel.rtp.priority import core_for
 from bitel.rtp.shared_clip import SharedClip
 from bitel.rtp.supervisor import DEFAULT_QUEUE_LIMIT, SenderFailedError, SupervisedSender
-from bitel.rtp.wire import Change, End, Latch, Law, Play
 
 __all__ = [
     "Clip",

@@ -10,9 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from bitel.errors import UnavailableError
-from bitel.rtp.link import SenderFailedError, SenderLink
-from bitel.rtp.shared_clip import SharedClip
-from bitel.rtp.wire import (
+from bitel.rtp.ipc import (
     Change,
     ClipOpened,
     CloseClips,
@@ -26,6 +24,8 @@ from bitel.rtp.wire import (
     Silent,
     Stop,
 )
+from bitel.rtp.link import SenderFailedError, SenderLink
+from bitel.rtp.shared_clip import SharedClip
 
 __all__ = ["DEFAULT_QUEUE_LIMIT", "SenderFailedError", "SupervisedSender"]
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from bitel.calls.tariff import Rate, Tariff
+from bitel.domain.tariff import Rate, Tariff
 from bitel.settings.values import (
     IDENTITY_HEADERS,
     AddressText,
@@ -108,7 +108,7 @@ class VoiceSettings(Section):
 
 
 class SpeechSettings(Section):
-    """Who speaks texts and digits: see `bitel.voices.speech.SpeechOptions`."""
+    """Who speaks texts and digits: see `bitel.speech.engines.SpeechOptions`."""
 
     languages: dict[str, str] = Field(
         default_factory=lambda: {"fa": "fa", "en": "en"}, max_length=200
@@ -226,7 +226,7 @@ class RetentionSettings(Section):
 
 
 class RateSettings(Section):
-    """One line of the tariff: see `bitel.calls.tariff.Rate`."""
+    """One line of the tariff: see `bitel.domain.tariff.Rate`."""
 
     prefix: NumberPrefix
     """What the E.164 form of a number starts with; the longest prefix that fits prices it."""
@@ -241,7 +241,7 @@ class RateSettings(Section):
 
 
 class NumberRuleSettings(Section):
-    """How numbers with a prefix are dialled: see `bitel.dialers.numbering.NumberRule`."""
+    """How numbers with a prefix are dialled: see `bitel.dialer.number_format.NumberRule`."""
 
     prefix: NumberPrefix
     """What the number begins with, in E.164: `+98`."""

@@ -6,6 +6,7 @@ from bitel.sip.digest import Credentials
 from bitel.sip.events import (
     Answered,
     By,
+    Canceled,
     Confirmed,
     DeliveryDoubted,
     Ended,
@@ -19,14 +20,13 @@ from bitel.sip.events import (
     Provisional,
     RequestDone,
     Why,
-    Withdrawn,
 )
 from bitel.sip.grammar import Address, Transport
 from bitel.sip.outgoing_call import Invitation
 from bitel.sip.outgoing_request import OutgoingRequest
 from bitel.sip.sdp import (
-    Agreed,
     Codec,
+    NegotiatedMedia,
     NoCommonCodec,
     SdpError,
     SessionDescription,
@@ -39,9 +39,9 @@ __all__ = [
     "Address",
     "AgentConfig",
     "AgentCounts",
-    "Agreed",
     "Answered",
     "By",
+    "Canceled",
     "Codec",
     "Confirmed",
     "Credentials",
@@ -55,6 +55,7 @@ __all__ = [
     "KeyedDigits",
     "MediaChanged",
     "MessageDropped",
+    "NegotiatedMedia",
     "NoCommonCodec",
     "OutgoingRequest",
     "Provisional",
@@ -64,7 +65,6 @@ __all__ = [
     "Transport",
     "UserAgent",
     "Why",
-    "Withdrawn",
     "check_answer",
     "make_answer",
     "make_offer",

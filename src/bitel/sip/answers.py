@@ -12,7 +12,7 @@ from bitel.sip.dialog import Dialog
 from bitel.sip.early_dialog import EarlyDialog
 from bitel.sip.grammar import Address
 from bitel.sip.message import Response
-from bitel.sip.requests import ClientRequest
+from bitel.sip.requests import RequestTemplate
 from bitel.sip.session import end_unwanted, send_bye
 
 MAX_FORKS = 8
@@ -41,7 +41,7 @@ class Answers:
     def __init__(
         self,
         core: Core,
-        request: ClientRequest,
+        request: RequestTemplate,
         destination: Address,
         trusted: frozenset[str],
         authentication: Authentication | None,
@@ -120,7 +120,7 @@ Answer = tuple[Dialog, Ack, Authentication | None]
 
 
 def dialog_of(
-    core: Core, request: ClientRequest, destination: Address, response: Response, source: Address
+    core: Core, request: RequestTemplate, destination: Address, response: Response, source: Address
 ) -> Dialog:
     """The dialog that a response to our INVITE makes."""
     config = core.config

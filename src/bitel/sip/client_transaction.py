@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 from bitel.sip.core import Core
 from bitel.sip.grammar import Address, Transport
 from bitel.sip.message import MAX_DATAGRAM, Response
-from bitel.sip.requests import ClientRequest
+from bitel.sip.requests import RequestTemplate
 from bitel.sip.timers import Timer, is_due
 from bitel.sip.transaction_tables import (
     INVITE_CLIENT,
@@ -16,8 +16,8 @@ from bitel.sip.transaction_tables import (
     NON_INVITE_CLIENT,
     NON_INVITE_CLIENT_STREAM,
     Action,
+    Input,
     State,
-    Stimulus,
     Table,
     stimulus_of,
 )
@@ -27,7 +27,7 @@ TIMER_D = 32.0
 MAX_UDP = 1300
 """Bytes of a request that may go by UDP, whatever the path carries (§18.1.1)."""
 
-_ON_TIMER = {letter: Stimulus(letter) for letter in "ABDEFKM"}
+_ON_TIMER = {letter: Input(letter) for letter in "ABDEFKM"}
 _REPEATS = ("A", "E")
 _NOWHERE = Address("", 0)
 
@@ -108,7 +108,7 @@ class ClientTransaction:
         self,
         core: Core,
         user: ClientUser,
-        request: ClientRequest,
+        request: RequestTemplate,
         destination: Address,
         now: float,
     ) -> None:
@@ -119,7 +119,7 @@ class ClientTransaction:
         self._by_udp: Address | None = None
         self._resent = self._silenced = self._delivered = self._doubted = False
         self._table: Table
-        self.request: ClientRequest
+        self.request: RequestTemplate
         self.destination: Address
         data = request.to_bytes()
         if len(data) > MAX_DATAGRAM:
@@ -131,7 +131,9 @@ class ClientTransaction:
             data = request.to_bytes()
         self._begin(request, data, destination, now)
 
-    def _begin(self, request: ClientRequest, data: bytes, destination: Address, now: float) -> None:
+    def _begin(
+        self, request: RequestTemplate, data: bytes, destination: Address, now: float
+    ) -> None:
         core = self._core
         self.request = request
         self._data = data
@@ -214,7 +216,7 @@ class ClientTransaction:
             if not self._resent and not self._silenced:
                 self._go_by_udp(self._by_udp, now)
                 return
-        self._step(Stimulus.TRANSPORT_FAILED, now)
+        self._step(Input.TRANSPORT_FAILED, now)
 
     def _go_by_udp(self, destination: Address, now: float) -> None:
         core = self._core
@@ -257,14 +259,14 @@ class ClientTransaction:
         self._enter(_TERMINATED)
         self._let_go()
 
-    def hand_over(self, user: ClientUser, request: ClientRequest) -> None:
+    def hand_over(self, user: ClientUser, request: RequestTemplate) -> None:
         """Have `user` hear the answers still to come, with what is left of the request."""
         self._user = user
         self.request = request
 
     def _step(
         self,
-        stimulus: Stimulus,
+        stimulus: Input,
         now: float,
         response: Response | None = None,
         source: Address = _NOWHERE,

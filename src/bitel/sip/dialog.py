@@ -15,7 +15,7 @@ from bitel.sip.grammar import (
     split_address,
 )
 from bitel.sip.message import Message, Request, Response
-from bitel.sip.requests import ClientRequest
+from bitel.sip.requests import RequestTemplate
 
 MAX_ROUTES = 32
 TLS, UDP = Transport.TLS, Transport.UDP
@@ -101,7 +101,7 @@ class Dialog:
     @classmethod
     def of_caller(
         cls,
-        request: ClientRequest,
+        request: RequestTemplate,
         response: Response,
         source: Address,
         destination: Address,
@@ -221,7 +221,7 @@ class Dialog:
         headers: tuple[tuple[str, str], ...],
         body: bytes = b"",
         usual: str = "",
-    ) -> tuple[ClientRequest, Address]:
+    ) -> tuple[RequestTemplate, Address]:
         """A new request within the dialog, and where it goes."""
         self.local_cseq += 1
         return self._request(method, via, self.local_cseq, headers, body, usual), self.next_hop
@@ -240,8 +240,8 @@ class Dialog:
         headers: tuple[tuple[str, str], ...],
         body: bytes = b"",
         usual: str = "",
-    ) -> ClientRequest:
-        return ClientRequest(
+    ) -> RequestTemplate:
+        return RequestTemplate(
             method,
             self.request_uri,
             via,

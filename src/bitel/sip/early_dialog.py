@@ -18,7 +18,7 @@ from bitel.sip.grammar import Address
 from bitel.sip.message import Request, Response
 from bitel.sip.requests import ALLOW, CAPABILITIES, SDP_TYPE
 from bitel.sip.sdp import (
-    Agreed,
+    NegotiatedMedia,
     SdpError,
     SessionDescription,
     agreement,
@@ -66,7 +66,7 @@ class EarlyDialog:
         """Our last description in this dialog."""
         self.answer: SessionDescription | None = None
         """The far end's current description: its answer, or the offer of a later UPDATE."""
-        self.agreed: Agreed | None = None
+        self.agreed: NegotiatedMedia | None = None
         """What the two agree on; None where there is no answer."""
         self.is_updated = False
         """Whether an UPDATE has replaced the answer to the INVITE's offer."""

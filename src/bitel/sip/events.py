@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bitel.sip.grammar import Address
-from bitel.sip.sdp import Agreed, SessionDescription
+from bitel.sip.sdp import NegotiatedMedia, SessionDescription
 
 Why = Literal["response", "timeout", "transport", "canceled", "media", "auth"]
 By = Literal["far", "us"]
@@ -39,7 +39,7 @@ class Answered:
 
     call_id: str
     answer: SessionDescription
-    agreed: Agreed
+    agreed: NegotiatedMedia
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class MediaChanged:
     its payload types, the length of its packets, or its direction (hold)."""
 
     call_id: str
-    agreed: Agreed
+    agreed: NegotiatedMedia
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ class Confirmed:
 
 
 @dataclass(frozen=True, slots=True)
-class Withdrawn:
+class Canceled:
     """An incoming call went away before our final answer: CANCEL, or it was left too long."""
 
     call_id: str
@@ -195,7 +195,7 @@ Event = (
     | KeyedDigits
     | Incoming
     | Confirmed
-    | Withdrawn
+    | Canceled
     | DeliveryDoubted
     | MessageDropped
     | RequestDone

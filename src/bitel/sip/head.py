@@ -1,7 +1,7 @@
 """The head of a message: which header each of its lines is (RFC 3261 §7.3).
 
 A far end sends the same headers in the same order again and again. So the names of all lines
-together are the key of a cache, whose values are the `Layout` of such a head.
+together are the key of a cache, whose values are the `HeaderLayout` of such a head.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class HeadError(ValueError):
     """Header lines that are too many, or are none."""
 
 
-class Layout:
+class HeaderLayout:
     """Which header is in which line. Names are in lower case and full length.
 
     `places` are the lines of each header. `essentials` takes the first Via, From, To, Call-ID and
@@ -63,7 +63,7 @@ class Layout:
         )
 
 
-def split_head(text: str) -> tuple[str, Layout, list[str]]:
+def split_head(text: str) -> tuple[str, HeaderLayout, list[str]]:
     """First line, layout, and values with the space around them, of a head without its last CRLF.
 
     Raises `HeadError`.
@@ -94,16 +94,16 @@ def _tidied(text: str) -> str:
 
 
 @lru_cache(maxsize=128)
-def _layout(written: tuple[str, ...]) -> Layout:
+def _layout(written: tuple[str, ...]) -> HeaderLayout:
     """The layout of lines with these names."""
     if any(name[:1] in (" ", "\t") for name in written):
-        return Layout({}, is_folded=True)
+        return HeaderLayout({}, is_folded=True)
     if len(written) > MAX_HEADERS:
         raise HeadError(f"a message has more than {MAX_HEADERS} header lines")
     places: dict[str, tuple[int, ...]] = {}
     for place, name in enumerate(map(_canonical, written)):
         places[name] = (*places.get(name, ()), place)
-    return Layout(places)
+    return HeaderLayout(places)
 
 
 def _canonical(written: str) -> str:

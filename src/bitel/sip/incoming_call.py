@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from bitel.sip.body import session_description_of
 from bitel.sip.core import Core
 from bitel.sip.dialog import Dialog
-from bitel.sip.events import Incoming, Withdrawn
+from bitel.sip.events import Canceled, Incoming
 from bitel.sip.grammar import Address, GrammarError, split_address, user_of
 from bitel.sip.message import Request, printable
 from bitel.sip.requests import ALLOW, CAPABILITIES, one_line
@@ -112,7 +112,7 @@ class IncomingCall:
         """A CANCEL came: the INVITE ends with 487 (§9.2)."""
         self._leave()
         self._transaction.respond(487, now)
-        self._core.events.append(Withdrawn(self.call_id))
+        self._core.events.append(Canceled(self.call_id))
 
     def receive_request(
         self, request: Request, transaction: ServerTransaction, source: Address, now: float
@@ -146,7 +146,7 @@ class IncomingCall:
         """Neither side has decided: the caller may have gone without a word."""
         self._leave()
         self._transaction.respond(480, now)
-        self._core.events.append(Withdrawn(self.call_id))
+        self._core.events.append(Canceled(self.call_id))
 
     def _leave(self) -> None:
         self._stop_waiting()

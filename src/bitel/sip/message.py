@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from bitel.sip.grammar import GrammarError, split_list, tag_of
-from bitel.sip.head import HeadError, Layout, split_head
+from bitel.sip.head import HeaderLayout, HeadError, split_head
 
 MAX_DATAGRAM = 65535
 MAX_HEAD = 16384
@@ -110,7 +110,7 @@ class Message:
         "to_tag",
     )
 
-    def __init__(self, layout: Layout, lines: list[str]) -> None:
+    def __init__(self, layout: HeaderLayout, lines: list[str]) -> None:
         self._layout = layout
         self._lines = lines
         self.body = b""
@@ -176,7 +176,7 @@ class Message:
 class Request(Message):
     __slots__ = ("method", "uri")
 
-    def __init__(self, method: str, uri: str, layout: Layout, lines: list[str]) -> None:
+    def __init__(self, method: str, uri: str, layout: HeaderLayout, lines: list[str]) -> None:
         super().__init__(layout, lines)
         self.method = method
         self.uri = uri
@@ -185,7 +185,7 @@ class Request(Message):
 class Response(Message):
     __slots__ = ("code", "reason")
 
-    def __init__(self, code: int, reason: str, layout: Layout, lines: list[str]) -> None:
+    def __init__(self, code: int, reason: str, layout: HeaderLayout, lines: list[str]) -> None:
         super().__init__(layout, lines)
         self.code = code
         self.reason = reason
@@ -327,7 +327,7 @@ def _check_request(request: Request) -> None:
         raise MessageError("the Via header has separators with nothing between them")
 
 
-def _body(layout: Layout, lines: Sequence[str], received: bytes) -> bytes:
+def _body(layout: HeaderLayout, lines: Sequence[str], received: bytes) -> bytes:
     """The body that Content-Length names; the whole rest where it is missing (§18.3)."""
     places = layout.places.get("content-length")
     if places is None:

@@ -15,8 +15,8 @@ from bitel.sip.grammar import Address
 from bitel.sip.message import PHRASES, Request, Response, printable
 from bitel.sip.reason import names_analytics, q850_cause
 from bitel.sip.redirect import redirected_to, retry_after_of
-from bitel.sip.requests import SDP_TYPE_LINE, ClientRequest, one_line
-from bitel.sip.sdp import Agreed, SessionDescription, agreement
+from bitel.sip.requests import SDP_TYPE_LINE, RequestTemplate, one_line
+from bitel.sip.sdp import NegotiatedMedia, SessionDescription, agreement
 from bitel.sip.server_transaction import ServerTransaction
 from bitel.sip.session import Session
 from bitel.sip.session_timer import MAX_RAISES, min_se_of, timer_lines
@@ -112,7 +112,7 @@ class OutgoingCall:
         self._authentication = (
             Authentication(invitation.credentials) if invitation.credentials else None
         )
-        self._last_request: ClientRequest
+        self._last_request: RequestTemplate
         self._transaction: ClientTransaction
         # Raises if the INVITE can't be serialised; the call is then not registered.
         self._send_invite(now)
@@ -260,7 +260,7 @@ class OutgoingCall:
         invitation, core = self._invitation, self._core
         self._cseq += 1
         transport = invitation.destination.transport
-        self._last_request = ClientRequest(
+        self._last_request = RequestTemplate(
             "INVITE",
             invitation.request_uri,
             core.new_via(transport),
@@ -390,7 +390,7 @@ class OutgoingCall:
 
     def _media_of(
         self, response: Response
-    ) -> tuple[SessionDescription, SessionDescription | None, Agreed | None]:
+    ) -> tuple[SessionDescription, SessionDescription | None, NegotiatedMedia | None]:
         """Our description, the far end's, and what they agree on, in the dialog of a 2xx.
 
         If the 2xx has none, the answer is that of an earlier provisional response with the same To

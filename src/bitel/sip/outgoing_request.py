@@ -13,7 +13,7 @@ from bitel.sip.digest import Credentials
 from bitel.sip.events import RequestDone
 from bitel.sip.grammar import Address
 from bitel.sip.message import PHRASES, Response, printable
-from bitel.sip.requests import ClientRequest, one_line
+from bitel.sip.requests import RequestTemplate, one_line
 
 MAX_CSEQ = 2**31 - 1
 _METHOD = re.compile(r"[A-Z]{1,32}\Z")
@@ -95,7 +95,7 @@ class RequestUnderWay:
             others.insert(0, core.contact_by(order.destination.transport))
         if self._authentication is not None:
             others += self._authentication.headers(order.method, order.request_uri)
-        request = ClientRequest(
+        request = RequestTemplate(
             order.method,
             order.request_uri,
             core.new_via(order.destination.transport),

@@ -27,7 +27,7 @@ def one_line(text: str) -> str:
     return text
 
 
-class ClientRequest(NamedTuple):
+class RequestTemplate(NamedTuple):
     """`from_value` and `to_value` are whole header values, tags included.
 
     `usual` are header lines that many requests have in common, written out once for all.
@@ -70,15 +70,15 @@ class ClientRequest(NamedTuple):
         headers = self.headers
         return tuple([each for each in headers if "Authorization" in each[0]]) if headers else ()
 
-    def bare(self) -> ClientRequest:
+    def bare(self) -> RequestTemplate:
         """What is needed of a request that was answered: its start line, and who and which."""
         method, uri, via, from_value, to_value, call_id, cseq, routes, *_ = self
-        return ClientRequest(method, uri, via, from_value, to_value, call_id, cseq, routes)
+        return RequestTemplate(method, uri, via, from_value, to_value, call_id, cseq, routes)
 
-    def cancel(self) -> ClientRequest:
+    def cancel(self) -> RequestTemplate:
         """The CANCEL of this INVITE: same branch, same Route, no digest (§9.1)."""
         return self.bare()._replace(method="CANCEL")
 
-    def ack_failure(self, to_value: str) -> ClientRequest:
+    def ack_failure(self, to_value: str) -> RequestTemplate:
         """The ACK of this INVITE's failure: same branch, the To of the response (§17.1.1.3)."""
         return self.bare()._replace(method="ACK", to_value=to_value)

@@ -133,7 +133,7 @@ def _refused(media_lines: tuple[str, ...]) -> str:
     return "".join([f"m={kind} 0 {rest}\r\n" for kind, _, rest in fields])
 
 
-class Agreed(NamedTuple):
+class NegotiatedMedia(NamedTuple):
     """What offer and answer agree on, from our side.
 
     Send `codec_name` as `payload_type` to `far`, a packet every `ptime` ms (one of
@@ -190,7 +190,7 @@ def _our_codec(name: str) -> Codec:
     return Codec(_PAYLOAD_TYPES[name], name, fmtp="0-16" if name == TELEPHONE_EVENT else "")
 
 
-def check_answer(offer: SessionDescription, answer: SessionDescription) -> Agreed:
+def check_answer(offer: SessionDescription, answer: SessionDescription) -> NegotiatedMedia:
     """What the answer chose from our offer; raises `NoCommonCodec` where nothing can be sent."""
     if answer.port == 0:
         raise NoCommonCodec("the answer refuses the audio: its port is 0")
@@ -198,7 +198,7 @@ def check_answer(offer: SessionDescription, answer: SessionDescription) -> Agree
     if chosen is None:
         names = ", ".join(codec.name for codec in answer.codecs[:8]) or "nothing"
         raise NoCommonCodec(f"the answer has none of the codecs offered: it names {names}")
-    return Agreed(
+    return NegotiatedMedia(
         chosen.name,
         chosen.payload_type,
         _event_types(offer.codecs, answer.codecs),
@@ -208,7 +208,9 @@ def check_answer(offer: SessionDescription, answer: SessionDescription) -> Agree
     )
 
 
-def agreement(local: SessionDescription, remote: SessionDescription | None) -> Agreed | None:
+def agreement(
+    local: SessionDescription, remote: SessionDescription | None
+) -> NegotiatedMedia | None:
     """What two descriptions agree on; None if there is no usable remote one."""
     if remote is None:
         return None
@@ -228,7 +230,9 @@ def packet_length(ptime: int, maxptime: int = 0) -> int:
     return max((each for each in PACKET_LENGTHS if each <= limit), default=PACKET_LENGTHS[0])
 
 
-def with_earlier_events(agreed: Agreed, earlier: Agreed | None) -> Agreed:
+def with_earlier_events(
+    agreed: NegotiatedMedia, earlier: NegotiatedMedia | None
+) -> NegotiatedMedia:
     """Add the payload types of telephone events that a call has used before.
 
     A far end that renumbers them may go on sending under the old number for a while (RFC 3264
@@ -241,7 +245,7 @@ def with_earlier_events(agreed: Agreed, earlier: Agreed | None) -> Agreed:
     return agreed._replace(event_types=(*kept, *now)[-MAX_EVENT_TYPES:])
 
 
-def settled(local: SessionDescription, agreed: Agreed | None) -> SessionDescription:
+def settled(local: SessionDescription, agreed: NegotiatedMedia | None) -> SessionDescription:
     """Our description with the one codec that was agreed on.
 
     A call keeps to that codec, whatever is offered later. The version goes up by one where there
@@ -288,8 +292,8 @@ def make_answer(
 
 
 def answer_later_offer(
-    local: SessionDescription, agreed: Agreed | None, data: bytes
-) -> tuple[SessionDescription, SessionDescription, Agreed]:
+    local: SessionDescription, agreed: NegotiatedMedia | None, data: bytes
+) -> tuple[SessionDescription, SessionDescription, NegotiatedMedia]:
     """The offer in `data`, our answer, and what the two agree on (RFC 3264 §8).
 
     `local` is our current description, and `agreed` what was agreed on before, whose codec is kept.

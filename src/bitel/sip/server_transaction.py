@@ -15,8 +15,8 @@ from bitel.sip.transaction_tables import (
     NON_INVITE_SERVER,
     NON_INVITE_SERVER_STREAM,
     Action,
+    Input,
     State,
-    Stimulus,
     Table,
     stimulus_of,
 )
@@ -26,7 +26,7 @@ MergeKey = tuple[str, str, int]
 """Call-ID, From tag and CSeq of an INVITE, the same in its copies by other paths (§8.2.2.2)."""
 MAGIC_COOKIE = "z9hG4bK"
 
-_ON_TIMER = {letter: Stimulus(letter) for letter in "GHIJL"}
+_ON_TIMER = {letter: Input(letter) for letter in "GHIJL"}
 
 
 class Withdrawable(Protocol):
@@ -194,7 +194,7 @@ class ServerTransaction:
 
     def repeated(self, now: float) -> None:
         """The request came again."""
-        self._step(Stimulus.REQUEST, now)
+        self._step(Input.REQUEST, now)
 
     def fail(self, now: float) -> None:
         """Send 500 after an exception, unless a final response was sent."""
@@ -203,14 +203,14 @@ class ServerTransaction:
 
     def receive_ack(self, now: float) -> None:
         """The ACK of a failure came."""
-        self._step(Stimulus.ACK, now)
+        self._step(Input.ACK, now)
 
     def timer_fired(self, name: str, now: float) -> None:
         if name == "G" and is_due(self._waiting, now):
             return  # after a pause: timer H is next, and nothing is sent for what is over
         self._step(_ON_TIMER[name], now)
 
-    def _step(self, stimulus: Stimulus, now: float) -> None:
+    def _step(self, stimulus: Input, now: float) -> None:
         found = self._table.get((self.state, stimulus))
         if found is None:
             return

@@ -18,7 +18,7 @@ from bitel.sip.reason import q850_cause, q850_reason
 from bitel.sip.refresh import SessionRefresh
 from bitel.sip.requests import ALLOW, CAPABILITIES, SDP_TYPE
 from bitel.sip.sdp import (
-    Agreed,
+    NegotiatedMedia,
     SdpError,
     SessionDescription,
     answer_later_offer,
@@ -60,7 +60,7 @@ class Session:
         core: Core,
         dialog: Dialog,
         local: SessionDescription,
-        agreed: Agreed | None,
+        agreed: NegotiatedMedia | None,
         authentication: Authentication | None = None,
         ack: Ack | None = None,
         call_id: str = "",
@@ -312,7 +312,7 @@ class Session:
             return
         self._agree(agreed)
 
-    def _agree(self, agreed: Agreed) -> None:
+    def _agree(self, agreed: NegotiatedMedia) -> None:
         """Take what a later offer and its answer agree on, and report a change."""
         agreed = with_earlier_events(agreed, self.agreed)
         if agreed != self.agreed:

@@ -33,7 +33,7 @@ class State(StrEnum):
     TERMINATED = "terminated"
 
 
-class Stimulus(StrEnum):
+class Input(StrEnum):
     """What can happen. A response is received by a client and sent by a server transaction."""
 
     PROVISIONAL = "1xx"
@@ -79,9 +79,9 @@ class Action(StrEnum):
     START_M = "M"
 
 
-Table = dict[tuple[State, Stimulus], tuple[State, tuple[Action, ...]]]
+Table = dict[tuple[State, Input], tuple[State, tuple[Action, ...]]]
 
-S, X, A = State, Stimulus, Action
+S, X, A = State, Input, Action
 
 INVITE_CLIENT: Table = {
     (S.CALLING, X.TIMER_A): (S.CALLING, (A.RESEND, A.START_A)),
@@ -149,7 +149,7 @@ NON_INVITE_SERVER: Table = {
 
 _REPEATING = {A.START_A, A.START_E, A.START_G, A.STOP_REPEATING}
 _LINGERING = {A.START_D, A.START_I, A.START_J, A.START_K}
-_NOT_OVER_STREAMS = {Stimulus(letter) for letter in "AEGDIJK"}
+_NOT_OVER_STREAMS = {Input(letter) for letter in "AEGDIJK"}
 
 
 def _over_streams(table: Table) -> Table:
@@ -177,7 +177,7 @@ NON_INVITE_SERVER_STREAM = _over_streams(NON_INVITE_SERVER)
 _PROVISIONAL, _SUCCESS, _FAILURE = X.PROVISIONAL, X.SUCCESS, X.FAILURE
 
 
-def stimulus_of(code: int) -> Stimulus:
+def stimulus_of(code: int) -> Input:
     """What a response of this status means to a transaction."""
     if code < 200:
         return _PROVISIONAL

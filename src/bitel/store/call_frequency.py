@@ -28,10 +28,10 @@ from sqlalchemy import (
     tuple_,
 )
 
-from bitel.calls.numbers import masked
+from bitel.domain.phone_numbers import masked
 from bitel.errors import TooManyRequestsError
-from bitel.store.bulk import Change, Query, given
 from bitel.store.schema import placed_number, project
+from bitel.store.sql_batch import Change, Query, given
 
 DAY: Final = 86_400.0
 OTP_PERIOD: Final = 600.0

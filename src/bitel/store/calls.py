@@ -8,13 +8,13 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Row, String, bindparam, func, select
 
-from bitel.calls.call import Call, CallStatus
-from bitel.calls.outcome import Media, Outcome
+from bitel.domain.attempts import Media, Outcome
+from bitel.domain.calls import Call, CallStatus
 from bitel.errors import NotFoundError
 from bitel.store import canceling
-from bitel.store.bulk import Query, given
 from bitel.store.placing import place, place_each, place_many, prepare
 from bitel.store.schema import attempt, call
+from bitel.store.sql_batch import Query, given
 
 __all__ = ["AttemptRow", "attempts", "cancel", "counts_by_status", "find", "place",
            "place_each", "place_many", "prepare"]  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Final
 
 from sqlalchemy import Connection, bindparam, exists, func, insert, select, update
 
-from bitel.calls.call import Call, CallStatus
+from bitel.domain.calls import Call, CallStatus
 from bitel.errors import NotFoundError
 from bitel.store import calls, canceling
 from bitel.store.schema import call, campaign, is_due, is_waiting

@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, select, text
 
-from bitel.calls.call import CallStatus
+from bitel.domain.calls import CallStatus
 from bitel.store.chunks import in_chunks
 from bitel.store.endings import CallEnd, end_calls
 from bitel.store.schema import attempt, cancel_request, is_open

@@ -8,7 +8,7 @@ from typing import Final
 
 from sqlalchemy import Connection, bindparam, select
 
-from bitel.calls.call import Call
+from bitel.domain.calls import Call
 from bitel.store import calls, campaigns
 from bitel.store.schema import attempt, ledger_entry
 

@@ -13,20 +13,19 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, bindparam, func, insert, literal, select, update
 
-from bitel.calls.call import CallStatus, Lane
-from bitel.calls.ids import new_ids
-from bitel.calls.outcome import Attempted, Outcome
-from bitel.calls.retry import RetryRule
+from bitel.domain.attempts import AttemptResult, Outcome
+from bitel.domain.calls import CallStatus, Lane
+from bitel.domain.ids import new_ids
+from bitel.domain.retry import RetryRule
 from bitel.store import (
     canceling,
     do_not_call,
+    fair_queue,
     leases,
     number_exclusion,
     one_time_passwords,
     pausing,
-    turns,
 )
-from bitel.store.bulk import Change, Query, given
 from bitel.store.endings import (
     CallAgain,
     CallEnd,
@@ -37,6 +36,7 @@ from bitel.store.endings import (
 )
 from bitel.store.leases import Lease, LostLease
 from bitel.store.schema import HEARD, HELD, attempt, call, is_due, is_open
+from bitel.store.sql_batch import Change, Query, given
 
 _LOOKS: Final = 10
 """How often one claim looks for other calls in place of those that can't be dialled now."""
@@ -106,12 +106,12 @@ def claim(
     paused = pausing.in_force(conn, lease.dialer_id)
     if paused.reason:
         return []
-    closed = turns.closed_now(conn, now, ahead)
-    waiting = sorted(turns.with_waiting(conn, lease.dialer_id, lanes))
+    closed = fair_queue.closed_now(conn, now, ahead)
+    waiting = sorted(fair_queue.with_waiting(conn, lease.dialer_id, lanes))
     if closed:
         for lane in waiting:
             if lane is not Lane.OTP:
-                turns.postpone(conn, lease.dialer_id, lane, now, closed)
+                fair_queue.postpone(conn, lease.dialer_id, lane, now, closed)
     claimed: list[Claim] = []
     for turn in range(_LOOKS):
         # What can't be dialled must not take the room of what can, nor its project's turn.
@@ -186,8 +186,8 @@ def _pick(
         if most > 0:
             after = after_project.get(lane, "")
             shut = {**dict.fromkeys(paused, now), **({} if is_otp else closed)}
-            of_lane = turns.pick(conn, dialer_id, lane, most, now, after, shut)
-            picked += turns.one_of_each(of_lane)
+            of_lane = fair_queue.pick(conn, dialer_id, lane, most, now, after, shut)
+            picked += fair_queue.one_of_each(of_lane)
             others -= 0 if is_otp else len(of_lane)
     return picked
 
@@ -211,7 +211,7 @@ def undo(
     end_attempts(
         conn,
         [
-            (row.id, Attempted(Outcome.CALLED_OFF, row.started_at, now, detail=_NEVER_DIALLED))
+            (row.id, AttemptResult(Outcome.CALLED_OFF, row.started_at, now, detail=_NEVER_DIALLED))
             for row in never_dialled
         ],
     )

@@ -33,10 +33,10 @@ from typing import Final, Self, TypeVar
 from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from bitel.store import driver, engines, faults, tally
-from bitel.store.faults import Fault, StoreUnavailable
-from bitel.store.inbox import Inbox, Unit, answer
-from bitel.store.tally import Tally
+from bitel.store import call_counters, db_errors, driver, engines
+from bitel.store.call_counters import Tally
+from bitel.store.db_errors import Fault, StoreUnavailable
+from bitel.store.work_queue import WorkItem, WorkQueue, answer
 
 T = TypeVar("T")
 
@@ -77,8 +77,8 @@ class Database:
     """A database, and the threads that work on it. Open one with `open`, then `close` it."""
 
     def __init__(self, url: URL) -> None:
-        self._writes = Inbox()
-        self._reads = Inbox()
+        self._writes = WorkQueue()
+        self._reads = WorkQueue()
         self._writer = _Writer(engines.make_engine(url, "writer"), self._writes)
         reader = engines.make_engine(url, "reader")
         self._workers: list[_Worker] = [self._writer]
@@ -178,16 +178,16 @@ class Database:
         self.close()
 
 
-async def _ask(inbox: Inbox, work: Callable[[Connection], T]) -> T:
+async def _ask(inbox: WorkQueue, work: Callable[[Connection], T]) -> T:
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
-    inbox.put(Unit(work, (loop, future)))
+    inbox.put(WorkItem(work, (loop, future)))
     return await future
 
 
-def _ask_now(inbox: Inbox, work: Callable[[Connection], T]) -> T:
+def _ask_now(inbox: WorkQueue, work: Callable[[Connection], T]) -> T:
     future: concurrent.futures.Future[T] = concurrent.futures.Future()
-    inbox.put(Unit(work, future))
+    inbox.put(WorkItem(work, future))
     return future.result()
 
 
@@ -197,8 +197,8 @@ def _closed() -> StoreUnavailable:
 
 def _log_fault(error: BaseException) -> None:
     """Log why the database could not: the caller only learns that it can't."""
-    if faults.sort(error) is Fault.DOWN:
-        _log.error("the database refused work: %s", faults.first_line(error))
+    if db_errors.sort(error) is Fault.DOWN:
+        _log.error("the database refused work: %s", db_errors.first_line(error))
 
 
 def _show_name() -> None:
@@ -213,11 +213,11 @@ class _Worker(ABC):
 
     most: int
 
-    def __init__(self, engine: Engine, inbox: Inbox) -> None:
+    def __init__(self, engine: Engine, inbox: WorkQueue) -> None:
         self._engine = engine
         self._inbox = inbox
         self._kept: Connection | None = None
-        self._units: Sequence[Unit] = ()
+        self._units: Sequence[WorkItem] = ()
         self._abandoned = False
         self.at_work = threading.Lock()
         """Held while the connection is in use."""
@@ -244,24 +244,24 @@ class _Worker(ABC):
     def abandon(self) -> None:
         """Give up what is being done, from another thread: its callers get StoreUnavailable."""
         self._abandoned = True
-        answer([Unit(one.work, one.reply, error=_closed()) for one in self._units])
+        answer([WorkItem(one.work, one.reply, error=_closed()) for one in self._units])
         kept = self._kept
         if kept is not None:
             try:
                 engines.interrupt(kept)
             except Exception as error:  # it may be closed at this moment
-                _log.warning("interrupting a database connection: %s", faults.first_line(error))
+                _log.warning("interrupting a database connection: %s", db_errors.first_line(error))
 
     @abstractmethod
-    def _serve(self, units: Sequence[Unit]) -> None:
+    def _serve(self, units: Sequence[WorkItem]) -> None:
         """Do all of `units`, and put into each what became of it."""
 
-    def _fail(self, units: Sequence[Unit], error: BaseException) -> None:
+    def _fail(self, units: Sequence[WorkItem], error: BaseException) -> None:
         # SQLAlchemy forgets a transaction whose COMMIT failed; only with its connection does it
         # surely end, and not within the next one's.
         self.drop()
         for unit in units:
-            unit.result, unit.error = None, faults.unavailable(error)
+            unit.result, unit.error = None, db_errors.unavailable(error)
 
     def _connection(self) -> Connection:
         if self._abandoned:
@@ -288,7 +288,7 @@ class _Worker(ABC):
             try:
                 kept.close()
             except DBAPIError as error:
-                _log.warning("closing a database connection: %s", faults.first_line(error))
+                _log.warning("closing a database connection: %s", db_errors.first_line(error))
 
 
 class _Writer(_Worker):
@@ -296,7 +296,7 @@ class _Writer(_Worker):
 
     most = MOST_UNITS
 
-    def __init__(self, engine: Engine, inbox: Inbox) -> None:
+    def __init__(self, engine: Engine, inbox: WorkQueue) -> None:
         super().__init__(engine, inbox)
         self.stats = Stats()
         self._tally: Tally = Counter()
@@ -305,7 +305,7 @@ class _Writer(_Worker):
         self.shares_with: Sequence[_Worker] = ()
         """Whose connections must be closed too before one that is opened anew may write again."""
 
-    def _serve(self, units: Sequence[Unit]) -> None:
+    def _serve(self, units: Sequence[WorkItem]) -> None:
         tries, reconnected = 1, False
         self._doubtful = False
         while True:
@@ -313,7 +313,7 @@ class _Writer(_Worker):
                 self._run_all(units)
             except DBAPIError as error:
                 self._undo()
-                fault = faults.sort(error)
+                fault = db_errors.sort(error)
                 if fault is Fault.AGAIN and tries < MOST_TRIES:
                     tries += 1
                     # Who won the deadlock needs a moment, and no event loop waits here.
@@ -329,11 +329,11 @@ class _Writer(_Worker):
         if self._doubtful:
             self._reopen()
 
-    def _run_all(self, units: Sequence[Unit]) -> None:
+    def _run_all(self, units: Sequence[WorkItem]) -> None:
         """Run every unit, the failed ones undone; raises when the transaction itself is broken."""
         connection = self._connection()
         self._tally.clear()
-        tally.take()
+        call_counters.take()
         if len(units) == 1:
             self._run_alone(connection, units[0])
             return
@@ -342,14 +342,14 @@ class _Writer(_Worker):
             try:
                 unit.run(connection)
             except BaseException as error:
-                if faults.sort(error) in (Fault.AGAIN, Fault.LOST):
+                if db_errors.sort(error) in (Fault.AGAIN, Fault.LOST):
                     raise
-                unit.error = faults.for_caller(error)
+                unit.error = db_errors.for_caller(error)
                 _log_fault(error)
-                tally.take()
+                call_counters.take()
                 self._undo_unit(connection, error)
-                self._doubtful |= faults.sort(error) is Fault.DOWN
-            self._tally.update(tally.take())
+                self._doubtful |= db_errors.sort(error) is Fault.DOWN
+            self._tally.update(call_counters.take())
             driver.execute(connection, "RELEASE SAVEPOINT unit")
 
     def _undo_unit(self, connection: Connection, error: BaseException) -> None:
@@ -361,20 +361,20 @@ class _Writer(_Worker):
                 raise error from None
             raise
 
-    def _run_alone(self, connection: Connection, unit: Unit) -> None:
+    def _run_alone(self, connection: Connection, unit: WorkItem) -> None:
         try:
             unit.run(connection)
         except BaseException as error:
-            if faults.sort(error) in (Fault.AGAIN, Fault.LOST):
+            if db_errors.sort(error) in (Fault.AGAIN, Fault.LOST):
                 raise
-            unit.error = faults.for_caller(error)
+            unit.error = db_errors.for_caller(error)
             _log_fault(error)
-            tally.take()
+            call_counters.take()
             self._undo()
-            self._doubtful |= faults.sort(error) is Fault.DOWN
-        self._tally.update(tally.take())
+            self._doubtful |= db_errors.sort(error) is Fault.DOWN
+        self._tally.update(call_counters.take())
 
-    def _commit(self, units: Sequence[Unit]) -> None:
+    def _commit(self, units: Sequence[WorkItem]) -> None:
         begun = time.perf_counter()
         try:
             if self._kept is not None:
@@ -391,8 +391,8 @@ class _Writer(_Worker):
             calls=self.stats.calls + self._tally if self._tally else self.stats.calls,
         )
 
-    def _give_up(self, units: Sequence[Unit], error: DBAPIError) -> None:
-        _log.error("the database stored none of %d: %s", len(units), faults.first_line(error))
+    def _give_up(self, units: Sequence[WorkItem], error: DBAPIError) -> None:
+        _log.error("the database stored none of %d: %s", len(units), db_errors.first_line(error))
         self._fail(units, error)
         self._reopen()
         self.stats = replace(self.stats, failed_batches=self.stats.failed_batches + 1)
@@ -415,7 +415,7 @@ class _Writer(_Worker):
             try:
                 self._connection()
             except DBAPIError as error:
-                _log.warning("opening the database again: %s", faults.first_line(error))
+                _log.warning("opening the database again: %s", db_errors.first_line(error))
 
 
 class _Reader(_Worker):
@@ -423,23 +423,23 @@ class _Reader(_Worker):
 
     most = MOST_READS
 
-    def _serve(self, units: Sequence[Unit]) -> None:
+    def _serve(self, units: Sequence[WorkItem]) -> None:
         for unit in units:
             try:
                 self._read(unit)
             except BaseException as error:
-                unit.error = faults.for_caller(error)
+                unit.error = db_errors.for_caller(error)
                 _log_fault(error)
                 self._undo()
-                if faults.sort(error) is Fault.DOWN:
+                if db_errors.sort(error) is Fault.DOWN:
                     self.drop()
         self._undo()  # there is nothing to commit
 
-    def _read(self, unit: Unit) -> None:
+    def _read(self, unit: WorkItem) -> None:
         try:
             unit.run(self._connection())
         except DBAPIError as error:
-            if faults.sort(error) is not Fault.LOST:
+            if db_errors.sort(error) is not Fault.LOST:
                 raise
             self.drop()
             unit.run(self._connection())

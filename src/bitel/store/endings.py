@@ -29,11 +29,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
-from bitel.calls.call import CallStatus
-from bitel.calls.ids import new_ids
-from bitel.calls.outcome import Attempted, Media
-from bitel.store import reserving, tally
-from bitel.store.bulk import Change, Query, given
+from bitel.domain.attempts import AttemptResult, Media
+from bitel.domain.calls import CallStatus
+from bitel.domain.ids import new_ids
+from bitel.store import call_counters, reserving
 from bitel.store.schema import (
     PENDING,
     SETTLED,
@@ -44,6 +43,7 @@ from bitel.store.schema import (
     project,
     webhook_event,
 )
+from bitel.store.sql_batch import Change, Query, given
 
 _NOTHING: Final = Decimal(0)
 _Q850_CAUSES: Final = range(128)
@@ -77,7 +77,7 @@ class CallAgain:
     uncertain: int = 0
 
 
-def end_attempts(conn: Connection, ends: Iterable[tuple[str, Attempted]]) -> None:
+def end_attempts(conn: Connection, ends: Iterable[tuple[str, AttemptResult]]) -> None:
     """Settle attempts, given by their ids. What a far end sent out of range is not kept."""
     rows = [
         (
@@ -145,7 +145,7 @@ def end_waiting(conn: Connection, ends: Sequence[tuple[Any, CallEnd]], now: floa
         return
     _END_CALLS.run(conn, {"ended": [_end_values(end) for _, end in ends], "now": now})
     for status, calls in Counter(end.status for _, end in ends).items():
-        tally.count("ended", status.name, calls)
+        call_counters.count("ended", status.name, calls)
     released: dict[str, Decimal] = {}
     for row, _ in ends:
         if row.reserved:

@@ -16,10 +16,9 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, bindparam, select, text, update
 
-from bitel.calls.call import CallStatus
-from bitel.calls.outcome import Attempted, Outcome
+from bitel.domain.attempts import AttemptResult, Outcome
+from bitel.domain.calls import CallStatus
 from bitel.store import canceling
-from bitel.store.bulk import Query
 from bitel.store.endings import (
     CallAgain,
     CallEnd,
@@ -30,6 +29,7 @@ from bitel.store.endings import (
 )
 from bitel.store.number_exclusion import mark_may_ring
 from bitel.store.schema import HEARD, attempt, call, dialer, is_open
+from bitel.store.sql_batch import Query
 
 
 class LostLease(Exception):
@@ -135,7 +135,7 @@ def take_over(
     end_attempts(
         conn,
         [
-            (row.id, Attempted(Outcome.CUT_OFF, row.started_at, now, row.answered_at))
+            (row.id, AttemptResult(Outcome.CUT_OFF, row.started_at, now, row.answered_at))
             for row in left
         ],
     )

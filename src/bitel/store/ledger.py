@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, text, update
 
-from bitel.calls.ids import first_id_at, new_id
+from bitel.domain.ids import first_id_at, new_id
 from bitel.errors import ConflictError, NotFoundError
 from bitel.store.chunks import in_equal_chunks
 from bitel.store.schema import attempt, ledger_entry, project

@@ -9,9 +9,9 @@ from sqlalchemy import Connection, inspect, text
 from sqlalchemy.exc import DBAPIError
 
 from bitel.errors import SettingsError
-from bitel.store import engines, faults
+from bitel.store import db_errors, engines
 from bitel.store.database import Database
-from bitel.store.faults import Fault, StoreUnavailable
+from bitel.store.db_errors import Fault, StoreUnavailable
 from bitel.store.schema import metadata
 
 NEWEST: Final = "0008"
@@ -65,10 +65,12 @@ def upgrade(url: str) -> bool:
                 _check_rights(conn, parsed.username)
     except DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) == _INSUFFICIENT_PRIVILEGE:
-            raise _lacks_right(parsed.username, faults.first_line(error)) from None
-        if faults.sort(error) is Fault.OURS:
+            raise _lacks_right(parsed.username, db_errors.first_line(error)) from None
+        if db_errors.sort(error) is Fault.OURS:
             raise
-        raise StoreUnavailable(f"the database can't be used: {faults.first_line(error)}") from error
+        raise StoreUnavailable(
+            f"the database can't be used: {db_errors.first_line(error)}"
+        ) from error
     return revision is None
 
 
@@ -128,12 +130,12 @@ def open_current(url: str) -> Database:
             database.read_now(lambda conn: _check_rights(conn, parsed.username))
     except StoreUnavailable as error:
         database.close()
-        why = faults.first_line(error.__cause__ or error)
+        why = db_errors.first_line(error.__cause__ or error)
         raise StoreUnavailable(f"the database at {place} can't be used: {why}") from error
     except DBAPIError as error:
         database.close()
         if getattr(error.orig, "sqlstate", None) == _INSUFFICIENT_PRIVILEGE:
-            raise _lacks_right(parsed.username, faults.first_line(error)) from None
+            raise _lacks_right(parsed.username, db_errors.first_line(error)) from None
         raise
     except BaseException:
         database.close()

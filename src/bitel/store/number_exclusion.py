@@ -28,9 +28,9 @@ from sqlalchemy import (
     update,
 )
 
-from bitel.calls.call import Lane
-from bitel.store.bulk import Change, Query, given
+from bitel.domain.calls import Lane
 from bitel.store.schema import call, is_due, is_in_flight, may_ring, project
+from bitel.store.sql_batch import Change, Query, given
 
 PARKED_FOR: Final = 5.0
 """Seconds until a call whose number is taken is looked at again; each further call to the number

@@ -21,10 +21,10 @@ from sqlalchemy import (
     tuple_,
 )
 
-from bitel.calls.call import CallStatus, Lane, NewCall
-from bitel.store.bulk import Query, given
+from bitel.domain.calls import CallStatus, Lane, NewCall
 from bitel.store.endings import CallEnd, end_calls
 from bitel.store.schema import call, is_in_flight, is_waiting_otp, project
+from bitel.store.sql_batch import Query, given
 
 REASON: Final = "superseded by a newer one-time password"
 """Why such a call is CANCELED."""

@@ -13,9 +13,8 @@ from typing import Final, Literal
 
 from sqlalchemy import Connection, bindparam, delete, exists, select, text, update
 
-from bitel.calls.call import CallStatus
-from bitel.calls.outcome import Attempted, Outcome
-from bitel.store.bulk import Query
+from bitel.domain.attempts import AttemptResult, Outcome
+from bitel.domain.calls import CallStatus
 from bitel.store.endings import CallEnd, end_attempts, end_calls
 from bitel.store.schema import (
     DIALER,
@@ -29,6 +28,7 @@ from bitel.store.schema import (
     is_waiting,
     pause,
 )
+from bitel.store.sql_batch import Query
 
 Scope = Literal["service", "dialer", "project"]
 
@@ -133,7 +133,7 @@ def drop_open(conn: Connection, before: float, now: float) -> int:
     end_attempts(
         conn,
         [
-            (row.id, Attempted(Outcome.CUT_OFF, row.started_at, now, row.answered_at))
+            (row.id, AttemptResult(Outcome.CUT_OFF, row.started_at, now, row.answered_at))
             for row in left
         ],
     )

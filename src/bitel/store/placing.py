@@ -10,15 +10,22 @@ from typing import Any
 
 from sqlalchemy import Connection, String, insert, select
 
-from bitel.calls.budget import Budget
-from bitel.calls.call import Call, CallStatus, Lane, NewCall, NewCalls
+from bitel.domain.budget import Budget
+from bitel.domain.calls import Call, CallStatus, Lane, NewCall, NewCalls
 from bitel.errors import BitelError, InvalidRequestError
-from bitel.store import do_not_call, one_time_passwords, queueing, recordings, reserving, tally
-from bitel.store.bulk import Change, Query, given
+from bitel.store import (
+    call_counters,
+    do_not_call,
+    one_time_passwords,
+    queueing,
+    recordings,
+    reserving,
+)
 from bitel.store.call_frequency import open_frequency
 from bitel.store.endings import CallEnd, end_calls
 from bitel.store.schema import UNTRIED, call, recording
 from bitel.store.schema import do_not_call as number_list
+from bitel.store.sql_batch import Change, Query, given
 
 _NOTHING = Decimal(0)
 
@@ -85,7 +92,7 @@ def place_each(
         _PLACE.run(conn, {"rows": rows})
     frequency.store(conn)
     for lane in lanes:
-        tally.count("placed", lane.name)
+        call_counters.count("placed", lane.name)
     placed = [answer for answer in answers if isinstance(answer, set)]
     _finish(conn, terms, sorted(set().union(*placed)))
     for calls, answer in zip(asks, answers, strict=True):
@@ -133,7 +140,7 @@ def place_many(
     if not prepared or reserves != calls.reserves:
         prepared = queueing.written_rows(calls, reserves)
     queueing.insert_calls(conn, like, prepared)
-    tally.count("placed", like.lane.name, len(calls.ids))
+    call_counters.count("placed", like.lane.name, len(calls.ids))
     _finish(conn, terms, sorted(refused))
     return refused
 

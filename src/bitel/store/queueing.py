@@ -18,9 +18,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine.default import DefaultDialect
 
-from bitel.calls.call import NewCall, NewCalls
-from bitel.store.bulk import Change, given
+from bitel.domain.calls import NewCall, NewCalls
 from bitel.store.schema import UNTRIED, FreeText, Money, call
+from bitel.store.sql_batch import Change, given
 
 CHUNK: Final = 2500
 """Calls in one statement."""

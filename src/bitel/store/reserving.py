@@ -7,9 +7,9 @@ from decimal import Decimal
 
 from sqlalchemy import Connection, String, bindparam, case, or_, select, update
 
-from bitel.calls.budget import Budget, day_of
-from bitel.store.bulk import Query, given
+from bitel.domain.budget import Budget, day_of
 from bitel.store.schema import project
+from bitel.store.sql_batch import Query, given
 
 UNLIMITED = Budget()
 

@@ -22,7 +22,7 @@ from sqlalchemy import (
     update,
 )
 
-from bitel.calls.ids import first_id_at
+from bitel.domain.ids import first_id_at
 from bitel.store import ledger
 from bitel.store.chunks import in_equal_chunks
 from bitel.store.recordings import day_of

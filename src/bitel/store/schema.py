@@ -38,7 +38,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeDecorator
 
-from bitel.calls.call import CallStatus, Lane
+from bitel.domain.calls import CallStatus, Lane
 
 _PER_UNIT: Final = 10_000
 

@@ -10,14 +10,13 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, bindparam, exists, insert, literal, select
 
-from bitel.calls.budget import MOST_MONEY
-from bitel.calls.call import CallStatus, Lane
-from bitel.calls.ids import new_ids
-from bitel.calls.outcome import Attempted, Outcome
-from bitel.calls.retry import Again, Final, Verdict
-from bitel.calls.tariff import NOTHING, Bill
+from bitel.domain.attempts import AttemptResult, Outcome
+from bitel.domain.budget import MOST_MONEY
+from bitel.domain.calls import CallStatus, Lane
+from bitel.domain.ids import new_ids
+from bitel.domain.retry import Again, Final, Verdict
+from bitel.domain.tariff import NOTHING, Bill
 from bitel.store import do_not_call, leases, one_time_passwords, reserving
-from bitel.store.bulk import Change, Query, given
 from bitel.store.endings import (
     CallAgain,
     CallEnd,
@@ -39,13 +38,14 @@ from bitel.store.schema import (
     ledger_entry,
     project,
 )
+from bitel.store.sql_batch import Change, Query, given
 
 UNWANTED = 607
 """The SIP code by which the person called says that the call is unwanted (RFC 8197)."""
 
 
 @dataclass(frozen=True, slots=True)
-class HandBack:
+class Requeue:
     """The attempt was given up for our own reasons: its call is due at `due_at`, as before."""
 
     due_at: float
@@ -56,8 +56,8 @@ class Settlement(NamedTuple):
 
     attempt_id: str
     call_id: str
-    attempted: Attempted
-    verdict: Verdict | HandBack
+    attempted: AttemptResult
+    verdict: Verdict | Requeue
     bill: Bill = NOTHING
 
 
@@ -101,7 +101,7 @@ def settle_journaled(
     return _settle(conn, _LEFT_OPEN, {"dialer_id": dialer_id}, settlements, now)
 
 
-def minimal(attempt_id: str, call_id: str, attempted: Attempted, now: float) -> Settlement:
+def minimal(attempt_id: str, call_id: str, attempted: AttemptResult, now: float) -> Settlement:
     """The settlement of an attempt whose end could not be written as it was.
 
     Nothing is billed and no free text is kept. Its call ends as UNKNOWN if it was answered, else as
@@ -109,7 +109,7 @@ def minimal(attempt_id: str, call_id: str, attempted: Attempted, now: float) -> 
     """
     answered_at = attempted.answered_at
     is_answered = answered_at is not None or attempted.outcome in _MAY_HAVE_HEARD
-    done = Attempted(
+    done = AttemptResult(
         Outcome.CUT_OFF if is_answered else attempted.outcome,
         attempted.started_at if _is_number(attempted.started_at) else now,
         now,
@@ -212,9 +212,9 @@ def _checked(one: Settlement, row: Any, superseded: Collection[str]) -> Settleme
     return one
 
 
-def _attempt_end(one: Settlement) -> tuple[str, Attempted]:
+def _attempt_end(one: Settlement) -> tuple[str, AttemptResult]:
     done = one.attempted
-    if isinstance(one.verdict, HandBack):
+    if isinstance(one.verdict, Requeue):
         done = done._replace(outcome=Outcome.CALLED_OFF)
     return one.attempt_id, done
 
@@ -241,7 +241,7 @@ def _call_again(one: Settlement) -> CallAgain:
             verdict.trouble,
             verdict.uncertain,
         )
-    assert isinstance(verdict, HandBack)
+    assert isinstance(verdict, Requeue)
     return CallAgain(one.call_id, verdict.due_at, spends_retry=False, trouble=None)
 
 

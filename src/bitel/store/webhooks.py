@@ -33,10 +33,9 @@ from sqlalchemy import (
     update,
 )
 
-from bitel.calls.call import CallStatus
-from bitel.calls.ids import new_id
-from bitel.store import loose
-from bitel.store.bulk import Change, Query, given
+from bitel.domain.calls import CallStatus
+from bitel.domain.ids import new_id
+from bitel.store import loose_index_scan
 from bitel.store.chunks import in_chunks
 from bitel.store.schema import (
     DELIVERED,
@@ -48,6 +47,7 @@ from bitel.store.schema import (
     webhook_event,
     webhook_try,
 )
+from bitel.store.sql_batch import Change, Query, given
 
 LEASE: Final = 60.0
 """Seconds after which an event whose delivery was begun may be tried by another deliverer."""
@@ -78,7 +78,7 @@ class Delivery:
 
 
 @dataclass(frozen=True, slots=True)
-class Tried:
+class DeliveryAttempt:
     """One try to deliver an event, and what follows. `at` in Unix seconds, `seconds` it took."""
 
     event_id: str
@@ -106,7 +106,7 @@ class Event:
     """How many were begun; of one that a crash cut off, `tried` holds nothing."""
     state: str
     """pending, delivered or given up."""
-    tried: tuple[Tried, ...] = ()
+    tried: tuple[DeliveryAttempt, ...] = ()
 
 
 def claim_due(
@@ -158,7 +158,7 @@ def _shares(may_have: Mapping[str, int], room: int) -> dict[str, int]:
     return shares
 
 
-def record(conn: Connection, tried: Sequence[Tried]) -> None:
+def record(conn: Connection, tried: Sequence[DeliveryAttempt]) -> None:
     """Write what came of tries. A try that failed changes nothing of an event already delivered."""
     if not tried:
         return
@@ -209,11 +209,11 @@ def history(
     if call_id is not None:
         wanted = wanted.where(webhook_event.c.call_id == call_id)
     events = conn.execute(wanted).all()
-    tried: dict[str, list[Tried]] = {row.id: [] for row in events}
+    tried: dict[str, list[DeliveryAttempt]] = {row.id: [] for row in events}
     rows = [row for ids in in_chunks(tried) for row in conn.execute(_TRIES, ids)]
     for row in rows:
         tried[row.event_id].append(
-            Tried(
+            DeliveryAttempt(
                 event_id=row.event_id,
                 at=row.at,
                 seconds=row.seconds,
@@ -282,7 +282,7 @@ _is_on = and_(
 
 
 def _with_due_in_sqlite() -> Query:
-    waiting = loose.distinct(webhook_event.c.project_id, is_untold)
+    waiting = loose_index_scan.distinct(webhook_event.c.project_id, is_untold)
     first_due = (
         select(func.min(webhook_event.c.due_at))
         .where(webhook_event.c.project_id == waiting.c.value, is_untold)

@@ -16,9 +16,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
-from bitel.webhooks import targets
+from bitel.webhooks import url_policy
 from bitel.webhooks.exchange import Connection
-from bitel.webhooks.targets import Target
+from bitel.webhooks.url_policy import Target
 
 Address = IPv4Address | IPv6Address
 Resolve = Callable[[str], Awaitable[Sequence[Address]]]
@@ -119,7 +119,7 @@ async def _allowed(host: str, resolve: Resolve, *, allow_private: bool) -> Seque
         addresses = await resolve(host)
     except OSError as error:
         raise ConnectFault(f"the name {host} can't be resolved: {error.strerror}") from None
-    refusals = {} if allow_private else {one: targets.refusal(one) for one in addresses}
+    refusals = {} if allow_private else {one: url_policy.refusal(one) for one in addresses}
     allowed = [one for one in addresses if not refusals.get(one)]
     if not allowed:
         first = next(iter(refusals.values()), None)

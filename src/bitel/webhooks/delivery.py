@@ -27,10 +27,10 @@ from sqlalchemy import Connection
 from bitel.errors import InvalidRequestError, UnavailableError
 from bitel.store import webhooks as outbox
 from bitel.store.database import Database
-from bitel.store.webhooks import Delivery, Tried
-from bitel.webhooks import payload, schedule, signing
+from bitel.store.webhooks import Delivery, DeliveryAttempt
+from bitel.webhooks import payload, retry_policy, signing
+from bitel.webhooks.concurrency_limiter import ConcurrencyLimiter
 from bitel.webhooks.connecting import Resolver
-from bitel.webhooks.load import Load
 from bitel.webhooks.posting import Answer, Poster, TimeLimits
 
 log = structlog.get_logger(__name__)
@@ -73,7 +73,7 @@ class _Ended:
     """A try that is over, and who waits for it to be written."""
 
     delivery: Delivery
-    tried: Tried
+    tried: DeliveryAttempt
     written: asyncio.Future[None]
 
 
@@ -108,7 +108,7 @@ class Deliverer:
         self._luck = luck
         self._date = date
         self._per_project = options.per_project
-        self._load = Load(options.concurrency, options.per_project)
+        self._load = ConcurrencyLimiter(options.concurrency, options.per_project)
         self._tasks: set[asyncio.Task[None]] = set()
         self._ended: list[_Ended] = []
         self._last_project = ""
@@ -225,11 +225,11 @@ class Deliverer:
             log.exception("webhook_try_broke", event_id=delivery.event_id)
             return Answer(None, "a fault inside the deliverer", 0.0)
 
-    def _tried(self, delivery: Delivery, answer: Answer, begun: float) -> Tried:
+    def _tried(self, delivery: Delivery, answer: Answer, begun: float) -> DeliveryAttempt:
         taken = _was_taken(answer)
         ended, asked_for = begun + answer.seconds, answer.retry_after
-        again = schedule.next_try(delivery.tries, ended, self._luck(), asked_for)
-        return Tried(
+        again = retry_policy.next_try(delivery.tries, ended, self._luck(), asked_for)
+        return DeliveryAttempt(
             event_id=delivery.event_id,
             at=begun,
             seconds=answer.seconds,
@@ -241,7 +241,7 @@ class Deliverer:
 
 
 def _was_taken(answer: Answer) -> bool:
-    return answer.status is not None and schedule.is_success(answer.status)
+    return answer.status is not None and retry_policy.is_success(answer.status)
 
 
 def _write(conn: Connection, ended: Sequence[_Ended]) -> frozenset[str]:
@@ -250,7 +250,7 @@ def _write(conn: Connection, ended: Sequence[_Ended]) -> frozenset[str]:
         one.delivery.event_id
         for one in ended
         if one.tried.status_code is not None
-        and schedule.is_gone(one.tried.status_code)
+        and retry_policy.is_gone(one.tried.status_code)
         # Not if its URL is another by now; then the event is for that one.
         and outbox.turn_off(conn, one.delivery.project_id, one.delivery.url, GONE)
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 
 from bitel import exact_json
-from bitel.calls.call import CallStatus
+from bitel.domain.calls import CallStatus
 
 CONTENT_TYPE = "application/json"
 

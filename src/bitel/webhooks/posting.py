@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from bitel.errors import InvalidRequestError
-from bitel.webhooks import schedule, targets
+from bitel.webhooks import retry_policy, url_policy
 from bitel.webhooks.connecting import ConnectFault, Resolve, connect
 from bitel.webhooks.exchange import ClosedEarly, Connection, ExchangeError, Head, request
-from bitel.webhooks.targets import Target
+from bitel.webhooks.url_policy import Target
 
 USER_AGENT: Final = "bitel-webhooks/1"
 KEPT_FOR: Final = 15.0
@@ -95,7 +95,7 @@ class Poster:
         """
         begun = time.monotonic()
         try:
-            head = await self._exchange(targets.parse(url), headers, body)
+            head = await self._exchange(url_policy.parse(url), headers, body)
         except (InvalidRequestError, ConnectFault, ExchangeError) as fault:
             error = _one_line(str(fault))
             _release(fault)
@@ -106,7 +106,7 @@ class Poster:
             error = _one_line(_words(fault))
             _release(fault)
         else:
-            asked_for = schedule.retry_after(head.headers, now)
+            asked_for = retry_policy.retry_after(head.headers, now)
             return Answer(head.status, "", time.monotonic() - begun, asked_for)
         return Answer(None, error, time.monotonic() - begun)
 

@@ -1,0 +1,156 @@
+"""What the OpenAPI document says about a route, from the same types that the route works with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, TypedDict
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from bitel.api import idempotency
+from bitel.api.envelope import REPLAYED
+from bitel.api.responses import Failure, Success
+from bitel.errors import (
+    BitelError,
+    ConflictError,
+    ForbiddenError,
+    InsufficientBalanceError,
+    InvalidPhoneNumberError,
+    InvalidRequestError,
+    InvalidServerError,
+    PayloadTooLargeError,
+    TooManyRequestsError,
+    UnauthorizedError,
+    UnavailableError,
+    UnsupportedMediaError,
+)
+
+DESCRIPTION = """\
+Upload a recording, have it played to phone numbers over your own SIP trunks, and know what became
+of each call. Every answer is an envelope: `{"result": …, "error": null}`, or
+`{"result": null, "error": "<Code>", "message": "<what is wrong, in a sentence>"}`.
+"""
+
+_EVERYWHERE: tuple[type[BitelError], ...] = (
+    UnauthorizedError,
+    TooManyRequestsError,
+    UnavailableError,
+    BitelError,
+)
+_WITH_BODY: tuple[type[BitelError], ...] = (
+    InvalidRequestError,
+    PayloadTooLargeError,
+    UnsupportedMediaError,
+)
+_PLACING: tuple[type[BitelError], ...] = (
+    InvalidPhoneNumberError,
+    InvalidServerError,
+    InsufficientBalanceError,
+    ForbiddenError,
+    ConflictError,
+)
+
+
+class Description(TypedDict, total=False):
+    """Keyword arguments of a route decorator."""
+
+    summary: str
+    tags: list[str | Any]
+    response_model: None
+    response_class: type[Response]
+    responses: dict[int | str, dict[str, Any]]
+    openapi_extra: dict[str, Any] | None
+
+
+def described(
+    summary: str,
+    tag: str,
+    result: Any,
+    errors: Iterable[type[BitelError]] = (),
+    body: type[BaseModel] | None = None,
+) -> Description:
+    """A route that answers `result` (a type) in the envelope, or one of `errors`.
+
+    The errors that any route can meet need not be named, nor those of any JSON `body`.
+    """
+    return _described(summary, tag, Success[result], errors, body)
+
+
+def placing_calls(
+    summary: str, envelope: type[BaseModel], body: type[BaseModel], tag: str = "calls"
+) -> Description:
+    """A route that places calls as `body` asks for, and answers `envelope`."""
+    made = _described(summary, tag, envelope, _PLACING, body)
+    made["openapi_extra"] = {**json_body(body), "parameters": [idempotency.PARAMETER]}
+    made["responses"][200]["headers"] = {REPLAYED: idempotency.REPLAYED_HEADER}
+    return made
+
+
+def _described(
+    summary: str,
+    tag: str,
+    envelope: type[BaseModel],
+    errors: Iterable[type[BitelError]],
+    body: type[BaseModel] | None,
+) -> Description:
+    every = (*errors, *(_WITH_BODY if body else ()), *_EVERYWHERE)
+    return Description(
+        summary=summary,
+        tags=[tag],
+        response_model=None,
+        responses={200: {"model": envelope, "description": "Done."}, **failures(every)},
+        openapi_extra=json_body(body) if body else None,
+    )
+
+
+def failures(errors: Iterable[type[BitelError]]) -> dict[int | str, dict[str, Any]]:
+    """The entries of `responses` for these errors, in order of their status."""
+    by_status: dict[int, list[type[BitelError]]] = {}
+    for error in sorted(set(errors), key=lambda error: (error.http_status, error.code)):
+        by_status.setdefault(error.http_status, []).append(error)
+    return {
+        status: {
+            "model": Failure,
+            "description": " ".join(f"`{e.code}`: {_first_line(e)}" for e in those),
+            **_headers(those),
+        }
+        for status, those in by_status.items()
+    }
+
+
+def json_body(shape: type[BaseModel]) -> dict[str, Any]:
+    """The document's words for a JSON body of that shape."""
+    schema = shape.model_json_schema(by_alias=True)
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document of `app`, without the 422 that FastAPI adds and we never answer."""
+    content = get_openapi(
+        title=app.title, version=app.version, description=app.description, routes=app.routes
+    )
+    for path in content["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)
+    schemas = content.get("components", {}).get("schemas", {})
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    return content
+
+
+def _first_line(error: type[BitelError]) -> str:
+    return "Something went wrong on our side." if error is BitelError else _doc(error)
+
+
+def _doc(error: type[BitelError]) -> str:
+    return (error.__doc__ or "").strip().splitlines()[0]
+
+
+def _headers(errors: list[type[BitelError]]) -> dict[str, Any]:
+    if TooManyRequestsError not in errors:
+        return {}
+    seconds = {"description": "Seconds to wait.", "schema": {"type": "integer"}}
+    return {"headers": {"Retry-After": seconds}}

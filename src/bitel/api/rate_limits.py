@@ -1,0 +1,92 @@
+"""How much a project may ask for in a minute: requests, and calls.
+
+Counted in this process alone, so several API processes allow as many times as much; money, which
+has to be exact, is the store's to guard.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Final
+
+from bitel.errors import TooManyRequestsError
+from bitel.settings import LimitSettings
+from bitel.store.projects import Project
+
+_MINUTE: Final = 60.0
+
+
+class Bucket:
+    """Tokens that come back evenly, up to a minute's worth.
+
+    What asks for more than a minute's worth gets it from a full bucket, which then is in debt.
+    """
+
+    __slots__ = ("_at", "_tokens")
+
+    def __init__(self, per_minute: int, now: float) -> None:
+        self._tokens = float(per_minute)
+        self._at = now
+
+    def take(self, cost: int, per_minute: int, now: float) -> float:
+        """Take `cost` tokens; 0, or the seconds after which they can be had."""
+        gained = max(0.0, now - self._at) * per_minute / _MINUTE
+        self._tokens = min(float(per_minute), self._tokens + gained)
+        self._at = now
+        missing = min(cost, per_minute) - self._tokens
+        if missing > 0:
+            return missing * _MINUTE / per_minute
+        self._tokens -= cost
+        return 0.0
+
+    def give_back(self, cost: int) -> None:
+        """Undo a `take`."""
+        self._tokens += cost
+
+
+class RateLimiter:
+    """The buckets of every project: its own limits, else those of the settings.
+
+    `settings` gives those that hold now, `clock` seconds that never go back.
+    """
+
+    def __init__(self, settings: Callable[[], LimitSettings], clock: Callable[[], float]) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._requests: dict[str, Bucket] = {}
+        self._calls: dict[str, Bucket] = {}
+
+    def count_request(self, project: Project) -> None:
+        """Count a request, or raise TooManyRequestsError."""
+        most = project.requests_per_minute or self._settings().requests_per_minute
+        self._take(self._requests, project, 1, most, "requests")
+
+    def count_calls(self, project: Project, calls: int) -> None:
+        """Count calls that are about to be placed, or raise TooManyRequestsError."""
+        most = project.calls_per_minute or self._settings().calls_per_minute
+        self._take(self._calls, project, calls, most, "calls")
+
+    def uncount_calls(self, project: Project, calls: int) -> None:
+        """Undo `count_calls`: they were not placed after all."""
+        bucket = self._calls.get(project.id)
+        if bucket is not None:
+            bucket.give_back(calls)
+
+    def _take(
+        self, buckets: dict[str, Bucket], project: Project, cost: int, most: int | None, what: str
+    ) -> None:
+        if most is None:
+            return
+        now = self._clock()
+        bucket = buckets.get(project.id)
+        if bucket is None:
+            bucket = buckets[project.id] = Bucket(most, now)
+        wait = bucket.take(cost, most, now)
+        if wait:
+            raise TooManyRequestsError(
+                f"this project may place {most} {what} a minute"
+                if what == "calls"
+                else f"this project may send {most} {what} a minute",
+                retry_after=math.ceil(wait),
+            )

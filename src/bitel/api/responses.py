@@ -1,0 +1,271 @@
+"""What results look like on the wire, as plain dicts and as models for the OpenAPI document."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Annotated, Any, Final, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from bitel.domain.calls import Call, CallStatus
+from bitel.store.campaigns import CampaignState
+from bitel.store.recordings import Recording
+
+T = TypeVar("T")
+
+DateOf = Callable[[float], float]
+"""Gives the date that clients are shown for a stored time, both in Unix seconds."""
+
+
+_CALL: Final[dict[str, Any]] = {
+    "id": "0197b2a4c1d07e63a5f81c0d9be24f17",
+    "phoneNumber": "09121234567",
+    "status": "WAITING",
+    "statusCode": 0,
+    "billSec": 0,
+    "requestDate": 1764640750,
+    "executionDate": 0,
+    "price": 0.0,
+}
+_RECORDING: Final[dict[str, Any]] = {
+    "id": "0197b2a4b5317c4e9d20e6f1a8c37b95",
+    "name": "hello.mp3",
+    "duration": 6.02,
+    "size": 96344,
+}
+_CAMPAIGN_ID: Final = "0197b2a4c1d07e63a5f81c0d9be24f16"
+_CURSOR: Final = "AZeypMHQfmOl-BwNm-JPFw=="
+
+
+def _example(**fields: Any) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": [fields]})
+
+
+class CallAnswer(BaseModel):
+    """A call, as clients see it."""
+
+    model_config = _example(**_CALL)
+
+    id: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+    phoneNumber: Annotated[str, Field(description="As the client sent it.")]
+    status: Annotated[str, Field(json_schema_extra={"enum": [s.name for s in CallStatus]})]
+    statusCode: Annotated[int, Field(json_schema_extra={"enum": [s.value for s in CallStatus]})]
+    billSec: Annotated[int, Field(description="Whole seconds from answer to hang-up, rounded up.")]
+    requestDate: Annotated[int, Field(description="Unix seconds.")]
+    executionDate: Annotated[
+        int, Field(description="Unix seconds at which the deciding attempt was dialled; 0 if none.")
+    ]
+    price: Annotated[float, Field(description="What the call changed the balance by: 0 or less.")]
+
+
+class RecordingAnswer(BaseModel):
+    """A stored recording; its `id` is the `voiceId` of calls."""
+
+    model_config = _example(**_RECORDING)
+
+    id: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+    name: str
+    duration: Annotated[float, Field(description="Seconds.")]
+    size: Annotated[int, Field(description="Bytes, as uploaded.")]
+
+
+class UploadAnswer(RecordingAnswer):
+    """A recording that was uploaded."""
+
+    warning: Annotated[
+        str | None,
+        Field(description="What is wrong with the file, as that it is cut short; else absent."),
+    ] = None
+
+
+class ServerAnswer(BaseModel):
+    """A dialer that a client may name as `serverId`."""
+
+    model_config = _example(id="main", up=True, paused=None)
+
+    id: str
+    up: Annotated[
+        bool,
+        Field(
+            description="Whether it has been at work in the last 15 seconds and reached a carrier."
+        ),
+    ]
+    paused: Annotated[
+        str | None,
+        Field(description="Why its calls wait although its trunk answers; null while it calls."),
+    ]
+
+
+class CampaignAnswer(BaseModel):
+    """How the calls of one request stand, all together."""
+
+    model_config = _example(
+        id=_CAMPAIGN_ID,
+        total=3,
+        byStatus={s.name: {"WAITING": 1, "NORMAL": 2}.get(s.name, 0) for s in CallStatus},
+        requestDate=1764640750,
+        finishedDate=0,
+        price=-68.4,
+    )
+
+    id: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+    total: Annotated[int, Field(description="Calls in all.")]
+    byStatus: Annotated[
+        dict[str, int], Field(description="How many calls are in each status, by its name.")
+    ]
+    requestDate: Annotated[int, Field(description="Unix seconds.")]
+    finishedDate: Annotated[
+        int, Field(description="Unix seconds at which the last call was over; 0 until then.")
+    ]
+    price: Annotated[
+        float, Field(description="What the calls changed the balance by, together: 0 or less.")
+    ]
+
+
+class CallPage(BaseModel):
+    """Calls, in the order in which they were asked for."""
+
+    model_config = _example(calls=[_CALL], nextCursor=_CURSOR)
+
+    calls: list[CallAnswer]
+    nextCursor: Annotated[
+        str | None, Field(description="Ask with it for the next page; null on the last one.")
+    ]
+
+
+class RecordingPage(BaseModel):
+    """Recordings, the oldest first."""
+
+    model_config = _example(recordings=[_RECORDING], nextCursor=None)
+
+    recordings: list[RecordingAnswer]
+    nextCursor: Annotated[
+        str | None, Field(description="Ask with it for the next page; null on the last one.")
+    ]
+
+
+class CdrAnswer(BaseModel):
+    """A call's detail record, as v1 has it."""
+
+    model_config = _example(
+        requestId=_CALL["id"],
+        targetNumber="09121234567",
+        status="NORMAL",
+        billSec=12,
+        requestDate=1764640750,
+        executionDate=1764640751,
+        transactionId="0197b2a4f9e27d1c8a0b4c5d6e7f8091",
+        balanceSubtracted=34.2,
+    )
+
+    requestId: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+    targetNumber: Annotated[str, Field(description="As the client sent it.")]
+    status: Annotated[str, Field(json_schema_extra={"enum": [s.name for s in CallStatus]})]
+    billSec: int
+    requestDate: Annotated[int, Field(description="Unix seconds.")]
+    executionDate: Annotated[int, Field(description="Unix seconds; 0 if it was not dialled.")]
+    transactionId: Annotated[
+        str | None, Field(description="Of the ledger entry that billed it; null if none did.")
+    ]
+    balanceSubtracted: Annotated[float, Field(description="What the call cost: 0 or more.")]
+
+
+class AccountAnswer(BaseModel):
+    """The project that the token speaks for."""
+
+    model_config = _example(
+        id="0197b2a49c5e7f0a8b1c2d3e4f506172", name="acme", balance=15000.5, currency="IRR"
+    )
+
+    id: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+    name: str
+    balance: Annotated[
+        float | None, Field(description="What it may still spend; null where nothing limits it.")
+    ]
+    currency: Annotated[str, Field(description="ISO 4217.")]
+
+
+class Success(BaseModel, Generic[T]):
+    """The envelope of a result."""
+
+    result: T
+    error: None
+
+
+class BatchSuccess(Success[list[CallAnswer]]):
+    """The envelope of a batch's calls."""
+
+    model_config = _example(result=[_CALL], error=None, campaignId=_CAMPAIGN_ID)
+
+    campaignId: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+
+
+class Failure(BaseModel):
+    """The envelope of an error."""
+
+    model_config = _example(
+        result=None, error="InvalidRequest", message="retryCount must be at most 10"
+    )
+
+    result: None
+    error: Annotated[str, Field(description="A bare code, fit for a program.")]
+    message: Annotated[str, Field(description="A sentence, fit for a person.")]
+
+
+def placed_answer(
+    call_id: str, phone_number: str, requested_at: float, *, barred: bool = False
+) -> dict[str, Any]:
+    """A call as it stands the moment it is placed; `barred` where its number must not be called."""
+    status = CallStatus.ERROR if barred else CallStatus.WAITING
+    return {
+        "id": call_id,
+        "phoneNumber": phone_number,
+        "status": status.name,
+        "statusCode": int(status),
+        "billSec": 0,
+        "requestDate": int(requested_at),
+        "executionDate": 0,
+        "price": 0.0,
+    }
+
+
+def call_answer(call: Call, date: DateOf) -> dict[str, Any]:
+    """The eight keys of a call, in the order that clients know."""
+    return {
+        "id": call.id,
+        "phoneNumber": call.phone_number,
+        "status": call.status.name,
+        "statusCode": int(call.status),
+        "billSec": call.bill_seconds,
+        "requestDate": int(date(call.requested_at)),
+        "executionDate": int(date(call.executed_at)),
+        "price": balance_change(call.price),
+    }
+
+
+def campaign_answer(state: CampaignState, date: DateOf) -> dict[str, Any]:
+    """A campaign's keys, in the order of `CampaignAnswer`; every status is counted, also at 0."""
+    return {
+        "id": state.id,
+        "total": state.total,
+        "byStatus": {status.name: state.by_status.get(status, 0) for status in CallStatus},
+        "requestDate": int(date(state.requested_at)),
+        "finishedDate": int(date(state.finished_at)),
+        "price": balance_change(state.price),
+    }
+
+
+def balance_change(cost: Decimal) -> Decimal:
+    """What a cost of zero or more does to a balance: its negative, and 0 rather than -0."""
+    return -cost if cost else Decimal(0)
+
+
+def recording_answer(recording: Recording) -> dict[str, Any]:
+    """A recording's keys, in the order of `RecordingAnswer`."""
+    return {
+        "id": recording.id,
+        "name": recording.name,
+        "duration": round(recording.duration, 3),
+        "size": recording.size,
+    }

@@ -1,0 +1,87 @@
+"""Caller identity: From, the headers of RFC 3325 (P-Asserted-Identity), and Remote-Party-ID."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+from bitel.dialer.trunk import bracketed, phone_parameter
+
+Identification = Literal["from", "pai", "ppi", "rpid"]
+"""The header that names the caller: From alone, P-Asserted-Identity (within a trust domain),
+P-Preferred-Identity (RFC 3325 §9), or Remote-Party-ID (a draft that stayed one)."""
+
+ANONYMOUS = "sip:anonymous@anonymous.invalid"
+"""What From says of a caller who wants privacy (RFC 3323 §4.1.1.3)."""
+
+
+class CallerIds:
+    """Chooses a caller id for each call.
+
+    By the longest prefix of the callee's number in `by_prefix`; else calls are spread evenly over
+    `pool`. All attempts of a call get the same one, also after a restart, and when others were
+    added to the pool or removed from it in between (rendezvous hashing).
+    """
+
+    def __init__(
+        self, pool: Sequence[str] = (), by_prefix: Mapping[str, str] | None = None
+    ) -> None:
+        self._pool = tuple(pool) or ("",)
+        self._by_prefix = sorted((by_prefix or {}).items(), key=lambda item: -len(item[0]))
+
+    def choose(self, e164: str, call_id: str) -> str:
+        """The caller id of the call `call_id` to `e164`; "" where there is none."""
+        for prefix, caller_id in self._by_prefix:
+            if e164.startswith(prefix):
+                return caller_id
+        if len(self._pool) == 1:
+            return self._pool[0]
+        return max(self._pool, key=lambda caller_id: _weight(call_id, caller_id))
+
+
+def _weight(call_id: str, caller_id: str) -> bytes:
+    return hashlib.blake2b(f"{call_id} {caller_id}".encode(), digest_size=8).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """The headers of an INVITE that say who calls."""
+
+    from_uri: str
+    display_name: str = ""
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+@lru_cache(maxsize=1024)
+def identity(
+    caller_id: str,
+    host: str,
+    by: Identification = "from",
+    privacy: bool = False,
+    user_phone: bool = False,
+) -> Identity:
+    """Who calls, where `caller_id` at `host` does. "" is no particular caller.
+
+    With `user_phone` the URI of From has `;user=phone`, where `caller_id` is a telephone number.
+
+    With `privacy` the person called is not to learn it (RFC 3323 §4.2, `id` of RFC 3325 §9.3); the
+    carrier still does, by the other headers.
+    """
+    uri = f"sip:{caller_id or 'anonymous'}@{bracketed(host)}"
+    headers: list[tuple[str, str]] = []
+    if caller_id and by == "pai":
+        headers.append(("P-Asserted-Identity", f"<{uri}>"))
+    elif caller_id and by == "ppi":
+        headers.append(("P-Preferred-Identity", f"<{uri}>"))
+    elif caller_id and by == "rpid":
+        hidden = "full" if privacy else "off"
+        party = f"<{uri}>;party=calling;screen=yes;privacy={hidden}"
+        headers.append(("Remote-Party-ID", party))
+    if not privacy:
+        uri += phone_parameter(caller_id, user_phone)
+        return Identity(uri, headers=tuple(headers))
+    headers.append(("Privacy", "id"))
+    return Identity(ANONYMOUS, "Anonymous", tuple(headers))

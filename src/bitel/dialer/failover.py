@@ -1,0 +1,202 @@
+"""The ways that one attempt may take: which addresses are tried, in what order, and when it stops.
+
+An attempt is one call to one person. It tries another address only while no phone can have rung:
+after an immediate 503, after an error in sending, and where no response came at all (RFC 3263
+§4.3). Each address gets an INVITE of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+from urllib.parse import unquote
+
+from sipmessage import URI
+
+from bitel.dialer.address_health import Health
+from bitel.dialer.trunk import Trunk, usual_port
+from bitel.domain.attempts import Outcome
+from bitel.domain.phone_numbers import to_e164
+from bitel.errors import InvalidPhoneNumberError
+from bitel.ip_addresses import leads_nearer
+from bitel.sip import Failed
+from bitel.sip.grammar import (
+    Address,
+    GrammarError,
+    Transport,
+    ip_literal,
+    parameter,
+    parse_uri,
+    scheme_of,
+)
+
+
+class Dialled(NamedTuple):
+    """The number of a call, and how a redirection may write it."""
+
+    e164: str
+    user: str
+    """As the dialer writes it: the user part of the Request-URI."""
+    region: str = ""
+    """The country (ISO 3166) whose national numbers are understood; "": `user` alone."""
+
+    def is_same(self, user: str) -> bool:
+        """Whether the user part of a SIP URI, still escaped, is this subscriber.
+
+        It may have visual separators, and parameters such as those of number portability (RFC
+        4694). It may be in international form, with `+`, `00` or neither, or in national form.
+        """
+        number, _, parameters = user.partition(";")
+        written = unquote(number)
+        plain = written.translate(_SEPARATORS)
+        digits = self.e164.removeprefix("+")
+        context = unquote(parameter(f";{parameters}", "phone-context") or "")
+        # A local number may name its country or area in phone-context (RFC 3966 §5.1.5).
+        area = context.translate(_SEPARATORS) if context.startswith("+") else ""
+        if not plain.startswith("+") and not self.e164.startswith(area):
+            return False
+        if written == self.user or plain in {self.user, self.e164, f"00{digits}", digits}:
+            return True
+        try:
+            # The number that is dialled is one, whatever the plans known here say.
+            known = to_e164(plain, self.region, (self.e164,)) if self.region else ""
+            return known == self.e164
+        except InvalidPhoneNumberError:
+            return False
+
+
+_SEPARATORS = dict.fromkeys(map(ord, "-.()"))
+"""Visual separators of a telephone number (RFC 3966 §3)."""
+
+
+class Route(NamedTuple):
+    """An address that requests for a trunk are sent to, and their Request-URI."""
+
+    trunk: Trunk
+    address: Address
+    request_uri: str
+    redirected: bool = False
+
+
+class Proxy(NamedTuple):
+    """An outbound proxy, and its known addresses."""
+
+    name: Trunk
+    addresses: Sequence[Address]
+
+
+def in_order(
+    hops: Iterable[Route], health: Health, rests: Callable[[Address], bool]
+) -> list[Route]:
+    """Those to be expected to work first, those that are down last, those at rest not at all."""
+    awake = [hop for hop in hops if not rests(hop.address)]
+    if len(awake) < 2:
+        return awake
+    return sorted(awake, key=lambda hop: health.is_down(hop.address))
+
+
+def after(hop: Route, failed: Failed, outcome: Outcome, left: Sequence[Route]) -> list[Route]:
+    """The hops of `left` that are still worth trying, now that `hop` has failed."""
+    if failed.rang or outcome is not Outcome.TRUNK_TROUBLE:
+        return []  # a phone has rung, or may have, or the call is over
+    if failed.why in {"timeout", "transport"} or failed.code == 503:
+        return list(left)
+    # The carrier has judged this call; only another carrier may judge otherwise.
+    return [other for other in left if other.trunk != hop.trunk]
+
+
+TO_ANOTHER_NUMBER = "it leads to another number, and only the number dialled is called"
+TO_ANOTHER_HOST = "it leads away from the trunk"
+TO_NO_URI = "it names no URI to follow it to"
+TO_PRIVATE_ADDRESS = "it leads into a private network or to this machine"
+AGAIN = "it comes from where another redirection has led"
+
+
+def redirected(
+    hop: Route,
+    failed: Failed,
+    dialled: Dialled,
+    addresses: Sequence[Address],
+    proxy: Proxy | None = None,
+    *,
+    follow_private: bool = False,
+) -> Route | str:
+    """The target of a 3xx, or why it is not followed; "" for any other failure.
+
+    It is followed once, to the number `dialled` at the `addresses` of the trunk or of its outbound
+    `proxy` (RFC 3261 §8.1.3.4): any other call would be neither priced nor permitted. With a proxy
+    the new request goes by the proxy too. Without `follow_private` it is not followed to an address
+    nearer to us than that of `hop`.
+    """
+    if failed.rang or not 300 <= failed.code <= 399:
+        return ""
+    if hop.redirected:
+        return AGAIN
+    why = TO_ANOTHER_HOST if failed.contacts else TO_NO_URI
+    for contact in failed.contacts:
+        try:
+            request_uri = _as_request_uri(contact)
+            address = _within(parse_uri(request_uri), hop, addresses, proxy)
+        except GrammarError:
+            continue
+        if address is None:
+            continue
+        if not follow_private and leads_nearer(hop.address.host, address.host):
+            why = TO_PRIVATE_ADDRESS
+            continue
+        if dialled.is_same(_user_in(request_uri)):
+            return hop._replace(address=address, request_uri=request_uri, redirected=True)
+        why = TO_ANOTHER_NUMBER
+    return why
+
+
+def _user_in(uri: str) -> str:
+    """The user part of a SIP URI as it is written, its parameters included; "" without one."""
+    userinfo, at, _ = uri.partition(":")[2].rpartition("@")
+    return userinfo.partition(":")[0] if at else ""
+
+
+def _as_request_uri(contact: str) -> str:
+    """A Contact's URI as a Request-URI, which has no headers (RFC 3261 §19.1.1)."""
+    userinfo, at, place = contact.partition(":")[2].rpartition("@")
+    return f"{scheme_of(contact)}:{userinfo}{at}{place.partition('?')[0]}"
+
+
+def _within(
+    uri: URI, hop: Route, addresses: Sequence[Address], proxy: Proxy | None
+) -> Address | None:
+    """Where to send a request for the URI; None if it is neither the trunk's nor its outbound
+    proxy's."""
+    transport = _transport_of(uri, hop.address.transport)
+    if transport is None or not uri.user:
+        return None
+    host = uri.host.removeprefix("[").removesuffix("]").lower()
+    with contextlib.suppress(ValueError):
+        host = ip_literal(host)
+    named = (host, uri.port or usual_port(transport), transport)
+    own = next((each for each in addresses if each[:3] == named), None)
+    if proxy is not None:
+        # Requests to the trunk go by the proxy too, whatever transport the URI names.
+        to_proxy = next((each for each in proxy.addresses if each[:3] == named), None)
+        is_known = own or any(
+            (host, uri.port) == (each.host.lower(), each.port) for each in (hop.trunk, proxy.name)
+        )
+        return to_proxy or (hop.address if is_known else None)
+    same = transport is hop.address.transport
+    if same and host == hop.trunk.host.lower() and uri.port == hop.trunk.port:
+        return hop.address
+    return own
+
+
+def _transport_of(uri: URI, usual: Transport) -> Transport | None:
+    """How the URI wants to be reached, `usual` where it says nothing; None: not by us."""
+    if uri.scheme == "sips":
+        return Transport.TLS
+    if uri.scheme != "sip":
+        return None
+    named = {name.lower(): value for name, value in uri.parameters.items()}.get("transport")
+    try:
+        return Transport(named.upper()) if named else usual
+    except ValueError:
+        return None

@@ -1,0 +1,95 @@
+"""Where we are: the address that Via, Contact and SDP say, and whether the carrier sees it too."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import structlog
+
+from bitel.dialer.trunk import address_toward, bracketed
+from bitel.sip import RequestDone
+from bitel.sip.grammar import Address, GrammarError, parameter, split_list
+
+log = structlog.get_logger(__name__)
+
+EVERYWHERE: Final = frozenset(("0.0.0.0", "::"))
+"""What binds every address of this machine, and can't be called."""
+CHECK_INTERVAL: Final = 30.0
+"""Seconds between two looks at our own address."""
+
+
+class LocalAddress:
+    """`toward` gives an address of the carrier; what packets to there leave from is our address.
+
+    Nothing is looked for where the address is plain: `public`, or the one that is `bound`.
+    """
+
+    def __init__(
+        self,
+        bound: str,
+        public: str,
+        toward: Callable[[], Awaitable[Address]],
+    ) -> None:
+        self._fixed = public or (bound if bound not in EVERYWHERE else "")
+        self._public = bool(public)
+        self._toward = toward
+        self._hinted = False
+        self.address = self._fixed
+        """The IP address found last; "" before the first `find`."""
+
+    async def find(self) -> str:
+        """Our address now. Raises OSError where there is no way to any carrier."""
+        if not self._fixed:
+            self.address = address_toward(await self._toward())
+        return self.address
+
+    async def follow(self, moved: Callable[[str], None]) -> None:
+        """Tell `moved` of each new address, until cancelled."""
+        while not self._fixed:
+            await asyncio.sleep(CHECK_INTERVAL)
+            before = self.address
+            try:
+                now = await self.find()
+            except OSError:
+                continue  # no network for the moment, so no new address either
+            if now != before:
+                log.info("address_changed", before=before, now=now)
+                moved(now)
+
+    def compare(self, done: RequestDone) -> None:
+        """Say once if the carrier sees us elsewhere than Via says: that is NAT (RFC 3581)."""
+        if self._public or self._hinted:
+            return
+        says, sees = where_seen(done)
+        if says and says != sees:
+            self._hinted = True
+            log.warning(
+                "carrier_sees_another_address",
+                we_say=says,
+                carrier_sees=sees,
+                why="there is NAT on the way; set public_address, or it may send us no audio",
+            )
+
+
+def where_seen(done: RequestDone) -> tuple[str, str]:
+    """What our Via says, and what the far end made of it; "" twice where it said nothing.
+
+    Over a connection the port is nobody's but the connection's, and is left out.
+    """
+    try:
+        via = split_list(next(value for name, value in done.headers if name == "via"))[0]
+    except (StopIteration, IndexError, GrammarError):
+        return "", ""
+    sent, _, parameters = via.partition(";")
+    protocol, _, says = sent.rpartition(" ")
+    received = parameter(f";{parameters}", "received")
+    port = parameter(f";{parameters}", "rport")
+    if not received and not port:
+        return "", ""
+    host, _, own_port = says.rpartition(":")
+    seen_host = bracketed((received or host).strip("[]"))
+    if not protocol.upper().endswith("UDP"):
+        return host, seen_host
+    return says, f"{seen_host}:{port or own_port}"

@@ -1,0 +1,294 @@
+"""Staying registered with a trunk (RFC 3261 §10.2): REGISTER, refresh, and leaving at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import quote
+
+import structlog
+
+from bitel.dialer.address_health import Health
+from bitel.dialer.pending_requests import Ask
+from bitel.dialer.resolver import Resolver
+from bitel.dialer.trunk import Trunk, shown
+from bitel.sip import Credentials, OutgoingRequest, RequestDone
+from bitel.sip.grammar import Address, GrammarError, Transport, split_address, split_list
+
+log = structlog.get_logger(__name__)
+
+EXPIRY: Final = 600
+"""Seconds that are asked for at first."""
+LONGEST_EXPIRY: Final = 86_400
+FIRST_PAUSE: Final = 5.0
+LONGEST_PAUSE: Final = 300.0
+"""Seconds before the first try after a failure, and at most, doubled each time."""
+NEXT_ADDRESS_PAUSE: Final = 0.5
+"""Seconds before the carrier's next address is tried, until each has been."""
+SPENT: Final = 4
+"""Sequence numbers that one REGISTER may use up: it is sent anew when it is challenged."""
+LEAVING_PATIENCE: Final = 2.0
+"""Seconds that the far end may take to let us go."""
+_FROM_USER: Final = "-_.!~*'()&=+$,;?/"
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Whom we register, and where. `sent_by` says at which `HOST:PORT` of ours we are reached by a
+    transport; that may change while we run. `proxy` is the outbound proxy, if there is one."""
+
+    trunk: Trunk
+    credentials: Credentials
+    sent_by: Callable[[Transport], str]
+    proxy: Trunk | None = None
+
+    @property
+    def next_hop(self) -> Trunk:
+        """Where REGISTER is sent."""
+        return self.proxy or self.trunk
+
+    @property
+    def address_of_record(self) -> str:
+        return f"sip:{self._user}@{self.trunk.authority}"
+
+    def contact(self, transport: Transport) -> str:
+        """Where we are to be called by way of a transport."""
+        way = "" if transport is Transport.UDP else f";transport={transport.lower()}"
+        return f"sip:{self._user}@{self.sent_by(transport)}{way}"
+
+    @property
+    def _user(self) -> str:
+        return quote(self.credentials.username, safe=_FROM_USER)
+
+
+class Registration:
+    """One binding, without I/O: what to send, what an answer means, and when to come back.
+
+    `clock` is in seconds and never goes back.
+    """
+
+    def __init__(
+        self, account: Account, clock: Callable[[], float], rng: random.Random | None = None
+    ) -> None:
+        self._account = account
+        self._clock = clock
+        self._rng = rng or random.Random()
+        self._expiry = EXPIRY
+        self._valid_until = 0.0
+        self._call_id: str | None = None
+        self._from_tag: str | None = None
+        self._cseq: int | None = None
+        self._asked = ""
+        self._bound = ""
+        self._stale = ""
+        self.failures = 0
+        """How many REGISTERs in a row came to nothing."""
+
+    @property
+    def valid(self) -> bool:
+        """Whether the carrier knows where we are."""
+        return self._clock() < self._valid_until
+
+    @property
+    def stale(self) -> bool:
+        """Whether the carrier may know an address that we no longer have."""
+        return bool(self._stale)
+
+    def request(self, destination: Address) -> OutgoingRequest:
+        """The next REGISTER, to be bound to where we now are."""
+        self._asked = self._account.contact(destination.transport)
+        return self._register(destination, self._asked, self._expiry)
+
+    def leave(self, destination: Address) -> OutgoingRequest:
+        """The REGISTER that ends it."""
+        return self._register(destination, self._bound, 0)
+
+    def drop_stale(self, destination: Address) -> OutgoingRequest:
+        """The REGISTER that takes back the address that we no longer have; it is made once."""
+        contact, self._stale = self._stale, ""
+        request = self._register(destination, contact, 0)
+        # Answered or not, and challenged on top, its numbers are spent.
+        self._cseq = (self._cseq or 1) + SPENT
+        return request
+
+    def _register(self, destination: Address, contact: str, expiry: int) -> OutgoingRequest:
+        """All share one Call-ID (§10.2)."""
+        account = self._account
+        return OutgoingRequest(
+            "REGISTER",
+            account.trunk.uri,
+            destination,
+            account.address_of_record,
+            account.address_of_record,
+            headers=(
+                *((("Route", account.proxy.route),) if account.proxy else ()),
+                ("Contact", f"<{contact}>"),
+                ("Expires", str(expiry)),
+            ),
+            credentials=account.credentials,
+            call_id=self._call_id,
+            from_tag=self._from_tag,
+            cseq=self._cseq,
+        )
+
+    def receive(self, done: RequestDone) -> float:
+        """Take the answer to a REGISTER; the seconds until the next is due."""
+        self._call_id, self._from_tag = done.call_id, done.from_tag
+        self._cseq = done.cseq + 1
+        if 200 <= done.code <= 299:
+            granted = self._granted(done)
+            if granted == 0:
+                self._valid_until = 0.0
+                return self.fail()
+            self.failures = 0
+            if self.valid and self._bound != self._asked:
+                self._stale = self._bound
+            self._bound = self._asked
+            self._valid_until = self._clock() + granted
+            return max(1.0, granted * self._rng.uniform(0.8, 0.9))
+        if done.code == 423:
+            least = _seconds(_header(done, "min-expires"))
+            if least is not None and self._expiry < least <= LONGEST_EXPIRY:
+                self._expiry = least
+                return 0.0
+            if least is None:
+                # 423 without Min-Expires, against §10.3: ask for a longer time after a pause.
+                self._expiry = min(2 * self._expiry, LONGEST_EXPIRY)
+        if done.why == "response":
+            # Refused. Without a response, the binding may well be alive until it expires.
+            self._valid_until = 0.0
+        return max(self.fail(), min(_seconds(_header(done, "retry-after")) or 0, LONGEST_PAUSE))
+
+    def fail(self) -> float:
+        """Count a try that came to nothing; the seconds to wait before the next."""
+        pause = min(FIRST_PAUSE * 2.0 ** min(self.failures, 16), LONGEST_PAUSE)
+        self.failures += 1
+        return pause
+
+    def _granted(self, done: RequestDone) -> int:
+        """For how many seconds we are bound: our Contact's word, or Expires, or what we asked."""
+        contacts = [
+            contact
+            for name, line in done.headers
+            if name.lower() == "contact"
+            for contact in split_list(line)
+        ]
+        for contact in contacts:
+            try:
+                uri, parameters = split_address(contact)
+            except GrammarError:
+                continue  # may be the binding of another device, as that device wrote it
+            same = uri.partition(";")[0] == self._asked.partition(";")[0]
+            if not same and len(contacts) > 1:
+                continue
+            for parameter in parameters.lower().split(";"):
+                name, _, value = parameter.partition("=")
+                seconds = _seconds(value)
+                if name.strip() == "expires" and seconds is not None:
+                    return min(seconds, LONGEST_EXPIRY)
+        seconds = _seconds(_header(done, "expires"))
+        return self._expiry if seconds is None else min(seconds, LONGEST_EXPIRY)
+
+
+class Registrar:
+    """Keeps one account registered while `run` runs, then takes it back with `leave`."""
+
+    def __init__(
+        self,
+        account: Account,
+        registration: Registration,
+        targets: Resolver,
+        health: Health,
+        ask: Ask,
+    ) -> None:
+        self._trunk = account.trunk
+        self._next_hop = account.next_hop
+        self._registration = registration
+        self._targets = targets
+        self._health = health
+        self._ask = ask
+        self._at: Address | None = None
+        self._moved = asyncio.Event()
+
+    @property
+    def trunk(self) -> Trunk:
+        return self._trunk
+
+    @property
+    def valid(self) -> bool:
+        """Whether the carrier knows where we are."""
+        return self._registration.valid
+
+    async def run(self) -> None:
+        """Register, refresh, and try again after failures, until cancelled."""
+        while True:
+            pause = await self._register()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._moved.wait()
+            self._moved.clear()
+
+    def move(self) -> None:
+        """Register anew at once: our address has changed."""
+        self._moved.set()
+
+    async def leave(self) -> None:
+        """Tell the carrier that we are gone, if it knew, within `LEAVING_PATIENCE` seconds."""
+        if not self.valid or self._at is None:
+            return
+        await self._ask_in_passing(self._registration.leave(self._at))
+
+    async def _register(self) -> float:
+        try:
+            addresses = await self._targets.find(self._next_hop)
+        except OSError as fault:
+            log.warning("registration_failed", trunk=self._trunk.host, why=str(fault))
+            return self._registration.fail()
+        address = self._choose(addresses)
+        done = await self._ask(self._registration.request(address))
+        pause = self._registration.receive(done)
+        if 200 <= done.code <= 299:
+            self._at = address
+            self._health.answered(address)
+            if self._registration.stale:
+                await self._ask_in_passing(self._registration.drop_stale(address))
+            log.debug("registered", trunk=self._trunk.host, refresh_in=round(pause))
+            return pause
+        if done.why != "response" and self._registration.failures < len(addresses):
+            pause = NEXT_ADDRESS_PAUSE  # no response; another address may respond (RFC 3263 §4.3)
+        if pause:
+            why = f"{done.code} {done.reason}"
+            log.warning(
+                "registration_failed",
+                trunk=self._trunk.host,
+                address=shown(address),
+                why=why,
+                again_in=round(pause, 1),
+            )
+        return pause
+
+    async def _ask_in_passing(self, request: OutgoingRequest) -> None:
+        """Ask for what is polite, and not worth waiting for."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LEAVING_PATIENCE):
+                await self._ask(request)
+
+    def _choose(self, addresses: Sequence[Address]) -> Address:
+        usable = [each for each in addresses if self._health.usable(each)] or list(addresses)
+        return usable[self._registration.failures % len(usable)]
+
+
+def _header(done: RequestDone, wanted: str) -> str:
+    return next((value for name, value in done.headers if name.lower() == wanted), "")
+
+
+def _seconds(text: str) -> int | None:
+    """A delta-seconds at the front of a header's value, up to 2^32 (§20.19)."""
+    digits = text.strip().partition(" ")[0].partition(";")[0].partition("(")[0]
+    if not digits.isascii() or not digits.isdigit() or len(digits) > 10:
+        return None
+    return int(digits)

@@ -1,0 +1,455 @@
+"""The carriers of one dialer: where they are, which of them can be reached, registered or not."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Final
+
+import structlog
+
+from bitel.dialer.address_health import MOST_REMEMBERED, Health
+from bitel.dialer.circuit_breaker import BreakerLimits, CircuitBreaker
+from bitel.dialer.config import SipTrunkConfig
+from bitel.dialer.failover import Dialled, Proxy, Route, after, in_order, redirected
+from bitel.dialer.pending_requests import PendingRequests
+from bitel.dialer.pinger import Pinger
+from bitel.dialer.registration import Account, Registrar, Registration
+from bitel.dialer.resolver import Resolver
+from bitel.dialer.trunk import Trunk, bracketed, shown, uri_of
+from bitel.dialer.trunk_state import TrunkState
+from bitel.domain.attempts import AttemptResult, Outcome
+from bitel.sip import Answered, Failed, OutgoingRequest, RequestDone
+from bitel.sip.grammar import Address, ip_literal
+from bitel.sip_transport.transport import SipTransport
+from bitel.supervision import keep_running
+
+log = structlog.get_logger(__name__)
+
+REFUSALS: Final = frozenset({401, 402, 403, 407, 488})
+"""Codes by which a trunk refuses every call once credentials, credit or codecs are no longer right;
+in a row they say nothing about the numbers called."""
+REFUSALS_PROBED: Final = 300.0
+"""Seconds between two calls to a trunk that refuses all of them."""
+
+UNCERTAIN_IN_A_ROW: Final = 10
+"""Uncertain failures in a row after which an address rests: an outage behind the carrier's edge."""
+UNCERTAIN_REST: Final = 30.0
+UNCERTAIN_LONGEST: Final = 60.0
+"""Seconds of rest, doubled each time a single call shows that the outage lasts."""
+
+_DECIDED: Final = frozenset(
+    {
+        Outcome.ANSWERED,
+        Outcome.BUSY,
+        Outcome.NO_ANSWER,
+        Outcome.RANG_THEN_FAILED,
+        Outcome.BAD_NUMBER,
+        Outcome.REFUSED_FOR_GOOD,
+    }
+)
+"""Outcomes that show that the trunk delivers calls."""
+_UNCERTAIN: Final = BreakerLimits(UNCERTAIN_IN_A_ROW, UNCERTAIN_REST, UNCERTAIN_LONGEST)
+_REFUSED: Final = frozenset({Outcome.REFUSED, Outcome.MEDIA_MISMATCH})
+
+RESTART_PAUSE: Final = 5.0
+"""Seconds from an unexpected error of a background task to its restart."""
+
+Passed = dict[CircuitBreaker, float]
+"""The circuit breakers that one call has passed, and when."""
+
+
+class TrunkMonitor:
+    """Knows the trunks of `config`; once started, registers with them and pings them.
+
+    `clock` gives Unix seconds, `monotonic` seconds that never go back.
+    """
+
+    def __init__(
+        self,
+        config: SipTrunkConfig,
+        clock: Callable[[], float],
+        targets: Resolver | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._config = config
+        self._monotonic = monotonic
+        refusals = BreakerLimits(
+            config.refusals_before_pause, REFUSALS_PROBED, REFUSALS_PROBED, must_have_worked=True
+        )
+        self._refusals = {trunk: CircuitBreaker(refusals) for trunk in config.trunks}
+        self._uncertain: dict[Address, CircuitBreaker] = {}
+        self._last_refusal = ""
+        self._paused_before = ""
+        self._targets = targets or Resolver(monotonic, ipv6=":" in config.bind[0])
+        hops = [*config.trunks, *map(config.next_hop, config.trunks)]
+        self._literal_hosts = {
+            ip_literal(hop.address.host) for hop in hops if hop.address is not None
+        }
+        self._health = Health(clock, config.ping_interval > 0, monotonic)
+        self._registrars: dict[Trunk, Registrar] = {}
+        self._asker: PendingRequests | None = None
+        self._pinger: Pinger | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def up(self) -> bool:
+        """Whether a call placed now has a chance with one of them."""
+        return any(self._reachable(trunk) for trunk in self._config.trunks)
+
+    @property
+    def probing(self) -> bool:
+        """Whether a call placed now only tries out what has failed: one is enough."""
+        return self.up and not any(
+            self._reachable(trunk, untried=False) for trunk in self._config.trunks
+        )
+
+    @property
+    def paused_reason(self) -> str:
+        """Why every trunk's breaker holds calls back; "" while one of them takes calls."""
+        if any(breaker.is_closed for breaker in self._refusals.values()):
+            return ""
+        if not self._last_refusal:
+            return self._paused_before
+        return (
+            f"the trunk refuses every call ({self._last_refusal}); "
+            f"one call is tried every {REFUSALS_PROBED / 60:.0f} minutes"
+        )
+
+    @property
+    def has_worked(self) -> bool:
+        """Whether any trunk has delivered a call."""
+        return any(breaker.worked for breaker in self._refusals.values())
+
+    def assume_worked(self) -> None:
+        """Take it that the trunks have delivered calls, as an earlier process has recorded."""
+        for breaker in self._refusals.values():
+            breaker.worked = True
+
+    def assume_paused(self, reason: str) -> None:
+        """Take it that the trunks refuse every call, as an earlier process has recorded.
+
+        The next call tries one: that process is over, and its settings may be mended by now.
+        """
+        if not self._config.refusals_before_pause:
+            return
+        self._paused_before = reason
+        for breaker in self._refusals.values():
+            breaker.open(self._monotonic())
+
+    def trunks(self) -> Sequence[TrunkState]:
+        """The state of each address of each trunk, from memory."""
+        return [state for trunk in dict.fromkeys(self._config.trunks) for state in self._of(trunk)]
+
+    async def any_address(self) -> Address:
+        """An address of one of them. Raises OSError where none has any."""
+        fault: OSError | None = None
+        for hop in self._next_hops():
+            try:
+                return (await self._targets.find(hop))[0]
+            except OSError as failed:
+                fault = fault or failed
+        assert fault is not None, "a dialer has at least one trunk"
+        raise fault
+
+    async def find_host(self, host: str) -> str:
+        """An IP address of `host`, as `Resolver.find_host` finds it."""
+        return await self._targets.find_host(host)
+
+    def start(self, transport: SipTransport, on_silence: Callable[[Address], None]) -> None:
+        """Register where that is wanted, and ping.
+
+        `on_silence` is called with an address that was doubted and does not answer.
+        """
+        config, agent = self._config, transport.agent
+        asker = self._asker = PendingRequests(transport)
+        self._pinger = Pinger(
+            asker.ask,
+            self._health,
+            self._all_addresses,
+            config.ping_interval,
+            lambda address: self._options_to(address, agent.config.sent_by),
+            on_silence,
+        )
+        self._begin("ping trunks", self._pinger.run)
+        if not config.register or config.credentials is None:
+            return
+        for trunk in dict.fromkeys(config.trunks):
+            account = Account(
+                trunk,
+                config.credentials,
+                lambda by: agent.config.sent_by_for(by),
+                config.outbound_proxy,
+            )
+            registrar = self._registrars[trunk] = Registrar(
+                account,
+                Registration(account, self._monotonic),
+                self._targets,
+                self._health,
+                asker.ask,
+            )
+            self._begin(f"register with {trunk.text}", registrar.run)
+
+    def move(self) -> None:
+        """Register anew: our address has changed."""
+        for registrar in self._registrars.values():
+            registrar.move()
+
+    async def stop(self) -> None:
+        """Take registrations back; takes 2 s at most."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+        await asyncio.gather(*(registrar.leave() for registrar in self._registrars.values()))
+
+    def doubt(self, address: Address) -> None:
+        """Ask whether `address` is there: an ICMP error, perhaps forged, says that it is not."""
+        if self._pinger is not None:
+            self._pinger.doubt(address)
+
+    def receive(self, done: RequestDone) -> None:
+        """Take the answer to a REGISTER or an OPTIONS."""
+        if self._asker is not None:
+            self._asker.receive(done)
+
+    async def hops(self, number_of: Callable[[Trunk], str]) -> list[Route]:
+        """The ways to a number, best first; `number_of` gives the Request-URI at a trunk.
+
+        Raises OSError where no trunk's name can be found.
+        """
+        ways: list[Route] = []
+        fault: OSError | None = None
+        for trunk in self._config.trunks:
+            try:
+                addresses = await self._targets.find(self._config.next_hop(trunk))
+            except OSError as failed:
+                fault = failed
+                continue
+            ways += [Route(trunk, address, number_of(trunk)) for address in addresses]
+        if not ways and fault is not None:
+            raise fault
+        ordered = in_order(ways, self._health, self._rests)
+        if self._config.register:
+            # Stable: among those that are registered, the healthy ones stay in front.
+            ordered.sort(key=lambda hop: not self._registered(hop.trunk))
+        return ordered
+
+    def is_of_trunk(self, host: str) -> bool:
+        """Whether an IP address is one of the trunks' or the outbound proxy's, or was within the
+        last 24 hours."""
+        return host in self._literal_hosts or self._targets.is_of_trunk(host)
+
+    def hosts(self, trunk: Trunk) -> frozenset[str]:
+        """The IP addresses that are known to be the trunk's, or its outbound proxy's."""
+        known = self._targets.known
+        both = [*(known(trunk) or ()), *(known(self._config.next_hop(trunk)) or ())]
+        return frozenset(address.host for address in both)
+
+    def begin(self, hop: Route, passed: Passed) -> float | None:
+        """Note that an INVITE is sent to `hop`; the time, or None where it must not be sent.
+
+        While a breaker is not closed, one call at a time is let through as a probe. A call that
+        probes a trunk may try all its addresses, and go where one of them redirects it. `passed`
+        is the call's own, empty at first, and goes to `leave` when it is over.
+        """
+        now = self._monotonic()
+        breakers = (self._refusals[hop.trunk], self._breaker_of(hop.address))
+        probed = [breaker.is_probed_since(passed.get(breaker, -math.inf)) for breaker in breakers]
+        if not all(
+            mine or breaker.admits(now) for mine, breaker in zip(probed, breakers, strict=True)
+        ):
+            return None
+        for mine, breaker in zip(probed, breakers, strict=True):
+            if not mine:
+                breaker.begin(now)
+                passed[breaker] = now
+        return now
+
+    def leave(self, passed: Passed) -> None:
+        """Note that a call sends no further INVITE.
+
+        A probe that has shown neither success nor failure by then is followed by another after the
+        wait.
+        """
+        now = self._monotonic()
+        for breaker, begun_at in passed.items():
+            breaker.inconclusive(begun_at, now)
+
+    def record_outcome(
+        self, hop: Route, over: AttemptResult, begun_at: float, *, picked_up: bool = False
+    ) -> AttemptResult:
+        """Count the result of an INVITE that left at `begun_at`; the result that then applies.
+
+        A refusal while the trunk refuses all calls says nothing about this one: it becomes trunk
+        trouble, so that the call waits. Not so where the call was `picked_up` with an answer of no
+        use: it must not be repeated without limit.
+        """
+        now, refusals = self._monotonic(), self._refusals[hop.trunk]
+        uncertain = self._breaker_of(hop.address)
+        place = shown(hop.address)
+        if over.outcome in _DECIDED:
+            if refusals.succeeded(begun_at, now):
+                log.warning("trunk_takes_calls_again", trunk=hop.trunk.text)
+            if uncertain.succeeded(begun_at, now):
+                log.warning("trunk_address_delivers_again", address=place)
+        elif over.outcome in _REFUSED and over.sip_code in REFUSALS:
+            uncertain.succeeded(begun_at, now)
+            if refusals.failed(begun_at, now):
+                self._last_refusal = over.detail
+                log.error(
+                    "trunk_refuses_all_calls",
+                    trunk=hop.trunk.text,
+                    last=over.detail,
+                    in_a_row=self._config.refusals_before_pause,
+                    next_call_in=REFUSALS_PROBED,
+                )
+        elif over.outcome is Outcome.UNCERTAIN and uncertain.failed(begun_at, now):
+            log.error("trunk_address_loses_calls", address=place, last=over.detail)
+        is_refused = over.outcome in _REFUSED and over.sip_code in REFUSALS
+        if is_refused and not picked_up and not refusals.is_closed:
+            return over._replace(outcome=Outcome.TRUNK_TROUBLE)
+        return over
+
+    def learn(self, hop: Route, decided: Answered | Failed) -> None:
+        """Take note of how an INVITE fared."""
+        health, address = self._health, hop.address
+        if isinstance(decided, Answered) or decided.why in {"response", "auth", "media"}:
+            health.answered_call(address)
+        if isinstance(decided, Answered):
+            return
+        # After ringing a 503 comes from behind the carrier, and is about who was called.
+        is_overloaded = decided.code == 503 and decided.why == "response" and not decided.rang
+        if is_overloaded and decided.retry_after:
+            health.rest(address, decided.retry_after)
+        is_unanswered = decided.why in {"timeout", "transport"}
+        if is_unanswered and not decided.udp_untried:
+            health.failed_call(address)
+        if self._pinger and (is_unanswered or _was_silent(decided)):
+            self._pinger.ping_soon(address)
+
+    def next_hops(
+        self, hop: Route, failed: Failed, over: AttemptResult, left: list[Route], dialled: Dialled
+    ) -> tuple[list[Route], AttemptResult]:
+        """The hops to try after `hop` failed: the target of a 3xx, or the other addresses.
+
+        Also returns the result of the attempt if none of them is tried.
+        """
+        onward = redirected(
+            hop,
+            failed,
+            dialled,
+            self._targets.known(hop.trunk) or [],
+            self._proxy(),
+            follow_private=self._config.follow_private,
+        )
+        if isinstance(onward, Route):
+            # The redirection is no result: if it can't be followed now, the call waits.
+            others = [other for other in left if other.trunk != hop.trunk]
+            return [onward, *others], over._replace(outcome=Outcome.TRUNK_TROUBLE)
+        if onward:
+            over = over._replace(detail=f"{over.detail}: {onward}")
+        return in_order(after(hop, failed, over.outcome, left), self._health, self._rests), over
+
+    def _of(self, trunk: Trunk) -> list[TrunkState]:
+        registered = self._registered(trunk) if self._config.register else None
+        health = self._health
+        return [
+            TrunkState(
+                trunk.text,
+                address,
+                self._is_usable(address)
+                and self._breaker_of(address).is_closed
+                and self._refusals[trunk].is_closed,
+                self._rests(address),
+                registered,
+                health.answered_at(address),
+            )
+            for address in self._known(trunk) or []
+        ] or [TrunkState(trunk.text, None, False, False, registered, None)]
+
+    def _reachable(self, trunk: Trunk, *, untried: bool = True) -> bool:
+        """Whether a call may be placed there; without `untried`, not merely as a probe."""
+        addresses = self._known(trunk)
+        if not self._registered(trunk) or not self._admits(self._refusals[trunk], untried):
+            return False
+        return addresses is None or any(
+            self._is_usable(each) and self._admits(self._breaker_of(each), untried)
+            for each in addresses
+        )
+
+    def _is_usable(self, address: Address) -> bool:
+        return not self._health.is_down(address) and not self._rests(address)
+
+    def _rests(self, address: Address) -> bool:
+        """Whether no call is sent to `address` because of its Retry-After.
+
+        False if no other address takes calls either: the 503 of one call must not stop a dialer.
+        """
+        return self._health.rests(address) and any(
+            other != address and self._takes_calls(trunk, other)
+            for trunk in dict.fromkeys(self._config.trunks)
+            for other in self._known(trunk) or ()
+        )
+
+    def _takes_calls(self, trunk: Trunk, address: Address) -> bool:
+        return (
+            self._health.usable(address)
+            and self._registered(trunk)
+            and self._refusals[trunk].is_closed
+            and self._breaker_of(address).is_closed
+        )
+
+    def _admits(self, breaker: CircuitBreaker, untried: bool) -> bool:
+        return breaker.admits(self._monotonic()) if untried else breaker.is_closed
+
+    def _breaker_of(self, address: Address) -> CircuitBreaker:
+        breaker = self._uncertain.get(address)
+        if breaker is None:
+            while len(self._uncertain) >= MOST_REMEMBERED:
+                del self._uncertain[next(iter(self._uncertain))]
+            breaker = self._uncertain[address] = CircuitBreaker(_UNCERTAIN)
+        return breaker
+
+    def _registered(self, trunk: Trunk) -> bool:
+        return not self._config.register or (
+            trunk in self._registrars and self._registrars[trunk].valid
+        )
+
+    async def _all_addresses(self) -> list[Address]:
+        found: list[Address] = []
+        for hop in self._next_hops():
+            try:
+                found += await self._targets.find(hop)
+            except OSError:
+                continue  # `Resolver` has said so in the log
+        return list(dict.fromkeys(found))
+
+    def _next_hops(self) -> list[Trunk]:
+        """Where requests are sent: the outbound proxy, or each of the trunks."""
+        return list(dict.fromkeys(map(self._config.next_hop, self._config.trunks)))
+
+    def _known(self, trunk: Trunk) -> list[Address] | None:
+        """The known addresses that requests for `trunk` are sent to; None before the look-up."""
+        return self._targets.known(self._config.next_hop(trunk))
+
+    def _proxy(self) -> Proxy | None:
+        proxy = self._config.outbound_proxy
+        return Proxy(proxy, self._targets.known(proxy) or []) if proxy else None
+
+    def _options_to(self, address: Address, sent_by: str) -> OutgoingRequest:
+        """The OPTIONS that pings `address`; with an outbound proxy its Request-URI is the trunk."""
+        config = self._config
+        uri = config.trunks[0].uri if config.outbound_proxy else uri_of(address)
+        from_uri = f"sip:{bracketed(config.from_domain) or sent_by}"
+        return OutgoingRequest("OPTIONS", uri, address, from_uri, uri, headers=config.route)
+
+    def _begin(self, name: str, work: Callable[[], Coroutine[None, None, None]]) -> None:
+        self._tasks.append(asyncio.create_task(keep_running(name, work, RESTART_PAUSE)))
+
+
+def _was_silent(failed: Failed) -> bool:
+    """Whether a call was given up without a sign from the far end that it rang."""
+    return failed.why == "canceled" and not failed.rang

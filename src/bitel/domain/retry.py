@@ -1,0 +1,112 @@
+"""What happens after an attempt: the call is final, or another attempt is due at a later time."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from bitel.domain.attempts import AttemptResult, Outcome
+from bitel.domain.calls import CallStatus
+
+TROUBLE_BACKOFF_FIRST = 5.0
+"""Seconds of wait after the first attempt that met trunk trouble; doubled after each further."""
+
+TROUBLE_BACKOFF_LONGEST = 120.0
+"""No wait after trunk trouble is longer than these seconds."""
+
+
+class Final(NamedTuple):
+    """The call is over."""
+
+    status: CallStatus
+    reason: str = ""
+
+
+class Again(NamedTuple):
+    """Another attempt is due at `due_at` (Unix seconds)."""
+
+    due_at: float
+    spends_retry: bool
+    trouble: int
+    """How many attempts in a row have met trunk trouble, or could not be placed."""
+    uncertain: int = 0
+    """How many redials after uncertain failures the call has had, this one included."""
+
+
+Verdict = Final | Again
+
+
+class RetryRule(NamedTuple):
+    """What a call still allows. `retries_left` 0 to 10, `retry_interval` in seconds."""
+
+    retries_left: int
+    retry_interval: float
+    expires_at: float
+    trouble: int = 0
+    uncertain: int = 0
+    """How many redials after uncertain failures it has had that spent no retry."""
+    uncertain_redials: int = 1
+    """How many of those it may have; further ones spend retries."""
+    longest_ring: float = 0.0
+    """Seconds from the start of an attempt for which an INVITE that is still pending may ring."""
+
+
+_ENDS_AS = {
+    Outcome.ANSWERED: CallStatus.NORMAL,
+    Outcome.BUSY: CallStatus.USER_BUSY,
+    Outcome.NO_ANSWER: CallStatus.NO_ANSWER,
+    Outcome.BAD_NUMBER: CallStatus.ERROR,
+    Outcome.REFUSED: CallStatus.ERROR,
+    Outcome.MEDIA_MISMATCH: CallStatus.ERROR,
+    Outcome.TRUNK_TROUBLE: CallStatus.EXPIRED,
+    Outcome.RANG_THEN_FAILED: CallStatus.NO_ANSWER,
+    Outcome.UNCERTAIN: CallStatus.NO_ANSWER,
+    Outcome.REFUSED_FOR_GOOD: CallStatus.ERROR,
+    Outcome.NOT_PLACED: CallStatus.EXPIRED,
+    Outcome.CALLED_OFF: CallStatus.CANCELED,
+    Outcome.CUT_OFF: CallStatus.UNKNOWN,
+}
+
+_RETRIED = frozenset({Outcome.BUSY, Outcome.NO_ANSWER, Outcome.RANG_THEN_FAILED, Outcome.UNCERTAIN})
+"""Outcomes after which a phone has rung, or may have."""
+_BACKED_OFF = frozenset({Outcome.TRUNK_TROUBLE, Outcome.NOT_PLACED})
+"""Outcomes after which no phone can have rung, and a later attempt may succeed."""
+
+
+def decide(rule: RetryRule, attempted: AttemptResult) -> Verdict:
+    """What follows from `attempted`, under `rule`.
+
+    A redial that could only start at or after `expires_at` is not waited for: the call ends at
+    once with what its last attempt met. So does one whose phone rang, or may have, and that has
+    neither a retry nor an uncertain redial left. Trunk trouble, or a recording that can't be read,
+    is not the person's answer, so it ends as EXPIRED.
+    """
+    outcome = attempted.outcome
+    if outcome in _RETRIED:
+        due = attempted.ended_at + rule.retry_interval
+        if attempted.is_pending:
+            # It may have been delivered over a connection that broke: two must not ring at once.
+            due = max(due, attempted.started_at + rule.longest_ring)
+        again = _redial(rule, outcome, due) if due < rule.expires_at else None
+        if again is not None:
+            return again
+    if outcome in _BACKED_OFF:
+        due = attempted.ended_at + trouble_backoff(rule.trouble)
+        if due < rule.expires_at:
+            return Again(due, False, rule.trouble + 1, rule.uncertain)
+    status = _ENDS_AS[outcome]
+    reason = (attempted.detail or outcome.value) if status is CallStatus.ERROR else ""
+    return Final(status, reason)
+
+
+def _redial(rule: RetryRule, outcome: Outcome, due: float) -> Again | None:
+    """Another attempt at `due` after a phone rang, or may have; None where none is left."""
+    if outcome is Outcome.UNCERTAIN and rule.uncertain < rule.uncertain_redials:
+        return Again(due, spends_retry=False, trouble=0, uncertain=rule.uncertain + 1)
+    if rule.retries_left > 0:
+        return Again(due, spends_retry=True, trouble=0, uncertain=rule.uncertain)
+    return None
+
+
+def trouble_backoff(trouble: int) -> float:
+    """Seconds to wait after trunk trouble that came after `trouble` others in a row: 5 to 120."""
+    return min(TROUBLE_BACKOFF_FIRST * 2.0 ** min(trouble, 10), TROUBLE_BACKOFF_LONGEST)

@@ -1,0 +1,329 @@
+"""Where recordings are kept: a local folder, or S3 with a local copy of what is played.
+
+A recording is two objects of raw G.711, one per law, named after its id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import stat
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Final, Literal
+
+import numpy as np
+import obstore
+from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+from obstore.store import LocalStore, ObjectStore, S3Store
+
+from bitel.errors import NotFoundError, SettingsError, UnavailableError
+from bitel.g711 import alaw_decode
+from bitel.recordings import wav
+from bitel.recordings.decode import Decoded
+from bitel.settings import S3Settings
+
+if TYPE_CHECKING:
+    # obstore has this in its stubs only.
+    from obstore.store import RetryConfig, S3Config
+
+Law = Literal["PCMA", "PCMU"]
+
+SUFFIXES: Final[dict[Law, str]] = {"PCMA": ".alaw", "PCMU": ".ulaw"}
+CHUNK_BYTES: Final = 64 * 1024
+
+# A call is waiting for its clip: better to fail after half a minute than to hold it for three.
+S3_RETRY: Final[RetryConfig] = {"max_retries": 3, "retry_timeout": timedelta(seconds=30)}
+
+CHECK_PREFIX: Final = "bitel-check-"
+"""Begins the name of the object that `check` writes."""
+CHECK_TIMEOUT: Final = 20.0
+
+WITHOUT_S3_SETTINGS: Final = S3Settings()
+
+LISTED: Final = 500
+"""Objects that are listed at a time."""
+
+_OBJECT: Final = re.compile(r"([0-9a-f]{32})\.[au]law")
+_ID: Final = re.compile(r"[0-9A-Za-z_-]{1,64}")
+
+
+class VoiceStore:
+    """Recordings by id. Its methods raise UnavailableError while the storage can't be reached.
+
+    With a remote store, `folder` holds the copies that were fetched; with a local one it is the
+    store's own folder.
+    """
+
+    def __init__(self, store: ObjectStore, folder: Path, *, remote: bool) -> None:
+        self._store = store
+        self._folder = folder
+        self._remote = remote
+        self._downloads: dict[str, asyncio.Task[Path]] = {}
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    @classmethod
+    def open(
+        cls, storage_url: str, data_dir: Path, s3: S3Settings = WITHOUT_S3_SETTINGS
+    ) -> VoiceStore:
+        """Open the store that the setting `storage_url` names; nothing is asked of it yet.
+
+        Empty is the folder `data_dir`/voices. Of `s3://bucket/prefix`, copies of what is played
+        are kept in `data_dir`/clips; what `s3` leaves empty is taken from the usual `AWS_`
+        variables. Raises SettingsError.
+        """
+        if not storage_url:
+            folder = data_dir / "voices"
+            return cls(LocalStore(folder, mkdir=True), folder, remote=False)
+        if not storage_url.startswith("s3://"):
+            raise SettingsError("storage_url must be empty or of the form s3://bucket/prefix.")
+        try:
+            store = S3Store.from_url(
+                storage_url,
+                config=_s3_config(s3),
+                client_options={"allow_http": True} if s3.allow_http else None,
+                retry_config=S3_RETRY,
+            )
+        except (BaseError, ValueError) as error:
+            raise SettingsError(
+                "storage_url must be empty or of the form s3://bucket/prefix, "
+                "with an [s3] section, or AWS_ variables, that fit it."
+            ) from error
+        return cls(store, data_dir / "clips", remote=True)
+
+    async def check(self) -> None:
+        """Write, read and delete one object of a remote store.
+
+        Raises UnavailableError, in one sentence with the cause, where that can't be done.
+        """
+        if not self._remote:
+            return
+        key, content = f"{CHECK_PREFIX}{uuid.uuid4().hex}", b"bitel checks that it may write here"
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT):
+                await obstore.put_async(self._store, key, content)
+                found = await (await obstore.get_async(self._store, key)).bytes_async()
+                await obstore.delete_async(self._store, key)
+        except TimeoutError:
+            raise UnavailableError(
+                f"The storage_url can't be used: no answer within {CHECK_TIMEOUT:g} s."
+            ) from None
+        except (BaseError, OSError) as error:
+            raise UnavailableError(f"The storage_url can't be used: {_cause(error)}.") from error
+        if bytes(found) != content:
+            raise UnavailableError(
+                "The storage_url can't be used: an object that was written came back changed."
+            )
+
+    async def put(self, recording_id: str, decoded: Decoded) -> None:
+        """Keep both laws of a new recording; they are durable when this returns.
+
+        If it raises, what was written is removed again, as far as the storage still answers.
+        `recording_id` is 1 to 64 letters, digits, - or _.
+        """
+        files: dict[Law, Path] = {"PCMA": decoded.alaw, "PCMU": decoded.ulaw}
+        keys = [_key(recording_id, law) for law in files]
+        stored = False
+        try:
+            with self._failures_named():
+                for key, path in zip(keys, files.values(), strict=True):
+                    await obstore.put_async(self._store, key, path)
+                if not self._remote:
+                    await asyncio.to_thread(self._sync, keys)
+            stored = True
+        finally:
+            if not stored:
+                # Half a recording that stays behind costs space and nothing else: no one was
+                # told its id, so the failure that led here is the one to report.
+                with suppress(BaseError, OSError):
+                    await asyncio.shield(self._discard(keys))
+
+    async def clip(self, recording_id: str, law: Law, size: int | None = None) -> Path:
+        """Return a local file with the recording's raw G.711 bytes in `law`.
+
+        From a remote store it is fetched once; callers that want it meanwhile wait for the same
+        download. A local copy that does not have `size` bytes, where that is known, is fetched
+        again. Raises NotFoundError where the storage has no such file; whether there should be one
+        is the caller's to know.
+        """
+        key = _key(recording_id, law)
+        path = self._folder / key
+        with self._failures_named():
+            found = await asyncio.to_thread(_size_of, path)
+        if found is not None and (not self._remote or size is None or found == size):
+            return path
+        if not self._remote:
+            raise _not_found(recording_id)
+        download = self._downloads.get(key)
+        if download is None:
+            download = asyncio.create_task(self._download(recording_id, key))
+            self._downloads[key] = download
+            download.add_done_callback(partial(self._downloaded, key))
+        # One caller that gives up must not take the download from the others.
+        return await asyncio.shield(download)
+
+    async def wav(self, recording_id: str) -> AsyncIterator[bytes]:
+        """Yield the recording as it will be heard: WAV, 8 kHz mono, 16 bits, after A-law.
+
+        Raises NotFoundError before the first piece.
+        """
+        path = await self.clip(recording_id, "PCMA")
+        with self._failures_named():
+            file = await asyncio.to_thread(path.open, "rb")
+        with file:
+            yield wav.header(os.fstat(file.fileno()).st_size)
+            while codes := await asyncio.to_thread(file.read, CHUNK_BYTES):
+                yield wav.body(alaw_decode(np.frombuffer(codes, dtype=np.uint8)))
+
+    async def wav_size(self, recording_id: str) -> int:
+        """Return the bytes that `wav` yields in all. Raises NotFoundError."""
+        key = _key(recording_id, "PCMA")
+        with self._failures_named():
+            try:
+                return wav.size((await obstore.head_async(self._store, key))["size"])
+            except FileNotFoundError:
+                raise _not_found(recording_id) from None
+
+    async def delete(self, recording_id: str) -> None:
+        """Remove a recording; one that is not there is no error.
+
+        Copies on other machines stay in their folders until those are cleaned.
+        """
+        keys = [_key(recording_id, law) for law in SUFFIXES]
+        with self._failures_named():
+            await self._discard(keys)
+
+    async def stored_before(self, at: float) -> AsyncIterator[list[str]]:
+        """Yield the ids of recordings whose audio was stored before `at`, many at a time.
+
+        `at` is in Unix seconds by the system clock. Audio of recordings of which only one law is
+        there is among them. Raises UnavailableError.
+        """
+        with self._failures_named():
+            async for objects in obstore.list(self._store, chunk_size=LISTED):
+                names = [each["path"] for each in objects if each["last_modified"].timestamp() < at]
+                ids = {found[1] for name in names if (found := _OBJECT.fullmatch(name))}
+                if ids:
+                    yield sorted(ids)
+
+    async def _discard(self, keys: list[str]) -> None:
+        for key in keys:
+            with suppress(FileNotFoundError):
+                await obstore.delete_async(self._store, key)
+            await asyncio.to_thread((self._folder / key).unlink, missing_ok=True)
+
+    async def _download(self, recording_id: str, key: str) -> Path:
+        path = self._folder / key
+        incomplete = self._folder / f".{key}.{uuid.uuid4().hex}"
+        try:
+            with self._failures_named():
+                try:
+                    answer = await obstore.get_async(self._store, key)
+                except FileNotFoundError:
+                    raise _not_found(recording_id) from None
+                # The folder is a cache, and may have been deleted.
+                await asyncio.to_thread(partial(self._folder.mkdir, parents=True, exist_ok=True))
+                with await asyncio.to_thread(incomplete.open, "xb") as file:
+                    async for chunk in answer.stream(min_chunk_size=1024 * 1024):
+                        await asyncio.to_thread(file.write, chunk)
+                    await asyncio.to_thread(_flush_to_disk, file)
+                # A file of this name is complete, also after a power loss.
+                await asyncio.to_thread(os.replace, incomplete, path)
+        finally:
+            with suppress(OSError):
+                incomplete.unlink(missing_ok=True)
+        return path
+
+    def _downloaded(self, key: str, download: asyncio.Task[Path]) -> None:
+        del self._downloads[key]
+        if not download.cancelled():
+            # Looked at here, since every caller may have given up before it failed.
+            download.exception()
+
+    def _sync(self, keys: list[str]) -> None:
+        for path in [*(self._folder / key for key in keys), self._folder]:
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    @contextmanager
+    def _failures_named(self) -> Iterator[None]:
+        try:
+            yield
+        except (BaseError, OSError) as error:
+            raise UnavailableError("The storage of recordings can't be used now.") from error
+
+
+def _key(recording_id: str, law: Law) -> str:
+    if not _ID.fullmatch(recording_id):
+        raise _not_found(recording_id)
+    return recording_id + SUFFIXES[law]
+
+
+def _s3_config(s3: S3Settings) -> S3Config:
+    """What is set, by obstore's names; the rest comes from `AWS_` variables."""
+    secret = s3.secret_access_key.get_secret_value()
+    config: S3Config = {}
+    if s3.endpoint:
+        config["endpoint"] = s3.endpoint
+    if s3.region:
+        config["region"] = s3.region
+    elif s3.endpoint and not (os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")):
+        config["region"] = "us-east-1"  # what other servers take where none is configured
+    if secret:
+        config["access_key_id"] = s3.access_key_id
+        config["secret_access_key"] = secret
+    if s3.virtual_hosted:
+        config["virtual_hosted_style_request"] = True
+    return config
+
+
+def _cause(error: BaseException) -> str:
+    """Why S3 could not be used, in the words of an operator."""
+    text = str(error)
+    code = re.search(r"<Code>(\w+)</Code>", text)
+    said = f" (the server said {code[1]})" if code else ""
+    if "169.254." in text:
+        # Without credentials it looks for those of an Amazon machine.
+        return (
+            "there are no credentials; set access_key_id and secret_access_key in [s3], or "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+    if isinstance(error, FileNotFoundError):
+        return f"the server knows no such bucket{said}"
+    if isinstance(error, PermissionDeniedError | UnauthenticatedError):
+        return f"the server refuses these credentials, or they may not write there{said}"
+    if "BadScheme" in text or "URL scheme is not allowed" in text:
+        return "its endpoint is plain HTTP; set allow_http = true in [s3], or an https:// endpoint"
+    if "kind: Connect" in text:
+        why = re.search(r'message: "([^"]+)"', text)
+        place = re.search(r"performing \w+ (https?://[^/ ]+)", text)
+        at = f" at {place[1]}" if place else ""
+        return f"no connection to the server{at}" + (f": {why[1]}" if why else "")
+    first = text.strip().splitlines()[0]
+    return first.rstrip(".") + said
+
+
+def _not_found(recording_id: str) -> NotFoundError:
+    return NotFoundError(f"There is no recording {recording_id[:64]!r}.")
+
+
+def _size_of(path: Path) -> int | None:
+    """The size of a file in bytes; None where there is no file of that name."""
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+def _flush_to_disk(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,0 +1,219 @@
+"""The RTCP sessions of the streams: sender reports out, reception reports in (RFC 3550 section 6).
+
+Our RTCP port is the RTP port plus one, and so is the callee's. RTCP is not multiplexed with RTP.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import heapq
+import random
+import selectors
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from os import urandom
+from typing import NamedTuple
+
+from bitel.rtp.addresses import normal
+from bitel.rtp.ipc import Play
+from bitel.rtp.packet import SAMPLES_PER_MS, PacketError
+from bitel.rtp.rtcp import (
+    ReceptionReport,
+    goodbye,
+    receiver_report,
+    reception_reports,
+    sender_report,
+    source_description,
+)
+
+INTERVAL = 5.0  # seconds between reports, on average (section 6.2)
+MOST_A_SECOND = 500  # reports of all streams together; where they are more, each waits longer
+MAX_DATAGRAM = 2048
+MOST_AT_ONCE = 8  # datagrams that are read from one socket in one go
+
+
+class Progress(NamedTuple):
+    """How far a stream is: the RTP time now, and what was sent; `running` unless it pauses."""
+
+    timestamp: int
+    packets: int
+    octets: int
+    running: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FarView:
+    """How the callee heard the stream, by its last report; None where it has reported nothing.
+
+    `loss` is the part of all packets up to then that it missed, 0 to 1.
+    """
+
+    loss: float | None = None
+    jitter_ms: float | None = None
+
+
+@dataclass(slots=True)
+class _Session:
+    stream: int
+    port: int
+    far: tuple[str, int]
+    source: str
+    """The host whose reports are accepted."""
+    ssrc: int
+    first_sequence: int
+    description: bytes
+    is_awaited: bool
+    view: FarView = FarView()
+
+
+class Reporting:
+    """Sends and reads the RTCP of the streams that ask for it.
+
+    `alive` is called for each report of a callee, with its stream and the time.
+    """
+
+    def __init__(
+        self,
+        progress: Callable[[int, float], Progress | None],
+        clock: Callable[[], float] = time.monotonic,
+        alive: Callable[[int, float], None] = lambda stream, now: None,
+    ) -> None:
+        self._progress = progress
+        self._clock = clock
+        # RFC 3550 §6.4.1 asks for wall-clock time. A step within a stream would tell its receiver
+        # that the audio had jumped.
+        self._wall = time.time() - clock()
+        self._alive = alive
+        self._sockets: dict[int, socket.socket] = {}
+        self._selector = selectors.DefaultSelector()
+        self._sessions: dict[int, _Session] = {}
+        self._by_ssrc: dict[int, _Session] = {}
+        self._due: list[tuple[float, int]] = []  # a heap
+
+    def open(self, port: int, bound: socket.socket) -> None:
+        """The RTCP of this RTP port goes through this socket."""
+        self._sockets[port] = bound
+        self._selector.register(bound, selectors.EVENT_READ, port)
+
+    def add(self, command: Play) -> None:
+        """Reports on this stream, if its port has a companion for RTCP."""
+        if command.port not in self._sockets or command.far_port == 65535:
+            return
+        # A name that tells nothing, and is another in each call (RFC 7022 section 4.2).
+        cname = base64.b64encode(urandom(12)).decode()
+        session = _Session(
+            command.stream,
+            command.port,
+            (normal(command.far_host), command.far_port + 1),
+            normal(command.far_host),
+            command.ssrc,
+            command.sequence,
+            source_description(command.ssrc, cname),
+            command.awaited,
+        )
+        self._sessions[command.stream] = self._by_ssrc[command.ssrc] = session
+        # The first comes after half an interval (section 6.2).
+        self._plan(session, self._interval / 2)
+
+    def redirect(self, stream: int, far: tuple[str, int], *, awaited: bool = False) -> None:
+        """The stream's callee has named another RTP address."""
+        session = self._sessions.get(stream)
+        if session is not None and far[1] < 65535:
+            session.is_awaited = awaited
+            session.far = normal(far[0]), far[1] + 1
+            session.source = session.far[0]
+
+    def accept(self, stream: int, far: tuple[str, int]) -> None:
+        """Accept reports from the host that the callee sends RTP from.
+
+        Ours go where SDP says, or beside that RTP where SDP named no address to send to.
+        """
+        session = self._sessions.get(stream)
+        if session is None:
+            return
+        session.source = far[0]
+        if session.is_awaited and far[1] < 65535:
+            session.far = far[0], far[1] + 1
+
+    def remove(self, stream: int, packets: int) -> FarView:
+        """Takes leave of a stream of which so many packets were sent.
+
+        A stream that sent nothing must not send BYE; all others do (section 6.3.7).
+        """
+        session = self._sessions.get(stream)
+        if session is None:
+            return FarView()
+        self._read(session.port)
+        del self._sessions[stream]
+        if self._by_ssrc.get(session.ssrc) is session:
+            del self._by_ssrc[session.ssrc]
+        if packets:
+            report = receiver_report(session.ssrc)
+            self._send(session, report + session.description + goodbye(session.ssrc))
+        return session.view
+
+    def send(self, deadline: float) -> None:
+        """Sends the reports that are due, until the deadline."""
+        while self._due and (now := self._clock()) >= self._due[0][0] and now < deadline:
+            _, stream = heapq.heappop(self._due)
+            session = self._sessions.get(stream)
+            if session is not None:
+                self._report(session, now)
+                self._plan(session, self._interval)
+
+    def read(self, deadline: float) -> None:
+        """Reads what has arrived, socket by socket until the deadline, and from one at least."""
+        for key, _ in self._selector.select(0):
+            self._read(key.data)
+            if self._clock() >= deadline:
+                return
+
+    @property
+    def _interval(self) -> float:
+        return max(INTERVAL, len(self._sessions) / MOST_A_SECOND)
+
+    def _plan(self, session: _Session, interval: float) -> None:
+        # Between half and one and a half of it, so that reports don't fall into step.
+        due = self._clock() + interval * random.uniform(0.5, 1.5)
+        heapq.heappush(self._due, (due, session.stream))
+
+    def _report(self, session: _Session, now: float) -> None:
+        progress = self._progress(session.stream, now)
+        if progress is None:
+            return
+        if progress.running:
+            report = sender_report(session.ssrc, self._wall + now, *progress[:3])
+        else:
+            report = receiver_report(session.ssrc)
+        self._send(session, report + session.description)
+
+    def _send(self, session: _Session, datagram: bytes) -> None:
+        # Nothing depends on a report; the stream's own packets show what is wrong.
+        with contextlib.suppress(OSError):
+            self._sockets[session.port].sendto(datagram, session.far)
+
+    def _read(self, port: int) -> None:
+        bound = self._sockets[port]
+        for _ in range(MOST_AT_ONCE):
+            try:
+                datagram, source = bound.recvfrom(MAX_DATAGRAM)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                continue  # an ICMP error: the callee has no RTCP port
+            with contextlib.suppress(PacketError):
+                for report in reception_reports(datagram):
+                    self._take(port, source[0], report)
+
+    def _take(self, port: int, host: str, report: ReceptionReport) -> None:
+        session = self._by_ssrc.get(report.ssrc)
+        if session is None or (session.port, session.source) != (port, host):
+            return
+        self._alive(session.stream, self._clock())
+        expected = report.highest - session.first_sequence + 1
+        if expected > 0:
+            loss = min(max(report.lost / expected, 0.0), 1.0)
+            session.view = FarView(loss, report.jitter / SAMPLES_PER_MS)

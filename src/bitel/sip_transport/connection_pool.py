@@ -1,0 +1,275 @@
+"""Every TCP and TLS connection of one agent: found by address, opened when first needed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Container
+from typing import Protocol
+
+from bitel.sip.framing import FramingError
+from bitel.sip.grammar import Address, Transport
+from bitel.sip.stream_routes import alias_of, response_route
+from bitel.sip_transport.connection import Connection
+from bitel.sip_transport.leaving import connected_socket
+from bitel.sip_transport.liveness import StreamLimits
+from bitel.sip_transport.tls import TlsFiles
+
+logger = logging.getLogger(__name__)
+
+_RESPONSE = b"SIP/2.0 "
+CLOSE_WITHIN = 1.0
+"""Seconds that a connection has to write its queued messages after a framing error."""
+MAX_PAUSED = 4096
+"""Destinations remembered as not to be tried for a moment."""
+
+
+class StreamUser(Protocol):
+    """Whose connections they are."""
+
+    def stream_message(self, data: bytes, source: Address) -> None: ...
+
+    def stream_unframed(self, messages: tuple[bytes, ...], source: Address) -> None:
+        """The end of a message can't be found, and others may follow it. The connection is closed
+        after the queued responses were written."""
+
+    def stream_failed(
+        self,
+        destination: Address,
+        *,
+        lost: bool,
+        unacknowledged: Container[bytes] | None = None,
+        moved: Container[bytes] = (),
+    ) -> None:
+        """A connection could not be had, or (`lost`) one that stood is there no more.
+
+        `unacknowledged` are the INVITEs sent over it that may not have arrived, None where that is
+        not known; `moved` are messages that had not left, and go over another connection.
+        """
+
+
+class Streams:
+    """Made within a running loop. `local` is the host that connections are to leave from.
+
+    `tls_port` is our Contact's port where there is no TLS listener, else 0. Connections leave
+    from it, so that a far end which follows the Contact reuses the open one.
+    """
+
+    def __init__(
+        self,
+        user: StreamUser,
+        limits: StreamLimits,
+        tls: TlsFiles,
+        local: str | None,
+        tls_port: int = 0,
+    ) -> None:
+        self._user = user
+        self._limits = limits
+        self._tls = tls
+        self._local = local
+        self._tls_port = tls_port
+        self._context: ssl.SSLContext | None = None
+        self._loop = asyncio.get_running_loop()
+        self._connections: dict[Address, Connection] = {}
+        self._aliases: dict[Address, Connection] = {}
+        # Those that were opened for a response, as any stranger can make us do.
+        self._answering: set[Address] = set()
+        self._waiting: dict[Address, list[bytes]] = {}
+        self._attempts: dict[Address, asyncio.Task[None]] = {}
+        self._paused_until: dict[Address, float] = {}
+        self._looking: asyncio.TimerHandle | None = None
+        self._closed = False
+        self.arrivals = 0
+        """Messages and new connections so far."""
+
+    def __len__(self) -> int:
+        """How many connections there are."""
+        return len(self._connections)
+
+    def send(self, data: bytes, destination: Address) -> None:
+        """Send over the connection to `destination`; where there is none, over a new one."""
+        connection = self._find(destination)
+        is_response = connection is None and data.startswith(_RESPONSE)
+        if is_response:
+            route = response_route(data, destination)
+            if route is None:
+                return
+            destination, connection = route, self._find(route)
+        if connection is not None:
+            # If that fails, the connection is being closed, and its user will hear of that.
+            connection.send(data, destination)
+        elif destination in self._waiting:
+            self._wait(data, destination)
+        elif not is_response:
+            self._open(data, destination)
+        elif len(self._answering) < self._limits.answering:
+            self._answering.add(destination)
+            self._open(data, destination)
+
+    def take_back(self, data: bytes, destination: Address) -> None:
+        """Have a message not leave that still waits for its connection, or for a probe of it."""
+        waiting = self._waiting.get(destination, [])
+        if data in waiting:
+            waiting.remove(data)
+        connection = self._find(destination)
+        if connection is not None:
+            connection.take_back(data)
+
+    @property
+    def behind(self) -> bool:
+        """Whether messages have been received that were not handed out yet."""
+        return any(connection.behind for connection in self._connections.values())
+
+    async def close(self) -> None:
+        """Close every connection, after what is queued, for which there is a second."""
+        self._closed = True
+        if self._looking is not None:
+            self._looking.cancel()
+        for task in self._attempts.values():
+            task.cancel()
+        await asyncio.gather(*self._attempts.values(), return_exceptions=True)
+        connections = list(self._connections.values())
+        for connection in connections:
+            connection.close()
+        if connections:
+            await asyncio.wait([each.closed for each in connections], timeout=1.0)
+        for connection in connections:
+            connection.abort()
+
+    def _find(self, destination: Address) -> Connection | None:
+        return self._connections.get(destination) or self._aliases.get(destination)
+
+    # Opening
+
+    def _open(self, data: bytes, destination: Address) -> None:
+        now = self._loop.time()
+        ours = len(self._attempts) + sum(each.ours for each in self._connections.values())
+        full = ours - len(self._answering) >= self._limits.opened
+        full = full and destination not in self._answering
+        paused = self._paused_until.get(destination, 0.0) > now
+        if paused or full or self._closed:
+            self._answering.discard(destination)
+            self._user.stream_failed(destination, lost=False)
+            return
+        self._waiting[destination] = [data]
+        task = self._loop.create_task(self._connect(destination))
+        self._attempts[destination] = task
+
+    def _wait(self, data: bytes, destination: Address) -> None:
+        # Beyond this it is lost; the connection is not there yet, and may never be.
+        waiting = self._waiting[destination]
+        if sum(map(len, waiting)) + len(data) <= self._limits.unsent:
+            waiting.append(data)
+
+    def renew_context(self) -> None:
+        """Read the TLS files again for the next connection."""
+        self._context = None
+
+    async def _connect(self, destination: Address) -> None:
+        is_tls = destination.transport is Transport.TLS
+        try:
+            if is_tls and self._context is None:
+                self._context = self._tls.client_context()
+            async with asyncio.timeout(self._limits.connecting):
+                leave_from = self._tls_port if is_tls else 0
+                sock = await connected_socket(destination, self._local, leave_from)
+                # Whatever comes of it, from here on the socket is the loop's to close.
+                await self._loop.create_connection(
+                    lambda: Connection(self, destination, self._limits, ours=True),
+                    sock=sock,
+                    ssl=self._context if is_tls else None,
+                    server_hostname=(destination.domain or destination.host) if is_tls else None,
+                )
+        # ValueError: files that can't be used, or a name that no certificate can bear.
+        except (OSError, ValueError) as error:
+            self._failed(destination, error)
+        finally:
+            self._attempts.pop(destination, None)
+            self._waiting.pop(destination, None)
+
+    def _failed(self, destination: Address, error: Exception) -> None:
+        fault = str(error) or f"no answer within {self._limits.connecting:g} s"
+        place = f"{destination.host} port {destination.port}"
+        logger.warning("no %s connection to %s: %s", destination.transport, place, fault)
+        while len(self._paused_until) >= MAX_PAUSED:
+            del self._paused_until[next(iter(self._paused_until))]
+        # Also for what the agent has queued by now: its user will give it up, and go elsewhere.
+        self._paused_until[destination] = self._loop.time() + self._limits.pause
+        self._waiting.pop(destination, None)
+        self._answering.discard(destination)
+        self._user.stream_failed(destination, lost=False)
+
+    # What connections tell
+
+    def connection_made(self, connection: Connection) -> None:
+        """Take it up, and send what has waited for it."""
+        if self._closed:
+            connection.abort()
+            return
+        self.arrivals += 1
+        self._connections[connection.address] = connection
+        for data in self._waiting.pop(connection.address, ()):
+            connection.send(data, connection.address)
+        if self._looking is None:
+            self._looking = self._loop.call_later(self._limits.look_every, self._look_after_all)
+
+    def message_came(self, connection: Connection, data: bytes) -> None:
+        self.arrivals += 1
+        source = connection.address
+        if not connection.ours and not connection.known and source.transport is Transport.TLS:
+            alias = alias_of(data, source)
+            if alias is not None:
+                self._aliases[alias] = connection
+        connection.known = True
+        self._user.stream_message(data, source)
+
+    def stream_broke(self, connection: Connection, fault: FramingError) -> None:
+        logger.info("the stream from %s is no SIP any more: %s", connection.address.host, fault)
+        if fault.messages:
+            self._user.stream_unframed(fault.messages, connection.address)
+        # What the agent queued in answer, an ACK or a response, is written in the turn that is
+        # due before this. Requests without an answer are sent again over a new connection.
+        self._loop.call_soon(self._close_broken, connection)
+
+    def _close_broken(self, connection: Connection) -> None:
+        connection.close()
+        self._loop.call_later(CLOSE_WITHIN, connection.abort)
+        # Also what leaves from now on goes over a new connection.
+        self.connection_lost(connection)
+
+    def probe_failed(self, connection: Connection) -> None:
+        """Leave it for a new one; what has waited for it goes there at once."""
+        host = connection.address.host
+        logger.info("the connection with %s is closed: it was idle, and is dead", host)
+        connection.abort()
+        self.connection_lost(connection)
+
+    def connection_lost(self, connection: Connection) -> None:
+        """Forget it, say so, and send over another what it had held back."""
+        aliases = [key for key, each in self._aliases.items() if each is connection]
+        for alias in aliases:
+            del self._aliases[alias]
+        if self._connections.get(connection.address) is not connection:
+            return
+        del self._connections[connection.address]
+        self._answering.discard(connection.address)
+        if self._closed:
+            return
+        held, unacknowledged = connection.take_held(), connection.unacknowledged()
+        moved = frozenset(data for data, _ in held)
+        for destination in (connection.address, *aliases):
+            self._user.stream_failed(
+                destination, lost=True, unacknowledged=unacknowledged, moved=moved
+            )
+        for data, destination in held:
+            self.send(data, destination)
+
+    def _look_after_all(self) -> None:
+        self._looking = None
+        for connection in list(self._connections.values()):
+            fault = connection.look_after()
+            if fault is not None:
+                logger.info("the connection with %s is closed: %s", connection.address.host, fault)
+        if self._connections:
+            self._looking = self._loop.call_later(self._limits.look_every, self._look_after_all)

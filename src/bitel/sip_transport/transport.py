@@ -1,0 +1,451 @@
+"""A user agent on the network: moves its messages, keeps one timer, hands out its events.
+
+UDP and TCP share a port; TLS, for which a certificate is needed, has the one after it.
+
+A process may be stopped for a while: by SIGSTOP, with its virtual machine, by a long garbage
+collection. The timer notices, as it comes too late. Then everything that has arrived is read first,
+`confirm_lease` says whether the calls are still ours to make, and only after that do the agent's
+timers fire. INVITEs do not leave in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+import time
+from collections.abc import Awaitable, Callable, Container, Iterable
+from contextlib import ExitStack
+from typing import Literal
+
+from bitel.sip.agent import UserAgent
+from bitel.sip.events import Event
+from bitel.sip.grammar import MAX_PORT, Address, HostPort, Transport
+from bitel.sip_transport.acceptor import Door, Listener, listening_socket
+from bitel.sip_transport.connection_pool import Streams
+from bitel.sip_transport.icmp import DeliveryError
+from bitel.sip_transport.liveness import StreamLimits
+from bitel.sip_transport.tls import TlsFiles
+from bitel.sip_transport.udp import UdpSocket, datagram_socket
+
+logger = logging.getLogger(__name__)
+
+Link = Callable[[bytes, Address], Iterable[tuple[float, bytes]]]
+"""A link to try things on: what really leaves for a datagram, and after how many seconds."""
+
+Tap = Callable[[Literal["in", "out"], bytes, Address, float], None]
+"""Shown each message as it comes or leaves, with the far end's address and the time (Unix s)."""
+
+READ_FIRST = 0.1
+"""Seconds by which a timer may come late before what has arrived is read ahead of it."""
+PAUSE_NOTICED = 1.0
+"""Seconds by which a timer may come late before the process is taken to have been stopped."""
+LONGEST_TIMER = 0.5
+"""Seconds between two timers at most, while the agent waits for anything: a pause is noticed even
+where nothing was due during it."""
+CONFIRM_WITHIN = 3.0
+"""Seconds for which `confirm_lease` is waited for."""
+QUIET_PASSES = 4
+"""Turns of the loop without an arrival after which all that had arrived has been read. A message of
+a connection that was just accepted takes three."""
+BUSY_PASSES = 16
+"""Turns after which it has been read although more keeps arriving, unless a socket was not read
+empty."""
+MAX_PASSES = 512
+"""Turns after which it counts as read in any case. Each turn reads every socket once; a UDP socket
+has no room for more datagrams than that."""
+
+TRIES = 30
+"""How many free ports are tried, until one is free for every transport."""
+
+
+class SipTransport:
+    """Made with `open`. After any call on `agent`, call `flush`."""
+
+    def __init__(
+        self,
+        agent: UserAgent,
+        local: HostPort,
+        on_event: Callable[[Event], None],
+        clock: Callable[[], float],
+        link: Link | None,
+        tap: Tap | None,
+    ) -> None:
+        self.agent = agent
+        self.local = local
+        self.now = clock
+        self._on_event = on_event
+        self._link = link
+        self._tap = tap
+        self._loop = asyncio.get_running_loop()
+        self._udp: UdpSocket
+        self._streams: Streams
+        self._listeners: list[Listener] = []
+        self._tls = TlsFiles()
+        self._server_context: ssl.SSLContext | None = None
+        self._turn: asyncio.Handle | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = 0.0
+        self._timer_at = 0.0
+        self._closed = False
+        self.confirm_lease: Callable[[], Awaitable[bool]] | None = None
+        """Asked after a pause whether we may go on with our calls; None: always. Where it says no,
+        fails, or takes longer than 3 s, no INVITE is repeated that nothing was answered to."""
+        # After a late turn, until what had arrived is read: no timer fires.
+        self._reading_first = False
+        # After a pause, until the lease was confirmed: INVITEs wait here, and no timer fires.
+        self._resuming = False
+        self._held_invites: list[tuple[bytes, Address]] = []
+        self._confirming: asyncio.Task[None] | None = None
+        self._after_reading: list[tuple[int, Callable[[], None]]] = []
+        self._pass: asyncio.Handle | None = None
+        self._passes = self._quiet_passes = self._arrivals = self._arrivals_seen = 0
+
+    @classmethod
+    async def open(
+        cls,
+        bind: HostPort,
+        make_agent: Callable[[HostPort], UserAgent],
+        on_event: Callable[[Event], None],
+        clock: Callable[[], float] | None = None,
+        link: Link | None = None,
+        tap: Tap | None = None,
+        tls: TlsFiles | None = None,
+        limits: StreamLimits | None = None,
+        confirm_lease: Callable[[], Awaitable[bool]] | None = None,
+        accepts: Callable[[str], bool] | None = None,
+    ) -> SipTransport:
+        """Bind `bind` (an IP address; port 0 takes a free one) and start.
+
+        `make_agent` is given the address that was bound. `clock` gives the seconds that the agent
+        sees, the loop's by default; it must run as fast as the loop's. `link` applies to
+        datagrams only. `confirm_lease` is the attribute of that name. `accepts` tells the carrier's
+        hosts from others, which get half of the connections; None: all are the carrier's. Raises
+        OSError where a port can't be had, and TlsFileError where a file of `tls` can't be used.
+        """
+        limits, tls = limits or StreamLimits(), tls or TlsFiles()
+        context = tls.server_context()
+        if tls.ca or tls.certificate:
+            tls.client_context()  # better now than when the first connection is needed
+        loop = asyncio.get_running_loop()
+        sockets = _bind(bind, with_tls=context is not None)
+        with ExitStack() as undo:
+            for sock in sockets:
+                undo.enter_context(sock)
+            host, port = sockets[0].getsockname()[:2]
+            local = (str(host), int(port))
+            self = cls(make_agent(local), local, on_event, clock or loop.time, link, tap)
+            self.confirm_lease = confirm_lease
+            undo.pop_all()
+        self._tls, self._server_context = tls, context
+        udp, *listening = sockets
+        self._udp = UdpSocket(udp, self)
+        leave_from = None if host in {"0.0.0.0", "::"} else local[0]
+        tls_port = 0 if context is not None else local[1] + 1
+        self._streams = Streams(self, limits, tls, leave_from, tls_port)
+        door = Door(limits, accepts)
+        for sock, transport in zip(listening, (Transport.TCP, Transport.TLS), strict=False):
+            secure = context if transport is Transport.TLS else None
+            self._listeners.append(Listener(sock, transport, secure, self._streams, door, limits))
+        return self
+
+    @property
+    def behind(self) -> float:
+        """Seconds for which datagrams have been waiting to be read; 0 while none are."""
+        return self._udp.behind
+
+    def renew_certificate(self) -> None:
+        """Show the certificate that the TLS files hold now, on connections from now on.
+
+        Raises TlsFileError where they can't be used; then the former one is still shown.
+        """
+        self._tls.client_context()
+        if self._server_context is not None:
+            self._tls.show(self._server_context)
+        self._streams.renew_context()
+
+    def flush(self) -> None:
+        """Have what the agent queued sent, and its events handed out, in this turn of the loop.
+
+        Cheap to call often: one turn does it once. Events are never handed out from within.
+        """
+        if self._turn is None and not self._closed:
+            self._turn = self._loop.call_soon(self._run_turn)
+
+    def after_reading(self, callback: Callable[[], None]) -> None:
+        """Call back once the agent has all that has arrived by now, and its events are handed out:
+        an answer that has arrived is then known.
+
+        Called later, never from within, and not at all after `close`.
+        """
+        self._after_reading.append((self._passes, callback))
+        if self._pass is None and not self._closed:
+            self._quiet_passes = 0
+            self._pass = self._loop.call_soon(self._read)
+
+    async def close(self) -> None:
+        """Send what is queued, then let go of sockets and connections. Hangs up nothing."""
+        if self._closed:
+            return
+        self._send_all()
+        self._closed = True
+        for handle in (self._turn, self._timer, self._pass, self._confirming):
+            if handle is not None:
+                handle.cancel()
+        self._udp.close()
+        for listener in self._listeners:
+            await listener.close()
+        await self._streams.close()
+
+    # One turn: send, hand out events (whose takers may queue more), set the timer
+
+    def _run_turn(self) -> None:
+        self._turn = None
+        self._send_all()
+        while not self._closed and self._hand_out_events():
+            self._send_all()
+        self._set_timer()
+
+    def _hand_out_events(self) -> bool:
+        """Whether there were any."""
+        event = first = self.agent.next_event()
+        while event is not None:
+            try:
+                self._on_event(event)
+            except Exception:
+                # The taker's fault; other calls must not suffer for it.
+                logger.exception("an event of call %s was not handled", event.call_id)
+            event = self.agent.next_event()
+        return first is not None
+
+    def _set_timer(self) -> None:
+        due = self.agent.next_timer()
+        if due is None or self._closed or self._reading_first or self._resuming:
+            return
+        due = min(due, self.now() + LONGEST_TIMER)
+        # An armed timer that is early enough may stay: coming too early does no harm.
+        if self._timer is not None:
+            if self._timer_due <= due:
+                return
+            self._timer.cancel()
+        self._timer_due = due
+        delay = max(0.0, due - self.now())
+        # Not by the loop's own time, which uvloop may have looked up before a pause.
+        self._timer_at = time.monotonic() + delay
+        self._timer = self._loop.call_later(delay, self._timer_fired)
+
+    def _timer_fired(self) -> None:
+        self._timer = None
+        late = time.monotonic() - self._timer_at
+        if late <= READ_FIRST:
+            self._fire_timers()
+            return
+        if late <= PAUSE_NOTICED:
+            # A response that waits to be read may end what the timer would repeat.
+            self._reading_first = True
+            self.after_reading(self._fire_late_timers)
+            return
+        logger.warning("the event loop stood still for %.1f s", late)
+        self._resuming = True
+        self.after_reading(self._ask_for_lease)
+
+    def _fire_late_timers(self) -> None:
+        self._reading_first = False
+        self._fire_timers()
+
+    def _fire_timers(self) -> None:
+        try:
+            self.agent.handle_timer(self.now())
+        except Exception:
+            # That timer has been removed; others that are due fire in the next turn.
+            logger.exception("a timer was not handled")
+        self._run_turn()
+
+    # After a pause
+
+    def _read(self) -> None:
+        """One turn of the loop, of those that it takes to read all that has arrived."""
+        self._pass = None
+        self._passes += 1
+        arrivals = self._arrivals + self._streams.arrivals
+        behind = self._udp.is_behind or self._streams.behind
+        quiet = arrivals == self._arrivals_seen and not behind
+        self._quiet_passes = self._quiet_passes + 1 if quiet else 0
+        self._arrivals_seen = arrivals
+        enough = MAX_PASSES if behind else BUSY_PASSES
+        if self._quiet_passes >= QUIET_PASSES:
+            enough = QUIET_PASSES
+        # Each counts from when it was added: others that are added all the time must not delay it.
+        ready = [each for since, each in self._after_reading if self._passes - since >= enough]
+        del self._after_reading[: len(ready)]
+        if self._after_reading:
+            self._pass = self._loop.call_soon(self._read)
+        if not ready:
+            return
+        self._run_turn()
+        for callback in ready:
+            try:
+                callback()
+            except Exception:
+                # The caller's fault; other calls must not suffer for it.
+                logger.exception("a callback after reading has failed")
+
+    def _ask_for_lease(self) -> None:
+        if self.confirm_lease is None:
+            self._resume()
+        else:
+            self._confirming = self._loop.create_task(self._confirm(self.confirm_lease))
+
+    async def _confirm(self, confirm: Callable[[], Awaitable[bool]]) -> None:
+        try:
+            if not await _is_confirmed(confirm):
+                self.agent.stop_repeating_invites()
+        finally:  # without timers no call would ever end
+            # There may have been another pause meanwhile.
+            self.after_reading(self._resume)
+
+    def _resume(self) -> None:
+        self._confirming = None
+        self._resuming = False
+        self._fire_timers()
+
+    def _send_all(self) -> None:
+        for data, destination in self.agent.taken_back():
+            if (data, destination) in self._held_invites:
+                self._held_invites.remove((data, destination))
+            self._streams.take_back(data, destination)
+        leaving = self.agent.datagrams_to_send()
+        if self._resuming:
+            self._held_invites += [each for each in leaving if each[0].startswith(b"INVITE ")]
+            leaving = [each for each in leaving if not each[0].startswith(b"INVITE ")]
+        elif self._held_invites:
+            leaving = self._held_invites + leaving
+            self._held_invites = []
+        at = time.time()
+        for data, destination in leaving:
+            if self._tap is not None:
+                self._tap("out", data, destination, at)
+            if destination.transport is not Transport.UDP:
+                self._streams.send(data, destination)
+            elif self._link is None:
+                self._udp.send(data, destination)
+            else:
+                self._send_by_link(data, destination, self._link)
+
+    def _send_by_link(self, data: bytes, destination: Address, link: Link) -> None:
+        for delay, datagram in link(data, destination):
+            if delay <= 0:
+                self._udp.send(datagram, destination)
+            else:
+                self._loop.call_later(delay, self._udp.send, datagram, destination)
+
+    # What the sockets tell
+
+    def datagrams_came(self, datagrams: list[tuple[bytes, Address]]) -> None:
+        """Give them to the agent."""
+        self._arrivals += len(datagrams)
+        now, at = self.now(), time.time()
+        for data, source in datagrams:
+            if self._tap is not None:
+                self._tap("in", data, source, at)
+            try:
+                self.agent.receive_datagram(data, source, now)
+            except Exception:
+                # An error with one message must not stop the messages of other calls.
+                logger.exception("a message from %s was not handled", source.host)
+        self.flush()
+
+    def datagram_failed(self, destination: Address) -> None:
+        """Have the requests to `destination` fail."""
+        self._report_failure(destination)
+        self.flush()
+
+    def delivery_errors(self, errors: list[DeliveryError]) -> None:
+        """Give them to the agent."""
+        for error in errors:
+            self.agent.receive_delivery_error(error.quoted, error.destination)
+        self.flush()
+
+    def stream_message(self, data: bytes, source: Address) -> None:
+        """Give it to the agent."""
+        self.datagrams_came([(data, source)])
+
+    def stream_unframed(self, messages: tuple[bytes, ...], source: Address) -> None:
+        """Have the agent handle those that must not be lost, and refuse the others."""
+        now, at = self.now(), time.time()
+        for data in messages:
+            if self._tap is not None:
+                self._tap("in", data, source, at)
+            try:
+                self.agent.receive_unframed(data, source, now)
+            except Exception:
+                logger.exception("a message from %s was not handled", source.host)
+        self.flush()
+
+    def stream_failed(
+        self,
+        destination: Address,
+        *,
+        lost: bool,
+        unacknowledged: Container[bytes] | None = None,
+        moved: Container[bytes] = (),
+    ) -> None:
+        """Tell the agent."""
+        self._report_failure(destination, lost=lost, unacknowledged=unacknowledged, moved=moved)
+        self.flush()
+
+    def _report_failure(
+        self,
+        destination: Address,
+        *,
+        lost: bool = False,
+        unacknowledged: Container[bytes] | None = None,
+        moved: Container[bytes] = (),
+    ) -> None:
+        try:
+            self.agent.transport_failed(
+                destination, self.now(), lost=lost, unacknowledged=unacknowledged, moved=moved
+            )
+        except Exception:
+            logger.exception("the failure of %s was not handled", destination.host)
+
+
+async def _is_confirmed(confirm: Callable[[], Awaitable[bool]]) -> bool:
+    """What `confirm` says within its time; False where it fails or takes longer."""
+    asked_at = time.monotonic()
+    try:
+        async with asyncio.timeout(CONFIRM_WITHIN):
+            confirmed = await confirm()
+    except Exception as fault:
+        logger.warning("after a pause, INVITEs are not repeated: %r", fault)
+        return False
+    took = time.monotonic() - asked_at
+    if not confirmed or took > CONFIRM_WITHIN:
+        logger.warning("after a pause, INVITEs are not repeated: the calls may not be ours")
+        return False
+    return True
+
+
+def _bind(bind: HostPort, *, with_tls: bool) -> list[socket.socket]:
+    """Sockets for UDP and TCP at the port of `bind`, and for TLS at the next if wanted."""
+    host, wanted = bind
+    if with_tls and wanted >= MAX_PORT:
+        raise OSError(f"the port for TLS would be {wanted + 1}: use a lower one for SIP")
+    for tries_left in reversed(range(1 if wanted else TRIES)):
+        udp = datagram_socket(bind)
+        sockets = [udp]
+        try:
+            port = int(udp.getsockname()[1])
+            sockets.append(listening_socket((host, port)))
+            if with_tls:
+                sockets.append(listening_socket((host, port + 1)))
+        # OverflowError: a free port may be the last one there is.
+        except (OSError, OverflowError):
+            for sock in sockets:
+                sock.close()
+            if not tries_left:
+                raise
+            continue
+        return sockets
+    raise AssertionError("the last try returns or raises")

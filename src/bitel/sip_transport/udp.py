@@ -1,0 +1,160 @@
+"""A UDP socket for SIP: hands out datagrams as they come, keeps those that can't leave yet.
+
+The socket is read and written directly, since asyncio's datagram protocol does not say which
+datagram could not be delivered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections import deque
+from typing import Protocol
+
+from bitel.sip.grammar import Address, HostPort
+from bitel.sip_transport.icmp import DeliveryError, ask_for_errors, read_errors
+
+RECEIVE_BUFFER = 4 * 1024 * 1024
+MAX_BATCH = 64
+"""Datagrams read in one go, so that a flood leaves the loop time for everything else."""
+LONGEST = 65_536
+"""Bytes; no datagram has as many."""
+MAX_SOURCES = 1024
+"""Addresses that are remembered, so that none is made for each datagram of a carrier's."""
+MAX_UNSENT = 50_000
+MAX_UNSENT_BYTES = 64 * 1024 * 1024
+"""Datagrams that wait while the socket is full, and their bytes."""
+SEND_TRIES = 4
+"""Times that a datagram is sent of which each time an ICMP error about another one is reported."""
+_BUSY = (errno.EAGAIN, errno.ENOBUFS)
+
+
+class DatagramUser(Protocol):
+    """Whose socket it is."""
+
+    def datagrams_came(self, datagrams: list[tuple[bytes, Address]]) -> None: ...
+
+    def datagram_failed(self, destination: Address) -> None:
+        """This machine can't send to `destination`."""
+
+    def delivery_errors(self, errors: list[DeliveryError]) -> None:
+        """ICMP errors came, perhaps none. Anyone may have sent them."""
+
+
+def datagram_socket(bind: HostPort) -> socket.socket:
+    """A UDP socket at `bind`, an IP address and a port. Raises OSError."""
+    family = socket.AF_INET6 if ":" in bind[0] else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+        ask_for_errors(sock)
+        sock.bind(bind)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+class UdpSocket:
+    """Reads and writes `sock` for `user`. Made within a running loop."""
+
+    def __init__(self, sock: socket.socket, user: DatagramUser) -> None:
+        self._sock = sock
+        self._user = user
+        self._loop = asyncio.get_running_loop()
+        self._sources: dict[tuple[str | int, ...], Address] = {}
+        self._unsent: deque[tuple[bytes, Address]] = deque()
+        self._unsent_bytes = 0
+        self._closed = False
+        self._behind_since: float | None = None
+        self._loop.add_reader(sock.fileno(), self._receive)
+
+    @property
+    def behind(self) -> float:
+        """Seconds for which more datagrams have been waiting than were read in one go; else 0."""
+        return 0.0 if self._behind_since is None else self._loop.time() - self._behind_since
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether more datagrams were waiting than were read in one go."""
+        return self._behind_since is not None
+
+    def close(self) -> None:
+        """Let go of the socket."""
+        self._closed = True
+        self._loop.remove_reader(self._sock.fileno())
+        self._loop.remove_writer(self._sock.fileno())
+        self._sock.close()
+
+    def send(self, data: bytes, destination: Address) -> None:
+        """Send a datagram, or keep it while the socket is full."""
+        if self._closed:
+            return
+        if self._unsent:
+            self._keep(data, destination)
+        elif not self._try_to_send(data, destination):
+            self._keep(data, destination)
+            self._loop.add_writer(self._sock.fileno(), self._send_kept)
+
+    def _receive(self) -> None:
+        came: list[tuple[bytes, Address]] = []
+        for _ in range(MAX_BATCH):
+            try:
+                data, name = self._sock.recvfrom(LONGEST)
+            except BlockingIOError:
+                break
+            except OSError:
+                self._take_errors()
+                continue
+            source = self._sources.get(name)
+            if source is None:
+                if len(self._sources) >= MAX_SOURCES:
+                    self._sources.clear()
+                source = self._sources[name] = Address(name[0], name[1])
+            came.append((data, source))
+        if len(came) < MAX_BATCH:
+            self._behind_since = None
+        elif self._behind_since is None:
+            self._behind_since = self._loop.time()
+        self._user.datagrams_came(came)
+
+    def _take_errors(self) -> bool:
+        """Hand over the ICMP errors that came; whether there were any."""
+        errors = read_errors(self._sock)
+        self._user.delivery_errors(errors)
+        # uvloop stops watching a socket that had an error.
+        self._loop.remove_reader(self._sock.fileno())
+        self._loop.add_reader(self._sock.fileno(), self._receive)
+        return bool(errors)
+
+    def _keep(self, data: bytes, destination: Address) -> None:
+        # Beyond this the datagram is lost, as datagrams may be; SIP repeats what matters.
+        if len(self._unsent) < MAX_UNSENT and self._unsent_bytes < MAX_UNSENT_BYTES:
+            self._unsent.append((data, destination))
+            self._unsent_bytes += len(data)
+
+    def _send_kept(self) -> None:
+        while self._unsent:
+            if not self._try_to_send(*self._unsent[0]):
+                return
+            self._unsent_bytes -= len(self._unsent.popleft()[0])
+        self._loop.remove_writer(self._sock.fileno())
+
+    def _try_to_send(self, data: bytes, destination: Address) -> bool:
+        """False where the socket is full. A destination that can't be sent to is reported."""
+        is_clean = False
+        for _ in range(SEND_TRIES):
+            try:
+                self._sock.sendto(data, destination[:2])
+            except OSError as error:
+                if error.errno in _BUSY:
+                    return False
+                # The kernel reports an ICMP error about an earlier datagram with the next one.
+                if self._take_errors() or not is_clean:
+                    is_clean = True
+                    continue
+                self._user.datagram_failed(destination)
+            return True
+        return True  # lost, as datagrams may be

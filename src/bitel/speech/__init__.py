@@ -1,0 +1,1 @@
+"""Text to speech: engines, kept renderings, spoken digits, and the worker process."""

@@ -1,0 +1,270 @@
+"""Texts and digits that were spoken once and are kept: files in a folder, named by their content.
+
+`<key>.alaw` and `<key>.ulaw` are a text, and may go when room is needed; `digits-<key>/` holds
+the ten digits of a voice, and stays. What is under way is in `.work-…`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from bitel.errors import (
+    InvalidRequestError,
+    PayloadTooLargeError,
+    UnavailableError,
+    UnsupportedMediaError,
+)
+from bitel.g711 import SAMPLE_RATE
+from bitel.recordings.decode import Decoded, decode
+from bitel.recordings.limits import MEBIBYTE, DecodeLimits
+from bitel.recordings.shared_tasks import SharedTasks
+from bitel.recordings.storage import SUFFIXES, Law
+from bitel.recordings.turns import SERVICE
+from bitel.speech import digits, spoken_text
+from bitel.speech.engines import Engine, SpeechOptions, engine_for, render
+
+RENDERING: Final = 1
+"""Part of every key: to be raised when the way from text to clip changes what is heard."""
+MAX_WAITING: Final = 64
+"""Texts that may be under way at once; each takes a worker process in its turn."""
+MAX_DIGITS: Final = 10
+MAX_REPEAT: Final = 10
+SPARED_SECONDS: Final = 120.0
+"""A text that was asked for so lately is kept even when room is needed: someone copies it."""
+STALE_SECONDS: Final = 86_400.0
+"""Age at which a `.work-…` folder belongs to nothing that still runs. Ages of files are by the
+system clock, which may have been set meanwhile, hence far more than any rendering takes."""
+
+_WORK: Final = ".work-"
+
+
+class SpeechLibrary:
+    """Speech by text and language. `rendered` counts the texts and digit sets made so far.
+
+    `folder` is made if need be. The texts kept in it take `max_bytes` at most, apart from those
+    asked for within the last two minutes; the ones unused for longest go first.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        options: SpeechOptions,
+        *,
+        max_bytes: int = 256 * MEBIBYTE,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.rendered = 0
+        self._folder = folder
+        self._options = options
+        self._max_bytes = max_bytes
+        self._clock = clock
+        self._engines: dict[str | None, Engine] = {}
+        self._texts: SharedTasks[Decoded] = SharedTasks()
+        self._digit_sets: SharedTasks[Path] = SharedTasks()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._sweep()
+
+    async def recording_key(self, text: str, language: str | None = None) -> str:
+        """Return what names the rendering of `text`: 64 hex digits, equal for equal speech.
+
+        `language` is one of the options', by default their default one. Raises
+        InvalidRequestError, naming `text` or `language`, and UnavailableError where the engine
+        is not installed; nothing is rendered.
+        """
+        words = spoken_text.plain(text, self._options.max_chars)
+        return _key(await self._engine(language), words)
+
+    async def render(self, text: str, language: str | None = None, owner: str = SERVICE) -> Decoded:
+        """Return `text` as spoken, in both laws; rendered now if it was not before, in turns of
+        `owner`, the project that it is for.
+
+        The files are the library's: copy them (`VoiceStore.put` does) within two minutes, and
+        never change them. Raises InvalidRequestError and UnavailableError as `speak` does.
+        """
+        words = spoken_text.plain(text, self._options.max_chars)
+        engine = await self._engine(language)
+        key = _key(engine, words)
+        # What is under way is not looked for: it may end meanwhile, and be missed in both places.
+        if key not in self._texts:
+            with _failures_named():
+                found = await asyncio.to_thread(self._find, key)
+            if found is not None:
+                return found
+            if key not in self._texts and len(self._texts) >= MAX_WAITING:
+                raise UnavailableError("Too many texts are waiting to be spoken; try again later.")
+        return await self._texts.get(key, lambda: self._render(key, words, engine, owner))
+
+    async def digit_clips(
+        self, text: str, language: str | None, law: Law, repeat: int = 2, intro: Path | None = None
+    ) -> list[Path]:
+        """Return the clips that read the digits of `text` one by one, `repeat` times.
+
+        `text` is 1 to 10 digits, Persian and Arabic ones too, `repeat` 1 to 10. `intro` is a
+        clip of the same law that comes first. The voice's digits are rendered on first use and
+        stay. Raises InvalidRequestError, naming `text`, `repeatCount` or `language`, and
+        UnavailableError.
+        """
+        code = spoken_text.digits(text, MAX_DIGITS)
+        if not 1 <= repeat <= MAX_REPEAT:
+            raise InvalidRequestError(f"repeatCount must be 1 to {MAX_REPEAT}, not {repeat}.")
+        engine = await self._engine(language)
+        folder = self._folder / f"digits-{_key(engine, digits.DIGITS)}"
+        with _failures_named():
+            rendered = await asyncio.to_thread(folder.is_dir)
+        if not rendered:
+            await self._digit_sets.get(folder.name, lambda: self._render_digits(engine, folder))
+        return digits.playlist(folder, code, law, repeat, intro)
+
+    async def close(self) -> None:
+        """End what is being rendered; those who wait for it see it cancelled."""
+        await self._texts.close()
+        await self._digit_sets.close()
+
+    async def _engine(self, language: str | None) -> Engine:
+        engine = self._engines.get(language)
+        if engine is None:
+            engine = await asyncio.to_thread(engine_for, language, self._options)
+            if language is None or language in self._options.known:
+                self._engines[language] = engine
+        return engine
+
+    async def _render(self, key: str, words: str, engine: Engine, owner: str) -> Decoded:
+        limits = DecodeLimits(max_seconds=self._options.limits.max_seconds)
+        async with self._work() as work:
+            [source] = await render([words], engine, work, self._options, owner)
+            self.rendered += 1
+            decoded = await decode(source, work, limits, owner)
+            kept = await asyncio.to_thread(self._keep, key, decoded)
+        with _failures_named():
+            await asyncio.to_thread(self._make_room)
+        return kept
+
+    async def _render_digits(self, engine: Engine, folder: Path) -> Path:
+        async with self._work() as work:
+            clips = work / "clips"
+            await asyncio.to_thread(clips.mkdir)
+            await digits.render_set(engine, self._options, work, clips)
+            self.rendered += 1
+            await asyncio.to_thread(_flush, *clips.iterdir(), clips)
+            await asyncio.to_thread(_put_in_place, clips, folder)
+        return folder
+
+    @asynccontextmanager
+    async def _work(self) -> AsyncIterator[Path]:
+        """A folder for one rendering, gone with all it holds at the end.
+
+        What fails with it is said to be our own fault: a client sent words, not a recording.
+        """
+        try:
+            with _failures_named():
+                work = Path(
+                    await asyncio.to_thread(tempfile.mkdtemp, prefix=_WORK, dir=self._folder)
+                )
+                try:
+                    yield work
+                finally:
+                    # What is left behind is swept away at the next start.
+                    remove = partial(shutil.rmtree, ignore_errors=True)
+                    await asyncio.shield(asyncio.to_thread(remove, work))
+        except (PayloadTooLargeError, UnsupportedMediaError) as error:
+            raise UnavailableError("What was spoken can't be turned into a clip now.") from error
+
+    def _paths(self, key: str) -> dict[Law, Path]:
+        return {law: self._folder / (key + suffix) for law, suffix in SUFFIXES.items()}
+
+    def _find(self, key: str) -> Decoded | None:
+        """Return a text that is kept, and note that it was asked for."""
+        paths = self._paths(key)
+        try:
+            status, other = (path.stat() for path in paths.values())
+            if not status.st_size == other.st_size > 0:
+                return None
+            for path in paths.values():
+                # The access time is when it was asked for. The modification time stays: players
+                # would take a change of it for another recording.
+                os.utime(path, ns=(int(self._clock() * 1e9), path.stat().st_mtime_ns))
+        except FileNotFoundError:
+            return None
+        seconds = status.st_size / SAMPLE_RATE
+        return Decoded(paths["PCMA"], paths["PCMU"], seconds, status.st_size)
+
+    def _keep(self, key: str, decoded: Decoded) -> Decoded:
+        _flush(decoded.alaw, decoded.ulaw)
+        paths = self._paths(key)
+        os.replace(decoded.alaw, paths["PCMA"])
+        os.replace(decoded.ulaw, paths["PCMU"])
+        kept = self._find(key)
+        if kept is None:
+            raise UnavailableError("The folder of spoken texts can't be used now.")
+        return kept
+
+    def _make_room(self) -> None:
+        """Remove the texts unused for longest until the rest fits."""
+        sizes: dict[str, int] = {}
+        used: dict[str, float] = {}
+        with os.scandir(self._folder) as entries:
+            for entry in entries:
+                key, suffix = os.path.splitext(entry.name)
+                if suffix not in SUFFIXES.values():
+                    continue
+                with suppress(FileNotFoundError):
+                    status = entry.stat()
+                    sizes[key] = sizes.get(key, 0) + status.st_size
+                    used[key] = max(used.get(key, 0.0), status.st_atime)
+        excess = sum(sizes.values()) - self._max_bytes
+        for key in sorted(used, key=used.__getitem__):
+            if excess <= 0 or self._clock() - used[key] < SPARED_SECONDS:
+                return
+            excess -= sizes[key]
+            for path in self._paths(key).values():
+                path.unlink(missing_ok=True)
+
+    def _sweep(self) -> None:
+        """Remove what was under way when a process was killed; what may still run is spared."""
+        for work in self._folder.glob(f"{_WORK}*"):
+            with suppress(FileNotFoundError):
+                if self._clock() - work.stat().st_mtime > STALE_SECONDS:
+                    shutil.rmtree(work)
+
+
+@contextmanager
+def _failures_named() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UnavailableError("The folder of spoken texts can't be used now.") from error
+
+
+def _key(engine: Engine, words: str) -> str:
+    parts = [RENDERING, engine.program, engine.voice, engine.pace, engine.version, words]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _put_in_place(clips: Path, folder: Path) -> None:
+    try:
+        os.rename(clips, folder)
+    except OSError:
+        # Another process may have been faster; its clips are as good.
+        if not folder.is_dir():
+            raise
+
+
+def _flush(*paths: Path) -> None:
+    """Make them durable: a name stands for whole clips, also after a power loss."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

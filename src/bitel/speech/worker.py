@@ -1,0 +1,159 @@
+"""The process that speaks: `python -m bitel.speech.worker`.
+
+The engines are GPL and written in C, so neither is ever loaded into the service: not their
+licence, nor a crash of theirs, is the service's. espeak-ng is loaded here, from the wheel
+`espeakng-loader`; for Piper this process confines itself and then becomes the `piper` command.
+
+stdin holds one text a line, UTF-8. The n-th is written as WAV to the n-th of the descriptors that
+this process gets; Piper, with one line only, writes a file. The text is a stranger's, so that both
+run in a sandbox. The exit status is a `SpeechVerdict`, or Piper's own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import wave
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+from bitel.recordings import sandbox
+from bitel.recordings.rlimits import confine
+from bitel.recordings.verdict import SpeechVerdict
+
+MAX_RATE: Final = 48000
+"""Samples a second that an engine gives at most."""
+HEADER_BYTES: Final = 4096
+
+# Of espeak-ng's speak_lib.h.
+_SYNCHRONOUS: Final = 2
+_DONT_EXIT: Final = 0x8000
+_UTF8: Final = 1  # and neither espeakSSML nor espeakPHONEMES: the text is words only
+_POSITION_CHARACTER: Final = 1
+_RATE: Final = 1
+_CALLBACK: Final = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
+)
+
+
+def main(arguments: list[str]) -> int:
+    """Speak stdin with `engine` into the folder `into`.
+
+    `voice` is espeak-ng's name of a voice, or the path of Piper's model. `pace` is words a
+    minute, or Piper's length scale. `into` are the descriptors to write to, with commas between, or
+    for Piper the folder of `0.wav`. The limits follow as numbers.
+    """
+    engine, voice, pace, into, max_seconds, cpu_seconds, memory_bytes, wall_seconds = arguments
+    confine(
+        cpu_seconds=int(cpu_seconds),
+        memory_bytes=int(memory_bytes),
+        wall_seconds=float(wall_seconds),
+        file_bytes=HEADER_BYTES + int(float(max_seconds) * MAX_RATE) * 2,
+    )
+    if engine != "espeak-ng":
+        return _become_piper(engine, voice, pace, Path(into))
+    try:
+        descriptors = [int(each) for each in into.split(",")]
+        return _speak_lines(voice, int(pace), descriptors, float(max_seconds))
+    except MemoryError:
+        return SpeechVerdict.OUT_OF_MEMORY
+
+
+def _become_piper(program: str, model: str, length_scale: str, into: Path) -> int:
+    """Go on as the `piper` command: what it reads, its limits and its end are this process's.
+
+    As it is a program with needs of its own, it may read what this user may, and write into the
+    folder only; it gets no socket and reaches no other process.
+    """
+    sandbox.enter([Path("/")], [into, Path("/dev"), Path("/tmp")])  # noqa: S108
+    sandbox.refuse_the_needless()
+    command = [program, "--model", model, "--length_scale", length_scale]
+    try:
+        os.execve(  # noqa: S606  (an operator's program, without a shell)
+            program,
+            [*command, "--output_file", str(into / "0.wav")],
+            {**os.environ, "PYTHONUTF8": "1"},
+        )
+    except OSError as error:
+        print(error, file=sys.stderr)
+        return SpeechVerdict.NO_ENGINE
+
+
+def _speak_lines(voice: str, words_per_minute: int, into: Sequence[int], max_seconds: float) -> int:
+    try:
+        import espeakng_loader
+
+        library = ctypes.CDLL(espeakng_loader.get_library_path())
+        data_path = espeakng_loader.get_data_path()
+    except (ImportError, OSError, RuntimeError) as error:
+        print(error, file=sys.stderr)
+        return SpeechVerdict.NO_ENGINE
+    rate = library.espeak_Initialize(_SYNCHRONOUS, 0, os.fsencode(data_path), _DONT_EXIT)
+    if not 0 < rate <= MAX_RATE:
+        return SpeechVerdict.NO_ENGINE
+    if library.espeak_SetVoiceByName(voice.encode()):
+        return SpeechVerdict.NO_VOICE
+    if library.espeak_SetParameter(_RATE, words_per_minute, 0):
+        return SpeechVerdict.ENGINE_FAILED
+    speaker = _Speaker(library, int(max_seconds * rate))
+    files = [_rewound(descriptor) for descriptor in into]
+    # Words of another language make it read that language's files.
+    sandbox.enter([Path(data_path)])
+    sandbox.allow_computing_only(opening=sandbox.landlock_version() > 0)
+    for raw, line in zip(files, sys.stdin.buffer, strict=True):
+        verdict = speaker.speak(line.rstrip(b"\n"))
+        if verdict != SpeechVerdict.SPOKEN:
+            return verdict
+        with raw, wave.open(raw, "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(rate)
+            file.writeframes(speaker.samples)
+    return SpeechVerdict.SPOKEN
+
+
+def _rewound(descriptor: int) -> BinaryIO:
+    """The file behind `descriptor`, empty, whatever a worker that was killed wrote to it."""
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    os.ftruncate(descriptor, 0)
+    return os.fdopen(descriptor, "wb")
+
+
+class _Speaker:
+    """espeak-ng with a voice, and the `samples` of what it spoke last: 16-bit, native order."""
+
+    def __init__(self, library: Any, max_samples: int) -> None:
+        self.samples = bytearray()
+        self._max_bytes = max_samples * 2
+        self._library = library
+        # The library keeps only the address, so the callback must live as long as it does.
+        self._callback: Callable[..., int] = _CALLBACK(self._hear)
+        library.espeak_SetSynthCallback(self._callback)
+
+    def speak(self, text: bytes) -> SpeechVerdict:
+        self.samples.clear()
+        failed = self._library.espeak_Synth(
+            ctypes.c_char_p(text),
+            ctypes.c_size_t(len(text) + 1),
+            ctypes.c_uint(0),
+            _POSITION_CHARACTER,
+            ctypes.c_uint(0),
+            ctypes.c_uint(_UTF8),
+            None,
+            None,
+        )
+        if len(self.samples) > self._max_bytes:
+            return SpeechVerdict.TOO_LONG
+        return SpeechVerdict.ENGINE_FAILED if failed else SpeechVerdict.SPOKEN
+
+    def _hear(self, samples: Any, count: int, _events: int | None) -> int:
+        """Take the next samples; 1 tells the engine to stop."""
+        if samples and count:
+            self.samples += ctypes.string_at(samples, count * 2)
+        return int(len(self.samples) > self._max_bytes)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,192 @@
+"""What the phone does with a call: rules, read from the command line, one behaviour per call.
+
+The grammar, as the operator types it:
+
+    rule      = pattern "=" step *("," step)
+    step      = behaviour ["*" count]
+    behaviour = "answer" [":after=" seconds] [":hangup=" seconds]
+              / "busy" / "reject:" code / "ring" / "silent"
+
+`pattern` is a glob on the number (`fnmatch`: `*`, `?`, `[0-9]`). It is tried on the number as it
+arrives and on the number without its leading `+`. The steps are for the number's first call, its
+second, and so on; the last step goes on for ever. `+9891*=busy*2,answer:after=2` is busy twice for
+each number that matches, and then answers after two seconds.
+
+Everything here is a value; what was decided for which call is in `bitel.test_phone.call_history`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from fnmatch import fnmatchcase
+from typing import Final
+
+MAX_SECONDS: Final = 86400.0
+"""The longest time a rule may name: one day."""
+
+MAX_COUNT: Final = 1_000_000
+"""The most calls that one step may last."""
+
+BUSY_CODE: Final = 486
+
+
+class RuleError(ValueError):
+    """A rule that can't be read; the text says which part, and what would be right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Rings for `after` seconds, then answers; `hangup` seconds later it ends the call itself."""
+
+    after: float = 1.0
+    hangup: float | None = None
+
+    def __str__(self) -> str:
+        text = f"answer:after={_seconds_text(self.after)}"
+        return text if self.hangup is None else f"{text}:hangup={_seconds_text(self.hangup)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """Refuses the call with this final response, 300 to 699. 486 is written `busy`."""
+
+    code: int = BUSY_CODE
+
+    def __str__(self) -> str:
+        return "busy" if self.code == BUSY_CODE else f"reject:{self.code}"
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """Rings (180) and never answers."""
+
+    def __str__(self) -> str:
+        return "ring"
+
+
+@dataclass(frozen=True, slots=True)
+class Silent:
+    """Answers no packet at all, as a host that is switched off."""
+
+    def __str__(self) -> str:
+        return "silent"
+
+
+Behaviour = Answer | Reject | Ring | Silent
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One behaviour for `count` calls of a number, 1 to `MAX_COUNT`."""
+
+    behaviour: Behaviour
+    count: int = 1
+
+    def __str__(self) -> str:
+        return str(self.behaviour) if self.count == 1 else f"{self.behaviour}*{self.count}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """The numbers a rule is for, and what each of their calls meets. `steps` is never empty."""
+
+    pattern: str
+    steps: tuple[Step, ...]
+
+    def __str__(self) -> str:
+        return f"{self.pattern}={','.join(map(str, self.steps))}"
+
+    @classmethod
+    def parse(cls, text: str) -> Rule:
+        """Read a rule as it is typed. Raises RuleError in one sentence."""
+        pattern, equals, steps = text.partition("=")
+        if not equals or not pattern:
+            raise RuleError(f"{text!r} is not of the form PATTERN=BEHAVIOUR, as in 98912*=busy")
+        return cls(pattern, tuple(_step(step) for step in steps.split(",")))
+
+    def matches(self, number: str) -> bool:
+        """Whether this rule is for `number`, with or without its leading `+`."""
+        return fnmatchcase(number, self.pattern) or fnmatchcase(
+            number.removeprefix("+"), self.pattern
+        )
+
+    def behaviour(self, earlier: int) -> Behaviour:
+        """What a number's call meets after `earlier` calls of that number."""
+        for step in self.steps:
+            if earlier < step.count:
+                return step.behaviour
+            earlier -= step.count
+        return self.steps[-1].behaviour
+
+
+DEFAULT_RULE: Final = Rule("*", (Step(Answer()),))
+"""For a number that no rule matches."""
+
+
+def first_match(rules: Iterable[Rule], number: str) -> Rule:
+    """The first of `rules` that is for `number`, else `DEFAULT_RULE`."""
+    return next((rule for rule in rules if rule.matches(number)), DEFAULT_RULE)
+
+
+def parse_rules(texts: Sequence[str]) -> tuple[Rule, ...]:
+    """Read rules in the order they are tried. Raises RuleError in one sentence."""
+    return tuple(Rule.parse(text) for text in texts)
+
+
+def _step(text: str) -> Step:
+    behaviour, star, count = text.partition("*")
+    if not star:
+        return Step(_behaviour(behaviour))
+    if not re.fullmatch(r"[1-9][0-9]{0,6}", count, re.ASCII) or int(count) > MAX_COUNT:
+        raise RuleError(f"{text!r} repeats {count!r} times; a whole number from 1 would be right")
+    return Step(_behaviour(behaviour), int(count))
+
+
+def _behaviour(text: str) -> Behaviour:
+    name, *options = text.split(":")
+    if name == "answer":
+        return _answer(text, options)
+    if name == "reject" and len(options) == 1:
+        return Reject(_code(options[0]))
+    if not options:
+        match name:
+            case "busy":
+                return Reject(BUSY_CODE)
+            case "ring":
+                return Ring()
+            case "silent":
+                return Silent()
+    raise RuleError(
+        f"{text!r} is not a behaviour; the behaviours are answer[:after=S][:hangup=S], busy, "
+        "reject:CODE, ring and silent"
+    )
+
+
+def _answer(text: str, options: Iterable[str]) -> Answer:
+    times: dict[str, float] = {}
+    for option in options:
+        name, _, value = option.partition("=")
+        if name not in {"after", "hangup"} or name in times:
+            raise RuleError(f"{text!r} may say after=SECONDS once and hangup=SECONDS once")
+        times[name] = _seconds(value)
+    return Answer(times.get("after", Answer().after), times.get("hangup"))
+
+
+def _seconds(text: str) -> float:
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", text, re.ASCII) or float(text) > MAX_SECONDS:
+        raise RuleError(f"{text!r} is not a number of seconds from 0 to {MAX_SECONDS:.0f}")
+    return float(text)
+
+
+def _seconds_text(seconds: float) -> str:
+    # The shortest digits that read back as the same float, never with an exponent.
+    return format(Decimal(repr(seconds)), "f").removesuffix(".0")
+
+
+def _code(text: str) -> int:
+    if not re.fullmatch(r"[3-6][0-9]{2}", text, re.ASCII):
+        raise RuleError(f"{text!r} is not a code to reject with; 300 to 699 are")
+    return int(text)

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import marshal
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bitel.rtp.ipc import (
+    MAX_FRAME,
+    Change,
+    End,
+    Frames,
+    Load,
+    Message,
+    Open,
+    OpenRtcp,
+    Play,
+    Ready,
+    Stop,
+    WireError,
+    decode,
+    encode,
+)
+
+numbers = st.integers(0, 2**32 - 1)
+event_types = st.lists(st.integers(0, 127)).map(tuple)
+messages: st.SearchStrategy[Message] = st.one_of(
+    st.builds(Open, numbers),
+    st.builds(OpenRtcp, numbers),
+    st.builds(
+        Play,
+        *[numbers, numbers, st.text(), numbers, numbers, st.sampled_from(["alaw", "ulaw"])],
+        st.lists(st.text()),
+        *[numbers] * 4,
+        st.booleans(),
+        event_types,
+        st.floats(0, 1e6),
+        st.booleans(),
+        st.sampled_from(["off", "port", "host"]),
+    ),
+    st.builds(
+        Change,
+        numbers,
+        st.none() | st.tuples(st.text(), numbers),
+        *[numbers] * 2,
+        event_types,
+        st.booleans(),
+    ),
+    st.builds(Stop, numbers),
+    st.builds(Ready),
+    st.builds(
+        End,
+        *[numbers, numbers, st.booleans(), st.text(), numbers],
+        *[st.none() | st.floats(0, 1e6), st.text()],
+        *[st.none() | st.floats(0, 1)] * 2,
+        st.none() | st.floats(0, 1e9),
+        numbers,
+        st.booleans(),
+    ),
+    st.builds(Load, *[numbers] * 4, *[st.floats(0, 1e6)] * 4),
+)
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(messages)), st.integers(1, 50))
+def test_messages_survive_any_cutting(turns: list[list[Message]], size: int) -> None:
+    data = b"".join(map(encode, turns))
+    frames = Frames()
+    received = []
+    for i in range(0, len(data), size):
+        received += frames.feed(data[i : i + size])
+    sent = [message for turn in turns for message in turn]
+    assert received == sent
+    assert list(map(type, received)) == list(map(type, sent))
+
+
+NO_MESSAGES: list[Any] = [3, None, ["Stop"], [["Sing"]], [["Stop"]], [[[]]], [3]]
+
+
+@pytest.mark.parametrize("content", NO_MESSAGES)
+def test_a_frame_without_messages(content: Any) -> None:
+    with pytest.raises(WireError):
+        decode(marshal.dumps(content))
+
+
+def test_a_frame_that_is_cut_off() -> None:
+    frame = encode([Stop(1), Change(2, ("192.0.2.1", 4000), 8, 20, (101,), False)])[4:]
+    for kept in range(len(frame)):
+        with pytest.raises(WireError):
+            decode(frame[:kept])
+
+
+def test_a_frame_that_is_too_long_is_given_up() -> None:
+    with pytest.raises(WireError):
+        Frames().feed((MAX_FRAME + 1).to_bytes(4))
