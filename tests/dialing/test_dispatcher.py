@@ -484,9 +484,10 @@ async def test_what_is_paused_begins_nothing_until_it_is_resumed(play: Play) -> 
     async with at_work(dispatcher):
         first = await play.place(1)
         await play.until_over(first)
-        await play.database.write(lambda conn: pausing.add(conn, pause))
-        second = await play.place(1)
+        # From before the pause is written: the dispatcher may look at any time.
         with capture_logs() as logs:
+            await play.database.write(lambda conn: pausing.add(conn, pause))
+            second = await play.place(1)
             await play.looked(dispatcher)
         assert len(dialer.orders) == 1
         [said] = [each for each in logs if each["event"] == "paused"]

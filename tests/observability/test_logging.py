@@ -17,7 +17,7 @@ from tests.small_disk import empty, fill, small_disk
 
 SCRIPT = """
 import sys, logging, structlog
-from bitel import logs
+from bitel.observability import logging as logs
 logs.configure("info", json=False)
 log = structlog.get_logger("x")
 for line in sys.stdin:
@@ -71,7 +71,7 @@ def test_a_log_that_can_not_be_written_ends_nothing(tmp_path: Path, closed: bool
 
 JSON_SCRIPT = """
 import logging, sys, threading, warnings
-from bitel import logs
+from bitel.observability import logging as logs
 logs.configure("info", json=True)
 logging.getLogger("library").error("two\\nlines %s", "of text", exc_info=ValueError("why"))
 warnings.warn("a warning")

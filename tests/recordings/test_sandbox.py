@@ -97,9 +97,9 @@ transcoding.transcode = escape
 sys.exit(decode_worker.main(sys.argv[1:-3]))
 """
 SPEAKER = """
-from bitel.recordings import sandbox, speech_worker
-speech_worker._Speaker.speak = escape
-sys.exit(speech_worker.main(sys.argv[1:-3]))
+from bitel.speech import worker
+worker._Speaker.speak = escape
+sys.exit(worker.main(sys.argv[1:-3]))
 """
 WITHOUT_SECCOMP = "from bitel.recordings import sandbox\nsandbox.has_seccomp = lambda: False\n"
 WITHOUT_LANDLOCK = "from bitel.recordings import sandbox\nsandbox.landlock_version = lambda: 0\n"
