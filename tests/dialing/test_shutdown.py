@@ -53,10 +53,11 @@ class Talking(ScriptedDialer):
     """Answers at once, and hangs up when `hold` is set."""
 
     async def _dial(self, order: DialRequest, heard: OnAnswered) -> AttemptResult:
-        answered_at = self.clock()
+        # Of the time of the dialling: a test may set another for the next call.
+        answered_at, hold = self.clock(), self.hold
+        assert hold is not None
         assert await heard(answered_at)
-        assert self.hold is not None
-        await self.hold.wait()
+        await hold.wait()
         return AttemptResult(Outcome.ANSWERED, answered_at, answered_at + 7.0, answered_at)
 
 
