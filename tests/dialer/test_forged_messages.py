@@ -125,6 +125,14 @@ def request_of_callee(invite: Request, method: str, cseq: int) -> bytes:
     ).encode()
 
 
+def respond_from_elsewhere(invite: Request, code: int, port: int) -> None:
+    """Answer our `invite` rightly, but from another address than the trunk's."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind((STRANGER, 0))
+        response = write_response(invite, code, "other", top_via=invite.header("via"))
+        other.sendto(response, (HOST, port))
+
+
 async def ringing(calls: Dialled, far: Carrier) -> asyncio.Task[AttemptResult]:
     """A call whose INVITE has arrived."""
     before = len(far.of("INVITE"))
@@ -200,11 +208,8 @@ async def test_another_source_of_the_carrier_is_accepted_if_the_settings_say_so(
         far.does["INVITE"] = answering(100)
         call = await ringing(calls, far)
         [invite] = far.of("INVITE")
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
-            other.bind((STRANGER, 0))
-            busy = write_response(invite, 486, "other", top_via=invite.header("via"))
-            other.sendto(busy, (HOST, calls.port))
-            attempted = await call
+        respond_from_elsewhere(invite, 486, calls.port)
+        attempted = await call
     expected = Outcome.BUSY if accepted else Outcome.NO_ANSWER
     assert attempted.outcome is expected
 
@@ -225,11 +230,8 @@ async def test_a_call_answered_from_a_source_that_is_not_accepted_is_not_repeate
         far.does["INVITE"] = silent
         call = await ringing(calls, far)
         [invite] = far.of("INVITE")
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
-            other.bind((STRANGER, 0))
-            rings = write_response(invite, 180, "other", top_via=invite.header("via"))
-            other.sendto(rings, (HOST, calls.port))
-            attempted = await call
+        respond_from_elsewhere(invite, 180, calls.port)
+        attempted = await call
     assert attempted.outcome is Outcome.UNCERTAIN
     assert STRANGER in attempted.detail
     assert "accept_from" in attempted.detail
@@ -242,11 +244,8 @@ async def test_a_reload_changes_which_sources_are_accepted(tmp_path: Path) -> No
         call = await ringing(calls, far)
         calls.dialer.change(replace(calls.dialer.config, accept_from=(ip_network(STRANGER),)))
         [invite] = far.of("INVITE")
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
-            other.bind((STRANGER, 0))
-            busy = write_response(invite, 486, "other", top_via=invite.header("via"))
-            other.sendto(busy, (HOST, calls.port))
-            attempted = await call
+        respond_from_elsewhere(invite, 486, calls.port)
+        attempted = await call
     assert attempted.outcome is Outcome.BUSY
 
 

@@ -15,7 +15,7 @@ from bitel.settings import Settings
 from bitel.store.recordings import Quota
 
 RETRY_AFTER: Final = 5
-"""Seconds after which a project with too much under way is told to ask again."""
+"""Seconds in Retry-After, for a project with too much under way."""
 
 
 def quota_of(settings: Settings) -> Quota:

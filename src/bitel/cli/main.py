@@ -84,7 +84,7 @@ def options(
 
 def main() -> None:
     """Run the command line; exit status 0 on success, 1 on failure, 2 on wrong usage."""
-    # Recordings, the database and secrets are the service's alone, whatever it was started with.
+    # Recordings, the database and secrets must be private under any inherited umask.
     os.umask(0o077)
     try:
         app()

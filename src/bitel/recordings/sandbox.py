@@ -155,7 +155,7 @@ _SCOPES: Final = 0b11  # abstract Unix sockets and signals, from version 6 on
 def enter(
     readable: Sequence[Path] = (), writable: Sequence[Path] = (), *, drop_user: bool = False
 ) -> None:
-    """Confine this process, for good and for whatever it becomes by exec.
+    """Confine this process permanently, also after exec.
 
     It keeps its open descriptors. Beyond these it may read what is beneath `readable`, and write
     beneath `writable`. `drop_user` makes it `nobody` where it is root; it then reads only what
