@@ -18,7 +18,6 @@ from bitel.store import (
     canceling,
     claims,
     do_not_call,
-    driver,
     endings,
     fair_queue,
     housekeeping,
@@ -33,12 +32,13 @@ from bitel.store import (
     recordings,
     reserving,
     settling,
+    sql_batch,
     tokens,
     webhooks,
 )
 from bitel.store.database import Database
 from bitel.store.schema import metadata
-from bitel.store.sql_batch import Change, Query
+from bitel.store.sql_batch import Statement
 
 if TYPE_CHECKING:
     from tests.store.conftest import World
@@ -183,7 +183,7 @@ QUERIES: dict[str, tuple[Executable, dict[str, Any], set[str]]] = {
 DUE = {**LANE, "now": 2e9, "asked": [("p", 0.5, "a"), ("q", -1.0, "")]}
 
 # Those that each kind of database has in words of its own.
-OWN: dict[str, tuple[Mapping[str, Query], dict[str, Any], set[str]]] = {
+OWN: dict[str, tuple[Mapping[str, Statement], dict[str, Any], set[str]]] = {
     "turns": (fair_queue._OPEN_WITH_DUE, {**LANE, "closed": ROWS, "after": "a"}, {"ix_call_due"}),
     "closed": (fair_queue._CLOSED_WITH_DUE, {**LANE, "closed": ROWS, "after": ""}, {"ix_call_due"}),
     "due": (fair_queue._DUE, DUE, {"ix_call_due"}),
@@ -219,7 +219,7 @@ OWN: dict[str, tuple[Mapping[str, Query], dict[str, Any], set[str]]] = {
     ),
 }
 # Those whose rows go in as values, in SQLite, where the others above have them as JSON.
-GIVEN_ROWS: dict[str, tuple[Change | Query, dict[str, Any]]] = {
+GIVEN_ROWS: dict[str, tuple[Statement, dict[str, Any]]] = {
     "heard": (claims._HEARD, {"answers": [("a", 1.0)], "the_dialer": "main", "the_epoch": 1}),
     "ringing": (claims._RANG, {"ringing": [("a", 1.0)], "the_dialer": "main", "the_epoch": 1}),
     "to claim": (claims._CLAIM_CALLS, {"taken": [("a", "b", 1)]}),
@@ -251,7 +251,7 @@ def explained(conn: Connection, statement: str, parameters: Any) -> str:
     else:  # the plan that is kept, where the server can say it
         is_16 = (conn.dialect.server_version_info or ()) >= (16,)
         explain = "EXPLAIN (GENERIC_PLAN) " if is_16 else "EXPLAIN "
-    rows = driver.execute(conn, explain + statement, parameters).fetchall()
+    rows = sql_batch.execute(conn, explain + statement, parameters).fetchall()
     said = "\n".join(str(row[-1]) for row in rows)
     if conn.dialect.name == "sqlite":
         # Its plans name an alias alone.
@@ -278,7 +278,7 @@ def test_what_each_database_has_words_of_its_own_for_uses_its_index(
     queries, values, indexes = OWN[name]
 
     said = untouched.write_now(
-        lambda conn: explained(conn, *queries[conn.dialect.name].ready(conn, values))
+        lambda conn: explained(conn, *queries[conn.dialect.name].prepare(conn.dialect, values))
     )
     looks_up(said, indexes)
     in_order(said)
@@ -292,7 +292,7 @@ def test_rows_that_are_given_as_values_are_looked_up_by_their_keys(
     statement, values = GIVEN_ROWS[name]
     many = {key: one * rows if isinstance(one, list) else one for key, one in values.items()}
 
-    said = sqlite_world.do(lambda conn: explained(conn, *statement.ready(conn, many)))
+    said = sqlite_world.do(lambda conn: explained(conn, *statement.prepare(conn.dialect, many)))
     looks_up(said, set())
     # These hold all that wait.
     assert not {
@@ -320,7 +320,7 @@ def test_calls_behind_those_of_another_project_are_found_by_their_index(world: W
 
 
 def due_plan(conn: Connection) -> str:
-    return explained(conn, *fair_queue._DUE[conn.dialect.name].ready(conn, DUE))
+    return explained(conn, *fair_queue._DUE[conn.dialect.name].prepare(conn.dialect, DUE))
 
 
 def looks_up(said: str, indexes: set[str]) -> None:

@@ -31,7 +31,7 @@ from sqlalchemy import (
 from bitel.domain.phone_numbers import masked
 from bitel.errors import TooManyRequestsError
 from bitel.store.schema import placed_number, project
-from bitel.store.sql_batch import Change, Query, given
+from bitel.store.sql_batch import Statement, values_parameter
 
 DAY: Final = 86_400.0
 OTP_PERIOD: Final = 600.0
@@ -142,8 +142,8 @@ def forget_old(conn: Connection, now: float, limit: int) -> None:
     conn.execute(_FORGET, {"before": now - DAY, "most": limit})
 
 
-_asked = given("asked", id=project.c.id.type)
-_DAILY_LIMITS: Final = Query(
+_asked = values_parameter("asked", id=project.c.id.type)
+_DAILY_LIMITS: Final = Statement(
     select(project.c.id, project.c.max_calls_per_number_per_day.label("per_day")).where(
         project.c.id.in_(select(_asked.c.id)), project.c.max_calls_per_number_per_day.is_not(None)
     )
@@ -153,7 +153,7 @@ _LOCK: Final = select(
         func.hashtextextended(bindparam("the_project"), literal(1, BigInteger()))
     )
 )
-_numbers = given(
+_numbers = values_parameter(
     "numbers", project_id=placed_number.c.project_id.type, e164=placed_number.c.e164.type
 )
 _since: BindParameter[float] = bindparam("since", type_=Double())
@@ -195,12 +195,12 @@ def _placed_in_postgresql() -> Select[tuple[str, str, float, bool]]:
 
 
 _PLACED: Final = {
-    "sqlite": Query(_placed_in_sqlite()),
-    "postgresql": Query(_placed_in_postgresql()),
+    "sqlite": Statement(_placed_in_sqlite()),
+    "postgresql": Statement(_placed_in_postgresql()),
 }
 _names = ("project_id", "e164", "placed_at", "is_otp")
-_rows = given("rows", **{name: placed_number.c[name].type for name in _names})
-_COUNT: Final = Change(
+_rows = values_parameter("rows", **{name: placed_number.c[name].type for name in _names})
+_COUNT: Final = Statement(
     insert(placed_number).from_select(list(_names), select(*(_rows.c[name] for name in _names)))
 )
 _FORGET: Final = delete(placed_number).where(

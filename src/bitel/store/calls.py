@@ -14,7 +14,7 @@ from bitel.errors import NotFoundError
 from bitel.store import canceling
 from bitel.store.placing import place, place_each, place_many, prepare
 from bitel.store.schema import attempt, call
-from bitel.store.sql_batch import Query, given
+from bitel.store.sql_batch import Statement, values_parameter
 
 __all__ = ["AttemptRow", "attempts", "cancel", "counts_by_status", "find", "place",
            "place_each", "place_many", "prepare"]  # fmt: skip
@@ -111,8 +111,8 @@ _STATUS: Final = SEEN.index(call.c.status)
 _FIND = select(*SEEN).where(
     call.c.id == bindparam("id"), call.c.project_id == bindparam("project_id")
 )
-_asked = given("asked", id=String(), project_id=String())
-_FIND_EACH = Query(
+_asked = values_parameter("asked", id=String(), project_id=String())
+_FIND_EACH = Statement(
     select(*SEEN).select_from(
         _asked.join(call, (call.c.id == _asked.c.id) & (call.c.project_id == _asked.c.project_id))
     )

@@ -13,9 +13,9 @@ from typing import Any
 from sqlalchemy import Connection, Row, bindparam, select, text
 
 from bitel.domain.calls import CallStatus
-from bitel.store.chunks import in_chunks
 from bitel.store.endings import CallEnd, end_calls
 from bitel.store.schema import attempt, cancel_request, is_open
+from bitel.store.sql_batch import in_chunks
 
 
 def call_off(conn: Connection, calls: Sequence[Row[*tuple[Any, ...]]], now: float) -> None:

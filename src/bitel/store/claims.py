@@ -36,7 +36,7 @@ from bitel.store.endings import (
 )
 from bitel.store.leases import Lease, LostLease
 from bitel.store.schema import HEARD, HELD, attempt, call, is_due, is_open
-from bitel.store.sql_batch import Change, Query, given
+from bitel.store.sql_batch import Statement, values_parameter
 
 _LOOKS: Final = 10
 """How often one claim looks for other calls in place of those that can't be dialled now."""
@@ -360,13 +360,15 @@ def _claim(attempt_id: str, row: Any, now: float) -> Claim:
     )
 
 
-_taken = given("taken", id=attempt.c.id.type, call_id=call.c.id.type, number=attempt.c.number.type)
-_CLAIM_CALLS: Final = Change(
+_taken = values_parameter(
+    "taken", id=attempt.c.id.type, call_id=call.c.id.type, number=attempt.c.number.type
+)
+_CLAIM_CALLS: Final = Statement(
     update(call)
     .where(call.c.id.in_(select(_taken.c.call_id)))
     .values(due_at=None, attempts=call.c.attempts + 1)
 )
-_BEGIN_ATTEMPTS: Final = Change(
+_BEGIN_ATTEMPTS: Final = Statement(
     insert(attempt).from_select(
         ["id", "call_id", "number", "dialer_id", "epoch", "claim", "started_at", "ended_by",
          "detail"],
@@ -383,38 +385,38 @@ _BEGIN_ATTEMPTS: Final = Change(
         ),
     )
 )  # fmt: skip
-_answers = given("answers", id=attempt.c.id.type, answered_at=attempt.c.answered_at.type)
+_answers = values_parameter("answers", id=attempt.c.id.type, answered_at=attempt.c.answered_at.type)
 # That they are open is said by their claim alone: where `is_open` is said, SQLite looks for each of
 # them among all the open ones.
 _is_mine = (
     attempt.c.dialer_id == bindparam("the_dialer"),
     attempt.c.epoch == bindparam("the_epoch"),
 )
-_HEARD: Final = Change(
+_HEARD: Final = Statement(
     update(attempt)
     .where(attempt.c.id == _answers.c.id, *_is_mine, attempt.c.claim == HELD)
     .values(claim=HEARD, answered_at=_answers.c.answered_at)
 )
-_ringing = given("ringing", id=attempt.c.id.type, rang_at=attempt.c.rang_at.type)
-_RANG: Final = Change(
+_ringing = values_parameter("ringing", id=attempt.c.id.type, rang_at=attempt.c.rang_at.type)
+_RANG: Final = Statement(
     update(attempt)
     .where(attempt.c.id == _ringing.c.id, *_is_mine, attempt.c.claim == HELD)
     .values(rang_at=_ringing.c.rang_at)
 )
-_HEARD_ALREADY: Final = Query(
+_HEARD_ALREADY: Final = Statement(
     select(attempt.c.id).where(
         attempt.c.id.in_(select(_answers.c.id)), *_is_mine, attempt.c.claim == HEARD
     )
 )
 _of_dialer = (call.c.dialer_id == bindparam("dialer_id"), is_due)
-_EXPIRED: Final = Query(
+_EXPIRED: Final = Statement(
     select(call.c.id)
     .where(*_of_dialer, call.c.expires_at <= bindparam("now"))
     .order_by(call.c.expires_at)
     .limit(bindparam("most"))
     .with_for_update(skip_locked=True)
 )
-_NEXT_DUE: Final = Query(
+_NEXT_DUE: Final = Statement(
     select(
         select(func.min(call.c.due_at)).where(*_of_dialer).scalar_subquery().label("due_at"),
         select(func.min(call.c.expires_at))
@@ -423,10 +425,10 @@ _NEXT_DUE: Final = Query(
         .label("expires_at"),
     )
 )
-_NEXT_EXPIRY: Final = Query(
+_NEXT_EXPIRY: Final = Statement(
     select(func.min(call.c.expires_at).label("expires_at")).where(*_of_dialer)
 )
-_NEXT_DUE_IN_LANE: Final = Query(
+_NEXT_DUE_IN_LANE: Final = Statement(
     select(func.min(call.c.due_at).label("due_at")).where(
         *_of_dialer, call.c.lane == bindparam("lane")
     )

@@ -33,7 +33,7 @@ from typing import Final, Self, TypeVar
 from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from bitel.store import call_counters, db_errors, driver, engines
+from bitel.store import call_counters, db_errors, engines, sql_batch
 from bitel.store.call_counters import Tally
 from bitel.store.db_errors import Fault, StoreUnavailable
 from bitel.store.work_queue import WorkItem, WorkQueue, answer
@@ -338,7 +338,7 @@ class _Writer(_Worker):
             self._run_alone(connection, units[0])
             return
         for unit in units:
-            driver.execute(connection, "SAVEPOINT unit")
+            sql_batch.execute(connection, "SAVEPOINT unit")
             try:
                 unit.run(connection)
             except BaseException as error:
@@ -350,11 +350,11 @@ class _Writer(_Worker):
                 self._undo_unit(connection, error)
                 self._doubtful |= db_errors.sort(error) is Fault.DOWN
             self._tally.update(call_counters.take())
-            driver.execute(connection, "RELEASE SAVEPOINT unit")
+            sql_batch.execute(connection, "RELEASE SAVEPOINT unit")
 
     def _undo_unit(self, connection: Connection, error: BaseException) -> None:
         try:
-            driver.execute(connection, "ROLLBACK TO SAVEPOINT unit")
+            sql_batch.execute(connection, "ROLLBACK TO SAVEPOINT unit")
         except DBAPIError:
             # SQLite, out of space, has undone the whole transaction already.
             if isinstance(error, DBAPIError):

@@ -43,7 +43,7 @@ from bitel.store.schema import (
     project,
     webhook_event,
 )
-from bitel.store.sql_batch import Change, Query, given
+from bitel.store.sql_batch import Statement, values_parameter
 
 _NOTHING: Final = Decimal(0)
 _Q850_CAUSES: Final = range(128)
@@ -194,7 +194,7 @@ def _again_values(one: CallAgain) -> tuple[Any, ...]:
 is_told = and_(project.c.webhook_url.is_not(None), project.c.webhook_off_reason.is_(None))
 """The project wants to hear of calls that end."""
 
-_attempts = given(
+_attempts = values_parameter(
     "ended",
     **{
         name: attempt.c[name].type
@@ -203,7 +203,7 @@ _attempts = given(
                      "far_loss", "far_jitter_ms", "rang_at")
     },
 )  # fmt: skip
-_END_ATTEMPTS: Final = Change(
+_END_ATTEMPTS: Final = Statement(
     update(attempt)
     .where(attempt.c.id == _attempts.c.id)
     .values(
@@ -215,26 +215,26 @@ _END_ATTEMPTS: Final = Change(
         }
     )
 )
-_FORGET_REQUESTS: Final = Change(
+_FORGET_REQUESTS: Final = Statement(
     delete(cancel_request).where(
-        cancel_request.c.attempt_id.in_(select(given("over", id=attempt.c.id.type).c.id))
+        cancel_request.c.attempt_id.in_(select(values_parameter("over", id=attempt.c.id.type).c.id))
     )
 )
-_TO_END: Final = Query(
+_TO_END: Final = Statement(
     select(call.c.id, call.c.project_id, call.c.reserved, is_told.label("is_told"))
     .join(project)
-    .where(call.c.id.in_(select(given("ids", id=call.c.id.type).c.id)), is_waiting)
+    .where(call.c.id.in_(select(values_parameter("ids", id=call.c.id.type).c.id)), is_waiting)
     .order_by(call.c.id)
     .with_for_update(key_share=True, of=call)
 )
-_calls = given(
+_calls = values_parameter(
     "ended",
     **{
         name: call.c[name].type
         for name in ("id", "status", "executed_at", "bill_seconds", "price", "reason")
     },
 )
-_END_CALLS: Final = Change(
+_END_CALLS: Final = Statement(
     update(call)
     .where(call.c.id == _calls.c.id)
     .values(
@@ -246,9 +246,11 @@ _END_CALLS: Final = Change(
         }
     )
 )
-_events = given("events", id=call.c.id.type, project_id=project.c.id.type, call_id=call.c.id.type)
+_events = values_parameter(
+    "events", id=call.c.id.type, project_id=project.c.id.type, call_id=call.c.id.type
+)
 _now: BindParameter[float] = bindparam("now", type_=webhook_event.c.created_at.type)
-_TELL: Final = Change(
+_TELL: Final = Statement(
     insert(webhook_event).from_select(
         ["id", "project_id", "call_id", "created_at", "due_at", "tries", "state"],
         # A call has one event. Were there one already, to insert another would keep it from ending.
@@ -259,9 +261,11 @@ _TELL: Final = Change(
 )
 
 
-def _due_again(**more: TypeEngine[Any]) -> Change:
-    again = given("again", id=call.c.id.type, due_at=call.c.due_at.type, spent=Integer(), **more)
-    return Change(
+def _due_again(**more: TypeEngine[Any]) -> Statement:
+    again = values_parameter(
+        "again", id=call.c.id.type, due_at=call.c.due_at.type, spent=Integer(), **more
+    )
+    return Statement(
         update(call)
         .where(call.c.id == again.c.id)
         .values(

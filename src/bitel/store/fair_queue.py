@@ -29,9 +29,8 @@ from sqlalchemy import (
 
 from bitel.domain.calling_hours import CallingWindow
 from bitel.domain.calls import Lane
-from bitel.store import loose_index_scan
 from bitel.store.schema import call, do_not_call, has_window, is_due, project
-from bitel.store.sql_batch import Change, Query, given
+from bitel.store.sql_batch import Statement, loose_index_scan, values_parameter
 
 CHUNK: Final = 2000
 """Calls whose due time is moved out of closed hours in one go, so that nobody waits long."""
@@ -171,17 +170,17 @@ def _turns(conn: Connection, wanted: Mapping[str, Any], after: str) -> list[str]
     return (later + [project_id for project_id in turns if project_id <= after])[: wanted["most"]]
 
 
-_WINDOWS: Final = Query(select(project.c.id, project.c.window).where(has_window))
+_WINDOWS: Final = Statement(select(project.c.id, project.c.window).where(has_window))
 _is_of_dialer = call.c.dialer_id == bindparam("dialer_id")
-_found = loose_index_scan.distinct(call.c.lane, _is_of_dialer, is_due)
-_LANES: Final = Query(select(_found.c.value).where(_found.c.value.is_not(None)))
+_found = loose_index_scan(call.c.lane, _is_of_dialer, is_due)
+_LANES: Final = Statement(select(_found.c.value).where(_found.c.value.is_not(None)))
 _lane: BindParameter[int] = bindparam("lane", type_=call.c.lane.type)
 _now: BindParameter[float] = bindparam("now", type_=call.c.due_at.type)
 _of_lane = (_is_of_dialer, call.c.lane == _lane, is_due)
 
 
 def _with_due_in_sqlite() -> Select[Any]:
-    waiting = loose_index_scan.distinct(call.c.project_id, *_of_lane)
+    waiting = loose_index_scan(call.c.project_id, *_of_lane)
     first_due = (
         select(func.min(call.c.due_at))
         .where(*_of_lane, call.c.project_id == waiting.c.value)
@@ -209,19 +208,19 @@ def _first_after(project_id: ColumnElement[Any]) -> Select[Any]:
 
 
 _WITH_DUE: Final = {"sqlite": _with_due_in_sqlite(), "postgresql": _with_due_in_postgresql()}
-_closed = select(given("closed", id=project.c.id.type).c.id)
+_closed = select(values_parameter("closed", id=project.c.id.type).c.id)
 _OPEN_WITH_DUE: Final = {
-    dialect: Query(
+    dialect: Statement(
         with_due.where(with_due.selected_columns.value.not_in(_closed)).limit(bindparam("most"))
     )
     for dialect, with_due in _WITH_DUE.items()
 }
 _CLOSED_WITH_DUE: Final = {
-    dialect: Query(with_due.where(with_due.selected_columns.value.in_(_closed)))
+    dialect: Statement(with_due.where(with_due.selected_columns.value.in_(_closed)))
     for dialect, with_due in _WITH_DUE.items()
 }
 
-_asked = given(
+_asked = values_parameter(
     "asked", project_id=project.c.id.type, last_due=call.c.due_at.type, last_id=call.c.id.type
 )
 _picked_columns = (
@@ -325,15 +324,15 @@ def _due_in_postgresql() -> Select[Any]:
     return select(due).select_from(_asked.join(due, true()))
 
 
-_DUE: Final = {"sqlite": Query(_due_in_sqlite()), "postgresql": Query(_due_in_postgresql())}
-_DUE_IDS: Final = Query(
+_DUE: Final = {"sqlite": Statement(_due_in_sqlite()), "postgresql": Statement(_due_in_postgresql())}
+_DUE_IDS: Final = Statement(
     _queue(call, bindparam("project_id"))
     .add_columns(call.c.id)
     .limit(bindparam("most"))
     .with_for_update(skip_locked=True)
 )
-_POSTPONE: Final = Change(
+_POSTPONE: Final = Statement(
     update(call)
-    .where(call.c.id.in_(select(given("late", id=call.c.id.type).c.id)), is_due)
+    .where(call.c.id.in_(select(values_parameter("late", id=call.c.id.type).c.id)), is_due)
     .values(due_at=bindparam("opens"))
 )

@@ -7,9 +7,10 @@ from typing import Final
 
 from sqlalchemy import Connection, Double, bindparam, cast, func, select
 
-from bitel.store import claims, leases, loose_index_scan
+from bitel.store import claims, leases
 from bitel.store.leases import Holder, TakeOverTerms
 from bitel.store.schema import attempt, call, is_due, is_open
+from bitel.store.sql_batch import loose_index_scan
 
 REDIAL_AFTER: Final = 600.0
 """Seconds until a call of such a dialer is due again: more than any dialer's ring time needs."""
@@ -55,12 +56,12 @@ def expire_orphans(
 
 
 _DATABASE_TIME = select(cast(func.extract("epoch", func.clock_timestamp()), Double))
-_open = loose_index_scan.distinct(attempt.c.dialer_id, is_open)
+_open = loose_index_scan(attempt.c.dialer_id, is_open)
 _LEFT_OPEN = select(_open.c.value).where(
     _open.c.value.is_not(None),
     _open.c.value.not_in(bindparam("known", expanding=True)),
 )
-_waiting = loose_index_scan.distinct(call.c.dialer_id, is_due)
+_waiting = loose_index_scan(call.c.dialer_id, is_due)
 _ORPHANED = select(_waiting.c.value).where(
     _waiting.c.value.is_not(None),
     _waiting.c.value.not_in(bindparam("known", expanding=True)),

@@ -29,7 +29,7 @@ from bitel.store.endings import (
 )
 from bitel.store.number_exclusion import mark_may_ring
 from bitel.store.schema import HEARD, attempt, call, dialer, is_open
-from bitel.store.sql_batch import Query
+from bitel.store.sql_batch import Statement
 
 
 class LostLease(Exception):
@@ -290,7 +290,7 @@ _TAKE_OVER_FROM = text(
 )
 
 # FOR SHARE: a take-over, which updates the row, waits for our commit, and we for its.
-_HOLDS: Final = Query(
+_HOLDS: Final = Statement(
     select(dialer.c.epoch)
     .where(dialer.c.id == bindparam("id"), dialer.c.epoch == bindparam("epoch"))
     .with_for_update(read=True)

@@ -10,8 +10,8 @@ from sqlalchemy import Connection, bindparam, delete, insert, select, text, upda
 
 from bitel.domain.ids import first_id_at, new_id
 from bitel.errors import ConflictError, NotFoundError
-from bitel.store.chunks import in_equal_chunks
 from bitel.store.schema import attempt, ledger_entry, project
+from bitel.store.sql_batch import in_equal_chunks
 
 DAY: Final = 86_400.0
 

@@ -24,7 +24,7 @@ from sqlalchemy import (
 from bitel.domain.calls import CallStatus, Lane, NewCall
 from bitel.store.endings import CallEnd, end_calls
 from bitel.store.schema import call, is_in_flight, is_waiting_otp, project
-from bitel.store.sql_batch import Query, given
+from bitel.store.sql_batch import Statement, values_parameter
 
 REASON: Final = "superseded by a newer one-time password"
 """Why such a call is CANCELED."""
@@ -56,8 +56,12 @@ def superseded(conn: Connection, calls: Iterable[tuple[str, str, str]]) -> set[s
     return {row.id for row in _SUPERSEDED[conn.dialect.name].rows(conn, {"asked": asked})}
 
 
-_placed = given("placed", project_id=project.c.id.type, e164=call.c.e164.type, id=call.c.id.type)
-_asked = given("asked", project_id=project.c.id.type, e164=call.c.e164.type, id=call.c.id.type)
+_placed = values_parameter(
+    "placed", project_id=project.c.id.type, e164=call.c.e164.type, id=call.c.id.type
+)
+_asked = values_parameter(
+    "asked", project_id=project.c.id.type, e164=call.c.e164.type, id=call.c.id.type
+)
 _MOST: Final = 1000
 """Older passwords for one number that one newer one ends; there is hardly ever more than one."""
 
@@ -134,10 +138,10 @@ def _superseded_in_postgresql() -> Select[Any]:
 
 _is_otp = call.c.lane == literal_column(str(int(Lane.OTP)))
 _OLDER: Final = {
-    "sqlite": Query(_older_in_sqlite()),
-    "postgresql": Query(_older_in_postgresql()),
+    "sqlite": Statement(_older_in_sqlite()),
+    "postgresql": Statement(_older_in_postgresql()),
 }
 _SUPERSEDED: Final = {
-    "sqlite": Query(_superseded_in_sqlite()),
-    "postgresql": Query(_superseded_in_postgresql()),
+    "sqlite": Statement(_superseded_in_sqlite()),
+    "postgresql": Statement(_superseded_in_postgresql()),
 }

@@ -25,7 +25,7 @@ from bitel.store.call_frequency import open_frequency
 from bitel.store.endings import CallEnd, end_calls
 from bitel.store.schema import UNTRIED, call, recording
 from bitel.store.schema import do_not_call as number_list
-from bitel.store.sql_batch import Change, Query, given
+from bitel.store.sql_batch import Statement, values_parameter
 
 _NOTHING = Decimal(0)
 
@@ -236,14 +236,14 @@ def _as_placed(new: NewCall, unwanted: bool, now: float) -> Call:
     )
 
 
-_wanted = given("wanted", id=String())
-_PLAYABLE = Query(
+_wanted = values_parameter("wanted", id=String())
+_PLAYABLE = Statement(
     select(recording.c.id, recording.c.project_id, recording.c.used_on)
     .where(recording.c.id.in_(select(_wanted.c.id)), recording.c.deleted_at.is_(None))
     .with_for_update(read=True, key_share=True)
 )
-_asked = given("asked", id=String())
-_HAVE_LISTS = Query(
+_asked = values_parameter("asked", id=String())
+_HAVE_LISTS = Statement(
     select(_asked.c.id).where(
         select(number_list.c.e164).where(number_list.c.project_id == _asked.c.id).exists()
     )
@@ -255,10 +255,10 @@ _NAMES = (
     "retry_count", "retry_interval", "requested_at", "expires_at", "due_at", "reserved", "digits",
     "repeat_count", "language", "longest_seconds",
 )  # fmt: skip
-_rows = given("rows", **{name: call.c[name].type for name in _NAMES})
+_rows = values_parameter("rows", **{name: call.c[name].type for name in _NAMES})
 _values: dict[str, Any] = {
     **{name: _rows.c[name] for name in _NAMES},
     "retries_left": _rows.c.retry_count,
     **UNTRIED,
 }
-_PLACE = Change(insert(call).from_select(list(_values), select(*_values.values())))
+_PLACE = Statement(insert(call).from_select(list(_values), select(*_values.values())))

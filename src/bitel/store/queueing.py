@@ -20,7 +20,7 @@ from sqlalchemy.engine.default import DefaultDialect
 
 from bitel.domain.calls import NewCall, NewCalls
 from bitel.store.schema import UNTRIED, FreeText, Money, call
-from bitel.store.sql_batch import Change, given
+from bitel.store.sql_batch import Statement, values_parameter
 
 CHUNK: Final = 2500
 """Calls in one statement."""
@@ -80,7 +80,9 @@ def _storable(numbers: Sequence[str]) -> Sequence[str]:
 
 
 # As the database stores them: whatever these columns' types convert is converted above.
-_rows = given("rows", id=String(), phone_number=String(), e164=String(), reserved=BigInteger())
+_rows = values_parameter(
+    "rows", id=String(), phone_number=String(), e164=String(), reserved=BigInteger()
+)
 
 
 def _same(column: Column[Any]) -> Any:
@@ -98,4 +100,4 @@ _values: dict[str, Any] = {
     "due_at": _same(call.c.requested_at),
     **UNTRIED,
 }  # fmt: skip
-_INSERT: Final = Change(insert(call).from_select(list(_values), select(*_values.values())))
+_INSERT: Final = Statement(insert(call).from_select(list(_values), select(*_values.values())))

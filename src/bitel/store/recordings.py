@@ -13,8 +13,8 @@ from sqlalchemy import Connection, bindparam, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from bitel.errors import ConflictError, NotFoundError, PayloadTooLargeError
-from bitel.store.chunks import in_chunks
 from bitel.store.schema import call, has_speech_key, is_waiting, recording
+from bitel.store.sql_batch import in_chunks
 
 Kind = Literal["upload", "speech"]
 

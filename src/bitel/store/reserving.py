@@ -9,7 +9,7 @@ from sqlalchemy import Connection, String, bindparam, case, or_, select, update
 
 from bitel.domain.budget import Budget, day_of
 from bitel.store.schema import project
-from bitel.store.sql_batch import Query, given
+from bitel.store.sql_batch import Statement, values_parameter
 
 UNLIMITED = Budget()
 
@@ -47,8 +47,8 @@ def charge(conn: Connection, amounts: Mapping[str, Decimal], now: float) -> None
         conn.execute(_CHARGE, rows)
 
 
-_asked = given("asked", id=String())
-_LIMITED = Query(
+_asked = values_parameter("asked", id=String())
+_LIMITED = Statement(
     select(
         project.c.id,
         project.c.balance,

@@ -24,7 +24,6 @@ from sqlalchemy import (
 
 from bitel.domain.ids import first_id_at
 from bitel.store import ledger
-from bitel.store.chunks import in_equal_chunks
 from bitel.store.recordings import day_of
 from bitel.store.schema import (
     attempt,
@@ -39,6 +38,7 @@ from bitel.store.schema import (
     webhook_event,
     webhook_try,
 )
+from bitel.store.sql_batch import in_equal_chunks
 
 PIECE: Final = 300
 """Rows that one transaction looks at."""

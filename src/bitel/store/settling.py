@@ -38,7 +38,7 @@ from bitel.store.schema import (
     ledger_entry,
     project,
 )
-from bitel.store.sql_batch import Change, Query, given
+from bitel.store.sql_batch import Statement, values_parameter
 
 UNWANTED = 607
 """The SIP code by which the person called says that the call is unwanted (RFC 8197)."""
@@ -128,7 +128,7 @@ _MAY_HAVE_HEARD = (Outcome.ANSWERED, Outcome.CUT_OFF)
 
 def _settle(
     conn: Connection,
-    query: Query,
+    query: Statement,
     whose: dict[str, Any],
     settlements: Iterable[Settlement],
     now: float,
@@ -283,7 +283,7 @@ _OFFERED = (
     .join(call, call.c.id == attempt.c.call_id)
     .join(project, project.c.id == call.c.project_id)
     .where(
-        attempt.c.id.in_(select(given("ids", id=attempt.c.id.type).c.id)),
+        attempt.c.id.in_(select(values_parameter("ids", id=attempt.c.id.type).c.id)),
         attempt.c.dialer_id == bindparam("dialer_id"),
         # Where `is_open` is said, SQLite looks for each among all the open ones.
         attempt.c.claim != SETTLED,
@@ -292,16 +292,16 @@ _OFFERED = (
     # Locked, so that a client who cancels at this moment is heard, now or right after us.
     .with_for_update(key_share=True, of=call)
 )
-_MINE = Query(_OFFERED.where(attempt.c.epoch == bindparam("epoch")))
-_LEFT_OPEN = Query(_OFFERED)
-_entries = given(
+_MINE = Statement(_OFFERED.where(attempt.c.epoch == bindparam("epoch")))
+_LEFT_OPEN = Statement(_OFFERED)
+_entries = values_parameter(
     "entries",
     **{
         name: ledger_entry.c[name].type
         for name in ("id", "project_id", "call_id", "attempt_id", "amount", "note")
     },
 )
-_BILL = Change(
+_BILL = Statement(
     insert(ledger_entry).from_select(
         [*_entries.c.keys(), "kind", "created_at"],
         select(

@@ -35,8 +35,6 @@ from sqlalchemy import (
 
 from bitel.domain.calls import CallStatus
 from bitel.domain.ids import new_id
-from bitel.store import loose_index_scan
-from bitel.store.chunks import in_chunks
 from bitel.store.schema import (
     DELIVERED,
     GIVEN_UP,
@@ -47,7 +45,7 @@ from bitel.store.schema import (
     webhook_event,
     webhook_try,
 )
-from bitel.store.sql_batch import Change, Query, given
+from bitel.store.sql_batch import Statement, in_chunks, loose_index_scan, values_parameter
 
 LEASE: Final = 60.0
 """Seconds after which an event whose delivery was begun may be tried by another deliverer."""
@@ -281,8 +279,8 @@ _is_on = and_(
 )
 
 
-def _with_due_in_sqlite() -> Query:
-    waiting = loose_index_scan.distinct(webhook_event.c.project_id, is_untold)
+def _with_due_in_sqlite() -> Statement:
+    waiting = loose_index_scan(webhook_event.c.project_id, is_untold)
     first_due = (
         select(func.min(webhook_event.c.due_at))
         .where(webhook_event.c.project_id == waiting.c.value, is_untold)
@@ -291,7 +289,7 @@ def _with_due_in_sqlite() -> Query:
     return _of_projects(waiting, first_due <= _now)
 
 
-def _with_due_in_postgresql() -> Query:
+def _with_due_in_postgresql() -> Statement:
     # As `turns` has it: a project's first due time comes with the look that finds the project.
     found = select(_first_after(bindparam("after")).subquery()).cte("found", recursive=True)
     following = _first_after(found.c.value).lateral("following")
@@ -308,18 +306,18 @@ def _first_after(project_id: ColumnElement[Any]) -> Select[Any]:
     )
 
 
-def _of_projects(found: CTE, is_due: ColumnElement[bool]) -> Query:
+def _of_projects(found: CTE, is_due: ColumnElement[bool]) -> Statement:
     """Those of the projects found that have their turn."""
-    full = select(given("full", id=_Id).c.id)
+    full = select(values_parameter("full", id=_Id).c.id)
     is_on: Select[Any] = select(literal_column("1")).where(project.c.id == found.c.value, _is_on)
-    return Query(
+    return Statement(
         select(found.c.value)
         .where(is_due, found.c.value.not_in(full), is_on.scalar_subquery().is_not(None))
         .limit(bindparam("most"))
     )
 
 
-_asked = given("asked", id=_Id)
+_asked = values_parameter("asked", id=_Id)
 _event_columns = (
     webhook_event.c.id.label("event_id"),
     webhook_event.c.project_id,
@@ -348,7 +346,7 @@ def _longest_due(events: FromClause) -> Select[Any]:
     )
 
 
-def _due_in_sqlite() -> Query:
+def _due_in_sqlite() -> Statement:
     # SQLite begins an outer join on its left, always: with the projects, and not with all events.
     events = webhook_event.alias("one")
     rowids = _longest_due(events).add_columns(literal_column("one.rowid")).limit(bindparam("most"))
@@ -357,10 +355,10 @@ def _due_in_sqlite() -> Query:
         .outerjoin(webhook_event, literal_column("webhook_event.rowid").in_(rowids))
         .outerjoin(call, call.c.id == webhook_event.c.call_id)
     )
-    return Query(select(*_event_columns, *_other_columns).select_from(of_projects))
+    return Statement(select(*_event_columns, *_other_columns).select_from(of_projects))
 
 
-def _due_in_postgresql() -> Query:
+def _due_in_postgresql() -> Statement:
     # The constant tells PostgreSQL to follow the index, as in `turns`.
     few = (
         _longest_due(webhook_event)
@@ -375,45 +373,45 @@ def _due_in_postgresql() -> Query:
         .join(due, true())
         .join(call, call.c.id == due.c.call_id)
     )
-    return Query(select(*due.c, *_other_columns).select_from(of_projects))
+    return Statement(select(*due.c, *_other_columns).select_from(of_projects))
 
 
 _WITH_DUE: Final = {"sqlite": _with_due_in_sqlite(), "postgresql": _with_due_in_postgresql()}
 _DUE: Final = {"sqlite": _due_in_sqlite(), "postgresql": _due_in_postgresql()}
-_LEASE: Final = Change(
+_LEASE: Final = Statement(
     update(webhook_event)
-    .where(webhook_event.c.id.in_(select(given("leased", id=_Id).c.id)))
+    .where(webhook_event.c.id.in_(select(values_parameter("leased", id=_Id).c.id)))
     .values(due_at=bindparam("until"), tries=webhook_event.c.tries + 1)
 )
-_tries = given(
+_tries = values_parameter(
     "tries",
     **{
         name: webhook_try.c[name].type
         for name in ("id", "event_id", "at", "status_code", "error", "seconds")
     },
 )
-_WRITE_TRIES: Final = Change(
+_WRITE_TRIES: Final = Statement(
     # An event may have been deleted with its project while it was delivered.
     insert(webhook_try).from_select(
         list(_tries.c.keys()),
         select(*_tries.c).join(webhook_event, webhook_event.c.id == _tries.c.event_id),
     )
 )
-_DELIVERED: Final = Change(
+_DELIVERED: Final = Statement(
     update(webhook_event)
-    .where(webhook_event.c.id.in_(select(given("delivered", id=_Id).c.id)))
+    .where(webhook_event.c.id.in_(select(values_parameter("delivered", id=_Id).c.id)))
     .values(state=DELIVERED, due_at=null())
 )
 _is_pending = webhook_event.c.state == PENDING
-_again = given("again", id=_Id, due_at=webhook_event.c.due_at.type)
-_AGAIN: Final = Change(
+_again = values_parameter("again", id=_Id, due_at=webhook_event.c.due_at.type)
+_AGAIN: Final = Statement(
     update(webhook_event)
     .where(webhook_event.c.id == _again.c.id, _is_pending)
     .values(due_at=_again.c.due_at)
 )
-_GIVE_UP: Final = Change(
+_GIVE_UP: Final = Statement(
     update(webhook_event)
-    .where(webhook_event.c.id.in_(select(given("given_up", id=_Id).c.id)), _is_pending)
+    .where(webhook_event.c.id.in_(select(values_parameter("given_up", id=_Id).c.id)), _is_pending)
     .values(state=GIVEN_UP, due_at=null())
 )
 _TRIES = (
