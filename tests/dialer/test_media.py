@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from bitel.domain.attempts import AttemptResult, Outcome
-from bitel.domain.tariff import Bill, Rate, Tariff
+from bitel.domain.pricing import Bill, Rate, Tariff
 from tests.dialer.calling import Dialled, dialer
 from tests.dialer.far_media import Ear, FarMedia, far_media, reception, sdp
 

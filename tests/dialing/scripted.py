@@ -15,9 +15,10 @@ from bitel.dialing.dispatcher import Dispatcher, Limits
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.calls import Call, Lane, NewCall
 from bitel.domain.ids import new_id
-from bitel.domain.tariff import Rate, Tariff
-from bitel.store import calls, placing, projects, recordings
+from bitel.domain.pricing import Rate, Tariff
+from bitel.store import calls, projects, recordings
 from bitel.store.database import Database
+from tests.support import call_rows
 
 TARIFF = Tariff((Rate("+98", Decimal(60), increment=1),))
 RING_TIMEOUT = 45.0
@@ -152,7 +153,7 @@ class Play:
             )
             for n in itertools.islice(numbers, count)
         ]
-        await self.database.write(lambda conn: placing.place(conn, new))
+        await self.database.write(lambda conn: call_rows.place(conn, new))
         return [call.id for call in new]
 
     async def call(self, call_id: str) -> Call:

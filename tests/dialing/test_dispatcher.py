@@ -22,8 +22,8 @@ from bitel.dialing.dispatcher import (
 )
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.calls import CallStatus, Lane
-from bitel.domain.tariff import Rate, Tariff
-from bitel.store import calls, claims, leases, pausing, projects
+from bitel.domain.pricing import Rate, Tariff
+from bitel.store import calls, claims, leases, pausing, projects, recovery
 from bitel.store.claims import Claim
 from bitel.store.database import Database
 from bitel.store.leases import LostLease
@@ -398,7 +398,7 @@ async def test_a_worker_that_was_taken_over_stops_and_writes_nothing(play: Play)
     await play.dialled(dialer)
     redial_after = RING_TIMEOUT + REDIAL_MARGIN
     await play.database.write(
-        lambda conn: leases.take_over(conn, "main", "worker-2", play.clock(), redial_after)
+        lambda conn: recovery.take_over(conn, "main", "worker-2", play.clock(), redial_after)
     )
     await play.place()
     dispatcher.ring()

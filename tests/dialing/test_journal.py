@@ -13,8 +13,8 @@ import structlog
 from bitel.dialing.journal import Journal
 from bitel.domain.attempts import AttemptResult, Media, Outcome
 from bitel.domain.calls import CallStatus
+from bitel.domain.pricing import Bill
 from bitel.domain.retry import Again, Final
-from bitel.domain.tariff import Bill
 from bitel.store.settling import Requeue, Settlement
 from tests.small_disk import fill, small_disk
 

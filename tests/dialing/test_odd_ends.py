@@ -15,14 +15,15 @@ from bitel.dialing.attempt_writer import AttemptWriter
 from bitel.domain.attempts import AttemptResult, Media, Outcome
 from bitel.domain.calls import Call, CallStatus, Lane, NewCall
 from bitel.domain.ids import new_id
+from bitel.domain.pricing import NOTHING, Bill
 from bitel.domain.retry import Again, Final
-from bitel.domain.tariff import NOTHING, Bill
-from bitel.store import calls, claims, leases, ledger, placing, projects, recordings, settling
+from bitel.store import balances, calls, claims, projects, recordings, recovery, settling
 from bitel.store.claims import Claim
 from bitel.store.database import Database
 from bitel.store.leases import Lease
 from bitel.store.schema import webhook_event
 from bitel.store.settling import Requeue, Settlement, Unstorable
+from tests.support import call_rows
 
 NOW = 1_700_000_000.0
 
@@ -81,7 +82,7 @@ class World:
             )
         )
         self.lease: Lease = database.write_now(
-            lambda conn: leases.take_over(conn, "main", "w", NOW, 77.0)
+            lambda conn: recovery.take_over(conn, "main", "w", NOW, 77.0)
         )[0]
 
     def claim(self, count: int = 3) -> list[Claim]:
@@ -101,7 +102,7 @@ class World:
             )
             for n in range(count)
         ]
-        self.database.write_now(lambda conn: placing.place(conn, new))
+        self.database.write_now(lambda conn: call_rows.place(conn, new))
         ids = {one.id for one in new}
         claimed = self.database.write_now(lambda conn: claims.claim(conn, self.lease, 1000, NOW))
         return [one for one in claimed if one.call_id in ids]
@@ -113,12 +114,12 @@ class World:
 
     def spent(self, call_id: str) -> list[Decimal]:
         entries = self.database.read_now(
-            lambda conn: ledger.entries(conn, self.project_id, limit=100_000)
+            lambda conn: balances.entries(conn, self.project_id, limit=100_000)
         )
         return [entry.amount for entry in entries if entry.call_id == call_id]
 
     def open_attempts(self) -> int:
-        return self.database.read_now(lambda conn: claims.in_flight(conn, "main"))
+        return self.database.read_now(lambda conn: call_rows.in_flight(conn, "main"))
 
 
 @pytest.fixture

@@ -20,10 +20,10 @@ from bitel.dialing.dispatcher import Dispatcher, Limits
 from bitel.dialing.journal import Journal
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.calls import CallStatus
+from bitel.domain.pricing import Bill, Tariff
 from bitel.domain.retry import Final
-from bitel.domain.tariff import Bill, Tariff
 from bitel.errors import UnavailableError
-from bitel.store import calls, claims, ledger, settling
+from bitel.store import balances, calls, claims, settling
 from bitel.store.database import Database
 from bitel.store.schema import HEARD
 from tests.dialing.scripted import RING_TIMEOUT, TARIFF, Clock, Play, ScriptedDialer, at_work
@@ -135,7 +135,7 @@ async def _is_heard(play: Play, call_id: str) -> bool:
 
 
 async def entries(play: Play) -> list[Decimal]:
-    found = await play.database.read(lambda conn: ledger.entries(conn, play.project_id))
+    found = await play.database.read(lambda conn: balances.entries(conn, play.project_id))
     return [entry.amount for entry in found]
 
 

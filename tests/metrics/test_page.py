@@ -23,10 +23,11 @@ from bitel.observability.gc_control import Pauses
 from bitel.observability.loop_lag import LoopLag, measuring
 from bitel.rtp.streamer import StreamerStats
 from bitel.sip.grammar import Address
-from bitel.store import calls, endings, leases, projects
+from bitel.store import endings, projects, recovery
 from bitel.store.database import Database
 from bitel.store.db_errors import StoreUnavailable
 from bitel.store.endings import CallEnd
+from tests.support import call_rows
 
 if TYPE_CHECKING:
     from tests.conftest import FakeClock
@@ -87,8 +88,8 @@ def place(database: Database, clock: FakeClock, count: int) -> list[str]:
             )
             for n in range(count)
         ]
-        calls.place(conn, new)
-        leases.take_over(conn, "main", "w", now, 77.0)
+        call_rows.place(conn, new)
+        recovery.take_over(conn, "main", "w", now, 77.0)
         return [call.id for call in new]
 
     return database.write_now(work)

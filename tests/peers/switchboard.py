@@ -24,14 +24,15 @@ from bitel.dialing.dispatcher import Dispatcher, Limits
 from bitel.domain.attempts import Outcome
 from bitel.domain.calls import Call, CallStatus, Lane, NewCall
 from bitel.domain.ids import new_id
-from bitel.domain.tariff import Rate, Tariff
+from bitel.domain.pricing import Rate, Tariff
 from bitel.g711 import Codes, Pcm, alaw_encode, ulaw_encode
 from bitel.recordings.audio_match import match
 from bitel.recordings.sample import synthesise
-from bitel.store import calls, ledger, placing, projects, recordings
+from bitel.store import balances, calls, projects, recordings
 from bitel.store.calls import AttemptRow
 from bitel.store.database import Database
 from tests.free_ports import free_range
+from tests.support import call_rows
 
 HOST = "127.0.0.1"
 T1 = 0.02
@@ -138,7 +139,7 @@ class Switchboard:
                 await asyncio.sleep(0.02)
         found = await self._database.read(lambda conn: calls.find(conn, new.project_id, new.id))
         assert found is not None
-        entries = await self._database.read(lambda conn: ledger.entries(conn, new.project_id))
+        entries = await self._database.read(lambda conn: balances.entries(conn, new.project_id))
         return Record(found.status, found.bill_seconds, len(entries), attempts[0])
 
     async def call_until_over(self, number: str = "09121234567") -> tuple[Call, list[AttemptRow]]:
@@ -188,7 +189,7 @@ def _place(conn: Connection, dialer_id: str, number: str) -> NewCall:
         requested_at=now,
         expires_at=now + 600,
     )
-    placing.place(conn, [new])
+    call_rows.place(conn, [new])
     return new
 
 

@@ -17,6 +17,7 @@ from bitel.store.campaigns import Campaign
 from bitel.store.database import Database
 from bitel.store.schema import cancel_request
 from bitel.store.settling import Requeue, Settlement
+from tests.support import call_rows
 
 if TYPE_CHECKING:
     from bitel.store.claims import Claim
@@ -153,7 +154,7 @@ def a_campaign(world: World, count: int) -> tuple[str, list[str]]:
     ids = new_ids(now, count)
     of_it = [world.new_call(id=one, campaign_id=new.id) for one in ids]
     world.do(lambda conn: campaigns.add(conn, new))
-    world.do(lambda conn: calls.place(conn, of_it))
+    world.do(lambda conn: call_rows.place(conn, of_it))
     return new.id, ids
 
 

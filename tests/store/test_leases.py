@@ -11,10 +11,11 @@ import pytest
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.calls import CallStatus
 from bitel.domain.retry import Again, Final, decide
-from bitel.store import claims, leases
+from bitel.store import claims, leases, recovery
 from bitel.store.claims import Claim
 from bitel.store.database import Database
-from bitel.store.leases import Holder, Lease, LostLease, Recovered
+from bitel.store.leases import Holder, Lease, LostLease
+from bitel.store.recovery import Recovered
 from bitel.store.schema import SETTLED, ledger_entry
 from bitel.store.settling import Settlement
 
@@ -303,7 +304,7 @@ def test_other_dialers_are_left_alone(world: World) -> None:
     lease = world.take_over()
     (claimed,) = world.claim(lease)
 
-    world.do(lambda conn: leases.take_over(conn, "other", "w", world.clock(), REDIAL_AFTER))
+    world.do(lambda conn: recovery.take_over(conn, "other", "w", world.clock(), REDIAL_AFTER))
 
     assert world.heard(lease, claimed) == {claimed.attempt_id}
 
@@ -321,7 +322,7 @@ def test_a_take_over_waits_for_the_commit_of_a_claim_that_is_under_way(
         with Database.open(database_url) as other:
             checked.wait(5)
             other.write_now(
-                lambda conn: leases.take_over(conn, "main", "new", world.clock(), REDIAL_AFTER)
+                lambda conn: recovery.take_over(conn, "main", "new", world.clock(), REDIAL_AFTER)
             )
             taken.set()
 

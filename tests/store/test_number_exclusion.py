@@ -12,12 +12,13 @@ from sqlalchemy import func, select
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.calls import CallStatus, Lane
 from bitel.domain.retry import Again, Final
-from bitel.store import calls, claims, do_not_call, number_exclusion
+from bitel.store import claims, do_not_call, number_exclusion
 from bitel.store.database import Database
 from bitel.store.number_exclusion import LONGEST_PARKED, OTP_PARKED_FOR, PARKED_FOR
 from bitel.store.schema import call, may_ring
 from bitel.store.settling import Settlement
 from tests.store.conftest import REDIAL_AFTER
+from tests.support import call_rows
 
 if TYPE_CHECKING:
     from bitel.store.claims import Claim
@@ -82,9 +83,13 @@ def test_a_number_named_often_keeps_nobody_else_waiting(
     first, second = sorted((world, world.another("other")), key=lambda one: one.project_id)
     same, others = (first, second) if of_first else (second, first)
     world.do(
-        lambda conn: calls.place(conn, [same.new_call(e164=NUMBER, lane=lane) for _ in range(300)])
+        lambda conn: call_rows.place(
+            conn, [same.new_call(e164=NUMBER, lane=lane) for _ in range(300)]
+        )
     )
-    world.do(lambda conn: calls.place(conn, [others.new_call(lane=Lane.BATCH) for _ in range(100)]))
+    world.do(
+        lambda conn: call_rows.place(conn, [others.new_call(lane=Lane.BATCH) for _ in range(100)])
+    )
     lease = world.take_over()
     last: dict[Lane, str] = {}
     claimed: Counter[str] = Counter()
@@ -98,7 +103,7 @@ def test_a_number_named_often_keeps_nobody_else_waiting(
 
 def test_a_list_of_unwanted_numbers_keeps_nobody_else_waiting(world: World) -> None:
     unwanted = [world.new_call(e164=NUMBER) for _ in range(300)]
-    world.do(lambda conn: calls.place(conn, unwanted))
+    world.do(lambda conn: call_rows.place(conn, unwanted))
     other = world.another("other").place(lane=Lane.BATCH)
     world.do(lambda conn: do_not_call.add(conn, world.project_id, NUMBER))
     assert [one.call_id for one in world.claim(world.take_over(), 1)] == [other]

@@ -12,8 +12,8 @@ import pytest
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.calls import CallStatus
 from bitel.domain.ids import new_id
+from bitel.domain.pricing import Bill
 from bitel.domain.retry import Again, Final
-from bitel.domain.tariff import Bill
 from bitel.store import claims, endings, webhooks
 from bitel.store.schema import webhook_event, webhook_try
 from bitel.store.settling import Settlement

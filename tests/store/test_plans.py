@@ -12,25 +12,22 @@ import pytest
 from sqlalchemy import URL, Connection, Executable, event, text
 
 from bitel.store import (
+    balances,
     call_frequency,
     calls,
     campaigns,
-    canceling,
     claims,
     do_not_call,
     endings,
     fair_queue,
-    housekeeping,
     idempotency,
-    leases,
-    ledger,
     migrate,
+    monitoring,
     number_exclusion,
     one_time_passwords,
     placing,
-    queue_depth,
     recordings,
-    reserving,
+    recovery,
     settling,
     sql_batch,
     tokens,
@@ -39,6 +36,7 @@ from bitel.store import (
 from bitel.store.database import Database
 from bitel.store.schema import metadata
 from bitel.store.sql_batch import Statement
+from tests.support import call_rows
 
 if TYPE_CHECKING:
     from tests.store.conftest import World
@@ -86,12 +84,11 @@ QUERIES: dict[str, tuple[Executable, dict[str, Any], set[str]]] = {
         {"dialer_id": "main"},
         {"ix_call_next", "ix_call_expiring"},
     ),
-    "queue": (queue_depth._QUEUE, {"dialer_id": "main", "most": 5}, {"ix_call_next"}),
+    "queue": (monitoring._QUEUE, {"dialer_id": "main", "most": 5}, {"ix_call_next"}),
     # Two indexes hold the open attempts and nothing else.
-    "in flight": (claims._IN_FLIGHT, {"dialer_id": "main"}, {"_attempt_open"}),
-    "left open": (leases._LEFT_OPEN, {"dialer_id": "main"}, {"_attempt_open"}),
+    "left open": (recovery._LEFT_OPEN, {"dialer_id": "main"}, {"_attempt_open"}),
     "cancel requests": (
-        canceling._REQUESTS,
+        calls._REQUESTS,
         {"dialer_id": "main"},
         {"ix_cancel_request_dialer"},
     ),
@@ -127,14 +124,14 @@ QUERIES: dict[str, tuple[Executable, dict[str, Any], set[str]]] = {
     ),
     "tries": (webhooks._TRIES, {"ids": IDS}, {"ix_webhook_try_event"}),
     "old keys": (idempotency._OLD, {"before": 1.0, "most": 5}, {"ix_idempotency_key_created"}),
-    "orphans": (housekeeping._ORPHANED, {"known": IDS, "after": ""}, {"ix_call_"}),
+    "orphans": (recovery._ORPHANED_CALLS, {"known": IDS, "after": ""}, {"ix_call_"}),
     "left by lost dialers": (
-        housekeeping._LEFT_OPEN,
+        recovery._ORPHANED_ATTEMPTS,
         {"known": IDS, "after": ""},
         {"ix_attempt_open"},
     ),
     "ledger": (
-        ledger._ENTRIES,
+        balances._ENTRIES,
         {"project_id": "p", "before": "z", "most": 5},
         {"ix_ledger_entry_project"},
     ),
@@ -162,8 +159,8 @@ QUERIES: dict[str, tuple[Executable, dict[str, Any], set[str]]] = {
     "ended calls": (endings._END_CALLS.core, {"ended": [("a",) + (None,) * 5], "now": 1.0}, set()),
     "again": (endings._DUE_AGAIN.core, {"again": [("a", 1.0, 0)]}, set()),
     "forgotten requests": (endings._FORGET_REQUESTS.core, {"over": ROWS}, set()),
-    "asked": (canceling._ASKED, {"ids": IDS}, set()),
-    "budgets": (reserving._LIMITED.core, {"asked": ROWS}, set()),
+    "asked": (calls._ASKED, {"ids": IDS}, set()),
+    "budgets": (balances._LIMITED.core, {"asked": ROWS}, set()),
     "playable": (placing._PLAYABLE.core, {"wanted": ROWS}, set()),
     "lists": (placing._HAVE_LISTS.core, {"asked": ROWS}, set()),
     "attempts": (calls._ATTEMPTS, {"call_id": "a"}, set()),
@@ -309,7 +306,7 @@ def test_calls_that_are_due_are_read_in_their_order(untouched: Database) -> None
 
 def test_calls_behind_those_of_another_project_are_found_by_their_index(world: World) -> None:
     placed = [world.new_call(requested_at=world.clock() + n) for n in range(300)]
-    world.do(lambda conn: calls.place(conn, placed))
+    world.do(lambda conn: call_rows.place(conn, placed))
     # From now on the database expects all calls to be of that project, whichever it is asked for.
     world.do(lambda conn: conn.execute(text("ANALYZE call")))
 

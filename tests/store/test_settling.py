@@ -9,9 +9,9 @@ import pytest
 
 from bitel.domain.attempts import AttemptResult, Media, Outcome
 from bitel.domain.calls import CallStatus
+from bitel.domain.pricing import NOTHING, Bill
 from bitel.domain.retry import Again, Final, Verdict
-from bitel.domain.tariff import NOTHING, Bill
-from bitel.store import do_not_call, ledger, projects
+from bitel.store import balances, do_not_call, projects
 from bitel.store.schema import SETTLED, ledger_entry
 from bitel.store.settling import Requeue, Settlement
 
@@ -347,7 +347,7 @@ def test_the_ledger_says_why_length_and_price_do_not_agree(
     (claimed,) = world.claim(lease)
     world.heard(lease, claimed)
     world.settle(lease, answered(claimed, price=price))
-    entries = world.do(lambda conn: ledger.entries(conn, world.project_id))
+    entries = world.do(lambda conn: balances.entries(conn, world.project_id))
     (entry,) = [one for one in entries if one.call_id == call_id]
     assert (-entry.amount, entry.note) == (Decimal(amount), note)
     assert (world.call(call_id).bill_seconds, world.call(call_id).price) == (12, Decimal(amount))
@@ -367,7 +367,7 @@ def test_an_answer_without_a_common_codec_is_billed_and_an_error(world: World) -
     world.settle(lease, done)
     assert world.call(call_id).status is CallStatus.ERROR
     assert (world.call(call_id).bill_seconds, world.call(call_id).price) == (1, Decimal("1.5"))
-    assert [-one.amount for one in world.do(lambda c: ledger.entries(c, world.project_id))] == [
+    assert [-one.amount for one in world.do(lambda c: balances.entries(c, world.project_id))] == [
         Decimal("1.5")
     ]
 
@@ -386,4 +386,4 @@ def test_a_call_that_a_fault_of_ours_cut_off_is_not_billed(world: World) -> None
     )
     world.settle(lease, done)
     assert (world.call(call_id).bill_seconds, world.call(call_id).price) == (0, Decimal(0))
-    assert world.do(lambda conn: ledger.entries(conn, world.project_id)) == []
+    assert world.do(lambda conn: balances.entries(conn, world.project_id)) == []

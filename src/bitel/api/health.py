@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from bitel.api.context import parts_of
 from bitel.errors import UnavailableError
-from bitel.store import queue_depth
+from bitel.store import monitoring
 from bitel.store.database import Database
 
 JSON: Final = "application/json"
@@ -94,7 +94,7 @@ class Readiness:
             if now() - self._asked_at >= FRESH:
                 try:
                     async with asyncio.timeout(DATABASE_SECONDS):
-                        await self._database.read(queue_depth.ping)
+                        await self._database.read(monitoring.ping)
                 except (UnavailableError, TimeoutError):
                     self._fault = "the database does not answer"
                 else:

@@ -23,12 +23,11 @@ from bitel.api.idempotency import IdempotencyKey
 from bitel.api.micro_batcher import MicroBatcher
 from bitel.api.rate_limits import RateLimiter
 from bitel.api.schemas import CallTerms
-from bitel.domain.budget import longest_call
 from bitel.domain.calls import Lane, NewCall, NewCalls
 from bitel.domain.ids import is_id, new_id, new_ids
 from bitel.domain.number_policy import policy_of
 from bitel.domain.phone_numbers import country_code_of, to_e164
-from bitel.domain.tariff import Rate, Tariff
+from bitel.domain.pricing import Rate, Tariff, longest_call
 from bitel.errors import (
     BitelError,
     ForbiddenError,
@@ -38,8 +37,7 @@ from bitel.errors import (
     UnavailableError,
 )
 from bitel.settings import Settings
-from bitel.store import calls as call_rows
-from bitel.store import campaigns, idempotency, recordings
+from bitel.store import campaigns, idempotency, placing, recordings
 from bitel.store.campaigns import Campaign
 from bitel.store.projects import Project
 
@@ -226,7 +224,7 @@ class Placing:
             prices = _Prices(self._tariff, longest_call(sound.seconds, project.hold_seconds))
             calls = _new_calls(project, reach, sound, terms, lane, campaign_id, prices, now)
             usual = answering(_as_placed(calls, date))
-            prepared = call_rows.prepare(calls) if campaign else ()
+            prepared = placing.prepare(calls) if campaign else ()
             return _Order(project, calls, campaign, once, answering, usual, prepared, now, date)
 
         self._limits.count_calls(project, count)
@@ -366,7 +364,7 @@ def _new_calls(
 
 
 def _as_placed(calls: NewCalls, date: float, barred: Collection[str] = ()) -> Placed:
-    return Placed(calls.ids, calls.phone_numbers, date, calls.like.campaign_id, barred)
+    return Placed(calls.ids, calls.phone_numbers, date, calls.template.campaign_id, barred)
 
 
 class _Prices:
@@ -405,7 +403,7 @@ def _place_many(
     conn: Connection, asked: Sequence[_Order], otp_per_number: int
 ) -> list[StoredAnswer | BitelError]:
     """Place what nothing speaks against; for each order its answer, or what speaks against it."""
-    each = call_rows.place_each(conn, [[order.calls.like] for order in asked], otp_per_number)
+    each = placing.place_each(conn, [[order.calls.template] for order in asked], otp_per_number)
     return [
         barred if isinstance(barred, BitelError) else order.answer(barred)
         for order, barred in zip(asked, each, strict=True)
@@ -421,7 +419,7 @@ def _place(conn: Connection, order: _Order, otp_per_number: int) -> StoredAnswer
             return StoredAnswer(first, replayed=True)
     if order.campaign is not None:
         campaigns.add(conn, order.campaign)
-    answer = order.answer(call_rows.place_many(conn, order.calls, order.prepared, otp_per_number))
+    answer = order.answer(placing.place_many(conn, order.calls, order.prepared, otp_per_number))
     if once is not None:
         idempotency.keep(conn, project_id, once.key, answer.body)
     return answer

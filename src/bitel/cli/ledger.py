@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from bitel.store.ledger import LedgerEntry
+    from bitel.store.balances import LedgerEntry
     from bitel.store.projects import Project
 
 
@@ -32,7 +32,7 @@ def ledger(
 ) -> None:
     """Show what moved the balances of projects, the newest entries first."""
     from bitel import exact_json
-    from bitel.store import ledger as entries
+    from bitel.store import balances as entries
     from bitel.store import projects
 
     def work(conn: Connection) -> list[tuple[Project, list[LedgerEntry]]]:

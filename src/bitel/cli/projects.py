@@ -225,7 +225,7 @@ def _amount(text: str) -> Decimal | None:
         amount = Decimal(text)
     except InvalidOperation:
         amount = Decimal("NaN")
-    from bitel.domain.budget import check_amount
+    from bitel.domain.pricing import check_amount
 
     try:
         check_amount(amount, "it")

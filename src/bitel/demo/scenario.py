@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from bitel.client import Call
-from bitel.domain.tariff import Rate, Tariff
+from bitel.domain.pricing import Rate, Tariff
 
 RING_TIMEOUT = 6
 SAMPLE_SECONDS = 6.0

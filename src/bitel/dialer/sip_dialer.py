@@ -29,7 +29,7 @@ from bitel.dialer.trunk_state import TrunkState
 from bitel.dialing.dialer import DialRequest, OnAnswered, OnRinging, ignore_ringing
 from bitel.dialing.recording_faults import RecordingFaults
 from bitel.domain.attempts import AttemptResult, Outcome
-from bitel.domain.budget import DEFAULT_HOLD, longest_call
+from bitel.domain.pricing import DEFAULT_HOLD, longest_call
 from bitel.errors import BitelError, InvalidRequestError, NotFoundError, UnavailableError
 from bitel.g711 import SAMPLE_RATE
 from bitel.observability.logging import LineLimit

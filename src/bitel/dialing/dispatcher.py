@@ -31,15 +31,16 @@ from bitel.dialing.recording_faults import RecordingFaults
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.calls import CallStatus, Lane
 from bitel.domain.phone_numbers import masked
+from bitel.domain.pricing import NOTHING, Tariff
 from bitel.domain.retry import Final as FinalVerdict
 from bitel.domain.retry import decide
-from bitel.domain.tariff import NOTHING, Tariff
 from bitel.errors import UnavailableError
-from bitel.store import claims, leases, pausing, settling
+from bitel.store import claims, leases, pausing, recovery, settling
 from bitel.store.claims import Claim, Room
 from bitel.store.database import Database
-from bitel.store.leases import Lease, LostLease, Recovered, TakeOverTerms, TrunkHistory
+from bitel.store.leases import Lease, LostLease, TakeOverTerms, TrunkHistory
 from bitel.store.pausing import InForce
+from bitel.store.recovery import Recovered
 from bitel.store.settling import Requeue, Settlement
 
 log = structlog.get_logger(__name__)
@@ -243,7 +244,7 @@ class Dispatcher:
             now = self._clock()
             # Before the attempts that are open in it are dealt with.
             pausing.pause_if_older(conn, self._dialer_id, mark, now)
-            return leases.take_over(
+            return recovery.take_over(
                 conn, self._dialer_id, self._worker, now, redial_after, last_invite, terms
             )
 

@@ -26,9 +26,9 @@ import structlog
 
 from bitel.domain.attempts import AttemptResult, Irregularity, Media, Outcome
 from bitel.domain.calls import CallStatus
+from bitel.domain.pricing import Bill
 from bitel.domain.retry import Again
 from bitel.domain.retry import Final as FinalVerdict
-from bitel.domain.tariff import Bill
 from bitel.store.settling import Requeue, Settlement
 
 log = structlog.get_logger(__name__)

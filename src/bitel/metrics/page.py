@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from bitel.errors import UnavailableError
 from bitel.metrics import families
 from bitel.metrics.sources import Snapshot, Sources
-from bitel.store import leases, queue_depth
+from bitel.store import leases, monitoring
 from bitel.store.database import Database
 
 log = structlog.get_logger(__name__)
@@ -65,7 +65,7 @@ class Page:
         def work(conn: Connection) -> Snapshot:
             return Snapshot(
                 now,
-                queue_depth.waiting(conn, self._sources.dialer_ids),
+                monitoring.waiting(conn, self._sources.dialer_ids),
                 leases.dialers_up(conn, now, SEEN_WITHIN),
             )
 

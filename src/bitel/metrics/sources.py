@@ -13,8 +13,7 @@ from bitel.domain.attempts import Outcome
 from bitel.observability.histogram import Histogram
 from bitel.rtp.streamer import StreamerStats
 from bitel.store.database import Database
-from bitel.store.queue_depth import Waiting
-from bitel.store.storage_state import StorageState
+from bitel.store.monitoring import StorageState, Waiting
 
 __all__ = ["DialerFigures", "DialerSource", "Figures", "Outcome", "Snapshot", "Sources"]
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from bitel.domain.tariff import Rate, Tariff
+from bitel.domain.pricing import Rate, Tariff
 from bitel.settings.values import (
     IDENTITY_HEADERS,
     AddressText,
@@ -226,7 +226,7 @@ class RetentionSettings(Section):
 
 
 class RateSettings(Section):
-    """One line of the tariff: see `bitel.domain.tariff.Rate`."""
+    """One line of the tariff: see `bitel.domain.pricing.Rate`."""
 
     prefix: NumberPrefix
     """What the E.164 form of a number starts with; the longest prefix that fits prices it."""

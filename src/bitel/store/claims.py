@@ -1,7 +1,7 @@
 """From a call that is due to an attempt that a worker may dial, and the moment it is heard.
 
 A claim is written, and so durable, before the INVITE leaves; the answer before the first packet
-of audio. What a crash leaves behind between the two is `leases.take_over`'s to deal with.
+of audio. What a crash leaves behind between the two is `recovery.take_over`'s to deal with.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bitel.domain.calls import CallStatus, Lane
 from bitel.domain.ids import new_ids
 from bitel.domain.retry import RetryRule
 from bitel.store import (
-    canceling,
+    calls,
     do_not_call,
     fair_queue,
     leases,
@@ -206,7 +206,7 @@ def undo(
         {"dialer_id": lease.dialer_id, "epoch": lease.epoch, "claimed_at": list(claimed_at)},
     )
     never_dialled = [row for row in rows if row.id not in dialled]
-    canceled = canceling.asked(conn, [row.id for row in never_dialled])
+    canceled = calls.cancel_requested(conn, [row.id for row in never_dialled])
     now = max(claimed_at, default=0.0)
     end_attempts(
         conn,
@@ -234,7 +234,7 @@ def undo(
 
 def cancel_requests(conn: Connection, dialer_id: str) -> list[str]:
     """The dialer's attempts that ring or play, and that their clients have called off."""
-    return canceling.requests(conn, dialer_id)
+    return calls.cancel_requests(conn, dialer_id)
 
 
 def heard(conn: Connection, lease: Lease, answered_at: Mapping[str, float]) -> set[str]:
@@ -299,12 +299,6 @@ def next_due(conn: Connection, dialer_id: str, lanes: Collection[Lane] = tuple(L
     ]
     due_at = min((at for at in of_lanes if at is not None), default=None)
     return NextDue(due_at, row.expires_at)
-
-
-def in_flight(conn: Connection, dialer_id: str) -> int:
-    """How many attempts of the dialer are under way."""
-    count: int = conn.execute(_IN_FLIGHT, {"dialer_id": dialer_id}).scalar_one()
-    return count
 
 
 def _without_ended(conn: Connection, picked: list[Any], now: float) -> list[Any]:
@@ -438,9 +432,4 @@ _CLAIMED_AT = select(attempt.c.id, attempt.c.call_id, attempt.c.started_at).wher
     attempt.c.epoch == bindparam("epoch"),
     attempt.c.started_at.in_(bindparam("claimed_at", expanding=True)),
     is_open,
-)
-_IN_FLIGHT = (
-    select(func.count())
-    .select_from(attempt)
-    .where(attempt.c.dialer_id == bindparam("dialer_id"), is_open)
 )

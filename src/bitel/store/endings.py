@@ -32,7 +32,7 @@ from sqlalchemy.types import TypeEngine
 from bitel.domain.attempts import AttemptResult, Media
 from bitel.domain.calls import CallStatus
 from bitel.domain.ids import new_ids
-from bitel.store import call_counters, reserving
+from bitel.store import balances, call_counters
 from bitel.store.schema import (
     PENDING,
     SETTLED,
@@ -150,7 +150,7 @@ def end_waiting(conn: Connection, ends: Sequence[tuple[Any, CallEnd]], now: floa
     for row, _ in ends:
         if row.reserved:
             released[row.project_id] = released.get(row.project_id, _NOTHING) - row.reserved
-    reserving.reserve(conn, released)
+    balances.reserve(conn, released)
     _write_events(conn, [(row.project_id, end.call_id) for row, end in ends if row.is_told], now)
 
 

@@ -9,12 +9,12 @@ from typing import Any, Final, TypedDict, Unpack
 from sqlalchemy import Connection, Row, bindparam, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
-from bitel.domain.budget import DEFAULT_HOLD, LONGEST_HOLD, check_amount
 from bitel.domain.calling_hours import CallingWindow
 from bitel.domain.ids import is_id, new_id
 from bitel.domain.number_policy import check_prefixes
+from bitel.domain.pricing import DEFAULT_HOLD, LONGEST_HOLD, check_amount
 from bitel.errors import ConflictError, InvalidRequestError, NotFoundError
-from bitel.store.ledger import write_top_up
+from bitel.store.balances import write_top_up
 from bitel.store.schema import ledger_entry, project
 
 LONGEST_NAME: Final = 64

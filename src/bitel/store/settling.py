@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, bindparam, exists, insert, literal, select
 
 from bitel.domain.attempts import AttemptResult, Outcome
-from bitel.domain.budget import MOST_MONEY
 from bitel.domain.calls import CallStatus, Lane
 from bitel.domain.ids import new_ids
+from bitel.domain.pricing import MOST_MONEY, NOTHING, Bill
 from bitel.domain.retry import Again, Final, Verdict
-from bitel.domain.tariff import NOTHING, Bill
-from bitel.store import do_not_call, leases, one_time_passwords, reserving
+from bitel.store import balances, do_not_call, leases, one_time_passwords
 from bitel.store.endings import (
     CallAgain,
     CallEnd,
@@ -92,7 +91,7 @@ def settle_journaled(
 ) -> set[str]:
     """As `settle`, for attempts of earlier workers of the dialer which are still open.
 
-    To be called before `leases.take_over`, which decides what remains open.
+    To be called before `recovery.take_over`, which decides what remains open.
     """
     if not settlements:
         return set()
@@ -261,7 +260,7 @@ def _charge(conn: Connection, of_projects: Sequence[tuple[str, Settlement]], now
         for entry_id, (project_id, one) in zip(new_ids(now, len(billed)), billed, strict=True)
     ]
     _BILL.run(conn, {"entries": entries, "now": now})
-    reserving.charge(conn, spent, now)
+    balances.charge(conn, spent, now)
 
 
 _OFFERED = (

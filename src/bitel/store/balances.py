@@ -1,17 +1,99 @@
-"""The ledger: every amount by which a project's balance moved, and why."""
+"""Balances of projects: reserved when calls are placed, charged when they end, and the ledger."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
 
-from sqlalchemy import Connection, bindparam, delete, insert, select, text, update
+from sqlalchemy import (
+    Connection,
+    String,
+    bindparam,
+    case,
+    delete,
+    insert,
+    or_,
+    select,
+    text,
+    update,
+)
 
 from bitel.domain.ids import first_id_at, new_id
-from bitel.errors import ConflictError, NotFoundError
+from bitel.domain.pricing import Budget, day_of
 from bitel.store.schema import attempt, ledger_entry, project
-from bitel.store.sql_batch import in_equal_chunks
+from bitel.store.sql_batch import Statement, in_equal_chunks, values_parameter
+
+UNLIMITED = Budget()
+
+
+def open_budgets(conn: Connection, projects: Collection[str], now: float) -> dict[str, Budget]:
+    """The projects' budgets, which nobody else can change before the transaction ends."""
+    limited = {
+        row.id: Budget(
+            balance=row.balance,
+            daily_spend=row.daily_spend,
+            reserved=row.reserved,
+            spent_today=row.spent_today if row.spent_on >= day_of(now) else Decimal(0),
+        )
+        for row in _LIMITED.rows(conn, {"asked": [(project_id,) for project_id in projects]})
+    }
+    return {project_id: limited.get(project_id, UNLIMITED) for project_id in projects}
+
+
+def reserve(conn: Connection, amounts: Mapping[str, Decimal]) -> None:
+    """Keep these amounts back, by project; negative ones are given back."""
+    # In one order everywhere, so that two processes can't block each other.
+    rows = [{"the_project": key, "amount": amounts[key]} for key in sorted(amounts) if amounts[key]]
+    if rows:
+        conn.execute(_RESERVE, rows)
+
+
+def charge(conn: Connection, amounts: Mapping[str, Decimal], now: float) -> None:
+    """Take these amounts, by project, from balances and from what may be spent today."""
+    rows = [
+        {"the_project": key, "amount": amounts[key], "today": day_of(now)}
+        for key in sorted(amounts)
+        if amounts[key]
+    ]
+    if rows:
+        conn.execute(_CHARGE, rows)
+
+
+_asked = values_parameter("asked", id=String())
+_LIMITED = Statement(
+    select(
+        project.c.id,
+        project.c.balance,
+        project.c.daily_spend,
+        project.c.reserved,
+        project.c.spent_today,
+        project.c.spent_on,
+    )
+    .where(
+        project.c.id.in_(select(_asked.c.id)),
+        or_(project.c.balance.is_not(None), project.c.daily_spend.is_not(None)),
+    )
+    .order_by(project.c.id)
+    .with_for_update(key_share=True)
+)
+_the_project = project.c.id == bindparam("the_project")
+_amount = bindparam("amount", type_=project.c.reserved.type)
+_RESERVE = update(project).where(_the_project).values(reserved=project.c.reserved + _amount)
+_today = bindparam("today", type_=project.c.spent_on.type)
+# A worker whose clock is a little late at midnight must not begin the old day anew.
+_is_new_day = project.c.spent_on < _today
+_CHARGE = (
+    update(project)
+    .where(_the_project)
+    .values(
+        balance=project.c.balance - _amount,  # NULL, which is no limit, stays NULL
+        spent_today=case((_is_new_day, _amount), else_=project.c.spent_today + _amount),
+        spent_on=case((_is_new_day, _today), else_=project.c.spent_on),
+    )
+)
+
 
 DAY: Final = 86_400.0
 
@@ -41,21 +123,6 @@ def entries(
     """The project's last `limit` entries, the newest first; `before` is the id to go on from."""
     wanted = {"project_id": project_id, "before": before or _AFTER_ALL, "most": limit}
     return [LedgerEntry(**row._mapping) for row in conn.execute(_ENTRIES, wanted)]
-
-
-def top_up(conn: Connection, project_id: str, amount: Decimal, now: float) -> Decimal:
-    """Add `amount`, which may be negative, to a project's balance; the new balance.
-
-    Raises NotFoundError for an unknown project, ConflictError for one without a limit.
-    """
-    row = conn.execute(_TOP_UP, {"the_project": project_id, "amount": amount}).one_or_none()
-    if row is None:
-        if conn.execute(select(project.c.id).where(project.c.id == project_id)).first():
-            raise ConflictError("the project spends without a limit; set its balance first")
-        raise NotFoundError(f"there is no project {project_id}")
-    write_top_up(conn, project_id, amount, now)
-    balance: Decimal = row.balance
-    return balance
 
 
 def write_top_up(conn: Connection, project_id: str, amount: Decimal, now: float) -> None:
@@ -112,9 +179,3 @@ _CARRY = text(
     """
 ).bindparams(bindparam("amount", type_=ledger_entry.c.amount.type))
 _DELETE = delete(ledger_entry).where(ledger_entry.c.id.in_(bindparam("ids", expanding=True)))
-_TOP_UP = (
-    update(project)
-    .where(project.c.id == bindparam("the_project"), project.c.balance.is_not(None))
-    .values(balance=project.c.balance + bindparam("amount", type_=project.c.balance.type))
-    .returning(project.c.balance)
-)
