@@ -18,11 +18,11 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
-from bitel.api import connection
+from bitel.api import server as http_server
 from bitel.api.app import ApiContext, build_app
 from bitel.api.auth import TokenSigner
-from bitel.api.health import Readiness
-from bitel.api.metrics import build_listener
+from bitel.api.routes.health import Readiness
+from bitel.api.routes.metrics import build_listener
 from bitel.dialer.invite_counter import InviteCounter
 from bitel.dialer.lateness import packets_late
 from bitel.dialer.playlist import DurationOf, Playlists
@@ -522,7 +522,7 @@ async def _http(
         raise BitelError(
             f"HTTP can't be answered at {host}:{port}: {fault.strerror}; choose another {setting}"
         ) from fault
-    server = _Server(connection.config(app, http, timeout_graceful_shutdown=HTTP_PATIENCE))
+    server = _Server(http_server.config(app, http, timeout_graceful_shutdown=HTTP_PATIENCE))
     task = asyncio.create_task(server.serve([listener]))
     task.add_done_callback(lambda _: stop.set())
     try:

@@ -19,8 +19,8 @@ from fastapi import FastAPI
 from sqlalchemy import Connection, func, select
 
 from bitel.api.app import ApiContext, build_app
-from bitel.api.connection import config
-from bitel.api.tokens import TokenSigner
+from bitel.api.auth import TokenSigner
+from bitel.api.server import config
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.calls import CallStatus
 from bitel.domain.ids import new_id

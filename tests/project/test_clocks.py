@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parent.parent.parent / "src" / "bitel"
 ALLOWED = {
     "steady_clock.py": "the one place that turns it into the clock of everything that is stored",
     "api/context.py": "expiry of tokens, which other systems may check too; default of a parameter",
-    "api/upload_intake.py": "ages of files, at a start, against a limit of a day",
+    "api/uploads.py": "ages of files, at a start, against a limit of a day",
     "speech/library.py": "default of a parameter, which the service sets",
     "dialing/standby.py": "default of a parameter, which the service sets",
     "dialer/sip_dialer.py": "dates of metrics",

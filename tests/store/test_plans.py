@@ -172,7 +172,7 @@ QUERIES: dict[str, tuple[Executable, dict[str, Any], set[str]]] = {
     ),
     "find": (calls._FIND, {"id": "a", "project_id": "p"}, set()),
     "find each": (calls._FIND_EACH.core, {"asked": [("a", "p"), ("b", "p")]}, set()),
-    "token": (tokens._LIVE, {"id": "a", "project_id": "p", "now": 1.0}, set()),
+    "token": (tokens._VALID, {"id": "a", "project_id": "p", "now": 1.0}, set()),
     "do not call": (do_not_call._AMONG, {"project_id": "p", "ids": IDS}, set()),
 }
 

@@ -1,19 +1,24 @@
-"""How much a project may ask for in a minute: requests, and calls.
+"""Limits of a project: requests and calls a minute, work under way, and recordings kept.
 
-Counted in this process alone, so several API processes allow as many times as much; money, which
-has to be exact, is the store's to guard.
+All but the recordings are counted in this process alone, so several API processes allow as many
+times as much; money, which has to be exact, is checked by the store.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from bitel.errors import TooManyRequestsError
-from bitel.settings import LimitSettings
+from bitel.settings import LimitSettings, Settings
 from bitel.store.projects import Project
+from bitel.store.recordings import Quota
 
+RETRY_AFTER: Final = 5
+"""Seconds in Retry-After, for a project with too much under way."""
 _MINUTE: Final = 60.0
 
 
@@ -90,3 +95,37 @@ class RateLimiter:
                 else f"this project may send {most} {what} a minute",
                 retry_after=math.ceil(wait),
             )
+
+
+def quota_of(settings: Settings) -> Quota:
+    """The recordings that a project may keep."""
+    limits = settings.limits
+    return Quota(limits.recordings, limits.storage_megabytes * 1024 * 1024)
+
+
+class ConcurrencyQuota:
+    """Counts the work under way by project, of which each may have `most` pieces.
+
+    `what` names them in a message.
+    """
+
+    def __init__(self, most: int, what: str) -> None:
+        self._most = most
+        self._what = what
+        self._count = Counter[str]()
+
+    @contextmanager
+    def one_more(self, project_id: str) -> Iterator[None]:
+        """A piece of work, as long as the block lasts. Raises TooManyRequestsError."""
+        if self._count[project_id] >= self._most:
+            raise TooManyRequestsError(
+                f"this project has {self._most} {self._what} under way; wait for one to be done",
+                retry_after=RETRY_AFTER,
+            )
+        self._count[project_id] += 1
+        try:
+            yield
+        finally:
+            self._count[project_id] -= 1
+            if not self._count[project_id]:
+                del self._count[project_id]

@@ -51,7 +51,7 @@ def init(config: ConfigOption = None) -> None:
     made = _write(named)
     typer.echo(f"settings  {named.absolute()}{' (created)' if made else ''}")
     with open_database(named, create=True) as (settings, _):
-        from bitel.api.tokens import TokenSigner
+        from bitel.api.auth import TokenSigner
         from bitel.store import engines
 
         TokenSigner.open(settings.data_dir)

@@ -34,7 +34,7 @@ def create(
     """Create a token for a project and print it. It is good until revoked, or for DAYS."""
     from sqlalchemy import Connection
 
-    from bitel.api.tokens import TokenSigner
+    from bitel.api.auth import TokenSigner
     from bitel.domain.ids import new_id
     from bitel.store import tokens
 
@@ -107,7 +107,7 @@ def revoke(
     config: ConfigOption = None,
 ) -> None:
     """Revoke a token; it is refused from that moment on."""
-    from bitel.api.tokens import TokenSigner
+    from bitel.api.auth import TokenSigner
     from bitel.store import tokens
 
     with open_database(config) as (settings, database):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -84,6 +85,13 @@ class Tariff:
         """The price of an answered call of `seconds` (0 or more) to `e164`."""
         rate = self.rate_for(e164)
         return Decimal(0) if rate is None else rate.price(seconds)
+
+    def price_each(self, numbers: Sequence[str], seconds: int) -> Sequence[Decimal]:
+        """As `price`, for many numbers, once per rate."""
+        if not self.rates:
+            return [NOTHING.price] * len(numbers)
+        price = functools.cache(lambda rate: rate.price(seconds) if rate else NOTHING.price)
+        return [price(self.rate_for(e164)) for e164 in numbers]
 
     def bill(self, e164: str, attempted: AttemptResult) -> Bill:
         """The bill of a finished attempt: from answer to hang-up, rounded up to whole seconds.

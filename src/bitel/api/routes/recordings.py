@@ -10,16 +10,26 @@ from sqlalchemy import Connection
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from bitel.api import upload_intake
-from bitel.api.auth import Owner
-from bitel.api.context import ApiContext, parts_of
-from bitel.api.envelope import success
+from bitel.api.context import ApiContext
+from bitel.api.dependencies import (
+    USUAL_PAGE,
+    Cursor,
+    Limit,
+    Owner,
+    next_cursor,
+    read_cursor,
+    services_of,
+)
 from bitel.api.openapi import described
-from bitel.api.paging import USUAL_PAGE, Cursor, Limit, next_cursor, read_cursor
 from bitel.api.reading import read
-from bitel.api.responses import RecordingAnswer, RecordingPage, UploadAnswer, recording_answer
+from bitel.api.responses import (
+    RecordingAnswer,
+    RecordingPage,
+    UploadAnswer,
+    recording_answer,
+    success,
+)
 from bitel.api.schemas import SpeechBody
-from bitel.api.speaking import speaking_of
 from bitel.domain.ids import is_id
 from bitel.errors import (
     ConflictError,
@@ -78,7 +88,7 @@ _listen["responses"][200] = {
 async def upload(request: Request, project: Owner) -> Response:
     """The part named `file` holds the audio; its file name becomes the recording's name. The
     recording is decoded and durable when this answers."""
-    recording, warning = await upload_intake.take_in(parts_of(request), project.id, request)
+    recording, warning = await services_of(request).uploads.receive(project.id, request)
     answer = recording_answer(recording)
     return success({**answer, "warning": warning} if warning else answer)
 
@@ -96,8 +106,9 @@ async def upload(request: Request, project: Owner) -> Response:
 async def speak(request: Request, project: Owner) -> Response:
     """The recording that the text becomes, as if it had been uploaded. The same text is spoken
     once: asked for again, it is the same recording."""
-    body = await read(request, SpeechBody, parts_of(request).settings.http.max_body)
-    recording = await speaking_of(request).recording(project.id, body.text, body.language)
+    services = services_of(request)
+    body = await read(request, SpeechBody, services.context.settings.http.max_body)
+    recording = await services.speech.recording(project.id, body.text, body.language)
     return success(recording_answer(recording))
 
 
@@ -110,7 +121,7 @@ async def listing(
 ) -> Response:
     """A page of recordings, uploaded and spoken ones, the oldest first."""
     after = read_cursor(cursor)
-    found = await parts_of(request).database.read(
+    found = await services_of(request).context.database.read(
         lambda conn: recordings.page(conn, project.id, after, limit)
     )
     last = found[-1].id if found else ""
@@ -130,10 +141,10 @@ async def listing(
 )
 async def remove(request: Request, project: Owner, voice_id: VoiceId) -> Response:
     """Refused while calls that are not over need it. Answers the recording that is gone."""
-    parts = parts_of(request)
+    context = services_of(request).context
     if not is_id(voice_id):
         raise _no_recording()
-    now = parts.clock()
+    now = context.clock()
 
     def work(conn: Connection) -> Recording:
         found = recordings.find(conn, project.id, voice_id)
@@ -141,9 +152,9 @@ async def remove(request: Request, project: Owner, voice_id: VoiceId) -> Respons
         assert found is not None, "remove raises for a recording that is none"
         return found
 
-    gone = await parts.database.write(work)
+    gone = await context.database.write(work)
     # From here on nobody can play it: audio that stays behind for now costs space only.
-    await parts.voices.delete(voice_id)
+    await context.voices.delete(voice_id)
     return success(recording_answer(gone))
 
 
@@ -151,27 +162,27 @@ async def remove(request: Request, project: Owner, voice_id: VoiceId) -> Respons
 @router.head("/voice/{voice_id}", include_in_schema=False)
 async def listen(request: Request, project: Owner, voice_id: VoiceId) -> Response:
     """Exactly what the person called will hear, after telephone coding."""
-    parts = parts_of(request)
-    await _require(parts, project.id, voice_id)
-    pieces = parts.voices.wav(voice_id)
+    context = services_of(request).context
+    await _require(context, project.id, voice_id)
+    pieces = context.voices.wav(voice_id)
     try:
-        headers = {"Content-Length": str(await parts.voices.wav_size(voice_id))}
+        headers = {"Content-Length": str(await context.voices.wav_size(voice_id))}
         if request.method == "HEAD":
             return Response(headers=headers, media_type="audio/wav")
         # Before the status line leaves, so that a failure can still be answered.
         first = await anext(pieces)
     except NotFoundError as fault:
         # Deleted at this moment, or lost.
-        await _require(parts, project.id, voice_id)
+        await _require(context, project.id, voice_id)
         raise UnavailableError("the storage has lost the audio of this recording") from fault
     return StreamingResponse(_chained(first, pieces), headers=headers, media_type="audio/wav")
 
 
-async def _require(parts: ApiContext, project_id: str, voice_id: str) -> None:
+async def _require(context: ApiContext, project_id: str, voice_id: str) -> None:
     """Raises NotFoundError where the project has no such recording."""
     if not is_id(voice_id):
         raise _no_recording()
-    found = await parts.database.read(lambda conn: recordings.find(conn, project_id, voice_id))
+    found = await context.database.read(lambda conn: recordings.find(conn, project_id, voice_id))
     if found is None:
         raise _no_recording()
 

@@ -16,9 +16,9 @@ from fastapi import APIRouter, FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
-from bitel.api.context import parts_of
-from bitel.api.envelope import failure
-from bitel.api.response_guard import ResponseGuard
+from bitel.api.context import context_of
+from bitel.api.middleware import ResponseGuard
+from bitel.api.responses import failure
 from bitel.errors import ForbiddenError, NotFoundError, UnauthorizedError
 from bitel.ip_addresses import embedded_ipv4
 
@@ -37,11 +37,11 @@ router = APIRouter()
 @router.get("/metrics", include_in_schema=False)
 async def metrics(request: Request) -> Response:
     """The page, where this process has one."""
-    parts = parts_of(request)
-    if parts.metrics is None:
+    context = context_of(request)
+    if context.metrics is None:
         raise NotFoundError("there is nothing at this path")
-    check(request, parts.settings.metrics.token.get_secret_value())
-    return Response(await parts.metrics(), media_type=MEDIA_TYPE)
+    check(request, context.settings.metrics.token.get_secret_value())
+    return Response(await context.metrics(), media_type=MEDIA_TYPE)
 
 
 def build_listener(page: MetricsPage, token: Callable[[], str]) -> FastAPI:

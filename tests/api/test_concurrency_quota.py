@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bitel.api import quotas
+from bitel.api import rate_limits
 from bitel.errors import TooManyRequestsError
 from bitel.store import recordings
 from tests.api.test_uploads import UPLOAD, tone
@@ -84,7 +84,7 @@ async def test_two_uploads_at_once_do_not_pass_the_quota_together(
 
 async def test_one_project_has_so_many_uploads_under_way(make_stage: Callable[..., Stage]) -> None:
     stage = make_stage()
-    uploads = stage.app.state.uploads
+    uploads = stage.app.state.services.uploads._under_way
     async with (
         stage.client() as client,
         stage.client(stage.new_token(stage.new_project("other"))[1]) as another,
@@ -94,14 +94,14 @@ async def test_one_project_has_so_many_uploads_under_way(make_stage: Callable[..
             each.__enter__()
         refused = await client.post(UPLOAD, files={"file": ("a.wav", tone())})
         assert (refused.status_code, refused.json()["error"]) == (429, "TooManyRequests")
-        assert refused.headers["retry-after"] == str(quotas.RETRY_AFTER)
+        assert refused.headers["retry-after"] == str(rate_limits.RETRY_AFTER)
         assert await upload(another) == (200, None)
         pieces.pop().__exit__(None, None, None)
         assert await upload(client) == (200, None)
 
 
 def test_work_that_fails_is_no_longer_under_way() -> None:
-    under_way = quotas.UnderWay(1, "texts")
+    under_way = rate_limits.ConcurrencyQuota(1, "texts")
     with pytest.raises(RuntimeError), under_way.one_more("a"):
         raise RuntimeError
     with under_way.one_more("a"), under_way.one_more("b"), pytest.raises(TooManyRequestsError):

@@ -1,4 +1,4 @@
-"""`/api/v2/voice`: how calls and campaigns stand, and calling them off."""
+"""`/api/v2/voice/campaign`: the status of campaigns, their calls, and canceling them."""
 
 from __future__ import annotations
 
@@ -8,43 +8,25 @@ from fastapi import APIRouter, Path
 from starlette.requests import Request
 from starlette.responses import Response
 
-from bitel.api.auth import Owner, Token
-from bitel.api.context import parts_of
-from bitel.api.direct import DirectRoute
-from bitel.api.envelope import success
+from bitel.api.dependencies import (
+    USUAL_PAGE,
+    Cursor,
+    DirectRoute,
+    Limit,
+    Owner,
+    next_cursor,
+    read_cursor,
+    services_of,
+)
 from bitel.api.openapi import described
-from bitel.api.paging import USUAL_PAGE, Cursor, Limit, next_cursor, read_cursor
-from bitel.api.paths import CALL_ID
-from bitel.api.responses import CallAnswer, CallPage, CampaignAnswer, call_answer, campaign_answer
-from bitel.api.statuses import statuses_of
+from bitel.api.responses import CallPage, CampaignAnswer, call_answer, campaign_answer, success
 from bitel.domain.ids import is_id
 from bitel.errors import InvalidRequestError, NotFoundError
-from bitel.store import calls as call_rows
 from bitel.store import campaigns
 
 router = APIRouter(prefix="/api/v2/voice", route_class=DirectRoute)
 
-CallId = Annotated[str, Path(description="The `id` of a call.")]
 CampaignId = Annotated[str, Path(description="The `campaignId` of a batch.")]
-
-
-@router.get(
-    "/status/{call_id}", **described("How a call stands", "calls", CallAnswer, [NotFoundError])
-)
-async def status(request: Request, token: Token, call_id: CallId) -> Response:
-    """A call is `WAITING` until its last attempt is over, and final from then on."""
-    call = await statuses_of(request).of(token, call_id)
-    return success(call_answer(call, parts_of(request).date))
-
-
-@router.delete(f"/{CALL_ID}", **described("Call off a call", "calls", CallAnswer, [NotFoundError]))
-async def cancel(request: Request, project: Owner, call_id: CallId) -> Response:
-    """A call that waits is `CANCELED` at once. One that is being dialled is hung up in a moment,
-    unless somebody answers first; what is over stays as it is. Answers how the call stands."""
-    parts = parts_of(request)
-    now = parts.clock()
-    call = await parts.database.write(lambda conn: call_rows.cancel(conn, project.id, call_id, now))
-    return success(call_answer(call, parts.date))
 
 
 @router.get(
@@ -54,7 +36,7 @@ async def cancel(request: Request, project: Owner, call_id: CallId) -> Response:
 async def campaign(request: Request, project: Owner, campaign_id: CampaignId) -> Response:
     """Counts the campaign's calls by status. `finishedDate` is 0 until all of them are over."""
     state = await _state(request, project.id, campaign_id)
-    return success(campaign_answer(state, parts_of(request).date))
+    return success(campaign_answer(state, services_of(request).context.date))
 
 
 @router.get(
@@ -73,10 +55,10 @@ async def campaign_calls(
     """A page of calls, in the order in which they were asked for."""
     after = read_cursor(cursor)
     await _state(request, project.id, campaign_id)
-    calls = await parts_of(request).database.read(
+    calls = await services_of(request).context.database.read(
         lambda conn: campaigns.page(conn, project.id, campaign_id, after, limit)
     )
-    last, date = calls[-1].id if calls else "", parts_of(request).date
+    last, date = calls[-1].id if calls else "", services_of(request).context.date
     return success(
         {
             "calls": [call_answer(call, date) for call in calls],
@@ -91,23 +73,23 @@ async def campaign_calls(
 )
 async def cancel_campaign(request: Request, project: Owner, campaign_id: CampaignId) -> Response:
     """Calls off every call of it that nobody has answered yet. Answers how the campaign stands."""
-    parts = parts_of(request)
+    context = services_of(request).context
     if not is_id(campaign_id):
         raise _no_campaign()
-    now = parts.clock()
+    now = context.clock()
     done = False
     while not done:
-        done = await parts.database.write(
+        done = await context.database.write(
             lambda conn: campaigns.cancel(conn, project.id, campaign_id, now)
         )
     state = await _state(request, project.id, campaign_id)
-    return success(campaign_answer(state, parts_of(request).date))
+    return success(campaign_answer(state, services_of(request).context.date))
 
 
 async def _state(request: Request, project_id: str, campaign_id: str) -> campaigns.CampaignState:
     state = None
     if is_id(campaign_id):
-        state = await parts_of(request).database.read(
+        state = await services_of(request).context.database.read(
             lambda conn: campaigns.find(conn, project_id, campaign_id)
         )
     if state is None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bitel.api import connection
-from bitel.api.connection import BoundedProtocol
+from bitel.api import server
+from bitel.api.server import BoundedProtocol
 
 if TYPE_CHECKING:
     from tests.api.conftest import Stage
@@ -61,7 +61,7 @@ async def test_trailers_without_end_are_cut(sqlite_stage: Stage, served: Any) ->
 async def test_a_head_that_does_not_come_is_not_waited_for(
     sqlite_stage: Stage, served: Any, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
-    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.05)
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.05)
     async with served(sqlite_stage) as url:
         reader, writer = await connect(url)
         writer.write(sent[: len(REQUEST)])
@@ -75,7 +75,7 @@ async def test_a_head_that_does_not_come_is_not_waited_for(
 async def test_a_connection_that_asked_may_ask_again(
     sqlite_stage: Stage, served: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.05)
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.05)
     async with served(sqlite_stage) as url:
         reader, writer = await connect(url)
         for _ in range(3):
@@ -88,7 +88,7 @@ async def test_a_connection_that_asked_may_ask_again(
 async def test_too_many_connections_are_turned_away(
     sqlite_stage: Stage, served: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "MOST_CONNECTIONS", 3)
+    monkeypatch.setattr(server, "MOST_CONNECTIONS", 3)
     async with served(sqlite_stage) as url:
         kept = [await connect(url) for _ in range(3)]
         reader, writer = await connect(url)
@@ -138,7 +138,7 @@ async def test_an_answer_that_is_not_read_is_not_kept_for_long(
     sqlite_stage: Stage, served: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor are its connection and its buffers."""
-    monkeypatch.setattr(connection, "UNREAD_SECONDS", 0.3)
+    monkeypatch.setattr(server, "UNREAD_SECONDS", 0.3)
     answers: list[BoundedProtocol] = []
     lost = asyncio.Event()
     made, over = BoundedProtocol.connection_made, BoundedProtocol.connection_lost
@@ -215,7 +215,7 @@ async def test_a_trusted_proxy_has_as_many_as_it_likes(
 
 
 def test_sources_are_counted_by_network() -> None:
-    sources = connection.Sources(2, ["10.0.0.0/8", "fd00::/8"])
+    sources = server.Sources(2, ["10.0.0.0/8", "fd00::/8"])
     for host in ("2001:db8::1", "2001:db8::2", "198.51.100.1", "::ffff:198.51.100.1"):
         assert sources.enter(host)
     assert not sources.enter("2001:db8::3")

@@ -16,7 +16,7 @@ import structlog
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bitel.api.envelope import failure
+from bitel.api.responses import failure
 from bitel.errors import BitelError, InvalidRequestError, UnsupportedMediaError
 from bitel.observability.logging import LineLimit, without_numbers
 

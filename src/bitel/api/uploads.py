@@ -18,14 +18,14 @@ from starlette.requests import ClientDisconnect, Request
 
 from bitel.api.context import ApiContext
 from bitel.api.multipart import OTHER_BYTES, FilePart
-from bitel.api.quotas import UnderWay, quota_of
+from bitel.api.rate_limits import ConcurrencyQuota, quota_of
 from bitel.api.reading import declared_length
 from bitel.domain.ids import new_id
 from bitel.errors import InvalidRequestError, PayloadTooLargeError, UnavailableError
 from bitel.recordings import decode, upload
 from bitel.recordings.limits import DecodeLimits
 from bitel.store import recordings
-from bitel.store.recordings import Quota, Recording
+from bitel.store.recordings import Recording
 
 log = structlog.get_logger(__name__)
 
@@ -41,64 +41,57 @@ are by the system clock, which may have been set during an upload, hence far mor
 """
 
 
-async def take_in(parts: ApiContext, project_id: str, request: Request) -> tuple[Recording, str]:
-    """Receive the file of a multipart request, decode it and store it as a new recording.
+class UploadService:
+    """Receives recordings."""
 
-    Returns the recording, and what is wrong with its file, as in `decoding.Decoded.warning`.
+    def __init__(self, context: ApiContext) -> None:
+        self._context = context
+        self._under_way = ConcurrencyQuota(MOST_UPLOADS, "uploads")
 
-    The file goes to disk as it arrives. Raises PayloadTooLargeError, UnsupportedMediaError,
-    InvalidRequestError, TooManyRequestsError or UnavailableError, and ClientDisconnect; then
-    nothing of it is kept.
-    """
-    longest = parts.settings.voices.max_upload
-    if (declared_length(request) or 0) > longest + OTHER_BYTES:
-        raise PayloadTooLargeError(f"the recording is larger than the {longest} bytes allowed")
-    part = FilePart(request.headers.get("content-type", ""))
-    uploads: UnderWay = request.app.state.uploads
-    with uploads.one_more(project_id):
-        return await _take_in(parts, project_id, request, part)
+    async def receive(self, project_id: str, request: Request) -> tuple[Recording, str]:
+        """Receive the file of a multipart request, decode it and store it as a new recording.
 
+        Returns the recording, and what is wrong with its file, as in `decode.Decoded.warning`.
 
-async def _take_in(
-    parts: ApiContext, project_id: str, request: Request, part: FilePart
-) -> tuple[Recording, str]:
-    quota, longest = quota_of(parts.settings), parts.settings.voices.max_upload
-    # Before anything is received or decoded; the last word is that of the write below.
-    await parts.database.read(lambda conn: recordings.check_room(conn, project_id, quota))
-    async with _folder(parts.incoming) as folder:
-        source = folder / "upload"
-        size = await upload.receive(part.chunks(_patiently(request)), source, longest)
-        limits = DecodeLimits(max_seconds=parts.settings.voices.max_seconds)
-        decoded = await decode.decode(source, folder, limits, project_id)
-        if await request.is_disconnected():
-            raise ClientDisconnect
-        now = parts.clock()
-        recording = Recording(
-            id=new_id(now),
-            project_id=project_id,
-            name=part.name,
-            duration=decoded.duration,
-            size=size,
-            created_at=now,
-        )
-        await _keep(parts, recording, decoded, quota)
-    return recording, decoded.warning
+        The file goes to disk as it arrives. Raises PayloadTooLargeError, UnsupportedMediaError,
+        InvalidRequestError, TooManyRequestsError or UnavailableError, and ClientDisconnect; then
+        nothing of it is kept.
+        """
+        longest = self._context.settings.voices.max_upload
+        if (declared_length(request) or 0) > longest + OTHER_BYTES:
+            raise PayloadTooLargeError(f"the recording is larger than the {longest} bytes allowed")
+        part = FilePart(request.headers.get("content-type", ""))
+        with self._under_way.one_more(project_id):
+            return await self._receive(project_id, request, part)
 
-
-async def _keep(
-    parts: ApiContext, recording: Recording, decoded: decode.Decoded, quota: Quota
-) -> None:
-    """Store the audio, then the row that makes it a recording; both or neither."""
-    await parts.voices.put(recording.id, decoded)
-    try:
-        await parts.database.write(lambda conn: recordings.add(conn, recording, quota))
-    except Exception:
-        # Not on cancellation: a write that is queued is done all the same, and needs its audio.
-        await parts.voices.delete(recording.id)
-        raise
+    async def _receive(
+        self, project_id: str, request: Request, part: FilePart
+    ) -> tuple[Recording, str]:
+        context = self._context
+        quota, voices = quota_of(context.settings), context.settings.voices
+        # Before anything is received or decoded; what decides is the check of the write below.
+        await context.database.read(lambda conn: recordings.check_room(conn, project_id, quota))
+        async with _folder(context.incoming) as folder:
+            source = folder / "upload"
+            size = await upload.receive(part.chunks(_body(request)), source, voices.max_upload)
+            limits = DecodeLimits(max_seconds=voices.max_seconds)
+            decoded = await decode.decode(source, folder, limits, project_id)
+            if await request.is_disconnected():
+                raise ClientDisconnect
+            now = context.clock()
+            recording = Recording(new_id(now), project_id, part.name, decoded.duration, size, now)
+            # The audio, then the row that makes it a recording; both or neither.
+            await context.voices.put(recording.id, decoded)
+            try:
+                await context.database.write(lambda conn: recordings.add(conn, recording, quota))
+            except Exception:
+                # Not on cancellation: a queued write is done all the same, and needs its audio.
+                await context.voices.delete(recording.id)
+                raise
+        return recording, decoded.warning
 
 
-async def _patiently(request: Request) -> AsyncIterator[bytes]:
+async def _body(request: Request) -> AsyncIterator[bytes]:
     """The body of `request`, given up where it pauses or lasts too long."""
     pieces = request.stream()
     deadline = time.monotonic() + UPLOAD_SECONDS

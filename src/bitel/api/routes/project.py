@@ -1,4 +1,4 @@
-"""`/api/v2/servers`: the dialers that a client may name as `serverId`."""
+"""`/api/v2/account` and `/api/v2/servers`: the project, and the dialers that it may use."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from sqlalchemy import Connection
 from starlette.requests import Request
 from starlette.responses import Response
 
-from bitel.api.auth import Owner
-from bitel.api.context import parts_of
-from bitel.api.envelope import success
+from bitel.api.dependencies import Owner, services_of
 from bitel.api.openapi import described
 from bitel.api.placement import dialers_of
-from bitel.api.responses import ServerAnswer
+from bitel.api.responses import AccountAnswer, ServerAnswer, success
 from bitel.store import leases, pausing
 
 SEEN_WITHIN: Final = 15.0
@@ -28,14 +26,27 @@ router = APIRouter(prefix="/api/v2")
 async def servers(request: Request, project: Owner) -> Response:
     """Those that this project may use. Calls for a dialer that is down or paused are taken all the
     same, and wait until it is back."""
-    parts = parts_of(request)
-    now = parts.clock()
-    usable = dialers_of(parts.settings, project)
-    up, paused = await parts.database.read(
+    context = services_of(request).context
+    now = context.clock()
+    usable = dialers_of(context.settings, project)
+    up, paused = await context.database.read(
         lambda conn: (leases.dialers_up(conn, now, SEEN_WITHIN), _paused(conn, usable))
     )
     return success(
         [{"id": each, "up": up.get(each, False), "paused": paused.get(each)} for each in usable]
+    )
+
+
+@router.get("/account", **described("The project, and its balance", "service", AccountAnswer))
+async def account(request: Request, project: Owner) -> Response:
+    """The balance is what the project has, with what waiting calls may still cost in it."""
+    return success(
+        {
+            "id": project.id,
+            "name": project.name,
+            "balance": project.balance,
+            "currency": services_of(request).context.settings.currency,
+        }
     )
 
 

@@ -1,14 +1,12 @@
-"""Texts and codes as sounds: a text becomes a recording of the project, a code stays digits."""
+"""What calls play: recordings, texts that become recordings, and codes that stay digits."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
-from starlette.requests import Request
-
 from bitel.api.context import ApiContext
-from bitel.api.placement import Playback
-from bitel.api.quotas import UnderWay, quota_of
+from bitel.api.rate_limits import ConcurrencyQuota, quota_of
 from bitel.api.schemas import LONGEST_CODE
 from bitel.domain.ids import new_id
 from bitel.errors import InvalidRequestError
@@ -26,27 +24,40 @@ LONGEST_NAME: Final = 60
 """Characters of a text that name its recording."""
 
 
-class Speaking:
+@dataclass(frozen=True, slots=True)
+class Playback:
+    """What a call plays: a recording, digits, or one and then the other; `seconds` at most."""
+
+    recording_id: str | None
+    seconds: float
+    digits: str = ""
+    repeat_count: int = 1
+    language: str = ""
+
+
+class SpeechService:
     """Has texts spoken, each once per project."""
 
-    def __init__(self, parts: ApiContext) -> None:
-        self._parts = parts
+    def __init__(self, context: ApiContext) -> None:
+        self._context = context
         self._sharing: SharedTasks[Recording] = SharedTasks()
-        self._under_way = UnderWay(MOST_TEXTS, "texts")
+        self._under_way = ConcurrencyQuota(MOST_TEXTS, "texts")
 
     async def recording(self, project_id: str, text: str, language: str | None) -> Recording:
         """The project's recording of `text`, spoken now if it was not before.
 
         Raises InvalidRequestError, naming `text` or `language`, and UnavailableError.
         """
-        key = await self._parts.speech.recording_key(text, language)
+        key = await self._context.speech.recording_key(text, language)
         found = await self._find(project_id, key)
         if found is not None:
             return found
         # Under way for a client that has gone by now, it is still wanted by the next one.
         with self._under_way.one_more(project_id):
-            await self._parts.database.read(
-                lambda conn: recordings.check_room(conn, project_id, quota_of(self._parts.settings))
+            await self._context.database.read(
+                lambda conn: recordings.check_room(
+                    conn, project_id, quota_of(self._context.settings)
+                )
             )
             return await self._sharing.get(
                 f"{project_id} {key}", lambda: self._speak(project_id, text, language, key)
@@ -64,7 +75,7 @@ class Speaking:
 
         Raises InvalidRequestError, naming `voiceId`, `text` or `language`, and UnavailableError.
         """
-        longest = self._parts.settings.otp.max_intro
+        longest = self._context.settings.otp.max_intro
         if intro is not None and intro.seconds > longest:
             raise InvalidRequestError(
                 f"voiceId names a recording of {intro.seconds:g} s; before a one-time password it "
@@ -72,24 +83,24 @@ class Speaking:
             )
         digits = spoken_text.digits(text, LONGEST_CODE)
         # Spoken when the call is answered; whether anybody can is better known now.
-        await self._parts.speech.recording_key(digits, language)
+        await self._context.speech.recording_key(digits, language)
         seconds = repeats * (len(digits) * (DIGIT_SECONDS + GAP_SECONDS) + PAUSE_SECONDS)
         return Playback(
             recording_id=intro.recording_id if intro else None,
             seconds=seconds + (intro.seconds if intro else 0.0),
             digits=digits,
             repeat_count=repeats,
-            language=(language or self._parts.settings.speech.default_language).lower(),
+            language=(language or self._context.settings.speech.default_language).lower(),
         )
 
     async def _find(self, project_id: str, key: str) -> Recording | None:
-        return await self._parts.database.read(
+        return await self._context.database.read(
             lambda conn: recordings.find_by_speech_key(conn, project_id, key)
         )
 
     async def _speak(self, project_id: str, text: str, language: str | None, key: str) -> Recording:
-        spoken = await self._parts.speech.render(text, language, project_id)
-        now = self._parts.clock()
+        spoken = await self._context.speech.render(text, language, project_id)
+        now = self._context.clock()
         made = Recording(
             id=new_id(now),
             project_id=project_id,
@@ -100,19 +111,15 @@ class Speaking:
             kind="speech",
             speech_key=key,
         )
-        await self._parts.voices.put(made.id, spoken)
+        await self._context.voices.put(made.id, spoken)
         kept = None
         try:
-            quota = quota_of(self._parts.settings)
-            kept = await self._parts.database.write(lambda conn: recordings.add(conn, made, quota))
+            quota = quota_of(self._context.settings)
+            kept = await self._context.database.write(
+                lambda conn: recordings.add(conn, made, quota)
+            )
         finally:
             if kept is None or kept.id != made.id:
                 # Another process was faster, or the database can't.
-                await self._parts.voices.delete(made.id)
+                await self._context.voices.delete(made.id)
         return kept
-
-
-def speaking_of(request: Request) -> Speaking:
-    """What has texts spoken for the application that `request` reached."""
-    speaking: Speaking = request.app.state.speaking
-    return speaking

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Path
 from starlette.requests import Request
 from starlette.responses import Response
 
-from bitel.api import ordering
-from bitel.api.auth import Owner
-from bitel.api.context import parts_of
-from bitel.api.envelope import list_body, sent, success, success_body
+from bitel.api.dependencies import Owner, services_of
 from bitel.api.openapi import described, placing_calls
 from bitel.api.placement import Placed
-from bitel.api.responses import CdrAnswer, DateOf, Success
+from bitel.api.reading import idempotency_key, read
+from bitel.api.responses import (
+    CdrAnswer,
+    Success,
+    cdr_answer,
+    json_response,
+    list_body,
+    sent,
+    success,
+    success_body,
+)
 from bitel.api.schemas import BatchBody, OtpBody, SingleBody, SingleTtsBody
 from bitel.domain.ids import is_id
 from bitel.errors import NotFoundError
 from bitel.store import cdr as records
-from bitel.store.cdr import Cdr
 
 router = APIRouter(prefix="/api/v1/voice")
 
@@ -30,25 +36,37 @@ _ID = Success[str]
 @router.post("/single", **placing_calls("Play a recording (v1)", _ID, SingleBody, tag="v1"))
 async def single(request: Request, project: Owner) -> Response:
     """As in v2; answers the call's id."""
-    return await ordering.single(request, project, its_id)
+    services = services_of(request)
+    body = await read(request, SingleBody, services.context.settings.http.max_body)
+    key = idempotency_key(request, body)
+    return sent(await services.placement.single(project, body, key, its_id))
 
 
 @router.post("/otp", **placing_calls("Read a code (v1)", _ID, OtpBody, tag="v1"))
 async def otp(request: Request, project: Owner) -> Response:
     """As in v2; answers the call's id."""
-    return await ordering.otp(request, project, its_id)
+    services = services_of(request)
+    body = await read(request, OtpBody, services.context.settings.http.max_body)
+    key = idempotency_key(request, body)
+    return sent(await services.placement.otp(project, body, key, its_id))
 
 
 @router.post("/tts", **placing_calls("Speak a text (v1)", _ID, SingleTtsBody, tag="v1"))
 async def tts(request: Request, project: Owner) -> Response:
     """As `single/tts` in v2; answers the call's id."""
-    return await ordering.single_tts(request, project, its_id)
+    services = services_of(request)
+    body = await read(request, SingleTtsBody, services.context.settings.http.max_body)
+    key = idempotency_key(request, body)
+    return sent(await services.placement.single_tts(project, body, key, its_id))
 
 
 @router.post("/campaign", **placing_calls("Play to many numbers (v1)", _ID, BatchBody, tag="v1"))
 async def campaign(request: Request, project: Owner) -> Response:
     """As `batch` in v2; answers the campaign's id."""
-    return await ordering.batch(request, project, campaign_id)
+    services = services_of(request)
+    body = await read(request, BatchBody, services.context.settings.http.max_batch_body)
+    key = idempotency_key(request, body)
+    return sent(await services.placement.batch(project, body, key, campaign_id))
 
 
 @router.get(
@@ -62,12 +80,12 @@ async def cdr(
     """The call's detail record; `status` is `WAITING` until the call is over."""
     found = None
     if is_id(call_id):
-        found = await parts_of(request).database.read(
+        found = await services_of(request).context.database.read(
             lambda conn: records.of_call(conn, project.id, call_id)
         )
     if found is None:
         raise NotFoundError("this project has no call of that id")
-    return success(cdr_answer(found, parts_of(request).date))
+    return success(cdr_answer(found, services_of(request).context.date))
 
 
 @router.get(
@@ -82,14 +100,14 @@ async def campaign_cdr(
     """The detail records of its calls, in the order in which they were asked for."""
     found = None
     if is_id(campaign_id):
-        found = await parts_of(request).database.read(
+        found = await services_of(request).context.database.read(
             lambda conn: records.of_campaign(conn, project.id, campaign_id)
         )
     if found is None:
         raise NotFoundError("this project has no campaign of that id")
-    date = parts_of(request).date
+    date = services_of(request).context.date
     records_shown = (cdr_answer(each, date) for each in found)
-    return sent(await asyncio.to_thread(list_body, records_shown))
+    return json_response(await asyncio.to_thread(list_body, records_shown))
 
 
 def its_id(placed: Placed) -> bytes:
@@ -100,18 +118,3 @@ def its_id(placed: Placed) -> bytes:
 def campaign_id(placed: Placed) -> bytes:
     """The answer that holds the campaign's id."""
     return success_body(placed.campaign_id)
-
-
-def cdr_answer(record: Cdr, date: DateOf) -> dict[str, Any]:
-    """A detail record's keys, in the order that v1 clients know."""
-    call = record.call
-    return {
-        "requestId": call.id,
-        "targetNumber": call.phone_number,
-        "status": call.status.name,
-        "billSec": call.bill_seconds,
-        "requestDate": int(date(call.requested_at)),
-        "executionDate": int(date(call.executed_at)),
-        "transactionId": record.transaction_id,
-        "balanceSubtracted": call.price,
-    }

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, FastAPI
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from bitel.api.direct import DirectRoute
+from bitel.api.dependencies import DirectRoute
 from bitel.domain.ids import new_id
 from bitel.store import tokens
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from bitel.api.context import parts_of
+from bitel.api.context import context_of
 from bitel.errors import UnavailableError
 from bitel.store import monitoring
 from bitel.store.database import Database
@@ -44,10 +44,10 @@ async def healthz(request: Request) -> Response:
 @router.head("/readyz", include_in_schema=False)
 async def readyz(request: Request) -> Response:
     """200 where calls can be placed and this process is to get requests; else 503 and why not."""
-    ready = parts_of(request).ready
+    ready = context_of(request).ready
     why = await ready() if ready is not None else ""
     body: dict[str, Any] = {"status": "not ready", "reason": why} if why else {"status": "ready"}
-    body |= parts_of(request).ready_notes()
+    body |= context_of(request).ready_notes()
     return Response(json.dumps(body), status_code=503 if why else 200, media_type=JSON)
 
 
