@@ -13,7 +13,7 @@ from typing import Any, Final
 import jwt
 from sqlalchemy import Connection
 
-from bitel.api.micro_batcher import MicroBatcher
+from bitel.batcher import Batcher
 from bitel.domain.ids import is_id
 from bitel.errors import BitelError, SettingsError, UnauthorizedError
 from bitel.store import tokens
@@ -115,7 +115,7 @@ class Authenticator:
         self._signer = signer
         self._database = database
         self._clock = clock
-        self._batcher = MicroBatcher(self._authenticate)
+        self._batcher = Batcher(self._authenticate)
 
     async def authenticate(self, token: str) -> Project:
         """The project that `token` is of. Raises UnauthorizedError."""

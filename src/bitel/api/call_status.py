@@ -11,8 +11,8 @@ from sqlalchemy import Connection
 
 from bitel.api.auth import Claims, find_owners, token_refused
 from bitel.api.context import ApiContext
-from bitel.api.micro_batcher import MicroBatcher
 from bitel.api.rate_limits import RateLimiter
+from bitel.batcher import Batcher
 from bitel.domain.calls import Call
 from bitel.domain.ids import is_id
 from bitel.errors import BitelError, NotFoundError
@@ -30,7 +30,7 @@ class CallStatusService:
     def __init__(self, context: ApiContext, limits: RateLimiter) -> None:
         self._context = context
         self._limits = limits
-        self._batcher: MicroBatcher[_Query, _Found] = MicroBatcher(self._read)
+        self._batcher: Batcher[_Query, _Found] = Batcher(self._read)
 
     async def find(self, token: str, call_id: str) -> Call:
         """The call of that id which the token's project has, read after this was called.

@@ -18,7 +18,6 @@ from typing import Final, TypeVar
 from sqlalchemy import Connection
 
 from bitel.api.context import ApiContext
-from bitel.api.micro_batcher import MicroBatcher
 from bitel.api.rate_limits import RateLimiter
 from bitel.api.reading import IdempotencyKey
 from bitel.api.schemas import (
@@ -31,6 +30,7 @@ from bitel.api.schemas import (
     SingleTtsBody,
 )
 from bitel.api.speech import Playback, SpeechService
+from bitel.batcher import Batcher
 from bitel.domain.calls import Lane, NewCall, NewCalls
 from bitel.domain.ids import is_id, new_id, new_ids
 from bitel.domain.number_policy import policy_of
@@ -114,7 +114,7 @@ class Placement:
         self._speech = speech
         self._priced_by = context.settings
         self._tariff_of_settings = context.settings.price_list()
-        self._small: MicroBatcher[_Request, StoredAnswer] = MicroBatcher(self._store_small)
+        self._small: Batcher[_Request, StoredAnswer] = Batcher(self._store_small)
         # One thread: it and the event loop take turns with the interpreter, more would crowd it.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="placing")
         # One batch at a time, or a single call would wait until all that came before it are stored.

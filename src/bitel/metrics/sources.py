@@ -8,7 +8,7 @@ from typing import Protocol
 
 from bitel.dialer.trunk_state import TrunkState
 from bitel.dialing.backpressure import OverloadReason
-from bitel.dialing.figures import Figures
+from bitel.dialing.dispatcher import Figures
 from bitel.domain.attempts import Outcome
 from bitel.observability.histogram import Histogram
 from bitel.rtp.streamer import StreamerStats

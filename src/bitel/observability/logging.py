@@ -14,6 +14,7 @@ from typing import Final, Literal, TextIO, cast
 import structlog
 
 from bitel.domain.phone_numbers import masked
+from bitel.token_bucket import TokenBucket
 
 Level = Literal["debug", "info", "warning", "error"]
 
@@ -59,19 +60,13 @@ class LineLimit:
     """
 
     def __init__(self, per_second: float, burst: float) -> None:
-        self._per_second = per_second
-        self._burst = self._tokens = burst
-        self._at = time.monotonic()
+        self._bucket = TokenBucket(per_second, burst, time.monotonic())
         self._left_out = 0
 
     def take(self) -> int | None:
-        now = time.monotonic()
-        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_second)
-        self._at = now
-        if self._tokens < 1:
+        if self._bucket.take(time.monotonic()):
             self._left_out += 1
             return None
-        self._tokens -= 1
         left_out, self._left_out = self._left_out, 0
         return left_out
 
