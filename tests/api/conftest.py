@@ -25,7 +25,7 @@ from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.calls import CallStatus
 from bitel.domain.ids import new_id
 from bitel.domain.pricing import Bill
-from bitel.domain.retry import Final
+from bitel.domain.retry import Finish
 from bitel.recordings.storage import VoiceStore
 from bitel.settings import Settings
 from bitel.speech.engines import SpeechOptions
@@ -129,7 +129,7 @@ class Stage:
         now = self.clock()
         done = AttemptResult(Outcome.ANSWERED, now, now + seconds, answered_at=now)
         ends = [
-            Settlement(one.attempt_id, one.call_id, done, Final(CallStatus.NORMAL),
+            Settlement(one.attempt_id, one.call_id, done, Finish(CallStatus.NORMAL),
                        Bill(seconds, Decimal(price)))
             for one in taken
         ]  # fmt: skip

@@ -15,8 +15,7 @@ from bitel.dialer.playlist import Codec, Playlist, PlaylistSource
 from bitel.dialer.resolver import Resolver
 from bitel.dialer.sip_dialer import SipTrunkDialer
 from bitel.dialer.trunk import Trunk
-from bitel.dialing.dialer import DialRequest
-from bitel.domain.attempts import AttemptResult
+from bitel.domain.attempts import AttemptResult, DialRequest
 from tests.free_ports import free_range
 
 HOST = "127.0.0.1"

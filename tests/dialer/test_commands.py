@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from bitel.dialer.trace_store import Traces
-from bitel.dialing.dialer import DialRequest
-from bitel.domain.attempts import AttemptResult, Outcome
+from bitel.domain.attempts import AttemptResult, DialRequest, Outcome
 from bitel.recordings.sample import write_sample
 from bitel.sip.grammar import Address
 from bitel.test_phone.phone import Phone, PhoneConfig

@@ -14,8 +14,7 @@ from bitel.dialer.call_leg import CallLeg
 from bitel.dialer.media_session import MediaSession
 from bitel.dialer.pending_requests import PendingRequests
 from bitel.dialer.sip_dialer import SipTrunkDialer
-from bitel.dialing.dialer import DialRequest
-from bitel.domain.attempts import AttemptResult, Outcome
+from bitel.domain.attempts import AttemptResult, DialRequest, Outcome
 from bitel.sip import OutgoingRequest, RequestDone, UserAgent
 from bitel.sip_transport.transport import SipTransport
 from tests.dialer.calling import Dialled, dialer

@@ -12,8 +12,7 @@ import pytest
 from bitel.dialer.call_attempt import CallAttempt
 from bitel.dialer.call_leg import CallLeg
 from bitel.dialer.media_session import MediaSession, Patience
-from bitel.dialing.dialer import DialRequest
-from bitel.domain.attempts import Outcome
+from bitel.domain.attempts import DialRequest, Outcome
 from bitel.rtp.packet import PTIMES
 from bitel.rtp.streamer import Streamer, StreamReport
 from bitel.sip import Ended, MediaChanged

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bitel.dialing.dialer import DialRequest
-from bitel.domain.attempts import Outcome
+from bitel.domain.attempts import DialRequest, Outcome
 from tests.dialer.calling import dialer
 from tests.dialer.carrier import answering, carrier
 

@@ -16,8 +16,7 @@ from bitel.dialer import trace_store as traces_module
 from bitel.dialer.trace_files import DAY, Share, TraceFiles
 from bitel.dialer.trace_format import Entry, Traced
 from bitel.dialer.trace_store import MANY_WRONG, MOST_BYTES, MOST_WAITING, Keep, Traces
-from bitel.dialing.dialer import DialRequest
-from bitel.domain.attempts import AttemptResult, Outcome
+from bitel.domain.attempts import AttemptResult, DialRequest, Outcome
 from bitel.errors import NotFoundError
 from bitel.sip import Credentials
 from bitel.sip.grammar import Address

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 
 from bitel.dialing.backpressure import LoadSample
-from bitel.dialing.dialer import DialRequest, OnAnswered, OnRinging, ignore_ringing
+from bitel.dialing.dialer import OnAnswered, OnRinging, ignore_ringing
 from bitel.dialing.dispatcher import Dispatcher, Limits
-from bitel.domain.attempts import AttemptResult, Outcome
+from bitel.domain.attempts import AttemptResult, DialRequest, Outcome
 from bitel.domain.calls import Call, Lane, NewCall
 from bitel.domain.ids import new_id
 from bitel.domain.pricing import Rate, Tariff

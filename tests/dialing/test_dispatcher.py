@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from bitel.dialing.dialer import DialRequest, OnAnswered
+from bitel.dialing.dialer import OnAnswered
 from bitel.dialing.dispatcher import (
     AT_ONCE,
     REDIAL_MARGIN,
@@ -20,7 +20,7 @@ from bitel.dialing.dispatcher import (
     Dispatcher,
     Limits,
 )
-from bitel.domain.attempts import AttemptResult, Outcome
+from bitel.domain.attempts import AttemptResult, DialRequest, Outcome
 from bitel.domain.calls import CallStatus, Lane
 from bitel.domain.pricing import Rate, Tariff
 from bitel.store import calls, claims, leases, pausing, projects, recovery

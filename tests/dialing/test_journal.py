@@ -14,8 +14,8 @@ from bitel.dialing.journal import Journal
 from bitel.domain.attempts import AttemptResult, Media, Outcome
 from bitel.domain.calls import CallStatus
 from bitel.domain.pricing import Bill
-from bitel.domain.retry import Again, Final
-from bitel.store.settling import Requeue, Settlement
+from bitel.domain.retry import Finish, Requeue, RetryAt
+from bitel.store.settling import Settlement
 from tests.small_disk import fill, small_disk
 
 MOST = 20
@@ -23,9 +23,9 @@ MOST = 20
 
 def settlement(number: int, detail: str = "busy here") -> Settlement:
     verdicts = (
-        Final(CallStatus.NORMAL),
-        Final(CallStatus.ERROR, detail),
-        Again(1_700_000_000.123456, spends_retry=True, trouble=2),
+        Finish(CallStatus.NORMAL),
+        Finish(CallStatus.ERROR, detail),
+        RetryAt(1_700_000_000.123456, spends_retry=True, trouble=2),
         Requeue(1_700_000_060.5),
     )
     media = Media(250, 240, "12*#A", 0.125, None) if number % 2 else None

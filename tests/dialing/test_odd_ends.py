@@ -16,13 +16,13 @@ from bitel.domain.attempts import AttemptResult, Media, Outcome
 from bitel.domain.calls import Call, CallStatus, Lane, NewCall
 from bitel.domain.ids import new_id
 from bitel.domain.pricing import NOTHING, Bill
-from bitel.domain.retry import Again, Final
+from bitel.domain.retry import Finish, Requeue, RetryAt
 from bitel.store import balances, calls, claims, projects, recordings, recovery, settling
 from bitel.store.claims import Claim
 from bitel.store.database import Database
 from bitel.store.leases import Lease
 from bitel.store.schema import webhook_event
-from bitel.store.settling import Requeue, Settlement, Unstorable
+from bitel.store.settling import Settlement, Unstorable
 from tests.support import call_rows
 
 NOW = 1_700_000_000.0
@@ -55,8 +55,8 @@ attempted = st.builds(
     media,
 )
 verdicts = st.one_of(
-    st.builds(Final, st.sampled_from([each for each in CallStatus if each.final]), words),
-    st.builds(Again, times, st.booleans(), counts),
+    st.builds(Finish, st.sampled_from([each for each in CallStatus if each.final]), words),
+    st.builds(RetryAt, times, st.booleans(), counts),
     st.builds(Requeue, times),
 )
 bills = st.one_of(st.just(NOTHING), st.builds(Bill, counts, amounts))
@@ -129,7 +129,7 @@ def world(database: Database) -> World:
 
 def good(claim: Claim) -> Settlement:
     done = AttemptResult(Outcome.ANSWERED, NOW, NOW + 12, NOW + 2, 200, 16, "far")
-    final = Final(CallStatus.NORMAL)
+    final = Finish(CallStatus.NORMAL)
     return Settlement(claim.attempt_id, claim.call_id, done, final, Bill(10, Decimal("1.5")))
 
 
@@ -140,15 +140,17 @@ FINE = AttemptResult(Outcome.ANSWERED, NOW, NOW + 12, NOW + 2)
     max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
 )
 @given(attempted, verdicts, bills)
-@example(FINE._replace(ended_at=float("nan")), Final(CallStatus.NORMAL), NOTHING)
-@example(FINE, Final(CallStatus.NORMAL), Bill(10, Decimal(10) ** 15))
-@example(FINE, Final(CallStatus.NORMAL), Bill(2**40, Decimal(1)))
+@example(FINE._replace(ended_at=float("nan")), Finish(CallStatus.NORMAL), NOTHING)
+@example(FINE, Finish(CallStatus.NORMAL), Bill(10, Decimal(10) ** 15))
+@example(FINE, Finish(CallStatus.NORMAL), Bill(2**40, Decimal(1)))
 @example(
     AttemptResult(Outcome.BUSY, NOW, NOW + 1),
-    Again(float("nan"), spends_retry=True, trouble=0),
+    RetryAt(float("nan"), spends_retry=True, trouble=0),
     NOTHING,
 )
-@example(FINE._replace(media=Media(2**40, -1, "1" * 900 + "\0")), Final(CallStatus.NORMAL), NOTHING)
+@example(
+    FINE._replace(media=Media(2**40, -1, "1" * 900 + "\0")), Finish(CallStatus.NORMAL), NOTHING
+)
 def test_every_end_leaves_its_call_final_or_due_and_its_neighbours_unharmed(
     world: World, attempted: AttemptResult, verdict: Any, bill: Bill
 ) -> None:
@@ -195,7 +197,7 @@ async def test_what_nobody_answered_and_is_refused_ends_as_error(world: World) -
     odd = world.claim()[0]
     done = AttemptResult(Outcome.BUSY, NOW, float("inf"), detail="secret words")
     records = AttemptWriter(world.database, world.lease, lambda: NOW + 20)
-    verdict = Again(NOW + 60, spends_retry=True, trouble=0)
+    verdict = RetryAt(NOW + 60, spends_retry=True, trouble=0)
     assert await records.settle(Settlement(odd.attempt_id, odd.call_id, done, verdict))
     call = world.call(odd.call_id)
     assert call.status is CallStatus.ERROR

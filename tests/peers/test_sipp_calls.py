@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from bitel.dialer.sip_dialer import SipTrunkDialer
-from bitel.dialing.dialer import DialRequest, OnAnswered, OnRinging, ignore_ringing
-from bitel.domain.attempts import AttemptResult, Outcome
+from bitel.dialing.dialer import OnAnswered, OnRinging, ignore_ringing
+from bitel.domain.attempts import AttemptResult, DialRequest, Outcome
 from bitel.domain.calls import CallStatus
 from bitel.sip import refresh
 from bitel.store.database import Database

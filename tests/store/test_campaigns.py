@@ -9,7 +9,7 @@ from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.calls import CallStatus
 from bitel.domain.ids import new_id, new_ids
 from bitel.domain.pricing import Bill
-from bitel.domain.retry import Final
+from bitel.domain.retry import Finish
 from bitel.store import campaigns, claims
 from bitel.store.campaigns import Campaign, CampaignState
 from bitel.store.settling import Settlement
@@ -48,7 +48,7 @@ def test_a_campaign_is_finished_when_its_last_call_is(world: World) -> None:
     for price, one in zip(("1.5", "0.25"), claimed, strict=True):
         done = AttemptResult(Outcome.ANSWERED, placed_at, placed_at + 9, placed_at + 1)
         bill = Bill(8, Decimal(price))
-        ended = Settlement(one.attempt_id, one.call_id, done, Final(CallStatus.NORMAL), bill)
+        ended = Settlement(one.attempt_id, one.call_id, done, Finish(CallStatus.NORMAL), bill)
         world.clock.advance(10)
         world.settle(lease, ended)
     state = find(world, campaign_id)

@@ -36,7 +36,7 @@ from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.calls import CallStatus, Lane, NewCall
 from bitel.domain.ids import new_id
 from bitel.domain.pricing import NOTHING, Bill
-from bitel.domain.retry import Verdict, decide
+from bitel.domain.retry import Requeue, RetryDecision, decide
 from bitel.errors import InsufficientBalanceError
 from bitel.store import calls as call_rows
 from bitel.store import (
@@ -61,7 +61,7 @@ from bitel.store.schema import (
     recording,
     webhook_event,
 )
-from bitel.store.settling import Requeue, Settlement
+from bitel.store.settling import Settlement
 from tests.support import call_rows as rows
 
 if TYPE_CHECKING:
@@ -349,7 +349,7 @@ class History(RuleBasedStateMachine):
         if answered_at is not None:
             outcome = Outcome.ANSWERED
         done = AttemptResult(outcome, one.claim.started_at, self.now, answered_at)
-        verdict: Verdict | Requeue = decide(one.claim.rule, done)
+        verdict: RetryDecision = decide(one.claim.rule, done)
         if hand_back and answered_at is None:
             verdict = Requeue(self.now)
         bill = NOTHING if answered_at is None else bill

@@ -10,7 +10,7 @@ import pytest
 
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.calls import CallStatus
-from bitel.domain.retry import Again, Final, decide
+from bitel.domain.retry import Finish, RetryAt, decide
 from bitel.store import claims, leases, recovery
 from bitel.store.claims import Claim
 from bitel.store.database import Database
@@ -345,7 +345,7 @@ def test_a_crash_gives_no_call_another_redial_after_an_uncertain_failure(world: 
     now = world.clock()
     failed = AttemptResult(Outcome.UNCERTAIN, now, now)
     verdict = decide(first.rule, failed)
-    assert isinstance(verdict, Again)
+    assert isinstance(verdict, RetryAt)
     assert not verdict.spends_retry
     world.settle(lease, Settlement(first.attempt_id, first.call_id, failed, verdict))
     world.clock.advance(60)
@@ -356,4 +356,4 @@ def test_a_crash_gives_no_call_another_redial_after_an_uncertain_failure(world: 
     (third,) = world.claim(lease)
     assert (third.rule.retries_left, third.rule.uncertain) == (0, 1)
     now = world.clock()
-    assert isinstance(decide(third.rule, AttemptResult(Outcome.UNCERTAIN, now, now)), Final)
+    assert isinstance(decide(third.rule, AttemptResult(Outcome.UNCERTAIN, now, now)), Finish)

@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.calls import CallStatus, Lane
-from bitel.domain.retry import Again, Final
+from bitel.domain.retry import Finish, RetryAt
 from bitel.store import claims, do_not_call, number_exclusion
 from bitel.store.database import Database
 from bitel.store.number_exclusion import LONGEST_PARKED, OTP_PARKED_FOR, PARKED_FOR
@@ -32,7 +32,7 @@ def end(world: World, lease: Lease, claimed: Claim) -> None:
     now = world.clock()
     busy = AttemptResult(Outcome.BUSY, claimed.started_at, now)
     world.settle(
-        lease, Settlement(claimed.attempt_id, claimed.call_id, busy, Final(CallStatus.USER_BUSY))
+        lease, Settlement(claimed.attempt_id, claimed.call_id, busy, Finish(CallStatus.USER_BUSY))
     )
 
 
@@ -125,7 +125,7 @@ def test_a_retry_waits_for_another_call_to_the_number(world: World) -> None:
     lease = world.take_over()
     (first,) = world.claim(lease)
     busy = AttemptResult(Outcome.BUSY, first.started_at, world.clock())
-    again = Again(world.clock() + 5, spends_retry=True, trouble=0)
+    again = RetryAt(world.clock() + 5, spends_retry=True, trouble=0)
     world.settle(lease, Settlement(first.attempt_id, first.call_id, busy, again))
     second = world.place(e164=NUMBER)
     assert [one.call_id for one in world.claim(lease)] == [second]

@@ -13,7 +13,7 @@ from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.calls import CallStatus
 from bitel.domain.ids import new_id
 from bitel.domain.pricing import Bill
-from bitel.domain.retry import Again, Final
+from bitel.domain.retry import Finish, RetryAt
 from bitel.store import claims, endings, webhooks
 from bitel.store.schema import webhook_event, webhook_try
 from bitel.store.settling import Settlement
@@ -68,7 +68,7 @@ def test_an_event_tells_of_a_call_that_is_over(told: World) -> None:
     assert claim(told) == []
     done = AttemptResult(Outcome.ANSWERED, 1.0, 9.0, 2.0)
     bill = Bill(7, Decimal("1.5"))
-    ended = Settlement(claimed.attempt_id, call_id, done, Final(CallStatus.NORMAL), bill)
+    ended = Settlement(claimed.attempt_id, call_id, done, Finish(CallStatus.NORMAL), bill)
     told.settle(lease, ended)
 
     (delivery,) = claim(told)
@@ -103,11 +103,11 @@ def test_there_is_one_event_a_call_however_it_ends_and_none_before(told: World) 
     told.place()
     (busy,) = told.claim(lease)
     done = AttemptResult(Outcome.BUSY, 1.0, 2.0)
-    again = Settlement(busy.attempt_id, busy.call_id, done, Again(told.clock(), True, 0))
+    again = Settlement(busy.attempt_id, busy.call_id, done, RetryAt(told.clock(), True, 0))
     told.settle(lease, again)
     assert told.count(webhook_event) == 3
     (busy,) = told.claim(lease)
-    ended = Settlement(busy.attempt_id, busy.call_id, done, Final(CallStatus.USER_BUSY))
+    ended = Settlement(busy.attempt_id, busy.call_id, done, Finish(CallStatus.USER_BUSY))
     told.settle(lease, ended, ended)
     told.settle(lease, ended)
     assert told.count(webhook_event) == 4

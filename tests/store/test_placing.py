@@ -16,7 +16,7 @@ from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.calls import CallStatus, Lane, NewCalls
 from bitel.domain.ids import new_ids
 from bitel.domain.pricing import Bill
-from bitel.domain.retry import Again, Final
+from bitel.domain.retry import Finish, RetryAt
 from bitel.errors import InsufficientBalanceError, InvalidRequestError, TooManyRequestsError
 from bitel.store import claims, do_not_call, placing, recordings
 from bitel.store.database import Database
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from bitel.store.claims import Claim
     from tests.store.conftest import World
 
-NORMAL = Final(CallStatus.NORMAL)
-BUSY = Final(CallStatus.USER_BUSY)
+NORMAL = Finish(CallStatus.NORMAL)
+BUSY = Finish(CallStatus.USER_BUSY)
 
 
 def place(world: World, *reserves: str, **more: Any) -> list[str]:
@@ -37,7 +37,7 @@ def place(world: World, *reserves: str, **more: Any) -> list[str]:
     return [one.id for one in world.do(lambda conn: call_rows.place(conn, new))]
 
 
-def over(claimed: Claim, verdict: Final | Again, price: str | None = None) -> Settlement:
+def over(claimed: Claim, verdict: Finish | RetryAt, price: str | None = None) -> Settlement:
     answered_at = None if price is None else claimed.started_at + 1
     outcome = Outcome.BUSY if price is None else Outcome.ANSWERED
     done = AttemptResult(outcome, claimed.started_at, claimed.started_at + 9, answered_at)
@@ -68,7 +68,7 @@ def test_a_retry_keeps_its_reservation(world: World) -> None:
     lease = world.take_over()
     (claimed,) = world.claim(lease)
 
-    world.settle(lease, over(claimed, Again(world.clock(), spends_retry=True, trouble=0)))
+    world.settle(lease, over(claimed, RetryAt(world.clock(), spends_retry=True, trouble=0)))
 
     assert world.project().reserved == 4
 

@@ -10,21 +10,21 @@ import pytest
 from bitel.domain.attempts import AttemptResult, Media, Outcome
 from bitel.domain.calls import CallStatus
 from bitel.domain.pricing import NOTHING, Bill
-from bitel.domain.retry import Again, Final, Verdict
+from bitel.domain.retry import Finish, Requeue, RetryAt, RetryDecision
 from bitel.store import balances, do_not_call, projects
 from bitel.store.schema import SETTLED, ledger_entry
-from bitel.store.settling import Requeue, Settlement
+from bitel.store.settling import Settlement
 
 if TYPE_CHECKING:
     from bitel.store.claims import Claim
     from tests.store.conftest import World
 
-NORMAL = Final(CallStatus.NORMAL)
+NORMAL = Finish(CallStatus.NORMAL)
 
 
 def settlement(
     claimed: Claim,
-    verdict: Verdict | Requeue,
+    verdict: RetryDecision,
     outcome: Outcome = Outcome.BUSY,
     bill: Bill = NOTHING,
     **more: Any,
@@ -63,7 +63,7 @@ def test_an_unwanted_call_puts_its_number_on_the_do_not_call_list(
     call_id = world.place()
     lease = world.take_over()
     (claimed,) = world.claim(lease)
-    refused = Final(CallStatus.ERROR, f"{code} Unwanted")
+    refused = Finish(CallStatus.ERROR, f"{code} Unwanted")
     done = settlement(claimed, refused, Outcome.REFUSED_FOR_GOOD, sip_code=code)
     assert world.settle(lease, done)
     on_list = world.do(lambda conn: do_not_call.listing(conn, world.project_id))
@@ -78,7 +78,7 @@ def test_uncertain_redials_are_counted(world: World) -> None:
     lease = world.take_over()
     (claimed,) = world.claim(lease)
     due = world.clock()
-    world.settle(lease, settlement(claimed, Again(due, False, 0, uncertain=1), Outcome.UNCERTAIN))
+    world.settle(lease, settlement(claimed, RetryAt(due, False, 0, uncertain=1), Outcome.UNCERTAIN))
     (claimed,) = world.claim(lease)
     assert (claimed.rule.uncertain, claimed.rule.retries_left) == (1, 0)
     world.settle(lease, settlement(claimed, Requeue(due)))
@@ -158,7 +158,7 @@ def test_an_attempt_that_is_not_billed_has_no_entry_though_somebody_answered(
     (claimed,) = world.claim(lease)
     not_played = settlement(
         claimed,
-        Again(world.clock(), spends_retry=False, trouble=1),
+        RetryAt(world.clock(), spends_retry=False, trouble=1),
         outcome,
         answered_at=claimed.started_at + 8,
     )
@@ -189,7 +189,7 @@ def test_a_retry_is_spent_and_the_call_due_again(world: World) -> None:
     (claimed,) = world.claim(lease)
     due_at = world.clock() + 80
 
-    world.settle(lease, settlement(claimed, Again(due_at, spends_retry=True, trouble=0)))
+    world.settle(lease, settlement(claimed, RetryAt(due_at, spends_retry=True, trouble=0)))
 
     assert world.call(call_id).status is CallStatus.WAITING
     assert world.ledger() == []
@@ -207,7 +207,7 @@ def test_trunk_trouble_is_counted_and_spends_no_retry(world: World) -> None:
     for trouble in (1, 2, 3):
         (claimed,) = world.claim(lease)
         assert claimed.rule.trouble == trouble - 1
-        again = Again(world.clock(), spends_retry=False, trouble=trouble)
+        again = RetryAt(world.clock(), spends_retry=False, trouble=trouble)
         world.settle(lease, settlement(claimed, again, Outcome.TRUNK_TROUBLE))
     (claimed,) = world.claim(lease)
     assert (claimed.rule.retries_left, claimed.rule.trouble) == (2, 3)
@@ -219,7 +219,7 @@ def test_an_attempt_handed_back_leaves_the_call_as_it_was(world: World) -> None:
     (claimed,) = world.claim(lease)
     world.settle(
         lease,
-        settlement(claimed, Again(world.clock(), spends_retry=False, trouble=4)),
+        settlement(claimed, RetryAt(world.clock(), spends_retry=False, trouble=4)),
     )
     (claimed,) = world.claim(lease)
 
@@ -233,10 +233,10 @@ def test_an_attempt_handed_back_leaves_the_call_as_it_was(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    "verdict", [Again(1.0, spends_retry=True, trouble=0), Requeue(1.0)], ids=["again", "back"]
+    "verdict", [RetryAt(1.0, spends_retry=True, trouble=0), Requeue(1.0)], ids=["again", "back"]
 )
 def test_whoever_was_heard_is_never_due_again_whatever_the_verdict(
-    world: World, verdict: Again | Requeue
+    world: World, verdict: RetryAt | Requeue
 ) -> None:
     call_id = world.place(retry_count=5)
     lease = world.take_over()
@@ -256,7 +256,7 @@ def test_an_error_says_why(world: World) -> None:
     (claimed,) = world.claim(lease)
 
     world.settle(
-        lease, settlement(claimed, Final(CallStatus.ERROR, "no such number"), Outcome.BAD_NUMBER)
+        lease, settlement(claimed, Finish(CallStatus.ERROR, "no such number"), Outcome.BAD_NUMBER)
     )
 
     call = world.call(call_id)
@@ -298,7 +298,7 @@ def test_what_a_far_end_says_can_always_be_stored(world: World, detail: str) -> 
 
     hostile = settlement(
         claimed,
-        Final(CallStatus.ERROR, detail),
+        Finish(CallStatus.ERROR, detail),
         Outcome.REFUSED,
         detail=detail,
         sip_code=99_999_999_999,
@@ -319,8 +319,8 @@ def test_many_are_settled_in_one_go(world: World) -> None:
     claimed = world.claim(lease)
 
     offered = [answered(one, "0.0001") for one in claimed[:10]]
-    offered += [settlement(one, Final(CallStatus.USER_BUSY)) for one in claimed[10:20]]
-    offered += [settlement(one, Again(world.clock(), True, 0)) for one in claimed[20:]]
+    offered += [settlement(one, Finish(CallStatus.USER_BUSY)) for one in claimed[10:20]]
+    offered += [settlement(one, RetryAt(world.clock(), True, 0)) for one in claimed[20:]]
     assert len(world.settle(lease, *offered)) == 30
 
     statuses = [world.call(call_id).status for call_id in ids]
@@ -359,7 +359,7 @@ def test_an_answer_without_a_common_codec_is_billed_and_an_error(world: World) -
     (claimed,) = world.claim(lease)
     done = settlement(
         claimed,
-        Final(CallStatus.ERROR),
+        Finish(CallStatus.ERROR),
         Outcome.MEDIA_MISMATCH,
         Bill(1, Decimal("1.5")),
         answered_at=claimed.started_at + 19.5,
@@ -379,7 +379,7 @@ def test_a_call_that_a_fault_of_ours_cut_off_is_not_billed(world: World) -> None
     world.heard(lease, claimed)
     done = settlement(
         claimed,
-        Final(CallStatus.UNKNOWN),
+        Finish(CallStatus.UNKNOWN),
         Outcome.CUT_OFF,
         Bill(12, Decimal("1.5")),
         answered_at=claimed.started_at + 8,

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from bitel.dialer.config import SipTrunkConfig
     from bitel.dialer.playlist import Codec, Playlist
     from bitel.dialer.sip_dialer import SipTrunkDialer
-    from bitel.dialing.dialer import DialRequest
-    from bitel.domain.attempts import AttemptResult
+    from bitel.domain.attempts import AttemptResult, DialRequest
     from bitel.settings import Settings
     from bitel.sip.grammar import Address
 
@@ -80,7 +79,7 @@ def _config(settings: Settings, dialer_id: str | None) -> SipTrunkConfig:
 async def _dial(
     config: SipTrunkConfig, e164: str, voice: Path | None, *, full: bool
 ) -> AttemptResult:
-    from bitel.dialing.dialer import DialRequest
+    from bitel.domain.attempts import DialRequest
     from bitel.domain.ids import new_id
 
     with tempfile.TemporaryDirectory(prefix="bitel-dial-") as folder:

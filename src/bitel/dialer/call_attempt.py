@@ -9,10 +9,11 @@ from typing import Final, Literal
 from bitel.dialer.call_leg import CallLeg
 from bitel.dialer.media_session import MediaSession
 from bitel.dialer.trunk import shown
-from bitel.dialing.dialer import DialRequest, OnRinging
+from bitel.dialing.dialer import OnRinging
 from bitel.domain.attempts import (
     IRREGULARITIES,
     AttemptResult,
+    DialRequest,
     Irregularity,
     Media,
     Outcome,

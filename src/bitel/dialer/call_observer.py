@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
-from bitel.dialing.dialer import DialRequest
-from bitel.domain.attempts import AttemptResult
+from bitel.domain.attempts import AttemptResult, DialRequest
 from bitel.sip.grammar import Address
 
 

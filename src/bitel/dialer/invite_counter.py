@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from bitel.dialer.call_observer import CallObserver
-from bitel.dialing.dialer import DialRequest
-from bitel.domain.attempts import AttemptResult
+from bitel.domain.attempts import AttemptResult, DialRequest
 
 
 class InviteCounter:

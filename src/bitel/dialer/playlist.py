@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final, Literal, Protocol
 
 from bitel.dialer.clip_pool import ClipPool, Location
-from bitel.dialing.dialer import DialRequest
+from bitel.domain.attempts import DialRequest
 from bitel.errors import NotFoundError, UnavailableError
 from bitel.g711 import ALAW_SILENCE, SAMPLE_RATE, ULAW_SILENCE
 from bitel.recordings.storage import VoiceStore

@@ -26,9 +26,9 @@ from bitel.dialer.resolver import Resolver
 from bitel.dialer.trunk import Trunk, shown
 from bitel.dialer.trunk_monitor import RESTART_PAUSE, Passed, TrunkMonitor
 from bitel.dialer.trunk_state import TrunkState
-from bitel.dialing.dialer import DialRequest, OnAnswered, OnRinging, ignore_ringing
+from bitel.dialing.dialer import OnAnswered, OnRinging, ignore_ringing
 from bitel.dialing.recording_faults import RecordingFaults
-from bitel.domain.attempts import AttemptResult, Outcome
+from bitel.domain.attempts import AttemptResult, DialRequest, Outcome
 from bitel.domain.pricing import DEFAULT_HOLD, longest_call
 from bitel.errors import BitelError, InvalidRequestError, NotFoundError, UnavailableError
 from bitel.g711 import SAMPLE_RATE

@@ -20,8 +20,7 @@ import structlog
 from bitel.dialer.trace_files import Share, TraceFiles
 from bitel.dialer.trace_format import ERRORS, Direction, Entry, sip_call_id
 from bitel.dialer.trunk import shown
-from bitel.dialing.dialer import DialRequest
-from bitel.domain.attempts import AttemptResult, Outcome
+from bitel.domain.attempts import AttemptResult, DialRequest, Outcome
 from bitel.sip.grammar import Address
 
 log = structlog.get_logger(__name__)

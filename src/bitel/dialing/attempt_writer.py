@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 
 from bitel.batcher import Batcher
 from bitel.dialing.journal import Journal
-from bitel.domain.retry import Final as FinalVerdict
+from bitel.domain.retry import Finish
 from bitel.errors import UnavailableError
 from bitel.store import claims, db_errors, settling
 from bitel.store.database import Database
@@ -337,7 +337,7 @@ async def apply_journal(
 def log_fields(one: Settlement) -> dict[str, str]:
     """A settlement as the log shows it: no number, nothing that was keyed."""
     verdict = one.verdict
-    then = verdict.status.name if isinstance(verdict, FinalVerdict) else "due again"
+    then = verdict.status.name if isinstance(verdict, Finish) else "due again"
     return {
         "attempt": one.attempt_id,
         "call": one.call_id,

@@ -24,15 +24,14 @@ from sqlalchemy import Connection
 from bitel.dialing.attempt_writer import AttemptWriter, apply_journal
 from bitel.dialing.backpressure import Backpressure, LoadSample
 from bitel.dialing.claim_mark import ClaimMark
-from bitel.dialing.dialer import Dialer, DialRequest
+from bitel.dialing.dialer import Dialer
 from bitel.dialing.journal import Journal
 from bitel.dialing.recording_faults import RecordingFaults
 from bitel.domain.attempts import AttemptResult, Irregularity, Outcome
 from bitel.domain.calls import CallStatus, Lane
 from bitel.domain.phone_numbers import masked
 from bitel.domain.pricing import NOTHING, Tariff
-from bitel.domain.retry import Final as FinalVerdict
-from bitel.domain.retry import decide
+from bitel.domain.retry import Finish, Requeue, decide
 from bitel.errors import UnavailableError
 from bitel.store import claims, leases, pausing, recovery, settling
 from bitel.store.claims import Claim, Room
@@ -40,7 +39,7 @@ from bitel.store.database import Database
 from bitel.store.leases import Lease, LostLease, TakeOverTerms, TrunkHistory
 from bitel.store.pausing import InForce
 from bitel.store.recovery import Recovered
-from bitel.store.settling import Requeue, Settlement
+from bitel.store.settling import Settlement
 from bitel.token_bucket import TokenBucket
 
 log = structlog.get_logger(__name__)
@@ -573,16 +572,6 @@ class Dispatcher:
         if not self._tariff.prices(claim.e164):
             # The tariff has changed since it was placed; the call would cost us and nobody else.
             return self._unpriced(claim)
-        order = DialRequest(
-            claim.attempt_id,
-            claim.call_id,
-            claim.e164,
-            claim.recording_id,
-            claim.digits,
-            claim.repeat_count,
-            claim.language,
-            claim.longest_seconds,
-        )
         reached = False
 
         async def heard(answered_at: float) -> bool:
@@ -596,7 +585,7 @@ class Dispatcher:
             self._records.rang(claim.attempt_id, rang_at)
 
         try:
-            attempted = await self._dialer.dial(order, heard, rang)
+            attempted = await self._dialer.dial(claim, heard, rang)
         except Exception:
             # A fault of our own. A call that was answered is not made again; any other may have
             # rung, so that a fault which always comes back must not ring it again and again.
@@ -629,7 +618,7 @@ class Dispatcher:
         now = self._clock()
         why = "no line of the tariff prices the number"
         attempted = AttemptResult(Outcome.REFUSED, now, now, detail=why)
-        verdict = FinalVerdict(CallStatus.ERROR, why)
+        verdict = Finish(CallStatus.ERROR, why)
         return Settlement(claim.attempt_id, claim.call_id, attempted, verdict)
 
     def _hand_back(self, claim: Claim, why: str, wait: float = 0.0) -> Settlement:

@@ -13,10 +13,10 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, bindparam, func, insert, literal, select, update
 
-from bitel.domain.attempts import AttemptResult, Outcome
+from bitel.domain.attempts import AttemptResult, DialRequest, Outcome
 from bitel.domain.calls import CallStatus, Lane
 from bitel.domain.ids import new_ids
-from bitel.domain.retry import RetryRule
+from bitel.domain.retry import Requeue, RetryRule
 from bitel.store import (
     calls,
     do_not_call,
@@ -27,12 +27,11 @@ from bitel.store import (
     pausing,
 )
 from bitel.store.endings import (
-    CallAgain,
     CallEnd,
-    call_again,
     end_attempts,
     end_calls,
     forget_requests,
+    requeue_calls,
 )
 from bitel.store.leases import Lease, LostLease
 from bitel.store.schema import HEARD, HELD, attempt, call, is_due, is_open
@@ -48,24 +47,15 @@ _NEVER_DIALLED: Final = "its claim was not known to be durable"
 _FROM_THE_START: Mapping[Lane, str] = MappingProxyType({})
 
 
-class Claim(NamedTuple):
-    """An attempt that its worker may make now, and nobody else."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim(DialRequest):
+    """An attempt that its worker may make now, and no other."""
 
-    attempt_id: str
-    call_id: str
     project_id: str
-    e164: str
-    recording_id: str | None
-    """What is played first; None where only digits are read."""
     started_at: float
     rule: RetryRule
     """What the call still allows once this attempt is over."""
     lane: Lane
-    digits: str = ""
-    repeat_count: int = 1
-    language: str = ""
-    longest_seconds: int = 0
-    """Seconds after the answer at which the call is ended; 0: as its dialer thinks fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,13 +211,9 @@ def undo(
         [CallEnd(row.call_id, CallStatus.CANCELED) for row in never_dialled if row.id in canceled],
         now,
     )
-    call_again(
+    requeue_calls(
         conn,
-        [
-            CallAgain(row.call_id, now, spends_retry=False, trouble=None)
-            for row in never_dialled
-            if row.id not in canceled
-        ],
+        [(row.call_id, Requeue(now)) for row in never_dialled if row.id not in canceled],
     )
     return len(never_dialled)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
@@ -27,11 +26,11 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.types import TypeEngine
 
 from bitel.domain.attempts import AttemptResult, Media
 from bitel.domain.calls import CallStatus
 from bitel.domain.ids import new_ids
+from bitel.domain.retry import Requeue, RetryAt
 from bitel.store import balances, call_counters
 from bitel.store.schema import (
     PENDING,
@@ -60,21 +59,6 @@ class CallEnd(NamedTuple):
     bill_seconds: int = 0
     price: Decimal = Decimal(0)
     reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class CallAgain:
-    """A call that waits for another attempt.
-
-    `trouble` and `uncertain` are how often it has met trunk trouble in a row, and been redialled
-    after uncertain failures; without `trouble` both counts stay as they are.
-    """
-
-    call_id: str
-    due_at: float
-    spends_retry: bool
-    trouble: int | None
-    uncertain: int = 0
 
 
 def end_attempts(conn: Connection, ends: Iterable[tuple[str, AttemptResult]]) -> None:
@@ -154,14 +138,18 @@ def end_waiting(conn: Connection, ends: Sequence[tuple[Any, CallEnd]], now: floa
     _write_events(conn, [(row.project_id, end.call_id) for row, end in ends if row.is_told], now)
 
 
-def call_again(conn: Connection, again: Sequence[CallAgain]) -> None:
-    """Make calls due for another attempt."""
-    same = [_again_values(one) for one in again if one.trouble is None]
-    counted = [
-        (*_again_values(one), one.trouble, one.uncertain)
-        for one in again
-        if one.trouble is not None
-    ]
+def requeue_calls(conn: Connection, again: Iterable[tuple[str, RetryAt | Requeue]]) -> None:
+    """Make calls, given by their ids, due for another attempt."""
+    same: list[tuple[str, float]] = []
+    counted: list[tuple[str, float, int, int, int]] = []
+    for call_id, decision in again:
+        if isinstance(decision, Requeue):
+            same.append((call_id, decision.due_at))
+        else:
+            counted.append(
+                (call_id, decision.due_at, int(decision.spends_retry), decision.trouble,
+                 decision.uncertain)
+            )  # fmt: skip
     if same:
         _DUE_AGAIN.run(conn, {"again": same})
     if counted:
@@ -185,10 +173,6 @@ def _write_events(conn: Connection, told: Sequence[tuple[str, str]], now: float)
         ids = new_ids(now, len(told))
         events = [(event_id, *one) for event_id, one in zip(ids, told, strict=True)]
         _TELL.run(conn, {"events": events, "now": now})
-
-
-def _again_values(one: CallAgain) -> tuple[Any, ...]:
-    return one.call_id, one.due_at, int(one.spends_retry)
 
 
 is_told = and_(project.c.webhook_url.is_not(None), project.c.webhook_off_reason.is_(None))
@@ -261,20 +245,25 @@ _TELL: Final = Statement(
 )
 
 
-def _due_again(**more: TypeEngine[Any]) -> Statement:
-    again = values_parameter(
-        "again", id=call.c.id.type, due_at=call.c.due_at.type, spent=Integer(), **more
+_same = values_parameter("again", id=call.c.id.type, due_at=call.c.due_at.type)
+_DUE_AGAIN: Final = Statement(
+    update(call).where(call.c.id == _same.c.id).values(due_at=_same.c.due_at)
+)
+_again = values_parameter(
+    "again",
+    id=call.c.id.type,
+    due_at=call.c.due_at.type,
+    spent=Integer(),
+    trouble=call.c.trouble.type,
+    uncertain=call.c.uncertain.type,
+)
+_DUE_AGAIN_COUNTED: Final = Statement(
+    update(call)
+    .where(call.c.id == _again.c.id)
+    .values(
+        due_at=_again.c.due_at,
+        retries_left=call.c.retries_left - _again.c.spent,
+        trouble=_again.c.trouble,
+        uncertain=_again.c.uncertain,
     )
-    return Statement(
-        update(call)
-        .where(call.c.id == again.c.id)
-        .values(
-            due_at=again.c.due_at,
-            retries_left=call.c.retries_left - again.c.spent,
-            **{name: again.c[name] for name in more},
-        )
-    )
-
-
-_DUE_AGAIN: Final = _due_again()
-_DUE_AGAIN_COUNTED: Final = _due_again(trouble=call.c.trouble.type, uncertain=call.c.uncertain.type)
+)

@@ -11,14 +11,14 @@ from sqlalchemy import Connection, bindparam, select
 
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.calls import CallStatus
+from bitel.domain.retry import Requeue, RetryAt
 from bitel.store import calls, claims, leases
 from bitel.store.endings import (
-    CallAgain,
     CallEnd,
-    call_again,
     end_attempts,
     end_calls,
     forget_requests,
+    requeue_calls,
 )
 from bitel.store.leases import Holder, Lease, TakeOverTerms
 from bitel.store.number_exclusion import mark_may_ring
@@ -75,7 +75,7 @@ def take_over(
     )
     forget_requests(conn, canceled)
     ends: list[CallEnd] = []
-    again: list[CallAgain] = []
+    again: list[tuple[str, RetryAt | Requeue]] = []
     heard = [row for row in left if row.claim == HEARD]
     may_ring: list[tuple[str, float]] = []
     for row in heard:
@@ -94,15 +94,15 @@ def take_over(
         elif row.rang_at is not None:
             due_at = max(due_at, now + row.retry_interval)
             if row.retries_left > 0 and due_at < row.expires_at:
-                again.append(CallAgain(row.call_id, due_at, True, 0, row.uncertain))
+                again.append((row.call_id, RetryAt(due_at, True, 0, row.uncertain)))
             else:
                 ends.append(CallEnd(row.call_id, CallStatus.NO_ANSWER, row.started_at))
         elif due_at >= row.expires_at:
             ends.append(CallEnd(row.call_id, CallStatus.EXPIRED))
         else:
-            again.append(CallAgain(row.call_id, due_at, spends_retry=False, trouble=None))
+            again.append((row.call_id, Requeue(due_at)))
     end_calls(conn, ends, now)
-    call_again(conn, again)
+    requeue_calls(conn, again)
     mark_may_ring(conn, may_ring)
     return Lease(dialer_id, worker, epoch), Recovered(len(left) - len(heard), len(heard))
 
