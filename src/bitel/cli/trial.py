@@ -1,19 +1,21 @@
-"""`bitel dial`: one test call from this terminal, with neither service nor database."""
+"""Commands for trying things out without a service: `bitel dial`, `bitel phone`, `bitel demo`."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import resource
+import signal
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from bitel.cli.options import ConfigOption
+from bitel.cli import common
 from bitel.errors import BitelError, InvalidServerError, SettingsError
 
 if TYPE_CHECKING:
@@ -24,12 +26,14 @@ if TYPE_CHECKING:
     from bitel.domain.attempts import AttemptResult
     from bitel.settings import Settings
     from bitel.sip.grammar import Address
+    from bitel.test_phone.log import Entry
+    from bitel.test_phone.phone import PhoneConfig
 
 SAMPLE_SECONDS = 6.0
 
 
 def dial(
-    number: Annotated[str, typer.Argument(metavar="NUMBER", show_default=False)],
+    number: common.Number,
     dialer: Annotated[
         str | None, typer.Option(metavar="ID", help="The dialer; the first one by default.")
     ] = None,
@@ -37,8 +41,8 @@ def dial(
         Path | None,
         typer.Option(metavar="FILE", help="The audio file to play; a sample by default."),
     ] = None,
-    full: Annotated[bool, typer.Option("--full", help="Show each message as a whole.")] = False,
-    config: ConfigOption = None,
+    full: common.Full = False,
+    config: common.Config = None,
 ) -> None:
     """Place one test call and show its SIP messages as they come. Succeeds if it was answered.
 
@@ -125,11 +129,11 @@ async def _start(config: SipTrunkConfig, playing: _Playing, ladder: _Ladder) -> 
     return dialer
 
 
+@dataclass
 class _Playing:
     """What is played: one file, in both laws."""
 
-    def __init__(self, clips: Mapping[str, Playlist]) -> None:
-        self._clips = clips
+    clips: Mapping[str, Playlist]
 
     @classmethod
     async def prepare(cls, voice: Path | None, folder: Path) -> _Playing:
@@ -147,7 +151,7 @@ class _Playing:
     async def for_order(
         self, order: DialRequest, codecs: Sequence[Codec]
     ) -> Mapping[str, Playlist]:
-        return self._clips
+        return self.clips
 
 
 class _Ladder:
@@ -182,3 +186,109 @@ def _summary(e164: str, attempted: AttemptResult) -> str:
         return f"{e164}: {outcome} after {after:.1f} s, for {lasted:.1f} s"
     detail = f" ({attempted.detail})" if attempted.detail else ""
     return f"{e164}: {outcome}{detail}"
+
+
+def phone(
+    listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where to take calls.")],
+    record: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write each call's audio as a WAV there.")
+    ] = None,
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN=BEHAVIOUR",
+            help="What a number does: answer[:after=S][:hangup=S], busy, reject:CODE, ring, "
+            "silent; or one after the other, as in busy*2,answer. PATTERN is a glob on the number "
+            "as the carrier gets it (*9121234567); the first match wins, and without one the phone "
+            "answers after 1 s.",
+        ),
+    ] = None,
+    log: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Append what happens, as JSON lines.")
+    ] = None,
+    public_address: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="What Contact says, where not --listen.")
+    ] = "",
+    tls_certificate: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Take calls by TLS too, at the port after --listen's."),
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The certificate's key, if not in its file.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print no line for each call.")] = False,
+) -> None:
+    """Take SIP calls: answer, be busy, ring, or stay silent, by number."""
+    # Other commands start sooner without these.
+    from bitel.settings import split_address
+    from bitel.sip_transport.tls import TlsFileError, TlsFiles
+    from bitel.test_phone.phone import PhoneConfig
+    from bitel.test_phone.rules import RuleError, parse_rules
+
+    try:
+        config = PhoneConfig(
+            listen=split_address(listen),
+            rules=parse_rules(rule or []),
+            record=record,
+            log=log,
+            public_address=split_address(public_address) if public_address else None,
+            tls=TlsFiles(certificate=tls_certificate, key=tls_key),
+        )
+    except RuleError as error:
+        raise typer.BadParameter(str(error), param_hint="--rule") from None
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    _allow_many_calls()
+    try:
+        asyncio.run(_serve(config, quiet=quiet))
+    except TlsFileError as error:
+        raise SettingsError(str(error)) from None
+    except OSError as error:
+        fault = f"write to {error.filename}" if error.filename else f"listen on {listen}"
+        raise SettingsError(f"the phone can't {fault}: {error.strerror}") from None
+
+
+async def _serve(config: PhoneConfig, *, quiet: bool) -> None:
+    """Run the phone until SIGTERM or SIGINT."""
+    from bitel.sip.grammar import host_in_uri
+    from bitel.test_phone.phone import Phone
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    phone = Phone(config, on_entry=None if quiet else _print)
+    await phone.start()
+    host, port = phone.address
+    typer.echo(f"phone ready on {host_in_uri(host)}:{port}", err=True)
+    await stop.wait()
+    await phone.stop()
+
+
+def _print(entry: Entry) -> None:
+    details = "".join(f" {name}={value}" for name, value in entry.details.items())
+    line = f"{entry.number} {entry.event}{details}"
+    # A stranger wrote the number; control characters must not reach the terminal.
+    typer.echo(ascii(line)[1:-1], err=True)
+
+
+def _allow_many_calls() -> None:
+    """Each call has a socket: ask for as many files as this user may open."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def demo(
+    heard: Annotated[
+        Path, typer.Option(help="Where to leave the recording of what the first number heard.")
+    ] = Path("heard.wav"),
+) -> None:
+    """Play the whole service on this machine, with the built-in phone for a carrier.
+
+    Takes under a minute. The exit status is 0 only if every call ended as it should.
+    """
+    from rich.console import Console
+
+    from bitel.demo.play import play
+
+    raise typer.Exit(0 if play(heard, Console()) else 1)
