@@ -1,4 +1,4 @@
-"""What the phone saw, as JSON lines: written and flushed the moment it happens.
+"""The log of the phone's calls, as JSON lines, each written and flushed as it happens.
 
 Each line is an object with `at` (Unix seconds), `call` (Call-ID), `number` (as it arrived) and
 `event`, then what belongs to that event:
@@ -57,7 +57,7 @@ class Entry:
 class CallLog:
     """Keeps the latest `keep` entries, and writes every entry to `path` where one is given.
 
-    `on_entry` is told each entry as it happens. Raises OSError where `path` can't be opened.
+    `on_entry` is called with each entry. Raises OSError where `path` can't be opened.
     """
 
     def __init__(

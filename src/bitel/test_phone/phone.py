@@ -1,4 +1,4 @@
-"""The phone: takes calls, does with each what the rules say, and logs what it saw."""
+"""The phone: a SIP callee that handles each call as the rules say, and logs it."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from bitel.sip.agent import UserAgent
 from bitel.sip.config import AgentConfig
 from bitel.sip.events import Canceled, Ended, Event, Incoming
-from bitel.sip.grammar import Address, HostPort
+from bitel.sip.grammar import Address, HostPort, split_address, user_of
+from bitel.sip.message import MessageError, Request, parse
 from bitel.sip.sdp import NoCommonCodec, SessionDescription, make_answer
 from bitel.sip_transport.tls import TlsFileError, TlsFiles
 from bitel.sip_transport.transport import SipTransport
-from bitel.test_phone.call_history import Memory
 from bitel.test_phone.log import CallLog, Detail, Entry, Kind
-from bitel.test_phone.recorder import Recorder
-from bitel.test_phone.rtp_sinks import CountingEar, Ear, RecordingEar
-from bitel.test_phone.rules import Answer, Behaviour, Reject, Ring, Rule, Silent
-from bitel.test_phone.silent_numbers import SelectivelyDeafAgent
+from bitel.test_phone.rtp_sinks import CountingSink, RecordingSink, RtpSink, write_recording
+from bitel.test_phone.rules import Answer, Behaviour, CallHistory, Reject, Ring, Rule, Silent
 
 logger = logging.getLogger(__name__)
 
@@ -32,12 +31,12 @@ SERVICE_UNAVAILABLE: Final = 503
 
 @dataclass(frozen=True, slots=True)
 class PhoneConfig:
-    """What a phone is told when it is made.
+    """How a phone behaves.
 
-    `listen` is where it takes calls; port 0 takes any that is free. `public_address` is what it
-    says its Contact is, where that is another one, as behind a relay. `record` is a folder: with
-    it, the first `record_minutes` of each call's audio become a WAV there; without it, packets
-    are only counted. More than `max_calls` at once are refused with 503.
+    `listen` is where it takes calls; port 0 takes any that is free. `public_address` is what
+    Contact says, where that is another one, as behind a relay. `record` is a folder: with it, the
+    first `record_minutes` of each call's audio become a WAV there; without it, packets are only
+    counted. More than `max_calls` at once are refused with 503.
     """
 
     listen: HostPort
@@ -58,7 +57,7 @@ class _Call:
     number: str
     offer: SessionDescription | None
     source: Address
-    ear: Ear | None = None
+    sink: RtpSink | None = None
     timer: asyncio.TimerHandle | None = None
     answered_at: float | None = None
     hung_up: bool = False
@@ -74,7 +73,7 @@ class Phone:
         self, config: PhoneConfig, *, on_entry: Callable[[Entry], None] | None = None
     ) -> None:
         self._config = config
-        self._memory = Memory(config.rules)
+        self._history = CallHistory(config.rules)
         self._on_entry = on_entry
         self._calls: dict[str, _Call] = {}
         self._saving: set[asyncio.Task[None]] = set()
@@ -98,7 +97,8 @@ class Phone:
         """
         config = self._config
         self._loop = asyncio.get_running_loop()
-        self._recorder = None if config.record is None else Recorder(config.record)
+        if config.record is not None:
+            config.record.mkdir(parents=True, exist_ok=True)
         self.log = CallLog(config.log, on_entry=self._on_entry)
         try:
             self._transport = await SipTransport.open(
@@ -128,13 +128,13 @@ class Phone:
         await asyncio.gather(*self._saving)
         self.log.close()
 
-    def _make_agent(self, local: HostPort) -> SelectivelyDeafAgent:
+    def _make_agent(self, local: HostPort) -> UserAgent:
         contact = self._config.public_address or (_reachable(local[0]), local[1])
         config = AgentConfig(local=contact, user_agent="bitel phone")
-        return SelectivelyDeafAgent(config, self._memory, self._note_unheard)
+        return _SilentNumbersAgent(config, self._history, self._log_invite)
 
-    def _note_unheard(self, call_id: str, number: str, caller: str) -> None:
-        self.log.write(call_id, number, "invite", **{"from": caller, "rule": str(Silent())})
+    def _log_invite(self, call_id: str, number: str, caller: str, behaviour: Behaviour) -> None:
+        self.log.write(call_id, number, "invite", **{"from": caller, "rule": str(behaviour)})
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, Incoming):
@@ -154,12 +154,10 @@ class Phone:
             self._end(call)
 
     def _take(self, event: Incoming) -> None:
-        behaviour = self._memory.decide(event.call_id, event.number)
+        behaviour = self._history.decide(event.call_id, event.number)
         call = _Call(event.call_id, event.number, event.offer, event.source)
         self._calls[call.call_id] = call
-        self.log.write(
-            call.call_id, call.number, "invite", **{"from": event.from_user, "rule": str(behaviour)}
-        )
+        self._log_invite(call.call_id, call.number, event.from_user, behaviour)
         if self._stopping or len(self._calls) > self._config.max_calls:
             self._reject(call, SERVICE_UNAVAILABLE)
         else:
@@ -179,7 +177,7 @@ class Phone:
             case Answer(_, hangup):
                 self._answer(call, hangup)
             case Silent():
-                # Its datagram never reaches the agent, so there is nothing to be silent about.
+                # Its datagram should never have reached the agent.
                 logger.error("the INVITE of silent call %s was answered with 100", call.call_id)
 
     def _ring(self, call: _Call) -> None:
@@ -212,20 +210,19 @@ class Phone:
             call.timer = self._loop.call_later(hangup, self._hang_up, call)
 
     def _listen(self, call: _Call) -> SessionDescription:
-        """Open an ear for the call, and write the SDP that names it."""
+        """Open a port for the call's audio, and write the SDP that names it."""
         if call.offer is None:
             raise NoCommonCodec("the INVITE offers no media")
         host = _reachable(self.address[0], call.source[:2])
-        call.ear = self._open_ear(call, host)
-        return make_answer(call.offer, (host, call.ear.port))
 
-    def _open_ear(self, call: _Call, host: str) -> Ear:
         def on_first() -> None:
             self._note(call, "audio")
 
-        if self._recorder is None:
-            return CountingEar(host, on_first)
-        return RecordingEar(host, on_first, minutes=self._config.record_minutes)
+        if self._config.record is None:
+            call.sink = CountingSink(host, on_first)
+        else:
+            call.sink = RecordingSink(host, on_first, minutes=self._config.record_minutes)
+        return make_answer(call.offer, (host, call.sink.port))
 
     def _hang_up(self, call: _Call) -> None:
         if not call.hung_up:
@@ -239,20 +236,19 @@ class Phone:
             return
         if call.timer is not None:
             call.timer.cancel()
-        packets = 0 if call.ear is None else call.ear.close()
+        packets = 0 if call.sink is None else call.sink.close()
         seconds = 0.0 if call.answered_at is None else self._loop.time() - call.answered_at
         self._note(call, "end", packets=packets, seconds=round(seconds, 3))
-        if isinstance(call.ear, RecordingEar):
-            task = self._loop.create_task(self._save(call, call.ear))
+        if self._config.record is not None and isinstance(call.sink, RecordingSink):
+            task = self._loop.create_task(self._save(call, self._config.record, call.sink))
             self._saving.add(task)
             task.add_done_callback(self._saving.discard)
         if not self._calls:
             self._all_over.set()
 
-    async def _save(self, call: _Call, ear: RecordingEar) -> None:
-        assert self._recorder is not None
+    async def _save(self, call: _Call, folder: Path, sink: RecordingSink) -> None:
         try:
-            path = await self._recorder.save(call.number, call.call_id, ear)
+            path = await asyncio.to_thread(write_recording, folder, call.number, call.call_id, sink)
         except OSError as error:
             logger.error("the recording of call %s could not be written: %s", call.call_id, error)
         else:
@@ -260,6 +256,49 @@ class Phone:
 
     def _note(self, call: _Call, event: Kind, **details: Detail) -> None:
         self.log.write(call.call_id, call.number, event, **details)
+
+
+class _SilentNumbersAgent(UserAgent):
+    """A user agent that ignores what is sent to a silent number, as if it were switched off.
+
+    A user agent answers an INVITE with 100 before it asks the phone. So the datagram is dropped
+    before the user agent reads it. `log_invite` is called once for each call that is dropped.
+    """
+
+    __slots__ = ("_has_silent_rules", "_history", "_log_invite")
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        history: CallHistory,
+        log_invite: Callable[[str, str, str, Behaviour], None],
+    ) -> None:
+        super().__init__(config)
+        self._history = history
+        self._log_invite = log_invite
+        self._has_silent_rules = history.has_silent_rules
+
+    def receive_datagram(self, data: bytes, source: Address, now: float) -> None:
+        """As the user agent's, but for datagrams to silent numbers."""
+        if not (self._has_silent_rules and self._is_to_silent_number(data)):
+            super().receive_datagram(data, source, now)
+
+    def _is_to_silent_number(self, data: bytes) -> bool:
+        try:
+            message = parse(data)
+        except MessageError:
+            return False
+        # A request within a dialog, or a response, follows from what was answered before.
+        if not isinstance(message, Request) or message.to_tag:
+            return False
+        number = user_of(message.uri)
+        decided = self._history.decided(message.call_id)
+        if decided is None and message.method == "INVITE":
+            decided = self._history.decide(message.call_id, number)
+            if isinstance(decided, Silent):
+                caller = user_of(split_address(message.header("from"))[0])
+                self._log_invite(message.call_id, number, caller, decided)
+        return isinstance(decided or self._history.next_for(number), Silent)
 
 
 def _reachable(host: str, far: HostPort = ("192.0.2.1", 9)) -> str:
