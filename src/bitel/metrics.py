@@ -14,7 +14,7 @@ import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
 import structlog
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector, generate_latest
@@ -184,7 +184,7 @@ def _families(sources: Sources, snapshot: Snapshot | None) -> Iterator[Metric]:
         yield from _queue(snapshot)
     if sources.dialers:
         dialers = [figures_of() for figures_of in sources.dialers]
-        yield from (each.family(dialers) for each in PER_DIALER)
+        yield from _per_dialer(dialers)
     yield from _database(sources.database, reached=snapshot is not None)
     yield _histogram(
         "bitel_event_loop_lag_seconds",
@@ -274,168 +274,90 @@ def _queue(snapshot: Snapshot) -> Iterator[Metric]:
     )
 
 
-class PerDialer(NamedTuple):
-    """A metric with a sample for each dialer of this process, or with several."""
-
-    kind: type[Counter] | type[Gauge]
-    name: str
-    what: str
-    value: Callable[[DialerFigures], float | Mapping[tuple[str, ...], float]]
-    """The value of a dialer's sample; with `labels`, the values by those of the labels."""
-    labels: tuple[str, ...] = ()
-    """Labels beside `dialer`."""
-
-    def family(self, dialers: Sequence[DialerFigures]) -> Metric:
-        """The metric with the samples of `dialers`."""
+def _per_dialer(dialers: Sequence[DialerFigures]) -> Iterator[Metric]:
+    for kind, name, what, labels, value in PER_DIALER:
         samples: list[tuple[Iterable[str], float]] = []
         for one in dialers:
-            found = self.value(one)
+            found = value(one)
             by_labels = found if isinstance(found, Mapping) else {(): found}
-            samples += (((one.dialer_id, *labels), value) for labels, value in by_labels.items())
-        return _family(self.kind, self.name, self.what, ["dialer", *self.labels], samples)
+            samples += (((one.dialer_id, *each), number) for each, number in by_labels.items())
+        yield _family(kind, name, what, ["dialer", *labels], samples)
 
 
 def _address(state: TrunkState) -> tuple[str, str]:
     return state.trunk, shown(state.address) if state.address else ""
 
 
-PER_DIALER: Final = (
-    PerDialer(Gauge, "bitel_channels_used", "Channels in use.", lambda one: one.channels),
-    PerDialer(
-        Gauge, "bitel_channels_max", "Channels that there are.", lambda one: one.max_channels
-    ),
-    PerDialer(Counter, "bitel_attempts", "Attempts begun.", lambda one: one.figures.claimed),
-    PerDialer(
-        Counter, "bitel_invites", "INVITEs sent, repetitions not counted.", lambda one: one.invites
-    ),
-    PerDialer(
-        Counter, "bitel_answers", "Attempts that were answered.", lambda one: one.figures.answered
-    ),
-    PerDialer(
-        Counter,
-        "bitel_attempts_ended",
-        "Attempts that are over.",
-        lambda one: {(outcome.value,): one.figures.ended[outcome] for outcome in Outcome},
-        ("outcome",),
-    ),
-    PerDialer(
-        Counter,
-        "bitel_attempts_irregular",
-        "Answered attempts with an irregularity, which did not change their outcome.",
-        lambda one: {(kind.value,): one.figures.irregular[kind] for kind in Irregularity},
-        ("irregularity",),
-    ),
-    PerDialer(
-        Gauge,
-        "bitel_dialer_paused",
-        "1 while calls wait because the trunks refuse all of them.",
-        lambda one: one.is_paused,
-    ),
-    PerDialer(
-        Gauge,
-        "bitel_claiming_paused",
-        "1 while no call is claimed because the machine has no room, by sign.",
-        lambda one: {(sign,): sign in one.signs for sign in LIMITS},
-        ("sign",),
-    ),
-    PerDialer(
-        Counter,
-        "bitel_claiming_paused_seconds",
-        "For how long that has been so.",
-        lambda one: one.held_back,
-    ),
-    PerDialer(
-        Counter,
-        "bitel_sip_messages_dropped",
-        "SIP messages from sources that are not accepted, by what they are about: a running call, "
-        "or nothing that is known.",
-        lambda one: {
-            ("call",): one.messages_dropped[1],
-            ("other",): one.messages_dropped[0] - one.messages_dropped[1],
-        },
-        ("about",),
-    ),
-    PerDialer(
-        Gauge,
-        "bitel_recordings_unreachable",
-        "Recordings, and languages for digits, that waiting calls need and that can't be had.",
-        lambda one: one.recordings_unreachable,
-    ),
-    PerDialer(
-        Gauge,
-        "bitel_trunk_up",
-        "Whether a call would be tried there first.",
-        lambda one: {_address(state): state.usable for state in one.trunks},
-        ("trunk", "address"),
-    ),
-    PerDialer(
-        Gauge,
-        "bitel_trunk_resting",
-        "Whether it asked to be left alone.",
-        lambda one: {_address(state): state.rests for state in one.trunks},
-        ("trunk", "address"),
-    ),
-    PerDialer(
-        Gauge,
-        "bitel_trunk_answered_timestamp_seconds",
-        "When it last answered.",
-        lambda one: {
-            _address(state): state.answered_at
-            for state in one.trunks
-            if state.answered_at is not None
-        },
-        ("trunk", "address"),
-    ),
-    PerDialer(
-        Gauge,
-        "bitel_trunk_registered",
-        "Whether the dialer is registered there, where it is to be.",
-        lambda one: {
-            (state.trunk,): state.registered for state in one.trunks if state.registered is not None
-        },
-        ("trunk",),
-    ),
-    PerDialer(Gauge, "bitel_rtp_streams", "RTP streams that run.", lambda one: one.streams.running),
-    PerDialer(Counter, "bitel_rtp_packets", "RTP packets sent.", lambda one: one.streams.packets),
-    PerDialer(
-        Counter,
-        "bitel_rtp_packets_refused",
-        "RTP packets that the kernel did not take.",
-        lambda one: one.streams.refused,
-    ),
-    PerDialer(
-        Counter, "bitel_rtp_ticks", "Batches of packets sent.", lambda one: one.streams.ticks
-    ),
-    PerDialer(
-        Counter,
-        "bitel_rtp_ticks_late",
-        "Those that were more than 5 ms late.",
-        lambda one: one.streams.late_ticks,
-    ),
-    PerDialer(
-        Gauge,
-        "bitel_rtp_tick_lateness_seconds",
-        "How late they were in the last 10 s: the 99th percentile, and the maximum.",
-        lambda one: {
-            ("p99",): one.streams.p99_ms / 1000,
-            ("max",): one.streams.worst_ms / 1000,
-        },
-        ("statistic",),
-    ),
-    PerDialer(
-        Counter,
-        "bitel_rtp_cpu_seconds",
-        "CPU time of the sender processes.",
-        lambda one: one.streams.cpu_seconds,
-    ),
-    PerDialer(
-        Counter,
-        "bitel_rtp_sender_failures",
-        "Sender processes that died or hung, and failed starts of their replacements.",
-        lambda one: one.streams.failures,
-    ),
+PerDialer = tuple[
+    type[Counter] | type[Gauge],
+    str,
+    str,
+    Sequence[str],
+    Callable[[DialerFigures], float | Mapping[tuple[str, ...], float]],
+]
+
+_PLACE: Final = ("trunk", "address")
+
+# fmt: off
+PER_DIALER: Final[Sequence[PerDialer]] = (
+    (Gauge, "bitel_channels_used", "Channels in use.", (), lambda one: one.channels),
+    (Gauge, "bitel_channels_max", "Channels that there are.", (), lambda one: one.max_channels),
+    (Counter, "bitel_attempts", "Attempts begun.", (), lambda one: one.figures.claimed),
+    (Counter, "bitel_invites", "INVITEs sent, repetitions not counted.", (),
+     lambda one: one.invites),
+    (Counter, "bitel_answers", "Attempts that were answered.", (),
+     lambda one: one.figures.answered),
+    (Counter, "bitel_attempts_ended", "Attempts that are over.", ("outcome",),
+     lambda one: {(each.value,): one.figures.ended[each] for each in Outcome}),
+    (Counter, "bitel_attempts_irregular",
+     "Answered attempts with an irregularity, which did not change their outcome.",
+     ("irregularity",),
+     lambda one: {(each.value,): one.figures.irregular[each] for each in Irregularity}),
+    (Gauge, "bitel_dialer_paused", "1 while calls wait because the trunks refuse all of them.", (),
+     lambda one: one.is_paused),
+    (Gauge, "bitel_claiming_paused",
+     "1 while no call is claimed because the machine has no room, by sign.", ("sign",),
+     lambda one: {(sign,): sign in one.signs for sign in LIMITS}),
+    (Counter, "bitel_claiming_paused_seconds", "For how long that has been so.", (),
+     lambda one: one.held_back),
+    (Counter, "bitel_sip_messages_dropped",
+     "SIP messages from sources that are not accepted, by what they are about: a running call, "
+     "or nothing that is known.", ("about",),
+     lambda one: {("call",): one.messages_dropped[1],
+                  ("other",): one.messages_dropped[0] - one.messages_dropped[1]}),
+    (Gauge, "bitel_recordings_unreachable",
+     "Recordings, and languages for digits, that waiting calls need and that can't be had.", (),
+     lambda one: one.recordings_unreachable),
+    (Gauge, "bitel_trunk_up", "Whether a call would be tried there first.", _PLACE,
+     lambda one: {_address(each): each.usable for each in one.trunks}),
+    (Gauge, "bitel_trunk_resting", "Whether it asked to be left alone.", _PLACE,
+     lambda one: {_address(each): each.rests for each in one.trunks}),
+    (Gauge, "bitel_trunk_answered_timestamp_seconds", "When it last answered.", _PLACE,
+     lambda one: {_address(each): each.answered_at
+                  for each in one.trunks if each.answered_at is not None}),
+    (Gauge, "bitel_trunk_registered",
+     "Whether the dialer is registered there, where it is to be.", ("trunk",),
+     lambda one: {(each.trunk,): each.registered
+                  for each in one.trunks if each.registered is not None}),
+    (Gauge, "bitel_rtp_streams", "RTP streams that run.", (), lambda one: one.streams.running),
+    (Counter, "bitel_rtp_packets", "RTP packets sent.", (), lambda one: one.streams.packets),
+    (Counter, "bitel_rtp_packets_refused", "RTP packets that the kernel did not take.", (),
+     lambda one: one.streams.refused),
+    (Counter, "bitel_rtp_ticks", "Batches of packets sent.", (), lambda one: one.streams.ticks),
+    (Counter, "bitel_rtp_ticks_late", "Those that were more than 5 ms late.", (),
+     lambda one: one.streams.late_ticks),
+    (Gauge, "bitel_rtp_tick_lateness_seconds",
+     "How late they were in the last 10 s: the 99th percentile, and the maximum.", ("statistic",),
+     lambda one: {("p99",): one.streams.p99_ms / 1000, ("max",): one.streams.worst_ms / 1000}),
+    (Counter, "bitel_rtp_cpu_seconds", "CPU time of the sender processes.", (),
+     lambda one: one.streams.cpu_seconds),
+    (Counter, "bitel_rtp_sender_failures",
+     "Sender processes that died or hung, and failed starts of their replacements.", (),
+     lambda one: one.streams.failures),
 )
-"""The metrics of the dialers that run in this process."""
+# fmt: on
+"""Metrics of the dialers that run in this process: kind, name, help text, labels beside `dialer`,
+and the value of a dialer, or its values by those of the labels."""
 
 
 def _database(store: Database, *, reached: bool) -> Iterator[Metric]:
