@@ -8,6 +8,7 @@ import re
 import tomllib
 import typing
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
@@ -81,7 +82,7 @@ def unknown_variables() -> list[str]:
     `BITEL_PORT_8080_TCP_ADDR`. Raises SettingsError for one that is probably a setting misspelt:
     with `__` in its name, or close to that of a setting.
     """
-    names = _variable_names(Settings, PREFIX)
+    names = list(_variable_names(Settings, PREFIX))
     # Without its underscores doubled, a name is what people write first.
     spelled = {name.replace("__", "_"): name for name in names}
     unknown = []
@@ -102,17 +103,15 @@ def unknown_variables() -> list[str]:
     return sorted(unknown)
 
 
-def _variable_names(model: type[BaseModel], prefix: str) -> list[str]:
+def _variable_names(model: type[BaseModel], prefix: str) -> Iterator[str]:
     """The variables of a model's fields, those of its sections included."""
-    names = []
     for name, field in model.model_fields.items():
         variable = prefix + name.upper()
-        names.append(variable)
+        yield variable
         if _is_secret(field):
-            names.append(variable + FILE_SUFFIX.upper())
+            yield variable + FILE_SUFFIX.upper()
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            names += _variable_names(field.annotation, f"{variable}__")
-    return names
+            yield from _variable_names(field.annotation, f"{variable}__")
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -157,7 +156,7 @@ def _apply_dialer_variables(data: dict[str, Any]) -> None:
     if not variables:
         return
     found = data.get("dialers")
-    dialers = [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+    dialers = _tables(found) if isinstance(found, list) else []
     for name, value in sorted(variables.items()):
         wanted, _, key = name.removeprefix(DIALER_PREFIX).rpartition("__")
         fits = [each for each in dialers if _as_variable(str(each.get("id"))) == wanted]
@@ -181,23 +180,18 @@ def _as_variable(identifier: str) -> str:
 
 
 def _from_variable(text: str) -> Any:
-    if text[:1] in ("[", "{"):
-        try:
-            return json.loads(text)
-        except ValueError:
-            pass
+    """The list or table that `text` is as JSON, else `text`."""
+    with suppress(ValueError):
+        return json.loads(text) if text[:1] in ("[", "{") else text
     return text
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Both, with `above` first; tables are merged key by key."""
-    both = dict(below)
-    for key, value in above.items():
-        old = both.get(key)
-        if isinstance(old, Mapping) and isinstance(value, Mapping):
-            both[key] = _merged(old, value)
-        else:
-            both[key] = value
+    both = {**below, **above}
+    for key in below.keys() & above.keys():
+        if isinstance(below[key], Mapping) and isinstance(above[key], Mapping):
+            both[key] = _merged(below[key], above[key])
     return both
 
 
@@ -217,18 +211,17 @@ def _resolve(model: type[BaseModel], data: dict[str, Any], where: str, folder: P
             data[key] = _absolute_sqlite(data[key], folder)
         elif key in data and _names_file(field):
             data[key] = _absolute(data[key], f"{where}{key}", folder)
-        for section in _sections(data.get(key)):
+        for section in _tables(data.get(key)):
             if below := _model_of(field.annotation):
                 inner = section.get("id") if isinstance(data[key], list) else None
                 part = f"{where}{key}.{inner}." if inner else f"{where}{key}."
                 _resolve(below, section, part, folder)
 
 
-def _sections(value: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(value, dict):
-        yield value
-    elif isinstance(value, list):
-        yield from (each for each in value if isinstance(each, dict))
+def _tables(value: Any) -> list[dict[str, Any]]:
+    """The tables that a setting has: itself, or those of a list."""
+    each_of = value if isinstance(value, list) else [value]
+    return [each for each in each_of if isinstance(each, dict)]
 
 
 def _model_of(annotation: Any) -> type[BaseModel] | None:
@@ -244,13 +237,9 @@ def _is_secret(field: FieldInfo | None) -> bool:
 
 def _names_file(field: FieldInfo) -> bool:
     """Whether the value is the name of a file, or a table of such names."""
-    if any(isinstance(each, FileName) for each in field.metadata):
-        return True
-    return any(
-        isinstance(mark, FileName)
-        for argument in typing.get_args(field.annotation)
-        for mark in getattr(argument, "__metadata__", ())
-    )
+    arguments = typing.get_args(field.annotation)
+    marks = [mark for each in arguments for mark in getattr(each, "__metadata__", ())]
+    return any(isinstance(mark, FileName) for mark in [*field.metadata, *marks])
 
 
 def _read_secret(name: str, file: Any, folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,6 +17,12 @@ from bitel.settings.values import FileName
 MOST_RATE = Decimal(10) ** 9
 """The highest price of a minute, of a connection and of a call: so no call costs more than a
 balance can hold."""
+
+
+def _check_distinct(found: Sequence[str], fault: str) -> None:
+    """Raises ValueError with `fault`, and the first text that `found` has twice."""
+    if twice := {each for each in found if found.count(each) > 1}:
+        raise ValueError(fault.format(min(twice)))
 
 
 class Section(BaseModel):
@@ -377,13 +384,11 @@ class DialerSettings(Section):
             if values.is_ip(values.trunk_host(hop), 4 if ipv6 else 6):
                 ours, wants = ("IPv6", "0.0.0.0:5070") if ipv6 else ("IPv4", "[::]:5070")
                 raise ValueError(f"bind is {ours}, the {what} {hop} is not; bind {wants}, say")
-        written = {
-            values.IDENTITY_HEADERS.get(self.identity, ""),
-            "privacy" if self.privacy else "",
-        }
+        written = {values.IDENTITY_HEADERS.get(self.identity): "identity"}
+        if self.privacy:
+            written["privacy"] = "privacy"
         for name in self.extra_headers:
-            if name.lower() in written:
-                setting = "privacy" if name.lower() == "privacy" else "identity"
+            if setting := written.get(name.lower()):
                 raise ValueError(f"extra_headers: {name} is what {setting} writes; remove one")
         if 0 < self.media_timeout < SHORTEST_MEDIA_TIMEOUT:
             raise ValueError(
@@ -395,9 +400,7 @@ class DialerSettings(Section):
         if self.latch == "host" and not self.receive:
             raise ValueError("latch = 'host' needs receive = true to find where audio comes from")
         prefixes = [rule.prefix for rule in self.number_rules]
-        twice = {prefix for prefix in prefixes if prefixes.count(prefix) > 1}
-        if twice:
-            raise ValueError(f"number_rules: two have the same prefix {min(twice)!r}")
+        _check_distinct(prefixes, "number_rules: two have the same prefix {!r}")
         if self.otp_channels >= self.max_channels:
             raise ValueError("otp_channels leaves no channel for other calls; make it smaller")
         return self
@@ -454,25 +457,14 @@ class Settings(BaseSettings):
     dialers: list[DialerSettings] = Field(default_factory=list, max_length=64)
 
     @model_validator(mode="after")
-    def _dialers_agree(self) -> Settings:
-        ids = [dialer.id for dialer in self.dialers]
-        binds = [dialer.bind for dialer in self.dialers if not dialer.bind.endswith(":0")]
-        for what, found in (("id", ids), ("bind", binds)):
-            twice = {each for each in found if found.count(each) > 1}
-            if twice:
-                raise ValueError(f"dialers: two have the same {what} {min(twice)!r}")
-        return self
-
-    @model_validator(mode="after")
-    def _tariff_is_unambiguous(self) -> Settings:
-        prefixes = [rate.prefix for rate in self.tariff]
-        twice = {prefix for prefix in prefixes if prefixes.count(prefix) > 1}
-        if twice:
-            raise ValueError(f"tariff: two lines have the same prefix {min(twice)!r}; keep one")
-        return self
-
-    @model_validator(mode="after")
-    def _s3_is_used(self) -> Settings:
+    def _agrees_with_itself(self) -> Settings:
+        binds = [each.bind for each in self.dialers if not each.bind.endswith(":0")]
+        _check_distinct([each.id for each in self.dialers], "dialers: two have the same id {!r}")
+        _check_distinct(binds, "dialers: two have the same bind {!r}")
+        _check_distinct(
+            [rate.prefix for rate in self.tariff],
+            "tariff: two lines have the same prefix {!r}; keep one",
+        )
         if self.s3 != S3Settings() and not self.storage_url.get_secret_value():
             raise ValueError(
                 "[s3] has no effect without a storage_url; write storage_url = "

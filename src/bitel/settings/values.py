@@ -5,7 +5,8 @@ from __future__ import annotations
 import ipaddress
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -51,15 +52,7 @@ def _check_region(text: str) -> None:
         raise ValueError(f"{text!r} is not an ISO 3166 country code, as in IR")
 
 
-def _check_trunk(text: str) -> None:
-    _check_host_uri(text, "trunk")
-
-
-def _check_proxy(text: str) -> None:
-    _check_host_uri(text, "proxy", flags=frozenset({"lr"}))
-
-
-def _check_host_uri(text: str, what: str, flags: frozenset[str] = frozenset()) -> None:
+def _check_host_uri(text: str, what: str = "trunk", flags: Collection[str] = ()) -> None:
     """A SIP URI of a host alone; `flags` are the parameters that it may have besides `transport`.
 
     What would have no effect is refused, so that a misspelt parameter is noticed at the start.
@@ -161,8 +154,7 @@ def _endpoint(text: str) -> str:
         url = urlsplit(text)
         usable = url.scheme in {"http", "https"} and bool(url.hostname) and url.port != 0
     except ValueError:
-        usable = False
-        url = urlsplit("")
+        url, usable = urlsplit(""), False
     if url.username or url.password:
         # Not repeated in the sentence: it holds a password.
         raise ValueError("it holds a user or password; write access_key_id and secret_access_key")
@@ -230,8 +222,10 @@ OptionalAddress = Annotated[str, _readable(split_address, optional=True)]
 PublicAddress = Annotated[str, _readable(split_public_address, optional=True)]
 PortRange = Annotated[str, _readable(_check_port_range)]
 Network = Annotated[str, AfterValidator(_network)]
-TrunkUri = Annotated[str, _readable(_check_trunk)]
-ProxyUri = Annotated[str, _readable(_check_proxy, optional=True)]
+TrunkUri = Annotated[str, _readable(_check_host_uri)]
+ProxyUri = Annotated[
+    str, _readable(partial(_check_host_uri, what="proxy", flags=("lr",)), optional=True)
+]
 DomainName = Annotated[str, AfterValidator(_domain)]
 ExtraHeaders = Annotated[dict[str, SecretStr], AfterValidator(_extra_headers)]
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
