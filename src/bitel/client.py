@@ -12,12 +12,13 @@ BitelError: the service's own, or UnavailableError where it can't be reached.
 from __future__ import annotations
 
 import asyncio
+import io
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Concatenate, Final, ParamSpec, Self, TypeVar, cast
+from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar, cast
 
 import httpx
 
@@ -134,8 +135,8 @@ class Client:
 
     def upload(self, file: Path, progress: Callable[[int], None] | None = None) -> Recording:
         """Upload a recording; `progress` is told the bytes that each read took from the file."""
-        with file.open("rb") as opened, _reached(self._http):
-            answer = self._http.post(asking.FILES, files=_file(opened, file.name, progress))
+        with _Upload(file, progress) as opened, _reached(self._http):
+            answer = self._http.post(asking.FILES, files={"file": (file.name, opened)})
         return cast(Recording, asking.result_of(answer))
 
     def campaign_calls(self, campaign_id: str, page: int | None = None) -> Iterator[Call]:
@@ -220,8 +221,8 @@ class AsyncClient:
 
     async def upload(self, file: Path, progress: Callable[[int], None] | None = None) -> Recording:
         """Upload a recording; `progress` is told the bytes that each read took from the file."""
-        with await asyncio.to_thread(file.open, "rb") as opened, _reached(self._http):
-            answer = await self._http.post(asking.FILES, files=_file(opened, file.name, progress))
+        with await asyncio.to_thread(_Upload, file, progress) as opened, _reached(self._http):
+            answer = await self._http.post(asking.FILES, files={"file": (file.name, opened)})
         return cast(Recording, asking.result_of(answer))
 
     def campaign_calls(self, campaign_id: str, page: int | None = None) -> AsyncIterator[Call]:
@@ -283,26 +284,18 @@ class _Wait:
         return False
 
 
-class _Watched:
-    """A file that tells how much of it has been read."""
+class _Upload(io.BufferedReader):
+    """A file that reports the bytes that each read takes from it."""
 
-    def __init__(self, file: BinaryIO, progress: Callable[[int], None]) -> None:
-        self._file = file
+    def __init__(self, file: Path, progress: Callable[[int], None] | None) -> None:
+        super().__init__(io.FileIO(file))
         self._progress = progress
 
-    def read(self, size: int = -1) -> bytes:
-        piece = self._file.read(size)
-        self._progress(len(piece))
+    def read(self, size: int | None = -1, /) -> bytes:
+        piece = super().read(size)
+        if self._progress is not None:
+            self._progress(len(piece))
         return piece
-
-    def fileno(self) -> int:
-        return self._file.fileno()
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
 
 
 def _headers(token: str) -> dict[str, str]:
@@ -317,13 +310,6 @@ def _request(asked: Ask[Any]) -> dict[str, Any]:
         "params": dict(asked.params),
         "headers": dict(asked.headers),
     }
-
-
-def _file(
-    opened: BinaryIO, name: str, progress: Callable[[int], None] | None
-) -> dict[str, tuple[str, BinaryIO]]:
-    source = _Watched(opened, progress) if progress else opened
-    return {"file": (name, cast(BinaryIO, source))}
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector, 
 from prometheus_client.core import CounterMetricFamily as Counter
 from prometheus_client.core import GaugeMetricFamily as Gauge
 from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 from sqlalchemy import Connection
 
 from bitel.dialer.trunk import shown
@@ -115,7 +116,7 @@ class Snapshot:
     """By dialer, those that ever ran."""
 
 
-class Page:
+class Page(Collector):
     """Call it for the text, in Prometheus's exposition format (version 0.0.4).
 
     It is made at most once in `FRESH` seconds, however many ask for it.
@@ -123,9 +124,11 @@ class Page:
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
-        self._process = CollectorRegistry(auto_describe=False)
-        ProcessCollector(registry=self._process)
-        GCCollector(registry=self._process)
+        self._snapshot: Snapshot | None = None
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
+        GCCollector(registry=self._registry)
         self._lock = asyncio.Lock()
         self._text = b""
         self._made_at = -FRESH
@@ -135,11 +138,14 @@ class Page:
         async with self._lock:
             now = asyncio.get_running_loop().time()
             if now - self._made_at >= FRESH:
-                snapshot = await self._look()
-                made = _Collected(_families(self._sources, snapshot))
-                self._text = generate_latest(made) + generate_latest(self._process)
+                self._snapshot = await self._look()
+                self._text = generate_latest(self._registry)
                 self._made_at = asyncio.get_running_loop().time()
             return self._text
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics, for the registry."""
+        return _families(self._sources, self._snapshot)
 
     async def _look(self) -> Snapshot | None:
         """What the database says; None where it does not answer in time."""
@@ -161,17 +167,6 @@ class Page:
             )
 
         return await database.read(work)
-
-
-class _Collected(CollectorRegistry):
-    """Families that are made already, for `generate_latest`."""
-
-    def __init__(self, metrics: Iterable[Metric]) -> None:
-        super().__init__(auto_describe=False)
-        self._metrics = list(metrics)
-
-    def collect(self) -> Iterator[Metric]:
-        yield from self._metrics
 
 
 def _families(sources: Sources, snapshot: Snapshot | None) -> Iterator[Metric]:

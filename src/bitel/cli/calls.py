@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
 from bitel.cli import common
 from bitel.cli.campaigns import show_campaign
@@ -33,9 +34,9 @@ def call(
     voice: common.Voice,
     retries: common.Retries = None,
     server: Annotated[
-        str | None, typer.Option(metavar="ID", help="The dialer that places the call.")
+        str | None, Option(metavar="ID", help="The dialer that places the call.")
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait until the call is over.")] = False,
+    wait: Annotated[bool, Option("--wait", help="Wait until the call is over.")] = False,
     as_json: common.Json = False,
     config: common.Config = None,
 ) -> None:
@@ -59,7 +60,7 @@ def status(call_id: common.Id, as_json: common.Json = False, config: common.Conf
 
 def cancel(
     id_: Annotated[
-        str, typer.Argument(metavar="ID", help="Of a call, or of a campaign.", show_default=False)
+        str, Argument(metavar="ID", help="Of a call, or of a campaign.", show_default=False)
     ],
     as_json: common.Json = False,
     config: common.Config = None,

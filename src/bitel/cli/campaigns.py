@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 from typer.core import TyperGroup
 
 from bitel import exact_json
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 def batch(
     file: Annotated[
         Path,
-        typer.Argument(
+        Argument(
             metavar="FILE",
             exists=True,
             dir_okay=False,
@@ -38,15 +39,15 @@ def batch(
     voice: common.Voice,
     column: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="NAME", help="The CSV column of the numbers, by its heading; found if left out."
         ),
     ] = None,
     retries: common.Retries = None,
     server: Annotated[
-        str | None, typer.Option(metavar="ID", help="The dialer that places the calls.")
+        str | None, Option(metavar="ID", help="The dialer that places the calls.")
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait until all calls are over.")] = False,
+    wait: Annotated[bool, Option("--wait", help="Wait until all calls are over.")] = False,
     as_json: common.Json = False,
     config: common.Config = None,
 ) -> None:
@@ -86,7 +87,7 @@ app = typer.Typer(
 @app.command()
 def show(
     campaign_id: common.Id,
-    calls: Annotated[bool, typer.Option("--calls", help="Show every call of it.")] = False,
+    calls: Annotated[bool, Option("--calls", help="Show every call of it.")] = False,
     as_json: common.Json = False,
     config: common.Config = None,
 ) -> None:
@@ -105,10 +106,9 @@ def show(
 @app.command("list")
 def list_(
     project: Annotated[
-        str | None,
-        typer.Option(metavar="PROJECT", help="Only those of a project, by its name or id."),
+        str | None, Option(metavar="PROJECT", help="Only those of a project, by its name or id.")
     ] = None,
-    limit: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="How many.")] = 20,
+    limit: Annotated[int, Option(metavar="N", min=1, max=1000, help="How many.")] = 20,
     as_json: common.Json = False,
     config: common.Config = None,
 ) -> None:

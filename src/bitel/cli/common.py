@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-import typer
+from typer import Argument, Option
 
 from bitel.errors import InvalidServerError, NotFoundError, SettingsError
 
@@ -28,22 +28,19 @@ T = TypeVar("T")
 
 Config = Annotated[
     Path | None,
-    typer.Option("--config", metavar="FILE", help="The settings file; BITEL_CONFIG by default."),
+    Option("--config", metavar="FILE", help="The settings file; BITEL_CONFIG by default."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask whether it is meant.")]
-Full = Annotated[bool, typer.Option("--full", help="Show each message as a whole.")]
+Json = Annotated[bool, Option("--json", help="Print the result as JSON.")]
+Yes = Annotated[bool, Option("--yes", help="Do not ask whether it is meant.")]
+Full = Annotated[bool, Option("--full", help="Show each message as a whole.")]
 Voice = Annotated[
-    str,
-    typer.Option(metavar="FILE_OR_ID", help="What to play: an audio file, or a recording's id."),
+    str, Option(metavar="FILE_OR_ID", help="What to play: an audio file, or a recording's id.")
 ]
-Retries = Annotated[
-    int | None, typer.Option(metavar="N", help="Calls again after busy or no answer.")
-]
-Id = Annotated[str, typer.Argument(metavar="ID", show_default=False)]
-Number = Annotated[str, typer.Argument(metavar="NUMBER", show_default=False)]
+Retries = Annotated[int | None, Option(metavar="N", help="Calls again after busy or no answer.")]
+Id = Annotated[str, Argument(metavar="ID", show_default=False)]
+Number = Annotated[str, Argument(metavar="NUMBER", show_default=False)]
 ProjectName = Annotated[
-    str, typer.Argument(metavar="PROJECT", help="A project's name or id.", show_default=False)
+    str, Argument(metavar="PROJECT", help="A project's name or id.", show_default=False)
 ]
 
 

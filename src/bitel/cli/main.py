@@ -7,6 +7,7 @@ import sys
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from bitel.cli import calls, campaigns, dnc, projects, service, tokens, trial, voices, webhooks
 from bitel.errors import BitelError
@@ -55,7 +56,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        bool, Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     """Voice calls over your own SIP trunks: upload a recording, have it played to numbers."""

@@ -9,6 +9,7 @@ from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+from typer import Argument, Option
 
 from bitel.cli import common
 from bitel.errors import InvalidRequestError
@@ -31,17 +32,17 @@ app = typer.Typer(help="Projects: who may place calls, and on what balance.", no
 
 @app.command()
 def create(
-    name: Annotated[str, typer.Argument(metavar="NAME", show_default=False)],
+    name: Annotated[str, Argument(metavar="NAME", show_default=False)],
     rate: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="N",
             help=f"HTTP requests a minute; {SETTINGS}: those of all projects. By default what the "
             "settings give a new project.",
         ),
     ] = None,
     call_rate: Annotated[
-        str | None, typer.Option(metavar="N", help="Calls placed a minute, in the same way.")
+        str | None, Option(metavar="N", help="Calls placed a minute, in the same way.")
     ] = None,
     config: common.Config = None,
 ) -> None:
@@ -80,15 +81,15 @@ def create(
 def set_(
     project: common.ProjectName,
     balance: Annotated[
-        str | None, typer.Option(metavar="N", help=f"What it may still spend, or {UNLIMITED}.")
+        str | None, Option(metavar="N", help=f"What it may still spend, or {UNLIMITED}.")
     ] = None,
     daily_spend: Annotated[
         str | None,
-        typer.Option(metavar="N", help=f"The most it may spend on a day, UTC; or {UNLIMITED}."),
+        Option(metavar="N", help=f"The most it may spend on a day, UTC; or {UNLIMITED}."),
     ] = None,
     window: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="HOURS",
             help="When its calls may ring, as in 'sat-wed 09:00-21:00 Asia/Tehran'; "
             f"or {ALWAYS}. One-time passwords ring at any time.",
@@ -96,7 +97,7 @@ def set_(
     ] = None,
     allow_prefix: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="PREFIXES",
             help=f"Prefixes of numbers it may call, as in +98,+4930; + is all, {HOME} the "
             "service's own country only.",
@@ -104,31 +105,27 @@ def set_(
     ] = None,
     forbid_prefix: Annotated[
         str | None,
-        typer.Option(metavar="PREFIXES", help=f"Prefixes it must not call all the same; {NONE}."),
+        Option(metavar="PREFIXES", help=f"Prefixes it must not call all the same; {NONE}."),
     ] = None,
     rate: Annotated[
-        str | None,
-        typer.Option(metavar="N", help=f"HTTP requests a minute; {SETTINGS}: as they say."),
+        str | None, Option(metavar="N", help=f"HTTP requests a minute; {SETTINGS}: as they say.")
     ] = None,
     call_rate: Annotated[
-        str | None,
-        typer.Option(metavar="N", help=f"Calls placed a minute; {SETTINGS}: as they say."),
+        str | None, Option(metavar="N", help=f"Calls placed a minute; {SETTINGS}: as they say.")
     ] = None,
     dialers: Annotated[
-        str | None,
-        typer.Option(metavar="IDS", help="Dialers it may use, separated by commas; all."),
+        str | None, Option(metavar="IDS", help="Dialers it may use, separated by commas; all.")
     ] = None,
     default_dialer: Annotated[
         str | None,
-        typer.Option(metavar="ID", help=f"The dialer of calls that name none; {NONE}: the first."),
+        Option(metavar="ID", help=f"The dialer of calls that name none; {NONE}: the first."),
     ] = None,
     webhook: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help=f"Where its calls' ends are posted, or {NOWHERE}."),
+        str | None, Option(metavar="URL", help=f"Where its calls' ends are posted, or {NOWHERE}.")
     ] = None,
     one_call_per_number: Annotated[
         bool | None,
-        typer.Option(
+        Option(
             "--one-call-per-number/--parallel-calls",
             help="Whether a number is called by one of its calls at a time (the default), or by "
             "several at once.",
@@ -136,7 +133,7 @@ def set_(
     ] = None,
     unwanted: Annotated[
         bool | None,
-        typer.Option(
+        Option(
             "--unwanted-to-dnc/--unwanted-ignored",
             help="Whether a number goes on the do-not-call list when its call is rejected as "
             "unwanted (SIP 607).",
@@ -144,7 +141,7 @@ def set_(
     ] = None,
     hold_seconds: Annotated[
         int | None,
-        typer.Option(
+        Option(
             metavar="N",
             min=0,
             max=3600,
@@ -153,14 +150,14 @@ def set_(
     ] = None,
     daily_calls: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--max-calls-per-number-per-day",
             metavar="N",
             help=f"Calls that it may place to one number in 24 hours, or {UNLIMITED}.",
         ),
     ] = None,
     enabled: Annotated[
-        bool | None, typer.Option("--enable/--disable", help="Whether its tokens are good at all.")
+        bool | None, Option("--enable/--disable", help="Whether its tokens are good at all.")
     ] = None,
     config: common.Config = None,
 ) -> None:
@@ -344,10 +341,10 @@ def _row(project: Project) -> dict[str, Any]:
 
 def ledger(
     project: Annotated[
-        str | None, typer.Argument(metavar="[PROJECT]", help="A project's name or id; all without.")
+        str | None, Argument(metavar="[PROJECT]", help="A project's name or id; all without.")
     ] = None,
     limit: Annotated[
-        int, typer.Option(metavar="N", min=1, max=100_000, help="Entries of each project.")
+        int, Option(metavar="N", min=1, max=100_000, help="Entries of each project.")
     ] = 100,
     as_json: common.Json = False,
     config: common.Config = None,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
+from typer import Argument, Option
 
 from bitel.cli import common
 from bitel.errors import BitelError, ConflictError, NotFoundError
@@ -92,13 +93,11 @@ class Only(enum.StrEnum):
 
 
 def serve(
-    config: Annotated[Path | None, typer.Option(help="The settings file.")] = None,
-    only: Annotated[
-        Only | None, typer.Option(help="Run only the HTTP API, or only the dialers.")
-    ] = None,
+    config: Annotated[Path | None, Option(help="The settings file.")] = None,
+    only: Annotated[Only | None, Option(help="Run only the HTTP API, or only the dialers.")] = None,
     take_over: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--take-over", help="Take the dialers from a process that runs them, without waiting."
         ),
     ] = False,
@@ -131,21 +130,36 @@ def serve(
         raise typer.Exit(1) from None
 
 
-def check_config(
-    config: Annotated[Path | None, typer.Option(help="The settings file.")] = None,
-) -> None:
+def check_config(config: Annotated[Path | None, Option(help="The settings file.")] = None) -> None:
     """Check the settings, and show what they come to. Nothing is opened or created.
 
     Exit status 0 where the service could start with them, as far as files and addresses allow.
     """
-    from bitel import settings as all_settings
+    from bitel import settings
+    from bitel.dialer_config import sip_trunk_config
+    from bitel.notifications.sending import check_notifications
+    from bitel.store import engines
 
-    file = all_settings.settings_file(config)
-    loaded = all_settings.load(config)
-    _check_parts(loaded)
-    for name, value in _summary(file, loaded):
+    file = settings.settings_file(config)
+    loaded = settings.load(config)
+    database = engines.place(engines.parse_url(loaded.effective_database_url))
+    rows = [
+        ("settings", str(file.absolute()) if file else "no file: defaults and the environment"),
+        ("data_dir", str(loaded.data_dir)),
+        ("database", database),
+        ("http", f"{loaded.http.host}:{loaded.http.port}"),
+        ("tariff", f"{len(loaded.tariff)} lines" if loaded.tariff else "none: calls cost nothing"),
+    ]
+    # These are otherwise checked only when the parts of the service are built.
+    check_notifications(loaded.notifications)
+    loaded.price_list()
+    for dialer in loaded.dialers:
+        sip_trunk_config(dialer, loaded.region)
+        about = f"{', '.join(dialer.trunks)}; {dialer.max_channels} channels"
+        rows.append(("dialer", f"{dialer.id}: {about}, {dialer.calls_per_second:g} calls a second"))
+    for name, value in rows:
         print(f"{name:<10}  {value}")
-    if unknown := all_settings.unknown_variables():
+    if unknown := settings.unknown_variables():
         print(f"bitel: these variables name no setting: {', '.join(unknown)}", file=sys.stderr)
     if not loaded.dialers:
         print("bitel: there are no [[dialers]], so no call can be placed", file=sys.stderr)
@@ -164,40 +178,9 @@ def servers(as_json: common.Json = False, config: common.Config = None) -> None:
         print(f"{server['id']:<16}  {state}{paused}")
 
 
-def _check_parts(loaded: Settings) -> None:
-    """What is checked when the parts are built: raises SettingsError."""
-    from bitel.dialer_config import sip_trunk_config
-    from bitel.notifications.sending import check_notifications
-    from bitel.store import engines
-
-    engines.parse_url(loaded.effective_database_url)
-    check_notifications(loaded.notifications)
-    loaded.price_list()
-    for dialer in loaded.dialers:
-        sip_trunk_config(dialer, loaded.region)
-
-
-def _summary(file: Path | None, loaded: Settings) -> list[tuple[str, str]]:
-    from bitel.store import engines
-
-    database = engines.place(engines.parse_url(loaded.effective_database_url))
-    rows = [
-        ("settings", str(file.absolute()) if file else "no file: defaults and the environment"),
-        ("data_dir", str(loaded.data_dir)),
-        ("database", database),
-        ("http", f"{loaded.http.host}:{loaded.http.port}"),
-        ("tariff", f"{len(loaded.tariff)} lines" if loaded.tariff else "none: calls cost nothing"),
-    ]
-    for dialer in loaded.dialers:
-        about = f"{', '.join(dialer.trunks)}; {dialer.max_channels} channels"
-        rows.append(("dialer", f"{dialer.id}: {about}, {dialer.calls_per_second:g} calls a second"))
-    return rows
-
-
 def backup(
     folder: Annotated[
-        Path,
-        typer.Argument(metavar="DIR", show_default=False, help="A folder that is new or empty."),
+        Path, Argument(metavar="DIR", show_default=False, help="A folder that is new or empty.")
     ],
     config: common.Config = None,
 ) -> None:
@@ -225,19 +208,17 @@ def backup(
         typer.echo("recordings are in the object store, and not copied", err=True)
 
 
-DialerOption = Annotated[
-    str | None, typer.Option("--dialer", metavar="ID", help="Only this dialer.")
-]
+DialerOption = Annotated[str | None, Option("--dialer", metavar="ID", help="Only this dialer.")]
 ProjectOption = Annotated[
-    str | None, typer.Option("--project", metavar="PROJECT", help="Only this project's calls.")
+    str | None, Option("--project", metavar="PROJECT", help="Only this project's calls.")
 ]
 
 
 def pause(
     dialer: DialerOption = None,
     project: ProjectOption = None,
-    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why, for the log and clients.")] = "",
-    listed: Annotated[bool, typer.Option("--list", help="Show what is paused instead.")] = False,
+    reason: Annotated[str, Option(metavar="TEXT", help="Why, for the log and clients.")] = "",
+    listed: Annotated[bool, Option("--list", help="Show what is paused instead.")] = False,
     as_json: common.Json = False,
     config: common.Config = None,
 ) -> None:
@@ -268,7 +249,7 @@ def resume(
     project: ProjectOption = None,
     drop_open: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--drop-open",
             help="End calls that were open at the time of the backup as UNKNOWN: they may have "
             "been made since.",
@@ -276,9 +257,7 @@ def resume(
     ] = False,
     keep_open: Annotated[
         bool,
-        typer.Option(
-            "--keep-open", help="Dial them, also those that have been made since the backup."
-        ),
+        Option("--keep-open", help="Dial them, also those that have been made since the backup."),
     ] = False,
     config: common.Config = None,
 ) -> None:

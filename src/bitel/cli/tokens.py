@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from bitel.cli import common
 from bitel.errors import NotFoundError
@@ -25,8 +26,7 @@ app = typer.Typer(help="Tokens: the keys that clients carry.", no_args_is_help=T
 def create(
     project: common.ProjectName,
     expires: Annotated[
-        float | None,
-        typer.Option(metavar="DAYS", min=0.001, max=36_500, help="Days it is good for."),
+        float | None, Option(metavar="DAYS", min=0.001, max=36_500, help="Days it is good for.")
     ] = None,
     config: common.Config = None,
 ) -> None:
@@ -93,7 +93,7 @@ def _state(token: TokenRow, now: float) -> str:
 @app.command()
 def revoke(
     token: Annotated[
-        str, typer.Argument(metavar="ID", help="The token, or its jti.", show_default=False)
+        str, Argument(metavar="ID", help="The token, or its jti.", show_default=False)
     ],
     config: common.Config = None,
 ) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from typer import Option
 
 from bitel.cli import common
 from bitel.errors import BitelError, InvalidServerError, SettingsError
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
     from bitel.domain.attempts import AttemptResult
     from bitel.settings import Settings
     from bitel.sip.grammar import Address
-    from bitel.test_phone.log import Entry
-    from bitel.test_phone.phone import PhoneConfig
+    from bitel.test_phone.phone import Entry, PhoneConfig
 
 SAMPLE_SECONDS = 6.0
 
@@ -35,11 +35,10 @@ SAMPLE_SECONDS = 6.0
 def dial(
     number: common.Number,
     dialer: Annotated[
-        str | None, typer.Option(metavar="ID", help="The dialer; the first one by default.")
+        str | None, Option(metavar="ID", help="The dialer; the first one by default.")
     ] = None,
     voice: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="The audio file to play; a sample by default."),
+        Path | None, Option(metavar="FILE", help="The audio file to play; a sample by default.")
     ] = None,
     full: common.Full = False,
     config: common.Config = None,
@@ -87,29 +86,22 @@ async def _dial(
     from bitel.dialing.dialer import DialRequest
     from bitel.domain.ids import new_id
 
-    with tempfile.TemporaryDirectory(prefix="bitel-dial-") as folder:
-        playing = await _Playing.prepare(voice, Path(folder))
-        dialer = await _start(config, playing, _Ladder(full=full))
-        try:
-            order = DialRequest(new_id(time.time()), new_id(time.time()), e164, "voice")
-            return await _dial_until_interrupted(dialer, order)
-        finally:
-            await dialer.close()
-
-
-async def _dial_until_interrupted(dialer: SipTrunkDialer, order: DialRequest) -> AttemptResult:
-    """Ctrl-C ends the call too, not just the program."""
-
     async def heard(at: float) -> bool:
         return True
 
-    call = asyncio.create_task(dialer.dial(order, heard))
-    try:
-        return await asyncio.shield(call)
-    except asyncio.CancelledError:
-        dialer.call_off(order.attempt_id)
-        await asyncio.wait([call], timeout=5)
-        raise
+    with tempfile.TemporaryDirectory(prefix="bitel-dial-") as folder:
+        playing = await _Playing.prepare(voice, Path(folder))
+        dialer = await _start(config, playing, _Ladder(full=full))
+        order = DialRequest(new_id(time.time()), new_id(time.time()), e164, "voice")
+        call = asyncio.create_task(dialer.dial(order, heard))
+        try:
+            return await asyncio.shield(call)
+        except asyncio.CancelledError:  # Ctrl-C ends the call too, not just the program
+            dialer.call_off(order.attempt_id)
+            await asyncio.wait([call], timeout=5)
+            raise
+        finally:
+            await dialer.close()
 
 
 async def _start(config: SipTrunkConfig, playing: _Playing, ladder: _Ladder) -> SipTrunkDialer:
@@ -189,13 +181,13 @@ def _summary(e164: str, attempted: AttemptResult) -> str:
 
 
 def phone(
-    listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where to take calls.")],
+    listen: Annotated[str, Option(metavar="HOST:PORT", help="Where to take calls.")],
     record: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write each call's audio as a WAV there.")
+        Path | None, Option(metavar="DIR", help="Write each call's audio as a WAV there.")
     ] = None,
     rule: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             metavar="PATTERN=BEHAVIOUR",
             help="What a number does: answer[:after=S][:hangup=S], busy, reject:CODE, ring, "
             "silent; or one after the other, as in busy*2,answer. PATTERN is a glob on the number "
@@ -204,19 +196,19 @@ def phone(
         ),
     ] = None,
     log: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Append what happens, as JSON lines.")
+        Path | None, Option(metavar="FILE", help="Append what happens, as JSON lines.")
     ] = None,
     public_address: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="What Contact says, where not --listen.")
+        str, Option(metavar="HOST:PORT", help="What Contact says, where not --listen.")
     ] = "",
     tls_certificate: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Take calls by TLS too, at the port after --listen's."),
+        Option(metavar="FILE", help="Take calls by TLS too, at the port after --listen's."),
     ] = None,
     tls_key: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The certificate's key, if not in its file.")
+        Path | None, Option(metavar="FILE", help="The certificate's key, if not in its file.")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print no line for each call.")] = False,
+    quiet: Annotated[bool, Option("--quiet", help="Print no line for each call.")] = False,
 ) -> None:
     """Take SIP calls: answer, be busy, ring, or stay silent, by number."""
     # Other commands start sooner without these.
@@ -238,7 +230,9 @@ def phone(
         raise typer.BadParameter(str(error), param_hint="--rule") from None
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    _allow_many_calls()
+    # Each call has a socket: ask for as many files as this user may open.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
         asyncio.run(_serve(config, quiet=quiet))
     except TlsFileError as error:
@@ -272,15 +266,9 @@ def _print(entry: Entry) -> None:
     typer.echo(ascii(line)[1:-1], err=True)
 
 
-def _allow_many_calls() -> None:
-    """Each call has a socket: ask for as many files as this user may open."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
 def demo(
     heard: Annotated[
-        Path, typer.Option(help="Where to leave the recording of what the first number heard.")
+        Path, Option(help="Where to leave the recording of what the first number heard.")
     ] = Path("heard.wav"),
 ) -> None:
     """Play the whole service on this machine, with the built-in phone for a carrier.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
 from bitel.cli import common
 from bitel.errors import InvalidRequestError
@@ -21,7 +22,7 @@ app = typer.Typer(help="Recordings.", no_args_is_help=True)
 @app.command()
 def upload(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, show_default=False)
+        Path, Argument(metavar="FILE", exists=True, dir_okay=False, show_default=False)
     ],
     as_json: common.Json = False,
     config: common.Config = None,
@@ -53,9 +54,9 @@ def remove(voice_id: common.Id, as_json: common.Json = False, config: common.Con
 
 @app.command()
 def speak(
-    text: Annotated[str, typer.Argument(metavar="TEXT", show_default=False)],
+    text: Annotated[str, Argument(metavar="TEXT", show_default=False)],
     language: Annotated[
-        str | None, typer.Option(metavar="CODE", help="The text's language, as in fa or en.")
+        str | None, Option(metavar="CODE", help="The text's language, as in fa or en.")
     ] = None,
     as_json: common.Json = False,
     config: common.Config = None,

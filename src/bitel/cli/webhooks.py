@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from bitel.cli import common
 from bitel.errors import InvalidRequestError, NotFoundError
@@ -27,11 +28,11 @@ app = typer.Typer(
 @app.command()
 def deliveries(
     project: Annotated[
-        str | None, typer.Option(metavar="PROJECT", help="Only this project's, by name or id.")
+        str | None, Option(metavar="PROJECT", help="Only this project's, by name or id.")
     ] = None,
-    call: Annotated[str | None, typer.Option(metavar="ID", help="Only this call's.")] = None,
+    call: Annotated[str | None, Option(metavar="ID", help="Only this call's.")] = None,
     limit: Annotated[
-        int, typer.Option(metavar="N", min=1, max=100_000, help="At most so many events.")
+        int, Option(metavar="N", min=1, max=100_000, help="At most so many events.")
     ] = 100,
     as_json: common.Json = False,
     config: common.Config = None,
@@ -61,10 +62,7 @@ def deliveries(
 @app.command()
 def redeliver(
     which: Annotated[
-        str,
-        typer.Argument(
-            metavar="EVENT_OR_CALL_ID", help="An event, or its call.", show_default=False
-        ),
+        str, Argument(metavar="EVENT_OR_CALL_ID", help="An event, or its call.", show_default=False)
     ],
     config: common.Config = None,
 ) -> None:
@@ -84,8 +82,7 @@ def redeliver(
 def secret(
     project: common.ProjectName,
     rotate: Annotated[
-        bool,
-        typer.Option("--rotate", help="Make a new one; the old one signs nothing from now on."),
+        bool, Option("--rotate", help="Make a new one; the old one signs nothing from now on.")
     ] = False,
     config: common.Config = None,
 ) -> None:

@@ -1,14 +1,35 @@
-"""The phone: a SIP callee that handles each call as the rules say, and logs it."""
+"""The phone: a SIP callee that handles each call as the rules say, and logs it.
+
+The log is JSON lines, each written and flushed as it happens. A line is an object with `at` (Unix
+seconds), `call` (Call-ID), `number` (as it arrived) and `event`, then the details of that event:
+
+    invite    a new call; `from`, the user part of the caller's URI, and `rule`, what it will meet
+    answered  our 200 has been sent
+    audio     the first RTP packet has arrived
+    bye       the caller hung up
+    cancel    the caller gave up before the answer
+    rejected  we refused; `code`
+    hangup    we hung up
+    end       the call is over: `packets` received and `seconds` since the answer (0 without one)
+    recorded  its WAV is on disk; `file`, its name
+
+A call has one `invite`, first, and one `end`, which only `recorded` may follow. A call to a silent
+number has an `invite` only. Lines are not synced to disk: the log survives a crash of the caller,
+not of this machine.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import socket
+import time
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from bitel.sip.agent import UserAgent
 from bitel.sip.config import AgentConfig
@@ -18,7 +39,6 @@ from bitel.sip.message import MessageError, Request, parse
 from bitel.sip.sdp import NoCommonCodec, SessionDescription, make_answer
 from bitel.sip_transport.tls import TlsFileError, TlsFiles
 from bitel.sip_transport.transport import SipTransport
-from bitel.test_phone.log import CallLog, Detail, Entry, Kind
 from bitel.test_phone.rtp_sinks import CountingSink, RecordingSink, RtpSink, write_recording
 from bitel.test_phone.rules import Answer, Behaviour, CallHistory, Reject, Ring, Rule, Silent
 
@@ -27,6 +47,15 @@ logger = logging.getLogger(__name__)
 TEMPORARILY_UNAVAILABLE: Final = 480
 NOT_ACCEPTABLE_HERE: Final = 488
 SERVICE_UNAVAILABLE: Final = 503
+
+Kind = Literal[
+    "invite", "answered", "audio", "bye", "cancel", "rejected", "hangup", "end", "recorded"
+]
+
+Detail = str | int | float
+
+_MAX_TEXT: Final = 256
+"""Characters of a number or Call-ID that are logged; both are a stranger's words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +90,46 @@ class _Call:
     timer: asyncio.TimerHandle | None = None
     answered_at: float | None = None
     hung_up: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the log. `at` is in Unix seconds."""
+
+    at: float
+    call: str
+    number: str
+    event: Kind
+    details: dict[str, Detail] = field(default_factory=dict)
+
+
+class CallLog:
+    """Keeps the latest 10,000 entries, and writes every entry to `path` where one is given.
+
+    `on_entry` is called with each entry. Raises OSError where `path` can't be opened.
+    """
+
+    def __init__(self, path: Path | None, on_entry: Callable[[Entry], None] | None) -> None:
+        self.entries: deque[Entry] = deque(maxlen=10_000)
+        self._on_entry = on_entry
+        self._file = None if path is None else path.open("a", encoding="ascii")
+
+    def write(self, call: str, number: str, event: Kind, **details: Detail) -> None:
+        """Note that `event` has just happened."""
+        entry = Entry(time.time(), call[:_MAX_TEXT], number[:_MAX_TEXT], event, details)
+        self.entries.append(entry)
+        if self._file is not None:
+            head = {"at": entry.at, "call": entry.call, "number": entry.number, "event": event}
+            self._file.write(json.dumps({**head, **details}) + "\n")
+            self._file.flush()
+        if self._on_entry is not None:
+            self._on_entry(entry)
+
+    def close(self) -> None:
+        """Close the file. Entries may be read after that, and none written."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 class Phone:
@@ -99,7 +168,7 @@ class Phone:
         self._loop = asyncio.get_running_loop()
         if config.record is not None:
             config.record.mkdir(parents=True, exist_ok=True)
-        self.log = CallLog(config.log, on_entry=self._on_entry)
+        self.log = CallLog(config.log, self._on_entry)
         try:
             self._transport = await SipTransport.open(
                 config.listen, self._make_agent, self._on_event, tls=config.tls
