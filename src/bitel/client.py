@@ -61,7 +61,7 @@ TIMEOUT: Final = httpx.Timeout(30.0, read=120.0)
 """Seconds; an upload is answered only when its recording is decoded."""
 
 LOOK_AGAIN: Final = 0.25
-"""Seconds between two looks at what is waited for: the API has no way to tell of an end."""
+"""Seconds between two polls of a call or campaign: the API can't push their end."""
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -134,7 +134,7 @@ class Client:
         return asked.read(answer)
 
     def upload(self, file: Path, progress: Callable[[int], None] | None = None) -> Recording:
-        """Upload a recording; `progress` is told the bytes that each read took from the file."""
+        """Upload a recording; `progress` is called with the bytes of each read of the file."""
         with _Upload(file, progress) as opened, _reached(self._http):
             answer = self._http.post(asking.FILES, files={"file": (file.name, opened)})
         return cast(Recording, asking.result_of(answer))
@@ -163,7 +163,7 @@ class Client:
     def wait_campaign(
         self, campaign_id: str, timeout: float, progress: Callable[[Campaign], None] | None = None
     ) -> Campaign:
-        """The campaign once all its calls are over; `progress` is told of every look at it.
+        """The campaign once all its calls are over; `progress` is called with each state polled.
 
         Raises UnavailableError if they are not within `timeout` seconds.
         """
@@ -220,7 +220,7 @@ class AsyncClient:
         return asked.read(answer)
 
     async def upload(self, file: Path, progress: Callable[[int], None] | None = None) -> Recording:
-        """Upload a recording; `progress` is told the bytes that each read took from the file."""
+        """Upload a recording; `progress` is called with the bytes of each read of the file."""
         with await asyncio.to_thread(_Upload, file, progress) as opened, _reached(self._http):
             answer = await self._http.post(asking.FILES, files={"file": (file.name, opened)})
         return cast(Recording, asking.result_of(answer))

@@ -43,7 +43,7 @@ log = structlog.get_logger(__name__)
 FRESH: Final = 1.0
 """Seconds for which a page is shown again as it is."""
 PATIENCE: Final = 2.0
-"""Seconds that the database may take; then the page comes without what it knows."""
+"""Seconds that the database may take; then the page comes without the metrics of the database."""
 SEEN_WITHIN: Final = 15.0
 """Seconds since the last heartbeat of a dialer, within which it counts as up."""
 
@@ -119,7 +119,7 @@ class Snapshot:
 class Page(Collector):
     """Call it for the text, in Prometheus's exposition format (version 0.0.4).
 
-    It is made at most once in `FRESH` seconds, however many ask for it.
+    It is made at most once in `FRESH` seconds, however often it is requested.
     """
 
     def __init__(self, sources: Sources) -> None:

@@ -1,4 +1,4 @@
-"""`bitel batch` and `bitel campaign`: many calls at once, and how they stand."""
+"""`bitel batch` and `bitel campaign`: many calls at once, and their states."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def _wait(client: Client, campaign: Campaign) -> Campaign:
 
 
 def show_campaign(campaign: Campaign, as_json: bool) -> None:
-    """Print how a campaign stands, in one line."""
+    """Print the state of a campaign, in one line or as JSON."""
     if as_json:
         common.print_json(campaign)
         return

@@ -2,8 +2,8 @@
 
 A file may be UTF-8 or UTF-16, with or without a byte order mark; its columns may be separated by
 commas, semicolons or tabs, and Excel's first line `sep=;` is understood. Without the name of a
-column the one column that holds phone numbers is taken. A number that is written several times,
-in whatever way, is kept once.
+column the one column that holds phone numbers is taken. Numbers that are the same in E.164 form
+are kept once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class NumberList:
 
     numbers: Sequence[str]
     places: Sequence[str]
-    """Where each stands: `line 3`, or `line 3, column 'phone'`."""
+    """Where each is: `line 3`, or `line 3, column 'phone'`."""
     duplicates: Sequence[str]
     """For each number that was left out, a few words: `line 7 repeats line 3`."""
 

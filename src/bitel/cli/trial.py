@@ -76,7 +76,7 @@ def _config(settings: Settings, dialer_id: str | None) -> SipTrunkConfig:
     if found is None:
         names = ", ".join(each.id for each in settings.dialers)
         raise InvalidServerError(f"no dialer is named {dialer_id!r}; there is {names}")
-    # The carrier's way to us belongs to the service, whose place we don't take.
+    # Registration and OPTIONS belong to a service that may run beside this call.
     return replace(sip_trunk_config(found, settings.region), register=False, ping_interval=0.0)
 
 
@@ -86,14 +86,14 @@ async def _dial(
     from bitel.dialing.dialer import DialRequest
     from bitel.domain.ids import new_id
 
-    async def heard(at: float) -> bool:
+    async def on_answered(at: float) -> bool:
         return True
 
     with tempfile.TemporaryDirectory(prefix="bitel-dial-") as folder:
         playing = await _Playing.prepare(voice, Path(folder))
         dialer = await _start(config, playing, _Ladder(full=full))
         order = DialRequest(new_id(time.time()), new_id(time.time()), e164, "voice")
-        call = asyncio.create_task(dialer.dial(order, heard))
+        call = asyncio.create_task(dialer.dial(order, on_answered))
         try:
             return await asyncio.shield(call)
         except asyncio.CancelledError:  # Ctrl-C ends the call too, not just the program
@@ -105,7 +105,7 @@ async def _dial(
 
 
 async def _start(config: SipTrunkConfig, playing: _Playing, ladder: _Ladder) -> SipTrunkDialer:
-    """A dialer at the configured port, or at a free one where a service has that."""
+    """A dialer at the configured port, or at a free one if a service uses that port."""
     from bitel.dialer.sip_dialer import SipTrunkDialer
 
     dialer = SipTrunkDialer(config, playing, time.time, watch=ladder)
@@ -123,7 +123,7 @@ async def _start(config: SipTrunkConfig, playing: _Playing, ladder: _Ladder) -> 
 
 @dataclass
 class _Playing:
-    """What is played: one file, in both laws."""
+    """The audio of the call: one file, in both G.711 laws."""
 
     clips: Mapping[str, Playlist]
 
@@ -147,7 +147,7 @@ class _Playing:
 
 
 class _Ladder:
-    """Shows the messages of the call as they come and go."""
+    """Prints the SIP messages of the call as they are sent and received."""
 
     def __init__(self, *, full: bool) -> None:
         self._full = full
@@ -161,7 +161,7 @@ class _Ladder:
     ) -> None:
         from bitel.dialer import trace_format
 
-        # A port that faces the world hears from strangers too.
+        # A public port also receives messages that have nothing to do with this call.
         if trace_format.sip_call_id(data) in self._sip_call_ids:
             traced = trace_format.Traced.of(direction, data, address, at)
             typer.echo(trace_format.in_full(traced) if self._full else trace_format.arrow(traced))
@@ -262,7 +262,7 @@ async def _serve(config: PhoneConfig, *, quiet: bool) -> None:
 def _print(entry: Entry) -> None:
     details = "".join(f" {name}={value}" for name, value in entry.details.items())
     line = f"{entry.number} {entry.event}{details}"
-    # A stranger wrote the number; control characters must not reach the terminal.
+    # The caller chose the number; control characters must not reach the terminal.
     typer.echo(ascii(line)[1:-1], err=True)
 
 

@@ -1,4 +1,4 @@
-"""`bitel webhook`: what projects' receivers were told, and the secrets that sign it."""
+"""`bitel webhook`: events and their deliveries, and the secrets that sign them."""
 
 from __future__ import annotations
 

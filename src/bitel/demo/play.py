@@ -49,7 +49,7 @@ connection_fee = {RATE.connection_fee}
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One number: what it does, and what its call must end as."""
+    """A number that is called: what its phone does, and the result that is expected."""
 
     number: str
     does: str
@@ -80,9 +80,9 @@ _STYLES = {
 
 
 def play(heard: Path, console: Console) -> bool:
-    """Play the demo in a temporary folder and leave what was heard at `heard`.
+    """Run the demo in a temporary folder, and leave the audio of the first call at `heard`.
 
-    True when every call ended as it should and the audio arrived whole.
+    Returns whether every call ended as expected and the audio arrived without gaps.
     """
     with tempfile.TemporaryDirectory(prefix="bitel-demo-") as folder:
         stage = Stage(
@@ -96,7 +96,7 @@ def play(heard: Path, console: Console) -> bool:
             stage.start_phone()
             stage.start_service()
             with Client(stage.token(), stage.url) as client:
-                found = _call_everybody(stage, client, heard, console)
+                found = _place_calls(stage, client, heard, console)
             if stage.stop_service() != 0:
                 found.append("the service did not stop cleanly")
     for fault in found:
@@ -106,7 +106,7 @@ def play(heard: Path, console: Console) -> bool:
     return not found
 
 
-def _call_everybody(stage: Stage, client: Client, heard: Path, console: Console) -> list[str]:
+def _place_calls(stage: Stage, client: Client, heard: Path, console: Console) -> list[str]:
     sample = stage.folder / "sample.wav"
     write_sample(sample, SAMPLE_SECONDS)
     voice = client.upload(sample)
@@ -121,7 +121,7 @@ def _call_everybody(stage: Stage, client: Client, heard: Path, console: Console)
     found = [fault for part in PARTS for fault in faults(part, calls[part.number])]
     uploaded = stage.folder / "uploaded.wav"
     uploaded.write_bytes(client.recording(voice["id"]))
-    return found + _listen(stage, uploaded, heard, console)
+    return found + _compare_audio(stage, uploaded, heard, console)
 
 
 def _watch(client: Client, calls: dict[str, Call], console: Console) -> None:
@@ -138,12 +138,12 @@ def _watch(client: Client, calls: dict[str, Call], console: Console) -> None:
                 live.update(_table(calls, elapsed))
             if all(call["statusCode"] for call in calls.values()) or elapsed > LIMIT:
                 break
-            time.sleep(0.2)  # between two looks at a running service
+            time.sleep(0.2)  # the API has no way to push states
     if live is None:
         console.print(_table(calls, elapsed))
 
 
-def _listen(stage: Stage, uploaded: Path, heard: Path, console: Console) -> list[str]:
+def _compare_audio(stage: Stage, uploaded: Path, heard: Path, console: Console) -> list[str]:
     number = PARTS[0].number.removeprefix("0")
     recordings = sorted(stage.heard.glob(f"*{number}_*.wav"))
     if len(recordings) != 1:
@@ -160,7 +160,7 @@ def _listen(stage: Stage, uploaded: Path, heard: Path, console: Console) -> list
 
 
 def read_wav(path: Path) -> Pcm:
-    """The samples of a WAV of ours: 16 bit, mono, 8 kHz. Raises BitelError for another."""
+    """The samples of a WAV of 16 bit, mono, 8 kHz. Raises BitelError for another format."""
     with wave.open(str(path), "rb") as file:
         if (file.getnchannels(), file.getsampwidth(), file.getframerate()) != (1, 2, 8000):
             raise BitelError(f"{path} is not 16-bit mono at 8 kHz")

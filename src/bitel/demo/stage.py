@@ -69,7 +69,7 @@ WITHOUT_LIMITS = ("--rate", "settings", "--call-rate", "settings")
 
 @dataclass
 class Stage:
-    """Where the play takes place. Use it as a context manager: what it started, it ends.
+    """The service and the phone. Use it as a context manager: it kills what still runs at the end.
 
     `dialer` holds settings of the one dialer and `extra` is TOML put before its section.
     """
@@ -201,7 +201,7 @@ class Stage:
         while not ready():
             if process.poll() is not None or time.monotonic() > end:
                 raise StageError(f"{what} not, after all; see the logs in {self.folder}")
-            time.sleep(0.02)  # another process is waited for, and no clock of ours drives it
+            time.sleep(0.02)  # polls another process
 
     def _settings(self) -> str:
         ports = self.ports

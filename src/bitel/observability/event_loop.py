@@ -1,10 +1,9 @@
-"""Pauses of the event loop: how late its timers are, and how the garbage collector is kept from it.
+"""Delays of the event loop: measures its lag, and keeps the garbage collector from causing it.
 
-What calls and requests leave behind is freed with its last reference, so Python's collector of
-cyclic garbage finds nothing. But it looks through all objects that live, again and again: with
-CPython's thresholds, and tens of thousands of calls, for a tenth of a second and more each time.
-So it is disabled here, and run when no call is there to be delayed, for what has made a cycle after
-all.
+Objects of calls and requests are freed with their last reference, so the collector of cyclic
+garbage finds nothing, but traverses all live objects each time: with CPython's thresholds and tens
+of thousands of calls that takes 0.1 s and more. So automatic collection is disabled, and the
+collector runs while no call is active, for cycles that were made after all.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ Kind = Literal[
 Detail = str | int | float
 
 _MAX_TEXT: Final = 256
-"""Characters of a number or Call-ID that are logged; both are a stranger's words."""
+"""Characters of a number or Call-ID that are logged; the caller chooses both."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ class CallLog:
 class Phone:
     """A SIP callee on one port, for UDP and TCP, and with a certificate for TLS on the next.
 
-    `on_entry` is told each entry of its log as it happens.
+    `on_entry` is called with each entry of its log.
     """
 
     def __init__(
@@ -371,7 +371,7 @@ class _SilentNumbersAgent(UserAgent):
 
 
 def _reachable(host: str, far: HostPort = ("192.0.2.1", 9)) -> str:
-    """The address that `far` can reach us at: `host`, where that is not the wildcard.
+    """The address that `far` can send to: `host`, unless that is the wildcard.
 
     Connecting a UDP socket sends nothing; it only asks the routing table.
     """

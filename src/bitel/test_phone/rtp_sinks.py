@@ -162,7 +162,7 @@ def write_recording(folder: Path, number: str, call_id: str, sink: RecordingSink
 def recording_name(number: str, call_id: str) -> str:
     """The file name for a call: the number as it arrived, and the Call-ID, made safe.
 
-    A stranger chose both. Only letters, digits, `+`, `-`, `.` and `_` are kept; where something
+    The caller chooses both. Only letters, digits, `+`, `-`, `.` and `_` are kept; where something
     else was replaced, a hash tells apart names that would otherwise look alike.
     """
     return f"{_safe(number)}_{_safe(call_id)}.wav"

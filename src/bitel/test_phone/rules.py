@@ -192,7 +192,7 @@ class CallHistory:
     """The behaviour chosen for each call, and how many calls each number has had.
 
     A repeated INVITE gets the behaviour of the first one. At most `limit` calls and `limit` numbers
-    are kept, the most recent ones, so that a stranger who invents numbers can't fill the memory.
+    are kept, the most recent ones, so that a caller who invents numbers can't fill the memory.
     """
 
     def __init__(self, rules: Sequence[Rule], limit: int = 100_000) -> None:
