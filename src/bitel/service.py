@@ -39,14 +39,18 @@ from bitel.dialing.standby import Standby
 from bitel.domain.ids import new_id
 from bitel.errors import BitelError
 from bitel.housekeeping import Housekeeper
-from bitel.metrics.page import Page
-from bitel.metrics.sources import DialerFigures, DialerSource, Sources
+from bitel.metrics import DialerFigures, DialerSource, Page, Sources
 from bitel.notifications.conditions import ConditionWatcher, of_dialer
 from bitel.notifications.monitor import Condition
 from bitel.notifications.sending import build_sender
 from bitel.observability import logging
-from bitel.observability.gc_control import collect_when_quiet, measuring_pauses, run_only_when_told
-from bitel.observability.loop_lag import LoopLag, measuring
+from bitel.observability.event_loop import (
+    LoopLag,
+    collect_when_quiet,
+    disable_collector,
+    measuring_lag,
+    measuring_pauses,
+)
 from bitel.recordings.storage import VoiceStore
 from bitel.recordings.worker_process import log_confinement
 from bitel.reloading import plan_reload
@@ -132,7 +136,7 @@ async def serve(
         if not settings.dialers:
             log.warning("no_dialers", hint="no call can be placed without a [[dialers]] section")
         log.info("ready", **_places(service, settings))
-        run_only_when_told()
+        disable_collector()
         sys.setswitchinterval(TURN)
         reloading = asyncio.create_task(_reload(service, settings, read_again, reload))
         await stop.wait()
@@ -196,7 +200,7 @@ async def running(
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(_close_database, database, shutdown)
         await stack.enter_async_context(_housekeeping(settings, database, clock))
-        lag = await stack.enter_async_context(measuring())
+        lag = await stack.enter_async_context(measuring_lag())
         pauses = stack.enter_context(measuring_pauses())
         ids = [each.id for each in settings.dialers]
         sources = Sources(database, ids, clock, lag, pauses, clock_gap=lambda: clock.gap)
@@ -372,7 +376,6 @@ def _figures(trunk: SipTrunkDialer, dispatcher: Dispatcher, counted: InviteCount
     """What the metrics report about a dialer."""
     return lambda: DialerFigures(
         dialer_id=dispatcher.dialer_id,
-        up=trunk.up,
         is_paused=bool(trunk.paused_reason),
         channels=dispatcher.running,
         max_channels=dispatcher.max_channels,

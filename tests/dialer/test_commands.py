@@ -18,11 +18,11 @@ from bitel.test_phone.rules import parse_rules
 
 COMMANDS = """
 import sys, typer
-from bitel.cli import dial, trace
+from bitel.cli import calls, trial
 from bitel.errors import BitelError
 app = typer.Typer(pretty_exceptions_enable=False)
-app.command("dial")(dial.dial)
-app.command("trace")(trace.trace)
+app.command("dial")(trial.dial)
+app.command("trace")(calls.trace)
 try:
     app()
 except BitelError as error:

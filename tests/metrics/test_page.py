@@ -11,16 +11,14 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Connection, event
 
+from bitel import metrics
 from bitel.dialer.trunk_state import TrunkState
 from bitel.dialing.dispatcher import Figures
 from bitel.domain.attempts import Outcome
 from bitel.domain.calls import CallStatus, Lane, NewCall
 from bitel.domain.ids import new_id
-from bitel.metrics import page as page_module
-from bitel.metrics.page import Page
-from bitel.metrics.sources import DialerFigures, Sources
-from bitel.observability.gc_control import Pauses
-from bitel.observability.loop_lag import LoopLag, measuring
+from bitel.metrics import DialerFigures, Page, Sources
+from bitel.observability.event_loop import LoopLag, Pauses, measuring_lag
 from bitel.rtp.streamer import StreamerStats
 from bitel.sip.grammar import Address
 from bitel.store import endings, projects, recovery
@@ -40,7 +38,6 @@ NAME, NUMBER = "acme-inc", "+989121234567"
 def dialer() -> DialerFigures:
     return DialerFigures(
         dialer_id="main",
-        up=True,
         is_paused=True,
         channels=3,
         max_channels=100,
@@ -210,7 +207,7 @@ async def test_many_readers_cost_no_more_than_one(
     page = Page(sources)
     await asyncio.gather(*(page() for _ in range(50)))
     assert looks == 1
-    monkeypatch.setattr(page_module, "FRESH", 0.0)
+    monkeypatch.setattr(metrics, "FRESH", 0.0)
     await page()
     assert looks == 2
 
@@ -237,7 +234,7 @@ async def test_a_database_that_hangs_is_not_waited_for(
         raise AssertionError("never reached")
 
     monkeypatch.setattr(Page, "_read", hangs)
-    monkeypatch.setattr(page_module, "PATIENCE", 0.01)
+    monkeypatch.setattr(metrics, "PATIENCE", 0.01)
     assert at(await read(Page(sources)), "bitel_database_up") == 0
 
 
@@ -273,7 +270,7 @@ async def test_a_step_of_the_system_clock_is_shown(sources: Sources) -> None:
 async def test_a_loop_that_is_kept_busy_is_late() -> None:
     import time
 
-    async with measuring() as lag:
+    async with measuring_lag() as lag:
         await asyncio.sleep(0.15)
         before = lag.mean
         time.sleep(0.4)

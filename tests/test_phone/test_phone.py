@@ -13,9 +13,8 @@ import numpy as np
 from bitel.g711 import alaw_decode
 from bitel.rtp.packet import PCMA, RtpHeader
 from bitel.sip.events import Answered, Ended, Failed, Provisional
-from bitel.test_phone.log import Entry
-from bitel.test_phone.phone import Phone, PhoneConfig
-from bitel.test_phone.recorder import recording_name
+from bitel.test_phone.phone import Entry, Phone, PhoneConfig
+from bitel.test_phone.rtp_sinks import recording_name
 from bitel.test_phone.rules import parse_rules
 from tests.peers.caller import Caller, caller
 

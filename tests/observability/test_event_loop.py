@@ -9,15 +9,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from bitel.observability import gc_control
-from bitel.observability.gc_control import (
+from bitel.observability import event_loop
+from bitel.observability.event_loop import (
     MOST,
     OFTEN,
     SELDOM,
     collect_when_quiet,
+    disable_collector,
     is_due,
     measuring_pauses,
-    run_only_when_told,
 )
 
 
@@ -37,7 +37,7 @@ class _Looped:
 
 @pytest.mark.usefixtures("on_again")
 def test_it_does_not_run_by_itself() -> None:
-    run_only_when_told()
+    disable_collector()
     before = [each["collections"] for each in gc.get_stats()]
     kept = [[number] for number in range(200_000)]
     assert len(kept) == 200_000
@@ -47,10 +47,10 @@ def test_it_does_not_run_by_itself() -> None:
 
 @pytest.mark.usefixtures("on_again")
 async def test_it_runs_when_it_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gc_control, "LOOK", 0.001)
-    monkeypatch.setattr(gc_control, "OFTEN", 0.0)
+    monkeypatch.setattr(event_loop, "LOOK", 0.001)
+    monkeypatch.setattr(event_loop, "OFTEN", 0.0)
     quiet = False
-    run_only_when_told()
+    disable_collector()
     seen = weakref.ref(_Looped())
     task = asyncio.create_task(collect_when_quiet(lambda: quiet))
     await asyncio.sleep(0.02)
