@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from bitel.dialer.call_observer import CallObserver
+from bitel.dialer.call_attempt import CallObserver
 from bitel.dialer.config import SipTrunkConfig
 from bitel.dialer.playlist import Codec, Playlist, PlaylistSource
 from bitel.dialer.resolver import Resolver

@@ -10,8 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitel.dialer.caller_identity import CallerIds, Identification, identity
-from bitel.dialer.number_format import NumberForm, NumberFormat, NumberRule
+from bitel.dialer.caller_identity import (
+    CallerIds,
+    Identification,
+    NumberForm,
+    NumberFormat,
+    NumberRule,
+    identity,
+)
 from tests.dialer.calling import dialer
 from tests.dialer.carrier import carrier
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from bitel.dialer import sip_dialer
-from bitel.dialer.call_leg import CallLeg
+from bitel.dialer.call_attempt import CallLeg
 from bitel.dialer.media_session import MediaSession
-from bitel.dialer.pending_requests import PendingRequests
 from bitel.dialer.sip_dialer import SipTrunkDialer
+from bitel.dialer.trunk_health import PendingRequests
 from bitel.dialing.dialer import DialRequest
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.sip import OutgoingRequest, RequestDone, UserAgent

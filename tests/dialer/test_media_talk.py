@@ -9,8 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from bitel.dialer.call_attempt import CallAttempt
-from bitel.dialer.call_leg import CallLeg
+from bitel.dialer.call_attempt import CallAttempt, CallLeg
 from bitel.dialer.media_session import MediaSession, Patience
 from bitel.dialing.dialer import DialRequest
 from bitel.domain.attempts import Outcome

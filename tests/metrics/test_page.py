@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Connection, event
 
-from bitel.dialer.trunk_state import TrunkState
+from bitel.dialer.trunk_monitor import TrunkState
 from bitel.dialing.figures import Figures
 from bitel.domain.attempts import Outcome
 from bitel.domain.calls import CallStatus, Lane, NewCall

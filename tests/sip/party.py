@@ -18,7 +18,7 @@ from bitel.sip import (
     make_offer,
 )
 from bitel.sip.grammar import Address, HostPort, Transport, host_in_uri
-from bitel.sip_transport.liveness import StreamLimits
+from bitel.sip_transport.connection import StreamLimits
 from bitel.sip_transport.tls import TlsFiles
 from bitel.sip_transport.transport import Link, SipTransport, Tap
 

@@ -14,7 +14,7 @@ from bitel.sip import Answered, Confirmed, Ended, Event, Failed, Incoming, UserA
 from bitel.sip.client_transaction import MAX_UDP
 from bitel.sip.grammar import Address, Transport
 from bitel.sip.message import Request, parse
-from bitel.sip_transport.liveness import StreamLimits
+from bitel.sip_transport.connection import StreamLimits
 from bitel.sip_transport.transport import SipTransport
 from tests.prerequisites import need_ipv6
 from tests.sip.far_end import ANSWER, reply, request, within

@@ -6,8 +6,7 @@ import asyncio
 import socket
 
 from bitel.sip.grammar import Address
-from bitel.sip_transport.icmp import DeliveryError
-from bitel.sip_transport.udp import MAX_BATCH, UdpSocket, datagram_socket
+from bitel.sip_transport.udp import MAX_BATCH, DeliveryError, UdpSocket, datagram_socket
 
 
 class Reader:

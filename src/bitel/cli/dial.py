@@ -65,7 +65,7 @@ def dial(
 
 
 def _config(settings: Settings, dialer_id: str | None) -> SipTrunkConfig:
-    from bitel.dialer_config import sip_trunk_config
+    from bitel.dialer.config import sip_trunk_config
 
     if not settings.dialers:
         raise SettingsError("the settings name no dialer; add one with [[dialers]]")
@@ -163,12 +163,12 @@ class _Ladder:
     def tap(
         self, direction: Literal["in", "out"], data: bytes, address: Address, at: float
     ) -> None:
-        from bitel.dialer import trace_format
+        from bitel.dialer import sip_trace
 
         # A port that faces the world hears from strangers too.
-        if trace_format.sip_call_id(data) in self._sip_call_ids:
-            traced = trace_format.Traced.of(direction, data, address, at)
-            typer.echo(trace_format.in_full(traced) if self._full else trace_format.arrow(traced))
+        if sip_trace.sip_call_id(data) in self._sip_call_ids:
+            traced = sip_trace.Traced.of(direction, data, address, at)
+            typer.echo(sip_trace.in_full(traced) if self._full else sip_trace.arrow(traced))
 
     def over(self, order: DialRequest, attempted: AttemptResult | None) -> None:
         pass

@@ -30,7 +30,7 @@ def erase(
     the number is not called again.
     """
     from bitel.cli.trace import traces_folder
-    from bitel.dialer import trace_format
+    from bitel.dialer import sip_trace
     from bitel.domain.phone_numbers import to_e164
     from bitel.store import calls, retention
 
@@ -53,7 +53,7 @@ def erase(
             some = ids[first : first + PIECE]
             database.write_now(partial(retention.erase_calls, project_id=found.id, ids=some))
         database.write_now(lambda conn: retention.forget_number(conn, found.id, e164))
-        traces = trace_format.erase(traces_folder(settings.data_dir), set(ids))
+        traces = sip_trace.erase(traces_folder(settings.data_dir), set(ids))
     typer.echo(f"erased from {len(ids)} calls and the traces of {traces} attempts")
 
 

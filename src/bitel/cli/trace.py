@@ -22,17 +22,17 @@ def trace(
     `traces` of the settings says how many calls are kept, and for how long.
     """
     from bitel import settings
-    from bitel.dialer import trace_format
+    from bitel.dialer import sip_trace
 
     folder = traces_folder(settings.load(config).data_dir)
-    entries = trace_format.read(folder, call_id)
+    entries = sip_trace.read(folder, call_id)
     if not entries:
         raise NotFoundError(f"no trace of a call {call_id!r} is kept in {folder}")
     for entry in entries:
         if isinstance(entry, str):
             typer.echo(entry)
         else:
-            typer.echo(trace_format.in_full(entry) if full else trace_format.arrow(entry))
+            typer.echo(sip_trace.in_full(entry) if full else sip_trace.arrow(entry))
 
 
 def traces_folder(data_dir: Path) -> Path:

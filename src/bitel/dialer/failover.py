@@ -14,8 +14,8 @@ from urllib.parse import unquote
 
 from sipmessage import URI
 
-from bitel.dialer.address_health import Health
 from bitel.dialer.trunk import Trunk, usual_port
+from bitel.dialer.trunk_health import AddressHealth
 from bitel.domain.attempts import Outcome
 from bitel.domain.phone_numbers import to_e164
 from bitel.errors import InvalidPhoneNumberError
@@ -87,7 +87,7 @@ class Proxy(NamedTuple):
 
 
 def in_order(
-    hops: Iterable[Route], health: Health, rests: Callable[[Address], bool]
+    hops: Iterable[Route], health: AddressHealth, rests: Callable[[Address], bool]
 ) -> list[Route]:
     """Those to be expected to work first, those that are down last, those at rest not at all."""
     awake = [hop for hop in hops if not rests(hop.address)]

@@ -12,10 +12,9 @@ from urllib.parse import quote
 
 import structlog
 
-from bitel.dialer.address_health import Health
-from bitel.dialer.pending_requests import Ask
 from bitel.dialer.resolver import Resolver
 from bitel.dialer.trunk import Trunk, shown
+from bitel.dialer.trunk_health import AddressHealth, Ask
 from bitel.sip import Credentials, OutgoingRequest, RequestDone
 from bitel.sip.grammar import Address, GrammarError, Transport, split_address, split_list
 
@@ -202,7 +201,7 @@ class Registrar:
         account: Account,
         registration: Registration,
         targets: Resolver,
-        health: Health,
+        health: AddressHealth,
         ask: Ask,
     ) -> None:
         self._trunk = account.trunk

@@ -12,20 +12,16 @@ from itertools import chain
 import structlog
 
 from bitel.dialer.accepted_sources import AcceptedSources
-from bitel.dialer.call_attempt import CallAttempt
-from bitel.dialer.call_leg import CallLeg
-from bitel.dialer.call_observer import CallObserver
-from bitel.dialer.caller_identity import CallerIds, Identity, identity
+from bitel.dialer.call_attempt import CallAttempt, CallLeg, CallObserver
+from bitel.dialer.caller_identity import CallerIds, Identity, NumberForm, identity
 from bitel.dialer.config import SipTrunkConfig
 from bitel.dialer.failover import Dialled, Route
 from bitel.dialer.local_address import LocalAddress
 from bitel.dialer.media_session import MediaSession, Patience, check_address
-from bitel.dialer.number_format import NumberForm
 from bitel.dialer.playlist import Playlist, PlaylistSource
 from bitel.dialer.resolver import Resolver
 from bitel.dialer.trunk import Trunk, shown
-from bitel.dialer.trunk_monitor import RESTART_PAUSE, Passed, TrunkMonitor
-from bitel.dialer.trunk_state import TrunkState
+from bitel.dialer.trunk_monitor import RESTART_PAUSE, Passed, TrunkMonitor, TrunkState
 from bitel.dialing.dialer import DialRequest, OnAnswered, OnRinging, ignore_ringing
 from bitel.dialing.recording_faults import RecordingFaults
 from bitel.domain.attempts import AttemptResult, Outcome
@@ -34,7 +30,13 @@ from bitel.errors import BitelError, InvalidRequestError, NotFoundError, Unavail
 from bitel.g711 import SAMPLE_RATE
 from bitel.observability.logging import LineLimit
 from bitel.rtp.shared_clip import SharedClip
-from bitel.rtp.streamer import FarEndError, NoPortError, SenderFailedError, Streamer
+from bitel.rtp.streamer import (
+    FarEndError,
+    NoPortError,
+    SenderFailedError,
+    Streamer,
+    StreamerStats,
+)
 from bitel.sip import (
     AgentConfig,
     Answered,
@@ -59,6 +61,8 @@ __all__ = ["SipTrunkConfig", "SipTrunkDialer"]
 DROPPED_PER_SECOND = 1.0
 DROPPED_BURST = 20.0
 """Log lines about messages that a stranger has sent for a call."""
+SILENCE = 2.5
+"""Seconds without a report after which an RTP sender hangs or is gone: it sends nothing by then."""
 EXPIRES_MARGIN = 5
 """Seconds past the ring time-out after which a far end stops ringing by itself, should we be gone
 (RFC 3261 §13.3.1)."""
@@ -99,6 +103,8 @@ class SipTrunkDialer:
         self._watch = watch
         self._carriers = TrunkMonitor(config, system_clock, targets)
         self._sources = AcceptedSources(config.accept_from, self._carriers.is_of_trunk)
+        self.invites = 0
+        """INVITEs sent: one a trunk address and attempt, repetitions not counted."""
         self._dropped = LineLimit(DROPPED_PER_SECOND, DROPPED_BURST)
         self._numbers = NumberForm(config.number_format, config.number_rules)
         self._caller_ids = CallerIds(config.caller_pool, config.caller_ids)
@@ -475,6 +481,7 @@ class SipTrunkDialer:
         call_id = sip.agent.invite(invitation, sip.now())
         leg = CallLeg(call_id, hop.address, attempt.ringing, self._carriers.find_host)
         attempt.leg = self._legs[leg.call_id] = leg
+        self.invites += 1
         if self._watch:
             self._watch.invited(attempt.order, leg.call_id)
         sip.flush()
@@ -583,6 +590,18 @@ class SipTrunkDialer:
     def _sip(self) -> SipTransport:
         assert self._transport is not None, "the dialer is not started"
         return self._transport
+
+
+def packets_late(stats: StreamerStats) -> float:
+    """Milliseconds that a tenth of the last half second's packets were later than.
+
+    0 where nothing plays. A tenth, since a machine that carries too much is late again and again. A
+    pause in which it did something else for a moment (its host, or a disk) is over by the time that
+    it is heard of.
+    """
+    if stats.reported_ago > SILENCE:
+        return stats.reported_ago * 1000
+    return stats.tenth_ms if stats.running else 0.0
 
 
 def _expires(ring_timeout: float) -> tuple[str, str]:

@@ -6,20 +6,24 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import structlog
 
-from bitel.dialer.address_health import MOST_REMEMBERED, Health
-from bitel.dialer.circuit_breaker import BreakerLimits, CircuitBreaker
 from bitel.dialer.config import SipTrunkConfig
 from bitel.dialer.failover import Dialled, Proxy, Route, after, in_order, redirected
-from bitel.dialer.pending_requests import PendingRequests
-from bitel.dialer.pinger import Pinger
 from bitel.dialer.registration import Account, Registrar, Registration
 from bitel.dialer.resolver import Resolver
 from bitel.dialer.trunk import Trunk, bracketed, shown, uri_of
-from bitel.dialer.trunk_state import TrunkState
+from bitel.dialer.trunk_health import (
+    MOST_REMEMBERED,
+    AddressHealth,
+    BreakerLimits,
+    CircuitBreaker,
+    PendingRequests,
+    Pinger,
+)
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.sip import Answered, Failed, OutgoingRequest, RequestDone
 from bitel.sip.grammar import Address, ip_literal
@@ -88,7 +92,7 @@ class TrunkMonitor:
         self._literal_hosts = {
             ip_literal(hop.address.host) for hop in hops if hop.address is not None
         }
-        self._health = Health(clock, config.ping_interval > 0, monotonic)
+        self._health = AddressHealth(clock, config.ping_interval > 0, monotonic)
         self._registrars: dict[Trunk, Registrar] = {}
         self._asker: PendingRequests | None = None
         self._pinger: Pinger | None = None
@@ -453,3 +457,21 @@ class TrunkMonitor:
 def _was_silent(failed: Failed) -> bool:
     """Whether a call was given up without a sign from the far end that it rang."""
     return failed.why == "canceled" and not failed.rang
+
+
+@dataclass(frozen=True, slots=True)
+class TrunkState:
+    """One address of one trunk, or a trunk that has none yet.
+
+    `trunk` is the trunk as the settings name it, `address` where it is reached, None until DNS
+    has said so. `rests`: it asked to be left alone for a while; `usable`: it neither rests nor
+    has it stopped answering. `registered` is None where nobody wants to be. `answered_at` is when
+    it last answered anything, in Unix seconds; None: never yet.
+    """
+
+    trunk: str
+    address: Address | None
+    usable: bool
+    rests: bool
+    registered: bool | None
+    answered_at: float | None

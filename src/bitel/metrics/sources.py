@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from bitel.dialer.trunk_state import TrunkState
+from bitel.dialer.trunk_monitor import TrunkState
 from bitel.dialing.backpressure import OverloadReason
 from bitel.dialing.figures import Figures
 from bitel.domain.attempts import Outcome

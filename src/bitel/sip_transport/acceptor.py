@@ -10,8 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from bitel.sip.grammar import Address, HostPort, Transport, source_network
-from bitel.sip_transport.connection import Connection, Receiver
-from bitel.sip_transport.liveness import StreamLimits
+from bitel.sip_transport.connection import Connection, Receiver, StreamLimits
 
 logger = logging.getLogger(__name__)
 

@@ -8,17 +8,21 @@ connection, and the INVITE would be lost silently.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import socket
 import ssl
+import struct
 import sys
+import termios
 from collections import deque
+from dataclasses import dataclass
+from fcntl import ioctl
 from math import inf
-from typing import Protocol, cast
+from typing import Literal, NamedTuple, Protocol, cast
 
 from bitel.sip.framing import Framer, FramingError, KeepAlive
 from bitel.sip.grammar import Address
-from bitel.sip_transport.liveness import Liveness, StreamLimits
-from bitel.sip_transport.tcp_info import TcpInfo, TcpProgress
 
 _INVITE = b"INVITE "
 FIRST_PROBE_CHECK, LONGEST_PROBE_CHECK = 0.001, 0.05
@@ -310,3 +314,164 @@ def _notice_silence(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
+
+
+_SIZE = 232
+_LAST_DATA_RECEIVED, _LAST_ACK_RECEIVED, _BYTES_ACKED, _BYTES_RECEIVED = 52, 56, 120, 128
+"""Offsets in `struct tcp_info` of <linux/tcp.h>; the last two are there from Linux 4.1 on."""
+
+
+class TcpProgress(NamedTuple):
+    """A connection at one moment."""
+
+    acknowledged: int
+    """Bytes that the far end's kernel has acknowledged since the start, its SYN included."""
+    queued: int
+    """Bytes that our kernel has, and theirs has not acknowledged."""
+    received: int
+    """Bytes that have come from the far end, its FIN included."""
+    idle: float
+    """Seconds since the far end last sent bytes or an acknowledgement."""
+
+
+class TcpInfo:
+    """Asks about the connection of `sock`, also once that is closed, until `close`.
+
+    It holds a duplicate of the socket: after a reset or an end of the connection the event loop
+    has closed its own by the time it says so, and the counters are needed just then. As the
+    connection stays open until the duplicate is closed, that must follow at once.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock: socket.socket | None = None
+        # Without a free descriptor nothing is known, as on other systems.
+        if sys.platform.startswith("linux"):
+            with contextlib.suppress(OSError):
+                self._sock = socket.socket(fileno=os.dup(sock.fileno()))
+
+    def read(self) -> TcpProgress | None:
+        """How the connection stands; None where the system does not say."""
+        sock = self._sock
+        if sock is None:
+            return None
+        try:
+            info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _SIZE)
+            (queued,) = struct.unpack("i", ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0" * 4))
+            (acknowledged,) = struct.unpack_from("=Q", info, _BYTES_ACKED)
+            (received,) = struct.unpack_from("=Q", info, _BYTES_RECEIVED)
+        except (OSError, struct.error):  # no TCP, or an older kernel
+            return None
+        (data_received,) = struct.unpack_from("=I", info, _LAST_DATA_RECEIVED)
+        (ack_received,) = struct.unpack_from("=I", info, _LAST_ACK_RECEIVED)
+        return TcpProgress(acknowledged, queued, received, min(data_received, ack_received) / 1000)
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamLimits:
+    """What a connection may cost, times in seconds.
+
+    `connecting` bounds a connection attempt, and `pause` is how long a destination is not tried
+    again after one that failed. `message` is how long a stranger may take for a first message, and
+    anybody for one that has begun. A ping leaves after `ping_every` of silence; who has ever
+    answered one has `pong_within` for the next. A connection without a message for `idle` is
+    closed: longer than a session lasts without a refresh (half of RFC 4028's 1800 s). `unsent`
+    bytes may wait for a far end that does not read, and as many for a connection being made.
+    An INVITE for a connection from which nothing came for `probe_after`, not even an
+    acknowledgement, waits up to `probe_within` until it has acknowledged a ping.
+    `opened` counts connections of ours, `answering` those that were opened only for a response,
+    `accepted` and `per_source` those of others. All of it is looked at every `look_every`.
+    """
+
+    connecting: float = 5.0
+    pause: float = 1.0
+    message: float = 30.0
+    ping_every: float = 30.0
+    pong_within: float = 10.0
+    idle: float = 2000.0
+    probe_after: float = 5.0
+    probe_within: float = 2.0
+    unsent: int = 1024 * 1024
+    opened: int = 1000
+    answering: int = 50
+    accepted: int = 1000
+    per_source: int = 50
+    look_every: float = 5.0
+
+
+class Liveness:
+    """What is known of one connection. With `ours`, which we have opened, it is we who ping."""
+
+    __slots__ = (
+        "_answers",
+        "_limits",
+        "_message_at",
+        "_ours",
+        "_pinged_at",
+        "_quiet_since",
+        "_seen_message",
+        "_waiting_since",
+        "_was_answering",
+    )
+
+    def __init__(self, limits: StreamLimits, now: float, *, ours: bool) -> None:
+        self._limits = limits
+        self._ours = ours
+        self._message_at = self._quiet_since = now
+        # Since when the end of a message is waited for; a stranger owes us one from the start.
+        self._waiting_since = None if ours else now
+        self._seen_message = ours
+        self._pinged_at: float | None = None
+        self._answers = self._was_answering = False
+
+    def sent(self, now: float) -> None:
+        """A message left."""
+        self._message_at = self._quiet_since = now
+
+    def received(self, now: float) -> None:
+        """A whole message came."""
+        self._message_at = now
+        self._seen_message = True
+        self._waiting_since = None
+
+    def heard(self, now: float, *, is_between: bool) -> None:
+        """Bytes came and were dealt with; `is_between` where no message is half received."""
+        self._quiet_since = now
+        self._pinged_at = None
+        if not is_between:
+            self._waiting_since = self._waiting_since or now
+        elif self._seen_message:
+            self._waiting_since = None
+
+    def pinged(self, now: float) -> None:
+        """A ping left that `due` did not ask for."""
+        self._pinged_at = self._quiet_since = now
+
+    def pong(self) -> None:
+        """One CRLF came."""
+        self._was_answering = self._answers
+        self._answers = self._answers or self._pinged_at is not None
+
+    def ping(self) -> None:
+        """Another CRLF came right after it: that was no answer of theirs, but their own ping."""
+        self._answers = self._was_answering
+
+    def due(self, now: float) -> Literal["ping", "dead", "idle", "slow"] | None:
+        """What has to be done by now. After "ping" one is taken to have been sent."""
+        limits = self._limits
+        if self._waiting_since is not None and now - self._waiting_since >= limits.message:
+            return "slow"
+        if now - self._message_at >= limits.idle:
+            return "idle"
+        pinged_at = self._pinged_at
+        if self._answers and pinged_at is not None and now - pinged_at >= limits.pong_within:
+            return "dead"
+        if self._ours and now - self._quiet_since >= limits.ping_every:
+            self._pinged_at = self._quiet_since = now
+            return "ping"
+        return None

@@ -23,11 +23,10 @@ from bitel.sip.agent import UserAgent
 from bitel.sip.events import Event
 from bitel.sip.grammar import MAX_PORT, Address, HostPort, Transport
 from bitel.sip_transport.acceptor import Door, Listener, listening_socket
+from bitel.sip_transport.connection import StreamLimits
 from bitel.sip_transport.connection_pool import Streams
-from bitel.sip_transport.icmp import DeliveryError
-from bitel.sip_transport.liveness import StreamLimits
 from bitel.sip_transport.tls import TlsFiles
-from bitel.sip_transport.udp import UdpSocket, datagram_socket
+from bitel.sip_transport.udp import DeliveryError, UdpSocket, datagram_socket
 
 logger = logging.getLogger(__name__)
 
