@@ -53,7 +53,7 @@ from bitel.sip import (
 from bitel.sip.grammar import Address, HostPort
 from bitel.sip.sdp import NegotiatedMedia, make_offer
 from bitel.sip_transport.tls import TlsFileError
-from bitel.sip_transport.transport import Link, SipTransport
+from bitel.sip_transport.transport import SipTransport
 from bitel.supervision import keep_running
 
 __all__ = ["SipTrunkConfig", "SipTrunkDialer"]
@@ -74,7 +74,7 @@ class SipTrunkDialer:
     """A Dialer over one port for SIP and one sender process for RTP.
 
     `clock` gives the Unix seconds of all stored times, `system_clock` those of the dates in
-    metrics. `link` is put between agent and socket in tests of lossy links.
+    metrics.
     """
 
     def __init__(
@@ -82,7 +82,6 @@ class SipTrunkDialer:
         config: SipTrunkConfig,
         playlists: PlaylistSource,
         clock: Callable[[], float],
-        link: Link | None = None,
         watch: CallObserver | None = None,
         targets: Resolver | None = None,
         recording_faults: RecordingFaults | None = None,
@@ -92,7 +91,6 @@ class SipTrunkDialer:
         self._recording_faults = recording_faults or RecordingFaults("", time.monotonic)
         self._playlists = playlists
         self._clock = clock
-        self._link = link
         self._legs: dict[str, CallLeg] = {}
         self._attempts: dict[str, CallAttempt] = {}
         self._transport: SipTransport | None = None
@@ -208,16 +206,15 @@ class SipTrunkDialer:
                     sources=self._sources,
                 ),
                 self._receive,
-                link=self._link,
                 tap=self._watch.tap if self._watch else None,
                 tls=self._config.tls,
+                confirm_lease=self.confirm_lease,
                 accepts=self._sources.accepts,
             )
         except OSError as fault:
             raise BitelError(f"SIP can't be spoken from {host}:{port}: {fault}") from fault
         except TlsFileError as fault:
             raise BitelError(f"SIP can't be spoken over TLS: {fault}") from fault
-        self._transport.confirm_lease = self.confirm_lease
         await self._streamer.start()
         self._carriers.start(self._transport, self._address_is_silent)
         follow = partial(self._whereabouts.follow, self._move)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from bitel.sip.grammar import Address, HostPort, Transport, source_network
-from bitel.sip_transport.connection import Connection, Receiver, StreamLimits
+from bitel.sip_transport.connection import Connection, ConnectionUser, StreamLimits
 
 logger = logging.getLogger(__name__)
 
@@ -58,14 +58,14 @@ class Listener:
         sock: socket.socket,
         transport: Transport,
         context: ssl.SSLContext | None,
-        receiver: Receiver,
+        user: ConnectionUser,
         door: Door,
         limits: StreamLimits,
     ) -> None:
         self._sock = sock
         self._transport = transport
         self._context = context
-        self._receiver = receiver
+        self._user = user
         self._door = door
         self._limits = limits
         self._loop = asyncio.get_running_loop()
@@ -108,7 +108,7 @@ class Listener:
 
     async def _greet(self, sock: socket.socket, host: str, port: int) -> None:
         connection = Connection(
-            self._receiver, Address(host, port, self._transport), self._limits, ours=False
+            self._user, Address(host, port, self._transport), self._limits, ours=False
         )
         try:
             sock.setblocking(False)

@@ -1,8 +1,8 @@
-"""One TCP or TLS connection: frames what comes, bounds what waits to be sent.
+"""One TCP or TLS connection: frames messages, bounds what waits to be sent, pings when idle.
 
-It also knows which INVITEs the far end's kernel has acknowledged, and asks an idle far end whether
-it is still there before it trusts an INVITE to it: a NAT or a firewall may have forgotten the
-connection, and the INVITE would be lost silently.
+It also knows which INVITEs the far end's kernel has acknowledged (`TCP_INFO` of tcp(7) and
+`SIOCOUTQ`, on Linux only), and probes an idle connection before it sends an INVITE over it: a NAT
+or a firewall may have dropped the connection, and the INVITE would be lost silently.
 """
 
 from __future__ import annotations
@@ -25,47 +25,53 @@ from bitel.sip.framing import Framer, FramingError, KeepAlive
 from bitel.sip.grammar import Address
 
 _INVITE = b"INVITE "
+_TCP_INFO_SIZE = 232
+_LAST_DATA_RECEIVED, _LAST_ACK_RECEIVED, _BYTES_ACKED, _BYTES_RECEIVED = 52, 56, 120, 128
+"""Offsets in `struct tcp_info` of <linux/tcp.h>; the last two are there from Linux 4.1 on."""
 FIRST_PROBE_CHECK, LONGEST_PROBE_CHECK = 0.001, 0.05
 """Seconds between two checks whether a probe was acknowledged; doubled from one to the next."""
 MAX_BATCH = 64
 """Messages taken in one go, so that a flood leaves the loop time for everything else."""
 
 
-class Receiver(Protocol):
+class ConnectionUser(Protocol):
     """Whose connection it is."""
 
     def connection_made(self, connection: Connection) -> None:
-        """It stands, and messages may be sent."""
+        """It is established, and messages may be sent."""
 
-    def message_came(self, connection: Connection, data: bytes) -> None: ...
+    def message_came(self, connection: Connection, data: bytes) -> None:
+        """A message was received."""
 
     def stream_broke(self, connection: Connection, fault: FramingError) -> None:
-        """It can't be framed any further. Nothing more is read; the receiver closes it."""
+        """It can't be framed any further. Nothing more is read; the user closes it."""
 
     def probe_failed(self, connection: Connection) -> None:
-        """It was idle, and did not acknowledge a probe; the receiver aborts it."""
+        """It was idle, and did not acknowledge a probe; the user aborts it."""
 
     def connection_lost(self, connection: Connection) -> None:
-        """It is over, whoever ended it. Told once, and not before it was made."""
+        """It is over. Called once, and not before `connection_made`."""
 
 
 class Connection(asyncio.Protocol):
     """`address` names the far end; with `ours`, we have opened it."""
 
     def __init__(
-        self, receiver: Receiver, address: Address, limits: StreamLimits, *, ours: bool
+        self, user: ConnectionUser, address: Address, limits: StreamLimits, *, ours: bool
     ) -> None:
-        self._receiver = receiver
+        self._user = user
         self.address = address
         self.ours = ours
         self.known = False
         """Whether a message has come."""
         self._limits = limits
         self._loop = asyncio.get_running_loop()
+        self.behind = False
+        """Whether messages were received that have not been handed out yet."""
         self._framer = Framer()
         self._liveness = Liveness(limits, self._loop.time(), ours=ours)
         self._transport: asyncio.Transport | None = None
-        self._over = self._deaf = self._paused = self._heard = self._refused = False
+        self._over = self._deaf = self._heard = self._refused = False
         self._tcp_info: TcpInfo | None = None
         # Where the last message ends among the bytes of the connection; by TLS, at the latest
         # there: the headers of its records are counted only once the kernel has them.
@@ -108,11 +114,6 @@ class Connection(asyncio.Protocol):
         else:
             self._held.append((data, destination))
         return True
-
-    @property
-    def behind(self) -> bool:
-        """Whether messages were received that have not been handed out yet."""
-        return self._paused
 
     def take_back(self, data: bytes) -> None:
         """Have a message not leave that still waits for a probe."""
@@ -171,7 +172,7 @@ class Connection(asyncio.Protocol):
             progress = self._tcp_info.read()
             if tls is not None and tls.version() == "TLSv1.3" and self.ours and progress:
                 self._handshake_end = progress.received
-        self._receiver.connection_made(self)
+        self._user.connection_made(self)
 
     def data_received(self, data: bytes) -> None:
         self._heard = True
@@ -187,7 +188,7 @@ class Connection(asyncio.Protocol):
         try:
             if not self.closed.done():
                 self.closed.set_result(None)
-                self._receiver.connection_lost(self)
+                self._user.connection_lost(self)
         finally:
             if self._tcp_info is not None:
                 self._tcp_info.close()
@@ -204,18 +205,18 @@ class Connection(asyncio.Protocol):
                 self._take(frame, now)
             else:
                 # More may be waiting: nothing is read until that has been dealt with.
-                self._paused = True
+                self.behind = True
                 self._transport.pause_reading()
                 self._loop.call_soon(self._take_the_rest)
                 return
         except FramingError as fault:
             self._deaf = True
-            self._receiver.stream_broke(self, fault)
+            self._user.stream_broke(self, fault)
             return
         self._liveness.heard(now, is_between=self._framer.is_between)
 
     def _take_the_rest(self) -> None:
-        self._paused = False
+        self.behind = False
         if not self._over and self._transport is not None:
             self._transport.resume_reading()
             self._take_frames()
@@ -230,7 +231,7 @@ class Connection(asyncio.Protocol):
                 self._put(KeepAlive.PONG.value)
         elif isinstance(frame, bytes):
             self._liveness.received(now)
-            self._receiver.message_came(self, frame)
+            self._user.message_came(self, frame)
 
     # Sending, and what was acknowledged
 
@@ -282,7 +283,7 @@ class Connection(asyncio.Protocol):
             self._end_probe()
         elif self._loop.time() >= self._probe_until:
             self._probe = None
-            self._receiver.probe_failed(self)
+            self._user.probe_failed(self)
         else:
             wait = min(2 * waited, LONGEST_PROBE_CHECK)
             self._probe = self._loop.call_later(wait, self._check_probe, wait)
@@ -314,11 +315,6 @@ def _notice_silence(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
-
-
-_SIZE = 232
-_LAST_DATA_RECEIVED, _LAST_ACK_RECEIVED, _BYTES_ACKED, _BYTES_RECEIVED = 52, 56, 120, 128
-"""Offsets in `struct tcp_info` of <linux/tcp.h>; the last two are there from Linux 4.1 on."""
 
 
 class TcpProgress(NamedTuple):
@@ -355,7 +351,7 @@ class TcpInfo:
         if sock is None:
             return None
         try:
-            info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _SIZE)
+            info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
             (queued,) = struct.unpack("i", ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0" * 4))
             (acknowledged,) = struct.unpack_from("=Q", info, _BYTES_ACKED)
             (received,) = struct.unpack_from("=Q", info, _BYTES_RECEIVED)
@@ -406,18 +402,6 @@ class StreamLimits:
 
 class Liveness:
     """What is known of one connection. With `ours`, which we have opened, it is we who ping."""
-
-    __slots__ = (
-        "_answers",
-        "_limits",
-        "_message_at",
-        "_ours",
-        "_pinged_at",
-        "_quiet_since",
-        "_seen_message",
-        "_waiting_since",
-        "_was_answering",
-    )
 
     def __init__(self, limits: StreamLimits, now: float, *, ours: bool) -> None:
         self._limits = limits

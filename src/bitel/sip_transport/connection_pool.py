@@ -13,7 +13,7 @@ from typing import Final, Protocol
 from bitel.sip.framing import FramingError
 from bitel.sip.grammar import MAX_PORT, Address, Transport
 from bitel.sip.stream_routes import alias_of, response_route
-from bitel.sip_transport.connection import Connection, StreamLimits
+from bitel.sip_transport.connection import Connection, ConnectionUser, StreamLimits
 from bitel.sip_transport.tls import TlsFiles
 
 logger = logging.getLogger(__name__)
@@ -28,17 +28,18 @@ MAX_PAUSED = 4096
 class StreamUser(Protocol):
     """Whose connections they are."""
 
-    def stream_message(self, data: bytes, source: Address) -> None: ...
+    def messages_came(self, messages: list[tuple[bytes, Address]]) -> None:
+        """Messages were received, each with its source."""
 
     def stream_unframed(self, messages: tuple[bytes, ...], source: Address) -> None:
         """The end of a message can't be found, and others may follow it. The connection is closed
         after the queued responses were written."""
 
-    def stream_failed(
+    def delivery_failed(
         self,
         destination: Address,
         *,
-        lost: bool,
+        lost: bool = False,
         unacknowledged: Container[bytes] | None = None,
         moved: Container[bytes] = (),
     ) -> None:
@@ -49,7 +50,7 @@ class StreamUser(Protocol):
         """
 
 
-class Streams:
+class ConnectionPool(ConnectionUser):
     """Made within a running loop. `local` is the host that connections are to leave from.
 
     `tls_port` is our Contact's port where there is no TLS listener, else 0. Connections leave
@@ -150,7 +151,7 @@ class Streams:
         paused = self._paused_until.get(destination, 0.0) > now
         if paused or full or self._closed:
             self._answering.discard(destination)
-            self._user.stream_failed(destination, lost=False)
+            self._user.delivery_failed(destination)
             return
         self._waiting[destination] = [data]
         task = self._loop.create_task(self._connect(destination))
@@ -198,7 +199,7 @@ class Streams:
         self._paused_until[destination] = self._loop.time() + self._limits.pause
         self._waiting.pop(destination, None)
         self._answering.discard(destination)
-        self._user.stream_failed(destination, lost=False)
+        self._user.delivery_failed(destination)
 
     # What connections tell
 
@@ -222,7 +223,7 @@ class Streams:
             if alias is not None:
                 self._aliases[alias] = connection
         connection.known = True
-        self._user.stream_message(data, source)
+        self._user.messages_came([(data, source)])
 
     def stream_broke(self, connection: Connection, fault: FramingError) -> None:
         logger.info("the stream from %s is no SIP any more: %s", connection.address.host, fault)
@@ -259,7 +260,7 @@ class Streams:
         held, unacknowledged = connection.take_held(), connection.unacknowledged()
         moved = frozenset(data for data, _ in held)
         for destination in (connection.address, *aliases):
-            self._user.stream_failed(
+            self._user.delivery_failed(
                 destination, lost=True, unacknowledged=unacknowledged, moved=moved
             )
         for data, destination in held:

@@ -15,7 +15,7 @@ import logging
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Container, Iterable
+from collections.abc import Awaitable, Callable, Container
 from contextlib import ExitStack
 from typing import Literal
 
@@ -24,14 +24,11 @@ from bitel.sip.events import Event
 from bitel.sip.grammar import MAX_PORT, Address, HostPort, Transport
 from bitel.sip_transport.acceptor import Door, Listener, listening_socket
 from bitel.sip_transport.connection import StreamLimits
-from bitel.sip_transport.connection_pool import Streams
+from bitel.sip_transport.connection_pool import ConnectionPool, StreamUser
 from bitel.sip_transport.tls import TlsFiles
-from bitel.sip_transport.udp import DeliveryError, UdpSocket, datagram_socket
+from bitel.sip_transport.udp import DatagramUser, DeliveryError, UdpSocket, datagram_socket
 
 logger = logging.getLogger(__name__)
-
-Link = Callable[[bytes, Address], Iterable[tuple[float, bytes]]]
-"""A link to try things on: what really leaves for a datagram, and after how many seconds."""
 
 Tap = Callable[[Literal["in", "out"], bytes, Address, float], None]
 """Shown each message as it comes or leaves, with the far end's address and the time (Unix s)."""
@@ -59,7 +56,7 @@ TRIES = 30
 """How many free ports are tried, until one is free for every transport."""
 
 
-class SipTransport:
+class SipTransport(DatagramUser, StreamUser):
     """Made with `open`. After any call on `agent`, call `flush`."""
 
     def __init__(
@@ -68,18 +65,16 @@ class SipTransport:
         local: HostPort,
         on_event: Callable[[Event], None],
         clock: Callable[[], float],
-        link: Link | None,
         tap: Tap | None,
     ) -> None:
         self.agent = agent
         self.local = local
         self.now = clock
         self._on_event = on_event
-        self._link = link
         self._tap = tap
         self._loop = asyncio.get_running_loop()
         self._udp: UdpSocket
-        self._streams: Streams
+        self._streams: ConnectionPool
         self._listeners: list[Listener] = []
         self._tls = TlsFiles()
         self._server_context: ssl.SSLContext | None = None
@@ -108,7 +103,6 @@ class SipTransport:
         make_agent: Callable[[HostPort], UserAgent],
         on_event: Callable[[Event], None],
         clock: Callable[[], float] | None = None,
-        link: Link | None = None,
         tap: Tap | None = None,
         tls: TlsFiles | None = None,
         limits: StreamLimits | None = None,
@@ -118,10 +112,10 @@ class SipTransport:
         """Bind `bind` (an IP address; port 0 takes a free one) and start.
 
         `make_agent` is given the address that was bound. `clock` gives the seconds that the agent
-        sees, the loop's by default; it must run as fast as the loop's. `link` applies to
-        datagrams only. `confirm_lease` is the attribute of that name. `accepts` tells the carrier's
-        hosts from others, which get half of the connections; None: all are the carrier's. Raises
-        OSError where a port can't be had, and TlsFileError where a file of `tls` can't be used.
+        sees, the loop's by default; it must run as fast as the loop's. `confirm_lease` is the
+        attribute of that name. `accepts` tells the carrier's hosts from others, which get half of
+        the connections; None: all are the carrier's. Raises OSError where a port can't be had, and
+        TlsFileError where a file of `tls` can't be used.
         """
         limits, tls = limits or StreamLimits(), tls or TlsFiles()
         context = tls.server_context()
@@ -134,7 +128,7 @@ class SipTransport:
                 undo.enter_context(sock)
             host, port = sockets[0].getsockname()[:2]
             local = (str(host), int(port))
-            self = cls(make_agent(local), local, on_event, clock or loop.time, link, tap)
+            self = cls(make_agent(local), local, on_event, clock or loop.time, tap)
             self.confirm_lease = confirm_lease
             undo.pop_all()
         self._tls, self._server_context = tls, context
@@ -142,7 +136,7 @@ class SipTransport:
         self._udp = UdpSocket(udp, self)
         leave_from = None if host in {"0.0.0.0", "::"} else local[0]
         tls_port = 0 if context is not None else local[1] + 1
-        self._streams = Streams(self, limits, tls, leave_from, tls_port)
+        self._streams = ConnectionPool(self, limits, tls, leave_from, tls_port)
         door = Door(limits, accepts)
         for sock, transport in zip(listening, (Transport.TCP, Transport.TLS), strict=False):
             secure = context if transport is Transport.TLS else None
@@ -297,10 +291,18 @@ class SipTransport:
             self._confirming = self._loop.create_task(self._confirm(self.confirm_lease))
 
     async def _confirm(self, confirm: Callable[[], Awaitable[bool]]) -> None:
+        asked_at = time.monotonic()
+        is_ours = False
         try:
-            if not await _is_confirmed(confirm):
-                self.agent.stop_repeating_invites()
+            async with asyncio.timeout(CONFIRM_WITHIN):
+                is_ours = await confirm() and time.monotonic() - asked_at <= CONFIRM_WITHIN
+            if not is_ours:
+                logger.warning("after a pause, INVITEs are not repeated: the calls may not be ours")
+        except Exception as fault:
+            logger.warning("after a pause, INVITEs are not repeated: %r", fault)
         finally:  # without timers no call would ever end
+            if not is_ours:
+                self.agent.stop_repeating_invites()
             # There may have been another pause meanwhile.
             self.after_reading(self._resume)
 
@@ -327,74 +329,40 @@ class SipTransport:
                 self._tap("out", data, destination, at)
             if destination.transport is not Transport.UDP:
                 self._streams.send(data, destination)
-            elif self._link is None:
+            else:
                 self._udp.send(data, destination)
-            else:
-                self._send_by_link(data, destination, self._link)
 
-    def _send_by_link(self, data: bytes, destination: Address, link: Link) -> None:
-        for delay, datagram in link(data, destination):
-            if delay <= 0:
-                self._udp.send(datagram, destination)
-            else:
-                self._loop.call_later(delay, self._udp.send, datagram, destination)
+    # What the sockets report
 
-    # What the sockets tell
+    def messages_came(self, messages: list[tuple[bytes, Address]]) -> None:
+        self._arrivals += len(messages)
+        self._receive(messages, self.agent.receive_datagram)
 
-    def datagrams_came(self, datagrams: list[tuple[bytes, Address]]) -> None:
-        """Give them to the agent."""
-        self._arrivals += len(datagrams)
+    def stream_unframed(self, messages: tuple[bytes, ...], source: Address) -> None:
+        self._receive([(data, source) for data in messages], self.agent.receive_unframed)
+
+    def _receive(
+        self,
+        messages: list[tuple[bytes, Address]],
+        receive: Callable[[bytes, Address, float], None],
+    ) -> None:
         now, at = self.now(), time.time()
-        for data, source in datagrams:
+        for data, source in messages:
             if self._tap is not None:
                 self._tap("in", data, source, at)
             try:
-                self.agent.receive_datagram(data, source, now)
+                receive(data, source, now)
             except Exception:
                 # An error with one message must not stop the messages of other calls.
                 logger.exception("a message from %s was not handled", source.host)
         self.flush()
 
-    def datagram_failed(self, destination: Address) -> None:
-        """Have the requests to `destination` fail."""
-        self._report_failure(destination)
-        self.flush()
-
     def delivery_errors(self, errors: list[DeliveryError]) -> None:
-        """Give them to the agent."""
         for error in errors:
             self.agent.receive_delivery_error(error.quoted, error.destination)
         self.flush()
 
-    def stream_message(self, data: bytes, source: Address) -> None:
-        """Give it to the agent."""
-        self.datagrams_came([(data, source)])
-
-    def stream_unframed(self, messages: tuple[bytes, ...], source: Address) -> None:
-        """Have the agent handle those that must not be lost, and refuse the others."""
-        now, at = self.now(), time.time()
-        for data in messages:
-            if self._tap is not None:
-                self._tap("in", data, source, at)
-            try:
-                self.agent.receive_unframed(data, source, now)
-            except Exception:
-                logger.exception("a message from %s was not handled", source.host)
-        self.flush()
-
-    def stream_failed(
-        self,
-        destination: Address,
-        *,
-        lost: bool,
-        unacknowledged: Container[bytes] | None = None,
-        moved: Container[bytes] = (),
-    ) -> None:
-        """Tell the agent."""
-        self._report_failure(destination, lost=lost, unacknowledged=unacknowledged, moved=moved)
-        self.flush()
-
-    def _report_failure(
+    def delivery_failed(
         self,
         destination: Address,
         *,
@@ -408,22 +376,7 @@ class SipTransport:
             )
         except Exception:
             logger.exception("the failure of %s was not handled", destination.host)
-
-
-async def _is_confirmed(confirm: Callable[[], Awaitable[bool]]) -> bool:
-    """What `confirm` says within its time; False where it fails or takes longer."""
-    asked_at = time.monotonic()
-    try:
-        async with asyncio.timeout(CONFIRM_WITHIN):
-            confirmed = await confirm()
-    except Exception as fault:
-        logger.warning("after a pause, INVITEs are not repeated: %r", fault)
-        return False
-    took = time.monotonic() - asked_at
-    if not confirmed or took > CONFIRM_WITHIN:
-        logger.warning("after a pause, INVITEs are not repeated: the calls may not be ours")
-        return False
-    return True
+        self.flush()
 
 
 def _bind(bind: HostPort, *, with_tls: bool) -> list[socket.socket]:
