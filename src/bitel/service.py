@@ -318,7 +318,7 @@ def _dialer(
     database: Database,
     clock: SteadyClock,
     playlists: Playlists,
-    watch: CallObserver,
+    observer: CallObserver,
     on_settled: Callable[[], None],
     lag: LoopLag,
 ) -> tuple[SipTrunkDialer, Dispatcher]:
@@ -327,7 +327,7 @@ def _dialer(
         sip_trunk_config(dialer, settings.region),
         playlists,
         clock,
-        watch=watch,
+        observer=observer,
         recording_faults=recording_faults,
     )
 

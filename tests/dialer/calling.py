@@ -86,8 +86,8 @@ async def dialer(
         ),
         playlists or OneClip(folder, sound),
         clock,
-        targets=targets,
-        watch=watch,
+        resolver=targets,
+        observer=watch,
         system_clock=clock,
     )
     await made.start()

@@ -59,12 +59,12 @@ BEFORE_INVITE: dict[str, Part] = {
     "playlist": lambda dialer: (dialer._playlists, "for_order"),
     "port": lambda dialer: (dialer.streamer, "open_port"),
     "clips": lambda dialer: (dialer.streamer, "prepare"),
-    "trunks": lambda dialer: (dialer._carriers, "hops"),
-    "breakers": lambda dialer: (dialer._carriers, "begin"),
+    "trunks": lambda dialer: (dialer._trunks, "routes"),
+    "breakers": lambda dialer: (dialer._trunks, "begin"),
     "INVITE": lambda dialer: (UserAgent, "invite"),
 }
 AFTER_ANSWER: dict[str, tuple[Part, Outcome]] = {
-    "trunk health": (lambda dialer: (dialer._carriers, "learn"), Outcome.RANG_THEN_FAILED),
+    "trunk health": (lambda dialer: (dialer._trunks, "learn"), Outcome.RANG_THEN_FAILED),
     "address": (lambda dialer: (sip_dialer, "check_address"), Outcome.RANG_THEN_FAILED),
     "ACK": (lambda dialer: (UserAgent, "acknowledge"), Outcome.RANG_THEN_FAILED),
     "stream": (lambda dialer: (dialer.streamer, "play"), Outcome.CUT_OFF),
@@ -106,7 +106,7 @@ async def test_an_error_after_the_invite_cancels_it(tmp_path: Path) -> None:
         attempted = await calls.call()
         assert attempted.outcome is Outcome.UNCERTAIN
         await until(lambda: len(only.of("CANCEL")) == 1)
-        calls.dialer._watch = None
+        calls.dialer._observer = None
         await assert_nothing_is_left(calls, only)
 
 

@@ -112,7 +112,7 @@ async def _start(config: SipTrunkConfig, playing: _Playing, ladder: _Ladder) -> 
     """A dialer at the configured port, or at a free one where a service has that."""
     from bitel.dialer.sip_dialer import SipTrunkDialer
 
-    dialer = SipTrunkDialer(config, playing, time.time, watch=ladder)
+    dialer = SipTrunkDialer(config, playing, time.time, observer=ladder)
     try:
         await dialer.start()
     except BitelError as fault:
@@ -120,7 +120,7 @@ async def _start(config: SipTrunkConfig, playing: _Playing, ladder: _Ladder) -> 
         if not taken:
             raise
         elsewhere = replace(config, bind=(config.bind[0], 0), public_port=None)
-        dialer = SipTrunkDialer(elsewhere, playing, time.time, watch=ladder)
+        dialer = SipTrunkDialer(elsewhere, playing, time.time, observer=ladder)
         await dialer.start()
     return dialer
 

@@ -1,10 +1,12 @@
-"""Which of the carriers' addresses can be expected to take a call now.
+"""Which trunks and addresses take calls now: pings, unanswered INVITEs, and circuit breakers.
 
 An address is down after an unanswered INVITE or unanswered pings. Any response brings it back, to a
 ping or to an INVITE, as addresses that are down are still tried last. Without pings it comes back
 after `DOWN_UNPINGED` seconds. An address that sent 503 with Retry-After rests for that time (RFC
 3261 §21.5.4), for `LONGEST_REST` seconds at most, since the 503 may be about the one call, and only
 until it answers a ping.
+
+A circuit breaker pauses calls that fail in a row, then tries one call at a time.
 """
 
 from __future__ import annotations
@@ -35,6 +37,14 @@ LONGEST_REST: Final = 60.0
 or come from behind the carrier, but a rest stops all calls."""
 MOST_REMEMBERED: Final = 4096
 """Addresses that are remembered; DNS may name others each day."""
+PING_TIMEOUT: Final = 5.0
+"""Seconds after which a ping counts as unanswered: its repetitions leave at 0.5, 1.5 and 3.5 s."""
+MOST_ADDRESSES: Final = 64
+DOUBTED_PING_TIMEOUT: Final = 2.0
+"""As `PING_TIMEOUT`, of a ping to an address that an ICMP error calls unreachable: its repetitions
+leave at 0.5 and 1.5 s."""
+UNPINGED: Final = 30.0
+"""Seconds between look-ups of the addresses where no pings are sent."""
 
 
 @dataclass(slots=True)
@@ -141,12 +151,137 @@ class AddressHealth:
         self._of(address).down_since = self._monotonic()
 
 
+Ask = Callable[[OutgoingRequest], Awaitable[RequestDone]]
+"""Sends a request and waits for its final answer; code 408 or 503 where there is none."""
+
+
+class PendingRequests:
+    """Sends requests over `transport`, whose RequestDone events go to `receive`."""
+
+    def __init__(self, transport: SipTransport) -> None:
+        self._transport = transport
+        self._waiting: dict[str, tuple[int, asyncio.Future[RequestDone]]] = {}
+
+    async def ask(self, request: OutgoingRequest) -> RequestDone:
+        """Send `request`, and wait for what it comes to: up to 64 × T1, more where challenged."""
+        call_id = self._transport.agent.request(request, self._transport.now())
+        done: asyncio.Future[RequestDone] = asyncio.get_running_loop().create_future()
+        self._waiting[call_id] = request.cseq or 1, done
+        self._transport.flush()
+        try:
+            return await done
+        finally:
+            del self._waiting[call_id]
+
+    def receive(self, event: RequestDone) -> None:
+        """Hand the answer to whoever waits for it, if anybody still does."""
+        cseq, waiting = self._waiting.get(event.call_id, (0, None))
+        if event.cseq < cseq:
+            return  # about an earlier request of the same Call-ID, which nobody waits for any more
+        if waiting is not None and not waiting.done():
+            waiting.set_result(event)
+
+
+class Pinger:
+    """Pings the addresses that `find` gives every `interval` seconds, and reports to `health`.
+
+    With an interval of 0 it only looks the addresses up, so that they are known. `options_to` makes
+    the OPTIONS for an address. `on_silence` is called with an address that was doubted and answers
+    no ping, unless it never answers pings.
+    """
+
+    def __init__(
+        self,
+        ask: Ask,
+        health: AddressHealth,
+        find: Callable[[], Awaitable[Iterable[Address]]],
+        interval: float,
+        options_to: Callable[[Address], OutgoingRequest],
+        on_silence: Callable[[Address], None],
+    ) -> None:
+        self._ask = ask
+        self._health = health
+        self._find = find
+        self._interval = interval
+        self._options_to = options_to
+        self._on_silence = on_silence
+        self._doubted: set[Address] = set()
+        self._deadlines: dict[Address, asyncio.Timeout] = {}
+        self._under_way: dict[Address, asyncio.Task[None]] = {}
+
+    async def run(self) -> None:
+        """Ping until cancelled. The first round comes after one interval."""
+        try:
+            while True:
+                addresses = await self._find()
+                # Spread, so that many dialers don't ask in the same instant.
+                await asyncio.sleep((self._interval or UNPINGED) * random.uniform(0.9, 1.0))
+                for address in list(addresses)[:MOST_ADDRESSES]:
+                    self.ping_soon(address)
+        finally:
+            for task in list(self._under_way.values()):
+                task.cancel()
+
+    def ping_soon(self, address: Address) -> None:
+        """Ping now, unless a ping is under way to it, or the interval is 0."""
+        if self._interval:
+            self._begin(address)
+
+    def doubt(self, address: Address) -> None:
+        """Ping now, whatever the interval: an ICMP error calls `address` unreachable.
+
+        A ping that is under way gets no more time than one that is sent now.
+        """
+        if address in self._under_way or len(self._under_way) < MOST_ADDRESSES:
+            self._doubted.add(address)
+            self._begin(address)
+        deadline = self._deadlines.get(address)
+        soon = asyncio.get_running_loop().time() + DOUBTED_PING_TIMEOUT
+        if deadline and not deadline.expired() and (deadline.when() or soon) > soon:
+            deadline.reschedule(soon)
+
+    def _begin(self, address: Address) -> None:
+        if address not in self._under_way:
+            task = asyncio.create_task(self.ping(address))
+            self._under_way[address] = task
+            task.add_done_callback(partial(self._finished, address))
+
+    def _finished(self, address: Address, task: asyncio.Task[None]) -> None:
+        del self._under_way[address]
+        self._doubted.discard(address)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("ping_failed", address=shown(address), exc_info=task.exception())
+
+    async def ping(self, address: Address) -> None:
+        """Ask once whether anybody is there."""
+        request = self._options_to(address)
+        # The response does not end a rest that began after the ping was sent.
+        rested = self._health.rests(address)
+        timeout = DOUBTED_PING_TIMEOUT if address in self._doubted else PING_TIMEOUT
+        try:
+            async with asyncio.timeout(timeout) as deadline:
+                self._deadlines[address] = deadline
+                done = await self._ask(request)
+        except TimeoutError:
+            done = None
+        finally:
+            self._deadlines.pop(address, None)
+        if done is None or done.why in {"timeout", "transport"}:
+            if self._health.missed_ping(address) and address in self._doubted:
+                self._on_silence(address)
+        else:
+            self._health.answered_ping(address, ends_rest=rested and done.code != 503)
+
+
 class BreakerState(enum.Enum):
     """Whether calls may be placed."""
 
     CLOSED = "closed"
+    """Calls are placed; `threshold` failures in a row open it."""
     OPEN = "open"
+    """No calls, for `first_wait` seconds, doubled each time up to `longest_wait`."""
     HALF_OPEN = "half open"
+    """One call is under way as a probe: its success closes, its failure opens again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +299,12 @@ class BreakerLimits:
 
 
 class CircuitBreaker:
-    """Counts successes and failures of calls, and says whether another may be placed."""
+    """Counts successes and failures of calls, and says whether another may be placed.
 
-    __slots__ = ("_changed_at", "_failures", "_limits", "_retry_at", "_wait", "state", "worked")
+    The result of a call that began before the breaker changed its state says nothing about the
+    time after, so results carry the time at which their call began. Times are in seconds of a
+    clock that does not go back; the caller passes them.
+    """
 
     def __init__(self, limits: BreakerLimits) -> None:
         self._limits = limits
@@ -242,139 +380,3 @@ class CircuitBreaker:
     def _enter(self, state: BreakerState, now: float) -> None:
         self.state = state
         self._changed_at = now
-
-
-Ask = Callable[[OutgoingRequest], Awaitable[RequestDone]]
-"""Sends a request and waits for its final answer; code 408 or 503 where there is none."""
-
-
-class PendingRequests:
-    """Sends requests over `transport`, whose RequestDone events go to `receive`."""
-
-    def __init__(self, transport: SipTransport) -> None:
-        self._transport = transport
-        self._waiting: dict[str, tuple[int, asyncio.Future[RequestDone]]] = {}
-
-    async def ask(self, request: OutgoingRequest) -> RequestDone:
-        """Send `request`, and wait for what it comes to: up to 64 × T1, more where challenged."""
-        call_id = self._transport.agent.request(request, self._transport.now())
-        done: asyncio.Future[RequestDone] = asyncio.get_running_loop().create_future()
-        self._waiting[call_id] = request.cseq or 1, done
-        self._transport.flush()
-        try:
-            return await done
-        finally:
-            del self._waiting[call_id]
-
-    def receive(self, event: RequestDone) -> None:
-        """Hand the answer to whoever waits for it, if anybody still does."""
-        cseq, waiting = self._waiting.get(event.call_id, (0, None))
-        if event.cseq < cseq:
-            return  # about an earlier request of the same Call-ID, which nobody waits for any more
-        if waiting is not None and not waiting.done():
-            waiting.set_result(event)
-
-
-PATIENCE: Final = 5.0
-"""Seconds after which a ping counts as unanswered: its repetitions leave at 0.5, 1.5 and 3.5 s."""
-MOST_ADDRESSES: Final = 64
-DOUBTED_PATIENCE: Final = 2.0
-"""As `PATIENCE`, of a ping to an address that an ICMP error calls unreachable: its repetitions
-leave at 0.5 and 1.5 s."""
-UNPINGED: Final = 30.0
-"""Seconds between look-ups of the addresses where no pings are sent."""
-
-
-class Pinger:
-    """Pings the addresses that `find` gives every `interval` seconds, and reports to `health`.
-
-    With an interval of 0 it only looks the addresses up, so that they are known. `options_to` makes
-    the OPTIONS for an address. `on_silence` is called with an address that was doubted and answers
-    no ping, unless it never answers pings.
-    """
-
-    def __init__(
-        self,
-        ask: Ask,
-        health: AddressHealth,
-        find: Callable[[], Awaitable[Iterable[Address]]],
-        interval: float,
-        options_to: Callable[[Address], OutgoingRequest],
-        on_silence: Callable[[Address], None],
-        patience: float = PATIENCE,
-        doubted_patience: float = DOUBTED_PATIENCE,
-    ) -> None:
-        self._ask = ask
-        self._health = health
-        self._find = find
-        self._interval = interval
-        self._options_to = options_to
-        self._on_silence = on_silence
-        self._patience = patience
-        self._doubted_patience = doubted_patience
-        self._doubted: set[Address] = set()
-        self._deadlines: dict[Address, asyncio.Timeout] = {}
-        self._under_way: dict[Address, asyncio.Task[None]] = {}
-
-    async def run(self) -> None:
-        """Ping until cancelled. The first round comes after one interval."""
-        try:
-            while True:
-                addresses = await self._find()
-                # Spread, so that many dialers don't ask in the same instant.
-                await asyncio.sleep((self._interval or UNPINGED) * random.uniform(0.9, 1.0))
-                for address in list(addresses)[:MOST_ADDRESSES]:
-                    self.ping_soon(address)
-        finally:
-            for task in list(self._under_way.values()):
-                task.cancel()
-
-    def ping_soon(self, address: Address) -> None:
-        """Ping now, unless a ping is under way to it, or the interval is 0."""
-        if self._interval:
-            self._begin(address)
-
-    def doubt(self, address: Address) -> None:
-        """Ping now, whatever the interval: an ICMP error calls `address` unreachable.
-
-        A ping that is under way gets no more time than one that is sent now.
-        """
-        if address in self._under_way or len(self._under_way) < MOST_ADDRESSES:
-            self._doubted.add(address)
-            self._begin(address)
-        deadline = self._deadlines.get(address)
-        soon = asyncio.get_running_loop().time() + self._doubted_patience
-        if deadline and not deadline.expired() and (deadline.when() or soon) > soon:
-            deadline.reschedule(soon)
-
-    def _begin(self, address: Address) -> None:
-        if address not in self._under_way:
-            task = asyncio.create_task(self.ping(address))
-            self._under_way[address] = task
-            task.add_done_callback(partial(self._finished, address))
-
-    def _finished(self, address: Address, task: asyncio.Task[None]) -> None:
-        del self._under_way[address]
-        self._doubted.discard(address)
-        if not task.cancelled() and task.exception() is not None:
-            log.error("ping_failed", address=shown(address), exc_info=task.exception())
-
-    async def ping(self, address: Address) -> None:
-        """Ask once whether anybody is there."""
-        request = self._options_to(address)
-        # The response does not end a rest that began after the ping was sent.
-        rested = self._health.rests(address)
-        patience = self._doubted_patience if address in self._doubted else self._patience
-        try:
-            async with asyncio.timeout(patience) as deadline:
-                self._deadlines[address] = deadline
-                done = await self._ask(request)
-        except TimeoutError:
-            done = None
-        finally:
-            self._deadlines.pop(address, None)
-        if done is None or done.why in {"timeout", "transport"}:
-            if self._health.missed_ping(address) and address in self._doubted:
-                self._on_silence(address)
-        else:
-            self._health.answered_ping(address, ends_rest=rested and done.code != 503)

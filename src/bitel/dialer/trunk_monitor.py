@@ -1,4 +1,4 @@
-"""The carriers of one dialer: where they are, which of them can be reached, registered or not."""
+"""The trunks of one dialer: their addresses and health, registrations, and routes for calls."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import structlog
 
 from bitel.dialer.config import SipTrunkConfig
 from bitel.dialer.failover import Dialled, Proxy, Route, after, in_order, redirected
-from bitel.dialer.registration import Account, Registrar, Registration
+from bitel.dialer.registration import Registration, RegistrationClient
 from bitel.dialer.resolver import Resolver
 from bitel.dialer.trunk import Trunk, bracketed, shown, uri_of
 from bitel.dialer.trunk_health import (
@@ -75,7 +75,7 @@ class TrunkMonitor:
         self,
         config: SipTrunkConfig,
         clock: Callable[[], float],
-        targets: Resolver | None = None,
+        resolver: Resolver | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
@@ -85,16 +85,15 @@ class TrunkMonitor:
         )
         self._refusals = {trunk: CircuitBreaker(refusals) for trunk in config.trunks}
         self._uncertain: dict[Address, CircuitBreaker] = {}
-        self._last_refusal = ""
-        self._paused_before = ""
-        self._targets = targets or Resolver(monotonic, ipv6=":" in config.bind[0])
-        hops = [*config.trunks, *map(config.next_hop, config.trunks)]
+        self._paused_reason = ""
+        self._resolver = resolver or Resolver(monotonic, ipv6=":" in config.bind[0])
+        next_hops = [*config.trunks, *map(config.next_hop, config.trunks)]
         self._literal_hosts = {
-            ip_literal(hop.address.host) for hop in hops if hop.address is not None
+            ip_literal(hop.address.host) for hop in next_hops if hop.address is not None
         }
         self._health = AddressHealth(clock, config.ping_interval > 0, monotonic)
-        self._registrars: dict[Trunk, Registrar] = {}
-        self._asker: PendingRequests | None = None
+        self._registrations: dict[Trunk, RegistrationClient] = {}
+        self._requests: PendingRequests | None = None
         self._pinger: Pinger | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -113,14 +112,8 @@ class TrunkMonitor:
     @property
     def paused_reason(self) -> str:
         """Why every trunk's breaker holds calls back; "" while one of them takes calls."""
-        if any(breaker.is_closed for breaker in self._refusals.values()):
-            return ""
-        if not self._last_refusal:
-            return self._paused_before
-        return (
-            f"the trunk refuses every call ({self._last_refusal}); "
-            f"one call is tried every {REFUSALS_PROBED / 60:.0f} minutes"
-        )
+        is_open = any(breaker.is_closed for breaker in self._refusals.values())
+        return "" if is_open else self._paused_reason
 
     @property
     def has_worked(self) -> bool:
@@ -139,7 +132,7 @@ class TrunkMonitor:
         """
         if not self._config.refusals_before_pause:
             return
-        self._paused_before = reason
+        self._paused_reason = reason
         for breaker in self._refusals.values():
             breaker.open(self._monotonic())
 
@@ -152,7 +145,7 @@ class TrunkMonitor:
         fault: OSError | None = None
         for hop in self._next_hops():
             try:
-                return (await self._targets.find(hop))[0]
+                return (await self._resolver.find(hop))[0]
             except OSError as failed:
                 fault = fault or failed
         assert fault is not None, "a dialer has at least one trunk"
@@ -160,7 +153,7 @@ class TrunkMonitor:
 
     async def find_host(self, host: str) -> str:
         """An IP address of `host`, as `Resolver.find_host` finds it."""
-        return await self._targets.find_host(host)
+        return await self._resolver.find_host(host)
 
     def start(self, transport: SipTransport, on_silence: Callable[[Address], None]) -> None:
         """Register where that is wanted, and ping.
@@ -168,9 +161,9 @@ class TrunkMonitor:
         `on_silence` is called with an address that was doubted and does not answer.
         """
         config, agent = self._config, transport.agent
-        asker = self._asker = PendingRequests(transport)
+        requests = self._requests = PendingRequests(transport)
         self._pinger = Pinger(
-            asker.ask,
+            requests.ask,
             self._health,
             self._all_addresses,
             config.ping_interval,
@@ -181,25 +174,22 @@ class TrunkMonitor:
         if not config.register or config.credentials is None:
             return
         for trunk in dict.fromkeys(config.trunks):
-            account = Account(
+            registration = Registration(
                 trunk,
                 config.credentials,
                 lambda by: agent.config.sent_by_for(by),
+                self._monotonic,
                 config.outbound_proxy,
             )
-            registrar = self._registrars[trunk] = Registrar(
-                account,
-                Registration(account, self._monotonic),
-                self._targets,
-                self._health,
-                asker.ask,
+            client = self._registrations[trunk] = RegistrationClient(
+                registration, self._resolver, self._health, requests.ask
             )
-            self._begin(f"register with {trunk.text}", registrar.run)
+            self._begin(f"register with {trunk.text}", client.run)
 
     def move(self) -> None:
         """Register anew: our address has changed."""
-        for registrar in self._registrars.values():
-            registrar.move()
+        for client in self._registrations.values():
+            client.move()
 
     async def stop(self) -> None:
         """Take registrations back; takes 2 s at most."""
@@ -207,7 +197,7 @@ class TrunkMonitor:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
-        await asyncio.gather(*(registrar.leave() for registrar in self._registrars.values()))
+        await asyncio.gather(*(client.leave() for client in self._registrations.values()))
 
     def doubt(self, address: Address) -> None:
         """Ask whether `address` is there: an ICMP error, perhaps forged, says that it is not."""
@@ -216,51 +206,51 @@ class TrunkMonitor:
 
     def receive(self, done: RequestDone) -> None:
         """Take the answer to a REGISTER or an OPTIONS."""
-        if self._asker is not None:
-            self._asker.receive(done)
+        if self._requests is not None:
+            self._requests.receive(done)
 
-    async def hops(self, number_of: Callable[[Trunk], str]) -> list[Route]:
-        """The ways to a number, best first; `number_of` gives the Request-URI at a trunk.
+    async def routes(self, uri_for: Callable[[Trunk], str]) -> list[Route]:
+        """The routes to a number, best first; `uri_for` gives the Request-URI at a trunk.
 
         Raises OSError where no trunk's name can be found.
         """
-        ways: list[Route] = []
+        routes: list[Route] = []
         fault: OSError | None = None
         for trunk in self._config.trunks:
             try:
-                addresses = await self._targets.find(self._config.next_hop(trunk))
+                addresses = await self._resolver.find(self._config.next_hop(trunk))
             except OSError as failed:
                 fault = failed
                 continue
-            ways += [Route(trunk, address, number_of(trunk)) for address in addresses]
-        if not ways and fault is not None:
+            routes += [Route(trunk, address, uri_for(trunk)) for address in addresses]
+        if not routes and fault is not None:
             raise fault
-        ordered = in_order(ways, self._health, self._rests)
+        ordered = in_order(routes, self._health, self._rests)
         if self._config.register:
             # Stable: among those that are registered, the healthy ones stay in front.
-            ordered.sort(key=lambda hop: not self._registered(hop.trunk))
+            ordered.sort(key=lambda route: not self._registered(route.trunk))
         return ordered
 
     def is_of_trunk(self, host: str) -> bool:
         """Whether an IP address is one of the trunks' or the outbound proxy's, or was within the
         last 24 hours."""
-        return host in self._literal_hosts or self._targets.is_of_trunk(host)
+        return host in self._literal_hosts or self._resolver.is_of_trunk(host)
 
     def hosts(self, trunk: Trunk) -> frozenset[str]:
         """The IP addresses that are known to be the trunk's, or its outbound proxy's."""
-        known = self._targets.known
+        known = self._resolver.known
         both = [*(known(trunk) or ()), *(known(self._config.next_hop(trunk)) or ())]
         return frozenset(address.host for address in both)
 
-    def begin(self, hop: Route, passed: Passed) -> float | None:
-        """Note that an INVITE is sent to `hop`; the time, or None where it must not be sent.
+    def begin(self, route: Route, passed: Passed) -> float | None:
+        """Note that an INVITE is sent to `route`; the time, or None where it must not be sent.
 
         While a breaker is not closed, one call at a time is let through as a probe. A call that
         probes a trunk may try all its addresses, and go where one of them redirects it. `passed`
         is the call's own, empty at first, and goes to `leave` when it is over.
         """
         now = self._monotonic()
-        breakers = (self._refusals[hop.trunk], self._breaker_of(hop.address))
+        breakers = (self._refusals[route.trunk], self._breaker_of(route.address))
         probed = [breaker.is_probed_since(passed.get(breaker, -math.inf)) for breaker in breakers]
         if not all(
             mine or breaker.admits(now) for mine, breaker in zip(probed, breakers, strict=True)
@@ -283,7 +273,7 @@ class TrunkMonitor:
             breaker.inconclusive(begun_at, now)
 
     def record_outcome(
-        self, hop: Route, over: AttemptResult, begun_at: float, *, picked_up: bool = False
+        self, route: Route, result: AttemptResult, begun_at: float, *, picked_up: bool = False
     ) -> AttemptResult:
         """Count the result of an INVITE that left at `begun_at`; the result that then applies.
 
@@ -291,35 +281,38 @@ class TrunkMonitor:
         trouble, so that the call waits. Not so where the call was `picked_up` with an answer of no
         use: it must not be repeated without limit.
         """
-        now, refusals = self._monotonic(), self._refusals[hop.trunk]
-        uncertain = self._breaker_of(hop.address)
-        place = shown(hop.address)
-        if over.outcome in _DECIDED:
+        now, refusals = self._monotonic(), self._refusals[route.trunk]
+        uncertain = self._breaker_of(route.address)
+        place = shown(route.address)
+        if result.outcome in _DECIDED:
             if refusals.succeeded(begun_at, now):
-                log.warning("trunk_takes_calls_again", trunk=hop.trunk.text)
+                log.warning("trunk_takes_calls_again", trunk=route.trunk.text)
             if uncertain.succeeded(begun_at, now):
                 log.warning("trunk_address_delivers_again", address=place)
-        elif over.outcome in _REFUSED and over.sip_code in REFUSALS:
+        elif result.outcome in _REFUSED and result.sip_code in REFUSALS:
             uncertain.succeeded(begun_at, now)
             if refusals.failed(begun_at, now):
-                self._last_refusal = over.detail
+                self._paused_reason = (
+                    f"the trunk refuses every call ({result.detail}); "
+                    f"one call is tried every {REFUSALS_PROBED / 60:.0f} minutes"
+                )
                 log.error(
                     "trunk_refuses_all_calls",
-                    trunk=hop.trunk.text,
-                    last=over.detail,
+                    trunk=route.trunk.text,
+                    last=result.detail,
                     in_a_row=self._config.refusals_before_pause,
                     next_call_in=REFUSALS_PROBED,
                 )
-        elif over.outcome is Outcome.UNCERTAIN and uncertain.failed(begun_at, now):
-            log.error("trunk_address_loses_calls", address=place, last=over.detail)
-        is_refused = over.outcome in _REFUSED and over.sip_code in REFUSALS
+        elif result.outcome is Outcome.UNCERTAIN and uncertain.failed(begun_at, now):
+            log.error("trunk_address_loses_calls", address=place, last=result.detail)
+        is_refused = result.outcome in _REFUSED and result.sip_code in REFUSALS
         if is_refused and not picked_up and not refusals.is_closed:
-            return over._replace(outcome=Outcome.TRUNK_TROUBLE)
-        return over
+            return result._replace(outcome=Outcome.TRUNK_TROUBLE)
+        return result
 
-    def learn(self, hop: Route, decided: Answered | Failed) -> None:
+    def learn(self, route: Route, decided: Answered | Failed) -> None:
         """Take note of how an INVITE fared."""
-        health, address = self._health, hop.address
+        health, address = self._health, route.address
         if isinstance(decided, Answered) or decided.why in {"response", "auth", "media"}:
             health.answered_call(address)
         if isinstance(decided, Answered):
@@ -334,28 +327,35 @@ class TrunkMonitor:
         if self._pinger and (is_unanswered or _was_silent(decided)):
             self._pinger.ping_soon(address)
 
-    def next_hops(
-        self, hop: Route, failed: Failed, over: AttemptResult, left: list[Route], dialled: Dialled
+    def next_routes(
+        self,
+        route: Route,
+        failed: Failed,
+        result: AttemptResult,
+        left: list[Route],
+        dialled: Dialled,
     ) -> tuple[list[Route], AttemptResult]:
-        """The hops to try after `hop` failed: the target of a 3xx, or the other addresses.
+        """The routes to try after `route` failed: the target of a 3xx, or the other addresses.
 
         Also returns the result of the attempt if none of them is tried.
         """
         onward = redirected(
-            hop,
+            route,
             failed,
             dialled,
-            self._targets.known(hop.trunk) or [],
+            self._resolver.known(route.trunk) or [],
             self._proxy(),
             follow_private=self._config.follow_private,
         )
         if isinstance(onward, Route):
             # The redirection is no result: if it can't be followed now, the call waits.
-            others = [other for other in left if other.trunk != hop.trunk]
-            return [onward, *others], over._replace(outcome=Outcome.TRUNK_TROUBLE)
+            others = [other for other in left if other.trunk != route.trunk]
+            return [onward, *others], result._replace(outcome=Outcome.TRUNK_TROUBLE)
         if onward:
-            over = over._replace(detail=f"{over.detail}: {onward}")
-        return in_order(after(hop, failed, over.outcome, left), self._health, self._rests), over
+            result = result._replace(detail=f"{result.detail}: {onward}")
+        return in_order(
+            after(route, failed, result.outcome, left), self._health, self._rests
+        ), result
 
     def _of(self, trunk: Trunk) -> list[TrunkState]:
         registered = self._registered(trunk) if self._config.register else None
@@ -419,14 +419,14 @@ class TrunkMonitor:
 
     def _registered(self, trunk: Trunk) -> bool:
         return not self._config.register or (
-            trunk in self._registrars and self._registrars[trunk].valid
+            trunk in self._registrations and self._registrations[trunk].valid
         )
 
     async def _all_addresses(self) -> list[Address]:
         found: list[Address] = []
         for hop in self._next_hops():
             try:
-                found += await self._targets.find(hop)
+                found += await self._resolver.find(hop)
             except OSError:
                 continue  # `Resolver` has said so in the log
         return list(dict.fromkeys(found))
@@ -437,11 +437,11 @@ class TrunkMonitor:
 
     def _known(self, trunk: Trunk) -> list[Address] | None:
         """The known addresses that requests for `trunk` are sent to; None before the look-up."""
-        return self._targets.known(self._config.next_hop(trunk))
+        return self._resolver.known(self._config.next_hop(trunk))
 
     def _proxy(self) -> Proxy | None:
         proxy = self._config.outbound_proxy
-        return Proxy(proxy, self._targets.known(proxy) or []) if proxy else None
+        return Proxy(proxy, self._resolver.known(proxy) or []) if proxy else None
 
     def _options_to(self, address: Address, sent_by: str) -> OutgoingRequest:
         """The OPTIONS that pings `address`; with an outbound proxy its Request-URI is the trunk."""
