@@ -13,7 +13,7 @@ import structlog
 
 from bitel.dialer.accepted_sources import AcceptedSources
 from bitel.dialer.call_attempt import CallAttempt, CallLeg, CallObserver
-from bitel.dialer.caller_identity import CallerIds, Identity, NumberForm, identity
+from bitel.dialer.caller_identity import CallerIds, Identity, dialled_number, identity
 from bitel.dialer.config import SipTrunkConfig
 from bitel.dialer.failover import Dialled, Route
 from bitel.dialer.local_address import LocalAddress
@@ -87,24 +87,24 @@ class SipTrunkDialer(Dialer):
         recording_faults: RecordingFaults | None = None,
         system_clock: Callable[[], float] = time.time,
     ) -> None:
-        self._config = config
+        self.config = config
+        """The configuration that holds now; see `change`."""
         self._recording_faults = recording_faults or RecordingFaults("", time.monotonic)
         self._playlists = playlists
         self._clock = clock
         self._legs: dict[str, CallLeg] = {}
         self._attempts: dict[str, CallAttempt] = {}
         self._transport: SipTransport | None = None
-        self._streamer = Streamer(
+        self.streamer = Streamer(
             config.bind[0], config.rtp_ports, processes=config.senders, receive=config.receive
         )
-        self._streamer.on_failure = self._sender_failed
+        self.streamer.on_failure = self._sender_failed
         self._observer = observer
         self._trunks = TrunkMonitor(config, system_clock, resolver)
         self._sources = AcceptedSources(config.accept_from, self._trunks.is_of_trunk)
         self.invites = 0
         """INVITEs sent: one a trunk address and attempt, repetitions not counted."""
         self._dropped = LineLimit(DROPPED_PER_SECOND, DROPPED_BURST)
-        self._numbers = NumberForm(config.number_format, config.number_rules)
         self._caller_ids = CallerIds(config.caller_pool, config.caller_ids)
         self._local = LocalAddress(config.bind[0], config.public_address, self._trunks.any_address)
         self._following: asyncio.Task[None] | None = None
@@ -143,19 +143,9 @@ class SipTrunkDialer(Dialer):
         return 0.0 if self._transport is None else self._transport.behind
 
     @property
-    def config(self) -> SipTrunkConfig:
-        """The configuration that holds now."""
-        return self._config
-
-    @property
     def sip_address(self) -> HostPort:
         """The address and port that SIP is spoken from, once started."""
         return self._sip.local
-
-    @property
-    def streamer(self) -> Streamer:
-        """The RTP side, for its figures."""
-        return self._streamer
 
     def renew_certificate(self) -> None:
         """Read the files of the TLS certificate again, for connections from now on.
@@ -174,30 +164,29 @@ class SipTrunkDialer(Dialer):
 
         Trunks, addresses, ports, registration and the ring time-out must stay the same.
         """
-        self._config = config
+        self.config = config
         self._sources.accept_from(config.accept_from)
-        self._numbers = NumberForm(config.number_format, config.number_rules)
         self._caller_ids = CallerIds(config.caller_pool, config.caller_ids)
 
     async def start(self) -> None:
-        host, port = self._config.bind
+        host, port = self.config.bind
         try:
             address = await self._local.find()
             self._transport = await SipTransport.open(
-                self._config.bind,
+                self.config.bind,
                 lambda local: UserAgent(
                     AgentConfig(
-                        local=(address, self._config.public_port or local[1]),
-                        t1=self._config.t1,
-                        tcp_fallback=self._config.tcp_fallback,
-                        send_to_source=self._config.send_to_source,
-                        follow_private=self._config.follow_private,
+                        local=(address, self.config.public_port or local[1]),
+                        t1=self.config.t1,
+                        tcp_fallback=self.config.tcp_fallback,
+                        send_to_source=self.config.send_to_source,
+                        follow_private=self.config.follow_private,
                     ),
                     sources=self._sources,
                 ),
                 self._receive,
                 tap=self._observer.tap if self._observer else None,
-                tls=self._config.tls,
+                tls=self.config.tls,
                 confirm_lease=self.confirm_lease,
                 accepts=self._sources.accepts,
             )
@@ -205,7 +194,7 @@ class SipTrunkDialer(Dialer):
             raise BitelError(f"SIP can't be spoken from {host}:{port}: {fault}") from fault
         except TlsFileError as fault:
             raise BitelError(f"SIP can't be spoken over TLS: {fault}") from fault
-        await self._streamer.start()
+        await self.streamer.start()
         self._trunks.start(self._transport, self._address_is_silent)
         follow = partial(self._local.follow, self._move)
         self._following = asyncio.create_task(
@@ -217,7 +206,7 @@ class SipTrunkDialer(Dialer):
         if self._following is not None:
             self._following.cancel()
         await self._trunks.stop()
-        await self._streamer.stop()
+        await self.streamer.stop()
         if self._transport is not None:
             await self._transport.close()
             self._transport = None
@@ -225,7 +214,7 @@ class SipTrunkDialer(Dialer):
     async def dial(
         self, order: DialRequest, heard: OnAnswered, rang: OnRinging = ignore_ringing
     ) -> AttemptResult:
-        attempt = CallAttempt(order, self._config.ring_timeout, self._clock, rang)
+        attempt = CallAttempt(order, self.config.ring_timeout, self._clock, rang)
         self._attempts[order.attempt_id] = attempt
         result: AttemptResult | None = None
         try:
@@ -238,7 +227,7 @@ class SipTrunkDialer(Dialer):
             if result is None:  # cancelled
                 self._abort(attempt)
             if attempt.port is not None:
-                self._streamer.release_port(attempt.port)
+                self.streamer.release_port(attempt.port)
             self._forget_leg(attempt)
             del self._attempts[order.attempt_id]
             if self._observer:
@@ -265,8 +254,8 @@ class SipTrunkDialer(Dialer):
     ) -> AttemptResult:
         try:
             playlists = await self._find_playlists(attempt.request)
-            port = attempt.port = self._streamer.open_port()
-            await self._streamer.prepare(port, chain(*playlists.values()))
+            port = attempt.port = self.streamer.open_port()
+            await self.streamer.prepare(port, chain(*playlists.values()))
         except (NotFoundError, InvalidRequestError) as fault:
             # There is nothing to play, and a retry would not change that.
             return attempt.result(Outcome.MEDIA_MISMATCH, str(fault))
@@ -283,7 +272,7 @@ class SipTrunkDialer(Dialer):
         attempt.answered_at = attempt.now()
         try:
             agreed = await leg.resolved(answered.agreed)
-            check_address(self._streamer, agreed)
+            check_address(self.streamer, agreed)
         except FarEndError as fault:
             await self._end(attempt, leg)
             return attempt.result(Outcome.MEDIA_MISMATCH, str(fault), 200)
@@ -298,7 +287,7 @@ class SipTrunkDialer(Dialer):
     async def _find_playlists(self, request: DialRequest) -> Mapping[str, Playlist]:
         """What the request plays, by codec; raises as `PlaylistSource.for_order` does."""
         try:
-            playlists = await self._playlists.for_order(request, self._config.codecs)
+            playlists = await self._playlists.for_order(request, self.config.codecs)
         except UnavailableError as fault:
             self._recording_faults.missed(
                 request, f"{fault} ({fault.__cause__})" if fault.__cause__ else str(fault)
@@ -320,11 +309,11 @@ class SipTrunkDialer(Dialer):
             # The call ended while the answer was made durable.
             return await self._finish(attempt, leg, played=False)
         media = attempt.media_session = MediaSession(
-            self._streamer,
-            self._config.media_timeout,
+            self.streamer,
+            self.config.media_timeout,
             _longest(attempt.request, playlist),
-            self._config.latch,
-            "" if self._config.follow_private else leg.address.host,
+            self.config.latch,
+            "" if self.config.follow_private else leg.address.host,
         )
         media.begin(port, agreed, playlist, attempt.now() - (attempt.answered_at or attempt.now()))
         leg.follow_media(media.follow)
@@ -359,8 +348,8 @@ class SipTrunkDialer(Dialer):
 
     async def _try_trunks(self, attempt: CallAttempt, port: int) -> Answered | AttemptResult:
         """Send an INVITE by one route after the other, until one decides the attempt."""
-        config, request = self._config, attempt.request
-        number = self._numbers.of(request.e164)
+        config, request = self.config, attempt.request
+        number = dialled_number(request.e164, config.number_format, config.number_rules)
         caller = identity(
             self._caller_ids.choose(request.e164, request.call_id),
             config.from_domain or self._local.address,
@@ -417,7 +406,7 @@ class SipTrunkDialer(Dialer):
 
         An address that sends no response at all is given up after `timeout` seconds, if not None.
         """
-        config, sip = self._config, self._sip
+        config, sip = self.config, self._sip
         invitation = Invitation(
             request_uri=route.request_uri,
             destination=route.address,

@@ -21,9 +21,8 @@ _PHONE = re.compile(r"\+?[0-9](?:[0-9.\-]*[0-9])?")
 class Trunk:
     """One carrier: `sip:HOST[:PORT][;transport=udp|tcp|tls]`, or `sips:`, which means TLS.
 
-    Without a port or a transport DNS may name them (RFC 3263 §4). What `sips:` says is only how
-    we speak with the carrier; it is not in the Request-URI, since the path behind the carrier
-    is unknown.
+    Without a port or a transport DNS may name them (RFC 3263 §4). `sips:` is not in the
+    Request-URI, since the path behind the carrier is unknown.
     """
 
     host: str
@@ -36,7 +35,10 @@ class Trunk:
 
     def __post_init__(self) -> None:
         port = "" if self.port in {None, SIP_PORT} else f":{self.port}"
-        address = self.at(self.host) if _is_ip(self.host) else None
+        address = None
+        with contextlib.suppress(ValueError):
+            ipaddress.ip_address(self.host)
+            address = self.at(self.host)
         object.__setattr__(self, "address", address)
         object.__setattr__(self, "authority", f"{bracketed(self.host)}{port}")
 
@@ -99,14 +101,6 @@ class Trunk:
     def text(self) -> str:
         """The trunk as the settings might write it."""
         return self.uri + (f";transport={self.transport.lower()}" if self.transport else "")
-
-
-def _is_ip(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def bracketed(host: str) -> str:

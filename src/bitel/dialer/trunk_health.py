@@ -58,7 +58,7 @@ class _State:
 
 
 class AddressHealth:
-    """What is known of each address; `pinged` says whether addresses are pinged.
+    """The state of each address; `pinged` says whether addresses are pinged.
 
     `clock` gives Unix seconds, `monotonic` seconds that never go back (default: `clock`).
     """
@@ -120,11 +120,11 @@ class AddressHealth:
         return not self.is_down(address) and not self.rests(address)
 
     def rests(self, address: Address) -> bool:
-        """Whether it asked to be left alone, and that time is not over."""
+        """Whether the time of its Retry-After is not over."""
         return self._of(address).rests_until > self._monotonic()
 
     def is_down(self, address: Address) -> bool:
-        """Whether it gave no answer when it was last tried."""
+        """Whether it did not respond when it was last tried."""
         since = self._of(address).down_since
         if since is None:
             return False
@@ -138,12 +138,11 @@ class AddressHealth:
         return self._clock() - (self._monotonic() - state.answered_at)
 
     def _of(self, address: Address) -> _State:
-        state = self._states.get(address)
-        if state is None:
+        if address not in self._states:
             if len(self._states) >= MOST_REMEMBERED:
                 del self._states[next(iter(self._states))]
-            state = self._states[address] = _State()
-        return state
+            self._states[address] = _State()
+        return self._states[address]
 
     def _down(self, address: Address, why: str) -> None:
         if not self.is_down(address):
@@ -163,7 +162,7 @@ class PendingRequests:
         self._waiting: dict[str, tuple[int, asyncio.Future[RequestDone]]] = {}
 
     async def ask(self, request: OutgoingRequest) -> RequestDone:
-        """Send `request`, and wait for what it comes to: up to 64 × T1, more where challenged."""
+        """Send `request`, and wait for its final answer: up to 64 × T1, more where challenged."""
         call_id = self._transport.agent.request(request, self._transport.now())
         done: asyncio.Future[RequestDone] = asyncio.get_running_loop().create_future()
         self._waiting[call_id] = request.cseq or 1, done
@@ -174,11 +173,10 @@ class PendingRequests:
             del self._waiting[call_id]
 
     def receive(self, event: RequestDone) -> None:
-        """Hand the answer to whoever waits for it, if anybody still does."""
+        """Resolve the request that waits for this answer, if there is one."""
         cseq, waiting = self._waiting.get(event.call_id, (0, None))
-        if event.cseq < cseq:
-            return  # about an earlier request of the same Call-ID, which nobody waits for any more
-        if waiting is not None and not waiting.done():
+        # A lower CSeq is of an earlier request with the same Call-ID.
+        if waiting is not None and event.cseq >= cseq and not waiting.done():
             waiting.set_result(event)
 
 
@@ -253,7 +251,7 @@ class Pinger:
             log.error("ping_failed", address=shown(address), exc_info=task.exception())
 
     async def ping(self, address: Address) -> None:
-        """Ask once whether anybody is there."""
+        """Send one OPTIONS, and report the result to `health`."""
         request = self._options_to(address)
         # The response does not end a rest that began after the ping was sent.
         rested = self._health.rests(address)

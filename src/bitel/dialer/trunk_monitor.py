@@ -65,6 +65,23 @@ Passed = dict[CircuitBreaker, float]
 """The circuit breakers that one call has passed, and when."""
 
 
+@dataclass(frozen=True, slots=True)
+class TrunkState:
+    """One address of one trunk, or a trunk that has none yet.
+
+    `trunk` is the trunk as the settings name it, `address` None until DNS has named one. `rests`:
+    it sent Retry-After; `usable`: it neither rests nor has it stopped answering. `registered` is
+    None without registration. `answered_at` is when it last answered anything, in Unix seconds.
+    """
+
+    trunk: str
+    address: Address | None
+    usable: bool
+    rests: bool
+    registered: bool | None
+    answered_at: float | None
+
+
 class TrunkMonitor:
     """Knows the trunks of `config`; once started, registers with them and pings them.
 
@@ -130,11 +147,10 @@ class TrunkMonitor:
 
         The next call tries one: that process is over, and its settings may be mended by now.
         """
-        if not self._config.refusals_before_pause:
-            return
-        self._paused_reason = reason
-        for breaker in self._refusals.values():
-            breaker.open(self._monotonic())
+        if self._config.refusals_before_pause:
+            self._paused_reason = reason
+            for breaker in self._refusals.values():
+                breaker.open(self._monotonic())
 
     def trunks(self) -> Sequence[TrunkState]:
         """The state of each address of each trunk, from memory."""
@@ -250,16 +266,16 @@ class TrunkMonitor:
         is the call's own, empty at first, and goes to `leave` when it is over.
         """
         now = self._monotonic()
-        breakers = (self._refusals[route.trunk], self._breaker_of(route.address))
-        probed = [breaker.is_probed_since(passed.get(breaker, -math.inf)) for breaker in breakers]
-        if not all(
-            mine or breaker.admits(now) for mine, breaker in zip(probed, breakers, strict=True)
-        ):
-            return None
-        for mine, breaker in zip(probed, breakers, strict=True):
-            if not mine:
-                breaker.begin(now)
-                passed[breaker] = now
+        begun: list[CircuitBreaker] = []
+        for breaker in (self._refusals[route.trunk], self._breaker_of(route.address)):
+            if breaker.is_probed_since(passed.get(breaker, -math.inf)):
+                continue  # this call is the probe
+            if not breaker.admits(now):
+                return None
+            begun.append(breaker)
+        for breaker in begun:
+            breaker.begin(now)
+            passed[breaker] = now
         return now
 
     def leave(self, passed: Passed) -> None:
@@ -283,13 +299,14 @@ class TrunkMonitor:
         """
         now, refusals = self._monotonic(), self._refusals[route.trunk]
         uncertain = self._breaker_of(route.address)
-        place = shown(route.address)
+        address = shown(route.address)
+        is_refused = result.outcome in _REFUSED and result.sip_code in REFUSALS
         if result.outcome in _DECIDED:
             if refusals.succeeded(begun_at, now):
                 log.warning("trunk_takes_calls_again", trunk=route.trunk.text)
             if uncertain.succeeded(begun_at, now):
-                log.warning("trunk_address_delivers_again", address=place)
-        elif result.outcome in _REFUSED and result.sip_code in REFUSALS:
+                log.warning("trunk_address_delivers_again", address=address)
+        elif is_refused:
             uncertain.succeeded(begun_at, now)
             if refusals.failed(begun_at, now):
                 self._paused_reason = (
@@ -304,8 +321,7 @@ class TrunkMonitor:
                     next_call_in=REFUSALS_PROBED,
                 )
         elif result.outcome is Outcome.UNCERTAIN and uncertain.failed(begun_at, now):
-            log.error("trunk_address_loses_calls", address=place, last=result.detail)
-        is_refused = result.outcome in _REFUSED and result.sip_code in REFUSALS
+            log.error("trunk_address_loses_calls", address=address, last=result.detail)
         if is_refused and not picked_up and not refusals.is_closed:
             return result._replace(outcome=Outcome.TRUNK_TROUBLE)
         return result
@@ -324,7 +340,8 @@ class TrunkMonitor:
         is_unanswered = decided.why in {"timeout", "transport"}
         if is_unanswered and not decided.udp_untried:
             health.failed_call(address)
-        if self._pinger and (is_unanswered or _was_silent(decided)):
+        was_silent = decided.why == "canceled" and not decided.rang
+        if self._pinger and (is_unanswered or was_silent):
             self._pinger.ping_soon(address)
 
     def next_routes(
@@ -339,12 +356,13 @@ class TrunkMonitor:
 
         Also returns the result of the attempt if none of them is tried.
         """
+        known, proxy = self._resolver.known, self._config.outbound_proxy
         onward = redirected(
             route,
             failed,
             dialled,
-            self._resolver.known(route.trunk) or [],
-            self._proxy(),
+            known(route.trunk) or [],
+            Proxy(proxy, known(proxy) or []) if proxy else None,
             follow_private=self._config.follow_private,
         )
         if isinstance(onward, Route):
@@ -364,9 +382,7 @@ class TrunkMonitor:
             TrunkState(
                 trunk.text,
                 address,
-                self._is_usable(address)
-                and self._breaker_of(address).is_closed
-                and self._refusals[trunk].is_closed,
+                self._is_usable(address) and self._breakers_closed(trunk, address),
                 self._rests(address),
                 registered,
                 health.answered_at(address),
@@ -376,12 +392,16 @@ class TrunkMonitor:
 
     def _reachable(self, trunk: Trunk, *, untried: bool = True) -> bool:
         """Whether a call may be placed there; without `untried`, not merely as a probe."""
+        now = self._monotonic()
+
+        def admits(breaker: CircuitBreaker) -> bool:
+            return breaker.admits(now) if untried else breaker.is_closed
+
         addresses = self._known(trunk)
-        if not self._registered(trunk) or not self._admits(self._refusals[trunk], untried):
+        if not self._registered(trunk) or not admits(self._refusals[trunk]):
             return False
         return addresses is None or any(
-            self._is_usable(each) and self._admits(self._breaker_of(each), untried)
-            for each in addresses
+            self._is_usable(each) and admits(self._breaker_of(each)) for each in addresses
         )
 
     def _is_usable(self, address: Address) -> bool:
@@ -393,21 +413,16 @@ class TrunkMonitor:
         False if no other address takes calls either: the 503 of one call must not stop a dialer.
         """
         return self._health.rests(address) and any(
-            other != address and self._takes_calls(trunk, other)
+            other != address
+            and self._health.usable(other)
+            and self._registered(trunk)
+            and self._breakers_closed(trunk, other)
             for trunk in dict.fromkeys(self._config.trunks)
             for other in self._known(trunk) or ()
         )
 
-    def _takes_calls(self, trunk: Trunk, address: Address) -> bool:
-        return (
-            self._health.usable(address)
-            and self._registered(trunk)
-            and self._refusals[trunk].is_closed
-            and self._breaker_of(address).is_closed
-        )
-
-    def _admits(self, breaker: CircuitBreaker, untried: bool) -> bool:
-        return breaker.admits(self._monotonic()) if untried else breaker.is_closed
+    def _breakers_closed(self, trunk: Trunk, address: Address) -> bool:
+        return self._refusals[trunk].is_closed and self._breaker_of(address).is_closed
 
     def _breaker_of(self, address: Address) -> CircuitBreaker:
         breaker = self._uncertain.get(address)
@@ -439,10 +454,6 @@ class TrunkMonitor:
         """The known addresses that requests for `trunk` are sent to; None before the look-up."""
         return self._resolver.known(self._config.next_hop(trunk))
 
-    def _proxy(self) -> Proxy | None:
-        proxy = self._config.outbound_proxy
-        return Proxy(proxy, self._resolver.known(proxy) or []) if proxy else None
-
     def _options_to(self, address: Address, sent_by: str) -> OutgoingRequest:
         """The OPTIONS that pings `address`; with an outbound proxy its Request-URI is the trunk."""
         config = self._config
@@ -452,26 +463,3 @@ class TrunkMonitor:
 
     def _begin(self, name: str, work: Callable[[], Coroutine[None, None, None]]) -> None:
         self._tasks.append(asyncio.create_task(keep_running(name, work, RESTART_PAUSE)))
-
-
-def _was_silent(failed: Failed) -> bool:
-    """Whether a call was given up without a sign from the far end that it rang."""
-    return failed.why == "canceled" and not failed.rang
-
-
-@dataclass(frozen=True, slots=True)
-class TrunkState:
-    """One address of one trunk, or a trunk that has none yet.
-
-    `trunk` is the trunk as the settings name it, `address` where it is reached, None until DNS
-    has said so. `rests`: it asked to be left alone for a while; `usable`: it neither rests nor
-    has it stopped answering. `registered` is None where nobody wants to be. `answered_at` is when
-    it last answered anything, in Unix seconds; None: never yet.
-    """
-
-    trunk: str
-    address: Address | None
-    usable: bool
-    rests: bool
-    registered: bool | None
-    answered_at: float | None

@@ -1,4 +1,4 @@
-"""Takes connections at one port, no more than are allowed."""
+"""Accepts TCP and TLS connections, up to a number for all and for each source."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REST = 1.0
 
 
 class Door:
-    """Counts who is in, over all listeners of one agent.
+    """Counts the accepted connections of all listeners of one agent.
 
     Hosts that `accepts` is false of get half of the room together; None: it is true of all.
     """
@@ -33,7 +33,7 @@ class Door:
         self._inside = Counter[str]()
 
     def enter(self, host: str) -> bool:
-        """Let one more of `host` in; False where there are enough."""
+        """Count one more connection of `host`; False if there are enough."""
         is_known = self._accepts is None or self._accepts(host)
         inside, limits, host = self._inside, self._limits, source_network(host)
         # A stranger's connections must not take the room of the carrier's.

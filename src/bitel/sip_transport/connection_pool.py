@@ -101,7 +101,10 @@ class ConnectionPool(ConnectionUser):
             # If that fails, the connection is being closed, and its user will hear of that.
             connection.send(data, destination)
         elif destination in self._waiting:
-            self._wait(data, destination)
+            # Beyond the limit it is lost; the connection is not there yet, and may never be.
+            waiting = self._waiting[destination]
+            if sum(map(len, waiting)) + len(data) <= self._limits.unsent:
+                waiting.append(data)
         elif not is_response:
             self._open(data, destination)
         elif len(self._answering) < self._limits.answering:
@@ -113,8 +116,7 @@ class ConnectionPool(ConnectionUser):
         waiting = self._waiting.get(destination, [])
         if data in waiting:
             waiting.remove(data)
-        connection = self._find(destination)
-        if connection is not None:
+        if connection := self._find(destination):
             connection.take_back(data)
 
     @property
@@ -154,14 +156,7 @@ class ConnectionPool(ConnectionUser):
             self._user.delivery_failed(destination)
             return
         self._waiting[destination] = [data]
-        task = self._loop.create_task(self._connect(destination))
-        self._attempts[destination] = task
-
-    def _wait(self, data: bytes, destination: Address) -> None:
-        # Beyond this it is lost; the connection is not there yet, and may never be.
-        waiting = self._waiting[destination]
-        if sum(map(len, waiting)) + len(data) <= self._limits.unsent:
-            waiting.append(data)
+        self._attempts[destination] = self._loop.create_task(self._connect(destination))
 
     def renew_context(self) -> None:
         """Read the TLS files again for the next connection."""
@@ -201,10 +196,9 @@ class ConnectionPool(ConnectionUser):
         self._answering.discard(destination)
         self._user.delivery_failed(destination)
 
-    # What connections tell
+    # What connections report
 
     def connection_made(self, connection: Connection) -> None:
-        """Take it up, and send what has waited for it."""
         if self._closed:
             connection.abort()
             return
@@ -229,8 +223,8 @@ class ConnectionPool(ConnectionUser):
         logger.info("the stream from %s is no SIP any more: %s", connection.address.host, fault)
         if fault.messages:
             self._user.stream_unframed(fault.messages, connection.address)
-        # What the agent queued in answer, an ACK or a response, is written in the turn that is
-        # due before this. Requests without an answer are sent again over a new connection.
+        # The agent's ACKs and responses are written in the turn that is due before this. Requests
+        # without an answer are sent again over a new connection.
         self._loop.call_soon(self._close_broken, connection)
 
     def _close_broken(self, connection: Connection) -> None:
@@ -240,14 +234,12 @@ class ConnectionPool(ConnectionUser):
         self.connection_lost(connection)
 
     def probe_failed(self, connection: Connection) -> None:
-        """Leave it for a new one; what has waited for it goes there at once."""
         host = connection.address.host
         logger.info("the connection with %s is closed: it was idle, and is dead", host)
         connection.abort()
         self.connection_lost(connection)
 
     def connection_lost(self, connection: Connection) -> None:
-        """Forget it, say so, and send over another what it had held back."""
         aliases = [key for key, each in self._aliases.items() if each is connection]
         for alias in aliases:
             del self._aliases[alias]

@@ -15,7 +15,7 @@ import logging
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Container
+from collections.abc import Awaitable, Callable, Container, Sequence
 from contextlib import ExitStack
 from typing import Literal
 
@@ -61,23 +61,35 @@ class SipTransport(DatagramUser, StreamUser):
 
     def __init__(
         self,
-        agent: UserAgent,
-        local: HostPort,
+        sockets: Sequence[socket.socket],
+        make_agent: Callable[[HostPort], UserAgent],
         on_event: Callable[[Event], None],
-        clock: Callable[[], float],
+        clock: Callable[[], float] | None,
         tap: Tap | None,
+        tls: TlsFiles,
+        server_context: ssl.SSLContext | None,
+        limits: StreamLimits,
+        accepts: Callable[[str], bool] | None,
     ) -> None:
-        self.agent = agent
-        self.local = local
-        self.now = clock
+        host, port = sockets[0].getsockname()[:2]
+        self.local: HostPort = (str(host), int(port))
+        self.agent = make_agent(self.local)
+        self._loop = asyncio.get_running_loop()
+        self.now = clock or self._loop.time
         self._on_event = on_event
         self._tap = tap
-        self._loop = asyncio.get_running_loop()
-        self._udp: UdpSocket
-        self._streams: ConnectionPool
-        self._listeners: list[Listener] = []
-        self._tls = TlsFiles()
-        self._server_context: ssl.SSLContext | None = None
+        self._tls, self._server_context = tls, server_context
+        udp, *listening = sockets
+        self._udp = UdpSocket(udp, self)
+        leave_from = None if host in {"0.0.0.0", "::"} else host
+        tls_port = 0 if server_context is not None else port + 1
+        self._streams = ConnectionPool(self, limits, tls, leave_from, tls_port)
+        door = Door(limits, accepts)
+        contexts = {Transport.TCP: None, Transport.TLS: server_context}
+        self._listeners = [
+            Listener(sock, transport, context, self._streams, door, limits)
+            for sock, (transport, context) in zip(listening, contexts.items(), strict=False)
+        ]
         self._turn: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0.0
@@ -121,26 +133,13 @@ class SipTransport(DatagramUser, StreamUser):
         context = tls.server_context()
         if tls.ca or tls.certificate:
             tls.client_context()  # better now than when the first connection is needed
-        loop = asyncio.get_running_loop()
         sockets = _bind(bind, with_tls=context is not None)
         with ExitStack() as undo:
             for sock in sockets:
                 undo.enter_context(sock)
-            host, port = sockets[0].getsockname()[:2]
-            local = (str(host), int(port))
-            self = cls(make_agent(local), local, on_event, clock or loop.time, tap)
-            self.confirm_lease = confirm_lease
+            self = cls(sockets, make_agent, on_event, clock, tap, tls, context, limits, accepts)
             undo.pop_all()
-        self._tls, self._server_context = tls, context
-        udp, *listening = sockets
-        self._udp = UdpSocket(udp, self)
-        leave_from = None if host in {"0.0.0.0", "::"} else local[0]
-        tls_port = 0 if context is not None else local[1] + 1
-        self._streams = ConnectionPool(self, limits, tls, leave_from, tls_port)
-        door = Door(limits, accepts)
-        for sock, transport in zip(listening, (Transport.TCP, Transport.TLS), strict=False):
-            secure = context if transport is Transport.TLS else None
-            self._listeners.append(Listener(sock, transport, secure, self._streams, door, limits))
+        self.confirm_lease = confirm_lease
         return self
 
     @property
