@@ -45,7 +45,7 @@ class Dialled:
     @property
     def port(self) -> int:
         """Where the dialer speaks SIP from."""
-        return self.dialer.sip_address[1]
+        return self.dialer._sip.local[1]
 
     async def call(
         self, number: str = "+989121234567", recording: str | None = "recording", digits: str = ""

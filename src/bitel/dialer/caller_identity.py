@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
-from bitel.dialer.trunk import bracketed, phone_parameter
+from bitel.dialer.trunk import phone_parameter
 from bitel.domain.phone_numbers import national
+from bitel.sip.grammar import host_in_uri
 
 Identification = Literal["from", "pai", "ppi", "rpid"]
 """The header that names the caller: From alone, P-Asserted-Identity (within a trust domain),
@@ -56,7 +56,6 @@ class Identity:
     headers: tuple[tuple[str, str], ...] = ()
 
 
-@lru_cache(maxsize=1024)
 def identity(
     caller_id: str,
     host: str,
@@ -70,7 +69,7 @@ def identity(
     `privacy` the person called does not learn it (RFC 3323 §4.2, `id` of RFC 3325 §9.3); the
     carrier still does, by the other headers.
     """
-    uri = f"sip:{caller_id or 'anonymous'}@{bracketed(host)}"
+    uri = f"sip:{caller_id or 'anonymous'}@{host_in_uri(host)}"
     headers: tuple[tuple[str, str], ...] = ()
     if caller_id and by == "pai":
         headers = (("P-Asserted-Identity", f"<{uri}>"),)

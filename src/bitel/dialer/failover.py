@@ -1,4 +1,4 @@
-"""The ways that one attempt may take: which addresses are tried, in what order, and when it stops.
+"""The routes of one attempt: which addresses are tried, in what order, and when it stops.
 
 An attempt is one call to one person. It tries another address only while no phone can have rung:
 after an immediate 503, after an error in sending, and where no response came at all (RFC 3263
@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 from sipmessage import URI
 
-from bitel.dialer.trunk import Trunk, usual_port
+from bitel.dialer.trunk import Trunk
 from bitel.dialer.trunk_health import AddressHealth
 from bitel.domain.attempts import Outcome
 from bitel.domain.phone_numbers import to_e164
@@ -22,6 +22,7 @@ from bitel.errors import InvalidPhoneNumberError
 from bitel.ip_addresses import leads_nearer
 from bitel.sip import Failed
 from bitel.sip.grammar import (
+    DEFAULT_PORTS,
     Address,
     GrammarError,
     Transport,
@@ -174,7 +175,7 @@ def _within(
     host = uri.host.removeprefix("[").removesuffix("]").lower()
     with contextlib.suppress(ValueError):
         host = ip_literal(host)
-    named = (host, uri.port or usual_port(transport), transport)
+    named = (host, uri.port or DEFAULT_PORTS[transport], transport)
     own = next((each for each in addresses if each[:3] == named), None)
     if proxy is not None:
         # Requests to the trunk go by the proxy too, whatever transport the URI names.

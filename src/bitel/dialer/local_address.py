@@ -8,9 +8,9 @@ from typing import Final
 
 import structlog
 
-from bitel.dialer.trunk import address_toward, bracketed
+from bitel.dialer.trunk import address_toward
 from bitel.sip import RequestDone
-from bitel.sip.grammar import Address, GrammarError, parameter, split_list
+from bitel.sip.grammar import Address, GrammarError, host_in_uri, parameter, split_list
 
 log = structlog.get_logger(__name__)
 
@@ -89,7 +89,7 @@ def where_seen(done: RequestDone) -> tuple[str, str]:
     if not received and not port:
         return "", ""
     host, _, own_port = says.rpartition(":")
-    seen_host = bracketed((received or host).strip("[]"))
+    seen_host = host_in_uri((received or host).strip("[]"))
     if not protocol.upper().endswith("UDP"):
         return host, seen_host
     return says, f"{seen_host}:{port or own_port}"

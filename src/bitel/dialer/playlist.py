@@ -1,4 +1,4 @@
-"""What an order plays, as clips for the streamer, in each law that may be agreed on."""
+"""What a request plays, as clips for the streamer, by codec; each recording is read once."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ DurationOf = Callable[[str], Awaitable[float | None]]
 
 
 class PlaylistSource(Protocol):
-    """Knows what orders play."""
+    """Finds what requests play."""
 
     async def for_order(
         self, order: DialRequest, codecs: Sequence[Codec]
     ) -> Mapping[str, Playlist]:
         """The clips that `order` plays, by codec; they are in memory, or on this machine.
 
-        Raises NotFoundError or InvalidRequestError where there will never be any, and
-        UnavailableError where there are none now.
+        Raises NotFoundError for a recording that was deleted, InvalidRequestError where digits
+        can't be spoken, and UnavailableError where the storage, its file or the engine fails.
         """
 
 
-class Playlists:
-    """Lays clips out for orders; everything is in memory before a phone rings.
+class Playlists(PlaylistSource):
+    """Reads everything that is played into memory before a phone rings.
 
     `duration_of` tells a recording that was deleted from one that the storage has lost.
     """
@@ -63,11 +63,6 @@ class Playlists:
     async def for_order(
         self, order: DialRequest, codecs: Sequence[Codec]
     ) -> Mapping[str, Playlist]:
-        """The clips that `order` plays, by codec.
-
-        Raises NotFoundError for a recording that was deleted, InvalidRequestError where digits
-        can't be spoken, and UnavailableError where the storage, its file or the engine fails.
-        """
         return {
             codec: [self._lead_in[codec], *await self._spoken(order, codec), self._lead_out[codec]]
             for codec in codecs

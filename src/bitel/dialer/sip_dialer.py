@@ -50,7 +50,7 @@ from bitel.sip import (
     RequestDone,
     UserAgent,
 )
-from bitel.sip.grammar import Address, HostPort
+from bitel.sip.grammar import Address
 from bitel.sip.sdp import NegotiatedMedia, make_offer
 from bitel.sip_transport.tls import TlsFileError
 from bitel.sip_transport.transport import SipTransport
@@ -141,11 +141,6 @@ class SipTrunkDialer(Dialer):
     def behind(self) -> float:
         """Seconds for which SIP messages have been waiting to be read; 0 while none are."""
         return 0.0 if self._transport is None else self._transport.behind
-
-    @property
-    def sip_address(self) -> HostPort:
-        """The address and port that SIP is spoken from, once started."""
-        return self._sip.local
 
     def renew_certificate(self) -> None:
         """Read the files of the TLS certificate again, for connections from now on.

@@ -77,6 +77,7 @@ _CSEQ: Final = re.compile(r"^CSeq[ \t]*:[ \t]*\d+[ \t]+(\w+)", re.I | re.M)
 _ID: Final = re.compile(r"[0-9a-f]{32}")
 
 Direction = Literal["in", "out"]
+_DIRECTIONS: Final[dict[str, Direction]] = {"in": "in", "out": "out"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,7 +357,7 @@ class Entry:
     def encode(self) -> bytes:
         """A line of JSON, then the messages without their credentials."""
         bodies = [data for *_, data in self.messages]
-        # Most attempts need none, which is sooner told of all their messages than of each.
+        # Most attempts need none, which one search over all their messages finds faster.
         if b"authorization" in b"\n".join(bodies).lower():
             bodies = [without_credentials(data) for data in bodies]
         bodies = [data[:LONGEST_MESSAGE] for data in bodies]
@@ -404,7 +405,7 @@ class Entry:
             []
             if bodies is None
             else [
-                (float(at), _direction(way), str(address), bodies.read(size))
+                (float(at), _DIRECTIONS[way], str(address), bodies.read(size))
                 for at, way, address, size in head["messages"]
             ]
         )
@@ -437,7 +438,7 @@ def erase(folder: Path, call_ids: Collection[str]) -> int:
 
 
 def _blank(file: BinaryIO, at: int, size: int) -> None:
-    """Overwrite an entry by one of the same length that says nothing."""
+    """Overwrite an entry by an empty one of the same length."""
     file.seek(at)
     line = file.readline(LONGEST_HEAD)
     head = json.loads(line)
@@ -448,22 +449,16 @@ def _blank(file: BinaryIO, at: int, size: int) -> None:
     file.write(blank.ljust(len(line) - 1) + b"\n" + body)
 
 
-def _direction(word: str) -> Direction:
-    if word not in ("in", "out"):
-        raise ValueError(f"{word!r} is no direction")
-    return "in" if word == "in" else "out"
-
-
 def without_credentials(data: bytes) -> bytes:
     """A SIP message whose (Proxy-)Authorization headers say nothing."""
     if b"authorization" not in data.lower():
-        return data  # most messages, and much sooner told
+        return data  # most messages, and this is fast
     return _CREDENTIALS.sub(rb"\1***", data)
 
 
 def sip_call_id(data: bytes) -> bytes:
     """A message's Call-ID, empty where it has none."""
-    # As nearly everybody writes it: looked for with every message, so soon.
+    # Called for every message: the usual form is found without the regular expression.
     _, usual, after = data[:LONGEST_MESSAGE].partition(_USUAL_CALL_ID)
     if usual:
         return after.partition(b"\r\n")[0].strip()
@@ -505,7 +500,7 @@ def read(folder: Path, call_id: str) -> list[Traced | str]:
     for place in (folder, folder / ERRORS):
         for path in names_of_files(place):
             try:
-                # Those that went wrong took earlier attempts along, which then are kept twice.
+                # Earlier attempts of a call that went wrong are kept twice.
                 found = {entry.attempt_id: entry for entry, _, _ in Entry.scan(path, call_id)}
             except FileNotFoundError:
                 continue  # removed by the service, at this moment

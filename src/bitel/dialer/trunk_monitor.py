@@ -15,7 +15,7 @@ from bitel.dialer.config import SipTrunkConfig
 from bitel.dialer.failover import Dialled, Proxy, Route, after, in_order, redirected
 from bitel.dialer.registration import Registration, RegistrationClient
 from bitel.dialer.resolver import Resolver
-from bitel.dialer.trunk import Trunk, bracketed, shown, uri_of
+from bitel.dialer.trunk import Trunk, shown, uri_of
 from bitel.dialer.trunk_health import (
     MOST_REMEMBERED,
     AddressHealth,
@@ -26,7 +26,7 @@ from bitel.dialer.trunk_health import (
 )
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.sip import Answered, Failed, OutgoingRequest, RequestDone
-from bitel.sip.grammar import Address, ip_literal
+from bitel.sip.grammar import Address, host_in_uri, ip_literal
 from bitel.sip_transport.transport import SipTransport
 from bitel.supervision import keep_running
 
@@ -458,7 +458,7 @@ class TrunkMonitor:
         """The OPTIONS that pings `address`; with an outbound proxy its Request-URI is the trunk."""
         config = self._config
         uri = config.trunks[0].uri if config.outbound_proxy else uri_of(address)
-        from_uri = f"sip:{bracketed(config.from_domain) or sent_by}"
+        from_uri = f"sip:{host_in_uri(config.from_domain) or sent_by}"
         return OutgoingRequest("OPTIONS", uri, address, from_uri, uri, headers=config.route)
 
     def _begin(self, name: str, work: Callable[[], Coroutine[None, None, None]]) -> None:
