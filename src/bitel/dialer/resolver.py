@@ -178,7 +178,7 @@ class Resolver:
         return known
 
     def known(self, trunk: Trunk) -> list[Address] | None:
-        """The addresses found last, without asking anybody; None before the first `find`."""
+        """The addresses found last, without a query; None before the first `find`."""
         if trunk.address is not None:
             return [trunk.address]
         known = self._known.get(trunk)

@@ -1,4 +1,4 @@
-"""Places calls over SIP trunks: an INVITE, the recording as RTP once it is answered, a BYE."""
+"""Places calls over SIP trunks: trunk failover, an INVITE, the recording as RTP, and a BYE."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ __all__ = ["SipTrunkConfig", "SipTrunkDialer"]
 
 DROPPED_PER_SECOND = 1.0
 DROPPED_BURST = 20.0
-"""Log lines about messages that a stranger has sent for a call."""
+"""Log lines about messages for a call from sources that have no part in it."""
 SILENCE = 2.5
 """Seconds without a report after which an RTP sender hangs or is gone: it sends nothing by then."""
 EXPIRES_MARGIN = 5
@@ -548,9 +548,8 @@ class SipTrunkDialer(Dialer):
 def packets_late(stats: StreamerStats) -> float:
     """Milliseconds that a tenth of the last half second's packets were later than.
 
-    0 where nothing plays. A tenth, since a machine that carries too much is late again and again. A
-    pause in which it did something else for a moment (its host, or a disk) is over by the time that
-    it is heard of.
+    0 where nothing plays. A tenth, since an overloaded machine is late again and again, whereas a
+    single pause (of its host, or a disk) is over by the time that it is reported.
     """
     if stats.reported_ago > SILENCE:
         return stats.reported_ago * 1000

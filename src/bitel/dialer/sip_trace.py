@@ -338,7 +338,7 @@ class Traced:
     @classmethod
     def of(cls, direction: Direction, data: bytes, address: Address, at: float) -> Traced:
         """The message in a datagram."""
-        # Masked before it is cut, lest half a header be taken for none.
+        # Masked before it is cut: half a header would not be recognised.
         text = without_credentials(data)[:LONGEST_MESSAGE].decode("utf-8", "replace")
         return cls(round(at, 6), direction, shown(address), text.replace("\r\n", "\n"))
 

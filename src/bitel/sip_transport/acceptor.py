@@ -51,7 +51,7 @@ class Door:
 
 
 class Listener:
-    """Accepts on `sock`. `receiver` hears of each connection once its TLS stands."""
+    """Accepts on `sock`. `user` is told of each connection once its TLS is established."""
 
     def __init__(
         self,

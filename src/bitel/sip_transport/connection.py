@@ -346,7 +346,7 @@ class TcpInfo:
                 self._sock = socket.socket(fileno=os.dup(sock.fileno()))
 
     def read(self) -> TcpProgress | None:
-        """How the connection stands; None where the system does not say."""
+        """The counters now; None where the system has none."""
         sock = self._sock
         if sock is None:
             return None
@@ -374,8 +374,8 @@ class StreamLimits:
 
     `connecting` bounds a connection attempt, and `pause` is how long a destination is not tried
     again after one that failed. `message` is how long a stranger may take for a first message, and
-    anybody for one that has begun. A ping leaves after `ping_every` of silence; who has ever
-    answered one has `pong_within` for the next. A connection without a message for `idle` is
+    any peer for one that has begun. A ping leaves after `ping_every` of silence; a peer that has
+    ever answered one has `pong_within` for the next. A connection without a message for `idle` is
     closed: longer than a session lasts without a refresh (half of RFC 4028's 1800 s). `unsent`
     bytes may wait for a far end that does not read, and as many for a connection being made.
     An INVITE for a connection from which nothing came for `probe_after`, not even an
@@ -401,7 +401,7 @@ class StreamLimits:
 
 
 class Liveness:
-    """What is known of one connection. With `ours`, which we have opened, it is we who ping."""
+    """The keep-alive state of one connection, without I/O. We ping if `ours`: we opened it."""
 
     def __init__(self, limits: StreamLimits, now: float, *, ours: bool) -> None:
         self._limits = limits
