@@ -162,7 +162,7 @@ class MediaSession:
         self._streamer.stop_stream(self._stream, if_awaited=True)
 
     def stop(self, why: str = "") -> None:
-        """Not one packet more; `over` follows."""
+        """Send no further packet; `over` follows."""
         if not self.over.done():
             self.why = self.why or why
             self._streamer.stop_stream(self._stream)
@@ -263,10 +263,9 @@ class MediaAddresses:
             raise FarEndError(f"the far end's media host {host} is not found: {fault}") from fault
 
     def follow(self, changed: MediaChanged, then: Follow) -> None:
-        """Pass a change of the media on to `then`, once its address is known.
+        """Call `then` with a change of the media, once its address is known.
 
-        Hold is passed on at once. A change to a host that is not found puts the call on hold, for
-        want of a destination.
+        Hold is passed on at once. A change to a host that is not found puts the call on hold.
         """
         self._waiting = None
         if not is_host_name(changed.agreed.far[0]):

@@ -22,7 +22,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Literal, Self
+from typing import BinaryIO, Final, Literal, Self
 
 import structlog
 
@@ -389,7 +389,17 @@ class Entry:
                     if not 0 <= size <= LONGEST_ENTRY:
                         return
                     wanted = bool(call_id) and head["call"] == call_id
-                    entry = cls._of(head, file if wanted else None)
+                    entry = cls(
+                        str(head["call"]),
+                        str(head["attempt"]),
+                        str(head["outcome"]),
+                        str(head["detail"]),
+                        [
+                            (float(when), _DIRECTIONS[way], str(address), file.read(length))
+                            for when, way, address, length in head["messages"]
+                            if wanted
+                        ],
+                    )
                 except (ValueError, TypeError, KeyError, IndexError, RecursionError):
                     return
                 file.seek(at + len(line) + size)
@@ -398,24 +408,6 @@ class Entry:
                 if wanted or not call_id:
                     yield entry, at, len(line) + size + 1
                 at = file.tell()
-
-    @classmethod
-    def _of(cls, head: dict[str, Any], bodies: BinaryIO | None) -> Self:
-        messages = (
-            []
-            if bodies is None
-            else [
-                (float(at), _DIRECTIONS[way], str(address), bodies.read(size))
-                for at, way, address, size in head["messages"]
-            ]
-        )
-        return cls(
-            str(head["call"]),
-            str(head["attempt"]),
-            str(head["outcome"]),
-            str(head["detail"]),
-            messages,
-        )
 
 
 def erase(folder: Path, call_ids: Collection[str]) -> int:
