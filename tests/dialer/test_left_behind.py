@@ -158,7 +158,7 @@ async def test_who_rings_is_rung_no_longer_when_the_attempt_is_cancelled(tmp_pat
 
 
 async def test_the_end_of_a_request_that_nobody_waits_for_is_not_that_of_the_next() -> None:
-    transport = await SipTransport.open(("127.0.0.1", 0), agent_at, lambda event: None)
+    transport = SipTransport(("127.0.0.1", 0), agent_at, lambda event: None)
     asker = PendingRequests(transport)
     later = OutgoingRequest(
         "REGISTER", "sip:192.0.2.9", FAR, "sip:a@b", "sip:a@b", call_id="one", cseq=7

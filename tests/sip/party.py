@@ -52,9 +52,7 @@ class Party:
         tap: Tap | None = None,
     ) -> Party:
         party = cls()
-        party.transport = await SipTransport.open(
-            bind, agent_at, party.take, tls=tls, limits=limits, tap=tap
-        )
+        party.transport = SipTransport(bind, agent_at, party.take, tls=tls, limits=limits, tap=tap)
         if link is not None:
             party._put_between(link)
         return party

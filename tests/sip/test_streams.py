@@ -392,7 +392,7 @@ async def test_a_port_whose_tcp_is_taken_is_refused() -> None:
         taken.bind((LOCALHOST, 0))
         taken.listen()
         with pytest.raises(OSError, match="in use"):
-            await SipTransport.open(taken.getsockname(), agent_at, lambda event: None)
+            SipTransport(taken.getsockname(), agent_at, lambda event: None)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.bind(taken.getsockname())  # nothing was left open
 

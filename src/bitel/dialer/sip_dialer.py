@@ -167,7 +167,7 @@ class SipTrunkDialer(Dialer):
         host, port = self.config.bind
         try:
             address = await self._local.find()
-            self._transport = await SipTransport.open(
+            self._transport = SipTransport(
                 self.config.bind,
                 lambda local: UserAgent(
                     AgentConfig(

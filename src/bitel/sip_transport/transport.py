@@ -13,9 +13,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import ssl
 import time
-from collections.abc import Awaitable, Callable, Container, Sequence
+from collections.abc import Awaitable, Callable, Container
 from contextlib import ExitStack
 from typing import Literal
 
@@ -57,60 +56,10 @@ TRIES = 30
 
 
 class SipTransport(DatagramUser, StreamUser):
-    """Made with `open`. After any call on `agent`, call `flush`."""
+    """After any call on `agent`, call `flush`."""
 
     def __init__(
         self,
-        sockets: Sequence[socket.socket],
-        make_agent: Callable[[HostPort], UserAgent],
-        on_event: Callable[[Event], None],
-        clock: Callable[[], float] | None,
-        tap: Tap | None,
-        tls: TlsFiles,
-        server_context: ssl.SSLContext | None,
-        limits: StreamLimits,
-        accepts: Callable[[str], bool] | None,
-    ) -> None:
-        host, port = sockets[0].getsockname()[:2]
-        self.local: HostPort = (str(host), int(port))
-        self.agent = make_agent(self.local)
-        self._loop = asyncio.get_running_loop()
-        self.now = clock or self._loop.time
-        self._on_event = on_event
-        self._tap = tap
-        self._tls, self._server_context = tls, server_context
-        udp, *listening = sockets
-        self._udp = UdpSocket(udp, self)
-        leave_from = None if host in {"0.0.0.0", "::"} else host
-        tls_port = 0 if server_context is not None else port + 1
-        self._streams = ConnectionPool(self, limits, tls, leave_from, tls_port)
-        door = Door(limits, accepts)
-        contexts = {Transport.TCP: None, Transport.TLS: server_context}
-        self._listeners = [
-            Listener(sock, transport, context, self._streams, door, limits)
-            for sock, (transport, context) in zip(listening, contexts.items(), strict=False)
-        ]
-        self._turn: asyncio.Handle | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_due = 0.0
-        self._timer_at = 0.0
-        self._closed = False
-        self.confirm_lease: Callable[[], Awaitable[bool]] | None = None
-        """Asked after a pause whether we may go on with our calls; None: always. Where it says no,
-        fails, or takes longer than 3 s, no INVITE is repeated that nothing was answered to."""
-        # After a late turn, until what had arrived is read: no timer fires.
-        self._reading_first = False
-        # After a pause, until the lease was confirmed: INVITEs wait here, and no timer fires.
-        self._resuming = False
-        self._held_invites: list[tuple[bytes, Address]] = []
-        self._confirming: asyncio.Task[None] | None = None
-        self._after_reading: list[tuple[int, Callable[[], None]]] = []
-        self._pass: asyncio.Handle | None = None
-        self._passes = self._quiet_passes = self._arrivals = self._arrivals_seen = 0
-
-    @classmethod
-    async def open(
-        cls,
         bind: HostPort,
         make_agent: Callable[[HostPort], UserAgent],
         on_event: Callable[[Event], None],
@@ -120,27 +69,59 @@ class SipTransport(DatagramUser, StreamUser):
         limits: StreamLimits | None = None,
         confirm_lease: Callable[[], Awaitable[bool]] | None = None,
         accepts: Callable[[str], bool] | None = None,
-    ) -> SipTransport:
-        """Bind `bind` (an IP address; port 0 takes a free one) and start.
+    ) -> None:
+        """Bind `bind` (an IP address; port 0 takes a free one) and start, within a running loop.
 
         `make_agent` is given the address that was bound. `clock` gives the seconds that the agent
-        sees, the loop's by default; it must run as fast as the loop's. `confirm_lease` is the
-        attribute of that name. `accepts` tells the carrier's hosts from others, which get half of
-        the connections; None: all are the carrier's. Raises OSError where a port can't be had, and
-        TlsFileError where a file of `tls` can't be used.
+        sees, the loop's by default; it must run as fast as the loop's. `accepts` tells the
+        carrier's hosts from others, which get half of the connections; None: all are the carrier's.
+        Raises OSError where a port can't be had, and TlsFileError where a file of `tls` can't be
+        used.
         """
-        limits, tls = limits or StreamLimits(), tls or TlsFiles()
-        context = tls.server_context()
-        if tls.ca or tls.certificate:
-            tls.client_context()  # better now than when the first connection is needed
-        sockets = _bind(bind, with_tls=context is not None)
+        limits, self._tls = limits or StreamLimits(), tls or TlsFiles()
+        self._server_context = self._tls.server_context()
+        if self._tls.ca or self._tls.certificate:
+            self._tls.client_context()  # better now than when the first connection is needed
+        sockets = _bind(bind, with_tls=self._server_context is not None)
+        host, port = sockets[0].getsockname()[:2]
+        self.local: HostPort = (str(host), int(port))
         with ExitStack() as undo:
             for sock in sockets:
                 undo.enter_context(sock)
-            self = cls(sockets, make_agent, on_event, clock, tap, tls, context, limits, accepts)
+            self.agent = make_agent(self.local)
             undo.pop_all()
+        self._loop = asyncio.get_running_loop()
+        self.now = clock or self._loop.time
+        self._on_event = on_event
+        self._tap = tap
         self.confirm_lease = confirm_lease
-        return self
+        """Asked after a pause whether we may go on with our calls; None: always. Where it says no,
+        fails, or takes longer than 3 s, no INVITE is repeated that nothing was answered to."""
+        udp, *listening = sockets
+        self._udp = UdpSocket(udp, self)
+        leave_from = None if host in {"0.0.0.0", "::"} else host
+        tls_port = 0 if self._server_context is not None else port + 1
+        self._streams = ConnectionPool(self, limits, self._tls, leave_from, tls_port)
+        door = Door(limits, accepts)
+        contexts = {Transport.TCP: None, Transport.TLS: self._server_context}
+        self._listeners = [
+            Listener(sock, transport, context, self._streams, door, limits)
+            for sock, (transport, context) in zip(listening, contexts.items(), strict=False)
+        ]
+        self._turn: asyncio.Handle | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = 0.0
+        self._timer_at = 0.0
+        self._closed = False
+        # After a late turn, until what had arrived is read: no timer fires.
+        self._reading_first = False
+        # After a pause, until the lease was confirmed: INVITEs wait here, and no timer fires.
+        self._resuming = False
+        self._held_invites: list[tuple[bytes, Address]] = []
+        self._confirming: asyncio.Task[None] | None = None
+        self._after_reading: list[tuple[int, Callable[[], None]]] = []
+        self._pass: asyncio.Handle | None = None
+        self._passes = self._quiet_passes = self._arrivals = self._arrivals_seen = 0
 
     @property
     def behind(self) -> float:

@@ -101,7 +101,7 @@ class Phone:
         self._recorder = None if config.record is None else Recorder(config.record)
         self.log = CallLog(config.log, on_entry=self._on_entry)
         try:
-            self._transport = await SipTransport.open(
+            self._transport = SipTransport(
                 config.listen, self._make_agent, self._on_event, tls=config.tls
             )
         except (OSError, TlsFileError):
