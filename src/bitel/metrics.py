@@ -25,7 +25,7 @@ from prometheus_client.registry import Collector
 from sqlalchemy import Connection
 
 from bitel.dialer.trunk import shown
-from bitel.dialer.trunk_state import TrunkState
+from bitel.dialer.trunk_monitor import TrunkState
 from bitel.dialing.backpressure import LIMITS, OverloadReason
 from bitel.dialing.dispatcher import Figures
 from bitel.domain.attempts import Irregularity, Outcome

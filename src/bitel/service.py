@@ -23,12 +23,11 @@ from bitel.api.app import ApiContext, build_app
 from bitel.api.auth import TokenSigner
 from bitel.api.routes.health import Readiness
 from bitel.api.routes.metrics import build_listener
-from bitel.dialer.invite_counter import InviteCounter
-from bitel.dialer.lateness import packets_late
+from bitel.dialer.call_attempt import CallObserver
+from bitel.dialer.config import sip_trunk_config
 from bitel.dialer.playlist import DurationOf, Playlists
-from bitel.dialer.sip_dialer import SipTrunkDialer
-from bitel.dialer.trace_store import Keep, Traces
-from bitel.dialer_config import sip_trunk_config
+from bitel.dialer.sip_dialer import SipTrunkDialer, packets_late
+from bitel.dialer.sip_trace import Keep, TraceStore
 from bitel.dialer_worker import DialerWorker
 from bitel.dialing.backpressure import LoadSample
 from bitel.dialing.claim_mark import ClaimMark
@@ -226,15 +225,14 @@ async def running(
         await stack.enter_async_context(background("storage", pressure.run))
         bell = deliverer.ring if deliverer else lambda: None
         if role != "api":
-            traces = Traces(settings.data_dir / "traces", _keep(settings.traces))
+            traces = TraceStore(settings.data_dir / "traces", _keep(settings.traces))
             close_traces = functools.partial(asyncio.to_thread, traces.close)
             stack.push_async_callback(shutdown.step, "traces", close_traces)
             for dialer_settings in settings.dialers:
-                counted = InviteCounter(traces)
                 dialer, dispatcher = _dialer(
-                    dialer_settings, settings, database, clock, playlists, counted, bell, lag
+                    dialer_settings, settings, database, clock, playlists, traces, bell, lag
                 )
-                sources.dialers.append(_figures(dialer, dispatcher, counted))
+                sources.dialers.append(_figures(dialer, dispatcher))
                 standby = Standby(
                     dialer_settings.id, dispatcher.worker, database, settings.data_dir, clock
                 )
@@ -324,7 +322,7 @@ def _dialer(
     database: Database,
     clock: SteadyClock,
     playlists: Playlists,
-    watch: InviteCounter,
+    observer: CallObserver,
     on_settled: Callable[[], None],
     lag: LoopLag,
 ) -> tuple[SipTrunkDialer, Dispatcher]:
@@ -333,7 +331,7 @@ def _dialer(
         sip_trunk_config(dialer, settings.region),
         playlists,
         clock,
-        watch=watch,
+        observer=observer,
         recording_faults=recording_faults,
     )
 
@@ -372,7 +370,7 @@ def _limits(dialer: DialerSettings) -> Limits:
     )
 
 
-def _figures(trunk: SipTrunkDialer, dispatcher: Dispatcher, counted: InviteCounter) -> DialerSource:
+def _figures(trunk: SipTrunkDialer, dispatcher: Dispatcher) -> DialerSource:
     """What the metrics report about a dialer."""
     return lambda: DialerFigures(
         dialer_id=dispatcher.dialer_id,
@@ -380,7 +378,7 @@ def _figures(trunk: SipTrunkDialer, dispatcher: Dispatcher, counted: InviteCount
         channels=dispatcher.running,
         max_channels=dispatcher.max_channels,
         figures=dispatcher.figures,
-        invites=counted.invites,
+        invites=trunk.invites,
         signs=dispatcher.pressure.signs,
         held_back=dispatcher.held_back,
         trunks=trunk.trunks(),

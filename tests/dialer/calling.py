@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from bitel.dialer.call_observer import CallObserver
+from bitel.dialer.call_attempt import CallObserver
 from bitel.dialer.config import SipTrunkConfig
 from bitel.dialer.playlist import Codec, Playlist, PlaylistSource
 from bitel.dialer.resolver import Resolver
@@ -44,7 +44,7 @@ class Dialled:
     @property
     def port(self) -> int:
         """Where the dialer speaks SIP from."""
-        return self.dialer.sip_address[1]
+        return self.dialer._sip.local[1]
 
     async def call(
         self, number: str = "+989121234567", recording: str | None = "recording", digits: str = ""
@@ -85,8 +85,8 @@ async def dialer(
         ),
         playlists or OneClip(folder, sound),
         clock,
-        targets=targets,
-        watch=watch,
+        resolver=targets,
+        observer=watch,
         system_clock=clock,
     )
     await made.start()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bitel.dialer import resolver as targets_module
-from bitel.dialer.call_leg import CallLeg
+from bitel.dialer.call_attempt import CallLeg
 from bitel.dialer.resolver import Resolver
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.rtp.streamer import FarEndError

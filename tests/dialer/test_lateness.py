@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bitel.dialer.lateness import SILENCE, packets_late
+from bitel.dialer.sip_dialer import SILENCE, packets_late
 from bitel.rtp.streamer import StreamerStats
 from bitel.rtp.tick_schedule import Lateness, TickLateness
 

@@ -9,9 +9,8 @@ from typing import Any, cast
 
 import pytest
 
-from bitel.dialer.call_attempt import CallAttempt
-from bitel.dialer.call_leg import CallLeg
-from bitel.dialer.media_session import MediaSession, Patience
+from bitel.dialer.call_attempt import CallAttempt, CallLeg
+from bitel.dialer.media_session import MediaSession
 from bitel.domain.attempts import DialRequest, Outcome
 from bitel.rtp.packet import PTIMES
 from bitel.rtp.streamer import Streamer, StreamReport
@@ -101,11 +100,12 @@ class Stage:
         self,
         loop: FakeLoop,
         direction: Direction = "sendrecv",
-        patience: Patience = Patience(5.0, 60.0),  # noqa: B008
+        media_timeout: float = 5.0,
+        longest: float = 60.0,
         answered_for: float = 0.0,
     ) -> None:
         self.loop, self.streamer = loop, FakeStreamer()
-        self.talk = MediaSession(cast(Streamer, self.streamer), patience)
+        self.talk = MediaSession(cast(Streamer, self.streamer), media_timeout, longest)
         agreed = NegotiatedMedia("PCMA", 8, (101,), FAR, 20, direction)
         self.talk.begin(3000, agreed, [Path("clip")], answered_for)
 
@@ -182,7 +182,7 @@ def test_silence_counts_only_while_the_far_end_is_to_send(loop: FakeLoop) -> Non
 
 
 def test_without_a_time_out_nobody_asks(loop: FakeLoop) -> None:
-    assert Stage(loop, patience=Patience()).streamer.silence is None
+    assert Stage(loop, media_timeout=0.0).streamer.silence is None
 
 
 @pytest.mark.parametrize(
@@ -230,11 +230,11 @@ async def test_a_call_whose_bye_is_lost_is_never_over_before_its_answer(
     attempt.answered_at = answered
     leg = attempt.leg = CallLeg("call", Address("192.0.2.9", 5060), lambda: None, no_names)
     streamer = FakeStreamer()
-    talk = attempt.talk = MediaSession(cast(Streamer, streamer), Patience())
+    talk = attempt.media_session = MediaSession(cast(Streamer, streamer))
     talk.begin(3000, NegotiatedMedia("PCMA", 8, (101,), FAR, 20, "sendrecv"), [Path("clip")])
     now = 20.0
     attempt.hung_up_at = attempt.stopped_at = attempt.now()
     streamer.end(StreamReport(1, 7, finished=True, silent_for=silent_for, stopped=True))
     now = 52.0
     leg.receive(Ended("call", "us", None, bye_unanswered=True))
-    assert attempt.over(Outcome.ANSWERED).ended_at == ended_at
+    assert attempt.result(Outcome.ANSWERED).ended_at == ended_at

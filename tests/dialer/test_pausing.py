@@ -171,7 +171,7 @@ async def test_a_fault_while_a_probe_is_placed_does_not_keep_the_trunk_closed(
 ) -> None:
     async with carrier() as far, dialer(tmp_path, far.uri, refusals_before_pause=1) as calls:
         clock = FakeClock()
-        carriers: TrunkMonitor = calls.dialer._carriers
+        carriers: TrunkMonitor = calls.dialer._trunks
         monkeypatch.setattr(carriers, "_monotonic", clock)
         await calls.call()
         far.does["INVITE"] = answering(403)
@@ -205,7 +205,7 @@ async def test_a_probe_goes_on_to_another_address_of_its_trunk(
             tmp_path, "sip:c.test", targets=targets, refusals_before_pause=1
         ) as calls:
             clock = FakeClock()
-            monkeypatch.setattr(calls.dialer._carriers, "_monotonic", clock)
+            monkeypatch.setattr(calls.dialer._trunks, "_monotonic", clock)
             assert await outcomes(calls, 1) == [Outcome.ANSWERED]
             far.does["INVITE"] = answering(403)
             assert await outcomes(calls, 1) == [Outcome.TRUNK_TROUBLE]
@@ -223,7 +223,7 @@ async def test_a_probe_that_nothing_answers_is_tried_again_after_the_wait(
 ) -> None:
     async with carrier() as far, dialer(tmp_path, far.uri, refusals_before_pause=1) as calls:
         clock = FakeClock()
-        monkeypatch.setattr(calls.dialer._carriers, "_monotonic", clock)
+        monkeypatch.setattr(calls.dialer._trunks, "_monotonic", clock)
         await calls.call()
         far.does["INVITE"] = answering(403)
         await calls.call()
@@ -255,7 +255,7 @@ async def test_somebody_who_picks_up_is_not_called_again_because_the_trunk_is_pa
 ) -> None:
     async with carrier() as far, dialer(tmp_path, far.uri, refusals_before_pause=2) as calls:
         clock = FakeClock()
-        monkeypatch.setattr(calls.dialer._carriers, "_monotonic", clock)
+        monkeypatch.setattr(calls.dialer._trunks, "_monotonic", clock)
         await calls.call()
         far.does["INVITE"] = responses(180, Answer(200))  # an answer without SDP
         assert await outcomes(calls, 2) == [Outcome.MEDIA_MISMATCH] * 2
@@ -270,7 +270,7 @@ async def test_a_probe_follows_a_redirection(
 ) -> None:
     async with carrier() as far, dialer(tmp_path, far.uri, refusals_before_pause=2) as calls:
         clock = FakeClock()
-        monkeypatch.setattr(calls.dialer._carriers, "_monotonic", clock)
+        monkeypatch.setattr(calls.dialer._trunks, "_monotonic", clock)
         there = ("Contact", f"<sip:+989121234567;there@{far.place}>")
         final = [Answer(200, sdp=True)]
         far.does["INVITE"] = lambda request: (
@@ -328,7 +328,7 @@ async def test_a_redirection_that_can_no_longer_be_followed_ends_no_call(tmp_pat
         def invited(request: Request) -> list[Answer]:
             # Meanwhile other calls of this trunk are refused.
             refused = AttemptResult(Outcome.REFUSED, 0.0, 0.0, sip_code=403)
-            carriers: TrunkMonitor = calls.dialer._carriers
+            carriers: TrunkMonitor = calls.dialer._trunks
             trunk = Trunk.parse(far.uri)
             carriers.record_outcome(hop(trunk), refused, time.monotonic())
             return [Answer(302, [there])]

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Connection, event
 
 from bitel import metrics
-from bitel.dialer.trunk_state import TrunkState
+from bitel.dialer.trunk_monitor import TrunkState
 from bitel.dialing.dispatcher import Figures
 from bitel.domain.attempts import Outcome
 from bitel.domain.calls import CallStatus, Lane, NewCall

@@ -36,7 +36,7 @@ class Caller:
         def make_agent(local: HostPort) -> UserAgent:
             return UserAgent(AgentConfig(local=local, t1=t1))
 
-        self.transport = await SipTransport.open((HOST, 0), make_agent, self._on_event)
+        self.transport = SipTransport((HOST, 0), make_agent, self._on_event)
 
     def call(self, number: str, rtp_port: int = 9, credentials: Credentials | None = None) -> str:
         """Send an INVITE; the Call-ID. RTP would be taken on `rtp_port`."""

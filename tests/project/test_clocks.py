@@ -17,7 +17,7 @@ ALLOWED = {
     "speech/library.py": "default of a parameter, which the service sets",
     "dialing/standby.py": "default of a parameter, which the service sets",
     "dialer/sip_dialer.py": "dates of metrics",
-    "dialer/trace_store.py": "dates of files that are kept for days",
+    "dialer/sip_trace.py": "dates of files that are kept for days",
     "sip_transport/transport.py": "dates of messages in traces",
     "rtp/rtcp_session.py": "NTP timestamps (RFC 3550 §6.4.1), read once and counted on",
     "store/migrations/versions/0008_pauses_and_retention.py": "the day of the upgrade, from which "

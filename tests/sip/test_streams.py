@@ -14,7 +14,7 @@ from bitel.sip import Answered, Confirmed, Ended, Event, Failed, Incoming, UserA
 from bitel.sip.client_transaction import MAX_UDP
 from bitel.sip.grammar import Address, Transport
 from bitel.sip.message import Request, parse
-from bitel.sip_transport.liveness import StreamLimits
+from bitel.sip_transport.connection import StreamLimits
 from bitel.sip_transport.transport import SipTransport
 from tests.prerequisites import need_ipv6
 from tests.sip.far_end import ANSWER, reply, request, within
@@ -392,7 +392,7 @@ async def test_a_port_whose_tcp_is_taken_is_refused() -> None:
         taken.bind((LOCALHOST, 0))
         taken.listen()
         with pytest.raises(OSError, match="in use"):
-            await SipTransport.open(taken.getsockname(), agent_at, lambda event: None)
+            SipTransport(taken.getsockname(), agent_at, lambda event: None)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.bind(taken.getsockname())  # nothing was left open
 

@@ -177,17 +177,17 @@ def trace(call_id: common.Id, full: common.Full = False, config: common.Config =
     `traces` of the settings says how many calls are kept, and for how long.
     """
     from bitel import settings
-    from bitel.dialer import trace_format
+    from bitel.dialer import sip_trace
 
     folder = _traces_folder(settings.load(config).data_dir)
-    entries = trace_format.read(folder, call_id)
+    entries = sip_trace.read(folder, call_id)
     if not entries:
         raise NotFoundError(f"no trace of a call {call_id!r} is kept in {folder}")
     for entry in entries:
         if isinstance(entry, str):
             typer.echo(entry)
         else:
-            typer.echo(trace_format.in_full(entry) if full else trace_format.arrow(entry))
+            typer.echo(sip_trace.in_full(entry) if full else sip_trace.arrow(entry))
 
 
 def _traces_folder(data_dir: Path) -> Path:
@@ -206,7 +206,7 @@ def erase(
     wait are canceled first. An entry on the do-not-call list stays, so that
     the number is not called again.
     """
-    from bitel.dialer import trace_format
+    from bitel.dialer import sip_trace
     from bitel.domain.phone_numbers import to_e164
     from bitel.store import calls, retention
 
@@ -229,7 +229,7 @@ def erase(
             some = ids[first : first + ERASED_AT_ONCE]
             database.write_now(partial(retention.erase_calls, project_id=found.id, ids=some))
         database.write_now(lambda conn: retention.forget_number(conn, found.id, e164))
-        traces = trace_format.erase(_traces_folder(settings.data_dir), set(ids))
+        traces = sip_trace.erase(_traces_folder(settings.data_dir), set(ids))
     typer.echo(f"erased from {len(ids)} calls and the traces of {traces} attempts")
 
 

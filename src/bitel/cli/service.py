@@ -136,7 +136,7 @@ def check_config(config: Annotated[Path | None, Option(help="The settings file."
     Exit status 0 where the service could start with them, as far as files and addresses allow.
     """
     from bitel import settings
-    from bitel.dialer_config import sip_trunk_config
+    from bitel.dialer.config import sip_trunk_config
     from bitel.notifications.sending import check_notifications
     from bitel.store import engines
 

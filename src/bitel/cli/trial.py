@@ -67,7 +67,7 @@ def dial(
 
 
 def _config(settings: Settings, dialer_id: str | None) -> SipTrunkConfig:
-    from bitel.dialer_config import sip_trunk_config
+    from bitel.dialer.config import sip_trunk_config
 
     if not settings.dialers:
         raise SettingsError("the settings name no dialer; add one with [[dialers]]")
@@ -107,7 +107,7 @@ async def _start(config: SipTrunkConfig, playing: _Playing, ladder: _Ladder) -> 
     """A dialer at the configured port, or at a free one if a service uses that port."""
     from bitel.dialer.sip_dialer import SipTrunkDialer
 
-    dialer = SipTrunkDialer(config, playing, time.time, watch=ladder)
+    dialer = SipTrunkDialer(config, playing, time.time, observer=ladder)
     try:
         await dialer.start()
     except BitelError as fault:
@@ -115,7 +115,7 @@ async def _start(config: SipTrunkConfig, playing: _Playing, ladder: _Ladder) -> 
         if not taken:
             raise
         elsewhere = replace(config, bind=(config.bind[0], 0), public_port=None)
-        dialer = SipTrunkDialer(elsewhere, playing, time.time, watch=ladder)
+        dialer = SipTrunkDialer(elsewhere, playing, time.time, observer=ladder)
         await dialer.start()
     return dialer
 
@@ -158,12 +158,12 @@ class _Ladder:
     def tap(
         self, direction: Literal["in", "out"], data: bytes, address: Address, at: float
     ) -> None:
-        from bitel.dialer import trace_format
+        from bitel.dialer import sip_trace
 
         # A public port also receives messages that have nothing to do with this call.
-        if trace_format.sip_call_id(data) in self._sip_call_ids:
-            traced = trace_format.Traced.of(direction, data, address, at)
-            typer.echo(trace_format.in_full(traced) if self._full else trace_format.arrow(traced))
+        if sip_trace.sip_call_id(data) in self._sip_call_ids:
+            traced = sip_trace.Traced.of(direction, data, address, at)
+            typer.echo(sip_trace.in_full(traced) if self._full else sip_trace.arrow(traced))
 
     def over(self, order: DialRequest, attempted: AttemptResult | None) -> None:
         pass

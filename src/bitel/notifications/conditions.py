@@ -14,7 +14,7 @@ from typing import Final
 import structlog
 from sqlalchemy import Connection
 
-from bitel.dialer.trunk_state import TrunkState
+from bitel.dialer.trunk_monitor import TrunkState
 from bitel.errors import UnavailableError
 from bitel.notifications.monitor import Change, Condition, ConditionMonitor, Kind
 from bitel.store import projects

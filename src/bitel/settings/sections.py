@@ -226,7 +226,7 @@ class RateSettings(Section):
 
 
 class NumberRuleSettings(Section):
-    """How numbers with a prefix are dialled: see `bitel.dialer.number_format.NumberRule`."""
+    """How numbers with a prefix are dialled: see `bitel.dialer.caller_identity.NumberRule`."""
 
     prefix: values.NumberPrefix
     """What the number begins with, in E.164: `+98`."""

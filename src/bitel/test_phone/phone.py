@@ -170,7 +170,7 @@ class Phone:
             config.record.mkdir(parents=True, exist_ok=True)
         self.log = CallLog(config.log, self._on_entry)
         try:
-            self._transport = await SipTransport.open(
+            self._transport = SipTransport(
                 config.listen, self._make_agent, self._on_event, tls=config.tls
             )
         except (OSError, TlsFileError):
