@@ -67,7 +67,7 @@ from bitel.storage_pressure import StoragePressure
 from bitel.store import engines, migrate, recordings
 from bitel.store.database import Database
 from bitel.supervision import background
-from bitel.webhooks import delivery as webhooks
+from bitel.webhooks import deliverer as webhooks
 
 log = structlog.get_logger(__name__)
 
@@ -220,7 +220,7 @@ async def running(
         )
         sources.storage = pressure
         await stack.enter_async_context(background("storage", pressure.run))
-        bell = deliverer.ring if deliverer else lambda: None
+        bell = deliverer.wake if deliverer else lambda: None
         if role != "api":
             traces = Traces(settings.data_dir / "traces", _keep(settings.traces))
             close_traces = functools.partial(asyncio.to_thread, traces.close)

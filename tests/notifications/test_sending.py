@@ -16,9 +16,9 @@ from bitel.notifications import sending
 from bitel.notifications.monitor import Change, Condition, Kind
 from bitel.notifications.sending import NotificationSender, build_sender, run_command
 from bitel.settings import NotificationSettings
-from bitel.webhooks.connecting import Resolver
-from bitel.webhooks.posting import Poster
+from bitel.webhooks.http_client import HttpClient
 from bitel.webhooks.signing import new_secret, verify
+from bitel.webhooks.url_policy import Resolver
 from tests.webhooks.receiver import answer, receiver
 
 NOW = 1_700_000_000.0
@@ -40,8 +40,8 @@ class Pauses:
 def sender(
     url: str = "", secret: str = "", command: str = "", pause: Pauses | None = None
 ) -> NotificationSender:
-    poster = Poster(Resolver(), ssl.create_default_context(), allow_private=True)
-    return NotificationSender(url, secret, command, poster, lambda: NOW, pause or Pauses())
+    client = HttpClient(Resolver(), ssl.create_default_context(), allow_private=True)
+    return NotificationSender(url, secret, command, client, lambda: NOW, pause or Pauses())
 
 
 async def test_a_signed_post_and_one_for_the_end() -> None:

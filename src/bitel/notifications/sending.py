@@ -24,9 +24,8 @@ from bitel.errors import InvalidRequestError, SettingsError
 from bitel.notifications.monitor import Change, Kind
 from bitel.settings import NotificationSettings
 from bitel.webhooks import signing, url_policy
-from bitel.webhooks.connecting import Resolver
-from bitel.webhooks.posting import Poster
-from bitel.webhooks.retry_policy import is_success
+from bitel.webhooks.http_client import HttpClient
+from bitel.webhooks.url_policy import Resolver
 
 log = structlog.get_logger(__name__)
 
@@ -87,9 +86,9 @@ def build_sender(settings: NotificationSettings, clock: Callable[[], float]) -> 
     Raises SettingsError as `check_notifications` does.
     """
     check_notifications(settings)
-    poster = Poster(Resolver(), httpx.create_ssl_context(), allow_private=True)
+    client = HttpClient(Resolver(), httpx.create_ssl_context(), allow_private=True)
     secret = settings.secret.get_secret_value()
-    return NotificationSender(settings.url, secret, settings.command, poster, clock)
+    return NotificationSender(settings.url, secret, settings.command, client, clock)
 
 
 class NotificationSender:
@@ -100,7 +99,7 @@ class NotificationSender:
         secret: signs the POSTs as the Standard Webhooks specification says; empty: no signature.
         command: a program and its arguments, as a shell would split them; empty: none. It is run
             without a shell, with the JSON on stdin and the type in `BITEL_NOTIFICATION`.
-        poster: makes the HTTP requests; `run` closes it.
+        client: makes the HTTP requests; `run` closes it.
         clock: Unix seconds.
         pause: waits for so many seconds.
     """
@@ -110,14 +109,14 @@ class NotificationSender:
         url: str,
         secret: str,
         command: str,
-        poster: Poster,
+        client: HttpClient,
         clock: Callable[[], float],
         pause: Callable[[float], Any] = asyncio.sleep,
     ) -> None:
         self._url = url
         self._secret = secret
         self._command = shlex.split(command)
-        self._poster = poster
+        self._client = client
         self._clock = clock
         self._pause = pause
         self._queue: deque[Change] = deque()
@@ -142,7 +141,7 @@ class NotificationSender:
                 while self._queue:
                     await self._send(self._queue.popleft())
         finally:
-            self._poster.close()
+            self._client.close()
 
     async def _send(self, change: Change) -> None:
         kind, body = type_of(change), body_of(change, self._clock())
@@ -162,10 +161,10 @@ class NotificationSender:
             headers = {"content-type": "application/json"}
             if self._secret:
                 headers |= signing.headers(self._secret, message_id, int(now), body)
-            answer = await self._poster.post(self._url, headers, body, now)
-            if answer.status is not None and is_success(answer.status):
+            response = await self._client.post(self._url, headers, body, now)
+            if response.delivered:
                 return
-            error = answer.error or f"status {answer.status}"
+            error = response.error or f"status {response.status}"
             if pause is None:
                 log.error("notification_not_posted", type=kind, error=error)
             else:

@@ -18,8 +18,8 @@ from bitel.errors import UnavailableError
 from bitel.store import webhooks as outbox
 from bitel.store.schema import DELIVERED, GIVEN_UP, PENDING
 from bitel.store.webhooks import LEASE
-from bitel.webhooks import delivery
-from bitel.webhooks.posting import Poster, TimeLimits
+from bitel.webhooks import deliverer as delivery
+from bitel.webhooks.http_client import HttpClient, TimeLimits
 from bitel.webhooks.retry_policy import PAUSES
 from bitel.webhooks.signing import verify
 from tests.webhooks.receiver import Received, answer, hang, raw, receiver
@@ -58,9 +58,9 @@ async def test_a_ring_is_heard_at_once(sqlite_post: Post, monkeypatch: pytest.Mo
     async with receiver() as one:
         project_id = sqlite_post.project(one.url)
         async with sqlite_post.deliverer() as deliverer:
-            await sqlite_post.looked(deliverer, ring=False)
+            await sqlite_post.looked(deliverer, wake=False)
             sqlite_post.events(project_id)
-            deliverer.ring()
+            deliverer.wake()
             await one.until(1)
 
 
@@ -93,7 +93,7 @@ async def test_one_that_fails_is_tried_on_schedule_with_one_id_and_given_up(
                 await post.looked(deliverer)
                 assert (len(one.received), deliverer.running) == (tries, 0)
                 post.clock.now = event.due_at
-                deliverer.ring()
+                deliverer.wake()
             (event,) = await post.settled(project_id, len(PAUSES) + 1)
             post.clock.advance(1e6)
             await post.looked(deliverer)
@@ -116,7 +116,7 @@ async def test_one_that_fails_and_is_taken_then_is_done(post: Post) -> None:
             assert event.due_at == pytest.approx(post.clock() + 90, abs=2)
             one.answerer = answer(202)
             post.clock.advance(95)
-            deliverer.ring()
+            deliverer.wake()
             (event,) = await post.settled(project_id, 2)
     assert (event.state, event.due_at) == (DELIVERED, None)
     assert [tried.status_code for tried in event.tried] == [503, 202]
@@ -154,7 +154,7 @@ async def test_gone_turns_the_url_off_until_it_is_set_anew(post: Post) -> None:
             assert Counter(event.state for event in events) == {GIVEN_UP: 1, PENDING: 4}
             one.answerer = answer()
             post.set(project_id, webhook_off_reason=None)
-            deliverer.ring()
+            deliverer.wake()
             await post.settled(project_id, 5)
     assert len(one.received) == 5
 
@@ -180,7 +180,7 @@ async def test_gone_of_an_url_that_was_changed_meanwhile_is_no_word_of_the_new_o
             assert (event.state, len(new.received)) == (PENDING, 0)
             assert post.column(project_id, "webhook_off_reason") is None
             post.clock.advance(10)
-            deliverer.ring()
+            deliverer.wake()
             (event,) = await post.settled(project_id, 2)
     assert (event.state, len(old.received), len(new.received)) == (DELIVERED, 1, 1)
 
@@ -230,7 +230,7 @@ async def test_a_fault_of_our_own_is_logged_and_comes_back_no_sooner_than_any_ot
     async def broken(*_: object) -> None:
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr(Poster, "post", broken)
+    monkeypatch.setattr(HttpClient, "post", broken)
     monkeypatch.setattr(delivery, "log", structlog.get_logger())
     with capture_logs() as lines:
         async with receiver() as one:
@@ -246,7 +246,7 @@ async def test_a_fault_of_our_own_is_logged_and_comes_back_no_sooner_than_any_ot
 VICTIM = """
 import asyncio, sys, time
 from bitel.store.database import Database
-from bitel.webhooks.delivery import Options, build
+from bitel.webhooks.deliverer import Options, build
 
 async def main():
     with Database.open(sys.argv[1]) as database:
@@ -277,7 +277,7 @@ async def test_a_kill_between_post_and_record_tells_it_again_with_the_same_id(
             # The dead one's lease still holds.
             assert (len(one.received), deliverer.running) == (1, 0)
             post.clock.now = time.time() + LEASE
-            deliverer.ring()
+            deliverer.wake()
             (event,) = await post.settled(project_id, 1)
     assert [got.id for got in one.received] == [event_id, event_id]
     assert (event.state, event.tries) == (DELIVERED, 2)
@@ -336,7 +336,7 @@ async def test_a_round_that_breaks_does_not_end_delivery(
                 await one.until(count)
                 await post.until(lambda: not deliverer.running)
                 post.clock.advance(LEASE + 1)
-                deliverer.ring()
+                deliverer.wake()
             (event,) = await post.settled(project_id, 1)
     assert event.state == DELIVERED
     assert [got.id for got in one.received] == [event_id] * 3
