@@ -7,7 +7,6 @@ delays an event and loses none.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -15,13 +14,9 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from sqlalchemy import (
-    CTE,
-    BindParameter,
     ColumnElement,
     Connection,
-    FromClause,
     Select,
-    and_,
     bindparam,
     func,
     insert,
@@ -35,8 +30,8 @@ from sqlalchemy import (
 
 from bitel.domain.calls import CallStatus
 from bitel.domain.ids import new_id
-from bitel.store import loose_index_scan
 from bitel.store.chunks import in_chunks
+from bitel.store.fair_queue import FairQueue
 from bitel.store.schema import (
     DELIVERED,
     GIVEN_UP,
@@ -47,13 +42,10 @@ from bitel.store.schema import (
     webhook_event,
     webhook_try,
 )
-from bitel.store.sql_batch import Change, Query, given
+from bitel.store.sql_batch import Change, given
 
 LEASE: Final = 60.0
-"""Seconds after which an event whose delivery was begun may be tried by another deliverer."""
-
-CHUNK: Final = 1000
-"""Events of one project in one claim, at most."""
+"""Seconds after which an event that was claimed may be claimed again."""
 
 _NOBODY: Mapping[str, int] = MappingProxyType({})
 
@@ -126,36 +118,28 @@ def claim_due(
     included. Projects whose URL is off have no turn.
     """
     full = [key for key, count in in_flight.items() if count >= limit_per_project]
-    may_have = {
-        project_id: limit_per_project - in_flight.get(project_id, 0)
-        for project_id in _turns(conn, now, limit, after_project, full)
-    }
-    claimed: list[Delivery] = []
-    while may_have and len(claimed) < limit:
-        # What a project leaves of its room is for those that follow, in the next round.
-        shares = _shares(may_have, limit - len(claimed))
-        due = _due(conn, now, shares)
-        if due:
-            leased = [(one.event_id,) for one in due]
-            _LEASE.run(conn, {"leased": leased, "until": now + lease})
-        claimed += due
-        got = Counter(one.project_id for one in due)
-        for project_id, share in shares.items():
-            may_have[project_id] -= share
-            if got[project_id] < share or not may_have[project_id]:
-                del may_have[project_id]
-    return claimed
-
-
-def _shares(may_have: Mapping[str, int], room: int) -> dict[str, int]:
-    """What those whose turn it is may have of the room, the first all that they may have at all."""
-    shares: dict[str, int] = {}
-    for project_id, most in may_have.items():
-        if room <= 0:
-            break
-        shares[project_id] = min(most, room)
-        room -= shares[project_id]
-    return shares
+    rows = _QUEUE.pick(
+        conn, {}, limit, now, after_project, full, most_each=limit_per_project, taken=in_flight
+    )
+    if rows:
+        _LEASE.run(conn, {"leased": [(row.id,) for row in rows], "until": now + lease})
+    return [
+        Delivery(
+            event_id=row.id,
+            project_id=row.project_id,
+            url=row.webhook_url,
+            secret=row.webhook_secret,
+            tries=row.tries + 1,
+            call_id=row.call_id,
+            campaign_id=row.campaign_id,
+            status=CallStatus(row.status),
+            bill_seconds=row.bill_seconds,
+            phone_number=row.phone_number,
+            requested_at=row.requested_at,
+            price=row.price,
+        )
+        for row in rows
+    ]
 
 
 def record(conn: Connection, tried: Sequence[DeliveryAttempt]) -> None:
@@ -231,155 +215,44 @@ def backlog(conn: Connection) -> int:
     return count
 
 
-def _turns(conn: Connection, now: float, most: int, after: str, full: Sequence[str]) -> list[str]:
-    """Projects with due events that have their turn, at most so many, in its order."""
-    with_due = _WITH_DUE[conn.dialect.name]
-    wanted = {"now": now, "most": most, "full": [(one,) for one in full]}
-    turns = [row.value for row in with_due.rows(conn, {**wanted, "after": after})]
-    if after and len(turns) < most:
-        first = [row.value for row in with_due.rows(conn, {**wanted, "after": ""})]
-        turns += [project_id for project_id in first if project_id <= after]
-    return turns[:most]
-
-
-def _due(conn: Connection, now: float, shares: Mapping[str, int]) -> list[Delivery]:
-    """The events of these projects that are due longest, at most each one's share, in order."""
-    asked = [(project_id,) for project_id in shares]
-    wanted = {"now": now, "asked": asked, "most": max(shares.values())}
-    found: dict[str, list[Any]] = {project_id: [] for project_id in shares}
-    for row in _DUE[conn.dialect.name].rows(conn, wanted):
-        if row.event_id is not None:
-            found[row.project_id].append(row)
-    for rows in found.values():
-        rows.sort(key=lambda row: (row.due_at, row.event_id))  # neither database promises one
-    return [_delivery(row) for key, rows in found.items() for row in rows[: shares[key]]]
-
-
-def _delivery(row: Any) -> Delivery:
-    return Delivery(
-        event_id=row.event_id,
-        project_id=row.project_id,
-        url=row.webhook_url,
-        secret=row.webhook_secret,
-        tries=row.tries + 1,
-        call_id=row.call_id,
-        campaign_id=row.campaign_id,
-        status=CallStatus(row.status),
-        bill_seconds=row.bill_seconds,
-        phone_number=row.phone_number,
-        requested_at=row.requested_at,
-        price=row.price,
-    )
-
-
 _Id: Final = webhook_event.c.id.type
-_now: BindParameter[float] = bindparam("now", type_=webhook_event.c.due_at.type)
-_is_on = and_(
-    project.c.webhook_url.is_not(None),
-    project.c.webhook_secret.is_not(None),
-    project.c.webhook_off_reason.is_(None),
+
+
+def _is_on(project_id: ColumnElement[Any]) -> ColumnElement[bool]:
+    found: Select[Any] = select(literal_column("1")).where(
+        project.c.id == project_id,
+        project.c.webhook_url.is_not(None),
+        project.c.webhook_secret.is_not(None),
+        project.c.webhook_off_reason.is_(None),
+    )
+    return found.scalar_subquery().is_not(None)
+
+
+_QUEUE: Final = FairQueue(
+    webhook_event,
+    columns=(
+        webhook_event.c.id,
+        webhook_event.c.project_id,
+        webhook_event.c.due_at,
+        webhook_event.c.tries,
+        webhook_event.c.call_id,
+    ),
+    joined=(
+        project.c.webhook_url,
+        project.c.webhook_secret,
+        call.c.campaign_id,
+        call.c.status,
+        call.c.bill_seconds,
+        call.c.phone_number,
+        call.c.requested_at,
+        call.c.price,
+    ),
+    joins=lambda event: (
+        (project, project.c.id == event.c.project_id),
+        (call, call.c.id == event.c.call_id),
+    ),
+    may_have_turn=_is_on,
 )
-
-
-def _with_due_in_sqlite() -> Query:
-    waiting = loose_index_scan.distinct(webhook_event.c.project_id, is_untold)
-    first_due = (
-        select(func.min(webhook_event.c.due_at))
-        .where(webhook_event.c.project_id == waiting.c.value, is_untold)
-        .scalar_subquery()
-    )
-    return _of_projects(waiting, first_due <= _now)
-
-
-def _with_due_in_postgresql() -> Query:
-    # As `turns` has it: a project's first due time comes with the look that finds the project.
-    found = select(_first_after(bindparam("after")).subquery()).cte("found", recursive=True)
-    following = _first_after(found.c.value).lateral("following")
-    found = found.union_all(select(following).select_from(found.join(following, true())))
-    return _of_projects(found, found.c.due_at <= _now)
-
-
-def _first_after(project_id: ColumnElement[Any]) -> Select[Any]:
-    return (
-        select(webhook_event.c.project_id.label("value"), webhook_event.c.due_at)
-        .where(is_untold, webhook_event.c.project_id > project_id)
-        .order_by(webhook_event.c.project_id, webhook_event.c.due_at)
-        .limit(literal_column("1"))
-    )
-
-
-def _of_projects(found: CTE, is_due: ColumnElement[bool]) -> Query:
-    """Those of the projects found that have their turn."""
-    full = select(given("full", id=_Id).c.id)
-    is_on: Select[Any] = select(literal_column("1")).where(project.c.id == found.c.value, _is_on)
-    return Query(
-        select(found.c.value)
-        .where(is_due, found.c.value.not_in(full), is_on.scalar_subquery().is_not(None))
-        .limit(bindparam("most"))
-    )
-
-
-_asked = given("asked", id=_Id)
-_event_columns = (
-    webhook_event.c.id.label("event_id"),
-    webhook_event.c.project_id,
-    webhook_event.c.due_at,
-    webhook_event.c.tries,
-    webhook_event.c.call_id,
-)
-_other_columns = (
-    project.c.webhook_url,
-    project.c.webhook_secret,
-    call.c.campaign_id,
-    call.c.status,
-    call.c.bill_seconds,
-    call.c.phone_number,
-    call.c.requested_at,
-    call.c.price,
-)
-
-
-def _longest_due(events: FromClause) -> Select[Any]:
-    return (
-        select()
-        .where(events.c.project_id == _asked.c.id, events.c.due_at <= _now)
-        .order_by(events.c.due_at, events.c.id)
-        .correlate(_asked)
-    )
-
-
-def _due_in_sqlite() -> Query:
-    # SQLite begins an outer join on its left, always: with the projects, and not with all events.
-    events = webhook_event.alias("one")
-    rowids = _longest_due(events).add_columns(literal_column("one.rowid")).limit(bindparam("most"))
-    of_projects = (
-        _asked.join(project, project.c.id == _asked.c.id)
-        .outerjoin(webhook_event, literal_column("webhook_event.rowid").in_(rowids))
-        .outerjoin(call, call.c.id == webhook_event.c.call_id)
-    )
-    return Query(select(*_event_columns, *_other_columns).select_from(of_projects))
-
-
-def _due_in_postgresql() -> Query:
-    # The constant tells PostgreSQL to follow the index, as in `turns`.
-    few = (
-        _longest_due(webhook_event)
-        .add_columns(*_event_columns)
-        .limit(literal_column(str(CHUNK)))
-        .with_for_update(skip_locked=True, of=webhook_event)
-        .lateral("few")
-    )
-    due = select(few).limit(bindparam("most")).lateral("due")
-    of_projects = (
-        _asked.join(project, project.c.id == _asked.c.id)
-        .join(due, true())
-        .join(call, call.c.id == due.c.call_id)
-    )
-    return Query(select(*due.c, *_other_columns).select_from(of_projects))
-
-
-_WITH_DUE: Final = {"sqlite": _with_due_in_sqlite(), "postgresql": _with_due_in_postgresql()}
-_DUE: Final = {"sqlite": _due_in_sqlite(), "postgresql": _due_in_postgresql()}
 _LEASE: Final = Change(
     update(webhook_event)
     .where(webhook_event.c.id.in_(select(given("leased", id=_Id).c.id)))
