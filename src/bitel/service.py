@@ -67,7 +67,7 @@ from bitel.storage_pressure import StoragePressure
 from bitel.store import engines, migrate, recordings
 from bitel.store.database import Database
 from bitel.supervision import background
-from bitel.webhooks import deliverer as webhooks
+from bitel.webhooks.deliverer import Deliverer
 
 log = structlog.get_logger(__name__)
 
@@ -207,12 +207,8 @@ async def running(
         deliverer = None
         log_confinement()
         if role != "dialer":
-            deliverer = webhooks.build(
-                webhooks.Options(allow_private=settings.webhook_allow_private),
-                database,
-                clock,
-                clock.date,
-            )
+            allow_private = settings.webhook_allow_private
+            deliverer = Deliverer(database, clock, clock.date, allow_private=allow_private)
             await stack.enter_async_context(_delivering(deliverer, shutdown))
             sources.deliverer = deliverer
         pressure = StoragePressure(
@@ -406,7 +402,7 @@ def _speech_options(settings: Settings) -> SpeechOptions:
 
 
 @contextlib.asynccontextmanager
-async def _delivering(deliverer: webhooks.Deliverer, shutdown: Shutdown) -> AsyncIterator[None]:
+async def _delivering(deliverer: Deliverer, shutdown: Shutdown) -> AsyncIterator[None]:
     """Webhooks, delivered until all dispatchers have stopped."""
     task = asyncio.create_task(deliverer.run())
     try:

@@ -18,7 +18,7 @@ from bitel.store import projects, webhooks
 from bitel.store.database import Database
 from bitel.store.schema import PENDING, call, project, webhook_event
 from bitel.store.webhooks import Event
-from bitel.webhooks.deliverer import Deliverer, Options, build
+from bitel.webhooks.deliverer import Deliverer
 from bitel.webhooks.signing import new_secret
 
 if TYPE_CHECKING:
@@ -131,8 +131,7 @@ class Post:
     @contextlib.asynccontextmanager
     async def deliverer(self, **changes: Any) -> AsyncIterator[Deliverer]:
         """A deliverer at work inside the block, drained behind it."""
-        options = Options(**{"allow_private": True, **changes})
-        one = build(options, self.database, self.clock)
+        one = Deliverer(self.database, self.clock, **{"allow_private": True, **changes})
         task = asyncio.create_task(one.run())
         try:
             yield one

@@ -18,10 +18,8 @@ from sqlalchemy import (
     Connection,
     Select,
     bindparam,
-    func,
     insert,
     literal_column,
-    null,
     or_,
     select,
     true,
@@ -37,7 +35,6 @@ from bitel.store.schema import (
     GIVEN_UP,
     PENDING,
     call,
-    is_untold,
     project,
     webhook_event,
     webhook_try,
@@ -143,7 +140,7 @@ def claim_due(
 
 
 def record(conn: Connection, tried: Sequence[DeliveryAttempt]) -> None:
-    """Write what came of tries. A try that failed changes nothing of an event already delivered."""
+    """Write results of tries. A failure changes nothing of an event that was delivered."""
     if not tried:
         return
     tries = [
@@ -151,13 +148,19 @@ def record(conn: Connection, tried: Sequence[DeliveryAttempt]) -> None:
         for one in tried
     ]
     _WRITE_TRIES.run(conn, {"tries": tries})
-    if delivered := [(one.event_id,) for one in tried if one.delivered]:
-        _DELIVERED.run(conn, {"delivered": delivered})
-    failed = [one for one in tried if not one.delivered]
-    if again := [(one.event_id, one.next_due) for one in failed if one.next_due]:
-        _AGAIN.run(conn, {"again": again})
-    if given_up := [(one.event_id,) for one in failed if not one.next_due]:
-        _GIVE_UP.run(conn, {"given_up": given_up})
+    # Of several results of one event, its delivery is the one that counts.
+    results = {
+        one.event_id: (one.event_id, *_state_after(one))
+        for one in sorted(tried, key=lambda one: one.delivered)
+    }
+    _WRITE_STATES.run(conn, {"results": list(results.values())})
+
+
+def _state_after(attempt: DeliveryAttempt) -> tuple[str, float | None]:
+    """The event's state and when it is due."""
+    if attempt.delivered:
+        return DELIVERED, None
+    return (PENDING, attempt.next_due) if attempt.next_due else (GIVEN_UP, None)
 
 
 def turn_off(conn: Connection, project_id: str, url: str, reason: str) -> bool:
@@ -207,12 +210,6 @@ def history(
             )
         )
     return [Event(**row._mapping, tried=tuple(tried[row.id])) for row in events]
-
-
-def backlog(conn: Connection) -> int:
-    """How many events are still to be delivered, those of projects whose URL is off included."""
-    count: int = conn.execute(_BACKLOG).scalar_one()
-    return count
 
 
 _Id: Final = webhook_event.c.id.type
@@ -272,26 +269,19 @@ _WRITE_TRIES: Final = Change(
         select(*_tries.c).join(webhook_event, webhook_event.c.id == _tries.c.event_id),
     )
 )
-_DELIVERED: Final = Change(
-    update(webhook_event)
-    .where(webhook_event.c.id.in_(select(given("delivered", id=_Id).c.id)))
-    .values(state=DELIVERED, due_at=null())
+_results = given(
+    "results", id=_Id, state=webhook_event.c.state.type, due_at=webhook_event.c.due_at.type
 )
-_is_pending = webhook_event.c.state == PENDING
-_again = given("again", id=_Id, due_at=webhook_event.c.due_at.type)
-_AGAIN: Final = Change(
+_WRITE_STATES: Final = Change(
     update(webhook_event)
-    .where(webhook_event.c.id == _again.c.id, _is_pending)
-    .values(due_at=_again.c.due_at)
-)
-_GIVE_UP: Final = Change(
-    update(webhook_event)
-    .where(webhook_event.c.id.in_(select(given("given_up", id=_Id).c.id)), _is_pending)
-    .values(state=GIVEN_UP, due_at=null())
+    .where(
+        webhook_event.c.id == _results.c.id,
+        or_(webhook_event.c.state == PENDING, _results.c.state == DELIVERED),
+    )
+    .values(state=_results.c.state, due_at=_results.c.due_at)
 )
 _TRIES = (
     select(webhook_try)
     .where(webhook_try.c.event_id.in_(bindparam("ids", expanding=True)))
     .order_by(webhook_try.c.id)
 )
-_BACKLOG = select(func.count()).select_from(webhook_event).where(is_untold)

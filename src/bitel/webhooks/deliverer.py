@@ -17,7 +17,7 @@ import contextlib
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 import httpx
@@ -29,7 +29,7 @@ from bitel.store import webhooks as outbox
 from bitel.store.database import Database
 from bitel.store.webhooks import Delivery, DeliveryAttempt
 from bitel.webhooks import payload, retry_policy, signing
-from bitel.webhooks.http_client import DeliveryResponse, HttpClient, TimeLimits
+from bitel.webhooks.http_client import DEFAULT_LIMITS, DeliveryResponse, HttpClient, TimeLimits
 from bitel.webhooks.url_policy import Resolver
 
 log = structlog.get_logger(__name__)
@@ -39,33 +39,6 @@ GONE: Final = "its receiver answered 410 Gone"
 
 _POLL = 1.0
 _AFTER_FAULT = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How events are delivered."""
-
-    allow_private: bool = False
-    """Whether receivers may have addresses that are not public, this machine's own included."""
-    concurrency: int = 128
-    """Tries under way at once."""
-    per_project: int = 8
-    """Of these, for one project; for one whose last try failed, one."""
-    limits: TimeLimits = field(default_factory=TimeLimits)
-
-
-def build(
-    options: Options,
-    database: Database,
-    clock: Callable[[], float],
-    date: Callable[[float], float] = float,
-) -> Deliverer:
-    """A deliverer with the system's resolver and certificates; `clock` and `date` as there."""
-    # This reads SSL_CERT_FILE, which may name the authority of an inner network.
-    tls = httpx.create_ssl_context()
-    allow_private, limits = options.allow_private, options.limits
-    client = HttpClient(Resolver(), tls, allow_private=allow_private, limits=limits)
-    return Deliverer(options, database, client, clock, date=date)
 
 
 class ConcurrencyLimiter:
@@ -123,27 +96,33 @@ class Deliverer:
 
     Args:
         clock: gives the Unix seconds of all stored times.
-        jitter: gives the jitter of each retry, from 0 to 1.
         date: turns a time of `clock` into what the system clock showed then, for the dates of
             events and the timestamps that receivers check.
+        allow_private: whether receivers may have addresses that are not public, this machine's own
+            included.
+        concurrency: tries under way at once.
+        per_project: of these, for one project; for one whose last try failed, one.
     """
 
     def __init__(
         self,
-        options: Options,
         database: Database,
-        client: HttpClient,
         clock: Callable[[], float],
-        jitter: Callable[[], float] = random.random,
         date: Callable[[float], float] = float,
+        *,
+        allow_private: bool = False,
+        concurrency: int = 128,
+        per_project: int = 8,
+        limits: TimeLimits = DEFAULT_LIMITS,
     ) -> None:
         self._database = database
-        self._client = client
         self._clock = clock
-        self._jitter = jitter
         self._date = date
-        self._per_project = options.per_project
-        self._limiter = ConcurrencyLimiter(options.concurrency, options.per_project)
+        self._per_project = per_project
+        # httpx reads SSL_CERT_FILE, which may name the authority of an inner network.
+        tls = httpx.create_ssl_context()
+        self._client = HttpClient(Resolver(), tls, allow_private=allow_private, limits=limits)
+        self._limiter = ConcurrencyLimiter(concurrency, per_project)
         self._tasks: set[asyncio.Task[None]] = set()
         self._finished: list[_Finished] = []
         self._last_project = ""
@@ -244,7 +223,7 @@ class Deliverer:
         if failed:
             ended = begun + response.seconds
             next_due = retry_policy.next_try(
-                delivery.tries, ended, self._jitter(), response.retry_after
+                delivery.tries, ended, random.random(), response.retry_after
             )
         attempt = DeliveryAttempt(
             event_id=delivery.event_id,

@@ -61,6 +61,9 @@ class TimeLimits:
     """For the body after that. The status counts, whether a body follows or not."""
 
 
+DEFAULT_LIMITS: Final = TimeLimits()
+
+
 @dataclass(frozen=True, slots=True)
 class DeliveryResponse:
     """Result of a POST: a status, or an error if no status came."""
@@ -92,7 +95,7 @@ class HttpClient:
         tls: ssl.SSLContext,
         *,
         allow_private: bool = False,
-        limits: TimeLimits = TimeLimits(),
+        limits: TimeLimits = DEFAULT_LIMITS,
         max_idle: int = 64,
     ) -> None:
         self._resolve = resolve
