@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -42,67 +43,48 @@ CHUNK: Final = 2000
 
 _DAY: Final = 86_400.0
 _BEGINNING: Final = (-1.0, "")
-_BEFORE_ALL: Final[tuple[ColumnElement[Any], ColumnElement[Any]]] = (
-    literal_column("-1"),
-    literal_column("''"),
-)
 _NONE: Final[Mapping[str, int]] = {}
 
-Joins = Callable[[FromClause], Sequence[tuple[FromClause, ColumnElement[bool]]]]
+Joins = Sequence[tuple[FromClause, ColumnElement[bool]]]
+
+_closed = select(given("closed", id=project.c.id.type).c.id)
 
 
+@dataclass(eq=False)
 class FairQueue:
     """Picks due rows of a table, a share for each project that has any.
 
     The table has columns `id`, `project_id` and `due_at` (NULL: not waiting), and a partial index
     by the columns `within`, then `project_id`, `due_at` and `id`.
-
-    Args:
-        table: holds the rows.
-        within: columns whose values are parameters of the same name: only those rows count.
-        columns: what is read of a row; among them `id`, `project_id` and `due_at`.
-        joined: what else is read, of the tables that `joins` gives for the row's table.
-        may_have_turn: whether the project of this id may have a turn.
     """
 
-    def __init__(
-        self,
-        table: Table,
-        columns: Sequence[ColumnElement[Any]],
-        within: Sequence[Column[Any]] = (),
-        joined: Sequence[ColumnElement[Any]] = (),
-        joins: Joins = lambda _: (),
-        may_have_turn: Callable[[ColumnElement[Any]], ColumnElement[bool]] | None = None,
-    ) -> None:
-        self._table = table
-        self._columns = columns
-        self._within = within
-        self._joined = joined
-        self._joins = joins
-        self._now: BindParameter[float] = bindparam("now", type_=table.c.due_at.type)
-        of_queue = (column == self._value(column) for column in within)
-        self._is_waiting = (*of_queue, table.c.due_at.is_not(None))
-        self._asked = given(
-            "asked",
-            project_id=project.c.id.type,
-            last_due=table.c.due_at.type,
-            last_id=table.c.id.type,
+    table: Table
+    columns: Sequence[ColumnElement[Any]]
+    """What is read of a row; among them `id`, `project_id` and `due_at`."""
+    within: Sequence[Column[Any]] = ()
+    """Only rows with given values of these count; each value is a parameter of the same name."""
+    joined: Sequence[ColumnElement[Any]] = ()
+    """What is read of other tables."""
+    joins: Callable[[FromClause], Joins] = lambda _: ()
+    """From the row's table to the other tables, and what they are joined on."""
+    may_have_turn: Callable[[ColumnElement[Any]], ColumnElement[bool]] = lambda _: true()
+    """Whether the project of an id may have a turn."""
+
+    def __post_init__(self) -> None:
+        self._now: BindParameter[float] = bindparam("now", type_=self.table.c.due_at.type)
+        self._is_waiting = (
+            *(column == _value(column) for column in self.within),
+            self.table.c.due_at.is_not(None),
         )
-        self.with_due: Final = {
+        id_, due_at = self.table.c.id.type, self.table.c.due_at.type
+        self._asked = given("asked", project_id=project.c.id.type, last_due=due_at, last_id=id_)
+        self.with_due = {
             "sqlite": self._with_due_in_sqlite(),
             "postgresql": self._with_due_in_postgresql(),
         }
-        """The projects that have due rows, as `value`, by kind of database."""
-        turns = {}
-        for dialect, with_due in self.with_due.items():
-            project_id = with_due.selected_columns.value
-            closed = select(given("closed", id=project.c.id.type).c.id)
-            open_only = with_due.where(project_id.not_in(closed))
-            if may_have_turn is not None:
-                open_only = open_only.where(may_have_turn(project_id))
-            turns[dialect] = Query(open_only.limit(bindparam("most")))
-        self.turns: Final[Mapping[str, Query]] = turns
-        self.due: Final[Mapping[str, Query]] = {
+        """Selects the projects that have due rows, as `value`, by kind of database."""
+        self.turns = {kind: self._turns_of(each) for kind, each in self.with_due.items()}
+        self.due = {
             "sqlite": Query(self._due_in_sqlite()),
             "postgresql": Query(self._due_in_postgresql()),
         }
@@ -130,7 +112,7 @@ class FairQueue:
         wanted = {**of_queue, "now": now}
         turns = self._turns(conn, wanted, room, after, closed)
         last = dict.fromkeys(turns, _BEGINNING)
-        got = Counter(taken)
+        got = {project_id: taken.get(project_id, 0) for project_id in turns}
         picked: list[Any] = []
         while turns and len(picked) < room:
             # What a project leaves of its share is shared in the next round by those that have
@@ -190,11 +172,14 @@ class FairQueue:
             rows.sort(key=_order)  # neither database promises one
         return found
 
-    def _value(self, column: Column[Any]) -> BindParameter[Any]:
-        return bindparam(column.name, type_=column.type)
+    def _turns_of(self, with_due: Select[Any]) -> Query:
+        project_id = with_due.selected_columns.value
+        is_open = project_id.not_in(_closed)
+        turns = with_due.where(is_open, self.may_have_turn(project_id))
+        return Query(turns.limit(bindparam("most")))
 
     def _with_due_in_sqlite(self) -> Select[Any]:
-        table = self._table
+        table = self.table
         waiting = loose_index_scan.distinct(table.c.project_id, *self._is_waiting)
         first_due = (
             select(func.min(table.c.due_at))
@@ -215,7 +200,7 @@ class FairQueue:
         return select(project_ids.c.value).where(project_ids.c.due_at <= self._now)
 
     def _first_after(self, project_id: ColumnElement[Any]) -> Select[Any]:
-        columns = self._table.c
+        columns = self.table.c
         return (
             select(columns.project_id.label("value"), columns.due_at)
             .where(*self._is_waiting, columns.project_id > project_id)
@@ -227,8 +212,8 @@ class FairQueue:
         self,
         one: FromClause,
         project_id: ColumnElement[Any],
-        last_due: ColumnElement[Any] = _BEFORE_ALL[0],
-        last_id: ColumnElement[Any] = _BEFORE_ALL[1],
+        last_due: ColumnElement[Any],
+        last_id: ColumnElement[Any],
     ) -> Select[Any]:
         """What is due of a project in `one`, in order, after the last row that is known already.
 
@@ -236,13 +221,13 @@ class FairQueue:
         by due time: it would read all that others have waiting before this project's rows. So only
         the first column has one, and the others are compared together.
         """
-        first, others = self._within[:1], self._within[1:]
+        first, others = self.within[:1], self.within[1:]
         columns = [*(one.c[column.name] for column in others), one.c.project_id, one.c.due_at]
-        values = [*map(self._value, others), project_id]
+        values = [*map(_value, others), project_id]
         return (
             select()
             .where(
-                *(one.c[column.name] == self._value(column) for column in first),
+                *(one.c[column.name] == _value(column) for column in first),
                 one.c.due_at.is_not(None),
                 tuple_(*columns, one.c.id) > tuple_(*values, last_due, last_id),
                 tuple_(*columns) <= tuple_(*values, self._now),
@@ -252,7 +237,7 @@ class FairQueue:
 
     def _due_in_sqlite(self) -> Select[Any]:
         # SQLite has no LATERAL. The index alone says which rows; none is read that is not picked.
-        table, asked = self._table, self._asked
+        table, asked = self.table, self._asked
         rows = (
             self.in_order(table.alias("one"), *asked.c)
             .add_columns(literal_column("one.rowid"))
@@ -262,16 +247,16 @@ class FairQueue:
         is_next = literal_column(f"{table.name}.rowid").in_(rows)
         # SQLite begins an outer join on its left, always: with the projects, not with all rows.
         source = asked.outerjoin(table, is_next)
-        for other, on in self._joins(table):
+        for other, on in self.joins(table):
             source = source.outerjoin(other, on)
-        return select(*self._columns, *self._joined).select_from(source)
+        return select(*self.columns, *self.joined).select_from(source)
 
     def _due_in_postgresql(self) -> Select[Any]:
         # PostgreSQL guesses that a LIMIT it does not know is a tenth of all, and might then read
         # and sort them. The constant tells it to follow the index, whatever the statistics say. The
         # rows are locked one by one, as the LIMIT outside asks for them.
-        columns, asked = self._table.c, self._asked.c
-        if self._within:
+        columns, asked = self.table.c, self._asked.c
+        if self.within:
             # See `in_order`: no other index gives this order. What is compared to one value alone
             # is compared for a page of the index at once.
             of_project = (
@@ -281,7 +266,7 @@ class FairQueue:
         else:
             of_project = (columns.project_id == asked.project_id, columns.due_at <= self._now)
         few = (
-            select(*self._columns)
+            select(*self.columns)
             .where(
                 *self._is_waiting,
                 *of_project,
@@ -292,15 +277,19 @@ class FairQueue:
             )
             .order_by(columns.project_id, columns.due_at, columns.id)
             .limit(literal_column(str(CHUNK)))
-            .with_for_update(skip_locked=True, of=self._table)
+            .with_for_update(skip_locked=True, of=self.table)
             .correlate(self._asked)
             .lateral("few")
         )
         due = select(few).limit(bindparam("most")).lateral("due")
         source = self._asked.join(due, true())
-        for other, on in self._joins(due):
+        for other, on in self.joins(due):
             source = source.join(other, on)
-        return select(*due.c, *self._joined).select_from(source)
+        return select(*due.c, *self.joined).select_from(source)
+
+
+def _value(column: Column[Any]) -> BindParameter[Any]:
+    return bindparam(column.name, type_=column.type)
 
 
 def _order(row: Any) -> tuple[float, str]:
@@ -411,13 +400,12 @@ CALLS: Final = FairQueue(
 _WINDOWS: Final = Query(select(project.c.id, project.c.window).where(has_window))
 _found = loose_index_scan.distinct(call.c.lane, call.c.dialer_id == bindparam("dialer_id"), is_due)
 _LANES: Final = Query(select(_found.c.value).where(_found.c.value.is_not(None)))
-_closed = select(given("closed", id=project.c.id.type).c.id)
 _CLOSED_WITH_DUE: Final = {
     dialect: Query(with_due.where(with_due.selected_columns.value.in_(_closed)))
     for dialect, with_due in CALLS.with_due.items()
 }
 _DUE_IDS: Final = Query(
-    CALLS.in_order(call, bindparam("project_id"))
+    CALLS.in_order(call, bindparam("project_id"), literal_column("-1"), literal_column("''"))
     .add_columns(call.c.id)
     .limit(bindparam("most"))
     .with_for_update(skip_locked=True)

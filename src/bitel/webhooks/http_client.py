@@ -172,7 +172,8 @@ class HttpClient:
             connection.close()
         elif connection.is_open:
             self._idle.append(connection)
-            connection.expire_after(IDLE_SECONDS)
+            loop = asyncio.get_running_loop()
+            connection.expiry = loop.call_later(IDLE_SECONDS, connection.close)
 
     async def _connect(self, target: Target) -> _Connection:
         try:
@@ -220,9 +221,9 @@ class _Connection(asyncio.Protocol):
     def __init__(self, origin: tuple[str, str, int]) -> None:
         self.origin = origin
         self.is_open = True
+        self.expiry: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpResponseParser | None = None
-        self._expiry: asyncio.TimerHandle | None = None
         self._expect_response()
         self._end.set_result(None)
 
@@ -249,15 +250,11 @@ class _Connection(asyncio.Protocol):
         except TimeoutError:
             self.close()
 
-    def expire_after(self, seconds: float) -> None:
-        """Close the connection after that time, unless `cancel_expiry` comes before."""
-        self._expiry = asyncio.get_running_loop().call_later(seconds, self.close)
-
     def cancel_expiry(self) -> None:
         """Keep the connection open."""
-        if self._expiry is not None:
-            self._expiry.cancel()
-            self._expiry = None
+        if self.expiry is not None:
+            self.expiry.cancel()
+            self.expiry = None
 
     def close(self) -> None:
         """Close it at once."""
