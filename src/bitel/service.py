@@ -41,9 +41,8 @@ from bitel.errors import BitelError
 from bitel.housekeeping import Housekeeper
 from bitel.metrics.page import Page
 from bitel.metrics.sources import DialerFigures, DialerSource, Sources
-from bitel.notifications.conditions import ConditionWatcher, of_dialer
-from bitel.notifications.monitor import Condition
-from bitel.notifications.sending import build_sender
+from bitel.notifications.conditions import Condition, ConditionWatcher, of_dialer
+from bitel.notifications.sender import NotificationSender
 from bitel.observability import logging
 from bitel.observability.gc_control import collect_when_quiet, measuring_pauses, run_only_when_told
 from bitel.observability.loop_lag import LoopLag, measuring
@@ -456,7 +455,7 @@ async def _notifying(
     if not chosen.url and not chosen.command:
         yield
         return
-    sender = build_sender(chosen, lambda: clock.date(clock()))
+    sender = NotificationSender(chosen, lambda: clock.date(clock()))
 
     def conditions_of(worker: DialerWorker, trunk: SipTrunkDialer) -> Sequence[Condition]:
         if worker.in_standby:

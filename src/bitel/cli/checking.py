@@ -52,7 +52,7 @@ def servers(as_json: JsonOption = False, config: ConfigOption = None) -> None:
 def _check_parts(loaded: Settings) -> None:
     """What is checked when the parts are built: raises SettingsError."""
     from bitel.dialer_config import sip_trunk_config
-    from bitel.notifications.sending import check_notifications
+    from bitel.notifications.sender import check_notifications
     from bitel.store import engines
 
     engines.parse_url(loaded.effective_database_url)

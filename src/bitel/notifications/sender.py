@@ -21,7 +21,7 @@ import structlog
 
 from bitel.domain.ids import new_id
 from bitel.errors import InvalidRequestError, SettingsError
-from bitel.notifications.monitor import Change, Kind
+from bitel.notifications.conditions import Change, Kind
 from bitel.settings import NotificationSettings
 from bitel.webhooks import signing, url_policy
 from bitel.webhooks.http_client import HttpClient
@@ -80,43 +80,30 @@ def check_notifications(settings: NotificationSettings) -> None:
         raise SettingsError(f"the setting notifications.secret is wrong: {fault}") from None
 
 
-def build_sender(settings: NotificationSettings, clock: Callable[[], float]) -> NotificationSender:
-    """A sender with the system's resolver and certificates; `clock` gives Unix seconds.
-
-    Raises SettingsError as `check_notifications` does.
-    """
-    check_notifications(settings)
-    client = HttpClient(Resolver(), httpx.create_ssl_context(), allow_private=True)
-    secret = settings.secret.get_secret_value()
-    return NotificationSender(settings.url, secret, settings.command, client, clock)
-
-
 class NotificationSender:
     """Queues notifications and sends them in order, in the task of `run`.
 
+    A POST is signed as the Standard Webhooks specification says, if there is a secret. A command is
+    run without a shell, with the JSON on stdin and the type in `BITEL_NOTIFICATION`.
+
     Args:
-        url: where they are posted; empty: nowhere.
-        secret: signs the POSTs as the Standard Webhooks specification says; empty: no signature.
-        command: a program and its arguments, as a shell would split them; empty: none. It is run
-            without a shell, with the JSON on stdin and the type in `BITEL_NOTIFICATION`.
-        client: makes the HTTP requests; `run` closes it.
-        clock: Unix seconds.
+        clock: gives Unix seconds.
         pause: waits for so many seconds.
+
+    Raises SettingsError as `check_notifications` does.
     """
 
     def __init__(
         self,
-        url: str,
-        secret: str,
-        command: str,
-        client: HttpClient,
+        settings: NotificationSettings,
         clock: Callable[[], float],
         pause: Callable[[float], Any] = asyncio.sleep,
     ) -> None:
-        self._url = url
-        self._secret = secret
-        self._command = shlex.split(command)
-        self._client = client
+        check_notifications(settings)
+        self._url = settings.url
+        self._secret = settings.secret.get_secret_value()
+        self._command = shlex.split(settings.command)
+        self._client = HttpClient(Resolver(), httpx.create_ssl_context(), allow_private=True)
         self._clock = clock
         self._pause = pause
         self._queue: deque[Change] = deque()
