@@ -33,8 +33,6 @@ INTERVAL: Final = 5.0
 BALANCE_INTERVAL: Final = 30.0
 """Seconds between two looks at balances, which ask the database."""
 
-_MEGABYTE: Final = 1024 * 1024
-
 
 class Kind(StrEnum):
     """What is wrong; the value is the type of the notification."""
@@ -166,7 +164,7 @@ def low_disk(folders: Sequence[Path], megabytes: int) -> list[Condition]:
         device: int | str = str(folder)
         try:
             device = os.stat(folder).st_dev
-            free = shutil.disk_usage(folder).free // _MEGABYTE
+            free = shutil.disk_usage(folder).free // 2**20
         except OSError as fault:
             message = f"the disk of {folder} can't be read: {fault.strerror}"
         else:

@@ -56,11 +56,8 @@ def body_of(change: Change, now: float) -> bytes:
     """The JSON of a notification: `{type, date, data: {message, …}}`; `now` is Unix seconds."""
     condition = change.condition
     message = condition.message if change.began else f"no longer: {condition.message}"
-    event: dict[str, Any] = {
-        "type": type_of(change),
-        "date": int(now),
-        "data": {"message": message, **condition.details},
-    }
+    data = {"message": message, **condition.details}
+    event = {"type": type_of(change), "date": int(now), "data": data}
     return json.dumps(event, ensure_ascii=False).encode()
 
 

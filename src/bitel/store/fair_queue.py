@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -43,9 +44,7 @@ CHUNK: Final = 2000
 
 _DAY: Final = 86_400.0
 _BEGINNING: Final = (-1.0, "")
-_NONE: Final[Mapping[str, int]] = {}
-
-Joins = Sequence[tuple[FromClause, ColumnElement[bool]]]
+NONE_TAKEN: Final[Mapping[str, int]] = MappingProxyType({})
 
 _closed = select(given("closed", id=project.c.id.type).c.id)
 
@@ -65,7 +64,7 @@ class FairQueue:
     """Only rows with given values of these count; each value is a parameter of the same name."""
     joined: Sequence[ColumnElement[Any]] = ()
     """What is read of other tables."""
-    joins: Callable[[FromClause], Joins] = lambda _: ()
+    joins: Callable[[FromClause], Sequence[tuple[FromClause, ColumnElement[bool]]]] = lambda _: ()
     """From the row's table to the other tables, and what they are joined on."""
     may_have_turn: Callable[[ColumnElement[Any]], ColumnElement[bool]] = lambda _: true()
     """Whether the project of an id may have a turn."""
@@ -76,18 +75,14 @@ class FairQueue:
             *(column == _value(column) for column in self.within),
             self.table.c.due_at.is_not(None),
         )
-        id_, due_at = self.table.c.id.type, self.table.c.due_at.type
-        self._asked = given("asked", project_id=project.c.id.type, last_due=due_at, last_id=id_)
-        self.with_due = {
-            "sqlite": self._with_due_in_sqlite(),
-            "postgresql": self._with_due_in_postgresql(),
-        }
+        types = {"project_id": project.c.id.type, "last_due": self.table.c.due_at.type}
+        self._asked = given("asked", **types, last_id=self.table.c.id.type)
+        in_sqlite, in_postgresql = self._with_due_in_sqlite(), self._with_due_in_postgresql()
+        self.with_due = {"sqlite": in_sqlite, "postgresql": in_postgresql}
         """Selects the projects that have due rows, as `value`, by kind of database."""
         self.turns = {kind: self._turns_of(each) for kind, each in self.with_due.items()}
-        self.due = {
-            "sqlite": Query(self._due_in_sqlite()),
-            "postgresql": Query(self._due_in_postgresql()),
-        }
+        in_sqlite, in_postgresql = self._due_in_sqlite(), self._due_in_postgresql()
+        self.due = {"sqlite": Query(in_sqlite), "postgresql": Query(in_postgresql)}
 
     def pick(
         self,
@@ -98,7 +93,7 @@ class FairQueue:
         after: str,
         closed: Iterable[str],
         most_each: int = sys.maxsize,
-        taken: Mapping[str, int] = _NONE,
+        taken: Mapping[str, int] = NONE_TAKEN,
     ) -> list[Any]:
         """Up to `room` due rows, locked, the longest due of each project first.
 
@@ -110,7 +105,8 @@ class FairQueue:
             most_each: rows that a project may have, those that it has `taken` before included.
         """
         wanted = {**of_queue, "now": now}
-        turns = self._turns(conn, wanted, room, after, closed)
+        of_turns = {**wanted, "most": room, "closed": [(one,) for one in closed]}
+        turns = self._turns(conn, of_turns, after)
         last = dict.fromkeys(turns, _BEGINNING)
         got = {project_id: taken.get(project_id, 0) for project_id in turns}
         picked: list[Any] = []
@@ -134,17 +130,9 @@ class FairQueue:
             turns.sort(key=got.__getitem__)
         return picked
 
-    def _turns(
-        self,
-        conn: Connection,
-        wanted: Mapping[str, Any],
-        most: int,
-        after: str,
-        closed: Iterable[str],
-    ) -> list[str]:
+    def _turns(self, conn: Connection, wanted: Mapping[str, Any], after: str) -> list[str]:
         """Up to `most` projects that have due rows, in the order of their turns."""
-        query = self.turns[conn.dialect.name]
-        wanted = {**wanted, "most": most, "closed": [(one,) for one in closed]}
+        query, most = self.turns[conn.dialect.name], wanted["most"]
         turns = [row.value for row in query.rows(conn, {**wanted, "after": ""})]
         if not after:
             return turns
@@ -161,7 +149,7 @@ class FairQueue:
         shares: Mapping[str, int],
         last: Mapping[str, tuple[float, str]],
     ) -> dict[str, list[Any]]:
-        """The rows of these projects that are due after their last, at least each one's share."""
+        """The rows of these projects that are due after their last, by project, in order."""
         asked = [(project_id, *last[project_id]) for project_id in shares]
         wanted = {**wanted, "asked": asked, "most": max(shares.values())}
         found: dict[str, list[Any]] = {project_id: [] for project_id in shares}
@@ -174,8 +162,7 @@ class FairQueue:
 
     def _turns_of(self, with_due: Select[Any]) -> Query:
         project_id = with_due.selected_columns.value
-        is_open = project_id.not_in(_closed)
-        turns = with_due.where(is_open, self.may_have_turn(project_id))
+        turns = with_due.where(project_id.not_in(_closed), self.may_have_turn(project_id))
         return Query(turns.limit(bindparam("most")))
 
     def _with_due_in_sqlite(self) -> Select[Any]:
@@ -191,13 +178,11 @@ class FairQueue:
     def _with_due_in_postgresql(self) -> Select[Any]:
         # A project's first due time comes with the lookup that finds the project: only the index of
         # the queue has that order, so that no plan reads all that waits.
-        found = select(self._first_after(bindparam("after")).subquery())
-        project_ids = found.cte("found", recursive=True)
-        following = self._first_after(project_ids.c.value).lateral("following")
-        project_ids = project_ids.union_all(
-            select(following).select_from(project_ids.join(following, true()))
-        )
-        return select(project_ids.c.value).where(project_ids.c.due_at <= self._now)
+        first = self._first_after(bindparam("after")).subquery()
+        found = select(first).cte("found", recursive=True)
+        following = self._first_after(found.c.value).lateral("following")
+        found = found.union_all(select(following).select_from(found.join(following, true())))
+        return select(found.c.value).where(found.c.due_at <= self._now)
 
     def _first_after(self, project_id: ColumnElement[Any]) -> Select[Any]:
         columns = self.table.c

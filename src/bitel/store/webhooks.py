@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from types import MappingProxyType
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -29,7 +28,7 @@ from sqlalchemy import (
 from bitel.domain.calls import CallStatus
 from bitel.domain.ids import new_id
 from bitel.store.chunks import in_chunks
-from bitel.store.fair_queue import FairQueue
+from bitel.store.fair_queue import NONE_TAKEN, FairQueue
 from bitel.store.schema import (
     DELIVERED,
     GIVEN_UP,
@@ -43,8 +42,6 @@ from bitel.store.sql_batch import Change, given
 
 LEASE: Final = 60.0
 """Seconds after which an event that was claimed may be claimed again."""
-
-_NOBODY: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +102,7 @@ def claim_due(
     limit: int,
     *,
     lease: float = LEASE,
-    in_flight: Mapping[str, int] = _NOBODY,
+    in_flight: Mapping[str, int] = NONE_TAKEN,
     after_project: str = "",
 ) -> list[Delivery]:
     """Up to `limit` events to try now, the longest due of each project first.
@@ -145,7 +142,7 @@ def record(conn: Connection, tried: Sequence[DeliveryAttempt]) -> None:
         return
     tries = [
         (new_id(one.at), one.event_id, one.at, one.status_code, one.error, one.seconds)
-        for one in tried
+        for one in tried  # in the order of the table's columns
     ]
     _WRITE_TRIES.run(conn, {"tries": tries})
     # Of several results of one event, its delivery is the one that counts.
@@ -255,13 +252,7 @@ _LEASE: Final = Change(
     .where(webhook_event.c.id.in_(select(given("leased", id=_Id).c.id)))
     .values(due_at=bindparam("until"), tries=webhook_event.c.tries + 1)
 )
-_tries = given(
-    "tries",
-    **{
-        name: webhook_try.c[name].type
-        for name in ("id", "event_id", "at", "status_code", "error", "seconds")
-    },
-)
+_tries = given("tries", **{column.name: column.type for column in webhook_try.c})
 _WRITE_TRIES: Final = Change(
     # An event may have been deleted with its project while it was delivered.
     insert(webhook_try).from_select(

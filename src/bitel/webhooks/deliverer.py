@@ -88,7 +88,7 @@ class _Finished:
 
     delivery: Delivery
     attempt: DeliveryAttempt
-    written: asyncio.Future[None]
+    written: asyncio.Event
 
 
 class Deliverer:
@@ -177,7 +177,7 @@ class Deliverer:
             return
         taken, after = self._limiter.taken, self._last_project
 
-        def work(conn: Connection) -> tuple[frozenset[str], Sequence[Delivery]]:
+        def work(conn: Connection) -> tuple[set[str], Sequence[Delivery]]:
             turned_off = _write(conn, finished)
             if free <= 0:
                 return turned_off, ()
@@ -197,12 +197,13 @@ class Deliverer:
             # A bug must not end all delivery. These events are tried again after their leases.
             events = [one.attempt.event_id for one in finished]
             log.exception("webhook_round_broke", ended=events)
-            _release(finished)
+            for one in finished:
+                one.written.set()
             await asyncio.sleep(_AFTER_FAULT)
             return
         for one in finished:
             _log(one, turned_off=one.attempt.event_id in turned_off)
-        _release(finished)
+            one.written.set()
         for delivery in due:
             self._last_project = delivery.project_id
             self._limiter.begin(delivery.project_id)
@@ -234,10 +235,10 @@ class Deliverer:
             error=response.error,
             next_due=next_due,
         )
-        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._finished.append(_Finished(delivery, attempt, written))
+        finished = _Finished(delivery, attempt, asyncio.Event())
+        self._finished.append(finished)
         self.wake()
-        await written
+        await finished.written.wait()
 
     async def _post(self, delivery: Delivery, now: float) -> DeliveryResponse:
         body = payload.body(delivery, self._date(delivery.requested_at))
@@ -254,31 +255,23 @@ class Deliverer:
             return DeliveryResponse(None, "a fault inside the deliverer", 0.0)
 
 
-def _write(conn: Connection, finished: Sequence[_Finished]) -> frozenset[str]:
+def _write(conn: Connection, finished: Sequence[_Finished]) -> set[str]:
     """Write results; the events among them that turned their project's URL off."""
-    turned_off = {
-        one.attempt.event_id
-        for one in finished
-        if one.attempt.status_code is not None
-        and retry_policy.is_gone(one.attempt.status_code)
-        # False if the project has another URL by now; then the event is retried there.
-        and outbox.turn_off(conn, one.delivery.project_id, one.delivery.url, GONE)
-    }
-    attempts = [one.attempt for one in finished]
-    outbox.record(
-        conn,
-        [
-            replace(each, next_due=None) if each.event_id in turned_off else each
-            for each in attempts
-        ],
-    )
-    return frozenset(turned_off)
-
-
-def _release(finished: Sequence[_Finished]) -> None:
+    turned_off: set[str] = set()
+    attempts: list[DeliveryAttempt] = []
     for one in finished:
-        if not one.written.done():
-            one.written.set_result(None)
+        attempt, delivery = one.attempt, one.delivery
+        # Not turned off if the project has another URL by now; then the event is retried there.
+        if (
+            attempt.status_code is not None
+            and retry_policy.is_gone(attempt.status_code)
+            and outbox.turn_off(conn, delivery.project_id, delivery.url, GONE)
+        ):
+            turned_off.add(attempt.event_id)
+            attempt = replace(attempt, next_due=None)
+        attempts.append(attempt)
+    outbox.record(conn, attempts)
+    return turned_off
 
 
 def _log(one: _Finished, *, turned_off: bool) -> None:

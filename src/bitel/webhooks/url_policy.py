@@ -31,9 +31,7 @@ LONGEST_URL: Final = 2048
 MAX_LOOKUPS: Final = 32
 """Names that are resolved at the same time."""
 
-_LONGEST_NAME: Final = 253
 _NAME: Final = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?")
-_LOCAL_NAMES: Final = ("localhost", "localhost.")
 _PORTS: Final = {"http": 80, "https": 443}
 
 
@@ -73,7 +71,7 @@ def parse(url: str) -> Target:
     if parts.userinfo:
         raise _wrong("holds a user name or password; receivers check the signature instead")
     host = parts.raw_host.decode("ascii")
-    if not (":" in host or _NAME.fullmatch(host)) or "%" in host or len(host) > _LONGEST_NAME:
+    if not (":" in host or _NAME.fullmatch(host)) or "%" in host or len(host) > 253:
         raise _wrong("must name a host, as in https://example.com/calls")
     port = _PORTS[parts.scheme] if parts.port is None else parts.port
     if not 0 < port < 65_536:
@@ -108,7 +106,7 @@ def why_blocked(address: IPAddress) -> str | None:
 
 
 def _written_address(host: str) -> IPAddress | None:
-    if host in _LOCAL_NAMES:
+    if host in ("localhost", "localhost."):
         return IPv4Address("127.0.0.1")
     try:
         return ipaddress.ip_address(host)
@@ -162,7 +160,5 @@ def _getaddrinfo(host: str, found: concurrent.futures.Future[Sequence[IPAddress]
     try:
         rows = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
         found.set_result([ipaddress.ip_address(row[4][0]) for row in rows])
-    except OSError as fault:
-        found.set_exception(fault)
-    except ValueError as fault:  # a label too long or empty (UnicodeError), an odd address
-        found.set_exception(OSError(str(fault)))
+    except (OSError, ValueError) as fault:  # ValueError: a label too long or empty, an odd address
+        found.set_exception(fault if isinstance(fault, OSError) else OSError(str(fault)))
