@@ -390,10 +390,32 @@ SHORT_BODY = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nx"
 REFUSED = "http://127.0.0.1:9/"
 
 
+def once_a_connection() -> Answerer:
+    """Closes a connection at its second request."""
+    answered: set[int] = set()
+
+    async def work(got: Received, writer: asyncio.StreamWriter) -> None:
+        if got.connection in answered:
+            writer.close()
+        else:
+            answered.add(got.connection)
+            await answer()(got, writer)
+
+    return work
+
+
 @pytest.mark.parametrize(
     "answerer",
-    [answer(200), answer(503), raw(b"nonsense\r\n\r\n"), hang, raw(SHORT_BODY), None],
-    ids=["taken", "refused", "nonsense", "no answer", "short body", "no connection"],
+    [
+        answer(200),
+        answer(503),
+        raw(b"nonsense\r\n\r\n"),
+        hang,
+        raw(SHORT_BODY),
+        once_a_connection(),
+        None,
+    ],
+    ids=["taken", "refused", "nonsense", "no answer", "short body", "closed idle", "no connection"],
 )
 def test_posts_leave_no_reference_cycles(answerer: Answerer | None) -> None:
     async def main() -> list[object]:

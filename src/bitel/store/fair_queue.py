@@ -322,11 +322,12 @@ def pick(
 def one_of_each(picked: Iterable[Any]) -> list[Any]:
     """The calls in another order: the first of each project, then the second of each, and so on."""
     got: Counter[str] = Counter()
-    places: list[tuple[int, Any]] = []
-    for row in picked:
-        places.append((got[row.project_id], row))
+
+    def place(row: Any) -> int:
         got[row.project_id] += 1
-    return [row for _, row in sorted(places, key=lambda place: place[0])]
+        return got[row.project_id]
+
+    return sorted(picked, key=place)
 
 
 def postpone(
