@@ -39,9 +39,8 @@ from bitel.domain.ids import new_id
 from bitel.errors import BitelError
 from bitel.housekeeping import Housekeeper
 from bitel.metrics import DialerFigures, DialerSource, Page, Sources
-from bitel.notifications.conditions import ConditionWatcher, of_dialer
-from bitel.notifications.monitor import Condition
-from bitel.notifications.sending import build_sender
+from bitel.notifications.conditions import Condition, ConditionWatcher, of_dialer
+from bitel.notifications.sender import NotificationSender
 from bitel.observability import logging
 from bitel.observability.event_loop import (
     LoopLag,
@@ -70,7 +69,7 @@ from bitel.storage_pressure import StoragePressure
 from bitel.store import engines, migrate, recordings
 from bitel.store.database import Database
 from bitel.supervision import background
-from bitel.webhooks import delivery as webhooks
+from bitel.webhooks.deliverer import Deliverer
 
 log = structlog.get_logger(__name__)
 
@@ -210,12 +209,8 @@ async def running(
         deliverer = None
         log_confinement()
         if role != "dialer":
-            deliverer = webhooks.build(
-                webhooks.Options(allow_private=settings.webhook_allow_private),
-                database,
-                clock,
-                clock.date,
-            )
+            allow_private = settings.webhook_allow_private
+            deliverer = Deliverer(database, clock, clock.date, allow_private=allow_private)
             await stack.enter_async_context(_delivering(deliverer, shutdown))
             sources.deliverer = deliverer
         pressure = StoragePressure(
@@ -223,7 +218,7 @@ async def running(
         )
         sources.storage = pressure
         await stack.enter_async_context(background("storage", pressure.run))
-        bell = deliverer.ring if deliverer else lambda: None
+        bell = deliverer.wake if deliverer else lambda: None
         if role != "api":
             traces = TraceStore(settings.data_dir / "traces", _keep(settings.traces))
             close_traces = functools.partial(asyncio.to_thread, traces.close)
@@ -407,7 +402,7 @@ def _speech_options(settings: Settings) -> SpeechOptions:
 
 
 @contextlib.asynccontextmanager
-async def _delivering(deliverer: webhooks.Deliverer, shutdown: Shutdown) -> AsyncIterator[None]:
+async def _delivering(deliverer: Deliverer, shutdown: Shutdown) -> AsyncIterator[None]:
     """Webhooks, delivered until all dispatchers have stopped."""
     task = asyncio.create_task(deliverer.run())
     try:
@@ -461,7 +456,7 @@ async def _notifying(
     if not chosen.url and not chosen.command:
         yield
         return
-    sender = build_sender(chosen, lambda: clock.date(clock()))
+    sender = NotificationSender(chosen, lambda: clock.date(clock()))
 
     def conditions_of(worker: DialerWorker, trunk: SipTrunkDialer) -> Sequence[Condition]:
         if worker.in_standby:

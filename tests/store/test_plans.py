@@ -181,9 +181,9 @@ DUE = {**LANE, "now": 2e9, "asked": [("p", 0.5, "a"), ("q", -1.0, "")]}
 
 # Those that each kind of database has in words of its own.
 OWN: dict[str, tuple[Mapping[str, Statement], dict[str, Any], set[str]]] = {
-    "turns": (fair_queue._OPEN_WITH_DUE, {**LANE, "closed": ROWS, "after": "a"}, {"ix_call_due"}),
+    "turns": (fair_queue.CALLS.turns, {**LANE, "closed": ROWS, "after": "a"}, {"ix_call_due"}),
     "closed": (fair_queue._CLOSED_WITH_DUE, {**LANE, "closed": ROWS, "after": ""}, {"ix_call_due"}),
-    "due": (fair_queue._DUE, DUE, {"ix_call_due"}),
+    "due": (fair_queue.CALLS.due, DUE, {"ix_call_due"}),
     "taken numbers": (
         number_exclusion._TAKEN,
         {"numbers": [("p", "+98912"), ("q", "+98913")], "now": 1.0},
@@ -205,13 +205,13 @@ OWN: dict[str, tuple[Mapping[str, Statement], dict[str, Any], set[str]]] = {
         {"ix_call_waiting_otp", "ix_call_in_flight"},
     ),
     "events' projects": (
-        webhooks._WITH_DUE,
-        {"now": 1.0, "full": ROWS, "after": "a", "most": 5},
+        webhooks._QUEUE.turns,
+        {"now": 1.0, "closed": ROWS, "after": "a", "most": 5},
         {"ix_webhook_event_due"},
     ),
     "events": (
-        webhooks._DUE,
-        {"now": 1.0, "asked": ROWS, "most": 5},
+        webhooks._QUEUE.due,
+        {"now": 1.0, "asked": DUE["asked"], "most": 5},
         {"ix_webhook_event_due"},
     ),
 }
@@ -317,7 +317,7 @@ def test_calls_behind_those_of_another_project_are_found_by_their_index(world: W
 
 
 def due_plan(conn: Connection) -> str:
-    return explained(conn, *fair_queue._DUE[conn.dialect.name].prepare(conn.dialect, DUE))
+    return explained(conn, *fair_queue.CALLS.due[conn.dialect.name].prepare(conn.dialect, DUE))
 
 
 def looks_up(said: str, indexes: set[str]) -> None:

@@ -137,7 +137,7 @@ def check_config(config: Annotated[Path | None, Option(help="The settings file."
     """
     from bitel import settings
     from bitel.dialer.config import sip_trunk_config
-    from bitel.notifications.sending import check_notifications
+    from bitel.notifications.sender import check_notifications
     from bitel.store import engines
 
     file = settings.settings_file(config)

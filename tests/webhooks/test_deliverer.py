@@ -18,8 +18,9 @@ from bitel.errors import UnavailableError
 from bitel.store import webhooks as outbox
 from bitel.store.schema import DELIVERED, GIVEN_UP, PENDING
 from bitel.store.webhooks import LEASE
-from bitel.webhooks import delivery
-from bitel.webhooks.posting import Poster, TimeLimits
+from bitel.webhooks import deliverer as deliverer_module
+from bitel.webhooks.deliverer import GONE, Deliverer
+from bitel.webhooks.http_client import HttpClient, TimeLimits
 from bitel.webhooks.retry_policy import PAUSES
 from bitel.webhooks.signing import verify
 from tests.webhooks.receiver import Received, answer, hang, raw, receiver
@@ -54,13 +55,13 @@ async def test_an_event_is_told_once_signed_and_with_its_id(post: Post) -> None:
 
 
 async def test_a_ring_is_heard_at_once(sqlite_post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delivery, "_POLL", 1e6)
+    monkeypatch.setattr(deliverer_module, "_POLL", 1e6)
     async with receiver() as one:
         project_id = sqlite_post.project(one.url)
         async with sqlite_post.deliverer() as deliverer:
-            await sqlite_post.looked(deliverer, ring=False)
+            await sqlite_post.looked(deliverer, wake=False)
             sqlite_post.events(project_id)
-            deliverer.ring()
+            deliverer.wake()
             await one.until(1)
 
 
@@ -93,7 +94,7 @@ async def test_one_that_fails_is_tried_on_schedule_with_one_id_and_given_up(
                 await post.looked(deliverer)
                 assert (len(one.received), deliverer.running) == (tries, 0)
                 post.clock.now = event.due_at
-                deliverer.ring()
+                deliverer.wake()
             (event,) = await post.settled(project_id, len(PAUSES) + 1)
             post.clock.advance(1e6)
             await post.looked(deliverer)
@@ -116,7 +117,7 @@ async def test_one_that_fails_and_is_taken_then_is_done(post: Post) -> None:
             assert event.due_at == pytest.approx(post.clock() + 90, abs=2)
             one.answerer = answer(202)
             post.clock.advance(95)
-            deliverer.ring()
+            deliverer.wake()
             (event,) = await post.settled(project_id, 2)
     assert (event.state, event.due_at) == (DELIVERED, None)
     assert [tried.status_code for tried in event.tried] == [503, 202]
@@ -147,14 +148,14 @@ async def test_gone_turns_the_url_off_until_it_is_set_anew(post: Post) -> None:
         post.events(project_id, 5)
         async with post.deliverer(per_project=1) as deliverer:
             events = await post.settled(project_id, 1)
-            assert post.column(project_id, "webhook_off_reason") == delivery.GONE
+            assert post.column(project_id, "webhook_off_reason") == GONE
             post.clock.advance(1e6)
             await post.looked(deliverer)
             assert (len(one.received), deliverer.running) == (1, 0)
             assert Counter(event.state for event in events) == {GIVEN_UP: 1, PENDING: 4}
             one.answerer = answer()
             post.set(project_id, webhook_off_reason=None)
-            deliverer.ring()
+            deliverer.wake()
             await post.settled(project_id, 5)
     assert len(one.received) == 5
 
@@ -180,7 +181,7 @@ async def test_gone_of_an_url_that_was_changed_meanwhile_is_no_word_of_the_new_o
             assert (event.state, len(new.received)) == (PENDING, 0)
             assert post.column(project_id, "webhook_off_reason") is None
             post.clock.advance(10)
-            deliverer.ring()
+            deliverer.wake()
             (event,) = await post.settled(project_id, 2)
     assert (event.state, len(old.received), len(new.received)) == (DELIVERED, 1, 1)
 
@@ -230,8 +231,8 @@ async def test_a_fault_of_our_own_is_logged_and_comes_back_no_sooner_than_any_ot
     async def broken(*_: object) -> None:
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr(Poster, "post", broken)
-    monkeypatch.setattr(delivery, "log", structlog.get_logger())
+    monkeypatch.setattr(HttpClient, "post", broken)
+    monkeypatch.setattr(deliverer_module, "log", structlog.get_logger())
     with capture_logs() as lines:
         async with receiver() as one:
             project_id = post.project(one.url)
@@ -246,11 +247,11 @@ async def test_a_fault_of_our_own_is_logged_and_comes_back_no_sooner_than_any_ot
 VICTIM = """
 import asyncio, sys, time
 from bitel.store.database import Database
-from bitel.webhooks.delivery import Options, build
+from bitel.webhooks.deliverer import Deliverer
 
 async def main():
     with Database.open(sys.argv[1]) as database:
-        await build(Options(allow_private=True), database, time.time).run()
+        await Deliverer(database, time.time, allow_private=True).run()
 
 asyncio.run(main())
 """
@@ -277,7 +278,7 @@ async def test_a_kill_between_post_and_record_tells_it_again_with_the_same_id(
             # The dead one's lease still holds.
             assert (len(one.received), deliverer.running) == (1, 0)
             post.clock.now = time.time() + LEASE
-            deliverer.ring()
+            deliverer.wake()
             (event,) = await post.settled(project_id, 1)
     assert [got.id for got in one.received] == [event_id, event_id]
     assert (event.state, event.tries) == (DELIVERED, 2)
@@ -288,7 +289,7 @@ async def test_a_database_that_is_away_for_a_while_loses_nothing(
 ) -> None:
     post = sqlite_post
     written = post.database.write
-    monkeypatch.setattr(delivery, "_AFTER_FAULT", 0.01)
+    monkeypatch.setattr(deliverer_module, "_AFTER_FAULT", 0.01)
     fail = random.Random(3)
     failures = 0
 
@@ -302,7 +303,7 @@ async def test_a_database_that_is_away_for_a_while_loses_nothing(
     async with receiver() as one:
         project_id = post.project(one.url)
         ids = post.events(project_id, 20)
-        deliverer = delivery.build(delivery.Options(allow_private=True), post.database, post.clock)
+        deliverer = Deliverer(post.database, post.clock, allow_private=True)
         deliverer._database = _Writes(write)  # type: ignore[assignment]
         task = asyncio.create_task(deliverer.run())
         await post.settled(project_id, 20)
@@ -316,7 +317,7 @@ async def test_a_round_that_breaks_does_not_end_delivery(
     sqlite_post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     post = sqlite_post
-    monkeypatch.setattr(delivery, "_AFTER_FAULT", 0.01)
+    monkeypatch.setattr(deliverer_module, "_AFTER_FAULT", 0.01)
     record = outbox.record
     broken = 2
 
@@ -336,7 +337,7 @@ async def test_a_round_that_breaks_does_not_end_delivery(
                 await one.until(count)
                 await post.until(lambda: not deliverer.running)
                 post.clock.advance(LEASE + 1)
-                deliverer.ring()
+                deliverer.wake()
             (event,) = await post.settled(project_id, 1)
     assert event.state == DELIVERED
     assert [got.id for got in one.received] == [event_id] * 3
@@ -353,9 +354,7 @@ async def test_draining_lets_tries_end_and_begins_no_more(sqlite_post: Post) -> 
     async with receiver(later) as one:
         project_id = post.project(one.url)
         post.events(project_id, 10)
-        deliverer = delivery.build(
-            delivery.Options(allow_private=True, per_project=2), post.database, post.clock
-        )
+        deliverer = Deliverer(post.database, post.clock, allow_private=True, per_project=2)
         task = asyncio.create_task(deliverer.run())
         await one.until(2)
         drain = asyncio.create_task(deliverer.drain(10))
@@ -411,7 +410,7 @@ async def test_logs_hold_neither_secret_nor_number_nor_url(
     sqlite_post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     post = sqlite_post
-    monkeypatch.setattr(delivery, "log", structlog.get_logger())
+    monkeypatch.setattr(deliverer_module, "log", structlog.get_logger())
     with capture_logs() as lines:
         for status in (200, 500, 410):
             async with receiver(answer(status)) as one:
@@ -442,12 +441,7 @@ async def test_dates_and_timestamps_follow_the_system_clock(post: Post) -> None:
         project_id = post.project(one.url)
         post.events(project_id)
         placed_at = int(post.clock() - 60.5 + 3600)
-        deliverer = delivery.build(
-            delivery.Options(allow_private=True),
-            post.database,
-            post.clock,
-            lambda at: at + 3600,
-        )
+        deliverer = Deliverer(post.database, post.clock, lambda at: at + 3600, allow_private=True)
         task = asyncio.create_task(deliverer.run())
         (event,) = await post.settled(project_id, 1)
         await deliverer.drain(0)

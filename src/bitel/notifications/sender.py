@@ -21,12 +21,11 @@ import structlog
 
 from bitel.domain.ids import new_id
 from bitel.errors import InvalidRequestError, SettingsError
-from bitel.notifications.monitor import Change, Kind
+from bitel.notifications.conditions import Change, Kind
 from bitel.settings import NotificationSettings
 from bitel.webhooks import signing, url_policy
-from bitel.webhooks.connecting import Resolver
-from bitel.webhooks.posting import Poster
-from bitel.webhooks.retry_policy import is_success
+from bitel.webhooks.http_client import HttpClient
+from bitel.webhooks.url_policy import Resolver
 
 log = structlog.get_logger(__name__)
 
@@ -57,11 +56,8 @@ def body_of(change: Change, now: float) -> bytes:
     """The JSON of a notification: `{type, date, data: {message, …}}`; `now` is Unix seconds."""
     condition = change.condition
     message = condition.message if change.began else f"no longer: {condition.message}"
-    event: dict[str, Any] = {
-        "type": type_of(change),
-        "date": int(now),
-        "data": {"message": message, **condition.details},
-    }
+    data = {"message": message, **condition.details}
+    event = {"type": type_of(change), "date": int(now), "data": data}
     return json.dumps(event, ensure_ascii=False).encode()
 
 
@@ -81,43 +77,30 @@ def check_notifications(settings: NotificationSettings) -> None:
         raise SettingsError(f"the setting notifications.secret is wrong: {fault}") from None
 
 
-def build_sender(settings: NotificationSettings, clock: Callable[[], float]) -> NotificationSender:
-    """A sender with the system's resolver and certificates; `clock` gives Unix seconds.
-
-    Raises SettingsError as `check_notifications` does.
-    """
-    check_notifications(settings)
-    poster = Poster(Resolver(), httpx.create_ssl_context(), allow_private=True)
-    secret = settings.secret.get_secret_value()
-    return NotificationSender(settings.url, secret, settings.command, poster, clock)
-
-
 class NotificationSender:
     """Queues notifications and sends them in order, in the task of `run`.
 
+    A POST is signed as the Standard Webhooks specification says, if there is a secret. A command is
+    run without a shell, with the JSON on stdin and the type in `BITEL_NOTIFICATION`.
+
     Args:
-        url: where they are posted; empty: nowhere.
-        secret: signs the POSTs as the Standard Webhooks specification says; empty: no signature.
-        command: a program and its arguments, as a shell would split them; empty: none. It is run
-            without a shell, with the JSON on stdin and the type in `BITEL_NOTIFICATION`.
-        poster: makes the HTTP requests; `run` closes it.
-        clock: Unix seconds.
+        clock: gives Unix seconds.
         pause: waits for so many seconds.
+
+    Raises SettingsError as `check_notifications` does.
     """
 
     def __init__(
         self,
-        url: str,
-        secret: str,
-        command: str,
-        poster: Poster,
+        settings: NotificationSettings,
         clock: Callable[[], float],
         pause: Callable[[float], Any] = asyncio.sleep,
     ) -> None:
-        self._url = url
-        self._secret = secret
-        self._command = shlex.split(command)
-        self._poster = poster
+        check_notifications(settings)
+        self._url = settings.url
+        self._secret = settings.secret.get_secret_value()
+        self._command = shlex.split(settings.command)
+        self._client = HttpClient(Resolver(), httpx.create_ssl_context(), allow_private=True)
         self._clock = clock
         self._pause = pause
         self._queue: deque[Change] = deque()
@@ -142,7 +125,7 @@ class NotificationSender:
                 while self._queue:
                     await self._send(self._queue.popleft())
         finally:
-            self._poster.close()
+            self._client.close()
 
     async def _send(self, change: Change) -> None:
         kind, body = type_of(change), body_of(change, self._clock())
@@ -162,10 +145,10 @@ class NotificationSender:
             headers = {"content-type": "application/json"}
             if self._secret:
                 headers |= signing.headers(self._secret, message_id, int(now), body)
-            answer = await self._poster.post(self._url, headers, body, now)
-            if answer.status is not None and is_success(answer.status):
+            response = await self._client.post(self._url, headers, body, now)
+            if response.delivered:
                 return
-            error = answer.error or f"status {answer.status}"
+            error = response.error or f"status {response.status}"
             if pause is None:
                 log.error("notification_not_posted", type=kind, error=error)
             else:

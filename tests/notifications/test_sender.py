@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import ssl
 import sys
 from pathlib import Path
 
@@ -12,12 +11,10 @@ import pytest
 import structlog
 
 from bitel.errors import SettingsError
-from bitel.notifications import sending
-from bitel.notifications.monitor import Change, Condition, Kind
-from bitel.notifications.sending import NotificationSender, build_sender, run_command
+from bitel.notifications import sender as notification_sender
+from bitel.notifications.conditions import Change, Condition, Kind
+from bitel.notifications.sender import RETRY_AFTER, NotificationSender, run_command
 from bitel.settings import NotificationSettings
-from bitel.webhooks.connecting import Resolver
-from bitel.webhooks.posting import Poster
 from bitel.webhooks.signing import new_secret, verify
 from tests.webhooks.receiver import answer, receiver
 
@@ -40,8 +37,10 @@ class Pauses:
 def sender(
     url: str = "", secret: str = "", command: str = "", pause: Pauses | None = None
 ) -> NotificationSender:
-    poster = Poster(Resolver(), ssl.create_default_context(), allow_private=True)
-    return NotificationSender(url, secret, command, poster, lambda: NOW, pause or Pauses())
+    settings = {"url": url, "secret": secret, "command": command}
+    return NotificationSender(
+        NotificationSettings.model_validate(settings), lambda: NOW, pause or Pauses()
+    )
 
 
 async def test_a_signed_post_and_one_for_the_end() -> None:
@@ -78,11 +77,11 @@ async def test_a_receiver_that_fails_is_tried_again_with_the_same_id() -> None:
         task.cancel()
     ids = [each.headers["webhook-id"] for each in received]
     assert [ids.count(each) for each in dict.fromkeys(ids)] == [3, 3]
-    assert pauses.seconds == [*sending.RETRY_AFTER] * 2
+    assert pauses.seconds == [*RETRY_AFTER] * 2
 
 
 async def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sending, "QUEUE_LIMIT", 2)
+    monkeypatch.setattr(notification_sender, "QUEUE_LIMIT", 2)
     async with receiver() as hook:
         one = sender(hook.url)
         with structlog.testing.capture_logs() as logs:
@@ -146,5 +145,5 @@ async def test_a_command_that_is_absent_is_logged() -> None:
 )
 def test_what_can_not_be_sent_with_stops_the_start(settings: dict[str, str], says: str) -> None:
     with pytest.raises(SettingsError, match=says) as refused:
-        build_sender(NotificationSettings.model_validate(settings), lambda: NOW)
+        NotificationSender(NotificationSettings.model_validate(settings), lambda: NOW)
     assert "hunter2" not in str(refused.value)

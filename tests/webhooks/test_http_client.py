@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import ipaddress
 import os
 import socket
 import ssl
 import subprocess
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import uvloop
 
-from bitel.webhooks import posting
-from bitel.webhooks.connecting import Address, Resolver
-from bitel.webhooks.posting import Answer, Poster, TimeLimits
+from bitel.ip_addresses import IPAddress
+from bitel.webhooks import http_client
+from bitel.webhooks.http_client import DeliveryResponse, HttpClient, TimeLimits
+from bitel.webhooks.url_policy import Resolver
 from tests.prerequisites import need_openssl
 from tests.tcp_server import tcp_server
 from tests.webhooks.receiver import (
@@ -44,20 +46,23 @@ class Names:
         self._answers = [[one] if isinstance(one, str) else one for one in answers]
         self.asked: list[str] = []
 
-    async def __call__(self, host: str) -> Sequence[Address]:
+    async def __call__(self, host: str) -> Sequence[IPAddress]:
         self.asked.append(host)
         found = self._answers[min(len(self.asked), len(self._answers)) - 1]
         return [ipaddress.ip_address(one) for one in found]
 
 
-def poster(resolve: Any = None, **changes: Any) -> Poster:
+@contextlib.asynccontextmanager
+async def client(resolve: Any = None, **changes: Any) -> AsyncIterator[HttpClient]:
+    """A client that is closed at the end of the block."""
     fields: dict[str, Any] = {"tls": ssl.create_default_context(), "allow_private": True}
-    return Poster(resolve or Resolver(), **fields | changes)
+    with contextlib.closing(HttpClient(resolve or Resolver(), **fields | changes)) as one:
+        yield one
 
 
-async def post(to: Receiver | str, **changes: Any) -> Answer:
+async def post(to: Receiver | str, **changes: Any) -> DeliveryResponse:
     url = to if isinstance(to, str) else to.url
-    async with poster(**changes) as one:
+    async with client(**changes) as one:
         return await one.post(url, {"webhook-id": "1"}, BODY, NOW)
 
 
@@ -73,7 +78,7 @@ async def test_an_event_is_posted_whole() -> None:
 
 
 async def test_a_connection_is_used_again() -> None:
-    async with receiver() as one, poster() as sender:
+    async with receiver() as one, client() as sender:
         for _ in range(3):
             assert (await sender.post(one.url, {}, BODY, NOW)).status == 200
     assert [got.connection for got in one.received] == [0, 0, 0]
@@ -89,7 +94,7 @@ async def test_a_connection_is_used_again() -> None:
     ],
 )
 async def test_one_that_can_not_be_used_again_is_not(head: bytes) -> None:
-    async with receiver(raw(head)) as one, poster() as sender:
+    async with receiver(raw(head)) as one, client() as sender:
         for _ in range(2):
             assert (await sender.post(one.url, {}, BODY, NOW)).status == 200
     assert [got.connection for got in one.received] == [0, 1]
@@ -103,7 +108,7 @@ async def test_a_body_without_a_length_ends_with_its_connection() -> None:
 
 async def test_interim_answers_are_passed_over() -> None:
     interim = b"HTTP/1.1 103 Early Hints\r\nLink: <x>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n"
-    async with receiver(raw(interim + b"HTTP/1.1 204 X\r\n\r\n")) as one, poster() as sender:
+    async with receiver(raw(interim + b"HTTP/1.1 204 X\r\n\r\n")) as one, client() as sender:
         for _ in range(2):
             assert (await sender.post(one.url, {}, BODY, NOW)).status == 204
     assert one.connections == 1
@@ -116,7 +121,7 @@ async def test_a_kept_connection_that_was_closed_meanwhile_costs_no_try() -> Non
         else:
             await answer()(got, writer)
 
-    async with receiver(answer_once) as server, poster() as sender:
+    async with receiver(answer_once) as server, client() as sender:
         for _ in range(3):
             result = await sender.post(server.url, {"webhook-id": "1"}, BODY, NOW)
             assert (result.status, result.error) == (200, "")
@@ -132,7 +137,7 @@ async def test_what_comes_unasked_on_a_kept_connection_is_no_answer() -> None:
         await ready.wait()
         await answer(200)(got, writer)
 
-    async with receiver(talk) as one, poster() as sender:
+    async with receiver(talk) as one, client() as sender:
         assert (await sender.post(one.url, {}, BODY, NOW)).status == 500
         ready.set()
         await asyncio.sleep(0.05)
@@ -141,8 +146,8 @@ async def test_what_comes_unasked_on_a_kept_connection_is_no_answer() -> None:
 
 
 async def test_few_connections_are_kept_and_not_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(posting, "KEPT_FOR", 0.1)
-    async with receiver() as one, poster(most_kept=2) as sender:
+    monkeypatch.setattr(http_client, "IDLE_SECONDS", 0.1)
+    async with receiver() as one, client(max_idle=2) as sender:
         await asyncio.gather(*(sender.post(one.url, {}, BODY, NOW) for _ in range(5)))
         assert one.connections == 5
         await asyncio.gather(*(sender.post(one.url, {}, BODY, NOW) for _ in range(3)))
@@ -192,7 +197,7 @@ async def test_of_an_endless_body_little_is_read_and_the_status_counts() -> None
 
 async def test_a_body_that_never_comes_costs_little_and_the_status_counts() -> None:
     head = raw(b"HTTP/1.1 201 X\r\nContent-Length: 10\r\n\r\nx")
-    async with receiver(head) as one, poster(limits=SHORT) as sender:
+    async with receiver(head) as one, client(limits=SHORT) as sender:
         for _ in range(2):
             result = await sender.post(one.url, {}, BODY, NOW)
             assert (result.status, result.error) == (201, "")
@@ -279,7 +284,7 @@ async def test_of_mixed_addresses_only_public_ones_are_tried(
 async def test_a_name_that_changes_its_mind_gets_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = watch_connections(monkeypatch)
     names = Names("93.184.216.34", "127.0.0.1")
-    async with receiver() as one, poster(names, allow_private=False) as sender:
+    async with receiver() as one, client(names, allow_private=False) as sender:
         url = f"http://hook.example:{one.port}/"
         first = await sender.post(url, {}, BODY, NOW)
         second = await sender.post(url, {}, BODY, NOW)
@@ -307,11 +312,11 @@ async def test_addresses_share_the_time_to_connect() -> None:
 
 
 async def test_tls_and_host_go_by_the_name_not_the_address(tmp_path: Path) -> None:
-    server, client = certificates(tmp_path, "hook.example")
+    server, trusting = certificates(tmp_path, "hook.example")
     async with receiver(tls=server) as one:
         url = f"https://hook.example:{one.port}/"
-        right = await post(url, resolve=Names("127.0.0.1"), tls=client)
-        wrong = await post(url.replace("hook", "other"), resolve=Names("127.0.0.1"), tls=client)
+        right = await post(url, resolve=Names("127.0.0.1"), tls=trusting)
+        wrong = await post(url.replace("hook", "other"), resolve=Names("127.0.0.1"), tls=trusting)
         unknown = await post(url, resolve=Names("127.0.0.1"))
     assert (right.status, right.error) == (200, "")
     (got,) = one.received
@@ -333,7 +338,7 @@ async def test_a_name_that_hangs_holds_up_no_other(monkeypatch: pytest.MonkeyPat
         return real("127.0.0.1", *arguments, **named)
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    async with receiver() as one, poster(limits=SHORT) as sender:
+    async with receiver() as one, client(limits=SHORT) as sender:
         slow = [sender.post("http://slow.example/", {}, BODY, NOW) for _ in range(100)]
         others = [sender.post(f"http://n{n}.example:{one.port}/", {}, BODY, NOW) for n in range(3)]
         results = await asyncio.gather(*slow, *others)
@@ -385,15 +390,37 @@ SHORT_BODY = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nx"
 REFUSED = "http://127.0.0.1:9/"
 
 
+def once_a_connection() -> Answerer:
+    """Closes a connection at its second request."""
+    answered: set[int] = set()
+
+    async def work(got: Received, writer: asyncio.StreamWriter) -> None:
+        if got.connection in answered:
+            writer.close()
+        else:
+            answered.add(got.connection)
+            await answer()(got, writer)
+
+    return work
+
+
 @pytest.mark.parametrize(
     "answerer",
-    [answer(200), answer(503), raw(b"nonsense\r\n\r\n"), hang, raw(SHORT_BODY), None],
-    ids=["taken", "refused", "nonsense", "no answer", "short body", "no connection"],
+    [
+        answer(200),
+        answer(503),
+        raw(b"nonsense\r\n\r\n"),
+        hang,
+        raw(SHORT_BODY),
+        once_a_connection(),
+        None,
+    ],
+    ids=["taken", "refused", "nonsense", "no answer", "short body", "closed idle", "no connection"],
 )
 def test_posts_leave_no_reference_cycles(answerer: Answerer | None) -> None:
     async def main() -> list[object]:
         limits = TimeLimits(connect=0.2, answer=0.05, body=0.05)
-        async with receiver(answerer or answer(200)) as one, poster(limits=limits) as sender:
+        async with receiver(answerer or answer(200)) as one, client(limits=limits) as sender:
             url = one.url if answerer else REFUSED
             for _ in range(3):
                 await sender.post(url, {}, BODY, NOW)
