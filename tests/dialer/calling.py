@@ -17,6 +17,7 @@ from bitel.dialer.sip_dialer import SipTrunkDialer
 from bitel.dialer.trunk import Trunk
 from bitel.dialing.dialer import DialRequest
 from bitel.domain.attempts import AttemptResult
+from bitel.rtp.shared_clip import clip_of
 from tests.free_ports import free_range
 
 HOST = "127.0.0.1"
@@ -26,8 +27,7 @@ class OneClip:
     """Plays `sound`, 40 ms of silence by default, in every call."""
 
     def __init__(self, folder: Path, sound: bytes = b"\xd5" * 320) -> None:
-        self._clip = folder / "clip.raw"
-        self._clip.write_bytes(sound)
+        self._clip = clip_of(sound, "clip.raw")
 
     async def for_order(
         self, order: DialRequest, codecs: Sequence[Codec]

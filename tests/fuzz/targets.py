@@ -38,6 +38,7 @@ from bitel.sip.sdp import (
 from tests.dialing.test_journal import settlement
 from tests.fuzz.mutation import mutated
 from tests.fuzz.sip_scene import SPLICES, Scene, finish
+from tests.rtp_packets import pack
 from tests.sip.far_end import ANSWER, FAR
 
 SOURCES = (FAR, FAR, Address("198.51.100.1", 1), Address("2001:db8::1", 65535))
@@ -103,10 +104,10 @@ def sdp(rng: random.Random) -> None:
 
 
 RTP_PACKETS = [
-    RtpHeader(8, 1000, 160, 7).pack() + b"\xd5" * 160,
-    RtpHeader(8, 65535, 2**32 - 160, 7, marker=True, csrcs=(1, 2, 3)).pack() + b"\xd5" * 160,
-    b"\x90" + RtpHeader(8, 1001, 320, 7).pack()[1:] + struct.pack("!HHI", 1, 1, 5) + b"\xd5" * 80,
-    RtpHeader(101, 1002, 480, 7).pack() + struct.pack("!BBH", 5, 0x80, 800) * 4,
+    pack(RtpHeader(8, 1000, 160, 7)) + b"\xd5" * 160,
+    pack(RtpHeader(8, 65535, 2**32 - 160, 7, marker=True, csrcs=(1, 2, 3))) + b"\xd5" * 160,
+    b"\x90" + pack(RtpHeader(8, 1001, 320, 7))[1:] + struct.pack("!HHI", 1, 1, 5) + b"\xd5" * 80,
+    pack(RtpHeader(101, 1002, 480, 7)) + struct.pack("!BBH", 5, 0x80, 800) * 4,
     sender_report(7, 1_700_000_000.5, 160, 1, 160) + source_description(7, "name"),
     receiver_report(7),
     struct.pack("!BBHIIIIIII", 0x81, 201, 7, 99, 7, 3, 1000, 4, 0, 0),

@@ -10,48 +10,44 @@ from hypothesis import strategies as st
 from bitel.rtp.ipc import (
     MAX_FRAME,
     Change,
-    End,
     Frames,
-    Load,
     Message,
     Open,
     OpenRtcp,
     Play,
     Ready,
     Stop,
+    StreamerStats,
     WireError,
     decode,
     encode,
 )
+from bitel.rtp.stream_spec import StreamReport, StreamSpec
+from tests.rtp.streams import change_command
 
 numbers = st.integers(0, 2**32 - 1)
-event_types = st.lists(st.integers(0, 127)).map(tuple)
+specs = st.builds(
+    StreamSpec,
+    numbers,
+    st.tuples(st.text(), numbers),
+    numbers,
+    st.sampled_from(["alaw", "ulaw"]),
+    numbers,
+    st.lists(st.integers(0, 127)).map(tuple),
+    st.sampled_from(["off", "port", "host"]),
+    st.booleans(),
+    st.booleans(),
+    st.floats(0, 1e6),
+)
 messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(Open, numbers),
     st.builds(OpenRtcp, numbers),
-    st.builds(
-        Play,
-        *[numbers, numbers, st.text(), numbers, numbers, st.sampled_from(["alaw", "ulaw"])],
-        st.lists(st.text()),
-        *[numbers] * 4,
-        st.booleans(),
-        event_types,
-        st.floats(0, 1e6),
-        st.booleans(),
-        st.sampled_from(["off", "port", "host"]),
-    ),
-    st.builds(
-        Change,
-        numbers,
-        st.none() | st.tuples(st.text(), numbers),
-        *[numbers] * 2,
-        event_types,
-        st.booleans(),
-    ),
+    st.builds(Play, numbers, specs, st.lists(numbers), *[numbers] * 3, st.booleans()),
+    st.builds(Change, numbers, specs, st.booleans()),
     st.builds(Stop, numbers),
     st.builds(Ready),
     st.builds(
-        End,
+        StreamReport,
         *[numbers, numbers, st.booleans(), st.text(), numbers],
         *[st.none() | st.floats(0, 1e6), st.text()],
         *[st.none() | st.floats(0, 1)] * 2,
@@ -59,7 +55,7 @@ messages: st.SearchStrategy[Message] = st.one_of(
         numbers,
         st.booleans(),
     ),
-    st.builds(Load, *[numbers] * 4, *[st.floats(0, 1e6)] * 4),
+    st.builds(StreamerStats, *[numbers] * 4, *[st.floats(0, 1e6)] * 5),
 )
 
 
@@ -76,7 +72,18 @@ def test_messages_survive_any_cutting(turns: list[list[Message]], size: int) -> 
     assert list(map(type, received)) == list(map(type, sent))
 
 
-NO_MESSAGES: list[Any] = [3, None, ["Stop"], [["Sing"]], [["Stop"]], [[[]]], [3]]
+NO_MESSAGES: list[Any] = [
+    3,
+    None,
+    ["Stop"],
+    [["Sing"]],
+    [["Stop"]],
+    [["Play", 1]],
+    [["Change", 1, 2, 3]],
+    [[[]]],
+    [[]],
+    [3],
+]
 
 
 @pytest.mark.parametrize("content", NO_MESSAGES)
@@ -86,7 +93,7 @@ def test_a_frame_without_messages(content: Any) -> None:
 
 
 def test_a_frame_that_is_cut_off() -> None:
-    frame = encode([Stop(1), Change(2, ("192.0.2.1", 4000), 8, 20, (101,), False)])[4:]
+    frame = encode([Stop(1), change_command(2, ("192.0.2.1", 4000), event_types=(101,))])[4:]
     for kept in range(len(frame)):
         with pytest.raises(WireError):
             decode(frame[:kept])

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import pytest
 
 from bitel.rtp.ipc import Open, Stop, encode
-from bitel.rtp.sender import ParentGoneError, ParentSocket
+from bitel.rtp.sender.__main__ import ParentGoneError, ParentSocket
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from bitel.rtp.priority import NICE, SLICE, core_for
+from bitel.rtp.sender.priority import NICE, SLICE, core_for
 
 
 def _in_a_process(what: str) -> str:
-    script = f"import os\nfrom bitel.rtp.priority import *\n{what}"
+    script = f"import os\nfrom bitel.rtp.sender.priority import *\n{what}"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True
     )

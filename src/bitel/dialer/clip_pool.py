@@ -12,8 +12,7 @@ from typing import Final, NamedTuple
 
 from bitel.errors import UnavailableError
 from bitel.recordings.shared_tasks import SharedTasks
-from bitel.rtp.clips import ClipError
-from bitel.rtp.shared_clip import SharedClip, read_clip
+from bitel.rtp.shared_clip import ClipError, SharedClip, read_clip
 
 MOST_IDLE: Final = 256
 """Clips that stay in memory while no call plays them; each holds a descriptor."""

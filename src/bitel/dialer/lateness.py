@@ -19,4 +19,4 @@ def packets_late(stats: StreamerStats) -> float:
     """
     if stats.reported_ago > SILENCE:
         return stats.reported_ago * 1000
-    return stats.tenth_ms if stats.running else 0.0
+    return stats.p90_ms if stats.running else 0.0

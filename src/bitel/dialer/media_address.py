@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from bitel.rtp.streamer import FarEndError
+from bitel.rtp.streamer import RemoteAddressError
 from bitel.sip import MediaChanged
 from bitel.sip.sdp import NegotiatedMedia, SessionDescription, is_host_name
 
@@ -47,14 +47,16 @@ class MediaAddresses:
             self._early[host] = asyncio.create_task(self._try(host))
 
     async def resolved(self, agreed: NegotiatedMedia) -> NegotiatedMedia:
-        """`agreed` with an IP address to send to; raises FarEndError where its host has none."""
+        """`agreed` with an IP address to send to; RemoteAddressError if its host has none."""
         host, port = agreed.far
         if not is_host_name(host):
             return agreed
         try:
             return agreed._replace(far=(await self._resolve(host), port))
         except OSError as fault:
-            raise FarEndError(f"the far end's media host {host} is not found: {fault}") from fault
+            raise RemoteAddressError(
+                f"the far end's media host {host} is not found: {fault}"
+            ) from fault
 
     def follow(self, changed: MediaChanged, then: Follow) -> None:
         """Pass a change of the media on to `then`, once its address is known.
@@ -93,7 +95,7 @@ class MediaAddresses:
             waiting = changed, then = self._waiting
             try:
                 found = MediaChanged(changed.call_id, await self.resolved(changed.agreed))
-            except FarEndError as fault:
+            except RemoteAddressError as fault:
                 log.warning("media_not_followed", fault=str(fault))
                 found = _held(changed)
             if waiting is self._waiting:

@@ -11,8 +11,15 @@ import structlog
 from bitel.dialer.playlist import Playlist
 from bitel.domain.attempts import Media
 from bitel.ip_addresses import leads_nearer
-from bitel.rtp.ipc import UNHEARD
-from bitel.rtp.streamer import FarEndError, Latch, Law, Streamer, StreamReport
+from bitel.rtp.stream_spec import UNHEARD, UNSPECIFIED_HOSTS
+from bitel.rtp.streamer import (
+    Latch,
+    Law,
+    RemoteAddressError,
+    Streamer,
+    StreamReport,
+    StreamSpec,
+)
 from bitel.sip import MediaChanged
 from bitel.sip.sdp import Direction, NegotiatedMedia
 
@@ -23,7 +30,6 @@ AWAITED_FOR = 10.0
 """Seconds for which the first RTP of a far end is awaited whose SDP names no address to send to."""
 
 _LAWS: dict[str, Law] = {"PCMA": "alaw", "PCMU": "ulaw"}
-_NOWHERE = ("0.0.0.0", "::")
 _WE_SEND: frozenset[Direction] = frozenset({"sendrecv", "sendonly"})
 _THEY_SEND: frozenset[Direction] = frozenset({"sendrecv", "recvonly"})
 
@@ -56,6 +62,7 @@ class MediaSession:
         "_loop",
         "_origin",
         "_patience",
+        "_port",
         "_sending_since",
         "_stream",
         "_streamer",
@@ -81,6 +88,7 @@ class MediaSession:
         self._latch: Latch = latch
         self._timed_out = False
         self._loop = asyncio.get_running_loop()
+        self._port = 0
         self._stream = 0
         self._ending: asyncio.TimerHandle | None = None
         self._sending_since: float | None = None
@@ -94,30 +102,17 @@ class MediaSession:
 
         `answered_for` is the time since the answer, in seconds.
         """
-        far, awaited = self._followed(agreed.far)
         held = _is_hold(agreed.direction, agreed.far)
-        self._stream = self._streamer.play(
-            port,
-            far,
-            agreed.payload_type,
-            playlist,
-            self._ended,
-            law=_LAWS[agreed.codec_name],
-            ptime=agreed.ptime,
-            event_types=agreed.event_types,
-            latch=self._latch,
-            held=held,
-            awaited=awaited,
-            patience=self._patience.silence,
-            on_silence=self._fell_silent if self._patience.silence else None,
-        )
+        spec = self._spec(port, agreed, held=held)
+        self._port = port
+        self._stream = self._streamer.play(spec, playlist, self._ended, self._fell_silent)
         longest = self._patience.call
         if longest < math.inf and not self.over.done():
             why = f"the call had lasted {longest:g} s, the longest that it may"
             # A little earlier, so that the second in which it ends is not billed beyond that.
             left = longest - answered_for - _BEFORE_LIMIT
             self._ending = self._loop.call_later(max(0.0, left), self.stop, why)
-        self._await(awaited=awaited, held=held)
+        self._await(awaited=spec.awaited, held=held)
         self._note(agreed.direction, held=held)
 
     def follow(self, changed: MediaChanged) -> None:
@@ -129,7 +124,7 @@ class MediaSession:
         held = _is_hold(agreed.direction, agreed.far)
         try:
             awaited = self._change(agreed, held=held)
-        except FarEndError as fault:
+        except RemoteAddressError as fault:
             log.warning("media_not_followed", fault=str(fault))
             held = True
             awaited = self._change(agreed, held=True)
@@ -138,22 +133,29 @@ class MediaSession:
 
     def _change(self, agreed: NegotiatedMedia, *, held: bool) -> bool:
         """Apply `agreed`; whether RTP of the far end is now awaited."""
-        far, awaited = self._followed(agreed.far)
-        self._streamer.change(
-            self._stream,
-            far,
+        spec = self._spec(self._port, agreed, held=held)
+        self._streamer.change(self._stream, spec)
+        return spec.awaited
+
+    def _spec(self, port: int, agreed: NegotiatedMedia, *, held: bool) -> StreamSpec:
+        remote, awaited = self._followed(agreed.far)
+        return StreamSpec(
+            port,
+            remote,
             agreed.payload_type,
-            ptime=agreed.ptime,
-            event_types=agreed.event_types,
-            held=held,
-            awaited=awaited,
+            _LAWS[agreed.codec_name],
+            agreed.ptime,
+            agreed.event_types,
+            self._latch,
+            held,
+            awaited,
+            self._patience.silence,
         )
-        return awaited
 
     def _followed(self, far: tuple[str, int]) -> tuple[tuple[str, int], bool]:
         """Where to send to for the address that is named, and whether RTP is awaited first."""
         host, port = far[0], far[1]
-        if not self._origin or host in _NOWHERE or not _is_nearer(self._origin, host):
+        if not self._origin or host in UNSPECIFIED_HOSTS or not _is_nearer(self._origin, host):
             return (host, port), False
         self.unfollowed = True
         return (self._origin, port), True
@@ -245,12 +247,12 @@ def _is_nearer(origin: str, host: str) -> bool:
 
 
 def check_address(streamer: Streamer, agreed: NegotiatedMedia) -> None:
-    """Raises FarEndError where what was agreed on can't be sent to that address."""
+    """Raises RemoteAddressError where what was agreed on can't be sent to that address."""
     far = agreed.far[0], agreed.far[1]
     if not _is_hold(agreed.direction, far) and (problem := streamer.address_problem(far)):
-        raise FarEndError(problem)
+        raise RemoteAddressError(problem)
 
 
 def _is_hold(direction: Direction, far: tuple[str, int]) -> bool:
     """Whether we may not send, or have nowhere to: the hold of old (RFC 3264 section 8.4)."""
-    return direction not in _WE_SEND or far[0] in _NOWHERE or far[1] == 0
+    return direction not in _WE_SEND or far[0] in UNSPECIFIED_HOSTS or far[1] == 0

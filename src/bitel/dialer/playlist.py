@@ -12,11 +12,10 @@ from bitel.errors import NotFoundError, UnavailableError
 from bitel.g711 import ALAW_SILENCE, SAMPLE_RATE, ULAW_SILENCE
 from bitel.recordings.storage import VoiceStore
 from bitel.rtp.shared_clip import SharedClip, clip_of
-from bitel.rtp.streamer import Clip
 from bitel.speech.library import SpeechLibrary
 
 Codec = Literal["PCMA", "PCMU"]
-Playlist = Sequence[Clip]
+Playlist = Sequence[SharedClip]
 
 LEAD_IN: Final = 0.2
 """Seconds of silence between the answer and what is played."""

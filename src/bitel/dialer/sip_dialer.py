@@ -33,8 +33,7 @@ from bitel.domain.budget import DEFAULT_HOLD, longest_call
 from bitel.errors import BitelError, InvalidRequestError, NotFoundError, UnavailableError
 from bitel.g711 import SAMPLE_RATE
 from bitel.observability.logging import LineLimit
-from bitel.rtp.shared_clip import SharedClip
-from bitel.rtp.streamer import FarEndError, NoPortError, SenderFailedError, Streamer
+from bitel.rtp.streamer import NoPortError, RemoteAddressError, SenderFailedError, Streamer
 from bitel.sip import (
     AgentConfig,
     Answered,
@@ -322,7 +321,7 @@ class SipTrunkDialer:
         try:
             agreed = await leg.resolved(answered.agreed)
             check_address(self._streamer, agreed)
-        except FarEndError as fault:
+        except RemoteAddressError as fault:
             await self._end(attempt, leg)
             return attempt.over(Outcome.MEDIA_MISMATCH, detail=str(fault), sip_code=200)
         if not await heard(attempt.answered_at):
@@ -591,9 +590,6 @@ def _expires(ring_timeout: float) -> tuple[str, str]:
 
 def _longest(order: DialRequest, playlist: Playlist) -> int:
     """Seconds after the answer at which a call is ended; never before it has played everything."""
-    sizes = (
-        clip.size if isinstance(clip, SharedClip) else clip.stat().st_size for clip in playlist
-    )
-    seconds = sum(sizes) / SAMPLE_RATE
+    seconds = sum(clip.size for clip in playlist) / SAMPLE_RATE
     hold = 0 if order.longest_seconds else DEFAULT_HOLD
     return max(order.longest_seconds, longest_call(seconds, hold))

@@ -1,8 +1,8 @@
-"""The streams that are sent at the same instant of every packet time, as arrays.
+"""The streams that one tick sends together, as arrays.
 
-A tick costs a handful of array operations, however many streams there are. All that goes on by one
-with each tick is known from the number of ticks: only what the kernel reads is written. Streams
-come and go between ticks; `settle` then rewrites the arrays, ordered by socket.
+A tick costs a handful of array operations, however many streams there are. What goes up by one with
+each tick is computed from the number of ticks; only what the kernel reads is written. Streams come
+and go between ticks; `settle` then rewrites the arrays, ordered by socket.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from bitel.rtp.memory import HEADER, Packets
 from bitel.rtp.packet import SAMPLES_PER_PACKET, VERSION
-from bitel.rtp.sendmmsg import Group, Transmit
+from bitel.rtp.sender.sendmmsg import HEADER, Group, Packets, Transmit
 
 MARKER = 0x80
 SMALLEST = 64  # rows
@@ -38,15 +37,15 @@ _STATE = np.dtype(
 class NewStream(NamedTuple):
     """What a stream starts with, or goes on with after a pause.
 
-    `far` is the callee's `memory.sockaddr`, `payload` the address of the first of `packets`
-    payloads. `sent`, `refused` and `errno` are what had become of its packets before. It is sent
-    from the first tick at or after `begin`, by the clock of `Batch.due`. `marker`: its first packet
-    begins a talkspurt (RFC 3551 section 4.1).
+    `remote` is a `sendmmsg.sockaddr`, `payload` the address of the first of `packets` payloads.
+    `sent` and `refused` count its earlier packets; `errno` is that of the last one refused. It is
+    sent at the first tick at or after `begin`, by the clock of `Batch.due`. `marker`: its first
+    packet begins a talkspurt (RFC 3551 section 4.1).
     """
 
     stream: int
     descriptor: int
-    far: bytes
+    remote: bytes
     payload_type: int
     sequence: int
     timestamp: int
@@ -61,7 +60,7 @@ class NewStream(NamedTuple):
 
 
 class Count(NamedTuple):
-    """What has become of a stream's packets."""
+    """The packets of a stream that is over; `problem` is the error of the last one refused."""
 
     sent: int
     refused: int
@@ -107,16 +106,16 @@ class Batch:
         return not (self._rows or self._new or self._unborn)
 
     def add(self, stream: NewStream) -> None:
-        """The stream's first packet goes with the next tick that is not due before its `begin`.
+        """The stream's first packet is sent at the first tick at or after its `begin`.
 
-        So a stream that comes while a tick is late does not share the delay. Its first packet
-        would leave late, and the others in time: too soon after it, or with it in one burst.
+        Sent with a tick that was due earlier and is late, it would leave late itself, and the next
+        one too soon after it or in one burst with it.
         """
         self._new[stream.stream] = stream
         self._streams += 1
 
     def remove(self, stream: int) -> None:
-        """No packet more of this stream; its count comes from the next `settle`."""
+        """Ends a stream; the next `settle` returns its count."""
         self._streams -= 1
         new = self._new.pop(stream, None)
         if new is None:
@@ -139,18 +138,18 @@ class Batch:
         return new
 
     def has_sent(self, stream: int) -> bool:
-        """Whether the last tick has sent a packet of the stream; False before its first one, and
-        its first after a hold."""
+        """Whether the last tick has sent a packet of the stream, which is not so before its first
+        one, and its first after a hold."""
         return stream not in self._new
 
-    def redirect(self, stream: int, far: bytes) -> None:
-        """The stream's next packets go to this `memory.sockaddr`."""
+    def redirect(self, stream: int, remote: bytes) -> None:
+        """The stream's next packets go to this `sendmmsg.sockaddr`."""
         if stream in self._new:
-            self._new[stream] = self._new[stream]._replace(far=far)
+            self._new[stream] = self._new[stream]._replace(remote=remote)
         else:
-            self._packets.names[self._row(stream)] = np.void(far)
+            self._packets.names[self._row(stream)] = np.void(remote)
 
-    def rename(self, stream: int, payload_type: int) -> None:
+    def set_payload_type(self, stream: int, payload_type: int) -> None:
         """Set the payload type from the stream's next packet on."""
         if stream in self._new:
             self._new[stream] = self._new[stream]._replace(payload_type=payload_type)
@@ -159,7 +158,7 @@ class Batch:
             self._kinds[row] = (self._kinds[row] & MARKER) | payload_type
 
     def settle(self) -> list[tuple[int, Count]]:
-        """Makes additions and removals so; returns what the removed streams had sent."""
+        """Carries out additions and removals; returns what the removed streams had sent."""
         unborn, self._unborn = self._unborn, []
         counts = [(new.stream, Count(new.sent, new.refused, _problem(new.errno))) for new in unborn]
         fresh = [new for new in self._new.values() if new.begin <= self.due] if self._new else []
@@ -181,10 +180,8 @@ class Batch:
         return counts
 
     def run_out(self) -> list[tuple[int, int]]:
-        """The rows that have nothing left of their segment to send, and their streams.
-
-        Without those that the next `settle` removes.
-        """
+        """The rows whose segment has been sent, with their streams; without those that the next
+        `settle` removes."""
         if self._ticks < self._first_over:
             return []
         state = self._state[: self._rows]
@@ -248,10 +245,10 @@ class Batch:
         family = old.family
         state = _joined(before[kept], _fresh_state(fresh, self._ticks))
         order = np.argsort(state["descriptor"], kind="stable")
-        fars = np.frombuffer(b"".join([new.far for new in fresh]), old.names.dtype)
+        remotes = np.frombuffer(b"".join([new.remote for new in fresh]), old.names.dtype)
         starts = np.array([new.payload for new in fresh], np.uintp)
         headers = _joined(old.headers[kept], _fresh_headers(fresh))[order]
-        names = _joined(old.names[kept], fars)[order]
+        names = _joined(old.names[kept], remotes)[order]
         payloads = _joined(old.payloads[kept], starts)[order]
         if rows > old.capacity or rows < old.capacity // 8:
             capacity = max(SMALLEST, 1 << (rows - 1).bit_length()) if rows else SMALLEST

@@ -1,6 +1,6 @@
 """The RTCP sessions of the streams: sender reports out, reception reports in (RFC 3550 section 6).
 
-Our RTCP port is the RTP port plus one, and so is the callee's. RTCP is not multiplexed with RTP.
+The RTCP port is the RTP port plus one on both sides. RTCP is not multiplexed with RTP.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from os import urandom
 from typing import NamedTuple
 
-from bitel.rtp.addresses import normal
-from bitel.rtp.ipc import Play
+from bitel.rtp.ipc import Change, Play
 from bitel.rtp.packet import SAMPLES_PER_MS, PacketError
 from bitel.rtp.rtcp import (
     ReceptionReport,
@@ -36,7 +35,7 @@ MOST_AT_ONCE = 8  # datagrams that are read from one socket in one go
 
 
 class Progress(NamedTuple):
-    """How far a stream is: the RTP time now, and what was sent; `running` unless it pauses."""
+    """The RTP timestamp of a stream now, and what it has sent; `running` unless it is paused."""
 
     timestamp: int
     packets: int
@@ -44,9 +43,8 @@ class Progress(NamedTuple):
     running: bool
 
 
-@dataclass(frozen=True, slots=True)
-class FarView:
-    """How the callee heard the stream, by its last report; None where it has reported nothing.
+class Quality(NamedTuple):
+    """How the remote received the stream, by its last report; None if it has reported nothing.
 
     `loss` is the part of all packets up to then that it missed, 0 to 1.
     """
@@ -59,34 +57,35 @@ class FarView:
 class _Session:
     stream: int
     port: int
-    far: tuple[str, int]
+    remote: tuple[str, int]
     source: str
     """The host whose reports are accepted."""
     ssrc: int
     first_sequence: int
     description: bytes
-    is_awaited: bool
-    view: FarView = FarView()
+    awaited: bool
+    quality: Quality
 
 
-class Reporting:
-    """Sends and reads the RTCP of the streams that ask for it.
+class RtcpSessions:
+    """Sends and reads the RTCP of streams.
 
-    `alive` is called for each report of a callee, with its stream and the time.
+    `progress` gives that of a stream at a time, None if it has sent nothing. `on_packet` is called
+    for each report of a remote, with its stream and the time.
     """
 
     def __init__(
         self,
         progress: Callable[[int, float], Progress | None],
         clock: Callable[[], float] = time.monotonic,
-        alive: Callable[[int, float], None] = lambda stream, now: None,
+        on_packet: Callable[[int, float], None] = lambda stream, now: None,
     ) -> None:
         self._progress = progress
         self._clock = clock
         # RFC 3550 §6.4.1 asks for wall-clock time. A step within a stream would tell its receiver
         # that the audio had jumped.
         self._wall = time.time() - clock()
-        self._alive = alive
+        self._on_packet = on_packet
         self._sockets: dict[int, socket.socket] = {}
         self._selector = selectors.DefaultSelector()
         self._sessions: dict[int, _Session] = {}
@@ -94,58 +93,61 @@ class Reporting:
         self._due: list[tuple[float, int]] = []  # a heap
 
     def open(self, port: int, bound: socket.socket) -> None:
-        """The RTCP of this RTP port goes through this socket."""
+        """The RTCP of this RTP port is sent and received through this socket."""
         self._sockets[port] = bound
         self._selector.register(bound, selectors.EVENT_READ, port)
 
     def add(self, command: Play) -> None:
-        """Reports on this stream, if its port has a companion for RTCP."""
-        if command.port not in self._sockets or command.far_port == 65535:
+        """Starts the session of a stream, if its port has a companion for RTCP."""
+        port, (host, remote_port) = command.spec.port, command.spec.remote
+        if port not in self._sockets or remote_port == 65535:
             return
-        # A name that tells nothing, and is another in each call (RFC 7022 section 4.2).
+        # A name that reveals nothing, and is another in each call (RFC 7022 section 4.2).
         cname = base64.b64encode(urandom(12)).decode()
         session = _Session(
             command.stream,
-            command.port,
-            (normal(command.far_host), command.far_port + 1),
-            normal(command.far_host),
+            port,
+            (host, remote_port + 1),
+            host,
             command.ssrc,
             command.sequence,
             source_description(command.ssrc, cname),
-            command.awaited,
+            command.spec.awaited,
+            Quality(),
         )
         self._sessions[command.stream] = self._by_ssrc[command.ssrc] = session
         # The first comes after half an interval (section 6.2).
         self._plan(session, self._interval / 2)
 
-    def redirect(self, stream: int, far: tuple[str, int], *, awaited: bool = False) -> None:
-        """The stream's callee has named another RTP address."""
-        session = self._sessions.get(stream)
-        if session is not None and far[1] < 65535:
-            session.is_awaited = awaited
-            session.far = normal(far[0]), far[1] + 1
-            session.source = session.far[0]
+    def redirect(self, command: Change) -> None:
+        """The stream's remote has named another RTP address."""
+        session = self._sessions.get(command.stream)
+        host, port = command.spec.remote
+        if session is not None and port < 65535:
+            session.awaited = command.spec.awaited
+            session.remote = host, port + 1
+            session.source = host
 
-    def accept(self, stream: int, far: tuple[str, int]) -> None:
-        """Accept reports from the host that the callee sends RTP from.
+    def accept(self, stream: int, remote: tuple[str, int]) -> None:
+        """Accept reports from the host that the stream's remote sends RTP from.
 
-        Ours go where SDP says, or beside that RTP where SDP named no address to send to.
+        Ours are sent where SDP says, or beside that RTP if SDP named no address to send to.
         """
         session = self._sessions.get(stream)
         if session is None:
             return
-        session.source = far[0]
-        if session.is_awaited and far[1] < 65535:
-            session.far = far[0], far[1] + 1
+        session.source, port = remote
+        if session.awaited and port < 65535:
+            session.remote = session.source, port + 1
 
-    def remove(self, stream: int, packets: int) -> FarView:
-        """Takes leave of a stream of which so many packets were sent.
+    def remove(self, stream: int, packets: int) -> Quality:
+        """Ends the session of a stream of which so many packets were sent.
 
         A stream that sent nothing must not send BYE; all others do (section 6.3.7).
         """
         session = self._sessions.get(stream)
         if session is None:
-            return FarView()
+            return Quality()
         self._read(session.port)
         del self._sessions[stream]
         if self._by_ssrc.get(session.ssrc) is session:
@@ -153,7 +155,7 @@ class Reporting:
         if packets:
             report = receiver_report(session.ssrc)
             self._send(session, report + session.description + goodbye(session.ssrc))
-        return session.view
+        return session.quality
 
     def send(self, deadline: float) -> None:
         """Sends the reports that are due, until the deadline."""
@@ -165,7 +167,7 @@ class Reporting:
                 self._plan(session, self._interval)
 
     def read(self, deadline: float) -> None:
-        """Reads what has arrived, socket by socket until the deadline, and from one at least."""
+        """Reads what has come, one socket at least, then others until the deadline."""
         for key, _ in self._selector.select(0):
             self._read(key.data)
             if self._clock() >= deadline:
@@ -191,9 +193,9 @@ class Reporting:
         self._send(session, report + session.description)
 
     def _send(self, session: _Session, datagram: bytes) -> None:
-        # Nothing depends on a report; the stream's own packets show what is wrong.
+        # An error concerns the stream's packets too, which report it.
         with contextlib.suppress(OSError):
-            self._sockets[session.port].sendto(datagram, session.far)
+            self._sockets[session.port].sendto(datagram, session.remote)
 
     def _read(self, port: int) -> None:
         bound = self._sockets[port]
@@ -203,7 +205,7 @@ class Reporting:
             except (BlockingIOError, InterruptedError):
                 return
             except OSError:
-                continue  # an ICMP error: the callee has no RTCP port
+                continue  # an ICMP error: the remote has no RTCP port
             with contextlib.suppress(PacketError):
                 for report in reception_reports(datagram):
                     self._take(port, source[0], report)
@@ -212,8 +214,8 @@ class Reporting:
         session = self._by_ssrc.get(report.ssrc)
         if session is None or (session.port, session.source) != (port, host):
             return
-        self._alive(session.stream, self._clock())
+        self._on_packet(session.stream, self._clock())
         expected = report.highest - session.first_sequence + 1
         if expected > 0:
             loss = min(max(report.lost / expected, 0.0), 1.0)
-            session.view = FarView(loss, report.jitter / SAMPLES_PER_MS)
+            session.quality = Quality(loss, report.jitter / SAMPLES_PER_MS)
