@@ -71,7 +71,7 @@ def change_command(
 
 def open_clips(table: StreamTable, *paths: Path) -> list[int]:
     """Opens the files as clips of the table; their numbers."""
-    first = len(table._clips._clips)
+    first = len(table._clips)
     numbers = list(range(first, first + len(paths)))
     for number, path in zip(numbers, paths, strict=True):
         assert not table.open_clip(number, os.open(path, os.O_RDONLY)).error

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,22 +11,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitel.rtp.packet import PTIMES
-from bitel.rtp.sender.clip_cache import ClipCache, Playlist
-from bitel.rtp.shared_clip import ClipError
-from bitel.rtp.stream_spec import Law
+from bitel.rtp.sender.playlist import Clip, Playlist
+from bitel.rtp.sender.stream_table import StreamTable
+from bitel.rtp.stream_spec import Law, StreamReport
+from tests.rtp.streams import play_command
 
 Recording = Callable[[int], Path]
 
 
-def loaded(*paths: Path) -> tuple[ClipCache, list[int]]:
-    cache = ClipCache()
-    for number, path in enumerate(paths):
-        cache.load(number, os.open(path, os.O_RDONLY))
-    return cache, list(range(len(paths)))
+def loaded(*paths: Path) -> list[Clip]:
+    clips = []
+    for path in paths:
+        with path.open() as file:
+            clips.append(Clip(file.fileno()))
+    return clips
 
 
-def heard(cache: ClipCache, numbers: Sequence[int], law: Law = "alaw") -> bytes:
-    playlist = Playlist(cache, numbers, law)
+def heard(clips: Sequence[Clip], law: Law = "alaw") -> bytes:
+    playlist = Playlist(clips, law, 160)
     data = b""
     while segment := playlist.next_segment():
         address, packets = segment
@@ -39,46 +42,40 @@ def test_the_last_packet_is_filled_up_with_silence(
     recording: Recording, size: int, law: Law, silence: bytes
 ) -> None:
     path = recording(size)
-    data = heard(*loaded(path), law)
+    data = heard(loaded(path), law)
     assert data == path.read_bytes() + silence * (-size % 160)
 
 
 def test_each_clip_of_a_playlist_begins_a_packet(recording: Recording) -> None:
     first, second = recording(200), recording(320)
-    cache, _ = loaded(first, second)
-    data = heard(cache, [0, 1, 0])
+    clips = loaded(first, second)
+    data = heard([*clips, clips[0]])
     padded = first.read_bytes() + b"\xd5" * 120
     assert data == padded + second.read_bytes() + padded
 
 
 def test_one_clip_is_padded_with_the_silence_of_each_law(recording: Recording) -> None:
-    cache, numbers = loaded(recording(400))
-    assert [heard(cache, numbers, law)[400:] for law in ("alaw", "ulaw", "alaw")] == [
+    clips = loaded(recording(400))
+    assert [heard(clips, law)[400:] for law in ("alaw", "ulaw", "alaw")] == [
         b"\xd5" * 80,
         b"\xff" * 80,
         b"\xd5" * 80,
     ]
 
 
-def test_descriptors_are_closed(recording: Recording) -> None:
-    before = len(os.listdir("/proc/self/fd"))
-    for _ in range(20):
-        cache, numbers = loaded(recording(1600))
-        heard(cache, numbers)
-        cache.unload(numbers)
-    assert len(os.listdir("/proc/self/fd")) == before
-
-
-def test_what_can_not_be_played(recording: Recording, tmp_path: Path) -> None:
-    cache, _ = loaded(recording(160))
-    empty = tmp_path / "empty"
-    empty.touch()
-    before = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(ClipError, match="recording 7"):
-        cache.load(7, os.open(empty, os.O_RDONLY))
-    with pytest.raises(ClipError, match="recording 7"):
-        Playlist(cache, [0, 7], "alaw")
-    assert len(os.listdir("/proc/self/fd")) == before
+def test_what_can_not_be_played(tmp_path: Path) -> None:
+    table = StreamTable(lambda packets, groups: [])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as bound:
+        table.open(4000, bound)
+        empty = tmp_path / "empty"
+        empty.touch()
+        before = len(os.listdir("/proc/self/fd"))
+        assert "recording 7" in table.open_clip(7, os.open(empty, os.O_RDONLY)).error
+        assert len(os.listdir("/proc/self/fd")) == before
+        report = table.play(play_command(1, 4000, ("192.0.2.1", 5000), clips=[7]))
+        assert report == StreamReport(1, 0, finished=False, error="recording 7 is not loaded")
+        report = table.play(play_command(2, 4002, ("192.0.2.1", 5000), clips=[7]))
+        assert report == StreamReport(2, 0, finished=False, error="RTP port 4002 is not open")
 
 
 @given(
@@ -88,14 +85,15 @@ def test_what_can_not_be_played(recording: Recording, tmp_path: Path) -> None:
 def test_a_playlist_that_is_cut_anew_loses_and_repeats_nothing(
     sizes: list[int], steps: list[tuple[int, int]]
 ) -> None:
-    cache = ClipCache()
     contents = [bytes([number + 1]) * size for number, size in enumerate(sizes)]
-    for number, content in enumerate(contents):
+    clips = []
+    for content in contents:
         memory = os.memfd_create("clip")
         os.write(memory, content)
-        cache.load(number, memory)
+        clips.append(Clip(memory))
+        os.close(memory)
     samples = 160
-    playlist, data, left = Playlist(cache, range(len(sizes)), "alaw"), b"", 0
+    playlist, data, left = Playlist(clips, "alaw", samples), b"", 0
     segment = playlist.next_segment()
     for ptime, packets in [*steps, (20, 10**6)]:
         for _ in range(packets):

@@ -13,7 +13,6 @@ from bitel.rtp.ipc import (
     Frames,
     Message,
     Open,
-    OpenRtcp,
     Play,
     Ready,
     Stop,
@@ -40,8 +39,7 @@ specs = st.builds(
     st.floats(0, 1e6),
 )
 messages: st.SearchStrategy[Message] = st.one_of(
-    st.builds(Open, numbers),
-    st.builds(OpenRtcp, numbers),
+    st.builds(Open, numbers, st.booleans()),
     st.builds(Play, numbers, specs, st.lists(numbers), *[numbers] * 3, st.booleans()),
     st.builds(Change, numbers, specs, st.booleans()),
     st.builds(Stop, numbers),
@@ -60,40 +58,38 @@ messages: st.SearchStrategy[Message] = st.one_of(
 
 
 @settings(deadline=None)
-@given(st.lists(st.lists(messages)), st.integers(1, 50))
-def test_messages_survive_any_cutting(turns: list[list[Message]], size: int) -> None:
-    data = b"".join(map(encode, turns))
+@given(st.lists(messages), st.integers(1, 50))
+def test_messages_survive_any_cutting(sent: list[Message], size: int) -> None:
+    data = b"".join(map(encode, sent))
     frames = Frames()
     received = []
     for i in range(0, len(data), size):
         received += frames.feed(data[i : i + size])
-    sent = [message for turn in turns for message in turn]
     assert received == sent
     assert list(map(type, received)) == list(map(type, sent))
 
 
-NO_MESSAGES: list[Any] = [
+NO_MESSAGE: list[Any] = [
     3,
     None,
+    [],
+    ["Sing"],
     ["Stop"],
-    [["Sing"]],
-    [["Stop"]],
-    [["Play", 1]],
-    [["Change", 1, 2, 3]],
-    [[[]]],
+    ["Play", 1],
+    ["Change", 1, 2, 3],
     [[]],
     [3],
 ]
 
 
-@pytest.mark.parametrize("content", NO_MESSAGES)
-def test_a_frame_without_messages(content: Any) -> None:
+@pytest.mark.parametrize("content", NO_MESSAGE)
+def test_a_frame_without_a_message(content: Any) -> None:
     with pytest.raises(WireError):
         decode(marshal.dumps(content))
 
 
 def test_a_frame_that_is_cut_off() -> None:
-    frame = encode([Stop(1), change_command(2, ("192.0.2.1", 4000), event_types=(101,))])[4:]
+    frame = encode(change_command(2, ("192.0.2.1", 4000), event_types=(101,)))[4:]
     for kept in range(len(frame)):
         with pytest.raises(WireError):
             decode(frame[:kept])

@@ -50,7 +50,7 @@ class Machine:
         self.looks: list[float] = []  # when the sender looked for commands
         self._clip = clip
         self._stalls = sorted(stalls)
-        self._commands: list[tuple[float, Message]] = [(BEGINNING, Open(PORT))]
+        self._commands: list[tuple[float, Message]] = [(BEGINNING, Open(PORT, has_rtcp=False))]
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 
     def play(self, stream: int, after: float) -> None:

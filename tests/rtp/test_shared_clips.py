@@ -14,7 +14,7 @@ import pytest
 
 from bitel.errors import UnavailableError
 from bitel.rtp.ipc import Message, OpenClip
-from bitel.rtp.sender.clip_cache import ClipCache, Playlist
+from bitel.rtp.sender.playlist import Clip, Playlist
 from bitel.rtp.sender_process import SenderProcess
 from bitel.rtp.shared_clip import MAX_BYTES, ClipError, SharedClip, read_clip
 from bitel.rtp.streamer import Streamer, StreamReport
@@ -31,11 +31,11 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     send = SenderProcess.send
 
     def note(
-        process: SenderProcess, message: Message, descriptor: SharedClip | None = None
+        process: SenderProcess, message: Message, *passed_on: socket.socket | SharedClip
     ) -> None:
         if isinstance(message, OpenClip):
             passed.append(message.clip)
-        send(process, message, descriptor)
+        send(process, message, *passed_on)
 
     monkeypatch.setattr(SenderProcess, "send", note)
     return passed
@@ -166,11 +166,7 @@ def test_clip_that_is_not_copied_survives_its_name(recording: Recording) -> None
     content = path.read_bytes()
     clip = read_clip(path, copy=False)
     path.unlink()
-    cache = ClipCache()
-    cache.load(clip.number, os.dup(clip.fileno()))
-    playlist = Playlist(cache, [clip.number], "alaw")
+    playing = Clip(clip.fileno())
+    playlist = Playlist([playing], "alaw", 160)
     assert playlist.next_segment() is not None
     assert os.pread(clip.fileno(), 500, 0) == content
-    cache.unload([clip.number])
-    with pytest.raises(ClipError, match="not loaded"):
-        Playlist(cache, [clip.number], "alaw")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from bitel.rtp.sender.packet_batch import Batch, NewStream
+from bitel.rtp.sender.packet_batch import Batch, StreamRow
 from bitel.rtp.sender.sendmmsg import Group, Packets, Refused, sockaddr
 from bitel.rtp.sender.tick_schedule import CROWDED, WORTH_A_SLOT, SlotScheduler
 
@@ -30,7 +30,7 @@ class Calls:
     def begin(self, number: int) -> None:
         port = number % self._ports
         self.where[number] = batch = self.scheduler.choose(port)
-        batch.add(NewStream(number, port, FAR, 8, 0, 0, number, 0, 9))
+        batch.add(StreamRow(number, port, FAR, 8, 0, 0, number, 0, 9))
 
     def end(self, number: int) -> None:
         self.where.pop(number).remove(number)

@@ -1,15 +1,15 @@
 """Messages between the streamer and a sender process, and their framing.
 
-A frame is four bytes of length and a list of messages in the format of `marshal`: both ends are
-processes of one interpreter, and JSON costs eight times as much. A frame that passes a socket or a
-clip holds one message, and its descriptor comes with it (SCM_RIGHTS), in the order of the frames.
+A frame is four bytes of length and one message in the format of `marshal`: both ends are processes
+of one interpreter, and JSON costs eight times as much. The sockets or the clip that a message
+passes come with its frame as descriptors (SCM_RIGHTS), in the order of the frames.
 """
 
 from __future__ import annotations
 
 import marshal
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, get_args
 
 from bitel.rtp.stream_spec import StreamReport, StreamSpec
@@ -19,19 +19,15 @@ _LENGTH = 4  # bytes
 
 
 class WireError(Exception):
-    """Bytes that are no messages."""
+    """Bytes that are no message."""
 
 
 class Open(NamedTuple):
-    """To the sender: the socket of this local port comes with the frame."""
+    """To the sender: the socket of this local RTP port comes with the frame, and that for its RTCP
+    behind it, if there is one."""
 
     port: int
-
-
-class OpenRtcp(NamedTuple):
-    """To the sender: the socket for the RTCP of this RTP port comes with the frame."""
-
-    port: int
+    has_rtcp: bool
 
 
 class OpenClip(NamedTuple):
@@ -132,7 +128,6 @@ class StreamerStats(NamedTuple):
 
 Message = (
     Open
-    | OpenRtcp
     | OpenClip
     | CloseClips
     | Play
@@ -148,34 +143,25 @@ Message = (
 _TYPES: dict[str, type[Message]] = {kind.__name__: kind for kind in get_args(Message)}
 
 
-def encode(messages: Iterable[Message]) -> bytes:
-    """The messages as one frame."""
-    frame = marshal.dumps([_plain(message) for message in messages])
+def encode(message: Message) -> bytes:
+    """The message as a frame."""
+    values: list[Any] = [type(message).__name__, *message]
+    if isinstance(message, (Play, Change)):
+        values[2] = tuple(message.spec)  # marshal knows no subclass of it
+    frame = marshal.dumps(values)
     return len(frame).to_bytes(_LENGTH) + frame
 
 
-def decode(frame: bytes) -> list[Message]:
-    """The messages of a frame without its length; raises WireError."""
+def decode(frame: bytes) -> Message:
+    """The message of a frame without its length; raises WireError."""
     try:
         # Written by the other end, which is ours; no stranger's bytes are ever read like this.
-        messages = marshal.loads(frame)  # noqa: S302
-        return [_message(*values) for values in messages]
-    except (ValueError, TypeError, KeyError, EOFError) as error:
-        raise WireError(f"not a list of messages: {frame[:80]!r} ({error})") from error
-
-
-def _plain(message: Message) -> tuple[Any, ...]:
-    """`marshal` writes plain tuples only."""
-    if isinstance(message, (Play, Change)):
-        return type(message).__name__, message.stream, tuple(message.spec), *message[2:]
-    return type(message).__name__, *message
-
-
-def _message(name: str, *values: Any) -> Message:
-    if name in ("Play", "Change"):
-        stream, spec, *rest = values
-        values = stream, StreamSpec(*spec), *rest
-    return _TYPES[name](*values)
+        name, *values = marshal.loads(frame)  # noqa: S302
+        if name in ("Play", "Change"):
+            values[1] = StreamSpec(*values[1])
+        return _TYPES[name](*values)
+    except (ValueError, TypeError, LookupError, EOFError) as error:
+        raise WireError(f"not a message: {frame[:80]!r} ({error})") from error
 
 
 class Frames:
@@ -196,7 +182,7 @@ class Frames:
             end = begin + _LENGTH + size
             if end > len(data):
                 break
-            messages += decode(data[begin + _LENGTH : end])
+            messages.append(decode(data[begin + _LENGTH : end]))
             begin = end
         self._rest = data[begin:]
         return messages

@@ -14,7 +14,6 @@ import sys
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 
 from bitel.errors import UnavailableError
 from bitel.rtp.ipc import (
@@ -25,7 +24,6 @@ from bitel.rtp.ipc import (
     Message,
     Open,
     OpenClip,
-    OpenRtcp,
     Play,
     Ready,
     Silent,
@@ -34,6 +32,7 @@ from bitel.rtp.ipc import (
     WireError,
     encode,
 )
+from bitel.rtp.port_pool import PortSockets
 from bitel.rtp.shared_clip import SharedClip
 from bitel.rtp.stream_spec import StreamReport
 
@@ -50,10 +49,6 @@ SETTLED = 30.0  # seconds a process must have lived for its successor to get the
 DEFAULT_QUEUE_LIMIT = 50_000  # commands
 
 _CHUNK = 64 * 1024  # bytes, of one write or read
-_MOST_IN_FRAME = 64  # messages
-
-PortSockets = tuple[socket.socket, socket.socket | None]
-"""Of a port: for RTP, and for RTCP if that is sent and received."""
 
 
 class SenderFailedError(Exception):
@@ -92,8 +87,8 @@ class SenderProcess:
         self._socket: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._frames = Frames()
-        self._queue: deque[tuple[Message, socket.socket | SharedClip | None]] = deque()
-        self._unwritten = b""  # of the frames at the head
+        self._queue: deque[tuple[bytes, tuple[socket.socket | SharedClip, ...]]] = deque()  # frames
+        self._unwritten = b""  # rest of frames that were taken from the queue
         self._writing = False
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._up = False
@@ -116,13 +111,11 @@ class SenderProcess:
         try:
             async with asyncio.timeout(START_TIMEOUT):
                 await self._ready
-        except TimeoutError:
+        except BaseException as error:
             await self.close()
-            raise SenderFailedError(
-                f"the RTP sender process was not ready within {START_TIMEOUT:.0f} s"
-            ) from None
-        except BaseException:
-            await self.close()
+            if isinstance(error, TimeoutError):
+                what = f"the RTP sender process was not ready within {START_TIMEOUT:.0f} s"
+                raise SenderFailedError(what) from None
             raise
         if self._socket is None:
             raise SenderFailedError("the RTP sender process ended as soon as it was ready")
@@ -148,11 +141,11 @@ class SenderProcess:
             )
         self._loop.add_reader(ours, self._read)
 
-    def send(self, message: Message, passed: socket.socket | SharedClip | None = None) -> None:
-        """Queues a message, with the socket or clip whose descriptor is to be passed with it."""
+    def send(self, message: Message, *passed: socket.socket | SharedClip) -> None:
+        """Queues a message, with the sockets or the clip whose descriptors it passes."""
         if self._socket is None:
             return
-        self._queue.append((message, passed))
+        self._queue.append((encode(message), passed))
         if not self._writing:
             self._writing = True
             # In the loop's next round, so that all messages of this one go out in one write.
@@ -258,30 +251,21 @@ class SenderProcess:
             self._writing = False
 
     def _write_some(self, ours: socket.socket) -> None:
-        """One write: a message with its descriptor, or as many without one as a chunk holds."""
-        if not self._unwritten:
-            message, passed = self._queue[0]
-            if passed is not None:
-                frame = encode([message])
-                # The descriptor leaves with the frame's first byte.
-                self._unwritten = frame[socket.send_fds(ours, [frame], [passed.fileno()]) :]
-                self._queue.popleft()
-                return
-            self._unwritten = self._next_frames()
-        self._unwritten = self._unwritten[ours.send(self._unwritten) :]
-
-    def _next_frames(self) -> bytes:
-        """Takes messages without a descriptor from the queue, as frames for one write."""
-        frames = bytearray()
+        """One write: a frame with descriptors, or as many without as a chunk holds."""
         queue = self._queue
-        while len(frames) < _CHUNK:
-            messages: list[Message] = []
-            while queue and queue[0][1] is None and len(messages) < _MOST_IN_FRAME:
-                messages.append(queue.popleft()[0])
-            if not messages:
-                break
-            frames += encode(messages)
-        return bytes(frames)
+        if not self._unwritten and queue[0][1]:
+            frame, passed = queue[0]
+            # The descriptors leave with the frame's first byte.
+            sent = socket.send_fds(ours, [frame], [each.fileno() for each in passed])
+            self._unwritten = frame[sent:]
+            queue.popleft()
+            return
+        if not self._unwritten:
+            frames = bytearray()
+            while queue and not queue[0][1] and len(frames) < _CHUNK:
+                frames += queue.popleft()[0]
+            self._unwritten = bytes(frames)
+        self._unwritten = self._unwritten[ours.send(self._unwritten) :]
 
 
 class SupervisedSender:
@@ -311,9 +295,8 @@ class SupervisedSender:
         self._streams: set[int] = set()
         # Commands given while no process runs, by stream.
         self._held: dict[int, tuple[Play, PortSockets, Sequence[SharedClip], list[Change]]] = {}
-        # Passed to this process, and not closed there yet.
-        self._passed_clips: dict[int, weakref.ref[SharedClip]] = {}
-        self._open_clips: set[int] = set()  # those of them that it has confirmed
+        # Passed to this process, and not closed there yet; True if it has confirmed that.
+        self._clips: dict[int, bool] = {}
         # Waited for, also over a restart; the result is the error, or empty.
         self._opening: dict[int, tuple[SharedClip, asyncio.Future[str]]] = {}
         # No longer referenced; filled by whatever thread drops the last reference.
@@ -335,8 +318,7 @@ class SupervisedSender:
         process = SenderProcess(self._received, self._lost, self._core)
         await process.start()
         self._known_ports.clear()
-        self._passed_clips.clear()
-        self._open_clips.clear()
+        self._clips.clear()
         self._dropped_clips.clear()
         self._process = process
         self._started_at = self._reported_at = asyncio.get_running_loop().time()
@@ -367,7 +349,7 @@ class SupervisedSender:
 
         UnavailableError if it can't map one, or does not answer.
         """
-        missing = [clip for clip in clips if clip.number not in self._open_clips]
+        missing = [clip for clip in clips if not self._clips.get(clip.number)]
         if not missing:
             return
         answers = [self._open_clip(clip) for clip in missing]
@@ -388,27 +370,24 @@ class SupervisedSender:
 
     def _pass_clip(self, process: SenderProcess, clip: SharedClip) -> None:
         self._close_dropped_clips(process)
-        number = clip.number
-        if number not in self._passed_clips:
-            dropped = partial(_note_dropped, self._dropped_clips, number)
-            self._passed_clips[number] = weakref.ref(clip, dropped)
-            process.send(OpenClip(number), clip)
+        if clip.number not in self._clips:
+            self._clips[clip.number] = False
+            weakref.finalize(clip, self._dropped_clips.append, clip.number).atexit = False
+            process.send(OpenClip(clip.number), clip)
 
     def _close_dropped_clips(self, process: SenderProcess) -> None:
         numbers = []
         while self._dropped_clips:
-            number = self._dropped_clips.popleft()
-            self._passed_clips.pop(number, None)
-            self._open_clips.discard(number)
-            numbers.append(number)
+            numbers.append(self._dropped_clips.popleft())
+            self._clips.pop(numbers[-1], None)
         if numbers:
             process.send(CloseClips(numbers))
 
     def _clip_opened(self, answer: ClipOpened) -> None:
         if answer.error:
-            self._passed_clips.pop(answer.clip, None)  # to be tried again
-        elif answer.clip in self._passed_clips:
-            self._open_clips.add(answer.clip)
+            self._clips.pop(answer.clip, None)  # to be tried again
+        elif answer.clip in self._clips:
+            self._clips[answer.clip] = True
         _, waiting = self._opening.pop(answer.clip, (None, None))
         if waiting is not None and not waiting.done():
             waiting.set_result(answer.error)
@@ -418,7 +397,9 @@ class SupervisedSender:
         self._streams.add(command.stream)
         queued = len(self._held) if self._process is None else self._process.queued
         if queued >= self._queue_limit:
-            self._end(_failed(command.stream, "the RTP sender process does not keep up"))
+            self._end(
+                StreamReport.failed(command.stream, "the RTP sender process does not keep up")
+            )
         elif self._process is None:
             self._held[command.stream] = command, sockets, clips, []
         else:
@@ -433,10 +414,8 @@ class SupervisedSender:
     ) -> None:
         port = command.spec.port
         if port not in self._known_ports:
-            rtp, rtcp = sockets
-            process.send(Open(port), rtp)
-            if rtcp is not None:
-                process.send(OpenRtcp(port), rtcp)
+            passed = [each for each in sockets if each is not None]
+            process.send(Open(port, has_rtcp=len(passed) > 1), *passed)
             self._known_ports.add(port)
         for clip in clips:
             self._pass_clip(process, clip)
@@ -445,7 +424,7 @@ class SupervisedSender:
     def stop_stream(self, stream: int, *, if_awaited: bool = False) -> None:
         """Ends a stream; the report comes from the process."""
         if stream in self._held:
-            self._end(_failed(stream, ""))
+            self._end(StreamReport.failed(stream, ""))
         elif self._process is not None and stream in self._streams:
             self._process.send(Stop(stream, if_awaited))
 
@@ -482,7 +461,7 @@ class SupervisedSender:
 
     def _end_all(self, reason: str) -> None:
         for stream in list(self._streams):
-            self._end(_failed(stream, reason, packets=None))
+            self._end(StreamReport.failed(stream, reason, packets=None))
 
     def _lost(self, error: SenderFailedError) -> None:
         self._process = None
@@ -513,11 +492,3 @@ class SupervisedSender:
         error.streams = len(self._streams)
         self._end_all(str(error))
         self._on_failure(error)
-
-
-def _failed(stream: int, error: str, packets: int | None = 0) -> StreamReport:
-    return StreamReport(stream, packets, finished=False, error=error)
-
-
-def _note_dropped(dropped: deque[int], number: int, _: weakref.ref[SharedClip]) -> None:
-    dropped.append(number)

@@ -88,6 +88,11 @@ class StreamReport(NamedTuple):
     """Packets had come, and then none for so long, 6 s or more, that neither loss nor sampling
     explains it."""
 
+    @classmethod
+    def failed(cls, stream: int, error: str, packets: int | None = 0) -> StreamReport:
+        """Of a stream that could not be sent to its end."""
+        return cls(stream, packets, finished=False, error=error)
+
 
 @lru_cache(maxsize=1024)
 def normalized(host: str) -> str:

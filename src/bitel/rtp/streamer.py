@@ -106,7 +106,7 @@ class Streamer:
                 host,
                 ports,
                 max_sockets=min(max_sockets, room),
-                listen=receive,
+                receive=receive,
                 share=(number, processes),
                 first=first,
             )
@@ -182,7 +182,7 @@ class Streamer:
         """
         number = self._number(spec.port)
         pool, sender = self._pools[number], self._senders[number]
-        sockets = pool.socket(spec.port), pool.companion(spec.port)
+        sockets = pool.sockets(spec.port)
         _check(spec)
         self._last_stream += 1
         stream = self._last_stream
@@ -191,7 +191,7 @@ class Streamer:
         nowhere = spec.held and host in UNSPECIFIED_HOSTS
         problem = self._problem(clips) or ("" if nowhere else self.address_problem(spec.remote))
         if problem:
-            self._ended(StreamReport(stream, 0, finished=False, error=problem))
+            self._ended(StreamReport.failed(stream, problem))
             return stream
         host = UNSPECIFIED_HOSTS[self._version == 6] if nowhere else normalized(host)
         spec = spec._replace(remote=(host, port))

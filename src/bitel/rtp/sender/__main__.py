@@ -24,7 +24,6 @@ from bitel.rtp.ipc import (
     Message,
     Open,
     OpenClip,
-    OpenRtcp,
     Play,
     Ready,
     Stop,
@@ -102,8 +101,7 @@ class ParentSocket:
 
     def send(self, *messages: Message) -> None:
         """Sends messages, and what is left of earlier ones."""
-        if messages:
-            self._out += encode(messages)
+        self._out += b"".join(map(encode, messages))
         try:
             while self._out:
                 self._out = self._out[self._socket.send(self._out) :]
@@ -235,12 +233,12 @@ class Sender:
     def _handle(self, command: Message) -> StreamReport | None:
         """Carries out a command; the report of a stream that can't be played."""
         match command:
-            case Open(port):
+            case Open(port, has_rtcp):
                 bound = self._parent.take_socket(port)
                 self._table.open(port, bound)
                 self._receiver.rtp.open(port, bound)
-            case OpenRtcp(port):
-                self._receiver.rtcp.open(port, self._parent.take_socket(port + 1))
+                if has_rtcp:
+                    self._receiver.rtcp.open(port, self._parent.take_socket(port + 1))
             case OpenClip(clip):
                 descriptor = self._parent.take_descriptor()
                 self._parent.send(self._table.open_clip(clip, descriptor))

@@ -7,7 +7,6 @@ import ctypes
 import os
 import platform
 import struct
-import sys
 from typing import Final
 
 NICE: Final = -10
@@ -30,8 +29,6 @@ def core_for(number: int, senders: int) -> int | None:
     Where there are as many senders as cores, each has one: two that are put on the same for a tenth
     of a second, full as they are, are late by that.
     """
-    if sys.platform != "linux":
-        return None
     cores = sorted(os.sched_getaffinity(0))
     return cores[number % len(cores)] if senders >= len(cores) else None
 
@@ -41,7 +38,7 @@ def claim_a_core(core: int | None = None) -> None:
 
     With `core` this process runs there and nowhere else.
     """
-    if core is not None and sys.platform == "linux":
+    if core is not None:
         with contextlib.suppress(OSError):
             os.sched_setaffinity(0, {core})
     with contextlib.suppress(OSError):
@@ -55,7 +52,7 @@ def claim_a_core(core: int | None = None) -> None:
 def ask_for_short_turns(nice: int) -> bool:
     """Ask Linux (6.12 or later) for turns of `SLICE`; whether there was somebody to ask."""
     number = _SCHED_SETATTR.get(platform.machine())
-    if sys.platform != "linux" or number is None:
+    if number is None:
         return False
     attributes = _ATTRIBUTES.pack(_ATTRIBUTES.size, os.SCHED_OTHER, 0, nice, 0, SLICE, 0, 0)
     return bool(ctypes.CDLL(None).syscall(number, 0, attributes, 0) == 0)

@@ -43,32 +43,21 @@ Refused = list[tuple[int, int]]
 _FULL = (errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS)
 
 
-class _Iovec(ctypes.Structure):
-    _fields_ = [("base", ctypes.c_size_t), ("len", ctypes.c_size_t)]
-
-
-class _Msghdr(ctypes.Structure):
-    """`struct msghdr` of Linux, pointers as integers."""
-
-    _fields_ = [
-        ("name", ctypes.c_size_t),
-        ("namelen", ctypes.c_uint32),
-        ("iov", ctypes.c_size_t),
-        ("iovlen", ctypes.c_size_t),
-        ("control", ctypes.c_size_t),
-        ("controllen", ctypes.c_size_t),
-        ("flags", ctypes.c_int),
-    ]
-
-
-class _Mmsghdr(ctypes.Structure):
-    """`struct mmsghdr`: a msghdr padded to its alignment, then how much of it was sent."""
-
-    _fields_ = [("header", _Msghdr), ("sent", ctypes.c_uint32)]
-
-
-IOVEC = np.dtype(_Iovec)
-MMSGHDR = np.dtype(_Mmsghdr)
+# Linux structures, with pointers as integers.
+IOVEC = np.dtype([("base", np.uintp), ("len", np.uintp)])
+_MSGHDR = np.dtype(
+    [
+        ("name", np.uintp),
+        ("namelen", np.uint32),
+        ("iov", np.uintp),
+        ("iovlen", np.uintp),
+        ("control", np.uintp),
+        ("controllen", np.uintp),
+        ("flags", np.intc),
+    ],
+    align=True,
+)
+MMSGHDR = np.dtype([("header", _MSGHDR), ("sent", np.uint32)], align=True)
 
 
 class Packets:

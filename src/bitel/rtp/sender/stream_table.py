@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,12 +10,11 @@ from typing import NamedTuple
 
 from bitel.rtp.ipc import Change, ClipOpened, Play
 from bitel.rtp.packet import SAMPLE_RATE, SAMPLES_PER_MS
-from bitel.rtp.sender.clip_cache import ClipCache, Playlist
-from bitel.rtp.sender.packet_batch import Batch, Count, NewStream
+from bitel.rtp.sender.packet_batch import Batch, StreamRow
+from bitel.rtp.sender.playlist import Clip, Playlist
 from bitel.rtp.sender.rtcp_session import Progress
 from bitel.rtp.sender.sendmmsg import Transmit, sockaddr
 from bitel.rtp.sender.tick_schedule import TICK_MS, TICK_SECONDS, SlotScheduler
-from bitel.rtp.shared_clip import ClipError
 from bitel.rtp.stream_spec import UNHEARD, StreamReport
 
 
@@ -27,7 +27,7 @@ class _Stream:
     held: bool
     awaiting: bool
     """Nothing may be sent before a packet of the remote has come."""
-    paused: NewStream | None = None
+    paused: StreamRow | None = None
     """Set while it is not in the batch, being held or awaiting its remote."""
     held_from: tuple[float, int] | None = None
     """When the latest pause began, and the timestamp of the packet that was next then; the time
@@ -60,7 +60,7 @@ class StreamTable:
         self._schedulers: dict[int, SlotScheduler] = {}  # by ptime
         self._ports: dict[int, _Port] = {}
         self._streams: dict[int, _Stream] = {}
-        self._clips = ClipCache()
+        self._clips: dict[int, Clip] = {}
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -72,34 +72,40 @@ class StreamTable:
     def open_clip(self, number: int, descriptor: int) -> ClipOpened:
         """Streams may play this clip from now on; the descriptor is closed."""
         try:
-            self._clips.load(number, descriptor)
-        except ClipError as error:
-            return ClipOpened(number, str(error))
+            self._clips[number] = Clip(descriptor)
+        except (OSError, ValueError) as error:
+            return ClipOpened(number, f"recording {number} can't be mapped: {error}")
+        finally:
+            os.close(descriptor)
         return ClipOpened(number)
 
     def close_clips(self, numbers: Sequence[int]) -> None:
-        """Streams that begin from now on don't play these clips."""
-        self._clips.unload(numbers)
+        """Forget clips; those that a stream plays are unmapped when it ends."""
+        for number in numbers:
+            self._clips.pop(number, None)
 
     def play(self, command: Play, now: float = 0.0) -> StreamReport | None:
         """Adds a stream, sent at the first tick at or after `now`; a report if it can't be."""
         number, spec = command.stream, command.spec
         port = self._ports.get(spec.port)
         if port is None:
-            error = f"RTP port {spec.port} is not open"
-            return StreamReport(number, 0, finished=False, error=error)
+            return StreamReport.failed(number, f"RTP port {spec.port} is not open")
+        for clip in command.clips:
+            if clip not in self._clips:
+                return StreamReport.failed(number, f"recording {clip} is not loaded")
         try:
             remote = sockaddr(port.family, *spec.remote)
-            playlist = Playlist(self._clips, command.clips, spec.law, spec.ptime * SAMPLES_PER_MS)
-        except (ClipError, OSError) as error:
-            return StreamReport(number, 0, finished=False, error=str(error))
+        except OSError as error:
+            return StreamReport.failed(number, str(error))
+        clips = [self._clips[clip] for clip in command.clips]
+        playlist = Playlist(clips, spec.law, spec.ptime * SAMPLES_PER_MS)
         segment = playlist.next_segment()
         assert segment is not None  # a clip is never empty
         batch = self._scheduler(spec.ptime, port.family).choose(spec.port)
         stream = self._streams[number] = _Stream(
             batch, playlist, spec.port, port.family, spec.held, spec.awaited
         )
-        new = NewStream(
+        new = StreamRow(
             number,
             port.descriptor,
             remote,
@@ -282,15 +288,16 @@ class StreamTable:
         return over
 
     def _settle(self, batch: Batch) -> list[StreamReport]:
-        return [self._end(number, count) for number, count in batch.settle()]
+        return [self._end(row) for row in batch.settle()]
 
-    def _end(self, number: int, count: Count) -> StreamReport:
-        stream = self._streams.pop(number)
+    def _end(self, row: StreamRow) -> StreamReport:
+        stream = self._streams.pop(row.stream)
         error = stream.error
-        if count.refused:
-            error = f"{count.refused} packets could not be sent: {count.problem}"
+        if row.refused:
+            error = f"{row.refused} packets could not be sent: {os.strerror(row.errno)}"
         # If the network took no packet at all, nothing was played to its end.
-        return StreamReport(number, count.sent, stream.finished and count.sent > 0, error)
+        finished = stream.finished and row.sent > 0
+        return StreamReport(row.stream, row.sent, finished, error)
 
     def _running(self, number: int) -> _Stream | None:
         """The stream, unless it is over or about to be."""

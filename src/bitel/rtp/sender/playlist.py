@@ -1,4 +1,4 @@
-"""Recordings in the sender's memory, mapped once and shared by all streams that play them."""
+"""What a stream plays: recordings that are mapped once, and cut into packets."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitel.g711 import ALAW_SILENCE, ULAW_SILENCE
-from bitel.rtp.packet import PTIMES, SAMPLES_PER_MS, SAMPLES_PER_PACKET
-from bitel.rtp.shared_clip import ClipError
+from bitel.rtp.packet import PTIMES, SAMPLES_PER_MS
 from bitel.rtp.stream_spec import Law
 
 SILENCE: dict[Law, int] = {"alaw": ALAW_SILENCE, "ulaw": ULAW_SILENCE}
@@ -27,13 +26,14 @@ segments are used."""
 
 
 class Clip:
-    """A mapped file of `size` bytes.
+    """A mapped file.
 
     Whole packets come straight from the mapped memory, the rest of it from a padded copy.
     """
 
-    def __init__(self, descriptor: int, size: int) -> None:
-        self.size = size
+    def __init__(self, descriptor: int) -> None:
+        """Raises OSError or ValueError; the descriptor stays open."""
+        self.size = size = os.fstat(descriptor).st_size
         # Populated now, not page by page while sending.
         flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
         mapped = mmap.mmap(descriptor, size, flags=flags, prot=mmap.PROT_READ)
@@ -62,46 +62,13 @@ class Clip:
         return [*segments, (tail.ctypes.data, 1)], tail
 
 
-class ClipCache:
-    """Clips by the number that the parent has given them."""
-
-    def __init__(self) -> None:
-        self._clips: dict[int, Clip] = {}
-
-    def load(self, number: int, descriptor: int) -> None:
-        """Map what the descriptor refers to, and close it; raises ClipError."""
-        try:
-            self._clips[number] = Clip(descriptor, os.fstat(descriptor).st_size)
-        except (OSError, ValueError) as error:
-            raise ClipError(f"recording {number} can't be mapped: {error}") from None
-        finally:
-            os.close(descriptor)
-
-    def unload(self, numbers: Sequence[int]) -> None:
-        """Forget clips; those that a stream plays are unmapped when it ends."""
-        for number in numbers:
-            self._clips.pop(number, None)
-
-    def get(self, number: int) -> Clip:
-        """The clip; raises ClipError."""
-        if number not in self._clips:
-            raise ClipError(f"recording {number} is not loaded")
-        return self._clips[number]
-
-
 class Playlist:
     """The clips of one stream, and the position in them."""
 
-    def __init__(
-        self,
-        cache: ClipCache,
-        numbers: Sequence[int],
-        law: Law,
-        samples: int = SAMPLES_PER_PACKET,
-    ) -> None:
-        """Takes all clips, so that a missing one is known before anything is sent: ClipError."""
+    def __init__(self, clips: Sequence[Clip], law: Law, samples: int) -> None:
+        """Cuts the clips into packets of so many samples."""
         self._law = law
-        self._clips = [cache.get(number) for number in numbers]
+        self._clips = clips
         self._cut_from(0, 0, samples)
 
     def next_segment(self) -> Segment | None:
