@@ -50,7 +50,7 @@ def _safe(text: str) -> str:
 
 
 def _write(path: Path, ear: RecordingEar) -> None:
-    pcm: Pcm = ear.heard().pcm16
+    pcm: Pcm = ear.heard()
     # Under another name first, so that whoever watches the folder finds whole files only.
     unfinished = path.with_suffix(".part")
     with wave.open(str(unfinished), "wb") as file:

@@ -18,8 +18,9 @@ import sys
 from collections.abc import Callable
 from typing import Final
 
+from bitel.g711 import Pcm
 from bitel.rtp.packet import PacketError, RtpHeader
-from bitel.rtp.packet_recorder import PacketRecorder, ReceptionStats
+from bitel.rtp.packet_recorder import PacketRecorder
 
 _MAX_DATAGRAM: Final = 2048
 _READS_AT_ONCE: Final = 64
@@ -136,9 +137,9 @@ class RecordingEar(Ear):
         self._hearing = PacketRecorder(minutes)
         super().__init__(host, on_first)
 
-    def heard(self) -> ReceptionStats:
+    def heard(self) -> Pcm:
         """What came, as a listener would have heard it; also after `close`."""
-        return self._hearing.heard()
+        return self._hearing.pcm16()
 
     def _take(self, datagram: bytes) -> None:
         self._hearing.receive(datagram, self._loop.time())
