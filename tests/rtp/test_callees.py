@@ -20,7 +20,7 @@ from bitel.rtp.packet import RtpHeader
 from bitel.rtp.port_pool import bind_rtp
 from bitel.rtp.sender import rtcp_session
 from bitel.rtp.sender.rtcp_session import Progress, Quality, RtcpSessions
-from bitel.rtp.sender.rtp_receiver import LINGERING, UNDER_WAY, YOUNG, Reception, RtpReceiver
+from bitel.rtp.sender.rtp_receiver import LINGERING, UNDER_WAY, YOUNG, RemoteSource, RtpReceiver
 from bitel.rtp.stream_spec import Latch, StreamSpec
 from bitel.rtp.streamer import Streamer, StreamReport
 from tests.free_ports import free_range
@@ -287,6 +287,11 @@ class Listening:
     ) -> None:
         self.listener.change(change_command(stream, far, payload_type, event_types=event_types))
 
+    def remove(self, stream: int) -> RemoteSource:
+        source = self.listener.remove(stream)
+        assert source is not None
+        return source
+
     def take(self, data: bytes, source: tuple[str, int]) -> None:
         self.listener._receive(self.listener._ports[self.port], data, source, self.now)
 
@@ -304,8 +309,8 @@ def test_streams_that_share_a_port_are_told_apart_by_the_far_address(listening: 
     listening.take(key(1, 0, 0), ("192.0.2.1", 4001))
     listening.take(key(2, 0, 0), ("192.0.2.1", 4002))
     listening.take(key(3, 0, 0), ("192.0.2.1", 4003))
-    assert listening.listener.remove(1).digits == "1"
-    assert listening.listener.remove(2).digits == "2"
+    assert listening.remove(1).digits == "1"
+    assert listening.remove(2).digits == "2"
     assert listening.latched == []
     assert len(listening.listener) == 0
 
@@ -324,9 +329,9 @@ def test_two_calls_to_one_address_are_both_let_go(listening: Listening) -> None:
     for stream in (1, 2):
         listening.listen(stream, ("192.0.2.1", 4001))
     listening.take(key(1, 0, 0), ("192.0.2.1", 4001))
-    assert listening.listener.remove(1).digits == "1"
+    assert listening.remove(1).digits == "1"
     listening.take(key(2, 0, 0), ("192.0.2.1", 4001))
-    assert listening.listener.remove(2).digits == "2"
+    assert listening.remove(2).digits == "2"
     assert len(listening.listener) == 0
 
 
@@ -339,7 +344,7 @@ def test_a_new_address_may_be_followed_anew(listening: Listening) -> None:
     listening.take(voice(0), ("192.0.2.7", 5555))
     assert listening.latched == [(1, ("192.0.2.7", 5555))]
     listening.move(9, ("192.0.2.7", 4001))
-    assert listening.listener.remove(9) == Reception()
+    assert listening.listener.remove(9) is None
 
 
 NAMED, ELSEWHERE = ("192.0.2.1", 4001), ("198.51.100.9", 7000)
@@ -351,7 +356,7 @@ def test_without_latching_only_the_named_address_counts(listening: Listening) ->
     for source in (ELSEWHERE, ("192.0.2.1", 4002)):
         listening.take(key(9, 0, 0), source)
     listening.take(key(1, 0, 0), NAMED)
-    heard = listening.listener.remove(1)
+    heard = listening.remove(1)
     assert listening.latched == []
     assert (heard.digits, heard.unexpected) == ("1", 2)
 
@@ -367,7 +372,7 @@ def test_latched_by_host_the_first_source_decides_and_then_its_ssrc(listening: L
     listening.take(voice(3), moved)  # the same source, behind another address of its NAT
     listening.take(voice(4), moved)
     assert listening.latched == [(1, ELSEWHERE), (1, moved)]
-    assert listening.listener.remove(1).unexpected == 2
+    assert listening.remove(1).unexpected == 2
 
 
 def test_latched_by_host_a_new_address_restarts_the_search(listening: Listening) -> None:
@@ -387,7 +392,7 @@ def test_latched_by_host_nothing_is_guessed_among_several_streams(listening: Lis
     listening.take(voice(0), ("192.0.2.2", 5555))  # of the one host that one of them has named
     listening.take(voice(0, ssrc=2), ELSEWHERE)  # only one is left
     assert listening.latched == [(2, ("192.0.2.2", 5555)), (1, ELSEWHERE)]
-    assert [listening.listener.remove(stream).unexpected for stream in (1, 2)] == [0, 0]
+    assert [listening.remove(stream).unexpected for stream in (1, 2)] == [0, 0]
 
 
 def test_an_address_that_can_not_be_sent_to_is_not_latched_on(listening: Listening) -> None:
@@ -406,7 +411,7 @@ def test_packets_from_elsewhere_are_counted_where_it_is_known_whose_they_are(
     listening.take(voice(0), NAMED)
     listening.take(voice(1, ssrc=5), ELSEWHERE)
     listening.take(b"\x80", ELSEWHERE)  # no RTP
-    assert listening.listener.remove(1).unexpected == 1
+    assert listening.remove(1).unexpected == 1
     listening.now += LINGERING
     for stream in (2, 3):
         listening.listen(stream, ("192.0.2.1", 4000 + stream))
@@ -414,9 +419,9 @@ def test_packets_from_elsewhere_are_counted_where_it_is_known_whose_they_are(
     listening.now += YOUNG
     listening.take(voice(1, ssrc=5), ELSEWHERE)  # of either
     listening.take(voice(1, ssrc=3), ELSEWHERE)
-    assert listening.listener.remove(3).unexpected == 1
+    assert listening.remove(3).unexpected == 1
     listening.take(voice(2, ssrc=3), ("192.0.2.1", 4003))  # under way when its call ended
-    assert listening.listener.remove(2).unexpected == 0
+    assert listening.remove(2).unexpected == 0
 
 
 def test_what_was_under_way_when_the_callee_moved_is_not_from_elsewhere(
@@ -430,7 +435,7 @@ def test_what_was_under_way_when_the_callee_moved_is_not_from_elsewhere(
     listening.take(voice(2), ("192.0.2.1", 7001))
     listening.now += UNDER_WAY
     listening.take(voice(3), NAMED)
-    heard = listening.listener.remove(1)
+    heard = listening.remove(1)
     assert listening.latched == [(1, ("192.0.2.1", 7001))]
     assert (heard.digits, heard.unexpected) == ("5", 1)
 
@@ -461,7 +466,7 @@ def test_telephone_events_are_handed_up_whatever_the_type_of_the_audio(
     listening.move(1, None, event_types=(102,), payload_type=audio)
     send(96, 101, 97, 102)
     assert handed_up() == [audio, 96, 101, 97, 102]
-    listening.listener.remove(1)
+    listening.remove(1)
     listening.listen(3, callee.getsockname(), event_types=(97, 96))
     send(96, 101, 97, 102)
     assert handed_up() == [audio, 96, 97]
@@ -481,7 +486,7 @@ def test_digits_count_under_each_event_type_and_the_first_is_dated(listening: Li
     listening.take(key(5, 3200, 5, kind=96), NAMED)  # under way, or a phone that keeps to it
     listening.move(1, None, payload_type=96)
     listening.take(key(6, 4000, 6, kind=96), NAMED)  # that is audio now
-    heard = listening.listener.remove(1)
+    heard = listening.remove(1)
     assert (heard.digits, heard.digits_at) == ("1245", 7.0)
 
 
@@ -491,7 +496,7 @@ def test_what_the_last_call_left_behind_is_not_heard(listening: Listening) -> No
         callee.sendto(key(i, i, i), ("127.0.0.1", listening.port))
     listening.listen(1, callee.getsockname())
     callee.sendto(key(9, 0, 0), ("127.0.0.1", listening.port))
-    assert listening.listener.remove(1).digits == "9"
+    assert listening.remove(1).digits == "9"
     callee.close()
 
 
@@ -502,7 +507,7 @@ def test_hostile_datagrams_are_taken_without_complaint(datagrams: list[bytes]) -
     listening.listen(1, ("192.0.2.1", 4001))
     for data in datagrams:
         listening.take(data, ("192.0.2.1", 4001))
-    assert listening.listener.remove(1).packets <= 16 * len(datagrams)
+    assert listening.remove(1).packets <= 16 * len(datagrams)
     listening.socket.close()
 
 

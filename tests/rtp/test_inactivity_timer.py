@@ -234,6 +234,7 @@ def test_many_streams_are_heard_sparsely_and_counted_alike(monkeypatch: pytest.M
             listener.read(now + 1)
             reads.append(listener._ports[40].one_in)
     heard = listener.remove(0)
+    assert heard is not None
     assert set(reads) == {16, 256}
     assert 512 <= heard.packets <= 1024
     for each in (ours, theirs):

@@ -52,19 +52,14 @@ _CHUNK = 64 * 1024  # bytes, of one write or read
 
 
 class SenderFailedError(Exception):
-    """A sender process did not start, died, or hangs.
+    """A sender process did not start, died, or hangs."""
 
-    `status` is its exit status as in `subprocess`, the negative number of a signal; None if it did
-    not exit by itself and was killed. `streams`: how many streams ended with it.
-    """
-
-    def __init__(
-        self, what: str, pid: int | None = None, status: int | None = None, streams: int = 0
-    ) -> None:
-        super().__init__(what)
-        self.pid = pid
-        self.status = status
-        self.streams = streams
+    pid: int | None = None
+    status: int | None = None
+    """Exit status as in `subprocess`, for a signal its negative number; None if it was killed here,
+    or never ran."""
+    streams = 0
+    """How many streams ended with it."""
 
 
 class SenderProcess:

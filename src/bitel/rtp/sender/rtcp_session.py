@@ -27,10 +27,10 @@ from bitel.rtp.rtcp import (
     sender_report,
     source_description,
 )
+from bitel.rtp.sender.rtp_receiver import datagrams
 
 INTERVAL = 5.0  # seconds between reports, on average (section 6.2)
 MOST_A_SECOND = 500  # reports of all streams together; where they are more, each waits longer
-MAX_DATAGRAM = 2048
 MOST_AT_ONCE = 8  # datagrams that are read from one socket in one go
 
 
@@ -198,19 +198,12 @@ class RtcpSessions:
             self._sockets[session.port].sendto(datagram, session.remote)
 
     def _read(self, port: int) -> None:
-        bound = self._sockets[port]
-        for _ in range(MOST_AT_ONCE):
-            try:
-                datagram, source = bound.recvfrom(MAX_DATAGRAM)
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError:
-                continue  # an ICMP error: the remote has no RTCP port
+        for datagram, (host, _) in datagrams(self._sockets[port], MOST_AT_ONCE):
             with contextlib.suppress(PacketError):
                 for report in reception_reports(datagram):
-                    self._take(port, source[0], report)
+                    self._receive(port, host, report)
 
-    def _take(self, port: int, host: str, report: ReceptionReport) -> None:
+    def _receive(self, port: int, host: str, report: ReceptionReport) -> None:
         session = self._by_ssrc.get(report.ssrc)
         if session is None or (session.port, session.source) != (port, host):
             return

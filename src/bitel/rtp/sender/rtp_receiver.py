@@ -11,9 +11,8 @@ import selectors
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from bitel.rtp.bpf import DENSEST, attach, keep_one_in, one_in
 from bitel.rtp.ipc import Change
@@ -36,26 +35,10 @@ OnLatch = Callable[[int, tuple[str, int]], None]
 """Called with a stream and the address that its remote turned out to send from."""
 
 
-class Reception(NamedTuple):
-    """What was received for one stream.
-
-    `packets` is an estimate from those that were read. `at` is the time of the last one, or of a
-    later change of the media, and `digits_at` that of the first digit; None if there was none.
-    `unexpected` counts RTP packets from addresses that were not accepted. While the remote sends,
-    one of its packets is read every `gap` seconds or more often.
-    """
-
-    packets: int = 0
-    at: float | None = None
-    digits: str = ""
-    digits_at: float | None = None
-    unexpected: int = 0
-    gap: float = 0.0
-
-
 @dataclass(slots=True)
 class RemoteSource:
-    """The source of RTP of one stream. Its first packet fixes its address."""
+    """The source of RTP of one stream, and what was received from it. Its first packet fixes its
+    address."""
 
     stream: int
     address: tuple[str, int]
@@ -75,9 +58,24 @@ class RemoteSource:
     read: int = 0
     sampled: int = 0
     at: float | None = None
-    digits: Digits | None = None  # none yet
+    """The time of the last packet that was read, or of a later change of the media."""
+    events: Digits | None = None
     digits_at: float | None = None
+    """The time of the first digit."""
     unexpected: int = 0
+    """RTP packets from addresses that were not accepted."""
+    gap: float = 0.0
+    """While the remote sends, one packet is read every so many seconds or more often."""
+
+    @property
+    def packets(self) -> int:
+        """How many have come, estimated from those that were read."""
+        return max(self.read, self.sampled)
+
+    @property
+    def digits(self) -> str:
+        """The telephone events."""
+        return self.events.text if self.events else ""
 
     def accepts(self, ssrc: int) -> bool:
         """Whether a packet from its address is its own."""
@@ -94,10 +92,10 @@ class RemoteSource:
             self.sampled += one_in
         self.at = now
         if header.payload_type in self.event_types:
-            if self.digits is None:
-                self.digits = Digits()
-            self.digits.receive(header.ssrc, header.timestamp, payload)
-            if self.digits_at is None and self.digits.text:
+            if self.events is None:
+                self.events = Digits()
+            self.events.receive(header.ssrc, header.timestamp, payload)
+            if self.digits_at is None and self.events.text:
                 self.digits_at = now
 
 
@@ -257,11 +255,11 @@ class RtpReceiver:
         port.set_event_types(source, _event_types_of(types, spec.payload_type))
         self._set_filter(port, port.one_in)
 
-    def remove(self, stream: int) -> Reception:
-        """Stop receiving. Returns what was received, including packets that were not read yet."""
+    def remove(self, stream: int) -> RemoteSource | None:
+        """Stop receiving, after reading what has come. None if it was not added."""
         port = self._of_stream.get(stream)
         if port is None:
-            return Reception()
+            return None
         self._read(port)
         del self._of_stream[stream]
         source = port.sources[stream]
@@ -270,14 +268,8 @@ class RtpReceiver:
         port.shared_until = self._clock() + LINGERING
         if not port.sources:
             self._selector.unregister(port.bound)
-        return Reception(
-            max(source.read, source.sampled),
-            source.at,
-            source.digits.text if source.digits else "",
-            source.digits_at,
-            source.unexpected,
-            port.sparsest * source.packet_seconds,
-        )
+        source.gap = port.sparsest * source.packet_seconds
+        return source
 
     def read(self, deadline: float) -> bool:
         """Reads what has come, one socket at least, then others until the deadline.
@@ -294,15 +286,9 @@ class RtpReceiver:
         return True
 
     def _read(self, port: _Port) -> None:
-        bound, now = port.bound, self._clock()
-        for _ in range(MOST_AT_ONCE):
-            try:
-                datagram, address = bound.recvfrom(MAX_DATAGRAM)
-            except (BlockingIOError, InterruptedError):
-                break
-            except OSError:
-                continue  # an ICMP error about what was sent; this has cleared it
-            self._receive(port, datagram, (address[0], address[1]), now)
+        now = self._clock()
+        for datagram, address in datagrams(port.bound, MOST_AT_ONCE):
+            self._receive(port, datagram, address, now)
         if now >= port.young_until:
             self._set_filter(port, one_in(len(self._of_stream), self._silence_timeout))
 
@@ -342,6 +328,18 @@ class RtpReceiver:
         if wanted_now != port.attached:
             port.attached = wanted_now
             attach(port.bound, keep_one_in(*wanted_now))
+
+
+def datagrams(bound: socket.socket, most: int) -> Iterator[tuple[bytes, tuple[str, int]]]:
+    """Reads up to so many datagrams that have come; each with its source address."""
+    for _ in range(most):
+        try:
+            datagram, address = bound.recvfrom(MAX_DATAGRAM)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            continue  # an ICMP error about what was sent; this has cleared it
+        yield datagram, (address[0], address[1])
 
 
 def _packet_seconds(ptime: int) -> float:

@@ -16,7 +16,7 @@ from bitel.rtp.stream_spec import StreamReport
 
 LONGEST_READ_PAUSE = 0.5  # seconds: longest read pause that does not count as silence of the remote
 STOPPED_AFTER = 6.0  # seconds: shortest silence after which a remote has stopped sending
-STOPPED_GAPS = 2.5  # the same in multiples of `Reception.gap`; the longer of the two applies
+STOPPED_GAPS = 2.5  # the same in multiples of `RemoteSource.gap`; the longer of the two applies
 CHECK_INTERVAL = 10.0  # seconds at most, so that streams that are over soon leave the heap
 
 
@@ -65,21 +65,24 @@ class StreamReceiver:
 
     def complete(self, report: StreamReport) -> StreamReport:
         """Ends the stream; the report with what was received."""
+        source = self.rtp.remove(report.stream)
+        if source is None:
+            return report  # it was not to receive
         self._inactivity.remove(report.stream)
-        received = self.rtp.remove(report.stream)
         quality = self.rtcp.remove(report.stream, report.packets or 0)
         silent_for = None
-        if received.at is not None:
-            silent_for = self._clock() - max(received.at, self._inactivity.unread_until)
-        limit = max(STOPPED_AFTER, STOPPED_GAPS * received.gap)
+        if source.at is not None:
+            since = max(source.at, self._inactivity.unread_until)
+            silent_for = round(self._clock() - since, 3)
+        limit = max(STOPPED_AFTER, STOPPED_GAPS * source.gap)
         return report._replace(
-            received=received.packets,
-            silent_for=None if silent_for is None else round(silent_for, 3),
-            digits=received.digits,
+            received=source.packets,
+            silent_for=silent_for,
+            digits=source.digits,
             far_loss=quality.loss,
             far_jitter_ms=quality.jitter_ms,
-            digits_at=received.digits_at,
-            unexpected=received.unexpected,
+            digits_at=source.digits_at,
+            unexpected=source.unexpected,
             stopped=silent_for is not None and silent_for >= limit,
         )
 
