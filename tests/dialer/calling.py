@@ -27,7 +27,7 @@ class OneClip:
     """Plays `sound`, 40 ms of silence by default, in every call."""
 
     def __init__(self, folder: Path, sound: bytes = b"\xd5" * 320) -> None:
-        self._clip = clip_of(sound, "clip.raw")
+        self._clip = clip_of(sound)
 
     async def for_order(
         self, order: DialRequest, codecs: Sequence[Codec]

@@ -21,7 +21,7 @@ from bitel.sip.grammar import Address
 from bitel.sip.sdp import PACKET_LENGTHS, Direction, NegotiatedMedia
 
 FAR = ("192.0.2.1", 4000)
-CLIP = clip_of(b"\xd5" * 160, "clip")
+CLIP = clip_of(b"\xd5" * 160)
 
 
 def test_packet_lengths_that_sdp_agrees_on_are_those_that_the_sender_has() -> None:

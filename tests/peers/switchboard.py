@@ -50,7 +50,7 @@ class OneClip:
     def __init__(self, folder: Path, seconds: float, sound: Pcm | None = None) -> None:
         silence = _A_LAW_SILENCE * round(seconds * 8000)
         self._clips = {
-            codec: clip_of(silence if sound is None else encode(sound).tobytes(), codec)
+            codec: clip_of(silence if sound is None else encode(sound).tobytes())
             for codec, encode in _ENCODERS.items()
         }
 

@@ -14,7 +14,6 @@ from bitel.rtp.ipc import (
     Message,
     Open,
     Play,
-    Ready,
     Stop,
     StreamerStats,
     WireError,
@@ -43,7 +42,6 @@ messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(Play, numbers, specs, st.lists(numbers), *[numbers] * 3, st.booleans()),
     st.builds(Change, numbers, specs, st.booleans()),
     st.builds(Stop, numbers),
-    st.builds(Ready),
     st.builds(
         StreamReport,
         *[numbers, numbers, st.booleans(), st.text(), numbers],

@@ -109,6 +109,6 @@ def _silence(seconds: float) -> Mapping[str, SharedClip]:
     """
     codes = {"PCMA": ALAW_SILENCE, "PCMU": ULAW_SILENCE}
     return {
-        codec: clip_of(bytes([code]) * round(seconds * SAMPLE_RATE), f"{seconds} s of silence")
+        codec: clip_of(bytes([code]) * round(seconds * SAMPLE_RATE))
         for codec, code in codes.items()
     }

@@ -73,10 +73,6 @@ class Stop(NamedTuple):
     if_awaited: bool = False
 
 
-class Ready(NamedTuple):
-    """From the sender: it has started."""
-
-
 class ClipOpened(NamedTuple):
     """From the sender: the clip can be played, or why not, as a sentence."""
 
@@ -91,7 +87,7 @@ class Silent(NamedTuple):
 
 
 class StreamerStats(NamedTuple):
-    """From the sender, four times a second: its load. The sum over all senders is
+    """From the sender, four times a second from its start on: its load. The sum over all senders is
     `Streamer.stats`, at most about a second old.
 
     A tick is one batch of streams sent, 2 ms apart. It is late by the time from when it was due to
@@ -133,7 +129,6 @@ Message = (
     | Play
     | Change
     | Stop
-    | Ready
     | ClipOpened
     | StreamReport
     | Silent

@@ -25,7 +25,6 @@ from bitel.rtp.ipc import (
     Open,
     OpenClip,
     Play,
-    Ready,
     Silent,
     Stop,
     StreamerStats,
@@ -221,10 +220,9 @@ class SenderProcess:
         for message in messages:
             if isinstance(message, StreamerStats):
                 self._reported_at = self._loop.time()
-            if not isinstance(message, Ready):
-                self._on_message(message)
-            elif not self._ready.done():
-                self._ready.set_result(None)
+                if not self._ready.done():
+                    self._ready.set_result(None)
+            self._on_message(message)
 
     def _write(self) -> None:
         """Writes what the process can take now; the rest when it can take more."""

@@ -31,11 +31,10 @@ class SharedClip:
     is gone here and no stream of a sender plays it.
     """
 
-    __slots__ = ("__weakref__", "_descriptor", "number", "path", "size")
+    __slots__ = ("__weakref__", "_descriptor", "number", "size")
 
-    def __init__(self, path: Path, descriptor: int, size: int) -> None:
+    def __init__(self, descriptor: int, size: int) -> None:
         self.number = next(_numbers)
-        self.path = path
         self.size = size
         self._descriptor = descriptor
         weakref.finalize(self, os.close, descriptor).atexit = False
@@ -45,14 +44,14 @@ class SharedClip:
         return self._descriptor
 
 
-def clip_of(content: bytes, name: str) -> SharedClip:
-    """A clip of these bytes; `name` identifies it in error messages. Raises OSError."""
+def clip_of(content: bytes) -> SharedClip:
+    """A clip of these bytes. Raises OSError."""
     with contextlib.ExitStack() as on_error:
         descriptor = os.memfd_create("bitel-clip", os.MFD_CLOEXEC)
         on_error.callback(os.close, descriptor)
         _write_all(descriptor, content)
         on_error.pop_all()
-    return SharedClip(Path(name), descriptor, len(content))
+    return SharedClip(descriptor, len(content))
 
 
 def read_clip(path: Path, size: int | None = None, *, copy: bool = True) -> SharedClip:
@@ -80,9 +79,9 @@ def read_clip(path: Path, size: int | None = None, *, copy: bool = True) -> Shar
     except (OSError, ValueError) as error:
         raise ClipError(f"the recording {path} can't be read: {error}") from error
     if memory is None:
-        return SharedClip(path, file, read)
+        return SharedClip(file, read)
     os.close(file)
-    return SharedClip(path, memory, read)
+    return SharedClip(memory, read)
 
 
 def _check_size(path: Path, found: int, size: int | None) -> None:

@@ -25,7 +25,6 @@ from bitel.rtp.ipc import (
     Open,
     OpenClip,
     Play,
-    Ready,
     Stop,
     encode,
 )
@@ -142,7 +141,6 @@ class Sender:
 
     def run(self) -> None:
         """Runs until `ParentGoneError`."""
-        self._parent.send(Ready())
         idle = True
         while True:
             self._take_commands()

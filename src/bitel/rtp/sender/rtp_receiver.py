@@ -31,9 +31,6 @@ _DYNAMIC_TYPES = frozenset({*range(35, 64), *range(96, 128)})  # RFC 3551 sectio
 _VERSIONS = {socket.AF_INET: 4, socket.AF_INET6: 6}
 _RTCP_KINDS = range(72, 77)  # RTCP on the RTP port looks like these payload types (RFC 5761 4)
 
-OnLatch = Callable[[int, tuple[str, int]], None]
-"""Called with a stream and the address that its remote turned out to send from."""
-
 
 @dataclass(slots=True)
 class RemoteSource:
@@ -186,13 +183,14 @@ _NONE: dict[int, RemoteSource] = {}
 class RtpReceiver:
     """Reads the RTP of streams.
 
-    `on_latch` is called when a remote turns out to send from another address than it named, or was
-    awaited; `on_packet` for each packet that is read, with its stream and the time.
+    `on_latch` is called, with the stream and the address, when a remote turns out to send from
+    another address than it named, or was awaited; `on_packet` for each packet that is read, with
+    its stream and the time.
     """
 
     def __init__(
         self,
-        on_latch: OnLatch,
+        on_latch: Callable[[int, tuple[str, int]], None],
         clock: Callable[[], float] = time.monotonic,
         on_packet: Callable[[int, float], None] = lambda stream, now: None,
     ) -> None:

@@ -6,7 +6,6 @@ import heapq
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from bitel.rtp.ipc import Change, Play, Silent
 from bitel.rtp.sender.rtcp_session import RtcpSessions
@@ -58,7 +57,7 @@ class StreamReceiver:
         now = self._clock()
         if now - self._read_all_at > LONGEST_READ_PAUSE:
             # This process was stopped, or is too busy to read: that must not end calls.
-            self._inactivity.note_read_pause(now)
+            self._inactivity.unread_until = now
         if read_all:
             self._read_all_at = now
         return [Silent(stream) for stream in self._inactivity.expired(now)]
@@ -91,12 +90,6 @@ class StreamReceiver:
         self.rtcp.accept(stream, remote)
 
 
-@dataclass(slots=True)
-class _Timeout:
-    seconds: float
-    received_at: float | None = None
-
-
 class InactivityTimer:
     """Which remote parties have stopped sending; times are the caller's, in seconds.
 
@@ -105,45 +98,41 @@ class InactivityTimer:
     """
 
     def __init__(self) -> None:
-        self._timeouts: dict[int, _Timeout] = {}
+        self._timeouts: dict[int, float] = {}
+        self._received_at: dict[int, float] = {}
         self._due: list[tuple[float, int]] = []  # a heap
         self.unread_until = float("-inf")
         """Silence before this time does not count, as nothing was read."""
 
     def add(self, stream: int, timeout: float, now: float) -> None:
         """`expired` returns this stream when nothing has come for `timeout` seconds."""
-        self._timeouts[stream] = _Timeout(timeout)
+        self._timeouts[stream] = timeout
         self._plan(stream, now + timeout, now)
 
     def note_packet(self, stream: int, now: float) -> None:
         """Something has come from the stream's remote."""
-        timeout = self._timeouts.get(stream)
-        if timeout is not None:
-            timeout.received_at = now
-
-    def note_read_pause(self, now: float) -> None:
-        """Nothing was read until now, so that silence counts from now on only."""
-        self.unread_until = now
+        if stream in self._timeouts:
+            self._received_at[stream] = now
 
     def remove(self, stream: int) -> None:
         """The stream is over."""
         self._timeouts.pop(stream, None)
+        self._received_at.pop(stream, None)
 
     def expired(self, now: float) -> list[int]:
         """The streams whose timeout is over; each again after another timeout."""
         expired = []
         while self._due and self._due[0][0] <= now:
             _, stream = heapq.heappop(self._due)
-            timeout = self._timeouts.get(stream)
-            if timeout is None:
+            if stream not in self._timeouts:
                 continue
-            since = now
-            if timeout.received_at is not None:
-                since = max(timeout.received_at, self.unread_until)
-                if now - since >= timeout.seconds:
+            since, timeout = now, self._timeouts[stream]
+            if stream in self._received_at:
+                since = max(self._received_at[stream], self.unread_until)
+                if now - since >= timeout:
                     expired.append(stream)
                     since = now
-            self._plan(stream, since + timeout.seconds, now)
+            self._plan(stream, since + timeout, now)
         return expired
 
     def _plan(self, stream: int, due: float, now: float) -> None:
