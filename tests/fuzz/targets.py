@@ -23,7 +23,12 @@ from bitel.dialing.journal import Journal
 from bitel.errors import InvalidRequestError
 from bitel.rtp.packet import PacketError, RtpHeader
 from bitel.rtp.packet_recorder import PacketRecorder
-from bitel.rtp.rtcp import receiver_report, reception_reports, sender_report, source_description
+from bitel.rtp.sender.rtcp import (
+    receiver_report,
+    reception_reports,
+    sender_report,
+    source_description,
+)
 from bitel.rtp.telephone_event import KEYS, MAX_DIGITS, Digits
 from bitel.sip.grammar import Address
 from bitel.sip.message import MessageError, parse

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from bitel.rtp.bpf import DENSEST, DROP_ALL, keep_one_in
 from bitel.rtp.packet import RtpHeader
 from bitel.rtp.port_pool import bind_rtp
-from bitel.rtp.sender import rtcp_session
-from bitel.rtp.sender.rtcp_session import Progress, Quality, RtcpSessions
+from bitel.rtp.sender import rtcp
+from bitel.rtp.sender.rtcp import Progress, Quality, RtcpSessions
 from bitel.rtp.sender.rtp_receiver import LINGERING, UNDER_WAY, YOUNG, RemoteSource, RtpReceiver
 from bitel.rtp.stream_spec import Latch, StreamSpec
 from bitel.rtp.streamer import Streamer, StreamReport
@@ -605,4 +605,4 @@ def test_reports_are_kept_in_bounds(
     assert bye[1] == 201
     assert bye[-8:-4] == b"\x81\xcb\x00\x01"
     assert session.reporting.remove(1, 50) == Quality()
-    assert rtcp_session.INTERVAL == 5.0
+    assert rtcp.INTERVAL == 5.0

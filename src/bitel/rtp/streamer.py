@@ -189,7 +189,11 @@ class Streamer:
         self._streams[stream] = _Running(sender, on_end, on_silence, spec.remote)
         host, port = spec.remote
         nowhere = spec.held and host in UNSPECIFIED_HOSTS
-        problem = self._problem(clips) or ("" if nowhere else self.address_problem(spec.remote))
+        problem = "" if nowhere else self.address_problem(spec.remote)
+        if not 1 <= len(clips) <= MAX_CLIPS:
+            problem = f"a playlist holds 1 to {MAX_CLIPS} clips, not {len(clips)}"
+        if not self._started:
+            problem = "the streamer is not running"
         if problem:
             self._ended(StreamReport.failed(stream, problem))
             return stream
@@ -263,14 +267,6 @@ class Streamer:
         if self._pools[0].calls < COMFORTABLE:
             return self._pools
         return sorted(self._pools, key=lambda pool: max(pool.calls, COMFORTABLE - 1))
-
-    def _problem(self, clips: Sequence[SharedClip]) -> str:
-        """Why this can't be played, as a sentence; empty if it can."""
-        if not self._started:
-            return "the streamer is not running"
-        if not 1 <= len(clips) <= MAX_CLIPS:
-            return f"a playlist holds 1 to {MAX_CLIPS} clips, not {len(clips)}"
-        return ""
 
     def _ended(self, report: StreamReport) -> None:
         """Calls `on_end` in the loop's next round, so that `play` returns first."""

@@ -46,10 +46,10 @@ def claim_a_core(core: int | None = None) -> None:
     # Where Linux groups processes by session, niceness counts only within the session.
     with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as autogroup:
         autogroup.write(str(NICE))
-    ask_for_short_turns(os.getpriority(os.PRIO_PROCESS, 0))
+    set_time_slice(os.getpriority(os.PRIO_PROCESS, 0))
 
 
-def ask_for_short_turns(nice: int) -> bool:
+def set_time_slice(nice: int) -> bool:
     """Sets the time slice (Linux 6.12 or later); whether the system has taken it."""
     number = _SCHED_SETATTR.get(platform.machine())
     if number is None:

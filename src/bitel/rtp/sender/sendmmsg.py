@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,6 +90,9 @@ class Packets:
         messages["iovlen"] = 2
         self.address = self._messages.ctypes.data  # of the first mmsghdr
         self.payloads: NDArray[np.uintp] = self._iovecs["base"][:, 1]  # addresses
+        # The groups that were sent last, and the arguments of each one's system call.
+        self.groups: Sequence[Group] | None = None
+        self.calls: list[tuple[tuple[Any, ...], Group]] = []
 
 
 Transmit = Callable[[Packets, Sequence[Group]], Refused]
@@ -108,19 +110,14 @@ class Sendmmsg:
         self._call.restype = ctypes.c_int
         # Less than half the cost of that: errno is not kept, arguments are what C wants already.
         self._quick = ctypes.PyDLL(None).sendmmsg
-        # The groups, and the arguments of each one's call.
-        self._prepared: WeakKeyDictionary[
-            Packets, tuple[Sequence[Group], list[tuple[tuple[Any, ...], Group]]]
-        ] = WeakKeyDictionary()
 
     def __call__(self, packets: Packets, groups: Sequence[Group]) -> Refused:
-        prepared = self._prepared.get(packets)
-        if prepared is None or prepared[0] is not groups:
-            calls = [(_arguments(packets, group), group) for group in groups]
-            prepared = self._prepared[packets] = groups, calls
+        if packets.groups is not groups:
+            packets.groups = groups
+            packets.calls = [(_arguments(packets, group), group) for group in groups]
         refused: Refused = []
         quick, wait = self._quick, FULL_BUFFER_WAIT
-        for arguments, group in prepared[1]:
+        for arguments, group in packets.calls:
             sent: int = quick(*arguments)
             if sent != group[2]:
                 descriptor, first, count = group

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from bitel.rtp.ipc import Change, Play, Silent
-from bitel.rtp.sender.rtcp_session import RtcpSessions
+from bitel.rtp.sender.rtcp import RtcpSessions
 from bitel.rtp.sender.rtp_receiver import RtpReceiver
 from bitel.rtp.sender.stream_table import StreamTable
 from bitel.rtp.stream_spec import StreamReport

@@ -12,7 +12,7 @@ from bitel.rtp.ipc import Change, ClipOpened, Play
 from bitel.rtp.packet import SAMPLE_RATE, SAMPLES_PER_MS
 from bitel.rtp.sender.packet_batch import Batch, StreamRow
 from bitel.rtp.sender.playlist import Clip, Playlist
-from bitel.rtp.sender.rtcp_session import Progress
+from bitel.rtp.sender.rtcp import Progress
 from bitel.rtp.sender.sendmmsg import Transmit, sockaddr
 from bitel.rtp.sender.tick_schedule import TICK_MS, TICK_SECONDS, SlotScheduler
 from bitel.rtp.stream_spec import UNHEARD, StreamReport

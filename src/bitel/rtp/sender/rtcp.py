@@ -1,4 +1,4 @@
-"""The RTCP sessions of the streams: sender reports out, reception reports in (RFC 3550 section 6).
+"""RTCP (RFC 3550 section 6): sessions of streams, and the packets that they send and read.
 
 The RTCP port is the RTP port plus one on both sides. RTCP is not multiplexed with RTP.
 """
@@ -11,6 +11,7 @@ import heapq
 import random
 import selectors
 import socket
+import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,20 +19,25 @@ from os import urandom
 from typing import NamedTuple
 
 from bitel.rtp.ipc import Change, Play
-from bitel.rtp.packet import SAMPLES_PER_MS, PacketError
-from bitel.rtp.rtcp import (
-    ReceptionReport,
-    goodbye,
-    receiver_report,
-    reception_reports,
-    sender_report,
-    source_description,
-)
+from bitel.rtp.packet import SAMPLES_PER_MS, VERSION, PacketError
 from bitel.rtp.sender.rtp_receiver import datagrams
 
 INTERVAL = 5.0  # seconds between reports, on average (section 6.2)
-MOST_A_SECOND = 500  # reports of all streams together; where they are more, each waits longer
+MOST_A_SECOND = 500  # reports of all streams together; the interval grows with more streams
 MOST_AT_ONCE = 8  # datagrams that are read from one socket in one go
+
+SENDER_REPORT = 200
+RECEIVER_REPORT = 201
+SOURCE_DESCRIPTION = 202
+GOODBYE = 203
+
+CNAME = 1  # the one item that a source description must have
+UNIX_IN_NTP = 2_208_988_800  # seconds from 1900 to 1970
+
+_HEADER = struct.Struct("!BBH")
+_BLOCK_SIZE = 24
+_SENDER_INFO = 20  # bytes between a sender report's SSRC and its blocks
+_PADDING = 0x20
 
 
 class Progress(NamedTuple):
@@ -55,13 +61,11 @@ class Quality(NamedTuple):
 
 @dataclass(slots=True)
 class _Session:
-    stream: int
-    port: int
+    play: Play
     remote: tuple[str, int]
+    """Where reports are sent to."""
     source: str
     """The host whose reports are accepted."""
-    ssrc: int
-    first_sequence: int
     description: bytes
     awaited: bool
     quality: Quality
@@ -105,12 +109,9 @@ class RtcpSessions:
         # A name that reveals nothing, and is another in each call (RFC 7022 section 4.2).
         cname = base64.b64encode(urandom(12)).decode()
         session = _Session(
-            command.stream,
-            port,
+            command,
             (host, remote_port + 1),
             host,
-            command.ssrc,
-            command.sequence,
             source_description(command.ssrc, cname),
             command.spec.awaited,
             Quality(),
@@ -148,13 +149,13 @@ class RtcpSessions:
         session = self._sessions.get(stream)
         if session is None:
             return Quality()
-        self._read(session.port)
+        self._read(session.play.spec.port)
         del self._sessions[stream]
-        if self._by_ssrc.get(session.ssrc) is session:
-            del self._by_ssrc[session.ssrc]
+        if self._by_ssrc.get(session.play.ssrc) is session:
+            del self._by_ssrc[session.play.ssrc]
         if packets:
-            report = receiver_report(session.ssrc)
-            self._send(session, report + session.description + goodbye(session.ssrc))
+            report = receiver_report(session.play.ssrc)
+            self._send(session, report + session.description + goodbye(session.play.ssrc))
         return session.quality
 
     def send(self, deadline: float) -> None:
@@ -180,22 +181,22 @@ class RtcpSessions:
     def _plan(self, session: _Session, interval: float) -> None:
         # Between half and one and a half of it, so that reports don't fall into step.
         due = self._clock() + interval * random.uniform(0.5, 1.5)
-        heapq.heappush(self._due, (due, session.stream))
+        heapq.heappush(self._due, (due, session.play.stream))
 
     def _report(self, session: _Session, now: float) -> None:
-        progress = self._progress(session.stream, now)
+        progress = self._progress(session.play.stream, now)
         if progress is None:
             return
         if progress.running:
-            report = sender_report(session.ssrc, self._wall + now, *progress[:3])
+            report = sender_report(session.play.ssrc, self._wall + now, *progress[:3])
         else:
-            report = receiver_report(session.ssrc)
+            report = receiver_report(session.play.ssrc)
         self._send(session, report + session.description)
 
     def _send(self, session: _Session, datagram: bytes) -> None:
         # An error concerns the stream's packets too, which report it.
         with contextlib.suppress(OSError):
-            self._sockets[session.port].sendto(datagram, session.remote)
+            self._sockets[session.play.spec.port].sendto(datagram, session.remote)
 
     def _read(self, port: int) -> None:
         for datagram, (host, _) in datagrams(self._sockets[port], MOST_AT_ONCE):
@@ -205,10 +206,89 @@ class RtcpSessions:
 
     def _receive(self, port: int, host: str, report: ReceptionReport) -> None:
         session = self._by_ssrc.get(report.ssrc)
-        if session is None or (session.port, session.source) != (port, host):
+        if session is None or (session.play.spec.port, session.source) != (port, host):
             return
-        self._on_packet(session.stream, self._clock())
-        expected = report.highest - session.first_sequence + 1
+        self._on_packet(session.play.stream, self._clock())
+        expected = report.highest - session.play.sequence + 1
         if expected > 0:
             loss = min(max(report.lost / expected, 0.0), 1.0)
             session.quality = Quality(loss, report.jitter / SAMPLES_PER_MS)
+
+
+class ReceptionReport(NamedTuple):
+    """How the reporter receives one source.
+
+    `lost` is the number of packets lost since the beginning, negative if duplicates came. `highest`
+    is the highest sequence number with its cycles above 16 bits, `jitter` is in timestamp units
+    (section 6.4.1).
+    """
+
+    ssrc: int
+    lost: int
+    highest: int
+    jitter: int
+
+
+def reception_reports(datagram: bytes) -> list[ReceptionReport]:
+    """All reception reports of a compound packet; raises PacketError."""
+    reports: list[ReceptionReport] = []
+    start = 0
+    while start < len(datagram):
+        if len(datagram) - start < _HEADER.size:
+            raise PacketError("a piece of an RTCP header stands at the end")
+        first, kind, words = _HEADER.unpack_from(datagram, start)
+        end = start + 4 * (words + 1)
+        if first >> 6 != VERSION or end > len(datagram):
+            raise PacketError(f"no RTCP packet of {4 * (words + 1)} bytes at byte {start}")
+        # Each compound packet begins with a report, which has no padding (appendix A.2).
+        if start == 0 and (kind not in (SENDER_REPORT, RECEIVER_REPORT) or first & _PADDING):
+            raise PacketError(f"an RTCP datagram begins with a packet of type {kind}")
+        if kind in (SENDER_REPORT, RECEIVER_REPORT):
+            skipped = 8 + (_SENDER_INFO if kind == SENDER_REPORT else 0)
+            reports += _blocks(datagram[start + skipped : end], first & 0x1F)
+        start = end
+    if not start:
+        raise PacketError("an empty RTCP datagram")
+    return reports
+
+
+def _blocks(data: bytes, count: int) -> list[ReceptionReport]:
+    if len(data) < count * _BLOCK_SIZE:
+        raise PacketError(f"{count} reception reports do not fit their packet")
+    reports = []
+    for start in range(0, count * _BLOCK_SIZE, _BLOCK_SIZE):
+        ssrc, lost, highest, jitter = struct.unpack_from("!IIII", data, start)
+        lost &= 0xFFFFFF  # above it the fraction lost since the last report
+        reports.append(ReceptionReport(ssrc, lost - (lost >> 23 << 24), highest, jitter))
+    return reports
+
+
+def sender_report(ssrc: int, now: float, timestamp: int, packets: int, octets: int) -> bytes:
+    """A sender report without blocks; `now` (Unix seconds) is the time of the RTP `timestamp`."""
+    ntp = round((now + UNIX_IN_NTP) * 2**32)
+    body = struct.pack(
+        "!IQIII", ssrc, ntp % 2**64, timestamp % 2**32, packets % 2**32, octets % 2**32
+    )
+    return _packet(SENDER_REPORT, 0, body)
+
+
+def receiver_report(ssrc: int) -> bytes:
+    """A receiver report without blocks, for a source that has sent nothing of late."""
+    return _packet(RECEIVER_REPORT, 0, struct.pack("!I", ssrc))
+
+
+def source_description(ssrc: int, cname: str) -> bytes:
+    """The CNAME of the source, at most 255 bytes."""
+    item = cname.encode()
+    text = struct.pack("!IBB", ssrc, CNAME, len(item)) + item
+    # At least one zero ends the list of items, and as many as fill the word (section 6.5).
+    return _packet(SOURCE_DESCRIPTION, 1, text + bytes(4 - len(text) % 4))
+
+
+def goodbye(ssrc: int) -> bytes:
+    """BYE: the source sends no more."""
+    return _packet(GOODBYE, 1, struct.pack("!I", ssrc))
+
+
+def _packet(kind: int, count: int, body: bytes) -> bytes:
+    return _HEADER.pack(VERSION << 6 | count, kind, len(body) // 4) + body
