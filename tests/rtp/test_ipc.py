@@ -51,7 +51,7 @@ messages: st.SearchStrategy[Message] = st.one_of(
         numbers,
         st.booleans(),
     ),
-    st.builds(StreamerStats, *[numbers] * 4, *[st.floats(0, 1e6)] * 5),
+    st.builds(StreamerStats, *[numbers] * 7, *[st.floats(0, 1e6)] * 4),
 )
 
 

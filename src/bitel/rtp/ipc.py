@@ -102,6 +102,10 @@ class StreamerStats(NamedTuple):
     """Ticks that were more than 5 ms late."""
     cpu_seconds: float = 0.0
     """CPU time of the sender processes."""
+    running: int = 0
+    """Streams."""
+    failures: int = 0
+    """How often a sender process died or hung, or could not be started again."""
     worst_ms: float = 0.0
     """Largest lateness of the last 10 seconds."""
     p99_ms: float = 0.0
@@ -109,17 +113,13 @@ class StreamerStats(NamedTuple):
     p90_ms: float = 0.0
     """90th percentile of the lateness of the last half second."""
     reported_ago: float = 0.0
-    """Seconds since the last report of the sender that has been silent for longest; a sender that
-    hangs or is dead does not report. This field and the next ones are set by the streamer."""
-    running: int = 0
-    """Streams."""
-    failures: int = 0
-    """How often a sender process died or hung, or could not be started again."""
+    """Seconds since the last report of the sender that has been silent for longest; one that hangs
+    or is dead does not report. `running`, `failures` and this are set by the parent."""
 
     def plus(self, other: StreamerStats) -> StreamerStats:
         """Counts added, and the larger lateness."""
-        sums = map(operator.add, self[:5], other[:5])
-        return StreamerStats._make((*sums, *map(max, self[5:], other[5:])))
+        sums = map(operator.add, self[:7], other[:7])
+        return StreamerStats._make((*sums, *map(max, self[7:], other[7:])))
 
 
 Message = (

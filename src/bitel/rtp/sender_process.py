@@ -14,6 +14,7 @@ import sys
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from bitel.errors import UnavailableError
 from bitel.rtp.ipc import (
@@ -261,31 +262,35 @@ class SenderProcess:
         self._unwritten = self._unwritten[ours.send(self._unwritten) :]
 
 
+@dataclass(slots=True)
+class _Running:
+    """A stream."""
+
+    on_end: Callable[[StreamReport], None]
+    on_silence: Callable[[], None] | None
+    remote: tuple[str, int]
+    """As it was named last."""
+
+
 class SupervisedSender:
     """The streams of one sender process, which is started again whenever it dies.
 
-    `on_end` is called once for every stream that was given to `play`, with `finished=False` for
-    all that ran in a process that died; `on_failure` with each death and each failed start;
-    `on_silent` with a stream whose `silence_timeout` is over.
+    `on_failure` is called with each death and each failed start; `queue_limit` is how many commands
+    may wait before new streams are refused.
     """
 
     def __init__(
         self,
-        on_end: Callable[[StreamReport], None],
         on_failure: Callable[[SenderFailedError], None],
-        on_silent: Callable[[int], None],
-        *,
         queue_limit: int,
         core: int | None = None,
     ) -> None:
-        self._on_end = on_end
         self._on_failure = on_failure
-        self._on_silent = on_silent
         self._queue_limit = queue_limit
         self._core = core
         self._process: SenderProcess | None = None
         self._known_ports: set[int] = set()
-        self._streams: set[int] = set()
+        self._streams: dict[int, _Running] = {}
         # Commands given while no process runs, by stream.
         self._held: dict[int, tuple[Play, PortSockets, Sequence[SharedClip], list[Change]]] = {}
         # Passed to this process, and not closed there yet; True if it has confirmed that.
@@ -296,6 +301,7 @@ class SupervisedSender:
         self._dropped_clips: deque[int] = deque()
         self._stats = StreamerStats()
         self._stats_before = StreamerStats()  # of earlier processes
+        self._failures = 0
         self._restarting: asyncio.Task[None] | None = None
         self._delay = FIRST_DELAY
         self._started_at = 0.0
@@ -385,9 +391,20 @@ class SupervisedSender:
         if waiting is not None and not waiting.done():
             waiting.set_result(answer.error)
 
-    def play(self, command: Play, sockets: PortSockets, clips: Sequence[SharedClip]) -> None:
-        """Starts a stream from the sockets of its port; `clips` are those of the command."""
-        self._streams.add(command.stream)
+    def play(
+        self,
+        command: Play,
+        sockets: PortSockets,
+        clips: Sequence[SharedClip],
+        on_end: Callable[[StreamReport], None],
+        on_silence: Callable[[], None] | None,
+    ) -> None:
+        """Starts a stream from the sockets of its port; `clips` are those of the command.
+
+        `on_end` is called once, in a later round of the event loop; with `finished=False` for all
+        that ran in a process that died.
+        """
+        self._streams[command.stream] = _Running(on_end, on_silence, command.spec.remote)
         queued = len(self._held) if self._process is None else self._process.queued
         if queued >= self._queue_limit:
             self._end(
@@ -422,16 +439,28 @@ class SupervisedSender:
             self._process.send(Stop(stream, if_awaited))
 
     def change(self, command: Change) -> None:
-        """Changes the media of a running stream; does nothing for one that is over."""
+        """Changes the media of a running stream; does nothing for one that is over.
+
+        A `moved` remote may be the one that was named last, which then stays.
+        """
+        running, remote = self._streams.get(command.stream), command.spec.remote
+        if running is None:
+            return
+        if command.moved and remote == running.remote:
+            command = command._replace(moved=False)
+        elif command.moved:
+            running.remote = remote
         if command.stream in self._held:
             self._held[command.stream][3].append(command)
-        elif self._process is not None and command.stream in self._streams:
+        elif self._process is not None:
             self._process.send(command)
 
     def stats(self) -> StreamerStats:
         """Totals over all processes so far; lateness of the present one."""
         reported_ago = asyncio.get_running_loop().time() - self._reported_at
-        return self._stats.plus(self._stats_before)._replace(reported_ago=reported_ago)
+        return self._stats.plus(self._stats_before)._replace(
+            running=len(self._streams), failures=self._failures, reported_ago=reported_ago
+        )
 
     def _received(self, message: Message) -> None:
         if isinstance(message, StreamReport):
@@ -444,13 +473,15 @@ class SupervisedSender:
             self._stats = message
             self._reported_at = asyncio.get_running_loop().time()
         elif isinstance(message, Silent):
-            self._on_silent(message.stream)
+            running = self._streams.get(message.stream)
+            if running is not None and running.on_silence is not None:
+                running.on_silence()
 
     def _end(self, report: StreamReport) -> None:
-        if report.stream in self._streams:
-            self._streams.discard(report.stream)
+        running = self._streams.pop(report.stream, None)
+        if running is not None:
             self._held.pop(report.stream, None)
-            self._on_end(report)
+            asyncio.get_running_loop().call_soon(running.on_end, report)
 
     def _end_all(self, reason: str) -> None:
         for stream in list(self._streams):
@@ -482,6 +513,7 @@ class SupervisedSender:
             self._delay = min(self._delay * 2, LONGEST_DELAY)
 
     def _failed(self, error: SenderFailedError) -> None:
+        self._failures += 1
         error.streams = len(self._streams)
         self._end_all(str(error))
         self._on_failure(error)

@@ -12,7 +12,7 @@ import ipaddress
 import random
 import resource
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from functools import reduce
 from os import urandom
 
 from bitel.rtp.ipc import Change, Play, StreamerStats
@@ -58,14 +58,6 @@ def senders_for(streams: int, cores: int) -> int:
     return max(1, min(cores, -(-streams // STREAMS_OF_ONE)))
 
 
-@dataclass(slots=True)
-class _Running:
-    sender: SupervisedSender
-    on_end: Callable[[StreamReport], None]
-    on_silence: Callable[[], None] | None
-    remote: tuple[str, int]  # as it was named last
-
-
 class Streamer:
     """Local RTP ports, and streams of raw G.711 clips from them.
 
@@ -95,7 +87,6 @@ class Streamer:
             raise ValueError(f"{processes} sender processes; at least 1 is needed")
         self.on_failure: Callable[[SenderFailedError], None] | None = None
         """Called when a sender process has died, hangs, or could not be started again."""
-        self._failures = 0
         self._receive = receive
         room = _descriptors() // (4 if receive else 2) // processes  # with RTCP two for each port
         # A phone that answered before a crash may still send to the port of its forgotten call.
@@ -114,16 +105,9 @@ class Streamer:
         ]
         self._version = ipaddress.ip_address(host).version
         self._senders = [
-            SupervisedSender(
-                self._ended,
-                self._failed,
-                self._silent,
-                queue_limit=queue_limit,
-                core=core_for(number, processes),
-            )
+            SupervisedSender(self._failed, queue_limit, core_for(number, processes))
             for number in range(processes)
         ]
-        self._streams: dict[int, _Running] = {}
         self._last_stream = 0
         self._started = False
 
@@ -185,8 +169,7 @@ class Streamer:
         sockets = pool.sockets(spec.port)
         _check(spec)
         self._last_stream += 1
-        stream = self._last_stream
-        self._streams[stream] = _Running(sender, on_end, on_silence, spec.remote)
+        stream = self._last_stream * len(self._senders) + number
         host, port = spec.remote
         nowhere = spec.held and host in UNSPECIFIED_HOSTS
         problem = "" if nowhere else self.address_problem(spec.remote)
@@ -195,13 +178,14 @@ class Streamer:
         if not self._started:
             problem = "the streamer is not running"
         if problem:
-            self._ended(StreamReport.failed(stream, problem))
+            # Later, so that this returns first.
+            asyncio.get_running_loop().call_soon(on_end, StreamReport.failed(stream, problem))
             return stream
         host = UNSPECIFIED_HOSTS[self._version == 6] if nowhere else normalized(host)
         spec = spec._replace(remote=(host, port))
         numbers = [clip.number for clip in clips]
         command = Play(stream, spec, numbers, *random_start(), self._receive)
-        sender.play(command, sockets, clips)
+        sender.play(command, sockets, clips, on_end, on_silence)
         return stream
 
     def stop_stream(self, stream: int, *, if_awaited: bool = False) -> None:
@@ -210,8 +194,7 @@ class Streamer:
         With `if_awaited` only one that still awaits the first packet of its remote, with the error
         `UNHEARD`.
         """
-        if stream in self._streams:
-            self._streams[stream].sender.stop_stream(stream, if_awaited=if_awaited)
+        self._sender_of(stream).stop_stream(stream, if_awaited=if_awaited)
 
     def change(self, stream: int, spec: StreamSpec) -> None:
         """The stream goes on by this specification from its next packet on.
@@ -229,14 +212,10 @@ class Streamer:
         problem = self.address_problem(spec.remote)
         if problem and not spec.held:
             raise RemoteAddressError(problem)
-        running = self._streams.get(stream)
-        if running is None:
-            return
-        moved = not problem and running.remote != spec.remote
-        if moved:
-            host, port = running.remote = spec.remote
+        if not problem:
+            host, port = spec.remote
             spec = spec._replace(remote=(normalized(host), port))
-        running.sender.change(Change(stream, spec, moved))
+        self._sender_of(stream).change(Change(stream, spec, moved=not problem))
 
     def address_problem(self, remote: tuple[str, int]) -> str:
         """Why nothing can be sent to this address, as a sentence; empty if it can."""
@@ -249,14 +228,14 @@ class Streamer:
 
     def stats(self) -> StreamerStats:
         """The senders' load, summed; of their lateness the worst."""
-        total = StreamerStats()
-        for sender in self._senders:
-            total = total.plus(sender.stats())
-        return total._replace(running=len(self._streams), failures=self._failures)
+        return reduce(StreamerStats.plus, (sender.stats() for sender in self._senders))
 
     def sender_pids(self) -> list[int]:
         """The process ids of the senders that run now."""
         return [sender.pid for sender in self._senders if sender.pid is not None]
+
+    def _sender_of(self, stream: int) -> SupervisedSender:
+        return self._senders[stream % len(self._senders)]
 
     def _number(self, port: int) -> int:
         """The sender, and the pool, that a port belongs to."""
@@ -268,19 +247,7 @@ class Streamer:
             return self._pools
         return sorted(self._pools, key=lambda pool: max(pool.calls, COMFORTABLE - 1))
 
-    def _ended(self, report: StreamReport) -> None:
-        """Calls `on_end` in the loop's next round, so that `play` returns first."""
-        known = self._streams.pop(report.stream, None)
-        if known is not None:
-            asyncio.get_running_loop().call_soon(known.on_end, report)
-
-    def _silent(self, stream: int) -> None:
-        known = self._streams.get(stream)
-        if known is not None and known.on_silence is not None:
-            known.on_silence()
-
     def _failed(self, error: SenderFailedError) -> None:
-        self._failures += 1
         if self.on_failure is not None:
             self.on_failure(error)
 
