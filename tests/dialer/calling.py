@@ -16,6 +16,7 @@ from bitel.dialer.resolver import Resolver
 from bitel.dialer.sip_dialer import SipTrunkDialer
 from bitel.dialer.trunk import Trunk
 from bitel.domain.attempts import AttemptResult, DialRequest
+from bitel.rtp.shared_clip import clip_of
 from tests.free_ports import free_range
 
 HOST = "127.0.0.1"
@@ -25,8 +26,7 @@ class OneClip:
     """Plays `sound`, 40 ms of silence by default, in every call."""
 
     def __init__(self, folder: Path, sound: bytes = b"\xd5" * 320) -> None:
-        self._clip = folder / "clip.raw"
-        self._clip.write_bytes(sound)
+        self._clip = clip_of(sound)
 
     async def for_order(
         self, order: DialRequest, codecs: Sequence[Codec]

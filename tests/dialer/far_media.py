@@ -14,6 +14,7 @@ from typing import cast
 from bitel.rtp.packet import RtpHeader
 from bitel.sip.message import Request, Response, parse, write_response
 from tests.free_ports import free_range
+from tests.rtp_packets import pack
 
 HOST = "127.0.0.1"
 Address = tuple[str, int]
@@ -62,14 +63,14 @@ class Ear:
             number = self._sequence
             self._sequence += 1
             header = RtpHeader(8, number % 2**16, 160 * number, self.ssrc)
-            self.socket.sendto(header.pack() + b"\xd5" * 160, to)
+            self.socket.sendto(pack(header) + b"\xd5" * 160, to)
 
     def key(self, to: Address, code: int, event_type: int, at: int) -> None:
         """Send the packets of one keyed digit (RFC 4733), its end three times."""
         for end in (False, True, True, True):
             self._sequence += 1
             header = RtpHeader(event_type, self._sequence % 2**16, at, self.ssrc)
-            self.socket.sendto(header.pack() + struct.pack("!BBH", code, 0x80 * end, 800), to)
+            self.socket.sendto(pack(header) + struct.pack("!BBH", code, 0x80 * end, 800), to)
 
 
 def ears(host: str = HOST) -> tuple[Ear, Ear]:

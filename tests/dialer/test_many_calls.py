@@ -51,7 +51,7 @@ async def _assert_nothing_is_left(calls: Dialled) -> None:
     agent, streamer = calls.dialer._sip.agent, calls.dialer.streamer
     assert not calls.dialer._legs
     assert not calls.dialer._attempts
-    assert not streamer._streams
+    assert not streamer.stats().running
     assert not any(pool._users for pool in streamer._pools)
     # Transactions stay for what may still be under way: 64·T1, which is 6.4 s here.
     await until(agent.idle, timeout=20)

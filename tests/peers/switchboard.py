@@ -27,6 +27,7 @@ from bitel.domain.pricing import Rate, Tariff
 from bitel.g711 import Codes, Pcm, alaw_encode, ulaw_encode
 from bitel.recordings.audio_match import match
 from bitel.recordings.sample import synthesise
+from bitel.rtp.shared_clip import clip_of
 from bitel.store import balances, calls, projects, recordings
 from bitel.store.calls import AttemptRow
 from bitel.store.database import Database
@@ -48,10 +49,10 @@ class OneClip:
 
     def __init__(self, folder: Path, seconds: float, sound: Pcm | None = None) -> None:
         silence = _A_LAW_SILENCE * round(seconds * 8000)
-        self._clips = {codec: folder / f"clip.{codec.lower()}" for codec in _ENCODERS}
-        for codec, clip in self._clips.items():
-            encode = _ENCODERS[codec]
-            clip.write_bytes(silence if sound is None else encode(sound).tobytes())
+        self._clips = {
+            codec: clip_of(silence if sound is None else encode(sound).tobytes())
+            for codec, encode in _ENCODERS.items()
+        }
 
     async def for_order(
         self, order: DialRequest, codecs: Sequence[Codec]

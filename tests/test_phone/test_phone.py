@@ -17,6 +17,7 @@ from bitel.test_phone.phone import Entry, Phone, PhoneConfig
 from bitel.test_phone.rtp_sinks import recording_name
 from bitel.test_phone.rules import parse_rules
 from tests.peers.caller import Caller, caller
+from tests.rtp_packets import pack
 
 HOST = "127.0.0.1"
 
@@ -53,7 +54,7 @@ async def until(true: Callable[[], bool], timeout: float = 10.0) -> None:
 def send_audio(answered: Answered, payload: bytes) -> int:
     """Send A-law audio in packets of 20 ms, without a pause between them; how many packets."""
     packets = [
-        RtpHeader(PCMA, i, 160 * i, 7, marker=i == 0).pack() + payload[160 * i : 160 * (i + 1)]
+        pack(RtpHeader(PCMA, i, 160 * i, 7, marker=i == 0)) + payload[160 * i : 160 * (i + 1)]
         for i in range(len(payload) // 160)
     ]
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:

@@ -12,7 +12,7 @@ from bitel.dialer.accepted_sources import AcceptFrom
 from bitel.dialer.caller_identity import Identification, NumberFormat, NumberRule
 from bitel.dialer.playlist import Codec
 from bitel.dialer.trunk import Trunk
-from bitel.rtp.ipc import Latch
+from bitel.rtp.stream_spec import Latch
 from bitel.rtp.streamer import senders_for
 from bitel.settings import DialerSettings, split_address, split_public_address
 from bitel.sip import Credentials
@@ -27,7 +27,7 @@ class SipTrunkConfig:
     the number called. `ping_interval` 0 sends no pings. `trunk_timeout` is how long an address that
     answers nothing is waited for where there is another, never longer than 64 × `t1`. `t1` is
     SIP's T1 (RFC 3261 §17.1.1.1).
-    `latch`: which source of RTP is followed (`rtp.wire.Latch`). `receive`: whether callees' RTP is
+    `latch`: which source of RTP is followed (`streamer.Latch`). `receive`: whether callees' RTP is
     read; a call whose callee sends nothing for `media_timeout` seconds is ended, 0: never.
     `refusals_before_pause` refusals in a row pause a trunk that worked before; 0 never.
     `senders` processes send the RTP; each fills one core at most.

@@ -11,8 +11,15 @@ import structlog
 from bitel.dialer.playlist import Playlist
 from bitel.domain.attempts import Media
 from bitel.ip_addresses import leads_nearer
-from bitel.rtp.ipc import UNHEARD
-from bitel.rtp.streamer import FarEndError, Latch, Law, Streamer, StreamReport
+from bitel.rtp.stream_spec import UNHEARD, UNSPECIFIED_HOSTS
+from bitel.rtp.streamer import (
+    Latch,
+    Law,
+    RemoteAddressError,
+    Streamer,
+    StreamReport,
+    StreamSpec,
+)
 from bitel.sip import MediaChanged
 from bitel.sip.sdp import Direction, NegotiatedMedia, SessionDescription, is_host_name
 
@@ -30,7 +37,6 @@ Resolve = Callable[[str], Awaitable[str]]
 Follow = Callable[[MediaChanged], None]
 
 _LAWS: dict[str, Law] = {"PCMA": "alaw", "PCMU": "ulaw"}
-_NOWHERE = ("0.0.0.0", "::")
 _WE_SEND: frozenset[Direction] = frozenset({"sendrecv", "sendonly"})
 _THEY_SEND: frozenset[Direction] = frozenset({"sendrecv", "recvonly"})
 
@@ -61,6 +67,7 @@ class MediaSession:
         self._latch: Latch = latch
         self._origin = origin
         self._loop = asyncio.get_running_loop()
+        self._port = 0
         self._stream = 0
         self._end_timer: asyncio.TimerHandle | None = None
         self._latch_timer: asyncio.TimerHandle | None = None
@@ -80,30 +87,17 @@ class MediaSession:
 
         `answered_for` is the time since the answer, in seconds.
         """
-        far, awaited = self._followed(agreed.far)
         held = _is_hold(agreed)
-        self._stream = self._streamer.play(
-            port,
-            far,
-            agreed.payload_type,
-            playlist,
-            self._ended,
-            law=_LAWS[agreed.codec_name],
-            ptime=agreed.ptime,
-            event_types=agreed.event_types,
-            latch=self._latch,
-            held=held,
-            awaited=awaited,
-            patience=self._media_timeout,
-            on_silence=self._fell_silent if self._media_timeout else None,
-        )
+        self._port = port
+        spec = self._spec(agreed, held=held)
+        self._stream = self._streamer.play(spec, playlist, self._ended, self._fell_silent)
         longest = self._longest
         if longest < math.inf and not self.over.done():
             why = f"the call had lasted {longest:g} s, the longest that it may"
             # A little earlier, so that the second in which it ends is not billed beyond that.
             left = longest - answered_for - _BEFORE_LIMIT
             self._end_timer = self._loop.call_later(max(0.0, left), self.stop, why)
-        self._has_changed(agreed, awaited=awaited, held=held)
+        self._has_changed(agreed, awaited=spec.awaited, held=held)
 
     def follow(self, changed: MediaChanged) -> None:
         """Apply a change: destination, payload type, packet length, or hold.
@@ -114,7 +108,7 @@ class MediaSession:
         held = _is_hold(agreed)
         try:
             awaited = self._change(agreed, held=held)
-        except FarEndError as fault:
+        except RemoteAddressError as fault:
             log.warning("media_not_followed", fault=str(fault))
             held = True
             awaited = self._change(agreed, held=True)
@@ -122,23 +116,34 @@ class MediaSession:
 
     def _change(self, agreed: NegotiatedMedia, *, held: bool) -> bool:
         """Apply `agreed`; whether RTP of the far end is now awaited."""
-        far, awaited = self._followed(agreed.far)
-        self._streamer.change(
-            self._stream,
-            far,
+        spec = self._spec(agreed, held=held)
+        self._streamer.change(self._stream, spec)
+        return spec.awaited
+
+    def _spec(self, agreed: NegotiatedMedia, *, held: bool) -> StreamSpec:
+        remote, awaited = self._followed(agreed.far)
+        return StreamSpec(
+            self._port,
+            remote,
             agreed.payload_type,
-            ptime=agreed.ptime,
-            event_types=agreed.event_types,
-            held=held,
-            awaited=awaited,
+            _LAWS[agreed.codec_name],
+            agreed.ptime,
+            agreed.event_types,
+            self._latch,
+            held,
+            awaited,
+            self._media_timeout,
         )
-        return awaited
 
     def _followed(self, far: tuple[str, int]) -> tuple[tuple[str, int], bool]:
         """Where to send to for the address that is named, and whether RTP is awaited first."""
         host, port = far
         try:
-            if not self._origin or host in _NOWHERE or not leads_nearer(self._origin, host):
+            if (
+                not self._origin
+                or host in UNSPECIFIED_HOSTS
+                or not leads_nearer(self._origin, host)
+            ):
                 return far, False
         except ValueError:
             return far, False  # no IP address: the streamer refuses it
@@ -220,15 +225,15 @@ class MediaSession:
 
 
 def check_address(streamer: Streamer, agreed: NegotiatedMedia) -> None:
-    """Raises FarEndError where what was agreed on can't be sent to that address."""
+    """Raises RemoteAddressError where what was agreed on can't be sent to that address."""
     if not _is_hold(agreed) and (problem := streamer.address_problem(agreed.far)):
-        raise FarEndError(problem)
+        raise RemoteAddressError(problem)
 
 
 def _is_hold(agreed: NegotiatedMedia) -> bool:
     """Whether we may not send, or have no destination: RFC 2543's hold (RFC 3264 §8.4)."""
     host, port = agreed.far
-    return agreed.direction not in _WE_SEND or host in _NOWHERE or port == 0
+    return agreed.direction not in _WE_SEND or host in UNSPECIFIED_HOSTS or port == 0
 
 
 class MediaAddresses:
@@ -253,14 +258,16 @@ class MediaAddresses:
             self._early[host] = asyncio.create_task(self._try(host))
 
     async def resolved(self, agreed: NegotiatedMedia) -> NegotiatedMedia:
-        """`agreed` with an IP address to send to; raises FarEndError where its host has none."""
+        """`agreed` with an IP address to send to; raises RemoteAddressError where its host has none."""
         host, port = agreed.far
         if not is_host_name(host):
             return agreed
         try:
             return agreed._replace(far=(await self._resolve(host), port))
         except OSError as fault:
-            raise FarEndError(f"the far end's media host {host} is not found: {fault}") from fault
+            raise RemoteAddressError(
+                f"the far end's media host {host} is not found: {fault}"
+            ) from fault
 
     def follow(self, changed: MediaChanged, then: Follow) -> None:
         """Call `then` with a change of the media, once its address is known.
@@ -298,7 +305,7 @@ class MediaAddresses:
             waiting = changed, then = self._waiting
             try:
                 found = MediaChanged(changed.call_id, await self.resolved(changed.agreed))
-            except FarEndError as fault:
+            except RemoteAddressError as fault:
                 log.warning("media_not_followed", fault=str(fault))
                 found = _held(changed)
             if waiting is self._waiting:
@@ -307,4 +314,4 @@ class MediaAddresses:
 
 
 def _held(changed: MediaChanged) -> MediaChanged:
-    return MediaChanged(changed.call_id, changed.agreed._replace(far=(_NOWHERE[0], 0)))
+    return MediaChanged(changed.call_id, changed.agreed._replace(far=(UNSPECIFIED_HOSTS[0], 0)))

@@ -15,13 +15,11 @@ from bitel.errors import NotFoundError, UnavailableError
 from bitel.g711 import ALAW_SILENCE, SAMPLE_RATE, ULAW_SILENCE
 from bitel.recordings.shared_tasks import SharedTasks
 from bitel.recordings.storage import VoiceStore
-from bitel.rtp.clips import ClipError
-from bitel.rtp.shared_clip import SharedClip, clip_of, read_clip
-from bitel.rtp.streamer import Clip
+from bitel.rtp.shared_clip import ClipError, SharedClip, clip_of, read_clip
 from bitel.speech.library import SpeechLibrary
 
 Codec = Literal["PCMA", "PCMU"]
-Playlist = Sequence[Clip]
+Playlist = Sequence[SharedClip]
 
 LEAD_IN: Final = 0.2
 """Seconds of silence between the answer and what is played."""
@@ -110,7 +108,7 @@ def _silence(seconds: float) -> Mapping[str, SharedClip]:
     """
     codes = {"PCMA": ALAW_SILENCE, "PCMU": ULAW_SILENCE}
     return {
-        codec: clip_of(bytes([code]) * round(seconds * SAMPLE_RATE), f"{seconds} s of silence")
+        codec: clip_of(bytes([code]) * round(seconds * SAMPLE_RATE))
         for codec, code in codes.items()
     }
 

@@ -29,10 +29,9 @@ from bitel.domain.pricing import DEFAULT_HOLD, longest_call
 from bitel.errors import BitelError, InvalidRequestError, NotFoundError, UnavailableError
 from bitel.g711 import SAMPLE_RATE
 from bitel.observability.logging import LineLimit
-from bitel.rtp.shared_clip import SharedClip
 from bitel.rtp.streamer import (
-    FarEndError,
     NoPortError,
+    RemoteAddressError,
     SenderFailedError,
     Streamer,
     StreamerStats,
@@ -268,7 +267,7 @@ class SipTrunkDialer(Dialer):
         try:
             agreed = await leg.resolved(answered.agreed)
             check_address(self.streamer, agreed)
-        except FarEndError as fault:
+        except RemoteAddressError as fault:
             await self._end(attempt, leg)
             return attempt.result(Outcome.MEDIA_MISMATCH, str(fault), 200)
         if not await on_answered(attempt.answered_at):
@@ -553,14 +552,11 @@ def packets_late(stats: StreamerStats) -> float:
     """
     if stats.reported_ago > SILENCE:
         return stats.reported_ago * 1000
-    return stats.tenth_ms if stats.running else 0.0
+    return stats.p90_ms if stats.running else 0.0
 
 
 def _longest(request: DialRequest, playlist: Playlist) -> int:
     """Seconds after the answer at which a call is ended; never before it has played everything."""
-    sizes = (
-        clip.size if isinstance(clip, SharedClip) else clip.stat().st_size for clip in playlist
-    )
-    seconds = sum(sizes) / SAMPLE_RATE
+    seconds = sum(clip.size for clip in playlist) / SAMPLE_RATE
     hold = 0 if request.longest_seconds else DEFAULT_HOLD
     return max(request.longest_seconds, longest_call(seconds, hold))

@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import socket
 import struct
-import sys
 from functools import lru_cache
 
 DENSEST = 16  # of the audio packets of a few streams, one in so many is handed up
@@ -67,8 +66,6 @@ def one_in(streams: int, patience: float = 0.0) -> int:
 
 def attach(bound: socket.socket, program: bytes) -> None:
     """Has the kernel filter what arrives for this socket, in place of an earlier filter."""
-    if not sys.platform.startswith("linux"):
-        return
     room = ctypes.create_string_buffer(program)
     count = len(program) // struct.calcsize("HBBI")
     description = struct.pack("@HP", count, ctypes.addressof(room))  # struct sock_fprog

@@ -144,7 +144,7 @@ class RecordingSink(RtpSink):
 
     def pcm(self) -> Pcm:
         """The audio as a listener would have heard it, at 8 kHz; also after `close`."""
-        return self._recorder.heard().pcm16
+        return self._recorder.pcm16()
 
     def _take(self, datagram: bytes) -> None:
         self._recorder.receive(datagram, self._loop.time())

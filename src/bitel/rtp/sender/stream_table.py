@@ -1,20 +1,21 @@
-"""The stream table of the sender: payload, packet length and destination. It has no clock."""
+"""The streams of the sender: destination, payload, packet length, hold. It has no clock."""
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from bitel.rtp.batch import Batch, Count, NewStream
-from bitel.rtp.clips import ClipCache, ClipError, Playlist
-from bitel.rtp.ipc import UNHEARD, Change, ClipOpened, End, Play
-from bitel.rtp.memory import sockaddr
+from bitel.rtp.ipc import Change, ClipOpened, Play
 from bitel.rtp.packet import SAMPLE_RATE, SAMPLES_PER_MS
-from bitel.rtp.rtcp_session import Progress
-from bitel.rtp.sendmmsg import Transmit
-from bitel.rtp.slot_scheduler import TICK_MS, TICK_SECONDS, Cadence
+from bitel.rtp.sender.packet_batch import Batch, StreamRow
+from bitel.rtp.sender.playlist import Clip, Playlist
+from bitel.rtp.sender.rtcp import Progress
+from bitel.rtp.sender.sendmmsg import Transmit, sockaddr
+from bitel.rtp.sender.tick_schedule import TICK_MS, TICK_SECONDS, SlotScheduler
+from bitel.rtp.stream_spec import UNHEARD, StreamReport
 
 
 @dataclass(slots=True)
@@ -23,13 +24,14 @@ class _Stream:
     playlist: Playlist
     port: int
     family: socket.AddressFamily
-    paused: NewStream | None = None  # taken out of the batch
+    held: bool
+    awaiting: bool
+    """Nothing may be sent before a packet of the remote has come."""
+    paused: StreamRow | None = None
+    """Set while it is not in the batch, being held or awaiting its remote."""
     held_from: tuple[float, int] | None = None
-    """When the latest hold began, and the timestamp of the packet that was next then; the time
+    """When the latest pause began, and the timestamp of the packet that was next then; the time
     since counts until that packet is sent."""
-    held: bool = False
-    awaiting: bool = False
-    """Whether nothing may be sent before a packet of the callee has come."""
     stopped: bool = False
     error: str = ""
     """Why it was stopped, if that is to be reported."""
@@ -40,93 +42,90 @@ class _Stream:
     """The tick of its next packet, after a change of the packet time."""
 
 
-class _Local(NamedTuple):
-    """A local port."""
-
+class _Port(NamedTuple):
     bound: socket.socket
     descriptor: int
     family: socket.AddressFamily
 
 
 class StreamTable:
-    """Streams spread over their packet time; `tick` sends those whose turn it is.
+    """Streams spread over their packet time; `tick` sends those that are due.
 
-    Each `play` is answered by one `End` among those that `tick` and `play` return. Times
-    are seconds of one steady clock.
+    Each `play` is answered by one report among those that `tick` and `play` return. Times are
+    seconds of one steady clock.
     """
 
     def __init__(self, transmit: Transmit) -> None:
         self._transmit = transmit
-        self._cadences: dict[int, Cadence] = {}  # by ptime
-        self._ports: dict[int, _Local] = {}
+        self._schedulers: dict[int, SlotScheduler] = {}  # by ptime
+        self._ports: dict[int, _Port] = {}
         self._streams: dict[int, _Stream] = {}
-        self._clips = ClipCache()
+        self._clips: dict[int, Clip] = {}
 
     def __len__(self) -> int:
         return len(self._streams)
 
     def open(self, port: int, bound: socket.socket) -> None:
-        """Streams of this port go out through this socket from now on."""
-        self._ports[port] = _Local(bound, bound.fileno(), socket.AddressFamily(bound.family))
+        """Streams of this port are sent through this socket from now on."""
+        self._ports[port] = _Port(bound, bound.fileno(), socket.AddressFamily(bound.family))
 
     def open_clip(self, number: int, descriptor: int) -> ClipOpened:
         """Streams may play this clip from now on; the descriptor is closed."""
         try:
-            self._clips.load(number, descriptor)
-        except ClipError as error:
-            return ClipOpened(number, str(error))
+            self._clips[number] = Clip(descriptor)
+        except (OSError, ValueError) as error:
+            return ClipOpened(number, f"recording {number} can't be mapped: {error}")
+        finally:
+            os.close(descriptor)
         return ClipOpened(number)
 
     def close_clips(self, numbers: Sequence[int]) -> None:
-        """Streams that begin from now on don't play these clips."""
-        self._clips.unload(numbers)
+        """Forget clips; those that a stream plays are unmapped when it ends."""
+        for number in numbers:
+            self._clips.pop(number, None)
 
-    def play(self, command: Play, now: float = 0.0) -> End | None:
-        """Adds a stream; its `End` at once where it can't be.
-
-        No tick that was due before `now` sends anything of it.
-        """
-        local = self._ports.get(command.port)
-        if local is None:
-            return End(command.stream, 0, False, f"RTP port {command.port} is not open")
-        samples = command.ptime * SAMPLES_PER_MS
+    def play(self, command: Play, now: float = 0.0) -> StreamReport | None:
+        """Adds a stream, sent at the first tick at or after `now`; a report if it can't be."""
+        number, spec = command.stream, command.spec
+        port = self._ports.get(spec.port)
+        if port is None:
+            return StreamReport.failed(number, f"RTP port {spec.port} is not open")
+        for clip in command.clips:
+            if clip not in self._clips:
+                return StreamReport.failed(number, f"recording {clip} is not loaded")
         try:
-            far = sockaddr(local.family, command.far_host, command.far_port)
-            playlist = Playlist(self._clips, command.clips, command.law, samples)
-        except (ClipError, OSError) as error:
-            return End(command.stream, 0, False, str(error))
+            remote = sockaddr(port.family, *spec.remote)
+        except OSError as error:
+            return StreamReport.failed(number, str(error))
+        clips = [self._clips[clip] for clip in command.clips]
+        playlist = Playlist(clips, spec.law, spec.ptime * SAMPLES_PER_MS)
         segment = playlist.next_segment()
         assert segment is not None  # a clip is never empty
-        batch = self._cadence(command.ptime, local.family).choose(command.port)
-        stream = self._streams[command.stream] = _Stream(
-            batch,
-            playlist,
-            command.port,
-            local.family,
-            held=command.held,
-            awaiting=command.awaited,
+        batch = self._scheduler(spec.ptime, port.family).choose(spec.port)
+        stream = self._streams[number] = _Stream(
+            batch, playlist, spec.port, port.family, spec.held, spec.awaited
         )
-        new = NewStream(
-            command.stream,
-            local.descriptor,
-            far,
-            command.payload_type,
+        new = StreamRow(
+            number,
+            port.descriptor,
+            remote,
+            spec.payload_type,
             command.sequence,
             command.timestamp,
             command.ssrc,
             *segment,
             begin=now,
         )
-        if command.held or command.awaited:
+        if spec.held or spec.awaited:
             stream.paused, stream.held_from = new, (now, new.timestamp)
         else:
             batch.add(new)
         return None
 
     def stop(self, number: int, *, if_awaited: bool = False) -> None:
-        """Takes a stream out; its `End` comes with its batch's next tick.
+        """Ends a stream; its report comes with its batch's next tick.
 
-        With `if_awaited` only one that waits for a packet of its callee.
+        With `if_awaited` only one that awaits its remote.
         """
         stream = self._running(number)
         if stream is None or (if_awaited and not stream.awaiting):
@@ -141,30 +140,30 @@ class StreamTable:
         """The stream's media from its next packet on.
 
         SSRC, sequence number and the position in the recording continue. The timestamp continues
-        with the samples sent, and over a hold with the clock, by whole packets. A tick that was due
-        before `now` sends no packet of a stream that was held.
+        with the samples sent, and over a hold with the clock, by whole packets. A stream that was
+        held is sent at the first tick at or after `now`.
         """
-        number = command.stream
+        number, spec = command.stream, command.spec
         stream = self._running(number)
         if stream is None:
             return
-        stream.held = command.held
-        if command.far is not None:
-            stream.awaiting = command.awaited
+        stream.held = spec.held
+        if command.moved:
+            stream.awaiting = spec.awaited
         is_paused = stream.held or stream.awaiting
         if is_paused and stream.paused is None:
             had_sent = stream.batch.has_sent(number)
             stream.paused = stream.batch.take(number)
             if had_sent or stream.held_from is None:
                 stream.held_from = now, stream.paused.timestamp
-        if command.far is not None:
-            self._redirect(number, stream, command.far)
+        if command.moved:
+            self._redirect(number, stream, spec.remote)
         if stream.paused is None:
-            stream.batch.rename(number, command.payload_type)
+            stream.batch.set_payload_type(number, spec.payload_type)
         else:
-            stream.paused = stream.paused._replace(payload_type=command.payload_type)
-        if command.ptime * SAMPLES_PER_MS != stream.batch.samples:
-            self._repacketize(number, stream, command.ptime, now)
+            stream.paused = stream.paused._replace(payload_type=spec.payload_type)
+        if spec.ptime * SAMPLES_PER_MS != stream.batch.samples:
+            self._repacketize(number, stream, spec.ptime, now)
         if not is_paused:
             self._resume(stream, now)
 
@@ -176,25 +175,25 @@ class StreamTable:
         stream.batch.add(stream.paused._replace(timestamp=timestamp, begin=now, marker=True))
         stream.paused = None
 
-    def latch(self, number: int, far: tuple[str, int], now: float) -> None:
-        """The stream goes to `far` from its next packet on: its callee sends from there.
+    def latch(self, number: int, remote: tuple[str, int], now: float) -> None:
+        """The stream is sent to `remote` from its next packet on, as the remote sends from there.
 
-        One that waited for that begins or goes on, unless it is held.
+        One that awaited that begins or goes on, unless it is held.
         """
         stream = self._running(number)
         if stream is None:
             return
-        self._redirect(number, stream, far)
+        self._redirect(number, stream, remote)
         stream.awaiting = False
         if not stream.held:
             self._resume(stream, now)
 
-    def _redirect(self, number: int, stream: _Stream, far: tuple[str, int]) -> None:
-        name = sockaddr(stream.family, *far)
+    def _redirect(self, number: int, stream: _Stream, remote: tuple[str, int]) -> None:
+        name = sockaddr(stream.family, *remote)
         if stream.paused is None:
             stream.batch.redirect(number, name)
         else:
-            stream.paused = stream.paused._replace(far=name)
+            stream.paused = stream.paused._replace(remote=name)
 
     def _repacketize(self, number: int, stream: _Stream, ptime: int, now: float) -> None:
         """Send the rest of the recording in packets of `ptime` ms."""
@@ -208,9 +207,9 @@ class StreamTable:
             return  # all of it was sent; the old batch reports the end
         stream.octets += row.sent * (old.samples - samples)
         payload, packets = segment
-        cadence = self._cadence(ptime, stream.family)
+        scheduler = self._scheduler(ptime, stream.family)
         if stream.paused is not None:
-            stream.batch = cadence.choose(stream.port)
+            stream.batch = scheduler.choose(stream.port)
             stream.paused = row._replace(payload=payload, packets=packets)
             return
         new = old.take(number)._replace(payload=payload, packets=packets)
@@ -224,9 +223,9 @@ class StreamTable:
             timestamp = _timestamp_after_hold(stream, samples, now)
             new = new._replace(timestamp=timestamp, begin=now)
         if new.marker:
-            stream.batch = cadence.choose(stream.port)
+            stream.batch = scheduler.choose(stream.port)
         else:
-            stream.batch = cadence.batch_at(stream.next_index)
+            stream.batch = scheduler.batch_at(stream.next_index)
         stream.batch.add(new)
 
     def progress(self, number: int, now: float) -> Progress | None:
@@ -249,34 +248,34 @@ class StreamTable:
 
     def idle(self, index: int) -> bool:
         """Tick number `index` has nothing to do."""
-        for cadence in self._cadences.values():  # noqa: SIM110 - a generator costs more, each time
-            if not cadence.batch_at(index).idle:
+        for scheduler in self._schedulers.values():  # noqa: SIM110 - a generator costs more
+            if not scheduler.batch_at(index).idle:
                 return False
         return True
 
-    def tick(self, index: int, due: float) -> tuple[int, int, list[End]]:
-        """Sends the packets of tick number `index`, which was due then.
+    def tick(self, index: int, due: float) -> tuple[int, int, list[StreamReport]]:
+        """Sends the packets of tick number `index`.
 
-        Returns how many left, how many were refused, and who ended. A stream ends one tick after
-        its last packet: when that has been heard out.
+        Returns how many left, how many were refused, and the reports of streams that ended. A
+        stream ends one packet time after its last packet, when that has been played out.
         """
         sent, refused = 0, 0
-        ends: list[End] = []
-        for cadence in self._cadences.values():
-            batch = cadence.batch_at(index)
+        ends: list[StreamReport] = []
+        for scheduler in self._schedulers.values():
+            batch = scheduler.batch_at(index)
             if not batch.idle:
                 batch.due, batch.index = due, index
-                self._point_on(batch)
+                self._advance_segments(batch)
                 ends += self._settle(batch)
                 # One that goes on after a pause may have nothing left of its segment.
-                if self._point_on(batch):
+                if self._advance_segments(batch):
                     ends += self._settle(batch)
                 left, kept = batch.send() if len(batch) else (0, 0)
                 sent, refused = sent + left, refused + kept
         return sent, refused, ends
 
-    def _point_on(self, batch: Batch) -> bool:
-        """Points the rows that have run out to their next segment; True: some have none."""
+    def _advance_segments(self, batch: Batch) -> bool:
+        """Gives the rows that have run out their next segment; True: some have none."""
         over = False
         for row, number in batch.run_out():
             stream = self._streams[number]
@@ -288,32 +287,32 @@ class StreamTable:
                 batch.point(row, *segment)
         return over
 
-    def _settle(self, batch: Batch) -> list[End]:
-        return [self._end(number, count) for number, count in batch.settle()]
+    def _settle(self, batch: Batch) -> list[StreamReport]:
+        return [self._end(row) for row in batch.settle()]
 
-    def _end(self, number: int, count: Count) -> End:
-        stream = self._streams.pop(number)
-        stream.playlist.close()
+    def _end(self, row: StreamRow) -> StreamReport:
+        stream = self._streams.pop(row.stream)
         error = stream.error
-        if count.refused:
-            error = f"{count.refused} packets could not be sent: {count.problem}"
-        # A callee of whom the network took no packet at all has heard nothing to its end.
-        return End(number, count.sent, stream.finished and count.sent > 0, error)
+        if row.refused:
+            error = f"{row.refused} packets could not be sent: {os.strerror(row.errno)}"
+        # If the network took no packet at all, nothing was played to its end.
+        finished = stream.finished and row.sent > 0
+        return StreamReport(row.stream, row.sent, finished, error)
 
     def _running(self, number: int) -> _Stream | None:
         """The stream, unless it is over or about to be."""
         stream = self._streams.get(number)
         return None if stream is None or stream.stopped else stream
 
-    def _cadence(self, ptime: int, family: socket.AddressFamily) -> Cadence:
-        if ptime not in self._cadences:
-            self._cadences[ptime] = Cadence(ptime, family, self._transmit)
-        return self._cadences[ptime]
+    def _scheduler(self, ptime: int, family: socket.AddressFamily) -> SlotScheduler:
+        if ptime not in self._schedulers:
+            self._schedulers[ptime] = SlotScheduler(ptime, family, self._transmit)
+        return self._schedulers[ptime]
 
 
 def _timestamp_after_hold(stream: _Stream, samples: int, now: float) -> int:
-    """The timestamp of a stream that continues now: that of the hold's begin, and the time since in
-    whole packets of `samples`."""
+    """That of the first packet after a hold: the timestamp at the hold's begin, and the time since
+    then in whole packets of `samples`."""
     assert stream.held_from is not None, "the stream was not held"
     began, timestamp = stream.held_from
     missed: int = samples * round((now - began) * SAMPLE_RATE / samples)

@@ -1,22 +1,20 @@
-"""The streams that are sent at the same instant of every packet time, as arrays.
+"""The streams that one tick sends together, as arrays.
 
-A tick costs a handful of array operations, however many streams there are. All that goes on by one
-with each tick is known from the number of ticks: only what the kernel reads is written. Streams
-come and go between ticks; `settle` then rewrites the arrays, ordered by socket.
+A tick costs a handful of array operations, however many streams there are. What goes up by one with
+each tick is computed from the number of ticks; only what the kernel reads is written. Streams come
+and go between ticks; `settle` then rewrites the arrays, ordered by socket.
 """
 
 from __future__ import annotations
 
-import os
 import socket
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bitel.rtp.memory import HEADER, Packets
 from bitel.rtp.packet import SAMPLES_PER_PACKET, VERSION
-from bitel.rtp.sendmmsg import Group, Transmit
+from bitel.rtp.sender.sendmmsg import HEADER, Group, Packets, Transmit
 
 MARKER = 0x80
 SMALLEST = 64  # rows
@@ -35,18 +33,18 @@ _STATE = np.dtype(
 )
 
 
-class NewStream(NamedTuple):
-    """What a stream starts with, or goes on with after a pause.
+class StreamRow(NamedTuple):
+    """The row of a stream as plain values.
 
-    `far` is the callee's `memory.sockaddr`, `payload` the address of the first of `packets`
-    payloads. `sent`, `refused` and `errno` are what had become of its packets before. It is sent
-    from the first tick at or after `begin`, by the clock of `Batch.due`. `marker`: its first packet
-    begins a talkspurt (RFC 3551 section 4.1).
+    `remote` is a `sendmmsg.sockaddr`, `payload` the address of the first of `packets` payloads.
+    `sent` and `refused` count its earlier packets; `errno` is that of the last one refused. It is
+    sent at the first tick at or after `begin`, by the clock of `Batch.due`. `marker`: its first
+    packet begins a talkspurt (RFC 3551 section 4.1).
     """
 
     stream: int
     descriptor: int
-    far: bytes
+    remote: bytes
     payload_type: int
     sequence: int
     timestamp: int
@@ -59,13 +57,15 @@ class NewStream(NamedTuple):
     begin: float = 0.0
     marker: bool = True
 
+    def header(self) -> tuple[int, ...]:
+        """The values of a `HEADER`."""
+        kind = MARKER * self.marker | self.payload_type
+        return VERSION << 6, kind, self.sequence, self.timestamp, self.ssrc
 
-class Count(NamedTuple):
-    """What has become of a stream's packets."""
-
-    sent: int
-    refused: int
-    problem: str
+    def state(self, ticks: int) -> tuple[int, ...]:
+        """The values of a `_STATE` after so many ticks."""
+        began = ticks - self.sent - self.refused
+        return self.stream, self.descriptor, began, ticks + self.packets, self.refused, self.errno
 
 
 class Batch:
@@ -90,12 +90,12 @@ class Batch:
         self._ticks = 0
         self._first_over = 0  # no segment has run out before this tick
         self._marked = False  # some row's next packet bears the marker
-        self._look_at_rows()
+        self._set_views()
         self._groups: list[Group] = []
-        self._new: dict[int, NewStream] = {}
+        self._new: dict[int, StreamRow] = {}
         self._gone: set[int] = set()
         self._taken: set[int] = set()
-        self._unborn: list[NewStream] = []  # removed before they were in the arrays
+        self._unborn: list[StreamRow] = []  # removed before they were in the arrays
 
     def __len__(self) -> int:
         """How many streams there will be after the next `settle`."""
@@ -106,17 +106,17 @@ class Batch:
         """A tick would neither send nor settle anything."""
         return not (self._rows or self._new or self._unborn)
 
-    def add(self, stream: NewStream) -> None:
-        """The stream's first packet goes with the next tick that is not due before its `begin`.
+    def add(self, stream: StreamRow) -> None:
+        """The stream's first packet is sent at the first tick at or after its `begin`.
 
-        So a stream that comes while a tick is late does not share the delay. Its first packet
-        would leave late, and the others in time: too soon after it, or with it in one burst.
+        Sent with a tick that was due earlier and is late, it would leave late itself, and the next
+        one too soon after it or in one burst with it.
         """
         self._new[stream.stream] = stream
         self._streams += 1
 
     def remove(self, stream: int) -> None:
-        """No packet more of this stream; its count comes from the next `settle`."""
+        """Ends a stream; the next `settle` returns its last state."""
         self._streams -= 1
         new = self._new.pop(stream, None)
         if new is None:
@@ -124,13 +124,13 @@ class Batch:
         else:
             self._unborn.append(new)
 
-    def look(self, stream: int) -> NewStream:
+    def look(self, stream: int) -> StreamRow:
         """The current state of the stream: its next packet, and counts of the earlier ones."""
         new = self._new.get(stream)
         return self._read(self._row(stream)) if new is None else new
 
-    def take(self, stream: int) -> NewStream:
-        """Removes a stream that may come back: `add` what this returns. No count follows."""
+    def take(self, stream: int) -> StreamRow:
+        """Removes a stream that may come back: `add` what this returns."""
         self._streams -= 1
         new = self._new.pop(stream, None)
         if new is None:
@@ -139,18 +139,18 @@ class Batch:
         return new
 
     def has_sent(self, stream: int) -> bool:
-        """Whether the last tick has sent a packet of the stream; False before its first one, and
-        its first after a hold."""
+        """Whether the last tick has sent a packet of the stream, which is not so before its first
+        one, and its first after a hold."""
         return stream not in self._new
 
-    def redirect(self, stream: int, far: bytes) -> None:
-        """The stream's next packets go to this `memory.sockaddr`."""
+    def redirect(self, stream: int, remote: bytes) -> None:
+        """The stream's next packets go to this `sendmmsg.sockaddr`."""
         if stream in self._new:
-            self._new[stream] = self._new[stream]._replace(far=far)
+            self._new[stream] = self._new[stream]._replace(remote=remote)
         else:
-            self._packets.names[self._row(stream)] = np.void(far)
+            self._packets.names[self._row(stream)] = np.void(remote)
 
-    def rename(self, stream: int, payload_type: int) -> None:
+    def set_payload_type(self, stream: int, payload_type: int) -> None:
         """Set the payload type from the stream's next packet on."""
         if stream in self._new:
             self._new[stream] = self._new[stream]._replace(payload_type=payload_type)
@@ -158,33 +158,27 @@ class Batch:
             row = self._row(stream)
             self._kinds[row] = (self._kinds[row] & MARKER) | payload_type
 
-    def settle(self) -> list[tuple[int, Count]]:
-        """Makes additions and removals so; returns what the removed streams had sent."""
-        unborn, self._unborn = self._unborn, []
-        counts = [(new.stream, Count(new.sent, new.refused, _problem(new.errno))) for new in unborn]
+    def settle(self) -> list[StreamRow]:
+        """Carries out additions and removals; returns the last state of the removed streams."""
+        removed, self._unborn = self._unborn, []
         fresh = [new for new in self._new.values() if new.begin <= self.due] if self._new else []
         if not fresh and not self._gone and not self._taken:
-            return counts
+            return removed
         state = self._state[: self._rows]
         leaves = _among(state["stream"], self._gone | self._taken)
-        counts += [
-            (stream, Count(self._ticks - began - refused, refused, _problem(code)))
-            for stream, _, began, _, refused, code in state[leaves].tolist()
-            if stream in self._gone
-        ]
+        rows = map(self._read, np.flatnonzero(leaves).tolist())
+        removed += [row for row in rows if row.stream in self._gone]
         kept = np.flatnonzero(~leaves)
         for new in fresh:
             del self._new[new.stream]
         self._gone.clear()
         self._taken.clear()
         self._rewrite(kept, fresh)
-        return counts
+        return removed
 
     def run_out(self) -> list[tuple[int, int]]:
-        """The rows that have nothing left of their segment to send, and their streams.
-
-        Without those that the next `settle` removes.
-        """
+        """The rows whose segment has been sent, with their streams; without those that the next
+        `settle` removes."""
         if self._ticks < self._first_over:
             return []
         state = self._state[: self._rows]
@@ -223,10 +217,10 @@ class Batch:
     def _row(self, stream: int) -> int:
         return int(np.flatnonzero(self._state["stream"][: self._rows] == stream)[0])
 
-    def _read(self, row: int) -> NewStream:
+    def _read(self, row: int) -> StreamRow:
         stream, descriptor, began, over, refused, code = self._state[row].item()
         _, kind, sequence, timestamp, ssrc = self._packets.headers[row].item()
-        return NewStream(
+        return StreamRow(
             stream,
             descriptor,
             self._packets.names[row].tobytes(),
@@ -241,21 +235,22 @@ class Batch:
             code,
         )
 
-    def _rewrite(self, kept: NDArray[np.intp], fresh: list[NewStream]) -> None:
+    def _rewrite(self, kept: NDArray[np.intp], fresh: list[StreamRow]) -> None:
         """New arrays of the kept rows and the new streams, those of one socket side by side."""
         old, before = self._packets, self._state
         rows = len(kept) + len(fresh)
-        family = old.family
-        state = _joined(before[kept], _fresh_state(fresh, self._ticks))
+        fresh_state = [new.state(self._ticks) for new in fresh]
+        state = _joined(before[kept], np.array(fresh_state, _STATE))
         order = np.argsort(state["descriptor"], kind="stable")
-        fars = np.frombuffer(b"".join([new.far for new in fresh]), old.names.dtype)
+        remotes = np.frombuffer(b"".join([new.remote for new in fresh]), old.names.dtype)
         starts = np.array([new.payload for new in fresh], np.uintp)
-        headers = _joined(old.headers[kept], _fresh_headers(fresh))[order]
-        names = _joined(old.names[kept], fars)[order]
+        fresh_headers = np.array([new.header() for new in fresh], HEADER)
+        headers = _joined(old.headers[kept], fresh_headers)[order]
+        names = _joined(old.names[kept], remotes)[order]
         payloads = _joined(old.payloads[kept], starts)[order]
         if rows > old.capacity or rows < old.capacity // 8:
             capacity = max(SMALLEST, 1 << (rows - 1).bit_length()) if rows else SMALLEST
-            self._packets = Packets(capacity, family, self.samples)
+            self._packets = Packets(capacity, old.family, self.samples)
             self._state = np.zeros(capacity, _STATE)
         self._rows = rows
         self._state[:rows] = state[order]
@@ -265,10 +260,10 @@ class Batch:
         self._groups = _groups(self._state["descriptor"][:rows])
         self._first_over = self._ticks  # to be looked for
         self._marked = self._marked or bool(fresh)
-        self._look_at_rows()
+        self._set_views()
 
-    def _look_at_rows(self) -> None:
-        """What each tick writes, as views and in the machine's own byte order."""
+    def _set_views(self) -> None:
+        """What each tick writes: views, and counters in the machine's own byte order."""
         rows = self._rows
         headers = self._packets.headers[:rows]
         self._kinds: NDArray[np.uint8] = headers["kind"]
@@ -277,39 +272,6 @@ class Batch:
         self._sequences = self._sequences_sent.astype(np.uint16)
         self._timestamps = self._timestamps_sent.astype(np.uint32)
         self._payloads = self._packets.payloads[:rows]
-
-
-def _fresh_state(fresh: list[NewStream], ticks: int) -> NDArray[np.void]:
-    return np.array(
-        [
-            (
-                new.stream,
-                new.descriptor,
-                ticks - new.sent - new.refused,
-                ticks + new.packets,
-                new.refused,
-                new.errno,
-            )
-            for new in fresh
-        ],
-        _STATE,
-    )
-
-
-def _fresh_headers(fresh: list[NewStream]) -> NDArray[np.void]:
-    return np.array(
-        [
-            (
-                VERSION << 6,
-                MARKER * new.marker | new.payload_type,
-                new.sequence,
-                new.timestamp,
-                new.ssrc,
-            )
-            for new in fresh
-        ],
-        HEADER,
-    )
 
 
 def _among(numbers: NDArray[np.int64], some: set[int]) -> NDArray[np.bool_]:
@@ -343,7 +305,3 @@ def _groups(descriptors: NDArray[np.int32]) -> list[Group]:
         (descriptor, first, end - first)
         for descriptor, first, end in zip(of_runs, firsts, ends, strict=True)
     ]
-
-
-def _problem(code: int) -> str:
-    return os.strerror(code) if code else ""
