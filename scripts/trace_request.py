@@ -41,7 +41,7 @@ from bitel.settings import load
 from bitel.store.database import Database
 
 SOURCE: Final = f"{Path(bitel.__file__).parent}/"
-MIDDLEWARE: Final = frozenset({"api/connection.py", "api/response_guard.py"})
+MIDDLEWARE: Final = frozenset({"api/server.py", "api/middleware.py"})
 EVERYWHERE: Final = frozenset({"steady_clock.py", "observability/logging.py"})
 """The clock and the log, which every part asks."""
 LIMIT: Final = 20.0

@@ -162,9 +162,8 @@ QUERIES: dict[str, tuple[Executable, dict[str, Any], set[str]]] = {
     "asked": (calls._ASKED, {"ids": IDS}, set()),
     "budgets": (balances._LIMITED.core, {"asked": ROWS}, set()),
     "playable": (placing._PLAYABLE.core, {"wanted": ROWS}, set()),
-    "lists": (placing._HAVE_LISTS.core, {"asked": ROWS}, set()),
+    "limits and lists": (placing._SPECIAL.core, {"asked": ROWS}, set()),
     "attempts": (calls._ATTEMPTS, {"call_id": "a"}, set()),
-    "daily limits": (call_frequency._DAILY_LIMITS.core, {"asked": ROWS}, set()),
     "forgotten numbers": (
         call_frequency._FORGET,
         {"before": 1.0, "most": 5},

@@ -8,7 +8,8 @@ import pytest
 from sqlalchemy import Connection
 
 from bitel.domain.calls import CallStatus, Lane
-from bitel.store import call_counters, endings, monitoring, projects
+from bitel.store import database as store
+from bitel.store import endings, monitoring, projects
 from bitel.store.endings import CallEnd
 from bitel.store.monitoring import Queue
 from tests.support import call_rows
@@ -69,10 +70,10 @@ def test_what_runs_again_is_counted_once(world: World, monkeypatch: pytest.Monke
 
 
 def test_other_threads_count_for_themselves() -> None:
-    call_counters.take()
-    call_counters.count("ended", "NORMAL", 3)
-    assert call_counters.take() == {("ended", "NORMAL"): 3}
-    assert call_counters.take() == {}
+    store._take_counts()
+    store.count_calls("ended", "NORMAL", 3)
+    assert store._take_counts() == {("ended", "NORMAL"): 3}
+    assert store._take_counts() == {}
 
 
 def test_what_waits(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

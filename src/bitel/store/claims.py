@@ -289,9 +289,8 @@ def next_due(conn: Connection, dialer_id: str, lanes: Collection[Lane] = tuple(L
 
 def _without_ended(conn: Connection, picked: list[Any], now: float) -> list[Any]:
     """End those that must not be dialled any more; the others."""
-    superseded = one_time_passwords.superseded(
-        conn, [(row.project_id, row.e164, row.id) for row in picked if row.lane == Lane.OTP]
-    )
+    otp = [(row.project_id, row.e164, row.id) for row in picked if row.lane == Lane.OTP]
+    superseded = one_time_passwords.superseded(conn, otp) if otp else set()
     ends: list[CallEnd] = []
     for row in picked:
         if row.expires_at <= now:

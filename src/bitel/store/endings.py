@@ -31,7 +31,8 @@ from bitel.domain.attempts import AttemptResult, Media
 from bitel.domain.calls import CallStatus
 from bitel.domain.ids import new_ids
 from bitel.domain.retry import Requeue, RetryAt
-from bitel.store import balances, call_counters
+from bitel.store import balances
+from bitel.store.database import count_calls
 from bitel.store.schema import (
     PENDING,
     SETTLED,
@@ -129,7 +130,7 @@ def end_waiting(conn: Connection, ends: Sequence[tuple[Any, CallEnd]], now: floa
         return
     _END_CALLS.run(conn, {"ended": [_end_values(end) for _, end in ends], "now": now})
     for status, calls in Counter(end.status for _, end in ends).items():
-        call_counters.count("ended", status.name, calls)
+        count_calls("ended", status.name, calls)
     released: dict[str, Decimal] = {}
     for row, _ in ends:
         if row.reserved:

@@ -247,10 +247,7 @@ def _sqlite_engine(url: URL, role: Role) -> Engine:
             connection.close()
             raise
 
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        sql_batch.execute_outside(connection, begin)
-
+    sql_batch.begin_with(engine, begin)
     return engine
 
 

@@ -7,7 +7,7 @@ dialled again, when its attempt is over.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -45,15 +45,12 @@ def supersede_older(conn: Connection, placed: Iterable[NewCall], now: float) -> 
         end_calls(conn, [CallEnd(row.id, CallStatus.CANCELED, reason=REASON) for row in older], now)
 
 
-def superseded(conn: Connection, calls: Iterable[tuple[str, str, str]]) -> set[str]:
+def superseded(conn: Connection, calls: Sequence[tuple[str, str, str]]) -> set[str]:
     """The ids of those one-time passwords that have a newer one waiting or being dialled.
 
     Each is given as project, number in E.164, and call id.
     """
-    asked = list(calls)
-    if not asked:
-        return set()
-    return {row.id for row in _SUPERSEDED[conn.dialect.name].rows(conn, {"asked": asked})}
+    return {row.id for row in _SUPERSEDED[conn.dialect.name].rows(conn, {"asked": calls})}
 
 
 _placed = values_parameter(

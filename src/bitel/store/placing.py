@@ -13,16 +13,17 @@ from decimal import Decimal
 from json.encoder import encode_basestring_ascii as as_json
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, Column, Connection, String, bindparam, insert, select
+from sqlalchemy import BigInteger, Column, Connection, String, bindparam, insert, or_, select
 from sqlalchemy.engine.default import DefaultDialect
 
 from bitel.domain.calls import CallStatus, Lane, NewCall, NewCalls
 from bitel.domain.pricing import Budget, day_of
 from bitel.errors import BitelError, InvalidRequestError
-from bitel.store import balances, call_counters, do_not_call, one_time_passwords, recordings
+from bitel.store import balances, do_not_call, one_time_passwords, recordings
 from bitel.store.call_frequency import CallFrequency, open_frequency
+from bitel.store.database import count_calls
 from bitel.store.endings import CallEnd, end_calls
-from bitel.store.schema import UNTRIED, FreeText, Money, call, recording
+from bitel.store.schema import UNTRIED, FreeText, Money, call, project, recording
 from bitel.store.schema import do_not_call as number_list
 from bitel.store.sql_batch import Statement, values_parameter
 
@@ -74,7 +75,7 @@ def place_each(
             for new, reserve in zip(calls, reserves, strict=True)
         ]
         for new in calls:
-            call_counters.count("placed", new.lane.name)
+            count_calls("placed", new.lane.name)
     if rows:
         _INSERT_EACH.run(conn, {"rows": rows})
     final = set().union(*(answer for answer in answers if isinstance(answer, set)))
@@ -118,7 +119,7 @@ def place_many(
     }
     for text in prepared:
         _INSERT_ALIKE.run(conn, {**terms, "rows": text})
-    call_counters.count("placed", template.lane.name, len(calls.ids))
+    count_calls("placed", template.lane.name, len(calls.ids))
     unwanted = admission.unwanted[template.project_id]
     final = set[str]()
     if unwanted:
@@ -136,7 +137,8 @@ def prepare(calls: NewCalls) -> Sequence[str]:
 class _Admission:
     """What decides whether calls may be placed, as the database has it in this transaction."""
 
-    frequency: CallFrequency
+    frequency: CallFrequency | None
+    """None where nothing limits it."""
     budgets: dict[str, Budget]
     playable: set[tuple[str, str]]
     unwanted: dict[str, set[str]]
@@ -155,7 +157,8 @@ class _Admission:
         project_id, is_otp = terms.project_id, terms.lane is Lane.OTP
         unwanted = self.unwanted[project_id]
         numbers = [each for each in e164 if each not in unwanted] if unwanted else e164
-        self.frequency.admit(project_id, numbers, is_otp=is_otp)
+        if self.frequency is not None:
+            self.frequency.admit(project_id, numbers, is_otp=is_otp)
         for recording_id in recording_ids:
             if recording_id is not None and (project_id, recording_id) not in self.playable:
                 raise InvalidRequestError("voiceId names no recording of this project")
@@ -170,12 +173,14 @@ class _Admission:
         amount = sum(reserves, _NOTHING)
         self.budgets[project_id] = budget.reserve(amount, self.now)
         self.reserved[project_id] = self.reserved.get(project_id, _NOTHING) + amount
-        self.frequency.count(project_id, numbers, is_otp=is_otp)
+        if self.frequency is not None:
+            self.frequency.count(project_id, numbers, is_otp=is_otp)
         return reserves
 
     def finish(self, conn: Connection, final: Collection[str]) -> None:
         """Write what was admitted, and end the calls that must not be dialled."""
-        self.frequency.store(conn)
+        if self.frequency is not None:
+            self.frequency.store(conn)
         balances.reserve(conn, self.reserved)
         if final:
             ends = [
@@ -192,7 +197,12 @@ def _open_admission(
 ) -> _Admission:
     now = max((new.requested_at for new in calls), default=0.0)
     otp_projects = {new.project_id for new in calls if new.lane is Lane.OTP}
-    frequency = open_frequency(conn, numbers, otp_per_number, now, otp_projects=otp_projects)
+    # Most projects have neither a limit nor a list, and one query tells which have.
+    special = _SPECIAL.rows(conn, {"asked": [(project_id,) for project_id in numbers]})
+    per_day = {row.id: row.per_day for row in special if row.per_day is not None}
+    frequency = None
+    if per_day or otp_projects:
+        frequency = open_frequency(conn, numbers, per_day, otp_projects, otp_per_number, now)
     # Recordings before budgets: a budget is what others wait for.
     wanted = {new.recording_id for new in calls if new.recording_id is not None}
     found = _PLAYABLE.rows(conn, {"wanted": [(each,) for each in wanted]})
@@ -200,9 +210,9 @@ def _open_admission(
     if unused_today:
         recordings.note_use(conn, unused_today, now)
     unwanted: dict[str, set[str]] = {project_id: set() for project_id in numbers}
-    # Most projects have no list, and one query tells which have.
-    for row in _HAVE_LISTS.rows(conn, {"asked": [(project_id,) for project_id in numbers]}):
-        unwanted[row.id] = do_not_call.contains_many(conn, row.id, numbers[row.id])
+    for row in special:
+        if row.has_list:
+            unwanted[row.id] = do_not_call.contains_many(conn, row.id, numbers[row.id])
     budgets = balances.open_budgets(conn, numbers, now)
     playable = {(row.project_id, row.id) for row in found}
     return _Admission(frequency, budgets, playable, unwanted, now)
@@ -267,10 +277,15 @@ _PLAYABLE: Final = Statement(
     )
     .with_for_update(read=True, key_share=True)
 )
-_asked = values_parameter("asked", id=String())
-_HAVE_LISTS: Final = Statement(
-    select(_asked.c.id).where(
-        select(number_list.c.e164).where(number_list.c.project_id == _asked.c.id).exists()
+_has_list = select(number_list.c.e164).where(number_list.c.project_id == project.c.id).exists()
+_SPECIAL: Final = Statement(
+    select(
+        project.c.id,
+        project.c.max_calls_per_number_per_day.label("per_day"),
+        _has_list.label("has_list"),
+    ).where(
+        project.c.id.in_(select(values_parameter("asked", id=String()).c.id)),
+        or_(project.c.max_calls_per_number_per_day.is_not(None), _has_list),
     )
 )
 _NAMES: Final = (

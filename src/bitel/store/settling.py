@@ -131,14 +131,12 @@ def _settle(
         for row in query.rows(conn, {"ids": [(key,) for key in offered], **whose})
         if row.call_id == offered[row.id].call_id
     ]
-    superseded = one_time_passwords.superseded(
-        conn,
-        [
-            (row.project_id, row.e164, row.call_id)
-            for row in rows
-            if row.lane == Lane.OTP and not isinstance(offered[row.id].verdict, Finish)
-        ],
-    )
+    otp = [
+        (row.project_id, row.e164, row.call_id)
+        for row in rows
+        if row.lane == Lane.OTP and not isinstance(offered[row.id].verdict, Finish)
+    ]
+    superseded = one_time_passwords.superseded(conn, otp) if otp else set()
     accepted = [(row, _checked(offered[row.id], row, superseded)) for row in rows]
     end_attempts(conn, [_attempt_end(one) for _, one in accepted])
     forget_requests(conn, [row.id for row, _ in accepted if row.canceled])

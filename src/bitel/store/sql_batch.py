@@ -23,10 +23,12 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Dialect,
+    Engine,
     Select,
     Subquery,
     Text,
     bindparam,
+    event,
     func,
     literal_column,
     select,
@@ -149,6 +151,14 @@ def execute_outside(conn: Connection, text: str, parameters: DriverParameters = 
     except conn.dialect.loaded_dbapi.Error as error:
         raise _wrap(conn, driver, text, error) from error
     return cursor
+
+
+def begin_with(engine: Engine, text: str) -> None:
+    """Have every transaction of the engine begin with this statement."""
+
+    @event.listens_for(engine, "begin")
+    def _begin(conn: Connection) -> None:
+        execute_outside(conn, text)
 
 
 def _wrap(conn: Connection, driver: Any, text: str, error: Any) -> BaseException:
