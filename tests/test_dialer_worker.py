@@ -28,7 +28,7 @@ from bitel.shutdown import Shutdown
 from bitel.store import leases
 from bitel.store.database import Database
 from bitel.store.leases import Holder, LostLease, Recovered, TakeOverTerms
-from tests.dialer.calling import OneClip
+from tests.support.sip_dialer import OneClip
 
 
 @pytest.fixture(autouse=True)

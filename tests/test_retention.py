@@ -31,10 +31,10 @@ from bitel.store.database import Database
 from bitel.store.pausing import Pause
 from bitel.store.schema import attempt, call, campaign, webhook_event, webhook_try
 from bitel.store.webhooks import DeliveryAttempt
-from tests.conftest import FakeClock
-from tests.s3_server import BUCKET, s3_server
-from tests.store.conftest import World
-from tests.store.test_settling import answered
+from tests.support.clocks import FakeClock
+from tests.support.factories import answered
+from tests.support.s3_server import BUCKET, s3_server
+from tests.support.store_world import World
 
 
 @pytest.fixture

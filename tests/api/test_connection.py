@@ -14,7 +14,7 @@ from bitel.api import connection
 from bitel.api.connection import BoundedProtocol
 
 if TYPE_CHECKING:
-    from tests.api.conftest import Stage
+    from tests.api.stage import Stage
 
 REQUEST = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 

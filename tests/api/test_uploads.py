@@ -22,10 +22,10 @@ from bitel.recordings import decode as decoding
 from bitel.recordings.decode import Decoded
 from bitel.recordings.limits import DecodeLimits
 from bitel.store.schema import recording
-from tests.recordings.workers import killing
+from tests.support.worker_processes import killing
 
 if TYPE_CHECKING:
-    from tests.api.conftest import Stage
+    from tests.api.stage import Stage
 
 UPLOAD = "/api/v2/files/voice"
 

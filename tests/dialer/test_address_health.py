@@ -6,7 +6,7 @@ import pytest
 
 from bitel.dialer.address_health import DOWN_UNPINGED, LONGEST_REST, PINGS_MISSED, Health
 from bitel.sip import Address
-from tests.conftest import FakeClock
+from tests.support.clocks import FakeClock
 
 HERE, THERE = Address("192.0.2.1", 5060), Address("192.0.2.2", 5060)
 

@@ -20,9 +20,9 @@ from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.tariff import NOTHING, Rate, Tariff
 from bitel.sip.message import Request
 from bitel.sip_transport.udp import MAX_BATCH
-from tests.dialer.calling import dialer
-from tests.dialer.carrier import Answer, Carrier, answering, carrier, silent, until
-from tests.dialer.far_media import FarMedia, far_media, sdp
+from tests.support.carrier import Answer, Carrier, answering, carrier, silent, until
+from tests.support.media_carrier import FarMedia, far_media, sdp
+from tests.support.sip_dialer import dialer
 
 ORDER = DialRequest("attempt", f"{1:032x}", "+989121234567", "recording")
 TARIFF = Tariff((Rate("+", Decimal(60), increment=1),))

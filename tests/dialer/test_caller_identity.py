@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from bitel.dialer.caller_identity import CallerIds, Identification, identity
 from bitel.dialer.number_format import NumberForm, NumberFormat, NumberRule
-from tests.dialer.calling import dialer
-from tests.dialer.carrier import carrier
+from tests.support.carrier import carrier
+from tests.support.sip_dialer import dialer
 
 URI = "sip:+9821@192.0.2.1"
 

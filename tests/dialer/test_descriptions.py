@@ -19,10 +19,10 @@ from bitel.rtp.streamer import FarEndError
 from bitel.sip import MediaChanged
 from bitel.sip.grammar import Address
 from bitel.sip.sdp import Direction, NegotiatedMedia
-from tests.dialer.calling import running_call
-from tests.dialer.dns_server import Zone, dns_server
-from tests.dialer.far_media import HOST, FarMedia, far_media, sdp
 from tests.dialer.test_media import payloads, sound
+from tests.support.dns_server import Zone, dns_server
+from tests.support.media_carrier import HOST, FarMedia, far_media, sdp
+from tests.support.sip_dialer import running_call
 
 ISUP = b"\x01\x11\n\x00c=IN IP4 192.0.2.1\nm=audio 9 RTP/AVP 8\r\nc=IN IP4 192.0.2.1\r\n\xff\xfe"
 

@@ -13,10 +13,10 @@ from bitel.dialer.failover import AGAIN, TO_ANOTHER_HOST, TO_ANOTHER_NUMBER
 from bitel.dialer.resolver import Resolver
 from bitel.domain.attempts import Outcome
 from bitel.sip import Credentials
-from tests.conftest import FakeClock
-from tests.dialer.calling import dialer
-from tests.dialer.carrier import Answer, Behaviour, answering, carrier, silent, until
-from tests.dialer.dns_server import dns_server
+from tests.support.carrier import Answer, Behaviour, answering, carrier, silent, until
+from tests.support.clocks import FakeClock
+from tests.support.dns_server import dns_server
+from tests.support.sip_dialer import dialer
 
 
 @pytest.mark.parametrize("trouble", [answering(503), answering(100, 503), silent])

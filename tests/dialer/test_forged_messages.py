@@ -18,11 +18,11 @@ from bitel.dialer.resolver import LONGEST_KEPT, Resolver
 from bitel.dialer.trunk import Trunk
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.sip.message import Request, write_response
-from tests.conftest import FakeClock
-from tests.dialer.calling import HOST, Dialled, dialer
-from tests.dialer.carrier import Answer, Carrier, answering, carrier, silent, until
-from tests.dialer.dns_server import dns_server
-from tests.prerequisites import need_raw_sockets
+from tests.support.carrier import Answer, Carrier, answering, carrier, silent, until
+from tests.support.clocks import FakeClock
+from tests.support.dns_server import dns_server
+from tests.support.prerequisites import need_raw_sockets
+from tests.support.sip_dialer import HOST, Dialled, dialer
 
 STRANGER = "127.0.0.2"
 

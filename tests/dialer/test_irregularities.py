@@ -13,9 +13,9 @@ from structlog.testing import capture_logs
 
 from bitel.domain.attempts import Irregularity, Outcome
 from bitel.rtp import link
-from tests.dialer.calling import dialer, running_call
-from tests.dialer.carrier import carrier, until
-from tests.dialer.far_media import FarMedia, far_media, sdp
+from tests.support.carrier import carrier, until
+from tests.support.media_carrier import FarMedia, far_media, sdp
+from tests.support.sip_dialer import dialer, running_call
 
 PACKET = 160  # bytes of 20 ms
 

@@ -18,10 +18,10 @@ from bitel.dialing.dialer import DialRequest
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.sip import OutgoingRequest, RequestDone, UserAgent
 from bitel.sip_transport.transport import SipTransport
-from tests.dialer.calling import Dialled, dialer
-from tests.dialer.carrier import Carrier, answering, carrier, until
-from tests.sip.far_end import FAR
-from tests.sip.party import agent_at
+from tests.support.carrier import Carrier, answering, carrier, until
+from tests.support.sip_bench import FAR
+from tests.support.sip_dialer import Dialled, dialer
+from tests.support.sip_party import agent_at
 
 ORDER = DialRequest("attempt", f"{1:032x}", "+989121234567", "recording")
 

@@ -15,8 +15,8 @@ import pytest
 
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.tariff import Bill, Rate, Tariff
-from tests.dialer.calling import Dialled, dialer
-from tests.dialer.far_media import Ear, FarMedia, far_media, reception, sdp
+from tests.support.media_carrier import Ear, FarMedia, far_media, reception, sdp
+from tests.support.sip_dialer import Dialled, dialer
 
 TARIFF = Tariff((Rate("+", Decimal(60), increment=1),))
 PACKET = 160  # bytes of 20 ms

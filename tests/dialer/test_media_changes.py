@@ -13,8 +13,8 @@ from bitel.dialer.call_leg import CallLeg
 from bitel.domain.attempts import AttemptResult, Irregularity, Media, Outcome
 from bitel.sip import KeyedDigits
 from bitel.sip.grammar import Address
-from tests.dialer.calling import running_call
-from tests.dialer.far_media import HOST, Ear, far_media
+from tests.support.media_carrier import HOST, Ear, far_media
+from tests.support.sip_dialer import running_call
 
 PACKET = 160  # bytes of 20 ms
 

@@ -11,8 +11,8 @@ import pytest
 from bitel.domain import attempts as outcomes
 from bitel.domain.attempts import Outcome
 from bitel.sip import Credentials
-from tests.dialer.calling import dialer
-from tests.dialer.carrier import Answer, Behaviour, carrier
+from tests.support.carrier import Answer, Behaviour, carrier
+from tests.support.sip_dialer import dialer
 
 
 def responses(*answers: Answer | int) -> Behaviour:

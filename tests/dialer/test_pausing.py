@@ -21,11 +21,11 @@ from bitel.dialer.trunk_monitor import (
 )
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.sip.message import Request
-from tests.conftest import FakeClock
-from tests.dialer.calling import Dialled, dialer
-from tests.dialer.carrier import Answer, answering, carrier
-from tests.dialer.dns_server import dns_server
 from tests.dialer.test_outcomes import responses
+from tests.support.carrier import Answer, answering, carrier
+from tests.support.clocks import FakeClock
+from tests.support.dns_server import dns_server
+from tests.support.sip_dialer import Dialled, dialer
 
 TRUNK, OTHER = Trunk.parse("sip:192.0.2.1"), Trunk.parse("sip:192.0.2.2")
 

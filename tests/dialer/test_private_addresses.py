@@ -13,10 +13,10 @@ import pytest
 
 from bitel.dialer import media_session
 from bitel.domain.attempts import AttemptResult, Irregularity, Outcome
-from tests.dialer.calling import dialer
-from tests.dialer.carrier import Answer, carrier
-from tests.dialer.far_media import Ear, FarMedia, far_media, sdp
-from tests.network_namespace import need_network_namespaces, run_with_addresses
+from tests.support.carrier import Answer, carrier
+from tests.support.media_carrier import Ear, FarMedia, far_media, sdp
+from tests.support.network_namespace import need_network_namespaces, run_with_addresses
+from tests.support.sip_dialer import dialer
 
 US, PUBLIC, PRIVATE = "203.0.113.1", "203.0.113.10", "10.9.9.9"
 LOOPBACK, LINK_LOCAL = "127.0.0.1", "169.254.7.7"

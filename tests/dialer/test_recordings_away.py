@@ -20,9 +20,9 @@ from bitel.recordings.decode import Decoded
 from bitel.recordings.storage import VoiceStore
 from bitel.speech.engines import SpeechOptions
 from bitel.speech.library import SpeechLibrary
-from tests.dialer.calling import Dialled, dialer
-from tests.dialer.far_media import FarMedia, far_media
-from tests.recordings.workers import killing
+from tests.support.media_carrier import FarMedia, far_media
+from tests.support.sip_dialer import Dialled, dialer
+from tests.support.worker_processes import killing
 
 ALAW = np.random.default_rng(7).integers(0, 256, 1600, dtype=np.uint8).tobytes()
 QUIET = b"\xd5" * round(LEAD_IN * 8000), b"\xd5" * round(LEAD_OUT * 8000)

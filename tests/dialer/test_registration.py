@@ -18,10 +18,10 @@ from bitel.domain.attempts import Outcome
 from bitel.sip import Credentials, OutgoingRequest, RequestDone
 from bitel.sip.grammar import Address, Transport
 from bitel.sip.message import Request
-from tests.conftest import FakeClock
-from tests.dialer.calling import dialer
-from tests.dialer.carrier import Answer, answering, carrier, silent, until
-from tests.dialer.dns_server import dns_server
+from tests.support.carrier import Answer, answering, carrier, silent, until
+from tests.support.clocks import FakeClock
+from tests.support.dns_server import dns_server
+from tests.support.sip_dialer import dialer
 
 HERE = {Transport.UDP: "192.0.2.1:5070", Transport.TCP: "192.0.2.1:5070"}
 ADDRESS = Address("192.0.2.9", 5060)

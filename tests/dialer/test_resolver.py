@@ -15,8 +15,8 @@ from bitel.dialer.resolver import KEPT_AFTER_FAILURE, LONGEST_KEPT, SHORTEST_KEP
 from bitel.dialer.srv import Server, in_order
 from bitel.dialer.trunk import Trunk
 from bitel.sip.grammar import Address, Transport
-from tests.conftest import FakeClock
-from tests.dialer.dns_server import Zone, dns_server
+from tests.support.clocks import FakeClock
+from tests.support.dns_server import Zone, dns_server
 
 UDP, TCP, TLS = Transport.UDP, Transport.TCP, Transport.TLS
 

@@ -9,8 +9,8 @@ import pytest
 
 from bitel.dialing.dialer import DialRequest
 from bitel.domain.attempts import Outcome
-from tests.dialer.calling import dialer
-from tests.dialer.carrier import answering, carrier
+from tests.support.carrier import answering, carrier
+from tests.support.sip_dialer import dialer
 
 ORDER = DialRequest("attempt", f"{1:032x}", "+989121234567", "recording")
 

@@ -23,7 +23,7 @@ from bitel.dialer.failover import (
 from bitel.dialer.trunk import Trunk
 from bitel.domain.attempts import Outcome
 from bitel.sip import Address, Failed, Transport
-from tests.conftest import FakeClock
+from tests.support.clocks import FakeClock
 
 TRUNKS = [Trunk("a.test"), Trunk("b.test")]
 hops = st.builds(

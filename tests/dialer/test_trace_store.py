@@ -22,8 +22,8 @@ from bitel.errors import NotFoundError
 from bitel.sip import Credentials
 from bitel.sip.grammar import Address
 from bitel.sip.message import Request
-from tests.dialer.calling import OneClip, dialer
-from tests.dialer.carrier import Answer, answering, carrier
+from tests.support.carrier import Answer, answering, carrier
+from tests.support.sip_dialer import OneClip, dialer
 
 FAR = Address("192.0.2.9", 5060)
 

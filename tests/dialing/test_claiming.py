@@ -17,12 +17,13 @@ from bitel.errors import UnavailableError
 from bitel.store import calls, do_not_call
 from bitel.store.database import Database
 from bitel.store.schema import attempt
-from tests.dialing.scripted import Clock, Play, ScriptedDialer, at_work
+from tests.dialing.scripted import Play, ScriptedDialer, at_work
+from tests.support.clocks import FakeClock
 
 
 @pytest.fixture
 async def play(database: Database) -> Play:
-    made = Play(database, Clock())
+    made = Play(database, FakeClock())
     await made.set_up()
     return made
 
@@ -72,7 +73,7 @@ async def test_nothing_is_dialled_before_its_claim_is_committed(database_url: st
     event.listen(Engine, "commit", hold)
     try:
         with Database.open(database_url) as database:
-            play = Play(database, Clock())
+            play = Play(database, FakeClock())
             await play.set_up()
             dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED])
             dispatcher = play.dispatcher(dialer)

@@ -28,12 +28,13 @@ from bitel.store.claims import Claim
 from bitel.store.database import Database
 from bitel.store.leases import LostLease
 from bitel.store.pausing import Pause
-from tests.dialing.scripted import RING_TIMEOUT, TARIFF, Clock, Play, ScriptedDialer, at_work
+from tests.dialing.scripted import RING_TIMEOUT, TARIFF, Play, ScriptedDialer, at_work
+from tests.support.clocks import FakeClock
 
 
 @pytest.fixture
 async def play(database: Database) -> Play:
-    made = Play(database, Clock())
+    made = Play(database, FakeClock())
     await made.set_up()
     return made
 
@@ -356,7 +357,7 @@ async def test_what_was_dialled_and_has_not_rung_when_the_drain_ends_goes_back_a
 
 
 async def test_a_claim_that_went_stale_is_not_dialled(play: Play) -> None:
-    monotonic = Clock()
+    monotonic = FakeClock()
 
     class Slow(Dispatcher):
         def _start(self, claim: Claim, claimed_at: float) -> None:
@@ -634,9 +635,9 @@ async def test_a_call_between_two_attempts_is_canceled_at_once(play: Play) -> No
 async def test_outside_its_window_a_project_is_not_dialled_but_its_passwords_are(
     play: Play,
 ) -> None:
-    # The clock starts on a Monday at 13:46:40 UTC.
+    # The clock starts on a Tuesday at 22:13:20 UTC.
     await play.database.write(
-        lambda conn: projects.change(conn, play.project_id, window="mon-sun 14:00-20:00 UTC")
+        lambda conn: projects.change(conn, play.project_id, window="mon-sun 22:20-23:59 UTC")
     )
     [later] = await play.place()
     [password] = await play.place(lane=Lane.OTP)

@@ -14,12 +14,13 @@ from bitel.domain.calls import CallStatus
 from bitel.store import calls, leases
 from bitel.store.database import Database
 from bitel.store.leases import LostLease
-from tests.dialing.scripted import RING_TIMEOUT, Clock, Play, ScriptedDialer, at_work
+from tests.dialing.scripted import RING_TIMEOUT, Play, ScriptedDialer, at_work
+from tests.support.clocks import FakeClock
 
 
 @pytest.fixture
 async def play(database: Database) -> Play:
-    made = Play(database, Clock())
+    made = Play(database, FakeClock())
     await made.set_up()
     return made
 

@@ -12,12 +12,13 @@ from bitel.dialing.dispatcher import MESSAGES_LATE
 from bitel.domain.attempts import Outcome
 from bitel.domain.calls import CallStatus, Lane
 from bitel.store.database import Database
-from tests.dialing.scripted import Clock, Play, ScriptedDialer, at_work
+from tests.dialing.scripted import Play, ScriptedDialer, at_work
+from tests.support.clocks import FakeClock
 
 
 @pytest.fixture
 async def play(database: Database) -> Play:
-    made = Play(database, Clock())
+    made = Play(database, FakeClock())
     await made.set_up()
     return made
 
@@ -55,7 +56,7 @@ async def test_under_pressure_nothing_is_claimed_and_the_queue_stays(play: Play)
 async def test_a_wall_clock_that_is_set_back_does_not_prolong_it(play: Play) -> None:
     strain = LoadSample(packets_late=30.0)
     dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED])
-    monotonic = Clock()
+    monotonic = FakeClock()
     dispatcher = play.dispatcher(dialer, strain=lambda: strain, monotonic=monotonic)
     async with at_work(dispatcher):
         await play.looked(dispatcher)

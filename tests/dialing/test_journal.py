@@ -16,7 +16,7 @@ from bitel.domain.calls import CallStatus
 from bitel.domain.retry import Again, Final
 from bitel.domain.tariff import Bill
 from bitel.store.settling import Requeue, Settlement
-from tests.small_disk import fill, small_disk
+from tests.support.small_disk import fill, small_disk
 
 MOST = 20
 

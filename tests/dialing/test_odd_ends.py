@@ -13,16 +13,17 @@ from hypothesis import strategies as st
 
 from bitel.dialing.attempt_writer import AttemptWriter
 from bitel.domain.attempts import AttemptResult, Media, Outcome
-from bitel.domain.calls import Call, CallStatus, Lane, NewCall
+from bitel.domain.calls import Call, CallStatus
 from bitel.domain.ids import new_id
 from bitel.domain.retry import Again, Final
 from bitel.domain.tariff import NOTHING, Bill
-from bitel.store import calls, claims, leases, ledger, placing, projects, recordings, settling
+from bitel.store import calls, claims, leases, ledger, placing, projects, settling
 from bitel.store.claims import Claim
 from bitel.store.database import Database
 from bitel.store.leases import Lease
 from bitel.store.schema import webhook_event
 from bitel.store.settling import Requeue, Settlement, Unstorable
+from tests.support import factories
 
 NOW = 1_700_000_000.0
 
@@ -66,12 +67,9 @@ class World:
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        self.project_id = database.write_now(lambda conn: projects.create(conn, "acme", NOW)).id
-        self.recording_id = new_id(NOW)
-        recording = recordings.Recording(
-            self.recording_id, self.project_id, "hello", 3.2, 51_200, NOW
+        self.project_id, self.recording_id = database.write_now(
+            lambda conn: factories.make_project(conn, NOW)
         )
-        database.write_now(lambda conn: recordings.add(conn, recording))
         database.write_now(
             lambda conn: projects.change(
                 conn,
@@ -86,18 +84,12 @@ class World:
 
     def claim(self, count: int = 3) -> list[Claim]:
         new = [
-            NewCall(
-                id=new_id(NOW),
-                project_id=self.project_id,
-                dialer_id="main",
+            factories.new_call(
+                self.project_id,
+                self.recording_id,
+                NOW,
                 phone_number=f"091212345{n:02}",
                 e164=f"+9891212345{n:02}",
-                recording_id=self.recording_id,
-                lane=Lane.SINGLE,
-                retry_count=1,
-                retry_interval=60,
-                requested_at=NOW,
-                expires_at=NOW + 14_400,
             )
             for n in range(count)
         ]

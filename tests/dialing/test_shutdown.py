@@ -26,7 +26,8 @@ from bitel.errors import UnavailableError
 from bitel.store import calls, claims, ledger, settling
 from bitel.store.database import Database
 from bitel.store.schema import HEARD
-from tests.dialing.scripted import RING_TIMEOUT, TARIFF, Clock, Play, ScriptedDialer, at_work
+from tests.dialing.scripted import RING_TIMEOUT, TARIFF, Play, ScriptedDialer, at_work
+from tests.support.clocks import FakeClock
 
 
 class Switched:
@@ -73,7 +74,7 @@ class Deaf(ScriptedDialer):
 
 @pytest.fixture
 async def play(database: Database) -> Play:
-    made = Play(database, Clock())
+    made = Play(database, FakeClock())
     await made.set_up()
     return made
 

@@ -15,7 +15,7 @@ import pytest
 from bitel.client import Client
 from bitel.demo.stage import Stage, StageError
 from bitel.recordings.sample import write_sample
-from tests.e2e import phone_log
+from tests.support import phone_log
 
 CALLS = 30
 DIALER = {"ring_timeout": 5, "max_channels": 4, "calls_per_second": 8}

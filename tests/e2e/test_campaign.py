@@ -12,10 +12,10 @@ from pathlib import Path
 from bitel.client import Call, Client
 from bitel.demo.stage import Stage
 from bitel.recordings.sample import write_sample
-from tests.e2e import phone_log
-from tests.e2e.phone_log import Seen
-from tests.e2e.receiver import Receiver, receiver
-from tests.small_disk import empty, fill, small_disk
+from tests.support import phone_log
+from tests.support.phone_log import Seen
+from tests.support.small_disk import empty, fill, small_disk
+from tests.support.webhook_recorder import Receiver, receiver
 
 CALLS = 1000
 KILLS = 20

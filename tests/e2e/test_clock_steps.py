@@ -14,10 +14,10 @@ import pytest
 from bitel.client import Call, Client
 from bitel.demo.stage import Stage
 from bitel.recordings.sample import write_sample
-from tests.e2e import phone_log
-from tests.e2e.phone_log import Seen
-from tests.e2e.playing import folder, token
 from tests.e2e.settable_clock import SettableClock
+from tests.support import phone_log
+from tests.support.phone_log import Seen
+from tests.support.service_calls import folder, token
 
 HOUR = 3600.0
 STEPS = (HOUR, -HOUR, 30.0, -30.0)

@@ -9,7 +9,7 @@ from pathlib import Path
 from bitel.client import Client
 from bitel.demo.stage import Stage
 from bitel.recordings.sample import write_sample
-from tests.e2e import phone_log
+from tests.support import phone_log
 
 CALLS = 100
 KILLS = 20

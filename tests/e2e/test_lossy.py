@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.peers.lossy import Loss
-from tests.peers.lossy_calls import play
+from tests.support.lossy_calls import play
+from tests.support.lossy_relay import Loss
 
 CALLS = 400
 

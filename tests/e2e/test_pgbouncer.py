@@ -12,8 +12,6 @@ from sqlalchemy import make_url
 
 from bitel.client import Client
 from bitel.demo.stage import Stage
-from tests.e2e import phone_log
-from tests.e2e.receiver import receiver
 from tests.e2e.test_campaign import (
     TARIFF,
     check_events,
@@ -22,8 +20,10 @@ from tests.e2e.test_campaign import (
     open_project,
     place,
 )
-from tests.own_postgres import own_postgres
-from tests.pgbouncer import Mode, pgbouncer
+from tests.support import phone_log
+from tests.support.pgbouncer import Mode, pgbouncer
+from tests.support.postgres_server import own_postgres
+from tests.support.webhook_recorder import receiver
 
 CALLS = 40
 DIALER = {"ring_timeout": 5, "max_channels": 10, "calls_per_second": 20}

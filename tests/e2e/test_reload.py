@@ -12,7 +12,7 @@ import httpx
 from bitel.client import Client
 from bitel.demo.stage import Stage
 from bitel.recordings.sample import write_sample
-from tests.e2e import phone_log
+from tests.support import phone_log
 
 NUMBER = "09121234567"
 

@@ -10,7 +10,7 @@ import pytest
 from bitel.client import Client
 from bitel.demo.stage import Stage, StageError
 from bitel.recordings.sample import write_sample
-from tests.s3_server import BUCKET, KEY, SECRET, S3Server, s3_server
+from tests.support.s3_server import BUCKET, KEY, SECRET, S3Server, s3_server
 
 NUMBER = "09121234567"
 

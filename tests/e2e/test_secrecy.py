@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.secrecy import leaks
+from tests.support.log_secrets import leaks
 
 
 @pytest.mark.parametrize(

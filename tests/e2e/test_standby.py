@@ -20,8 +20,8 @@ from bitel.api.auth import TokenSigner
 from bitel.client import Client
 from bitel.demo.stage import Stage
 from bitel.recordings.sample import write_sample
-from tests.e2e import phone_log
-from tests.e2e.playing import folder, token
+from tests.support import phone_log
+from tests.support.service_calls import folder, token
 
 
 def until(ready: Callable[[], bool], seconds: float = 30.0) -> None:

@@ -17,8 +17,8 @@ import pytest
 from bitel.client import Client
 from bitel.demo.stage import Stage, free_port
 from bitel.recordings.sample import write_sample
-from tests.peers.certificates import Authority, Certificate
-from tests.prerequisites import need
+from tests.support.certificates import Authority, Certificate
+from tests.support.prerequisites import need
 
 DEPLOY = Path(__file__).parent.parent.parent / "deploy"
 NAME = "calls.example.com"

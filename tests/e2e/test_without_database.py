@@ -16,9 +16,6 @@ import pytest
 from bitel.client import Client
 from bitel.demo.stage import Stage
 from bitel.recordings.sample import write_sample
-from tests.e2e import phone_log
-from tests.e2e.playing import token
-from tests.e2e.receiver import receiver
 from tests.e2e.test_campaign import (
     check_events,
     check_money,
@@ -29,8 +26,11 @@ from tests.e2e.test_campaign import (
     place,
     stage_at,
 )
-from tests.own_postgres import own_postgres
-from tests.small_disk import empty, fill, small_disk
+from tests.support import phone_log
+from tests.support.postgres_server import own_postgres
+from tests.support.service_calls import token
+from tests.support.small_disk import empty, fill, small_disk
+from tests.support.webhook_recorder import receiver
 
 DRAIN_TIMEOUT = 2
 TARIFF = '[[tariff]]\nprefix = "+98"\nper_minute = 60\nincrement = 1\n'

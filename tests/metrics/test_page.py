@@ -14,8 +14,7 @@ from sqlalchemy import Connection, event
 from bitel.dialer.trunk_state import TrunkState
 from bitel.dialing.figures import Figures
 from bitel.domain.attempts import Outcome
-from bitel.domain.calls import CallStatus, Lane, NewCall
-from bitel.domain.ids import new_id
+from bitel.domain.calls import CallStatus, Lane
 from bitel.metrics import page as page_module
 from bitel.metrics.page import Page
 from bitel.metrics.sources import DialerFigures, Sources
@@ -27,9 +26,10 @@ from bitel.store import calls, endings, leases, projects
 from bitel.store.database import Database
 from bitel.store.db_errors import StoreUnavailable
 from bitel.store.endings import CallEnd
+from tests.support import factories
 
 if TYPE_CHECKING:
-    from tests.conftest import FakeClock
+    from tests.support.clocks import FakeClock
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -71,17 +71,14 @@ def place(database: Database, clock: FakeClock, count: int) -> list[str]:
         project = projects.create(conn, NAME, clock())
         now = clock()
         new = [
-            NewCall(
-                id=new_id(now),
-                project_id=project.id,
-                dialer_id="main",
+            factories.new_call(
+                project.id,
+                None,
+                now,
                 phone_number=NUMBER,
                 e164=f"{NUMBER[:-1]}{n}",
-                recording_id=None,
                 lane=Lane.OTP,
                 retry_count=0,
-                retry_interval=60,
-                requested_at=now,
                 expires_at=now + 600,
                 digits="123",
             )

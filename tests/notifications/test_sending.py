@@ -19,7 +19,7 @@ from bitel.settings import NotificationSettings
 from bitel.webhooks.connecting import Resolver
 from bitel.webhooks.posting import Poster
 from bitel.webhooks.signing import new_secret, verify
-from tests.webhooks.receiver import answer, receiver
+from tests.support.http_server import answer, receiver
 
 NOW = 1_700_000_000.0
 

@@ -19,8 +19,8 @@ from bitel.demo.play import read_wav
 from bitel.g711 import Pcm
 from bitel.recordings import wav
 from tests.peers.asterisk import HOST, Asterisk, asterisk
-from tests.peers.certificates import Authority
-from tests.peers.switchboard import sample
+from tests.support.certificates import Authority
+from tests.support.switchboard import sample
 
 USERNAME = "acme"
 PASSWORD = "s3cret"

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tests.peers.certificates import Certificate
 from tests.peers.sipp import listens
+from tests.support.certificates import Certificate
 
 HOST = "127.0.0.1"
 REALM = "carrier.test"

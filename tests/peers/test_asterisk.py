@@ -18,7 +18,6 @@ from bitel.g711 import Pcm
 from bitel.sip import Credentials
 from bitel.sip_transport.tls import TlsFiles
 from bitel.store.database import Database
-from tests.e2e.playing import call_all, reports, sent
 from tests.peers import pjsua2_phone
 from tests.peers.asterisk import why_missing
 from tests.peers.asterisk_phone import (
@@ -29,7 +28,9 @@ from tests.peers.asterisk_phone import (
     asterisk_phone,
 )
 from tests.peers.baresip_phone import baresip_phone
-from tests.peers.switchboard import (
+from tests.support.prerequisites import need_peer
+from tests.support.service_calls import call_all, reports, sent
+from tests.support.switchboard import (
     Record,
     Switchboard,
     assert_answered,
@@ -37,7 +38,6 @@ from tests.peers.switchboard import (
     share_received,
     switchboard,
 )
-from tests.prerequisites import need_peer
 
 T1 = 0.5
 """Seconds: RFC 3261's own, as Asterisk's is."""

@@ -15,7 +15,7 @@ from bitel.recordings.sample import write_sample
 from bitel.rtp.streamer import Streamer, StreamReport
 from bitel.sip.events import Answered, Ended, Failed, Provisional
 from tests.peers.baresip_phone import baresip_phone
-from tests.peers.caller import HOST, caller
+from tests.support.sip_caller import HOST, caller
 
 RTP_PORTS = range(30000, 32000)
 

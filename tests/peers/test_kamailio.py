@@ -14,11 +14,11 @@ from bitel.domain.calls import CallStatus
 from bitel.sip import Credentials
 from bitel.sip_transport.tls import TlsFiles
 from bitel.store.database import Database
-from tests.e2e.playing import folder
-from tests.peers.certificates import Authority
 from tests.peers.kamailio_carrier import PASSWORD, USERNAME, Option, kamailio
 from tests.peers.sipp import sipp
-from tests.peers.switchboard import switchboard
+from tests.support.certificates import Authority
+from tests.support.service_calls import folder
+from tests.support.switchboard import switchboard
 
 CALLS = 5
 ROUTED = "rfc3261_12.1.1_record_routed"

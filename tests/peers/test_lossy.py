@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from bitel.sip.events import Answered, Ended, Failed
 from bitel.test_phone.phone import Phone, PhoneConfig
 from bitel.test_phone.rules import parse_rules
-from tests.peers.caller import caller
-from tests.peers.lossy import Loss, lossy_relay
+from tests.support.lossy_relay import Loss, lossy_relay
+from tests.support.sip_caller import caller
 
 HOST = "127.0.0.1"
 

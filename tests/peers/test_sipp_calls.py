@@ -24,7 +24,7 @@ from bitel.sip import refresh
 from bitel.store.database import Database
 from tests.peers.ear import ear
 from tests.peers.sipp import Sipp, sipp
-from tests.peers.switchboard import T1, Record, switchboard
+from tests.support.switchboard import T1, Record, switchboard
 
 STATUS = {
     Outcome.ANSWERED: CallStatus.NORMAL,

@@ -12,11 +12,11 @@ from bitel.dialer.trunk import Trunk
 from bitel.domain.attempts import Outcome
 from bitel.sip import Credentials
 from bitel.store.database import Database
-from tests.dialer.calling import dialer
-from tests.dialer.carrier import until
-from tests.e2e.playing import folder
 from tests.peers.sipp import sipp
-from tests.peers.switchboard import switchboard
+from tests.support.carrier import until
+from tests.support.service_calls import folder
+from tests.support.sip_dialer import dialer
+from tests.support.switchboard import switchboard
 
 CALLS = 3
 

@@ -16,7 +16,7 @@ from bitel.recordings.decode import Decoded, decode
 from bitel.recordings.limits import MEBIBYTE, DecodeLimits
 
 if TYPE_CHECKING:
-    from tests.recordings.conftest import Media, Samples
+    from tests.recordings.audio_files import Media, Samples
 
 LIMITS = DecodeLimits()
 

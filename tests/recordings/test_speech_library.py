@@ -6,7 +6,6 @@ import asyncio
 import errno
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -18,23 +17,15 @@ from bitel.recordings.limits import SpeechLimits
 from bitel.speech import library as speech_library
 from bitel.speech.engines import SpeechOptions
 from bitel.speech.library import SpeechLibrary
+from tests.support.clocks import FakeClock
 
 SPEECH_WORKER = "bitel.speech.worker"
 
 
-@dataclass
-class Clock:
-    """The files' times are real ones, so this starts at the present and is moved by hand."""
-
-    now: float
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
-def clock() -> Clock:
-    return Clock(time.time())
+def clock() -> FakeClock:
+    """From the present on: the files' times are real ones."""
+    return FakeClock(time.time())
 
 
 @pytest.fixture
@@ -232,7 +223,7 @@ async def test_what_is_under_way_is_not_looked_for(
     assert len(looks) == 2
 
 
-async def test_the_oldest_go_when_room_lacks(folder: Path, clock: Clock) -> None:
+async def test_the_oldest_go_when_room_lacks(folder: Path, clock: FakeClock) -> None:
     options = SpeechOptions()
     size = 2 * (await SpeechLibrary(folder, options).render("one", "en")).samples
     library = SpeechLibrary(folder, options, max_bytes=int(size * 3.5), clock=clock)
@@ -252,7 +243,7 @@ async def test_the_oldest_go_when_room_lacks(folder: Path, clock: Clock) -> None
     assert library.rendered == before + 1
 
 
-async def test_what_was_just_handed_out_stays(folder: Path, clock: Clock) -> None:
+async def test_what_was_just_handed_out_stays(folder: Path, clock: FakeClock) -> None:
     library = SpeechLibrary(folder, SpeechOptions(), max_bytes=1, clock=clock)
     first = await library.render("one", "en")
     clock.now += 100
@@ -265,7 +256,7 @@ async def test_what_was_just_handed_out_stays(folder: Path, clock: Clock) -> Non
     assert second.alaw.exists()
 
 
-async def test_digits_never_go(folder: Path, clock: Clock) -> None:
+async def test_digits_never_go(folder: Path, clock: FakeClock) -> None:
     library = SpeechLibrary(folder, SpeechOptions(), max_bytes=1, clock=clock)
     clips = await library.digit_clips("12", "en", "PCMA")
     clock.now += 1e6

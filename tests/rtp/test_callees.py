@@ -23,8 +23,8 @@ from bitel.rtp.port_pool import bind_rtp
 from bitel.rtp.rtcp_session import FarView, Progress, Reporting
 from bitel.rtp.rtp_receiver import LINGERING, UNDER_WAY, YOUNG, Reception, RtpReceiver
 from bitel.rtp.streamer import Streamer, StreamReport, StreamStart
-from tests.free_ports import free_range
-from tests.prerequisites import need_ipv6
+from tests.support.free_ports import free_range
+from tests.support.prerequisites import need_ipv6
 
 HOST = "127.0.0.1"
 EVENT = 101

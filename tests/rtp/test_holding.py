@@ -14,7 +14,7 @@ import pytest
 
 from bitel.rtp.packet import RtpHeader
 from bitel.rtp.streamer import FarEndError, Streamer, StreamReport
-from tests.free_ports import free_range
+from tests.support.free_ports import free_range
 
 HOST = "127.0.0.1"
 Recording = Callable[[int], Path]

@@ -17,7 +17,7 @@ from bitel.rtp.packet import RtpHeader
 from bitel.rtp.port_pool import bind_rtp
 from bitel.rtp.rtp_receiver import YOUNG, RtpReceiver
 from bitel.rtp.stream_table import StreamTable
-from tests.free_ports import free_range
+from tests.support.free_ports import free_range
 
 HOST = "127.0.0.1"
 

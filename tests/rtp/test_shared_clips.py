@@ -18,7 +18,7 @@ from bitel.rtp.ipc import Message, OpenClip
 from bitel.rtp.link import SenderLink
 from bitel.rtp.shared_clip import SharedClip, read_clip
 from bitel.rtp.streamer import Streamer, StreamReport
-from tests.free_ports import free_range
+from tests.support.free_ports import free_range
 
 Recording = Callable[[int], Path]
 

@@ -19,8 +19,8 @@ from bitel.rtp.packet import RtpHeader
 from bitel.rtp.port_pool import share_of
 from bitel.rtp.priority import core_for
 from bitel.rtp.streamer import SenderFailedError, Streamer, StreamReport, StreamStart
-from tests.free_ports import free_range
-from tests.prerequisites import need_ipv6
+from tests.support.free_ports import free_range
+from tests.support.prerequisites import need_ipv6
 
 HOST = "127.0.0.1"
 Recording = Callable[[int], Path]
@@ -509,7 +509,7 @@ PARENT = """
 import asyncio, sys
 from pathlib import Path
 from bitel.rtp.streamer import Streamer
-from tests.free_ports import free_range
+from tests.support.free_ports import free_range
 
 async def main():
     streamer = Streamer("127.0.0.1", range(int(sys.argv[1]), int(sys.argv[1]) + 40))

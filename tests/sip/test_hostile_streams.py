@@ -22,10 +22,10 @@ from bitel.sip_transport import connection_pool, leaving
 from bitel.sip_transport.acceptor import Door
 from bitel.sip_transport.liveness import StreamLimits
 from bitel.sip_transport.tls import TlsFiles
-from tests.peers.certificates import Authority
-from tests.sip.far_end import request
-from tests.sip.party import Party, answers, one_call
-from tests.tcp_server import tcp_server
+from tests.support.certificates import Authority
+from tests.support.sip_bench import request
+from tests.support.sip_party import Party, answers, one_call
+from tests.support.tcp_server import tcp_server
 
 LOCALHOST = "127.0.0.1"
 TCP = Transport.TCP

@@ -21,9 +21,9 @@ from bitel.sip_transport import transport as sip_transport
 from bitel.sip_transport.connection import MAX_BATCH as STREAM_BATCH
 from bitel.sip_transport.transport import BUSY_PASSES
 from bitel.sip_transport.udp import MAX_BATCH
-from tests.sip.far_end import ANSWER, reply, request
-from tests.sip.party import Party
-from tests.tcp_server import tcp_server
+from tests.support.sip_bench import ANSWER, reply, request
+from tests.support.sip_party import Party
+from tests.support.tcp_server import tcp_server
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 PAUSE = 0.6

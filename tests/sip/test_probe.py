@@ -26,9 +26,9 @@ from bitel.sip.grammar import Address, Transport
 from bitel.sip.message import Request, parse
 from bitel.sip_transport.liveness import StreamLimits
 from bitel.sip_transport.tls import TlsFiles
-from tests.peers.certificates import Authority, Certificate
-from tests.sip.far_end import ANSWER, reply
-from tests.sip.party import Party
+from tests.support.certificates import Authority, Certificate
+from tests.support.sip_bench import ANSWER, reply
+from tests.support.sip_party import Party
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="other systems do not say what was acknowledged"

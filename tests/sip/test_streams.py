@@ -16,10 +16,10 @@ from bitel.sip.grammar import Address, Transport
 from bitel.sip.message import Request, parse
 from bitel.sip_transport.liveness import StreamLimits
 from bitel.sip_transport.transport import SipTransport
-from tests.prerequisites import need_ipv6
-from tests.sip.far_end import ANSWER, reply, request, within
-from tests.sip.party import Party, agent_at, answers, one_call
-from tests.tcp_server import tcp_server
+from tests.support.prerequisites import need_ipv6
+from tests.support.sip_bench import ANSWER, reply, request, within
+from tests.support.sip_party import Party, agent_at, answers, one_call
+from tests.support.tcp_server import tcp_server
 
 LOCALHOST = "127.0.0.1"
 QUICK = StreamLimits(

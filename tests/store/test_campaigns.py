@@ -15,7 +15,7 @@ from bitel.store.campaigns import Campaign, CampaignState
 from bitel.store.settling import Settlement
 
 if TYPE_CHECKING:
-    from tests.store.conftest import World
+    from tests.support.store_world import World
 
 
 def start(world: World, count: int) -> tuple[str, list[str]]:

@@ -20,7 +20,7 @@ from bitel.store.settling import Requeue, Settlement
 
 if TYPE_CHECKING:
     from bitel.store.claims import Claim
-    from tests.store.conftest import World
+    from tests.support.store_world import World
 
 CANCELED, WAITING = CallStatus.CANCELED, CallStatus.WAITING
 

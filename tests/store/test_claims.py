@@ -15,7 +15,7 @@ from bitel.store.leases import LostLease
 from bitel.store.schema import HELD, SETTLED, attempt
 
 if TYPE_CHECKING:
-    from tests.store.conftest import World
+    from tests.support.store_world import World
 
 
 def test_a_due_call_is_claimed_once(world: World) -> None:

@@ -15,7 +15,7 @@ from bitel.store import calls, claims, fair_queue
 
 if TYPE_CHECKING:
     from bitel.store.leases import Lease
-    from tests.store.conftest import World
+    from tests.support.store_world import World
 
 
 def place(world: World, count: int, **more: Any) -> None:

@@ -16,7 +16,7 @@ from bitel.store.idempotency import LIFETIME
 from bitel.store.schema import call, idempotency_key
 
 if TYPE_CHECKING:
-    from tests.store.conftest import World
+    from tests.support.store_world import World
 
 HASH = "f" * 64
 

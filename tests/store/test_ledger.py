@@ -11,7 +11,7 @@ from bitel.errors import ConflictError, NotFoundError
 from bitel.store import ledger
 
 if TYPE_CHECKING:
-    from tests.store.conftest import World
+    from tests.support.store_world import World
 
 
 def top_up(world: World, amount: str, project_id: str | None = None) -> Decimal:

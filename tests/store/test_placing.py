@@ -25,7 +25,7 @@ from bitel.store.settling import Settlement
 
 if TYPE_CHECKING:
     from bitel.store.claims import Claim
-    from tests.store.conftest import World
+    from tests.support.store_world import World
 
 NORMAL = Final(CallStatus.NORMAL)
 BUSY = Final(CallStatus.USER_BUSY)

@@ -41,7 +41,7 @@ from bitel.store.schema import metadata
 from bitel.store.sql_batch import Change, Query
 
 if TYPE_CHECKING:
-    from tests.store.conftest import World
+    from tests.support.store_world import World
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])

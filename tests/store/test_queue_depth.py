@@ -13,7 +13,7 @@ from bitel.store.endings import CallEnd
 from bitel.store.queue_depth import Queue
 
 if TYPE_CHECKING:
-    from tests.store.conftest import World
+    from tests.support.store_world import World
 
 
 def test_calls_are_counted_as_they_are_placed_and_end(world: World) -> None:

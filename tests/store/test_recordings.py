@@ -15,7 +15,7 @@ from bitel.store.database import Connection, Database
 from bitel.store.recordings import Recording
 
 if TYPE_CHECKING:
-    from tests.store.conftest import World
+    from tests.support.store_world import World
 
 
 def speech(world: World, key: str = "salam") -> Recording:

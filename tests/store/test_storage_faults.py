@@ -18,8 +18,8 @@ from bitel.store import migrate
 from bitel.store.database import Database
 from bitel.store.db_errors import StoreUnavailable
 from bitel.store.schema import dialer
-from tests.own_postgres import OwnPostgres, own_postgres
-from tests.small_disk import empty, fill, remount, small_disk
+from tests.support.postgres_server import OwnPostgres, own_postgres
+from tests.support.small_disk import empty, fill, remount, small_disk
 
 RESUMES_WITHIN = 1.0
 """Seconds from the storage's return to the next write."""

@@ -14,7 +14,7 @@ from bitel.errors import InvalidRequestError
 from bitel.store import calls, claims
 
 if TYPE_CHECKING:
-    from tests.store.conftest import World
+    from tests.support.store_world import World
 
 
 def test_a_call_reads_as_it_was_placed(world: World) -> None:

@@ -17,7 +17,7 @@ from bitel.test_phone.log import Entry
 from bitel.test_phone.phone import Phone, PhoneConfig
 from bitel.test_phone.recorder import recording_name
 from bitel.test_phone.rules import parse_rules
-from tests.peers.caller import Caller, caller
+from tests.support.sip_caller import Caller, caller
 
 HOST = "127.0.0.1"
 

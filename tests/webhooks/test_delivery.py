@@ -22,10 +22,10 @@ from bitel.webhooks import delivery
 from bitel.webhooks.posting import Poster, TimeLimits
 from bitel.webhooks.retry_policy import PAUSES
 from bitel.webhooks.signing import verify
-from tests.webhooks.receiver import Received, answer, hang, raw, receiver
+from tests.support.http_server import Received, answer, hang, raw, receiver
 
 if TYPE_CHECKING:
-    from tests.webhooks.conftest import Post
+    from tests.webhooks.post import Post
 
 SHORT = TimeLimits(connect=0.2, answer=0.2, body=0.2)
 

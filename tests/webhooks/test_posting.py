@@ -19,9 +19,7 @@ import uvloop
 from bitel.webhooks import posting
 from bitel.webhooks.connecting import Address, Resolver
 from bitel.webhooks.posting import Answer, Poster, TimeLimits
-from tests.prerequisites import need_openssl
-from tests.tcp_server import tcp_server
-from tests.webhooks.receiver import (
+from tests.support.http_server import (
     Answerer,
     Received,
     Receiver,
@@ -31,6 +29,8 @@ from tests.webhooks.receiver import (
     raw,
     receiver,
 )
+from tests.support.prerequisites import need_openssl
+from tests.support.tcp_server import tcp_server
 
 NOW = 1_700_000_000.0
 BODY = b'{"requestId":"1"}'

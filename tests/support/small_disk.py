@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.prerequisites import need
+from tests.support.prerequisites import need
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A machine for tests of the clock: its system clock is set, and it restarts, as a test says."""
+"""Clocks that tests move: one to pass to the code under test, and those of a whole machine."""
 
 from __future__ import annotations
 
@@ -11,6 +11,21 @@ from bitel.steady_clock import SteadyClock
 
 STEPS: Final = (3600.0, -3600.0, 30.0, -30.0)
 """Seconds by which tests set the system clock."""
+
+
+@dataclass
+class FakeClock:
+    """A clock that stands at `now`, in seconds, until a test moves it."""
+
+    now: float = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> float:
+        """Move the clock on; the new time."""
+        self.now += seconds
+        return self.now
 
 
 @dataclass

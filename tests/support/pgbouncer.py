@@ -17,7 +17,7 @@ from typing import Literal
 from sqlalchemy import make_url
 
 from bitel.demo.stage import free_port
-from tests.prerequisites import need
+from tests.support.prerequisites import need
 
 Mode = Literal["session", "transaction"]
 

@@ -9,7 +9,7 @@ import subprocess
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 
-from tests.prerequisites import need
+from tests.support.prerequisites import need
 
 _NEW_NETWORK = 0x40000000  # CLONE_NEWNET
 

@@ -19,9 +19,9 @@ from bitel.client import Call, Client
 from bitel.demo.stage import Stage
 from bitel.recordings.sample import write_sample
 from bitel.store.database import Database
-from tests.e2e import phone_log
-from tests.e2e.phone_log import Seen
-from tests.peers.lossy import Loss, Passed, lossy_relay
+from tests.support import phone_log
+from tests.support.lossy_relay import Loss, Passed, lossy_relay
+from tests.support.phone_log import Seen
 
 RULES = (
     "*[0-4]=answer:after=0.5",
