@@ -17,6 +17,7 @@ from bitel.api.connection import config
 from bitel.store.database import Database
 from tests.api.stage import Stage
 from tests.support.clocks import FakeClock
+from tests.support.waiting import until
 
 
 @pytest.fixture(autouse=True)
@@ -63,8 +64,7 @@ async def _served(stage: Stage) -> AsyncIterator[str]:
         server = uvicorn.Server(config(stage.app, stage.parts.settings.http))
         task = asyncio.create_task(server._serve([listener]))
         try:
-            while not server.started:
-                await asyncio.sleep(0.005)
+            await until(lambda: server.started)
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True

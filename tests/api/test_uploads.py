@@ -22,6 +22,7 @@ from bitel.recordings import decode as decoding
 from bitel.recordings.decode import Decoded
 from bitel.recordings.limits import DecodeLimits
 from bitel.store.schema import recording
+from tests.support.waiting import until
 from tests.support.worker_processes import killing
 
 if TYPE_CHECKING:
@@ -400,9 +401,3 @@ def head(stage: Stage, framing: str) -> bytes:
         f"POST {UPLOAD} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {stage.token}\r\n"
         f"Content-Type: {MULTIPART}\r\n{framing}\r\n\r\n"
     ).encode()
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not holds():
-            await asyncio.sleep(0.005)

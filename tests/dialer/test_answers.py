@@ -20,9 +20,10 @@ from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.tariff import NOTHING, Rate, Tariff
 from bitel.sip.message import Request
 from bitel.sip_transport.udp import MAX_BATCH
-from tests.support.carrier import Answer, Carrier, answering, carrier, silent, until
+from tests.support.carrier import Answer, Carrier, answering, carrier, silent
 from tests.support.media_carrier import FarMedia, far_media, sdp
 from tests.support.sip_dialer import dialer
+from tests.support.waiting import until
 
 ORDER = DialRequest("attempt", f"{1:032x}", "+989121234567", "recording")
 TARIFF = Tariff((Rate("+", Decimal(60), increment=1),))
@@ -114,7 +115,7 @@ async def test_a_call_that_we_end_while_the_answer_is_written_is_not_billed(
     async with far_media() as far:
         async with being_written(tmp_path, far) as (made, write, call):
             getattr(made, way)(ORDER.attempt_id)
-            await far.until(lambda: "BYE" in far.methods)
+            await until(lambda: "BYE" in far.methods)
             write.end(True)
         assert not far.rtp.datagrams
     attempted = call.result()
@@ -179,7 +180,7 @@ async def test_a_held_call_that_was_played_nothing_is_billed_by_who_ended_it(
         far.body = sdp(far.rtp.port, more="a=inactive\r\n")
         async with being_written(tmp_path, far) as (made, write, call):
             write.end(True)
-            await far.until(lambda: "ACK" in far.methods)
+            await until(lambda: "ACK" in far.methods)
             if by == "far":
                 assert (await far.ask("BYE")).code == 200
             else:

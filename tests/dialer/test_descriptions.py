@@ -23,6 +23,7 @@ from tests.dialer.test_media import payloads, sound
 from tests.support.dns_server import Zone, dns_server
 from tests.support.media_carrier import HOST, FarMedia, far_media, sdp
 from tests.support.sip_dialer import running_call
+from tests.support.waiting import until
 
 ISUP = b"\x01\x11\n\x00c=IN IP4 192.0.2.1\nm=audio 9 RTP/AVP 8\r\nc=IN IP4 192.0.2.1\r\n\xff\xfe"
 
@@ -87,11 +88,11 @@ async def test_audio_that_changes_to_another_line(tmp_path: Path) -> None:
     played = sound(40)
     async with far_media() as far, far_media() as other:
         async with called(tmp_path, far, played):
-            await far.until(lambda: len(far.rtp.packets) >= 5)
+            await until(lambda: len(far.rtp.packets) >= 5)
             second = f"m=audio {other.rtp.port} RTP/AVP 8\r\n"
             answer = await far.ask("INVITE", sdp(0, more=second, version=2))
             assert answer.code == 200
-            await far.until(lambda: other.rtp.packets)
+            await until(lambda: other.rtp.packets)
         assert payloads(far.rtp, other.rtp) == played
 
 
@@ -125,7 +126,7 @@ async def test_a_host_name_is_looked_up_while_the_phone_rings(tmp_path: Path, zo
         far.body = named(far.rtp.port, "Media.Test")
         far.bodies[200] = b""
         async with called(tmp_path, far, played, zone) as call:
-            await far.until(lambda: zone.asked["media.test", "A"])
+            await until(lambda: zone.asked["media.test", "A"])
             assert not far.rtp.packets
             far.answer(200)
         assert payloads(far.rtp) == played
@@ -181,15 +182,13 @@ async def test_a_later_host_name_is_followed_and_one_that_is_not_found_holds_the
     played = sound(60)
     async with far_media() as far, far_media() as other:
         async with called(tmp_path, far, played, zone) as call:
-            await far.until(lambda: len(far.rtp.packets) >= 3)
+            await until(lambda: len(far.rtp.packets) >= 3)
             await far.ask("INVITE", named(other.rtp.port, "media.test", 2))
-            await far.until(lambda: len(other.rtp.packets) >= 3)
+            await until(lambda: len(other.rtp.packets) >= 3)
             await far.ask("INVITE", named(far.rtp.port, "unknown.test", 3))
-            await far.until(lambda: zone.asked["unknown.test", "A"])
-            await asyncio.sleep(0.1)  # the answer of DNS, and what was on its way
-            before = len(other.rtp.packets)
-            await asyncio.sleep(0.1)
-            assert len(other.rtp.packets) == before, "held"
+            await until(lambda: zone.asked["unknown.test", "A"])
+            await other.rtp.quiet(0.2)
+            assert len(payloads(far.rtp, other.rtp)) < len(played), "held before its end"
             await far.ask("UPDATE", sdp(far.rtp.port, version=4))
         assert payloads(far.rtp)[: 3 * 160] == played[: 3 * 160]
         assert len(payloads(far.rtp, other.rtp)) == len(played), "nothing is lost or said twice"

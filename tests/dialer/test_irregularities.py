@@ -13,9 +13,10 @@ from structlog.testing import capture_logs
 
 from bitel.domain.attempts import Irregularity, Outcome
 from bitel.rtp import link
-from tests.support.carrier import carrier, until
+from tests.support.carrier import carrier
 from tests.support.media_carrier import FarMedia, far_media, sdp
 from tests.support.sip_dialer import dialer, running_call
+from tests.support.waiting import until
 
 PACKET = 160  # bytes of 20 ms
 
@@ -25,19 +26,15 @@ def recording(seconds: float) -> bytes:
 
 
 async def speak(far: FarMedia, seconds: float) -> float:
-    """The far end sends for so long; when it stopped, in Unix seconds."""
-    await far.until(lambda: far.rtp.packets)
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        far.rtp.speak(far.caller, 4)
-        await asyncio.sleep(0.02)
-    return time.time()
+    """Once it hears us, the far end sends for so long; when it stopped, in Unix seconds."""
+    await until(lambda: far.rtp.packets)
+    return await far.rtp.speak_for(far.caller, seconds)
 
 
 async def leave_bye_unanswered(far: FarMedia) -> float:
     """Answers no BYE; when the first one came, in Unix seconds."""
     far.answers_bye = False
-    await far.until(lambda: "BYE" in far.methods)
+    await until(lambda: "BYE" in far.methods)
     return time.time()
 
 
@@ -61,7 +58,7 @@ async def test_media_that_stopped_before_an_unanswered_bye_ends_the_bill(
         async with running_call(tmp_path, far.uri, sound=recording(7.5)) as (_calls, call):
             stopped_at = await speak(far, 0.5)
             if answers_bye:
-                await far.until(lambda: "BYE" in far.methods)
+                await until(lambda: "BYE" in far.methods)
                 ended_at = time.time()
             else:
                 await leave_bye_unanswered(far)
@@ -104,7 +101,7 @@ async def test_a_held_call_whose_bye_is_not_answered_is_billed_until_the_bye(
             await speak(far, 0.3)
             held = sdp(far.rtp.port, more="a=inactive\r\n", version=2)
             assert (await far.ask("INVITE", held)).code == 200
-            await asyncio.sleep(0.5)
+            await far.rtp.quiet(0.5)
             calls.dialer.call_off("attempt1")
             sent_at = await leave_bye_unanswered(far)
         attempted = call.result()
@@ -136,11 +133,11 @@ async def test_a_lost_ack_is_noted_after_what_else_there_is_to_say(tmp_path: Pat
     """The 2xx still comes 16 T1 after our ACK, which is 0.32 s in these tests."""
     async with far_media() as far:
         async with running_call(tmp_path, far.uri, sound=recording(20)) as (_, call):
-            await far.until(lambda: "ACK" in far.methods)
+            await until(lambda: "ACK" in far.methods)
             acked_at = time.monotonic()
-            await far.until(lambda: time.monotonic() > acked_at + 0.4)
+            await until(lambda: time.monotonic() > acked_at + 0.4)
             far.answer(200)
-            await far.until(lambda: far.methods.count("ACK") == 2)
+            await until(lambda: far.methods.count("ACK") == 2)
             assert (await far.ask("BYE")).code == 200
         attempted = call.result()
     assert (attempted.outcome, attempted.ended_by) == (Outcome.ANSWERED, "far")

@@ -18,10 +18,11 @@ from bitel.dialing.dialer import DialRequest
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.sip import OutgoingRequest, RequestDone, UserAgent
 from bitel.sip_transport.transport import SipTransport
-from tests.support.carrier import Carrier, answering, carrier, until
+from tests.support.carrier import Carrier, answering, carrier
 from tests.support.sip_bench import FAR
 from tests.support.sip_dialer import Dialled, dialer
 from tests.support.sip_party import agent_at
+from tests.support.waiting import until
 
 ORDER = DialRequest("attempt", f"{1:032x}", "+989121234567", "recording")
 
@@ -145,9 +146,9 @@ async def test_who_rings_is_rung_no_longer_when_the_attempt_is_cancelled(tmp_pat
 
     async with carrier() as only, dialer(tmp_path, only.uri) as calls:
         only.does["INVITE"] = answering(180)
-        attempt = asyncio.create_task(calls.dialer.dial(ORDER, heard))
-        await until(lambda: len(only.of("INVITE")) == 1)
-        await asyncio.sleep(0.05)
+        rung_at: list[float] = []
+        attempt = asyncio.create_task(calls.dialer.dial(ORDER, heard, rung_at.append))
+        await until(lambda: rung_at)
         attempt.cancel()
         with pytest.raises(asyncio.CancelledError):
             await attempt

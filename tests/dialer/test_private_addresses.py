@@ -17,6 +17,7 @@ from tests.support.carrier import Answer, carrier
 from tests.support.media_carrier import Ear, FarMedia, far_media, sdp
 from tests.support.network_namespace import need_network_namespaces, run_with_addresses
 from tests.support.sip_dialer import dialer
+from tests.support.waiting import until
 
 US, PUBLIC, PRIVATE = "203.0.113.1", "203.0.113.10", "10.9.9.9"
 LOOPBACK, LINK_LOCAL = "127.0.0.1", "169.254.7.7"
@@ -48,7 +49,7 @@ async def call_with_sdp(
         mouth = Ear(speaks_from) if speaks_from else None
         async with dialer(tmp_path, far.uri, bind=(US, 0), sound=SOUND, **config) as calls:
             call = asyncio.create_task(calls.call())
-            await far.until(lambda: "ACK" in far.methods)
+            await until(lambda: "ACK" in far.methods)
             while not call.done():
                 if mouth is not None:
                     mouth.speak(rtp_port(far), 1)

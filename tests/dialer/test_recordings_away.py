@@ -22,6 +22,7 @@ from bitel.speech.engines import SpeechOptions
 from bitel.speech.library import SpeechLibrary
 from tests.support.media_carrier import FarMedia, far_media
 from tests.support.sip_dialer import Dialled, dialer
+from tests.support.waiting import until
 from tests.support.worker_processes import killing
 
 ALAW = np.random.default_rng(7).integers(0, 256, 1600, dtype=np.uint8).tobytes()
@@ -68,7 +69,7 @@ async def answered_in_full(dialled: Dialled, far: FarMedia) -> None:
     before = len(heard(far))
     attempted = await dialled.call()
     assert attempted.outcome is Outcome.ANSWERED, attempted
-    await far.until(lambda: len(heard(far)) - before == len(QUIET[0] + ALAW + QUIET[1]))
+    await until(lambda: len(heard(far)) - before == len(QUIET[0] + ALAW + QUIET[1]))
     assert heard(far)[before:] == QUIET[0] + ALAW + QUIET[1]
 
 
@@ -157,7 +158,7 @@ async def test_folder_that_goes_away_while_it_rings_is_heard_in_full(
     async with far_media() as far, dialer(tmp_path, far.uri, playlists=sound.playlists) as dialled:
         far.codes = [100, 180]
         calling = asyncio.create_task(dialled.call())
-        await far.until(lambda: "INVITE" in far.methods)
+        await until(lambda: "INVITE" in far.methods)
         gone(sound)
         far.answer(200)
         assert (await calling).outcome is Outcome.ANSWERED
@@ -173,7 +174,7 @@ async def test_file_that_is_cut_short_while_it_rings_is_heard_in_full(
     async with far_media() as far, dialer(tmp_path, far.uri, playlists=sound.playlists) as dialled:
         far.codes = [100, 180]
         calling = asyncio.create_task(dialled.call())
-        await far.until(lambda: "INVITE" in far.methods)
+        await until(lambda: "INVITE" in far.methods)
         for path in sound.folder.iterdir():
             os.truncate(path, 0)
         far.answer(200)
@@ -188,11 +189,11 @@ async def test_sender_that_is_restarted_while_it_rings_needs_no_disk(
         streamer = dialled.dialer.streamer
         far.codes = [100, 180]
         calling = asyncio.create_task(dialled.call())
-        await far.until(lambda: "INVITE" in far.methods)
+        await until(lambda: "INVITE" in far.methods)
         gone(sound)
         [pid] = streamer.sender_pids()
         os.kill(pid, signal.SIGKILL)
-        await far.until(lambda: streamer.sender_pids() not in ([], [pid]))
+        await until(lambda: streamer.sender_pids() not in ([], [pid]))
         far.answer(200)
         assert (await calling).outcome is Outcome.ANSWERED
         assert heard(far) == QUIET[0] + ALAW + QUIET[1]
@@ -229,5 +230,5 @@ async def test_digits_that_can_not_be_spoken_now(tmp_path: Path, sound: Sound) -
         assert far.methods == []
         attempted = await dialled.call(digits="1")
         assert attempted.outcome is Outcome.ANSWERED, attempted
-        await far.until(lambda: len(heard(far)) > len(ALAW) + 8000)
+        await until(lambda: len(heard(far)) > len(ALAW) + 8000)
         assert heard(far).startswith(QUIET[0] + ALAW)

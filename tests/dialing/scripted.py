@@ -21,6 +21,7 @@ from bitel.store import calls, placing, projects
 from bitel.store.database import Database
 from tests.support import factories
 from tests.support.clocks import FakeClock
+from tests.support.waiting import until
 
 TARIFF = Tariff((Rate("+98", Decimal(60), increment=1),))
 RING_TIMEOUT = 45.0
@@ -194,9 +195,7 @@ class Play:
 
     async def dialled(self, dialer: ScriptedDialer, count: int = 1) -> None:
         """Return once that many calls have been dialled."""
-        async with asyncio.timeout(10.0):
-            while len(dialer.orders) < count:
-                await asyncio.sleep(0.01)
+        await until(lambda: len(dialer.orders) >= count)
 
     async def until(self, ready: Callable[[Sequence[Call]], bool], ids: Sequence[str]) -> None:
         async with asyncio.timeout(10.0):

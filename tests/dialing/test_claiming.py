@@ -19,6 +19,7 @@ from bitel.store.database import Database
 from bitel.store.schema import attempt
 from tests.dialing.scripted import Play, ScriptedDialer, at_work
 from tests.support.clocks import FakeClock
+from tests.support.waiting import until
 
 
 @pytest.fixture
@@ -41,9 +42,7 @@ async def test_a_number_that_must_not_be_called_any_more_is_not_dialled(
     [tried] = await play.place(1, lane, retries=3)
     async with at_work(dispatcher):
         await play.dialled(dialer)
-        async with asyncio.timeout(10.0):
-            while dispatcher.running:
-                await asyncio.sleep(0.01)
+        await until(lambda: not dispatcher.running)
         # Between two attempts of one call, and between the placing of another and its first.
         dialer.up = False
         await play.looked(dispatcher)

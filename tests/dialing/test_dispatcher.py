@@ -30,6 +30,7 @@ from bitel.store.leases import LostLease
 from bitel.store.pausing import Pause
 from tests.dialing.scripted import RING_TIMEOUT, TARIFF, Play, ScriptedDialer, at_work
 from tests.support.clocks import FakeClock
+from tests.support.waiting import until
 
 
 @pytest.fixture
@@ -55,9 +56,7 @@ async def test_busy_is_tried_again_after_its_interval_and_not_before(play: Play)
     dispatcher = play.dispatcher(dialer)
     [call_id] = await play.place(interval=60)
     async with at_work(dispatcher):
-        async with asyncio.timeout(10.0):
-            while dispatcher.running or not dialer.orders:
-                await asyncio.sleep(0.01)
+        await until(lambda: not dispatcher.running and dialer.orders)
         play.clock.now += 59.0
         await play.looked(dispatcher)
         assert len(dialer.orders) == 1
@@ -198,9 +197,7 @@ async def test_a_trunk_that_is_tried_out_gets_one_call(play: Play) -> None:
     dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED], hold=hold, probing=True)
     ids = await play.place(5)
     async with at_work(play.dispatcher(dialer)):
-        async with asyncio.timeout(10.0):
-            while not dialer.orders:
-                await asyncio.sleep(0.01)
+        await until(lambda: dialer.orders)
         assert len(dialer.orders) == 1
         dialer.probing = False
         hold.set()
@@ -228,9 +225,7 @@ async def test_a_number_is_in_one_attempt_at_a_time(play: Play) -> None:
     same = await play.place(1, first=7) + await play.place(1, first=7)
     others = await play.place(2, first=8)
     async with at_work(dispatcher):
-        async with asyncio.timeout(10.0):
-            while len(dialer.orders) < 3:
-                await asyncio.sleep(0.01)
+        await until(lambda: len(dialer.orders) >= 3)
         assert len({order.e164 for order in dialer.orders}) == 3
         hold.set()
         async with asyncio.timeout(10.0):
@@ -377,9 +372,7 @@ async def test_a_claim_that_went_stale_is_not_dialled(play: Play) -> None:
     )
     [call_id] = await play.place()
     async with at_work(dispatcher):
-        async with asyncio.timeout(10.0):
-            while not dispatcher.figures.ended:
-                await asyncio.sleep(0.01)
+        await until(lambda: dispatcher.figures.ended)
     assert dialer.orders == []
     assert (await play.call(call_id)).status is CallStatus.WAITING
     first, *_ = await play.database.read(lambda conn: calls.attempts(conn, call_id))
@@ -622,9 +615,7 @@ async def test_a_call_between_two_attempts_is_canceled_at_once(play: Play) -> No
     dispatcher = play.dispatcher(dialer)
     [call_id] = await play.place(retries=3)
     async with at_work(dispatcher):
-        async with asyncio.timeout(10.0):
-            while dispatcher.running or not dialer.orders:
-                await asyncio.sleep(0.01)
+        await until(lambda: not dispatcher.running and dialer.orders)
         await cancel(play, dispatcher, call_id)
         assert (await play.call(call_id)).status is CallStatus.CANCELED
         play.clock.now += 100.0
@@ -688,8 +679,7 @@ async def test_an_invite_that_is_pending_rings_out_before_the_next(play: Play) -
     [call_id] = await play.place(interval=5)
     async with at_work(dispatcher), asyncio.timeout(30):
         await play.dialled(dialer)
-        while dispatcher.running:
-            await asyncio.sleep(0.01)
+        await until(lambda: not dispatcher.running)
         play.clock.now = begun + RING_TIMEOUT + RING_MARGIN - 0.1
         await play.looked(dispatcher)
         assert len(dialer.orders) == 1

@@ -28,6 +28,7 @@ from bitel.store.database import Database
 from bitel.store.schema import HEARD
 from tests.dialing.scripted import RING_TIMEOUT, TARIFF, Play, ScriptedDialer, at_work
 from tests.support.clocks import FakeClock
+from tests.support.waiting import until
 
 
 class Switched:
@@ -115,12 +116,6 @@ async def running(made: Dispatcher) -> AsyncIterator[asyncio.Task[None]]:
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-
-
-async def until(ready: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not ready():
-            await asyncio.sleep(0.01)
 
 
 async def until_heard(play: Play, ids: Sequence[str]) -> None:

@@ -17,9 +17,10 @@ from bitel.store.database import Database
 from bitel.store.leases import LostLease
 from bitel.store.number_exclusion import PARKED_FOR
 from tests.dialing.scripted import RING_TIMEOUT, TARIFF, Play, ScriptedDialer, at_work
-from tests.support.carrier import answering, carrier, until
+from tests.support.carrier import answering, carrier
 from tests.support.clocks import FakeClock
 from tests.support.sip_dialer import dialer as sip_dialer
+from tests.support.waiting import until
 
 
 @pytest.fixture
@@ -84,9 +85,7 @@ async def test_a_worker_that_was_taken_over_ends_the_calls_that_ring(play: Play)
     with pytest.raises(LostLease):
         await task
     # Nobody drains it.
-    async with asyncio.timeout(10.0):
-        while dispatcher.running:
-            await asyncio.sleep(0.01)
+    await until(lambda: not dispatcher.running)
     assert {order.call_id for order in dialer.orders} == set(ids)
     assert dialer.called_off == {order.attempt_id for order in dialer.orders}
 

@@ -16,16 +16,10 @@ from bitel.client import Client
 from bitel.demo.stage import Stage, StageError
 from bitel.recordings.sample import write_sample
 from tests.support import phone_log
+from tests.support.waiting import wait_until
 
 CALLS = 30
 DIALER = {"ring_timeout": 5, "max_channels": 4, "calls_per_second": 8}
-
-
-def until(ready: Callable[[], bool], seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def stage_at(folder: Path) -> Stage:
@@ -59,7 +53,7 @@ def test_a_restored_database_dials_nothing_until_it_is_resumed(
         with Client(token, stage.url) as client:
             voice = client.upload(sample)["id"]
             campaign = client.batch(numbers, voice, retry_count=0)["campaignId"]
-            until(lambda: client.campaign(campaign)["byStatus"].get("NORMAL", 0) >= 5)
+            wait_until(lambda: client.campaign(campaign)["byStatus"].get("NORMAL", 0) >= 5)
             back_up(stage, copy)
             client.wait_campaign(campaign, 60)
             assert client.campaign(campaign)["byStatus"]["NORMAL"] == CALLS
@@ -72,7 +66,7 @@ def test_a_restored_database_dials_nothing_until_it_is_resumed(
             (data / name).unlink(missing_ok=True)
         shutil.copy(copy / "bitel.db", data / "bitel.db")
         stage.start_service()
-        until(lambda: "paused" in stage.service_log.read_text())
+        wait_until(lambda: "paused" in stage.service_log.read_text())
         with Client(token, stage.url) as client:
             counts = client.campaign(campaign)["byStatus"]
             waiting, unknown = counts["WAITING"], counts["UNKNOWN"]
@@ -145,11 +139,11 @@ def test_pauses_hold_over_restarts_and_name_their_reason(tmp_path: Path) -> None
         with Client(token, stage.url) as client:
             voice = client.upload(sample)["id"]
             stage.command("pause", "--dialer", "main", "--reason", "carrier at work")
-            until(lambda: client.servers()[0]["paused"] == "carrier at work")
+            wait_until(lambda: client.servers()[0]["paused"] == "carrier at work")
             assert stage.stop_service() == 0
             stage.start_service()
             call = client.call("09121234567", voice)["id"]
-            time.sleep(1.5)
+            time.sleep(1.5)  # longer than a dialer waits until it looks for calls again
             assert client.status(call)["status"] == "WAITING"
             begun = time.monotonic()
             stage.command("resume", "--dialer", "main")

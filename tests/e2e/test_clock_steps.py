@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import httpx
@@ -18,6 +18,7 @@ from tests.e2e.settable_clock import SettableClock
 from tests.support import phone_log
 from tests.support.phone_log import Seen
 from tests.support.service_calls import folder, token
+from tests.support.waiting import wait_until
 
 HOUR = 3600.0
 STEPS = (HOUR, -HOUR, 30.0, -30.0)
@@ -58,13 +59,6 @@ def stage(
         made.start_service()
         monkeypatch.delenv("LD_PRELOAD")
         yield made
-
-
-def until(ready: Callable[[], bool], seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < end, "it takes too long"
-        time.sleep(0.02)  # other processes are waited for
 
 
 def seen(stage: Stage, number: str) -> Sequence[Seen]:
@@ -108,9 +102,9 @@ def test_a_step_during_calls_changes_nothing(
 ) -> None:
     key = token(stage)
     voice, placed = place(stage, key)
-    until(lambda: has(stage, BUSY_FIRST, "rejected") and has(stage, ANSWERS, "answered"))
-    until(lambda: bool(seen(stage, RINGS)))
-    until(lambda: bool(seen(stage, ANSWERS)[0].audio_at))
+    wait_until(lambda: has(stage, BUSY_FIRST, "rejected") and has(stage, ANSWERS, "answered"))
+    wait_until(lambda: bool(seen(stage, RINGS)))
+    wait_until(lambda: bool(seen(stage, ANSWERS)[0].audio_at))
     system_clock.step(step)
 
     with Client(key, stage.url) as client:
@@ -158,7 +152,7 @@ def test_a_step_while_the_service_is_down_changes_no_retry(
     with Client(key, stage.url) as client:
         voice = client.upload(sample)["id"]
         placed = client.call(BUSY_FIRST, voice, retry_count=1, retry_interval=12, time_to_live=60)
-    until(lambda: has(stage, BUSY_FIRST, "rejected"))
+    wait_until(lambda: has(stage, BUSY_FIRST, "rejected"))
     assert stage.stop_service() == 0
     system_clock.step(step)
     monkeypatch.setenv("LD_PRELOAD", system_clock.environment["LD_PRELOAD"])

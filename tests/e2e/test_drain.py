@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import signal
-import time
 from pathlib import Path
 
 from bitel.client import Client
 from bitel.demo.stage import Stage
 from bitel.recordings.sample import write_sample
 from tests.support import phone_log
+from tests.support.waiting import wait_until
 
 
 def test_sigterm_finishes_what_runs_and_keeps_what_waits(tmp_path: Path) -> None:
@@ -23,9 +23,7 @@ def test_sigterm_finishes_what_runs_and_keeps_what_waits(tmp_path: Path) -> None
         with Client(token, stage.url) as client:
             voice = client.upload(sample)
             placed = [client.call(f"0912000000{n}", voice["id"]) for n in range(3)]
-            end = time.monotonic() + 10
-            while '"audio"' not in stage.phone_log.read_text() and time.monotonic() < end:
-                time.sleep(0.02)  # until the phone, another process, hears the first call
+            wait_until(lambda: '"audio"' in stage.phone_log.read_text())
             assert stage.service is not None
             stage.service.send_signal(signal.SIGTERM)
             # HTTP is answered while the call that runs comes to its end.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -12,7 +10,7 @@ from sqlalchemy import make_url
 
 from bitel.client import Client
 from bitel.demo.stage import Stage
-from tests.e2e.test_campaign import (
+from tests.e2e.campaigns import (
     TARIFF,
     check_events,
     check_money,
@@ -23,6 +21,7 @@ from tests.e2e.test_campaign import (
 from tests.support import phone_log
 from tests.support.pgbouncer import Mode, pgbouncer
 from tests.support.postgres_server import own_postgres
+from tests.support.waiting import wait_until
 from tests.support.webhook_recorder import receiver
 
 CALLS = 40
@@ -33,13 +32,6 @@ def stage_on(url: str, folder: Path) -> Stage:
     extra = f'webhook_allow_private = true\ndatabase_url = "{url}"\n{TARIFF}'
     rules = ["*=answer:after=0.1"]
     return Stage(folder, rules, record=False, dialer=DIALER, extra=extra)
-
-
-def until(ready: Callable[[], bool], seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(
@@ -95,17 +87,17 @@ def test_a_right_that_is_taken_away_in_a_campaign(tmp_path: Path) -> None:
             token = open_project(stage, events)
             campaign = place(stage, token, CALLS)
             with Client(token, stage.url) as client:
-                until(lambda: client.campaign(campaign)["byStatus"].get("NORMAL", 0) >= 5)
+                wait_until(lambda: client.campaign(campaign)["byStatus"].get("NORMAL", 0) >= 5)
                 own.administer('REVOKE UPDATE ON "call", attempt FROM app')
                 # However far the others have come, there are calls to claim.
                 second = place(stage, token, 5)
-                until(lambda: http.get("/readyz").status_code == 503)
+                wait_until(lambda: http.get("/readyz").status_code == 503)
                 reason = http.get("/readyz").json()["reason"]
                 assert reason.startswith("the dialer main can't claim calls or write their ends")
                 assert http.get("/healthz").status_code == 200
                 assert client.campaign(second)["byStatus"]["WAITING"] == 5
                 own.administer('GRANT UPDATE ON "call", attempt TO app')
-                until(lambda: http.get("/readyz").status_code == 200)
+                wait_until(lambda: http.get("/readyz").status_code == 200)
                 calls = []
                 for each in (campaign, second):
                     client.wait_campaign(each, 60)

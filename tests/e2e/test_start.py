@@ -2,53 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 
-
-@contextmanager
-def serving(
-    folder: Path, settings: str, *options: str
-) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
-    """`bitel serve` in a folder of its own with these settings; its process and its log."""
-    (folder / "bitel.toml").write_text(settings)
-    log = folder / "log"
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("BITEL_")}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "bitel.cli", "serve"],
-            cwd=folder,
-            env=kept,
-            stdout=output,
-            stderr=output,
-        )
-    try:
-        yield process, log
-    finally:
-        process.kill()
-        process.wait()
-
-
-def until(log: Path, says: str) -> str:
-    end = time.monotonic() + 20
-    while says not in (text := log.read_text()):
-        assert time.monotonic() < end, text
-        time.sleep(0.02)
-    return text
+from tests.e2e.bare_service import logged, serving
+from tests.support.waiting import wait_until
 
 
 def test_without_dialers_it_warns(tmp_path: Path) -> None:
     with serving(tmp_path, "[http]\nport = 0\n") as (process, log):
-        text = until(log, "ready")
+        text = logged(log, "ready")
         assert "[warning  ] no_dialers" in text
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
@@ -58,7 +25,7 @@ def test_a_database_that_is_made_is_named(tmp_path: Path) -> None:
     where = tmp_path / "bitel-data" / "bitel.db"
     for made in (True, False):
         with serving(tmp_path, "[http]\nport = 0\n") as (process, log):
-            text = until(log, "ready")
+            text = logged(log, "ready")
             assert (f"database_created at={where}" in text) is made
             process.send_signal(signal.SIGTERM)
             assert process.wait(20) == 0
@@ -68,13 +35,13 @@ def test_sighup_never_ends_it(tmp_path: Path) -> None:
     """Not while it starts, nor while it drains, however often it comes."""
     with serving(tmp_path, "[http]\nport = 0\n") as (process, log):
         # Python is told to ignore it by the first line of the command, which is there by then.
-        until_ignored(process.pid)
+        wait_until(lambda: ignores(process.pid, signal.SIGHUP))
         for _ in range(50):
             process.send_signal(signal.SIGHUP)
-            time.sleep(0.01)
-        until(log, "ready")
+            time.sleep(0.01)  # so that they come at many moments of the start
+        logged(log, "ready")
         process.send_signal(signal.SIGHUP)
-        until(log, "reloaded")
+        logged(log, "reloaded")
         process.send_signal(signal.SIGTERM)
         for _ in range(20):
             process.send_signal(signal.SIGHUP)
@@ -82,24 +49,12 @@ def test_sighup_never_ends_it(tmp_path: Path) -> None:
         assert "Traceback" not in log.read_text()
 
 
-def until_ignored(pid: int) -> None:
-    end = time.monotonic() + 20
-    mask = 1 << (signal.SIGHUP - 1)
-    while True:
-        status = Path(f"/proc/{pid}/status").read_text()
-        fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
-        if (int(fields["SigIgn"], 16) | int(fields["SigCgt"], 16)) & mask:
-            return
-        assert time.monotonic() < end
-        time.sleep(0.005)
-
-
 def test_readiness_says_what_calls_cost_and_what_is_amiss(tmp_path: Path) -> None:
     settings = "[http]\nport = 0\n[notifications]\ndisk_megabytes = 100000000\n"
     with serving(tmp_path, settings + "[retention]\ncalls = 90\n") as (process, log):
-        port = re.search(r"http://127.0.0.1:(\d+)", until(log, "ready"))
+        port = re.search(r"http://127.0.0.1:(\d+)", logged(log, "ready"))
         assert port is not None
-        until(log, "storage_pressure")
+        logged(log, "storage_pressure")
         answer = httpx.get(f"http://127.0.0.1:{port[1]}/readyz")
         body = answer.json()
         assert (answer.status_code, body["status"]) == (200, "ready")
@@ -112,3 +67,10 @@ def test_readiness_says_what_calls_cost_and_what_is_amiss(tmp_path: Path) -> Non
         assert float(re.search(r"^bitel_database_bytes (\S+)$", page, re.M)[1]) > 0  # type: ignore[index]
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
+
+
+def ignores(pid: int, number: signal.Signals) -> bool:
+    """Whether a process ignores or handles a signal."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    return bool((int(fields["SigIgn"], 16) | int(fields["SigCgt"], 16)) >> (number - 1) & 1)

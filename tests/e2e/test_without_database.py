@@ -9,6 +9,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import pytest
 from bitel.client import Client
 from bitel.demo.stage import Stage
 from bitel.recordings.sample import write_sample
-from tests.e2e.test_campaign import (
+from tests.e2e.campaigns import (
     check_events,
     check_money,
     check_nobody_called_wrongly,
@@ -30,6 +31,7 @@ from tests.support import phone_log
 from tests.support.postgres_server import own_postgres
 from tests.support.service_calls import token
 from tests.support.small_disk import empty, fill, small_disk
+from tests.support.waiting import wait_until
 from tests.support.webhook_recorder import receiver
 
 DRAIN_TIMEOUT = 2
@@ -107,10 +109,7 @@ def test_sigterm_ends_in_time_and_what_was_heard_is_billed(
             with Client(secret, stage.url) as client:
                 voice = client.upload(sample)
                 placed = [client.call(f"0912000001{n}", voice["id"]) for n in range(CALLS)]
-                end = time.monotonic() + 20
-                while stage.phone_log.read_text().count('"audio"') < CALLS:
-                    assert time.monotonic() < end
-                    time.sleep(0.02)  # until the phone, another process, hears them
+                wait_until(lambda: stage.phone_log.read_text().count('"audio"') == CALLS)
             take_away()
             stage.service.send_signal(signal.SIGTERM)
             begun = time.monotonic()
@@ -148,17 +147,14 @@ def test_a_disk_that_is_full_for_ten_seconds_with_the_log_on_it(tmp_path: Path) 
         secret = open_project(stage, events)
         campaign = place(stage, secret)
         for seconds in (8.0, 14.0):
-            time.sleep(2.0)  # calls run
+            time.sleep(2.0)  # for so long calls run, and the disk is full for ten seconds
             fill(disk)
-            time.sleep(seconds)  # and go on running, with nothing that could be written
+            time.sleep(seconds)
             assert stage.service is not None
             assert stage.service.poll() is None
             before = _settled(disk / "data" / "bitel.db")
             empty(disk)
-            back_at = time.monotonic()
-            while _settled(disk / "data" / "bitel.db") == before:
-                assert time.monotonic() < back_at + 1.0
-                time.sleep(0.02)  # the service, another process, writes
+            wait_until(partial(_settled_more, disk / "data" / "bitel.db", before), 1.0)
         calls = finish(stage, secret, campaign, 180.0)
         check_money(stage, secret, calls)
         events.wait_for(len(calls), 90.0)
@@ -166,6 +162,10 @@ def test_a_disk_that_is_full_for_ten_seconds_with_the_log_on_it(tmp_path: Path) 
         check_nobody_called_wrongly(phone_log.read(stage.phone_log))
         check_events(events, calls)
         check_statuses(calls)
+
+
+def _settled_more(path: Path, than: int) -> bool:
+    return _settled(path) > than
 
 
 def _settled(path: Path) -> int:

@@ -18,6 +18,7 @@ from bitel.speech import library as speech_library
 from bitel.speech.engines import SpeechOptions
 from bitel.speech.library import SpeechLibrary
 from tests.support.clocks import FakeClock
+from tests.support.waiting import until
 
 SPEECH_WORKER = "bitel.speech.worker"
 
@@ -107,8 +108,7 @@ async def test_who_gives_up_takes_it_from_nobody(
 ) -> None:
     first = asyncio.create_task(library.render("hello", "en"))
     second = asyncio.create_task(library.render("hello", "en"))
-    while not workers:
-        await asyncio.sleep(0.001)
+    await until(lambda: workers)
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first
@@ -188,8 +188,7 @@ async def test_too_many_at_once(
     for text in texts:
         asked.append(asyncio.create_task(library.render(text, "en")))
         # One asks after the other: the first two are under way when the third comes.
-        while len(library._texts) < min(len(asked), 2):
-            await asyncio.sleep(0.001)
+        await until(lambda: len(library._texts) >= min(len(asked), 2))
     await asyncio.wait(asked[2:3])
     go_ahead.set()
     results = await asyncio.gather(*asked, return_exceptions=True)
@@ -213,8 +212,7 @@ async def test_what_is_under_way_is_not_looked_for(
 
     monkeypatch.setattr(library, "_find", counted)
     first = asyncio.create_task(library.render("one", "en"))
-    while not library._texts:
-        await asyncio.sleep(0.001)
+    await until(lambda: library._texts)
     again = asyncio.create_task(library.render("one", "en"))
     await asyncio.sleep(0)
     go_ahead.set()
@@ -280,8 +278,7 @@ async def test_closing_ends_what_is_under_way(
     library: SpeechLibrary, folder: Path, workers: list[str]
 ) -> None:
     speaking = asyncio.create_task(library.render("hello", "en"))
-    while not workers:
-        await asyncio.sleep(0.001)
+    await until(lambda: workers)
     await library.close()
     with pytest.raises(asyncio.CancelledError):
         await speaking

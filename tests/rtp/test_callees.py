@@ -25,6 +25,7 @@ from bitel.rtp.rtp_receiver import LINGERING, UNDER_WAY, YOUNG, Reception, RtpRe
 from bitel.rtp.streamer import Streamer, StreamReport, StreamStart
 from tests.support.free_ports import free_range
 from tests.support.prerequisites import need_ipv6
+from tests.support.waiting import until
 
 HOST = "127.0.0.1"
 EVENT = 101
@@ -43,12 +44,6 @@ def key(code: int, timestamp: int, sequence: int, *, end: bool = False, kind: in
 
 def reception(highest: int, lost: int, jitter: int, ssrc: int = SSRC) -> bytes:
     return struct.pack("!BBHIIIIIII", 0x81, 201, 7, 99, ssrc, lost, highest, jitter, 0, 0)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 def bound(host: str = HOST, port: int = 0) -> socket.socket:

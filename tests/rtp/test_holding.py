@@ -15,6 +15,7 @@ import pytest
 from bitel.rtp.packet import RtpHeader
 from bitel.rtp.streamer import FarEndError, Streamer, StreamReport
 from tests.support.free_ports import free_range
+from tests.support.waiting import until
 
 HOST = "127.0.0.1"
 Recording = Callable[[int], Path]
@@ -38,12 +39,6 @@ class FarEnd:
                 self._packets.append(RtpHeader.parse(self.socket.recv(2048)))
             except BlockingIOError:
                 return self._packets
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 @pytest.fixture

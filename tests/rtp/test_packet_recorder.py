@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import random
 import socket
 
@@ -13,6 +12,7 @@ from bitel.g711 import alaw_decode, alaw_encode, ulaw_decode
 from bitel.rtp.packet import RtpHeader
 from bitel.rtp.packet_recorder import MAX_SOURCES, PacketRecorder
 from bitel.rtp.receiver import Receiver
+from tests.support.waiting import until
 
 
 def voice(packets: int, sequence: int = 0, timestamp: int = 0, ssrc: int = 1) -> list[bytes]:
@@ -156,9 +156,7 @@ async def test_receiver_hears_what_is_sent_to_its_port() -> None:
         for i in range(10):
             packet = RtpHeader(8, i, 160 * i, 5).pack() + codes[160 * i : 160 * i + 160]
             caller.sendto(packet, ("127.0.0.1", receiver.port))
-    async with asyncio.timeout(10):
-        while receiver.heard().packets < 10:
-            await asyncio.sleep(0.005)
+    await until(lambda: receiver.heard().packets >= 10)
     heard = receiver.close()
     assert (heard.lost, heard.ignored) == (0, 1)
     assert np.array_equal(heard.pcm16, alaw_decode(np.frombuffer(codes, np.uint8)))

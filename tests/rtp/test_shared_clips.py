@@ -19,6 +19,7 @@ from bitel.rtp.link import SenderLink
 from bitel.rtp.shared_clip import SharedClip, read_clip
 from bitel.rtp.streamer import Streamer, StreamReport
 from tests.support.free_ports import free_range
+from tests.support.waiting import until
 
 Recording = Callable[[int], Path]
 
@@ -41,12 +42,6 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def mapped(pid: int) -> int:
     """How many clips a process has mapped."""
     return Path(f"/proc/{pid}/maps").read_text().count("memfd:bitel-clip")
-
-
-async def until(true: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not true():
-            await asyncio.sleep(0.005)
 
 
 async def played(streamer: Streamer, port: int, clip: SharedClip, ptime: int = 20) -> bytes:

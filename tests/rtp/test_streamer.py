@@ -21,6 +21,7 @@ from bitel.rtp.priority import core_for
 from bitel.rtp.streamer import SenderFailedError, Streamer, StreamReport, StreamStart
 from tests.support.free_ports import free_range
 from tests.support.prerequisites import need_ipv6
+from tests.support.waiting import until
 
 HOST = "127.0.0.1"
 Recording = Callable[[int], Path]
@@ -72,13 +73,6 @@ class Ends:
 
     async def wait(self, count: int = 1) -> None:
         await until(lambda: len(self.reports) >= count)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Waits for what another process brings about."""
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 @pytest.fixture

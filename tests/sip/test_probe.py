@@ -29,6 +29,7 @@ from bitel.sip_transport.tls import TlsFiles
 from tests.support.certificates import Authority, Certificate
 from tests.support.sip_bench import ANSWER, reply
 from tests.support.sip_party import Party
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="other systems do not say what was acknowledged"
@@ -131,12 +132,6 @@ async def world(
         server.close()
         for end in far.ends:
             end.transport.abort()
-
-
-async def until(true: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
-        while not true():
-            await asyncio.sleep(0.005)
 
 
 async def idle(caller: Party) -> None:

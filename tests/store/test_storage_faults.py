@@ -20,6 +20,7 @@ from bitel.store.db_errors import StoreUnavailable
 from bitel.store.schema import dialer
 from tests.support.postgres_server import OwnPostgres, own_postgres
 from tests.support.small_disk import empty, fill, remount, small_disk
+from tests.support.waiting import until
 
 RESUMES_WITHIN = 1.0
 """Seconds from the storage's return to the next write."""
@@ -77,15 +78,11 @@ class Load:
             await asyncio.sleep(0.02)
 
     async def until_failing(self) -> None:
-        async with asyncio.timeout(20):
-            while not self.failed:
-                await asyncio.sleep(0.02)
+        await until(lambda: self.failed, 20)
 
     async def resumes_after(self, at: float) -> float:
         """Seconds from `at` to the first write after it."""
-        async with asyncio.timeout(20):
-            while not (self.written_at and self.written_at[-1] > at):
-                await asyncio.sleep(0.02)
+        await until(lambda: self.written_at and self.written_at[-1] > at, 20)
         return next(each for each in self.written_at if each > at) - at
 
     async def __aenter__(self) -> Load:

@@ -185,10 +185,3 @@ async def carrier(
         server.close()
         for connection in made.connections:
             connection.abort()
-
-
-async def until(true: Callable[[], bool], timeout: float = 10.0) -> None:
-    """Wait for what must come true; TimeoutError where it does not."""
-    async with asyncio.timeout(timeout):
-        while not true():
-            await asyncio.sleep(0.01)

@@ -7,13 +7,15 @@ import contextlib
 import re
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import cast
 
 from bitel.rtp.packet import RtpHeader
 from bitel.sip.message import Request, Response, parse, write_response
 from tests.support.free_ports import free_range
+from tests.support.waiting import until
 
 HOST = "127.0.0.1"
 Address = tuple[str, int]
@@ -56,6 +58,23 @@ class Ear:
         """All RTP that has arrived."""
         return [RtpHeader.parse(data) for data in self.datagrams]
 
+    async def quiet(self, seconds: float) -> int:
+        """Return once nothing has come for so long; how many datagrams have come until then.
+
+        TimeoutError where something still comes after 20 s.
+        """
+        loop = asyncio.get_running_loop()
+        count, since = len(self.datagrams), loop.time()
+
+        def is_quiet() -> bool:
+            nonlocal count, since
+            if len(self.datagrams) != count:
+                count, since = len(self.datagrams), loop.time()
+            return loop.time() >= since + seconds
+
+        await until(is_quiet)
+        return count
+
     def speak(self, to: Address, packets: int) -> None:
         """Send so many packets of silence."""
         for _ in range(packets):
@@ -63,6 +82,15 @@ class Ear:
             self._sequence += 1
             header = RtpHeader(8, number % 2**16, 160 * number, self.ssrc)
             self.socket.sendto(header.pack() + b"\xd5" * 160, to)
+
+    async def speak_for(self, to: Address, seconds: float) -> float:
+        """Send four packets of silence each 20 ms, for so long; the Unix time of the end."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while loop.time() < end:
+            self.speak(to, 4)
+            await asyncio.sleep(0.02)  # as a phone does
+        return time.time()
 
     def key(self, to: Address, code: int, event_type: int, at: int) -> None:
         """Send the packets of one keyed digit (RFC 4733), its end three times."""
@@ -81,6 +109,12 @@ def ears(host: str = HOST) -> tuple[Ear, Ear]:
             rtcp = Ear(host, rtp.port + 1)
             opened.pop_all()
             return rtp, rtcp
+
+
+async def packets_come(count: int, *ears: Ear) -> None:
+    """Return once so many more packets have come to these ports together."""
+    before = sum(len(ear.packets) for ear in ears)
+    await until(lambda: sum(len(ear.packets) for ear in ears) >= before + count)
 
 
 def reception(ssrc: int, highest: int, lost: int, jitter: int) -> bytes:
@@ -219,12 +253,6 @@ class FarMedia(asyncio.DatagramProtocol):
             f"Content-Length: {len(body)}",
         ]
         return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
-
-    async def until(self, condition: Callable[[], object]) -> None:
-        """Wait until that is so."""
-        async with asyncio.timeout(20):
-            while not condition():
-                await asyncio.sleep(0.005)
 
     def close(self) -> None:
         """Give the ports back."""

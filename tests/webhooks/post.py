@@ -19,6 +19,7 @@ from bitel.store.schema import PENDING, call, project, webhook_event
 from bitel.store.webhooks import Event
 from bitel.webhooks.delivery import Deliverer, Options, build
 from bitel.webhooks.signing import new_secret
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from tests.support.clocks import FakeClock
@@ -98,9 +99,7 @@ class Post:
 
     async def until(self, holds: Callable[[], bool], timeout: float = 10.0) -> None:
         """Wait until `holds` says so."""
-        async with asyncio.timeout(timeout):
-            while not holds():
-                await asyncio.sleep(0.005)
+        await until(lambda: holds(), timeout)
 
     async def settled(self, project_id: str, tries: int) -> list[Event]:
         """The project's events, once that many of their tries are written."""
