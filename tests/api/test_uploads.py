@@ -220,7 +220,7 @@ async def test_an_upload_that_pauses_is_given_up(
 
     async def halting() -> Any:
         yield PART + b"x"
-        await asyncio.sleep(1)
+        await asyncio.sleep(1)  # the client reads no answer before it has sent all
         yield b"x"
 
     async with served(stage) as url, stage.client(url=url) as client:

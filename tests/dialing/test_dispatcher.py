@@ -270,8 +270,8 @@ async def test_drain_lets_calls_finish_and_dials_no_more(play: Play) -> None:
     task = asyncio.create_task(dispatcher.run())
     await play.dialled(dialer)
     drain = asyncio.create_task(dispatcher.drain(30.0))
-    await asyncio.sleep(0.05)
-    assert not drain.done()
+    ended, _ = await asyncio.wait({drain}, timeout=0.05)
+    assert not ended
     hold.set()
     await drain
     await task
@@ -300,8 +300,8 @@ async def test_what_was_being_claimed_when_the_drain_began_goes_back_undialled(
     task = asyncio.create_task(dispatcher.run())
     await asyncio.to_thread(claiming.wait, 10.0)
     drain = asyncio.create_task(dispatcher.drain(30.0))
-    await asyncio.sleep(0.05)
-    assert not drain.done()
+    ended, _ = await asyncio.wait({drain}, timeout=0.05)
+    assert not ended
     go_on.set()
     await drain
     assert dispatcher.running == 0

@@ -73,7 +73,7 @@ async def test_a_held_recording_waits_and_goes_on_elsewhere(
     streamer.change(stream, far.address, 8, held=True)
     await asyncio.sleep(0.1)  # what was on its way
     held = len(far.packets)
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(0.3)  # 15 packets' time, in which none may leave
     assert len(far.packets) == held
     streamer.change(stream, other.address, 8)
     streamer.change(stream, other.address, 8)
@@ -176,7 +176,7 @@ async def test_what_is_said_while_the_sender_is_being_replaced_is_kept(
     stream = streamer.play(streamer.open_port(), far.address, 8, [clip], reports.append)
     streamer.change(stream, other.address, 8, held=True)
     await until(streamer.sender_pids)
-    await asyncio.sleep(0.2)
+    await asyncio.sleep(0.2)  # ten packets' time, in which one may leave
     assert len(far.packets) + len(other.packets) <= 1
     streamer.change(stream, other.address, 8)
     await until(lambda: reports)
@@ -192,7 +192,7 @@ async def test_nothing_is_left_of_a_stream_that_ends_while_it_is_held(
     stream = streamer.play(streamer.open_port(), far.address, 8, [recording(80000)], reports.append)
     await until(lambda: len(far.packets) >= 3)
     streamer.change(stream, far.address, 8, held=True)
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.1)  # what was on its way
     streamer.stop_stream(stream)
     await until(lambda: reports)
     assert not reports[0].finished

@@ -162,7 +162,7 @@ async def test_stopped_stream_sends_nothing_more(
     assert not report.error
     assert report.packets is not None
     assert 3 <= report.packets < 500
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.1)  # five packets' time, in which none may leave
     assert len(far.packets()) == report.packets
     streamer.stop_stream(stream)
     assert streamer.stats().running == 0
@@ -529,7 +529,7 @@ async def test_the_sender_does_not_outlive_its_parent(far: FarEnd, recording: Re
         parent.kill()
     await until(lambda: not alive(sender))
     heard = len(far.packets())
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.1)  # five packets' time, in which none may leave
     assert len(far.packets()) == heard
 
 

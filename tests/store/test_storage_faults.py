@@ -145,7 +145,7 @@ async def test_a_file_that_another_process_locks_for_long_is_written_again(
     with Database.open(sqlite_url) as database:
         async with Load(database) as load:
             holder.execute("BEGIN IMMEDIATE")
-            await asyncio.sleep(10.0)
+            await asyncio.sleep(10.0)  # longer than SQLite waits for a lock
             holder.execute("ROLLBACK")
             assert await load.resumes_after(time.monotonic()) < RESUMES_WITHIN
     holder.close()
@@ -206,7 +206,7 @@ async def test_a_server_that_hangs_does_not_keep_the_database_from_closing(
         hanging: list[asyncio.Task[int | None]] = []
         hanging += [asyncio.create_task(database.write(add)) for _ in range(5)]
         hanging += [asyncio.create_task(database.read(count)) for _ in range(5)]
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.2)  # until they hang in the middle of their statements
         begun = time.monotonic()
         assert not await asyncio.to_thread(database.close, 0.5)
         assert time.monotonic() - begun < 3
@@ -225,7 +225,7 @@ async def test_a_lock_that_is_not_released_does_not_keep_the_database_from_closi
     database = Database.open(sqlite_url)
     holder.execute("BEGIN IMMEDIATE")
     hanging = [asyncio.create_task(database.write(add)) for _ in range(5)]
-    await asyncio.sleep(0.2)
+    await asyncio.sleep(0.2)  # until they hang in the middle of their statements
     begun = time.monotonic()
     assert not await asyncio.to_thread(database.close, 0.2)
     assert time.monotonic() - begun < 3

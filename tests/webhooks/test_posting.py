@@ -135,7 +135,7 @@ async def test_what_comes_unasked_on_a_kept_connection_is_no_answer() -> None:
     async with receiver(talk) as one, poster() as sender:
         assert (await sender.post(one.url, {}, BODY, NOW)).status == 500
         ready.set()
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05)  # until our side has read what it did not ask for
         assert (await sender.post(one.url, {}, BODY, NOW)).status == 500
     assert one.connections == 2
 
@@ -147,7 +147,7 @@ async def test_few_connections_are_kept_and_not_for_long(monkeypatch: pytest.Mon
         assert one.connections == 5
         await asyncio.gather(*(sender.post(one.url, {}, BODY, NOW) for _ in range(3)))
         assert one.connections == 6
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.2)  # longer than a connection is kept
         await sender.post(one.url, {}, BODY, NOW)
         assert one.connections == 7
 
