@@ -238,6 +238,19 @@ def test_a_days_spending_has_its_limit(world: World) -> None:
     place(world, "1000")
 
 
+def test_what_calls_cost_one_after_the_other_adds_up_over_the_day(world: World) -> None:
+    world.change(daily_spend=Decimal(10))
+    lease = world.take_over()
+    for _ in range(2):
+        place(world, "4")
+        (claimed,) = world.claim(lease)
+        world.settle(lease, over(claimed, NORMAL, "4"))
+
+    with pytest.raises(TooManyRequestsError):
+        place(world, "2.1")
+    place(world, "2")
+
+
 def test_the_days_spending_is_counted_before_there_is_a_limit(world: World) -> None:
     place(world, "6")
     lease = world.take_over()
