@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from bitel.dialer.trunk_monitor import (
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.sip.message import Request
 from tests.dialer.test_outcomes import responses
-from tests.support.carrier import Answer, answering, carrier
+from tests.support.carrier import Answer, Carrier, answering, carrier
 from tests.support.clocks import FakeClock
 from tests.support.dns_server import dns_server
 from tests.support.sip_dialer import Dialled, dialer
@@ -147,33 +148,41 @@ async def outcomes(calls: Dialled, count: int) -> list[Outcome]:
     return [(await calls.call()).outcome for _ in range(count)]
 
 
+@asynccontextmanager
+async def trunk_that_worked(
+    folder: Path, refusals_before_pause: int
+) -> AsyncIterator[tuple[Carrier, Dialled, FakeClock]]:
+    """A carrier that has answered a call, a dialer that calls it, and the clock of its pauses."""
+    clock = FakeClock()
+    async with (
+        carrier() as far,
+        dialer(folder, far.uri, refusals_before_pause=refusals_before_pause) as calls,
+    ):
+        calls.dialer._carriers._monotonic = clock
+        assert await outcomes(calls, 1) == [Outcome.ANSWERED]
+        yield far, calls, clock
+
+
 async def test_a_carrier_that_refuses_from_one_moment_on(tmp_path: Path) -> None:
-    async with carrier() as far:
-        far.does["INVITE"] = answering(100, 200)
-        async with dialer(tmp_path, far.uri, refusals_before_pause=3) as calls:
-            assert await outcomes(calls, 1) == [Outcome.ANSWERED]
-            far.does["INVITE"] = answering(403)
-            assert await outcomes(calls, 3) == [
-                Outcome.REFUSED,
-                Outcome.REFUSED,
-                Outcome.TRUNK_TROUBLE,
-            ]
-            sent = len(far.of("INVITE"))
-            assert await outcomes(calls, 5) == [Outcome.TRUNK_TROUBLE] * 5
-            assert len(far.of("INVITE")) == sent, "no INVITE leaves while it is paused"
-            assert not calls.dialer.up
-            assert "403" in calls.dialer.paused_reason
-            assert calls.dialer.has_worked
+    async with trunk_that_worked(tmp_path, 3) as (far, calls, _):
+        far.does["INVITE"] = answering(403)
+        assert await outcomes(calls, 3) == [
+            Outcome.REFUSED,
+            Outcome.REFUSED,
+            Outcome.TRUNK_TROUBLE,
+        ]
+        sent = len(far.of("INVITE"))
+        assert await outcomes(calls, 5) == [Outcome.TRUNK_TROUBLE] * 5
+        assert len(far.of("INVITE")) == sent, "no INVITE leaves while it is paused"
+        assert not calls.dialer.up
+        assert "403" in calls.dialer.paused_reason
+        assert calls.dialer.has_worked
 
 
 async def test_a_fault_while_a_probe_is_placed_does_not_keep_the_trunk_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with carrier() as far, dialer(tmp_path, far.uri, refusals_before_pause=1) as calls:
-        clock = FakeClock()
-        carriers: TrunkMonitor = calls.dialer._carriers
-        monkeypatch.setattr(carriers, "_monotonic", clock)
-        await calls.call()
+    async with trunk_that_worked(tmp_path, 1) as (far, calls, clock):
         far.does["INVITE"] = answering(403)
         await calls.call()
         clock.advance(REFUSALS_PROBED)
@@ -218,13 +227,8 @@ async def test_a_probe_goes_on_to_another_address_of_its_trunk(
             assert len(near.of("INVITE")) == len(far.of("INVITE")) == 3
 
 
-async def test_a_probe_that_nothing_answers_is_tried_again_after_the_wait(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with carrier() as far, dialer(tmp_path, far.uri, refusals_before_pause=1) as calls:
-        clock = FakeClock()
-        monkeypatch.setattr(calls.dialer._carriers, "_monotonic", clock)
-        await calls.call()
+async def test_a_probe_that_nothing_answers_is_tried_again_after_the_wait(tmp_path: Path) -> None:
+    async with trunk_that_worked(tmp_path, 1) as (far, calls, clock):
         far.does["INVITE"] = answering(403)
         await calls.call()
         clock.advance(REFUSALS_PROBED)
@@ -251,12 +255,9 @@ def _break_next_invite(calls: Dialled, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_somebody_who_picks_up_is_not_called_again_because_the_trunk_is_paused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    async with carrier() as far, dialer(tmp_path, far.uri, refusals_before_pause=2) as calls:
-        clock = FakeClock()
-        monkeypatch.setattr(calls.dialer._carriers, "_monotonic", clock)
-        await calls.call()
+    async with trunk_that_worked(tmp_path, 2) as (far, calls, clock):
         far.does["INVITE"] = responses(180, Answer(200))  # an answer without SDP
         assert await outcomes(calls, 2) == [Outcome.MEDIA_MISMATCH] * 2
         assert await outcomes(calls, 1) == [Outcome.TRUNK_TROUBLE], "these answers pause it too"
@@ -265,12 +266,8 @@ async def test_somebody_who_picks_up_is_not_called_again_because_the_trunk_is_pa
         assert await outcomes(calls, 1) == [Outcome.MEDIA_MISMATCH]
 
 
-async def test_a_probe_follows_a_redirection(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with carrier() as far, dialer(tmp_path, far.uri, refusals_before_pause=2) as calls:
-        clock = FakeClock()
-        monkeypatch.setattr(calls.dialer._carriers, "_monotonic", clock)
+async def test_a_probe_follows_a_redirection(tmp_path: Path) -> None:
+    async with trunk_that_worked(tmp_path, 2) as (far, calls, clock):
         there = ("Contact", f"<sip:+989121234567;there@{far.place}>")
         final = [Answer(200, sdp=True)]
         far.does["INVITE"] = lambda request: (

@@ -6,7 +6,8 @@ import asyncio
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
@@ -152,17 +153,30 @@ async def test_unreadable_file(tmp_path: Path, sound: Sound) -> None:
         assert far.methods == []
 
 
-async def test_folder_that_goes_away_while_it_rings_is_heard_in_full(
-    tmp_path: Path, sound: Sound
-) -> None:
-    async with far_media() as far, dialer(tmp_path, far.uri, playlists=sound.playlists) as dialled:
+@asynccontextmanager
+async def ringing(
+    folder: Path, sound: Sound
+) -> AsyncIterator[tuple[FarMedia, Dialled, Callable[[], Awaitable[None]]]]:
+    """A callee whose phone rings, who calls it, and what answers it and checks what is heard."""
+    async with far_media() as far, dialer(folder, far.uri, playlists=sound.playlists) as dialled:
         far.codes = [100, 180]
         calling = asyncio.create_task(dialled.call())
         await until(lambda: "INVITE" in far.methods)
+
+        async def answer() -> None:
+            far.answer(200)
+            assert (await calling).outcome is Outcome.ANSWERED
+            assert heard(far) == QUIET[0] + ALAW + QUIET[1]
+
+        yield far, dialled, answer
+
+
+async def test_folder_that_goes_away_while_it_rings_is_heard_in_full(
+    tmp_path: Path, sound: Sound
+) -> None:
+    async with ringing(tmp_path, sound) as (far, dialled, answer):
         gone(sound)
-        far.answer(200)
-        assert (await calling).outcome is Outcome.ANSWERED
-        assert heard(far) == QUIET[0] + ALAW + QUIET[1]
+        await answer()
         # Still in memory, it needs no disk for the next call either.
         far.codes = [100, 200]
         await answered_in_full(dialled, far)
@@ -171,32 +185,22 @@ async def test_folder_that_goes_away_while_it_rings_is_heard_in_full(
 async def test_file_that_is_cut_short_while_it_rings_is_heard_in_full(
     tmp_path: Path, sound: Sound
 ) -> None:
-    async with far_media() as far, dialer(tmp_path, far.uri, playlists=sound.playlists) as dialled:
-        far.codes = [100, 180]
-        calling = asyncio.create_task(dialled.call())
-        await until(lambda: "INVITE" in far.methods)
+    async with ringing(tmp_path, sound) as (_, _, answer):
         for path in sound.folder.iterdir():
             os.truncate(path, 0)
-        far.answer(200)
-        assert (await calling).outcome is Outcome.ANSWERED
-        assert heard(far) == QUIET[0] + ALAW + QUIET[1]
+        await answer()
 
 
 async def test_sender_that_is_restarted_while_it_rings_needs_no_disk(
     tmp_path: Path, sound: Sound
 ) -> None:
-    async with far_media() as far, dialer(tmp_path, far.uri, playlists=sound.playlists) as dialled:
+    async with ringing(tmp_path, sound) as (_, dialled, answer):
         streamer = dialled.dialer.streamer
-        far.codes = [100, 180]
-        calling = asyncio.create_task(dialled.call())
-        await until(lambda: "INVITE" in far.methods)
         gone(sound)
         [pid] = streamer.sender_pids()
         os.kill(pid, signal.SIGKILL)
         await until(lambda: streamer.sender_pids() not in ([], [pid]))
-        far.answer(200)
-        assert (await calling).outcome is Outcome.ANSWERED
-        assert heard(far) == QUIET[0] + ALAW + QUIET[1]
+        await answer()
 
 
 async def test_deleted_recording_is_gone_for_good(tmp_path: Path, sound: Sound) -> None:

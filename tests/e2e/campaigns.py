@@ -8,9 +8,9 @@ from pathlib import Path
 
 from bitel.client import Call, Client
 from bitel.demo.stage import Stage
-from bitel.recordings.sample import write_sample
 from tests.support import phone_log
 from tests.support.phone_log import Seen
+from tests.support.service_calls import upload
 from tests.support.webhook_recorder import Receiver
 
 CALLS = 1000
@@ -42,6 +42,14 @@ def stage_at(folder: Path, data_dir: Path | None = None, **dialer: float) -> Sta
     )
 
 
+def begin(stage: Stage, events: Receiver, count: int = CALLS) -> tuple[str, str]:
+    """Start the phone, the service and a campaign; the project's token and the campaign's id."""
+    stage.start_phone()
+    stage.start_service()
+    token = open_project(stage, events)
+    return token, place(stage, token, count)
+
+
 def open_project(stage: Stage, events: Receiver) -> str:
     """A token of a project with a balance and a webhook."""
     project = stage.command("project", "create", "acme")
@@ -51,12 +59,10 @@ def open_project(stage: Stage, events: Receiver) -> str:
 
 def place(stage: Stage, token: str, count: int = CALLS) -> str:
     """A campaign to so many numbers, each with one retry; its id."""
-    sample = stage.folder / "sample.wav"
-    write_sample(sample, 1.0)
     with Client(token, stage.url) as client:
-        voice = client.upload(sample)
+        voice = upload(stage, client, 1.0)
         numbers = [f"0912{n:07}" for n in range(count)]
-        placed = client.batch(numbers, voice["id"], retry_count=1, retry_interval=5)
+        placed = client.batch(numbers, voice, retry_count=1, retry_interval=5)
         return placed["campaignId"]
 
 

@@ -12,6 +12,7 @@ from tests.e2e.campaigns import (
     ATTEMPTS,
     CALLS,
     EXPECTED,
+    begin,
     check_events,
     check_money,
     check_nobody_called_wrongly,
@@ -60,10 +61,7 @@ def test_every_status_attempt_and_bill_is_what_the_phone_saw(tmp_path: Path) -> 
 def test_twenty_kills_lose_nothing(tmp_path: Path) -> None:
     chance = random.Random(3)
     with receiver() as events, stage_at(tmp_path, calls_per_second=40) as stage:
-        stage.start_phone()
-        stage.start_service()
-        token = open_project(stage, events)
-        campaign = place(stage, token)
+        token, campaign = begin(stage, events)
         for _ in range(KILLS):
             time.sleep(chance.uniform(0.0, 1.5))  # the crash comes when it comes
             stage.kill_service()
@@ -83,10 +81,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
         receiver() as events,
         stage_at(tmp_path / "stage", disk / "data", calls_per_second=50) as stage,
     ):
-        stage.start_phone()
-        stage.start_service()
-        token = open_project(stage, events)
-        campaign = place(stage, token)
+        token, campaign = begin(stage, events)
         for _ in range(3):
             more_end(stage, 100)
             fill(disk)

@@ -13,11 +13,10 @@ import pytest
 
 from bitel.client import Call, Client
 from bitel.demo.stage import Stage
-from bitel.recordings.sample import write_sample
 from tests.e2e.settable_clock import SettableClock
 from tests.support import phone_log
 from tests.support.phone_log import Seen
-from tests.support.service_calls import folder, token
+from tests.support.service_calls import folder, token, upload
 from tests.support.waiting import wait_until
 
 HOUR = 3600.0
@@ -79,10 +78,8 @@ def metric(stage: Stage, name: str) -> float:
 
 def place(stage: Stage, key: str) -> tuple[str, dict[str, Call]]:
     """A call to each number; the recording and the calls."""
-    sample = stage.folder / "sample.wav"
-    write_sample(sample, PLAYED)
     with Client(key, stage.url) as client:
-        voice = client.upload(sample)["id"]
+        voice = upload(stage, client, PLAYED)
         placed = {
             number: client.call(
                 number,
@@ -147,10 +144,8 @@ def test_a_step_while_the_service_is_down_changes_no_retry(
     step: float,
 ) -> None:
     key = token(stage)
-    sample = stage.folder / "sample.wav"
-    write_sample(sample, 1.0)
     with Client(key, stage.url) as client:
-        voice = client.upload(sample)["id"]
+        voice = upload(stage, client, 1.0)
         placed = client.call(BUSY_FIRST, voice, retry_count=1, retry_interval=12, time_to_live=60)
     wait_until(lambda: has(stage, BUSY_FIRST, "rejected"))
     assert stage.stop_service() == 0

@@ -12,10 +12,10 @@ from bitel.client import Client
 from bitel.demo.stage import Stage
 from tests.e2e.campaigns import (
     TARIFF,
+    begin,
     check_events,
     check_money,
     check_nobody_called_wrongly,
-    open_project,
     place,
 )
 from tests.support import phone_log
@@ -53,10 +53,7 @@ def test_a_campaign_by_way_of_pgbouncer(
         receiver() as events,
         stage_on(url, tmp_path) as stage,
     ):
-        stage.start_phone()
-        stage.start_service()
-        token = open_project(stage, events)
-        campaign = place(stage, token, CALLS)
+        token, campaign = begin(stage, events, CALLS)
         with Client(token, stage.url) as client:
             client.wait_campaign(campaign, 60)
             calls = list(client.campaign_calls(campaign, 1000))
@@ -82,10 +79,7 @@ def test_a_right_that_is_taken_away_in_a_campaign(tmp_path: Path) -> None:
         )
         url = make_url(own.url).set(username="app").render_as_string(hide_password=False)
         with stage_on(url, tmp_path) as stage, httpx.Client(base_url=stage.url) as http:
-            stage.start_phone()
-            stage.start_service()
-            token = open_project(stage, events)
-            campaign = place(stage, token, CALLS)
+            token, campaign = begin(stage, events, CALLS)
             with Client(token, stage.url) as client:
                 wait_until(lambda: client.campaign(campaign)["byStatus"].get("NORMAL", 0) >= 5)
                 own.administer('REVOKE UPDATE ON "call", attempt FROM app')

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import httpx
 
-from bitel.client import Client
 from bitel.demo.stage import Stage
-from bitel.recordings.sample import write_sample
 from tests.support import phone_log
+from tests.support.service_calls import started
 from tests.support.waiting import wait_until
 
 NUMBER = "09121234567"
@@ -31,14 +30,9 @@ def reload(stage: Stage, says: str) -> str:
 
 
 def test_settings_are_read_again_while_calls_run(tmp_path: Path) -> None:
-    sample = tmp_path / "sample.wav"
-    write_sample(sample, 3.0)
     rules = ["*=answer:after=0.1"]
     with Stage(tmp_path / "stage", rules, log_level="info", record=False) as stage:
-        stage.start_phone()
-        stage.start_service()
-        with Client(stage.token(), stage.url) as client:
-            voice = client.upload(sample)["id"]
+        with started(stage, 3.0) as (_, client, voice):
             first = client.call(NUMBER, voice)["id"]
             wait_until(lambda: bool(phone_log.read(stage.phone_log)))
             good = stage.config.read_text()

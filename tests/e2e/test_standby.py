@@ -18,9 +18,8 @@ import pytest
 from bitel.api.auth import TokenSigner
 from bitel.client import Client
 from bitel.demo.stage import Stage
-from bitel.recordings.sample import write_sample
 from tests.support import phone_log
-from tests.support.service_calls import folder, token
+from tests.support.service_calls import folder, token, upload
 from tests.support.waiting import wait_until
 
 
@@ -68,13 +67,9 @@ class Place:
 
 
 def place_calls(stage: Stage, key: str, count: int, seconds: float = 1.0) -> list[str]:
-    sample = stage.folder / "sample.wav"
-    write_sample(sample, seconds)
     with Client(key, stage.url) as client:
-        voice = client.upload(sample)
-        return [
-            client.call(f"0912000{n:04}", voice["id"], retry_count=0)["id"] for n in range(count)
-        ]
+        voice = upload(stage, client, seconds)
+        return [client.call(f"0912000{n:04}", voice, retry_count=0)["id"] for n in range(count)]
 
 
 def wait_for(stage: Stage, key: str, calls: list[str], timeout: float = 60.0) -> list[str]:
@@ -318,11 +313,9 @@ def test_a_crash_loop_rings_a_phone_once_and_once_for_each_retry(tmp_path: Path)
         stage.start_phone()
         stage.start_service()
         key = token(stage)
-        sample = stage.folder / "sample.wav"
-        write_sample(sample, 1.0)
         with Client(key, stage.url) as client:
-            voice = client.upload(sample)
-            call = client.call("09120000001", voice["id"], retry_count=1, retry_interval=5)
+            voice = upload(stage, client, 1.0)
+            call = client.call("09120000001", voice, retry_count=1, retry_interval=5)
         for number in (1, 2):
 
             def rings(at: str = f"{number}  ") -> bool:

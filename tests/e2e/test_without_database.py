@@ -16,20 +16,18 @@ import pytest
 
 from bitel.client import Client
 from bitel.demo.stage import Stage
-from bitel.recordings.sample import write_sample
 from tests.e2e.campaigns import (
+    begin,
     check_events,
     check_money,
     check_nobody_called_wrongly,
     check_statuses,
     finish,
-    open_project,
-    place,
     stage_at,
 )
 from tests.support import phone_log
 from tests.support.postgres_server import own_postgres
-from tests.support.service_calls import token
+from tests.support.service_calls import token, upload
 from tests.support.small_disk import empty, fill, small_disk
 from tests.support.waiting import wait_until
 from tests.support.webhook_recorder import receiver
@@ -104,11 +102,9 @@ def test_sigterm_ends_in_time_and_what_was_heard_is_billed(
             stage.start_service()
             assert stage.service is not None
             secret = token(stage)
-            sample = tmp_path / "sample.wav"
-            write_sample(sample, 2.5)
             with Client(secret, stage.url) as client:
-                voice = client.upload(sample)
-                placed = [client.call(f"0912000001{n}", voice["id"]) for n in range(CALLS)]
+                voice = upload(stage, client, 2.5)
+                placed = [client.call(f"0912000001{n}", voice) for n in range(CALLS)]
                 wait_until(lambda: stage.phone_log.read_text().count('"audio"') == CALLS)
             take_away()
             stage.service.send_signal(signal.SIGTERM)
@@ -142,10 +138,7 @@ def test_a_disk_that_is_full_for_ten_seconds_with_the_log_on_it(tmp_path: Path) 
     ):
         # Its log, and not the phone's, which is the truth here.
         (stage.folder / "serve.log").symlink_to(disk / "serve.log")
-        stage.start_phone()
-        stage.start_service()
-        secret = open_project(stage, events)
-        campaign = place(stage, secret)
+        secret, campaign = begin(stage, events)
         for seconds in (8.0, 14.0):
             time.sleep(2.0)  # for so long calls run, and the disk is full for ten seconds
             fill(disk)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from typer.testing import CliRunner
@@ -25,18 +26,36 @@ def call_all(
 ) -> list[Call]:
     """Start the service, call all numbers at once, and stop it when all calls are over."""
     stage.start_service()
-    sample = stage.folder / "sample.wav"
-    write_sample(sample, seconds)
     with Client(token(stage), stage.url) as client:
-        voice = client.upload(sample)
-        (stage.folder / "sent.wav").write_bytes(client.recording(voice["id"]))
+        voice = upload(stage, client, seconds)
+        (stage.folder / "sent.wav").write_bytes(client.recording(voice))
         placed = [
-            client.call(number, voice["id"], retry_count=retry_count, retry_interval=5)
+            client.call(number, voice, retry_count=retry_count, retry_interval=5)
             for number in numbers
         ]
         calls = [client.wait(call["id"], timeout) for call in placed]
     assert stage.stop_service() == 0
     return calls
+
+
+@contextmanager
+def started(stage: Stage, seconds: float) -> Iterator[tuple[str, Client, str]]:
+    """Start the phone and the service, and upload a sample of that length to a new project.
+
+    Yields the project's token, a client that has it, and the recording's id.
+    """
+    stage.start_phone()
+    stage.start_service()
+    key = token(stage)
+    with Client(key, stage.url) as client:
+        yield key, client, upload(stage, client, seconds)
+
+
+def upload(stage: Stage, client: Client, seconds: float) -> str:
+    """Upload a sample of that length; the recording's id."""
+    sample = stage.folder / "sample.wav"
+    write_sample(sample, seconds)
+    return client.upload(sample)["id"]
 
 
 def token(stage: Stage) -> str:
