@@ -1,4 +1,4 @@
-"""Which address is down, and what brings it back."""
+"""When an address counts as down, and what brings it back."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from bitel.domain.attempts import Irregularity, Outcome
 from bitel.rtp import link
 from tests.support.carrier import carrier
-from tests.support.media_carrier import FarMedia, far_media, sdp
+from tests.support.media_carrier import MediaCarrier, media_carrier, sdp
 from tests.support.sip_dialer import dialer, running_call
 from tests.support.waiting import until
 
@@ -25,13 +25,13 @@ def recording(seconds: float) -> bytes:
     return bytes(round(50 * seconds) * PACKET)
 
 
-async def speak(far: FarMedia, seconds: float) -> float:
+async def speak(far: MediaCarrier, seconds: float) -> float:
     """Once it hears us, the far end sends for so long; when it stopped, in Unix seconds."""
     await until(lambda: far.rtp.packets)
     return await far.rtp.speak_for(far.caller, seconds)
 
 
-async def leave_bye_unanswered(far: FarMedia) -> float:
+async def leave_bye_unanswered(far: MediaCarrier) -> float:
     """Answers no BYE; when the first one came, in Unix seconds."""
     far.answers_bye = False
     await until(lambda: "BYE" in far.methods)
@@ -39,7 +39,7 @@ async def leave_bye_unanswered(far: FarMedia) -> float:
 
 
 async def test_a_bye_without_an_answer_ends_the_bill_when_it_was_sent(tmp_path: Path) -> None:
-    async with far_media() as far:
+    async with media_carrier() as far:
         async with running_call(tmp_path, far.uri, sound=recording(0.5)) as (_calls, call):
             await speak(far, 0.3)
             sent_at = await leave_bye_unanswered(far)
@@ -54,7 +54,7 @@ async def test_a_bye_without_an_answer_ends_the_bill_when_it_was_sent(tmp_path: 
 async def test_media_that_stopped_before_an_unanswered_bye_ends_the_bill(
     tmp_path: Path, answers_bye: bool
 ) -> None:
-    async with far_media() as far:
+    async with media_carrier() as far:
         async with running_call(tmp_path, far.uri, sound=recording(7.5)) as (_calls, call):
             stopped_at = await speak(far, 0.5)
             if answers_bye:
@@ -79,7 +79,7 @@ async def test_media_that_stopped_before_an_unanswered_bye_ends_the_bill(
 async def test_who_was_hung_up_on_for_silence_and_is_gone_is_billed_until_the_silence(
     tmp_path: Path,
 ) -> None:
-    async with far_media() as far:
+    async with media_carrier() as far:
         async with running_call(tmp_path, far.uri, sound=recording(20), media_timeout=2.0) as (
             _calls,
             call,
@@ -96,7 +96,7 @@ async def test_who_was_hung_up_on_for_silence_and_is_gone_is_billed_until_the_si
 async def test_a_held_call_whose_bye_is_not_answered_is_billed_until_the_bye(
     tmp_path: Path,
 ) -> None:
-    async with far_media() as far:
+    async with media_carrier() as far:
         async with running_call(tmp_path, far.uri, sound=recording(20)) as (calls, call):
             await speak(far, 0.3)
             held = sdp(far.rtp.port, more="a=inactive\r\n", version=2)
@@ -115,7 +115,7 @@ async def test_a_session_that_is_not_refreshed_is_billed_until_its_bye(
     tmp_path: Path, speaks: bool
 ) -> None:
     """The user agent sends that BYE by itself, and it is not answered either."""
-    async with far_media() as far:
+    async with media_carrier() as far:
         far.headers = [("Session-Expires", "10;refresher=uas"), ("Require", "timer")]
         async with running_call(tmp_path, far.uri, sound=recording(20)) as (_, call):
             spoken_at = await speak(far, 0.4 if speaks else 0.0)
@@ -131,7 +131,7 @@ async def test_a_session_that_is_not_refreshed_is_billed_until_its_bye(
 
 async def test_a_lost_ack_is_noted_after_what_else_there_is_to_say(tmp_path: Path) -> None:
     """The 2xx still comes 16 T1 after our ACK, which is 0.32 s in these tests."""
-    async with far_media() as far:
+    async with media_carrier() as far:
         async with running_call(tmp_path, far.uri, sound=recording(20)) as (_, call):
             await until(lambda: "ACK" in far.methods)
             acked_at = time.monotonic()
@@ -146,7 +146,7 @@ async def test_a_lost_ack_is_noted_after_what_else_there_is_to_say(tmp_path: Pat
 
 
 async def test_a_call_in_which_all_went_well_has_nothing_irregular(tmp_path: Path) -> None:
-    async with far_media() as far:
+    async with media_carrier() as far:
         async with running_call(tmp_path, far.uri, sound=recording(1.0)) as (_, call):
             await speak(far, 0.9)
         attempted = call.result()
@@ -168,7 +168,7 @@ async def test_calls_of_a_lost_sender_process_end_and_others_are_played(
     status: int | None,
     says: str,
 ) -> None:
-    async with far_media() as far, carrier() as only:
+    async with media_carrier() as far, carrier() as only:
         played = bytes(1000 * PACKET)
         async with dialer(tmp_path, only.uri, sound=played) as calls:
             streamer = calls.dialer.streamer

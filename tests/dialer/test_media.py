@@ -15,7 +15,14 @@ import pytest
 
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.tariff import Bill, Rate, Tariff
-from tests.support.media_carrier import Ear, FarMedia, far_media, packets_come, reception, sdp
+from tests.support.media_carrier import (
+    MediaCarrier,
+    RtpPort,
+    media_carrier,
+    packets_come,
+    reception,
+    sdp,
+)
 from tests.support.sip_dialer import Dialled, dialer
 from tests.support.waiting import until
 
@@ -29,7 +36,7 @@ def sound(packets: int) -> bytes:
 
 @asynccontextmanager
 async def called(
-    folder: Path, far: FarMedia, played: bytes, **config: Any
+    folder: Path, far: MediaCarrier, played: bytes, **config: Any
 ) -> AsyncIterator[tuple[Dialled, asyncio.Task[AttemptResult]]]:
     """A call that has begun."""
     async with dialer(folder, far.uri, sound=played, **config) as calls:
@@ -40,13 +47,13 @@ async def called(
             await asyncio.wait_for(call, 20)
 
 
-def payloads(*at: Ear) -> bytes:
+def payloads(*at: RtpPort) -> bytes:
     heard = [packet for ear in at for packet in ear.packets]
     return b"".join(payload for _, payload in heard)
 
 
 async def test_what_the_callee_keys_and_reports_is_kept(tmp_path: Path) -> None:
-    async with far_media() as far:
+    async with media_carrier() as far:
         far.body = sdp(far.rtp.port, formats="8 96", events=96)
         async with called(tmp_path, far, sound(230)) as (_, call):
             await until(lambda: len(far.rtp.packets) >= 3)
@@ -75,7 +82,7 @@ async def test_what_the_callee_keys_and_reports_is_kept(tmp_path: Path) -> None:
 
 
 async def test_nothing_is_heard_of_callees_where_that_is_switched_off(tmp_path: Path) -> None:
-    async with far_media() as far:
+    async with media_carrier() as far:
         async with called(tmp_path, far, sound(40), receive=False) as (_, call):
             await until(lambda: far.rtp.packets)
             far.rtp.speak(far.caller, 32)
@@ -87,8 +94,8 @@ async def test_nothing_is_heard_of_callees_where_that_is_switched_off(tmp_path: 
 
 
 async def test_audio_follows_a_port_of_the_callees_host_and_nobody_else(tmp_path: Path) -> None:
-    stranger, behind_nat, played = Ear("127.0.0.2"), Ear(), sound(60)
-    async with far_media() as far:
+    stranger, behind_nat, played = RtpPort("127.0.0.2"), RtpPort(), sound(60)
+    async with media_carrier() as far:
         async with called(tmp_path, far, played) as (_, call):
             await until(lambda: far.rtp.packets)
             for _ in range(3):
@@ -109,7 +116,7 @@ async def test_audio_follows_a_port_of_the_callees_host_and_nobody_else(tmp_path
 
 @pytest.mark.parametrize("ptime", [10, 30, 60, 25])
 async def test_the_packet_time_that_the_answer_asks_for(tmp_path: Path, ptime: int) -> None:
-    async with far_media() as far:
+    async with media_carrier() as far:
         far.body = sdp(far.rtp.port, more=f"a=ptime:{ptime}\r\n")
         async with called(tmp_path, far, sound(15)) as (_, call):
             pass
@@ -133,7 +140,7 @@ async def test_the_packet_time_that_the_answer_asks_for(tmp_path: Path, ptime: i
 async def test_an_answer_that_nothing_can_be_played_to(
     tmp_path: Path, answer: bytes, detail: str
 ) -> None:
-    async with far_media() as far:
+    async with media_carrier() as far:
         far.body = answer
         async with called(tmp_path, far, sound(5)) as (_, call):
             pass
@@ -166,7 +173,7 @@ async def test_a_held_recording_goes_on_where_it_paused(
     tmp_path: Path, method: str, how: str
 ) -> None:
     played = sound(40)
-    async with far_media() as far:
+    async with media_carrier() as far:
         async with called(tmp_path, far, played, media_timeout=0.5) as (_, call):
             await until(lambda: len(far.rtp.packets) >= 5)
             far.rtp.speak(far.caller, 16)  # so that it is known to send
@@ -195,7 +202,7 @@ async def test_a_held_recording_goes_on_where_it_paused(
 @pytest.mark.parametrize("how", ["inactive", "0.0.0.0"])
 async def test_a_call_that_is_held_from_the_start(tmp_path: Path, how: str) -> None:
     played = sound(20)
-    async with far_media() as far:
+    async with media_carrier() as far:
         far.body = _held(far.rtp.port, how, 1)
         async with called(tmp_path, far, played) as (_, call):
             await until(lambda: "ACK" in far.methods)
@@ -206,8 +213,8 @@ async def test_a_call_that_is_held_from_the_start(tmp_path: Path, how: str) -> N
 
 
 async def test_a_callee_that_moves_takes_the_audio_along(tmp_path: Path) -> None:
-    played, elsewhere = sound(40), Ear("127.0.0.3")
-    async with far_media() as far:
+    played, elsewhere = sound(40), RtpPort("127.0.0.3")
+    async with media_carrier() as far:
         async with called(tmp_path, far, played):
             await until(lambda: len(far.rtp.packets) >= 5)
             moved = sdp(elsewhere.port, host="127.0.0.3", version=2)
@@ -224,8 +231,8 @@ async def test_a_callee_that_moves_takes_the_audio_along(tmp_path: Path) -> None
 
 
 async def test_a_codec_that_was_not_agreed_on_is_not_taken_up_in_the_middle(tmp_path: Path) -> None:
-    played, elsewhere = sound(40), Ear()
-    async with far_media() as far:
+    played, elsewhere = sound(40), RtpPort()
+    async with media_carrier() as far:
         async with called(tmp_path, far, played) as (_, call):
             await until(lambda: len(far.rtp.packets) >= 5)
             other_law = sdp(far.rtp.port, formats="0 101", version=2)
@@ -244,7 +251,7 @@ async def test_a_codec_that_was_not_agreed_on_is_not_taken_up_in_the_middle(tmp_
 
 
 async def test_early_media_is_neither_billed_nor_spoken_over(tmp_path: Path) -> None:
-    async with far_media() as far:
+    async with media_carrier() as far:
         far.codes = [100, 183]
         async with called(tmp_path, far, sound(10)) as (_, call):
             await until(lambda: far.methods)
@@ -260,7 +267,7 @@ async def test_early_media_is_neither_billed_nor_spoken_over(tmp_path: Path) -> 
 
 
 async def test_early_media_of_a_call_that_nobody_answers_costs_nothing(tmp_path: Path) -> None:
-    async with far_media() as far:
+    async with media_carrier() as far:
         far.codes = [183, 486]
         async with called(tmp_path, far, sound(10)) as (_, call):
             pass
@@ -271,7 +278,7 @@ async def test_early_media_of_a_call_that_nobody_answers_costs_nothing(tmp_path:
 
 
 async def test_a_callee_that_falls_silent_is_hung_up_on(tmp_path: Path) -> None:
-    async with far_media() as far:
+    async with media_carrier() as far:
         began = time.time()
         async with called(tmp_path, far, sound(1000), media_timeout=0.8) as (_, call):
             await until(lambda: far.rtp.packets)
@@ -287,7 +294,7 @@ async def test_a_callee_that_falls_silent_is_hung_up_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("says", ["nothing", "it will not send"])
 async def test_a_callee_that_need_not_send_may_be_silent(tmp_path: Path, says: str) -> None:
-    async with far_media() as far:
+    async with media_carrier() as far:
         if says != "nothing":
             far.body = sdp(far.rtp.port, more="a=recvonly\r\n")
         async with called(tmp_path, far, sound(50), media_timeout=0.2) as (_, call):
@@ -301,7 +308,7 @@ async def test_a_callee_that_need_not_send_may_be_silent(tmp_path: Path, says: s
 async def test_who_is_called_off_hears_no_more_whether_or_not_bye_is_answered(
     tmp_path: Path,
 ) -> None:
-    async with far_media() as far:
+    async with media_carrier() as far:
         far.answers_bye = False
         async with called(tmp_path, far, sound(1000)) as (calls, call):
             await until(lambda: len(far.rtp.packets) > 3)
@@ -315,13 +322,13 @@ async def test_who_is_called_off_hears_no_more_whether_or_not_bye_is_answered(
         assert attempted.ended_at - off_at < 0.5, "the wait for an answer to BYE is not billed"
 
 
-async def _hangs_up(far: FarMedia, when: Callable[[], object]) -> None:
+async def _hangs_up(far: MediaCarrier, when: Callable[[], object]) -> None:
     await until(when)
     assert (await far.ask("BYE")).code == 200
 
 
 async def test_what_was_heard_until_the_far_end_hung_up(tmp_path: Path) -> None:
-    async with far_media() as far:
+    async with media_carrier() as far:
         async with called(tmp_path, far, sound(1000)) as (_, call):
             await until(lambda: far.rtp.packets)
             far.rtp.key(far.caller, 3, 101, 0)
@@ -335,7 +342,7 @@ async def test_what_was_heard_until_the_far_end_hung_up(tmp_path: Path) -> None:
 
 async def test_a_call_over_ipv6(tmp_path: Path) -> None:
     played = sound(10)
-    async with far_media("::1") as far:
+    async with media_carrier("::1") as far:
         far.body = sdp(far.rtp.port, host="::1")
         async with called(tmp_path, far, played, bind=("::1", 0)) as (_, call):
             await until(lambda: far.rtp.packets)

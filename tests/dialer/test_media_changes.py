@@ -13,7 +13,7 @@ from bitel.dialer.call_leg import CallLeg
 from bitel.domain.attempts import AttemptResult, Irregularity, Media, Outcome
 from bitel.sip import KeyedDigits
 from bitel.sip.grammar import Address
-from tests.support.media_carrier import HOST, Ear, far_media, packets_come
+from tests.support.media_carrier import HOST, RtpPort, media_carrier, packets_come
 from tests.support.sip_dialer import running_call
 from tests.support.waiting import until
 
@@ -38,7 +38,7 @@ def audio(port: int, formats: dict[int, str], version: int = 1, more: str = "") 
 
 @pytest.mark.parametrize(("name", "silence"), [("PCMA", 0xD5), ("PCMU", 0xFF)])
 async def test_g711_under_a_dynamic_payload_type(tmp_path: Path, name: str, silence: int) -> None:
-    async with far_media() as far:
+    async with media_carrier() as far:
         far.body = audio(far.rtp.port, {98: name, 101: "telephone-event"})
         played = bytes(200)
         async with running_call(tmp_path, far.uri, sound=played) as (_, call):
@@ -51,8 +51,8 @@ async def test_g711_under_a_dynamic_payload_type(tmp_path: Path, name: str, sile
 
 @pytest.mark.parametrize("method", ["INVITE", "UPDATE"])
 async def test_all_of_the_media_changes_in_one_stream(tmp_path: Path, method: str) -> None:
-    played, elsewhere = random.randbytes(60 * PACKET), Ear()
-    async with far_media() as far:
+    played, elsewhere = random.randbytes(60 * PACKET), RtpPort()
+    async with media_carrier() as far:
         far.body = audio(far.rtp.port, {8: "PCMA", 101: "telephone-event"})
         async with running_call(tmp_path, far.uri, sound=played) as (_, call):
             await until(lambda: len(far.rtp.packets) >= 5)
@@ -84,7 +84,10 @@ async def test_all_of_the_media_changes_in_one_stream(tmp_path: Path, method: st
 @pytest.mark.parametrize("first", ["INFO", "RFC 4733"])
 async def test_digits_that_come_both_ways_count_once(tmp_path: Path, first: str) -> None:
     played = random.randbytes(60 * PACKET)
-    async with far_media() as far, running_call(tmp_path, far.uri, sound=played) as (_calls, call):
+    async with (
+        media_carrier() as far,
+        running_call(tmp_path, far.uri, sound=played) as (_calls, call),
+    ):
         await until(lambda: far.rtp.packets)
         if first == "INFO":
             assert await far.key("1") == 200
@@ -99,7 +102,7 @@ async def test_digits_that_come_both_ways_count_once(tmp_path: Path, first: str)
 async def test_digits_by_info_count_before_the_first_packet_and_up_to_the_bye(
     tmp_path: Path,
 ) -> None:
-    async with far_media() as far:
+    async with media_carrier() as far:
         far.answers_bye = False
         async with running_call(tmp_path, far.uri, sound=bytes(PACKET)) as (_, call):
             await until(lambda: "INVITE" in far.methods)
@@ -124,10 +127,10 @@ def test_digits_by_info_are_bounded() -> None:
 @pytest.mark.parametrize("latch", ["off", "port", "host"])
 async def test_which_source_the_audio_follows(tmp_path: Path, latch: str) -> None:
     """`off` none, `port` another port of the named host, `host` the first source there is."""
-    other_host, other_port = Ear("127.0.0.2"), Ear()
+    other_host, other_port = RtpPort("127.0.0.2"), RtpPort()
     other_host.ssrc, other_port.ssrc = 2, 3
     followed = {"off": None, "port": other_port, "host": other_host}[latch]
-    async with far_media() as far:
+    async with media_carrier() as far:
         async with running_call(tmp_path, far.uri, sound=bytes(100 * PACKET), latch=latch) as (
             _,
             call,

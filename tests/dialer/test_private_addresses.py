@@ -14,7 +14,7 @@ import pytest
 from bitel.dialer import media_session
 from bitel.domain.attempts import AttemptResult, Irregularity, Outcome
 from tests.support.carrier import Answer, carrier
-from tests.support.media_carrier import Ear, FarMedia, far_media, sdp
+from tests.support.media_carrier import MediaCarrier, RtpPort, media_carrier, sdp
 from tests.support.network_namespace import need_network_namespaces, run_with_addresses
 from tests.support.sip_dialer import dialer
 from tests.support.waiting import until
@@ -30,7 +30,7 @@ def in_network(test: Callable[[], Awaitable[None]]) -> None:
     run_with_addresses([US, PUBLIC, PRIVATE, LINK_LOCAL], test)
 
 
-def rtp_port(far: FarMedia) -> tuple[str, int]:
+def rtp_port(far: MediaCarrier) -> tuple[str, int]:
     found = re.search(rb"m=audio (\d+)", far.invite.body)
     assert found is not None
     return US, int(found[1])
@@ -43,10 +43,10 @@ async def call_with_sdp(
 
     A phone at `speaks_from` sends RTP to us and gets what it waits for.
     """
-    async with far_media(trunk) as far:
-        there = Ear(named) if named != trunk else far.rtp
+    async with media_carrier(trunk) as far:
+        there = RtpPort(named) if named != trunk else far.rtp
         far.body = sdp(there.port, host=named)
-        mouth = Ear(speaks_from) if speaks_from else None
+        mouth = RtpPort(speaks_from) if speaks_from else None
         async with dialer(tmp_path, far.uri, bind=(US, 0), sound=SOUND, **config) as calls:
             call = asyncio.create_task(calls.call())
             await until(lambda: "ACK" in far.methods)

@@ -22,7 +22,7 @@ from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.calls import CallStatus
 from bitel.sip import refresh
 from bitel.store.database import Database
-from tests.peers.ear import ear
+from tests.peers.rtp_listener import ear
 from tests.peers.sipp import Sipp, sipp
 from tests.support.switchboard import T1, Record, switchboard
 

@@ -1,4 +1,4 @@
-"""A carrier with ears: answers over SIP as the test says, and has real RTP and RTCP ports."""
+"""A carrier with real RTP and RTCP ports, which answers over SIP as the test says."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HOST = "127.0.0.1"
 Address = tuple[str, int]
 
 
-class Ear:
+class RtpPort:
     """A UDP port of the far end, and all that has come to it."""
 
     def __init__(self, host: str = HOST, port: int = 0) -> None:
@@ -100,18 +100,18 @@ class Ear:
             self.socket.sendto(header.pack() + struct.pack("!BBH", code, 0x80 * end, 800), to)
 
 
-def ears(host: str = HOST) -> tuple[Ear, Ear]:
+def rtp_ports(host: str = HOST) -> tuple[RtpPort, RtpPort]:
     """An RTP port, and the RTCP port above it."""
     while True:
         with contextlib.ExitStack() as opened, contextlib.suppress(OSError):
-            rtp = Ear(host, free_range(1, host).start)
+            rtp = RtpPort(host, free_range(1, host).start)
             opened.callback(rtp.close)
-            rtcp = Ear(host, rtp.port + 1)
+            rtcp = RtpPort(host, rtp.port + 1)
             opened.pop_all()
             return rtp, rtcp
 
 
-async def packets_come(count: int, *ears: Ear) -> None:
+async def packets_come(count: int, *ears: RtpPort) -> None:
     """Return once so many more packets have come to these ports together."""
     before = sum(len(ear.packets) for ear in ears)
     await until(lambda: sum(len(ear.packets) for ear in ears) >= before + count)
@@ -140,12 +140,12 @@ def sdp(
     ).encode()
 
 
-class FarMedia(asyncio.DatagramProtocol):
+class MediaCarrier(asyncio.DatagramProtocol):
     """One call's far end. `codes` answer the INVITE, the ones over 100 with `body`."""
 
     def __init__(self, host: str = HOST) -> None:
         self.host = host
-        self.rtp, self.rtcp = ears(host)
+        self.rtp, self.rtcp = rtp_ports(host)
         self.codes: list[int] = [100, 200]
         self.body = sdp(self.rtp.port, host=host)
         self.bodies: dict[int, bytes] = {}
@@ -261,10 +261,10 @@ class FarMedia(asyncio.DatagramProtocol):
 
 
 @asynccontextmanager
-async def far_media(host: str = HOST) -> AsyncIterator[FarMedia]:
+async def media_carrier(host: str = HOST) -> AsyncIterator[MediaCarrier]:
     """A far end on free ports of `host`."""
     transport, made = await asyncio.get_running_loop().create_datagram_endpoint(
-        lambda: FarMedia(host), local_addr=(host, 0)
+        lambda: MediaCarrier(host), local_addr=(host, 0)
     )
     try:
         yield made

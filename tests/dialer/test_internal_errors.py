@@ -1,4 +1,4 @@
-"""What goes wrong on our side leaves nobody on the line, and nothing in our tables."""
+"""Errors on our side leave no call open, and no state in the tables."""
 
 from __future__ import annotations
 

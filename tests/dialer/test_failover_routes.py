@@ -1,4 +1,4 @@
-"""The ways of one attempt: nobody is rung twice, and no way is taken twice."""
+"""The routes of one attempt: no phone rings twice, and no route is taken twice."""
 
 from __future__ import annotations
 

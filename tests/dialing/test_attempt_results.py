@@ -1,4 +1,4 @@
-"""However odd the end of an attempt is, its call gets a status or is due again, alone."""
+"""Whatever the result of an attempt, its call ends or is due again, and no other call changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Under pressure the dispatcher claims nothing, and what runs goes on."""
+"""Under backpressure the dispatcher claims nothing, and running calls go on."""
 
 from __future__ import annotations
 

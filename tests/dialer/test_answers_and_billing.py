@@ -21,7 +21,7 @@ from bitel.domain.tariff import NOTHING, Rate, Tariff
 from bitel.sip.message import Request
 from bitel.sip_transport.udp import MAX_BATCH
 from tests.support.carrier import Answer, Carrier, answering, carrier, silent
-from tests.support.media_carrier import FarMedia, far_media, sdp
+from tests.support.media_carrier import MediaCarrier, media_carrier, sdp
 from tests.support.sip_dialer import dialer
 from tests.support.waiting import until
 
@@ -48,7 +48,7 @@ class Write:
 
 @asynccontextmanager
 async def being_written(
-    folder: Path, far: FarMedia, **config: Any
+    folder: Path, far: MediaCarrier, **config: Any
 ) -> AsyncIterator[tuple[SipTrunkDialer, Write, asyncio.Task[AttemptResult]]]:
     """A call that was answered, of which the write has begun."""
     async with dialer(folder, far.uri, sound=b"\xd5" * 1600, **config) as calls:
@@ -62,7 +62,7 @@ async def being_written(
 
 
 async def test_neither_ack_nor_audio_leaves_before_the_answer_is_durable(tmp_path: Path) -> None:
-    async with far_media() as far:
+    async with media_carrier() as far:
         async with being_written(tmp_path, far) as (_, write, call):
             # Whatever left before this answer would have come before it.
             assert (await far.ask("OPTIONS")).code == 200
@@ -75,7 +75,7 @@ async def test_neither_ack_nor_audio_leaves_before_the_answer_is_durable(tmp_pat
 
 
 async def test_an_answer_that_is_not_ours_is_acknowledged_and_hung_up_on(tmp_path: Path) -> None:
-    async with far_media() as far:
+    async with media_carrier() as far:
         async with being_written(tmp_path, far) as (_, write, call):
             write.end(False)
         assert far.methods == ["INVITE", "ACK", "BYE"]
@@ -87,7 +87,7 @@ async def test_an_answer_that_is_not_ours_is_acknowledged_and_hung_up_on(tmp_pat
 
 
 async def test_who_hangs_up_while_the_answer_is_written_has_answered(tmp_path: Path) -> None:
-    async with far_media() as far:
+    async with media_carrier() as far:
         async with being_written(tmp_path, far) as (_, write, call):
             assert (await far.ask("BYE")).code == 200
             write.end(True)
@@ -100,7 +100,7 @@ async def test_who_hangs_up_while_the_answer_is_written_has_answered(tmp_path: P
 
 
 async def test_who_hangs_up_first_has_answered_though_we_have_given_up_too(tmp_path: Path) -> None:
-    async with far_media() as far, being_written(tmp_path, far) as (made, write, call):
+    async with media_carrier() as far, being_written(tmp_path, far) as (made, write, call):
         assert (await far.ask("BYE")).code == 200
         made.call_off(ORDER.attempt_id)
         write.end(True)
@@ -112,7 +112,7 @@ async def test_who_hangs_up_first_has_answered_though_we_have_given_up_too(tmp_p
 async def test_a_call_that_we_end_while_the_answer_is_written_is_not_billed(
     tmp_path: Path, way: str
 ) -> None:
-    async with far_media() as far:
+    async with media_carrier() as far:
         async with being_written(tmp_path, far) as (made, write, call):
             getattr(made, way)(ORDER.attempt_id)
             await until(lambda: "BYE" in far.methods)
@@ -130,7 +130,7 @@ async def test_a_wall_clock_that_is_set_during_a_call_does_not_change_its_bill(
     true, off = time.time, 0.0
     monkeypatch.setattr(time, "time", lambda: true() + off)
     begun = time.monotonic()
-    async with far_media() as far:
+    async with media_carrier() as far:
         async with being_written(tmp_path, far) as (_, write, call):
             off = step
             write.end(True)
@@ -142,7 +142,7 @@ async def test_a_wall_clock_that_is_set_during_a_call_does_not_change_its_bill(
 
 
 async def test_a_call_that_nothing_could_be_sent_to_is_not_billed(tmp_path: Path) -> None:
-    async with far_media() as far:
+    async with media_carrier() as far:
         # Nothing leaves the loopback interface: the kernel refuses every packet.
         far.body = sdp(far.rtp.port, host="192.0.2.1")
         async with being_written(tmp_path, far) as (_, write, call):
@@ -160,7 +160,7 @@ async def test_a_call_that_is_held_until_its_longest_duration_is_billed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bitel.dialer.sip_dialer._longest", lambda *_: 1)
-    async with far_media() as far:
+    async with media_carrier() as far:
         far.body = sdp(far.rtp.port, more="a=inactive\r\n")
         async with being_written(tmp_path, far) as (_, write, call):
             write.end(True)
@@ -176,7 +176,7 @@ async def test_a_call_that_is_held_until_its_longest_duration_is_billed(
 async def test_a_held_call_that_was_played_nothing_is_billed_by_who_ended_it(
     tmp_path: Path, by: str
 ) -> None:
-    async with far_media() as far:
+    async with media_carrier() as far:
         far.body = sdp(far.rtp.port, more="a=inactive\r\n")
         async with being_written(tmp_path, far) as (made, write, call):
             write.end(True)

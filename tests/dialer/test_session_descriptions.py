@@ -21,7 +21,7 @@ from bitel.sip.grammar import Address
 from bitel.sip.sdp import Direction, NegotiatedMedia
 from tests.dialer.test_media import payloads, sound
 from tests.support.dns_server import Zone, dns_server
-from tests.support.media_carrier import HOST, FarMedia, far_media, sdp
+from tests.support.media_carrier import HOST, MediaCarrier, media_carrier, sdp
 from tests.support.sip_dialer import running_call
 from tests.support.waiting import until
 
@@ -34,7 +34,7 @@ async def nothing_known(host: str, family: int) -> Sequence[str]:
 
 @asynccontextmanager
 async def called(
-    folder: Path, far: FarMedia, played: bytes, zone: Zone | None = None, **config: Any
+    folder: Path, far: MediaCarrier, played: bytes, zone: Zone | None = None, **config: Any
 ) -> AsyncIterator[asyncio.Task[AttemptResult]]:
     """A call that has begun, over a dialer that asks `zone` for host names."""
     targets = None
@@ -61,7 +61,7 @@ async def test_a_2xx_without_a_description_after_an_unreliable_one(
     tmp_path: Path, code: int
 ) -> None:
     played = sound(10)
-    async with far_media() as far:
+    async with media_carrier() as far:
         far.codes = [100, code, 200]
         far.bodies[200] = b""
         async with called(tmp_path, far, played) as call:
@@ -73,7 +73,7 @@ async def test_a_2xx_without_a_description_after_an_unreliable_one(
 
 async def test_a_description_beside_isup(tmp_path: Path) -> None:
     played = sound(10)
-    async with far_media() as far:
+    async with media_carrier() as far:
         far.content_type = "multipart/mixed; boundary=unique-1"
         isup = b"--unique-1\r\nContent-Type: application/isup\r\n\r\n" + ISUP + b"\r\n"
         description = b"--unique-1\r\nContent-Type: application/sdp\r\n\r\n" + far.body + b"\r\n"
@@ -86,7 +86,7 @@ async def test_a_description_beside_isup(tmp_path: Path) -> None:
 
 async def test_audio_that_changes_to_another_line(tmp_path: Path) -> None:
     played = sound(40)
-    async with far_media() as far, far_media() as other:
+    async with media_carrier() as far, media_carrier() as other:
         async with called(tmp_path, far, played):
             await until(lambda: len(far.rtp.packets) >= 5)
             second = f"m=audio {other.rtp.port} RTP/AVP 8\r\n"
@@ -98,7 +98,7 @@ async def test_audio_that_changes_to_another_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("maxptime", [10, 30])
 async def test_no_packet_is_longer_than_the_answer_allows(tmp_path: Path, maxptime: int) -> None:
-    async with far_media() as far:
+    async with media_carrier() as far:
         far.body = sdp(far.rtp.port, more=f"a=ptime:40\r\na=maxptime:{maxptime}\r\n")
         async with called(tmp_path, far, sound(9)):
             pass
@@ -108,7 +108,7 @@ async def test_no_packet_is_longer_than_the_answer_allows(tmp_path: Path, maxpti
 async def test_two_calls_are_two_sessions(tmp_path: Path) -> None:
     origins = []
     for _ in range(2):
-        async with far_media() as far:
+        async with media_carrier() as far:
             async with called(tmp_path, far, sound(2)):
                 pass
             origins.append(far.invite.body.split(b"\r\n")[1].split()[1])
@@ -121,7 +121,7 @@ async def test_two_calls_are_two_sessions(tmp_path: Path) -> None:
 
 async def test_a_host_name_is_looked_up_while_the_phone_rings(tmp_path: Path, zone: Zone) -> None:
     played = sound(10)
-    async with far_media() as far:
+    async with media_carrier() as far:
         far.codes = [100, 183]
         far.body = named(far.rtp.port, "Media.Test")
         far.bodies[200] = b""
@@ -136,7 +136,7 @@ async def test_a_host_name_is_looked_up_while_the_phone_rings(tmp_path: Path, zo
 
 async def test_a_host_name_in_the_2xx_alone(tmp_path: Path, zone: Zone) -> None:
     played = sound(10)
-    async with far_media() as far:
+    async with media_carrier() as far:
         far.body = sdp(far.rtp.port, host="media.test")
         async with called(tmp_path, far, played, zone) as call:
             pass
@@ -150,7 +150,7 @@ async def test_a_host_name_that_is_not_found(
     tmp_path: Path, zone: Zone, monkeypatch: pytest.MonkeyPatch, dumb: bool, early: bool
 ) -> None:
     monkeypatch.setattr(targets_module, "PATIENCE", 0.3)
-    async with far_media() as far:
+    async with media_carrier() as far:
         far.codes = [100, 183, 200] if early else [100, 200]
         far.body = named(far.rtp.port, "other.test")
         zone.dumb = dumb
@@ -167,7 +167,7 @@ async def test_a_host_name_with_an_address_that_nothing_is_played_to(
     tmp_path: Path, zone: Zone
 ) -> None:
     zone.add("all.test", "A", "255.255.255.255")
-    async with far_media() as far:
+    async with media_carrier() as far:
         far.body = named(far.rtp.port, "all.test")
         async with called(tmp_path, far, sound(10), zone) as call:
             pass
@@ -180,7 +180,7 @@ async def test_a_later_host_name_is_followed_and_one_that_is_not_found_holds_the
     tmp_path: Path, zone: Zone
 ) -> None:
     played = sound(60)
-    async with far_media() as far, far_media() as other:
+    async with media_carrier() as far, media_carrier() as other:
         async with called(tmp_path, far, played, zone) as call:
             await until(lambda: len(far.rtp.packets) >= 3)
             await far.ask("INVITE", named(other.rtp.port, "media.test", 2))

@@ -1,4 +1,4 @@
-"""A talk's patience with a far end that holds it or says nothing, without network or waiting."""
+"""How long a media session waits for a far end that holds it or sends nothing: no network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recordings whose storage is away: no phone rings for them, and what rings is heard in full."""
+"""Recordings whose storage is unavailable: no phone rings, and a call that rings plays in full."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bitel.recordings.decode import Decoded
 from bitel.recordings.storage import VoiceStore
 from bitel.speech.engines import SpeechOptions
 from bitel.speech.library import SpeechLibrary
-from tests.support.media_carrier import FarMedia, far_media
+from tests.support.media_carrier import MediaCarrier, media_carrier
 from tests.support.sip_dialer import Dialled, dialer
 from tests.support.waiting import until
 from tests.support.worker_processes import killing
@@ -62,11 +62,11 @@ async def sound(tmp_path: Path) -> Sound:
     return made
 
 
-def heard(far: FarMedia) -> bytes:
+def heard(far: MediaCarrier) -> bytes:
     return b"".join(payload for _, payload in far.rtp.packets)
 
 
-async def answered_in_full(dialled: Dialled, far: FarMedia) -> None:
+async def answered_in_full(dialled: Dialled, far: MediaCarrier) -> None:
     before = len(heard(far))
     attempted = await dialled.call()
     assert attempted.outcome is Outcome.ANSWERED, attempted
@@ -125,7 +125,7 @@ async def test_nobody_is_rung_until_the_recording_is_back(
     fault(sound)
     with structlog.testing.capture_logs() as logs:
         async with (
-            far_media() as far,
+            media_carrier() as far,
             dialer(tmp_path, far.uri, playlists=sound.playlists) as dialled,
         ):
             for _ in range(3):
@@ -148,7 +148,10 @@ async def test_unreadable_file(tmp_path: Path, sound: Sound) -> None:
         path.chmod(0)
     if os.access(sound.folder / "recording.alaw", os.R_OK):
         pytest.skip("root may read everything")
-    async with far_media() as far, dialer(tmp_path, far.uri, playlists=sound.playlists) as dialled:
+    async with (
+        media_carrier() as far,
+        dialer(tmp_path, far.uri, playlists=sound.playlists) as dialled,
+    ):
         assert (await dialled.call()).outcome is Outcome.NOT_PLACED
         assert far.methods == []
 
@@ -156,9 +159,12 @@ async def test_unreadable_file(tmp_path: Path, sound: Sound) -> None:
 @asynccontextmanager
 async def ringing(
     folder: Path, sound: Sound
-) -> AsyncIterator[tuple[FarMedia, Dialled, Callable[[], Awaitable[None]]]]:
+) -> AsyncIterator[tuple[MediaCarrier, Dialled, Callable[[], Awaitable[None]]]]:
     """A callee whose phone rings, who calls it, and what answers it and checks what is heard."""
-    async with far_media() as far, dialer(folder, far.uri, playlists=sound.playlists) as dialled:
+    async with (
+        media_carrier() as far,
+        dialer(folder, far.uri, playlists=sound.playlists) as dialled,
+    ):
         far.codes = [100, 180]
         calling = asyncio.create_task(dialled.call())
         await until(lambda: "INVITE" in far.methods)
@@ -205,7 +211,10 @@ async def test_sender_that_is_restarted_while_it_rings_needs_no_disk(
 
 async def test_deleted_recording_is_gone_for_good(tmp_path: Path, sound: Sound) -> None:
     del sound.durations["recording"]
-    async with far_media() as far, dialer(tmp_path, far.uri, playlists=sound.playlists) as dialled:
+    async with (
+        media_carrier() as far,
+        dialer(tmp_path, far.uri, playlists=sound.playlists) as dialled,
+    ):
         assert (await dialled.call()).outcome is Outcome.MEDIA_MISMATCH
         assert far.methods == []
 
@@ -213,7 +222,10 @@ async def test_deleted_recording_is_gone_for_good(tmp_path: Path, sound: Sound) 
 async def test_object_that_the_bucket_has_lost_and_its_copy_here(tmp_path: Path) -> None:
     store = MemoryStore()
     sound = Sound(tmp_path, VoiceStore(store, tmp_path / "clips", remote=True))
-    async with far_media() as far, dialer(tmp_path, far.uri, playlists=sound.playlists) as dialled:
+    async with (
+        media_carrier() as far,
+        dialer(tmp_path, far.uri, playlists=sound.playlists) as dialled,
+    ):
         assert (await dialled.call()).outcome is Outcome.NOT_PLACED
         assert far.methods == []
         await sound.put(tmp_path)
@@ -222,12 +234,18 @@ async def test_object_that_the_bucket_has_lost_and_its_copy_here(tmp_path: Path)
         await answered_in_full(dialled, far)
     shutil.rmtree(tmp_path / "clips")
     sound.playlists = Playlists(sound.voices, sound.speech, sound._duration)
-    async with far_media() as far, dialer(tmp_path, far.uri, playlists=sound.playlists) as dialled:
+    async with (
+        media_carrier() as far,
+        dialer(tmp_path, far.uri, playlists=sound.playlists) as dialled,
+    ):
         await answered_in_full(dialled, far)
 
 
 async def test_digits_that_can_not_be_spoken_now(tmp_path: Path, sound: Sound) -> None:
-    async with far_media() as far, dialer(tmp_path, far.uri, playlists=sound.playlists) as dialled:
+    async with (
+        media_carrier() as far,
+        dialer(tmp_path, far.uri, playlists=sound.playlists) as dialled,
+    ):
         async with killing("bitel.speech.worker"):
             attempted = await dialled.call(recording=None, digits="1")
         assert attempted.outcome is Outcome.NOT_PLACED, attempted
