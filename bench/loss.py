@@ -18,8 +18,8 @@ from pathlib import Path
 
 from bench import report
 from bench.report import Result, Row, at_least, say
-from tests.peers.lossy import Loss
-from tests.peers.lossy_calls import Played, play
+from tests.support.lossy_calls import Played, play
+from tests.support.lossy_relay import Loss
 
 RATES = (0.0, 0.05, 0.1, 0.2)
 ALL_RIGHT_UP_TO = 0.1

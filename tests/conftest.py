@@ -13,7 +13,6 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
@@ -24,7 +23,8 @@ from sqlalchemy import URL, make_url
 from bitel.store import migrate
 from bitel.store.database import Database
 from bitel.store.schema import metadata
-from tests.new_postgres import new_postgres
+from tests.support.clocks import FakeClock
+from tests.support.postgres_server import new_postgres
 
 KINDS = ("sqlite", "postgresql")
 
@@ -35,21 +35,6 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # How long an example takes is the machine's affair, and it may be busy.
 settings.register_profile("bitel", deadline=None)
 settings.load_profile("bitel")
-
-
-@dataclass
-class FakeClock:
-    """Says `now`, in Unix seconds, until somebody moves it."""
-
-    now: float = 1_700_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def advance(self, seconds: float) -> float:
-        """Move the clock on; the new time."""
-        self.now += seconds
-        return self.now
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from bitel.backup import make_backup
 from bitel.errors import BitelError
 from bitel.store import engines, pausing, projects
 from bitel.store.database import Database
+from tests.support.waiting import until
 
 NOW = 1_700_000_000.0
 
@@ -29,15 +30,16 @@ def test_a_copy_is_of_one_moment_while_others_write(sqlite_url: str, tmp_path: P
         with Database.open(sqlite_url) as database:
             stop = asyncio.Event()
 
-            async def write() -> int:
-                pairs = 0
+            pairs = 0
+
+            async def write() -> None:
+                nonlocal pairs
                 while not stop.is_set():
                     await database.write(partial(_pair, number=pairs))
                     pairs += 1
-                return pairs
 
             writing = asyncio.create_task(write())
-            await asyncio.sleep(0.2)
+            await until(lambda: pairs >= 20)
             await asyncio.to_thread(
                 make_backup,
                 tmp_path / "copy",
@@ -47,7 +49,8 @@ def test_a_copy_is_of_one_moment_while_others_write(sqlite_url: str, tmp_path: P
                 now=NOW,
             )
             stop.set()
-            return await writing
+            await writing
+            return pairs
 
     written = asyncio.run(main())
     with Database.open(f"sqlite:///{tmp_path / 'copy' / 'bitel.db'}") as copy:

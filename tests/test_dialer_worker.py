@@ -29,7 +29,8 @@ from bitel.store import leases
 from bitel.store.database import Database
 from bitel.store.leases import Holder, LostLease, TakeOverTerms
 from bitel.store.recovery import Recovered
-from tests.dialer.calling import OneClip
+from tests.support.sip_dialer import OneClip
+from tests.support.waiting import until
 
 
 @pytest.fixture(autouse=True)
@@ -76,9 +77,7 @@ def holder(database: Database) -> Holder:
 
 
 async def active(worker: DialerWorker) -> None:
-    async with asyncio.timeout(10):
-        while worker.in_standby:
-            await asyncio.sleep(0.01)
+    await until(lambda: not worker.in_standby)
 
 
 async def test_a_standby_whose_port_is_taken_leaves_the_lease_alone(
@@ -94,9 +93,7 @@ async def test_a_standby_whose_port_is_taken_leaves_the_lease_alone(
                 async with first.up():
                     worker = await stack.enter_async_context(second.up())
                     assert worker.in_standby
-                async with asyncio.timeout(10):
-                    while not any(each["event"] == "standby_waits" for each in logs):
-                        await asyncio.sleep(0.01)
+                await until(lambda: any(each["event"] == "standby_waits" for each in logs))
                 assert holder(sqlite_database)[:3] == (1, "first", None)
                 taken.close()
                 await active(worker)

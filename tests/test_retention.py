@@ -31,10 +31,11 @@ from bitel.store.database import Database
 from bitel.store.pausing import Pause
 from bitel.store.schema import attempt, call, campaign, webhook_event, webhook_try
 from bitel.store.webhooks import DeliveryAttempt
-from tests.conftest import FakeClock
-from tests.s3_server import BUCKET, s3_server
-from tests.store.conftest import World
-from tests.store.test_settling import answered
+from tests.support.clocks import FakeClock
+from tests.support.factories import answered
+from tests.support.s3_server import BUCKET, s3_server
+from tests.support.store_world import World
+from tests.support.waiting import until
 
 
 @pytest.fixture
@@ -276,14 +277,18 @@ async def test_it_waits_while_the_machine_is_busy(
     for _ in range(3):
         finish(world)
     world.clock.advance(9 * DAY)
-    settings, busy = RetentionSettings(calls=1), True
-    keep = Retention(
-        world.database, voices, lambda: settings, world.clock, world.clock, lambda: busy
-    )
+    settings, busy, looks = RetentionSettings(calls=1), True, 0
+
+    def is_busy() -> bool:
+        nonlocal looks
+        looks += 1
+        return busy
+
+    keep = Retention(world.database, voices, lambda: settings, world.clock, world.clock, is_busy)
     task = asyncio.create_task(keep.work())
-    while len(calls_left(world)) == 3:
-        await asyncio.sleep(0.01)
-    await asyncio.sleep(0.05)
+    await until(lambda: len(calls_left(world)) != 3)
+    seen = looks
+    await until(lambda: looks >= seen + 5)
     assert len(calls_left(world)) == 2, "not another piece"
     busy = False
     await task

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from bitel.errors import BitelError
 from bitel.steady_clock import SAVED_EVERY, SLEW, STEP, SteadyClock
-from tests.machine import STEPS, Machine
+from tests.support.clocks import STEPS, Machine
 
 HOUR = 3600.0
 

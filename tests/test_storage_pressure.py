@@ -52,6 +52,7 @@ async def test_a_transaction_that_holds_postgresqls_rows_is_named(
         watch = StoragePressure(database, tmp_path, lambda: 0)
         with psycopg.connect(postgres_url) as other:
             other.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            # Older than what is found to be old, by the server's own clock.
             row: Any = other.execute("SELECT pg_backend_pid(), pg_sleep(0.3)").fetchone()
             await watch.look()
             assert watch.state.oldest_pid == row[0]

@@ -17,7 +17,7 @@ from bitel.domain.ids import is_id
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-    from tests.api.conftest import Stage
+    from tests.api.stage import Stage
 
 BATCH = "/api/v2/voice/batch"
 

@@ -26,7 +26,7 @@ from bitel.recordings.sample import write_sample
 from bitel.webhooks import signing
 
 if TYPE_CHECKING:
-    from tests.api.conftest import Stage
+    from tests.api.stage import Stage
 
 NUMBER = "09121234567"
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from bitel.api.app import build_app
-from tests.machine import STEPS, Machine
+from tests.support.clocks import STEPS, Machine
 
 if TYPE_CHECKING:
-    from tests.api.conftest import Stage
+    from tests.api.stage import Stage
 
 V1, V2 = "/api/v1/voice", "/api/v2/voice"
 

@@ -14,7 +14,7 @@ from bitel.store import recordings
 from tests.api.test_uploads import UPLOAD, tone
 
 if TYPE_CHECKING:
-    from tests.api.conftest import Stage
+    from tests.api.stage import Stage
 
 SPEAK = "/api/v2/files/tts"
 

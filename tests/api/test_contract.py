@@ -31,7 +31,7 @@ from bitel.api.server import config
 from bitel.store.database import Database
 
 if TYPE_CHECKING:
-    from tests.api.conftest import Stage
+    from tests.api.stage import Stage
 
 EXAMPLES = 12
 """Requests to each operation, with a token and without."""
@@ -68,7 +68,7 @@ def served_stage(
 
 @pytest.fixture(scope="module")
 def stage_of_module() -> Any:
-    from tests.api.conftest import Stage
+    from tests.api.stage import Stage
 
     return Stage.make
 

@@ -16,7 +16,7 @@ from bitel.domain.ids import new_id
 from bitel.store import tokens
 
 if TYPE_CHECKING:
-    from tests.api.conftest import Stage
+    from tests.api.stage import Stage
 
 
 async def guest(request: Request) -> str:

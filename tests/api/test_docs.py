@@ -25,7 +25,7 @@ from bitel.recordings.sample import write_sample
 from bitel.store.number_exclusion import PARKED_FOR
 
 if TYPE_CHECKING:
-    from tests.api.conftest import Stage
+    from tests.api.stage import Stage
 
 PAGE = Path(__file__).parents[2] / "docs" / "api.md"
 REWRITE = "BITEL_TEST_WRITE_DOCS"

@@ -18,7 +18,7 @@ from bitel.store import recordings
 from bitel.store.recordings import Recording
 
 if TYPE_CHECKING:
-    from tests.api.conftest import Stage
+    from tests.api.stage import Stage
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from bitel import asking, errors
 from bitel.errors import BY_CODE, BitelError, InternalError, SettingsError, TooManyRequestsError
 
 if TYPE_CHECKING:
-    from tests.api.conftest import Stage
+    from tests.api.stage import Stage
 
 SINGLE = "/api/v2/voice/single"
 JSON = {"content-type": "application/json"}

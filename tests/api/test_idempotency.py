@@ -12,7 +12,7 @@ from bitel.api.app import build_app
 from bitel.store.database import Database
 
 if TYPE_CHECKING:
-    from tests.api.conftest import Stage
+    from tests.api.stage import Stage
 
 SINGLE = "/api/v2/voice/single"
 BATCH = "/api/v2/voice/batch"

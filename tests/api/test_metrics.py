@@ -16,7 +16,7 @@ from bitel.api.routes.metrics import build_listener
 from bitel.settings import MetricsSettings
 
 if TYPE_CHECKING:
-    from tests.api.conftest import Stage
+    from tests.api.stage import Stage
 
 HERE, ELSEWHERE = ("127.0.0.1", 40000), ("192.0.2.7", 40000)
 

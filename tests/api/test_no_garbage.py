@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.api.conftest import Stage
+from tests.api.stage import Stage
 
 TIMES = 40
 

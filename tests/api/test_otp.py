@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from tests.api.conftest import Stage
+    from tests.api.stage import Stage
 
 OTP = "/api/v2/voice/otp"
 BODY = {"phoneNumber": "09121234567", "text": "4071"}

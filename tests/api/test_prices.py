@@ -18,7 +18,7 @@ from bitel.settings import Settings, load
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.api.conftest import Stage
+    from tests.api.stage import Stage
 
 SINGLE = "/api/v2/voice/single"
 

@@ -13,7 +13,7 @@ from bitel.domain.calls import CallStatus
 from bitel.store import do_not_call
 
 if TYPE_CHECKING:
-    from tests.api.conftest import Stage
+    from tests.api.stage import Stage
 
 SINGLE = "/api/v2/voice/single"
 BATCH = "/api/v2/voice/batch"

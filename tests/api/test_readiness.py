@@ -14,7 +14,7 @@ from bitel.api.routes.health import Readiness
 from bitel.store.db_errors import StoreUnavailable
 
 if TYPE_CHECKING:
-    from tests.api.conftest import Stage
+    from tests.api.stage import Stage
 
 
 async def ask(stage: Stage, readiness: Readiness) -> tuple[int, str]:

@@ -12,7 +12,7 @@ from bitel.api import middleware
 from bitel.store import tokens
 
 if TYPE_CHECKING:
-    from tests.api.conftest import Stage
+    from tests.api.stage import Stage
 
 SINGLE = "/api/v2/voice/single"
 

@@ -12,7 +12,7 @@ from bitel.domain.calls import CallStatus
 from bitel.store.schema import call
 
 if TYPE_CHECKING:
-    from tests.api.conftest import Stage
+    from tests.api.stage import Stage
 
 KEYS = [
     "id",

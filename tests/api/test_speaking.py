@@ -13,7 +13,7 @@ import pytest
 from bitel.domain.calls import Lane
 
 if TYPE_CHECKING:
-    from tests.api.conftest import Stage
+    from tests.api.stage import Stage
 
 OTP = "/api/v2/voice/otp"
 TTS = "/api/v2/files/tts"

@@ -20,8 +20,8 @@ from bitel.store.database import Database
 from bitel.store.schema import metadata
 
 if TYPE_CHECKING:
-    from tests.api.conftest import Stage
-    from tests.conftest import FakeClock
+    from tests.api.stage import Stage
+    from tests.support.clocks import FakeClock
 
 NOT_FOUND = (404, "NotFound")
 NO_VOICE = (400, "InvalidRequest")

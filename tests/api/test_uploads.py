@@ -22,10 +22,11 @@ from bitel.recordings import decode as decoding
 from bitel.recordings.decode import Decoded
 from bitel.recordings.limits import DecodeLimits
 from bitel.store.schema import recording
-from tests.recordings.workers import killing
+from tests.support.waiting import until
+from tests.support.worker_processes import killing
 
 if TYPE_CHECKING:
-    from tests.api.conftest import Stage
+    from tests.api.stage import Stage
 
 UPLOAD = "/api/v2/files/voice"
 
@@ -219,7 +220,7 @@ async def test_an_upload_that_pauses_is_given_up(
 
     async def halting() -> Any:
         yield PART + b"x"
-        await asyncio.sleep(1)
+        await asyncio.sleep(1)  # the client reads no answer before it has sent all
         yield b"x"
 
     async with served(stage) as url, stage.client(url=url) as client:
@@ -400,9 +401,3 @@ def head(stage: Stage, framing: str) -> bytes:
         f"POST {UPLOAD} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {stage.token}\r\n"
         f"Content-Type: {MULTIPART}\r\n{framing}\r\n\r\n"
     ).encode()
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not holds():
-            await asyncio.sleep(0.005)

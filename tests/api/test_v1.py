@@ -10,7 +10,7 @@ from sqlalchemy import select
 from bitel.store.schema import ledger_entry
 
 if TYPE_CHECKING:
-    from tests.api.conftest import Stage
+    from tests.api.stage import Stage
 
 V1 = "/api/v1/voice"
 KEYS = [

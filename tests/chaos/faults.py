@@ -13,7 +13,7 @@ from typing import IO, Final, NamedTuple
 
 from tests.chaos.api import Api
 from tests.chaos.evidence import Fault
-from tests.chaos.processes import Service, find_child
+from tests.chaos.processes import Service, find_child, wait_for
 from tests.chaos.storage import Inject, Storage
 
 SENDER: Final = "bitel.rtp.sender"
@@ -106,10 +106,7 @@ class Injector:
             self.done.append(Fault(name, at, time.monotonic(), detail))
 
     def _kill(self, seconds: float) -> str:
-        self._service.kill()
-        # Over once the service is back, or is known not to come back soon.
-        time.sleep(0.2)
-        self._service.wait_ready(15.0)
+        self._wait_for_restart(self._service.kill)
         return ""
 
     def _stop(self, seconds: float) -> str:
@@ -121,10 +118,15 @@ class Injector:
     def _term(self, seconds: float) -> str:
         if not self._service.is_ready:
             return _NOTHING
-        self._service.terminate()
-        time.sleep(0.2)
-        self._service.wait_ready(15.0)
+        self._wait_for_restart(self._service.terminate)
         return ""
+
+    def _wait_for_restart(self, end: Callable[[], None]) -> None:
+        """End the service; over once it is back, or is known not to come back soon."""
+        before = self._service.pid
+        end()
+        wait_for(lambda: self._service.pid not in (None, before), 5.0)
+        self._service.wait_ready(15.0)
 
     def _sender(self) -> int | None:
         process = self._service.pid

@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol
 import psycopg
 
 from tests.chaos.processes import children, is_alive
-from tests.new_postgres import new_postgres
+from tests.support.postgres_server import new_postgres
 
 START_PATIENCE: Final = 60.0
 """Seconds within which a PostgreSQL server must have recovered."""

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from tests.chaos.evidence import Event
-from tests.e2e import receiver
+from tests.support import webhook_recorder as receiver
 
 
 @dataclass

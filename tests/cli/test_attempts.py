@@ -11,7 +11,7 @@ from bitel.domain.attempts import AttemptResult, Media, Outcome
 from bitel.steady_clock import SteadyClock
 from bitel.store import endings
 from bitel.store.database import Database
-from tests.cli.conftest import Shell
+from tests.cli.shell import Shell
 
 CALL = "c" * 32
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from tests.cli.conftest import Service, Shell
+    from tests.cli.shell import Service, Shell
 
 CAMPAIGN_ID = "d" * 32
 VOICE_ID = "a" * 32

@@ -15,7 +15,7 @@ import typer
 from bitel.cli import main
 
 if TYPE_CHECKING:
-    from tests.cli.conftest import Service, Shell
+    from tests.cli.shell import Service, Shell
 
 DIALER = """[[dialers]]
 id = "main"

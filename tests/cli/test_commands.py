@@ -21,7 +21,7 @@ from bitel.store import campaigns, projects, tokens
 from bitel.store.database import Database
 
 if TYPE_CHECKING:
-    from tests.cli.conftest import Service, Shell
+    from tests.cli.shell import Service, Shell
 
 
 def test_a_project_and_a_token_print_themselves_and_nothing_else(shell: Shell) -> None:

@@ -10,12 +10,12 @@ from bitel.dialer.sip_trace import ERRORS, Entry, Share, TraceFiles
 from bitel.domain.attempts import Media
 from bitel.domain.ids import new_id
 from bitel.store.database import Database
-from tests.conftest import FakeClock
-from tests.store.conftest import World
-from tests.store.test_settling import answered
+from tests.support.clocks import FakeClock
+from tests.support.factories import answered
+from tests.support.store_world import World
 
 if TYPE_CHECKING:
-    from tests.cli.conftest import Shell
+    from tests.cli.shell import Shell
 
 NUMBER, OTHER = "+989121234567", "+989121234568"
 

@@ -14,7 +14,7 @@ from bitel.settings import load
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.cli.conftest import Shell
+    from tests.cli.shell import Shell
 
 
 @pytest.fixture(autouse=True)

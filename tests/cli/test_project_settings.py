@@ -11,7 +11,7 @@ from bitel.demo.stage import WITHOUT_LIMITS
 from bitel.store import do_not_call, projects
 
 if TYPE_CHECKING:
-    from tests.cli.conftest import Shell
+    from tests.cli.shell import Shell
 
 
 @pytest.fixture

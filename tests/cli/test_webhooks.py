@@ -20,7 +20,7 @@ from bitel.store.schema import PENDING, call, webhook_event
 from bitel.store.webhooks import DeliveryAttempt
 from bitel.webhooks.signing import headers as signed
 from bitel.webhooks.signing import verify
-from tests.cli.conftest import Shell
+from tests.cli.shell import Shell
 
 URL = "https://shop.example/calls"
 

@@ -1,4 +1,4 @@
-"""Which address is down, and what brings it back."""
+"""When an address counts as down, and what brings it back."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from bitel.dialer.trunk_health import DOWN_UNPINGED, LONGEST_REST, PINGS_MISSED, AddressHealth
 from bitel.sip import Address
-from tests.conftest import FakeClock
+from tests.support.clocks import FakeClock
 
 HERE, THERE = Address("192.0.2.1", 5060), Address("192.0.2.2", 5060)
 

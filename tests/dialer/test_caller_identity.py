@@ -18,8 +18,8 @@ from bitel.dialer.caller_identity import (
     dialled_number,
     identity,
 )
-from tests.dialer.calling import dialer
-from tests.dialer.carrier import carrier
+from tests.support.carrier import carrier
+from tests.support.sip_dialer import dialer
 
 URI = "sip:+9821@192.0.2.1"
 

@@ -13,10 +13,11 @@ from bitel.dialer.failover import AGAIN, TO_ANOTHER_HOST, TO_ANOTHER_NUMBER
 from bitel.dialer.resolver import Resolver
 from bitel.domain.attempts import Outcome
 from bitel.sip import Credentials
-from tests.conftest import FakeClock
-from tests.dialer.calling import dialer
-from tests.dialer.carrier import Answer, Behaviour, answering, carrier, silent, until
-from tests.dialer.dns_server import dns_server
+from tests.support.carrier import Answer, Behaviour, answering, carrier, silent
+from tests.support.clocks import FakeClock
+from tests.support.dns_server import dns_server
+from tests.support.sip_dialer import dialer
+from tests.support.waiting import until
 
 
 @pytest.mark.parametrize("trouble", [answering(503), answering(100, 503), silent])
@@ -56,8 +57,8 @@ async def test_a_silent_trunk_is_left_sooner_if_there_is_another(tmp_path: Path)
             second.does["INVITE"] = silent
             late = asyncio.create_task(calls.call())
             await until(lambda: len(first.of("INVITE")) == 2)
-            await asyncio.sleep(0.3)
-            assert not late.done(), "the last one has all the time that SIP gives it"
+            ended, _ = await asyncio.wait({late}, timeout=0.3)
+            assert not ended, "the last one has all the time that SIP gives it"
             first.say(first.of("INVITE")[-1], Answer(486))
             assert (await late).outcome is Outcome.BUSY
 
@@ -341,18 +342,14 @@ async def test_an_answered_ping_brings_a_trunk_back(tmp_path: Path) -> None:
             assert (await calls.call()).outcome is Outcome.TRUNK_TROUBLE
             assert not calls.dialer.up
             only.does["OPTIONS"] = answering(405)
-            async with asyncio.timeout(10):
-                while not calls.dialer.up:
-                    await asyncio.sleep(0.01)
+            await until(lambda: calls.dialer.up)
 
 
 async def test_unanswered_pings_take_a_trunk_out(tmp_path: Path) -> None:
     async with carrier() as only:
         only.does["OPTIONS"] = silent
         async with dialer(tmp_path, only.uri, ping_interval=0.05) as calls:
-            async with asyncio.timeout(10):
-                while calls.dialer.up:
-                    await asyncio.sleep(0.01)
+            await until(lambda: not calls.dialer.up)
             assert len(only.of("OPTIONS")) >= 2
 
 

@@ -18,11 +18,12 @@ from bitel.dialer.resolver import LONGEST_KEPT, Resolver
 from bitel.dialer.trunk import Trunk
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.sip.message import Request, write_response
-from tests.conftest import FakeClock
-from tests.dialer.calling import HOST, Dialled, dialer
-from tests.dialer.carrier import Answer, Carrier, answering, carrier, silent, until
-from tests.dialer.dns_server import dns_server
-from tests.prerequisites import need_raw_sockets
+from tests.support.carrier import Answer, Carrier, answering, carrier, silent
+from tests.support.clocks import FakeClock
+from tests.support.dns_server import dns_server
+from tests.support.prerequisites import need_raw_sockets
+from tests.support.sip_dialer import HOST, Dialled, dialer
+from tests.support.waiting import until
 
 STRANGER = "127.0.0.2"
 
@@ -49,12 +50,15 @@ def checksum(data: bytes) -> int:
     return ~total & 0xFFFF
 
 
-async def flood(ours: tuple[str, int], theirs: tuple[str, int], payload: bytes) -> None:
-    """200 forged errors a second, until cancelled."""
+async def flood(
+    ours: tuple[str, int], theirs: tuple[str, int], payload: bytes, sent: list[bytes]
+) -> None:
+    """200 forged errors a second, which are added to `sent`, until cancelled."""
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
         while True:
-            raw.sendto(unreachable(ours, theirs, payload), (ours[0], 0))
-            await asyncio.sleep(0.005)
+            sent.append(unreachable(ours, theirs, payload))
+            raw.sendto(sent[-1], (ours[0], 0))
+            await asyncio.sleep(0.005)  # the pace of the flood
 
 
 async def test_forged_icmp_errors_end_no_call(tmp_path: Path) -> None:
@@ -65,12 +69,12 @@ async def test_forged_icmp_errors_end_no_call(tmp_path: Path) -> None:
         ours = (HOST, calls.port)
         quoted = b"INVITE sip:1@h SIP/2.0\r\nVia: SIP/2.0/UDP h;branch=z9hG4bKguess\r\n"
         for payload in (b"", quoted):
-            flooding = asyncio.create_task(flood(ours, (HOST, far.port), payload))
+            sent: list[bytes] = []
+            flooding = asyncio.create_task(flood(ours, (HOST, far.port), payload, sent))
             before = len(far.of("INVITE"))
             call = asyncio.create_task(calls.call())
             await until(partial(lambda before: len(far.of("INVITE")) > before, before))
-            for _ in range(60):  # as many turns as errors
-                await asyncio.sleep(0.005)
+            await until(partial(lambda sent: len(sent) >= 60, sent))
             assert not call.done()
             for answer in (Answer(180), Answer(200, sdp=True)):
                 far.say(far.of("INVITE")[-1], answer)
@@ -86,7 +90,7 @@ async def test_a_forged_icmp_error_that_quotes_the_invite_costs_a_ping(tmp_path:
         await until(lambda: len(far.of("INVITE")) == 1)
         [invite] = far.of("INVITE")
         quoted = f"INVITE {invite.uri} SIP/2.0\r\nVia: {invite.header('via')}\r\n".encode()
-        flooding = asyncio.create_task(flood((HOST, calls.port), (HOST, far.port), quoted))
+        flooding = asyncio.create_task(flood((HOST, calls.port), (HOST, far.port), quoted, []))
         await until(lambda: len(far.of("OPTIONS")) == 1)
         far.say(invite, Answer(100))
         far.say(invite, Answer(200, sdp=True))

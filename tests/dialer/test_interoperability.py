@@ -20,12 +20,13 @@ from bitel.domain.calls import CallStatus
 from bitel.sip import Credentials, Transport
 from bitel.sip.message import Request
 from bitel.store.database import Database
-from tests.conftest import FakeClock
-from tests.dialer.calling import HOST, Dialled, dialer
-from tests.dialer.carrier import Answer, Carrier, answering, carrier, silent, until
-from tests.dialer.dns_server import dns_server
-from tests.peers.switchboard import switchboard
-from tests.tcp_server import tcp_server
+from tests.support.carrier import Answer, Carrier, answering, carrier, silent
+from tests.support.clocks import FakeClock
+from tests.support.dns_server import dns_server
+from tests.support.sip_dialer import HOST, Dialled, dialer
+from tests.support.switchboard import switchboard
+from tests.support.tcp_server import tcp_server
+from tests.support.waiting import until
 
 CREDENTIALS = Credentials("acme", "s3cret")
 CHALLENGE = Answer(407, [("Proxy-Authenticate", 'Digest realm="r", nonce="n", qop="auth"')])

@@ -13,9 +13,10 @@ from structlog.testing import capture_logs
 
 from bitel.domain.attempts import Irregularity, Outcome
 from bitel.rtp import sender_process
-from tests.dialer.calling import dialer, running_call
-from tests.dialer.carrier import carrier, until
-from tests.dialer.far_media import FarMedia, far_media, sdp
+from tests.support.carrier import carrier
+from tests.support.media_carrier import MediaCarrier, media_carrier, sdp
+from tests.support.sip_dialer import dialer, running_call
+from tests.support.waiting import until
 
 PACKET = 160  # bytes of 20 ms
 
@@ -24,25 +25,21 @@ def recording(seconds: float) -> bytes:
     return bytes(round(50 * seconds) * PACKET)
 
 
-async def speak(far: FarMedia, seconds: float) -> float:
-    """The far end sends for so long; when it stopped, in Unix seconds."""
-    await far.until(lambda: far.rtp.packets)
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        far.rtp.speak(far.caller, 4)
-        await asyncio.sleep(0.02)
-    return time.time()
+async def speak(far: MediaCarrier, seconds: float) -> float:
+    """Once it hears us, the far end sends for so long; when it stopped, in Unix seconds."""
+    await until(lambda: far.rtp.packets)
+    return await far.rtp.speak_for(far.caller, seconds)
 
 
-async def leave_bye_unanswered(far: FarMedia) -> float:
+async def leave_bye_unanswered(far: MediaCarrier) -> float:
     """Answers no BYE; when the first one came, in Unix seconds."""
     far.answers_bye = False
-    await far.until(lambda: "BYE" in far.methods)
+    await until(lambda: "BYE" in far.methods)
     return time.time()
 
 
 async def test_a_bye_without_an_answer_ends_the_bill_when_it_was_sent(tmp_path: Path) -> None:
-    async with far_media() as far:
+    async with media_carrier() as far:
         async with running_call(tmp_path, far.uri, sound=recording(0.5)) as (_calls, call):
             await speak(far, 0.3)
             sent_at = await leave_bye_unanswered(far)
@@ -57,11 +54,11 @@ async def test_a_bye_without_an_answer_ends_the_bill_when_it_was_sent(tmp_path: 
 async def test_media_that_stopped_before_an_unanswered_bye_ends_the_bill(
     tmp_path: Path, answers_bye: bool
 ) -> None:
-    async with far_media() as far:
+    async with media_carrier() as far:
         async with running_call(tmp_path, far.uri, sound=recording(7.5)) as (_calls, call):
             stopped_at = await speak(far, 0.5)
             if answers_bye:
-                await far.until(lambda: "BYE" in far.methods)
+                await until(lambda: "BYE" in far.methods)
                 ended_at = time.time()
             else:
                 await leave_bye_unanswered(far)
@@ -82,7 +79,7 @@ async def test_media_that_stopped_before_an_unanswered_bye_ends_the_bill(
 async def test_who_was_hung_up_on_for_silence_and_is_gone_is_billed_until_the_silence(
     tmp_path: Path,
 ) -> None:
-    async with far_media() as far:
+    async with media_carrier() as far:
         async with running_call(tmp_path, far.uri, sound=recording(20), media_timeout=2.0) as (
             _calls,
             call,
@@ -99,12 +96,12 @@ async def test_who_was_hung_up_on_for_silence_and_is_gone_is_billed_until_the_si
 async def test_a_held_call_whose_bye_is_not_answered_is_billed_until_the_bye(
     tmp_path: Path,
 ) -> None:
-    async with far_media() as far:
+    async with media_carrier() as far:
         async with running_call(tmp_path, far.uri, sound=recording(20)) as (calls, call):
             await speak(far, 0.3)
             held = sdp(far.rtp.port, more="a=inactive\r\n", version=2)
             assert (await far.ask("INVITE", held)).code == 200
-            await asyncio.sleep(0.5)
+            await far.rtp.quiet(0.5)
             calls.dialer.call_off("attempt1")
             sent_at = await leave_bye_unanswered(far)
         attempted = call.result()
@@ -118,7 +115,7 @@ async def test_a_session_that_is_not_refreshed_is_billed_until_its_bye(
     tmp_path: Path, speaks: bool
 ) -> None:
     """The user agent sends that BYE by itself, and it is not answered either."""
-    async with far_media() as far:
+    async with media_carrier() as far:
         far.headers = [("Session-Expires", "10;refresher=uas"), ("Require", "timer")]
         async with running_call(tmp_path, far.uri, sound=recording(20)) as (_, call):
             spoken_at = await speak(far, 0.4 if speaks else 0.0)
@@ -134,13 +131,13 @@ async def test_a_session_that_is_not_refreshed_is_billed_until_its_bye(
 
 async def test_a_lost_ack_is_noted_after_what_else_there_is_to_say(tmp_path: Path) -> None:
     """The 2xx still comes 16 T1 after our ACK, which is 0.32 s in these tests."""
-    async with far_media() as far:
+    async with media_carrier() as far:
         async with running_call(tmp_path, far.uri, sound=recording(20)) as (_, call):
-            await far.until(lambda: "ACK" in far.methods)
+            await until(lambda: "ACK" in far.methods)
             acked_at = time.monotonic()
-            await far.until(lambda: time.monotonic() > acked_at + 0.4)
+            await until(lambda: time.monotonic() > acked_at + 0.4)
             far.answer(200)
-            await far.until(lambda: far.methods.count("ACK") == 2)
+            await until(lambda: far.methods.count("ACK") == 2)
             assert (await far.ask("BYE")).code == 200
         attempted = call.result()
     assert (attempted.outcome, attempted.ended_by) == (Outcome.ANSWERED, "far")
@@ -149,7 +146,7 @@ async def test_a_lost_ack_is_noted_after_what_else_there_is_to_say(tmp_path: Pat
 
 
 async def test_a_call_in_which_all_went_well_has_nothing_irregular(tmp_path: Path) -> None:
-    async with far_media() as far:
+    async with media_carrier() as far:
         async with running_call(tmp_path, far.uri, sound=recording(1.0)) as (_, call):
             await speak(far, 0.9)
         attempted = call.result()
@@ -171,7 +168,7 @@ async def test_calls_of_a_lost_sender_process_end_and_others_are_played(
     status: int | None,
     says: str,
 ) -> None:
-    async with far_media() as far, carrier() as only:
+    async with media_carrier() as far, carrier() as only:
         played = bytes(1000 * PACKET)
         async with dialer(tmp_path, only.uri, sound=played) as calls:
             streamer = calls.dialer.streamer

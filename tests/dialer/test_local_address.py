@@ -11,8 +11,9 @@ from structlog.testing import capture_logs
 
 from bitel.dialer.local_address import LocalAddress, where_seen
 from bitel.sip import Address, RequestDone
-from tests.dialer.calling import dialer
-from tests.dialer.carrier import carrier, until
+from tests.support.carrier import carrier
+from tests.support.sip_dialer import dialer
+from tests.support.waiting import until
 
 
 async def nowhere() -> Address:

@@ -18,8 +18,9 @@ import pytest
 from bitel.domain.attempts import Outcome
 from bitel.sip import Transport, client_transaction
 from bitel.sip.message import Request
-from tests.dialer.calling import Dialled, dialer
-from tests.dialer.carrier import Answer, carrier, until
+from tests.support.carrier import Answer, carrier
+from tests.support.sip_dialer import Dialled, dialer
+from tests.support.waiting import until
 
 ONE_AFTER_THE_OTHER = AT_ONCE = 1_000
 PLAYED_TO = 10

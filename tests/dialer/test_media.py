@@ -15,8 +15,16 @@ import pytest
 
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.pricing import Bill, Rate, Tariff
-from tests.dialer.calling import Dialled, dialer
-from tests.dialer.far_media import Ear, FarMedia, far_media, reception, sdp
+from tests.support.media_carrier import (
+    MediaCarrier,
+    RtpPort,
+    media_carrier,
+    packets_come,
+    reception,
+    sdp,
+)
+from tests.support.sip_dialer import Dialled, dialer
+from tests.support.waiting import until
 
 TARIFF = Tariff((Rate("+", Decimal(60), increment=1),))
 PACKET = 160  # bytes of 20 ms
@@ -28,7 +36,7 @@ def sound(packets: int) -> bytes:
 
 @asynccontextmanager
 async def called(
-    folder: Path, far: FarMedia, played: bytes, **config: Any
+    folder: Path, far: MediaCarrier, played: bytes, **config: Any
 ) -> AsyncIterator[tuple[Dialled, asyncio.Task[AttemptResult]]]:
     """A call that has begun."""
     async with dialer(folder, far.uri, sound=played, **config) as calls:
@@ -39,25 +47,23 @@ async def called(
             await asyncio.wait_for(call, 20)
 
 
-def payloads(*at: Ear) -> bytes:
+def payloads(*at: RtpPort) -> bytes:
     heard = [packet for ear in at for packet in ear.packets]
     return b"".join(payload for _, payload in heard)
 
 
 async def test_what_the_callee_keys_and_reports_is_kept(tmp_path: Path) -> None:
-    async with far_media() as far:
+    async with media_carrier() as far:
         far.body = sdp(far.rtp.port, formats="8 96", events=96)
         async with called(tmp_path, far, sound(230)) as (_, call):
-            await far.until(lambda: len(far.rtp.packets) >= 3)
+            await until(lambda: len(far.rtp.packets) >= 3)
             for at, code in enumerate((1, 2, 10)):
                 far.rtp.key(far.caller, code, 96, 8000 * at)
             far.rtp.key(far.caller, 6, 97, 45_000)  # neither side has named that payload type
             far.rtp.key(far.caller, 5, 101, 50_000)  # the one of our offer
-            for _ in range(8):
-                far.rtp.speak(far.caller, 8)
-                await asyncio.sleep(0.02)
+            await far.rtp.speak_for(far.caller, 0.3)
             host, port = far.caller
-            await far.until(lambda: len(far.rtcp.datagrams) >= 1)
+            await until(lambda: len(far.rtcp.datagrams) >= 1)
             ssrc, first = far.rtp.packets[0][0].ssrc, far.rtp.packets[0][0].sequence
             for lost, jitter in ((5, 40), (10, 24)):
                 report = reception(ssrc, first + 39, lost, jitter)
@@ -76,9 +82,9 @@ async def test_what_the_callee_keys_and_reports_is_kept(tmp_path: Path) -> None:
 
 
 async def test_nothing_is_heard_of_callees_where_that_is_switched_off(tmp_path: Path) -> None:
-    async with far_media() as far:
+    async with media_carrier() as far:
         async with called(tmp_path, far, sound(40), receive=False) as (_, call):
-            await far.until(lambda: far.rtp.packets)
+            await until(lambda: far.rtp.packets)
             far.rtp.speak(far.caller, 32)
             far.rtp.key(far.caller, 1, 101, 0)
         media = call.result().media
@@ -88,16 +94,16 @@ async def test_nothing_is_heard_of_callees_where_that_is_switched_off(tmp_path: 
 
 
 async def test_audio_follows_a_port_of_the_callees_host_and_nobody_else(tmp_path: Path) -> None:
-    stranger, behind_nat, played = Ear("127.0.0.2"), Ear(), sound(60)
-    async with far_media() as far:
+    stranger, behind_nat, played = RtpPort("127.0.0.2"), RtpPort(), sound(60)
+    async with media_carrier() as far:
         async with called(tmp_path, far, played) as (_, call):
-            await far.until(lambda: far.rtp.packets)
+            await until(lambda: far.rtp.packets)
             for _ in range(3):
                 stranger.speak(far.caller, 20)
                 stranger.key(far.caller, 7, 101, 0)
-                await asyncio.sleep(0.05)
+                await packets_come(2, far.rtp)
             behind_nat.speak(far.caller, 20)
-            await far.until(lambda: len(behind_nat.packets) > 3)
+            await until(lambda: len(behind_nat.packets) > 3)
             stranger.speak(far.caller, 40)
         assert stranger.datagrams == []
         assert payloads(far.rtp, behind_nat) == played
@@ -110,7 +116,7 @@ async def test_audio_follows_a_port_of_the_callees_host_and_nobody_else(tmp_path
 
 @pytest.mark.parametrize("ptime", [10, 30, 60, 25])
 async def test_the_packet_time_that_the_answer_asks_for(tmp_path: Path, ptime: int) -> None:
-    async with far_media() as far:
+    async with media_carrier() as far:
         far.body = sdp(far.rtp.port, more=f"a=ptime:{ptime}\r\n")
         async with called(tmp_path, far, sound(15)) as (_, call):
             pass
@@ -134,7 +140,7 @@ async def test_the_packet_time_that_the_answer_asks_for(tmp_path: Path, ptime: i
 async def test_an_answer_that_nothing_can_be_played_to(
     tmp_path: Path, answer: bytes, detail: str
 ) -> None:
-    async with far_media() as far:
+    async with media_carrier() as far:
         far.body = answer
         async with called(tmp_path, far, sound(5)) as (_, call):
             pass
@@ -167,23 +173,20 @@ async def test_a_held_recording_goes_on_where_it_paused(
     tmp_path: Path, method: str, how: str
 ) -> None:
     played = sound(40)
-    async with far_media() as far:
+    async with media_carrier() as far:
         async with called(tmp_path, far, played, media_timeout=0.5) as (_, call):
-            await far.until(lambda: len(far.rtp.packets) >= 5)
+            await until(lambda: len(far.rtp.packets) >= 5)
             far.rtp.speak(far.caller, 16)  # so that it is known to send
             answer = await far.ask(method, _held(far.rtp.port, how, 2))
             assert answer.code == 200
             direction = b"a=recvonly" if how == "sendonly" else b"a=inactive"
             assert direction in answer.body
-            await asyncio.sleep(0.1)  # what was on its way
-            before = len(far.rtp.packets)
-            await asyncio.sleep(0.6)
-            assert len(far.rtp.packets) == before
+            before = await far.rtp.quiet(0.7)
+            assert before < 40, "held before its end"
             far.rtp.speak(far.caller, 16)
             assert (await far.ask(method, sdp(far.rtp.port, version=3))).code == 200
             while not call.done():
-                far.rtp.speak(far.caller, 4)
-                await asyncio.sleep(0.02)
+                await far.rtp.speak_for(far.caller, 0.02)
         packets = far.rtp.packets
     assert payloads(far.rtp) == played
     last, first = packets[before - 1][0], packets[before][0]
@@ -199,42 +202,39 @@ async def test_a_held_recording_goes_on_where_it_paused(
 @pytest.mark.parametrize("how", ["inactive", "0.0.0.0"])
 async def test_a_call_that_is_held_from_the_start(tmp_path: Path, how: str) -> None:
     played = sound(20)
-    async with far_media() as far:
+    async with media_carrier() as far:
         far.body = _held(far.rtp.port, how, 1)
         async with called(tmp_path, far, played) as (_, call):
-            await far.until(lambda: "ACK" in far.methods)
-            await asyncio.sleep(0.2)
-            assert not far.rtp.packets
+            await until(lambda: "ACK" in far.methods)
+            assert await far.rtp.quiet(0.2) == 0
             assert (await far.ask("INVITE", sdp(far.rtp.port, version=2))).code == 200
         assert payloads(far.rtp) == played
     assert call.result().outcome is Outcome.ANSWERED
 
 
 async def test_a_callee_that_moves_takes_the_audio_along(tmp_path: Path) -> None:
-    played, elsewhere = sound(40), Ear("127.0.0.3")
-    async with far_media() as far:
+    played, elsewhere = sound(40), RtpPort("127.0.0.3")
+    async with media_carrier() as far:
         async with called(tmp_path, far, played):
-            await far.until(lambda: len(far.rtp.packets) >= 5)
+            await until(lambda: len(far.rtp.packets) >= 5)
             moved = sdp(elsewhere.port, host="127.0.0.3", version=2)
             assert (await far.ask("INVITE", moved)).code == 200
-            await far.until(lambda: elsewhere.packets)
+            await until(lambda: elsewhere.packets)
             # What can't be played to is not followed, and does not end the call.
             other_family = sdp(elsewhere.port, host="::1", version=3)
             assert (await far.ask("UPDATE", other_family)).code == 200
-            await asyncio.sleep(0.1)
-            before = len(elsewhere.packets)
-            await asyncio.sleep(0.2)
-            assert len(elsewhere.packets) == before
+            await elsewhere.quiet(0.2)
+            assert len(payloads(far.rtp, elsewhere)) < len(played), "held before its end"
             assert (await far.ask("UPDATE", moved)).code == 200
         assert payloads(far.rtp, elsewhere) == played
     elsewhere.close()
 
 
 async def test_a_codec_that_was_not_agreed_on_is_not_taken_up_in_the_middle(tmp_path: Path) -> None:
-    played, elsewhere = sound(40), Ear()
-    async with far_media() as far:
+    played, elsewhere = sound(40), RtpPort()
+    async with media_carrier() as far:
         async with called(tmp_path, far, played) as (_, call):
-            await far.until(lambda: len(far.rtp.packets) >= 5)
+            await until(lambda: len(far.rtp.packets) >= 5)
             other_law = sdp(far.rtp.port, formats="0 101", version=2)
             assert (await far.ask("INVITE", other_law)).code == 488
             both = sdp(far.rtp.port, formats="0 8 101", version=2)
@@ -251,14 +251,13 @@ async def test_a_codec_that_was_not_agreed_on_is_not_taken_up_in_the_middle(tmp_
 
 
 async def test_early_media_is_neither_billed_nor_spoken_over(tmp_path: Path) -> None:
-    async with far_media() as far:
+    async with media_carrier() as far:
         far.codes = [100, 183]
         async with called(tmp_path, far, sound(10)) as (_, call):
-            await far.until(lambda: far.methods)
+            await until(lambda: far.methods)
             far.rtp.speak(far.caller, 32)
-            await asyncio.sleep(0.3)
+            assert await far.rtp.quiet(0.3) == 0
             answered_at = time.time()
-            assert not far.rtp.datagrams
             far.answer(200)
         attempted = call.result()
         assert attempted.answered_at is not None
@@ -268,7 +267,7 @@ async def test_early_media_is_neither_billed_nor_spoken_over(tmp_path: Path) -> 
 
 
 async def test_early_media_of_a_call_that_nobody_answers_costs_nothing(tmp_path: Path) -> None:
-    async with far_media() as far:
+    async with media_carrier() as far:
         far.codes = [183, 486]
         async with called(tmp_path, far, sound(10)) as (_, call):
             pass
@@ -279,15 +278,12 @@ async def test_early_media_of_a_call_that_nobody_answers_costs_nothing(tmp_path:
 
 
 async def test_a_callee_that_falls_silent_is_hung_up_on(tmp_path: Path) -> None:
-    async with far_media() as far:
+    async with media_carrier() as far:
         began = time.time()
         async with called(tmp_path, far, sound(1000), media_timeout=0.8) as (_, call):
-            await far.until(lambda: far.rtp.packets)
-            for _ in range(20):
-                far.rtp.speak(far.caller, 4)
-                await asyncio.sleep(0.02)
-            last = time.time()
-            await far.until(lambda: "BYE" in far.methods)
+            await until(lambda: far.rtp.packets)
+            last = await far.rtp.speak_for(far.caller, 0.4)
+            await until(lambda: "BYE" in far.methods)
         attempted = call.result()
         assert (attempted.outcome, attempted.ended_by) == (Outcome.ANSWERED, "us")
         assert attempted.detail == ("media time-out: nothing came from the far end for 0.8 s")
@@ -298,11 +294,11 @@ async def test_a_callee_that_falls_silent_is_hung_up_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("says", ["nothing", "it will not send"])
 async def test_a_callee_that_need_not_send_may_be_silent(tmp_path: Path, says: str) -> None:
-    async with far_media() as far:
+    async with media_carrier() as far:
         if says != "nothing":
             far.body = sdp(far.rtp.port, more="a=recvonly\r\n")
         async with called(tmp_path, far, sound(50), media_timeout=0.2) as (_, call):
-            await far.until(lambda: far.rtp.packets)
+            await until(lambda: far.rtp.packets)
             if says != "nothing":
                 far.rtp.speak(far.caller, 16)
         assert len(far.rtp.packets) == 50
@@ -312,29 +308,29 @@ async def test_a_callee_that_need_not_send_may_be_silent(tmp_path: Path, says: s
 async def test_who_is_called_off_hears_no_more_whether_or_not_bye_is_answered(
     tmp_path: Path,
 ) -> None:
-    async with far_media() as far:
+    async with media_carrier() as far:
         far.answers_bye = False
         async with called(tmp_path, far, sound(1000)) as (calls, call):
-            await far.until(lambda: len(far.rtp.packets) > 3)
+            await until(lambda: len(far.rtp.packets) > 3)
             off_at = time.time()
             calls.dialer.call_off("attempt1")
-            await asyncio.sleep(0.2)
-            before = len(far.rtp.packets)
+            before = await far.rtp.quiet(0.2)
+            assert not call.done(), "BYE is not answered yet"
         assert len(far.rtp.packets) == before
         attempted = call.result()
         assert (attempted.outcome, attempted.ended_by) == (Outcome.ANSWERED, "us")
         assert attempted.ended_at - off_at < 0.5, "the wait for an answer to BYE is not billed"
 
 
-async def _hangs_up(far: FarMedia, when: Callable[[], object]) -> None:
-    await far.until(when)
+async def _hangs_up(far: MediaCarrier, when: Callable[[], object]) -> None:
+    await until(when)
     assert (await far.ask("BYE")).code == 200
 
 
 async def test_what_was_heard_until_the_far_end_hung_up(tmp_path: Path) -> None:
-    async with far_media() as far:
+    async with media_carrier() as far:
         async with called(tmp_path, far, sound(1000)) as (_, call):
-            await far.until(lambda: far.rtp.packets)
+            await until(lambda: far.rtp.packets)
             far.rtp.key(far.caller, 3, 101, 0)
             await _hangs_up(far, lambda: len(far.rtp.packets) >= 10)
         attempted = call.result()
@@ -346,10 +342,10 @@ async def test_what_was_heard_until_the_far_end_hung_up(tmp_path: Path) -> None:
 
 async def test_a_call_over_ipv6(tmp_path: Path) -> None:
     played = sound(10)
-    async with far_media("::1") as far:
+    async with media_carrier("::1") as far:
         far.body = sdp(far.rtp.port, host="::1")
         async with called(tmp_path, far, played, bind=("::1", 0)) as (_, call):
-            await far.until(lambda: far.rtp.packets)
+            await until(lambda: far.rtp.packets)
             far.rtp.key(far.caller, 4, 101, 0)
         assert payloads(far.rtp) == played
         assert far.rtcp.datagrams

@@ -13,8 +13,9 @@ from bitel.dialer.call_attempt import CallLeg
 from bitel.domain.attempts import AttemptResult, Irregularity, Media, Outcome
 from bitel.sip import KeyedDigits
 from bitel.sip.grammar import Address
-from tests.dialer.calling import running_call
-from tests.dialer.far_media import HOST, Ear, far_media
+from tests.support.media_carrier import HOST, RtpPort, media_carrier, packets_come
+from tests.support.sip_dialer import running_call
+from tests.support.waiting import until
 
 PACKET = 160  # bytes of 20 ms
 
@@ -37,7 +38,7 @@ def audio(port: int, formats: dict[int, str], version: int = 1, more: str = "") 
 
 @pytest.mark.parametrize(("name", "silence"), [("PCMA", 0xD5), ("PCMU", 0xFF)])
 async def test_g711_under_a_dynamic_payload_type(tmp_path: Path, name: str, silence: int) -> None:
-    async with far_media() as far:
+    async with media_carrier() as far:
         far.body = audio(far.rtp.port, {98: name, 101: "telephone-event"})
         played = bytes(200)
         async with running_call(tmp_path, far.uri, sound=played) as (_, call):
@@ -50,18 +51,18 @@ async def test_g711_under_a_dynamic_payload_type(tmp_path: Path, name: str, sile
 
 @pytest.mark.parametrize("method", ["INVITE", "UPDATE"])
 async def test_all_of_the_media_changes_in_one_stream(tmp_path: Path, method: str) -> None:
-    played, elsewhere = random.randbytes(60 * PACKET), Ear()
-    async with far_media() as far:
+    played, elsewhere = random.randbytes(60 * PACKET), RtpPort()
+    async with media_carrier() as far:
         far.body = audio(far.rtp.port, {8: "PCMA", 101: "telephone-event"})
         async with running_call(tmp_path, far.uri, sound=played) as (_, call):
-            await far.until(lambda: len(far.rtp.packets) >= 5)
+            await until(lambda: len(far.rtp.packets) >= 5)
             far.rtp.key(far.caller, 1, 101, 0)
             changed = {97: "PCMA", 100: "telephone-event"}
             body = audio(elsewhere.port, changed, 2, "a=ptime:40\r\n")
             assert (await far.ask(method, body)).code == 200
-            await far.until(lambda: len(elsewhere.packets) >= 3)
+            await until(lambda: len(elsewhere.packets) >= 3)
             elsewhere.key(far.caller, 2, 100, 8000)
-            await far.until(lambda: len(elsewhere.packets) >= 6)
+            await until(lambda: len(elsewhere.packets) >= 6)
         packets = far.rtp.packets + elsewhere.packets
     elsewhere.close()
     assert {(h.payload_type, len(audio)) for h, audio in far.rtp.packets} == {(8, 160)}
@@ -83,14 +84,17 @@ async def test_all_of_the_media_changes_in_one_stream(tmp_path: Path, method: st
 @pytest.mark.parametrize("first", ["INFO", "RFC 4733"])
 async def test_digits_that_come_both_ways_count_once(tmp_path: Path, first: str) -> None:
     played = random.randbytes(60 * PACKET)
-    async with far_media() as far, running_call(tmp_path, far.uri, sound=played) as (_calls, call):
-        await far.until(lambda: far.rtp.packets)
+    async with (
+        media_carrier() as far,
+        running_call(tmp_path, far.uri, sound=played) as (_calls, call),
+    ):
+        await until(lambda: far.rtp.packets)
         if first == "INFO":
             assert await far.key("1") == 200
         far.rtp.key(far.caller, 2, 101, 0)
         sent = len(far.rtp.packets)
         # Packets are sent and read by turns: after some more, the digit was read.
-        await far.until(lambda: len(far.rtp.packets) >= sent + 8)
+        await until(lambda: len(far.rtp.packets) >= sent + 8)
         assert await far.key("3") == 200
     assert media_of(call).digits == ("13" if first == "INFO" else "2")
 
@@ -98,12 +102,12 @@ async def test_digits_that_come_both_ways_count_once(tmp_path: Path, first: str)
 async def test_digits_by_info_count_before_the_first_packet_and_up_to_the_bye(
     tmp_path: Path,
 ) -> None:
-    async with far_media() as far:
+    async with media_carrier() as far:
         far.answers_bye = False
         async with running_call(tmp_path, far.uri, sound=bytes(PACKET)) as (_, call):
-            await far.until(lambda: "INVITE" in far.methods)
+            await until(lambda: "INVITE" in far.methods)
             assert [await far.key(digit) for digit in "12"] == [200, 200]
-            await far.until(lambda: "BYE" in far.methods)
+            await until(lambda: "BYE" in far.methods)
             assert await far.key("3") == 481
     assert media_of(call).digits == "12"
 
@@ -123,22 +127,22 @@ def test_digits_by_info_are_bounded() -> None:
 @pytest.mark.parametrize("latch", ["off", "port", "host"])
 async def test_which_source_the_audio_follows(tmp_path: Path, latch: str) -> None:
     """`off` none, `port` another port of the named host, `host` the first source there is."""
-    other_host, other_port = Ear("127.0.0.2"), Ear()
+    other_host, other_port = RtpPort("127.0.0.2"), RtpPort()
     other_host.ssrc, other_port.ssrc = 2, 3
     followed = {"off": None, "port": other_port, "host": other_host}[latch]
-    async with far_media() as far:
+    async with media_carrier() as far:
         async with running_call(tmp_path, far.uri, sound=bytes(100 * PACKET), latch=latch) as (
             _,
             call,
         ):
-            await far.until(lambda: far.rtp.packets)
+            await until(lambda: far.rtp.packets)
             for number, ear in enumerate((other_host, other_port)):
                 for _ in range(10):
                     ear.speak(far.caller, 16)
-                    await asyncio.sleep(0.05)
+                    await packets_come(3, far.rtp, other_host, other_port)
                 ear.key(far.caller, 1 + number, 101, 0)
             if followed is not None:
-                await far.until(lambda: followed.packets)
+                await until(lambda: followed.packets)
         for ear in (other_host, other_port):
             assert bool(ear.packets) is (ear is followed)
     assert media_of(call).digits == {"off": "", "port": "2", "host": "1"}[latch]

@@ -11,8 +11,9 @@ import pytest
 from bitel.domain import attempts as outcomes
 from bitel.domain.attempts import Outcome
 from bitel.sip import Credentials
-from tests.dialer.calling import dialer
-from tests.dialer.carrier import Answer, Behaviour, carrier
+from tests.support.carrier import Answer, Behaviour, carrier
+from tests.support.sip_dialer import dialer
+from tests.support.waiting import until
 
 
 def responses(*answers: Answer | int) -> Behaviour:
@@ -102,9 +103,7 @@ async def test_a_late_failure_after_100_is_uncertain(
         far.does["INVITE"] = responses(100)
         async with dialer(tmp_path, far.uri, spare.uri, ring_timeout=30.0) as calls:
             call = asyncio.create_task(calls.call())
-            async with asyncio.timeout(10.0):
-                while not far.of("INVITE"):
-                    await asyncio.sleep(0.01)
+            await until(lambda: far.of("INVITE"))
             await asyncio.sleep(limit + 0.1)  # what is measured is this time itself
             far.say(far.of("INVITE")[0], last)
             attempted = await call

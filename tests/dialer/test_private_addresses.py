@@ -13,10 +13,11 @@ import pytest
 
 from bitel.dialer import media_session
 from bitel.domain.attempts import AttemptResult, Irregularity, Outcome
-from tests.dialer.calling import dialer
-from tests.dialer.carrier import Answer, carrier
-from tests.dialer.far_media import Ear, FarMedia, far_media, sdp
-from tests.network_namespace import need_network_namespaces, run_with_addresses
+from tests.support.carrier import Answer, carrier
+from tests.support.media_carrier import MediaCarrier, RtpPort, media_carrier, sdp
+from tests.support.network_namespace import need_network_namespaces, run_with_addresses
+from tests.support.sip_dialer import dialer
+from tests.support.waiting import until
 
 US, PUBLIC, PRIVATE = "203.0.113.1", "203.0.113.10", "10.9.9.9"
 LOOPBACK, LINK_LOCAL = "127.0.0.1", "169.254.7.7"
@@ -29,7 +30,7 @@ def in_network(test: Callable[[], Awaitable[None]]) -> None:
     run_with_addresses([US, PUBLIC, PRIVATE, LINK_LOCAL], test)
 
 
-def rtp_port(far: FarMedia) -> tuple[str, int]:
+def rtp_port(far: MediaCarrier) -> tuple[str, int]:
     found = re.search(rb"m=audio (\d+)", far.invite.body)
     assert found is not None
     return US, int(found[1])
@@ -42,13 +43,13 @@ async def call_with_sdp(
 
     A phone at `speaks_from` sends RTP to us and gets what it waits for.
     """
-    async with far_media(trunk) as far:
-        there = Ear(named) if named != trunk else far.rtp
+    async with media_carrier(trunk) as far:
+        there = RtpPort(named) if named != trunk else far.rtp
         far.body = sdp(there.port, host=named)
-        mouth = Ear(speaks_from) if speaks_from else None
+        mouth = RtpPort(speaks_from) if speaks_from else None
         async with dialer(tmp_path, far.uri, bind=(US, 0), sound=SOUND, **config) as calls:
             call = asyncio.create_task(calls.call())
-            await far.until(lambda: "ACK" in far.methods)
+            await until(lambda: "ACK" in far.methods)
             while not call.done():
                 if mouth is not None:
                     mouth.speak(rtp_port(far), 1)

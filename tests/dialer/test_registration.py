@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from structlog.testing import capture_logs
 
 from bitel.dialer.registration import LONGEST_EXPIRY, LONGEST_PAUSE, Registration
 from bitel.dialer.resolver import Resolver
@@ -18,10 +19,11 @@ from bitel.domain.attempts import Outcome
 from bitel.sip import Credentials, OutgoingRequest, RequestDone
 from bitel.sip.grammar import Address, Transport
 from bitel.sip.message import Request
-from tests.conftest import FakeClock
-from tests.dialer.calling import dialer
-from tests.dialer.carrier import Answer, answering, carrier, silent, until
-from tests.dialer.dns_server import dns_server
+from tests.support.carrier import Answer, answering, carrier, silent
+from tests.support.clocks import FakeClock
+from tests.support.dns_server import dns_server
+from tests.support.sip_dialer import dialer
+from tests.support.waiting import until
 
 HERE = {Transport.UDP: "192.0.2.1:5070", Transport.TCP: "192.0.2.1:5070"}
 ADDRESS = Address("192.0.2.9", 5060)
@@ -206,9 +208,7 @@ async def test_a_dialer_is_up_once_registered_and_leaves_at_the_end(tmp_path: Pa
             tmp_path, registrar.uri, register=True, credentials=Credentials("acme", "s3cret")
         ) as calls:
             assert not calls.dialer.up
-            async with asyncio.timeout(5):
-                while not calls.dialer.up:
-                    await asyncio.sleep(0.01)
+            await until(lambda: calls.dialer.up, 5)
         registers = registrar.of("REGISTER")
     assert len({request.call_id for request in registers}) == 1
     assert len({request.from_tag for request in registers}) == 1
@@ -279,9 +279,7 @@ async def test_it_stops_in_time_though_nobody_lets_it_go(tmp_path: Path) -> None
         async with dialer(
             tmp_path, registrar.uri, register=True, credentials=Credentials("acme", "s3cret")
         ) as calls:
-            async with asyncio.timeout(5):
-                while not calls.dialer.up:
-                    await asyncio.sleep(0.01)
+            await until(lambda: calls.dialer.up, 5)
             registrar.does["REGISTER"] = silent
             began = asyncio.get_running_loop().time()
         assert asyncio.get_running_loop().time() - began < 4
@@ -290,14 +288,12 @@ async def test_it_stops_in_time_though_nobody_lets_it_go(tmp_path: Path) -> None
 async def test_refused_it_is_down(tmp_path: Path) -> None:
     async with carrier() as registrar:
         registrar.does["REGISTER"] = answering(403)
-        async with dialer(
-            tmp_path, registrar.uri, register=True, credentials=Credentials("acme", "s3cret")
-        ) as calls:
-            async with asyncio.timeout(5):
-                while not registrar.requests:
-                    await asyncio.sleep(0.01)
-            await asyncio.sleep(0.05)
-            assert not calls.dialer.up
+        with capture_logs() as logs:
+            async with dialer(
+                tmp_path, registrar.uri, register=True, credentials=Credentials("acme", "s3cret")
+            ) as calls:
+                await until(lambda: [each["event"] for each in logs] == ["registration_failed"])
+                assert not calls.dialer.up
     assert len(registrar.requests) == 1
 
 

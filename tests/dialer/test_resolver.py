@@ -21,8 +21,8 @@ from bitel.dialer.resolver import (
 )
 from bitel.dialer.trunk import Trunk
 from bitel.sip.grammar import Address, Transport
-from tests.conftest import FakeClock
-from tests.dialer.dns_server import Zone, dns_server
+from tests.support.clocks import FakeClock
+from tests.support.dns_server import Zone, dns_server
 
 UDP, TCP, TLS = Transport.UDP, Transport.TCP, Transport.TLS
 

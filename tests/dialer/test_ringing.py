@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from bitel.domain.attempts import DialRequest, Outcome
-from tests.dialer.calling import dialer
-from tests.dialer.carrier import answering, carrier
+from tests.support.carrier import answering, carrier
+from tests.support.sip_dialer import dialer
 
 ORDER = DialRequest("attempt", f"{1:032x}", "+989121234567", "recording")
 

@@ -20,11 +20,12 @@ from bitel.sip import Address, Credentials, Transport
 from bitel.sip_transport.tls import TlsFiles
 from bitel.test_phone.phone import Phone, PhoneConfig
 from bitel.test_phone.rules import parse_rules
-from tests.conftest import FakeClock
-from tests.dialer.calling import dialer
-from tests.dialer.carrier import Answer, answering, carrier, until
-from tests.dialer.dns_server import dns_server
-from tests.peers.certificates import Authority, Certificate
+from tests.support.carrier import Answer, answering, carrier
+from tests.support.certificates import Authority, Certificate
+from tests.support.clocks import FakeClock
+from tests.support.dns_server import dns_server
+from tests.support.sip_dialer import dialer
+from tests.support.waiting import until
 
 UDP, TCP, TLS = Transport.UDP, Transport.TCP, Transport.TLS
 

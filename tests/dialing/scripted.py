@@ -9,34 +9,29 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 
+from sqlalchemy import Connection
+
 from bitel.dialing.backpressure import LoadSample
 from bitel.dialing.dialer import OnAnswered, OnRinging, ignore_ringing
 from bitel.dialing.dispatcher import Dispatcher, Limits
 from bitel.domain.attempts import AttemptResult, DialRequest, Outcome
-from bitel.domain.calls import Call, Lane, NewCall
-from bitel.domain.ids import new_id
+from bitel.domain.calls import Call, Lane
 from bitel.domain.pricing import Rate, Tariff
-from bitel.store import calls, projects, recordings
+from bitel.store import calls, projects
 from bitel.store.database import Database
-from tests.support import call_rows
+from tests.support import call_rows, factories
+from tests.support.clocks import FakeClock
+from tests.support.waiting import until
 
 TARIFF = Tariff((Rate("+98", Decimal(60), increment=1),))
 RING_TIMEOUT = 45.0
 
 
 @dataclass
-class Clock:
-    now: float = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@dataclass
 class ScriptedDialer:
     """Ends each attempt as the next word of its script says; ANSWERED lasts `talk` seconds."""
 
-    clock: Clock
+    clock: FakeClock
     script: list[Outcome]
     talk: float = 10.0
     hold: asyncio.Event | None = None
@@ -106,23 +101,21 @@ class ScriptedDialer:
 class Play:
     """A project with a recording, and a dispatcher over its database."""
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, clock: FakeClock) -> None:
         self.database = database
         self.clock = clock
         self.project_id = ""
-        self.recording_id = new_id(clock())
+        self.recording_id = ""
         self._numbers = itertools.count()
         self._looks = 0
 
     async def set_up(self) -> None:
-        project = await self.database.write(
-            lambda conn: projects.create(conn, "acme", self.clock())
-        )
-        self.project_id = project.id
-        recording = recordings.Recording(
-            self.recording_id, project.id, "hello", 10.0, 1000, self.clock()
-        )
-        await self.database.write(lambda conn: recordings.add(conn, recording))
+        def work(conn: Connection) -> tuple[str, str]:
+            now = self.clock()
+            project = projects.create(conn, "acme", now).id
+            return project, factories.make_recording(conn, project, now, duration=10.0).id
+
+        self.project_id, self.recording_id = await self.database.write(work)
 
     async def place(
         self,
@@ -137,18 +130,16 @@ class Play:
         otp = lane is Lane.OTP
         numbers = self._numbers if first is None else itertools.count(first)
         new = [
-            NewCall(
-                id=new_id(now),
-                project_id=project_id or self.project_id,
-                dialer_id="main",
+            factories.new_call(
+                project_id or self.project_id,
+                None if otp or project_id else self.recording_id,
+                now,
                 phone_number=f"0912{n:07}",
                 e164=f"+98912{n:07}",
-                recording_id=None if otp or project_id else self.recording_id,
                 lane=lane,
                 digits="123" if otp or project_id else "",
                 retry_count=int(terms.get("retries", 1)),
                 retry_interval=int(terms.get("interval", 60)),
-                requested_at=now,
                 expires_at=now + terms.get("time_to_live", 14400),
             )
             for n in itertools.islice(numbers, count)
@@ -170,7 +161,7 @@ class Play:
         strain: Callable[[], LoadSample] = LoadSample,
         uncertain_redials: int = 1,
         worker: str = "worker-1",
-        monotonic: Clock | None = None,
+        monotonic: FakeClock | None = None,
     ) -> Dispatcher:
         def looking() -> LoadSample:
             # The first thing that a dispatcher does where it looks for calls to claim.
@@ -204,9 +195,7 @@ class Play:
 
     async def dialled(self, dialer: ScriptedDialer, count: int = 1) -> None:
         """Return once that many calls have been dialled."""
-        async with asyncio.timeout(10.0):
-            while len(dialer.orders) < count:
-                await asyncio.sleep(0.01)
+        await until(lambda: len(dialer.orders) >= count)
 
     async def until(self, ready: Callable[[Sequence[Call]], bool], ids: Sequence[str]) -> None:
         async with asyncio.timeout(10.0):

@@ -19,6 +19,7 @@ from bitel.store import claims, settling
 from bitel.store.database import Database
 from bitel.store.leases import Lease
 from bitel.store.settling import Settlement
+from tests.support.waiting import until
 
 
 class Store:
@@ -116,9 +117,7 @@ async def test_ringing_is_written_a_little_later_together_with_what_else_there_i
     attempted = AttemptResult(Outcome.BUSY, 0.0, 1.0)
     end = Settlement("1", "call", attempted, Finish(CallStatus.USER_BUSY))
     assert all(await asyncio.gather(made.heard("0", 1.0), made.settle(end)))
-    async with asyncio.timeout(5.0):
-        while not ringing:
-            await asyncio.sleep(0.01)
+    await until(lambda: ringing, 5.0)
     assert ringing == [{f"{number}": float(number) for number in range(2, 1000)}]
 
 

@@ -17,12 +17,14 @@ from bitel.errors import UnavailableError
 from bitel.store import calls, do_not_call
 from bitel.store.database import Database
 from bitel.store.schema import attempt
-from tests.dialing.scripted import Clock, Play, ScriptedDialer, at_work
+from tests.dialing.scripted import Play, ScriptedDialer, at_work
+from tests.support.clocks import FakeClock
+from tests.support.waiting import until
 
 
 @pytest.fixture
 async def play(database: Database) -> Play:
-    made = Play(database, Clock())
+    made = Play(database, FakeClock())
     await made.set_up()
     return made
 
@@ -40,9 +42,7 @@ async def test_a_number_that_must_not_be_called_any_more_is_not_dialled(
     [tried] = await play.place(1, lane, retries=3)
     async with at_work(dispatcher):
         await play.dialled(dialer)
-        async with asyncio.timeout(10.0):
-            while dispatcher.running:
-                await asyncio.sleep(0.01)
+        await until(lambda: not dispatcher.running)
         # Between two attempts of one call, and between the placing of another and its first.
         dialer.up = False
         await play.looked(dispatcher)
@@ -72,7 +72,7 @@ async def test_nothing_is_dialled_before_its_claim_is_committed(database_url: st
     event.listen(Engine, "commit", hold)
     try:
         with Database.open(database_url) as database:
-            play = Play(database, Clock())
+            play = Play(database, FakeClock())
             await play.set_up()
             dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED])
             dispatcher = play.dispatcher(dialer)

@@ -28,12 +28,14 @@ from bitel.store.claims import Claim
 from bitel.store.database import Database
 from bitel.store.leases import LostLease
 from bitel.store.pausing import Pause
-from tests.dialing.scripted import RING_TIMEOUT, TARIFF, Clock, Play, ScriptedDialer, at_work
+from tests.dialing.scripted import RING_TIMEOUT, TARIFF, Play, ScriptedDialer, at_work
+from tests.support.clocks import FakeClock
+from tests.support.waiting import until
 
 
 @pytest.fixture
 async def play(database: Database) -> Play:
-    made = Play(database, Clock())
+    made = Play(database, FakeClock())
     await made.set_up()
     return made
 
@@ -54,9 +56,7 @@ async def test_busy_is_tried_again_after_its_interval_and_not_before(play: Play)
     dispatcher = play.dispatcher(dialer)
     [call_id] = await play.place(interval=60)
     async with at_work(dispatcher):
-        async with asyncio.timeout(10.0):
-            while dispatcher.running or not dialer.orders:
-                await asyncio.sleep(0.01)
+        await until(lambda: not dispatcher.running and dialer.orders)
         play.clock.now += 59.0
         await play.looked(dispatcher)
         assert len(dialer.orders) == 1
@@ -197,9 +197,7 @@ async def test_a_trunk_that_is_tried_out_gets_one_call(play: Play) -> None:
     dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED], hold=hold, probing=True)
     ids = await play.place(5)
     async with at_work(play.dispatcher(dialer)):
-        async with asyncio.timeout(10.0):
-            while not dialer.orders:
-                await asyncio.sleep(0.01)
+        await until(lambda: dialer.orders)
         assert len(dialer.orders) == 1
         dialer.probing = False
         hold.set()
@@ -227,9 +225,7 @@ async def test_a_number_is_in_one_attempt_at_a_time(play: Play) -> None:
     same = await play.place(1, first=7) + await play.place(1, first=7)
     others = await play.place(2, first=8)
     async with at_work(dispatcher):
-        async with asyncio.timeout(10.0):
-            while len(dialer.orders) < 3:
-                await asyncio.sleep(0.01)
+        await until(lambda: len(dialer.orders) >= 3)
         assert len({order.e164 for order in dialer.orders}) == 3
         hold.set()
         async with asyncio.timeout(10.0):
@@ -274,8 +270,8 @@ async def test_drain_lets_calls_finish_and_dials_no_more(play: Play) -> None:
     task = asyncio.create_task(dispatcher.run())
     await play.dialled(dialer)
     drain = asyncio.create_task(dispatcher.drain(30.0))
-    await asyncio.sleep(0.05)
-    assert not drain.done()
+    ended, _ = await asyncio.wait({drain}, timeout=0.05)
+    assert not ended
     hold.set()
     await drain
     await task
@@ -304,8 +300,8 @@ async def test_what_was_being_claimed_when_the_drain_began_goes_back_undialled(
     task = asyncio.create_task(dispatcher.run())
     await asyncio.to_thread(claiming.wait, 10.0)
     drain = asyncio.create_task(dispatcher.drain(30.0))
-    await asyncio.sleep(0.05)
-    assert not drain.done()
+    ended, _ = await asyncio.wait({drain}, timeout=0.05)
+    assert not ended
     go_on.set()
     await drain
     assert dispatcher.running == 0
@@ -356,7 +352,7 @@ async def test_what_was_dialled_and_has_not_rung_when_the_drain_ends_goes_back_a
 
 
 async def test_a_claim_that_went_stale_is_not_dialled(play: Play) -> None:
-    monotonic = Clock()
+    monotonic = FakeClock()
 
     class Slow(Dispatcher):
         def _start(self, claim: Claim, claimed_at: float) -> None:
@@ -376,9 +372,7 @@ async def test_a_claim_that_went_stale_is_not_dialled(play: Play) -> None:
     )
     [call_id] = await play.place()
     async with at_work(dispatcher):
-        async with asyncio.timeout(10.0):
-            while not dispatcher.figures.ended:
-                await asyncio.sleep(0.01)
+        await until(lambda: dispatcher.figures.ended)
     assert dialer.orders == []
     assert (await play.call(call_id)).status is CallStatus.WAITING
     first, *_ = await play.database.read(lambda conn: calls.attempts(conn, call_id))
@@ -621,9 +615,7 @@ async def test_a_call_between_two_attempts_is_canceled_at_once(play: Play) -> No
     dispatcher = play.dispatcher(dialer)
     [call_id] = await play.place(retries=3)
     async with at_work(dispatcher):
-        async with asyncio.timeout(10.0):
-            while dispatcher.running or not dialer.orders:
-                await asyncio.sleep(0.01)
+        await until(lambda: not dispatcher.running and dialer.orders)
         await cancel(play, dispatcher, call_id)
         assert (await play.call(call_id)).status is CallStatus.CANCELED
         play.clock.now += 100.0
@@ -634,9 +626,9 @@ async def test_a_call_between_two_attempts_is_canceled_at_once(play: Play) -> No
 async def test_outside_its_window_a_project_is_not_dialled_but_its_passwords_are(
     play: Play,
 ) -> None:
-    # The clock starts on a Monday at 13:46:40 UTC.
+    # The clock starts on a Tuesday at 22:13:20 UTC.
     await play.database.write(
-        lambda conn: projects.change(conn, play.project_id, window="mon-sun 14:00-20:00 UTC")
+        lambda conn: projects.change(conn, play.project_id, window="mon-sun 22:20-23:59 UTC")
     )
     [later] = await play.place()
     [password] = await play.place(lane=Lane.OTP)
@@ -687,8 +679,7 @@ async def test_an_invite_that_is_pending_rings_out_before_the_next(play: Play) -
     [call_id] = await play.place(interval=5)
     async with at_work(dispatcher), asyncio.timeout(30):
         await play.dialled(dialer)
-        while dispatcher.running:
-            await asyncio.sleep(0.01)
+        await until(lambda: not dispatcher.running)
         play.clock.now = begun + RING_TIMEOUT + RING_MARGIN - 0.1
         await play.looked(dispatcher)
         assert len(dialer.orders) == 1

@@ -14,12 +14,14 @@ from bitel.domain.calls import CallStatus
 from bitel.store import calls, leases
 from bitel.store.database import Database
 from bitel.store.leases import LostLease
-from tests.dialing.scripted import RING_TIMEOUT, Clock, Play, ScriptedDialer, at_work
+from tests.dialing.scripted import RING_TIMEOUT, Play, ScriptedDialer, at_work
+from tests.support.clocks import FakeClock
+from tests.support.waiting import until
 
 
 @pytest.fixture
 async def play(database: Database) -> Play:
-    made = Play(database, Clock())
+    made = Play(database, FakeClock())
     await made.set_up()
     return made
 
@@ -110,8 +112,7 @@ async def test_a_lease_that_proves_lost_ends_the_worker_at_once(play: Play) -> N
     await dispatcher.take_over()
     task = asyncio.create_task(dispatcher.run())
     async with asyncio.timeout(2.0):  # a renewal would come after 5 s
-        while not dialer.orders:
-            await asyncio.sleep(0.01)
+        await until(lambda: dialer.orders)
         assert await dispatcher.confirm_lease()
         now = play.clock()
         await play.database.write(

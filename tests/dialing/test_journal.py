@@ -16,7 +16,7 @@ from bitel.domain.calls import CallStatus
 from bitel.domain.pricing import Bill
 from bitel.domain.retry import Finish, Requeue, RetryAt
 from bitel.store.settling import Settlement
-from tests.small_disk import fill, small_disk
+from tests.support.small_disk import fill, small_disk
 
 MOST = 20
 

@@ -20,7 +20,8 @@ from bitel.domain.attempts import AttemptResult, DialRequest, Outcome
 from bitel.domain.calls import CallStatus
 from bitel.store.database import Database
 from bitel.store.schema import call
-from tests.dialing.scripted import Clock, Play, ScriptedDialer, at_work
+from tests.dialing.scripted import Play, ScriptedDialer, at_work
+from tests.support.clocks import FakeClock
 
 
 def order(recording: str | None, digits: str = "", language: str = "") -> DialRequest:
@@ -32,7 +33,7 @@ def events(logs: list[structlog.typing.EventDict]) -> list[str]:
 
 
 def test_one_missing_recording_among_others_holds_nothing_back() -> None:
-    faults = RecordingFaults("main", Clock())
+    faults = RecordingFaults("main", FakeClock())
     with structlog.testing.capture_logs() as logs:
         for _ in range(100):
             faults.missed(order("lost"), "It is lost.")
@@ -44,7 +45,7 @@ def test_one_missing_recording_among_others_holds_nothing_back() -> None:
 
 
 def test_many_in_a_row_hold_everything_back_and_probes_end_it() -> None:
-    clock = Clock()
+    clock = FakeClock()
     faults = RecordingFaults("main", clock)
     for number in range(IN_A_ROW - 1):
         faults.missed(order(f"{number}"), "It is away.")
@@ -60,7 +61,7 @@ def test_many_in_a_row_hold_everything_back_and_probes_end_it() -> None:
 
 
 def test_recordings_that_no_call_asks_for_any_more_are_forgotten() -> None:
-    clock = Clock()
+    clock = FakeClock()
     faults = RecordingFaults("main", clock)
     with structlog.testing.capture_logs() as logs:
         faults.missed(order("lost"), "It is lost.")
@@ -75,7 +76,7 @@ def test_recordings_that_no_call_asks_for_any_more_are_forgotten() -> None:
 
 
 def test_a_dispatcher_that_only_claims_says_that_they_are_forgotten() -> None:
-    clock = Clock()
+    clock = FakeClock()
     faults = RecordingFaults("main", clock)
     with structlog.testing.capture_logs() as logs:
         faults.missed(order("lost"), "It is lost.")
@@ -85,7 +86,7 @@ def test_a_dispatcher_that_only_claims_says_that_they_are_forgotten() -> None:
 
 
 def test_more_recordings_than_are_named_don_t_make_those_named_forgotten() -> None:
-    clock = Clock()
+    clock = FakeClock()
     faults = RecordingFaults("main", clock)
     for number in range(2000):
         faults.missed(order(f"{number}"), "It is away.")
@@ -125,7 +126,7 @@ class StorageAway(ScriptedDialer):
 
 @pytest.fixture
 async def play(database: Database) -> Play:
-    made = Play(database, Clock())
+    made = Play(database, FakeClock())
     await made.set_up()
     return made
 

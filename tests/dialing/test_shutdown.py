@@ -26,7 +26,9 @@ from bitel.errors import UnavailableError
 from bitel.store import balances, calls, claims, settling
 from bitel.store.database import Database
 from bitel.store.schema import HEARD
-from tests.dialing.scripted import RING_TIMEOUT, TARIFF, Clock, Play, ScriptedDialer, at_work
+from tests.dialing.scripted import RING_TIMEOUT, TARIFF, Play, ScriptedDialer, at_work
+from tests.support.clocks import FakeClock
+from tests.support.waiting import until
 
 
 class Switched:
@@ -73,7 +75,7 @@ class Deaf(ScriptedDialer):
 
 @pytest.fixture
 async def play(database: Database) -> Play:
-    made = Play(database, Clock())
+    made = Play(database, FakeClock())
     await made.set_up()
     return made
 
@@ -114,12 +116,6 @@ async def running(made: Dispatcher) -> AsyncIterator[asyncio.Task[None]]:
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-
-
-async def until(ready: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not ready():
-            await asyncio.sleep(0.01)
 
 
 async def until_heard(play: Play, ids: Sequence[str]) -> None:

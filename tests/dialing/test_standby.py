@@ -25,7 +25,7 @@ from bitel.errors import BitelError, UnavailableError
 from bitel.store import leases, recovery
 from bitel.store.database import Database
 from bitel.store.leases import Holder, Lease, LostLease, TakeOverTerms
-from tests.conftest import FakeClock
+from tests.support.clocks import FakeClock
 
 
 class Site:

@@ -16,14 +16,16 @@ from bitel.domain.calls import CallStatus
 from bitel.store.database import Database
 from bitel.store.leases import LostLease
 from bitel.store.number_exclusion import PARKED_FOR
-from tests.dialer.calling import dialer as sip_dialer
-from tests.dialer.carrier import answering, carrier, until
-from tests.dialing.scripted import RING_TIMEOUT, TARIFF, Clock, Play, ScriptedDialer, at_work
+from tests.dialing.scripted import RING_TIMEOUT, TARIFF, Play, ScriptedDialer, at_work
+from tests.support.carrier import answering, carrier
+from tests.support.clocks import FakeClock
+from tests.support.sip_dialer import dialer as sip_dialer
+from tests.support.waiting import until
 
 
 @pytest.fixture
 async def play(database: Database) -> Play:
-    made = Play(database, Clock())
+    made = Play(database, FakeClock())
     await made.set_up()
     return made
 
@@ -83,9 +85,7 @@ async def test_a_worker_that_was_taken_over_ends_the_calls_that_ring(play: Play)
     with pytest.raises(LostLease):
         await task
     # Nobody drains it.
-    async with asyncio.timeout(10.0):
-        while dispatcher.running:
-            await asyncio.sleep(0.01)
+    await until(lambda: not dispatcher.running)
     assert {order.call_id for order in dialer.orders} == set(ids)
     assert dialer.called_off == {order.attempt_id for order in dialer.orders}
 
@@ -93,7 +93,7 @@ async def test_a_worker_that_was_taken_over_ends_the_calls_that_ring(play: Play)
 async def test_the_far_end_of_a_worker_that_was_taken_over_gets_a_cancel(
     sqlite_database: Database, tmp_path: Path
 ) -> None:
-    play = Play(sqlite_database, Clock(time.time()))
+    play = Play(sqlite_database, FakeClock(time.time()))
     await play.set_up()
     async with carrier() as far, sip_dialer(tmp_path, far.uri, ring_timeout=30.0) as calls:
         far.does["INVITE"] = answering(100, 180)

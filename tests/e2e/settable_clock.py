@@ -13,7 +13,7 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-from tests.prerequisites import need
+from tests.support.prerequisites import need
 
 SHIFT_FILE: Final = "TEST_CLOCK_SHIFT"
 """The environment variable that names the file."""

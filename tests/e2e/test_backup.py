@@ -14,18 +14,12 @@ import pytest
 
 from bitel.client import Client
 from bitel.demo.stage import Stage, StageError
-from bitel.recordings.sample import write_sample
-from tests.e2e import phone_log
+from tests.support import phone_log
+from tests.support.service_calls import started
+from tests.support.waiting import wait_until
 
 CALLS = 30
 DIALER = {"ring_timeout": 5, "max_channels": 4, "calls_per_second": 8}
-
-
-def until(ready: Callable[[], bool], seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def stage_at(folder: Path) -> Stage:
@@ -48,18 +42,12 @@ def by_vacuum(stage: Stage, folder: Path) -> None:
 def test_a_restored_database_dials_nothing_until_it_is_resumed(
     tmp_path: Path, back_up: Callable[[Stage, Path], None], choice: str
 ) -> None:
-    sample = tmp_path / "sample.wav"
-    write_sample(sample, 0.3)
     copy = tmp_path / "copy"
     numbers = [f"0912{n:07}" for n in range(CALLS)]
     with stage_at(tmp_path / "stage") as stage:
-        stage.start_phone()
-        stage.start_service()
-        token = stage.token()
-        with Client(token, stage.url) as client:
-            voice = client.upload(sample)["id"]
+        with started(stage, 0.3) as (token, client, voice):
             campaign = client.batch(numbers, voice, retry_count=0)["campaignId"]
-            until(lambda: client.campaign(campaign)["byStatus"].get("NORMAL", 0) >= 5)
+            wait_until(lambda: client.campaign(campaign)["byStatus"].get("NORMAL", 0) >= 5)
             back_up(stage, copy)
             client.wait_campaign(campaign, 60)
             assert client.campaign(campaign)["byStatus"]["NORMAL"] == CALLS
@@ -72,7 +60,7 @@ def test_a_restored_database_dials_nothing_until_it_is_resumed(
             (data / name).unlink(missing_ok=True)
         shutil.copy(copy / "bitel.db", data / "bitel.db")
         stage.start_service()
-        until(lambda: "paused" in stage.service_log.read_text())
+        wait_until(lambda: "paused" in stage.service_log.read_text())
         with Client(token, stage.url) as client:
             counts = client.campaign(campaign)["byStatus"]
             waiting, unknown = counts["WAITING"], counts["UNKNOWN"]
@@ -103,15 +91,9 @@ def test_a_restored_database_dials_nothing_until_it_is_resumed(
 
 
 def test_a_backup_is_whole_and_readable_by_its_owner_only(tmp_path: Path) -> None:
-    sample = tmp_path / "sample.wav"
-    write_sample(sample, 0.3)
     copy = tmp_path / "backups" / "today"
     with stage_at(tmp_path / "stage") as stage:
-        stage.start_phone()
-        stage.start_service()
-        token = stage.token()
-        with Client(token, stage.url) as client:
-            voice = client.upload(sample)["id"]
+        with started(stage, 0.3) as (token, client, voice):
             said = stage.command("backup", str(copy))
             assert said.startswith(f"{copy}: bitel.db and 2 files of recordings, ")
             with pytest.raises(StageError, match="is there already; name a folder that is new"):
@@ -136,20 +118,14 @@ def test_a_backup_is_whole_and_readable_by_its_owner_only(tmp_path: Path) -> Non
 
 
 def test_pauses_hold_over_restarts_and_name_their_reason(tmp_path: Path) -> None:
-    sample = tmp_path / "sample.wav"
-    write_sample(sample, 0.3)
     with stage_at(tmp_path / "stage") as stage:
-        stage.start_phone()
-        stage.start_service()
-        token = stage.token()
-        with Client(token, stage.url) as client:
-            voice = client.upload(sample)["id"]
+        with started(stage, 0.3) as (_, client, voice):
             stage.command("pause", "--dialer", "main", "--reason", "carrier at work")
-            until(lambda: client.servers()[0]["paused"] == "carrier at work")
+            wait_until(lambda: client.servers()[0]["paused"] == "carrier at work")
             assert stage.stop_service() == 0
             stage.start_service()
             call = client.call("09121234567", voice)["id"]
-            time.sleep(1.5)
+            time.sleep(1.5)  # longer than a dialer waits until it looks for calls again
             assert client.status(call)["status"] == "WAITING"
             begun = time.monotonic()
             stage.command("resume", "--dialer", "main")

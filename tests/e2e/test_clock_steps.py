@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import httpx
@@ -13,11 +13,11 @@ import pytest
 
 from bitel.client import Call, Client
 from bitel.demo.stage import Stage
-from bitel.recordings.sample import write_sample
-from tests.e2e import phone_log
-from tests.e2e.phone_log import Seen
-from tests.e2e.playing import folder, token
 from tests.e2e.settable_clock import SettableClock
+from tests.support import phone_log
+from tests.support.phone_log import Seen
+from tests.support.service_calls import folder, token, upload
+from tests.support.waiting import wait_until
 
 HOUR = 3600.0
 STEPS = (HOUR, -HOUR, 30.0, -30.0)
@@ -60,13 +60,6 @@ def stage(
         yield made
 
 
-def until(ready: Callable[[], bool], seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < end, "it takes too long"
-        time.sleep(0.02)  # other processes are waited for
-
-
 def seen(stage: Stage, number: str) -> Sequence[Seen]:
     found: Mapping[str, Sequence[Seen]] = phone_log.read(stage.phone_log)
     return found.get("+98" + number.removeprefix("0"), ())
@@ -85,10 +78,8 @@ def metric(stage: Stage, name: str) -> float:
 
 def place(stage: Stage, key: str) -> tuple[str, dict[str, Call]]:
     """A call to each number; the recording and the calls."""
-    sample = stage.folder / "sample.wav"
-    write_sample(sample, PLAYED)
     with Client(key, stage.url) as client:
-        voice = client.upload(sample)["id"]
+        voice = upload(stage, client, PLAYED)
         placed = {
             number: client.call(
                 number,
@@ -108,9 +99,9 @@ def test_a_step_during_calls_changes_nothing(
 ) -> None:
     key = token(stage)
     voice, placed = place(stage, key)
-    until(lambda: has(stage, BUSY_FIRST, "rejected") and has(stage, ANSWERS, "answered"))
-    until(lambda: bool(seen(stage, RINGS)))
-    until(lambda: bool(seen(stage, ANSWERS)[0].audio_at))
+    wait_until(lambda: has(stage, BUSY_FIRST, "rejected") and has(stage, ANSWERS, "answered"))
+    wait_until(lambda: bool(seen(stage, RINGS)))
+    wait_until(lambda: bool(seen(stage, ANSWERS)[0].audio_at))
     system_clock.step(step)
 
     with Client(key, stage.url) as client:
@@ -153,12 +144,10 @@ def test_a_step_while_the_service_is_down_changes_no_retry(
     step: float,
 ) -> None:
     key = token(stage)
-    sample = stage.folder / "sample.wav"
-    write_sample(sample, 1.0)
     with Client(key, stage.url) as client:
-        voice = client.upload(sample)["id"]
+        voice = upload(stage, client, 1.0)
         placed = client.call(BUSY_FIRST, voice, retry_count=1, retry_interval=12, time_to_live=60)
-    until(lambda: has(stage, BUSY_FIRST, "rejected"))
+    wait_until(lambda: has(stage, BUSY_FIRST, "rejected"))
     assert stage.stop_service() == 0
     system_clock.step(step)
     monkeypatch.setenv("LD_PRELOAD", system_clock.environment["LD_PRELOAD"])

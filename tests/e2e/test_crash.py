@@ -8,8 +8,8 @@ from pathlib import Path
 
 from bitel.client import Client
 from bitel.demo.stage import Stage
-from bitel.recordings.sample import write_sample
-from tests.e2e import phone_log
+from tests.support import phone_log
+from tests.support.service_calls import started
 
 CALLS = 100
 KILLS = 20
@@ -31,15 +31,9 @@ def test_twenty_kills_while_a_hundred_calls_run(tmp_path: Path) -> None:
         dialer={"ring_timeout": 2, "calls_per_second": 6, "max_channels": 100},
     )
     with stage:
-        stage.start_phone()
-        stage.start_service()
-        token = stage.token()
-        sample = tmp_path / "sample.wav"
-        write_sample(sample, 1.5)
-        with Client(token, stage.url) as client:
-            voice = client.upload(sample)
+        with started(stage, 1.5) as (token, client, voice):
             placed = [
-                client.call(f"09120000{n:03}", voice["id"], retry_count=1, retry_interval=5)
+                client.call(f"09120000{n:03}", voice, retry_count=1, retry_interval=5)
                 for n in range(CALLS)
             ]
         for _ in range(KILLS):

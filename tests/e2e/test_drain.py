@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import signal
-import time
 from pathlib import Path
 
 from bitel.client import Client
 from bitel.demo.stage import Stage
-from bitel.recordings.sample import write_sample
-from tests.e2e import phone_log
+from tests.support import phone_log
+from tests.support.service_calls import started
+from tests.support.waiting import wait_until
 
 
 def test_sigterm_finishes_what_runs_and_keeps_what_waits(tmp_path: Path) -> None:
     dialer = {"max_channels": 1, "calls_per_second": 50}
     with Stage(tmp_path, rules=["*=answer:after=0.1"], record=False, dialer=dialer) as stage:
-        stage.start_phone()
-        stage.start_service()
-        token = stage.token()
-        sample = tmp_path / "sample.wav"
-        write_sample(sample, 2.0)
-        with Client(token, stage.url) as client:
-            voice = client.upload(sample)
-            placed = [client.call(f"0912000000{n}", voice["id"]) for n in range(3)]
-            end = time.monotonic() + 10
-            while '"audio"' not in stage.phone_log.read_text() and time.monotonic() < end:
-                time.sleep(0.02)  # until the phone, another process, hears the first call
+        with started(stage, 2.0) as (token, client, voice):
+            placed = [client.call(f"0912000000{n}", voice) for n in range(3)]
+            wait_until(lambda: '"audio"' in stage.phone_log.read_text())
             assert stage.service is not None
             stage.service.send_signal(signal.SIGTERM)
             # HTTP is answered while the call that runs comes to its end.

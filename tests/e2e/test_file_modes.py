@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import stat
 import subprocess
@@ -13,7 +12,7 @@ import httpx
 import pytest
 
 from bitel.recordings.sample import write_sample
-from tests.e2e.test_start import until
+from tests.e2e.bare_service import environment, logged, serving
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o777])
@@ -34,13 +33,13 @@ def test_files_are_0600_and_folders_0700(tmp_path: Path, umask: int) -> None:
 def _use(home: Path, outside: Path, umask: int) -> None:
     """Run the commands that write files, in `home`."""
     outside.mkdir()
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("BITEL_")}
-    (home / "bitel.toml").write_text("[http]\nport = 0\n")
+    settings = "[http]\nport = 0\n"
+    (home / "bitel.toml").write_text(settings)
 
     def bitel(*arguments: str) -> str:
         command = [sys.executable, "-m", "bitel.cli", *arguments]
         done = subprocess.run(
-            command, cwd=home, env=kept, umask=umask, capture_output=True, text=True
+            command, cwd=home, env=environment(), umask=umask, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
@@ -48,17 +47,8 @@ def _use(home: Path, outside: Path, umask: int) -> None:
     token = bitel("token", "create", bitel("project", "create", "shop"))
     sample, log = outside / "sample.wav", outside / "log"
     write_sample(sample, 1.0)
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "bitel.cli", "serve"],
-            cwd=home,
-            env=kept,
-            umask=umask,
-            stdout=output,
-            stderr=output,
-        )
-    try:
-        port = re.search(r"http://127.0.0.1:(\d+)", until(log, "ready"))
+    with serving(home, settings, log, umask) as (process, _):
+        port = re.search(r"http://127.0.0.1:(\d+)", logged(log, "ready"))
         assert port is not None
         answer = httpx.post(
             f"http://127.0.0.1:{port[1]}/api/v2/files/voice",
@@ -68,6 +58,5 @@ def _use(home: Path, outside: Path, umask: int) -> None:
         )
         assert answer.status_code == 200, answer.text
         bitel("backup", "copy")
-    finally:
         process.terminate()
         process.wait(20)

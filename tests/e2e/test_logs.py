@@ -16,7 +16,7 @@ import httpx
 from bitel.client import Client
 from bitel.demo.stage import Stage
 from bitel.recordings.sample import write_sample
-from tests.prerequisites import need
+from tests.support.prerequisites import need
 
 NUMBER, BUSY = "09121234567", "09121234599"
 

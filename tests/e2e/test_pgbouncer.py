@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -12,18 +10,19 @@ from sqlalchemy import make_url
 
 from bitel.client import Client
 from bitel.demo.stage import Stage
-from tests.e2e import phone_log
-from tests.e2e.receiver import receiver
-from tests.e2e.test_campaign import (
+from tests.e2e.campaigns import (
     TARIFF,
+    begin,
     check_events,
     check_money,
     check_nobody_called_wrongly,
-    open_project,
     place,
 )
-from tests.own_postgres import own_postgres
-from tests.pgbouncer import Mode, pgbouncer
+from tests.support import phone_log
+from tests.support.pgbouncer import Mode, pgbouncer
+from tests.support.postgres_server import own_postgres
+from tests.support.waiting import wait_until
+from tests.support.webhook_recorder import receiver
 
 CALLS = 40
 DIALER = {"ring_timeout": 5, "max_channels": 10, "calls_per_second": 20}
@@ -33,13 +32,6 @@ def stage_on(url: str, folder: Path) -> Stage:
     extra = f'webhook_allow_private = true\ndatabase_url = "{url}"\n{TARIFF}'
     rules = ["*=answer:after=0.1"]
     return Stage(folder, rules, record=False, dialer=DIALER, extra=extra)
-
-
-def until(ready: Callable[[], bool], seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(
@@ -61,10 +53,7 @@ def test_a_campaign_by_way_of_pgbouncer(
         receiver() as events,
         stage_on(url, tmp_path) as stage,
     ):
-        stage.start_phone()
-        stage.start_service()
-        token = open_project(stage, events)
-        campaign = place(stage, token, CALLS)
+        token, campaign = begin(stage, events, CALLS)
         with Client(token, stage.url) as client:
             client.wait_campaign(campaign, 60)
             calls = list(client.campaign_calls(campaign, 1000))
@@ -90,22 +79,19 @@ def test_a_right_that_is_taken_away_in_a_campaign(tmp_path: Path) -> None:
         )
         url = make_url(own.url).set(username="app").render_as_string(hide_password=False)
         with stage_on(url, tmp_path) as stage, httpx.Client(base_url=stage.url) as http:
-            stage.start_phone()
-            stage.start_service()
-            token = open_project(stage, events)
-            campaign = place(stage, token, CALLS)
+            token, campaign = begin(stage, events, CALLS)
             with Client(token, stage.url) as client:
-                until(lambda: client.campaign(campaign)["byStatus"].get("NORMAL", 0) >= 5)
+                wait_until(lambda: client.campaign(campaign)["byStatus"].get("NORMAL", 0) >= 5)
                 own.administer('REVOKE UPDATE ON "call", attempt FROM app')
                 # However far the others have come, there are calls to claim.
                 second = place(stage, token, 5)
-                until(lambda: http.get("/readyz").status_code == 503)
+                wait_until(lambda: http.get("/readyz").status_code == 503)
                 reason = http.get("/readyz").json()["reason"]
                 assert reason.startswith("the dialer main can't claim calls or write their ends")
                 assert http.get("/healthz").status_code == 200
                 assert client.campaign(second)["byStatus"]["WAITING"] == 5
                 own.administer('GRANT UPDATE ON "call", attempt TO app')
-                until(lambda: http.get("/readyz").status_code == 200)
+                wait_until(lambda: http.get("/readyz").status_code == 200)
                 calls = []
                 for each in (campaign, second):
                     client.wait_campaign(each, 60)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 
-from bitel.client import Client
 from bitel.demo.stage import Stage
-from bitel.recordings.sample import write_sample
-from tests.e2e import phone_log
+from tests.support import phone_log
+from tests.support.service_calls import started
+from tests.support.waiting import wait_until
 
 NUMBER = "09121234567"
 
@@ -22,32 +20,21 @@ def reload(stage: Stage, says: str) -> str:
     assert stage.service is not None
     before = len(stage.service_log.read_text())
     stage.service.send_signal(signal.SIGHUP)
-    end = time.monotonic() + 20
-    while says not in (logged := stage.service_log.read_text()[before:]):
-        assert time.monotonic() < end, logged
-        assert stage.service.poll() is None, logged
-        time.sleep(0.02)
-    return logged
 
+    def logged() -> str:
+        return stage.service_log.read_text()[before:]
 
-def until(ready: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not ready():
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    wait_until(lambda: says in logged(), explain=logged)
+    assert stage.service.poll() is None
+    return logged()
 
 
 def test_settings_are_read_again_while_calls_run(tmp_path: Path) -> None:
-    sample = tmp_path / "sample.wav"
-    write_sample(sample, 3.0)
     rules = ["*=answer:after=0.1"]
     with Stage(tmp_path / "stage", rules, log_level="info", record=False) as stage:
-        stage.start_phone()
-        stage.start_service()
-        with Client(stage.token(), stage.url) as client:
-            voice = client.upload(sample)["id"]
+        with started(stage, 3.0) as (_, client, voice):
             first = client.call(NUMBER, voice)["id"]
-            until(lambda: bool(phone_log.read(stage.phone_log)))
+            wait_until(lambda: bool(phone_log.read(stage.phone_log)))
             good = stage.config.read_text()
             changed = (
                 good.replace('caller_id = "02191000000"', 'caller_id = "02191000001"')

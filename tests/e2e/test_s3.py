@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from bitel.client import Client
 from bitel.demo.stage import Stage, StageError
-from bitel.recordings.sample import write_sample
-from tests.s3_server import BUCKET, KEY, SECRET, S3Server, s3_server
+from tests.support.s3_server import BUCKET, KEY, SECRET, S3Server, s3_server
+from tests.support.service_calls import started
 
 NUMBER = "09121234567"
 
@@ -28,16 +27,11 @@ def storage(server: S3Server, secret: Path) -> str:
 def test_a_recording_goes_to_the_bucket_and_to_the_phone(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text(SECRET + "\n")
-    sample = tmp_path / "sample.wav"
-    write_sample(sample, 0.5)
     with (
         s3_server(tmp_path / "s3") as server,
         Stage(tmp_path / "stage", extra=storage(server, secret)) as stage,
     ):
-        stage.start_phone()
-        stage.start_service()
-        with Client(stage.token(), stage.url) as client:
-            voice = client.upload(sample)["id"]
+        with started(stage, 0.5) as (_, client, voice):
             assert server.objects == [f"calls/{voice}.alaw", f"calls/{voice}.ulaw"]
             call = client.wait(client.call(NUMBER, voice)["id"], 30)
             assert call["status"] == "NORMAL"

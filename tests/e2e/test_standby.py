@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,9 @@ import pytest
 from bitel.api.auth import TokenSigner
 from bitel.client import Client
 from bitel.demo.stage import Stage
-from bitel.recordings.sample import write_sample
-from tests.e2e import phone_log
-from tests.e2e.playing import folder, token
-
-
-def until(ready: Callable[[], bool], seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < end, "it takes too long"
-        time.sleep(0.02)  # other processes are waited for
+from tests.support import phone_log
+from tests.support.service_calls import folder, token, upload
+from tests.support.waiting import wait_until
 
 
 def logged(stage: Stage, event: str, start: int = 0) -> list[str]:
@@ -75,13 +67,9 @@ class Place:
 
 
 def place_calls(stage: Stage, key: str, count: int, seconds: float = 1.0) -> list[str]:
-    sample = stage.folder / "sample.wav"
-    write_sample(sample, seconds)
     with Client(key, stage.url) as client:
-        voice = client.upload(sample)
-        return [
-            client.call(f"0912000{n:04}", voice["id"], retry_count=0)["id"] for n in range(count)
-        ]
+        voice = upload(stage, client, seconds)
+        return [client.call(f"0912000{n:04}", voice, retry_count=0)["id"] for n in range(count)]
 
 
 def wait_for(stage: Stage, key: str, calls: list[str], timeout: float = 60.0) -> list[str]:
@@ -102,7 +90,7 @@ def test_a_second_process_waits_and_dials_when_the_first_has_stopped(
     try:
         first.start_service()
         second.start_service()
-        until(lambda: bool(logged(second, "ready")))
+        wait_until(lambda: bool(logged(second, "ready")))
         [standby] = logged(second, "standby")
         assert "dialer=main" in standby
         assert "--take-over" in standby
@@ -117,7 +105,7 @@ def test_a_second_process_waits_and_dials_when_the_first_has_stopped(
         second.start_service()
         waiting = second.service_log.stat().st_size
         assert first.stop_service() == 0
-        until(lambda: bool(logged(second, "active", waiting)), 10)
+        wait_until(lambda: bool(logged(second, "active", waiting)), 10)
         assert wait_for(second, key, place_calls(second, key, 2)) == ["NORMAL"] * 2
         # What was released is taken at once, wherever the next process runs.
         assert second.stop_service() == 0
@@ -136,7 +124,7 @@ def test_a_restart_after_a_crash_dials_at_once(tmp_path: Path) -> None:
             stage.kill_service()
             before = stage.service_log.stat().st_size
             stage.start_service()
-            until(lambda start=before: bool(logged(stage, "ready", start)))  # type: ignore[misc]
+            wait_until(lambda start=before: bool(logged(stage, "ready", start)))  # type: ignore[misc]
             assert logged(stage, "standby", before) == []
         assert stage.stop_service() == 0
 
@@ -181,7 +169,7 @@ def test_a_process_that_restarts_in_a_loop_cuts_no_calls_of_another(
         while not calls_over.is_set():
             ready = partial(logged, second, "ready", second.service_log.stat().st_size)
             second.start_service()
-            until(lambda: bool(ready()))  # noqa: B023
+            wait_until(lambda: bool(ready()))  # noqa: B023
             second.kill_service()
             restarts += 1
 
@@ -189,7 +177,7 @@ def test_a_process_that_restarts_in_a_loop_cuts_no_calls_of_another(
         first.start_service()
         key = token(first)
         calls = place_calls(first, key, 24, seconds=8.0)
-        until(lambda: first.phone_log.read_text().count('"audio"') >= 24)
+        wait_until(lambda: first.phone_log.read_text().count('"audio"') >= 24)
         loop = threading.Thread(target=restart_second)
         loop.start()
         try:
@@ -218,10 +206,10 @@ def test_processes_that_are_restarted_in_turn_leave_their_calls_whole(
         for stage, other in ((first, second), (second, first), (first, second)):
             calls += place_calls(stage, key, 12, seconds=3.0)
             heard = len(calls) - 12
-            until(lambda: first.phone_log.read_text().count('"audio"') > heard)  # noqa: B023
+            wait_until(lambda: first.phone_log.read_text().count('"audio"') > heard)  # noqa: B023
             active = partial(logged, other, "active", other.service_log.stat().st_size)
             assert stage.stop_service() == 0
-            until(lambda: bool(active()), 10)  # noqa: B023
+            wait_until(lambda: bool(active()), 10)  # noqa: B023
             stage.start_service()
         assert wait_for(second, key, calls) == ["NORMAL"] * 36
         seen = phone_log.read(first.phone_log)
@@ -242,7 +230,7 @@ def test_a_phone_that_rang_when_the_process_crashed_has_been_tried(tmp_path: Pat
         def rang() -> list[str]:
             return [stage.command("attempts", call) for call in calls]
 
-        until(lambda: all("rings, under way" in each for each in rang()))
+        wait_until(lambda: all("rings, under way" in each for each in rang()))
         stage.kill_service()
         stage.start_service()
         assert wait_for(stage, key, calls, 10.0) == ["NO_ANSWER"] * 3
@@ -281,7 +269,7 @@ def test_a_worker_that_is_stopped_is_replaced_by_another_installation_alone(
         assert first.service is not None
         first.service.send_signal(signal.SIGSTOP)
         begun = time.monotonic()
-        until(lambda: bool(logged(other, "active")), 40)
+        wait_until(lambda: bool(logged(other, "active")), 40)
         assert time.monotonic() - begun > 14  # the last heartbeat was 5 s ago at most
         assert logged(same, "active") == []
         key = token(other)
@@ -325,11 +313,9 @@ def test_a_crash_loop_rings_a_phone_once_and_once_for_each_retry(tmp_path: Path)
         stage.start_phone()
         stage.start_service()
         key = token(stage)
-        sample = stage.folder / "sample.wav"
-        write_sample(sample, 1.0)
         with Client(key, stage.url) as client:
-            voice = client.upload(sample)
-            call = client.call("09120000001", voice["id"], retry_count=1, retry_interval=5)
+            voice = upload(stage, client, 1.0)
+            call = client.call("09120000001", voice, retry_count=1, retry_interval=5)
         for number in (1, 2):
 
             def rings(at: str = f"{number}  ") -> bool:
@@ -337,8 +323,8 @@ def test_a_crash_loop_rings_a_phone_once_and_once_for_each_retry(tmp_path: Path)
                 return lines[-1].startswith(at) and lines[-1].endswith("rings, under way")
 
             # The second one 15 + 32 s after the crash.
-            until(lambda: phone_rang(stage) >= number, 60)  # noqa: B023
-            until(rings)
+            wait_until(lambda: phone_rang(stage) >= number, 60)  # noqa: B023
+            wait_until(rings)
             stage.kill_service()
             stage.start_service()
         assert wait_for(stage, key, [call["id"]], 10.0) == ["NO_ANSWER"]

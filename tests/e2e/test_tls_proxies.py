@@ -7,7 +7,6 @@ import os
 import shutil
 import ssl
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,8 +16,9 @@ import pytest
 from bitel.client import Client
 from bitel.demo.stage import Stage, free_port
 from bitel.recordings.sample import write_sample
-from tests.peers.certificates import Authority, Certificate
-from tests.prerequisites import need
+from tests.support.certificates import Authority, Certificate
+from tests.support.prerequisites import need
+from tests.support.waiting import wait_until
 
 DEPLOY = Path(__file__).parent.parent.parent / "deploy"
 NAME = "calls.example.com"
@@ -112,14 +112,15 @@ def proxied(folder: Path, proxy: Proxy, service: int) -> Iterator[tuple[httpx.Cl
         url = f"https://127.0.0.1:{port}"
         with httpx.Client(base_url=url, verify=trust, timeout=60.0) as client:
             client.headers["Host"] = NAME
-            end = time.monotonic() + 20
-            while True:
+
+            def listens() -> bool:
+                assert process.poll() is None, log.read_text()
                 with contextlib.suppress(httpx.TransportError):
                     client.get("/healthz", extensions={"sni_hostname": NAME})
-                    break
-                assert process.poll() is None, log.read_text()
-                assert time.monotonic() < end, log.read_text()
-                time.sleep(0.05)
+                    return True
+                return False
+
+            wait_until(listens, explain=log.read_text)
             yield client, str(authority.files.certificate)
     finally:
         process.terminate()

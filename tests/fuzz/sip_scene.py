@@ -17,7 +17,7 @@ from bitel.sip import (
     make_offer,
 )
 from bitel.sip.message import Request, parse
-from tests.sip.far_end import ANSWER, FAR, US, reply, request, within
+from tests.support.sip_bench import ANSWER, FAR, US, reply, request, within
 
 SPLICES = [
     *(b"\r\n", b"\0", b"\r", b"\n ", b":", b";", b",", b'"', b"<", b">", b"\\", b"=", b" "),

@@ -44,7 +44,7 @@ from tests.dialing.test_journal import settlement
 from tests.fuzz.mutation import mutated
 from tests.fuzz.sip_scene import SPLICES, Scene, finish
 from tests.rtp_packets import pack
-from tests.sip.far_end import ANSWER, FAR
+from tests.support.sip_bench import ANSWER, FAR
 
 SOURCES = (FAR, FAR, Address("198.51.100.1", 1), Address("2001:db8::1", 65535))
 

@@ -15,7 +15,7 @@ from bitel.sip import grammar, head, message, sdp
 from bitel.sip.grammar import Address
 from tests.fuzz.mutation import mutated
 from tests.fuzz.sip_scene import SPLICES, Scene, finish
-from tests.sip.far_end import FAR
+from tests.support.sip_bench import FAR
 
 SEEDS = (1, 2, 3, 4)
 SCENES = 200

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bitel.sip import AgentConfig, UserAgent
 from bitel.sip.grammar import Address
 from tests.fuzz.sip_scene import SPLICES, Scene, finish
-from tests.sip.far_end import US
+from tests.support.sip_bench import US
 
 Mutation = tuple[int, int, int, bytes]
 mutations = st.lists(

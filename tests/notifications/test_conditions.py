@@ -23,10 +23,10 @@ from bitel.notifications.conditions import (
 from bitel.sip.grammar import Address
 from bitel.store import projects
 from bitel.store.database import Database
-from tests.small_disk import fill, small_disk
+from tests.support.small_disk import fill, small_disk
 
 if TYPE_CHECKING:
-    from tests.conftest import FakeClock
+    from tests.support.clocks import FakeClock
 
 A, B = Address("192.0.2.1", 5060), Address("192.0.2.2", 5060)
 

@@ -16,7 +16,8 @@ from bitel.notifications.conditions import Change, Condition, Kind
 from bitel.notifications.sender import RETRY_AFTER, NotificationSender, run_command
 from bitel.settings import NotificationSettings
 from bitel.webhooks.signing import new_secret, verify
-from tests.webhooks.receiver import answer, receiver
+from tests.support.http_server import answer, receiver
+from tests.support.waiting import until
 
 NOW = 1_700_000_000.0
 
@@ -72,8 +73,9 @@ async def test_a_receiver_that_fails_is_tried_again_with_the_same_id() -> None:
             one.put(change())
             one.put(change(subject="spare"))
             received = await hook.until(6)
-            while [each["event"] for each in logs].count("notification_not_posted") < 2:
-                await asyncio.sleep(0.01)
+            await until(
+                lambda: [each["event"] for each in logs].count("notification_not_posted") >= 2
+            )
         task.cancel()
     ids = [each.headers["webhook-id"] for each in received]
     assert [ids.count(each) for each in dict.fromkeys(ids)] == [3, 3]
@@ -102,9 +104,7 @@ async def test_a_command_gets_the_json_and_the_type(tmp_path: Path) -> None:
     task = asyncio.create_task(one.run())
     with structlog.testing.capture_logs() as logs:
         one.put(change())
-        async with asyncio.timeout(20):
-            while not (out.exists() and out.read_text().endswith("}")):
-                await asyncio.sleep(0.01)
+        await until(lambda: out.exists() and out.read_text().endswith("}"), 20)
     task.cancel()
     kind, _, rest = out.read_text().partition(" ")
     assert kind == "dialer.paused"

@@ -19,6 +19,7 @@ from bitel.observability.event_loop import (
     is_due,
     measuring_pauses,
 )
+from tests.support.waiting import until
 
 
 @pytest.fixture
@@ -49,16 +50,20 @@ def test_it_does_not_run_by_itself() -> None:
 async def test_it_runs_when_it_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(event_loop, "LOOK", 0.001)
     monkeypatch.setattr(event_loop, "OFTEN", 0.0)
-    quiet = False
+    quiet, looks = False, 0
+
+    def is_quiet() -> bool:
+        nonlocal looks
+        looks += 1
+        return quiet
+
     disable_collector()
     seen = weakref.ref(_Looped())
-    task = asyncio.create_task(collect_when_quiet(lambda: quiet))
-    await asyncio.sleep(0.02)
+    task = asyncio.create_task(collect_when_quiet(is_quiet))
+    await until(lambda: looks >= 3)
     assert seen() is not None
     quiet = True
-    async with asyncio.timeout(10):
-        while seen() is not None:
-            await asyncio.sleep(0.001)
+    await until(lambda: seen() is None)
     task.cancel()
 
 

@@ -13,7 +13,7 @@ import pytest
 import structlog
 
 from bitel.observability import logging as logs
-from tests.small_disk import empty, fill, small_disk
+from tests.support.small_disk import empty, fill, small_disk
 
 SCRIPT = """
 import sys, logging, structlog

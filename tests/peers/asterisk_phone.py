@@ -7,7 +7,6 @@ of a run, since each call has a number of its own, which its recordings and even
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import re
 from collections.abc import Iterator
@@ -19,8 +18,9 @@ from bitel.demo.play import read_wav
 from bitel.g711 import Pcm
 from bitel.recordings import wav
 from tests.peers.asterisk import HOST, Asterisk, asterisk
-from tests.peers.certificates import Authority
-from tests.peers.switchboard import sample
+from tests.support.certificates import Authority
+from tests.support.switchboard import sample
+from tests.support.waiting import until
 
 USERNAME = "acme"
 PASSWORD = "s3cret"
@@ -226,10 +226,8 @@ class AsteriskPhone:
 
     async def ended(self, number: str) -> dict[str, str]:
         """Wait until Asterisk has ended the call to `number`; returns its Hangup event."""
-        async with asyncio.timeout(10):
-            while not (found := self.events("Hangup", number)):
-                await asyncio.sleep(0.02)
-        return found[0]
+        await until(lambda: self.events("Hangup", number))
+        return self.events("Hangup", number)[0]
 
     async def received(self, number: str) -> Pcm:
         """What was recorded of the call to `number`, once it is over."""

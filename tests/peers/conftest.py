@@ -1,3 +1,3 @@
-from tests.secrecy_fixture import no_secrets_in_logs
+from tests.support.log_secrets import no_secrets_in_logs
 
 __all__ = ["no_secrets_in_logs"]

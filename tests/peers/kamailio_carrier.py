@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tests.peers.certificates import Certificate
 from tests.peers.sipp import listens
+from tests.support.certificates import Certificate
+from tests.support.waiting import until
 
 HOST = "127.0.0.1"
 REALM = "carrier.test"
@@ -52,9 +53,7 @@ class Kamailio:
 
     async def saying(self, line: str, times: int = 1, timeout: float = 15.0) -> None:
         """Wait until it has said `line` that often. Raises TimeoutError."""
-        async with asyncio.timeout(timeout):
-            while self.said.count(line) < times:
-                await asyncio.sleep(0.02)
+        await until(lambda: self.said.count(line) >= times, timeout)
 
 
 @asynccontextmanager

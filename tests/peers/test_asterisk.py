@@ -18,7 +18,6 @@ from bitel.g711 import Pcm
 from bitel.sip import Credentials
 from bitel.sip_transport.tls import TlsFiles
 from bitel.store.database import Database
-from tests.e2e.playing import call_all, reports, sent
 from tests.peers import pjsua2_phone
 from tests.peers.asterisk import why_missing
 from tests.peers.asterisk_phone import (
@@ -29,7 +28,9 @@ from tests.peers.asterisk_phone import (
     asterisk_phone,
 )
 from tests.peers.baresip_phone import baresip_phone
-from tests.peers.switchboard import (
+from tests.support.prerequisites import need_peer
+from tests.support.service_calls import call_all, reports, sent
+from tests.support.switchboard import (
     Record,
     Switchboard,
     assert_answered,
@@ -37,7 +38,7 @@ from tests.peers.switchboard import (
     share_received,
     switchboard,
 )
-from tests.prerequisites import need_peer
+from tests.support.waiting import until
 
 T1 = 0.5
 """Seconds: RFC 3261's own, as Asterisk's is."""
@@ -311,9 +312,7 @@ async def test_registration(dial: Dial, transport: str) -> None:
     async with dial(
         USERNAME, transport, register=True, credentials=Credentials(USERNAME, PASSWORD)
     ) as calling:
-        async with asyncio.timeout(10):
-            while not calling.board.dialer.up:
-                await asyncio.sleep(0.02)
+        await until(lambda: calling.board.dialer.up)
         assert dial.phone.contact()
         number, record = await calling.call("answer")
         assert await calling.share_received(number) >= 0.98
@@ -324,9 +323,7 @@ async def test_registration(dial: Dial, transport: str) -> None:
 @pytest.mark.interop("answers OPTIONS", rfc="RFC 3261 §11.2")
 async def test_options(dial: Dial) -> None:
     async with dial(ping_interval=0.1) as calling:
-        async with asyncio.timeout(10):
-            while not calling.board.dialer.up:
-                await asyncio.sleep(0.02)
+        await until(lambda: calling.board.dialer.up)
 
 
 @pytest.mark.soak

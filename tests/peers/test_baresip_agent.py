@@ -17,7 +17,8 @@ from bitel.rtp.shared_clip import read_clip
 from bitel.rtp.streamer import Streamer, StreamReport, StreamSpec
 from bitel.sip.events import Answered, Ended, Failed, Provisional
 from tests.peers.baresip_phone import baresip_phone
-from tests.peers.caller import HOST, caller
+from tests.support.sip_caller import HOST, caller
+from tests.support.waiting import until
 
 RTP_PORTS = range(30000, 32000)
 
@@ -90,9 +91,7 @@ async def test_a_reinvite_of_baresip_is_answered_and_the_call_goes_on() -> None:
     async with baresip_phone("answer", reinvite=True) as phone, caller(phone.address) as one:
         call = one.call("+989121234567")
         assert isinstance(await one.settled(call), Answered)
-        async with asyncio.timeout(5):
-            while one.transport.agent.counts().server_transactions == 0:
-                await asyncio.sleep(0.01)
+        await until(lambda: one.transport.agent.counts().server_transactions != 0, 5)
         # Longer than it takes until an answer without ACK is repeated.
         await asyncio.sleep(0.8)
         assert one.transport.agent.counts().retransmissions == 0
@@ -114,7 +113,7 @@ async def test_baresip_rings_until_we_give_up() -> None:
     async with baresip_phone("ring") as phone, caller(phone.address) as one:
         call = one.call("+989121234567")
         assert (await one.saw(call, Provisional)).code == 180
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.3)  # it goes on ringing
         assert one.result(call) is None
         one.cancel(call)
         failed = await one.settled(call)

@@ -10,11 +10,11 @@ import pytest
 from bitel.domain.attempts import Outcome
 from bitel.sip_transport.tls import TlsFiles
 from bitel.store.database import Database
-from tests.e2e.playing import folder
 from tests.peers.baresip_phone import Keyed, baresip_phone
-from tests.peers.certificates import Authority
 from tests.peers.phone_process import Transport
-from tests.peers.switchboard import Record, assert_answered, switchboard
+from tests.support.certificates import Authority
+from tests.support.service_calls import folder
+from tests.support.switchboard import Record, assert_answered, switchboard
 
 
 async def call(

@@ -10,9 +10,9 @@ import pytest
 from bitel.demo.play import read_wav
 from bitel.demo.stage import Stage
 from bitel.recordings.audio_match import match
-from tests.e2e.playing import call_all, reports, sent
 from tests.peers.baresip_phone import baresip_phone
 from tests.peers.phone_process import PhoneProcess
+from tests.support.service_calls import call_all, reports, sent
 
 NUMBER = ["09121234567"]
 

@@ -14,11 +14,11 @@ from bitel.domain.calls import CallStatus
 from bitel.sip import Credentials
 from bitel.sip_transport.tls import TlsFiles
 from bitel.store.database import Database
-from tests.e2e.playing import folder
-from tests.peers.certificates import Authority
 from tests.peers.kamailio_carrier import PASSWORD, USERNAME, Option, kamailio
 from tests.peers.sipp import sipp
-from tests.peers.switchboard import switchboard
+from tests.support.certificates import Authority
+from tests.support.service_calls import folder
+from tests.support.switchboard import switchboard
 
 CALLS = 5
 ROUTED = "rfc3261_12.1.1_record_routed"
@@ -157,62 +157,58 @@ async def test_registered_refreshed_used_and_gone(
     assert (report.exit_code, report.successful) == (0, 1), report
 
 
-@pytest.mark.interop("takes registration and calls over one TCP connection", rfc="RFC 3261 §18.1")
-async def test_calls_through_a_proxy_over_tcp(tmp_path: Path, sqlite_database: Database) -> None:
+@pytest.mark.parametrize(
+    "transport",
+    [
+        pytest.param(
+            "tcp",
+            marks=pytest.mark.interop(
+                "takes registration and calls over one TCP connection", rfc="RFC 3261 §18.1"
+            ),
+        ),
+        pytest.param(
+            "tls",
+            marks=pytest.mark.interop(
+                "takes registration and calls over one TLS connection", rfc="RFC 3261 §26.2.1"
+            ),
+        ),
+    ],
+)
+async def test_calls_through_a_proxy_over_a_connection(
+    transport: str, tmp_path: Path, sqlite_database: Database
+) -> None:
     """One connection takes them all to the proxy, which goes on over UDP."""
-    async with (
-        sipp(ROUTED, CALLS, folder(tmp_path, "sipp")) as callee,
-        kamailio(
-            folder(tmp_path, "kamailio"), callee.port, ["WITH_STREAMS", "WITH_REGISTRATION"]
-        ) as proxy,
-    ):
-        async with switchboard(
-            tmp_path,
-            sqlite_database,
-            f"sip:127.0.0.1:{proxy.port};transport=tcp",
-            t1=PATIENT,
-            register=True,
-            credentials=CREDENTIALS,
-        ) as board:
-            await proxy.saying("register 1 over tcp")
-            records = await asyncio.gather(*(board.call(f"0912{n:07}") for n in range(CALLS)))
-            report = await callee.report()
-        await proxy.saying("register 3 over tcp")
-    assert (report.exit_code, report.successful) == (0, CALLS), report
-    assert {(record.outcome, record.bills) for record in records} == {(Outcome.ANSWERED, 1)}
-    for method in ("INVITE", "ACK", "BYE"):
-        assert proxy.said.count(f"relayed {method} over tcp") >= CALLS, proxy.said
-
-
-@pytest.mark.interop("takes registration and calls over one TLS connection", rfc="RFC 3261 §26.2.1")
-async def test_calls_through_a_proxy_over_tls(tmp_path: Path, sqlite_database: Database) -> None:
-    authority = Authority.make(folder(tmp_path, "certificates"))
+    authority, tls = Authority.make(folder(tmp_path, "certificates")), transport == "tls"
+    options: list[Option] = ["WITH_STREAMS", "WITH_REGISTRATION"]
+    if tls:
+        options.append("WITH_TLS")
     async with (
         sipp(ROUTED, CALLS, folder(tmp_path, "sipp")) as callee,
         kamailio(
             folder(tmp_path, "kamailio"),
             callee.port,
-            ["WITH_STREAMS", "WITH_TLS", "WITH_REGISTRATION"],
-            certificate=authority.sign("IP:127.0.0.1"),
+            options,
+            certificate=authority.sign("IP:127.0.0.1") if tls else None,
         ) as proxy,
     ):
+        udp, sips = f"sip:127.0.0.1:{proxy.port}", f"sips:127.0.0.1:{proxy.tls_port}"
         async with switchboard(
             tmp_path,
             sqlite_database,
-            f"sips:127.0.0.1:{proxy.tls_port}",
+            sips if tls else f"{udp};transport=tcp",
             t1=PATIENT,
             register=True,
             credentials=CREDENTIALS,
-            tls=TlsFiles(ca=authority.files.certificate),
+            tls=TlsFiles(ca=authority.files.certificate) if tls else None,
         ) as board:
-            await proxy.saying("register 1 over tls")
+            await proxy.saying(f"register 1 over {transport}")
             records = await asyncio.gather(*(board.call(f"0912{n:07}") for n in range(CALLS)))
             report = await callee.report()
-        await proxy.saying("register 3 over tls")
+        await proxy.saying(f"register 3 over {transport}")
     assert (report.exit_code, report.successful) == (0, CALLS), report
     assert {(record.outcome, record.bills) for record in records} == {(Outcome.ANSWERED, 1)}
     for method in ("INVITE", "ACK", "BYE"):
-        assert proxy.said.count(f"relayed {method} over tls") >= CALLS, proxy.said
+        assert proxy.said.count(f"relayed {method} over {transport}") >= CALLS, proxy.said
 
 
 @pytest.mark.interop("can't prove its name, its certificate being {fault}", rfc="RFC 5922 §7.2")

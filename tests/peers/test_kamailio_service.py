@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from bitel.demo.stage import Stage
-from tests.e2e.playing import call_all, folder, numbers, reports
-from tests.peers.certificates import Authority
 from tests.peers.kamailio_carrier import PASSWORD, USERNAME, kamailio
 from tests.peers.sipp import sipp
+from tests.support.certificates import Authority
+from tests.support.service_calls import call_all, folder, numbers, reports
 
 CALLS = 10
 

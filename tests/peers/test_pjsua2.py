@@ -14,8 +14,8 @@ from bitel.domain.attempts import Outcome
 from bitel.store.database import Database
 from tests.peers.phone_process import PhoneProcess, Transport
 from tests.peers.pjsua2_phone import HoldKind, Reliable, pjsua2_phone, why_missing
-from tests.peers.switchboard import Record, assert_answered, sample, share_received, switchboard
-from tests.prerequisites import need_peer
+from tests.support.prerequisites import need_peer
+from tests.support.switchboard import Record, assert_answered, sample, share_received, switchboard
 
 T1 = 0.5
 """Seconds: RFC 3261's own, as PJSIP's is."""

@@ -9,8 +9,8 @@ import pytest
 
 from bitel.sip.digest import Credentials
 from bitel.sip.events import Answered, Ended, Failed, Provisional
-from tests.peers.caller import Caller, caller
 from tests.peers.sipp import SippReport, sipp
+from tests.support.sip_caller import Caller, caller
 
 CALLS = 30
 USERNAME = "trunk-7"

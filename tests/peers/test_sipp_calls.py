@@ -22,9 +22,9 @@ from bitel.domain.attempts import AttemptResult, DialRequest, Outcome
 from bitel.domain.calls import CallStatus
 from bitel.sip import refresh
 from bitel.store.database import Database
-from tests.peers.ear import ear
+from tests.peers.rtp_listener import ear
 from tests.peers.sipp import Sipp, sipp
-from tests.peers.switchboard import T1, Record, switchboard
+from tests.support.switchboard import T1, Record, switchboard
 
 STATUS = {
     Outcome.ANSWERED: CallStatus.NORMAL,

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from bitel.demo.stage import Stage
-from tests.e2e.playing import call_all, folder, numbers, reports
 from tests.peers.sipp import sipp
+from tests.support.service_calls import call_all, folder, numbers, reports
 
 CALLS = 20
 

@@ -12,11 +12,11 @@ from bitel.dialer.trunk import Trunk
 from bitel.domain.attempts import Outcome
 from bitel.sip import Credentials
 from bitel.store.database import Database
-from tests.dialer.calling import dialer
-from tests.dialer.carrier import until
-from tests.e2e.playing import folder
 from tests.peers.sipp import sipp
-from tests.peers.switchboard import switchboard
+from tests.support.service_calls import folder
+from tests.support.sip_dialer import dialer
+from tests.support.switchboard import switchboard
+from tests.support.waiting import until
 
 CALLS = 3
 
@@ -119,7 +119,7 @@ async def test_rfc3261_10_2_registered_refreshed_and_gone(tmp_path: Path) -> Non
         ) as calls:
             assert not calls.dialer.up
             await until(lambda: calls.dialer.up)
-            await asyncio.sleep(2.2)
+            await asyncio.sleep(2.2)  # SIPp's clock is a real one
             assert calls.dialer.up, "it was granted 2 s, and is refreshed before"
         report = await registrar.report()
         assert (report.exit_code, report.successful, report.failed) == (0, 1, 0), report

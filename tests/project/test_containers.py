@@ -15,7 +15,7 @@ import yaml
 
 from bitel.settings import load
 from bitel.shutdown import SHUTDOWN_MARGIN
-from tests.prerequisites import need
+from tests.support.prerequisites import need
 
 ROOT = Path(__file__).parent.parent.parent
 CONTAINERFILE = ROOT / "Containerfile"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bitel.settings import Settings
 from bitel.shutdown import SHUTDOWN_MARGIN
-from tests.prerequisites import need
+from tests.support.prerequisites import need
 
 UNIT = Path(__file__).parent.parent.parent / "deploy" / "bitel.service"
 MOST_EXPOSED = 3.0

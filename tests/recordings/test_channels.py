@@ -19,7 +19,7 @@ from bitel.g711 import alaw_decode
 from bitel.recordings.decode import Decoded, decode
 from bitel.recordings.limits import DecodeLimits
 from bitel.recordings.mixdown import mix_weights
-from tests.recordings.conftest import Media, Samples
+from tests.recordings.audio_files import Media, Samples
 
 RATE = 44_100
 SURROUND = ["FL", "FR", "FC", "LFE", "BL", "BR"]

@@ -14,9 +14,10 @@ from bitel.errors import PayloadTooLargeError
 from bitel.g711 import alaw_decode
 from bitel.recordings.decode import Decoded, decode
 from bitel.recordings.limits import MEBIBYTE, DecodeLimits
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
-    from tests.recordings.conftest import Media, Samples
+    from tests.recordings.audio_files import Media, Samples
 
 LIMITS = DecodeLimits()
 
@@ -190,8 +191,7 @@ async def test_too_much_time(media: Media, into: Path) -> None:
 async def test_called_off(media: Media, into: Path) -> None:
     source = media.wav(media.sweep(44100, 300.0), channels=2)
     decoding = asyncio.create_task(decode(source, into, LIMITS))
-    while not any(path.stat().st_size for path in into.iterdir()):
-        await asyncio.sleep(0.005)
+    await until(lambda: any(path.stat().st_size for path in into.iterdir()))
     decoding.cancel()
     with pytest.raises(asyncio.CancelledError):
         await decoding

@@ -23,7 +23,7 @@ from bitel.recordings.transcoding import transcode
 from bitel.recordings.verdict import Verdict
 
 if TYPE_CHECKING:
-    from tests.recordings.conftest import Media
+    from tests.recordings.audio_files import Media
 
 LIMITS = DecodeLimits()
 TEXT = b"Dear Sir or Madam, this is no recording at all. " * 50

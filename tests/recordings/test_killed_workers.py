@@ -14,11 +14,11 @@ from bitel.recordings.decode import decode
 from bitel.recordings.limits import DecodeLimits
 from bitel.speech.engines import SpeechOptions, speak
 from bitel.speech.library import SpeechLibrary
-from tests.recordings.workers import killing
-from tests.small_disk import fill, small_disk
+from tests.support.small_disk import fill, small_disk
+from tests.support.worker_processes import killing
 
 if TYPE_CHECKING:
-    from tests.recordings.conftest import Media
+    from tests.recordings.audio_files import Media
 
 DECODER = "bitel.recordings.decode_worker"
 SPEAKER = "bitel.speech.worker"

@@ -13,10 +13,10 @@ import structlog
 
 from bitel.recordings import sandbox, worker_process
 from bitel.recordings.limits import MEBIBYTE
-from tests.prerequisites import need
+from tests.support.prerequisites import need
 
 if TYPE_CHECKING:
-    from tests.recordings.conftest import Media
+    from tests.recordings.audio_files import Media
 
 ESCAPES = r"""
 import ctypes, os, socket, struct, sys

@@ -23,6 +23,7 @@ from bitel.recordings.limits import SpeechLimits
 from bitel.speech import engines
 from bitel.speech.engines import SpeechOptions, engine_for, render, speak
 from bitel.speech.spoken_text import plain
+from tests.support.waiting import until
 
 OPTIONS = SpeechOptions()
 
@@ -223,9 +224,7 @@ async def test_called_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, into:
     body = "os.write(int(sys.argv[4]), str(os.getpid()).encode()); time.sleep(60)"
     speaking = asyncio.create_task(replaced_worker(monkeypatch, tmp_path, into, body))
     written = into / "0.wav"
-    async with asyncio.timeout(20):
-        while not written.exists() or not written.read_text():
-            await asyncio.sleep(0.01)
+    await until(lambda: written.exists() and written.read_text(), 20)
     process = int(written.read_text())
     speaking.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -6,7 +6,6 @@ import asyncio
 import errno
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -18,23 +17,16 @@ from bitel.recordings.limits import SpeechLimits
 from bitel.speech import library as speech_library
 from bitel.speech.engines import SpeechOptions
 from bitel.speech.library import SpeechLibrary
+from tests.support.clocks import FakeClock
+from tests.support.waiting import until
 
 SPEECH_WORKER = "bitel.speech.worker"
 
 
-@dataclass
-class Clock:
-    """The files' times are real ones, so this starts at the present and is moved by hand."""
-
-    now: float
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
-def clock() -> Clock:
-    return Clock(time.time())
+def clock() -> FakeClock:
+    """From the present on: the files' times are real ones."""
+    return FakeClock(time.time())
 
 
 @pytest.fixture
@@ -116,8 +108,7 @@ async def test_who_gives_up_takes_it_from_nobody(
 ) -> None:
     first = asyncio.create_task(library.render("hello", "en"))
     second = asyncio.create_task(library.render("hello", "en"))
-    while not workers:
-        await asyncio.sleep(0.001)
+    await until(lambda: workers)
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first
@@ -197,8 +188,7 @@ async def test_too_many_at_once(
     for text in texts:
         asked.append(asyncio.create_task(library.render(text, "en")))
         # One asks after the other: the first two are under way when the third comes.
-        while len(library._texts) < min(len(asked), 2):
-            await asyncio.sleep(0.001)
+        await until(lambda: len(library._texts) >= min(len(asked), 2))
     await asyncio.wait(asked[2:3])
     go_ahead.set()
     results = await asyncio.gather(*asked, return_exceptions=True)
@@ -222,8 +212,7 @@ async def test_what_is_under_way_is_not_looked_for(
 
     monkeypatch.setattr(library, "_find", counted)
     first = asyncio.create_task(library.render("one", "en"))
-    while not library._texts:
-        await asyncio.sleep(0.001)
+    await until(lambda: library._texts)
     again = asyncio.create_task(library.render("one", "en"))
     await asyncio.sleep(0)
     go_ahead.set()
@@ -232,7 +221,7 @@ async def test_what_is_under_way_is_not_looked_for(
     assert len(looks) == 2
 
 
-async def test_the_oldest_go_when_room_lacks(folder: Path, clock: Clock) -> None:
+async def test_the_oldest_go_when_room_lacks(folder: Path, clock: FakeClock) -> None:
     options = SpeechOptions()
     size = 2 * (await SpeechLibrary(folder, options).render("one", "en")).samples
     library = SpeechLibrary(folder, options, max_bytes=int(size * 3.5), clock=clock)
@@ -252,7 +241,7 @@ async def test_the_oldest_go_when_room_lacks(folder: Path, clock: Clock) -> None
     assert library.rendered == before + 1
 
 
-async def test_what_was_just_handed_out_stays(folder: Path, clock: Clock) -> None:
+async def test_what_was_just_handed_out_stays(folder: Path, clock: FakeClock) -> None:
     library = SpeechLibrary(folder, SpeechOptions(), max_bytes=1, clock=clock)
     first = await library.render("one", "en")
     clock.now += 100
@@ -265,7 +254,7 @@ async def test_what_was_just_handed_out_stays(folder: Path, clock: Clock) -> Non
     assert second.alaw.exists()
 
 
-async def test_digits_never_go(folder: Path, clock: Clock) -> None:
+async def test_digits_never_go(folder: Path, clock: FakeClock) -> None:
     library = SpeechLibrary(folder, SpeechOptions(), max_bytes=1, clock=clock)
     clips = await library.digit_clips("12", "en", "PCMA")
     clock.now += 1e6
@@ -289,8 +278,7 @@ async def test_closing_ends_what_is_under_way(
     library: SpeechLibrary, folder: Path, workers: list[str]
 ) -> None:
     speaking = asyncio.create_task(library.render("hello", "en"))
-    while not workers:
-        await asyncio.sleep(0.001)
+    await until(lambda: workers)
     await library.close()
     with pytest.raises(asyncio.CancelledError):
         await speaking

@@ -26,7 +26,7 @@ from bitel.errors import NotFoundError, SettingsError, UnavailableError
 from bitel.g711 import alaw_decode
 from bitel.recordings.decode import Decoded
 from bitel.recordings.storage import VoiceStore
-from tests.s3_server import BUCKET, KEY, SECRET, S3Server, s3_server
+from tests.support.s3_server import BUCKET, KEY, SECRET, S3Server, s3_server
 
 ID = "69b9e312e3b64b3880760639f5dfdffa"
 ALAW = np.random.default_rng(1).integers(0, 256, 200_001, dtype=np.uint8)

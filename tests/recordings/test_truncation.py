@@ -11,7 +11,7 @@ import pytest
 
 from bitel.recordings.decode import decode
 from bitel.recordings.limits import DecodeLimits
-from tests.recordings.conftest import Media
+from tests.recordings.audio_files import Media
 from tests.recordings.test_channels import voice, write
 
 KINDS = [

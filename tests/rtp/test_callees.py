@@ -23,10 +23,11 @@ from bitel.rtp.sender.rtcp import Progress, Quality, RtcpSessions
 from bitel.rtp.sender.rtp_receiver import LINGERING, UNDER_WAY, YOUNG, RemoteSource, RtpReceiver
 from bitel.rtp.stream_spec import Latch, StreamSpec
 from bitel.rtp.streamer import Streamer, StreamReport
-from tests.free_ports import free_range
-from tests.prerequisites import need_ipv6
 from tests.rtp.streams import change, change_command, play, play_command, start_with
 from tests.rtp_packets import pack
+from tests.support.free_ports import free_range
+from tests.support.prerequisites import need_ipv6
+from tests.support.waiting import until
 
 HOST = "127.0.0.1"
 EVENT = 101
@@ -45,12 +46,6 @@ def key(code: int, timestamp: int, sequence: int, *, end: bool = False, kind: in
 
 def reception(highest: int, lost: int, jitter: int, ssrc: int = SSRC) -> bytes:
     return struct.pack("!BBHIIIIIII", 0x81, 201, 7, 99, ssrc, lost, highest, jitter, 0, 0)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 def bound(host: str = HOST, port: int = 0) -> socket.socket:

@@ -14,8 +14,9 @@ import pytest
 
 from bitel.rtp.packet import RtpHeader
 from bitel.rtp.streamer import RemoteAddressError, Streamer, StreamReport
-from tests.free_ports import free_range
 from tests.rtp.streams import change, play
+from tests.support.free_ports import free_range
+from tests.support.waiting import until
 
 HOST = "127.0.0.1"
 Recording = Callable[[int], Path]
@@ -39,12 +40,6 @@ class FarEnd:
                 self._packets.append(RtpHeader.parse(self.socket.recv(2048)))
             except BlockingIOError:
                 return self._packets
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 @pytest.fixture
@@ -79,7 +74,7 @@ async def test_a_held_recording_waits_and_goes_on_elsewhere(
     change(streamer, stream, far.address, 8, held=True)
     await asyncio.sleep(0.1)  # what was on its way
     held = len(far.packets)
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(0.3)  # 15 packets' time, in which none may leave
     assert len(far.packets) == held
     change(streamer, stream, other.address, 8)
     change(streamer, stream, other.address, 8)
@@ -182,7 +177,7 @@ async def test_what_is_said_while_the_sender_is_being_replaced_is_kept(
     stream = play(streamer, streamer.open_port(), far.address, 8, [clip], reports.append)
     change(streamer, stream, other.address, 8, held=True)
     await until(streamer.sender_pids)
-    await asyncio.sleep(0.2)
+    await asyncio.sleep(0.2)  # ten packets' time, in which one may leave
     assert len(far.packets) + len(other.packets) <= 1
     change(streamer, stream, other.address, 8)
     await until(lambda: reports)

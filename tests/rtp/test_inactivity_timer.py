@@ -17,9 +17,9 @@ from bitel.rtp.sender.rtp_receiver import YOUNG, RtpReceiver
 from bitel.rtp.sender.stream_receiver import CHECK_INTERVAL, InactivityTimer, StreamReceiver
 from bitel.rtp.sender.stream_table import StreamTable
 from bitel.rtp.stream_spec import StreamReport
-from tests.free_ports import free_range
 from tests.rtp.streams import play_command
 from tests.rtp_packets import pack
+from tests.support.free_ports import free_range
 
 HOST = "127.0.0.1"
 

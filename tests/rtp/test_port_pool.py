@@ -8,17 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitel.rtp.port_pool import REST, RETRY_TAKEN, NoPortError, PortPool
-from tests.free_ports import free_range
+from tests.support.clocks import FakeClock
+from tests.support.free_ports import free_range
 
 HOST = "127.0.0.1"
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_own_ports_while_there_are_free_ones_then_the_least_shared() -> None:
@@ -39,7 +32,7 @@ def test_new_ports_are_taken_from_the_first_on_and_then_from_the_lowest() -> Non
 
 
 def test_a_released_port_rests_while_others_are_free() -> None:
-    clock = Clock()
+    clock = FakeClock(100.0)
     pool = PortPool(HOST, free_range(3), clock=clock)
     first = pool.open()
     pool.release(first)
@@ -56,7 +49,7 @@ def test_a_released_port_rests_while_others_are_free() -> None:
 
 def test_a_port_that_another_program_holds_is_skipped_and_tried_again_later() -> None:
     ports = free_range(2)
-    clock = Clock()
+    clock = FakeClock(100.0)
     pool = PortPool(HOST, ports, clock=clock)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
         other.bind((HOST, ports.start))
@@ -107,7 +100,7 @@ def test_what_arrives_is_dropped_by_the_kernel() -> None:
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.one_of(st.none(), st.integers(0, 30), st.floats(0, 10)), max_size=60))
 def test_ports_are_shared_evenly_whatever_happens(steps: list[int | float | None]) -> None:
-    clock = Clock()
+    clock = FakeClock(100.0)
     pool = PortPool(HOST, free_range(4), clock=clock)
     lent: list[int] = []
     for step in steps:

@@ -10,8 +10,8 @@ import pytest
 
 from bitel.rtp.packet import RtpHeader
 from bitel.rtp.streamer import Streamer, StreamReport, senders_for
-from tests.free_ports import free_range
 from tests.rtp.streams import play
+from tests.support.free_ports import free_range
 
 HOST = "127.0.0.1"
 STREAMS = 20

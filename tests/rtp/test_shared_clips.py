@@ -18,8 +18,9 @@ from bitel.rtp.sender.playlist import Clip, Playlist
 from bitel.rtp.sender_process import SenderProcess
 from bitel.rtp.shared_clip import MAX_BYTES, ClipError, SharedClip, read_clip
 from bitel.rtp.streamer import Streamer, StreamReport
-from tests.free_ports import free_range
 from tests.rtp.streams import play
+from tests.support.free_ports import free_range
+from tests.support.waiting import until
 
 Recording = Callable[[int], Path]
 
@@ -44,12 +45,6 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def mapped(pid: int) -> int:
     """How many clips a process has mapped."""
     return Path(f"/proc/{pid}/maps").read_text().count("memfd:bitel-clip")
-
-
-async def until(true: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not true():
-            await asyncio.sleep(0.005)
 
 
 async def played(streamer: Streamer, port: int, clip: SharedClip, ptime: int = 20) -> bytes:

@@ -20,10 +20,11 @@ from bitel.rtp.port_pool import share_of
 from bitel.rtp.sender.priority import core_for
 from bitel.rtp.shared_clip import read_clip
 from bitel.rtp.streamer import SenderFailedError, Streamer, StreamReport
-from tests.free_ports import free_range
-from tests.prerequisites import need_ipv6
 from tests.rtp.streams import play, start_with
 from tests.rtp_packets import pack
+from tests.support.free_ports import free_range
+from tests.support.prerequisites import need_ipv6
+from tests.support.waiting import until
 
 HOST = "127.0.0.1"
 Recording = Callable[[int], Path]
@@ -75,13 +76,6 @@ class Ends:
 
     async def wait(self, count: int = 1) -> None:
         await until(lambda: len(self.reports) >= count)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Waits for what another process brings about."""
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 @pytest.fixture
@@ -171,7 +165,7 @@ async def test_stopped_stream_sends_nothing_more(
     assert not report.error
     assert report.packets is not None
     assert 3 <= report.packets < 500
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.1)  # five packets' time, in which none may leave
     assert len(far.packets()) == report.packets
     streamer.stop_stream(stream)
     assert streamer.stats().running == 0
@@ -510,8 +504,9 @@ PARENT = """
 import asyncio, sys
 from pathlib import Path
 from bitel.rtp.streamer import Streamer
-from tests.free_ports import free_range
+from tests.support.free_ports import free_range
 from tests.rtp.streams import play
+from tests.support.free_ports import free_range
 
 async def main():
     streamer = Streamer("127.0.0.1", range(int(sys.argv[1]), int(sys.argv[1]) + 40))
@@ -537,7 +532,7 @@ async def test_the_sender_does_not_outlive_its_parent(far: FarEnd, recording: Re
         parent.kill()
     await until(lambda: not alive(sender))
     heard = len(far.packets())
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.1)  # five packets' time, in which none may leave
     assert len(far.packets()) == heard
 
 

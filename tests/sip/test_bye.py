@@ -6,7 +6,7 @@ import pytest
 
 from bitel.sip import Ended
 from bitel.sip.message import Request
-from tests.sip.far_end import ANSWER, FAR, Bench, reply
+from tests.support.sip_bench import ANSWER, FAR, Bench, reply
 
 
 def hung_up() -> tuple[Bench, str, Request]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from bitel.sip import Credentials, Failed
-from tests.sip.far_end import ANSWER, FAR, INVITATION, Bench, reply
+from tests.support.sip_bench import ANSWER, FAR, INVITATION, Bench, reply
 
 
 def canceled(call_id: str, rang: bool = False, reason: str = "Request Terminated") -> Failed:

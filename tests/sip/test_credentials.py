@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from bitel.sip import Answered, Credentials, Failed
-from tests.sip.far_end import ANSWER, INVITATION, Bench, reply
+from tests.support.sip_bench import ANSWER, INVITATION, Bench, reply
 
 OURS = Credentials("us", "s3cret")
 CARRIER = 'Proxy-Authenticate: Digest realm="carrier", nonce="n1"'

@@ -8,7 +8,7 @@ from bitel.sip import Answered, Credentials, Failed, OutgoingRequest
 from bitel.sip.client_transaction import MAX_UDP
 from bitel.sip.grammar import Address, Transport
 from bitel.sip.message import Request
-from tests.sip.far_end import ANSWER, INVITATION, Bench, reply
+from tests.support.sip_bench import ANSWER, INVITATION, Bench, reply
 
 TCP = Address("192.0.2.9", 5060, Transport.TCP)
 TLS = Address("192.0.2.9", 5061, Transport.TLS, "carrier.test")

@@ -7,7 +7,7 @@ import pytest
 from bitel.sip import DeliveryDoubted, Failed, Provisional
 from bitel.sip.grammar import Address
 from bitel.sip.message import quoted_branch
-from tests.sip.far_end import FAR, Bench, reply
+from tests.support.sip_bench import FAR, Bench, reply
 
 
 def test_an_error_that_quotes_an_invite_is_a_doubt_and_no_failure() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bitel.sip import Answered, Credentials, Ended, Failed
 from bitel.sip.digest import Authorizer, parse_challenge, strongest
 from bitel.sip.message import Request
-from tests.sip.far_end import ANSWER, INVITATION, Bench, reply
+from tests.support.sip_bench import ANSWER, INVITATION, Bench, reply
 
 INVITATION = INVITATION._replace(credentials=Credentials("us", "secret"))
 

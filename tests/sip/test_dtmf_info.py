@@ -6,7 +6,7 @@ import pytest
 
 from bitel.sip import KeyedDigits
 from bitel.sip.message import Request
-from tests.sip.far_end import Bench, answered, with_content_type, within
+from tests.support.sip_bench import Bench, answered, with_content_type, within
 
 RELAY, PLAIN = "application/dtmf-relay", "application/dtmf"
 NORTEL = "application/vnd.nortelnetworks.digits"

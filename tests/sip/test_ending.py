@@ -6,7 +6,7 @@ import pytest
 
 from bitel.sip import AgentConfig, Answered, Ended, Failed
 from bitel.sip.grammar import Address, Transport
-from tests.sip.far_end import (
+from tests.support.sip_bench import (
     ANSWER,
     FAR,
     INVITATION,

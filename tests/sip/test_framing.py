@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bitel.sip.framing import MAX_FIRST_LINE, Framer, FramingError, KeepAlive
 from bitel.sip.message import MAX_DATAGRAM, MAX_HEAD
-from tests.sip.far_end import ANSWER, request
+from tests.support.sip_bench import ANSWER, request
 
 PING, PONG = KeepAlive.PING, KeepAlive.PONG
 OPTIONS = request("OPTIONS").encode()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from bitel.sip import Credentials, Failed, Invitation, Transport
 from bitel.sip.message import Request
-from tests.sip.far_end import ANSWER, FAR, INVITATION, Bench, reply
+from tests.support.sip_bench import ANSWER, FAR, INVITATION, Bench, reply
 
 
 def given_up(bench: Bench, after: float = 4.0) -> tuple[str, Request]:

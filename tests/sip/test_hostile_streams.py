@@ -22,10 +22,11 @@ from bitel.sip_transport import connection_pool
 from bitel.sip_transport.acceptor import Door
 from bitel.sip_transport.connection import StreamLimits
 from bitel.sip_transport.tls import TlsFiles
-from tests.peers.certificates import Authority
-from tests.sip.far_end import request
-from tests.sip.party import Party, answers, one_call
-from tests.tcp_server import tcp_server
+from tests.support.certificates import Authority
+from tests.support.sip_bench import request
+from tests.support.sip_party import Party, answers, one_call
+from tests.support.tcp_server import tcp_server
+from tests.support.waiting import until
 
 LOCALHOST = "127.0.0.1"
 TCP = Transport.TCP
@@ -91,9 +92,7 @@ async def test_answers_to_strangers_take_no_room_from_calls(
     assert len(caller.transport._streams._attempts) == limits.answering
     await one_call(caller, callee, TCP)
     way.open.set()
-    async with asyncio.timeout(5):
-        while caller.transport._streams._attempts:
-            await asyncio.sleep(0.01)
+    await until(lambda: not caller.transport._streams._attempts, 5)
     assert not caller.transport._streams._answering
     for party in (caller, callee):
         await party.transport.close()

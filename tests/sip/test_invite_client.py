@@ -7,7 +7,7 @@ from sipmessage import Message as Oracle
 
 from bitel.sip import AgentConfig, Answered, Ended, Failed, Provisional, check_answer
 from bitel.sip.grammar import Address
-from tests.sip.far_end import ANSWER, FAR, INVITATION, US, Bench, reply, within
+from tests.support.sip_bench import ANSWER, FAR, INVITATION, US, Bench, reply, within
 
 
 def test_the_invite_is_a_valid_request_with_our_offer() -> None:

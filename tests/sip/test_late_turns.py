@@ -21,9 +21,10 @@ from bitel.sip_transport import transport as sip_transport
 from bitel.sip_transport.connection import MAX_BATCH as STREAM_BATCH
 from bitel.sip_transport.transport import BUSY_PASSES
 from bitel.sip_transport.udp import MAX_BATCH
-from tests.sip.far_end import ANSWER, reply, request
-from tests.sip.party import Party
-from tests.tcp_server import tcp_server
+from tests.support.sip_bench import ANSWER, reply, request
+from tests.support.sip_party import Party
+from tests.support.tcp_server import tcp_server
+from tests.support.waiting import until
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 PAUSE = 0.6
@@ -97,12 +98,6 @@ async def called(
     finally:
         await caller.transport.close()
         far.sock.close()
-
-
-async def until(true: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
-        while not true():
-            await asyncio.sleep(0.005)
 
 
 def hold_up(seconds: float = PAUSE) -> None:

@@ -12,7 +12,7 @@ from bitel.sip import Answered, Ended, Invitation, SessionDescription
 from bitel.sip.client_transaction import ClientTransaction
 from bitel.sip.outgoing_call import OutgoingCall
 from bitel.sip.session import Session
-from tests.sip.far_end import ANSWER, INVITATION, Bench, reply
+from tests.support.sip_bench import ANSWER, INVITATION, Bench, reply
 
 CALL = (Invitation, SessionDescription, OutgoingCall, Session, Answered)
 

@@ -7,7 +7,7 @@ import pytest
 from bitel.sip import Answered, Ended, Failed
 from bitel.sip.client_transaction import MAX_UDP
 from bitel.sip.grammar import Address, Transport
-from tests.sip.far_end import ANSWER, FAR, INVITATION, Bench, reply, within
+from tests.support.sip_bench import ANSWER, FAR, INVITATION, Bench, reply, within
 
 TCP = Address("192.0.2.9", 5060, Transport.TCP)
 TLS = Address("192.0.2.9", 5061, Transport.TLS, "carrier.test")

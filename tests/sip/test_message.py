@@ -21,7 +21,7 @@ from bitel.sip.grammar import (
 )
 from bitel.sip.message import MessageError, Request, Response, parse, printable, write_response
 from bitel.sip.reason import q850_cause
-from tests.sip.far_end import request
+from tests.support.sip_bench import request
 
 
 def test_a_tortuous_request() -> None:

@@ -7,7 +7,7 @@ import pytest
 from bitel.sip import AgentConfig, Credentials, Transport
 from bitel.sip.grammar import Address
 from bitel.sip.message import Request
-from tests.sip.far_end import ANSWER, FAR, INVITATION, US, Bench, reply, within
+from tests.support.sip_bench import ANSWER, FAR, INVITATION, US, Bench, reply, within
 
 PROXY = "<sip:edge.carrier.test;lr>"
 BY_PROXY = INVITATION._replace(headers=(("Route", PROXY), ("X-Account", "42")))

@@ -19,7 +19,7 @@ from bitel.sip.answers import MAX_FORKS
 from bitel.sip.grammar import Address
 from bitel.sip.message import Request
 from bitel.sip.sdp import MAX_EVENT_TYPES, NegotiatedMedia
-from tests.sip.far_end import (
+from tests.support.sip_bench import (
     ANSWER,
     INVITATION,
     OFFER,

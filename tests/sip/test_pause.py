@@ -6,9 +6,9 @@ import pytest
 
 from bitel.sip import Answered, Credentials, Ended, Failed, OutgoingRequest, RequestDone
 from bitel.sip.message import Request
-from tests.sip.far_end import ANSWER, FAR, INVITATION, Bench, reply, request
 from tests.sip.test_server import accepted, ringing
 from tests.sip.test_session_timer import UPDATES, answered, refreshing, session_expires
+from tests.support.sip_bench import ANSWER, FAR, INVITATION, Bench, reply, request
 
 OPTIONS = OutgoingRequest("OPTIONS", "sip:192.0.2.9", FAR, "sip:us@192.0.2.1", "sip:192.0.2.9")
 CHALLENGE = ('WWW-Authenticate: Digest realm="r", nonce="n"',)

@@ -26,9 +26,10 @@ from bitel.sip.grammar import Address, Transport
 from bitel.sip.message import Request, parse
 from bitel.sip_transport.connection import StreamLimits
 from bitel.sip_transport.tls import TlsFiles
-from tests.peers.certificates import Authority, Certificate
-from tests.sip.far_end import ANSWER, reply
-from tests.sip.party import Party
+from tests.support.certificates import Authority, Certificate
+from tests.support.sip_bench import ANSWER, reply
+from tests.support.sip_party import Party
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="other systems do not say what was acknowledged"
@@ -131,12 +132,6 @@ async def world(
         server.close()
         for end in far.ends:
             end.transport.abort()
-
-
-async def until(true: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
-        while not true():
-            await asyncio.sleep(0.005)
 
 
 async def idle(caller: Party) -> None:

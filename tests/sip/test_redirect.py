@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bitel.sip import Failed
-from tests.sip.far_end import Bench, reply
+from tests.support.sip_bench import Bench, reply
 
 
 def failed(code: int, *headers: str) -> Failed:

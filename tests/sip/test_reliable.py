@@ -8,8 +8,8 @@ import pytest
 
 from bitel.sip import Answered, Credentials, Failed, Provisional
 from bitel.sip.grammar import Address
-from tests.sip import far_end
-from tests.sip.far_end import ANSWER, INVITATION, Bench, reply, request, within
+from tests.support import sip_bench as far_end
+from tests.support.sip_bench import ANSWER, INVITATION, Bench, reply, request, within
 
 CONTACT = "Contact: <sip:far@192.0.2.9:5070>"
 

@@ -8,7 +8,7 @@ import pytest
 from sipmessage import Message as Oracle
 
 from bitel.sip import Credentials, OutgoingRequest, RequestDone
-from tests.sip.far_end import FAR, Bench, reply
+from tests.support.sip_bench import FAR, Bench, reply
 
 OPTIONS = OutgoingRequest("OPTIONS", "sip:192.0.2.9", FAR, "sip:bitel@192.0.2.1", "sip:192.0.2.9")
 REGISTER = OutgoingRequest(

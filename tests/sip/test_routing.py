@@ -18,7 +18,7 @@ from bitel.sip import (
     session,
 )
 from bitel.sip.sdp import SessionDescription
-from tests.sip.far_end import (
+from tests.support.sip_bench import (
     ANSWER,
     FAR,
     INVITATION,

@@ -15,7 +15,7 @@ from bitel.sip import (
 )
 from bitel.sip.grammar import Address
 from bitel.sip.message import Response
-from tests.sip.far_end import ANSWER, FAR, US, Bench, reply, request
+from tests.support.sip_bench import ANSWER, FAR, US, Bench, reply, request
 
 OFFER = ANSWER
 OURS = make_answer(SessionDescription.parse(OFFER.encode()), ("192.0.2.1", 40002))

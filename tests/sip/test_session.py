@@ -6,7 +6,7 @@ import pytest
 
 from bitel.sip import Ended, MediaChanged, SessionDescription
 from bitel.sip.grammar import Address
-from tests.sip.far_end import ANSWER, Bench, answered, reply, within
+from tests.support.sip_bench import ANSWER, Bench, answered, reply, within
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from bitel.sip import (
 )
 from bitel.sip.grammar import Address
 from bitel.sip.message import Request
-from tests.sip.far_end import ANSWER, INVITATION, US, Bench, reply, request, within
+from tests.support.sip_bench import ANSWER, INVITATION, US, Bench, reply, request, within
 
 CONTACT = "Contact: <sip:far@192.0.2.9>"
 UPDATES = "Allow: INVITE, ACK, BYE, UPDATE"

@@ -9,7 +9,17 @@ from bitel.sip import AgentConfig, Answered, Credentials, Ended, Incoming, Messa
 from bitel.sip.grammar import Address
 from bitel.sip.message import MAX_VIAS, MessageError, parse
 from bitel.sip.source_filter import ANSWER_BURST
-from tests.sip.far_end import ANSWER, FAR, INVITATION, US, Bench, answered, reply, request, within
+from tests.support.sip_bench import (
+    ANSWER,
+    FAR,
+    INVITATION,
+    US,
+    Bench,
+    answered,
+    reply,
+    request,
+    within,
+)
 
 STRANGER = Address("198.51.100.66", 5060)
 NAMED = Address("198.51.100.7", 5060)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from bitel.sip.message import Request, parse
-from tests.sip.far_end import ANSWER, reply
+from tests.support.sip_bench import ANSWER, reply
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="/proc says whether a process is stopped"

@@ -12,7 +12,7 @@ from bitel.sip.core import WITHOUT_TCP
 from bitel.sip.events import RequestDone
 from bitel.sip.grammar import Address, Transport
 from bitel.sip.stream_routes import alias_of, response_route
-from tests.sip.far_end import ANSWER, FAR, INVITATION, US, Bench, reply, request
+from tests.support.sip_bench import ANSWER, FAR, INVITATION, US, Bench, reply, request
 
 TCP = Address("192.0.2.9", 5060, Transport.TCP)
 TLS = Address("192.0.2.9", 5061, Transport.TLS, "carrier.test")

@@ -16,10 +16,11 @@ from bitel.sip.grammar import Address, Transport
 from bitel.sip.message import Request, parse
 from bitel.sip_transport.connection import StreamLimits
 from bitel.sip_transport.transport import SipTransport
-from tests.prerequisites import need_ipv6
-from tests.sip.far_end import ANSWER, reply, request, within
-from tests.sip.party import Party, agent_at, answers, one_call
-from tests.tcp_server import tcp_server
+from tests.support.prerequisites import need_ipv6
+from tests.support.sip_bench import ANSWER, reply, request, within
+from tests.support.sip_party import Party, agent_at, answers, one_call
+from tests.support.tcp_server import tcp_server
+from tests.support.waiting import until
 
 LOCALHOST = "127.0.0.1"
 QUICK = StreamLimits(
@@ -333,9 +334,7 @@ async def test_no_more_connections_than_allowed(quick: Party) -> None:
         peer.writer.write(request("OPTIONS").encode())
         assert (await peer.read_until(b"\r\n")).startswith(b"SIP/2.0 200 ")
     await peers.pop().close()
-    async with asyncio.timeout(5):
-        while len(quick.transport._streams) == QUICK.per_source:
-            await asyncio.sleep(0.01)
+    await until(lambda: len(quick.transport._streams) != QUICK.per_source, 5)
     another = await Peer.connect(quick)
     another.writer.write(request("OPTIONS").encode())
     assert (await another.read_until(b"\r\n")).startswith(b"SIP/2.0 200 ")

@@ -21,7 +21,7 @@ from bitel.sip.transaction_tables import (
     Table,
     stimulus_of,
 )
-from tests.sip.far_end import ANSWER, Bench, reply
+from tests.support.sip_bench import ANSWER, Bench, reply
 
 STARTS = {
     id(INVITE_CLIENT): State.CALLING,

@@ -17,8 +17,8 @@ import uvloop
 from bitel.sip import Answered, Confirmed, Ended, Failed, Incoming
 from bitel.sip.grammar import Address, Transport
 from bitel.sip_transport.tls import TlsFileError, TlsFiles
-from tests.peers.certificates import Authority, Certificate
-from tests.sip.party import Party, answers, one_call
+from tests.support.certificates import Authority, Certificate
+from tests.support.sip_party import Party, answers, one_call
 
 DOMAIN = "carrier.test"
 TLS = Transport.TLS

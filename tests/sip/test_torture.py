@@ -14,7 +14,7 @@ import pytest
 
 from bitel.sip import AgentConfig, Answered, Incoming, UserAgent
 from bitel.sip.message import Message, MessageError, Request, Response, parse
-from tests.sip.far_end import ANSWER, FAR, US, Bench, reply, request
+from tests.support.sip_bench import ANSWER, FAR, US, Bench, reply, request
 
 FILES = Path(__file__).parent / "torture"
 RINGS = 100

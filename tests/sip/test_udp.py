@@ -22,8 +22,8 @@ from bitel.sip import (
 )
 from bitel.sip.grammar import Address
 from bitel.sip_transport.transport import SipTransport
-from tests.prerequisites import need_ipv6
-from tests.sip.party import HOME, Party, agent_at, answers, one_call
+from tests.support.prerequisites import need_ipv6
+from tests.support.sip_party import HOME, Party, agent_at, answers, one_call
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bitel.sip import Answered, Ended
-from tests.sip.far_end import ANSWER, INVITATION, Bench, reply
+from tests.support.sip_bench import ANSWER, INVITATION, Bench, reply
 
 
 def answered() -> tuple[Bench, str, str]:

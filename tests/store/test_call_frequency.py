@@ -16,7 +16,7 @@ from bitel.store.database import Connection, Database
 from bitel.store.schema import placed_number
 
 if TYPE_CHECKING:
-    from tests.store.conftest import World
+    from tests.support.store_world import World
 
 NUMBER, OTHER = "+989121234567", "+989121234568"
 

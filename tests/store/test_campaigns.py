@@ -16,7 +16,7 @@ from bitel.store.settling import Settlement
 from tests.support import call_rows
 
 if TYPE_CHECKING:
-    from tests.store.conftest import World
+    from tests.support.store_world import World
 
 
 def start(world: World, count: int) -> tuple[str, list[str]]:

@@ -21,7 +21,7 @@ from tests.support import call_rows
 
 if TYPE_CHECKING:
     from bitel.store.claims import Claim
-    from tests.store.conftest import World
+    from tests.support.store_world import World
 
 CANCELED, WAITING = CallStatus.CANCELED, CallStatus.WAITING
 

@@ -16,7 +16,7 @@ from bitel.store.schema import HELD, SETTLED, attempt
 from tests.support import call_rows
 
 if TYPE_CHECKING:
-    from tests.store.conftest import World
+    from tests.support.store_world import World
 
 
 def test_a_due_call_is_claimed_once(world: World) -> None:

@@ -19,10 +19,10 @@ from bitel.store.database import Database
 from bitel.store.idempotency import LIFETIME
 from bitel.store.settling import Settlement
 from bitel.store.webhooks import DeliveryAttempt
-from tests.machine import STEPS, Machine
+from tests.support.clocks import STEPS, Machine
 
 if TYPE_CHECKING:
-    from tests.store.conftest import World
+    from tests.support.store_world import World
 
 EARLY, LATE = 1 - 2 * SLEW, 1 + 2 * SLEW
 """Shares of an interval at which it can't be over, and must be."""

@@ -8,7 +8,7 @@ from bitel.store import do_not_call
 from bitel.store.database import Connection
 
 if TYPE_CHECKING:
-    from tests.store.conftest import World
+    from tests.support.store_world import World
 
 
 def test_a_list_is_a_projects_own(world: World) -> None:

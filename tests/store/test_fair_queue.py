@@ -16,7 +16,7 @@ from tests.support import call_rows
 
 if TYPE_CHECKING:
     from bitel.store.leases import Lease
-    from tests.store.conftest import World
+    from tests.support.store_world import World
 
 
 def place(world: World, count: int, **more: Any) -> None:

@@ -12,11 +12,11 @@ from bitel.domain.calls import CallStatus
 from bitel.housekeeping import ABANDONED_AFTER, EVERY, Housekeeper
 from bitel.store import leases, recovery
 from bitel.store.leases import Lease
-from tests.conftest import FakeClock
 from tests.support import call_rows
+from tests.support.clocks import FakeClock
 
 if TYPE_CHECKING:
-    from tests.store.conftest import World
+    from tests.support.store_world import World
 
 
 def sweep(world: World, *known: str, limit: int = 1000) -> int:

@@ -17,7 +17,7 @@ from bitel.store.schema import call, idempotency_key
 from tests.support import call_rows
 
 if TYPE_CHECKING:
-    from tests.store.conftest import World
+    from tests.support.store_world import World
 
 HASH = "f" * 64
 

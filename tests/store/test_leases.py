@@ -20,7 +20,7 @@ from bitel.store.schema import SETTLED, ledger_entry
 from bitel.store.settling import Settlement
 
 if TYPE_CHECKING:
-    from tests.store.conftest import World
+    from tests.support.store_world import World
 
 REDIAL_AFTER = 77.0
 LAST_INVITE = 55.0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from bitel.store import balances, projects
 
 if TYPE_CHECKING:
-    from tests.store.conftest import World
+    from tests.support.store_world import World
 
 
 def set_balance(world: World, amount: str) -> None:

@@ -17,13 +17,13 @@ from bitel.store.database import Database
 from bitel.store.number_exclusion import LONGEST_PARKED, OTP_PARKED_FOR, PARKED_FOR
 from bitel.store.schema import call, may_ring
 from bitel.store.settling import Settlement
-from tests.store.conftest import REDIAL_AFTER
 from tests.support import call_rows
+from tests.support.store_world import REDIAL_AFTER
 
 if TYPE_CHECKING:
     from bitel.store.claims import Claim
     from bitel.store.leases import Lease
-    from tests.store.conftest import World
+    from tests.support.store_world import World
 
 NUMBER = "+989121234567"
 

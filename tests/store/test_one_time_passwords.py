@@ -15,7 +15,7 @@ from bitel.store.one_time_passwords import REASON
 from bitel.store.settling import Settlement
 
 if TYPE_CHECKING:
-    from tests.store.conftest import World
+    from tests.support.store_world import World
 
 NUMBER = "+989121234567"
 

@@ -20,7 +20,7 @@ from bitel.store.settling import Settlement
 from bitel.store.webhooks import Delivery, DeliveryAttempt, Event
 
 if TYPE_CHECKING:
-    from tests.store.conftest import World
+    from tests.support.store_world import World
 
 URL = "https://example.net/hook"
 

@@ -10,10 +10,10 @@ import pytest
 from bitel.domain.calls import CallStatus, Lane
 from bitel.store import claims, pausing
 from bitel.store.pausing import Pause
-from tests.store.test_settling import answered
+from tests.support.factories import answered
 
 if TYPE_CHECKING:
-    from tests.store.conftest import World
+    from tests.support.store_world import World
 
 SCOPES = ("service", "dialer", "project")
 

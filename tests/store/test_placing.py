@@ -26,7 +26,7 @@ from tests.support import call_rows
 
 if TYPE_CHECKING:
     from bitel.store.claims import Claim
-    from tests.store.conftest import World
+    from tests.support.store_world import World
 
 NORMAL = Finish(CallStatus.NORMAL)
 BUSY = Finish(CallStatus.USER_BUSY)
@@ -237,6 +237,19 @@ def test_a_days_spending_has_its_limit(world: World) -> None:
         place(world, "0.0001")
     world.change(daily_spend=None)
     place(world, "1000")
+
+
+def test_what_calls_cost_one_after_the_other_adds_up_over_the_day(world: World) -> None:
+    world.change(daily_spend=Decimal(10))
+    lease = world.take_over()
+    for _ in range(2):
+        place(world, "4")
+        (claimed,) = world.claim(lease)
+        world.settle(lease, over(claimed, NORMAL, "4"))
+
+    with pytest.raises(TooManyRequestsError):
+        place(world, "2.1")
+    place(world, "2")
 
 
 def test_the_days_spending_is_counted_before_there_is_a_limit(world: World) -> None:

@@ -39,7 +39,7 @@ from bitel.store.sql_batch import Statement
 from tests.support import call_rows
 
 if TYPE_CHECKING:
-    from tests.store.conftest import World
+    from tests.support.store_world import World
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])

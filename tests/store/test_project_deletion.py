@@ -24,10 +24,10 @@ from bitel.store import (
 from bitel.store.campaigns import Campaign
 from bitel.store.schema import metadata, placed_number, project, webhook_try
 from bitel.store.webhooks import DeliveryAttempt
-from tests.store.test_settling import answered
+from tests.support.factories import answered
 
 if TYPE_CHECKING:
-    from tests.store.conftest import World
+    from tests.support.store_world import World
 
 
 def fill(world: World) -> None:

@@ -19,8 +19,8 @@ from bitel.store.recordings import Recording
 from bitel.store.schema import Money
 
 if TYPE_CHECKING:
-    from tests.conftest import FakeClock
-    from tests.store.conftest import World
+    from tests.support.clocks import FakeClock
+    from tests.support.store_world import World
 
 
 def test_a_project_is_found_by_name_and_by_id(database: Database, clock: FakeClock) -> None:

@@ -15,7 +15,7 @@ from bitel.store.monitoring import Queue
 from tests.support import call_rows
 
 if TYPE_CHECKING:
-    from tests.store.conftest import World
+    from tests.support.store_world import World
 
 
 def test_calls_are_counted_as_they_are_placed_and_end(world: World) -> None:

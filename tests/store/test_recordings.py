@@ -16,7 +16,7 @@ from bitel.store.recordings import Recording
 from tests.support import call_rows
 
 if TYPE_CHECKING:
-    from tests.store.conftest import World
+    from tests.support.store_world import World
 
 
 def speech(world: World, key: str = "salam") -> Recording:

@@ -3,48 +3,21 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from bitel.domain.attempts import AttemptResult, Media, Outcome
+from bitel.domain.attempts import Media, Outcome
 from bitel.domain.calls import CallStatus
-from bitel.domain.pricing import NOTHING, Bill
-from bitel.domain.retry import Finish, Requeue, RetryAt, RetryDecision
+from bitel.domain.pricing import Bill
+from bitel.domain.retry import Finish, Requeue, RetryAt
 from bitel.store import balances, do_not_call, projects
 from bitel.store.schema import SETTLED, ledger_entry
 from bitel.store.settling import Settlement
+from tests.support.factories import answered, settlement
 
 if TYPE_CHECKING:
-    from bitel.store.claims import Claim
-    from tests.store.conftest import World
-
-NORMAL = Finish(CallStatus.NORMAL)
-
-
-def settlement(
-    claimed: Claim,
-    verdict: RetryDecision,
-    outcome: Outcome = Outcome.BUSY,
-    bill: Bill = NOTHING,
-    **more: Any,
-) -> Settlement:
-    at = claimed.started_at
-    done = AttemptResult(outcome, started_at=at + 0.25, ended_at=at + 20, **more)
-    return Settlement(claimed.attempt_id, claimed.call_id, done, verdict, bill)
-
-
-def answered(claimed: Claim, price: str = "34.2", seconds: int = 12) -> Settlement:
-    return settlement(
-        claimed,
-        NORMAL,
-        Outcome.ANSWERED,
-        Bill(seconds, Decimal(price)),
-        answered_at=claimed.started_at + 8,
-        sip_code=200,
-        q850=16,
-        ended_by="far",
-    )
+    from tests.support.store_world import World
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,9 @@ from bitel.store import migrate
 from bitel.store.database import Database
 from bitel.store.db_errors import StoreUnavailable
 from bitel.store.schema import dialer
-from tests.own_postgres import OwnPostgres, own_postgres
-from tests.small_disk import empty, fill, remount, small_disk
+from tests.support.postgres_server import OwnPostgres, own_postgres
+from tests.support.small_disk import empty, fill, remount, small_disk
+from tests.support.waiting import until
 
 RESUMES_WITHIN = 1.0
 """Seconds from the storage's return to the next write."""
@@ -77,15 +78,11 @@ class Load:
             await asyncio.sleep(0.02)
 
     async def until_failing(self) -> None:
-        async with asyncio.timeout(20):
-            while not self.failed:
-                await asyncio.sleep(0.02)
+        await until(lambda: self.failed, 20)
 
     async def resumes_after(self, at: float) -> float:
         """Seconds from `at` to the first write after it."""
-        async with asyncio.timeout(20):
-            while not (self.written_at and self.written_at[-1] > at):
-                await asyncio.sleep(0.02)
+        await until(lambda: self.written_at and self.written_at[-1] > at, 20)
         return next(each for each in self.written_at if each > at) - at
 
     async def __aenter__(self) -> Load:
@@ -148,7 +145,7 @@ async def test_a_file_that_another_process_locks_for_long_is_written_again(
     with Database.open(sqlite_url) as database:
         async with Load(database) as load:
             holder.execute("BEGIN IMMEDIATE")
-            await asyncio.sleep(10.0)
+            await asyncio.sleep(10.0)  # longer than SQLite waits for a lock
             holder.execute("ROLLBACK")
             assert await load.resumes_after(time.monotonic()) < RESUMES_WITHIN
     holder.close()
@@ -209,7 +206,7 @@ async def test_a_server_that_hangs_does_not_keep_the_database_from_closing(
         hanging: list[asyncio.Task[int | None]] = []
         hanging += [asyncio.create_task(database.write(add)) for _ in range(5)]
         hanging += [asyncio.create_task(database.read(count)) for _ in range(5)]
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.2)  # until they hang in the middle of their statements
         begun = time.monotonic()
         assert not await asyncio.to_thread(database.close, 0.5)
         assert time.monotonic() - begun < 3
@@ -228,7 +225,7 @@ async def test_a_lock_that_is_not_released_does_not_keep_the_database_from_closi
     database = Database.open(sqlite_url)
     holder.execute("BEGIN IMMEDIATE")
     hanging = [asyncio.create_task(database.write(add)) for _ in range(5)]
-    await asyncio.sleep(0.2)
+    await asyncio.sleep(0.2)  # until they hang in the middle of their statements
     begun = time.monotonic()
     assert not await asyncio.to_thread(database.close, 0.2)
     assert time.monotonic() - begun < 3

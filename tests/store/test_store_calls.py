@@ -15,7 +15,7 @@ from bitel.store import calls, claims
 from tests.support import call_rows
 
 if TYPE_CHECKING:
-    from tests.store.conftest import World
+    from tests.support.store_world import World
 
 
 def test_a_call_reads_as_it_was_placed(world: World) -> None:

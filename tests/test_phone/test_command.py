@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from bitel.sip.events import Answered, Ended, Failed
-from tests.peers.caller import caller
+from tests.support.sip_caller import caller
 
 HOST = "127.0.0.1"
 

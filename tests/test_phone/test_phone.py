@@ -4,7 +4,7 @@ import asyncio
 import json
 import socket
 import wave
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -16,8 +16,9 @@ from bitel.sip.events import Answered, Ended, Failed, Provisional
 from bitel.test_phone.phone import Entry, Phone, PhoneConfig
 from bitel.test_phone.rtp_sinks import recording_name
 from bitel.test_phone.rules import parse_rules
-from tests.peers.caller import Caller, caller
 from tests.rtp_packets import pack
+from tests.support.sip_caller import Caller, caller
+from tests.support.waiting import until
 
 HOST = "127.0.0.1"
 
@@ -43,12 +44,6 @@ def events(phone: Phone, call_id: str) -> list[str]:
 
 def entry(phone: Phone, call_id: str, event: str) -> Entry:
     return next(e for e in phone.log.entries if e.call == call_id and e.event == event)
-
-
-async def until(true: Callable[[], bool], timeout: float = 10.0) -> None:
-    async with asyncio.timeout(timeout):
-        while not true():
-            await asyncio.sleep(0.005)
 
 
 def send_audio(answered: Answered, payload: bytes) -> int:

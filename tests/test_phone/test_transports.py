@@ -12,8 +12,8 @@ from bitel.sip import Address, Answered, Ended, Transport
 from bitel.sip_transport.tls import TlsFiles
 from bitel.test_phone.phone import Phone, PhoneConfig
 from bitel.test_phone.rules import parse_rules
-from tests.peers.certificates import Authority
-from tests.sip.party import Party
+from tests.support.certificates import Authority
+from tests.support.sip_party import Party
 from tests.test_phone.test_command import running, start
 
 NAME = "DNS:phone.test"

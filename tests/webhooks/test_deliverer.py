@@ -8,6 +8,7 @@ import random
 import sys
 import time
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,10 +24,11 @@ from bitel.webhooks.deliverer import GONE, Deliverer
 from bitel.webhooks.http_client import HttpClient, TimeLimits
 from bitel.webhooks.retry_policy import PAUSES
 from bitel.webhooks.signing import verify
-from tests.webhooks.receiver import Received, answer, hang, raw, receiver
+from tests.support.http_server import Received, answer, hang, raw, receiver
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
-    from tests.webhooks.conftest import Post
+    from tests.webhooks.post import Post
 
 SHORT = TimeLimits(connect=0.2, answer=0.2, body=0.2)
 
@@ -358,8 +360,8 @@ async def test_draining_lets_tries_end_and_begins_no_more(sqlite_post: Post) -> 
         task = asyncio.create_task(deliverer.run())
         await one.until(2)
         drain = asyncio.create_task(deliverer.drain(10))
-        await asyncio.sleep(0.02)
-        assert not drain.done()
+        ended, _ = await asyncio.wait({drain}, timeout=0.02)
+        assert not ended
         release.set()
         await drain
         await task
@@ -412,13 +414,13 @@ async def test_logs_hold_neither_secret_nor_number_nor_url(
     post = sqlite_post
     monkeypatch.setattr(deliverer_module, "log", structlog.get_logger())
     with capture_logs() as lines:
-        for status in (200, 500, 410):
+        for number, status in enumerate((200, 500, 410), 1):
             async with receiver(answer(status)) as one:
                 project_id = post.project(one.url + "/secret-path?token=t0ken", f"p{status}")
                 post.events(project_id)
                 async with post.deliverer():
                     await post.settled(project_id, 1)
-                    await asyncio.sleep(0.02)
+                    await until(partial(lambda number: len(lines) >= number, number))
     told = [line["event"] for line in lines]
     assert told == ["webhook_delivered", "webhook_failed", "webhook_turned_off"]
     text = repr(lines)

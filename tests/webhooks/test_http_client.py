@@ -21,9 +21,7 @@ from bitel.ip_addresses import IPAddress
 from bitel.webhooks import http_client
 from bitel.webhooks.http_client import DeliveryResponse, HttpClient, TimeLimits
 from bitel.webhooks.url_policy import Resolver
-from tests.prerequisites import need_openssl
-from tests.tcp_server import tcp_server
-from tests.webhooks.receiver import (
+from tests.support.http_server import (
     Answerer,
     Received,
     Receiver,
@@ -33,6 +31,8 @@ from tests.webhooks.receiver import (
     raw,
     receiver,
 )
+from tests.support.prerequisites import need_openssl
+from tests.support.tcp_server import tcp_server
 
 NOW = 1_700_000_000.0
 BODY = b'{"requestId":"1"}'
@@ -140,7 +140,7 @@ async def test_what_comes_unasked_on_a_kept_connection_is_no_answer() -> None:
     async with receiver(talk) as one, client() as sender:
         assert (await sender.post(one.url, {}, BODY, NOW)).status == 500
         ready.set()
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05)  # until our side has read what it did not ask for
         assert (await sender.post(one.url, {}, BODY, NOW)).status == 500
     assert one.connections == 2
 
@@ -152,7 +152,7 @@ async def test_few_connections_are_kept_and_not_for_long(monkeypatch: pytest.Mon
         assert one.connections == 5
         await asyncio.gather(*(sender.post(one.url, {}, BODY, NOW) for _ in range(3)))
         assert one.connections == 6
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.2)  # longer than a connection is kept
         await sender.post(one.url, {}, BODY, NOW)
         assert one.connections == 7
 

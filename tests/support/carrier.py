@@ -1,0 +1,187 @@
+"""A carrier that does as it is told: answers each SIP request as a function of the test says."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import cast
+
+from bitel.sip import Transport
+from bitel.sip.message import Request, Response, parse, write_response
+
+HOST = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A response; `sdp` adds an answer that takes PCMA."""
+
+    code: int
+    headers: Sequence[tuple[str, str]] = ()
+    sdp: bool = False
+
+
+Behaviour = Callable[[Request], Sequence[Answer]]
+"""What is sent for a request; nothing is silence."""
+
+
+def answering(*codes: int) -> Behaviour:
+    """Send these, one after the other; a 200 to an INVITE carries SDP."""
+    return lambda request: [Answer(code, sdp=request.method == "INVITE") for code in codes]
+
+
+def silent(request: Request) -> Sequence[Answer]:
+    """Send nothing."""
+    return []
+
+
+class Carrier:
+    """`does` says what is done, by method; all else is answered 200. `requests` come in order,
+    repetitions left out; `connections` are those of TCP and TLS, the closed ones too."""
+
+    def __init__(self, host: str = HOST, transport: Transport = Transport.UDP) -> None:
+        self.does: dict[str, Behaviour] = {"ACK": silent, "INVITE": answering(100, 200)}
+        self.requests: list[Request] = []
+        self.connections: list[asyncio.Transport] = []
+        self.port = 0
+        self.seen_as: tuple[str, int] | None = None
+        """What Via's `received` and `rport` say of the dialer."""
+        self._host = host
+        self._transport = transport
+        self._senders: dict[tuple[str, str], Callable[[bytes], None]] = {}
+
+    @property
+    def uri(self) -> str:
+        return f"sip:{self.place}{self._parameter}"
+
+    @property
+    def place(self) -> str:
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"{host}:{self.port}"
+
+    @property
+    def _parameter(self) -> str:
+        udp = self._transport is Transport.UDP
+        return "" if udp else f";transport={self._transport.lower()}"
+
+    def of(self, method: str) -> list[Request]:
+        """The requests of that method."""
+        return [request for request in self.requests if request.method == method]
+
+    def receive(self, data: bytes, send: Callable[[bytes], None]) -> None:
+        """Take a message, and answer it by `send`."""
+        request = parse(data)
+        if isinstance(request, Response):
+            return
+        key = request.branch, request.method
+        if key not in self._senders:
+            self.requests.append(request)
+        self._senders[key] = send
+        for answer in self.does.get(request.method, answering(200))(request):
+            self.say(request, answer)
+
+    def say(self, request: Request, answer: Answer) -> None:
+        """Answer `request`, be it late or again."""
+        headers = [("Contact", f"<{self.uri}>"), *answer.headers]
+        if any(name == "Contact" for name, _ in answer.headers):
+            headers = list(answer.headers)
+        body = b""
+        if answer.sdp and answer.code == 200:
+            headers.append(("Content-Type", "application/sdp"))
+            family = "IP6" if ":" in self._host else "IP4"
+            body = (
+                f"v=0\r\no=- 1 1 IN {family} {self._host}\r\ns=-\r\n"
+                f"c=IN {family} {self._host}\r\nt=0 0\r\n"
+                f"m=audio {self.port} RTP/AVP 8\r\na=rtpmap:8 PCMA/8000\r\n"
+            ).encode()
+        tag = "" if answer.code == 100 else f"t{self.port}"
+        via = request.values("via")[0]
+        if self.seen_as is not None:
+            host, port = self.seen_as
+            via = via.replace(";rport", f";rport={port};received={host}")
+        data = write_response(request, answer.code, tag, headers, body, top_via=via)
+        self._senders[request.branch, request.method](data)
+
+
+class _Datagrams(asyncio.DatagramProtocol):
+    """Passes over what is no SIP: RTP comes to the same port."""
+
+    def __init__(self, carrier: Carrier) -> None:
+        self._carrier = carrier
+        self._transport: asyncio.DatagramTransport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.DatagramTransport, transport)
+        # A thousand calls at once fit in.
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+        self._carrier.port = transport.get_extra_info("sockname")[1]
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        if data[:1].isalpha():
+            self._carrier.receive(data, lambda answer: self._transport.sendto(answer, addr))
+
+
+class _Stream(asyncio.Protocol):
+    """Cuts a stream into messages, and answers pings (RFC 5626 §3.5.1)."""
+
+    def __init__(self, carrier: Carrier) -> None:
+        self._carrier = carrier
+        self._buffer = b""
+        self._transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._carrier.connections.append(self._transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        while self._buffer:
+            if self._buffer.startswith(b"\r\n\r\n"):
+                self._transport.write(b"\r\n")
+                self._buffer = self._buffer[4:]
+                continue
+            head, blank, rest = self._buffer.partition(b"\r\n\r\n")
+            if not blank:
+                return
+            length = next(
+                int(line.partition(b":")[2])
+                for line in head.split(b"\r\n")
+                if line.lower().startswith(b"content-length")
+            )
+            if len(rest) < length:
+                return
+            self._buffer = rest[length:]
+            self._carrier.receive(head + blank + rest[:length], self._transport.write)
+
+
+@asynccontextmanager
+async def carrier(
+    host: str = HOST,
+    transport: Transport = Transport.UDP,
+    tls: ssl.SSLContext | None = None,
+    port: int = 0,
+) -> AsyncIterator[Carrier]:
+    """A carrier on `port` of `host`, a free one by default."""
+    made = Carrier(host, transport)
+    loop = asyncio.get_running_loop()
+    if transport is Transport.UDP:
+        endpoint, _ = await loop.create_datagram_endpoint(
+            lambda: _Datagrams(made), local_addr=(host, port)
+        )
+        try:
+            yield made
+        finally:
+            endpoint.close()
+        return
+    server = await loop.create_server(lambda: _Stream(made), host, port, ssl=tls)
+    made.port = server.sockets[0].getsockname()[1]
+    try:
+        yield made
+    finally:
+        server.close()
+        for connection in made.connections:
+            connection.abort()
