@@ -10,7 +10,7 @@ from typing import Protocol
 
 from bitel.sip.framing import FramingError
 from bitel.sip.grammar import Address, Transport
-from bitel.sip.stream_routes import alias_of, response_route
+from bitel.sip.via import alias_of, response_route
 from bitel.sip_transport.connection import Connection
 from bitel.sip_transport.leaving import connected_socket
 from bitel.sip_transport.liveness import StreamLimits

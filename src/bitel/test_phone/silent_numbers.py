@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bitel.sip.agent import UserAgent
 from bitel.sip.config import AgentConfig
 from bitel.sip.grammar import Address, split_address, user_of
 from bitel.sip.message import MessageError, Request, parse
+from bitel.sip.user_agent import UserAgent
 from bitel.test_phone.call_history import Memory
 from bitel.test_phone.rules import Silent
 

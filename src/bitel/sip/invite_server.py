@@ -1,52 +1,52 @@
-"""A call that comes to us, from its INVITE to our final answer (RFC 3261 §13.3)."""
+"""An incoming call, from its INVITE to our final response (RFC 3261 §13.3)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from bitel.sip.body import session_description_of
-from bitel.sip.core import Core
+from bitel.sip.call_table import CallTable
 from bitel.sip.dialog import Dialog
 from bitel.sip.events import Canceled, Incoming
 from bitel.sip.grammar import Address, GrammarError, split_address, user_of
-from bitel.sip.message import Request, printable
-from bitel.sip.requests import ALLOW, CAPABILITIES, one_line
-from bitel.sip.sdp import SessionDescription, agreement
-from bitel.sip.server_transaction import ServerTransaction
-from bitel.sip.session import Session
+from bitel.sip.invite_dialog import InviteDialog
+from bitel.sip.message import Request, Response, printable
+from bitel.sip.message_writer import ALLOW, CAPABILITIES, one_line
+from bitel.sip.sdp import Negotiation, SessionDescription
+from bitel.sip.transaction import ServerTransaction, TransactionLayer
 
 LONGEST_RETRY_AFTER = 10
 """Seconds: the longest Retry-After of the 500 to an offer before our answer (§14.2: 0 to 10)."""
 
 
-class IncomingCall:
-    """Tells `Incoming`; an accepted call goes on as a `Session`."""
-
-    __slots__ = ("_core", "_latest", "_offer", "_timer", "_transaction", "call_id")
+class InviteServer:
+    """Reports `Incoming`; an accepted call goes on as an `InviteDialog`."""
 
     def __init__(
         self,
-        core: Core,
+        layer: TransactionLayer,
+        calls: CallTable,
         transaction: ServerTransaction,
         offer: SessionDescription | None,
         now: float,
     ) -> None:
         request = transaction.request
-        self._core = core
+        self._layer = layer
+        self._calls = calls
         self._transaction = transaction
         self._offer = offer
         self._latest = request
         """The caller's request in the early dialog with the highest CSeq."""
         number, from_user = printable(user_of(request.uri)), printable(_from_user(request))
-        headers = tuple((n, printable(v)) for n, values in request.headers.items() for v in values)
+        headers = request.printable_headers
         # Whatever may raise is above: from here on there is a call.
         transaction.respond(100, now)
-        self.call_id = core.new_handle(request.call_id, transaction.to_tag)
-        self._timer = core.timers.start(now, core.config.early_limit, self, "left too long")
-        core.calls[self.call_id] = self
-        core.early_calls += 1
+        self.call_id = calls.new_handle(request.call_id, transaction.to_tag)
+        self._timer = layer.timers.start(now, layer.config.early_limit, self, "left too long")
+        calls.put(self)
+        calls.early_calls += 1
         transaction.user = self
-        core.events.append(
+        calls.events.append(
             Incoming(self.call_id, number, from_user, offer, transaction.source, headers)
         )
 
@@ -59,12 +59,14 @@ class IncomingCall:
         return frozenset({self._transaction.source.host})
 
     def matches(self, request: Request) -> bool:
-        return (request.to_tag, request.from_tag) == (
-            self._transaction.to_tag,
-            self._transaction.request.from_tag,
-        )
+        remote_tag = self._transaction.request.from_tag
+        return request.to_tag == self.local_tag and request.from_tag == remote_tag
 
-    # What the user asks for
+    @property
+    def _contact(self) -> tuple[str, str]:
+        return self._layer.identity.contact[self._transaction.source.transport]
+
+    # What our user asks for
 
     def ring(self, code: int, now: float) -> None:
         """Send a provisional response, 101 to 199."""
@@ -72,47 +74,38 @@ class IncomingCall:
             raise ValueError(f"{code} is not a provisional status: use 101 to 199")
         if "100rel" in [tag.lower() for tag in self._transaction.request.values("require")]:
             return  # it would have to be reliable (RFC 3262 §3), and ours are not
-        self._transaction.respond(
-            code, now, [self._core.contact_by(self._transaction.source.transport)]
-        )
+        self._transaction.respond(code, now, [self._contact])
 
     def accept(self, answer: SessionDescription, now: float) -> None:
-        """Send 200 with our SDP, and become a session."""
-        dialog = Dialog.of_callee(
-            self._transaction.request,
-            self._transaction.to_tag,
-            self._transaction.source,
-            self._core.config.send_to_source,
-            self._core.config.follow_private,
+        """Send 200 with our SDP, and become an `InviteDialog`."""
+        transaction = self._transaction
+        dialog = Dialog.from_uas(
+            self._layer, transaction.request, transaction.to_tag, transaction.source
         )
         dialog.remote_cseq = self._latest.cseq
         dialog.refresh_target(self._latest)
-        agreed = agreement(answer, self._offer)
-        session = Session(self._core, dialog, answer, agreed, call_id=self.call_id)
-        session.is_confirmed = False
-        session.answer_invite(self._transaction, answer, now, offering=self._offer is None)
+        media = Negotiation(answer, self._offer)
+        call = InviteDialog(self._layer, self._calls, dialog, media, call_id=self.call_id)
+        call.answer_invite(transaction, now, offering=self._offer is None)
         self._stop_waiting()
-        self._core.calls[self.call_id] = session
+        self._calls.put(call)
 
     def reject(self, code: int, headers: Sequence[tuple[str, str]], now: float) -> None:
         """Send a final failure, 300 to 699."""
         if not 300 <= code <= 699:
             raise ValueError(f"{code} does not refuse a call: use 300 to 699")
         checked = [(one_line(name), one_line(value)) for name, value in headers]
-        self._leave()
+        self._end()
         self._transaction.respond(code, now, checked)
 
     def hang_up(self, now: float, q850: int | None) -> None:
-        """Not to have answered is all there is to end."""
         self.reject(480, (), now)
 
     # What the far end asks for
 
-    def withdraw(self, now: float) -> None:
-        """A CANCEL came: the INVITE ends with 487 (§9.2)."""
-        self._leave()
-        self._transaction.respond(487, now)
-        self._core.events.append(Canceled(self.call_id))
+    def receive_cancel(self, now: float) -> None:
+        """The INVITE ends with 487 (§9.2)."""
+        self._cancel(487, now)
 
     def receive_request(
         self, request: Request, transaction: ServerTransaction, source: Address, now: float
@@ -126,35 +119,40 @@ class IncomingCall:
             transaction.respond(481, now)
         elif request.method == "BYE":
             transaction.respond(200, now)
-            self.withdraw(now)
+            self._cancel(487, now)
         elif request.cseq < self._latest.cseq:
             transaction.respond(500, now, reason="CSeq Out Of Order")
         elif request.method == "INVITE" or session_description_of(request):
-            pause = self._core.rng.randint(0, LONGEST_RETRY_AFTER)
+            pause = self._layer.rng.randint(0, LONGEST_RETRY_AFTER)
             transaction.respond(500, now, [("Retry-After", str(pause))])
+        elif request.method == "OPTIONS":
+            transaction.respond(200, now, [self._contact, *CAPABILITIES])
         else:
-            contact = self._core.contact_by(self._transaction.source.transport)
-            about_us = CAPABILITIES if request.method == "OPTIONS" else [("Allow", ALLOW)]
-            if request.method == "UPDATE":
-                self._latest = request
-            transaction.respond(200, now, [contact, *about_us])
+            self._latest = request
+            transaction.respond(200, now, [self._contact, ("Allow", ALLOW)])
 
     def receive_ack(self, request: Request, now: float) -> None:
         """There is nothing to acknowledge before the answer."""
 
-    def timer_fired(self, name: str, now: float) -> None:
-        """Neither side has decided: the caller may have gone without a word."""
-        self._leave()
-        self._transaction.respond(480, now)
-        self._core.events.append(Canceled(self.call_id))
+    def receive_late_response(self, response: Response, source: Address, now: float) -> None:
+        """We have sent no INVITE."""
 
-    def _leave(self) -> None:
+    def timer_fired(self, name: str, now: float) -> None:
+        """Neither side has decided: the caller may be gone without CANCEL."""
+        self._cancel(480, now)
+
+    def _cancel(self, code: int, now: float) -> None:
+        self._end()
+        self._transaction.respond(code, now)
+        self._calls.events.append(Canceled(self.call_id))
+
+    def _end(self) -> None:
         self._stop_waiting()
-        self._core.remove_call(self)
+        self._calls.remove(self)
 
     def _stop_waiting(self) -> None:
-        self._core.timers.stop(self._timer)
-        self._core.early_calls -= 1
+        self._layer.timers.stop(self._timer)
+        self._calls.early_calls -= 1
         self._transaction.user = None
 
 
