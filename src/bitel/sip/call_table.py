@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Protocol
 
 from bitel.sip.events import Event
-from bitel.sip.grammar import Address
 from bitel.sip.message import Request, Response
 from bitel.sip.timers import Timer
 from bitel.sip.transaction import ServerTransaction, TransactionLayer
@@ -31,15 +30,13 @@ class Call(Protocol):
     def matches(self, request: Request) -> bool:
         """Whether a request with this Call-ID is within the dialog (§12.2.2)."""
 
-    def receive_request(
-        self, request: Request, transaction: ServerTransaction, source: Address, now: float
-    ) -> None:
-        """Answer a request within the call, one for which `matches` is true."""
+    def receive_request(self, transaction: ServerTransaction, now: float) -> None:
+        """Answer a request for which `matches` is true."""
 
     def receive_ack(self, request: Request, now: float) -> None:
         """Take the ACK of a 2xx."""
 
-    def receive_late_response(self, response: Response, source: Address, now: float) -> None:
+    def receive_late_response(self, response: Response, now: float) -> None:
         """Take a 1xx or 2xx to an INVITE of ours whose transaction is over (§13.2.2.4)."""
 
     def hang_up(self, now: float, q850: int | None) -> None:
@@ -71,9 +68,14 @@ class CallTable:
 
     def call_of(self, request: Request) -> Call | None:
         """The call whose dialog a request belongs to, by Call-ID and tags (§12.2.2)."""
-        for handle in (request.call_id, self._handles.get((request.call_id, request.to_tag), "")):
+        call = self.find_by_tag(request.call_id, request.to_tag)
+        return call if call is not None and call.matches(request) else None
+
+    def find_by_tag(self, call_id: str, local_tag: str) -> Call | None:
+        """The running call with this Call-ID and our tag."""
+        for handle in (call_id, self._handles.get((call_id, local_tag), "")):
             call = self.running.get(handle)
-            if call is not None and call.matches(request):
+            if call is not None and call.local_tag == local_tag:
                 return call
         return None
 

@@ -81,7 +81,6 @@ class Dialog:
         layer: TransactionLayer,
         request: RequestTemplate,
         response: Response,
-        source: Address,
         destination: Address,
     ) -> Dialog:
         """The dialog that a response to our INVITE makes (§12.1.2).
@@ -93,6 +92,7 @@ class Dialog:
         the BYE: requests go to the address that the INVITE went to, which accepts connections. An
         INVITE to a UDP address that was too long for UDP decides that only with `send_to_source`.
         """
+        source = response.source
         if source.transport is not UDP:
             is_over_tcp = layer.config.send_to_source or destination.transport is not UDP
             transport = source.transport if is_over_tcp else UDP
@@ -115,9 +115,7 @@ class Dialog:
         )
 
     @classmethod
-    def from_uas(
-        cls, layer: TransactionLayer, request: Request, to_tag: str, source: Address
-    ) -> Dialog:
+    def from_uas(cls, layer: TransactionLayer, request: Request, to_tag: str) -> Dialog:
         """The dialog that our 2xx to an INVITE makes (§12.1.1)."""
         from_value = request.header("from")
         return cls(
@@ -127,15 +125,15 @@ class Dialog:
             (from_value, request.from_tag),
             tuple(request.values("record-route")[:MAX_ROUTES]),
             contact_of(request) or uri_of(from_value) or request.uri,
-            source,
+            request.source,
             (0, request.cseq),
         )
 
-    def fork(self, response: Response, source: Address) -> Dialog:
+    def fork(self, response: Response) -> Dialog:
         """The dialog that the 2xx of another phone to the same INVITE of ours makes (§13.2.2.4)."""
         assert self._invite is not None
         request, destination = self._invite
-        return Dialog.from_uac(self._layer, request, response, source, destination)
+        return Dialog.from_uac(self._layer, request, response, destination)
 
     @property
     def named_hosts(self) -> frozenset[str]:
@@ -158,14 +156,14 @@ class Dialog:
         """Whether a request of the far end is of this dialog."""
         return request.to_tag == self.local_tag and request.from_tag == self.remote_tag
 
-    def accepts(
-        self, request: Request, transaction: ServerTransaction, source: Address, now: float
-    ) -> bool:
+    def accepts(self, transaction: ServerTransaction, now: float) -> bool:
         """Note the CSeq and source of a request, or refuse it if a later one came first (§12.2.2).
 
         The source becomes the new `fallback`, except for a caller that of a stream: it connects to
         where its INVITE went.
         """
+        request = transaction.request
+        source = request.source
         if self.remote_cseq is not None and request.cseq < self.remote_cseq:
             transaction.respond(500, now, reason="CSeq Out Of Order")
             return False

@@ -176,37 +176,32 @@ class InviteClient:
 
     # Requests of the far end
 
-    def receive_request(
-        self, request: Request, transaction: ServerTransaction, source: Address, now: float
-    ) -> None:
+    def receive_request(self, transaction: ServerTransaction, now: float) -> None:
         """Answer a request in the early dialog that its From tag names.
 
         A BYE of the callee has overtaken its 2xx: the session ends as soon as that arrives.
         """
+        request = transaction.request
         if request.method == "BYE" and len(self._bye_from) < MAX_FORKS:
             self._bye_from += (request.from_tag,)
         early = self._early.get(request.from_tag)
         if self._is_over or early is None:
             transaction.respond(481, now)
         else:
-            early.receive_request(request, transaction, source, now)
+            early.receive_request(transaction, now)
 
     def receive_ack(self, request: Request, now: float) -> None:
         """Before the answer a caller gets no ACK."""
 
     # Responses
 
-    def receive_response(
-        self, transaction: ClientTransaction, response: Response, source: Address, now: float
-    ) -> None:
-        if transaction.request.method == "CANCEL":
-            return
+    def receive_response(self, response: Response, now: float) -> None:
         code = response.code
         try:
             if code < 200:
-                self._receive_provisional(response, source, now)
+                self._receive_provisional(response, now)
             elif code < 300:
-                self._receive_success(response, source, now)
+                self._receive_success(response, now)
             elif not self._is_over:
                 self._receive_failure(response, now)
         except Exception:
@@ -217,7 +212,7 @@ class InviteClient:
         if self._is_given_up and code >= 200:
             self._layer.timers.stop(self._cancel_timer)
 
-    def receive_late_response(self, response: Response, source: Address, now: float) -> None:
+    def receive_late_response(self, response: Response, now: float) -> None:
         """Take a response after the call was given up.
 
         A 2xx is acknowledged and its dialog ended. After a 1xx a phone may ring, and is stopped by
@@ -227,16 +222,15 @@ class InviteClient:
             return
         if response.code >= 200:
             if response.cseq == self._cseq:
-                self._receive_success(response, source, now)
+                self._receive_success(response, now)
         elif not self._is_canceled and self._transaction.key == (response.branch, "INVITE"):
             self._calls.forget(self.call_id)
             self._is_given_up = self._cancel_wanted = True
             self._transaction.resume(self)
-            self.receive_response(self._transaction, response, source, now)
+            self.receive_response(response, now)
 
-    def transaction_failed(self, transaction: ClientTransaction, why: Failure, now: float) -> None:
-        # A CANCEL without a response changes nothing: its own timer is running.
-        if transaction.request.method == "CANCEL" or (self._is_over and not self._is_given_up):
+    def transaction_failed(self, why: Failure, now: float) -> None:
+        if self._is_over and not self._is_given_up:
             return
         if self._is_given_up:
             pass  # reported already
@@ -255,13 +249,13 @@ class InviteClient:
             self._fail(487, "canceled", now)
         self._calls.keep_given_up(self, now)
 
-    def _receive_provisional(self, response: Response, source: Address, now: float) -> None:
+    def _receive_provisional(self, response: Response, now: float) -> None:
         """Note a 1xx, and report it if it is new or carries the answer.
 
         Of one out of order only the code counts: the INVITE has arrived, so that CANCEL may be
         sent, and after an 18x a phone may be ringing.
         """
-        in_order, answer = self._receive_early(response, source, now)
+        in_order, answer = self._receive_early(response, now)
         code = response.code
         if code not in self._seen_codes:
             rings = 180 <= code <= 189
@@ -278,7 +272,7 @@ class InviteClient:
             self._calls.events.append(Provisional(self.call_id, code, answer))
 
     def _receive_early(
-        self, response: Response, source: Address, now: float
+        self, response: Response, now: float
     ) -> tuple[bool, SessionDescription | None]:
         """Take a provisional response in the early dialog that it makes or belongs to.
 
@@ -297,7 +291,7 @@ class InviteClient:
                 return True, None
             invitation = self._invitation
             destination = invitation.destination
-            dialog = Dialog.from_uac(self._layer, self._request, response, source, destination)
+            dialog = Dialog.from_uac(self._layer, self._request, response, destination)
             dialog.trust(self._authentication, destination, invitation.trusted)
             early = self._early[tag] = EarlyDialog(self._layer, dialog, invitation.offer)
         if rseq is not None and not early.acknowledge(response, rseq, now):
@@ -308,10 +302,11 @@ class InviteClient:
     def _send_cancel(self, now: float) -> None:
         self._is_canceled = True
         invite, layer = self._transaction, self._layer
-        ClientTransaction(layer, self, invite.request.cancel(), invite.destination, now)
+        # Without a response to it, `_cancel_timer` ends the call.
+        ClientTransaction(layer, NULL_USER, invite.request.cancel(), invite.destination, now)
         self._cancel_timer = layer.timers.start(now, layer.long_wait, self, "no answer to CANCEL")
 
-    def _receive_success(self, response: Response, source: Address, now: float) -> None:
+    def _receive_success(self, response: Response, now: float) -> None:
         answers = self._answers
         if answers is None:
             # From the first 2xx on, the transaction holds nothing of this call, its offer and all.
@@ -321,11 +316,11 @@ class InviteClient:
             )
             self._transaction.hand_over(answers, answers.request)
         if self._is_over or self._cancel_wanted:
-            answers.refuse(response, source, now)
+            answers.refuse(response, now)
             if not self._is_over:
                 self._fail(487, "canceled", now)
             return
-        taken = answers.take(response, source, now)
+        taken = answers.take(response, now)
         if taken is None:
             return
         dialog, ack = taken
@@ -444,7 +439,7 @@ class InviteAnswers:
         self._early = early or None
         self._acks: tuple[tuple[str, Ack], ...] = ()
 
-    def take(self, response: Response, source: Address, now: float) -> tuple[Dialog, Ack] | None:
+    def take(self, response: Response, now: float) -> tuple[Dialog, Ack] | None:
         """The dialog that a 2xx makes, with its ACK still to be sent.
 
         None for one that was taken before, which is acknowledged again, and for one too many,
@@ -454,7 +449,7 @@ class InviteAnswers:
             if tag == response.to_tag:
                 ack.answer_repeated(now)
                 return None
-        dialog = Dialog.from_uac(self._layer, self.request, response, source, self._destination)
+        dialog = Dialog.from_uac(self._layer, self.request, response, self._destination)
         if len(self._acks) >= MAX_FORKS:
             dialog.end_statelessly(self.request.cseq)
             return None
@@ -466,9 +461,9 @@ class InviteAnswers:
         self._acks += ((response.to_tag, ack),)
         return dialog, ack
 
-    def refuse(self, response: Response, source: Address, now: float) -> None:
+    def refuse(self, response: Response, now: float) -> None:
         """Acknowledge a 2xx that is of no use, and hang up."""
-        taken = self.take(response, source, now)
+        taken = self.take(response, now)
         if taken is not None:
             self.hang_up(*taken, now)
 
@@ -477,13 +472,11 @@ class InviteAnswers:
         ack.send(now)
         dialog.send_bye(NULL_USER, now)
 
-    def receive_response(
-        self, transaction: ClientTransaction, response: Response, source: Address, now: float
-    ) -> None:
+    def receive_response(self, response: Response, now: float) -> None:
         """A 2xx again, or that of another phone, in the Accepted state of RFC 6026."""
-        self.refuse(response, source, now)
+        self.refuse(response, now)
 
-    def transaction_failed(self, transaction: ClientTransaction, why: Failure, now: float) -> None:
+    def transaction_failed(self, why: Failure, now: float) -> None:
         """An INVITE that was answered can't fail."""
 
 

@@ -17,7 +17,7 @@ from bitel.sip.message_writer import ALLOW, CAPABILITIES, SDP_TYPE
 from bitel.sip.sdp import NegotiatedMedia, Negotiation, SdpError
 from bitel.sip.session_timer import SessionTimer
 from bitel.sip.timers import Timer
-from bitel.sip.transaction import ClientTransaction, Failure, ServerTransaction, TransactionLayer
+from bitel.sip.transaction import Failure, ServerTransaction, TransactionLayer
 
 RECOVERY_ON_TIMER_EXPIRY = 102
 """The Q.850 cause of a session that was not refreshed."""
@@ -138,11 +138,10 @@ class InviteDialog:
 
     # What the far end asks for
 
-    def receive_request(
-        self, request: Request, transaction: ServerTransaction, source: Address, now: float
-    ) -> None:
-        if not self.dialog.accepts(request, transaction, source, now):
+    def receive_request(self, transaction: ServerTransaction, now: float) -> None:
+        if not self.dialog.accepts(transaction, now):
             return
+        request = transaction.request
         if request.method == "BYE":
             self.acknowledge(now)  # a 2xx gets its ACK even where the BYE comes first (§13.2.2.4)
             transaction.respond(200, now)
@@ -150,11 +149,11 @@ class InviteDialog:
         elif self._is_ending or request.method == "PRACK":
             transaction.respond(481, now)
         elif request.method in ("INVITE", "UPDATE"):
-            self._receive_offer(request, transaction, now)
+            self._receive_offer(transaction, now)
         elif request.method == "OPTIONS":
             transaction.respond(200, now, [self.dialog.contact, *CAPABILITIES])
         elif request.method == "INFO":
-            self._receive_info(request, transaction, now)
+            self._receive_info(transaction, now)
         else:
             transaction.respond(405, now, [("Allow", ALLOW)])
 
@@ -171,12 +170,13 @@ class InviteDialog:
         if self._hang_up_wanted:
             self._send_bye(now)
 
-    def _receive_info(self, request: Request, transaction: ServerTransaction, now: float) -> None:
+    def _receive_info(self, transaction: ServerTransaction, now: float) -> None:
         """Take keyed digits; accept any other INFO that requires nothing of us (RFC 6086 §4.2.2).
 
         A DTMF body without a readable digit is refused with 400, so that its sender does not take
         the key as received.
         """
+        request = transaction.request
         if request.header("info-package"):
             transaction.respond(469, now, [("Recv-Info", "")])
         elif carries_digits(request):
@@ -189,7 +189,7 @@ class InviteDialog:
         else:
             transaction.respond(200, now)
 
-    def receive_late_response(self, response: Response, source: Address, now: float) -> None:
+    def receive_late_response(self, response: Response, now: float) -> None:
         """Acknowledge a repeated 2xx again; end the dialog of another fork."""
         ack = self._ack
         if ack is None or response.code < 200 or response.cseq != ack.invite_cseq:
@@ -197,7 +197,7 @@ class InviteDialog:
         if response.to_tag == self.dialog.remote_tag:
             ack.answer_repeated(now)
         else:
-            self.dialog.fork(response, source).end_statelessly(ack.invite_cseq)
+            self.dialog.fork(response).end_statelessly(ack.invite_cseq)
 
     def end_by_early_bye(self, now: float) -> None:
         """End the session because its BYE came before the 2xx."""
@@ -206,8 +206,9 @@ class InviteDialog:
 
     # Offer and answer
 
-    def _receive_offer(self, request: Request, transaction: ServerTransaction, now: float) -> None:
+    def _receive_offer(self, transaction: ServerTransaction, now: float) -> None:
         """Answer a re-INVITE or UPDATE (§14.2, RFC 3311)."""
+        request = transaction.request
         description = session_description_of(request)
         is_invite = request.method == "INVITE"
         is_inviting = self._timer is not None and self._timer.is_inviting
@@ -265,9 +266,7 @@ class InviteDialog:
         self._stop_repeating()
         self.dialog.send_bye(self, now, self._q850)
 
-    def receive_response(
-        self, transaction: ClientTransaction, response: Response, source: Address, now: float
-    ) -> None:
+    def receive_response(self, response: Response, now: float) -> None:
         self._bye_answered = True
         if response.code < 200:
             return
@@ -280,7 +279,7 @@ class InviteDialog:
             raise
         self._end("us", self._q850)
 
-    def transaction_failed(self, transaction: ClientTransaction, why: Failure, now: float) -> None:
+    def transaction_failed(self, why: Failure, now: float) -> None:
         self._end("us", self._q850, bye_unanswered=not self._bye_answered)
 
     def _end(self, by: By, q850: int | None, *, bye_unanswered: bool = False) -> None:

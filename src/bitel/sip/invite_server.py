@@ -8,7 +8,7 @@ from bitel.sip.body import session_description_of
 from bitel.sip.call_table import CallTable
 from bitel.sip.dialog import Dialog
 from bitel.sip.events import Canceled, Incoming
-from bitel.sip.grammar import Address, GrammarError, split_address, user_of
+from bitel.sip.grammar import GrammarError, split_address, user_of
 from bitel.sip.invite_dialog import InviteDialog
 from bitel.sip.message import Request, Response, printable
 from bitel.sip.message_writer import ALLOW, CAPABILITIES, one_line
@@ -45,9 +45,8 @@ class InviteServer:
         self._timer = layer.timers.start(now, layer.config.early_limit, self, "left too long")
         calls.put(self)
         calls.early_calls += 1
-        transaction.user = self
         calls.events.append(
-            Incoming(self.call_id, number, from_user, offer, transaction.source, headers)
+            Incoming(self.call_id, number, from_user, offer, transaction.request.source, headers)
         )
 
     @property
@@ -56,7 +55,7 @@ class InviteServer:
 
     @property
     def named_hosts(self) -> frozenset[str]:
-        return frozenset({self._transaction.source.host})
+        return frozenset({self._transaction.request.source.host})
 
     def matches(self, request: Request) -> bool:
         remote_tag = self._transaction.request.from_tag
@@ -64,7 +63,7 @@ class InviteServer:
 
     @property
     def _contact(self) -> tuple[str, str]:
-        return self._layer.identity.contact[self._transaction.source.transport]
+        return self._layer.identity.contact[self._transaction.request.source.transport]
 
     # What our user asks for
 
@@ -79,9 +78,7 @@ class InviteServer:
     def accept(self, answer: SessionDescription, now: float) -> None:
         """Send 200 with our SDP, and become an `InviteDialog`."""
         transaction = self._transaction
-        dialog = Dialog.from_uas(
-            self._layer, transaction.request, transaction.to_tag, transaction.source
-        )
+        dialog = Dialog.from_uas(self._layer, transaction.request, transaction.to_tag)
         dialog.remote_cseq = self._latest.cseq
         dialog.refresh_target(self._latest)
         media = Negotiation(answer, self._offer)
@@ -103,18 +100,18 @@ class InviteServer:
 
     # What the far end asks for
 
-    def receive_cancel(self, now: float) -> None:
-        """The INVITE ends with 487 (§9.2)."""
-        self._cancel(487, now)
+    def receive_cancel(self, invite: ServerTransaction, now: float) -> None:
+        """End the call if the INVITE that is canceled is the one that made it (§9.2)."""
+        if invite is self._transaction:
+            self._cancel(487, now)
 
-    def receive_request(
-        self, request: Request, transaction: ServerTransaction, source: Address, now: float
-    ) -> None:
+    def receive_request(self, transaction: ServerTransaction, now: float) -> None:
         """Answer a request in the early dialog, which BYE ends (§15.1.1).
 
         As the INVITE is pending, a second INVITE or offer is refused with 500 and Retry-After
         (§14.2, RFC 3311 §5.2).
         """
+        request = transaction.request
         if request.method not in ("BYE", "INVITE", "OPTIONS", "UPDATE"):
             transaction.respond(481, now)
         elif request.method == "BYE":
@@ -134,7 +131,7 @@ class InviteServer:
     def receive_ack(self, request: Request, now: float) -> None:
         """There is nothing to acknowledge before the answer."""
 
-    def receive_late_response(self, response: Response, source: Address, now: float) -> None:
+    def receive_late_response(self, response: Response, now: float) -> None:
         """We have sent no INVITE."""
 
     def timer_fired(self, name: str, now: float) -> None:
@@ -153,7 +150,6 @@ class InviteServer:
     def _stop_waiting(self) -> None:
         self._layer.timers.stop(self._timer)
         self._calls.early_calls -= 1
-        self._transaction.user = None
 
 
 def _from_user(request: Request) -> str:

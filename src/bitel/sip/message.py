@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from operator import itemgetter
 
-from bitel.sip.grammar import GrammarError, split_list, tag_of
+from bitel.sip.grammar import Address, GrammarError, split_list, tag_of
 
 MAX_DATAGRAM = 65535
 MAX_HEAD = 16384
@@ -53,6 +53,8 @@ _BRANCH = re.compile(r";\s*branch\s*=\s*([^;,\s]+)", re.IGNORECASE)
 _QUOTED_BRANCH = re.compile(rb";branch=([A-Za-z0-9]{1,256})(?=[;,\r\n])")
 _REQUEST_URI = re.compile(r'[^\s<>"]+\Z')
 _EMPTY_PARAMETER = re.compile(r"[;,]\s*[;,]")
+
+_NOWHERE = Address("", 0)
 
 Essentials = Callable[[list[str]], tuple[str, str, str, str, str]]
 
@@ -151,7 +153,7 @@ class Message:
     """What requests and responses have in common. Header names are in lower case and full length.
 
     `branch`, `call_id`, `cseq`, `cseq_method`, `from_tag` and `to_tag` name the transaction and the
-    dialog; `size` is the length of the received message in bytes.
+    dialog; `size` is the length of the received message in bytes, `source` where it came from.
     """
 
     def __init__(self, layout: HeaderLayout, lines: list[str]) -> None:
@@ -160,6 +162,7 @@ class Message:
         self.body = b""
         self.call_id = self.from_tag = self.to_tag = self.branch = self.cseq_method = ""
         self.cseq = self.size = 0
+        self.source = _NOWHERE
 
     def __contains__(self, name: str) -> bool:
         return name in self._layout.places
@@ -235,8 +238,11 @@ class Response(Message):
         self.reason = reason
 
 
-def parse(data: bytes) -> Request | Response:
-    """Read one datagram. Raises `MessageError`; `BodyLengthError` if only the length is wrong."""
+def parse(data: bytes, source: Address = _NOWHERE) -> Request | Response:
+    """Read one datagram that came from `source`.
+
+    Raises `MessageError`; `BodyLengthError` if only the length is wrong.
+    """
     if len(data) > MAX_DATAGRAM:
         raise MessageError("a datagram is longer than 65535 bytes")
     head, separator, body = data.lstrip(b"\r\n").partition(b"\r\n\r\n")
@@ -255,6 +261,7 @@ def parse(data: bytes) -> Request | Response:
         message = Request(*_method_and_uri(first), layout, lines)
     message.body = body
     message.size = len(data)
+    message.source = source
     try:
         message.read_essentials()
         if isinstance(message, Request):

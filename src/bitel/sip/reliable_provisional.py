@@ -10,11 +10,10 @@ from __future__ import annotations
 from bitel.sip.auth import Tries
 from bitel.sip.body import session_description_of
 from bitel.sip.dialog import Dialog
-from bitel.sip.grammar import Address
-from bitel.sip.message import Request, Response
+from bitel.sip.message import Response
 from bitel.sip.message_writer import ALLOW, CAPABILITIES, SDP_TYPE
 from bitel.sip.sdp import Negotiation, SdpError, SessionDescription
-from bitel.sip.transaction import ClientTransaction, Failure, ServerTransaction, TransactionLayer
+from bitel.sip.transaction import Failure, ServerTransaction, TransactionLayer
 
 MAX_RELIABLE = 32
 """How many reliable responses of one phone are acknowledged: each PRACK may be sent 11 times."""
@@ -67,23 +66,23 @@ class EarlyDialog:
         _Prack(self.dialog, (rack, self._layer.identity.user_agent)).send(now)
         return True
 
-    def receive_request(
-        self, request: Request, transaction: ServerTransaction, source: Address, now: float
-    ) -> None:
+    def receive_request(self, transaction: ServerTransaction, now: float) -> None:
         """Answer UPDATE and OPTIONS; a callee has no use for other requests before its answer."""
-        if request.method == "INVITE":
+        method = transaction.request.method
+        if method == "INVITE":
             # Our own is in progress (RFC 3261 §14.2).
             transaction.respond(491, now)
-        elif request.method not in ("UPDATE", "OPTIONS"):
+        elif method not in ("UPDATE", "OPTIONS"):
             transaction.respond(481, now)
-        elif not self.dialog.accepts(request, transaction, source, now):
+        elif not self.dialog.accepts(transaction, now):
             return
-        elif request.method == "OPTIONS":
+        elif method == "OPTIONS":
             transaction.respond(200, now, [self.dialog.contact, *CAPABILITIES])
         else:
-            self._receive_update(request, transaction, now)
+            self._receive_update(transaction, now)
 
-    def _receive_update(self, request: Request, transaction: ServerTransaction, now: float) -> None:
+    def _receive_update(self, transaction: ServerTransaction, now: float) -> None:
+        request = transaction.request
         headers = [self.dialog.contact, ("Allow", ALLOW), self._layer.identity.user_agent]
         description = session_description_of(request)
         if not description:
@@ -115,14 +114,12 @@ class _Prack:
     def send(self, now: float) -> None:
         self._dialog.send_request(self, "PRACK", now, self._headers)
 
-    def receive_response(
-        self, transaction: ClientTransaction, response: Response, source: Address, now: float
-    ) -> None:
+    def receive_response(self, response: Response, now: float) -> None:
         """Answer a challenge. Any other response changes nothing: the INVITE's own will come."""
         if self._dialog.can_answer(response, self._tries):
             self.send(now)
 
-    def transaction_failed(self, transaction: ClientTransaction, why: Failure, now: float) -> None:
+    def transaction_failed(self, why: Failure, now: float) -> None:
         """The far end gives its INVITE up by itself when no PRACK comes (RFC 3262 §3)."""
 
 

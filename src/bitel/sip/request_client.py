@@ -97,9 +97,7 @@ class RequestClient:
         )
         ClientTransaction(layer, self, request, order.destination, now)
 
-    def receive_response(
-        self, transaction: ClientTransaction, response: Response, source: Address, now: float
-    ) -> None:
+    def receive_response(self, response: Response, now: float) -> None:
         if response.code < 200:
             return
         authentication = self._authentication
@@ -119,7 +117,7 @@ class RequestClient:
             )
         )
 
-    def transaction_failed(self, transaction: ClientTransaction, why: Failure, now: float) -> None:
+    def transaction_failed(self, why: Failure, now: float) -> None:
         self._fail(why)
 
     def _fail(self, why: Failure) -> None:

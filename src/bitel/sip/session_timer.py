@@ -7,7 +7,7 @@ from typing import Protocol
 
 from bitel.sip.auth import Tries
 from bitel.sip.dialog import Ack, Dialog
-from bitel.sip.grammar import Address, split_list
+from bitel.sip.grammar import split_list
 from bitel.sip.headers import (
     Refresher,
     SessionExpires,
@@ -16,7 +16,7 @@ from bitel.sip.headers import (
     supports_timer,
 )
 from bitel.sip.message import Message, Request, Response
-from bitel.sip.message_writer import ALLOW, SDP_TYPE, SUPPORTED
+from bitel.sip.message_writer import ALLOW, SDP_TYPE, SUPPORTED, RequestTemplate
 from bitel.sip.sdp import Negotiation
 from bitel.sip.timers import Timer, is_due
 from bitel.sip.transaction import ClientTransaction, Failure, TransactionLayer
@@ -83,7 +83,8 @@ class SessionTimer:
         self._is_refresher = False
         self._with_update = _allows_update(allow)
         self._pending: ClientTransaction | None = None
-        self._ack: tuple[ClientTransaction, Ack] | None = None
+        self._ack: tuple[str, Ack] | None = None
+        """The ACK of our last re-INVITE, and the branch of that."""
         self._tries = Tries()
         self._timer: Timer | None = None
         self._deadline: Timer | None = None
@@ -195,29 +196,26 @@ class SessionTimer:
             headers.append(SDP_TYPE)
         self._pending = session.dialog.send_request(self, method, now, tuple(headers), body)
 
-    def receive_response(
-        self, transaction: ClientTransaction, response: Response, source: Address, now: float
-    ) -> None:
+    def receive_response(self, response: Response, now: float) -> None:
         if response.code < 200:
             return
-        if transaction is self._pending:
+        pending = self._pending
+        if pending is not None and pending.key[0] == response.branch:
             self._pending = None
             if response.code < 300:
-                self._receive_success(transaction, response, now)
+                self._receive_success(pending.request, response, now)
             elif self._seconds:
                 self._receive_failure(response, now)
-        elif self._ack is not None and self._ack[0] is transaction and response.code < 300:
+        elif self._ack is not None and self._ack[0] == response.branch:
             self._ack[1].answer_repeated(now)
 
-    def _receive_success(
-        self, transaction: ClientTransaction, response: Response, now: float
-    ) -> None:
+    def _receive_success(self, request: RequestTemplate, response: Response, now: float) -> None:
         session = self._session
         session.dialog.refresh_target(response)
-        if transaction.request.method == "INVITE":
-            ack = session.dialog.ack(transaction.request)
+        if request.method == "INVITE":
+            ack = session.dialog.ack(request)
             ack.send(now)
-            self._ack = (transaction, ack)
+            self._ack = (response.branch, ack)
             session.take_answer(response)
         if self._seconds:
             self.take_response(response, now)
@@ -244,9 +242,7 @@ class SessionTimer:
             # Another try may do better; if none does, the deadline ends the session.
             self._refresh_in(self._seconds / 10, now)
 
-    def transaction_failed(self, transaction: ClientTransaction, why: Failure, now: float) -> None:
-        if transaction is not self._pending:
-            return
+    def transaction_failed(self, why: Failure, now: float) -> None:
         self._pending = None
         if why == "timeout" and self._seconds:
             self._session.expire(now)

@@ -95,7 +95,7 @@ class SourceFilter:
         The answer is never longer than the request, since its source may be forged.
         """
         try:
-            request = parse(data)
+            request = parse(data, source)
         except MessageError:
             return
         if not isinstance(request, Request) or request.method == "ACK":
@@ -104,7 +104,7 @@ class SourceFilter:
         if request.to_tag or request.method in ("BYE", "CANCEL"):
             code = 481
         for headers in (CAPABILITIES[:1], ()):
-            answer, destination = self._layer.stateless_response(request, source, code, headers)
+            answer, destination = self._layer.stateless_response(request, code, headers)
             if len(answer) <= len(data):
                 self._layer.send(answer, destination)
                 return

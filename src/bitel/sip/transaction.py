@@ -67,34 +67,22 @@ _TIMEOUTS = (Input.TIMER_B, Input.TIMER_F)
 class TransactionUser(Protocol):
     """Sent a request, and gets what becomes of it."""
 
-    def receive_response(
-        self, transaction: ClientTransaction, response: Response, source: Address, now: float
-    ) -> None: ...
+    def receive_response(self, response: Response, now: float) -> None: ...
 
-    def transaction_failed(
-        self, transaction: ClientTransaction, why: Failure, now: float
-    ) -> None: ...
+    def transaction_failed(self, why: Failure, now: float) -> None: ...
 
 
 class NullUser:
     """Ignores all responses: for dialogs that are ended at once and transactions that are over."""
 
-    def receive_response(
-        self, transaction: ClientTransaction, response: Response, source: Address, now: float
-    ) -> None:
+    def receive_response(self, response: Response, now: float) -> None:
         pass
 
-    def transaction_failed(self, transaction: ClientTransaction, why: Failure, now: float) -> None:
+    def transaction_failed(self, why: Failure, now: float) -> None:
         pass
 
 
 NULL_USER = NullUser()
-
-
-class Cancelable(Protocol):
-    """An incoming call before its final response."""
-
-    def receive_cancel(self, now: float) -> None: ...
 
 
 class TransactionLayer:
@@ -154,7 +142,7 @@ class TransactionLayer:
 
     # What arrives
 
-    def receive_response(self, response: Response, source: Address, now: float) -> bool:
+    def receive_response(self, response: Response, now: float) -> bool:
         """Pass a response to its transaction. False if it has none.
 
         One with several Via values, or with another sent-by or Call-ID than its request, is not for
@@ -164,7 +152,7 @@ class TransactionLayer:
         if not response.has_one_via or (client is not None and not client.is_answered_by(response)):
             self.misrouted += 1
         elif client is not None:
-            client.receive(response, source, now)
+            client.receive(response, now)
         else:
             return False
         return True
@@ -204,14 +192,10 @@ class TransactionLayer:
         )
 
     def stateless_response(
-        self,
-        request: Request,
-        source: Address,
-        code: int,
-        headers: Iterable[tuple[str, str]] = (),
+        self, request: Request, code: int, headers: Iterable[tuple[str, str]] = ()
     ) -> tuple[bytes, Address]:
         """A response without a transaction (§8.2.7), and where it goes."""
-        top_via, destination = reply_route(request, source)
+        top_via, destination = reply_route(request)
         return write_response(request, code, self.new_tag(), headers, top_via=top_via), destination
 
     # Which destinations have TCP
@@ -341,11 +325,11 @@ class ClientTransaction(_Transaction):
             self.request.via, response.header("via"), self.destination.transport
         )
 
-    def receive(self, response: Response, source: Address, now: float) -> None:
+    def receive(self, response: Response, now: float) -> None:
         """Take a response that names this transaction."""
         if self._by_udp is not None:
             self._layer.without_tcp.pop(self._by_udp, None)
-        self._step(input_of(response.code), now, response, source)
+        self._step(input_of(response.code), now, response)
 
     @property
     def udp_untried(self) -> bool:
@@ -431,13 +415,7 @@ class ClientTransaction(_Transaction):
         self._user = user
         self.request = request
 
-    def _step(
-        self,
-        event: Input,
-        now: float,
-        response: Response | None = None,
-        source: Address | None = None,
-    ) -> None:
+    def _step(self, event: Input, now: float, response: Response | None = None) -> None:
         found = self._table.get((self.state, event))
         if found is None:
             return
@@ -448,35 +426,32 @@ class ClientTransaction(_Transaction):
         if state is not before:
             self._enter(state)
         try:
-            for action in actions:
-                self._act(action, now, response, source)
+            self._act(actions, now, response)
         finally:  # also where the user fails
             if state is not before:
                 self._let_go()
 
-    def _act(
-        self, action: Action, now: float, response: Response | None, source: Address | None
-    ) -> None:
-        if action is _TELL:
-            assert response is not None
-            assert source is not None
-            self._user.receive_response(self, response, source, now)
-        elif action is _ACK:
-            assert response is not None
-            ack = self.request.ack_failure(response.header("to"))
-            self._layer.send(ack.to_bytes(), self.destination)
-        elif action is _RESEND:
-            self._layer.resend(self._data, self.destination)
-        elif action is _STOP_REPEATING:
-            self._layer.timers.stop(self._repeating)
-        elif action is _STOP_TIMERS:
-            self._stop_timers()
-        elif action is _TELL_TIMEOUT:
-            self._user.transaction_failed(self, "timeout", now)
-        elif action is _TELL_TRANSPORT:
-            self._user.transaction_failed(self, "transport", now)
-        else:
-            self._start(action, now)
+    def _act(self, actions: tuple[Action, ...], now: float, response: Response | None) -> None:
+        for action in actions:
+            if action is _TELL:
+                if response is not None:
+                    self._user.receive_response(response, now)
+            elif action is _ACK:
+                if response is not None:
+                    ack = self.request.ack_failure(response.header("to"))
+                    self._layer.send(ack.to_bytes(), self.destination)
+            elif action is _RESEND:
+                self._layer.resend(self._data, self.destination)
+            elif action is _STOP_REPEATING:
+                self._layer.timers.stop(self._repeating)
+            elif action is _STOP_TIMERS:
+                self._stop_timers()
+            elif action is _TELL_TIMEOUT:
+                self._user.transaction_failed("timeout", now)
+            elif action is _TELL_TRANSPORT:
+                self._user.transaction_failed("transport", now)
+            else:
+                self._start(action, now)
 
     def _enter(self, state: State) -> None:
         before = self.state
@@ -536,20 +511,16 @@ class ServerTransaction(_Transaction):
     tag that all responses carry.
     """
 
-    def __init__(
-        self, layer: TransactionLayer, request: Request, source: Address, of_call: str = ""
-    ) -> None:
+    def __init__(self, layer: TransactionLayer, request: Request, of_call: str = "") -> None:
         super().__init__(layer)
         self._key = server_key(request, request.method)
         self._of_call = of_call
         self._size = 2 * request.size  # the request, and a response that repeats most of it
         self._interval /= 2
-        self._top_via, self.destination = reply_route(request, source)
+        self._top_via, self.destination = reply_route(request)
         self.request = request
-        self.source = source
         self.to_tag = request.to_tag or layer.new_tag()
-        self.user: Cancelable | None = None
-        is_stream = source.transport is not _UDP
+        is_stream = request.source.transport is not _UDP
         if request.method == "INVITE":
             self._table = INVITE_SERVER_STREAM if is_stream else INVITE_SERVER
             self.state = _PROCEEDING

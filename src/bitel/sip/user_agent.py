@@ -104,18 +104,18 @@ class UserAgent:
         if self._filter is not None and not self._filter.admits(data, source, now):
             return
         try:
-            message = parse(data)
+            message = parse(data, source)
         except MessageError as error:
             self._malformed += 1
             if isinstance(error, BodyLengthError) and _is_always_taken(error.message):
-                self._receive_request(error.message, source, now)
+                self._receive_request(error.message, now)
             else:
-                self._receive_malformed(error.request, source)
+                self._receive_malformed(error.request)
             return
         if isinstance(message, Response):
-            self._receive_response(message, source, now)
+            self._receive_response(message, now)
         else:
-            self._receive_request(message, source, now)
+            self._receive_request(message, now)
 
     def receive_unframed(self, data: bytes, source: Address, now: float) -> None:
         """Take a message of a stream whose Content-Length is missing or can't be read, so that its
@@ -129,18 +129,18 @@ class UserAgent:
             return
         self._malformed += 1
         try:
-            message = parse(data)
+            message = parse(data, source)
         except BodyLengthError as error:
             message = error.message
         except MessageError as error:
-            self._receive_malformed(error.request, source)
+            self._receive_malformed(error.request)
             return
         if isinstance(message, Response):
-            self._receive_response(message, source, now)
+            self._receive_response(message, now)
         elif _is_always_taken(message):
-            self._receive_request(message, source, now)
+            self._receive_request(message, now)
         else:
-            self._receive_malformed(message, source)
+            self._receive_malformed(message)
 
     def datagrams_to_send(self) -> list[tuple[bytes, Address]]:
         """What must leave now, with its destinations. Each is given out once."""
@@ -313,16 +313,16 @@ class UserAgent:
 
     # Messages (RFC 3261 §8.1.3, §8.2)
 
-    def _receive_response(self, response: Response, source: Address, now: float) -> None:
+    def _receive_response(self, response: Response, now: float) -> None:
         """Pass a response to its transaction, or a late one to an INVITE to its call."""
-        if self._layer.receive_response(response, source, now):
+        if self._layer.receive_response(response, now):
             return
         if response.cseq_method == "INVITE" and response.code < 300:
             call = self._calls.find(response.call_id)
             if call is not None and call.local_tag == response.from_tag:
-                call.receive_late_response(response, source, now)
+                call.receive_late_response(response, now)
 
-    def _receive_malformed(self, request: Request | None, source: Address) -> None:
+    def _receive_malformed(self, request: Request | None) -> None:
         """Answer what can be identified as a request with 400; drop everything else."""
         if request is None or request.method == "ACK":
             return
@@ -330,12 +330,12 @@ class UserAgent:
         if not all(request.header(name) for name in ("via", "from", "to", "call-id", "cseq")):
             return
         try:
-            self._layer.send(*self._layer.stateless_response(request, source, 400))
+            self._layer.send(*self._layer.stateless_response(request, 400))
         except MessageError:
             # Without a readable Via there is no address to respond to.
             return
 
-    def _receive_request(self, request: Request, source: Address, now: float) -> None:
+    def _receive_request(self, request: Request, now: float) -> None:
         """Take a request that has all that a request must have."""
         if self._layer.receive_request(request, now):
             return
@@ -345,11 +345,10 @@ class UserAgent:
                 call.receive_ack(request, now)
             return
         if self._is_one_too_many(request, call):
-            busy = self._layer.stateless_response(request, source, 503, [RETRY_LATER])
-            self._layer.send(*busy)
+            self._layer.send(*self._layer.stateless_response(request, 503, [RETRY_LATER]))
             return
         of_call = call.call_id if call is not None else ""
-        transaction = ServerTransaction(self._layer, request, source, of_call)
+        transaction = ServerTransaction(self._layer, request, of_call)
         try:
             if request.method == "CANCEL":
                 self._receive_cancel(transaction, now)
@@ -381,13 +380,14 @@ class UserAgent:
             return
         transaction.to_tag = invite.to_tag
         transaction.respond(200, now)
-        if invite.user is not None:
-            invite.user.receive_cancel(now)
+        call = self._calls.find_by_tag(invite.request.call_id, invite.to_tag)
+        if isinstance(call, InviteServer):
+            call.receive_cancel(invite, now)
 
     def _dispatch(self, transaction: ServerTransaction, call: Call | None, now: float) -> None:
         request = transaction.request
         if call is not None:
-            call.receive_request(request, transaction, transaction.source, now)
+            call.receive_request(transaction, now)
         elif request.to_tag or request.method not in ("OPTIONS", "INVITE"):
             transaction.respond(481, now)
         elif request.method == "OPTIONS":

@@ -18,11 +18,12 @@ from bitel.sip.grammar import (
 from bitel.sip.message import MessageError, Request, Response, parse, sent_by_of
 
 
-def reply_route(request: Request, source: Address) -> tuple[str, Address]:
+def reply_route(request: Request) -> tuple[str, Address]:
     """The top Via as a response repeats it, and where the response goes (RFC 3581 §4).
 
     Over a stream that is the connection that the request came by (RFC 3261 §18.2.2).
     """
+    source = request.source
     host, port = request.sent_by()
     top = split_list(request.header("via"))[0]
     kept = [
