@@ -11,9 +11,9 @@ import pytest
 import uvloop
 
 from bitel.sip import Answered, Confirmed, Ended, Event, Failed, Incoming, UserAgent
-from bitel.sip.client_transaction import MAX_UDP
 from bitel.sip.grammar import Address, Transport
 from bitel.sip.message import Request, parse
+from bitel.sip.transaction import MAX_UDP
 from bitel.sip_transport.connection import StreamLimits
 from bitel.sip_transport.transport import SipTransport
 from tests.support.prerequisites import need_ipv6

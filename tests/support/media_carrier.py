@@ -13,7 +13,8 @@ from contextlib import asynccontextmanager
 from typing import cast
 
 from bitel.rtp.packet import RtpHeader
-from bitel.sip.message import Request, Response, parse, write_response
+from bitel.sip.message import Request, Response, parse
+from bitel.sip.message_writer import write_response
 from tests.rtp_packets import pack
 from tests.support.free_ports import free_range
 from tests.support.waiting import until

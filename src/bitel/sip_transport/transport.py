@@ -18,9 +18,9 @@ from collections.abc import Awaitable, Callable, Container
 from contextlib import ExitStack
 from typing import Literal
 
-from bitel.sip.agent import UserAgent
 from bitel.sip.events import Event
 from bitel.sip.grammar import MAX_PORT, Address, HostPort, Transport
+from bitel.sip.user_agent import UserAgent
 from bitel.sip_transport.acceptor import Door, Listener, listening_socket
 from bitel.sip_transport.connection import StreamLimits
 from bitel.sip_transport.connection_pool import ConnectionPool, StreamUser

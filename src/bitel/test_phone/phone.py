@@ -31,12 +31,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
-from bitel.sip.agent import UserAgent
 from bitel.sip.config import AgentConfig
 from bitel.sip.events import Canceled, Ended, Event, Incoming
 from bitel.sip.grammar import Address, HostPort, split_address, user_of
 from bitel.sip.message import MessageError, Request, parse
 from bitel.sip.sdp import NoCommonCodec, SessionDescription, make_answer
+from bitel.sip.user_agent import UserAgent
 from bitel.sip_transport.tls import TlsFileError, TlsFiles
 from bitel.sip_transport.transport import SipTransport
 from bitel.test_phone.rtp_sinks import CountingSink, RecordingSink, RtpSink, write_recording
