@@ -330,7 +330,7 @@ class SupervisedSender:
         self._held.clear()
 
     async def stop(self) -> None:
-        """Ends the process; all its streams end with it."""
+        """Ends the process and all its streams."""
         if self._restarting is not None:
             self._restarting.cancel()
             await asyncio.gather(self._restarting, return_exceptions=True)

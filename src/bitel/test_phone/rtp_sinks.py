@@ -20,7 +20,7 @@ from typing import Final
 
 from bitel.g711 import Pcm
 from bitel.rtp.packet import PacketError, RtpHeader
-from bitel.rtp.packet_recorder import PacketRecorder
+from bitel.test_phone.packet_recorder import PacketRecorder
 
 _MAX_DATAGRAM: Final = 2048
 _READS_AT_ONCE: Final = 64

@@ -17,17 +17,7 @@ import time
 from collections import deque
 from math import inf
 
-from bitel.rtp.ipc import (
-    Change,
-    CloseClips,
-    Frames,
-    Message,
-    Open,
-    OpenClip,
-    Play,
-    Stop,
-    encode,
-)
+from bitel.rtp.ipc import Change, CloseClips, Frames, Message, Open, OpenClip, Play, Stop, encode
 from bitel.rtp.packet import PCMA
 from bitel.rtp.sender.priority import claim_a_core
 from bitel.rtp.sender.sendmmsg import Sendmmsg
@@ -274,9 +264,7 @@ class Sender:
             stats = self._lateness.report()
             self._parent.send(
                 stats._replace(
-                    packets=self._packets,
-                    refused=self._refused,
-                    cpu_seconds=time.process_time(),
+                    packets=self._packets, refused=self._refused, cpu_seconds=time.process_time()
                 )
             )
 
