@@ -61,9 +61,7 @@ class ParentSocket:
     def receive(self) -> list[Message]:
         """The commands that have arrived; `ParentGoneError` at the end."""
         came: list[Message] = []
-        # One read ends at the first descriptors, whatever has come after them.
-        more = True
-        while more and len(came) < MOST_WAITING:
+        while len(came) < MOST_WAITING:
             try:
                 data, descriptors, _, _ = socket.recv_fds(self._socket, CHUNK, MAX_DESCRIPTORS)
             except (BlockingIOError, InterruptedError):
@@ -74,7 +72,9 @@ class ParentSocket:
                 raise ParentGoneError
             self._descriptors.extend(descriptors)
             came += self._frames.feed(data)
-            more = bool(descriptors) or len(data) == CHUNK
+            # One read ends at the first descriptors, whatever has come after them.
+            if not descriptors and len(data) < CHUNK:
+                break
         return came
 
     def take_socket(self, port: int) -> socket.socket:
