@@ -26,7 +26,6 @@ from bitel.rtp.sender.stream_table import StreamTable
 from bitel.rtp.sender.tick_schedule import (
     MOST_SLOTS,
     REPORT_INTERVAL,
-    TICK_SECONDS,
     Schedule,
     TickLateness,
 )
@@ -123,7 +122,7 @@ class Sender:
         self._read_due = 0.0  # commands are not read before that, unless nothing plays
         self._ends: deque[StreamReport] = deque()  # not sent yet
         self._ends_due = 0.0
-        self._schedule = Schedule(TICK_SECONDS, time.monotonic())
+        self._schedule = Schedule(time.monotonic())
         self._lateness = TickLateness()
         self._packets = 0
         self._refused = 0
