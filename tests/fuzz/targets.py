@@ -22,7 +22,6 @@ from bitel.api.multipart import LONGEST_NAME, FilePart
 from bitel.dialing.journal import Journal
 from bitel.errors import InvalidRequestError
 from bitel.rtp.packet import PacketError, RtpHeader
-from bitel.rtp.packet_recorder import PacketRecorder
 from bitel.rtp.sender.rtcp import (
     receiver_report,
     reception_reports,
@@ -40,6 +39,7 @@ from bitel.sip.sdp import (
     make_answer,
     make_offer,
 )
+from bitel.test_phone.packet_recorder import PacketRecorder
 from tests.dialing.test_journal import settlement
 from tests.fuzz.mutation import mutated
 from tests.fuzz.sip_scene import SPLICES, Scene, finish

@@ -100,7 +100,7 @@ def test_packet_times_side_by_side(played: Played, recording: Recording) -> None
         played.play(clip, stream=stream, ptime=ptime)
     played.run(0.4)
     assert {end.stream: end.packets for end in played.ends} == {0: 30, 1: 15, 2: 10, 3: 8, 4: 5}
-    assert len(played.engine) == 0
+    assert len(played.engine._streams) == 0
 
 
 # Each step: whether the stream is held, whether it gets a new address, its payload type and packet

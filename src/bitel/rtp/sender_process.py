@@ -330,7 +330,7 @@ class SupervisedSender:
         self._held.clear()
 
     async def stop(self) -> None:
-        """Ends the process; all its streams end with it."""
+        """Ends the process and all its streams."""
         if self._restarting is not None:
             self._restarting.cancel()
             await asyncio.gather(self._restarting, return_exceptions=True)
@@ -493,9 +493,10 @@ class SupervisedSender:
             worst_ms=0.0, p99_ms=0.0, p90_ms=0.0
         )
         self._stats = StreamerStats()
-        lived = asyncio.get_running_loop().time() - self._started_at
+        loop = asyncio.get_running_loop()
+        lived = loop.time() - self._started_at
         self._delay = FIRST_DELAY if lived > SETTLED else min(self._delay * 2, LONGEST_DELAY)
-        self._restarting = asyncio.get_running_loop().create_task(self._restart())
+        self._restarting = loop.create_task(self._restart())
         self._failed(error)
 
     async def _restart(self) -> None:

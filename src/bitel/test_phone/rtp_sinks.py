@@ -23,7 +23,7 @@ from typing import Final
 from bitel.g711 import SAMPLE_RATE, Pcm
 from bitel.recordings import wav
 from bitel.rtp.packet import PacketError, RtpHeader
-from bitel.rtp.packet_recorder import PacketRecorder
+from bitel.test_phone.packet_recorder import PacketRecorder
 
 _MAX_DATAGRAM: Final = 2048
 _READS_AT_ONCE: Final = 64

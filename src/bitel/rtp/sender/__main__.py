@@ -17,17 +17,7 @@ import time
 from collections import deque
 from math import inf
 
-from bitel.rtp.ipc import (
-    Change,
-    CloseClips,
-    Frames,
-    Message,
-    Open,
-    OpenClip,
-    Play,
-    Stop,
-    encode,
-)
+from bitel.rtp.ipc import Change, CloseClips, Frames, Message, Open, OpenClip, Play, Stop, encode
 from bitel.rtp.packet import PCMA
 from bitel.rtp.sender.priority import claim_a_core
 from bitel.rtp.sender.sendmmsg import Sendmmsg
@@ -36,7 +26,6 @@ from bitel.rtp.sender.stream_table import StreamTable
 from bitel.rtp.sender.tick_schedule import (
     MOST_SLOTS,
     REPORT_INTERVAL,
-    TICK_SECONDS,
     Schedule,
     TickLateness,
 )
@@ -71,9 +60,7 @@ class ParentSocket:
     def receive(self) -> list[Message]:
         """The commands that have arrived; `ParentGoneError` at the end."""
         came: list[Message] = []
-        # One read ends at the first descriptors, whatever has come after them.
-        more = True
-        while more and len(came) < MOST_WAITING:
+        while len(came) < MOST_WAITING:
             try:
                 data, descriptors, _, _ = socket.recv_fds(self._socket, CHUNK, MAX_DESCRIPTORS)
             except (BlockingIOError, InterruptedError):
@@ -84,7 +71,9 @@ class ParentSocket:
                 raise ParentGoneError
             self._descriptors.extend(descriptors)
             came += self._frames.feed(data)
-            more = bool(descriptors) or len(data) == CHUNK
+            # One read ends at the first descriptors, whatever has come after them.
+            if not descriptors and len(data) < CHUNK:
+                break
         return came
 
     def take_socket(self, port: int) -> socket.socket:
@@ -133,7 +122,7 @@ class Sender:
         self._read_due = 0.0  # commands are not read before that, unless nothing plays
         self._ends: deque[StreamReport] = deque()  # not sent yet
         self._ends_due = 0.0
-        self._schedule = Schedule(TICK_SECONDS, time.monotonic())
+        self._schedule = Schedule(time.monotonic())
         self._lateness = TickLateness()
         self._packets = 0
         self._refused = 0
@@ -274,9 +263,7 @@ class Sender:
             stats = self._lateness.report()
             self._parent.send(
                 stats._replace(
-                    packets=self._packets,
-                    refused=self._refused,
-                    cpu_seconds=time.process_time(),
+                    packets=self._packets, refused=self._refused, cpu_seconds=time.process_time()
                 )
             )
 

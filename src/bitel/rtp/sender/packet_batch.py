@@ -72,10 +72,7 @@ class Batch:
     """Adds, removes, and sends one packet of each stream at a time."""
 
     def __init__(
-        self,
-        family: socket.AddressFamily,
-        transmit: Transmit,
-        samples: int = SAMPLES_PER_PACKET,
+        self, family: socket.AddressFamily, transmit: Transmit, samples: int = SAMPLES_PER_PACKET
     ) -> None:
         self._transmit = transmit
         self.samples = samples  # in a packet

@@ -146,7 +146,7 @@ class _Port:
         stream latches onto any host: then its first packet decides, and after that the SSRC. If
         several streams of the port still wait for their first packet, it is None.
         """
-        for source in self.by_address.get(address, _NONE).values():
+        for source in self.by_address.get(address, {}).values():
             if source.accepts(ssrc):
                 return source
         waiting = []
@@ -175,9 +175,6 @@ class _Port:
             meant = [source for source in meant if source.ssrc == ssrc]
         if len(meant) == 1 and now >= meant[0].young_until:
             meant[0].unexpected += 1
-
-
-_NONE: dict[int, RemoteSource] = {}
 
 
 class RtpReceiver:

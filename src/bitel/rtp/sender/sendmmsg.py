@@ -67,10 +67,7 @@ class Packets:
     """
 
     def __init__(
-        self,
-        capacity: int,
-        family: socket.AddressFamily,
-        samples: int = SAMPLES_PER_PACKET,
+        self, capacity: int, family: socket.AddressFamily, samples: int = SAMPLES_PER_PACKET
     ) -> None:
         self.capacity = capacity
         self.family = family

@@ -6,7 +6,6 @@ import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from bitel.rtp.ipc import Change, ClipOpened, Play
 from bitel.rtp.packet import SAMPLE_RATE, SAMPLES_PER_MS
@@ -42,12 +41,6 @@ class _Stream:
     """The tick of its next packet, after a change of the packet time."""
 
 
-class _Port(NamedTuple):
-    bound: socket.socket
-    descriptor: int
-    family: socket.AddressFamily
-
-
 class StreamTable:
     """Streams spread over their packet time; `tick` sends those that are due.
 
@@ -58,16 +51,13 @@ class StreamTable:
     def __init__(self, transmit: Transmit) -> None:
         self._transmit = transmit
         self._schedulers: dict[int, SlotScheduler] = {}  # by ptime
-        self._ports: dict[int, _Port] = {}
+        self._ports: dict[int, socket.socket] = {}
         self._streams: dict[int, _Stream] = {}
         self._clips: dict[int, Clip] = {}
 
-    def __len__(self) -> int:
-        return len(self._streams)
-
     def open(self, port: int, bound: socket.socket) -> None:
         """Streams of this port are sent through this socket from now on."""
-        self._ports[port] = _Port(bound, bound.fileno(), socket.AddressFamily(bound.family))
+        self._ports[port] = bound
 
     def open_clip(self, number: int, descriptor: int) -> ClipOpened:
         """Streams may play this clip from now on; the descriptor is closed."""
@@ -87,27 +77,28 @@ class StreamTable:
     def play(self, command: Play, now: float = 0.0) -> StreamReport | None:
         """Adds a stream, sent at the first tick at or after `now`; a report if it can't be."""
         number, spec = command.stream, command.spec
-        port = self._ports.get(spec.port)
-        if port is None:
+        bound = self._ports.get(spec.port)
+        if bound is None:
             return StreamReport.failed(number, f"RTP port {spec.port} is not open")
         for clip in command.clips:
             if clip not in self._clips:
                 return StreamReport.failed(number, f"recording {clip} is not loaded")
+        family = socket.AddressFamily(bound.family)
         try:
-            remote = sockaddr(port.family, *spec.remote)
+            remote = sockaddr(family, *spec.remote)
         except OSError as error:
             return StreamReport.failed(number, str(error))
         clips = [self._clips[clip] for clip in command.clips]
         playlist = Playlist(clips, spec.law, spec.ptime * SAMPLES_PER_MS)
         segment = playlist.next_segment()
         assert segment is not None  # a clip is never empty
-        batch = self._scheduler(spec.ptime, port.family).choose(spec.port)
+        batch = self._scheduler(spec.ptime, family).choose(spec.port)
         stream = self._streams[number] = _Stream(
-            batch, playlist, spec.port, port.family, spec.held, spec.awaited
+            batch, playlist, spec.port, family, spec.held, spec.awaited
         )
         new = StreamRow(
             number,
-            port.descriptor,
+            bound.fileno(),
             remote,
             spec.payload_type,
             command.sequence,
@@ -266,10 +257,10 @@ class StreamTable:
             if not batch.idle:
                 batch.due, batch.index = due, index
                 self._advance_segments(batch)
-                ends += self._settle(batch)
+                ends += map(self._end, batch.settle())
                 # One that goes on after a pause may have nothing left of its segment.
                 if self._advance_segments(batch):
-                    ends += self._settle(batch)
+                    ends += map(self._end, batch.settle())
                 left, kept = batch.send() if len(batch) else (0, 0)
                 sent, refused = sent + left, refused + kept
         return sent, refused, ends
@@ -286,9 +277,6 @@ class StreamTable:
             else:
                 batch.point(row, *segment)
         return over
-
-    def _settle(self, batch: Batch) -> list[StreamReport]:
-        return [self._end(row) for row in batch.settle()]
 
     def _end(self, row: StreamRow) -> StreamReport:
         stream = self._streams.pop(row.stream)

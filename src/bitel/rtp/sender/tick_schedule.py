@@ -35,15 +35,14 @@ CROWDED = 8
 
 
 class Schedule:
-    """Ticks at exact multiples of an interval from a beginning: they never drift.
+    """Ticks at exact multiples of `TICK_SECONDS` from a beginning: they never drift.
 
     A late tick is sent at once and the following ones keep their times. After `LOST` seconds (the
     machine slept, or can't keep up) the missed ticks are not made up for in one burst; everything
     moves by the delay. Time is the caller's, in seconds.
     """
 
-    def __init__(self, interval: float, now: float) -> None:
-        self._interval = interval
+    def __init__(self, now: float) -> None:
         self.restart(now)
 
     def restart(self, now: float) -> None:
@@ -55,7 +54,7 @@ class Schedule:
     @property
     def due(self) -> float:
         """When tick number `index` is to be sent."""
-        return self._beginning + (self.index - self._base) * self._interval
+        return self._beginning + (self.index - self._base) * TICK_SECONDS
 
     def skip(self) -> None:
         """Tick `index` has nothing to send."""

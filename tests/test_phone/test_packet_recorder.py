@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from bitel.g711 import alaw_decode, ulaw_decode
 from bitel.rtp.packet import RtpHeader
-from bitel.rtp.packet_recorder import MAX_SOURCES, PacketRecorder
+from bitel.test_phone.packet_recorder import MAX_SOURCES, PacketRecorder
 from tests.rtp_packets import pack
 
 
