@@ -22,7 +22,7 @@ from bitel.api.quotas import UnderWay, quota_of
 from bitel.api.reading import declared_length
 from bitel.domain.ids import new_id
 from bitel.errors import InvalidRequestError, PayloadTooLargeError, UnavailableError
-from bitel.recordings import decode, upload
+from bitel.recordings import decode, files
 from bitel.recordings.limits import DecodeLimits
 from bitel.store import recordings
 from bitel.store.recordings import Quota, Recording
@@ -67,7 +67,7 @@ async def _take_in(
     await parts.database.read(lambda conn: recordings.check_room(conn, project_id, quota))
     async with _folder(parts.incoming) as folder:
         source = folder / "upload"
-        size = await upload.receive(part.chunks(_patiently(request)), source, longest)
+        size = await files.receive(part.chunks(_patiently(request)), source, longest)
         limits = DecodeLimits(max_seconds=parts.settings.voices.max_seconds)
         decoded = await decode.decode(source, folder, limits, project_id)
         if await request.is_disconnected():
