@@ -9,7 +9,7 @@ import pytest
 import structlog
 
 from bitel.domain.calls import CallStatus
-from bitel.housekeeping import ABANDONED_AFTER, EVERY, Housekeeper
+from bitel.maintenance.housekeeping import ABANDONED_AFTER, EVERY, Housekeeper
 from bitel.store import claims, housekeeping, leases
 from bitel.store.leases import Lease
 from tests.conftest import FakeClock

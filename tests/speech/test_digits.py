@@ -19,7 +19,7 @@ from bitel.recordings.storage import Law
 from bitel.speech.digits import level_db, levelled, trimmed
 from bitel.speech.engines import SpeechOptions, engine_for, render
 from bitel.speech.library import SpeechLibrary
-from tests.recordings.speech_recogniser import RATE, Signal, distance, name, pieces
+from tests.speech.recogniser import RATE, Signal, distance, name, pieces
 
 DIGITS = "0123456789"
 OPTIONS = SpeechOptions()
