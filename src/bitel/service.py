@@ -37,7 +37,9 @@ from bitel.dialing.recording_faults import RecordingFaults
 from bitel.dialing.standby import Standby
 from bitel.domain.ids import new_id
 from bitel.errors import BitelError
-from bitel.housekeeping import Housekeeper
+from bitel.maintenance.housekeeping import Housekeeper
+from bitel.maintenance.retention import Retention
+from bitel.maintenance.storage_pressure import StoragePressure
 from bitel.metrics import DialerFigures, DialerSource, Page, Sources
 from bitel.notifications.conditions import Condition, ConditionWatcher, of_dialer
 from bitel.notifications.sender import NotificationSender
@@ -52,7 +54,6 @@ from bitel.observability.event_loop import (
 from bitel.recordings.storage import VoiceStore
 from bitel.recordings.worker_process import log_confinement
 from bitel.reloading import plan_reload
-from bitel.retention import Retention
 from bitel.settings import (
     DialerSettings,
     HttpSettings,
@@ -65,7 +66,6 @@ from bitel.shutdown import CLOSING_TIMEOUT, Shutdown
 from bitel.speech.engines import SpeechOptions
 from bitel.speech.library import SpeechLibrary
 from bitel.steady_clock import SteadyClock
-from bitel.storage_pressure import StoragePressure
 from bitel.store import engines, migrate, recordings
 from bitel.store.database import Database
 from bitel.supervision import background

@@ -31,6 +31,11 @@ _WAITING = (State.CALLING, State.TRYING, State.PROCEEDING)
 _REFRESH, _EXPIRY = "refresh", "expiry"
 
 
+def refresh_after(seconds: float) -> float:
+    """When the refresher refreshes: at half of the interval (RFC 4028 section 10)."""
+    return seconds / 2
+
+
 @lru_cache(maxsize=64)
 def timer_lines(asked: int, min_se: int) -> str:
     """The Supported and session timer lines of our INVITE.
@@ -150,7 +155,7 @@ class SessionTimer:
         self._seconds = max(seconds, SHORTEST)
         self._is_refresher = is_refresher
         timers = self._layer.timers
-        refresh = self._seconds / 2
+        refresh = refresh_after(self._seconds)
         give_up = self._seconds - min(32.0, self._seconds / 3)
         # The far end decides how long a session lasts, but mostly takes what we ask for.
         if self._seconds == self._layer.config.session_expires:

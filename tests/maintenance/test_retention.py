@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from sqlalchemy import select
 
-from bitel import retention
 from bitel.domain.attempts import Media
 from bitel.domain.calls import CallStatus, Lane
 from bitel.domain.ids import new_id
+from bitel.maintenance import retention
+from bitel.maintenance.retention import DAY, ORPHANED_AFTER, Retention
 from bitel.recordings.decode import Decoded
 from bitel.recordings.storage import VoiceStore
-from bitel.retention import DAY, ORPHANED_AFTER, Retention
 from bitel.settings import RetentionSettings
 from bitel.store import balances, campaigns, idempotency, pausing, recordings, webhooks
 from bitel.store import retention as store
