@@ -15,13 +15,13 @@ import pytest
 
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.tariff import Bill, Rate, Tariff
+from tests.support.carrier import sdp
 from tests.support.media_carrier import (
     MediaCarrier,
     RtpPort,
     media_carrier,
     packets_come,
     reception,
-    sdp,
 )
 from tests.support.sip_dialer import Dialled, dialer
 from tests.support.waiting import until
