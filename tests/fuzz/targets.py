@@ -35,9 +35,9 @@ from bitel.sip.sdp import (
     make_answer,
     make_offer,
 )
-from tests.dialing.test_journal import settlement
 from tests.fuzz.mutation import mutated
 from tests.fuzz.sip_scene import SPLICES, Scene, finish
+from tests.support.factories import some_settlement as settlement
 from tests.support.sip_bench import ANSWER, FAR
 
 SOURCES = (FAR, FAR, Address("198.51.100.1", 1), Address("2001:db8::1", 65535))

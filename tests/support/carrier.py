@@ -31,9 +31,12 @@ Behaviour = Callable[[Request], Sequence[Answer]]
 """What is sent for a request; nothing is silence."""
 
 
-def answering(*codes: int) -> Behaviour:
-    """Send these, one after the other; a 200 to an INVITE carries SDP."""
-    return lambda request: [Answer(code, sdp=request.method == "INVITE") for code in codes]
+def answering(*answers: Answer | int) -> Behaviour:
+    """Send these, one after the other; the number 200 is an answer with SDP to an INVITE."""
+    return lambda request: [
+        each if isinstance(each, Answer) else Answer(each, sdp=request.method == "INVITE")
+        for each in answers
+    ]
 
 
 def silent(request: Request) -> Sequence[Answer]:

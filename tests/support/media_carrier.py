@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import re
 import socket
 import struct
@@ -18,6 +19,8 @@ from tests.support.free_ports import free_range
 from tests.support.waiting import until
 
 Address = tuple[str, int]
+PACKET = 160
+"""Bytes of audio in 20 ms."""
 
 
 class RtpPort:
@@ -108,6 +111,16 @@ def rtp_ports(host: str = HOST) -> tuple[RtpPort, RtpPort]:
             rtcp = RtpPort(host, rtp.port + 1)
             opened.pop_all()
             return rtp, rtcp
+
+
+def sound(packets: int) -> bytes:
+    """Random audio of so many packets of 20 ms."""
+    return random.randbytes(packets * PACKET)
+
+
+def payloads(*ports: RtpPort) -> bytes:
+    """The audio that has come to these ports, one after the other."""
+    return b"".join(payload for port in ports for _, payload in port.packets)
 
 
 async def packets_come(count: int, *ears: RtpPort) -> None:
