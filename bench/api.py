@@ -28,7 +28,7 @@ import httpx
 from bench import report
 from bench.processes import cpu_seconds
 from bench.report import Result, Row, at_least, at_most
-from bitel.api.tokens import TokenSigner
+from bitel.api.auth import TokenSigner
 from bitel.domain.ids import new_id
 from bitel.store import migrate, projects, recordings, tokens
 from bitel.store.database import Database

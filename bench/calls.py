@@ -284,7 +284,7 @@ def place(
             )
             for n, call_id in zip(numbers, new_ids(time.time(), len(numbers)), strict=True)
         ]
-        database.write_now(lambda conn, new=new: placing.place(conn, new))  # type: ignore[misc]
+        database.write_now(lambda conn, new=new: placing.place_each(conn, [new]))  # type: ignore[misc]
         yield len(new)
 
 

@@ -28,7 +28,9 @@ from bench import report
 from bench.processes import cpu_seconds, machine_seconds
 from bench.report import Result, Row, Series, at_most, say
 from bench.rtp_receiver import Arrived, Receiver, compiled
-from bitel.rtp.streamer import Streamer
+from bitel.rtp.packet import PCMA
+from bitel.rtp.shared_clip import SharedClip, read_clip
+from bitel.rtp.streamer import Streamer, StreamSpec
 
 HOST = "127.0.0.1"
 FIRST_PORT = 20000
@@ -81,8 +83,9 @@ def measure(given: argparse.Namespace) -> Result:
     """Each number of streams, one after the other."""
     found = []
     with tempfile.TemporaryDirectory(prefix="bitel-bench-") as folder:
-        clip = Path(folder) / "clip.alaw"
-        clip.write_bytes(random.randbytes(8000 * CLIP_SECONDS))
+        recording = Path(folder) / "clip.alaw"
+        recording.write_bytes(random.randbytes(8000 * CLIP_SECONDS))
+        clip = read_clip(recording)
         programs = [compiled(name, Path(folder)) for name in ("rtp_receiver", "sendmmsg_loop")]
         for count in given.counts:
             one = asyncio.run(_measure(count, given, clip, *programs))
@@ -104,7 +107,7 @@ def measure(given: argparse.Namespace) -> Result:
 
 
 async def _measure(
-    count: int, given: argparse.Namespace, clip: Path, receiver_program: Path, loop: Path
+    count: int, given: argparse.Namespace, clip: SharedClip, receiver_program: Path, loop: Path
 ) -> Measured:
     """`count` streams from the senders, then as many from the loop in C."""
     sockets = count if given.own_ports or given.talk else given.ports
@@ -118,11 +121,9 @@ async def _measure(
             streams = []
             for i in range(count):
                 port = streamer.open_port()
-                to = far(i, port, clip)
+                spec = StreamSpec(port, far(i, port, clip), PCMA, "alaw")
                 streams.append(
-                    streamer.play(
-                        port, to, 8, [clip], lambda report: sent.append(report.packets or 0)
-                    )
+                    streamer.play(spec, [clip], lambda report: sent.append(report.packets or 0))
                 )
                 if i % AT_ONCE == AT_ONCE - 1:
                     await asyncio.sleep(0.01)
@@ -144,7 +145,7 @@ async def _measure(
 @asynccontextmanager
 async def _callees(
     receiver: Receiver, ports: range, *, talk: bool
-) -> AsyncIterator[Callable[[int, int, Path], tuple[str, int]]]:
+) -> AsyncIterator[Callable[[int, int, SharedClip], tuple[str, int]]]:
     """Tells where stream number i, of this port of ours, goes to."""
     if not talk:
         yield lambda i, port, clip: (HOST, receiver.ports[i % len(receiver.ports)])
@@ -152,9 +153,10 @@ async def _callees(
     callees = Streamer(HOST, range(ports.stop, ports.stop + len(ports)), max_sockets=len(ports))
     await callees.start()
 
-    def talking(i: int, port: int, clip: Path) -> tuple[str, int]:
+    def talking(i: int, port: int, clip: SharedClip) -> tuple[str, int]:
         far = callees.open_port()
-        callees.play(far, (HOST, port), 8, [clip], lambda report: None)
+        spec = StreamSpec(far, (HOST, port), PCMA, "alaw")
+        callees.play(spec, [clip], lambda report: None)
         return HOST, far
 
     try:

@@ -21,13 +21,14 @@ from bitel.dialer.trunk import Trunk
 from bitel.dialer_worker import DialerWorker
 from bitel.dialing.dispatcher import Dispatcher, Limits
 from bitel.dialing.standby import DialerLock, Standby
-from bitel.domain.tariff import Tariff
+from bitel.domain.pricing import Tariff
 from bitel.errors import BitelError, UnavailableError
 from bitel.settings import DialerSettings, Settings
 from bitel.shutdown import Shutdown
 from bitel.store import leases
 from bitel.store.database import Database
-from bitel.store.leases import Holder, LostLease, Recovered, TakeOverTerms
+from bitel.store.leases import Holder, LostLease, TakeOverTerms
+from bitel.store.recovery import Recovered
 from tests.support.sip_dialer import OneClip
 from tests.support.waiting import until
 

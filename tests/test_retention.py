@@ -24,7 +24,7 @@ from bitel.recordings.decode import Decoded
 from bitel.recordings.storage import VoiceStore
 from bitel.retention import DAY, ORPHANED_AFTER, Retention
 from bitel.settings import RetentionSettings
-from bitel.store import campaigns, idempotency, ledger, pausing, recordings, webhooks
+from bitel.store import balances, campaigns, idempotency, pausing, recordings, webhooks
 from bitel.store import retention as store
 from bitel.store.campaigns import Campaign
 from bitel.store.database import Database
@@ -104,7 +104,7 @@ async def test_calls_that_are_old_go_with_all_that_is_theirs(
 
     assert calls_left(world) == [waiting, young]
     assert (world.balance(), sum(world.ledger())) == (balance, sum(entries))
-    found = world.do(lambda conn: ledger.entries(conn, world.project_id))
+    found = world.do(lambda conn: balances.entries(conn, world.project_id))
     kinds = {each.kind: each for each in found}
     assert len(found) == len(kinds) == 3
     carried = kinds["calls"]

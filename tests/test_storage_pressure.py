@@ -14,7 +14,7 @@ from bitel import storage_pressure
 from bitel.storage_pressure import StoragePressure, warnings
 from bitel.store import projects
 from bitel.store.database import Database
-from bitel.store.storage_state import StorageState, read_state
+from bitel.store.monitoring import StorageState, read_state
 
 MIB = 1024 * 1024
 

@@ -20,7 +20,7 @@ from typing import Final
 
 from sqlalchemy import URL
 
-from bitel.api.tokens import KEY_FILE
+from bitel.api.auth import KEY_FILE
 from bitel.errors import BitelError, ConflictError
 from bitel.store import engines
 

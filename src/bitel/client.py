@@ -4,20 +4,21 @@
         voice = client.upload(Path("hello.mp3"))
         call = client.wait(client.call("09121234567", voice["id"])["id"], timeout=60)
 
-`AsyncClient` has the same methods to be awaited. What they ask stands in `bitel.asking`, and any
-`Ask` can be handed to `do`. Every method raises a BitelError: the service's own, or
-UnavailableError where it can't be reached.
+`AsyncClient` has the same methods to be awaited. Most methods take the arguments of the function of
+`bitel.asking` that builds their request, and any `Ask` can be handed to `do`. Every method raises a
+BitelError: the service's own, or UnavailableError where it can't be reached.
 """
 
 from __future__ import annotations
 
 import asyncio
+import io
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Final, Self, TypeVar, Unpack, cast
+from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar, cast
 
 import httpx
 
@@ -60,9 +61,32 @@ TIMEOUT: Final = httpx.Timeout(30.0, read=120.0)
 """Seconds; an upload is answered only when its recording is decoded."""
 
 LOOK_AGAIN: Final = 0.25
-"""Seconds between two looks at what is waited for: the API has no way to tell of an end."""
+"""Seconds between two polls of a call or campaign: the API can't push their end."""
 
 T = TypeVar("T")
+P = ParamSpec("P")
+
+
+def _blocking(ask: Callable[P, Ask[T]]) -> Callable[Concatenate[Client, P], T]:
+    """A method of `Client` that makes the request which `ask` builds, and returns its result."""
+
+    def method(client: Client, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return client.do(ask(*args, **kwargs))
+
+    method.__doc__ = ask.__doc__
+    return method
+
+
+def _awaited(
+    ask: Callable[P, Ask[T]],
+) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]]:
+    """`_blocking`, for `AsyncClient`."""
+
+    async def method(client: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await client.do(ask(*args, **kwargs))
+
+    method.__doc__ = ask.__doc__
+    return method
 
 
 class Client:
@@ -70,6 +94,21 @@ class Client:
 
     Close it, or use it as a context manager.
     """
+
+    call = _blocking(asking.single)
+    batch = _blocking(asking.batch)
+    otp = _blocking(asking.otp)
+    call_tts = _blocking(asking.single_tts)
+    batch_tts = _blocking(asking.batch_tts)
+    status = _blocking(asking.status)
+    cancel = _blocking(asking.cancel)
+    campaign = _blocking(asking.campaign)
+    cancel_campaign = _blocking(asking.cancel_campaign)
+    speak = _blocking(asking.speak)
+    recording = _blocking(asking.recording)
+    remove_recording = _blocking(asking.remove_recording)
+    servers = _blocking(asking.servers)
+    account = _blocking(asking.account)
 
     def __init__(
         self, token: str, url: str = DEFAULT_URL, transport: httpx.BaseTransport | None = None
@@ -81,12 +120,7 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -100,140 +134,67 @@ class Client:
         return asked.read(answer)
 
     def upload(self, file: Path, progress: Callable[[int], None] | None = None) -> Recording:
-        """Upload a recording; `progress` is told the bytes that each read took from the file."""
-        with file.open("rb") as opened, _reached(self._http):
-            answer = self._http.post(asking.FILES, files=_file(opened, file.name, progress))
+        """Upload a recording; `progress` is called with the bytes of each read of the file."""
+        with _Upload(file, progress) as opened, _reached(self._http):
+            answer = self._http.post(asking.FILES, files={"file": (file.name, opened)})
         return cast(Recording, asking.result_of(answer))
-
-    def call(self, phone_number: str, voice_id: str, **terms: Unpack[Terms]) -> Call:
-        """Have the recording `voice_id` played to one number; the call as it was queued."""
-        return self.do(asking.single(phone_number, voice_id, **terms))
-
-    def batch(self, phone_numbers: Sequence[str], voice_id: str, **terms: Unpack[Terms]) -> Batch:
-        """Have a recording played to many numbers; the calls in their order."""
-        return self.do(asking.batch(phone_numbers, voice_id, **terms))
-
-    def otp(
-        self,
-        phone_number: str,
-        text: str,
-        *,
-        voice_id: str | None = None,
-        repeat_count: int | None = None,
-        language: str | None = None,
-        **terms: Unpack[Terms],
-    ) -> Call:
-        """Have a code of up to 5 digits read to one number."""
-        asked = asking.otp(phone_number, text, voice_id=voice_id, repeat_count=repeat_count,
-                           language=language, **terms)  # fmt: skip
-        return self.do(asked)
-
-    def call_tts(
-        self, phone_number: str, text: str, *, language: str | None = None, **terms: Unpack[Terms]
-    ) -> Call:
-        """Have a text spoken to one number."""
-        return self.do(asking.single_tts(phone_number, text, language=language, **terms))
-
-    def batch_tts(
-        self,
-        phone_numbers: Sequence[str],
-        text: str,
-        *,
-        language: str | None = None,
-        **terms: Unpack[Terms],
-    ) -> Batch:
-        """Have a text spoken to many numbers."""
-        return self.do(asking.batch_tts(phone_numbers, text, language=language, **terms))
-
-    def status(self, call_id: str) -> Call:
-        """The call as it now stands."""
-        return self.do(asking.status(call_id))
-
-    def cancel(self, call_id: str) -> Call:
-        """Call a call off; as it then stands."""
-        return self.do(asking.cancel(call_id))
-
-    def campaign(self, campaign_id: str) -> Campaign:
-        """The campaign as it now stands."""
-        return self.do(asking.campaign(campaign_id))
 
     def campaign_calls(self, campaign_id: str, page: int | None = None) -> Iterator[Call]:
         """All calls of a campaign, asked for `page` at a time."""
-        cursor: str | None = None
-        while True:
-            answer = self.do(asking.campaign_calls(campaign_id, cursor, page))
-            yield from answer["calls"]
-            cursor = answer["nextCursor"]
-            if cursor is None:
-                return
-
-    def cancel_campaign(self, campaign_id: str) -> Campaign:
-        """Call a campaign off; as it then stands."""
-        return self.do(asking.cancel_campaign(campaign_id))
-
-    def speak(self, text: str, *, language: str | None = None) -> Recording:
-        """Have a text spoken once; the recording that it is."""
-        return self.do(asking.speak(text, language=language))
+        return self._items("calls", partial(asking.campaign_calls, campaign_id, limit=page))
 
     def recordings(self, page: int | None = None) -> Iterator[Recording]:
         """All recordings of the project, asked for `page` at a time."""
+        return self._items("recordings", partial(asking.recordings, limit=page))
+
+    def _items(self, key: str, ask: Callable[..., Ask[Any]]) -> Iterator[Any]:
         cursor: str | None = None
         while True:
-            answer = self.do(asking.recordings(cursor, page))
-            yield from answer["recordings"]
-            cursor = answer["nextCursor"]
+            page = self.do(ask(cursor=cursor))
+            yield from page[key]
+            cursor = page["nextCursor"]
             if cursor is None:
                 return
 
-    def recording(self, voice_id: str) -> bytes:
-        """The recording as it will be heard: a WAV, 8 kHz mono."""
-        return self.do(asking.recording(voice_id))
-
-    def remove_recording(self, voice_id: str) -> Recording:
-        """Remove a recording that no call needs any more; what it was."""
-        return self.do(asking.remove_recording(voice_id))
-
-    def servers(self) -> list[Server]:
-        """The dialers that `server_id` may name."""
-        return self.do(asking.servers())
-
-    def account(self) -> Account:
-        """The project that the token speaks for."""
-        return self.do(asking.account())
-
     def wait(self, call_id: str, timeout: float) -> Call:
         """The call once it is over; UnavailableError if it is not within `timeout` seconds."""
-        end = time.monotonic() + timeout
-        while True:
-            call = self.status(call_id)
-            if call["statusCode"]:
-                return call
-            _check_time(end, f"the call {call_id}", timeout)
-            time.sleep(LOOK_AGAIN)  # this client blocks its caller, and nothing would wake it
+        return self._poll(asking.status(call_id), _Wait(f"the call {call_id}", timeout))
 
     def wait_campaign(
-        self,
-        campaign_id: str,
-        timeout: float,
-        progress: Callable[[Campaign], None] | None = None,
+        self, campaign_id: str, timeout: float, progress: Callable[[Campaign], None] | None = None
     ) -> Campaign:
-        """The campaign once all its calls are over; `progress` is told of every look at it.
+        """The campaign once all its calls are over; `progress` is called with each state polled.
 
         Raises UnavailableError if they are not within `timeout` seconds.
         """
-        end = time.monotonic() + timeout
+        wait = _Wait(f"the campaign {campaign_id}", timeout, progress)
+        return self._poll(asking.campaign(campaign_id), wait)
+
+    def _poll(self, asked: Ask[T], wait: _Wait) -> T:
         while True:
-            campaign = self.campaign(campaign_id)
-            if progress is not None:
-                progress(campaign)
-            if campaign["finishedDate"]:
-                return campaign
-            _check_time(end, f"the campaign {campaign_id}", timeout)
+            state = self.do(asked)
+            if wait.is_over(state):
+                return state
             time.sleep(LOOK_AGAIN)  # this client blocks its caller, and nothing would wake it
 
 
 class AsyncClient:
     """`Client`, to be awaited."""
+
+    call = _awaited(asking.single)
+    batch = _awaited(asking.batch)
+    otp = _awaited(asking.otp)
+    call_tts = _awaited(asking.single_tts)
+    batch_tts = _awaited(asking.batch_tts)
+    status = _awaited(asking.status)
+    cancel = _awaited(asking.cancel)
+    campaign = _awaited(asking.campaign)
+    cancel_campaign = _awaited(asking.cancel_campaign)
+    speak = _awaited(asking.speak)
+    recording = _awaited(asking.recording)
+    remove_recording = _awaited(asking.remove_recording)
+    servers = _awaited(asking.servers)
+    account = _awaited(asking.account)
 
     def __init__(
         self, token: str, url: str = DEFAULT_URL, transport: httpx.AsyncBaseTransport | None = None
@@ -245,12 +206,7 @@ class AsyncClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exception: object) -> None:
         await self.close()
 
     async def close(self) -> None:
@@ -264,164 +220,82 @@ class AsyncClient:
         return asked.read(answer)
 
     async def upload(self, file: Path, progress: Callable[[int], None] | None = None) -> Recording:
-        """Upload a recording; `progress` is told the bytes that each read took from the file."""
-        with await asyncio.to_thread(file.open, "rb") as opened, _reached(self._http):
-            answer = await self._http.post(asking.FILES, files=_file(opened, file.name, progress))
+        """Upload a recording; `progress` is called with the bytes of each read of the file."""
+        with await asyncio.to_thread(_Upload, file, progress) as opened, _reached(self._http):
+            answer = await self._http.post(asking.FILES, files={"file": (file.name, opened)})
         return cast(Recording, asking.result_of(answer))
 
-    async def call(self, phone_number: str, voice_id: str, **terms: Unpack[Terms]) -> Call:
-        """Have the recording `voice_id` played to one number; the call as it was queued."""
-        return await self.do(asking.single(phone_number, voice_id, **terms))
-
-    async def batch(
-        self, phone_numbers: Sequence[str], voice_id: str, **terms: Unpack[Terms]
-    ) -> Batch:
-        """Have a recording played to many numbers; the calls in their order."""
-        return await self.do(asking.batch(phone_numbers, voice_id, **terms))
-
-    async def otp(
-        self,
-        phone_number: str,
-        text: str,
-        *,
-        voice_id: str | None = None,
-        repeat_count: int | None = None,
-        language: str | None = None,
-        **terms: Unpack[Terms],
-    ) -> Call:
-        """Have a code of up to 5 digits read to one number."""
-        asked = asking.otp(phone_number, text, voice_id=voice_id, repeat_count=repeat_count,
-                           language=language, **terms)  # fmt: skip
-        return await self.do(asked)
-
-    async def call_tts(
-        self, phone_number: str, text: str, *, language: str | None = None, **terms: Unpack[Terms]
-    ) -> Call:
-        """Have a text spoken to one number."""
-        return await self.do(asking.single_tts(phone_number, text, language=language, **terms))
-
-    async def batch_tts(
-        self,
-        phone_numbers: Sequence[str],
-        text: str,
-        *,
-        language: str | None = None,
-        **terms: Unpack[Terms],
-    ) -> Batch:
-        """Have a text spoken to many numbers."""
-        return await self.do(asking.batch_tts(phone_numbers, text, language=language, **terms))
-
-    async def status(self, call_id: str) -> Call:
-        """The call as it now stands."""
-        return await self.do(asking.status(call_id))
-
-    async def cancel(self, call_id: str) -> Call:
-        """Call a call off; as it then stands."""
-        return await self.do(asking.cancel(call_id))
-
-    async def campaign(self, campaign_id: str) -> Campaign:
-        """The campaign as it now stands."""
-        return await self.do(asking.campaign(campaign_id))
-
-    async def campaign_calls(
-        self, campaign_id: str, page: int | None = None
-    ) -> AsyncIterator[Call]:
+    def campaign_calls(self, campaign_id: str, page: int | None = None) -> AsyncIterator[Call]:
         """All calls of a campaign, asked for `page` at a time."""
-        cursor: str | None = None
-        while True:
-            answer = await self.do(asking.campaign_calls(campaign_id, cursor, page))
-            for call in answer["calls"]:
-                yield call
-            cursor = answer["nextCursor"]
-            if cursor is None:
-                return
+        return self._items("calls", partial(asking.campaign_calls, campaign_id, limit=page))
 
-    async def cancel_campaign(self, campaign_id: str) -> Campaign:
-        """Call a campaign off; as it then stands."""
-        return await self.do(asking.cancel_campaign(campaign_id))
-
-    async def speak(self, text: str, *, language: str | None = None) -> Recording:
-        """Have a text spoken once; the recording that it is."""
-        return await self.do(asking.speak(text, language=language))
-
-    async def recordings(self, page: int | None = None) -> AsyncIterator[Recording]:
+    def recordings(self, page: int | None = None) -> AsyncIterator[Recording]:
         """All recordings of the project, asked for `page` at a time."""
+        return self._items("recordings", partial(asking.recordings, limit=page))
+
+    async def _items(self, key: str, ask: Callable[..., Ask[Any]]) -> AsyncIterator[Any]:
         cursor: str | None = None
         while True:
-            answer = await self.do(asking.recordings(cursor, page))
-            for recording in answer["recordings"]:
-                yield recording
-            cursor = answer["nextCursor"]
+            page = await self.do(ask(cursor=cursor))
+            for item in page[key]:
+                yield item
+            cursor = page["nextCursor"]
             if cursor is None:
                 return
-
-    async def recording(self, voice_id: str) -> bytes:
-        """The recording as it will be heard: a WAV, 8 kHz mono."""
-        return await self.do(asking.recording(voice_id))
-
-    async def remove_recording(self, voice_id: str) -> Recording:
-        """Remove a recording that no call needs any more; what it was."""
-        return await self.do(asking.remove_recording(voice_id))
-
-    async def servers(self) -> list[Server]:
-        """The dialers that `server_id` may name."""
-        return await self.do(asking.servers())
-
-    async def account(self) -> Account:
-        """The project that the token speaks for."""
-        return await self.do(asking.account())
 
     async def wait(self, call_id: str, timeout: float) -> Call:
-        """The call once it is over; UnavailableError if it is not within `timeout` seconds."""
-        end = time.monotonic() + timeout
-        while True:
-            call = await self.status(call_id)
-            if call["statusCode"]:
-                return call
-            _check_time(end, f"the call {call_id}", timeout)
-            await asyncio.sleep(LOOK_AGAIN)
+        """As `Client.wait`."""
+        return await self._poll(asking.status(call_id), _Wait(f"the call {call_id}", timeout))
 
     async def wait_campaign(
-        self,
-        campaign_id: str,
-        timeout: float,
-        progress: Callable[[Campaign], None] | None = None,
+        self, campaign_id: str, timeout: float, progress: Callable[[Campaign], None] | None = None
     ) -> Campaign:
-        """The campaign once all its calls are over; `progress` is told of every look at it.
+        """As `Client.wait_campaign`."""
+        wait = _Wait(f"the campaign {campaign_id}", timeout, progress)
+        return await self._poll(asking.campaign(campaign_id), wait)
 
-        Raises UnavailableError if they are not within `timeout` seconds.
-        """
-        end = time.monotonic() + timeout
+    async def _poll(self, asked: Ask[T], wait: _Wait) -> T:
         while True:
-            campaign = await self.campaign(campaign_id)
-            if progress is not None:
-                progress(campaign)
-            if campaign["finishedDate"]:
-                return campaign
-            _check_time(end, f"the campaign {campaign_id}", timeout)
+            state = await self.do(asked)
+            if wait.is_over(state):
+                return state
             await asyncio.sleep(LOOK_AGAIN)
 
 
-class _Watched:
-    """A file that tells how much of it has been read."""
+class _Wait:
+    """The end of a call or campaign that is polled for, `timeout` seconds at the most."""
 
-    def __init__(self, file: BinaryIO, progress: Callable[[int], None]) -> None:
-        self._file = file
+    def __init__(
+        self, what: str, timeout: float, progress: Callable[[Campaign], None] | None = None
+    ) -> None:
+        self._what = what
+        self._timeout = timeout
+        self._progress = progress
+        self._until = time.monotonic() + timeout
+
+    def is_over(self, state: Any) -> bool:
+        """Whether a call or a campaign is over. Raises UnavailableError after `timeout`."""
+        if self._progress is not None:
+            self._progress(state)
+        if state.get("statusCode") or state.get("finishedDate"):
+            return True
+        if time.monotonic() > self._until:
+            raise UnavailableError(f"{self._what} was not over within {self._timeout:g} s")
+        return False
+
+
+class _Upload(io.BufferedReader):
+    """A file that reports the bytes that each read takes from it."""
+
+    def __init__(self, file: Path, progress: Callable[[int], None] | None) -> None:
+        super().__init__(io.FileIO(file))
         self._progress = progress
 
-    def read(self, size: int = -1) -> bytes:
-        piece = self._file.read(size)
-        self._progress(len(piece))
+    def read(self, size: int | None = -1, /) -> bytes:
+        piece = super().read(size)
+        if self._progress is not None:
+            self._progress(len(piece))
         return piece
-
-    def fileno(self) -> int:
-        return self._file.fileno()
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
 
 
 def _headers(token: str) -> dict[str, str]:
@@ -436,18 +310,6 @@ def _request(asked: Ask[Any]) -> dict[str, Any]:
         "params": dict(asked.params),
         "headers": dict(asked.headers),
     }
-
-
-def _file(
-    opened: BinaryIO, name: str, progress: Callable[[int], None] | None
-) -> dict[str, tuple[str, BinaryIO]]:
-    source = _Watched(opened, progress) if progress else opened
-    return {"file": (name, cast(BinaryIO, source))}
-
-
-def _check_time(end: float, what: str, timeout: float) -> None:
-    if time.monotonic() > end:
-        raise UnavailableError(f"{what} was not over within {timeout:g} s")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Runs one dialer: waits until its lease may be had, then binds SIP, takes over, and dials."""
+"""Runs one dialer: waits for its lease, then binds SIP, takes over, and dials."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _RELEASE_TIMEOUT: Final = 3.0
 class DialerWorker:
     """One dialer of this process, active or in standby.
 
-    Call `start`, then have `run` run in a task until `stop`.
+    Call `start`, then run `run` in a task until `stop`.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class DialerWorker:
         return not self._active
 
     async def start(self, take_over: bool = False, cancel: asyncio.Event | None = None) -> None:
-        """Become active, or a standby where the lease can't be had yet.
+        """Become active, or a standby while another worker holds the lease.
 
-        `take_over` takes the dialer from a worker that is alive, and waits until that has let go of
-        it, or `cancel` is set. Raises BitelError in one sentence where the dialer can't be started
-        although its lease is free, or the other worker does not let go.
+        `take_over` takes the dialer from a worker that is alive, and waits until that has released
+        it, or `cancel` is set. Raises BitelError where the dialer can't be started although its
+        lease is free, or the other worker does not release it.
         """
         try:
             if take_over:
@@ -115,8 +115,8 @@ class DialerWorker:
         self._stopping.set()
         try:
             if not self._active:
-                patience = _ACTIVATION_TIMEOUT if self._activating else 0.0
-                await asyncio.wait({running}, timeout=patience)
+                timeout = _ACTIVATION_TIMEOUT if self._activating else 0.0
+                await asyncio.wait({running}, timeout=timeout)
                 if not running.done():
                     running.cancel()
             elif not running.done():
@@ -148,7 +148,7 @@ class DialerWorker:
         self._fault = fault
 
     async def _activate(self, terms: TakeOverTerms) -> bool:
-        """Bind and take over. False: another process took over in this moment."""
+        """Bind and take over; False if another process took over at the same time."""
         self._activating = True
         try:
             await self._bind()
@@ -166,13 +166,11 @@ class DialerWorker:
     async def _take_over(self, terms: TakeOverTerms) -> bool:
         try:
             recovered = await self._dispatcher.take_over(terms)
-        except LostLease:
+        except BaseException as fault:
             self._standby.reset()
             await self._dialer.close()
-            return False
-        except BaseException:
-            self._standby.reset()
-            await self._dialer.close()
+            if isinstance(fault, LostLease):
+                return False
             raise
         self._active = True
         if recovered.redialled or recovered.unknown:

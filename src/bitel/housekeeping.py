@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 from bitel.dialing.standby import LONGEST_LOOK, HeartbeatMonitor
 from bitel.errors import UnavailableError
-from bitel.store import call_frequency, housekeeping, idempotency, number_exclusion
+from bitel.store import call_frequency, idempotency, monitoring, number_exclusion, recovery
 from bitel.store.database import Database
 from bitel.store.leases import Holder, LostLease
 
@@ -111,14 +111,14 @@ class Housekeeper:
         idempotency.forget_old(conn, now, MOST)
         number_exclusion.forget_may_ring(conn, now, MOST)
         call_frequency.forget_old(conn, now, MOST_NUMBERS)
-        expired = housekeeping.expire_orphans(conn, self._dialer_ids, now)
-        left_open = housekeeping.left_open(conn, self._dialer_ids)
-        return expired, left_open, housekeeping.database_time(conn)
+        expired = recovery.expire_orphans(conn, self._dialer_ids, now)
+        left_open = recovery.orphaned(conn, self._dialer_ids)
+        return expired, left_open, monitoring.database_time(conn)
 
     async def _give_up(self, dialer_id: str, seen: Holder) -> None:
         try:
             await self._database.write(
-                lambda conn: housekeeping.give_up(conn, dialer_id, seen, self._clock())
+                lambda conn: recovery.give_up(conn, dialer_id, seen, self._clock())
             )
         except LostLease:
             return  # its worker is alive after all

@@ -18,17 +18,16 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
-from bitel.api import connection
+from bitel.api import server as http_server
 from bitel.api.app import ApiContext, build_app
 from bitel.api.auth import TokenSigner
-from bitel.api.health import Readiness
-from bitel.api.metrics import build_listener
-from bitel.dialer.invite_counter import InviteCounter
-from bitel.dialer.lateness import packets_late
+from bitel.api.routes.health import Readiness
+from bitel.api.routes.metrics import build_listener
+from bitel.dialer.call_attempt import CallObserver
+from bitel.dialer.config import sip_trunk_config
 from bitel.dialer.playlist import DurationOf, Playlists
-from bitel.dialer.sip_dialer import SipTrunkDialer
-from bitel.dialer.trace_store import Keep, Traces
-from bitel.dialer_config import sip_trunk_config
+from bitel.dialer.sip_dialer import SipTrunkDialer, packets_late
+from bitel.dialer.sip_trace import Keep, TraceStore
 from bitel.dialer_worker import DialerWorker
 from bitel.dialing.backpressure import LoadSample
 from bitel.dialing.claim_mark import ClaimMark
@@ -39,14 +38,17 @@ from bitel.dialing.standby import Standby
 from bitel.domain.ids import new_id
 from bitel.errors import BitelError
 from bitel.housekeeping import Housekeeper
-from bitel.metrics.page import Page
-from bitel.metrics.sources import DialerFigures, DialerSource, Sources
-from bitel.notifications.conditions import ConditionWatcher, of_dialer
-from bitel.notifications.monitor import Condition
-from bitel.notifications.sending import build_sender
+from bitel.metrics import DialerFigures, DialerSource, Page, Sources
+from bitel.notifications.conditions import Condition, ConditionWatcher, of_dialer
+from bitel.notifications.sender import NotificationSender
 from bitel.observability import logging
-from bitel.observability.gc_control import collect_when_quiet, measuring_pauses, run_only_when_told
-from bitel.observability.loop_lag import LoopLag, measuring
+from bitel.observability.event_loop import (
+    LoopLag,
+    collect_when_quiet,
+    disable_collector,
+    measuring_lag,
+    measuring_pauses,
+)
 from bitel.recordings.storage import VoiceStore
 from bitel.recordings.worker_process import log_confinement
 from bitel.reloading import plan_reload
@@ -67,7 +69,7 @@ from bitel.storage_pressure import StoragePressure
 from bitel.store import engines, migrate, recordings
 from bitel.store.database import Database
 from bitel.supervision import background
-from bitel.webhooks import delivery as webhooks
+from bitel.webhooks.deliverer import Deliverer
 
 log = structlog.get_logger(__name__)
 
@@ -132,7 +134,7 @@ async def serve(
         if not settings.dialers:
             log.warning("no_dialers", hint="no call can be placed without a [[dialers]] section")
         log.info("ready", **_places(service, settings))
-        run_only_when_told()
+        disable_collector()
         sys.setswitchinterval(TURN)
         reloading = asyncio.create_task(_reload(service, settings, read_again, reload))
         await stop.wait()
@@ -196,7 +198,7 @@ async def running(
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(_close_database, database, shutdown)
         await stack.enter_async_context(_housekeeping(settings, database, clock))
-        lag = await stack.enter_async_context(measuring())
+        lag = await stack.enter_async_context(measuring_lag())
         pauses = stack.enter_context(measuring_pauses())
         ids = [each.id for each in settings.dialers]
         sources = Sources(database, ids, clock, lag, pauses, clock_gap=lambda: clock.gap)
@@ -207,12 +209,8 @@ async def running(
         deliverer = None
         log_confinement()
         if role != "dialer":
-            deliverer = webhooks.build(
-                webhooks.Options(allow_private=settings.webhook_allow_private),
-                database,
-                clock,
-                clock.date,
-            )
+            allow_private = settings.webhook_allow_private
+            deliverer = Deliverer(database, clock, clock.date, allow_private=allow_private)
             await stack.enter_async_context(_delivering(deliverer, shutdown))
             sources.deliverer = deliverer
         pressure = StoragePressure(
@@ -220,17 +218,16 @@ async def running(
         )
         sources.storage = pressure
         await stack.enter_async_context(background("storage", pressure.run))
-        bell = deliverer.ring if deliverer else lambda: None
+        bell = deliverer.wake if deliverer else lambda: None
         if role != "api":
-            traces = Traces(settings.data_dir / "traces", _keep(settings.traces))
+            traces = TraceStore(settings.data_dir / "traces", _keep(settings.traces))
             close_traces = functools.partial(asyncio.to_thread, traces.close)
             stack.push_async_callback(shutdown.step, "traces", close_traces)
             for dialer_settings in settings.dialers:
-                counted = InviteCounter(traces)
                 dialer, dispatcher = _dialer(
-                    dialer_settings, settings, database, clock, playlists, counted, bell, lag
+                    dialer_settings, settings, database, clock, playlists, traces, bell, lag
                 )
-                sources.dialers.append(_figures(dialer, dispatcher, counted))
+                sources.dialers.append(_figures(dialer, dispatcher))
                 standby = Standby(
                     dialer_settings.id, dispatcher.worker, database, settings.data_dir, clock
                 )
@@ -320,7 +317,7 @@ def _dialer(
     database: Database,
     clock: SteadyClock,
     playlists: Playlists,
-    watch: InviteCounter,
+    observer: CallObserver,
     on_settled: Callable[[], None],
     lag: LoopLag,
 ) -> tuple[SipTrunkDialer, Dispatcher]:
@@ -329,7 +326,7 @@ def _dialer(
         sip_trunk_config(dialer, settings.region),
         playlists,
         clock,
-        watch=watch,
+        observer=observer,
         recording_faults=recording_faults,
     )
 
@@ -368,16 +365,15 @@ def _limits(dialer: DialerSettings) -> Limits:
     )
 
 
-def _figures(trunk: SipTrunkDialer, dispatcher: Dispatcher, counted: InviteCounter) -> DialerSource:
+def _figures(trunk: SipTrunkDialer, dispatcher: Dispatcher) -> DialerSource:
     """What the metrics report about a dialer."""
     return lambda: DialerFigures(
         dialer_id=dispatcher.dialer_id,
-        up=trunk.up,
         is_paused=bool(trunk.paused_reason),
         channels=dispatcher.running,
         max_channels=dispatcher.max_channels,
         figures=dispatcher.figures,
-        invites=counted.invites,
+        invites=trunk.invites,
         signs=dispatcher.pressure.signs,
         held_back=dispatcher.held_back,
         trunks=trunk.trunks(),
@@ -406,7 +402,7 @@ def _speech_options(settings: Settings) -> SpeechOptions:
 
 
 @contextlib.asynccontextmanager
-async def _delivering(deliverer: webhooks.Deliverer, shutdown: Shutdown) -> AsyncIterator[None]:
+async def _delivering(deliverer: Deliverer, shutdown: Shutdown) -> AsyncIterator[None]:
     """Webhooks, delivered until all dispatchers have stopped."""
     task = asyncio.create_task(deliverer.run())
     try:
@@ -460,7 +456,7 @@ async def _notifying(
     if not chosen.url and not chosen.command:
         yield
         return
-    sender = build_sender(chosen, lambda: clock.date(clock()))
+    sender = NotificationSender(chosen, lambda: clock.date(clock()))
 
     def conditions_of(worker: DialerWorker, trunk: SipTrunkDialer) -> Sequence[Condition]:
         if worker.in_standby:
@@ -522,7 +518,7 @@ async def _http(
         raise BitelError(
             f"HTTP can't be answered at {host}:{port}: {fault.strerror}; choose another {setting}"
         ) from fault
-    server = _Server(connection.config(app, http, timeout_graceful_shutdown=HTTP_PATIENCE))
+    server = _Server(http_server.config(app, http, timeout_graceful_shutdown=HTTP_PATIENCE))
     task = asyncio.create_task(server.serve([listener]))
     task.add_done_callback(lambda _: stop.set())
     try:

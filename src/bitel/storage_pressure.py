@@ -12,7 +12,7 @@ import structlog
 
 from bitel.errors import UnavailableError
 from bitel.store.database import Database
-from bitel.store.storage_state import StorageState, read_state
+from bitel.store.monitoring import StorageState, read_state
 
 log = structlog.get_logger(__name__)
 

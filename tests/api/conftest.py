@@ -13,7 +13,7 @@ import pytest
 import structlog
 import uvicorn
 
-from bitel.api.connection import config
+from bitel.api.server import config
 from bitel.store.database import Database
 from tests.api.stage import Stage
 from tests.support.clocks import FakeClock

@@ -13,17 +13,17 @@ from fastapi import FastAPI
 from sqlalchemy import Connection, func, select
 
 from bitel.api.app import ApiContext, build_app
-from bitel.api.tokens import TokenSigner
+from bitel.api.auth import TokenSigner
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.calls import CallStatus
 from bitel.domain.ids import new_id
-from bitel.domain.retry import Final
-from bitel.domain.tariff import Bill
+from bitel.domain.pricing import Bill
+from bitel.domain.retry import Finish
 from bitel.recordings.storage import VoiceStore
 from bitel.settings import Settings
 from bitel.speech.engines import SpeechOptions
 from bitel.speech.library import SpeechLibrary
-from bitel.store import claims, leases, projects, recordings, settling, tokens
+from bitel.store import claims, projects, recordings, recovery, settling, tokens
 from bitel.store.claims import Claim
 from bitel.store.database import Database
 from bitel.store.leases import Lease
@@ -116,7 +116,7 @@ class Stage:
     def take(self, limit: int = 1000) -> tuple[Lease, list[Claim]]:
         """Claim what is due at the first dialer, as its dispatcher would."""
         now = self.clock()
-        lease, _ = self.do(lambda conn: leases.take_over(conn, "main", "w", now, 77.0))
+        lease, _ = self.do(lambda conn: recovery.take_over(conn, "main", "w", now, 77.0))
         return lease, self.do(lambda conn: claims.claim(conn, lease, limit, now))
 
     def answer(self, lease: Lease, taken: list[Claim], price: str = "0", seconds: int = 12) -> None:
@@ -124,7 +124,7 @@ class Stage:
         now = self.clock()
         done = AttemptResult(Outcome.ANSWERED, now, now + seconds, answered_at=now)
         ends = [
-            Settlement(one.attempt_id, one.call_id, done, Final(CallStatus.NORMAL),
+            Settlement(one.attempt_id, one.call_id, done, Finish(CallStatus.NORMAL),
                        Bill(seconds, Decimal(price)))
             for one in taken
         ]  # fmt: skip

@@ -27,7 +27,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from bitel.api.connection import config
+from bitel.api.server import config
 from bitel.store.database import Database
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from pydantic import SecretStr, ValidationError
 
 from bitel.api.app import build_app
-from bitel.api.metrics import build_listener
+from bitel.api.routes.metrics import build_listener
 from bitel.settings import MetricsSettings
 
 if TYPE_CHECKING:

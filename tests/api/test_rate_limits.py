@@ -8,10 +8,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from bitel.api.rate_limits import Bucket
 from bitel.domain.calls import CallStatus
 from bitel.store import do_not_call
 
@@ -265,26 +262,6 @@ async def test_a_repeated_key_does_not_count(stage: Stage) -> None:
         again = await client.post(SINGLE, json=stage.body(), headers=key)
         assert again.content == answers[0].content
     assert stage.queued() == 10
-
-
-@given(
-    st.integers(1, 100),
-    st.lists(st.tuples(st.floats(0, 30), st.integers(1, 150)), min_size=1, max_size=60),
-)
-def test_a_bucket_gives_what_came_in_and_one_debt(
-    per_minute: int, asks: list[tuple[float, int]]
-) -> None:
-    bucket, now, taken = Bucket(per_minute, 0.0), 0.0, 0
-    for pause, cost in asks:
-        now += pause
-        wait = bucket.take(cost, per_minute, now)
-        if wait:
-            # When it says to come again, it keeps its word.
-            now += wait + 1e-6
-            assert bucket.take(cost, per_minute, now) == 0
-        taken += cost
-    debt = max(0, max(cost for _, cost in asks) - per_minute)
-    assert taken <= per_minute + per_minute * now / 60 + debt + 1e-3
 
 
 async def test_numbers_abroad_are_off_until_switched_on(stage: Stage) -> None:

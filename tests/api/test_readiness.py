@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bitel.api import health
 from bitel.api.app import build_app
-from bitel.api.health import Readiness
+from bitel.api.routes import health
+from bitel.api.routes.health import Readiness
 from bitel.store.db_errors import StoreUnavailable
 
 if TYPE_CHECKING:

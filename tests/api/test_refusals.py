@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jwt
 import pytest
 
-from bitel.api import response_guard
+from bitel.api import middleware
 from bitel.store import tokens
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ async def test_no_more_of_a_body_is_read_than_the_limit(make_stage: Any) -> None
     assert json.loads(body["body"])["error"] == "PayloadTooLarge"
     # The rest is thrown away for a while, so that no reset overtakes the answer.
     assert end["body"] == b""
-    assert kept < linger <= response_guard.LINGER_BYTES + 200_000
+    assert kept < linger <= middleware.LINGER_BYTES + 200_000
 
 
 def forged(stage: Stage, secret: bytes | None = None, alg: str = "HS256", **claims: Any) -> str:
@@ -362,6 +362,6 @@ async def test_logs_hold_neither_tokens_nor_numbers(sqlite_stage: Stage, logs: l
 
 
 def test_a_lone_surrogate_in_an_answer_is_escaped() -> None:
-    from bitel.api.envelope import success
+    from bitel.api.responses import success
 
     assert json.loads(bytes(success("\ud800").body))["result"] == "\ud800"

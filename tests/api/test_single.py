@@ -136,9 +136,9 @@ async def test_an_unknown_call_is_not_found(stage: Stage, call_id: str) -> None:
 
 
 async def test_servers_are_up_while_they_are_heard_of(stage: Stage) -> None:
-    from bitel.store import leases
+    from bitel.store import recovery
 
-    stage.do(lambda conn: leases.take_over(conn, "main", "w", stage.clock(), 77.0))
+    stage.do(lambda conn: recovery.take_over(conn, "main", "w", stage.clock(), 77.0))
     async with stage.client() as client:
         first = (await client.get("/api/v2/servers")).json()
         stage.clock.advance(15.5)
@@ -151,10 +151,10 @@ async def test_servers_are_up_while_they_are_heard_of(stage: Stage) -> None:
 
 
 async def test_servers_say_why_a_dialer_is_paused(stage: Stage) -> None:
-    from bitel.store import leases
+    from bitel.store import leases, recovery
 
     now = stage.clock()
-    lease, _ = stage.do(lambda conn: leases.take_over(conn, "main", "w", now, 77.0))
+    lease, _ = stage.do(lambda conn: recovery.take_over(conn, "main", "w", now, 77.0))
     history = leases.TrunkHistory("the trunk refuses every call (403 Forbidden)")
     stage.do(lambda conn: leases.record_trunks(conn, lease, history, now))
     async with stage.client() as client:

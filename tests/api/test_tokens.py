@@ -9,7 +9,7 @@ from pathlib import Path
 import jwt
 import pytest
 
-from bitel.api.tokens import KEY_FILE, Claims, TokenSigner
+from bitel.api.auth import KEY_FILE, Claims, TokenSigner
 from bitel.errors import SettingsError, UnauthorizedError
 
 PROJECT, TOKEN = "a" * 32, "b" * 32
@@ -73,7 +73,7 @@ def test_an_expired_token_is_refused_also_when_it_was_good_before(tmp_path: Path
 
 
 def test_what_is_remembered_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bitel.api.tokens._REMEMBERED", 8)
+    monkeypatch.setattr("bitel.api.auth._REMEMBERED", 8)
     signer = TokenSigner(os.urandom(48))
     for number in range(100):
         token = signer.issue(PROJECT, f"{number:032x}")

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from sqlalchemy import func, select
 
-from bitel.api import upload_intake
+from bitel.api import uploads
 from bitel.recordings import decode as decoding
 from bitel.recordings.decode import Decoded
 from bitel.recordings.limits import DecodeLimits
@@ -216,7 +216,7 @@ async def test_an_upload_that_pauses_is_given_up(
     sqlite_stage: Stage, served: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = sqlite_stage
-    monkeypatch.setattr(upload_intake, "IDLE_SECONDS", 0.05)
+    monkeypatch.setattr(uploads, "IDLE_SECONDS", 0.05)
 
     async def halting() -> Any:
         yield PART + b"x"
@@ -351,18 +351,18 @@ def test_what_a_killed_process_left_is_swept_away(tmp_path: Path) -> None:
     for folder in (old, young):
         folder.mkdir()
         (folder / "upload").write_bytes(b"x")
-    hours_ago = time.time() - 2 * upload_intake.STALE_SECONDS
+    hours_ago = time.time() - 2 * uploads.STALE_SECONDS
     os.utime(old, (hours_ago, hours_ago))
-    upload_intake.sweep(tmp_path)
+    uploads.sweep(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["young"]
-    upload_intake.sweep(tmp_path / "nowhere")
+    uploads.sweep(tmp_path / "nowhere")
 
 
 def test_what_else_is_in_the_folder_stops_no_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file, a link, and what a second process sweeps at the same moment."""
-    hours_ago = time.time() - 2 * upload_intake.STALE_SECONDS
+    hours_ago = time.time() - 2 * uploads.STALE_SECONDS
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "kept").touch()
     incoming = tmp_path / "incoming"
@@ -382,12 +382,12 @@ def test_what_else_is_in_the_folder_stops_no_start(
         raise FileNotFoundError(path)
 
     monkeypatch.setattr(shutil, "rmtree", contended)
-    upload_intake.sweep(incoming)
+    uploads.sweep(incoming)
     assert sorted(path.name for path in incoming.iterdir()) == ["locked"]
     assert (tmp_path / "elsewhere" / "kept").exists()
-    upload_intake.sweep(incoming / "locked" / "none")
+    uploads.sweep(incoming / "locked" / "none")
     (tmp_path / "a file").touch()
-    upload_intake.sweep(tmp_path / "a file")
+    uploads.sweep(tmp_path / "a file")
 
 
 async def connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

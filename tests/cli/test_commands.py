@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import jwt
 import pytest
 
-from bitel.api.tokens import TokenSigner
+from bitel.api.auth import TokenSigner
 from bitel.domain.ids import is_id, new_id
 from bitel.store import campaigns, projects, tokens
 from bitel.store.database import Database
@@ -33,7 +33,9 @@ def test_a_project_and_a_token_print_themselves_and_nothing_else(shell: Shell) -
     assert (claims["sub"], claims["iss"], claims["aud"]) == (project_id, "Bitel", "Bitel")
     assert "exp" not in claims
     assert TokenSigner.open(shell.data_dir).verify(token).token_id == claims["jti"]
-    live = shell.look(lambda conn: tokens.is_live(conn, claims["jti"], project_id, time.time()))
+    live = shell.look(
+        lambda conn: tokens.find_project(conn, claims["jti"], project_id, time.time())
+    )
     assert live
     assert shell.data_dir.stat().st_mode & 0o077 == 0
 
@@ -66,7 +68,7 @@ def test_a_token_can_be_revoked_by_its_id_or_itself(shell: Shell, by: str) -> No
     jti = jwt.decode(token, options={"verify_signature": False})["jti"]
     named = {"jti": jti, "token": token}[by]
     assert shell.admin("token", "revoke", named) == ""
-    assert not shell.look(lambda conn: tokens.is_live(conn, jti, project_id, time.time()))
+    assert not shell.look(lambda conn: tokens.find_project(conn, jti, project_id, time.time()))
     status, out, err = shell.run("token", "revoke", named, "--config", str(shell.config))
     assert (status, out) == (1, "")
     assert jti in err
@@ -79,7 +81,7 @@ def test_a_token_may_expire(shell: Shell) -> None:
     assert claims["exp"] == pytest.approx(time.time() + 2 * 86_400, abs=60)
 
     def live_at(now: float) -> Any:
-        return shell.look(lambda conn: tokens.is_live(conn, claims["jti"], project_id, now))
+        return shell.look(lambda conn: tokens.find_project(conn, claims["jti"], project_id, now))
 
     assert live_at(claims["exp"] - 1)
     assert not live_at(claims["exp"])

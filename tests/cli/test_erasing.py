@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bitel.dialer import trace_format
-from bitel.dialer.trace_files import Share, TraceFiles
-from bitel.dialer.trace_format import ERRORS, Entry
+from bitel.dialer import sip_trace
+from bitel.dialer.sip_trace import ERRORS, Entry, Share, TraceFiles
 from bitel.domain.attempts import Media
 from bitel.domain.ids import new_id
 from bitel.store.database import Database
@@ -60,8 +59,8 @@ def test_a_person_is_erased_and_others_are_not(shell: Shell) -> None:
     )
     assert NUMBER.encode() not in stored
     assert OTHER.encode() in stored
-    assert trace_format.read(traces, calls[NUMBER]) == []
-    [message, _] = trace_format.read(traces, calls[OTHER])
+    assert sip_trace.read(traces, calls[NUMBER]) == []
+    [message, _] = sip_trace.read(traces, calls[OTHER])
     assert OTHER in str(message)
     with Database.open(f"sqlite:///{shell.data_dir / 'bitel.db'}") as database:
         world.database = database
@@ -80,11 +79,11 @@ def test_files_keep_their_length_so_that_a_service_may_go_on_writing(tmp_path: P
     files.prepare()
     first, second = new_id(1.0), new_id(2.0)
     files.add([trace(first, NUMBER), trace(second, OTHER)])
-    [path] = trace_format.names_of_files(tmp_path)
+    [path] = sip_trace.names_of_files(tmp_path)
     size = path.stat().st_size
-    assert trace_format.erase(tmp_path, {first}) == 1
+    assert sip_trace.erase(tmp_path, {first}) == 1
     assert path.stat().st_size == size
     third = new_id(3.0)
     files.add([trace(third, OTHER)])
     assert [each[0] for each in files.of_calls({second, third})] == [second, third]
-    assert len(trace_format.read(tmp_path, third)) == 2
+    assert len(sip_trace.read(tmp_path, third)) == 2

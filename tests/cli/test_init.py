@@ -49,7 +49,7 @@ def test_init_makes_settings_and_a_database_and_says_where(
 
 
 def test_the_template_is_what_a_carrier_needs(tmp_path: Path) -> None:
-    from bitel.cli.init import TEMPLATE
+    from bitel.cli.service import TEMPLATE
 
     (tmp_path / "carrier-password").write_text("s3cret\n")
     lines = [

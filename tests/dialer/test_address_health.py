@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bitel.dialer.address_health import DOWN_UNPINGED, LONGEST_REST, PINGS_MISSED, Health
+from bitel.dialer.trunk_health import DOWN_UNPINGED, LONGEST_REST, PINGS_MISSED, AddressHealth
 from bitel.sip import Address
 from tests.support.clocks import FakeClock
 
@@ -12,16 +12,16 @@ HERE, THERE = Address("192.0.2.1", 5060), Address("192.0.2.2", 5060)
 
 
 @pytest.fixture
-def health(clock: FakeClock) -> Health:
-    return Health(clock, pinged=True)
+def health(clock: FakeClock) -> AddressHealth:
+    return AddressHealth(clock, pinged=True)
 
 
-def test_nobody_is_down_at_first(health: Health) -> None:
+def test_nobody_is_down_at_first(health: AddressHealth) -> None:
     assert health.usable(HERE)
 
 
 @pytest.mark.parametrize("answer", ["answered_ping", "answered_call"])
-def test_any_answer_brings_it_back(health: Health, clock: FakeClock, answer: str) -> None:
+def test_any_answer_brings_it_back(health: AddressHealth, clock: FakeClock, answer: str) -> None:
     health.failed_call(HERE)
     clock.advance(1e6)
     assert not health.usable(HERE)
@@ -30,7 +30,7 @@ def test_any_answer_brings_it_back(health: Health, clock: FakeClock, answer: str
     assert health.usable(HERE)
 
 
-def test_one_lost_ping_is_nothing(health: Health) -> None:
+def test_one_lost_ping_is_nothing(health: AddressHealth) -> None:
     for _ in range(3):
         for _ in range(PINGS_MISSED - 1):
             health.missed_ping(HERE)
@@ -41,7 +41,7 @@ def test_one_lost_ping_is_nothing(health: Health) -> None:
     assert not health.usable(HERE)
 
 
-def test_a_carrier_that_answers_calls_need_not_answer_pings(health: Health) -> None:
+def test_a_carrier_that_answers_calls_need_not_answer_pings(health: AddressHealth) -> None:
     health.answered_call(HERE)
     for _ in range(10):
         health.missed_ping(HERE)
@@ -53,7 +53,7 @@ def test_a_carrier_that_answers_calls_need_not_answer_pings(health: Health) -> N
 
 
 def test_unpinged_it_comes_back_with_time(clock: FakeClock) -> None:
-    health = Health(clock, pinged=False)
+    health = AddressHealth(clock, pinged=False)
     health.failed_call(HERE)
     clock.advance(DOWN_UNPINGED - 1)
     assert not health.usable(HERE)
@@ -63,7 +63,7 @@ def test_unpinged_it_comes_back_with_time(clock: FakeClock) -> None:
     assert not health.usable(HERE)
 
 
-def test_an_answered_ping_may_end_a_rest(health: Health) -> None:
+def test_an_answered_ping_may_end_a_rest(health: AddressHealth) -> None:
     health.rest(HERE, 60)
     health.answered_ping(HERE)
     assert health.rests(HERE)
@@ -71,7 +71,9 @@ def test_an_answered_ping_may_end_a_rest(health: Health) -> None:
     assert health.usable(HERE)
 
 
-def test_rest_lasts_as_long_as_was_asked_within_reason(health: Health, clock: FakeClock) -> None:
+def test_rest_lasts_as_long_as_was_asked_within_reason(
+    health: AddressHealth, clock: FakeClock
+) -> None:
     health.rest(HERE, 60)
     clock.advance(59)
     assert health.rests(HERE)

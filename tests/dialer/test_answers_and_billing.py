@@ -15,9 +15,8 @@ import pytest
 import uvloop
 
 from bitel.dialer.sip_dialer import SipTrunkDialer
-from bitel.dialing.dialer import DialRequest
-from bitel.domain.attempts import AttemptResult, Outcome
-from bitel.domain.tariff import NOTHING, Rate, Tariff
+from bitel.domain.attempts import AttemptResult, DialRequest, Outcome
+from bitel.domain.pricing import NOTHING, Rate, Tariff
 from bitel.sip.message import Request
 from bitel.sip_transport.udp import MAX_BATCH
 from tests.support.carrier import Answer, Carrier, answering, carrier, sdp, silent

@@ -10,8 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitel.dialer.caller_identity import CallerIds, Identification, identity
-from bitel.dialer.number_format import NumberForm, NumberFormat, NumberRule
+from bitel.dialer.caller_identity import (
+    CallerIds,
+    Identification,
+    NumberFormat,
+    NumberRule,
+    dialled_number,
+    identity,
+)
 from tests.support.carrier import carrier
 from tests.support.sip_dialer import dialer
 
@@ -102,12 +108,12 @@ RULES = [NumberRule("+98", 3, "0"), NumberRule("+9821", 5), NumberRule("+1", 0, 
 def test_numbers(
     rules: Sequence[NumberRule], form: NumberFormat, number: str, dialled: str
 ) -> None:
-    assert NumberForm(form, rules).of(number) == dialled
+    assert dialled_number(number, form, rules) == dialled
 
 
 @given(st.permutations(RULES))
 def test_the_order_of_rules_does_not_matter(rules: list[NumberRule]) -> None:
-    assert NumberForm("e164", rules).of("+982112345678") == "12345678"
+    assert dialled_number("+982112345678", "e164", rules) == "12345678"
 
 
 async def test_what_the_carrier_reads(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitel.dialer.circuit_breaker import BreakerLimits, BreakerState, CircuitBreaker
+from bitel.dialer.trunk_health import BreakerLimits, BreakerState, CircuitBreaker
 
 LIMITS = BreakerLimits(threshold=3, first_wait=30.0, longest_wait=100.0)
 

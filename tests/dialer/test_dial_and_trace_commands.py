@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bitel.dialer.trace_store import Traces
-from bitel.dialing.dialer import DialRequest
-from bitel.domain.attempts import AttemptResult, Outcome
+from bitel.dialer.sip_trace import TraceStore
+from bitel.domain.attempts import AttemptResult, DialRequest, Outcome
 from bitel.recordings.sample import write_sample
 from bitel.sip.grammar import Address
 from bitel.test_phone.phone import Phone, PhoneConfig
@@ -19,11 +18,11 @@ from bitel.test_phone.rules import parse_rules
 
 COMMANDS = """
 import sys, typer
-from bitel.cli import dial, trace
+from bitel.cli import calls, trial
 from bitel.errors import BitelError
 app = typer.Typer(pretty_exceptions_enable=False)
-app.command("dial")(dial.dial)
-app.command("trace")(trace.trace)
+app.command("dial")(trial.dial)
+app.command("trace")(calls.trace)
 try:
     app()
 except BitelError as error:
@@ -100,7 +99,7 @@ async def test_what_can_not_be(tmp_path: Path, words: tuple[str, ...], says: str
 
 async def test_a_trace_is_shown(tmp_path: Path) -> None:
     config = settings(tmp_path, "sip:127.0.0.1:9")
-    traces = Traces(tmp_path / "data" / "traces")
+    traces = TraceStore(tmp_path / "data" / "traces")
     order = DialRequest("a1", f"{5:032x}", "+98912", None)
     traces.invited(order, "sip-id")
     traces.tap(

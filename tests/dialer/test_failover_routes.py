@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitel.dialer.address_health import Health
 from bitel.dialer.failover import (
     AGAIN,
     TO_ANOTHER_HOST,
@@ -21,6 +20,7 @@ from bitel.dialer.failover import (
     redirected,
 )
 from bitel.dialer.trunk import Trunk
+from bitel.dialer.trunk_health import AddressHealth
 from bitel.domain.attempts import Outcome
 from bitel.sip import Address, Failed, Transport
 from tests.support.clocks import FakeClock
@@ -63,7 +63,7 @@ def test_after_ringing_or_a_verdict_nothing_is_left(
 def test_down_comes_last_and_rest_not_at_all(
     ways: list[Route], down: list[str], resting: list[str]
 ) -> None:
-    health = Health(FakeClock(), pinged=True)
+    health = AddressHealth(FakeClock(), pinged=True)
     for host in down:
         health.failed_call(Address(host, 5060))
     for host in resting:

@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 
 from bitel.dialer import sip_dialer
-from bitel.dialer.call_leg import CallLeg
+from bitel.dialer.call_attempt import CallLeg
 from bitel.dialer.media_session import MediaSession
-from bitel.dialer.pending_requests import PendingRequests
 from bitel.dialer.sip_dialer import SipTrunkDialer
-from bitel.dialing.dialer import DialRequest
-from bitel.domain.attempts import AttemptResult, Outcome
+from bitel.dialer.trunk_health import PendingRequests
+from bitel.domain.attempts import AttemptResult, DialRequest, Outcome
 from bitel.sip import OutgoingRequest, RequestDone, UserAgent
 from bitel.sip_transport.transport import SipTransport
 from tests.support.carrier import Carrier, answering, carrier
@@ -60,12 +59,12 @@ BEFORE_INVITE: dict[str, Part] = {
     "playlist": lambda dialer: (dialer._playlists, "for_order"),
     "port": lambda dialer: (dialer.streamer, "open_port"),
     "clips": lambda dialer: (dialer.streamer, "prepare"),
-    "trunks": lambda dialer: (dialer._carriers, "hops"),
-    "breakers": lambda dialer: (dialer._carriers, "begin"),
+    "trunks": lambda dialer: (dialer._trunks, "routes"),
+    "breakers": lambda dialer: (dialer._trunks, "begin"),
     "INVITE": lambda dialer: (UserAgent, "invite"),
 }
 AFTER_ANSWER: dict[str, tuple[Part, Outcome]] = {
-    "trunk health": (lambda dialer: (dialer._carriers, "learn"), Outcome.RANG_THEN_FAILED),
+    "trunk health": (lambda dialer: (dialer._trunks, "learn"), Outcome.RANG_THEN_FAILED),
     "address": (lambda dialer: (sip_dialer, "check_address"), Outcome.RANG_THEN_FAILED),
     "ACK": (lambda dialer: (UserAgent, "acknowledge"), Outcome.RANG_THEN_FAILED),
     "stream": (lambda dialer: (dialer.streamer, "play"), Outcome.CUT_OFF),
@@ -107,7 +106,7 @@ async def test_an_error_after_the_invite_cancels_it(tmp_path: Path) -> None:
         attempted = await calls.call()
         assert attempted.outcome is Outcome.UNCERTAIN
         await until(lambda: len(only.of("CANCEL")) == 1)
-        calls.dialer._watch = None
+        calls.dialer._observer = None
         await assert_nothing_is_left(calls, only)
 
 
@@ -159,7 +158,7 @@ async def test_who_rings_is_rung_no_longer_when_the_attempt_is_cancelled(tmp_pat
 
 
 async def test_the_end_of_a_request_that_nobody_waits_for_is_not_that_of_the_next() -> None:
-    transport = await SipTransport.open(("127.0.0.1", 0), agent_at, lambda event: None)
+    transport = SipTransport(("127.0.0.1", 0), agent_at, lambda event: None)
     asker = PendingRequests(transport)
     later = OutgoingRequest(
         "REGISTER", "sip:192.0.2.9", FAR, "sip:a@b", "sip:a@b", call_id="one", cseq=7

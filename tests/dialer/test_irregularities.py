@@ -12,7 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from bitel.domain.attempts import Irregularity, Outcome
-from bitel.rtp import link
+from bitel.rtp import sender_process
 from tests.support.carrier import carrier, sdp
 from tests.support.media_carrier import MediaCarrier, media_carrier
 from tests.support.sip_dialer import dialer, running_call
@@ -177,7 +177,7 @@ async def test_calls_of_a_lost_sender_process_end_and_others_are_played(
             [pid] = streamer.sender_pids()
             with capture_logs() as logs:
                 os.kill(pid, sent)
-                monkeypatch.setattr(link, "SILENCE_LIMIT", 2.0)
+                monkeypatch.setattr(sender_process, "SILENCE_LIMIT", 2.0)
                 ended = await asyncio.wait_for(asyncio.gather(*running), 20)
                 monkeypatch.undo()
             assert {attempted.outcome for attempted in ended} == {Outcome.CUT_OFF}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from bitel.dialer.lateness import SILENCE, packets_late
+from bitel.dialer.sip_dialer import SILENCE, packets_late
+from bitel.rtp.sender.tick_schedule import TickLateness
 from bitel.rtp.streamer import StreamerStats
-from bitel.rtp.tick_schedule import Lateness, TickLateness
 
 TICKS = 125  # in a turn
 
@@ -14,12 +14,12 @@ TICKS = 125  # in a turn
 @pytest.mark.parametrize(
     ("stats", "late"),
     [
-        (StreamerStats(running=5, p99_ms=1.5, tenth_ms=0.3), 0.3),
-        (StreamerStats(running=5, p99_ms=45.0, tenth_ms=30.0), 30.0),
-        (StreamerStats(running=0, p99_ms=45.0, tenth_ms=30.0), 0.0),
+        (StreamerStats(running=5, p99_ms=1.5, p90_ms=0.3), 0.3),
+        (StreamerStats(running=5, p99_ms=45.0, p90_ms=30.0), 30.0),
+        (StreamerStats(running=0, p99_ms=45.0, p90_ms=30.0), 0.0),
         # It does not even say how late it is.
         (StreamerStats(running=0, reported_ago=SILENCE + 1.0), 3500.0),
-        (StreamerStats(running=5, tenth_ms=0.3, reported_ago=SILENCE), 0.3),
+        (StreamerStats(running=5, p90_ms=0.3, reported_ago=SILENCE), 0.3),
     ],
 )
 def test_what_is_late(stats: StreamerStats, late: float) -> None:
@@ -30,8 +30,8 @@ def turn(punctuality: TickLateness, late: int, by: float) -> float:
     """Milliseconds that are late after a turn in which so many ticks were `by` seconds late."""
     for tick in range(TICKS):
         punctuality.record(by if tick < late else 0.0002)
-    said: Lateness = punctuality.turn()
-    return packets_late(StreamerStats(running=5, p99_ms=said.p99_ms, tenth_ms=said.tenth_ms))
+    said = punctuality.report()
+    return packets_late(said._replace(running=5))
 
 
 def test_late_is_who_is_late_again_and_again() -> None:

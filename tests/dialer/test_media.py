@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bitel.domain.attempts import AttemptResult, Outcome
-from bitel.domain.tariff import Bill, Rate, Tariff
+from bitel.domain.pricing import Bill, Rate, Tariff
 from tests.support.carrier import sdp
 from tests.support.media_carrier import (
     MediaCarrier,

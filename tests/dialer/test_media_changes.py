@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bitel.dialer.call_leg import CallLeg
+from bitel.dialer.call_attempt import CallLeg
 from bitel.domain.attempts import AttemptResult, Irregularity, Media, Outcome
 from bitel.sip import KeyedDigits
 from bitel.sip.grammar import Address

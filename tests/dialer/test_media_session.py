@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from bitel.dialer.call_attempt import CallAttempt
-from bitel.dialer.call_leg import CallLeg
-from bitel.dialer.media_session import MediaSession, Patience
-from bitel.dialing.dialer import DialRequest
-from bitel.domain.attempts import Outcome
+from bitel.dialer.call_attempt import CallAttempt, CallLeg
+from bitel.dialer.media_session import MediaSession
+from bitel.domain.attempts import DialRequest, Outcome
 from bitel.rtp.packet import PTIMES
-from bitel.rtp.streamer import Streamer, StreamReport
+from bitel.rtp.shared_clip import SharedClip, clip_of
+from bitel.rtp.streamer import Streamer, StreamReport, StreamSpec
 from bitel.sip import Ended, MediaChanged
 from bitel.sip.grammar import Address
 from bitel.sip.sdp import PACKET_LENGTHS, Direction, NegotiatedMedia
 
 FAR = ("192.0.2.1", 4000)
+CLIP = clip_of(b"\xd5" * 160)
 
 
 def test_packet_lengths_that_sdp_agrees_on_are_those_that_the_sender_has() -> None:
@@ -37,24 +36,17 @@ class FakeStreamer:
 
     def play(
         self,
-        port: int,
-        far: tuple[str, int],
-        payload_type: int,
-        clips: Sequence[Path],
+        spec: StreamSpec,
+        clips: Sequence[SharedClip],
         on_end: Callable[[StreamReport], None],
-        *,
-        held: bool,
-        on_silence: Callable[[], None] | None,
-        **rest: Any,
+        on_silence: Callable[[], None],
     ) -> int:
-        self._end, self.silence = on_end, on_silence
-        self.did.append("play held" if held else "play")
+        self._end, self.silence = on_end, on_silence if spec.silence_timeout else None
+        self.did.append("play held" if spec.held else "play")
         return 1
 
-    def change(
-        self, stream: int, far: tuple[str, int], payload_type: int, *, held: bool, **rest: Any
-    ) -> None:
-        self.did.append("hold" if held else "go on")
+    def change(self, stream: int, spec: StreamSpec) -> None:
+        self.did.append("hold" if spec.held else "go on")
 
     def stop_stream(self, stream: int) -> None:
         self.did.append("stop")
@@ -102,13 +94,14 @@ class Stage:
         self,
         loop: FakeLoop,
         direction: Direction = "sendrecv",
-        patience: Patience = Patience(5.0, 60.0),  # noqa: B008
+        media_timeout: float = 5.0,
+        longest: float = 60.0,
         answered_for: float = 0.0,
     ) -> None:
         self.loop, self.streamer = loop, FakeStreamer()
-        self.talk = MediaSession(cast(Streamer, self.streamer), patience)
+        self.talk = MediaSession(cast(Streamer, self.streamer), media_timeout, longest)
         agreed = NegotiatedMedia("PCMA", 8, (101,), FAR, 20, direction)
-        self.talk.begin(3000, agreed, [Path("clip")], answered_for)
+        self.talk.begin(3000, agreed, [CLIP], answered_for)
 
     def change(self, ours: Direction) -> None:
         self.talk.follow(MediaChanged("call", NegotiatedMedia("PCMA", 8, (101,), FAR, 20, ours)))
@@ -183,7 +176,7 @@ def test_silence_counts_only_while_the_far_end_is_to_send(loop: FakeLoop) -> Non
 
 
 def test_without_a_time_out_nobody_asks(loop: FakeLoop) -> None:
-    assert Stage(loop, patience=Patience()).streamer.silence is None
+    assert Stage(loop, media_timeout=0.0).streamer.silence is None
 
 
 @pytest.mark.parametrize(
@@ -231,11 +224,11 @@ async def test_a_call_whose_bye_is_lost_is_never_over_before_its_answer(
     attempt.answered_at = answered
     leg = attempt.leg = CallLeg("call", Address("192.0.2.9", 5060), lambda: None, no_names)
     streamer = FakeStreamer()
-    talk = attempt.talk = MediaSession(cast(Streamer, streamer), Patience())
-    talk.begin(3000, NegotiatedMedia("PCMA", 8, (101,), FAR, 20, "sendrecv"), [Path("clip")])
+    talk = attempt.media_session = MediaSession(cast(Streamer, streamer))
+    talk.begin(3000, NegotiatedMedia("PCMA", 8, (101,), FAR, 20, "sendrecv"), [CLIP])
     now = 20.0
     attempt.hung_up_at = attempt.stopped_at = attempt.now()
     streamer.end(StreamReport(1, 7, finished=True, silent_for=silent_for, stopped=True))
     now = 52.0
     leg.receive(Ended("call", "us", None, bye_unanswered=True))
-    assert attempt.over(Outcome.ANSWERED).ended_at == ended_at
+    assert attempt.result(Outcome.ANSWERED).ended_at == ended_at

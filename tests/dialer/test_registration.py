@@ -11,7 +11,7 @@ from typing import Literal
 import pytest
 from structlog.testing import capture_logs
 
-from bitel.dialer.registration import LONGEST_EXPIRY, LONGEST_PAUSE, Account, Registration
+from bitel.dialer.registration import LONGEST_EXPIRY, LONGEST_PAUSE, Registration
 from bitel.dialer.resolver import Resolver
 from bitel.dialer.trunk import Trunk
 from bitel.dialer.trunk_monitor import TrunkMonitor
@@ -36,10 +36,13 @@ def here() -> dict[Transport, str]:
 
 @pytest.fixture
 def registration(clock: FakeClock, here: dict[Transport, str]) -> Registration:
-    account = Account(
-        Trunk("carrier.test"), Credentials("acme", "s3cret"), lambda transport: here[transport]
+    return Registration(
+        Trunk("carrier.test"),
+        Credentials("acme", "s3cret"),
+        lambda transport: here[transport],
+        clock,
+        rng=random.Random(3),
     )
-    return Registration(account, clock, random.Random(3))
 
 
 def done(

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bitel.dialing.dialer import DialRequest
-from bitel.domain.attempts import Outcome
+from bitel.domain.attempts import DialRequest, Outcome
 from tests.support.carrier import answering, carrier
 from tests.support.sip_dialer import dialer
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from bitel.dialer import resolver as targets_module
-from bitel.dialer.call_leg import CallLeg
+from bitel.dialer.call_attempt import CallLeg
 from bitel.dialer.resolver import Resolver
 from bitel.domain.attempts import AttemptResult, Outcome
-from bitel.rtp.streamer import FarEndError
+from bitel.rtp.streamer import RemoteAddressError
 from bitel.sip import MediaChanged
 from bitel.sip.grammar import Address
 from bitel.sip.sdp import Direction, NegotiatedMedia
@@ -289,5 +289,7 @@ async def test_the_sentence_about_a_host_that_is_not_found_names_it() -> None:
         task = asyncio.create_task(leg.resolved(change("media.test", 4000).agreed))
         await turns()
         names.asked["media.test"].set_exception(OSError("media.test has no A record in DNS"))
-        with pytest.raises(FarEndError, match=r"media host media\.test is not found: .*no A"):
+        with pytest.raises(
+            RemoteAddressError, match=r"media host media\.test is not found: .*no A"
+        ):
             await task

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from bitel.dialer.number_format import NumberRule
+from bitel.dialer.caller_identity import NumberRule
+from bitel.dialer.config import sip_trunk_config
 from bitel.dialer.trunk import Trunk
-from bitel.dialer_config import sip_trunk_config
 from bitel.errors import SettingsError
 from bitel.settings import load
 from bitel.sip import Transport

@@ -10,13 +10,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bitel.dialer import trace_format
-from bitel.dialer import trace_store as traces_module
-from bitel.dialer.trace_files import DAY, Share, TraceFiles
-from bitel.dialer.trace_format import Entry, Traced
-from bitel.dialer.trace_store import MANY_WRONG, MOST_BYTES, MOST_WAITING, Keep, Traces
-from bitel.dialing.dialer import DialRequest
-from bitel.domain.attempts import AttemptResult, Outcome
+from bitel.dialer import sip_trace
+from bitel.dialer.sip_trace import (
+    DAY,
+    MANY_WRONG,
+    MOST_BYTES,
+    MOST_WAITING,
+    Entry,
+    Keep,
+    Share,
+    Traced,
+    TraceFiles,
+    TraceStore,
+)
+from bitel.domain.attempts import AttemptResult, DialRequest, Outcome
 from bitel.errors import NotFoundError
 from bitel.sip import Credentials
 from bitel.sip.grammar import Address
@@ -38,7 +45,7 @@ def message(call_id: str, *headers: str) -> bytes:
 
 
 def trace_one(
-    traces: Traces, which: DialRequest, outcome: Outcome, data: bytes | None = None
+    traces: TraceStore, which: DialRequest, outcome: Outcome, data: bytes | None = None
 ) -> None:
     traces.invited(which, which.attempt_id)
     traces.tap("out", data or message(which.attempt_id), FAR, 1.5)
@@ -47,7 +54,7 @@ def trace_one(
 
 def kept(folder: Path, numbers: Iterable[int]) -> list[int]:
     """Which of the calls have a trace."""
-    return [n for n in numbers if trace_format.read(folder, f"{n:032x}")]
+    return [n for n in numbers if sip_trace.read(folder, f"{n:032x}")]
 
 
 def size(folder: Path) -> int:
@@ -55,7 +62,7 @@ def size(folder: Path) -> int:
 
 
 def test_the_last_calls_and_those_that_ended_in_error(tmp_path: Path) -> None:
-    traces = Traces(tmp_path, Keep(attempts=2, errors=3))
+    traces = TraceStore(tmp_path, Keep(attempts=2, errors=3))
     for number in range(5):
         trace_one(traces, order(number), Outcome.BAD_NUMBER)
     for number in range(10, 15):
@@ -68,7 +75,7 @@ def test_the_last_calls_and_those_that_ended_in_error(tmp_path: Path) -> None:
 def test_an_error_outlives_the_last_calls_and_nothing_else_does(
     tmp_path: Path, outcome: Outcome
 ) -> None:
-    traces = Traces(tmp_path, Keep(attempts=1))
+    traces = TraceStore(tmp_path, Keep(attempts=1))
     trace_one(traces, order(1), outcome)
     trace_one(traces, order(2), Outcome.TRUNK_TROUBLE)
     trace_one(traces, order(3), Outcome.BUSY)
@@ -77,7 +84,7 @@ def test_an_error_outlives_the_last_calls_and_nothing_else_does(
 
 
 def test_of_a_burst_the_last_are_kept(tmp_path: Path) -> None:
-    traces = Traces(tmp_path, Keep(attempts=50))
+    traces = TraceStore(tmp_path, Keep(attempts=50))
     for number in range(MOST_WAITING):
         trace_one(traces, order(number), Outcome.ANSWERED)
     traces.close()
@@ -86,8 +93,8 @@ def test_of_a_burst_the_last_are_kept(tmp_path: Path) -> None:
 
 
 def test_in_a_burst_of_errors_none_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(traces_module, "PAUSE", 0.01)
-    traces = Traces(tmp_path)
+    monkeypatch.setattr(sip_trace, "PAUSE", 0.01)
+    traces = TraceStore(tmp_path)
     for number in range(MANY_WRONG):
         trace_one(traces, order(number), Outcome.REFUSED)
     # Long before the pause of a burst is over.
@@ -99,7 +106,7 @@ def test_in_a_burst_of_errors_none_is_lost(tmp_path: Path, monkeypatch: pytest.M
 def test_nothing_of_what_is_not_wanted(
     tmp_path: Path, attempts: int, errors: int, left: list[int]
 ) -> None:
-    traces = Traces(tmp_path, Keep(attempts, errors))
+    traces = TraceStore(tmp_path, Keep(attempts, errors))
     trace_one(traces, order(1), Outcome.ANSWERED)
     trace_one(traces, order(2), Outcome.BAD_NUMBER)
     traces.close()
@@ -108,7 +115,7 @@ def test_nothing_of_what_is_not_wanted(
 
 def test_a_new_start_knows_the_old_files(tmp_path: Path) -> None:
     for number in range(4):
-        traces = Traces(tmp_path, Keep(attempts=2, errors=2))
+        traces = TraceStore(tmp_path, Keep(attempts=2, errors=2))
         trace_one(traces, order(number), Outcome.ANSWERED)
         trace_one(traces, order(10 + number), Outcome.REFUSED)
         traces.close()
@@ -117,25 +124,25 @@ def test_a_new_start_knows_the_old_files(tmp_path: Path) -> None:
 
 def test_a_call_that_goes_wrong_later_takes_its_earlier_attempts_along(tmp_path: Path) -> None:
     for _ in range(2):  # what an earlier run has left is known too
-        traces = Traces(tmp_path, Keep(attempts=2))
+        traces = TraceStore(tmp_path, Keep(attempts=2))
         trace_one(traces, order(7, 1), Outcome.BUSY)
         traces.close()
-    traces = Traces(tmp_path, Keep(attempts=2))
+    traces = TraceStore(tmp_path, Keep(attempts=2))
     trace_one(traces, order(7, 2), Outcome.REFUSED)
     traces.close()
-    entries = trace_format.read(tmp_path, f"{7:032x}")
+    entries = sip_trace.read(tmp_path, f"{7:032x}")
     for other in range(3):
-        traces = Traces(tmp_path, Keep(attempts=2))
+        traces = TraceStore(tmp_path, Keep(attempts=2))
         trace_one(traces, order(other), Outcome.BUSY)
         traces.close()
-    assert trace_format.read(tmp_path, f"{7:032x}") == entries
+    assert sip_trace.read(tmp_path, f"{7:032x}") == entries
     assert [isinstance(entry, Traced) for entry in entries] == [True, False] * 2
     assert entries[1] == "attempt 7-1 ended as busy: why"
     assert entries[3] == "attempt 7-2 ended as refused by policy: why"
 
 
 def test_files_are_for_this_user_alone(tmp_path: Path) -> None:
-    traces = Traces(tmp_path / "t")
+    traces = TraceStore(tmp_path / "t")
     trace_one(traces, order(1), Outcome.ANSWERED)
     trace_one(traces, order(2), Outcome.BAD_NUMBER)
     traces.close()
@@ -147,7 +154,7 @@ def test_files_are_for_this_user_alone(tmp_path: Path) -> None:
 
 
 def test_an_attempt_that_talks_and_talks_is_bounded(tmp_path: Path) -> None:
-    traces = Traces(tmp_path)
+    traces = TraceStore(tmp_path)
     fat = message("1-1", "X: " + "x" * 60_000)
     traces.invited(order(1), "1-1")
     for _ in range(300):
@@ -189,11 +196,11 @@ def test_the_old_are_forgotten(tmp_path: Path) -> None:
 
 
 def test_an_error_before_any_message_is_told_too(tmp_path: Path) -> None:
-    traces = Traces(tmp_path)
+    traces = TraceStore(tmp_path)
     traces.over(order(1), AttemptResult(Outcome.MEDIA_MISMATCH, 1.0, 2.0, detail="no recording"))
     traces.over(order(2), AttemptResult(Outcome.TRUNK_TROUBLE, 1.0, 2.0, detail="no port"))
     traces.close()
-    assert trace_format.read(tmp_path, f"{1:032x}") == [
+    assert sip_trace.read(tmp_path, f"{1:032x}") == [
         "attempt 1-1 ended as media mismatch: no recording"
     ]
     assert kept(tmp_path, range(3)) == [1]
@@ -206,35 +213,35 @@ async def test_a_call_with_nothing_to_play_leaves_a_trace(
         raise NotFoundError("the recording is gone")
 
     monkeypatch.setattr(OneClip, "for_order", gone)
-    traces = Traces(tmp_path / "traces")
+    traces = TraceStore(tmp_path / "traces")
     async with dialer(tmp_path, "sip:127.0.0.1:9", watch=traces) as calls:
         attempted = await calls.call()
     traces.close()
     assert attempted.outcome is Outcome.MEDIA_MISMATCH
-    assert trace_format.read(tmp_path / "traces", f"{1:032x}") == [
+    assert sip_trace.read(tmp_path / "traces", f"{1:032x}") == [
         "attempt attempt1 ended as media mismatch: the recording is gone"
     ]
 
 
 def test_strangers_are_not_kept(tmp_path: Path) -> None:
-    traces = Traces(tmp_path)
+    traces = TraceStore(tmp_path)
     traces.invited(order(1), "1-1")
     traces.tap("in", message("another"), FAR, 1.0)
     traces.tap("in", b"\r\n\r\n", FAR, 1.0)
     traces.tap("in", b"\xff" * 70000, FAR, 1.0)
     trace_one(traces, order(1), Outcome.BUSY)
     traces.close()
-    entries = trace_format.read(tmp_path, f"{1:032x}")
+    entries = sip_trace.read(tmp_path, f"{1:032x}")
     assert len([entry for entry in entries if isinstance(entry, Traced)]) == 1
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "A" * 32, "", "1" * 31])
 def test_only_ids_of_calls_are_looked_for(tmp_path: Path, name: str) -> None:
-    assert trace_format.read(tmp_path, name) == []
+    assert sip_trace.read(tmp_path, name) == []
 
 
 def test_what_a_crash_cut_off_ends_its_file_and_no_other(tmp_path: Path) -> None:
-    traces = Traces(tmp_path)
+    traces = TraceStore(tmp_path)
     for number in (1, 2):
         trace_one(traces, order(number), Outcome.BUSY)
     traces.close()
@@ -243,7 +250,7 @@ def test_what_a_crash_cut_off_ends_its_file_and_no_other(tmp_path: Path) -> None
     for cut in range(1, len(whole)):
         path.write_bytes(whole[:cut])
         assert kept(tmp_path, (1, 2)) in ([], [1])
-    traces = Traces(tmp_path)
+    traces = TraceStore(tmp_path)
     trace_one(traces, order(3), Outcome.BUSY)
     traces.close()
     assert kept(tmp_path, range(5)) == [1, 3]
@@ -257,7 +264,7 @@ def test_a_broken_file_is_no_trace(tmp_path: Path, data: bytes) -> None:
     heads += [b'{"call": "%s", "messages": [[1, "up", "x", 1]]}' % call_id.encode()]
     for head in heads:
         (tmp_path / "1.trace").write_bytes(head + b"\n" + data)
-        assert trace_format.read(tmp_path, call_id) == []
+        assert sip_trace.read(tmp_path, call_id) == []
 
 
 @pytest.mark.parametrize(
@@ -278,9 +285,9 @@ def test_credentials_never_show(name: str, secret: str, folded: bool) -> None:
 @given(st.binary(max_size=300))
 def test_hostile_bytes_can_be_shown(data: bytes) -> None:
     traced = Traced.of("in", data, FAR, 1.0)
-    for text in (trace_format.arrow(traced), trace_format.in_full(traced).replace("\n", "")):
+    for text in (sip_trace.arrow(traced), sip_trace.in_full(traced).replace("\n", "")):
         assert text.isprintable()
-    trace_format.sip_call_id(data)
+    sip_trace.sip_call_id(data)
 
 
 @pytest.mark.parametrize(
@@ -288,17 +295,17 @@ def test_hostile_bytes_can_be_shown(data: bytes) -> None:
 )
 def test_whose_a_message_is(line: str) -> None:
     text = f"BYE sip:1@far SIP/2.0\r\nVia: SIP/2.0/UDP here\r\n{line}\r\nCSeq: 1 BYE\r\n\r\n"
-    assert trace_format.sip_call_id(text.encode()) == b"1@here"
+    assert sip_trace.sip_call_id(text.encode()) == b"1@here"
     broken_off = text[: text.index(line) + len(line)]
-    assert trace_format.sip_call_id(broken_off.encode()) == b"1@here"
+    assert sip_trace.sip_call_id(broken_off.encode()) == b"1@here"
 
 
 def test_the_ladder() -> None:
-    invite = trace_format.arrow(Traced(0.25, "out", "192.0.2.9:5060", "INVITE sip:09@c SIP/2.0\n"))
+    invite = sip_trace.arrow(Traced(0.25, "out", "192.0.2.9:5060", "INVITE sip:09@c SIP/2.0\n"))
     assert invite.endswith("─▶  192.0.2.9:5060")
     assert " INVITE sip:09@c ─" in invite
     ringing = "SIP/2.0 180 Ringing\nCSeq: 1 INVITE\n"
-    assert " 180 Ringing (INVITE) ─" in trace_format.arrow(Traced(0, "in", "x", ringing))
+    assert " 180 Ringing (INVITE) ─" in sip_trace.arrow(Traced(0, "in", "x", ringing))
     assert ".250  ├" in invite
 
 
@@ -308,7 +315,7 @@ async def test_a_call_from_end_to_end(tmp_path: Path) -> None:
             return [Answer(100), Answer(180), Answer(200, sdp=True)]
         return [Answer(407, [("Proxy-Authenticate", 'Digest realm="r", nonce="n"')])]
 
-    traces = Traces(tmp_path / "traces")
+    traces = TraceStore(tmp_path / "traces")
     async with carrier() as busy, carrier() as far:
         busy.does["INVITE"] = answering(503)
         far.does["INVITE"] = challenge
@@ -318,7 +325,7 @@ async def test_a_call_from_end_to_end(tmp_path: Path) -> None:
         ) as calls:
             assert (await calls.call()).outcome is Outcome.ANSWERED
     traces.close()
-    entries = trace_format.read(tmp_path / "traces", f"{1:032x}")
+    entries = sip_trace.read(tmp_path / "traces", f"{1:032x}")
     firsts = [each.message.split("\n")[0] for each in entries if isinstance(each, Traced)]
     words = [
         line.split(" ")[1] if line.startswith("SIP") else line.split(" ")[0] for line in firsts

@@ -13,7 +13,7 @@ import pytest
 
 from bitel.dialer.resolver import Resolver
 from bitel.dialer.sip_dialer import SipTrunkDialer
-from bitel.dialer.trunk_state import TrunkState
+from bitel.dialer.trunk_monitor import TrunkState
 from bitel.domain.attempts import Outcome
 from bitel.errors import BitelError
 from bitel.sip import Address, Credentials, Transport

@@ -157,7 +157,7 @@ async def trunk_that_worked(
         carrier() as far,
         dialer(folder, far.uri, refusals_before_pause=refusals_before_pause) as calls,
     ):
-        calls.dialer._carriers._monotonic = clock
+        calls.dialer._trunks._monotonic = clock
         assert await outcomes(calls, 1) == [Outcome.ANSWERED]
         yield far, calls, clock
 
@@ -213,7 +213,7 @@ async def test_a_probe_goes_on_to_another_address_of_its_trunk(
             tmp_path, "sip:c.test", targets=targets, refusals_before_pause=1
         ) as calls:
             clock = FakeClock()
-            monkeypatch.setattr(calls.dialer._carriers, "_monotonic", clock)
+            monkeypatch.setattr(calls.dialer._trunks, "_monotonic", clock)
             assert await outcomes(calls, 1) == [Outcome.ANSWERED]
             far.does["INVITE"] = answering(403)
             assert await outcomes(calls, 1) == [Outcome.TRUNK_TROUBLE]
@@ -324,7 +324,7 @@ async def test_a_redirection_that_can_no_longer_be_followed_ends_no_call(tmp_pat
         def invited(request: Request) -> list[Answer]:
             # Meanwhile other calls of this trunk are refused.
             refused = AttemptResult(Outcome.REFUSED, 0.0, 0.0, sip_code=403)
-            carriers: TrunkMonitor = calls.dialer._carriers
+            carriers: TrunkMonitor = calls.dialer._trunks
             trunk = Trunk.parse(far.uri)
             carriers.record_outcome(hop(trunk), refused, time.monotonic())
             return [Answer(302, [there])]

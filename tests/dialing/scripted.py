@@ -12,14 +12,14 @@ from decimal import Decimal
 from sqlalchemy import Connection
 
 from bitel.dialing.backpressure import LoadSample
-from bitel.dialing.dialer import DialRequest, OnAnswered, OnRinging, ignore_ringing
+from bitel.dialing.dialer import OnAnswered, OnRinging, ignore_ringing
 from bitel.dialing.dispatcher import Dispatcher, Limits
-from bitel.domain.attempts import AttemptResult, Outcome
+from bitel.domain.attempts import AttemptResult, DialRequest, Outcome
 from bitel.domain.calls import Call, Lane
-from bitel.domain.tariff import Rate, Tariff
-from bitel.store import calls, placing, projects
+from bitel.domain.pricing import Rate, Tariff
+from bitel.store import calls, projects
 from bitel.store.database import Database
-from tests.support import factories
+from tests.support import call_rows, factories
 from tests.support.clocks import FakeClock
 from tests.support.waiting import until
 
@@ -144,7 +144,7 @@ class Play:
             )
             for n in itertools.islice(numbers, count)
         ]
-        await self.database.write(lambda conn: placing.place(conn, new))
+        await self.database.write(lambda conn: call_rows.place(conn, new))
         return [call.id for call in new]
 
     async def call(self, call_id: str) -> Call:

@@ -15,15 +15,22 @@ from bitel.dialing.attempt_writer import AttemptWriter
 from bitel.domain.attempts import AttemptResult, Media, Outcome
 from bitel.domain.calls import Call, CallStatus
 from bitel.domain.ids import new_id
-from bitel.domain.retry import Again, Final
-from bitel.domain.tariff import NOTHING, Bill
-from bitel.store import calls, claims, leases, ledger, placing, projects, settling
+from bitel.domain.pricing import NOTHING, Bill
+from bitel.domain.retry import Finish, Requeue, RetryAt
+from bitel.store import (
+    balances,
+    calls,
+    claims,
+    projects,
+    recovery,
+    settling,
+)
 from bitel.store.claims import Claim
 from bitel.store.database import Database
 from bitel.store.leases import Lease
 from bitel.store.schema import webhook_event
-from bitel.store.settling import Requeue, Settlement, Unstorable
-from tests.support import factories
+from bitel.store.settling import Settlement, Unstorable
+from tests.support import call_rows, factories
 
 NOW = 1_700_000_000.0
 
@@ -55,8 +62,8 @@ attempted = st.builds(
     media,
 )
 verdicts = st.one_of(
-    st.builds(Final, st.sampled_from([each for each in CallStatus if each.final]), words),
-    st.builds(Again, times, st.booleans(), counts),
+    st.builds(Finish, st.sampled_from([each for each in CallStatus if each.final]), words),
+    st.builds(RetryAt, times, st.booleans(), counts),
     st.builds(Requeue, times),
 )
 bills = st.one_of(st.just(NOTHING), st.builds(Bill, counts, amounts))
@@ -79,7 +86,7 @@ class World:
             )
         )
         self.lease: Lease = database.write_now(
-            lambda conn: leases.take_over(conn, "main", "w", NOW, 77.0)
+            lambda conn: recovery.take_over(conn, "main", "w", NOW, 77.0)
         )[0]
 
     def claim(self, count: int = 3) -> list[Claim]:
@@ -93,7 +100,7 @@ class World:
             )
             for n in range(count)
         ]
-        self.database.write_now(lambda conn: placing.place(conn, new))
+        self.database.write_now(lambda conn: call_rows.place(conn, new))
         ids = {one.id for one in new}
         claimed = self.database.write_now(lambda conn: claims.claim(conn, self.lease, 1000, NOW))
         return [one for one in claimed if one.call_id in ids]
@@ -105,12 +112,12 @@ class World:
 
     def spent(self, call_id: str) -> list[Decimal]:
         entries = self.database.read_now(
-            lambda conn: ledger.entries(conn, self.project_id, limit=100_000)
+            lambda conn: balances.entries(conn, self.project_id, limit=100_000)
         )
         return [entry.amount for entry in entries if entry.call_id == call_id]
 
     def open_attempts(self) -> int:
-        return self.database.read_now(lambda conn: claims.in_flight(conn, "main"))
+        return self.database.read_now(lambda conn: call_rows.in_flight(conn, "main"))
 
 
 @pytest.fixture
@@ -120,7 +127,7 @@ def world(database: Database) -> World:
 
 def good(claim: Claim) -> Settlement:
     done = AttemptResult(Outcome.ANSWERED, NOW, NOW + 12, NOW + 2, 200, 16, "far")
-    final = Final(CallStatus.NORMAL)
+    final = Finish(CallStatus.NORMAL)
     return Settlement(claim.attempt_id, claim.call_id, done, final, Bill(10, Decimal("1.5")))
 
 
@@ -131,15 +138,17 @@ FINE = AttemptResult(Outcome.ANSWERED, NOW, NOW + 12, NOW + 2)
     max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
 )
 @given(attempted, verdicts, bills)
-@example(FINE._replace(ended_at=float("nan")), Final(CallStatus.NORMAL), NOTHING)
-@example(FINE, Final(CallStatus.NORMAL), Bill(10, Decimal(10) ** 15))
-@example(FINE, Final(CallStatus.NORMAL), Bill(2**40, Decimal(1)))
+@example(FINE._replace(ended_at=float("nan")), Finish(CallStatus.NORMAL), NOTHING)
+@example(FINE, Finish(CallStatus.NORMAL), Bill(10, Decimal(10) ** 15))
+@example(FINE, Finish(CallStatus.NORMAL), Bill(2**40, Decimal(1)))
 @example(
     AttemptResult(Outcome.BUSY, NOW, NOW + 1),
-    Again(float("nan"), spends_retry=True, trouble=0),
+    RetryAt(float("nan"), spends_retry=True, trouble=0),
     NOTHING,
 )
-@example(FINE._replace(media=Media(2**40, -1, "1" * 900 + "\0")), Final(CallStatus.NORMAL), NOTHING)
+@example(
+    FINE._replace(media=Media(2**40, -1, "1" * 900 + "\0")), Finish(CallStatus.NORMAL), NOTHING
+)
 def test_every_end_leaves_its_call_final_or_due_and_its_neighbours_unharmed(
     world: World, attempted: AttemptResult, verdict: Any, bill: Bill
 ) -> None:
@@ -186,7 +195,7 @@ async def test_what_nobody_answered_and_is_refused_ends_as_error(world: World) -
     odd = world.claim()[0]
     done = AttemptResult(Outcome.BUSY, NOW, float("inf"), detail="secret words")
     records = AttemptWriter(world.database, world.lease, lambda: NOW + 20)
-    verdict = Again(NOW + 60, spends_retry=True, trouble=0)
+    verdict = RetryAt(NOW + 60, spends_retry=True, trouble=0)
     assert await records.settle(Settlement(odd.attempt_id, odd.call_id, done, verdict))
     call = world.call(odd.call_id)
     assert call.status is CallStatus.ERROR

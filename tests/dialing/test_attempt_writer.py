@@ -13,7 +13,7 @@ from bitel.dialing import attempt_writer
 from bitel.dialing.attempt_writer import AttemptWriter
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.calls import CallStatus
-from bitel.domain.retry import Final
+from bitel.domain.retry import Finish
 from bitel.errors import UnavailableError
 from bitel.store import claims, settling
 from bitel.store.database import Database
@@ -115,7 +115,7 @@ async def test_ringing_is_written_a_little_later_together_with_what_else_there_i
         made.rang(f"{number}", float(number))
     # Answered, or over, before the ringing was written: that needs no write of its own.
     attempted = AttemptResult(Outcome.BUSY, 0.0, 1.0)
-    end = Settlement("1", "call", attempted, Final(CallStatus.USER_BUSY))
+    end = Settlement("1", "call", attempted, Finish(CallStatus.USER_BUSY))
     assert all(await asyncio.gather(made.heard("0", 1.0), made.settle(end)))
     await until(lambda: ringing, 5.0)
     assert ringing == [{f"{number}": float(number) for number in range(2, 1000)}]
@@ -124,7 +124,7 @@ async def test_ringing_is_written_a_little_later_together_with_what_else_there_i
 async def test_answers_and_ends_of_one_moment_share_a_transaction(store: Store) -> None:
     made = recording(store)
     attempted = AttemptResult(Outcome.BUSY, 0.0, 1.0)
-    end = Settlement("two", "call", attempted, Final(CallStatus.USER_BUSY))
+    end = Settlement("two", "call", attempted, Finish(CallStatus.USER_BUSY))
     told = asyncio.gather(made.heard("one", 1.0), made.settle(end))
     await asyncio.sleep(0)
     store.reached.set()

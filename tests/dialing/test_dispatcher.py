@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from bitel.dialing.dialer import DialRequest, OnAnswered
+from bitel.dialing.dialer import OnAnswered
 from bitel.dialing.dispatcher import (
     AT_ONCE,
     REDIAL_MARGIN,
@@ -20,10 +20,10 @@ from bitel.dialing.dispatcher import (
     Dispatcher,
     Limits,
 )
-from bitel.domain.attempts import AttemptResult, Outcome
+from bitel.domain.attempts import AttemptResult, DialRequest, Outcome
 from bitel.domain.calls import CallStatus, Lane
-from bitel.domain.tariff import Rate, Tariff
-from bitel.store import calls, claims, leases, pausing, projects
+from bitel.domain.pricing import Rate, Tariff
+from bitel.store import calls, claims, leases, pausing, projects, recovery
 from bitel.store.claims import Claim
 from bitel.store.database import Database
 from bitel.store.leases import LostLease
@@ -392,7 +392,7 @@ async def test_a_worker_that_was_taken_over_stops_and_writes_nothing(play: Play)
     await play.dialled(dialer)
     redial_after = RING_TIMEOUT + REDIAL_MARGIN
     await play.database.write(
-        lambda conn: leases.take_over(conn, "main", "worker-2", play.clock(), redial_after)
+        lambda conn: recovery.take_over(conn, "main", "worker-2", play.clock(), redial_after)
     )
     await play.place()
     dispatcher.ring()

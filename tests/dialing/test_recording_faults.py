@@ -8,7 +8,7 @@ import pytest
 import structlog
 from sqlalchemy import select
 
-from bitel.dialing.dialer import DialRequest, OnAnswered, OnRinging, ignore_ringing
+from bitel.dialing.dialer import OnAnswered, OnRinging, ignore_ringing
 from bitel.dialing.recording_faults import (
     FORGOTTEN_AFTER,
     HOLD,
@@ -16,7 +16,7 @@ from bitel.dialing.recording_faults import (
     PROBES,
     RecordingFaults,
 )
-from bitel.domain.attempts import AttemptResult, Outcome
+from bitel.domain.attempts import AttemptResult, DialRequest, Outcome
 from bitel.domain.calls import CallStatus
 from bitel.store.database import Database
 from bitel.store.schema import call

@@ -15,15 +15,15 @@ import structlog
 
 from bitel.dialing import attempt_writer
 from bitel.dialing import dispatcher as dispatching
-from bitel.dialing.dialer import DialRequest, OnAnswered
+from bitel.dialing.dialer import OnAnswered
 from bitel.dialing.dispatcher import Dispatcher, Limits
 from bitel.dialing.journal import Journal
-from bitel.domain.attempts import AttemptResult, Outcome
+from bitel.domain.attempts import AttemptResult, DialRequest, Outcome
 from bitel.domain.calls import CallStatus
-from bitel.domain.retry import Final
-from bitel.domain.tariff import Bill, Tariff
+from bitel.domain.pricing import Bill, Tariff
+from bitel.domain.retry import Finish, Requeue
 from bitel.errors import UnavailableError
-from bitel.store import calls, claims, ledger, settling
+from bitel.store import balances, calls, claims, settling
 from bitel.store.database import Database
 from bitel.store.schema import HEARD
 from tests.dialing.scripted import RING_TIMEOUT, TARIFF, Play, ScriptedDialer, at_work
@@ -131,7 +131,7 @@ async def _is_heard(play: Play, call_id: str) -> bool:
 
 
 async def entries(play: Play) -> list[Decimal]:
-    found = await play.database.read(lambda conn: ledger.entries(conn, play.project_id))
+    found = await play.database.read(lambda conn: balances.entries(conn, play.project_id))
     return [entry.amount for entry in found]
 
 
@@ -328,7 +328,7 @@ async def test_of_a_journal_only_what_is_still_open_is_applied(play: Play, tmp_p
     ends = []
     for claim in claimed:
         attempted = AttemptResult(Outcome.ANSWERED, play.clock(), play.clock() + 9, play.clock())
-        verdict = Final(CallStatus.NORMAL)
+        verdict = Finish(CallStatus.NORMAL)
         bill = Bill(9, Decimal(9))
         ends.append(settling.Settlement(claim.attempt_id, claim.call_id, attempted, verdict, bill))
     await play.database.write(
@@ -371,7 +371,7 @@ async def test_a_database_that_is_away_at_the_start_leaves_the_journal_as_it_is(
     journal = Journal(tmp_path / "journal", 10)
     journal.open()
     attempted = AttemptResult(Outcome.BUSY, 1.0, 2.0)
-    end = settling.Settlement("0" * 32, "1" * 32, attempted, settling.Requeue(3.0))
+    end = settling.Settlement("0" * 32, "1" * 32, attempted, Requeue(3.0))
     journal.append([end])
     database = Switched(play.database)
     database.fails = True

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitel.domain.budget import DAY, Budget, day_of, seconds_to_midnight
+from bitel.domain.pricing import DAY, Budget, day_of, seconds_to_midnight
 from bitel.errors import InsufficientBalanceError, TooManyRequestsError
 
 amounts = st.decimals(0, 1000, places=4)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.calls import CallStatus
-from bitel.domain.retry import Again, Final, RetryRule, decide, trouble_backoff
+from bitel.domain.retry import Finish, RetryAt, RetryRule, decide, trouble_backoff
 
 NOW = 1_700_000_000.0
 rules = st.builds(
@@ -33,36 +33,36 @@ def rule(retries_left: int = 1, expires_in: float = 14_400, trouble: int = 0) ->
 
 @pytest.mark.parametrize("outcome", [Outcome.BUSY, Outcome.NO_ANSWER, Outcome.RANG_THEN_FAILED])
 def test_busy_and_no_answer_are_retried_while_retries_are_left(outcome: Outcome) -> None:
-    assert decide(rule(1), attempted(outcome)) == Again(NOW + 60, spends_retry=True, trouble=0)
+    assert decide(rule(1), attempted(outcome)) == RetryAt(NOW + 60, spends_retry=True, trouble=0)
     final = decide(rule(0), attempted(outcome))
-    assert final == Final({Outcome.BUSY: CallStatus.USER_BUSY}.get(outcome, CallStatus.NO_ANSWER))
+    assert final == Finish({Outcome.BUSY: CallStatus.USER_BUSY}.get(outcome, CallStatus.NO_ANSWER))
 
 
 def test_an_uncertain_failure_is_redialled_once_beyond_the_retries() -> None:
     uncertain = attempted(Outcome.UNCERTAIN)
     met = rule(1)
     first = decide(met, uncertain)
-    assert first == Again(NOW + 60, spends_retry=False, trouble=0, uncertain=1)
+    assert first == RetryAt(NOW + 60, spends_retry=False, trouble=0, uncertain=1)
     second = decide(met._replace(uncertain=1), uncertain)
-    assert second == Again(NOW + 60, spends_retry=True, trouble=0, uncertain=1)
-    assert decide(met._replace(uncertain=1, retries_left=0), uncertain) == Final(
+    assert second == RetryAt(NOW + 60, spends_retry=True, trouble=0, uncertain=1)
+    assert decide(met._replace(uncertain=1, retries_left=0), uncertain) == Finish(
         CallStatus.NO_ANSWER
     )
 
 
 def test_uncertain_redials_can_be_turned_off() -> None:
     met = rule(0)._replace(uncertain_redials=0)
-    assert decide(met, attempted(Outcome.UNCERTAIN)) == Final(CallStatus.NO_ANSWER)
+    assert decide(met, attempted(Outcome.UNCERTAIN)) == Finish(CallStatus.NO_ANSWER)
 
 
 def test_an_uncertain_failure_does_not_end_as_expired() -> None:
     met = rule(3, expires_in=60)
-    assert decide(met, attempted(Outcome.UNCERTAIN)) == Final(CallStatus.NO_ANSWER)
+    assert decide(met, attempted(Outcome.UNCERTAIN)) == Finish(CallStatus.NO_ANSWER)
 
 
 def test_busy_between_uncertain_failures_gives_no_further_redial() -> None:
     verdict = decide(rule(2)._replace(uncertain=1), attempted(Outcome.BUSY))
-    assert isinstance(verdict, Again)
+    assert isinstance(verdict, RetryAt)
     assert verdict.uncertain == 1
 
 
@@ -76,8 +76,8 @@ def test_busy_between_uncertain_failures_gives_no_further_redial() -> None:
     ],
 )
 def test_what_no_retry_helps_is_an_error_at_once(outcome: Outcome) -> None:
-    assert decide(rule(10), attempted(outcome)) == Final(CallStatus.ERROR, outcome.value)
-    assert decide(rule(10), attempted(outcome, "404 Nobody")) == Final(
+    assert decide(rule(10), attempted(outcome)) == Finish(CallStatus.ERROR, outcome.value)
+    assert decide(rule(10), attempted(outcome, "404 Nobody")) == Finish(
         CallStatus.ERROR, "404 Nobody"
     )
 
@@ -91,7 +91,7 @@ def test_what_no_retry_helps_is_an_error_at_once(outcome: Outcome) -> None:
     ],
 )
 def test_what_ends_a_call_whatever_its_rule(outcome: Outcome, status: CallStatus) -> None:
-    assert decide(rule(10), attempted(outcome, "anything")) == Final(status)
+    assert decide(rule(10), attempted(outcome, "anything")) == Finish(status)
 
 
 @pytest.mark.parametrize("outcome", [Outcome.TRUNK_TROUBLE, Outcome.NOT_PLACED])
@@ -99,25 +99,25 @@ def test_trunk_trouble_waits_longer_each_time_and_ends_as_expired(outcome: Outco
     waits = []
     for trouble in range(7):
         verdict = decide(rule(trouble=trouble), attempted(outcome))
-        assert isinstance(verdict, Again)
+        assert isinstance(verdict, RetryAt)
         assert not verdict.spends_retry
         assert verdict.trouble == trouble + 1
         waits.append(verdict.due_at - NOW)
     assert waits == [5, 10, 20, 40, 80, 120, 120]
     verdict = decide(rule(expires_in=5), attempted(outcome))
-    assert verdict == Final(CallStatus.EXPIRED)
+    assert verdict == Finish(CallStatus.EXPIRED)
 
 
 def test_a_person_who_was_reached_ends_the_row_of_troubles() -> None:
     verdict = decide(rule(trouble=4), attempted(Outcome.BUSY))
-    assert isinstance(verdict, Again)
+    assert isinstance(verdict, RetryAt)
     assert verdict.trouble == 0
 
 
 @given(rule=rules, outcome=outcomes)
 def test_no_retry_comes_too_early_or_too_late(rule: RetryRule, outcome: Outcome) -> None:
     verdict = decide(rule, attempted(outcome))
-    if isinstance(verdict, Again):
+    if isinstance(verdict, RetryAt):
         assert verdict.due_at < rule.expires_at
         not_rung = (Outcome.TRUNK_TROUBLE, Outcome.NOT_PLACED)
         wait = 5.0 if outcome in not_rung else rule.retry_interval
@@ -130,7 +130,7 @@ def test_no_retry_comes_too_early_or_too_late(rule: RetryRule, outcome: Outcome)
 @given(rule=rules, outcome=outcomes)
 def test_whoever_answered_is_never_tried_again(rule: RetryRule, outcome: Outcome) -> None:
     assume(outcome in (Outcome.ANSWERED, Outcome.CUT_OFF, Outcome.CALLED_OFF))
-    assert isinstance(decide(rule, attempted(outcome)), Final)
+    assert isinstance(decide(rule, attempted(outcome)), Finish)
 
 
 RINGING = [Outcome.BUSY, Outcome.NO_ANSWER, Outcome.RANG_THEN_FAILED, Outcome.UNCERTAIN]
@@ -146,7 +146,7 @@ def test_a_phone_rings_at_most_once_more_than_retries_and_uncertain_redials(
         attempts += 1
         certain += outcome is not Outcome.UNCERTAIN
         verdict = decide(now, attempted(outcome))
-        if isinstance(verdict, Final):
+        if isinstance(verdict, Finish):
             break
         now = now._replace(
             retries_left=now.retries_left - verdict.spends_retry, uncertain=verdict.uncertain
@@ -166,8 +166,8 @@ def test_no_redial_comes_while_an_invite_that_is_pending_may_ring() -> None:
     over = attempted(Outcome.UNCERTAIN)  # it began 30 s ago
     pending = over._replace(is_pending=True)
     verdict, after_it_ended = decide(met, pending), decide(met, over)
-    assert isinstance(verdict, Again)
-    assert isinstance(after_it_ended, Again)
+    assert isinstance(verdict, RetryAt)
+    assert isinstance(after_it_ended, RetryAt)
     assert (verdict.due_at, after_it_ended.due_at) == (NOW + 20, NOW + 5)
     late = met._replace(expires_at=NOW + 20)
-    assert decide(late, pending) == Final(CallStatus.NO_ANSWER)
+    assert decide(late, pending) == Finish(CallStatus.NO_ANSWER)

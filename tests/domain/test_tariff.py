@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitel.domain.attempts import AttemptResult, Outcome
-from bitel.domain.tariff import NOTHING, Bill, Rate, Tariff
+from bitel.domain.pricing import NOTHING, Bill, Rate, Tariff
 
 IRAN = "+989121234567"
 money = st.decimals(0, 10**6, places=4)

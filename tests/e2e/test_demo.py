@@ -8,8 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from bitel.client import Call
-from bitel.demo.play import play
-from bitel.demo.scenario import PARTS, faults
+from bitel.demo.play import PARTS, faults, play
 
 
 def test_the_demo_ends_as_it_should(tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ class Scene:
 def finish(scene: Scene) -> None:
     """Hang everything up; with nobody answering, all of it must end by its timers."""
     agent = scene.agent
-    for call_id in list(agent._core.calls):
+    for call_id in list(agent._calls.running):
         agent.hang_up(call_id, scene.now)
     for _ in range(5000):
         due = agent.next_timer()
@@ -185,6 +185,6 @@ def finish(scene: Scene) -> None:
         agent.handle_timer(scene.now)
         scene.take_all()
         # A call of ours that waits for a first 1xx to cancel is ended by timer B.
-        for call_id in list(agent._core.calls):
+        for call_id in list(agent._calls.running):
             agent.hang_up(call_id, scene.now)
     assert agent.idle(), agent.counts()

@@ -22,8 +22,12 @@ from bitel.api.multipart import LONGEST_NAME, FilePart
 from bitel.dialing.journal import Journal
 from bitel.errors import InvalidRequestError
 from bitel.rtp.packet import PacketError, RtpHeader
-from bitel.rtp.packet_recorder import PacketRecorder
-from bitel.rtp.rtcp import receiver_report, reception_reports, sender_report, source_description
+from bitel.rtp.sender.rtcp import (
+    receiver_report,
+    reception_reports,
+    sender_report,
+    source_description,
+)
 from bitel.rtp.telephone_event import KEYS, MAX_DIGITS, Digits
 from bitel.sip.grammar import Address
 from bitel.sip.message import MessageError, parse
@@ -35,9 +39,11 @@ from bitel.sip.sdp import (
     make_answer,
     make_offer,
 )
+from bitel.test_phone.packet_recorder import PacketRecorder
 from tests.fuzz.mutation import mutated
 from tests.fuzz.sip_scene import SPLICES, Scene, finish
 from tests.support.factories import some_settlement as settlement
+from tests.support.rtp_packets import pack
 from tests.support.sip_bench import ANSWER, FAR
 
 SOURCES = (FAR, FAR, Address("198.51.100.1", 1), Address("2001:db8::1", 65535))
@@ -103,10 +109,10 @@ def sdp(rng: random.Random) -> None:
 
 
 RTP_PACKETS = [
-    RtpHeader(8, 1000, 160, 7).pack() + b"\xd5" * 160,
-    RtpHeader(8, 65535, 2**32 - 160, 7, marker=True, csrcs=(1, 2, 3)).pack() + b"\xd5" * 160,
-    b"\x90" + RtpHeader(8, 1001, 320, 7).pack()[1:] + struct.pack("!HHI", 1, 1, 5) + b"\xd5" * 80,
-    RtpHeader(101, 1002, 480, 7).pack() + struct.pack("!BBH", 5, 0x80, 800) * 4,
+    pack(RtpHeader(8, 1000, 160, 7)) + b"\xd5" * 160,
+    pack(RtpHeader(8, 65535, 2**32 - 160, 7, marker=True, csrcs=(1, 2, 3))) + b"\xd5" * 160,
+    b"\x90" + pack(RtpHeader(8, 1001, 320, 7))[1:] + struct.pack("!HHI", 1, 1, 5) + b"\xd5" * 80,
+    pack(RtpHeader(101, 1002, 480, 7)) + struct.pack("!BBH", 5, 0x80, 800) * 4,
     sender_report(7, 1_700_000_000.5, 160, 1, 160) + source_description(7, "name"),
     receiver_report(7),
     struct.pack("!BBHIIIIIII", 0x81, 201, 7, 99, 7, 3, 1000, 4, 0, 0),
@@ -127,9 +133,8 @@ def rtp(rng: random.Random) -> None:
         with suppress(PacketError):
             for report in reception_reports(data):
                 assert 0 <= report.highest < 2**32
-    heard = hearing.heard()
-    assert heard.packets <= 1000
-    assert len(heard.pcm16) <= 2 * 60 * 8000
+    assert hearing.packets <= 1000
+    assert len(hearing.pcm16()) <= 2 * 60 * 8000
     assert len(digits.text) <= MAX_DIGITS
     assert set(digits.text) <= set(KEYS)
 

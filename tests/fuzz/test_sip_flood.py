@@ -11,7 +11,7 @@ import tracemalloc
 
 import pytest
 
-from bitel.sip import grammar, head, message, sdp
+from bitel.sip import grammar, message, sdp
 from bitel.sip.grammar import Address
 from tests.fuzz.mutation import mutated
 from tests.fuzz.sip_scene import SPLICES, Scene, finish
@@ -60,7 +60,7 @@ def test_memory_is_flat() -> None:
             grammar.ip_literal,
             sdp._usual_sections,
             sdp._rendered,
-            head._layout,
+            message._layout,
             message._status_of,
             message._cseq,
             message._length,

@@ -11,22 +11,20 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Connection, event
 
-from bitel.dialer.trunk_state import TrunkState
-from bitel.dialing.figures import Figures
+from bitel import metrics
+from bitel.dialer.trunk_monitor import TrunkState
+from bitel.dialing.dispatcher import Figures
 from bitel.domain.attempts import Outcome
 from bitel.domain.calls import CallStatus, Lane
-from bitel.metrics import page as page_module
-from bitel.metrics.page import Page
-from bitel.metrics.sources import DialerFigures, Sources
-from bitel.observability.gc_control import Pauses
-from bitel.observability.loop_lag import LoopLag, measuring
+from bitel.metrics import DialerFigures, Page, Sources
+from bitel.observability.event_loop import LoopLag, Pauses, measuring_lag
 from bitel.rtp.streamer import StreamerStats
 from bitel.sip.grammar import Address
-from bitel.store import calls, endings, leases, projects
+from bitel.store import endings, projects, recovery
 from bitel.store.database import Database
 from bitel.store.db_errors import StoreUnavailable
 from bitel.store.endings import CallEnd
-from tests.support import factories
+from tests.support import call_rows, factories
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -40,7 +38,6 @@ NAME, NUMBER = "acme-inc", "+989121234567"
 def dialer() -> DialerFigures:
     return DialerFigures(
         dialer_id="main",
-        up=True,
         is_paused=True,
         channels=3,
         max_channels=100,
@@ -85,8 +82,8 @@ def place(database: Database, clock: FakeClock, count: int) -> list[str]:
             )
             for n in range(count)
         ]
-        calls.place(conn, new)
-        leases.take_over(conn, "main", "w", now, 77.0)
+        call_rows.place(conn, new)
+        recovery.take_over(conn, "main", "w", now, 77.0)
         return [call.id for call in new]
 
     return database.write_now(work)
@@ -207,7 +204,7 @@ async def test_many_readers_cost_no_more_than_one(
     page = Page(sources)
     await asyncio.gather(*(page() for _ in range(50)))
     assert looks == 1
-    monkeypatch.setattr(page_module, "FRESH", 0.0)
+    monkeypatch.setattr(metrics, "FRESH", 0.0)
     await page()
     assert looks == 2
 
@@ -234,7 +231,7 @@ async def test_a_database_that_hangs_is_not_waited_for(
         raise AssertionError("never reached")
 
     monkeypatch.setattr(Page, "_read", hangs)
-    monkeypatch.setattr(page_module, "PATIENCE", 0.01)
+    monkeypatch.setattr(metrics, "PATIENCE", 0.01)
     assert at(await read(Page(sources)), "bitel_database_up") == 0
 
 
@@ -270,7 +267,7 @@ async def test_a_step_of_the_system_clock_is_shown(sources: Sources) -> None:
 async def test_a_loop_that_is_kept_busy_is_late() -> None:
     import time
 
-    async with measuring() as lag:
+    async with measuring_lag() as lag:
         await until(lambda: sum(lag.counts) >= 2)
         before = lag.mean
         time.sleep(0.4)  # the loop does nothing else meanwhile

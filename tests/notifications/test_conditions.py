@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import Connection
 
-from bitel.dialer.trunk_state import TrunkState
+from bitel.dialer.trunk_monitor import TrunkState
 from bitel.notifications.conditions import (
     BALANCE_INTERVAL,
+    Change,
+    Condition,
     ConditionWatcher,
+    Kind,
     low_balances,
     low_disk,
     of_dialer,
 )
-from bitel.notifications.monitor import Change, Condition, Kind
 from bitel.sip.grammar import Address
 from bitel.store import projects
 from bitel.store.database import Database

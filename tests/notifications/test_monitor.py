@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitel.notifications.monitor import CLEAR_AFTER, HOLD, Condition, ConditionMonitor, Kind
+from bitel.notifications.conditions import CLEAR_AFTER, HOLD, Condition, ConditionMonitor, Kind
 
 
 def condition(kind: Kind = Kind.TRUNK_DOWN, subject: str = "main") -> Condition:

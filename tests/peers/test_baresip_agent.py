@@ -12,7 +12,9 @@ import pytest
 from bitel.g711 import Pcm, alaw_decode, alaw_encode
 from bitel.recordings.audio_match import match
 from bitel.recordings.sample import write_sample
-from bitel.rtp.streamer import Streamer, StreamReport
+from bitel.rtp.packet import PCMA
+from bitel.rtp.shared_clip import read_clip
+from bitel.rtp.streamer import Streamer, StreamReport, StreamSpec
 from bitel.sip.events import Answered, Ended, Failed, Provisional
 from tests.peers.baresip_phone import baresip_phone
 from tests.support.sip_caller import HOST, caller
@@ -26,7 +28,8 @@ async def play(rtp_port: int, streamer: Streamer, answered: Answered, clip: Path
     ended: asyncio.Future[StreamReport] = asyncio.get_running_loop().create_future()
     far = (answered.answer.address, answered.answer.port)
     assert answered.answer.codecs[0].name == "PCMA"
-    streamer.play(rtp_port, far, 8, [clip], ended.set_result)
+    spec = StreamSpec(rtp_port, far, PCMA, "alaw")
+    streamer.play(spec, [read_clip(clip)], ended.set_result)
     return await asyncio.wait_for(ended, 30)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bitel.sip.digest import Credentials
+from bitel.sip.auth import Credentials
 from bitel.sip.events import Answered, Ended, Failed, Provisional
 from tests.peers.sipp import SippReport, sipp
 from tests.support.sip_caller import Caller, caller

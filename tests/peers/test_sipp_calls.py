@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from bitel.dialer.sip_dialer import SipTrunkDialer
-from bitel.dialing.dialer import DialRequest, OnAnswered, OnRinging, ignore_ringing
-from bitel.domain.attempts import AttemptResult, Outcome
+from bitel.dialing.dialer import OnAnswered, OnRinging, ignore_ringing
+from bitel.domain.attempts import AttemptResult, DialRequest, Outcome
 from bitel.domain.calls import CallStatus
-from bitel.sip import refresh
+from bitel.sip import session_timer
 from bitel.store.database import Database
 from tests.peers.rtp_listener import ear
 from tests.peers.sipp import Sipp, sipp
@@ -362,7 +362,7 @@ async def test_rfc3261_14_2_both_ends_at_once(
     tmp_path: Path, sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # No session is short enough to be refreshed while a test waits, and then once more.
-    monkeypatch.setattr(refresh, "refresh_after", lambda seconds: 0.3)
+    monkeypatch.setattr(session_timer, "refresh_after", lambda seconds: 0.3)
     async with sipp("rfc3261_14.2_glare_491", 1, tmp_path) as callee:
         case = Case("rfc3261_14.2_glare_491", clip=5.5)
         record = await dial(case, callee, tmp_path, sqlite_database)

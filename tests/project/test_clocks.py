@@ -13,18 +13,18 @@ SOURCE = Path(__file__).parent.parent.parent / "src" / "bitel"
 ALLOWED = {
     "steady_clock.py": "the one place that turns it into the clock of everything that is stored",
     "api/context.py": "expiry of tokens, which other systems may check too; default of a parameter",
-    "api/upload_intake.py": "ages of files, at a start, against a limit of a day",
+    "api/uploads.py": "ages of files, at a start, against a limit of a day",
     "speech/library.py": "default of a parameter, which the service sets",
     "dialing/standby.py": "default of a parameter, which the service sets",
     "dialer/sip_dialer.py": "dates of metrics",
-    "dialer/trace_store.py": "dates of files that are kept for days",
+    "dialer/sip_trace.py": "dates of files that are kept for days",
     "sip_transport/transport.py": "dates of messages in traces",
     "rtp/rtcp_session.py": "NTP timestamps (RFC 3550 §6.4.1), read once and counted on",
     "store/migrations/versions/0008_pauses_and_retention.py": "the day of the upgrade, from which "
     "on recordings count as not used; a day is nothing against what is kept for days",
     "cli/tokens.py": "expiry of tokens",
-    "cli/dial.py": "one call by hand, whose times are stored nowhere",
-    "test_phone/log.py": "dates of the test phone's log",
+    "cli/trial.py": "one call by hand, whose times are stored nowhere",
+    "test_phone/phone.py": "dates of the test phone's log",
 }
 """By file, why it may."""
 

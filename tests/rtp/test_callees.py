@@ -15,16 +15,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitel.rtp import rtcp_session
 from bitel.rtp.bpf import DENSEST, DROP_ALL, keep_one_in
-from bitel.rtp.ipc import Change, Latch, Play
 from bitel.rtp.packet import RtpHeader
 from bitel.rtp.port_pool import bind_rtp
-from bitel.rtp.rtcp_session import FarView, Progress, Reporting
-from bitel.rtp.rtp_receiver import LINGERING, UNDER_WAY, YOUNG, Reception, RtpReceiver
-from bitel.rtp.streamer import Streamer, StreamReport, StreamStart
+from bitel.rtp.sender import rtcp
+from bitel.rtp.sender.rtcp import Progress, Quality, RtcpSessions
+from bitel.rtp.sender.rtp_receiver import LINGERING, UNDER_WAY, YOUNG, RemoteSource, RtpReceiver
+from bitel.rtp.stream_spec import Latch, StreamSpec
+from bitel.rtp.streamer import Streamer, StreamReport
+from tests.rtp.streams import change, change_command, play, play_command, start_with
 from tests.support.free_ports import free_range
 from tests.support.prerequisites import need_ipv6
+from tests.support.rtp_packets import pack
 from tests.support.waiting import until
 
 HOST = "127.0.0.1"
@@ -34,12 +36,12 @@ Recording = Callable[[int], Path]
 
 
 def voice(sequence: int, kind: int = 8, ssrc: int = 1) -> bytes:
-    return RtpHeader(kind, sequence % 2**16, 160 * sequence, ssrc).pack() + bytes(160)
+    return pack(RtpHeader(kind, sequence % 2**16, 160 * sequence, ssrc)) + bytes(160)
 
 
 def key(code: int, timestamp: int, sequence: int, *, end: bool = False, kind: int = EVENT) -> bytes:
     header = RtpHeader(kind, sequence, timestamp, 1)
-    return header.pack() + struct.pack("!BBH", code, 0x80 * end, 800)
+    return pack(header) + struct.pack("!BBH", code, 0x80 * end, 800)
 
 
 def reception(highest: int, lost: int, jitter: int, ssrc: int = SSRC) -> bytes:
@@ -100,15 +102,18 @@ async def streamer() -> AsyncIterator[Streamer]:
     await started.stop()
 
 
-async def test_a_call_is_heard(streamer: Streamer, callee: Callee, recording: Recording) -> None:
+async def test_a_call_is_heard(
+    streamer: Streamer, callee: Callee, recording: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_with(monkeypatch, 1000, 0, SSRC)
     port, reports = streamer.open_port(), list[StreamReport]()
-    stream = streamer.play(
+    stream = play(
+        streamer,
         port,
         callee.address,
         8,
         [recording(16000)],
         reports.append,
-        start=StreamStart(1000, 0, SSRC),
         event_types=(EVENT,),
     )
     heard: list[bytes] = []
@@ -145,13 +150,13 @@ async def test_nothing_is_heard_of_a_callee_that_says_nothing(
 ) -> None:
     reports = list[StreamReport]()
     port = streamer.open_port()
-    stream = streamer.play(port, callee.address, 8, [recording(160)], reports.append)
+    stream = play(streamer, port, callee.address, 8, [recording(160)], reports.append)
     await until(lambda: reports)
     assert reports == [StreamReport(stream, 1, finished=True)]
 
 
 async def test_a_stream_follows_its_callee_to_another_port_once(
-    streamer: Streamer, callee: Callee, recording: Recording
+    streamer: Streamer, callee: Callee, recording: Recording, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port, reports = streamer.open_port(), list[StreamReport]()
     natted, stranger, late, moved = bound(), bound("127.0.0.2"), bound(), bound()
@@ -167,8 +172,8 @@ async def test_a_stream_follows_its_callee_to_another_port_once(
         await until(lambda: packets(at) >= enough)
 
     clip = recording(16000)
-    start = StreamStart(0, 0, SSRC)
-    stream = streamer.play(port, callee.address, 8, [clip], reports.append, start=start)
+    start_with(monkeypatch, 0, 0, SSRC)
+    stream = play(streamer, port, callee.address, 8, [clip], reports.append)
     await until(lambda: packets(callee.rtp))
     stranger.sendto(voice(0), (HOST, port))  # another host
     await more(callee.rtp)
@@ -181,9 +186,9 @@ async def test_a_stream_follows_its_callee_to_another_port_once(
     packets(callee.rtp)  # those that were on their way
     late.sendto(voice(0), (HOST, port))  # once is enough
     await more(natted)
-    streamer.change(stream, callee.address, 8)  # as it was: what was found out still holds
+    change(streamer, stream, callee.address, 8)  # as it was: what was found out still holds
     await more(natted)
-    streamer.change(stream, moved.getsockname(), 8)  # the callee has moved
+    change(streamer, stream, moved.getsockname(), 8)  # the callee has moved
     await until(lambda: reports)
     assert packets(natted) > 16
     assert packets(moved) > 20
@@ -198,7 +203,7 @@ async def test_without_receive_nothing_is_listened_to(callee: Callee, recording:
     streamer, reports = Streamer(HOST, free_range(20)), list[StreamReport]()
     await streamer.start()
     port = streamer.open_port()
-    stream = streamer.play(port, callee.address, 8, [recording(1600)], reports.append)
+    stream = play(streamer, port, callee.address, 8, [recording(1600)], reports.append)
     other = bound()
     for i in range(32):
         other.sendto(voice(i), (HOST, port))
@@ -214,7 +219,7 @@ async def test_strangers_bytes_do_not_hurt_a_sender(
 ) -> None:
     port, reports = streamer.open_port(), list[StreamReport]()
     clip = recording(8000)
-    streamer.play(port, callee.address, 8, [clip], reports.append, event_types=(EVENT,))
+    play(streamer, port, callee.address, 8, [clip], reports.append, event_types=(EVENT,))
     [pid] = streamer.sender_pids()
     while not reports:
         for _ in range(20):
@@ -235,7 +240,7 @@ KEEP_SOME = keep_one_in(DENSEST, frozenset({EVENT}))
 def test_what_the_kernel_hands_up(keep: bytes | None) -> None:
     ours, theirs = bind_rtp(socket.AF_INET, HOST, 0, keep), bound()
     sent = [voice(i) for i in range(20)]
-    sent += [key(1, 0, 33), RtpHeader(8, 35, 0, 1, marker=True).pack(), b"x", b""]
+    sent += [key(1, 0, 33), pack(RtpHeader(8, 35, 0, 1, marker=True)), b"x", b""]
     for data in sent:
         theirs.sendto(data, ours.getsockname())
     kept = {DROP_ALL: [], KEEP_SOME: [sent[0], sent[16], sent[20], sent[21]], None: sent}[keep]
@@ -265,8 +270,8 @@ class Listening:
         event_types: tuple[int, ...] = (EVENT,),
         payload_type: int = 8,
     ) -> None:
-        command = Play(stream, self.port, *far, payload_type, "alaw", [], 0, 0, stream, 20, True)
-        self.listener.listen(command._replace(latch=latch, event_types=event_types))
+        spec = StreamSpec(self.port, far, payload_type, "alaw", 20, event_types, latch)
+        self.listener.add(stream, spec)
 
     def move(
         self,
@@ -275,10 +280,15 @@ class Listening:
         event_types: tuple[int, ...] = (EVENT,),
         payload_type: int = 8,
     ) -> None:
-        self.listener.change(Change(stream, far, payload_type, 20, event_types, False))
+        self.listener.change(change_command(stream, far, payload_type, event_types=event_types))
+
+    def remove(self, stream: int) -> RemoteSource:
+        source = self.listener.remove(stream)
+        assert source is not None
+        return source
 
     def take(self, data: bytes, source: tuple[str, int]) -> None:
-        self.listener._take(self.listener._ports[self.port], data, source, self.now)
+        self.listener._receive(self.listener._ports[self.port], data, source, self.now)
 
 
 @pytest.fixture
@@ -294,8 +304,8 @@ def test_streams_that_share_a_port_are_told_apart_by_the_far_address(listening: 
     listening.take(key(1, 0, 0), ("192.0.2.1", 4001))
     listening.take(key(2, 0, 0), ("192.0.2.1", 4002))
     listening.take(key(3, 0, 0), ("192.0.2.1", 4003))
-    assert listening.listener.forget(1).digits == "1"
-    assert listening.listener.forget(2).digits == "2"
+    assert listening.remove(1).digits == "1"
+    assert listening.remove(2).digits == "2"
     assert listening.latched == []
     assert len(listening.listener) == 0
 
@@ -314,9 +324,9 @@ def test_two_calls_to_one_address_are_both_let_go(listening: Listening) -> None:
     for stream in (1, 2):
         listening.listen(stream, ("192.0.2.1", 4001))
     listening.take(key(1, 0, 0), ("192.0.2.1", 4001))
-    assert listening.listener.forget(1).digits == "1"
+    assert listening.remove(1).digits == "1"
     listening.take(key(2, 0, 0), ("192.0.2.1", 4001))
-    assert listening.listener.forget(2).digits == "2"
+    assert listening.remove(2).digits == "2"
     assert len(listening.listener) == 0
 
 
@@ -329,7 +339,7 @@ def test_a_new_address_may_be_followed_anew(listening: Listening) -> None:
     listening.take(voice(0), ("192.0.2.7", 5555))
     assert listening.latched == [(1, ("192.0.2.7", 5555))]
     listening.move(9, ("192.0.2.7", 4001))
-    assert listening.listener.forget(9) == Reception()
+    assert listening.listener.remove(9) is None
 
 
 NAMED, ELSEWHERE = ("192.0.2.1", 4001), ("198.51.100.9", 7000)
@@ -341,7 +351,7 @@ def test_without_latching_only_the_named_address_counts(listening: Listening) ->
     for source in (ELSEWHERE, ("192.0.2.1", 4002)):
         listening.take(key(9, 0, 0), source)
     listening.take(key(1, 0, 0), NAMED)
-    heard = listening.listener.forget(1)
+    heard = listening.remove(1)
     assert listening.latched == []
     assert (heard.digits, heard.unexpected) == ("1", 2)
 
@@ -357,7 +367,7 @@ def test_latched_by_host_the_first_source_decides_and_then_its_ssrc(listening: L
     listening.take(voice(3), moved)  # the same source, behind another address of its NAT
     listening.take(voice(4), moved)
     assert listening.latched == [(1, ELSEWHERE), (1, moved)]
-    assert listening.listener.forget(1).unexpected == 2
+    assert listening.remove(1).unexpected == 2
 
 
 def test_latched_by_host_a_new_address_restarts_the_search(listening: Listening) -> None:
@@ -377,7 +387,7 @@ def test_latched_by_host_nothing_is_guessed_among_several_streams(listening: Lis
     listening.take(voice(0), ("192.0.2.2", 5555))  # of the one host that one of them has named
     listening.take(voice(0, ssrc=2), ELSEWHERE)  # only one is left
     assert listening.latched == [(2, ("192.0.2.2", 5555)), (1, ELSEWHERE)]
-    assert [listening.listener.forget(stream).unexpected for stream in (1, 2)] == [0, 0]
+    assert [listening.remove(stream).unexpected for stream in (1, 2)] == [0, 0]
 
 
 def test_an_address_that_can_not_be_sent_to_is_not_latched_on(listening: Listening) -> None:
@@ -396,7 +406,7 @@ def test_packets_from_elsewhere_are_counted_where_it_is_known_whose_they_are(
     listening.take(voice(0), NAMED)
     listening.take(voice(1, ssrc=5), ELSEWHERE)
     listening.take(b"\x80", ELSEWHERE)  # no RTP
-    assert listening.listener.forget(1).unexpected == 1
+    assert listening.remove(1).unexpected == 1
     listening.now += LINGERING
     for stream in (2, 3):
         listening.listen(stream, ("192.0.2.1", 4000 + stream))
@@ -404,9 +414,9 @@ def test_packets_from_elsewhere_are_counted_where_it_is_known_whose_they_are(
     listening.now += YOUNG
     listening.take(voice(1, ssrc=5), ELSEWHERE)  # of either
     listening.take(voice(1, ssrc=3), ELSEWHERE)
-    assert listening.listener.forget(3).unexpected == 1
+    assert listening.remove(3).unexpected == 1
     listening.take(voice(2, ssrc=3), ("192.0.2.1", 4003))  # under way when its call ended
-    assert listening.listener.forget(2).unexpected == 0
+    assert listening.remove(2).unexpected == 0
 
 
 def test_what_was_under_way_when_the_callee_moved_is_not_from_elsewhere(
@@ -420,7 +430,7 @@ def test_what_was_under_way_when_the_callee_moved_is_not_from_elsewhere(
     listening.take(voice(2), ("192.0.2.1", 7001))
     listening.now += UNDER_WAY
     listening.take(voice(3), NAMED)
-    heard = listening.listener.forget(1)
+    heard = listening.remove(1)
     assert listening.latched == [(1, ("192.0.2.1", 7001))]
     assert (heard.digits, heard.unexpected) == ("5", 1)
 
@@ -451,7 +461,7 @@ def test_telephone_events_are_handed_up_whatever_the_type_of_the_audio(
     listening.move(1, None, event_types=(102,), payload_type=audio)
     send(96, 101, 97, 102)
     assert handed_up() == [audio, 96, 101, 97, 102]
-    listening.listener.forget(1)
+    listening.remove(1)
     listening.listen(3, callee.getsockname(), event_types=(97, 96))
     send(96, 101, 97, 102)
     assert handed_up() == [audio, 96, 97]
@@ -471,7 +481,7 @@ def test_digits_count_under_each_event_type_and_the_first_is_dated(listening: Li
     listening.take(key(5, 3200, 5, kind=96), NAMED)  # under way, or a phone that keeps to it
     listening.move(1, None, payload_type=96)
     listening.take(key(6, 4000, 6, kind=96), NAMED)  # that is audio now
-    heard = listening.listener.forget(1)
+    heard = listening.remove(1)
     assert (heard.digits, heard.digits_at) == ("1245", 7.0)
 
 
@@ -481,7 +491,7 @@ def test_what_the_last_call_left_behind_is_not_heard(listening: Listening) -> No
         callee.sendto(key(i, i, i), ("127.0.0.1", listening.port))
     listening.listen(1, callee.getsockname())
     callee.sendto(key(9, 0, 0), ("127.0.0.1", listening.port))
-    assert listening.listener.forget(1).digits == "9"
+    assert listening.remove(1).digits == "9"
     callee.close()
 
 
@@ -492,7 +502,7 @@ def test_hostile_datagrams_are_taken_without_complaint(datagrams: list[bytes]) -
     listening.listen(1, ("192.0.2.1", 4001))
     for data in datagrams:
         listening.take(data, ("192.0.2.1", 4001))
-    assert listening.listener.forget(1).packets <= 16 * len(datagrams)
+    assert listening.remove(1).packets <= 16 * len(datagrams)
     listening.socket.close()
 
 
@@ -503,12 +513,12 @@ class Session:
         self.now = 100.0
         self.running = True
         self.callee = callee
-        self.reporting = Reporting(self.progress, lambda: self.now)
+        self.reporting = RtcpSessions(self.progress, lambda: self.now)
         self.socket = bound()
         self.port: int = self.socket.getsockname()[1] - 1
         self.reporting.open(self.port, self.socket)
         far = callee.address
-        self.reporting.add(Play(1, self.port, *far, 8, "alaw", [], 1000, 0, SSRC, 20, True))
+        self.reporting.add(play_command(1, self.port, far, start=(1000, 0, SSRC)))
 
     def progress(self, stream: int, now: float) -> Progress | None:
         return Progress(int(now * 8000), 50, 8000, self.running)
@@ -546,10 +556,10 @@ def test_reports_go_out_over_ipv6() -> None:
     need_ipv6()
     ours, theirs = bound("::1"), bound("::1")
     now = [100.0]
-    reports = Reporting(lambda stream, now: Progress(0, 50, 8000, True), lambda: now[0])
+    reports = RtcpSessions(lambda stream, now: Progress(0, 50, 8000, True), lambda: now[0])
     reports.open(4000, ours)
     far_port = theirs.getsockname()[1] - 1
-    reports.add(Play(1, 4000, "::1", far_port, 8, "alaw", [], 1000, 0, SSRC, 20, True))
+    reports.add(play_command(1, 4000, ("::1", far_port), start=(1000, 0, SSRC)))
     now[0] += 4.0
     reports.send(now[0] + 1)
     [report] = arrived(theirs)
@@ -567,7 +577,7 @@ def test_only_the_callee_of_a_stream_is_believed(session: Session, callee: Calle
     stranger = bound("127.0.0.2")
     stranger.sendto(reception(1099, 50, 8), (HOST, session.port + 1))
     session.reporting.read(0)
-    assert session.reporting.remove(1, 0) == FarView()
+    assert session.reporting.remove(1, 0) == Quality()
     assert arrived(callee.rtcp) == []  # no goodbye from one that has sent nothing
     stranger.close()
 
@@ -575,19 +585,19 @@ def test_only_the_callee_of_a_stream_is_believed(session: Session, callee: Calle
 @pytest.mark.parametrize(
     ("highest", "lost", "view"),
     [
-        (1099, 25, FarView(0.25, 1.0)),
-        (1099, 0xFFFFFF, FarView(0.0, 1.0)),  # -1: doubled packets
-        (1099, 5000, FarView(1.0, 1.0)),
-        (999, 5, FarView()),  # before our first packet
+        (1099, 25, Quality(0.25, 1.0)),
+        (1099, 0xFFFFFF, Quality(0.0, 1.0)),  # -1: doubled packets
+        (1099, 5000, Quality(1.0, 1.0)),
+        (999, 5, Quality()),  # before our first packet
     ],
 )
 def test_reports_are_kept_in_bounds(
-    session: Session, callee: Callee, highest: int, lost: int, view: FarView
+    session: Session, callee: Callee, highest: int, lost: int, view: Quality
 ) -> None:
     callee.rtcp.sendto(reception(highest, lost, 8), (HOST, session.port + 1))
     assert session.reporting.remove(1, 50) == view
     [bye] = arrived(callee.rtcp)
     assert bye[1] == 201
     assert bye[-8:-4] == b"\x81\xcb\x00\x01"
-    assert session.reporting.remove(1, 50) == FarView()
-    assert rtcp_session.INTERVAL == 5.0
+    assert session.reporting.remove(1, 50) == Quality()
+    assert rtcp.INTERVAL == 5.0

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from bitel.rtp.packet import RtpHeader
-from bitel.rtp.streamer import FarEndError, Streamer, StreamReport
+from bitel.rtp.streamer import RemoteAddressError, Streamer, StreamReport
+from tests.rtp.streams import change, play
 from tests.support.free_ports import free_range
 from tests.support.waiting import until
 
@@ -67,16 +68,16 @@ async def test_a_held_recording_waits_and_goes_on_elsewhere(
     streamer: Streamer, far: FarEnd, other: FarEnd, recording: Recording
 ) -> None:
     clip, reports = recording(8000), list[StreamReport]()
-    stream = streamer.play(streamer.open_port(), far.address, 8, [clip], reports.append)
+    stream = play(streamer, streamer.open_port(), far.address, 8, [clip], reports.append)
     await until(lambda: len(far.packets) >= 5)
-    streamer.change(stream, far.address, 8, held=True)
-    streamer.change(stream, far.address, 8, held=True)
+    change(streamer, stream, far.address, 8, held=True)
+    change(streamer, stream, far.address, 8, held=True)
     await asyncio.sleep(0.1)  # what was on its way
     held = len(far.packets)
     await asyncio.sleep(0.3)  # 15 packets' time, in which none may leave
     assert len(far.packets) == held
-    streamer.change(stream, other.address, 8)
-    streamer.change(stream, other.address, 8)
+    change(streamer, stream, other.address, 8)
+    change(streamer, stream, other.address, 8)
     await until(lambda: reports)
     assert reports == [StreamReport(stream, 50, finished=True)]
     assert len(far.packets) == held
@@ -88,17 +89,17 @@ async def test_a_held_recording_waits_and_goes_on_elsewhere(
     skipped = (first.timestamp - last.timestamp) % 2**32
     assert skipped % 160 == 0
     assert 0.3 * 8000 <= skipped <= 10 * 8000
-    streamer.change(stream, far.address, 8, held=True)  # over by now: nothing happens
-    streamer.change(stream, far.address, 8)
+    change(streamer, stream, far.address, 8, held=True)  # over by now: nothing happens
+    change(streamer, stream, far.address, 8)
 
 
 async def test_a_running_stream_is_redirected(
     streamer: Streamer, far: FarEnd, other: FarEnd, recording: Recording
 ) -> None:
     clip, reports = recording(4000), list[StreamReport]()
-    stream = streamer.play(streamer.open_port(), far.address, 0, [clip], reports.append)
+    stream = play(streamer, streamer.open_port(), far.address, 0, [clip], reports.append)
     await until(lambda: len(far.packets) >= 5)
-    streamer.change(stream, other.address, 0)
+    change(streamer, stream, other.address, 0)
     await until(lambda: reports)
     heard = far.packets + other.packets
     assert other.packets
@@ -113,11 +114,11 @@ async def test_type_and_packet_time_change_in_the_running_stream(
     streamer: Streamer, far: FarEnd, other: FarEnd, recording: Recording
 ) -> None:
     clips, reports = [recording(4000), recording(4900)], list[StreamReport]()
-    stream = streamer.play(streamer.open_port(), far.address, 8, clips, reports.append)
+    stream = play(streamer, streamer.open_port(), far.address, 8, clips, reports.append)
     await until(lambda: len(far.packets) >= 5)
-    streamer.change(stream, far.address, 98, ptime=40)
+    change(streamer, stream, far.address, 98, ptime=40)
     await until(lambda: len(far.packets) >= 10)
-    streamer.change(stream, other.address, 97, ptime=10)
+    change(streamer, stream, other.address, 97, ptime=10)
     await until(lambda: reports)
     heard = far.packets + other.packets
     assert reports[0].packets == len(heard)
@@ -140,7 +141,7 @@ async def test_packets_of_another_length(
     streamer: Streamer, far: FarEnd, recording: Recording, ptime: int
 ) -> None:
     clip, reports = recording(4800), list[StreamReport]()
-    streamer.play(streamer.open_port(), far.address, 8, [clip], reports.append, ptime=ptime)
+    play(streamer, streamer.open_port(), far.address, 8, [clip], reports.append, ptime=ptime)
     await until(lambda: reports)
     assert [len(payload) for _, payload in far.packets] == [8 * ptime] * (600 // ptime)
     assert b"".join(payload for _, payload in far.packets) == clip.read_bytes()
@@ -151,15 +152,15 @@ async def test_addresses_and_packet_times_that_are_refused(
 ) -> None:
     reports = list[StreamReport]()
     port, clip = streamer.open_port(), recording(1600)
-    stream = streamer.play(port, far.address, 8, [clip], reports.append)
+    stream = play(streamer, port, far.address, 8, [clip], reports.append)
     for address in (("0.0.0.0", 4000), ("callee.example", 4000), ("127.0.0.1", 0), ("::1", 4000)):
-        with pytest.raises(FarEndError, match="RTP"):
-            streamer.change(stream, address, 8)
+        with pytest.raises(RemoteAddressError, match="RTP"):
+            change(streamer, stream, address, 8)
     with pytest.raises(ValueError, match="25 ms"):
-        streamer.play(port, far.address, 8, [clip], reports.append, ptime=25)
+        play(streamer, port, far.address, 8, [clip], reports.append, ptime=25)
     for payload_type, ptime in ((8, 25), (128, 20), (-1, 20)):
         with pytest.raises(ValueError, match=f"payload type {payload_type} in packets of {ptime}"):
-            streamer.change(stream, far.address, payload_type, ptime=ptime)
+            change(streamer, stream, far.address, payload_type, ptime=ptime)
     await until(lambda: reports)
     assert reports == [StreamReport(stream, 10, finished=True)]
 
@@ -173,12 +174,12 @@ async def test_what_is_said_while_the_sender_is_being_replaced_is_kept(
     os.kill(pid, signal.SIGKILL)
     await until(lambda: failures)
     clip, reports = recording(1600), list[StreamReport]()
-    stream = streamer.play(streamer.open_port(), far.address, 8, [clip], reports.append)
-    streamer.change(stream, other.address, 8, held=True)
+    stream = play(streamer, streamer.open_port(), far.address, 8, [clip], reports.append)
+    change(streamer, stream, other.address, 8, held=True)
     await until(streamer.sender_pids)
     await asyncio.sleep(0.2)  # ten packets' time, in which one may leave
     assert len(far.packets) + len(other.packets) <= 1
-    streamer.change(stream, other.address, 8)
+    change(streamer, stream, other.address, 8)
     await until(lambda: reports)
     heard = far.packets + other.packets
     assert b"".join(payload for _, payload in heard) == clip.read_bytes()
@@ -189,10 +190,12 @@ async def test_nothing_is_left_of_a_stream_that_ends_while_it_is_held(
     streamer: Streamer, far: FarEnd, recording: Recording
 ) -> None:
     reports = list[StreamReport]()
-    stream = streamer.play(streamer.open_port(), far.address, 8, [recording(80000)], reports.append)
+    stream = play(
+        streamer, streamer.open_port(), far.address, 8, [recording(80000)], reports.append
+    )
     await until(lambda: len(far.packets) >= 3)
-    streamer.change(stream, far.address, 8, held=True)
-    await asyncio.sleep(0.1)  # what was on its way
+    change(streamer, stream, far.address, 8, held=True)
+    await asyncio.sleep(0.1)
     streamer.stop_stream(stream)
     await until(lambda: reports)
     assert not reports[0].finished

@@ -81,13 +81,13 @@ def test_what_is_not_lent_is_neither_released_nor_used() -> None:
     with pytest.raises(ValueError, match=str(port)):
         pool.release(port)
     with pytest.raises(ValueError, match=str(port)):
-        pool.socket(port)
+        pool.sockets(port)[0]
     pool.close()
 
 
 def test_what_arrives_is_dropped_by_the_kernel() -> None:
     pool = PortPool(HOST, free_range(1))
-    bound = pool.socket(pool.open())
+    bound = pool.sockets(pool.open())[0]
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as callee:
         callee.connect(bound.getsockname())
         for _ in range(10):
@@ -127,14 +127,14 @@ def test_a_pool_that_listens_binds_the_port_above_for_rtcp() -> None:
                 other.bind((HOST, ports.start + 1))  # another program has the first companion
             except OSError:
                 continue
-            pool = PortPool(HOST, ports, listen=True)
+            pool = PortPool(HOST, ports, receive=True)
             try:
                 port = pool.open()
             except NoPortError:
                 continue
             break
     assert port == ports.start + 2
-    companion = pool.companion(port)
+    companion = pool.sockets(port)[1]
     assert companion is not None
     assert companion.getsockname() == (HOST, port + 1)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as freed:
@@ -145,13 +145,13 @@ def test_a_pool_that_listens_binds_the_port_above_for_rtcp() -> None:
 
 def test_a_port_without_one_above_it_in_the_range_is_lent_without_rtcp() -> None:
     start = free_range(1).start
-    pool = PortPool(HOST, range(start, start + 1), listen=True)
+    pool = PortPool(HOST, range(start, start + 1), receive=True)
     assert pool.open() == start
-    assert pool.companion(start) is None
+    assert pool.sockets(start)[1] is None
     pool.close()
 
 
 def test_a_pool_that_only_sends_has_no_companions() -> None:
     pool = PortPool(HOST, free_range(1))
-    assert pool.companion(pool.open()) is None
+    assert pool.sockets(pool.open())[1] is None
     pool.close()

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from bitel.rtp.priority import NICE, SLICE, core_for
+from bitel.rtp.sender.priority import NICE, SLICE, core_for
 
 
 def _in_a_process(what: str) -> str:
-    script = f"import os\nfrom bitel.rtp.priority import *\n{what}"
+    script = f"import os\nfrom bitel.rtp.sender.priority import *\n{what}"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True
     )
@@ -38,12 +38,12 @@ def test_where_nothing_is_allowed_nothing_is_said() -> None:
     reason="only Linux has turns",
 )
 def test_short_turns_are_asked_for_in_the_words_of_the_kernel() -> None:
-    assert _in_a_process("print(ask_for_short_turns(0), os.getpriority(os.PRIO_PROCESS, 0))") == (
+    assert _in_a_process("print(set_time_slice(0), os.getpriority(os.PRIO_PROCESS, 0))") == (
         "True 0"
     )
     if not Path("/proc/self/sched").exists():
         pytest.skip("this kernel does not show the turns that it gives")
-    shown = _in_a_process("ask_for_short_turns(0); print(open('/proc/self/sched').read())")
+    shown = _in_a_process("set_time_slice(0); print(open('/proc/self/sched').read())")
     found = re.search(r"se\.slice\s*:\s*(\d+)", shown)
     if found is None:
         pytest.skip("this kernel has turns of one length")
@@ -52,7 +52,7 @@ def test_short_turns_are_asked_for_in_the_words_of_the_kernel() -> None:
 
 def test_another_machine_is_left_alone() -> None:
     other = "import platform; platform.machine = lambda: 'z80'\n"
-    assert _in_a_process(f"{other}print(ask_for_short_turns(0))") == "False"
+    assert _in_a_process(f"{other}print(set_time_slice(0))") == "False"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux says which core a process runs on")

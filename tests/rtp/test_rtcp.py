@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitel.rtp.packet import PacketError
-from bitel.rtp.rtcp import (
+from bitel.rtp.sender.rtcp import (
     ReceptionReport,
     goodbye,
     receiver_report,

@@ -12,14 +12,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bitel.rtp import sender as sender_module
-from bitel.rtp.callees import Callees
-from bitel.rtp.ipc import Change, End, Message, Open, Play
-from bitel.rtp.memory import Packets
+from bitel.rtp.ipc import Message, Open
 from bitel.rtp.packet import RtpHeader
-from bitel.rtp.sender import COMMANDS_INTERVAL, ENDS_INTERVAL, ParentGoneError, Sender
-from bitel.rtp.sendmmsg import Group, Refused
-from bitel.rtp.stream_table import StreamTable
+from bitel.rtp.sender import __main__ as sender_module
+from bitel.rtp.sender.__main__ import COMMANDS_INTERVAL, ENDS_INTERVAL, ParentGoneError, Sender
+from bitel.rtp.sender.sendmmsg import Group, Packets, Refused
+from bitel.rtp.sender.stream_receiver import StreamReceiver
+from bitel.rtp.sender.stream_table import StreamTable
+from bitel.rtp.stream_spec import StreamReport
+from tests.rtp.streams import change_command, open_clips, play_command
 
 PORT = 4000
 PACKETS = 5
@@ -44,18 +45,18 @@ class Machine:
         self.now = BEGINNING
         self._takes = takes
         self.sent: dict[int, list[float]] = defaultdict(list)  # of each stream, when
-        self.ends: list[End] = []
+        self.ends: list[StreamReport] = []
         self.told: list[float] = []  # when the parent was told of ends
         self.looks: list[float] = []  # when the sender looked for commands
         self._clip = clip
         self._stalls = sorted(stalls)
-        self._commands: list[tuple[float, Message]] = [(BEGINNING, Open(PORT))]
+        self._commands: list[tuple[float, Message]] = [(BEGINNING, Open(PORT, has_rtcp=False))]
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 
     def play(self, stream: int, after: float) -> None:
         """Has a stream of `PACKETS` played."""
-        clips = [str(self._clip)]
-        self.say(after, Play(stream, PORT, "192.0.2.1", 5000, 8, "alaw", clips, 0, 0, stream))
+        command = play_command(stream, PORT, ("192.0.2.1", 5000), clips=[0], start=(0, 0, stream))
+        self.say(after, command)
 
     def say(self, after: float, command: Message) -> None:
         """Tells the sender so many seconds after the beginning."""
@@ -66,8 +67,10 @@ class Machine:
         """Runs the sender until all is over."""
         with pytest.MonkeyPatch.context() as patch, self._socket:
             patch.setattr(sender_module, "time", self)
-            patch.setattr(Callees, "complete", self._complete)
-            sender = Sender(self, StreamTable(self._transmit))  # type: ignore[arg-type]
+            patch.setattr(StreamReceiver, "complete", self._complete)
+            table = StreamTable(self._transmit)
+            open_clips(table, self._clip)
+            sender = Sender(self, table)  # type: ignore[arg-type]
             with pytest.raises(ParentGoneError):
                 sender.run()
 
@@ -104,12 +107,12 @@ class Machine:
 
     def send(self, *messages: Message) -> None:
         self._stall()
-        ends = [message for message in messages if isinstance(message, End)]
+        ends = [message for message in messages if isinstance(message, StreamReport)]
         if ends:
             self.ends += ends
             self.told.append(self.now)
 
-    def _complete(self, end: End) -> End:
+    def _complete(self, end: StreamReport) -> StreamReport:
         self.now += self._takes
         return end
 
@@ -156,7 +159,7 @@ def test_no_packet_leaves_before_its_time_however_the_sender_is_held_up(
     for stream, after in enumerate(told):
         machine.play(stream, after)
     machine.run()
-    assert sorted(machine.ends) == [End(n, PACKETS, True, "") for n in range(len(told))]
+    assert sorted(machine.ends) == [StreamReport(n, PACKETS, True, "") for n in range(len(told))]
     for stream, after in enumerate(told):
         assert len(machine.sent[stream]) == PACKETS
         assert_in_time(machine.sent[stream], BEGINNING + after)
@@ -166,11 +169,11 @@ def test_no_packet_leaves_before_its_time_however_the_sender_is_held_up(
 def test_what_goes_on_after_a_pause_makes_up_for_nothing(clip: Path, stall: float) -> None:
     machine = Machine(clip, [(0.2, stall)])
     machine.play(1, 0.0)
-    machine.say(0.03, Change(1, None, 8, 20, (), True))
+    machine.say(0.03, change_command(1, held=True))
     for stream in range(2, 7):  # without them there were nothing to be late for
         machine.play(stream, 0.08 * (stream - 1))
     resumed = 0.2 + 0.9 * stall
-    machine.say(resumed, Change(1, None, 8, 20, (), False))
+    machine.say(resumed, change_command(1))
     machine.run()
     before, after = machine.sent[1][:2], machine.sent[1][2:]
     assert max(before) < BEGINNING + 0.03

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from bitel.errors import UnavailableError
-from bitel.rtp.clips import ClipCache, ClipError, Playlist
 from bitel.rtp.ipc import Message, OpenClip
-from bitel.rtp.link import SenderLink
-from bitel.rtp.shared_clip import SharedClip, read_clip
+from bitel.rtp.sender.playlist import Clip, Playlist
+from bitel.rtp.sender_process import SenderProcess
+from bitel.rtp.shared_clip import MAX_BYTES, ClipError, SharedClip, read_clip
 from bitel.rtp.streamer import Streamer, StreamReport
+from tests.rtp.streams import play
 from tests.support.free_ports import free_range
 from tests.support.waiting import until
 
@@ -28,14 +29,16 @@ Recording = Callable[[int], Path]
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The clips that were passed to senders."""
     passed: list[int] = []
-    send = SenderLink.send
+    send = SenderProcess.send
 
-    def note(link: SenderLink, message: Message, descriptor: SharedClip | None = None) -> None:
+    def note(
+        process: SenderProcess, message: Message, *passed_on: socket.socket | SharedClip
+    ) -> None:
         if isinstance(message, OpenClip):
             passed.append(message.clip)
-        send(link, message, descriptor)
+        send(process, message, *passed_on)
 
-    monkeypatch.setattr(SenderLink, "send", note)
+    monkeypatch.setattr(SenderProcess, "send", note)
     return passed
 
 
@@ -50,7 +53,7 @@ async def played(streamer: Streamer, port: int, clip: SharedClip, ptime: int = 2
         far.bind(("127.0.0.1", free_range(1).start))
         far.setblocking(False)
         over: asyncio.Future[StreamReport] = asyncio.get_running_loop().create_future()
-        streamer.play(port, far.getsockname(), 8, [clip], over.set_result, ptime=ptime)
+        play(streamer, port, far.getsockname(), 8, [clip], over.set_result, ptime=ptime)
         report = await over
         assert (report.finished, report.error) == (True, "")
         return b"".join(far.recv(2048)[12:] for _ in range(report.packets or 0))
@@ -118,7 +121,7 @@ async def test_dropped_clips_are_freed_here_and_in_the_sender(recording: Recordi
 async def test_stopped_sender_is_not_waited_for_long(
     recording: Recording, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bitel.rtp.supervisor.OPEN_CLIP_TIMEOUT", 0.1)
+    monkeypatch.setattr("bitel.rtp.sender_process.OPEN_CLIP_TIMEOUT", 0.1)
     streamer = Streamer("127.0.0.1", range(41600, 41800))
     await streamer.start()
     try:
@@ -138,8 +141,11 @@ async def test_stopped_sender_is_not_waited_for_long(
 def test_what_can_not_be_read(recording: Recording, tmp_path: Path) -> None:
     good = recording(160)
     (tmp_path / "empty").touch()
+    (tmp_path / "huge").touch()
+    os.truncate(tmp_path / "huge", MAX_BYTES + 1)
     os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path / "empty", tmp_path / "pipe", tmp_path, tmp_path / "no", good / "x"):
+    names = ("empty", "huge", "pipe", "", "no", "nul\0byte")
+    for path in (*(tmp_path / name for name in names), good / "x"):
         before = len(os.listdir("/proc/self/fd"))
         with pytest.raises(ClipError, match="recording"):
             read_clip(path)
@@ -155,11 +161,7 @@ def test_clip_that_is_not_copied_survives_its_name(recording: Recording) -> None
     content = path.read_bytes()
     clip = read_clip(path, copy=False)
     path.unlink()
-    cache = ClipCache()
-    cache.load(clip.number, os.dup(clip.fileno()))
-    playlist = Playlist(cache, [clip.number], "alaw")
+    playing = Clip(clip.fileno())
+    playlist = Playlist([playing], "alaw", 160)
     assert playlist.next_segment() is not None
     assert os.pread(clip.fileno(), 500, 0) == content
-    cache.unload([clip.number])
-    with pytest.raises(ClipError, match="not loaded"):
-        Playlist(cache, [clip.number], "alaw")

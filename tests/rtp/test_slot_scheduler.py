@@ -7,10 +7,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from bitel.rtp.batch import Batch, NewStream
-from bitel.rtp.memory import Packets, sockaddr
-from bitel.rtp.sendmmsg import Group, Refused
-from bitel.rtp.slot_scheduler import CROWDED, WORTH_A_SLOT, Cadence
+from bitel.rtp.sender.packet_batch import Batch, StreamRow
+from bitel.rtp.sender.sendmmsg import Group, Packets, Refused, sockaddr
+from bitel.rtp.sender.tick_schedule import CROWDED, WORTH_A_SLOT, SlotScheduler
 
 FAR = sockaddr(socket.AF_INET, "192.0.2.1", 5000)
 
@@ -20,7 +19,7 @@ class Calls:
 
     def __init__(self, ports: int) -> None:
         self.groups: list[Group] = []
-        self.cadence = Cadence(20, socket.AF_INET, self._transmit)
+        self.scheduler = SlotScheduler(20, socket.AF_INET, self._transmit)
         self.where: dict[int, Batch] = {}
         self._ports = ports
 
@@ -30,19 +29,19 @@ class Calls:
 
     def begin(self, number: int) -> None:
         port = number % self._ports
-        self.where[number] = batch = self.cadence.choose(port)
-        batch.add(NewStream(number, port, FAR, 8, 0, 0, number, 0, 9))
+        self.where[number] = batch = self.scheduler.choose(port)
+        batch.add(StreamRow(number, port, FAR, 8, 0, 0, number, 0, 9))
 
     def end(self, number: int) -> None:
         self.where.pop(number).remove(number)
 
     def packet_time(self) -> None:
-        for batch in self.cadence.batches:
+        for batch in self.scheduler.batches:
             batch.settle()
             batch.send()
 
     def homes(self) -> list[Batch]:
-        return [self.cadence.choose(port) for port in range(self._ports)]
+        return [self.scheduler.choose(port) for port in range(self._ports)]
 
 
 @pytest.mark.parametrize("ports", [64, 256])
@@ -51,7 +50,7 @@ def test_streams_of_a_port_stay_together_while_their_number_grows(ports: int) ->
     streams = 10 * WORTH_A_SLOT
     for number in range(streams):
         calls.begin(number)
-    loads = [len(batch) for batch in calls.cadence.batches]
+    loads = [len(batch) for batch in calls.scheduler.batches]
     assert min(loads) > WORTH_A_SLOT // 10
     assert max(loads) <= 2 * WORTH_A_SLOT + CROWDED
     calls.packet_time()
@@ -69,7 +68,7 @@ def test_in_the_long_run_each_port_is_one_system_call() -> None:
             calls.end(number - streams)
     calls.packet_time()
     assert len(calls.groups) == 64
-    loads = [len(batch) for batch in calls.cadence.batches]
+    loads = [len(batch) for batch in calls.scheduler.batches]
     assert max(loads) <= 1.25 * WORTH_A_SLOT
 
 

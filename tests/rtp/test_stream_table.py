@@ -12,15 +12,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bitel.rtp.ipc import UNHEARD, Change, End, Play
-from bitel.rtp.memory import Packets, far_end
 from bitel.rtp.packet import PTIMES, RtpHeader
-from bitel.rtp.sendmmsg import Group, Refused
-from bitel.rtp.slot_scheduler import TICK_SECONDS, WORTH_A_SLOT, Cadence
-from bitel.rtp.stream_table import StreamTable
+from bitel.rtp.sender.sendmmsg import Group, Packets, Refused
+from bitel.rtp.sender.stream_table import StreamTable
+from bitel.rtp.sender.tick_schedule import TICK_SECONDS, WORTH_A_SLOT, SlotScheduler
+from bitel.rtp.stream_spec import UNHEARD, StreamReport
+from tests.rtp.streams import change_command, host_and_port, open_clips, play_command
 
 Recording = Callable[[int], Path]
 PORT = 4000
+FAR = ("192.0.2.1", 5000)
 
 
 class Played:
@@ -31,7 +32,7 @@ class Played:
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.engine.open(PORT, self.socket)
         self.packets: list[tuple[float, tuple[str, int], RtpHeader, bytes]] = []
-        self.ends: list[End] = []
+        self.ends: list[StreamReport] = []
         self.index = 0
 
     @property
@@ -39,10 +40,8 @@ class Played:
         return self.index * TICK_SECONDS
 
     def play(self, *clips: Path, stream: int = 1, ptime: int = 20) -> None:
-        names = [str(clip) for clip in clips]
-        command = Play(
-            stream, PORT, "192.0.2.1", 5000, 8, "alaw", names, 65530, 2**32 - 320, 7, ptime
-        )
+        numbers, start = open_clips(self.engine, *clips), (65530, 2**32 - 320, 7)
+        command = play_command(stream, PORT, FAR, clips=numbers, start=start, ptime=ptime)
         assert self.engine.play(command) is None
 
     def run(self, seconds: float) -> None:
@@ -52,10 +51,10 @@ class Played:
             self.index += 1
 
     def hold(self, stream: int = 1, after: float = 0.0) -> None:
-        self.engine.change(Change(stream, None, 8, 20, (), True), self.now + after)
+        self.engine.change(change_command(stream, held=True), self.now + after)
 
     def resume(self, stream: int = 1, after: float = 0.0) -> None:
-        self.engine.change(Change(stream, None, 8, 20, (), False), self.now + after)
+        self.engine.change(change_command(stream), self.now + after)
 
     def voice(self) -> bytes:
         return b"".join(payload for *_, payload in self.packets)
@@ -65,7 +64,7 @@ class Played:
             for row in range(first, first + count):
                 header, _ = RtpHeader.parse(packets.headers[row].tobytes())
                 payload = ctypes.string_at(int(packets.payloads[row]), packets.samples)
-                far = far_end(packets.family, packets.names[row].tobytes())
+                far = host_and_port(packets.family, packets.names[row].tobytes())
                 self.packets.append((self.now, far, header, payload))
         return []
 
@@ -92,7 +91,7 @@ def test_every_packet_time(played: Played, recording: Recording, ptime: int) -> 
     ]
     times = [time for time, *_ in played.packets]
     assert {round((b - a) * 1000) for a, b in pairwise(times)} == {ptime}
-    assert played.ends == [End(1, packets, True, "")]
+    assert played.ends == [StreamReport(1, packets, True, "")]
 
 
 def test_packet_times_side_by_side(played: Played, recording: Recording) -> None:
@@ -101,7 +100,7 @@ def test_packet_times_side_by_side(played: Played, recording: Recording) -> None
         played.play(clip, stream=stream, ptime=ptime)
     played.run(0.4)
     assert {end.stream: end.packets for end in played.ends} == {0: 30, 1: 15, 2: 10, 3: 8, 4: 5}
-    assert len(played.engine) == 0
+    assert len(played.engine._streams) == 0
 
 
 # Each step: whether the stream is held, whether it gets a new address, its payload type and packet
@@ -153,7 +152,8 @@ def test_a_recording_is_heard_whole_whatever_changes_meanwhile(
     for held, moves, payload_type, size, ticks in [*steps, (False, False, 8, 20, 1500)]:
         far += moves
         address = ("192.0.2.1", far) if moves else None
-        played.engine.change(Change(1, address, payload_type, size, (), held), played.now)
+        command = change_command(1, address, payload_type, ptime=size, held=held)
+        played.engine.change(command, played.now)
         before = len(played.packets)
         if held:
             held_before.add(before)
@@ -165,7 +165,7 @@ def test_a_recording_is_heard_whole_whatever_changes_meanwhile(
         assert len({len(payload) for *_, payload in fresh} - {8 * size}) == 0
         assert not (held and ticks >= max(PTIMES) / 2) or played.engine.idle(played.index)
     assert played.voice().replace(b"\xd5", b"") == voice
-    assert played.ends == [End(1, len(played.packets), True, "")]
+    assert played.ends == [StreamReport(1, len(played.packets), True, "")]
     assert played.packets[0][2].marker
     for number, ((then, _, last, audio), (now, _, header, next_audio)) in enumerate(
         pairwise(played.packets), 1
@@ -192,7 +192,7 @@ def test_octets_are_counted_over_a_change_of_the_packet_time(
 ) -> None:
     played.play(recording(16000))
     played.run(0.1)
-    played.engine.change(Change(1, None, 8, ptime, (), False), played.now)
+    played.engine.change(change_command(1, ptime=ptime), played.now)
     played.run(0.24)
     progress = played.engine.progress(1, played.now)
     assert progress is not None
@@ -206,17 +206,18 @@ def test_octets_are_counted_over_a_change_of_the_packet_time(
 def test_a_stream_that_begins_held(played: Played, recording: Recording) -> None:
     clip = recording(320)
     for stream in (1, 2):
-        far = "0.0.0.0", 5000
-        command = Play(stream, PORT, *far, 8, "alaw", [str(clip)], 100, 1000, 7, held=True)
+        clips, start = open_clips(played.engine, clip), (100, 1000, 7)
+        remote = "0.0.0.0", 5000
+        command = play_command(stream, PORT, remote, clips=clips, start=start, held=True)
         assert played.engine.play(command, played.now) is None
     played.run(1.0)
     assert played.packets == []
-    played.engine.change(Change(1, ("192.0.2.1", 5000), 8, 20, (), False), played.now)
+    played.engine.change(change_command(1, FAR), played.now)
     played.engine.stop(2)
     played.run(0.1)
     assert sorted(played.ends, key=lambda end: end.stream) == [
-        End(1, 2, True, ""),
-        End(2, 0, False, ""),
+        StreamReport(1, 2, True, ""),
+        StreamReport(2, 0, False, ""),
     ]
     assert played.voice() == clip.read_bytes()
     assert {far for _, far, *_ in played.packets} == {("192.0.2.1", 5000)}
@@ -250,7 +251,7 @@ def test_a_paused_stream_can_be_stopped(played: Played, recording: Recording) ->
     played.engine.stop(1)
     played.resume()
     played.run(0.1)
-    assert played.ends == [End(1, 5, False, "")]
+    assert played.ends == [StreamReport(1, 5, False, "")]
     assert len(played.packets) == 5
 
 
@@ -267,13 +268,13 @@ def test_what_is_said_to_nobody(played: Played) -> None:
 def test_many_streams_are_spread_evenly_over_their_packet_time(
     played: Played, recording: Recording, ptime: int
 ) -> None:
-    clip = recording(8000)
-    cadence = Cadence(ptime, socket.AF_INET, lambda packets, groups: [])
-    assert len(cadence.batches) == ptime // 2
-    assert {id(cadence.choose(port)) for port in range(100)} == {id(cadence.batches[0])}
+    clips = open_clips(played.engine, recording(8000))
+    scheduler = SlotScheduler(ptime, socket.AF_INET, lambda packets, groups: [])
+    assert len(scheduler.batches) == ptime // 2
+    assert {id(scheduler.choose(port)) for port in range(100)} == {id(scheduler.batches[0])}
     for stream in range(6 * WORTH_A_SLOT):
         played.engine.open(stream, played.socket)
-        command = Play(stream, stream, "192.0.2.1", 5000, 8, "alaw", [str(clip)], 0, 0, 0, ptime)
+        command = play_command(stream, stream, FAR, clips=clips, ptime=ptime)
         assert played.engine.play(command) is None
     counts = []
     for _ in range(ptime // 2):
@@ -287,9 +288,9 @@ def test_many_streams_are_spread_evenly_over_their_packet_time(
 
 
 def awaited(played: Played, clip: Path, *, held: bool = False) -> None:
-    command = Play(
-        1, PORT, "192.0.2.1", 5000, 8, "alaw", [str(clip)], 0, 1000, 7, held=held, awaited=True
-    )
+    clips = open_clips(played.engine, clip)
+    start = (0, 1000, 7)
+    command = play_command(1, PORT, FAR, clips=clips, start=start, held=held, awaited=True)
     assert played.engine.play(command) is None
 
 
@@ -323,7 +324,7 @@ def test_a_change_to_an_address_that_is_awaited_stops_it_until_then(
     played.run(0.1)
     sent = len(played.packets)
     assert 0 < sent < 20
-    elsewhere = Change(1, ("192.0.2.9", 7000), 8, 20, (), held=False, awaited=True)
+    elsewhere = change_command(1, ("192.0.2.9", 7000), awaited=True)
     played.engine.change(elsewhere, played.now)
     played.run(0.3)
     assert len(played.packets) == sent
@@ -339,7 +340,7 @@ def test_a_change_to_an_address_that_is_awaited_stops_it_until_then(
 
 def test_an_address_that_may_be_sent_to_ends_the_wait(played: Played, recording: Recording) -> None:
     awaited(played, recording(5 * 160))
-    played.engine.change(Change(1, ("192.0.2.3", 9), 8, 20, (), held=False), played.now)
+    played.engine.change(change_command(1, ("192.0.2.3", 9)), played.now)
     played.run(0.3)
     assert len(played.packets) == 5
 

@@ -13,14 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from bitel.rtp import link
+from bitel.rtp import sender_process
 from bitel.rtp import streamer as streamer_module
 from bitel.rtp.packet import RtpHeader
 from bitel.rtp.port_pool import share_of
-from bitel.rtp.priority import core_for
-from bitel.rtp.streamer import SenderFailedError, Streamer, StreamReport, StreamStart
+from bitel.rtp.sender.priority import core_for
+from bitel.rtp.shared_clip import read_clip
+from bitel.rtp.streamer import SenderFailedError, Streamer, StreamReport
+from tests.rtp.streams import play, start_with
 from tests.support.free_ports import free_range
 from tests.support.prerequisites import need_ipv6
+from tests.support.rtp_packets import pack
 from tests.support.waiting import until
 
 HOST = "127.0.0.1"
@@ -90,12 +93,12 @@ async def streamer() -> AsyncIterator[Streamer]:
     await started.stop()
 
 
-def assert_contiguous(packets: list[tuple[RtpHeader, bytes]], start: StreamStart | None) -> None:
+def assert_contiguous(
+    packets: list[tuple[RtpHeader, bytes]], start: tuple[int, int, int] | None
+) -> None:
     first = packets[0][0]
     if start is not None:
-        assert first.sequence == start.sequence
-        assert first.timestamp == start.timestamp
-        assert first.ssrc == start.ssrc
+        assert (first.sequence, first.timestamp, first.ssrc) == start
     for i, (header, payload) in enumerate(packets):
         assert header.marker == (i == 0)
         assert header.sequence == (first.sequence + i) % 2**16
@@ -104,14 +107,16 @@ def assert_contiguous(packets: list[tuple[RtpHeader, bytes]], start: StreamStart
         assert len(payload) == 160
 
 
-@pytest.mark.parametrize("transmit", ["sendmmsg", "sendto"])
-async def test_one_second_arrives_whole(far: FarEnd, recording: Recording, transmit: str) -> None:
-    streamer = Streamer(HOST, free_range(20), transmit=transmit)
+async def test_one_second_arrives_whole(
+    far: FarEnd, recording: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streamer = Streamer(HOST, free_range(20))
     await streamer.start()
     clip, ends = recording(8000), Ends()
     port = streamer.open_port()
-    start = StreamStart(65530, 2**32 - 800, 0xCAFEBABE)  # both counters wrap on the way
-    stream = streamer.play(port, far.address, 8, [clip], ends, start=start)
+    start = 65530, 2**32 - 800, 0xCAFEBABE  # both counters wrap on the way
+    start_with(monkeypatch, *start)
+    stream = play(streamer, port, far.address, 8, [clip], ends)
     await ends.wait()
     assert ends.reports[stream] == StreamReport(stream, 50, finished=True)
     assert_contiguous(far.packets(), start)
@@ -126,7 +131,7 @@ async def test_playlist_and_partial_last_packets(
     streamer: Streamer, far: FarEnd, recording: Recording
 ) -> None:
     clips, ends = [recording(1000), recording(70), recording(320)], Ends()
-    stream = streamer.play(streamer.open_port(), far.address, 0, clips, ends)
+    stream = play(streamer, streamer.open_port(), far.address, 0, clips, ends)
     await ends.wait()
     assert ends.reports[stream] == StreamReport(stream, 7 + 1 + 2, finished=True)
     data = [clip.read_bytes() for clip in clips]
@@ -139,9 +144,7 @@ async def test_dynamic_payload_type_names_its_law(
     streamer: Streamer, far: FarEnd, recording: Recording
 ) -> None:
     port, ends = streamer.open_port(), Ends()
-    with pytest.raises(ValueError, match="payload type 96"):
-        streamer.play(port, far.address, 96, [recording(10)], ends)
-    streamer.play(port, far.address, 96, [recording(10)], ends, law="alaw")
+    play(streamer, port, far.address, 96, [recording(10)], ends, law="alaw")
     await ends.wait()
     [(header, payload)] = far.packets()
     assert header.payload_type == 96
@@ -152,7 +155,7 @@ async def test_stopped_stream_sends_nothing_more(
     streamer: Streamer, far: FarEnd, recording: Recording
 ) -> None:
     ends = Ends()
-    stream = streamer.play(streamer.open_port(), far.address, 8, [recording(80000)], ends)
+    stream = play(streamer, streamer.open_port(), far.address, 8, [recording(80000)], ends)
     await until(lambda: len(far.packets()) >= 3)
     streamer.stop_stream(stream)
     streamer.stop_stream(stream)
@@ -173,7 +176,7 @@ async def test_stopped_before_it_began(
     streamer: Streamer, far: FarEnd, recording: Recording
 ) -> None:
     ends = Ends()
-    stream = streamer.play(streamer.open_port(), far.address, 8, [recording(80000)], ends)
+    stream = play(streamer, streamer.open_port(), far.address, 8, [recording(80000)], ends)
     streamer.stop_stream(stream)
     await ends.wait()
     assert ends.reports[stream] == StreamReport(stream, 0, finished=False)
@@ -190,7 +193,7 @@ async def test_many_streams_at_once(streamer: Streamer, recording: Recording) ->
     assert len(set(lent)) <= 20
     for i, far in enumerate(fars):
         far.hear_only(lent[i])
-        streamer.play(lent[i], far.address, 8, [clips[i % 4]], ends)
+        play(streamer, lent[i], far.address, 8, [clips[i % 4]], ends)
     await ends.wait(count)
     # 25 packets begin 24 intervals apart, and the last one is heard out.
     assert asyncio.get_running_loop().time() - began >= 0.02 * packets
@@ -222,7 +225,7 @@ async def test_packets_are_spread_over_their_time(
     """Never a burst: no packet leaves before its time."""
     ends, loop = Ends(), asyncio.get_running_loop()
     began = loop.time()
-    streamer.play(streamer.open_port(), far.address, 8, [recording(8000)], ends)
+    play(streamer, streamer.open_port(), far.address, 8, [recording(8000)], ends)
     while not ends.reports:
         seen = len(far.packets())
         assert seen <= 1 + (loop.time() - began) / 0.02
@@ -230,23 +233,18 @@ async def test_packets_are_spread_over_their_time(
     assert len(far.packets()) == 50
 
 
-async def test_recordings_that_can_not_be_read(
-    streamer: Streamer, far: FarEnd, recording: Recording, tmp_path: Path
+async def test_a_playlist_without_clips_ends_at_once(
+    streamer: Streamer, far: FarEnd, recording: Recording
 ) -> None:
-    empty = tmp_path / "empty"
-    empty.touch()
     port, ends = streamer.open_port(), Ends()
-    missing = streamer.play(port, far.address, 8, [recording(160), tmp_path / "none"], ends)
-    nothing = streamer.play(port, far.address, 8, [empty], ends)
-    no_clips = streamer.play(port, far.address, 8, [], ends)
-    await ends.wait(3)
-    for stream, words in ((missing, "none"), (nothing, "empty"), (no_clips, "1 to")):
-        assert ends.reports[stream].packets == 0
-        assert not ends.reports[stream].finished
-        assert words in ends.reports[stream].error
+    stream = play(streamer, port, far.address, 8, [], ends)
+    await ends.wait()
+    assert ends.reports[stream].packets == 0
+    assert not ends.reports[stream].finished
+    assert "1 to" in ends.reports[stream].error
     assert far.packets() == []
-    good = streamer.play(port, far.address, 8, [recording(160)], ends)
-    await ends.wait(4)
+    good = play(streamer, port, far.address, 8, [recording(160)], ends)
+    await ends.wait(2)
     assert ends.reports[good].finished
 
 
@@ -267,7 +265,7 @@ async def test_addresses_that_are_not_sent_to(
     streamer: Streamer, recording: Recording, address: tuple[str, int]
 ) -> None:
     ends = Ends()
-    streamer.play(streamer.open_port(), address, 8, [recording(160)], ends)
+    play(streamer, streamer.open_port(), address, 8, [recording(160)], ends)
     assert not ends.reports  # told later, when the caller has the number
     await ends.wait()
     [report] = ends.reports.values()
@@ -280,8 +278,8 @@ async def test_a_callee_that_can_not_be_reached_hurts_no_other(
 ) -> None:
     ends = Ends()
     port = streamer.open_port()
-    lost = streamer.play(port, ("8.8.8.8", 9), 8, [recording(1600)], ends)  # from 127.0.0.1
-    good = streamer.play(port, far.address, 8, [recording(1600)], ends)
+    lost = play(streamer, port, ("8.8.8.8", 9), 8, [recording(1600)], ends)  # from 127.0.0.1
+    good = play(streamer, port, far.address, 8, [recording(1600)], ends)
     await ends.wait(2)
     assert ends.reports[good] == StreamReport(good, 10, finished=True)
     assert len(far.packets()) == 10
@@ -294,7 +292,7 @@ async def test_a_port_must_be_open(streamer: Streamer, far: FarEnd, recording: R
     port = streamer.open_port()
     streamer.release_port(port)
     with pytest.raises(ValueError, match=str(port)):
-        streamer.play(port, far.address, 8, [recording(160)], Ends())
+        play(streamer, port, far.address, 8, [recording(160)], Ends())
 
 
 async def test_ipv6(recording: Recording) -> None:
@@ -303,7 +301,7 @@ async def test_ipv6(recording: Recording) -> None:
     streamer, ends = Streamer("::1", free_range(20, "::1")), Ends()
     await streamer.start()
     clip = recording(800)
-    streamer.play(streamer.open_port(), far.address, 8, [clip], ends)
+    play(streamer, streamer.open_port(), far.address, 8, [clip], ends)
     await ends.wait()
     assert far.voice() == clip.read_bytes()
     await streamer.stop()
@@ -317,7 +315,7 @@ async def test_killed_sender_ends_its_streams_and_is_started_again(
     streamer.on_failure = failures.append
     port, ends = streamer.open_port(), Ends()
     for _ in range(5):
-        streamer.play(port, far.address, 8, [recording(80000)], ends)
+        play(streamer, port, far.address, 8, [recording(80000)], ends)
     await until(lambda: len(far.packets()) > 10)
     [pid] = streamer.sender_pids()
     os.kill(pid, signal.SIGKILL)
@@ -329,8 +327,8 @@ async def test_killed_sender_ends_its_streams_and_is_started_again(
     assert streamer.stats().failures == 1
     # A call that is answered meanwhile is played as soon as there is a sender again.
     clip, late = recording(1600), FarEnd()
-    stream = streamer.play(port, late.address, 8, [clip], ends)
-    stopped = streamer.play(port, late.address, 8, [clip], ends)
+    stream = play(streamer, port, late.address, 8, [clip], ends)
+    stopped = play(streamer, port, late.address, 8, [clip], ends)
     streamer.stop_stream(stopped)
     await ends.wait(7)
     assert ends.reports[stream] == StreamReport(stream, 10, finished=True)
@@ -352,7 +350,7 @@ async def test_a_sender_that_can_not_be_started_again_is_tried_again_and_counted
     await until(lambda: failures)
     ends = Ends()
     clip, port = recording(160), streamer.open_port()
-    streamer.play(port, far.address, 8, [clip], ends)
+    play(streamer, port, far.address, 8, [clip], ends)
     await until(lambda: len(failures) >= 2)
     assert (failures[1].pid, failures[1].status, failures[1].streams) == (None, None, 1)
     await ends.wait()
@@ -361,7 +359,7 @@ async def test_a_sender_that_can_not_be_started_again_is_tried_again_and_counted
     assert streamer.stats().failures == len(failures)
     monkeypatch.undo()
     await until(streamer.sender_pids)
-    streamer.play(port, far.address, 8, [clip], ends)
+    play(streamer, port, far.address, 8, [clip], ends)
     await ends.wait(2)
     assert len(far.packets()) == 1
 
@@ -374,16 +372,18 @@ async def test_the_kernels_filter_is_set_anew_for_another_sender(
     streamer, ends = Streamer(HOST, free_range(20), receive=True), Ends()
     await streamer.start()
     port = streamer.open_port()
-    streamer.play(port, far.address, 8, [recording(80000)], ends, event_types=(96,))
+    play(streamer, port, far.address, 8, [recording(80000)], ends, event_types=(96,))
     await until(far.packets)
     [pid] = streamer.sender_pids()
     os.kill(pid, signal.SIGKILL)
     await ends.wait()
     before = len(far.packets())
-    stream = streamer.play(port, far.address, 8, [recording(1600)], ends, event_types=(event_type,))
+    stream = play(
+        streamer, port, far.address, 8, [recording(1600)], ends, event_types=(event_type,)
+    )
     await until(lambda: len(far.packets()) > before)
     header = RtpHeader(event_type, 3, 0, 1)  # neither marked nor a multiple of 16
-    far.socket.sendto(header.pack() + b"\x07\x80\x03\x20", (HOST, port))
+    far.socket.sendto(pack(header) + b"\x07\x80\x03\x20", (HOST, port))
     await ends.wait(2)
     assert ends.reports[stream].digits == "7"
     await streamer.stop()
@@ -393,7 +393,7 @@ async def test_stop_ends_what_runs(streamer: Streamer, far: FarEnd, recording: R
     ends = Ends()
     failures: list[Exception] = []
     streamer.on_failure = failures.append
-    stream = streamer.play(streamer.open_port(), far.address, 8, [recording(80000)], ends)
+    stream = play(streamer, streamer.open_port(), far.address, 8, [recording(80000)], ends)
     await until(far.packets)
     [pid] = streamer.sender_pids()
     await streamer.stop()
@@ -416,7 +416,7 @@ async def test_several_processes_share_the_ports(
     ports = [streamer.open_port() for _ in range(10)]
     assert [share_of(port, 2) for port in ports] == [0, 0, 0, 1, 1, 1, 0, 1, 0, 1]
     for port in ports:
-        streamer.play(port, far.address, 8, [recording(1600)], ends)
+        play(streamer, port, far.address, 8, [recording(1600)], ends)
     await ends.wait(10)
     assert [report.packets for report in ends.reports.values()] == [10] * 10
     await until(lambda: streamer.stats().packets == 100)
@@ -437,7 +437,7 @@ async def test_signals_of_a_drain_are_left_to_the_parent(
     streamer: Streamer, far: FarEnd, recording: Recording
 ) -> None:
     ends = Ends()
-    stream = streamer.play(streamer.open_port(), far.address, 8, [recording(4000)], ends)
+    stream = play(streamer, streamer.open_port(), far.address, 8, [recording(4000)], ends)
     await until(far.packets)
     [pid] = streamer.sender_pids()
     os.kill(pid, signal.SIGTERM)
@@ -450,10 +450,10 @@ async def test_a_queue_that_is_full_refuses_new_streams(far: FarEnd, recording: 
     streamer, ends = Streamer(HOST, free_range(20), queue_limit=10), Ends()
     await streamer.start()
     [pid] = streamer.sender_pids()
-    clip = recording(160)
+    clip = read_clip(recording(160))
     port = streamer.open_port()
     os.kill(pid, signal.SIGSTOP)  # it reads nothing; what was written stays with the kernel
-    streams = [streamer.play(port, far.address, 8, [clip], ends) for _ in range(30)]
+    streams = [play(streamer, port, far.address, 8, [clip], ends) for _ in range(30)]
     await until(lambda: len(ends.reports) >= 20)
     os.kill(pid, signal.SIGCONT)
     await ends.wait(30)
@@ -471,21 +471,22 @@ async def test_a_sender_that_hangs_is_replaced(
     streamer.on_failure = failures.append
     [pid] = streamer.sender_pids()
     os.kill(pid, signal.SIGSTOP)
-    monkeypatch.setattr(link, "SILENCE_LIMIT", 2.0)
+    monkeypatch.setattr(sender_process, "SILENCE_LIMIT", 2.0)
     await until(lambda: failures)
     assert "has said nothing" in str(failures[0])
     assert (failures[0].pid, failures[0].status) == (pid, None)
     assert streamer.stats().failures == 1
     monkeypatch.undo()
     ends = Ends()
-    streamer.play(streamer.open_port(), far.address, 8, [recording(160)], ends)
+    play(streamer, streamer.open_port(), far.address, 8, [recording(160)], ends)
     await ends.wait()
     assert len(far.packets()) == 1
     assert not alive(pid)
 
 
-async def test_a_sender_that_can_not_start_is_an_error() -> None:
-    streamer = Streamer(HOST, free_range(20), transmit="pigeon")
+async def test_a_sender_that_can_not_start_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    streamer = Streamer(HOST, free_range(20))
     with pytest.raises(SenderFailedError, match="ended unexpectedly"):
         await streamer.start()
     assert streamer.sender_pids() == []
@@ -493,7 +494,7 @@ async def test_a_sender_that_can_not_start_is_an_error() -> None:
 
 async def test_a_streamer_that_does_not_run_says_so(far: FarEnd, recording: Recording) -> None:
     streamer, ends = Streamer(HOST, free_range(20)), Ends()
-    streamer.play(streamer.open_port(), far.address, 8, [recording(160)], ends)
+    play(streamer, streamer.open_port(), far.address, 8, [recording(160)], ends)
     await ends.wait()
     assert "not running" in next(iter(ends.reports.values())).error
     await streamer.stop()
@@ -504,12 +505,14 @@ import asyncio, sys
 from pathlib import Path
 from bitel.rtp.streamer import Streamer
 from tests.support.free_ports import free_range
+from tests.rtp.streams import play
+from tests.support.free_ports import free_range
 
 async def main():
     streamer = Streamer("127.0.0.1", range(int(sys.argv[1]), int(sys.argv[1]) + 40))
     await streamer.start()
     far = ("127.0.0.1", int(sys.argv[2]))
-    streamer.play(streamer.open_port(), far, 8, [Path(sys.argv[3])], print)
+    play(streamer, streamer.open_port(), far, 8, [Path(sys.argv[3])], print)
     print(*streamer.sender_pids(), flush=True)
     await asyncio.sleep(60)
 

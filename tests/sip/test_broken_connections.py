@@ -11,10 +11,10 @@ from typing import Literal
 import pytest
 
 from bitel.sip import Answered, Canceled, Ended, Event, Failed, Incoming, Invitation
-from bitel.sip.client_transaction import MAX_UDP
 from bitel.sip.grammar import Address, Transport
 from bitel.sip.message import Request, parse
-from bitel.sip.stream_routes import response_route
+from bitel.sip.transaction import MAX_UDP
+from bitel.sip.via import response_route
 from tests.sip.two_agents import SIDES, World
 
 Way = Literal["tcp", "long", "both"]
@@ -138,7 +138,7 @@ class BrokenWorld(World):
         return usual._replace(destination=usual.destination._replace(transport=TCP))
 
     def invite(self, number: int) -> str:
-        self.caller._core.without_tcp.clear()  # else one refusal spares all others the trouble
+        self.caller._layer.without_tcp.clear()  # else one refusal spares all others the trouble
         call_id = super().invite(number)
         if self.behaviour[call_id] not in ("cancel", "no-word", "race"):
             # A dialer gives up who says nothing, and rings nobody for ever.
@@ -174,6 +174,6 @@ def test_whatever_breaks_every_call_ends_once_and_nothing_is_left(way: Way, seed
     assert {len(branches) for branches in world.arrived.values()} == {1}
     for agent, _ in world.agents():
         assert agent.idle(), agent.counts()
-        core = agent._core
-        left = (core.unanswered, core.remembered, core.early_calls, core.outbox)
+        layer, calls = agent._layer, agent._calls
+        left = (layer.unanswered, calls.given_up, calls.early_calls, layer.outbox)
         assert not any(left), left

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from bitel.sip import Answered, Credentials, Failed, OutgoingRequest
-from bitel.sip.client_transaction import MAX_UDP
 from bitel.sip.grammar import Address, Transport
 from bitel.sip.message import Request
+from bitel.sip.transaction import MAX_UDP
 from tests.support.sip_bench import ANSWER, INVITATION, Bench, reply
 
 TCP = Address("192.0.2.9", 5060, Transport.TCP)
@@ -203,7 +203,7 @@ def test_who_has_answered_anything_had_it(code: int, acknowledged: bool) -> None
     failed = failure(bench)
     assert (failed.code, failed.why, failed.delivered) == (503, "response", True)
     bench.run_out()
-    assert not bench.agent._core.unanswered
+    assert not bench.agent._layer.unanswered
 
 
 def test_a_refused_connection_is_not_the_one_that_the_invite_went_by() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitel.sip import Answered, Credentials, Ended, Failed
-from bitel.sip.digest import Authorizer, parse_challenge, strongest
+from bitel.sip.auth import Authorizer, parse_challenge, strongest
 from bitel.sip.message import Request
 from tests.support.sip_bench import ANSWER, INVITATION, Bench, reply
 

@@ -9,8 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bitel.sip.grammar import ip_address_of, tag_of
-from bitel.sip.head import MAX_HEADERS, HeadError, split_head
-from bitel.sip.message import MessageError, parse
+from bitel.sip.message import MAX_HEADERS, MessageError, parse, split_head
 
 NAMES = st.sampled_from(
     ["Via", "v", "From", "f", "To", "t", "Call-ID", "i", "CSeq", "Contact", "m", "X-One", "x-one"]
@@ -72,7 +71,7 @@ def test_however_the_lines_end_the_same_is_read(
 def told_apart(text: str) -> object:
     try:
         first, layout, values = split_head(text)
-    except HeadError:
+    except MessageError:
         return None
     lines = {name: [values[place].strip() for place in at] for name, at in layout.places.items()}
     return first.strip(), lines
@@ -119,7 +118,7 @@ def test_each_line_is_told_from_the_others_by_name_and_place() -> None:
     ],
 )
 def test_lines_that_are_none_are_refused(head: str) -> None:
-    with pytest.raises(HeadError):
+    with pytest.raises(MessageError):
         split_head(head)
 
 

@@ -18,9 +18,9 @@ import uvloop
 
 from bitel.sip import Answered, Failed
 from bitel.sip.grammar import Address, Transport
-from bitel.sip_transport import connection_pool, leaving
+from bitel.sip_transport import connection_pool
 from bitel.sip_transport.acceptor import Door
-from bitel.sip_transport.liveness import StreamLimits
+from bitel.sip_transport.connection import StreamLimits
 from bitel.sip_transport.tls import TlsFiles
 from tests.support.certificates import Authority
 from tests.support.sip_bench import request
@@ -44,12 +44,13 @@ class SlowWay:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.open = asyncio.Event()
         self.slow: set[int] = set()
+        self._real = connection_pool.connected_socket
         monkeypatch.setattr(connection_pool, "connected_socket", self._connect)
 
     async def _connect(self, destination: Address, host: str | None, port: int) -> socket.socket:
         if destination.port in self.slow:
             await self.open.wait()
-        return await leaving.connected_socket(destination, host, port)
+        return await self._real(destination, host, port)
 
 
 async def test_what_was_given_up_meanwhile_is_not_sent_when_the_connection_stands(

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 import pytest
 
 from bitel.sip import Answered, Ended, Invitation, SessionDescription
-from bitel.sip.client_transaction import ClientTransaction
-from bitel.sip.outgoing_call import OutgoingCall
-from bitel.sip.session import Session
+from bitel.sip.invite_client import InviteClient
+from bitel.sip.invite_dialog import InviteDialog
+from bitel.sip.transaction import ClientTransaction
 from tests.support.sip_bench import ANSWER, INVITATION, Bench, reply
 
-CALL = (Invitation, SessionDescription, OutgoingCall, Session, Answered)
+CALL = (Invitation, SessionDescription, InviteClient, InviteDialog, Answered)
 
 
 def held_by(root: object) -> Iterator[object]:
@@ -61,7 +61,7 @@ def test_a_session_is_held_while_it_lasts() -> None:
     bench = Bench()
     answered(bench)
     assert {type(one) for one in held_by(bench.agent) if isinstance(one, CALL)} == {
-        Session,
+        InviteDialog,
         SessionDescription,
     }
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from bitel.sip_transport.liveness import Liveness, StreamLimits
+from bitel.sip_transport.connection import Liveness, StreamLimits
 
 LIMITS = StreamLimits(message=30, ping_every=30, pong_within=10, idle=2000)
 

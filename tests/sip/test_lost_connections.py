@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from bitel.sip import Answered, Ended, Failed
-from bitel.sip.client_transaction import MAX_UDP
 from bitel.sip.grammar import Address, Transport
+from bitel.sip.transaction import MAX_UDP
 from tests.support.sip_bench import ANSWER, FAR, INVITATION, Bench, reply, within
 
 TCP = Address("192.0.2.9", 5060, Transport.TCP)

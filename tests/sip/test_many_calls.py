@@ -97,13 +97,13 @@ class Line:
         self.advance(33)
         self.advance(33)
         for agent in (self.caller, self.callee):
-            core = agent._core
+            layer, calls = agent._layer, agent._calls
             assert agent.idle()
             assert agent.counts() == NOTHING
-            assert (core.remembered, core.unanswered, core.early_calls) == ({}, {}, 0)
+            assert (calls.given_up, layer.unanswered, calls.early_calls) == ({}, {}, 0)
             assert agent.next_timer() is None
-            assert core.timers._heap == []
-            assert all(end.after is end for end in core.timers._lanes.values())
+            assert layer.timers._heap == []
+            assert all(end.after is end for end in layer.timers._lanes.values())
 
 
 @pytest.mark.parametrize("behaviour", ["answers", "busy", "rings"])

@@ -19,8 +19,9 @@ from bitel.sip.grammar import (
     tag_of,
     user_of,
 )
-from bitel.sip.message import MessageError, Request, Response, parse, printable, write_response
-from bitel.sip.reason import q850_cause
+from bitel.sip.headers import q850_cause
+from bitel.sip.message import MessageError, Request, Response, parse, printable
+from bitel.sip.message_writer import write_response
 from tests.support.sip_bench import request
 
 

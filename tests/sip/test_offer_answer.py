@@ -15,8 +15,8 @@ from bitel.sip import (
     make_answer,
     make_offer,
 )
-from bitel.sip.answers import MAX_FORKS
 from bitel.sip.grammar import Address
+from bitel.sip.invite_client import MAX_FORKS
 from bitel.sip.message import Request
 from bitel.sip.sdp import MAX_EVENT_TYPES, NegotiatedMedia
 from tests.support.sip_bench import (

@@ -24,7 +24,7 @@ import uvloop
 from bitel.sip import Answered, Failed, OutgoingRequest, RequestDone
 from bitel.sip.grammar import Address, Transport
 from bitel.sip.message import Request, parse
-from bitel.sip_transport.liveness import StreamLimits
+from bitel.sip_transport.connection import StreamLimits
 from bitel.sip_transport.tls import TlsFiles
 from tests.support.certificates import Authority, Certificate
 from tests.support.sip_bench import ANSWER, reply

@@ -14,8 +14,8 @@ from bitel.sip import (
     Incoming,
     OutgoingRequest,
     Provisional,
-    incoming_call,
-    session,
+    invite_dialog,
+    invite_server,
 )
 from bitel.sip.sdp import SessionDescription
 from tests.support.sip_bench import (
@@ -232,7 +232,7 @@ def test_a_fault_while_a_request_is_handled_leaves_no_transaction_open(
         raise RuntimeError("a fault")
 
     bench = Bench()
-    monkeypatch.setattr(incoming_call, "printable", fail)
+    monkeypatch.setattr(invite_server, "printable", fail)
     with pytest.raises(RuntimeError):
         bench.receive(request("INVITE", body=ANSWER))
     assert bench.names() == ["500 INVITE"]
@@ -246,7 +246,7 @@ def test_a_fault_while_an_answer_is_taken_ends_the_call(monkeypatch: pytest.Monk
 
     bench = Bench()
     _, invite = bench.invite()
-    monkeypatch.setattr("bitel.sip.outgoing_call.agreement", fail)
+    monkeypatch.setattr("bitel.sip.sdp.agreement", fail)
     with pytest.raises(RuntimeError):
         bench.receive(reply(invite, 200, ANSWER))
     assert [type(event) for event in bench.events()] == [Failed]
@@ -262,7 +262,7 @@ def test_a_fault_while_a_request_of_a_session_is_handled(monkeypatch: pytest.Mon
     bench.receive(reply(invite, 200, ANSWER))
     bench.sent()
     bench.events()
-    monkeypatch.setattr(session, "unsupported_body", fail)
+    monkeypatch.setattr(invite_dialog, "unsupported_body", fail)
     with pytest.raises(RuntimeError):
         bench.receive(within(invite, "INFO", 1, "x"))
     assert bench.names() == ["500 INFO"]

@@ -38,7 +38,7 @@ async def confirm():
 
 async def main():
     over = asyncio.get_running_loop().create_future()
-    transport = await SipTransport.open(
+    transport = SipTransport(
         ("127.0.0.1", 0),
         lambda local: UserAgent(AgentConfig(local, t1=t1)),
         lambda event: isinstance(event, (Answered, Failed)) and over.set_result(event),

@@ -11,10 +11,10 @@ import pytest
 import uvloop
 
 from bitel.sip import Answered, Confirmed, Ended, Event, Failed, Incoming, UserAgent
-from bitel.sip.client_transaction import MAX_UDP
 from bitel.sip.grammar import Address, Transport
 from bitel.sip.message import Request, parse
-from bitel.sip_transport.liveness import StreamLimits
+from bitel.sip.transaction import MAX_UDP
+from bitel.sip_transport.connection import StreamLimits
 from bitel.sip_transport.transport import SipTransport
 from tests.support.prerequisites import need_ipv6
 from tests.support.sip_bench import ANSWER, reply, request, within
@@ -391,7 +391,7 @@ async def test_a_port_whose_tcp_is_taken_is_refused() -> None:
         taken.bind((LOCALHOST, 0))
         taken.listen()
         with pytest.raises(OSError, match="in use"):
-            await SipTransport.open(taken.getsockname(), agent_at, lambda event: None)
+            SipTransport(taken.getsockname(), agent_at, lambda event: None)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.bind(taken.getsockname())  # nothing was left open
 

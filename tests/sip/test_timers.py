@@ -19,7 +19,7 @@ from bitel.sip.transaction_tables import (
     Input,
     State,
     Table,
-    stimulus_of,
+    input_of,
 )
 from tests.support.sip_bench import ANSWER, Bench, reply
 
@@ -134,7 +134,7 @@ def test_only_what_the_far_end_chose_lies_in_the_heap() -> None:
         _, invite = bench.invite()
         header = f"Session-Expires: {asked};refresher=uac"
         bench.receive(reply(invite, 200, ANSWER, headers=(header,)))
-        timers = bench.agent._core.timers
+        timers = bench.agent._layer.timers
         assert len(timers) == held(timers) == 3
         assert len(timers._heap) == lying
 
@@ -298,7 +298,7 @@ def test_every_timer_that_a_table_starts_it_also_hears(table: Table) -> None:
 
 
 def test_classes_of_responses() -> None:
-    assert [stimulus_of(code) for code in (100, 199, 200, 299, 300, 699)] == [
+    assert [input_of(code) for code in (100, 199, 200, 299, 300, 699)] == [
         Input.PROVISIONAL,
         Input.PROVISIONAL,
         Input.SUCCESS,

@@ -144,7 +144,7 @@ async def test_garbage_does_no_harm(caller: Party, callee: Party) -> None:
 
 async def test_a_port_that_is_taken(caller: Party) -> None:
     with pytest.raises(OSError, match="in use"):
-        await SipTransport.open(caller.transport.local, agent_at, lambda event: None)
+        SipTransport(caller.transport.local, agent_at, lambda event: None)
 
 
 async def test_close_sends_what_is_queued_and_may_be_repeated(callee: Party) -> None:
@@ -164,9 +164,9 @@ async def test_events_are_never_handed_out_from_within_a_call(caller: Party) -> 
 async def test_ipv6_on_this_machine() -> None:
     need_ipv6()
     callee = Party()
-    callee.transport = await SipTransport.open(("::1", 0), agent_at, callee.take)
+    callee.transport = SipTransport(("::1", 0), agent_at, callee.take)
     caller = Party()
-    caller.transport = await SipTransport.open(("::1", 0), agent_at, caller.take)
+    caller.transport = SipTransport(("::1", 0), agent_at, caller.take)
     host, port = callee.transport.local
     caller.transport.agent.invite(
         Invitation(

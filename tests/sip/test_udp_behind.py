@@ -6,8 +6,7 @@ import asyncio
 import socket
 
 from bitel.sip.grammar import Address
-from bitel.sip_transport.icmp import DeliveryError
-from bitel.sip_transport.udp import MAX_BATCH, UdpSocket, datagram_socket
+from bitel.sip_transport.udp import MAX_BATCH, DeliveryError, UdpSocket, datagram_socket
 
 
 class Reader:
@@ -16,10 +15,10 @@ class Reader:
     def __init__(self) -> None:
         self.batches: list[int] = []
 
-    def datagrams_came(self, datagrams: list[tuple[bytes, Address]]) -> None:
-        self.batches.append(len(datagrams))
+    def messages_came(self, messages: list[tuple[bytes, Address]]) -> None:
+        self.batches.append(len(messages))
 
-    def datagram_failed(self, destination: Address) -> None:
+    def delivery_failed(self, destination: Address) -> None:
         raise AssertionError("nothing was sent")
 
     def delivery_errors(self, errors: list[DeliveryError]) -> None:

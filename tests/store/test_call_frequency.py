@@ -10,7 +10,7 @@ from sqlalchemy import func, select
 
 from bitel.domain.calls import Lane, NewCall
 from bitel.errors import BitelError, TooManyRequestsError
-from bitel.store import call_frequency, calls, projects
+from bitel.store import call_frequency, placing, projects
 from bitel.store.call_frequency import DAY, OTP_PERIOD
 from bitel.store.database import Connection, Database
 from bitel.store.schema import placed_number
@@ -27,7 +27,7 @@ def otp(world: World, e164: str = NUMBER, **changes: Any) -> NewCall:
 
 
 def place(world: World, *asks: list[NewCall], otp_per_number: int | None = 5) -> list[Any]:
-    return world.do(lambda conn: calls.place_each(conn, asks, otp_per_number))
+    return world.do(lambda conn: placing.place_each(conn, asks, otp_per_number))
 
 
 def counted(world: World) -> int:
@@ -111,7 +111,7 @@ def test_two_processes_can_not_pass_a_limit_together(world: World, database_url:
     answers: list[Any] = []
 
     def place_four(conn: Connection) -> list[Any]:
-        return list(calls.place_each(conn, [[otp(world)] for _ in range(4)], 5))
+        return list(placing.place_each(conn, [[otp(world)] for _ in range(4)], 5))
 
     def first(conn: Connection) -> None:
         answers.extend(place_four(conn))

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.calls import CallStatus
 from bitel.domain.ids import new_id, new_ids
-from bitel.domain.retry import Final
-from bitel.domain.tariff import Bill
-from bitel.store import calls, campaigns, claims
+from bitel.domain.pricing import Bill
+from bitel.domain.retry import Finish
+from bitel.store import campaigns, claims
 from bitel.store.campaigns import Campaign, CampaignState
 from bitel.store.settling import Settlement
+from tests.support import call_rows
 
 if TYPE_CHECKING:
     from tests.support.store_world import World
@@ -27,7 +28,7 @@ def start(world: World, count: int) -> tuple[str, list[str]]:
         world.new_call(id=one, campaign_id=new.id, expires_at=now + 100) for one in ids
     ]  # fmt: skip
     world.do(lambda conn: campaigns.add(conn, new))
-    world.do(lambda conn: calls.place(conn, of_it))
+    world.do(lambda conn: call_rows.place(conn, of_it))
     return new.id, ids
 
 
@@ -47,7 +48,7 @@ def test_a_campaign_is_finished_when_its_last_call_is(world: World) -> None:
     for price, one in zip(("1.5", "0.25"), claimed, strict=True):
         done = AttemptResult(Outcome.ANSWERED, placed_at, placed_at + 9, placed_at + 1)
         bill = Bill(8, Decimal(price))
-        ended = Settlement(one.attempt_id, one.call_id, done, Final(CallStatus.NORMAL), bill)
+        ended = Settlement(one.attempt_id, one.call_id, done, Finish(CallStatus.NORMAL), bill)
         world.clock.advance(10)
         world.settle(lease, ended)
     state = find(world, campaign_id)

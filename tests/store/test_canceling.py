@@ -10,13 +10,14 @@ import pytest
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.calls import CallStatus
 from bitel.domain.ids import new_id, new_ids
-from bitel.domain.retry import Again, Final, Verdict
+from bitel.domain.retry import Finish, Requeue, RetryAt, RetryDecision
 from bitel.errors import NotFoundError
 from bitel.store import calls, campaigns, claims, settling
 from bitel.store.campaigns import Campaign
 from bitel.store.database import Database
 from bitel.store.schema import cancel_request
-from bitel.store.settling import Requeue, Settlement
+from bitel.store.settling import Settlement
+from tests.support import call_rows
 
 if TYPE_CHECKING:
     from bitel.store.claims import Claim
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 CANCELED, WAITING = CallStatus.CANCELED, CallStatus.WAITING
 
 
-def over(claimed: Claim, verdict: Verdict | Requeue, answered: bool = False) -> Settlement:
+def over(claimed: Claim, verdict: RetryDecision, answered: bool = False) -> Settlement:
     at = claimed.started_at
     outcome = Outcome.ANSWERED if answered else Outcome.BUSY
     done = AttemptResult(outcome, at, at + 5, at + 1 if answered else None)
@@ -52,7 +53,7 @@ def test_a_call_between_two_attempts_is_canceled_at_once(world: World) -> None:
     call_id = world.place()
     lease = world.take_over()
     (claimed,) = world.claim(lease)
-    world.settle(lease, over(claimed, Again(world.clock() + 60, spends_retry=True, trouble=0)))
+    world.settle(lease, over(claimed, RetryAt(world.clock() + 60, spends_retry=True, trouble=0)))
 
     assert world.cancel(call_id).status is CANCELED
     world.clock.advance(60)
@@ -69,15 +70,15 @@ def test_the_dialer_is_asked_to_end_an_attempt(world: World) -> None:
 
     assert requests(world) == [claimed.attempt_id]
     assert requests(world, "other") == []
-    world.settle(lease, over(claimed, Final(CANCELED)))
+    world.settle(lease, over(claimed, Finish(CANCELED)))
     assert world.call(call_id).status is CANCELED
     assert requests(world) == []
     assert world.count(cancel_request) == 0
 
 
-@pytest.mark.parametrize("verdict", [Again(1.0, spends_retry=True, trouble=0), Requeue(1.0)])
+@pytest.mark.parametrize("verdict", [RetryAt(1.0, spends_retry=True, trouble=0), Requeue(1.0)])
 def test_what_was_called_off_meanwhile_is_never_due_again(
-    world: World, verdict: Again | Requeue
+    world: World, verdict: RetryAt | Requeue
 ) -> None:
     call_id = world.place(retry_count=5)
     lease = world.take_over()
@@ -100,7 +101,7 @@ def test_what_was_answered_in_spite_of_it_counts(world: World) -> None:
     world.heard(lease, claimed)
 
     assert requests(world) == [claimed.attempt_id]
-    world.settle(lease, over(claimed, Final(CallStatus.NORMAL), answered=True))
+    world.settle(lease, over(claimed, Finish(CallStatus.NORMAL), answered=True))
     assert world.call(call_id).status is CallStatus.NORMAL
 
 
@@ -113,7 +114,7 @@ def test_the_dialer_is_asked_to_end_a_call_that_plays_too(world: World) -> None:
     assert world.cancel(call_id).status is WAITING
 
     assert requests(world) == [claimed.attempt_id]
-    world.settle(lease, over(claimed, Again(1.0, spends_retry=True, trouble=0)))
+    world.settle(lease, over(claimed, RetryAt(1.0, spends_retry=True, trouble=0)))
     assert world.call(call_id).status is CallStatus.UNKNOWN
     assert world.count(cancel_request) == 0
 
@@ -153,7 +154,7 @@ def a_campaign(world: World, count: int) -> tuple[str, list[str]]:
     ids = new_ids(now, count)
     of_it = [world.new_call(id=one, campaign_id=new.id) for one in ids]
     world.do(lambda conn: campaigns.add(conn, new))
-    world.do(lambda conn: calls.place(conn, of_it))
+    world.do(lambda conn: call_rows.place(conn, of_it))
     return new.id, ids
 
 
@@ -164,9 +165,9 @@ def test_a_campaign_is_canceled_in_pieces(world: World) -> None:
     claimed = world.claim(lease, 4)
     assert [one.call_id for one in claimed] == ids[:4]
     ended, ringing, heard, again = claimed
-    world.settle(lease, over(ended, Final(CallStatus.USER_BUSY)))
+    world.settle(lease, over(ended, Finish(CallStatus.USER_BUSY)))
     world.heard(lease, heard)
-    world.settle(lease, over(again, Again(world.clock() + 60, spends_retry=True, trouble=0)))
+    world.settle(lease, over(again, RetryAt(world.clock() + 60, spends_retry=True, trouble=0)))
     now = world.clock.advance(5)
 
     def cancel() -> bool:
@@ -209,7 +210,7 @@ def test_a_cancel_that_meets_a_settlement_is_not_lost(
             canceled.set()
 
     def settle(conn: object) -> None:
-        again = over(claimed, Again(world.clock() + 60, spends_retry=True, trouble=0))
+        again = over(claimed, RetryAt(world.clock() + 60, spends_retry=True, trouble=0))
         settling.settle(conn, lease, [again], world.clock())  # type: ignore[arg-type]
         looked.set()
         assert not canceled.wait(0.2)

@@ -13,6 +13,7 @@ from bitel.domain.ids import new_id
 from bitel.store import claims
 from bitel.store.leases import LostLease
 from bitel.store.schema import HELD, SETTLED, attempt
+from tests.support import call_rows
 
 if TYPE_CHECKING:
     from tests.support.store_world import World
@@ -35,7 +36,7 @@ def test_a_due_call_is_claimed_once(world: World) -> None:
     assert world.claim(lease) == []
     (row,) = world.attempts(call_id)
     assert (row.id, row.number, row.claim) == (claimed.attempt_id, 1, HELD)
-    assert world.do(lambda conn: claims.in_flight(conn, "main")) == 1
+    assert world.do(lambda conn: call_rows.in_flight(conn, "main")) == 1
 
 
 def test_claims_go_by_lane_then_by_the_time_they_are_due(world: World) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.calls import CallStatus
-from bitel.domain.retry import Again, decide
+from bitel.domain.retry import RetryAt, decide
 from bitel.steady_clock import SLEW
 from bitel.store import claims, idempotency, leases, number_exclusion, webhooks
 from bitel.store.database import Database
@@ -73,7 +73,7 @@ def test_a_retry_interval(stepped: Stepped) -> None:
     (claimed,) = world.claim(lease)
     busy = AttemptResult(Outcome.BUSY, world.clock(), world.clock())
     verdict = decide(claimed.rule, busy)
-    assert isinstance(verdict, Again)
+    assert isinstance(verdict, RetryAt)
     world.settle(lease, Settlement(claimed.attempt_id, claimed.call_id, busy, verdict))
     stepped.waits(20.0 * EARLY)
     assert world.claim(lease) == []

@@ -18,7 +18,8 @@ import pytest
 from sqlalchemy import Connection, insert, make_url, select, text, update
 
 from bitel.errors import SettingsError, UnavailableError
-from bitel.store import engines, projects, work_queue
+from bitel.store import database as store
+from bitel.store import engines, projects
 from bitel.store.database import MOST_UNITS, READERS, Database
 from bitel.store.db_errors import StoreUnavailable
 from bitel.store.schema import dialer
@@ -346,7 +347,7 @@ async def test_closing_finishes_what_is_queued(database: Database) -> None:
 def test_more_than_can_wait_is_refused(
     sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(work_queue, "MOST_WAITING", 5)
+    monkeypatch.setattr(store, "MOST_WAITING", 5)
     gate = Gate()
     thread = threading.Thread(target=sqlite_database.write_now, args=(gate,))
     thread.start()

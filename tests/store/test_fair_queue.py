@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bitel.domain.calls import CallStatus, Lane
-from bitel.store import calls, claims, fair_queue
+from bitel.store import claims, fair_queue
+from tests.support import call_rows
 
 if TYPE_CHECKING:
     from bitel.store.leases import Lease
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def place(world: World, count: int, **more: Any) -> None:
     new = [world.new_call(**more) for _ in range(count)]
-    world.do(lambda conn: calls.place(conn, new))
+    world.do(lambda conn: call_rows.place(conn, new))
 
 
 def shares(world: World, lease: Lease, limit: int, **more: Any) -> list[int]:

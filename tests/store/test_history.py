@@ -35,11 +35,19 @@ from bitel.domain import ids
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.calls import CallStatus, Lane, NewCall
 from bitel.domain.ids import new_id
-from bitel.domain.retry import Verdict, decide
-from bitel.domain.tariff import NOTHING, Bill
+from bitel.domain.pricing import NOTHING, Bill
+from bitel.domain.retry import Requeue, RetryDecision, decide
 from bitel.errors import InsufficientBalanceError
 from bitel.store import calls as call_rows
-from bitel.store import claims, do_not_call, engines, leases, projects, recordings, settling
+from bitel.store import (
+    claims,
+    do_not_call,
+    engines,
+    projects,
+    recordings,
+    recovery,
+    settling,
+)
 from bitel.store.claims import Claim
 from bitel.store.leases import Lease, LostLease
 from bitel.store.schema import (
@@ -53,7 +61,8 @@ from bitel.store.schema import (
     recording,
     webhook_event,
 )
-from bitel.store.settling import Requeue, Settlement
+from bitel.store.settling import Settlement
+from tests.support import call_rows as rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -177,7 +186,7 @@ class History(RuleBasedStateMachine):
         allowed = [one for one in new if (owner, one.e164) not in self.barred]
         before, free = self.dump(), self.free()
         try:
-            placed = self.do(lambda conn: call_rows.place(conn, new))
+            placed = self.do(lambda conn: rows.place(conn, new))
         except InsufficientBalanceError:
             assert limited
             assert free < reserve * len(allowed)
@@ -233,7 +242,7 @@ class History(RuleBasedStateMachine):
     def take_over(self) -> None:
         open_before = self.open_attempts()
         lease, recovered = self.do(
-            lambda conn: leases.take_over(conn, "main", "w", self.now, REDIAL_AFTER, LAST_INVITE)
+            lambda conn: recovery.take_over(conn, "main", "w", self.now, REDIAL_AFTER, LAST_INVITE)
         )
         assert all(lease.epoch > older.epoch for older in self.leases)
         assert recovered.redialled + recovered.unknown == len(open_before)
@@ -340,7 +349,7 @@ class History(RuleBasedStateMachine):
         if answered_at is not None:
             outcome = Outcome.ANSWERED
         done = AttemptResult(outcome, one.claim.started_at, self.now, answered_at)
-        verdict: Verdict | Requeue = decide(one.claim.rule, done)
+        verdict: RetryDecision = decide(one.claim.rule, done)
         if hand_back and answered_at is None:
             verdict = Requeue(self.now)
         bill = NOTHING if answered_at is None else bill

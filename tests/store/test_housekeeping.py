@@ -10,8 +10,9 @@ import structlog
 
 from bitel.domain.calls import CallStatus
 from bitel.housekeeping import ABANDONED_AFTER, EVERY, Housekeeper
-from bitel.store import claims, housekeeping, leases
+from bitel.store import leases, recovery
 from bitel.store.leases import Lease
+from tests.support import call_rows
 from tests.support.clocks import FakeClock
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def sweep(world: World, *known: str, limit: int = 1000) -> int:
     now = world.clock()
-    return world.do(lambda conn: housekeeping.expire_orphans(conn, known, now, limit))
+    return world.do(lambda conn: recovery.expire_orphans(conn, known, now, limit))
 
 
 def test_calls_of_dialers_that_are_gone_expire_in_time(world: World) -> None:
@@ -57,7 +58,7 @@ def begin(world: World) -> tuple[Lease, str, str]:
     """A dialer that is not known rings one phone and has been answered by another."""
     ringing, heard = world.place(dialer_id="gone"), world.place(dialer_id="gone")
     now = world.clock()
-    lease, _ = world.do(lambda conn: leases.take_over(conn, "gone", "w", now, 77))
+    lease, _ = world.do(lambda conn: recovery.take_over(conn, "gone", "w", now, 77))
     claimed = {one.call_id: one for one in world.claim(lease)}
     world.heard(lease, claimed[heard])
     return lease, ringing, heard
@@ -75,7 +76,7 @@ async def test_what_a_lost_dialer_was_dialling_is_dealt_with(world: World) -> No
 
     assert world.call(heard).status is CallStatus.UNKNOWN
     assert world.call(ringing).status is CallStatus.WAITING
-    assert world.do(lambda conn: claims.in_flight(conn, "gone")) == 0
+    assert world.do(lambda conn: call_rows.in_flight(conn, "gone")) == 0
     assert not world.do(lambda conn: leases.renew(conn, lease, world.clock()))
     world.clock.advance(14_400)
     assert sweep(world, "main") == 1

@@ -10,10 +10,11 @@ import pytest
 from sqlalchemy import event
 
 from bitel.errors import ConflictError
-from bitel.store import calls, idempotency
+from bitel.store import idempotency
 from bitel.store.database import Connection, Database
 from bitel.store.idempotency import LIFETIME
 from bitel.store.schema import call, idempotency_key
+from tests.support import call_rows
 
 if TYPE_CHECKING:
     from tests.support.store_world import World
@@ -31,7 +32,7 @@ def carry_out(conn: Connection, world: World, key: str, body_hash: str) -> bytes
     answer = idempotency.first_answer(conn, world.project_id, key, body_hash, now)
     if answer is None:
         new = world.new_call()
-        calls.place(conn, [new])
+        call_rows.place(conn, [new])
         answer = new.id.encode()
         idempotency.keep(conn, world.project_id, key, answer)
     return answer
@@ -88,7 +89,7 @@ async def test_a_hundred_at_once_place_one_call(world: World) -> None:
     answers = await asyncio.gather(*(world.database.write(work) for _ in range(100)))
 
     assert len(set(answers)) == 1
-    assert await world.database.read(lambda conn: calls.counts_by_status(conn)) == {0: 1}
+    assert await world.database.read(lambda conn: call_rows.counts_by_status(conn)) == {0: 1}
 
 
 async def test_a_hundred_at_once_from_two_processes_place_one_call(
@@ -102,7 +103,7 @@ async def test_a_hundred_at_once_from_two_processes_place_one_call(
         answers = await asyncio.gather(*both)
 
     assert len(set(answers)) == 1
-    assert await world.database.read(lambda conn: calls.counts_by_status(conn)) == {0: 1}
+    assert await world.database.read(lambda conn: call_rows.counts_by_status(conn)) == {0: 1}
 
 
 def test_old_keys_are_forgotten_a_few_at_a_time(world: World) -> None:

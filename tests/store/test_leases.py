@@ -10,11 +10,12 @@ import pytest
 
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.calls import CallStatus
-from bitel.domain.retry import Again, Final, decide
-from bitel.store import claims, leases
+from bitel.domain.retry import Finish, RetryAt, decide
+from bitel.store import claims, leases, recovery
 from bitel.store.claims import Claim
 from bitel.store.database import Database
-from bitel.store.leases import Holder, Lease, LostLease, Recovered
+from bitel.store.leases import Holder, Lease, LostLease
+from bitel.store.recovery import Recovered
 from bitel.store.schema import SETTLED, ledger_entry
 from bitel.store.settling import Settlement
 
@@ -303,7 +304,7 @@ def test_other_dialers_are_left_alone(world: World) -> None:
     lease = world.take_over()
     (claimed,) = world.claim(lease)
 
-    world.do(lambda conn: leases.take_over(conn, "other", "w", world.clock(), REDIAL_AFTER))
+    world.do(lambda conn: recovery.take_over(conn, "other", "w", world.clock(), REDIAL_AFTER))
 
     assert world.heard(lease, claimed) == {claimed.attempt_id}
 
@@ -321,7 +322,7 @@ def test_a_take_over_waits_for_the_commit_of_a_claim_that_is_under_way(
         with Database.open(database_url) as other:
             checked.wait(5)
             other.write_now(
-                lambda conn: leases.take_over(conn, "main", "new", world.clock(), REDIAL_AFTER)
+                lambda conn: recovery.take_over(conn, "main", "new", world.clock(), REDIAL_AFTER)
             )
             taken.set()
 
@@ -344,7 +345,7 @@ def test_a_crash_gives_no_call_another_redial_after_an_uncertain_failure(world: 
     now = world.clock()
     failed = AttemptResult(Outcome.UNCERTAIN, now, now)
     verdict = decide(first.rule, failed)
-    assert isinstance(verdict, Again)
+    assert isinstance(verdict, RetryAt)
     assert not verdict.spends_retry
     world.settle(lease, Settlement(first.attempt_id, first.call_id, failed, verdict))
     world.clock.advance(60)
@@ -355,4 +356,4 @@ def test_a_crash_gives_no_call_another_redial_after_an_uncertain_failure(world: 
     (third,) = world.claim(lease)
     assert (third.rule.retries_left, third.rule.uncertain) == (0, 1)
     now = world.clock()
-    assert isinstance(decide(third.rule, AttemptResult(Outcome.UNCERTAIN, now, now)), Final)
+    assert isinstance(decide(third.rule, AttemptResult(Outcome.UNCERTAIN, now, now)), Finish)

@@ -19,8 +19,9 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, make_url, text
 
+from bitel.domain.pricing import day_of
 from bitel.errors import SettingsError
-from bitel.store import calls, claims, engines, leases, migrate, projects, recordings
+from bitel.store import calls, claims, engines, migrate, projects, recordings, recovery
 from bitel.store.database import Database
 from bitel.store.db_errors import StoreUnavailable
 from bitel.store.schema import metadata
@@ -139,8 +140,8 @@ def test_what_was_there_before_is_there_after(
         used_on = database.read_now(
             lambda conn: conn.execute(text("SELECT used_on FROM recording")).scalar_one()
         )
-        assert abs(used_on - recordings.day_of(time.time())) <= 1, "the day of the upgrade"
-        lease, _ = database.write_now(lambda conn: leases.take_over(conn, "main", "w", 5.0, 77))
+        assert abs(used_on - day_of(time.time())) <= 1, "the day of the upgrade"
+        lease, _ = database.write_now(lambda conn: recovery.take_over(conn, "main", "w", 5.0, 77))
         (claimed,) = database.write_now(lambda conn: claims.claim(conn, lease, 9, 5.0))
         assert (claimed.call_id, claimed.recording_id, claimed.digits) == ("c", "r", "")
         assert (claimed.repeat_count, claimed.language) == (1, "")

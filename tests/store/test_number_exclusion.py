@@ -11,12 +11,13 @@ from sqlalchemy import func, select
 
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.calls import CallStatus, Lane
-from bitel.domain.retry import Again, Final
-from bitel.store import calls, claims, do_not_call, number_exclusion
+from bitel.domain.retry import Finish, RetryAt
+from bitel.store import claims, do_not_call, number_exclusion
 from bitel.store.database import Database
 from bitel.store.number_exclusion import LONGEST_PARKED, OTP_PARKED_FOR, PARKED_FOR
 from bitel.store.schema import call, may_ring
 from bitel.store.settling import Settlement
+from tests.support import call_rows
 from tests.support.store_world import REDIAL_AFTER
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def end(world: World, lease: Lease, claimed: Claim) -> None:
     now = world.clock()
     busy = AttemptResult(Outcome.BUSY, claimed.started_at, now)
     world.settle(
-        lease, Settlement(claimed.attempt_id, claimed.call_id, busy, Final(CallStatus.USER_BUSY))
+        lease, Settlement(claimed.attempt_id, claimed.call_id, busy, Finish(CallStatus.USER_BUSY))
     )
 
 
@@ -82,9 +83,13 @@ def test_a_number_named_often_keeps_nobody_else_waiting(
     first, second = sorted((world, world.another("other")), key=lambda one: one.project_id)
     same, others = (first, second) if of_first else (second, first)
     world.do(
-        lambda conn: calls.place(conn, [same.new_call(e164=NUMBER, lane=lane) for _ in range(300)])
+        lambda conn: call_rows.place(
+            conn, [same.new_call(e164=NUMBER, lane=lane) for _ in range(300)]
+        )
     )
-    world.do(lambda conn: calls.place(conn, [others.new_call(lane=Lane.BATCH) for _ in range(100)]))
+    world.do(
+        lambda conn: call_rows.place(conn, [others.new_call(lane=Lane.BATCH) for _ in range(100)])
+    )
     lease = world.take_over()
     last: dict[Lane, str] = {}
     claimed: Counter[str] = Counter()
@@ -98,7 +103,7 @@ def test_a_number_named_often_keeps_nobody_else_waiting(
 
 def test_a_list_of_unwanted_numbers_keeps_nobody_else_waiting(world: World) -> None:
     unwanted = [world.new_call(e164=NUMBER) for _ in range(300)]
-    world.do(lambda conn: calls.place(conn, unwanted))
+    world.do(lambda conn: call_rows.place(conn, unwanted))
     other = world.another("other").place(lane=Lane.BATCH)
     world.do(lambda conn: do_not_call.add(conn, world.project_id, NUMBER))
     assert [one.call_id for one in world.claim(world.take_over(), 1)] == [other]
@@ -120,7 +125,7 @@ def test_a_retry_waits_for_another_call_to_the_number(world: World) -> None:
     lease = world.take_over()
     (first,) = world.claim(lease)
     busy = AttemptResult(Outcome.BUSY, first.started_at, world.clock())
-    again = Again(world.clock() + 5, spends_retry=True, trouble=0)
+    again = RetryAt(world.clock() + 5, spends_retry=True, trouble=0)
     world.settle(lease, Settlement(first.attempt_id, first.call_id, busy, again))
     second = world.place(e164=NUMBER)
     assert [one.call_id for one in world.claim(lease)] == [second]

@@ -9,10 +9,10 @@ import pytest
 
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.calls import CallStatus, Lane
-from bitel.domain.retry import Again
+from bitel.domain.retry import Requeue, RetryAt
 from bitel.store import do_not_call
 from bitel.store.one_time_passwords import REASON
-from bitel.store.settling import Requeue, Settlement
+from bitel.store.settling import Settlement
 
 if TYPE_CHECKING:
     from tests.support.store_world import World
@@ -55,7 +55,7 @@ def test_one_that_is_being_dialled_is_not_dialled_again(world: World, how: str) 
     assert world.call(old).status is CallStatus.WAITING
     due = world.clock() + 60
     busy = AttemptResult(Outcome.BUSY, claimed.started_at, world.clock())
-    verdict = Again(due, spends_retry=True, trouble=0) if how == "retry" else Requeue(due)
+    verdict = RetryAt(due, spends_retry=True, trouble=0) if how == "retry" else Requeue(due)
     world.settle(lease, Settlement(claimed.attempt_id, old, busy, verdict))
     call = world.call(old)
     assert (call.status, call.reason) == (CallStatus.CANCELED, REASON)

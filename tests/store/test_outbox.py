@@ -12,9 +12,9 @@ import pytest
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.calls import CallStatus
 from bitel.domain.ids import new_id
-from bitel.domain.retry import Again, Final
-from bitel.domain.tariff import Bill
-from bitel.store import claims, endings, webhooks
+from bitel.domain.pricing import Bill
+from bitel.domain.retry import Finish, RetryAt
+from bitel.store import claims, endings, monitoring, webhooks
 from bitel.store.schema import webhook_event, webhook_try
 from bitel.store.settling import Settlement
 from bitel.store.webhooks import Delivery, DeliveryAttempt, Event
@@ -56,6 +56,10 @@ def record(
     world.do(lambda conn: webhooks.record(conn, [tried]))
 
 
+def backlog(world: World) -> int:
+    return world.do(lambda conn: monitoring.waiting(conn, [])).webhooks
+
+
 def history(world: World, **more: Any) -> list[Event]:
     return world.do(lambda conn: webhooks.history(conn, world.project_id, **more))
 
@@ -68,7 +72,7 @@ def test_an_event_tells_of_a_call_that_is_over(told: World) -> None:
     assert claim(told) == []
     done = AttemptResult(Outcome.ANSWERED, 1.0, 9.0, 2.0)
     bill = Bill(7, Decimal("1.5"))
-    ended = Settlement(claimed.attempt_id, call_id, done, Final(CallStatus.NORMAL), bill)
+    ended = Settlement(claimed.attempt_id, call_id, done, Finish(CallStatus.NORMAL), bill)
     told.settle(lease, ended)
 
     (delivery,) = claim(told)
@@ -103,11 +107,11 @@ def test_there_is_one_event_a_call_however_it_ends_and_none_before(told: World) 
     told.place()
     (busy,) = told.claim(lease)
     done = AttemptResult(Outcome.BUSY, 1.0, 2.0)
-    again = Settlement(busy.attempt_id, busy.call_id, done, Again(told.clock(), True, 0))
+    again = Settlement(busy.attempt_id, busy.call_id, done, RetryAt(told.clock(), True, 0))
     told.settle(lease, again)
     assert told.count(webhook_event) == 3
     (busy,) = told.claim(lease)
-    ended = Settlement(busy.attempt_id, busy.call_id, done, Final(CallStatus.USER_BUSY))
+    ended = Settlement(busy.attempt_id, busy.call_id, done, Finish(CallStatus.USER_BUSY))
     told.settle(lease, ended, ended)
     told.settle(lease, ended)
     assert told.count(webhook_event) == 4
@@ -155,7 +159,7 @@ def test_an_event_is_leased_and_comes_back_if_nothing_is_heard_of_it(told: World
 
     assert second.event_id == first.event_id
     assert (first.tries, second.tries) == (1, 2)
-    assert told.do(webhooks.backlog) == 1
+    assert backlog(told) == 1
 
 
 def test_what_was_delivered_is_not_tried_again(told: World) -> None:
@@ -165,7 +169,7 @@ def test_what_was_delivered_is_not_tried_again(told: World) -> None:
     told.clock.advance(1000)
 
     assert claim(told) == []
-    assert told.do(webhooks.backlog) == 0
+    assert backlog(told) == 0
     (event,) = history(told)
     assert (event.state, event.due_at, event.tries) == ("delivered", None, 1)
     (tried,) = event.tried
@@ -277,7 +281,7 @@ def test_events_wait_while_the_url_is_off(told: World) -> None:
     assert told.do(lambda conn: webhooks.turn_off(conn, told.project_id, URL, "answered 410"))
     assert told.project().webhook_off_reason == "answered 410"
     assert claim(told) == []
-    assert told.do(webhooks.backlog) == 1
+    assert backlog(told) == 1
     told.change(webhook_url=None)
     assert claim(told) == []
 

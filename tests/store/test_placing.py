@@ -15,28 +15,29 @@ from sqlalchemy import Connection, select, text
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.calls import CallStatus, Lane, NewCalls
 from bitel.domain.ids import new_ids
-from bitel.domain.retry import Again, Final
-from bitel.domain.tariff import Bill
+from bitel.domain.pricing import Bill
+from bitel.domain.retry import Finish, RetryAt
 from bitel.errors import InsufficientBalanceError, InvalidRequestError, TooManyRequestsError
-from bitel.store import calls, claims, do_not_call, queueing, recordings
+from bitel.store import claims, do_not_call, placing, recordings
 from bitel.store.database import Database
 from bitel.store.schema import attempt, call, webhook_event
 from bitel.store.settling import Settlement
+from tests.support import call_rows
 
 if TYPE_CHECKING:
     from bitel.store.claims import Claim
     from tests.support.store_world import World
 
-NORMAL = Final(CallStatus.NORMAL)
-BUSY = Final(CallStatus.USER_BUSY)
+NORMAL = Finish(CallStatus.NORMAL)
+BUSY = Finish(CallStatus.USER_BUSY)
 
 
 def place(world: World, *reserves: str, **more: Any) -> list[str]:
     new = [world.new_call(reserve=Decimal(amount), **more) for amount in reserves]
-    return [one.id for one in world.do(lambda conn: calls.place(conn, new))]
+    return [one.id for one in world.do(lambda conn: call_rows.place(conn, new))]
 
 
-def over(claimed: Claim, verdict: Final | Again, price: str | None = None) -> Settlement:
+def over(claimed: Claim, verdict: Finish | RetryAt, price: str | None = None) -> Settlement:
     answered_at = None if price is None else claimed.started_at + 1
     outcome = Outcome.BUSY if price is None else Outcome.ANSWERED
     done = AttemptResult(outcome, claimed.started_at, claimed.started_at + 9, answered_at)
@@ -67,7 +68,7 @@ def test_a_retry_keeps_its_reservation(world: World) -> None:
     lease = world.take_over()
     (claimed,) = world.claim(lease)
 
-    world.settle(lease, over(claimed, Again(world.clock(), spends_retry=True, trouble=0)))
+    world.settle(lease, over(claimed, RetryAt(world.clock(), spends_retry=True, trouble=0)))
 
     assert world.project().reserved == 4
 
@@ -146,7 +147,7 @@ def test_of_many_requests_each_is_placed_or_told_why_not(world: World) -> None:
         [world.new_call(recording_id=other.recording_id)],
     ]
 
-    answers = world.do(lambda conn: calls.place_each(conn, asks))
+    answers = world.do(lambda conn: placing.place_each(conn, asks))
 
     first, too_dear, others, last, not_theirs = answers
     assert isinstance(too_dear, InsufficientBalanceError)
@@ -171,9 +172,9 @@ def test_two_connections_that_place_at_once_do_not_reserve_more_than_there_is(
 
     def place_six(conn: Connection) -> None:
         if together:
-            calls.place_many(conn, many(world, "0912", "0913", reserve="3"))
+            placing.place_many(conn, many(world, "0912", "0913", reserve="3"))
         else:
-            calls.place(conn, [world.new_call(reserve=Decimal(3)) for _ in range(2)])
+            call_rows.place(conn, [world.new_call(reserve=Decimal(3)) for _ in range(2)])
 
     def place_slowly(conn: Connection) -> None:
         place_six(conn)
@@ -210,10 +211,10 @@ def test_calls_of_two_projects_may_be_placed_in_one_go(world: World) -> None:
     other = world.another("other")
     mixed = [world.new_call(), other.new_call(), world.new_call()]
 
-    placed = world.do(lambda conn: calls.place(conn, mixed))
+    placed = world.do(lambda conn: call_rows.place(conn, mixed))
 
     assert [one.id for one in placed] == [one.id for one in mixed]
-    assert world.do(lambda conn: calls.place(conn, [])) == []
+    assert world.do(lambda conn: call_rows.place(conn, [])) == []
 
 
 def test_a_days_spending_has_its_limit(world: World) -> None:
@@ -272,7 +273,7 @@ def test_whoever_is_not_to_be_called_is_not(world: World) -> None:
         world.new_call(reserve=Decimal(10), e164="+989120000000"),
     ]
 
-    placed = world.do(lambda conn: calls.place(conn, new))
+    placed = world.do(lambda conn: call_rows.place(conn, new))
 
     waiting, refused = placed
     assert waiting.status is CallStatus.WAITING
@@ -337,9 +338,9 @@ def test_many_calls_are_stored_as_each_by_itself_would_be(world: World) -> None:
         for number, e164 in zip(together.phone_numbers, together.e164, strict=True)
     ]  # fmt: skip
 
-    prepared = calls.prepare(together)
-    assert world.do(lambda conn: calls.place_many(conn, together, prepared)) == set()
-    world.do(lambda conn: calls.place(conn, alone))
+    prepared = placing.prepare(together)
+    assert world.do(lambda conn: placing.place_many(conn, together, prepared)) == set()
+    world.do(lambda conn: call_rows.place(conn, alone))
 
     rows = world.do(lambda conn: conn.execute(select(call).order_by(call.c.id)).all())
     stored = {row.id: row._asdict() for row in rows}
@@ -353,10 +354,10 @@ def test_many_calls_are_stored_as_each_by_itself_would_be(world: World) -> None:
 
 
 def test_more_calls_than_one_statement_takes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queueing, "CHUNK", 3)
+    monkeypatch.setattr(placing, "CHUNK", 3)
     asked = many(world, *(f"0912{n:07}" for n in range(10)))
 
-    world.do(lambda conn: calls.place_many(conn, asked))
+    world.do(lambda conn: placing.place_many(conn, asked))
 
     rows = world.do(lambda conn: conn.execute(select(call).order_by(call.c.id)).all())
     assert [row.phone_number for row in rows] == list(asked.phone_numbers)
@@ -367,9 +368,9 @@ def test_what_many_calls_reserve_is_the_projects_to_say_however_they_were_prepar
     world: World,
 ) -> None:
     asked = many(world, "0912", "0913", reserve="5")
-    prepared = calls.prepare(asked)
+    prepared = placing.prepare(asked)
 
-    world.do(lambda conn: calls.place_many(conn, asked, prepared))
+    world.do(lambda conn: placing.place_many(conn, asked, prepared))
 
     # The project has no limit, so nothing is kept back for it.
     rows = world.do(lambda conn: conn.execute(select(call)).all())
@@ -385,7 +386,7 @@ def test_of_many_calls_all_are_placed_or_none(world: World) -> None:
     ):
         dear = many(world, "0912", "0913", **changes)
         with pytest.raises(fault):
-            world.do(partial(calls.place_many, calls=dear))
+            world.do(partial(placing.place_many, calls=dear))
     assert world.count(call) == 0
     assert world.project().reserved == 0
 
@@ -395,8 +396,8 @@ def test_of_many_those_who_are_not_to_be_called_are_told_apart(world: World) -> 
     world.do(lambda conn: do_not_call.add(conn, world.project_id, "+98913"))
     asked = many(world, "0912", "0913", "0914", "0913", reserve="5")
 
-    prepared = calls.prepare(asked)
-    refused = world.do(lambda conn: calls.place_many(conn, asked, prepared))
+    prepared = placing.prepare(asked)
+    refused = world.do(lambda conn: placing.place_many(conn, asked, prepared))
 
     assert refused == {asked.ids[1], asked.ids[3]}
     assert {world.call(key).status for key in refused} == {CallStatus.ERROR}

@@ -12,33 +12,31 @@ import pytest
 from sqlalchemy import URL, Connection, Executable, event, text
 
 from bitel.store import (
+    balances,
     call_frequency,
     calls,
     campaigns,
-    canceling,
     claims,
     do_not_call,
-    driver,
     endings,
     fair_queue,
-    housekeeping,
     idempotency,
-    leases,
-    ledger,
     migrate,
+    monitoring,
     number_exclusion,
     one_time_passwords,
     placing,
-    queue_depth,
     recordings,
-    reserving,
+    recovery,
     settling,
+    sql_batch,
     tokens,
     webhooks,
 )
 from bitel.store.database import Database
 from bitel.store.schema import metadata
-from bitel.store.sql_batch import Change, Query
+from bitel.store.sql_batch import Statement
+from tests.support import call_rows
 
 if TYPE_CHECKING:
     from tests.support.store_world import World
@@ -86,12 +84,11 @@ QUERIES: dict[str, tuple[Executable, dict[str, Any], set[str]]] = {
         {"dialer_id": "main"},
         {"ix_call_next", "ix_call_expiring"},
     ),
-    "queue": (queue_depth._QUEUE, {"dialer_id": "main", "most": 5}, {"ix_call_next"}),
+    "queue": (monitoring._QUEUE, {"dialer_id": "main", "most": 5}, {"ix_call_next"}),
     # Two indexes hold the open attempts and nothing else.
-    "in flight": (claims._IN_FLIGHT, {"dialer_id": "main"}, {"_attempt_open"}),
-    "left open": (leases._LEFT_OPEN, {"dialer_id": "main"}, {"_attempt_open"}),
+    "left open": (recovery._LEFT_OPEN, {"dialer_id": "main"}, {"_attempt_open"}),
     "cancel requests": (
-        canceling._REQUESTS,
+        calls._REQUESTS,
         {"dialer_id": "main"},
         {"ix_cancel_request_dialer"},
     ),
@@ -127,14 +124,14 @@ QUERIES: dict[str, tuple[Executable, dict[str, Any], set[str]]] = {
     ),
     "tries": (webhooks._TRIES, {"ids": IDS}, {"ix_webhook_try_event"}),
     "old keys": (idempotency._OLD, {"before": 1.0, "most": 5}, {"ix_idempotency_key_created"}),
-    "orphans": (housekeeping._ORPHANED, {"known": IDS, "after": ""}, {"ix_call_"}),
+    "orphans": (recovery._ORPHANED_CALLS, {"known": IDS, "after": ""}, {"ix_call_"}),
     "left by lost dialers": (
-        housekeeping._LEFT_OPEN,
+        recovery._ORPHANED_ATTEMPTS,
         {"known": IDS, "after": ""},
         {"ix_attempt_open"},
     ),
     "ledger": (
-        ledger._ENTRIES,
+        balances._ENTRIES,
         {"project_id": "p", "before": "z", "most": 5},
         {"ix_ledger_entry_project"},
     ),
@@ -162,12 +159,11 @@ QUERIES: dict[str, tuple[Executable, dict[str, Any], set[str]]] = {
     "ended calls": (endings._END_CALLS.core, {"ended": [("a",) + (None,) * 5], "now": 1.0}, set()),
     "again": (endings._DUE_AGAIN.core, {"again": [("a", 1.0, 0)]}, set()),
     "forgotten requests": (endings._FORGET_REQUESTS.core, {"over": ROWS}, set()),
-    "asked": (canceling._ASKED, {"ids": IDS}, set()),
-    "budgets": (reserving._LIMITED.core, {"asked": ROWS}, set()),
+    "asked": (calls._ASKED, {"ids": IDS}, set()),
+    "budgets": (balances._LIMITED.core, {"asked": ROWS}, set()),
     "playable": (placing._PLAYABLE.core, {"wanted": ROWS}, set()),
-    "lists": (placing._HAVE_LISTS.core, {"asked": ROWS}, set()),
+    "limits and lists": (placing._SPECIAL.core, {"asked": ROWS}, set()),
     "attempts": (calls._ATTEMPTS, {"call_id": "a"}, set()),
-    "daily limits": (call_frequency._DAILY_LIMITS.core, {"asked": ROWS}, set()),
     "forgotten numbers": (
         call_frequency._FORGET,
         {"before": 1.0, "most": 5},
@@ -175,7 +171,7 @@ QUERIES: dict[str, tuple[Executable, dict[str, Any], set[str]]] = {
     ),
     "find": (calls._FIND, {"id": "a", "project_id": "p"}, set()),
     "find each": (calls._FIND_EACH.core, {"asked": [("a", "p"), ("b", "p")]}, set()),
-    "token": (tokens._LIVE, {"id": "a", "project_id": "p", "now": 1.0}, set()),
+    "token": (tokens._VALID, {"id": "a", "project_id": "p", "now": 1.0}, set()),
     "do not call": (do_not_call._AMONG, {"project_id": "p", "ids": IDS}, set()),
 }
 
@@ -183,10 +179,10 @@ QUERIES: dict[str, tuple[Executable, dict[str, Any], set[str]]] = {
 DUE = {**LANE, "now": 2e9, "asked": [("p", 0.5, "a"), ("q", -1.0, "")]}
 
 # Those that each kind of database has in words of its own.
-OWN: dict[str, tuple[Mapping[str, Query], dict[str, Any], set[str]]] = {
-    "turns": (fair_queue._OPEN_WITH_DUE, {**LANE, "closed": ROWS, "after": "a"}, {"ix_call_due"}),
+OWN: dict[str, tuple[Mapping[str, Statement], dict[str, Any], set[str]]] = {
+    "turns": (fair_queue.CALLS.turns, {**LANE, "closed": ROWS, "after": "a"}, {"ix_call_due"}),
     "closed": (fair_queue._CLOSED_WITH_DUE, {**LANE, "closed": ROWS, "after": ""}, {"ix_call_due"}),
-    "due": (fair_queue._DUE, DUE, {"ix_call_due"}),
+    "due": (fair_queue.CALLS.due, DUE, {"ix_call_due"}),
     "taken numbers": (
         number_exclusion._TAKEN,
         {"numbers": [("p", "+98912"), ("q", "+98913")], "now": 1.0},
@@ -208,18 +204,18 @@ OWN: dict[str, tuple[Mapping[str, Query], dict[str, Any], set[str]]] = {
         {"ix_call_waiting_otp", "ix_call_in_flight"},
     ),
     "events' projects": (
-        webhooks._WITH_DUE,
-        {"now": 1.0, "full": ROWS, "after": "a", "most": 5},
+        webhooks._QUEUE.turns,
+        {"now": 1.0, "closed": ROWS, "after": "a", "most": 5},
         {"ix_webhook_event_due"},
     ),
     "events": (
-        webhooks._DUE,
-        {"now": 1.0, "asked": ROWS, "most": 5},
+        webhooks._QUEUE.due,
+        {"now": 1.0, "asked": DUE["asked"], "most": 5},
         {"ix_webhook_event_due"},
     ),
 }
 # Those whose rows go in as values, in SQLite, where the others above have them as JSON.
-GIVEN_ROWS: dict[str, tuple[Change | Query, dict[str, Any]]] = {
+GIVEN_ROWS: dict[str, tuple[Statement, dict[str, Any]]] = {
     "heard": (claims._HEARD, {"answers": [("a", 1.0)], "the_dialer": "main", "the_epoch": 1}),
     "ringing": (claims._RANG, {"ringing": [("a", 1.0)], "the_dialer": "main", "the_epoch": 1}),
     "to claim": (claims._CLAIM_CALLS, {"taken": [("a", "b", 1)]}),
@@ -251,7 +247,7 @@ def explained(conn: Connection, statement: str, parameters: Any) -> str:
     else:  # the plan that is kept, where the server can say it
         is_16 = (conn.dialect.server_version_info or ()) >= (16,)
         explain = "EXPLAIN (GENERIC_PLAN) " if is_16 else "EXPLAIN "
-    rows = driver.execute(conn, explain + statement, parameters).fetchall()
+    rows = sql_batch.execute(conn, explain + statement, parameters).fetchall()
     said = "\n".join(str(row[-1]) for row in rows)
     if conn.dialect.name == "sqlite":
         # Its plans name an alias alone.
@@ -278,7 +274,7 @@ def test_what_each_database_has_words_of_its_own_for_uses_its_index(
     queries, values, indexes = OWN[name]
 
     said = untouched.write_now(
-        lambda conn: explained(conn, *queries[conn.dialect.name].ready(conn, values))
+        lambda conn: explained(conn, *queries[conn.dialect.name].prepare(conn.dialect, values))
     )
     looks_up(said, indexes)
     in_order(said)
@@ -292,7 +288,7 @@ def test_rows_that_are_given_as_values_are_looked_up_by_their_keys(
     statement, values = GIVEN_ROWS[name]
     many = {key: one * rows if isinstance(one, list) else one for key, one in values.items()}
 
-    said = sqlite_world.do(lambda conn: explained(conn, *statement.ready(conn, many)))
+    said = sqlite_world.do(lambda conn: explained(conn, *statement.prepare(conn.dialect, many)))
     looks_up(said, set())
     # These hold all that wait.
     assert not {
@@ -309,7 +305,7 @@ def test_calls_that_are_due_are_read_in_their_order(untouched: Database) -> None
 
 def test_calls_behind_those_of_another_project_are_found_by_their_index(world: World) -> None:
     placed = [world.new_call(requested_at=world.clock() + n) for n in range(300)]
-    world.do(lambda conn: calls.place(conn, placed))
+    world.do(lambda conn: call_rows.place(conn, placed))
     # From now on the database expects all calls to be of that project, whichever it is asked for.
     world.do(lambda conn: conn.execute(text("ANALYZE call")))
 
@@ -320,7 +316,7 @@ def test_calls_behind_those_of_another_project_are_found_by_their_index(world: W
 
 
 def due_plan(conn: Connection) -> str:
-    return explained(conn, *fair_queue._DUE[conn.dialect.name].ready(conn, DUE))
+    return explained(conn, *fair_queue.CALLS.due[conn.dialect.name].prepare(conn.dialect, DUE))
 
 
 def looks_up(said: str, indexes: set[str]) -> None:

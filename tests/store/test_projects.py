@@ -130,7 +130,7 @@ def test_a_token_lives_until_it_is_revoked_or_expires(world: World) -> None:
     token_id, brief_id = new_id(now), new_id(now)
 
     def live(token: str, project: str = world.project_id, at: float = now) -> bool:
-        return world.do(lambda conn: tokens.is_live(conn, token, project, at))
+        return bool(world.do(lambda conn: tokens.find_project(conn, token, project, at)))
 
     world.do(lambda conn: tokens.add(conn, token_id, world.project_id, now))
     world.do(lambda conn: tokens.add(conn, brief_id, world.project_id, now, now + 10))
@@ -151,7 +151,7 @@ def test_a_disabled_project_has_no_live_token(world: World) -> None:
     world.do(lambda conn: tokens.add(conn, token_id, world.project_id, 1.0))
     world.do(lambda conn: conn.exec_driver_sql("UPDATE project SET disabled = true"))
 
-    assert not world.do(lambda conn: tokens.is_live(conn, token_id, world.project_id, 2.0))
+    assert not world.do(lambda conn: tokens.find_project(conn, token_id, world.project_id, 2.0))
 
 
 def test_a_recording_is_its_projects_alone(world: World) -> None:

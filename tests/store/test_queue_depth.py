@@ -8,9 +8,11 @@ import pytest
 from sqlalchemy import Connection
 
 from bitel.domain.calls import CallStatus, Lane
-from bitel.store import call_counters, calls, endings, projects, queue_depth
+from bitel.store import database as store
+from bitel.store import endings, monitoring, projects
 from bitel.store.endings import CallEnd
-from bitel.store.queue_depth import Queue
+from bitel.store.monitoring import Queue
+from tests.support import call_rows
 
 if TYPE_CHECKING:
     from tests.support.store_world import World
@@ -33,7 +35,7 @@ def test_calls_are_counted_as_they_are_placed_and_end(world: World) -> None:
 
 def test_what_is_undone_is_not_counted(world: World) -> None:
     def undone(conn: Connection) -> None:
-        calls.place(conn, [world.new_call()])
+        call_rows.place(conn, [world.new_call()])
         raise RuntimeError("a fault")
 
     with pytest.raises(RuntimeError):
@@ -51,7 +53,7 @@ def test_what_runs_again_is_counted_once(world: World, monkeypatch: pytest.Monke
     tries = []
 
     def deadlocked_once(conn: Connection) -> None:
-        calls.place(conn, [world.new_call()])
+        call_rows.place(conn, [world.new_call()])
         tries.append(1)
         if len(tries) == 1:
             raise OperationalError("deadlock", {}, Exception("deadlock"))
@@ -68,17 +70,17 @@ def test_what_runs_again_is_counted_once(world: World, monkeypatch: pytest.Monke
 
 
 def test_other_threads_count_for_themselves() -> None:
-    call_counters.take()
-    call_counters.count("ended", "NORMAL", 3)
-    assert call_counters.take() == {("ended", "NORMAL"): 3}
-    assert call_counters.take() == {}
+    store._take_counts()
+    store.count_calls("ended", "NORMAL", 3)
+    assert store._take_counts() == {("ended", "NORMAL"): 3}
+    assert store._take_counts() == {}
 
 
 def test_what_waits(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    def waiting() -> queue_depth.Waiting:
-        return world.database.read_now(lambda conn: queue_depth.waiting(conn, ["main", "spare"]))
+    def waiting() -> monitoring.Waiting:
+        return world.database.read_now(lambda conn: monitoring.waiting(conn, ["main", "spare"]))
 
-    assert waiting() == queue_depth.Waiting({"main": Queue(0, None), "spare": Queue(0, None)}, 0)
+    assert waiting() == monitoring.Waiting({"main": Queue(0, None), "spare": Queue(0, None)}, 0)
     began = world.clock()
     world.place()
     world.clock.advance(30.0)
@@ -86,7 +88,7 @@ def test_what_waits(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.place(dialer_id="spare")
     lease = world.take_over()
     assert waiting().queues == {"main": Queue(2, began), "spare": Queue(1, began + 30.0)}
-    monkeypatch.setattr(queue_depth, "MOST", 1)
+    monkeypatch.setattr(monitoring, "MOST", 1)
     assert waiting().queues["main"].waiting == 1
     monkeypatch.undo()
     assert len(world.claim(lease)) == 2
@@ -105,4 +107,4 @@ def test_webhooks_that_wait(world: World) -> None:
     ids = [world.place() for _ in range(3)]
     ends = [CallEnd(each, CallStatus.NORMAL) for each in ids]
     world.do(lambda conn: endings.end_calls(conn, ends, world.clock()))
-    assert world.database.read_now(lambda conn: queue_depth.waiting(conn, [])).webhooks == 3
+    assert world.database.read_now(lambda conn: monitoring.waiting(conn, [])).webhooks == 3

@@ -9,11 +9,11 @@ import pytest
 
 from bitel.domain.attempts import Media, Outcome
 from bitel.domain.calls import CallStatus
-from bitel.domain.retry import Again, Final
-from bitel.domain.tariff import Bill
-from bitel.store import do_not_call, ledger, projects
+from bitel.domain.pricing import Bill
+from bitel.domain.retry import Finish, Requeue, RetryAt
+from bitel.store import balances, do_not_call, projects
 from bitel.store.schema import SETTLED, ledger_entry
-from bitel.store.settling import Requeue, Settlement
+from bitel.store.settling import Settlement
 from tests.support.factories import answered, settlement
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def test_an_unwanted_call_puts_its_number_on_the_do_not_call_list(
     call_id = world.place()
     lease = world.take_over()
     (claimed,) = world.claim(lease)
-    refused = Final(CallStatus.ERROR, f"{code} Unwanted")
+    refused = Finish(CallStatus.ERROR, f"{code} Unwanted")
     done = settlement(claimed, refused, Outcome.REFUSED_FOR_GOOD, sip_code=code)
     assert world.settle(lease, done)
     on_list = world.do(lambda conn: do_not_call.listing(conn, world.project_id))
@@ -51,7 +51,7 @@ def test_uncertain_redials_are_counted(world: World) -> None:
     lease = world.take_over()
     (claimed,) = world.claim(lease)
     due = world.clock()
-    world.settle(lease, settlement(claimed, Again(due, False, 0, uncertain=1), Outcome.UNCERTAIN))
+    world.settle(lease, settlement(claimed, RetryAt(due, False, 0, uncertain=1), Outcome.UNCERTAIN))
     (claimed,) = world.claim(lease)
     assert (claimed.rule.uncertain, claimed.rule.retries_left) == (1, 0)
     world.settle(lease, settlement(claimed, Requeue(due)))
@@ -131,7 +131,7 @@ def test_an_attempt_that_is_not_billed_has_no_entry_though_somebody_answered(
     (claimed,) = world.claim(lease)
     not_played = settlement(
         claimed,
-        Again(world.clock(), spends_retry=False, trouble=1),
+        RetryAt(world.clock(), spends_retry=False, trouble=1),
         outcome,
         answered_at=claimed.started_at + 8,
     )
@@ -162,7 +162,7 @@ def test_a_retry_is_spent_and_the_call_due_again(world: World) -> None:
     (claimed,) = world.claim(lease)
     due_at = world.clock() + 80
 
-    world.settle(lease, settlement(claimed, Again(due_at, spends_retry=True, trouble=0)))
+    world.settle(lease, settlement(claimed, RetryAt(due_at, spends_retry=True, trouble=0)))
 
     assert world.call(call_id).status is CallStatus.WAITING
     assert world.ledger() == []
@@ -180,7 +180,7 @@ def test_trunk_trouble_is_counted_and_spends_no_retry(world: World) -> None:
     for trouble in (1, 2, 3):
         (claimed,) = world.claim(lease)
         assert claimed.rule.trouble == trouble - 1
-        again = Again(world.clock(), spends_retry=False, trouble=trouble)
+        again = RetryAt(world.clock(), spends_retry=False, trouble=trouble)
         world.settle(lease, settlement(claimed, again, Outcome.TRUNK_TROUBLE))
     (claimed,) = world.claim(lease)
     assert (claimed.rule.retries_left, claimed.rule.trouble) == (2, 3)
@@ -192,7 +192,7 @@ def test_an_attempt_handed_back_leaves_the_call_as_it_was(world: World) -> None:
     (claimed,) = world.claim(lease)
     world.settle(
         lease,
-        settlement(claimed, Again(world.clock(), spends_retry=False, trouble=4)),
+        settlement(claimed, RetryAt(world.clock(), spends_retry=False, trouble=4)),
     )
     (claimed,) = world.claim(lease)
 
@@ -206,10 +206,10 @@ def test_an_attempt_handed_back_leaves_the_call_as_it_was(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    "verdict", [Again(1.0, spends_retry=True, trouble=0), Requeue(1.0)], ids=["again", "back"]
+    "verdict", [RetryAt(1.0, spends_retry=True, trouble=0), Requeue(1.0)], ids=["again", "back"]
 )
 def test_whoever_was_heard_is_never_due_again_whatever_the_verdict(
-    world: World, verdict: Again | Requeue
+    world: World, verdict: RetryAt | Requeue
 ) -> None:
     call_id = world.place(retry_count=5)
     lease = world.take_over()
@@ -229,7 +229,7 @@ def test_an_error_says_why(world: World) -> None:
     (claimed,) = world.claim(lease)
 
     world.settle(
-        lease, settlement(claimed, Final(CallStatus.ERROR, "no such number"), Outcome.BAD_NUMBER)
+        lease, settlement(claimed, Finish(CallStatus.ERROR, "no such number"), Outcome.BAD_NUMBER)
     )
 
     call = world.call(call_id)
@@ -271,7 +271,7 @@ def test_what_a_far_end_says_can_always_be_stored(world: World, detail: str) -> 
 
     hostile = settlement(
         claimed,
-        Final(CallStatus.ERROR, detail),
+        Finish(CallStatus.ERROR, detail),
         Outcome.REFUSED,
         detail=detail,
         sip_code=99_999_999_999,
@@ -292,8 +292,8 @@ def test_many_are_settled_in_one_go(world: World) -> None:
     claimed = world.claim(lease)
 
     offered = [answered(one, "0.0001") for one in claimed[:10]]
-    offered += [settlement(one, Final(CallStatus.USER_BUSY)) for one in claimed[10:20]]
-    offered += [settlement(one, Again(world.clock(), True, 0)) for one in claimed[20:]]
+    offered += [settlement(one, Finish(CallStatus.USER_BUSY)) for one in claimed[10:20]]
+    offered += [settlement(one, RetryAt(world.clock(), True, 0)) for one in claimed[20:]]
     assert len(world.settle(lease, *offered)) == 30
 
     statuses = [world.call(call_id).status for call_id in ids]
@@ -320,7 +320,7 @@ def test_the_ledger_says_why_length_and_price_do_not_agree(
     (claimed,) = world.claim(lease)
     world.heard(lease, claimed)
     world.settle(lease, answered(claimed, price=price))
-    entries = world.do(lambda conn: ledger.entries(conn, world.project_id))
+    entries = world.do(lambda conn: balances.entries(conn, world.project_id))
     (entry,) = [one for one in entries if one.call_id == call_id]
     assert (-entry.amount, entry.note) == (Decimal(amount), note)
     assert (world.call(call_id).bill_seconds, world.call(call_id).price) == (12, Decimal(amount))
@@ -332,7 +332,7 @@ def test_an_answer_without_a_common_codec_is_billed_and_an_error(world: World) -
     (claimed,) = world.claim(lease)
     done = settlement(
         claimed,
-        Final(CallStatus.ERROR),
+        Finish(CallStatus.ERROR),
         Outcome.MEDIA_MISMATCH,
         Bill(1, Decimal("1.5")),
         answered_at=claimed.started_at + 19.5,
@@ -340,7 +340,7 @@ def test_an_answer_without_a_common_codec_is_billed_and_an_error(world: World) -
     world.settle(lease, done)
     assert world.call(call_id).status is CallStatus.ERROR
     assert (world.call(call_id).bill_seconds, world.call(call_id).price) == (1, Decimal("1.5"))
-    assert [-one.amount for one in world.do(lambda c: ledger.entries(c, world.project_id))] == [
+    assert [-one.amount for one in world.do(lambda c: balances.entries(c, world.project_id))] == [
         Decimal("1.5")
     ]
 
@@ -352,11 +352,11 @@ def test_a_call_that_a_fault_of_ours_cut_off_is_not_billed(world: World) -> None
     world.heard(lease, claimed)
     done = settlement(
         claimed,
-        Final(CallStatus.UNKNOWN),
+        Finish(CallStatus.UNKNOWN),
         Outcome.CUT_OFF,
         Bill(12, Decimal("1.5")),
         answered_at=claimed.started_at + 8,
     )
     world.settle(lease, done)
     assert (world.call(call_id).bill_seconds, world.call(call_id).price) == (0, Decimal(0))
-    assert world.do(lambda conn: ledger.entries(conn, world.project_id)) == []
+    assert world.do(lambda conn: balances.entries(conn, world.project_id)) == []

@@ -12,9 +12,9 @@ from sqlalchemy import Boolean, Double, Integer, String, bindparam, select, upda
 from bitel.store import sql_batch
 from bitel.store.database import Database
 from bitel.store.schema import FreeText, Money, call
-from bitel.store.sql_batch import Change, Query
+from bitel.store.sql_batch import Statement
 
-_rows = sql_batch.given(
+_rows = sql_batch.values_parameter(
     "rows",
     number=Integer(),
     text=String(64),
@@ -23,10 +23,10 @@ _rows = sql_batch.given(
     amount=Money(),
     yes=Boolean(),
 )
-ROWS = Query(select(*_rows.c).order_by(_rows.c.number))
-NONE = Change(
+ROWS = Statement(select(*_rows.c).order_by(_rows.c.number))
+NONE = Statement(
     update(call)
-    .where(call.c.id.in_(select(sql_batch.given("ids", id=call.c.id.type).c.id)))
+    .where(call.c.id.in_(select(sql_batch.values_parameter("ids", id=call.c.id.type).c.id)))
     .values(due_at=bindparam("due"))
 )
 

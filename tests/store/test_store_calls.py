@@ -12,6 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from bitel.domain.calls import Call, CallStatus
 from bitel.errors import InvalidRequestError
 from bitel.store import calls, claims
+from tests.support import call_rows
 
 if TYPE_CHECKING:
     from tests.support.store_world import World
@@ -44,7 +45,7 @@ def test_another_projects_call_is_not_found(world: World) -> None:
 
 def test_many_are_found_in_the_order_asked_for(world: World) -> None:
     new = [world.new_call() for _ in range(2500)]
-    world.do(lambda conn: calls.place(conn, new))
+    world.do(lambda conn: call_rows.place(conn, new))
     ids = [one.id for one in reversed(new)]
 
     asked = [(world.project_id, one) for one in [*ids[:7], "unknown", *ids[7:]]]
@@ -57,10 +58,12 @@ def test_none_is_placed_where_one_cannot_be(world: World) -> None:
     good = world.new_call()
     with pytest.raises(InvalidRequestError, match="voiceId"):
         world.do(
-            lambda conn: calls.place(conn, [good, replace(world.new_call(), recording_id="none")])
+            lambda conn: call_rows.place(
+                conn, [good, replace(world.new_call(), recording_id="none")]
+            )
         )
     assert world.do(lambda conn: calls.find(conn, world.project_id, good.id)) is None
-    world.do(lambda conn: calls.place(conn, []))
+    world.do(lambda conn: call_rows.place(conn, []))
 
 
 def test_calls_are_counted_by_status(world: World) -> None:
@@ -69,7 +72,7 @@ def test_calls_are_counted_by_status(world: World) -> None:
     world.place(expires_at=world.clock())
     world.do(lambda conn: claims.expire(conn, "main", world.clock()))
 
-    counts = world.do(calls.counts_by_status)
+    counts = world.do(call_rows.counts_by_status)
 
     assert counts == {CallStatus.WAITING: 3, CallStatus.EXPIRED: 1}
 

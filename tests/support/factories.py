@@ -13,16 +13,16 @@ from sqlalchemy import Connection
 from bitel.domain.attempts import AttemptResult, Media, Outcome
 from bitel.domain.calls import CallStatus, Lane, NewCall
 from bitel.domain.ids import new_id
-from bitel.domain.retry import Again, Final, Verdict
-from bitel.domain.tariff import NOTHING, Bill
+from bitel.domain.pricing import NOTHING, Bill
+from bitel.domain.retry import Finish, Requeue, RetryAt, RetryDecision
 from bitel.store import projects, recordings
 from bitel.store.recordings import Recording
-from bitel.store.settling import Requeue, Settlement
+from bitel.store.settling import Settlement
 
 if TYPE_CHECKING:
     from bitel.store.claims import Claim
 
-NORMAL = Final(CallStatus.NORMAL)
+NORMAL = Finish(CallStatus.NORMAL)
 
 
 def make_project(conn: Connection, now: float, name: str = "shop") -> tuple[str, str]:
@@ -59,7 +59,7 @@ def new_call(project_id: str, recording_id: str | None, now: float, **changes: A
 
 def settlement(
     claimed: Claim,
-    verdict: Verdict | Requeue,
+    verdict: RetryDecision,
     outcome: Outcome = Outcome.BUSY,
     bill: Bill = NOTHING,
     **more: Any,
@@ -87,9 +87,9 @@ def answered(claimed: Claim, price: str = "34.2", seconds: int = 12) -> Settleme
 def some_settlement(number: int, detail: str = "busy here") -> Settlement:
     """An end with fields of every kind, without a claim; its ids and its verdict go by `number`."""
     verdicts = (
-        Final(CallStatus.NORMAL),
-        Final(CallStatus.ERROR, detail),
-        Again(1_700_000_000.123456, spends_retry=True, trouble=2),
+        Finish(CallStatus.NORMAL),
+        Finish(CallStatus.ERROR, detail),
+        RetryAt(1_700_000_000.123456, spends_retry=True, trouble=2),
         Requeue(1_700_000_060.5),
     )
     media = Media(250, 240, "12*#A", 0.125, None) if number % 2 else None

@@ -16,6 +16,7 @@ from bitel.rtp.packet import RtpHeader
 from bitel.sip.message import Request, Response
 from tests.support.carrier import HOST, Answer, Carrier, over_udp, sdp
 from tests.support.free_ports import free_range
+from tests.support.rtp_packets import pack
 from tests.support.waiting import until
 
 Address = tuple[str, int]
@@ -83,7 +84,7 @@ class RtpPort:
             number = self._sequence
             self._sequence += 1
             header = RtpHeader(8, number % 2**16, 160 * number, self.ssrc)
-            self.socket.sendto(header.pack() + b"\xd5" * 160, to)
+            self.socket.sendto(pack(header) + b"\xd5" * 160, to)
 
     async def speak_for(self, to: Address, seconds: float) -> float:
         """Send four packets of silence each 20 ms, for so long; the Unix time of the end."""
@@ -99,7 +100,7 @@ class RtpPort:
         for end in (False, True, True, True):
             self._sequence += 1
             header = RtpHeader(event_type, self._sequence % 2**16, at, self.ssrc)
-            self.socket.sendto(header.pack() + struct.pack("!BBH", code, 0x80 * end, 800), to)
+            self.socket.sendto(pack(header) + struct.pack("!BBH", code, 0x80 * end, 800), to)
 
 
 def rtp_ports(host: str = HOST) -> tuple[RtpPort, RtpPort]:

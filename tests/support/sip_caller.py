@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-from bitel.sip.agent import UserAgent
+from bitel.sip.auth import Credentials
 from bitel.sip.config import AgentConfig
-from bitel.sip.digest import Credentials
 from bitel.sip.events import Answered, Ended, Event, Failed, Provisional
 from bitel.sip.grammar import Address, HostPort
-from bitel.sip.outgoing_call import Invitation
+from bitel.sip.invite_client import Invitation
 from bitel.sip.sdp import make_offer
+from bitel.sip.user_agent import UserAgent
 from bitel.sip_transport.transport import SipTransport
 
 HOST = "127.0.0.1"
@@ -36,7 +36,7 @@ class Caller:
         def make_agent(local: HostPort) -> UserAgent:
             return UserAgent(AgentConfig(local=local, t1=t1))
 
-        self.transport = await SipTransport.open((HOST, 0), make_agent, self._on_event)
+        self.transport = SipTransport((HOST, 0), make_agent, self._on_event)
 
     def call(self, number: str, rtp_port: int = 9, credentials: Credentials | None = None) -> str:
         """Send an INVITE; the Call-ID. RTP would be taken on `rtp_port`."""

@@ -9,14 +9,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from bitel.dialer.call_observer import CallObserver
+from bitel.dialer.call_attempt import CallObserver
 from bitel.dialer.config import SipTrunkConfig
 from bitel.dialer.playlist import Codec, Playlist, PlaylistSource
 from bitel.dialer.resolver import Resolver
 from bitel.dialer.sip_dialer import SipTrunkDialer
 from bitel.dialer.trunk import Trunk
-from bitel.dialing.dialer import DialRequest
-from bitel.domain.attempts import AttemptResult
+from bitel.domain.attempts import AttemptResult, DialRequest
+from bitel.rtp.shared_clip import clip_of
 from tests.support.free_ports import free_range
 
 HOST = "127.0.0.1"
@@ -26,8 +26,7 @@ class OneClip:
     """Plays `sound`, 40 ms of silence by default, in every call."""
 
     def __init__(self, folder: Path, sound: bytes = b"\xd5" * 320) -> None:
-        self._clip = folder / "clip.raw"
-        self._clip.write_bytes(sound)
+        self._clip = clip_of(sound)
 
     async def for_order(
         self, order: DialRequest, codecs: Sequence[Codec]
@@ -45,7 +44,7 @@ class Dialled:
     @property
     def port(self) -> int:
         """Where the dialer speaks SIP from."""
-        return self.dialer.sip_address[1]
+        return self.dialer._sip.local[1]
 
     async def call(
         self, number: str = "+989121234567", recording: str | None = "recording", digits: str = ""
@@ -86,8 +85,8 @@ async def dialer(
         ),
         playlists or OneClip(folder, sound),
         clock,
-        targets=targets,
-        watch=watch,
+        resolver=targets,
+        observer=watch,
         system_clock=clock,
     )
     await made.start()

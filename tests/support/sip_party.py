@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from bitel.sip import (
     AgentConfig,
@@ -18,11 +18,14 @@ from bitel.sip import (
     make_offer,
 )
 from bitel.sip.grammar import Address, HostPort, Transport, host_in_uri
-from bitel.sip_transport.liveness import StreamLimits
+from bitel.sip_transport.connection import StreamLimits
 from bitel.sip_transport.tls import TlsFiles
-from bitel.sip_transport.transport import Link, SipTransport, Tap
+from bitel.sip_transport.transport import SipTransport, Tap
 
 HOME: HostPort = ("127.0.0.1", 0)
+
+Link = Callable[[bytes, Address], Iterable[tuple[float, bytes]]]
+"""What really leaves for a datagram, and after how many seconds."""
 
 
 def agent_at(local: HostPort) -> UserAgent:
@@ -49,10 +52,21 @@ class Party:
         tap: Tap | None = None,
     ) -> Party:
         party = cls()
-        party.transport = await SipTransport.open(
-            bind, agent_at, party.take, link=link, tls=tls, limits=limits, tap=tap
-        )
+        party.transport = SipTransport(bind, agent_at, party.take, tls=tls, limits=limits, tap=tap)
+        if link is not None:
+            party._put_between(link)
         return party
+
+    def _put_between(self, link: Link) -> None:
+        """Have datagrams leave as `link` says."""
+        socket = self.transport._udp
+        send, call_later = socket.send, asyncio.get_running_loop().call_later
+
+        def send_by_link(data: bytes, destination: Address) -> None:
+            for delay, datagram in link(data, destination):
+                call_later(delay, send, datagram, destination)
+
+        socket.send = send_by_link  # type: ignore[method-assign]
 
     def at(self, transport: Transport = Transport.UDP, domain: str = "") -> Address:
         """Where it is reached by a transport."""

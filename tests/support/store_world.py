@@ -11,14 +11,15 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, func, select
 
 from bitel.domain.calls import Call, NewCall
-from bitel.store import calls, claims, leases, projects, settling
+from bitel.store import calls, claims, projects, recovery, settling
 from bitel.store.claims import Claim
 from bitel.store.database import Database
-from bitel.store.leases import Lease, Recovered, TakeOverTerms
+from bitel.store.leases import Lease, TakeOverTerms
 from bitel.store.projects import Project
+from bitel.store.recovery import Recovered
 from bitel.store.schema import ledger_entry
 from bitel.store.settling import Settlement
-from tests.support import factories
+from tests.support import call_rows, factories
 from tests.support.clocks import FakeClock
 
 T = TypeVar("T")
@@ -55,7 +56,7 @@ class World:
 
     def place(self, **changes: Any) -> str:
         new = self.new_call(**changes)
-        self.do(lambda conn: calls.place(conn, [new]))
+        self.do(lambda conn: call_rows.place(conn, [new]))
         return new.id
 
     def take_over(self, worker: str = "w") -> Lease:
@@ -63,12 +64,12 @@ class World:
 
     def take_over_of(self, dialer_id: str) -> Lease:
         now = self.clock()
-        return self.do(lambda conn: leases.take_over(conn, dialer_id, "w", now, REDIAL_AFTER))[0]
+        return self.do(lambda conn: recovery.take_over(conn, dialer_id, "w", now, REDIAL_AFTER))[0]
 
     def recover(self, worker: str = "w", **terms: Any) -> tuple[Lease, Recovered]:
         now, given = self.clock(), TakeOverTerms(**terms)
         return self.do(
-            lambda conn: leases.take_over(
+            lambda conn: recovery.take_over(
                 conn, "main", worker, now, REDIAL_AFTER, LAST_INVITE, given
             )
         )

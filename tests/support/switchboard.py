@@ -19,19 +19,19 @@ from bitel.dialer.config import SipTrunkConfig
 from bitel.dialer.playlist import Codec, Playlist
 from bitel.dialer.sip_dialer import SipTrunkDialer
 from bitel.dialer.trunk import Trunk
-from bitel.dialing.dialer import DialRequest
 from bitel.dialing.dispatcher import Dispatcher, Limits
-from bitel.domain.attempts import Outcome
+from bitel.domain.attempts import DialRequest, Outcome
 from bitel.domain.calls import Call, CallStatus, NewCall
 from bitel.domain.ids import new_id
-from bitel.domain.tariff import Rate, Tariff
+from bitel.domain.pricing import Rate, Tariff
 from bitel.g711 import Codes, Pcm, alaw_encode, ulaw_encode
 from bitel.recordings.audio_match import match
 from bitel.recordings.sample import synthesise
-from bitel.store import calls, ledger, placing
+from bitel.rtp.shared_clip import clip_of
+from bitel.store import balances, calls
 from bitel.store.calls import AttemptRow
 from bitel.store.database import Database
-from tests.support import factories
+from tests.support import call_rows, factories
 from tests.support.free_ports import free_range
 
 HOST = "127.0.0.1"
@@ -49,10 +49,10 @@ class OneClip:
 
     def __init__(self, folder: Path, seconds: float, sound: Pcm | None = None) -> None:
         silence = _A_LAW_SILENCE * round(seconds * 8000)
-        self._clips = {codec: folder / f"clip.{codec.lower()}" for codec in _ENCODERS}
-        for codec, clip in self._clips.items():
-            encode = _ENCODERS[codec]
-            clip.write_bytes(silence if sound is None else encode(sound).tobytes())
+        self._clips = {
+            codec: clip_of(silence if sound is None else encode(sound).tobytes())
+            for codec, encode in _ENCODERS.items()
+        }
 
     async def for_order(
         self, order: DialRequest, codecs: Sequence[Codec]
@@ -139,7 +139,7 @@ class Switchboard:
                 await asyncio.sleep(0.02)
         found = await self._database.read(lambda conn: calls.find(conn, new.project_id, new.id))
         assert found is not None
-        entries = await self._database.read(lambda conn: ledger.entries(conn, new.project_id))
+        entries = await self._database.read(lambda conn: balances.entries(conn, new.project_id))
         return Record(found.status, found.bill_seconds, len(entries), attempts[0])
 
     async def call_until_over(self, number: str = "09121234567") -> tuple[Call, list[AttemptRow]]:
@@ -184,7 +184,7 @@ def _place(conn: Connection, dialer_id: str, number: str) -> NewCall:
         retry_count=0,
         expires_at=now + 600,
     )
-    placing.place(conn, [new])
+    call_rows.place(conn, [new])
     return new
 
 

@@ -13,10 +13,10 @@ import numpy as np
 from bitel.g711 import alaw_decode
 from bitel.rtp.packet import PCMA, RtpHeader
 from bitel.sip.events import Answered, Ended, Failed, Provisional
-from bitel.test_phone.log import Entry
-from bitel.test_phone.phone import Phone, PhoneConfig
-from bitel.test_phone.recorder import recording_name
+from bitel.test_phone.phone import Entry, Phone, PhoneConfig
+from bitel.test_phone.rtp_sinks import recording_name
 from bitel.test_phone.rules import parse_rules
+from tests.support.rtp_packets import pack
 from tests.support.sip_caller import Caller, caller
 from tests.support.waiting import until
 
@@ -49,7 +49,7 @@ def entry(phone: Phone, call_id: str, event: str) -> Entry:
 def send_audio(answered: Answered, payload: bytes) -> int:
     """Send A-law audio in packets of 20 ms, without a pause between them; how many packets."""
     packets = [
-        RtpHeader(PCMA, i, 160 * i, 7, marker=i == 0).pack() + payload[160 * i : 160 * (i + 1)]
+        pack(RtpHeader(PCMA, i, 160 * i, 7, marker=i == 0)) + payload[160 * i : 160 * (i + 1)]
         for i in range(len(payload) // 160)
     ]
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from bitel.test_phone.rtp_sinks import CountingEar, Ear, RecordingEar
+from bitel.test_phone.rtp_sinks import CountingSink, RecordingSink, RtpSink
 
 
 def unheard() -> None:
@@ -14,18 +14,18 @@ def unheard() -> None:
 
 
 @pytest.mark.parametrize(
-    "open_ear", [CountingEar, lambda host, first: RecordingEar(host, first, minutes=1.0)]
+    "open_sink", [CountingSink, lambda host, first: RecordingSink(host, first, minutes=1.0)]
 )
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-async def test_no_ear_is_where_the_rtcp_of_another_goes(
-    host: str, open_ear: Callable[[str, Callable[[], None]], Ear]
+async def test_no_sink_is_where_the_rtcp_of_another_goes(
+    host: str, open_sink: Callable[[str, Callable[[], None]], RtpSink]
 ) -> None:
-    ears = [open_ear(host, unheard) for _ in range(50)]
+    sinks = [open_sink(host, unheard) for _ in range(50)]
     try:
-        ports = {ear.port for ear in ears}
+        ports = {sink.port for sink in sinks}
         assert len(ports) == 50
         assert not ports & {port + 1 for port in ports}
         assert all(port % 2 == 0 for port in ports)
     finally:
-        for ear in ears:
-            ear.close()
+        for sink in sinks:
+            sink.close()

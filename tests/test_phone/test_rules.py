@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitel.test_phone.call_history import Memory
 from bitel.test_phone.rules import (
     DEFAULT_RULE,
     MAX_COUNT,
     MAX_SECONDS,
     Answer,
     Behaviour,
+    CallHistory,
     Reject,
     Ring,
     Rule,
@@ -122,20 +122,20 @@ def test_steps_follow_one_another_and_the_last_goes_on(counts: list[int], earlie
 
 
 def test_each_number_goes_through_the_steps_by_itself() -> None:
-    memory = Memory(parse_rules(["*=busy*2,answer"]))
+    memory = CallHistory(parse_rules(["*=busy*2,answer"]))
     met = [str(memory.decide(f"call-{i}", "1")) for i in range(4)]
     assert met == ["busy", "busy", "answer:after=1", "answer:after=1"]
     assert str(memory.decide("call-9", "2")) == "busy"
 
 
 def test_a_number_with_and_without_plus_is_one_number() -> None:
-    memory = Memory(parse_rules(["*=busy,ring"]))
+    memory = CallHistory(parse_rules(["*=busy,ring"]))
     assert memory.decide("a", "+98912") == Reject()
     assert memory.decide("b", "98912") == Ring()
 
 
 def test_a_repeated_invite_is_no_second_call() -> None:
-    memory = Memory(parse_rules(["*=busy,ring"]))
+    memory = CallHistory(parse_rules(["*=busy,ring"]))
     assert memory.decide("a", "1") == Reject()
     assert memory.decide("a", "1") == Reject()
     assert memory.next_for("1") == Ring()
@@ -143,7 +143,7 @@ def test_a_repeated_invite_is_no_second_call() -> None:
 
 
 def test_memory_is_bounded_and_keeps_what_is_in_use() -> None:
-    memory = Memory(parse_rules(["*=busy*3,ring"]), limit=3)
+    memory = CallHistory(parse_rules(["*=busy*3,ring"]), limit=3)
     for i in range(50):
         memory.decide(f"call-{i}", "busy-number" if i % 2 else f"stranger-{i}")
     assert memory.next_for("busy-number") == Ring()

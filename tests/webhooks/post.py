@@ -17,7 +17,7 @@ from bitel.store import projects, webhooks
 from bitel.store.database import Database
 from bitel.store.schema import PENDING, call, project, webhook_event
 from bitel.store.webhooks import Event
-from bitel.webhooks.delivery import Deliverer, Options, build
+from bitel.webhooks.deliverer import Deliverer
 from bitel.webhooks.signing import new_secret
 from tests.support.waiting import until
 
@@ -103,34 +103,31 @@ class Post:
 
     async def settled(self, project_id: str, tries: int) -> list[Event]:
         """The project's events, once that many of their tries are written."""
-        await self.until(
-            lambda: sum(len(event.tried) for event in self.history(project_id)) >= tries
-        )
+        await until(lambda: sum(len(event.tried) for event in self.history(project_id)) >= tries)
         return self.history(project_id)
 
-    async def looked(self, deliverer: Deliverer, *, ring: bool = True) -> None:
+    async def looked(self, deliverer: Deliverer, *, wake: bool = True) -> None:
         """Return once the deliverer has looked for events that are due, and begun their tries.
 
-        Woken again and again, unless `ring` is False: then it is enough that it has looked once.
+        Woken again and again, unless `wake` is False: then it is enough that it has looked once.
         Each look is one unit of work of the database, so nothing else may be written meanwhile.
         """
         begun = self.database.stats.units
-        if not ring:
-            await self.until(lambda: self.database.stats.units > begun)
+        if not wake:
+            await until(lambda: self.database.stats.units > begun)
             return
 
         def seen() -> bool:
             # One look may be under way, the next is whole, and its tries are begun by the third.
-            deliverer.ring()
+            deliverer.wake()
             return self.database.stats.units >= begun + 3
 
-        await self.until(seen)
+        await until(seen)
 
     @contextlib.asynccontextmanager
     async def deliverer(self, **changes: Any) -> AsyncIterator[Deliverer]:
         """A deliverer at work inside the block, drained behind it."""
-        options = Options(**{"allow_private": True, **changes})
-        one = build(options, self.database, self.clock)
+        one = Deliverer(self.database, self.clock, **{"allow_private": True, **changes})
         task = asyncio.create_task(one.run())
         try:
             yield one

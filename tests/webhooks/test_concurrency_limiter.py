@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitel.webhooks.concurrency_limiter import ConcurrencyLimiter
+from bitel.webhooks.deliverer import ConcurrencyLimiter
 
 MOST = 8
 EACH = 3

@@ -11,7 +11,7 @@ from bitel.webhooks.retry_policy import JITTER, LONGEST_WAIT, PAUSES, next_try, 
 
 NOW = 1_700_000_000.0  # Tue, 14 Nov 2023 22:13:20 GMT
 
-lucks = st.floats(0, 1)
+jitters = st.floats(0, 1)
 tries = st.integers(1, len(PAUSES))
 
 
@@ -30,34 +30,34 @@ def test_the_pauses_are_the_contract_s() -> None:
     ]
 
 
-@given(tries, lucks)
-def test_a_pause_keeps_within_its_jitter(count: int, luck: float) -> None:
-    at = next_try(count, NOW, luck, None)
+@given(tries, jitters)
+def test_a_pause_keeps_within_its_jitter(count: int, jitter: float) -> None:
+    at = next_try(count, NOW, jitter, None)
     assert at is not None
     pause = PAUSES[count - 1]
     assert pause * (1 - JITTER) - 1e-3 <= at - NOW <= pause * (1 + JITTER) + 1e-3
 
 
-@given(st.integers(1, len(PAUSES) - 1), lucks)
-def test_later_tries_are_further_apart_but_for_luck(count: int, luck: float) -> None:
-    sooner, later = next_try(count, 0, luck, None), next_try(count + 1, 0, luck, None)
+@given(st.integers(1, len(PAUSES) - 1), jitters)
+def test_later_tries_are_further_apart_but_for_luck(count: int, jitter: float) -> None:
+    sooner, later = next_try(count, 0, jitter, None), next_try(count + 1, 0, jitter, None)
     assert sooner is not None
     assert later is not None
     assert sooner < later
 
 
-@given(st.integers(len(PAUSES) + 1, 1000), lucks, st.none() | st.floats(0, 1e12))
+@given(st.integers(len(PAUSES) + 1, 1000), jitters, st.none() | st.floats(0, 1e12))
 def test_after_the_last_pause_it_is_given_up(
-    count: int, luck: float, asked_for: float | None
+    count: int, jitter: float, asked_for: float | None
 ) -> None:
-    assert next_try(count, NOW, luck, asked_for) is None
+    assert next_try(count, NOW, jitter, asked_for) is None
 
 
-@given(tries, lucks, st.floats(0, 1e12))
+@given(tries, jitters, st.floats(0, 1e12))
 def test_retry_after_makes_pauses_longer_within_reason(
-    count: int, luck: float, asked_for: float
+    count: int, jitter: float, asked_for: float
 ) -> None:
-    own, asked = next_try(count, 0, luck, None), next_try(count, 0, luck, asked_for)
+    own, asked = next_try(count, 0, jitter, None), next_try(count, 0, jitter, asked_for)
     assert own is not None
     assert asked is not None
     assert asked >= own

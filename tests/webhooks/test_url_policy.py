@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitel.errors import InvalidRequestError
-from bitel.webhooks.url_policy import Target, check, parse, refusal
+from bitel.webhooks.url_policy import Target, check, parse, why_blocked
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_any_text_is_a_target_or_refused(url: str) -> None:
     ],
 )
 def test_no_event_goes_to_an_address_that_is_not_public(address: str) -> None:
-    why = refusal(ipaddress.ip_address(address))
+    why = why_blocked(ipaddress.ip_address(address))
     assert why is not None
     assert why.startswith(str(ipaddress.ip_address(address)))
     assert why.partition(")")[0].rstrip("0123456789.").endswith((" address", " address ("))
@@ -151,7 +151,7 @@ def test_no_event_goes_to_an_address_that_is_not_public(address: str) -> None:
     ["8.8.8.8", "93.184.216.34", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::8.8.8.8"],
 )
 def test_a_public_address_is_allowed(address: str) -> None:
-    assert refusal(ipaddress.ip_address(address)) is None
+    assert why_blocked(ipaddress.ip_address(address)) is None
 
 
 @given(st.ip_addresses(v=4))
@@ -162,7 +162,7 @@ def test_an_address_inside_another_is_judged_as_itself(inner: ipaddress.IPv4Addr
         ipaddress.IPv6Address((0x0064_FF9B << 96) | packed),
         ipaddress.IPv6Address((0x2002 << 112) | (packed << 80) | 1),
     ):
-        assert (refusal(outer) is None) == (refusal(inner) is None)
+        assert (why_blocked(outer) is None) == (why_blocked(inner) is None)
 
 
 @pytest.mark.parametrize(

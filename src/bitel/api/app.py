@@ -14,29 +14,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
 
-from bitel.api import (
-    account,
-    docs_page,
-    health,
-    metrics,
-    servers,
-    upload_intake,
-    v1,
-    v2_calls,
-    v2_files,
-    v2_voice,
-)
-from bitel.api.auth import Authenticator
+from bitel.api import uploads
 from bitel.api.context import ApiContext
-from bitel.api.envelope import failure
+from bitel.api.dependencies import Services
+from bitel.api.middleware import ResponseGuard, note_refusal
 from bitel.api.openapi import DESCRIPTION
-from bitel.api.placement import Placing
-from bitel.api.quotas import UnderWay
-from bitel.api.rate_limits import RateLimiter
-from bitel.api.response_guard import ResponseGuard, note_refusal
-from bitel.api.speaking import Speaking
-from bitel.api.statuses import Statuses
-from bitel.api.upload_intake import MOST_UPLOADS
+from bitel.api.responses import failure
+from bitel.api.routes import calls, campaigns, docs, health, metrics, project, recordings, v1
 from bitel.errors import (
     BitelError,
     InvalidRequestError,
@@ -48,15 +32,14 @@ from bitel.errors import (
 __all__ = ["ApiContext", "build_app"]
 
 _ROUTERS = (
-    v2_voice.router,
-    v2_calls.router,
-    v2_files.router,
-    servers.router,
-    account.router,
+    calls.router,
+    campaigns.router,
+    recordings.router,
+    project.router,
     v1.router,
     health.router,
     metrics.router,
-    docs_page.router,
+    docs.router,
 )
 
 _log = structlog.get_logger("bitel.api")
@@ -65,9 +48,9 @@ LONGEST_CAUSE = 500
 """Characters of a fault's cause in the log."""
 
 
-def build_app(parts: ApiContext) -> FastAPI:
-    """The HTTP API over `parts`. Whoever runs it closes the database afterwards."""
-    upload_intake.sweep(parts.incoming)
+def build_app(context: ApiContext) -> FastAPI:
+    """The HTTP API over `context`, whose database the caller closes afterwards."""
+    uploads.sweep(context.incoming)
     app = FastAPI(
         title="bitel",
         version=version("bitel"),
@@ -77,15 +60,10 @@ def build_app(parts: ApiContext) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.parts = parts
-    app.state.admission = Authenticator(parts)
-    app.state.limits = RateLimiter(lambda: parts.settings.limits, parts.monotonic)
-    app.state.placing = Placing(parts, app.state.limits)
-    app.state.uploads = UnderWay(MOST_UPLOADS, "uploads")
-    app.state.speaking = Speaking(parts)
-    app.state.statuses = Statuses(parts, app.state.limits)
+    app.state.context = context
+    app.state.services = Services.build(context)
     for router in _ROUTERS:
-        # As they are: FastAPI would look at an included router's routes twice, with more to ask.
+        # As they are: FastAPI would match an included router's routes twice.
         app.router.routes.extend(router.routes)
     app.add_exception_handler(BitelError, _on_bitel_error)
     app.add_exception_handler(HTTPException, _on_http_exception)

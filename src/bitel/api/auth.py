@@ -1,105 +1,192 @@
-"""Who is calling: the bearer token of a request, checked against the secret and the store."""
+"""Authentication: tokens are JWTs (RFC 7519), checked against a secret and the store."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import Annotated, Any
+import os
+import secrets
+import stat
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
 
-from fastapi import Depends
-from fastapi.openapi.models import HTTPBearer as BearerModel
-from fastapi.security.base import SecurityBase
+import jwt
 from sqlalchemy import Connection
-from starlette.requests import Request
 
-from bitel.api.context import ApiContext
-from bitel.api.micro_batcher import MicroBatcher
-from bitel.api.rate_limits import RateLimiter
-from bitel.api.response_guard import PROJECT
-from bitel.api.tokens import Claims, TokenSigner
-from bitel.errors import BitelError, UnauthorizedError
-from bitel.store import projects, tokens
+from bitel.batcher import Batcher
+from bitel.domain.ids import is_id
+from bitel.errors import BitelError, SettingsError, UnauthorizedError
+from bitel.store import tokens
+from bitel.store.database import Database
 from bitel.store.projects import Project
 
-__all__ = ["Authenticator", "Claims", "Owner", "Token", "TokenSigner", "not_admitted", "owners_of"]
+ISSUER: Final = "Bitel"
+ALGORITHM: Final = "HS256"
+KEY_FILE: Final = "signing.key"
+KEY_BYTES: Final = 48
+SHORTEST_KEY: Final = 32
+"""RFC 7518 §3.2: a key of HS256 has at least the 256 bits of its hash."""
+LONGEST_TOKEN: Final = 4096
+_REMEMBERED: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What a token that verifies says: which project, and which of its tokens."""
+
+    project_id: str
+    token_id: str
+
+
+class TokenSigner:
+    """Issues tokens and verifies them. Whether a token is revoked is the store's to say."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+        self._verified: dict[str, Claims] = {}
+
+    @classmethod
+    def open(cls, data_dir: Path) -> TokenSigner:
+        """The signer of `data_dir`, whose secret is made on first use, readable by its owner only.
+
+        Raises SettingsError where the file can't be read or made, is too short, or may be read
+        by others.
+        """
+        path = data_dir / KEY_FILE
+        try:
+            if not path.exists():
+                _create_key(path)
+            return cls(_read_key(path))
+        except OSError as fault:
+            raise SettingsError(f"the signing secret {path} can't be used: {fault}") from None
+
+    def issue(self, project_id: str, token_id: str, expires_at: float | None = None) -> str:
+        """A token of `project_id`; it never expires unless `expires_at` (Unix seconds) is given."""
+        claims: dict[str, Any] = {
+            "sub": project_id,
+            "iss": ISSUER,
+            "aud": ISSUER,
+            "jti": token_id,
+        }
+        if expires_at is not None:
+            claims["exp"] = int(expires_at)
+        return jwt.encode(claims, self._secret, algorithm=ALGORITHM)
+
+    def verify(self, token: str) -> Claims:
+        """What `token` claims, or UnauthorizedError where it is none of ours or has expired."""
+        known = self._verified.get(token)
+        if known is not None:
+            return known
+        if len(token) > LONGEST_TOKEN:
+            raise UnauthorizedError(f"the token is longer than {LONGEST_TOKEN} characters")
+        try:
+            payload = jwt.decode(
+                token,
+                self._secret,
+                algorithms=[ALGORITHM],
+                audience=ISSUER,
+                issuer=ISSUER,
+                options={"require": ["sub", "iss", "aud", "jti"]},
+            )
+        except jwt.ExpiredSignatureError:
+            raise UnauthorizedError("the token has expired; ask for a new one") from None
+        except jwt.InvalidTokenError:
+            raise UnauthorizedError("the token is not one that this service issued") from None
+        claims = Claims(project_id=payload["sub"], token_id=payload["jti"])
+        if not is_id(claims.project_id) or not is_id(claims.token_id):
+            raise UnauthorizedError("the token is not one that this service issued")
+        # The signature of a token without an expiry stays good for ever: no need to check it twice.
+        if "exp" not in payload and "nbf" not in payload:
+            if len(self._verified) >= _REMEMBERED:
+                self._verified.clear()
+            self._verified[token] = claims
+        return claims
 
 
 class Authenticator:
-    """Asks the store about every token on every request, for many requests at a time.
+    """Looks up the project of every token at every request, for many requests at a time.
 
-    A token that is revoked is refused from that moment on: what a request is told was read after
-    the request came.
+    A token that is revoked is refused from that moment on: what decides was read after the request
+    came.
     """
 
-    def __init__(self, parts: ApiContext) -> None:
-        self._parts = parts
-        self._rounds = MicroBatcher(self._admit)
+    def __init__(self, signer: TokenSigner, database: Database, clock: Callable[[], float]) -> None:
+        """`clock` gives the Unix seconds by which tokens expire."""
+        self._signer = signer
+        self._database = database
+        self._clock = clock
+        self._batcher = Batcher(self._authenticate)
 
-    async def admit(self, token: str) -> Project:
-        """The project that `token` speaks for. Raises UnauthorizedError."""
-        return await self._rounds.ask(self._parts.tokens.verify(token))
+    async def authenticate(self, token: str) -> Project:
+        """The project that `token` is of. Raises UnauthorizedError."""
+        return await self._batcher.submit(self._signer.verify(token))
 
-    async def _admit(self, asked: Sequence[Claims]) -> Sequence[Project | BitelError]:
-        now = self._parts.system_clock()
-        distinct = set(asked)
-        owners = await self._parts.database.read(lambda conn: owners_of(conn, distinct, now))
-        return [owners[claims] or not_admitted() for claims in asked]
+    async def _authenticate(self, claims: Sequence[Claims]) -> Sequence[Project | BitelError]:
+        now = self._clock()
+        owners = await self._database.read(lambda conn: find_owners(conn, set(claims), now))
+        return [owners[each] or token_refused() for each in claims]
 
 
-def owners_of(
-    conn: Connection, asked: Collection[Claims], now: float
+def find_owners(
+    conn: Connection, claims: Collection[Claims], now: float
 ) -> dict[Claims, Project | None]:
-    """For each of the claims the project that it speaks for; None where the token is no good."""
-    return {claims: _project(conn, claims, now) for claims in asked}
+    """The project of each token; None where the token is revoked, has expired or is unknown."""
+    return {each: tokens.find_project(conn, each.token_id, each.project_id, now) for each in claims}
 
 
-def not_admitted() -> UnauthorizedError:
-    """Why a request is refused whose token was ours once, or looks like it."""
+def token_refused() -> UnauthorizedError:
+    """Why a request is refused whose token is signed by us and not valid now."""
     return UnauthorizedError("the token is revoked, has expired or is unknown")
 
 
-def _project(conn: Connection, claims: Claims, now: float) -> Project | None:
-    if not tokens.is_live(conn, claims.token_id, claims.project_id, now):
-        return None
-    return projects.by_id(conn, claims.project_id)
-
-
-class _BearerToken(SecurityBase):
-    """The dependency that finds a request's token, whatever it is worth."""
-
-    def __init__(self) -> None:
-        self.model = BearerModel(
-            bearerFormat="JWT", description="As `bitel token create PROJECT` prints it."
-        )
-        self.scheme_name = "token"
-
-    async def __call__(self, request: Request) -> Any:
-        """The token. Raises UnauthorizedError where the request has none."""
-        return _bearer(request.headers.get("authorization", ""))
-
-
-class _OwnerOfToken(_BearerToken):
-    """The dependency that turns a request into the project it speaks for."""
-
-    async def __call__(self, request: Request) -> Any:
-        """The project of the request's token. Raises UnauthorizedError, TooManyRequestsError."""
-        admission: Authenticator = request.app.state.admission
-        project = await admission.admit(_bearer(request.headers.get("authorization", "")))
-        request.scope[PROJECT] = project.id
-        limits: RateLimiter = request.app.state.limits
-        limits.count_request(project)
-        return project
-
-
-Token = Annotated[str, Depends(_BearerToken())]
-"""A route's parameter: the token of the request, or 401; what it is worth is the route's to ask."""
-
-Owner = Annotated[Project, Depends(_OwnerOfToken())]
-"""A route's parameter: the project that the request speaks for, or 401 before anything else."""
-
-
-def _bearer(header: str) -> str:
+def bearer_token(header: str) -> str:
+    """The token of an Authorization header. Raises UnauthorizedError where it has none."""
     scheme, _, token = header.partition(" ")
     token = token.strip()
     if scheme.lower() != "bearer" or not token:
         raise UnauthorizedError("the header Authorization: Bearer <token> is missing")
     return token
+
+
+def _create_key(path: Path) -> None:
+    """Make the secret: others see it whole or not at all, and of two makers only one wins."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    draft = path.with_name(f"{KEY_FILE}.{secrets.token_hex(8)}")
+    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(secrets.token_bytes(KEY_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            return
+        _sync_folder(path.parent)
+    finally:
+        draft.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _read_key(path: Path) -> bytes:
+    with path.open("rb") as file:
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+        if mode & 0o077:
+            raise SettingsError(
+                f"the signing secret {path} may be read by others (mode {mode:04o}); "
+                f"run chmod 600 on it"
+            )
+        secret = file.read()
+    if len(secret) < SHORTEST_KEY:
+        raise SettingsError(
+            f"the signing secret {path} is shorter than {SHORTEST_KEY} bytes; "
+            f"remove it, and a new one is made that voids every token"
+        )
+    return secret

@@ -1,4 +1,4 @@
-"""What the API is built from, and how a route gets at it."""
+"""What the API is built from."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 from starlette.requests import Request
 
-from bitel.api.tokens import TokenSigner
+from bitel.api.auth import TokenSigner
 from bitel.recordings.storage import VoiceStore
 from bitel.settings import Settings
 from bitel.speech.library import SpeechLibrary
 from bitel.store.database import Database
 
 
-def _no_bell(dialer_id: str) -> None:
+def _wake_nothing(dialer_id: str) -> None:
     pass
 
 
@@ -39,8 +39,8 @@ class ApiContext:
     """Unix seconds by which tokens expire."""
     monotonic: Callable[[], float] = time.monotonic
     """Seconds by which limits per minute are counted."""
-    on_placed: Callable[[str], None] = _no_bell
-    """Rung with a dialer's id after calls for it are committed, to wake a dispatcher nearby."""
+    on_placed: Callable[[str], None] = _wake_nothing
+    """Called with a dialer's id after calls for it are committed, to wake its dispatcher."""
     metrics: Callable[[], Awaitable[bytes]] | None = None
     """The page of `/metrics`; None: there is none."""
     ready: Callable[[], Awaitable[str]] | None = None
@@ -54,7 +54,7 @@ class ApiContext:
         return self.settings.data_dir / "incoming"
 
 
-def parts_of(request: Request) -> ApiContext:
-    """The parts of the application that `request` reached."""
-    parts: ApiContext = request.app.state.parts
-    return parts
+def context_of(request: Request) -> ApiContext:
+    """The context of the application that `request` reached."""
+    context: ApiContext = request.app.state.context
+    return context

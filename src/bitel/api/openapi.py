@@ -10,9 +10,8 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from bitel.api import idempotency
-from bitel.api.envelope import REPLAYED
-from bitel.api.responses import Failure, Success
+from bitel.api.reading import IDEMPOTENCY_PARAMETER, REPLAYED_HEADER
+from bitel.api.responses import REPLAYED, Failure, Success
 from bitel.errors import (
     BitelError,
     ConflictError,
@@ -84,8 +83,8 @@ def placing_calls(
 ) -> Description:
     """A route that places calls as `body` asks for, and answers `envelope`."""
     made = _described(summary, tag, envelope, _PLACING, body)
-    made["openapi_extra"] = {**json_body(body), "parameters": [idempotency.PARAMETER]}
-    made["responses"][200]["headers"] = {REPLAYED: idempotency.REPLAYED_HEADER}
+    made["openapi_extra"] = {**json_body(body), "parameters": [IDEMPOTENCY_PARAMETER]}
+    made["responses"][200]["headers"] = {REPLAYED: REPLAYED_HEADER}
     return made
 
 

@@ -1,48 +1,26 @@
-"""How much a project may ask for in a minute: requests, and calls.
+"""Limits of a project: requests and calls a minute, work under way, and recordings kept.
 
-Counted in this process alone, so several API processes allow as many times as much; money, which
-has to be exact, is the store's to guard.
+All but the recordings are counted in this process alone, so several API processes allow as many
+times as much; money, which has to be exact, is checked by the store.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from bitel.errors import TooManyRequestsError
-from bitel.settings import LimitSettings
+from bitel.settings import LimitSettings, Settings
 from bitel.store.projects import Project
+from bitel.store.recordings import Quota
+from bitel.token_bucket import TokenBucket
 
+RETRY_AFTER: Final = 5
+"""Seconds in Retry-After, for a project with too much under way."""
 _MINUTE: Final = 60.0
-
-
-class Bucket:
-    """Tokens that come back evenly, up to a minute's worth.
-
-    What asks for more than a minute's worth gets it from a full bucket, which then is in debt.
-    """
-
-    __slots__ = ("_at", "_tokens")
-
-    def __init__(self, per_minute: int, now: float) -> None:
-        self._tokens = float(per_minute)
-        self._at = now
-
-    def take(self, cost: int, per_minute: int, now: float) -> float:
-        """Take `cost` tokens; 0, or the seconds after which they can be had."""
-        gained = max(0.0, now - self._at) * per_minute / _MINUTE
-        self._tokens = min(float(per_minute), self._tokens + gained)
-        self._at = now
-        missing = min(cost, per_minute) - self._tokens
-        if missing > 0:
-            return missing * _MINUTE / per_minute
-        self._tokens -= cost
-        return 0.0
-
-    def give_back(self, cost: int) -> None:
-        """Undo a `take`."""
-        self._tokens += cost
 
 
 class RateLimiter:
@@ -54,8 +32,8 @@ class RateLimiter:
     def __init__(self, settings: Callable[[], LimitSettings], clock: Callable[[], float]) -> None:
         self._settings = settings
         self._clock = clock
-        self._requests: dict[str, Bucket] = {}
-        self._calls: dict[str, Bucket] = {}
+        self._requests: dict[str, TokenBucket] = {}
+        self._calls: dict[str, TokenBucket] = {}
 
     def count_request(self, project: Project) -> None:
         """Count a request, or raise TooManyRequestsError."""
@@ -74,15 +52,21 @@ class RateLimiter:
             bucket.give_back(calls)
 
     def _take(
-        self, buckets: dict[str, Bucket], project: Project, cost: int, most: int | None, what: str
+        self,
+        buckets: dict[str, TokenBucket],
+        project: Project,
+        cost: int,
+        most: int | None,
+        what: str,
     ) -> None:
         if most is None:
             return
         now = self._clock()
         bucket = buckets.get(project.id)
         if bucket is None:
-            bucket = buckets[project.id] = Bucket(most, now)
-        wait = bucket.take(cost, most, now)
+            bucket = buckets[project.id] = TokenBucket(most / _MINUTE, most, now)
+        bucket.per_second, bucket.burst = most / _MINUTE, most  # they may have been changed
+        wait = bucket.take(now, cost)
         if wait:
             raise TooManyRequestsError(
                 f"this project may place {most} {what} a minute"
@@ -90,3 +74,37 @@ class RateLimiter:
                 else f"this project may send {most} {what} a minute",
                 retry_after=math.ceil(wait),
             )
+
+
+def quota_of(settings: Settings) -> Quota:
+    """The recordings that a project may keep."""
+    limits = settings.limits
+    return Quota(limits.recordings, limits.storage_megabytes * 1024 * 1024)
+
+
+class ConcurrencyQuota:
+    """Counts the work under way by project, of which each may have `most` pieces.
+
+    `what` names them in a message.
+    """
+
+    def __init__(self, most: int, what: str) -> None:
+        self._most = most
+        self._what = what
+        self._count = Counter[str]()
+
+    @contextmanager
+    def one_more(self, project_id: str) -> Iterator[None]:
+        """A piece of work, as long as the block lasts. Raises TooManyRequestsError."""
+        if self._count[project_id] >= self._most:
+            raise TooManyRequestsError(
+                f"this project has {self._most} {self._what} under way; wait for one to be done",
+                retry_after=RETRY_AFTER,
+            )
+        self._count[project_id] += 1
+        try:
+            yield
+        finally:
+            self._count[project_id] -= 1
+            if not self._count[project_id]:
+                del self._count[project_id]

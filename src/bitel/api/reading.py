@@ -1,11 +1,13 @@
-"""Reading JSON bodies: how much, how long, and the sentence where one is not as it should be."""
+"""Reads requests: JSON bodies within limits of size and time, and the Idempotency-Key."""
 
 from __future__ import annotations
 
 import asyncio
 import codecs
 import contextlib
+import hashlib
 import json
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from pydantic import ValidationError
@@ -19,6 +21,28 @@ BODY_SECONDS: Final = 30.0
 
 LONGEST_KEY: Final = 100
 """Characters of a key that an error message shows."""
+
+IDEMPOTENCY_HEADER: Final = "Idempotency-Key"
+LONGEST_IDEMPOTENCY_KEY: Final = 255
+"""Characters."""
+
+IDEMPOTENCY_PARAMETER: Final[dict[str, Any]] = {
+    "name": IDEMPOTENCY_HEADER,
+    "in": "header",
+    "required": False,
+    "description": "The same key with the same body within 24 hours gets the first answer again "
+    "and places nothing; with another body it is a `Conflict`.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": LONGEST_IDEMPOTENCY_KEY},
+    "example": "order-4711",
+}
+"""How the OpenAPI document tells of the header."""
+
+
+REPLAYED_HEADER: Final[dict[str, Any]] = {
+    "description": "`true` where this is the answer to an earlier request with the same key.",
+    "schema": {"type": "string", "enum": ["true"]},
+}
+"""How it tells of the answer's header."""
 
 _BYTE_ORDER_MARKS: Final = {
     # Longest first: that of UTF-32 begins with that of UTF-16.
@@ -45,6 +69,42 @@ async def read(request: Request, shape: type[B], longest: int) -> B:
         return shape.model_validate_json(raw)
     except ValidationError as fault:
         raise InvalidRequestError(sentence(fault)) from None
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyKey:
+    """A key, and a hash of what it was sent with."""
+
+    key: str
+    body_hash: str
+
+
+def idempotency_key(request: Request, body: Body) -> IdempotencyKey | None:
+    """The key of a request that asks for `body`, if it has one.
+
+    Bodies that mean the same count as the same: the order of their fields, white space and unknown
+    fields make no difference. Raises InvalidRequestError for what is no key.
+    """
+    header = request.headers.get(IDEMPOTENCY_HEADER)
+    if header is None:
+        return None
+    key = _characters(header)
+    if not 0 < len(key) <= LONGEST_IDEMPOTENCY_KEY or not key.isprintable():
+        raise InvalidRequestError(
+            f"the header {IDEMPOTENCY_HEADER} must be 1 to {LONGEST_IDEMPOTENCY_KEY} "
+            "printable characters"
+        )
+    meant = body.model_dump_json(exclude_none=True)
+    digest = hashlib.sha256(f"{request.url.path}\n{meant}".encode())
+    return IdempotencyKey(key, digest.hexdigest())
+
+
+def _characters(header: str) -> str:
+    """A header as it was meant: HTTP reads bytes as Latin-1, clients mostly write UTF-8."""
+    try:
+        return header.encode("latin-1").decode("utf-8")
+    except UnicodeDecodeError:
+        return header
 
 
 def _refuse_byte_order_mark(raw: bytes) -> None:

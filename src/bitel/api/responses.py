@@ -1,17 +1,26 @@
-"""What results look like on the wire, as plain dicts and as models for the OpenAPI document."""
+"""Answers: the envelope `{"result": …, "error": null}`, the models of results, and their keys."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from typing import Annotated, Any, Final, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
 
+from bitel.api.placement import StoredAnswer
 from bitel.domain.calls import Call, CallStatus
+from bitel.errors import BitelError, TooManyRequestsError, UnauthorizedError
+from bitel.exact_json import dumps as as_json
 from bitel.store.campaigns import CampaignState
+from bitel.store.cdr import Cdr
 from bitel.store.recordings import Recording
 
+JSON: Final = "application/json"
+REPLAYED: Final = "Idempotent-Replayed"
+"""Header of an answer that an earlier request with the same Idempotency-Key got too."""
+UNEXPECTED: Final = "the service failed in a way it did not expect; its log says how"
 T = TypeVar("T")
 
 DateOf = Callable[[float], float]
@@ -213,6 +222,68 @@ class Failure(BaseModel):
     message: Annotated[str, Field(description="A sentence, fit for a person.")]
 
 
+def success(result: Any, beside: Mapping[str, Any] | None = None) -> Response:
+    """The answer that holds `result`; `beside` holds keys that stand next to it."""
+    return json_response(success_body(result, beside))
+
+
+def success_body(result: Any, beside: Mapping[str, Any] | None = None) -> bytes:
+    """The bytes of `success`."""
+    return _bytes(as_json({"result": result, "error": None, **(beside or {})}))
+
+
+def list_body(items: Iterable[Any], beside: Mapping[str, Any] | None = None) -> bytes:
+    """The bytes of `success` for a long list.
+
+    Made item by item: the encoder holds the interpreter until it is done, and other threads of
+    this process, the event loop among them, shall get at it in between.
+    """
+    return json_list_body(map(as_json, items), beside)
+
+
+def json_list_body(items: Iterable[str], beside: Mapping[str, Any] | None = None) -> bytes:
+    """As `list_body`, of items that are JSON already."""
+    result = ",".join(items)
+    rest = as_json({"error": None, **(beside or {})})
+    return _bytes(f'{{"result":[{result}],{rest[1:]}')
+
+
+def json_response(body: bytes) -> Response:
+    """The answer with this body."""
+    return Response(body, media_type=JSON)
+
+
+def sent(answer: StoredAnswer) -> Response:
+    """The answer to a request that placed calls, now or at an earlier request with its key."""
+    headers = {REPLAYED: "true"} if answer.replayed else None
+    return Response(answer.body, media_type=JSON, headers=headers)
+
+
+def failure(error: BitelError, headers: Mapping[str, str] | None = None) -> Response:
+    """The answer that says why there is no result; what is the operator's to know is left out."""
+    # An error without a code of its own speaks of the inside: a path, a setting.
+    message = UNEXPECTED if error.code == BitelError.code else str(error)
+    return Response(
+        _bytes(as_json({"result": None, "error": error.code, "message": message})),
+        status_code=error.http_status,
+        headers={**_headers_of(error), **(headers or {})},
+        media_type=JSON,
+    )
+
+
+def _headers_of(error: BitelError) -> dict[str, str]:
+    if isinstance(error, UnauthorizedError):
+        return {"WWW-Authenticate": "Bearer"}
+    if isinstance(error, TooManyRequestsError):
+        return {"Retry-After": str(error.retry_after)}
+    return {}
+
+
+def _bytes(text: str) -> bytes:
+    # A lone surrogate has no UTF-8 form; "backslashreplace" happens to write JSON's own escape.
+    return text.encode("utf-8", "backslashreplace")
+
+
 def placed_answer(
     call_id: str, phone_number: str, requested_at: float, *, barred: bool = False
 ) -> dict[str, Any]:
@@ -268,4 +339,19 @@ def recording_answer(recording: Recording) -> dict[str, Any]:
         "name": recording.name,
         "duration": round(recording.duration, 3),
         "size": recording.size,
+    }
+
+
+def cdr_answer(record: Cdr, date: DateOf) -> dict[str, Any]:
+    """A detail record's keys, in the order that v1 clients know."""
+    call = record.call
+    return {
+        "requestId": call.id,
+        "targetNumber": call.phone_number,
+        "status": call.status.name,
+        "billSec": call.bill_seconds,
+        "requestDate": int(date(call.requested_at)),
+        "executionDate": int(date(call.executed_at)),
+        "transactionId": record.transaction_id,
+        "balanceSubtracted": call.price,
     }

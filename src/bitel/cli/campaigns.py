@@ -1,21 +1,19 @@
-"""`bitel batch` and `bitel campaign`: many calls at once, and how they stand."""
+"""`bitel batch` and `bitel campaign`: many calls at once, and their states."""
 
 from __future__ import annotations
 
-import json
 import math
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 from typer.core import TyperGroup
 
 from bitel import exact_json
+from bitel.cli import common
 from bitel.cli.number_lists import MOST_SHOWN, NumberList, located, read_number_list
-from bitel.cli.opening import find_project, open_client, open_database, read_clock
-from bitel.cli.options import ConfigOption, JsonOption
 from bitel.cli.voices import voice_id
 from bitel.errors import BitelError
 
@@ -23,12 +21,13 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from bitel.client import Campaign, Client
+    from bitel.store.campaigns import CampaignState
 
 
 def batch(
     file: Annotated[
         Path,
-        typer.Argument(
+        Argument(
             metavar="FILE",
             exists=True,
             dir_okay=False,
@@ -37,32 +36,24 @@ def batch(
             help="One number a line, or a CSV; - is the standard input.",
         ),
     ],
-    voice: Annotated[
-        str,
-        typer.Option(
-            metavar="FILE_OR_ID", help="What to play: an audio file, or a recording's id."
-        ),
-    ],
+    voice: common.Voice,
     column: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="The CSV column of the numbers, by its heading; found if left out.",
+        Option(
+            metavar="NAME", help="The CSV column of the numbers, by its heading; found if left out."
         ),
     ] = None,
-    retries: Annotated[
-        int | None, typer.Option(metavar="N", help="Calls again after busy or no answer.")
-    ] = None,
+    retries: common.Retries = None,
     server: Annotated[
-        str | None, typer.Option(metavar="ID", help="The dialer that places the calls.")
+        str | None, Option(metavar="ID", help="The dialer that places the calls.")
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait until all calls are over.")] = False,
-    as_json: JsonOption = False,
-    config: ConfigOption = None,
+    wait: Annotated[bool, Option("--wait", help="Wait until all calls are over.")] = False,
+    as_json: common.Json = False,
+    config: common.Config = None,
 ) -> None:
     """Play a recording to many numbers. With --wait, succeeds only if all of them answered."""
     found = _read_list(file, column, config)
-    with open_client(config) as client:
+    with common.open_client(config) as client:
         played = voice_id(client, voice)
         try:
             placed = client.batch(found.numbers, played, retry_count=retries, server_id=server)
@@ -95,17 +86,17 @@ app = typer.Typer(
 
 @app.command()
 def show(
-    campaign_id: Annotated[str, typer.Argument(metavar="ID", show_default=False)],
-    calls: Annotated[bool, typer.Option("--calls", help="Show every call of it.")] = False,
-    as_json: JsonOption = False,
-    config: ConfigOption = None,
+    campaign_id: common.Id,
+    calls: Annotated[bool, Option("--calls", help="Show every call of it.")] = False,
+    as_json: common.Json = False,
+    config: common.Config = None,
 ) -> None:
     """Show how the calls of a batch stand, by way of the HTTP API."""
-    with open_client(config) as client:
+    with common.open_client(config) as client:
         state = client.campaign(campaign_id)
         listed = list(client.campaign_calls(campaign_id, 1000)) if calls else []
     if as_json:
-        print(json.dumps({**state, "calls": listed} if calls else state, ensure_ascii=False))
+        common.print_json({**state, "calls": listed} if calls else state)
         return
     show_campaign(state, as_json)
     for call in listed:
@@ -115,40 +106,38 @@ def show(
 @app.command("list")
 def list_(
     project: Annotated[
-        str | None,
-        typer.Option(metavar="PROJECT", help="Only those of a project, by its name or id."),
+        str | None, Option(metavar="PROJECT", help="Only those of a project, by its name or id.")
     ] = None,
-    limit: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="How many.")] = 20,
-    as_json: JsonOption = False,
-    config: ConfigOption = None,
+    limit: Annotated[int, Option(metavar="N", min=1, max=1000, help="How many.")] = 20,
+    as_json: common.Json = False,
+    config: common.Config = None,
 ) -> None:
     """List the newest campaigns, from the database: when, how many calls, and how they stand."""
     from bitel.store import campaigns, projects
 
-    def work(conn: Connection) -> list[dict[str, Any]]:
-        wanted = find_project(conn, project).id if project is not None else None
-        names = {each.id: each.name for each in projects.listing(conn)}
-        return [
-            {
-                "id": state.id,
-                "project": names.get(project_id, project_id),
-                "requestDate": int(date(state.requested_at)),
-                "finishedDate": int(date(state.finished_at)) if state.finished_at else 0,
-                "total": state.total,
-                "byStatus": {status.name: count for status, count in state.by_status.items()},
-                "price": state.price,
-            }
-            for project_id, state in campaigns.newest(conn, wanted, limit)
-        ]
+    def query(conn: Connection) -> tuple[list[tuple[str, CampaignState]], dict[str, str]]:
+        wanted = common.find_project(conn, project).id if project is not None else None
+        newest = campaigns.newest(conn, wanted, limit)
+        return newest, {each.id: each.name for each in projects.listing(conn)}
 
-    with open_database(config) as (settings, database):
-        date = read_clock(settings).date
-        found = database.read_now(work)
+    (newest, names), date = common.read_database(config, query)
+    rows: list[dict[str, Any]] = [
+        {
+            "id": state.id,
+            "project": names.get(project_id, project_id),
+            "requestDate": int(date(state.requested_at)),
+            "finishedDate": int(date(state.finished_at)) if state.finished_at else 0,
+            "total": state.total,
+            "byStatus": {status.name: count for status, count in state.by_status.items()},
+            "price": state.price,
+        }
+        for project_id, state in newest
+    ]
     if as_json:
-        print(exact_json.dumps(found))
+        print(exact_json.dumps(rows))
         return
-    for each in found:
-        at = datetime.fromtimestamp(each["requestDate"], UTC).strftime("%Y-%m-%d %H:%M")
+    for each in rows:
+        at = common.utc(each["requestDate"], "%Y-%m-%d %H:%M")
         counts = ", ".join(f"{count} {status}" for status, count in each["byStatus"].items())
         print(f"{each['id']}  {at}  {each['total']:>7}  {each['project']}  {counts}")
 
@@ -189,9 +178,9 @@ def _wait(client: Client, campaign: Campaign) -> Campaign:
 
 
 def show_campaign(campaign: Campaign, as_json: bool) -> None:
-    """Print how a campaign stands, in one line."""
+    """Print the state of a campaign, in one line or as JSON."""
     if as_json:
-        print(json.dumps(campaign, ensure_ascii=False))
+        common.print_json(campaign)
         return
     counts = "  ".join(f"{status} {n}" for status, n in campaign["byStatus"].items() if n)
     price = f"  {campaign['price']:g}" if campaign["price"] else ""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from bitel.cli.opening import find_project, open_database
-from bitel.cli.options import ConfigOption, JsonOption, ProjectArgument
+from bitel.cli import common
 from bitel.errors import ConflictError, NotFoundError
 
 if TYPE_CHECKING:
@@ -20,39 +18,39 @@ PAGE = 1000
 
 app = typer.Typer(help="Do-not-call: numbers that a project never calls.", no_args_is_help=True)
 
-NumberArgument = Annotated[str, typer.Argument(metavar="NUMBER", show_default=False)]
-
 
 @app.command()
-def add(project: ProjectArgument, number: NumberArgument, config: ConfigOption = None) -> None:
+def add(project: common.ProjectName, number: common.Number, config: common.Config = None) -> None:
     """Never call a number again; calls to it end as ERROR."""
     _change(project, number, config, add=True)
 
 
 @app.command()
-def remove(project: ProjectArgument, number: NumberArgument, config: ConfigOption = None) -> None:
+def remove(
+    project: common.ProjectName, number: common.Number, config: common.Config = None
+) -> None:
     """Let a number be called again."""
     _change(project, number, config, add=False)
 
 
 @app.command("list")
 def list_(
-    project: ProjectArgument, as_json: JsonOption = False, config: ConfigOption = None
+    project: common.ProjectName, as_json: common.Json = False, config: common.Config = None
 ) -> None:
     """List the numbers, one a line."""
     from bitel.store import do_not_call
 
     def work(conn: Connection) -> list[str]:
-        project_id = find_project(conn, project).id
+        project_id = common.find_project(conn, project).id
         numbers: list[str] = []
         while page := do_not_call.listing(conn, project_id, numbers[-1] if numbers else "", PAGE):
             numbers += page
         return numbers
 
-    with open_database(config) as (_, database):
+    with common.open_database(config) as (_, database):
         found = database.read_now(work)
     if as_json:
-        print(json.dumps(found))
+        common.print_json(found)
         return
     for number in found:
         print(number)
@@ -62,14 +60,14 @@ def _change(project: str, number: str, config: Path | None, *, add: bool) -> Non
     from bitel.domain.phone_numbers import to_e164
     from bitel.store import do_not_call
 
-    with open_database(config) as (settings, database):
+    with common.open_database(config) as (settings, database):
         # What is on the list can be removed, also where it is no valid number any more.
         is_stored = not add and re.fullmatch(r"\+[0-9]{1,15}", number) is not None
         e164 = number if is_stored else to_e164(number, settings.region, settings.extra_prefixes)
 
         def work(conn: Connection) -> bool:
             change = do_not_call.add if add else do_not_call.remove
-            return change(conn, find_project(conn, project).id, e164)
+            return change(conn, common.find_project(conn, project).id, e164)
 
         if not database.write_now(work):
             if add:

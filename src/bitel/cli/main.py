@@ -7,28 +7,9 @@ import sys
 from typing import Annotated
 
 import typer
+from typer import Option
 
-from bitel.cli import (
-    attempts,
-    backup,
-    calling,
-    campaigns,
-    checking,
-    demo,
-    dial,
-    dnc,
-    erasing,
-    init,
-    ledger,
-    pausing,
-    phone,
-    projects,
-    serve,
-    tokens,
-    trace,
-    voices,
-    webhooks,
-)
+from bitel.cli import calls, campaigns, dnc, projects, service, tokens, trial, voices, webhooks
 from bitel.errors import BitelError
 
 app = typer.Typer(
@@ -44,24 +25,24 @@ app.add_typer(campaigns.app, name="campaign")
 app.add_typer(voices.app, name="voice")
 app.add_typer(webhooks.app, name="webhook")
 app.add_typer(dnc.app, name="dnc")
-app.command("init")(init.init)
-app.command("serve")(serve.serve)
-app.command("phone")(phone.phone)
-app.command("demo")(demo.demo)
-app.command("call")(calling.call)
+app.command("init")(service.init)
+app.command("serve")(service.serve)
+app.command("phone")(trial.phone)
+app.command("demo")(trial.demo)
+app.command("call")(calls.call)
 app.command("batch")(campaigns.batch)
-app.command("status")(calling.status)
-app.command("cancel")(calling.cancel)
-app.command("attempts")(attempts.attempts)
-app.command("ledger")(ledger.ledger)
-app.command("pause")(pausing.pause)
-app.command("resume")(pausing.resume)
-app.command("backup")(backup.backup)
-app.command("erase")(erasing.erase)
-app.command("dial")(dial.dial)
-app.command("check-config")(checking.check_config)
-app.command("servers")(checking.servers)
-app.command("trace")(trace.trace)
+app.command("status")(calls.status)
+app.command("cancel")(calls.cancel)
+app.command("attempts")(calls.attempts)
+app.command("ledger")(projects.ledger)
+app.command("pause")(service.pause)
+app.command("resume")(service.resume)
+app.command("backup")(service.backup)
+app.command("erase")(calls.erase)
+app.command("dial")(trial.dial)
+app.command("check-config")(service.check_config)
+app.command("servers")(service.servers)
+app.command("trace")(calls.trace)
 
 
 def _version(wanted: bool) -> None:
@@ -75,8 +56,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+        bool, Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     """Voice calls over your own SIP trunks: upload a recording, have it played to numbers."""

@@ -2,8 +2,8 @@
 
 A file may be UTF-8 or UTF-16, with or without a byte order mark; its columns may be separated by
 commas, semicolons or tabs, and Excel's first line `sep=;` is understood. Without the name of a
-column the one column that holds phone numbers is taken. A number that is written several times,
-in whatever way, is kept once.
+column the one column that holds phone numbers is taken. Numbers that are the same in E.164 form
+are kept once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import codecs
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,6 +25,9 @@ MOST_SHOWN: Final = 5
 _UTF16: Final = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _PLACE: Final = re.compile(r"\bphoneNumbers\[(\d+)\]")
 
+E164 = Callable[[str], str | None]
+"""The E.164 form of a number as written; None if it is none."""
+
 
 @dataclass(frozen=True, slots=True)
 class NumberList:
@@ -32,7 +35,7 @@ class NumberList:
 
     numbers: Sequence[str]
     places: Sequence[str]
-    """Where each stands: `line 3`, or `line 3, column 'phone'`."""
+    """Where each is: `line 3`, or `line 3, column 'phone'`."""
     duplicates: Sequence[str]
     """For each number that was left out, a few words: `line 7 repeats line 3`."""
 
@@ -51,16 +54,22 @@ def read_number_list(
 
     Raises InvalidRequestError, naming line and column, where the file is no such list.
     """
+    from bitel.domain.phone_numbers import to_e164
+
+    def e164(written: str) -> str | None:
+        try:
+            return to_e164(written, region, extra_prefixes)
+        except InvalidPhoneNumberError:
+            return None
+
     rows = _rows(_decoded(raw, name), name)
-    reader = _NumberReader(region, extra_prefixes)
     if column is None and all(len(row) == 1 for _, row in rows):
-        cells = [(line, row[0]) for line, row in rows]
         heading = None
-        if not re.search(r"\d", cells[0][1]):
-            cells = cells[1:]  # a heading
+        has_heading = not re.search(r"\d", rows[0][1][0])
+        cells = [(line, row[0]) for line, row in rows[has_heading:]]
     else:
-        heading, cells = _column(rows, name, column, reader)
-    return _distinct(cells, heading, name, reader)
+        heading, cells = _column(rows, name, column, e164)
+    return _distinct(cells, heading, name, e164)
 
 
 def located(error: BitelError, found: NumberList, name: str) -> BitelError:
@@ -70,20 +79,6 @@ def located(error: BitelError, found: NumberList, name: str) -> BitelError:
         return error
     place = f"{name} {found.places[int(match[1])]}:"
     return InvalidRequestError(_PLACE.sub(lambda _: place, str(error), count=1))
-
-
-class _NumberReader:
-    def __init__(self, region: str, extra_prefixes: Sequence[str]) -> None:
-        self._region = region
-        self._extra_prefixes = extra_prefixes
-
-    def e164(self, written: str) -> str | None:
-        from bitel.domain.phone_numbers import to_e164
-
-        try:
-            return to_e164(written, self._region, self._extra_prefixes)
-        except InvalidPhoneNumberError:
-            return None
 
 
 def _decoded(raw: bytes, name: str) -> str:
@@ -104,40 +99,34 @@ def _rows(text: str, name: str) -> list[tuple[int, list[str]]]:
     """The rows that are not blank, each with the number of its first line."""
     lines = io.StringIO(text, newline="")
     first = lines.readline()
-    skipped = 1
-    marked = re.fullmatch(r"\"?sep=(.)\"?\s*", first)
-    if marked:
-        delimiter = marked[1]
+    if marked := re.fullmatch(r"\"?sep=(.)\"?\s*", first):
+        delimiter, skipped = marked[1], 1
     else:
         outside = re.sub(r'"[^"]*"', "", first)
-        delimiter = max(DELIMITERS, key=outside.count)
+        delimiter, skipped = max(DELIMITERS, key=outside.count), 0
         lines.seek(0)
-        skipped = 0
     rows: list[tuple[int, list[str]]] = []
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     line = 1 + skipped
-    while True:
-        try:
-            row = next(reader, None)
-        except csv.Error as fault:
-            raise InvalidRequestError(f"{name} line {line} is no CSV: {fault}") from None
-        if row is None:
-            break
-        cells = [cell.strip() for cell in row]
-        if any(cells):
-            rows.append((line, cells))
-        line = 1 + skipped + reader.line_num
+    try:
+        for row in reader:
+            cells = [cell.strip() for cell in row]
+            if any(cells):
+                rows.append((line, cells))
+            line = 1 + skipped + reader.line_num
+    except csv.Error as fault:
+        raise InvalidRequestError(f"{name} line {line} is no CSV: {fault}") from None
     if not rows:
         raise InvalidRequestError(f"{name} holds no number")
     return rows
 
 
 def _column(
-    rows: Sequence[tuple[int, list[str]]], name: str, column: str | None, reader: _NumberReader
+    rows: Sequence[tuple[int, list[str]]], name: str, column: str | None, e164: E164
 ) -> tuple[str, list[tuple[int, str]]]:
     """The heading of the column of numbers, and its cells with their lines."""
     (_, first), rest = rows[0], rows[1:]
-    has_headings = not any(reader.e164(cell) for cell in first)
+    has_headings = not any(e164(cell) for cell in first)
     headings = [cell or str(n) for n, cell in enumerate(first, 1)]
     if column is not None:
         chosen = [n for n, heading in enumerate(headings) if heading == column] or [
@@ -155,7 +144,7 @@ def _column(
         if not has_headings:
             headings = [str(n) for n in range(1, len(first) + 1)]
             rest = rows
-        chosen = [n for n in range(len(first)) if _holds_numbers(rest, n, reader)]
+        chosen = [n for n in range(len(first)) if _holds_numbers(rest, n, e164)]
         if len(chosen) != 1:
             which = f"no column of {name} holds phone numbers"
             if chosen:
@@ -168,16 +157,14 @@ def _column(
     return headings[at], [(line, row[at] if at < len(row) else "") for line, row in rest]
 
 
-def _holds_numbers(
-    rows: Sequence[tuple[int, list[str]]], column: int, reader: _NumberReader
-) -> bool:
+def _holds_numbers(rows: Sequence[tuple[int, list[str]]], column: int, e164: E164) -> bool:
     """Whether at least half of a column's cells are phone numbers."""
     cells = [row[column] for _, row in rows if column < len(row) and row[column]]
-    return bool(cells) and 2 * sum(reader.e164(cell) is not None for cell in cells) >= len(cells)
+    return bool(cells) and 2 * sum(e164(cell) is not None for cell in cells) >= len(cells)
 
 
 def _distinct(
-    cells: Sequence[tuple[int, str]], heading: str | None, name: str, reader: _NumberReader
+    cells: Sequence[tuple[int, str]], heading: str | None, name: str, e164: E164
 ) -> NumberList:
     numbers: list[str] = []
     places: list[str] = []
@@ -192,7 +179,7 @@ def _distinct(
                 f"{name} {place}: {cell!r} has lost digits; format the column as text in the "
                 "spreadsheet and enter the number again"
             )
-        key = reader.e164(cell) or cell
+        key = e164(cell) or cell
         if key in seen:
             duplicates.append(f"line {line} repeats line {seen[key]}")
             continue

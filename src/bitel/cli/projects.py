@@ -1,21 +1,23 @@
-"""`bitel project`: who may place calls."""
+"""`bitel project`: who may place calls, and `bitel ledger`: how their balances came about."""
 
 from __future__ import annotations
 
+import operator
 import sys
+from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+from typer import Argument, Option
 
-from bitel.cli.opening import find_project, open_database, read_clock
-from bitel.cli.options import ConfigOption, JsonOption, ProjectArgument
-from bitel.errors import InvalidRequestError, InvalidServerError
+from bitel.cli import common
+from bitel.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-    from bitel.settings import Settings
+    from bitel.store.balances import LedgerEntry
     from bitel.store.projects import Project, ProjectChanges
 
 UNLIMITED = "unlimited"
@@ -30,34 +32,34 @@ app = typer.Typer(help="Projects: who may place calls, and on what balance.", no
 
 @app.command()
 def create(
-    name: Annotated[str, typer.Argument(metavar="NAME", show_default=False)],
+    name: Annotated[str, Argument(metavar="NAME", show_default=False)],
     rate: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="N",
             help=f"HTTP requests a minute; {SETTINGS}: those of all projects. By default what the "
             "settings give a new project.",
         ),
     ] = None,
     call_rate: Annotated[
-        str | None, typer.Option(metavar="N", help="Calls placed a minute, in the same way.")
+        str | None, Option(metavar="N", help="Calls placed a minute, in the same way.")
     ] = None,
-    config: ConfigOption = None,
+    config: common.Config = None,
 ) -> None:
     """Create a project and print its id; its limits go to stderr."""
     from bitel.store import projects
 
-    with open_database(config, create=True) as (settings, database):
+    with common.open_database(config, create=True) as (settings, database):
         limits = settings.limits
         changes: ProjectChanges = {
-            "requests_per_minute": limits.new_project_requests_per_minute
-            if rate is None
-            else _rate(rate),
-            "calls_per_minute": limits.new_project_calls_per_minute
-            if call_rate is None
-            else _rate(call_rate),
+            "requests_per_minute": limits.new_project_requests_per_minute,
+            "calls_per_minute": limits.new_project_calls_per_minute,
         }
-        now = read_clock(settings)()
+        if rate is not None:
+            changes["requests_per_minute"] = _rate(rate)
+        if call_rate is not None:
+            changes["calls_per_minute"] = _rate(call_rate)
+        now = common.read_clock(settings)()
 
         def work(conn: Connection) -> Project:
             made = projects.create(conn, name, now)
@@ -77,18 +79,17 @@ def create(
 
 @app.command("set")
 def set_(
-    project: ProjectArgument,
+    project: common.ProjectName,
     balance: Annotated[
-        str | None,
-        typer.Option(metavar="N", help=f"What it may still spend, or {UNLIMITED}."),
+        str | None, Option(metavar="N", help=f"What it may still spend, or {UNLIMITED}.")
     ] = None,
     daily_spend: Annotated[
         str | None,
-        typer.Option(metavar="N", help=f"The most it may spend on a day, UTC; or {UNLIMITED}."),
+        Option(metavar="N", help=f"The most it may spend on a day, UTC; or {UNLIMITED}."),
     ] = None,
     window: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="HOURS",
             help="When its calls may ring, as in 'sat-wed 09:00-21:00 Asia/Tehran'; "
             f"or {ALWAYS}. One-time passwords ring at any time.",
@@ -96,7 +97,7 @@ def set_(
     ] = None,
     allow_prefix: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="PREFIXES",
             help=f"Prefixes of numbers it may call, as in +98,+4930; + is all, {HOME} the "
             "service's own country only.",
@@ -104,31 +105,27 @@ def set_(
     ] = None,
     forbid_prefix: Annotated[
         str | None,
-        typer.Option(metavar="PREFIXES", help=f"Prefixes it must not call all the same; {NONE}."),
+        Option(metavar="PREFIXES", help=f"Prefixes it must not call all the same; {NONE}."),
     ] = None,
     rate: Annotated[
-        str | None,
-        typer.Option(metavar="N", help=f"HTTP requests a minute; {SETTINGS}: as they say."),
+        str | None, Option(metavar="N", help=f"HTTP requests a minute; {SETTINGS}: as they say.")
     ] = None,
     call_rate: Annotated[
-        str | None,
-        typer.Option(metavar="N", help=f"Calls placed a minute; {SETTINGS}: as they say."),
+        str | None, Option(metavar="N", help=f"Calls placed a minute; {SETTINGS}: as they say.")
     ] = None,
     dialers: Annotated[
-        str | None,
-        typer.Option(metavar="IDS", help="Dialers it may use, separated by commas; all."),
+        str | None, Option(metavar="IDS", help="Dialers it may use, separated by commas; all.")
     ] = None,
     default_dialer: Annotated[
         str | None,
-        typer.Option(metavar="ID", help=f"The dialer of calls that name none; {NONE}: the first."),
+        Option(metavar="ID", help=f"The dialer of calls that name none; {NONE}: the first."),
     ] = None,
     webhook: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help=f"Where its calls' ends are posted, or {NOWHERE}."),
+        str | None, Option(metavar="URL", help=f"Where its calls' ends are posted, or {NOWHERE}.")
     ] = None,
     one_call_per_number: Annotated[
         bool | None,
-        typer.Option(
+        Option(
             "--one-call-per-number/--parallel-calls",
             help="Whether a number is called by one of its calls at a time (the default), or by "
             "several at once.",
@@ -136,7 +133,7 @@ def set_(
     ] = None,
     unwanted: Annotated[
         bool | None,
-        typer.Option(
+        Option(
             "--unwanted-to-dnc/--unwanted-ignored",
             help="Whether a number goes on the do-not-call list when its call is rejected as "
             "unwanted (SIP 607).",
@@ -144,7 +141,7 @@ def set_(
     ] = None,
     hold_seconds: Annotated[
         int | None,
-        typer.Option(
+        Option(
             metavar="N",
             min=0,
             max=3600,
@@ -153,68 +150,64 @@ def set_(
     ] = None,
     daily_calls: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--max-calls-per-number-per-day",
             metavar="N",
             help=f"Calls that it may place to one number in 24 hours, or {UNLIMITED}.",
         ),
     ] = None,
     enabled: Annotated[
-        bool | None,
-        typer.Option("--enable/--disable", help="Whether its tokens are good at all."),
+        bool | None, Option("--enable/--disable", help="Whether its tokens are good at all.")
     ] = None,
-    config: ConfigOption = None,
+    config: common.Config = None,
 ) -> None:
     """Change a project."""
     from bitel.store import projects
     from bitel.webhooks import url_policy
 
-    changes: ProjectChanges = {}
-    if daily_spend is not None:
-        changes["daily_spend"] = _amount(daily_spend)
-    if window is not None:
-        changes["window"] = None if window == ALWAYS else window
-    if allow_prefix is not None:
-        changes["allowed_prefixes"] = None if allow_prefix == HOME else _prefixes(allow_prefix)
-    if forbid_prefix is not None:
-        changes["forbidden_prefixes"] = () if forbid_prefix == NONE else _prefixes(forbid_prefix)
-    if rate is not None:
-        changes["requests_per_minute"] = _rate(rate)
-    if call_rate is not None:
-        changes["calls_per_minute"] = _rate(call_rate)
-    if one_call_per_number is not None:
-        changes["one_call_per_number"] = one_call_per_number
-    if unwanted is not None:
-        changes["unwanted_to_do_not_call"] = unwanted
-    if hold_seconds is not None:
-        changes["hold_seconds"] = hold_seconds
-    if daily_calls is not None:
-        changes["max_calls_per_number_per_day"] = _count(daily_calls)
-    if enabled is not None:
-        changes["disabled"] = not enabled
+    given: dict[str, tuple[Any, Callable[[Any], Any]]] = {
+        "daily_spend": (daily_spend, _amount),
+        "window": (window, lambda text: None if text == ALWAYS else text),
+        "allowed_prefixes": (allow_prefix, lambda text: None if text == HOME else _prefixes(text)),
+        "forbidden_prefixes": (forbid_prefix, lambda text: () if text == NONE else _prefixes(text)),
+        "requests_per_minute": (rate, _rate),
+        "calls_per_minute": (call_rate, _rate),
+        "one_call_per_number": (one_call_per_number, bool),
+        "unwanted_to_do_not_call": (unwanted, bool),
+        "hold_seconds": (hold_seconds, int),
+        "max_calls_per_number_per_day": (daily_calls, _count),
+        "disabled": (enabled, operator.not_),
+    }
+    parsed = {name: parse(value) for name, (value, parse) in given.items() if value is not None}
+    changes = cast("ProjectChanges", parsed)
     if balance is None and webhook is None and not (changes or dialers or default_dialer):
         raise typer.BadParameter("say what to change, as in --balance 1000")
     amount = _amount(balance) if balance is not None else None
 
     def work(conn: Connection) -> None:
-        found = find_project(conn, project)
+        found = common.find_project(conn, project)
         projects.change(conn, found.id, **changes)
         if balance is not None:
             projects.set_balance(conn, found.id, amount, now)
         if webhook is not None:
             _set_webhook(conn, found, webhook)
 
-    with open_database(config) as (settings, database):
-        now = read_clock(settings)()
+    with common.open_database(config) as (settings, database):
+        now = common.read_clock(settings)()
         if webhook not in (None, NOWHERE):
             url_policy.check(webhook, allow_private=settings.webhook_allow_private)
         if dialers is not None:
-            chosen = tuple(word.strip() for word in dialers.split(","))
-            changes["dialers"] = None if dialers == ALL else _known(chosen, settings)
-        if default_dialer == NONE:
-            changes["default_dialer"] = None
-        elif default_dialer is not None:
-            (changes["default_dialer"],) = _known((default_dialer,), settings)
+            changes["dialers"] = (
+                None
+                if dialers == ALL
+                else tuple(
+                    common.check_dialer(settings, word.strip()) for word in dialers.split(",")
+                )
+            )
+        if default_dialer is not None:
+            changes["default_dialer"] = (
+                None if default_dialer == NONE else common.check_dialer(settings, default_dialer)
+            )
         database.write_now(work)
 
 
@@ -225,7 +218,7 @@ def _amount(text: str) -> Decimal | None:
         amount = Decimal(text)
     except InvalidOperation:
         amount = Decimal("NaN")
-    from bitel.domain.budget import check_amount
+    from bitel.domain.pricing import check_amount
 
     try:
         check_amount(amount, "it")
@@ -259,14 +252,6 @@ def _count(text: str) -> int | None:
     return int(text)
 
 
-def _known(ids: tuple[str, ...], settings: Settings) -> tuple[str, ...]:
-    for each in ids:
-        if settings.dialer(each) is None:
-            names = ", ".join(dialer.id for dialer in settings.dialers) or "none"
-            raise InvalidServerError(f"the settings have no dialer {each!r}; there are: {names}")
-    return ids
-
-
 def _set_webhook(conn: Connection, found: Project, url: str) -> None:
     from bitel.store import projects
     from bitel.webhooks.signing import new_secret
@@ -280,11 +265,11 @@ def _set_webhook(conn: Connection, found: Project, url: str) -> None:
 
 
 @app.command("list")
-def list_(as_json: JsonOption = False, config: ConfigOption = None) -> None:
+def list_(as_json: common.Json = False, config: common.Config = None) -> None:
     """List the projects."""
     from bitel.store import projects
 
-    with open_database(config) as (_, database):
+    with common.open_database(config) as (_, database):
         listing = database.read_now(projects.listing)
     if as_json:
         from bitel import exact_json
@@ -298,9 +283,7 @@ def list_(as_json: JsonOption = False, config: ConfigOption = None) -> None:
 
 @app.command()
 def delete(
-    project: ProjectArgument,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask whether it is meant.")] = False,
-    config: ConfigOption = None,
+    project: common.ProjectName, yes: common.Yes = False, config: common.Config = None
 ) -> None:
     """Delete a project with its calls, recordings, ledger and tokens. There is no way back.
 
@@ -312,8 +295,8 @@ def delete(
     from bitel.recordings.storage import VoiceStore
     from bitel.store import project_deletion
 
-    with open_database(config) as (settings, database):
-        found = database.read_now(lambda conn: find_project(conn, project))
+    with common.open_database(config) as (settings, database):
+        found = database.read_now(lambda conn: common.find_project(conn, project))
         if not yes:
             typer.confirm(f"Delete the project {found.name} ({found.id})?", abort=True, err=True)
         database.write_now(lambda conn: project_deletion.disable(conn, found.id))
@@ -329,7 +312,7 @@ def delete(
         # Audio first: what is deleted of a project whose rows are there can be deleted again.
         for ids in project_deletion.recordings(database, found.id):
             asyncio.run(delete_audio(ids))
-        project_deletion.delete_project(database, found.id, read_clock(settings)())
+        project_deletion.delete_project(database, found.id, common.read_clock(settings)())
 
 
 def _row(project: Project) -> dict[str, Any]:
@@ -353,4 +336,49 @@ def _row(project: Project) -> dict[str, Any]:
         "holdSeconds": project.hold_seconds,
         "maxCallsPerNumberPerDay": project.max_calls_per_number_per_day,
         "disabled": project.disabled,
+    }
+
+
+def ledger(
+    project: Annotated[
+        str | None, Argument(metavar="[PROJECT]", help="A project's name or id; all without.")
+    ] = None,
+    limit: Annotated[
+        int, Option(metavar="N", min=1, max=100_000, help="Entries of each project.")
+    ] = 100,
+    as_json: common.Json = False,
+    config: common.Config = None,
+) -> None:
+    """Show what moved the balances of projects, the newest entries first."""
+    from bitel import exact_json
+    from bitel.store import balances as entries
+    from bitel.store import projects
+
+    def query(conn: Connection) -> list[tuple[Project, list[LedgerEntry]]]:
+        chosen = projects.listing(conn) if project is None else [common.find_project(conn, project)]
+        return [(each, entries.entries(conn, each.id, limit)) for each in chosen]
+
+    found, date = common.read_database(config, query)
+    if as_json:
+        rows = [_ledger_row(each, entry, date) for each, theirs in found for entry in theirs]
+        print(exact_json.dumps(rows))
+        return
+    for each, theirs in found:
+        for entry in theirs:
+            about = f"{entry.kind:<7} {entry.call_id or '':<32}  {each.name}"
+            note = f"  ({entry.note})" if entry.note else ""
+            print(f"{common.utc(date(entry.created_at))}  {entry.amount:>16f}  {about}{note}")
+
+
+def _ledger_row(
+    project: Project, entry: LedgerEntry, date: Callable[[float], float]
+) -> dict[str, object]:
+    return {
+        "id": entry.id,
+        "project": project.name,
+        "callId": entry.call_id,
+        "kind": entry.kind,
+        "amount": entry.amount,
+        "at": int(date(entry.created_at)),
+        "note": entry.note,
     }

@@ -2,39 +2,38 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
-from bitel.cli.opening import find_project, open_database, read_clock
-from bitel.cli.options import ConfigOption, JsonOption, ProjectArgument
+from bitel.cli import common
 from bitel.errors import NotFoundError
 
 if TYPE_CHECKING:
     from bitel.store.tokens import TokenRow
 
 DAY = 86_400.0
+"""Seconds."""
+DAY_FORMAT = "%Y-%m-%d"
 
 app = typer.Typer(help="Tokens: the keys that clients carry.", no_args_is_help=True)
 
 
 @app.command()
 def create(
-    project: ProjectArgument,
+    project: common.ProjectName,
     expires: Annotated[
-        float | None,
-        typer.Option(metavar="DAYS", min=0.001, max=36_500, help="Days it is good for."),
+        float | None, Option(metavar="DAYS", min=0.001, max=36_500, help="Days it is good for.")
     ] = None,
-    config: ConfigOption = None,
+    config: common.Config = None,
 ) -> None:
     """Create a token for a project and print it. It is good until revoked, or for DAYS."""
     from sqlalchemy import Connection
 
-    from bitel.api.tokens import TokenSigner
+    from bitel.api.auth import TokenSigner
     from bitel.domain.ids import new_id
     from bitel.store import tokens
 
@@ -44,11 +43,11 @@ def create(
     expires_at = None if expires is None else float(int(now + expires * DAY))
 
     def work(conn: Connection) -> str:
-        project_id = find_project(conn, project).id
+        project_id = common.find_project(conn, project).id
         tokens.add(conn, token_id, project_id, now, expires_at)
         return project_id
 
-    with open_database(config) as (settings, database):
+    with common.open_database(config) as (settings, database):
         signer = TokenSigner.open(settings.data_dir)
         project_id = database.write_now(work)
     print(signer.issue(project_id, token_id, expires_at))
@@ -56,25 +55,20 @@ def create(
 
 @app.command("list")
 def list_(
-    project: ProjectArgument, as_json: JsonOption = False, config: ConfigOption = None
+    project: common.ProjectName, as_json: common.Json = False, config: common.Config = None
 ) -> None:
     """List the tokens of a project, the oldest first: their ids, never the tokens themselves."""
-    from sqlalchemy import Connection
-
     from bitel.store import tokens
 
-    def work(conn: Connection) -> list[tokens.TokenRow]:
-        return tokens.listing(conn, find_project(conn, project).id)
-
-    with open_database(config) as (settings, database):
-        found = database.read_now(work)
+    found, date = common.read_database(
+        config, lambda conn: tokens.listing(conn, common.find_project(conn, project).id)
+    )
     now = time.time()
-    date = read_clock(settings).date
     if as_json:
-        print(json.dumps([_row(each, now, date) for each in found]))
+        common.print_json([_row(each, now, date) for each in found])
         return
     for each in found:
-        print(f"{each.id}  {_day(date(each.created_at))}  {_state(each, now)}")
+        print(f"{each.id}  {common.utc(date(each.created_at), DAY_FORMAT)}  {_state(each, now)}")
 
 
 def _row(token: TokenRow, now: float, date: Callable[[float], float]) -> dict[str, Any]:
@@ -92,25 +86,22 @@ def _state(token: TokenRow, now: float) -> str:
         return "revoked"
     if token.expires_at is None:
         return "good"
-    return f"{'good until' if token.expires_at > now else 'expired on'} {_day(token.expires_at)}"
-
-
-def _day(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d")
+    day = common.utc(token.expires_at, DAY_FORMAT)
+    return f"good until {day}" if token.expires_at > now else f"expired on {day}"
 
 
 @app.command()
 def revoke(
     token: Annotated[
-        str, typer.Argument(metavar="ID", help="The token, or its jti.", show_default=False)
+        str, Argument(metavar="ID", help="The token, or its jti.", show_default=False)
     ],
-    config: ConfigOption = None,
+    config: common.Config = None,
 ) -> None:
     """Revoke a token; it is refused from that moment on."""
-    from bitel.api.tokens import TokenSigner
+    from bitel.api.auth import TokenSigner
     from bitel.store import tokens
 
-    with open_database(config) as (settings, database):
+    with common.open_database(config) as (settings, database):
         token_id = token
         if "." in token:
             token_id = TokenSigner.open(settings.data_dir).verify(token).token_id

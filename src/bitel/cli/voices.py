@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
-from bitel.cli.opening import open_client
-from bitel.cli.options import ConfigOption, JsonOption
+from bitel.cli import common
 from bitel.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -23,51 +22,47 @@ app = typer.Typer(help="Recordings.", no_args_is_help=True)
 @app.command()
 def upload(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, show_default=False)
+        Path, Argument(metavar="FILE", exists=True, dir_okay=False, show_default=False)
     ],
-    as_json: JsonOption = False,
-    config: ConfigOption = None,
+    as_json: common.Json = False,
+    config: common.Config = None,
 ) -> None:
     """Upload a recording: any audio. Its id comes first in what is printed."""
-    with open_client(config) as client:
+    with common.open_client(config) as client:
         recording = send(client, file)
     _show(recording, as_json)
 
 
 @app.command("list")
-def list_(as_json: JsonOption = False, config: ConfigOption = None) -> None:
+def list_(as_json: common.Json = False, config: common.Config = None) -> None:
     """List the recordings, uploaded and spoken ones, the oldest first."""
-    with open_client(config) as client:
+    with common.open_client(config) as client:
         found = list(client.recordings())
     if as_json:
-        print(json.dumps(found, ensure_ascii=False))
+        common.print_json(found)
         return
     for recording in found:
         _show(recording, as_json)
 
 
 @app.command()
-def remove(
-    voice_id: Annotated[str, typer.Argument(metavar="ID", show_default=False)],
-    as_json: JsonOption = False,
-    config: ConfigOption = None,
-) -> None:
+def remove(voice_id: common.Id, as_json: common.Json = False, config: common.Config = None) -> None:
     """Remove a recording that no waiting call needs."""
-    with open_client(config) as client:
+    with common.open_client(config) as client:
         _show(client.remove_recording(voice_id), as_json)
 
 
 @app.command()
 def speak(
-    text: Annotated[str, typer.Argument(metavar="TEXT", show_default=False)],
+    text: Annotated[str, Argument(metavar="TEXT", show_default=False)],
     language: Annotated[
-        str | None, typer.Option(metavar="CODE", help="The text's language, as in fa or en.")
+        str | None, Option(metavar="CODE", help="The text's language, as in fa or en.")
     ] = None,
-    as_json: JsonOption = False,
-    config: ConfigOption = None,
+    as_json: common.Json = False,
+    config: common.Config = None,
 ) -> None:
     """Have a text spoken and kept as a recording."""
-    with open_client(config) as client:
+    with common.open_client(config) as client:
         _show(client.speak(text, language=language), as_json)
 
 
@@ -83,7 +78,7 @@ def voice_id(client: Client, voice: str) -> str:
 
 def _show(recording: Recording, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(recording, ensure_ascii=False))
+        common.print_json(recording)
     else:
         print(f"{recording['id']}  {recording['duration']:.1f} s  {recording['name']}")
         if "warning" in recording:

@@ -1,15 +1,13 @@
-"""`bitel webhook`: what projects' receivers were told, and the secrets that sign it."""
+"""`bitel webhook`: events and their deliveries, and the secrets that sign them."""
 
 from __future__ import annotations
 
-import json
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
-from bitel.cli.opening import find_project, open_database, read_clock
-from bitel.cli.options import ConfigOption, JsonOption, ProjectArgument
+from bitel.cli import common
 from bitel.errors import InvalidRequestError, NotFoundError
 
 if TYPE_CHECKING:
@@ -20,6 +18,8 @@ if TYPE_CHECKING:
     from bitel.store.projects import Project
     from bitel.store.webhooks import DeliveryAttempt, Event
 
+ISO = "%Y-%m-%dT%H:%M:%SZ"
+
 app = typer.Typer(
     help="Webhooks: what receivers were told, and the secrets that sign it.", no_args_is_help=True
 )
@@ -28,52 +28,49 @@ app = typer.Typer(
 @app.command()
 def deliveries(
     project: Annotated[
-        str | None, typer.Option(metavar="PROJECT", help="Only this project's, by name or id.")
+        str | None, Option(metavar="PROJECT", help="Only this project's, by name or id.")
     ] = None,
-    call: Annotated[str | None, typer.Option(metavar="ID", help="Only this call's.")] = None,
+    call: Annotated[str | None, Option(metavar="ID", help="Only this call's.")] = None,
     limit: Annotated[
-        int, typer.Option(metavar="N", min=1, max=100_000, help="At most so many events.")
+        int, Option(metavar="N", min=1, max=100_000, help="At most so many events.")
     ] = 100,
-    as_json: JsonOption = False,
-    config: ConfigOption = None,
+    as_json: common.Json = False,
+    config: common.Config = None,
 ) -> None:
     """Show what was tried for each event: when, what came of it, and when it is tried next."""
     from bitel.store import webhooks
 
-    def work(conn: Connection) -> tuple[Project | None, list[Event]]:
-        found = find_project(conn, project) if project else None
+    def query(conn: Connection) -> tuple[Project | None, list[Event]]:
+        found = common.find_project(conn, project) if project else None
         return found, webhooks.history(conn, found.id if found else None, call, limit)
 
-    with open_database(config) as (settings, database):
-        found, events = database.read_now(work)
-    date = read_clock(settings).date
+    (found, events), date = common.read_database(config, query)
     if as_json:
-        print(json.dumps([_as_json(event, date) for event in events], ensure_ascii=False))
+        common.print_json([_as_json(event, date) for event in events])
         return
     if found and found.webhook_off_reason:
         print(f"off: {found.webhook_off_reason}; bitel project set --webhook turns it on again")
     for event in events:
-        again = f"  next {_time(date(event.due_at))}" if event.due_at is not None else ""
+        again = f"  next {common.utc(date(event.due_at), ISO)}" if event.due_at is not None else ""
         print(f"{event.id}  call {event.call_id}  {event.state}{again}")
         for tried in event.tried:
-            print(f"    {_time(date(tried.at))}  {_outcome(tried)}  {tried.seconds:.2f} s")
+            print(
+                f"    {common.utc(date(tried.at), ISO)}  {_outcome(tried)}  {tried.seconds:.2f} s"
+            )
 
 
 @app.command()
 def redeliver(
     which: Annotated[
-        str,
-        typer.Argument(
-            metavar="EVENT_OR_CALL_ID", help="An event, or its call.", show_default=False
-        ),
+        str, Argument(metavar="EVENT_OR_CALL_ID", help="An event, or its call.", show_default=False)
     ],
-    config: ConfigOption = None,
+    config: common.Config = None,
 ) -> None:
     """Send an event once more, whatever became of it, under the id that it had before."""
     from bitel.store import webhooks
 
-    with open_database(config) as (settings, database):
-        now = read_clock(settings)()
+    with common.open_database(config) as (settings, database):
+        now = common.read_clock(settings)()
         if not database.write_now(lambda conn: webhooks.redeliver(conn, None, which, now)):
             raise NotFoundError(
                 f"no event has the id {which[:64]!r}, nor has a call of that id one: only calls "
@@ -83,19 +80,18 @@ def redeliver(
 
 @app.command()
 def secret(
-    project: ProjectArgument,
+    project: common.ProjectName,
     rotate: Annotated[
-        bool,
-        typer.Option("--rotate", help="Make a new one; the old one signs nothing from now on."),
+        bool, Option("--rotate", help="Make a new one; the old one signs nothing from now on.")
     ] = False,
-    config: ConfigOption = None,
+    config: common.Config = None,
 ) -> None:
     """Print the secret that a project's events are signed with, and nothing else."""
     from bitel.store import projects
     from bitel.webhooks.signing import new_secret
 
     def work(conn: Connection) -> str:
-        found = find_project(conn, project)
+        found = common.find_project(conn, project)
         if found.webhook_secret and not rotate:
             return found.webhook_secret
         if not found.webhook_url:
@@ -107,7 +103,7 @@ def secret(
         projects.change(conn, found.id, webhook_secret=made)
         return made
 
-    with open_database(config) as (_, database):
+    with common.open_database(config) as (_, database):
         text = database.write_now(work)
     print(text)
 
@@ -137,7 +133,3 @@ def _outcome(tried: DeliveryAttempt) -> str:
         return tried.error
     redirect = " (redirects are not followed)" if tried.status_code // 100 == 3 else ""
     return f"answered {tried.status_code}{redirect}"
-
-
-def _time(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,4 +1,4 @@
-"""The demo from start to end: upload, five calls at once, and a look at what came of them."""
+"""The demo: the service and a phone for a carrier on one machine, and five calls at once."""
 
 from __future__ import annotations
 
@@ -7,19 +7,25 @@ import shutil
 import tempfile
 import time
 import wave
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.padding import Padding
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 from bitel.client import Call, Client
-from bitel.demo.scenario import PARTS, RING_TIMEOUT, SAMPLE_SECONDS, TARIFF_TOML, faults, rules
-from bitel.demo.show import table
 from bitel.demo.stage import Stage
+from bitel.domain.pricing import Rate, Tariff
 from bitel.errors import BitelError
 from bitel.g711 import Pcm
-from bitel.recordings.audio_match import Match, match
+from bitel.recordings.audio_match import match
 from bitel.recordings.sample import write_sample
 
 LIMIT = 55.0
@@ -27,17 +33,61 @@ LIMIT = 55.0
 
 LEAST_CORRELATION = 0.98
 LONGEST_GAP_MS = 20.0
+RING_TIMEOUT = 6
+SAMPLE_SECONDS = 6.0
+RATE = Rate("+98", per_minute=Decimal(90), increment=1, connection_fee=Decimal(10))
+TARIFF = Tariff((RATE,))
+
+TARIFF_TOML = f"""
+[[tariff]]
+prefix = "{RATE.prefix}"
+per_minute = {RATE.per_minute}
+increment = {RATE.increment}
+connection_fee = {RATE.connection_fee}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A number that is called: what its phone does, and the result that is expected."""
+
+    number: str
+    does: str
+    behaviour: str
+    status: str
+    seconds: tuple[int, int]
+    """The least and the most seconds that may be billed."""
+    retries: int = 0
+
+
+_WHOLE = (int(SAMPLE_SECONDS), int(SAMPLE_SECONDS) + 2)
+
+PARTS = (
+    Part("09120000001", "answers", "answer:after=1", "NORMAL", _WHOLE),
+    Part("09120000002", "hangs up early", "answer:after=1:hangup=2", "NORMAL", (2, 3)),
+    Part("09120000003", "is busy twice, then answers", "busy*2,answer", "NORMAL", _WHOLE, 2),
+    Part("09120000004", "never answers", "ring", "NO_ANSWER", (0, 0)),
+    Part("09120000005", "does not exist", "reject:404", "ERROR", (0, 0)),
+)
+
+_STYLES = {
+    "WAITING": "yellow",
+    "NORMAL": "green",
+    "NO_ANSWER": "magenta",
+    "USER_BUSY": "magenta",
+    "ERROR": "red",
+}
 
 
 def play(heard: Path, console: Console) -> bool:
-    """Play the demo in a temporary folder and leave what was heard at `heard`.
+    """Run the demo in a temporary folder, and leave the audio of the first call at `heard`.
 
-    True when every call ended as it should and the audio arrived whole.
+    Returns whether every call ended as expected and the audio arrived without gaps.
     """
     with tempfile.TemporaryDirectory(prefix="bitel-demo-") as folder:
         stage = Stage(
             Path(folder),
-            rules=rules(),
+            rules=[f"*{part.number.removeprefix('0')}={part.behaviour}" for part in PARTS],
             dialer={"ring_timeout": RING_TIMEOUT, "calls_per_second": 50},
             extra=TARIFF_TOML,
         )
@@ -46,7 +96,7 @@ def play(heard: Path, console: Console) -> bool:
             stage.start_phone()
             stage.start_service()
             with Client(stage.token(), stage.url) as client:
-                found = _call_everybody(stage, client, heard, console)
+                found = _place_calls(stage, client, heard, console)
             if stage.stop_service() != 0:
                 found.append("the service did not stop cleanly")
     for fault in found:
@@ -56,7 +106,7 @@ def play(heard: Path, console: Console) -> bool:
     return not found
 
 
-def _call_everybody(stage: Stage, client: Client, heard: Path, console: Console) -> list[str]:
+def _place_calls(stage: Stage, client: Client, heard: Path, console: Console) -> list[str]:
     sample = stage.folder / "sample.wav"
     write_sample(sample, SAMPLE_SECONDS)
     voice = client.upload(sample)
@@ -71,7 +121,7 @@ def _call_everybody(stage: Stage, client: Client, heard: Path, console: Console)
     found = [fault for part in PARTS for fault in faults(part, calls[part.number])]
     uploaded = stage.folder / "uploaded.wav"
     uploaded.write_bytes(client.recording(voice["id"]))
-    return found + _listen(stage, uploaded, heard, console)
+    return found + _compare_audio(stage, uploaded, heard, console)
 
 
 def _watch(client: Client, calls: dict[str, Call], console: Console) -> None:
@@ -85,21 +135,21 @@ def _watch(client: Client, calls: dict[str, Call], console: Console) -> None:
                     calls[number] = client.status(call["id"])
             elapsed = time.monotonic() - started
             if live is not None:
-                live.update(table(PARTS, calls, elapsed))
+                live.update(_table(calls, elapsed))
             if all(call["statusCode"] for call in calls.values()) or elapsed > LIMIT:
                 break
-            time.sleep(0.2)  # between two looks at a running service
+            time.sleep(0.2)  # the API has no way to push states
     if live is None:
-        console.print(table(PARTS, calls, elapsed))
+        console.print(_table(calls, elapsed))
 
 
-def _listen(stage: Stage, uploaded: Path, heard: Path, console: Console) -> list[str]:
+def _compare_audio(stage: Stage, uploaded: Path, heard: Path, console: Console) -> list[str]:
     number = PARTS[0].number.removeprefix("0")
     recordings = sorted(stage.heard.glob(f"*{number}_*.wav"))
     if len(recordings) != 1:
         return [f"{PARTS[0].number} heard {len(recordings)} calls, not 1"]
     shutil.copyfile(recordings[0], heard)
-    found: Match = match(read_wav(uploaded), read_wav(heard))
+    found = match(read_wav(uploaded), read_wav(heard))
     console.print(
         f"{heard.name} is what {PARTS[0].number} heard: correlation with the upload "
         f"{found.correlation:.4f}, longest gap {found.longest_gap_ms:.0f} ms"
@@ -110,8 +160,42 @@ def _listen(stage: Stage, uploaded: Path, heard: Path, console: Console) -> list
 
 
 def read_wav(path: Path) -> Pcm:
-    """The samples of a WAV of ours: 16 bit, mono, 8 kHz. Raises BitelError for another."""
+    """The samples of a WAV of 16 bit, mono, 8 kHz. Raises BitelError for another format."""
     with wave.open(str(path), "rb") as file:
         if (file.getnchannels(), file.getsampwidth(), file.getframerate()) != (1, 2, 8000):
             raise BitelError(f"{path} is not 16-bit mono at 8 kHz")
         return np.frombuffer(file.readframes(file.getnframes()), np.int16)
+
+
+def faults(part: Part, call: Call) -> list[str]:
+    """What is wrong with a call's final state, a sentence each; empty where all is well."""
+    found = []
+    if call["status"] != part.status:
+        found.append(f"{part.number} ended as {call['status']}, not {part.status}")
+    seconds = call["billSec"]
+    least, most = part.seconds
+    if not least <= seconds <= most:
+        found.append(f"{part.number} was billed {seconds} s, not {least} to {most}")
+    e164 = "+98" + part.number.removeprefix("0")
+    price = TARIFF.price(e164, seconds) if seconds else Decimal(0)
+    if Decimal(str(call["price"])) != -price:
+        found.append(f"{part.number} cost {call['price']}, not {-price}")
+    return found
+
+
+def _table(calls: Mapping[str, Call], elapsed: float) -> RenderableType:
+    """A row for each part with its call, which `calls` has by number, and how many are over."""
+    rows = Table("number", "the phone", "status", "billed", "price", title="bitel demo")
+    rows.columns[3].justify = rows.columns[4].justify = "right"
+    over = 0
+    for part in PARTS:
+        call = calls[part.number]
+        status = call["status"]
+        final = status != "WAITING"
+        over += final
+        billed = (f"{call['billSec']} s", f"{call['price']}") if final else ("", "")
+        rows.add_row(part.number, part.does, Text(status, _STYLES.get(status, "")), *billed)
+    bar = ProgressBar(total=len(PARTS), completed=over, width=40)
+    done = Text(f"{over} of {len(PARTS)} calls are over after {elapsed:.0f} s")
+    # A bar ends without a line end.
+    return Group(rows, done, Padding(bar, (0, 0, 1, 0)))

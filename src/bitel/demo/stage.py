@@ -1,12 +1,12 @@
 """A service and a phone as processes of their own, in one folder, on free loopback ports.
 
-The demo plays on it, and so do the tests that kill and restart a real service.
+Used by the demo, and by tests and benchmarks that kill and restart a real service.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
+import json
 import os
 import random
 import signal
@@ -14,10 +14,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import httpx
@@ -70,7 +69,7 @@ WITHOUT_LIMITS = ("--rate", "settings", "--call-rate", "settings")
 
 @dataclass
 class Stage:
-    """Where the play takes place. Use it as a context manager: what it started, it ends.
+    """The service and the phone. Use it as a context manager: it kills what still runs at the end.
 
     `dialer` holds settings of the one dialer and `extra` is TOML put before its section.
     """
@@ -95,12 +94,7 @@ class Stage:
         self.config.write_text(self._settings())
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         for process in (self.service, self.phone):
             if process is not None and process.poll() is None:
                 process.kill()
@@ -138,8 +132,12 @@ class Stage:
         if self.record:
             options.append(f"--record={self.heard}")
         listen = f"--listen=127.0.0.1:{self.ports.phone}"
+        log = self.folder / "phone.log"
+        before = log.stat().st_size if log.exists() else 0
         self.phone = self._start("phone", listen, *options)
-        self._wait_until("the phone listens", self.phone, self._phone_answers)
+        self._wait_until(
+            "the phone listens", self.phone, lambda: b"phone ready" in log.read_bytes()[before:]
+        )
 
     def start_service(self, *options: str) -> None:
         """Start the service, with more options of `bitel serve`, and wait until it answers."""
@@ -147,8 +145,7 @@ class Stage:
         # One client for all tries: it prepares for TLS when it is made, which takes far longer
         # than asking does.
         with httpx.Client(base_url=self.url, timeout=2.0) as http:
-            answers = functools.partial(_answers, http)
-            self._wait_until("the service answers", self.service, answers)
+            self._wait_until("the service answers", self.service, lambda: _answers(http))
 
     def stop_service(self, timeout: float = 60.0) -> int:
         """SIGTERM; the exit status once it has drained."""
@@ -181,12 +178,10 @@ class Stage:
         project = self.command("project", "create", name, *WITHOUT_LIMITS)
         return self.command("token", "create", project)
 
-    @contextlib.contextmanager
-    def client(self, token: str) -> Iterator[httpx.Client]:
+    def client(self, token: str) -> httpx.Client:
         """An HTTP client of the service, with a token."""
         headers = {"Authorization": f"Bearer {token}"}
-        with httpx.Client(base_url=self.url, headers=headers, timeout=30.0) as client:
-            yield client
+        return httpx.Client(base_url=self.url, headers=headers, timeout=30.0)
 
     def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
         with (self.folder / f"{arguments[0]}.log").open("ab") as output:
@@ -199,31 +194,14 @@ class Stage:
                 cwd=self.folder,
             )
 
-    def _wait_until(self, what: str, process: subprocess.Popen[bytes], ready: Any) -> None:
+    def _wait_until(
+        self, what: str, process: subprocess.Popen[bytes], ready: Callable[[], bool]
+    ) -> None:
         end = time.monotonic() + START_PATIENCE
         while not ready():
             if process.poll() is not None or time.monotonic() > end:
                 raise StageError(f"{what} not, after all; see the logs in {self.folder}")
-            time.sleep(0.02)  # another process is waited for, and no clock of ours drives it
-
-    def _phone_answers(self) -> bool:
-        """Whether the phone answers an OPTIONS, as a carrier would ask it."""
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.settimeout(0.2)
-            probe.connect(("127.0.0.1", self.ports.phone))
-            host, port = probe.getsockname()
-            request = (
-                f"OPTIONS sip:127.0.0.1:{self.ports.phone} SIP/2.0\r\n"
-                f"Via: SIP/2.0/UDP {host}:{port};branch=z9hG4bK{time.monotonic_ns()};rport\r\n"
-                f"Max-Forwards: 70\r\nFrom: <sip:stage@{host}>;tag=1\r\n"
-                f"To: <sip:127.0.0.1:{self.ports.phone}>\r\nCall-ID: {time.monotonic_ns()}\r\n"
-                "CSeq: 1 OPTIONS\r\nContent-Length: 0\r\n\r\n"
-            )
-            try:
-                probe.send(request.encode())
-                return probe.recv(4096).startswith(b"SIP/2.0 200")
-            except OSError:
-                return False
+            time.sleep(0.02)  # polls another process
 
     def _settings(self) -> str:
         ports = self.ports
@@ -241,7 +219,8 @@ class Stage:
             "[http]",
             f"port = {ports.http}",
             "[[dialers]]",
-            *(f"{key} = {_toml(value)}" for key, value in dialer.items()),
+            # Texts, numbers, booleans and lists are written alike in TOML and in JSON.
+            *(f"{key} = {json.dumps(value)}" for key, value in dialer.items()),
         ]
         return "\n".join(lines) + "\n"
 
@@ -251,14 +230,6 @@ def _answers(http: httpx.Client) -> bool:
         return http.get("/healthz").status_code == 200
     except httpx.HTTPError:
         return False
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, list):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    return f'"{value}"' if isinstance(value, str) else str(value)
 
 
 def _environment() -> dict[str, str]:

@@ -1,14 +1,15 @@
-"""Caller identity: From, the headers of RFC 3325 (P-Asserted-Identity), and Remote-Party-ID."""
+"""Caller and callee as the carrier wants them: caller id, identity headers, number format."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
-from bitel.dialer.trunk import bracketed, phone_parameter
+from bitel.dialer.trunk import phone_parameter
+from bitel.domain.phone_numbers import national
+from bitel.sip.grammar import host_in_uri
 
 Identification = Literal["from", "pai", "ppi", "rpid"]
 """The header that names the caller: From alone, P-Asserted-Identity (within a trust domain),
@@ -55,7 +56,6 @@ class Identity:
     headers: tuple[tuple[str, str], ...] = ()
 
 
-@lru_cache(maxsize=1024)
 def identity(
     caller_id: str,
     host: str,
@@ -63,25 +63,50 @@ def identity(
     privacy: bool = False,
     user_phone: bool = False,
 ) -> Identity:
-    """Who calls, where `caller_id` at `host` does. "" is no particular caller.
+    """The headers for `caller_id` at `host`; "" is no particular caller.
 
-    With `user_phone` the URI of From has `;user=phone`, where `caller_id` is a telephone number.
-
-    With `privacy` the person called is not to learn it (RFC 3323 §4.2, `id` of RFC 3325 §9.3); the
+    With `user_phone` the URI of From has `;user=phone`, if `caller_id` is a telephone number. With
+    `privacy` the person called does not learn it (RFC 3323 §4.2, `id` of RFC 3325 §9.3); the
     carrier still does, by the other headers.
     """
-    uri = f"sip:{caller_id or 'anonymous'}@{bracketed(host)}"
-    headers: list[tuple[str, str]] = []
+    uri = f"sip:{caller_id or 'anonymous'}@{host_in_uri(host)}"
+    headers: tuple[tuple[str, str], ...] = ()
     if caller_id and by == "pai":
-        headers.append(("P-Asserted-Identity", f"<{uri}>"))
+        headers = (("P-Asserted-Identity", f"<{uri}>"),)
     elif caller_id and by == "ppi":
-        headers.append(("P-Preferred-Identity", f"<{uri}>"))
+        headers = (("P-Preferred-Identity", f"<{uri}>"),)
     elif caller_id and by == "rpid":
         hidden = "full" if privacy else "off"
         party = f"<{uri}>;party=calling;screen=yes;privacy={hidden}"
-        headers.append(("Remote-Party-ID", party))
-    if not privacy:
-        uri += phone_parameter(caller_id, user_phone)
-        return Identity(uri, headers=tuple(headers))
-    headers.append(("Privacy", "id"))
-    return Identity(ANONYMOUS, "Anonymous", tuple(headers))
+        headers = (("Remote-Party-ID", party),)
+    if privacy:
+        return Identity(ANONYMOUS, "Anonymous", (*headers, ("Privacy", "id")))
+    return Identity(uri + phone_parameter(caller_id, user_phone), headers=headers)
+
+
+NumberFormat = Literal["e164", "digits", "national"]
+
+
+@dataclass(frozen=True, slots=True)
+class NumberRule:
+    """Numbers that begin with `prefix` lose `strip` characters in front, then gain `add`."""
+
+    prefix: str
+    strip: int = 0
+    add: str = ""
+
+
+def dialled_number(
+    e164: str, format: NumberFormat = "e164", rules: Sequence[NumberRule] = ()
+) -> str:
+    """`+98912…` as the carrier wants it: `+98912…`, `98912…`, `0912…`, or by a rule.
+
+    The rule with the longest prefix decides; a number that none fits is written in `format`.
+    """
+    fitting = [rule for rule in rules if e164.startswith(rule.prefix)]
+    if fitting:
+        rule = max(fitting, key=lambda rule: len(rule.prefix))
+        return rule.add + e164[rule.strip :]
+    if format == "digits":
+        return e164.removeprefix("+")
+    return national(e164) if format == "national" else e164

@@ -1,4 +1,4 @@
-"""The ways that one attempt may take: which addresses are tried, in what order, and when it stops.
+"""The routes of one attempt: which addresses are tried, in what order, and when it stops.
 
 An attempt is one call to one person. It tries another address only while no phone can have rung:
 after an immediate 503, after an error in sending, and where no response came at all (RFC 3263
@@ -14,14 +14,15 @@ from urllib.parse import unquote
 
 from sipmessage import URI
 
-from bitel.dialer.address_health import Health
-from bitel.dialer.trunk import Trunk, usual_port
+from bitel.dialer.trunk import Trunk
+from bitel.dialer.trunk_health import AddressHealth
 from bitel.domain.attempts import Outcome
 from bitel.domain.phone_numbers import to_e164
 from bitel.errors import InvalidPhoneNumberError
 from bitel.ip_addresses import leads_nearer
 from bitel.sip import Failed
 from bitel.sip.grammar import (
+    DEFAULT_PORTS,
     Address,
     GrammarError,
     Transport,
@@ -87,23 +88,23 @@ class Proxy(NamedTuple):
 
 
 def in_order(
-    hops: Iterable[Route], health: Health, rests: Callable[[Address], bool]
+    routes: Iterable[Route], health: AddressHealth, rests: Callable[[Address], bool]
 ) -> list[Route]:
     """Those to be expected to work first, those that are down last, those at rest not at all."""
-    awake = [hop for hop in hops if not rests(hop.address)]
+    awake = [route for route in routes if not rests(route.address)]
     if len(awake) < 2:
         return awake
-    return sorted(awake, key=lambda hop: health.is_down(hop.address))
+    return sorted(awake, key=lambda route: health.is_down(route.address))
 
 
-def after(hop: Route, failed: Failed, outcome: Outcome, left: Sequence[Route]) -> list[Route]:
-    """The hops of `left` that are still worth trying, now that `hop` has failed."""
+def after(route: Route, failed: Failed, outcome: Outcome, left: Sequence[Route]) -> list[Route]:
+    """The routes of `left` that are still worth trying, now that `route` has failed."""
     if failed.rang or outcome is not Outcome.TRUNK_TROUBLE:
         return []  # a phone has rung, or may have, or the call is over
     if failed.why in {"timeout", "transport"} or failed.code == 503:
         return list(left)
     # The carrier has judged this call; only another carrier may judge otherwise.
-    return [other for other in left if other.trunk != hop.trunk]
+    return [other for other in left if other.trunk != route.trunk]
 
 
 TO_ANOTHER_NUMBER = "it leads to another number, and only the number dialled is called"
@@ -114,7 +115,7 @@ AGAIN = "it comes from where another redirection has led"
 
 
 def redirected(
-    hop: Route,
+    route: Route,
     failed: Failed,
     dialled: Dialled,
     addresses: Sequence[Address],
@@ -127,26 +128,26 @@ def redirected(
     It is followed once, to the number `dialled` at the `addresses` of the trunk or of its outbound
     `proxy` (RFC 3261 §8.1.3.4): any other call would be neither priced nor permitted. With a proxy
     the new request goes by the proxy too. Without `follow_private` it is not followed to an address
-    nearer to us than that of `hop`.
+    nearer to us than that of `route`.
     """
     if failed.rang or not 300 <= failed.code <= 399:
         return ""
-    if hop.redirected:
+    if route.redirected:
         return AGAIN
     why = TO_ANOTHER_HOST if failed.contacts else TO_NO_URI
     for contact in failed.contacts:
         try:
             request_uri = _as_request_uri(contact)
-            address = _within(parse_uri(request_uri), hop, addresses, proxy)
+            address = _within(parse_uri(request_uri), route, addresses, proxy)
         except GrammarError:
             continue
         if address is None:
             continue
-        if not follow_private and leads_nearer(hop.address.host, address.host):
+        if not follow_private and leads_nearer(route.address.host, address.host):
             why = TO_PRIVATE_ADDRESS
             continue
         if dialled.is_same(_user_in(request_uri)):
-            return hop._replace(address=address, request_uri=request_uri, redirected=True)
+            return route._replace(address=address, request_uri=request_uri, redirected=True)
         why = TO_ANOTHER_NUMBER
     return why
 
@@ -164,28 +165,28 @@ def _as_request_uri(contact: str) -> str:
 
 
 def _within(
-    uri: URI, hop: Route, addresses: Sequence[Address], proxy: Proxy | None
+    uri: URI, route: Route, addresses: Sequence[Address], proxy: Proxy | None
 ) -> Address | None:
     """Where to send a request for the URI; None if it is neither the trunk's nor its outbound
     proxy's."""
-    transport = _transport_of(uri, hop.address.transport)
+    transport = _transport_of(uri, route.address.transport)
     if transport is None or not uri.user:
         return None
     host = uri.host.removeprefix("[").removesuffix("]").lower()
     with contextlib.suppress(ValueError):
         host = ip_literal(host)
-    named = (host, uri.port or usual_port(transport), transport)
+    named = (host, uri.port or DEFAULT_PORTS[transport], transport)
     own = next((each for each in addresses if each[:3] == named), None)
     if proxy is not None:
         # Requests to the trunk go by the proxy too, whatever transport the URI names.
         to_proxy = next((each for each in proxy.addresses if each[:3] == named), None)
         is_known = own or any(
-            (host, uri.port) == (each.host.lower(), each.port) for each in (hop.trunk, proxy.name)
+            (host, uri.port) == (each.host.lower(), each.port) for each in (route.trunk, proxy.name)
         )
-        return to_proxy or (hop.address if is_known else None)
-    same = transport is hop.address.transport
-    if same and host == hop.trunk.host.lower() and uri.port == hop.trunk.port:
-        return hop.address
+        return to_proxy or (route.address if is_known else None)
+    same = transport is route.address.transport
+    if same and host == route.trunk.host.lower() and uri.port == route.trunk.port:
+        return route.address
     return own
 
 

@@ -1,4 +1,4 @@
-"""Where we are: the address that Via, Contact and SDP say, and whether the carrier sees it too."""
+"""Our own IP address in Via, Contact and SDP, and a warning where NAT changes it on the way."""
 
 from __future__ import annotations
 
@@ -8,30 +8,23 @@ from typing import Final
 
 import structlog
 
-from bitel.dialer.trunk import address_toward, bracketed
+from bitel.dialer.trunk import address_toward
 from bitel.sip import RequestDone
-from bitel.sip.grammar import Address, GrammarError, parameter, split_list
+from bitel.sip.grammar import Address, GrammarError, host_in_uri, parameter, split_list
 
 log = structlog.get_logger(__name__)
 
 EVERYWHERE: Final = frozenset(("0.0.0.0", "::"))
-"""What binds every address of this machine, and can't be called."""
+"""Wildcard addresses, which bind every address of this machine."""
 CHECK_INTERVAL: Final = 30.0
-"""Seconds between two looks at our own address."""
+"""Seconds between two checks of our own address."""
 
 
 class LocalAddress:
-    """`toward` gives an address of the carrier; what packets to there leave from is our address.
+    """Our address is `public`, else the one that is `bound`; if that is a wildcard, the address
+    that packets to the carrier leave from. `toward` gives an address of the carrier."""
 
-    Nothing is looked for where the address is plain: `public`, or the one that is `bound`.
-    """
-
-    def __init__(
-        self,
-        bound: str,
-        public: str,
-        toward: Callable[[], Awaitable[Address]],
-    ) -> None:
+    def __init__(self, bound: str, public: str, toward: Callable[[], Awaitable[Address]]) -> None:
         self._fixed = public or (bound if bound not in EVERYWHERE else "")
         self._public = bool(public)
         self._toward = toward
@@ -40,13 +33,13 @@ class LocalAddress:
         """The IP address found last; "" before the first `find`."""
 
     async def find(self) -> str:
-        """Our address now. Raises OSError where there is no way to any carrier."""
+        """Our address now. Raises OSError if no carrier has an address or a network route."""
         if not self._fixed:
             self.address = address_toward(await self._toward())
         return self.address
 
     async def follow(self, moved: Callable[[str], None]) -> None:
-        """Tell `moved` of each new address, until cancelled."""
+        """Call `moved` with each new address, until cancelled."""
         while not self._fixed:
             await asyncio.sleep(CHECK_INTERVAL)
             before = self.address
@@ -59,7 +52,7 @@ class LocalAddress:
                 moved(now)
 
     def compare(self, done: RequestDone) -> None:
-        """Say once if the carrier sees us elsewhere than Via says: that is NAT (RFC 3581)."""
+        """Warn once if the carrier sees another address than Via says: NAT (RFC 3581)."""
         if self._public or self._hinted:
             return
         says, sees = where_seen(done)
@@ -74,9 +67,9 @@ class LocalAddress:
 
 
 def where_seen(done: RequestDone) -> tuple[str, str]:
-    """What our Via says, and what the far end made of it; "" twice where it said nothing.
+    """The sent-by of our Via, and `received` and `rport` of the answer; "" twice without these.
 
-    Over a connection the port is nobody's but the connection's, and is left out.
+    The port of a TCP or TLS connection is not ours to be called at, and is left out.
     """
     try:
         via = split_list(next(value for name, value in done.headers if name == "via"))[0]
@@ -89,7 +82,7 @@ def where_seen(done: RequestDone) -> tuple[str, str]:
     if not received and not port:
         return "", ""
     host, _, own_port = says.rpartition(":")
-    seen_host = bracketed((received or host).strip("[]"))
+    seen_host = host_in_uri((received or host).strip("[]"))
     if not protocol.upper().endswith("UDP"):
         return host, seen_host
     return says, f"{seen_host}:{port or own_port}"

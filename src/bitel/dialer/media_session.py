@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import math
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 
 import structlog
 
 from bitel.dialer.playlist import Playlist
 from bitel.domain.attempts import Media
 from bitel.ip_addresses import leads_nearer
-from bitel.rtp.ipc import UNHEARD
-from bitel.rtp.streamer import FarEndError, Latch, Law, Streamer, StreamReport
+from bitel.rtp.stream_spec import UNHEARD, UNSPECIFIED_HOSTS
+from bitel.rtp.streamer import (
+    Latch,
+    Law,
+    RemoteAddressError,
+    Streamer,
+    StreamReport,
+    StreamSpec,
+)
 from bitel.sip import MediaChanged
-from bitel.sip.sdp import Direction, NegotiatedMedia
+from bitel.sip.sdp import Direction, NegotiatedMedia, SessionDescription, is_host_name
 
 _BEFORE_LIMIT = 0.5
 """Seconds by which a call is ended before its limit."""
@@ -22,70 +29,56 @@ _BEFORE_LIMIT = 0.5
 AWAITED_FOR = 10.0
 """Seconds for which the first RTP of a far end is awaited whose SDP names no address to send to."""
 
+MAX_EARLY_LOOKUPS = 8
+"""Host names of one call that are looked up before its answer."""
+
+Resolve = Callable[[str], Awaitable[str]]
+"""Gives an IP address of a host, within a bounded time; raises OSError where there is none."""
+Follow = Callable[[MediaChanged], None]
+
 _LAWS: dict[str, Law] = {"PCMA": "alaw", "PCMU": "ulaw"}
-_NOWHERE = ("0.0.0.0", "::")
 _WE_SEND: frozenset[Direction] = frozenset({"sendrecv", "sendonly"})
 _THEY_SEND: frozenset[Direction] = frozenset({"sendrecv", "recvonly"})
 
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """When a far end is given up, in seconds.
-
-    `silence`: it is meant to send, did so before, and sends nothing at a stretch; 0 is forever.
-    `call`: the call has lasted so long since the answer, with holds and all.
-    """
-
-    silence: float = 0.0
-    call: float = math.inf
-
-
 class MediaSession:
-    """One stream, and why it was ended before its time, if it was.
-
-    `over` is done when the stream is. `why` is then "" where it came to its end, or was stopped
-    because the call was; else it says in a sentence what we ended the call for.
-    """
-
-    __slots__ = (
-        "_awaiting",
-        "_ending",
-        "_latch",
-        "_loop",
-        "_origin",
-        "_patience",
-        "_sending_since",
-        "_stream",
-        "_streamer",
-        "_timed_out",
-        "over",
-        "unfollowed",
-        "why",
-    )
+    """One RTP stream, and why it was ended early, if it was."""
 
     def __init__(
-        self, streamer: Streamer, patience: Patience, latch: Latch = "port", origin: str = ""
+        self,
+        streamer: Streamer,
+        media_timeout: float = 0.0,
+        longest: float = math.inf,
+        latch: Latch = "port",
+        origin: str = "",
     ) -> None:
-        """`origin` is the IP address of the trunk that was called: where the session description
+        """The call is ended where the remote party, which is meant to send and did so before, sends
+        nothing for `media_timeout` seconds (0: never), and `longest` seconds after the answer.
+
+        `origin` is the IP address of the trunk that was called: where the session description
         names one nearer to us, nothing is sent there. The stream then waits for RTP from a source
         that `latch` accepts, the origin taking the place of the host that is named. Empty: any
         address is followed."""
         self._streamer = streamer
+        self._media_timeout = media_timeout
+        self._longest = longest
+        self._latch: Latch = latch
         self._origin = origin
-        self._awaiting: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self._port = 0
+        self._stream = 0
+        self._end_timer: asyncio.TimerHandle | None = None
+        self._latch_timer: asyncio.TimerHandle | None = None
+        self._sending_since: float | None = None
+        self._timed_out = False
         self.unfollowed = False
         """Whether an address was not followed."""
-        self._patience = patience
-        self._latch: Latch = latch
-        self._timed_out = False
-        self._loop = asyncio.get_running_loop()
-        self._stream = 0
-        self._ending: asyncio.TimerHandle | None = None
-        self._sending_since: float | None = None
         self.over: asyncio.Future[StreamReport] = self._loop.create_future()
+        """Done when the stream has ended."""
         self.why = ""
+        """Why we ended the call, in a sentence; "" if the stream finished or the call ended it."""
 
     def begin(
         self, port: int, agreed: NegotiatedMedia, playlist: Playlist, answered_for: float = 0.0
@@ -94,31 +87,17 @@ class MediaSession:
 
         `answered_for` is the time since the answer, in seconds.
         """
-        far, awaited = self._followed(agreed.far)
-        held = _is_hold(agreed.direction, agreed.far)
-        self._stream = self._streamer.play(
-            port,
-            far,
-            agreed.payload_type,
-            playlist,
-            self._ended,
-            law=_LAWS[agreed.codec_name],
-            ptime=agreed.ptime,
-            event_types=agreed.event_types,
-            latch=self._latch,
-            held=held,
-            awaited=awaited,
-            patience=self._patience.silence,
-            on_silence=self._fell_silent if self._patience.silence else None,
-        )
-        longest = self._patience.call
+        held = _is_hold(agreed)
+        self._port = port
+        spec = self._spec(agreed, held=held)
+        self._stream = self._streamer.play(spec, playlist, self._ended, self._fell_silent)
+        longest = self._longest
         if longest < math.inf and not self.over.done():
             why = f"the call had lasted {longest:g} s, the longest that it may"
             # A little earlier, so that the second in which it ends is not billed beyond that.
             left = longest - answered_for - _BEFORE_LIMIT
-            self._ending = self._loop.call_later(max(0.0, left), self.stop, why)
-        self._await(awaited=awaited, held=held)
-        self._note(agreed.direction, held=held)
+            self._end_timer = self._loop.call_later(max(0.0, left), self.stop, why)
+        self._has_changed(agreed, awaited=spec.awaited, held=held)
 
     def follow(self, changed: MediaChanged) -> None:
         """Apply a change: destination, payload type, packet length, or hold.
@@ -126,52 +105,69 @@ class MediaSession:
         An address that can't be sent to is treated as a hold. The codec of a call never changes.
         """
         agreed = changed.agreed
-        held = _is_hold(agreed.direction, agreed.far)
+        held = _is_hold(agreed)
         try:
             awaited = self._change(agreed, held=held)
-        except FarEndError as fault:
+        except RemoteAddressError as fault:
             log.warning("media_not_followed", fault=str(fault))
             held = True
             awaited = self._change(agreed, held=True)
-        self._await(awaited=awaited, held=held)
-        self._note(agreed.direction, held=held)
+        self._has_changed(agreed, awaited=awaited, held=held)
 
     def _change(self, agreed: NegotiatedMedia, *, held: bool) -> bool:
         """Apply `agreed`; whether RTP of the far end is now awaited."""
-        far, awaited = self._followed(agreed.far)
-        self._streamer.change(
-            self._stream,
-            far,
+        spec = self._spec(agreed, held=held)
+        self._streamer.change(self._stream, spec)
+        return spec.awaited
+
+    def _spec(self, agreed: NegotiatedMedia, *, held: bool) -> StreamSpec:
+        remote, awaited = self._followed(agreed.far)
+        return StreamSpec(
+            self._port,
+            remote,
             agreed.payload_type,
-            ptime=agreed.ptime,
-            event_types=agreed.event_types,
-            held=held,
-            awaited=awaited,
+            _LAWS[agreed.codec_name],
+            agreed.ptime,
+            agreed.event_types,
+            self._latch,
+            held,
+            awaited,
+            self._media_timeout,
         )
-        return awaited
 
     def _followed(self, far: tuple[str, int]) -> tuple[tuple[str, int], bool]:
         """Where to send to for the address that is named, and whether RTP is awaited first."""
-        host, port = far[0], far[1]
-        if not self._origin or host in _NOWHERE or not _is_nearer(self._origin, host):
-            return (host, port), False
+        host, port = far
+        try:
+            if (
+                not self._origin
+                or host in UNSPECIFIED_HOSTS
+                or not leads_nearer(self._origin, host)
+            ):
+                return far, False
+        except ValueError:
+            return far, False  # no IP address: the streamer refuses it
         self.unfollowed = True
         return (self._origin, port), True
 
-    def _await(self, *, awaited: bool, held: bool) -> None:
-        """Give the far end `AWAITED_FOR` seconds for its first RTP, if that is awaited."""
-        if self._awaiting is not None:
-            self._awaiting.cancel()
-            self._awaiting = None
+    def _has_changed(self, agreed: NegotiatedMedia, *, awaited: bool, held: bool) -> None:
+        """Note whether the remote party may send now, and wait for its first RTP if need be."""
+        if self._latch_timer is not None:
+            self._latch_timer.cancel()
+            self._latch_timer = None
         if awaited and not held and not self.over.done():
-            self._awaiting = self._loop.call_later(AWAITED_FOR, self._stop_if_unheard)
+            self._latch_timer = self._loop.call_later(AWAITED_FOR, self._stop_if_unheard)
+        if held or agreed.direction not in _THEY_SEND:
+            self._sending_since = None
+        elif self._sending_since is None:
+            self._sending_since = self._loop.time()
 
     def _stop_if_unheard(self) -> None:
-        self._awaiting = None
+        self._latch_timer = None
         self._streamer.stop_stream(self._stream, if_awaited=True)
 
     def stop(self, why: str = "") -> None:
-        """Not one packet more; `over` follows."""
+        """Send no further packet; `over` follows."""
         if not self.over.done():
             self.why = self.why or why
             self._streamer.stop_stream(self._stream)
@@ -207,50 +203,115 @@ class MediaSession:
     def silent_for(self) -> float:
         """Seconds of silence of the far end before the stream's end, if it had stopped sending or
         the media timed out; else 0. Once it is over."""
-        report = self.over.result()
-        if self._timed_out or self.is_stopped:
-            return report.silent_for or 0.0
-        return 0.0
-
-    def _note(self, direction: Direction, *, held: bool) -> None:
-        """Whether the far end is to be heard from now on, and whether it holds us."""
-        if held or direction not in _THEY_SEND:
-            self._sending_since = None
-        elif self._sending_since is None:
-            self._sending_since = self._loop.time()
+        has_stopped = self._timed_out or self.is_stopped
+        return (self.over.result().silent_for or 0.0) if has_stopped else 0.0
 
     def _fell_silent(self) -> None:
-        patience, since = self._patience.silence, self._sending_since
+        limit, since = self._media_timeout, self._sending_since
         # Just after a hold it is only about to send again.
-        if since is not None and self._loop.time() - since >= patience:
+        if since is not None and self._loop.time() - since >= limit:
             self._timed_out = True
-            self.stop(f"media time-out: nothing came from the far end for {patience:g} s")
+            self.stop(f"media time-out: nothing came from the far end for {limit:g} s")
 
     def _ended(self, report: StreamReport) -> None:
-        for timer in (self._ending, self._awaiting):
+        for timer in (self._end_timer, self._latch_timer):
             if timer is not None:
                 timer.cancel()
-        self._ending = self._awaiting = None
+        self._end_timer = self._latch_timer = None
         if report.error.startswith(UNHEARD):
             self.why = self.why or UNHEARD
         if not self.over.done():  # cancelled together with its waiter
             self.over.set_result(report)
 
 
-def _is_nearer(origin: str, host: str) -> bool:
-    try:
-        return leads_nearer(origin, host)
-    except ValueError:
-        return False  # no IP address: the streamer refuses it
-
-
 def check_address(streamer: Streamer, agreed: NegotiatedMedia) -> None:
-    """Raises FarEndError where what was agreed on can't be sent to that address."""
-    far = agreed.far[0], agreed.far[1]
-    if not _is_hold(agreed.direction, far) and (problem := streamer.address_problem(far)):
-        raise FarEndError(problem)
+    """Raises RemoteAddressError where what was agreed on can't be sent to that address."""
+    if not _is_hold(agreed) and (problem := streamer.address_problem(agreed.far)):
+        raise RemoteAddressError(problem)
 
 
-def _is_hold(direction: Direction, far: tuple[str, int]) -> bool:
-    """Whether we may not send, or have nowhere to: the hold of old (RFC 3264 section 8.4)."""
-    return direction not in _WE_SEND or far[0] in _NOWHERE or far[1] == 0
+def _is_hold(agreed: NegotiatedMedia) -> bool:
+    """Whether we may not send, or have no destination: RFC 2543's hold (RFC 3264 §8.4)."""
+    host, port = agreed.far
+    return agreed.direction not in _WE_SEND or host in UNSPECIFIED_HOSTS or port == 0
+
+
+class MediaAddresses:
+    """Looks up the host names in the remote session descriptions of one call.
+
+    A `c=` line may have a host name in place of an IP address (RFC 8866 §5.7). That of a
+    provisional response is looked up while the phone rings, so that an answered call need not wait
+    for it. Later changes of the media are passed on in order; one whose look-up is pending is
+    dropped when the next one comes. `resolve` should cache its results.
+    """
+
+    def __init__(self, resolve: Resolve) -> None:
+        self._resolve = resolve
+        self._early: dict[str, asyncio.Task[str | None]] = {}
+        self._waiting: tuple[MediaChanged, Follow] | None = None
+        self._following: asyncio.Task[None] | None = None
+
+    def prepare(self, answer: SessionDescription) -> None:
+        """Begin the look-up for an answer in a provisional response."""
+        host = answer.address
+        if is_host_name(host) and host not in self._early and len(self._early) < MAX_EARLY_LOOKUPS:
+            self._early[host] = asyncio.create_task(self._try(host))
+
+    async def resolved(self, agreed: NegotiatedMedia) -> NegotiatedMedia:
+        """`agreed` with an IP address to send to; raises RemoteAddressError where its host has none."""
+        host, port = agreed.far
+        if not is_host_name(host):
+            return agreed
+        try:
+            return agreed._replace(far=(await self._resolve(host), port))
+        except OSError as fault:
+            raise RemoteAddressError(
+                f"the far end's media host {host} is not found: {fault}"
+            ) from fault
+
+    def follow(self, changed: MediaChanged, then: Follow) -> None:
+        """Call `then` with a change of the media, once its address is known.
+
+        Hold is passed on at once. A change to a host that is not found puts the call on hold.
+        """
+        self._waiting = None
+        if not is_host_name(changed.agreed.far[0]):
+            then(changed)
+            return
+        if changed.agreed.direction in ("recvonly", "inactive"):
+            then(_held(changed))
+        self._waiting = changed, then
+        # One look-up at a time, because the far end chooses the names and the number of changes.
+        if self._following is None or self._following.done():
+            self._following = asyncio.create_task(self._follow_latest())
+
+    def close(self) -> None:
+        """Cancel the look-ups: the call is over."""
+        self._waiting = None
+        for task in self._early.values():
+            task.cancel()
+        self._early.clear()
+        if self._following is not None:
+            self._following.cancel()
+
+    async def _try(self, host: str) -> str | None:
+        try:
+            return await self._resolve(host)
+        except OSError:
+            return None  # `resolved` raises it, if the answer still has this host
+
+    async def _follow_latest(self) -> None:
+        while self._waiting is not None:
+            waiting = changed, then = self._waiting
+            try:
+                found = MediaChanged(changed.call_id, await self.resolved(changed.agreed))
+            except RemoteAddressError as fault:
+                log.warning("media_not_followed", fault=str(fault))
+                found = _held(changed)
+            if waiting is self._waiting:
+                self._waiting = None
+                then(found)
+
+
+def _held(changed: MediaChanged) -> MediaChanged:
+    return MediaChanged(changed.call_id, changed.agreed._replace(far=(UNSPECIFIED_HOSTS[0], 0)))

@@ -6,16 +6,14 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote
 
 import structlog
 
-from bitel.dialer.address_health import Health
-from bitel.dialer.pending_requests import Ask
 from bitel.dialer.resolver import Resolver
 from bitel.dialer.trunk import Trunk, shown
+from bitel.dialer.trunk_health import AddressHealth, Ask
 from bitel.sip import Credentials, OutgoingRequest, RequestDone
 from bitel.sip.grammar import Address, GrammarError, Transport, split_address, split_list
 
@@ -31,50 +29,34 @@ NEXT_ADDRESS_PAUSE: Final = 0.5
 """Seconds before the carrier's next address is tried, until each has been."""
 SPENT: Final = 4
 """Sequence numbers that one REGISTER may use up: it is sent anew when it is challenged."""
-LEAVING_PATIENCE: Final = 2.0
+LEAVING_TIMEOUT: Final = 2.0
 """Seconds that the far end may take to let us go."""
 _FROM_USER: Final = "-_.!~*'()&=+$,;?/"
 
 
-@dataclass(frozen=True, slots=True)
-class Account:
-    """Whom we register, and where. `sent_by` says at which `HOST:PORT` of ours we are reached by a
-    transport; that may change while we run. `proxy` is the outbound proxy, if there is one."""
-
-    trunk: Trunk
-    credentials: Credentials
-    sent_by: Callable[[Transport], str]
-    proxy: Trunk | None = None
-
-    @property
-    def next_hop(self) -> Trunk:
-        """Where REGISTER is sent."""
-        return self.proxy or self.trunk
-
-    @property
-    def address_of_record(self) -> str:
-        return f"sip:{self._user}@{self.trunk.authority}"
-
-    def contact(self, transport: Transport) -> str:
-        """Where we are to be called by way of a transport."""
-        way = "" if transport is Transport.UDP else f";transport={transport.lower()}"
-        return f"sip:{self._user}@{self.sent_by(transport)}{way}"
-
-    @property
-    def _user(self) -> str:
-        return quote(self.credentials.username, safe=_FROM_USER)
-
-
 class Registration:
-    """One binding, without I/O: what to send, what an answer means, and when to come back.
+    """One binding, without I/O: what to send, what an answer means, and when to register again.
 
-    `clock` is in seconds and never goes back.
+    `sent_by` gives our `HOST:PORT` for a transport, which may change while we run; `proxy` is the
+    outbound proxy. `clock` is in seconds and never goes back.
     """
 
     def __init__(
-        self, account: Account, clock: Callable[[], float], rng: random.Random | None = None
+        self,
+        trunk: Trunk,
+        credentials: Credentials,
+        sent_by: Callable[[Transport], str],
+        clock: Callable[[], float],
+        proxy: Trunk | None = None,
+        rng: random.Random | None = None,
     ) -> None:
-        self._account = account
+        self.trunk = trunk
+        self.next_hop = proxy or trunk
+        """Where REGISTER is sent."""
+        self._credentials = credentials
+        self._user = quote(credentials.username, safe=_FROM_USER)
+        self._sent_by = sent_by
+        self._headers = (("Route", proxy.route),) if proxy else ()
         self._clock = clock
         self._rng = rng or random.Random()
         self._expiry = EXPIRY
@@ -84,7 +66,8 @@ class Registration:
         self._cseq: int | None = None
         self._asked = ""
         self._bound = ""
-        self._stale = ""
+        self.stale = ""
+        """A Contact that the carrier may still know, although it is no longer ours."""
         self.failures = 0
         """How many REGISTERs in a row came to nothing."""
 
@@ -93,14 +76,11 @@ class Registration:
         """Whether the carrier knows where we are."""
         return self._clock() < self._valid_until
 
-    @property
-    def stale(self) -> bool:
-        """Whether the carrier may know an address that we no longer have."""
-        return bool(self._stale)
-
     def request(self, destination: Address) -> OutgoingRequest:
         """The next REGISTER, to be bound to where we now are."""
-        self._asked = self._account.contact(destination.transport)
+        transport = destination.transport
+        parameter = "" if transport is Transport.UDP else f";transport={transport.lower()}"
+        self._asked = f"sip:{self._user}@{self._sent_by(transport)}{parameter}"
         return self._register(destination, self._asked, self._expiry)
 
     def leave(self, destination: Address) -> OutgoingRequest:
@@ -109,7 +89,7 @@ class Registration:
 
     def drop_stale(self, destination: Address) -> OutgoingRequest:
         """The REGISTER that takes back the address that we no longer have; it is made once."""
-        contact, self._stale = self._stale, ""
+        contact, self.stale = self.stale, ""
         request = self._register(destination, contact, 0)
         # Answered or not, and challenged on top, its numbers are spent.
         self._cseq = (self._cseq or 1) + SPENT
@@ -117,19 +97,15 @@ class Registration:
 
     def _register(self, destination: Address, contact: str, expiry: int) -> OutgoingRequest:
         """All share one Call-ID (§10.2)."""
-        account = self._account
+        address_of_record = f"sip:{self._user}@{self.trunk.authority}"
         return OutgoingRequest(
             "REGISTER",
-            account.trunk.uri,
+            self.trunk.uri,
             destination,
-            account.address_of_record,
-            account.address_of_record,
-            headers=(
-                *((("Route", account.proxy.route),) if account.proxy else ()),
-                ("Contact", f"<{contact}>"),
-                ("Expires", str(expiry)),
-            ),
-            credentials=account.credentials,
+            address_of_record,
+            address_of_record,
+            headers=(*self._headers, ("Contact", f"<{contact}>"), ("Expires", str(expiry))),
+            credentials=self._credentials,
             call_id=self._call_id,
             from_tag=self._from_tag,
             cseq=self._cseq,
@@ -146,7 +122,7 @@ class Registration:
                 return self.fail()
             self.failures = 0
             if self.valid and self._bound != self._asked:
-                self._stale = self._bound
+                self.stale = self._bound
             self._bound = self._asked
             self._valid_until = self._clock() + granted
             return max(1.0, granted * self._rng.uniform(0.8, 0.9))
@@ -194,29 +170,19 @@ class Registration:
         return self._expiry if seconds is None else min(seconds, LONGEST_EXPIRY)
 
 
-class Registrar:
-    """Keeps one account registered while `run` runs, then takes it back with `leave`."""
+class RegistrationClient:
+    """Keeps one binding while `run` runs, then removes it with `leave`."""
 
     def __init__(
-        self,
-        account: Account,
-        registration: Registration,
-        targets: Resolver,
-        health: Health,
-        ask: Ask,
+        self, registration: Registration, resolver: Resolver, health: AddressHealth, ask: Ask
     ) -> None:
-        self._trunk = account.trunk
-        self._next_hop = account.next_hop
         self._registration = registration
-        self._targets = targets
+        self._trunk = registration.trunk
+        self._resolver = resolver
         self._health = health
         self._ask = ask
         self._at: Address | None = None
         self._moved = asyncio.Event()
-
-    @property
-    def trunk(self) -> Trunk:
-        return self._trunk
 
     @property
     def valid(self) -> bool:
@@ -237,14 +203,13 @@ class Registrar:
         self._moved.set()
 
     async def leave(self) -> None:
-        """Tell the carrier that we are gone, if it knew, within `LEAVING_PATIENCE` seconds."""
-        if not self.valid or self._at is None:
-            return
-        await self._ask_in_passing(self._registration.leave(self._at))
+        """Remove the binding, if there is one, within `LEAVING_TIMEOUT` seconds."""
+        if self.valid and self._at is not None:
+            await self._ask_briefly(self._registration.leave(self._at))
 
     async def _register(self) -> float:
         try:
-            addresses = await self._targets.find(self._next_hop)
+            addresses = await self._resolver.find(self._registration.next_hop)
         except OSError as fault:
             log.warning("registration_failed", trunk=self._trunk.host, why=str(fault))
             return self._registration.fail()
@@ -255,26 +220,24 @@ class Registrar:
             self._at = address
             self._health.answered(address)
             if self._registration.stale:
-                await self._ask_in_passing(self._registration.drop_stale(address))
+                await self._ask_briefly(self._registration.drop_stale(address))
             log.debug("registered", trunk=self._trunk.host, refresh_in=round(pause))
             return pause
         if done.why != "response" and self._registration.failures < len(addresses):
             pause = NEXT_ADDRESS_PAUSE  # no response; another address may respond (RFC 3263 §4.3)
         if pause:
-            why = f"{done.code} {done.reason}"
             log.warning(
                 "registration_failed",
                 trunk=self._trunk.host,
                 address=shown(address),
-                why=why,
+                why=f"{done.code} {done.reason}",
                 again_in=round(pause, 1),
             )
         return pause
 
-    async def _ask_in_passing(self, request: OutgoingRequest) -> None:
-        """Ask for what is polite, and not worth waiting for."""
+    async def _ask_briefly(self, request: OutgoingRequest) -> None:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LEAVING_PATIENCE):
+            async with asyncio.timeout(LEAVING_TIMEOUT):
                 await self._ask(request)
 
     def _choose(self, addresses: Sequence[Address]) -> Address:

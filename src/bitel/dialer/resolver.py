@@ -1,19 +1,17 @@
-"""Where a trunk's requests go (RFC 3263 §4): NAPTR, SRV, then addresses; what was found is kept.
+"""Resolves trunks to addresses (RFC 3263 §4): NAPTR, SRV, then A or AAAA records, with a cache.
 
 An IP address is itself. A host with a port is looked up as it is. One with a transport is asked
 for the SRV records of that transport. Any other is asked for NAPTR records, which name transports
-and their SRV records, the carrier's favourite first; without them for SRV records of UDP, then of
-TCP. Where there are none of all these, the host's own address serves, at the usual port.
+and their SRV records by preference; without them for SRV records of UDP, then of TCP. Where there
+are none of all these, the host's own address serves, at the default port.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
-import random
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import dns.asyncresolver
@@ -21,9 +19,10 @@ import dns.exception
 import dns.name
 import dns.resolver
 import structlog
+from dns.rdtypes.util import weighted_processing_order
 
-from bitel.dialer.srv import Server, in_order
 from bitel.dialer.trunk import Trunk, shown
+from bitel.recordings.shared_tasks import SharedTasks
 from bitel.sip.grammar import Address, Transport
 
 log = structlog.get_logger(__name__)
@@ -58,25 +57,38 @@ _NAPTR: Final = {
 """The services that we can speak; SCTP and WebSocket are passed over."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Service:
-    """Where SRV records stand for a transport."""
+class Server(NamedTuple):
+    """An SRV record with its target's addresses."""
 
-    name: str
-    transport: Transport
+    priority: int
+    weight: int
+    addresses: tuple[Address, ...]
+
+    # What `weighted_processing_order` reads of a record.
+    def _processing_priority(self) -> int:
+        return self.priority
+
+    def _processing_weight(self) -> int:
+        return self.weight
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """Servers, those of the best transport first, and for how many seconds that may be kept."""
+def in_order(servers: Sequence[Server]) -> list[Address]:
+    """The addresses by priority; among equals drawn at random by weight (RFC 2782)."""
+    ordered: list[Server] = weighted_processing_order(servers)  # type: ignore[no-untyped-call]
+    return [each for server in ordered for each in server.addresses]
 
-    groups: tuple[tuple[Server, ...], ...]
+
+Groups = tuple[tuple[Server, ...], ...]
+"""Servers by transport, the preferred one first."""
+
+
+class _Found(NamedTuple):
+    groups: Groups
     ttl: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
-    groups: tuple[tuple[Server, ...], ...]
+class _CachedTrunk(NamedTuple):
+    groups: Groups
     """Empty where DNS has never named any; `fault` then says why."""
     until: float
     fault: OSError | None = None
@@ -86,9 +98,7 @@ class _Known:
         return [each for group in self.groups for server in group for each in server.addresses]
 
 
-class _Host(NamedTuple):
-    """A cached look-up of a host of media: its address, or the error."""
-
+class _CachedHost(NamedTuple):
     address: str
     until: float
     fault: OSError | None = None
@@ -101,8 +111,7 @@ SystemLookup = Callable[[str, int], Awaitable[Sequence[str]]]
 class Resolver:
     """Finds the addresses of trunks, of one family: what a socket can send to.
 
-    `clock` is in seconds and never goes back. `resolver` is the system's by default; `rng` draws
-    among SRV records by weight.
+    `clock` is in seconds and never goes back. `resolver` is the system's by default.
     """
 
     def __init__(
@@ -110,19 +119,17 @@ class Resolver:
         clock: Callable[[], float],
         ipv6: bool = False,
         resolver: dns.asyncresolver.Resolver | None = None,
-        rng: random.Random | None = None,
         system_lookup: SystemLookup | None = None,
     ) -> None:
         self._clock = clock
         self._family = socket.AF_INET6 if ipv6 else socket.AF_INET
         self._resolver = resolver
-        self._rng = rng or random.Random()
         self._system_lookup = system_lookup or look_up_locally
-        self._known: dict[Trunk, _Known] = {}
-        self._asking: dict[Trunk, asyncio.Task[None]] = {}
-        self._hosts: dict[str, _Host] = {}
+        self._known: dict[Trunk, _CachedTrunk] = {}
+        self._refreshing: SharedTasks[_CachedTrunk] = SharedTasks()
+        self._hosts: dict[str, _CachedHost] = {}
+        self._looking_up: SharedTasks[_CachedHost] = SharedTasks()
         self._seen: dict[str, float] = {}
-        self._looking_up: dict[str, asyncio.Task[_Host]] = {}
 
     async def find(self, trunk: Trunk) -> list[Address]:
         """The addresses of `trunk`, best first; the draw among equals is made anew each time.
@@ -134,15 +141,11 @@ class Resolver:
             return [trunk.address]
         known = self._known.get(trunk)
         if known is None or self._clock() >= known.until:
-            # Calls that want the same name at once share one question.
-            if trunk not in self._asking:
-                self._asking[trunk] = asyncio.create_task(self._refresh(trunk))
-                self._asking[trunk].add_done_callback(lambda _: self._asking.pop(trunk))
-            await asyncio.shield(self._asking[trunk])
-            known = self._known[trunk]
+            # Concurrent calls share one query. `Trunk.text` leaves out what decides about SRV.
+            known = await self._refreshing.get(repr(trunk), lambda: self._refresh(trunk))
         if known.fault is not None:
             raise known.fault
-        ordered = [each for group in known.groups for each in in_order(group, self._rng)]
+        ordered = [each for group in known.groups for each in in_order(group)]
         return list(dict.fromkeys(ordered))
 
     async def find_host(self, host: str) -> str:
@@ -152,17 +155,14 @@ class Resolver:
         """
         known = self._hosts.get(host)
         if known is None or self._clock() >= known.until:
-            if host not in self._looking_up:
-                if len(self._looking_up) >= MOST_HOSTS:
-                    raise OSError("too many hosts are being looked up")
-                self._looking_up[host] = asyncio.create_task(self._look_up(host))
-                self._looking_up[host].add_done_callback(lambda _: self._looking_up.pop(host))
-            known = await asyncio.shield(self._looking_up[host])
+            if host not in self._looking_up and len(self._looking_up) >= MOST_HOSTS:
+                raise OSError("too many hosts are being looked up")
+            known = await self._looking_up.get(host, lambda: self._look_up(host))
         if known.fault is not None:
             raise known.fault
         return known.address
 
-    async def _look_up(self, host: str) -> _Host:
+    async def _look_up(self, host: str) -> _CachedHost:
         address, kept, fault = "", SHORTEST_KEPT, None
         try:
             async with asyncio.timeout(PATIENCE):
@@ -174,11 +174,11 @@ class Resolver:
             fault = failed
         if len(self._hosts) >= MOST_HOSTS:
             del self._hosts[next(iter(self._hosts))]
-        known = self._hosts[host] = _Host(address, self._clock() + kept, fault)
+        known = self._hosts[host] = _CachedHost(address, self._clock() + kept, fault)
         return known
 
     def known(self, trunk: Trunk) -> list[Address] | None:
-        """The addresses found last, without asking anybody; None before the first `find`."""
+        """The addresses found last, without a query; None before the first `find`."""
         if trunk.address is not None:
             return [trunk.address]
         known = self._known.get(trunk)
@@ -202,21 +202,23 @@ class Resolver:
         while len(self._seen) > MOST_SEEN:
             del self._seen[next(iter(self._seen))]
 
-    async def _refresh(self, trunk: Trunk) -> None:
+    async def _refresh(self, trunk: Trunk) -> _CachedTrunk:
+        old = self._known.get(trunk)
         try:
             found = await self._ask(trunk)
         except OSError as fault:
             log.warning("dns_failed", host=trunk.host, fault=str(fault))
-            old = self._known.get(trunk)
             if old is not None and old.groups:
-                self._known[trunk] = _Known(old.groups, self._clock() + KEPT_AFTER_FAILURE)
+                known = _CachedTrunk(old.groups, self._clock() + KEPT_AFTER_FAILURE)
             else:
-                self._known[trunk] = _Known((), self._clock() + SHORTEST_KEPT, fault)
-            return
+                known = _CachedTrunk((), self._clock() + SHORTEST_KEPT, fault)
+            self._known[trunk] = known
+            return known
         kept = min(max(found.ttl, SHORTEST_KEPT), LONGEST_KEPT)
-        known = self._known[trunk] = _Known(found.groups, self._clock() + kept)
+        known = self._known[trunk] = _CachedTrunk(found.groups, self._clock() + kept)
         self._note(known.addresses)
         log.debug("dns_found", host=trunk.host, addresses=[shown(each) for each in known.addresses])
+        return known
 
     async def _ask(self, trunk: Trunk) -> _Found:
         """What DNS says now. Raises OSError where it says nothing."""
@@ -229,14 +231,12 @@ class Resolver:
 
     async def _by_service(self, trunk: Trunk) -> _Found | None:
         """The servers that SRV records name, by every transport that NAPTR records ask for."""
-        if trunk.transport is not None:
-            return await self._first(trunk, [_usual(trunk.host, trunk.transport)], LONGEST_KEPT)
-        services, ttl = await self._naptr(trunk.host)
+        services, ttl = ([], LONGEST_KEPT) if trunk.transport else await self._naptr(trunk.host)
         groups: list[tuple[Server, ...]] = []
         fault: OSError | None = None
-        for service in services:
+        for name, transport in services:
             try:
-                servers, srv_ttl = await self._servers(trunk, service)
+                servers, srv_ttl = await self._servers(trunk, name, transport)
             except OSError as failed:
                 fault = failed
                 continue  # another transport may be in better order
@@ -247,19 +247,16 @@ class Resolver:
             return _Found(tuple(groups), ttl)
         if fault is not None:
             raise fault
-        either = [_usual(trunk.host, each) for each in (Transport.UDP, Transport.TCP)]
-        return await self._first(trunk, either, ttl)
-
-    async def _first(self, trunk: Trunk, services: list[_Service], ttl: float) -> _Found | None:
-        """The servers of the first service that has any."""
-        for service in services:
-            servers, srv_ttl = await self._servers(trunk, service)
+        # Names without NAPTR records (§4.1); the first transport with SRV records is used.
+        for transport in [trunk.transport] if trunk.transport else [Transport.UDP, Transport.TCP]:
+            name = f"{_SRV[transport]}.{trunk.host}"
+            servers, srv_ttl = await self._servers(trunk, name, transport)
             if servers:
                 return _Found((servers,), min(ttl, srv_ttl))
         return None
 
-    async def _naptr(self, host: str) -> tuple[list[_Service], float]:
-        """The services that the host's NAPTR records name and we can speak, best first."""
+    async def _naptr(self, host: str) -> tuple[list[tuple[str, Transport]], float]:
+        """The SRV names and transports of the host's NAPTR records, best first."""
         records, ttl = await self._records(host, "NAPTR")
         usable = [
             record
@@ -268,15 +265,15 @@ class Resolver:
         ]
         usable.sort(key=lambda record: (record.order, record.preference))
         return [
-            _Service(
-                record.replacement.to_text(omit_final_dot=True), _NAPTR[record.service.lower()]
-            )
+            (record.replacement.to_text(omit_final_dot=True), _NAPTR[record.service.lower()])
             for record in usable[:MOST_SERVICES]
         ], ttl
 
-    async def _servers(self, trunk: Trunk, service: _Service) -> tuple[tuple[Server, ...], float]:
-        """The servers of a service; none where it has no SRV records."""
-        records, least = await self._records(service.name, "SRV")
+    async def _servers(
+        self, trunk: Trunk, name: str, transport: Transport
+    ) -> tuple[tuple[Server, ...], float]:
+        """The servers at an SRV name; none where it has no records."""
+        records, least = await self._records(name, "SRV")
         # A target of "." says that there is no such service (RFC 2782).
         records = [record for record in records if record.target != dns.name.root]
         records = sorted(records, key=lambda record: record.priority)[:MOST_RECORDS]
@@ -292,9 +289,7 @@ class Resolver:
                 raise answer
             addresses, ttl = answer
             least = min(least, ttl)
-            places = tuple(
-                trunk.at(address, int(record.port), service.transport) for address in addresses
-            )
+            places = tuple(trunk.at(each, int(record.port), transport) for each in addresses)
             servers.append(Server(record.priority, record.weight, places))
         if records and not servers:
             raise OSError(f"none of the servers that DNS names for {trunk.host} has an address")
@@ -351,8 +346,3 @@ async def look_up_locally(host: str, family: int) -> Sequence[str]:
     except OSError:
         return []
     return list(dict.fromkeys(str(each[4][0]) for each in found))
-
-
-def _usual(host: str, transport: Transport) -> _Service:
-    """Where the SRV records of a transport stand unless NAPTR says otherwise (RFC 3263 §4.1)."""
-    return _Service(f"{_SRV[transport]}.{host}", transport)

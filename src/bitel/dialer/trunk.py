@@ -7,13 +7,17 @@ import ipaddress
 import re
 import socket
 from dataclasses import dataclass, field
-from functools import lru_cache
 
-from bitel.sip.grammar import Address, GrammarError, Transport, parse_uri
+from bitel.sip.grammar import (
+    DEFAULT_PORT,
+    DEFAULT_PORTS,
+    Address,
+    GrammarError,
+    Transport,
+    host_in_uri,
+    parse_uri,
+)
 
-SIP_PORT = 5060
-SIPS_PORT = 5061
-"""The default port of SIP over TLS (RFC 3261 §19.1.2)."""
 _PHONE = re.compile(r"\+?[0-9](?:[0-9.\-]*[0-9])?")
 
 
@@ -21,9 +25,8 @@ _PHONE = re.compile(r"\+?[0-9](?:[0-9.\-]*[0-9])?")
 class Trunk:
     """One carrier: `sip:HOST[:PORT][;transport=udp|tcp|tls]`, or `sips:`, which means TLS.
 
-    Without a port or a transport DNS may name them (RFC 3263 §4). What `sips:` says is only how
-    we speak with the carrier; it is not in the Request-URI, since the path behind the carrier
-    is unknown.
+    Without a port or a transport DNS may name them (RFC 3263 §4). `sips:` is not in the
+    Request-URI, since the path behind the carrier is unknown.
     """
 
     host: str
@@ -35,10 +38,13 @@ class Trunk:
     """Host and port as URIs write them."""
 
     def __post_init__(self) -> None:
-        port = "" if self.port in {None, SIP_PORT} else f":{self.port}"
-        address = self.at(self.host) if _is_ip(self.host) else None
+        port = "" if self.port in {None, DEFAULT_PORT} else f":{self.port}"
+        address = None
+        with contextlib.suppress(ValueError):
+            ipaddress.ip_address(self.host)
+            address = self.at(self.host)
         object.__setattr__(self, "address", address)
-        object.__setattr__(self, "authority", f"{bracketed(self.host)}{port}")
+        object.__setattr__(self, "authority", f"{host_in_uri(self.host)}{port}")
 
     @classmethod
     def parse(cls, text: str) -> Trunk:
@@ -75,7 +81,7 @@ class Trunk:
         """
         transport = transport or self.transport or Transport.UDP
         domain = self.host if transport is Transport.TLS else ""
-        return Address(host, port or self.port or usual_port(transport), transport, domain)
+        return Address(host, port or self.port or DEFAULT_PORTS[transport], transport, domain)
 
     def uri_for(self, number: str, *, user_phone: bool = False) -> str:
         """The Request-URI of a call to `number`, as the carrier writes it.
@@ -101,33 +107,14 @@ class Trunk:
         return self.uri + (f";transport={self.transport.lower()}" if self.transport else "")
 
 
-def _is_ip(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
-def bracketed(host: str) -> str:
-    """A host as URIs write it: an IPv6 address in brackets, all else as it is."""
-    return f"[{host}]" if ":" in host else host
-
-
 def phone_parameter(user: str, user_phone: bool) -> str:
     """`;user=phone` where that is wanted and `user` is a telephone number, else ""."""
     return ";user=phone" if user_phone and _PHONE.fullmatch(user) else ""
 
 
-def usual_port(transport: Transport) -> int:
-    """The port of a SIP URI that names none."""
-    return SIPS_PORT if transport is Transport.TLS else SIP_PORT
-
-
-@lru_cache(maxsize=1024)
 def shown(address: Address) -> str:
     """`HOST:PORT`, as people read it; with the transport if that is not UDP: `HOST:PORT/TLS`."""
-    place = f"{bracketed(address.host)}:{address.port}"
+    place = f"{host_in_uri(address.host)}:{address.port}"
     return place if address.transport is Transport.UDP else f"{place}/{address.transport}"
 
 
@@ -135,7 +122,7 @@ def uri_of(address: Address) -> str:
     """The URI of an address, without a user."""
     transport = address.transport
     way = "" if transport is Transport.UDP else f";transport={transport.lower()}"
-    return f"sip:{bracketed(address.host)}:{address.port}{way}"
+    return f"sip:{host_in_uri(address.host)}:{address.port}{way}"
 
 
 def address_toward(destination: Address) -> str:

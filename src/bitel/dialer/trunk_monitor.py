@@ -1,4 +1,4 @@
-"""The carriers of one dialer: where they are, which of them can be reached, registered or not."""
+"""The trunks of one dialer: their addresses and health, registrations, and routes for calls."""
 
 from __future__ import annotations
 
@@ -6,23 +6,27 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import structlog
 
-from bitel.dialer.address_health import MOST_REMEMBERED, Health
-from bitel.dialer.circuit_breaker import BreakerLimits, CircuitBreaker
 from bitel.dialer.config import SipTrunkConfig
 from bitel.dialer.failover import Dialled, Proxy, Route, after, in_order, redirected
-from bitel.dialer.pending_requests import PendingRequests
-from bitel.dialer.pinger import Pinger
-from bitel.dialer.registration import Account, Registrar, Registration
+from bitel.dialer.registration import Registration, RegistrationClient
 from bitel.dialer.resolver import Resolver
-from bitel.dialer.trunk import Trunk, bracketed, shown, uri_of
-from bitel.dialer.trunk_state import TrunkState
+from bitel.dialer.trunk import Trunk, shown, uri_of
+from bitel.dialer.trunk_health import (
+    MOST_REMEMBERED,
+    AddressHealth,
+    BreakerLimits,
+    CircuitBreaker,
+    PendingRequests,
+    Pinger,
+)
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.sip import Answered, Failed, OutgoingRequest, RequestDone
-from bitel.sip.grammar import Address, ip_literal
+from bitel.sip.grammar import Address, host_in_uri, ip_literal
 from bitel.sip_transport.transport import SipTransport
 from bitel.supervision import keep_running
 
@@ -61,6 +65,23 @@ Passed = dict[CircuitBreaker, float]
 """The circuit breakers that one call has passed, and when."""
 
 
+@dataclass(frozen=True, slots=True)
+class TrunkState:
+    """One address of one trunk, or a trunk that has none yet.
+
+    `trunk` is the trunk as the settings name it, `address` None until DNS has named one. `rests`:
+    it sent Retry-After; `usable`: it neither rests nor has it stopped answering. `registered` is
+    None without registration. `answered_at` is when it last answered anything, in Unix seconds.
+    """
+
+    trunk: str
+    address: Address | None
+    usable: bool
+    rests: bool
+    registered: bool | None
+    answered_at: float | None
+
+
 class TrunkMonitor:
     """Knows the trunks of `config`; once started, registers with them and pings them.
 
@@ -71,7 +92,7 @@ class TrunkMonitor:
         self,
         config: SipTrunkConfig,
         clock: Callable[[], float],
-        targets: Resolver | None = None,
+        resolver: Resolver | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
@@ -81,16 +102,15 @@ class TrunkMonitor:
         )
         self._refusals = {trunk: CircuitBreaker(refusals) for trunk in config.trunks}
         self._uncertain: dict[Address, CircuitBreaker] = {}
-        self._last_refusal = ""
-        self._paused_before = ""
-        self._targets = targets or Resolver(monotonic, ipv6=":" in config.bind[0])
-        hops = [*config.trunks, *map(config.next_hop, config.trunks)]
+        self._paused_reason = ""
+        self._resolver = resolver or Resolver(monotonic, ipv6=":" in config.bind[0])
+        next_hops = [*config.trunks, *map(config.next_hop, config.trunks)]
         self._literal_hosts = {
-            ip_literal(hop.address.host) for hop in hops if hop.address is not None
+            ip_literal(hop.address.host) for hop in next_hops if hop.address is not None
         }
-        self._health = Health(clock, config.ping_interval > 0, monotonic)
-        self._registrars: dict[Trunk, Registrar] = {}
-        self._asker: PendingRequests | None = None
+        self._health = AddressHealth(clock, config.ping_interval > 0, monotonic)
+        self._registrations: dict[Trunk, RegistrationClient] = {}
+        self._requests: PendingRequests | None = None
         self._pinger: Pinger | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -109,14 +129,8 @@ class TrunkMonitor:
     @property
     def paused_reason(self) -> str:
         """Why every trunk's breaker holds calls back; "" while one of them takes calls."""
-        if any(breaker.is_closed for breaker in self._refusals.values()):
-            return ""
-        if not self._last_refusal:
-            return self._paused_before
-        return (
-            f"the trunk refuses every call ({self._last_refusal}); "
-            f"one call is tried every {REFUSALS_PROBED / 60:.0f} minutes"
-        )
+        is_open = any(breaker.is_closed for breaker in self._refusals.values())
+        return "" if is_open else self._paused_reason
 
     @property
     def has_worked(self) -> bool:
@@ -133,11 +147,10 @@ class TrunkMonitor:
 
         The next call tries one: that process is over, and its settings may be mended by now.
         """
-        if not self._config.refusals_before_pause:
-            return
-        self._paused_before = reason
-        for breaker in self._refusals.values():
-            breaker.open(self._monotonic())
+        if self._config.refusals_before_pause:
+            self._paused_reason = reason
+            for breaker in self._refusals.values():
+                breaker.open(self._monotonic())
 
     def trunks(self) -> Sequence[TrunkState]:
         """The state of each address of each trunk, from memory."""
@@ -148,7 +161,7 @@ class TrunkMonitor:
         fault: OSError | None = None
         for hop in self._next_hops():
             try:
-                return (await self._targets.find(hop))[0]
+                return (await self._resolver.find(hop))[0]
             except OSError as failed:
                 fault = fault or failed
         assert fault is not None, "a dialer has at least one trunk"
@@ -156,7 +169,7 @@ class TrunkMonitor:
 
     async def find_host(self, host: str) -> str:
         """An IP address of `host`, as `Resolver.find_host` finds it."""
-        return await self._targets.find_host(host)
+        return await self._resolver.find_host(host)
 
     def start(self, transport: SipTransport, on_silence: Callable[[Address], None]) -> None:
         """Register where that is wanted, and ping.
@@ -164,9 +177,9 @@ class TrunkMonitor:
         `on_silence` is called with an address that was doubted and does not answer.
         """
         config, agent = self._config, transport.agent
-        asker = self._asker = PendingRequests(transport)
+        requests = self._requests = PendingRequests(transport)
         self._pinger = Pinger(
-            asker.ask,
+            requests.ask,
             self._health,
             self._all_addresses,
             config.ping_interval,
@@ -177,25 +190,22 @@ class TrunkMonitor:
         if not config.register or config.credentials is None:
             return
         for trunk in dict.fromkeys(config.trunks):
-            account = Account(
+            registration = Registration(
                 trunk,
                 config.credentials,
                 lambda by: agent.config.sent_by_for(by),
+                self._monotonic,
                 config.outbound_proxy,
             )
-            registrar = self._registrars[trunk] = Registrar(
-                account,
-                Registration(account, self._monotonic),
-                self._targets,
-                self._health,
-                asker.ask,
+            client = self._registrations[trunk] = RegistrationClient(
+                registration, self._resolver, self._health, requests.ask
             )
-            self._begin(f"register with {trunk.text}", registrar.run)
+            self._begin(f"register with {trunk.text}", client.run)
 
     def move(self) -> None:
         """Register anew: our address has changed."""
-        for registrar in self._registrars.values():
-            registrar.move()
+        for client in self._registrations.values():
+            client.move()
 
     async def stop(self) -> None:
         """Take registrations back; takes 2 s at most."""
@@ -203,7 +213,7 @@ class TrunkMonitor:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
-        await asyncio.gather(*(registrar.leave() for registrar in self._registrars.values()))
+        await asyncio.gather(*(client.leave() for client in self._registrations.values()))
 
     def doubt(self, address: Address) -> None:
         """Ask whether `address` is there: an ICMP error, perhaps forged, says that it is not."""
@@ -212,60 +222,60 @@ class TrunkMonitor:
 
     def receive(self, done: RequestDone) -> None:
         """Take the answer to a REGISTER or an OPTIONS."""
-        if self._asker is not None:
-            self._asker.receive(done)
+        if self._requests is not None:
+            self._requests.receive(done)
 
-    async def hops(self, number_of: Callable[[Trunk], str]) -> list[Route]:
-        """The ways to a number, best first; `number_of` gives the Request-URI at a trunk.
+    async def routes(self, uri_for: Callable[[Trunk], str]) -> list[Route]:
+        """The routes to a number, best first; `uri_for` gives the Request-URI at a trunk.
 
         Raises OSError where no trunk's name can be found.
         """
-        ways: list[Route] = []
+        routes: list[Route] = []
         fault: OSError | None = None
         for trunk in self._config.trunks:
             try:
-                addresses = await self._targets.find(self._config.next_hop(trunk))
+                addresses = await self._resolver.find(self._config.next_hop(trunk))
             except OSError as failed:
                 fault = failed
                 continue
-            ways += [Route(trunk, address, number_of(trunk)) for address in addresses]
-        if not ways and fault is not None:
+            routes += [Route(trunk, address, uri_for(trunk)) for address in addresses]
+        if not routes and fault is not None:
             raise fault
-        ordered = in_order(ways, self._health, self._rests)
+        ordered = in_order(routes, self._health, self._rests)
         if self._config.register:
             # Stable: among those that are registered, the healthy ones stay in front.
-            ordered.sort(key=lambda hop: not self._registered(hop.trunk))
+            ordered.sort(key=lambda route: not self._registered(route.trunk))
         return ordered
 
     def is_of_trunk(self, host: str) -> bool:
         """Whether an IP address is one of the trunks' or the outbound proxy's, or was within the
         last 24 hours."""
-        return host in self._literal_hosts or self._targets.is_of_trunk(host)
+        return host in self._literal_hosts or self._resolver.is_of_trunk(host)
 
     def hosts(self, trunk: Trunk) -> frozenset[str]:
         """The IP addresses that are known to be the trunk's, or its outbound proxy's."""
-        known = self._targets.known
+        known = self._resolver.known
         both = [*(known(trunk) or ()), *(known(self._config.next_hop(trunk)) or ())]
         return frozenset(address.host for address in both)
 
-    def begin(self, hop: Route, passed: Passed) -> float | None:
-        """Note that an INVITE is sent to `hop`; the time, or None where it must not be sent.
+    def begin(self, route: Route, passed: Passed) -> float | None:
+        """Note that an INVITE is sent to `route`; the time, or None where it must not be sent.
 
         While a breaker is not closed, one call at a time is let through as a probe. A call that
         probes a trunk may try all its addresses, and go where one of them redirects it. `passed`
         is the call's own, empty at first, and goes to `leave` when it is over.
         """
         now = self._monotonic()
-        breakers = (self._refusals[hop.trunk], self._breaker_of(hop.address))
-        probed = [breaker.is_probed_since(passed.get(breaker, -math.inf)) for breaker in breakers]
-        if not all(
-            mine or breaker.admits(now) for mine, breaker in zip(probed, breakers, strict=True)
-        ):
-            return None
-        for mine, breaker in zip(probed, breakers, strict=True):
-            if not mine:
-                breaker.begin(now)
-                passed[breaker] = now
+        begun: list[CircuitBreaker] = []
+        for breaker in (self._refusals[route.trunk], self._breaker_of(route.address)):
+            if breaker.is_probed_since(passed.get(breaker, -math.inf)):
+                continue  # this call is the probe
+            if not breaker.admits(now):
+                return None
+            begun.append(breaker)
+        for breaker in begun:
+            breaker.begin(now)
+            passed[breaker] = now
         return now
 
     def leave(self, passed: Passed) -> None:
@@ -279,7 +289,7 @@ class TrunkMonitor:
             breaker.inconclusive(begun_at, now)
 
     def record_outcome(
-        self, hop: Route, over: AttemptResult, begun_at: float, *, picked_up: bool = False
+        self, route: Route, result: AttemptResult, begun_at: float, *, picked_up: bool = False
     ) -> AttemptResult:
         """Count the result of an INVITE that left at `begun_at`; the result that then applies.
 
@@ -287,35 +297,38 @@ class TrunkMonitor:
         trouble, so that the call waits. Not so where the call was `picked_up` with an answer of no
         use: it must not be repeated without limit.
         """
-        now, refusals = self._monotonic(), self._refusals[hop.trunk]
-        uncertain = self._breaker_of(hop.address)
-        place = shown(hop.address)
-        if over.outcome in _DECIDED:
+        now, refusals = self._monotonic(), self._refusals[route.trunk]
+        uncertain = self._breaker_of(route.address)
+        address = shown(route.address)
+        is_refused = result.outcome in _REFUSED and result.sip_code in REFUSALS
+        if result.outcome in _DECIDED:
             if refusals.succeeded(begun_at, now):
-                log.warning("trunk_takes_calls_again", trunk=hop.trunk.text)
+                log.warning("trunk_takes_calls_again", trunk=route.trunk.text)
             if uncertain.succeeded(begun_at, now):
-                log.warning("trunk_address_delivers_again", address=place)
-        elif over.outcome in _REFUSED and over.sip_code in REFUSALS:
+                log.warning("trunk_address_delivers_again", address=address)
+        elif is_refused:
             uncertain.succeeded(begun_at, now)
             if refusals.failed(begun_at, now):
-                self._last_refusal = over.detail
+                self._paused_reason = (
+                    f"the trunk refuses every call ({result.detail}); "
+                    f"one call is tried every {REFUSALS_PROBED / 60:.0f} minutes"
+                )
                 log.error(
                     "trunk_refuses_all_calls",
-                    trunk=hop.trunk.text,
-                    last=over.detail,
+                    trunk=route.trunk.text,
+                    last=result.detail,
                     in_a_row=self._config.refusals_before_pause,
                     next_call_in=REFUSALS_PROBED,
                 )
-        elif over.outcome is Outcome.UNCERTAIN and uncertain.failed(begun_at, now):
-            log.error("trunk_address_loses_calls", address=place, last=over.detail)
-        is_refused = over.outcome in _REFUSED and over.sip_code in REFUSALS
+        elif result.outcome is Outcome.UNCERTAIN and uncertain.failed(begun_at, now):
+            log.error("trunk_address_loses_calls", address=address, last=result.detail)
         if is_refused and not picked_up and not refusals.is_closed:
-            return over._replace(outcome=Outcome.TRUNK_TROUBLE)
-        return over
+            return result._replace(outcome=Outcome.TRUNK_TROUBLE)
+        return result
 
-    def learn(self, hop: Route, decided: Answered | Failed) -> None:
+    def learn(self, route: Route, decided: Answered | Failed) -> None:
         """Take note of how an INVITE fared."""
-        health, address = self._health, hop.address
+        health, address = self._health, route.address
         if isinstance(decided, Answered) or decided.why in {"response", "auth", "media"}:
             health.answered_call(address)
         if isinstance(decided, Answered):
@@ -327,31 +340,40 @@ class TrunkMonitor:
         is_unanswered = decided.why in {"timeout", "transport"}
         if is_unanswered and not decided.udp_untried:
             health.failed_call(address)
-        if self._pinger and (is_unanswered or _was_silent(decided)):
+        was_silent = decided.why == "canceled" and not decided.rang
+        if self._pinger and (is_unanswered or was_silent):
             self._pinger.ping_soon(address)
 
-    def next_hops(
-        self, hop: Route, failed: Failed, over: AttemptResult, left: list[Route], dialled: Dialled
+    def next_routes(
+        self,
+        route: Route,
+        failed: Failed,
+        result: AttemptResult,
+        left: list[Route],
+        dialled: Dialled,
     ) -> tuple[list[Route], AttemptResult]:
-        """The hops to try after `hop` failed: the target of a 3xx, or the other addresses.
+        """The routes to try after `route` failed: the target of a 3xx, or the other addresses.
 
         Also returns the result of the attempt if none of them is tried.
         """
+        known, proxy = self._resolver.known, self._config.outbound_proxy
         onward = redirected(
-            hop,
+            route,
             failed,
             dialled,
-            self._targets.known(hop.trunk) or [],
-            self._proxy(),
+            known(route.trunk) or [],
+            Proxy(proxy, known(proxy) or []) if proxy else None,
             follow_private=self._config.follow_private,
         )
         if isinstance(onward, Route):
             # The redirection is no result: if it can't be followed now, the call waits.
-            others = [other for other in left if other.trunk != hop.trunk]
-            return [onward, *others], over._replace(outcome=Outcome.TRUNK_TROUBLE)
+            others = [other for other in left if other.trunk != route.trunk]
+            return [onward, *others], result._replace(outcome=Outcome.TRUNK_TROUBLE)
         if onward:
-            over = over._replace(detail=f"{over.detail}: {onward}")
-        return in_order(after(hop, failed, over.outcome, left), self._health, self._rests), over
+            result = result._replace(detail=f"{result.detail}: {onward}")
+        return in_order(
+            after(route, failed, result.outcome, left), self._health, self._rests
+        ), result
 
     def _of(self, trunk: Trunk) -> list[TrunkState]:
         registered = self._registered(trunk) if self._config.register else None
@@ -360,9 +382,7 @@ class TrunkMonitor:
             TrunkState(
                 trunk.text,
                 address,
-                self._is_usable(address)
-                and self._breaker_of(address).is_closed
-                and self._refusals[trunk].is_closed,
+                self._is_usable(address) and self._breakers_closed(trunk, address),
                 self._rests(address),
                 registered,
                 health.answered_at(address),
@@ -372,12 +392,16 @@ class TrunkMonitor:
 
     def _reachable(self, trunk: Trunk, *, untried: bool = True) -> bool:
         """Whether a call may be placed there; without `untried`, not merely as a probe."""
+        now = self._monotonic()
+
+        def admits(breaker: CircuitBreaker) -> bool:
+            return breaker.admits(now) if untried else breaker.is_closed
+
         addresses = self._known(trunk)
-        if not self._registered(trunk) or not self._admits(self._refusals[trunk], untried):
+        if not self._registered(trunk) or not admits(self._refusals[trunk]):
             return False
         return addresses is None or any(
-            self._is_usable(each) and self._admits(self._breaker_of(each), untried)
-            for each in addresses
+            self._is_usable(each) and admits(self._breaker_of(each)) for each in addresses
         )
 
     def _is_usable(self, address: Address) -> bool:
@@ -389,21 +413,16 @@ class TrunkMonitor:
         False if no other address takes calls either: the 503 of one call must not stop a dialer.
         """
         return self._health.rests(address) and any(
-            other != address and self._takes_calls(trunk, other)
+            other != address
+            and self._health.usable(other)
+            and self._registered(trunk)
+            and self._breakers_closed(trunk, other)
             for trunk in dict.fromkeys(self._config.trunks)
             for other in self._known(trunk) or ()
         )
 
-    def _takes_calls(self, trunk: Trunk, address: Address) -> bool:
-        return (
-            self._health.usable(address)
-            and self._registered(trunk)
-            and self._refusals[trunk].is_closed
-            and self._breaker_of(address).is_closed
-        )
-
-    def _admits(self, breaker: CircuitBreaker, untried: bool) -> bool:
-        return breaker.admits(self._monotonic()) if untried else breaker.is_closed
+    def _breakers_closed(self, trunk: Trunk, address: Address) -> bool:
+        return self._refusals[trunk].is_closed and self._breaker_of(address).is_closed
 
     def _breaker_of(self, address: Address) -> CircuitBreaker:
         breaker = self._uncertain.get(address)
@@ -415,14 +434,14 @@ class TrunkMonitor:
 
     def _registered(self, trunk: Trunk) -> bool:
         return not self._config.register or (
-            trunk in self._registrars and self._registrars[trunk].valid
+            trunk in self._registrations and self._registrations[trunk].valid
         )
 
     async def _all_addresses(self) -> list[Address]:
         found: list[Address] = []
         for hop in self._next_hops():
             try:
-                found += await self._targets.find(hop)
+                found += await self._resolver.find(hop)
             except OSError:
                 continue  # `Resolver` has said so in the log
         return list(dict.fromkeys(found))
@@ -433,23 +452,14 @@ class TrunkMonitor:
 
     def _known(self, trunk: Trunk) -> list[Address] | None:
         """The known addresses that requests for `trunk` are sent to; None before the look-up."""
-        return self._targets.known(self._config.next_hop(trunk))
-
-    def _proxy(self) -> Proxy | None:
-        proxy = self._config.outbound_proxy
-        return Proxy(proxy, self._targets.known(proxy) or []) if proxy else None
+        return self._resolver.known(self._config.next_hop(trunk))
 
     def _options_to(self, address: Address, sent_by: str) -> OutgoingRequest:
         """The OPTIONS that pings `address`; with an outbound proxy its Request-URI is the trunk."""
         config = self._config
         uri = config.trunks[0].uri if config.outbound_proxy else uri_of(address)
-        from_uri = f"sip:{bracketed(config.from_domain) or sent_by}"
+        from_uri = f"sip:{host_in_uri(config.from_domain) or sent_by}"
         return OutgoingRequest("OPTIONS", uri, address, from_uri, uri, headers=config.route)
 
     def _begin(self, name: str, work: Callable[[], Coroutine[None, None, None]]) -> None:
         self._tasks.append(asyncio.create_task(keep_running(name, work, RESTART_PAUSE)))
-
-
-def _was_silent(failed: Failed) -> bool:
-    """Whether a call was given up without a sign from the far end that it rang."""
-    return failed.why == "canceled" and not failed.rang

@@ -11,10 +11,9 @@ from typing import Final, NamedTuple, TypeVar
 import structlog
 from sqlalchemy import Connection
 
-from bitel.dialing.batcher import Batcher
-from bitel.dialing.deadline_queue import DeadlineQueue
+from bitel.batcher import Batcher
 from bitel.dialing.journal import Journal
-from bitel.domain.retry import Final as FinalVerdict
+from bitel.domain.retry import Finish
 from bitel.errors import UnavailableError
 from bitel.store import claims, db_errors, settling
 from bitel.store.database import Database
@@ -80,8 +79,7 @@ class AttemptWriter:
         self._journal = journal
         # One thread, so that what is appended after a clearing began is not cleared by it.
         self._journal_thread = ThreadPoolExecutor(1, "journal")
-        self._batcher: Batcher[_Item] = Batcher(self._write, REST)
-        self._patience = DeadlineQueue(ANSWER_PATIENCE, _keep_waiting_no_longer)
+        self._batcher: Batcher[_Item, bool] = Batcher(self._write, rest=REST, retries=True)
         self._unwritten: dict[str, _Unwritten] = {}
         self._journaled: set[str] = set()
         self._given_up = False
@@ -130,12 +128,15 @@ class AttemptWriter:
         """
         self._ringing.pop(attempt_id, None)
         written = self._batcher.put(_Heard(attempt_id, answered_at))
-        self._patience.begin(attempt_id, written)
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(ANSWER_PATIENCE, _give_up_answer, attempt_id, written)
         try:
             return await written
         except Exception as fault:
             _log_fault("answer_refused", fault, attempt=attempt_id)
             return False
+        finally:
+            timer.cancel()
 
     async def settle(self, settlement: Settlement) -> bool:
         """Make an attempt's end durable, however long the database takes, until `give_up`.
@@ -336,7 +337,7 @@ async def apply_journal(
 def log_fields(one: Settlement) -> dict[str, str]:
     """A settlement as the log shows it: no number, nothing that was keyed."""
     verdict = one.verdict
-    then = verdict.status.name if isinstance(verdict, FinalVerdict) else "due again"
+    then = verdict.status.name if isinstance(verdict, Finish) else "due again"
     return {
         "attempt": one.attempt_id,
         "call": one.call_id,
@@ -352,6 +353,7 @@ def _log_fault(event: str, fault: Exception, **about: str) -> None:
     log.error(event, fault=words, **about)
 
 
-def _keep_waiting_no_longer(attempt_id: str, written: asyncio.Future[bool]) -> None:
-    log.error("answer_not_recorded", attempt=attempt_id)
-    written.set_result(False)
+def _give_up_answer(attempt_id: str, written: asyncio.Future[bool]) -> None:
+    if not written.done():
+        log.error("answer_not_recorded", attempt=attempt_id)
+        written.set_result(False)

@@ -3,29 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-from bitel.domain.attempts import AttemptResult
-
-
-class DialRequest(NamedTuple):
-    """One attempt to make: who to call, and what to play. The claim behind it is durable.
-
-    What is played is the recording, if there is one, then `digits`, if there are any, read one by
-    one in `language`, `repeat_count` times.
-    """
-
-    attempt_id: str
-    call_id: str
-    e164: str
-    recording_id: str | None
-    digits: str = ""
-    repeat_count: int = 1
-    language: str = ""
-    longest_seconds: int = 0
-    """Seconds after the answer at which the call is ended, unless what is played takes longer; 0:
-    what is played, the usual hold and `HANG_UP_SECONDS`."""
-
+from bitel.domain.attempts import AttemptResult, DialRequest
 
 OnAnswered = Callable[[float], Awaitable[bool]]
 """Called once, with the time of the answer (Unix seconds), before the first packet of audio.

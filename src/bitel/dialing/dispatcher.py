@@ -12,8 +12,9 @@ import asyncio
 import contextlib
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -23,24 +24,23 @@ from sqlalchemy import Connection
 from bitel.dialing.attempt_writer import AttemptWriter, apply_journal
 from bitel.dialing.backpressure import Backpressure, LoadSample
 from bitel.dialing.claim_mark import ClaimMark
-from bitel.dialing.dialer import Dialer, DialRequest
-from bitel.dialing.figures import Figures
+from bitel.dialing.dialer import Dialer
 from bitel.dialing.journal import Journal
-from bitel.dialing.pacer import Pacer
 from bitel.dialing.recording_faults import RecordingFaults
-from bitel.domain.attempts import AttemptResult, Outcome
+from bitel.domain.attempts import AttemptResult, Irregularity, Outcome
 from bitel.domain.calls import CallStatus, Lane
 from bitel.domain.phone_numbers import masked
-from bitel.domain.retry import Final as FinalVerdict
-from bitel.domain.retry import decide
-from bitel.domain.tariff import NOTHING, Tariff
+from bitel.domain.pricing import NOTHING, Tariff
+from bitel.domain.retry import Finish, Requeue, decide
 from bitel.errors import UnavailableError
-from bitel.store import claims, leases, pausing, settling
+from bitel.store import claims, leases, pausing, recovery, settling
 from bitel.store.claims import Claim, Room
 from bitel.store.database import Database
-from bitel.store.leases import Lease, LostLease, Recovered, TakeOverTerms, TrunkHistory
+from bitel.store.leases import Lease, LostLease, TakeOverTerms, TrunkHistory
 from bitel.store.pausing import InForce
-from bitel.store.settling import Requeue, Settlement
+from bitel.store.recovery import Recovered
+from bitel.store.settling import Settlement
+from bitel.token_bucket import TokenBucket
 
 log = structlog.get_logger(__name__)
 
@@ -57,6 +57,9 @@ RING_MARGIN = 5.0
 MESSAGES_LATE = 50.0
 """Milliseconds that SIP messages may wait before no more calls are begun, until they are read.
 INVITEs whose answers are read later than T1 are sent again, and the more there is to read."""
+
+BURST_SECONDS: Final = 0.1
+"""A pause earns at most this many seconds' worth of calls."""
 
 AT_ONCE: Final = 20
 """Calls begun in one turn of the event loop, so that other work does not wait for all of them."""
@@ -101,6 +104,25 @@ class Limits:
     ring_timeout: float
     otp_channels: int = 0
     uncertain_redials: int = 1
+
+    @property
+    def burst(self) -> float:
+        """Calls that may start at once after a pause, so that a trunk sees no bursts."""
+        return max(1.0, self.calls_per_second * BURST_SECONDS)
+
+
+@dataclass(slots=True)
+class Figures:
+    """Totals of a dispatcher since it began, for the metrics; they only grow."""
+
+    claimed: int = 0
+    """Attempts begun."""
+    answered: int = 0
+    """Attempts whose answer was made durable, so that their recording could start."""
+    ended: Counter[Outcome] = field(default_factory=Counter)
+    """Attempts that are over, by what became of them."""
+    irregular: Counter[Irregularity] = field(default_factory=Counter)
+    """Attempts that are over, by what was irregular about them."""
 
 
 @dataclass(slots=True)
@@ -154,7 +176,7 @@ class Dispatcher:
         self._clock = clock
         self._monotonic = monotonic
         self._ahead = ahead
-        self._pacer = Pacer(limits.calls_per_second, monotonic())
+        self._pace = TokenBucket(limits.calls_per_second, limits.burst, monotonic())
         self._running: dict[str, _Running] = {}
         self._last_project: dict[Lane, str] = {}
         self._doorbell = asyncio.Event()
@@ -214,7 +236,7 @@ class Dispatcher:
         if self._journal is not None:
             await asyncio.to_thread(self._journal.grow, limits.max_channels)
         self._limits, self._tariff = limits, tariff
-        self._pacer.change(limits.calls_per_second)
+        self._pace.per_second, self._pace.burst = limits.calls_per_second, limits.burst
         self.ring()
 
     def ring(self) -> None:
@@ -243,7 +265,7 @@ class Dispatcher:
             now = self._clock()
             # Before the attempts that are open in it are dealt with.
             pausing.pause_if_older(conn, self._dialer_id, mark, now)
-            return leases.take_over(
+            return recovery.take_over(
                 conn, self._dialer_id, self._worker, now, redial_after, last_invite, terms
             )
 
@@ -409,9 +431,9 @@ class Dispatcher:
             return _POLL
         if self._dialer.probing:
             free = min(free, 1)
-        allowed = self.recording_faults.limit(min(free, self._pacer.available(now)))
+        allowed = self.recording_faults.limit(min(free, int(self._pace.available(now))))
         if allowed <= 0:
-            return self._pacer.wait()
+            return self._pace.wait()
         room = self._room(allowed)
         lanes = tuple(Lane) if room.others > 0 else (Lane.OTP,)
         if not self._more_due:
@@ -439,7 +461,7 @@ class Dispatcher:
         if claimed:
             self._mark.note(max(one.attempt_id for one in claimed))
         self._more_due = len(claimed) == allowed
-        self._pacer.spend(len(claimed))
+        self._pace.take(now, len(claimed))
         self.figures.claimed += len(claimed)
         for number, claim in enumerate(claimed, 1):
             self._start(claim, claimed_at)
@@ -550,16 +572,6 @@ class Dispatcher:
         if not self._tariff.prices(claim.e164):
             # The tariff has changed since it was placed; the call would cost us and nobody else.
             return self._unpriced(claim)
-        order = DialRequest(
-            claim.attempt_id,
-            claim.call_id,
-            claim.e164,
-            claim.recording_id,
-            claim.digits,
-            claim.repeat_count,
-            claim.language,
-            claim.longest_seconds,
-        )
         reached = False
 
         async def heard(answered_at: float) -> bool:
@@ -573,7 +585,7 @@ class Dispatcher:
             self._records.rang(claim.attempt_id, rang_at)
 
         try:
-            attempted = await self._dialer.dial(order, heard, rang)
+            attempted = await self._dialer.dial(claim, heard, rang)
         except Exception:
             # A fault of our own. A call that was answered is not made again; any other may have
             # rung, so that a fault which always comes back must not ring it again and again.
@@ -606,7 +618,7 @@ class Dispatcher:
         now = self._clock()
         why = "no line of the tariff prices the number"
         attempted = AttemptResult(Outcome.REFUSED, now, now, detail=why)
-        verdict = FinalVerdict(CallStatus.ERROR, why)
+        verdict = Finish(CallStatus.ERROR, why)
         return Settlement(claim.attempt_id, claim.call_id, attempted, verdict)
 
     def _hand_back(self, claim: Claim, why: str, wait: float = 0.0) -> Settlement:

@@ -26,10 +26,9 @@ import structlog
 
 from bitel.domain.attempts import AttemptResult, Irregularity, Media, Outcome
 from bitel.domain.calls import CallStatus
-from bitel.domain.retry import Again
-from bitel.domain.retry import Final as FinalVerdict
-from bitel.domain.tariff import Bill
-from bitel.store.settling import Requeue, Settlement
+from bitel.domain.pricing import Bill
+from bitel.domain.retry import Finish, Requeue, RetryAt
+from bitel.store.settling import Settlement
 
 log = structlog.get_logger(__name__)
 
@@ -40,9 +39,9 @@ _END: Final = bytes(_FRAME.size)
 ENTRY_BYTES: Final = 1024
 """Bytes of an entry, at most. A longer one is written without its free text and digits."""
 
-_VERDICTS: Final[dict[str, type[FinalVerdict] | type[Again] | type[Requeue]]] = {
-    "final": FinalVerdict,
-    "again": Again,
+_VERDICTS: Final[dict[str, type[Finish] | type[RetryAt] | type[Requeue]]] = {
+    "final": Finish,
+    "again": RetryAt,
     "hand back": Requeue,
 }
 
@@ -220,7 +219,7 @@ def _shortened(one: Settlement) -> Settlement:
     if attempted.media is not None:
         attempted = attempted._replace(media=attempted.media._replace(digits=""))
     one = one._replace(attempted=attempted)
-    if isinstance(one.verdict, FinalVerdict):
+    if isinstance(one.verdict, Finish):
         one = one._replace(verdict=one.verdict._replace(reason=""))
     return one
 
@@ -228,13 +227,12 @@ def _shortened(one: Settlement) -> Settlement:
 def _encode(one: Settlement) -> bytes:
     verdict = one.verdict
     (kind,) = (name for name, made_of in _VERDICTS.items() if isinstance(verdict, made_of))
-    fields = {"due_at": verdict.due_at} if isinstance(verdict, Requeue) else verdict._asdict()
     media = one.attempted.media
     settlement = {
         "attempt_id": one.attempt_id,
         "call_id": one.call_id,
         "attempted": {**one.attempted._asdict(), "media": media and media._asdict()},
-        "verdict": [kind, fields],
+        "verdict": [kind, verdict._asdict()],
         "bill": [one.bill.seconds, str(one.bill.price)],
     }
     return json.dumps(settlement, default=_value, separators=(",", ":")).encode()

@@ -11,7 +11,7 @@ from typing import Final
 
 import structlog
 
-from bitel.dialing.dialer import DialRequest
+from bitel.domain.attempts import DialRequest
 
 log = structlog.get_logger(__name__)
 

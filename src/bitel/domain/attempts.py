@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Literal, NamedTuple
 
@@ -134,6 +135,26 @@ def classify(
     ):
         return Outcome.UNCERTAIN
     return outcome
+
+
+@dataclass(frozen=True, slots=True)
+class DialRequest:
+    """One attempt to make: who to call, and what to play. The claim behind it is durable.
+
+    What is played is the recording, if there is one, then `digits`, if there are any, read one by
+    one in `language`, `repeat_count` times.
+    """
+
+    attempt_id: str
+    call_id: str
+    e164: str
+    recording_id: str | None
+    digits: str = ""
+    repeat_count: int = 1
+    language: str = ""
+    longest_seconds: int = 0
+    """Seconds after the answer at which the call is ended, unless what is played takes longer; 0:
+    what is played, the usual hold and `HANG_UP_SECONDS`."""
 
 
 class Media(NamedTuple):

@@ -78,7 +78,7 @@ class NewCalls:
     object for each would take longer than storing them.
     """
 
-    like: NewCall
+    template: NewCall
     """The terms of all of them; its own id, number and reserve count for nothing."""
     ids: Sequence[str]
     phone_numbers: Sequence[str]

@@ -14,14 +14,14 @@ TROUBLE_BACKOFF_LONGEST = 120.0
 """No wait after trunk trouble is longer than these seconds."""
 
 
-class Final(NamedTuple):
+class Finish(NamedTuple):
     """The call is over."""
 
     status: CallStatus
     reason: str = ""
 
 
-class Again(NamedTuple):
+class RetryAt(NamedTuple):
     """Another attempt is due at `due_at` (Unix seconds)."""
 
     due_at: float
@@ -32,7 +32,13 @@ class Again(NamedTuple):
     """How many redials after uncertain failures the call has had, this one included."""
 
 
-Verdict = Final | Again
+class Requeue(NamedTuple):
+    """The attempt was given up for our own reasons: its call is due at `due_at`, as before."""
+
+    due_at: float
+
+
+RetryDecision = Finish | RetryAt | Requeue
 
 
 class RetryRule(NamedTuple):
@@ -72,7 +78,7 @@ _BACKED_OFF = frozenset({Outcome.TRUNK_TROUBLE, Outcome.NOT_PLACED})
 """Outcomes after which no phone can have rung, and a later attempt may succeed."""
 
 
-def decide(rule: RetryRule, attempted: AttemptResult) -> Verdict:
+def decide(rule: RetryRule, attempted: AttemptResult) -> Finish | RetryAt:
     """What follows from `attempted`, under `rule`.
 
     A redial that could only start at or after `expires_at` is not waited for: the call ends at
@@ -92,18 +98,18 @@ def decide(rule: RetryRule, attempted: AttemptResult) -> Verdict:
     if outcome in _BACKED_OFF:
         due = attempted.ended_at + trouble_backoff(rule.trouble)
         if due < rule.expires_at:
-            return Again(due, False, rule.trouble + 1, rule.uncertain)
+            return RetryAt(due, False, rule.trouble + 1, rule.uncertain)
     status = _ENDS_AS[outcome]
     reason = (attempted.detail or outcome.value) if status is CallStatus.ERROR else ""
-    return Final(status, reason)
+    return Finish(status, reason)
 
 
-def _redial(rule: RetryRule, outcome: Outcome, due: float) -> Again | None:
+def _redial(rule: RetryRule, outcome: Outcome, due: float) -> RetryAt | None:
     """Another attempt at `due` after a phone rang, or may have; None where none is left."""
     if outcome is Outcome.UNCERTAIN and rule.uncertain < rule.uncertain_redials:
-        return Again(due, spends_retry=False, trouble=0, uncertain=rule.uncertain + 1)
+        return RetryAt(due, spends_retry=False, trouble=0, uncertain=rule.uncertain + 1)
     if rule.retries_left > 0:
-        return Again(due, spends_retry=True, trouble=0, uncertain=rule.uncertain)
+        return RetryAt(due, spends_retry=True, trouble=0, uncertain=rule.uncertain)
     return None
 
 

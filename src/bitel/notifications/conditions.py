@@ -1,4 +1,9 @@
-"""Finds the conditions that an operator should act on, at regular intervals."""
+"""The conditions that an operator is notified of: what is wrong now, and when that begins and ends.
+
+`ConditionWatcher` looks for conditions at regular intervals, `ConditionMonitor` compares them with
+those of before. A condition is reported when it has held for `HOLD` seconds, its end when it has
+been absent for `CLEAR_AFTER` seconds: a trunk that answers every second ping is reported once.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +11,18 @@ import asyncio
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from decimal import Decimal
+from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
 import structlog
 from sqlalchemy import Connection
 
-from bitel.dialer.trunk_state import TrunkState
+from bitel.dialer.trunk_monitor import TrunkState
 from bitel.errors import UnavailableError
-from bitel.notifications.monitor import Change, Condition, ConditionMonitor, Kind
 from bitel.store import projects
 from bitel.store.database import Database
 
@@ -27,17 +33,97 @@ INTERVAL: Final = 5.0
 BALANCE_INTERVAL: Final = 30.0
 """Seconds between two looks at balances, which ask the database."""
 
-_MEGABYTE: Final = 1024 * 1024
+
+class Kind(StrEnum):
+    """What is wrong; the value is the type of the notification."""
+
+    TRUNK_DOWN = "trunk.down"
+    DIALER_PAUSED = "dialer.paused"
+    BALANCE_LOW = "balance.low"
+    DISK_LOW = "disk.low"
+
+
+HOLD: Final[Mapping[Kind, float]] = {Kind.TRUNK_DOWN: 30.0}
+"""Seconds that a condition must hold before it is reported; 0 for other kinds. A trunk has time to
+register at the start, and to answer the next ping."""
+
+CLEAR_AFTER: Final = 60.0
+"""Seconds that a reported condition must be absent before its end is reported."""
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """Something that is wrong now."""
+
+    kind: Kind
+    subject: str
+    """Identifies the condition among its kind: a dialer and trunk, a project's id, a folder."""
+    message: str
+    """One sentence for the operator."""
+    details: Mapping[str, str | int] = field(default_factory=dict)
+    """The same for a program."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The begin or the end of a condition."""
+
+    condition: Condition
+    began: bool
+    """False: it ended, and `condition` is as it was last seen."""
+
+
+@dataclass(slots=True)
+class _Seen:
+    condition: Condition
+    since: float
+    last: float
+    reported: bool = False
+
+
+class ConditionMonitor:
+    """Turns the conditions of each look into changes."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[Kind, str], _Seen] = {}
+
+    def update(
+        self, conditions: Iterable[Condition], looked_at: Iterable[Kind], now: float
+    ) -> list[Change]:
+        """The changes that this look shows.
+
+        Args:
+            conditions: all that is wrong now, of the kinds `looked_at`.
+            looked_at: the kinds that could be judged; what is known of others stays as it is.
+            now: seconds on a monotonic clock.
+        """
+        kinds = frozenset(looked_at)
+        changes: list[Change] = []
+        present: set[tuple[Kind, str]] = set()
+        for condition in conditions:
+            key = (condition.kind, condition.subject)
+            present.add(key)
+            seen = self._seen.setdefault(key, _Seen(condition, now, now))
+            seen.condition, seen.last = condition, now
+            if not seen.reported and now - seen.since >= HOLD.get(condition.kind, 0.0):
+                seen.reported = True
+                changes.append(Change(condition, began=True))
+        for key, seen in list(self._seen.items()):
+            if key in present or key[0] not in kinds:
+                continue
+            if not seen.reported:
+                del self._seen[key]
+            elif now - seen.last >= CLEAR_AFTER:
+                del self._seen[key]
+                changes.append(Change(seen.condition, began=False))
+        return changes
 
 
 def of_dialer(dialer_id: str, trunks: Iterable[TrunkState], paused_reason: str) -> list[Condition]:
-    """What is wrong with an active dialer.
+    """Conditions of an active dialer; `paused_reason` says why its calls wait, if they do.
 
-    Args:
-        dialer_id: the dialer.
-        trunks: its trunks' addresses; a trunk is down when none of its addresses can be used, or
-            when it should be registered and is not.
-        paused_reason: why its calls wait; empty where they don't.
+    A trunk is down when none of its addresses can be used, or when it should be registered and is
+    not.
     """
     found = []
     addresses: dict[str, list[TrunkState]] = {}
@@ -78,7 +164,7 @@ def low_disk(folders: Sequence[Path], megabytes: int) -> list[Condition]:
         device: int | str = str(folder)
         try:
             device = os.stat(folder).st_dev
-            free = shutil.disk_usage(folder).free // _MEGABYTE
+            free = shutil.disk_usage(folder).free // 2**20
         except OSError as fault:
             message = f"the disk of {folder} can't be read: {fault.strerror}"
         else:
@@ -91,13 +177,12 @@ def low_disk(folders: Sequence[Path], megabytes: int) -> list[Condition]:
 
 
 class ConditionWatcher:
-    """Looks at dialers, balances and disks, and passes each change on.
+    """Looks at dialers, balances and disks, and calls `put` with each change.
 
     Args:
-        dialers: give the conditions of one active dialer each.
-        folders: whose file systems must have `disk_megabytes` free; 0: not looked at.
+        dialers: each returns the conditions of one active dialer.
+        folders: whose file systems must have `disk_megabytes` (MiB) free; 0: not looked at.
         low_balance: below which a project's balance is reported; None: not looked at.
-        put: takes each change.
     """
 
     def __init__(
@@ -139,16 +224,16 @@ class ConditionWatcher:
         if self._disk_megabytes:
             found += await asyncio.to_thread(low_disk, self._folders, self._disk_megabytes)
             kinds.add(Kind.DISK_LOW)
-        if self._low_balance is not None and now - self._balances_at >= BALANCE_INTERVAL:
+        limit = self._low_balance
+        if limit is not None and now - self._balances_at >= BALANCE_INTERVAL:
             try:
-                found += await self._low_balances(self._low_balance)
+                found += await self._database.read(
+                    lambda conn: low_balances(conn, limit, self._currency)
+                )
             except UnavailableError:
-                pass  # said by everything else that needs the database
+                pass  # logged by everything else that needs the database
             else:
                 kinds.add(Kind.BALANCE_LOW)
                 self._balances_at = now
         for change in self._monitor.update(found, kinds, now):
             self._put(change)
-
-    async def _low_balances(self, limit: Decimal) -> Sequence[Condition]:
-        return await self._database.read(lambda conn: low_balances(conn, limit, self._currency))

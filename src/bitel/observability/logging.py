@@ -8,12 +8,16 @@ import re
 import sys
 import threading
 import time
+from collections import defaultdict
+from contextlib import suppress
 from types import TracebackType
 from typing import Final, Literal, TextIO, cast
 
 import structlog
+from structlog import processors, stdlib
 
 from bitel.domain.phone_numbers import masked
+from bitel.token_bucket import TokenBucket
 
 Level = Literal["debug", "info", "warning", "error"]
 
@@ -31,11 +35,9 @@ class LossyStream(io.TextIOBase):
 
     def write(self, text: str) -> int:
         """Write `text`, if that can be done; its length."""
-        try:
+        with suppress(OSError, ValueError):  # there is no other place to report it
             self._stream.write(text)
             self._stream.flush()
-        except (OSError, ValueError):
-            pass  # there is nowhere left to say so
         return len(text)
 
 
@@ -44,67 +46,52 @@ def _unbuffered(stream: TextIO) -> TextIO:
         raw = io.FileIO(stream.fileno(), "w", closefd=False)
     except (AttributeError, OSError, ValueError):
         return stream
-    return io.TextIOWrapper(
-        raw,  # with `write_through`, what is written reaches it at once
-        encoding="utf-8",
-        errors="backslashreplace",
-        write_through=True,
-    )
+    # With `write_through`, each write reaches the descriptor at once.
+    return io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", write_through=True)
 
 
 class LineLimit:
-    """A token bucket for log lines that a stranger can cause.
+    """A token bucket for log lines that anybody on the network can cause.
 
-    `take` gives how many lines were left out since the last one, or None for one to leave out.
+    `take` returns how many lines were suppressed since the last one, or None to suppress this one.
     """
 
     def __init__(self, per_second: float, burst: float) -> None:
-        self._per_second = per_second
-        self._burst = self._tokens = burst
-        self._at = time.monotonic()
+        self._bucket = TokenBucket(per_second, burst, time.monotonic())
         self._left_out = 0
 
     def take(self) -> int | None:
-        now = time.monotonic()
-        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_second)
-        self._at = now
-        if self._tokens < 1:
+        if self._bucket.take(time.monotonic()):
             self._left_out += 1
             return None
-        self._tokens -= 1
         left_out, self._left_out = self._left_out, 0
         return left_out
-
-
-class LimitRecords(logging.Filter):
-    """Passes so many records a second of each logger and level; the next one says how many were
-    left out.
-
-    For the records of libraries, which write one for each malformed request or message.
-    """
-
-    def __init__(self, per_second: float, burst: float) -> None:
-        super().__init__()
-        self._per_second = per_second
-        self._burst = burst
-        self._limits: dict[tuple[str, int], LineLimit] = {}
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Whether to write `record`."""
-        key = record.name, record.levelno
-        limit = self._limits.get(key)
-        if limit is None:
-            limit = self._limits[key] = LineLimit(self._per_second, self._burst)
-        left_out = limit.take()
-        if left_out:
-            record.msg = f"{record.getMessage()} ({left_out} lines before it were left out)"
-            record.args = None
-        return left_out is not None
 
 
 RECORDS_PER_SECOND: Final = 20.0
 RECORD_BURST: Final = 200.0
 """Records of the standard library that are written, of each logger and level."""
+
+
+class LimitRecords(logging.Filter):
+    """Limits the records of each logger and level; the next one says how many were left out.
+
+    For the records of libraries, which write one for each malformed request or message.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._limits: defaultdict[tuple[str, int], LineLimit] = defaultdict(
+            lambda: LineLimit(RECORDS_PER_SECOND, RECORD_BURST)
+        )
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to write `record`."""
+        left_out = self._limits[record.name, record.levelno].take()
+        if left_out:
+            record.msg = f"{record.getMessage()} ({left_out} lines before it were left out)"
+            record.args = None
+        return left_out is not None
 
 
 def configure(level: Level, json: bool) -> None:
@@ -116,7 +103,7 @@ def configure(level: Level, json: bool) -> None:
     stream = cast(TextIO, LossyStream(sys.stderr))
     numeric = logging.getLevelNamesMapping()[level.upper()]
     renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer(ensure_ascii=False)
+        processors.JSONRenderer(ensure_ascii=False)
         if json
         else structlog.dev.ConsoleRenderer(
             colors=sys.stderr.isatty(),
@@ -125,29 +112,22 @@ def configure(level: Level, json: bool) -> None:
             exception_formatter=structlog.dev.plain_traceback,
         )
     )
-    exceptions = [structlog.processors.format_exc_info] if json else []
-    stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
+    exceptions = [processors.format_exc_info] if json else []
+    stamp = processors.TimeStamper(fmt="iso", utc=True)
     structlog.configure(
-        processors=[structlog.processors.add_log_level, stamp, *exceptions, renderer],
+        processors=[processors.add_log_level, stamp, *exceptions, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(numeric),
         logger_factory=structlog.WriteLoggerFactory(file=stream),
         # A cached logger would keep the level that it was first used at.
         cache_logger_on_first_use=False,
     )
     handler = logging.StreamHandler(stream)
-    handler.addFilter(LimitRecords(RECORDS_PER_SECOND, RECORD_BURST))
+    handler.addFilter(LimitRecords())
+    without_meta = stdlib.ProcessorFormatter.remove_processors_meta
     handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[
-                structlog.stdlib.add_log_level,
-                structlog.stdlib.add_logger_name,
-                stamp,
-            ],
-            processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                *exceptions,
-                renderer,
-            ],
+        stdlib.ProcessorFormatter(
+            foreign_pre_chain=[stdlib.add_log_level, stdlib.add_logger_name, stamp],
+            processors=[without_meta, *exceptions, renderer],
         )
     )
     logging.basicConfig(level=max(numeric, logging.WARNING), handlers=[handler], force=True)

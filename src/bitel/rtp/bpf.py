@@ -1,7 +1,7 @@
 """Classic BPF programs that select the arriving packets which the kernel delivers to a socket.
 
-Thousands of callees send 50 packets a second each. A sample of them shows where callees send from
-and whether they still send; packets that are dropped in the kernel cost no system call.
+Thousands of remote parties send 50 packets a second each. A sample of these shows where they send
+from and whether they still send; packets that are dropped in the kernel cost no system call.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ import contextlib
 import ctypes
 import socket
 import struct
-import sys
 from functools import lru_cache
 
-DENSEST = 16  # of the audio packets of a few streams, one in so many is handed up
+DENSEST = 16  # of the audio packets of a few streams, one in so many is delivered
 SPARSEST = 256
-MOST_A_SECOND = 2000  # packets that should be handed up, of all streams together
-SIGNS_IN_PATIENCE = 4
-A_SECOND = 50  # packets that a callee usually sends
+MOST_A_SECOND = 2000  # packets that should be delivered, of all streams together
+LEAST_IN_TIMEOUT = 4  # packets of one stream
+A_SECOND = 50  # packets that a remote usually sends
 
 _SO_ATTACH_FILTER = 26  # asm-generic/socket.h; Python's socket module does not name it
 
@@ -52,13 +51,13 @@ def keep_one_in(count: int, event_types: frozenset[int] = frozenset()) -> bytes:
     )
 
 
-def one_in(streams: int, patience: float = 0.0) -> int:
+def one_in(streams: int, silence_timeout: float = 0.0) -> int:
     """The `count` of `keep_one_in` for so many streams.
 
-    `patience`: seconds of silence after which a stream is given up, 0 for never. Several packets
-    are read within that time, so that the loss of single ones does not look like silence.
+    Several packets of a stream are read within its `silence_timeout` (seconds; 0: none), so that
+    the loss of single ones does not look like silence.
     """
-    sparsest = patience * A_SECOND / SIGNS_IN_PATIENCE if patience else SPARSEST
+    sparsest = silence_timeout * A_SECOND / LEAST_IN_TIMEOUT if silence_timeout else SPARSEST
     wanted = DENSEST
     while wanted * 4 <= min(sparsest, SPARSEST) and streams * A_SECOND > MOST_A_SECOND * wanted:
         wanted *= 4
@@ -66,9 +65,7 @@ def one_in(streams: int, patience: float = 0.0) -> int:
 
 
 def attach(bound: socket.socket, program: bytes) -> None:
-    """Has the kernel filter what arrives for this socket, in place of an earlier filter."""
-    if not sys.platform.startswith("linux"):
-        return
+    """Makes the kernel filter what arrives for this socket, in place of an earlier filter."""
     room = ctypes.create_string_buffer(program)
     count = len(program) // struct.calcsize("HBBI")
     description = struct.pack("@HP", count, ctypes.addressof(room))  # struct sock_fprog

@@ -1,49 +1,33 @@
-"""What the streamer and its sender process say to each other.
+"""Messages between the streamer and a sender process, and their framing.
 
-A turn's messages go together, as one frame over a stream socket: four bytes of length, and a list
-of messages as Python's `marshal` writes it. Both ends are processes of one interpreter on one
-machine, and a short call is little more than its messages: as JSON they cost eight times as much.
-A frame that opens a port or a clip is alone, and has the descriptor beside it (SCM_RIGHTS), in the
-order of the frames. A stream rather than packets, because then a burst of commands coalesces into
-one read, and because not every system has SOCK_SEQPACKET.
+A frame is four bytes of length and one message in the format of `marshal`: both ends are processes
+of one interpreter, and JSON costs eight times as much. The sockets or the clip that a message
+passes come with its frame as descriptors (SCM_RIGHTS), in the order of the frames.
 """
 
 from __future__ import annotations
 
 import marshal
-from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple, get_args
+import operator
+from collections.abc import Sequence
+from typing import Any, NamedTuple, get_args
 
-Law = Literal["alaw", "ulaw"]
+from bitel.rtp.stream_spec import StreamReport, StreamSpec
 
-Latch = Literal["off", "port", "host"]
-"""Which source of RTP a stream follows (symmetric RTP, RFC 4961).
-
-`off`: none, only the address that SDP names counts. `port`: the first port of the host that SDP
-names. `host`: the first source of any host, and from then on whatever address its SSRC comes from.
-"""
-
-UNHEARD = "no RTP came from the far end, which names an address that must not be sent to"
-"""The error of a stream that was stopped while it waited for its callee's first packet."""
-
-MAX_FRAME = 1 << 24  # bytes; a longer one is a fault of ours
+MAX_FRAME = 1 << 24  # bytes
 _LENGTH = 4  # bytes
 
 
 class WireError(Exception):
-    """Bytes that are no messages."""
+    """Bytes that are no message."""
 
 
 class Open(NamedTuple):
-    """To the sender: the socket of this local port comes with the frame."""
+    """To the sender: the socket of this local RTP port comes with the frame, and that for its RTCP
+    behind it, if there is one."""
 
     port: int
-
-
-class OpenRtcp(NamedTuple):
-    """To the sender: the socket for the RTCP of this RTP port comes with the frame."""
-
-    port: int
+    has_rtcp: bool
 
 
 class OpenClip(NamedTuple):
@@ -53,7 +37,7 @@ class OpenClip(NamedTuple):
 
 
 class CloseClips(NamedTuple):
-    """To the sender: no stream that begins from now on plays these clips."""
+    """To the sender: streams that begin from now on do not play these clips."""
 
     clips: Sequence[int]
 
@@ -61,146 +45,122 @@ class CloseClips(NamedTuple):
 class Play(NamedTuple):
     """To the sender: send these clips, one after the other.
 
-    A clip is the number of one that was opened, or the path of a raw G.711 file to open now.
-    `listen`: whether to read what the callee sends; `event_types` are its payload types of
-    telephone events. `Silent` is sent when it has sent nothing for `patience` seconds; 0: never.
-    `held`: nothing is sent until a `Change` that is not held. `awaited`: nothing is sent before a
-    packet of the callee was accepted, by `latch` or from `far` itself.
+    `sequence`, `timestamp` and `ssrc` are those of the first packet. `receive`: whether to read
+    what the remote sends.
     """
 
     stream: int
-    port: int
-    far_host: str
-    far_port: int
-    payload_type: int
-    law: Law
-    clips: Sequence[str | int]
+    spec: StreamSpec
+    clips: Sequence[int]
     sequence: int
     timestamp: int
     ssrc: int
-    ptime: int = 20
-    listen: bool = False
-    event_types: tuple[int, ...] = ()
-    patience: float = 0.0
-    held: bool = False
-    latch: Latch = "port"
-    awaited: bool = False
+    receive: bool = False
+
+
+class Change(NamedTuple):
+    """To the sender: go on with this specification; `moved`: send to its `remote` from now on."""
+
+    stream: int
+    spec: StreamSpec
+    moved: bool
 
 
 class Stop(NamedTuple):
-    """To the sender: not one packet more of this stream; with `if_awaited` only if it still waits
-    for a first packet of its callee."""
+    """To the sender: end this stream; with `if_awaited` only if it still awaits its remote."""
 
     stream: int
     if_awaited: bool = False
 
 
-class Change(NamedTuple):
-    """To the sender: the media of a stream after a later offer and answer.
-
-    `far` is a new destination, None if it stays. `held`: nothing is sent until a `Change` that is
-    not held. `awaited` is that of `Play`, for a new destination.
-    """
-
-    stream: int
-    far: tuple[str, int] | None
-    payload_type: int
-    ptime: int
-    event_types: tuple[int, ...]
-    held: bool
-    awaited: bool = False
-
-
-class Ready(NamedTuple):
-    """From the sender: it runs, and reads."""
-
-
-class End(NamedTuple):
-    """From the sender: the stream is over. `error` is empty where nothing went wrong.
-
-    The rest is what was heard of the callee; its meaning is that in `streamer.StreamReport`.
-    """
-
-    stream: int
-    packets: int | None
-    finished: bool
-    error: str
-    received: int = 0
-    silent_for: float | None = None
-    digits: str = ""
-    far_loss: float | None = None
-    far_jitter_ms: float | None = None
-    digits_at: float | None = None
-    unexpected: int = 0
-    stopped: bool = False
-
-
 class ClipOpened(NamedTuple):
-    """From the sender: the clip can be played; or why not, in a sentence."""
+    """From the sender: the clip can be played, or why not, as a sentence."""
 
     clip: int
     error: str = ""
 
 
 class Silent(NamedTuple):
-    """From the sender, again and again: the stream's callee was heard before, and is not now."""
+    """From the sender, repeatedly: the `silence_timeout` of the stream is over."""
 
     stream: int
 
 
-class Load(NamedTuple):
-    """From the sender, every `schedule.TURN`: totals since its start, lateness of 10 s in ms.
+class StreamerStats(NamedTuple):
+    """From the sender, four times a second from its start on: its load. The sum over all senders is
+    `Streamer.stats`, at most about a second old.
 
-    A tenth of the ticks of the last half second were later than `tenth_ms`.
+    A tick is one batch of streams sent, 2 ms apart. It is late by the time from when it was due to
+    when its last packet was handed to the kernel. Counts are totals since the start.
     """
 
-    packets: int
-    refused: int
-    ticks: int
-    late_ticks: int
-    worst_ms: float
-    p99_ms: float
-    tenth_ms: float
-    cpu_seconds: float
+    packets: int = 0
+    refused: int = 0
+    """Packets that the kernel did not take."""
+    ticks: int = 0
+    late_ticks: int = 0
+    """Ticks that were more than 5 ms late."""
+    cpu_seconds: float = 0.0
+    """CPU time of the sender processes."""
+    running: int = 0
+    """Streams."""
+    failures: int = 0
+    """How often a sender process died or hung, or could not be started again."""
+    worst_ms: float = 0.0
+    """Largest lateness of the last 10 seconds."""
+    p99_ms: float = 0.0
+    """99th percentile of the same."""
+    p90_ms: float = 0.0
+    """90th percentile of the lateness of the last half second."""
+    reported_ago: float = 0.0
+    """Seconds since the last report of the sender that has been silent for longest; one that hangs
+    or is dead does not report. `running`, `failures` and this are set by the parent."""
+
+    def plus(self, other: StreamerStats) -> StreamerStats:
+        """Counts added, and the larger lateness."""
+        sums = map(operator.add, self[:7], other[:7])
+        return StreamerStats._make((*sums, *map(max, self[7:], other[7:])))
 
 
 Message = (
     Open
-    | OpenRtcp
     | OpenClip
     | CloseClips
     | Play
-    | Stop
     | Change
-    | Ready
+    | Stop
     | ClipOpened
-    | End
+    | StreamReport
     | Silent
-    | Load
+    | StreamerStats
 )
 
-_KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in get_args(Message)}
-_NAMES = {kind: name for name, kind in _KINDS.items()}
+_TYPES: dict[str, type[Message]] = {kind.__name__: kind for kind in get_args(Message)}
 
 
-def encode(messages: Iterable[Message]) -> bytes:
-    """The messages as one frame."""
-    frame = marshal.dumps([(_NAMES[type(message)], *message) for message in messages])
+def encode(message: Message) -> bytes:
+    """The message as a frame."""
+    values: list[Any] = [type(message).__name__, *message]
+    if isinstance(message, (Play, Change)):
+        values[2] = tuple(message.spec)  # marshal knows no subclass of it
+    frame = marshal.dumps(values)
     return len(frame).to_bytes(_LENGTH) + frame
 
 
-def decode(frame: bytes) -> list[Message]:
-    """The messages of a frame, without its length; `WireError` where there are none."""
+def decode(frame: bytes) -> Message:
+    """The message of a frame without its length; raises WireError."""
     try:
         # Written by the other end, which is ours; no stranger's bytes are ever read like this.
-        messages = marshal.loads(frame)  # noqa: S302
-        return [_KINDS[kind](*values) for kind, *values in messages]
-    except (ValueError, TypeError, KeyError, EOFError) as error:
-        raise WireError(f"not a list of messages: {frame[:80]!r} ({error})") from error
+        name, *values = marshal.loads(frame)  # noqa: S302
+        if name in ("Play", "Change"):
+            values[1] = StreamSpec(*values[1])
+        return _TYPES[name](*values)
+    except (ValueError, TypeError, LookupError, EOFError) as error:
+        raise WireError(f"not a message: {frame[:80]!r} ({error})") from error
 
 
 class Frames:
-    """Cuts what arrives into messages."""
+    """Splits a byte stream into messages."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -217,7 +177,7 @@ class Frames:
             end = begin + _LENGTH + size
             if end > len(data):
                 break
-            messages += decode(data[begin + _LENGTH : end])
+            messages.append(decode(data[begin + _LENGTH : end]))
             begin = end
         self._rest = data[begin:]
         return messages

@@ -1,36 +1,40 @@
-"""A recording in shared memory: the service reads it once, its sender processes map it.
+"""Recordings in shared memory: the service reads them once, its sender processes map them.
 
-The senders get the descriptor of a memory file, not a path. What a call plays therefore depends
-on no disk, mount or bucket once it is loaded, and no sender ever waits for one.
+Senders get the descriptor of a memory file, not a path. What a call plays therefore depends on no
+disk, mount or bucket once it is loaded, and no sender ever waits for one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import stat
-import tempfile
 import weakref
 from pathlib import Path
 
-from bitel.rtp.clips import MAX_BYTES, ClipError
+from bitel.rtp.packet import SAMPLE_RATE
 
-_PIECE = 1 << 20  # bytes of one read
+MAX_BYTES = 4 * 3600 * SAMPLE_RATE  # of one clip: four hours
+_CHUNK = 1 << 20  # bytes of one read
 _numbers = itertools.count(1)
+
+
+class ClipError(Exception):
+    """A recording that can't be played."""
 
 
 class SharedClip:
     """A raw G.711 recording of `size` bytes behind a descriptor.
 
-    `number` names it towards the senders; there is only one of each in a process. The memory is
-    freed when the last reference is gone here, and no stream of a sender plays it any more.
+    `number` identifies it in messages to the senders. The memory is freed when the last reference
+    is gone here and no stream of a sender plays it.
     """
 
-    __slots__ = ("__weakref__", "_descriptor", "number", "path", "size")
+    __slots__ = ("__weakref__", "_descriptor", "number", "size")
 
-    def __init__(self, path: Path, descriptor: int, size: int) -> None:
+    def __init__(self, descriptor: int, size: int) -> None:
         self.number = next(_numbers)
-        self.path = path
         self.size = size
         self._descriptor = descriptor
         weakref.finalize(self, os.close, descriptor).atexit = False
@@ -40,58 +44,44 @@ class SharedClip:
         return self._descriptor
 
 
-def clip_of(content: bytes, name: str) -> SharedClip:
-    """A clip that was never in a file; `name` is what messages call it. Raises OSError."""
-    if hasattr(os, "memfd_create"):
+def clip_of(content: bytes) -> SharedClip:
+    """A clip of these bytes. Raises OSError."""
+    with contextlib.ExitStack() as on_error:
         descriptor = os.memfd_create("bitel-clip", os.MFD_CLOEXEC)
-    else:
-        with tempfile.TemporaryFile() as file:
-            descriptor = os.dup(file.fileno())
-    try:
-        left = memoryview(content)
-        while left:
-            left = left[os.write(descriptor, left) :]
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return SharedClip(Path(name), descriptor, len(content))
+        on_error.callback(os.close, descriptor)
+        _write_all(descriptor, content)
+        on_error.pop_all()
+    return SharedClip(descriptor, len(content))
 
 
 def read_clip(path: Path, size: int | None = None, *, copy: bool = True) -> SharedClip:
-    """Read the file `path` to its end; blocks for as long as its storage takes.
+    """Read the file at `path`; blocks for as long as its storage takes.
 
-    `size` is how many bytes it should have, if that is known. Without `copy`, and where the system
-    has no memory files, the clip is the open file itself: that survives the loss of its name and
-    folder, and depends on its storage for what the page cache gives up. Raises ClipError.
+    `size` is how many bytes it should have, if that is known. Without `copy` the clip is the open
+    file itself: that survives the loss of its name and folder, and depends on its storage for what
+    the page cache gives up. Raises ClipError.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with contextlib.ExitStack() as on_error:
+            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            on_error.callback(os.close, file)
+            status = os.fstat(file)
+            if not stat.S_ISREG(status.st_mode):
+                raise ClipError(f"the recording {path} is not a file")
+            _check_size(path, status.st_size, size)
+            memory = None
+            if copy:
+                memory = os.memfd_create("bitel-clip", os.MFD_CLOEXEC)
+                on_error.callback(os.close, memory)
+            read = _read_all(file, memory)
+            _check_size(path, read, size)
+            on_error.pop_all()
     except (OSError, ValueError) as error:
         raise ClipError(f"the recording {path} can't be read: {error}") from error
-    memory = None
-    try:
-        _check(path, os.fstat(descriptor), size)
-        if copy and hasattr(os, "memfd_create"):
-            memory = os.memfd_create("bitel-clip", os.MFD_CLOEXEC)
-        read = _read_all(descriptor, memory)
-        _check_size(path, read, size)
-    except BaseException as error:
-        os.close(descriptor)
-        if memory is not None:
-            os.close(memory)
-        if isinstance(error, OSError):
-            raise ClipError(f"the recording {path} can't be read: {error}") from error
-        raise
     if memory is None:
-        return SharedClip(path, descriptor, read)
-    os.close(descriptor)
-    return SharedClip(path, memory, read)
-
-
-def _check(path: Path, status: os.stat_result, size: int | None) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise ClipError(f"the recording {path} is not a file")
-    _check_size(path, status.st_size, size)
+        return SharedClip(file, read)
+    os.close(file)
+    return SharedClip(memory, read)
 
 
 def _check_size(path: Path, found: int, size: int | None) -> None:
@@ -101,15 +91,18 @@ def _check_size(path: Path, found: int, size: int | None) -> None:
         raise ClipError(f"the recording {path} has {found} bytes; 1 to {MAX_BYTES} can be sent")
 
 
-def _read_all(descriptor: int, memory: int | None) -> int:
-    """The bytes read, also where they are copied nowhere: that they can be read is then known."""
+def _read_all(file: int, memory: int | None) -> int:
+    """Copies the file to `memory`; without it, only checks that it can be read. Returns the size,
+    of a file that is too large one above the limit."""
     read = 0
-    while piece := os.read(descriptor, _PIECE):
-        read += len(piece)
-        if read > MAX_BYTES:
-            break
-        left = memoryview(piece) if memory is not None else memoryview(b"")
-        while left:
-            assert memory is not None
-            left = left[os.write(memory, left) :]
+    while read <= MAX_BYTES and (chunk := os.read(file, _CHUNK)):
+        read += len(chunk)
+        if memory is not None:
+            _write_all(memory, chunk)
     return read
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    left = memoryview(content)
+    while left:
+        left = left[os.write(descriptor, left) :]

@@ -1,6 +1,6 @@
-"""Plays recordings to many calls at once: the part that the rest of the service speaks to.
+"""Plays recordings to many calls at once: the interface of this package to the service.
 
-The streamer lends local RTP ports and hands streams to its sender processes. All of it runs on the
+The streamer lends local RTP ports and passes streams to its sender processes. All of it runs on the
 event loop and does nothing per packet.
 """
 
@@ -12,27 +12,35 @@ import ipaddress
 import random
 import resource
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from functools import reduce
 from os import urandom
-from pathlib import Path
 
-from bitel.rtp.addresses import host_problem
-from bitel.rtp.ipc import Change, End, Latch, Law, Play
-from bitel.rtp.packet import PCMA, PCMU, PTIMES
+from bitel.rtp.ipc import Change, Play, StreamerStats
+from bitel.rtp.packet import PTIMES
 from bitel.rtp.port_pool import NoPortError, PortPool, share_of
-from bitel.rtp.priority import core_for
+from bitel.rtp.sender.priority import core_for
+from bitel.rtp.sender_process import DEFAULT_QUEUE_LIMIT, SenderFailedError, SupervisedSender
 from bitel.rtp.shared_clip import SharedClip
-from bitel.rtp.supervisor import DEFAULT_QUEUE_LIMIT, SenderFailedError, SupervisedSender
+from bitel.rtp.stream_spec import (
+    UNSPECIFIED_HOSTS,
+    Latch,
+    Law,
+    RemoteAddressError,
+    StreamReport,
+    StreamSpec,
+    host_problem,
+    normalized,
+)
 
 __all__ = [
-    "Clip",
-    "FarEndError",
     "Latch",
     "Law",
     "NoPortError",
+    "RemoteAddressError",
     "SenderFailedError",
+    "SharedClip",
     "StreamReport",
-    "StreamStart",
+    "StreamSpec",
     "Streamer",
     "StreamerStats",
     "senders_for",
@@ -44,121 +52,25 @@ MAX_CLIPS = 256  # in one playlist
 DEFAULT_SOCKETS = 64  # of each process
 MAX_DESCRIPTORS = 1 << 16  # taken for this process; at most half of them become RTP sockets
 
-Clip = SharedClip | Path
-"""What a stream plays: a recording in memory, or a file that its sender opens by itself."""
-
-_NOWHERE = ("0.0.0.0", "::")  # of IPv4, and of IPv6: what a far end names that holds the call
-_STATIC_LAWS: dict[int, Law] = {PCMU: "ulaw", PCMA: "alaw"}
-
 
 def senders_for(streams: int, cores: int) -> int:
     """How many sender processes so many streams at once are worth; at most one for each core."""
     return max(1, min(cores, -(-streams // STREAMS_OF_ONE)))
 
 
-class FarEndError(ValueError):
-    """An address that RTP can't or must not be sent to; it came from a stranger's SDP."""
-
-
-@dataclass(frozen=True, slots=True)
-class StreamReport:
-    """How a stream ended.
-
-    `packets` counts those that the kernel took; None: the sender process is gone, and with it the
-    count. `finished`: the playlist was sent to its end, and
-    the last packet has been heard out; False: it was stopped or failed. `error` is one sentence
-    where something went wrong, also when single packets of a finished stream were refused.
-
-    The rest is known where the streamer receives. `received`: about how many RTP packets have come
-    from the callee; audio is counted by every 16th sequence number, with many streams by every
-    256th. `silent_for`: seconds from the last one that was looked at, or from a later change of the
-    media, to the end; None where none came. `digits`: those keyed, of 0-9*#ABCD; `digits_at`: when
-    the first of them came, by CLOCK_MONOTONIC. `far_loss` (0 to 1, of all packets up to then) and
-    `far_jitter_ms` are from the callee's last RTCP report, None where none came.
-
-    `unexpected`: RTP packets from addresses that were not accepted; where streams share the port,
-    only those that are known to be meant for this one. `stopped`: packets had come, and then none
-    for so long, 6 s or more, that neither loss nor the sparse look at them explains it.
-    """
-
-    stream: int
-    packets: int | None
-    finished: bool
-    error: str = ""
-    received: int = 0
-    silent_for: float | None = None
-    digits: str = ""
-    far_loss: float | None = None
-    far_jitter_ms: float | None = None
-    digits_at: float | None = None
-    unexpected: int = 0
-    stopped: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class StreamStart:
-    """The first values of a stream's header; random, not to be guessed (RFC 3550 section 5.1)."""
-
-    sequence: int
-    timestamp: int
-    ssrc: int
-
-    @classmethod
-    def random(cls) -> StreamStart:
-        """Unpredictable values."""
-        bits = urandom(10)
-        return cls(int.from_bytes(bits[:2]), int.from_bytes(bits[2:6]), int.from_bytes(bits[6:]))
-
-
-@dataclass(frozen=True, slots=True)
-class StreamerStats:
-    """How the senders are doing; at most about a second old.
-
-    A tick is one batch of streams sent, 2 ms apart. It is late by the time from when it was due to
-    when its last packet was handed to the kernel; `late_ticks` are those over 5 ms. Counts are
-    totals since the start, lateness is that of the last 10 seconds or so; a tenth of the ticks of
-    the last half second were later than `tenth_ms`. `refused` are packets that the kernel did not
-    take. `cpu_seconds` is the CPU time of the sender processes. `reported_ago`: seconds since the
-    last report of the sender that has been silent for longest; each reports every quarter of one,
-    unless it hangs or is dead. `failures`: how often a process died or hung, or could not be
-    started again.
-    """
-
-    running: int = 0
-    packets: int = 0
-    refused: int = 0
-    ticks: int = 0
-    late_ticks: int = 0
-    worst_ms: float = 0.0
-    p99_ms: float = 0.0
-    tenth_ms: float = 0.0
-    cpu_seconds: float = 0.0
-    reported_ago: float = 0.0
-    failures: int = 0
-
-
-@dataclass(slots=True)
-class _Running:
-    sender: SupervisedSender
-    on_end: Callable[[StreamReport], None]
-    far: tuple[str, int]  # as it was named last
-    on_silence: Callable[[], None] | None = None
-
-
 class Streamer:
-    """Local RTP ports, and streams of raw G.711 files from them.
+    """Local RTP ports, and streams of raw G.711 clips from them.
 
     `host` is the local IP address that RTP is sent from; `ports` the range of which the even ones
-    are used. `processes` sender processes share the ports among them; each fills one core at most,
-    and the first ones are filled first: a process that has many streams sends each for less.
+    are used. `processes` sender processes share the ports; each fills one core at most, and the
+    first ones are filled first, as a process that has many streams sends each for less.
     `max_sockets` ports are bound for each process at most: a packet from a port of its own costs
-    two to three times the CPU of one that leaves with others from a shared port, and with many
-    calls a core has no time for that. `queue_limit` is how many commands may wait for a sender
-    before new streams are refused. `transmit` names the way out: `auto` is `sendmmsg` where the
-    system has it. With `receive` callees are listened to: a stream follows its callee to the port
-    that it sends from (symmetric RTP; the host must be the one named), keyed digits are read, and
-    RTCP goes out and in on the port above each RTP port. That costs the senders some time, and has
-    no claim to it: ticks come first.
+    two to three times the CPU of one that leaves with others from a shared port. `queue_limit` is
+    how many commands may wait for a sender before new streams are refused.
+
+    With `receive` a stream follows its remote to the address that it sends from (`Latch`), digits
+    are read, and RTCP is sent and received on the port above each RTP port. Senders do that in
+    spare time only: ticks come first.
     """
 
     def __init__(
@@ -169,14 +81,12 @@ class Streamer:
         queue_limit: int = DEFAULT_QUEUE_LIMIT,
         processes: int = 1,
         max_sockets: int = DEFAULT_SOCKETS,
-        transmit: str = "auto",
         receive: bool = False,
     ) -> None:
         if processes < 1:
             raise ValueError(f"{processes} sender processes; at least 1 is needed")
         self.on_failure: Callable[[SenderFailedError], None] | None = None
         """Called when a sender process has died, hangs, or could not be started again."""
-        self._failures = 0
         self._receive = receive
         room = _descriptors() // (4 if receive else 2) // processes  # with RTCP two for each port
         # A phone that answered before a crash may still send to the port of its forgotten call.
@@ -187,7 +97,7 @@ class Streamer:
                 host,
                 ports,
                 max_sockets=min(max_sockets, room),
-                listen=receive,
+                receive=receive,
                 share=(number, processes),
                 first=first,
             )
@@ -195,22 +105,14 @@ class Streamer:
         ]
         self._version = ipaddress.ip_address(host).version
         self._senders = [
-            SupervisedSender(
-                self._ended,
-                self._failed,
-                self._silent,
-                transmit=transmit,
-                queue_limit=queue_limit,
-                core=core_for(number, processes),
-            )
+            SupervisedSender(self._failed, queue_limit, core_for(number, processes))
             for number in range(processes)
         ]
-        self._streams: dict[int, _Running] = {}
         self._last_stream = 0
         self._started = False
 
     async def start(self) -> None:
-        """Starts the sender processes and waits until they read; `SenderFailedError` otherwise."""
+        """Starts the sender processes and waits until they read; raises SenderFailedError."""
         try:
             await asyncio.gather(*(sender.start() for sender in self._senders))
         except BaseException:
@@ -228,7 +130,7 @@ class Streamer:
     def open_port(self) -> int:
         """A bound local port for a call: one of its own while there are free ones, else shared.
 
-        Raises `NoPortError` where none of the range can be bound.
+        Raises NoPortError if none of the range can be bound.
         """
         *others, last = self._pools_by_rank()
         for pool in others:
@@ -237,145 +139,87 @@ class Streamer:
         return last.open()
 
     def release_port(self, port: int) -> None:
-        """The call needs its port no more; it rests 5 s before another call gets it alone."""
+        """Returns the port of a call; it rests 5 s before another call gets it alone."""
         self._pools[self._number(port)].release(port)
 
-    async def prepare(self, port: int, clips: Iterable[Clip]) -> None:
-        """Waits until the sender of `port` has these clips in memory, so that it can play them.
+    async def prepare(self, port: int, clips: Iterable[SharedClip]) -> None:
+        """Waits until the sender of `port` has these clips in memory; raises UnavailableError.
 
-        Each clip goes to each sender once and stays there while it is referenced here; a sender
-        that is restarted gets it anew. What `play` is given as a path is not looked at. Raises
-        `UnavailableError`.
+        Each clip is passed to each sender once and stays there while it is referenced here; a
+        sender that is restarted gets it anew.
         """
-        shared = [clip for clip in clips if isinstance(clip, SharedClip)]
-        await self._senders[self._number(port)].open_clips(shared)
+        await self._senders[self._number(port)].open_clips(clips)
 
     def play(
         self,
-        port: int,
-        far: tuple[str, int],
-        payload_type: int,
-        clips: Sequence[Clip],
+        spec: StreamSpec,
+        clips: Sequence[SharedClip],
         on_end: Callable[[StreamReport], None],
-        *,
-        law: Law | None = None,
-        start: StreamStart | None = None,
-        ptime: int = 20,
-        event_types: Iterable[int] = (),
-        latch: Latch = "port",
-        held: bool = False,
-        awaited: bool = False,
-        patience: float = 0.0,
         on_silence: Callable[[], None] | None = None,
     ) -> int:
-        """Sends the clips, one after the other, from `port` to `far`; returns the stream's number.
+        """Starts a stream that sends the clips one after the other; returns its number.
 
-        Clips are raw G.711 of the law that `payload_type` names (0 µ-law, 8 A-law; any other needs
-        `law`), in memory or as files that the sender opens when the stream begins. A packet holds
-        `ptime` ms: 10, 20, 30, 40 or 60, as the callee asks for in its SDP; each clip's last one is
-        filled up with silence. `on_end` is called once, later, on the event loop; also for an
-        address that can't be sent to and for a clip that can't be read. A port that is not open,
-        an unknown payload type, or another `ptime`, is a `ValueError`: that is a fault of the
-        caller. `event_types` are the payload types that may be used for telephone-event; of
-        those, where the streamer receives, keyed digits are read. `latch`: which source of RTP the
-        stream then goes to (`wire.Latch`).
-
-        A stream that is `held` sends nothing until a `change` that is not; `far` may then be
-        0.0.0.0. One that is `awaited` sends nothing before a packet of the callee was accepted, by
-        `latch` or from `far`: for a `far` that only stands for where it may send from. That takes
-        a streamer that receives. `on_silence` is called when the callee, having been heard, has
-        sent neither RTP nor reports for `patience` seconds (0: never), and again while that lasts.
+        `on_end` is called once, later, on the event loop; also for an address that can't be sent
+        to, or a clip that can't be played. `on_silence` is called, repeatedly, when the
+        `silence_timeout` is over. Raises ValueError for a port that is not open, a payload type
+        out of range and an unknown packet time: those are faults of the caller.
         """
-        number = self._number(port)
+        number = self._number(spec.port)
         pool, sender = self._pools[number], self._senders[number]
-        bound = pool.socket(port)
-        law = law or _STATIC_LAWS.get(payload_type)
-        if law is None or not 0 <= payload_type <= 127:
-            raise ValueError(f"payload type {payload_type} names no G.711 law")
-        if ptime not in PTIMES:
-            raise ValueError(f"packets of {ptime} ms are not sent; known are {PTIMES}")
+        sockets = pool.sockets(spec.port)
+        _check(spec)
         self._last_stream += 1
-        stream = self._last_stream
-        self._streams[stream] = _Running(sender, on_end, far, on_silence)
-        nowhere = held and far[0] in _NOWHERE
-        problem = self._problem(clips) or ("" if nowhere else self.address_problem(far))
+        stream = self._last_stream * len(self._senders) + number
+        host, port = spec.remote
+        nowhere = spec.held and host in UNSPECIFIED_HOSTS
+        problem = "" if nowhere else self.address_problem(spec.remote)
+        if not 1 <= len(clips) <= MAX_CLIPS:
+            problem = f"a playlist holds 1 to {MAX_CLIPS} clips, not {len(clips)}"
+        if not self._started:
+            problem = "the streamer is not running"
         if problem:
-            self._ended(End(stream, 0, False, problem))
+            # Later, so that this returns first.
+            asyncio.get_running_loop().call_soon(on_end, StreamReport.failed(stream, problem))
             return stream
-        begin = start or StreamStart.random()
-        command = Play(
-            stream,
-            port,
-            _NOWHERE[self._version == 6] if nowhere else far[0],
-            far[1],
-            payload_type,
-            law,
-            [clip.number if isinstance(clip, SharedClip) else str(clip) for clip in clips],
-            begin.sequence,
-            begin.timestamp,
-            begin.ssrc,
-            ptime,
-            self._receive,
-            tuple(event_types),
-            patience if on_silence is not None else 0.0,
-            held,
-            latch,
-            awaited,
-        )
-        shared = [clip for clip in clips if isinstance(clip, SharedClip)]
-        sender.play(command, (bound, pool.companion(port)), shared)
+        host = UNSPECIFIED_HOSTS[self._version == 6] if nowhere else normalized(host)
+        spec = spec._replace(remote=(host, port))
+        numbers = [clip.number for clip in clips]
+        command = Play(stream, spec, numbers, *random_start(), self._receive)
+        sender.play(command, sockets, clips, on_end, on_silence)
         return stream
 
     def stop_stream(self, stream: int, *, if_awaited: bool = False) -> None:
-        """Not one packet more; `on_end` follows. A stream that has ended already is left alone.
+        """Ends a stream; `on_end` follows. Does nothing for one that has ended already.
 
-        With `if_awaited` only one that still waits for its callee's first packet, with the error
-        `wire.UNHEARD`.
+        With `if_awaited` only one that still awaits the first packet of its remote, with the error
+        `UNHEARD`.
         """
-        if stream in self._streams:
-            self._streams[stream].sender.stop_stream(stream, if_awaited=if_awaited)
+        self._sender_of(stream).stop_stream(stream, if_awaited=if_awaited)
 
-    def change(
-        self,
-        stream: int,
-        far: tuple[str, int],
-        payload_type: int,
-        *,
-        ptime: int = 20,
-        event_types: Iterable[int] = (),
-        held: bool = False,
-        awaited: bool = False,
-    ) -> None:
-        """The media of a stream from its next packet on; parameters as in `play`.
+    def change(self, stream: int, spec: StreamSpec) -> None:
+        """The stream goes on by this specification from its next packet on.
 
-        The SSRC stays, sequence number and timestamp go on without a jump, and so does the
-        recording, whatever the packets' length. A stream that is `held` sends nothing, and its
-        recording waits. The first packet after a hold bears the marker bit (RFC 3551 section 4.1),
-        and the timestamp has gone on by the time that it took.
+        SSRC, sequence number and the position in the recording continue. The timestamp continues
+        with the samples, and over a hold with the clock. The first packet after a hold has the
+        marker bit (RFC 3551 section 4.1).
 
-        An address that is the one named last is left alone: where the callee turned out to send
-        from another port, that still holds. A new one restarts that search. `FarEndError` where
-        `far` can't be sent to and the stream is not held: then nothing changes. A stream that has
-        ended is left alone.
+        A remote address that is the one named last is left alone: if the remote turned out to send
+        from another port, that still holds. A new one restarts latching. Raises RemoteAddressError,
+        and changes nothing, if the address can't be sent to and the stream is not held. Does
+        nothing for a stream that has ended.
         """
-        if ptime not in PTIMES or not 0 <= payload_type <= 127:
-            raise ValueError(f"payload type {payload_type} in packets of {ptime} ms is not sent")
-        problem = self.address_problem(far)
-        if problem and not held:
-            raise FarEndError(problem)
-        running = self._streams.get(stream)
-        if running is None:
-            return
-        moved = None if problem or running.far == far else far
-        if moved is not None:
-            running.far = moved
-        running.sender.change(
-            Change(stream, moved, payload_type, ptime, tuple(event_types), held, awaited)
-        )
+        _check(spec)
+        problem = self.address_problem(spec.remote)
+        if problem and not spec.held:
+            raise RemoteAddressError(problem)
+        if not problem:
+            host, port = spec.remote
+            spec = spec._replace(remote=(normalized(host), port))
+        self._sender_of(stream).change(Change(stream, spec, moved=not problem))
 
-    def address_problem(self, far: tuple[str, int]) -> str:
-        """Why nothing can be sent to this address, in a sentence; empty where it can."""
-        host, port = far
+    def address_problem(self, remote: tuple[str, int]) -> str:
+        """Why nothing can be sent to this address, as a sentence; empty if it can."""
+        host, port = remote
         if problem := host_problem(host, self._version):
             return problem
         if not 1 <= port <= 65535:
@@ -383,61 +227,42 @@ class Streamer:
         return ""
 
     def stats(self) -> StreamerStats:
-        """The senders' figures, summed; of their lateness the worst."""
-        total = StreamerStats(running=len(self._streams), failures=self._failures)
-        for sender in self._senders:
-            load = sender.load()
-            total = replace(
-                total,
-                packets=total.packets + load.packets,
-                refused=total.refused + load.refused,
-                ticks=total.ticks + load.ticks,
-                late_ticks=total.late_ticks + load.late_ticks,
-                worst_ms=max(total.worst_ms, load.worst_ms),
-                p99_ms=max(total.p99_ms, load.p99_ms),
-                tenth_ms=max(total.tenth_ms, load.tenth_ms),
-                cpu_seconds=total.cpu_seconds + load.cpu_seconds,
-                reported_ago=max(total.reported_ago, sender.reported_ago()),
-            )
-        return total
+        """The senders' load, summed; of their lateness the worst."""
+        return reduce(StreamerStats.plus, (sender.stats() for sender in self._senders))
 
     def sender_pids(self) -> list[int]:
         """The process ids of the senders that run now."""
         return [sender.pid for sender in self._senders if sender.pid is not None]
+
+    def _sender_of(self, stream: int) -> SupervisedSender:
+        return self._senders[stream % len(self._senders)]
 
     def _number(self, port: int) -> int:
         """The sender, and the pool, that a port belongs to."""
         return share_of(port, len(self._pools))
 
     def _pools_by_rank(self) -> list[PortPool]:
-        """Where the next call is best put, and where it goes if there is no port."""
+        """The pools in the order in which a new call should try them."""
         if self._pools[0].calls < COMFORTABLE:
             return self._pools
         return sorted(self._pools, key=lambda pool: max(pool.calls, COMFORTABLE - 1))
 
-    def _problem(self, clips: Sequence[Clip]) -> str:
-        """Why this can't be played, in a sentence; empty where it can."""
-        if not self._started:
-            return "the streamer is not running"
-        if not 1 <= len(clips) <= MAX_CLIPS:
-            return f"a playlist holds 1 to {MAX_CLIPS} clips, not {len(clips)}"
-        return ""
-
-    def _ended(self, end: End) -> None:
-        """Tells the stream's owner, in the loop's next round, so that `play` returns first."""
-        known = self._streams.pop(end.stream, None)
-        if known is not None:
-            asyncio.get_running_loop().call_soon(known.on_end, StreamReport(*end))
-
-    def _silent(self, stream: int) -> None:
-        known = self._streams.get(stream)
-        if known is not None and known.on_silence is not None:
-            known.on_silence()
-
     def _failed(self, error: SenderFailedError) -> None:
-        self._failures += 1
         if self.on_failure is not None:
             self.on_failure(error)
+
+
+def random_start() -> tuple[int, int, int]:
+    """Sequence number, timestamp and SSRC to begin with, unpredictable (RFC 3550 section 5.1)."""
+    bits = urandom(10)
+    return int.from_bytes(bits[:2]), int.from_bytes(bits[2:6]), int.from_bytes(bits[6:])
+
+
+def _check(spec: StreamSpec) -> None:
+    if spec.ptime not in PTIMES or not 0 <= spec.payload_type <= 127:
+        raise ValueError(
+            f"payload type {spec.payload_type} in packets of {spec.ptime} ms is not sent"
+        )
 
 
 def _descriptors() -> int:

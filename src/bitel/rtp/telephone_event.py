@@ -1,4 +1,4 @@
-"""Digits keyed by the far end, as RTP telephone events (RFC 4733 section 2)."""
+"""Digits that the remote sends as RTP telephone events (RFC 4733 section 2)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 KEYS = "0123456789*#ABCD"  # by event code (section 3.2)
 MAX_DIGITS = 256  # kept of one call
 LONGEST = 0xFFFF  # timestamp units that one segment of an event can last
-REMEMBERED = 16  # events, of which late packets are still known to belong to them
-MAX_BLOCKS = 16  # events in one packet that are looked at
+REMEMBERED = 16  # events whose late packets are still recognised
+MAX_BLOCKS = 16  # events that are read of one packet
 
 _BLOCK = struct.Struct("!BBH")
 _END = 0x80
@@ -19,17 +19,16 @@ _END = 0x80
 @dataclass(slots=True)
 class _Event:
     code: int
-    duration: int
     ended: bool
 
 
 class Digits:
     """Takes the payloads of one call's telephone-event packets, in whatever order they come.
 
-    An event is known by its timestamp, which all its packets share, and counts from the first of
-    them that arrives: its end packets may be lost, doubled or late. One that is held for longer
-    than 8 s goes on in further segments, which are the same digit (section 2.5.1.3). `text` is
-    what was keyed, of "0123456789*#ABCD"; other events (a flash, a fax tone) are left out.
+    All packets of an event have the same timestamp. It counts from the first that arrives: its end
+    packets may be lost, doubled or late. One of more than 8 s goes on in further segments, which
+    are the same digit (section 2.5.1.3). `text` is made of "0123456789*#ABCD"; other events (a
+    flash, a fax tone) are left out.
     """
 
     def __init__(self) -> None:
@@ -42,24 +41,23 @@ class Digits:
         whole = len(payload) - len(payload) % _BLOCK.size
         for start in range(0, min(whole, MAX_BLOCKS * _BLOCK.size), _BLOCK.size):
             code, flags, duration = _BLOCK.unpack_from(payload, start)
-            self._event(ssrc, timestamp, code, duration, ended=bool(flags & _END))
+            self._event(ssrc, timestamp, code, ended=bool(flags & _END))
             # Several events in one packet follow each other without a gap (section 2.5.1.5).
             timestamp = (timestamp + duration) % 2**32
 
-    def _event(self, ssrc: int, timestamp: int, code: int, duration: int, *, ended: bool) -> None:
+    def _event(self, ssrc: int, timestamp: int, code: int, *, ended: bool) -> None:
         known = self._events.get((ssrc, timestamp))
         if known is not None:
-            known.duration = max(known.duration, duration)
             known.ended = known.ended or ended
             return
         if not self._goes_on(ssrc, timestamp, code) and code < len(KEYS):
             self.text = (self.text + KEYS[code])[:MAX_DIGITS]
-        self._events[ssrc, timestamp] = _Event(code, duration, ended)
+        self._events[ssrc, timestamp] = _Event(code, ended)
         self._order.append((ssrc, timestamp))
         if len(self._order) > REMEMBERED:
             del self._events[self._order.popleft()]
 
     def _goes_on(self, ssrc: int, timestamp: int, code: int) -> bool:
-        """It is the next segment of an event that has filled its one, and has not ended."""
+        """It is the next segment of an event that has filled one, and has not ended."""
         before = self._events.get((ssrc, (timestamp - LONGEST) % 2**32))
         return before is not None and before.code == code and not before.ended

@@ -3,8 +3,8 @@
 `load` reads `bitel.toml` and the `BITEL_` variables, which win, merges them, reads the secrets that
 are in files of their own, and makes file names absolute (`loading`). The sections and their bounds
 are pydantic models (`sections`) of checked values (`values`). Any fault becomes a SettingsError:
-one sentence with the name of the setting and what would be right (`messages`). Secrets are
-`SecretStr`, so they print as asterisks.
+one sentence with the name of the setting and what would be right. Secrets are `SecretStr`, so they
+print as asterisks.
 """
 
 from bitel.settings.loading import (

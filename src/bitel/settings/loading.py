@@ -1,4 +1,4 @@
-"""Reads settings from a TOML file, the environment and files of secrets."""
+"""Reads settings from a TOML file, the environment and files of secrets, and words their faults."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import os
 import re
 import tomllib
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +19,6 @@ from pydantic_settings import EnvSettingsSource
 from pydantic_settings.exceptions import SettingsError as SourceError
 
 from bitel.errors import SettingsError
-from bitel.settings import messages
 from bitel.settings.sections import DialerSettings, Settings
 from bitel.settings.values import FileName
 
@@ -35,6 +35,31 @@ _LONGEST_SECRET: Final = 64 * 1024
 _CLOSE: Final = 0.85
 """How alike two names are at least (0 to 1, see `difflib`) to be taken for one that is misspelt."""
 _CLIENT_VARIABLES: Final = frozenset({CONFIG_VARIABLE, "BITEL_URL", "BITEL_TOKEN"})
+
+_RIGHT = {
+    "string_type": "must be a text in quotation marks",
+    "path_type": "must be the name of a file or folder, in quotation marks",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "must be a whole number"),
+    "int_parsing_size": "must be a smaller whole number",
+    **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
+    "finite_number": "must be a finite number",
+    **dict.fromkeys(("decimal_type", "decimal_parsing"), "must be a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
+    **dict.fromkeys(("list_type", "tuple_type"), 'must be a list, as in ["…", "…"]'),
+    "dict_type": "must be a table, as in {{ name = value }}",
+    "model_type": "must be a table",
+    "missing": "must be set",
+    "greater_than_equal": "must be {ge} or more",
+    "greater_than": "must be more than {gt}",
+    "less_than_equal": "must be {le} or less",
+    "less_than": "must be less than {lt}",
+    "literal_error": "must be {expected}",
+    "string_too_long": "must have {max_length} characters at most",
+    "string_too_short": "must have {min_length} characters or more",
+    "too_long": "must have {max_length} entries at most",
+    "too_short": "must have {min_length} entry or more",
+}
+"""What would be right, by pydantic's type of error; the words in braces are from its context."""
 
 
 def load(config: Path | None = None) -> Settings:
@@ -59,7 +84,7 @@ def load(config: Path | None = None) -> Settings:
     try:
         return Settings(**data)
     except ValidationError as fault:
-        raise SettingsError(messages.sentence(fault, Settings, data)) from None
+        raise SettingsError(_sentence(fault, Settings, data)) from None
 
 
 def settings_file(config: Path | None) -> Path | None:
@@ -81,7 +106,7 @@ def unknown_variables() -> list[str]:
     `BITEL_PORT_8080_TCP_ADDR`. Raises SettingsError for one that is probably a setting misspelt:
     with `__` in its name, or close to that of a setting.
     """
-    names = _variable_names(Settings, PREFIX)
+    names = list(_variable_names(Settings, PREFIX))
     # Without its underscores doubled, a name is what people write first.
     spelled = {name.replace("__", "_"): name for name in names}
     unknown = []
@@ -102,17 +127,15 @@ def unknown_variables() -> list[str]:
     return sorted(unknown)
 
 
-def _variable_names(model: type[BaseModel], prefix: str) -> list[str]:
+def _variable_names(model: type[BaseModel], prefix: str) -> Iterator[str]:
     """The variables of a model's fields, those of its sections included."""
-    names = []
     for name, field in model.model_fields.items():
         variable = prefix + name.upper()
-        names.append(variable)
+        yield variable
         if _is_secret(field):
-            names.append(variable + FILE_SUFFIX.upper())
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            names += _variable_names(field.annotation, f"{variable}__")
-    return names
+            yield variable + FILE_SUFFIX.upper()
+        if section := _as_model(field.annotation):
+            yield from _variable_names(section, f"{variable}__")
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -157,7 +180,7 @@ def _apply_dialer_variables(data: dict[str, Any]) -> None:
     if not variables:
         return
     found = data.get("dialers")
-    dialers = [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+    dialers = _tables(found) if isinstance(found, list) else []
     for name, value in sorted(variables.items()):
         wanted, _, key = name.removeprefix(DIALER_PREFIX).rpartition("__")
         fits = [each for each in dialers if _as_variable(str(each.get("id"))) == wanted]
@@ -181,23 +204,18 @@ def _as_variable(identifier: str) -> str:
 
 
 def _from_variable(text: str) -> Any:
-    if text[:1] in ("[", "{"):
-        try:
-            return json.loads(text)
-        except ValueError:
-            pass
+    """The list or table that `text` is as JSON, else `text`."""
+    with suppress(ValueError):
+        return json.loads(text) if text[:1] in ("[", "{") else text
     return text
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Both, with `above` first; tables are merged key by key."""
-    both = dict(below)
-    for key, value in above.items():
-        old = both.get(key)
-        if isinstance(old, Mapping) and isinstance(value, Mapping):
-            both[key] = _merged(old, value)
-        else:
-            both[key] = value
+    both = {**below, **above}
+    for key in below.keys() & above.keys():
+        if isinstance(below[key], Mapping) and isinstance(above[key], Mapping):
+            both[key] = _merged(below[key], above[key])
     return both
 
 
@@ -217,25 +235,30 @@ def _resolve(model: type[BaseModel], data: dict[str, Any], where: str, folder: P
             data[key] = _absolute_sqlite(data[key], folder)
         elif key in data and _names_file(field):
             data[key] = _absolute(data[key], f"{where}{key}", folder)
-        for section in _sections(data.get(key)):
+        for section in _tables(data.get(key)):
             if below := _model_of(field.annotation):
                 inner = section.get("id") if isinstance(data[key], list) else None
                 part = f"{where}{key}.{inner}." if inner else f"{where}{key}."
                 _resolve(below, section, part, folder)
 
 
-def _sections(value: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(value, dict):
-        yield value
-    elif isinstance(value, list):
-        yield from (each for each in value if isinstance(each, dict))
+def _tables(value: Any) -> list[dict[str, Any]]:
+    """The tables that a setting has: itself, or those of a list."""
+    each_of = value if isinstance(value, list) else [value]
+    return [each for each in each_of if isinstance(each, dict)]
+
+
+def _as_model(annotation: Any) -> type[BaseModel] | None:
+    """The model of a section; None for another type."""
+    is_model = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return annotation if is_model else None
 
 
 def _model_of(annotation: Any) -> type[BaseModel] | None:
     """The model of a section, or of a list of sections."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next(filter(None, map(_model_of, typing.get_args(annotation))), None)
+    return _as_model(annotation) or next(
+        filter(None, map(_model_of, typing.get_args(annotation))), None
+    )
 
 
 def _is_secret(field: FieldInfo | None) -> bool:
@@ -244,13 +267,9 @@ def _is_secret(field: FieldInfo | None) -> bool:
 
 def _names_file(field: FieldInfo) -> bool:
     """Whether the value is the name of a file, or a table of such names."""
-    if any(isinstance(each, FileName) for each in field.metadata):
-        return True
-    return any(
-        isinstance(mark, FileName)
-        for argument in typing.get_args(field.annotation)
-        for mark in getattr(argument, "__metadata__", ())
-    )
+    arguments = typing.get_args(field.annotation)
+    marks = [mark for each in arguments for mark in getattr(each, "__metadata__", ())]
+    return any(isinstance(mark, FileName) for mark in [*field.metadata, *marks])
 
 
 def _read_secret(name: str, file: Any, folder: Path) -> str:
@@ -301,3 +320,73 @@ def _absolute_sqlite(url: str, folder: Path) -> str:
     if not scheme.startswith("sqlite") or not slashes or path in ("", ":memory:"):
         return url
     return f"{scheme}:///{_absolute(path, 'database_url', folder)}"
+
+
+def _sentence(fault: ValidationError, model: type[BaseModel], data: Mapping[str, Any]) -> str:
+    """The first fault that pydantic found in `data`, for an operator. It repeats no secret."""
+    errors: list[Any] = fault.errors(include_url=False, include_input=False)
+    first, _ = _setting_name(errors[0]["loc"], model, data)
+    # Where a setting may have one of several types, the fault with the type that was meant counts.
+    error = min(
+        (each for each in errors if _setting_name(each["loc"], model, data)[0].startswith(first)),
+        key=lambda each: each["type"].endswith("_type"),
+    )
+    where, section = _setting_name(error["loc"], model, data)
+    kind = error["type"]
+    if kind == "extra_forbidden":
+        return f"the setting {where} is unknown; remove or correct it"
+    if kind in {"list_type", "model_type"} and section:
+        return f"the setting {where} {section}"
+    if right := _RIGHT.get(kind):
+        bounds = {name: _plain(value) for name, value in error.get("ctx", {}).items()}
+        return f"the setting {where} {right.format(**bounds)}"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"the setting {where} is wrong: {message}" if where else message
+
+
+def _setting_name(
+    location: Sequence[str | int], model: type[BaseModel], data: Mapping[str, Any]
+) -> tuple[str, str]:
+    """A setting's name as an operator writes it, and how its section is written if it is one.
+
+    `location` is pydantic's, within `data`: `("dialers", 0, "trunks", 1)` is
+    `dialers.main.trunks, entry 2`, for the dialer whose id is `main`.
+    """
+    name, section = "", ""
+    annotation: Any = model
+    value: Any = data
+    for part in location:
+        below = _as_model(annotation)
+        if below is not None and isinstance(part, str):
+            fields = below.model_fields.items()
+            found = (each.annotation for key, each in fields if part in (key, each.alias))
+            annotation = next(found, None)
+            separator = ", " if ", entry " in name else "."
+            name = f"{name}{separator}{part}" if name else part
+            section = _section(name, annotation)
+            value = value.get(part) if isinstance(value, Mapping) else None
+        elif isinstance(part, int):
+            value = value[part] if isinstance(value, list) and part < len(value) else None
+            identifier = value.get("id") if isinstance(value, Mapping) else None
+            named = isinstance(identifier, str)
+            name, section = f"{name}.{identifier}" if named else f"{name}, entry {part + 1}", ""
+            annotation = next(iter(typing.get_args(annotation)), None)
+        elif isinstance(value, Mapping) and part in value:
+            name = f"{name}.{part}"
+            annotation = next(reversed(typing.get_args(annotation)), None)
+            value = value[part]
+        # Else it is a label of pydantic's own, such as the alternative of a union.
+    return name, section
+
+
+def _plain(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _section(name: str, annotation: Any) -> str:
+    """How a section of this type is written; empty if it is none."""
+    if _as_model(annotation):
+        return f"must be a section, written as [{name}]"
+    if typing.get_origin(annotation) is list and _as_model(typing.get_args(annotation)[0]):
+        return f"must be a list of sections, each written as [[{name}]]"
+    return ""

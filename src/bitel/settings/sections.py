@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,37 +10,19 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from bitel.domain.tariff import Rate, Tariff
-from bitel.settings.values import (
-    IDENTITY_HEADERS,
-    AddressText,
-    CallerId,
-    Command,
-    Currency,
-    DialerId,
-    DialledPrefix,
-    DomainName,
-    Endpoint,
-    ExtraHeaders,
-    FileName,
-    FileText,
-    MetricsToken,
-    Network,
-    NumberPrefix,
-    OptionalAddress,
-    PortRange,
-    ProxyUri,
-    PublicAddress,
-    Region,
-    TrunkUri,
-    is_ip,
-    split_address,
-    trunk_host,
-)
+from bitel.domain.pricing import Rate, Tariff
+from bitel.settings import values
+from bitel.settings.values import FileName
 
 MOST_RATE = Decimal(10) ** 9
 """The highest price of a minute, of a connection and of a call: so no call costs more than a
 balance can hold."""
+
+
+def _check_distinct(found: Sequence[str], fault: str) -> None:
+    """Raises ValueError with `fault`, and the first text that `found` has twice."""
+    if twice := {each for each in found if found.count(each) > 1}:
+        raise ValueError(fault.format(min(twice)))
 
 
 class Section(BaseModel):
@@ -63,7 +46,9 @@ class HttpSettings(Section):
     """Bytes of a JSON body that names many numbers."""
     connections_per_source: int = Field(default=256, ge=1, le=100_000)
     """Connections that one source may have at a time, with IPv6 one network of 2^64 addresses."""
-    trusted_proxies: list[Network] = Field(default=["127.0.0.0/8", "::1/128"], max_length=1000)
+    trusted_proxies: list[values.Network] = Field(
+        default=["127.0.0.0/8", "::1/128"], max_length=1000
+    )
     """Networks of reverse proxies, whose connections are not counted by source: they carry those of
     all clients."""
 
@@ -72,7 +57,7 @@ class S3Settings(Section):
     """How the S3 server of `storage_url` is reached. What is left empty is taken from the usual
     `AWS_` variables, the files of the AWS tools not included."""
 
-    endpoint: Endpoint = ""
+    endpoint: values.Endpoint = ""
     """The URL of the server, as in `https://s3.example:9000`; empty: Amazon's of the region."""
     region: str = Field(default="", max_length=64)
     """The region of the bucket; servers other than Amazon's take any, such as `us-east-1`."""
@@ -162,10 +147,10 @@ class MetricsSettings(Section):
 
     enabled: bool = True
     """Whether `/metrics` is answered, beside the API and outside of `/api`."""
-    token: MetricsToken = SecretStr("")
+    token: values.MetricsToken = SecretStr("")
     """What a reader must send as a bearer token. Empty: only readers on this machine are answered,
     unless a proxy says that they come from elsewhere."""
-    bind: OptionalAddress = ""
+    bind: values.OptionalAddress = ""
     """Where a process without the API (`serve --only dialer`) answers `/metrics`, as HOST:PORT;
     empty: nowhere."""
 
@@ -177,7 +162,7 @@ class NotificationSettings(Section):
     """Where notifications are posted as JSON; empty: nowhere. Private addresses are allowed."""
     secret: SecretStr = SecretStr("")
     """`whsec_` and base64: signs these POSTs as webhooks are signed. Empty: no signature."""
-    command: Command = ""
+    command: values.Command = ""
     """A program and its arguments that is run for each notification, with the JSON on stdin and its
     type in `BITEL_NOTIFICATION`; no shell reads it. Empty: none."""
     low_balance: Decimal | None = None
@@ -226,9 +211,9 @@ class RetentionSettings(Section):
 
 
 class RateSettings(Section):
-    """One line of the tariff: see `bitel.domain.tariff.Rate`."""
+    """One line of the tariff: see `bitel.domain.pricing.Rate`."""
 
-    prefix: NumberPrefix
+    prefix: values.NumberPrefix
     """What the E.164 form of a number starts with; the longest prefix that fits prices it."""
     per_minute: Decimal = Field(ge=0, le=MOST_RATE)
     """The price of a minute."""
@@ -241,13 +226,13 @@ class RateSettings(Section):
 
 
 class NumberRuleSettings(Section):
-    """How numbers with a prefix are dialled: see `bitel.dialer.number_format.NumberRule`."""
+    """How numbers with a prefix are dialled: see `bitel.dialer.caller_identity.NumberRule`."""
 
-    prefix: NumberPrefix
+    prefix: values.NumberPrefix
     """What the number begins with, in E.164: `+98`."""
     strip: int = Field(default=0, ge=0, le=16)
     """How many characters it loses in front, the plus sign included."""
-    add: DialledPrefix = ""
+    add: values.DialledPrefix = ""
     """What is then put in front."""
 
     @model_validator(mode="after")
@@ -263,13 +248,13 @@ SHORTEST_MEDIA_TIMEOUT = 10.0  # seconds; of many callees only a packet in five 
 class DialerSettings(Section):
     """A dialer: a SIP user agent, the trunks that it calls over, and how fast it may."""
 
-    id: DialerId
+    id: values.DialerId
     """What clients name as `serverId`; the first dialer is the default."""
-    trunks: list[TrunkUri] = Field(min_length=1, max_length=16)
+    trunks: list[values.TrunkUri] = Field(min_length=1, max_length=16)
     """The carrier's addresses, in order of preference: `sip:HOST[:PORT][;transport=udp|tcp|tls]`,
     or `sips:HOST`, which means TLS. Without a port and a transport DNS may name them (NAPTR, SRV).
     IPv6 addresses stand in brackets."""
-    outbound_proxy: ProxyUri = ""
+    outbound_proxy: values.ProxyUri = ""
     """The host that INVITE, REGISTER and OPTIONS are sent to in place of the trunks, written as
     these are: `sip:HOST[:PORT][;transport=udp|tcp|tls]`. The trunk stays in the Request-URI, and a
     Route header names the proxy. Empty: none."""
@@ -278,13 +263,13 @@ class DialerSettings(Section):
     if there is another. One that was merely slow may by then have begun to call: it is sent
     CANCEL as soon as it says so, but for a moment a person may be rung by both. So rather not
     less than 4, the time of four lost INVITEs."""
-    tls_ca: FileText = ""
+    tls_ca: values.FileText = ""
     """The file of CA certificates (PEM) that a TLS trunk's certificate must come from; empty: the
     system's. The certificate must bear the name in `trunks`."""
-    tls_certificate: FileText = ""
+    tls_certificate: values.FileText = ""
     """The file of our own certificate chain (PEM), shown to TLS trunks that ask for one; with it
     TLS is listened for too, at the port after that of `bind`."""
-    tls_key: FileText = ""
+    tls_key: values.FileText = ""
     """The file of that certificate's key (PEM), without a passphrase."""
     username: str = ""
     """Digest credentials, where the carrier wants them."""
@@ -295,32 +280,36 @@ class DialerSettings(Section):
     of the first challenge; name it where your carrier passes on what callees ask for."""
     register_: bool = Field(default=False, alias="register")
     """REGISTER with the trunk and stay registered."""
-    caller_id: CallerId | Annotated[list[CallerId], Field(min_length=1, max_length=1000)] = ""
+    caller_id: (
+        values.CallerId | Annotated[list[values.CallerId], Field(min_length=1, max_length=1000)]
+    ) = ""
     """The number that callees see; or several, over which calls are spread: all attempts of a call
     show the same one."""
-    caller_ids: dict[NumberPrefix, CallerId] = Field(default_factory=dict, max_length=1000)
+    caller_ids: dict[values.NumberPrefix, values.CallerId] = Field(
+        default_factory=dict, max_length=1000
+    )
     """The caller id by prefix of the number called, before `caller_id`; the longest decides."""
     identity: Literal["from", "pai", "ppi", "rpid"] = "from"
     """What names the caller: From alone, or with P-Asserted-Identity (`pai`), P-Preferred-Identity
     (`ppi`) or Remote-Party-ID (`rpid`)."""
     privacy: bool = False
     """Whether the person called is not to learn who calls (RFC 3323)."""
-    from_domain: DomainName = ""
+    from_domain: values.DomainName = ""
     """The host, a domain name or an IP address, in From and in the header of `identity`, where the
     carrier wants its own there. Empty: our IP address. An anonymous From does not change."""
     user_phone: bool = False
     """Whether the URIs of From, To and the request have `;user=phone` where their user part is a
     telephone number."""
-    extra_headers: ExtraHeaders = Field(default_factory=dict, max_length=20)
+    extra_headers: values.ExtraHeaders = Field(default_factory=dict, max_length=20)
     """Headers that every INVITE gets, and no other request: `{ "X-Account" = "42" }`, each one line
     of at most 512 characters. Headers that bitel writes itself are refused. The values are in no
     log; the traces of calls show them."""
     send_to_source: bool = False
     """Whether requests in a call are sent to the source address of the carrier's messages instead
     of the one in its Contact or Record-Route: for carriers that write a private address there."""
-    accept_from: Literal["trunks", "any"] | Annotated[list[Network], Field(max_length=1000)] = (
-        "trunks"
-    )
+    accept_from: (
+        Literal["trunks", "any"] | Annotated[list[values.Network], Field(max_length=1000)]
+    ) = "trunks"
     """Where SIP messages are accepted from beside the trunks' addresses and the hosts that they
     name in a call: `trunks` nowhere, a list of networks (`["198.51.100.0/24"]`) those too, `any`
     anywhere. Other messages are dropped; with `any`, requests outside of calls get one answer."""
@@ -345,11 +334,11 @@ class DialerSettings(Section):
         default=["PCMA", "PCMU"], min_length=1, max_length=2
     )
     """What is offered, best first."""
-    bind: AddressText = "0.0.0.0:5070"
+    bind: values.AddressText = "0.0.0.0:5070"
     """Where SIP is spoken from."""
-    public_address: PublicAddress = ""
+    public_address: values.PublicAddress = ""
     """What Via, Contact and SDP say instead of `bind`: an IP address, and a port if it differs."""
-    rtp_ports: PortRange = "10000-19999"
+    rtp_ports: values.PortRange = "10000-19999"
     """Local ports of RTP, the even ones of them, with RTCP on the odd ones above; a narrow range is
     shared by many calls."""
     receive: bool = True
@@ -389,16 +378,17 @@ class DialerSettings(Section):
             raise ValueError("password is set but username is empty; set both or neither")
         if bool(self.tls_certificate) != bool(self.tls_key):
             raise ValueError("tls_certificate and tls_key go together; set both or neither")
-        ipv6 = ":" in split_address(self.bind)[0]
+        ipv6 = ":" in values.split_address(self.bind)[0]
         what = "outbound_proxy" if self.outbound_proxy else "trunk"
         for hop in [self.outbound_proxy] if self.outbound_proxy else self.trunks:
-            if is_ip(trunk_host(hop), 4 if ipv6 else 6):
+            if values.is_ip(values.trunk_host(hop), 4 if ipv6 else 6):
                 ours, wants = ("IPv6", "0.0.0.0:5070") if ipv6 else ("IPv4", "[::]:5070")
                 raise ValueError(f"bind is {ours}, the {what} {hop} is not; bind {wants}, say")
-        written = {IDENTITY_HEADERS.get(self.identity, ""), "privacy" if self.privacy else ""}
+        written = {values.IDENTITY_HEADERS.get(self.identity): "identity"}
+        if self.privacy:
+            written["privacy"] = "privacy"
         for name in self.extra_headers:
-            if name.lower() in written:
-                setting = "privacy" if name.lower() == "privacy" else "identity"
+            if setting := written.get(name.lower()):
                 raise ValueError(f"extra_headers: {name} is what {setting} writes; remove one")
         if 0 < self.media_timeout < SHORTEST_MEDIA_TIMEOUT:
             raise ValueError(
@@ -410,9 +400,7 @@ class DialerSettings(Section):
         if self.latch == "host" and not self.receive:
             raise ValueError("latch = 'host' needs receive = true to find where audio comes from")
         prefixes = [rule.prefix for rule in self.number_rules]
-        twice = {prefix for prefix in prefixes if prefixes.count(prefix) > 1}
-        if twice:
-            raise ValueError(f"number_rules: two have the same prefix {min(twice)!r}")
+        _check_distinct(prefixes, "number_rules: two have the same prefix {!r}")
         if self.otp_channels >= self.max_channels:
             raise ValueError("otp_channels leaves no channel for other calls; make it smaller")
         return self
@@ -437,13 +425,13 @@ class Settings(BaseSettings):
     """Empty: SQLite in `data_dir`; `postgresql://…` where one machine is outgrown."""
     storage_url: SecretStr = SecretStr("")
     """Empty: recordings in `data_dir/voices`; `s3://bucket/prefix` keeps them there, see `[s3]`."""
-    region: Region = "IR"
+    region: values.Region = "IR"
     """The country whose local numbers are understood, and whose numbers alone may be called unless
     a project is allowed others."""
-    extra_prefixes: tuple[NumberPrefix, ...] = Field(default=(), max_length=1000)
+    extra_prefixes: tuple[values.NumberPrefix, ...] = Field(default=(), max_length=1000)
     """Beginnings of numbers that are in use and not yet in the numbering plans known here, as in
     `["+989981"]`; numbers of a possible length that begin so are taken as valid."""
-    currency: Currency = "IRR"
+    currency: values.Currency = "IRR"
     """The currency of balances and prices (ISO 4217)."""
     batch_limit: int = Field(default=10_000, ge=1, le=1_000_000)
     """Numbers that one batch may hold."""
@@ -469,25 +457,14 @@ class Settings(BaseSettings):
     dialers: list[DialerSettings] = Field(default_factory=list, max_length=64)
 
     @model_validator(mode="after")
-    def _dialers_agree(self) -> Settings:
-        ids = [dialer.id for dialer in self.dialers]
-        binds = [dialer.bind for dialer in self.dialers if not dialer.bind.endswith(":0")]
-        for what, values in (("id", ids), ("bind", binds)):
-            twice = {value for value in values if values.count(value) > 1}
-            if twice:
-                raise ValueError(f"dialers: two have the same {what} {min(twice)!r}")
-        return self
-
-    @model_validator(mode="after")
-    def _tariff_is_unambiguous(self) -> Settings:
-        prefixes = [rate.prefix for rate in self.tariff]
-        twice = {prefix for prefix in prefixes if prefixes.count(prefix) > 1}
-        if twice:
-            raise ValueError(f"tariff: two lines have the same prefix {min(twice)!r}; keep one")
-        return self
-
-    @model_validator(mode="after")
-    def _s3_is_used(self) -> Settings:
+    def _agrees_with_itself(self) -> Settings:
+        binds = [each.bind for each in self.dialers if not each.bind.endswith(":0")]
+        _check_distinct([each.id for each in self.dialers], "dialers: two have the same id {!r}")
+        _check_distinct(binds, "dialers: two have the same bind {!r}")
+        _check_distinct(
+            [rate.prefix for rate in self.tariff],
+            "tariff: two lines have the same prefix {!r}; keep one",
+        )
         if self.s3 != S3Settings() and not self.storage_url.get_secret_value():
             raise ValueError(
                 "[s3] has no effect without a storage_url; write storage_url = "
@@ -513,9 +490,8 @@ class Settings(BaseSettings):
         cls,
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        *_: PydanticBaseSettingsSource,
+        **__: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments only: `loading` merges the file and the environment first."""
         return (init_settings,)

@@ -1,10 +1,12 @@
-"""Checks of single values that settings hold: addresses, trunks, headers, prefixes."""
+"""Types of single settings, each with its check: addresses, trunks, headers, prefixes."""
 
 from __future__ import annotations
 
 import ipaddress
 import re
 import shlex
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -21,15 +23,6 @@ def split_address(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def _address(text: str) -> str:
-    split_address(text)
-    return text
-
-
-def _optional_address(text: str) -> str:
-    return _address(text) if text else text
-
-
 def _metrics_token(token: SecretStr) -> SecretStr:
     text = token.get_secret_value()
     if text and not text.strip():
@@ -39,32 +32,27 @@ def _metrics_token(token: SecretStr) -> SecretStr:
     return token
 
 
-def _command(text: str) -> str:
+def _check_command(text: str) -> None:
     try:
         words = shlex.split(text)
     except ValueError:
         raise ValueError("a quotation mark is not closed") from None
     if text and not words:
         raise ValueError("it names no program; leave it empty or name one")
-    return text
 
 
-def _port_range(text: str) -> str:
+def _check_port_range(text: str) -> None:
     match = re.fullmatch(r"(\d{1,5})-(\d{1,5})", text)
     if not match or not 1024 <= int(match[1]) < int(match[2]) <= 65535:
         raise ValueError(f"{text!r} is not a range of ports within 1024-65535, as in 10000-19999")
-    return text
 
 
-def _trunk(text: str) -> str:
-    return _host_uri(text, "trunk")
+def _check_region(text: str) -> None:
+    if text not in phonenumbers.SUPPORTED_REGIONS:
+        raise ValueError(f"{text!r} is not an ISO 3166 country code, as in IR")
 
 
-def _outbound_proxy(text: str) -> str:
-    return _host_uri(text, "proxy", frozenset({"lr"})) if text else text
-
-
-def _host_uri(text: str, what: str, flags: frozenset[str] = frozenset()) -> str:
+def _check_host_uri(text: str, what: str = "trunk", flags: Collection[str] = ()) -> None:
     """A SIP URI of a host alone; `flags` are the parameters that it may have besides `transport`.
 
     What would have no effect is refused, so that a misspelt parameter is noticed at the start.
@@ -93,7 +81,6 @@ def _host_uri(text: str, what: str, flags: frozenset[str] = frozenset()) -> str:
             )
     if place.lower().startswith("sips:") and transport == "udp":
         raise ValueError(f"{text!r} can't be a {what}: sips: is never spoken over UDP")
-    return text
 
 
 def trunk_host(text: str, what: str = "trunk") -> str:
@@ -160,39 +147,6 @@ def _extra_headers(headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
     return headers
 
 
-def _caller_id(text: str) -> str:
-    if not re.fullmatch(r"\+?[0-9A-Za-z_.\-]{0,32}", text):
-        raise ValueError(f"{text!r} is no caller id: use up to 32 digits, letters, '.', '-' or '_'")
-    return text
-
-
-def _number_prefix(text: str) -> str:
-    if not re.fullmatch(r"\+[0-9]{0,15}", text):
-        raise ValueError(f"{text!r} is not the beginning of an E.164 number, as in +98")
-    return text
-
-
-def _dialled_prefix(text: str) -> str:
-    if not re.fullmatch(r"[0-9+*#]{0,32}", text):
-        raise ValueError(f"{text!r} can't be dialled: use up to 32 of 0-9, '+', '*' and '#'")
-    return text
-
-
-def _dialer_id(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}", text):
-        raise ValueError(
-            f"{text!r} is no id of a dialer: use up to 64 letters, digits, '.', '-' or '_', "
-            "a letter or digit first"
-        )
-    return text
-
-
-def _currency(text: str) -> str:
-    if not re.fullmatch(r"[A-Z]{3}", text):
-        raise ValueError(f"{text!r} is no ISO 4217 currency, as in IRR")
-    return text
-
-
 def _endpoint(text: str) -> str:
     if not text:
         return text
@@ -200,26 +154,13 @@ def _endpoint(text: str) -> str:
         url = urlsplit(text)
         usable = url.scheme in {"http", "https"} and bool(url.hostname) and url.port != 0
     except ValueError:
-        usable = False
-        url = urlsplit("")
+        url, usable = urlsplit(""), False
     if url.username or url.password:
         # Not repeated in the sentence: it holds a password.
         raise ValueError("it holds a user or password; write access_key_id and secret_access_key")
     if not usable or url.query or url.fragment:
         raise ValueError(f"{text!r} is not the URL of a server, as in https://s3.example:9000")
     return text.rstrip("/")
-
-
-def _region(text: str) -> str:
-    if text not in phonenumbers.SUPPORTED_REGIONS:
-        raise ValueError(f"{text!r} is not an ISO 3166 country code, as in IR")
-    return text
-
-
-def _public_address(text: str) -> str:
-    if text:
-        split_public_address(text)
-    return text
 
 
 def split_public_address(text: str) -> tuple[str, int | None]:
@@ -254,22 +195,63 @@ class FileName:
     """Marks a setting that names a file or folder: if relative, then to the settings file."""
 
 
+def _matching(pattern: str, fault: str) -> AfterValidator:
+    """Accepts a text that `pattern` matches; `fault` says what is wrong with another."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"{text!r} {fault}")
+        return text
+
+    return AfterValidator(check)
+
+
+def _readable(read: Callable[[str], object], *, optional: bool = False) -> AfterValidator:
+    """Accepts a text that `read` raises no ValueError for; if `optional`, also an empty one."""
+
+    def check(text: str) -> str:
+        if text or not optional:
+            read(text)
+        return text
+
+    return AfterValidator(check)
+
+
+AddressText = Annotated[str, _readable(split_address)]
+OptionalAddress = Annotated[str, _readable(split_address, optional=True)]
+PublicAddress = Annotated[str, _readable(split_public_address, optional=True)]
+PortRange = Annotated[str, _readable(_check_port_range)]
 Network = Annotated[str, AfterValidator(_network)]
-AddressText = Annotated[str, AfterValidator(_address)]
-OptionalAddress = Annotated[str, AfterValidator(_optional_address)]
-MetricsToken = Annotated[SecretStr, AfterValidator(_metrics_token)]
-Command = Annotated[str, AfterValidator(_command)]
-PortRange = Annotated[str, AfterValidator(_port_range)]
-TrunkUri = Annotated[str, AfterValidator(_trunk)]
-ProxyUri = Annotated[str, AfterValidator(_outbound_proxy)]
+TrunkUri = Annotated[str, _readable(_check_host_uri)]
+ProxyUri = Annotated[
+    str, _readable(partial(_check_host_uri, what="proxy", flags=("lr",)), optional=True)
+]
 DomainName = Annotated[str, AfterValidator(_domain)]
 ExtraHeaders = Annotated[dict[str, SecretStr], AfterValidator(_extra_headers)]
-Region = Annotated[str, AfterValidator(_region)]
-PublicAddress = Annotated[str, AfterValidator(_public_address)]
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
+MetricsToken = Annotated[SecretStr, AfterValidator(_metrics_token)]
+Command = Annotated[str, _readable(_check_command)]
+Region = Annotated[str, _readable(_check_region)]
+Currency = Annotated[str, _matching(r"[A-Z]{3}", "is no ISO 4217 currency, as in IRR")]
 FileText = Annotated[str, FileName()]
-CallerId = Annotated[str, AfterValidator(_caller_id)]
-NumberPrefix = Annotated[str, AfterValidator(_number_prefix)]
-DialerId = Annotated[str, AfterValidator(_dialer_id)]
-Currency = Annotated[str, AfterValidator(_currency)]
-DialledPrefix = Annotated[str, AfterValidator(_dialled_prefix)]
+CallerId = Annotated[
+    str,
+    _matching(
+        r"\+?[0-9A-Za-z_.\-]{0,32}",
+        "is no caller id: use up to 32 digits, letters, '.', '-' or '_'",
+    ),
+]
+DialerId = Annotated[
+    str,
+    _matching(
+        r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}",
+        "is no id of a dialer: use up to 64 letters, digits, '.', '-' or '_', "
+        "a letter or digit first",
+    ),
+]
+NumberPrefix = Annotated[
+    str, _matching(r"\+[0-9]{0,15}", "is not the beginning of an E.164 number, as in +98")
+]
+DialledPrefix = Annotated[
+    str, _matching(r"[0-9+*#]{0,32}", "can't be dialled: use up to 32 of 0-9, '+', '*' and '#'")
+]

@@ -1,8 +1,7 @@
 """A SIP user agent (RFC 3261) without I/O: the caller moves its datagrams and its clock."""
 
-from bitel.sip.agent import AgentCounts, UserAgent
+from bitel.sip.auth import Credentials
 from bitel.sip.config import AgentConfig
-from bitel.sip.digest import Credentials
 from bitel.sip.events import (
     Answered,
     By,
@@ -22,8 +21,8 @@ from bitel.sip.events import (
     Why,
 )
 from bitel.sip.grammar import Address, Transport
-from bitel.sip.outgoing_call import Invitation
-from bitel.sip.outgoing_request import OutgoingRequest
+from bitel.sip.invite_client import Invitation
+from bitel.sip.request_client import OutgoingRequest
 from bitel.sip.sdp import (
     Codec,
     NegotiatedMedia,
@@ -34,6 +33,7 @@ from bitel.sip.sdp import (
     make_answer,
     make_offer,
 )
+from bitel.sip.user_agent import AgentCounts, UserAgent
 
 __all__ = [
     "Address",

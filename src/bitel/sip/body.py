@@ -132,8 +132,6 @@ def _whole(message: Message) -> _Part:
 class _Budget:
     """Counts the parts of one body that may still be read."""
 
-    __slots__ = ("left",)
-
     def __init__(self) -> None:
         self.left = MAX_PARTS
 

@@ -1,26 +1,25 @@
-"""A dialog: what both ends have agreed to call each other, and the way there (RFC 3261 §12)."""
+"""Dialogs: what both ends have agreed to call each other, and the way there (RFC 3261 §12)."""
 
 from __future__ import annotations
 
-import re
-
 from bitel.ip_addresses import leads_nearer
-from bitel.sip.grammar import (
-    MAX_URI_LENGTH,
-    Address,
-    GrammarError,
-    Transport,
-    ip_address_of,
-    is_loose_router,
-    split_address,
-)
+from bitel.sip.auth import Authentication, Tries
+from bitel.sip.grammar import Address, Transport, ip_address_of, is_loose_router
+from bitel.sip.headers import contact_of, uri_of
 from bitel.sip.message import Message, Request, Response
-from bitel.sip.requests import RequestTemplate
+from bitel.sip.message_writer import RequestTemplate
+from bitel.sip.transaction import (
+    ClientTransaction,
+    ServerTransaction,
+    TransactionLayer,
+    TransactionUser,
+)
 
 MAX_ROUTES = 32
+ACK_LOST_AFTER = 16
+"""In units of T1: a 2xx that is repeated this long after our ACK shows that the far end does not
+get the ACK. By then the 2xx has come four times more (§13.3.1.4), each time acknowledged."""
 TLS, UDP = Transport.TLS, Transport.UDP
-_SPACE = re.compile(r"\s")
-_BRACKETED = re.compile(r'<([^<>"\s]+)>(?:;|\Z)')
 
 
 class Dialog:
@@ -28,8 +27,8 @@ class Dialog:
 
     `fallback` is the source address of the far end's last message. Requests are sent to it if the
     next hop is a host name, which would take DNS, if it is an address nearer to us than `origin`
-    and not `follow_private`, and, with `to_source`, in any case. It also gives the transport where
-    the next hop names none.
+    and the configuration has not `follow_private`, and, with `send_to_source`, in any case. It also
+    gives the transport where the next hop names none.
 
     A pre-existing route set, that of an outbound proxy (§8.1.2), is kept if the far end records no
     route: requests then go to `proxy`, the address that the INVITE was sent to. By §12.1.2 the
@@ -38,75 +37,51 @@ class Dialog:
     requests without a route by the proxy is a local policy, which §8.1.2 leaves to the user agent.
     """
 
-    __slots__ = (
-        "_domain",
-        "_fallback",
-        "_follow_private",
-        "_is_caller",
-        "_local_value",
-        "_proxy",
-        "_remote_value",
-        "_route_values",
-        "_routes",
-        "_target",
-        "_to_source",
-        "call_id",
-        "local_cseq",
-        "local_tag",
-        "next_hop",
-        "origin",
-        "remote_cseq",
-        "remote_tag",
-        "request_uri",
-        "unfollowed",
-    )
-
     def __init__(
         self,
+        layer: TransactionLayer,
         call_id: str,
         local: tuple[str, str],
         remote: tuple[str, str],
         routes: tuple[str, ...],
         target: str,
         fallback: Address,
-        domain: str,
         cseqs: tuple[int, int | None],
         *,
-        to_source: bool = False,
+        invite: tuple[RequestTemplate, Address] | None = None,
         proxy: Address | None = None,
-        is_caller: bool = False,
-        origin: str = "",
-        follow_private: bool = False,
     ) -> None:
+        """`local` and `remote` are the values of From and To, with their tags.
+
+        `invite` is our INVITE without headers, and where it was sent; None for an incoming call.
+        """
+        self._layer = layer
         self.call_id = call_id
         self._local_value, self.local_tag = local
         self._remote_value, self.remote_tag = remote
         self._routes = routes
         self._target = target
-        self._fallback = fallback
-        self._domain = domain
-        self._to_source = to_source
+        self.fallback = fallback
+        self._invite = invite
         self._proxy = proxy
-        self._is_caller = is_caller
-        self._follow_private = follow_private
-        self.origin = origin or fallback.host
+        origin = fallback if invite is None else invite[1]
+        self._domain = origin.domain
+        self.origin = origin.host
         """The far end's IP address: where the INVITE went to or came from."""
         self.unfollowed = False
         """Whether a next hop was not followed, as it is nearer to us than `origin`."""
         self.local_cseq, self.remote_cseq = cseqs
-        self.request_uri: str
-        self.next_hop: Address
-        self._find_way()
+        self.authentication: Authentication | None = None
+        """Answers challenges to requests in the dialog; None where they may not be answered."""
+        self._find_next_hop()
 
     @classmethod
-    def of_caller(
+    def from_uac(
         cls,
+        layer: TransactionLayer,
         request: RequestTemplate,
         response: Response,
-        source: Address,
         destination: Address,
-        to_source: bool = False,
-        follow_private: bool = False,
     ) -> Dialog:
         """The dialog that a response to our INVITE makes (§12.1.2).
 
@@ -115,75 +90,50 @@ class Dialog:
 
         Over a stream the port of `source` names a connection, which may be closed by the time of
         the BYE: requests go to the address that the INVITE went to, which accepts connections. An
-        INVITE to a UDP address that was too long for UDP decides that only with `to_source`.
+        INVITE to a UDP address that was too long for UDP decides that only with `send_to_source`.
         """
+        source = response.source
         if source.transport is not UDP:
-            is_over_tcp = to_source or destination.transport is not UDP
+            is_over_tcp = layer.config.send_to_source or destination.transport is not UDP
             transport = source.transport if is_over_tcp else UDP
             source = destination._replace(transport=transport)
         routes, proxy = request.routes, destination if request.routes else None
         if "record-route" in response:
-            routes, proxy = _recorded_routes(response), None
+            routes = tuple(reversed(response.values("record-route")[-MAX_ROUTES:]))
+            proxy = None
         return cls(
+            layer,
             request.call_id,
             (request.from_value, response.from_tag),
             (response.header("to"), response.to_tag),
             routes,
             contact_of(response) or request.uri,
             source,
-            destination.domain,
             (request.cseq, None),
-            to_source=to_source,
+            invite=(request, destination),
             proxy=proxy,
-            is_caller=True,
-            origin=destination.host,
-            follow_private=follow_private,
         )
 
     @classmethod
-    def of_callee(
-        cls,
-        request: Request,
-        to_tag: str,
-        source: Address,
-        to_source: bool = False,
-        follow_private: bool = False,
-    ) -> Dialog:
+    def from_uas(cls, layer: TransactionLayer, request: Request, to_tag: str) -> Dialog:
         """The dialog that our 2xx to an INVITE makes (§12.1.1)."""
         from_value = request.header("from")
         return cls(
+            layer,
             request.call_id,
             (f"{request.header('to')};tag={to_tag}", to_tag),
             (from_value, request.from_tag),
             tuple(request.values("record-route")[:MAX_ROUTES]),
             contact_of(request) or uri_of(from_value) or request.uri,
-            source,
-            source.domain,
+            request.source,
             (0, request.cseq),
-            to_source=to_source,
-            follow_private=follow_private,
         )
 
-    def fork(self, response: Response, source: Address) -> Dialog:
+    def fork(self, response: Response) -> Dialog:
         """The dialog that the 2xx of another phone to the same INVITE of ours makes (§13.2.2.4)."""
-        routes, proxy = _recorded_routes(response), None
-        if not routes and self._proxy is not None:
-            routes, proxy = self._routes, self._proxy
-        return Dialog(
-            self.call_id,
-            (self._local_value, self.local_tag),
-            (response.header("to"), response.to_tag),
-            routes,
-            contact_of(response) or self.request_uri,
-            source if source.transport is UDP else self._fallback,
-            self._domain,
-            (response.cseq, None),
-            to_source=self._to_source,
-            proxy=proxy,
-            is_caller=True,
-            origin=self.origin,
-            follow_private=self._follow_private,
-        )
+        assert self._invite is not None
+        request, destination = self._invite
+        return Dialog.from_uac(self._layer, request, response, destination)
 
     @property
     def named_hosts(self) -> frozenset[str]:
@@ -192,59 +142,95 @@ class Dialog:
         found = [address for address in map(ip_address_of, uris) if address is not None]
         return frozenset(each.host for each in found if not self._is_too_near(each.host))
 
+    def trust(
+        self, authentication: Authentication | None, destination: Address, hosts: frozenset[str]
+    ) -> None:
+        """Answer challenges if requests go to `destination` or `hosts`, not straight to a phone."""
+        host = self.next_hop.host
+        if host == destination.host or host in hosts:
+            self.authentication = authentication
+
+    # Requests of the far end
+
     def matches(self, request: Request) -> bool:
         """Whether a request of the far end is of this dialog."""
         return request.to_tag == self.local_tag and request.from_tag == self.remote_tag
 
+    def accepts(self, transaction: ServerTransaction, now: float) -> bool:
+        """Note the CSeq and source of a request, or refuse it if a later one came first (§12.2.2).
+
+        The source becomes the new `fallback`, except for a caller that of a stream: it connects to
+        where its INVITE went.
+        """
+        request = transaction.request
+        source = request.source
+        if self.remote_cseq is not None and request.cseq < self.remote_cseq:
+            transaction.respond(500, now, reason="CSeq Out Of Order")
+            return False
+        self.remote_cseq = request.cseq
+        if source != self.fallback and (source.transport is UDP or self._invite is None):
+            self.fallback = source
+            self._find_next_hop()
+        return True
+
+    @property
+    def contact(self) -> tuple[str, str]:
+        """Our Contact in responses."""
+        return self._layer.identity.contact[self.fallback.transport]
+
     def refresh_target(self, message: Message) -> None:
         """Take the Contact of a re-INVITE, an UPDATE, or the 2xx to one (§12.2)."""
         self._target = contact_of(message) or self._target
-        self._find_way()
+        self._find_next_hop()
 
-    @property
-    def fallback(self) -> Address:
-        return self._fallback
+    # Requests of ours
 
-    def received_from(self, source: Address) -> None:
-        """Take the source of a request of the far end as the new `fallback`.
-
-        The caller passes over the source of a stream: it connects to where its INVITE went.
-        """
-        if source != self._fallback and (source.transport is UDP or not self._is_caller):
-            self._fallback = source
-            self._find_way()
-
-    def next_request(
+    def send_request(
         self,
+        user: TransactionUser,
         method: str,
-        via: str,
+        now: float,
         headers: tuple[tuple[str, str], ...],
         body: bytes = b"",
-        usual: str = "",
-    ) -> tuple[RequestTemplate, Address]:
-        """A new request within the dialog, and where it goes."""
+    ) -> ClientTransaction:
+        """Send a request within the dialog, with the answers to earlier challenges (§12.2.1.1)."""
+        if self.authentication is not None:
+            headers += self.authentication.headers(method, self.request_uri)
         self.local_cseq += 1
-        return self._request(method, via, self.local_cseq, headers, body, usual), self.next_hop
+        request = self._request(method, self.local_cseq, headers, body)
+        return ClientTransaction(self._layer, user, request, self.next_hop, now)
 
-    def ack(
-        self, invite_cseq: int, via: str, headers: tuple[tuple[str, str], ...]
-    ) -> tuple[bytes, Address]:
-        """The ACK of a 2xx, and where it goes (§13.2.2.4)."""
-        return self._request("ACK", via, invite_cseq, headers).to_bytes(), self.next_hop
+    def send_bye(self, user: TransactionUser, now: float, q850: int | None = None) -> None:
+        """End the dialog; `user` gets the response. `q850` is the cause in the Reason header."""
+        reason = () if q850 is None else (("Reason", f"Q.850;cause={q850}"),)
+        self.send_request(user, "BYE", now, (self._layer.identity.user_agent, *reason))
+
+    def can_answer(self, response: Response, tries: Tries) -> bool:
+        """Whether a response is a challenge that the request, sent once more, will answer."""
+        return self.authentication is not None and self.authentication.learn(response, tries)
+
+    def ack(self, request: RequestTemplate) -> Ack:
+        """The ACK of a 2xx to our INVITE or re-INVITE, still to be sent (§13.2.2.4)."""
+        headers = request.credentials if self.authentication is not None else ()
+        data = self._request("ACK", request.cseq, headers).to_bytes()
+        return Ack(self._layer, request.cseq, data, self.next_hop)
+
+    def end_statelessly(self, invite_cseq: int) -> None:
+        """Acknowledge and end a dialog without state; repeated with each repeated 2xx."""
+        user_agent = self._layer.identity.user_agent
+        for request in (
+            self._request("ACK", invite_cseq, ()),
+            self._request("BYE", self.local_cseq + 1, (user_agent,)),
+        ):
+            self._layer.send(request.to_bytes(), self.next_hop)
 
     def _request(
-        self,
-        method: str,
-        via: str,
-        cseq: int,
-        headers: tuple[tuple[str, str], ...],
-        body: bytes = b"",
-        usual: str = "",
+        self, method: str, cseq: int, headers: tuple[tuple[str, str], ...], body: bytes = b""
     ) -> RequestTemplate:
         return RequestTemplate(
             method,
             self.request_uri,
-            via,
+            self._layer.new_via(self.next_hop.transport),
             self._local_value,
             self._remote_value,
             self.call_id,
@@ -252,14 +238,13 @@ class Dialog:
             self._route_values,
             headers,
             body,
-            usual,
         )
 
     def _is_too_near(self, host: str) -> bool:
         """Whether the far end must not have us send to `host`."""
-        return not self._follow_private and leads_nearer(self.origin, host)
+        return not self._layer.config.follow_private and leads_nearer(self.origin, host)
 
-    def _find_way(self) -> None:
+    def _find_next_hop(self) -> None:
         """Request-URI, Route values and next hop of the requests that follow (§12.2.1.1)."""
         self.request_uri = hop = self._target
         self._route_values = self._routes
@@ -269,44 +254,51 @@ class Dialog:
                 # A strict router wants its own URI as Request-URI, and the target last.
                 self.request_uri = hop.partition("?")[0]
                 self._route_values = (*self._routes[1:], f"<{self._target}>")
-        found = self._fallback
-        if not self._to_source:
+        found = self.fallback
+        if not self._layer.config.send_to_source:
             named = ip_address_of(hop, found.transport)
             if self._proxy is None and named is not None and self._is_too_near(named.host):
                 self.unfollowed = True
                 named = None
             found = self._proxy or named or found
-        if found.transport is TLS and found is not self._fallback:
+        if found.transport is TLS and found is not self.fallback:
             # The new next hop acts for the same peer as before, so its certificate must bear the
             # same name. A request over a connection that the far end opened does not prove that.
             found = found._replace(domain=self._domain)
         self.next_hop = found
 
 
-def _recorded_routes(response: Response) -> tuple[str, ...]:
-    """The route set that a response to a request of ours records (RFC 3261 §12.1.2)."""
-    if "record-route" not in response:
-        return ()
-    return tuple(reversed(response.values("record-route")[-MAX_ROUTES:]))
+class Ack:
+    """The ACK of a 2xx (RFC 3261 §13.2.2.4): the same datagram again for every repeated 2xx.
 
+    It may be withheld for a while. Meanwhile the far end repeats its 2xx, and ends the call after
+    64*T1 (§13.3.1.4), so that the call does not stay up if this process ends before it sends the
+    ACK.
+    """
 
-def contact_of(message: Message) -> str:
-    """The URI of the first Contact; "" where there is none that could be a Request-URI."""
-    value = message.header("contact")
-    if not value or "," in value:
-        return next(map(uri_of, message.values("contact")), "")
-    return uri_of(value)
+    def __init__(
+        self, layer: TransactionLayer, invite_cseq: int, data: bytes, destination: Address
+    ) -> None:
+        self._layer = layer
+        self._data = data
+        self._destination = destination
+        self._sent_at: float | None = None
+        self.invite_cseq = invite_cseq
+        self.is_lost = False
+        """Whether the 2xx was repeated 16*T1 or more after the ACK had been sent."""
 
+    @property
+    def is_withheld(self) -> bool:
+        return self._sent_at is None
 
-def uri_of(value: str) -> str:
-    """The URI of a name-addr, "" where it can't be a Request-URI."""
-    bracketed = _BRACKETED.match(value)
-    if bracketed:
-        uri = bracketed[1]
-        return uri if ":" in uri and len(uri) <= MAX_URI_LENGTH else ""
-    try:
-        uri, _ = split_address(value)
-    except GrammarError:
-        return ""
-    usable = ":" in uri and len(uri) <= MAX_URI_LENGTH and not _SPACE.search(uri)
-    return uri if usable else ""
+    def send(self, now: float) -> None:
+        """Send it, unless it has been sent."""
+        if self._sent_at is None:
+            self._sent_at = now
+            self._layer.send(self._data, self._destination)
+
+    def answer_repeated(self, now: float) -> None:
+        """Acknowledge a repeated 2xx, unless the ACK is still withheld."""
+        if self._sent_at is not None:
+            self.is_lost |= now - self._sent_at >= ACK_LOST_AFTER * self._layer.config.t1
+            self._layer.resend(self._data, self._destination)

@@ -43,8 +43,6 @@ class FramingError(ValueError):
 class Framer:
     """Feed it what arrives, then take frames until there is none."""
 
-    __slots__ = ("_buffer", "_searched", "_single", "_size")
-
     def __init__(self) -> None:
         self._buffer = bytearray()
         self._searched = 0

@@ -1,23 +1,48 @@
-"""SIP messages, read with no more work than routing them takes (RFC 3261 §7).
+"""Reads SIP messages with no more work than routing them takes (RFC 3261 §7).
 
-Lines are identified once (`head.py`). Header values stay text until they are asked for, and
-bytes that are not UTF-8 survive a round trip (`surrogateescape`).
+Header values stay text until they are asked for; bytes that are not UTF-8 survive a round trip
+(`surrogateescape`). A peer sends the same headers in the same order again and again, so the names
+of all header lines together are the key of a cache, whose values are `HeaderLayout`s.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from operator import itemgetter
 
-from bitel.sip.grammar import GrammarError, split_list, tag_of
-from bitel.sip.head import HeaderLayout, HeadError, split_head
+from bitel.sip.grammar import Address, GrammarError, split_list, tag_of
 
 MAX_DATAGRAM = 65535
 MAX_HEAD = 16384
+MAX_HEADERS = 128
 MAX_VIAS = 70
 """Via values of a request: each proxy on its way adds one, and Max-Forwards begins at 70."""
+MAX_CSEQ = 2**31
 
+_COMPACT = {
+    "a": "accept-contact",
+    "b": "referred-by",
+    "c": "content-type",
+    "e": "content-encoding",
+    "f": "from",
+    "i": "call-id",
+    "k": "supported",
+    "l": "content-length",
+    "m": "contact",
+    "o": "event",
+    "r": "refer-to",
+    "s": "subject",
+    "t": "to",
+    "u": "allow-events",
+    "v": "via",
+    "x": "session-expires",
+}
+_ESSENTIAL = ("via", "from", "to", "call-id", "cseq")
+_FIELD = re.compile(r"\r\n([^\r\n:]*):")
+_FOLD = re.compile(r"\n[ \t]+")
+_HEADER_NAME = re.compile(r"[A-Za-z0-9\-.!%*_+`'~]{1,1024}\Z")
 _METHOD = re.compile(r"[A-Za-z0-9\-.!%*_+`'~]{1,128}\Z")
 _VIA = re.compile(
     r"SIP\s*/\s*2\.0\s*/\s*[A-Za-z0-9]{1,16}\s+(\[[0-9A-Fa-f:.]{2,64}\]|[^\s:;,\[]{1,255})"
@@ -26,49 +51,12 @@ _VIA = re.compile(
 )
 _BRANCH = re.compile(r";\s*branch\s*=\s*([^;,\s]+)", re.IGNORECASE)
 _QUOTED_BRANCH = re.compile(rb";branch=([A-Za-z0-9]{1,256})(?=[;,\r\n])")
-_URI_OF_START_LINE = re.compile(r'[^\s<>"]+\Z')
-_NOTHING_BETWEEN = re.compile(r"[;,]\s*[;,]")
-MAX_CSEQ = 2**31
+_REQUEST_URI = re.compile(r'[^\s<>"]+\Z')
+_EMPTY_PARAMETER = re.compile(r"[;,]\s*[;,]")
 
-PHRASES = {
-    100: "Trying",
-    180: "Ringing",
-    181: "Call Is Being Forwarded",
-    182: "Queued",
-    183: "Session Progress",
-    200: "OK",
-    302: "Moved Temporarily",
-    400: "Bad Request",
-    401: "Unauthorized",
-    403: "Forbidden",
-    404: "Not Found",
-    405: "Method Not Allowed",
-    406: "Not Acceptable",
-    407: "Proxy Authentication Required",
-    408: "Request Timeout",
-    410: "Gone",
-    415: "Unsupported Media Type",
-    416: "Unsupported URI Scheme",
-    420: "Bad Extension",
-    422: "Session Interval Too Small",
-    469: "Bad Info Package",
-    480: "Temporarily Unavailable",
-    481: "Call/Transaction Does Not Exist",
-    482: "Loop Detected",
-    484: "Address Incomplete",
-    486: "Busy Here",
-    487: "Request Terminated",
-    488: "Not Acceptable Here",
-    491: "Request Pending",
-    500: "Server Internal Error",
-    501: "Not Implemented",
-    503: "Service Unavailable",
-    504: "Server Time-out",
-    600: "Busy Everywhere",
-    603: "Decline",
-    604: "Does Not Exist Anywhere",
-    606: "Not Acceptable",
-}
+_NOWHERE = Address("", 0)
+
+Essentials = Callable[[list[str]], tuple[str, str, str, str, str]]
 
 
 class MessageError(ValueError):
@@ -83,8 +71,7 @@ class MessageError(ValueError):
 
 
 class BodyLengthError(MessageError):
-    """Content-Length can't be read, or differs from what was received; all else of the message is
-    valid.
+    """Content-Length is unreadable or differs from what was received; all else is valid.
 
     `message` is that message, with all data after its head as its body.
     """
@@ -94,33 +81,90 @@ class BodyLengthError(MessageError):
         self.message = message
 
 
-class Message:
-    """What requests and responses have in common: header lines, of which few are looked at."""
+class HeaderLayout:
+    """Which header is in which line. Names are in lower case and full length.
 
-    __slots__ = (
-        "_layout",
-        "_lines",
-        "body",
-        "branch",
-        "call_id",
-        "cseq",
-        "cseq_method",
-        "from_tag",
-        "size",
-        "to_tag",
-    )
+    `places` are the line numbers of each header. `essentials` takes the first Via, From, To,
+    Call-ID and CSeq out of the lines; it is None if one is missing, or repeated (except Via).
+    `is_folded` says that some lines continue the one before and have to be joined first.
+    """
+
+    def __init__(self, places: dict[str, tuple[int, ...]], *, is_folded: bool = False) -> None:
+        self.places = places
+        self.is_folded = is_folded
+        single = all(len(places.get(name, ())) == 1 for name in _ESSENTIAL[1:])
+        self.essentials: Essentials | None = None
+        if single and "via" in places:
+            self.essentials = itemgetter(*(places[name][0] for name in _ESSENTIAL))
+
+
+def split_head(text: str) -> tuple[str, HeaderLayout, list[str]]:
+    """First line, layout, and values with the space around them, of a head without its last CRLF.
+
+    Raises `MessageError` where there are too many lines, or one is no header.
+    """
+    fields = _FIELD.split(text)
+    between = "".join(fields[::2])
+    if "\n" not in between and "\r" not in between and "\0" not in text:
+        layout = _layout(tuple(fields[1::2]))
+        if not layout.is_folded:
+            return fields[0], layout, fields[2::2]
+    fields = _FIELD.split(_normalised(text))
+    return fields[0], _layout(tuple(fields[1::2])), fields[2::2]
+
+
+def _normalised(text: str) -> str:
+    """A head with every header in a line of its own that ends with CRLF and is not empty."""
+    # A quoted string may hold one, escaped (RFC 3261 §25.1).
+    if "\0" in text.replace("\\\0", ""):
+        raise MessageError("a message's headers hold a zero byte")
+    unfolded = _FOLD.sub(" ", text.replace("\r\n", "\n").replace("\r", " "))
+    first, *lines = unfolded.split("\n")
+    if len(lines) > MAX_HEADERS:
+        raise MessageError(f"a message has more than {MAX_HEADERS} header lines")
+    if not all(":" in line for line in lines if line):
+        raise MessageError("a header line has no colon")
+    # A line after an empty one continues nothing, even if it begins with a space.
+    return "\r\n".join([first, *(line.lstrip() for line in lines if line)])
+
+
+@lru_cache(maxsize=128)
+def _layout(written: tuple[str, ...]) -> HeaderLayout:
+    """The layout of header lines with these names."""
+    if any(name[:1] in (" ", "\t") for name in written):
+        return HeaderLayout({}, is_folded=True)
+    if len(written) > MAX_HEADERS:
+        raise MessageError(f"a message has more than {MAX_HEADERS} header lines")
+    places: dict[str, tuple[int, ...]] = {}
+    for place, name in enumerate(map(_canonical, written)):
+        places[name] = (*places.get(name, ()), place)
+    return HeaderLayout(places)
+
+
+def _canonical(written: str) -> str:
+    """A header's name in lower case and full length (§7.3.1)."""
+    name = written.strip().lower()
+    if not _HEADER_NAME.match(name):
+        raise MessageError("a header's name is not a token")
+    return _COMPACT.get(name, name)
+
+
+class Message:
+    """What requests and responses have in common. Header names are in lower case and full length.
+
+    `branch`, `call_id`, `cseq`, `cseq_method`, `from_tag` and `to_tag` name the transaction and the
+    dialog; `size` is the length of the received message in bytes, `source` where it came from.
+    """
 
     def __init__(self, layout: HeaderLayout, lines: list[str]) -> None:
         self._layout = layout
         self._lines = lines
         self.body = b""
         self.call_id = self.from_tag = self.to_tag = self.branch = self.cseq_method = ""
-        self.cseq = 0
-        self.size = 0
-        """Bytes of the whole message, if it was received."""
+        self.cseq = self.size = 0
+        self.source = _NOWHERE
 
     def __contains__(self, name: str) -> bool:
-        """Whether there is such a header; as everywhere, its name in lower case and full."""
         return name in self._layout.places
 
     def header(self, name: str) -> str:
@@ -138,11 +182,18 @@ class Message:
 
     @property
     def headers(self) -> dict[str, list[str]]:
-        """All headers by their names in lower case, in the order in which each came first."""
+        """All headers, in the order in which each came first."""
         return {name: self.lines(name) for name in self._layout.places}
 
+    @property
+    def printable_headers(self) -> tuple[tuple[str, str], ...]:
+        """All headers, one pair a line, fit to be stored and shown."""
+        return tuple(
+            (name, printable(value)) for name, lines in self.headers.items() for value in lines
+        )
+
     def read_essentials(self) -> None:
-        """Read what names the transaction and the dialog; raises `MessageError` if it is amiss."""
+        """Read what names the transaction and the dialog; raises `MessageError`."""
         essentials = self._layout.essentials
         if essentials is None:
             raise MessageError(
@@ -174,8 +225,6 @@ class Message:
 
 
 class Request(Message):
-    __slots__ = ("method", "uri")
-
     def __init__(self, method: str, uri: str, layout: HeaderLayout, lines: list[str]) -> None:
         super().__init__(layout, lines)
         self.method = method
@@ -183,16 +232,17 @@ class Request(Message):
 
 
 class Response(Message):
-    __slots__ = ("code", "reason")
-
     def __init__(self, code: int, reason: str, layout: HeaderLayout, lines: list[str]) -> None:
         super().__init__(layout, lines)
         self.code = code
         self.reason = reason
 
 
-def parse(data: bytes) -> Request | Response:
-    """Read one datagram. Raises `MessageError`; `BodyLengthError` if only the length is wrong."""
+def parse(data: bytes, source: Address = _NOWHERE) -> Request | Response:
+    """Read one datagram that came from `source`.
+
+    Raises `MessageError`; `BodyLengthError` if only the length is wrong.
+    """
     if len(data) > MAX_DATAGRAM:
         raise MessageError("a datagram is longer than 65535 bytes")
     head, separator, body = data.lstrip(b"\r\n").partition(b"\r\n\r\n")
@@ -200,10 +250,7 @@ def parse(data: bytes) -> Request | Response:
         head, separator, body = head.partition(b"\n\n")
     if len(head) > MAX_HEAD:
         raise MessageError(f"a message's headers are longer than {MAX_HEAD} bytes")
-    try:
-        first, layout, lines = split_head(head.decode("utf-8", "surrogateescape"))
-    except HeadError as error:
-        raise MessageError(str(error)) from error
+    first, layout, lines = split_head(head.decode("utf-8", "surrogateescape"))
     vias = [lines[place] for place in layout.places.get("via", ())]
     if len(vias) + sum(via.count(",") for via in vias) > MAX_VIAS:
         raise MessageError(f"a message has more than {MAX_VIAS} Via values")
@@ -214,6 +261,7 @@ def parse(data: bytes) -> Request | Response:
         message = Request(*_method_and_uri(first), layout, lines)
     message.body = body
     message.size = len(data)
+    message.source = source
     try:
         message.read_essentials()
         if isinstance(message, Request):
@@ -229,7 +277,7 @@ def parse(data: bytes) -> Request | Response:
     return message
 
 
-# The five that follow read what is the same in message after message, and remember it.
+# The next five are cached, because their texts repeat from message to message.
 
 
 @lru_cache(maxsize=64)
@@ -255,7 +303,7 @@ def _cseq(value: str) -> tuple[int, str]:
 
 @lru_cache(maxsize=64)
 def _length(value: str) -> int | None:
-    """What a Content-Length header says, None where that is nothing."""
+    """The number of a Content-Length header, None where it is empty."""
     text = value.strip()
     if not text:
         return None
@@ -281,7 +329,7 @@ def sent_by_of(via: str) -> tuple[str, int | None]:
 
 @lru_cache(maxsize=64)
 def _is_plain(before: str) -> bool:
-    """Whether a Via header that begins so, up to its first `;branch=`, has its first branch there.
+    """Whether the text before the first `;branch=` of a Via header holds no other branch or value.
 
     Raises `MessageError` where it begins with no host.
     """
@@ -301,7 +349,7 @@ def _branch_of(via: str) -> str:
     """The branch of a Via header's first value, "" where it has none. Raises `MessageError`."""
     before, _, after = via.partition(";branch=")
     branch = after.partition(";")[0]
-    # As nearly everybody writes it, which takes no search.
+    # The usual form, which takes no search.
     if _is_plain(before) and branch.isalnum():
         return branch
     found = _BRANCH.search(via if "," not in via else split_list(via)[0])
@@ -309,26 +357,25 @@ def _branch_of(via: str) -> str:
 
 
 def quoted_branch(quoted: bytes) -> str:
-    """The branch in the beginning of a message as an ICMP error quotes it; "" where it has none,
-    or may be cut short."""
+    """The branch in the start of a message that an ICMP error quotes; "" if none or cut short."""
     found = _QUOTED_BRANCH.search(quoted)
     return found[1].decode("latin-1") if found else ""
 
 
 def _check_request(request: Request) -> None:
-    """Further checks that a request is valid; raises `MessageError`."""
+    """Raises `MessageError` for a Request-URI, CSeq method or Via that is not valid."""
     # ACK, BYE and CANCEL are matched by dialog or branch, so their Request-URI is not needed.
-    if request.method not in ("ACK", "BYE", "CANCEL") and not _URI_OF_START_LINE.match(request.uri):
+    if request.method not in ("ACK", "BYE", "CANCEL") and not _REQUEST_URI.match(request.uri):
         raise MessageError("the Request-URI is missing, or holds a space, quote or bracket")
     if request.cseq_method != request.method:
         raise MessageError("the CSeq header names another method than the request")
     via = request.header("via")
-    if '"' not in via and _NOTHING_BETWEEN.search(via):
+    if '"' not in via and _EMPTY_PARAMETER.search(via):
         raise MessageError("the Via header has separators with nothing between them")
 
 
 def _body(layout: HeaderLayout, lines: Sequence[str], received: bytes) -> bytes:
-    """The body that Content-Length names; the whole rest where it is missing (§18.3)."""
+    """As much of the body as Content-Length says; all of it where that is missing (§18.3)."""
     places = layout.places.get("content-length")
     if places is None:
         return received
@@ -348,32 +395,3 @@ def printable(text: str) -> str:
         return text
     shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return "".join(char if char.isprintable() else "\ufffd" for char in shown)
-
-
-def write_response(
-    request: Request,
-    code: int,
-    to_tag: str = "",
-    headers: Iterable[tuple[str, str]] = (),
-    body: bytes = b"",
-    *,
-    top_via: str,
-    reason: str = "",
-) -> bytes:
-    """Compose a response (§8.2.6.2). `to_tag` is added where the request's To has no tag."""
-    to = request.header("to")
-    if to_tag and not request.to_tag:
-        to = f"{to};tag={to_tag}"
-    vias = "".join(f"Via: {via}\r\n" for via in request.values("via")[1:])
-    routes = ""
-    if 101 <= code <= 299:
-        routes = "".join(f"Record-Route: {r}\r\n" for r in request.lines("record-route"))
-    more = "".join(f"{name}: {value}\r\n" for name, value in headers)
-    text = (
-        f"SIP/2.0 {code} {reason or PHRASES.get(code, 'Unknown')}\r\n"
-        f"Via: {top_via}\r\n{vias}{routes}"
-        f"From: {request.header('from')}\r\nTo: {to}\r\n"
-        f"Call-ID: {request.header('call-id')}\r\nCSeq: {request.header('cseq')}\r\n"
-        f"{more}Content-Length: {len(body)}\r\n\r\n"
-    )
-    return text.encode("utf-8", "surrogateescape") + body

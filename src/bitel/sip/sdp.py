@@ -309,6 +309,40 @@ def answer_later_offer(
     return offer, answer, check_answer(answer, offer)
 
 
+class Negotiation:
+    """The offer/answer state of one dialog: both descriptions, and what they agree on."""
+
+    def __init__(self, local: SessionDescription, remote: SessionDescription | None = None) -> None:
+        self.local = local
+        self.remote = remote
+        self.agreed = agreement(local, remote)
+        """None where there is no usable remote description yet."""
+
+    def answer(self, data: bytes) -> SessionDescription:
+        """Answer a later offer; raises `SdpError`, and changes nothing, where that can't be."""
+        self.remote, self.local, agreed = answer_later_offer(self.local, self.agreed, data)
+        self.agreed = with_earlier_events(agreed, self.agreed)
+        return self.local
+
+    def offer_again(self) -> SessionDescription:
+        """Our offer in a running call: sendrecv again, whichever side held it (RFC 3261 §14.2)."""
+        offer = settled(self.local, self.agreed)
+        if offer.direction != "sendrecv":
+            offer = offer._replace(direction="sendrecv", version=self.local.version + 1)
+        self.local = offer
+        return offer
+
+    def take_answer(self, data: bytes) -> None:
+        """Take the answer to a later offer of ours; one that can't be used is ignored."""
+        try:
+            answer = SessionDescription.parse(data, audio_names(self.local.codecs))
+            agreed = check_answer(self.local, answer)
+        except SdpError:
+            return
+        self.remote = answer
+        self.agreed = with_earlier_events(agreed, self.agreed)
+
+
 def audio_names(codecs: Sequence[Codec]) -> list[str]:
     """The names of the codecs that carry audio."""
     return [codec.name for codec in codecs if codec.name != TELEPHONE_EVENT]

@@ -1,42 +1,39 @@
-"""What messages say about session timers (RFC 4028): how long a session lasts, who refreshes it."""
+"""The session timer: keeps a session alive, or notices that it is not (RFC 4028)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Protocol
 
-from bitel.sip.grammar import parameter
-from bitel.sip.message import Message
-from bitel.sip.requests import SUPPORTED
+from bitel.sip.auth import Tries
+from bitel.sip.dialog import Ack, Dialog
+from bitel.sip.grammar import split_list
+from bitel.sip.headers import (
+    Refresher,
+    SessionExpires,
+    min_se_of,
+    session_expires_of,
+    supports_timer,
+)
+from bitel.sip.message import Message, Request, Response
+from bitel.sip.message_writer import ALLOW, SDP_TYPE, SUPPORTED, RequestTemplate
+from bitel.sip.sdp import Negotiation
+from bitel.sip.timers import Timer, is_due
+from bitel.sip.transaction import ClientTransaction, Failure, TransactionLayer
+from bitel.sip.transaction_tables import State
 
-MIN_SE = 90
-"""Shortest session interval that may be requested, in seconds (§5)."""
 SHORTEST = 10
-"""Shortest interval, in seconds, that is accepted from a far end which breaks that rule."""
-LONGEST = 86_400
-"""Seconds: a far end that demands more is one that we can't meet."""
+"""Shortest interval, in seconds, that is accepted from a far end that grants less than 90."""
 MAX_RAISES = 2
 """How often a far end may answer one request with 422 and a longer Min-SE."""
 TIMER = ("Supported", "timer")
-
-Refresher = Literal["uac", "uas"]
-
-
-@dataclass(frozen=True, slots=True)
-class SessionExpires:
-    """A Session-Expires header: `seconds`, and which side of this very request refreshes."""
-
-    seconds: int
-    refresher: Refresher | None
-
-    def __str__(self) -> str:
-        return f"{self.seconds};refresher={self.refresher}" if self.refresher else f"{self.seconds}"
+_WAITING = (State.CALLING, State.TRYING, State.PROCEEDING)
+_REFRESH, _EXPIRY = "refresh", "expiry"
 
 
 @lru_cache(maxsize=64)
 def timer_lines(asked: int, min_se: int) -> str:
-    """What our INVITE says about the timer, as header lines, and that it knows reliable responses.
+    """The Supported and session timer lines of our INVITE.
 
     `asked` are the seconds that a session is to last, 0 for no timer. `min_se` is what a 422 has
     demanded since, 0 for nothing.
@@ -47,45 +44,211 @@ def timer_lines(asked: int, min_se: int) -> str:
     return f"{lines}Min-SE: {min_se}\r\n" if min_se else lines
 
 
-def session_expires_of(message: Message) -> SessionExpires | None:
-    """Read Session-Expires; None where it is missing or can't be read."""
-    number, _, parameters = message.header("session-expires").partition(";")
-    seconds = _seconds(number)
-    if seconds is None:
-        return None
-    refresher = (parameter(parameters, "refresher") or "").lower()
-    known: dict[str, Refresher] = {"uac": "uac", "uas": "uas"}
-    return SessionExpires(min(seconds, LONGEST), known.get(refresher))
+class TimedSession(Protocol):
+    """A session that is refreshed, or ended if it is not."""
+
+    dialog: Dialog
+    media: Negotiation
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether another INVITE must not be sent yet (§14.1)."""
+
+    def take_answer(self, message: Message) -> None:
+        """Take the answer to the offer of a refresh."""
+
+    def expire(self, now: float) -> None:
+        """End the session."""
 
 
-def min_se_of(message: Message) -> int | None:
-    """The seconds of Min-SE, up to `LONGEST`; None where there is none that could be met."""
-    seconds = _seconds(message.header("min-se").partition(";")[0])
-    return seconds if seconds is not None and seconds <= LONGEST else None
+class SessionTimer:
+    """The session timer of one session, off until a 2xx turns it on.
+
+    Where we are the refresher it sends UPDATE, or a re-INVITE with the same SDP where the far end
+    does not allow that. A session that is not refreshed in time, by either side, ends with BYE.
+    """
+
+    def __init__(
+        self,
+        layer: TransactionLayer,
+        session: TimedSession,
+        *,
+        owns_call_id: bool,
+        allow: list[str],
+    ) -> None:
+        self._layer = layer
+        self._session = session
+        self._owns_call_id = owns_call_id
+        self._seconds = self._min_se = self._raises = 0
+        self._is_refresher = False
+        self._with_update = _allows_update(allow)
+        self._pending: ClientTransaction | None = None
+        self._ack: tuple[str, Ack] | None = None
+        """The ACK of our last re-INVITE, and the branch of that."""
+        self._tries = Tries()
+        self._timer: Timer | None = None
+        self._deadline: Timer | None = None
+
+    # What the 2xx of either side turn on
+
+    def take_response(self, response: Response, now: float) -> None:
+        """Follow the 2xx to a request of ours; without Session-Expires nothing expires (§7.2)."""
+        self._learn_methods(response)
+        granted = session_expires_of(response)
+        if granted is None:
+            self.stop()
+        else:
+            self._run(granted.seconds, now, is_refresher=granted.refresher != "uas")
+
+    def answer_headers(self, request: Request, now: float) -> list[tuple[str, str]]:
+        """The timer headers of our 2xx to an INVITE or UPDATE; runs the timer accordingly (§9)."""
+        asked = session_expires_of(request)
+        self._learn_methods(request)
+        if asked is None and not (self._seconds and supports_timer(request)):
+            if self._is_refresher and self._seconds:
+                self._run(self._seconds, now, is_refresher=True)
+            else:
+                self.stop()
+            return [TIMER]
+        refresher: Refresher = "uas" if self._is_refresher else "uac"
+        if asked is not None and not supports_timer(request):
+            refresher = "uas"
+        elif asked is not None and asked.refresher is not None:
+            refresher = asked.refresher
+        seconds = self._seconds if asked is None else asked.seconds
+        self._run(seconds, now, is_refresher=refresher == "uas")
+        headers = [TIMER, ("Session-Expires", str(SessionExpires(self._seconds, refresher)))]
+        return [*headers, ("Require", "timer")] if refresher == "uac" else headers
+
+    def stop(self) -> None:
+        """Refresh nothing any more, and let nothing expire."""
+        self._seconds = 0
+        self._layer.timers.stop(self._timer)
+        self._layer.timers.stop(self._deadline)
+
+    def end(self) -> None:
+        """The session has ended: wait for no response either."""
+        self.stop()
+        if self._pending is not None and self._pending.state in _WAITING:
+            self._pending.abandon()
+        self._pending = None
+
+    @property
+    def is_inviting(self) -> bool:
+        """Whether a re-INVITE of ours waits for its answer: another one gets 491 (§14.2)."""
+        return self._pending is not None and self._pending.request.method == "INVITE"
+
+    def _learn_methods(self, message: Message) -> None:
+        if "allow" in message:
+            self._with_update = _allows_update(message.lines("allow"))
+
+    # Timers
+
+    def _run(self, seconds: int, now: float, *, is_refresher: bool) -> None:
+        """Refresh after half of the interval, give up min(32, a third) before its end (§10)."""
+        self.stop()
+        self._seconds = max(seconds, SHORTEST)
+        self._is_refresher = is_refresher
+        timers = self._layer.timers
+        refresh = self._seconds / 2
+        give_up = self._seconds - min(32.0, self._seconds / 3)
+        # The far end decides how long a session lasts, but mostly takes what we ask for.
+        if self._seconds == self._layer.config.session_expires:
+            self._deadline = timers.start(now, give_up, self, _EXPIRY)
+            self._timer = timers.start(now, refresh, self, _REFRESH) if is_refresher else None
+        else:
+            self._deadline = timers.start_at(now + give_up, self, _EXPIRY)
+            self._timer = timers.start_at(now + refresh, self, _REFRESH) if is_refresher else None
+
+    def _refresh_in(self, seconds: float, now: float) -> None:
+        if self._seconds:
+            self._layer.timers.stop(self._timer)
+            self._timer = self._layer.timers.start_at(now + seconds, self, _REFRESH)
+
+    def timer_fired(self, name: str, now: float) -> None:
+        if name == _EXPIRY:
+            self._session.expire(now)
+        elif is_due(self._deadline, now):
+            return  # after a pause: the session is over, and `_EXPIRY` is next
+        elif self._pending is not None or self._session.is_busy:
+            self._refresh_in(self._layer.config.t2, now)
+        else:
+            self._tries = Tries()
+            self._raises = 0
+            self._refresh(now)
+
+    # The refresh
+
+    def _refresh(self, now: float) -> None:
+        identity, session = self._layer.identity, self._session
+        headers = [
+            identity.contact[session.dialog.next_hop.transport],
+            ("Allow", ALLOW),
+            TIMER,
+            identity.user_agent,
+            ("Session-Expires", str(SessionExpires(self._seconds, "uac"))),
+        ]
+        if self._min_se:
+            headers.append(("Min-SE", str(self._min_se)))
+        method, body = "UPDATE", b""
+        if not self._with_update:
+            method, body = "INVITE", session.media.local.to_bytes()
+            headers.append(SDP_TYPE)
+        self._pending = session.dialog.send_request(self, method, now, tuple(headers), body)
+
+    def receive_response(self, response: Response, now: float) -> None:
+        if response.code < 200:
+            return
+        pending = self._pending
+        if pending is not None and pending.key[0] == response.branch:
+            self._pending = None
+            if response.code < 300:
+                self._receive_success(pending.request, response, now)
+            elif self._seconds:
+                self._receive_failure(response, now)
+        elif self._ack is not None and self._ack[0] == response.branch:
+            self._ack[1].answer_repeated(now)
+
+    def _receive_success(self, request: RequestTemplate, response: Response, now: float) -> None:
+        session = self._session
+        session.dialog.refresh_target(response)
+        if request.method == "INVITE":
+            ack = session.dialog.ack(request)
+            ack.send(now)
+            self._ack = (response.branch, ack)
+            session.take_answer(response)
+        if self._seconds:
+            self.take_response(response, now)
+
+    def _receive_failure(self, response: Response, now: float) -> None:
+        code = response.code
+        demanded = min_se_of(response) or 0
+        if code in (408, 481):
+            self._session.expire(now)
+        elif code == 491:
+            # Seconds, in steps of 10 ms, that differ for the two ends (RFC 3261 §14.1).
+            steps = (210, 400) if self._owns_call_id else (0, 200)
+            self._refresh_in(self._layer.rng.randint(*steps) / 100, now)
+        elif code == 422 and demanded > self._seconds and self._raises < MAX_RAISES:
+            self._raises += 1
+            self._min_se = self._seconds = demanded
+            self._refresh(now)
+        elif code in (405, 501) and self._with_update:
+            self._with_update = False
+            self._refresh(now)
+        elif self._session.dialog.can_answer(response, self._tries):
+            self._refresh(now)
+        else:
+            # Another try may do better; if none does, the deadline ends the session.
+            self._refresh_in(self._seconds / 10, now)
+
+    def transaction_failed(self, why: Failure, now: float) -> None:
+        self._pending = None
+        if why == "timeout" and self._seconds:
+            self._session.expire(now)
+        else:
+            self._refresh_in(self._seconds / 10, now)
 
 
-def knows_timers(message: Message) -> bool:
-    """Whether the sender supports session timers."""
-    options = message.values("supported") + message.values("require")
-    return "timer" in [option.lower() for option in options]
-
-
-def asks_too_little(message: Message) -> bool:
-    """Whether a request must be refused with 422 and our Min-SE (§8.1)."""
-    asked = session_expires_of(message)
-    return asked is not None and asked.seconds < MIN_SE and knows_timers(message)
-
-
-def refresh_after(seconds: float) -> float:
-    """When the refresher refreshes: at half of the interval (§10)."""
-    return seconds / 2
-
-
-def give_up_after(seconds: float) -> float:
-    """Seconds until a session without a refresh is ended: min(32, a third) before its end (§10)."""
-    return seconds - min(32.0, seconds / 3)
-
-
-def _seconds(text: str) -> int | None:
-    text = text.strip()
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= 10 else None
+def _allows_update(allow: list[str]) -> bool:
+    return any("UPDATE" in split_list(line) for line in allow)

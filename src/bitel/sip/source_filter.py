@@ -10,28 +10,25 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Protocol
 
+from bitel.sip.call_table import Call, CallTable
 from bitel.sip.events import MessageDropped
 from bitel.sip.grammar import Address, source_network
 from bitel.sip.message import MAX_HEAD, BodyLengthError, MessageError, Request, parse
-from bitel.sip.requests import CAPABILITIES
-from bitel.sip.server_transaction import stateless_answer
+from bitel.sip.message_writer import CAPABILITIES
+from bitel.sip.transaction import TransactionLayer
 
-if TYPE_CHECKING:
-    from bitel.sip.core import Call, Core
-
-MAX_ENDED: Final = 1000
+MAX_ENDED = 1000
 """Ended calls of which it is kept which hosts they named, for requests that are repeated."""
-ANSWERS_PER_SECOND: Final = 1.0
-ANSWER_BURST: Final = 5.0
-ALL_ANSWERS_PER_SECOND: Final = 100.0
-MAX_SOURCES: Final = 4096
+ANSWERS_PER_SECOND = 1.0
+ANSWER_BURST = 5.0
+ALL_ANSWERS_PER_SECOND = 100.0
+MAX_SOURCES = 4096
 """Stateless answers: those to one source, an IPv6 network of 2^64 addresses being one, and those to
 all; and the sources that are counted at a time."""
 
-_CALL_ID: Final = re.compile(rb"\n(?:call-id|i)[ \t]*:[ \t]*([^\s]{1,512})", re.IGNORECASE)
-_ALLOW: Final = CAPABILITIES[0]
+_CALL_ID = re.compile(rb"\n(?:call-id|i)[ \t]*:[ \t]*([^\s]{1,512})", re.IGNORECASE)
 
 
 class SourcePolicy(Protocol):
@@ -47,39 +44,44 @@ class SourcePolicy(Protocol):
 
 
 class SourceFilter:
-    """Applies a `SourcePolicy` to the messages of one agent."""
+    """Applies a `SourcePolicy` to the messages of one agent.
 
-    __slots__ = ("_all_answers", "_answers", "_core", "_ended", "_policy")
+    `dropped` counts the messages that were not admitted, `dropped_of_calls` those of them that name
+    a running call.
+    """
 
-    def __init__(self, core: Core, policy: SourcePolicy) -> None:
-        self._core = core
+    def __init__(self, layer: TransactionLayer, calls: CallTable, policy: SourcePolicy) -> None:
+        self._layer = layer
+        self._calls = calls
         self._policy = policy
         self._ended: OrderedDict[str, frozenset[str]] = OrderedDict()
         self._answers: dict[str, _Bucket] = {}
         self._all_answers = _Bucket(ALL_ANSWERS_PER_SECOND, ALL_ANSWERS_PER_SECOND)
+        self.dropped = self.dropped_of_calls = 0
+        calls.on_removed = self._note_end
 
     def admits(self, data: bytes, source: Address, now: float) -> bool:
         """Whether the agent may parse `data`. If not, it is counted, and answered where the policy
         says so."""
         if self._policy.accepts(source.host):
             return True
-        core, is_response = self._core, data[:8].upper() == b"SIP/2.0 "
+        is_response = data[:8].upper() == b"SIP/2.0 "
         call_id = _call_id_in(data)
-        call = core.calls.get(call_id) or core.remembered.get(call_id)
+        call = self._calls.find(call_id)
         if self._policy.is_open and (call is not None or is_response):
             return True
         named = call.named_hosts if call is not None else self._ended.get(call_id, ())
         if source.host in named and _is_of(data, call_id):
             return True
-        core.from_elsewhere += 1
+        self.dropped += 1
         if call is not None:
-            core.from_elsewhere_for_calls += 1
-            core.events.append(MessageDropped(call_id, source, is_response=is_response))
-        elif self._policy.is_open:
-            self._answer(data, source, now)
+            self.dropped_of_calls += 1
+            self._calls.events.append(MessageDropped(call_id, source, is_response=is_response))
+        elif self._policy.is_open and self._may_answer(source.host, now):
+            self._answer(data, source)
         return False
 
-    def note_end(self, call: Call) -> None:
+    def _note_end(self, call: Call) -> None:
         """Keep the hosts that a call has named, for its requests that may be repeated."""
         hosts = frozenset(each for each in call.named_hosts if not self._policy.accepts(each))
         if hosts:
@@ -87,15 +89,13 @@ class SourceFilter:
             if len(self._ended) > MAX_ENDED:
                 self._ended.popitem(last=False)
 
-    def _answer(self, data: bytes, source: Address, now: float) -> None:
-        """Answer a request outside of calls without keeping anything of it (RFC 3261 §8.2.7).
+    def _answer(self, data: bytes, source: Address) -> None:
+        """Answer a request outside of calls without state (RFC 3261 §8.2.7).
 
         The answer is never longer than the request, since its source may be forged.
         """
-        if not self._may_answer(source.host, now):
-            return
         try:
-            request = parse(data)
+            request = parse(data, source)
         except MessageError:
             return
         if not isinstance(request, Request) or request.method == "ACK":
@@ -103,10 +103,10 @@ class SourceFilter:
         code = {"OPTIONS": 200, "INVITE": 480}.get(request.method, 405)
         if request.to_tag or request.method in ("BYE", "CANCEL"):
             code = 481
-        for headers in ([_ALLOW], []):
-            answer, destination = stateless_answer(self._core, request, source, code, headers)
+        for headers in (CAPABILITIES[:1], ()):
+            answer, destination = self._layer.stateless_response(request, code, headers)
             if len(answer) <= len(data):
-                self._core.send(answer, destination)
+                self._layer.send(answer, destination)
                 return
 
     def _may_answer(self, host: str, now: float) -> bool:
@@ -121,8 +121,6 @@ class SourceFilter:
 
 class _Bucket:
     """A token bucket, full at first."""
-
-    __slots__ = ("_at", "_burst", "_per_second", "_tokens")
 
     def __init__(self, per_second: float, burst: float) -> None:
         self._per_second = per_second

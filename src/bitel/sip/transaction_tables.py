@@ -155,11 +155,11 @@ _NOT_OVER_STREAMS = {Input(letter) for letter in "AEGDIJK"}
 def _over_streams(table: Table) -> Table:
     """What is left of a table over TCP and TLS; its first entry must be of its first state."""
     changed: Table = {}
-    for (state, stimulus), (after, actions) in table.items():
-        if stimulus not in _NOT_OVER_STREAMS:
+    for (state, event), (after, actions) in table.items():
+        if event not in _NOT_OVER_STREAMS:
             kept = tuple(each for each in actions if each not in _REPEATING | _LINGERING)
             lingers = not _LINGERING.isdisjoint(actions)
-            changed[state, stimulus] = (S.TERMINATED if lingers else after, kept)
+            changed[state, event] = (S.TERMINATED if lingers else after, kept)
     first = next(iter(table))[0]
     reached = {first}
     while more := {after for (s, _), (after, _) in changed.items() if s in reached} - reached:
@@ -177,7 +177,7 @@ NON_INVITE_SERVER_STREAM = _over_streams(NON_INVITE_SERVER)
 _PROVISIONAL, _SUCCESS, _FAILURE = X.PROVISIONAL, X.SUCCESS, X.FAILURE
 
 
-def stimulus_of(code: int) -> Input:
+def input_of(code: int) -> Input:
     """What a response of this status means to a transaction."""
     if code < 200:
         return _PROVISIONAL

@@ -1,4 +1,4 @@
-"""Takes connections at one port, no more than are allowed."""
+"""Accepts TCP and TLS connections, up to a number for all and for each source."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from bitel.sip.grammar import Address, HostPort, Transport, source_network
-from bitel.sip_transport.connection import Connection, Receiver
-from bitel.sip_transport.liveness import StreamLimits
+from bitel.sip_transport.connection import Connection, ConnectionUser, StreamLimits
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +22,7 @@ REST = 1.0
 
 
 class Door:
-    """Counts who is in, over all listeners of one agent.
+    """Counts the accepted connections of all listeners of one agent.
 
     Hosts that `accepts` is false of get half of the room together; None: it is true of all.
     """
@@ -34,7 +33,7 @@ class Door:
         self._inside = Counter[str]()
 
     def enter(self, host: str) -> bool:
-        """Let one more of `host` in; False where there are enough."""
+        """Count one more connection of `host`; False if there are enough."""
         is_known = self._accepts is None or self._accepts(host)
         inside, limits, host = self._inside, self._limits, source_network(host)
         # A stranger's connections must not take the room of the carrier's.
@@ -52,21 +51,21 @@ class Door:
 
 
 class Listener:
-    """Accepts on `sock`. `receiver` hears of each connection once its TLS stands."""
+    """Accepts on `sock`. `user` is told of each connection once its TLS is established."""
 
     def __init__(
         self,
         sock: socket.socket,
         transport: Transport,
         context: ssl.SSLContext | None,
-        receiver: Receiver,
+        user: ConnectionUser,
         door: Door,
         limits: StreamLimits,
     ) -> None:
         self._sock = sock
         self._transport = transport
         self._context = context
-        self._receiver = receiver
+        self._user = user
         self._door = door
         self._limits = limits
         self._loop = asyncio.get_running_loop()
@@ -109,7 +108,7 @@ class Listener:
 
     async def _greet(self, sock: socket.socket, host: str, port: int) -> None:
         connection = Connection(
-            self._receiver, Address(host, port, self._transport), self._limits, ours=False
+            self._user, Address(host, port, self._transport), self._limits, ours=False
         )
         try:
             sock.setblocking(False)

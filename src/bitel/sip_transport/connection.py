@@ -1,67 +1,77 @@
-"""One TCP or TLS connection: frames what comes, bounds what waits to be sent.
+"""One TCP or TLS connection: frames messages, bounds what waits to be sent, pings when idle.
 
-It also knows which INVITEs the far end's kernel has acknowledged, and asks an idle far end whether
-it is still there before it trusts an INVITE to it: a NAT or a firewall may have forgotten the
-connection, and the INVITE would be lost silently.
+It also knows which INVITEs the far end's kernel has acknowledged (`TCP_INFO` of tcp(7) and
+`SIOCOUTQ`, on Linux only), and probes an idle connection before it sends an INVITE over it: a NAT
+or a firewall may have dropped the connection, and the INVITE would be lost silently.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import socket
 import ssl
+import struct
 import sys
+import termios
 from collections import deque
+from dataclasses import dataclass
+from fcntl import ioctl
 from math import inf
-from typing import Protocol, cast
+from typing import Literal, NamedTuple, Protocol, cast
 
 from bitel.sip.framing import Framer, FramingError, KeepAlive
 from bitel.sip.grammar import Address
-from bitel.sip_transport.liveness import Liveness, StreamLimits
-from bitel.sip_transport.tcp_info import TcpInfo, TcpProgress
 
 _INVITE = b"INVITE "
+_TCP_INFO_SIZE = 232
+_LAST_DATA_RECEIVED, _LAST_ACK_RECEIVED, _BYTES_ACKED, _BYTES_RECEIVED = 52, 56, 120, 128
+"""Offsets in `struct tcp_info` of <linux/tcp.h>; the last two are there from Linux 4.1 on."""
 FIRST_PROBE_CHECK, LONGEST_PROBE_CHECK = 0.001, 0.05
 """Seconds between two checks whether a probe was acknowledged; doubled from one to the next."""
 MAX_BATCH = 64
 """Messages taken in one go, so that a flood leaves the loop time for everything else."""
 
 
-class Receiver(Protocol):
+class ConnectionUser(Protocol):
     """Whose connection it is."""
 
     def connection_made(self, connection: Connection) -> None:
-        """It stands, and messages may be sent."""
+        """It is established, and messages may be sent."""
 
-    def message_came(self, connection: Connection, data: bytes) -> None: ...
+    def message_came(self, connection: Connection, data: bytes) -> None:
+        """A message was received."""
 
     def stream_broke(self, connection: Connection, fault: FramingError) -> None:
-        """It can't be framed any further. Nothing more is read; the receiver closes it."""
+        """It can't be framed any further. Nothing more is read; the user closes it."""
 
     def probe_failed(self, connection: Connection) -> None:
-        """It was idle, and did not acknowledge a probe; the receiver aborts it."""
+        """It was idle, and did not acknowledge a probe; the user aborts it."""
 
     def connection_lost(self, connection: Connection) -> None:
-        """It is over, whoever ended it. Told once, and not before it was made."""
+        """It is over. Called once, and not before `connection_made`."""
 
 
 class Connection(asyncio.Protocol):
     """`address` names the far end; with `ours`, we have opened it."""
 
     def __init__(
-        self, receiver: Receiver, address: Address, limits: StreamLimits, *, ours: bool
+        self, user: ConnectionUser, address: Address, limits: StreamLimits, *, ours: bool
     ) -> None:
-        self._receiver = receiver
+        self._user = user
         self.address = address
         self.ours = ours
         self.known = False
         """Whether a message has come."""
         self._limits = limits
         self._loop = asyncio.get_running_loop()
+        self.behind = False
+        """Whether messages were received that have not been handed out yet."""
         self._framer = Framer()
         self._liveness = Liveness(limits, self._loop.time(), ours=ours)
         self._transport: asyncio.Transport | None = None
-        self._over = self._deaf = self._paused = self._heard = self._refused = False
+        self._over = self._deaf = self._heard = self._refused = False
         self._tcp_info: TcpInfo | None = None
         # Where the last message ends among the bytes of the connection; by TLS, at the latest
         # there: the headers of its records are counted only once the kernel has them.
@@ -104,11 +114,6 @@ class Connection(asyncio.Protocol):
         else:
             self._held.append((data, destination))
         return True
-
-    @property
-    def behind(self) -> bool:
-        """Whether messages were received that have not been handed out yet."""
-        return self._paused
 
     def take_back(self, data: bytes) -> None:
         """Have a message not leave that still waits for a probe."""
@@ -167,7 +172,7 @@ class Connection(asyncio.Protocol):
             progress = self._tcp_info.read()
             if tls is not None and tls.version() == "TLSv1.3" and self.ours and progress:
                 self._handshake_end = progress.received
-        self._receiver.connection_made(self)
+        self._user.connection_made(self)
 
     def data_received(self, data: bytes) -> None:
         self._heard = True
@@ -183,7 +188,7 @@ class Connection(asyncio.Protocol):
         try:
             if not self.closed.done():
                 self.closed.set_result(None)
-                self._receiver.connection_lost(self)
+                self._user.connection_lost(self)
         finally:
             if self._tcp_info is not None:
                 self._tcp_info.close()
@@ -200,18 +205,18 @@ class Connection(asyncio.Protocol):
                 self._take(frame, now)
             else:
                 # More may be waiting: nothing is read until that has been dealt with.
-                self._paused = True
+                self.behind = True
                 self._transport.pause_reading()
                 self._loop.call_soon(self._take_the_rest)
                 return
         except FramingError as fault:
             self._deaf = True
-            self._receiver.stream_broke(self, fault)
+            self._user.stream_broke(self, fault)
             return
         self._liveness.heard(now, is_between=self._framer.is_between)
 
     def _take_the_rest(self) -> None:
-        self._paused = False
+        self.behind = False
         if not self._over and self._transport is not None:
             self._transport.resume_reading()
             self._take_frames()
@@ -226,7 +231,7 @@ class Connection(asyncio.Protocol):
                 self._put(KeepAlive.PONG.value)
         elif isinstance(frame, bytes):
             self._liveness.received(now)
-            self._receiver.message_came(self, frame)
+            self._user.message_came(self, frame)
 
     # Sending, and what was acknowledged
 
@@ -278,7 +283,7 @@ class Connection(asyncio.Protocol):
             self._end_probe()
         elif self._loop.time() >= self._probe_until:
             self._probe = None
-            self._receiver.probe_failed(self)
+            self._user.probe_failed(self)
         else:
             wait = min(2 * waited, LONGEST_PROBE_CHECK)
             self._probe = self._loop.call_later(wait, self._check_probe, wait)
@@ -310,3 +315,147 @@ def _notice_silence(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
+
+
+class TcpProgress(NamedTuple):
+    """A connection at one moment."""
+
+    acknowledged: int
+    """Bytes that the far end's kernel has acknowledged since the start, its SYN included."""
+    queued: int
+    """Bytes that our kernel has, and theirs has not acknowledged."""
+    received: int
+    """Bytes that have come from the far end, its FIN included."""
+    idle: float
+    """Seconds since the far end last sent bytes or an acknowledgement."""
+
+
+class TcpInfo:
+    """Asks about the connection of `sock`, also once that is closed, until `close`.
+
+    It holds a duplicate of the socket: after a reset or an end of the connection the event loop
+    has closed its own by the time it says so, and the counters are needed just then. As the
+    connection stays open until the duplicate is closed, that must follow at once.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock: socket.socket | None = None
+        # Without a free descriptor nothing is known, as on other systems.
+        if sys.platform.startswith("linux"):
+            with contextlib.suppress(OSError):
+                self._sock = socket.socket(fileno=os.dup(sock.fileno()))
+
+    def read(self) -> TcpProgress | None:
+        """The counters now; None where the system has none."""
+        sock = self._sock
+        if sock is None:
+            return None
+        try:
+            info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
+            (queued,) = struct.unpack("i", ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0" * 4))
+            (acknowledged,) = struct.unpack_from("=Q", info, _BYTES_ACKED)
+            (received,) = struct.unpack_from("=Q", info, _BYTES_RECEIVED)
+        except (OSError, struct.error):  # no TCP, or an older kernel
+            return None
+        (data_received,) = struct.unpack_from("=I", info, _LAST_DATA_RECEIVED)
+        (ack_received,) = struct.unpack_from("=I", info, _LAST_ACK_RECEIVED)
+        return TcpProgress(acknowledged, queued, received, min(data_received, ack_received) / 1000)
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamLimits:
+    """What a connection may cost, times in seconds.
+
+    `connecting` bounds a connection attempt, and `pause` is how long a destination is not tried
+    again after one that failed. `message` is how long a stranger may take for a first message, and
+    any peer for one that has begun. A ping leaves after `ping_every` of silence; a peer that has
+    ever answered one has `pong_within` for the next. A connection without a message for `idle` is
+    closed: longer than a session lasts without a refresh (half of RFC 4028's 1800 s). `unsent`
+    bytes may wait for a far end that does not read, and as many for a connection being made.
+    An INVITE for a connection from which nothing came for `probe_after`, not even an
+    acknowledgement, waits up to `probe_within` until it has acknowledged a ping.
+    `opened` counts connections of ours, `answering` those that were opened only for a response,
+    `accepted` and `per_source` those of others. All of it is looked at every `look_every`.
+    """
+
+    connecting: float = 5.0
+    pause: float = 1.0
+    message: float = 30.0
+    ping_every: float = 30.0
+    pong_within: float = 10.0
+    idle: float = 2000.0
+    probe_after: float = 5.0
+    probe_within: float = 2.0
+    unsent: int = 1024 * 1024
+    opened: int = 1000
+    answering: int = 50
+    accepted: int = 1000
+    per_source: int = 50
+    look_every: float = 5.0
+
+
+class Liveness:
+    """The keep-alive state of one connection, without I/O. We ping if `ours`: we opened it."""
+
+    def __init__(self, limits: StreamLimits, now: float, *, ours: bool) -> None:
+        self._limits = limits
+        self._ours = ours
+        self._message_at = self._quiet_since = now
+        # Since when the end of a message is waited for; a stranger owes us one from the start.
+        self._waiting_since = None if ours else now
+        self._seen_message = ours
+        self._pinged_at: float | None = None
+        self._answers = self._was_answering = False
+
+    def sent(self, now: float) -> None:
+        """A message left."""
+        self._message_at = self._quiet_since = now
+
+    def received(self, now: float) -> None:
+        """A whole message came."""
+        self._message_at = now
+        self._seen_message = True
+        self._waiting_since = None
+
+    def heard(self, now: float, *, is_between: bool) -> None:
+        """Bytes came and were dealt with; `is_between` where no message is half received."""
+        self._quiet_since = now
+        self._pinged_at = None
+        if not is_between:
+            self._waiting_since = self._waiting_since or now
+        elif self._seen_message:
+            self._waiting_since = None
+
+    def pinged(self, now: float) -> None:
+        """A ping left that `due` did not ask for."""
+        self._pinged_at = self._quiet_since = now
+
+    def pong(self) -> None:
+        """One CRLF came."""
+        self._was_answering = self._answers
+        self._answers = self._answers or self._pinged_at is not None
+
+    def ping(self) -> None:
+        """Another CRLF came right after it: that was no answer of theirs, but their own ping."""
+        self._answers = self._was_answering
+
+    def due(self, now: float) -> Literal["ping", "dead", "idle", "slow"] | None:
+        """What has to be done by now. After "ping" one is taken to have been sent."""
+        limits = self._limits
+        if self._waiting_since is not None and now - self._waiting_since >= limits.message:
+            return "slow"
+        if now - self._message_at >= limits.idle:
+            return "idle"
+        pinged_at = self._pinged_at
+        if self._answers and pinged_at is not None and now - pinged_at >= limits.pong_within:
+            return "dead"
+        if self._ours and now - self._quiet_since >= limits.ping_every:
+            self._pinged_at = self._quiet_since = now
+            return "ping"
+        return None

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import socket
 import ssl
 from collections.abc import Container
-from typing import Protocol
+from typing import Final, Protocol
 
 from bitel.sip.framing import FramingError
-from bitel.sip.grammar import Address, Transport
-from bitel.sip.stream_routes import alias_of, response_route
-from bitel.sip_transport.connection import Connection
-from bitel.sip_transport.leaving import connected_socket
-from bitel.sip_transport.liveness import StreamLimits
+from bitel.sip.grammar import MAX_PORT, Address, Transport
+from bitel.sip.via import alias_of, response_route
+from bitel.sip_transport.connection import Connection, ConnectionUser, StreamLimits
 from bitel.sip_transport.tls import TlsFiles
 
 logger = logging.getLogger(__name__)
@@ -28,17 +28,18 @@ MAX_PAUSED = 4096
 class StreamUser(Protocol):
     """Whose connections they are."""
 
-    def stream_message(self, data: bytes, source: Address) -> None: ...
+    def messages_came(self, messages: list[tuple[bytes, Address]]) -> None:
+        """Messages were received, each with its source."""
 
     def stream_unframed(self, messages: tuple[bytes, ...], source: Address) -> None:
         """The end of a message can't be found, and others may follow it. The connection is closed
         after the queued responses were written."""
 
-    def stream_failed(
+    def delivery_failed(
         self,
         destination: Address,
         *,
-        lost: bool,
+        lost: bool = False,
         unacknowledged: Container[bytes] | None = None,
         moved: Container[bytes] = (),
     ) -> None:
@@ -49,7 +50,7 @@ class StreamUser(Protocol):
         """
 
 
-class Streams:
+class ConnectionPool(ConnectionUser):
     """Made within a running loop. `local` is the host that connections are to leave from.
 
     `tls_port` is our Contact's port where there is no TLS listener, else 0. Connections leave
@@ -100,7 +101,10 @@ class Streams:
             # If that fails, the connection is being closed, and its user will hear of that.
             connection.send(data, destination)
         elif destination in self._waiting:
-            self._wait(data, destination)
+            # Beyond the limit it is lost; the connection is not there yet, and may never be.
+            waiting = self._waiting[destination]
+            if sum(map(len, waiting)) + len(data) <= self._limits.unsent:
+                waiting.append(data)
         elif not is_response:
             self._open(data, destination)
         elif len(self._answering) < self._limits.answering:
@@ -112,8 +116,7 @@ class Streams:
         waiting = self._waiting.get(destination, [])
         if data in waiting:
             waiting.remove(data)
-        connection = self._find(destination)
-        if connection is not None:
+        if connection := self._find(destination):
             connection.take_back(data)
 
     @property
@@ -150,17 +153,10 @@ class Streams:
         paused = self._paused_until.get(destination, 0.0) > now
         if paused or full or self._closed:
             self._answering.discard(destination)
-            self._user.stream_failed(destination, lost=False)
+            self._user.delivery_failed(destination)
             return
         self._waiting[destination] = [data]
-        task = self._loop.create_task(self._connect(destination))
-        self._attempts[destination] = task
-
-    def _wait(self, data: bytes, destination: Address) -> None:
-        # Beyond this it is lost; the connection is not there yet, and may never be.
-        waiting = self._waiting[destination]
-        if sum(map(len, waiting)) + len(data) <= self._limits.unsent:
-            waiting.append(data)
+        self._attempts[destination] = self._loop.create_task(self._connect(destination))
 
     def renew_context(self) -> None:
         """Read the TLS files again for the next connection."""
@@ -198,12 +194,11 @@ class Streams:
         self._paused_until[destination] = self._loop.time() + self._limits.pause
         self._waiting.pop(destination, None)
         self._answering.discard(destination)
-        self._user.stream_failed(destination, lost=False)
+        self._user.delivery_failed(destination)
 
-    # What connections tell
+    # What connections report
 
     def connection_made(self, connection: Connection) -> None:
-        """Take it up, and send what has waited for it."""
         if self._closed:
             connection.abort()
             return
@@ -222,14 +217,14 @@ class Streams:
             if alias is not None:
                 self._aliases[alias] = connection
         connection.known = True
-        self._user.stream_message(data, source)
+        self._user.messages_came([(data, source)])
 
     def stream_broke(self, connection: Connection, fault: FramingError) -> None:
         logger.info("the stream from %s is no SIP any more: %s", connection.address.host, fault)
         if fault.messages:
             self._user.stream_unframed(fault.messages, connection.address)
-        # What the agent queued in answer, an ACK or a response, is written in the turn that is
-        # due before this. Requests without an answer are sent again over a new connection.
+        # The agent's ACKs and responses are written in the turn that is due before this. Requests
+        # without an answer are sent again over a new connection.
         self._loop.call_soon(self._close_broken, connection)
 
     def _close_broken(self, connection: Connection) -> None:
@@ -239,14 +234,12 @@ class Streams:
         self.connection_lost(connection)
 
     def probe_failed(self, connection: Connection) -> None:
-        """Leave it for a new one; what has waited for it goes there at once."""
         host = connection.address.host
         logger.info("the connection with %s is closed: it was idle, and is dead", host)
         connection.abort()
         self.connection_lost(connection)
 
     def connection_lost(self, connection: Connection) -> None:
-        """Forget it, say so, and send over another what it had held back."""
         aliases = [key for key, each in self._aliases.items() if each is connection]
         for alias in aliases:
             del self._aliases[alias]
@@ -259,7 +252,7 @@ class Streams:
         held, unacknowledged = connection.take_held(), connection.unacknowledged()
         moved = frozenset(data for data, _ in held)
         for destination in (connection.address, *aliases):
-            self._user.stream_failed(
+            self._user.delivery_failed(
                 destination, lost=True, unacknowledged=unacknowledged, moved=moved
             )
         for data, destination in held:
@@ -273,3 +266,41 @@ class Streams:
                 logger.info("the connection with %s is closed: %s", connection.address.host, fault)
         if self._connections:
             self._looking = self._loop.call_later(self._limits.look_every, self._look_after_all)
+
+
+_PORT_IS_TAKEN: Final = {errno.EADDRINUSE, errno.EADDRNOTAVAIL}
+
+
+async def connected_socket(destination: Address, host: str | None, port: int) -> socket.socket:
+    """A TCP connection to `destination` that leaves from `host`, and from `port` if it can be had.
+
+    None is any host, 0 any port. Raises OSError where there is no connection.
+    """
+    if 0 < port <= MAX_PORT:
+        try:
+            return await _connected(destination, host, port)
+        except OSError as error:
+            # Somebody listens there, or the last connection of this kind has just been closed.
+            if error.errno not in _PORT_IS_TAKEN:
+                raise
+    return await _connected(destination, host, 0)
+
+
+async def _connected(destination: Address, host: str | None, port: int) -> socket.socket:
+    is_ipv6 = ":" in destination.host
+    sock = socket.socket(
+        socket.AF_INET6 if is_ipv6 else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP
+    )
+    try:
+        sock.setblocking(False)
+        if port:
+            # Connections to several destinations leave from one port.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if host is not None or port:
+            sock.bind((host or ("::" if is_ipv6 else "0.0.0.0"), port))
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(sock, (destination.host, destination.port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock

@@ -13,26 +13,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import ssl
 import time
-from collections.abc import Awaitable, Callable, Container, Iterable
+from collections.abc import Awaitable, Callable, Container
 from contextlib import ExitStack
 from typing import Literal
 
-from bitel.sip.agent import UserAgent
 from bitel.sip.events import Event
 from bitel.sip.grammar import MAX_PORT, Address, HostPort, Transport
+from bitel.sip.user_agent import UserAgent
 from bitel.sip_transport.acceptor import Door, Listener, listening_socket
-from bitel.sip_transport.connection_pool import Streams
-from bitel.sip_transport.icmp import DeliveryError
-from bitel.sip_transport.liveness import StreamLimits
+from bitel.sip_transport.connection import StreamLimits
+from bitel.sip_transport.connection_pool import ConnectionPool, StreamUser
 from bitel.sip_transport.tls import TlsFiles
-from bitel.sip_transport.udp import UdpSocket, datagram_socket
+from bitel.sip_transport.udp import DatagramUser, DeliveryError, UdpSocket, datagram_socket
 
 logger = logging.getLogger(__name__)
-
-Link = Callable[[bytes, Address], Iterable[tuple[float, bytes]]]
-"""A link to try things on: what really leaves for a datagram, and after how many seconds."""
 
 Tap = Callable[[Literal["in", "out"], bytes, Address, float], None]
 """Shown each message as it comes or leaves, with the far end's address and the time (Unix s)."""
@@ -60,38 +55,64 @@ TRIES = 30
 """How many free ports are tried, until one is free for every transport."""
 
 
-class SipTransport:
-    """Made with `open`. After any call on `agent`, call `flush`."""
+class SipTransport(DatagramUser, StreamUser):
+    """After any call on `agent`, call `flush`."""
 
     def __init__(
         self,
-        agent: UserAgent,
-        local: HostPort,
+        bind: HostPort,
+        make_agent: Callable[[HostPort], UserAgent],
         on_event: Callable[[Event], None],
-        clock: Callable[[], float],
-        link: Link | None,
-        tap: Tap | None,
+        clock: Callable[[], float] | None = None,
+        tap: Tap | None = None,
+        tls: TlsFiles | None = None,
+        limits: StreamLimits | None = None,
+        confirm_lease: Callable[[], Awaitable[bool]] | None = None,
+        accepts: Callable[[str], bool] | None = None,
     ) -> None:
-        self.agent = agent
-        self.local = local
-        self.now = clock
-        self._on_event = on_event
-        self._link = link
-        self._tap = tap
+        """Bind `bind` (an IP address; port 0 takes a free one) and start, within a running loop.
+
+        `make_agent` is given the address that was bound. `clock` gives the seconds that the agent
+        sees, the loop's by default; it must run as fast as the loop's. `accepts` tells the
+        carrier's hosts from others, which get half of the connections; None: all are the carrier's.
+        Raises OSError where a port can't be had, and TlsFileError where a file of `tls` can't be
+        used.
+        """
+        limits, self._tls = limits or StreamLimits(), tls or TlsFiles()
+        self._server_context = self._tls.server_context()
+        if self._tls.ca or self._tls.certificate:
+            self._tls.client_context()  # better now than when the first connection is needed
+        sockets = _bind(bind, with_tls=self._server_context is not None)
+        host, port = sockets[0].getsockname()[:2]
+        self.local: HostPort = (str(host), int(port))
+        with ExitStack() as undo:
+            for sock in sockets:
+                undo.enter_context(sock)
+            self.agent = make_agent(self.local)
+            undo.pop_all()
         self._loop = asyncio.get_running_loop()
-        self._udp: UdpSocket
-        self._streams: Streams
-        self._listeners: list[Listener] = []
-        self._tls = TlsFiles()
-        self._server_context: ssl.SSLContext | None = None
+        self.now = clock or self._loop.time
+        self._on_event = on_event
+        self._tap = tap
+        self.confirm_lease = confirm_lease
+        """Asked after a pause whether we may go on with our calls; None: always. Where it says no,
+        fails, or takes longer than 3 s, no INVITE is repeated that nothing was answered to."""
+        udp, *listening = sockets
+        self._udp = UdpSocket(udp, self)
+        leave_from = None if host in {"0.0.0.0", "::"} else host
+        tls_port = 0 if self._server_context is not None else port + 1
+        self._streams = ConnectionPool(self, limits, self._tls, leave_from, tls_port)
+        door = Door(limits, accepts)
+        contexts = {Transport.TCP: None, Transport.TLS: self._server_context}
+        self._listeners = [
+            Listener(sock, transport, context, self._streams, door, limits)
+            for sock, (transport, context) in zip(listening, contexts.items(), strict=False)
+        ]
         self._turn: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0.0
         self._timer_at = 0.0
         self._closed = False
-        self.confirm_lease: Callable[[], Awaitable[bool]] | None = None
-        """Asked after a pause whether we may go on with our calls; None: always. Where it says no,
-        fails, or takes longer than 3 s, no INVITE is repeated that nothing was answered to."""
         # After a late turn, until what had arrived is read: no timer fires.
         self._reading_first = False
         # After a pause, until the lease was confirmed: INVITEs wait here, and no timer fires.
@@ -101,54 +122,6 @@ class SipTransport:
         self._after_reading: list[tuple[int, Callable[[], None]]] = []
         self._pass: asyncio.Handle | None = None
         self._passes = self._quiet_passes = self._arrivals = self._arrivals_seen = 0
-
-    @classmethod
-    async def open(
-        cls,
-        bind: HostPort,
-        make_agent: Callable[[HostPort], UserAgent],
-        on_event: Callable[[Event], None],
-        clock: Callable[[], float] | None = None,
-        link: Link | None = None,
-        tap: Tap | None = None,
-        tls: TlsFiles | None = None,
-        limits: StreamLimits | None = None,
-        confirm_lease: Callable[[], Awaitable[bool]] | None = None,
-        accepts: Callable[[str], bool] | None = None,
-    ) -> SipTransport:
-        """Bind `bind` (an IP address; port 0 takes a free one) and start.
-
-        `make_agent` is given the address that was bound. `clock` gives the seconds that the agent
-        sees, the loop's by default; it must run as fast as the loop's. `link` applies to
-        datagrams only. `confirm_lease` is the attribute of that name. `accepts` tells the carrier's
-        hosts from others, which get half of the connections; None: all are the carrier's. Raises
-        OSError where a port can't be had, and TlsFileError where a file of `tls` can't be used.
-        """
-        limits, tls = limits or StreamLimits(), tls or TlsFiles()
-        context = tls.server_context()
-        if tls.ca or tls.certificate:
-            tls.client_context()  # better now than when the first connection is needed
-        loop = asyncio.get_running_loop()
-        sockets = _bind(bind, with_tls=context is not None)
-        with ExitStack() as undo:
-            for sock in sockets:
-                undo.enter_context(sock)
-            host, port = sockets[0].getsockname()[:2]
-            local = (str(host), int(port))
-            self = cls(make_agent(local), local, on_event, clock or loop.time, link, tap)
-            self.confirm_lease = confirm_lease
-            undo.pop_all()
-        self._tls, self._server_context = tls, context
-        udp, *listening = sockets
-        self._udp = UdpSocket(udp, self)
-        leave_from = None if host in {"0.0.0.0", "::"} else local[0]
-        tls_port = 0 if context is not None else local[1] + 1
-        self._streams = Streams(self, limits, tls, leave_from, tls_port)
-        door = Door(limits, accepts)
-        for sock, transport in zip(listening, (Transport.TCP, Transport.TLS), strict=False):
-            secure = context if transport is Transport.TLS else None
-            self._listeners.append(Listener(sock, transport, secure, self._streams, door, limits))
-        return self
 
     @property
     def behind(self) -> float:
@@ -298,10 +271,18 @@ class SipTransport:
             self._confirming = self._loop.create_task(self._confirm(self.confirm_lease))
 
     async def _confirm(self, confirm: Callable[[], Awaitable[bool]]) -> None:
+        asked_at = time.monotonic()
+        is_ours = False
         try:
-            if not await _is_confirmed(confirm):
-                self.agent.stop_repeating_invites()
+            async with asyncio.timeout(CONFIRM_WITHIN):
+                is_ours = await confirm() and time.monotonic() - asked_at <= CONFIRM_WITHIN
+            if not is_ours:
+                logger.warning("after a pause, INVITEs are not repeated: the calls may not be ours")
+        except Exception as fault:
+            logger.warning("after a pause, INVITEs are not repeated: %r", fault)
         finally:  # without timers no call would ever end
+            if not is_ours:
+                self.agent.stop_repeating_invites()
             # There may have been another pause meanwhile.
             self.after_reading(self._resume)
 
@@ -328,74 +309,40 @@ class SipTransport:
                 self._tap("out", data, destination, at)
             if destination.transport is not Transport.UDP:
                 self._streams.send(data, destination)
-            elif self._link is None:
+            else:
                 self._udp.send(data, destination)
-            else:
-                self._send_by_link(data, destination, self._link)
 
-    def _send_by_link(self, data: bytes, destination: Address, link: Link) -> None:
-        for delay, datagram in link(data, destination):
-            if delay <= 0:
-                self._udp.send(datagram, destination)
-            else:
-                self._loop.call_later(delay, self._udp.send, datagram, destination)
+    # What the sockets report
 
-    # What the sockets tell
+    def messages_came(self, messages: list[tuple[bytes, Address]]) -> None:
+        self._arrivals += len(messages)
+        self._receive(messages, self.agent.receive_datagram)
 
-    def datagrams_came(self, datagrams: list[tuple[bytes, Address]]) -> None:
-        """Give them to the agent."""
-        self._arrivals += len(datagrams)
+    def stream_unframed(self, messages: tuple[bytes, ...], source: Address) -> None:
+        self._receive([(data, source) for data in messages], self.agent.receive_unframed)
+
+    def _receive(
+        self,
+        messages: list[tuple[bytes, Address]],
+        receive: Callable[[bytes, Address, float], None],
+    ) -> None:
         now, at = self.now(), time.time()
-        for data, source in datagrams:
+        for data, source in messages:
             if self._tap is not None:
                 self._tap("in", data, source, at)
             try:
-                self.agent.receive_datagram(data, source, now)
+                receive(data, source, now)
             except Exception:
                 # An error with one message must not stop the messages of other calls.
                 logger.exception("a message from %s was not handled", source.host)
         self.flush()
 
-    def datagram_failed(self, destination: Address) -> None:
-        """Have the requests to `destination` fail."""
-        self._report_failure(destination)
-        self.flush()
-
     def delivery_errors(self, errors: list[DeliveryError]) -> None:
-        """Give them to the agent."""
         for error in errors:
             self.agent.receive_delivery_error(error.quoted, error.destination)
         self.flush()
 
-    def stream_message(self, data: bytes, source: Address) -> None:
-        """Give it to the agent."""
-        self.datagrams_came([(data, source)])
-
-    def stream_unframed(self, messages: tuple[bytes, ...], source: Address) -> None:
-        """Have the agent handle those that must not be lost, and refuse the others."""
-        now, at = self.now(), time.time()
-        for data in messages:
-            if self._tap is not None:
-                self._tap("in", data, source, at)
-            try:
-                self.agent.receive_unframed(data, source, now)
-            except Exception:
-                logger.exception("a message from %s was not handled", source.host)
-        self.flush()
-
-    def stream_failed(
-        self,
-        destination: Address,
-        *,
-        lost: bool,
-        unacknowledged: Container[bytes] | None = None,
-        moved: Container[bytes] = (),
-    ) -> None:
-        """Tell the agent."""
-        self._report_failure(destination, lost=lost, unacknowledged=unacknowledged, moved=moved)
-        self.flush()
-
-    def _report_failure(
+    def delivery_failed(
         self,
         destination: Address,
         *,
@@ -409,22 +356,7 @@ class SipTransport:
             )
         except Exception:
             logger.exception("the failure of %s was not handled", destination.host)
-
-
-async def _is_confirmed(confirm: Callable[[], Awaitable[bool]]) -> bool:
-    """What `confirm` says within its time; False where it fails or takes longer."""
-    asked_at = time.monotonic()
-    try:
-        async with asyncio.timeout(CONFIRM_WITHIN):
-            confirmed = await confirm()
-    except Exception as fault:
-        logger.warning("after a pause, INVITEs are not repeated: %r", fault)
-        return False
-    took = time.monotonic() - asked_at
-    if not confirmed or took > CONFIRM_WITHIN:
-        logger.warning("after a pause, INVITEs are not repeated: the calls may not be ours")
-        return False
-    return True
+        self.flush()
 
 
 def _bind(bind: HostPort, *, with_tls: bool) -> list[socket.socket]:

@@ -1,19 +1,23 @@
-"""A UDP socket for SIP: hands out datagrams as they come, keeps those that can't leave yet.
+"""A UDP socket for SIP: hands out datagrams as they come, queues those that can't leave yet.
 
 The socket is read and written directly, since asyncio's datagram protocol does not say which
-datagram could not be delivered.
+datagram could not be delivered. On Linux, ICMP errors are read from the socket's error queue
+(`ip(7)` IP_RECVERR), with the destination of the datagram and what the error quotes of it. Anyone
+can forge such an error, so that it proves nothing by itself.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
+import struct
+import sys
 from collections import deque
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from bitel.sip.grammar import Address, HostPort
-from bitel.sip_transport.icmp import DeliveryError, ask_for_errors, read_errors
 
 RECEIVE_BUFFER = 4 * 1024 * 1024
 MAX_BATCH = 64
@@ -30,12 +34,30 @@ SEND_TRIES = 4
 _BUSY = (errno.EAGAIN, errno.ENOBUFS)
 
 
+_IP_RECVERR = 11
+_IPV6_RECVERR = 25
+_EXTENDED_ERROR = struct.Struct("=IBBBB")  # errno, origin, type, code, padding
+_ANCILLARY_SPACE = 512
+_QUOTED = 1024
+"""Bytes of the quoted datagram that are read: an error holds 576 by RFC 1812 §4.3.2.3, or 1280."""
+MAX_ERRORS = 64
+"""ICMP errors read in one go."""
+
+
+class DeliveryError(NamedTuple):
+    """An ICMP error about a datagram of ours: the beginning of that, and its destination."""
+
+    quoted: bytes
+    destination: Address
+
+
 class DatagramUser(Protocol):
     """Whose socket it is."""
 
-    def datagrams_came(self, datagrams: list[tuple[bytes, Address]]) -> None: ...
+    def messages_came(self, messages: list[tuple[bytes, Address]]) -> None:
+        """Messages were received, each with its source."""
 
-    def datagram_failed(self, destination: Address) -> None:
+    def delivery_failed(self, destination: Address) -> None:
         """This machine can't send to `destination`."""
 
     def delivery_errors(self, errors: list[DeliveryError]) -> None:
@@ -49,7 +71,14 @@ def datagram_socket(bind: HostPort) -> socket.socket:
     try:
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
-        ask_for_errors(sock)
+        # A kernel without the option leaves unreachable destinations to their time-outs.
+        with contextlib.suppress(OSError):
+            if not sys.platform.startswith("linux"):
+                pass
+            elif family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
+            else:
+                sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
         sock.bind(bind)
     except BaseException:
         sock.close()
@@ -78,11 +107,9 @@ class UdpSocket:
 
     @property
     def is_behind(self) -> bool:
-        """Whether more datagrams were waiting than were read in one go."""
         return self._behind_since is not None
 
     def close(self) -> None:
-        """Let go of the socket."""
         self._closed = True
         self._loop.remove_reader(self._sock.fileno())
         self._loop.remove_writer(self._sock.fileno())
@@ -118,11 +145,11 @@ class UdpSocket:
             self._behind_since = None
         elif self._behind_since is None:
             self._behind_since = self._loop.time()
-        self._user.datagrams_came(came)
+        self._user.messages_came(came)
 
     def _take_errors(self) -> bool:
         """Hand over the ICMP errors that came; whether there were any."""
-        errors = read_errors(self._sock)
+        errors = _read_errors(self._sock)
         self._user.delivery_errors(errors)
         # uvloop stops watching a socket that had an error.
         self._loop.remove_reader(self._sock.fileno())
@@ -155,6 +182,28 @@ class UdpSocket:
                 if self._take_errors() or not is_clean:
                     is_clean = True
                     continue
-                self._user.datagram_failed(destination)
+                self._user.delivery_failed(destination)
             return True
         return True  # lost, as datagrams may be
+
+
+def _read_errors(sock: socket.socket) -> list[DeliveryError]:
+    """Take ICMP errors off the queue, and clear the pending error of the socket."""
+    if not sys.platform.startswith("linux"):
+        return []
+    found: list[DeliveryError] = []
+    for _ in range(MAX_ERRORS):
+        try:
+            quoted, ancillary, _, address = sock.recvmsg(
+                _QUOTED, _ANCILLARY_SPACE, socket.MSG_ERRQUEUE
+            )
+        except OSError:
+            break  # the queue is empty
+        for _level, _type, data in ancillary:
+            # EMSGSIZE says nothing about whether the destination is there.
+            if len(data) < _EXTENDED_ERROR.size or not address:
+                continue
+            if _EXTENDED_ERROR.unpack_from(data)[0] != errno.EMSGSIZE:
+                found.append(DeliveryError(quoted, Address(address[0], address[1])))
+    sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    return found

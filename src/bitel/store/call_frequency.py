@@ -30,8 +30,8 @@ from sqlalchemy import (
 
 from bitel.domain.phone_numbers import masked
 from bitel.errors import TooManyRequestsError
-from bitel.store.schema import placed_number, project
-from bitel.store.sql_batch import Change, Query, given
+from bitel.store.schema import placed_number
+from bitel.store.sql_batch import Statement, values_parameter
 
 DAY: Final = 86_400.0
 OTP_PERIOD: Final = 600.0
@@ -113,20 +113,19 @@ class CallFrequency:
 def open_frequency(
     conn: Connection,
     numbers: Mapping[str, Iterable[str]],
+    per_day: Mapping[str, int],
+    otp_projects: Set[str],
     otp_per_number: int | None,
     now: float,
-    *,
-    otp_projects: Set[str],
 ) -> CallFrequency:
     """What limits calls to `numbers` (E.164, by project).
 
     Args:
-        otp_per_number: one-time passwords that a number may get in 10 minutes; None: no limit.
+        per_day: calls that a number may get in 24 hours, for the projects that have such a limit.
         otp_projects: the projects that place one-time passwords now.
+        otp_per_number: one-time passwords that a number may get in 10 minutes; None: no limit.
         now: Unix seconds.
     """
-    rows = _DAILY_LIMITS.rows(conn, {"asked": [(one,) for one in numbers]})
-    per_day = {row.id: row.per_day for row in rows}
     frequency = CallFrequency(per_day, otp_per_number, now)
     counted = per_day.keys() | (otp_projects if otp_per_number is not None else set())
     if counted:
@@ -142,18 +141,12 @@ def forget_old(conn: Connection, now: float, limit: int) -> None:
     conn.execute(_FORGET, {"before": now - DAY, "most": limit})
 
 
-_asked = given("asked", id=project.c.id.type)
-_DAILY_LIMITS: Final = Query(
-    select(project.c.id, project.c.max_calls_per_number_per_day.label("per_day")).where(
-        project.c.id.in_(select(_asked.c.id)), project.c.max_calls_per_number_per_day.is_not(None)
-    )
-)
 _LOCK: Final = select(
     func.pg_advisory_xact_lock(
         func.hashtextextended(bindparam("the_project"), literal(1, BigInteger()))
     )
 )
-_numbers = given(
+_numbers = values_parameter(
     "numbers", project_id=placed_number.c.project_id.type, e164=placed_number.c.e164.type
 )
 _since: BindParameter[float] = bindparam("since", type_=Double())
@@ -195,12 +188,12 @@ def _placed_in_postgresql() -> Select[tuple[str, str, float, bool]]:
 
 
 _PLACED: Final = {
-    "sqlite": Query(_placed_in_sqlite()),
-    "postgresql": Query(_placed_in_postgresql()),
+    "sqlite": Statement(_placed_in_sqlite()),
+    "postgresql": Statement(_placed_in_postgresql()),
 }
 _names = ("project_id", "e164", "placed_at", "is_otp")
-_rows = given("rows", **{name: placed_number.c[name].type for name in _names})
-_COUNT: Final = Change(
+_rows = values_parameter("rows", **{name: placed_number.c[name].type for name in _names})
+_COUNT: Final = Statement(
     insert(placed_number).from_select(list(_names), select(*(_rows.c[name] for name in _names)))
 )
 _FORGET: Final = delete(placed_number).where(

@@ -1,23 +1,24 @@
-"""Calls as clients place, see and cancel them."""
+"""Calls as clients see and cancel them, and their attempts.
+
+A call that waits is canceled at once. One that rings or plays is its dialer's: a row in
+`cancel_request` asks the dispatcher to end the attempt. Settling it then makes the call final,
+whatever the attempt met; one that was answered by then ends as any answered call does.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, String, bindparam, func, select
+from sqlalchemy import Connection, Row, String, bindparam, select, text
 
 from bitel.domain.attempts import Media, Outcome
 from bitel.domain.calls import Call, CallStatus
 from bitel.errors import NotFoundError
-from bitel.store import canceling
-from bitel.store.placing import place, place_each, place_many, prepare
-from bitel.store.schema import attempt, call
-from bitel.store.sql_batch import Query, given
-
-__all__ = ["AttemptRow", "attempts", "cancel", "counts_by_status", "find", "place",
-           "place_each", "place_many", "prepare"]  # fmt: skip
+from bitel.store.endings import CallEnd, end_calls
+from bitel.store.schema import attempt, call, cancel_request, is_open
+from bitel.store.sql_batch import Statement, in_chunks, values_parameter
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +66,14 @@ def attempts(conn: Connection, call_id: str) -> list[AttemptRow]:
 
 
 def cancel(conn: Connection, project_id: str, call_id: str, now: float) -> Call:
-    """Call off a call; it as it then stands.
+    """Cancel a call; it as it then stands.
 
     One that waits is final at once. One that rings or plays is final soon, when its dialer has
     ended it, and one that is final stays as it is. Raises NotFoundError.
     """
     row = conn.execute(_LOCK, {"id": call_id, "project_id": project_id}).one_or_none()
     if row is not None and row.status == CallStatus.WAITING:
-        canceling.call_off(conn, [row], now)
+        cancel_calls(conn, [row], now)
     found = find(conn, project_id, call_id)
     if found is None:
         raise NotFoundError("this project has no call of that id")
@@ -85,12 +86,6 @@ def from_row(row: Any) -> Call:
     values = list(row)
     values[_STATUS] = CallStatus(values[_STATUS])
     return Call(*values)
-
-
-def counts_by_status(conn: Connection) -> dict[CallStatus, int]:
-    """How many calls there are in each status that has any. Reads the whole table."""
-    rows = conn.execute(select(call.c.status, func.count()).group_by(call.c.status))
-    return {CallStatus(status): count for status, count in rows}
 
 
 # In the order of the fields of `Call`.
@@ -111,8 +106,8 @@ _STATUS: Final = SEEN.index(call.c.status)
 _FIND = select(*SEEN).where(
     call.c.id == bindparam("id"), call.c.project_id == bindparam("project_id")
 )
-_asked = given("asked", id=String(), project_id=String())
-_FIND_EACH = Query(
+_asked = values_parameter("asked", id=String(), project_id=String())
+_FIND_EACH = Statement(
     select(*SEEN).select_from(
         _asked.join(call, (call.c.id == _asked.c.id) & (call.c.project_id == _asked.c.project_id))
     )
@@ -156,3 +151,38 @@ def _media(row: Row[*tuple[Any, ...]]) -> Media | None:
         loss=row.far_loss,
         jitter_ms=row.far_jitter_ms,
     )
+
+
+def cancel_calls(conn: Connection, calls: Sequence[Row[*tuple[Any, ...]]], now: float) -> None:
+    """Cancel waiting calls, given as locked rows with `id` and `due_at`."""
+    ends = [CallEnd(row.id, CallStatus.CANCELED) for row in calls if row.due_at is not None]
+    end_calls(conn, ends, now)
+    if dialled := [{"call_id": row.id} for row in calls if row.due_at is None]:
+        conn.execute(_ASK, dialled)
+
+
+def cancel_requests(conn: Connection, dialer_id: str) -> list[str]:
+    """The attempts of the dialer that are to be canceled and are not over yet."""
+    return list(conn.execute(_REQUESTS, {"dialer_id": dialer_id}).scalars())
+
+
+def cancel_requested(conn: Connection, attempts: Collection[str]) -> set[str]:
+    """Those of the attempts that are to be canceled."""
+    return {found for ids in in_chunks(attempts) for found in conn.execute(_ASKED, ids).scalars()}
+
+
+_ASK = text(
+    """
+    INSERT INTO cancel_request (attempt_id, dialer_id)
+    SELECT id, dialer_id FROM attempt WHERE call_id = :call_id AND ended_at IS NULL
+    ON CONFLICT (attempt_id) DO NOTHING
+    """
+)
+_REQUESTS = (
+    select(cancel_request.c.attempt_id)
+    .join(attempt, attempt.c.id == cancel_request.c.attempt_id)
+    .where(cancel_request.c.dialer_id == bindparam("dialer_id"), is_open)
+)
+_ASKED = select(cancel_request.c.attempt_id).where(
+    cancel_request.c.attempt_id.in_(bindparam("ids", expanding=True))
+)

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, bindparam, exists, func, insert, select, upda
 
 from bitel.domain.calls import Call, CallStatus
 from bitel.errors import NotFoundError
-from bitel.store import calls, canceling
+from bitel.store import calls
 from bitel.store.schema import call, campaign, is_due, is_waiting
 
 CHUNK: Final = 2000
@@ -110,11 +110,11 @@ def cancel(
     if conn.execute(_CANCEL, wanted).rowcount == 0:
         raise NotFoundError("this project has no campaign of that id")
     due = conn.execute(_DUE, {"campaign_id": campaign_id, "most": most}).all()
-    canceling.call_off(conn, due, now)
+    calls.cancel_calls(conn, due, now)
     if len(due) == most:
         return False
     # What is left is being dialled, or came back from that while we waited for its lock.
-    canceling.call_off(conn, conn.execute(_WAITING, {"campaign_id": campaign_id}).all(), now)
+    calls.cancel_calls(conn, conn.execute(_WAITING, {"campaign_id": campaign_id}).all(), now)
     return True
 
 

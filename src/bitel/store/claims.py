@@ -1,7 +1,7 @@
 """From a call that is due to an attempt that a worker may dial, and the moment it is heard.
 
 A claim is written, and so durable, before the INVITE leaves; the answer before the first packet
-of audio. What a crash leaves behind between the two is `leases.take_over`'s to deal with.
+of audio. What a crash leaves behind between the two is `recovery.take_over`'s to deal with.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, bindparam, func, insert, literal, select, update
 
-from bitel.domain.attempts import AttemptResult, Outcome
+from bitel.domain.attempts import AttemptResult, DialRequest, Outcome
 from bitel.domain.calls import CallStatus, Lane
 from bitel.domain.ids import new_ids
-from bitel.domain.retry import RetryRule
+from bitel.domain.retry import Requeue, RetryRule
 from bitel.store import (
-    canceling,
+    calls,
     do_not_call,
     fair_queue,
     leases,
@@ -27,16 +27,15 @@ from bitel.store import (
     pausing,
 )
 from bitel.store.endings import (
-    CallAgain,
     CallEnd,
-    call_again,
     end_attempts,
     end_calls,
     forget_requests,
+    requeue_calls,
 )
 from bitel.store.leases import Lease, LostLease
 from bitel.store.schema import HEARD, HELD, attempt, call, is_due, is_open
-from bitel.store.sql_batch import Change, Query, given
+from bitel.store.sql_batch import Statement, values_parameter
 
 _LOOKS: Final = 10
 """How often one claim looks for other calls in place of those that can't be dialled now."""
@@ -48,24 +47,15 @@ _NEVER_DIALLED: Final = "its claim was not known to be durable"
 _FROM_THE_START: Mapping[Lane, str] = MappingProxyType({})
 
 
-class Claim(NamedTuple):
-    """An attempt that its worker may make now, and nobody else."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim(DialRequest):
+    """An attempt that its worker may make now, and no other."""
 
-    attempt_id: str
-    call_id: str
     project_id: str
-    e164: str
-    recording_id: str | None
-    """What is played first; None where only digits are read."""
     started_at: float
     rule: RetryRule
     """What the call still allows once this attempt is over."""
     lane: Lane
-    digits: str = ""
-    repeat_count: int = 1
-    language: str = ""
-    longest_seconds: int = 0
-    """Seconds after the answer at which the call is ended; 0: as its dialer thinks fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +196,7 @@ def undo(
         {"dialer_id": lease.dialer_id, "epoch": lease.epoch, "claimed_at": list(claimed_at)},
     )
     never_dialled = [row for row in rows if row.id not in dialled]
-    canceled = canceling.asked(conn, [row.id for row in never_dialled])
+    canceled = calls.cancel_requested(conn, [row.id for row in never_dialled])
     now = max(claimed_at, default=0.0)
     end_attempts(
         conn,
@@ -221,20 +211,16 @@ def undo(
         [CallEnd(row.call_id, CallStatus.CANCELED) for row in never_dialled if row.id in canceled],
         now,
     )
-    call_again(
+    requeue_calls(
         conn,
-        [
-            CallAgain(row.call_id, now, spends_retry=False, trouble=None)
-            for row in never_dialled
-            if row.id not in canceled
-        ],
+        [(row.call_id, Requeue(now)) for row in never_dialled if row.id not in canceled],
     )
     return len(never_dialled)
 
 
 def cancel_requests(conn: Connection, dialer_id: str) -> list[str]:
     """The dialer's attempts that ring or play, and that their clients have called off."""
-    return canceling.requests(conn, dialer_id)
+    return calls.cancel_requests(conn, dialer_id)
 
 
 def heard(conn: Connection, lease: Lease, answered_at: Mapping[str, float]) -> set[str]:
@@ -301,17 +287,10 @@ def next_due(conn: Connection, dialer_id: str, lanes: Collection[Lane] = tuple(L
     return NextDue(due_at, row.expires_at)
 
 
-def in_flight(conn: Connection, dialer_id: str) -> int:
-    """How many attempts of the dialer are under way."""
-    count: int = conn.execute(_IN_FLIGHT, {"dialer_id": dialer_id}).scalar_one()
-    return count
-
-
 def _without_ended(conn: Connection, picked: list[Any], now: float) -> list[Any]:
     """End those that must not be dialled any more; the others."""
-    superseded = one_time_passwords.superseded(
-        conn, [(row.project_id, row.e164, row.id) for row in picked if row.lane == Lane.OTP]
-    )
+    otp = [(row.project_id, row.e164, row.id) for row in picked if row.lane == Lane.OTP]
+    superseded = one_time_passwords.superseded(conn, otp) if otp else set()
     ends: list[CallEnd] = []
     for row in picked:
         if row.expires_at <= now:
@@ -360,13 +339,15 @@ def _claim(attempt_id: str, row: Any, now: float) -> Claim:
     )
 
 
-_taken = given("taken", id=attempt.c.id.type, call_id=call.c.id.type, number=attempt.c.number.type)
-_CLAIM_CALLS: Final = Change(
+_taken = values_parameter(
+    "taken", id=attempt.c.id.type, call_id=call.c.id.type, number=attempt.c.number.type
+)
+_CLAIM_CALLS: Final = Statement(
     update(call)
     .where(call.c.id.in_(select(_taken.c.call_id)))
     .values(due_at=None, attempts=call.c.attempts + 1)
 )
-_BEGIN_ATTEMPTS: Final = Change(
+_BEGIN_ATTEMPTS: Final = Statement(
     insert(attempt).from_select(
         ["id", "call_id", "number", "dialer_id", "epoch", "claim", "started_at", "ended_by",
          "detail"],
@@ -383,38 +364,38 @@ _BEGIN_ATTEMPTS: Final = Change(
         ),
     )
 )  # fmt: skip
-_answers = given("answers", id=attempt.c.id.type, answered_at=attempt.c.answered_at.type)
+_answers = values_parameter("answers", id=attempt.c.id.type, answered_at=attempt.c.answered_at.type)
 # That they are open is said by their claim alone: where `is_open` is said, SQLite looks for each of
 # them among all the open ones.
 _is_mine = (
     attempt.c.dialer_id == bindparam("the_dialer"),
     attempt.c.epoch == bindparam("the_epoch"),
 )
-_HEARD: Final = Change(
+_HEARD: Final = Statement(
     update(attempt)
     .where(attempt.c.id == _answers.c.id, *_is_mine, attempt.c.claim == HELD)
     .values(claim=HEARD, answered_at=_answers.c.answered_at)
 )
-_ringing = given("ringing", id=attempt.c.id.type, rang_at=attempt.c.rang_at.type)
-_RANG: Final = Change(
+_ringing = values_parameter("ringing", id=attempt.c.id.type, rang_at=attempt.c.rang_at.type)
+_RANG: Final = Statement(
     update(attempt)
     .where(attempt.c.id == _ringing.c.id, *_is_mine, attempt.c.claim == HELD)
     .values(rang_at=_ringing.c.rang_at)
 )
-_HEARD_ALREADY: Final = Query(
+_HEARD_ALREADY: Final = Statement(
     select(attempt.c.id).where(
         attempt.c.id.in_(select(_answers.c.id)), *_is_mine, attempt.c.claim == HEARD
     )
 )
 _of_dialer = (call.c.dialer_id == bindparam("dialer_id"), is_due)
-_EXPIRED: Final = Query(
+_EXPIRED: Final = Statement(
     select(call.c.id)
     .where(*_of_dialer, call.c.expires_at <= bindparam("now"))
     .order_by(call.c.expires_at)
     .limit(bindparam("most"))
     .with_for_update(skip_locked=True)
 )
-_NEXT_DUE: Final = Query(
+_NEXT_DUE: Final = Statement(
     select(
         select(func.min(call.c.due_at)).where(*_of_dialer).scalar_subquery().label("due_at"),
         select(func.min(call.c.expires_at))
@@ -423,10 +404,10 @@ _NEXT_DUE: Final = Query(
         .label("expires_at"),
     )
 )
-_NEXT_EXPIRY: Final = Query(
+_NEXT_EXPIRY: Final = Statement(
     select(func.min(call.c.expires_at).label("expires_at")).where(*_of_dialer)
 )
-_NEXT_DUE_IN_LANE: Final = Query(
+_NEXT_DUE_IN_LANE: Final = Statement(
     select(func.min(call.c.due_at).label("due_at")).where(
         *_of_dialer, call.c.lane == bindparam("lane")
     )
@@ -436,9 +417,4 @@ _CLAIMED_AT = select(attempt.c.id, attempt.c.call_id, attempt.c.started_at).wher
     attempt.c.epoch == bindparam("epoch"),
     attempt.c.started_at.in_(bindparam("claimed_at", expanding=True)),
     is_open,
-)
-_IN_FLIGHT = (
-    select(func.count())
-    .select_from(attempt)
-    .where(attempt.c.dialer_id == bindparam("dialer_id"), is_open)
 )

@@ -20,23 +20,22 @@ import asyncio
 import concurrent.futures
 import contextlib
 import logging
+import queue
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Any, Final, Literal, Self, TypeVar
 
 from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from bitel.store import call_counters, db_errors, driver, engines
-from bitel.store.call_counters import Tally
+from bitel.store import db_errors, engines, sql_batch
 from bitel.store.db_errors import Fault, StoreUnavailable
-from bitel.store.work_queue import WorkItem, WorkQueue, answer
 
 T = TypeVar("T")
 
@@ -50,10 +49,40 @@ REOPEN_TIMEOUT: Final = 0.5
 """Seconds for which a reader may be waited for, when all connections have to be closed."""
 ABANDON_TIMEOUT: Final = 1.0
 """Seconds that threads get to end once what they do was interrupted."""
+MOST_WAITING: Final = 50_000
+"""Units that may wait; past that a database that has stalled would eat the memory too."""
 READERS: Final = 3
 """Reader threads; they are for waiting on the database, not for speed."""
 
+Counts = Counter[tuple[Literal["placed", "ended"], str]]
+"""Calls placed, by priority, and ended, by status; both by their names."""
+
 _log = logging.getLogger(__name__)
+
+
+class _ThreadCounts(threading.local):
+    def __init__(self) -> None:
+        self.counts: Counts = Counter()
+
+
+_uncommitted = _ThreadCounts()
+
+
+def count_calls(what: Literal["placed", "ended"], which: str, calls: int = 1) -> None:
+    """Count calls in the present unit of work.
+
+    They count once its transaction is committed: what is undone or runs again counts once or not at
+    all.
+    """
+    _uncommitted.counts[what, which] += calls
+
+
+def _take_counts() -> Counts:
+    """What this thread has counted since the last time."""
+    counts = _uncommitted.counts
+    if counts:
+        _uncommitted.counts = Counter()
+    return counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +98,7 @@ class Stats:
     """Transactions that could not be stored."""
     commit_seconds: float = 0.0
     """Time spent in COMMIT, all together."""
-    calls: Tally = field(default_factory=Counter)
+    calls: Counts = field(default_factory=Counter)
     """Calls that were placed and ended."""
 
 
@@ -176,6 +205,114 @@ class Database:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+AsyncReply = tuple[asyncio.AbstractEventLoop, asyncio.Future[Any]]
+SyncReply = concurrent.futures.Future[Any]
+
+
+@dataclass(slots=True, eq=False)
+class WorkItem:
+    """One caller's work, and what came of it."""
+
+    work: Callable[[Connection], Any]
+    reply: AsyncReply | SyncReply
+    result: Any = None
+    error: BaseException | None = None
+
+    def run(self, connection: Connection) -> None:
+        """Do the work; raises what the work raises."""
+        self.result, self.error = None, None
+        try:
+            self.result = self.work(connection)
+        except StopIteration as fault:
+            # asyncio refuses it as the outcome of a future.
+            raise RuntimeError("the work raised StopIteration") from fault
+
+
+class WorkQueue:
+    """A queue that can be closed: what is in it by then still comes out."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[WorkItem | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def put(self, unit: WorkItem) -> None:
+        """Queue `unit`. Raises StoreUnavailable when closed, or when too much is waiting."""
+        with self._lock:
+            if self._closed:
+                raise StoreUnavailable("the database is closed")
+            if self._queue.qsize() >= MOST_WAITING:
+                raise StoreUnavailable("the database can't keep up, try again later")
+            self._queue.put(unit)
+
+    def __len__(self) -> int:
+        """How many units wait, about."""
+        return self._queue.qsize()
+
+    def close(self) -> None:
+        """Take nothing more."""
+        with self._lock:
+            self._closed = True
+            self._queue.put(None)
+
+    def take_all(self) -> list[WorkItem]:
+        """All that waits, without waiting for more; meant for an inbox that is closed."""
+        units: list[WorkItem] = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                item = self._queue.get_nowait()
+                if item is not None:
+                    units.append(item)
+        self._queue.put(None)  # the end mark, for every thread that takes from here
+        return units
+
+    def take(self, most: int) -> list[WorkItem]:
+        """Wait for a unit, and take what else is there, up to `most`. Empty: closed and done."""
+        units: list[WorkItem] = []
+        try:
+            item = self._queue.get()
+            while item is not None:
+                units.append(item)
+                if len(units) == most:
+                    return units
+                item = self._queue.get_nowait()
+        except queue.Empty:
+            return units
+        self._queue.put(None)  # the end mark, for every thread that takes from here
+        return units
+
+
+def answer(units: Iterable[WorkItem]) -> None:
+    """Hand out results and errors: one wake-up per event loop, however many units."""
+    by_loop: defaultdict[asyncio.AbstractEventLoop, list[WorkItem]] = defaultdict(list)
+    for unit in units:
+        if isinstance(unit.reply, tuple):
+            by_loop[unit.reply[0]].append(unit)
+        else:
+            _resolve(unit.reply, unit)
+    for loop, theirs in by_loop.items():
+        # RuntimeError: the loop is closed, and nobody waits there any more.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(_resolve_all, theirs)
+
+
+def _resolve_all(units: list[WorkItem]) -> None:
+    for unit in units:
+        assert isinstance(unit.reply, tuple)
+        _resolve(unit.reply[1], unit)
+
+
+def _resolve(future: asyncio.Future[Any] | SyncReply, unit: WorkItem) -> None:
+    if future.done():
+        return  # its caller was cancelled, or was answered when the database was closed
+    # Two threads may answer one unit when the database is closed.
+    with contextlib.suppress(concurrent.futures.InvalidStateError):
+        if unit.error is not None:
+            future.set_exception(unit.error)
+        else:
+            future.set_result(unit.result)
 
 
 async def _ask(inbox: WorkQueue, work: Callable[[Connection], T]) -> T:
@@ -299,7 +436,7 @@ class _Writer(_Worker):
     def __init__(self, engine: Engine, inbox: WorkQueue) -> None:
         super().__init__(engine, inbox)
         self.stats = Stats()
-        self._tally: Tally = Counter()
+        self._counts: Counts = Counter()
         self._doubtful = False
         """Something could not be written by the connection."""
         self.shares_with: Sequence[_Worker] = ()
@@ -332,13 +469,13 @@ class _Writer(_Worker):
     def _run_all(self, units: Sequence[WorkItem]) -> None:
         """Run every unit, the failed ones undone; raises when the transaction itself is broken."""
         connection = self._connection()
-        self._tally.clear()
-        call_counters.take()
+        self._counts.clear()
+        _take_counts()
         if len(units) == 1:
             self._run_alone(connection, units[0])
             return
         for unit in units:
-            driver.execute(connection, "SAVEPOINT unit")
+            sql_batch.execute(connection, "SAVEPOINT unit")
             try:
                 unit.run(connection)
             except BaseException as error:
@@ -346,15 +483,15 @@ class _Writer(_Worker):
                     raise
                 unit.error = db_errors.for_caller(error)
                 _log_fault(error)
-                call_counters.take()
+                _take_counts()
                 self._undo_unit(connection, error)
                 self._doubtful |= db_errors.sort(error) is Fault.DOWN
-            self._tally.update(call_counters.take())
-            driver.execute(connection, "RELEASE SAVEPOINT unit")
+            self._counts.update(_take_counts())
+            sql_batch.execute(connection, "RELEASE SAVEPOINT unit")
 
     def _undo_unit(self, connection: Connection, error: BaseException) -> None:
         try:
-            driver.execute(connection, "ROLLBACK TO SAVEPOINT unit")
+            sql_batch.execute(connection, "ROLLBACK TO SAVEPOINT unit")
         except DBAPIError:
             # SQLite, out of space, has undone the whole transaction already.
             if isinstance(error, DBAPIError):
@@ -369,10 +506,10 @@ class _Writer(_Worker):
                 raise
             unit.error = db_errors.for_caller(error)
             _log_fault(error)
-            call_counters.take()
+            _take_counts()
             self._undo()
             self._doubtful |= db_errors.sort(error) is Fault.DOWN
-        self._tally.update(call_counters.take())
+        self._counts.update(_take_counts())
 
     def _commit(self, units: Sequence[WorkItem]) -> None:
         begun = time.perf_counter()
@@ -388,7 +525,7 @@ class _Writer(_Worker):
             units=self.stats.units + len(units),
             largest_batch=max(self.stats.largest_batch, len(units)),
             commit_seconds=self.stats.commit_seconds + time.perf_counter() - begun,
-            calls=self.stats.calls + self._tally if self._tally else self.stats.calls,
+            calls=self.stats.calls + self._counts if self._counts else self.stats.calls,
         )
 
     def _give_up(self, units: Sequence[WorkItem], error: DBAPIError) -> None:

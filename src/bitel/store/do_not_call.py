@@ -7,8 +7,8 @@ from typing import Final
 
 from sqlalchemy import Connection, bindparam, delete, select, text
 
-from bitel.store.chunks import in_chunks
 from bitel.store.schema import do_not_call
+from bitel.store.sql_batch import in_chunks
 
 REASON: Final = "on the do-not-call list"
 """Why a call to such a number ends as an ERROR."""

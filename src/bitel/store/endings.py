@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
@@ -27,12 +26,13 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.types import TypeEngine
 
 from bitel.domain.attempts import AttemptResult, Media
 from bitel.domain.calls import CallStatus
 from bitel.domain.ids import new_ids
-from bitel.store import call_counters, reserving
+from bitel.domain.retry import Requeue, RetryAt
+from bitel.store import balances
+from bitel.store.database import count_calls
 from bitel.store.schema import (
     PENDING,
     SETTLED,
@@ -43,7 +43,7 @@ from bitel.store.schema import (
     project,
     webhook_event,
 )
-from bitel.store.sql_batch import Change, Query, given
+from bitel.store.sql_batch import Statement, values_parameter
 
 _NOTHING: Final = Decimal(0)
 _Q850_CAUSES: Final = range(128)
@@ -60,21 +60,6 @@ class CallEnd(NamedTuple):
     bill_seconds: int = 0
     price: Decimal = Decimal(0)
     reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class CallAgain:
-    """A call that waits for another attempt.
-
-    `trouble` and `uncertain` are how often it has met trunk trouble in a row, and been redialled
-    after uncertain failures; without `trouble` both counts stay as they are.
-    """
-
-    call_id: str
-    due_at: float
-    spends_retry: bool
-    trouble: int | None
-    uncertain: int = 0
 
 
 def end_attempts(conn: Connection, ends: Iterable[tuple[str, AttemptResult]]) -> None:
@@ -145,23 +130,27 @@ def end_waiting(conn: Connection, ends: Sequence[tuple[Any, CallEnd]], now: floa
         return
     _END_CALLS.run(conn, {"ended": [_end_values(end) for _, end in ends], "now": now})
     for status, calls in Counter(end.status for _, end in ends).items():
-        call_counters.count("ended", status.name, calls)
+        count_calls("ended", status.name, calls)
     released: dict[str, Decimal] = {}
     for row, _ in ends:
         if row.reserved:
             released[row.project_id] = released.get(row.project_id, _NOTHING) - row.reserved
-    reserving.reserve(conn, released)
+    balances.reserve(conn, released)
     _write_events(conn, [(row.project_id, end.call_id) for row, end in ends if row.is_told], now)
 
 
-def call_again(conn: Connection, again: Sequence[CallAgain]) -> None:
-    """Make calls due for another attempt."""
-    same = [_again_values(one) for one in again if one.trouble is None]
-    counted = [
-        (*_again_values(one), one.trouble, one.uncertain)
-        for one in again
-        if one.trouble is not None
-    ]
+def requeue_calls(conn: Connection, again: Iterable[tuple[str, RetryAt | Requeue]]) -> None:
+    """Make calls, given by their ids, due for another attempt."""
+    same: list[tuple[str, float]] = []
+    counted: list[tuple[str, float, int, int, int]] = []
+    for call_id, decision in again:
+        if isinstance(decision, Requeue):
+            same.append((call_id, decision.due_at))
+        else:
+            counted.append(
+                (call_id, decision.due_at, int(decision.spends_retry), decision.trouble,
+                 decision.uncertain)
+            )  # fmt: skip
     if same:
         _DUE_AGAIN.run(conn, {"again": same})
     if counted:
@@ -187,14 +176,10 @@ def _write_events(conn: Connection, told: Sequence[tuple[str, str]], now: float)
         _TELL.run(conn, {"events": events, "now": now})
 
 
-def _again_values(one: CallAgain) -> tuple[Any, ...]:
-    return one.call_id, one.due_at, int(one.spends_retry)
-
-
 is_told = and_(project.c.webhook_url.is_not(None), project.c.webhook_off_reason.is_(None))
 """The project wants to hear of calls that end."""
 
-_attempts = given(
+_attempts = values_parameter(
     "ended",
     **{
         name: attempt.c[name].type
@@ -203,7 +188,7 @@ _attempts = given(
                      "far_loss", "far_jitter_ms", "rang_at")
     },
 )  # fmt: skip
-_END_ATTEMPTS: Final = Change(
+_END_ATTEMPTS: Final = Statement(
     update(attempt)
     .where(attempt.c.id == _attempts.c.id)
     .values(
@@ -215,26 +200,26 @@ _END_ATTEMPTS: Final = Change(
         }
     )
 )
-_FORGET_REQUESTS: Final = Change(
+_FORGET_REQUESTS: Final = Statement(
     delete(cancel_request).where(
-        cancel_request.c.attempt_id.in_(select(given("over", id=attempt.c.id.type).c.id))
+        cancel_request.c.attempt_id.in_(select(values_parameter("over", id=attempt.c.id.type).c.id))
     )
 )
-_TO_END: Final = Query(
+_TO_END: Final = Statement(
     select(call.c.id, call.c.project_id, call.c.reserved, is_told.label("is_told"))
     .join(project)
-    .where(call.c.id.in_(select(given("ids", id=call.c.id.type).c.id)), is_waiting)
+    .where(call.c.id.in_(select(values_parameter("ids", id=call.c.id.type).c.id)), is_waiting)
     .order_by(call.c.id)
     .with_for_update(key_share=True, of=call)
 )
-_calls = given(
+_calls = values_parameter(
     "ended",
     **{
         name: call.c[name].type
         for name in ("id", "status", "executed_at", "bill_seconds", "price", "reason")
     },
 )
-_END_CALLS: Final = Change(
+_END_CALLS: Final = Statement(
     update(call)
     .where(call.c.id == _calls.c.id)
     .values(
@@ -246,9 +231,11 @@ _END_CALLS: Final = Change(
         }
     )
 )
-_events = given("events", id=call.c.id.type, project_id=project.c.id.type, call_id=call.c.id.type)
+_events = values_parameter(
+    "events", id=call.c.id.type, project_id=project.c.id.type, call_id=call.c.id.type
+)
 _now: BindParameter[float] = bindparam("now", type_=webhook_event.c.created_at.type)
-_TELL: Final = Change(
+_TELL: Final = Statement(
     insert(webhook_event).from_select(
         ["id", "project_id", "call_id", "created_at", "due_at", "tries", "state"],
         # A call has one event. Were there one already, to insert another would keep it from ending.
@@ -259,18 +246,25 @@ _TELL: Final = Change(
 )
 
 
-def _due_again(**more: TypeEngine[Any]) -> Change:
-    again = given("again", id=call.c.id.type, due_at=call.c.due_at.type, spent=Integer(), **more)
-    return Change(
-        update(call)
-        .where(call.c.id == again.c.id)
-        .values(
-            due_at=again.c.due_at,
-            retries_left=call.c.retries_left - again.c.spent,
-            **{name: again.c[name] for name in more},
-        )
+_same = values_parameter("again", id=call.c.id.type, due_at=call.c.due_at.type)
+_DUE_AGAIN: Final = Statement(
+    update(call).where(call.c.id == _same.c.id).values(due_at=_same.c.due_at)
+)
+_again = values_parameter(
+    "again",
+    id=call.c.id.type,
+    due_at=call.c.due_at.type,
+    spent=Integer(),
+    trouble=call.c.trouble.type,
+    uncertain=call.c.uncertain.type,
+)
+_DUE_AGAIN_COUNTED: Final = Statement(
+    update(call)
+    .where(call.c.id == _again.c.id)
+    .values(
+        due_at=_again.c.due_at,
+        retries_left=call.c.retries_left - _again.c.spent,
+        trouble=_again.c.trouble,
+        uncertain=_again.c.uncertain,
     )
-
-
-_DUE_AGAIN: Final = _due_again()
-_DUE_AGAIN_COUNTED: Final = _due_again(trouble=call.c.trouble.type, uncertain=call.c.uncertain.type)
+)

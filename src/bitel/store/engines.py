@@ -14,7 +14,7 @@ from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, 
 from sqlalchemy.exc import ArgumentError
 
 from bitel.errors import SettingsError
-from bitel.store import driver
+from bitel.store import sql_batch
 
 Role = Literal["writer", "reader", "migration"]
 
@@ -165,7 +165,7 @@ def _support_poolers(engine: Engine, parameters: Mapping[str, str]) -> None:
     def _begin(connection: Connection) -> None:
         driver_connection: Any = connection.connection.driver_connection
         if driver_connection.autocommit:
-            driver.execute_outside(connection, begin)
+            sql_batch.execute_outside(connection, begin)
 
 
 def _are_in_force(connection: Any, parameters: Mapping[str, str]) -> bool:
@@ -247,10 +247,7 @@ def _sqlite_engine(url: URL, role: Role) -> Engine:
             connection.close()
             raise
 
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        driver.execute_outside(connection, begin)
-
+    sql_batch.begin_with(engine, begin)
     return engine
 
 

@@ -7,9 +7,9 @@ first one's transaction is over. Work that raises takes its key back with it.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import Connection, bindparam, delete, select, text, tuple_, update
+from sqlalchemy import Connection, Row, bindparam, delete, select, text, tuple_, update
 
 from bitel.errors import ConflictError, UnavailableError
 from bitel.store.schema import idempotency_key
@@ -17,6 +17,19 @@ from bitel.store.schema import idempotency_key
 _TRIES: Final = 10
 LIFETIME: Final = 24 * 3600.0
 """Seconds for which an answer is kept."""
+
+
+def find_answer(
+    conn: Connection, project_id: str, key: str, body_hash: str, now: float
+) -> bytes | None:
+    """The stored answer to an earlier request with this key; None where there is none.
+
+    Raises ConflictError as `first_answer` does.
+    """
+    row = conn.execute(_FIND, {"project_id": project_id, "key": key}).one_or_none()
+    if row is None or row.created_at <= now - LIFETIME:
+        return None
+    return _answer(row, body_hash)
 
 
 def first_answer(
@@ -32,7 +45,7 @@ def first_answer(
     for _ in range(_TRIES):
         if conn.execute(_INSERT, wanted).rowcount == 1:
             return None
-        row = conn.execute(_FIND, wanted).one_or_none()
+        row = conn.execute(_LOCK, wanted).one_or_none()
         if row is not None:
             break
         # Too old, and deleted by another transaction between the two statements.
@@ -42,6 +55,10 @@ def first_answer(
         conn.execute(_REPLACE, {"the_project": project_id, "the_key": key, "hash": body_hash,
                                 "at": now})  # fmt: skip
         return None
+    return _answer(row, body_hash)
+
+
+def _answer(row: Row[*tuple[Any, ...]], body_hash: str) -> bytes | None:
     if row.body_hash != body_hash:
         raise ConflictError("the Idempotency-Key was used with another body less than a day ago")
     answer: bytes | None = row.answer
@@ -69,14 +86,11 @@ _INSERT = text(
     ON CONFLICT (project_id, key) DO NOTHING
     """
 )
-_FIND = (
-    select(idempotency_key)
-    .where(
-        idempotency_key.c.project_id == bindparam("project_id"),
-        idempotency_key.c.key == bindparam("key"),
-    )
-    .with_for_update()
+_FIND = select(idempotency_key).where(
+    idempotency_key.c.project_id == bindparam("project_id"),
+    idempotency_key.c.key == bindparam("key"),
 )
+_LOCK = _FIND.with_for_update()
 _the_key = (
     idempotency_key.c.project_id == bindparam("the_project"),
     idempotency_key.c.key == bindparam("the_key"),

@@ -10,26 +10,13 @@ says. Who may take over, and when, is decided in `bitel.dialing.standby`.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, bindparam, select, text, update
 
-from bitel.domain.attempts import AttemptResult, Outcome
-from bitel.domain.calls import CallStatus
-from bitel.store import canceling
-from bitel.store.endings import (
-    CallAgain,
-    CallEnd,
-    call_again,
-    end_attempts,
-    end_calls,
-    forget_requests,
-)
-from bitel.store.number_exclusion import mark_may_ring
-from bitel.store.schema import HEARD, attempt, call, dialer, is_open
-from bitel.store.sql_batch import Query
+from bitel.store.schema import dialer
+from bitel.store.sql_batch import Statement
 
 
 class LostLease(Exception):
@@ -70,16 +57,6 @@ class TakeOverTerms(NamedTuple):
     """Seconds by which the former worker's clock is ahead of ours, at least; negative: behind."""
 
 
-@dataclass(frozen=True, slots=True)
-class Recovered:
-    """How many attempts of earlier workers were found open, and what became of their calls."""
-
-    redialled: int = 0
-    """Not answered when cut off: due again, expired, canceled, or rung for the last time."""
-    unknown: int = 0
-    """Answered, so perhaps heard: final, and never called again."""
-
-
 def holder(conn: Connection, dialer_id: str) -> Holder:
     """The dialer's row as it is."""
     row = conn.execute(_HOLDER, {"id": dialer_id}).one_or_none()
@@ -105,77 +82,11 @@ def fence(conn: Connection, dialer_id: str, worker: str, installation: str, now:
     return before
 
 
-def take_over(
-    conn: Connection,
-    dialer_id: str,
-    worker: str,
-    now: float,
-    redial_after: float,
-    last_invite: float = math.inf,
-    terms: TakeOverTerms = TakeOverTerms(),  # noqa: B008 # immutable
-) -> tuple[Lease, Recovered]:
-    """Become the worker that runs the dialer, and deal with what earlier workers left open.
-
-    An attempt that was answered makes its call UNKNOWN, at no cost, as its length is not known.
-    One whose cancellation was requested makes it CANCELED. Any other may still be ringing: its call
-    is due again `redial_after` seconds, which must exceed the longest ring time, after its INVITE
-    may have left. That is `last_invite` seconds after the claim, or now where the former worker has
-    ended; without `last_invite` it must have. The claim's time is by the former worker's clock, and
-    is converted to ours by `former_ahead`; no claim that is found was made later than now. The call
-    spends no retry, unless the attempt is known to have rung: then it waits for its retry interval
-    too, and a call without retries left ends as NO_ANSWER. Until that time no other call is made to
-    its number either, nor for `redial_after` seconds to a number that had answered, whose line may
-    still be open.
+def take(conn: Connection, dialer_id: str, worker: str, now: float, terms: TakeOverTerms) -> int:
+    """Raise the epoch of the dialer's row for `worker`; the new epoch.
 
     Raises LostLease where the row is no longer what `terms` expect.
     """
-    epoch = _next_epoch(conn, dialer_id, worker, now, terms)
-    left = conn.execute(_LEFT_OPEN, {"dialer_id": dialer_id}).all()
-    canceled = canceling.asked(conn, [row.id for row in left])
-    end_attempts(
-        conn,
-        [
-            (row.id, AttemptResult(Outcome.CUT_OFF, row.started_at, now, row.answered_at))
-            for row in left
-        ],
-    )
-    forget_requests(conn, canceled)
-    ends: list[CallEnd] = []
-    again: list[CallAgain] = []
-    heard = [row for row in left if row.claim == HEARD]
-    may_ring: list[tuple[str, float]] = []
-    for row in heard:
-        ends.append(CallEnd(row.call_id, CallStatus.UNKNOWN, row.started_at))
-        may_ring.append((row.call_id, now + redial_after))
-    for row in left:
-        if row.claim == HEARD:
-            continue
-        sent_at = min(row.started_at - terms.former_ahead, now) + last_invite
-        if terms.former_ended:
-            sent_at = min(now, sent_at)
-        due_at = max(now, sent_at + redial_after)
-        may_ring.append((row.call_id, due_at))
-        if row.id in canceled:
-            ends.append(CallEnd(row.call_id, CallStatus.CANCELED, row.started_at))
-        elif row.rang_at is not None:
-            due_at = max(due_at, now + row.retry_interval)
-            if row.retries_left > 0 and due_at < row.expires_at:
-                again.append(CallAgain(row.call_id, due_at, True, 0, row.uncertain))
-            else:
-                ends.append(CallEnd(row.call_id, CallStatus.NO_ANSWER, row.started_at))
-        elif due_at >= row.expires_at:
-            ends.append(CallEnd(row.call_id, CallStatus.EXPIRED))
-        else:
-            again.append(CallAgain(row.call_id, due_at, spends_retry=False, trouble=None))
-    end_calls(conn, ends, now)
-    call_again(conn, again)
-    mark_may_ring(conn, may_ring)
-    return Lease(dialer_id, worker, epoch), Recovered(len(left) - len(heard), len(heard))
-
-
-def _next_epoch(
-    conn: Connection, dialer_id: str, worker: str, now: float, terms: TakeOverTerms
-) -> int:
     values: dict[str, Any] = {
         "id": dialer_id, "worker": worker, "now": now, "installation": terms.installation,
     }  # fmt: skip
@@ -290,28 +201,8 @@ _TAKE_OVER_FROM = text(
 )
 
 # FOR SHARE: a take-over, which updates the row, waits for our commit, and we for its.
-_HOLDS: Final = Query(
+_HOLDS: Final = Statement(
     select(dialer.c.epoch)
     .where(dialer.c.id == bindparam("id"), dialer.c.epoch == bindparam("epoch"))
     .with_for_update(read=True)
-)
-
-_LEFT_OPEN = (
-    select(
-        attempt.c.id,
-        attempt.c.call_id,
-        attempt.c.claim,
-        attempt.c.started_at,
-        attempt.c.answered_at,
-        attempt.c.rang_at,
-        call.c.expires_at,
-        call.c.retries_left,
-        call.c.retry_interval,
-        call.c.uncertain,
-    )
-    .join(call)
-    .where(attempt.c.dialer_id == bindparam("dialer_id"), is_open)
-    .order_by(attempt.c.id)
-    # Locked, so that a client who cancels at this moment is heard, now or right after us.
-    .with_for_update(key_share=True, of=call)
 )

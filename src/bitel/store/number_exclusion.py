@@ -30,7 +30,7 @@ from sqlalchemy import (
 
 from bitel.domain.calls import Lane
 from bitel.store.schema import call, is_due, is_in_flight, may_ring, project
-from bitel.store.sql_batch import Change, Query, given
+from bitel.store.sql_batch import Statement, values_parameter
 
 PARKED_FOR: Final = 5.0
 """Seconds until a call whose number is taken is looked at again; each further call to the number
@@ -125,7 +125,7 @@ def _contested(
     return dict.fromkeys(numbers - kept, now) | _taken(conn, kept, now)
 
 
-_numbers = given("numbers", project_id=project.c.id.type, e164=call.c.e164.type)
+_numbers = values_parameter("numbers", project_id=project.c.id.type, e164=call.c.e164.type)
 _number = (_numbers.c.project_id, _numbers.c.e164)
 _now: BindParameter[float] = bindparam("now", type_=Double())
 
@@ -166,11 +166,11 @@ def _taken_in_postgresql() -> Select[Any]:
 
 
 _TAKEN: Final = {
-    "sqlite": Query(_taken_in_sqlite()),
-    "postgresql": Query(_taken_in_postgresql()),
+    "sqlite": Statement(_taken_in_sqlite()),
+    "postgresql": Statement(_taken_in_postgresql()),
 }
 # Of two numbers that share a lock by chance one is looked at again a moment later.
-_LOCK: Final = Query(
+_LOCK: Final = Statement(
     select(
         *_number,
         func.pg_try_advisory_xact_lock(
@@ -178,15 +178,15 @@ _LOCK: Final = Query(
         ).label("locked"),
     )
 )
-_parked = given("parked", id=call.c.id.type, due_at=call.c.due_at.type)
-_PARK: Final = Change(
+_parked = values_parameter("parked", id=call.c.id.type, due_at=call.c.due_at.type)
+_PARK: Final = Statement(
     update(call).where(call.c.id == _parked.c.id, is_due).values(due_at=_parked.c.due_at)
 )
-_marked = given("marked", id=call.c.id.type, until=call.c.may_ring_until.type)
-_MARK: Final = Change(
+_marked = values_parameter("marked", id=call.c.id.type, until=call.c.may_ring_until.type)
+_MARK: Final = Statement(
     update(call).where(call.c.id == _marked.c.id).values(may_ring_until=_marked.c.until)
 )
-_FORGET: Final = Change(
+_FORGET: Final = Statement(
     update(call)
     .where(
         call.c.id.in_(

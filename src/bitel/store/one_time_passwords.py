@@ -7,7 +7,7 @@ dialled again, when its attempt is over.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -24,7 +24,7 @@ from sqlalchemy import (
 from bitel.domain.calls import CallStatus, Lane, NewCall
 from bitel.store.endings import CallEnd, end_calls
 from bitel.store.schema import call, is_in_flight, is_waiting_otp, project
-from bitel.store.sql_batch import Query, given
+from bitel.store.sql_batch import Statement, values_parameter
 
 REASON: Final = "superseded by a newer one-time password"
 """Why such a call is CANCELED."""
@@ -45,19 +45,20 @@ def supersede_older(conn: Connection, placed: Iterable[NewCall], now: float) -> 
         end_calls(conn, [CallEnd(row.id, CallStatus.CANCELED, reason=REASON) for row in older], now)
 
 
-def superseded(conn: Connection, calls: Iterable[tuple[str, str, str]]) -> set[str]:
+def superseded(conn: Connection, calls: Sequence[tuple[str, str, str]]) -> set[str]:
     """The ids of those one-time passwords that have a newer one waiting or being dialled.
 
     Each is given as project, number in E.164, and call id.
     """
-    asked = list(calls)
-    if not asked:
-        return set()
-    return {row.id for row in _SUPERSEDED[conn.dialect.name].rows(conn, {"asked": asked})}
+    return {row.id for row in _SUPERSEDED[conn.dialect.name].rows(conn, {"asked": calls})}
 
 
-_placed = given("placed", project_id=project.c.id.type, e164=call.c.e164.type, id=call.c.id.type)
-_asked = given("asked", project_id=project.c.id.type, e164=call.c.e164.type, id=call.c.id.type)
+_placed = values_parameter(
+    "placed", project_id=project.c.id.type, e164=call.c.e164.type, id=call.c.id.type
+)
+_asked = values_parameter(
+    "asked", project_id=project.c.id.type, e164=call.c.e164.type, id=call.c.id.type
+)
 _MOST: Final = 1000
 """Older passwords for one number that one newer one ends; there is hardly ever more than one."""
 
@@ -134,10 +135,10 @@ def _superseded_in_postgresql() -> Select[Any]:
 
 _is_otp = call.c.lane == literal_column(str(int(Lane.OTP)))
 _OLDER: Final = {
-    "sqlite": Query(_older_in_sqlite()),
-    "postgresql": Query(_older_in_postgresql()),
+    "sqlite": Statement(_older_in_sqlite()),
+    "postgresql": Statement(_older_in_postgresql()),
 }
 _SUPERSEDED: Final = {
-    "sqlite": Query(_superseded_in_sqlite()),
-    "postgresql": Query(_superseded_in_postgresql()),
+    "sqlite": Statement(_superseded_in_sqlite()),
+    "postgresql": Statement(_superseded_in_postgresql()),
 }

@@ -28,7 +28,7 @@ from bitel.store.schema import (
     is_waiting,
     pause,
 )
-from bitel.store.sql_batch import Query
+from bitel.store.sql_batch import Statement
 
 Scope = Literal["service", "dialer", "project"]
 
@@ -155,7 +155,7 @@ _FIND = select(pause).where(
 _REMOVE = delete(pause).where(
     pause.c.scope == bindparam("the_scope"), pause.c.target == bindparam("the_target")
 )
-_ALL: Final = Query(select(pause).order_by(pause.c.at, pause.c.scope, pause.c.target))
+_ALL: Final = Statement(select(pause).order_by(pause.c.at, pause.c.scope, pause.c.target))
 _NOTE_CLAIMS = (
     update(dialer)
     .where(dialer.c.id == bindparam("the_dialer"), dialer.c.last_attempt < bindparam("newest"))

@@ -1,110 +1,90 @@
-"""From calls that are asked for to calls that wait: all of a request's, or none of them."""
+"""Queues new calls: admission of each request, and the rows of its calls, in one transaction.
+
+The calls of a request are placed together or not at all. Small requests are placed many at a time
+(`place_each`), since the statements cost more than the rows; the rows of a large one are written as
+JSON before the transaction (`prepare`), which others wait for.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from itertools import compress, groupby
-from typing import Any
+from json.encoder import encode_basestring_ascii as as_json
+from typing import Any, Final
 
-from sqlalchemy import Connection, String, insert, select
+from sqlalchemy import BigInteger, Column, Connection, String, bindparam, insert, or_, select
+from sqlalchemy.engine.default import DefaultDialect
 
-from bitel.domain.budget import Budget
-from bitel.domain.calls import Call, CallStatus, Lane, NewCall, NewCalls
+from bitel.domain.calls import CallStatus, Lane, NewCall, NewCalls
+from bitel.domain.pricing import Budget, day_of
 from bitel.errors import BitelError, InvalidRequestError
-from bitel.store import (
-    call_counters,
-    do_not_call,
-    one_time_passwords,
-    queueing,
-    recordings,
-    reserving,
-)
-from bitel.store.call_frequency import open_frequency
+from bitel.store import balances, do_not_call, one_time_passwords, recordings
+from bitel.store.call_frequency import CallFrequency, open_frequency
+from bitel.store.database import count_calls
 from bitel.store.endings import CallEnd, end_calls
-from bitel.store.schema import UNTRIED, call, recording
+from bitel.store.schema import UNTRIED, FreeText, Money, call, project, recording
 from bitel.store.schema import do_not_call as number_list
-from bitel.store.sql_batch import Change, Query, given
+from bitel.store.sql_batch import Statement, values_parameter
 
-_NOTHING = Decimal(0)
+CHUNK: Final = 2500
+"""Calls in one statement."""
 
-
-def place(conn: Connection, calls: Sequence[NewCall]) -> list[Call]:
-    """Queue calls, all or none of them; as they then stand, in that order. Each is due at once.
-
-    What they may cost is kept back from their project's budget, where that has a limit. A call to
-    a number on the do-not-call list is final at once, as an ERROR. Raises InvalidRequestError for
-    a recording that is deleted or not the project's, and what `Budget.reserve` raises.
-    """
-    by_project = sorted(calls, key=lambda new: new.project_id)
-    asks = [list(group) for _, group in groupby(by_project, key=lambda new: new.project_id)]
-    refused: set[str] = set()
-    for answer in place_each(conn, asks):
-        if isinstance(answer, BitelError):
-            raise answer
-        refused |= answer
-    now = max((new.requested_at for new in calls), default=0.0)
-    return [_as_placed(new, new.id in refused, now) for new in calls]
+_NOTHING: Final = Decimal(0)
+_LONGEST_NUMBER: Final = 64
+_money, _written = Money(), FreeText(_LONGEST_NUMBER)
+_ANY: Final = DefaultDialect()
+"""These types store the same in every kind of database."""
 
 
 def place_each(
-    conn: Connection, asks: Sequence[Sequence[NewCall]], otp_per_number: int | None = None
+    conn: Connection, requests: Sequence[Sequence[NewCall]], otp_per_number: int | None = None
 ) -> list[set[str] | BitelError]:
-    """As `place`, for many requests at a time; for each why it has no calls, if it has none.
+    """Queue the calls of many requests, each due at once.
 
-    Else the ids of those calls that are final at once, mostly none. Each ask is of one project,
-    and holds at least one call. `otp_per_number` is how many one-time passwords a number may get
-    in 10 minutes; None: any number.
+    What they may cost is reserved in their project's budget, where that has a limit. A call to a
+    number on the do-not-call list is final at once, as an ERROR.
+
+    Args:
+        requests: each of one project, with at least one call.
+        otp_per_number: one-time passwords that a number may get in 10 minutes; None: any number.
+
+    Returns for each request the ids of those calls that are final at once, or why it was refused:
+    InvalidRequestError for a recording that is deleted or not the project's,
+    InsufficientBalanceError or TooManyRequestsError.
     """
-    project_ids = [calls[0].project_id for calls in asks]
-    wanted: dict[str, set[str]] = {}
-    for project_id, calls in zip(project_ids, asks, strict=True):
-        wanted.setdefault(project_id, set()).update(new.e164 for new in calls)
-    recording_ids = {new.recording_id for calls in asks for new in calls}
-    now = max((new.requested_at for calls in asks for new in calls), default=0.0)
-    otp = {calls[0].project_id for calls in asks if calls[0].lane is Lane.OTP}
-    frequency = open_frequency(conn, wanted, otp_per_number, now, otp_projects=otp)
-    terms = _look_up(conn, wanted, recording_ids, now)
+    numbers: dict[str, set[str]] = {}
+    for calls in requests:
+        numbers.setdefault(calls[0].project_id, set()).update(new.e164 for new in calls)
+    admission = _open_admission(conn, [new for calls in requests for new in calls], numbers,
+                                otp_per_number)  # fmt: skip
     answers: list[set[str] | BitelError] = []
     rows: list[tuple[Any, ...]] = []
-    lanes: list[Lane] = []
-    for project_id, calls in zip(project_ids, asks, strict=True):
-        unwanted = terms.unwanted[project_id]
-        refused = {new.id for new in calls if new.e164 in unwanted}
-        asked = [_NOTHING if new.id in refused else new.reserve for new in calls]
-        is_otp = calls[0].lane is Lane.OTP
-        numbers = [new.e164 for new in calls if new.id not in refused]
+    for calls in requests:
+        e164 = [new.e164 for new in calls]
+        recording_ids = {new.recording_id for new in calls}
         try:
-            frequency.admit(project_id, numbers, is_otp=is_otp)
-            reserves = terms.admit(project_id, {new.recording_id for new in calls}, asked)
-        except BitelError as objection:
-            answers.append(objection)
-        else:
-            answers.append(refused)
-            frequency.count(project_id, numbers, is_otp=is_otp)
-            rows += [
-                _row(new, new.id in refused, reserve)
-                for new, reserve in zip(calls, reserves, strict=True)
-            ]
-            lanes += [new.lane for new in calls]
+            reserves = admission.admit(calls[0], e164, recording_ids, [n.reserve for n in calls])
+        except BitelError as refusal:
+            answers.append(refusal)
+            continue
+        unwanted = admission.unwanted[calls[0].project_id]
+        answers.append({new.id for new in calls if new.e164 in unwanted})
+        rows += [
+            _row(new, reserve, is_final=new.e164 in unwanted)
+            for new, reserve in zip(calls, reserves, strict=True)
+        ]
+        for new in calls:
+            count_calls("placed", new.lane.name)
     if rows:
-        _PLACE.run(conn, {"rows": rows})
-    frequency.store(conn)
-    for lane in lanes:
-        call_counters.count("placed", lane.name)
-    placed = [answer for answer in answers if isinstance(answer, set)]
-    _finish(conn, terms, sorted(set().union(*placed)))
-    for calls, answer in zip(asks, answers, strict=True):
+        _INSERT_EACH.run(conn, {"rows": rows})
+    final = set().union(*(answer for answer in answers if isinstance(answer, set)))
+    admission.finish(conn, final)
+    for calls, answer in zip(requests, answers, strict=True):
         if isinstance(answer, set) and calls[0].lane is Lane.OTP:
             accepted = [new for new in calls if new.id not in answer]
-            one_time_passwords.supersede_older(conn, accepted, now)
+            one_time_passwords.supersede_older(conn, accepted, admission.now)
     return answers
-
-
-def prepare(calls: NewCalls) -> Sequence[str]:
-    """What most of `place_many` is, done beforehand: others wait as long as the transaction is."""
-    return queueing.written_rows(calls, calls.reserves)
 
 
 def place_many(
@@ -113,91 +93,133 @@ def place_many(
     prepared: Sequence[str] = (),
     otp_per_number: int | None = None,
 ) -> set[str]:
-    """As `place`, for the many calls of one request; the ids of those that are final at once.
+    """As `place_each`, for the many calls of one request; raises what it would return.
 
-    `prepared` is what `prepare` has made of these calls, if it was asked; `otp_per_number` as for
-    `place_each`.
+    `prepared` is what `prepare` has made of these calls, if it was called.
     """
-    like = calls.like
-    wanted = {like.project_id: set(calls.e164)}
-    otp = {like.project_id} if like.lane is Lane.OTP else set[str]()
-    frequency = open_frequency(conn, wanted, otp_per_number, like.requested_at, otp_projects=otp)
-    terms = _look_up(conn, wanted, {like.recording_id}, like.requested_at)
-    reserves, refused = calls.reserves, set[str]()
-    unwanted = terms.unwanted[like.project_id]
-    if unwanted:
-        is_refused = [e164 in unwanted for e164 in calls.e164]
-        refused = set(compress(calls.ids, is_refused))
-        reserves = [
-            _NOTHING if never else reserve
-            for reserve, never in zip(reserves, is_refused, strict=True)
-        ]
-    numbers = [e164 for e164 in calls.e164 if e164 not in unwanted]
-    frequency.admit(like.project_id, numbers, is_otp=like.lane is Lane.OTP)
-    reserves = terms.admit(like.project_id, {like.recording_id}, reserves)
-    frequency.count(like.project_id, numbers, is_otp=like.lane is Lane.OTP)
-    frequency.store(conn)
+    template, e164 = calls.template, calls.e164
+    admission = _open_admission(conn, [template], {template.project_id: set(e164)}, otp_per_number)
+    reserves = admission.admit(template, e164, {template.recording_id}, calls.reserves)
     if not prepared or reserves != calls.reserves:
-        prepared = queueing.written_rows(calls, reserves)
-    queueing.insert_calls(conn, like, prepared)
-    call_counters.count("placed", like.lane.name, len(calls.ids))
-    _finish(conn, terms, sorted(refused))
-    return refused
+        prepared = _rows_as_json(calls, reserves)
+    terms = {
+        "project_id": template.project_id,
+        "campaign_id": template.campaign_id,
+        "dialer_id": template.dialer_id,
+        "recording_id": template.recording_id,
+        "lane": int(template.lane),
+        "retry_count": template.retry_count,
+        "retry_interval": template.retry_interval,
+        "requested_at": template.requested_at,
+        "expires_at": template.expires_at,
+        "digits": template.digits or None,
+        "repeat_count": template.repeat_count,
+        "language": template.language,
+        "longest_seconds": template.longest_seconds,
+    }
+    for text in prepared:
+        _INSERT_ALIKE.run(conn, {**terms, "rows": text})
+    count_calls("placed", template.lane.name, len(calls.ids))
+    unwanted = admission.unwanted[template.project_id]
+    final = set[str]()
+    if unwanted:
+        final = {key for key, each in zip(calls.ids, e164, strict=True) if each in unwanted}
+    admission.finish(conn, final)
+    return final
+
+
+def prepare(calls: NewCalls) -> Sequence[str]:
+    """The rows of `place_many` as JSON texts of up to `CHUNK` calls. Needs no database."""
+    return _rows_as_json(calls, calls.reserves)
 
 
 @dataclass
-class _Terms:
-    """What decides whether calls may be placed, as the database has it now."""
+class _Admission:
+    """What decides whether calls may be placed, as the database has it in this transaction."""
 
+    frequency: CallFrequency | None
+    """None where nothing limits it."""
     budgets: dict[str, Budget]
     playable: set[tuple[str, str]]
     unwanted: dict[str, set[str]]
     now: float
     reserved: dict[str, Decimal] = field(default_factory=dict)
-    """By project, what the calls admitted so far keep back."""
+    """By project, what the calls admitted so far reserve."""
 
     def admit(
-        self, project_id: str, recording_ids: Collection[str | None], asked: Sequence[Decimal]
+        self,
+        terms: NewCall,
+        e164: Sequence[str],
+        recording_ids: Collection[str | None],
+        reserves: Sequence[Decimal],
     ) -> Sequence[Decimal]:
-        """What calls reserve, of which each asks for so much. Raises BitelError."""
+        """Admit calls to these numbers on these terms; what each reserves. Raises BitelError."""
+        project_id, is_otp = terms.project_id, terms.lane is Lane.OTP
+        unwanted = self.unwanted[project_id]
+        numbers = [each for each in e164 if each not in unwanted] if unwanted else e164
+        if self.frequency is not None:
+            self.frequency.admit(project_id, numbers, is_otp=is_otp)
         for recording_id in recording_ids:
             if recording_id is not None and (project_id, recording_id) not in self.playable:
                 raise InvalidRequestError("voiceId names no recording of this project")
         budget = self.budgets[project_id]
-        reserves = asked if budget.limited else [_NOTHING] * len(asked)
+        if not budget.limited:
+            reserves = [_NOTHING] * len(e164)
+        elif unwanted:
+            reserves = [
+                _NOTHING if each in unwanted else reserve
+                for each, reserve in zip(e164, reserves, strict=True)
+            ]
         amount = sum(reserves, _NOTHING)
         self.budgets[project_id] = budget.reserve(amount, self.now)
         self.reserved[project_id] = self.reserved.get(project_id, _NOTHING) + amount
+        if self.frequency is not None:
+            self.frequency.count(project_id, numbers, is_otp=is_otp)
         return reserves
 
+    def finish(self, conn: Connection, final: Collection[str]) -> None:
+        """Write what was admitted, and end the calls that must not be dialled."""
+        if self.frequency is not None:
+            self.frequency.store(conn)
+        balances.reserve(conn, self.reserved)
+        if final:
+            ends = [
+                CallEnd(key, CallStatus.ERROR, reason=do_not_call.REASON) for key in sorted(final)
+            ]
+            end_calls(conn, ends, self.now)
 
-def _look_up(
+
+def _open_admission(
     conn: Connection,
+    calls: Collection[NewCall],
     numbers: Mapping[str, set[str]],
-    recording_ids: Collection[str | None],
-    now: float,
-) -> _Terms:
+    otp_per_number: int | None,
+) -> _Admission:
+    now = max((new.requested_at for new in calls), default=0.0)
+    otp_projects = {new.project_id for new in calls if new.lane is Lane.OTP}
+    # Most projects have neither a limit nor a list, and one query tells which have.
+    special = _SPECIAL.rows(conn, {"asked": [(project_id,) for project_id in numbers]})
+    per_day = {row.id: row.per_day for row in special if row.per_day is not None}
+    frequency = None
+    if per_day or otp_projects:
+        frequency = open_frequency(conn, numbers, per_day, otp_projects, otp_per_number, now)
     # Recordings before budgets: a budget is what others wait for.
-    wanted = [(one,) for one in recording_ids if one is not None]
-    found = _PLAYABLE.rows(conn, {"wanted": wanted})
-    playable = {(row.project_id, row.id) for row in found}
-    today = recordings.day_of(now)
-    recordings.note_use(conn, [row.id for row in found if row.used_on < today], now)
+    wanted = {new.recording_id for new in calls if new.recording_id is not None}
+    found = _PLAYABLE.rows(conn, {"wanted": [(each,) for each in wanted]})
+    unused_today = [row.id for row in found if row.used_on < day_of(now)]
+    if unused_today:
+        recordings.note_use(conn, unused_today, now)
     unwanted: dict[str, set[str]] = {project_id: set() for project_id in numbers}
-    # Most projects have no list, and one look tells which have.
-    for row in _HAVE_LISTS.rows(conn, {"asked": [(project_id,) for project_id in numbers]}):
-        unwanted[row.id] = do_not_call.contains_many(conn, row.id, numbers[row.id])
-    return _Terms(reserving.open_budgets(conn, numbers, now), playable, unwanted, now)
+    for row in special:
+        if row.has_list:
+            unwanted[row.id] = do_not_call.contains_many(conn, row.id, numbers[row.id])
+    budgets = balances.open_budgets(conn, numbers, now)
+    playable = {(row.project_id, row.id) for row in found}
+    return _Admission(frequency, budgets, playable, unwanted, now)
 
 
-def _finish(conn: Connection, terms: _Terms, refused: Sequence[str]) -> None:
-    """Keep back what was admitted, and end the calls that must not be dialled."""
-    reserving.reserve(conn, terms.reserved)
-    ends = [CallEnd(key, CallStatus.ERROR, reason=do_not_call.REASON) for key in refused]
-    end_calls(conn, ends, terms.now)
-
-
-def _row(new: NewCall, unwanted: bool, reserve: Decimal) -> tuple[Any, ...]:
+def _row(new: NewCall, reserve: Decimal, is_final: bool) -> tuple[Any, ...]:
+    """In the order of `_NAMES`."""
     return (
         new.id,
         new.project_id,
@@ -211,7 +233,7 @@ def _row(new: NewCall, unwanted: bool, reserve: Decimal) -> tuple[Any, ...]:
         new.retry_interval,
         new.requested_at,
         new.expires_at,
-        None if unwanted else new.requested_at,
+        None if is_final else new.requested_at,
         reserve,
         new.digits or None,
         new.repeat_count,
@@ -220,45 +242,77 @@ def _row(new: NewCall, unwanted: bool, reserve: Decimal) -> tuple[Any, ...]:
     )
 
 
-def _as_placed(new: NewCall, unwanted: bool, now: float) -> Call:
-    return Call(
-        id=new.id,
-        project_id=new.project_id,
-        campaign_id=new.campaign_id,
-        phone_number=new.phone_number,
-        status=CallStatus.ERROR if unwanted else CallStatus.WAITING,
-        bill_seconds=0,
-        requested_at=new.requested_at,
-        executed_at=0.0,
-        price=_NOTHING,
-        reason=do_not_call.REASON if unwanted else "",
-        finished_at=now if unwanted else 0.0,
-    )
+def _rows_as_json(calls: NewCalls, reserves: Sequence[Decimal]) -> Sequence[str]:
+    amounts = {amount: _money.process_bind_param(amount, _ANY) for amount in set(reserves)}
+    texts = []
+    for at in range(0, len(calls.ids), CHUNK):
+        some = slice(at, at + CHUNK)
+        numbers = _storable(calls.phone_numbers[some])
+        columns = zip(calls.ids[some], numbers, calls.e164[some], reserves[some], strict=True)
+        rows = [
+            f'["{call_id}",{as_json(number)},{as_json(e164)},{amounts[reserve]}]'
+            for call_id, number, e164, reserve in columns
+        ]
+        texts.append(f"[{','.join(rows)}]")
+    return texts
 
 
-_wanted = given("wanted", id=String())
-_PLAYABLE = Query(
+def _storable(numbers: Sequence[str]) -> Sequence[str]:
+    """As the column's type would have them; nearly always that is as they are."""
+    together = "".join(numbers)
+    if together.isascii() and together.isprintable() and max(map(len, numbers)) <= _LONGEST_NUMBER:
+        return numbers
+    return [_written.process_bind_param(number, _ANY) or "" for number in numbers]
+
+
+def _parameter(column: Column[Any]) -> Any:
+    return bindparam(column.name, type_=column.type)
+
+
+_PLAYABLE: Final = Statement(
     select(recording.c.id, recording.c.project_id, recording.c.used_on)
-    .where(recording.c.id.in_(select(_wanted.c.id)), recording.c.deleted_at.is_(None))
+    .where(
+        recording.c.id.in_(select(values_parameter("wanted", id=String()).c.id)),
+        recording.c.deleted_at.is_(None),
+    )
     .with_for_update(read=True, key_share=True)
 )
-_asked = given("asked", id=String())
-_HAVE_LISTS = Query(
-    select(_asked.c.id).where(
-        select(number_list.c.e164).where(number_list.c.project_id == _asked.c.id).exists()
+_has_list = select(number_list.c.e164).where(number_list.c.project_id == project.c.id).exists()
+_SPECIAL: Final = Statement(
+    select(
+        project.c.id,
+        project.c.max_calls_per_number_per_day.label("per_day"),
+        _has_list.label("has_list"),
+    ).where(
+        project.c.id.in_(select(values_parameter("asked", id=String()).c.id)),
+        or_(project.c.max_calls_per_number_per_day.is_not(None), _has_list),
     )
 )
-
-# In the order of `_row`.
-_NAMES = (
+_NAMES: Final = (
     "id", "project_id", "campaign_id", "dialer_id", "phone_number", "e164", "recording_id", "lane",
     "retry_count", "retry_interval", "requested_at", "expires_at", "due_at", "reserved", "digits",
     "repeat_count", "language", "longest_seconds",
 )  # fmt: skip
-_rows = given("rows", **{name: call.c[name].type for name in _NAMES})
-_values: dict[str, Any] = {
-    **{name: _rows.c[name] for name in _NAMES},
-    "retries_left": _rows.c.retry_count,
+_each = values_parameter("rows", **{name: call.c[name].type for name in _NAMES})
+_of_each: dict[str, Any] = {
+    **{name: _each.c[name] for name in _NAMES},
+    "retries_left": _each.c.retry_count,
     **UNTRIED,
 }
-_PLACE = Change(insert(call).from_select(list(_values), select(*_values.values())))
+_INSERT_EACH: Final = Statement(
+    insert(call).from_select(list(_of_each), select(*_of_each.values()))
+)
+# As the database stores them: what these columns' types convert is converted in `_rows_as_json`.
+_rows = values_parameter(
+    "rows", id=String(), phone_number=String(), e164=String(), reserved=BigInteger()
+)
+_alike: dict[str, Any] = {
+    **{
+        name: _parameter(call.c[name]) for name in _NAMES if name not in (*_rows.c.keys(), "due_at")
+    },
+    **{column.name: column for column in _rows.c},
+    "retries_left": _parameter(call.c.retry_count),
+    "due_at": _parameter(call.c.requested_at),
+    **UNTRIED,
+}
+_INSERT_ALIKE: Final = Statement(insert(call).from_select(list(_alike), select(*_alike.values())))

@@ -26,7 +26,6 @@ from sqlalchemy import (
 
 from bitel.errors import ConflictError
 from bitel.store import retention
-from bitel.store.chunks import in_chunks
 from bitel.store.database import Database
 from bitel.store.projects import change
 from bitel.store.schema import (
@@ -42,6 +41,7 @@ from bitel.store.schema import (
     recording,
     token,
 )
+from bitel.store.sql_batch import in_chunks
 
 PIECE: Final = 500
 """Rows of a table that one transaction deletes at most."""

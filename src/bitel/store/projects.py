@@ -9,12 +9,12 @@ from typing import Any, Final, TypedDict, Unpack
 from sqlalchemy import Connection, Row, bindparam, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
-from bitel.domain.budget import DEFAULT_HOLD, LONGEST_HOLD, check_amount
 from bitel.domain.calling_hours import CallingWindow
 from bitel.domain.ids import is_id, new_id
 from bitel.domain.number_policy import check_prefixes
+from bitel.domain.pricing import DEFAULT_HOLD, LONGEST_HOLD, check_amount
 from bitel.errors import ConflictError, InvalidRequestError, NotFoundError
-from bitel.store.ledger import write_top_up
+from bitel.store.balances import write_top_up
 from bitel.store.schema import ledger_entry, project
 
 LONGEST_NAME: Final = 64
@@ -108,13 +108,13 @@ def by_id(conn: Connection, project_id: str) -> Project | None:
 def find(conn: Connection, name_or_id: str) -> Project | None:
     """The project of that name or id, if there is one."""
     either = or_(project.c.id == name_or_id, project.c.name == name_or_id)
-    row = conn.execute(select(*_SEEN).where(either, _exists)).one_or_none()
+    row = conn.execute(select(*PROJECT_COLUMNS).where(either, _exists)).one_or_none()
     return _project(row) if row else None
 
 
 def listing(conn: Connection) -> list[Project]:
     """All projects, by name."""
-    rows = conn.execute(select(*_SEEN).where(_exists).order_by(project.c.name))
+    rows = conn.execute(select(*PROJECT_COLUMNS).where(_exists).order_by(project.c.name))
     return [_project(row) for row in rows]
 
 
@@ -122,7 +122,7 @@ def with_balance_below(conn: Connection, limit: Decimal, most: int = 1000) -> li
     """Enabled projects whose balance is below `limit`, the lowest first; at most `most`."""
     low = project.c.balance < limit
     rows = conn.execute(
-        select(*_SEEN)
+        select(*PROJECT_COLUMNS)
         .where(low, project.c.disabled.is_(False))
         .order_by(project.c.balance, project.c.id)
         .limit(most)
@@ -202,13 +202,13 @@ def _spent_so_far(conn: Connection, project_id: str) -> Decimal:
     return Decimal(0) if sum_ is None else sum_
 
 
-# What the day's spending is counted with is `reserving`'s affair.
-_SEEN = [
+# What the day's spending is counted with belongs to `balances`.
+PROJECT_COLUMNS = [
     column for column in project.c if column.name not in ("spent_today", "spent_on", "deleted_at")
 ]
 # The row of a deleted project stays, as rows elsewhere may refer to it.
 _exists = project.c.deleted_at.is_(None)
-_BY_ID = select(*_SEEN).where(project.c.id == bindparam("id"), _exists)
+_BY_ID = select(*PROJECT_COLUMNS).where(project.c.id == bindparam("id"), _exists)
 
 
 def _project(row: Row[*tuple[Any, ...]]) -> Project:

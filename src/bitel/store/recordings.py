@@ -12,9 +12,10 @@ from typing import Literal
 from sqlalchemy import Connection, bindparam, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from bitel.domain.pricing import day_of
 from bitel.errors import ConflictError, NotFoundError, PayloadTooLargeError
-from bitel.store.chunks import in_chunks
 from bitel.store.schema import call, has_speech_key, is_waiting, recording
+from bitel.store.sql_batch import in_chunks
 
 Kind = Literal["upload", "speech"]
 
@@ -44,11 +45,6 @@ class Quota:
 
 STORED_BYTES_A_SECOND = 2 * 8000
 """Bytes in the storage that a second of a recording takes: a sample has one in each of the laws."""
-
-
-def day_of(at: float) -> int:
-    """The day of a time in Unix seconds, counted since 1970 in UTC."""
-    return int(at // 86_400)
 
 
 def note_use(conn: Connection, ids: Collection[str], now: float) -> None:
@@ -149,11 +145,6 @@ def live(conn: Connection, ids: Collection[str]) -> set[str]:
     return {each for some in found for each in some}
 
 
-def removed_since(conn: Connection, since: float, limit: int = 1000) -> list[str]:
-    """Up to `limit` recordings that were deleted at `since` (Unix seconds) or later."""
-    return list(conn.execute(_REMOVED, {"since": since, "most": limit}).scalars())
-
-
 _NOTE_USE = (
     update(recording)
     .where(
@@ -183,10 +174,4 @@ _NEEDED = select(call.c.id).where(call.c.recording_id == bindparam("recording_id
 _NEEDED = _NEEDED.limit(1)
 _LIVE = select(recording.c.id).where(
     recording.c.id.in_(bindparam("ids", expanding=True)), recording.c.deleted_at.is_(None)
-)
-_REMOVED = (
-    select(recording.c.id)
-    .where(recording.c.deleted_at >= bindparam("since"))
-    .order_by(recording.c.deleted_at)
-    .limit(bindparam("most"))
 )

@@ -23,9 +23,8 @@ from sqlalchemy import (
 )
 
 from bitel.domain.ids import first_id_at
-from bitel.store import ledger
-from bitel.store.chunks import in_equal_chunks
-from bitel.store.recordings import day_of
+from bitel.domain.pricing import day_of
+from bitel.store import balances
 from bitel.store.schema import (
     attempt,
     call,
@@ -39,6 +38,7 @@ from bitel.store.schema import (
     webhook_event,
     webhook_try,
 )
+from bitel.store.sql_batch import in_equal_chunks
 
 PIECE: Final = 300
 """Rows that one transaction looks at."""
@@ -58,7 +58,7 @@ def delete_calls(conn: Connection, before: float, after: str) -> tuple[str, int]
     rows = _window(conn, _OLD_CALLS, before, after)
     over = [row.id for row in rows if row.is_over]
     for ids in in_equal_chunks(over, PIECE):
-        ledger.carry_over(conn, ids)
+        balances.carry_over(conn, ids)
         delete_by_call(conn, ids)
     campaigns = {row.campaign_id for row in rows if row.is_over and row.campaign_id}
     for ids in in_equal_chunks(sorted(campaigns), PIECE):

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, bindparam, exists, insert, literal, select
 
 from bitel.domain.attempts import AttemptResult, Outcome
-from bitel.domain.budget import MOST_MONEY
 from bitel.domain.calls import CallStatus, Lane
 from bitel.domain.ids import new_ids
-from bitel.domain.retry import Again, Final, Verdict
-from bitel.domain.tariff import NOTHING, Bill
-from bitel.store import do_not_call, leases, one_time_passwords, reserving
+from bitel.domain.pricing import MOST_MONEY, NOTHING, Bill
+from bitel.domain.retry import Finish, Requeue, RetryAt, RetryDecision
+from bitel.store import balances, do_not_call, leases, one_time_passwords
 from bitel.store.endings import (
-    CallAgain,
     CallEnd,
-    call_again,
     end_attempts,
     end_waiting,
     forget_requests,
     is_told,
+    requeue_calls,
 )
 from bitel.store.leases import Lease
 from bitel.store.schema import (
@@ -38,17 +35,10 @@ from bitel.store.schema import (
     ledger_entry,
     project,
 )
-from bitel.store.sql_batch import Change, Query, given
+from bitel.store.sql_batch import Statement, values_parameter
 
 UNWANTED = 607
 """The SIP code by which the person called says that the call is unwanted (RFC 8197)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Requeue:
-    """The attempt was given up for our own reasons: its call is due at `due_at`, as before."""
-
-    due_at: float
 
 
 class Settlement(NamedTuple):
@@ -57,7 +47,7 @@ class Settlement(NamedTuple):
     attempt_id: str
     call_id: str
     attempted: AttemptResult
-    verdict: Verdict | Requeue
+    verdict: RetryDecision
     bill: Bill = NOTHING
 
 
@@ -92,7 +82,7 @@ def settle_journaled(
 ) -> set[str]:
     """As `settle`, for attempts of earlier workers of the dialer which are still open.
 
-    To be called before `leases.take_over`, which decides what remains open.
+    To be called before `recovery.take_over`, which decides what remains open.
     """
     if not settlements:
         return set()
@@ -116,9 +106,9 @@ def minimal(attempt_id: str, call_id: str, attempted: AttemptResult, now: float)
         answered_at if answered_at is not None and _is_number(answered_at) else None,
     )
     verdict = (
-        Final(CallStatus.UNKNOWN)
+        Finish(CallStatus.UNKNOWN)
         if is_answered
-        else Final(CallStatus.ERROR, "the end of its last attempt could not be stored")
+        else Finish(CallStatus.ERROR, "the end of its last attempt could not be stored")
     )
     return Settlement(attempt_id, call_id, done, verdict)
 
@@ -128,7 +118,7 @@ _MAY_HAVE_HEARD = (Outcome.ANSWERED, Outcome.CUT_OFF)
 
 def _settle(
     conn: Connection,
-    query: Query,
+    query: Statement,
     whose: dict[str, Any],
     settlements: Iterable[Settlement],
     now: float,
@@ -141,25 +131,24 @@ def _settle(
         for row in query.rows(conn, {"ids": [(key,) for key in offered], **whose})
         if row.call_id == offered[row.id].call_id
     ]
-    superseded = one_time_passwords.superseded(
-        conn,
-        [
-            (row.project_id, row.e164, row.call_id)
-            for row in rows
-            if row.lane == Lane.OTP and not isinstance(offered[row.id].verdict, Final)
-        ],
-    )
+    otp = [
+        (row.project_id, row.e164, row.call_id)
+        for row in rows
+        if row.lane == Lane.OTP and not isinstance(offered[row.id].verdict, Finish)
+    ]
+    superseded = one_time_passwords.superseded(conn, otp) if otp else set()
     accepted = [(row, _checked(offered[row.id], row, superseded)) for row in rows]
     end_attempts(conn, [_attempt_end(one) for _, one in accepted])
     forget_requests(conn, [row.id for row, _ in accepted if row.canceled])
     ends = [
         (row, _call_end(one, one.verdict))
         for row, one in accepted
-        if isinstance(one.verdict, Final) and row.waits
+        if isinstance(one.verdict, Finish) and row.waits
     ]
     end_waiting(conn, ends, now)
-    call_again(
-        conn, [_call_again(one) for _, one in accepted if not isinstance(one.verdict, Final)]
+    requeue_calls(
+        conn,
+        [(one.call_id, one.verdict) for _, one in accepted if not isinstance(one.verdict, Finish)],
     )
     _charge(conn, [(row.project_id, one) for row, one in accepted], now)
     for row, one in accepted:
@@ -177,11 +166,11 @@ def _check_storable(one: Settlement) -> None:
     times = [done.started_at, done.ended_at]
     if done.answered_at is not None:
         times.append(done.answered_at)
-    if not isinstance(verdict, Final):
+    if not isinstance(verdict, Finish):
         times.append(verdict.due_at)
     if not all(map(_is_number, times)):
         raise Unstorable(f"a time of attempt {one.attempt_id} is no number")
-    if isinstance(verdict, Again):
+    if isinstance(verdict, RetryAt):
         for count in (verdict.trouble, verdict.uncertain):
             if not 0 <= count <= _MOST_INTEGER:
                 raise Unstorable(f"attempt {one.attempt_id} counts {count} failures")
@@ -196,19 +185,19 @@ def _is_number(value: float) -> bool:
 
 
 def _checked(one: Settlement, row: Any, superseded: Collection[str]) -> Settlement:
-    if not one.attempted.is_billed or not isinstance(one.verdict, Final):
+    if not one.attempted.is_billed or not isinstance(one.verdict, Finish):
         one = one._replace(bill=NOTHING)
     if row.reserved and one.bill.price > row.reserved:
         note = f"{one.bill.price:f} for {one.bill.seconds} s, and no more than was reserved"
         one = one._replace(bill=Bill(one.bill.seconds, row.reserved, note))
-    if isinstance(one.verdict, Final):
+    if isinstance(one.verdict, Finish):
         return one
     if row.claim == HEARD:
-        return one._replace(verdict=Final(CallStatus.UNKNOWN))
+        return one._replace(verdict=Finish(CallStatus.UNKNOWN))
     if row.canceled:
-        return one._replace(verdict=Final(CallStatus.CANCELED))
+        return one._replace(verdict=Finish(CallStatus.CANCELED))
     if row.call_id in superseded:
-        return one._replace(verdict=Final(CallStatus.CANCELED, one_time_passwords.REASON))
+        return one._replace(verdict=Finish(CallStatus.CANCELED, one_time_passwords.REASON))
     return one
 
 
@@ -219,7 +208,7 @@ def _attempt_end(one: Settlement) -> tuple[str, AttemptResult]:
     return one.attempt_id, done
 
 
-def _call_end(one: Settlement, verdict: Final) -> CallEnd:
+def _call_end(one: Settlement, verdict: Finish) -> CallEnd:
     bill = one.bill
     return CallEnd(
         one.call_id,
@@ -231,25 +220,11 @@ def _call_end(one: Settlement, verdict: Final) -> CallEnd:
     )
 
 
-def _call_again(one: Settlement) -> CallAgain:
-    verdict = one.verdict
-    if isinstance(verdict, Again):
-        return CallAgain(
-            one.call_id,
-            verdict.due_at,
-            verdict.spends_retry,
-            verdict.trouble,
-            verdict.uncertain,
-        )
-    assert isinstance(verdict, Requeue)
-    return CallAgain(one.call_id, verdict.due_at, spends_retry=False, trouble=None)
-
-
 def _charge(conn: Connection, of_projects: Sequence[tuple[str, Settlement]], now: float) -> None:
     billed = [
         (project_id, one)
         for project_id, one in of_projects
-        if one.attempted.is_billed and isinstance(one.verdict, Final)
+        if one.attempted.is_billed and isinstance(one.verdict, Finish)
     ]
     if not billed:
         return
@@ -261,7 +236,7 @@ def _charge(conn: Connection, of_projects: Sequence[tuple[str, Settlement]], now
         for entry_id, (project_id, one) in zip(new_ids(now, len(billed)), billed, strict=True)
     ]
     _BILL.run(conn, {"entries": entries, "now": now})
-    reserving.charge(conn, spent, now)
+    balances.charge(conn, spent, now)
 
 
 _OFFERED = (
@@ -283,7 +258,7 @@ _OFFERED = (
     .join(call, call.c.id == attempt.c.call_id)
     .join(project, project.c.id == call.c.project_id)
     .where(
-        attempt.c.id.in_(select(given("ids", id=attempt.c.id.type).c.id)),
+        attempt.c.id.in_(select(values_parameter("ids", id=attempt.c.id.type).c.id)),
         attempt.c.dialer_id == bindparam("dialer_id"),
         # Where `is_open` is said, SQLite looks for each among all the open ones.
         attempt.c.claim != SETTLED,
@@ -292,16 +267,16 @@ _OFFERED = (
     # Locked, so that a client who cancels at this moment is heard, now or right after us.
     .with_for_update(key_share=True, of=call)
 )
-_MINE = Query(_OFFERED.where(attempt.c.epoch == bindparam("epoch")))
-_LEFT_OPEN = Query(_OFFERED)
-_entries = given(
+_MINE = Statement(_OFFERED.where(attempt.c.epoch == bindparam("epoch")))
+_LEFT_OPEN = Statement(_OFFERED)
+_entries = values_parameter(
     "entries",
     **{
         name: ledger_entry.c[name].type
         for name in ("id", "project_id", "call_id", "attempt_id", "amount", "note")
     },
 )
-_BILL = Change(
+_BILL = Statement(
     insert(ledger_entry).from_select(
         [*_entries.c.keys(), "kind", "created_at"],
         select(

@@ -1,68 +1,250 @@
-"""Statements for the rows of many calls at once, as cheap as the drivers allow.
+"""SQL statements of the hot path: compiled once, run by the driver, many rows as one parameter.
 
-SQLite's driver gives the interpreter's lock away at each row that it takes or gives, and then has
-to wait for it until the event loop lets go, up to milliseconds a row. So the rows of a batch go in
-as parameters of one statement, which `given` makes a table of, and those of a `Query` come out as
-one JSON text. Numbers survive that exactly. Very many rows go in as one JSON text too, and so they
-always do in PostgreSQL. Statements are put into words once for each kind of database: SQLAlchemy's
-own cache finds the words again, at several times the cost.
+A `Statement` is SQLAlchemy Core, compiled once per database. `values_parameter` makes a table of
+one parameter, so that a batch of rows is one statement: the rows go over as one JSON array, which
+`json_each` of SQLite and `jsonb_array_elements` of PostgreSQL take apart. SQLAlchemy's own way from
+a statement to its rows costs more than most of these statements do.
 """
 
 from __future__ import annotations
 
 import json
-from bisect import bisect_left
 from collections import namedtuple
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from itertools import chain
-from typing import Any, Final
+from itertools import islice
+from typing import Any, Final, Protocol
 
 from sqlalchemy import (
+    CTE,
     Boolean,
+    Column,
+    ColumnElement,
     Connection,
     Dialect,
-    Double,
+    Engine,
     Select,
     Subquery,
     Text,
     bindparam,
+    event,
+    func,
     literal_column,
     select,
 )
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-from bitel.store import driver
-
 Parameters = Mapping[str, Any]
+DriverParameters = Sequence[Any] | Mapping[str, Any]
 Processor = Callable[[Any], Any]
 
-_SIZES: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-"""Rows that there are statements for; what is left of one is filled with NULL, which is no row."""
-
-_AS_JSON: Final = 0
-"""The size of a statement that takes any number of rows, as one JSON text."""
-
-_HERE: Final = "rows_of"
-"""What stands in a statement of SQLite's where its rows go."""
+LONGEST_LIST: Final = 1000
+"""Values in one IN list."""
 
 _dumps: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
+class Cursor(Protocol):
+    """The part of the drivers' cursors that is used."""
+
+    @property
+    def rowcount(self) -> int:
+        """How many rows were changed."""
+
+    def fetchone(self) -> Any:
+        """The next row, a tuple; None after the last."""
+
+    def fetchall(self) -> list[Any]:
+        """All rows that are left."""
+
+
+class Statement:
+    """A SELECT, INSERT, UPDATE or DELETE, compiled at its first use for each kind of database."""
+
+    def __init__(self, core: Select[Any] | UpdateBase) -> None:
+        self.core: Final = core
+        self._compiled: dict[str, _CompiledSql] = {}
+
+    def run(self, conn: Connection, parameters: Parameters) -> Cursor:
+        """Execute it. Raises DBAPIError."""
+        return execute(conn, *self.prepare(conn.dialect, parameters))
+
+    def rows(self, conn: Connection, parameters: Parameters) -> list[Any]:
+        """The rows of a SELECT as named tuples, in its order. Raises DBAPIError."""
+        found = self.run(conn, parameters).fetchall()
+        compiled = self._compiled[conn.dialect.name]
+        for at, process in compiled.results:
+            found = [(*row[:at], process(row[at]), *row[at + 1 :]) for row in found]
+        return list(map(compiled.row, found))
+
+    def prepare(self, dialect: Dialect, parameters: Parameters) -> tuple[str, DriverParameters]:
+        """The text and the parameters that the driver gets."""
+        compiled = self._compiled.get(dialect.name)
+        if compiled is None:
+            compiled = self._compiled[dialect.name] = _compile(self.core, dialect)
+        return compiled.text, compiled.bind(parameters)
+
+
+def values_parameter(name: str, **types: TypeEngine[Any]) -> Subquery:
+    """A table whose rows are the parameter `name`: a sequence of rows, with these columns.
+
+    The parameter may also be the JSON text itself, with the values as the columns store them.
+    """
+    rows = bindparam(name, type_=_RowsType(list(types.values())))
+    element = _Elements(rows).table_valued("value", name=f"{name}_json").c.value
+    columns = []
+    for index, (key, kind) in enumerate(types.items()):
+        value = _At(element, literal_column(str(index)))
+        value.type = kind
+        columns.append(value.label(key))
+    return select(*columns).subquery(name)
+
+
+def loose_index_scan(column: Column[Any], *conditions: ColumnElement[bool]) -> CTE:
+    """The distinct values of `column` above the parameter `after`, ascending, as a column `value`.
+
+    Each costs one search of an index whose columns are those that the conditions fix, then
+    `column`; neither database plans that by itself. A LIMIT on the result stops the scan early. The
+    last value is NULL, for the caller to leave out.
+    """
+    first = select(func.min(column).label("value")).where(*conditions, column > bindparam("after"))
+    found = first.cte("found", recursive=True)
+    following = select(func.min(column)).where(*conditions, column > found.c.value)
+    return found.union_all(select(following.scalar_subquery()).where(found.c.value.is_not(None)))
+
+
+def in_chunks(ids: Collection[str]) -> Iterator[dict[str, list[str]]]:
+    """The values in their order, as parameters `ids` of up to `LONGEST_LIST` each."""
+    rest = iter(ids)
+    while chunk := list(islice(rest, LONGEST_LIST)):
+        yield {"ids": chunk}
+
+
+def in_equal_chunks(ids: Collection[str], size: int) -> Iterator[dict[str, list[str]]]:
+    """As `in_chunks`, with exactly `size` values each: missing ones are empty strings.
+
+    So the statement has one text, of which the driver keeps the compiled form.
+    """
+    rest = iter(ids)
+    while chunk := list(islice(rest, size)):
+        yield {"ids": chunk + [""] * (size - len(chunk))}
+
+
+def execute(conn: Connection, text: str, parameters: DriverParameters = ()) -> Cursor:
+    """Run a statement, in the driver's own notation, in a transaction. Raises DBAPIError."""
+    if not conn.in_transaction():
+        conn.begin()
+    return execute_outside(conn, text, parameters)
+
+
+def execute_outside(conn: Connection, text: str, parameters: DriverParameters = ()) -> Cursor:
+    """As `execute`, without beginning a transaction."""
+    driver: Any = conn.connection.driver_connection
+    try:
+        cursor: Cursor = driver.execute(text, parameters)
+    except conn.dialect.loaded_dbapi.Error as error:
+        raise _wrap(conn, driver, text, error) from error
+    return cursor
+
+
+def begin_with(engine: Engine, text: str) -> None:
+    """Have every transaction of the engine begin with this statement."""
+
+    @event.listens_for(engine, "begin")
+    def _begin(conn: Connection) -> None:
+        execute_outside(conn, text)
+
+
+def _wrap(conn: Connection, driver: Any, text: str, error: Any) -> BaseException:
+    """A driver's error as SQLAlchemy would raise it."""
+    dialect = conn.dialect
+    is_lost = dialect.is_disconnect(error, driver, None)
+    if is_lost:
+        conn.invalidate(error)
+    wrapped: BaseException = DBAPIError.instance(
+        text,
+        None,  # the parameters are people's phone numbers
+        error,
+        dialect.loaded_dbapi.Error,
+        hide_parameters=True,
+        connection_invalidated=is_lost,
+        dialect=dialect,
+    )
+    return wrapped
+
+
+@dataclass(frozen=True, slots=True)
+class _CompiledSql:
+    """A statement in the notation of one driver."""
+
+    text: str
+    binds: Sequence[tuple[str, Processor | None]]
+    constants: Parameters
+    """Values of the parameters that the statement itself brings."""
+    is_positional: bool
+    results: Sequence[tuple[int, Processor]]
+    """By column, what converts the driver's value."""
+    row: Callable[[Sequence[Any]], Any]
+
+    def bind(self, parameters: Parameters) -> DriverParameters:
+        values = {**self.constants, **parameters}
+        if self.is_positional:
+            return [
+                values[name] if process is None else process(values[name])
+                for name, process in self.binds
+            ]
+        return {
+            name: values[name] if process is None else process(values[name])
+            for name, process in self.binds
+        }
+
+
+def _compile(core: Select[Any] | UpdateBase, dialect: Dialect) -> _CompiledSql:
+    compiled = core.compile(dialect=dialect)
+    assert isinstance(compiled, SQLCompiler)
+    assert not compiled.post_compile_params, "its text would change with its parameters"
+    names = list(compiled.positiontup or compiled.bind_names.values())
+    columns = list(core.selected_columns) if isinstance(core, Select) else []
+    results = [(at, _result_processor(each.type, dialect)) for at, each in enumerate(columns)]
+    # The names come from the query, which mypy can't read.
+    row: Any = namedtuple("Row", [each.name for each in columns])  # type: ignore[misc]
+    return _CompiledSql(
+        text=compiled.string,
+        binds=[
+            (name, compiled.binds[name].type.dialect_impl(dialect).bind_processor(dialect))
+            for name in names
+        ],
+        constants={key: bind.value for key, bind in compiled.binds.items() if not bind.required},
+        is_positional=compiled.positiontup is not None,
+        results=[(at, process) for at, process in results if process is not None],
+        row=row._make,
+    )
+
+
+def _result_processor(kind: TypeEngine[Any], dialect: Dialect) -> Processor | None:
+    if isinstance(kind, TypeDecorator):
+        return partial(kind.process_result_value, dialect=dialect)
+    return _as_bool if isinstance(kind, Boolean) and dialect.name == "sqlite" else None
+
+
+def _as_bool(value: int | None) -> bool | None:
+    return None if value is None else bool(value)
+
+
 class _RowsType(TypeDecorator[Sequence[Sequence[Any]]]):
-    """Rows as one JSON text, each value as its column wants it."""
+    """Rows as one JSON text, each value as its column stores it."""
 
     impl = Text
     cache_ok = False
 
     def __init__(self, types: Sequence[TypeEngine[Any]]) -> None:
         super().__init__()
-        self._width = len(types)
         self._converted = [
             (at, each) for at, each in enumerate(types) if isinstance(each, TypeDecorator)
         ]
@@ -71,7 +253,7 @@ class _RowsType(TypeDecorator[Sequence[Sequence[Any]]]):
         self, value: Sequence[Sequence[Any]] | str | None, dialect: Dialect
     ) -> str:
         if isinstance(value, str):
-            return value  # whoever knows its rows better than the encoder has written them
+            return value
         rows = list(value or ())
         if self._converted:
             rows = [self._convert(list(row), dialect) for row in rows]
@@ -81,32 +263,6 @@ class _RowsType(TypeDecorator[Sequence[Sequence[Any]]]):
         for at, kind in self._converted:
             row[at] = kind.process_bind_param(row[at], dialect)
         return row
-
-    def lay_out(
-        self, rows: Sequence[Sequence[Any]] | str, dialect: Dialect
-    ) -> tuple[int, list[Any]]:
-        """The size of the statement for these rows, and its parameters, one after the other."""
-        if isinstance(rows, str) or len(rows) > _SIZES[-1]:
-            return _AS_JSON, [self.process_bind_param(rows, dialect)]
-        values = list(chain.from_iterable(rows))
-        width = self._width
-        for at, kind in self._converted:
-            convert = kind.process_bind_param
-            values[at::width] = [convert(value, dialect) for value in values[at::width]]
-        size = _SIZES[bisect_left(_SIZES, len(rows))]
-        values += [None] * ((size - len(rows)) * width)
-        return size, values
-
-    def table(self, size: int) -> str:
-        """The rows as SQLite reads them, whose columns it calls column1, column2, …."""
-        if size == _AS_JSON:
-            columns = ", ".join(
-                f"json_extract(value, '$[{at}]') AS column{at + 1}" for at in range(self._width)
-            )
-            return f"(SELECT {columns} FROM json_each(?))"  # noqa: S608
-        row = f"({', '.join('?' * self._width)})"
-        rows = ", ".join([row] * size)
-        return f"(SELECT * FROM (VALUES {rows}) WHERE column1 IS NOT NULL)"  # noqa: S608
 
 
 class _Elements(FunctionElement[Any]):
@@ -125,21 +281,18 @@ class _At(FunctionElement[Any]):
 
 @compiles(_Elements)
 def _elements(element: _Elements, compiler: SQLCompiler, **options: Any) -> str:
-    given = compiler.process(element.clauses, **options)
-    return f"{_HERE}({given})" if options.get("rows_here") else f"json_each({given})"
+    return f"json_each({compiler.process(element.clauses, **options)})"
 
 
 @compiles(_Elements, "postgresql")
 def _elements_postgresql(element: _Elements, compiler: SQLCompiler, **options: Any) -> str:
-    given = compiler.process(element.clauses, **options)
-    return f"(SELECT value FROM jsonb_array_elements(CAST({given} AS jsonb)))"  # noqa: S608
+    array = compiler.process(element.clauses, **options)
+    return f"(SELECT value FROM jsonb_array_elements(CAST({array} AS jsonb)))"  # noqa: S608
 
 
 @compiles(_At)
 def _at(element: _At, compiler: SQLCompiler, **options: Any) -> str:
     array, index = (compiler.process(each, **options) for each in element.clauses)
-    if options.get("rows_here"):
-        return f"{array.removesuffix('.value')}.column{int(index) + 1}"
     return f"json_extract({array}, '$[{index}]')"
 
 
@@ -148,195 +301,3 @@ def _at_postgresql(element: _At, compiler: SQLCompiler, **options: Any) -> str:
     array, index = (compiler.process(each, **options) for each in element.clauses)
     kind = compiler.dialect.type_compiler_instance.process(element.type)
     return f"CAST({array} ->> {index} AS {kind})"
-
-
-def given(name: str, **types: TypeEngine[Any]) -> Subquery:
-    """A table whose rows are the parameter `name`: a sequence of rows, with these columns."""
-    rows = bindparam(name, type_=_RowsType(list(types.values())))
-    element = _Elements(rows).table_valued("value", name=f"{name}_json").c.value
-    columns = []
-    for index, (key, kind) in enumerate(types.items()):
-        value = _At(element, literal_column(str(index)))
-        value.type = kind
-        columns.append(value.label(key))
-    return select(*columns).subquery(name)
-
-
-@dataclass(frozen=True, slots=True)
-class _Bind:
-    """A parameter of a statement, in its place."""
-
-    name: str
-    process: Processor | None
-    rows: _RowsType | None
-    """What it is where it is rows of SQLite's, each value a parameter."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Words:
-    """A statement as one kind of database takes it."""
-
-    pieces: Sequence[str]
-    """Its text, apart where rows of SQLite's go."""
-    binds: Sequence[_Bind]
-    values: Mapping[str, Any]  # those that the statement itself brings
-    dialect: Dialect
-    positional: bool
-    _texts: dict[tuple[int, ...], str] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, core: Select[Any] | UpdateBase, dialect: Dialect) -> _Words:
-        in_sqlite = dialect.name == "sqlite"
-        compiled = core.compile(dialect=dialect, compile_kwargs={"rows_here": in_sqlite})
-        assert isinstance(compiled, SQLCompiler)
-        assert not compiled.post_compile_params, "its text would change with its parameters"
-        positional = compiled.positiontup is not None
-        names = list(compiled.positiontup or compiled.bind_names.values())
-        binds = [_bind(name, compiled.binds[name].type, dialect) for name in names]
-        values = {key: bind.value for key, bind in compiled.binds.items() if not bind.required}
-        pieces = compiled.string.split(f"{_HERE}(?)")
-        return cls(pieces, binds, values, dialect, positional)
-
-    def around(self, before: str, after: str) -> _Words:
-        """The statement as a part of another."""
-        pieces = list(self.pieces)
-        pieces[0] = before + pieces[0]
-        pieces[-1] += after
-        return _Words(pieces, self.binds, self.values, self.dialect, self.positional)
-
-    def ready(self, wanted: Parameters) -> tuple[str, driver.Parameters]:
-        """The text, and the values in the form that the driver takes them."""
-        values = {**self.values, **wanted}
-        if not self.positional:
-            (text,) = self.pieces
-            return text, {
-                bind.name: values[bind.name]
-                if bind.process is None
-                else bind.process(values[bind.name])
-                for bind in self.binds
-            }
-        parameters: list[Any] = []
-        sizes: list[int] = []
-        for bind in self.binds:
-            value = values[bind.name]
-            if bind.rows is not None:
-                size, flat = bind.rows.lay_out(value, self.dialect)
-                sizes.append(size)
-                parameters += flat
-            else:
-                parameters.append(value if bind.process is None else bind.process(value))
-        which = tuple(sizes)
-        return self._texts.get(which) or self._write(which), parameters
-
-    def _write(self, sizes: tuple[int, ...]) -> str:
-        tables = [bind.rows for bind in self.binds if bind.rows is not None]
-        text = self.pieces[0]
-        for table, size, piece in zip(tables, sizes, self.pieces[1:], strict=True):
-            text += table.table(size) + piece
-        self._texts[sizes] = text
-        return text
-
-
-def _bind(name: str, kind: TypeEngine[Any], dialect: Dialect) -> _Bind:
-    rows = kind if isinstance(kind, _RowsType) and dialect.name == "sqlite" else None
-    return _Bind(name, kind.dialect_impl(dialect).bind_processor(dialect), rows)
-
-
-class _Statement:
-    """A statement, put into words once for each kind of database."""
-
-    def __init__(self, core: Select[Any] | UpdateBase) -> None:
-        self.core: Final = core
-        self._words: dict[str, _Words] = {}
-
-    def ready(self, conn: Connection, wanted: Parameters) -> tuple[str, driver.Parameters]:
-        """The text and the parameters that the driver gets."""
-        return self._words_for(conn.dialect).ready(wanted)
-
-    def _words_for(self, dialect: Dialect) -> _Words:
-        words = self._words.get(dialect.name)
-        if words is None:
-            words = self._words[dialect.name] = self._put_into_words(dialect)
-        return words
-
-    def _put_into_words(self, dialect: Dialect) -> _Words:
-        return _Words.of(self.core, dialect)
-
-
-class Change(_Statement):
-    """An INSERT, UPDATE or DELETE."""
-
-    def __init__(self, core: UpdateBase) -> None:
-        super().__init__(core)
-
-    def run(self, conn: Connection, wanted: Parameters) -> driver.Cursor:
-        """Carry it out."""
-        return driver.execute(conn, *self.ready(conn, wanted))
-
-
-class Query(_Statement):
-    """A SELECT. Its rows are named tuples."""
-
-    def __init__(self, core: Select[Any]) -> None:
-        super().__init__(core)
-        self._columns: Final = [(each.name, each.type) for each in core.selected_columns]
-        names = [name for name, _ in self._columns]
-        # The names come from the query, which mypy can't read.
-        row: Any = namedtuple("Row", names)  # type: ignore[misc]
-        self._row: Final[Callable[[Sequence[Any]], Any]] = row._make
-        self._processors: dict[str, Sequence[tuple[int, Processor]]] = {}
-
-    def rows(self, conn: Connection, wanted: Parameters) -> list[Any]:
-        """All that it finds, in its order."""
-        words = self._words_for(conn.dialect)
-        cursor = driver.execute(conn, *words.ready(wanted))
-        found: list[Any] = (
-            json.loads(cursor.fetchone()[0]) if words.positional else cursor.fetchall()
-        )
-        processors = self._processors[conn.dialect.name]
-        if processors:
-            found = [list(row) for row in found]
-            for at, process in processors:
-                for row in found:
-                    row[at] = process(row[at])
-        return [self._row(row) for row in found]
-
-    def _put_into_words(self, dialect: Dialect) -> _Words:
-        words = super()._put_into_words(dialect)
-        in_json = words.positional
-        processors: list[tuple[int, Processor]] = []
-        for at, (_, kind) in enumerate(self._columns):
-            process = _from_database(kind, dialect, in_json)
-            if process is not None:
-                processors.append((at, process))
-        self._processors[dialect.name] = processors
-        if not in_json:
-            return words
-        values = ", ".join(_in_json(name, kind) for name, kind in self._columns)
-        return words.around(f"SELECT json_group_array(json_array({values})) FROM (", ")")  # noqa: S608
-
-
-def _in_json(name: str, kind: TypeEngine[Any]) -> str:
-    # SQLite's JSON keeps 15 digits of a number, and Unix time has more.
-    return (
-        f"iif({name} IS NULL, NULL, format('%!.17g', {name}))" if isinstance(kind, Double) else name
-    )
-
-
-def _from_database(kind: TypeEngine[Any], dialect: Dialect, in_json: bool) -> Processor | None:
-    """What makes a column's value of what the driver gives; None where that is it already."""
-    if isinstance(kind, TypeDecorator):
-        return partial(kind.process_result_value, dialect=dialect)
-    if in_json and isinstance(kind, Double):
-        return _float
-    if in_json and isinstance(kind, Boolean):
-        return _bool
-    return None
-
-
-def _bool(number: int | None) -> bool | None:
-    return None if number is None else bool(number)
-
-
-def _float(text: str | None) -> float | None:
-    return None if text is None else float(text)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, bindparam, false, insert, or_, select, update
 
+from bitel.store.projects import PROJECT_COLUMNS, Project
 from bitel.store.schema import project, token
 
 
@@ -47,20 +48,22 @@ def revoke(conn: Connection, token_id: str, now: float) -> bool:
     return conn.execute(update(token).where(live).values(revoked_at=now)).rowcount == 1
 
 
-def is_live(conn: Connection, token_id: str, project_id: str, now: float) -> bool:
-    """Whether the token is this project's and still good, and the project is not disabled."""
+def find_project(conn: Connection, token_id: str, project_id: str, now: float) -> Project | None:
+    """The project, where the token is its and valid at `now`, and it is not disabled."""
     wanted = {"id": token_id, "project_id": project_id, "now": now}
-    return conn.execute(_LIVE, wanted).first() is not None
+    row = conn.execute(_VALID, wanted).one_or_none()
+    return Project(**row._mapping) if row else None
 
 
-_LIVE = (
-    select(token.c.id)
-    .join(project)
+_VALID = (
+    select(*PROJECT_COLUMNS)
+    .join(token)
     .where(
         token.c.id == bindparam("id"),
         token.c.project_id == bindparam("project_id"),
         token.c.revoked_at.is_(None),
         or_(token.c.expires_at.is_(None), token.c.expires_at > bindparam("now")),
         project.c.disabled == false(),
+        project.c.deleted_at.is_(None),
     )
 )

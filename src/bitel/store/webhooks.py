@@ -7,26 +7,18 @@ delays an event and loses none.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from types import MappingProxyType
 from typing import Any, Final
 
 from sqlalchemy import (
-    CTE,
-    BindParameter,
     ColumnElement,
     Connection,
-    FromClause,
     Select,
-    and_,
     bindparam,
-    func,
     insert,
     literal_column,
-    null,
     or_,
     select,
     true,
@@ -35,27 +27,20 @@ from sqlalchemy import (
 
 from bitel.domain.calls import CallStatus
 from bitel.domain.ids import new_id
-from bitel.store import loose_index_scan
-from bitel.store.chunks import in_chunks
+from bitel.store.fair_queue import NONE_TAKEN, FairQueue
 from bitel.store.schema import (
     DELIVERED,
     GIVEN_UP,
     PENDING,
     call,
-    is_untold,
     project,
     webhook_event,
     webhook_try,
 )
-from bitel.store.sql_batch import Change, Query, given
+from bitel.store.sql_batch import Statement, in_chunks, values_parameter
 
 LEASE: Final = 60.0
-"""Seconds after which an event whose delivery was begun may be tried by another deliverer."""
-
-CHUNK: Final = 1000
-"""Events of one project in one claim, at most."""
-
-_NOBODY: Mapping[str, int] = MappingProxyType({})
+"""Seconds after which an event that was claimed may be claimed again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +101,7 @@ def claim_due(
     limit: int,
     *,
     lease: float = LEASE,
-    in_flight: Mapping[str, int] = _NOBODY,
+    in_flight: Mapping[str, int] = NONE_TAKEN,
     after_project: str = "",
 ) -> list[Delivery]:
     """Up to `limit` events to try now, the longest due of each project first.
@@ -126,54 +111,52 @@ def claim_due(
     included. Projects whose URL is off have no turn.
     """
     full = [key for key, count in in_flight.items() if count >= limit_per_project]
-    may_have = {
-        project_id: limit_per_project - in_flight.get(project_id, 0)
-        for project_id in _turns(conn, now, limit, after_project, full)
-    }
-    claimed: list[Delivery] = []
-    while may_have and len(claimed) < limit:
-        # What a project leaves of its room is for those that follow, in the next round.
-        shares = _shares(may_have, limit - len(claimed))
-        due = _due(conn, now, shares)
-        if due:
-            leased = [(one.event_id,) for one in due]
-            _LEASE.run(conn, {"leased": leased, "until": now + lease})
-        claimed += due
-        got = Counter(one.project_id for one in due)
-        for project_id, share in shares.items():
-            may_have[project_id] -= share
-            if got[project_id] < share or not may_have[project_id]:
-                del may_have[project_id]
-    return claimed
-
-
-def _shares(may_have: Mapping[str, int], room: int) -> dict[str, int]:
-    """What those whose turn it is may have of the room, the first all that they may have at all."""
-    shares: dict[str, int] = {}
-    for project_id, most in may_have.items():
-        if room <= 0:
-            break
-        shares[project_id] = min(most, room)
-        room -= shares[project_id]
-    return shares
+    rows = _QUEUE.pick(
+        conn, {}, limit, now, after_project, full, most_each=limit_per_project, taken=in_flight
+    )
+    if rows:
+        _LEASE.run(conn, {"leased": [(row.id,) for row in rows], "until": now + lease})
+    return [
+        Delivery(
+            event_id=row.id,
+            project_id=row.project_id,
+            url=row.webhook_url,
+            secret=row.webhook_secret,
+            tries=row.tries + 1,
+            call_id=row.call_id,
+            campaign_id=row.campaign_id,
+            status=CallStatus(row.status),
+            bill_seconds=row.bill_seconds,
+            phone_number=row.phone_number,
+            requested_at=row.requested_at,
+            price=row.price,
+        )
+        for row in rows
+    ]
 
 
 def record(conn: Connection, tried: Sequence[DeliveryAttempt]) -> None:
-    """Write what came of tries. A try that failed changes nothing of an event already delivered."""
+    """Write results of tries. A failure changes nothing of an event that was delivered."""
     if not tried:
         return
     tries = [
         (new_id(one.at), one.event_id, one.at, one.status_code, one.error, one.seconds)
-        for one in tried
+        for one in tried  # in the order of the table's columns
     ]
     _WRITE_TRIES.run(conn, {"tries": tries})
-    if delivered := [(one.event_id,) for one in tried if one.delivered]:
-        _DELIVERED.run(conn, {"delivered": delivered})
-    failed = [one for one in tried if not one.delivered]
-    if again := [(one.event_id, one.next_due) for one in failed if one.next_due]:
-        _AGAIN.run(conn, {"again": again})
-    if given_up := [(one.event_id,) for one in failed if not one.next_due]:
-        _GIVE_UP.run(conn, {"given_up": given_up})
+    # Of several results of one event, its delivery is the one that counts.
+    results = {
+        one.event_id: (one.event_id, *_state_after(one))
+        for one in sorted(tried, key=lambda one: one.delivered)
+    }
+    _WRITE_STATES.run(conn, {"results": list(results.values())})
+
+
+def _state_after(attempt: DeliveryAttempt) -> tuple[str, float | None]:
+    """The event's state and when it is due."""
+    if attempt.delivered:
+        return DELIVERED, None
+    return (PENDING, attempt.next_due) if attempt.next_due else (GIVEN_UP, None)
 
 
 def turn_off(conn: Connection, project_id: str, url: str, reason: str) -> bool:
@@ -225,200 +208,70 @@ def history(
     return [Event(**row._mapping, tried=tuple(tried[row.id])) for row in events]
 
 
-def backlog(conn: Connection) -> int:
-    """How many events are still to be delivered, those of projects whose URL is off included."""
-    count: int = conn.execute(_BACKLOG).scalar_one()
-    return count
-
-
-def _turns(conn: Connection, now: float, most: int, after: str, full: Sequence[str]) -> list[str]:
-    """Projects with due events that have their turn, at most so many, in its order."""
-    with_due = _WITH_DUE[conn.dialect.name]
-    wanted = {"now": now, "most": most, "full": [(one,) for one in full]}
-    turns = [row.value for row in with_due.rows(conn, {**wanted, "after": after})]
-    if after and len(turns) < most:
-        first = [row.value for row in with_due.rows(conn, {**wanted, "after": ""})]
-        turns += [project_id for project_id in first if project_id <= after]
-    return turns[:most]
-
-
-def _due(conn: Connection, now: float, shares: Mapping[str, int]) -> list[Delivery]:
-    """The events of these projects that are due longest, at most each one's share, in order."""
-    asked = [(project_id,) for project_id in shares]
-    wanted = {"now": now, "asked": asked, "most": max(shares.values())}
-    found: dict[str, list[Any]] = {project_id: [] for project_id in shares}
-    for row in _DUE[conn.dialect.name].rows(conn, wanted):
-        if row.event_id is not None:
-            found[row.project_id].append(row)
-    for rows in found.values():
-        rows.sort(key=lambda row: (row.due_at, row.event_id))  # neither database promises one
-    return [_delivery(row) for key, rows in found.items() for row in rows[: shares[key]]]
-
-
-def _delivery(row: Any) -> Delivery:
-    return Delivery(
-        event_id=row.event_id,
-        project_id=row.project_id,
-        url=row.webhook_url,
-        secret=row.webhook_secret,
-        tries=row.tries + 1,
-        call_id=row.call_id,
-        campaign_id=row.campaign_id,
-        status=CallStatus(row.status),
-        bill_seconds=row.bill_seconds,
-        phone_number=row.phone_number,
-        requested_at=row.requested_at,
-        price=row.price,
-    )
-
-
 _Id: Final = webhook_event.c.id.type
-_now: BindParameter[float] = bindparam("now", type_=webhook_event.c.due_at.type)
-_is_on = and_(
-    project.c.webhook_url.is_not(None),
-    project.c.webhook_secret.is_not(None),
-    project.c.webhook_off_reason.is_(None),
+
+
+def _is_on(project_id: ColumnElement[Any]) -> ColumnElement[bool]:
+    found: Select[Any] = select(literal_column("1")).where(
+        project.c.id == project_id,
+        project.c.webhook_url.is_not(None),
+        project.c.webhook_secret.is_not(None),
+        project.c.webhook_off_reason.is_(None),
+    )
+    return found.scalar_subquery().is_not(None)
+
+
+_QUEUE: Final = FairQueue(
+    webhook_event,
+    columns=(
+        webhook_event.c.id,
+        webhook_event.c.project_id,
+        webhook_event.c.due_at,
+        webhook_event.c.tries,
+        webhook_event.c.call_id,
+    ),
+    joined=(
+        project.c.webhook_url,
+        project.c.webhook_secret,
+        call.c.campaign_id,
+        call.c.status,
+        call.c.bill_seconds,
+        call.c.phone_number,
+        call.c.requested_at,
+        call.c.price,
+    ),
+    joins=lambda event: (
+        (project, project.c.id == event.c.project_id),
+        (call, call.c.id == event.c.call_id),
+    ),
+    may_have_turn=_is_on,
 )
-
-
-def _with_due_in_sqlite() -> Query:
-    waiting = loose_index_scan.distinct(webhook_event.c.project_id, is_untold)
-    first_due = (
-        select(func.min(webhook_event.c.due_at))
-        .where(webhook_event.c.project_id == waiting.c.value, is_untold)
-        .scalar_subquery()
-    )
-    return _of_projects(waiting, first_due <= _now)
-
-
-def _with_due_in_postgresql() -> Query:
-    # As `turns` has it: a project's first due time comes with the look that finds the project.
-    found = select(_first_after(bindparam("after")).subquery()).cte("found", recursive=True)
-    following = _first_after(found.c.value).lateral("following")
-    found = found.union_all(select(following).select_from(found.join(following, true())))
-    return _of_projects(found, found.c.due_at <= _now)
-
-
-def _first_after(project_id: ColumnElement[Any]) -> Select[Any]:
-    return (
-        select(webhook_event.c.project_id.label("value"), webhook_event.c.due_at)
-        .where(is_untold, webhook_event.c.project_id > project_id)
-        .order_by(webhook_event.c.project_id, webhook_event.c.due_at)
-        .limit(literal_column("1"))
-    )
-
-
-def _of_projects(found: CTE, is_due: ColumnElement[bool]) -> Query:
-    """Those of the projects found that have their turn."""
-    full = select(given("full", id=_Id).c.id)
-    is_on: Select[Any] = select(literal_column("1")).where(project.c.id == found.c.value, _is_on)
-    return Query(
-        select(found.c.value)
-        .where(is_due, found.c.value.not_in(full), is_on.scalar_subquery().is_not(None))
-        .limit(bindparam("most"))
-    )
-
-
-_asked = given("asked", id=_Id)
-_event_columns = (
-    webhook_event.c.id.label("event_id"),
-    webhook_event.c.project_id,
-    webhook_event.c.due_at,
-    webhook_event.c.tries,
-    webhook_event.c.call_id,
-)
-_other_columns = (
-    project.c.webhook_url,
-    project.c.webhook_secret,
-    call.c.campaign_id,
-    call.c.status,
-    call.c.bill_seconds,
-    call.c.phone_number,
-    call.c.requested_at,
-    call.c.price,
-)
-
-
-def _longest_due(events: FromClause) -> Select[Any]:
-    return (
-        select()
-        .where(events.c.project_id == _asked.c.id, events.c.due_at <= _now)
-        .order_by(events.c.due_at, events.c.id)
-        .correlate(_asked)
-    )
-
-
-def _due_in_sqlite() -> Query:
-    # SQLite begins an outer join on its left, always: with the projects, and not with all events.
-    events = webhook_event.alias("one")
-    rowids = _longest_due(events).add_columns(literal_column("one.rowid")).limit(bindparam("most"))
-    of_projects = (
-        _asked.join(project, project.c.id == _asked.c.id)
-        .outerjoin(webhook_event, literal_column("webhook_event.rowid").in_(rowids))
-        .outerjoin(call, call.c.id == webhook_event.c.call_id)
-    )
-    return Query(select(*_event_columns, *_other_columns).select_from(of_projects))
-
-
-def _due_in_postgresql() -> Query:
-    # The constant tells PostgreSQL to follow the index, as in `turns`.
-    few = (
-        _longest_due(webhook_event)
-        .add_columns(*_event_columns)
-        .limit(literal_column(str(CHUNK)))
-        .with_for_update(skip_locked=True, of=webhook_event)
-        .lateral("few")
-    )
-    due = select(few).limit(bindparam("most")).lateral("due")
-    of_projects = (
-        _asked.join(project, project.c.id == _asked.c.id)
-        .join(due, true())
-        .join(call, call.c.id == due.c.call_id)
-    )
-    return Query(select(*due.c, *_other_columns).select_from(of_projects))
-
-
-_WITH_DUE: Final = {"sqlite": _with_due_in_sqlite(), "postgresql": _with_due_in_postgresql()}
-_DUE: Final = {"sqlite": _due_in_sqlite(), "postgresql": _due_in_postgresql()}
-_LEASE: Final = Change(
+_LEASE: Final = Statement(
     update(webhook_event)
-    .where(webhook_event.c.id.in_(select(given("leased", id=_Id).c.id)))
+    .where(webhook_event.c.id.in_(select(values_parameter("leased", id=_Id).c.id)))
     .values(due_at=bindparam("until"), tries=webhook_event.c.tries + 1)
 )
-_tries = given(
-    "tries",
-    **{
-        name: webhook_try.c[name].type
-        for name in ("id", "event_id", "at", "status_code", "error", "seconds")
-    },
-)
-_WRITE_TRIES: Final = Change(
+_tries = values_parameter("tries", **{column.name: column.type for column in webhook_try.c})
+_WRITE_TRIES: Final = Statement(
     # An event may have been deleted with its project while it was delivered.
     insert(webhook_try).from_select(
         list(_tries.c.keys()),
         select(*_tries.c).join(webhook_event, webhook_event.c.id == _tries.c.event_id),
     )
 )
-_DELIVERED: Final = Change(
-    update(webhook_event)
-    .where(webhook_event.c.id.in_(select(given("delivered", id=_Id).c.id)))
-    .values(state=DELIVERED, due_at=null())
+_results = values_parameter(
+    "results", id=_Id, state=webhook_event.c.state.type, due_at=webhook_event.c.due_at.type
 )
-_is_pending = webhook_event.c.state == PENDING
-_again = given("again", id=_Id, due_at=webhook_event.c.due_at.type)
-_AGAIN: Final = Change(
+_WRITE_STATES: Final = Statement(
     update(webhook_event)
-    .where(webhook_event.c.id == _again.c.id, _is_pending)
-    .values(due_at=_again.c.due_at)
-)
-_GIVE_UP: Final = Change(
-    update(webhook_event)
-    .where(webhook_event.c.id.in_(select(given("given_up", id=_Id).c.id)), _is_pending)
-    .values(state=GIVEN_UP, due_at=null())
+    .where(
+        webhook_event.c.id == _results.c.id,
+        or_(webhook_event.c.state == PENDING, _results.c.state == DELIVERED),
+    )
+    .values(state=_results.c.state, due_at=_results.c.due_at)
 )
 _TRIES = (
     select(webhook_try)
     .where(webhook_try.c.event_id.in_(bindparam("ids", expanding=True)))
     .order_by(webhook_try.c.id)
 )
-_BACKLOG = select(func.count()).select_from(webhook_event).where(is_untold)

@@ -1,1 +1,1 @@
-"""A SIP callee for trying things out: answers, is busy, does not answer, records what it hears."""
+"""A SIP callee for trying things out: answers, is busy, does not answer, records the audio."""

@@ -1,10 +1,9 @@
-"""UDP ports that hear one call each: one keeps the audio, one only counts packets.
+"""UDP ports that receive the RTP of one call each: one records the audio, one counts packets.
 
-Reading 50 packets a second of each of a thousand calls would fill a core. So the ear that counts
-reads until the first RTP packet, and then tells the kernel to drop what follows before it is
-queued, and to count what it drops: a packet costs this process nothing, and the count is exact.
-Linux has both halves, a socket filter (SO_ATTACH_FILTER, socket(7)) and the count of drops
-(SO_MEMINFO). Elsewhere every packet is read and counted here.
+Reading 50 packets a second of each of a thousand calls would fill a core. So `CountingSink` reads
+until the first RTP packet, and then lets the kernel drop and count all others: a socket filter
+(SO_ATTACH_FILTER, socket(7)) drops them before they are queued, and SO_MEMINFO has the exact count
+of drops. Both are Linux's; elsewhere every packet is read and counted here.
 """
 
 from __future__ import annotations
@@ -12,19 +11,26 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import errno
+import hashlib
+import re
 import socket
 import struct
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
+from bitel.g711 import SAMPLE_RATE, Pcm
+from bitel.recordings import wav
 from bitel.rtp.packet import PacketError, RtpHeader
-from bitel.rtp.packet_recorder import PacketRecorder, ReceptionStats
+from bitel.test_phone.packet_recorder import PacketRecorder
 
 _MAX_DATAGRAM: Final = 2048
 _READS_AT_ONCE: Final = 64
 _PORTS_TRIED: Final = 100
 """Every second one is even."""
+_MAX_NAME: Final = 80
+"""Characters of a file name that come from the number, and from the Call-ID."""
 
 # From asm-generic/socket.h and linux/sock_diag.h; Python's socket module does not name them.
 _SO_ATTACH_FILTER: Final = 26
@@ -34,11 +40,11 @@ _MEMINFO_DROPS: Final = 8
 _BPF_TAKE_NOTHING: Final = struct.pack("HBBI", 0x06, 0, 0, 0)
 
 
-class Ear:
+class RtpSink:
     """A UDP port on `host`; `on_first` is called at its first RTP packet, from the event loop.
 
     Open it within a running event loop, and close it once. Raises OSError where nothing can be
-    bound. What is no RTP is passed over.
+    bound. Datagrams that are no RTP are ignored.
     """
 
     def __init__(self, host: str, on_first: Callable[[], None]) -> None:
@@ -78,13 +84,13 @@ class Ear:
                 self._on_first()
 
     def _take(self, datagram: bytes) -> None:
-        """Do with an RTP packet what this ear is for."""
+        """Process an RTP packet."""
 
 
 def _bind_even(host: str) -> socket.socket:
     """A UDP socket of an even port; the one above is for the call's RTCP (RFC 3550 section 11).
 
-    Were that another call's ear, it would take the reports on this call for audio of its own.
+    Otherwise another call's sink at that port would take the reports for audio of its own.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for _ in range(_PORTS_TRIED):
@@ -101,8 +107,8 @@ def _bind_even(host: str) -> socket.socket:
     raise OSError(errno.EADDRINUSE, f"no even port of {host} is free")
 
 
-class CountingEar(Ear):
-    """Hears that there is audio, and how much, for nearly no CPU."""
+class CountingSink(RtpSink):
+    """Counts packets, for nearly no CPU."""
 
     def __init__(self, host: str, on_first: Callable[[], None]) -> None:
         self._drops_before: int | None = None
@@ -129,16 +135,42 @@ class CountingEar(Ear):
         return drops
 
 
-class RecordingEar(Ear):
+class RecordingSink(RtpSink):
     """Keeps the first `minutes` of audio, 0.5 MB each."""
 
     def __init__(self, host: str, on_first: Callable[[], None], *, minutes: float) -> None:
-        self._hearing = PacketRecorder(minutes)
+        self._recorder = PacketRecorder(minutes)
         super().__init__(host, on_first)
 
-    def heard(self) -> ReceptionStats:
-        """What came, as a listener would have heard it; also after `close`."""
-        return self._hearing.heard()
+    def pcm(self) -> Pcm:
+        """The audio as a listener would have heard it, at 8 kHz; also after `close`."""
+        return self._recorder.pcm16()
 
     def _take(self, datagram: bytes) -> None:
-        self._hearing.receive(datagram, self._loop.time())
+        self._recorder.receive(datagram, self._loop.time())
+
+
+def write_recording(folder: Path, number: str, call_id: str, sink: RecordingSink) -> Path:
+    """Write what a closed sink received as a WAV, 8 kHz mono 16 bit; its path. Raises OSError."""
+    path = folder / recording_name(number, call_id)
+    # Under another name first, so that a program that watches the folder finds whole files only.
+    unfinished = path.with_suffix(".part")
+    wav.write(unfinished, sink.pcm(), SAMPLE_RATE)
+    return unfinished.rename(path)
+
+
+def recording_name(number: str, call_id: str) -> str:
+    """The file name for a call: the number as it arrived, and the Call-ID, made safe.
+
+    The caller chooses both. Only letters, digits, `+`, `-`, `.` and `_` are kept; where something
+    else was replaced, a hash tells apart names that would otherwise look alike.
+    """
+    return f"{_safe(number)}_{_safe(call_id)}.wav"
+
+
+def _safe(text: str) -> str:
+    plain = re.sub(r"[^A-Za-z0-9+._-]|^\.", "-", text[:_MAX_NAME])
+    if plain == text:
+        return plain
+    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+    return f"{plain}-{digest[:8]}"

@@ -11,13 +11,12 @@ The grammar, as the operator types it:
 arrives and on the number without its leading `+`. The steps are for the number's first call, its
 second, and so on; the last step goes on for ever. `+9891*=busy*2,answer:after=2` is busy twice for
 each number that matches, and then answers after two seconds.
-
-Everything here is a value; what was decided for which call is in `bitel.test_phone.call_history`.
 """
 
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -145,20 +144,17 @@ def _step(text: str) -> Step:
     return Step(_behaviour(behaviour), int(count))
 
 
+_WITHOUT_OPTIONS: Final = {str(each): each for each in (Reject(BUSY_CODE), Ring(), Silent())}
+
+
 def _behaviour(text: str) -> Behaviour:
+    if (plain := _WITHOUT_OPTIONS.get(text)) is not None:
+        return plain
     name, *options = text.split(":")
     if name == "answer":
         return _answer(text, options)
     if name == "reject" and len(options) == 1:
         return Reject(_code(options[0]))
-    if not options:
-        match name:
-            case "busy":
-                return Reject(BUSY_CODE)
-            case "ring":
-                return Ring()
-            case "silent":
-                return Silent()
     raise RuleError(
         f"{text!r} is not a behaviour; the behaviours are answer[:after=S][:hangup=S], busy, "
         "reject:CODE, ring and silent"
@@ -190,3 +186,45 @@ def _code(text: str) -> int:
     if not re.fullmatch(r"[3-6][0-9]{2}", text, re.ASCII):
         raise RuleError(f"{text!r} is not a code to reject with; 300 to 699 are")
     return int(text)
+
+
+class CallHistory:
+    """The behaviour chosen for each call, and how many calls each number has had.
+
+    A repeated INVITE gets the behaviour of the first one. At most `limit` calls and `limit` numbers
+    are kept, the most recent ones, so that a caller who invents numbers can't fill the memory.
+    """
+
+    def __init__(self, rules: Sequence[Rule], limit: int = 100_000) -> None:
+        self._rules = tuple(rules)
+        self._limit = limit
+        self._decided: OrderedDict[str, Behaviour] = OrderedDict()
+        self._calls: OrderedDict[str, int] = OrderedDict()
+
+    @property
+    def has_silent_rules(self) -> bool:
+        """Whether any rule has a silent step."""
+        return any(isinstance(s.behaviour, Silent) for rule in self._rules for s in rule.steps)
+
+    def decide(self, call_id: str, number: str) -> Behaviour:
+        """What the call `call_id` to `number` meets. Counts it as one more call of that number."""
+        known = self._decided.get(call_id)
+        if known is not None:
+            return known
+        behaviour = self.next_for(number)
+        key = number.removeprefix("+")
+        self._calls[key] = self._calls.pop(key, 0) + 1
+        self._decided[call_id] = behaviour
+        for kept in (self._calls, self._decided):
+            if len(kept) > self._limit:
+                kept.popitem(last=False)
+        return behaviour
+
+    def decided(self, call_id: str) -> Behaviour | None:
+        """What was decided for a call, None for one that never came or is long forgotten."""
+        return self._decided.get(call_id)
+
+    def next_for(self, number: str) -> Behaviour:
+        """What the number's next call will meet; counts nothing."""
+        earlier = self._calls.get(number.removeprefix("+"), 0)
+        return first_match(self._rules, number).behaviour(earlier)

@@ -1,37 +1,25 @@
-"""What an event says: the JSON that is posted when a call has reached its final status."""
+"""The body of a webhook: the JSON that is posted when a call has reached its final status."""
 
 from __future__ import annotations
 
-from decimal import Decimal
-
 from bitel import exact_json
-from bitel.domain.calls import CallStatus
+from bitel.store.webhooks import Delivery
 
 CONTENT_TYPE = "application/json"
 
 
-def body(
-    *,
-    call_id: str,
-    campaign_id: str | None,
-    status: CallStatus,
-    bill_seconds: int,
-    phone_number: str,
-    requested_at: float,
-    price: Decimal,
-) -> bytes:
-    """The event of one call, as bytes that are the same on every try.
+def body(delivery: Delivery, requested_at: float) -> bytes:
+    """The event of one call, the same bytes on every try.
 
-    `campaign_id` is None for a single call, `phone_number` is as the client wrote it, `price` is
-    what the call cost: zero or positive.
+    `requested_at` is when the call was placed, in Unix seconds of the system clock.
     """
     event = {
-        "requestId": call_id,
-        "campaignId": campaign_id,
-        "cause": status.name,
-        "billSec": bill_seconds,
-        "number": phone_number,
+        "requestId": delivery.call_id,
+        "campaignId": delivery.campaign_id,  # null for a single call
+        "cause": delivery.status.name,
+        "billSec": delivery.bill_seconds,
+        "number": delivery.phone_number,  # as the client wrote it
         "requestDate": int(requested_at),
-        "balanceSubtracted": abs(price),
+        "balanceSubtracted": abs(delivery.price),  # never -0
     }
     return exact_json.dumps(event).encode()

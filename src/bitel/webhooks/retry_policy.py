@@ -1,4 +1,4 @@
-"""When an event that was not taken is offered again: rules without a clock or a network."""
+"""When a failed delivery is tried again: pure functions of status, headers and time."""
 
 from __future__ import annotations
 
@@ -9,58 +9,49 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Final
 
-MINUTE: Final = 60.0
-HOUR: Final = 3600.0
-
-PAUSES: Final = (
-    5.0,
-    5 * MINUTE,
-    30 * MINUTE,
-    2 * HOUR,
-    5 * HOUR,
-    10 * HOUR,
-    14 * HOUR,
-    20 * HOUR,
-    24 * HOUR,
-)
+_HOUR: Final = 3600.0
+PAUSES: Final = (5.0, 300.0, 1800.0, *(hours * _HOUR for hours in (2, 5, 10, 14, 20, 24)))
 """Seconds after the first try, the second, and so on; after the last one an event is given up."""
 
 JITTER: Final = 0.1
-"""Each pause is longer or shorter by up to this part of it, so that failures don't come back in
-step."""
+"""Each pause is longer or shorter by up to this part of it, so that retries spread out."""
 
-LONGEST_WAIT: Final = 24 * HOUR
-"""Seconds; a receiver that asks for more with `Retry-After` is asked again after these."""
+LONGEST_WAIT: Final = 24 * _HOUR
+"""Seconds: the longest wait that a receiver may ask for with `Retry-After`."""
 
 _UNPRINTABLE: Final = re.compile(r"[^\x20-\x7e]")
 
 
 def is_success(status: int) -> bool:
-    """Whether a receiver that answers so has taken the event."""
+    """Whether this status means that the receiver took the event."""
     return status // 100 == 2
 
 
 def is_gone(status: int) -> bool:
-    """Whether a receiver that answers so wants no events any more."""
+    """Whether this status means that the receiver wants no more events."""
     return status == HTTPStatus.GONE
 
 
-def next_try(tries: int, failed_at: float, luck: float, asked_for: float | None) -> float | None:
-    """When to try again after `tries` tries (at least 1) failed, the last at `failed_at`; or None.
+def next_try(tries: int, failed_at: float, jitter: float, asked_for: float | None) -> float | None:
+    """When to try again, in the unit of `failed_at`; None gives the event up.
 
-    `luck`, from 0 to 1, places it within the jitter. `asked_for` is what `Retry-After` said, in
-    seconds; it makes a pause longer, never shorter, and no pause longer than `LONGEST_WAIT`.
+    Args:
+        tries: how many failed, at least 1.
+        failed_at: when the last one failed.
+        jitter: from 0 to 1, where in the range of `JITTER` the pause is.
+        asked_for: seconds of `Retry-After`; it makes a pause longer, up to `LONGEST_WAIT`, never
+            shorter.
     """
     if tries > len(PAUSES):
         return None
-    pause = PAUSES[tries - 1] * (1 - JITTER + 2 * JITTER * luck)
+    pause = PAUSES[tries - 1] * (1 - JITTER + 2 * JITTER * jitter)
     if asked_for is not None:
         pause = max(pause, min(asked_for, LONGEST_WAIT))
     return failed_at + pause
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """The seconds that `Retry-After` (RFC 9110 §10.2.3) asks for, if it says something of sense.
+    """The seconds that `Retry-After` (RFC 9110 §10.2.3) asks for; None if absent or malformed.
 
     `headers` have names in lower case; a date in the past is 0.
     """

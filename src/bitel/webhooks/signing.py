@@ -1,8 +1,7 @@
 """Signatures on webhooks, as https://www.standardwebhooks.com specifies them.
 
-A secret is `whsec_` and the base64 of 24 to 64 random bytes. A message has an id, the time at which
-it was sent, and a body; what is signed is `{id}.{timestamp}.{body}`, by HMAC-SHA256. The receiver
-gets the three headers below. This module stands alone, so that receivers can use `verify` too.
+A secret is `whsec_` and the base64 of 24 to 64 random bytes. The signature is the HMAC-SHA256 of
+`{id}.{timestamp}.{body}`. Receivers can use `verify`: this module imports only errors.
 """
 
 from __future__ import annotations
@@ -22,10 +21,9 @@ TIMESTAMP_HEADER: Final = "webhook-timestamp"
 SIGNATURE_HEADER: Final = "webhook-signature"
 
 PREFIX: Final = "whsec_"
-NEW_KEY_BYTES: Final = 32
 SHORTEST_KEY: Final = 24
 LONGEST_KEY: Final = 64
-"""Bytes, prefix and base64 taken off."""
+"""Bytes of a secret, after base64."""
 
 TOLERANCE: Final = 300.0
 """Seconds by which the sender's clock and the receiver's may differ."""
@@ -35,18 +33,18 @@ _MOST_SIGNATURES: Final = 32
 
 
 class WebhookSignatureError(UnauthorizedError):
-    """A message that its secret has not signed, or not lately: it must not be believed."""
+    """A message that was not signed with the secret, or is too old: do not trust it."""
 
 
 def new_secret() -> str:
-    """A secret that nobody can guess."""
-    return PREFIX + base64.b64encode(secrets.token_bytes(NEW_KEY_BYTES)).decode()
+    """A random secret."""
+    return PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
 
 
 def sign(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
     """The signature `v1,<base64>` of a message sent at `timestamp` (Unix seconds).
 
-    Raises InvalidRequestError for what can't be a secret.
+    Raises InvalidRequestError for a malformed secret.
     """
     signed = b"%b.%d.%b" % (message_id.encode(), timestamp, body)
     digest = hmac.digest(_key(secret), signed, "sha256")
@@ -54,7 +52,7 @@ def sign(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
 
 
 def headers(secret: str, message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
-    """The three headers that say who sent a message, and when."""
+    """The three headers of a signed message."""
     return {
         ID_HEADER: message_id,
         TIMESTAMP_HEADER: str(timestamp),
@@ -69,15 +67,18 @@ def verify(
     now: float,
     tolerance: float = TOLERANCE,
 ) -> str:
-    """The id of a message, once it is sure that a holder of `secret` sent it, and lately.
+    """Check the signature and time of a message, and return its id.
 
-    `headers` are the request's, their names in any case; `body` is the body as it came, not
-    decoded and written anew. One signature that fits is enough, whatever stands beside it; and
-    while secrets are changed over, any of several may be the one. Answer a message with an id seen
-    before as the first time and do nothing more: it is the same one, sent again.
+    Do nothing for an id that was seen before, and answer as the first time: it is a repetition.
 
-    Raises WebhookSignatureError for a message that must not be believed, InvalidRequestError for
-    what can't be a secret.
+    Args:
+        secret: the secret, or several while they are changed over, any of which may be the one.
+        headers: the request's headers, names in any case; one valid signature is enough.
+        body: the body exactly as received, not decoded and encoded again.
+        now: Unix seconds.
+
+    Raises WebhookSignatureError for a message that must not be trusted, InvalidRequestError for a
+    malformed secret.
     """
     given = {name.lower(): value for name, value in headers.items()}
     message_id = _header(given, ID_HEADER)
@@ -87,7 +88,7 @@ def verify(
     for one in [secret] if isinstance(secret, str) else secret:
         expected = sign(one, message_id, timestamp, body).encode()
         for signature in offered:
-            # No early end: how long this takes must not tell how much of a signature was right.
+            # No early end: the time this takes must not tell how much of a signature was right.
             fits |= hmac.compare_digest(expected, signature.encode("utf-8", "surrogateescape"))
     if not fits:
         raise WebhookSignatureError(f"{SIGNATURE_HEADER} holds no signature by this secret")
@@ -113,7 +114,7 @@ def _timestamp(text: str) -> int:
 
 
 def _key(secret: str) -> bytes:
-    # Receivers of other makes leave the prefix out.
+    # Other libraries leave the prefix out.
     try:
         key = base64.b64decode(secret.removeprefix(PREFIX), validate=True)
     except (binascii.Error, ValueError):

@@ -1,36 +1,43 @@
-"""Where events may be sent: which URLs, and which addresses behind their names.
+"""Which URLs and addresses webhooks may be sent to, and the resolver that finds the addresses.
 
-A webhook makes this service send a request where somebody else says. So that this can't reach what
-only this machine or its network can, the address itself is judged, whatever name or notation
-led to it; `connecting` does so for the very address that it connects to.
+A webhook makes this service send a request to a place that a client chose (SSRF). So that this
+reaches nothing that only this machine or its network can reach, the address is checked, whatever
+name or notation it came from: `check` when a URL is set, `why_blocked` for each connection.
 """
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import ipaddress
 import re
 import socket
+import threading
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address
 from typing import Final
 
 import httpx
 
 from bitel.errors import InvalidRequestError
-from bitel.ip_addresses import embedded_ipv4, special_purpose
+from bitel.ip_addresses import IPAddress, embedded_ipv4, special_purpose
+
+Resolve = Callable[[str], Awaitable[Sequence[IPAddress]]]
+"""From a host name, or an address in any notation, to its addresses. Raises OSError."""
 
 LONGEST_URL: Final = 2048
 """Characters."""
+MAX_LOOKUPS: Final = 32
+"""Names that are resolved at the same time."""
 
-_LONGEST_NAME: Final = 253
 _NAME: Final = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?")
-_LOCAL_NAMES: Final = ("localhost", "localhost.")
 _PORTS: Final = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A URL that events may be posted to, taken apart."""
+    """A parsed URL that events may be posted to."""
 
     scheme: str
     host: str
@@ -40,14 +47,19 @@ class Target:
     """With its query; at least `/`."""
 
     @property
+    def origin(self) -> tuple[str, str, int]:
+        """Scheme, host and port: what URLs on one connection share."""
+        return self.scheme, self.host, self.port
+
+    @property
     def host_header(self) -> str:
-        """What the Host header says."""
+        """Value of the Host header."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
 
 
 def parse(url: str) -> Target:
-    """The target that `url` names. Raises InvalidRequestError for one that can't be."""
+    """Parse a URL. Raises InvalidRequestError for one that no webhook can have."""
     try:
         if len(url) > LONGEST_URL:
             raise _wrong(f"has at most {LONGEST_URL} characters")
@@ -59,7 +71,7 @@ def parse(url: str) -> Target:
     if parts.userinfo:
         raise _wrong("holds a user name or password; receivers check the signature instead")
     host = parts.raw_host.decode("ascii")
-    if not (":" in host or _NAME.fullmatch(host)) or "%" in host or len(host) > _LONGEST_NAME:
+    if not (":" in host or _NAME.fullmatch(host)) or "%" in host or len(host) > 253:
         raise _wrong("must name a host, as in https://example.com/calls")
     port = _PORTS[parts.scheme] if parts.port is None else parts.port
     if not 0 < port < 65_536:
@@ -68,12 +80,12 @@ def parse(url: str) -> Target:
 
 
 def check(url: str, *, allow_private: bool) -> None:
-    """Raise InvalidRequestError for a URL that surely can't be delivered to.
+    """Raise InvalidRequestError for a URL that webhooks can't be sent to.
 
-    What a name stands for is judged when it is connected to, not here.
+    A host name is not resolved here: its addresses are checked for each connection.
     """
     address = _written_address(parse(url).host)
-    why = None if address is None or allow_private else refusal(address)
+    why = None if address is None or allow_private else why_blocked(address)
     if why is not None:
         raise InvalidRequestError(
             f"the webhook URL names an address that is not public: {why}; "
@@ -81,10 +93,10 @@ def check(url: str, *, allow_private: bool) -> None:
         )
 
 
-def refusal(address: IPv4Address | IPv6Address) -> str | None:
-    """Why nothing may be sent to `address`, in a few words; None if it is a public one.
+def why_blocked(address: IPAddress) -> str | None:
+    """Why nothing may be sent to `address`, in a few words; None for a public address.
 
-    An IPv4 address inside an IPv6 one (mapped, 6to4, NAT64) is what counts.
+    For an IPv4 address inside an IPv6 address (mapped, 6to4, NAT64) the inner one is checked.
     """
     block = special_purpose(address)
     if block is None:
@@ -93,8 +105,8 @@ def refusal(address: IPv4Address | IPv6Address) -> str | None:
     return f"{address} is {block.kind} address" + (f" ({inner})" if inner else "")
 
 
-def _written_address(host: str) -> IPv4Address | IPv6Address | None:
-    if host in _LOCAL_NAMES:
+def _written_address(host: str) -> IPAddress | None:
+    if host in ("localhost", "localhost."):
         return IPv4Address("127.0.0.1")
     try:
         return ipaddress.ip_address(host)
@@ -108,3 +120,45 @@ def _written_address(host: str) -> IPv4Address | IPv6Address | None:
 
 def _wrong(why: str) -> InvalidRequestError:
     return InvalidRequestError(f"the webhook URL {why}")
+
+
+class Resolver:
+    """Resolves names with the system's resolver; concurrent requests for a name share one lookup.
+
+    Each lookup has a daemon thread of its own: a name server that never answers blocks neither the
+    event loop's thread pool nor the end of the process.
+    """
+
+    def __init__(self) -> None:
+        self._free = asyncio.Semaphore(MAX_LOOKUPS)
+        self._lookups: dict[str, asyncio.Task[Sequence[IPAddress]]] = {}
+
+    async def __call__(self, host: str) -> Sequence[IPAddress]:
+        """The addresses of `host`, in the system's order of preference. Raises OSError."""
+        lookup = self._lookups.get(host)
+        if lookup is None:
+            lookup = self._lookups[host] = asyncio.create_task(self._look_up(host))
+            lookup.add_done_callback(lambda done: self._forget(host, done))
+        return await asyncio.shield(lookup)
+
+    def _forget(self, host: str, done: asyncio.Task[Sequence[IPAddress]]) -> None:
+        del self._lookups[host]
+        if not done.cancelled():
+            done.exception()  # retrieved, should all callers have given up
+
+    async def _look_up(self, host: str) -> Sequence[IPAddress]:
+        async with self._free:
+            found: concurrent.futures.Future[Sequence[IPAddress]] = concurrent.futures.Future()
+            found.set_running_or_notify_cancel()  # the thread alone ends it
+            threading.Thread(
+                target=_getaddrinfo, args=(host, found), name="webhook-lookup", daemon=True
+            ).start()
+            return await asyncio.wrap_future(found)
+
+
+def _getaddrinfo(host: str, found: concurrent.futures.Future[Sequence[IPAddress]]) -> None:
+    try:
+        rows = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        found.set_result([ipaddress.ip_address(row[4][0]) for row in rows])
+    except (OSError, ValueError) as fault:  # ValueError: a label too long or empty, an odd address
+        found.set_exception(fault if isinstance(fault, OSError) else OSError(str(fault)))

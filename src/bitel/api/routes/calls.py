@@ -1,0 +1,147 @@
+"""`/api/v2/voice`: placing calls, their status, and canceling them."""
+
+from __future__ import annotations
+
+from json.encoder import encode_basestring
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Path
+from starlette.convertors import Convertor, register_url_convertor
+from starlette.requests import Request
+from starlette.responses import Response
+
+from bitel.api.dependencies import DirectRoute, Owner, Token, services_of
+from bitel.api.openapi import described, placing_calls
+from bitel.api.placement import Placed
+from bitel.api.reading import idempotency_key, read
+from bitel.api.responses import (
+    BatchSuccess,
+    CallAnswer,
+    Success,
+    call_answer,
+    json_list_body,
+    placed_answer,
+    sent,
+    success,
+    success_body,
+)
+from bitel.api.schemas import BatchBody, BatchTtsBody, OtpBody, SingleBody, SingleTtsBody
+from bitel.errors import NotFoundError
+from bitel.exact_json import dumps as as_json
+from bitel.store import calls
+
+router = APIRouter(prefix="/api/v2/voice", route_class=DirectRoute)
+
+CallId = Annotated[str, Path(description="The `id` of a call.")]
+_ONE: Final = Success[CallAnswer]
+
+
+class _Id(Convertor[str]):
+    """An identifier in a path: `/voice/{call_id:id}` must not match `/voice/single`."""
+
+    regex = "[0-9a-f]{32}"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("id", _Id())
+
+
+@router.post("/single", **placing_calls("Play a recording to one number", _ONE, SingleBody))
+async def single(request: Request, project: Owner) -> Response:
+    """The call is queued, and durable, when this answers. It is dialled as soon as a channel is
+    free; ask for its status to learn what became of it."""
+    services = services_of(request)
+    body = await read(request, SingleBody, services.context.settings.http.max_body)
+    key = idempotency_key(request, body)
+    return sent(await services.placement.single(project, body, key, one_call))
+
+
+@router.post("/batch", **placing_calls("Play a recording to many numbers", BatchSuccess, BatchBody))
+async def batch(request: Request, project: Owner) -> Response:
+    """All calls are queued, or none: one bad number refuses them all. They are answered in the
+    order of the numbers, and `campaignId`, beside `result`, names them all together."""
+    services = services_of(request)
+    body = await read(request, BatchBody, services.context.settings.http.max_batch_body)
+    key = idempotency_key(request, body)
+    return sent(await services.placement.batch(project, body, key, all_calls))
+
+
+@router.post("/otp", **placing_calls("Read a code to one number", _ONE, OtpBody))
+async def otp(request: Request, project: Owner) -> Response:
+    """The recording, if one is named, is played first; then the digits are read one by one. Such
+    calls go before all others, and at any time of the day."""
+    services = services_of(request)
+    body = await read(request, OtpBody, services.context.settings.http.max_body)
+    key = idempotency_key(request, body)
+    return sent(await services.placement.otp(project, body, key, one_call))
+
+
+@router.post("/single/tts", **placing_calls("Speak a text to one number", _ONE, SingleTtsBody))
+async def single_tts(request: Request, project: Owner) -> Response:
+    """The text is spoken before this answers: the first time, that takes a moment."""
+    services = services_of(request)
+    body = await read(request, SingleTtsBody, services.context.settings.http.max_body)
+    key = idempotency_key(request, body)
+    return sent(await services.placement.single_tts(project, body, key, one_call))
+
+
+@router.post(
+    "/batch/tts", **placing_calls("Speak a text to many numbers", BatchSuccess, BatchTtsBody)
+)
+async def batch_tts(request: Request, project: Owner) -> Response:
+    """As a batch, with a text in place of a recording; it is spoken once, before this answers."""
+    services = services_of(request)
+    body = await read(request, BatchTtsBody, services.context.settings.http.max_batch_body)
+    key = idempotency_key(request, body)
+    return sent(await services.placement.batch_tts(project, body, key, all_calls))
+
+
+@router.get(
+    "/status/{call_id}", **described("How a call stands", "calls", CallAnswer, [NotFoundError])
+)
+async def status(request: Request, token: Token, call_id: CallId) -> Response:
+    """A call is `WAITING` until its last attempt is over, and final from then on."""
+    call = await services_of(request).call_status.find(token, call_id)
+    return success(call_answer(call, services_of(request).context.date))
+
+
+@router.delete(
+    "/{call_id:id}", **described("Call off a call", "calls", CallAnswer, [NotFoundError])
+)
+async def cancel(request: Request, project: Owner, call_id: CallId) -> Response:
+    """A call that waits is `CANCELED` at once. One that is being dialled is hung up in a moment,
+    unless somebody answers first; what is over stays as it is. Answers how the call stands."""
+    context = services_of(request).context
+    now = context.clock()
+    call = await context.database.write(lambda conn: calls.cancel(conn, project.id, call_id, now))
+    return success(call_answer(call, context.date))
+
+
+def one_call(placed: Placed) -> bytes:
+    """The answer that holds the one call."""
+    (call_id,), (number,) = placed.ids, placed.phone_numbers
+    barred = bool(placed.barred)
+    return success_body(placed_answer(call_id, number, placed.requested_at, barred=barred))
+
+
+def all_calls(placed: Placed) -> bytes:
+    """The answer that holds every call, and the campaign that they are.
+
+    Written from two patterns, one for calls that wait and one for those that are over already:
+    ten times as fast as the encoder.
+    """
+    waiting, over = (
+        as_json(placed_answer("", "", placed.requested_at, barred=barred)).split('""')
+        for barred in (False, True)
+    )
+    calls = zip(placed.ids, placed.phone_numbers, strict=True)
+    items = []
+    for call_id, number in calls:
+        start, middle, end = over if call_id in placed.barred else waiting
+        items.append(f'{start}"{call_id}"{middle}{encode_basestring(number)}{end}')
+    return json_list_body(items, {"campaignId": placed.campaign_id})

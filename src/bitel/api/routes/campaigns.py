@@ -1,0 +1,101 @@
+"""`/api/v2/voice/campaign`: the status of campaigns, their calls, and canceling them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path
+from starlette.requests import Request
+from starlette.responses import Response
+
+from bitel.api.dependencies import (
+    USUAL_PAGE,
+    Cursor,
+    DirectRoute,
+    Limit,
+    Owner,
+    next_cursor,
+    read_cursor,
+    services_of,
+)
+from bitel.api.openapi import described
+from bitel.api.responses import CallPage, CampaignAnswer, call_answer, campaign_answer, success
+from bitel.domain.ids import is_id
+from bitel.errors import InvalidRequestError, NotFoundError
+from bitel.store import campaigns
+
+router = APIRouter(prefix="/api/v2/voice", route_class=DirectRoute)
+
+CampaignId = Annotated[str, Path(description="The `campaignId` of a batch.")]
+
+
+@router.get(
+    "/campaign/{campaign_id}",
+    **described("How a campaign stands", "campaigns", CampaignAnswer, [NotFoundError]),
+)
+async def campaign(request: Request, project: Owner, campaign_id: CampaignId) -> Response:
+    """Counts the campaign's calls by status. `finishedDate` is 0 until all of them are over."""
+    state = await _state(request, project.id, campaign_id)
+    return success(campaign_answer(state, services_of(request).context.date))
+
+
+@router.get(
+    "/campaign/{campaign_id}/calls",
+    **described(
+        "The calls of a campaign", "campaigns", CallPage, [NotFoundError, InvalidRequestError]
+    ),
+)
+async def campaign_calls(
+    request: Request,
+    project: Owner,
+    campaign_id: CampaignId,
+    cursor: Cursor = None,
+    limit: Limit = USUAL_PAGE,
+) -> Response:
+    """A page of calls, in the order in which they were asked for."""
+    after = read_cursor(cursor)
+    await _state(request, project.id, campaign_id)
+    calls = await services_of(request).context.database.read(
+        lambda conn: campaigns.page(conn, project.id, campaign_id, after, limit)
+    )
+    last, date = calls[-1].id if calls else "", services_of(request).context.date
+    return success(
+        {
+            "calls": [call_answer(call, date) for call in calls],
+            "nextCursor": next_cursor(last, len(calls), limit),
+        }
+    )
+
+
+@router.delete(
+    "/campaign/{campaign_id}",
+    **described("Call off a campaign", "campaigns", CampaignAnswer, [NotFoundError]),
+)
+async def cancel_campaign(request: Request, project: Owner, campaign_id: CampaignId) -> Response:
+    """Calls off every call of it that nobody has answered yet. Answers how the campaign stands."""
+    context = services_of(request).context
+    if not is_id(campaign_id):
+        raise _no_campaign()
+    now = context.clock()
+    done = False
+    while not done:
+        done = await context.database.write(
+            lambda conn: campaigns.cancel(conn, project.id, campaign_id, now)
+        )
+    state = await _state(request, project.id, campaign_id)
+    return success(campaign_answer(state, services_of(request).context.date))
+
+
+async def _state(request: Request, project_id: str, campaign_id: str) -> campaigns.CampaignState:
+    state = None
+    if is_id(campaign_id):
+        state = await services_of(request).context.database.read(
+            lambda conn: campaigns.find(conn, project_id, campaign_id)
+        )
+    if state is None:
+        raise _no_campaign()
+    return state
+
+
+def _no_campaign() -> NotFoundError:
+    return NotFoundError("this project has no campaign of that id")

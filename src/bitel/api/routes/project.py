@@ -1,0 +1,57 @@
+"""`/api/v2/account` and `/api/v2/servers`: the project, and the dialers that it may use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from fastapi import APIRouter
+from sqlalchemy import Connection
+from starlette.requests import Request
+from starlette.responses import Response
+
+from bitel.api.dependencies import Owner, services_of
+from bitel.api.openapi import described
+from bitel.api.placement import dialers_of
+from bitel.api.responses import AccountAnswer, ServerAnswer, success
+from bitel.store import leases, pausing
+
+SEEN_WITHIN: Final = 15.0
+"""Seconds since a dialer was last heard of, within which it counts as up."""
+
+router = APIRouter(prefix="/api/v2")
+
+
+@router.get("/servers", **described("The dialers, and which are up", "service", list[ServerAnswer]))
+async def servers(request: Request, project: Owner) -> Response:
+    """Those that this project may use. Calls for a dialer that is down or paused are taken all the
+    same, and wait until it is back."""
+    context = services_of(request).context
+    now = context.clock()
+    usable = dialers_of(context.settings, project)
+    up, paused = await context.database.read(
+        lambda conn: (leases.dialers_up(conn, now, SEEN_WITHIN), _paused(conn, usable))
+    )
+    return success(
+        [{"id": each, "up": up.get(each, False), "paused": paused.get(each)} for each in usable]
+    )
+
+
+@router.get("/account", **described("The project, and its balance", "service", AccountAnswer))
+async def account(request: Request, project: Owner) -> Response:
+    """The balance is what the project has, with what waiting calls may still cost in it."""
+    return success(
+        {
+            "id": project.id,
+            "name": project.name,
+            "balance": project.balance,
+            "currency": services_of(request).context.settings.currency,
+        }
+    )
+
+
+def _paused(conn: Connection, dialers: Sequence[str]) -> dict[str, str]:
+    """Why dialers place no calls, those that the operator has paused first."""
+    reasons = leases.paused_reasons(conn)
+    by_operator = {each: pausing.in_force(conn, each).reason for each in dialers}
+    return reasons | {each: reason for each, reason in by_operator.items() if reason}

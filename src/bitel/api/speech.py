@@ -1,0 +1,125 @@
+"""What calls play: recordings, texts that become recordings, and codes that stay digits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from bitel.api.context import ApiContext
+from bitel.api.rate_limits import ConcurrencyQuota, quota_of
+from bitel.api.schemas import LONGEST_CODE
+from bitel.domain.ids import new_id
+from bitel.errors import InvalidRequestError
+from bitel.recordings.shared_tasks import SharedTasks
+from bitel.speech import spoken_text
+from bitel.speech.digits import GAP_SECONDS, PAUSE_SECONDS
+from bitel.store import recordings
+from bitel.store.recordings import Recording
+
+DIGIT_SECONDS: Final = 1.0
+"""How long a spoken digit is taken to last when money is kept back for it; most are shorter."""
+MOST_TEXTS: Final = 16
+"""Texts of one project that may be under way at once."""
+LONGEST_NAME: Final = 60
+"""Characters of a text that name its recording."""
+
+
+@dataclass(frozen=True, slots=True)
+class Playback:
+    """What a call plays: a recording, digits, or one and then the other; `seconds` at most."""
+
+    recording_id: str | None
+    seconds: float
+    digits: str = ""
+    repeat_count: int = 1
+    language: str = ""
+
+
+class SpeechService:
+    """Has texts spoken, each once per project."""
+
+    def __init__(self, context: ApiContext) -> None:
+        self._context = context
+        self._sharing: SharedTasks[Recording] = SharedTasks()
+        self._under_way = ConcurrencyQuota(MOST_TEXTS, "texts")
+
+    async def recording(self, project_id: str, text: str, language: str | None) -> Recording:
+        """The project's recording of `text`, spoken now if it was not before.
+
+        Raises InvalidRequestError, naming `text` or `language`, and UnavailableError.
+        """
+        key = await self._context.speech.recording_key(text, language)
+        found = await self._find(project_id, key)
+        if found is not None:
+            return found
+        # Under way for a client that has gone by now, it is still wanted by the next one.
+        with self._under_way.one_more(project_id):
+            await self._context.database.read(
+                lambda conn: recordings.check_room(
+                    conn, project_id, quota_of(self._context.settings)
+                )
+            )
+            return await self._sharing.get(
+                f"{project_id} {key}", lambda: self._speak(project_id, text, language, key)
+            )
+
+    async def text(self, project_id: str, text: str, language: str | None) -> Playback:
+        """`text` as calls play it. Raises as `recording` does."""
+        recording = await self.recording(project_id, text, language)
+        return Playback(recording.id, recording.duration)
+
+    async def code(
+        self, text: str, language: str | None, repeats: int, intro: Playback | None
+    ) -> Playback:
+        """The digits of `text` in `language`, `repeats` times, after `intro` if there is one.
+
+        Raises InvalidRequestError, naming `voiceId`, `text` or `language`, and UnavailableError.
+        """
+        longest = self._context.settings.otp.max_intro
+        if intro is not None and intro.seconds > longest:
+            raise InvalidRequestError(
+                f"voiceId names a recording of {intro.seconds:g} s; before a one-time password it "
+                f"may last {longest:g} s"
+            )
+        digits = spoken_text.digits(text, LONGEST_CODE)
+        # Spoken when the call is answered; whether anybody can is better known now.
+        await self._context.speech.recording_key(digits, language)
+        seconds = repeats * (len(digits) * (DIGIT_SECONDS + GAP_SECONDS) + PAUSE_SECONDS)
+        return Playback(
+            recording_id=intro.recording_id if intro else None,
+            seconds=seconds + (intro.seconds if intro else 0.0),
+            digits=digits,
+            repeat_count=repeats,
+            language=(language or self._context.settings.speech.default_language).lower(),
+        )
+
+    async def _find(self, project_id: str, key: str) -> Recording | None:
+        return await self._context.database.read(
+            lambda conn: recordings.find_by_speech_key(conn, project_id, key)
+        )
+
+    async def _speak(self, project_id: str, text: str, language: str | None, key: str) -> Recording:
+        spoken = await self._context.speech.render(text, language, project_id)
+        now = self._context.clock()
+        made = Recording(
+            id=new_id(now),
+            project_id=project_id,
+            name=" ".join(text.split())[:LONGEST_NAME],
+            duration=spoken.duration,
+            size=spoken.samples,
+            created_at=now,
+            kind="speech",
+            speech_key=key,
+        )
+        await self._context.voices.put(made.id, spoken)
+        kept = None
+        try:
+            quota = quota_of(self._context.settings)
+            kept = await self._context.database.write(
+                lambda conn: recordings.add(conn, made, quota)
+            )
+        finally:
+            if kept is None or kept.id != made.id:
+                # Another process was faster, or the database can't.
+                await self._context.voices.delete(made.id)
+        return kept

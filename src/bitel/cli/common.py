@@ -1,0 +1,138 @@
+"""What commands share: options, the database or the service that they work on, and their output."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from typer import Argument, Option
+
+from bitel.errors import InvalidServerError, NotFoundError, SettingsError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from bitel.client import Client
+    from bitel.settings import Settings
+    from bitel.steady_clock import SteadyClock
+    from bitel.store.database import Database
+    from bitel.store.projects import Project
+
+T = TypeVar("T")
+
+Config = Annotated[
+    Path | None,
+    Option("--config", metavar="FILE", help="The settings file; BITEL_CONFIG by default."),
+]
+Json = Annotated[bool, Option("--json", help="Print the result as JSON.")]
+Yes = Annotated[bool, Option("--yes", help="Do not ask whether it is meant.")]
+Full = Annotated[bool, Option("--full", help="Show each message as a whole.")]
+Voice = Annotated[
+    str, Option(metavar="FILE_OR_ID", help="What to play: an audio file, or a recording's id.")
+]
+Retries = Annotated[int | None, Option(metavar="N", help="Calls again after busy or no answer.")]
+Id = Annotated[str, Argument(metavar="ID", show_default=False)]
+Number = Annotated[str, Argument(metavar="NUMBER", show_default=False)]
+ProjectName = Annotated[
+    str, Argument(metavar="PROJECT", help="A project's name or id.", show_default=False)
+]
+
+
+@contextmanager
+def open_database(
+    config: Path | None, *, create: bool = False
+) -> Iterator[tuple[Settings, Database]]:
+    """The settings, and their database, with the service running or not.
+
+    `create` makes the database where there is none, or upgrades it, and says on stderr where it
+    is; otherwise it must be there, with the newest schema. Raises SettingsError.
+    """
+    from bitel import settings as all_settings
+    from bitel.store import engines, migrate
+    from bitel.store.database import Database
+
+    settings = all_settings.load(config)
+    url = settings.effective_database_url
+    if create:
+        if migrate.upgrade(url):
+            place = engines.place(engines.parse_url(url))
+            print(f"bitel: created the database {place}", file=sys.stderr)
+        database = Database.open(url)
+    else:
+        database = migrate.open_current(url)
+    try:
+        yield settings, database
+    finally:
+        database.close()
+
+
+def read_clock(settings: Settings) -> SteadyClock:
+    """The clock of the service that has these settings, running or not."""
+    from bitel.steady_clock import SteadyClock
+
+    return SteadyClock.read(settings.data_dir)
+
+
+def read_database(
+    config: Path | None, query: Callable[[Connection], T]
+) -> tuple[T, Callable[[float], float]]:
+    """What `query` returns, and the function that makes Unix time of a stored time."""
+    with open_database(config) as (settings, database):
+        return database.read_now(query), read_clock(settings).date
+
+
+def find_project(conn: Connection, name_or_id: str) -> Project:
+    """The project of that name or id, or NotFoundError."""
+    from bitel.store import projects
+
+    project = projects.find(conn, name_or_id)
+    if project is None:
+        raise NotFoundError(f"no project is named {name_or_id!r}, or has that id")
+    return project
+
+
+def check_dialer(settings: Settings, dialer_id: str) -> str:
+    """`dialer_id`, if the settings have such a dialer; InvalidServerError otherwise."""
+    if settings.dialer(dialer_id) is None:
+        names = ", ".join(each.id for each in settings.dialers) or "none"
+        raise InvalidServerError(f"the settings have no dialer {dialer_id!r}; there are: {names}")
+    return dialer_id
+
+
+def open_client(config: Path | None) -> Client:
+    """A client of the service at `BITEL_URL`, with `BITEL_TOKEN`.
+
+    Without `BITEL_URL` the service is looked for where the settings let it listen.
+    """
+    from bitel.client import Client
+
+    token = os.environ.get("BITEL_TOKEN", "").strip()
+    if not token.isascii() or not token.isprintable() or not token:
+        raise SettingsError(
+            "BITEL_TOKEN must hold a token, as `bitel token create PROJECT` prints it"
+        )
+    return Client(token, os.environ.get("BITEL_URL") or _local_url(config))
+
+
+def _local_url(config: Path | None) -> str:
+    from bitel import settings as all_settings
+
+    http = all_settings.load(config).http
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(http.host, http.host)
+    return f"http://[{host}]:{http.port}" if ":" in host else f"http://{host}:{http.port}"
+
+
+def print_json(value: Any) -> None:
+    """Print `value` as one line of JSON."""
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def utc(at: float, form: str = "%Y-%m-%d %H:%M:%S") -> str:
+    """Unix seconds as a date and time in UTC."""
+    return datetime.fromtimestamp(at, UTC).strftime(form)

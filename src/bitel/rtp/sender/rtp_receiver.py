@@ -1,0 +1,357 @@
+"""Receives RTP from the remote parties of streams: source addresses, packet counts and digits.
+
+The audio itself is not used. So that receiving costs little beside sending, the kernel delivers a
+sample of it (`bpf`), the smaller the more streams there are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from bitel.rtp.bpf import DENSEST, attach, keep_one_in, one_in
+from bitel.rtp.ipc import Change
+from bitel.rtp.packet import PacketError, RtpHeader
+from bitel.rtp.stream_spec import Latch, StreamSpec, host_problem
+from bitel.rtp.telephone_event import Digits
+
+MAX_DATAGRAM = 2048  # bytes that are read of one
+MOST_AT_ONCE = 32  # datagrams that are read from one socket in one go
+MOST_STALE = 1024  # datagrams that are dropped before a stream begins
+YOUNG = 0.5  # seconds in which a new stream is sampled densely, to find the source of its RTP soon
+UNDER_WAY = 1.0  # seconds after a change in which packets may come that were sent before it
+LINGERING = 5.0  # seconds after a stream's end in which its remote may still send to a shared port
+USUAL_PACKET = 0.02  # seconds of audio in most packets, also where ours are shorter
+_DYNAMIC_TYPES = frozenset({*range(35, 64), *range(96, 128)})  # RFC 3551 section 3
+_VERSIONS = {socket.AF_INET: 4, socket.AF_INET6: 6}
+_RTCP_KINDS = range(72, 77)  # RTCP on the RTP port looks like these payload types (RFC 5761 4)
+
+
+@dataclass(slots=True)
+class RemoteSource:
+    """The source of RTP of one stream, and what was received from it. Its first packet fixes its
+    address."""
+
+    stream: int
+    address: tuple[str, int]
+    latch: Latch
+    packet_seconds: float
+    awaited: bool
+    """`on_latch` is called for its first packet, wherever that comes from."""
+    young_until: float
+    event_types: frozenset[int] = frozenset()
+    latched: bool = False
+    ssrc: int | None = None
+    """Of the packet that was accepted last; None before the first from this address."""
+    former: tuple[str, int] | None = None
+    """The address before the remote named a new one. Until `former_until` packets from it count as
+    sent before the change, and not as the first from the new address."""
+    former_until: float = 0.0
+    read: int = 0
+    sampled: int = 0
+    at: float | None = None
+    """The time of the last packet that was read, or of a later change of the media."""
+    events: Digits | None = None
+    digits_at: float | None = None
+    """The time of the first digit."""
+    unexpected: int = 0
+    """RTP packets from addresses that were not accepted."""
+    gap: float = 0.0
+    """While the remote sends, one packet is read every so many seconds or more often."""
+
+    @property
+    def packets(self) -> int:
+        """How many have come, estimated from those that were read."""
+        return max(self.read, self.sampled)
+
+    @property
+    def digits(self) -> str:
+        """The telephone events."""
+        return self.events.text if self.events else ""
+
+    def accepts(self, ssrc: int) -> bool:
+        """Whether a packet from its address is its own."""
+        return self.latch != "host" or self.ssrc is None or self.ssrc == ssrc
+
+    def is_former(self, address: tuple[str, int], now: float) -> bool:
+        """Whether a packet may have been sent before the remote named its new address."""
+        return address == self.former and now < self.former_until
+
+    def receive(self, header: RtpHeader, payload: bytes, now: float, one_in: int) -> None:
+        """Count a packet, and read its digits; one in so many is delivered by the kernel."""
+        self.read += 1
+        if header.sequence % one_in == 0:
+            self.sampled += one_in
+        self.at = now
+        if header.payload_type in self.event_types:
+            if self.events is None:
+                self.events = Digits()
+            self.events.receive(header.ssrc, header.timestamp, payload)
+            if self.digits_at is None and self.events.text:
+                self.digits_at = now
+
+
+@dataclass(slots=True)
+class _Port:
+    """A local port, and the sources whose packets arrive at it."""
+
+    bound: socket.socket
+    sources: dict[int, RemoteSource] = field(default_factory=dict)  # by stream
+    by_address: dict[tuple[str, int], dict[int, RemoteSource]] = field(default_factory=dict)
+    event_types: Counter[int] = field(default_factory=Counter)  # of all sources
+    one_in: int = DENSEST
+    sparsest: int = DENSEST  # the largest `one_in` since the first of the sources
+    young_until: float = 0.0
+    shared_until: float = 0.0
+    """Until then packets for a stream that has ended may arrive among those of others."""
+    is_stale: bool = True  # the attached filter lacks a change of `event_types`
+    attached: tuple[int, frozenset[int]] | None = None  # None: unknown
+
+    def place(self, source: RemoteSource, address: tuple[str, int]) -> None:
+        """The source sends from this address."""
+        self.remove(source)
+        source.address = address
+        self.sources[source.stream] = source
+        self.by_address.setdefault(address, {})[source.stream] = source
+
+    def remove(self, source: RemoteSource) -> None:
+        """Packets of this source are not expected any more."""
+        self.sources.pop(source.stream, None)
+        there = self.by_address.get(source.address, {})
+        if there.pop(source.stream, None) is not None and not there:
+            del self.by_address[source.address]
+
+    def set_event_types(self, source: RemoteSource, wanted: frozenset[int]) -> None:
+        """Read telephone events of this source under these payload types from now on."""
+        counts = self.event_types
+        for kind in wanted - source.event_types:
+            counts[kind] += 1
+            self.is_stale = self.is_stale or counts[kind] == 1
+        for kind in source.event_types - wanted:
+            counts[kind] -= 1
+            if not counts[kind]:
+                del counts[kind]
+                self.is_stale = True
+        source.event_types = wanted
+
+    def source_of(self, address: tuple[str, int], ssrc: int, now: float) -> RemoteSource | None:
+        """The oldest source with this address, else the only one that may still latch onto it.
+
+        Behind a NAT the port differs from the one in the SDP. The host must be the same, unless the
+        stream latches onto any host: then its first packet decides, and after that the SSRC. If
+        several streams of the port still wait for their first packet, it is None.
+        """
+        for source in self.by_address.get(address, {}).values():
+            if source.accepts(ssrc):
+                return source
+        waiting = []
+        for source in self.sources.values():
+            if source.is_former(address, now):
+                return source
+            if source.latched:
+                if source.latch == "host" and source.ssrc == ssrc:
+                    return source
+            elif source.latch != "off":
+                waiting.append(source)
+        named = [source for source in waiting if source.address[0] == address[0]]
+        if not named:
+            named = [source for source in waiting if source.latch == "host"]
+        return named[0] if len(named) == 1 else None
+
+    def count_unexpected(self, ssrc: int, now: float) -> None:
+        """Count a packet from an address that is not accepted, if its stream can be determined.
+
+        That is the only stream of the port or, if several share it or did so `LINGERING` seconds
+        ago, the one with the SSRC of the packet. While a stream is young nothing is counted: early
+        media may come from another address.
+        """
+        meant = list(self.sources.values())
+        if len(meant) > 1 or now < self.shared_until:
+            meant = [source for source in meant if source.ssrc == ssrc]
+        if len(meant) == 1 and now >= meant[0].young_until:
+            meant[0].unexpected += 1
+
+
+class RtpReceiver:
+    """Reads the RTP of streams.
+
+    `on_latch` is called, with the stream and the address, when a remote turns out to send from
+    another address than it named, or was awaited; `on_packet` for each packet that is read, with
+    its stream and the time.
+    """
+
+    def __init__(
+        self,
+        on_latch: Callable[[int, tuple[str, int]], None],
+        clock: Callable[[], float] = time.monotonic,
+        on_packet: Callable[[int, float], None] = lambda stream, now: None,
+    ) -> None:
+        self._on_latch = on_latch
+        self._clock = clock
+        self._on_packet = on_packet
+        self._selector = selectors.DefaultSelector()
+        self._ports: dict[int, _Port] = {}
+        self._of_stream: dict[int, _Port] = {}
+        self._first = 0
+        self._silence_timeout = 0.0  # the shortest that a stream has had
+
+    def __len__(self) -> int:
+        return len(self._of_stream)
+
+    def open(self, port: int, bound: socket.socket) -> None:
+        """What arrives for this port is to be read from this socket."""
+        self._ports[port] = _Port(bound)
+
+    def add(self, stream: int, spec: StreamSpec) -> None:
+        """Receive for this stream from now on."""
+        port = self._ports[spec.port]
+        if not port.sources:
+            _drain(port.bound)  # of what the port's last call left behind
+            self._selector.register(port.bound, selectors.EVENT_READ, port)
+            port.sparsest = DENSEST
+        port.young_until = self._clock() + YOUNG
+        source = RemoteSource(
+            stream,
+            spec.remote,
+            spec.latch,
+            _packet_seconds(spec.ptime),
+            spec.awaited,
+            port.young_until,
+        )
+        port.place(source, spec.remote)
+        port.set_event_types(source, _event_types_of(spec.event_types, spec.payload_type))
+        self._of_stream[stream] = port
+        if timeout := spec.silence_timeout:
+            self._silence_timeout = min(timeout, self._silence_timeout or timeout)
+        self._set_filter(port, DENSEST)
+
+    def change(self, command: Change) -> None:
+        """Apply a change of the stream's media; a new address restarts latching."""
+        spec, port = command.spec, self._of_stream.get(command.stream)
+        if port is None:
+            return
+        source = port.sources[command.stream]
+        if source.at is not None:
+            source.at = self._clock()  # silence counts from the change
+        source.packet_seconds = _packet_seconds(spec.ptime)
+        if command.moved:
+            source.former, source.former_until = source.address, self._clock() + UNDER_WAY
+            port.place(source, spec.remote)
+            source.latched, source.ssrc = False, None
+            source.awaited = spec.awaited
+        # A payload type of telephone events keeps its meaning throughout the call (RFC 3264 section
+        # 8.3.2), and events may be under way.
+        types = source.event_types.union(spec.event_types)
+        port.set_event_types(source, _event_types_of(types, spec.payload_type))
+        self._set_filter(port, port.one_in)
+
+    def remove(self, stream: int) -> RemoteSource | None:
+        """Stop receiving, after reading what has come. None if it was not added."""
+        port = self._of_stream.get(stream)
+        if port is None:
+            return None
+        self._read(port)
+        del self._of_stream[stream]
+        source = port.sources[stream]
+        port.remove(source)
+        port.set_event_types(source, frozenset())
+        port.shared_until = self._clock() + LINGERING
+        if not port.sources:
+            self._selector.unregister(port.bound)
+        source.gap = port.sparsest * source.packet_seconds
+        return source
+
+    def read(self, deadline: float) -> bool:
+        """Reads what has come, one socket at least, then others until the deadline.
+
+        False if there was no time for all of them; the others come first the next time.
+        """
+        ready = [key.data for key, _ in self._selector.select(0)]
+        first = self._first % len(ready) if ready else 0
+        for count, port in enumerate(ready[first:] + ready[:first]):
+            if count and self._clock() >= deadline:
+                self._first = first + count
+                return False
+            self._read(port)
+        return True
+
+    def _read(self, port: _Port) -> None:
+        now = self._clock()
+        for datagram, address in datagrams(port.bound, MOST_AT_ONCE):
+            self._receive(port, datagram, address, now)
+        if now >= port.young_until:
+            self._set_filter(port, one_in(len(self._of_stream), self._silence_timeout))
+
+    def _receive(self, port: _Port, datagram: bytes, address: tuple[str, int], now: float) -> None:
+        try:
+            header, payload = RtpHeader.parse(datagram)
+        except PacketError:
+            return
+        # A packet may claim to come from port 0, to which none can be sent.
+        if header.payload_type in _RTCP_KINDS or not address[1]:
+            return
+        source = port.source_of(address, header.ssrc, now)
+        if source is None:
+            port.count_unexpected(header.ssrc, now)
+            return
+        is_new = source.address != address
+        if not is_new or not source.is_former(address, now):
+            if is_new:
+                if host_problem(address[0], _VERSIONS[port.bound.family]):
+                    return  # such as a link-local address, which needs an interface beside it
+                port.place(source, address)
+            source.latched, source.ssrc = True, header.ssrc
+            if is_new or source.awaited:
+                source.awaited = False
+                self._on_latch(source.stream, address)
+        source.receive(header, payload, now, port.one_in)
+        self._on_packet(source.stream, now)
+
+    def _set_filter(self, port: _Port, wanted: int) -> None:
+        """Have the kernel deliver one audio packet in `wanted`, and all telephone events."""
+        if wanted == port.one_in and not port.is_stale:
+            return
+        port.one_in = wanted
+        port.sparsest = max(port.sparsest, wanted)
+        port.is_stale = False
+        wanted_now = wanted, frozenset(port.event_types)
+        if wanted_now != port.attached:
+            port.attached = wanted_now
+            attach(port.bound, keep_one_in(*wanted_now))
+
+
+def datagrams(bound: socket.socket, most: int) -> Iterator[tuple[bytes, tuple[str, int]]]:
+    """Reads up to so many datagrams that have come; each with its source address."""
+    for _ in range(most):
+        try:
+            datagram, address = bound.recvfrom(MAX_DATAGRAM)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            continue  # an ICMP error about what was sent; this has cleared it
+        yield datagram, (address[0], address[1])
+
+
+def _packet_seconds(ptime: int) -> float:
+    """Assumed seconds from one packet of the remote to the next, ours being `ptime` ms long."""
+    return max(ptime / 1000, USUAL_PACKET)
+
+
+def _event_types_of(event_types: Iterable[int], audio_type: int) -> frozenset[int]:
+    """Those of the payload types that are read as telephone events.
+
+    Not that of the audio, nor static ones (RFC 3551 section 6): every packet of these types is
+    read, which would be too many for audio.
+    """
+    return frozenset(kind for kind in event_types if kind in _DYNAMIC_TYPES and kind != audio_type)
+
+
+def _drain(bound: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        for _ in range(MOST_STALE):
+            bound.recv(1)

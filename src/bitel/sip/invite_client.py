@@ -1,0 +1,487 @@
+"""An outgoing call, from its INVITE to the answers of one or several phones (RFC 3261 §13.2)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+from bitel.sip.auth import Authentication, Credentials, Tries, is_challenge
+from bitel.sip.call_table import CallTable
+from bitel.sip.dialog import Ack, Dialog
+from bitel.sip.events import Answered, Failed, Provisional, Why
+from bitel.sip.grammar import Address
+from bitel.sip.headers import (
+    min_se_of,
+    names_analytics,
+    q850_cause,
+    redirected_to,
+    retry_after_of,
+    rseq_of,
+)
+from bitel.sip.invite_dialog import InviteDialog
+from bitel.sip.message import Request, Response, printable
+from bitel.sip.message_writer import PHRASES, SDP_TYPE_LINE, RequestTemplate, one_line
+from bitel.sip.reliable_provisional import EarlyDialog, description_in
+from bitel.sip.sdp import Negotiation, SessionDescription
+from bitel.sip.session_timer import MAX_RAISES, timer_lines
+from bitel.sip.timers import Timer
+from bitel.sip.transaction import (
+    NULL_USER,
+    ClientTransaction,
+    Failure,
+    ServerTransaction,
+    TransactionLayer,
+)
+
+MAX_FORKS = 8
+"""Forks of one INVITE for which state is kept. The 2xx of any further one is answered statelessly,
+each time it comes, with one ACK and one BYE."""
+
+
+class Invitation(NamedTuple):
+    """Whom to call, and how.
+
+    `destination` is the next hop, an IP address and port. `offer` is our SDP. `headers` are added
+    to the INVITE; a Route among them is followed by its CANCEL and ACK too. `credentials` go to
+    `destination` and to the hosts (IP addresses) in `trusted`, and nowhere else. With
+    `withhold_ack` the ACK of a usable answer waits for `UserAgent.acknowledge`, or for the BYE.
+    """
+
+    request_uri: str
+    destination: Address
+    from_uri: str
+    offer: SessionDescription
+    credentials: Credentials | None = None
+    trusted: frozenset[str] = frozenset()
+    headers: tuple[tuple[str, str], ...] = ()
+    display_name: str = ""
+    withhold_ack: bool = False
+
+
+class InviteClient:
+    """Reports one of `Answered` and `Failed`; an answered call goes on as an `InviteDialog`.
+
+    What follows on its INVITE after that is left to `InviteAnswers`.
+
+    Raises ValueError where a text of the invitation holds a line break or can't be encoded.
+    """
+
+    def __init__(
+        self, layer: TransactionLayer, calls: CallTable, invitation: Invitation, now: float
+    ) -> None:
+        one_line(invitation.request_uri)
+        for name, value in invitation.headers:
+            one_line(name + value)
+        self._layer = layer
+        self._calls = calls
+        self._invitation = invitation
+        self.call_id = layer.new_call_id()
+        self.local_tag = layer.new_tag()
+        self._from_value = one_line(
+            f"{_quoted(invitation.display_name)}<{invitation.from_uri}>;tag={self.local_tag}"
+        )
+        self._cseq = self._min_se = self._raises = 0
+        self._rang = self._is_over = self._is_given_up = False
+        self._cancel_wanted = self._is_canceled = self._is_silenced = False
+        # All provisional codes of this INVITE, and those that were reported by an event.
+        self._seen_codes: tuple[int, ...] = ()
+        self._reported_codes: tuple[int, ...] = ()
+        # The tags of phones whose BYE came before their 2xx.
+        self._bye_from: tuple[str, ...] = ()
+        self._progress_since: float | None = None
+        self._early: dict[str, EarlyDialog] = {}
+        self._answers: InviteAnswers | None = None
+        self._cancel_timer: Timer | None = None
+        self._tries = Tries()
+        self._authentication = (
+            Authentication(invitation.credentials, layer.new_tag)
+            if invitation.credentials
+            else None
+        )
+        # Raises if the INVITE can't be serialised; the call is then not registered.
+        self._send_invite(now)
+        calls.put(self)
+
+    @property
+    def named_hosts(self) -> frozenset[str]:
+        named = {self._invitation.destination.host}
+        return frozenset(named.union(*(each.dialog.named_hosts for each in self._early.values())))
+
+    def matches(self, request: Request) -> bool:
+        return request.to_tag == self.local_tag
+
+    def _send_invite(self, now: float) -> None:
+        invitation, layer = self._invitation, self._layer
+        transport = invitation.destination.transport
+        routes: tuple[str, ...] = ()
+        headers = invitation.headers
+        if headers:
+            routes = tuple([value for name, value in headers if name.lower() == "route"])
+            headers = tuple([each for each in headers if each[0].lower() != "route"])
+        if self._authentication is not None:
+            headers += self._authentication.headers("INVITE", invitation.request_uri)
+        self._cseq += 1
+        self._request = RequestTemplate(
+            "INVITE",
+            invitation.request_uri,
+            layer.new_via(transport),
+            self._from_value,
+            f"<{invitation.request_uri}>",
+            self.call_id,
+            self._cseq,
+            routes,
+            headers,
+            invitation.offer.to_bytes(),
+            layer.identity.lines[transport]
+            + timer_lines(layer.config.session_expires, self._min_se)
+            + SDP_TYPE_LINE,
+        )
+        self._transaction = ClientTransaction(
+            layer, self, self._request, invitation.destination, now
+        )
+
+    # What our user asks for
+
+    def cancel(self, now: float) -> None:
+        """CANCEL waits for a first 1xx (§9.1), and is sent once."""
+        if self._is_over or self._cancel_wanted:
+            return
+        self._cancel_wanted = True
+        if self._seen_codes:
+            self._send_cancel(now)
+
+    def give_up(self, now: float) -> bool:
+        """Fail as if Timer B had fired, unless anything was answered yet; whether it did.
+
+        The INVITE may have arrived all the same. A late 1xx is then answered by CANCEL, a 2xx by
+        ACK and BYE.
+        """
+        if self._is_over or self._cancel_wanted or self._seen_codes or self._cseq > 1:
+            return False
+        if self._transaction.delivered:
+            return False
+        self._is_given_up = self._cancel_wanted = True
+        self._transaction.give_up(now)
+        self._fail(408, "timeout", now)
+        return True
+
+    def stop_repeating(self) -> None:
+        """Send no INVITE any more, neither again nor with credentials; do wait for an answer."""
+        self._is_silenced = True
+        if not self._is_over and not self._seen_codes:
+            self._transaction.stop_repeating()
+
+    def hang_up(self, now: float, q850: int | None) -> None:
+        self.cancel(now)
+
+    # Requests of the far end
+
+    def receive_request(self, transaction: ServerTransaction, now: float) -> None:
+        """Answer a request in the early dialog that its From tag names.
+
+        A BYE of the callee has overtaken its 2xx: the session ends as soon as that arrives.
+        """
+        request = transaction.request
+        if request.method == "BYE" and len(self._bye_from) < MAX_FORKS:
+            self._bye_from += (request.from_tag,)
+        early = self._early.get(request.from_tag)
+        if self._is_over or early is None:
+            transaction.respond(481, now)
+        else:
+            early.receive_request(transaction, now)
+
+    def receive_ack(self, request: Request, now: float) -> None:
+        """Before the answer a caller gets no ACK."""
+
+    # Responses
+
+    def receive_response(self, response: Response, now: float) -> None:
+        code = response.code
+        try:
+            if code < 200:
+                self._receive_provisional(response, now)
+            elif code < 300:
+                self._receive_success(response, now)
+            elif not self._is_over:
+                self._receive_failure(response, now)
+        except Exception:
+            # The transaction is over, so that nothing else would end the call.
+            if code >= 200 and not self._is_over:
+                self._fail(code if code >= 300 else 488, "response", now)
+            raise
+        if self._is_given_up and code >= 200:
+            self._layer.timers.stop(self._cancel_timer)
+
+    def receive_late_response(self, response: Response, now: float) -> None:
+        """Take a response after the call was given up.
+
+        A 2xx is acknowledged and its dialog ended. After a 1xx a phone may ring, and is stopped by
+        a CANCEL (§9.1): the INVITE's transaction goes on for that, until its final response.
+        """
+        if not self._is_over:
+            return
+        if response.code >= 200:
+            if response.cseq == self._cseq:
+                self._receive_success(response, now)
+        elif not self._is_canceled and self._transaction.key == (response.branch, "INVITE"):
+            self._calls.forget(self.call_id)
+            self._is_given_up = self._cancel_wanted = True
+            self._transaction.resume(self)
+            self.receive_response(response, now)
+
+    def transaction_failed(self, why: Failure, now: float) -> None:
+        if self._is_over and not self._is_given_up:
+            return
+        if self._is_given_up:
+            pass  # reported already
+        elif self._cancel_wanted:
+            self._fail(487, "canceled", now)
+        elif why == "timeout":
+            self._fail(408, "timeout", now)
+        else:
+            self._fail(503, "transport", now)
+        self._calls.keep_given_up(self, now)
+
+    def timer_fired(self, name: str, now: float) -> None:
+        """There was no final response after our CANCEL (§9.1)."""
+        self._transaction.abandon()
+        if not self._is_over:
+            self._fail(487, "canceled", now)
+        self._calls.keep_given_up(self, now)
+
+    def _receive_provisional(self, response: Response, now: float) -> None:
+        """Note a 1xx, and report it if it is new or carries the answer.
+
+        Of one out of order only the code counts: the INVITE has arrived, so that CANCEL may be
+        sent, and after an 18x a phone may be ringing.
+        """
+        in_order, answer = self._receive_early(response, now)
+        code = response.code
+        if code not in self._seen_codes:
+            rings = 180 <= code <= 189
+            if not rings and all(180 <= seen <= 189 for seen in self._seen_codes):
+                self._progress_since = now
+            self._seen_codes += (code,)
+            self._rang = self._rang or rings
+        if self._cancel_wanted:
+            if not self._is_canceled:
+                self._send_cancel(now)
+        elif code > 100 and in_order and (answer or code not in self._reported_codes):
+            if code not in self._reported_codes:
+                self._reported_codes += (code,)
+            self._calls.events.append(Provisional(self.call_id, code, answer))
+
+    def _receive_early(
+        self, response: Response, now: float
+    ) -> tuple[bool, SessionDescription | None]:
+        """Take a provisional response in the early dialog that it makes or belongs to.
+
+        A reliable one is acknowledged by PRACK. Returns whether it is in order (a repeated or early
+        one is ignored: RFC 3262 §4), and the answer to our offer if it is the first to carry one.
+        """
+        if response.code == 100:
+            return True, None
+        rseq = rseq_of(response) if "rseq" in response else None
+        tag = response.to_tag
+        if rseq is not None and not tag:
+            return True, None
+        early = self._early.get(tag)
+        if early is None:
+            if len(self._early) >= MAX_FORKS:
+                return True, None
+            invitation = self._invitation
+            destination = invitation.destination
+            dialog = Dialog.from_uac(self._layer, self._request, response, destination)
+            dialog.trust(self._authentication, destination, invitation.trusted)
+            early = self._early[tag] = EarlyDialog(self._layer, dialog, invitation.offer)
+        if rseq is not None and not early.acknowledge(response, rseq, now):
+            return False, None
+        is_answer = early.take_answer(response, reliable=rseq is not None)
+        return True, early.media.remote if is_answer else None
+
+    def _send_cancel(self, now: float) -> None:
+        self._is_canceled = True
+        invite, layer = self._transaction, self._layer
+        # Without a response to it, `_cancel_timer` ends the call.
+        ClientTransaction(layer, NULL_USER, invite.request.cancel(), invite.destination, now)
+        self._cancel_timer = layer.timers.start(now, layer.long_wait, self, "no answer to CANCEL")
+
+    def _receive_success(self, response: Response, now: float) -> None:
+        answers = self._answers
+        if answers is None:
+            # From the first 2xx on, the transaction holds nothing of this call, its offer and all.
+            early = {tag: each.dialog for tag, each in self._early.items() if each.had_requests}
+            answers = self._answers = InviteAnswers(
+                self._layer, self._request, self._invitation, self._authentication, early
+            )
+            self._transaction.hand_over(answers, answers.request)
+        if self._is_over or self._cancel_wanted:
+            answers.refuse(response, now)
+            if not self._is_over:
+                self._fail(487, "canceled", now)
+            return
+        taken = answers.take(response, now)
+        if taken is None:
+            return
+        dialog, ack = taken
+        media = self._media_of(response)
+        if media.remote is None or media.agreed is None:
+            answers.hang_up(dialog, ack, now)
+            self._fail(488, "media", now)
+            return
+        self._is_over = True
+        if not self._invitation.withhold_ack:
+            ack.send(now)
+        call = InviteDialog(self._layer, self._calls, dialog, media, ack=ack)
+        call.begin(response, now)
+        self._calls.put(call)
+        self._calls.events.append(Answered(self.call_id, media.remote, media.agreed))
+        if response.to_tag in self._bye_from:
+            call.end_by_early_bye(now)
+
+    def _media_of(self, response: Response) -> Negotiation:
+        """The media of the dialog of a 2xx.
+
+        If the 2xx has no description, the answer is that of an earlier provisional response with
+        the same To tag (RFC 3261 §13.2.1, RFC 3262 §5). After an UPDATE, that of the 2xx is ignored
+        (RFC 3311 §5.2).
+        """
+        early = self._early.get(response.to_tag)
+        answer = description_in(response)
+        if early is not None and (early.is_updated or answer is None):
+            return early.media
+        return Negotiation(self._invitation.offer, answer)
+
+    def _receive_failure(self, response: Response, now: float) -> None:
+        code, authentication = response.code, self._authentication
+        is_challenged = authentication is not None and is_challenge(code)
+        if self._is_canceled or (self._cancel_wanted and is_challenged and not self._rang):
+            self._fail(487, "canceled", now, response)
+        elif self._rang or self._cancel_wanted:
+            # Once the phone has rung, even a corrected INVITE would ring it a second time.
+            self._fail(code, "auth" if is_challenged else "response", now, response)
+        elif (
+            authentication is not None and authentication.learn(response, self._tries)
+        ) or self._raise_session_expires(response):
+            self._send_another_invite(now)
+        else:
+            self._fail(code, "auth" if is_challenged else "response", now, response)
+
+    def _raise_session_expires(self, response: Response) -> bool:
+        """Take up the Min-SE of a 422 (RFC 4028 §7.3); False where that is of no use."""
+        asked = max(self._layer.config.session_expires, self._min_se)
+        demanded = min_se_of(response)
+        if response.code != 422 or not asked or demanded is None or demanded <= asked:
+            return False
+        self._min_se = demanded
+        self._raises += 1
+        return self._raises <= MAX_RAISES
+
+    def _send_another_invite(self, now: float) -> None:
+        if self._is_silenced:
+            self._fail(408, "timeout", now)
+            return
+        self._seen_codes = self._reported_codes = ()
+        self._early.clear()
+        self._send_invite(now)
+
+    def _fail(self, code: int, why: Why, now: float, response: Response | None = None) -> None:
+        self._is_over = True
+        self._layer.timers.stop(self._cancel_timer)
+        self._calls.remove(self)
+        since = self._progress_since
+        failed = Failed(
+            self.call_id,
+            code,
+            None,
+            PHRASES.get(code, ""),
+            why,
+            self._rang,
+            progress_for=None if since is None else now - since,
+            delivered=self._transaction.delivered,
+            udp_untried=not self._seen_codes and self._transaction.udp_untried,
+        )
+        if response is not None:
+            reasons = response.lines("reason")
+            failed = replace(
+                failed,
+                q850=q850_cause(reasons),
+                reason=printable(response.reason),
+                retry_after=retry_after_of(response),
+                contacts=redirected_to(response),
+                analytics=names_analytics(reasons),
+                udp_untried=False,
+            )
+        self._calls.events.append(failed)
+
+
+class InviteAnswers:
+    """Acknowledges each 2xx to an INVITE, and again when it is repeated (RFC 3261 §13.2.2.4).
+
+    It outlives the call that it was made for: for 32 s after the answer it is all that is left of
+    the INVITE, and ends the dialogs of other phones that answer so late.
+    """
+
+    def __init__(
+        self,
+        layer: TransactionLayer,
+        request: RequestTemplate,
+        invitation: Invitation,
+        authentication: Authentication | None,
+        early: dict[str, Dialog],
+    ) -> None:
+        """`early` are dialogs in which requests were sent, by the far end's tag."""
+        self._layer = layer
+        self.request = request.bare()._replace(headers=request.credentials)
+        self._destination = invitation.destination
+        self._trusted = invitation.trusted
+        self._authentication = authentication
+        self._early = early or None
+        self._acks: tuple[tuple[str, Ack], ...] = ()
+
+    def take(self, response: Response, now: float) -> tuple[Dialog, Ack] | None:
+        """The dialog that a 2xx makes, with its ACK still to be sent.
+
+        None for one that was taken before, which is acknowledged again, and for one too many,
+        which is ended.
+        """
+        for tag, ack in self._acks:
+            if tag == response.to_tag:
+                ack.answer_repeated(now)
+                return None
+        dialog = Dialog.from_uac(self._layer, self.request, response, self._destination)
+        if len(self._acks) >= MAX_FORKS:
+            dialog.end_statelessly(self.request.cseq)
+            return None
+        early = self._early.get(response.to_tag) if self._early else None
+        if early is not None:
+            dialog.local_cseq, dialog.remote_cseq = early.local_cseq, early.remote_cseq
+        dialog.trust(self._authentication, self._destination, self._trusted)
+        ack = dialog.ack(self.request)
+        self._acks += ((response.to_tag, ack),)
+        return dialog, ack
+
+    def refuse(self, response: Response, now: float) -> None:
+        """Acknowledge a 2xx that is of no use, and hang up."""
+        taken = self.take(response, now)
+        if taken is not None:
+            self.hang_up(*taken, now)
+
+    def hang_up(self, dialog: Dialog, ack: Ack, now: float) -> None:
+        """Acknowledge and end a dialog that can't be used."""
+        ack.send(now)
+        dialog.send_bye(NULL_USER, now)
+
+    def receive_response(self, response: Response, now: float) -> None:
+        """A 2xx again, or that of another phone, in the Accepted state of RFC 6026."""
+        self.refuse(response, now)
+
+    def transaction_failed(self, why: Failure, now: float) -> None:
+        """An INVITE that was answered can't fail."""
+
+
+def _quoted(display_name: str) -> str:
+    if not display_name:
+        return ""
+    escaped = display_name.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}" '

@@ -1,0 +1,336 @@
+"""The dialog of an answered call, placed or taken: re-INVITE, UPDATE, INFO, BYE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bitel.sip.auth import Tries
+from bitel.sip.body import session_description_of, unsupported_body
+from bitel.sip.call_table import CallTable
+from bitel.sip.dialog import Ack, Dialog
+from bitel.sip.dtmf_info import DTMF_TYPES, carries_digits, digits_of
+from bitel.sip.events import By, Confirmed, Ended, Ending, KeyedDigits, MediaChanged
+from bitel.sip.grammar import Address
+from bitel.sip.headers import MIN_SE, is_interval_too_small, q850_cause
+from bitel.sip.message import Message, Request, Response
+from bitel.sip.message_writer import ALLOW, CAPABILITIES, SDP_TYPE
+from bitel.sip.sdp import NegotiatedMedia, Negotiation, SdpError
+from bitel.sip.session_timer import SessionTimer
+from bitel.sip.timers import Timer
+from bitel.sip.transaction import Failure, ServerTransaction, TransactionLayer
+
+RECOVERY_ON_TIMER_EXPIRY = 102
+"""The Q.850 cause of a session that was not refreshed."""
+
+
+class InviteDialog:
+    """Owns the dialog from its 2xx to the end of its BYE, and reports `Ended` exactly once."""
+
+    def __init__(
+        self,
+        layer: TransactionLayer,
+        calls: CallTable,
+        dialog: Dialog,
+        media: Negotiation,
+        *,
+        ack: Ack | None = None,
+        call_id: str = "",
+    ) -> None:
+        """`ack` is that of the caller; None where we are the callee."""
+        self._layer = layer
+        self._calls = calls
+        self._ack = ack
+        self.call_id = call_id or dialog.call_id
+        self.dialog = dialog
+        self.media = media
+        # Made when it is first needed, which in many calls is never; until then, the Allow header
+        # of the answer is kept for it.
+        self._timer: SessionTimer | None = None
+        self._allow: list[str] = []
+        self._unacknowledged: RepeatedSuccess | None = None
+        self._invite_cseq = 0
+        self._is_offering = False
+        """Whether our 2xx carries an offer, so that the answer comes with its ACK."""
+        # The callee reports that its answer was confirmed, and only of the first one.
+        self._is_confirmed = ack is not None
+        self._hang_up_wanted = self._is_ending = self._bye_answered = False
+        self._q850: int | None = None
+        self._tries = Tries()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an INVITE still waits for its ACK, so that another must not be sent (§14.1)."""
+        return self._unacknowledged is not None or (self._ack is not None and self._ack.is_withheld)
+
+    @property
+    def session_timer(self) -> SessionTimer:
+        if self._timer is None:
+            self._timer = SessionTimer(
+                self._layer, self, owns_call_id=self._ack is not None, allow=self._allow
+            )
+        return self._timer
+
+    @property
+    def local_tag(self) -> str:
+        return self.dialog.local_tag
+
+    @property
+    def named_hosts(self) -> frozenset[str]:
+        return self.dialog.named_hosts
+
+    def matches(self, request: Request) -> bool:
+        return self.dialog.matches(request)
+
+    def begin(self, response: Response, now: float) -> None:
+        """Run the session timer as the 2xx that made the session says."""
+        self._allow = response.lines("allow")
+        if "session-expires" in response:
+            self.session_timer.take_response(response, now)
+
+    # What our user asks for
+
+    def acknowledge(self, now: float) -> None:
+        """Send the ACK of the answer, if it was withheld until now."""
+        if self._ack is not None:
+            self._ack.send(now)
+
+    def hang_up(self, now: float, q850: int | None) -> None:
+        """Send BYE; a callee's waits until its 2xx has been acknowledged (§15)."""
+        if self._is_ending or self._hang_up_wanted:
+            return
+        self._q850 = q850
+        if self._unacknowledged is not None and not self._is_confirmed:
+            self._hang_up_wanted = True
+        else:
+            self._send_bye(now)
+
+    def expire(self, now: float) -> None:
+        """End a session that was not refreshed, and report that with `Ending` (RFC 4028 §10)."""
+        if not self._is_ending and not self._hang_up_wanted:
+            self._calls.events.append(Ending(self.call_id))
+            self.hang_up(now, RECOVERY_ON_TIMER_EXPIRY)
+
+    def answer_invite(
+        self, transaction: ServerTransaction, now: float, *, offering: bool = False
+    ) -> None:
+        """Accept an INVITE with 200 and our description, repeated until its ACK comes.
+
+        With `offering` the INVITE came without an offer, so that our description is one.
+        """
+        self._is_offering = offering
+        self._stop_repeating()
+        headers = [*self._headers(transaction.request, now), SDP_TYPE]
+        data = transaction.respond(200, now, headers, self.media.local.to_bytes())
+        self._invite_cseq = transaction.request.cseq
+        self._unacknowledged = RepeatedSuccess(
+            self._layer, self._ack_missing, data, transaction.destination, now
+        )
+
+    def _ack_missing(self, now: float) -> None:
+        """Our 2xx was not acknowledged: the session ends with BYE (§13.3.1.4)."""
+        self._unacknowledged = None
+        self._send_bye(now)
+
+    def _stop_repeating(self) -> None:
+        if self._unacknowledged is not None:
+            self._unacknowledged.stop()
+            self._unacknowledged = None
+
+    # What the far end asks for
+
+    def receive_request(self, transaction: ServerTransaction, now: float) -> None:
+        if not self.dialog.accepts(transaction, now):
+            return
+        request = transaction.request
+        if request.method == "BYE":
+            self.acknowledge(now)  # a 2xx gets its ACK even where the BYE comes first (§13.2.2.4)
+            transaction.respond(200, now)
+            self._end("us" if self._is_ending else "far", q850_cause(request.lines("reason")))
+        elif self._is_ending or request.method == "PRACK":
+            transaction.respond(481, now)
+        elif request.method in ("INVITE", "UPDATE"):
+            self._receive_offer(transaction, now)
+        elif request.method == "OPTIONS":
+            transaction.respond(200, now, [self.dialog.contact, *CAPABILITIES])
+        elif request.method == "INFO":
+            self._receive_info(transaction, now)
+        else:
+            transaction.respond(405, now, [("Allow", ALLOW)])
+
+    def receive_ack(self, request: Request, now: float) -> None:
+        if self._unacknowledged is None or request.cseq != self._invite_cseq:
+            return
+        self._stop_repeating()
+        if self._is_offering:
+            self._is_offering = False
+            self.take_answer(request)
+        if not self._is_confirmed:
+            self._is_confirmed = True
+            self._calls.events.append(Confirmed(self.call_id))
+        if self._hang_up_wanted:
+            self._send_bye(now)
+
+    def _receive_info(self, transaction: ServerTransaction, now: float) -> None:
+        """Take keyed digits; accept any other INFO that requires nothing of us (RFC 6086 §4.2.2).
+
+        A DTMF body without a readable digit is refused with 400, so that its sender does not take
+        the key as received.
+        """
+        request = transaction.request
+        if request.header("info-package"):
+            transaction.respond(469, now, [("Recv-Info", "")])
+        elif carries_digits(request):
+            digits = digits_of(request)
+            transaction.respond(200 if digits else 400, now)
+            if digits:
+                self._calls.events.append(KeyedDigits(self.call_id, digits))
+        elif unsupported_body(request):
+            transaction.respond(415, now, [("Accept", ", ".join(DTMF_TYPES))])
+        else:
+            transaction.respond(200, now)
+
+    def receive_late_response(self, response: Response, now: float) -> None:
+        """Acknowledge a repeated 2xx again; end the dialog of another fork."""
+        ack = self._ack
+        if ack is None or response.code < 200 or response.cseq != ack.invite_cseq:
+            return
+        if response.to_tag == self.dialog.remote_tag:
+            ack.answer_repeated(now)
+        else:
+            self.dialog.fork(response).end_statelessly(ack.invite_cseq)
+
+    def end_by_early_bye(self, now: float) -> None:
+        """End the session because its BYE came before the 2xx."""
+        self.acknowledge(now)
+        self._end("far", None)
+
+    # Offer and answer
+
+    def _receive_offer(self, transaction: ServerTransaction, now: float) -> None:
+        """Answer a re-INVITE or UPDATE (§14.2, RFC 3311)."""
+        request = transaction.request
+        description = session_description_of(request)
+        is_invite = request.method == "INVITE"
+        is_inviting = self._timer is not None and self._timer.is_inviting
+        # Our own offer still waits for its answer, in the response to our re-INVITE or in the ACK
+        # of our 2xx, so that a second one must be refused (RFC 3264 §4, RFC 3311 §5.2).
+        if (is_inviting or self._is_offering) and (is_invite or description):
+            transaction.respond(491, now)
+            return
+        if is_interval_too_small(request):
+            transaction.respond(422, now, [("Min-SE", str(MIN_SE))])
+            return
+        agreed = self.media.agreed
+        try:
+            if description:
+                self.media.answer(description)
+        except SdpError:
+            transaction.respond(488, now)
+            return
+        self.dialog.refresh_target(request)
+        if is_invite and not description:
+            # The far end asks for our offer. Its answer comes with the ACK.
+            self.media.offer_again()
+            self.answer_invite(transaction, now, offering=True)
+        elif is_invite:
+            self.answer_invite(transaction, now)
+        elif description:
+            headers = [*self._headers(request, now), SDP_TYPE]
+            transaction.respond(200, now, headers, self.media.local.to_bytes())
+        else:
+            transaction.respond(200, now, self._headers(request, now))
+        self._report_change(agreed)
+
+    def take_answer(self, message: Message) -> None:
+        """Take the answer to a later offer of ours; keep the media if it can't be used."""
+        agreed = self.media.agreed
+        self.media.take_answer(session_description_of(message))
+        self._report_change(agreed)
+
+    def _report_change(self, before: NegotiatedMedia | None) -> None:
+        agreed = self.media.agreed
+        if agreed is not None and agreed != before:
+            self._calls.events.append(MediaChanged(self.call_id, agreed))
+
+    def _headers(self, request: Request, now: float) -> list[tuple[str, str]]:
+        about_us = [self.dialog.contact, ("Allow", ALLOW), self._layer.identity.user_agent]
+        return about_us + self.session_timer.answer_headers(request, now)
+
+    # Our BYE
+
+    def _send_bye(self, now: float) -> None:
+        self._is_ending = True
+        if self._timer is not None:
+            self._timer.stop()
+        self.acknowledge(now)
+        self._stop_repeating()
+        self.dialog.send_bye(self, now, self._q850)
+
+    def receive_response(self, response: Response, now: float) -> None:
+        self._bye_answered = True
+        if response.code < 200:
+            return
+        try:
+            if self.dialog.can_answer(response, self._tries):
+                self.dialog.send_bye(self, now, self._q850)
+                return
+        except Exception:
+            self._end("us", self._q850)
+            raise
+        self._end("us", self._q850)
+
+    def transaction_failed(self, why: Failure, now: float) -> None:
+        self._end("us", self._q850, bye_unanswered=not self._bye_answered)
+
+    def _end(self, by: By, q850: int | None, *, bye_unanswered: bool = False) -> None:
+        if self._calls.running.get(self.call_id) is not self:
+            return
+        self._calls.remove(self)
+        self._is_ending = True
+        if self._timer is not None:
+            self._timer.end()
+        self._stop_repeating()
+        ack_lost = self._ack is not None and self._ack.is_lost
+        unfollowed = self.dialog.unfollowed
+        self._calls.events.append(
+            Ended(self.call_id, by, q850, bye_unanswered, ack_lost, unfollowed)
+        )
+
+
+class RepeatedSuccess:
+    """A 2xx to INVITE, repeated until its ACK comes (§13.3.1.4): T1, doubling up to T2.
+
+    After 64*T1 without an ACK it calls `ack_missing`.
+    """
+
+    def __init__(
+        self,
+        layer: TransactionLayer,
+        ack_missing: Callable[[float], None],
+        data: bytes,
+        destination: Address,
+        now: float,
+    ) -> None:
+        self._layer = layer
+        self._ack_missing = ack_missing
+        self._data = data
+        self._destination = destination
+        self._interval = layer.config.t1
+        self._deadline = now + layer.long_wait
+        self._timer: Timer | None = layer.timers.start(now, self._interval, self, "repeat 2xx")
+
+    def stop(self) -> None:
+        self._layer.timers.stop(self._timer)
+
+    def timer_fired(self, name: str, now: float) -> None:
+        if now >= self._deadline:
+            self._timer = None
+            self._ack_missing(now)
+            return
+        self._layer.resend(self._data, self._destination)
+        self._interval = min(self._interval * 2, self._layer.config.t2)
+        timers = self._layer.timers
+        if now + self._interval < self._deadline:
+            self._timer = timers.start(now, self._interval, self, name)
+        else:
+            self._timer = timers.start_at(self._deadline, self, name)

@@ -1,0 +1,127 @@
+"""A request of ours outside any dialog (RFC 3261 §8.1): OPTIONS to ask, REGISTER to be found."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bitel.sip.auth import Authentication, Credentials, Tries
+from bitel.sip.events import RequestDone
+from bitel.sip.grammar import Address
+from bitel.sip.message import Response, printable
+from bitel.sip.message_writer import PHRASES, RequestTemplate, one_line
+from bitel.sip.transaction import ClientTransaction, Failure, TransactionLayer
+
+MAX_CSEQ = 2**31 - 1
+_METHOD = re.compile(r"[A-Z]{1,32}\Z")
+_OF_DIALOGS = frozenset(("INVITE", "ACK", "CANCEL", "BYE", "PRACK", "UPDATE"))
+
+
+@dataclass(frozen=True, slots=True)
+class OutgoingRequest:
+    """A request to be sent. `destination` is the next hop, an IP address and port.
+
+    `headers` are added; our Contact is too, unless one is among them. A binding is refreshed
+    with the `call_id` and `from_tag` of the time before and a `cseq` above the last (§10.2);
+    each is made up where it is None. `cseq` is 1 to 2^31-1.
+    """
+
+    method: str
+    request_uri: str
+    destination: Address
+    from_uri: str
+    to_uri: str
+    headers: tuple[tuple[str, str], ...] = ()
+    body: bytes = b""
+    credentials: Credentials | None = None
+    call_id: str | None = None
+    from_tag: str | None = None
+    cseq: int | None = None
+
+    def check(self) -> None:
+        """Raises ValueError for what must not be sent."""
+        if not _METHOD.match(self.method) or self.method in _OF_DIALOGS:
+            raise ValueError(f"{self.method!r} is not a request outside of calls: use OPTIONS, say")
+        if self.cseq is not None and not 1 <= self.cseq <= MAX_CSEQ:
+            raise ValueError(f"CSeq {self.cseq} is out of range: use 1 to {MAX_CSEQ}")
+        for text in (self.request_uri, self.from_uri, self.to_uri, self.call_id, self.from_tag):
+            one_line(text or "")
+        for name, value in self.headers:
+            one_line(name + value)
+
+
+class RequestClient:
+    """Reports `RequestDone` once. A challenge is answered by the request with the next CSeq."""
+
+    def __init__(
+        self,
+        layer: TransactionLayer,
+        report: Callable[[RequestDone], None],
+        order: OutgoingRequest,
+        now: float,
+    ) -> None:
+        order.check()
+        self._layer = layer
+        self._report = report
+        self._order = order
+        self.call_id = order.call_id or layer.new_call_id()
+        self._from_tag = order.from_tag or layer.new_tag()
+        self._cseq = 1 if order.cseq is None else order.cseq
+        self._authentication = (
+            Authentication(order.credentials, layer.new_tag) if order.credentials else None
+        )
+        self._tries = Tries()
+        self._send(now)
+
+    def _send(self, now: float) -> None:
+        order, layer = self._order, self._layer
+        transport = order.destination.transport
+        routes = tuple(value for name, value in order.headers if name.lower() == "route")
+        others = [header for header in order.headers if header[0].lower() != "route"]
+        if not any(name.lower() == "contact" for name, _ in others):
+            others.insert(0, layer.identity.contact[transport])
+        if self._authentication is not None:
+            others += self._authentication.headers(order.method, order.request_uri)
+        request = RequestTemplate(
+            order.method,
+            order.request_uri,
+            layer.new_via(transport),
+            f"<{order.from_uri}>;tag={self._from_tag}",
+            f"<{order.to_uri}>",
+            self.call_id,
+            self._cseq,
+            routes,
+            (layer.identity.user_agent, *others),
+            order.body,
+        )
+        ClientTransaction(layer, self, request, order.destination, now)
+
+    def receive_response(self, response: Response, now: float) -> None:
+        if response.code < 200:
+            return
+        authentication = self._authentication
+        learned = authentication is not None and authentication.learn(response, self._tries)
+        if learned and self._cseq < MAX_CSEQ:
+            self._cseq += 1
+            try:
+                self._send(now)
+            except Exception:
+                self._fail("transport")
+                raise
+            return
+        reason, headers = printable(response.reason), response.printable_headers
+        self._report(
+            RequestDone(
+                self.call_id, response.code, reason, headers, "response", self._cseq, self._from_tag
+            )
+        )
+
+    def transaction_failed(self, why: Failure, now: float) -> None:
+        self._fail(why)
+
+    def _fail(self, why: Failure) -> None:
+        code = 408 if why == "timeout" else 503
+        self._report(
+            RequestDone(self.call_id, code, PHRASES[code], (), why, self._cseq, self._from_tag)
+        )

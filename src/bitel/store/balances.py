@@ -1,0 +1,181 @@
+"""Balances of projects: reserved when calls are placed, charged when they end, and the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Final
+
+from sqlalchemy import (
+    Connection,
+    String,
+    bindparam,
+    case,
+    delete,
+    insert,
+    or_,
+    select,
+    text,
+    update,
+)
+
+from bitel.domain.ids import first_id_at, new_id
+from bitel.domain.pricing import Budget, day_of
+from bitel.store.schema import attempt, ledger_entry, project
+from bitel.store.sql_batch import Statement, in_equal_chunks, values_parameter
+
+UNLIMITED = Budget()
+
+
+def open_budgets(conn: Connection, projects: Collection[str], now: float) -> dict[str, Budget]:
+    """The projects' budgets, which nobody else can change before the transaction ends."""
+    limited = {
+        row.id: Budget(
+            balance=row.balance,
+            daily_spend=row.daily_spend,
+            reserved=row.reserved,
+            spent_today=row.spent_today if row.spent_on >= day_of(now) else Decimal(0),
+        )
+        for row in _LIMITED.rows(conn, {"asked": [(project_id,) for project_id in projects]})
+    }
+    return {project_id: limited.get(project_id, UNLIMITED) for project_id in projects}
+
+
+def reserve(conn: Connection, amounts: Mapping[str, Decimal]) -> None:
+    """Keep these amounts back, by project; negative ones are given back."""
+    # In one order everywhere, so that two processes can't block each other.
+    rows = [{"the_project": key, "amount": amounts[key]} for key in sorted(amounts) if amounts[key]]
+    if rows:
+        conn.execute(_RESERVE, rows)
+
+
+def charge(conn: Connection, amounts: Mapping[str, Decimal], now: float) -> None:
+    """Take these amounts, by project, from balances and from what may be spent today."""
+    rows = [
+        {"the_project": key, "amount": amounts[key], "today": day_of(now)}
+        for key in sorted(amounts)
+        if amounts[key]
+    ]
+    if rows:
+        conn.execute(_CHARGE, rows)
+
+
+_asked = values_parameter("asked", id=String())
+_LIMITED = Statement(
+    select(
+        project.c.id,
+        project.c.balance,
+        project.c.daily_spend,
+        project.c.reserved,
+        project.c.spent_today,
+        project.c.spent_on,
+    )
+    .where(
+        project.c.id.in_(select(_asked.c.id)),
+        or_(project.c.balance.is_not(None), project.c.daily_spend.is_not(None)),
+    )
+    .order_by(project.c.id)
+    .with_for_update(key_share=True)
+)
+_the_project = project.c.id == bindparam("the_project")
+_amount = bindparam("amount", type_=project.c.reserved.type)
+_RESERVE = update(project).where(_the_project).values(reserved=project.c.reserved + _amount)
+_today = bindparam("today", type_=project.c.spent_on.type)
+# A worker whose clock is a little late at midnight must not begin the old day anew.
+_is_new_day = project.c.spent_on < _today
+_CHARGE = (
+    update(project)
+    .where(_the_project)
+    .values(
+        balance=project.c.balance - _amount,  # NULL, which is no limit, stays NULL
+        spent_today=case((_is_new_day, _amount), else_=project.c.spent_today + _amount),
+        spent_on=case((_is_new_day, _today), else_=project.c.spent_on),
+    )
+)
+
+
+DAY: Final = 86_400.0
+
+CARRIED: Final = "calls"
+"""The kind of an entry that is the sum of a day's entries whose calls were deleted."""
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerEntry:
+    """An amount of the currency, negative when it was spent."""
+
+    id: str
+    project_id: str
+    call_id: str | None
+    attempt_id: str | None
+    kind: str
+    """call, top-up, or calls: those of a day that are not kept any more."""
+    amount: Decimal
+    created_at: float
+    note: str = ""
+    """Why a call's length and price do not agree; empty where they do."""
+
+
+def entries(
+    conn: Connection, project_id: str, limit: int = 100, before: str | None = None
+) -> list[LedgerEntry]:
+    """The project's last `limit` entries, the newest first; `before` is the id to go on from."""
+    wanted = {"project_id": project_id, "before": before or _AFTER_ALL, "most": limit}
+    return [LedgerEntry(**row._mapping) for row in conn.execute(_ENTRIES, wanted)]
+
+
+def write_top_up(conn: Connection, project_id: str, amount: Decimal, now: float) -> None:
+    """Write the entry of a balance that was moved by hand."""
+    entry: dict[str, Any] = {"id": new_id(now), "project_id": project_id, "kind": "top-up",
+                             "amount": amount, "created_at": now}  # fmt: skip
+    conn.execute(insert(ledger_entry).values(entry))
+
+
+def carry_over(conn: Connection, calls: dict[str, list[str]]) -> None:
+    """Put the entries of calls that are deleted together: one for each project and day.
+
+    `calls` holds their ids, as the parameter `ids`. The sum of a project's entries stays the same.
+    """
+    rows = conn.execute(_OF_CALLS, calls).all()
+    sums: dict[tuple[str, int], Decimal] = {}
+    for row in rows:
+        key = (row.project_id, int(row.created_at // DAY))
+        sums[key] = sums.get(key, Decimal(0)) + row.amount
+    for some in in_equal_chunks([row.id for row in rows], len(calls["ids"])):
+        conn.execute(_DELETE, some)
+    for (project_id, day), amount in sums.items():
+        entry = {
+            # The id of a day and a project is the same each time.
+            "id": first_id_at(day * DAY)[:12] + project_id[12:],
+            "project_id": project_id,
+            "kind": CARRIED,
+            "amount": amount,
+            "at": day * DAY,
+        }
+        conn.execute(_CARRY, entry)
+
+
+_AFTER_ALL: Final = "g"  # identifiers are hex
+_ENTRIES = (
+    select(ledger_entry)
+    .where(ledger_entry.c.project_id == bindparam("project_id"))
+    .where(ledger_entry.c.id < bindparam("before"))
+    .order_by(ledger_entry.c.id.desc())
+    .limit(bindparam("most"))
+)
+_OF_CALLS = select(
+    ledger_entry.c.id, ledger_entry.c.project_id, ledger_entry.c.amount, ledger_entry.c.created_at
+).where(
+    ledger_entry.c.attempt_id.in_(
+        select(attempt.c.id).where(attempt.c.call_id.in_(bindparam("ids", expanding=True)))
+    )
+)
+_CARRY = text(
+    """
+    INSERT INTO ledger_entry (id, project_id, kind, amount, created_at)
+    VALUES (:id, :project_id, :kind, :amount, :at)
+    ON CONFLICT (id) DO UPDATE SET amount = ledger_entry.amount + excluded.amount
+    """
+).bindparams(bindparam("amount", type_=ledger_entry.c.amount.type))
+_DELETE = delete(ledger_entry).where(ledger_entry.c.id.in_(bindparam("ids", expanding=True)))

@@ -1,0 +1,139 @@
+"""Figures of the database for metrics and warnings: queues, sizes, old transactions.
+
+Counts end at `MOST`, which then means that many or more: to count ten million rows takes seconds.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import Connection, Double, bindparam, cast, func, literal, select, text
+
+from bitel.store.schema import call, is_due, is_untold
+
+MOST: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """Calls of one dialer that wait for an attempt."""
+
+    waiting: int
+    """At most `MOST`."""
+    oldest_due_at: float | None
+    """When the one that is due for longest became due (Unix seconds); later ones lie ahead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What waits in the whole database."""
+
+    queues: dict[str, Queue]
+    """By dialer."""
+    webhooks: int
+    """Events that are to be delivered, now or later; at most `MOST`."""
+
+
+def waiting(conn: Connection, dialer_ids: Iterable[str]) -> Waiting:
+    """What waits now."""
+    queues = {}
+    for dialer_id in dialer_ids:
+        row = conn.execute(_QUEUE, {"dialer_id": dialer_id, "most": MOST}).one()
+        queues[dialer_id] = Queue(row.waiting, row.oldest)
+    events: int = conn.execute(_EVENTS, {"most": MOST}).scalar_one()
+    return Waiting(queues, events)
+
+
+_of_dialer = (call.c.dialer_id == bindparam("dialer_id"), is_due)
+_some_calls = select(literal(1).label("one")).where(*_of_dialer).limit(bindparam("most")).subquery()
+_QUEUE = select(
+    select(func.count()).select_from(_some_calls).scalar_subquery().label("waiting"),
+    select(func.min(call.c.due_at)).where(*_of_dialer).scalar_subquery().label("oldest"),
+)
+_some_events = select(literal(1).label("one")).where(is_untold).limit(bindparam("most")).subquery()
+_EVENTS = select(func.count()).select_from(_some_events)
+
+
+def ping(conn: Connection) -> None:
+    """Ask the database for nothing but an answer."""
+    conn.execute(_PING)
+
+
+_PING = text("SELECT 1")
+
+
+@dataclass(frozen=True, slots=True)
+class StorageState:
+    """Sizes in bytes; 0 for what the kind of database does not have."""
+
+    database: int = 0
+    wal: int = 0
+    """SQLite's write-ahead log. It can't be written back beyond what the oldest reader needs."""
+    dead_rows: int = 0
+    """Of PostgreSQL's largest tables, as its statistics say."""
+    live_rows: int = 0
+    oldest_transaction: float = 0.0
+    """Seconds for which the oldest snapshot of PostgreSQL has been used, as far as we may see."""
+    oldest_pid: int = 0
+    """The server process that has it."""
+
+
+def read_state(conn: Connection) -> StorageState:
+    """The state as it is now."""
+    if conn.dialect.name == "sqlite":
+        return _sqlite(conn)
+    row = conn.execute(_POSTGRESQL).one()
+    oldest = conn.execute(_OLDEST).one_or_none()
+    return StorageState(
+        database=row.database,
+        dead_rows=row.dead or 0,
+        live_rows=row.live or 0,
+        oldest_transaction=float(oldest.seconds) if oldest else 0.0,
+        oldest_pid=oldest.pid if oldest else 0,
+    )
+
+
+def _sqlite(conn: Connection) -> StorageState:
+    path = conn.exec_driver_sql("PRAGMA database_list").one()[2]
+    return StorageState(database=_size(path), wal=_size(f"{path}-wal"))
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return 0
+
+
+_POSTGRESQL: Final = text(
+    """
+    SELECT pg_database_size(current_database()) AS database,
+        sum(n_dead_tup) AS dead, sum(n_live_tup) AS live
+    FROM pg_stat_user_tables
+    """
+)
+# What other roles do is hidden from an ordinary one: then the columns are NULL.
+_OLDEST: Final = text(
+    """
+    SELECT pid, extract(epoch FROM clock_timestamp() - xact_start) AS seconds
+    FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid()
+        AND backend_xmin IS NOT NULL AND xact_start IS NOT NULL
+    ORDER BY xact_start
+    LIMIT 1
+    """
+)
+
+
+def database_time(conn: Connection) -> float | None:
+    """The time by the database server's clock (Unix seconds); None where there is no server."""
+    if conn.dialect.name != "postgresql":
+        return None
+    now: float = conn.execute(_DATABASE_TIME).scalar_one()
+    return now
+
+
+_DATABASE_TIME = select(cast(func.extract("epoch", func.clock_timestamp()), Double))

@@ -1,0 +1,169 @@
+"""Recovery of attempts that a worker left open: after a crash, and of dialers that are removed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import Connection, bindparam, select
+
+from bitel.domain.attempts import AttemptResult, Outcome
+from bitel.domain.calls import CallStatus
+from bitel.domain.retry import Requeue, RetryAt
+from bitel.store import calls, claims, leases
+from bitel.store.endings import (
+    CallEnd,
+    end_attempts,
+    end_calls,
+    forget_requests,
+    requeue_calls,
+)
+from bitel.store.leases import Holder, Lease, TakeOverTerms
+from bitel.store.number_exclusion import mark_may_ring
+from bitel.store.schema import HEARD, attempt, call, is_due, is_open
+from bitel.store.sql_batch import loose_index_scan
+
+REDIAL_AFTER: Final = 600.0
+"""Seconds until a call of such a dialer is due again: more than any dialer's ring time needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """How many attempts of earlier workers were found open, and what became of their calls."""
+
+    redialled: int = 0
+    """Not answered when cut off: due again, expired, canceled, or rung for the last time."""
+    unknown: int = 0
+    """Answered, so perhaps heard: final, and never called again."""
+
+
+def take_over(
+    conn: Connection,
+    dialer_id: str,
+    worker: str,
+    now: float,
+    redial_after: float,
+    last_invite: float = math.inf,
+    terms: TakeOverTerms = TakeOverTerms(),  # noqa: B008 # immutable
+) -> tuple[Lease, Recovered]:
+    """Become the worker that runs the dialer, and deal with what earlier workers left open.
+
+    An attempt that was answered makes its call UNKNOWN, at no cost, as its length is not known.
+    One whose cancellation was requested makes it CANCELED. Any other may still be ringing: its call
+    is due again `redial_after` seconds, which must exceed the longest ring time, after its INVITE
+    may have left. That is `last_invite` seconds after the claim, or now where the former worker has
+    ended; without `last_invite` it must have. The claim's time is by the former worker's clock, and
+    is converted to ours by `former_ahead`; no claim that is found was made later than now. The call
+    spends no retry, unless the attempt is known to have rung: then it waits for its retry interval
+    too, and a call without retries left ends as NO_ANSWER. Until that time no other call is made to
+    its number either, nor for `redial_after` seconds to a number that had answered, whose line may
+    still be open.
+
+    Raises LostLease where the row is no longer what `terms` expect.
+    """
+    epoch = leases.take(conn, dialer_id, worker, now, terms)
+    left = conn.execute(_LEFT_OPEN, {"dialer_id": dialer_id}).all()
+    canceled = calls.cancel_requested(conn, [row.id for row in left])
+    end_attempts(
+        conn,
+        [
+            (row.id, AttemptResult(Outcome.CUT_OFF, row.started_at, now, row.answered_at))
+            for row in left
+        ],
+    )
+    forget_requests(conn, canceled)
+    ends: list[CallEnd] = []
+    again: list[tuple[str, RetryAt | Requeue]] = []
+    heard = [row for row in left if row.claim == HEARD]
+    may_ring: list[tuple[str, float]] = []
+    for row in heard:
+        ends.append(CallEnd(row.call_id, CallStatus.UNKNOWN, row.started_at))
+        may_ring.append((row.call_id, now + redial_after))
+    for row in left:
+        if row.claim == HEARD:
+            continue
+        sent_at = min(row.started_at - terms.former_ahead, now) + last_invite
+        if terms.former_ended:
+            sent_at = min(now, sent_at)
+        due_at = max(now, sent_at + redial_after)
+        may_ring.append((row.call_id, due_at))
+        if row.id in canceled:
+            ends.append(CallEnd(row.call_id, CallStatus.CANCELED, row.started_at))
+        elif row.rang_at is not None:
+            due_at = max(due_at, now + row.retry_interval)
+            if row.retries_left > 0 and due_at < row.expires_at:
+                again.append((row.call_id, RetryAt(due_at, True, 0, row.uncertain)))
+            else:
+                ends.append(CallEnd(row.call_id, CallStatus.NO_ANSWER, row.started_at))
+        elif due_at >= row.expires_at:
+            ends.append(CallEnd(row.call_id, CallStatus.EXPIRED))
+        else:
+            again.append((row.call_id, Requeue(due_at)))
+    end_calls(conn, ends, now)
+    requeue_calls(conn, again)
+    mark_may_ring(conn, may_ring)
+    return Lease(dialer_id, worker, epoch), Recovered(len(left) - len(heard), len(heard))
+
+
+def orphaned(conn: Connection, known_dialers: Collection[str]) -> dict[str, Holder]:
+    """The dialers that are not known and have attempts under way, with their rows."""
+    rows = conn.execute(_ORPHANED_ATTEMPTS, {"known": list(known_dialers), "after": ""})
+    return {row.value: leases.holder(conn, row.value) for row in rows.all()}
+
+
+def give_up(conn: Connection, dialer_id: str, seen: Holder, now: float) -> None:
+    """Deal with what a dialer's worker left behind, as after any crash.
+
+    Raises LostLease where its row is no longer what was `seen`.
+    """
+    terms = TakeOverTerms(former=seen)
+    take_over(conn, dialer_id, "housekeeping", now, REDIAL_AFTER, terms=terms)
+
+
+def expire_orphans(
+    conn: Connection, known_dialers: Collection[str], now: float, limit: int = 1000
+) -> int:
+    """End up to `limit` calls, of dialers that are not known, whose time to live ran out.
+
+    How many calls expired is returned.
+    """
+    known = {"known": list(known_dialers), "after": ""}
+    ended = 0
+    for dialer_id in conn.execute(_ORPHANED_CALLS, known).scalars().all():
+        ended += claims.expire(conn, dialer_id, now, limit - ended)
+        if ended >= limit:
+            break
+    return ended
+
+
+_LEFT_OPEN = (
+    select(
+        attempt.c.id,
+        attempt.c.call_id,
+        attempt.c.claim,
+        attempt.c.started_at,
+        attempt.c.answered_at,
+        attempt.c.rang_at,
+        call.c.expires_at,
+        call.c.retries_left,
+        call.c.retry_interval,
+        call.c.uncertain,
+    )
+    .join(call)
+    .where(attempt.c.dialer_id == bindparam("dialer_id"), is_open)
+    .order_by(attempt.c.id)
+    # Locked, so that a client who cancels at this moment is heard, now or right after us.
+    .with_for_update(key_share=True, of=call)
+)
+_open = loose_index_scan(attempt.c.dialer_id, is_open)
+_ORPHANED_ATTEMPTS = select(_open.c.value).where(
+    _open.c.value.is_not(None),
+    _open.c.value.not_in(bindparam("known", expanding=True)),
+)
+_waiting = loose_index_scan(call.c.dialer_id, is_due)
+_ORPHANED_CALLS = select(_waiting.c.value).where(
+    _waiting.c.value.is_not(None),
+    _waiting.c.value.not_in(bindparam("known", expanding=True)),
+)
