@@ -19,8 +19,8 @@ from bitel.domain.attempts import AttemptResult, DialRequest, Outcome
 from bitel.domain.pricing import NOTHING, Rate, Tariff
 from bitel.sip.message import Request
 from bitel.sip_transport.udp import MAX_BATCH
-from tests.support.carrier import Answer, Carrier, answering, carrier, silent
-from tests.support.media_carrier import MediaCarrier, media_carrier, sdp
+from tests.support.carrier import Answer, Carrier, answering, carrier, sdp, silent
+from tests.support.media_carrier import MediaCarrier, media_carrier
 from tests.support.sip_dialer import dialer
 from tests.support.waiting import until
 

@@ -13,8 +13,8 @@ from structlog.testing import capture_logs
 
 from bitel.domain.attempts import Irregularity, Outcome
 from bitel.rtp import sender_process
-from tests.support.carrier import carrier
-from tests.support.media_carrier import MediaCarrier, media_carrier, sdp
+from tests.support.carrier import carrier, sdp
+from tests.support.media_carrier import MediaCarrier, media_carrier
 from tests.support.sip_dialer import dialer, running_call
 from tests.support.waiting import until
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -15,23 +14,21 @@ import pytest
 
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.pricing import Bill, Rate, Tariff
+from tests.support.carrier import sdp
 from tests.support.media_carrier import (
     MediaCarrier,
     RtpPort,
     media_carrier,
     packets_come,
+    payloads,
     reception,
-    sdp,
+    sound,
 )
 from tests.support.sip_dialer import Dialled, dialer
 from tests.support.waiting import until
 
 TARIFF = Tariff((Rate("+", Decimal(60), increment=1),))
 PACKET = 160  # bytes of 20 ms
-
-
-def sound(packets: int) -> bytes:
-    return random.randbytes(packets * PACKET)
 
 
 @asynccontextmanager
@@ -45,11 +42,6 @@ async def called(
             yield calls, call
         finally:
             await asyncio.wait_for(call, 20)
-
-
-def payloads(*at: RtpPort) -> bytes:
-    heard = [packet for ear in at for packet in ear.packets]
-    return b"".join(payload for _, payload in heard)
 
 
 async def test_what_the_callee_keys_and_reports_is_kept(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from bitel.dialer.call_attempt import CallLeg
 from bitel.domain.attempts import AttemptResult, Irregularity, Media, Outcome
 from bitel.sip import KeyedDigits
 from bitel.sip.grammar import Address
-from tests.support.media_carrier import HOST, RtpPort, media_carrier, packets_come
+from tests.support.carrier import HOST
+from tests.support.media_carrier import RtpPort, media_carrier, packets_come
 from tests.support.sip_dialer import running_call
 from tests.support.waiting import until
 

@@ -11,15 +11,9 @@ import pytest
 from bitel.domain import attempts as outcomes
 from bitel.domain.attempts import Outcome
 from bitel.sip import Credentials
-from tests.support.carrier import Answer, Behaviour, carrier
+from tests.support.carrier import Answer, answering, carrier
 from tests.support.sip_dialer import dialer
 from tests.support.waiting import until
-
-
-def responses(*answers: Answer | int) -> Behaviour:
-    """To an INVITE, these; a number is a response without headers."""
-    made = [each if isinstance(each, Answer) else Answer(each) for each in answers]
-    return lambda request: made
 
 
 def because(code: int, *reasons: str) -> Answer:
@@ -53,7 +47,7 @@ async def test_after_ringing_nothing_is_taken_for_trunk_trouble(
     tmp_path: Path, ringing: int, final: Answer | int
 ) -> None:
     async with carrier() as first, carrier() as second:
-        first.does["INVITE"] = responses(100, ringing, final)
+        first.does["INVITE"] = answering(100, ringing, final)
         async with dialer(tmp_path, first.uri, second.uri) as calls:
             attempted = await calls.call()
     assert attempted.outcome in {Outcome.RANG_THEN_FAILED, Outcome.NO_ANSWER}
@@ -85,7 +79,7 @@ async def test_what_it_comes_to(
     tmp_path: Path, sent: Sequence[Answer | int], outcome: Outcome
 ) -> None:
     async with carrier() as far:
-        far.does["INVITE"] = responses(100, *sent)
+        far.does["INVITE"] = answering(100, *sent)
         async with dialer(tmp_path, far.uri) as calls:
             attempted = await calls.call()
     assert attempted.outcome is outcome
@@ -100,7 +94,7 @@ async def test_a_late_failure_after_100_is_uncertain(
     monkeypatch.setattr(outcomes, "PROGRESS_LIMIT", limit)
     last = final if isinstance(final, Answer) else Answer(final)
     async with carrier() as far, carrier() as spare:
-        far.does["INVITE"] = responses(100)
+        far.does["INVITE"] = answering(100)
         async with dialer(tmp_path, far.uri, spare.uri, ring_timeout=30.0) as calls:
             call = asyncio.create_task(calls.call())
             await until(lambda: far.of("INVITE"))
@@ -115,7 +109,7 @@ async def test_a_carrier_that_says_nothing_for_the_whole_ring_time_rang_no_phone
     tmp_path: Path,
 ) -> None:
     async with carrier() as far:
-        far.does["INVITE"] = responses()
+        far.does["INVITE"] = answering()
         async with dialer(tmp_path, far.uri, ring_timeout=0.3) as calls:
             attempted = await calls.call()
     assert attempted.outcome is Outcome.TRUNK_TROUBLE
@@ -135,7 +129,7 @@ async def test_after_ringing_no_other_invite_leaves_for_what_it_would_say_better
     tmp_path: Path, ringing: int, final: Answer
 ) -> None:
     async with carrier() as far:
-        far.does["INVITE"] = responses(100, ringing, final)
+        far.does["INVITE"] = answering(100, ringing, final)
         async with dialer(tmp_path, far.uri, credentials=Credentials("me", "secret")) as calls:
             attempted = await calls.call()
     assert attempted.outcome is Outcome.RANG_THEN_FAILED

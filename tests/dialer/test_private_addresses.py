@@ -13,8 +13,8 @@ import pytest
 
 from bitel.dialer import media_session
 from bitel.domain.attempts import AttemptResult, Irregularity, Outcome
-from tests.support.carrier import Answer, carrier
-from tests.support.media_carrier import MediaCarrier, RtpPort, media_carrier, sdp
+from tests.support.carrier import Answer, carrier, sdp
+from tests.support.media_carrier import MediaCarrier, RtpPort, media_carrier
 from tests.support.network_namespace import need_network_namespaces, run_with_addresses
 from tests.support.sip_dialer import dialer
 from tests.support.waiting import until

@@ -19,9 +19,9 @@ from bitel.rtp.streamer import RemoteAddressError
 from bitel.sip import MediaChanged
 from bitel.sip.grammar import Address
 from bitel.sip.sdp import Direction, NegotiatedMedia
-from tests.dialer.test_media import payloads, sound
+from tests.support.carrier import HOST, sdp
 from tests.support.dns_server import Zone, dns_server
-from tests.support.media_carrier import HOST, MediaCarrier, media_carrier, sdp
+from tests.support.media_carrier import MediaCarrier, media_carrier, payloads, sound
 from tests.support.sip_dialer import running_call
 from tests.support.waiting import until
 

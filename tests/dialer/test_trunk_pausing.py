@@ -22,7 +22,6 @@ from bitel.dialer.trunk_monitor import (
 )
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.sip.message import Request
-from tests.dialer.test_outcomes import responses
 from tests.support.carrier import Answer, Carrier, answering, carrier
 from tests.support.clocks import FakeClock
 from tests.support.dns_server import dns_server
@@ -258,7 +257,7 @@ async def test_somebody_who_picks_up_is_not_called_again_because_the_trunk_is_pa
     tmp_path: Path,
 ) -> None:
     async with trunk_that_worked(tmp_path, 2) as (far, calls, clock):
-        far.does["INVITE"] = responses(180, Answer(200))  # an answer without SDP
+        far.does["INVITE"] = answering(180, Answer(200))  # an answer without SDP
         assert await outcomes(calls, 2) == [Outcome.MEDIA_MISMATCH] * 2
         assert await outcomes(calls, 1) == [Outcome.TRUNK_TROUBLE], "these answers pause it too"
         assert len(far.of("INVITE")) == 3

@@ -4,41 +4,17 @@ from __future__ import annotations
 
 import os
 import stat
-from decimal import Decimal
 from pathlib import Path
 
 import pytest
 import structlog
 
 from bitel.dialing.journal import Journal
-from bitel.domain.attempts import AttemptResult, Media, Outcome
-from bitel.domain.calls import CallStatus
-from bitel.domain.pricing import Bill
-from bitel.domain.retry import Finish, Requeue, RetryAt
 from bitel.store.settling import Settlement
+from tests.support.factories import some_settlement as settlement
 from tests.support.small_disk import fill, small_disk
 
 MOST = 20
-
-
-def settlement(number: int, detail: str = "busy here") -> Settlement:
-    verdicts = (
-        Finish(CallStatus.NORMAL),
-        Finish(CallStatus.ERROR, detail),
-        RetryAt(1_700_000_000.123456, spends_retry=True, trouble=2),
-        Requeue(1_700_000_060.5),
-    )
-    media = Media(250, 240, "12*#A", 0.125, None) if number % 2 else None
-    attempted = AttemptResult(
-        Outcome.ANSWERED, 1.5, 20.25, 3.125, 200, 16, "far", detail=detail, media=media
-    )
-    return Settlement(
-        f"{number:032x}",
-        f"{number + 1000:032x}",
-        attempted,
-        verdicts[number % len(verdicts)],
-        Bill(18, Decimal("34.2001")),
-    )
 
 
 @pytest.fixture

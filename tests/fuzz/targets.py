@@ -40,10 +40,10 @@ from bitel.sip.sdp import (
     make_offer,
 )
 from bitel.test_phone.packet_recorder import PacketRecorder
-from tests.dialing.test_journal import settlement
 from tests.fuzz.mutation import mutated
 from tests.fuzz.sip_scene import SPLICES, Scene, finish
-from tests.rtp_packets import pack
+from tests.support.factories import some_settlement as settlement
+from tests.support.rtp_packets import pack
 from tests.support.sip_bench import ANSWER, FAR
 
 SOURCES = (FAR, FAR, Address("198.51.100.1", 1), Address("2001:db8::1", 65535))

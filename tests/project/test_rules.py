@@ -68,3 +68,15 @@ def _events(source: str) -> set[str]:
 
 
 _LEVELS = frozenset({"info", "warning", "error", "critical", "exception", "level", "_log_fault"})
+
+
+def test_tests_share_helpers_by_the_support_folder_alone() -> None:
+    """Nothing is imported from a conftest, and no folder of tests imports from another's."""
+    wrong = []
+    for file in (ROOT / "tests").rglob("*.py"):
+        own = file.relative_to(ROOT / "tests").parts[0]
+        for module in re.findall(r"^ *from tests\.([\w.]+) import", file.read_text(), re.M):
+            folder = module.partition(".")[0]
+            if module.endswith("conftest") or folder not in {own, "support"}:
+                wrong.append(f"{file.relative_to(ROOT)}: tests.{module}")
+    assert wrong == []

@@ -17,7 +17,7 @@ from bitel.rtp.packet import RtpHeader
 from bitel.rtp.sender.packet_batch import Batch, StreamRow
 from bitel.rtp.sender.sendmmsg import Group, Packets, Refused, Sendmmsg, Transmit, sockaddr
 from tests.rtp.streams import host_and_port
-from tests.rtp_packets import pack
+from tests.support.rtp_packets import pack
 
 VOICE = np.arange(160 * 20, dtype=np.uint32).astype(np.uint8)
 

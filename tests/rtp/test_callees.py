@@ -24,9 +24,9 @@ from bitel.rtp.sender.rtp_receiver import LINGERING, UNDER_WAY, YOUNG, RemoteSou
 from bitel.rtp.stream_spec import Latch, StreamSpec
 from bitel.rtp.streamer import Streamer, StreamReport
 from tests.rtp.streams import change, change_command, play, play_command, start_with
-from tests.rtp_packets import pack
 from tests.support.free_ports import free_range
 from tests.support.prerequisites import need_ipv6
+from tests.support.rtp_packets import pack
 from tests.support.waiting import until
 
 HOST = "127.0.0.1"

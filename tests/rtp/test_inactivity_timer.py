@@ -18,8 +18,8 @@ from bitel.rtp.sender.stream_receiver import CHECK_INTERVAL, InactivityTimer, St
 from bitel.rtp.sender.stream_table import StreamTable
 from bitel.rtp.stream_spec import StreamReport
 from tests.rtp.streams import play_command
-from tests.rtp_packets import pack
 from tests.support.free_ports import free_range
+from tests.support.rtp_packets import pack
 
 HOST = "127.0.0.1"
 

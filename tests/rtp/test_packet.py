@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitel.rtp.packet import PacketError, RtpHeader
-from tests.rtp_packets import pack
+from tests.support.rtp_packets import pack
 
 headers = st.builds(
     RtpHeader,

@@ -21,9 +21,9 @@ from bitel.rtp.sender.priority import core_for
 from bitel.rtp.shared_clip import read_clip
 from bitel.rtp.streamer import SenderFailedError, Streamer, StreamReport
 from tests.rtp.streams import play, start_with
-from tests.rtp_packets import pack
 from tests.support.free_ports import free_range
 from tests.support.prerequisites import need_ipv6
+from tests.support.rtp_packets import pack
 from tests.support.waiting import until
 
 HOST = "127.0.0.1"

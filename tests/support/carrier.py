@@ -1,4 +1,4 @@
-"""A carrier that does as it is told: answers each SIP request as a function of the test says."""
+"""A fake carrier: answers each SIP request as a function of the test says, over any transport."""
 
 from __future__ import annotations
 
@@ -19,25 +19,49 @@ HOST = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Answer:
-    """A response; `sdp` adds an answer that takes PCMA."""
+    """A response; `sdp` adds an answer that takes PCMA, unless there is a `body`."""
 
     code: int
     headers: Sequence[tuple[str, str]] = ()
     sdp: bool = False
+    body: bytes = b""
+    content_type: str = "application/sdp"
 
 
 Behaviour = Callable[[Request], Sequence[Answer]]
 """What is sent for a request; nothing is silence."""
 
 
-def answering(*codes: int) -> Behaviour:
-    """Send these, one after the other; a 200 to an INVITE carries SDP."""
-    return lambda request: [Answer(code, sdp=request.method == "INVITE") for code in codes]
+def answering(*answers: Answer | int) -> Behaviour:
+    """Send these, one after the other; the number 200 is an answer with SDP to an INVITE."""
+    return lambda request: [
+        each if isinstance(each, Answer) else Answer(each, sdp=request.method == "INVITE")
+        for each in answers
+    ]
 
 
 def silent(request: Request) -> Sequence[Answer]:
     """Send nothing."""
     return []
+
+
+def sdp(
+    port: int,
+    *,
+    host: str = HOST,
+    formats: str = "8 101",
+    events: int | None = 101,
+    more: str = "",
+    version: int = 1,
+) -> bytes:
+    """A description of audio that takes PCMA, and telephone events as payload type `events`."""
+    family = "IP6" if ":" in host else "IP4"
+    if events is not None:
+        more = f"a=rtpmap:{events} telephone-event/8000\r\n{more}"
+    return (
+        f"v=0\r\no=- 1 {version} IN {family} {host}\r\ns=-\r\nc=IN {family} {host}\r\nt=0 0\r\n"
+        f"m=audio {port} RTP/AVP {formats}\r\na=rtpmap:8 PCMA/8000\r\n{more}"
+    ).encode()
 
 
 class Carrier:
@@ -47,11 +71,15 @@ class Carrier:
     def __init__(self, host: str = HOST, transport: Transport = Transport.UDP) -> None:
         self.does: dict[str, Behaviour] = {"ACK": silent, "INVITE": answering(100, 200)}
         self.requests: list[Request] = []
+        self.received: list[str] = []
+        """The methods of all requests, repetitions too."""
         self.connections: list[asyncio.Transport] = []
         self.port = 0
         self.seen_as: tuple[str, int] | None = None
         """What Via's `received` and `rport` say of the dialer."""
-        self._host = host
+        self.host = host
+        self.tag = ""
+        """The tag of its responses; made of the port where it is empty."""
         self._transport = transport
         self._senders: dict[tuple[str, str], Callable[[bytes], None]] = {}
 
@@ -61,7 +89,7 @@ class Carrier:
 
     @property
     def place(self) -> str:
-        host = f"[{self._host}]" if ":" in self._host else self._host
+        host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
 
     @property
@@ -77,7 +105,9 @@ class Carrier:
         """Take a message, and answer it by `send`."""
         request = parse(data)
         if isinstance(request, Response):
+            self.take_response(request)
             return
+        self.received.append(request.method)
         key = request.branch, request.method
         if key not in self._senders:
             self.requests.append(request)
@@ -85,21 +115,20 @@ class Carrier:
         for answer in self.does.get(request.method, answering(200))(request):
             self.say(request, answer)
 
+    def take_response(self, response: Response) -> None:
+        """Take a response to a request of its own, of which it makes none."""
+
     def say(self, request: Request, answer: Answer) -> None:
         """Answer `request`, be it late or again."""
         headers = [("Contact", f"<{self.uri}>"), *answer.headers]
         if any(name == "Contact" for name, _ in answer.headers):
             headers = list(answer.headers)
-        body = b""
-        if answer.sdp and answer.code == 200:
-            headers.append(("Content-Type", "application/sdp"))
-            family = "IP6" if ":" in self._host else "IP4"
-            body = (
-                f"v=0\r\no=- 1 1 IN {family} {self._host}\r\ns=-\r\n"
-                f"c=IN {family} {self._host}\r\nt=0 0\r\n"
-                f"m=audio {self.port} RTP/AVP 8\r\na=rtpmap:8 PCMA/8000\r\n"
-            ).encode()
-        tag = "" if answer.code == 100 else f"t{self.port}"
+        body = answer.body
+        if answer.sdp and answer.code == 200 and not body:
+            body = sdp(self.port, host=self.host, formats="8", events=None)
+        if body:
+            headers.append(("Content-Type", answer.content_type))
+        tag = "" if answer.code == 100 else self.tag or f"t{self.port}"
         via = request.values("via")[0]
         if self.seen_as is not None:
             host, port = self.seen_as
@@ -160,6 +189,18 @@ class _Stream(asyncio.Protocol):
 
 
 @asynccontextmanager
+async def over_udp(carrier: Carrier, port: int = 0) -> AsyncIterator[None]:
+    """Have it on a UDP port of its host inside the block, a free one by default."""
+    endpoint, _ = await asyncio.get_running_loop().create_datagram_endpoint(
+        lambda: _Datagrams(carrier), local_addr=(carrier.host, port)
+    )
+    try:
+        yield
+    finally:
+        endpoint.close()
+
+
+@asynccontextmanager
 async def carrier(
     host: str = HOST,
     transport: Transport = Transport.UDP,
@@ -168,16 +209,11 @@ async def carrier(
 ) -> AsyncIterator[Carrier]:
     """A carrier on `port` of `host`, a free one by default."""
     made = Carrier(host, transport)
-    loop = asyncio.get_running_loop()
     if transport is Transport.UDP:
-        endpoint, _ = await loop.create_datagram_endpoint(
-            lambda: _Datagrams(made), local_addr=(host, port)
-        )
-        try:
+        async with over_udp(made, port):
             yield made
-        finally:
-            endpoint.close()
         return
+    loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: _Stream(made), host, port, ssl=tls)
     made.port = server.sockets[0].getsockname()[1]
     try:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection
 
-from bitel.domain.attempts import AttemptResult, Outcome
+from bitel.domain.attempts import AttemptResult, Media, Outcome
 from bitel.domain.calls import CallStatus, Lane, NewCall
 from bitel.domain.ids import new_id
 from bitel.domain.pricing import NOTHING, Bill
-from bitel.domain.retry import Finish, RetryDecision
+from bitel.domain.retry import Finish, Requeue, RetryAt, RetryDecision
 from bitel.store import projects, recordings
 from bitel.store.recordings import Recording
 from bitel.store.settling import Settlement
@@ -81,4 +81,25 @@ def answered(claimed: Claim, price: str = "34.2", seconds: int = 12) -> Settleme
         sip_code=200,
         q850=16,
         ended_by="far",
+    )
+
+
+def some_settlement(number: int, detail: str = "busy here") -> Settlement:
+    """An end with fields of every kind, without a claim; its ids and its verdict go by `number`."""
+    verdicts = (
+        Finish(CallStatus.NORMAL),
+        Finish(CallStatus.ERROR, detail),
+        RetryAt(1_700_000_000.123456, spends_retry=True, trouble=2),
+        Requeue(1_700_000_060.5),
+    )
+    media = Media(250, 240, "12*#A", 0.125, None) if number % 2 else None
+    attempted = AttemptResult(
+        Outcome.ANSWERED, 1.5, 20.25, 3.125, 200, 16, "far", detail=detail, media=media
+    )
+    return Settlement(
+        f"{number:032x}",
+        f"{number + 1000:032x}",
+        attempted,
+        verdicts[number % len(verdicts)],
+        Bill(18, Decimal("34.2001")),
     )

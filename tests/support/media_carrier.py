@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import re
 import socket
 import struct
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import cast
 
 from bitel.rtp.packet import RtpHeader
-from bitel.sip.message import Request, Response, parse
-from bitel.sip.message_writer import write_response
-from tests.rtp_packets import pack
+from bitel.sip.message import Request, Response
+from tests.support.carrier import HOST, Answer, Carrier, over_udp, sdp
 from tests.support.free_ports import free_range
+from tests.support.rtp_packets import pack
 from tests.support.waiting import until
 
-HOST = "127.0.0.1"
 Address = tuple[str, int]
+PACKET = 160
+"""Bytes of audio in 20 ms."""
 
 
 class RtpPort:
@@ -113,6 +114,16 @@ def rtp_ports(host: str = HOST) -> tuple[RtpPort, RtpPort]:
             return rtp, rtcp
 
 
+def sound(packets: int) -> bytes:
+    """Random audio of so many packets of 20 ms."""
+    return random.randbytes(packets * PACKET)
+
+
+def payloads(*ports: RtpPort) -> bytes:
+    """The audio that has come to these ports, one after the other."""
+    return b"".join(payload for port in ports for _, payload in port.packets)
+
+
 async def packets_come(count: int, *ears: RtpPort) -> None:
     """Return once so many more packets have come to these ports together."""
     before = sum(len(ear.packets) for ear in ears)
@@ -124,29 +135,11 @@ def reception(ssrc: int, highest: int, lost: int, jitter: int) -> bytes:
     return struct.pack("!BBHIIIIIII", 0x81, 201, 7, 99, ssrc, lost, highest, jitter, 0, 0)
 
 
-def sdp(
-    port: int,
-    *,
-    host: str = HOST,
-    formats: str = "8 101",
-    events: int = 101,
-    more: str = "",
-    version: int = 1,
-) -> bytes:
-    """A description of audio that takes PCMA, and telephone events as payload type `events`."""
-    family = "IP6" if ":" in host else "IP4"
-    return (
-        f"v=0\r\no=- 1 {version} IN {family} {host}\r\ns=-\r\nc=IN {family} {host}\r\nt=0 0\r\n"
-        f"m=audio {port} RTP/AVP {formats}\r\na=rtpmap:8 PCMA/8000\r\n"
-        f"a=rtpmap:{events} telephone-event/8000\r\n{more}"
-    ).encode()
-
-
-class MediaCarrier(asyncio.DatagramProtocol):
-    """One call's far end. `codes` answer the INVITE, the ones over 100 with `body`."""
+class MediaCarrier(Carrier):
+    """A carrier of one call. `codes` answer the INVITE, those from 101 to 299 with `body`."""
 
     def __init__(self, host: str = HOST) -> None:
-        self.host = host
+        super().__init__(host)
         self.rtp, self.rtcp = rtp_ports(host)
         self.codes: list[int] = [100, 200]
         self.body = sdp(self.rtp.port, host=host)
@@ -156,22 +149,26 @@ class MediaCarrier(asyncio.DatagramProtocol):
         self.headers: list[tuple[str, str]] = []
         """Added to each answer to the INVITE."""
         self.answers_bye = True
-        self.invite: Request
-        self.methods: list[str] = []
-        self.port = 0
+        self.tag = "far"
+        self.does["INVITE"] = lambda request: [self._answer(code) for code in self.codes]
+        self.does["BYE"] = lambda request: [Answer(200)] if self.answers_bye else []
         self._cseq = 100
         self._responses: asyncio.Queue[Response] = asyncio.Queue()
-        self._from: Address = ("", 0)
-        self._transport: asyncio.DatagramTransport
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.DatagramTransport, transport)
-        self.port = transport.get_extra_info("sockname")[1]
+        self._send: Callable[[bytes], None]
 
     @property
-    def uri(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"sip:{host}:{self.port}"
+    def invite(self) -> Request:
+        """The newest INVITE."""
+        return self.of("INVITE")[-1]
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods of the requests, each once, but every ACK."""
+        found: list[str] = []
+        for method in self.received:
+            if method not in found or method == "ACK":
+                found.append(method)
+        return found
 
     @property
     def caller(self) -> Address:
@@ -180,37 +177,21 @@ class MediaCarrier(asyncio.DatagramProtocol):
         assert found is not None
         return self.host, int(found[1])
 
-    def datagram_received(self, data: bytes, addr: Address) -> None:
-        message = parse(data)
-        self._from = addr
-        if isinstance(message, Response):
-            if message.code >= 200:
-                self._responses.put_nowait(message)
-            return
-        if message.method not in self.methods or message.method == "ACK":
-            self.methods.append(message.method)
-        if message.method == "INVITE":
-            self.invite = message
-            for code in self.codes:
-                self.answer(code)
-        elif message.method == "BYE" and self.answers_bye:
-            self._respond(message, 200)
+    def receive(self, data: bytes, send: Callable[[bytes], None]) -> None:
+        self._send = send
+        super().receive(data, send)
+
+    def take_response(self, response: Response) -> None:
+        if response.code >= 200:
+            self._responses.put_nowait(response)
 
     def answer(self, code: int) -> None:
         """Answer the INVITE."""
-        body = self.body if 100 < code < 300 else b""
-        self._respond(self.invite, code, self.bodies.get(code, body))
+        self.say(self.invite, self._answer(code))
 
-    def _respond(self, request: Request, code: int, body: bytes = b"") -> None:
-        headers = [("Contact", f"<{self.uri}>")]
-        if request.method == "INVITE":
-            headers += self.headers
-        if body:
-            headers.append(("Content-Type", self.content_type))
-        tag = "" if code == 100 else "far"
-        via = request.values("via")[0]
-        data = write_response(request, code, tag, headers, body, top_via=via)
-        self._transport.sendto(data, self._from)
+    def _answer(self, code: int) -> Answer:
+        body = self.bodies.get(code, self.body if 100 < code < 300 else b"")
+        return Answer(code, self.headers, body=body, content_type=self.content_type)
 
     async def ask(
         self,
@@ -221,11 +202,11 @@ class MediaCarrier(asyncio.DatagramProtocol):
     ) -> Response:
         """Send a request within the call; its final response. `ack` is the body of an ACK."""
         self._cseq += 1
-        self._transport.sendto(self._request(method, self._cseq, body, content_type), self._from)
+        self._send(self._request(method, self._cseq, body, content_type))
         async with asyncio.timeout(10):
             response = await self._responses.get()
         if method == "INVITE":
-            self._transport.sendto(self._request("ACK", self._cseq, ack), self._from)
+            self._send(self._request("ACK", self._cseq, ack))
         return response
 
     async def key(self, digit: str) -> int:
@@ -264,12 +245,10 @@ class MediaCarrier(asyncio.DatagramProtocol):
 
 @asynccontextmanager
 async def media_carrier(host: str = HOST) -> AsyncIterator[MediaCarrier]:
-    """A far end on free ports of `host`."""
-    transport, made = await asyncio.get_running_loop().create_datagram_endpoint(
-        lambda: MediaCarrier(host), local_addr=(host, 0)
-    )
+    """A carrier with RTP ports on free ports of `host`."""
+    made = MediaCarrier(host)
     try:
-        yield made
+        async with over_udp(made):
+            yield made
     finally:
-        transport.close()
         made.close()

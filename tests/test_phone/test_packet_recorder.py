@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from bitel.g711 import alaw_decode, ulaw_decode
 from bitel.rtp.packet import RtpHeader
 from bitel.test_phone.packet_recorder import MAX_SOURCES, PacketRecorder
-from tests.rtp_packets import pack
+from tests.support.rtp_packets import pack
 
 
 def voice(packets: int, sequence: int = 0, timestamp: int = 0, ssrc: int = 1) -> list[bytes]:

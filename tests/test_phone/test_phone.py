@@ -16,7 +16,7 @@ from bitel.sip.events import Answered, Ended, Failed, Provisional
 from bitel.test_phone.phone import Entry, Phone, PhoneConfig
 from bitel.test_phone.rtp_sinks import recording_name
 from bitel.test_phone.rules import parse_rules
-from tests.rtp_packets import pack
+from tests.support.rtp_packets import pack
 from tests.support.sip_caller import Caller, caller
 from tests.support.waiting import until
 
