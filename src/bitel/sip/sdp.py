@@ -27,7 +27,7 @@ MAX_EVENT_TYPES = 8
 MAX_HOST_NAME = 253
 """Characters of a domain name (RFC 1035 §2.3.4)."""
 SESSION_ID_BITS = 61
-"""Session id and version must fit in 63 bits, and a first version be below 2^62 - 1 (RFC 3264 §5)."""
+"""Session id and version must fit in 63 bits, a first version be below 2^62 - 1 (RFC 3264 §5)."""
 DEFAULT_PTIME = 20
 PACKET_LENGTHS = (10, 20, 30, 40, 60)
 """Milliseconds of audio that a packet of ours can hold."""
