@@ -93,7 +93,7 @@ class CallLeg:
         self._follow: Callable[[MediaChanged], None] | None = None
 
     async def resolved(self, agreed: NegotiatedMedia) -> NegotiatedMedia:
-        """`agreed` with an IP address to send to; raises RemoteAddressError where its host has none."""
+        """`agreed` with an IP address to send to; RemoteAddressError if its host has none."""
         return await self._addresses.resolved(agreed)
 
     def close(self) -> None:
