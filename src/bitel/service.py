@@ -248,11 +248,11 @@ async def running(
                 _http(listener, settings.http, place, "metrics.bind", shutdown, stop)
             )
         if role != "dialer":
-            doorbells = dict(dispatchers)
+            by_id = dict(dispatchers)
 
-            def ring(dialer_id: str) -> None:
-                if dialer_id in doorbells:
-                    doorbells[dialer_id].ring()
+            def wake(dialer_id: str) -> None:
+                if dialer_id in by_id:
+                    by_id[dialer_id].wake()
 
             parts = ApiContext(
                 settings=settings,
@@ -262,7 +262,7 @@ async def running(
                 tokens=TokenSigner.open(settings.data_dir),
                 clock=clock,
                 date=clock.date,
-                on_placed=ring,
+                on_placed=wake,
                 metrics=page,
                 ready=Readiness(
                     database,
@@ -330,7 +330,7 @@ def _dialer(
         recording_faults=recording_faults,
     )
 
-    def strain() -> LoadSample:
+    def load() -> LoadSample:
         late = packets_late(trunk.streamer.stats())
         return LoadSample(late, lag.mean * 1000, database.writes_waiting, trunk.behind * 1000)
 
@@ -344,7 +344,7 @@ def _dialer(
         clock=clock,
         ahead=lambda: clock.gap,
         on_settled=on_settled,
-        strain=strain,
+        load=load,
         recording_faults=recording_faults,
         journal=Journal(
             settings.data_dir / f"unsettled-{dialer.id}.journal", capacity=dialer.max_channels

@@ -236,7 +236,7 @@ def _entry(rng: random.Random) -> bytes:
     whole = {
         "attempt_id": "0" * 32,
         "call_id": "1" * 32,
-        "attempted": {**settlement(1).attempted._asdict(), "outcome": "answered", "media": None},
+        "attempted": {**settlement(1).result._asdict(), "outcome": "answered", "media": None},
         "verdict": ["final", {"status": 1, "reason": ""}],
         "bill": [18, "34.2"],
     }

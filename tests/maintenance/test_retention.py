@@ -68,8 +68,8 @@ def finish(world: World, keyed: str = "12#", **more: Any) -> str:
     lease = world.take_over()
     [claim] = [one for one in world.claim(lease) if one.call_id == call_id]
     done = answered(claim)
-    media = done.attempted._replace(media=Media(10, 10, keyed))
-    world.settle(lease, done._replace(attempted=media))
+    media = done.result._replace(media=Media(10, 10, keyed))
+    world.settle(lease, done._replace(result=media))
     return call_id
 
 
