@@ -34,8 +34,8 @@ from bitel.domain.retry import Requeue, RetryAt
 from bitel.store import balances
 from bitel.store.database import count_calls
 from bitel.store.schema import (
-    PENDING,
     FINISHED,
+    PENDING,
     attempt,
     call,
     cancel_request,
