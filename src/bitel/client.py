@@ -4,7 +4,7 @@
         voice = client.upload(Path("hello.mp3"))
         call = client.wait(client.call("09121234567", voice["id"])["id"], timeout=60)
 
-`AsyncClient` has the same methods to be awaited. What they ask stands in `bitel.asking`, and any
+`AsyncClient` has the same methods to be awaited. `bitel.api_requests` makes their requests, and any
 `Ask` can be handed to `do`. Every method raises a BitelError: the service's own, or
 UnavailableError where it can't be reached.
 """
@@ -21,8 +21,8 @@ from typing import Any, BinaryIO, Final, Self, TypeVar, Unpack, cast
 
 import httpx
 
-from bitel import asking
-from bitel.asking import (
+from bitel import api_requests as asking
+from bitel.api_requests import (
     Account,
     Ask,
     Batch,
