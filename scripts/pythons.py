@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "build" / "pythons"
 VERSIONS = ("3.11", "3.12", "3.13", "3.14")
-TESTS = ("tests/recordings", "tests/api", "tests/rtp", "tests/store")
+TESTS = ("tests/recordings", "tests/speech", "tests/api", "tests/rtp", "tests/store")
 EXTRAS = "server,postgres,speech"
 
 

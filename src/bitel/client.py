@@ -5,8 +5,8 @@
         call = client.wait(client.call("09121234567", voice["id"])["id"], timeout=60)
 
 `AsyncClient` has the same methods to be awaited. Most methods take the arguments of the function of
-`bitel.asking` that builds their request, and any `Ask` can be handed to `do`. Every method raises a
-BitelError: the service's own, or UnavailableError where it can't be reached.
+`bitel.api_requests` that builds their request, and any `Ask` can be handed to `do`. Every method
+raises a BitelError: the service's own, or UnavailableError where it can't be reached.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar, cast
 
 import httpx
 
-from bitel import asking
-from bitel.asking import (
+from bitel import api_requests as asking
+from bitel.api_requests import (
     Account,
     Ask,
     Batch,

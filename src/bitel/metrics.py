@@ -31,9 +31,9 @@ from bitel.dialing.dispatcher import Figures
 from bitel.domain.attempts import Irregularity, Outcome
 from bitel.domain.calls import CallStatus, Lane
 from bitel.errors import UnavailableError
+from bitel.maintenance.storage_pressure import StoragePressure
 from bitel.observability.event_loop import Histogram
 from bitel.rtp.streamer import StreamerStats
-from bitel.storage_pressure import StoragePressure
 from bitel.store import leases, monitoring
 from bitel.store.database import Database
 from bitel.store.monitoring import Waiting

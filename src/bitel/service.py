@@ -37,7 +37,9 @@ from bitel.dialing.recording_faults import RecordingFaults
 from bitel.dialing.standby import Standby
 from bitel.domain.ids import new_id
 from bitel.errors import BitelError
-from bitel.housekeeping import Housekeeper
+from bitel.maintenance.housekeeping import Housekeeper
+from bitel.maintenance.retention import Retention
+from bitel.maintenance.storage_pressure import StoragePressure
 from bitel.metrics import DialerFigures, DialerSource, Page, Sources
 from bitel.notifications.conditions import Condition, ConditionWatcher, of_dialer
 from bitel.notifications.sender import NotificationSender
@@ -52,7 +54,6 @@ from bitel.observability.event_loop import (
 from bitel.recordings.storage import VoiceStore
 from bitel.recordings.worker_process import log_confinement
 from bitel.reloading import plan_reload
-from bitel.retention import Retention
 from bitel.settings import (
     DialerSettings,
     HttpSettings,
@@ -65,7 +66,6 @@ from bitel.shutdown import CLOSING_TIMEOUT, Shutdown
 from bitel.speech.engines import SpeechOptions
 from bitel.speech.library import SpeechLibrary
 from bitel.steady_clock import SteadyClock
-from bitel.storage_pressure import StoragePressure
 from bitel.store import engines, migrate, recordings
 from bitel.store.database import Database
 from bitel.supervision import background
@@ -248,11 +248,11 @@ async def running(
                 _http(listener, settings.http, place, "metrics.bind", shutdown, stop)
             )
         if role != "dialer":
-            doorbells = dict(dispatchers)
+            by_id = dict(dispatchers)
 
-            def ring(dialer_id: str) -> None:
-                if dialer_id in doorbells:
-                    doorbells[dialer_id].ring()
+            def wake(dialer_id: str) -> None:
+                if dialer_id in by_id:
+                    by_id[dialer_id].wake()
 
             parts = ApiContext(
                 settings=settings,
@@ -262,7 +262,7 @@ async def running(
                 tokens=TokenSigner.open(settings.data_dir),
                 clock=clock,
                 date=clock.date,
-                on_placed=ring,
+                on_placed=wake,
                 metrics=page,
                 ready=Readiness(
                     database,
@@ -330,7 +330,7 @@ def _dialer(
         recording_faults=recording_faults,
     )
 
-    def strain() -> LoadSample:
+    def load() -> LoadSample:
         late = packets_late(trunk.streamer.stats())
         return LoadSample(late, lag.mean * 1000, database.writes_waiting, trunk.behind * 1000)
 
@@ -344,7 +344,7 @@ def _dialer(
         clock=clock,
         ahead=lambda: clock.gap,
         on_settled=on_settled,
-        strain=strain,
+        load=load,
         recording_faults=recording_faults,
         journal=Journal(
             settings.data_dir / f"unsettled-{dialer.id}.journal", capacity=dialer.max_channels

@@ -179,14 +179,14 @@ async def test_a_service_that_is_not_there_is_unavailable(opened: Any) -> None:
 def test_every_error_code_has_its_error() -> None:
     import httpx
 
-    from bitel import asking
+    from bitel import api_requests
 
     for kind in BitelError.__subclasses__():
         if kind.code == BitelError.code:
             continue
         body = {"result": None, "error": kind.code, "message": "so it is"}
         with pytest.raises(kind, match="so it is"):
-            asking.result_of(httpx.Response(400, json=body))
+            api_requests.result_of(httpx.Response(400, json=body))
 
 
 def test_webhooks_are_verified() -> None:

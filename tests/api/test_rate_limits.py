@@ -19,7 +19,7 @@ SINGLE = "/api/v2/voice/single"
 BATCH = "/api/v2/voice/batch"
 PER_SECOND = [{"prefix": "+98", "per_minute": "60", "increment": 1}]
 # The test's recording lasts a second, and two are kept back for hanging up.
-HELD = Decimal(66)
+CLAIMED = Decimal(66)
 
 
 def money(stage: Stage) -> tuple[Any, Any]:
@@ -44,7 +44,7 @@ async def test_a_call_keeps_back_what_it_may_cost(make_stage: Callable[..., Stag
             assert code(placed) == (200, None)
         # 132 of 132.5 are spoken for, though nothing is spent yet.
         assert code(await client.post(SINGLE, json=stage.body())) == (402, "InsufficientBalance")
-        assert money(stage) == (2 * HELD, Decimal("132.5"))
+        assert money(stage) == (2 * CLAIMED, Decimal("132.5"))
         stage.answer(*stage.take(), price="1")
         assert money(stage) == (0, Decimal("130.5"))
         account = (await client.get("/api/v2/account")).json()["result"]

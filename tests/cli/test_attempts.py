@@ -101,7 +101,7 @@ def test_attempts_are_shown_with_how_they_were_heard(shell: Shell) -> None:
 def test_packets_that_nobody_counted_are_no_zero(shell: Shell) -> None:
     """The process that sent them, and counted them, was lost."""
     lost = AttemptResult(
-        Outcome.CUT_OFF, 200.0, 210.0, 203.5, 200, 16, "us", media=Media(None, 0, "12#")
+        Outcome.INTERRUPTED, 200.0, 210.0, 203.5, 200, 16, "us", media=Media(None, 0, "12#")
     )
     shell.admin("project", "create", "other")
     with Database.open(f"sqlite:///{shell.data_dir / 'bitel.db'}") as database:

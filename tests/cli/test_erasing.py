@@ -39,8 +39,8 @@ def test_a_person_is_erased_and_others_are_not(shell: Shell) -> None:
             calls[number] = world.place(e164=number, phone_number=number.replace("+98", "0"))
             [claim] = world.claim(lease)
             done = answered(claim)
-            heard = done.attempted._replace(media=Media(1, 1, "42"))
-            world.settle(lease, done._replace(attempted=heard))
+            heard = done.result._replace(media=Media(1, 1, "42"))
+            world.settle(lease, done._replace(result=heard))
         waiting = world.place(e164=NUMBER, phone_number="0912 123 4567")
         traces = shell.data_dir / "traces"
         share = Share(100, 1_000_000, 30)

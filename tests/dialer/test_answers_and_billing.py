@@ -79,10 +79,10 @@ async def test_an_answer_that_is_not_ours_is_acknowledged_and_hung_up_on(tmp_pat
             write.end(False)
         assert far.methods == ["INVITE", "ACK", "BYE"]
         assert not far.rtp.datagrams
-    attempted = call.result()
-    assert attempted.outcome is Outcome.RANG_THEN_FAILED
-    assert attempted.detail == "the answer could not be recorded"
-    assert TARIFF.bill(ORDER.e164, attempted) == NOTHING
+    result = call.result()
+    assert result.outcome is Outcome.RANG_THEN_FAILED
+    assert result.detail == "the answer could not be recorded"
+    assert TARIFF.bill(ORDER.e164, result) == NOTHING
 
 
 async def test_who_hangs_up_while_the_answer_is_written_has_answered(tmp_path: Path) -> None:
@@ -92,22 +92,22 @@ async def test_who_hangs_up_while_the_answer_is_written_has_answered(tmp_path: P
             write.end(True)
         assert not far.rtp.datagrams
         assert "BYE" not in far.methods
-    attempted = call.result()
-    assert (attempted.outcome, attempted.ended_by) == (Outcome.ANSWERED, "far")
-    assert attempted.answered_at is not None
-    assert TARIFF.bill(ORDER.e164, attempted).price > 0
+    result = call.result()
+    assert (result.outcome, result.ended_by) == (Outcome.ANSWERED, "far")
+    assert result.answered_at is not None
+    assert TARIFF.bill(ORDER.e164, result).price > 0
 
 
 async def test_who_hangs_up_first_has_answered_though_we_have_given_up_too(tmp_path: Path) -> None:
     async with media_carrier() as far, being_written(tmp_path, far) as (made, write, call):
         assert (await far.ask("BYE")).code == 200
-        made.call_off(ORDER.attempt_id)
+        made.cancel(ORDER.attempt_id)
         write.end(True)
-    attempted = call.result()
-    assert (attempted.outcome, attempted.ended_by) == (Outcome.ANSWERED, "far")
+    result = call.result()
+    assert (result.outcome, result.ended_by) == (Outcome.ANSWERED, "far")
 
 
-@pytest.mark.parametrize("way", ["call_off", "abandon"])
+@pytest.mark.parametrize("way", ["cancel", "abandon"])
 async def test_a_call_that_we_end_while_the_answer_is_written_is_not_billed(
     tmp_path: Path, way: str
 ) -> None:
@@ -117,9 +117,9 @@ async def test_a_call_that_we_end_while_the_answer_is_written_is_not_billed(
             await until(lambda: "BYE" in far.methods)
             write.end(True)
         assert not far.rtp.datagrams
-    attempted = call.result()
-    assert (attempted.outcome, attempted.ended_by) == (Outcome.CALLED_OFF, "us")
-    assert TARIFF.bill(ORDER.e164, attempted) == NOTHING
+    result = call.result()
+    assert (result.outcome, result.ended_by) == (Outcome.CANCELED, "us")
+    assert TARIFF.bill(ORDER.e164, result) == NOTHING
 
 
 @pytest.mark.parametrize("step", [-3600.0, 3600.0])
@@ -134,10 +134,10 @@ async def test_a_wall_clock_that_is_set_during_a_call_does_not_change_its_bill(
             off = step
             write.end(True)
         took = time.monotonic() - begun
-    attempted = call.result()
-    assert attempted.answered_at is not None
-    assert 0.2 < attempted.ended_at - attempted.answered_at < took
-    assert TARIFF.bill(ORDER.e164, attempted).seconds <= took + 1
+    result = call.result()
+    assert result.answered_at is not None
+    assert 0.2 < result.ended_at - result.answered_at < took
+    assert TARIFF.bill(ORDER.e164, result).seconds <= took + 1
 
 
 async def test_a_call_that_nothing_could_be_sent_to_is_not_billed(tmp_path: Path) -> None:
@@ -147,12 +147,12 @@ async def test_a_call_that_nothing_could_be_sent_to_is_not_billed(tmp_path: Path
         async with being_written(tmp_path, far) as (_, write, call):
             write.end(True)
         assert far.methods == ["INVITE", "ACK", "BYE"]
-    attempted = call.result()
-    assert attempted.media is not None
-    assert attempted.media.sent == 0
-    assert (attempted.outcome, attempted.ended_by) == (Outcome.CUT_OFF, "us")
-    assert attempted.detail
-    assert TARIFF.bill(ORDER.e164, attempted) == NOTHING
+    result = call.result()
+    assert result.media is not None
+    assert result.media.sent == 0
+    assert (result.outcome, result.ended_by) == (Outcome.INTERRUPTED, "us")
+    assert result.detail
+    assert TARIFF.bill(ORDER.e164, result) == NOTHING
 
 
 async def test_a_call_that_is_held_until_its_longest_duration_is_billed(
@@ -163,12 +163,12 @@ async def test_a_call_that_is_held_until_its_longest_duration_is_billed(
         far.body = sdp(far.rtp.port, more="a=inactive\r\n")
         async with being_written(tmp_path, far) as (_, write, call):
             write.end(True)
-    attempted = call.result()
-    assert attempted.media is not None
-    assert attempted.media.sent == 0
-    assert (attempted.outcome, attempted.ended_by) == (Outcome.ANSWERED, "us")
-    assert attempted.detail.startswith("the call had lasted 1 s")
-    assert TARIFF.bill(ORDER.e164, attempted).seconds == 1
+    result = call.result()
+    assert result.media is not None
+    assert result.media.sent == 0
+    assert (result.outcome, result.ended_by) == (Outcome.ANSWERED, "us")
+    assert result.detail.startswith("the call had lasted 1 s")
+    assert TARIFF.bill(ORDER.e164, result).seconds == 1
 
 
 @pytest.mark.parametrize("by", ["far", "us"])
@@ -183,13 +183,13 @@ async def test_a_held_call_that_was_played_nothing_is_billed_by_who_ended_it(
             if by == "far":
                 assert (await far.ask("BYE")).code == 200
             else:
-                made.call_off(ORDER.attempt_id)
-    attempted = call.result()
-    assert attempted.media is not None
-    assert (attempted.media.sent, attempted.ended_by) == (0, by)
-    expected = Outcome.ANSWERED if by == "far" else Outcome.CALLED_OFF
-    assert attempted.outcome is expected
-    assert (TARIFF.bill(ORDER.e164, attempted) == NOTHING) is (by == "us")
+                made.cancel(ORDER.attempt_id)
+    result = call.result()
+    assert result.media is not None
+    assert (result.media.sent, result.ended_by) == (0, by)
+    expected = Outcome.ANSWERED if by == "far" else Outcome.CANCELED
+    assert result.outcome is expected
+    assert (TARIFF.bill(ORDER.e164, result) == NOTHING) is (by == "us")
 
 
 # The answer wins
@@ -222,13 +222,13 @@ def test_what_was_answered_before_the_ring_timer_is_seen_wins(
             _crowd(calls.dialer)
             only.say(only.of("INVITE")[0], Answer(code, sdp=True))
             _sleep_past(began + 1.0)
-            attempted = await call
+            result = await call
         if code == 200:
-            assert attempted.outcome is Outcome.ANSWERED
-            assert attempted.media is not None
-            assert attempted.media.sent == 2
+            assert result.outcome is Outcome.ANSWERED
+            assert result.media is not None
+            assert result.media.sent == 2
         else:
-            assert attempted.outcome is Outcome.BUSY
+            assert result.outcome is Outcome.BUSY
         assert not only.of("CANCEL")
 
     run(main())
@@ -289,16 +289,16 @@ async def _rung_out(
 
 async def test_ringing_ends_at_the_ring_time_out(tmp_path: Path) -> None:
     async with carrier() as only:
-        attempted, took = await _rung_out(tmp_path, only, only, ring_timeout=1.0)
-    assert attempted.outcome is Outcome.NO_ANSWER
+        result, took = await _rung_out(tmp_path, only, only, ring_timeout=1.0)
+    assert result.outcome is Outcome.NO_ANSWER
     assert 1.0 - 0.001 <= took < 5.0
 
 
 async def test_two_trunks_share_one_ring_time_out(tmp_path: Path) -> None:
     async with carrier() as first, carrier() as second:
         first.does["INVITE"] = silent  # for 64 × T1, which is 1.3 s
-        attempted, took = await _rung_out(tmp_path, second, first, second, ring_timeout=2.5)
-    assert attempted.outcome is Outcome.NO_ANSWER
+        result, took = await _rung_out(tmp_path, second, first, second, ring_timeout=2.5)
+    assert result.outcome is Outcome.NO_ANSWER
     assert 2.5 - 0.001 <= took < 2.5 + 1.2, "not a time-out of its own"
 
 
@@ -323,8 +323,8 @@ async def test_an_abandoned_invite_is_not_repeated(tmp_path: Path) -> None:
         await until(lambda: bool(repeats))
         calls.dialer.abandon("attempt1")
         sent = len(repeats)
-        attempted = await call  # by timer B
-        assert attempted.outcome is Outcome.CALLED_OFF
+        result = await call  # by timer B
+        assert result.outcome is Outcome.CANCELED
         assert len(repeats) == sent
 
 
@@ -337,7 +337,7 @@ async def test_and_is_canceled_once_it_rings(tmp_path: Path) -> None:
         only.say(only.of("INVITE")[0], Answer(180))
         await until(lambda: bool(only.of("CANCEL")))
         only.say(only.of("INVITE")[0], Answer(487))
-        assert (await call).outcome is Outcome.CALLED_OFF
+        assert (await call).outcome is Outcome.CANCELED
     calls.dialer.abandon("attempt1")
     calls.dialer.abandon("unknown")
 
@@ -358,12 +358,12 @@ async def test_a_clock_that_is_set_during_a_call_changes_nothing_of_its_bill(
         far.does["ACK"] = lambda request: hangs_up(request)[:0]
         async with dialer(tmp_path, far.uri, clock=lambda: time.time() + set_by) as calls:
             begun_at = time.time()
-            attempted = await calls.call()
-    assert attempted.outcome is Outcome.ANSWERED
-    assert attempted.answered_at is not None
-    assert 0 < attempted.ended_at - attempted.answered_at < 2
-    assert 0 <= attempted.answered_at - attempted.started_at < 2
-    assert begun_at <= attempted.ended_at - step <= time.time(), "the retry counts from this"
+            result = await calls.call()
+    assert result.outcome is Outcome.ANSWERED
+    assert result.answered_at is not None
+    assert 0 < result.ended_at - result.answered_at < 2
+    assert 0 <= result.answered_at - result.started_at < 2
+    assert begun_at <= result.ended_at - step <= time.time(), "the retry counts from this"
 
 
 async def test_a_clock_that_is_set_while_it_rings_rings_nobody_longer(tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ async def test_the_next_trunk_gets_an_invite_of_its_own(tmp_path: Path, trouble:
     async with carrier() as first, carrier() as second:
         first.does["INVITE"] = trouble
         async with dialer(tmp_path, first.uri, second.uri) as calls:
-            attempted = await calls.call()
-    assert attempted.outcome is Outcome.ANSWERED
+            result = await calls.call()
+    assert result.outcome is Outcome.ANSWERED
     (one,), (other,) = first.of("INVITE"), second.of("INVITE")
     assert one.call_id != other.call_id
     assert one.branch != other.branch
@@ -95,8 +95,8 @@ async def test_no_other_trunk_after_ringing_or_a_verdict(
     async with carrier() as first, carrier() as second:
         first.does["INVITE"] = answering(*codes)
         async with dialer(tmp_path, first.uri, second.uri) as calls:
-            attempted = await calls.call()
-    assert attempted.sip_code == codes[-1]
+            result = await calls.call()
+    assert result.sip_code == codes[-1]
     assert not second.requests
 
 
@@ -233,16 +233,16 @@ async def test_a_redirection_within_the_trunk_is_followed_once(tmp_path: Path) -
             assert only.of("INVITE")[-1].uri == contact[1:-1].replace("SIP:", "sip:")
             only.does["INVITE"] = lambda _: [Answer(302, [("Contact", contact)])]
             before = len(only.of("INVITE"))
-            attempted = await calls.call()
-            assert (attempted.outcome, attempted.detail.partition(": ")[2]) == (
+            result = await calls.call()
+            assert (result.outcome, result.detail.partition(": ")[2]) == (
                 Outcome.REFUSED,
                 AGAIN,
             )
             assert len(only.of("INVITE")) == before + 2
             elsewhere = f"<sip:+989121234567@127.0.0.1:{stranger.port}>"
             only.does["INVITE"] = lambda _: [Answer(302, [("Contact", elsewhere)])]
-            attempted = await calls.call()
-            assert (attempted.outcome, attempted.detail.partition(": ")[2]) == (
+            result = await calls.call()
+            assert (result.outcome, result.detail.partition(": ")[2]) == (
                 Outcome.REFUSED,
                 TO_ANOTHER_HOST,
             )
@@ -254,9 +254,9 @@ async def test_a_redirection_to_another_number_is_not_followed(tmp_path: Path, u
     async with carrier() as only, dialer(tmp_path, only.uri, region="IR") as calls:
         contact = f"<sip:{user}@{only.place}>"
         only.does["INVITE"] = lambda _: [Answer(302, [("Contact", contact)])]
-        attempted = await calls.call("+989121234567")
-    assert attempted.outcome is Outcome.REFUSED
-    assert attempted.detail.endswith(f": {TO_ANOTHER_NUMBER}")
+        result = await calls.call("+989121234567")
+    assert result.outcome is Outcome.REFUSED
+    assert result.detail.endswith(f": {TO_ANOTHER_NUMBER}")
     assert len(only.of("INVITE")) == 1
 
 
@@ -362,7 +362,7 @@ async def test_no_name_no_call(tmp_path: Path) -> None:
 
         targets = Resolver(FakeClock(), resolver=zone.resolver(), system_lookup=nothing)
         async with dialer(tmp_path, "sip:c.test", targets=targets) as calls:
-            attempted = await calls.call()
-            assert attempted.outcome is Outcome.TRUNK_TROUBLE
-            assert attempted.detail == "DNS does not say what c.test is (NoNameservers)"
+            result = await calls.call()
+            assert result.outcome is Outcome.TRUNK_TROUBLE
+            assert result.detail == "DNS does not say what c.test is (NoNameservers)"
             assert not calls.dialer.up

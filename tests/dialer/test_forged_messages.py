@@ -164,9 +164,9 @@ async def test_a_stranger_answers_and_ends_no_call(tmp_path: Path) -> None:
             for cseq, method in enumerate(("BYE", "INFO", "INVITE", "UPDATE"), start=1):
                 stranger.sendto(request_of_callee(ack, method, cseq), (HOST, calls.port))
             await until(lambda: calls.dialer.messages_dropped[0] == 9)
-        attempted = await call
-        assert attempted.outcome is Outcome.ANSWERED
-        assert attempted.ended_by == "us"
+        result = await call
+        assert result.outcome is Outcome.ANSWERED
+        assert result.ended_by == "us"
         assert calls.dialer.messages_dropped == (9, 9)
     assert len(far.of("BYE")) == 1
 
@@ -214,9 +214,9 @@ async def test_another_source_of_the_carrier_is_accepted_if_the_settings_say_so(
         call = await ringing(calls, far)
         [invite] = far.of("INVITE")
         respond_from_elsewhere(invite, 486, calls.port)
-        attempted = await call
+        result = await call
     expected = Outcome.BUSY if accepted else Outcome.NO_ANSWER
-    assert attempted.outcome is expected
+    assert result.outcome is expected
 
 
 @pytest.mark.parametrize("ring_timeout", [0.5, 10.0])
@@ -236,10 +236,10 @@ async def test_a_call_answered_from_a_source_that_is_not_accepted_is_not_repeate
         call = await ringing(calls, far)
         [invite] = far.of("INVITE")
         respond_from_elsewhere(invite, 180, calls.port)
-        attempted = await call
-    assert attempted.outcome is Outcome.UNCERTAIN
-    assert STRANGER in attempted.detail
-    assert "accept_from" in attempted.detail
+        result = await call
+    assert result.outcome is Outcome.UNCERTAIN
+    assert STRANGER in result.detail
+    assert "accept_from" in result.detail
     assert not second.requests
 
 
@@ -250,8 +250,8 @@ async def test_a_reload_changes_which_sources_are_accepted(tmp_path: Path) -> No
         calls.dialer.change(replace(calls.dialer.config, accept_from=(ip_network(STRANGER),)))
         [invite] = far.of("INVITE")
         respond_from_elsewhere(invite, 486, calls.port)
-        attempted = await call
-    assert attempted.outcome is Outcome.BUSY
+        result = await call
+    assert result.outcome is Outcome.BUSY
 
 
 async def test_an_address_stays_the_trunk_s_for_a_day_after_dns_has_named_it(

@@ -49,7 +49,7 @@ class BrokenWatch:
     def tap(self, *message: object) -> None:
         pass
 
-    def over(self, order: DialRequest, attempted: AttemptResult | None) -> None:
+    def over(self, order: DialRequest, result: AttemptResult | None) -> None:
         pass
 
 
@@ -67,9 +67,9 @@ AFTER_ANSWER: dict[str, tuple[Part, Outcome]] = {
     "trunk health": (lambda dialer: (dialer._trunks, "learn"), Outcome.RANG_THEN_FAILED),
     "address": (lambda dialer: (sip_dialer, "check_address"), Outcome.RANG_THEN_FAILED),
     "ACK": (lambda dialer: (UserAgent, "acknowledge"), Outcome.RANG_THEN_FAILED),
-    "stream": (lambda dialer: (dialer.streamer, "play"), Outcome.CUT_OFF),
-    "session": (lambda dialer: (MediaSession, "begin"), Outcome.CUT_OFF),
-    "changes": (lambda dialer: (CallLeg, "follow_media"), Outcome.CUT_OFF),
+    "stream": (lambda dialer: (dialer.streamer, "play"), Outcome.INTERRUPTED),
+    "session": (lambda dialer: (MediaSession, "begin"), Outcome.INTERRUPTED),
+    "changes": (lambda dialer: (CallLeg, "follow_media"), Outcome.INTERRUPTED),
 }
 
 
@@ -93,9 +93,9 @@ async def test_an_error_before_the_invite_spends_no_retry(
 ) -> None:
     async with carrier() as only, dialer(tmp_path, only.uri) as calls:
         break_once(monkeypatch, *BEFORE_INVITE[part](calls.dialer))
-        attempted = await calls.call()
-        assert attempted.outcome is Outcome.NOT_PLACED
-        assert attempted.detail == "an error inside the dialer"
+        result = await calls.call()
+        assert result.outcome is Outcome.NOT_PLACED
+        assert result.detail == "an error inside the dialer"
         assert only.of("INVITE") == []
         await assert_nothing_is_left(calls, only)
 
@@ -103,8 +103,8 @@ async def test_an_error_before_the_invite_spends_no_retry(
 async def test_an_error_after_the_invite_cancels_it(tmp_path: Path) -> None:
     async with carrier() as only, dialer(tmp_path, only.uri, watch=BrokenWatch()) as calls:
         only.does["INVITE"] = answering(180)
-        attempted = await calls.call()
-        assert attempted.outcome is Outcome.UNCERTAIN
+        result = await calls.call()
+        assert result.outcome is Outcome.UNCERTAIN
         await until(lambda: len(only.of("CANCEL")) == 1)
         calls.dialer._observer = None
         await assert_nothing_is_left(calls, only)
@@ -117,9 +117,9 @@ async def test_an_error_after_the_answer_hangs_up(
     async with carrier() as only, dialer(tmp_path, only.uri) as calls:
         choose, outcome = AFTER_ANSWER[part]
         break_once(monkeypatch, *choose(calls.dialer))
-        attempted = await calls.call()
-        assert attempted.outcome is outcome
-        assert attempted.ended_by == "us"
+        result = await calls.call()
+        assert result.outcome is outcome
+        assert result.ended_by == "us"
         await until(lambda: len(only.of("BYE")) == 1)
         assert [request.method for request in only.requests] == ["INVITE", "ACK", "BYE"]
         await assert_nothing_is_left(calls, only)
@@ -132,9 +132,9 @@ async def test_who_answered_is_hung_up_on_where_the_answer_can_not_be_recorded(
         raise RuntimeError("the database has gone")
 
     async with carrier() as only, dialer(tmp_path, only.uri) as calls:
-        attempted = await calls.dialer.dial(ORDER, heard)
-        assert attempted.outcome is Outcome.RANG_THEN_FAILED
-        assert attempted.answered_at is not None
+        result = await calls.dialer.dial(ORDER, heard)
+        assert result.outcome is Outcome.RANG_THEN_FAILED
+        assert result.answered_at is not None
         await until(lambda: len(only.of("BYE")) == 1)
         await assert_nothing_is_left(calls, only)
 

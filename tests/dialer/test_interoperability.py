@@ -91,10 +91,10 @@ async def test_all_requests_go_by_way_of_the_proxy(tmp_path: Path) -> None:
             edge.does["INVITE"] = answering(100)
             late = asyncio.create_task(calls.call())
             await until(lambda: edge.of("INVITE")[-1].call_id != edge.of("INVITE")[0].call_id)
-            calls.dialer.call_off("attempt2")
+            calls.dialer.cancel("attempt2")
             await until(lambda: len(edge.of("CANCEL")) == 1)
             edge.say(edge.of("INVITE")[-1], Answer(487))
-            assert (await late).outcome is Outcome.CALLED_OFF
+            assert (await late).outcome is Outcome.CANCELED
     number = "sip:+989121234567@carrier.invalid:5080"
     for method, uri in (
         ("OPTIONS", "sip:carrier.invalid:5080"),
@@ -338,13 +338,13 @@ async def test_calls_over_a_mute_tcp_wait_and_then_go_by_udp(tmp_path: Path) -> 
         dialer(tmp_path, far.uri, extra_headers=LONG, ring_timeout=20.0) as calls,
     ):
         lost = await asyncio.gather(*(calls.call() for _ in range(4)))
-        assert {attempted.outcome for attempted in lost} == {Outcome.TRUNK_TROUBLE}
+        assert {result.outcome for result in lost} == {Outcome.TRUNK_TROUBLE}
         assert not far.requests, "what TCP has taken is not sent by UDP too"
         assert len(set(mute.call_ids)) == len(mute.call_ids) == 4
         assert calls.dialer.up, "nothing is known against its UDP"
         assert calls.dialer.trunks()[0].usable
         again = await asyncio.gather(*(calls.call() for _ in range(4)))
-        assert {attempted.outcome for attempted in again} == {Outcome.ANSWERED}
+        assert {result.outcome for result in again} == {Outcome.ANSWERED}
         assert len(mute.call_ids) == 4
     assert len(far.of("INVITE")) == 4
     assert {request.values("via")[0][:11] for request in far.requests} == {"SIP/2.0/UDP"}

@@ -43,11 +43,11 @@ async def test_a_bye_without_an_answer_ends_the_bill_when_it_was_sent(tmp_path: 
         async with running_call(tmp_path, far.uri, sound=recording(0.5)) as (_calls, call):
             await speak(far, 0.3)
             sent_at = await leave_bye_unanswered(far)
-        attempted = call.result()
-    assert attempted.outcome is Outcome.ANSWERED
-    assert attempted.irregularities == (Irregularity.BYE_UNANSWERED,)
-    assert attempted.detail == "our BYE was not answered"
-    assert attempted.ended_at == pytest.approx(sent_at, abs=0.2)
+        result = call.result()
+    assert result.outcome is Outcome.ANSWERED
+    assert result.irregularities == (Irregularity.BYE_UNANSWERED,)
+    assert result.detail == "our BYE was not answered"
+    assert result.ended_at == pytest.approx(sent_at, abs=0.2)
 
 
 @pytest.mark.parametrize("answers_bye", [True, False])
@@ -63,17 +63,17 @@ async def test_media_that_stopped_before_an_unanswered_bye_ends_the_bill(
             else:
                 await leave_bye_unanswered(far)
                 ended_at = stopped_at
-        attempted = call.result()
-    assert attempted.outcome is Outcome.ANSWERED
-    assert attempted.ended_at == pytest.approx(ended_at, abs=0.4)
+        result = call.result()
+    assert result.outcome is Outcome.ANSWERED
+    assert result.ended_at == pytest.approx(ended_at, abs=0.4)
     expected = "media had stopped coming before the call ended"
     if answers_bye:
-        assert attempted.irregularities == (Irregularity.MEDIA_STOPPED,)
-        assert attempted.detail == expected
+        assert result.irregularities == (Irregularity.MEDIA_STOPPED,)
+        assert result.detail == expected
     else:
         both = (Irregularity.BYE_UNANSWERED, Irregularity.MEDIA_STOPPED)
-        assert attempted.irregularities == both
-        assert attempted.detail == f"our BYE was not answered; {expected}"
+        assert result.irregularities == both
+        assert result.detail == f"our BYE was not answered; {expected}"
 
 
 async def test_who_was_hung_up_on_for_silence_and_is_gone_is_billed_until_the_silence(
@@ -86,9 +86,9 @@ async def test_who_was_hung_up_on_for_silence_and_is_gone_is_billed_until_the_si
         ):
             stopped_at = await speak(far, 0.5)
             await leave_bye_unanswered(far)
-        attempted = call.result()
-    assert attempted.ended_at == pytest.approx(stopped_at, abs=0.4)
-    assert attempted.detail == (
+        result = call.result()
+    assert result.ended_at == pytest.approx(stopped_at, abs=0.4)
+    assert result.detail == (
         "media time-out: nothing came from the far end for 2 s; our BYE was not answered"
     )
 
@@ -102,12 +102,12 @@ async def test_a_held_call_whose_bye_is_not_answered_is_billed_until_the_bye(
             held = sdp(far.rtp.port, more="a=inactive\r\n", version=2)
             assert (await far.ask("INVITE", held)).code == 200
             await far.rtp.quiet(0.5)
-            calls.dialer.call_off("attempt1")
+            calls.dialer.cancel("attempt1")
             sent_at = await leave_bye_unanswered(far)
-        attempted = call.result()
-    assert attempted.outcome is Outcome.ANSWERED
-    assert attempted.irregularities == (Irregularity.BYE_UNANSWERED,)
-    assert attempted.ended_at == pytest.approx(sent_at, abs=0.2)
+        result = call.result()
+    assert result.outcome is Outcome.ANSWERED
+    assert result.irregularities == (Irregularity.BYE_UNANSWERED,)
+    assert result.ended_at == pytest.approx(sent_at, abs=0.2)
 
 
 @pytest.mark.parametrize("speaks", [True, False])
@@ -121,12 +121,12 @@ async def test_a_session_that_is_not_refreshed_is_billed_until_its_bye(
             spoken_at = await speak(far, 0.4 if speaks else 0.0)
             sent_at = await leave_bye_unanswered(far)
             played = len(far.rtp.packets)
-        attempted = call.result()
+        result = call.result()
         assert len(far.rtp.packets) <= played + 5, "audio goes on after the BYE"
-    assert attempted.outcome is Outcome.ANSWERED
-    assert attempted.ended_by == "us"
-    assert Irregularity.BYE_UNANSWERED in attempted.irregularities
-    assert attempted.ended_at == pytest.approx(spoken_at if speaks else sent_at, abs=0.4)
+    assert result.outcome is Outcome.ANSWERED
+    assert result.ended_by == "us"
+    assert Irregularity.BYE_UNANSWERED in result.irregularities
+    assert result.ended_at == pytest.approx(spoken_at if speaks else sent_at, abs=0.4)
 
 
 async def test_a_lost_ack_is_noted_after_what_else_there_is_to_say(tmp_path: Path) -> None:
@@ -139,18 +139,18 @@ async def test_a_lost_ack_is_noted_after_what_else_there_is_to_say(tmp_path: Pat
             far.answer(200)
             await until(lambda: far.methods.count("ACK") == 2)
             assert (await far.ask("BYE")).code == 200
-        attempted = call.result()
-    assert (attempted.outcome, attempted.ended_by) == (Outcome.ANSWERED, "far")
-    assert attempted.irregularities == (Irregularity.ACK_LOST,)
-    assert attempted.detail == "the 2xx was repeated after our ACK"
+        result = call.result()
+    assert (result.outcome, result.ended_by) == (Outcome.ANSWERED, "far")
+    assert result.irregularities == (Irregularity.ACK_LOST,)
+    assert result.detail == "the 2xx was repeated after our ACK"
 
 
 async def test_a_call_in_which_all_went_well_has_nothing_irregular(tmp_path: Path) -> None:
     async with media_carrier() as far:
         async with running_call(tmp_path, far.uri, sound=recording(1.0)) as (_, call):
             await speak(far, 0.9)
-        attempted = call.result()
-    assert (attempted.irregularities, attempted.detail) == ((), "")
+        result = call.result()
+    assert (result.irregularities, result.detail) == ((), "")
 
 
 @pytest.mark.parametrize(
@@ -180,11 +180,11 @@ async def test_calls_of_a_lost_sender_process_end_and_others_are_played(
                 monkeypatch.setattr(sender_process, "SILENCE_LIMIT", 2.0)
                 ended = await asyncio.wait_for(asyncio.gather(*running), 20)
                 monkeypatch.undo()
-            assert {attempted.outcome for attempted in ended} == {Outcome.CUT_OFF}
-            assert {attempted.ended_by for attempted in ended} == {"us"}
-            sent_of = {attempted.media and attempted.media.sent for attempted in ended}
+            assert {result.outcome for result in ended} == {Outcome.INTERRUPTED}
+            assert {result.ended_by for result in ended} == {"us"}
+            sent_of = {result.media and result.media.sent for result in ended}
             assert sent_of == {None}, "the process that counted is gone"
-            assert all(says in attempted.detail for attempted in ended)
+            assert all(says in result.detail for result in ended)
             assert len(only.of("BYE")) == 5, "no line is left open"
             [entry] = [entry for entry in logs if entry["event"] == "rtp_sender_failed"]
             assert (entry["pid"], entry["status"], entry["streams"]) == (pid, status, 5)
@@ -198,6 +198,6 @@ async def test_calls_of_a_lost_sender_process_end_and_others_are_played(
             [pid] = streamer.sender_pids()
             os.kill(pid, signal.SIGKILL)
             await until(lambda: streamer.stats().failures == 1)
-            attempted = await calls.call()
-        assert attempted.outcome is Outcome.ANSWERED
+            result = await calls.call()
+        assert result.outcome is Outcome.ANSWERED
         assert len(far.rtp.packets) == 10

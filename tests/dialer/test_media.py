@@ -136,13 +136,13 @@ async def test_an_answer_that_nothing_can_be_played_to(
         far.body = answer
         async with called(tmp_path, far, sound(5)) as (_, call):
             pass
-        attempted = call.result()
-        assert attempted.outcome is Outcome.MEDIA_MISMATCH
-        assert attempted.detail.startswith(detail)
-        assert attempted.media is None
+        result = call.result()
+        assert result.outcome is Outcome.MEDIA_MISMATCH
+        assert result.detail.startswith(detail)
+        assert result.media is None
         # The carrier charges every 2xx.
-        assert attempted.answered_at is not None
-        assert TARIFF.bill("+989121234567", attempted) == Bill(1, Decimal(1))
+        assert result.answered_at is not None
+        assert TARIFF.bill("+989121234567", result) == Bill(1, Decimal(1))
         assert far.methods == ["INVITE", "ACK", "BYE"], "the callee is not left on an open line"
 
 
@@ -185,10 +185,10 @@ async def test_a_held_recording_goes_on_where_it_paused(
     assert first.marker
     assert first.sequence == (last.sequence + 1) % 2**16
     assert 0.6 * 8000 <= (first.timestamp - last.timestamp) % 2**32 <= 15 * 8000
-    attempted = call.result()
-    assert (attempted.outcome, attempted.ended_by) == (Outcome.ANSWERED, "us")
-    assert attempted.answered_at is not None
-    assert attempted.ended_at - attempted.answered_at >= 40 * 0.02 + 0.6
+    result = call.result()
+    assert (result.outcome, result.ended_by) == (Outcome.ANSWERED, "us")
+    assert result.answered_at is not None
+    assert result.ended_at - result.answered_at >= 40 * 0.02 + 0.6
 
 
 @pytest.mark.parametrize("how", ["inactive", "0.0.0.0"])
@@ -251,11 +251,11 @@ async def test_early_media_is_neither_billed_nor_spoken_over(tmp_path: Path) -> 
             assert await far.rtp.quiet(0.3) == 0
             answered_at = time.time()
             far.answer(200)
-        attempted = call.result()
-        assert attempted.answered_at is not None
-        assert attempted.answered_at >= answered_at
-        assert attempted.media is not None
-        assert attempted.media.sent == len(far.rtp.packets) == 10
+        result = call.result()
+        assert result.answered_at is not None
+        assert result.answered_at >= answered_at
+        assert result.media is not None
+        assert result.media.sent == len(far.rtp.packets) == 10
 
 
 async def test_early_media_of_a_call_that_nobody_answers_costs_nothing(tmp_path: Path) -> None:
@@ -263,9 +263,9 @@ async def test_early_media_of_a_call_that_nobody_answers_costs_nothing(tmp_path:
         far.codes = [183, 486]
         async with called(tmp_path, far, sound(10)) as (_, call):
             pass
-        attempted = call.result()
-        assert attempted.outcome is Outcome.BUSY
-        assert (attempted.answered_at, attempted.media) == (None, None)
+        result = call.result()
+        assert result.outcome is Outcome.BUSY
+        assert (result.answered_at, result.media) == (None, None)
         assert not far.rtp.datagrams
 
 
@@ -276,12 +276,12 @@ async def test_a_callee_that_falls_silent_is_hung_up_on(tmp_path: Path) -> None:
             await until(lambda: far.rtp.packets)
             last = await far.rtp.speak_for(far.caller, 0.4)
             await until(lambda: "BYE" in far.methods)
-        attempted = call.result()
-        assert (attempted.outcome, attempted.ended_by) == (Outcome.ANSWERED, "us")
-        assert attempted.detail == ("media time-out: nothing came from the far end for 0.8 s")
-        assert attempted.media is not None
-        assert 0 < (attempted.media.sent or 0) < 1000
-        assert began < last - 0.3 < attempted.ended_at
+        result = call.result()
+        assert (result.outcome, result.ended_by) == (Outcome.ANSWERED, "us")
+        assert result.detail == ("media time-out: nothing came from the far end for 0.8 s")
+        assert result.media is not None
+        assert 0 < (result.media.sent or 0) < 1000
+        assert began < last - 0.3 < result.ended_at
 
 
 @pytest.mark.parametrize("says", ["nothing", "it will not send"])
@@ -305,13 +305,13 @@ async def test_who_is_called_off_hears_no_more_whether_or_not_bye_is_answered(
         async with called(tmp_path, far, sound(1000)) as (calls, call):
             await until(lambda: len(far.rtp.packets) > 3)
             off_at = time.time()
-            calls.dialer.call_off("attempt1")
+            calls.dialer.cancel("attempt1")
             before = await far.rtp.quiet(0.2)
             assert not call.done(), "BYE is not answered yet"
         assert len(far.rtp.packets) == before
-        attempted = call.result()
-        assert (attempted.outcome, attempted.ended_by) == (Outcome.ANSWERED, "us")
-        assert attempted.ended_at - off_at < 0.5, "the wait for an answer to BYE is not billed"
+        result = call.result()
+        assert (result.outcome, result.ended_by) == (Outcome.ANSWERED, "us")
+        assert result.ended_at - off_at < 0.5, "the wait for an answer to BYE is not billed"
 
 
 async def _hangs_up(far: MediaCarrier, when: Callable[[], object]) -> None:
@@ -325,11 +325,11 @@ async def test_what_was_heard_until_the_far_end_hung_up(tmp_path: Path) -> None:
             await until(lambda: far.rtp.packets)
             far.rtp.key(far.caller, 3, 101, 0)
             await _hangs_up(far, lambda: len(far.rtp.packets) >= 10)
-        attempted = call.result()
-        assert attempted.ended_by == "far"
-        assert attempted.media is not None
-        assert attempted.media.digits == "3"
-        assert attempted.media.sent == len(far.rtp.packets)
+        result = call.result()
+        assert result.ended_by == "far"
+        assert result.media is not None
+        assert result.media.digits == "3"
+        assert result.media.sent == len(far.rtp.packets)
 
 
 async def test_a_call_over_ipv6(tmp_path: Path) -> None:

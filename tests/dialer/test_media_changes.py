@@ -147,8 +147,8 @@ async def test_which_source_the_audio_follows(tmp_path: Path, latch: str) -> Non
         for ear in (other_host, other_port):
             assert bool(ear.packets) is (ear is followed)
     assert media_of(call).digits == {"off": "", "port": "2", "host": "1"}[latch]
-    attempted = call.result()
-    assert attempted.irregularities == (Irregularity.MEDIA_FROM_ELSEWHERE,)
-    assert attempted.detail == "media came from an address that was not agreed on"
+    result = call.result()
+    assert result.irregularities == (Irregularity.MEDIA_FROM_ELSEWHERE,)
+    assert result.detail == "media came from an address that was not agreed on"
     other_host.close()
     other_port.close()

@@ -49,8 +49,8 @@ async def test_after_ringing_nothing_is_taken_for_trunk_trouble(
     async with carrier() as first, carrier() as second:
         first.does["INVITE"] = answering(100, ringing, final)
         async with dialer(tmp_path, first.uri, second.uri) as calls:
-            attempted = await calls.call()
-    assert attempted.outcome in {Outcome.RANG_THEN_FAILED, Outcome.NO_ANSWER}
+            result = await calls.call()
+    assert result.outcome in {Outcome.RANG_THEN_FAILED, Outcome.NO_ANSWER}
     assert not second.requests
 
 
@@ -81,9 +81,9 @@ async def test_what_it_comes_to(
     async with carrier() as far:
         far.does["INVITE"] = answering(100, *sent)
         async with dialer(tmp_path, far.uri) as calls:
-            attempted = await calls.call()
-    assert attempted.outcome is outcome
-    assert attempted.detail
+            result = await calls.call()
+    assert result.outcome is outcome
+    assert result.detail
 
 
 @pytest.mark.parametrize("final", [504, 408, because(480, "Q.850;cause=41")], ids=str)
@@ -100,8 +100,8 @@ async def test_a_late_failure_after_100_is_uncertain(
             await until(lambda: far.of("INVITE"))
             await asyncio.sleep(limit + 0.1)  # what is measured is this time itself
             far.say(far.of("INVITE")[0], last)
-            attempted = await call
-    assert attempted.outcome is Outcome.UNCERTAIN
+            result = await call
+    assert result.outcome is Outcome.UNCERTAIN
     assert not spare.requests
 
 
@@ -111,8 +111,8 @@ async def test_a_carrier_that_says_nothing_for_the_whole_ring_time_rang_no_phone
     async with carrier() as far:
         far.does["INVITE"] = answering()
         async with dialer(tmp_path, far.uri, ring_timeout=0.3) as calls:
-            attempted = await calls.call()
-    assert attempted.outcome is Outcome.TRUNK_TROUBLE
+            result = await calls.call()
+    assert result.outcome is Outcome.TRUNK_TROUBLE
 
 
 @pytest.mark.parametrize("ringing", [180, 183])
@@ -131,7 +131,7 @@ async def test_after_ringing_no_other_invite_leaves_for_what_it_would_say_better
     async with carrier() as far:
         far.does["INVITE"] = answering(100, ringing, final)
         async with dialer(tmp_path, far.uri, credentials=Credentials("me", "secret")) as calls:
-            attempted = await calls.call()
-    assert attempted.outcome is Outcome.RANG_THEN_FAILED
-    assert attempted.sip_code == final.code
+            result = await calls.call()
+    assert result.outcome is Outcome.RANG_THEN_FAILED
+    assert result.sip_code == final.code
     assert len(far.of("INVITE")) == 1

@@ -54,12 +54,12 @@ async def call_with_sdp(
                 if mouth is not None:
                     mouth.speak(rtp_port(far), 1)
                 await asyncio.wait([call], timeout=0.05)
-            attempted = await call
+            result = await call
         heard = mouth.packets if mouth is not None else []
         at_named = len(there.packets)
         for ear in {there, *([mouth] if mouth else [])}:
             ear.close()
-    return attempted, at_named, len(heard)
+    return result, at_named, len(heard)
 
 
 @pytest.mark.parametrize("named", [PRIVATE, LINK_LOCAL, LOOPBACK])
@@ -67,9 +67,9 @@ def test_audio_waits_for_the_trunk_s_own_where_sdp_names_a_private_address(
     tmp_path: Path, named: str
 ) -> None:
     async def test() -> None:
-        attempted, at_named, at_trunk = await call_with_sdp(tmp_path, PUBLIC, named, PUBLIC)
-        assert attempted.outcome is Outcome.ANSWERED
-        assert attempted.irregularities == (Irregularity.ADDRESS_NOT_FOLLOWED,)
+        result, at_named, at_trunk = await call_with_sdp(tmp_path, PUBLIC, named, PUBLIC)
+        assert result.outcome is Outcome.ANSWERED
+        assert result.irregularities == (Irregularity.ADDRESS_NOT_FOLLOWED,)
         assert (at_named, at_trunk) == (0, 10)
 
     in_network(test)
@@ -81,10 +81,10 @@ def test_nothing_is_sent_where_nothing_comes(
     monkeypatch.setattr(media_session, "AWAITED_FOR", 0.3)
 
     async def test() -> None:
-        attempted, at_named, _ = await call_with_sdp(tmp_path, PUBLIC, PRIVATE)
-        assert attempted.outcome is Outcome.MEDIA_MISMATCH
-        assert Irregularity.ADDRESS_NOT_FOLLOWED in attempted.irregularities
-        assert "must not be sent to" in attempted.detail
+        result, at_named, _ = await call_with_sdp(tmp_path, PUBLIC, PRIVATE)
+        assert result.outcome is Outcome.MEDIA_MISMATCH
+        assert Irregularity.ADDRESS_NOT_FOLLOWED in result.irregularities
+        assert "must not be sent to" in result.detail
         assert at_named == 0
 
     in_network(test)
@@ -104,11 +104,11 @@ def test_the_source_that_is_awaited_is_within_latch(
     monkeypatch.setattr(media_session, "AWAITED_FOR", 0.5)
 
     async def test() -> None:
-        attempted, at_named, heard = await call_with_sdp(
+        result, at_named, heard = await call_with_sdp(
             tmp_path, PUBLIC, LOOPBACK, speaks_from, latch=latch
         )
         expected = Outcome.ANSWERED if answered else Outcome.MEDIA_MISMATCH
-        assert attempted.outcome is expected
+        assert result.outcome is expected
         assert (at_named, heard) == (0, 10 if answered else 0)
 
     in_network(test)
@@ -127,9 +127,9 @@ def test_what_may_be_named_is_followed_at_once(
     tmp_path: Path, trunk: str, named: str, config: dict[str, Any]
 ) -> None:
     async def test() -> None:
-        attempted, at_named, _ = await call_with_sdp(tmp_path, trunk, named, **config)
-        assert attempted.outcome is Outcome.ANSWERED
-        assert attempted.irregularities == ()
+        result, at_named, _ = await call_with_sdp(tmp_path, trunk, named, **config)
+        assert result.outcome is Outcome.ANSWERED
+        assert result.irregularities == ()
         assert at_named == 10
 
     in_network(test)
@@ -146,8 +146,8 @@ def test_requests_go_to_the_source_where_a_private_address_is_named(
             uri = f"<sip:{victim.place};lr>"
             far.does["INVITE"] = lambda _: [Answer(200, [(header, uri)], sdp=True)]
             async with dialer(tmp_path, far.uri, bind=(US, 0), follow_private=follow) as calls:
-                attempted = await calls.call()
-            assert attempted.outcome is Outcome.ANSWERED
+                result = await calls.call()
+            assert result.outcome is Outcome.ANSWERED
             there, elsewhere = (victim, far) if follow else (far, victim)
             assert [each.method for each in there.requests if each.method != "INVITE"] == [
                 "ACK",
@@ -155,6 +155,6 @@ def test_requests_go_to_the_source_where_a_private_address_is_named(
             ]
             assert not elsewhere.of("BYE")
             expected = () if follow else (Irregularity.ADDRESS_NOT_FOLLOWED,)
-            assert attempted.irregularities == expected
+            assert result.irregularities == expected
 
     in_network(test)

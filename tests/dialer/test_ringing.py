@@ -36,9 +36,9 @@ async def test_the_first_18x_is_reported_once(
     begun = time.time()
     async with carrier() as only, dialer(tmp_path, only.uri) as calls:
         only.does["INVITE"] = answering(*codes)
-        attempted = await calls.dialer.dial(ORDER, heard, rang.append)
+        result = await calls.dialer.dial(ORDER, heard, rang.append)
     assert len(rang) == times
-    assert all(begun <= at <= attempted.ended_at for at in rang)
+    assert all(begun <= at <= result.ended_at for at in rang)
 
 
 async def test_of_several_trunks_the_one_that_rings_counts(tmp_path: Path) -> None:
@@ -47,6 +47,6 @@ async def test_of_several_trunks_the_one_that_rings_counts(tmp_path: Path) -> No
         first.does["INVITE"] = answering(503)
         second.does["INVITE"] = answering(180, 200)
         async with dialer(tmp_path, first.uri, second.uri) as calls:
-            attempted = await calls.dialer.dial(ORDER, heard, rang.append)
-    assert attempted.outcome is Outcome.ANSWERED
+            result = await calls.dialer.dial(ORDER, heard, rang.append)
+    assert result.outcome is Outcome.ANSWERED
     assert len(rang) == 1

@@ -158,9 +158,9 @@ async def test_a_host_name_that_is_not_found(
             pass
         assert not far.rtp.packets
         assert far.methods == ["INVITE", "ACK", "BYE"], "the callee is not left on an open line"
-    attempted = call.result()
-    assert attempted.outcome is Outcome.MEDIA_MISMATCH
-    assert "other.test" in attempted.detail
+    result = call.result()
+    assert result.outcome is Outcome.MEDIA_MISMATCH
+    assert "other.test" in result.detail
 
 
 async def test_a_host_name_with_an_address_that_nothing_is_played_to(
@@ -171,9 +171,9 @@ async def test_a_host_name_with_an_address_that_nothing_is_played_to(
         far.body = named(far.rtp.port, "all.test")
         async with called(tmp_path, far, sound(10), zone) as call:
             pass
-    attempted = call.result()
-    assert attempted.outcome is Outcome.MEDIA_MISMATCH
-    assert attempted.detail.startswith("255.255.255.255 is not an address")
+    result = call.result()
+    assert result.outcome is Outcome.MEDIA_MISMATCH
+    assert result.detail.startswith("255.255.255.255 is not an address")
 
 
 async def test_a_later_host_name_is_followed_and_one_that_is_not_found_holds_the_call(

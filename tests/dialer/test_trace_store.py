@@ -215,9 +215,9 @@ async def test_a_call_with_nothing_to_play_leaves_a_trace(
     monkeypatch.setattr(OneClip, "for_order", gone)
     traces = TraceStore(tmp_path / "traces")
     async with dialer(tmp_path, "sip:127.0.0.1:9", watch=traces) as calls:
-        attempted = await calls.call()
+        result = await calls.call()
     traces.close()
-    assert attempted.outcome is Outcome.MEDIA_MISMATCH
+    assert result.outcome is Outcome.MEDIA_MISMATCH
     assert sip_trace.read(tmp_path / "traces", f"{1:032x}") == [
         "attempt attempt1 ended as media mismatch: the recording is gone"
     ]

@@ -173,9 +173,9 @@ async def test_nobody_is_trusted_whom_the_authority_does_not_know(
         carrier(transport=TLS, tls=shows(papers.by_address)) as only,
         dialer(tmp_path, only.uri) as calls,
     ):
-        attempted = await calls.call()
-    assert attempted.outcome is Outcome.TRUNK_TROUBLE
-    assert attempted.detail == f"{only.place}/TLS can't be reached"
+        result = await calls.call()
+    assert result.outcome is Outcome.TRUNK_TROUBLE
+    assert result.detail == f"{only.place}/TLS can't be reached"
     assert not only.requests
 
 
@@ -266,10 +266,10 @@ async def test_ipv6_to_the_phone(tmp_path: Path, transport: Transport, bind: str
     trunk = f"sip:[::1]:{phone.address[1]};transport={transport.lower()}"
     try:
         async with dialer(tmp_path, trunk, bind=(bind, 0), t1=0.5) as calls:
-            attempted = await calls.call()
+            result = await calls.call()
     finally:
         await phone.stop(grace=0.5)
-    assert attempted.outcome is Outcome.ANSWERED
+    assert result.outcome is Outcome.ANSWERED
     (heard,) = folder.glob("*.wav")
     with wave.open(str(heard)) as recording:
         assert recording.getnframes() >= 320

@@ -68,8 +68,8 @@ def heard(far: MediaCarrier) -> bytes:
 
 async def answered_in_full(dialled: Dialled, far: MediaCarrier) -> None:
     before = len(heard(far))
-    attempted = await dialled.call()
-    assert attempted.outcome is Outcome.ANSWERED, attempted
+    result = await dialled.call()
+    assert result.outcome is Outcome.ANSWERED, result
     await until(lambda: len(heard(far)) - before == len(QUIET[0] + ALAW + QUIET[1]))
     assert heard(far)[before:] == QUIET[0] + ALAW + QUIET[1]
 
@@ -129,9 +129,9 @@ async def test_nobody_is_rung_until_the_recording_is_back(
             dialer(tmp_path, far.uri, playlists=sound.playlists) as dialled,
         ):
             for _ in range(3):
-                attempted = await dialled.call()
-                assert attempted.outcome is Outcome.NOT_PLACED, attempted
-                assert attempted.detail
+                result = await dialled.call()
+                assert result.outcome is Outcome.NOT_PLACED, result
+                assert result.detail
             assert far.methods == []
             if sound.folder.is_dir():
                 shutil.rmtree(sound.folder)
@@ -247,10 +247,10 @@ async def test_digits_that_can_not_be_spoken_now(tmp_path: Path, sound: Sound) -
         dialer(tmp_path, far.uri, playlists=sound.playlists) as dialled,
     ):
         async with killing("bitel.speech.worker"):
-            attempted = await dialled.call(recording=None, digits="1")
-        assert attempted.outcome is Outcome.NOT_PLACED, attempted
+            result = await dialled.call(recording=None, digits="1")
+        assert result.outcome is Outcome.NOT_PLACED, result
         assert far.methods == []
-        attempted = await dialled.call(digits="1")
-        assert attempted.outcome is Outcome.ANSWERED, attempted
+        result = await dialled.call(digits="1")
+        assert result.outcome is Outcome.ANSWERED, result
         await until(lambda: len(heard(far)) > len(ALAW) + 8000)
         assert heard(far).startswith(QUIET[0] + ALAW)

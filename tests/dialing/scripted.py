@@ -76,7 +76,7 @@ class ScriptedDialer:
         if self.hold is not None:
             await self.hold.wait()
         if order.attempt_id in self.called_off:
-            return AttemptResult(Outcome.CALLED_OFF, started_at, self.clock())
+            return AttemptResult(Outcome.CANCELED, started_at, self.clock())
         outcome = self.script.pop(0) if len(self.script) > 1 else self.script[0]
         if outcome is not Outcome.ANSWERED:
             pending = outcome is Outcome.UNCERTAIN and self.pending
@@ -88,14 +88,14 @@ class ScriptedDialer:
             return AttemptResult(Outcome.TRUNK_TROUBLE, started_at, self.clock())
         return AttemptResult(outcome, started_at, answered_at + self.talk, answered_at)
 
-    def call_off(self, attempt_id: str) -> None:
+    def cancel(self, attempt_id: str) -> None:
         self.called_off.add(attempt_id)
         if self.hold is not None:
             self.hold.set()
 
     def abandon(self, attempt_id: str) -> None:
         self.abandoned.add(attempt_id)
-        self.call_off(attempt_id)
+        self.cancel(attempt_id)
 
 
 class Play:
@@ -158,7 +158,7 @@ class Play:
         channels: int = 100,
         pace: float = 1000.0,
         otp_channels: int = 0,
-        strain: Callable[[], LoadSample] = LoadSample,
+        load: Callable[[], LoadSample] = LoadSample,
         uncertain_redials: int = 1,
         worker: str = "worker-1",
         monotonic: FakeClock | None = None,
@@ -166,7 +166,7 @@ class Play:
         def looking() -> LoadSample:
             # The first thing that a dispatcher does where it looks for calls to claim.
             self._looks += 1
-            return strain()
+            return load()
 
         return Dispatcher(
             "main",
@@ -176,7 +176,7 @@ class Play:
             self.database,
             TARIFF,
             self.clock,
-            strain=looking,
+            load=looking,
             monotonic=monotonic or self.clock,
         )
 
@@ -190,7 +190,7 @@ class Play:
         async with asyncio.timeout(10.0):
             while self._looks < begun + 2:
                 if dispatcher is not None:
-                    dispatcher.ring()
+                    dispatcher.wake()
                 await asyncio.sleep(0.01)
 
     async def dialled(self, dialer: ScriptedDialer, count: int = 1) -> None:

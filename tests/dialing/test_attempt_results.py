@@ -49,7 +49,7 @@ amounts = st.one_of(
 )
 counts = st.one_of(st.integers(), st.sampled_from([-1, 2**31, 2**63, 2**70]))
 media = st.one_of(st.none(), st.builds(Media, counts, counts, words, times, times))
-attempted = st.builds(
+result = st.builds(
     AttemptResult,
     st.sampled_from(Outcome),
     times,
@@ -137,7 +137,7 @@ FINE = AttemptResult(Outcome.ANSWERED, NOW, NOW + 12, NOW + 2)
 @settings(
     max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
 )
-@given(attempted, verdicts, bills)
+@given(result, verdicts, bills)
 @example(FINE._replace(ended_at=float("nan")), Finish(CallStatus.NORMAL), NOTHING)
 @example(FINE, Finish(CallStatus.NORMAL), Bill(10, Decimal(10) ** 15))
 @example(FINE, Finish(CallStatus.NORMAL), Bill(2**40, Decimal(1)))
@@ -150,10 +150,10 @@ FINE = AttemptResult(Outcome.ANSWERED, NOW, NOW + 12, NOW + 2)
     FINE._replace(media=Media(2**40, -1, "1" * 900 + "\0")), Finish(CallStatus.NORMAL), NOTHING
 )
 def test_every_end_leaves_its_call_final_or_due_and_its_neighbours_unharmed(
-    world: World, attempted: AttemptResult, verdict: Any, bill: Bill
+    world: World, result: AttemptResult, decision: Any, bill: Bill
 ) -> None:
     first, odd, last = world.claim()
-    strange = Settlement(odd.attempt_id, odd.call_id, attempted, verdict, bill)
+    strange = Settlement(odd.attempt_id, odd.call_id, result, decision, bill)
 
     async def settle() -> list[bool]:
         records = AttemptWriter(world.database, world.lease, lambda: NOW + 20)
@@ -195,8 +195,8 @@ async def test_what_nobody_answered_and_is_refused_ends_as_error(world: World) -
     odd = world.claim()[0]
     done = AttemptResult(Outcome.BUSY, NOW, float("inf"), detail="secret words")
     records = AttemptWriter(world.database, world.lease, lambda: NOW + 20)
-    verdict = RetryAt(NOW + 60, spends_retry=True, trouble=0)
-    assert await records.settle(Settlement(odd.attempt_id, odd.call_id, done, verdict))
+    decision = RetryAt(NOW + 60, spends_retry=True, trouble=0)
+    assert await records.settle(Settlement(odd.attempt_id, odd.call_id, done, decision))
     call = world.call(odd.call_id)
     assert call.status is CallStatus.ERROR
     assert call.reason == "the end of its last attempt could not be stored"

@@ -42,7 +42,7 @@ class Store:
 
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Store:
-    monkeypatch.setattr(claims, "heard", lambda conn, lease, answered_at: set(answered_at))
+    monkeypatch.setattr(claims, "mark_answered", lambda conn, lease, answered_at: set(answered_at))
     monkeypatch.setattr(
         settling, "settle", lambda conn, lease, ends, now: {one.attempt_id for one in ends}
     )
@@ -59,9 +59,9 @@ async def test_nobody_waits_in_silence_for_longer_than_is_allowed(
     monkeypatch.setattr(attempt_writer, "ANSWER_PATIENCE", 0.05)
     made = recording(store)
     async with asyncio.timeout(5.0):
-        assert not await made.heard("one", 1.0)
+        assert not await made.answered("one", 1.0)
         # Those who wait behind a write that hangs are no better off.
-        assert not await made.heard("two", 1.0)
+        assert not await made.answered("two", 1.0)
     assert store.written == []
 
 
@@ -69,7 +69,7 @@ async def test_an_answer_is_tried_again_until_the_database_is_there(store: Store
     store.faults = 1
     store.reached.set()
     made = recording(store)
-    assert all(await asyncio.gather(made.heard("one", 1.0), made.heard("two", 1.0)))
+    assert all(await asyncio.gather(made.answered("one", 1.0), made.answered("two", 1.0)))
     assert store.written == [{"one", "two"}]
 
 
@@ -80,7 +80,7 @@ async def test_who_was_hung_up_on_is_not_written_down_as_having_heard_us(
     store.faults = 1
     store.reached.set()
     made = recording(store)
-    assert not await made.heard("one", 1.0)
+    assert not await made.answered("one", 1.0)
     await asyncio.sleep(0.15)  # the next try would come after 0.1 s
     assert store.faults == 0
     assert store.written == []
@@ -89,16 +89,16 @@ async def test_who_was_hung_up_on_is_not_written_down_as_having_heard_us(
 async def test_an_answer_that_is_refused_is_not_played_and_hurts_no_other(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def heard(conn: object, lease: object, answered_at: dict[str, float]) -> set[str]:
+    def answered(conn: object, lease: object, answered_at: dict[str, float]) -> set[str]:
         if "bad" in answered_at:
             raise ValueError("no time")
         return set(answered_at)
 
-    monkeypatch.setattr(claims, "heard", heard)
+    monkeypatch.setattr(claims, "mark_answered", answered)
     store.reached.set()
     made = recording(store)
     with structlog.testing.capture_logs() as logs:
-        told = await asyncio.gather(*(made.heard(one, 1.0) for one in ("one", "bad", "two")))
+        told = await asyncio.gather(*(made.answered(one, 1.0) for one in ("one", "bad", "two")))
     assert told == [True, False, True]
     assert [(line["event"], line["attempt"]) for line in logs] == [("answer_refused", "bad")]
 
@@ -108,24 +108,26 @@ async def test_ringing_is_written_a_little_later_together_with_what_else_there_i
 ) -> None:
     monkeypatch.setattr(attempt_writer, "RINGING_DELAY", 0.02)
     ringing: list[dict[str, float]] = []
-    monkeypatch.setattr(claims, "rang", lambda conn, lease, rang_at: ringing.append(rang_at))
+    monkeypatch.setattr(
+        claims, "mark_ringing", lambda conn, lease, rang_at: ringing.append(rang_at)
+    )
     store.reached.set()
     made = recording(store)
     for number in range(1000):
-        made.rang(f"{number}", float(number))
+        made.ringing(f"{number}", float(number))
     # Answered, or over, before the ringing was written: that needs no write of its own.
-    attempted = AttemptResult(Outcome.BUSY, 0.0, 1.0)
-    end = Settlement("1", "call", attempted, Finish(CallStatus.USER_BUSY))
-    assert all(await asyncio.gather(made.heard("0", 1.0), made.settle(end)))
+    result = AttemptResult(Outcome.BUSY, 0.0, 1.0)
+    end = Settlement("1", "call", result, Finish(CallStatus.USER_BUSY))
+    assert all(await asyncio.gather(made.answered("0", 1.0), made.settle(end)))
     await until(lambda: ringing, 5.0)
     assert ringing == [{f"{number}": float(number) for number in range(2, 1000)}]
 
 
 async def test_answers_and_ends_of_one_moment_share_a_transaction(store: Store) -> None:
     made = recording(store)
-    attempted = AttemptResult(Outcome.BUSY, 0.0, 1.0)
-    end = Settlement("two", "call", attempted, Finish(CallStatus.USER_BUSY))
-    told = asyncio.gather(made.heard("one", 1.0), made.settle(end))
+    result = AttemptResult(Outcome.BUSY, 0.0, 1.0)
+    end = Settlement("two", "call", result, Finish(CallStatus.USER_BUSY))
+    told = asyncio.gather(made.answered("one", 1.0), made.settle(end))
     await asyncio.sleep(0)
     store.reached.set()
     assert all(await told)

@@ -13,7 +13,7 @@ from bitel.dialing.backpressure import CALM, LIMITS, Backpressure, LoadSample, O
 EASY = LoadSample()
 
 
-def strain(sign: OverloadReason, figure: float) -> LoadSample:
+def load(sign: OverloadReason, figure: float) -> LoadSample:
     match sign:
         case "late packets":
             return LoadSample(packets_late=figure)
@@ -36,13 +36,13 @@ steps = st.lists(st.tuples(st.floats(0.01, 2.0), strains), min_size=1, max_size=
 def test_each_sign_begins_at_its_limit_and_ends_after_calm(sign: OverloadReason) -> None:
     limit = LIMITS[sign]
     pressure = Backpressure()
-    assert not pressure.look(strain(sign, limit.begins - 1), 0.0)
-    assert pressure.look(strain(sign, limit.begins), 1.0)
+    assert not pressure.look(load(sign, limit.begins - 1), 0.0)
+    assert pressure.look(load(sign, limit.begins), 1.0)
     assert pressure.signs == {sign}
-    assert not pressure.look(strain(sign, limit.ends + 1), 10.0)
-    assert not pressure.look(strain(sign, limit.ends), 11.0)
-    assert not pressure.look(strain(sign, limit.ends), 11.0 + CALM - 0.1)
-    assert pressure.look(strain(sign, limit.ends), 11.0 + CALM)
+    assert not pressure.look(load(sign, limit.ends + 1), 10.0)
+    assert not pressure.look(load(sign, limit.ends), 11.0)
+    assert not pressure.look(load(sign, limit.ends), 11.0 + CALM - 0.1)
+    assert pressure.look(load(sign, limit.ends), 11.0 + CALM)
     assert pressure.signs == frozenset()
     assert pressure.seconds(100.0) == 10.0 + CALM
 
@@ -50,10 +50,10 @@ def test_each_sign_begins_at_its_limit_and_ends_after_calm(sign: OverloadReason)
 def test_a_clock_that_is_set_back_holds_nobody_back_for_long() -> None:
     pressure = Backpressure()
     sign: OverloadReason = "late loop"
-    pressure.look(strain(sign, LIMITS[sign].begins), 5000.0)
-    pressure.look(strain(sign, 0.0), 5000.0)
-    assert not pressure.look(strain(sign, 0.0), 1000.0)
-    assert pressure.look(strain(sign, 0.0), 1000.0 + CALM)
+    pressure.look(load(sign, LIMITS[sign].begins), 5000.0)
+    pressure.look(load(sign, 0.0), 5000.0)
+    assert not pressure.look(load(sign, 0.0), 1000.0)
+    assert pressure.look(load(sign, 0.0), 1000.0 + CALM)
     assert pressure.seconds(1001.0) >= 0
 
 

@@ -52,7 +52,7 @@ async def test_a_number_that_must_not_be_called_any_more_is_not_dialled(
         play.clock.now += 61.0
         assert (await play.call(untried)).status is CallStatus.WAITING
         dialer.up = True
-        dispatcher.ring()
+        dispatcher.wake()
         await play.until_over([tried, untried, other])
     assert [order.call_id for order in dialer.orders] == [tried, other]
     for call_id in (tried, untried):
@@ -122,7 +122,7 @@ async def test_a_claim_whose_commit_was_not_answered_is_made_again(play: Play) -
         dispatcher._database = cast(Database, forgetful)
         forgetful.forgets = 2
         more = await play.place(3)
-        dispatcher.ring()
+        dispatcher.wake()
         await play.until_over(more)
     assert forgetful.forgets == 0
     assert sorted(order.call_id for order in dialer.orders) == sorted(ids + more)
@@ -148,7 +148,7 @@ async def test_a_call_called_off_in_such_a_claim_ends(play: Play) -> None:
         forgetful.forgets = 1
         forgetful.write = cancel  # type: ignore[method-assign]
         dispatcher._database = cast(Database, forgetful)
-        dispatcher.ring()
+        dispatcher.wake()
         await play.until_over([call_id])
     assert (await play.call(call_id)).status is CallStatus.CANCELED
     assert dialer.orders == []

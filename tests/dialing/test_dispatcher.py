@@ -61,7 +61,7 @@ async def test_busy_is_tried_again_after_its_interval_and_not_before(play: Play)
         await play.looked(dispatcher)
         assert len(dialer.orders) == 1
         play.clock.now += 1.5
-        dispatcher.ring()
+        dispatcher.wake()
         await play.until_over([call_id])
     assert len(dialer.orders) == 2
     assert (await play.call(call_id)).status is CallStatus.NORMAL
@@ -75,7 +75,7 @@ async def test_busy_is_tried_again_after_its_interval_and_not_before(play: Play)
         (Outcome.BAD_NUMBER, CallStatus.ERROR),
         (Outcome.REFUSED, CallStatus.ERROR),
         (Outcome.MEDIA_MISMATCH, CallStatus.ERROR),
-        (Outcome.CUT_OFF, CallStatus.UNKNOWN),
+        (Outcome.INTERRUPTED, CallStatus.UNKNOWN),
     ],
 )
 async def test_the_end_of_a_call_without_retries(
@@ -126,7 +126,7 @@ async def test_no_faster_than_allowed(play: Play) -> None:
         await play.looked(dispatcher)
         assert len(dialer.orders) == 1
         play.clock.now += 0.11
-        dispatcher.ring()
+        dispatcher.wake()
         await play.dialled(dialer, 2)
         await play.looked(dispatcher)
         assert len(dialer.orders) == 2
@@ -140,7 +140,7 @@ async def test_time_to_live_ends_what_could_not_be_placed(play: Play) -> None:
         for _ in range(6):
             await play.looked(dispatcher)
             play.clock.now += 3.0
-            dispatcher.ring()
+            dispatcher.wake()
         await play.until_over([call_id])
     assert (await play.call(call_id)).status is CallStatus.EXPIRED
     # At once, 5 s later, and then not: 10 s more would be after the 12 s that the call may live.
@@ -174,7 +174,7 @@ async def test_a_fault_that_always_comes_back_does_not_ring_a_phone_for_ever(pla
     async with at_work(dispatcher), asyncio.timeout(10.0):
         while (await play.call(call_id)).status is CallStatus.WAITING:
             play.clock.now += 60.0
-            dispatcher.ring()
+            dispatcher.wake()
             await asyncio.sleep(0.01)
     assert (await play.call(call_id)).status is CallStatus.NO_ANSWER
     assert len(dialled) == 4, "the first, two retries and one uncertain redial"
@@ -187,7 +187,7 @@ async def test_uncertain_failures_are_redialled_as_often_as_the_dialer_says(play
     async with at_work(dispatcher), asyncio.timeout(10.0):
         while (await play.call(call_id)).status is CallStatus.WAITING:
             play.clock.now += 60.0
-            dispatcher.ring()
+            dispatcher.wake()
             await asyncio.sleep(0.01)
     assert len(dialer.orders) == 4
 
@@ -231,7 +231,7 @@ async def test_a_number_is_in_one_attempt_at_a_time(play: Play) -> None:
         async with asyncio.timeout(10.0):
             while any([not (await play.call(one)).status.final for one in (*same, *others)]):
                 play.clock.now += 5.0
-                dispatcher.ring()
+                dispatcher.wake()
                 await asyncio.sleep(0.01)
     assert len(dialer.orders) == 4
 
@@ -246,7 +246,7 @@ async def test_an_attempt_that_our_own_fault_cut_off_is_not_billed(
             assert await heard(answered_at)
             if raises:
                 raise RuntimeError("a fault of ours")
-            return AttemptResult(Outcome.CUT_OFF, answered_at, answered_at + 30.0, answered_at)
+            return AttemptResult(Outcome.INTERRUPTED, answered_at, answered_at + 30.0, answered_at)
 
     await play.database.write(
         lambda conn: projects.set_balance(conn, play.project_id, Decimal(100), play.clock())
@@ -377,7 +377,7 @@ async def test_a_claim_that_went_stale_is_not_dialled(play: Play) -> None:
     assert (await play.call(call_id)).status is CallStatus.WAITING
     first, *_ = await play.database.read(lambda conn: calls.attempts(conn, call_id))
     assert (first.outcome, first.detail) == (
-        Outcome.CALLED_OFF,
+        Outcome.CANCELED,
         "the claim was stale before it was dialled",
     )
 
@@ -395,7 +395,7 @@ async def test_a_worker_that_was_taken_over_stops_and_writes_nothing(play: Play)
         lambda conn: recovery.take_over(conn, "main", "worker-2", play.clock(), redial_after)
     )
     await play.place()
-    dispatcher.ring()
+    dispatcher.wake()
     with pytest.raises(LostLease):
         await task
     assert dialer.abandoned == {order.attempt_id for order in dialer.orders}
@@ -403,7 +403,7 @@ async def test_a_worker_that_was_taken_over_stops_and_writes_nothing(play: Play)
     call = await play.call(call_id)
     assert call.status is CallStatus.WAITING
     attempts = await play.database.read(lambda conn: calls.attempts(conn, call_id))
-    assert [attempt.outcome for attempt in attempts] == [Outcome.CUT_OFF]
+    assert [attempt.outcome for attempt in attempts] == [Outcome.INTERRUPTED]
 
 
 async def test_a_step_of_the_wall_clock_makes_no_claim_stale(play: Play) -> None:
@@ -445,7 +445,7 @@ async def test_channels_kept_for_passwords_are_used_by_nobody_else(play: Play) -
         await play.looked(dispatcher)
         assert len(dialer.orders) == 3
         passwords = await play.place(4, Lane.OTP)
-        dispatcher.ring()
+        dispatcher.wake()
         await play.dialled(dialer, 5)
         await play.looked(dispatcher)
         assert len(dialer.orders) == 5
@@ -487,7 +487,7 @@ async def test_what_is_paused_begins_nothing_until_it_is_resumed(play: Play) -> 
         [said] = [each for each in logs if each["event"] == "paused"]
         assert said["reason"] == "carrier at work"
         await play.database.write(lambda conn: pausing.remove(conn, "dialer", "main"))
-        dispatcher.ring()
+        dispatcher.wake()
         await play.until_over(second)
 
 
@@ -570,7 +570,7 @@ async def cancel(play: Play, dispatcher: Dispatcher, call_id: str) -> None:
     await play.database.write(
         lambda conn: calls.cancel(conn, play.project_id, call_id, play.clock())
     )
-    dispatcher.ring()
+    dispatcher.wake()
 
 
 async def test_a_call_that_rings_is_called_off(play: Play) -> None:
@@ -638,7 +638,7 @@ async def test_outside_its_window_a_project_is_not_dialled_but_its_passwords_are
         await play.until_over([password])
         assert (await play.call(later)).status is CallStatus.WAITING
         play.clock.now += 800.0
-        dispatcher.ring()
+        dispatcher.wake()
         await play.until_over([later])
     assert [order.call_id for order in dialer.orders] == [password, later]
 
@@ -664,7 +664,7 @@ async def test_a_fault_outside_of_attempts_cuts_no_call_off(
         await play.dialled(dialer)
         monkeypatch.setattr(claims, broken, breaks)
         [second] = await play.place(first=2)
-        dispatcher.ring()
+        dispatcher.wake()
         await broke.wait()
         hold.set()
         await play.until_over([first, second])
@@ -684,6 +684,6 @@ async def test_an_invite_that_is_pending_rings_out_before_the_next(play: Play) -
         await play.looked(dispatcher)
         assert len(dialer.orders) == 1
         play.clock.now += 0.2
-        dispatcher.ring()
+        dispatcher.wake()
         await play.until_over([call_id])
     assert len(dialer.orders) == 2

@@ -24,9 +24,9 @@ async def play(database: Database) -> Play:
 
 
 async def test_under_pressure_nothing_is_claimed_and_the_queue_stays(play: Play) -> None:
-    strain = LoadSample(packets_late=30.0)
+    load = LoadSample(packets_late=30.0)
     dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED])
-    dispatcher = play.dispatcher(dialer, strain=lambda: strain)
+    dispatcher = play.dispatcher(dialer, load=lambda: load)
     ids = await play.place(3)
     ids += await play.place(1, Lane.OTP)
     with structlog.testing.capture_logs() as logs:
@@ -36,11 +36,11 @@ async def test_under_pressure_nothing_is_claimed_and_the_queue_stays(play: Play)
             assert dispatcher.pressure.signs == {"late packets"}
             assert dialer.orders == []
             assert {(await play.call(each)).status for each in ids} == {CallStatus.WAITING}
-            strain = LoadSample()
+            load = LoadSample()
             for _ in range(2):
                 await play.looked(dispatcher)
                 play.clock.now += CALM
-            dispatcher.ring()
+            dispatcher.wake()
             await play.until_over(ids)
     told = [log for log in logs if log["event"].startswith("claiming_")]
     assert [(log["event"], log["log_level"], log.get("signs")) for log in told] == [
@@ -54,13 +54,13 @@ async def test_under_pressure_nothing_is_claimed_and_the_queue_stays(play: Play)
 
 
 async def test_a_wall_clock_that_is_set_back_does_not_prolong_it(play: Play) -> None:
-    strain = LoadSample(packets_late=30.0)
+    load = LoadSample(packets_late=30.0)
     dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED])
     monotonic = FakeClock()
-    dispatcher = play.dispatcher(dialer, strain=lambda: strain, monotonic=monotonic)
+    dispatcher = play.dispatcher(dialer, load=lambda: load, monotonic=monotonic)
     async with at_work(dispatcher):
         await play.looked(dispatcher)
-        strain = LoadSample()
+        load = LoadSample()
         await play.looked(dispatcher)
         play.clock.now -= 3600.0
         monotonic.now += CALM
@@ -69,14 +69,14 @@ async def test_a_wall_clock_that_is_set_back_does_not_prolong_it(play: Play) -> 
 
 
 async def test_calls_that_run_are_not_touched_by_pressure(play: Play) -> None:
-    strain = LoadSample()
+    load = LoadSample()
     hold = asyncio.Event()
     dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED], hold=hold)
-    dispatcher = play.dispatcher(dialer, channels=1, strain=lambda: strain)
+    dispatcher = play.dispatcher(dialer, channels=1, load=lambda: load)
     ids = await play.place(2)
     async with at_work(dispatcher):
         await play.dialled(dialer)
-        strain = LoadSample(loop_late=500.0)
+        load = LoadSample(loop_late=500.0)
         hold.set()
         # Which of two equal calls is the first is not said.
         first = dialer.orders[0].call_id
@@ -90,15 +90,15 @@ async def test_calls_that_run_are_not_touched_by_pressure(play: Play) -> None:
 async def test_nothing_is_claimed_while_messages_wait_and_at_once_when_they_are_read(
     play: Play,
 ) -> None:
-    strain = LoadSample(messages_late=MESSAGES_LATE + 1)
+    load = LoadSample(messages_late=MESSAGES_LATE + 1)
     dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED])
-    dispatcher = play.dispatcher(dialer, strain=lambda: strain)
+    dispatcher = play.dispatcher(dialer, load=lambda: load)
     ids = await play.place(2)
     async with at_work(dispatcher):
         await play.looked()
         assert dialer.orders == []
         # No sign has to calm down: this is over as soon as it is over, and nobody rings for it.
         assert not dispatcher.pressure.signs
-        strain = LoadSample()
+        load = LoadSample()
         await play.until_over(ids)
     assert dispatcher.figures.claimed == 2

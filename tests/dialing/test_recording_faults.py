@@ -150,7 +150,7 @@ async def test_calls_wait_and_are_dialled_when_the_storage_is_back(play: Play) -
         wanted = faults.looks + count
         async with asyncio.timeout(10):
             while faults.looks < wanted:
-                dispatcher.ring()
+                dispatcher.wake()
                 await asyncio.sleep(0.01)
 
     async with at_work(dispatcher):
@@ -165,7 +165,7 @@ async def test_calls_wait_and_are_dialled_when_the_storage_is_back(play: Play) -
         assert await left(play) == {1}
         dialer.away = False
         play.clock.now += 60.0
-        dispatcher.ring()
+        dispatcher.wake()
         await play.until_over(ids)
     assert {(await play.call(each)).status for each in ids} == {CallStatus.NORMAL}
     assert dispatcher.figures.ended[Outcome.NOT_PLACED] == first + 2 * PROBES

@@ -25,7 +25,7 @@ from bitel.domain.retry import Finish, Requeue
 from bitel.errors import UnavailableError
 from bitel.store import balances, calls, claims, settling
 from bitel.store.database import Database
-from bitel.store.schema import HEARD
+from bitel.store.schema import ANSWERED
 from tests.dialing.scripted import RING_TIMEOUT, TARIFF, Play, ScriptedDialer, at_work
 from tests.support.clocks import FakeClock
 from tests.support.waiting import until
@@ -70,7 +70,7 @@ class Deaf(ScriptedDialer):
         await asyncio.Event().wait()
         raise AssertionError
 
-    def call_off(self, attempt_id: str) -> None: ...
+    def cancel(self, attempt_id: str) -> None: ...
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ async def until_heard(play: Play, ids: Sequence[str]) -> None:
 
 async def _is_heard(play: Play, call_id: str) -> bool:
     found = await play.database.read(lambda conn: calls.attempts(conn, call_id))
-    return bool(found) and found[0].claim == HEARD
+    return bool(found) and found[0].claim == ANSWERED
 
 
 async def entries(play: Play) -> list[Decimal]:
@@ -196,7 +196,7 @@ async def test_a_claim_that_hangs_does_not_keep_it_from_ending(play: Play) -> No
     async with running(made) as task:
         database.works.clear()
         await play.place()
-        made.ring()
+        made.wake()
         async with asyncio.timeout(5):
             await made.drain(0.2)
             await task
@@ -327,10 +327,10 @@ async def test_of_a_journal_only_what_is_still_open_is_applied(play: Play, tmp_p
     )
     ends = []
     for claim in claimed:
-        attempted = AttemptResult(Outcome.ANSWERED, play.clock(), play.clock() + 9, play.clock())
-        verdict = Finish(CallStatus.NORMAL)
+        result = AttemptResult(Outcome.ANSWERED, play.clock(), play.clock() + 9, play.clock())
+        decision = Finish(CallStatus.NORMAL)
         bill = Bill(9, Decimal(9))
-        ends.append(settling.Settlement(claim.attempt_id, claim.call_id, attempted, verdict, bill))
+        ends.append(settling.Settlement(claim.attempt_id, claim.call_id, result, decision, bill))
     await play.database.write(
         lambda conn: settling.settle(conn, first._lease, ends[:1], play.clock())
     )
@@ -370,8 +370,8 @@ async def test_a_database_that_is_away_at_the_start_leaves_the_journal_as_it_is(
 ) -> None:
     journal = Journal(tmp_path / "journal", 10)
     journal.open()
-    attempted = AttemptResult(Outcome.BUSY, 1.0, 2.0)
-    end = settling.Settlement("0" * 32, "1" * 32, attempted, Requeue(3.0))
+    result = AttemptResult(Outcome.BUSY, 1.0, 2.0)
+    end = settling.Settlement("0" * 32, "1" * 32, result, Requeue(3.0))
     journal.append([end])
     database = Switched(play.database)
     database.fails = True
@@ -384,7 +384,7 @@ async def test_a_database_that_is_away_at_the_start_leaves_the_journal_as_it_is(
 
 async def test_a_tariff_that_fails_ends_the_call_and_says_so(play: Play) -> None:
     class Broken(Tariff):
-        def bill(self, e164: str, attempted: AttemptResult) -> Any:
+        def bill(self, e164: str, result: AttemptResult) -> Any:
             raise ArithmeticError("no such price")
 
     dialer = ScriptedDialer(play.clock, [Outcome.ANSWERED])

@@ -66,7 +66,7 @@ async def test_after_a_crash_a_call_rings_again_when_its_invite_can_ring_no_more
             await play.looked(second)
             assert dialer.orders == []
             play.clock.now = begun + 77.0
-            second.ring()
+            second.wake()
             await play.until_over([call_id])
     assert [order.call_id for order in dialer.orders] == [call_id]
     assert (await play.call(call_id)).status is CallStatus.NORMAL
@@ -81,7 +81,7 @@ async def test_a_worker_that_was_taken_over_ends_the_calls_that_ring(play: Play)
     await play.dialled(dialer, 3)
     await play.dispatcher(dialer, worker="second").take_over()
     await play.place(first=3)
-    dispatcher.ring()
+    dispatcher.wake()
     with pytest.raises(LostLease):
         await task
     # Nobody drains it.
@@ -109,7 +109,7 @@ async def test_the_far_end_of_a_worker_that_was_taken_over_gets_a_cancel(
         await until(lambda: len(far.of("INVITE")) == 1)
         await second.take_over()
         await play.place(first=1)
-        first.ring()
+        first.wake()
         with pytest.raises(LostLease):
             await task
         await until(lambda: len(far.of("CANCEL")) == 1)
@@ -141,7 +141,7 @@ async def test_what_a_drain_hands_back_rings_after_its_retry_interval_and_not_be
         assert [order.call_id for order in dialer.orders] == [other]
         assert (await play.call(call_id)).status is CallStatus.WAITING
         play.clock.now = handed_back + 90.0
-        second.ring()
+        second.wake()
         await play.until_over([call_id])
     assert (await play.call(call_id)).status is CallStatus.NORMAL
 

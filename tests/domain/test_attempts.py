@@ -137,4 +137,4 @@ def test_nothing_a_far_end_sends_is_an_answer_or_an_error(
     code: int, cause: int | None, rang: bool
 ) -> None:
     outcome = classify(code, cause, rang=rang)
-    assert outcome not in (Outcome.ANSWERED, Outcome.CALLED_OFF, Outcome.CUT_OFF)
+    assert outcome not in (Outcome.ANSWERED, Outcome.CANCELED, Outcome.INTERRUPTED)

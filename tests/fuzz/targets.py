@@ -32,10 +32,9 @@ from bitel.rtp.telephone_event import KEYS, MAX_DIGITS, Digits
 from bitel.sip.grammar import Address
 from bitel.sip.message import MessageError, parse
 from bitel.sip.sdp import (
+    Negotiation,
     SdpError,
     SessionDescription,
-    agreement,
-    answer_later_offer,
     make_answer,
     make_offer,
 )
@@ -97,7 +96,8 @@ def sdp(rng: random.Random) -> None:
             continue
         assert 0 <= remote.port <= 65535, data
         SessionDescription.parse(str(remote).encode())
-        agreed = agreement(offer, remote)
+        media = Negotiation(offer, remote)
+        agreed = media.agreed
         if agreed is not None:
             assert 0 <= agreed.payload_type <= 127, data
             assert agreed.ptime in (10, 20, 30, 40, 60), data
@@ -105,7 +105,7 @@ def sdp(rng: random.Random) -> None:
         with suppress(SdpError):
             make_answer(remote, ("192.0.2.1", 4000))
         with suppress(SdpError):
-            answer_later_offer(offer, agreed, data)
+            media.answer(data)
 
 
 RTP_PACKETS = [
@@ -236,7 +236,7 @@ def _entry(rng: random.Random) -> bytes:
     whole = {
         "attempt_id": "0" * 32,
         "call_id": "1" * 32,
-        "attempted": {**settlement(1).attempted._asdict(), "outcome": "answered", "media": None},
+        "attempted": {**settlement(1).result._asdict(), "outcome": "answered", "media": None},
         "verdict": ["final", {"status": 1, "reason": ""}],
         "bill": [18, "34.2"],
     }

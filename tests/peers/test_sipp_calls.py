@@ -186,15 +186,15 @@ def store_answers_after_the_bye(dialer: SipTrunkDialer) -> None:
     dial_at_once = dialer.dial
 
     async def dial(
-        order: DialRequest, heard: OnAnswered, rang: OnRinging = ignore_ringing
+        request: DialRequest, on_answered: OnAnswered, on_ringing: OnRinging = ignore_ringing
     ) -> AttemptResult:
         async def heard_late(answered_at: float) -> bool:
-            leg = dialer._attempts[order.attempt_id].leg
+            leg = dialer._attempts[request.attempt_id].leg
             assert leg is not None
             await leg.ended
-            return await heard(answered_at)
+            return await on_answered(answered_at)
 
-        return await dial_at_once(order, heard_late, rang)
+        return await dial_at_once(request, heard_late, on_ringing)
 
     dialer.dial = dial  # type: ignore[method-assign]
 

@@ -31,7 +31,7 @@ async def test_rfc3261_21_5_4_another_trunk_after_503(tmp_path: Path) -> None:
         trunks = [f"sip:127.0.0.1:{each.port}" for each in (first, second)]
         async with dialer(tmp_path, *trunks, t1=0.5) as calls:
             attempts = await asyncio.gather(*(calls.call() for _ in range(CALLS)))
-        assert {attempted.outcome for attempted in attempts} == {Outcome.ANSWERED}
+        assert {result.outcome for result in attempts} == {Outcome.ANSWERED}
         for callee in (first, second):
             report = await callee.report()
             assert (report.exit_code, report.successful) == (0, CALLS), report
@@ -71,7 +71,7 @@ async def test_rfc3261_8_1_2_by_way_of_an_outbound_proxy(tmp_path: Path) -> None
         async with dialer(tmp_path, "sip:carrier.invalid", t1=0.5, outbound_proxy=edge) as calls:
             attempts = await asyncio.gather(*(calls.call() for _ in range(CALLS)))
         report = await proxy.report()
-    assert {attempted.outcome for attempted in attempts} == {Outcome.ANSWERED}
+    assert {result.outcome for result in attempts} == {Outcome.ANSWERED}
     assert (report.exit_code, report.successful) == (0, CALLS), report
 
 
@@ -91,7 +91,7 @@ async def test_rfc3261_19_1_1_the_caller_as_the_carrier_wants_it(tmp_path: Path)
         ) as calls:
             attempts = await asyncio.gather(*(calls.call() for _ in range(CALLS)))
         report = await callee.report()
-    assert {attempted.outcome for attempted in attempts} == {Outcome.ANSWERED}
+    assert {result.outcome for result in attempts} == {Outcome.ANSWERED}
     assert (report.exit_code, report.successful) == (0, CALLS), report
 
 
@@ -99,10 +99,10 @@ async def test_rfc3261_8_1_3_4_no_other_number_is_called(tmp_path: Path) -> None
     scenario = "rfc3261_8.1.3.4_redirect_to_another_number"
     async with sipp(scenario, 1, folder(tmp_path, "sipp")) as trunk:
         async with dialer(tmp_path, f"sip:127.0.0.1:{trunk.port}", t1=0.5) as calls:
-            attempted = await calls.call("+989121234567")
+            result = await calls.call("+989121234567")
         report = await trunk.report()
-    assert (attempted.outcome, attempted.sip_code) == (Outcome.REFUSED, 302)
-    assert attempted.detail.endswith(TO_ANOTHER_NUMBER)
+    assert (result.outcome, result.sip_code) == (Outcome.REFUSED, 302)
+    assert result.detail.endswith(TO_ANOTHER_NUMBER)
     assert (report.exit_code, report.successful, report.failed) == (0, 1, 0), report
 
 

@@ -18,7 +18,7 @@ from bitel.errors import UnsupportedMediaError
 from bitel.g711 import alaw_decode
 from bitel.recordings.decode import Decoded, decode
 from bitel.recordings.limits import DecodeLimits
-from bitel.recordings.mixdown import mix_weights
+from bitel.recordings.transcoding import mix_weights
 from tests.recordings.audio_files import Media, Samples
 
 RATE = 44_100

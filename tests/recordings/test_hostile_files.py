@@ -18,9 +18,8 @@ from hypothesis import strategies as st
 
 from bitel.errors import PayloadTooLargeError, UnsupportedMediaError
 from bitel.recordings.decode import decode
-from bitel.recordings.limits import MEBIBYTE, DecodeLimits
+from bitel.recordings.limits import MEBIBYTE, DecodeLimits, Verdict
 from bitel.recordings.transcoding import transcode
-from bitel.recordings.verdict import Verdict
 
 if TYPE_CHECKING:
     from tests.recordings.audio_files import Media

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitel.recordings.turns import SERVICE, Turns
+from bitel.recordings.worker_process import SERVICE, Turns
 
 
 class Work:

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bitel.errors import PayloadTooLargeError
-from bitel.recordings.upload import receive
+from bitel.recordings.files import receive
 
 
 async def pieces(*chunks: bytes) -> AsyncIterator[bytes]:

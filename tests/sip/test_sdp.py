@@ -10,7 +10,7 @@ from bitel.sip import NoCommonCodec, SdpError, SessionDescription, check_answer
 from bitel.sip.sdp import (
     Codec,
     Direction,
-    answer_later_offer,
+    Negotiation,
     is_host_name,
     make_answer,
     make_offer,
@@ -249,9 +249,9 @@ def test_no_answer_to_an_offer_without_our_codecs() -> None:
 def test_the_version_goes_up_only_when_the_answer_differs() -> None:
     offer = sdp("m=audio 4000 RTP/AVP 8")
     first = make_answer(offer, ("192.0.2.1", 30000))
-    assert answer_later_offer(first, None, offer.to_bytes())[1] == first
+    assert Negotiation(first).answer(offer.to_bytes()) == first
     hold = sdp("m=audio 4000 RTP/AVP 8", "a=sendonly")
-    _, held, _ = answer_later_offer(first, None, hold.to_bytes())
+    held = Negotiation(first).answer(hold.to_bytes())
     assert (held.direction, held.version) == ("recvonly", first.version + 1)
 
 

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 CANCELED, WAITING = CallStatus.CANCELED, CallStatus.WAITING
 
 
-def over(claimed: Claim, verdict: RetryDecision, answered: bool = False) -> Settlement:
+def over(claimed: Claim, decision: RetryDecision, answered: bool = False) -> Settlement:
     at = claimed.started_at
     outcome = Outcome.ANSWERED if answered else Outcome.BUSY
     done = AttemptResult(outcome, at, at + 5, at + 1 if answered else None)
-    return Settlement(claimed.attempt_id, claimed.call_id, done, verdict)
+    return Settlement(claimed.attempt_id, claimed.call_id, done, decision)
 
 
 def requests(world: World, dialer_id: str = "main") -> list[str]:
@@ -76,16 +76,16 @@ def test_the_dialer_is_asked_to_end_an_attempt(world: World) -> None:
     assert world.count(cancel_request) == 0
 
 
-@pytest.mark.parametrize("verdict", [RetryAt(1.0, spends_retry=True, trouble=0), Requeue(1.0)])
+@pytest.mark.parametrize("decision", [RetryAt(1.0, spends_retry=True, trouble=0), Requeue(1.0)])
 def test_what_was_called_off_meanwhile_is_never_due_again(
-    world: World, verdict: RetryAt | Requeue
+    world: World, decision: RetryAt | Requeue
 ) -> None:
     call_id = world.place(retry_count=5)
     lease = world.take_over()
     (claimed,) = world.claim(lease)
     world.cancel(call_id)
 
-    world.settle(lease, over(claimed, verdict))
+    world.settle(lease, over(claimed, decision))
 
     call = world.call(call_id)
     assert (call.status, call.executed_at) == (CANCELED, claimed.started_at)

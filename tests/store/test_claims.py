@@ -12,7 +12,7 @@ from bitel.domain.calls import CallStatus, Lane
 from bitel.domain.ids import new_id
 from bitel.store import claims
 from bitel.store.leases import LostLease
-from bitel.store.schema import HELD, SETTLED, attempt
+from bitel.store.schema import CLAIMED, FINISHED, attempt
 from tests.support import call_rows
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def test_a_due_call_is_claimed_once(world: World) -> None:
     assert claimed.rule.trouble == 0
     assert world.claim(lease) == []
     (row,) = world.attempts(call_id)
-    assert (row.id, row.number, row.claim) == (claimed.attempt_id, 1, HELD)
+    assert (row.id, row.number, row.claim) == (claimed.attempt_id, 1, CLAIMED)
     assert world.do(lambda conn: call_rows.in_flight(conn, "main")) == 1
 
 
@@ -113,8 +113,8 @@ def test_heard_refuses_what_is_unknown_or_lost(world: World) -> None:
 
     assert world.heard(old, claimed) == set()
     assert world.heard(new, claimed) == set()
-    assert world.do(lambda conn: claims.heard(conn, new, {new_id(1.0): 1.0})) == set()
-    assert world.do(lambda conn: claims.heard(conn, new, {})) == set()
+    assert world.do(lambda conn: claims.mark_answered(conn, new, {new_id(1.0): 1.0})) == set()
+    assert world.do(lambda conn: claims.mark_answered(conn, new, {})) == set()
 
 
 def test_waiting_calls_expire_and_claimed_ones_do_not(world: World) -> None:
@@ -161,12 +161,12 @@ def test_the_database_itself_refuses_two_open_attempts_of_one_call(world: World)
     call_id = world.place()
     (claimed,) = world.claim(world.take_over())
     second = {"id": new_id(1.0), "call_id": call_id, "number": 2, "dialer_id": "main", "epoch": 1,
-              "claim": HELD, "started_at": 1.0, "ended_by": "", "detail": ""}  # fmt: skip
+              "claim": CLAIMED, "started_at": 1.0, "ended_by": "", "detail": ""}  # fmt: skip
 
     with pytest.raises(IntegrityError):
         world.do(lambda conn: conn.execute(insert(attempt).values(second)))
     with pytest.raises(IntegrityError):
         world.do(lambda conn: conn.execute(insert(attempt).values({**second, "claim": "perhaps"})))
-    over = {**second, "claim": SETTLED, "ended_at": 2.0}
+    over = {**second, "claim": FINISHED, "ended_at": 2.0}
     world.do(lambda conn: conn.execute(insert(attempt).values(over)))
     assert [row.id for row in world.attempts(call_id)] == [claimed.attempt_id, second["id"]]

@@ -72,9 +72,9 @@ def test_a_retry_interval(stepped: Stepped) -> None:
     lease = world.take_over()
     (claimed,) = world.claim(lease)
     busy = AttemptResult(Outcome.BUSY, world.clock(), world.clock())
-    verdict = decide(claimed.rule, busy)
-    assert isinstance(verdict, RetryAt)
-    world.settle(lease, Settlement(claimed.attempt_id, claimed.call_id, busy, verdict))
+    decision = decide(claimed.rule, busy)
+    assert isinstance(decision, RetryAt)
+    world.settle(lease, Settlement(claimed.attempt_id, claimed.call_id, busy, decision))
     stepped.waits(20.0 * EARLY)
     assert world.claim(lease) == []
     stepped.machine.passes(20.0 * (LATE - EARLY))

@@ -280,7 +280,7 @@ class History(RuleBasedStateMachine):
         self.now += after
         before = self.dump()
         answered = {one.claim.attempt_id: self.now}
-        done = self.do(lambda conn: claims.heard(conn, one.lease, answered))
+        done = self.do(lambda conn: claims.mark_answered(conn, one.lease, answered))
         if done:
             assert one.lease is self.leases[-1]
             self.heard.add(one.claim.call_id)
@@ -326,7 +326,7 @@ class History(RuleBasedStateMachine):
         assert accepted <= set(open_before)
         for attempt_id in accepted:
             done = offered[attempt_id]
-            if done.attempted.answered_at is not None:
+            if done.result.answered_at is not None:
                 self.billed[attempt_id] += 1
                 limited = self.project_of(done.call_id) == self.limited
                 most = self.reserve.get(done.call_id, done.bill.price)
@@ -349,11 +349,11 @@ class History(RuleBasedStateMachine):
         if answered_at is not None:
             outcome = Outcome.ANSWERED
         done = AttemptResult(outcome, one.claim.started_at, self.now, answered_at)
-        verdict: RetryDecision = decide(one.claim.rule, done)
+        decision: RetryDecision = decide(one.claim.rule, done)
         if hand_back and answered_at is None:
-            verdict = Requeue(self.now)
+            decision = Requeue(self.now)
         bill = NOTHING if answered_at is None else bill
-        return Settlement(one.claim.attempt_id, one.claim.call_id, done, verdict, bill)
+        return Settlement(one.claim.attempt_id, one.claim.call_id, done, decision, bill)
 
     @rule(limit=st.integers(1, 5))
     def expire(self, limit: int) -> None:

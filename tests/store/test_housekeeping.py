@@ -9,7 +9,7 @@ import pytest
 import structlog
 
 from bitel.domain.calls import CallStatus
-from bitel.housekeeping import ABANDONED_AFTER, EVERY, Housekeeper
+from bitel.maintenance.housekeeping import ABANDONED_AFTER, EVERY, Housekeeper
 from bitel.store import leases, recovery
 from bitel.store.leases import Lease
 from tests.support import call_rows

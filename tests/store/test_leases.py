@@ -16,7 +16,7 @@ from bitel.store.claims import Claim
 from bitel.store.database import Database
 from bitel.store.leases import Holder, Lease, LostLease
 from bitel.store.recovery import Recovered
-from bitel.store.schema import SETTLED, ledger_entry
+from bitel.store.schema import FINISHED, ledger_entry
 from bitel.store.settling import Settlement
 
 if TYPE_CHECKING:
@@ -127,8 +127,8 @@ def test_an_attempt_nobody_had_answered_is_dialled_again_once_it_can_ring_no_mor
     first, second = world.attempts(call_id)
     assert (first.id, first.claim, first.outcome) == (
         claimed.attempt_id,
-        SETTLED,
-        Outcome.CUT_OFF,
+        FINISHED,
+        Outcome.INTERRUPTED,
     )
     assert second.number == 2
 
@@ -203,7 +203,7 @@ def test_a_claim_is_not_taken_to_be_later_than_now(world: World) -> None:
 
 def ring(world: World, lease: Lease, *claimed: Claim) -> None:
     rang_at = {one.attempt_id: world.clock() for one in claimed}
-    world.do(lambda conn: claims.rang(conn, lease, rang_at))
+    world.do(lambda conn: claims.mark_ringing(conn, lease, rang_at))
 
 
 def test_an_attempt_that_rang_spends_a_retry_in_a_crash(world: World) -> None:
@@ -218,7 +218,7 @@ def test_an_attempt_that_rang_spends_a_retry_in_a_crash(world: World) -> None:
 
     assert recovered == Recovered(redialled=1, unknown=0)
     (row,) = world.attempts(call_id)
-    assert (row.outcome, row.rang_at) == (Outcome.CUT_OFF, rang_at)
+    assert (row.outcome, row.rang_at) == (Outcome.INTERRUPTED, rang_at)
     world.clock.advance(300 - 0.01)  # the retry interval, as it is longer than the redial's wait
     assert world.claim(lease) == []
     world.clock.advance(0.01)
@@ -293,7 +293,7 @@ def test_whoever_may_have_heard_us_is_never_called_again(world: World) -> None:
     assert world.balance() == 100
     assert world.count(ledger_entry) == 1  # the top-up
     (row,) = world.attempts(call_id)
-    assert (row.outcome, row.answered_at) == (Outcome.CUT_OFF, answered_at)
+    assert (row.outcome, row.answered_at) == (Outcome.INTERRUPTED, answered_at)
     world.clock.advance(REDIAL_AFTER)
     assert world.claim(lease) == []
     assert world.recover("third")[1] == Recovered()
@@ -344,10 +344,10 @@ def test_a_crash_gives_no_call_another_redial_after_an_uncertain_failure(world: 
     (first,) = world.claim(lease)
     now = world.clock()
     failed = AttemptResult(Outcome.UNCERTAIN, now, now)
-    verdict = decide(first.rule, failed)
-    assert isinstance(verdict, RetryAt)
-    assert not verdict.spends_retry
-    world.settle(lease, Settlement(first.attempt_id, first.call_id, failed, verdict))
+    decision = decide(first.rule, failed)
+    assert isinstance(decision, RetryAt)
+    assert not decision.spends_retry
+    world.settle(lease, Settlement(first.attempt_id, first.call_id, failed, decision))
     world.clock.advance(60)
     (second,) = world.claim(lease)
     ring(world, lease, second)

@@ -253,7 +253,7 @@ def test_somebody_whose_line_a_crash_left_open_is_left_alone(world: World) -> No
     world.place(e164=NUMBER)
     lease = world.take_over()
     (claimed,) = world.claim(lease)
-    world.do(lambda conn: claims.heard(conn, lease, {claimed.attempt_id: world.clock()}))
+    world.do(lambda conn: claims.mark_answered(conn, lease, {claimed.attempt_id: world.clock()}))
     second = world.place(e164=NUMBER)
     lease = world.recover()[0]
     assert world.claim(lease) == []

@@ -55,8 +55,8 @@ def test_one_that_is_being_dialled_is_not_dialled_again(world: World, how: str) 
     assert world.call(old).status is CallStatus.WAITING
     due = world.clock() + 60
     busy = AttemptResult(Outcome.BUSY, claimed.started_at, world.clock())
-    verdict = RetryAt(due, spends_retry=True, trouble=0) if how == "retry" else Requeue(due)
-    world.settle(lease, Settlement(claimed.attempt_id, old, busy, verdict))
+    decision = RetryAt(due, spends_retry=True, trouble=0) if how == "retry" else Requeue(due)
+    world.settle(lease, Settlement(claimed.attempt_id, old, busy, decision))
     call = world.call(old)
     assert (call.status, call.reason) == (CallStatus.CANCELED, REASON)
     world.clock.advance(1)

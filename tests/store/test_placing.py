@@ -37,12 +37,12 @@ def place(world: World, *reserves: str, **more: Any) -> list[str]:
     return [one.id for one in world.do(lambda conn: call_rows.place(conn, new))]
 
 
-def over(claimed: Claim, verdict: Finish | RetryAt, price: str | None = None) -> Settlement:
+def over(claimed: Claim, decision: Finish | RetryAt, price: str | None = None) -> Settlement:
     answered_at = None if price is None else claimed.started_at + 1
     outcome = Outcome.BUSY if price is None else Outcome.ANSWERED
     done = AttemptResult(outcome, claimed.started_at, claimed.started_at + 9, answered_at)
     return Settlement(
-        claimed.attempt_id, claimed.call_id, done, verdict, Bill(8, Decimal(price or 0))
+        claimed.attempt_id, claimed.call_id, done, decision, Bill(8, Decimal(price or 0))
     )
 
 

@@ -137,17 +137,17 @@ QUERIES: dict[str, tuple[Executable, dict[str, Any], set[str]]] = {
     ),
     # By primary key; which of their indexes is best depends on how full the tables are.
     "heard": (
-        claims._HEARD.core,
+        claims._MARK_ANSWERED.core,
         {"answers": [("a", 1.0)], "the_dialer": "main", "the_epoch": 1},
         set(),
     ),
     "ringing": (
-        claims._RANG.core,
+        claims._MARK_RINGING.core,
         {"ringing": [("a", 1.0)], "the_dialer": "main", "the_epoch": 1},
         set(),
     ),
     "heard already": (
-        claims._HEARD_ALREADY.core,
+        claims._ANSWERED_BEFORE.core,
         {"answers": [("a", 1.0)], "the_dialer": "main", "the_epoch": 1},
         set(),
     ),
@@ -216,8 +216,14 @@ OWN: dict[str, tuple[Mapping[str, Statement], dict[str, Any], set[str]]] = {
 }
 # Those whose rows go in as values, in SQLite, where the others above have them as JSON.
 GIVEN_ROWS: dict[str, tuple[Statement, dict[str, Any]]] = {
-    "heard": (claims._HEARD, {"answers": [("a", 1.0)], "the_dialer": "main", "the_epoch": 1}),
-    "ringing": (claims._RANG, {"ringing": [("a", 1.0)], "the_dialer": "main", "the_epoch": 1}),
+    "heard": (
+        claims._MARK_ANSWERED,
+        {"answers": [("a", 1.0)], "the_dialer": "main", "the_epoch": 1},
+    ),
+    "ringing": (
+        claims._MARK_RINGING,
+        {"ringing": [("a", 1.0)], "the_dialer": "main", "the_epoch": 1},
+    ),
     "to claim": (claims._CLAIM_CALLS, {"taken": [("a", "b", 1)]}),
     "to settle": (settling._MINE, {"ids": ROWS, **MINE}),
     "to park": (number_exclusion._PARK, {"parked": [("a", 1.0)]}),

@@ -12,7 +12,7 @@ from bitel.domain.calls import CallStatus
 from bitel.domain.pricing import Bill
 from bitel.domain.retry import Finish, Requeue, RetryAt
 from bitel.store import balances, do_not_call, projects
-from bitel.store.schema import SETTLED, ledger_entry
+from bitel.store.schema import FINISHED, ledger_entry
 from bitel.store.settling import Settlement
 from tests.support.factories import answered, settlement
 
@@ -75,7 +75,7 @@ def test_an_answered_call_is_final_and_billed(world: World) -> None:
     assert world.balance() == Decimal("65.8")
     assert sorted(world.ledger()) == [Decimal("-34.2"), Decimal(100)]
     (row,) = world.attempts(call_id)
-    assert row.claim == SETTLED
+    assert row.claim == FINISHED
     assert row.outcome is Outcome.ANSWERED
     assert (row.sip_code, row.q850, row.ended_by) == (200, 16, "far")
     assert (row.answered_at, row.ended_at) == (claimed.started_at + 8, claimed.started_at + 20)
@@ -90,7 +90,7 @@ def test_what_was_heard_is_kept_with_the_attempt(world: World, media: Media | No
     (claimed,) = world.claim(lease)
     world.heard(lease, claimed)
     done = answered(claimed, price="0")
-    world.settle(lease, done._replace(attempted=done.attempted._replace(media=media)))
+    world.settle(lease, done._replace(result=done.result._replace(media=media)))
     (row,) = world.attempts(call_id)
     assert row.media == media
 
@@ -198,7 +198,7 @@ def test_an_attempt_handed_back_leaves_the_call_as_it_was(world: World) -> None:
 
     world.settle(lease, settlement(claimed, Requeue(world.clock() + 3), Outcome.NO_ANSWER))
 
-    assert world.attempts(call_id)[-1].outcome is Outcome.CALLED_OFF
+    assert world.attempts(call_id)[-1].outcome is Outcome.CANCELED
     assert world.claim(lease) == []
     world.clock.advance(3)
     (again,) = world.claim(lease)
@@ -206,17 +206,17 @@ def test_an_attempt_handed_back_leaves_the_call_as_it_was(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    "verdict", [RetryAt(1.0, spends_retry=True, trouble=0), Requeue(1.0)], ids=["again", "back"]
+    "decision", [RetryAt(1.0, spends_retry=True, trouble=0), Requeue(1.0)], ids=["again", "back"]
 )
 def test_whoever_was_heard_is_never_due_again_whatever_the_verdict(
-    world: World, verdict: RetryAt | Requeue
+    world: World, decision: RetryAt | Requeue
 ) -> None:
     call_id = world.place(retry_count=5)
     lease = world.take_over()
     (claimed,) = world.claim(lease)
     world.heard(lease, claimed)
 
-    world.settle(lease, settlement(claimed, verdict, Outcome.TRUNK_TROUBLE))
+    world.settle(lease, settlement(claimed, decision, Outcome.TRUNK_TROUBLE))
 
     assert world.call(call_id).status is CallStatus.UNKNOWN
     world.clock.advance(1000)
@@ -257,7 +257,7 @@ def test_a_settlement_that_names_another_call_is_refused(world: World) -> None:
     lease = world.take_over()
     claimed = {one.call_id: one for one in world.claim(lease)}
     wrong = answered(claimed[first])
-    wrong = Settlement(wrong.attempt_id, second, wrong.attempted, wrong.verdict, wrong.bill)
+    wrong = Settlement(wrong.attempt_id, second, wrong.result, wrong.decision, wrong.bill)
 
     assert world.settle(lease, wrong) == set()
     assert world.call(second).status is CallStatus.WAITING
@@ -353,7 +353,7 @@ def test_a_call_that_a_fault_of_ours_cut_off_is_not_billed(world: World) -> None
     done = settlement(
         claimed,
         Finish(CallStatus.UNKNOWN),
-        Outcome.CUT_OFF,
+        Outcome.INTERRUPTED,
         Bill(12, Decimal("1.5")),
         answered_at=claimed.started_at + 8,
     )

@@ -59,7 +59,7 @@ def new_call(project_id: str, recording_id: str | None, now: float, **changes: A
 
 def settlement(
     claimed: Claim,
-    verdict: RetryDecision,
+    decision: RetryDecision,
     outcome: Outcome = Outcome.BUSY,
     bill: Bill = NOTHING,
     **more: Any,
@@ -67,7 +67,7 @@ def settlement(
     """The end of a claimed attempt after 20 s; `more` are fields of its `AttemptResult`."""
     at = claimed.started_at
     done = AttemptResult(outcome, started_at=at + 0.25, ended_at=at + 20, **more)
-    return Settlement(claimed.attempt_id, claimed.call_id, done, verdict, bill)
+    return Settlement(claimed.attempt_id, claimed.call_id, done, decision, bill)
 
 
 def answered(claimed: Claim, price: str = "34.2", seconds: int = 12) -> Settlement:
@@ -93,13 +93,13 @@ def some_settlement(number: int, detail: str = "busy here") -> Settlement:
         Requeue(1_700_000_060.5),
     )
     media = Media(250, 240, "12*#A", 0.125, None) if number % 2 else None
-    attempted = AttemptResult(
+    result = AttemptResult(
         Outcome.ANSWERED, 1.5, 20.25, 3.125, 200, 16, "far", detail=detail, media=media
     )
     return Settlement(
         f"{number:032x}",
         f"{number + 1000:032x}",
-        attempted,
+        result,
         verdicts[number % len(verdicts)],
         Bill(18, Decimal("34.2001")),
     )

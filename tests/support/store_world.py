@@ -96,7 +96,7 @@ class World:
 
     def heard(self, lease: Lease, *claimed: Claim) -> set[str]:
         answered = {one.attempt_id: self.clock() for one in claimed}
-        return self.do(lambda conn: claims.heard(conn, lease, answered))
+        return self.do(lambda conn: claims.mark_answered(conn, lease, answered))
 
     def settle(self, lease: Lease, *settlements: Settlement) -> set[str]:
         return self.do(lambda conn: settling.settle(conn, lease, settlements, self.clock()))

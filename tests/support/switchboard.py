@@ -131,7 +131,7 @@ class Switchboard:
         After trouble with the trunk the call itself is still WAITING: it is to be tried again.
         """
         new = await self._database.write(lambda conn: _place(conn, self._dialer_id, number))
-        self._dispatcher.ring()
+        self._dispatcher.wake()
 
         async def settled() -> list[AttemptRow] | None:
             attempts = await self._database.read(lambda conn: calls.attempts(conn, new.id))
@@ -146,7 +146,7 @@ class Switchboard:
     async def call_until_over(self, number: str = "09121234567") -> tuple[Call, list[AttemptRow]]:
         """Make as many attempts as the call takes, at most 30 s; what was written of them."""
         new = await self._database.write(lambda conn: _place(conn, self._dialer_id, number))
-        self._dispatcher.ring()
+        self._dispatcher.wake()
 
         async def over() -> Call | None:
             found = await self._database.read(lambda conn: calls.find(conn, new.project_id, new.id))

@@ -22,7 +22,7 @@ from bitel.api.rate_limits import ConcurrencyQuota, quota_of
 from bitel.api.reading import declared_length
 from bitel.domain.ids import new_id
 from bitel.errors import InvalidRequestError, PayloadTooLargeError, UnavailableError
-from bitel.recordings import decode, upload
+from bitel.recordings import decode, files
 from bitel.recordings.limits import DecodeLimits
 from bitel.store import recordings
 from bitel.store.recordings import Recording
@@ -73,7 +73,7 @@ class UploadService:
         await context.database.read(lambda conn: recordings.check_room(conn, project_id, quota))
         async with _folder(context.incoming) as folder:
             source = folder / "upload"
-            size = await upload.receive(part.chunks(_body(request)), source, voices.max_upload)
+            size = await files.receive(part.chunks(_body(request)), source, voices.max_upload)
             limits = DecodeLimits(max_seconds=voices.max_seconds)
             decoded = await decode.decode(source, folder, limits, project_id)
             if await request.is_disconnected():

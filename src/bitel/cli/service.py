@@ -189,7 +189,7 @@ def backup(
     A service that is started with the copy is paused until `bitel resume --drop-open` or
     `--keep-open`: calls that were open at this moment may have been made by then.
     """
-    from bitel.backup import make_backup
+    from bitel.maintenance.backup import make_backup
     from bitel.store import engines
 
     with common.open_database(config) as (settings, _):

@@ -60,9 +60,9 @@ def dial(
     e164 = to_e164(number, loaded.region, loaded.extra_prefixes)
     if voice is not None and not voice.is_file():
         raise typer.BadParameter(f"{voice} is not a file", param_hint="--voice")
-    attempted = uvloop.run(_dial(trunk_config, e164, voice, full=full))
-    typer.echo(_summary(e164, attempted))
-    if attempted.outcome is not Outcome.ANSWERED:
+    result = uvloop.run(_dial(trunk_config, e164, voice, full=full))
+    typer.echo(_summary(e164, result))
+    if result.outcome is not Outcome.ANSWERED:
         raise typer.Exit(1)
 
 
@@ -96,7 +96,7 @@ async def _dial(
         try:
             return await asyncio.shield(call)
         except asyncio.CancelledError:  # Ctrl-C ends the call too, not just the program
-            dialer.call_off(order.attempt_id)
+            dialer.cancel(order.attempt_id)
             await asyncio.wait([call], timeout=5)
             raise
         finally:
@@ -165,17 +165,17 @@ class _Ladder:
             traced = sip_trace.Traced.of(direction, data, address, at)
             typer.echo(sip_trace.in_full(traced) if self._full else sip_trace.arrow(traced))
 
-    def over(self, order: DialRequest, attempted: AttemptResult | None) -> None:
+    def over(self, order: DialRequest, result: AttemptResult | None) -> None:
         pass
 
 
-def _summary(e164: str, attempted: AttemptResult) -> str:
-    outcome = attempted.outcome.value
-    if attempted.answered_at is not None:
-        after = attempted.answered_at - attempted.started_at
-        lasted = attempted.ended_at - attempted.answered_at
+def _summary(e164: str, result: AttemptResult) -> str:
+    outcome = result.outcome.value
+    if result.answered_at is not None:
+        after = result.answered_at - result.started_at
+        lasted = result.ended_at - result.answered_at
         return f"{e164}: {outcome} after {after:.1f} s, for {lasted:.1f} s"
-    detail = f" ({attempted.detail})" if attempted.detail else ""
+    detail = f" ({result.detail})" if result.detail else ""
     return f"{e164}: {outcome}{detail}"
 
 

@@ -55,7 +55,7 @@ class CallObserver(Protocol):
     ) -> None:
         """A datagram came or leaves; `at` is in Unix seconds."""
 
-    def over(self, order: DialRequest, attempted: AttemptResult | None) -> None:
+    def over(self, order: DialRequest, result: AttemptResult | None) -> None:
         """The attempt has ended; None where it was cancelled.
 
         One may end without an INVITE: there may have been nothing to play.
@@ -93,7 +93,7 @@ class CallLeg:
         self._follow: Callable[[MediaChanged], None] | None = None
 
     async def resolved(self, agreed: NegotiatedMedia) -> NegotiatedMedia:
-        """`agreed` with an IP address to send to; raises RemoteAddressError where its host has none."""
+        """`agreed` with an IP address to send to; RemoteAddressError if its host has none."""
         return await self._addresses.resolved(agreed)
 
     def close(self) -> None:
@@ -256,7 +256,7 @@ class CallAttempt:
         if self.leg is not None and self.leg.decided.done():
             decided = self.leg.decided.result()
         if self.media_session is not None:
-            return self.result(Outcome.CUT_OFF, detail, 200, ended_by="us")
+            return self.result(Outcome.INTERRUPTED, detail, 200, ended_by="us")
         if isinstance(decided, Answered):
             # The phone was picked up: the call must not be repeated without limit.
             return self.result(Outcome.RANG_THEN_FAILED, detail, 200, ended_by="us")
@@ -288,14 +288,14 @@ class CallAttempt:
     def _outcome(self, failed: Failed) -> Outcome:
         if failed.why == "canceled":
             if self.canceled:
-                return Outcome.CALLED_OFF
+                return Outcome.CANCELED
             # A carrier that has not said a word in all that time has rung no phone.
             is_silent = not failed.rang and failed.progress_for is None
             return Outcome.TRUNK_TROUBLE if is_silent else Outcome.NO_ANSWER
         if failed.why == "media":
             return Outcome.MEDIA_MISMATCH
         if self.canceled and failed.code == 487:
-            return Outcome.CALLED_OFF
+            return Outcome.CANCELED
         return classify(
             failed.code,
             failed.q850,

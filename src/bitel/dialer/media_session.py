@@ -258,7 +258,7 @@ class MediaAddresses:
             self._early[host] = asyncio.create_task(self._try(host))
 
     async def resolved(self, agreed: NegotiatedMedia) -> NegotiatedMedia:
-        """`agreed` with an IP address to send to; raises RemoteAddressError where its host has none."""
+        """`agreed` with an IP address to send to; RemoteAddressError if its host has none."""
         host, port = agreed.far
         if not is_host_name(host):
             return agreed

@@ -206,15 +206,15 @@ class SipTrunkDialer(Dialer):
             self._transport = None
 
     async def dial(
-        self, order: DialRequest, heard: OnAnswered, rang: OnRinging = ignore_ringing
+        self, request: DialRequest, on_answered: OnAnswered, on_ringing: OnRinging = ignore_ringing
     ) -> AttemptResult:
-        attempt = CallAttempt(order, self.config.ring_timeout, self._clock, rang)
-        self._attempts[order.attempt_id] = attempt
+        attempt = CallAttempt(request, self.config.ring_timeout, self._clock, on_ringing)
+        self._attempts[request.attempt_id] = attempt
         result: AttemptResult | None = None
         try:
-            result = await self._prepare_and_call(attempt, heard)
+            result = await self._prepare_and_call(attempt, on_answered)
         except Exception:
-            log.exception("attempt_broke", attempt=order.attempt_id, call=order.call_id)
+            log.exception("attempt_broke", attempt=request.attempt_id, call=request.call_id)
             self._abort(attempt)
             result = attempt.broken()
         finally:
@@ -223,12 +223,12 @@ class SipTrunkDialer(Dialer):
             if attempt.port is not None:
                 self.streamer.release_port(attempt.port)
             self._forget_leg(attempt)
-            del self._attempts[order.attempt_id]
+            del self._attempts[request.attempt_id]
             if self._observer:
-                self._observer.over(order, result)
+                self._observer.over(request, result)
         return result
 
-    def call_off(self, attempt_id: str) -> None:
+    def cancel(self, attempt_id: str) -> None:
         attempt = self._attempts.get(attempt_id)
         if attempt is not None:
             attempt.canceled = True
@@ -241,7 +241,7 @@ class SipTrunkDialer(Dialer):
         attempt = self._attempts.get(attempt_id)
         if attempt is not None and attempt.leg is not None:
             self._sip.agent.cancel(attempt.leg.call_id, self._sip.now(), repeat=False)
-        self.call_off(attempt_id)
+        self.cancel(attempt_id)
 
     async def _prepare_and_call(
         self, attempt: CallAttempt, on_answered: OnAnswered
@@ -320,7 +320,7 @@ class SipTrunkDialer(Dialer):
         wanted = media.why or attempt.canceled or leg.ending.done()
         if not report.finished and not wanted:
             await self._end(attempt, leg)
-            return attempt.result(Outcome.CUT_OFF, report.error, 200, ended_by="us")
+            return attempt.result(Outcome.INTERRUPTED, report.error, 200, ended_by="us")
         # A hold, or the silence of the remote party, is its own doing, whatever was played.
         if report.packets != 0 or media.why:
             return await self._finish(attempt, leg, media.why)
@@ -336,7 +336,7 @@ class SipTrunkDialer(Dialer):
         ended = await self._end(attempt, leg)
         outcome = Outcome.ANSWERED
         if not played and ended.by == "us":
-            outcome = Outcome.CALLED_OFF if attempt.canceled else Outcome.CUT_OFF
+            outcome = Outcome.CANCELED if attempt.canceled else Outcome.INTERRUPTED
             detail = detail or "the call was ended before anything was played"
         return attempt.result(outcome, detail, 200, ended.q850, ended.by)
 
@@ -363,7 +363,7 @@ class SipTrunkDialer(Dialer):
         try:
             while routes and attempt.rings_for():
                 if attempt.canceled:
-                    return attempt.result(Outcome.CALLED_OFF)
+                    return attempt.result(Outcome.CANCELED)
                 route, *left = routes
                 begun_at = self._trunks.begin(route, passed)
                 if begun_at is None:

@@ -160,11 +160,11 @@ class TraceStore:
         trace.messages.append((at, direction, address, data))
         trace.room -= len(data)
 
-    def over(self, order: DialRequest, attempted: AttemptResult | None) -> None:
+    def over(self, order: DialRequest, result: AttemptResult | None) -> None:
         """Have the attempt's messages written; one without any only if it ended in ERROR."""
         had_invite = order.attempt_id in self._running
         trace = self._running.pop(order.attempt_id, None) or _AttemptTrace(order)
-        trace.result = attempted
+        trace.result = result
         for each in trace.sip_call_ids:
             self._by_sip_call_id.pop(each, None)
         if trace.is_wrong and self._keeps_errors:

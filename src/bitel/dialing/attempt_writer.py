@@ -94,7 +94,7 @@ class AttemptWriter:
         """Since when an end of an attempt has been waiting to be written (loop time), if one is."""
         return min((one.since for one in self._unwritten.values()), default=None)
 
-    def rang(self, attempt_id: str, rang_at: float) -> None:
+    def ringing(self, attempt_id: str, rang_at: float) -> None:
         """Make durable that an attempt rings, within about twice `RINGING_DELAY`.
 
         Nothing waits for it: an answer or an end that comes first is written in its place.
@@ -120,7 +120,7 @@ class AttemptWriter:
             loop.call_later(RINGING_DELAY, self._write_ringing) if self._ringing else None
         )
 
-    async def heard(self, attempt_id: str, answered_at: float) -> bool:
+    async def answered(self, attempt_id: str, answered_at: float) -> bool:
         """Persist an answer. False: it is not persisted, so nothing may be played.
 
         That is so when the claim is lost, when the database does not answer within
@@ -155,9 +155,7 @@ class AttemptWriter:
                 log.error("claim_lost", **about)
             return written
         now = self._clock()
-        plain = settling.minimal(
-            settlement.attempt_id, settlement.call_id, settlement.attempted, now
-        )
+        plain = settling.minimal(settlement.attempt_id, settlement.call_id, settlement.result, now)
         try:
             return await self._settle(plain)
         except Exception as fault:
@@ -271,8 +269,8 @@ class AttemptWriter:
 
         def write(conn: Connection) -> tuple[set[str], set[str]]:
             if rang_at:
-                claims.rang(conn, self._lease, rang_at)
-            heard = claims.heard(conn, self._lease, answered_at) if answered_at else set()
+                claims.mark_ringing(conn, self._lease, rang_at)
+            heard = claims.mark_answered(conn, self._lease, answered_at) if answered_at else set()
             return heard, settling.settle(conn, self._lease, settlements, now)
 
         heard, settled = await self._database.write(write)
@@ -319,7 +317,7 @@ async def apply_journal(
                 raise
             except Exception as refused:
                 _log_fault("settlement_refused", refused, **log_fields(one))
-                plain = settling.minimal(one.attempt_id, one.call_id, one.attempted, clock())
+                plain = settling.minimal(one.attempt_id, one.call_id, one.result, clock())
                 try:
                     await settle([plain])
                 except UnavailableError:
@@ -336,12 +334,12 @@ async def apply_journal(
 
 def log_fields(one: Settlement) -> dict[str, str]:
     """A settlement as the log shows it: no number, nothing that was keyed."""
-    verdict = one.verdict
-    then = verdict.status.name if isinstance(verdict, Finish) else "due again"
+    decision = one.decision
+    then = decision.status.name if isinstance(decision, Finish) else "due again"
     return {
         "attempt": one.attempt_id,
         "call": one.call_id,
-        "outcome": one.attempted.outcome.value,
+        "outcome": one.result.outcome.value,
         "then": then,
         "price": str(one.bill.price),
     }

@@ -82,11 +82,11 @@ class Backpressure:
         """For how long calls have been held back until now, all together."""
         return self._seconds + (max(0.0, now - self._began_at) if self._low_since else 0.0)
 
-    def look(self, strain: LoadSample, now: float) -> bool:
-        """Take note of `strain`; True where holding back begins or ends with it."""
+    def look(self, load: LoadSample, now: float) -> bool:
+        """Take note of `load`; True where holding back begins or ends with it."""
         before = bool(self._low_since)
         for sign, limit in self._limits.items():
-            self._look_at(sign, limit, strain.figure(sign), now)
+            self._look_at(sign, limit, load.figure(sign), now)
         if not before and self._low_since:
             self._began_at = now
         elif before and not self._low_since:

@@ -53,11 +53,11 @@ class Dialer(Protocol):
         """Bind what needs binding. Raises BitelError in one sentence when that fails."""
 
     async def dial(
-        self, order: DialRequest, heard: OnAnswered, rang: OnRinging = ignore_ringing
+        self, request: DialRequest, on_answered: OnAnswered, on_ringing: OnRinging = ignore_ringing
     ) -> AttemptResult:
         """Make one attempt and say what became of it. Never raises for what a far end does."""
 
-    def call_off(self, attempt_id: str) -> None:
+    def cancel(self, attempt_id: str) -> None:
         """End an attempt that is under way, by CANCEL or BYE; its `dial` then returns soon.
 
         Where nobody had answered it returns Outcome.CALLED_OFF. No-op for an unknown attempt.

@@ -150,7 +150,7 @@ class Dispatcher:
         tariff: Tariff,
         clock: Callable[[], float],
         on_settled: Callable[[], None] = lambda: None,
-        strain: Callable[[], LoadSample] = LoadSample,
+        load: Callable[[], LoadSample] = LoadSample,
         recording_faults: RecordingFaults | None = None,
         journal: Journal | None = None,
         mark: ClaimMark | None = None,
@@ -162,7 +162,7 @@ class Dispatcher:
         self.figures = Figures()
         self.pressure = Backpressure()
         self.recording_faults = recording_faults or RecordingFaults(dialer_id, monotonic)
-        self._strain = strain
+        self._load = load
         self._journal = journal
         self._mark = mark or ClaimMark(Path(os.devnull))
         self._paused = pausing.NONE
@@ -179,8 +179,8 @@ class Dispatcher:
         self._pace = TokenBucket(limits.calls_per_second, limits.burst, monotonic())
         self._running: dict[str, _Running] = {}
         self._last_project: dict[Lane, str] = {}
-        self._doorbell = asyncio.Event()
-        self._cancel_bell = asyncio.Event()
+        self._wake_event = asyncio.Event()
+        self._cancel_event = asyncio.Event()
         self._otp_running = 0
         self._more_due = False  # for all we know
         self._doubtful: set[float] = set()
@@ -193,7 +193,7 @@ class Dispatcher:
         self._drained = asyncio.Event()
         self._lease_lost = asyncio.Event()
         self._lease = Lease(dialer_id, worker, 0)  # none, until `take_over`
-        self._records: AttemptWriter
+        self._attempts: AttemptWriter
 
     @property
     def dialer_id(self) -> str:
@@ -217,7 +217,7 @@ class Dispatcher:
         since = self._failing_since
         if since is not None and self._monotonic() - since >= CLAIMS_FAIL_AFTER:
             return True
-        oldest = self._records.oldest_unwritten if self._lease.epoch else None
+        oldest = self._attempts.oldest_unwritten if self._lease.epoch else None
         now = asyncio.get_running_loop().time()
         return oldest is not None and now - oldest >= CLAIMS_FAIL_AFTER
 
@@ -237,12 +237,12 @@ class Dispatcher:
             await asyncio.to_thread(self._journal.grow, limits.max_channels)
         self._limits, self._tariff = limits, tariff
         self._pace.per_second, self._pace.burst = limits.calls_per_second, limits.burst
-        self.ring()
+        self.wake()
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         """Look at once for calls that are due and for attempts to cancel."""
-        self._doorbell.set()
-        self._cancel_bell.set()
+        self._wake_event.set()
+        self._cancel_event.set()
 
     @property
     def worker(self) -> str:
@@ -270,7 +270,7 @@ class Dispatcher:
             )
 
         self._lease, recovered = await self._database.write(work)
-        self._records = AttemptWriter(self._database, self._lease, self._clock, self._journal)
+        self._attempts = AttemptWriter(self._database, self._lease, self._clock, self._journal)
         history = await self._database.read(
             lambda conn: leases.trunk_history(conn, self._dialer_id)
         )
@@ -308,7 +308,7 @@ class Dispatcher:
             asyncio.create_task(self._watch_for_cancels()),
             asyncio.create_task(self._drained.wait()),  # also while a claim hangs
         ]
-        journaling = asyncio.create_task(self._records.keep_journal())
+        journaling = asyncio.create_task(self._attempts.keep_journal())
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -327,7 +327,7 @@ class Dispatcher:
     @property
     def lost(self) -> int:
         """Ends of attempts that `drain` could store nowhere."""
-        return self._records.lost
+        return self._attempts.lost
 
     async def drain(self, timeout: float) -> None:
         """Claim no more; let calls run for `timeout` seconds, then end them; wait for the rest.
@@ -338,14 +338,14 @@ class Dispatcher:
         """
         loop = asyncio.get_running_loop()
         self._draining = True
-        self.ring()
+        self.wake()
         end = loop.time() + timeout
         # A claim that was under way is durable by now: its calls end, or go back, like all others.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(end):
                 await self._claims_no_more.wait()
         await self._finish_until(end)
-        await self._records.finish()
+        await self._attempts.finish()
         self._drained.set()
 
     async def _finish_until(self, end: float) -> None:
@@ -359,7 +359,7 @@ class Dispatcher:
         log.info("drain_ends_calls", dialer=self._dialer_id, calls=len(late))
         for attempt_id, running in list(self._running.items()):
             running.hand_back = True
-            self._dialer.call_off(attempt_id)
+            self._dialer.cancel(attempt_id)
         end = loop.time() + ENDING_TIMEOUT
         while not all(one.ended for one in self._running.values()) and loop.time() < end:
             await asyncio.wait(late, timeout=_BEAT)
@@ -368,7 +368,7 @@ class Dispatcher:
 
     async def _give_up(self) -> None:
         """Wait no longer for attempts, nor for what is unwritten of them."""
-        await self._records.give_up()
+        await self._attempts.give_up()
         for running in self._running.values():
             if not running.ended:
                 claim = running.claim
@@ -390,7 +390,7 @@ class Dispatcher:
     async def _claim_what_is_due(self) -> None:
         loop = asyncio.get_running_loop()
         while not self._draining:
-            self._doorbell.clear()
+            self._wake_event.clear()
             beat = loop.time() + _BEAT
             try:
                 pause = await self._claim_due()
@@ -409,7 +409,7 @@ class Dispatcher:
             if pause > 0:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(pause):
-                        await self._doorbell.wait()
+                        await self._wake_event.wait()
             await asyncio.sleep(beat - loop.time())
 
     async def _claim_due(self) -> float:
@@ -418,10 +418,10 @@ class Dispatcher:
             await self._undo_doubtful()
         # Pace and pauses are by a clock that no correction of the wall clock sets back.
         now = self._monotonic()
-        strain = self._strain()
-        if self._is_held_back(strain, now):
+        load = self._load()
+        if self._is_held_back(load, now):
             return _RELIEF
-        if strain.messages_late > MESSAGES_LATE:
+        if load.messages_late > MESSAGES_LATE:
             return _BEAT
         wait = self.recording_faults.wait()
         if wait > 0:
@@ -502,10 +502,10 @@ class Dispatcher:
             log.warning("claims_handed_back", dialer=self._dialer_id, claims=undone)
         self._doubtful.clear()
 
-    def _is_held_back(self, strain: LoadSample, now: float) -> bool:
+    def _is_held_back(self, load: LoadSample, now: float) -> bool:
         """Whether the machine has no room for more calls; they wait in the queue then."""
         pressure = self.pressure
-        if pressure.look(strain, now):
+        if pressure.look(load, now):
             if pressure.signs:
                 signs = ", ".join(sorted(pressure.signs))
                 log.warning("claiming_paused", dialer=self._dialer_id, signs=signs)
@@ -535,31 +535,31 @@ class Dispatcher:
             settlement = await self._dial(running)
             running.ended = True
             if running.rang_at is not None:
-                attempted = settlement.attempted._replace(rang_at=running.rang_at)
-                settlement = settlement._replace(attempted=attempted)
-            self.figures.ended[settlement.attempted.outcome] += 1
-            self.figures.irregular.update(settlement.attempted.irregularities)
-            self._log_end(claim, settlement.attempted)
-            await self._records.settle(settlement)
+                result = settlement.result._replace(rang_at=running.rang_at)
+                settlement = settlement._replace(result=result)
+            self.figures.ended[settlement.result.outcome] += 1
+            self.figures.irregular.update(settlement.result.irregularities)
+            self._log_end(claim, settlement.result)
+            await self._attempts.settle(settlement)
             self._on_settled()
         except Exception:
             log.exception("attempt_broke", attempt=claim.attempt_id, call=claim.call_id)
         finally:
             del self._running[claim.attempt_id]
             self._otp_running -= claim.lane is Lane.OTP
-            self._doorbell.set()
+            self._wake_event.set()
 
-    def _log_end(self, claim: Claim, attempted: AttemptResult) -> None:
-        answered_at = attempted.answered_at
+    def _log_end(self, claim: Claim, result: AttemptResult) -> None:
+        answered_at = result.answered_at
         log.info(
             "attempt_ended",
             call=claim.call_id,
             attempt=claim.attempt_id,
             project=claim.project_id,
             dialer=self._dialer_id,
-            outcome=attempted.outcome.value,
-            sip_code=attempted.sip_code,
-            seconds=0.0 if answered_at is None else round(attempted.ended_at - answered_at, 1),
+            outcome=result.outcome.value,
+            sip_code=result.sip_code,
+            seconds=0.0 if answered_at is None else round(result.ended_at - answered_at, 1),
             number=masked(claim.e164),
         )
 
@@ -574,30 +574,30 @@ class Dispatcher:
             return self._unpriced(claim)
         reached = False
 
-        async def heard(answered_at: float) -> bool:
+        async def answered(answered_at: float) -> bool:
             nonlocal reached
-            reached = await self._records.heard(claim.attempt_id, answered_at)
+            reached = await self._attempts.answered(claim.attempt_id, answered_at)
             self.figures.answered += reached
             return reached
 
-        def rang(rang_at: float) -> None:
+        def ringing(rang_at: float) -> None:
             running.rang_at = rang_at
-            self._records.rang(claim.attempt_id, rang_at)
+            self._attempts.ringing(claim.attempt_id, rang_at)
 
         try:
-            attempted = await self._dialer.dial(claim, heard, rang)
+            result = await self._dialer.dial(claim, answered, ringing)
         except Exception:
             # A fault of our own. A call that was answered is not made again; any other may have
             # rung, so that a fault which always comes back must not ring it again and again.
             log.exception("attempt_failed", attempt=claim.attempt_id, number=masked(claim.e164))
-            attempted = AttemptResult(
-                Outcome.CUT_OFF if reached else Outcome.UNCERTAIN,
+            result = AttemptResult(
+                Outcome.INTERRUPTED if reached else Outcome.UNCERTAIN,
                 started_at=claim.started_at,
                 ended_at=self._clock(),
                 detail="a fault inside the dialer",
             )
-        is_ours = running.hand_back and attempted.outcome is Outcome.CALLED_OFF
-        if is_ours and (running.rang_at is None or attempted.answered_at is not None):
+        is_ours = running.hand_back and result.outcome is Outcome.CANCELED
+        if is_ours and (running.rang_at is None or result.answered_at is not None):
             # Its INVITE may have been sent, so it is not repeated the moment the service is back.
             return self._hand_back(claim, "the service was stopped", claim.rule.retry_interval)
         try:
@@ -606,32 +606,32 @@ class Dispatcher:
                 longest_ring=self._limits.ring_timeout + RING_MARGIN,
             )
             # A service that is restarted again and again must not ring a phone each time.
-            judged = attempted._replace(outcome=Outcome.UNCERTAIN) if is_ours else attempted
-            verdict = decide(rule, judged)
-            bill = self._tariff.bill(claim.e164, attempted)
+            judged = result._replace(outcome=Outcome.UNCERTAIN) if is_ours else result
+            decision = decide(rule, judged)
+            bill = self._tariff.bill(claim.e164, result)
         except Exception:
             log.exception("attempt_not_decided", attempt=claim.attempt_id, call=claim.call_id)
-            return settling.minimal(claim.attempt_id, claim.call_id, attempted, self._clock())
-        return Settlement(claim.attempt_id, claim.call_id, attempted, verdict, bill)
+            return settling.minimal(claim.attempt_id, claim.call_id, result, self._clock())
+        return Settlement(claim.attempt_id, claim.call_id, result, decision, bill)
 
     def _unpriced(self, claim: Claim) -> Settlement:
         now = self._clock()
         why = "no line of the tariff prices the number"
-        attempted = AttemptResult(Outcome.REFUSED, now, now, detail=why)
-        verdict = Finish(CallStatus.ERROR, why)
-        return Settlement(claim.attempt_id, claim.call_id, attempted, verdict)
+        result = AttemptResult(Outcome.REFUSED, now, now, detail=why)
+        decision = Finish(CallStatus.ERROR, why)
+        return Settlement(claim.attempt_id, claim.call_id, result, decision)
 
     def _hand_back(self, claim: Claim, why: str, wait: float = 0.0) -> Settlement:
         """The end of an attempt given up for our own reasons: its call is due in `wait` seconds."""
         now = self._clock()
-        attempted = AttemptResult(Outcome.CALLED_OFF, claim.started_at, now, detail=why)
-        verdict = Requeue(now + wait)
-        return Settlement(claim.attempt_id, claim.call_id, attempted, verdict, NOTHING)
+        result = AttemptResult(Outcome.CANCELED, claim.started_at, now, detail=why)
+        decision = Requeue(now + wait)
+        return Settlement(claim.attempt_id, claim.call_id, result, decision, NOTHING)
 
     async def _watch_for_cancels(self) -> None:
         """End what its client has called off, while it rings or plays."""
         while True:
-            self._cancel_bell.clear()
+            self._cancel_event.clear()
             if self._running:
                 try:
                     wanted = await self._database.read(
@@ -646,12 +646,12 @@ class Dispatcher:
                     await asyncio.sleep(_AFTER_BUG)
                 for attempt_id in wanted:
                     if attempt_id in self._running:
-                        self._dialer.call_off(attempt_id)
+                        self._dialer.cancel(attempt_id)
                 # However often the bell rings, one look covers all that came before it.
                 await asyncio.sleep(_CANCEL_PAUSE)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_POLL):
-                    await self._cancel_bell.wait()
+                    await self._cancel_event.wait()
 
     async def _keep_lease(self) -> None:
         pause = _RENEW

@@ -215,24 +215,24 @@ def _encode_entry(one: Settlement) -> bytes | None:
 
 
 def _shortened(one: Settlement) -> Settlement:
-    attempted = one.attempted._replace(detail="")
-    if attempted.media is not None:
-        attempted = attempted._replace(media=attempted.media._replace(digits=""))
-    one = one._replace(attempted=attempted)
-    if isinstance(one.verdict, Finish):
-        one = one._replace(verdict=one.verdict._replace(reason=""))
+    result = one.result._replace(detail="")
+    if result.media is not None:
+        result = result._replace(media=result.media._replace(digits=""))
+    one = one._replace(result=result)
+    if isinstance(one.decision, Finish):
+        one = one._replace(decision=one.decision._replace(reason=""))
     return one
 
 
 def _encode(one: Settlement) -> bytes:
-    verdict = one.verdict
-    (kind,) = (name for name, made_of in _VERDICTS.items() if isinstance(verdict, made_of))
-    media = one.attempted.media
+    decision = one.decision
+    (kind,) = (name for name, made_of in _VERDICTS.items() if isinstance(decision, made_of))
+    media = one.result.media
     settlement = {
         "attempt_id": one.attempt_id,
         "call_id": one.call_id,
-        "attempted": {**one.attempted._asdict(), "media": media and media._asdict()},
-        "verdict": [kind, verdict._asdict()],
+        "attempted": {**one.result._asdict(), "media": media and media._asdict()},
+        "verdict": [kind, decision._asdict()],
         "bill": [one.bill.seconds, str(one.bill.price)],
     }
     return json.dumps(settlement, default=_value, separators=(",", ":")).encode()
@@ -246,19 +246,19 @@ def _value(of: object) -> Any:
 
 def _decode(payload: bytes) -> Settlement:
     settlement = json.loads(payload)
-    attempted, (kind, verdict) = settlement["attempted"], settlement["verdict"]
-    attempted["outcome"] = Outcome(attempted["outcome"])
-    if attempted["media"] is not None:
-        attempted["media"] = Media(**attempted["media"])
-    irregular = attempted.get("irregularities", ())
-    attempted["irregularities"] = tuple(map(Irregularity, irregular))
-    if "status" in verdict:
-        verdict["status"] = CallStatus(verdict["status"])
+    result, (kind, decision) = settlement["attempted"], settlement["verdict"]
+    result["outcome"] = Outcome(result["outcome"])
+    if result["media"] is not None:
+        result["media"] = Media(**result["media"])
+    irregular = result.get("irregularities", ())
+    result["irregularities"] = tuple(map(Irregularity, irregular))
+    if "status" in decision:
+        decision["status"] = CallStatus(decision["status"])
     seconds, price = settlement["bill"]
     return Settlement(
         settlement["attempt_id"],
         settlement["call_id"],
-        AttemptResult(**attempted),
-        _VERDICTS[kind](**verdict),
+        AttemptResult(**result),
+        _VERDICTS[kind](**decision),
         Bill(seconds, Decimal(price)),
     )

@@ -43,9 +43,9 @@ class Outcome(enum.Enum):
     """By the person called or for them: calling again is not wanted."""
     NOT_PLACED = "not placed"
     """No INVITE was sent: what the call plays can't be had now, or the dialer itself failed."""
-    CALLED_OFF = "called off"
+    CANCELED = "called off"
     """We ended the attempt ourselves, for the client or for a shutdown, before an answer."""
-    CUT_OFF = "cut off"
+    INTERRUPTED = "cut off"
     """The process that made the attempt is gone, and with it the attempt's fate."""
 
 

@@ -93,14 +93,14 @@ class Tariff:
         price = functools.cache(lambda rate: rate.price(seconds) if rate else NOTHING.price)
         return [price(self.rate_for(e164)) for e164 in numbers]
 
-    def bill(self, e164: str, attempted: AttemptResult) -> Bill:
+    def bill(self, e164: str, result: AttemptResult) -> Bill:
         """The bill of a finished attempt: from answer to hang-up, rounded up to whole seconds.
 
         An attempt that was cut off by a fault of ours is not billed, whoever answered it.
         """
-        if not attempted.is_billed or attempted.answered_at is None:
+        if not result.is_billed or result.answered_at is None:
             return NOTHING
-        seconds = math.ceil(max(0.0, attempted.ended_at - attempted.answered_at))
+        seconds = math.ceil(max(0.0, result.ended_at - result.answered_at))
         return Bill(seconds, self.price(e164, seconds))
 
 

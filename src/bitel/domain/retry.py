@@ -68,8 +68,8 @@ _ENDS_AS = {
     Outcome.UNCERTAIN: CallStatus.NO_ANSWER,
     Outcome.REFUSED_FOR_GOOD: CallStatus.ERROR,
     Outcome.NOT_PLACED: CallStatus.EXPIRED,
-    Outcome.CALLED_OFF: CallStatus.CANCELED,
-    Outcome.CUT_OFF: CallStatus.UNKNOWN,
+    Outcome.CANCELED: CallStatus.CANCELED,
+    Outcome.INTERRUPTED: CallStatus.UNKNOWN,
 }
 
 _RETRIED = frozenset({Outcome.BUSY, Outcome.NO_ANSWER, Outcome.RANG_THEN_FAILED, Outcome.UNCERTAIN})
@@ -78,29 +78,29 @@ _BACKED_OFF = frozenset({Outcome.TRUNK_TROUBLE, Outcome.NOT_PLACED})
 """Outcomes after which no phone can have rung, and a later attempt may succeed."""
 
 
-def decide(rule: RetryRule, attempted: AttemptResult) -> Finish | RetryAt:
-    """What follows from `attempted`, under `rule`.
+def decide(rule: RetryRule, result: AttemptResult) -> Finish | RetryAt:
+    """What follows from `result`, under `rule`.
 
     A redial that could only start at or after `expires_at` is not waited for: the call ends at
     once with what its last attempt met. So does one whose phone rang, or may have, and that has
     neither a retry nor an uncertain redial left. Trunk trouble, or a recording that can't be read,
     is not the person's answer, so it ends as EXPIRED.
     """
-    outcome = attempted.outcome
+    outcome = result.outcome
     if outcome in _RETRIED:
-        due = attempted.ended_at + rule.retry_interval
-        if attempted.is_pending:
+        due = result.ended_at + rule.retry_interval
+        if result.is_pending:
             # It may have been delivered over a connection that broke: two must not ring at once.
-            due = max(due, attempted.started_at + rule.longest_ring)
+            due = max(due, result.started_at + rule.longest_ring)
         again = _redial(rule, outcome, due) if due < rule.expires_at else None
         if again is not None:
             return again
     if outcome in _BACKED_OFF:
-        due = attempted.ended_at + trouble_backoff(rule.trouble)
+        due = result.ended_at + trouble_backoff(rule.trouble)
         if due < rule.expires_at:
             return RetryAt(due, False, rule.trouble + 1, rule.uncertain)
     status = _ENDS_AS[outcome]
-    reason = (attempted.detail or outcome.value) if status is CallStatus.ERROR else ""
+    reason = (result.detail or outcome.value) if status is CallStatus.ERROR else ""
     return Finish(status, reason)
 
 

@@ -1,16 +1,24 @@
-"""How much a recording that a stranger sent may cost us."""
+"""Resource limits of the worker processes, and the exit statuses by which they report.
+
+The workers import this before their memory is limited, so it imports little itself.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+import os
+import resource
+import signal
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Final, NamedTuple
 
 MEBIBYTE: Final = 1024 * 1024
+NICENESS: Final = 10
+"""Workers give way to calls that are playing."""
 
 
-@dataclass(frozen=True, slots=True)
-class DecodeLimits:
-    """What the worker process that decodes one recording may use.
+class DecodeLimits(NamedTuple):
+    """What the process that decodes one recording may use.
 
     `max_seconds`: the longest recording accepted, in seconds of audio.
     `cpu_seconds`: processor time, whole seconds, start of the interpreter included.
@@ -25,15 +33,55 @@ class DecodeLimits:
     wall_seconds: float = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class SpeechLimits:
-    """What the worker process that speaks one text may use; units as in `DecodeLimits`.
+class SpeechLimits(NamedTuple):
+    """What the process that speaks one text may use; units as in `DecodeLimits`.
 
-    `max_seconds` is the longest speech. espeak-ng gets by with 50 MiB of address space; Piper's
-    neural voices map ten times that and more.
+    espeak-ng needs 50 MiB of address space; Piper's neural voices more than ten times that.
     """
 
     max_seconds: float = 600.0
     cpu_seconds: int = 30
     memory_bytes: int = 2048 * MEBIBYTE
     wall_seconds: float = 60.0
+
+
+class Verdict(IntEnum):
+    """Exit statuses of the workers; 1 and 2 are the interpreter's own failures, or Piper's."""
+
+    DONE = 0
+    CUT_SHORT = 3
+    """Decoded, and the file ends before it should."""
+    NOT_MEDIA = 10
+    NO_AUDIO_STREAM = 11
+    NO_DECODER = 12
+    DAMAGED = 13
+    NO_SAMPLES = 14
+    SILENT = 15
+    NO_ROOM = 22
+    NO_ENGINE = 30
+    NO_VOICE = 31
+    ENGINE_FAILED = 32
+    TOO_LONG = 33
+    OUT_OF_MEMORY = 34
+
+
+def confine(cpu_seconds: str, memory_bytes: str, wall_seconds: str, *, file_bytes: int) -> None:
+    """Limit this process and all that it starts or becomes by exec, irrevocably.
+
+    The first three are arguments of the process, from `DecodeLimits` or `SpeechLimits`. After
+    `cpu_seconds` SIGXCPU ends it. `file_bytes` is the longest file that it may write.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CPU, (int(cpu_seconds), int(cpu_seconds) + 1))
+    resource.setrlimit(resource.RLIMIT_AS, (int(memory_bytes), int(memory_bytes)))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+    # Ends the process if its parent is gone.
+    signal.setitimer(signal.ITIMER_REAL, float(wall_seconds) + 1)
+    os.nice(NICENESS)
+
+
+def rewind(descriptors: Sequence[int]) -> None:
+    """Empty the files that are to be written: a worker that was killed may have begun them."""
+    for descriptor in descriptors:
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        os.ftruncate(descriptor, 0)

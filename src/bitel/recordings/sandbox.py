@@ -1,8 +1,7 @@
 """Takes from a worker process what it does not need: files, sockets, signals, other processes.
 
-A decoder written in C meets bytes that a stranger chose. Should these take it over, it still has
-only what this module leaves it: the descriptors that it was given, memory, and its own end. Four
-layers, each of which holds without the others:
+Decoders written in C read bytes that an attacker may have chosen. If these take the process over,
+it still has only its open descriptors, its memory and its exit. Four independent layers:
 
 - *seccomp*: an allow-list of system calls (`seccomp(2)`), on x86-64 and arm64.
 - *Landlock*: no file, no TCP port, no signal to another process (`landlock(7)`), from Linux 5.13
@@ -10,8 +9,8 @@ layers, each of which holds without the others:
 - another user: `nobody`, where the service runs as root.
 - `no_new_privs`, and a process that can't be inspected by others of its user (`prctl(2)`).
 
-Where the kernel lacks one, the service says so at its start. This module is loaded by the workers,
-whose memory is limited, so that it imports little.
+The service logs at its start which of them the kernel lacks. The workers load this module, and
+their memory is limited, so it imports little.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ import os
 import platform
 import struct
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 NOBODY: Final = 65534
 """The user and group without rights, on every Linux system."""
@@ -41,37 +40,23 @@ _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
 _PROT_EXEC: Final = 4
 _WRITING: Final = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
+_ARCHITECTURES: Final = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
+"""By machine: the column of its numbers in the tables below, and its name in `seccomp_data`."""
 
-class _Architecture(NamedTuple):
-    """What seccomp calls a processor, and the column of its numbers in `_CALLS`."""
+_Numbers = dict[str, tuple[int, int | None]]
+"""System calls: their numbers on x86-64 and on arm64, which lacks the older forms of a call."""
 
-    audit: int
-    column: int
-
-
-_ARCHITECTURES: Final = {
-    "x86_64": _Architecture(0xC000003E, 0),
-    "aarch64": _Architecture(0xC00000B7, 1),
-}
-
-_CALLS: Final[dict[str, tuple[int, int | None]]] = {
-    # Name: number on x86-64, and on arm64, which has no older forms of a call.
+COMPUTING: Final[_Numbers] = {
     "read": (0, 63),
     "write": (1, 64),
-    "open": (2, None),
     "close": (3, 57),
-    "stat": (4, None),
     "fstat": (5, 80),
-    "lstat": (6, None),
     "lseek": (8, 62),
-    "mmap": (9, 222),
-    "mprotect": (10, 226),
     "munmap": (11, 215),
     "brk": (12, 214),
     "rt_sigaction": (13, 134),
     "rt_sigprocmask": (14, 135),
     "rt_sigreturn": (15, 139),
-    "ioctl": (16, 29),
     "pread64": (17, 67),
     "pwrite64": (18, 68),
     "readv": (19, 65),
@@ -79,17 +64,13 @@ _CALLS: Final[dict[str, tuple[int, int | None]]] = {
     "sched_yield": (24, 124),
     "mremap": (25, 216),
     "madvise": (28, 233),
-    "socket": (41, 198),
     "nanosleep": (35, 101),
     "getpid": (39, 172),
     "exit": (60, 93),
     "ftruncate": (77, 46),
-    "link": (86, None),
-    "symlink": (88, None),
     "gettimeofday": (96, 169),
     "getrusage": (98, 165),
     "times": (100, 153),
-    "ptrace": (101, 117),
     "getuid": (102, 174),
     "getgid": (104, 176),
     "geteuid": (107, 175),
@@ -103,44 +84,43 @@ _CALLS: Final[dict[str, tuple[int, int | None]]] = {
     "clock_getres": (229, 114),
     "clock_nanosleep": (230, 115),
     "exit_group": (231, 94),
+    "set_robust_list": (273, 99),
+    "getcpu": (309, 168),
+    "getrandom": (318, 278),
+    "rseq": (334, 293),
+}
+"""Allowed to a process without files."""
+_LOOKING_UP: Final[_Numbers] = {"stat": (4, None), "lstat": (6, None), "newfstatat": (262, 79)}
+"""Allowed besides where files may be opened."""
+_BOUNDED: Final[_Numbers] = {
+    "open": (2, None),
+    "mmap": (9, 222),
+    "mprotect": (10, 226),
     "tgkill": (234, 131),
     "openat": (257, 56),
-    "newfstatat": (262, 79),
-    "symlinkat": (266, 36),
+}
+"""Allowed with certain arguments only."""
+NEVER_NEEDED: Final[_Numbers] = {
+    "socket": (41, 198),
+    "link": (86, None),
+    "symlink": (88, None),
+    "ptrace": (101, 117),
+    "mount": (165, 40),
+    "keyctl": (250, 219),
     "linkat": (265, 37),
+    "symlinkat": (266, 36),
     "unshare": (272, 97),
-    "set_robust_list": (273, 99),
     "perf_event_open": (298, 241),
     "setns": (308, 268),
-    "getcpu": (309, 168),
     "process_vm_readv": (310, 270),
     "process_vm_writev": (311, 271),
-    "getrandom": (318, 278),
     "bpf": (321, 280),
     "userfaultfd": (323, 282),
-    "rseq": (334, 293),
-    "keyctl": (250, 219),
-    "mount": (165, 40),
     "io_uring_setup": (425, 425),
     "pidfd_open": (434, 434),
     "pidfd_getfd": (438, 438),
 }
-
-COMPUTING: Final = (
-    *("read", "write", "close", "fstat", "lseek", "pread64", "pwrite64", "readv", "writev"),
-    *("munmap", "brk", "mremap", "madvise", "futex", "set_robust_list", "rseq", "ftruncate"),
-    *("rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sigaltstack", "exit", "exit_group"),
-    *("clock_gettime", "clock_getres", "clock_nanosleep", "nanosleep", "gettimeofday", "time"),
-    *("getpid", "gettid", "getuid", "geteuid", "getgid", "getegid", "getcpu", "getrusage"),
-    *("times", "getrandom", "sched_yield", "sched_getaffinity"),
-)
-"""Calls that a process without files may make; `mmap`, `mprotect` and `tgkill` come with bounds."""
-NEVER_NEEDED: Final = (
-    *("socket", "ptrace", "process_vm_readv", "process_vm_writev", "pidfd_open", "pidfd_getfd"),
-    *("link", "linkat", "symlink", "symlinkat", "mount", "unshare", "setns", "bpf", "keyctl"),
-    *("perf_event_open", "userfaultfd", "io_uring_setup"),
-)
-"""Calls that no program that speaks a text to a file has a use for."""
+"""Refused to a program that speaks a text to a file."""
 
 # Of linux/landlock.h.
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
@@ -155,13 +135,11 @@ _SCOPES: Final = 0b11  # abstract Unix sockets and signals, from version 6 on
 def enter(
     readable: Sequence[Path] = (), writable: Sequence[Path] = (), *, drop_user: bool = False
 ) -> None:
-    """Confine this process permanently, also after exec.
+    """Confine this process, which must have one thread, permanently, also after exec.
 
-    It keeps its open descriptors. Beyond these it may read what is beneath `readable`, and write
-    beneath `writable`. `drop_user` makes it `nobody` where it is root; it then reads only what
-    everybody may. Raises OSError where the kernel refuses what it should have.
-
-    The process must have one thread.
+    It keeps its open descriptors, and may read beneath `readable` and write beneath `writable`.
+    `drop_user` makes it `nobody` where it is root; it then reads only what everybody may. Raises
+    OSError where the kernel has a layer but refuses it.
     """
     _prctl(_SET_NO_NEW_PRIVS, 1)
     if landlock_version():
@@ -174,33 +152,32 @@ def enter(
 
 
 def allow_computing_only(*, opening: bool = False) -> None:
-    """From now on refuse every system call but `COMPUTING`, by EPERM.
+    """Refuse from now on, by EPERM, every system call but `COMPUTING`.
 
     Memory can't be made executable, and only this process can be signalled. With `opening` files
-    may be opened for reading, those that Landlock allows.
+    may be opened for reading, as far as Landlock allows.
     """
     if not has_seccomp():
         return
-    program = [_loads(_NUMBER)]
-    program += _returns_if(COMPUTING, _ALLOW)
+    program = _for_each(COMPUTING, _ALLOW)
     program += _if_argument("tgkill", 0, 0xFFFFFFFF, os.getpid())
     program += _if_argument("mmap", 2, _PROT_EXEC, 0)
     program += _if_argument("mprotect", 2, _PROT_EXEC, 0)
     if opening:
         program += _if_argument("openat", 2, _WRITING, 0)
         program += _if_argument("open", 1, _WRITING, 0)
-        program += _returns_if(("stat", "lstat", "newfstatat"), _ALLOW)
-    _install([*program, _returns(_REFUSE)])
+        program += _for_each(_LOOKING_UP, _ALLOW)
+    _install(program, otherwise=_REFUSE)
 
 
 def refuse_the_needless() -> None:
-    """From now on refuse the system calls of `NEVER_NEEDED`, by EPERM."""
+    """Refuse from now on, by EPERM, the system calls of `NEVER_NEEDED`."""
     if has_seccomp():
-        _install([_loads(_NUMBER), *_returns_if(NEVER_NEEDED, _REFUSE), _returns(_ALLOW)])
+        _install(_for_each(NEVER_NEEDED, _REFUSE), otherwise=_ALLOW)
 
 
 def layers() -> tuple[list[str], list[str]]:
-    """The layers that there are, and those that are missing."""
+    """The layers that this system has, and those that it lacks."""
     found = {
         "limits": True,
         "no_new_privs": sys.platform.startswith("linux"),
@@ -208,14 +185,12 @@ def layers() -> tuple[list[str], list[str]]:
         "Landlock": landlock_version() > 0,
         "another user": os.geteuid() == 0,
     }
-    return [name for name, is_there in found.items() if is_there], [
-        name for name, is_there in found.items() if not is_there
-    ]
+    return [name for name in found if found[name]], [name for name in found if not found[name]]
 
 
 @lru_cache(maxsize=1)
 def landlock_version() -> int:
-    """The version of Landlock's interface; 0 where there is none."""
+    """The version of Landlock's ABI; 0 where there is none."""
     if not sys.platform.startswith("linux"):
         return 0
     version = _libc().syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _RULESET_VERSION)
@@ -227,7 +202,7 @@ def has_seccomp() -> bool:
     """Whether system calls can be filtered."""
     if not sys.platform.startswith("linux") or platform.machine() not in _ARCHITECTURES:
         return False
-    # The null pointer is what it complains about, where it knows the mode.
+    # A kernel that knows the mode complains about the null pointer.
     _libc().prctl(_SET_SECCOMP, _MODE_FILTER, None, 0, 0)
     return ctypes.get_errno() == errno.EFAULT
 
@@ -235,45 +210,39 @@ def has_seccomp() -> bool:
 # seccomp
 
 
-def _number(name: str) -> int | None:
-    return _CALLS[name][_ARCHITECTURES[platform.machine()].column]
-
-
 def _instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
-    """A `struct sock_filter`."""
+    """A `struct sock_filter`; the last two are the numbers of instructions that are skipped."""
     return struct.pack("=HBBI", code, if_true, if_false, value & 0xFFFFFFFF)
 
 
-def _loads(offset: int) -> bytes:
-    return _instruction(_LOAD, offset)
+def _number(calls: _Numbers, name: str) -> int | None:
+    column, _ = _ARCHITECTURES[platform.machine()]
+    return calls[name][column]
 
 
-def _returns(action: int) -> bytes:
-    return _instruction(_RETURN, action)
+def _for_each(calls: _Numbers, action: int) -> list[bytes]:
+    """Return `action` for each of these calls, whose number is loaded."""
+    numbers = (_number(calls, name) for name in calls)
+    return [
+        instruction
+        for number in numbers
+        if number is not None
+        for instruction in (_instruction(_EQUAL, number, 0, 1), _instruction(_RETURN, action))
+    ]
 
 
-def _returns_if(names: Iterable[str], action: int) -> list[bytes]:
-    """Return `action` for each of these calls; the number is loaded."""
-    program = []
-    for name in names:
-        number = _number(name)
-        if number is not None:
-            program += [_instruction(_EQUAL, number, 0, 1), _returns(action)]
-    return program
-
-
-def _if_argument(name: str, place: int, mask: int, wanted: int) -> list[bytes]:
-    """Allow a call whose argument at `place`, under `mask`, is `wanted`; refuse its others."""
-    number = _number(name)
+def _if_argument(name: str, index: int, mask: int, wanted: int) -> list[bytes]:
+    """Allow the call `name` if its argument at `index`, under `mask`, is `wanted`; else refuse."""
+    number = _number(_BOUNDED, name)
     if number is None:
         return []
     return [
         _instruction(_EQUAL, number, 0, 5),
-        _loads(_ARGUMENTS + 8 * place),
+        _instruction(_LOAD, _ARGUMENTS + 8 * index),
         _instruction(_AND, mask),
         _instruction(_EQUAL, wanted, 0, 1),
-        _returns(_ALLOW),
-        _returns(_REFUSE),
+        _instruction(_RETURN, _ALLOW),
+        _instruction(_RETURN, _REFUSE),
     ]
 
 
@@ -283,11 +252,18 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
 
 
-def _install(program: Sequence[bytes]) -> None:
-    # A call by another architecture's numbers (32-bit, x32) would mean something else.
-    audit = _ARCHITECTURES[platform.machine()].audit
-    whole = [_loads(_ARCHITECTURE), _instruction(_EQUAL, audit, 1, 0), _returns(_REFUSE), *program]
-    compiled = _Program(len(whole), b"".join(whole))
+def _install(rules: Sequence[bytes], otherwise: int) -> None:
+    _, architecture = _ARCHITECTURES[platform.machine()]
+    program = [
+        # The numbers of another architecture (32-bit) would mean other calls.
+        _instruction(_LOAD, _ARCHITECTURE),
+        _instruction(_EQUAL, architecture, 1, 0),
+        _instruction(_RETURN, _REFUSE),
+        _instruction(_LOAD, _NUMBER),
+        *rules,
+        _instruction(_RETURN, otherwise),
+    ]
+    compiled = _Program(len(program), b"".join(program))
     _prctl(_SET_SECCOMP, _MODE_FILTER, ctypes.addressof(compiled))
 
 
@@ -314,14 +290,13 @@ def _restrict_files(readable: Sequence[Path], writable: Sequence[Path]) -> None:
 
 def _allow_beneath(ruleset: int, path: Path, rights: int) -> None:
     try:
-        place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        parent = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except FileNotFoundError:
         return
     try:
-        rule = struct.pack("=Qi", rights, place)
-        _syscall(_ADD_RULE, ruleset, _PATH_BENEATH, rule, 0)
+        _syscall(_ADD_RULE, ruleset, _PATH_BENEATH, struct.pack("=Qi", rights, parent), 0)
     finally:
-        os.close(place)
+        os.close(parent)
 
 
 @lru_cache(maxsize=1)

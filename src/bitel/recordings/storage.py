@@ -1,4 +1,4 @@
-"""Where recordings are kept: a local folder, or S3 with a local copy of what is played.
+"""Stores recordings in a local folder, or in S3 with a local copy of what is played.
 
 A recording is two objects of raw G.711, one per law, named after its id.
 """
@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 import obstore
@@ -26,6 +26,8 @@ from bitel.errors import NotFoundError, SettingsError, UnavailableError
 from bitel.g711 import alaw_decode
 from bitel.recordings import wav
 from bitel.recordings.decode import Decoded
+from bitel.recordings.files import removed_on_failure, sync
+from bitel.recordings.shared_tasks import SharedTasks
 from bitel.settings import S3Settings
 
 if TYPE_CHECKING:
@@ -37,11 +39,11 @@ Law = Literal["PCMA", "PCMU"]
 SUFFIXES: Final[dict[Law, str]] = {"PCMA": ".alaw", "PCMU": ".ulaw"}
 CHUNK_BYTES: Final = 64 * 1024
 
-# A call is waiting for its clip: better to fail after half a minute than to hold it for three.
+# A call waits for its clip, so retries end after half a minute, not after obstore's three.
 S3_RETRY: Final[RetryConfig] = {"max_retries": 3, "retry_timeout": timedelta(seconds=30)}
 
 CHECK_PREFIX: Final = "bitel-check-"
-"""Begins the name of the object that `check` writes."""
+"""Prefix of the object that `check` writes."""
 CHECK_TIMEOUT: Final = 20.0
 
 WITHOUT_S3_SETTINGS: Final = S3Settings()
@@ -64,16 +66,16 @@ class VoiceStore:
         self._store = store
         self._folder = folder
         self._remote = remote
-        self._downloads: dict[str, asyncio.Task[Path]] = {}
+        self._downloads: SharedTasks[Path] = SharedTasks()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     @classmethod
     def open(
         cls, storage_url: str, data_dir: Path, s3: S3Settings = WITHOUT_S3_SETTINGS
     ) -> VoiceStore:
-        """Open the store that the setting `storage_url` names; nothing is asked of it yet.
+        """Open the store of the setting `storage_url`, without a request to it yet.
 
-        Empty is the folder `data_dir`/voices. Of `s3://bucket/prefix`, copies of what is played
+        Empty means the folder `data_dir`/voices. Of `s3://bucket/prefix`, copies of what is played
         are kept in `data_dir`/clips; what `s3` leaves empty is taken from the usual `AWS_`
         variables. Raises SettingsError.
         """
@@ -121,35 +123,31 @@ class VoiceStore:
             )
 
     async def put(self, recording_id: str, decoded: Decoded) -> None:
-        """Keep both laws of a new recording; they are durable when this returns.
+        """Store both laws of a new recording; they are durable when this returns.
 
         If it raises, what was written is removed again, as far as the storage still answers.
         `recording_id` is 1 to 64 letters, digits, - or _.
         """
-        files: dict[Law, Path] = {"PCMA": decoded.alaw, "PCMU": decoded.ulaw}
-        keys = [_key(recording_id, law) for law in files]
-        stored = False
+        files = {_key(recording_id, "PCMA"): decoded.alaw, _key(recording_id, "PCMU"): decoded.ulaw}
         try:
             with self._failures_named():
-                for key, path in zip(keys, files.values(), strict=True):
+                for key, path in files.items():
                     await obstore.put_async(self._store, key, path)
                 if not self._remote:
-                    await asyncio.to_thread(self._sync, keys)
-            stored = True
-        finally:
-            if not stored:
-                # Half a recording that stays behind costs space and nothing else: no one was
-                # told its id, so the failure that led here is the one to report.
-                with suppress(BaseError, OSError):
-                    await asyncio.shield(self._discard(keys))
+                    stored = (self._folder / key for key in files)
+                    await asyncio.to_thread(sync, *stored, self._folder)
+        except BaseException:
+            # If this fails too, the rest costs space only, and the first failure is reported.
+            with suppress(BaseError, OSError):
+                await asyncio.shield(self._discard(list(files)))
+            raise
 
     async def clip(self, recording_id: str, law: Law, size: int | None = None) -> Path:
         """Return a local file with the recording's raw G.711 bytes in `law`.
 
-        From a remote store it is fetched once; callers that want it meanwhile wait for the same
-        download. A local copy that does not have `size` bytes, where that is known, is fetched
-        again. Raises NotFoundError where the storage has no such file; whether there should be one
-        is the caller's to know.
+        From a remote store it is fetched once; concurrent callers share one download. A local copy
+        that does not have `size` bytes, where that is known, is fetched again. Raises NotFoundError
+        where the storage has no such file.
         """
         key = _key(recording_id, law)
         path = self._folder / key
@@ -159,13 +157,7 @@ class VoiceStore:
             return path
         if not self._remote:
             raise _not_found(recording_id)
-        download = self._downloads.get(key)
-        if download is None:
-            download = asyncio.create_task(self._download(recording_id, key))
-            self._downloads[key] = download
-            download.add_done_callback(partial(self._downloaded, key))
-        # One caller that gives up must not take the download from the others.
-        return await asyncio.shield(download)
+        return await self._downloads.get(key, lambda: self._download(recording_id, key))
 
     async def wav(self, recording_id: str) -> AsyncIterator[bytes]:
         """Yield the recording as it will be heard: WAV, 8 kHz mono, 16 bits, after A-law.
@@ -201,8 +193,8 @@ class VoiceStore:
     async def stored_before(self, at: float) -> AsyncIterator[list[str]]:
         """Yield the ids of recordings whose audio was stored before `at`, many at a time.
 
-        `at` is in Unix seconds by the system clock. Audio of recordings of which only one law is
-        there is among them. Raises UnavailableError.
+        `at` is in Unix seconds by the system clock. Recordings with only one law are included.
+        Raises UnavailableError.
         """
         with self._failures_named():
             async for objects in obstore.list(self._store, chunk_size=LISTED):
@@ -220,38 +212,20 @@ class VoiceStore:
     async def _download(self, recording_id: str, key: str) -> Path:
         path = self._folder / key
         incomplete = self._folder / f".{key}.{uuid.uuid4().hex}"
-        try:
-            with self._failures_named():
-                try:
-                    answer = await obstore.get_async(self._store, key)
-                except FileNotFoundError:
-                    raise _not_found(recording_id) from None
-                # The folder is a cache, and may have been deleted.
-                await asyncio.to_thread(partial(self._folder.mkdir, parents=True, exist_ok=True))
-                with await asyncio.to_thread(incomplete.open, "xb") as file:
-                    async for chunk in answer.stream(min_chunk_size=1024 * 1024):
-                        await asyncio.to_thread(file.write, chunk)
-                    await asyncio.to_thread(_flush_to_disk, file)
-                # A file of this name is complete, also after a power loss.
-                await asyncio.to_thread(os.replace, incomplete, path)
-        finally:
-            with suppress(OSError):
-                incomplete.unlink(missing_ok=True)
-        return path
-
-    def _downloaded(self, key: str, download: asyncio.Task[Path]) -> None:
-        del self._downloads[key]
-        if not download.cancelled():
-            # Looked at here, since every caller may have given up before it failed.
-            download.exception()
-
-    def _sync(self, keys: list[str]) -> None:
-        for path in [*(self._folder / key for key in keys), self._folder]:
-            descriptor = os.open(path, os.O_RDONLY)
+        with self._failures_named(), removed_on_failure(incomplete):
             try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+                answer = await obstore.get_async(self._store, key)
+            except FileNotFoundError:
+                raise _not_found(recording_id) from None
+            # The folder is a cache, and may have been deleted.
+            await asyncio.to_thread(partial(self._folder.mkdir, parents=True, exist_ok=True))
+            with await asyncio.to_thread(incomplete.open, "xb") as file:
+                async for chunk in answer.stream(min_chunk_size=1024 * 1024):
+                    await asyncio.to_thread(file.write, chunk)
+            await asyncio.to_thread(sync, incomplete)
+            # A file of this name is complete, also after a power loss.
+            await asyncio.to_thread(os.replace, incomplete, path)
+        return path
 
     @contextmanager
     def _failures_named(self) -> Iterator[None]:
@@ -268,7 +242,7 @@ def _key(recording_id: str, law: Law) -> str:
 
 
 def _s3_config(s3: S3Settings) -> S3Config:
-    """What is set, by obstore's names; the rest comes from `AWS_` variables."""
+    """What is set, under obstore's names; the rest comes from `AWS_` variables."""
     secret = s3.secret_access_key.get_secret_value()
     config: S3Config = {}
     if s3.endpoint:
@@ -276,7 +250,7 @@ def _s3_config(s3: S3Settings) -> S3Config:
     if s3.region:
         config["region"] = s3.region
     elif s3.endpoint and not (os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")):
-        config["region"] = "us-east-1"  # what other servers take where none is configured
+        config["region"] = "us-east-1"  # servers other than Amazon's accept this one
     if secret:
         config["access_key_id"] = s3.access_key_id
         config["secret_access_key"] = secret
@@ -291,7 +265,7 @@ def _cause(error: BaseException) -> str:
     code = re.search(r"<Code>(\w+)</Code>", text)
     said = f" (the server said {code[1]})" if code else ""
     if "169.254." in text:
-        # Without credentials it looks for those of an Amazon machine.
+        # Without credentials obstore asks the metadata service of an Amazon machine.
         return (
             "there are no credentials; set access_key_id and secret_access_key in [s3], or "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
@@ -307,8 +281,7 @@ def _cause(error: BaseException) -> str:
         place = re.search(r"performing \w+ (https?://[^/ ]+)", text)
         at = f" at {place[1]}" if place else ""
         return f"no connection to the server{at}" + (f": {why[1]}" if why else "")
-    first = text.strip().splitlines()[0]
-    return first.rstrip(".") + said
+    return text.strip().splitlines()[0].rstrip(".") + said
 
 
 def _not_found(recording_id: str) -> NotFoundError:
@@ -322,8 +295,3 @@ def _size_of(path: Path) -> int | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return status.st_size if stat.S_ISREG(status.st_mode) else None
-
-
-def _flush_to_disk(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())

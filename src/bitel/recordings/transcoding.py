@@ -1,14 +1,19 @@
-"""One file of any kind to two streams of G.711, holding a moment of it in memory at a time.
+"""Decodes one file of any format to 8 kHz mono G.711, holding a moment of it in memory at a time.
 
-Runs in the decode worker only. What counts is what the bytes say: the file's name and the type
-that the client claimed are never looked at. A file that is cut short or has damaged spots gives
-the audio that is left, as long as at least half of its packets can be decoded.
+Runs in the decode worker only. Only the file's bytes count, never its name or the type that the
+client claimed. A file that is cut short or has damaged spots gives the audio that is left, as long
+as at least half of its packets can be decoded.
+
+The file is read twice: first for the weight of each channel in the mix, then FFmpeg mixes,
+resamples and converts its frames, and both laws are written.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, BinaryIO, Final
@@ -24,13 +29,13 @@ import numpy as np
 from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import InputContainer
+from av.filter.context import FilterContext
+from av.filter.graph import Graph
 from numpy.typing import NDArray
 
 from bitel.g711 import SAMPLE_RATE, Pcm, alaw_encode, ulaw_encode
-from bitel.recordings.mixdown import ChannelPowers
-from bitel.recordings.resampling import Resampler, UnusableShapeError, Weights
+from bitel.recordings.limits import Verdict
 from bitel.recordings.truncation import is_cut_short
-from bitel.recordings.verdict import Verdict
 
 FORMATS: Final = (
     *("wav", "w64", "aiff", "au", "caf", "voc", "nistsphere", "sox", "ircam"),
@@ -39,8 +44,8 @@ FORMATS: Final = (
     *("wv", "ape", "tta", "tak", "mpc", "mpc8", "dts", "dtshd", "truehd", "dsf", "qcp", "webm"),
     *("aax", "ilbc", "oma", "rm", "wtv", "spdif", "s337m", "bit", "epaf", "iff", "shn", "dss"),
 )
-"""Names of FFmpeg's demuxers that may read a file: those of audio and of common containers. The
-others, for playlists, games and images, are much code that nobody looks after."""
+"""FFmpeg's demuxers that may read a file: those of audio and of common containers. The others, for
+playlists, games and images, are much code with little maintenance."""
 CODECS: Final = frozenset(
     {
         *("mp3", "mp3float", "mp2", "mp2float", "mp1", "mp1float", "aac", "aac_fixed", "aac_latm"),
@@ -54,11 +59,32 @@ CODECS: Final = frozenset(
         *("mace3", "mace6", "qdm2", "mp3on4", "mp3on4float", "als", "s302m", "shorten", "dss_sp"),
     }
 )
-"""Names of FFmpeg's decoders that may run, beside those that begin as in `CODEC_FAMILIES`."""
+"""FFmpeg's decoders that may run, besides those that begin as in `CODEC_FAMILIES`."""
 CODEC_FAMILIES: Final = ("pcm_", "adpcm_")
 
 # Nested inputs (playlists, concat scripts, references) go through a protocol; none is allowed.
 OPTIONS: Final = {"protocol_whitelist": "none", "format_whitelist": ",".join(FORMATS)}
+
+# Steep enough that what lies above 4 kHz is gone before it could fold back below 3.4 kHz, and in
+# floating point, so that a loud mix is clipped once, at the end, and never wraps.
+RESAMPLER: Final = {
+    "sample_rate": str(SAMPLE_RATE),
+    "filter_size": "64",
+    "cutoff": "0.95",
+    "internal_sample_fmt": "fltp",
+}
+TELEPHONE: Final = {
+    "sample_fmts": "s16",
+    "channel_layouts": "mono",
+    "sample_rates": str(SAMPLE_RATE),
+}
+
+SILENT_CHANNEL: Final = 1e-3
+"""Power of a channel, relative to the loudest, below which it is silent (-30 dB)."""
+CANCELS: Final = 0.5
+"""Power of the average, relative to that of unrelated channels, below which channels cancel."""
+_SUBWOOFER: Final = frozenset({"LFE", "LFE2"})
+"""Channels of low frequencies only, which a telephone does not carry."""
 
 SILENCE_DB: Final = -50.0
 """Level, in dB of full scale, below which the loudest 400 ms are silence."""
@@ -72,6 +98,9 @@ _METADATA: Final[dict[str, Any]] = (
     {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 )
 
+Weights = Mapping[str, Sequence[float]]
+"""The weight of each channel in the mix, by FFmpeg's name of the layout."""
+
 
 def transcode(media: BinaryIO, alaw: BinaryIO, ulaw: BinaryIO, max_samples: int) -> Verdict:
     """Write `media`'s best audio stream as 8 kHz mono, one byte a sample, in both laws.
@@ -82,23 +111,24 @@ def transcode(media: BinaryIO, alaw: BinaryIO, ulaw: BinaryIO, max_samples: int)
     try:
         weights = _weights(media, max_samples)
         with _opened(media) as (container, stream):
-            packets = _Packets(container, stream)
+            packets = Counter[str]()
             loudness = LoudestWindow()
-            try:
-                written = _encode(packets, weights, loudness, alaw, ulaw, max_samples)
-            except (UnusableShapeError, av.error.FFmpegError):
-                # Damaged packets are counted, so what comes here is the resampler's refusal.
-                return Verdict.NO_DECODER
-            if written > max_samples:
-                return Verdict.TOO_LONG
-            if packets.damaged > packets.decoded:
+            written = 0
+            for pcm in _resampled(_frames(container, stream, packets), weights):
+                written += len(pcm)
+                if written > max_samples:
+                    return Verdict.TOO_LONG
+                loudness.add(pcm)
+                alaw.write(alaw_encode(pcm).data)
+                ulaw.write(ulaw_encode(pcm).data)
+            if packets["damaged"] > packets["decoded"]:
                 return Verdict.DAMAGED
             if not written:
                 return Verdict.NO_SAMPLES
             if loudness.level_db() < SILENCE_DB:
                 return Verdict.SILENT
             is_cut = is_cut_short(media, container, stream, written / SAMPLE_RATE)
-            return Verdict.CUT_SHORT if is_cut else Verdict.DECODED
+            return Verdict.CUT_SHORT if is_cut else Verdict.DONE
     except _UnreadableError as error:
         return error.verdict
 
@@ -111,9 +141,9 @@ class _UnreadableError(Exception):
 
 @contextmanager
 def _opened(media: BinaryIO) -> Iterator[tuple[InputContainer, AudioStream]]:
-    """The container and its best audio stream; raises _UnreadableError where there is none."""
+    """The container and its best audio stream; raises _UnreadableError if there is none."""
     media.seek(0)
-    # Only the three methods are handed on: a name would tell FFmpeg what to take the file for.
+    # Without a name, which would tell FFmpeg what to take the file for.
     nameless = SimpleNamespace(read=media.read, seek=media.seek, tell=media.tell)
     try:
         container = av.open(nameless, "r", options=OPTIONS, **_METADATA)
@@ -125,46 +155,171 @@ def _opened(media: BinaryIO) -> Iterator[tuple[InputContainer, AudioStream]]:
         stream = container.streams.best("audio")
         if not isinstance(stream, AudioStream):
             raise _UnreadableError(Verdict.NO_AUDIO_STREAM)
-        if stream.codec_context is None or not _is_used(stream.codec_context.codec.name):
+        codec = stream.codec_context.codec.name if stream.codec_context else ""
+        if codec not in CODECS and not codec.startswith(CODEC_FAMILIES):
             raise _UnreadableError(Verdict.NO_DECODER)
         # One thread: more would map more memory and take the cores of other uploads.
         stream.codec_context.thread_count = 1
         yield container, stream
 
 
-def _is_used(codec: str) -> bool:
-    return codec in CODECS or codec.startswith(CODEC_FAMILIES)
+def _frames(
+    container: InputContainer, stream: AudioStream, packets: Counter[str]
+) -> Iterator[AudioFrame]:
+    """Yield the frames of a stream; count how many `packets` were "decoded" or "damaged"."""
+    demuxed = container.demux(stream)
+    while True:
+        try:
+            packet = next(demuxed, None)
+            if packet is None:
+                return
+            frames = packet.decode()
+        except MemoryError:
+            raise
+        except av.error.FFmpegError:
+            packets["damaged"] += 1
+            continue
+        packets["decoded"] += bool(frames)
+        yield from frames
+
+
+# The mix
 
 
 def _weights(media: BinaryIO, max_samples: int) -> Weights:
     """How the channels of each layout in the file are mixed; a file of one channel is not read."""
-    powers: dict[str, tuple[ChannelPowers, Sequence[str]]] = {}
+    products: dict[str, NDArray[np.float64]] = {}
+    names: dict[str, list[str]] = {}
     with _opened(media) as (container, stream):
         if stream.codec_context.layout.nb_channels == 1:
             return {}
         left = max_samples / SAMPLE_RATE
-        for frame in _Packets(container, stream).frames():
+        for frame in _frames(container, stream, Counter()):
             layout = frame.layout
-            if layout.name not in powers:
-                names = [channel.name for channel in layout.channels]
-                powers[layout.name] = (ChannelPowers(layout.nb_channels), names)
+            names[layout.name] = [channel.name for channel in layout.channels]
             try:
-                powers[layout.name][0].add(_as_channels(frame))
+                samples = _as_channels(frame)
+                products[layout.name] = products.get(layout.name, 0) + samples @ samples.T
             except ValueError:
                 continue  # of a format that the resampler is to judge
             left -= frame.samples / max(frame.sample_rate, 1)
             if left < 0:
                 break
-    return {name: counted.weights(names) for name, (counted, names) in powers.items()}
+    return {name: mix_weights(each, names[name]) for name, each in products.items()}
 
 
-def _as_channels(frame: AudioFrame) -> NDArray[np.float32]:
+def _as_channels(frame: AudioFrame) -> NDArray[np.float64]:
     """The samples of a frame, of shape (channels, samples); their scale does not matter."""
     samples: NDArray[Any] = frame.to_ndarray()
     if not frame.format.is_planar:
         samples = samples.reshape(-1, frame.layout.nb_channels).T
     centre = 128 if samples.dtype == np.uint8 else 0
-    return samples.astype(np.float32) - centre
+    return samples.astype(np.float64) - centre
+
+
+def mix_weights(products: NDArray[np.float64], names: Sequence[str]) -> tuple[float, ...]:
+    """The weight of each channel in the mix.
+
+    Channels that carry sound are averaged, whatever their layout, so that a voice is equally loud
+    in two channels, in six, or in one of them. Where they cancel each other (one is the other with
+    its sign reversed, as a microphone that is wired wrongly gives), the loudest is used alone.
+
+    Args:
+        products: of shape (channels, channels): the sum of the products of the samples of each
+            pair of channels, so the powers of the channels are on its diagonal.
+        names: FFmpeg's names of the channels, such as `FL` and `LFE`.
+    """
+    powers = np.diag(products)
+    count = len(powers)
+    voices = [n for n in range(count) if n >= len(names) or names[n] not in _SUBWOOFER]
+    loudest = max(voices or range(count), key=lambda n: powers[n])
+    used = [n for n in voices if powers[n] > SILENT_CHANNEL * powers[loudest]] or [loudest]
+    mean = float(powers[used].mean())
+    mixed = float(products[np.ix_(used, used)].sum()) / len(used) ** 2
+    if mixed < CANCELS * mean / len(used):
+        used = [loudest]
+    weight = 1 / len(used)
+    if len(used) > 2 and mixed > 0:
+        # Unrelated channels lose power when they are averaged; two of them lose half of it.
+        weight *= math.sqrt(min(max(1.0, mean / 2 / mixed), len(used) / 2))
+    return tuple(weight if n in used else 0.0 for n in range(count))
+
+
+# Resampling
+
+
+def _resampled(frames: Iterable[AudioFrame], weights: Weights) -> Iterator[Pcm]:
+    """Yield blocks of 16-bit samples at 8000 Hz, each of one sample at least.
+
+    Channels of a layout that is not in `weights` count the same. A stream may change its rate,
+    format or layout on the way (chained Ogg does): then the tail of the old shape comes out and a
+    new filter begins. Raises _UnreadableError where FFmpeg can't convert such frames.
+    """
+    graph: Graph | None = None
+    shape: tuple[str, str, int] | None = None
+    try:
+        for frame in itertools.chain(frames, [None]):
+            if graph is not None and (frame is None or _shape(frame) != shape):
+                graph.push(None)
+                yield from _pull(graph)
+                graph = None
+            if frame is None:
+                return
+            if graph is None:
+                graph, shape = _graph_for(frame, weights), _shape(frame)
+            # Time stamps of damaged or cut files jump; only the order of the samples counts here.
+            frame.pts = None
+            graph.push(frame)
+            yield from _pull(graph)
+    except MemoryError:
+        raise
+    except av.error.FFmpegError:
+        # Damaged packets are counted, so this is the resampler's refusal.
+        raise _UnreadableError(Verdict.NO_DECODER) from None
+
+
+def _shape(frame: AudioFrame) -> tuple[str, str, int]:
+    return frame.format.name, frame.layout.name, frame.sample_rate
+
+
+def _graph_for(frame: AudioFrame, weights: Weights) -> Graph:
+    graph = Graph()
+    layout, channels = frame.layout.name, frame.layout.nb_channels
+    mixdown: list[FilterContext] = []
+    try:
+        source = graph.add_abuffer(
+            sample_rate=frame.sample_rate, format=frame.format.name, layout=layout
+        )
+        if channels > 1:
+            chosen = weights.get(layout) or [1 / channels] * channels
+            mix = "+".join(f"{weight:.6f}*c{n}" for n, weight in enumerate(chosen))
+            # In floating point, where a mix that is too loud is not clipped.
+            mixdown = [graph.add("aformat", sample_fmts="fltp"), graph.add("pan", f"mono|c0={mix}")]
+        graph.link_nodes(
+            source,
+            *mixdown,
+            graph.add("aresample", **RESAMPLER),
+            graph.add("aformat", **TELEPHONE),
+            graph.add("abuffersink"),
+        ).configure()
+    except MemoryError:
+        raise
+    except (av.error.FFmpegError, ValueError):
+        raise _UnreadableError(Verdict.NO_DECODER) from None
+    return graph
+
+
+def _pull(graph: Graph) -> Iterator[Pcm]:
+    while True:
+        try:
+            frame: Any = graph.pull()
+        except (av.error.BlockingIOError, av.error.EOFError):
+            return
+        if frame.samples:
+            yield np.ascontiguousarray(frame.to_ndarray().reshape(-1))
+
+
+# Loudness
 
 
 class LoudestWindow:
@@ -173,8 +328,6 @@ class LoudestWindow:
     def __init__(self) -> None:
         self._powers: list[float] = []
         self._left = np.zeros(0, np.int16)
-        self._samples = 0
-        self._total = 0.0
 
     def add(self, pcm: Pcm) -> None:
         """Add the next samples."""
@@ -185,62 +338,9 @@ class LoudestWindow:
         self._left = samples[whole:]
 
     def level_db(self) -> float:
-        """Its level in dB of full scale; of all samples where they are fewer than that."""
+        """Its level in dB of full scale; of all samples if they are fewer than that."""
         powers = [*self._powers, float(np.square(self._left.astype(np.float64)).sum())]
-        sums = np.convolve(powers, np.ones(_STEPS)) if powers else np.zeros(1)
+        loudest = float(np.convolve(powers, np.ones(_STEPS)).max())
         count = min(_STEPS * _STEP, len(self._powers) * _STEP + len(self._left))
-        mean = float(sums.max()) / max(count, 1) / 32768**2
+        mean = loudest / max(count, 1) / 32768**2
         return 10 * math.log10(max(mean, 1e-12))
-
-
-class _Packets:
-    """The frames of a stream, and how many packets gave some and how many were damaged."""
-
-    def __init__(self, container: InputContainer, stream: AudioStream) -> None:
-        self._container = container
-        self._stream = stream
-        self.decoded = 0
-        self.damaged = 0
-
-    def frames(self) -> Iterator[AudioFrame]:
-        packets = self._container.demux(self._stream)
-        while True:
-            try:
-                packet = next(packets, None)
-                if packet is None:
-                    return
-                frames = packet.decode()
-            except MemoryError:
-                raise
-            except av.error.FFmpegError:
-                self.damaged += 1
-                continue
-            self.decoded += bool(frames)
-            yield from frames
-
-
-def _encode(
-    packets: _Packets,
-    weights: Weights,
-    loudness: LoudestWindow,
-    alaw: BinaryIO,
-    ulaw: BinaryIO,
-    max_samples: int,
-) -> int:
-    """Return the samples written, or `max_samples` + 1 once they would be more than that."""
-    resampler = Resampler(weights)
-    written = 0
-    for frame in _and_the_end(packets.frames()):
-        for pcm in resampler.feed(frame):
-            written += len(pcm)
-            if written > max_samples:
-                return max_samples + 1
-            loudness.add(pcm)
-            alaw.write(alaw_encode(pcm).data)
-            ulaw.write(ulaw_encode(pcm).data)
-    return written
-
-
-def _and_the_end(frames: Iterator[AudioFrame]) -> Iterator[AudioFrame | None]:
-    yield from frames
-    yield None

@@ -1,8 +1,9 @@
-"""The one WAV that we write: 16-bit PCM, mono (RIFF/WAVE, Microsoft 1991; little-endian)."""
+"""WAV files of 16-bit PCM, mono (RIFF/WAVE, Microsoft 1991)."""
 
 from __future__ import annotations
 
-import struct
+import io
+import wave
 from pathlib import Path
 from typing import Final
 
@@ -11,42 +12,26 @@ import numpy as np
 from bitel.g711 import SAMPLE_RATE, Pcm
 
 HEADER_BYTES: Final = 44
-_HEADER: Final = struct.Struct("<4sI4s4sIHHIIHH4sI")
-_PCM: Final = 1
-_CHANNELS: Final = 1
-_BITS: Final = 16
-_FRAME: Final = _CHANNELS * _BITS // 8
-_MAX_SAMPLES: Final = (0xFFFFFFFF - HEADER_BYTES) // _FRAME
+_MAX_SAMPLES: Final = (0xFFFFFFFF - HEADER_BYTES) // 2
 
 
 def header(samples: int, rate: int = SAMPLE_RATE) -> bytes:
     """Return the 44 bytes that go before `samples` samples at `rate` Hz.
 
-    Raises ValueError above 2,147,483,625 samples, which is all that RIFF's sizes can say.
+    Raises ValueError above 2,147,483,625 samples, the most that RIFF's sizes can express.
     """
     if not 0 <= samples <= _MAX_SAMPLES:
         raise ValueError(f"a WAV holds 0 to {_MAX_SAMPLES} samples, not {samples}")
-    data = samples * _FRAME
-    return _HEADER.pack(
-        b"RIFF",
-        HEADER_BYTES - 8 + data,
-        b"WAVE",
-        b"fmt ",
-        16,
-        _PCM,
-        _CHANNELS,
-        rate,
-        rate * _FRAME,
-        _FRAME,
-        _BITS,
-        b"data",
-        data,
-    )
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setparams((1, 2, rate, samples, "NONE", ""))
+        file.writeframesraw(b"")
+        return buffer.getvalue()  # before `close` puts the number of samples right
 
 
 def size(samples: int) -> int:
     """Return the bytes of a whole WAV with `samples` samples."""
-    return HEADER_BYTES + samples * _FRAME
+    return HEADER_BYTES + samples * 2
 
 
 def body(pcm: Pcm) -> bytes:
@@ -55,5 +40,18 @@ def body(pcm: Pcm) -> bytes:
 
 
 def write(path: Path, pcm: Pcm, rate: int = SAMPLE_RATE) -> None:
-    """Write a whole WAV to `path`, over what is there."""
-    path.write_bytes(header(len(pcm), rate) + body(np.ascontiguousarray(pcm)))
+    """Write a whole WAV to `path`, replacing what is there."""
+    path.write_bytes(header(len(pcm), rate) + body(pcm))
+
+
+def read(path: Path) -> tuple[Pcm, int]:
+    """Return the samples of a WAV and their rate in Hz.
+
+    Raises OSError, EOFError or wave.Error where it can't be read, and ValueError where its samples
+    have another width than 16 bits.
+    """
+    with wave.open(str(path), "rb") as file:
+        if file.getsampwidth() != 2:
+            raise ValueError(f"samples of {8 * file.getsampwidth()} bits")
+        samples = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2")
+        return samples, file.getframerate()

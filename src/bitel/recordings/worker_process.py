@@ -1,6 +1,6 @@
-"""Runs a module of ours in a process of its own, for what must not share a process with calls.
+"""Runs a module of ours in a worker process, for work that must not share a process with calls.
 
-The module confines itself (`confinement.confine`, `sandbox`); from here it gets a turn, a bare
+The module confines itself (`limits.confine`, `sandbox`). This side gives it a turn, a bare
 environment and an end. At most one worker per core runs at a time, for one project half of them.
 """
 
@@ -12,8 +12,9 @@ import signal
 import sys
 import weakref
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import Sequence
-from contextlib import suppress
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,49 +22,47 @@ import structlog
 
 from bitel.errors import UnavailableError
 from bitel.recordings import sandbox
-from bitel.recordings.turns import SERVICE, Turns
 
 log = structlog.get_logger(__name__)
 
-# What the interpreter needs to find the package and its libraries; the rest (secrets among it)
-# is none of the worker's business.
+# What the interpreter needs to find the package and its libraries; the rest holds secrets.
 INHERITED_ENVIRONMENT: Final = ("PYTHONPATH", "PATH", "LD_LIBRARY_PATH", "HOME", "LANG")
 STDERR_BYTES: Final = 4096
 
 CRASHES: Final = frozenset(
     {
-        -number
-        for number in (
-            signal.SIGSEGV,
-            signal.SIGABRT,
-            signal.SIGFPE,
-            signal.SIGBUS,
-            signal.SIGILL,
-            signal.SIGTRAP,
-            signal.SIGSYS,
-        )
+        *(-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGFPE, -signal.SIGBUS),
+        *(-signal.SIGILL, -signal.SIGTRAP, -signal.SIGSYS),
     }
 )
 """Exit statuses of a worker that was ended by a fault of its own."""
 
 LIMITS_MET: Final = frozenset({-signal.SIGXCPU, -signal.SIGXFSZ, -signal.SIGPIPE})
-"""Exit statuses of a worker that met a limit, or whose parent did not listen."""
+"""Exit statuses of a worker that met a limit, or whose parent closed the pipe."""
 
 TRIES: Final = 2
 """Runs of a worker that is killed from outside, for lack of memory or by an operator."""
 
-_turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Turns] = weakref.WeakKeyDictionary()
+SERVICE: Final = ""
+"""Owner of work that calls wait for; its share is not bounded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
     """How a worker ended: `status` is its exit status, or minus the signal that ended it.
 
-    `said` is the end of what it wrote to stderr.
+    `stderr` is the end of what it wrote there.
     """
 
     status: int
-    said: str
+    stderr: str
+
+
+class WorkerError(Exception):
+    """A worker's status and stderr: for the log, not for the client."""
+
+    def __init__(self, ended: Ended) -> None:
+        super().__init__(f"exit status {ended.status}: {ended.stderr}")
 
 
 def log_confinement() -> None:
@@ -79,25 +78,27 @@ async def run(
     module: str,
     arguments: Sequence[str],
     wall_seconds: float,
-    given: bytes = b"",
+    stdin: bytes = b"",
     descriptors: Sequence[int] = (),
     owner: str = SERVICE,
 ) -> Ended:
-    """Run `python -m module arguments…` with `given` on its stdin, and return how it ended.
+    """Run `python -m module arguments…` with `stdin`, and return how it ended.
 
-    It has `descriptors` under the same numbers, and none of ours besides. `owner` is the project
-    whose turn it takes.
+    It inherits `descriptors` under the same numbers, and no others. It takes a turn of the project
+    `owner`; waiting for the turn does not count against `wall_seconds`.
 
-    Waiting for a turn does not count against `wall_seconds`; TimeoutError is raised when they
-    are over. A worker that is killed from outside is run once more. Raises UnavailableError where
-    it is killed again, and where it can't be started. The process is gone when this returns or
-    raises, also when it is cancelled.
+    A worker that is killed from outside is run once more. Raises TimeoutError after
+    `wall_seconds`, and UnavailableError where it is killed again or can't be started. The process
+    is gone when this returns or raises, also when it is cancelled.
     """
+    loop = asyncio.get_running_loop()
+    if loop not in _turns:
+        _turns[loop] = Turns(os.cpu_count() or 1)
     for _ in range(TRIES):
-        async with _turns_of_loop().turn(owner):
-            ended = await _run(module, arguments, wall_seconds, given, descriptors)
+        async with _turns[loop].turn(owner):
+            ended = await _run(module, arguments, wall_seconds, stdin, descriptors)
         if ended.status == -signal.SIGALRM:
-            # It gave itself up after its time, where this process was too late to do it.
+            # Its own timer, where this process was too late to end it.
             raise TimeoutError
         if ended.status >= 0 or ended.status in CRASHES or ended.status in LIMITS_MET:
             return ended
@@ -112,17 +113,19 @@ async def _run(
     module: str,
     arguments: Sequence[str],
     wall_seconds: float,
-    given: bytes,
+    stdin: bytes,
     descriptors: Sequence[int],
 ) -> Ended:
+    environment = {name: os.environ[name] for name in INHERITED_ENVIRONMENT if name in os.environ}
     try:
         process = await asyncio.create_subprocess_exec(
-            # Neither the working folder nor the user's own packages may lend it modules.
+            # No modules from the working folder or the user's own packages.
             *(sys.executable, "-P", "-s", "-m", module, *arguments),
-            stdin=PIPE if given else DEVNULL,
+            stdin=PIPE if stdin else DEVNULL,
             stdout=DEVNULL,
             stderr=PIPE,
-            env=_environment(),
+            # Each BLAS thread maps tens of MiB at import, and none of them is used.
+            env=environment | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
             pass_fds=descriptors,
             # A Ctrl-C at the terminal is the service's to handle.
             start_new_session=True,
@@ -132,38 +135,16 @@ async def _run(
         raise UnavailableError("A process for this work can't be started now.") from error
     try:
         async with asyncio.timeout(wall_seconds):
-            said, _ = await asyncio.gather(_last_words(process), _feed(process, given))
+            stderr, _ = await asyncio.gather(_end_of_stderr(process), _feed(process, stdin))
             status = await process.wait()
     finally:
         if process.returncode is None:
             process.kill()
             await asyncio.shield(process.wait())
-    return Ended(status, said)
+    return Ended(status, stderr)
 
 
-class WorkerError(Exception):
-    """A worker's status and last words: for the log, not for the client."""
-
-    def __init__(self, ended: Ended) -> None:
-        super().__init__(f"exit status {ended.status}: {ended.said}")
-
-
-def _turns_of_loop() -> Turns:
-    """The turns of the running loop: they can't be shared between loops."""
-    loop = asyncio.get_running_loop()
-    if loop not in _turns:
-        _turns[loop] = Turns(os.cpu_count() or 1)
-    return _turns[loop]
-
-
-def _environment() -> dict[str, str]:
-    inherited = {name: os.environ[name] for name in INHERITED_ENVIRONMENT if name in os.environ}
-    # Each BLAS thread maps tens of MiB at import, and none of them is used.
-    return inherited | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-
-
-async def _last_words(process: Process) -> str:
-    """Read what the worker writes to stderr until it ends, and keep the end of it."""
+async def _end_of_stderr(process: Process) -> str:
     assert process.stderr is not None
     kept = b""
     while chunk := await process.stderr.read(STDERR_BYTES):
@@ -171,17 +152,70 @@ async def _last_words(process: Process) -> str:
     return kept.decode(errors="replace").strip()
 
 
-async def _feed(process: Process, given: bytes) -> None:
+async def _feed(process: Process, stdin: bytes) -> None:
     if process.stdin is None:
         return
     # A worker that ends before it has read everything says why by its status.
     with suppress(BrokenPipeError, ConnectionResetError):
         try:
-            process.stdin.write(given)
+            process.stdin.write(stdin)
             await process.stdin.drain()
         except RuntimeError:
-            # So does uvloop where the pipe was closed before anything was written.
+            # uvloop's error where the pipe was closed before anything was written.
             if not process.stdin.is_closing():
                 raise
         process.stdin.close()
         await process.stdin.wait_closed()
+
+
+class Turns:
+    """Fair semaphore: at most `slots` pieces of work at once, of one owner at most half of them.
+
+    A turn that becomes free goes to the owner with the fewest turns; among equals to the one that
+    has waited longest. So the heavy uploads of one project hold up no other.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self._free = max(slots, 2)
+        self._share = self._free // 2
+        self._running = Counter[str]()
+        # In the order in which the oldest of each owner began to wait.
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+
+    @asynccontextmanager
+    async def turn(self, owner: str = SERVICE) -> AsyncIterator[None]:
+        """Wait for a turn of `owner`, which ends with the block."""
+        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(owner, deque()).append(granted)
+        self._grant()
+        try:
+            await granted
+            yield
+        finally:
+            if granted.done() and not granted.cancelled():
+                self._free += 1
+                self._running[owner] -= 1
+                self._grant()
+
+    def _grant(self) -> None:
+        while self._free and (owner := self._next_owner()) is not None:
+            waiting = self._waiting.pop(owner)
+            granted = waiting.popleft()
+            if waiting:
+                self._waiting[owner] = waiting  # behind the others
+            if not granted.cancelled():
+                self._free -= 1
+                self._running[owner] += 1
+                granted.set_result(None)
+
+    def _next_owner(self) -> str | None:
+        able = [
+            owner
+            for owner in self._waiting
+            if owner == SERVICE or self._running[owner] < self._share
+        ]
+        return min(able, key=lambda owner: self._running[owner], default=None)
+
+
+# Turns are of one event loop: their futures can't be shared between loops.
+_turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Turns] = weakref.WeakKeyDictionary()

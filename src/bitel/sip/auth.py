@@ -34,17 +34,12 @@ class Credentials:
     realm: str = ""
 
 
+Tries = list[str]
+"""The headers that answered the challenges to one request, over all its attempts."""
+
+
 def is_challenge(code: int) -> bool:
     return code in _HEADERS
-
-
-class Tries:
-    """The challenges to one request, counted over all its attempts with credentials."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.answered: set[str] = set()
-        """The names of the headers that answered them."""
 
 
 class Authentication:
@@ -71,13 +66,12 @@ class Authentication:
             return False
         challenge_header, answer_header = _HEADERS[response.code]
         challenge = strongest(response.lines(challenge_header), self._realm)
-        if challenge is None or tries.count >= MAX_TRIES:
+        if challenge is None or len(tries) >= MAX_TRIES:
             return False
-        if answer_header in tries.answered and not challenge.stale:
+        if answer_header in tries and not challenge.stale:
             return False
         self._realm = challenge.realm
-        tries.count += 1
-        tries.answered.add(answer_header)
+        tries.append(answer_header)
         authorizer = Authorizer(self._credentials, challenge, self._new_cnonce())
         self._authorizers[answer_header] = authorizer
         return True

@@ -91,12 +91,7 @@ def session_description_of(message: Message) -> bytes:
     Content-Disposition is not `session`, or that has a Content-Encoding, is none. Bodies and parts
     of other types are ignored.
     """
-    body = message.body
-    if not body:
-        return b""
-    if message.header("content-type") == SDP and not _is_qualified(message):
-        return body
-    return _read(_whole(message), _Budget()).description
+    return _read_body(message).description
 
 
 def unsupported_body(message: Message) -> bool:
@@ -108,39 +103,22 @@ def unsupported_body(message: Message) -> bool:
     a session description: gateways add ISUP and XML to their SDP without it, and interoperate with
     user agents that support neither.
     """
+    return not _read_body(message).is_supported
+
+
+def _read_body(message: Message) -> _Found:
     if not message.body:
-        return False
-    if message.header("content-type") == SDP and not _is_qualified(message):
-        return False
-    return not _read(_whole(message), _Budget()).is_supported
+        return _Found(b"", is_supported=True)
+    content_type = message.header("content-type")
+    disposition = message.header("content-disposition")
+    encoding = message.header("content-encoding")
+    if content_type == SDP and not disposition and not encoding:
+        return _Found(message.body, is_supported=True)
+    whole = _Part(content_type, disposition, encoding, "", message.body)
+    return _read(whole, iter(range(MAX_PARTS)))
 
 
-def _is_qualified(message: Message) -> bool:
-    return "content-disposition" in message or "content-encoding" in message
-
-
-def _whole(message: Message) -> _Part:
-    return _Part(
-        message.header("content-type"),
-        message.header("content-disposition"),
-        message.header("content-encoding"),
-        "",
-        message.body,
-    )
-
-
-class _Budget:
-    """Counts the parts of one body that may still be read."""
-
-    def __init__(self) -> None:
-        self.left = MAX_PARTS
-
-    def take(self) -> bool:
-        self.left -= 1
-        return self.left >= 0
-
-
-def _read(part: _Part, budget: _Budget, depth: int = 0) -> _Found:
+def _read(part: _Part, budget: Iterator[int], depth: int = 0) -> _Found:
     found = _UNREADABLE
     if part.is_session:
         content = _decoded(part)
@@ -153,10 +131,10 @@ def _read(part: _Part, budget: _Budget, depth: int = 0) -> _Found:
     return found
 
 
-def _read_multipart(whole: _Part, budget: _Budget, depth: int) -> _Found:
+def _read_multipart(whole: _Part, budget: Iterator[int], depth: int) -> _Found:
     parts: list[tuple[_Part, _Found]] = []
     for part in _parts_of(whole):
-        if not budget.take():
+        if next(budget, None) is None:
             parts.append((part._replace(disposition=";handling=required"), _UNREADABLE))
             break
         parts.append((part, _read(part, budget, depth + 1)))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
 
 from bitel.sip.events import Event
 from bitel.sip.message import Request, Response
@@ -12,33 +12,36 @@ from bitel.sip.timers import Timer
 from bitel.sip.transaction import ServerTransaction, TransactionLayer
 
 
-class Call(Protocol):
-    """A call in one of its phases: `InviteClient`, `InviteServer` or `InviteDialog`."""
+class Call(ABC):
+    """A call in one of its phases: `InviteClient`, `InviteServer` or `InviteDialog`.
+
+    `call_id` is its handle in the agent's methods and events: its Call-ID, with a suffix where
+    another call with the same Call-ID was running. `local_tag` is our tag in its dialogs.
+    """
 
     call_id: str
-    """The call's handle in the agent's methods and events: its Call-ID, with a suffix where another
-    call with the same Call-ID was running."""
+    local_tag: str
 
     @property
-    def local_tag(self) -> str:
-        """Our tag in its dialogs."""
-
-    @property
+    @abstractmethod
     def named_hosts(self) -> frozenset[str]:
         """The IP addresses that messages of the call may come from beside the carrier's."""
 
+    @abstractmethod
     def matches(self, request: Request) -> bool:
         """Whether a request with this Call-ID is within the dialog (§12.2.2)."""
 
+    @abstractmethod
     def receive_request(self, transaction: ServerTransaction, now: float) -> None:
         """Answer a request for which `matches` is true."""
 
-    def receive_ack(self, request: Request, now: float) -> None:
-        """Take the ACK of a 2xx."""
+    def receive_ack(self, request: Request, now: float) -> None:  # noqa: B027
+        """Take the ACK of a 2xx, which only an answered call gets."""
 
-    def receive_late_response(self, response: Response, now: float) -> None:
+    def receive_late_response(self, response: Response, now: float) -> None:  # noqa: B027
         """Take a 1xx or 2xx to an INVITE of ours whose transaction is over (§13.2.2.4)."""
 
+    @abstractmethod
     def hang_up(self, now: float, q850: int | None) -> None:
         """End the call, whatever its phase."""
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from bitel.sip.grammar import HostPort, Transport, host_in_uri
 from bitel.sip.headers import MAX_SESSION_EXPIRES, MIN_SE
-from bitel.sip.message_writer import ALLOW
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,27 +74,19 @@ class AgentConfig:
 
 
 class Identity:
-    """Headers that identify the agent, by transport: Via (without branch), Contact, User-Agent.
-
-    `lines` are Contact, Allow and User-Agent as written header lines.
-    """
+    """Headers that identify the agent: User-Agent, and by transport Via (no branch) and Contact."""
 
     def __init__(self, config: AgentConfig) -> None:
         self.user_agent = ("User-Agent", config.user_agent)
         self.via: dict[Transport, str] = {}
         self.contact: dict[Transport, tuple[str, str]] = {}
-        self.lines: dict[Transport, str] = {}
         for transport in Transport:
             sent_by = config.sent_by_for(transport)
             # With TLS we may not listen, so that requests to us need this connection (RFC 5923).
             alias = ";alias" if transport is Transport.TLS else ""
             self.via[transport] = f"SIP/2.0/{transport} {sent_by};rport{alias};branch=z9hG4bK"
             named = "" if transport is Transport.UDP else f";transport={transport.lower()}"
-            contact = f"<sip:{sent_by}{named}>"
-            self.contact[transport] = ("Contact", contact)
-            self.lines[transport] = (
-                f"Contact: {contact}\r\nAllow: {ALLOW}\r\nUser-Agent: {config.user_agent}\r\n"
-            )
+            self.contact[transport] = ("Contact", f"<sip:{sent_by}{named}>")
 
 
 class Tokens:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
 
 from bitel.sip.auth import Authentication, Credentials, Tries, is_challenge
-from bitel.sip.call_table import CallTable
+from bitel.sip.call_table import Call, CallTable
 from bitel.sip.dialog import Ack, Dialog
 from bitel.sip.events import Answered, Failed, Provisional, Why
 from bitel.sip.grammar import Address
@@ -20,10 +19,10 @@ from bitel.sip.headers import (
 )
 from bitel.sip.invite_dialog import InviteDialog
 from bitel.sip.message import Request, Response, printable
-from bitel.sip.message_writer import PHRASES, SDP_TYPE_LINE, RequestTemplate, one_line
+from bitel.sip.message_writer import ALLOW, PHRASES, SDP_TYPE, RequestTemplate, one_line
 from bitel.sip.reliable_provisional import EarlyDialog, description_in
 from bitel.sip.sdp import Negotiation, SessionDescription
-from bitel.sip.session_timer import MAX_RAISES, timer_lines
+from bitel.sip.session_timer import MAX_RAISES, invite_headers
 from bitel.sip.timers import Timer
 from bitel.sip.transaction import (
     NULL_USER,
@@ -58,7 +57,7 @@ class Invitation(NamedTuple):
     withhold_ack: bool = False
 
 
-class InviteClient:
+class InviteClient(Call):
     """Reports one of `Answered` and `Failed`; an answered call goes on as an `InviteDialog`.
 
     What follows on its INVITE after that is left to `InviteAnswers`.
@@ -92,7 +91,7 @@ class InviteClient:
         self._early: dict[str, EarlyDialog] = {}
         self._answers: InviteAnswers | None = None
         self._cancel_timer: Timer | None = None
-        self._tries = Tries()
+        self._tries: Tries = []
         self._authentication = (
             Authentication(invitation.credentials, layer.new_tag)
             if invitation.credentials
@@ -113,11 +112,15 @@ class InviteClient:
     def _send_invite(self, now: float) -> None:
         invitation, layer = self._invitation, self._layer
         transport = invitation.destination.transport
-        routes: tuple[str, ...] = ()
-        headers = invitation.headers
-        if headers:
-            routes = tuple([value for name, value in headers if name.lower() == "route"])
-            headers = tuple([each for each in headers if each[0].lower() != "route"])
+        routes = tuple([value for name, value in invitation.headers if name.lower() == "route"])
+        headers = (
+            layer.identity.contact[transport],
+            ("Allow", ALLOW),
+            layer.identity.user_agent,
+            *invite_headers(layer.config.session_expires, self._min_se),
+            SDP_TYPE,
+            *[each for each in invitation.headers if each[0].lower() != "route"],
+        )
         if self._authentication is not None:
             headers += self._authentication.headers("INVITE", invitation.request_uri)
         self._cseq += 1
@@ -132,9 +135,6 @@ class InviteClient:
             routes,
             headers,
             invitation.offer.to_bytes(),
-            layer.identity.lines[transport]
-            + timer_lines(layer.config.session_expires, self._min_se)
-            + SDP_TYPE_LINE,
         )
         self._transaction = ClientTransaction(
             layer, self, self._request, invitation.destination, now
@@ -189,9 +189,6 @@ class InviteClient:
             transaction.respond(481, now)
         else:
             early.receive_request(transaction, now)
-
-    def receive_ack(self, request: Request, now: float) -> None:
-        """Before the answer a caller gets no ACK."""
 
     # Responses
 
@@ -390,29 +387,23 @@ class InviteClient:
         self._layer.timers.stop(self._cancel_timer)
         self._calls.remove(self)
         since = self._progress_since
-        failed = Failed(
-            self.call_id,
-            code,
-            None,
-            PHRASES.get(code, ""),
-            why,
-            self._rang,
-            progress_for=None if since is None else now - since,
-            delivered=self._transaction.delivered,
-            udp_untried=not self._seen_codes and self._transaction.udp_untried,
-        )
-        if response is not None:
-            reasons = response.lines("reason")
-            failed = replace(
-                failed,
-                q850=q850_cause(reasons),
-                reason=printable(response.reason),
-                retry_after=retry_after_of(response),
-                contacts=redirected_to(response),
+        reasons = response.lines("reason") if response else []
+        self._calls.events.append(
+            Failed(
+                self.call_id,
+                code,
+                q850_cause(reasons),
+                printable(response.reason) if response else PHRASES[code],
+                why,
+                self._rang,
+                retry_after_of(response) if response else None,
+                redirected_to(response) if response else (),
+                progress_for=None if since is None else now - since,
+                delivered=self._transaction.delivered,
                 analytics=names_analytics(reasons),
-                udp_untried=False,
+                udp_untried=not response and not self._seen_codes and self._transaction.udp_untried,
             )
-        self._calls.events.append(failed)
+        )
 
 
 class InviteAnswers:

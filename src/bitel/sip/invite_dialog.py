@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from bitel.sip.auth import Tries
 from bitel.sip.body import session_description_of, unsupported_body
-from bitel.sip.call_table import CallTable
+from bitel.sip.call_table import Call, CallTable
 from bitel.sip.dialog import Ack, Dialog
 from bitel.sip.dtmf_info import DTMF_TYPES, carries_digits, digits_of
 from bitel.sip.events import By, Confirmed, Ended, Ending, KeyedDigits, MediaChanged
@@ -23,7 +23,7 @@ RECOVERY_ON_TIMER_EXPIRY = 102
 """The Q.850 cause of a session that was not refreshed."""
 
 
-class InviteDialog:
+class InviteDialog(Call):
     """Owns the dialog from its 2xx to the end of its BYE, and reports `Ended` exactly once."""
 
     def __init__(
@@ -42,6 +42,7 @@ class InviteDialog:
         self._ack = ack
         self.call_id = call_id or dialog.call_id
         self.dialog = dialog
+        self.local_tag = dialog.local_tag
         self.media = media
         # Made when it is first needed, which in many calls is never; until then, the Allow header
         # of the answer is kept for it.
@@ -55,7 +56,7 @@ class InviteDialog:
         self._is_confirmed = ack is not None
         self._hang_up_wanted = self._is_ending = self._bye_answered = False
         self._q850: int | None = None
-        self._tries = Tries()
+        self._tries: Tries = []
 
     @property
     def is_busy(self) -> bool:
@@ -69,10 +70,6 @@ class InviteDialog:
                 self._layer, self, owns_call_id=self._ack is not None, allow=self._allow
             )
         return self._timer
-
-    @property
-    def local_tag(self) -> str:
-        return self.dialog.local_tag
 
     @property
     def named_hosts(self) -> frozenset[str]:

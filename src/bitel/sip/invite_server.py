@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bitel.sip.body import session_description_of
-from bitel.sip.call_table import CallTable
+from bitel.sip.call_table import Call, CallTable
 from bitel.sip.dialog import Dialog
 from bitel.sip.events import Canceled, Incoming
 from bitel.sip.grammar import GrammarError, split_address, user_of
 from bitel.sip.invite_dialog import InviteDialog
-from bitel.sip.message import Request, Response, printable
+from bitel.sip.message import Request, printable
 from bitel.sip.message_writer import ALLOW, CAPABILITIES, one_line
 from bitel.sip.sdp import Negotiation, SessionDescription
 from bitel.sip.transaction import ServerTransaction, TransactionLayer
@@ -19,7 +19,7 @@ LONGEST_RETRY_AFTER = 10
 """Seconds: the longest Retry-After of the 500 to an offer before our answer (§14.2: 0 to 10)."""
 
 
-class InviteServer:
+class InviteServer(Call):
     """Reports `Incoming`; an accepted call goes on as an `InviteDialog`."""
 
     def __init__(
@@ -34,6 +34,7 @@ class InviteServer:
         self._layer = layer
         self._calls = calls
         self._transaction = transaction
+        self.local_tag = transaction.to_tag
         self._offer = offer
         self._latest = request
         """The caller's request in the early dialog with the highest CSeq."""
@@ -48,10 +49,6 @@ class InviteServer:
         calls.events.append(
             Incoming(self.call_id, number, from_user, offer, transaction.request.source, headers)
         )
-
-    @property
-    def local_tag(self) -> str:
-        return self._transaction.to_tag
 
     @property
     def named_hosts(self) -> frozenset[str]:
@@ -127,12 +124,6 @@ class InviteServer:
         else:
             self._latest = request
             transaction.respond(200, now, [self._contact, ("Allow", ALLOW)])
-
-    def receive_ack(self, request: Request, now: float) -> None:
-        """There is nothing to acknowledge before the answer."""
-
-    def receive_late_response(self, response: Response, now: float) -> None:
-        """We have sent no INVITE."""
 
     def timer_fired(self, name: str, now: float) -> None:
         """Neither side has decided: the caller may be gone without CANCEL."""

@@ -15,7 +15,6 @@ SUPPORTED = ", ".join(OPTION_TAGS)
 CAPABILITIES = (("Allow", ALLOW), ("Accept", "application/sdp"), ("Supported", SUPPORTED))
 """The headers of a 2xx to OPTIONS (RFC 3261 §11.2)."""
 SDP_TYPE = ("Content-Type", "application/sdp")
-SDP_TYPE_LINE = "Content-Type: application/sdp\r\n"
 MAX_FORWARDS = 70
 
 PHRASES = {
@@ -67,10 +66,7 @@ def one_line(text: str) -> str:
 
 
 class RequestTemplate(NamedTuple):
-    """A request before it is written. `from_value` and `to_value` are header values with tags.
-
-    `usual` are header lines that many requests have in common, written once for all.
-    """
+    """A request before it is written. `from_value` and `to_value` are header values with tags."""
 
     method: str
     uri: str
@@ -82,13 +78,11 @@ class RequestTemplate(NamedTuple):
     routes: tuple[str, ...] = ()
     headers: tuple[tuple[str, str], ...] = ()
     body: bytes = b""
-    usual: str = ""
 
     def to_bytes(self) -> bytes:
-        method, uri, via, from_value, to_value, call_id, cseq, routes, headers, body, usual = self
+        method, uri, via, from_value, to_value, call_id, cseq, routes, headers, body = self
         route_lines = "".join([f"Route: {route}\r\n" for route in routes]) if routes else ""
-        if headers:
-            usual += "".join([f"{name}: {value}\r\n" for name, value in headers])
+        header_lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
         text = (
             f"{method} {uri} SIP/2.0\r\n"
             f"Via: {via}\r\n"
@@ -98,7 +92,7 @@ class RequestTemplate(NamedTuple):
             f"To: {to_value}\r\n"
             f"Call-ID: {call_id}\r\n"
             f"CSeq: {cseq} {method}\r\n"
-            f"{usual}"
+            f"{header_lines}"
             f"Content-Length: {len(body)}\r\n\r\n"
         )
         return text.encode("utf-8", "surrogateescape") + body

@@ -109,7 +109,7 @@ class _Prack:
     def __init__(self, dialog: Dialog, headers: tuple[tuple[str, str], ...]) -> None:
         self._dialog = dialog
         self._headers = headers
-        self._tries = Tries()
+        self._tries: Tries = []
 
     def send(self, now: float) -> None:
         self._dialog.send_request(self, "PRACK", now, self._headers)

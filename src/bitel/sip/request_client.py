@@ -71,7 +71,7 @@ class RequestClient:
         self._authentication = (
             Authentication(order.credentials, layer.new_tag) if order.credentials else None
         )
-        self._tries = Tries()
+        self._tries: Tries = []
         self._send(now)
 
     def _send(self, now: float) -> None:

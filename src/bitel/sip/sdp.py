@@ -1,8 +1,7 @@
 """Session descriptions (RFC 8866) and the offer/answer rules (RFC 3264), for one audio stream.
 
 One audio line is used: the first over RTP/AVP that is not disabled and has a codec of ours. Other
-media lines of an offer are remembered, because an answer must list each of them again, refused with
-port 0.
+media lines of an offer are kept, because an answer must list each of them again with port 0.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -23,11 +21,13 @@ MAX_MEDIA_LINES = 100
 MAX_CODECS = 128
 MAX_NAME = 64
 MAX_REMEMBERED = 2048
-"""Characters of the sections that matter up to which the way they were read is remembered."""
+"""Characters of the sections that matter up to which they are cached as read."""
 MAX_EVENT_TYPES = 8
 """Payload types of telephone events that one call may have used, all its descriptions together."""
 MAX_HOST_NAME = 253
 """Characters of a domain name (RFC 1035 §2.3.4)."""
+SESSION_ID_BITS = 61
+"""Session id and version must fit in 63 bits, a first version be below 2^62 - 1 (RFC 3264 §5)."""
 DEFAULT_PTIME = 20
 PACKET_LENGTHS = (10, 20, 30, 40, 60)
 """Milliseconds of audio that a packet of ours can hold."""
@@ -86,13 +86,42 @@ class SessionDescription(NamedTuple):
     maxptime: int = 0
 
     @classmethod
-    def parse(cls, data: bytes, codecs: Sequence[str] = G711) -> SessionDescription:
-        """Read a description; raises `SdpError` with a sentence that names what is wrong.
+    def parse(cls, data: bytes, names: Sequence[str] = G711) -> SessionDescription:
+        """Read a description; raises `SdpError` with a sentence that says what is wrong.
 
         Of several audio lines the first one over RTP/AVP is taken that has a port other than 0 and
-        one of `codecs`; where there is none, the first one that can be read.
+        a codec with one of `names`; where there is none, the first one that can be read.
         """
-        return _read(data, codecs)
+        if len(data) > MAX_BYTES:
+            raise SdpError(f"the SDP is longer than {MAX_BYTES} bytes")
+        text = data.decode("utf-8", "replace")
+        if "\r" in text:
+            text = text.replace("\r\n", "\n").replace("\r", "\n")
+        session_text, *media = f"\n{text}".split("\nm=")
+        if len(media) > MAX_MEDIA_LINES:
+            raise SdpError(f"the SDP has more than {MAX_MEDIA_LINES} media lines")
+        if "\nv=" not in session_text:
+            raise SdpError("the SDP has no v= line")
+        before, _, rest = session_text.partition("\no=")
+        origin, _, after = rest.partition("\n")
+        # Apart from its origin and port, a description is much the same in all calls of a peer.
+        index, port, audio = _choose(f"{before}\n{after}", media, names)
+        session_id = version = 0
+        fields = origin.split(None, 3)
+        if len(fields) >= 3:
+            session_id, version = _number(fields[1], 2**64) or 0, _number(fields[2], 2**64) or 0
+        return cls(
+            audio.address,
+            port,
+            audio.codecs,
+            audio.ptime,
+            audio.direction,
+            session_id,
+            version,
+            _media_lines(media[:index]),
+            _media_lines(media[index + 1 :]),
+            audio.maxptime,
+        )
 
     def __str__(self) -> str:
         address, port, codecs, ptime, direction, session_id, version, before, after, longest = self
@@ -156,27 +185,14 @@ def make_offer(
     """Offer G.711, best first, and telephone events; `address` is where we receive RTP.
 
     `session_id` identifies the session in the `o=` line, and is the first version (RFC 8866 §5.2);
-    a random number by default.
+    a random number by default. Raises ValueError for a codec that is not G.711.
     """
     if not codecs:
         raise ValueError("an offer needs a codec: PCMA, PCMU or both")
     if session_id is None:
-        session_id = new_session_id()
-    return SessionDescription(
-        address[0],
-        address[1],
-        _our_codecs(tuple(codecs)),
-        session_id=session_id,
-        version=session_id,
-    )
-
-
-def new_session_id() -> int:
-    """A random number for the `o=` line, of 61 bits.
-
-    Session id and version must fit in 63 bits, and a first version be below 2^62 - 1 (RFC 3264 §5).
-    """
-    return secrets.randbits(61)
+        session_id = secrets.randbits(SESSION_ID_BITS)
+    ours = _our_codecs(tuple(codecs))
+    return SessionDescription(*address, ours, session_id=session_id, version=session_id)
 
 
 @lru_cache(maxsize=16)
@@ -230,36 +246,6 @@ def packet_length(ptime: int, maxptime: int = 0) -> int:
     return max((each for each in PACKET_LENGTHS if each <= limit), default=PACKET_LENGTHS[0])
 
 
-def with_earlier_events(
-    agreed: NegotiatedMedia, earlier: NegotiatedMedia | None
-) -> NegotiatedMedia:
-    """Add the payload types of telephone events that a call has used before.
-
-    A far end that renumbers them may go on sending under the old number for a while (RFC 3264
-    §8.3.2). A number that now means audio is left out.
-    """
-    if earlier is None or earlier.event_types == agreed.event_types:
-        return agreed
-    now = agreed.event_types
-    kept = [each for each in earlier.event_types if each not in (*now, agreed.payload_type)]
-    return agreed._replace(event_types=(*kept, *now)[-MAX_EVENT_TYPES:])
-
-
-def settled(local: SessionDescription, agreed: NegotiatedMedia | None) -> SessionDescription:
-    """Our description with the one codec that was agreed on.
-
-    A call keeps to that codec, whatever is offered later. The version goes up by one where there
-    is less in it than before (RFC 3264 §8).
-    """
-    if agreed is None:
-        return local
-    names = (agreed.codec_name, TELEPHONE_EVENT)
-    codecs = tuple(codec for codec in local.codecs if codec.name in names)
-    if codecs == local.codecs:
-        return local
-    return local._replace(codecs=codecs, version=local.version + 1)
-
-
 def make_answer(
     offer: SessionDescription,
     address: HostPort,
@@ -276,11 +262,10 @@ def make_answer(
     if chosen is None or offer.port == 0:
         raise NoCommonCodec(f"the offer has no audio in {' or '.join(codecs)}")
     if session_id is None:
-        session_id = new_session_id()
+        session_id = secrets.randbits(SESSION_ID_BITS)
     events = [codec for codec in offer.codecs if codec.name == TELEPHONE_EVENT][:1]
     return SessionDescription(
-        address[0],
-        address[1],
+        *address,
         (chosen, *(codec._replace(fmtp="0-16") for codec in events)),
         ptime=packet_length(offer.ptime, offer.maxptime),
         direction=_MIRRORED[offer.direction],
@@ -291,26 +276,12 @@ def make_answer(
     )
 
 
-def answer_later_offer(
-    local: SessionDescription, agreed: NegotiatedMedia | None, data: bytes
-) -> tuple[SessionDescription, SessionDescription, NegotiatedMedia]:
-    """The offer in `data`, our answer, and what the two agree on (RFC 3264 §8).
-
-    `local` is our current description, and `agreed` what was agreed on before, whose codec is kept.
-    The answer has the same address and port as `local`; its version goes up by one where it differs
-    from `local`. Raises `SdpError` where the offer can't be read or used.
-    """
-    names = audio_names(settled(local, agreed).codecs)
-    offer = SessionDescription.parse(data, names)
-    answer = make_answer(offer, (local.address, local.port), names, local.session_id)
-    answer = answer._replace(version=local.version)
-    if answer != local:
-        answer = answer._replace(version=local.version + 1)
-    return offer, answer, check_answer(answer, offer)
-
-
 class Negotiation:
-    """The offer/answer state of one dialog: both descriptions, and what they agree on."""
+    """The offer/answer state of one dialog: both descriptions, and what they agree on.
+
+    A call keeps to the codec of its first agreement, whatever is offered later. The version of our
+    description goes up by one with each change of it (RFC 3264 §8).
+    """
 
     def __init__(self, local: SessionDescription, remote: SessionDescription | None = None) -> None:
         self.local = local
@@ -320,13 +291,20 @@ class Negotiation:
 
     def answer(self, data: bytes) -> SessionDescription:
         """Answer a later offer; raises `SdpError`, and changes nothing, where that can't be."""
-        self.remote, self.local, agreed = answer_later_offer(self.local, self.agreed, data)
-        self.agreed = with_earlier_events(agreed, self.agreed)
-        return self.local
+        local = self.local
+        names = audio_names(self._settled().codecs)
+        offer = SessionDescription.parse(data, names)
+        answer = make_answer(offer, (local.address, local.port), names, local.session_id)
+        answer = answer._replace(version=local.version)
+        if answer != local:
+            answer = answer._replace(version=local.version + 1)
+        self._agree(check_answer(answer, offer))
+        self.local, self.remote = answer, offer
+        return answer
 
     def offer_again(self) -> SessionDescription:
         """Our offer in a running call: sendrecv again, whichever side held it (RFC 3261 §14.2)."""
-        offer = settled(self.local, self.agreed)
+        offer = self._settled()
         if offer.direction != "sendrecv":
             offer = offer._replace(direction="sendrecv", version=self.local.version + 1)
         self.local = offer
@@ -336,11 +314,32 @@ class Negotiation:
         """Take the answer to a later offer of ours; one that can't be used is ignored."""
         try:
             answer = SessionDescription.parse(data, audio_names(self.local.codecs))
-            agreed = check_answer(self.local, answer)
+            self._agree(check_answer(self.local, answer))
         except SdpError:
             return
         self.remote = answer
-        self.agreed = with_earlier_events(agreed, self.agreed)
+
+    def _settled(self) -> SessionDescription:
+        """Our description with the one codec that was agreed on."""
+        if self.agreed is None:
+            return self.local
+        names = (self.agreed.codec_name, TELEPHONE_EVENT)
+        codecs = tuple(codec for codec in self.local.codecs if codec.name in names)
+        if codecs == self.local.codecs:
+            return self.local
+        return self.local._replace(codecs=codecs, version=self.local.version + 1)
+
+    def _agree(self, agreed: NegotiatedMedia) -> None:
+        """Take a later agreement, with the payload types of earlier telephone events.
+
+        A far end that renumbers them may go on sending under the old number for a while (RFC 3264
+        §8.3.2). A number that now means audio is left out.
+        """
+        earlier, now = self.agreed, agreed.event_types
+        if earlier is not None and earlier.event_types != now:
+            kept = [each for each in earlier.event_types if each not in (*now, agreed.payload_type)]
+            agreed = agreed._replace(event_types=(*kept, *now)[-MAX_EVENT_TYPES:])
+        self.agreed = agreed
 
 
 def audio_names(codecs: Sequence[Codec]) -> list[str]:
@@ -370,18 +369,6 @@ def _event_types(*sides: tuple[Codec, ...]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(found))[:MAX_EVENT_TYPES]
 
 
-@dataclass(frozen=True, slots=True)
-class _Section:
-    """What the lines of one section say: the session's, or those below the audio line."""
-
-    connection: str | None
-    direction: Direction | None
-    ptime: int | None
-    maxptime: int | None
-    rtpmap: dict[int, tuple[str, int]]
-    fmtp: dict[int, str]
-
-
 class _Audio(NamedTuple):
     """The audio of a description, without origin and port."""
 
@@ -390,41 +377,6 @@ class _Audio(NamedTuple):
     ptime: int
     maxptime: int
     direction: Direction
-
-
-def _read(data: bytes, names: Sequence[str]) -> SessionDescription:
-    if len(data) > MAX_BYTES:
-        raise SdpError(f"the SDP is longer than {MAX_BYTES} bytes")
-    text = data.decode("utf-8", "replace")
-    if "\r" in text:
-        text = text.replace("\r\n", "\n")
-    if "\r" in text:
-        text = text.replace("\r", "\n")
-    session_text, *media = f"\n{text}".split("\nm=")
-    if len(media) > MAX_MEDIA_LINES:
-        raise SdpError(f"the SDP has more than {MAX_MEDIA_LINES} media lines")
-    if "\nv=" not in session_text:
-        raise SdpError("the SDP has no v= line")
-    before, _, rest = session_text.partition("\no=")
-    origin, _, after = rest.partition("\n")
-    # Apart from its origin and port, what a far end says is much the same for all of its calls.
-    index, port, audio = _choose(f"{before}\n{after}", media, names)
-    session_id = version = 0
-    fields = origin.split(None, 3)
-    if len(fields) >= 3:
-        session_id, version = _number(fields[1], 2**64) or 0, _number(fields[2], 2**64) or 0
-    return SessionDescription(
-        audio.address,
-        port,
-        audio.codecs,
-        audio.ptime,
-        audio.direction,
-        session_id,
-        version,
-        _media_lines(media[:index]),
-        _media_lines(media[index + 1 :]),
-        audio.maxptime,
-    )
 
 
 def _choose(session_text: str, media: list[str], names: Sequence[str]) -> tuple[int, int, _Audio]:
@@ -466,71 +418,65 @@ def _read_audio(session_text: str, section: str, fields: list[str]) -> tuple[int
 
 
 def _media_lines(media: list[str]) -> tuple[str, ...]:
-    if not media:
-        return ()
     return tuple([" ".join(section.partition("\n")[0].split()) for section in media])
 
 
 def _read_sections(session_text: str, formats: str, audio_text: str) -> _Audio:
-    """What the session's section and that of the audio say together."""
-    session, audio = _read_section(session_text), _read_section(audio_text)
-    # The c= line of the audio overrides that of the session, which need not be valid then.
-    connection = session.connection if audio.connection is None else audio.connection
-    if connection is None:
+    """What the session's section and that of the audio, which overrides it, say together."""
+    section = _Section()
+    section.read(session_text)
+    section.rtpmap, section.fmtp = {}, {}
+    section.read(audio_text)
+    if section.connection is None:
         raise SdpError("the SDP says no address for its audio")
-    address = _connection_address(connection)
-    direction = audio.direction or session.direction or "sendrecv"
+    address = _connection_address(section.connection)
     # The old way to put a call on hold (RFC 2543): there is nowhere to send to.
-    if address in ("0.0.0.0", "::"):
-        direction = "inactive"
-    ptime = audio.ptime or session.ptime or DEFAULT_PTIME
-    maxptime = audio.maxptime or session.maxptime or 0
-    return _Audio(address, _read_codecs(formats, audio), ptime, maxptime, direction)
+    direction = "inactive" if address in ("0.0.0.0", "::") else section.direction
+    codecs = []
+    numbers = [_number(text, 128) for text in formats.split()[:MAX_CODECS]]
+    for number in dict.fromkeys(numbers):
+        if number is not None:
+            name, rate = section.rtpmap.get(number, (_STATIC_NAMES.get(number, ""), 8000))
+            codecs.append(Codec(number, name, rate, section.fmtp.get(number, "")))
+    return _Audio(address, tuple(codecs), section.ptime, section.maxptime, direction)
 
 
 _usual_sections = lru_cache(maxsize=256)(_read_sections)
 
 
-def _read_section(text: str) -> _Section:
-    connection: str | None = None
-    direction: Direction | None = None
-    ptime: int | None = None
-    maxptime: int | None = None
-    rtpmap: dict[int, tuple[str, int]] = {}
-    fmtp: dict[int, str] = {}
-    for line in text.split("\n"):
-        if line.startswith("c="):
-            connection = line[2:]
-        if not line.startswith("a="):
-            continue
-        name, _, rest = line[2:].strip().partition(":")
+class _Section:
+    """The lines of a section that matter; of repeated ones the last counts."""
+
+    def __init__(self) -> None:
+        self.connection: str | None = None
+        self.direction: Direction = "sendrecv"
+        self.ptime = DEFAULT_PTIME
+        self.maxptime = 0
+        self.rtpmap: dict[int, tuple[str, int]] = {}
+        self.fmtp: dict[int, str] = {}
+
+    def read(self, text: str) -> None:
+        for line in text.split("\n"):
+            if line.startswith("c="):
+                self.connection = line[2:]
+            elif line.startswith("a="):
+                name, _, value = line[2:].strip().partition(":")
+                self._read_attribute(name, value.strip())
+
+    def _read_attribute(self, name: str, value: str) -> None:
         if name in _DIRECTIONS:
-            direction = _DIRECTIONS[name]
+            self.direction = _DIRECTIONS[name]
         elif name == "ptime":
-            ptime = _number(rest.strip(), 201) or ptime
+            self.ptime = _number(value, 201) or self.ptime
         elif name == "maxptime":
-            maxptime = _number(rest.strip(), 1001) or maxptime
+            self.maxptime = _number(value, 1001) or self.maxptime
         elif name in ("rtpmap", "fmtp"):
-            number, _, meaning = rest.strip().partition(" ")
+            number, _, meaning = value.partition(" ")
             payload_type = _number(number, 128)
-            if payload_type is None:
-                continue
-            if name == "fmtp":
-                fmtp[payload_type] = meaning.strip()
-            else:
-                rtpmap[payload_type] = _encoding(meaning[:MAX_NAME])
-    return _Section(connection, direction, ptime, maxptime, rtpmap, fmtp)
-
-
-def _read_codecs(formats: str, section: _Section) -> tuple[Codec, ...]:
-    """The codecs of an audio line's payload types, each once."""
-    numbers = [_number(text, 128) for text in formats.split()[:MAX_CODECS]]
-    codecs = []
-    for number in dict.fromkeys(numbers):
-        if number is not None:
-            name, rate = section.rtpmap.get(number, (_STATIC_NAMES.get(number, ""), 8000))
-            codecs.append(Codec(number, name, rate, section.fmtp.get(number, "")))
-    return tuple(codecs)
+            if payload_type is not None and name == "fmtp":
+                self.fmtp[payload_type] = meaning.strip()
+            elif payload_type is not None:
+                self.rtpmap[payload_type] = _encoding(meaning[:MAX_NAME])
 
 
 def _encoding(text: str) -> tuple[str, int]:

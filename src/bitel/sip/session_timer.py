@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Protocol
 
 from bitel.sip.auth import Tries
@@ -31,17 +30,21 @@ _WAITING = (State.CALLING, State.TRYING, State.PROCEEDING)
 _REFRESH, _EXPIRY = "refresh", "expiry"
 
 
-@lru_cache(maxsize=64)
-def timer_lines(asked: int, min_se: int) -> str:
-    """The Supported and session timer lines of our INVITE.
+def invite_headers(asked: int, min_se: int) -> tuple[tuple[str, str], ...]:
+    """Supported and the session timer headers of our INVITE.
 
     `asked` are the seconds that a session is to last, 0 for no timer. `min_se` is what a 422 has
     demanded since, 0 for nothing.
     """
     if not asked:
-        return "Supported: 100rel\r\n"
-    lines = f"Supported: {SUPPORTED}\r\nSession-Expires: {max(asked, min_se)}\r\n"
-    return f"{lines}Min-SE: {min_se}\r\n" if min_se else lines
+        return (("Supported", "100rel"),)
+    headers = (("Supported", SUPPORTED), ("Session-Expires", str(max(asked, min_se))))
+    return (*headers, ("Min-SE", str(min_se))) if min_se else headers
+
+
+def refresh_after(seconds: float) -> float:
+    """When the refresher refreshes: at half of the interval (RFC 4028 section 10)."""
+    return seconds / 2
 
 
 class TimedSession(Protocol):
@@ -85,7 +88,7 @@ class SessionTimer:
         self._pending: ClientTransaction | None = None
         self._ack: tuple[str, Ack] | None = None
         """The ACK of our last re-INVITE, and the branch of that."""
-        self._tries = Tries()
+        self._tries: Tries = []
         self._timer: Timer | None = None
         self._deadline: Timer | None = None
 
@@ -150,7 +153,7 @@ class SessionTimer:
         self._seconds = max(seconds, SHORTEST)
         self._is_refresher = is_refresher
         timers = self._layer.timers
-        refresh = self._seconds / 2
+        refresh = refresh_after(self._seconds)
         give_up = self._seconds - min(32.0, self._seconds / 3)
         # The far end decides how long a session lasts, but mostly takes what we ask for.
         if self._seconds == self._layer.config.session_expires:
@@ -173,7 +176,7 @@ class SessionTimer:
         elif self._pending is not None or self._session.is_busy:
             self._refresh_in(self._layer.config.t2, now)
         else:
-            self._tries = Tries()
+            self._tries = []
             self._raises = 0
             self._refresh(now)
 

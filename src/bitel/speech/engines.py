@@ -1,9 +1,8 @@
-"""Text to speech: which engine and voice speak a language, and the rendering of a text to WAV.
+"""Speech engines: chooses engine and voice for a language, and renders texts to WAV.
 
-Two engines can be there: Piper, for a language that the options name a voice model of, and
-espeak-ng for the others. Both run in the worker process `speech_worker` only. Piper is driven by
-its documented command line; the tests put a stand-in in its place, so no real voice model of it
-has been heard here yet.
+Piper speaks the languages for which the options name a voice model, espeak-ng the others. Both
+run in the worker process (`speech/worker.py`) only. Piper is driven by its documented command line;
+the tests replace it by a stand-in, so no real voice model has been tried yet.
 """
 
 from __future__ import annotations
@@ -24,14 +23,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-import numpy as np
-
 from bitel.errors import InvalidRequestError, SettingsError, UnavailableError
-from bitel.recordings import worker_process
-from bitel.recordings.limits import SpeechLimits
-from bitel.recordings.new_files import new_file, removed_on_failure
-from bitel.recordings.turns import SERVICE
-from bitel.recordings.verdict import SpeechVerdict
+from bitel.recordings import wav, worker_process
+from bitel.recordings.files import new_file, removed_on_failure
+from bitel.recordings.limits import SpeechLimits, Verdict
+from bitel.recordings.worker_process import SERVICE
 from bitel.speech.spoken_text import plain
 
 WORKER: Final = "bitel.speech.worker"
@@ -95,10 +91,11 @@ class SpeechOptions:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """Who speaks: all that, with the text, decides how it sounds.
+    """All that, with the text, decides how speech sounds.
 
-    `program` is `espeak-ng` or the path of the `piper` command, `voice` espeak-ng's voice or
-    the path of Piper's model, and `version` changes whenever either does.
+    `program` is `espeak-ng` or the path of the `piper` command, `voice` espeak-ng's voice or the
+    path of Piper's model, `pace` words a minute or Piper's length scale, and `version` changes
+    whenever engine or voice does.
     """
 
     program: str
@@ -112,7 +109,7 @@ class Engine:
 
 
 def engine_for(language: str | None, options: SpeechOptions) -> Engine:
-    """Return the engine for `language`, by default the default one. It looks at files.
+    """Return the engine for `language`, or for the default language. It reads the file system.
 
     Raises InvalidRequestError where no voice speaks that language, and UnavailableError where
     the engine it needs is not installed.
@@ -134,7 +131,7 @@ def engine_for(language: str | None, options: SpeechOptions) -> Engine:
 
 def _piper(language: str, options: SpeechOptions) -> Engine:
     model = options.piper[language].absolute()
-    # Beside our own interpreter is where pip puts it, also where PATH does not lead.
+    # pip puts it beside our interpreter, which need not be on PATH.
     folders = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     program = shutil.which("piper", path=folders)
     if program is None:
@@ -156,9 +153,9 @@ def _piper(language: str, options: SpeechOptions) -> Engine:
 async def speak(text: str, language: str | None, into: Path, options: SpeechOptions) -> Path:
     """Render `text` to a WAV in the folder `into`, which must exist, and return its path.
 
-    Markup in the text is read out, not obeyed. The work is done by a process of its own, under
+    Markup in the text is read out, not interpreted. A worker process does it under
     `options.limits`. Raises InvalidRequestError for a text or a language that can't be spoken,
-    and UnavailableError where no engine is there, or it fails or takes too long.
+    and UnavailableError where the engine is missing, fails or takes too long.
     """
     words = plain(text, options.max_chars)
     engine = await asyncio.to_thread(engine_for, language, options)
@@ -167,48 +164,48 @@ async def speak(text: str, language: str | None, into: Path, options: SpeechOpti
 
 
 async def render(
-    texts: Sequence[str],
-    engine: Engine,
-    into: Path,
-    options: SpeechOptions,
-    owner: str = SERVICE,
+    texts: Sequence[str], engine: Engine, into: Path, options: SpeechOptions, owner: str = SERVICE
 ) -> list[Path]:
-    """Render each of `texts`, as `plain` gives them, to a WAV in the folder `into`; as `speak`.
+    """Render each of `texts`, as `plain` gives them, to a WAV in the folder `into`.
 
-    The worker takes a turn of `owner`, the project that it is for.
+    The workers take turns of the project `owner`. Raises as `speak` does.
     """
-    if not engine.is_piper:
-        await _run(texts, engine, into, options, owner)
-        paths = [into / f"{number}.wav" for number in range(len(texts))]
-    else:
+    if engine.is_piper:
         paths = []
         for number, text in enumerate(texts):
             folder = into / f"{number}.piper"
             await asyncio.to_thread(folder.mkdir, exist_ok=True)
-            await _run([text], engine, folder, options, owner)
-            paths.append(folder / "0.wav")
+            paths += await _run_worker([text], engine, folder, options, owner)
+    else:
+        paths = await _run_worker(texts, engine, into, options, owner)
     for path in paths:
         await asyncio.to_thread(_require_sound, path)
     return paths
 
 
-async def _run(
+async def _run_worker(
     texts: Sequence[str], engine: Engine, into: Path, options: SpeechOptions, owner: str
-) -> None:
+) -> list[Path]:
     limits = options.limits
-    given = "".join(f"{text}\n" for text in texts).encode()
     paths = [into / f"{number}.wav" for number in range(len(texts))]
     with removed_on_failure(*paths), ExitStack() as opened:
         descriptors: list[int] = []
         if not engine.is_piper:
-            descriptors = await asyncio.to_thread(_open, opened, paths)
-        place = _place(into, descriptors)
+            try:
+                descriptors = await asyncio.to_thread(
+                    lambda: [new_file(opened, path) for path in paths]
+                )
+            except OSError as error:
+                raise UnavailableError(
+                    "The spoken text can't be stored now; try again later."
+                ) from error
+        output = ",".join(map(str, descriptors)) or str(into)
         try:
             ended = await worker_process.run(
                 WORKER,
-                _arguments(engine, place, limits),
+                [engine.program, engine.voice, engine.pace, output, *map(str, limits)],
                 limits.wall_seconds,
-                given,
+                "".join(f"{text}\n" for text in texts).encode(),
                 descriptors,
                 owner,
             )
@@ -216,67 +213,45 @@ async def _run(
             raise UnavailableError(
                 f"Speaking the text takes longer than {limits.wall_seconds:g} s now."
             ) from None
-        _judge(ended, engine, limits)
+        _raise_failure(ended, engine, limits)
+    return paths
 
 
-def _place(into: Path, descriptors: Sequence[int]) -> str:
-    """Where the worker writes to, as its argument says it."""
-    return ",".join(map(str, descriptors)) or str(into.absolute())
-
-
-def _open(opened: ExitStack, paths: Sequence[Path]) -> list[int]:
-    """Descriptors of the files that are written. Raises UnavailableError."""
-    try:
-        return [new_file(opened, path) for path in paths]
-    except OSError as error:
-        raise UnavailableError("The spoken text can't be stored now; try again later.") from error
-
-
-def _arguments(engine: Engine, place: str, limits: SpeechLimits) -> list[str]:
-    return [
-        engine.program,
-        engine.voice,
-        engine.pace,
-        place,
-        str(limits.max_seconds),
-        str(limits.cpu_seconds),
-        str(limits.memory_bytes),
-        str(limits.wall_seconds),
-    ]
-
-
-def _judge(ended: worker_process.Ended, engine: Engine, limits: SpeechLimits) -> None:
-    """Say in words what an exit status means; nothing where the text was spoken."""
-    if ended.status == SpeechVerdict.SPOKEN:
-        return
-    if ended.status == SpeechVerdict.TOO_LONG:
-        raise InvalidRequestError(
-            f"text takes longer than {limits.max_seconds:g} s to speak; write a shorter one."
-        )
-    if ended.status == SpeechVerdict.NO_ENGINE and engine.is_piper:
-        sentence = "The piper command can't be run; install it with pip install piper-tts."
-    elif ended.status == SpeechVerdict.NO_ENGINE:
-        sentence = "espeak-ng can't be loaded; install it with pip install 'bitel[speech]'."
-    elif ended.status == SpeechVerdict.NO_VOICE:
-        sentence = f"espeak-ng has no voice {engine.voice!r}; set another in speech.languages."
-    elif ended.status == SpeechVerdict.OUT_OF_MEMORY:
-        sentence = "Speaking the text takes more memory than is granted."
-    elif ended.status == -signal.SIGXCPU:
-        sentence = f"Speaking the text takes more than {limits.cpu_seconds} s of processor time."
-    else:
-        sentence = "The speech engine failed on the text; write it differently or try again."
+def _raise_failure(ended: worker_process.Ended, engine: Engine, limits: SpeechLimits) -> None:
+    """Raise the error that an exit status stands for, if it is one of failure."""
+    match ended.status:
+        case Verdict.DONE:
+            return
+        case Verdict.TOO_LONG:
+            raise InvalidRequestError(
+                f"text takes longer than {limits.max_seconds:g} s to speak; write a shorter one."
+            )
+        case Verdict.NO_ENGINE if engine.is_piper:
+            sentence = "The piper command can't be run; install it with pip install piper-tts."
+        case Verdict.NO_ENGINE:
+            sentence = "espeak-ng can't be loaded; install it with pip install 'bitel[speech]'."
+        case Verdict.NO_VOICE:
+            sentence = f"espeak-ng has no voice {engine.voice!r}; set another in speech.languages."
+        case Verdict.OUT_OF_MEMORY:
+            sentence = "Speaking the text takes more memory than is granted."
+        case status if status == -signal.SIGXCPU:
+            sentence = (
+                f"Speaking the text takes more than {limits.cpu_seconds} s of processor time."
+            )
+        case _:
+            sentence = "The speech engine failed on the text; write it differently or try again."
     raise UnavailableError(sentence) from worker_process.WorkerError(ended)
 
 
 def _require_sound(path: Path) -> None:
     """Raises UnavailableError where there is no WAV, InvalidRequestError where it is silent."""
     try:
-        with wave.open(str(path), "rb") as file:
-            usable = file.getsampwidth() == 2
-            samples = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2")
+        samples, _ = wav.read(path)
     except (OSError, EOFError, wave.Error) as error:
         raise UnavailableError("The speech engine gave no audio for the text.") from error
-    if not usable:
-        raise UnavailableError("The speech engine gave audio of another width than 16 bits.")
+    except ValueError as error:
+        raise UnavailableError(
+            "The speech engine gave audio of another width than 16 bits."
+        ) from error
     if max(int(samples.max(initial=0)), -int(samples.min(initial=0))) < AUDIBLE_PEAK:
         raise InvalidRequestError("text holds nothing that this language's voice can speak.")

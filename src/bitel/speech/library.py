@@ -1,7 +1,7 @@
-"""Texts and digits that were spoken once and are kept: files in a folder, named by their content.
+"""Cache of spoken texts and digits: files in a folder, named by a hash of their content.
 
-`<key>.alaw` and `<key>.ulaw` are a text, and may go when room is needed; `digits-<key>/` holds
-the ten digits of a voice, and stays. What is under way is in `.work-…`.
+`<key>.alaw` and `<key>.ulaw` are a text, and are evicted when room is needed; `digits-<key>/` holds
+the ten digits of a voice, and stays. Work in progress is in `.work-…`.
 """
 
 from __future__ import annotations
@@ -27,24 +27,25 @@ from bitel.errors import (
 )
 from bitel.g711 import SAMPLE_RATE
 from bitel.recordings.decode import Decoded, decode
+from bitel.recordings.files import sync
 from bitel.recordings.limits import MEBIBYTE, DecodeLimits
 from bitel.recordings.shared_tasks import SharedTasks
 from bitel.recordings.storage import SUFFIXES, Law
-from bitel.recordings.turns import SERVICE
+from bitel.recordings.worker_process import SERVICE
 from bitel.speech import digits, spoken_text
 from bitel.speech.engines import Engine, SpeechOptions, engine_for, render
 
 RENDERING: Final = 1
-"""Part of every key: to be raised when the way from text to clip changes what is heard."""
+"""Part of every key: raise it when the way from text to clip changes how it sounds."""
 MAX_WAITING: Final = 64
-"""Texts that may be under way at once; each takes a worker process in its turn."""
+"""Texts that may be rendered or wait for it at once."""
 MAX_DIGITS: Final = 10
 MAX_REPEAT: Final = 10
 SPARED_SECONDS: Final = 120.0
-"""A text that was asked for so lately is kept even when room is needed: someone copies it."""
+"""A text that was returned so lately is not evicted: it may be being copied."""
 STALE_SECONDS: Final = 86_400.0
-"""Age at which a `.work-…` folder belongs to nothing that still runs. Ages of files are by the
-system clock, which may have been set meanwhile, hence far more than any rendering takes."""
+"""Age at which a `.work-…` folder is left over. Ages of files are by the system clock, which may be
+set meanwhile, hence far more than any rendering takes."""
 
 _WORK: Final = ".work-"
 
@@ -52,8 +53,8 @@ _WORK: Final = ".work-"
 class SpeechLibrary:
     """Speech by text and language. `rendered` counts the texts and digit sets made so far.
 
-    `folder` is made if need be. The texts kept in it take `max_bytes` at most, apart from those
-    asked for within the last two minutes; the ones unused for longest go first.
+    `folder` is created. The texts in it take `max_bytes` at most, apart from those returned within
+    the last two minutes; the least recently used go first.
     """
 
     def __init__(
@@ -76,26 +77,26 @@ class SpeechLibrary:
         self._sweep()
 
     async def recording_key(self, text: str, language: str | None = None) -> str:
-        """Return what names the rendering of `text`: 64 hex digits, equal for equal speech.
+        """Return the key of `text` as spoken: 64 hex digits, equal for equal speech.
 
         `language` is one of the options', by default their default one. Raises
         InvalidRequestError, naming `text` or `language`, and UnavailableError where the engine
-        is not installed; nothing is rendered.
+        is not installed. Nothing is rendered.
         """
         words = spoken_text.plain(text, self._options.max_chars)
         return _key(await self._engine(language), words)
 
     async def render(self, text: str, language: str | None = None, owner: str = SERVICE) -> Decoded:
-        """Return `text` as spoken, in both laws; rendered now if it was not before, in turns of
-        `owner`, the project that it is for.
+        """Return `text` as spoken, in both laws; it is rendered, in turns of the project `owner`,
+        unless it is in the folder.
 
-        The files are the library's: copy them (`VoiceStore.put` does) within two minutes, and
-        never change them. Raises InvalidRequestError and UnavailableError as `speak` does.
+        Copy the files (`VoiceStore.put` does) within two minutes, and never change them. Raises
+        InvalidRequestError and UnavailableError as `speak` does.
         """
         words = spoken_text.plain(text, self._options.max_chars)
         engine = await self._engine(language)
         key = _key(engine, words)
-        # What is under way is not looked for: it may end meanwhile, and be missed in both places.
+        # Not looked for in the folder while it is rendered: that may end in between.
         if key not in self._texts:
             with _failures_named():
                 found = await asyncio.to_thread(self._find, key)
@@ -110,10 +111,9 @@ class SpeechLibrary:
     ) -> list[Path]:
         """Return the clips that read the digits of `text` one by one, `repeat` times.
 
-        `text` is 1 to 10 digits, Persian and Arabic ones too, `repeat` 1 to 10. `intro` is a
-        clip of the same law that comes first. The voice's digits are rendered on first use and
-        stay. Raises InvalidRequestError, naming `text`, `repeatCount` or `language`, and
-        UnavailableError.
+        `text` is 1 to 10 digits of any script, `repeat` 1 to 10. `intro` is a clip of the same law
+        that comes first. The voice's digits are rendered on first use. Raises InvalidRequestError,
+        naming `text`, `repeatCount` or `language`, and UnavailableError.
         """
         code = spoken_text.digits(text, MAX_DIGITS)
         if not 1 <= repeat <= MAX_REPEAT:
@@ -127,7 +127,7 @@ class SpeechLibrary:
         return digits.playlist(folder, code, law, repeat, intro)
 
     async def close(self) -> None:
-        """End what is being rendered; those who wait for it see it cancelled."""
+        """Cancel what is being rendered, also for its callers."""
         await self._texts.close()
         await self._digit_sets.close()
 
@@ -156,27 +156,26 @@ class SpeechLibrary:
             await asyncio.to_thread(clips.mkdir)
             await digits.render_set(engine, self._options, work, clips)
             self.rendered += 1
-            await asyncio.to_thread(_flush, *clips.iterdir(), clips)
+            await asyncio.to_thread(sync, *clips.iterdir(), clips)
             await asyncio.to_thread(_put_in_place, clips, folder)
         return folder
 
     @asynccontextmanager
     async def _work(self) -> AsyncIterator[Path]:
-        """A folder for one rendering, gone with all it holds at the end.
+        """A temporary folder for one rendering.
 
-        What fails with it is said to be our own fault: a client sent words, not a recording.
+        Failures to decode become UnavailableError: the client sent words, not a recording.
         """
+        make = partial(tempfile.mkdtemp, prefix=_WORK, dir=self._folder)
         try:
             with _failures_named():
-                work = Path(
-                    await asyncio.to_thread(tempfile.mkdtemp, prefix=_WORK, dir=self._folder)
-                )
+                work = Path(await asyncio.to_thread(make))
                 try:
                     yield work
                 finally:
-                    # What is left behind is swept away at the next start.
-                    remove = partial(shutil.rmtree, ignore_errors=True)
-                    await asyncio.shield(asyncio.to_thread(remove, work))
+                    # What is left behind is removed at the next start.
+                    remove = partial(shutil.rmtree, work, ignore_errors=True)
+                    await asyncio.shield(asyncio.to_thread(remove))
         except (PayloadTooLargeError, UnsupportedMediaError) as error:
             raise UnavailableError("What was spoken can't be turned into a clip now.") from error
 
@@ -184,14 +183,14 @@ class SpeechLibrary:
         return {law: self._folder / (key + suffix) for law, suffix in SUFFIXES.items()}
 
     def _find(self, key: str) -> Decoded | None:
-        """Return a text that is kept, and note that it was asked for."""
+        """Return a text that is in the folder, and record its use."""
         paths = self._paths(key)
         try:
             status, other = (path.stat() for path in paths.values())
             if not status.st_size == other.st_size > 0:
                 return None
             for path in paths.values():
-                # The access time is when it was asked for. The modification time stays: players
+                # The access time is that of the last use. The modification time stays: players
                 # would take a change of it for another recording.
                 os.utime(path, ns=(int(self._clock() * 1e9), path.stat().st_mtime_ns))
         except FileNotFoundError:
@@ -200,7 +199,7 @@ class SpeechLibrary:
         return Decoded(paths["PCMA"], paths["PCMU"], seconds, status.st_size)
 
     def _keep(self, key: str, decoded: Decoded) -> Decoded:
-        _flush(decoded.alaw, decoded.ulaw)
+        sync(decoded.alaw, decoded.ulaw)
         paths = self._paths(key)
         os.replace(decoded.alaw, paths["PCMA"])
         os.replace(decoded.ulaw, paths["PCMU"])
@@ -210,7 +209,7 @@ class SpeechLibrary:
         return kept
 
     def _make_room(self) -> None:
-        """Remove the texts unused for longest until the rest fits."""
+        """Evict the least recently used texts until the rest fits."""
         sizes: dict[str, int] = {}
         used: dict[str, float] = {}
         with os.scandir(self._folder) as entries:
@@ -231,7 +230,7 @@ class SpeechLibrary:
                 path.unlink(missing_ok=True)
 
     def _sweep(self) -> None:
-        """Remove what was under way when a process was killed; what may still run is spared."""
+        """Remove the work of processes that were killed; what may still run is spared."""
         for work in self._folder.glob(f"{_WORK}*"):
             with suppress(FileNotFoundError):
                 if self._clock() - work.stat().st_mtime > STALE_SECONDS:
@@ -255,16 +254,6 @@ def _put_in_place(clips: Path, folder: Path) -> None:
     try:
         os.rename(clips, folder)
     except OSError:
-        # Another process may have been faster; its clips are as good.
+        # Another process may have been faster, with the same clips.
         if not folder.is_dir():
             raise
-
-
-def _flush(*paths: Path) -> None:
-    """Make them durable: a name stands for whole clips, also after a power loss."""
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -1,12 +1,12 @@
-"""The process that speaks: `python -m bitel.speech.worker`.
+"""The process that speaks texts: `python -m bitel.speech.worker`.
 
-The engines are GPL and written in C, so neither is ever loaded into the service: not their
-licence, nor a crash of theirs, is the service's. espeak-ng is loaded here, from the wheel
-`espeakng-loader`; for Piper this process confines itself and then becomes the `piper` command.
+The engines are GPL and written in C, so the service never loads them: neither their licence nor a
+crash reaches it. espeak-ng is loaded here, from the wheel `espeakng-loader`; for Piper this process
+confines itself and then becomes the `piper` command.
 
 stdin holds one text a line, UTF-8. The n-th is written as WAV to the n-th of the descriptors that
-this process gets; Piper, with one line only, writes a file. The text is a stranger's, so that both
-run in a sandbox. The exit status is a `SpeechVerdict`, or Piper's own.
+this process gets; Piper, with one line only, writes a file. The text may be an attacker's, so both
+run in a sandbox. The exit status is a `Verdict`, or Piper's own.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ import sys
 import wave
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 from bitel.recordings import sandbox
-from bitel.recordings.rlimits import confine
-from bitel.recordings.verdict import SpeechVerdict
+from bitel.recordings.limits import Verdict, confine, rewind
 
 MAX_RATE: Final = 48000
 """Samples a second that an engine gives at most."""
@@ -39,33 +38,28 @@ _CALLBACK: Final = ctypes.CFUNCTYPE(
 
 
 def main(arguments: list[str]) -> int:
-    """Speak stdin with `engine` into the folder `into`.
+    """Speak stdin with `engine` into `into`, and return a `Verdict`.
 
     `voice` is espeak-ng's name of a voice, or the path of Piper's model. `pace` is words a
     minute, or Piper's length scale. `into` are the descriptors to write to, with commas between, or
     for Piper the folder of `0.wav`. The limits follow as numbers.
     """
-    engine, voice, pace, into, max_seconds, cpu_seconds, memory_bytes, wall_seconds = arguments
-    confine(
-        cpu_seconds=int(cpu_seconds),
-        memory_bytes=int(memory_bytes),
-        wall_seconds=float(wall_seconds),
-        file_bytes=HEADER_BYTES + int(float(max_seconds) * MAX_RATE) * 2,
-    )
+    engine, voice, pace, into, max_seconds, *limits = arguments
+    confine(*limits, file_bytes=HEADER_BYTES + int(float(max_seconds) * MAX_RATE) * 2)
     if engine != "espeak-ng":
         return _become_piper(engine, voice, pace, Path(into))
     try:
         descriptors = [int(each) for each in into.split(",")]
         return _speak_lines(voice, int(pace), descriptors, float(max_seconds))
     except MemoryError:
-        return SpeechVerdict.OUT_OF_MEMORY
+        return Verdict.OUT_OF_MEMORY
 
 
 def _become_piper(program: str, model: str, length_scale: str, into: Path) -> int:
-    """Go on as the `piper` command: what it reads, its limits and its end are this process's.
+    """Replace this process by the `piper` command, which keeps its stdin and its limits.
 
-    As it is a program with needs of its own, it may read what this user may, and write into the
-    folder only; it gets no socket and reaches no other process.
+    It may read what this user may, and write into the folder only; it gets no socket and reaches
+    no other process.
     """
     sandbox.enter([Path("/")], [into, Path("/dev"), Path("/tmp")])  # noqa: S108
     sandbox.refuse_the_needless()
@@ -78,7 +72,7 @@ def _become_piper(program: str, model: str, length_scale: str, into: Path) -> in
         )
     except OSError as error:
         print(error, file=sys.stderr)
-        return SpeechVerdict.NO_ENGINE
+        return Verdict.NO_ENGINE
 
 
 def _speak_lines(voice: str, words_per_minute: int, into: Sequence[int], max_seconds: float) -> int:
@@ -89,50 +83,43 @@ def _speak_lines(voice: str, words_per_minute: int, into: Sequence[int], max_sec
         data_path = espeakng_loader.get_data_path()
     except (ImportError, OSError, RuntimeError) as error:
         print(error, file=sys.stderr)
-        return SpeechVerdict.NO_ENGINE
+        return Verdict.NO_ENGINE
     rate = library.espeak_Initialize(_SYNCHRONOUS, 0, os.fsencode(data_path), _DONT_EXIT)
     if not 0 < rate <= MAX_RATE:
-        return SpeechVerdict.NO_ENGINE
+        return Verdict.NO_ENGINE
     if library.espeak_SetVoiceByName(voice.encode()):
-        return SpeechVerdict.NO_VOICE
+        return Verdict.NO_VOICE
     if library.espeak_SetParameter(_RATE, words_per_minute, 0):
-        return SpeechVerdict.ENGINE_FAILED
+        return Verdict.ENGINE_FAILED
     speaker = _Speaker(library, int(max_seconds * rate))
-    files = [_rewound(descriptor) for descriptor in into]
+    rewind(into)
     # Words of another language make it read that language's files.
     sandbox.enter([Path(data_path)])
     sandbox.allow_computing_only(opening=sandbox.landlock_version() > 0)
-    for raw, line in zip(files, sys.stdin.buffer, strict=True):
+    for descriptor, line in zip(into, sys.stdin.buffer, strict=True):
         verdict = speaker.speak(line.rstrip(b"\n"))
-        if verdict != SpeechVerdict.SPOKEN:
+        if verdict != Verdict.DONE:
             return verdict
-        with raw, wave.open(raw, "wb") as file:
+        with os.fdopen(descriptor, "wb") as raw, wave.open(raw, "wb") as file:
             file.setnchannels(1)
             file.setsampwidth(2)
             file.setframerate(rate)
             file.writeframes(speaker.samples)
-    return SpeechVerdict.SPOKEN
-
-
-def _rewound(descriptor: int) -> BinaryIO:
-    """The file behind `descriptor`, empty, whatever a worker that was killed wrote to it."""
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    os.ftruncate(descriptor, 0)
-    return os.fdopen(descriptor, "wb")
+    return Verdict.DONE
 
 
 class _Speaker:
-    """espeak-ng with a voice, and the `samples` of what it spoke last: 16-bit, native order."""
+    """espeak-ng with a voice, and the `samples` that it spoke last: 16-bit, native order."""
 
     def __init__(self, library: Any, max_samples: int) -> None:
         self.samples = bytearray()
         self._max_bytes = max_samples * 2
         self._library = library
         # The library keeps only the address, so the callback must live as long as it does.
-        self._callback: Callable[..., int] = _CALLBACK(self._hear)
+        self._callback: Callable[..., int] = _CALLBACK(self._take)
         library.espeak_SetSynthCallback(self._callback)
 
-    def speak(self, text: bytes) -> SpeechVerdict:
+    def speak(self, text: bytes) -> Verdict:
         self.samples.clear()
         failed = self._library.espeak_Synth(
             ctypes.c_char_p(text),
@@ -145,11 +132,11 @@ class _Speaker:
             None,
         )
         if len(self.samples) > self._max_bytes:
-            return SpeechVerdict.TOO_LONG
-        return SpeechVerdict.ENGINE_FAILED if failed else SpeechVerdict.SPOKEN
+            return Verdict.TOO_LONG
+        return Verdict.ENGINE_FAILED if failed else Verdict.DONE
 
-    def _hear(self, samples: Any, count: int, _events: int | None) -> int:
-        """Take the next samples; 1 tells the engine to stop."""
+    def _take(self, samples: Any, count: int, _events: int | None) -> int:
+        """Receive the next samples; 1 tells the engine to stop."""
         if samples and count:
             self.samples += ctypes.string_at(samples, count * 2)
         return int(len(self.samples) > self._max_bytes)

@@ -34,7 +34,7 @@ from bitel.store.endings import (
     requeue_calls,
 )
 from bitel.store.leases import Lease, LostLease
-from bitel.store.schema import HEARD, HELD, attempt, call, is_due, is_open
+from bitel.store.schema import ANSWERED, CLAIMED, attempt, call, is_due, is_open
 from bitel.store.sql_batch import Statement, values_parameter
 
 _LOOKS: Final = 10
@@ -201,7 +201,7 @@ def undo(
     end_attempts(
         conn,
         [
-            (row.id, AttemptResult(Outcome.CALLED_OFF, row.started_at, now, detail=_NEVER_DIALLED))
+            (row.id, AttemptResult(Outcome.CANCELED, row.started_at, now, detail=_NEVER_DIALLED))
             for row in never_dialled
         ],
     )
@@ -223,7 +223,7 @@ def cancel_requests(conn: Connection, dialer_id: str) -> list[str]:
     return calls.cancel_requests(conn, dialer_id)
 
 
-def heard(conn: Connection, lease: Lease, answered_at: Mapping[str, float]) -> set[str]:
+def mark_answered(conn: Connection, lease: Lease, answered_at: Mapping[str, float]) -> set[str]:
     """Write that these attempts were answered, and when (Unix seconds), by attempt.
 
     Returns those for which that is now written, be it by an earlier try; for any other the claim
@@ -236,12 +236,12 @@ def heard(conn: Connection, lease: Lease, answered_at: Mapping[str, float]) -> s
         "the_dialer": lease.dialer_id,
         "the_epoch": lease.epoch,
     }
-    if _HEARD.run(conn, answers).rowcount == len(answered_at):
+    if _MARK_ANSWERED.run(conn, answers).rowcount == len(answered_at):
         return set(answered_at)
-    return {row.id for row in _HEARD_ALREADY.rows(conn, answers)}
+    return {row.id for row in _ANSWERED_BEFORE.rows(conn, answers)}
 
 
-def rang(conn: Connection, lease: Lease, rang_at: Mapping[str, float]) -> None:
+def mark_ringing(conn: Connection, lease: Lease, rang_at: Mapping[str, float]) -> None:
     """Write when these attempts began to ring (Unix seconds), by attempt.
 
     Those that are answered, over, or another worker's by now are left as they are.
@@ -249,7 +249,7 @@ def rang(conn: Connection, lease: Lease, rang_at: Mapping[str, float]) -> None:
     if leases.holds(conn, lease):
         rows = list(rang_at.items())
         mine = {"the_dialer": lease.dialer_id, "the_epoch": lease.epoch}
-        _RANG.run(conn, {"ringing": rows, **mine})
+        _MARK_RINGING.run(conn, {"ringing": rows, **mine})
 
 
 def expire(conn: Connection, dialer_id: str, now: float, limit: int = 1000) -> int:
@@ -357,7 +357,7 @@ _BEGIN_ATTEMPTS: Final = Statement(
             _taken.c.number,
             bindparam("dialer_id", type_=attempt.c.dialer_id.type),
             bindparam("epoch", type_=attempt.c.epoch.type),
-            literal(HELD),
+            literal(CLAIMED),
             bindparam("started_at", type_=attempt.c.started_at.type),
             literal(""),
             literal(""),
@@ -371,20 +371,20 @@ _is_mine = (
     attempt.c.dialer_id == bindparam("the_dialer"),
     attempt.c.epoch == bindparam("the_epoch"),
 )
-_HEARD: Final = Statement(
+_MARK_ANSWERED: Final = Statement(
     update(attempt)
-    .where(attempt.c.id == _answers.c.id, *_is_mine, attempt.c.claim == HELD)
-    .values(claim=HEARD, answered_at=_answers.c.answered_at)
+    .where(attempt.c.id == _answers.c.id, *_is_mine, attempt.c.claim == CLAIMED)
+    .values(claim=ANSWERED, answered_at=_answers.c.answered_at)
 )
 _ringing = values_parameter("ringing", id=attempt.c.id.type, rang_at=attempt.c.rang_at.type)
-_RANG: Final = Statement(
+_MARK_RINGING: Final = Statement(
     update(attempt)
-    .where(attempt.c.id == _ringing.c.id, *_is_mine, attempt.c.claim == HELD)
+    .where(attempt.c.id == _ringing.c.id, *_is_mine, attempt.c.claim == CLAIMED)
     .values(rang_at=_ringing.c.rang_at)
 )
-_HEARD_ALREADY: Final = Statement(
+_ANSWERED_BEFORE: Final = Statement(
     select(attempt.c.id).where(
-        attempt.c.id.in_(select(_answers.c.id)), *_is_mine, attempt.c.claim == HEARD
+        attempt.c.id.in_(select(_answers.c.id)), *_is_mine, attempt.c.claim == ANSWERED
     )
 )
 _of_dialer = (call.c.dialer_id == bindparam("dialer_id"), is_due)

@@ -34,8 +34,8 @@ from bitel.domain.retry import Requeue, RetryAt
 from bitel.store import balances
 from bitel.store.database import count_calls
 from bitel.store.schema import (
+    FINISHED,
     PENDING,
-    SETTLED,
     attempt,
     call,
     cancel_request,
@@ -124,7 +124,7 @@ def end_waiting(conn: Connection, ends: Sequence[tuple[Any, CallEnd]], now: floa
     """End calls that are locked, each once, and known to have no final status.
 
     With each comes a row with the `project_id` of the call, what it has `reserved`, and whether
-    its project `is_told` of its end.
+    its project `has_webhook` of its end.
     """
     if not ends:
         return
@@ -136,7 +136,9 @@ def end_waiting(conn: Connection, ends: Sequence[tuple[Any, CallEnd]], now: floa
         if row.reserved:
             released[row.project_id] = released.get(row.project_id, _NOTHING) - row.reserved
     balances.reserve(conn, released)
-    _write_events(conn, [(row.project_id, end.call_id) for row, end in ends if row.is_told], now)
+    _write_events(
+        conn, [(row.project_id, end.call_id) for row, end in ends if row.has_webhook], now
+    )
 
 
 def requeue_calls(conn: Connection, again: Iterable[tuple[str, RetryAt | Requeue]]) -> None:
@@ -176,7 +178,7 @@ def _write_events(conn: Connection, told: Sequence[tuple[str, str]], now: float)
         _TELL.run(conn, {"events": events, "now": now})
 
 
-is_told = and_(project.c.webhook_url.is_not(None), project.c.webhook_off_reason.is_(None))
+has_webhook = and_(project.c.webhook_url.is_not(None), project.c.webhook_off_reason.is_(None))
 """The project wants to hear of calls that end."""
 
 _attempts = values_parameter(
@@ -193,7 +195,7 @@ _END_ATTEMPTS: Final = Statement(
     .where(attempt.c.id == _attempts.c.id)
     .values(
         {
-            "claim": SETTLED,
+            "claim": FINISHED,
             **{each.name: each for each in _attempts.c if each.name != "id"},
             # What was written while it rang stays, also where a take-over ends the attempt.
             "rang_at": func.coalesce(attempt.c.rang_at, _attempts.c.rang_at),
@@ -206,7 +208,7 @@ _FORGET_REQUESTS: Final = Statement(
     )
 )
 _TO_END: Final = Statement(
-    select(call.c.id, call.c.project_id, call.c.reserved, is_told.label("is_told"))
+    select(call.c.id, call.c.project_id, call.c.reserved, has_webhook.label("has_webhook"))
     .join(project)
     .where(call.c.id.in_(select(values_parameter("ids", id=call.c.id.type).c.id)), is_waiting)
     .order_by(call.c.id)

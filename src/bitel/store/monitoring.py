@@ -12,7 +12,7 @@ from typing import Final
 
 from sqlalchemy import Connection, Double, bindparam, cast, func, literal, select, text
 
-from bitel.store.schema import call, is_due, is_untold
+from bitel.store.schema import call, is_due, is_undelivered
 
 MOST: Final = 10_000
 
@@ -53,7 +53,9 @@ _QUEUE = select(
     select(func.count()).select_from(_some_calls).scalar_subquery().label("waiting"),
     select(func.min(call.c.due_at)).where(*_of_dialer).scalar_subquery().label("oldest"),
 )
-_some_events = select(literal(1).label("one")).where(is_untold).limit(bindparam("most")).subquery()
+_some_events = (
+    select(literal(1).label("one")).where(is_undelivered).limit(bindparam("most")).subquery()
+)
 _EVENTS = select(func.count()).select_from(_some_events)
 
 

@@ -133,7 +133,7 @@ def drop_open(conn: Connection, before: float, now: float) -> int:
     end_attempts(
         conn,
         [
-            (row.id, AttemptResult(Outcome.CUT_OFF, row.started_at, now, row.answered_at))
+            (row.id, AttemptResult(Outcome.INTERRUPTED, row.started_at, now, row.answered_at))
             for row in left
         ],
     )

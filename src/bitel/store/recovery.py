@@ -22,7 +22,7 @@ from bitel.store.endings import (
 )
 from bitel.store.leases import Holder, Lease, TakeOverTerms
 from bitel.store.number_exclusion import mark_may_ring
-from bitel.store.schema import HEARD, attempt, call, is_due, is_open
+from bitel.store.schema import ANSWERED, attempt, call, is_due, is_open
 from bitel.store.sql_batch import loose_index_scan
 
 REDIAL_AFTER: Final = 600.0
@@ -69,20 +69,20 @@ def take_over(
     end_attempts(
         conn,
         [
-            (row.id, AttemptResult(Outcome.CUT_OFF, row.started_at, now, row.answered_at))
+            (row.id, AttemptResult(Outcome.INTERRUPTED, row.started_at, now, row.answered_at))
             for row in left
         ],
     )
     forget_requests(conn, canceled)
     ends: list[CallEnd] = []
     again: list[tuple[str, RetryAt | Requeue]] = []
-    heard = [row for row in left if row.claim == HEARD]
+    heard = [row for row in left if row.claim == ANSWERED]
     may_ring: list[tuple[str, float]] = []
     for row in heard:
         ends.append(CallEnd(row.call_id, CallStatus.UNKNOWN, row.started_at))
         may_ring.append((row.call_id, now + redial_after))
     for row in left:
-        if row.claim == HEARD:
+        if row.claim == ANSWERED:
             continue
         sent_at = min(row.started_at - terms.former_ahead, now) + last_invite
         if terms.former_ended:

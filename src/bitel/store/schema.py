@@ -277,11 +277,11 @@ Index(
 Index("ix_call_needing_recording", call.c.recording_id,
       sqlite_where=is_waiting, postgresql_where=is_waiting)  # fmt: skip
 
-HELD: Final = "held"
+CLAIMED: Final = "held"
 """Claimed, nobody has answered: after a crash it may be dialled again."""
-HEARD: Final = "heard"
+ANSWERED: Final = "heard"
 """Answered: the person may have heard the recording start, so nobody dials it again."""
-SETTLED: Final = "settled"
+FINISHED: Final = "settled"
 """Over, and what became of it is written."""
 
 attempt = Table(
@@ -436,12 +436,12 @@ webhook_event = Table(
     Index("ix_webhook_event_project", "project_id", "id"),
 )
 
-is_untold = webhook_event.c.due_at.is_not(None)
+is_undelivered = webhook_event.c.due_at.is_not(None)
 """The event is still to be delivered, now or later."""
 
 Index("ix_webhook_event_due",
       webhook_event.c.project_id, webhook_event.c.due_at, webhook_event.c.id,
-      sqlite_where=is_untold, postgresql_where=is_untold)  # fmt: skip
+      sqlite_where=is_undelivered, postgresql_where=is_undelivered)  # fmt: skip
 
 webhook_try = Table(
     "webhook_try",

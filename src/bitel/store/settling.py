@@ -20,13 +20,13 @@ from bitel.store.endings import (
     end_attempts,
     end_waiting,
     forget_requests,
-    is_told,
+    has_webhook,
     requeue_calls,
 )
 from bitel.store.leases import Lease
 from bitel.store.schema import (
-    HEARD,
-    SETTLED,
+    ANSWERED,
+    FINISHED,
     attempt,
     call,
     cancel_request,
@@ -46,8 +46,8 @@ class Settlement(NamedTuple):
 
     attempt_id: str
     call_id: str
-    attempted: AttemptResult
-    verdict: RetryDecision
+    result: AttemptResult
+    decision: RetryDecision
     bill: Bill = NOTHING
 
 
@@ -91,29 +91,29 @@ def settle_journaled(
     return _settle(conn, _LEFT_OPEN, {"dialer_id": dialer_id}, settlements, now)
 
 
-def minimal(attempt_id: str, call_id: str, attempted: AttemptResult, now: float) -> Settlement:
+def minimal(attempt_id: str, call_id: str, result: AttemptResult, now: float) -> Settlement:
     """The settlement of an attempt whose end could not be written as it was.
 
     Nothing is billed and no free text is kept. Its call ends as UNKNOWN if it was answered, else as
     ERROR.
     """
-    answered_at = attempted.answered_at
-    is_answered = answered_at is not None or attempted.outcome in _MAY_HAVE_HEARD
+    answered_at = result.answered_at
+    is_answered = answered_at is not None or result.outcome in _MAY_HAVE_HEARD
     done = AttemptResult(
-        Outcome.CUT_OFF if is_answered else attempted.outcome,
-        attempted.started_at if _is_number(attempted.started_at) else now,
+        Outcome.INTERRUPTED if is_answered else result.outcome,
+        result.started_at if _is_number(result.started_at) else now,
         now,
         answered_at if answered_at is not None and _is_number(answered_at) else None,
     )
-    verdict = (
+    decision = (
         Finish(CallStatus.UNKNOWN)
         if is_answered
         else Finish(CallStatus.ERROR, "the end of its last attempt could not be stored")
     )
-    return Settlement(attempt_id, call_id, done, verdict)
+    return Settlement(attempt_id, call_id, done, decision)
 
 
-_MAY_HAVE_HEARD = (Outcome.ANSWERED, Outcome.CUT_OFF)
+_MAY_HAVE_HEARD = (Outcome.ANSWERED, Outcome.INTERRUPTED)
 
 
 def _settle(
@@ -134,25 +134,29 @@ def _settle(
     otp = [
         (row.project_id, row.e164, row.call_id)
         for row in rows
-        if row.lane == Lane.OTP and not isinstance(offered[row.id].verdict, Finish)
+        if row.lane == Lane.OTP and not isinstance(offered[row.id].decision, Finish)
     ]
     superseded = one_time_passwords.superseded(conn, otp) if otp else set()
     accepted = [(row, _checked(offered[row.id], row, superseded)) for row in rows]
     end_attempts(conn, [_attempt_end(one) for _, one in accepted])
     forget_requests(conn, [row.id for row, _ in accepted if row.canceled])
     ends = [
-        (row, _call_end(one, one.verdict))
+        (row, _call_end(one, one.decision))
         for row, one in accepted
-        if isinstance(one.verdict, Finish) and row.waits
+        if isinstance(one.decision, Finish) and row.waits
     ]
     end_waiting(conn, ends, now)
     requeue_calls(
         conn,
-        [(one.call_id, one.verdict) for _, one in accepted if not isinstance(one.verdict, Finish)],
+        [
+            (one.call_id, one.decision)
+            for _, one in accepted
+            if not isinstance(one.decision, Finish)
+        ],
     )
     _charge(conn, [(row.project_id, one) for row, one in accepted], now)
     for row, one in accepted:
-        if row.unwanted_to_do_not_call and one.attempted.sip_code == UNWANTED:
+        if row.unwanted_to_do_not_call and one.result.sip_code == UNWANTED:
             do_not_call.add(conn, row.project_id, row.e164)
     return {row.id for row, _ in accepted}
 
@@ -162,16 +166,16 @@ def _check_storable(one: Settlement) -> None:
 
     SQLite makes NULL of what is no number, and a call without a time is never looked at again.
     """
-    done, verdict, bill = one.attempted, one.verdict, one.bill
+    done, decision, bill = one.result, one.decision, one.bill
     times = [done.started_at, done.ended_at]
     if done.answered_at is not None:
         times.append(done.answered_at)
-    if not isinstance(verdict, Finish):
-        times.append(verdict.due_at)
+    if not isinstance(decision, Finish):
+        times.append(decision.due_at)
     if not all(map(_is_number, times)):
         raise Unstorable(f"a time of attempt {one.attempt_id} is no number")
-    if isinstance(verdict, RetryAt):
-        for count in (verdict.trouble, verdict.uncertain):
+    if isinstance(decision, RetryAt):
+        for count in (decision.trouble, decision.uncertain):
             if not 0 <= count <= _MOST_INTEGER:
                 raise Unstorable(f"attempt {one.attempt_id} counts {count} failures")
     if not 0 <= bill.seconds <= _MOST_INTEGER:
@@ -185,38 +189,38 @@ def _is_number(value: float) -> bool:
 
 
 def _checked(one: Settlement, row: Any, superseded: Collection[str]) -> Settlement:
-    if not one.attempted.is_billed or not isinstance(one.verdict, Finish):
+    if not one.result.is_billed or not isinstance(one.decision, Finish):
         one = one._replace(bill=NOTHING)
     if row.reserved and one.bill.price > row.reserved:
         note = f"{one.bill.price:f} for {one.bill.seconds} s, and no more than was reserved"
         one = one._replace(bill=Bill(one.bill.seconds, row.reserved, note))
-    if isinstance(one.verdict, Finish):
+    if isinstance(one.decision, Finish):
         return one
-    if row.claim == HEARD:
-        return one._replace(verdict=Finish(CallStatus.UNKNOWN))
+    if row.claim == ANSWERED:
+        return one._replace(decision=Finish(CallStatus.UNKNOWN))
     if row.canceled:
-        return one._replace(verdict=Finish(CallStatus.CANCELED))
+        return one._replace(decision=Finish(CallStatus.CANCELED))
     if row.call_id in superseded:
-        return one._replace(verdict=Finish(CallStatus.CANCELED, one_time_passwords.REASON))
+        return one._replace(decision=Finish(CallStatus.CANCELED, one_time_passwords.REASON))
     return one
 
 
 def _attempt_end(one: Settlement) -> tuple[str, AttemptResult]:
-    done = one.attempted
-    if isinstance(one.verdict, Requeue):
-        done = done._replace(outcome=Outcome.CALLED_OFF)
+    done = one.result
+    if isinstance(one.decision, Requeue):
+        done = done._replace(outcome=Outcome.CANCELED)
     return one.attempt_id, done
 
 
-def _call_end(one: Settlement, verdict: Finish) -> CallEnd:
+def _call_end(one: Settlement, decision: Finish) -> CallEnd:
     bill = one.bill
     return CallEnd(
         one.call_id,
-        verdict.status,
-        one.attempted.started_at,
+        decision.status,
+        one.result.started_at,
         bill.seconds,
         bill.price,
-        verdict.reason,
+        decision.reason,
     )
 
 
@@ -224,7 +228,7 @@ def _charge(conn: Connection, of_projects: Sequence[tuple[str, Settlement]], now
     billed = [
         (project_id, one)
         for project_id, one in of_projects
-        if one.attempted.is_billed and isinstance(one.verdict, Finish)
+        if one.result.is_billed and isinstance(one.decision, Finish)
     ]
     if not billed:
         return
@@ -250,7 +254,7 @@ _OFFERED = (
         project.c.unwanted_to_do_not_call,
         call.c.reserved,
         is_waiting.label("waits"),
-        is_told.label("is_told"),
+        has_webhook.label("has_webhook"),
         exists(select(literal(1)).where(cancel_request.c.attempt_id == attempt.c.id)).label(
             "canceled"
         ),
@@ -261,7 +265,7 @@ _OFFERED = (
         attempt.c.id.in_(select(values_parameter("ids", id=attempt.c.id.type).c.id)),
         attempt.c.dialer_id == bindparam("dialer_id"),
         # Where `is_open` is said, SQLite looks for each among all the open ones.
-        attempt.c.claim != SETTLED,
+        attempt.c.claim != FINISHED,
     )
     .order_by(attempt.c.call_id)
     # Locked, so that a client who cancels at this moment is heard, now or right after us.

@@ -1,4 +1,4 @@
-"""Watches the disk and the database for what lets them grow, and names the cause."""
+"""Watches disk and database for what makes them grow, and names the cause in warnings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bitel.store.monitoring import StorageState, read_state
 log = structlog.get_logger(__name__)
 
 EVERY: Final = 10.0
-"""Seconds between two looks."""
+"""Seconds between two checks."""
 LARGE_WAL: Final = 256 * 1024 * 1024
 """Bytes of SQLite's write-ahead log from which a reader must be holding it: after a checkpoint it
 is cut to 64 MiB."""
@@ -29,10 +29,9 @@ _MIB: Final = 1024 * 1024
 
 
 class StoragePressure:
-    """What was found at the last look.
+    """The state of disk and database at the last check.
 
     Args:
-        database: is looked into.
         data_dir: the folder whose disk must have `disk_megabytes` free (MiB; 0: any).
     """
 
@@ -46,16 +45,16 @@ class StoragePressure:
         self.disk_free = 0
         """Bytes."""
         self.warnings: tuple[str, ...] = ()
-        """What an operator should look at, each with its cause."""
+        """Sentences for an operator, each with its cause."""
 
     async def run(self) -> None:
-        """Look every `EVERY` seconds, until cancelled."""
+        """Check every `EVERY` seconds, until cancelled."""
         while True:
             await self.look()
             await asyncio.sleep(EVERY)
 
     async def look(self) -> None:
-        """Look once. What can't be read stays as it was."""
+        """Check once. What can't be read keeps its last value."""
         try:
             self.disk_free = (await asyncio.to_thread(shutil.disk_usage, self._data_dir)).free
             self.state = await self._database.read(read_state)
@@ -72,7 +71,7 @@ class StoragePressure:
 
 
 def warnings(state: StorageState, disk_free: int, disk_megabytes: int) -> list[str]:
-    """What an operator should look at, in sentences that name the cause."""
+    """The warnings for an operator, in sentences that name the cause."""
     found = []
     if state.wal >= LARGE_WAL:
         found.append(

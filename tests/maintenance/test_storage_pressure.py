@@ -10,8 +10,8 @@ import psycopg
 import pytest
 from sqlalchemy import make_url
 
-from bitel import storage_pressure
-from bitel.storage_pressure import StoragePressure, warnings
+from bitel.maintenance import storage_pressure
+from bitel.maintenance.storage_pressure import StoragePressure, warnings
 from bitel.store import projects
 from bitel.store.database import Database
 from bitel.store.monitoring import StorageState, read_state

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
-from bitel.backup import make_backup
 from bitel.errors import BitelError
+from bitel.maintenance.backup import make_backup
 from bitel.store import engines, pausing, projects
 from bitel.store.database import Database
 from tests.support.waiting import until

@@ -1,8 +1,8 @@
 """A consistent copy of a running service: database, recordings and signing key.
 
-The copy of the database is stamped: it holds a pause, so that a service that is started with it
-dials nothing until the operator resumes it. Without that, calls that were open at the time of the
-backup, and have been made since, would be made again.
+The copy of the database holds a pause, so a service that is started with it dials nothing until
+the operator resumes it. Otherwise calls that were open at the time of the backup, and have been
+made since, would be made again.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ import os
 import shutil
 import sqlite3
 import subprocess
-from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 from sqlalchemy import URL
 
 from bitel.api.auth import KEY_FILE
 from bitel.errors import BitelError, ConflictError
+from bitel.recordings.files import sync
 from bitel.store import engines
 
 VOICES: Final = "voices"
@@ -29,8 +30,6 @@ DATABASE: Final = "bitel.db"
 DUMP: Final = "bitel.sql"
 
 _BUSY_SECONDS: Final = 30.0
-_PAGES: Final = 2000
-"""Pages that are copied between two looks for the end of the database."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +48,8 @@ def make_backup(
 ) -> Backup:
     """Copy a service, running or not, into `folder`, which must not exist or be empty.
 
-    `now` is the Unix time of the stamp. Files are readable by their owner only. What is not
-    complete is in `folder` + `.part` until the end. Raises BitelError.
+    `now` is the Unix time of the pause. Files are readable by their owner only. Until the copy is
+    complete it is in `folder` + `.part`. Raises BitelError.
     """
     folder = folder.absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -61,7 +60,8 @@ def make_backup(
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(mode=0o700, parents=True)
         voices = data_dir / VOICES
-        # What is deleted while the database is copied must be there, and what is new too.
+        # Copied before and after the database: what is deleted meanwhile must be there, and what
+        # is new too.
         if local_recordings:
             _copy_recordings(voices, part / VOICES)
         date = datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%d %H:%M:%S")
@@ -78,12 +78,11 @@ def make_backup(
         if key.exists():
             _copy(key, part / KEY_FILE)
         files = [path for path in part.rglob("*") if path.is_file()]
-        for path in (*files, part):
-            _sync(path)
+        sync(*files, part)
         if folder.exists():
             folder.rmdir()
         part.rename(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     except OSError as fault:
         raise BitelError(f"the backup could not be made: {fault}") from fault
     finally:
@@ -98,19 +97,11 @@ def make_backup(
 
 def _copy_recordings(source: Path, target: Path) -> None:
     target.mkdir(mode=0o700, exist_ok=True)
-    for name in _names(source):
-        if not (target / name).exists():
-            try:
-                _copy(source / name, target / name)
-            except FileNotFoundError:
-                continue  # deleted meanwhile
-
-
-def _names(folder: Path) -> Iterator[str]:
-    if folder.is_dir():
-        with os.scandir(folder) as entries:
-            # Names with a dot in front are incomplete.
-            yield from (one.name for one in entries if one.is_file() and one.name[0] != ".")
+    for path in source.iterdir() if source.is_dir() else ():
+        # Names with a dot in front are incomplete.
+        if path.is_file() and path.name[0] != "." and not (target / path.name).exists():
+            with suppress(FileNotFoundError):  # deleted meanwhile
+                _copy(path, target / path.name)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -121,8 +112,8 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _copy_sqlite(source: Path, target: Path, reason: str, now: float) -> None:
-    """Copy the database as it is at one moment, while others write it, and stamp the copy."""
-    address = f"file:{_quoted(source)}?mode=ro"
+    """Copy the database as it is at one moment, while others write it, and add the pause."""
+    address = f"file:{quote(str(source))}?mode=ro"
     try:
         with (
             closing(sqlite3.connect(address, uri=True, timeout=_BUSY_SECONDS)) as running,
@@ -146,12 +137,8 @@ def _copy_sqlite(source: Path, target: Path, reason: str, now: float) -> None:
         raise BitelError(f"the copy of the database {source} is damaged: {fault}")
 
 
-def _quoted(path: Path) -> str:
-    return str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
-
-
 def _dump_postgresql(database: URL, target: Path, reason: str, now: float) -> None:
-    """Have pg_dump write SQL, and add the stamp to it."""
+    """Have pg_dump write SQL, and add the pause to it."""
     program = shutil.which("pg_dump")
     if program is None:
         raise BitelError(
@@ -159,7 +146,7 @@ def _dump_postgresql(database: URL, target: Path, reason: str, now: float) -> No
             "(Debian, Ubuntu: apt-get install postgresql-client)"
         )
     url = database.set(drivername="postgresql")
-    # The password goes by the environment: others see the arguments of a process.
+    # The password is not an argument, as other users can see those of a process.
     environment = {**os.environ, "PGPASSWORD": url.password or os.environ.get("PGPASSWORD", "")}
     place = (url.username, None, url.host, url.port, url.database, url.query)
     shown = URL.create("postgresql", *place).render_as_string()
@@ -182,11 +169,3 @@ def _dump_postgresql(database: URL, target: Path, reason: str, now: float) -> No
             " ON CONFLICT (scope, target) DO UPDATE SET reason = excluded.reason,"
             " at = excluded.at, is_restored = true;\n"
         )
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,13 +1,13 @@
-"""Deletes what the operator keeps no longer, and audio without a recording, beside the calls.
+"""Deletes data that is older than the settings allow, and audio without a recording.
 
-Work is done in pieces of one short transaction each, with a pause after each piece, and none while
-the machine is busy: no call waits for it.
+Each piece of work is one short transaction with a pause after it, and there is none while the
+machine is busy, so that no call waits for it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final
 
@@ -28,26 +28,26 @@ DAY: Final = 86_400.0
 EVERY: Final = 3600.0
 """Seconds from one pass over all rows to the next, at most."""
 PASSES: Final = 24
-"""Passes in the time for which what is kept shortest is kept, at least."""
+"""Passes, at least, within the shortest period for which anything is kept."""
 PAUSE: Final = 0.1
 """Seconds after a piece that changed something."""
 SHORT_PAUSE: Final = 0.02
 """Seconds after a piece that changed nothing."""
 BUSY_PAUSE: Final = 5.0
-"""Seconds to the next look while the machine is busy."""
+"""Seconds between two checks while the machine is busy."""
 SWEEP_EVERY: Final = DAY
-"""Seconds from one look for audio without a recording to the next."""
+"""Seconds between two sweeps of audio without a recording."""
 ORPHANED_AFTER: Final = 7 * DAY
-"""Age in seconds of audio from which, without a recording, it is deleted."""
+"""Age in seconds from which audio without a recording is deleted."""
 
 _AFTER_FAULT: Final = 10.0
 
 
 class Retention:
-    """One pass after the other, until it is cancelled.
+    """Makes one pass after the other.
 
     Args:
-        settings: gives what holds now.
+        settings: gives the settings in force.
         clock: Unix seconds of all stored times; `system_clock` those of files.
         is_busy: whether calls must not be disturbed now.
     """
@@ -70,7 +70,7 @@ class Retention:
         self._swept_at = -SWEEP_EVERY
 
     async def run(self) -> None:
-        """Work until cancelled. Raises what is unexpected."""
+        """Work until cancelled. Raises unexpected errors."""
         loop = asyncio.get_running_loop()
         while True:
             try:
@@ -100,7 +100,7 @@ class Retention:
             await self._delete_recordings(keep.recordings)
 
     async def sweep(self) -> int:
-        """Delete audio that is old and has no recording; how many files it was.
+        """Delete old audio without a recording, and return of how many.
 
         A process that was killed between storing audio and adding its recording leaves some. Not
         while the database is known to be from a backup: recordings that were added since then may
@@ -120,62 +120,60 @@ class Retention:
             log.info("audio_without_recording_deleted", recordings=deleted)
         return deleted
 
-    async def _delete(
-        self,
-        what: str,
-        piece: Callable[..., tuple[str, int]],
-        days: float,
-    ) -> None:
+    async def _delete(self, what: str, delete: Callable[..., tuple[str, int]], days: float) -> None:
         before = self._clock() - days * DAY
-        after, deleted = "", 0
-        while True:
-            after, count = await self._database.write(partial(piece, before=before, after=after))
-            deleted += count
-            if not after:
-                break
-            await self._rest(changed=count > 0)
+
+        async def piece(after: str) -> tuple[str, int]:
+            return await self._database.write(partial(delete, before=before, after=after))
+
+        deleted = await self._in_pieces(piece)
         if deleted:
             log.info("retention_deleted", what=what, rows=deleted, days=days)
 
     async def _blank_numbers(self, days: float) -> None:
         before = self._clock() - days * DAY
-        after = await self._database.read(lambda conn: store.cursor(conn, "numbers"))
-        is_whole, blanked = True, 0
-        while True:
-            here, whole = after, is_whole
+        is_whole = True
 
-            def work(
-                conn: Connection, here: str = here, whole: bool = whole
-            ) -> tuple[str, int, bool]:
-                last, count = store.blank_numbers(conn, before, here)
-                done = whole and bool(last) and store.are_blank(conn, here, last)
-                if done:
-                    # Up to here nothing is left, so that the next pass begins behind it.
-                    store.move_cursor(conn, "numbers", last)
-                return last, count, done
+        async def piece(after: str) -> tuple[str, int]:
+            nonlocal is_whole
+            last, count, is_whole = await self._database.write(
+                partial(_blank_piece, before=before, after=after, is_whole=is_whole)
+            )
+            return last, count
 
-            after, count, is_whole = await self._database.write(work)
-            blanked += count
-            if not after:
-                break
-            await self._rest(changed=count > 0)
+        start = await self._database.read(lambda conn: store.cursor(conn, "numbers"))
+        blanked = await self._in_pieces(piece, start)
         if blanked:
             log.info("retention_blanked", what="numbers", rows=blanked, days=days)
 
     async def _delete_recordings(self, days: float) -> None:
         before = self._clock() - days * DAY
-        after, deleted = "", 0
-        while True:
-            after, unused = await self._database.read(
+
+        async def piece(after: str) -> tuple[str, int]:
+            last, unused = await self._database.read(
                 partial(store.unused_recordings, before=before, after=after)
             )
-            for project_id, recording_id in unused:
-                deleted += await self._delete_recording(project_id, recording_id)
-            if not after:
-                break
-            await self._rest(changed=bool(unused))
+            return last, sum([await self._delete_recording(*each) for each in unused])
+
+        deleted = await self._in_pieces(piece)
         if deleted:
             log.info("retention_deleted", what="recordings", rows=deleted, days=days)
+
+    async def _in_pieces(
+        self, piece: Callable[[str], Awaitable[tuple[str, int]]], after: str = ""
+    ) -> int:
+        """Do one piece after the other, and return how many rows they changed.
+
+        `piece` takes the id after which it begins, and returns the last one that it looked at,
+        empty at the end of the table, and the number of rows that it changed.
+        """
+        changed = 0
+        while True:
+            after, count = await piece(after)
+            changed += count
+            if not after:
+                return changed
+            await self._rest(changed=count > 0)
 
     async def _delete_recording(self, project_id: str, recording_id: str) -> bool:
         now = self._clock()
@@ -190,18 +188,20 @@ class Retention:
 
     async def _rest(self, *, changed: bool) -> None:
         await asyncio.sleep(PAUSE if changed else SHORT_PAUSE)
-        while self._is_busy():  # noqa: ASYNC110 (nothing announces that it is over)
+        while self._is_busy():  # noqa: ASYNC110 (no event announces its end)
             await asyncio.sleep(BUSY_PAUSE)
 
 
 def _blank_piece(
     conn: Connection, before: float, after: str, is_whole: bool
 ) -> tuple[str, int, bool]:
-    """As `store.blank_numbers`, and whether no number is left up to the end of this piece."""
+    """As `store.blank_numbers`, and whether no number is left up to the end of this piece.
+
+    `is_whole` is whether none is left before it. If so, the next pass begins behind this piece.
+    """
     last, count = store.blank_numbers(conn, before, after)
     is_whole = is_whole and bool(last) and store.are_blank(conn, after, last)
     if is_whole:
-        # The next pass begins behind it.
         store.move_cursor(conn, "numbers", last)
     return last, count, is_whole
 

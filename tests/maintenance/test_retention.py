@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from sqlalchemy import select
 
-from bitel import retention
 from bitel.domain.attempts import Media
 from bitel.domain.calls import CallStatus, Lane
 from bitel.domain.ids import new_id
+from bitel.maintenance import retention
+from bitel.maintenance.retention import DAY, ORPHANED_AFTER, Retention
 from bitel.recordings.decode import Decoded
 from bitel.recordings.storage import VoiceStore
-from bitel.retention import DAY, ORPHANED_AFTER, Retention
 from bitel.settings import RetentionSettings
 from bitel.store import balances, campaigns, idempotency, pausing, recordings, webhooks
 from bitel.store import retention as store
@@ -68,8 +68,8 @@ def finish(world: World, keyed: str = "12#", **more: Any) -> str:
     lease = world.take_over()
     [claim] = [one for one in world.claim(lease) if one.call_id == call_id]
     done = answered(claim)
-    media = done.attempted._replace(media=Media(10, 10, keyed))
-    world.settle(lease, done._replace(attempted=media))
+    media = done.result._replace(media=Media(10, 10, keyed))
+    world.settle(lease, done._replace(result=media))
     return call_id
 
 

@@ -1,6 +1,6 @@
-"""What can be asked of the HTTP API, and how its answers are read: plain values and functions.
+"""Requests of the HTTP API, as values, and how their responses are read.
 
-`client` adds the connections, a blocking one and an asynchronous one.
+`client` sends them, over a blocking or an asynchronous connection.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class Call(TypedDict):
 
 
 class Batch(TypedDict):
-    """The calls of a batch, in the order of its numbers, and the campaign that they are."""
+    """The calls of a batch, in the order of its numbers, and the id of their campaign."""
 
     calls: list[Call]
     campaignId: str
 
 
 class Campaign(TypedDict):
-    """How a campaign's calls stand. `finishedDate` 0 means that they are not all over."""
+    """The progress of a campaign. `finishedDate` 0 means that its calls are not all over."""
 
     id: str
     total: int
@@ -49,7 +49,7 @@ class Campaign(TypedDict):
 
 
 class CallPage(TypedDict):
-    """Some of a campaign's calls, and where the next ones begin; None at the end."""
+    """A page of a campaign's calls, and the cursor of the next one; None at the end."""
 
     calls: list[Call]
     nextCursor: str | None
@@ -67,7 +67,7 @@ class Recording(TypedDict):
 
 
 class RecordingPage(TypedDict):
-    """Some of the recordings, and where the next ones begin; None at the end."""
+    """A page of the recordings, and the cursor of the next one; None at the end."""
 
     recordings: list[Recording]
     nextCursor: str | None
@@ -92,7 +92,7 @@ class Account(TypedDict):
 
 
 class Terms(TypedDict, total=False):
-    """How calls are placed; what is left out or None is left to the service.
+    """Options of a call; for what is left out or None the service has defaults.
 
     `idempotency_key` lets a request be sent again without placing its calls again.
     """
@@ -104,9 +104,38 @@ class Terms(TypedDict, total=False):
     idempotency_key: str | None
 
 
+class SpeechTerms(Terms, total=False):
+    """Options of a call that speaks a text."""
+
+    language: str | None
+
+
+class OtpTerms(SpeechTerms, total=False):
+    """Options of a call that reads a code."""
+
+    voice_id: str | None
+    """A recording that is played first."""
+    repeat_count: int | None
+
+
+_FIELDS: Final = {
+    "retry_count": "retryCount",
+    "retry_interval": "retryInterval",
+    "time_to_live": "timeToLive",
+    "server_id": "serverId",
+    "language": "language",
+    "voice_id": "voiceId",
+    "repeat_count": "repeatCount",
+}
+"""The API's names of the options that go into a request's body."""
+
+FILES: Final = "/api/v2/files/voice"
+"""Where recordings are uploaded to, and listed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ask(Generic[T]):
-    """A request to the API, `path` being below the service's URL; `read` takes its answer."""
+    """A request; `path` is below the service's URL, and `read` takes the response."""
 
     method: str
     path: str
@@ -123,54 +152,37 @@ def single(phone_number: str, voice_id: str, **terms: Unpack[Terms]) -> Ask[Call
 
 def batch(phone_numbers: Sequence[str], voice_id: str, **terms: Unpack[Terms]) -> Ask[Batch]:
     """Have a recording played to many numbers."""
-    return _batch("batch", terms, phoneNumbers=list(phone_numbers), voiceId=voice_id)
-
-
-def otp(
-    phone_number: str,
-    text: str,
-    *,
-    voice_id: str | None = None,
-    repeat_count: int | None = None,
-    language: str | None = None,
-    **terms: Unpack[Terms],
-) -> Ask[Call]:
-    """Have a code of up to 5 digits read to one number, after a recording if there is one."""
-    return _placing("otp", terms, phoneNumber=phone_number, text=text, voiceId=voice_id,
-                    repeatCount=repeat_count, language=language)  # fmt: skip
-
-
-def single_tts(
-    phone_number: str, text: str, *, language: str | None = None, **terms: Unpack[Terms]
-) -> Ask[Call]:
-    """Have a text spoken to one number."""
-    return _placing("single/tts", terms, phoneNumber=phone_number, text=text, language=language)
-
-
-def batch_tts(
-    phone_numbers: Sequence[str],
-    text: str,
-    *,
-    language: str | None = None,
-    **terms: Unpack[Terms],
-) -> Ask[Batch]:
-    """Have a text spoken to many numbers."""
     numbers = list(phone_numbers)
-    return _batch("batch/tts", terms, phoneNumbers=numbers, text=text, language=language)
+    return _placing("batch", terms, _batch_of, phoneNumbers=numbers, voiceId=voice_id)
+
+
+def otp(phone_number: str, text: str, **terms: Unpack[OtpTerms]) -> Ask[Call]:
+    """Have a code of up to 5 digits read to one number, after a recording if there is one."""
+    return _placing("otp", terms, phoneNumber=phone_number, text=text)
+
+
+def single_tts(phone_number: str, text: str, **terms: Unpack[SpeechTerms]) -> Ask[Call]:
+    """Have a text spoken to one number."""
+    return _placing("single/tts", terms, phoneNumber=phone_number, text=text)
+
+
+def batch_tts(phone_numbers: Sequence[str], text: str, **terms: Unpack[SpeechTerms]) -> Ask[Batch]:
+    """Have a text spoken to many numbers."""
+    return _placing("batch/tts", terms, _batch_of, phoneNumbers=list(phone_numbers), text=text)
 
 
 def status(call_id: str) -> Ask[Call]:
-    """How a call stands."""
+    """The status of a call."""
     return Ask("GET", f"/api/v2/voice/status/{_segment(call_id)}")
 
 
 def cancel(call_id: str) -> Ask[Call]:
-    """Call off a call."""
+    """Cancel a call."""
     return Ask("DELETE", f"/api/v2/voice/{_segment(call_id)}")
 
 
 def campaign(campaign_id: str) -> Ask[Campaign]:
-    """How a campaign stands."""
+    """The progress of a campaign."""
     return Ask("GET", f"/api/v2/voice/campaign/{_segment(campaign_id)}")
 
 
@@ -183,12 +195,12 @@ def campaign_calls(
 
 
 def cancel_campaign(campaign_id: str) -> Ask[Campaign]:
-    """Call off what nobody has answered yet of a campaign."""
+    """Cancel the calls of a campaign that have not been answered yet."""
     return Ask("DELETE", f"/api/v2/voice/campaign/{_segment(campaign_id)}")
 
 
 def speak(text: str, *, language: str | None = None) -> Ask[Recording]:
-    """Have a text spoken once and kept as a recording."""
+    """Have a text spoken once and stored as a recording."""
     return Ask("POST", "/api/v2/files/tts", _given(text=text, language=language))
 
 
@@ -213,18 +225,14 @@ def servers() -> Ask[list[Server]]:
 
 
 def account() -> Ask[Account]:
-    """The project that the token speaks for."""
+    """The token's project."""
     return Ask("GET", "/api/v2/account")
 
 
-FILES: Final = "/api/v2/files/voice"
-"""Where recordings are uploaded to, and listed."""
-
-
 def result_of(response: httpx.Response) -> Any:
-    """The `result` of an answer.
+    """The `result` of a response.
 
-    Raises the error of `bitel.errors` that the answer's code names, with the answer's sentence.
+    Raises the error of `bitel.errors` that the response's code names, with its message.
     """
     return _envelope(response)["result"]
 
@@ -265,28 +273,17 @@ def _error(code: str, message: str, headers: httpx.Headers) -> BitelError:
     return BY_CODE.get(code, BitelError)(message)
 
 
-def _placing(path: str, terms: Terms, **what: Any) -> Ask[Call]:
-    return Ask("POST", f"/api/v2/voice/{path}", _body(terms, what), headers=_headers(terms))
-
-
-def _batch(path: str, terms: Terms, **what: Any) -> Ask[Batch]:
-    path = f"/api/v2/voice/{path}"
-    return Ask("POST", path, _body(terms, what), headers=_headers(terms), read=_batch_of)
-
-
-def _body(terms: Terms, what: Mapping[str, Any]) -> dict[str, Any]:
-    return _given(
-        **what,
-        retryCount=terms.get("retry_count"),
-        retryInterval=terms.get("retry_interval"),
-        timeToLive=terms.get("time_to_live"),
-        serverId=terms.get("server_id"),
-    )
-
-
-def _headers(terms: Terms) -> dict[str, str]:
+def _placing(
+    path: str,
+    terms: Mapping[str, Any],
+    read: Callable[[httpx.Response], Any] | None = None,
+    **body: Any,
+) -> Ask[Any]:
+    body |= {name: terms.get(option) for option, name in _FIELDS.items() if name not in body}
     key = terms.get("idempotency_key")
-    return {} if key is None else {"Idempotency-Key": key}
+    headers = {} if key is None else {"Idempotency-Key": key}
+    url_path = f"/api/v2/voice/{path}"
+    return Ask("POST", url_path, _given(**body), headers=headers, read=read or result_of)
 
 
 def _given(**values: Any) -> dict[str, Any]:
@@ -294,5 +291,5 @@ def _given(**values: Any) -> dict[str, Any]:
 
 
 def _segment(text: str) -> str:
-    """`text` as one segment of a path, whatever is in it."""
+    """`text` as one segment of a path."""
     return quote(text, safe="")

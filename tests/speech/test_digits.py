@@ -15,11 +15,11 @@ from bitel.errors import InvalidRequestError
 from bitel.g711 import Codes, Pcm, alaw_decode, ulaw_decode
 from bitel.recordings.decode import decode
 from bitel.recordings.limits import DecodeLimits
-from bitel.recordings.loudness import level_db, levelled, trimmed
 from bitel.recordings.storage import Law
+from bitel.speech.digits import level_db, levelled, trimmed
 from bitel.speech.engines import SpeechOptions, engine_for, render
 from bitel.speech.library import SpeechLibrary
-from tests.recordings.speech_recogniser import RATE, Signal, distance, name, pieces
+from tests.speech.recogniser import RATE, Signal, distance, name, pieces
 
 DIGITS = "0123456789"
 OPTIONS = SpeechOptions()

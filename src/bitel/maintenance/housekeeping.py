@@ -1,4 +1,5 @@
-"""Periodic work of each process: expiry without a dialer, old keys, abandoned attempts."""
+"""Periodic work of each process: expires calls without a dialer, deletes old keys, gives up
+abandoned attempts."""
 
 from __future__ import annotations
 
@@ -28,15 +29,14 @@ MOST = 1000
 """Rows that one round touches of each kind."""
 
 MOST_NUMBERS: Final = 5000
-"""The same for calls that counted towards a limit by number: a batch has many at once."""
+"""The same for the counts of calls by number, of which a batch adds many at once."""
 
 ABANDONED_AFTER: Final = 600.0
-"""Seconds without a heartbeat of a worker after which its attempts are given up, where its dialer
-is not one of ours."""
-
+"""Seconds without a heartbeat of a worker after which its attempts are given up, if its dialer is
+not in the settings."""
 
 CLOCKS_DIFFER: Final = 2.0
-"""Seconds between our clock and the database server's from which on the log says so: machines that
+"""Seconds between our clock and the database server's from which a warning is logged: machines that
 share a database exchange due times."""
 
 
@@ -45,8 +45,7 @@ class Housekeeper:
 
     It also gives up the attempts of dialers that are not in the settings, once their workers have
     sent no heartbeat for `ABANDONED_AFTER`. `dialer_ids` are those of the settings. `clock` gives
-    Unix seconds, `monotonic` seconds that never go back. `save_clock` is called in every round, on
-    a thread.
+    Unix seconds. `save_clock` is called in every round, on a thread.
     """
 
     def __init__(
@@ -77,9 +76,7 @@ class Housekeeper:
                 self._monitors.clear()
                 pause = AFTER_FAULT
             except Exception:
-                log.exception(
-                    "housekeeping_broke"
-                )  # the next round may do better, and nothing depends on this one
+                log.exception("housekeeping_broke")  # the next round may succeed
             await asyncio.sleep(pause)
 
     async def round(self) -> None:
@@ -91,7 +88,7 @@ class Housekeeper:
         if expired:
             log.warning("expired_without_dialer", calls=expired)
         answered_at = self._monotonic()
-        # As in a standby: no difference between clocks counts, nor a database that was away.
+        # As in a standby, neither a difference of clocks nor an outage of the database counts.
         for dialer_id in self._monitors.keys() - left_open.keys():
             del self._monitors[dialer_id]
         for dialer_id, holder in left_open.items():

@@ -1,0 +1,1 @@
+"""Upkeep of a running service: retention, housekeeping, a watch on disk and database, backups."""
