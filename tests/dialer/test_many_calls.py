@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from bitel.domain.attempts import Outcome
-from bitel.sip import Transport, client_transaction
+from bitel.sip import Transport, transaction
 from bitel.sip.message import Request
 from tests.dialer.calling import Dialled, dialer
 from tests.dialer.carrier import Answer, carrier, until
@@ -63,7 +63,7 @@ async def _assert_nothing_is_left(calls: Dialled) -> None:
 async def test_nothing_is_left(
     tmp_path: Path, transport: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_transaction, "TIMER_D", 1.3)  # seconds, else 32
+    monkeypatch.setattr(transaction, "TIMER_D", 1.3)  # seconds, else 32
     async with carrier(transport=transport) as only:
         only.does["INVITE"] = _by_number
         before = _descriptors()
