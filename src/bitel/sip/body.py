@@ -88,8 +88,7 @@ def session_description_of(message: Message) -> bytes:
 
     That is a body of type application/sdp, or the first such part of a multipart body, or the last
     one of multipart/alternative, which its sender prefers (RFC 2046 §5.1.4). A part whose
-    Content-Disposition is not `session`, or that has a Content-Encoding, is none. Bodies and parts
-    of other types are ignored.
+    Content-Disposition is not `session`, or that has a Content-Encoding, is none.
     """
     return _read_body(message).description
 

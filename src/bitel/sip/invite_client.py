@@ -8,7 +8,7 @@ from bitel.sip.auth import Authentication, Credentials, Tries, is_challenge
 from bitel.sip.call_table import Call, CallTable
 from bitel.sip.dialog import Ack, Dialog
 from bitel.sip.events import Answered, Failed, Provisional, Why
-from bitel.sip.grammar import Address
+from bitel.sip.grammar import Address, quoted
 from bitel.sip.headers import (
     min_se_of,
     names_analytics,
@@ -76,9 +76,8 @@ class InviteClient(Call):
         self._invitation = invitation
         self.call_id = layer.new_call_id()
         self.local_tag = layer.new_tag()
-        self._from_value = one_line(
-            f"{_quoted(invitation.display_name)}<{invitation.from_uri}>;tag={self.local_tag}"
-        )
+        name = f"{quoted(invitation.display_name)} " if invitation.display_name else ""
+        self._from_value = one_line(f"{name}<{invitation.from_uri}>;tag={self.local_tag}")
         self._cseq = self._min_se = self._raises = 0
         self._rang = self._is_over = self._is_given_up = False
         self._cancel_wanted = self._is_canceled = self._is_silenced = False
@@ -92,11 +91,7 @@ class InviteClient(Call):
         self._answers: InviteAnswers | None = None
         self._cancel_timer: Timer | None = None
         self._tries: Tries = []
-        self._authentication = (
-            Authentication(invitation.credentials, layer.new_tag)
-            if invitation.credentials
-            else None
-        )
+        self._authentication = Authentication.of(invitation.credentials, layer.new_tag)
         # Raises if the INVITE can't be serialised; the call is then not registered.
         self._send_invite(now)
         calls.put(self)
@@ -388,6 +383,7 @@ class InviteClient(Call):
         self._calls.remove(self)
         since = self._progress_since
         reasons = response.lines("reason") if response else []
+        is_by_tcp = self._transaction.by_udp is not None
         self._calls.events.append(
             Failed(
                 self.call_id,
@@ -401,7 +397,7 @@ class InviteClient(Call):
                 progress_for=None if since is None else now - since,
                 delivered=self._transaction.delivered,
                 analytics=names_analytics(reasons),
-                udp_untried=not response and not self._seen_codes and self._transaction.udp_untried,
+                udp_untried=response is None and is_by_tcp and not self._seen_codes,
             )
         )
 
@@ -469,10 +465,3 @@ class InviteAnswers:
 
     def transaction_failed(self, why: Failure, now: float) -> None:
         """An INVITE that was answered can't fail."""
-
-
-def _quoted(display_name: str) -> str:
-    if not display_name:
-        return ""
-    escaped = display_name.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}" '

@@ -251,8 +251,8 @@ def parse(data: bytes, source: Address = _NOWHERE) -> Request | Response:
     if len(head) > MAX_HEAD:
         raise MessageError(f"a message's headers are longer than {MAX_HEAD} bytes")
     first, layout, lines = split_head(head.decode("utf-8", "surrogateescape"))
-    vias = [lines[place] for place in layout.places.get("via", ())]
-    if len(vias) + sum(via.count(",") for via in vias) > MAX_VIAS:
+    vias = ",".join([lines[place] for place in layout.places.get("via", ())])
+    if vias.count(",") >= MAX_VIAS:
         raise MessageError(f"a message has more than {MAX_VIAS} Via values")
     message: Request | Response
     if first[:8].upper() == "SIP/2.0 ":

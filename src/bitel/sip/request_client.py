@@ -68,9 +68,7 @@ class RequestClient:
         self.call_id = order.call_id or layer.new_call_id()
         self._from_tag = order.from_tag or layer.new_tag()
         self._cseq = 1 if order.cseq is None else order.cseq
-        self._authentication = (
-            Authentication(order.credentials, layer.new_tag) if order.credentials else None
-        )
+        self._authentication = Authentication.of(order.credentials, layer.new_tag)
         self._tries: Tries = []
         self._send(now)
 
