@@ -61,6 +61,7 @@ class Playlists(PlaylistSource):
     async def for_order(
         self, order: DialRequest, codecs: Sequence[Codec]
     ) -> Mapping[str, Playlist]:
+        """Return the clips of a call, for each codec that may be chosen."""
         return {
             codec: [self._lead_in[codec], *await self._spoken(order, codec), self._lead_out[codec]]
             for codec in codecs

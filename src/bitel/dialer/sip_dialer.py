@@ -112,24 +112,30 @@ class SipTrunkDialer(Dialer):
 
     @property
     def up(self) -> bool:
+        """See `Dialer.up`."""
         return self._transport is not None and self._trunks.up
 
     @property
     def probing(self) -> bool:
+        """See `Dialer.probing`."""
         return self._transport is not None and self._trunks.probing
 
     @property
     def paused_reason(self) -> str:
+        """See `Dialer.paused_reason`."""
         return self._trunks.paused_reason
 
     @property
     def has_worked(self) -> bool:
+        """See `Dialer.has_worked`."""
         return self._trunks.has_worked
 
     def assume_worked(self) -> None:
+        """See `Dialer.assume_worked`."""
         self._trunks.assume_worked()
 
     def assume_paused(self, reason: str) -> None:
+        """See `Dialer.assume_paused`."""
         self._trunks.assume_paused(reason)
 
     def trunks(self) -> Sequence[TrunkState]:
@@ -163,6 +169,7 @@ class SipTrunkDialer(Dialer):
         self._caller_ids = CallerIds(config.caller_pool, config.caller_ids)
 
     async def start(self) -> None:
+        """Bind the SIP sockets and start the senders. Raises BitelError."""
         host, port = self.config.bind
         try:
             address = await self._local.find()
@@ -208,6 +215,7 @@ class SipTrunkDialer(Dialer):
     async def dial(
         self, request: DialRequest, on_answered: OnAnswered, on_ringing: OnRinging = ignore_ringing
     ) -> AttemptResult:
+        """See `Dialer.dial`."""
         attempt = CallAttempt(request, self.config.ring_timeout, self._clock, on_ringing)
         self._attempts[request.attempt_id] = attempt
         result: AttemptResult | None = None
@@ -229,6 +237,7 @@ class SipTrunkDialer(Dialer):
         return result
 
     def cancel(self, attempt_id: str) -> None:
+        """See `Dialer.cancel`."""
         attempt = self._attempts.get(attempt_id)
         if attempt is not None:
             attempt.canceled = True
@@ -238,6 +247,7 @@ class SipTrunkDialer(Dialer):
             self._hang_up(attempt)
 
     def abandon(self, attempt_id: str) -> None:
+        """See `Dialer.abandon`."""
         attempt = self._attempts.get(attempt_id)
         if attempt is not None and attempt.leg is not None:
             self._sip.agent.cancel(attempt.leg.call_id, self._sip.now(), repeat=False)

@@ -39,6 +39,7 @@ Tries = list[str]
 
 
 def is_challenge(code: int) -> bool:
+    """Whether a response code asks for credentials: 401 or 407."""
     return code in _HEADERS
 
 

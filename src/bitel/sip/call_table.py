@@ -115,4 +115,5 @@ class CallTable:
         self._layer.timers.stop(self.given_up.pop(call_id)[1])
 
     def timer_fired(self, name: str, now: float) -> None:
+        """Forget a call that was given up."""
         del self.given_up[name]

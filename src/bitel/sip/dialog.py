@@ -284,6 +284,7 @@ class Ack:
 
     @property
     def is_withheld(self) -> bool:
+        """Whether it has not been sent yet."""
         return self._sent_at is None
 
     def send(self, now: float) -> None:

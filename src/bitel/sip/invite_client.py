@@ -98,10 +98,12 @@ class InviteClient(Call):
 
     @property
     def named_hosts(self) -> frozenset[str]:
+        """See `Call.named_hosts`."""
         named = {self._invitation.destination.host}
         return frozenset(named.union(*(each.dialog.named_hosts for each in self._early.values())))
 
     def matches(self, request: Request) -> bool:
+        """See `Call.matches`."""
         return request.to_tag == self.local_tag
 
     def _send_invite(self, now: float) -> None:
@@ -167,6 +169,7 @@ class InviteClient(Call):
             self._transaction.stop_repeating()
 
     def hang_up(self, now: float, q850: int | None) -> None:
+        """See `Call.hang_up`."""
         self.cancel(now)
 
     # Requests of the far end
@@ -188,6 +191,7 @@ class InviteClient(Call):
     # Responses
 
     def receive_response(self, response: Response, now: float) -> None:
+        """Take a response to the INVITE."""
         code = response.code
         try:
             if code < 200:
@@ -222,6 +226,7 @@ class InviteClient(Call):
             self.receive_response(response, now)
 
     def transaction_failed(self, why: Failure, now: float) -> None:
+        """End the call: the INVITE timed out or could not be sent."""
         if self._is_over and not self._is_given_up:
             return
         if self._is_given_up:

@@ -65,6 +65,7 @@ class InviteDialog(Call):
 
     @property
     def session_timer(self) -> SessionTimer:
+        """The session timer (RFC 4028), made on first use."""
         if self._timer is None:
             self._timer = SessionTimer(
                 self._layer, self, owns_call_id=self._ack is not None, allow=self._allow
@@ -73,9 +74,11 @@ class InviteDialog(Call):
 
     @property
     def named_hosts(self) -> frozenset[str]:
+        """See `Call.named_hosts`."""
         return self.dialog.named_hosts
 
     def matches(self, request: Request) -> bool:
+        """See `Call.matches`."""
         return self.dialog.matches(request)
 
     def begin(self, response: Response, now: float) -> None:
@@ -136,6 +139,7 @@ class InviteDialog(Call):
     # What the far end asks for
 
     def receive_request(self, transaction: ServerTransaction, now: float) -> None:
+        """See `Call.receive_request`."""
         if not self.dialog.accepts(transaction, now):
             return
         request = transaction.request
@@ -155,6 +159,7 @@ class InviteDialog(Call):
             transaction.respond(405, now, [("Allow", ALLOW)])
 
     def receive_ack(self, request: Request, now: float) -> None:
+        """See `Call.receive_ack`."""
         if self._unacknowledged is None or request.cseq != self._invite_cseq:
             return
         self._stop_repeating()
@@ -264,6 +269,7 @@ class InviteDialog(Call):
         self.dialog.send_bye(self, now, self._q850)
 
     def receive_response(self, response: Response, now: float) -> None:
+        """Take a response to the BYE."""
         self._bye_answered = True
         if response.code < 200:
             return
@@ -277,6 +283,7 @@ class InviteDialog(Call):
         self._end("us", self._q850)
 
     def transaction_failed(self, why: Failure, now: float) -> None:
+        """End the call: the BYE timed out or could not be sent."""
         self._end("us", self._q850, bye_unanswered=not self._bye_answered)
 
     def _end(self, by: By, q850: int | None, *, bye_unanswered: bool = False) -> None:
@@ -317,9 +324,11 @@ class RepeatedSuccess:
         self._timer: Timer | None = layer.timers.start(now, self._interval, self, "repeat 2xx")
 
     def stop(self) -> None:
+        """Repeat the 2xx no more."""
         self._layer.timers.stop(self._timer)
 
     def timer_fired(self, name: str, now: float) -> None:
+        """Repeat the 2xx, or give up after 64*T1."""
         if now >= self._deadline:
             self._timer = None
             self._ack_missing(now)

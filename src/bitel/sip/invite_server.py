@@ -52,9 +52,11 @@ class InviteServer(Call):
 
     @property
     def named_hosts(self) -> frozenset[str]:
+        """See `Call.named_hosts`."""
         return frozenset({self._transaction.request.source.host})
 
     def matches(self, request: Request) -> bool:
+        """See `Call.matches`."""
         remote_tag = self._transaction.request.from_tag
         return request.to_tag == self.local_tag and request.from_tag == remote_tag
 
@@ -93,6 +95,7 @@ class InviteServer(Call):
         self._transaction.respond(code, now, checked)
 
     def hang_up(self, now: float, q850: int | None) -> None:
+        """See `Call.hang_up`."""
         self.reject(480, (), now)
 
     # What the far end asks for

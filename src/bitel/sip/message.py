@@ -225,6 +225,8 @@ class Message:
 
 
 class Request(Message):
+    """A request: `method` and `uri` are those of its request line."""
+
     def __init__(self, method: str, uri: str, layout: HeaderLayout, lines: list[str]) -> None:
         super().__init__(layout, lines)
         self.method = method
@@ -232,6 +234,8 @@ class Request(Message):
 
 
 class Response(Message):
+    """A response: `code` and `reason` are those of its status line."""
+
     def __init__(self, code: int, reason: str, layout: HeaderLayout, lines: list[str]) -> None:
         super().__init__(layout, lines)
         self.code = code

@@ -80,6 +80,7 @@ class RequestTemplate(NamedTuple):
     body: bytes = b""
 
     def to_bytes(self) -> bytes:
+        """Return the request as a datagram."""
         method, uri, via, from_value, to_value, call_id, cseq, routes, headers, body = self
         route_lines = "".join([f"Route: {route}\r\n" for route in routes]) if routes else ""
         header_lines = "".join([f"{name}: {value}\r\n" for name, value in headers])

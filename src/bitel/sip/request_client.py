@@ -96,6 +96,7 @@ class RequestClient:
         ClientTransaction(layer, self, request, order.destination, now)
 
     def receive_response(self, response: Response, now: float) -> None:
+        """Take a response; a challenge is answered."""
         if response.code < 200:
             return
         authentication = self._authentication
@@ -116,6 +117,7 @@ class RequestClient:
         )
 
     def transaction_failed(self, why: Failure, now: float) -> None:
+        """Report that the request timed out or could not be sent."""
         self._fail(why)
 
     def _fail(self, why: Failure) -> None:

@@ -143,6 +143,7 @@ class SessionDescription(NamedTuple):
         )
 
     def to_bytes(self) -> bytes:
+        """Return the description as the body of a message."""
         return str(self).encode()
 
 

@@ -169,6 +169,7 @@ class SessionTimer:
             self._timer = self._layer.timers.start_at(now + seconds, self, _REFRESH)
 
     def timer_fired(self, name: str, now: float) -> None:
+        """Refresh the session, or end it when it has expired."""
         if name == _EXPIRY:
             self._session.expire(now)
         elif is_due(self._deadline, now):
@@ -200,6 +201,7 @@ class SessionTimer:
         self._pending = session.dialog.send_request(self, method, now, tuple(headers), body)
 
     def receive_response(self, response: Response, now: float) -> None:
+        """Take a response to a refresh."""
         if response.code < 200:
             return
         pending = self._pending
@@ -246,6 +248,7 @@ class SessionTimer:
             self._refresh_in(self._seconds / 10, now)
 
     def transaction_failed(self, why: Failure, now: float) -> None:
+        """End the session after a timeout (§10); otherwise try again later."""
         self._pending = None
         if why == "timeout" and self._seconds:
             self._session.expire(now)

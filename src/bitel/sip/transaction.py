@@ -67,19 +67,21 @@ _TIMEOUTS = (Input.TIMER_B, Input.TIMER_F)
 class TransactionUser(Protocol):
     """Sent a request, and gets what becomes of it."""
 
-    def receive_response(self, response: Response, now: float) -> None: ...
+    def receive_response(self, response: Response, now: float) -> None:
+        """Take a response to the request."""
 
-    def transaction_failed(self, why: Failure, now: float) -> None: ...
+    def transaction_failed(self, why: Failure, now: float) -> None:
+        """Take note that the request got no final response, and why."""
 
 
 class NullUser:
     """Ignores all responses: for dialogs that are ended at once and transactions that are over."""
 
     def receive_response(self, response: Response, now: float) -> None:
-        pass
+        """Ignore a response."""
 
     def transaction_failed(self, why: Failure, now: float) -> None:
-        pass
+        """Ignore a failure."""
 
 
 NULL_USER = NullUser()
@@ -137,6 +139,7 @@ class TransactionLayer:
             self.dropped += 1
 
     def resend(self, data: bytes, destination: Address) -> None:
+        """Send a message again, counted as a retransmission."""
         self.retransmissions += 1
         self.send(data, destination)
 

@@ -18,6 +18,8 @@ from enum import StrEnum
 
 
 class State(StrEnum):
+    """States of a transaction."""
+
     CALLING = "calling"
     TRYING = "trying"
     PROCEEDING = "proceeding"
@@ -51,6 +53,8 @@ class Input(StrEnum):
 
 
 class Action(StrEnum):
+    """What a transition does, in order."""
+
     SEND = "send the last message (server: the response just given)"
     RESEND = "send the last message again, counted as a retransmission"
     ACK = "acknowledge a failure within the transaction"

@@ -83,6 +83,7 @@ class UserAgent:
 
     @property
     def config(self) -> AgentConfig:
+        """The configuration of this agent."""
         return self._layer.config
 
     def move(self, local: HostPort) -> None:
@@ -287,6 +288,7 @@ class UserAgent:
         return not (self._calls.running or layer.clients or layer.servers or len(layer.timers))
 
     def counts(self) -> AgentCounts:
+        """Return the counters for metrics."""
         layer, sources = self._layer, self._filter
         return AgentCounts(
             dialogs=len(self._calls.running),
