@@ -208,7 +208,7 @@ _FORGET_REQUESTS: Final = Statement(
     )
 )
 _TO_END: Final = Statement(
-    select(call.c.id, call.c.project_id, call.c.reserved, has_webhook.label("is_told"))
+    select(call.c.id, call.c.project_id, call.c.reserved, has_webhook.label("has_webhook"))
     .join(project)
     .where(call.c.id.in_(select(values_parameter("ids", id=call.c.id.type).c.id)), is_waiting)
     .order_by(call.c.id)

@@ -254,7 +254,7 @@ _OFFERED = (
         project.c.unwanted_to_do_not_call,
         call.c.reserved,
         is_waiting.label("waits"),
-        has_webhook.label("is_told"),
+        has_webhook.label("has_webhook"),
         exists(select(literal(1)).where(cancel_request.c.attempt_id == attempt.c.id)).label(
             "canceled"
         ),
