@@ -18,16 +18,24 @@ from dataclasses import dataclass
 from typing import TypeGuard
 
 from bitel.sip.body import session_description_of, unsupported_body
-from bitel.sip.call_table import Call, CallTable
 from bitel.sip.config import AgentConfig
 from bitel.sip.events import DeliveryDoubted, Event
 from bitel.sip.grammar import Address, HostPort, scheme_of
 from bitel.sip.headers import MIN_SE, is_interval_too_small
 from bitel.sip.invite_client import Invitation, InviteClient
-from bitel.sip.invite_dialog import InviteDialog
+from bitel.sip.invite_dialog import Call, CallTable, InviteDialog
 from bitel.sip.invite_server import InviteServer
-from bitel.sip.message import BodyLengthError, Message, MessageError, Request, Response, parse
-from bitel.sip.message_writer import ALLOW, CAPABILITIES, OPTION_TAGS
+from bitel.sip.message import (
+    ALLOW,
+    CAPABILITIES,
+    OPTION_TAGS,
+    BodyLengthError,
+    Message,
+    MessageError,
+    Request,
+    Response,
+    parse,
+)
 from bitel.sip.request_client import OutgoingRequest, RequestClient
 from bitel.sip.sdp import SdpError, SessionDescription
 from bitel.sip.source_filter import SourceFilter, SourcePolicy
