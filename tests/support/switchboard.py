@@ -55,8 +55,8 @@ class OneClip:
             for codec, encode in _ENCODERS.items()
         }
 
-    async def for_order(
-        self, order: DialRequest, codecs: Sequence[Codec]
+    async def for_request(
+        self, request: DialRequest, codecs: Sequence[Codec]
     ) -> Mapping[str, Playlist]:
         """The clip in each of the codecs."""
         return {codec: [self._clips[codec]] for codec in codecs}

@@ -11,7 +11,6 @@ from itertools import chain
 
 import structlog
 
-from bitel.dialer.accepted_sources import AcceptedSources
 from bitel.dialer.call_attempt import CallAttempt, CallLeg, CallObserver
 from bitel.dialer.caller_identity import CallerIds, Identity, dialled_number, identity
 from bitel.dialer.config import SipTrunkConfig
@@ -21,7 +20,13 @@ from bitel.dialer.media_session import MediaSession, check_address
 from bitel.dialer.playlist import Playlist, PlaylistSource
 from bitel.dialer.resolver import Resolver
 from bitel.dialer.trunk import Trunk, shown
-from bitel.dialer.trunk_monitor import RESTART_PAUSE, Passed, TrunkMonitor, TrunkState
+from bitel.dialer.trunk_monitor import (
+    RESTART_PAUSE,
+    AcceptedSources,
+    Passed,
+    TrunkMonitor,
+    TrunkState,
+)
 from bitel.dialing.dialer import Dialer, OnAnswered, OnRinging, ignore_ringing
 from bitel.dialing.recording_faults import RecordingFaults
 from bitel.domain.attempts import AttemptResult, DialRequest, Outcome
@@ -289,9 +294,9 @@ class SipTrunkDialer(Dialer):
         return await self._play(attempt, leg, agreed, playlists[agreed.codec_name], port)
 
     async def _find_playlists(self, request: DialRequest) -> Mapping[str, Playlist]:
-        """What the request plays, by codec; raises as `PlaylistSource.for_order` does."""
+        """What the request plays, by codec; raises as `PlaylistSource.for_request` does."""
         try:
-            playlists = await self._playlists.for_order(request, self.config.codecs)
+            playlists = await self._playlists.for_request(request, self.config.codecs)
         except UnavailableError as fault:
             self._recording_faults.missed(
                 request, f"{fault} ({fault.__cause__})" if fault.__cause__ else str(fault)

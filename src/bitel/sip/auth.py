@@ -61,6 +61,7 @@ class Authentication:
     def of(
         cls, credentials: Credentials | None, new_cnonce: Callable[[], str]
     ) -> Authentication | None:
+        """The authentication with these credentials; None without any."""
         return cls(credentials, new_cnonce) if credentials else None
 
     def learn(self, response: Response, tries: Tries) -> bool:

@@ -6,8 +6,7 @@ from bitel.ip_addresses import leads_nearer
 from bitel.sip.auth import Authentication, Tries
 from bitel.sip.grammar import Address, Transport, ip_address_of, is_loose_router
 from bitel.sip.headers import contact_of, uri_of
-from bitel.sip.message import Message, Request, Response
-from bitel.sip.message_writer import RequestTemplate
+from bitel.sip.message import Message, Request, RequestTemplate, Response
 from bitel.sip.transaction import (
     ClientTransaction,
     ServerTransaction,

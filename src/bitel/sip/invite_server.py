@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bitel.sip.body import session_description_of
-from bitel.sip.call_table import Call, CallTable
 from bitel.sip.dialog import Dialog
 from bitel.sip.events import Canceled, Incoming
 from bitel.sip.grammar import GrammarError, split_address, user_of
-from bitel.sip.invite_dialog import InviteDialog
-from bitel.sip.message import Request, printable
-from bitel.sip.message_writer import ALLOW, CAPABILITIES, one_line
+from bitel.sip.invite_dialog import Call, CallTable, InviteDialog
+from bitel.sip.message import ALLOW, CAPABILITIES, Request, one_line, printable
 from bitel.sip.sdp import Negotiation, SessionDescription
 from bitel.sip.transaction import ServerTransaction, TransactionLayer
 

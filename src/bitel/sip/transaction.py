@@ -15,8 +15,15 @@ from typing import Literal, Protocol
 
 from bitel.sip.config import AgentConfig, Identity, Tokens
 from bitel.sip.grammar import Address, HostPort, Transport
-from bitel.sip.message import MAX_DATAGRAM, Request, Response, quoted_branch
-from bitel.sip.message_writer import RequestTemplate, write_response
+from bitel.sip.headers import has_same_sent_by, reply_route
+from bitel.sip.message import (
+    MAX_DATAGRAM,
+    Request,
+    RequestTemplate,
+    Response,
+    quoted_branch,
+    write_response,
+)
 from bitel.sip.timers import Timer, Timers, is_due
 from bitel.sip.transaction_tables import (
     INVITE_CLIENT,
@@ -33,7 +40,6 @@ from bitel.sip.transaction_tables import (
     Table,
     input_of,
 )
-from bitel.sip.via import has_same_sent_by, reply_route
 
 TIMER_D = 32.0
 """Seconds; at least that much over UDP (§17.1.1.2)."""

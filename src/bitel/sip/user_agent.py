@@ -17,16 +17,23 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 from bitel.sip.body import session_description_of, unsupported_body
-from bitel.sip.call_table import Call, CallTable
 from bitel.sip.config import AgentConfig
 from bitel.sip.events import DeliveryDoubted, Event
 from bitel.sip.grammar import Address, HostPort, scheme_of
 from bitel.sip.headers import MIN_SE, is_interval_too_small
 from bitel.sip.invite_client import Invitation, InviteClient
-from bitel.sip.invite_dialog import InviteDialog
+from bitel.sip.invite_dialog import Call, CallTable, InviteDialog
 from bitel.sip.invite_server import InviteServer
-from bitel.sip.message import BodyLengthError, MessageError, Request, Response, parse
-from bitel.sip.message_writer import ALLOW, CAPABILITIES, OPTION_TAGS
+from bitel.sip.message import (
+    ALLOW,
+    CAPABILITIES,
+    OPTION_TAGS,
+    BodyLengthError,
+    MessageError,
+    Request,
+    Response,
+    parse,
+)
 from bitel.sip.request_client import OutgoingRequest, RequestClient
 from bitel.sip.sdp import SdpError, SessionDescription
 from bitel.sip.source_filter import SourceFilter, SourcePolicy

@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 from bitel.sip.framing import FramingError
 from bitel.sip.grammar import MAX_PORT, Address, Transport
-from bitel.sip.via import alias_of, response_route
+from bitel.sip.headers import alias_of, response_route
 from bitel.sip_transport.connection import Connection, ConnectionUser, StreamLimits
 from bitel.sip_transport.tls import TlsFiles
 
