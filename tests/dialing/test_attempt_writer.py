@@ -56,7 +56,7 @@ def recording(store: Store) -> AttemptWriter:
 async def test_nobody_waits_in_silence_for_longer_than_is_allowed(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attempt_writer, "ANSWER_PATIENCE", 0.05)
+    monkeypatch.setattr(attempt_writer, "ANSWER_TIMEOUT", 0.05)
     made = recording(store)
     async with asyncio.timeout(5.0):
         assert not await made.answered("one", 1.0)
@@ -76,7 +76,7 @@ async def test_an_answer_is_tried_again_until_the_database_is_there(store: Store
 async def test_who_was_hung_up_on_is_not_written_down_as_having_heard_us(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attempt_writer, "ANSWER_PATIENCE", 0.02)
+    monkeypatch.setattr(attempt_writer, "ANSWER_TIMEOUT", 0.02)
     store.faults = 1
     store.reached.set()
     made = recording(store)

@@ -24,24 +24,24 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-ANSWER_PATIENCE = 3.0
-"""Seconds that somebody who has answered is kept waiting for the database, in silence."""
+ANSWER_TIMEOUT = 3.0
+"""Seconds that the database may take to store an answer; the callee hears silence meanwhile."""
 
-REST = 0.04
-"""Seconds from one write to the next: so long somebody who has answered may wait in silence, and
-an attempt that is over keeps its channel. A transaction costs as much CPU as a few calls do."""
+WRITE_INTERVAL = 0.04
+"""Seconds between two writes. It delays audio after an answer, and the release of a channel after
+an end; a shorter one costs more CPU, since a transaction costs as much as a few calls."""
 
 JOURNAL_AFTER: Final = 2.0
-"""Seconds after which a settlement that is not in the database is written to the journal too."""
+"""Seconds after which a settlement that is not in the database is also written to the journal."""
 
 JOURNAL_TIMEOUT: Final = 1.0
 """Seconds that the journal may take at the exit."""
 
 RINGING_DELAY = 0.2
-"""Seconds until ringing is written, so that a call answered at once costs no write for it."""
+"""Seconds until ringing is written: a call that is answered sooner needs no such write."""
 
 
-class _Heard(NamedTuple):
+class _Answered(NamedTuple):
     attempt_id: str
     answered_at: float
 
@@ -50,7 +50,7 @@ class _Ringing(NamedTuple):
     rang_at: dict[str, float]
 
 
-_Item = _Heard | _Ringing | Settlement
+_Item = _Answered | _Ringing | Settlement
 
 
 class _Unwritten(NamedTuple):
@@ -62,8 +62,8 @@ class _Unwritten(NamedTuple):
 class AttemptWriter:
     """Writes ringing, answers and ends of attempts under one lease.
 
-    Ends that the database does not take within `JOURNAL_AFTER` are kept in `journal`, if there is
-    one, until they are in the database.
+    Ends that are not in the database within `JOURNAL_AFTER` are kept in `journal`, if there is one,
+    until they are.
     """
 
     def __init__(
@@ -77,27 +77,29 @@ class AttemptWriter:
         self._lease = lease
         self._clock = clock
         self._journal = journal
-        # One thread, so that what is appended after a clearing began is not cleared by it.
+        # One thread, so that an append waits for a clear that has begun.
         self._journal_thread = ThreadPoolExecutor(1, "journal")
-        self._batcher: Batcher[_Item, bool] = Batcher(self._write, rest=REST, retries=True)
+        self._batcher: Batcher[_Item, bool] = Batcher(
+            self._write, rest=WRITE_INTERVAL, retries=True
+        )
         self._unwritten: dict[str, _Unwritten] = {}
         self._journaled: set[str] = set()
         self._given_up = False
         self.lost = 0
-        """Settlements that were given up, and are in no journal."""
-        # Attempts that ring, unwritten: by attempt when that was reported (loop time), and rang_at.
+        """Settlements that were given up and are in no journal."""
+        # Unwritten ringing, by attempt: when it was reported (loop time), and `rang_at`.
         self._ringing: dict[str, tuple[float, float]] = {}
         self._ringing_timer: asyncio.TimerHandle | None = None
 
     @property
     def oldest_unwritten(self) -> float | None:
-        """Since when an end of an attempt has been waiting to be written (loop time), if one is."""
+        """Loop time since which the oldest unwritten settlement has waited; None without one."""
         return min((one.since for one in self._unwritten.values()), default=None)
 
     def ringing(self, attempt_id: str, rang_at: float) -> None:
-        """Make durable that an attempt rings, within about twice `RINGING_DELAY`.
+        """Store that an attempt rings, within about twice `RINGING_DELAY`.
 
-        Nothing waits for it: an answer or an end that comes first is written in its place.
+        Not written if an answer or an end comes first.
         """
         loop = asyncio.get_running_loop()
         self._ringing[attempt_id] = loop.time(), rang_at
@@ -107,29 +109,25 @@ class AttemptWriter:
     def _write_ringing(self) -> None:
         loop = asyncio.get_running_loop()
         before = loop.time() - RINGING_DELAY
-        ripe: dict[str, float] = {}
-        for attempt_id, (reported, rang_at) in self._ringing.items():
-            if reported > before:
-                break  # the rest was reported later
-            ripe[attempt_id] = rang_at
-        for attempt_id in ripe:
+        due = {key: rang_at for key, (at, rang_at) in self._ringing.items() if at <= before}
+        for attempt_id in due:
             del self._ringing[attempt_id]
-        if ripe:
-            self._batcher.put(_Ringing(ripe)).add_done_callback(_log_unwritten)
+        if due:
+            self._batcher.put(_Ringing(due)).add_done_callback(_log_unwritten)
         self._ringing_timer = (
             loop.call_later(RINGING_DELAY, self._write_ringing) if self._ringing else None
         )
 
     async def answered(self, attempt_id: str, answered_at: float) -> bool:
-        """Persist an answer. False: it is not persisted, so nothing may be played.
+        """Persist an answer. If it returns False, nothing may be played.
 
-        That is so when the claim is lost, when the database does not answer within
-        `ANSWER_PATIENCE`, and when it refuses this answer, which is logged.
+        False: the claim is lost, the database did not answer within `ANSWER_TIMEOUT`, or it refused
+        the answer, which is logged.
         """
         self._ringing.pop(attempt_id, None)
-        written = self._batcher.put(_Heard(attempt_id, answered_at))
+        written = self._batcher.put(_Answered(attempt_id, answered_at))
         loop = asyncio.get_running_loop()
-        timer = loop.call_later(ANSWER_PATIENCE, _give_up_answer, attempt_id, written)
+        timer = loop.call_later(ANSWER_TIMEOUT, _give_up_answer, attempt_id, written)
         try:
             return await written
         except Exception as fault:
@@ -139,11 +137,10 @@ class AttemptWriter:
             timer.cancel()
 
     async def settle(self, settlement: Settlement) -> bool:
-        """Make an attempt's end durable, however long the database takes, until `give_up`.
+        """Store an attempt's end, however long the database takes, until `give_up`.
 
-        One that the database refuses is written in a plain form, without what it may have been
-        refused for. False, and logged: it is not written, as the claim is lost or that was refused
-        too.
+        A settlement that the database refuses is written in its minimal form. Returns False, and
+        logs it, if the claim is lost or the minimal form is refused too.
         """
         about = {"attempt": settlement.attempt_id, "call": settlement.call_id}
         try:
@@ -159,14 +156,14 @@ class AttemptWriter:
         try:
             return await self._settle(plain)
         except Exception as fault:
-            # The recovery at the next start decides about it.
+            # Left to the recovery at the next start.
             _log_fault("attempt_left_open", fault, **about)
             return False
 
     async def keep_journal(self) -> None:
-        """Keep in the journal what the database has not taken for `JOURNAL_AFTER`; never returns.
+        """Write settlements to the journal that have waited `JOURNAL_AFTER`; never returns.
 
-        A process that is killed while the database is away then loses only the last seconds. The
+        A process that is killed during an outage of the database loses only the last seconds. The
         journal is cleared once all of its settlements are in the database.
         """
         while self._journal is not None:
@@ -196,10 +193,10 @@ class AttemptWriter:
             await self._clear_journal()
 
     async def give_up(self) -> None:
-        """Wait for the database no longer: what is unwritten goes to the journal, or is logged."""
+        """Stop waiting for the database: write what is unwritten to the journal, or log it."""
         self._given_up = True
         if not self._journaled <= self._unwritten.keys():
-            # Otherwise the next start would complain of entries that it can't apply.
+            # Some entries are in the database now; the next start would fail to apply them.
             await self._clear_journal()
         unwritten = list(self._unwritten.values())
         settlements = [one.settlement for one in unwritten]
@@ -260,7 +257,9 @@ class AttemptWriter:
     async def _write(self, items: Sequence[_Item]) -> Sequence[bool]:
         if self._given_up:
             raise UnavailableError("the service stops")
-        answered_at = {one.attempt_id: one.answered_at for one in items if isinstance(one, _Heard)}
+        answered_at = {
+            one.attempt_id: one.answered_at for one in items if isinstance(one, _Answered)
+        }
         rang_at = {
             key: at for one in items if isinstance(one, _Ringing) for key, at in one.rang_at.items()
         }
@@ -270,13 +269,13 @@ class AttemptWriter:
         def write(conn: Connection) -> tuple[set[str], set[str]]:
             if rang_at:
                 claims.mark_ringing(conn, self._lease, rang_at)
-            heard = claims.mark_answered(conn, self._lease, answered_at) if answered_at else set()
-            return heard, settling.settle(conn, self._lease, settlements, now)
+            marked = claims.mark_answered(conn, self._lease, answered_at) if answered_at else set()
+            return marked, settling.settle(conn, self._lease, settlements, now)
 
-        heard, settled = await self._database.write(write)
+        marked, settled = await self._database.write(write)
         return [
             isinstance(one, _Ringing)
-            or one.attempt_id in (heard if isinstance(one, _Heard) else settled)
+            or one.attempt_id in (marked if isinstance(one, _Answered) else settled)
             for one in items
         ]
 
@@ -289,41 +288,36 @@ def _log_unwritten(written: asyncio.Future[bool]) -> None:
 async def apply_journal(
     database: Database, dialer_id: str, journal: Journal, clock: Callable[[], float]
 ) -> None:
-    """Settle what an earlier process left in the journal, where it is still open; then empty it.
+    """Settle the attempts in the journal that are still open, then clear the journal.
 
-    To be called before the recovery. What can't be applied is logged. Raises UnavailableError, and
-    leaves the journal as it is, when the database can't be written.
+    Call it before the recovery. Settlements that can't be applied are logged. Raises
+    UnavailableError if the database can't be written; the journal then stays as it is.
     """
-    # Of several entries of an attempt the first counts: a later one is its minimal form.
+    # The first entry of an attempt counts: a later one is its minimal form.
     left = {one.attempt_id: one for one in reversed(await asyncio.to_thread(journal.open))}
     applied: set[str] = set()
 
-    async def settle(some: Sequence[Settlement]) -> None:
+    async def is_settled(some: Sequence[Settlement], event: str, **about: str) -> bool:
         now = clock()
-        applied.update(
-            await database.write(lambda conn: settling.settle_journaled(conn, dialer_id, some, now))
-        )
+        try:
+            applied.update(
+                await database.write(
+                    lambda conn: settling.settle_journaled(conn, dialer_id, some, now)
+                )
+            )
+        except UnavailableError:
+            raise
+        except Exception as fault:
+            _log_fault(event, fault, **about)
+            return False
+        return True
 
-    try:
-        await settle(list(left.values()))
-    except UnavailableError:
-        raise
-    except Exception as fault:
-        _log_fault("journal_applied_one_by_one", fault)
+    if not await is_settled(list(left.values()), "journal_applied_one_by_one"):
         for one in left.values():
-            try:
-                await settle([one])
-            except UnavailableError:
-                raise
-            except Exception as refused:
-                _log_fault("settlement_refused", refused, **log_fields(one))
+            about = log_fields(one)
+            if not await is_settled([one], "settlement_refused", **about):
                 plain = settling.minimal(one.attempt_id, one.call_id, one.result, clock())
-                try:
-                    await settle([plain])
-                except UnavailableError:
-                    raise
-                except Exception as also_refused:
-                    _log_fault("attempt_left_open", also_refused, **log_fields(one))
+                await is_settled([plain], "attempt_left_open", **about)
     for attempt_id, one in left.items():
         if attempt_id not in applied:
             log.error("settlement_not_applied", **log_fields(one))
@@ -333,7 +327,7 @@ async def apply_journal(
 
 
 def log_fields(one: Settlement) -> dict[str, str]:
-    """A settlement as the log shows it: no number, nothing that was keyed."""
+    """The fields of a settlement that the log shows: no phone number and no DTMF digits."""
     decision = one.decision
     then = decision.status.name if isinstance(decision, Finish) else "due again"
     return {
@@ -346,9 +340,8 @@ def log_fields(one: Settlement) -> dict[str, str]:
 
 
 def _log_fault(event: str, fault: Exception, **about: str) -> None:
-    # What a driver says goes without its statement and parameters, which may be private.
-    words = f"{type(fault).__name__}: {db_errors.first_line(fault)}"
-    log.error(event, fault=words, **about)
+    # Without the driver's statement and parameters, which may be private.
+    log.error(event, fault=f"{type(fault).__name__}: {db_errors.first_line(fault)}", **about)
 
 
 def _give_up_answer(attempt_id: str, written: asyncio.Future[bool]) -> None:

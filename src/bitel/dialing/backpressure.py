@@ -1,8 +1,8 @@
-"""When this machine carries as many calls as it can, and when there is room again.
+"""Backpressure: detects overload of this machine, with hysteresis.
 
-Three signs tell that more calls would be done badly. A sign begins the moment its figure reaches
-one limit, and ends once the figure has stayed at or below a second, lower one for `CALM` seconds:
-a figure that wavers between the two changes nothing. While any sign lasts no call is claimed.
+There are three signs of overload. A sign begins when its figure reaches one limit, and ends when
+the figure has stayed at or below a second, lower limit for `CALM` seconds. No call is claimed while
+there is any sign.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from typing import Final, Literal
 OverloadReason = Literal["late packets", "late loop", "waiting writes"]
 
 CALM: Final = 0.5
-"""Seconds for which a figure must have stayed low before its sign ends."""
+"""Seconds for which a figure must stay low before its sign ends."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadSample:
-    """How the machine fares at this moment."""
+    """The load of the machine at one moment."""
 
     packets_late: float = 0.0
-    """By how many milliseconds RTP leaves late; 0 while it does not."""
+    """Milliseconds by which RTP packets are sent late."""
     loop_late: float = 0.0
-    """By how many milliseconds the event loop is late for what is due."""
+    """Milliseconds by which the event loop runs timers late."""
     writes_waiting: int = 0
     """Units of work that wait for the database's writer."""
     messages_late: float = 0.0
-    """For how many milliseconds SIP messages have been waiting to be read; 0 while none do."""
+    """Milliseconds for which SIP messages have been waiting to be read."""
 
     def figure(self, sign: OverloadReason) -> float:
-        """The figure that `sign` is about."""
+        """The figure of `sign`."""
         match sign:
             case "late packets":
                 return self.packets_late
@@ -44,7 +44,7 @@ class LoadSample:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """At which figure a sign begins, and at or below which it may end; `ends` is the lower."""
+    """The figure at which a sign begins, and the lower one at or below which it may end."""
 
     begins: float
     ends: float
@@ -52,19 +52,18 @@ class Limit:
 
 LIMITS: Final[Mapping[OverloadReason, Limit]] = MappingProxyType(
     {
-        # A packet that is 20 ms late comes when the next one should; phones buffer 40 to 60 ms.
-        # The figure is what a tenth of a second's packets are later than.
+        # One packet interval; phones buffer 40 to 60 ms. The figure is the 90th percentile.
         "late packets": Limit(begins=20.0, ends=10.0),
-        # An answer waits for its ACK so long, and T1 is 500 ms.
+        # It delays the ACK of an answer, and T1 is 500 ms.
         "late loop": Limit(begins=200.0, ends=50.0),
-        # Four full transactions: whoever answers now waits for all of them.
+        # Four full transactions, for which a new answer has to wait.
         "waiting writes": Limit(begins=2000, ends=500),
     }
 )
 
 
 class Backpressure:
-    """The signs that last. Times are seconds; none lasts longer for a clock that is set back."""
+    """The present signs. Times are seconds; a clock that is set back prolongs no sign."""
 
     def __init__(self, limits: Mapping[OverloadReason, Limit] = LIMITS, calm: float = CALM) -> None:
         self._limits = limits
@@ -75,15 +74,15 @@ class Backpressure:
 
     @property
     def signs(self) -> frozenset[OverloadReason]:
-        """Those that last; empty: there is room."""
+        """The present signs; empty if there is no overload."""
         return frozenset(self._low_since)
 
     def seconds(self, now: float) -> float:
-        """For how long calls have been held back until now, all together."""
+        """Seconds for which there has been any sign until now, in total."""
         return self._seconds + (max(0.0, now - self._began_at) if self._low_since else 0.0)
 
     def look(self, load: LoadSample, now: float) -> bool:
-        """Take note of `load`; True where holding back begins or ends with it."""
+        """Update the signs; True if the overload begins or ends."""
         before = bool(self._low_since)
         for sign, limit in self._limits.items():
             self._look_at(sign, limit, load.figure(sign), now)

@@ -1,7 +1,7 @@
-"""The id of the newest attempt that a dialer has begun, in a file beside the database.
+"""A file beside the database with the id of the newest attempt that a dialer has begun.
 
-At the next start it is compared with the dialer's row: a database that does not know that attempt
-is from a backup, and would make the attempts since then again.
+It is compared with the dialer's row at the next start. A database without that attempt was restored
+from a backup, and dialling with it would repeat the calls made since.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ID: Final = re.compile(rb"[0-9a-f]{32}")
 
 
 class ClaimMark:
-    """The mark of one dialer. A file that is not there, or holds no id, means nothing."""
+    """The mark of one dialer. A missing or damaged file counts as no mark."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -28,7 +28,7 @@ class ClaimMark:
         self._newest = ""
 
     def read(self) -> str:
-        """The id; empty where there is none."""
+        """The id; empty if there is none."""
         try:
             content = self._path.read_bytes()
         except FileNotFoundError:
@@ -40,10 +40,10 @@ class ClaimMark:
         return found[0].decode() if found else ""
 
     def note(self, attempt_id: str) -> None:
-        """Write the id of an attempt whose claim is durable, before its INVITE leaves.
+        """Write the id of an attempt whose claim is durable, before its INVITE is sent.
 
-        It overwrites the few bytes of before, without waiting for the disk: after a power loss the
-        mark may be older than the database, which is not taken for a backup then.
+        Does not wait for the disk: after a power loss the mark may be older than the database,
+        which is harmless.
         """
         if attempt_id <= self._newest:
             return
@@ -57,13 +57,13 @@ class ClaimMark:
             log.error("claim_mark_not_written", path=str(self._path), fault=str(fault))
 
     def sync(self) -> None:
-        """Wait until the mark is on the disk; blocks."""
+        """Block until the mark is on the disk."""
         if self._file >= 0:
             with contextlib.suppress(OSError):
                 os.fdatasync(self._file)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1

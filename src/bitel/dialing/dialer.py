@@ -10,29 +10,27 @@ from bitel.domain.attempts import AttemptResult, DialRequest
 OnAnswered = Callable[[float], Awaitable[bool]]
 """Called once, with the time of the answer (Unix seconds), before the first packet of audio.
 
-True when it is durable that this person has heard us. False when the claim is lost: then the call
-must be ended at once and in silence.
+Returns True when the answer is durable. False: the call must be ended at once, without audio.
 """
-
 
 OnRinging = Callable[[float], None]
 """Called with the time (Unix seconds) of an attempt's first 18x, at most once."""
 
 
 def ignore_ringing(rang_at: float) -> None:
-    """Record no ringing."""
+    """An `OnRinging` that does nothing."""
 
 
 class Dialer(Protocol):
-    """Places calls, one attempt at a time per order, many orders at once."""
+    """Places calls; each `dial` makes one attempt, many may run at once."""
 
     @property
     def up(self) -> bool:
-        """Whether calls placed now have a chance to succeed."""
+        """Whether calls placed now may succeed."""
 
     @property
     def probing(self) -> bool:
-        """Whether a call placed now only tries out a trunk that has failed: one is enough."""
+        """Whether a call placed now would be a probe of a failed trunk: one is enough."""
 
     @property
     def paused_reason(self) -> str:
@@ -43,31 +41,33 @@ class Dialer(Protocol):
         """Whether any trunk has delivered a call."""
 
     def assume_worked(self) -> None:
-        """Take it that the trunks have delivered calls, as an earlier process has recorded."""
+        """Assume that the trunks have delivered calls, as an earlier process recorded."""
 
     def assume_paused(self, reason: str) -> None:
-        """Take it that the trunks refuse every call, as an earlier process has recorded; the next
-        call tries one."""
+        """Assume that the trunks refuse every call, as an earlier process recorded.
+
+        The next call probes one.
+        """
 
     async def start(self) -> None:
-        """Bind what needs binding. Raises BitelError in one sentence when that fails."""
+        """Bind sockets. Raises BitelError if that fails."""
 
     async def dial(
         self, request: DialRequest, on_answered: OnAnswered, on_ringing: OnRinging = ignore_ringing
     ) -> AttemptResult:
-        """Make one attempt and say what became of it. Never raises for what a far end does."""
+        """Make one attempt and return its result. Never raises for what the remote side does."""
 
     def cancel(self, attempt_id: str) -> None:
-        """End an attempt that is under way, by CANCEL or BYE; its `dial` then returns soon.
+        """End a running attempt by CANCEL or BYE; its `dial` then returns soon.
 
-        Where nobody had answered it returns Outcome.CALLED_OFF. No-op for an unknown attempt.
+        Its outcome is Outcome.CANCELED if it was not answered. No-op for an unknown attempt.
         """
 
     def abandon(self, attempt_id: str) -> None:
-        """End an attempt that another worker may have taken over, as `call_off` does.
+        """End an attempt that another worker may have taken over, as `cancel` does.
 
-        No INVITE is sent or repeated any more, so that no further phone begins to ring.
+        No INVITE is sent or retransmitted any more, so that no other phone begins to ring.
         """
 
     async def close(self) -> None:
-        """Release everything. Attempts must be over by then."""
+        """Release all resources, after the last attempt has ended."""

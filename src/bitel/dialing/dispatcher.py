@@ -1,9 +1,9 @@
-"""Dispatches the due calls of one dialer: claims them, has them dialled, and settles them.
+"""Dispatches the due calls of one dialer: claims them, has them dialled, and settles the results.
 
-The calls table is the queue. A dispatcher holds its dialer's lease, claims as many due calls as it
-has free channels and pace for, has each dialled in a task of its own, and settles what came of it.
-Everything that matters is durable before it happens: the claim before the INVITE, the answer
-before the audio, so that after a crash it is known how far each attempt had got.
+The calls table is the queue. A dispatcher holds its dialer's lease, claims as many due calls as
+free channels and the rate limit allow, has each dialled in a task of its own, and settles the
+result. The claim is durable before the INVITE, and the answer before the audio, so that the
+recovery after a crash knows how far each attempt had got.
 """
 
 from __future__ import annotations
@@ -45,58 +45,57 @@ from bitel.token_bucket import TokenBucket
 log = structlog.get_logger(__name__)
 
 STALE_CLAIM = 10.0
-"""A claim older than these seconds is handed back, not dialled: this process was held up."""
+"""Age in seconds from which a claim is requeued instead of dialled: this process was suspended."""
 
 REDIAL_MARGIN = 32.0
-"""Seconds past the ring time-out for which a forgotten INVITE may still be alive (64 × T1)."""
+"""Seconds past the ring time-out for which the INVITE of a dead process may live (64 × T1)."""
 
 RING_MARGIN = 5.0
-"""Seconds past the ring time-out for which an INVITE without a final response may ring a phone: its
-`Expires` ends that."""
+"""Seconds past the ring time-out after which the `Expires` of an INVITE has ended its ringing."""
 
 MESSAGES_LATE = 50.0
-"""Milliseconds that SIP messages may wait before no more calls are begun, until they are read.
-INVITEs whose answers are read later than T1 are sent again, and the more there is to read."""
+"""Milliseconds for which SIP messages may have waited; beyond, no call is begun until they are
+read. INVITEs whose responses are read later than T1 are retransmitted, which adds to the load."""
 
 BURST_SECONDS: Final = 0.1
-"""A pause earns at most this many seconds' worth of calls."""
+"""Burst of the rate limit: calls of so many seconds may start at once after a pause."""
 
 AT_ONCE: Final = 20
-"""Calls begun in one turn of the event loop, so that other work does not wait for all of them."""
+"""Calls begun in one turn of the event loop, so that other tasks run in between."""
 
 _POLL = 1.0
-_BEAT = 0.05
-"""Seconds from one look for calls to the next: each costs the database as much as 30 calls do."""
-_SPREAD = _BEAT / 2
-"""Seconds over which the calls of one claim are begun, where they are many."""
-# What was due a moment ago had expired, or another worker's transaction holds it.
-_LOOK_AGAIN = 0.05
+_CLAIM_INTERVAL = 0.05
+"""Seconds between two claims: each costs the database as much as 30 calls do."""
+_SPREAD = _CLAIM_INTERVAL / 2
+"""Seconds over which the calls of a large claim are begun."""
+_NOTHING_CLAIMED = 0.05
+"""Seconds until the next claim after due calls had expired, or were locked by another worker."""
 _RENEW = 5.0
 _AFTER_FAULT = 0.25
-"""Seconds until the database is tried again after it could not be used."""
+"""Seconds until the next try after the database could not be used."""
 _AFTER_BUG = 1.0
-"""The same after a fault of our own, which each try writes to the log."""
+"""The same after an unexpected error, which each try writes to the log."""
 CLAIMS_FAIL_AFTER: Final = 2.0
-"""Seconds for which claims must fail before that is shown to the outside."""
+"""Seconds for which claims must fail before `claims_fail` says so."""
 _CONFIRM = 3.0
 """Seconds in which the database must confirm the lease."""
 _CANCEL_PAUSE = 0.1
-_RELIEF = 0.25
-"""Seconds between two looks at whether there is room again."""
+_OVERLOAD_POLL = 0.25
+"""Seconds between two checks whether an overload is over."""
 
 ENDING_TIMEOUT: Final = 32.0
-"""Seconds that calls may take to end once they are hung up or cancelled (64 × T1)."""
+"""Seconds that calls may take to end after BYE or CANCEL (64 × T1)."""
 
 WRITING_TIMEOUT: Final = 2.0
-"""Seconds that the last ends may take to be written, before they go to the journal."""
+"""Seconds that the last results may take to be written, before they go to the journal."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a dialer may do: channels in use at once, calls started a second, seconds of ringing.
+    """A dialer's limits: channels in use, calls started per second, seconds of ringing.
 
-    The last `otp_channels` of the channels are for the OTP lane alone. `uncertain_redials` is how
-    often a call is redialled beyond its retries when a phone may have rung.
+    `otp_channels` of the channels are reserved for the OTP lane. `uncertain_redials` is how often a
+    call is redialled beyond its retries after failures in which a phone may have rung.
     """
 
     max_channels: int
@@ -107,7 +106,7 @@ class Limits:
 
     @property
     def burst(self) -> float:
-        """Calls that may start at once after a pause, so that a trunk sees no bursts."""
+        """Calls that may start at once after a pause."""
         return max(1.0, self.calls_per_second * BURST_SECONDS)
 
 
@@ -118,11 +117,11 @@ class Figures:
     claimed: int = 0
     """Attempts begun."""
     answered: int = 0
-    """Attempts whose answer was made durable, so that their recording could start."""
+    """Attempts whose answer was stored, so that their audio could start."""
     ended: Counter[Outcome] = field(default_factory=Counter)
-    """Attempts that are over, by what became of them."""
+    """Finished attempts, by outcome."""
     irregular: Counter[Irregularity] = field(default_factory=Counter)
-    """Attempts that are over, by what was irregular about them."""
+    """Finished attempts, by irregularity."""
 
 
 @dataclass(slots=True)
@@ -131,9 +130,10 @@ class _Running:
     claimed_at: float
     """By the monotonic clock, before the claim was written."""
     task: asyncio.Task[None] | None = None
-    hand_back: bool = False
+    requeue: bool = False
+    """Requeue the call if the attempt ends unanswered: the service is draining."""
     ended: bool = False
-    """The attempt is over, and waits for that to be written."""
+    """The attempt is over, and its result is being written."""
     rang_at: float | None = None
 
 
@@ -157,8 +157,8 @@ class Dispatcher:
         monotonic: Callable[[], float] = time.monotonic,
         ahead: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        """`clock` gives the Unix seconds of all stored times, `ahead` the seconds by which the
-        system clock, which calling windows follow, is ahead of it."""
+        """`clock` gives the Unix seconds of stored times, `ahead` the seconds by which the system
+        clock, which calling windows use, is ahead of it."""
         self.figures = Figures()
         self.pressure = Backpressure()
         self.recording_faults = recording_faults or RecordingFaults(dialer_id, monotonic)
@@ -182,14 +182,15 @@ class Dispatcher:
         self._wake_event = asyncio.Event()
         self._cancel_event = asyncio.Event()
         self._otp_running = 0
-        self._more_due = False  # for all we know
+        self._more_due = False
+        """Whether the last claim took all that it might, so that more calls are probably due."""
         self._doubtful: set[float] = set()
-        """When claims were made of which it is not known whether they are durable (Unix s)."""
+        """Times (Unix seconds) of claims whose COMMIT was not confirmed."""
         self._failing_since: float | None = None
-        """When claims began to fail (monotonic); None: the last one did not."""
+        """When claims began to fail (monotonic); None if the last one succeeded."""
         self._draining = False
-        self._claims_no_more = asyncio.Event()
-        self._claims_no_more.set()
+        self._claiming_ended = asyncio.Event()
+        self._claiming_ended.set()
         self._drained = asyncio.Event()
         self._lease_lost = asyncio.Event()
         self._lease = Lease(dialer_id, worker, 0)  # none, until `take_over`
@@ -197,23 +198,23 @@ class Dispatcher:
 
     @property
     def dialer_id(self) -> str:
-        """Whose calls these are."""
+        """The dialer whose calls are dispatched."""
         return self._dialer_id
 
     @property
     def max_channels(self) -> int:
-        """How many channels there are."""
+        """The number of channels."""
         return self._limits.max_channels
 
     @property
     def held_back(self) -> float:
-        """Seconds for which no calls were claimed for want of room on this machine, in all."""
+        """Seconds for which no calls were claimed because of overload, in total."""
         return self.pressure.seconds(self._monotonic())
 
     @property
     def claims_fail(self) -> bool:
-        """Whether for `CLAIMS_FAIL_AFTER` seconds every claim has failed, or an end of an attempt
-        could not be written: such ends keep their channels, until there is none for a claim."""
+        """Whether for `CLAIMS_FAIL_AFTER` seconds every claim has failed or a result could not be
+        written: an attempt keeps its channel until its result is written."""
         since = self._failing_since
         if since is not None and self._monotonic() - since >= CLAIMS_FAIL_AFTER:
             return True
@@ -229,8 +230,8 @@ class Dispatcher:
     async def change(self, limits: Limits, tariff: Tariff) -> None:
         """Use other limits and prices from now on. `ring_timeout` must stay the same.
 
-        With fewer channels than are in use, calls that run go on, and no call is begun until
-        enough of them are over.
+        If more channels are in use than allowed, running calls continue, and new ones start after
+        enough of them have ended.
         """
         assert limits.ring_timeout == self._limits.ring_timeout
         if self._journal is not None:
@@ -240,7 +241,7 @@ class Dispatcher:
         self.wake()
 
     def wake(self) -> None:
-        """Look at once for calls that are due and for attempts to cancel."""
+        """Check at once for due calls and for attempts to cancel."""
         self._wake_event.set()
         self._cancel_event.set()
 
@@ -250,12 +251,12 @@ class Dispatcher:
         return self._worker
 
     async def take_over(self, terms: TakeOverTerms = TakeOverTerms()) -> Recovered:  # noqa: B008 # immutable
-        """Become the one worker of this dialer, and decide what earlier workers left undone.
+        """Take the dialer's lease, and recover the open attempts of earlier workers.
 
-        Raises LostLease where the dialer's row is not what `terms` expect.
+        Raises LostLease if the dialer's row is not what `terms` expect.
         """
         ring_timeout = self._limits.ring_timeout
-        # A claim is dialled within STALE_CLAIM, and no INVITE leaves once the ring time is over.
+        # A claim is dialled within STALE_CLAIM; no INVITE is sent after the ring time-out.
         redial_after, last_invite = ring_timeout + REDIAL_MARGIN, STALE_CLAIM + ring_timeout
         if self._journal is not None:
             await apply_journal(self._database, self._dialer_id, self._journal, self._clock)
@@ -263,7 +264,7 @@ class Dispatcher:
 
         def work(conn: Connection) -> tuple[Lease, Recovered]:
             now = self._clock()
-            # Before the attempts that are open in it are dealt with.
+            # Before the recovery, which makes calls due again.
             pausing.pause_if_older(conn, self._dialer_id, mark, now)
             return recovery.take_over(
                 conn, self._dialer_id, self._worker, now, redial_after, last_invite, terms
@@ -281,13 +282,13 @@ class Dispatcher:
         return recovered
 
     async def release(self) -> None:
-        """Give the lease back, after `run`. Raises UnavailableError."""
+        """Release the lease, after `run`. Raises UnavailableError."""
         await self._database.write(lambda conn: leases.release(conn, self._lease))
 
     async def confirm_lease(self) -> bool:
-        """Whether the lease still holds; False also where the database can't say within 3 s.
+        """Whether the lease still holds; False also if the database does not answer within 3 s.
 
-        A lease that is lost makes `run` hang up every call and raise LostLease.
+        If the lease is lost, `run` hangs up every call and raises LostLease.
         """
         lease = self._lease
         try:
@@ -301,7 +302,7 @@ class Dispatcher:
         return row.epoch == lease.epoch
 
     async def run(self) -> None:
-        """Dial what is due, until `drain` is over. Raises LostLease when another took over."""
+        """Dial due calls until `drain` has ended. Raises LostLease if another worker took over."""
         tasks = [
             asyncio.create_task(self._claim_until_drained()),
             asyncio.create_task(self._keep_lease()),
@@ -326,24 +327,24 @@ class Dispatcher:
 
     @property
     def lost(self) -> int:
-        """Ends of attempts that `drain` could store nowhere."""
+        """Results of attempts that could be stored neither in the database nor in the journal."""
         return self._attempts.lost
 
     async def drain(self, timeout: float) -> None:
-        """Claim no more; let calls run for `timeout` seconds, then end them; wait for the rest.
+        """Stop claiming, let calls run for `timeout` seconds, then end them.
 
-        Attempts that were not answered by then go back to be dialled later. This takes no longer
-        than `timeout` + `ENDING_TIMEOUT` + `WRITING_TIMEOUT` + a second, whatever the database
-        does: what it can't take goes to the journal, or is logged and left to the recovery.
+        Calls whose attempts are still unanswered then are requeued. Takes at most `timeout` +
+        `ENDING_TIMEOUT` + `WRITING_TIMEOUT` + 1 s, with or without a database: results that it does
+        not take go to the journal, or are logged and left to the recovery.
         """
         loop = asyncio.get_running_loop()
         self._draining = True
         self.wake()
         end = loop.time() + timeout
-        # A claim that was under way is durable by now: its calls end, or go back, like all others.
+        # The calls of a claim in progress end, or are requeued, like all others.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(end):
-                await self._claims_no_more.wait()
+                await self._claiming_ended.wait()
         await self._finish_until(end)
         await self._attempts.finish()
         self._drained.set()
@@ -358,16 +359,16 @@ class Dispatcher:
             return
         log.info("drain_ends_calls", dialer=self._dialer_id, calls=len(late))
         for attempt_id, running in list(self._running.items()):
-            running.hand_back = True
+            running.requeue = True
             self._dialer.cancel(attempt_id)
         end = loop.time() + ENDING_TIMEOUT
         while not all(one.ended for one in self._running.values()) and loop.time() < end:
-            await asyncio.wait(late, timeout=_BEAT)
+            await asyncio.wait(late, timeout=_CLAIM_INTERVAL)
         await asyncio.wait(late, timeout=WRITING_TIMEOUT)
         await self._give_up()
 
     async def _give_up(self) -> None:
-        """Wait no longer for attempts, nor for what is unwritten of them."""
+        """Stop waiting for attempts and for the writing of their results."""
         await self._attempts.give_up()
         for running in self._running.values():
             if not running.ended:
@@ -380,18 +381,18 @@ class Dispatcher:
             await asyncio.wait(left, timeout=_POLL)
 
     async def _claim_until_drained(self) -> None:
-        self._claims_no_more.clear()
+        self._claiming_ended.clear()
         try:
-            await self._claim_what_is_due()
+            await self._claim_repeatedly()
         finally:
-            self._claims_no_more.set()
+            self._claiming_ended.set()
         await self._drained.wait()
 
-    async def _claim_what_is_due(self) -> None:
+    async def _claim_repeatedly(self) -> None:
         loop = asyncio.get_running_loop()
         while not self._draining:
             self._wake_event.clear()
-            beat = loop.time() + _BEAT
+            next_claim = loop.time() + _CLAIM_INTERVAL
             try:
                 pause = await self._claim_due()
             except UnavailableError as fault:
@@ -401,7 +402,7 @@ class Dispatcher:
             except LostLease:
                 raise
             except Exception:
-                # A row that can't be read, say. Calls that run must not be cut off for it.
+                # For example a row that can't be read; running calls must go on.
                 log.exception("claim_broke", dialer=self._dialer_id)
                 self._failing_since = self._failing_since or self._monotonic()
                 pause = 0.0
@@ -410,19 +411,18 @@ class Dispatcher:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(pause):
                         await self._wake_event.wait()
-            await asyncio.sleep(beat - loop.time())
+            await asyncio.sleep(next_claim - loop.time())
 
     async def _claim_due(self) -> float:
-        """Claim and start what may start now; the seconds until it is worth looking again."""
+        """Claim and start the calls that may start now; returns the seconds until the next try."""
         if self._doubtful:
             await self._undo_doubtful()
-        # Pace and pauses are by a clock that no correction of the wall clock sets back.
         now = self._monotonic()
         load = self._load()
-        if self._is_held_back(load, now):
-            return _RELIEF
+        if self._is_overloaded(load, now):
+            return _OVERLOAD_POLL
         if load.messages_late > MESSAGES_LATE:
-            return _BEAT
+            return _CLAIM_INTERVAL
         wait = self.recording_faults.wait()
         if wait > 0:
             return min(wait, _POLL)
@@ -445,7 +445,7 @@ class Dispatcher:
             )
             self._failing_since = None
             self._note_pause(paused)
-            # What expires meanwhile is ended with the renewal of the lease.
+            # Calls that expire meanwhile are ended with the renewal of the lease.
             at = None if paused.reason else due.earliest
             wait = _POLL if at is None else at - self._clock()
             if wait > 0:
@@ -470,8 +470,8 @@ class Dispatcher:
                 await asyncio.sleep(_SPREAD * AT_ONCE / len(claimed))
         if claimed:
             return 0.0
-        # Calls of a project that is paused stay due.
-        return _POLL if self._paused.projects else _LOOK_AGAIN
+        # Calls of a paused project stay due.
+        return _POLL if self._paused.projects else _NOTHING_CLAIMED
 
     def _note_pause(self, paused: InForce) -> None:
         if paused.reason != self._paused.reason:
@@ -482,9 +482,9 @@ class Dispatcher:
         self._paused = paused
 
     def _room(self, allowed: int) -> Room:
-        """The share of each kind of `allowed` calls.
+        """How many of `allowed` calls may be of each lane.
 
-        One-time passwords use their own channels first, and at most half of the others.
+        OTP calls use their own channels first, and at most half of the shared ones.
         """
         shared = self._limits.max_channels - self._limits.otp_channels
         otp = self._otp_running
@@ -494,7 +494,7 @@ class Dispatcher:
         return Room(allowed, min(allowed, max(0, others)), max(0, min(allowed, otp_most)))
 
     async def _undo_doubtful(self) -> None:
-        """Hand back what was claimed by a COMMIT whose answer was lost, and so never dialled."""
+        """Requeue calls that were claimed by a COMMIT that was not confirmed, so never dialled."""
         undone = await self._database.write(
             lambda conn: claims.undo(conn, self._lease, self._doubtful, self._running)
         )
@@ -502,8 +502,7 @@ class Dispatcher:
             log.warning("claims_handed_back", dialer=self._dialer_id, claims=undone)
         self._doubtful.clear()
 
-    def _is_held_back(self, load: LoadSample, now: float) -> bool:
-        """Whether the machine has no room for more calls; they wait in the queue then."""
+    def _is_overloaded(self, load: LoadSample, now: float) -> bool:
         pressure = self.pressure
         if pressure.look(load, now):
             if pressure.signs:
@@ -566,19 +565,19 @@ class Dispatcher:
     async def _dial(self, running: _Running) -> Settlement:
         claim = running.claim
         if self._draining:
-            return self._hand_back(claim, "the service was stopped")
+            return self._requeue(claim, "the service was stopped")
         if self._monotonic() - running.claimed_at > STALE_CLAIM:
-            return self._hand_back(claim, "the claim was stale before it was dialled")
+            return self._requeue(claim, "the claim was stale before it was dialled")
         if not self._tariff.prices(claim.e164):
-            # The tariff has changed since it was placed; the call would cost us and nobody else.
+            # The tariff has changed since the call was placed.
             return self._unpriced(claim)
-        reached = False
+        is_answered = False
 
         async def answered(answered_at: float) -> bool:
-            nonlocal reached
-            reached = await self._attempts.answered(claim.attempt_id, answered_at)
-            self.figures.answered += reached
-            return reached
+            nonlocal is_answered
+            is_answered = await self._attempts.answered(claim.attempt_id, answered_at)
+            self.figures.answered += is_answered
+            return is_answered
 
         def ringing(rang_at: float) -> None:
             running.rang_at = rang_at
@@ -587,27 +586,26 @@ class Dispatcher:
         try:
             result = await self._dialer.dial(claim, answered, ringing)
         except Exception:
-            # A fault of our own. A call that was answered is not made again; any other may have
-            # rung, so that a fault which always comes back must not ring it again and again.
+            # UNCERTAIN bounds the redials: a bug that always recurs must not ring a phone forever.
             log.exception("attempt_failed", attempt=claim.attempt_id, number=masked(claim.e164))
             result = AttemptResult(
-                Outcome.INTERRUPTED if reached else Outcome.UNCERTAIN,
+                Outcome.INTERRUPTED if is_answered else Outcome.UNCERTAIN,
                 started_at=claim.started_at,
                 ended_at=self._clock(),
                 detail="a fault inside the dialer",
             )
-        is_ours = running.hand_back and result.outcome is Outcome.CANCELED
+        is_ours = running.requeue and result.outcome is Outcome.CANCELED
         if is_ours and (running.rang_at is None or result.answered_at is not None):
-            # Its INVITE may have been sent, so it is not repeated the moment the service is back.
-            return self._hand_back(claim, "the service was stopped", claim.rule.retry_interval)
+            # Its INVITE may have been sent, so the redial waits for the retry interval.
+            return self._requeue(claim, "the service was stopped", claim.rule.retry_interval)
         try:
             rule = claim.rule._replace(
                 uncertain_redials=self._limits.uncertain_redials,
                 longest_ring=self._limits.ring_timeout + RING_MARGIN,
             )
-            # A service that is restarted again and again must not ring a phone each time.
-            judged = result._replace(outcome=Outcome.UNCERTAIN) if is_ours else result
-            decision = decide(rule, judged)
+            # UNCERTAIN bounds the redials: repeated restarts must not ring a phone each time.
+            counted = result._replace(outcome=Outcome.UNCERTAIN) if is_ours else result
+            decision = decide(rule, counted)
             bill = self._tariff.bill(claim.e164, result)
         except Exception:
             log.exception("attempt_not_decided", attempt=claim.attempt_id, call=claim.call_id)
@@ -621,15 +619,14 @@ class Dispatcher:
         decision = Finish(CallStatus.ERROR, why)
         return Settlement(claim.attempt_id, claim.call_id, result, decision)
 
-    def _hand_back(self, claim: Claim, why: str, wait: float = 0.0) -> Settlement:
-        """The end of an attempt given up for our own reasons: its call is due in `wait` seconds."""
+    def _requeue(self, claim: Claim, why: str, delay: float = 0.0) -> Settlement:
+        """Ends an attempt for reasons of the service; its call is due again in `delay` seconds."""
         now = self._clock()
         result = AttemptResult(Outcome.CANCELED, claim.started_at, now, detail=why)
-        decision = Requeue(now + wait)
-        return Settlement(claim.attempt_id, claim.call_id, result, decision, NOTHING)
+        return Settlement(claim.attempt_id, claim.call_id, result, Requeue(now + delay), NOTHING)
 
     async def _watch_for_cancels(self) -> None:
-        """End what its client has called off, while it rings or plays."""
+        """End running attempts whose calls were cancelled by their client."""
         while True:
             self._cancel_event.clear()
             if self._running:
@@ -647,7 +644,7 @@ class Dispatcher:
                 for attempt_id in wanted:
                     if attempt_id in self._running:
                         self._dialer.cancel(attempt_id)
-                # However often the bell rings, one look covers all that came before it.
+                # Requests that come meanwhile share the next query.
                 await asyncio.sleep(_CANCEL_PAUSE)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_POLL):

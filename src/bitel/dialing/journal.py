@@ -1,10 +1,9 @@
-"""A file that holds the ends of attempts which the database could not take before the exit.
+"""The journal: a preallocated file of settlements that the database did not take in time.
 
-It is made as large as it may ever have to be when the dialer starts, with zeros, so that it can be
-written on a disk that is full by then. After a fixed head come entries, each with its length and
-checksum; a length of zero ends them. Once all of their settlements are in the database, they are
-overwritten with zeros. An entry is an attempt's settlement as JSON,
-without the number that was called.
+The file is created at its full size, filled with zeros, when the dialer starts, so that it can be
+written while the disk is full. A fixed header is followed by entries, each with its length and
+checksum; a length of zero ends them. Once all settlements are in the database, they are
+overwritten with zeros. An entry is a settlement as JSON, without the phone number.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ from bitel.store.settling import Settlement
 log = structlog.get_logger(__name__)
 
 _HEAD: Final = b"bitel-unsettled1"
-_FRAME: Final = struct.Struct(">II")  # length and CRC-32 of what follows
+_FRAME: Final = struct.Struct(">II")  # length and CRC-32 of the payload
 _END: Final = bytes(_FRAME.size)
 
 ENTRY_BYTES: Final = 1024
-"""Bytes of an entry, at most. A longer one is written without its free text and digits."""
+"""Maximum size of an entry. A longer one is written without its free text and digits."""
 
 _VERDICTS: Final[dict[str, type[Finish] | type[RetryAt] | type[Requeue]]] = {
     "final": Finish,
@@ -50,7 +49,7 @@ class Journal:
     """The file of one dialer. Its methods block, and may be called from any thread."""
 
     def __init__(self, path: Path, capacity: int) -> None:
-        """`capacity` is how many settlements it must be able to hold."""
+        """`capacity` is the number of settlements that fit."""
         self._path = path
         self._size = len(_HEAD) + capacity * ENTRY_BYTES + len(_END)
         self._file = -1
@@ -58,9 +57,9 @@ class Journal:
         self._lock = threading.Lock()
 
     def grow(self, capacity: int) -> None:
-        """Have room for so many settlements from now on; it never shrinks.
+        """Enlarge the file for so many settlements; it never shrinks.
 
-        Where the disk has no room for that, it is logged, and the journal stays as it is.
+        If the disk is full, that is logged, and the journal stays as it is.
         """
         with self._lock:
             before, size = self._size, len(_HEAD) + capacity * ENTRY_BYTES + len(_END)
@@ -77,14 +76,14 @@ class Journal:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing in it."""
+        """Whether it has no entries."""
         return self._at == len(_HEAD)
 
     def open(self) -> list[Settlement]:
-        """Make the file if there is none, and read what an earlier process left in it.
+        """Create the file if needed, and read the settlements that an earlier process left.
 
-        Where that fails, or another process has it open, that is logged, and the journal can hold
-        nothing. Entries behind one that is damaged are lost, which is logged too.
+        If that fails, or another process has it open, that is logged, and `append` holds nothing.
+        Entries after a damaged one are lost, which is logged too.
         """
         with self._lock:
             try:
@@ -95,7 +94,7 @@ class Journal:
                 return []
 
     def append(self, settlements: Sequence[Settlement]) -> list[Settlement]:
-        """Write settlements to the disk, after those in the file. Returns those it can't hold."""
+        """Append settlements and wait for the disk. Returns those that do not fit."""
         with self._lock:
             if self._file < 0:
                 return list(settlements)
@@ -125,13 +124,13 @@ class Journal:
             try:
                 self._write(bytes(self._at - len(_HEAD)), len(_HEAD))
             except OSError as fault:
-                # What stays is tried again at the next start, and is settled by then.
+                # The next start tries to apply the entries, and finds them settled.
                 log.error("journal_not_written", path=str(self._path), fault=str(fault))
             else:
                 self._at = len(_HEAD)
 
     def close(self) -> None:
-        """Let go of the file. Closing twice is one close."""
+        """Close the file. Idempotent."""
         with self._lock:
             self._close()
 
@@ -144,7 +143,7 @@ class Journal:
     def _open(self) -> list[Settlement]:
         if self._file < 0:
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            # A worker that has lost its dialer may still run beside us.
+            # A worker that has lost its lease may still be running.
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         size = os.fstat(self._file).st_size
         content = os.pread(self._file, size, 0)
@@ -158,8 +157,7 @@ class Journal:
         return found
 
     def _grow(self, size: int) -> None:
-        # Zeros that were written need no more space when they are overwritten; a mere allocation
-        # may, where the file system has to note which part of it was written.
+        # Zeros are written, since overwriting space that is only allocated may need more metadata.
         os.posix_fallocate(self._file, 0, self._size)
         zeros = bytes(min(1 << 20, self._size - size))
         for at in range(size, self._size, len(zeros)):
@@ -179,9 +177,9 @@ class Journal:
 
 
 def _read(content: bytes) -> tuple[list[Settlement], int, str]:
-    """The settlements in a file, how many of its bytes they take, and what is wrong with the rest.
+    """The settlements in a file, the bytes that they take, and what is wrong with the rest, if any.
 
-    Where something is wrong, all of the file counts as taken, so that `clear` cleans it.
+    If the file is damaged, all of it counts as taken, so that `clear` overwrites it.
     """
     found: list[Settlement] = []
     at = len(_HEAD)

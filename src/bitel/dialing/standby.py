@@ -1,13 +1,13 @@
-"""Decides when a process may take over a dialer: never from a worker that is alive.
+"""Decides when a process may take over a dialer: only from a worker that is dead.
 
-There are two signs of life. Within one `data_dir` the worker holds a lock on a file, which the
-kernel releases when the process ends, however it ends. A process that gets the lock, and finds this
-`data_dir` (its installation) in the dialer's row, knows that the former worker is dead, and need
-not wait. Between several installations that share a database there is only the heartbeat, `seen_at`
-in that row. A standby takes over when it has seen no heartbeat for `HEARTBEAT_TIMEOUT` seconds by
-its own monotonic clock, so neither the difference between two machines' clocks nor a step of one
-matters. The database must have answered in time throughout, and taken writes towards the end: one
-that is frozen or read-only hides the heartbeats of a worker that is alive.
+Two things show that a worker is alive. Within one `data_dir` it holds a lock on a file, which the
+kernel releases when the process ends. A process that gets the lock, and finds this `data_dir` (its
+installation) in the dialer's row, knows that the former worker is dead, and takes over at once.
+Installations that share a database have only the heartbeat, `seen_at` in that row. A standby takes
+over after `HEARTBEAT_TIMEOUT` seconds without a heartbeat by its own monotonic clock, so neither
+clock differences between machines nor steps of a clock matter. During that time the database must
+have answered promptly, and taken writes towards the end: a frozen or read-only database would hide
+the heartbeats.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from bitel.store.database import Connection, Database
 from bitel.store.leases import Holder, TakeOverTerms
 
 POLL: Final = 2.0
-"""Seconds between two looks of a standby."""
+"""Seconds between two checks by a standby."""
 
 HEARTBEAT_TIMEOUT: Final = 20.0
 """Seconds without a heartbeat after which another installation's worker counts as dead. It sends
 one every 5 s."""
 
 PROBE_AFTER: Final = 12.0
-"""Seconds without a heartbeat after which looks are writes."""
+"""Seconds without a heartbeat after which checks are writes."""
 
 LONGEST_LOOK: Final = 3.0
-"""Seconds that a look may take, or begin late; otherwise the measurement begins anew."""
+"""Seconds that a check may take, or start late; beyond, the measurement starts again."""
 
 _INSTALLATION: Final = re.compile(r"[0-9a-f]{32}")
 
@@ -51,11 +51,12 @@ class DialerLock:
         self._file: int | None = None
 
     def acquire(self) -> bool:
-        """Take the lock, unless another process has it. Raises BitelError where none can be had."""
+        """Take the lock; False if another process has it. Raises BitelError if the file can't be
+        locked."""
         if self._file is not None:
             return True
         try:
-            # Not inherited by child processes: a sender that outlives its parent holds no lock.
+            # O_CLOEXEC: an RTP sender that outlives its parent must not hold the lock.
             file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -70,16 +71,16 @@ class DialerLock:
         return True
 
     def release(self) -> None:
-        """Let another process take the lock."""
+        """Release the lock."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
 
 
 def installation_of(data_dir: Path) -> str:
-    """The identifier of a `data_dir`, 32 hex digits; made with the first call.
+    """The identifier of a `data_dir`, 32 hex digits; created on the first call.
 
-    Raises BitelError where it can neither be read nor written.
+    Raises BitelError if it can neither be read nor written.
     """
     path = data_dir / "installation"
     made = data_dir / f"installation.{os.getpid()}"
@@ -91,7 +92,7 @@ def installation_of(data_dir: Path) -> str:
                     return found
                 path.unlink()  # cut short by a crash
             made.write_text(secrets.token_hex(16) + "\n")
-            # Of two processes that start at once, one makes it and both read it.
+            # If two processes start at once, one creates it and both read it.
             with contextlib.suppress(FileExistsError):
                 os.link(made, path)
             made.unlink()
@@ -101,12 +102,10 @@ def installation_of(data_dir: Path) -> str:
 
 
 class HeartbeatMonitor:
-    """Measures for how long a dialer's heartbeat has been missing: its row stays the same.
+    """Measures for how long a dialer's row has shown no new heartbeat. Times are monotonic seconds.
 
-    Times are monotonic seconds.
-
-    Two looks that lie further apart than `longest_gap` are not joined: in between this process may
-    have been paused, and the worker with it.
+    A gap of more than `longest_gap` between two checks restarts the measurement: this process may
+    have been suspended, and the worker with it.
     """
 
     def __init__(self, longest_gap: float) -> None:
@@ -118,23 +117,23 @@ class HeartbeatMonitor:
         self._last = 0.0
 
     def observe(self, holder: Holder, asked_at: float, answered_at: float) -> None:
-        """Note what a look found that was begun and answered at these times."""
+        """Record the row that a query found, which was sent and answered at these times."""
         late = answered_at - asked_at > LONGEST_LOOK or asked_at - self._last > self._longest_gap
         if late or holder != self._holder:
             self._holder, self._since = holder, answered_at
         self._last = answered_at
-        # The row is known to have been the same from the first answer to the last question.
+        # The row is known to be unchanged from the first answer to the last query.
         self.seconds = max(0.0, asked_at - self._since)
 
     def reset(self) -> None:
-        """Measure anew from the next look on."""
+        """Start the measurement again with the next `observe`."""
         self._holder, self.seconds = None, 0.0
 
 
 class Standby:
-    """Says when this process may take over one dialer. Made for each dialer of a process.
+    """Decides when this process may take over one dialer.
 
-    `clock` gives Unix seconds, `monotonic` seconds that only move forward. Raises BitelError where
+    `clock` gives Unix seconds, `monotonic` those of a monotonic clock. Raises BitelError if
     `data_dir` can't be used.
     """
 
@@ -149,7 +148,7 @@ class Standby:
     ) -> None:
         self.dialer_id = dialer_id
         self.holder = Holder()
-        """The dialer's row when it was last looked at."""
+        """The dialer's row at the last check."""
         self.lock = DialerLock(data_dir / f"dialer-{dialer_id}.lock")
         self._installation = installation_of(data_dir)
         self._worker = worker
@@ -159,22 +158,23 @@ class Standby:
         self._heartbeat = HeartbeatMonitor(POLL + LONGEST_LOOK)
 
     async def look(self) -> TakeOverTerms | None:
-        """The terms on which to take over now; None: wait, and look again after `POLL` seconds.
+        """Check once: the terms for a take-over now; None: check again after `POLL` seconds.
 
-        Whether the terms are returned or not, this process keeps the lock once it has it. Raises
-        UnavailableError where the database can't be read.
+        The lock is kept once it is taken, also if None is returned. Raises UnavailableError if the
+        database can't be read.
         """
         locked = self.lock.acquire()
-        work = leases.probe if locked and self._heartbeat.seconds >= PROBE_AFTER else leases.holder
-        ask = self._database.write if work is leases.probe else self._database.read
+        is_probe = locked and self._heartbeat.seconds >= PROBE_AFTER
+        query = leases.probe if is_probe else leases.holder
+        run = self._database.write if is_probe else self._database.read
         asked_at = self._monotonic()
         try:
-            row = self.holder = await ask(lambda conn: work(conn, self.dialer_id))
+            row = self.holder = await run(lambda conn: query(conn, self.dialer_id))
         except BaseException:
             self._heartbeat.reset()
             raise
         if not locked:
-            # The worker runs on this machine, or is stopped and may continue at any time.
+            # The worker runs on this machine, or is suspended and may continue at any time.
             self._heartbeat.reset()
             return None
         if row.installation is None or row.installation == self._installation:
@@ -182,19 +182,19 @@ class Standby:
         self._heartbeat.observe(row, asked_at, self._monotonic())
         if self._heartbeat.seconds < HEARTBEAT_TIMEOUT:
             return None
-        # Such a worker may be alive, cut off from the database, and still about to dial.
-        # Its heartbeat was at the start of that time, or before: its clock is ahead by so much.
+        # The worker may be alive, cut off from the database, and still about to dial. Its last
+        # heartbeat was before the measured time, which bounds how far its clock is ahead.
         ahead = row.seen_at - (self._clock() - self._heartbeat.seconds)
         return TakeOverTerms(self._installation, row, former_ended=False, former_ahead=ahead)
 
     def reset(self) -> None:
-        """Measure the time without a heartbeat anew: a take-over has failed."""
+        """Restart the measurement of the heartbeat, after a take-over that failed."""
         self._heartbeat.reset()
 
     async def fence(self) -> TakeOverTerms:
-        """Take the lease from a worker that may be alive; the terms for when it is gone.
+        """Take the lease from a worker that may be alive; the terms for a take-over after its end.
 
-        It stops when it finds out, at its next write or heartbeat.
+        That worker stops at its next write or heartbeat.
         """
         now = self._clock()
 

@@ -1,17 +1,15 @@
-"""What a finished attempt means: SIP responses and Q.850 causes, sorted into outcomes.
+"""Attempts: requests, results, and the classification of SIP responses and Q.850 causes.
 
-A carrier says the same thing in many ways. `classify` is the one place that decides which outcome
-a failure is; `retry.py` decides what follows from it. What matters most is whether the phone rang:
+`classify` decides which outcome a failure is; `retry.py` decides what follows from it. It depends
+mostly on whether the phone rang:
 
-- Refused for good: this call must not be made again, whatever came before.
-- The person's own answer (486, 600, 603): busy, whatever Q.850 cause comes with it.
-- Rang (an 18x came): a person was disturbed, so any other failure counts as an attempt that was
-  not answered, and no Q.850 cause changes that. Only "there is no such number" stays what it is,
-  since carriers announce that in 183 early media.
-- Not rung: a Q.850 cause (ITU-T Q.850 §2.2.7) in a `Reason` header (RFC 3326) decides before a 4xx
-  or 5xx, which are the network's. Trunk trouble is uncertain where the phone may have rung all the
-  same: another provisional response came, and the failure only seconds later; or the connection
-  broke when the carrier had the INVITE.
+- Refused for good: the call must not be repeated.
+- The callee's own response (486, 600, 603): busy, whatever the Q.850 cause.
+- Rang (an 18x came): any other failure counts as not answered, whatever the Q.850 cause. Only an
+  unknown number stays that, since carriers announce it in 183 early media.
+- Not rung: a Q.850 cause (ITU-T Q.850 §2.2.7) in a `Reason` header (RFC 3326) takes precedence over
+  a 4xx or 5xx. Trunk trouble is uncertain if the phone may have rung: the failure came seconds
+  after another provisional response, or the connection broke after the carrier had the INVITE.
 """
 
 from __future__ import annotations
@@ -24,9 +22,9 @@ from typing import Final, Literal, NamedTuple
 
 
 class Outcome(enum.Enum):
-    """What became of one attempt."""
+    """The outcome of one attempt."""
 
-    __hash__ = object.__hash__  # there is one of each; Enum's own hashes the name, in Python
+    __hash__ = object.__hash__  # members are singletons; Enum's own __hash__ is Python code
 
     ANSWERED = "answered"
     BUSY = "busy"
@@ -35,18 +33,18 @@ class Outcome(enum.Enum):
     REFUSED = "refused by policy"
     MEDIA_MISMATCH = "media mismatch"
     TRUNK_TROUBLE = "trunk trouble"
-    """The call was not delivered: no phone can have rung."""
+    """The call was not delivered; no phone can have rung."""
     RANG_THEN_FAILED = "rang, then failed"
     UNCERTAIN = "uncertain"
     """The call failed in the network, and a phone may have rung."""
     REFUSED_FOR_GOOD = "refused for good"
-    """By the person called or for them: calling again is not wanted."""
+    """By the callee or on their behalf: the call must not be repeated."""
     NOT_PLACED = "not placed"
-    """No INVITE was sent: what the call plays can't be had now, or the dialer itself failed."""
+    """No INVITE was sent: the audio can't be read now, or the dialer failed."""
     CANCELED = "called off"
-    """We ended the attempt ourselves, for the client or for a shutdown, before an answer."""
+    """Ended by this service before an answer, for the client or for a shutdown."""
     INTERRUPTED = "cut off"
-    """The process that made the attempt is gone, and with it the attempt's fate."""
+    """The process that made the attempt is gone, and its result is unknown."""
 
 
 _SIP: Mapping[Outcome, frozenset[int]] = MappingProxyType(
@@ -74,19 +72,18 @@ _Q850: Mapping[Outcome, frozenset[int]] = MappingProxyType(
 _BY_SIP = {code: outcome for outcome, codes in _SIP.items() for code in codes}
 _BY_Q850 = {cause: outcome for outcome, causes in _Q850.items() for cause in causes}
 
-# 501, 505 and 513 (RFC 3261 §21.5) say that no such request will be accepted; 607 (RFC 8197) that
-# the call is unwanted, and 608 (RFC 8688) that a service rejected it for the person called.
+# 501, 505 and 513 (RFC 3261 §21.5): no such request will be accepted; 607 (RFC 8197): the call is
+# unwanted; 608 (RFC 8688): a service rejected it on behalf of the callee.
 _FOR_GOOD = frozenset({501, 505, 513, 607, 608})
 
 _OWN_ANSWERS = frozenset({486, 600, 603})
-"""Codes by which the person called, or their phone, declines."""
+"""Codes by which the callee, or their phone, declines."""
 
 _UNANSWERED = frozenset({408, 480, 487})
-"""Codes that mean, after an 18x, that the phone rang and was not picked up."""
+"""Codes that mean, after an 18x, that the phone rang and was not answered."""
 
-# RFC 3261 §8.1.3.2: an unknown code counts as the x00 of its class. A bare 400 means that the
-# carrier would not have this request from us, a 3xx that it won't place the call itself: trying
-# the same again helps neither. A 6xx decides for every place where the person might be reached.
+# RFC 3261 §8.1.3.2: an unknown code counts as the x00 of its class. After a 400 or a 3xx the same
+# request would fail again. A 6xx applies to all places where the callee might be reached.
 _BY_CLASS = {
     3: Outcome.REFUSED,
     4: Outcome.REFUSED,
@@ -95,8 +92,8 @@ _BY_CLASS = {
 }
 
 PROGRESS_LIMIT: Final = 4.0
-"""Seconds. A carrier that fails a call later than this after a provisional response other than 18x
-may have rung the phone; one that fails it sooner is taken to have refused it."""
+"""Seconds between a provisional response other than 18x and a failure, beyond which the phone may
+have rung; a failure that comes sooner counts as a refusal."""
 
 
 def classify(
@@ -110,11 +107,12 @@ def classify(
 ) -> Outcome:
     """The outcome of an INVITE that ended with final response `code` (300 to 699).
 
-    `q850` is the cause in its `Reason` header, if there was one, and `rang` whether an 18x came
-    before it. `progress_for` is for how many seconds another provisional response had been there,
-    None where none came; `delivered` says that the connection broke after the carrier had the
-    INVITE; `analytics` that a 603 names call analytics as its reason (ATIS-1000099), and not the
-    person called.
+    Args:
+        q850: the cause in its `Reason` header, if any.
+        rang: whether an 18x came before.
+        progress_for: seconds since another provisional response; None if there was none.
+        delivered: whether the connection broke after the carrier had the INVITE.
+        analytics: whether a 603 names call analytics (ATIS-1000099) as the one who rejected.
     """
     if code in _FOR_GOOD or (code == 603 and analytics):
         return Outcome.REFUSED_FOR_GOOD
@@ -139,10 +137,10 @@ def classify(
 
 @dataclass(frozen=True, slots=True)
 class DialRequest:
-    """One attempt to make: who to call, and what to play. The claim behind it is durable.
+    """An attempt to make: the number to call and the audio to play. Its claim is durable.
 
-    What is played is the recording, if there is one, then `digits`, if there are any, read one by
-    one in `language`, `repeat_count` times.
+    The audio is the recording, if any, then `digits`, if any, read one by one in `language`,
+    `repeat_count` times.
     """
 
     attempt_id: str
@@ -153,18 +151,17 @@ class DialRequest:
     repeat_count: int = 1
     language: str = ""
     longest_seconds: int = 0
-    """Seconds after the answer at which the call is ended, unless what is played takes longer; 0:
-    what is played, the usual hold and `HANG_UP_SECONDS`."""
+    """Seconds after the answer at which the call is ended, unless the audio is longer; 0: the
+    audio, the default hold and `HANG_UP_SECONDS`."""
 
 
 class Media(NamedTuple):
     """The audio of an answered attempt, both ways.
 
-    `sent` and `received` are RTP packets, the latter an estimate. `sent` None: they could not be
-    counted, since the process that sent them was lost. `digits` were keyed by the callee
-    (RFC 4733, or INFO), of 0-9*#ABCD. `loss` is the share, 0 to 1, of our packets that the callee
-    missed, and `jitter_ms` how unevenly they came to it, by its last RTCP report; None where it
-    sent none.
+    `sent` and `received` are RTP packets, the latter an estimate; `sent` is None if the sender
+    process was lost. `digits` are DTMF from the callee (RFC 4733 or INFO), of 0-9*#ABCD. `loss` is
+    the share (0 to 1) of our packets that the callee lost, `jitter_ms` their interarrival jitter,
+    by its last RTCP report; None without one.
     """
 
     sent: int | None = 0
@@ -175,7 +172,7 @@ class Media(NamedTuple):
 
 
 class Irregularity(enum.StrEnum):
-    """What went wrong in an answered attempt without changing its outcome."""
+    """An error in an answered attempt that did not change its outcome."""
 
     BYE_UNANSWERED = "bye_unanswered"
     ACK_LOST = "ack_lost"
@@ -208,21 +205,20 @@ class AttemptResult(NamedTuple):
     q850: int | None = None
     ended_by: Literal["", "far", "us"] = ""
     detail: str = ""
-    """What the far end said, or what failed, in a few words for the operator."""
+    """The remote side's reason, or what failed, in a few words for the operator."""
     media: Media | None = None
-    """None where nothing was played."""
+    """None if nothing was played."""
     rang_at: float | None = None
-    """When the first 18x came; None where none came."""
+    """When the first 18x came; None if none did."""
     is_pending: bool = False
-    """The far end may still be at the INVITE: it sent no final response, and was sent no CANCEL."""
+    """The INVITE may still be pending: no final response came, and no CANCEL was sent."""
     irregularities: tuple[Irregularity, ...] = ()
 
     @property
     def is_billed(self) -> bool:
-        """Whether it costs what an answered call costs: the carrier charges every 2xx.
+        """Whether it is billed as an answered call: carriers charge every 2xx.
 
-        So it is where the 2xx leaves us nothing to play to, and not where a fault of ours cut the
-        call off.
+        Includes a 2xx without usable media, but not a call that an internal error cut off.
         """
         is_answer = self.outcome in (Outcome.ANSWERED, Outcome.MEDIA_MISMATCH)
         return is_answer and self.answered_at is not None

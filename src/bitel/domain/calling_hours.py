@@ -1,8 +1,7 @@
 """Calling windows: the hours of the week at which a project's calls may ring.
 
-A window is about the clock on the wall where people are called. So it is decided by that clock
-alone, also in the nights in which it is put forward or back: an hour that is skipped opens nothing,
-and one that comes twice is open both times.
+Windows use local time, also when clocks change: an hour that is skipped opens nothing, and one that
+occurs twice is open both times.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from zoneinfo import ZoneInfo
 from bitel.errors import InvalidRequestError
 
 LONGEST_TEXT: Final = 255
-"""Characters that a window may be written with."""
+"""Characters of a written window."""
 
 _DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _MINUTES_A_DAY: Final = 24 * 60
-# A window that opens in one week only for a moment that the clock skips opens in the next.
+# Days; more than a week, since a change of clocks may skip all hours of a window in one week.
 _LOOK_AHEAD: Final = 15
 _RULE: Final = re.compile(
     r"(?:(?P<first>[a-z]{3})(?:-(?P<last>[a-z]{3}))?\s+)?"
@@ -44,7 +43,7 @@ class Hours:
 
 @dataclass(frozen=True, slots=True)
 class CallingWindow:
-    """When calls may ring, by the clock of one time zone."""
+    """Hours at which calls may ring, in one time zone."""
 
     hours: tuple[Hours, ...]
     zone: ZoneInfo
@@ -52,10 +51,10 @@ class CallingWindow:
     @classmethod
     @functools.lru_cache(maxsize=1024)
     def parse(cls, text: str) -> CallingWindow:
-        """A window as written: `sat-wed 09:00-21:00, thu 09:00-13:00 Asia/Tehran`.
+        """Parse a window such as `sat-wed 09:00-21:00, thu 09:00-13:00 Asia/Tehran`.
 
-        Hours without days are those of every day; 24:00 is the end of a day, and hours that end
-        before they begin pass midnight. Raises InvalidRequestError, saying what is wrong.
+        Hours without days apply to every day; 24:00 is the end of a day, and hours that end before
+        they begin pass midnight. Raises InvalidRequestError.
         """
         if len(text) > LONGEST_TEXT:
             raise _wrong(text, f"it is longer than {LONGEST_TEXT} characters")
@@ -79,9 +78,9 @@ class CallingWindow:
         )
 
     def opens_at(self, after: float) -> float | None:
-        """The first moment from `after` on at which calls may ring; both in Unix seconds.
+        """The first time from `after` on at which calls may ring; both in Unix seconds.
 
-        None when there is none within two weeks.
+        None if there is none within two weeks.
         """
         if self.is_open(after):
             return after
@@ -95,7 +94,7 @@ class CallingWindow:
         return None
 
     def _candidates(self, day: date) -> Iterator[float]:
-        """The moments of a day at which the window can open: where hours begin, and clocks jump."""
+        """The times of a day at which the window can open: where hours begin or clocks change."""
         starts = {hours.opens for hours in self.hours} | {0}
         for opens in starts:
             wall = datetime(day.year, day.month, day.day, opens // 60, opens % 60, tzinfo=self.zone)
@@ -107,9 +106,9 @@ class CallingWindow:
 
 
 def _jump(day: date, zone: ZoneInfo) -> float | None:
-    """The moment of the day at which the zone's clocks are put forward or back, if there is one."""
+    """The time of the day at which the zone's clocks change, if they do."""
     midnight = datetime(day.year, day.month, day.day, tzinfo=zone)
-    # Clocks may jump at midnight itself.
+    # Clocks may change at midnight itself.
     before = int(midnight.timestamp()) - 1
     after = int((midnight + timedelta(days=1)).timestamp()) + 1
     first = _offset(before, zone)

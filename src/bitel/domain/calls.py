@@ -1,7 +1,7 @@
-"""A call as its client knows it, and the states it goes through.
+"""Calls and their status.
 
-A call is one request to reach one number. It makes one or more attempts, and holds exactly one
-`CallStatus` at any time: `WAITING` until the last attempt is over, then a final one for ever.
+A call is a request to reach one number, with one or more attempts. Its status is `WAITING` until
+the last attempt is over, then final.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class CallStatus(enum.IntEnum):
 
     @property
     def final(self) -> bool:
-        """Whether a call in this status changes no more."""
+        """Whether the status can't change any more."""
         return self is not CallStatus.WAITING
 
 
 class Lane(enum.IntEnum):
-    """What goes first when channels are short: a lower value is dialled before a higher one."""
+    """Priority of a call when channels are short: lower values are dialled first."""
 
     OTP = 0
     SINGLE = 1
@@ -40,46 +40,46 @@ class Lane(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class NewCall:
-    """A call as it is asked for. Times are Unix seconds, intervals seconds."""
+    """A call to place. Times are Unix seconds, intervals seconds."""
 
     id: str
     project_id: str
     dialer_id: str
     phone_number: str
-    """As the client wrote it; answers repeat it."""
+    """As the client wrote it."""
     e164: str
-    """The same number in E.164 with its plus sign; this is what is dialled and priced."""
+    """The number in E.164 with its plus sign, which is dialled and priced."""
     recording_id: str | None
-    """What is played first; None where only `digits` are read."""
+    """Played first; None if only `digits` are read."""
     lane: Lane
     retry_count: int
     retry_interval: int
     requested_at: float
     expires_at: float
-    """From here on no attempt starts."""
+    """No attempt starts at this time or later."""
     campaign_id: str | None = None
     digits: str = ""
-    """What is read out one by one, after the recording; empty for none."""
+    """Read one by one, after the recording."""
     repeat_count: int = 1
     """How many times the digits are read; 1 or more."""
     language: str = ""
-    """In which language the digits are read; empty for the service's own."""
+    """Language of the digits; empty for the default."""
     reserve: Decimal = Decimal(0)
-    """The most that the call can cost: kept back from the balance until the call is over."""
+    """The most that the call can cost; reserved from the balance until the call is over."""
     longest_seconds: int = 0
-    """Seconds after the answer at which the call is ended; 0: as its dialer thinks fit."""
+    """Seconds after the answer at which the call is ended; 0: the dialer's default."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewCalls:
-    """Calls of one request that differ in their numbers alone: a column for each difference.
+    """Calls of one request, by column, since they differ in a few fields only.
 
-    The columns are of one length, which is at least 1. There may be ten thousand calls, and an
+    The columns have the same length, at least 1. There may be ten thousand calls; creating an
     object for each would take longer than storing them.
     """
 
     template: NewCall
-    """The terms of all of them; its own id, number and reserve count for nothing."""
+    """The fields that they share; its id, numbers and reserve are ignored."""
     ids: Sequence[str]
     phone_numbers: Sequence[str]
     e164: Sequence[str]
@@ -88,7 +88,7 @@ class NewCalls:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call as it now stands. Times are Unix seconds, 0 when it has not happened."""
+    """A call in its present state. Times are Unix seconds, 0 if it has not happened."""
 
     id: str
     project_id: str
@@ -100,8 +100,8 @@ class Call:
     executed_at: float
     """When the attempt that decided the call was dialled."""
     price: Decimal
-    """What the call cost: zero or positive; clients see it negated, as a change of balance."""
+    """What the call cost, zero or positive; clients see it negated, as a change of balance."""
     reason: str = ""
-    """Why an ERROR came about, in a few words; empty otherwise."""
+    """The cause of an ERROR, in a few words; empty otherwise."""
     finished_at: float = 0.0
     """When the call reached its final status."""

@@ -24,19 +24,19 @@ def first_id_at(at: float) -> str:
 def new_ids(now: float, count: int) -> list[str]:
     """`count` identifiers made at `now` that sort in the order given (RFC 9562 §6.2, method 2)."""
     milliseconds = int(now * 1000)
-    # A clear top bit leaves room to count upwards from.
+    # 73 bits: a clear top bit leaves room for the steps.
     random = int.from_bytes(os.urandom(10), "big") >> 7
     steps = array("I", os.urandom(4 * count))
     if (random & _RAND_B) + (count << 32) > _RAND_B:
         return [_id(milliseconds, each) for each in _counted(random, steps)]
-    # The counting stays within the last 62 bits, so all that is before them is the same in all.
+    # The steps change the last 62 bits only, so the first 16 characters are the same in all.
     first = _id(milliseconds, random)
     start = first[:16]
     return [f"{start}{each:016x}" for each in _counted(int(first[16:], 16), steps)]
 
 
 def _counted(start: int, steps: Iterable[int]) -> Iterator[int]:
-    """`start` and more, higher each time by a step and 1."""
+    """Running sums from `start`; each is higher by a step plus 1."""
     for step in steps:
         start += step + 1
         yield start

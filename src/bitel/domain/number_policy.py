@@ -1,11 +1,10 @@
 """Which numbers a project may call: prefixes of E.164 numbers, and costly ranges.
 
-A number is called if an allowed prefix begins it and no forbidden one does. Costly ranges are
-called only where a prefix allows that very range: premium-rate and shared-cost numbers of any
-country, and those of `COSTLY_RANGES`, which share a country code with numbers that are not. Numbers
-of the service's own region are never costly by that table. Toll-free and universal access numbers
-(UAN) are ordinary ones, and so are neighbours under one country code (Canada for the United
-States, Jersey for Great Britain).
+A number may be called if it has an allowed prefix and no forbidden one. Costly ranges need an
+allowed prefix that names the range: premium-rate and shared-cost numbers of any country, and those
+of `COSTLY_RANGES`. That table does not apply to numbers of the service's own region. Toll-free and
+universal access numbers (UAN) are ordinary, and so are other regions under the same country code
+(Canada for the United States, Jersey for Great Britain).
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from bitel.domain.phone_numbers import (
 from bitel.errors import InvalidRequestError
 
 COSTLY_RANGES: Final = {
-    # Caribbean countries under +1, each with the rates of a call abroad.
+    # Caribbean countries under +1, with international rates.
     "+1242": "the Bahamas",
     "+1246": "Barbados",
     "+1264": "Anguilla",
@@ -48,7 +47,7 @@ COSTLY_RANGES: Final = {
     "+1868": "Trinidad and Tobago",
     "+1869": "Saint Kitts and Nevis",
     "+1876": "Jamaica",
-    # Satellites, and other networks without a country.
+    # Satellites and other international networks.
     "+870": "Inmarsat satellites",
     "+878": "universal personal numbers",
     "+881": "satellites (Globalstar, Iridium)",
@@ -62,27 +61,27 @@ COSTLY_RANGES: Final = {
     "+7954": "Russian satellites",
     "+861349": "Chinese maritime satellites",
     "+861740": "Chinese satellites",
-    # Others that cost many times as much as their neighbours.
+    # Others with a much higher price than their country code.
     "+4470": "British personal numbers",
     "+6721": "Australian bases in Antarctica",
 }
-"""Prefixes in E.164, and what is there."""
+"""E.164 prefixes, and what they are."""
 
 _PREFIX: Final = re.compile(r"\+[0-9]{1,15}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class NumberPolicy:
-    """What may be called. What is forbidden stays so, whatever is allowed."""
+    """Which numbers may be called. `forbidden` takes precedence over `allowed`."""
 
     region: str
     """The service's own, as an ISO 3166 code."""
     allowed: tuple[str, ...]
-    """Prefixes in E.164 with their plus sign; `+` allows all that is not costly."""
+    """E.164 prefixes with their plus sign; `+` allows all numbers that are not costly."""
     forbidden: tuple[str, ...] = ()
 
     def why_refused(self, e164: str) -> str | None:
-        """Why a valid number may not be called, as the end of a sentence; None where it may."""
+        """Why a valid number may not be called, as the end of a sentence; None if it may."""
         if not e164.startswith(self.allowed) or e164.startswith(self.forbidden):
             return "is not among the numbers that this project may call"
         if is_ordinary(e164, self.region):
@@ -97,9 +96,9 @@ class NumberPolicy:
         )
 
     def _costly_range(self, e164: str) -> tuple[str, str] | None:
-        """The costly range that a number is in and no prefix allows."""
-        fitting = [prefix for prefix in self.allowed if e164.startswith(prefix)]
-        longest = max(fitting, key=len, default="")
+        """The costly range of a number, unless a prefix allows it."""
+        matching = [prefix for prefix in self.allowed if e164.startswith(prefix)]
+        longest = max(matching, key=len, default="")
         for length in range(len(e164), 1, -1):
             prefix = e164[:length]
             if prefix in COSTLY_RANGES:
@@ -125,9 +124,9 @@ def policy_of(
 
 
 def parse_prefixes(text: str) -> tuple[str, ...]:
-    """Prefixes of E.164 numbers, from a comma-separated list such as `+98, +4930`; `+` is all.
+    """Parse a comma-separated list of E.164 prefixes such as `+98, +4930`; `+` means all.
 
-    Raises InvalidRequestError for what is no prefix.
+    Raises InvalidRequestError for a malformed prefix.
     """
     prefixes = tuple(dict.fromkeys(filter(None, (word.strip() for word in text.split(",")))))
     check_prefixes(prefixes)
@@ -135,7 +134,7 @@ def parse_prefixes(text: str) -> tuple[str, ...]:
 
 
 def check_prefixes(prefixes: Iterable[str]) -> None:
-    """Raises InvalidRequestError for what is no prefix of E.164 numbers."""
+    """Raise InvalidRequestError for a malformed prefix."""
     for prefix in prefixes:
         if prefix != "+" and not _PREFIX.fullmatch(prefix):
             raise InvalidRequestError(

@@ -1,4 +1,4 @@
-"""Phone numbers: what a client may write, and the E.164 form that is dialled and priced."""
+"""Phone numbers: parses what a client writes into the E.164 form that is dialled and priced."""
 
 from __future__ import annotations
 
@@ -22,47 +22,47 @@ from phonenumbers import (
 from bitel.errors import InvalidPhoneNumberError
 
 LONGEST_WRITTEN: Final = 32
-"""Characters that a written number may have, spaces and dashes included."""
+"""Characters of a written number, spaces and dashes included."""
 
 LONGEST_E164: Final = 15
-"""Digits that a number has at most, its country code included (ITU-T E.164 §6.1)."""
+"""Digits of a number, its country code included (ITU-T E.164 §6.1)."""
 
 COSTLY_TYPES: Final = frozenset({PhoneNumberType.PREMIUM_RATE, PhoneNumberType.SHARED_COST})
-"""Types of number for which the caller pays more than for a call."""
+"""Types of number with a surcharge for the caller."""
 
 _SHORTEST_FIXED_LINE: Final = {"IR": 7}
-"""Digits after the country code, by region, below which a number of a fixed line is refused. Iran's
-plan has numbers of four digits behind each area code, those of a few switchboards; what is
-written so is nearly always a number of which digits are missing. `extra_prefixes` allows one."""
+"""Minimum digits after the country code of a fixed line, by region. Iran's plan has numbers of four
+digits after the area code, for a few switchboards; nearly always digits are missing instead.
+`extra_prefixes` allows such a number."""
 
 _SHORTEST_EXTRA: Final = 7
-"""Digits after the country code that a number of a range in `extra_prefixes` has at least, unless
-the prefix is the whole number."""
+"""Minimum digits after the country code of a number in `extra_prefixes`, unless the prefix is the
+whole number."""
 
 _SEPARATORS: Final = frozenset("\t().（）．/／\u2212")
 _SEPARATING_CATEGORIES: Final = frozenset({"Zs", "Pd", "Cf"})
-"""Spaces, dashes, and format characters, which are invisible: those that set the direction of
-writing, zero-width ones, byte order marks."""
+"""Spaces, dashes, and invisible format characters: writing direction, zero width, byte order mark.
+"""
 _NO_REGION: Final = "001"
-"""What `phonenumbers` names the region of country codes without a country, such as +882."""
+"""The region of country codes without a country, such as +882, in `phonenumbers`."""
 _PLUS_SIGNS: Final = frozenset("+＋﹢")
 
 
 def to_e164(written: str, region: str, extra_prefixes: Sequence[str] = ()) -> str:
-    """The E.164 form, with its plus sign, of a number as a person in `region` writes it.
+    """The E.164 form, with its plus sign, of a number as it is written in `region`.
 
-    A number may be local (`09121234567`) or international (`+98…`, `0098…`); digits of any script,
-    spaces, dashes and invisible characters are understood. It must be valid by its country's
-    numbering plan, and its national form must be read as the same number again.
+    It may be national (`09121234567`) or international (`+98…`, `0098…`), with digits of any
+    script, spaces, dashes and invisible characters. It must be valid in its country's numbering
+    plan, and its national form must parse as the same number.
 
     Args:
         written: at most `LONGEST_WRITTEN` characters.
         region: an ISO 3166 code such as `IR`.
-        extra_prefixes: beginnings of E.164 numbers, with their plus sign, that are taken beside
-            those of the plans known here; the number's length must still be possible.
+        extra_prefixes: E.164 prefixes, with their plus sign, that are valid besides the known
+            numbering plans; the number's length must still be possible.
 
-    Raises InvalidPhoneNumberError for what is no subscriber's number, such as an emergency number,
-    a short code, or a number of which digits are missing.
+    Raises InvalidPhoneNumberError if it is not a subscriber's number: an emergency number, a short
+    code, or a number with missing digits.
     """
     common, code = _common_form(region)
     known = common(written)
@@ -83,9 +83,9 @@ def to_e164(written: str, region: str, extra_prefixes: Sequence[str] = ()) -> st
 
 
 def is_ordinary(e164: str, region: str) -> bool:
-    """Whether a number is surely one of `region`, valid, and of a type that is not costly.
+    """Whether a number is known to be of `region`, valid and not costly.
 
-    False where that would take a look into the numbering plans; see `number_type`.
+    Fast; if it returns False, `number_type` and `region_of` decide.
     """
     common, _ = _common_form(region)
     return common(e164) is not None
@@ -97,7 +97,7 @@ def number_type(e164: str) -> int:
 
 
 def region_of(e164: str) -> str | None:
-    """The ISO 3166 code of the region that a number belongs to; None where it is unknown."""
+    """The ISO 3166 code of the region of a number; None if it is unknown."""
     return phonenumbers.region_code_for_number(phonenumbers.parse(e164))
 
 
@@ -128,11 +128,10 @@ def _without_separators(written: str) -> str:
 
 @cache
 def _common_form(region: str) -> tuple[Callable[[str], re.Match[str] | None], str]:
-    """Matches what can be read without `phonenumbers`, which takes a hundred times as long.
+    """A regular expression for common numbers, a hundred times as fast as `phonenumbers`.
 
-    That is a number of the region's own plan, whole and not costly, after its country code or after
-    a trunk prefix 0. Regions whose numbers are rewritten on the way, or that share a country code,
-    have no such form: nothing matches then, and everything goes the long way.
+    It matches complete numbers of the region's plan that are not costly, after the country code or
+    the trunk prefix 0. For regions that rewrite numbers or share a country code it matches nothing.
     """
     code = country_code(region)
     plan = _plain_plan(region, LONGEST_E164 + 1 - len(code))
@@ -157,11 +156,11 @@ def _common_form(region: str) -> tuple[Callable[[str], re.Match[str] | None], st
 
 
 def _pattern(kind: PhoneNumberDesc | None, shortest: int = 0, ahead: str = "") -> str:
-    """Matches the rest of a text that is a number of this kind; empty where there are none."""
+    """A pattern for the rest of a text that is a number of this kind; empty if there are none."""
     if kind is None or not kind.national_number_pattern:
         return ""
     lengths = [length for length in kind.possible_length if length >= shortest]
-    # No lengths of its own: those of the whole plan, which are matched anyway.
+    # Without lengths of its own it has those of the whole plan, which are checked anyway.
     whole = "|".join(rf"\d{{{length}}}" for length in lengths)
     length = rf"(?=(?:{whole})\Z)" if whole else ""
     matched = rf"{length}(?:{kind.national_number_pattern})\Z"
@@ -169,7 +168,7 @@ def _pattern(kind: PhoneNumberDesc | None, shortest: int = 0, ahead: str = "") -
 
 
 def _plain_plan(region: str, longest: int) -> PhoneMetadata | None:
-    """The plan of a region whose numbers are dialled as they are; None for any other."""
+    """The numbering plan of a region that rewrites no numbers; None for other regions."""
     plan = PhoneMetadata.metadata_for_region(region)
     if plan is None or plan.general_desc is None or plan.country_code is None:
         return None
@@ -184,14 +183,14 @@ def _plain_plan(region: str, longest: int) -> PhoneMetadata | None:
 
 
 def _parse(plain: str, region: str, extra_prefixes: tuple[str, ...]) -> str | None:
-    # 00 is understood as the international prefix also where a region's own is another.
+    # 00 is accepted as the international prefix in every region.
     international = "+" + plain[2:] if plain.startswith("00") else plain
     try:
         number = phonenumbers.parse(international, region)
     except phonenumbers.NumberParseException:
         return None
     e164 = phonenumbers.format_number(number, PhoneNumberFormat.E164)
-    # The plan of some countries leaves room for more digits than E.164 has.
+    # The plans of some countries allow more digits than E.164.
     if len(e164) > 1 + LONGEST_E164:
         return None
     if e164.startswith(extra_prefixes):
@@ -212,7 +211,7 @@ def _is_valid(number: PhoneNumber) -> bool:
 
 
 def _is_extra(number: PhoneNumber, shortest: int) -> bool:
-    """Whether a number beyond the known plans can be one: neither local only nor a short code."""
+    """Whether a number outside the known plans is possible: not local only, not a short code."""
     if phonenumbers.is_possible_number_with_reason(number) != ValidationResult.IS_POSSIBLE:
         return False
     digits = phonenumbers.national_significant_number(number)
@@ -233,7 +232,7 @@ def _is_extra(number: PhoneNumber, shortest: int) -> bool:
 
 
 def _is_read_again(number: PhoneNumber, e164: str) -> bool:
-    """Whether the national form is read as the same number; else it would reach another."""
+    """Whether the national form parses as the same number; else it would reach another one."""
     region = phonenumbers.region_code_for_number(
         number
     ) or phonenumbers.region_code_for_country_code(number.country_code or 0)
@@ -257,7 +256,7 @@ def _national(number: PhoneNumber) -> str:
 
 
 def masked(number: str) -> str:
-    """A number fit for a log: all but its first four and last two characters hidden."""
+    """A number for the log: all but its first four and last two characters hidden."""
     if len(number) <= 6:
         return "*" * len(number)
     return f"{number[:4]}{'*' * (len(number) - 6)}{number[-2:]}"

@@ -1,4 +1,4 @@
-"""What calls cost: rates by prefix, the bill of an attempt, and a project's budget."""
+"""Pricing: rates by prefix, the bill of an attempt, and a project's budget."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bitel.errors import (
 )
 
 CENT_OF_A_CENT = Decimal("0.0001")
-"""Prices are kept to this fraction of the currency's unit."""
+"""Prices are rounded to this fraction of the currency's unit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,19 +37,19 @@ class Rate:
     def price(self, seconds: int) -> Decimal:
         """The price of an answered call of `seconds` (0 or more)."""
         steps = -(-seconds // self.increment)
-        talk = self.per_minute * steps * self.increment / 60
-        exact = max(talk + self.connection_fee, self.minimum)
+        charge = self.per_minute * steps * self.increment / 60
+        exact = max(charge + self.connection_fee, self.minimum)
         return exact.quantize(CENT_OF_A_CENT, rounding=ROUND_HALF_UP)
 
 
 @dataclass(frozen=True, slots=True)
 class Bill:
-    """What an attempt is billed: whole seconds, and a price that is zero or positive."""
+    """The bill of an attempt: whole seconds, and a price of zero or more."""
 
     seconds: int
     price: Decimal
     note: str = ""
-    """Why length and price do not agree; empty where they do."""
+    """Why duration and price do not agree; empty if they do."""
 
 
 NOTHING = Bill(0, Decimal(0))
@@ -57,8 +57,8 @@ NOTHING = Bill(0, Decimal(0))
 
 @dataclass(frozen=True, slots=True)
 class Tariff:
-    """Rates by prefix; the longest prefix that fits a number prices it. Without any rate all calls
-    are free; with some, numbers that none fits are not called."""
+    """Rates by prefix; the longest matching prefix prices a number. Without any rate all calls are
+    free; otherwise numbers without a matching rate are not called."""
 
     rates: Sequence[Rate] = ()
     _by_prefix: Mapping[str, Rate] = field(init=False, repr=False, compare=False)
@@ -70,7 +70,7 @@ class Tariff:
         object.__setattr__(self, "_lengths", sorted({len(p) for p in by_prefix}, reverse=True))
 
     def rate_for(self, e164: str) -> Rate | None:
-        """The rate of a number in E.164 form with its plus sign, or None where none is set."""
+        """The rate of a number in E.164 form with its plus sign; None if there is none."""
         for length in self._lengths:
             rate = self._by_prefix.get(e164[:length])
             if rate is not None:
@@ -87,7 +87,7 @@ class Tariff:
         return Decimal(0) if rate is None else rate.price(seconds)
 
     def price_each(self, numbers: Sequence[str], seconds: int) -> Sequence[Decimal]:
-        """As `price`, for many numbers, once per rate."""
+        """`price` of many numbers, computed once per rate."""
         if not self.rates:
             return [NOTHING.price] * len(numbers)
         price = functools.cache(lambda rate: rate.price(seconds) if rate else NOTHING.price)
@@ -96,7 +96,7 @@ class Tariff:
     def bill(self, e164: str, result: AttemptResult) -> Bill:
         """The bill of a finished attempt: from answer to hang-up, rounded up to whole seconds.
 
-        An attempt that was cut off by a fault of ours is not billed, whoever answered it.
+        An attempt that an internal error cut off is not billed.
         """
         if not result.is_billed or result.answered_at is None:
             return NOTHING
@@ -107,31 +107,30 @@ class Tariff:
 DAY: Final = 86_400.0
 """Seconds. A day of spending begins at midnight UTC."""
 
-
 HANG_UP_SECONDS: Final = 5
-"""Seconds by which a call may last longer than what it plays and the hold that is allowed."""
+"""Seconds by which a call may last longer than its audio and the allowed hold."""
 DEFAULT_HOLD: Final = 60
-"""Seconds for which the person called may hold a call, where their project says nothing else."""
+"""Seconds for which the callee may hold a call, if the project has no setting of its own."""
 LONGEST_HOLD: Final = 3600
 
 MOST_MONEY: Final = Decimal(10) ** 12
-"""No amount is larger; sums of such amounts fit the columns that hold them."""
+"""Largest amount; sums of such amounts fit the database columns."""
 DECIMALS: Final = 4
-"""Digits behind the decimal point of an amount."""
+"""Decimal places of an amount."""
 
 
 def longest_call(sound_seconds: float, hold_seconds: int) -> int:
-    """Whole seconds after the answer at which a call is ended: the longest path that it may take.
+    """Maximum duration of a call in whole seconds, from its answer.
 
     Args:
-        sound_seconds: how long what it plays lasts.
-        hold_seconds: how long the person called may hold it, all in all.
+        sound_seconds: duration of the audio.
+        hold_seconds: how long the callee may hold the call, in total.
     """
     return math.ceil(sound_seconds) + hold_seconds + HANG_UP_SECONDS
 
 
 def check_amount(amount: Decimal, what: str) -> None:
-    """Raise InvalidRequestError for what no column holds exactly; `what` names it."""
+    """Raise InvalidRequestError if a column can't hold `amount` exactly; `what` names it."""
     is_number = amount.is_finite() and abs(amount) <= MOST_MONEY
     if not is_number or amount != round(amount, DECIMALS):
         raise InvalidRequestError(
@@ -141,13 +140,13 @@ def check_amount(amount: Decimal, what: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """A project's money as it stands. None stands for no limit."""
+    """The present state of a project's money. None means no limit."""
 
     balance: Decimal | None = None
     daily_spend: Decimal | None = None
-    """The most that it may spend on one day."""
+    """The most that it may spend in one day."""
     reserved: Decimal = Decimal(0)
-    """What its waiting calls may cost at most, all together."""
+    """The most that its waiting calls may cost, in total."""
     spent_today: Decimal = Decimal(0)
 
     @property
@@ -156,10 +155,10 @@ class Budget:
         return self.balance is not None or self.daily_spend is not None
 
     def reserve(self, amount: Decimal, now: float) -> Budget:
-        """What is left once `amount` (zero or more) is kept back for further calls.
+        """The budget after `amount` (zero or more) is reserved for further calls.
 
-        Raises InsufficientBalanceError when the balance does not cover it beside what is reserved,
-        and TooManyRequestsError, until the next midnight UTC, when the day's limit does not.
+        Raises InsufficientBalanceError if the free balance does not cover it, and
+        TooManyRequestsError, until the next midnight UTC, if the day's limit does not.
         """
         if not self.limited or not amount:
             return self
@@ -168,10 +167,10 @@ class Budget:
                 f"the calls may cost up to {amount:f}, and {self.balance - self.reserved:f} of the "
                 "balance is free"
             )
-        spoken_for = self.spent_today + self.reserved
-        if self.daily_spend is not None and spoken_for + amount > self.daily_spend:
+        committed = self.spent_today + self.reserved
+        if self.daily_spend is not None and committed + amount > self.daily_spend:
             raise TooManyRequestsError(
-                f"the calls may cost up to {amount:f}, and {self.daily_spend - spoken_for:f} of "
+                f"the calls may cost up to {amount:f}, and {self.daily_spend - committed:f} of "
                 "the day's spending limit is free",
                 retry_after=seconds_to_midnight(now),
             )

@@ -1,4 +1,4 @@
-"""What happens after an attempt: the call is final, or another attempt is due at a later time."""
+"""Decides what follows an attempt: the call is final, or another attempt is due later."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.calls import CallStatus
 
 TROUBLE_BACKOFF_FIRST = 5.0
-"""Seconds of wait after the first attempt that met trunk trouble; doubled after each further."""
+"""Seconds of wait after the first trunk trouble; doubled after each further one."""
 
 TROUBLE_BACKOFF_LONGEST = 120.0
-"""No wait after trunk trouble is longer than these seconds."""
+"""Maximum seconds of wait after trunk trouble."""
 
 
 class Finish(NamedTuple):
@@ -27,13 +27,13 @@ class RetryAt(NamedTuple):
     due_at: float
     spends_retry: bool
     trouble: int
-    """How many attempts in a row have met trunk trouble, or could not be placed."""
+    """Consecutive attempts with trunk trouble, or that could not be placed."""
     uncertain: int = 0
-    """How many redials after uncertain failures the call has had, this one included."""
+    """Redials after uncertain failures, this one included."""
 
 
 class Requeue(NamedTuple):
-    """The attempt was given up for our own reasons: its call is due at `due_at`, as before."""
+    """The service gave the attempt up: its call is due again at `due_at`, with the same retries."""
 
     due_at: float
 
@@ -42,18 +42,18 @@ RetryDecision = Finish | RetryAt | Requeue
 
 
 class RetryRule(NamedTuple):
-    """What a call still allows. `retries_left` 0 to 10, `retry_interval` in seconds."""
+    """The retries that a call has left. `retries_left` is 0 to 10, `retry_interval` in seconds."""
 
     retries_left: int
     retry_interval: float
     expires_at: float
     trouble: int = 0
     uncertain: int = 0
-    """How many redials after uncertain failures it has had that spent no retry."""
+    """Redials after uncertain failures that it has had without spending a retry."""
     uncertain_redials: int = 1
     """How many of those it may have; further ones spend retries."""
     longest_ring: float = 0.0
-    """Seconds from the start of an attempt for which an INVITE that is still pending may ring."""
+    """Seconds from the start of an attempt for which its INVITE may ring a phone, if pending."""
 
 
 _ENDS_AS = {
@@ -73,24 +73,23 @@ _ENDS_AS = {
 }
 
 _RETRIED = frozenset({Outcome.BUSY, Outcome.NO_ANSWER, Outcome.RANG_THEN_FAILED, Outcome.UNCERTAIN})
-"""Outcomes after which a phone has rung, or may have."""
+"""Outcomes in which a phone rang, or may have rung."""
 _BACKED_OFF = frozenset({Outcome.TRUNK_TROUBLE, Outcome.NOT_PLACED})
-"""Outcomes after which no phone can have rung, and a later attempt may succeed."""
+"""Outcomes in which no phone can have rung, and a later attempt may succeed."""
 
 
 def decide(rule: RetryRule, result: AttemptResult) -> Finish | RetryAt:
-    """What follows from `result`, under `rule`.
+    """The decision after `result`.
 
-    A redial that could only start at or after `expires_at` is not waited for: the call ends at
-    once with what its last attempt met. So does one whose phone rang, or may have, and that has
-    neither a retry nor an uncertain redial left. Trunk trouble, or a recording that can't be read,
-    is not the person's answer, so it ends as EXPIRED.
+    The call ends at once with the result of its last attempt if a redial could only start at or
+    after `expires_at`, or if no retry and no uncertain redial is left. Trunk trouble and unreadable
+    recordings end it as EXPIRED.
     """
     outcome = result.outcome
     if outcome in _RETRIED:
         due = result.ended_at + rule.retry_interval
         if result.is_pending:
-            # It may have been delivered over a connection that broke: two must not ring at once.
+            # The old INVITE may still ring; two must not ring at once.
             due = max(due, result.started_at + rule.longest_ring)
         again = _redial(rule, outcome, due) if due < rule.expires_at else None
         if again is not None:
@@ -105,7 +104,7 @@ def decide(rule: RetryRule, result: AttemptResult) -> Finish | RetryAt:
 
 
 def _redial(rule: RetryRule, outcome: Outcome, due: float) -> RetryAt | None:
-    """Another attempt at `due` after a phone rang, or may have; None where none is left."""
+    """Another attempt at `due`; None if neither a retry nor an uncertain redial is left."""
     if outcome is Outcome.UNCERTAIN and rule.uncertain < rule.uncertain_redials:
         return RetryAt(due, spends_retry=False, trouble=0, uncertain=rule.uncertain + 1)
     if rule.retries_left > 0:
@@ -114,5 +113,5 @@ def _redial(rule: RetryRule, outcome: Outcome, due: float) -> RetryAt | None:
 
 
 def trouble_backoff(trouble: int) -> float:
-    """Seconds to wait after trunk trouble that came after `trouble` others in a row: 5 to 120."""
+    """Seconds to wait after trunk trouble that followed `trouble` others in a row: 5 to 120."""
     return min(TROUBLE_BACKOFF_FIRST * 2.0 ** min(trouble, 10), TROUBLE_BACKOFF_LONGEST)

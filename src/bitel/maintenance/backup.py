@@ -1,8 +1,7 @@
-"""A consistent copy of a running service: database, recordings and signing key.
+"""Backups: a consistent copy of database, recordings and signing key of a running service.
 
-The copy of the database holds a pause, so a service that is started with it dials nothing until
-the operator resumes it. Otherwise calls that were open at the time of the backup, and have been
-made since, would be made again.
+The copy of the database contains a pause, so a service that is started with it dials nothing until
+the operator resumes it. Otherwise calls that were open at the time of the backup would be repeated.
 """
 
 from __future__ import annotations
@@ -34,22 +33,22 @@ _BUSY_SECONDS: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Backup:
-    """What was copied."""
+    """A finished backup."""
 
     folder: Path
     database: Path
     recordings: int
-    """Files: two of each recording; 0 where recordings are in an object store."""
+    """Number of files, two per recording; 0 if recordings are in an object store."""
     bytes: int
 
 
 def make_backup(
     folder: Path, data_dir: Path, database: URL, *, local_recordings: bool, now: float
 ) -> Backup:
-    """Copy a service, running or not, into `folder`, which must not exist or be empty.
+    """Copy a service, running or not, into `folder`, which must be new or empty.
 
-    `now` is the Unix time of the pause. Files are readable by their owner only. Until the copy is
-    complete it is in `folder` + `.part`. Raises BitelError.
+    `now` is the Unix time of the pause. Files are readable by their owner only. The copy is made in
+    `folder` + `.part`, and renamed when it is complete. Raises BitelError.
     """
     folder = folder.absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -60,8 +59,8 @@ def make_backup(
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(mode=0o700, parents=True)
         voices = data_dir / VOICES
-        # Copied before and after the database: what is deleted meanwhile must be there, and what
-        # is new too.
+        # Copied before and after the database, so that recordings that are deleted or added
+        # meanwhile are included.
         if local_recordings:
             _copy_recordings(voices, part / VOICES)
         date = datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%d %H:%M:%S")
@@ -98,28 +97,28 @@ def make_backup(
 def _copy_recordings(source: Path, target: Path) -> None:
     target.mkdir(mode=0o700, exist_ok=True)
     for path in source.iterdir() if source.is_dir() else ():
-        # Names with a dot in front are incomplete.
+        # Names that begin with a dot are incomplete files.
         if path.is_file() and path.name[0] != "." and not (target / path.name).exists():
             with suppress(FileNotFoundError):  # deleted meanwhile
                 _copy(path, target / path.name)
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a file that no longer changes; one that is half copied has another name."""
+    """Copy a file that no longer changes; an incomplete copy has another name."""
     incomplete = target.with_name(f".{target.name}.part")
     shutil.copyfile(source, incomplete)
     incomplete.rename(target)
 
 
 def _copy_sqlite(source: Path, target: Path, reason: str, now: float) -> None:
-    """Copy the database as it is at one moment, while others write it, and add the pause."""
+    """Copy a snapshot of the database, while others may write it, and add the pause."""
     address = f"file:{quote(str(source))}?mode=ro"
     try:
         with (
             closing(sqlite3.connect(address, uri=True, timeout=_BUSY_SECONDS)) as running,
             closing(sqlite3.connect(target, isolation_level=None)) as copy,
         ):
-            # One read transaction: pages that change meanwhile are copied as they were.
+            # One read transaction gives a snapshot.
             running.execute("BEGIN")
             running.execute("SELECT count(*) FROM sqlite_master").fetchone()
             running.backup(copy, pages=-1)
@@ -129,7 +128,7 @@ def _copy_sqlite(source: Path, target: Path, reason: str, now: float) -> None:
                 " VALUES ('service', '', ?, ?, 1)",
                 (reason, now),
             )
-            copy.execute("PRAGMA journal_mode = DELETE")  # one file, without a log beside it
+            copy.execute("PRAGMA journal_mode = DELETE")  # one file, without a WAL
             (fault,) = copy.execute("PRAGMA quick_check(1)").fetchone()
     except sqlite3.Error as error:
         raise BitelError(f"the database {source} could not be copied: {error}") from error
@@ -138,7 +137,7 @@ def _copy_sqlite(source: Path, target: Path, reason: str, now: float) -> None:
 
 
 def _dump_postgresql(database: URL, target: Path, reason: str, now: float) -> None:
-    """Have pg_dump write SQL, and add the pause to it."""
+    """Run pg_dump, and add the pause to its SQL."""
     program = shutil.which("pg_dump")
     if program is None:
         raise BitelError(
@@ -146,7 +145,7 @@ def _dump_postgresql(database: URL, target: Path, reason: str, now: float) -> No
             "(Debian, Ubuntu: apt-get install postgresql-client)"
         )
     url = database.set(drivername="postgresql")
-    # The password is not an argument, as other users can see those of a process.
+    # Not as an argument, since other users can see those.
     environment = {**os.environ, "PGPASSWORD": url.password or os.environ.get("PGPASSWORD", "")}
     place = (url.username, None, url.host, url.port, url.database, url.query)
     shown = URL.create("postgresql", *place).render_as_string()
@@ -159,8 +158,8 @@ def _dump_postgresql(database: URL, target: Path, reason: str, now: float) -> No
         check=False,
     )
     if done.returncode:
-        words = done.stderr.strip().splitlines() or ["no reason given"]
-        raise BitelError(f"pg_dump could not copy the database: {words[0]}")
+        lines = done.stderr.strip().splitlines() or ["no reason given"]
+        raise BitelError(f"pg_dump could not copy the database: {lines[0]}")
     with target.open("a") as file:
         file.write(
             "\n-- Nothing is dialled with this copy until `bitel resume`.\n"

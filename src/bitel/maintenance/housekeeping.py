@@ -1,5 +1,4 @@
-"""Periodic work of each process: expires calls without a dialer, deletes old keys, gives up
-abandoned attempts."""
+"""Periodic work of each process: expires orphaned calls, deletes old keys, ends abandoned attempts."""
 
 from __future__ import annotations
 
@@ -23,29 +22,29 @@ EVERY = 10.0
 """Seconds between two rounds."""
 
 AFTER_FAULT = 1.0
-"""Seconds to the next round where the database could not be used."""
+"""Seconds to the next round after the database could not be used."""
 
 MOST = 1000
-"""Rows that one round touches of each kind."""
+"""Rows of each kind per round."""
 
 MOST_NUMBERS: Final = 5000
-"""The same for the counts of calls by number, of which a batch adds many at once."""
+"""The same for the counts of calls by number, since a batch adds many at once."""
 
 ABANDONED_AFTER: Final = 600.0
-"""Seconds without a heartbeat of a worker after which its attempts are given up, if its dialer is
-not in the settings."""
+"""Seconds without a heartbeat after which a worker's attempts are given up, if its dialer is not in
+the settings."""
 
 CLOCKS_DIFFER: Final = 2.0
-"""Seconds between our clock and the database server's from which a warning is logged: machines that
-share a database exchange due times."""
+"""Seconds of difference between this clock and the database server's from which a warning is
+logged: machines that share a database exchange due times."""
 
 
 class Housekeeper:
-    """Expires calls that no dialer will ever claim, and deletes old idempotency keys.
+    """Expires calls that no dialer will claim, and deletes old idempotency keys and counts.
 
-    It also gives up the attempts of dialers that are not in the settings, once their workers have
-    sent no heartbeat for `ABANDONED_AFTER`. `dialer_ids` are those of the settings. `clock` gives
-    Unix seconds. `save_clock` is called in every round, on a thread.
+    It also gives up the attempts of dialers that are not in the settings (`dialer_ids`), once their
+    workers have sent no heartbeat for `ABANDONED_AFTER`. `clock` gives Unix seconds. `save_clock`
+    is called in every round, on a thread.
     """
 
     def __init__(
@@ -65,7 +64,7 @@ class Housekeeper:
         self._clocks_differ = False
 
     async def run(self) -> None:
-        """A round every 10 s, until cancelled."""
+        """Do a round every `EVERY` seconds, until cancelled."""
         while True:
             pause = EVERY
             try:
@@ -88,7 +87,7 @@ class Housekeeper:
         if expired:
             log.warning("expired_without_dialer", calls=expired)
         answered_at = self._monotonic()
-        # As in a standby, neither a difference of clocks nor an outage of the database counts.
+        # As in a standby, measured so that clock differences and database outages do not matter.
         for dialer_id in self._monitors.keys() - left_open.keys():
             del self._monitors[dialer_id]
         for dialer_id, holder in left_open.items():

@@ -1,7 +1,7 @@
-"""Deletes data that is older than the settings allow, and audio without a recording.
+"""Retention: deletes data that is older than the settings allow, and audio without a recording.
 
-Each piece of work is one short transaction with a pause after it, and there is none while the
-machine is busy, so that no call waits for it.
+Works in short transactions with pauses between them, and not while the machine is busy, so that
+calls do not wait for it.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ DAY: Final = 86_400.0
 EVERY: Final = 3600.0
 """Seconds from one pass over all rows to the next, at most."""
 PASSES: Final = 24
-"""Passes, at least, within the shortest period for which anything is kept."""
+"""Minimum number of passes within the shortest retention period."""
 PAUSE: Final = 0.1
-"""Seconds after a piece that changed something."""
+"""Seconds after a transaction that changed rows."""
 SHORT_PAUSE: Final = 0.02
-"""Seconds after a piece that changed nothing."""
+"""Seconds after a transaction that changed nothing."""
 BUSY_PAUSE: Final = 5.0
 """Seconds between two checks while the machine is busy."""
 SWEEP_EVERY: Final = DAY
@@ -48,8 +48,8 @@ class Retention:
 
     Args:
         settings: gives the settings in force.
-        clock: Unix seconds of all stored times; `system_clock` those of files.
-        is_busy: whether calls must not be disturbed now.
+        clock: gives the Unix seconds of stored times; `system_clock` those of files.
+        is_busy: whether the dialers are overloaded now.
     """
 
     def __init__(
@@ -100,11 +100,11 @@ class Retention:
             await self._delete_recordings(keep.recordings)
 
     async def sweep(self) -> int:
-        """Delete old audio without a recording, and return of how many.
+        """Delete old audio without a recording, and return how many were deleted.
 
-        A process that was killed between storing audio and adding its recording leaves some. Not
-        while the database is known to be from a backup: recordings that were added since then may
-        be in a newer one. Raises UnavailableError.
+        A process that is killed between storing audio and adding its recording leaves some. Does
+        nothing while the database is known to be from a backup: a newer one may have the
+        recordings. Raises UnavailableError.
         """
         if await self._database.read(_is_restored):
             return 0
@@ -162,10 +162,10 @@ class Retention:
     async def _in_pieces(
         self, piece: Callable[[str], Awaitable[tuple[str, int]]], after: str = ""
     ) -> int:
-        """Do one piece after the other, and return how many rows they changed.
+        """Call `piece` up to the end of the table, and return how many rows were changed.
 
-        `piece` takes the id after which it begins, and returns the last one that it looked at,
-        empty at the end of the table, and the number of rows that it changed.
+        `piece` takes the id after which it begins, and returns the last id that it checked, empty
+        at the end of the table, and the number of rows that it changed.
         """
         changed = 0
         while True:
@@ -182,7 +182,7 @@ class Retention:
                 lambda conn: recordings.remove(conn, project_id, recording_id, now)
             )
         except (ConflictError, NotFoundError):
-            return False  # a call was placed with it, or a client deleted it, meanwhile
+            return False  # meanwhile a call was placed with it, or a client deleted it
         await self._voices.delete(recording_id)
         return True
 
@@ -195,9 +195,9 @@ class Retention:
 def _blank_piece(
     conn: Connection, before: float, after: str, is_whole: bool
 ) -> tuple[str, int, bool]:
-    """As `store.blank_numbers`, and whether no number is left up to the end of this piece.
+    """As `store.blank_numbers`; also returns whether no number is left up to the end of this piece.
 
-    `is_whole` is whether none is left before it. If so, the next pass begins behind this piece.
+    `is_whole` says whether none is left before it; then the next pass begins after this piece.
     """
     last, count = store.blank_numbers(conn, before, after)
     is_whole = is_whole and bool(last) and store.are_blank(conn, after, last)

@@ -1,4 +1,4 @@
-"""Watches disk and database for what makes them grow, and names the cause in warnings."""
+"""Monitors the sizes of disk and database, and warns with the cause when they grow."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ log = structlog.get_logger(__name__)
 EVERY: Final = 10.0
 """Seconds between two checks."""
 LARGE_WAL: Final = 256 * 1024 * 1024
-"""Bytes of SQLite's write-ahead log from which a reader must be holding it: after a checkpoint it
-is cut to 64 MiB."""
+"""Bytes of SQLite's write-ahead log from which a reader must be blocking the checkpoint, which
+truncates it to 64 MiB."""
 OLD_SNAPSHOT: Final = 600.0
 """Seconds for which a transaction may use one snapshot of PostgreSQL."""
 MANY_DEAD_ROWS: Final = 1_000_000
@@ -54,7 +54,7 @@ class StoragePressure:
             await asyncio.sleep(EVERY)
 
     async def look(self) -> None:
-        """Check once. What can't be read keeps its last value."""
+        """Check once. A figure that can't be read keeps its last value."""
         try:
             self.disk_free = (await asyncio.to_thread(shutil.disk_usage, self._data_dir)).free
             self.state = await self._database.read(read_state)

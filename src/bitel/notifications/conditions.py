@@ -1,8 +1,8 @@
-"""The conditions that an operator is notified of: what is wrong now, and when that begins and ends.
+"""Detects the conditions that an operator is notified of, and when they begin and end.
 
-`ConditionWatcher` looks for conditions at regular intervals, `ConditionMonitor` compares them with
-those of before. A condition is reported when it has held for `HOLD` seconds, its end when it has
-been absent for `CLEAR_AFTER` seconds: a trunk that answers every second ping is reported once.
+`ConditionWatcher` checks at regular intervals, `ConditionMonitor` compares with the last check. A
+condition is reported when it has held for `HOLD` seconds, its end when it has been absent for
+`CLEAR_AFTER` seconds, so that a trunk that answers every second ping is reported once.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from bitel.store.database import Database
 log = structlog.get_logger(__name__)
 
 INTERVAL: Final = 5.0
-"""Seconds between two looks."""
+"""Seconds between two checks."""
 BALANCE_INTERVAL: Final = 30.0
-"""Seconds between two looks at balances, which ask the database."""
+"""Seconds between two checks of balances, which query the database."""
 
 
 class Kind(StrEnum):
-    """What is wrong; the value is the type of the notification."""
+    """Kind of a condition; the value is the type of the notification."""
 
     TRUNK_DOWN = "trunk.down"
     DIALER_PAUSED = "dialer.paused"
@@ -44,8 +44,8 @@ class Kind(StrEnum):
 
 
 HOLD: Final[Mapping[Kind, float]] = {Kind.TRUNK_DOWN: 30.0}
-"""Seconds that a condition must hold before it is reported; 0 for other kinds. A trunk has time to
-register at the start, and to answer the next ping."""
+"""Seconds that a condition must hold before it is reported; 0 for other kinds. Gives a trunk time
+to register at the start, and to answer the next ping."""
 
 CLEAR_AFTER: Final = 60.0
 """Seconds that a reported condition must be absent before its end is reported."""
@@ -61,7 +61,7 @@ class Condition:
     message: str
     """One sentence for the operator."""
     details: Mapping[str, str | int] = field(default_factory=dict)
-    """The same for a program."""
+    """The same as machine-readable values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class _Seen:
 
 
 class ConditionMonitor:
-    """Turns the conditions of each look into changes."""
+    """Turns the conditions of each check into changes."""
 
     def __init__(self) -> None:
         self._seen: dict[tuple[Kind, str], _Seen] = {}
@@ -90,12 +90,12 @@ class ConditionMonitor:
     def update(
         self, conditions: Iterable[Condition], looked_at: Iterable[Kind], now: float
     ) -> list[Change]:
-        """The changes that this look shows.
+        """Record a check, and return the changes.
 
         Args:
-            conditions: all that is wrong now, of the kinds `looked_at`.
-            looked_at: the kinds that could be judged; what is known of others stays as it is.
-            now: seconds on a monotonic clock.
+            conditions: all present conditions of the kinds `looked_at`.
+            looked_at: the kinds that were checked; the state of others stays as it is.
+            now: seconds of a monotonic clock.
         """
         kinds = frozenset(looked_at)
         changes: list[Change] = []
@@ -177,12 +177,12 @@ def low_disk(folders: Sequence[Path], megabytes: int) -> list[Condition]:
 
 
 class ConditionWatcher:
-    """Looks at dialers, balances and disks, and calls `put` with each change.
+    """Checks dialers, balances and disks, and calls `put` with each change.
 
     Args:
         dialers: each returns the conditions of one active dialer.
-        folders: whose file systems must have `disk_megabytes` (MiB) free; 0: not looked at.
-        low_balance: below which a project's balance is reported; None: not looked at.
+        folders: their file systems must have `disk_megabytes` (MiB) free; 0: not checked.
+        low_balance: a balance below it is reported; None: not checked.
     """
 
     def __init__(
@@ -208,16 +208,16 @@ class ConditionWatcher:
         self._balances_at = -BALANCE_INTERVAL
 
     async def run(self) -> None:
-        """Look every `INTERVAL` seconds, until cancelled."""
+        """Check every `INTERVAL` seconds, until cancelled."""
         while True:
             try:
                 await self.look()
             except Exception:
-                log.exception("conditions_not_found")  # the next look may succeed
+                log.exception("conditions_not_found")  # the next check may succeed
             await asyncio.sleep(INTERVAL)
 
     async def look(self) -> None:
-        """Look once."""
+        """Check once."""
         now = self._monotonic()
         found = [condition for dialer in self._dialers for condition in dialer()]
         kinds = {Kind.TRUNK_DOWN, Kind.DIALER_PAUSED}
@@ -231,7 +231,7 @@ class ConditionWatcher:
                     lambda conn: low_balances(conn, limit, self._currency)
                 )
             except UnavailableError:
-                pass  # logged by everything else that needs the database
+                pass  # already logged by other users of the database
             else:
                 kinds.add(Kind.BALANCE_LOW)
                 self._balances_at = now

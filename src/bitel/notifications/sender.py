@@ -30,13 +30,13 @@ from bitel.webhooks.url_policy import Resolver
 log = structlog.get_logger(__name__)
 
 QUEUE_LIMIT: Final = 1000
-"""Notifications that may wait; then the oldest is dropped."""
+"""Maximum number of queued notifications; beyond, the oldest is dropped."""
 RETRY_AFTER: Final[Sequence[float]] = (10.0, 60.0)
 """Seconds before the second and the third try of a POST."""
 COMMAND_SECONDS: Final = 30.0
-"""Seconds that a command may take; then it is killed."""
+"""Seconds after which a command is killed."""
 LONGEST_ERROR: Final = 500
-"""Bytes of a command's output that the log shows."""
+"""Bytes of a command's output in the log."""
 
 _ENDED: Final[Mapping[Kind, str]] = {
     Kind.TRUNK_DOWN: "trunk.up",
@@ -62,7 +62,7 @@ def body_of(change: Change, now: float) -> bytes:
 
 
 def check_notifications(settings: NotificationSettings) -> None:
-    """Raise SettingsError for a URL or a secret that can't be one."""
+    """Raise SettingsError for a malformed URL or secret."""
     secret = settings.secret.get_secret_value()
     try:
         if settings.url:
@@ -85,7 +85,7 @@ class NotificationSender:
 
     Args:
         clock: gives Unix seconds.
-        pause: waits for so many seconds.
+        pause: waits for the given seconds.
 
     Raises SettingsError as `check_notifications` does.
     """
@@ -117,7 +117,7 @@ class NotificationSender:
         self._wake.set()
 
     async def run(self) -> None:
-        """Send what is queued, until cancelled."""
+        """Send queued notifications, until cancelled."""
         try:
             while True:
                 await self._wake.wait()
@@ -162,7 +162,7 @@ async def run_command(
     environment: Mapping[str, str],
     seconds: float = COMMAND_SECONDS,
 ) -> None:
-    """Run `command` with `body` on stdin; a failure is logged, with the end of its output."""
+    """Run `command` with `body` on stdin; log a failure with the end of its output."""
     error = await asyncio.to_thread(_run, command, body, environment, seconds)
     if error:
         log.error("notification_command_failed", program=command[0], error=error)
@@ -171,8 +171,8 @@ async def run_command(
 def _run(
     command: Sequence[str], body: bytes, environment: Mapping[str, str], seconds: float
 ) -> str:
-    """Run a command to its end, or kill it; what went wrong, empty where nothing did."""
-    # Files, not pipes: a command that reads nothing, or leaves a child behind, blocks nobody.
+    """Run a command to its end, or kill it; returns the error, empty on success."""
+    # Files, not pipes: a command that reads nothing, or leaves a child process, can't block us.
     with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as output:
         given.write(body)
         given.seek(0)
@@ -196,5 +196,5 @@ def _run(
         if status == 0:
             return ""
         output.seek(max(0, os.fstat(output.fileno()).st_size - LONGEST_ERROR))
-        said = output.read().decode(errors="replace").strip()
-        return f"exit status {status}: {said}"
+        text = output.read().decode(errors="replace").strip()
+        return f"exit status {status}: {text}"

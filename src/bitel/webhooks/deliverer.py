@@ -1,13 +1,11 @@
-"""Delivers webhook events from the outbox (`store/webhooks.py`), for all projects at once.
+"""Delivers webhook events from the outbox (`store/webhooks.py`), for all projects.
 
-An event is written to the outbox in the transaction that ends its call. A claim is a lease for the
-time of one try: if this process ends before it has written the result, the event becomes due again
-when the lease runs out. So every event is delivered at least once, always with the same id, by
-which a receiver can drop repetitions.
+An event is written to the outbox in the transaction that ends its call. A claim is a lease for one
+try: if this process ends before it has written the result, the event becomes due again when the
+lease expires. So delivery is at least once, always with the same id, by which receivers can drop
+repetitions.
 
-Work goes in rounds of one transaction each, which writes the results of the last tries and claims
-due events. Results that come meanwhile wait for the next round, so the database sees few
-transactions however many tries there are.
+Each round is one transaction, which writes the results of finished tries and claims due events.
 """
 
 from __future__ import annotations
@@ -42,10 +40,10 @@ _AFTER_FAULT = 0.5
 
 
 class ConcurrencyLimiter:
-    """Counts tries under way: `most` at once, `most_each` for one project.
+    """Limits concurrent tries: `most` in total, `most_each` for one project.
 
-    A project whose last try failed has one at a time until one succeeds. So receivers that hang,
-    each try until its time limit, leave almost all room to the others.
+    A project whose last try failed has one at a time until one succeeds, so that receivers that
+    hang leave room for the others.
     """
 
     def __init__(self, most: int, most_each: int) -> None:
@@ -56,12 +54,12 @@ class ConcurrencyLimiter:
 
     @property
     def free(self) -> int:
-        """How many tries may begin now, of all projects."""
+        """How many tries may begin now."""
         return self._most - self._running.total()
 
     @property
     def taken(self) -> dict[str, int]:
-        """How many of its `most_each` tries a project can't begin now; 0 for all not named."""
+        """By project, how many of its `most_each` tries can't begin now; 0 if it is missing."""
         taken = dict(self._running)
         for project_id in self._failing:
             taken[project_id] = self._most_each - (0 if self._running[project_id] else 1)
@@ -72,7 +70,7 @@ class ConcurrencyLimiter:
         self._running[project_id] += 1
 
     def end(self, project_id: str, *, failed: bool) -> None:
-        """Count a try no more."""
+        """Count a try as finished."""
         self._running[project_id] -= 1
         if not self._running[project_id]:
             del self._running[project_id]
@@ -84,7 +82,7 @@ class ConcurrencyLimiter:
 
 @dataclass(frozen=True, slots=True)
 class _Finished:
-    """A try whose result is to be written."""
+    """A try whose result is not written yet."""
 
     delivery: Delivery
     attempt: DeliveryAttempt
@@ -95,13 +93,13 @@ class Deliverer:
     """Delivers events until it is drained. Run it once.
 
     Args:
-        clock: gives the Unix seconds of all stored times.
-        date: turns a time of `clock` into what the system clock showed then, for the dates of
-            events and the timestamps that receivers check.
-        allow_private: whether receivers may have addresses that are not public, this machine's own
-            included.
-        concurrency: tries under way at once.
-        per_project: of these, for one project; for one whose last try failed, one.
+        clock: gives the Unix seconds of stored times.
+        date: turns a time of `clock` into one of the system clock, for the dates of events and the
+            timestamps that receivers check.
+        allow_private: whether receivers may have addresses that are not public, including those of
+            this machine.
+        concurrency: maximum concurrent tries.
+        per_project: the same for one project.
     """
 
     def __init__(
@@ -119,7 +117,7 @@ class Deliverer:
         self._clock = clock
         self._date = date
         self._per_project = per_project
-        # httpx reads SSL_CERT_FILE, which may name the authority of an inner network.
+        # httpx reads SSL_CERT_FILE, which may name an internal certificate authority.
         tls = httpx.create_ssl_context()
         self._client = HttpClient(Resolver(), tls, allow_private=allow_private, limits=limits)
         self._limiter = ConcurrencyLimiter(concurrency, per_project)
@@ -132,15 +130,15 @@ class Deliverer:
 
     @property
     def running(self) -> int:
-        """Tries under way, including those whose result is not written yet."""
+        """Running tries, including those whose result is not written yet."""
         return len(self._tasks)
 
     def wake(self) -> None:
-        """Look for due events at once."""
+        """Claim due events at once."""
         self._wake.set()
 
     async def run(self) -> None:
-        """Deliver what is due, until `drain` is over."""
+        """Deliver due events until `drain` has ended."""
         try:
             while not self._drained:
                 self._wake.clear()
@@ -159,9 +157,9 @@ class Deliverer:
             self._client.close()
 
     async def drain(self, timeout: float) -> None:
-        """Begin no more tries, give those under way `timeout` seconds, and let `run` end.
+        """Begin no more tries, give the running ones `timeout` seconds, and let `run` end.
 
-        A try that is cut off is made again when its lease has run out, here or elsewhere.
+        A try that is cut off is repeated when its lease has expired, by any process.
         """
         self._draining = True
         if self._tasks:
@@ -170,7 +168,7 @@ class Deliverer:
         self.wake()
 
     async def _round(self) -> None:
-        """Write results, and begin what is due and has room."""
+        """Write results, claim due events, and start their tries."""
         finished, self._finished = self._finished, []
         free = 0 if self._draining else self._limiter.free
         if not finished and free <= 0:
@@ -194,7 +192,7 @@ class Deliverer:
             await asyncio.sleep(_AFTER_FAULT)
             return
         except Exception:
-            # A bug must not end all delivery. These events are tried again after their leases.
+            # A bug must not stop delivery. These events are tried again after their leases.
             events = [one.attempt.event_id for one in finished]
             log.exception("webhook_round_broke", ended=events)
             for one in finished:
@@ -250,18 +248,18 @@ class Deliverer:
         try:
             return await self._client.post(delivery.url, headers, body, now)
         except Exception:
-            # A bug; the retry schedule keeps it from coming back at once.
+            # A bug; the event is retried by the usual schedule.
             log.exception("webhook_try_broke", event_id=delivery.event_id)
             return DeliveryResponse(None, "a fault inside the deliverer", 0.0)
 
 
 def _write(conn: Connection, finished: Sequence[_Finished]) -> set[str]:
-    """Write results; the events among them that turned their project's URL off."""
+    """Write results; returns the events that turned off their project's URL."""
     turned_off: set[str] = set()
     attempts: list[DeliveryAttempt] = []
     for one in finished:
         attempt, delivery = one.attempt, one.delivery
-        # Not turned off if the project has another URL by now; then the event is retried there.
+        # Not turned off if the project has a new URL; then the event is retried there.
         if (
             attempt.status_code is not None
             and retry_policy.is_gone(attempt.status_code)
@@ -275,7 +273,7 @@ def _write(conn: Connection, finished: Sequence[_Finished]) -> set[str]:
 
 
 def _log(one: _Finished, *, turned_off: bool) -> None:
-    """Log a result: nothing of the call, and neither secret nor URL, whose path may be one."""
+    """Log a result, without data of the call, the secret, or the URL, whose path may be secret."""
     attempt = one.attempt
     about = log.bind(
         event_id=attempt.event_id,

@@ -1,8 +1,8 @@
 """HTTP/1.1 client for webhooks: one POST, within limits, to an address that was checked.
 
-A host name is resolved once for each connection. Every address is checked, and the connection goes
-to one that passed, by its number, so a name that changes between check and use (DNS rebinding)
-gains nothing. TLS verification and the Host header still use the name.
+A host name is resolved once for each connection. Every address is checked, and the connection is
+made to an address that passed, which prevents DNS rebinding. TLS verification and the Host header
+use the name.
 
 llhttp (httptools) parses responses; this module bounds their size and time, pools connections, and
 follows no redirect. aiohttp can't replace it: it takes bytes that were left on a pooled connection
@@ -28,21 +28,21 @@ from bitel.webhooks import retry_policy, url_policy
 from bitel.webhooks.url_policy import Resolve, Target
 
 _Head = tuple[int, Mapping[str, str]]
-"""Status and headers: names in lower case, of equal ones the last."""
+"""Status and headers; names are in lower case, and the last of equal ones counts."""
 
 USER_AGENT: Final = "bitel-webhooks/1"
 MAX_BYTES: Final = 64 * 1024
-"""Bytes of a response before its body, interim responses included, and of a body that is read."""
+"""Bytes of a response before its body, interim responses included, and of its body."""
 MAX_ADDRESSES: Final = 4
-"""Addresses of one name that are tried, one after the other, within the time to connect."""
+"""Addresses of one name that are tried in turn, within the time to connect."""
 MAX_ERROR: Final = 200
 """Characters of an error."""
 IDLE_SECONDS: Final = 15.0
-"""For how long a connection is kept for the next event to the same receiver."""
+"""Seconds for which an idle connection is kept."""
 
 
 class RequestError(Exception):
-    """No connection or no HTTP response; says why in a few words."""
+    """No connection or no HTTP response; the message says why in a few words."""
 
 
 class ConnectionClosed(RequestError):
@@ -56,9 +56,9 @@ class TimeLimits:
     connect: float = 5.0
     """For name resolution, TCP and TLS."""
     answer: float = 15.0
-    """Until its status has come, `connect` included."""
+    """Until the status is received, `connect` included."""
     body: float = 2.0
-    """For the body after that. The status counts, whether a body follows or not."""
+    """For the body after that. The status counts also if the body does not follow."""
 
 
 DEFAULT_LIMITS: Final = TimeLimits()
@@ -83,7 +83,7 @@ class DeliveryResponse:
 
 
 class HttpClient:
-    """Posts to any number of receivers, on connections that are kept for a while.
+    """Posts to any number of receivers, with a pool of connections.
 
     Follows no redirect and uses no proxy. The caller limits how many posts run at once. Close it
     when done.
@@ -179,7 +179,7 @@ class HttpClient:
         try:
             async with asyncio.timeout(self._limits.connect):
                 addresses = await self._allowed_addresses(target.host)
-                # Each address has its share of the time, so that a dead one leaves some for others.
+                # Each address gets a share of the time, so that a dead one leaves some for others.
                 share = self._limits.connect / len(addresses)
                 for address in addresses[:-1]:
                     try:
@@ -235,7 +235,10 @@ class _Connection(asyncio.Protocol):
         self._head_bytes = self._body_bytes = 0
 
     async def send(self, request: bytes) -> _Head:
-        """Send a request; the head of its final response. Raises RequestError or OSError."""
+        """Send a request, and return the head of its final response.
+
+        Raises RequestError or OSError.
+        """
         if self._transport is None or not self.is_open:
             raise ConnectionClosed("the connection was closed already")
         self._expect_response()
@@ -251,13 +254,13 @@ class _Connection(asyncio.Protocol):
             self.close()
 
     def cancel_expiry(self) -> None:
-        """Keep the connection open."""
+        """Stop the timer that closes an idle connection."""
         if self.expiry is not None:
             self.expiry.cancel()
             self.expiry = None
 
     def close(self) -> None:
-        """Close it at once."""
+        """Close the connection at once."""
         self.is_open = False
         self.cancel_expiry()
         if self._transport is not None:

@@ -11,13 +11,13 @@ from typing import Final
 
 _HOUR: Final = 3600.0
 PAUSES: Final = (5.0, 300.0, 1800.0, *(hours * _HOUR for hours in (2, 5, 10, 14, 20, 24)))
-"""Seconds after the first try, the second, and so on; after the last one an event is given up."""
+"""Seconds after the first failed try, the second, and so on; then the event is given up."""
 
 JITTER: Final = 0.1
-"""Each pause is longer or shorter by up to this part of it, so that retries spread out."""
+"""Share by which each pause is randomly longer or shorter, so that retries spread out."""
 
 LONGEST_WAIT: Final = 24 * _HOUR
-"""Seconds: the longest wait that a receiver may ask for with `Retry-After`."""
+"""Maximum seconds of a `Retry-After`."""
 
 _UNPRINTABLE: Final = re.compile(r"[^\x20-\x7e]")
 
@@ -33,13 +33,13 @@ def is_gone(status: int) -> bool:
 
 
 def next_try(tries: int, failed_at: float, jitter: float, asked_for: float | None) -> float | None:
-    """When to try again, in the unit of `failed_at`; None gives the event up.
+    """When to try again, by the clock of `failed_at`; None if the event is given up.
 
     Args:
-        tries: how many failed, at least 1.
+        tries: failed tries, at least 1.
         failed_at: when the last one failed.
-        jitter: from 0 to 1, where in the range of `JITTER` the pause is.
-        asked_for: seconds of `Retry-After`; it makes a pause longer, up to `LONGEST_WAIT`, never
+        jitter: 0 to 1, the position in the range of `JITTER`.
+        asked_for: seconds of `Retry-After`; makes the pause longer, up to `LONGEST_WAIT`, never
             shorter.
     """
     if tries > len(PAUSES):
@@ -62,7 +62,7 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
         return float(text)
     try:
         date = parsedate_to_datetime(text)
-        # A date without a zone, which is not allowed, is read as the allowed one: GMT.
+        # A date without a zone is not allowed; it is read as GMT.
         at = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
     except (ValueError, TypeError, IndexError, OverflowError):
         return None

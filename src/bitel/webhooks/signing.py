@@ -1,7 +1,7 @@
-"""Signatures on webhooks, as https://www.standardwebhooks.com specifies them.
+"""Signatures of webhooks, as https://www.standardwebhooks.com specifies them.
 
 A secret is `whsec_` and the base64 of 24 to 64 random bytes. The signature is the HMAC-SHA256 of
-`{id}.{timestamp}.{body}`. Receivers can use `verify`: this module imports only errors.
+`{id}.{timestamp}.{body}`. Receivers can use `verify`: this module imports nothing of the service.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _MOST_SIGNATURES: Final = 32
 
 
 class WebhookSignatureError(UnauthorizedError):
-    """A message that was not signed with the secret, or is too old: do not trust it."""
+    """A message that was not signed with the secret, or is too old."""
 
 
 def new_secret() -> str:
@@ -69,15 +69,15 @@ def verify(
 ) -> str:
     """Check the signature and time of a message, and return its id.
 
-    Do nothing for an id that was seen before, and answer as the first time: it is a repetition.
+    A message with an id that was seen before is a repetition; ignore it.
 
     Args:
-        secret: the secret, or several while they are changed over, any of which may be the one.
+        secret: the secret, or several during a rotation.
         headers: the request's headers, names in any case; one valid signature is enough.
-        body: the body exactly as received, not decoded and encoded again.
+        body: the body exactly as received.
         now: Unix seconds.
 
-    Raises WebhookSignatureError for a message that must not be trusted, InvalidRequestError for a
+    Raises WebhookSignatureError for a message that can't be trusted, InvalidRequestError for a
     malformed secret.
     """
     given = {name.lower(): value for name, value in headers.items()}
@@ -88,7 +88,7 @@ def verify(
     for one in [secret] if isinstance(secret, str) else secret:
         expected = sign(one, message_id, timestamp, body).encode()
         for signature in offered:
-            # No early end: the time this takes must not tell how much of a signature was right.
+            # No early exit: the duration must not depend on the signature.
             fits |= hmac.compare_digest(expected, signature.encode("utf-8", "surrogateescape"))
     if not fits:
         raise WebhookSignatureError(f"{SIGNATURE_HEADER} holds no signature by this secret")
@@ -114,7 +114,7 @@ def _timestamp(text: str) -> int:
 
 
 def _key(secret: str) -> bytes:
-    # Other libraries leave the prefix out.
+    # Some libraries omit the prefix.
     try:
         key = base64.b64decode(secret.removeprefix(PREFIX), validate=True)
     except (binascii.Error, ValueError):

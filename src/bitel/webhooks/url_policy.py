@@ -1,8 +1,8 @@
 """Which URLs and addresses webhooks may be sent to, and the resolver that finds the addresses.
 
-A webhook makes this service send a request to a place that a client chose (SSRF). So that this
-reaches nothing that only this machine or its network can reach, the address is checked, whatever
-name or notation it came from: `check` when a URL is set, `why_blocked` for each connection.
+Clients choose the URLs of webhooks, so the service must not be made to send requests into its own
+network (SSRF). Addresses are checked in any notation: by `check` when a URL is set, and by
+`why_blocked` for each connection.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from bitel.errors import InvalidRequestError
 from bitel.ip_addresses import IPAddress, embedded_ipv4, special_purpose
 
 Resolve = Callable[[str], Awaitable[Sequence[IPAddress]]]
-"""From a host name, or an address in any notation, to its addresses. Raises OSError."""
+"""Returns the addresses of a host name, or of an address in any notation. Raises OSError."""
 
 LONGEST_URL: Final = 2048
 """Characters."""
 MAX_LOOKUPS: Final = 32
-"""Names that are resolved at the same time."""
+"""Maximum concurrent lookups."""
 
 _NAME: Final = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?")
 _PORTS: Final = {"http": 80, "https": 443}
@@ -59,7 +59,7 @@ class Target:
 
 
 def parse(url: str) -> Target:
-    """Parse a URL. Raises InvalidRequestError for one that no webhook can have."""
+    """Parse a webhook URL. Raises InvalidRequestError."""
     try:
         if len(url) > LONGEST_URL:
             raise _wrong(f"has at most {LONGEST_URL} characters")
@@ -96,7 +96,7 @@ def check(url: str, *, allow_private: bool) -> None:
 def why_blocked(address: IPAddress) -> str | None:
     """Why nothing may be sent to `address`, in a few words; None for a public address.
 
-    For an IPv4 address inside an IPv6 address (mapped, 6to4, NAT64) the inner one is checked.
+    Of an IPv6 address with an embedded IPv4 address (mapped, 6to4, NAT64), the latter is checked.
     """
     block = special_purpose(address)
     if block is None:
@@ -125,8 +125,8 @@ def _wrong(why: str) -> InvalidRequestError:
 class Resolver:
     """Resolves names with the system's resolver; concurrent requests for a name share one lookup.
 
-    Each lookup has a daemon thread of its own: a name server that never answers blocks neither the
-    event loop's thread pool nor the end of the process.
+    Each lookup has its own daemon thread: a name server that never answers blocks neither the event
+    loop's thread pool nor the end of the process.
     """
 
     def __init__(self) -> None:
@@ -144,7 +144,7 @@ class Resolver:
     def _forget(self, host: str, done: asyncio.Task[Sequence[IPAddress]]) -> None:
         del self._lookups[host]
         if not done.cancelled():
-            done.exception()  # retrieved, should all callers have given up
+            done.exception()  # marks it as retrieved, in case all callers were cancelled
 
     async def _look_up(self, host: str) -> Sequence[IPAddress]:
         async with self._free:
