@@ -4,14 +4,14 @@
 receiver beside it, places one call to warm up, and traces a second one:
 
 * `place`: `POST /api/v2/voice/single`, from the request to its response
-* `claim`: from the wake-up of the dispatcher to the start of the attempt
+* `claim`: from the dispatcher's question to the database to the start of the attempt
 * `settle`: from the end of the SIP call to the commit of its result
 * `webhook`: from that commit to the recorded delivery
 * `call`: all of the service's process from the claim to the settled call
 
-Files of the framework are not counted, nor is the HTTP middleware. Work on the database's threads
-counts for the task that asked for it; tasks that run all the time, such as the renewal of the
-lease, do not count.
+Files of the framework are not counted, nor are the HTTP middleware and what every part uses: the
+clock, the log and the measurement of the event loop. Work on the database's threads counts for the
+task that asked for it; tasks that run all the time, such as the renewal of the lease, do not count.
 """
 
 from __future__ import annotations
@@ -42,8 +42,10 @@ from bitel.store.database import Database
 
 SOURCE: Final = f"{Path(bitel.__file__).parent}/"
 MIDDLEWARE: Final = frozenset({"api/server.py", "api/middleware.py"})
-EVERYWHERE: Final = frozenset({"steady_clock.py", "observability/logging.py"})
-"""The clock and the log, which every part asks."""
+EVERYWHERE: Final = frozenset(
+    {"steady_clock.py", "observability/logging.py", "observability/event_loop.py"}
+)
+"""What every part uses: the clock, the log and the measurement of the event loop."""
 LIMIT: Final = 20.0
 """Seconds that a call may take."""
 
@@ -199,7 +201,8 @@ def _parts(tracer: Tracer, marks: _Marks, begun: float, placed: float) -> Mappin
     def is_background(step: Step) -> bool:
         return step.owner in tracer.background and step.owner is not marks.claimer
 
-    claim_begun = min(s.at for s in steps if s.owner is marks.claimer and s.at > begun)
+    woken = min(s.at for s in steps if s.owner is marks.claimer and s.at > begun)
+    claim_begun = min(s.at for s in steps if s.file == "store/claims.py" and s.at > woken)
     new = [step for step in steps if not is_background(step)]
     deliverers = [s for s in steps if "webhooks" in s.file]
     delivered_by = {step.owner for step in deliverers} - {None, tracer, marks.attempt}
@@ -216,7 +219,10 @@ def _parts(tracer: Tracer, marks: _Marks, begun: float, placed: float) -> Mappin
         ),
         "claim": files(
             steps,
-            lambda s: claim_begun <= s.at <= marks.claimed and s.owner in (marks.claimer, tracer),
+            lambda s: (
+                claim_begun <= s.at <= marks.claimed
+                and (s.owner is marks.claimer or s.function.startswith(("_Worker.", "_Writer.")))
+            ),
         ),
         "settle": files(
             new,
@@ -228,7 +234,7 @@ def _parts(tracer: Tracer, marks: _Marks, begun: float, placed: float) -> Mappin
         ),
         "webhook": files(steps, lambda s: s.at >= marks.dialled and s.owner in delivered_by),
         "call": files(
-            new, lambda s: claim_begun <= s.at <= marks.settled and s.owner not in delivered_by
+            new, lambda s: woken <= s.at <= marks.settled and s.owner not in delivered_by
         ),
     }
 

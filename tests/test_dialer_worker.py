@@ -13,18 +13,19 @@ from typing import Any
 import pytest
 import structlog
 
-from bitel import dialer_worker, service
+from bitel import service
 from bitel.demo.stage import free_port
 from bitel.dialer.config import SipTrunkConfig
 from bitel.dialer.sip_dialer import SipTrunkDialer
 from bitel.dialer.trunk import Trunk
-from bitel.dialer_worker import DialerWorker
 from bitel.dialing.dispatcher import Dispatcher, Limits
 from bitel.dialing.standby import DialerLock, Standby
 from bitel.domain.pricing import Tariff
 from bitel.errors import BitelError, UnavailableError
+from bitel.service import dialer_worker
+from bitel.service.dialer_worker import DialerWorker
+from bitel.service.shutdown import Shutdown
 from bitel.settings import DialerSettings, Settings
-from bitel.shutdown import Shutdown
 from bitel.store import leases
 from bitel.store.database import Database
 from bitel.store.leases import Holder, LostLease, TakeOverTerms

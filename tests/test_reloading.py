@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bitel.errors import SettingsError
-from bitel.reloading import RELOADABLE, RELOADABLE_OF_DIALER, plan_reload
+from bitel.service.reloading import RELOADABLE, RELOADABLE_OF_DIALER, plan_reload
 from bitel.settings import DialerSettings, Settings
 
 DIALER = {"id": "main", "trunks": ["sip:c.test"], "max_channels": 10, "username": "me"}

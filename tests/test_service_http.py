@@ -8,9 +8,9 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from bitel import service
+from bitel.service import http_server
+from bitel.service.shutdown import Shutdown
 from bitel.settings import HttpSettings
-from bitel.shutdown import Shutdown
 
 
 async def test_a_server_that_ends_later_ends_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,7 +27,7 @@ async def test_a_server_that_ends_later_ends_the_service(monkeypatch: pytest.Mon
     monkeypatch.setattr(uvicorn.Server, "main_loop", breaking)
     stop = asyncio.Event()
     with pytest.raises(RuntimeError, match="unforeseen"):
-        async with service._http(
+        async with http_server.serving(
             FastAPI(), HttpSettings(), ("127.0.0.1", 0), "http.port", Shutdown(1.0), stop
         ) as address:
             assert address[1] > 0
@@ -43,7 +43,7 @@ async def test_one_that_ends_at_once_is_no_start(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(uvicorn.Server, "startup", broken)
     with pytest.raises(RuntimeError, match="unforeseen"):
         async with asyncio.timeout(5):
-            async with service._http(
+            async with http_server.serving(
                 FastAPI(),
                 HttpSettings(),
                 ("127.0.0.1", 0),

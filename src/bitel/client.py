@@ -1,12 +1,12 @@
-"""Clients of the HTTP API, as Python programs and the commands of `bitel` use it.
+"""Clients of the HTTP API, for Python programs and the commands of `bitel`.
 
     with Client(token, "http://127.0.0.1:8080") as client:
         voice = client.upload(Path("hello.mp3"))
         call = client.wait(client.call("09121234567", voice["id"])["id"], timeout=60)
 
-`AsyncClient` has the same methods to be awaited. Most methods take the arguments of the function of
-`bitel.asking` that builds their request, and any `Ask` can be handed to `do`. Every method raises a
-BitelError: the service's own, or UnavailableError where it can't be reached.
+`AsyncClient` has the same methods as coroutines. Most methods take the arguments of the function of
+`bitel.client_requests` that builds their request. Every method raises a BitelError: the error that
+the service reported, or UnavailableError if it can't be reached.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar, cast
 
 import httpx
 
-from bitel import asking
-from bitel.asking import (
+from bitel import client_requests
+from bitel.client_requests import (
     Account,
-    Ask,
+    ApiRequest,
     Batch,
     Call,
     CallPage,
@@ -41,7 +41,7 @@ from bitel.webhooks.signing import verify as verify_webhook
 
 __all__ = [
     "Account",
-    "Ask",
+    "ApiRequest",
     "AsyncClient",
     "Batch",
     "Call",
@@ -58,57 +58,57 @@ __all__ = [
 
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
 TIMEOUT: Final = httpx.Timeout(30.0, read=120.0)
-"""Seconds; an upload is answered only when its recording is decoded."""
+"""Seconds; the answer to an upload comes after the recording is decoded."""
 
-LOOK_AGAIN: Final = 0.25
-"""Seconds between two polls of a call or campaign: the API can't push their end."""
+POLL_INTERVAL: Final = 0.25
+"""Seconds between two polls of a call or campaign."""
 
 T = TypeVar("T")
 P = ParamSpec("P")
 
 
-def _blocking(ask: Callable[P, Ask[T]]) -> Callable[Concatenate[Client, P], T]:
-    """A method of `Client` that makes the request which `ask` builds, and returns its result."""
+def _blocking(build: Callable[P, ApiRequest[T]]) -> Callable[Concatenate[Client, P], T]:
+    """A method of `Client` that sends the request made by `build`, and returns its result."""
 
     def method(client: Client, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return client.do(ask(*args, **kwargs))
+        return client.do(build(*args, **kwargs))
 
-    method.__doc__ = ask.__doc__
+    method.__doc__ = build.__doc__
     return method
 
 
 def _awaited(
-    ask: Callable[P, Ask[T]],
+    build: Callable[P, ApiRequest[T]],
 ) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]]:
     """`_blocking`, for `AsyncClient`."""
 
     async def method(client: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return await client.do(ask(*args, **kwargs))
+        return await client.do(build(*args, **kwargs))
 
-    method.__doc__ = ask.__doc__
+    method.__doc__ = build.__doc__
     return method
 
 
 class Client:
-    """A blocking connection to the service at `url`, on behalf of a project's `token`.
+    """A blocking client of the service at `url`, with the `token` of a project.
 
     Close it, or use it as a context manager.
     """
 
-    call = _blocking(asking.single)
-    batch = _blocking(asking.batch)
-    otp = _blocking(asking.otp)
-    call_tts = _blocking(asking.single_tts)
-    batch_tts = _blocking(asking.batch_tts)
-    status = _blocking(asking.status)
-    cancel = _blocking(asking.cancel)
-    campaign = _blocking(asking.campaign)
-    cancel_campaign = _blocking(asking.cancel_campaign)
-    speak = _blocking(asking.speak)
-    recording = _blocking(asking.recording)
-    remove_recording = _blocking(asking.remove_recording)
-    servers = _blocking(asking.servers)
-    account = _blocking(asking.account)
+    call = _blocking(client_requests.single)
+    batch = _blocking(client_requests.batch)
+    otp = _blocking(client_requests.otp)
+    call_tts = _blocking(client_requests.single_tts)
+    batch_tts = _blocking(client_requests.batch_tts)
+    status = _blocking(client_requests.status)
+    cancel = _blocking(client_requests.cancel)
+    campaign = _blocking(client_requests.campaign)
+    cancel_campaign = _blocking(client_requests.cancel_campaign)
+    speak = _blocking(client_requests.speak)
+    recording = _blocking(client_requests.recording)
+    remove_recording = _blocking(client_requests.remove_recording)
+    servers = _blocking(client_requests.servers)
+    account = _blocking(client_requests.account)
 
     def __init__(
         self, token: str, url: str = DEFAULT_URL, transport: httpx.BaseTransport | None = None
@@ -124,33 +124,35 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Give the connection up."""
+        """Close the connections."""
         self._http.close()
 
-    def do(self, asked: Ask[T]) -> T:
-        """What the service answers to `asked`."""
+    def do(self, request: ApiRequest[T]) -> T:
+        """Send a request, and return its parsed result."""
         with _reached(self._http):
-            answer = self._http.request(**_request(asked))
-        return asked.read(answer)
+            response = self._http.request(**_arguments(request))
+        return request.read(response)
 
     def upload(self, file: Path, progress: Callable[[int], None] | None = None) -> Recording:
         """Upload a recording; `progress` is called with the bytes of each read of the file."""
         with _Upload(file, progress) as opened, _reached(self._http):
-            answer = self._http.post(asking.FILES, files={"file": (file.name, opened)})
-        return cast(Recording, asking.result_of(answer))
+            response = self._http.post(client_requests.FILES, files={"file": (file.name, opened)})
+        return cast(Recording, client_requests.result_of(response))
 
     def campaign_calls(self, campaign_id: str, page: int | None = None) -> Iterator[Call]:
-        """All calls of a campaign, asked for `page` at a time."""
-        return self._items("calls", partial(asking.campaign_calls, campaign_id, limit=page))
+        """All calls of a campaign, fetched `page` at a time."""
+        return self._items(
+            "calls", partial(client_requests.campaign_calls, campaign_id, limit=page)
+        )
 
     def recordings(self, page: int | None = None) -> Iterator[Recording]:
-        """All recordings of the project, asked for `page` at a time."""
-        return self._items("recordings", partial(asking.recordings, limit=page))
+        """All recordings of the project, fetched `page` at a time."""
+        return self._items("recordings", partial(client_requests.recordings, limit=page))
 
-    def _items(self, key: str, ask: Callable[..., Ask[Any]]) -> Iterator[Any]:
+    def _items(self, key: str, build: Callable[..., ApiRequest[Any]]) -> Iterator[Any]:
         cursor: str | None = None
         while True:
-            page = self.do(ask(cursor=cursor))
+            page = self.do(build(cursor=cursor))
             yield from page[key]
             cursor = page["nextCursor"]
             if cursor is None:
@@ -158,7 +160,7 @@ class Client:
 
     def wait(self, call_id: str, timeout: float) -> Call:
         """The call once it is over; UnavailableError if it is not within `timeout` seconds."""
-        return self._poll(asking.status(call_id), _Wait(f"the call {call_id}", timeout))
+        return self._poll(client_requests.status(call_id), _Wait(f"the call {call_id}", timeout))
 
     def wait_campaign(
         self, campaign_id: str, timeout: float, progress: Callable[[Campaign], None] | None = None
@@ -168,33 +170,33 @@ class Client:
         Raises UnavailableError if they are not within `timeout` seconds.
         """
         wait = _Wait(f"the campaign {campaign_id}", timeout, progress)
-        return self._poll(asking.campaign(campaign_id), wait)
+        return self._poll(client_requests.campaign(campaign_id), wait)
 
-    def _poll(self, asked: Ask[T], wait: _Wait) -> T:
+    def _poll(self, request: ApiRequest[T], wait: _Wait) -> T:
         while True:
-            state = self.do(asked)
+            state = self.do(request)
             if wait.is_over(state):
                 return state
-            time.sleep(LOOK_AGAIN)  # this client blocks its caller, and nothing would wake it
+            time.sleep(POLL_INTERVAL)
 
 
 class AsyncClient:
-    """`Client`, to be awaited."""
+    """`Client` with coroutines."""
 
-    call = _awaited(asking.single)
-    batch = _awaited(asking.batch)
-    otp = _awaited(asking.otp)
-    call_tts = _awaited(asking.single_tts)
-    batch_tts = _awaited(asking.batch_tts)
-    status = _awaited(asking.status)
-    cancel = _awaited(asking.cancel)
-    campaign = _awaited(asking.campaign)
-    cancel_campaign = _awaited(asking.cancel_campaign)
-    speak = _awaited(asking.speak)
-    recording = _awaited(asking.recording)
-    remove_recording = _awaited(asking.remove_recording)
-    servers = _awaited(asking.servers)
-    account = _awaited(asking.account)
+    call = _awaited(client_requests.single)
+    batch = _awaited(client_requests.batch)
+    otp = _awaited(client_requests.otp)
+    call_tts = _awaited(client_requests.single_tts)
+    batch_tts = _awaited(client_requests.batch_tts)
+    status = _awaited(client_requests.status)
+    cancel = _awaited(client_requests.cancel)
+    campaign = _awaited(client_requests.campaign)
+    cancel_campaign = _awaited(client_requests.cancel_campaign)
+    speak = _awaited(client_requests.speak)
+    recording = _awaited(client_requests.recording)
+    remove_recording = _awaited(client_requests.remove_recording)
+    servers = _awaited(client_requests.servers)
+    account = _awaited(client_requests.account)
 
     def __init__(
         self, token: str, url: str = DEFAULT_URL, transport: httpx.AsyncBaseTransport | None = None
@@ -210,33 +212,37 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Give the connection up."""
+        """Close the connections."""
         await self._http.aclose()
 
-    async def do(self, asked: Ask[T]) -> T:
-        """What the service answers to `asked`."""
+    async def do(self, request: ApiRequest[T]) -> T:
+        """Send a request, and return its parsed result."""
         with _reached(self._http):
-            answer = await self._http.request(**_request(asked))
-        return asked.read(answer)
+            response = await self._http.request(**_arguments(request))
+        return request.read(response)
 
     async def upload(self, file: Path, progress: Callable[[int], None] | None = None) -> Recording:
         """Upload a recording; `progress` is called with the bytes of each read of the file."""
         with await asyncio.to_thread(_Upload, file, progress) as opened, _reached(self._http):
-            answer = await self._http.post(asking.FILES, files={"file": (file.name, opened)})
-        return cast(Recording, asking.result_of(answer))
+            response = await self._http.post(
+                client_requests.FILES, files={"file": (file.name, opened)}
+            )
+        return cast(Recording, client_requests.result_of(response))
 
     def campaign_calls(self, campaign_id: str, page: int | None = None) -> AsyncIterator[Call]:
-        """All calls of a campaign, asked for `page` at a time."""
-        return self._items("calls", partial(asking.campaign_calls, campaign_id, limit=page))
+        """All calls of a campaign, fetched `page` at a time."""
+        return self._items(
+            "calls", partial(client_requests.campaign_calls, campaign_id, limit=page)
+        )
 
     def recordings(self, page: int | None = None) -> AsyncIterator[Recording]:
-        """All recordings of the project, asked for `page` at a time."""
-        return self._items("recordings", partial(asking.recordings, limit=page))
+        """All recordings of the project, fetched `page` at a time."""
+        return self._items("recordings", partial(client_requests.recordings, limit=page))
 
-    async def _items(self, key: str, ask: Callable[..., Ask[Any]]) -> AsyncIterator[Any]:
+    async def _items(self, key: str, build: Callable[..., ApiRequest[Any]]) -> AsyncIterator[Any]:
         cursor: str | None = None
         while True:
-            page = await self.do(ask(cursor=cursor))
+            page = await self.do(build(cursor=cursor))
             for item in page[key]:
                 yield item
             cursor = page["nextCursor"]
@@ -245,25 +251,27 @@ class AsyncClient:
 
     async def wait(self, call_id: str, timeout: float) -> Call:
         """As `Client.wait`."""
-        return await self._poll(asking.status(call_id), _Wait(f"the call {call_id}", timeout))
+        return await self._poll(
+            client_requests.status(call_id), _Wait(f"the call {call_id}", timeout)
+        )
 
     async def wait_campaign(
         self, campaign_id: str, timeout: float, progress: Callable[[Campaign], None] | None = None
     ) -> Campaign:
         """As `Client.wait_campaign`."""
         wait = _Wait(f"the campaign {campaign_id}", timeout, progress)
-        return await self._poll(asking.campaign(campaign_id), wait)
+        return await self._poll(client_requests.campaign(campaign_id), wait)
 
-    async def _poll(self, asked: Ask[T], wait: _Wait) -> T:
+    async def _poll(self, request: ApiRequest[T], wait: _Wait) -> T:
         while True:
-            state = await self.do(asked)
+            state = await self.do(request)
             if wait.is_over(state):
                 return state
-            await asyncio.sleep(LOOK_AGAIN)
+            await asyncio.sleep(POLL_INTERVAL)
 
 
 class _Wait:
-    """The end of a call or campaign that is polled for, `timeout` seconds at the most."""
+    """The deadline of a poll for the end of a call or campaign."""
 
     def __init__(
         self, what: str, timeout: float, progress: Callable[[Campaign], None] | None = None
@@ -302,13 +310,13 @@ def _headers(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
 
-def _request(asked: Ask[Any]) -> dict[str, Any]:
+def _arguments(request: ApiRequest[Any]) -> dict[str, Any]:
     return {
-        "method": asked.method,
-        "url": asked.path,
-        "json": asked.body,
-        "params": dict(asked.params),
-        "headers": dict(asked.headers),
+        "method": request.method,
+        "url": request.path,
+        "json": request.body,
+        "params": dict(request.params),
+        "headers": dict(request.headers),
     }
 
 

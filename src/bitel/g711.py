@@ -1,4 +1,4 @@
-"""G.711 as tables: 16-bit linear PCM to A-law and µ-law, and back, bit for bit as ITU-T says.
+"""G.711 by tables: 16-bit linear PCM to A-law and µ-law, and back, bit for bit as ITU-T specifies.
 
 Linear samples are signed 16-bit, the companding laws' 13 bits (A-law) and 14 bits (µ-law)
 left-justified, as in the ITU-T Software Tool Library (G.191). A negative sample is taken by its
@@ -34,6 +34,9 @@ _ALAW_EVEN_BITS: Final = 0x55
 _ULAW_BIAS: Final = 33
 _ULAW_CLIP: Final = 0x1FFF
 
+_LINEAR: Final = np.arange(65536, dtype=np.uint16).view(np.int16).astype(np.int32)
+_MAGNITUDE: Final = np.where(_LINEAR < 0, ~_LINEAR, _LINEAR)
+
 
 def _segment(magnitude: NDArray[np.int32], first: int) -> NDArray[np.int32]:
     """Count the doublings of `first` that `magnitude` has reached, 0 to 7."""
@@ -42,24 +45,20 @@ def _segment(magnitude: NDArray[np.int32], first: int) -> NDArray[np.int32]:
 
 
 def _build_alaw_encoder() -> Codes:
-    linear = np.arange(65536, dtype=np.uint16).view(np.int16).astype(np.int32)
-    magnitude = np.where(linear < 0, ~linear, linear) >> 4
+    magnitude = _MAGNITUDE >> 4
     segment = _segment(magnitude, 16)
     # The two lowest segments share a step, so the second is not shifted.
-    step = np.maximum(segment - 1, 0)
-    codes = (segment << 4) | ((magnitude >> step) & 0x0F)
-    codes |= np.where(linear < 0, 0, 0x80)
+    codes = (segment << 4) | ((magnitude >> np.maximum(segment - 1, 0)) & 0x0F)
+    codes |= np.where(_LINEAR < 0, 0, 0x80)
     line: Codes = (codes ^ _ALAW_EVEN_BITS).astype(np.uint8)
     return line
 
 
 def _build_ulaw_encoder() -> Codes:
-    linear = np.arange(65536, dtype=np.uint16).view(np.int16).astype(np.int32)
-    magnitude = (np.where(linear < 0, ~linear, linear) >> 2) + _ULAW_BIAS
-    magnitude = np.minimum(magnitude, _ULAW_CLIP)
+    magnitude = np.minimum((_MAGNITUDE >> 2) + _ULAW_BIAS, _ULAW_CLIP)
     segment = _segment(magnitude, 64)
     codes = (segment << 4) | ((magnitude >> (segment + 1)) & 0x0F)
-    codes |= np.where(linear < 0, 0x80, 0)
+    codes |= np.where(_LINEAR < 0, 0x80, 0)
     line: Codes = (codes ^ 0xFF).astype(np.uint8)
     return line
 
@@ -75,9 +74,8 @@ def _build_alaw_decoder() -> Pcm:
 
 def _build_ulaw_decoder() -> Pcm:
     codes = np.arange(256, dtype=np.int32) ^ 0xFF
-    segment = (codes >> 4) & 0x07
     mantissa = ((codes & 0x0F) << 1) + _ULAW_BIAS
-    magnitude = ((mantissa << segment) - _ULAW_BIAS) << 2
+    magnitude = ((mantissa << ((codes >> 4) & 0x07)) - _ULAW_BIAS) << 2
     linear: Pcm = np.where(codes & 0x80, -magnitude, magnitude).astype(np.int16)
     return linear
 

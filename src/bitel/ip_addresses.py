@@ -1,7 +1,7 @@
-"""Which IP addresses are public, and how near to this machine the others lead.
+"""Classifies IP addresses: which are public, and how near to this machine the others are.
 
-The blocks are those of IANA's special-purpose registries (RFC 6890 and its updates), with multicast
-added. Python's `ipaddress` lacks some of them before 3.13, so that the table is ours.
+The blocks are those of IANA's special-purpose registries (RFC 6890 and its updates), and multicast.
+Python's `ipaddress` lacks some of them before 3.13.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ IPAddress = IPv4Address | IPv6Address
 
 
 class Nearness(IntEnum):
-    """How near to this machine an address leads; what is nearer trusts us more."""
+    """How near to this machine an address is; what is nearer trusts this machine more."""
 
     PUBLIC = 0
     PRIVATE = 1
@@ -25,18 +25,17 @@ class Nearness(IntEnum):
 
 
 class Block(NamedTuple):
-    """A special-purpose block: its kind as a text names it, and how near it leads."""
+    """A special-purpose block: its kind in words, and how near it is."""
 
     network: IPv4Network | IPv6Network
     kind: str
     nearness: Nearness
 
 
-_PUBLIC, _PRIVATE = Nearness.PUBLIC, Nearness.PRIVATE
-_LINK_LOCAL, _LOOPBACK = Nearness.LINK_LOCAL, Nearness.LOOPBACK
+_PUBLIC, _PRIVATE, _LINK_LOCAL, _LOOPBACK = Nearness
 
-# The first block that holds an address counts. Documentation blocks lead nowhere, so that they are
-# as far away as public ones; 0.0.0.0/8 and :: reach the machine itself on Linux.
+# The first block that holds an address counts. Documentation blocks lead nowhere, so they are as
+# far as public ones; 0.0.0.0/8 and :: reach the machine itself on Linux.
 _BLOCKS: Final = tuple(
     Block(ipaddress.ip_network(network), kind, nearness)
     for network, kind, nearness in (
@@ -98,16 +97,16 @@ def special_purpose(address: IPAddress) -> Block | None:
 
     Of an IPv6 address that embeds an IPv4 one, the latter counts.
     """
-    judged = embedded_ipv4(address) or address
+    address = embedded_ipv4(address) or address
     for block in _BLOCKS:
-        if block.network.version == judged.version and judged in block.network:
+        if address in block.network:
             return block
-    return _UNASSIGNED if judged.version == 6 and judged not in _GLOBAL_IPV6 else None
+    return _UNASSIGNED if address.version == 6 and address not in _GLOBAL_IPV6 else None
 
 
 @lru_cache(maxsize=4096)
 def nearness(host: str) -> Nearness:
-    """How near to this machine `host`, an IP address, leads. Raises ValueError for a name."""
+    """How near to this machine `host`, an IP address, is. Raises ValueError for a name."""
     block = special_purpose(ipaddress.ip_address(host))
     return Nearness.PUBLIC if block is None else block.nearness
 
@@ -115,7 +114,7 @@ def nearness(host: str) -> Nearness:
 def leads_nearer(origin: str, host: str) -> bool:
     """Whether `host` is nearer to this machine than `origin`, which named it; both IP addresses.
 
-    A far end on the public network must not have us send to a private, link-local or loopback
+    A remote on the public network must not have us send to a private, link-local or loopback
     address, nor one on a private network to the two latter. Raises ValueError for a name.
     """
     return nearness(host) > nearness(origin)

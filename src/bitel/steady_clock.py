@@ -1,24 +1,22 @@
-"""The service's clock: Unix seconds that no step of the system clock moves.
+"""The service's clock: Unix seconds, unaffected by steps of the system clock.
 
 Due times, ends of leases, expiry times and ages are stored in the database as Unix seconds. They
-outlive a process and are shared by several, so a monotonic clock alone can't measure them, and the
-system clock may be set at any moment: by NTP after the start of the machine, by an administrator,
-by a hypervisor. This clock is CLOCK_BOOTTIME plus an anchor. The anchor is taken from the system
-clock once, is kept in `data_dir`, and is shared by all processes that use that folder.
+outlive a process and are shared by several, so a monotonic clock can't measure them, and the system
+clock may be set at any moment: by NTP, by an administrator, by a hypervisor. This clock is
+CLOCK_BOOTTIME plus an anchor, which is taken from the system clock once, is kept in `data_dir`, and
+is shared by all processes that use that folder.
 
 When the system clock is set, the two differ by a *gap*: system clock minus service clock. The gap
 is closed by running at most `SLEW` faster or slower, as adjtime(3) does, so that machines that
 share a database agree again in the end, and no interval is ever wrong by more than that share.
 
-Some things are about the time of day, and follow the system clock: dates shown to clients, calling
-windows, and what other systems check (expiry of tokens, timestamps of webhooks). The clock keeps
-the gaps that it has had. So `date` gives, for any stored time, what the system clock showed at that
-moment, and a date that a client has seen does not change later.
+Dates shown to clients, calling windows, the expiry of tokens and timestamps of webhooks follow the
+system clock. The clock keeps its past gaps, so `date` gives, for any stored time, what the system
+clock showed at that moment, and a date that a client has seen does not change later.
 
-A restart of the machine is not a step: the service clock then continues from the system clock and
-the last gap, and never from a moment before the last one that it is known to have shown. That
-matters where a machine starts with a clock that is behind: no call is made a second time for it,
-and none expires before its time.
+After a restart of the machine the service clock continues from the system clock and the last gap,
+and never from before the last time that it is known to have shown. So where a machine starts with a
+clock that is behind, no call is made a second time, and none expires before its time.
 """
 
 from __future__ import annotations
@@ -32,9 +30,8 @@ import threading
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import structlog
 
@@ -47,30 +44,29 @@ SLEW: Final = 0.005
 takes 8 days."""
 
 STEP: Final = 0.25
-"""Seconds by which the system clock must have moved against the boot clock to count as set. NTP's
-gradual corrections change the rate of both clocks, so they cause no difference."""
+"""Seconds by which the system clock must move against the boot clock to count as set. NTP's gradual
+corrections change the rate of both."""
 
 MOST_GAPS: Final = 1000
-"""Gaps that are remembered for the dates of stored times; the oldest are forgotten first."""
+"""Gaps that are kept for the dates of stored times, the latest."""
 
 SAVED_EVERY: Final = 60.0
-"""Seconds after which `save` writes the time that the clock shows."""
+"""Seconds between two times that `save` writes."""
 
 LOCK_TIMEOUT: Final = 5.0
-"""Seconds for which a start waits for another process that writes the file."""
+"""Seconds that a start waits for another process that writes the file."""
 
 _RETRY: Final = 1.0
-"""Seconds until a step that could not be written is recorded by another try."""
+"""Seconds until a step that could not be written is tried again."""
 
 _EXACT: Final = 0.001
-"""Seconds between two readings of the boot clock within which one of the system clock counts."""
+"""Seconds between two readings of the boot clock that make one of the system clock exact."""
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _OFFSETS: Final = Path("/proc/self/timens_offsets")
 
 
-@dataclass(frozen=True, slots=True)
-class Gap:
+class Gap(NamedTuple):
     """System clock minus service clock, as it was at one moment and is closed from then on."""
 
     at: float
@@ -95,9 +91,8 @@ class Gap:
         return self.service_time(date - self.at - self.seconds)
 
 
-@dataclass(frozen=True, slots=True)
-class Anchor:
-    """What processes share: where the boot clock stood at the last gap, and all gaps."""
+class Anchor(NamedTuple):
+    """What processes share in the file: the boot clock at the last gap, and all gaps."""
 
     boot: str
     """Identifies the start of the machine that `since` belongs to."""
@@ -122,17 +117,6 @@ class Anchor:
         gaps = (*self.gaps, gap)[-MOST_GAPS:]
         return Anchor(boot, boot_time, gaps, max(self.seen, gap.at))
 
-    def to_json(self) -> str:
-        """As the file holds it."""
-        return json.dumps(
-            {
-                "boot": self.boot,
-                "since": self.since,
-                "gaps": [[each.at, each.seconds] for each in self.gaps],
-                "seen": self.seen,
-            }
-        )
-
     @classmethod
     def from_json(cls, text: str) -> Anchor:
         """The anchor in a file. Raises ValueError where it is none."""
@@ -149,7 +133,7 @@ class Anchor:
 
 
 class SteadyClock:
-    """Call it for the service's time in Unix seconds. It may be used by several threads.
+    """Call it for the service's time in Unix seconds, on any thread.
 
     Made by `open` in the service and by `read` in commands beside it.
     """
@@ -184,7 +168,7 @@ class SteadyClock:
 
         `system` gives Unix seconds, `boot_time` seconds since the start of the machine, which
         `boot` identifies. Raises BitelError where the file can't be read or locked. One that can't
-        be written is written later, by `save`.
+        be written is written later.
         """
         boot_time = boot_time or _boot_time
         boot = _boot_id() if boot is None else boot
@@ -195,13 +179,13 @@ class SteadyClock:
                 if anchor is None and path.exists():
                     log.warning("clock_file_damaged", path=str(path))
                 if anchor is None or anchor.boot != boot or boot_time() < anchor.since:
-                    anchor = _continued(anchor, boot, *_both(system, boot_time))
+                    anchor = _continued(anchor, boot, *_read_both(system, boot_time))
                     if abs(anchor.gaps[-1].seconds) >= STEP:
                         log.warning("clock_continued", ahead=round(anchor.gaps[-1].seconds, 3))
                     try:
                         _store(path, anchor)
                     except OSError as fault:
-                        # A disk that is full must not keep calls from being made.
+                        # Calls are made although the disk is full.
                         log.warning("clock_not_saved", fault=str(fault))
         except TimeoutError:
             raise BitelError(
@@ -213,9 +197,9 @@ class SteadyClock:
 
     @classmethod
     def read(cls, data_dir: Path) -> SteadyClock:
-        """The clock of `data_dir` as it is, for a command that must not write it.
+        """The clock of `data_dir`, for a command that must not write its file.
 
-        Without a file that can be read, it is the system clock of this moment.
+        Without a readable file it is the system clock of this moment.
         """
         boot = _boot_id()
         try:
@@ -223,7 +207,7 @@ class SteadyClock:
         except OSError:
             anchor = None
         if anchor is None or anchor.boot != boot:
-            anchor = _continued(anchor, boot, *_both(time.time, _boot_time))
+            anchor = _continued(anchor, boot, *_read_both(time.time, _boot_time))
         return cls(anchor, None, boot, time.time, _boot_time)
 
     def __call__(self) -> float:
@@ -244,43 +228,28 @@ class SteadyClock:
     def date(self, at: float) -> float:
         """What the system clock showed, or will show, at the time `at`; both in Unix seconds.
 
-        0, which stands for what has not happened, stays 0.
+        0, for what has not happened, stays 0.
         """
         if at <= 0:
             return at
         self()  # notices a step that another process has written already
         return at + self._anchor.gap(at)
 
-    def at(self, date: float) -> float:
-        """The time at which the system clock shows `date`: the inverse of `date`.
-
-        A date that it has shown twice, as it was set back, gives the later time.
-        """
-        self()  # notices a step that another process has written already
-        gaps, end = self._anchor.gaps, math.inf
-        for gap in reversed(gaps):
-            at = gap.service_time_of(date)
-            if gap.at <= at:
-                # One that it has skipped, as it was set forward, gives the time of that moment.
-                return min(at, end)
-            end = gap.at
-        return min(date, end)
-
     def save(self) -> None:
-        """Write now and then what time it is, for the next start of the machine. Never raises."""
+        """Write the time, if that is due, for the next start of the machine. Never raises."""
         now = self()
         if self._boot_time() - self._saved_at < SAVED_EVERY:
             return
         self._saved_at = self._boot_time()
-        self._update(lambda anchor: replace(anchor, seen=max(anchor.seen, now)))
+        self._update(lambda anchor: anchor._replace(seen=max(anchor.seen, now)))
 
     def _record_step(self) -> None:
-        """Note that the system clock was set, unless another process has done it."""
+        """Record that the system clock was set, unless another process has done so."""
         if self._boot_time() - self._failed_at < _RETRY:
             return
 
         def with_step(anchor: Anchor) -> Anchor:
-            system, boot_time = _both(self._system, self._boot_time)
+            system, boot_time = _read_both(self._system, self._boot_time)
             now = anchor.now(boot_time)
             before, gap = anchor.gap(now), system - now
             if abs(gap - before) < STEP:
@@ -292,15 +261,15 @@ class SteadyClock:
         self._update(with_step)
 
     def _update(self, change: Callable[[Anchor], Anchor]) -> None:
-        """Read the file, change it, and use what it then holds. Where that fails: try later."""
+        """Read the file, change it, and use what it then holds. A failure is tried again later."""
         if not self._recording.acquire(blocking=False):
-            return  # another thread is at it, and the time does not depend on it
+            return  # another thread does it, and the time does not depend on it
         try:
             if self._path is None:
                 self._anchor = change(self._anchor)
                 return
             with _locked(self._path, 0.0):
-                # A file of another boot, or none, was put there from outside: ours is better.
+                # No file, or one of another boot, was put there from outside: keep ours.
                 found = _load(self._path)
                 old = found if found is not None and found.boot == self._boot else self._anchor
                 new = change(old)
@@ -322,14 +291,11 @@ def _continued(known: Anchor | None, boot: str, system: float, boot_time: float)
     return known.with_gap(boot, boot_time, Gap(now, system - now))
 
 
-def _both(system: Callable[[], float], boot_time: Callable[[], float]) -> tuple[float, float]:
-    """Both clocks at one moment: readings between which the process was held up don't count."""
-    best = math.inf
-    found = 0.0, 0.0
+def _read_both(system: Callable[[], float], boot_time: Callable[[], float]) -> tuple[float, float]:
+    """System clock and boot clock at one moment, from the least interrupted of some readings."""
+    best, found = math.inf, (0.0, 0.0)
     for _ in range(20):
-        before = boot_time()
-        at = system()
-        after = boot_time()
+        before, at, after = boot_time(), system(), boot_time()
         if after - before < best:
             best, found = after - before, (at, before)
         if best <= _EXACT:
@@ -346,7 +312,7 @@ def _boot_time() -> float:
 def _boot_id() -> str:
     """Identifies what the boot clock counts from: a start of the machine, in a time namespace.
 
-    Where the system tells of neither, each process counts as a start of its own.
+    Where neither is known, each process counts as a start of its own.
     """
     try:
         boot = _BOOT_ID.read_text().strip()
@@ -360,12 +326,11 @@ def _boot_id() -> str:
 
 @contextlib.contextmanager
 def _locked(path: Path, timeout: float) -> Iterator[None]:
-    """Exclude other processes, for whom we wait `timeout` seconds. Raises OSError."""
-    file = os.open(
-        path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-    )
+    """Exclude other processes, waiting up to `timeout` seconds for them. Raises OSError."""
+    lock = path.with_name(f"{path.name}.lock")
+    file = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    end = time.monotonic() + timeout
     try:
-        end = time.monotonic() + timeout
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -380,7 +345,7 @@ def _locked(path: Path, timeout: float) -> Iterator[None]:
 
 
 def _load(path: Path) -> Anchor | None:
-    """What the file holds; None where there is none, or a damaged one."""
+    """The anchor in the file; None if there is none, or a damaged one."""
     with contextlib.suppress(FileNotFoundError, ValueError):
         return Anchor.from_json(path.read_text())
     return None
@@ -390,7 +355,7 @@ def _store(path: Path, anchor: Anchor) -> None:
     draft = path.with_name(f"{path.name}.new")
     handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(handle, "w") as file:
-        file.write(anchor.to_json())
+        file.write(json.dumps(anchor._asdict()))
         file.flush()
         os.fsync(file.fileno())
     os.replace(draft, path)

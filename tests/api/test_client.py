@@ -121,7 +121,7 @@ async def test_everything_can_be_asked(
 async def test_waiting_ends_with_the_call_or_the_campaign(
     sqlite_stage: Stage, served: Any, opened: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clients, "LOOK_AGAIN", 0.001)
+    monkeypatch.setattr(clients, "POLL_INTERVAL", 0.001)
     stage = sqlite_stage
     async with served(stage) as url:
         client = opened(stage.token, url)
@@ -179,14 +179,14 @@ async def test_a_service_that_is_not_there_is_unavailable(opened: Any) -> None:
 def test_every_error_code_has_its_error() -> None:
     import httpx
 
-    from bitel import asking
+    from bitel import client_requests
 
     for kind in BitelError.__subclasses__():
         if kind.code == BitelError.code:
             continue
         body = {"result": None, "error": kind.code, "message": "so it is"}
         with pytest.raises(kind, match="so it is"):
-            asking.result_of(httpx.Response(400, json=body))
+            client_requests.result_of(httpx.Response(400, json=body))
 
 
 def test_webhooks_are_verified() -> None:

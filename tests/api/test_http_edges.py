@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from bitel import asking, errors
+from bitel import client_requests, errors
 from bitel.errors import BY_CODE, BitelError, InternalError, SettingsError, TooManyRequestsError
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def test_a_client_raises_the_error_of_each_code() -> None:
             request=httpx.Request("GET", "http://bitel/"),
         )
         with pytest.raises(BitelError, match="why") as raised:
-            asking.result_of(answer)
+            client_requests.result_of(answer)
         assert type(raised.value) is getattr(errors, f"{code.removesuffix('Error')}Error")
         assert raised.value.code == code
         assert not isinstance(raised.value, SettingsError)

@@ -13,12 +13,11 @@ from pathlib import Path
 import pytest
 import structlog
 
-from bitel.dialer.accepted_sources import AcceptFrom
+from bitel.dialer.config import AcceptFrom
 from bitel.dialer.resolver import LONGEST_KEPT, Resolver
 from bitel.dialer.trunk import Trunk
 from bitel.domain.attempts import AttemptResult, Outcome
-from bitel.sip.message import Request
-from bitel.sip.message_writer import write_response
+from bitel.sip.message import Request, write_response
 from tests.support.carrier import Answer, Carrier, answering, carrier, silent
 from tests.support.clocks import FakeClock
 from tests.support.dns_server import dns_server

@@ -43,20 +43,20 @@ def break_once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
 class BrokenWatch:
     """Raises when the INVITE is about to leave."""
 
-    def invited(self, order: DialRequest, sip_call_id: str) -> None:
+    def invited(self, request: DialRequest, sip_call_id: str) -> None:
         raise ValueError("broken")
 
     def tap(self, *message: object) -> None:
         pass
 
-    def over(self, order: DialRequest, result: AttemptResult | None) -> None:
+    def over(self, request: DialRequest, result: AttemptResult | None) -> None:
         pass
 
 
 Part = Callable[[SipTrunkDialer], tuple[Any, str]]
 
 BEFORE_INVITE: dict[str, Part] = {
-    "playlist": lambda dialer: (dialer._playlists, "for_order"),
+    "playlist": lambda dialer: (dialer._playlists, "for_request"),
     "port": lambda dialer: (dialer.streamer, "open_port"),
     "clips": lambda dialer: (dialer.streamer, "prepare"),
     "trunks": lambda dialer: (dialer._trunks, "routes"),

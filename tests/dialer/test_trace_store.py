@@ -212,7 +212,7 @@ async def test_a_call_with_nothing_to_play_leaves_a_trace(
     async def gone(*_: object) -> None:
         raise NotFoundError("the recording is gone")
 
-    monkeypatch.setattr(OneClip, "for_order", gone)
+    monkeypatch.setattr(OneClip, "for_request", gone)
     traces = TraceStore(tmp_path / "traces")
     async with dialer(tmp_path, "sip:127.0.0.1:9", watch=traces) as calls:
         result = await calls.call()

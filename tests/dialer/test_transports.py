@@ -252,7 +252,7 @@ async def test_a_connection_that_is_lost_is_made_anew(tmp_path: Path) -> None:
     async with carrier(transport=TCP) as only, dialer(tmp_path, only.uri) as calls:
         assert (await calls.call()).outcome is Outcome.ANSWERED
         only.connections[0].abort()
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05)  # until the dialer has read that it is lost
         assert (await calls.call()).outcome is Outcome.ANSWERED
     assert len(only.connections) == 2
 

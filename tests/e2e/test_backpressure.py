@@ -16,6 +16,7 @@ from bitel.client import AsyncClient
 from bitel.demo.stage import Stage
 from bitel.recordings.sample import write_sample
 from bitel.settings import DialerSettings, HttpSettings, Settings
+from tests.support.waiting import until_found
 
 
 def settings(stage: Stage) -> Settings:
@@ -40,9 +41,11 @@ async def figure(stage: Stage, line: str) -> float:
 
 async def shows(stage: Stage, line: str, is_right: Callable[[float], bool]) -> None:
     """Return once the line's value is right."""
-    async with asyncio.timeout(20):
-        while not is_right(await figure(stage, line)):
-            await asyncio.sleep(0.2)
+
+    async def look() -> bool:
+        return is_right(await figure(stage, line))
+
+    await until_found(look)
 
 
 async def test_a_sender_that_hangs_holds_calls_back(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ async def test_calls_through_a_lossy_relay_end_as_they_should() -> None:
             async def run(call: str, kind: int) -> tuple[str, int | str]:
                 if kind == 3:
                     # Not at the 180: it may be lost, and is not repeated.
-                    await asyncio.sleep(0.3)
+                    await asyncio.sleep(0.3)  # while it rings
                     one.cancel(call)
                 result = await one.settled(call)
                 if isinstance(result, Failed):

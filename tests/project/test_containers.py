@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+from bitel.service.shutdown import SHUTDOWN_MARGIN
 from bitel.settings import load
-from bitel.shutdown import SHUTDOWN_MARGIN
 from tests.support.prerequisites import need
 
 ROOT = Path(__file__).parent.parent.parent

@@ -7,8 +7,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from bitel.service.shutdown import SHUTDOWN_MARGIN
 from bitel.settings import Settings
-from bitel.shutdown import SHUTDOWN_MARGIN
 from tests.support.prerequisites import need
 
 UNIT = Path(__file__).parent.parent.parent / "deploy" / "bitel.service"

@@ -12,9 +12,9 @@ import pytest
 
 from bitel.sip import Answered, Canceled, Ended, Event, Failed, Incoming, Invitation
 from bitel.sip.grammar import Address, Transport
+from bitel.sip.headers import response_route
 from bitel.sip.message import Request, parse
 from bitel.sip.transaction import MAX_UDP
-from bitel.sip.via import response_route
 from tests.sip.two_agents import SIDES, World
 
 Way = Literal["tcp", "long", "both"]

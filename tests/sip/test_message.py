@@ -20,8 +20,7 @@ from bitel.sip.grammar import (
     user_of,
 )
 from bitel.sip.headers import q850_cause
-from bitel.sip.message import MessageError, Request, Response, parse, printable
-from bitel.sip.message_writer import write_response
+from bitel.sip.message import MessageError, Request, Response, parse, printable, write_response
 from tests.support.sip_bench import request
 
 

@@ -246,7 +246,7 @@ def test_a_fault_while_an_answer_is_taken_ends_the_call(monkeypatch: pytest.Monk
 
     bench = Bench()
     _, invite = bench.invite()
-    monkeypatch.setattr("bitel.sip.sdp.agreement", fail)
+    monkeypatch.setattr("bitel.sip.sdp.check_answer", fail)
     with pytest.raises(RuntimeError):
         bench.receive(reply(invite, 200, ANSWER))
     assert [type(event) for event in bench.events()] == [Failed]

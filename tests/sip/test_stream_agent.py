@@ -9,8 +9,8 @@ import pytest
 from bitel.sip import AgentConfig, Answered, Ended, Failed, Incoming, OutgoingRequest, make_answer
 from bitel.sip.events import RequestDone
 from bitel.sip.grammar import Address, Transport
+from bitel.sip.headers import alias_of, response_route
 from bitel.sip.transaction import MAX_UDP, WITHOUT_TCP
-from bitel.sip.via import alias_of, response_route
 from tests.support.sip_bench import ANSWER, FAR, INVITATION, US, Bench, reply, request
 
 TCP = Address("192.0.2.9", 5060, Transport.TCP)

@@ -206,7 +206,7 @@ def test_an_attempt_handed_back_leaves_the_call_as_it_was(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    "verdict", [RetryAt(1.0, spends_retry=True, trouble=0), Requeue(1.0)], ids=["again", "back"]
+    "decision", [RetryAt(1.0, spends_retry=True, trouble=0), Requeue(1.0)], ids=["again", "back"]
 )
 def test_whoever_was_heard_is_never_due_again_whatever_the_verdict(
     world: World, decision: RetryAt | Requeue

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from bitel.sip import Transport
-from bitel.sip.message import Request, Response, parse
-from bitel.sip.message_writer import write_response
+from bitel.sip.message import Request, Response, parse, write_response
 
 HOST = "127.0.0.1"
 

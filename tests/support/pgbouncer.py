@@ -6,10 +6,8 @@ import contextlib
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -18,6 +16,7 @@ from sqlalchemy import make_url
 
 from bitel.demo.stage import free_port
 from tests.support.prerequisites import need
+from tests.support.waiting import wait_for_port
 
 Mode = Literal["session", "transaction"]
 
@@ -67,14 +66,7 @@ logfile = {log}
         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        until = time.monotonic() + 20
-        while True:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-                break
-            said = log.read_text() if log.exists() else ""
-            assert process.poll() is None, said
-            assert time.monotonic() < until, said
-            time.sleep(0.02)
+        wait_for_port(port, process, log)
         through = server.set(host="127.0.0.1", port=port, query={}, password="any")
         yield through.render_as_string(hide_password=False)
     finally:

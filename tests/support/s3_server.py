@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from bitel.demo.stage import free_port
 from bitel.settings import S3Settings
+from tests.support.waiting import wait_for_port
 
 KEY = "test-key"
 SECRET = "test-secret"
@@ -67,13 +66,7 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
             stderr=output,
         )
     try:
-        until = time.monotonic() + 20
-        while True:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-                break
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < until, log.read_text()
-            time.sleep(0.02)
+        wait_for_port(port, process, log)
         yield S3Server(port, folder)
     finally:
         process.kill()

@@ -28,8 +28,8 @@ class OneClip:
     def __init__(self, folder: Path, sound: bytes = b"\xd5" * 320) -> None:
         self._clip = clip_of(sound)
 
-    async def for_order(
-        self, order: DialRequest, codecs: Sequence[Codec]
+    async def for_request(
+        self, request: DialRequest, codecs: Sequence[Codec]
     ) -> Mapping[str, Playlist]:
         return {codec: [self._clip] for codec in codecs}
 

@@ -33,6 +33,7 @@ from bitel.store.calls import AttemptRow
 from bitel.store.database import Database
 from tests.support import call_rows, factories
 from tests.support.free_ports import free_range
+from tests.support.waiting import until_found
 
 HOST = "127.0.0.1"
 T1 = 0.02
@@ -54,8 +55,8 @@ class OneClip:
             for codec, encode in _ENCODERS.items()
         }
 
-    async def for_order(
-        self, order: DialRequest, codecs: Sequence[Codec]
+    async def for_request(
+        self, request: DialRequest, codecs: Sequence[Codec]
     ) -> Mapping[str, Playlist]:
         """The clip in each of the codecs."""
         return {codec: [self._clips[codec]] for codec in codecs}
@@ -131,12 +132,12 @@ class Switchboard:
         """
         new = await self._database.write(lambda conn: _place(conn, self._dialer_id, number))
         self._dispatcher.wake()
-        async with asyncio.timeout(90):
-            while True:
-                attempts = await self._database.read(lambda conn: calls.attempts(conn, new.id))
-                if attempts and attempts[0].claim == "settled":
-                    break
-                await asyncio.sleep(0.02)
+
+        async def settled() -> list[AttemptRow] | None:
+            attempts = await self._database.read(lambda conn: calls.attempts(conn, new.id))
+            return attempts if attempts and attempts[0].claim == "settled" else None
+
+        attempts = await until_found(settled, 90)
         found = await self._database.read(lambda conn: calls.find(conn, new.project_id, new.id))
         assert found is not None
         entries = await self._database.read(lambda conn: balances.entries(conn, new.project_id))
@@ -146,15 +147,13 @@ class Switchboard:
         """Make as many attempts as the call takes, at most 30 s; what was written of them."""
         new = await self._database.write(lambda conn: _place(conn, self._dialer_id, number))
         self._dispatcher.wake()
-        async with asyncio.timeout(30):
-            while True:
-                found = await self._database.read(
-                    lambda conn: calls.find(conn, new.project_id, new.id)
-                )
-                assert found is not None
-                if found.status.final:
-                    break
-                await asyncio.sleep(0.05)
+
+        async def over() -> Call | None:
+            found = await self._database.read(lambda conn: calls.find(conn, new.project_id, new.id))
+            assert found is not None
+            return found if found.status.final else None
+
+        found = await until_found(over, 30)
         attempts = await self._database.read(lambda conn: calls.attempts(conn, new.id))
         return found, attempts
 

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 POLL = 0.005
 """Seconds between two looks at the condition."""
@@ -15,6 +22,14 @@ async def until(ready: Callable[[], object], timeout: float = 20.0) -> None:
     async with asyncio.timeout(timeout):
         while not ready():
             await asyncio.sleep(POLL)
+
+
+async def until_found(look: Callable[[], Awaitable[T | None]], timeout: float = 20.0) -> T:
+    """The first result of `look` that is true; TimeoutError after `timeout` seconds."""
+    async with asyncio.timeout(timeout):
+        while not (found := await look()):
+            await asyncio.sleep(4 * POLL)
+        return found
 
 
 def wait_until(
@@ -30,3 +45,21 @@ def wait_until(
     while not ready():
         assert time.monotonic() < end, explain()
         time.sleep(4 * POLL)
+
+
+def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Return once a server takes connections at a loopback port.
+
+    Raises AssertionError with its log where it ends before, or takes longer than 20 s.
+    """
+
+    def said() -> str:
+        return log.read_text() if log.exists() else ""
+
+    def listens() -> bool:
+        assert process.poll() is None, said()
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            return True
+        return False
+
+    wait_until(listens, explain=said)

@@ -62,6 +62,7 @@ class ResponseGuard:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run one request of the application (ASGI)."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -23,9 +23,8 @@ from bitel.api.reading import IdempotencyKey
 from bitel.api.schemas import (
     BatchBody,
     BatchTtsBody,
-    CallTerms,
     OtpBody,
-    PhoneNumbers,
+    PlacingBody,
     SingleBody,
     SingleTtsBody,
 )
@@ -121,77 +120,20 @@ class Placement:
         self._large = asyncio.Lock()
         self._durations: OrderedDict[tuple[str, str], float] = OrderedDict()
 
-    async def single(
-        self, project: Project, body: SingleBody, key: IdempotencyKey | None, render: Render
+    async def place(
+        self, project: Project, body: PlacingBody, key: IdempotencyKey | None, render: Render
     ) -> StoredAnswer:
-        """Play a recording to one number. Raises BitelError, as do all of these."""
-        return await self._place(
-            project, body, [body.phone_number], Lane.SINGLE, key, render,
-            lambda: self._recording(project, body.voice_id),
-        )  # fmt: skip
-
-    async def batch(
-        self, project: Project, body: BatchBody, key: IdempotencyKey | None, render: Render
-    ) -> StoredAnswer:
-        """Play a recording to many numbers, as one campaign."""
-        return await self._place(
-            project, body, body.phone_numbers, Lane.BATCH, key, render,
-            lambda: self._recording(project, body.voice_id),
-        )  # fmt: skip
-
-    async def otp(
-        self, project: Project, body: OtpBody, key: IdempotencyKey | None, render: Render
-    ) -> StoredAnswer:
-        """Read a code to one number."""
-
-        async def play() -> Playback:
-            intro = None
-            if body.voice_id is not None:
-                intro = await self._recording(project, body.voice_id)
-            return await self._speech.code(body.text, body.language, body.repeats, intro)
-
-        return await self._place(
-            project, body, [body.phone_number], Lane.OTP, key, render, play
-        )  # fmt: skip
-
-    async def single_tts(
-        self, project: Project, body: SingleTtsBody, key: IdempotencyKey | None, render: Render
-    ) -> StoredAnswer:
-        """Speak a text to one number."""
-        return await self._place(
-            project, body, [body.phone_number], Lane.SINGLE, key, render,
-            lambda: self._speech.text(project.id, body.text, body.language),
-        )  # fmt: skip
-
-    async def batch_tts(
-        self, project: Project, body: BatchTtsBody, key: IdempotencyKey | None, render: Render
-    ) -> StoredAnswer:
-        """Speak a text to many numbers, as one campaign."""
-        return await self._place(
-            project, body, body.phone_numbers, Lane.BATCH, key, render,
-            lambda: self._speech.text(project.id, body.text, body.language),
-        )  # fmt: skip
-
-    async def _place(
-        self,
-        project: Project,
-        terms: CallTerms,
-        written: PhoneNumbers,
-        lane: Lane,
-        key: IdempotencyKey | None,
-        render: Render,
-        play: Callable[[], Awaitable[Playback]],
-    ) -> StoredAnswer:
-        if key is not None and (body := await self._replay(project, key)) is not None:
-            return StoredAnswer(body, replayed=True)
-        settings, tariff = self._context.settings, self._tariff
-        numbers = _split(written, settings.batch_limit) if lane is Lane.BATCH else written
+        """Place the calls of a request; those of a batch are one campaign. Raises BitelError."""
+        if key is not None and (stored := await self._replay(project, key)) is not None:
+            return StoredAnswer(stored, replayed=True)
+        settings, tariff, lane = self._context.settings, self._tariff, body.lane
+        numbers = _numbers(body, settings.batch_limit)
         e164 = await self._beside(
             len(numbers),
             lambda: _check(project, numbers, settings, tariff, in_batch=lane is Lane.BATCH),
         )
-        dialer_id = choose_dialer(settings, project, terms.server_id)
-        playback = await play()
+        dialer_id = choose_dialer(settings, project, body.server_id)
+        playback = await self._playback(project, body)
         now = self._context.clock()
         date = self._context.date(now)
 
@@ -213,10 +155,10 @@ class Placement:
                 e164=e164[0],
                 recording_id=playback.recording_id,
                 lane=lane,
-                retry_count=terms.retries,
-                retry_interval=terms.seconds_between,
+                retry_count=body.retries,
+                retry_interval=body.seconds_between,
                 requested_at=now,
-                expires_at=now + terms.seconds_to_live,
+                expires_at=now + body.seconds_to_live,
                 campaign_id=campaign_id,
                 digits=playback.digits,
                 repeat_count=playback.repeat_count,
@@ -250,6 +192,18 @@ class Placement:
         return await self._context.database.read(
             lambda conn: idempotency.find_answer(conn, project.id, key.key, key.body_hash, now)
         )
+
+    async def _playback(self, project: Project, body: PlacingBody) -> Playback:
+        match body:
+            case SingleBody() | BatchBody():
+                return await self._recording(project, body.voice_id)
+            case SingleTtsBody() | BatchTtsBody():
+                return await self._speech.text(project.id, body.text, body.language)
+            case OtpBody():
+                intro = None
+                if body.voice_id is not None:
+                    intro = await self._recording(project, body.voice_id)
+                return await self._speech.code(body.text, body.language, body.repeats, intro)
 
     async def _recording(self, project: Project, recording_id: str) -> Playback:
         """A recording of the project. Raises InvalidRequestError, naming `voiceId`."""
@@ -332,12 +286,15 @@ def dialers_of(settings: Settings, project: Project) -> list[str]:
     return [each for each in ids if project.dialers is None or each in project.dialers]
 
 
-def _split(written: PhoneNumbers, most: int) -> Sequence[str]:
-    if isinstance(written, str):
-        written = [number.strip() for number in _COMMA.split(written)] if written.strip() else []
-    if not 1 <= len(written) <= most:
-        raise InvalidRequestError(f"phoneNumbers must hold 1 to {most} numbers, not {len(written)}")
-    return written
+def _numbers(body: PlacingBody, most: int) -> Sequence[str]:
+    if not isinstance(body, BatchBody | BatchTtsBody):
+        return [body.phone_number]
+    numbers = body.phone_numbers
+    if isinstance(numbers, str):
+        numbers = [number.strip() for number in _COMMA.split(numbers)] if numbers.strip() else []
+    if not 1 <= len(numbers) <= most:
+        raise InvalidRequestError(f"phoneNumbers must hold 1 to {most} numbers, not {len(numbers)}")
+    return numbers
 
 
 def _check(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, ClassVar, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
+
+from bitel.domain.calls import Lane
 
 DEFAULT_RETRY_COUNT: Final = 1
 DEFAULT_RETRY_INTERVAL: Final = 60
@@ -63,6 +65,8 @@ class Body(BaseModel):
 class CallTerms(Body):
     """What every request that places calls may say about them."""
 
+    lane: ClassVar[Lane] = Lane.SINGLE
+
     retry_count: Annotated[
         Annotated[int, Field(ge=0, le=10)] | None,
         Field(
@@ -114,6 +118,7 @@ class SingleBody(CallTerms):
 class BatchBody(CallTerms):
     """A recording, to many numbers."""
 
+    lane = Lane.BATCH
     model_config = _example(phoneNumbers=_NUMBERS, voiceId=_VOICE_ID, retryCount=2)
 
     phone_numbers: PhoneNumbers
@@ -123,6 +128,7 @@ class BatchBody(CallTerms):
 class OtpBody(CallTerms):
     """A code, read out digit by digit to one number."""
 
+    lane = Lane.OTP
     model_config = _example(phoneNumber=_NUMBER, text="4071", repeatCount=2)
 
     phone_number: PhoneNumber
@@ -165,11 +171,16 @@ class SingleTtsBody(CallTerms):
 class BatchTtsBody(CallTerms):
     """A text, spoken to many numbers."""
 
+    lane = Lane.BATCH
     model_config = _example(phoneNumbers=_NUMBERS, text=_TEXT, language="fa")
 
     phone_numbers: PhoneNumbers
     text: Text
     language: Language = None
+
+
+PlacingBody = SingleBody | BatchBody | OtpBody | SingleTtsBody | BatchTtsBody
+"""The body of a request that places calls."""
 
 
 class SpeechBody(Body):

@@ -51,6 +51,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     # uvicorn's own signature, which is narrower than asyncio's.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Accept the connection, unless there are too many."""
         super().connection_made(transport)
         if len(self.connections) > MOST_CONNECTIONS or not self._is_admitted():
             transport.close()
@@ -59,6 +60,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the timers and cancel all requests that are not answered yet."""
         self._stop_timer()
         self._stop_unread_timer()
         if self._sources is not None and self._source:
@@ -79,11 +81,13 @@ class BoundedProtocol(HttpToolsProtocol):
         return True
 
     def pause_writing(self) -> None:
+        """Start the limit for a client that does not read its answers."""
         super().pause_writing()
         self._stop_unread_timer()
         self._unread_timer = self.loop.call_later(UNREAD_SECONDS, self.transport.abort)
 
     def resume_writing(self) -> None:
+        """Stop that limit: the client reads again."""
         self._stop_unread_timer()
         super().resume_writing()
 
@@ -93,6 +97,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._unread_timer = None
 
     def data_received(self, data: bytes) -> None:
+        """Parse received bytes; abort if a request head is too long or too slow."""
         self._overhead += len(data)
         super().data_received(data)
         if self._overhead > LONGEST_HEAD:
@@ -101,6 +106,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._start_timer()
 
     def on_headers_complete(self) -> None:
+        """Stop the head's timer and limit the pipelined requests."""
         self._in_head = False
         self._stop_timer()
         super().on_headers_complete()
@@ -110,11 +116,13 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.abort()
 
     def on_body(self, body: bytes) -> None:
+        """Pass on a part of the body."""
         # The body itself is not overhead, and pays for as much framing as it has bytes.
         self._overhead -= 2 * len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        """Expect the head of the next request."""
         self._in_head = True
         self._overhead = 0
         super().on_message_complete()

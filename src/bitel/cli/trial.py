@@ -91,12 +91,12 @@ async def _dial(
     with tempfile.TemporaryDirectory(prefix="bitel-dial-") as folder:
         playing = await _Playing.prepare(voice, Path(folder))
         dialer = await _start(config, playing, _Ladder(full=full))
-        order = DialRequest(new_id(time.time()), new_id(time.time()), e164, "voice")
-        call = asyncio.create_task(dialer.dial(order, on_answered))
+        request = DialRequest(new_id(time.time()), new_id(time.time()), e164, "voice")
+        call = asyncio.create_task(dialer.dial(request, on_answered))
         try:
             return await asyncio.shield(call)
         except asyncio.CancelledError:  # Ctrl-C ends the call too, not just the program
-            dialer.cancel(order.attempt_id)
+            dialer.cancel(request.attempt_id)
             await asyncio.wait([call], timeout=5)
             raise
         finally:
@@ -139,8 +139,8 @@ class _Playing:
         decoded = await decode(voice, folder, DecodeLimits())
         return cls({"PCMA": [read_clip(decoded.alaw)], "PCMU": [read_clip(decoded.ulaw)]})
 
-    async def for_order(
-        self, order: DialRequest, codecs: Sequence[Codec]
+    async def for_request(
+        self, request: DialRequest, codecs: Sequence[Codec]
     ) -> Mapping[str, Playlist]:
         return self.clips
 
@@ -152,7 +152,7 @@ class _Ladder:
         self._full = full
         self._sip_call_ids: set[bytes] = set()
 
-    def invited(self, order: DialRequest, sip_call_id: str) -> None:
+    def invited(self, request: DialRequest, sip_call_id: str) -> None:
         self._sip_call_ids.add(sip_call_id.encode())
 
     def tap(
@@ -165,7 +165,7 @@ class _Ladder:
             traced = sip_trace.Traced.of(direction, data, address, at)
             typer.echo(sip_trace.in_full(traced) if self._full else sip_trace.arrow(traced))
 
-    def over(self, order: DialRequest, result: AttemptResult | None) -> None:
+    def over(self, request: DialRequest, result: AttemptResult | None) -> None:
         pass
 
 

@@ -47,15 +47,15 @@ class CallObserver(Protocol):
     Must be quick, and must not raise: it is called for every message.
     """
 
-    def invited(self, order: DialRequest, sip_call_id: str) -> None:
-        """An INVITE for `order` is about to leave; an attempt may have several."""
+    def invited(self, request: DialRequest, sip_call_id: str) -> None:
+        """An INVITE for `request` is about to leave; an attempt may have several."""
 
     def tap(
         self, direction: Literal["in", "out"], data: bytes, address: Address, at: float, /
     ) -> None:
         """A datagram came or leaves; `at` is in Unix seconds."""
 
-    def over(self, order: DialRequest, result: AttemptResult | None) -> None:
+    def over(self, request: DialRequest, result: AttemptResult | None) -> None:
         """The attempt has ended; None where it was cancelled.
 
         One may end without an INVITE: there may have been nothing to play.

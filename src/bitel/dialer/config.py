@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
+from typing import Literal
 
-from bitel.dialer.accepted_sources import AcceptFrom
 from bitel.dialer.caller_identity import Identification, NumberFormat, NumberRule
 from bitel.dialer.playlist import Codec
 from bitel.dialer.trunk import Trunk
@@ -17,6 +17,10 @@ from bitel.rtp.streamer import senders_for
 from bitel.settings import DialerSettings, split_address, split_public_address
 from bitel.sip import Credentials
 from bitel.sip_transport.tls import TlsFiles
+
+AcceptFrom = Literal["trunks", "any"] | tuple[IPv4Network | IPv6Network, ...]
+"""Sources from which SIP is accepted: `trunks` only; `any`, where requests outside of calls get one
+stateless response; or the trunks and these networks."""
 
 
 @dataclass(frozen=True, slots=True)

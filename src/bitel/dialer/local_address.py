@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Final
 
 import structlog
 
-from bitel.dialer.trunk import address_toward
 from bitel.sip import RequestDone
 from bitel.sip.grammar import Address, GrammarError, host_in_uri, parameter, split_list
 
@@ -64,6 +64,14 @@ class LocalAddress:
                 carrier_sees=sees,
                 why="there is NAT on the way; set public_address, or it may send us no audio",
             )
+
+
+def address_toward(destination: Address) -> str:
+    """The local address that packets to `destination` leave from; nothing is sent to find out."""
+    family = socket.AF_INET6 if ":" in destination[0] else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect(destination[:2])
+        return str(probe.getsockname()[0])
 
 
 def where_seen(done: RequestDone) -> tuple[str, str]:

@@ -34,10 +34,10 @@ DurationOf = Callable[[str], Awaitable[float | None]]
 class PlaylistSource(Protocol):
     """Finds what requests play."""
 
-    async def for_order(
-        self, order: DialRequest, codecs: Sequence[Codec]
+    async def for_request(
+        self, request: DialRequest, codecs: Sequence[Codec]
     ) -> Mapping[str, Playlist]:
-        """The clips that `order` plays, by codec; they are in memory, or on this machine.
+        """The clips that `request` plays, by codec; they are in memory, or on this machine.
 
         Raises NotFoundError for a recording that was deleted, InvalidRequestError where digits
         can't be spoken, and UnavailableError where the storage, its file or the engine fails.
@@ -58,21 +58,26 @@ class Playlists(PlaylistSource):
         self._lead_out = _silence(LEAD_OUT)
         self._pool = ClipPool()
 
-    async def for_order(
-        self, order: DialRequest, codecs: Sequence[Codec]
+    async def for_request(
+        self, request: DialRequest, codecs: Sequence[Codec]
     ) -> Mapping[str, Playlist]:
+        """Return the clips of a call, for each codec that may be chosen."""
         return {
-            codec: [self._lead_in[codec], *await self._spoken(order, codec), self._lead_out[codec]]
+            codec: [
+                self._lead_in[codec],
+                *await self._spoken(request, codec),
+                self._lead_out[codec],
+            ]
             for codec in codecs
         }
 
-    async def _spoken(self, order: DialRequest, codec: Codec) -> list[SharedClip]:
+    async def _spoken(self, request: DialRequest, codec: Codec) -> list[SharedClip]:
         clips = []
-        if order.recording_id is not None:
-            clips.append(await self._recording(order.recording_id, codec))
-        if order.digits:
+        if request.recording_id is not None:
+            clips.append(await self._recording(request.recording_id, codec))
+        if request.digits:
             paths = await self._speech.digit_clips(
-                order.digits, order.language or None, codec, order.repeat_count
+                request.digits, request.language or None, codec, request.repeat_count
             )
             clips += [await self._file(path) for path in paths]
         return clips

@@ -11,7 +11,6 @@ from itertools import chain
 
 import structlog
 
-from bitel.dialer.accepted_sources import AcceptedSources
 from bitel.dialer.call_attempt import CallAttempt, CallLeg, CallObserver
 from bitel.dialer.caller_identity import CallerIds, Identity, dialled_number, identity
 from bitel.dialer.config import SipTrunkConfig
@@ -21,7 +20,13 @@ from bitel.dialer.media_session import MediaSession, check_address
 from bitel.dialer.playlist import Playlist, PlaylistSource
 from bitel.dialer.resolver import Resolver
 from bitel.dialer.trunk import Trunk, shown
-from bitel.dialer.trunk_monitor import RESTART_PAUSE, Passed, TrunkMonitor, TrunkState
+from bitel.dialer.trunk_monitor import (
+    RESTART_PAUSE,
+    AcceptedSources,
+    Passed,
+    TrunkMonitor,
+    TrunkState,
+)
 from bitel.dialing.dialer import Dialer, OnAnswered, OnRinging, ignore_ringing
 from bitel.dialing.recording_faults import RecordingFaults
 from bitel.domain.attempts import AttemptResult, DialRequest, Outcome
@@ -112,24 +117,30 @@ class SipTrunkDialer(Dialer):
 
     @property
     def up(self) -> bool:
+        """See `Dialer.up`."""
         return self._transport is not None and self._trunks.up
 
     @property
     def probing(self) -> bool:
+        """See `Dialer.probing`."""
         return self._transport is not None and self._trunks.probing
 
     @property
     def paused_reason(self) -> str:
+        """See `Dialer.paused_reason`."""
         return self._trunks.paused_reason
 
     @property
     def has_worked(self) -> bool:
+        """See `Dialer.has_worked`."""
         return self._trunks.has_worked
 
     def assume_worked(self) -> None:
+        """See `Dialer.assume_worked`."""
         self._trunks.assume_worked()
 
     def assume_paused(self, reason: str) -> None:
+        """See `Dialer.assume_paused`."""
         self._trunks.assume_paused(reason)
 
     def trunks(self) -> Sequence[TrunkState]:
@@ -163,6 +174,7 @@ class SipTrunkDialer(Dialer):
         self._caller_ids = CallerIds(config.caller_pool, config.caller_ids)
 
     async def start(self) -> None:
+        """Bind the SIP sockets and start the senders. Raises BitelError."""
         host, port = self.config.bind
         try:
             address = await self._local.find()
@@ -208,6 +220,7 @@ class SipTrunkDialer(Dialer):
     async def dial(
         self, request: DialRequest, on_answered: OnAnswered, on_ringing: OnRinging = ignore_ringing
     ) -> AttemptResult:
+        """See `Dialer.dial`."""
         attempt = CallAttempt(request, self.config.ring_timeout, self._clock, on_ringing)
         self._attempts[request.attempt_id] = attempt
         result: AttemptResult | None = None
@@ -229,6 +242,7 @@ class SipTrunkDialer(Dialer):
         return result
 
     def cancel(self, attempt_id: str) -> None:
+        """See `Dialer.cancel`."""
         attempt = self._attempts.get(attempt_id)
         if attempt is not None:
             attempt.canceled = True
@@ -238,6 +252,7 @@ class SipTrunkDialer(Dialer):
             self._hang_up(attempt)
 
     def abandon(self, attempt_id: str) -> None:
+        """See `Dialer.abandon`."""
         attempt = self._attempts.get(attempt_id)
         if attempt is not None and attempt.leg is not None:
             self._sip.agent.cancel(attempt.leg.call_id, self._sip.now(), repeat=False)
@@ -279,9 +294,9 @@ class SipTrunkDialer(Dialer):
         return await self._play(attempt, leg, agreed, playlists[agreed.codec_name], port)
 
     async def _find_playlists(self, request: DialRequest) -> Mapping[str, Playlist]:
-        """What the request plays, by codec; raises as `PlaylistSource.for_order` does."""
+        """What the request plays, by codec; raises as `PlaylistSource.for_request` does."""
         try:
-            playlists = await self._playlists.for_order(request, self.config.codecs)
+            playlists = await self._playlists.for_request(request, self.config.codecs)
         except UnavailableError as fault:
             self._recording_faults.missed(
                 request, f"{fault} ({fault.__cause__})" if fault.__cause__ else str(fault)

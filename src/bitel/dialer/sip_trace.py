@@ -94,7 +94,7 @@ class Keep:
 
 @dataclass(slots=True)
 class _AttemptTrace:
-    order: DialRequest
+    request: DialRequest
     sip_call_ids: list[bytes] = field(default_factory=list)
     messages: list[tuple[float, Direction, Address, bytes]] = field(default_factory=list)
     room: int = MOST_BYTES
@@ -111,13 +111,13 @@ class _AttemptTrace:
         """The call, and the attempt's entry."""
         result = self.result
         entry = Entry(
-            self.order.call_id,
-            self.order.attempt_id,
+            self.request.call_id,
+            self.request.attempt_id,
             result.outcome.value if result else "a fault inside the dialer",
             result.detail if result else "",
             [(at, way, shown(address), data) for at, way, address, data in self.messages],
         )
-        return self.order.call_id, entry.encode()
+        return self.request.call_id, entry.encode()
 
 
 class TraceStore:
@@ -142,11 +142,11 @@ class TraceStore:
         self._writer = threading.Thread(target=self._run, name="traces", daemon=True)
         self._writer.start()
 
-    def invited(self, order: DialRequest, sip_call_id: str) -> None:
-        """An INVITE for `order` is about to leave."""
-        trace = self._running.get(order.attempt_id)
+    def invited(self, request: DialRequest, sip_call_id: str) -> None:
+        """An INVITE for `request` is about to leave."""
+        trace = self._running.get(request.attempt_id)
         if trace is None:
-            trace = self._running[order.attempt_id] = _AttemptTrace(order)
+            trace = self._running[request.attempt_id] = _AttemptTrace(request)
         call_id = sip_call_id.encode()
         trace.sip_call_ids.append(call_id)
         self._by_sip_call_id[call_id] = trace
@@ -160,10 +160,10 @@ class TraceStore:
         trace.messages.append((at, direction, address, data))
         trace.room -= len(data)
 
-    def over(self, order: DialRequest, result: AttemptResult | None) -> None:
+    def over(self, request: DialRequest, result: AttemptResult | None) -> None:
         """Have the attempt's messages written; one without any only if it ended in ERROR."""
-        had_invite = order.attempt_id in self._running
-        trace = self._running.pop(order.attempt_id, None) or _AttemptTrace(order)
+        had_invite = request.attempt_id in self._running
+        trace = self._running.pop(request.attempt_id, None) or _AttemptTrace(request)
         trace.result = result
         for each in trace.sip_call_ids:
             self._by_sip_call_id.pop(each, None)
@@ -215,7 +215,7 @@ class TraceStore:
             self._last.add([each.encode() for each in well])
         if wrong:
             # The earlier attempts of a call that has gone wrong are kept with it.
-            earlier = self._last.of_calls({each.order.call_id for each in wrong})
+            earlier = self._last.of_calls({each.request.call_id for each in wrong})
             self._errors.add([*earlier, *(each.encode() for each in wrong)])
 
 

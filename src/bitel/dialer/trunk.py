@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import re
-import socket
 from dataclasses import dataclass, field
 
 from bitel.sip.grammar import (
@@ -123,11 +122,3 @@ def uri_of(address: Address) -> str:
     transport = address.transport
     way = "" if transport is Transport.UDP else f";transport={transport.lower()}"
     return f"sip:{host_in_uri(address.host)}:{address.port}{way}"
-
-
-def address_toward(destination: Address) -> str:
-    """The local address that packets to `destination` leave from; nothing is sent to find out."""
-    family = socket.AF_INET6 if ":" in destination[0] else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        probe.connect(destination[:2])
-        return str(probe.getsockname()[0])

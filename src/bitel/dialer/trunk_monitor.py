@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import math
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import structlog
 
-from bitel.dialer.config import SipTrunkConfig
+from bitel.dialer.config import AcceptFrom, SipTrunkConfig
 from bitel.dialer.failover import Dialled, Proxy, Route, after, in_order, redirected
 from bitel.dialer.registration import Registration, RegistrationClient
 from bitel.dialer.resolver import Resolver
@@ -463,3 +465,28 @@ class TrunkMonitor:
 
     def _begin(self, name: str, work: Callable[[], Coroutine[None, None, None]]) -> None:
         self._tasks.append(asyncio.create_task(keep_running(name, work, RESTART_PAUSE)))
+
+
+class AcceptedSources:
+    """The `SourcePolicy` of a dialer; `is_of_trunk` tells the trunks' addresses."""
+
+    def __init__(self, accept_from: AcceptFrom, is_of_trunk: Callable[[str], bool]) -> None:
+        self._is_of_trunk = is_of_trunk
+        self.accept_from(accept_from)
+
+    def accept_from(self, accept_from: AcceptFrom) -> None:
+        """Accept from there from now on."""
+        self.is_open = accept_from == "any"
+        self._networks = () if isinstance(accept_from, str) else accept_from
+        self._is_within = lru_cache(maxsize=4096)(self._look_up)
+
+    def accepts(self, host: str) -> bool:
+        """Whether everything that comes from `host`, an IP address, is accepted."""
+        return self._is_of_trunk(host) or (bool(self._networks) and self._is_within(host))
+
+    def _look_up(self, host: str) -> bool:
+        address = ipaddress.ip_address(host)
+        address = getattr(address, "ipv4_mapped", None) or address
+        return any(
+            address in network for network in self._networks if network.version == address.version
+        )

@@ -61,6 +61,7 @@ class LineLimit:
         self._left_out = 0
 
     def take(self) -> int | None:
+        """Count one line; see the class."""
         if self._bucket.take(time.monotonic()):
             self._left_out += 1
             return None

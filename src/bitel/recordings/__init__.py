@@ -1,4 +1,8 @@
-"""Recordings: taken in, decoded once to both G.711 laws, stored, and read back.
+"""Recordings: uploaded, decoded once to both G.711 laws, stored, and read back.
 
-Nothing is imported here: the decode worker starts faster the less this package pulls in.
+`files.receive` writes an upload to disk. `decode` runs `decode_worker` in a process of its own
+(`worker_process`), which limits its resources (`limits`), enters the `sandbox` and decodes the file
+(`transcoding`, `truncation`). `storage` keeps the result.
+
+Nothing is imported here: the workers start faster the less this package imports.
 """

@@ -1,6 +1,6 @@
-"""A recording to try things out with, made on the spot: a slow tune for a humming voice.
+"""Synthesises a recording to try things out with: a slow tune for a humming voice.
 
-No bar of it is like another, so where a piece of it was heard can be told to the sample.
+No two parts of it are alike, so a received piece can be located to the sample.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from bitel.g711 import Pcm
 from bitel.recordings import wav
 
 RATE: Final = 16000
-"""Samples a second; twice the telephone's, as a recording from a studio would be more."""
+"""Samples a second; twice the telephone's, so that it must be resampled."""
 
 PEAK: Final = 20000
 SEED: Final = 20260101
@@ -24,7 +24,7 @@ SEED: Final = 20260101
 SCALE: Final = (220.0, 261.6, 293.7, 349.2, 392.0, 440.0, 523.3)
 NOTE_SECONDS: Final = (0.28, 0.62)
 HARMONICS: Final = 7
-# Resonances of an open "ah", where an ear trained on speech listens: centre and width in Hz.
+# Resonances of an open "ah": centre and width in Hz, and height.
 FORMANTS: Final = ((700.0, 200.0, 1.0), (1150.0, 250.0, 0.7), (2600.0, 400.0, 0.35))
 
 
@@ -45,8 +45,8 @@ def synthesise(seconds: float) -> Pcm:
     pitch, loudness = _melody(random, length)
     voice = _sing(pitch, random) * loudness
     voice += 0.02 * loudness * random.standard_normal(length)
-    fade = np.minimum(1.0, np.minimum(np.arange(length), np.arange(length)[::-1]) / (0.01 * RATE))
-    voice *= fade
+    place = np.arange(length)
+    voice *= np.minimum(1.0, np.minimum(place, place[::-1]) / (0.01 * RATE))
     voice *= PEAK / max(float(np.abs(voice).max()), 1e-9)
     return voice.astype(np.int16)
 
@@ -60,19 +60,18 @@ def _melody(
     start, note = 0, int(random.integers(len(SCALE)))
     while start < length:
         samples = min(int(random.uniform(*NOTE_SECONDS) * RATE), length - start)
-        # Each note bends into the next by an amount of its own: no two sound alike.
+        # Each note bends by an amount of its own, so that no two are alike.
         bend = random.uniform(-0.03, 0.03)
         position = np.linspace(0.0, 1.0, samples)
         pitch[start : start + samples] = SCALE[note] * (1 + bend * position)
         loudness[start : start + samples] = 0.35 + 0.65 * np.sin(np.pi * position) ** 0.5
         start += samples
-        step = int(random.choice([-2, -1, 1, 2, 3]))
-        note = (note + step) % len(SCALE)
+        note = (note + int(random.choice([-2, -1, 1, 2, 3]))) % len(SCALE)
     return pitch, loudness
 
 
 def _sing(pitch: NDArray[np.float64], random: np.random.Generator) -> NDArray[np.float64]:
-    """Return a voice of some harmonics at `pitch`, coloured by the formants."""
+    """Return a voice of some harmonics at `pitch`, shaped by the formants."""
     phase = 2 * np.pi * np.cumsum(pitch) / RATE
     voice = np.zeros(len(pitch))
     for harmonic in range(1, HARMONICS + 1):

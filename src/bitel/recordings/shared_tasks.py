@@ -1,4 +1,4 @@
-"""One piece of work for all who want its result meanwhile."""
+"""Shares one asyncio task among concurrent callers that want the same result."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ Result = TypeVar("Result")
 
 
 class SharedTasks(Generic[Result]):
-    """Work under way, by key. A caller that gives up does not take it from the others."""
+    """Running tasks by key. A caller that is cancelled does not cancel the task of the others."""
 
     def __init__(self) -> None:
         self._tasks: dict[str, asyncio.Task[Result]] = {}
 
     def __len__(self) -> int:
-        """How many pieces of work are under way."""
+        """How many tasks are running."""
         return len(self._tasks)
 
     def __contains__(self, key: str) -> bool:
         return key in self._tasks
 
     async def get(self, key: str, make: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
-        """Return the result of `make`, or of a call with the same `key` that is still under way."""
+        """Return the result of `make`, or of a running task with the same `key`."""
         task = self._tasks.get(key)
         if task is None:
             task = self._tasks[key] = asyncio.create_task(make())
@@ -32,7 +32,7 @@ class SharedTasks(Generic[Result]):
         return await asyncio.shield(task)
 
     async def close(self) -> None:
-        """Cancel what is under way and wait until it has ended."""
+        """Cancel the running tasks and wait until they have ended."""
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -41,5 +41,5 @@ class SharedTasks(Generic[Result]):
     def _ended(self, key: str, task: asyncio.Task[Result]) -> None:
         del self._tasks[key]
         if not task.cancelled():
-            # Looked at here, since every caller may have given up before it failed.
+            # Retrieved here, since every caller may have been cancelled before it failed.
             task.exception()

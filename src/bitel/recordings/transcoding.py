@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -110,17 +111,17 @@ def transcode(media: BinaryIO, alaw: BinaryIO, ulaw: BinaryIO, max_samples: int)
     try:
         weights = _weights(media, max_samples)
         with _opened(media) as (container, stream):
-            packets = _Packets(container, stream)
+            packets = Counter[str]()
             loudness = LoudestWindow()
             written = 0
-            for pcm in _resampled(packets.frames(), weights):
+            for pcm in _resampled(_frames(container, stream, packets), weights):
                 written += len(pcm)
                 if written > max_samples:
                     return Verdict.TOO_LONG
                 loudness.add(pcm)
                 alaw.write(alaw_encode(pcm).data)
                 ulaw.write(ulaw_encode(pcm).data)
-            if packets.damaged > packets.decoded:
+            if packets["damaged"] > packets["decoded"]:
                 return Verdict.DAMAGED
             if not written:
                 return Verdict.NO_SAMPLES
@@ -162,30 +163,24 @@ def _opened(media: BinaryIO) -> Iterator[tuple[InputContainer, AudioStream]]:
         yield container, stream
 
 
-class _Packets:
-    """The frames of a stream, and how many packets were decoded and how many damaged."""
-
-    def __init__(self, container: InputContainer, stream: AudioStream) -> None:
-        self._container = container
-        self._stream = stream
-        self.decoded = 0
-        self.damaged = 0
-
-    def frames(self) -> Iterator[AudioFrame]:
-        packets = self._container.demux(self._stream)
-        while True:
-            try:
-                packet = next(packets, None)
-                if packet is None:
-                    return
-                frames = packet.decode()
-            except MemoryError:
-                raise
-            except av.error.FFmpegError:
-                self.damaged += 1
-                continue
-            self.decoded += bool(frames)
-            yield from frames
+def _frames(
+    container: InputContainer, stream: AudioStream, packets: Counter[str]
+) -> Iterator[AudioFrame]:
+    """Yield the frames of a stream; count how many `packets` were "decoded" or "damaged"."""
+    demuxed = container.demux(stream)
+    while True:
+        try:
+            packet = next(demuxed, None)
+            if packet is None:
+                return
+            frames = packet.decode()
+        except MemoryError:
+            raise
+        except av.error.FFmpegError:
+            packets["damaged"] += 1
+            continue
+        packets["decoded"] += bool(frames)
+        yield from frames
 
 
 # The mix
@@ -199,7 +194,7 @@ def _weights(media: BinaryIO, max_samples: int) -> Weights:
         if stream.codec_context.layout.nb_channels == 1:
             return {}
         left = max_samples / SAMPLE_RATE
-        for frame in _Packets(container, stream).frames():
+        for frame in _frames(container, stream, Counter()):
             layout = frame.layout
             names[layout.name] = [channel.name for channel in layout.channels]
             try:
@@ -264,15 +259,14 @@ def _resampled(frames: Iterable[AudioFrame], weights: Weights) -> Iterator[Pcm]:
     shape: tuple[str, str, int] | None = None
     try:
         for frame in itertools.chain(frames, [None]):
-            new_shape = None if frame is None else _shape(frame)
-            if graph is not None and new_shape != shape:
+            if graph is not None and (frame is None or _shape(frame) != shape):
                 graph.push(None)
                 yield from _pull(graph)
                 graph = None
             if frame is None:
                 return
             if graph is None:
-                graph, shape = _graph_for(frame, weights), new_shape
+                graph, shape = _graph_for(frame, weights), _shape(frame)
             # Time stamps of damaged or cut files jump; only the order of the samples counts here.
             frame.pts = None
             graph.push(frame)
@@ -290,11 +284,20 @@ def _shape(frame: AudioFrame) -> tuple[str, str, int]:
 
 def _graph_for(frame: AudioFrame, weights: Weights) -> Graph:
     graph = Graph()
-    layout, sample_format = frame.layout.name, frame.format.name
+    layout, channels = frame.layout.name, frame.layout.nb_channels
+    mixdown: list[FilterContext] = []
     try:
+        source = graph.add_abuffer(
+            sample_rate=frame.sample_rate, format=frame.format.name, layout=layout
+        )
+        if channels > 1:
+            chosen = weights.get(layout) or [1 / channels] * channels
+            mix = "+".join(f"{weight:.6f}*c{n}" for n, weight in enumerate(chosen))
+            # In floating point, where a mix that is too loud is not clipped.
+            mixdown = [graph.add("aformat", sample_fmts="fltp"), graph.add("pan", f"mono|c0={mix}")]
         graph.link_nodes(
-            graph.add_abuffer(sample_rate=frame.sample_rate, format=sample_format, layout=layout),
-            *_mixdown(graph, frame, weights),
+            source,
+            *mixdown,
             graph.add("aresample", **RESAMPLER),
             graph.add("aformat", **TELEPHONE),
             graph.add("abuffersink"),
@@ -304,16 +307,6 @@ def _graph_for(frame: AudioFrame, weights: Weights) -> Graph:
     except (av.error.FFmpegError, ValueError):
         raise _UnreadableError(Verdict.NO_DECODER) from None
     return graph
-
-
-def _mixdown(graph: Graph, frame: AudioFrame, weights: Weights) -> list[FilterContext]:
-    channels = frame.layout.nb_channels
-    if channels == 1:
-        return []
-    chosen = weights.get(frame.layout.name) or [1 / channels] * channels
-    mix = "+".join(f"{weight:.6f}*c{n}" for n, weight in enumerate(chosen))
-    # In floating point, where a mix that is too loud is not clipped.
-    return [graph.add("aformat", sample_fmts="fltp"), graph.add("pan", f"mono|c0={mix}")]
 
 
 def _pull(graph: Graph) -> Iterator[Pcm]:

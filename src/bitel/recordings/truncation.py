@@ -1,12 +1,13 @@
-"""Whether a media file ends before its own header, index or last page says that it should.
+"""Detects media files that end before their own header, index or last page says.
 
-Headers that were written before the length was known hold a placeholder (0, or the largest
-number), as those of programs that write to a pipe do; these promise nothing. Durations that FFmpeg
-estimates from a bit rate promise nothing either.
+Headers that were written before the length was known, as by programs that write to a pipe, hold a
+placeholder (0, or the largest number) and don't count. Neither do durations that FFmpeg estimates
+from a bit rate.
 """
 
 from __future__ import annotations
 
+import os
 import struct
 from typing import BinaryIO, Final
 
@@ -14,14 +15,14 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 
 TOLERANCE_SECONDS: Final = 0.25
-"""A file that lacks less than that, or than a hundredth, counts as whole."""
+"""A file that lacks less than this, or less than a hundredth, is whole."""
 
 _DECLARING: Final = frozenset(("flac", "aiff", "mov", "mp4", "m4a", "matroska", "webm", "asf"))
-"""FFmpeg's names of formats that say how long they are."""
+"""FFmpeg's names of formats that declare their duration."""
 _PLACEHOLDER: Final = 0x7FFF_0000
-"""Sizes from here on are none: 0xFFFFFFFF of FFmpeg, 0x7FFFFFFF and a little less of SoX."""
-_TAIL: Final = 65_536 + 282
-"""Bytes of the largest Ogg page."""
+"""Sizes from here on are placeholders: FFmpeg's 0xFFFFFFFF, SoX's 0x7FFFFFFF or a little less."""
+_LARGEST_OGG_PAGE: Final = 65_536 + 282
+"""Bytes."""
 _MOST_CHUNKS: Final = 1000
 
 
@@ -42,20 +43,12 @@ def is_cut_short(
             declared = float(stream.duration * stream.time_base)
         elif container.duration is not None:
             declared = container.duration / 1_000_000
-    return declared is not None and _lacks(declared, seconds)
-
-
-def _lacks(declared: float, seconds: float) -> bool:
-    return declared - seconds > max(TOLERANCE_SECONDS, declared / 100)
-
-
-def _size(media: BinaryIO) -> int:
-    return media.seek(0, 2)
+    return declared is not None and declared - seconds > max(TOLERANCE_SECONDS, declared / 100)
 
 
 def _wav_lacks_bytes(media: BinaryIO) -> bool:
     """Whether the chunk `data` is longer than the file."""
-    total = _size(media)
+    total = media.seek(0, os.SEEK_END)
     at, rate = 12, 0
     for _ in range(_MOST_CHUNKS):
         media.seek(at)
@@ -75,9 +68,8 @@ def _wav_lacks_bytes(media: BinaryIO) -> bool:
 
 def _ogg_lacks_its_end(media: BinaryIO) -> bool:
     """Whether the last page is incomplete, or not marked as the end of a stream (RFC 3533 §6)."""
-    total = _size(media)
-    start = max(0, total - _TAIL)
-    media.seek(start)
+    total = media.seek(0, os.SEEK_END)
+    media.seek(max(0, total - _LARGEST_OGG_PAGE))
     tail = media.read()
     at = tail.rfind(b"OggS")
     if at < 0 or len(tail) < at + 27:
@@ -89,7 +81,7 @@ def _ogg_lacks_its_end(media: BinaryIO) -> bool:
 
 
 def _declared_by_mp3(media: BinaryIO, rate: int) -> float | None:
-    """The seconds that the Xing or Info header of an MP3 file promises, if it has one."""
+    """The seconds that the Xing or Info header of an MP3 file declares, if it has one."""
     media.seek(0)
     head = media.read(10)
     start = 0

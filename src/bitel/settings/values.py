@@ -176,6 +176,7 @@ def split_public_address(text: str) -> tuple[str, int | None]:
 
 
 def is_ip(host: str, version: int) -> bool:
+    """Whether `host` is an IP address of this version, 4 or 6."""
     try:
         return ipaddress.ip_address(host).version == version
     except ValueError:

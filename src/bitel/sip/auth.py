@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from bitel.sip.grammar import split_list
+from bitel.sip.grammar import quoted, split_list
 from bitel.sip.message import Response
 
 MAX_TRIES = 2
@@ -39,6 +39,7 @@ Tries = list[str]
 
 
 def is_challenge(code: int) -> bool:
+    """Whether a response code asks for credentials: 401 or 407."""
     return code in _HEADERS
 
 
@@ -56,11 +57,17 @@ class Authentication:
         self._realm = credentials.realm
         self._authorizers: dict[str, Authorizer] = {}
 
+    @classmethod
+    def of(
+        cls, credentials: Credentials | None, new_cnonce: Callable[[], str]
+    ) -> Authentication | None:
+        """The authentication with these credentials; None without any."""
+        return cls(credentials, new_cnonce) if credentials else None
+
     def learn(self, response: Response, tries: Tries) -> bool:
         """Whether a response is a challenge that trying again may satisfy; if so, keep its answer.
 
-        It is not if our answer was refused (other than as stale), if the request has used up its
-        `tries`, or if no challenge can be answered.
+        It is not if our answer was refused (other than as stale), or `tries` are used up.
         """
         if response.code not in _HEADERS:
             return False
@@ -150,10 +157,6 @@ def _unquote(value: str) -> str:
     return value
 
 
-def _quote(value: str) -> str:
-    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
 class Authorizer:
     """Answers one challenge, for as many requests as its nonce lasts."""
 
@@ -169,10 +172,10 @@ class Authorizer:
         challenge = self._challenge
         count = f"{self._count:08x}"
         fields = [
-            f"username={_quote(self._credentials.username)}",
-            f"realm={_quote(challenge.realm)}",
-            f"nonce={_quote(challenge.nonce)}",
-            f"uri={_quote(uri)}",
+            f"username={quoted(self._credentials.username)}",
+            f"realm={quoted(challenge.realm)}",
+            f"nonce={quoted(challenge.nonce)}",
+            f"uri={quoted(uri)}",
             f'response="{self._response(method, uri, count)}"',
         ]
         if challenge.algorithm is not None:
@@ -182,7 +185,7 @@ class Authorizer:
         if challenge.qop:
             fields += ["qop=auth", f"nc={count}"]
         if challenge.opaque is not None:
-            fields.append(f"opaque={_quote(challenge.opaque)}")
+            fields.append(f"opaque={quoted(challenge.opaque)}")
         return "Digest " + ", ".join(fields)
 
     def _response(self, method: str, uri: str, count: str) -> str:

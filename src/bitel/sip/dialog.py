@@ -6,8 +6,7 @@ from bitel.ip_addresses import leads_nearer
 from bitel.sip.auth import Authentication, Tries
 from bitel.sip.grammar import Address, Transport, ip_address_of, is_loose_router
 from bitel.sip.headers import contact_of, uri_of
-from bitel.sip.message import Message, Request, Response
-from bitel.sip.message_writer import RequestTemplate
+from bitel.sip.message import Message, Request, RequestTemplate, Response
 from bitel.sip.transaction import (
     ClientTransaction,
     ServerTransaction,
@@ -25,16 +24,14 @@ TLS, UDP = Transport.TLS, Transport.UDP
 class Dialog:
     """The state of a dialog (RFC 3261 §12): tags, CSeqs, route set, remote target.
 
-    `fallback` is the source address of the far end's last message. Requests are sent to it if the
-    next hop is a host name, which would take DNS, if it is an address nearer to us than `origin`
-    and the configuration has not `follow_private`, and, with `send_to_source`, in any case. It also
-    gives the transport where the next hop names none.
+    `fallback` is the source of the far end's last message. Requests are sent there if the next hop
+    is a host name (no DNS here), if it is nearer to us than `origin` and not `follow_private`, and,
+    with `send_to_source`, in any case. It also gives the transport where the next hop names none.
 
-    A pre-existing route set, that of an outbound proxy (§8.1.2), is kept if the far end records no
-    route: requests then go to `proxy`, the address that the INVITE was sent to. By §12.1.2 the
-    empty route set of such a dialog replaces it, and requests go straight to the Contact, as with
-    pjsip. But the configured proxy may be the only path, and a lost BYE leaves a line open. To send
-    requests without a route by the proxy is a local policy, which §8.1.2 leaves to the user agent.
+    If the far end records no route, the route set of the INVITE (that of an outbound proxy, §8.1.2)
+    is kept, and requests go to `proxy`, the address that the INVITE was sent to. By §12.1.2 they
+    would go straight to the Contact. But the proxy may be the only path, a lost BYE leaves a line
+    open, and §8.1.2 leaves it to local policy to send requests without a route by a proxy.
     """
 
     def __init__(
@@ -85,12 +82,10 @@ class Dialog:
     ) -> Dialog:
         """The dialog that a response to our INVITE makes (§12.1.2).
 
-        The INVITE was sent to `destination`. Over TLS the far end's certificate must bear the name
-        of that, even if the response came over a connection that the far end opened.
-
-        Over a stream the port of `source` names a connection, which may be closed by the time of
-        the BYE: requests go to the address that the INVITE went to, which accepts connections. An
-        INVITE to a UDP address that was too long for UDP decides that only with `send_to_source`.
+        The INVITE was sent to `destination`. Over a stream the port of the response's source names
+        a connection, which may be closed by the time of the BYE, so that requests go to
+        `destination`, which accepts connections; over TLS its certificate must bear that name. If
+        the INVITE took TCP only for its length, they do so by TCP only with `send_to_source`.
         """
         source = response.source
         if source.transport is not UDP:
@@ -159,8 +154,8 @@ class Dialog:
     def accepts(self, transaction: ServerTransaction, now: float) -> bool:
         """Note the CSeq and source of a request, or refuse it if a later one came first (§12.2.2).
 
-        The source becomes the new `fallback`, except for a caller that of a stream: it connects to
-        where its INVITE went.
+        The source becomes the new `fallback`, unless it is a stream and we are the caller, who
+        connects to where the INVITE went.
         """
         request = transaction.request
         source = request.source
@@ -271,9 +266,8 @@ class Dialog:
 class Ack:
     """The ACK of a 2xx (RFC 3261 §13.2.2.4): the same datagram again for every repeated 2xx.
 
-    It may be withheld for a while. Meanwhile the far end repeats its 2xx, and ends the call after
-    64*T1 (§13.3.1.4), so that the call does not stay up if this process ends before it sends the
-    ACK.
+    While it is withheld the far end repeats its 2xx, and ends the call after 64*T1 (§13.3.1.4): the
+    call does not stay up if this process dies.
     """
 
     def __init__(
@@ -289,6 +283,7 @@ class Ack:
 
     @property
     def is_withheld(self) -> bool:
+        """Whether it has not been sent yet."""
         return self._sent_at is None
 
     def send(self, now: float) -> None:

@@ -21,8 +21,7 @@ class Provisional:
     """A 1xx above 100: the first of each code, and each that carries an answer to our offer.
 
     `answer` is that answer if the response is the first of its early dialog with a usable one, else
-    None. Its address may be a host name, to be looked up before the 2xx, which need not have a
-    description of its own.
+    None. The 2xx need not have a description of its own.
     """
 
     call_id: str

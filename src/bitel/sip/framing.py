@@ -56,6 +56,7 @@ class Framer:
         return not self._buffer
 
     def feed(self, data: bytes) -> None:
+        """Add received bytes."""
         self._buffer += data
 
     def next_frame(self) -> bytes | KeepAlive | None:

@@ -108,6 +108,11 @@ def _end_of_quoted(value: str) -> int:
     raise GrammarError("a quoted string never closes")
 
 
+def quoted(text: str) -> str:
+    """Text as a quoted string."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
 def parameter(parameters: str, name: str) -> str | None:
     """A `;name=value` parameter; "" if it has no value, None if it is missing."""
     for part in parameters.split(";"):

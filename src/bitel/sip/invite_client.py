@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from bitel.sip.auth import Authentication, Credentials, Tries, is_challenge
-from bitel.sip.call_table import Call, CallTable
+from bitel.sip.body import session_description_of
 from bitel.sip.dialog import Ack, Dialog
 from bitel.sip.events import Answered, Failed, Provisional, Why
-from bitel.sip.grammar import Address
+from bitel.sip.grammar import Address, quoted
 from bitel.sip.headers import (
     min_se_of,
     names_analytics,
@@ -17,11 +17,19 @@ from bitel.sip.headers import (
     retry_after_of,
     rseq_of,
 )
-from bitel.sip.invite_dialog import InviteDialog
-from bitel.sip.message import Request, Response, printable
-from bitel.sip.message_writer import ALLOW, PHRASES, SDP_TYPE, RequestTemplate, one_line
-from bitel.sip.reliable_provisional import EarlyDialog, description_in
-from bitel.sip.sdp import Negotiation, SessionDescription
+from bitel.sip.invite_dialog import Call, CallTable, InviteDialog
+from bitel.sip.message import (
+    ALLOW,
+    CAPABILITIES,
+    PHRASES,
+    SDP_TYPE,
+    Request,
+    RequestTemplate,
+    Response,
+    one_line,
+    printable,
+)
+from bitel.sip.sdp import Negotiation, SdpError, SessionDescription
 from bitel.sip.session_timer import MAX_RAISES, invite_headers
 from bitel.sip.timers import Timer
 from bitel.sip.transaction import (
@@ -76,9 +84,8 @@ class InviteClient(Call):
         self._invitation = invitation
         self.call_id = layer.new_call_id()
         self.local_tag = layer.new_tag()
-        self._from_value = one_line(
-            f"{_quoted(invitation.display_name)}<{invitation.from_uri}>;tag={self.local_tag}"
-        )
+        name = f"{quoted(invitation.display_name)} " if invitation.display_name else ""
+        self._from_value = one_line(f"{name}<{invitation.from_uri}>;tag={self.local_tag}")
         self._cseq = self._min_se = self._raises = 0
         self._rang = self._is_over = self._is_given_up = False
         self._cancel_wanted = self._is_canceled = self._is_silenced = False
@@ -92,21 +99,19 @@ class InviteClient(Call):
         self._answers: InviteAnswers | None = None
         self._cancel_timer: Timer | None = None
         self._tries: Tries = []
-        self._authentication = (
-            Authentication(invitation.credentials, layer.new_tag)
-            if invitation.credentials
-            else None
-        )
+        self._authentication = Authentication.of(invitation.credentials, layer.new_tag)
         # Raises if the INVITE can't be serialised; the call is then not registered.
         self._send_invite(now)
         calls.put(self)
 
     @property
     def named_hosts(self) -> frozenset[str]:
+        """See `Call.named_hosts`."""
         named = {self._invitation.destination.host}
         return frozenset(named.union(*(each.dialog.named_hosts for each in self._early.values())))
 
     def matches(self, request: Request) -> bool:
+        """See `Call.matches`."""
         return request.to_tag == self.local_tag
 
     def _send_invite(self, now: float) -> None:
@@ -172,6 +177,7 @@ class InviteClient(Call):
             self._transaction.stop_repeating()
 
     def hang_up(self, now: float, q850: int | None) -> None:
+        """See `Call.hang_up`."""
         self.cancel(now)
 
     # Requests of the far end
@@ -193,6 +199,7 @@ class InviteClient(Call):
     # Responses
 
     def receive_response(self, response: Response, now: float) -> None:
+        """Take a response to the INVITE."""
         code = response.code
         try:
             if code < 200:
@@ -227,6 +234,7 @@ class InviteClient(Call):
             self.receive_response(response, now)
 
     def transaction_failed(self, why: Failure, now: float) -> None:
+        """End the call: the INVITE timed out or could not be sent."""
         if self._is_over and not self._is_given_up:
             return
         if self._is_given_up:
@@ -388,6 +396,7 @@ class InviteClient(Call):
         self._calls.remove(self)
         since = self._progress_since
         reasons = response.lines("reason") if response else []
+        is_by_tcp = self._transaction.by_udp is not None
         self._calls.events.append(
             Failed(
                 self.call_id,
@@ -401,7 +410,7 @@ class InviteClient(Call):
                 progress_for=None if since is None else now - since,
                 delivered=self._transaction.delivered,
                 analytics=names_analytics(reasons),
-                udp_untried=not response and not self._seen_codes and self._transaction.udp_untried,
+                udp_untried=response is None and is_by_tcp and not self._seen_codes,
             )
         )
 
@@ -471,8 +480,120 @@ class InviteAnswers:
         """An INVITE that was answered can't fail."""
 
 
-def _quoted(display_name: str) -> str:
-    if not display_name:
-        return ""
-    escaped = display_name.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}" '
+MAX_RELIABLE = 32
+"""How many reliable responses of one phone are acknowledged: each PRACK may be sent 11 times."""
+
+
+class EarlyDialog:
+    """One early dialog: its answer, and the requests within it in both directions."""
+
+    def __init__(self, layer: TransactionLayer, dialog: Dialog, offer: SessionDescription) -> None:
+        """`offer` is that of the INVITE."""
+        self._layer = layer
+        self._last_rseq = self._count = 0
+        self._is_complete = False
+        self.dialog = dialog
+        self.media = Negotiation(offer)
+        self.is_updated = False
+        """Whether an UPDATE has replaced the answer to the INVITE's offer."""
+
+    @property
+    def had_requests(self) -> bool:
+        """Whether either side has sent a request in it, so that a CSeq has advanced."""
+        return self._count > 0 or self.dialog.remote_cseq is not None
+
+    def take_answer(self, response: Response, *, reliable: bool) -> bool:
+        """Take a response's session description as the answer, if it is the first usable one.
+
+        Later ones are ignored (RFC 3261 §13.2.1), except that of the first reliable response, which
+        is the answer itself (RFC 3262 §5); those of unreliable responses are a preview of it.
+        Returns whether it was taken.
+        """
+        if self._is_complete or (self.media.agreed is not None and not reliable):
+            return False
+        media = Negotiation(self.media.local, description_in(response))
+        if media.agreed is None:
+            return False
+        self.media, self._is_complete = media, reliable
+        return True
+
+    def acknowledge(self, response: Response, rseq: int, now: float) -> bool:
+        """Send PRACK if the response is the first or the next one in order (RFC 3262 §4).
+
+        Returns whether it is. If not, the response must not be processed any further: a repeated
+        one has its PRACK, which repeats itself, and one that came before its turn will be repeated.
+        """
+        if self._count >= MAX_RELIABLE or (self._last_rseq and rseq != self._last_rseq + 1):
+            return False
+        self._count += 1
+        self._last_rseq = rseq
+        rack = ("RAck", f"{rseq} {response.cseq} INVITE")
+        _Prack(self.dialog, (rack, self._layer.identity.user_agent)).send(now)
+        return True
+
+    def receive_request(self, transaction: ServerTransaction, now: float) -> None:
+        """Answer UPDATE and OPTIONS; a callee has no use for other requests before its answer."""
+        method = transaction.request.method
+        if method == "INVITE":
+            # Our own is in progress (RFC 3261 §14.2).
+            transaction.respond(491, now)
+        elif method not in ("UPDATE", "OPTIONS"):
+            transaction.respond(481, now)
+        elif not self.dialog.accepts(transaction, now):
+            return
+        elif method == "OPTIONS":
+            transaction.respond(200, now, [self.dialog.contact, *CAPABILITIES])
+        else:
+            self._receive_update(transaction, now)
+
+    def _receive_update(self, transaction: ServerTransaction, now: float) -> None:
+        request = transaction.request
+        headers = [self.dialog.contact, ("Allow", ALLOW), self._layer.identity.user_agent]
+        description = session_description_of(request)
+        if not description:
+            self.dialog.refresh_target(request)
+            transaction.respond(200, now, headers)
+            return
+        if not self._is_complete:
+            # The offer of our INVITE waits for its answer (RFC 3311 §5.2).
+            transaction.respond(491, now)
+            return
+        try:
+            answer = self.media.answer(description)
+        except SdpError:
+            transaction.respond(488, now)
+            return
+        self.dialog.refresh_target(request)
+        self.is_updated = True
+        transaction.respond(200, now, [*headers, SDP_TYPE], answer.to_bytes())
+
+
+class _Prack:
+    """The PRACK of one response, sent once more with credentials where those are demanded."""
+
+    def __init__(self, dialog: Dialog, headers: tuple[tuple[str, str], ...]) -> None:
+        self._dialog = dialog
+        self._headers = headers
+        self._tries: Tries = []
+
+    def send(self, now: float) -> None:
+        self._dialog.send_request(self, "PRACK", now, self._headers)
+
+    def receive_response(self, response: Response, now: float) -> None:
+        """Answer a challenge. Any other response changes nothing: the INVITE's own will come."""
+        if self._dialog.can_answer(response, self._tries):
+            self.send(now)
+
+    def transaction_failed(self, why: Failure, now: float) -> None:
+        """The far end gives its INVITE up by itself when no PRACK comes (RFC 3262 §3)."""
+
+
+def description_in(response: Response) -> SessionDescription | None:
+    """The session description of a response, None where there is none or it can't be read."""
+    data = session_description_of(response)
+    if not data:
+        return None
+    try:
+        return SessionDescription.parse(data)
+    except SdpError:
+        return None

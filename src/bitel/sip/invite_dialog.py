@@ -2,22 +2,135 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable
 
 from bitel.sip.auth import Tries
-from bitel.sip.body import session_description_of, unsupported_body
-from bitel.sip.call_table import Call, CallTable
+from bitel.sip.body import (
+    DTMF_TYPES,
+    carries_digits,
+    digits_of,
+    session_description_of,
+    unsupported_body,
+)
 from bitel.sip.dialog import Ack, Dialog
-from bitel.sip.dtmf_info import DTMF_TYPES, carries_digits, digits_of
-from bitel.sip.events import By, Confirmed, Ended, Ending, KeyedDigits, MediaChanged
+from bitel.sip.events import By, Confirmed, Ended, Ending, Event, KeyedDigits, MediaChanged
 from bitel.sip.grammar import Address
 from bitel.sip.headers import MIN_SE, is_interval_too_small, q850_cause
-from bitel.sip.message import Message, Request, Response
-from bitel.sip.message_writer import ALLOW, CAPABILITIES, SDP_TYPE
+from bitel.sip.message import ALLOW, CAPABILITIES, SDP_TYPE, Message, Request, Response
 from bitel.sip.sdp import NegotiatedMedia, Negotiation, SdpError
 from bitel.sip.session_timer import SessionTimer
 from bitel.sip.timers import Timer
 from bitel.sip.transaction import Failure, ServerTransaction, TransactionLayer
+
+
+class Call(ABC):
+    """A call in one of its phases: `InviteClient`, `InviteServer` or `InviteDialog`.
+
+    `call_id` is its handle in the agent's methods and events: its Call-ID, with a suffix where
+    another call with the same Call-ID was running. `local_tag` is our tag in its dialogs.
+    """
+
+    call_id: str
+    local_tag: str
+
+    @property
+    @abstractmethod
+    def named_hosts(self) -> frozenset[str]:
+        """The IP addresses that messages of the call may come from beside the carrier's."""
+
+    @abstractmethod
+    def matches(self, request: Request) -> bool:
+        """Whether a request with this Call-ID is within the dialog (§12.2.2)."""
+
+    @abstractmethod
+    def receive_request(self, transaction: ServerTransaction, now: float) -> None:
+        """Answer a request for which `matches` is true."""
+
+    def receive_ack(self, request: Request, now: float) -> None:  # noqa: B027
+        """Take the ACK of a 2xx, which only an answered call gets."""
+
+    def receive_late_response(self, response: Response, now: float) -> None:  # noqa: B027
+        """Take a 1xx or 2xx to an INVITE of ours whose transaction is over (§13.2.2.4)."""
+
+    @abstractmethod
+    def hang_up(self, now: float, q850: int | None) -> None:
+        """End the call, whatever its phase."""
+
+
+class CallTable:
+    """Calls by their handles, and events that the user of the agent has not yet taken.
+
+    `given_up` are calls without an answer that are kept for 64*T1, should one come late.
+    """
+
+    def __init__(self, layer: TransactionLayer) -> None:
+        self._layer = layer
+        self.events: deque[Event] = deque()
+        self.running: dict[str, Call] = {}
+        self.given_up: dict[str, tuple[Call, Timer]] = {}
+        self.early_calls = 0
+        """Incoming calls that wait for our answer."""
+        self.on_removed: Callable[[Call], None] | None = None
+        # The handles that differ from the Call-ID, by Call-ID and local tag.
+        self._handles: dict[tuple[str, str], str] = {}
+
+    def find(self, call_id: str) -> Call | None:
+        """A running call, or one that was given up."""
+        if call_id in self.given_up:
+            return self.given_up[call_id][0]
+        return self.running.get(call_id)
+
+    def call_of(self, request: Request) -> Call | None:
+        """The call whose dialog a request belongs to, by Call-ID and tags (§12.2.2)."""
+        call = self.find_by_tag(request.call_id, request.to_tag)
+        return call if call is not None and call.matches(request) else None
+
+    def find_by_tag(self, call_id: str, local_tag: str) -> Call | None:
+        """The running call with this Call-ID and our tag."""
+        for handle in (call_id, self._handles.get((call_id, local_tag), "")):
+            call = self.running.get(handle)
+            if call is not None and call.local_tag == local_tag:
+                return call
+        return None
+
+    def new_handle(self, call_id: str, local_tag: str) -> str:
+        """The handle of a new incoming call: its Call-ID, unless a running call has that."""
+        if call_id not in self.running:
+            return call_id
+        handle = f"{call_id};{local_tag}"
+        self._handles[call_id, local_tag] = handle
+        return handle
+
+    def put(self, call: Call) -> None:
+        """Add a call, or replace it by its next phase."""
+        self.running[call.call_id] = call
+
+    def remove(self, call: Call) -> None:
+        """Forget a call that is over."""
+        if self.on_removed is not None:
+            self.on_removed(call)
+        del self.running[call.call_id]
+        if self._handles and call.call_id.endswith(f";{call.local_tag}"):
+            call_id = call.call_id.removesuffix(f";{call.local_tag}")
+            self._handles.pop((call_id, call.local_tag), None)
+
+    def keep_given_up(self, call: Call, now: float) -> None:
+        """Keep a call for a late answer; of too many, the oldest is forgotten."""
+        timer = self._layer.timers.start(now, self._layer.long_wait, self, call.call_id)
+        self.given_up[call.call_id] = call, timer
+        if len(self.given_up) > self._layer.config.max_remembered:
+            self.forget(next(iter(self.given_up)))
+
+    def forget(self, call_id: str) -> None:
+        """Keep a call that was given up no longer."""
+        self._layer.timers.stop(self.given_up.pop(call_id)[1])
+
+    def timer_fired(self, name: str, now: float) -> None:
+        """Forget a call that was given up."""
+        del self.given_up[name]
+
 
 RECOVERY_ON_TIMER_EXPIRY = 102
 """The Q.850 cause of a session that was not refreshed."""
@@ -65,6 +178,7 @@ class InviteDialog(Call):
 
     @property
     def session_timer(self) -> SessionTimer:
+        """The session timer (RFC 4028), made on first use."""
         if self._timer is None:
             self._timer = SessionTimer(
                 self._layer, self, owns_call_id=self._ack is not None, allow=self._allow
@@ -73,9 +187,11 @@ class InviteDialog(Call):
 
     @property
     def named_hosts(self) -> frozenset[str]:
+        """See `Call.named_hosts`."""
         return self.dialog.named_hosts
 
     def matches(self, request: Request) -> bool:
+        """See `Call.matches`."""
         return self.dialog.matches(request)
 
     def begin(self, response: Response, now: float) -> None:
@@ -136,6 +252,7 @@ class InviteDialog(Call):
     # What the far end asks for
 
     def receive_request(self, transaction: ServerTransaction, now: float) -> None:
+        """See `Call.receive_request`."""
         if not self.dialog.accepts(transaction, now):
             return
         request = transaction.request
@@ -155,6 +272,7 @@ class InviteDialog(Call):
             transaction.respond(405, now, [("Allow", ALLOW)])
 
     def receive_ack(self, request: Request, now: float) -> None:
+        """See `Call.receive_ack`."""
         if self._unacknowledged is None or request.cseq != self._invite_cseq:
             return
         self._stop_repeating()
@@ -264,6 +382,7 @@ class InviteDialog(Call):
         self.dialog.send_bye(self, now, self._q850)
 
     def receive_response(self, response: Response, now: float) -> None:
+        """Take a response to the BYE."""
         self._bye_answered = True
         if response.code < 200:
             return
@@ -277,6 +396,7 @@ class InviteDialog(Call):
         self._end("us", self._q850)
 
     def transaction_failed(self, why: Failure, now: float) -> None:
+        """End the call: the BYE timed out or could not be sent."""
         self._end("us", self._q850, bye_unanswered=not self._bye_answered)
 
     def _end(self, by: By, q850: int | None, *, bye_unanswered: bool = False) -> None:
@@ -317,9 +437,11 @@ class RepeatedSuccess:
         self._timer: Timer | None = layer.timers.start(now, self._interval, self, "repeat 2xx")
 
     def stop(self) -> None:
+        """Repeat the 2xx no more."""
         self._layer.timers.stop(self._timer)
 
     def timer_fired(self, name: str, now: float) -> None:
+        """Repeat the 2xx, or give up after 64*T1."""
         if now >= self._deadline:
             self._timer = None
             self._ack_missing(now)

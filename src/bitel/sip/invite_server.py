@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bitel.sip.body import session_description_of
-from bitel.sip.call_table import Call, CallTable
 from bitel.sip.dialog import Dialog
 from bitel.sip.events import Canceled, Incoming
 from bitel.sip.grammar import GrammarError, split_address, user_of
-from bitel.sip.invite_dialog import InviteDialog
-from bitel.sip.message import Request, printable
-from bitel.sip.message_writer import ALLOW, CAPABILITIES, one_line
+from bitel.sip.invite_dialog import Call, CallTable, InviteDialog
+from bitel.sip.message import ALLOW, CAPABILITIES, Request, one_line, printable
 from bitel.sip.sdp import Negotiation, SessionDescription
 from bitel.sip.transaction import ServerTransaction, TransactionLayer
 
@@ -52,9 +50,11 @@ class InviteServer(Call):
 
     @property
     def named_hosts(self) -> frozenset[str]:
+        """See `Call.named_hosts`."""
         return frozenset({self._transaction.request.source.host})
 
     def matches(self, request: Request) -> bool:
+        """See `Call.matches`."""
         remote_tag = self._transaction.request.from_tag
         return request.to_tag == self.local_tag and request.from_tag == remote_tag
 
@@ -93,6 +93,7 @@ class InviteServer(Call):
         self._transaction.respond(code, now, checked)
 
     def hang_up(self, now: float, q850: int | None) -> None:
+        """See `Call.hang_up`."""
         self.reject(480, (), now)
 
     # What the far end asks for

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from bitel.sip.auth import Authentication, Credentials, Tries
 from bitel.sip.events import RequestDone
 from bitel.sip.grammar import Address
-from bitel.sip.message import Response, printable
-from bitel.sip.message_writer import PHRASES, RequestTemplate, one_line
+from bitel.sip.message import PHRASES, RequestTemplate, Response, one_line, printable
 from bitel.sip.transaction import ClientTransaction, Failure, TransactionLayer
 
 MAX_CSEQ = 2**31 - 1
@@ -58,46 +57,45 @@ class RequestClient:
         self,
         layer: TransactionLayer,
         report: Callable[[RequestDone], None],
-        order: OutgoingRequest,
+        outgoing: OutgoingRequest,
         now: float,
     ) -> None:
-        order.check()
+        outgoing.check()
         self._layer = layer
         self._report = report
-        self._order = order
-        self.call_id = order.call_id or layer.new_call_id()
-        self._from_tag = order.from_tag or layer.new_tag()
-        self._cseq = 1 if order.cseq is None else order.cseq
-        self._authentication = (
-            Authentication(order.credentials, layer.new_tag) if order.credentials else None
-        )
+        self._outgoing = outgoing
+        self.call_id = outgoing.call_id or layer.new_call_id()
+        self._from_tag = outgoing.from_tag or layer.new_tag()
+        self._cseq = 1 if outgoing.cseq is None else outgoing.cseq
+        self._authentication = Authentication.of(outgoing.credentials, layer.new_tag)
         self._tries: Tries = []
         self._send(now)
 
     def _send(self, now: float) -> None:
-        order, layer = self._order, self._layer
-        transport = order.destination.transport
-        routes = tuple(value for name, value in order.headers if name.lower() == "route")
-        others = [header for header in order.headers if header[0].lower() != "route"]
+        outgoing, layer = self._outgoing, self._layer
+        transport = outgoing.destination.transport
+        routes = tuple(value for name, value in outgoing.headers if name.lower() == "route")
+        others = [header for header in outgoing.headers if header[0].lower() != "route"]
         if not any(name.lower() == "contact" for name, _ in others):
             others.insert(0, layer.identity.contact[transport])
         if self._authentication is not None:
-            others += self._authentication.headers(order.method, order.request_uri)
+            others += self._authentication.headers(outgoing.method, outgoing.request_uri)
         request = RequestTemplate(
-            order.method,
-            order.request_uri,
+            outgoing.method,
+            outgoing.request_uri,
             layer.new_via(transport),
-            f"<{order.from_uri}>;tag={self._from_tag}",
-            f"<{order.to_uri}>",
+            f"<{outgoing.from_uri}>;tag={self._from_tag}",
+            f"<{outgoing.to_uri}>",
             self.call_id,
             self._cseq,
             routes,
             (layer.identity.user_agent, *others),
-            order.body,
+            outgoing.body,
         )
-        ClientTransaction(layer, self, request, order.destination, now)
+        ClientTransaction(layer, self, request, outgoing.destination, now)
 
     def receive_response(self, response: Response, now: float) -> None:
+        """Take a response; a challenge is answered."""
         if response.code < 200:
             return
         authentication = self._authentication
@@ -118,6 +116,7 @@ class RequestClient:
         )
 
     def transaction_failed(self, why: Failure, now: float) -> None:
+        """Report that the request timed out or could not be sent."""
         self._fail(why)
 
     def _fail(self, why: Failure) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -142,6 +143,7 @@ class SessionDescription(NamedTuple):
         )
 
     def to_bytes(self) -> bytes:
+        """Return the description as the body of a message."""
         return str(self).encode()
 
 
@@ -197,13 +199,11 @@ def make_offer(
 
 @lru_cache(maxsize=16)
 def _our_codecs(names: tuple[str, ...]) -> tuple[Codec, ...]:
-    return (*map(_our_codec, names), _our_codec(TELEPHONE_EVENT))
-
-
-def _our_codec(name: str) -> Codec:
-    if name not in _PAYLOAD_TYPES:
-        raise ValueError(f"codec {name!r} is not known: use PCMA or PCMU")
-    return Codec(_PAYLOAD_TYPES[name], name, fmtp="0-16" if name == TELEPHONE_EVENT else "")
+    for name in names:
+        if name not in _PAYLOAD_TYPES:
+            raise ValueError(f"codec {name!r} is not known: use PCMA or PCMU")
+    audio = [Codec(_PAYLOAD_TYPES[name], name) for name in names]
+    return (*audio, Codec(_PAYLOAD_TYPES[TELEPHONE_EVENT], TELEPHONE_EVENT, fmtp="0-16"))
 
 
 def check_answer(offer: SessionDescription, answer: SessionDescription) -> NegotiatedMedia:
@@ -222,18 +222,6 @@ def check_answer(offer: SessionDescription, answer: SessionDescription) -> Negot
         packet_length(answer.ptime, answer.maxptime),
         _MIRRORED[answer.direction],
     )
-
-
-def agreement(
-    local: SessionDescription, remote: SessionDescription | None
-) -> NegotiatedMedia | None:
-    """What two descriptions agree on; None if there is no usable remote one."""
-    if remote is None:
-        return None
-    try:
-        return check_answer(local, remote)
-    except SdpError:
-        return None
 
 
 def packet_length(ptime: int, maxptime: int = 0) -> int:
@@ -286,8 +274,11 @@ class Negotiation:
     def __init__(self, local: SessionDescription, remote: SessionDescription | None = None) -> None:
         self.local = local
         self.remote = remote
-        self.agreed = agreement(local, remote)
+        self.agreed: NegotiatedMedia | None = None
         """None where there is no usable remote description yet."""
+        if remote is not None:
+            with suppress(SdpError):
+                self.agreed = check_answer(local, remote)
 
     def answer(self, data: bytes) -> SessionDescription:
         """Answer a later offer; raises `SdpError`, and changes nothing, where that can't be."""

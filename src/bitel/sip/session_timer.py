@@ -14,8 +14,15 @@ from bitel.sip.headers import (
     session_expires_of,
     supports_timer,
 )
-from bitel.sip.message import Message, Request, Response
-from bitel.sip.message_writer import ALLOW, SDP_TYPE, SUPPORTED, RequestTemplate
+from bitel.sip.message import (
+    ALLOW,
+    SDP_TYPE,
+    SUPPORTED,
+    Message,
+    Request,
+    RequestTemplate,
+    Response,
+)
 from bitel.sip.sdp import Negotiation
 from bitel.sip.timers import Timer, is_due
 from bitel.sip.transaction import ClientTransaction, Failure, TransactionLayer
@@ -169,6 +176,7 @@ class SessionTimer:
             self._timer = self._layer.timers.start_at(now + seconds, self, _REFRESH)
 
     def timer_fired(self, name: str, now: float) -> None:
+        """Refresh the session, or end it when it has expired."""
         if name == _EXPIRY:
             self._session.expire(now)
         elif is_due(self._deadline, now):
@@ -200,6 +208,7 @@ class SessionTimer:
         self._pending = session.dialog.send_request(self, method, now, tuple(headers), body)
 
     def receive_response(self, response: Response, now: float) -> None:
+        """Take a response to a refresh."""
         if response.code < 200:
             return
         pending = self._pending
@@ -246,6 +255,7 @@ class SessionTimer:
             self._refresh_in(self._seconds / 10, now)
 
     def transaction_failed(self, why: Failure, now: float) -> None:
+        """End the session after a timeout (§10); otherwise try again later."""
         self._pending = None
         if why == "timeout" and self._seconds:
             self._session.expire(now)

@@ -12,11 +12,10 @@ import re
 from collections import OrderedDict
 from typing import Protocol
 
-from bitel.sip.call_table import Call, CallTable
 from bitel.sip.events import MessageDropped
 from bitel.sip.grammar import Address, source_network
-from bitel.sip.message import MAX_HEAD, BodyLengthError, MessageError, Request, parse
-from bitel.sip.message_writer import CAPABILITIES
+from bitel.sip.invite_dialog import Call, CallTable
+from bitel.sip.message import CAPABILITIES, MAX_HEAD, BodyLengthError, MessageError, Request, parse
 from bitel.sip.transaction import TransactionLayer
 
 MAX_ENDED = 1000

@@ -21,7 +21,8 @@ MAX_LANES = 32
 class TimerOwner(Protocol):
     """Gets the name of its timer when that is due."""
 
-    def timer_fired(self, name: str, now: float) -> None: ...
+    def timer_fired(self, name: str, now: float) -> None:
+        """Handle the timer of this name, which is due."""
 
 
 class Timer:

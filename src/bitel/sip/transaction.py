@@ -15,8 +15,15 @@ from typing import Literal, Protocol
 
 from bitel.sip.config import AgentConfig, Identity, Tokens
 from bitel.sip.grammar import Address, HostPort, Transport
-from bitel.sip.message import MAX_DATAGRAM, Request, Response, quoted_branch
-from bitel.sip.message_writer import RequestTemplate, write_response
+from bitel.sip.headers import has_same_sent_by, reply_route
+from bitel.sip.message import (
+    MAX_DATAGRAM,
+    Request,
+    RequestTemplate,
+    Response,
+    quoted_branch,
+    write_response,
+)
 from bitel.sip.timers import Timer, Timers, is_due
 from bitel.sip.transaction_tables import (
     INVITE_CLIENT,
@@ -33,7 +40,6 @@ from bitel.sip.transaction_tables import (
     Table,
     input_of,
 )
-from bitel.sip.via import has_same_sent_by, reply_route
 
 TIMER_D = 32.0
 """Seconds; at least that much over UDP (§17.1.1.2)."""
@@ -67,19 +73,21 @@ _TIMEOUTS = (Input.TIMER_B, Input.TIMER_F)
 class TransactionUser(Protocol):
     """Sent a request, and gets what becomes of it."""
 
-    def receive_response(self, response: Response, now: float) -> None: ...
+    def receive_response(self, response: Response, now: float) -> None:
+        """Take a response to the request."""
 
-    def transaction_failed(self, why: Failure, now: float) -> None: ...
+    def transaction_failed(self, why: Failure, now: float) -> None:
+        """Take note that the request got no final response, and why."""
 
 
 class NullUser:
     """Ignores all responses: for dialogs that are ended at once and transactions that are over."""
 
     def receive_response(self, response: Response, now: float) -> None:
-        pass
+        """Ignore a response."""
 
     def transaction_failed(self, why: Failure, now: float) -> None:
-        pass
+        """Ignore a failure."""
 
 
 NULL_USER = NullUser()
@@ -137,6 +145,7 @@ class TransactionLayer:
             self.dropped += 1
 
     def resend(self, data: bytes, destination: Address) -> None:
+        """Send a message again, counted as a retransmission."""
         self.retransmissions += 1
         self.send(data, destination)
 
@@ -184,13 +193,6 @@ class TransactionLayer:
         client = self.clients.get((branch, method)) if branch else None
         return client if client is not None and client.doubt_delivery(destination) else None
 
-    def is_full(self) -> bool:
-        """Whether there are as many server transactions, or bytes in them, as allowed."""
-        return (
-            len(self.servers) >= self.config.max_server_transactions
-            or self.server_bytes >= self.config.max_server_bytes
-        )
-
     def stateless_response(
         self, request: Request, code: int, headers: Iterable[tuple[str, str]] = ()
     ) -> tuple[bytes, Address]:
@@ -205,8 +207,7 @@ class TransactionLayer:
         return self.config.tcp_fallback and self.without_tcp.get(destination, now) <= now
 
     def miss_tcp(self, destination: Address, now: float) -> None:
-        """Use no TCP to a destination for `WITHOUT_TCP` seconds: no connection could be made, or a
-        request over one got no response at all."""
+        """Use no TCP to a destination for `WITHOUT_TCP` seconds, because it does not answer."""
         while len(self.without_tcp) >= MAX_WITHOUT_TCP:
             del self.without_tcp[next(iter(self.without_tcp))]
         self.without_tcp[destination] = now + WITHOUT_TCP
@@ -260,10 +261,9 @@ class _Transaction:
 class ClientTransaction(_Transaction):
     """One request of ours. Making it sends the request.
 
-    One that is too long for UDP goes by TCP, and by UDP after all where there is no TCP. It then
-    has a branch of its own, which its user need not know about. A request that was written to a
-    TCP connection and gets no response is not sent by UDP too, because an INVITE might ring a phone
-    twice: it fails, and later requests go by UDP.
+    One that is too long for UDP goes by TCP, and by UDP after all, with another branch, where there
+    is no TCP. One that was written to a TCP connection and gets no response is not sent by UDP too,
+    because an INVITE might ring a phone twice: it fails, and later requests go by UDP.
 
     Raises ValueError for a request that is longer than a datagram may be, or can't be encoded.
     """
@@ -278,8 +278,8 @@ class ClientTransaction(_Transaction):
     ) -> None:
         super().__init__(layer)
         self._user = user
-        self._by_udp: Address | None = None
-        """Where a request goes by UDP that is sent by TCP for its length."""
+        self.by_udp: Address | None = None
+        """The UDP destination of a request that is sent by TCP for its length."""
         self._resent = self._silenced = self._doubted = False
         self.delivered = False
         """Whether this INVITE's connection was lost after the far end had it."""
@@ -288,7 +288,7 @@ class ClientTransaction(_Transaction):
             raise ValueError(f"a request of {len(data)} bytes is longer than {MAX_DATAGRAM}")
         is_long = len(data) > MAX_UDP and destination.transport is _UDP
         if is_long and layer.has_tcp(destination, now):
-            self._by_udp = destination
+            self.by_udp = destination
             destination = destination._replace(transport=Transport.TCP)
             request = request._replace(via=request.via.replace("/UDP ", "/TCP ", 1))
             data = request.to_bytes()
@@ -327,14 +327,9 @@ class ClientTransaction(_Transaction):
 
     def receive(self, response: Response, now: float) -> None:
         """Take a response that names this transaction."""
-        if self._by_udp is not None:
-            self._layer.without_tcp.pop(self._by_udp, None)
+        if self.by_udp is not None:
+            self._layer.without_tcp.pop(self.by_udp, None)
         self._step(input_of(response.code), now, response)
-
-    @property
-    def udp_untried(self) -> bool:
-        """Whether a request to a UDP destination was sent by TCP alone."""
-        return self._by_udp is not None
 
     def transport_failed(
         self,
@@ -365,12 +360,12 @@ class ClientTransaction(_Transaction):
             self._resent = True
             self._layer.resend(self._data, self.destination)
             return
-        by_udp = self._by_udp
+        by_udp = self.by_udp
         if by_udp is not None and (self._resent or not lost):
             self._layer.miss_tcp(by_udp, now)
             # Should it have arrived by TCP, it would be another request under its new branch.
             if not self._resent and not self._silenced:
-                self._by_udp = None
+                self.by_udp = None
                 self._enter(_TERMINATED)
                 request = self.request._replace(via=self._layer.new_via(_UDP))
                 self._begin(request, request.to_bytes(), by_udp, now)
@@ -394,8 +389,8 @@ class ClientTransaction(_Transaction):
     def give_up(self, now: float) -> None:
         """As `stop_repeating`, for a request that got no response and is considered lost."""
         self.stop_repeating()
-        if self._by_udp is not None:
-            self._layer.miss_tcp(self._by_udp, now)
+        if self.by_udp is not None:
+            self._layer.miss_tcp(self.by_udp, now)
 
     def resume(self, user: TransactionUser) -> None:
         """Take responses to an INVITE again that was given up: its far end was merely slow."""
@@ -421,8 +416,8 @@ class ClientTransaction(_Transaction):
             return
         state, actions = found
         before = self.state
-        if self._by_udp is not None and event in _TIMEOUTS and before in _UNANSWERED:
-            self._layer.miss_tcp(self._by_udp, now)
+        if self.by_udp is not None and event in _TIMEOUTS and before in _UNANSWERED:
+            self._layer.miss_tcp(self.by_udp, now)
         if state is not before:
             self._enter(state)
         try:
@@ -469,15 +464,17 @@ class ClientTransaction(_Transaction):
     def _let_go(self) -> None:
         """Once it is answered, keep only what repeated responses need: thousands stay for long.
 
-        In Completed no further response is passed to the user. A user and a transaction that
-        referred to each other would be freed by the garbage collector only.
+        A user and a transaction that refer to each other are freed by the garbage collector only.
         """
-        if self.state is _ACCEPTED or self.state is _COMPLETED:
+        state = self.state
+        if state is _PROCEEDING:
+            return
+        if state is not _ACCEPTED:
+            self._user = NULL_USER
+        if state is not _TERMINATED:
             self._data = b""
             self._repeating = None
-        if self.state is _COMPLETED or self.state is _TERMINATED:
-            self._user = NULL_USER
-        if self.state is _COMPLETED and self.request.body:
+        if state is _COMPLETED and self.request.body:
             self.request = self.request.bare()
 
     @property

@@ -1,21 +1,15 @@
 """The four transactions of RFC 3261 §17, with RFC 6026's Accepted state, as data.
 
-A transaction is one request and everything that answers it. UDP loses datagrams, so each side
-repeats its message until it knows that the other has received it; the tables say when to repeat,
-when to stop, and how long to stay about afterwards for a repetition that is still under way.
+Each table maps (state, input) to (new state, actions). A pair that is missing means that nothing
+happens: a repeated response that has been dealt with, a timer that no longer matters. Timers have
+the RFC's letters, and fall into two kinds, of which a transaction runs at most one each: A, E and G
+repeat; B, F, H give up and D, I, J, K, L, M end the wait for repetitions. Starting a timer replaces
+the one of its kind. Entering TERMINATED stops both.
 
-Each table maps (state, what happened) to (new state, what to do). A pair that is missing means
-that nothing happens: a repeated answer that has been dealt with, a timer that no longer matters.
-Timers have the RFC's letters, and fall into two kinds, of which a transaction runs at most one
-each: A, E and G repeat; B, F, H give up and D, I, J, K, L, M end the wait for repetitions.
-Starting a timer replaces the one of its kind. Entering TERMINATED stops both.
+Over TCP and TLS nothing is repeated: A, E and G never run, and D, I, J and K last no time, so that
+states that only wait for them are passed over. Those tables are derived from the others.
 
-Over TCP and TLS nothing is repeated and nothing repeated can be under way: A, E and G never run, D,
-I, J and K last no time at all, so that the states that only wait for them are passed over. Those
-tables are made from the others.
-
-What the tables leave to their user, as the RFC does: a 2xx to INVITE is repeated by what
-accepted the call, and acknowledged by what placed it, not by these transactions.
+A 2xx to INVITE is repeated and acknowledged by the users of transactions (§13.2.2.4, §13.3.1.4).
 """
 
 from __future__ import annotations
@@ -24,6 +18,8 @@ from enum import StrEnum
 
 
 class State(StrEnum):
+    """States of a transaction."""
+
     CALLING = "calling"
     TRYING = "trying"
     PROCEEDING = "proceeding"
@@ -57,6 +53,8 @@ class Input(StrEnum):
 
 
 class Action(StrEnum):
+    """What a transition does, in order."""
+
     SEND = "send the last message (server: the response just given)"
     RESEND = "send the last message again, counted as a retransmission"
     ACK = "acknowledge a failure within the transaction"

@@ -15,19 +15,25 @@ from __future__ import annotations
 import random
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
-from typing import TypeGuard
 
 from bitel.sip.body import session_description_of, unsupported_body
-from bitel.sip.call_table import Call, CallTable
 from bitel.sip.config import AgentConfig
 from bitel.sip.events import DeliveryDoubted, Event
 from bitel.sip.grammar import Address, HostPort, scheme_of
 from bitel.sip.headers import MIN_SE, is_interval_too_small
 from bitel.sip.invite_client import Invitation, InviteClient
-from bitel.sip.invite_dialog import InviteDialog
+from bitel.sip.invite_dialog import Call, CallTable, InviteDialog
 from bitel.sip.invite_server import InviteServer
-from bitel.sip.message import BodyLengthError, Message, MessageError, Request, Response, parse
-from bitel.sip.message_writer import ALLOW, CAPABILITIES, OPTION_TAGS
+from bitel.sip.message import (
+    ALLOW,
+    CAPABILITIES,
+    OPTION_TAGS,
+    BodyLengthError,
+    MessageError,
+    Request,
+    Response,
+    parse,
+)
 from bitel.sip.request_client import OutgoingRequest, RequestClient
 from bitel.sip.sdp import SdpError, SessionDescription
 from bitel.sip.source_filter import SourceFilter, SourcePolicy
@@ -35,6 +41,8 @@ from bitel.sip.transaction import ServerTransaction, TransactionLayer
 
 SUPPORTED_METHODS = frozenset(ALLOW.split(", "))
 OTHER_METHODS = frozenset(("REGISTER", "SUBSCRIBE", "NOTIFY", "PUBLISH", "REFER", "MESSAGE"))
+ALWAYS_TAKEN = ("ACK", "BYE", "CANCEL")
+"""Not refused for what their dialog or transaction does not need: body, Request-URI, Require."""
 MAX_OF_CALL = 16
 """Requests of one call that are taken although there are too many in all."""
 RETRY_LATER = ("Retry-After", "5")
@@ -45,9 +53,9 @@ class AgentCounts:
     """How much is going on. `dialogs` are calls in any phase, early ones included.
 
     The last six count from the agent's start: retransmissions, messages dropped because too many
-    were queued, messages that can't be read, and responses dropped because their Via headers show
-    that they are not for us (RFC 3261 §8.1.3.3, §18.1.2), messages from sources that are not
-    accepted, and those of them that name a running call.
+    were queued, unreadable messages, responses whose Via shows that they are not for us (RFC 3261
+    §8.1.3.3, §18.1.2), messages from sources that are not accepted, and those of them that name a
+    running call.
     """
 
     dialogs: int
@@ -82,6 +90,7 @@ class UserAgent:
 
     @property
     def config(self) -> AgentConfig:
+        """The configuration of this agent."""
         return self._layer.config
 
     def move(self, local: HostPort) -> None:
@@ -99,45 +108,37 @@ class UserAgent:
         A message that makes the agent fail unexpectedly raises; it leaves no transaction, call or
         timer behind, and the agent goes on with the next one.
         """
-        if len(data) <= 4 and not data.strip(b"\r\n\0"):
-            return  # a keep-alive (RFC 5626 §3.5.1)
-        if self._filter is not None and not self._filter.admits(data, source, now):
-            return
-        try:
-            message = parse(data, source)
-        except MessageError as error:
-            self._malformed += 1
-            if isinstance(error, BodyLengthError) and _is_always_taken(error.message):
-                self._receive_request(error.message, now)
-            else:
-                self._receive_malformed(error.request)
-            return
-        if isinstance(message, Response):
-            self._receive_response(message, now)
-        else:
-            self._receive_request(message, now)
+        if len(data) > 4 or data.strip(b"\r\n\0"):  # else a keep-alive (RFC 5626 §3.5.1)
+            self._receive(data, source, now, is_framed=True)
 
     def receive_unframed(self, data: bytes, source: Address, now: float) -> None:
         """Take a message of a stream whose Content-Length is missing or can't be read, so that its
         end is unknown (RFC 3261 §18.3). `data` is what was received of it.
 
-        BYE, CANCEL, ACK and responses are handled, with all data after the head as the body: a
-        missing header must not keep a call up or a 2xx unacknowledged. Any other request is
-        answered with 400. The caller then closes the connection.
+        BYE, CANCEL, ACK and responses are handled, with all data after the head as the body, so
+        that no call stays up and no 2xx unacknowledged. Any other request is answered with 400. The
+        caller then closes the connection.
         """
+        self._receive(data, source, now, is_framed=False)
+
+    def _receive(self, data: bytes, source: Address, now: float, *, is_framed: bool) -> None:
         if self._filter is not None and not self._filter.admits(data, source, now):
             return
-        self._malformed += 1
+        is_whole = is_framed
         try:
             message = parse(data, source)
         except BodyLengthError as error:
-            message = error.message
+            message, is_whole = error.message, False
         except MessageError as error:
+            self._malformed += 1
             self._receive_malformed(error.request)
             return
+        if not is_whole:
+            self._malformed += 1
         if isinstance(message, Response):
-            self._receive_response(message, now)
-        elif _is_always_taken(message):
+            if is_whole or not is_framed:
+                self._receive_response(message, now)
+        elif is_whole or message.method in ALWAYS_TAKEN:
             self._receive_request(message, now)
         else:
             self._receive_malformed(message)
@@ -193,10 +194,9 @@ class UserAgent:
         been lost with their connection are sent once more, over another.
 
         `unacknowledged` are the INVITEs sent over the lost connection of which the far end's
-        kernel has not acknowledged every byte; None where that is not known. The far end has all
-        other INVITEs, so that none of them is sent again: each waits for an answer over another
-        connection until Timer B, and fails as `delivered`. `moved` are messages that were held
-        back from the lost connection and leave by another: nothing is done about them.
+        kernel has not acknowledged every byte; None if unknown. The far end has all other INVITEs:
+        they are not sent again, but wait for an answer over another connection until Timer B, and
+        fail as `delivered`. `moved` are messages that leave by another connection anyway.
         """
         for transaction in list(self._layer.unanswered.get(destination, ())):
             transaction.transport_failed(now, lost=lost, unacknowledged=unacknowledged, moved=moved)
@@ -226,9 +226,8 @@ class UserAgent:
     def give_up(self, call_id: str, now: float) -> bool:
         """Give up a call to which nothing was answered yet: `Failed` follows, by `timeout`.
 
-        False, and nothing is done, once anything was, or the far end is known to have the INVITE of
-        a connection that broke: a phone may be ringing. A far end that was merely slow gets CANCEL
-        or BYE with its first response.
+        False, and nothing is done, if anything was, or the far end is known to have the INVITE, so
+        that a phone may ring. A far end that was merely slow gets CANCEL or BYE later.
         """
         call = self._calls.running.get(call_id)
         return isinstance(call, InviteClient) and call.give_up(now)
@@ -236,9 +235,8 @@ class UserAgent:
     def stop_repeating_invites(self) -> None:
         """Send no INVITE again to which nothing was answered, and none that still waits to leave.
 
-        For a worker that may have lost its calls to another. The calls go on: an answer is taken,
-        and a CANCEL follows its first provisional response. Without an answer they fail by
-        `timeout`; nor is a challenge answered by another INVITE.
+        For a worker that may have lost its calls to another. An answer is still taken, but a
+        challenge is not answered by another INVITE. Without an answer calls fail by `timeout`.
         """
         for call in list(self._calls.running.values()):
             if isinstance(call, InviteClient):
@@ -297,6 +295,7 @@ class UserAgent:
         return not (self._calls.running or layer.clients or layer.servers or len(layer.timers))
 
     def counts(self) -> AgentCounts:
+        """Return the counters for metrics."""
         layer, sources = self._layer, self._filter
         return AgentCounts(
             dialogs=len(self._calls.running),
@@ -368,7 +367,10 @@ class UserAgent:
             return False
         if request.method == "CANCEL" and layer.invite_of(request) is not None:
             return False
-        if layer.is_full():
+        if (
+            len(layer.servers) >= layer.config.max_server_transactions
+            or layer.server_bytes >= layer.config.max_server_bytes
+        ):
             return call is None or layer.requests_of_calls[call.call_id] >= MAX_OF_CALL
         starts_call = request.method == "INVITE" and not request.to_tag
         return starts_call and self._calls.early_calls >= layer.config.max_early_calls
@@ -412,15 +414,6 @@ class UserAgent:
             transaction.respond(488, now)
             return
         InviteServer(self._layer, self._calls, transaction, offer, now)
-
-
-def _is_always_taken(message: Message) -> TypeGuard[Request]:
-    """Whether a message is an ACK, BYE or CANCEL.
-
-    Such a request is not refused for what its dialog or transaction does not need: its body, its
-    Request-URI, or the extensions that it requires.
-    """
-    return isinstance(message, Request) and message.method in ("ACK", "BYE", "CANCEL")
 
 
 def _is_refused(transaction: ServerTransaction, now: float) -> bool:

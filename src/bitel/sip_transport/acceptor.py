@@ -44,6 +44,7 @@ class Door:
         return True
 
     def leave(self, host: str) -> None:
+        """Count one connection of `host` less."""
         host = source_network(host)
         self._inside[host] -= 1
         if not self._inside[host]:

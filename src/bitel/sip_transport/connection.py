@@ -163,6 +163,7 @@ class Connection(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Note the transport, and report the connection to the user."""
         self._transport = cast(asyncio.Transport, transport)
         sock = transport.get_extra_info("socket")
         if sock is not None:
@@ -175,6 +176,7 @@ class Connection(asyncio.Protocol):
         self._user.connection_made(self)
 
     def data_received(self, data: bytes) -> None:
+        """Split received bytes into messages for the user."""
         self._heard = True
         self._end_probe()
         if not self._over and not self._deaf:
@@ -182,6 +184,7 @@ class Connection(asyncio.Protocol):
             self._take_frames()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Report the end of the connection to the user."""
         self._over = True
         self._refused = isinstance(exc, ssl.SSLError) and not self._heard
         self._cancel_probe()

@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 from bitel.sip.framing import FramingError
 from bitel.sip.grammar import MAX_PORT, Address, Transport
-from bitel.sip.via import alias_of, response_route
+from bitel.sip.headers import alias_of, response_route
 from bitel.sip_transport.connection import Connection, ConnectionUser, StreamLimits
 from bitel.sip_transport.tls import TlsFiles
 
@@ -199,6 +199,7 @@ class ConnectionPool(ConnectionUser):
     # What connections report
 
     def connection_made(self, connection: Connection) -> None:
+        """See `ConnectionUser.connection_made`."""
         if self._closed:
             connection.abort()
             return
@@ -210,6 +211,7 @@ class ConnectionPool(ConnectionUser):
             self._looking = self._loop.call_later(self._limits.look_every, self._look_after_all)
 
     def message_came(self, connection: Connection, data: bytes) -> None:
+        """See `ConnectionUser.message_came`."""
         self.arrivals += 1
         source = connection.address
         if not connection.ours and not connection.known and source.transport is Transport.TLS:
@@ -220,6 +222,7 @@ class ConnectionPool(ConnectionUser):
         self._user.messages_came([(data, source)])
 
     def stream_broke(self, connection: Connection, fault: FramingError) -> None:
+        """See `ConnectionUser.stream_broke`."""
         logger.info("the stream from %s is no SIP any more: %s", connection.address.host, fault)
         if fault.messages:
             self._user.stream_unframed(fault.messages, connection.address)
@@ -234,12 +237,14 @@ class ConnectionPool(ConnectionUser):
         self.connection_lost(connection)
 
     def probe_failed(self, connection: Connection) -> None:
+        """See `ConnectionUser.probe_failed`."""
         host = connection.address.host
         logger.info("the connection with %s is closed: it was idle, and is dead", host)
         connection.abort()
         self.connection_lost(connection)
 
     def connection_lost(self, connection: Connection) -> None:
+        """See `ConnectionUser.connection_lost`."""
         aliases = [key for key, each in self._aliases.items() if each is connection]
         for alias in aliases:
             del self._aliases[alias]

@@ -315,10 +315,12 @@ class SipTransport(DatagramUser, StreamUser):
     # What the sockets report
 
     def messages_came(self, messages: list[tuple[bytes, Address]]) -> None:
+        """See `StreamUser.messages_came`."""
         self._arrivals += len(messages)
         self._receive(messages, self.agent.receive_datagram)
 
     def stream_unframed(self, messages: tuple[bytes, ...], source: Address) -> None:
+        """See `StreamUser.stream_unframed`."""
         self._receive([(data, source) for data in messages], self.agent.receive_unframed)
 
     def _receive(
@@ -338,6 +340,7 @@ class SipTransport(DatagramUser, StreamUser):
         self.flush()
 
     def delivery_errors(self, errors: list[DeliveryError]) -> None:
+        """See `DatagramUser.delivery_errors`."""
         for error in errors:
             self.agent.receive_delivery_error(error.quoted, error.destination)
         self.flush()
@@ -350,6 +353,7 @@ class SipTransport(DatagramUser, StreamUser):
         unacknowledged: Container[bytes] | None = None,
         moved: Container[bytes] = (),
     ) -> None:
+        """See `StreamUser.delivery_failed`."""
         try:
             self.agent.transport_failed(
                 destination, self.now(), lost=lost, unacknowledged=unacknowledged, moved=moved

@@ -107,9 +107,11 @@ class UdpSocket:
 
     @property
     def is_behind(self) -> bool:
+        """Whether more datagrams have been waiting than were read in one go."""
         return self._behind_since is not None
 
     def close(self) -> None:
+        """Close the socket."""
         self._closed = True
         self._loop.remove_reader(self._sock.fileno())
         self._loop.remove_writer(self._sock.fileno())

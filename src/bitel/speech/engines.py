@@ -105,6 +105,7 @@ class Engine:
 
     @property
     def is_piper(self) -> bool:
+        """Whether the engine is Piper."""
         return self.program != ESPEAK
 
 

@@ -1,9 +1,9 @@
-"""A client's text as plain words on one line: what an engine speaks, and nothing it obeys.
+"""Cleans a client's text into plain words on one line, without commands to a speech engine.
 
 espeak-ng takes commands that begin with U+0001, phonemes in `[[…]]` where a flag allows them, and
-uses some private characters for itself; Piper takes `[[…]]` as phonemes always, and each line as
-a text of its own. None of that is left in what `plain` returns. Markup in angle brackets is
-obeyed only where espeak-ng is told so, which the worker never does.
+uses some private characters itself; Piper always takes `[[…]]` as phonemes, and each line as a
+text of its own. `plain` removes all that. espeak-ng interprets markup in angle brackets only where
+a flag says so, which the worker never sets.
 """
 
 from __future__ import annotations
@@ -16,29 +16,28 @@ from bitel.errors import InvalidRequestError
 
 _LINE_BREAK_CHARACTERS: Final = "\n\r\u2028\u2029"
 _ALLOWED_CONTROLS: Final = "\t" + _LINE_BREAK_CHARACTERS
-# Persian spelling and joined emoji need these two; the other format characters only steer how
-# text is drawn.
+# Needed by Persian spelling and joined emoji; other format characters only affect drawing.
 _JOINERS: Final = "\u200c\u200d"
 
-# An English voice is silent on these digits, a Persian one reads both kinds alike.
+# An English voice is silent on these digits; a Persian one reads both kinds alike.
 _DIGITS: Final = str.maketrans("۰۱۲۳۴۵۶۷۸۹٠١٢٣٤٥٦٧٨٩", "0123456789" * 2)
 
 _LINE_BREAK: Final = re.compile(f"[{_LINE_BREAK_CHARACTERS}]+")
 _DECIMAL_SIGN: Final = re.compile(r"(?<=\d)٫(?=\d)")
 _THOUSANDS_SIGN: Final = re.compile(r"(?<=\d)٬(?=\d)")
-# espeak-ng 1.52 writes past the end of a buffer of its own at a few hundred characters without a
-# space, as in A.B.A.B.… .
+# espeak-ng 1.52 writes past the end of a buffer at a few hundred characters without a space, as in
+# A.B.A.B.… .
 _LONG_WORD: Final = re.compile(r"\S{40}(?=\S)")
 _BRACKETS: Final = re.compile(r"\[{2,}|\]{2,}")
 
 
 def plain(text: str, max_chars: int) -> str:
-    """Return `text` as it can be handed to an engine; equal words give equal results.
+    """Return `text` as an engine can take it; equal words give equal results.
 
-    Persian and Arabic digits become 0 to 9, the end of a line the end of a sentence, and a word of
-    more than 40 characters several. Raises InvalidRequestError, naming `text`, where it is longer
-    than `max_chars`, holds control characters or half a surrogate pair, or has no letter, digit
-    or symbol to speak.
+    Persian and Arabic digits become 0 to 9, the end of a line becomes that of a sentence, and words
+    of more than 40 characters are split. Raises InvalidRequestError, naming `text`, where it is
+    longer than `max_chars`, holds control characters or half a surrogate pair, or has no letter,
+    digit or symbol to speak.
     """
     if len(text) > max_chars:
         raise InvalidRequestError(

@@ -50,11 +50,13 @@ class Money(TypeDecorator[Decimal]):
     cache_ok = True
 
     def process_bind_param(self, value: Decimal | None, dialect: Dialect) -> int | None:
+        """Return the value as it is stored."""
         if not value:
             return None if value is None else 0
         return int((value * _PER_UNIT).quantize(Decimal(1), rounding=ROUND_HALF_UP))
 
     def process_result_value(self, value: int | None, dialect: Dialect) -> Decimal | None:
+        """Return a stored value as Python uses it."""
         return None if value is None else Decimal(value).scaleb(-4)
 
 
@@ -69,12 +71,14 @@ class FreeText(TypeDecorator[str]):
         self._length = length
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """Return the value as it is stored."""
         if not value:
             return value
         whole = value.encode("utf-8", "replace").decode("utf-8")
         return whole.replace("\0", "\N{REPLACEMENT CHARACTER}")[: self._length]
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> str | None:
+        """Return a stored value as Python uses it."""
         return value
 
 
@@ -85,9 +89,11 @@ class CommaList(TypeDecorator[tuple[str, ...]]):
     cache_ok = True
 
     def process_bind_param(self, value: tuple[str, ...] | None, dialect: Dialect) -> str | None:
+        """Return the value as it is stored."""
         return None if value is None else ",".join(value)
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> tuple[str, ...] | None:
+        """Return a stored value as Python uses it."""
         return None if value is None else tuple(filter(None, value.split(",")))
 
 

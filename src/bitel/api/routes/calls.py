@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from bitel.api.dependencies import DirectRoute, Owner, Token, services_of
 from bitel.api.openapi import described, placing_calls
-from bitel.api.placement import Placed
+from bitel.api.placement import Placed, Render
 from bitel.api.reading import idempotency_key, read
 from bitel.api.responses import (
     BatchSuccess,
@@ -25,10 +25,19 @@ from bitel.api.responses import (
     success,
     success_body,
 )
-from bitel.api.schemas import BatchBody, BatchTtsBody, OtpBody, SingleBody, SingleTtsBody
+from bitel.api.schemas import (
+    BatchBody,
+    BatchTtsBody,
+    OtpBody,
+    PlacingBody,
+    SingleBody,
+    SingleTtsBody,
+)
+from bitel.domain.calls import Lane
 from bitel.errors import NotFoundError
 from bitel.exact_json import dumps as as_json
 from bitel.store import calls
+from bitel.store.projects import Project
 
 router = APIRouter(prefix="/api/v2/voice", route_class=DirectRoute)
 
@@ -55,39 +64,27 @@ register_url_convertor("id", _Id())
 async def single(request: Request, project: Owner) -> Response:
     """The call is queued, and durable, when this answers. It is dialled as soon as a channel is
     free; ask for its status to learn what became of it."""
-    services = services_of(request)
-    body = await read(request, SingleBody, services.context.settings.http.max_body)
-    key = idempotency_key(request, body)
-    return sent(await services.placement.single(project, body, key, one_call))
+    return await place(request, project, SingleBody, one_call)
 
 
 @router.post("/batch", **placing_calls("Play a recording to many numbers", BatchSuccess, BatchBody))
 async def batch(request: Request, project: Owner) -> Response:
     """All calls are queued, or none: one bad number refuses them all. They are answered in the
     order of the numbers, and `campaignId`, beside `result`, names them all together."""
-    services = services_of(request)
-    body = await read(request, BatchBody, services.context.settings.http.max_batch_body)
-    key = idempotency_key(request, body)
-    return sent(await services.placement.batch(project, body, key, all_calls))
+    return await place(request, project, BatchBody, all_calls)
 
 
 @router.post("/otp", **placing_calls("Read a code to one number", _ONE, OtpBody))
 async def otp(request: Request, project: Owner) -> Response:
     """The recording, if one is named, is played first; then the digits are read one by one. Such
     calls go before all others, and at any time of the day."""
-    services = services_of(request)
-    body = await read(request, OtpBody, services.context.settings.http.max_body)
-    key = idempotency_key(request, body)
-    return sent(await services.placement.otp(project, body, key, one_call))
+    return await place(request, project, OtpBody, one_call)
 
 
 @router.post("/single/tts", **placing_calls("Speak a text to one number", _ONE, SingleTtsBody))
 async def single_tts(request: Request, project: Owner) -> Response:
     """The text is spoken before this answers: the first time, that takes a moment."""
-    services = services_of(request)
-    body = await read(request, SingleTtsBody, services.context.settings.http.max_body)
-    key = idempotency_key(request, body)
-    return sent(await services.placement.single_tts(project, body, key, one_call))
+    return await place(request, project, SingleTtsBody, one_call)
 
 
 @router.post(
@@ -95,10 +92,7 @@ async def single_tts(request: Request, project: Owner) -> Response:
 )
 async def batch_tts(request: Request, project: Owner) -> Response:
     """As a batch, with a text in place of a recording; it is spoken once, before this answers."""
-    services = services_of(request)
-    body = await read(request, BatchTtsBody, services.context.settings.http.max_batch_body)
-    key = idempotency_key(request, body)
-    return sent(await services.placement.batch_tts(project, body, key, all_calls))
+    return await place(request, project, BatchTtsBody, all_calls)
 
 
 @router.get(
@@ -120,6 +114,19 @@ async def cancel(request: Request, project: Owner, call_id: CallId) -> Response:
     now = context.clock()
     call = await context.database.write(lambda conn: calls.cancel(conn, project.id, call_id, now))
     return success(call_answer(call, context.date))
+
+
+async def place(
+    request: Request, project: Project, shape: type[PlacingBody], render: Render
+) -> Response:
+    """Place the calls of a request whose body has that shape."""
+    services = services_of(request)
+    http = services.context.settings.http
+    longest = http.max_batch_body if shape.lane is Lane.BATCH else http.max_body
+    body = await read(request, shape, longest)
+    return sent(
+        await services.placement.place(project, body, idempotency_key(request, body), render)
+    )
 
 
 def one_call(placed: Placed) -> bytes:

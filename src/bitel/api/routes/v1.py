@@ -12,17 +12,16 @@ from starlette.responses import Response
 from bitel.api.dependencies import Owner, services_of
 from bitel.api.openapi import described, placing_calls
 from bitel.api.placement import Placed
-from bitel.api.reading import idempotency_key, read
 from bitel.api.responses import (
     CdrAnswer,
     Success,
     cdr_answer,
     json_response,
     list_body,
-    sent,
     success,
     success_body,
 )
+from bitel.api.routes.calls import place
 from bitel.api.schemas import BatchBody, OtpBody, SingleBody, SingleTtsBody
 from bitel.domain.ids import is_id
 from bitel.errors import NotFoundError
@@ -36,37 +35,25 @@ _ID = Success[str]
 @router.post("/single", **placing_calls("Play a recording (v1)", _ID, SingleBody, tag="v1"))
 async def single(request: Request, project: Owner) -> Response:
     """As in v2; answers the call's id."""
-    services = services_of(request)
-    body = await read(request, SingleBody, services.context.settings.http.max_body)
-    key = idempotency_key(request, body)
-    return sent(await services.placement.single(project, body, key, its_id))
+    return await place(request, project, SingleBody, its_id)
 
 
 @router.post("/otp", **placing_calls("Read a code (v1)", _ID, OtpBody, tag="v1"))
 async def otp(request: Request, project: Owner) -> Response:
     """As in v2; answers the call's id."""
-    services = services_of(request)
-    body = await read(request, OtpBody, services.context.settings.http.max_body)
-    key = idempotency_key(request, body)
-    return sent(await services.placement.otp(project, body, key, its_id))
+    return await place(request, project, OtpBody, its_id)
 
 
 @router.post("/tts", **placing_calls("Speak a text (v1)", _ID, SingleTtsBody, tag="v1"))
 async def tts(request: Request, project: Owner) -> Response:
     """As `single/tts` in v2; answers the call's id."""
-    services = services_of(request)
-    body = await read(request, SingleTtsBody, services.context.settings.http.max_body)
-    key = idempotency_key(request, body)
-    return sent(await services.placement.single_tts(project, body, key, its_id))
+    return await place(request, project, SingleTtsBody, its_id)
 
 
 @router.post("/campaign", **placing_calls("Play to many numbers (v1)", _ID, BatchBody, tag="v1"))
 async def campaign(request: Request, project: Owner) -> Response:
     """As `batch` in v2; answers the campaign's id."""
-    services = services_of(request)
-    body = await read(request, BatchBody, services.context.settings.http.max_batch_body)
-    key = idempotency_key(request, body)
-    return sent(await services.placement.batch(project, body, key, campaign_id))
+    return await place(request, project, BatchBody, campaign_id)
 
 
 @router.get(

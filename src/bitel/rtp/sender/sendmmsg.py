@@ -109,6 +109,7 @@ class Sendmmsg:
         self._quick = ctypes.PyDLL(None).sendmmsg
 
     def __call__(self, packets: Packets, groups: Sequence[Group]) -> Refused:
+        """Send the groups of packets; returns those that the kernel refused."""
         if packets.groups is not groups:
             packets.groups = groups
             packets.calls = [(_arguments(packets, group), group) for group in groups]

@@ -12,7 +12,7 @@ from bitel.dialer.sip_dialer import SipTrunkDialer
 from bitel.dialing.dispatcher import Dispatcher
 from bitel.dialing.standby import POLL, Standby
 from bitel.errors import BitelError, UnavailableError
-from bitel.shutdown import Shutdown
+from bitel.service.shutdown import Shutdown
 from bitel.store.leases import LostLease, TakeOverTerms
 
 log = structlog.get_logger(__name__)
@@ -40,8 +40,8 @@ class DialerWorker:
         drain_timeout: float,
         shutdown: Shutdown,
     ) -> None:
-        self._dialer = dialer
-        self._dispatcher = dispatcher
+        self.dialer = dialer
+        self.dispatcher = dispatcher
         self._standby = standby
         self._drain_timeout = drain_timeout
         self._shutdown = shutdown
@@ -53,7 +53,7 @@ class DialerWorker:
     @property
     def dialer_id(self) -> str:
         """The dialer."""
-        return self._dispatcher.dialer_id
+        return self.dispatcher.dialer_id
 
     @property
     def in_standby(self) -> bool:
@@ -97,7 +97,7 @@ class DialerWorker:
         if self._stopping.is_set():
             return
         try:
-            await self._dispatcher.run()
+            await self.dispatcher.run()
         except LostLease as lost:
             raise BitelError(f"{lost}, so this one stops") from lost
 
@@ -105,7 +105,7 @@ class DialerWorker:
         """Begin no more calls, and let those that run end; a standby stops waiting."""
         self._stopping.set()
         if self._active:
-            await self._dispatcher.drain(self._drain_timeout)
+            await self.dispatcher.drain(self._drain_timeout)
 
     async def stop(self, running: asyncio.Task[None]) -> None:
         """Drain, give back the lease and the SIP port; `running` is the task of `run`.
@@ -120,17 +120,17 @@ class DialerWorker:
                 if not running.done():
                     running.cancel()
             elif not running.done():
-                await self._dispatcher.drain(self._drain_timeout)
+                await self.dispatcher.drain(self._drain_timeout)
             with contextlib.suppress(asyncio.CancelledError):
                 await running
-            if self._active and (lost := self._dispatcher.lost):
+            if self._active and (lost := self.dispatcher.lost):
                 raise BitelError(
                     f"the ends of {lost} attempts of dialer {self.dialer_id} could be stored "
                     "neither in the database nor in data_dir; they are in the log"
                 )
         finally:
             if self._active:
-                await self._shutdown.step(f"dialer {self.dialer_id}", self._dialer.close)
+                await self._shutdown.step(f"dialer {self.dialer_id}", self.dialer.close)
                 await self._release()
             self._standby.lock.release()
 
@@ -158,17 +158,17 @@ class DialerWorker:
 
     async def _bind(self) -> None:
         try:
-            await self._dialer.start()
+            await self.dialer.start()
         except BaseException:
-            await self._dialer.close()
+            await self.dialer.close()
             raise
 
     async def _take_over(self, terms: TakeOverTerms) -> bool:
         try:
-            recovered = await self._dispatcher.take_over(terms)
+            recovered = await self.dispatcher.take_over(terms)
         except BaseException as fault:
             self._standby.reset()
-            await self._dialer.close()
+            await self.dialer.close()
             if isinstance(fault, LostLease):
                 return False
             raise
@@ -211,7 +211,7 @@ class DialerWorker:
     async def _release(self) -> None:
         try:
             async with asyncio.timeout(_RELEASE_TIMEOUT):
-                await self._dispatcher.release()
+                await self.dispatcher.release()
         except (UnavailableError, TimeoutError) as fault:
             # Another installation then waits until it has seen no heartbeat for a while.
             log.warning("lease_not_released", dialer=self.dialer_id, fault=str(fault) or "late")

@@ -1,0 +1,259 @@
+"""Builds the parts of the service from its settings; `run` starts and stops them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from bitel.api.auth import TokenSigner
+from bitel.api.context import ApiContext
+from bitel.api.routes.health import Readiness
+from bitel.dialer.call_attempt import CallObserver
+from bitel.dialer.config import sip_trunk_config
+from bitel.dialer.playlist import Playlists
+from bitel.dialer.sip_dialer import SipTrunkDialer, packets_late
+from bitel.dialing.backpressure import LoadSample
+from bitel.dialing.claim_mark import ClaimMark
+from bitel.dialing.dispatcher import Dispatcher, Limits
+from bitel.dialing.journal import Journal
+from bitel.dialing.recording_faults import RecordingFaults
+from bitel.dialing.standby import Standby
+from bitel.domain.ids import new_id
+from bitel.errors import BitelError
+from bitel.maintenance.retention import Retention
+from bitel.maintenance.storage_pressure import StoragePressure
+from bitel.metrics import DialerFigures, DialerSource, Page
+from bitel.notifications.conditions import Change, Condition, ConditionWatcher, of_dialer
+from bitel.observability.event_loop import LoopLag
+from bitel.recordings.storage import VoiceStore
+from bitel.service.dialer_worker import DialerWorker
+from bitel.service.shutdown import CLOSING_TIMEOUT, Shutdown
+from bitel.settings import DialerSettings, Settings
+from bitel.speech.engines import SpeechOptions
+from bitel.speech.library import SpeechLibrary
+from bitel.steady_clock import SteadyClock
+from bitel.store import engines, migrate, recordings
+from bitel.store.database import Database
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Resources:
+    """What the parts of one process share."""
+
+    settings: Settings
+    """Those in force; a reload replaces them, so read them at each use."""
+    clock: SteadyClock
+    database: Database
+    voices: VoiceStore
+    speech: SpeechLibrary
+    playlists: Playlists
+
+
+@contextlib.asynccontextmanager
+async def open_resources(settings: Settings, shutdown: Shutdown) -> AsyncIterator[Resources]:
+    """Create `data_dir`, upgrade and open the database, and check the storage of recordings.
+
+    Raises BitelError.
+    """
+    try:
+        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as fault:
+        raise BitelError(f"data_dir {settings.data_dir} can't be made: {fault.strerror}") from fault
+    clock = await asyncio.to_thread(SteadyClock.open, settings.data_dir)
+    url = settings.effective_database_url
+    if await asyncio.to_thread(migrate.upgrade, url):
+        log.info("database_created", at=engines.place(engines.parse_url(url)))
+    database = Database.open(url)
+    try:
+        voices = VoiceStore.open(
+            settings.storage_url.get_secret_value(), settings.data_dir, settings.s3
+        )
+        await voices.check()
+        speech = SpeechLibrary(
+            settings.data_dir / "speech",
+            SpeechOptions(
+                default_language=settings.speech.default_language,
+                languages=settings.speech.languages,
+                piper=settings.speech.piper,
+                max_chars=settings.speech.max_chars,
+            ),
+            clock=clock,
+        )
+        playlists = Playlists(
+            voices, speech, lambda id_: database.read(lambda conn: recordings.duration(conn, id_))
+        )
+        try:
+            yield Resources(settings, clock, database, voices, speech, playlists)
+        finally:
+            await shutdown.step("speech", speech.close)
+    finally:
+        # In this thread: those of the executor may all be blocked.
+        if not database.close(shutdown.left(CLOSING_TIMEOUT)):
+            log.warning("not_stopped_in_time", part="database")
+
+
+def build_dialer(
+    dialer: DialerSettings,
+    resources: Resources,
+    observer: CallObserver,
+    on_settled: Callable[[], None],
+    lag: LoopLag,
+    shutdown: Shutdown,
+) -> DialerWorker:
+    """A SIP dialer with its dispatcher; `on_settled` is called after results are committed."""
+    settings, clock, database = resources.settings, resources.clock, resources.database
+    recording_faults = RecordingFaults(dialer.id, time.monotonic)
+    trunk = SipTrunkDialer(
+        sip_trunk_config(dialer, settings.region),
+        resources.playlists,
+        clock,
+        observer=observer,
+        recording_faults=recording_faults,
+    )
+
+    def load() -> LoadSample:
+        late = packets_late(trunk.streamer.stats())
+        return LoadSample(late, lag.mean * 1000, database.writes_waiting, trunk.behind * 1000)
+
+    dispatcher = Dispatcher(
+        dialer.id,
+        worker=f"{socket.gethostname()}-{os.getpid()}-{new_id(clock())[-6:]}",
+        dialer=trunk,
+        limits=dispatch_limits(dialer),
+        database=database,
+        tariff=settings.price_list(),
+        clock=clock,
+        ahead=lambda: clock.gap,
+        on_settled=on_settled,
+        load=load,
+        recording_faults=recording_faults,
+        journal=Journal(
+            settings.data_dir / f"unsettled-{dialer.id}.journal", capacity=dialer.max_channels
+        ),
+        mark=ClaimMark(settings.data_dir / f"dialer-{dialer.id}.mark"),
+    )
+    trunk.confirm_lease = dispatcher.confirm_lease
+    standby = Standby(dialer.id, dispatcher.worker, database, settings.data_dir, clock)
+    return DialerWorker(trunk, dispatcher, standby, settings.drain_timeout, shutdown)
+
+
+def dispatch_limits(dialer: DialerSettings) -> Limits:
+    """The limits of a dialer's dispatcher."""
+    return Limits(
+        dialer.max_channels,
+        dialer.calls_per_second,
+        dialer.ring_timeout,
+        dialer.otp_channels,
+        dialer.uncertain_redials,
+    )
+
+
+def dialer_source(worker: DialerWorker) -> DialerSource:
+    """What the metrics report about a dialer."""
+    trunk, dispatcher = worker.dialer, worker.dispatcher
+    return lambda: DialerFigures(
+        dialer_id=dispatcher.dialer_id,
+        is_paused=bool(trunk.paused_reason),
+        channels=dispatcher.running,
+        max_channels=dispatcher.max_channels,
+        figures=dispatcher.figures,
+        invites=trunk.invites,
+        signs=dispatcher.pressure.signs,
+        held_back=dispatcher.held_back,
+        trunks=trunk.trunks(),
+        streams=trunk.streamer.stats(),
+        messages_dropped=trunk.messages_dropped,
+        recordings_unreachable=dispatcher.recording_faults.count(),
+    )
+
+
+def build_api(
+    resources: Resources,
+    workers: Sequence[DialerWorker],
+    page: Page | None,
+    pressure: StoragePressure,
+    shutdown: Shutdown,
+) -> ApiContext:
+    """What the HTTP API works with; `workers` are the dialers of this process."""
+    dispatchers = {each.dialer_id: each.dispatcher for each in workers}
+
+    def wake(dialer_id: str) -> None:
+        if dialer_id in dispatchers:
+            dispatchers[dialer_id].wake()
+
+    def notes() -> dict[str, Any]:
+        days = resources.settings.retention.calls
+        kept = f"{days:g} days" if days else "ever"
+        return {
+            "warnings": list(pressure.warnings),
+            "storage": f"calls are kept for {kept}, and each takes 650 B to 1.5 kB of the database",
+        }
+
+    return ApiContext(
+        settings=resources.settings,
+        database=resources.database,
+        voices=resources.voices,
+        speech=resources.speech,
+        tokens=TokenSigner.open(resources.settings.data_dir),
+        clock=resources.clock,
+        date=resources.clock.date,
+        on_placed=wake,
+        metrics=page,
+        ready=Readiness(
+            resources.database,
+            lambda: shutdown.has_begun,
+            lambda: [each.dialer_id for each in workers if each.in_standby],
+            lambda: [each.dialer_id for each in workers if each.dispatcher.claims_fail],
+        ),
+        ready_notes=notes,
+    )
+
+
+def build_retention(resources: Resources, workers: Sequence[DialerWorker]) -> Retention:
+    """Deletes what is older than the settings allow, while no dialer is under pressure."""
+    clock = resources.clock
+    return Retention(
+        resources.database,
+        resources.voices,
+        lambda: resources.settings.retention,
+        clock,
+        lambda: clock.date(clock()),
+        lambda: any(each.dispatcher.pressure.signs for each in workers),
+    )
+
+
+def build_condition_watcher(
+    resources: Resources,
+    workers: Sequence[DialerWorker],
+    *,
+    watch_balances: bool,
+    put: Callable[[Change], None],
+) -> ConditionWatcher:
+    """Finds what the operator is notified of, and calls `put` with it."""
+    settings = resources.settings
+
+    def conditions_of(worker: DialerWorker) -> Sequence[Condition]:
+        if worker.in_standby:
+            return ()
+        return of_dialer(worker.dialer_id, worker.dialer.trunks(), worker.dialer.paused_reason)
+
+    return ConditionWatcher(
+        resources.database,
+        [functools.partial(conditions_of, worker) for worker in workers],
+        [settings.data_dir],
+        settings.notifications.disk_megabytes,
+        settings.notifications.low_balance if watch_balances else None,
+        settings.currency,
+        put,
+    )
