@@ -1,9 +1,9 @@
-# Every target sets up what it needs in .venv first, and says what is missing where it can't.
+# Every target first installs what it needs into .venv, or names what is missing.
 .PHONY: demo serve test peers soak fuzz packages pythons check format bench lock release clean
 PY := .venv/bin/python
 ARGS ?=
 
-demo: ## all of it on this machine in one go, with a phone for a carrier
+demo: ## the service on this machine, with a SIP phone in place of a carrier
 	@scripts/setup run
 	@.venv/bin/bitel demo $(ARGS)
 
@@ -11,7 +11,7 @@ serve: ## the service in the foreground, with ./bitel.toml if there is one
 	@scripts/setup run
 	@.venv/bin/bitel serve $(ARGS)
 
-test: ## every test; many of them wait for other processes, so four at once on two cores
+test: ## every test; many of them wait for other processes, so four run at once on two cores
 	@scripts/setup dev
 	@$(PY) -m pytest -n 4 --dist worksteal $(ARGS)
 
@@ -20,12 +20,12 @@ peers: ## install the other SIP stacks, run the tests that call them, and write 
 	@scripts/peers
 	@$(PY) -m scripts.interop_docs $(ARGS)
 
-soak: ## the tests that take long, then a run with injected faults (ARGS), as in docs/operations.md
+soak: ## the long tests, then a run with injected faults (ARGS), as in docs/operations.md
 	@scripts/setup dev
 	@$(PY) -m pytest -m soak -n 2
 	@$(PY) -m tests.chaos $(ARGS)
 
-fuzz: ## damaged input for SIP, SDP, RTP, forms and the journal, a minute each; see tests/fuzz
+fuzz: ## malformed input for SIP, SDP, RTP, forms and the journal, a minute each; see tests/fuzz
 	@scripts/setup dev
 	@$(PY) -m tests.fuzz $(ARGS)
 
@@ -33,7 +33,7 @@ packages: ## build the wheel, install it by pip alone, and make a release in a c
 	@scripts/setup dev
 	@$(PY) -m pytest -m packages $(ARGS)
 
-pythons: ## the wheel, the demo and a part of the tests on every Python 3.11 to 3.14 that is found
+pythons: ## the wheel, the demo and some of the tests on every Python 3.11 to 3.14 that is found
 	@scripts/setup dev
 	@$(PY) -m scripts.pythons $(ARGS)
 
@@ -53,7 +53,7 @@ bench: ## every figure of docs/performance.md, one bench after the other
 	@scripts/setup dev
 	@$(PY) -m bench $(ARGS)
 
-lock: ## resolve the requirements anew
+lock: ## resolve the requirements again
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --upgrade --extra server --extra postgres --extra speech --group build -o requirements/run.txt pyproject.toml
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --extra server --extra postgres --extra speech --group build --group dev -c requirements/run.txt -o requirements/dev.txt pyproject.toml
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --upgrade --group pyproject.toml:peers -o requirements/peers.txt
