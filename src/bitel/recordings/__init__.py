@@ -1,4 +1,4 @@
-"""Recordings: taken in, decoded once to both G.711 laws, stored, and read back.
+"""Recordings: decoded once to both G.711 laws, stored and read.
 
-Nothing is imported here: the decode worker starts faster the less this package pulls in.
+Nothing is imported here, so that the decode worker starts fast.
 """

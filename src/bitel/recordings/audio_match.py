@@ -1,4 +1,4 @@
-"""How much of what was sent was heard: two recordings laid over one another."""
+"""Compares sent with received audio: correlation, offset and gaps."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from numpy.typing import NDArray
 from bitel.g711 import SAMPLE_RATE, Pcm
 
 FRAME: Final = SAMPLE_RATE // 100
-"""Samples in the 10 ms that gaps are counted in."""
+"""Samples of 10 ms, the resolution of gaps."""
 
 SILENCE_RMS: Final = 64.0
-"""Root mean square under which 10 ms count as silent, about -54 dB of full scale."""
+"""Root mean square below which 10 ms are silent, about -54 dB of full scale."""
 
 MATCHING: Final = 0.5
-"""Correlation from which 10 ms count as heard; noise and other audio stay well below."""
+"""Correlation from which 10 ms count as received; noise and other audio are well below."""
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """What comparing a recording with what was heard of it gave.
+    """Result of comparing sent with received audio.
 
-    `correlation`: -1 to 1, normalised, over the part where both overlap; 1 is the same waveform.
-    `offset_samples`: where in `heard` the first sample of `sent` is; negative if it was cut off.
-    `longest_gap_ms`: the longest stretch of sounding audio that was lost or replaced, in
-    milliseconds, a multiple of 10; the silence of `sent` itself neither counts nor ends it.
-    `covered`: the share of the sounding audio that was heard, 0 to 1.
+    `correlation`: normalized, -1 to 1, over the overlapping part; 1 is the same waveform.
+    `offset_samples`: position of the first sent sample in the received audio; negative if cut off.
+    `longest_gap_ms`: longest stretch of sounding audio that was lost or replaced, a multiple of
+    10 ms; silence of the sent audio neither counts nor ends it.
+    `covered`: share of the sounding audio that was received, 0 to 1.
     """
 
     correlation: float
@@ -38,10 +38,10 @@ class Match:
 
 
 def match(sent: Pcm, heard: Pcm) -> Match:
-    """Find `sent` in `heard`, both at 8000 Hz, with silence or more around it on either side.
+    """Find `sent` in `heard`, both at 8000 Hz; `heard` may be longer on both sides.
 
-    One offset is sought for the whole: audio that went on after a hole without it being filled
-    counts as lost from there. Raises ValueError where `sent` has nothing to be found by.
+    There is one offset for all: if a gap shortened the audio, everything after it counts as lost.
+    Raises ValueError if `sent` is silent.
     """
     whole = sent.astype(np.float64)
     sounding = _energy(_frames(whole)) > SILENCE_RMS**2 * FRAME
@@ -73,7 +73,7 @@ def _offset(sent: NDArray[np.float64], heard: NDArray[np.float64]) -> int:
 
 
 def _aligned(heard: NDArray[np.float64], offset: int, length: int) -> NDArray[np.float64]:
-    """Cut `length` samples out of `heard` from `offset` on, with silence for what is missing."""
+    """Return `length` samples of `heard` from `offset` on, padded with silence."""
     aligned = np.zeros(length)
     part = heard[max(0, offset) : max(0, offset + length)]
     start = max(0, -offset)
@@ -82,7 +82,7 @@ def _aligned(heard: NDArray[np.float64], offset: int, length: int) -> NDArray[np
 
 
 def _frames(samples: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the samples as rows of 10 ms, the last one filled up with silence."""
+    """Return the samples as rows of 10 ms, the last one padded with silence."""
     rows = -(-len(samples) // FRAME)
     return np.pad(samples, (0, rows * FRAME - len(samples))).reshape(rows, FRAME)
 
@@ -105,6 +105,6 @@ def _correlation(sent: NDArray[np.float64], heard: NDArray[np.float64]) -> float
 
 
 def _longest_run(flags: NDArray[np.bool_]) -> int:
-    """Return how many neighbouring flags are set at most."""
+    """Return the length of the longest run of set flags."""
     edges = np.flatnonzero(np.diff(np.concatenate(([0], flags.astype(np.int8), [0]))))
     return int((edges[1::2] - edges[::2]).max(initial=0))

@@ -1,6 +1,6 @@
-"""A recording to try things out with, made on the spot: a slow tune for a humming voice.
+"""Synthesizes a sample recording for tests and trials: a slow melody of a humming voice.
 
-No bar of it is like another, so where a piece of it was heard can be told to the sample.
+No part of it repeats, so that received audio can be aligned to the sample.
 """
 
 from __future__ import annotations
@@ -15,29 +15,26 @@ from bitel.g711 import Pcm
 from bitel.recordings import wav
 
 RATE: Final = 16000
-"""Samples a second; twice the telephone's, as a recording from a studio would be more."""
+"""Sampling rate in Hz, so that the sample must be resampled as other recordings."""
 
 PEAK: Final = 20000
 SEED: Final = 20260101
 
-# D minor pentatonic around a speaking voice, in Hz: any order of these is a tune.
+# D minor pentatonic scale in the range of a voice, in Hz.
 SCALE: Final = (220.0, 261.6, 293.7, 349.2, 392.0, 440.0, 523.3)
 NOTE_SECONDS: Final = (0.28, 0.62)
 HARMONICS: Final = 7
-# Resonances of an open "ah", where an ear trained on speech listens: centre and width in Hz.
+# Formants of an open "ah": centre and width in Hz, and height.
 FORMANTS: Final = ((700.0, 200.0, 1.0), (1150.0, 250.0, 0.7), (2600.0, 400.0, 0.35))
 
 
 def write_sample(path: Path, seconds: float = 6.0) -> None:
-    """Write a WAV of 16 kHz mono, the same each time, to `path`.
-
-    `seconds` is above 0. Ten milliseconds at either end fade.
-    """
+    """Write the sample as a 16 kHz mono WAV to `path`; always the same for equal `seconds`."""
     wav.write(path, synthesise(seconds), RATE)
 
 
 def synthesise(seconds: float) -> Pcm:
-    """Return `seconds` of the tune as 16-bit samples at 16 kHz."""
+    """Return `seconds` (above 0) of the sample: 16 bits at 16 kHz, faded over 10 ms at the ends."""
     if seconds <= 0:
         raise ValueError(f"a sample lasts longer than 0 s, not {seconds:g} s")
     random = np.random.default_rng(SEED)
@@ -60,7 +57,7 @@ def _melody(
     start, note = 0, int(random.integers(len(SCALE)))
     while start < length:
         samples = min(int(random.uniform(*NOTE_SECONDS) * RATE), length - start)
-        # Each note bends into the next by an amount of its own: no two sound alike.
+        # Each note has its own pitch bend, so that no two are equal.
         bend = random.uniform(-0.03, 0.03)
         position = np.linspace(0.0, 1.0, samples)
         pitch[start : start + samples] = SCALE[note] * (1 + bend * position)
@@ -72,7 +69,7 @@ def _melody(
 
 
 def _sing(pitch: NDArray[np.float64], random: np.random.Generator) -> NDArray[np.float64]:
-    """Return a voice of some harmonics at `pitch`, coloured by the formants."""
+    """Return the sum of harmonics of `pitch`, weighted by the formants."""
     phase = 2 * np.pi * np.cumsum(pitch) / RATE
     voice = np.zeros(len(pitch))
     for harmonic in range(1, HARMONICS + 1):

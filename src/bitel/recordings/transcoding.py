@@ -1,11 +1,11 @@
-"""Decodes one file of any format to 8 kHz mono G.711, holding a moment of it in memory at a time.
+"""Transcodes a media file of any format to 8 kHz mono G.711, in constant memory.
 
-Runs in the decode worker only. Only the file's bytes count, never its name or the type that the
-client claimed. A file that is cut short or has damaged spots gives the audio that is left, as long
-as at least half of its packets can be decoded.
+Runs in the decode worker only. The format is detected from the content, never from the name or the
+declared type. Truncated and damaged files are accepted if at least half of their packets can be
+decoded.
 
-The file is read twice: first for the weight of each channel in the mix, then FFmpeg mixes,
-resamples and converts its frames, and both laws are written.
+The file is read twice: first to compute the weight of each channel in the mix, then to mix,
+resample and encode it in both laws.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Final
 
 import av
 
-# PyAV would load these at the first stream of their kind, when no file can be opened any more.
+# PyAV would import these at the first such stream, when the sandbox forbids opening files.
 import av.subtitles.codeccontext
 import av.subtitles.stream
 import av.video.codeccontext
@@ -43,8 +43,8 @@ FORMATS: Final = (
     *("wv", "ape", "tta", "tak", "mpc", "mpc8", "dts", "dtshd", "truehd", "dsf", "qcp", "webm"),
     *("aax", "ilbc", "oma", "rm", "wtv", "spdif", "s337m", "bit", "epaf", "iff", "shn", "dss"),
 )
-"""FFmpeg's demuxers that may read a file: those of audio and of common containers. The others, for
-playlists, games and images, are much code with little maintenance."""
+"""FFmpeg's demuxers that may be used: audio formats and common containers. The others, for
+playlists, games and images, are badly maintained."""
 CODECS: Final = frozenset(
     {
         *("mp3", "mp3float", "mp2", "mp2float", "mp1", "mp1float", "aac", "aac_fixed", "aac_latm"),
@@ -58,14 +58,14 @@ CODECS: Final = frozenset(
         *("mace3", "mace6", "qdm2", "mp3on4", "mp3on4float", "als", "s302m", "shorten", "dss_sp"),
     }
 )
-"""FFmpeg's decoders that may run, besides those that begin as in `CODEC_FAMILIES`."""
+"""FFmpeg's decoders that may be used, besides those of `CODEC_FAMILIES`."""
 CODEC_FAMILIES: Final = ("pcm_", "adpcm_")
 
-# Nested inputs (playlists, concat scripts, references) go through a protocol; none is allowed.
+# Nested inputs (playlists, concat scripts, references) need a protocol; none is allowed.
 OPTIONS: Final = {"protocol_whitelist": "none", "format_whitelist": ",".join(FORMATS)}
 
-# Steep enough that what lies above 4 kHz is gone before it could fold back below 3.4 kHz, and in
-# floating point, so that a loud mix is clipped once, at the end, and never wraps.
+# Steep enough that nothing above 4 kHz is aliased below 3.4 kHz, and in floating point, so that a
+# loud mix is clipped only at the end.
 RESAMPLER: Final = {
     "sample_rate": str(SAMPLE_RATE),
     "filter_size": "64",
@@ -79,33 +79,31 @@ TELEPHONE: Final = {
 }
 
 SILENT_CHANNEL: Final = 1e-3
-"""Power of a channel, relative to the loudest, below which it is silent (-30 dB)."""
+"""Relative power (-30 dB) to the loudest channel below which a channel is silent."""
 CANCELS: Final = 0.5
-"""Power of the average, relative to that of unrelated channels, below which channels cancel."""
+"""Power of the average, relative to uncorrelated channels, below which channels cancel out."""
 _SUBWOOFER: Final = frozenset({"LFE", "LFE2"})
-"""Channels of low frequencies only, which a telephone does not carry."""
+"""Channels of frequencies below the telephone band."""
 
 SILENCE_DB: Final = -50.0
 """Level, in dB of full scale, below which the loudest 400 ms are silence."""
 _STEP: Final = 400
-"""Samples by which the window of 400 ms moves."""
+"""Samples by which the window of 400 ms is moved."""
 _STEPS: Final = 8
 
-# Tags that are not UTF-8 must not make a recording unreadable. PyAV before 19 raises for them
-# unless it gets this argument; from 19 on it never does, and the argument is gone.
+# PyAV before 19 raises for tags that are not UTF-8 without this argument, which 19 removed.
 _METADATA: Final[dict[str, Any]] = (
     {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 )
 
 Weights = Mapping[str, Sequence[float]]
-"""The weight of each channel in the mix, by FFmpeg's name of the layout."""
+"""Weights of the channels in the mix, by FFmpeg's name of the layout."""
 
 
 def transcode(media: BinaryIO, alaw: BinaryIO, ulaw: BinaryIO, max_samples: int) -> Verdict:
     """Write `media`'s best audio stream as 8 kHz mono, one byte a sample, in both laws.
 
-    Stops with `TOO_LONG` as soon as `max_samples` is passed, whatever the header promised.
-    Raises MemoryError where the address space does not suffice.
+    Stops with `TOO_LONG` after `max_samples`. Raises MemoryError.
     """
     try:
         weights = _weights(media, max_samples)
@@ -140,9 +138,9 @@ class _UnreadableError(Exception):
 
 @contextmanager
 def _opened(media: BinaryIO) -> Iterator[tuple[InputContainer, AudioStream]]:
-    """The container and its best audio stream; raises _UnreadableError if there is none."""
+    """Open the container and its best audio stream; raises _UnreadableError."""
     media.seek(0)
-    # Without a name, which would tell FFmpeg what to take the file for.
+    # Without a name, from whose extension FFmpeg would guess the format.
     nameless = SimpleNamespace(read=media.read, seek=media.seek, tell=media.tell)
     try:
         container = av.open(nameless, "r", options=OPTIONS, **_METADATA)
@@ -157,13 +155,13 @@ def _opened(media: BinaryIO) -> Iterator[tuple[InputContainer, AudioStream]]:
         codec = stream.codec_context.codec.name if stream.codec_context else ""
         if codec not in CODECS and not codec.startswith(CODEC_FAMILIES):
             raise _UnreadableError(Verdict.NO_DECODER)
-        # One thread: more would map more memory and take the cores of other uploads.
+        # More threads would need more memory, and cores of other uploads.
         stream.codec_context.thread_count = 1
         yield container, stream
 
 
 class _Packets:
-    """The frames of a stream, and how many packets were decoded and how many damaged."""
+    """The frames of a stream, and the numbers of decoded and damaged packets."""
 
     def __init__(self, container: InputContainer, stream: AudioStream) -> None:
         self._container = container
@@ -192,7 +190,7 @@ class _Packets:
 
 
 def _weights(media: BinaryIO, max_samples: int) -> Weights:
-    """How the channels of each layout in the file are mixed; a file of one channel is not read."""
+    """Compute the weights for each layout in the file; empty for one channel."""
     products: dict[str, NDArray[np.float64]] = {}
     names: dict[str, list[str]] = {}
     with _opened(media) as (container, stream):
@@ -206,7 +204,7 @@ def _weights(media: BinaryIO, max_samples: int) -> Weights:
                 samples = _as_channels(frame)
                 products[layout.name] = products.get(layout.name, 0) + samples @ samples.T
             except ValueError:
-                continue  # of a format that the resampler is to judge
+                continue  # an unknown format, which the resampler will accept or reject
             left -= frame.samples / max(frame.sample_rate, 1)
             if left < 0:
                 break
@@ -214,7 +212,7 @@ def _weights(media: BinaryIO, max_samples: int) -> Weights:
 
 
 def _as_channels(frame: AudioFrame) -> NDArray[np.float64]:
-    """The samples of a frame, of shape (channels, samples); their scale does not matter."""
+    """The samples of a frame, of shape (channels, samples), in any scale."""
     samples: NDArray[Any] = frame.to_ndarray()
     if not frame.format.is_planar:
         samples = samples.reshape(-1, frame.layout.nb_channels).T
@@ -223,15 +221,15 @@ def _as_channels(frame: AudioFrame) -> NDArray[np.float64]:
 
 
 def mix_weights(products: NDArray[np.float64], names: Sequence[str]) -> tuple[float, ...]:
-    """The weight of each channel in the mix.
+    """Return the weight of each channel in the mix.
 
-    Channels that carry sound are averaged, whatever their layout, so that a voice is equally loud
-    in two channels, in six, or in one of them. Where they cancel each other (one is the other with
-    its sign reversed, as a microphone that is wired wrongly gives), the loudest is used alone.
+    Channels that are not silent are averaged, so that a voice is equally loud in two channels, in
+    six, or in one of them. If they cancel out (inverted phase, as of a miswired microphone), only
+    the loudest is used.
 
     Args:
-        products: of shape (channels, channels): the sum of the products of the samples of each
-            pair of channels, so the powers of the channels are on its diagonal.
+        products: sums of products of the samples of each pair of channels, of shape (channels,
+            channels); the diagonal has their powers.
         names: FFmpeg's names of the channels, such as `FL` and `LFE`.
     """
     powers = np.diag(products)
@@ -245,7 +243,7 @@ def mix_weights(products: NDArray[np.float64], names: Sequence[str]) -> tuple[fl
         used = [loudest]
     weight = 1 / len(used)
     if len(used) > 2 and mixed > 0:
-        # Unrelated channels lose power when they are averaged; two of them lose half of it.
+        # Averaging uncorrelated channels loses power: half of it with two channels.
         weight *= math.sqrt(min(max(1.0, mean / 2 / mixed), len(used) / 2))
     return tuple(weight if n in used else 0.0 for n in range(count))
 
@@ -254,11 +252,11 @@ def mix_weights(products: NDArray[np.float64], names: Sequence[str]) -> tuple[fl
 
 
 def _resampled(frames: Iterable[AudioFrame], weights: Weights) -> Iterator[Pcm]:
-    """Yield blocks of 16-bit samples at 8000 Hz, each of one sample at least.
+    """Yield non-empty blocks of 16-bit samples at 8000 Hz.
 
-    Channels of a layout that is not in `weights` count the same. A stream may change its rate,
-    format or layout on the way (chained Ogg does): then the tail of the old shape comes out and a
-    new filter begins. Raises _UnreadableError where FFmpeg can't convert such frames.
+    Channels of a layout that is not in `weights` have equal weight. If the rate, format or layout
+    changes (as in chained Ogg), the filter is flushed and replaced. Raises _UnreadableError if
+    FFmpeg can't convert the frames.
     """
     graph: Graph | None = None
     shape: tuple[str, str, int] | None = None
@@ -273,14 +271,14 @@ def _resampled(frames: Iterable[AudioFrame], weights: Weights) -> Iterator[Pcm]:
                 return
             if graph is None:
                 graph, shape = _graph_for(frame, weights), new_shape
-            # Time stamps of damaged or cut files jump; only the order of the samples counts here.
+            # Timestamps of damaged files jump, and only the order of the samples matters.
             frame.pts = None
             graph.push(frame)
             yield from _pull(graph)
     except MemoryError:
         raise
     except av.error.FFmpegError:
-        # Damaged packets are counted, so this is the resampler's refusal.
+        # `_Packets` handles errors of the decoder, so this is one of the resampler.
         raise _UnreadableError(Verdict.NO_DECODER) from None
 
 
@@ -312,7 +310,7 @@ def _mixdown(graph: Graph, frame: AudioFrame, weights: Weights) -> list[FilterCo
         return []
     chosen = weights.get(frame.layout.name) or [1 / channels] * channels
     mix = "+".join(f"{weight:.6f}*c{n}" for n, weight in enumerate(chosen))
-    # In floating point, where a mix that is too loud is not clipped.
+    # In floating point, so that a loud mix is not clipped.
     return [graph.add("aformat", sample_fmts="fltp"), graph.add("pan", f"mono|c0={mix}")]
 
 
@@ -330,7 +328,7 @@ def _pull(graph: Graph) -> Iterator[Pcm]:
 
 
 class LoudestWindow:
-    """The root mean square of the loudest 400 ms of a stream of 8 kHz samples."""
+    """Measures the loudest 400 ms of a stream of 8 kHz samples."""
 
     def __init__(self) -> None:
         self._powers: list[float] = []
@@ -345,7 +343,7 @@ class LoudestWindow:
         self._left = samples[whole:]
 
     def level_db(self) -> float:
-        """Its level in dB of full scale; of all samples if they are fewer than that."""
+        """Its RMS level in dB of full scale; of all samples if they are fewer than 400 ms."""
         powers = [*self._powers, float(np.square(self._left.astype(np.float64)).sum())]
         loudest = float(np.convolve(powers, np.ones(_STEPS)).max())
         count = min(_STEPS * _STEP, len(self._powers) * _STEP + len(self._left))

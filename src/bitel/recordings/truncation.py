@@ -1,8 +1,7 @@
-"""Whether a media file ends before its own header, index or last page says that it should.
+"""Detects truncated media files by the length in their header, index or last page.
 
-Headers that were written before the length was known hold a placeholder (0, or the largest
-number), as those of programs that write to a pipe do; these promise nothing. Durations that FFmpeg
-estimates from a bit rate promise nothing either.
+Placeholders in headers (0 or the largest number), as written to a pipe, are ignored, and so are
+durations that FFmpeg estimates from the bit rate.
 """
 
 from __future__ import annotations
@@ -14,21 +13,21 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 
 TOLERANCE_SECONDS: Final = 0.25
-"""A file that lacks less than that, or than a hundredth, counts as whole."""
+"""A file that lacks less than this, or less than 1 %, is complete."""
 
 _DECLARING: Final = frozenset(("flac", "aiff", "mov", "mp4", "m4a", "matroska", "webm", "asf"))
-"""FFmpeg's names of formats that say how long they are."""
+"""FFmpeg's names of formats that declare their length."""
 _PLACEHOLDER: Final = 0x7FFF_0000
-"""Sizes from here on are none: 0xFFFFFFFF of FFmpeg, 0x7FFFFFFF and a little less of SoX."""
+"""Sizes from here on are placeholders: 0xFFFFFFFF of FFmpeg, about 0x7FFFFFFF of SoX."""
 _TAIL: Final = 65_536 + 282
-"""Bytes of the largest Ogg page."""
+"""Size of the largest Ogg page in bytes."""
 _MOST_CHUNKS: Final = 1000
 
 
 def is_cut_short(
     media: BinaryIO, container: InputContainer, stream: AudioStream, seconds: float
 ) -> bool:
-    """Whether `media` is cut short; `seconds` is how much of its audio could be decoded."""
+    """Whether `media`, of which `seconds` of audio were decoded, is truncated."""
     names = set(container.format.name.split(","))
     if "wav" in names:
         return _wav_lacks_bytes(media)
@@ -89,12 +88,12 @@ def _ogg_lacks_its_end(media: BinaryIO) -> bool:
 
 
 def _declared_by_mp3(media: BinaryIO, rate: int) -> float | None:
-    """The seconds that the Xing or Info header of an MP3 file promises, if it has one."""
+    """The duration in seconds by the Xing or Info header of an MP3 file, if it has one."""
     media.seek(0)
     head = media.read(10)
     start = 0
     if head[:3] == b"ID3" and len(head) == 10:
-        # The size of an ID3v2 tag has seven bits a byte.
+        # The size of an ID3v2 tag has 7 bits per byte.
         shifts = zip(head[6:], (21, 14, 7, 0), strict=True)
         start = 10 + sum((byte & 0x7F) << shift for byte, shift in shifts)
     media.seek(start)
@@ -105,5 +104,5 @@ def _declared_by_mp3(media: BinaryIO, rate: int) -> float | None:
     flags, frames = struct.unpack(">II", first[at + 4 : at + 12])
     if not flags & 1 or not 0 < frames < 2**31:
         return None
-    # MPEG-1 has 1152 samples a frame at 32 kHz and more, MPEG-2 and 2.5 half as many below.
+    # A frame has 1152 samples in MPEG-1 (32 kHz and more), and half in MPEG-2 and 2.5.
     return float(frames * (1152 if rate >= 32_000 else 576)) / rate

@@ -1,1 +1,1 @@
-"""Text to speech: engines, kept renderings, spoken digits, and the worker process."""
+"""Text to speech: engines, cache of renderings, spoken digits, and the worker process."""

@@ -1,9 +1,9 @@
-"""A client's text as plain words on one line: what an engine speaks, and nothing it obeys.
+"""Sanitizes a client's text to plain words on one line, without commands to the engine.
 
-espeak-ng takes commands that begin with U+0001, phonemes in `[[…]]` where a flag allows them, and
-uses some private characters for itself; Piper takes `[[…]]` as phonemes always, and each line as
-a text of its own. None of that is left in what `plain` returns. Markup in angle brackets is
-obeyed only where espeak-ng is told so, which the worker never does.
+espeak-ng interprets commands that begin with U+0001, phonemes in `[[…]]` if a flag is set, and some
+private characters; Piper interprets `[[…]]` as phonemes and each line as a text. `plain` removes
+all of these. espeak-ng interprets markup in angle brackets only with a flag, which the worker does
+not set.
 """
 
 from __future__ import annotations
@@ -16,29 +16,26 @@ from bitel.errors import InvalidRequestError
 
 _LINE_BREAK_CHARACTERS: Final = "\n\r\u2028\u2029"
 _ALLOWED_CONTROLS: Final = "\t" + _LINE_BREAK_CHARACTERS
-# Persian spelling and joined emoji need these two; the other format characters only steer how
-# text is drawn.
+# Persian spelling and emoji need these two; other format characters only affect display.
 _JOINERS: Final = "\u200c\u200d"
 
-# An English voice is silent on these digits, a Persian one reads both kinds alike.
+# English voices do not speak these digits; Persian ones speak both kinds alike.
 _DIGITS: Final = str.maketrans("۰۱۲۳۴۵۶۷۸۹٠١٢٣٤٥٦٧٨٩", "0123456789" * 2)
 
 _LINE_BREAK: Final = re.compile(f"[{_LINE_BREAK_CHARACTERS}]+")
 _DECIMAL_SIGN: Final = re.compile(r"(?<=\d)٫(?=\d)")
 _THOUSANDS_SIGN: Final = re.compile(r"(?<=\d)٬(?=\d)")
-# espeak-ng 1.52 writes past the end of a buffer of its own at a few hundred characters without a
-# space, as in A.B.A.B.… .
+# espeak-ng 1.52 has a buffer overflow at a few hundred characters without a space (A.B.A.B.…).
 _LONG_WORD: Final = re.compile(r"\S{40}(?=\S)")
 _BRACKETS: Final = re.compile(r"\[{2,}|\]{2,}")
 
 
 def plain(text: str, max_chars: int) -> str:
-    """Return `text` as it can be handed to an engine; equal words give equal results.
+    """Return `text` in a normalized form that can be passed to an engine.
 
-    Persian and Arabic digits become 0 to 9, the end of a line the end of a sentence, and a word of
-    more than 40 characters several. Raises InvalidRequestError, naming `text`, where it is longer
-    than `max_chars`, holds control characters or half a surrogate pair, or has no letter, digit
-    or symbol to speak.
+    Persian and Arabic digits become 0 to 9, a line end ends the sentence, and words of more than 40
+    characters are split. Raises InvalidRequestError, naming `text`, if it is longer than
+    `max_chars`, has control characters or lone surrogates, or no letter, digit or symbol.
     """
     if len(text) > max_chars:
         raise InvalidRequestError(
@@ -56,7 +53,7 @@ def plain(text: str, max_chars: int) -> str:
 
 
 def digits(text: str, max_digits: int) -> str:
-    """Return `text`, 1 to `max_digits` decimal digits of any script, as the digits 0 to 9.
+    """Return 1 to `max_digits` decimal digits of any script as ASCII digits.
 
     Raises InvalidRequestError, naming `text`.
     """
@@ -78,5 +75,5 @@ def _spoken_character(character: str) -> str:
 
 
 def _sentence(line: str) -> str:
-    """Return a line with a pause at its end, unless its own punctuation makes one."""
+    """Return a line that ends in punctuation, for a pause."""
     return line if unicodedata.category(line[-1])[0] == "P" else f"{line}."
