@@ -338,7 +338,7 @@ def _locked(path: Path, timeout: float) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() >= end:
                     raise TimeoutError from None
-            time.sleep(0.01)
+            time.sleep(0.01)  # flock(2) has no timeout
         yield
     finally:
         os.close(file)

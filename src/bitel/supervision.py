@@ -1,15 +1,18 @@
-"""Keeps background tasks running: an unexpected error is logged, and the task is begun again."""
+"""Asyncio tasks: background tasks that are restarted after errors, and tasks that callers share."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Final
+from functools import partial
+from typing import Any, Final, Generic, TypeVar
 
 import structlog
 
 log = structlog.get_logger(__name__)
+
+Result = TypeVar("Result")
 
 FIRST_PAUSE: Final = 1.0
 """Seconds until a task is begun again; twice as long after each further error."""
@@ -50,3 +53,41 @@ async def background(
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+class SharedTasks(Generic[Result]):
+    """Running tasks by key, whose result is shared by all callers that ask for it meanwhile.
+
+    A caller that is cancelled does not cancel the task.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, asyncio.Task[Result]] = {}
+
+    def __len__(self) -> int:
+        """The number of running tasks."""
+        return len(self._tasks)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._tasks
+
+    async def get(self, key: str, make: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
+        """Return the result of `make`, or of the running task with the same `key`."""
+        task = self._tasks.get(key)
+        if task is None:
+            task = self._tasks[key] = asyncio.create_task(make())
+            task.add_done_callback(partial(self._ended, key))
+        return await asyncio.shield(task)
+
+    async def close(self) -> None:
+        """Cancel all tasks and wait until they have ended."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _ended(self, key: str, task: asyncio.Task[Result]) -> None:
+        del self._tasks[key]
+        if not task.cancelled():
+            # Retrieved here, or asyncio logs it if all callers were cancelled.
+            task.exception()

@@ -10,11 +10,11 @@ from bitel.api.rate_limits import ConcurrencyQuota, quota_of
 from bitel.api.schemas import LONGEST_CODE
 from bitel.domain.ids import new_id
 from bitel.errors import InvalidRequestError
-from bitel.recordings.shared_tasks import SharedTasks
 from bitel.speech import spoken_text
 from bitel.speech.digits import GAP_SECONDS, PAUSE_SECONDS
 from bitel.store import recordings
 from bitel.store.recordings import Recording
+from bitel.supervision import SharedTasks
 
 DIGIT_SECONDS: Final = 1.0
 """How long a spoken digit is taken to last when money is kept back for it; most are shorter."""

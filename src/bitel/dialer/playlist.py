@@ -13,10 +13,10 @@ from typing import Final, Literal, NamedTuple, Protocol
 from bitel.domain.attempts import DialRequest
 from bitel.errors import NotFoundError, UnavailableError
 from bitel.g711 import ALAW_SILENCE, SAMPLE_RATE, ULAW_SILENCE
-from bitel.recordings.shared_tasks import SharedTasks
 from bitel.recordings.storage import VoiceStore
 from bitel.rtp.shared_clip import ClipError, SharedClip, clip_of, read_clip
 from bitel.speech.library import SpeechLibrary
+from bitel.supervision import SharedTasks
 
 Codec = Literal["PCMA", "PCMU"]
 Playlist = Sequence[SharedClip]

@@ -22,8 +22,8 @@ import structlog
 from dns.rdtypes.util import weighted_processing_order
 
 from bitel.dialer.trunk import Trunk, shown
-from bitel.recordings.shared_tasks import SharedTasks
 from bitel.sip.grammar import Address, Transport
+from bitel.supervision import SharedTasks
 
 log = structlog.get_logger(__name__)
 

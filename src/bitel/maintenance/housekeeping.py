@@ -1,4 +1,4 @@
-"""Periodic work of each process: expires orphaned calls, deletes old keys, ends abandoned attempts."""
+"""Periodic work: expires orphaned calls, deletes old keys, ends abandoned attempts."""
 
 from __future__ import annotations
 

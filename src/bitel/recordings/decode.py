@@ -1,4 +1,4 @@
-"""Decodes an uploaded recording of any format to G.711, in a confined worker process."""
+"""Decodes an uploaded file of any format to G.711, in a sandboxed worker process."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _UNSUPPORTED: Final[dict[int, str]] = {
 class Decoded:
     """A recording in both laws: raw G.711 at 8000 Hz, one byte a sample.
 
-    `duration` is in seconds; `samples` is the length of either file in bytes.
+    `duration` is in seconds; `samples` is the size of each file in bytes.
     """
 
     alaw: Path
@@ -44,19 +44,18 @@ class Decoded:
     duration: float
     samples: int
     warning: str = ""
-    """What is wrong with the file that was decoded, in a sentence; empty if nothing is."""
+    """A fault of the decoded file, in a sentence; empty if there is none."""
 
 
 async def decode(source: Path, into: Path, limits: DecodeLimits, owner: str = SERVICE) -> Decoded:
     """Decode the file `source` into two files in the folder `into`, which must exist.
 
-    A worker process does it under `limits`, in a turn of the project `owner`; waiting for the turn
-    does not count against `wall_seconds`. Cancelling this kills the process.
+    A worker process runs under `limits`, in a turn of the project `owner`; waiting for the turn
+    does not count against `wall_seconds`. Cancellation kills the process.
 
-    A file cut short gives the audio up to the cut. Raises UnsupportedMediaError where the file
-    is no audio that can be read, PayloadTooLargeError where it is longer than `max_seconds` or
-    costs more than the limits grant, and UnavailableError where the worker is killed twice, can't
-    be started, or can't read or write its files. Then nothing is left in `into`.
+    A truncated file gives the audio up to its end. Raises UnsupportedMediaError if the file has no
+    readable audio, PayloadTooLargeError if it exceeds the limits, and UnavailableError if the
+    worker was killed twice, can't be started, or can't access its files. Then `into` is empty.
     """
     alaw, ulaw = into / "recording.alaw", into / "recording.ulaw"
     with removed_on_failure(alaw, ulaw):
@@ -107,7 +106,7 @@ async def _run_worker(
 
 
 def _raise_failure(ended: worker_process.Ended, limits: DecodeLimits) -> None:
-    """Raise the error that an exit status stands for, if it is one of failure."""
+    """Raise the error of an exit status, unless it means success."""
     status = ended.status
     if status in (Verdict.DONE, Verdict.CUT_SHORT):
         return

@@ -1,8 +1,8 @@
-"""The process that decodes an uploaded file: `python -m bitel.recordings.decode_worker`.
+"""The worker process that decodes a file: `python -m bitel.recordings.decode_worker`.
 
-It gets the file and those that it writes as open descriptors. Before it reads the file it limits
-its resources and enters the sandbox, so nothing that the file makes FFmpeg do can reach another
-file, a socket or a process. Its exit status is a `Verdict`.
+It inherits the input and output files as descriptors. Before it reads the file it limits its
+resources and enters the sandbox, so that a malicious file can't make FFmpeg access other files,
+sockets or processes. Its exit status is a `Verdict`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _decode_files(source: int, alaw: int, ulaw: int, max_samples: int) -> int:
-    # Imported under the limits, and before the right to open files is given up.
+    # Imported under the limits, but before the sandbox forbids opening files.
     from bitel.recordings.transcoding import transcode
 
     os.lseek(source, 0, os.SEEK_SET)

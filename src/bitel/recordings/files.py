@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all: new ones, uploads, and their sync to disk."""
+"""Atomic files: creation, uploads, removal on failure, and sync to disk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Final
 from bitel.errors import PayloadTooLargeError
 
 PIECE_BYTES: Final = 1024 * 1024
-"""Bytes of an upload that are held in memory before they are written."""
+"""Bytes of an upload that are buffered before a write."""
 
 _FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -20,7 +20,7 @@ _FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLO
 def new_file(opened: ExitStack, path: Path) -> int:
     """Return a descriptor of an empty file at `path`, closed with `opened`.
 
-    A symbolic link there is not followed. Raises OSError.
+    A symbolic link is not followed. Raises OSError.
     """
     descriptor = os.open(path, _FLAGS, 0o600)
     opened.callback(os.close, descriptor)
@@ -49,10 +49,10 @@ def sync(*paths: Path) -> None:
 
 
 async def receive(chunks: AsyncIterator[bytes], into: Path, max_bytes: int) -> int:
-    """Write `chunks` to the new file `into` and return their bytes, 0 to `max_bytes`.
+    """Write `chunks` to the new file `into` and return its size in bytes.
 
-    Raises PayloadTooLargeError the moment the sum passes `max_bytes`, and FileExistsError where
-    `into` exists already. After any other failure, also of `chunks`, the file is gone.
+    Raises PayloadTooLargeError as soon as it exceeds `max_bytes`, and FileExistsError if `into`
+    exists. The file is removed after every other failure, also of `chunks`.
     """
     received = 0
     piece = bytearray()

@@ -1,6 +1,6 @@
-"""Resource limits of the worker processes, and the exit statuses by which they report.
+"""Resource limits of the worker processes, and their exit statuses.
 
-The workers import this before their memory is limited, so it imports little itself.
+The workers import this before their memory is limited, so it must import little.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ from typing import Final, NamedTuple
 
 MEBIBYTE: Final = 1024 * 1024
 NICENESS: Final = 10
-"""Workers give way to calls that are playing."""
+"""Workers have a lower priority than calls."""
 
 
 class DecodeLimits(NamedTuple):
-    """What the process that decodes one recording may use.
+    """Limits of a process that decodes one recording.
 
-    `max_seconds`: the longest recording accepted, in seconds of audio.
-    `cpu_seconds`: processor time, whole seconds, start of the interpreter included.
-    `memory_bytes`: address space, which is what the kernel can limit. Python, NumPy and FFmpeg
-    map about 200 MiB before the first byte is read.
+    `max_seconds`: longest recording accepted, in seconds of audio.
+    `cpu_seconds`: CPU time including the start of the interpreter.
+    `memory_bytes`: address space; Python, NumPy and FFmpeg map about 200 MiB at their start.
     `wall_seconds`: from the start of the process to its end.
     """
 
@@ -34,9 +33,9 @@ class DecodeLimits(NamedTuple):
 
 
 class SpeechLimits(NamedTuple):
-    """What the process that speaks one text may use; units as in `DecodeLimits`.
+    """Limits of a process that speaks one text; units as in `DecodeLimits`.
 
-    espeak-ng needs 50 MiB of address space; Piper's neural voices more than ten times that.
+    espeak-ng needs 50 MiB of address space, Piper more than ten times that.
     """
 
     max_seconds: float = 600.0
@@ -46,11 +45,11 @@ class SpeechLimits(NamedTuple):
 
 
 class Verdict(IntEnum):
-    """Exit statuses of the workers; 1 and 2 are the interpreter's own failures, or Piper's."""
+    """Exit statuses of the workers; 1 and 2 are failures of the interpreter or of Piper."""
 
     DONE = 0
     CUT_SHORT = 3
-    """Decoded, and the file ends before it should."""
+    """Decoded, but the file is truncated."""
     NOT_MEDIA = 10
     NO_AUDIO_STREAM = 11
     NO_DECODER = 12
@@ -66,22 +65,22 @@ class Verdict(IntEnum):
 
 
 def confine(cpu_seconds: str, memory_bytes: str, wall_seconds: str, *, file_bytes: int) -> None:
-    """Limit this process and all that it starts or becomes by exec, irrevocably.
+    """Limit this process permanently, also after exec, and its children.
 
-    The first three are arguments of the process, from `DecodeLimits` or `SpeechLimits`. After
-    `cpu_seconds` SIGXCPU ends it. `file_bytes` is the longest file that it may write.
+    The first three are command-line arguments, from `DecodeLimits` or `SpeechLimits`. After
+    `cpu_seconds` the process gets SIGXCPU. `file_bytes`: largest file that it may write.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CPU, (int(cpu_seconds), int(cpu_seconds) + 1))
     resource.setrlimit(resource.RLIMIT_AS, (int(memory_bytes), int(memory_bytes)))
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
-    # Ends the process if its parent is gone.
+    # Ends the process if its parent has died.
     signal.setitimer(signal.ITIMER_REAL, float(wall_seconds) + 1)
     os.nice(NICENESS)
 
 
 def rewind(descriptors: Sequence[int]) -> None:
-    """Empty the files that are to be written: a worker that was killed may have begun them."""
+    """Empty the output files, which a killed worker may have begun to write."""
     for descriptor in descriptors:
         os.lseek(descriptor, 0, os.SEEK_SET)
         os.ftruncate(descriptor, 0)

@@ -1,16 +1,16 @@
-"""Takes from a worker process what it does not need: files, sockets, signals, other processes.
+"""Sandbox of the worker processes: no access to files, sockets, signals and other processes.
 
-Decoders written in C read bytes that an attacker may have chosen. If these take the process over,
-it still has only its open descriptors, its memory and its exit. Four independent layers:
+Decoders written in C read untrusted bytes. An attacker who takes over the process can still use
+only its open descriptors and its memory. There are four independent layers:
 
 - *seccomp*: an allow-list of system calls (`seccomp(2)`), on x86-64 and arm64.
-- *Landlock*: no file, no TCP port, no signal to another process (`landlock(7)`), from Linux 5.13
+- *Landlock*: no files, TCP ports and signals to other processes (`landlock(7)`), from Linux 5.13
   on; ports from 6.7, signals from 6.12.
-- another user: `nobody`, where the service runs as root.
-- `no_new_privs`, and a process that can't be inspected by others of its user (`prctl(2)`).
+- another user: `nobody`, if the service runs as root.
+- `no_new_privs`, and no inspection by other processes of its user (`prctl(2)`).
 
-The service logs at its start which of them the kernel lacks. The workers load this module, and
-their memory is limited, so it imports little.
+The service logs at its start which of them are missing. Workers with limited memory load this
+module, so it must import little.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Final
 
 NOBODY: Final = 65534
-"""The user and group without rights, on every Linux system."""
+"""User and group without rights on Linux."""
 
 # Of linux/prctl.h and linux/seccomp.h.
 _SET_DUMPABLE, _SET_NO_NEW_PRIVS, _SET_SECCOMP = 4, 38, 22
@@ -41,10 +41,10 @@ _PROT_EXEC: Final = 4
 _WRITING: Final = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 _ARCHITECTURES: Final = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
-"""By machine: the column of its numbers in the tables below, and its name in `seccomp_data`."""
+"""By machine: its column in the tables below, and its number in `seccomp_data`."""
 
 _Numbers = dict[str, tuple[int, int | None]]
-"""System calls: their numbers on x86-64 and on arm64, which lacks the older forms of a call."""
+"""Numbers of system calls on x86-64 and arm64, which lacks the older ones."""
 
 COMPUTING: Final[_Numbers] = {
     "read": (0, 63),
@@ -89,9 +89,9 @@ COMPUTING: Final[_Numbers] = {
     "getrandom": (318, 278),
     "rseq": (334, 293),
 }
-"""Allowed to a process without files."""
+"""Always allowed."""
 _LOOKING_UP: Final[_Numbers] = {"stat": (4, None), "lstat": (6, None), "newfstatat": (262, 79)}
-"""Allowed besides where files may be opened."""
+"""Also allowed if files may be opened."""
 _BOUNDED: Final[_Numbers] = {
     "open": (2, None),
     "mmap": (9, 222),
@@ -120,7 +120,7 @@ NEVER_NEEDED: Final[_Numbers] = {
     "pidfd_open": (434, 434),
     "pidfd_getfd": (438, 438),
 }
-"""Refused to a program that speaks a text to a file."""
+"""Refused to Piper, whose needed system calls are not known."""
 
 # Of linux/landlock.h.
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
@@ -138,8 +138,7 @@ def enter(
     """Confine this process, which must have one thread, permanently, also after exec.
 
     It keeps its open descriptors, and may read beneath `readable` and write beneath `writable`.
-    `drop_user` makes it `nobody` where it is root; it then reads only what everybody may. Raises
-    OSError where the kernel has a layer but refuses it.
+    `drop_user` changes root to `nobody`. Raises OSError if the kernel has a layer but refuses it.
     """
     _prctl(_SET_NO_NEW_PRIVS, 1)
     if landlock_version():
@@ -152,10 +151,10 @@ def enter(
 
 
 def allow_computing_only(*, opening: bool = False) -> None:
-    """Refuse from now on, by EPERM, every system call but `COMPUTING`.
+    """Refuse all system calls except `COMPUTING` from now on, by EPERM.
 
-    Memory can't be made executable, and only this process can be signalled. With `opening` files
-    may be opened for reading, as far as Landlock allows.
+    Memory can't be made executable, and only this process can be signalled. With `opening`, files
+    may be opened for reading, if Landlock allows it.
     """
     if not has_seccomp():
         return
@@ -171,13 +170,13 @@ def allow_computing_only(*, opening: bool = False) -> None:
 
 
 def refuse_the_needless() -> None:
-    """Refuse from now on, by EPERM, the system calls of `NEVER_NEEDED`."""
+    """Refuse the system calls of `NEVER_NEEDED` from now on, by EPERM."""
     if has_seccomp():
         _install(_for_each(NEVER_NEEDED, _REFUSE), otherwise=_ALLOW)
 
 
 def layers() -> tuple[list[str], list[str]]:
-    """The layers that this system has, and those that it lacks."""
+    """The layers that are available here, and those that are not."""
     found = {
         "limits": True,
         "no_new_privs": sys.platform.startswith("linux"),
@@ -190,7 +189,7 @@ def layers() -> tuple[list[str], list[str]]:
 
 @lru_cache(maxsize=1)
 def landlock_version() -> int:
-    """The version of Landlock's ABI; 0 where there is none."""
+    """The version of Landlock's ABI; 0: no Landlock."""
     if not sys.platform.startswith("linux"):
         return 0
     version = _libc().syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _RULESET_VERSION)
@@ -202,7 +201,7 @@ def has_seccomp() -> bool:
     """Whether system calls can be filtered."""
     if not sys.platform.startswith("linux") or platform.machine() not in _ARCHITECTURES:
         return False
-    # A kernel that knows the mode complains about the null pointer.
+    # A kernel with this mode returns EFAULT for the null pointer.
     _libc().prctl(_SET_SECCOMP, _MODE_FILTER, None, 0, 0)
     return ctypes.get_errno() == errno.EFAULT
 
@@ -211,7 +210,7 @@ def has_seccomp() -> bool:
 
 
 def _instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
-    """A `struct sock_filter`; the last two are the numbers of instructions that are skipped."""
+    """A `struct sock_filter`; `if_true` and `if_false` are numbers of instructions to skip."""
     return struct.pack("=HBBI", code, if_true, if_false, value & 0xFFFFFFFF)
 
 
@@ -221,7 +220,7 @@ def _number(calls: _Numbers, name: str) -> int | None:
 
 
 def _for_each(calls: _Numbers, action: int) -> list[bytes]:
-    """Return `action` for each of these calls, whose number is loaded."""
+    """Instructions that return `action` if the loaded number is that of one of the calls."""
     numbers = (_number(calls, name) for name in calls)
     return [
         instruction
@@ -232,7 +231,7 @@ def _for_each(calls: _Numbers, action: int) -> list[bytes]:
 
 
 def _if_argument(name: str, index: int, mask: int, wanted: int) -> list[bytes]:
-    """Allow the call `name` if its argument at `index`, under `mask`, is `wanted`; else refuse."""
+    """Instructions that allow the call if argument `index`, masked, is `wanted`; else refuse it."""
     number = _number(_BOUNDED, name)
     if number is None:
         return []
@@ -255,7 +254,7 @@ class _Program(ctypes.Structure):
 def _install(rules: Sequence[bytes], otherwise: int) -> None:
     _, architecture = _ARCHITECTURES[platform.machine()]
     program = [
-        # The numbers of another architecture (32-bit) would mean other calls.
+        # The numbers differ in other architectures, such as 32-bit.
         _instruction(_LOAD, _ARCHITECTURE),
         _instruction(_EQUAL, architecture, 1, 0),
         _instruction(_RETURN, _REFUSE),

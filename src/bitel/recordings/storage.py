@@ -1,4 +1,4 @@
-"""Stores recordings in a local folder, or in S3 with a local copy of what is played.
+"""Storage of recordings: a local folder, or S3 with a local cache.
 
 A recording is two objects of raw G.711, one per law, named after its id.
 """
@@ -27,11 +27,11 @@ from bitel.g711 import alaw_decode
 from bitel.recordings import wav
 from bitel.recordings.decode import Decoded
 from bitel.recordings.files import removed_on_failure, sync
-from bitel.recordings.shared_tasks import SharedTasks
 from bitel.settings import S3Settings
+from bitel.supervision import SharedTasks
 
 if TYPE_CHECKING:
-    # obstore has this in its stubs only.
+    # obstore defines these in its stubs only.
     from obstore.store import RetryConfig, S3Config
 
 Law = Literal["PCMA", "PCMU"]
@@ -39,27 +39,26 @@ Law = Literal["PCMA", "PCMU"]
 SUFFIXES: Final[dict[Law, str]] = {"PCMA": ".alaw", "PCMU": ".ulaw"}
 CHUNK_BYTES: Final = 64 * 1024
 
-# A call waits for its clip, so retries end after half a minute, not after obstore's three.
+# Calls wait for their recording, so retries end after 30 s, not after obstore's 3 minutes.
 S3_RETRY: Final[RetryConfig] = {"max_retries": 3, "retry_timeout": timedelta(seconds=30)}
 
 CHECK_PREFIX: Final = "bitel-check-"
-"""Prefix of the object that `check` writes."""
+"""Prefix of the object written by `check`."""
 CHECK_TIMEOUT: Final = 20.0
 
 WITHOUT_S3_SETTINGS: Final = S3Settings()
 
 LISTED: Final = 500
-"""Objects that are listed at a time."""
+"""Objects per page of a listing."""
 
 _OBJECT: Final = re.compile(r"([0-9a-f]{32})\.[au]law")
 _ID: Final = re.compile(r"[0-9A-Za-z_-]{1,64}")
 
 
 class VoiceStore:
-    """Recordings by id. Its methods raise UnavailableError while the storage can't be reached.
+    """Recordings by id. Its methods raise UnavailableError while the storage is unavailable.
 
-    With a remote store, `folder` holds the copies that were fetched; with a local one it is the
-    store's own folder.
+    With a remote store, `folder` is the cache; with a local one, the store's folder.
     """
 
     def __init__(self, store: ObjectStore, folder: Path, *, remote: bool) -> None:
@@ -73,11 +72,11 @@ class VoiceStore:
     def open(
         cls, storage_url: str, data_dir: Path, s3: S3Settings = WITHOUT_S3_SETTINGS
     ) -> VoiceStore:
-        """Open the store of the setting `storage_url`, without a request to it yet.
+        """Open the store of the setting `storage_url`, without a request to it.
 
-        Empty means the folder `data_dir`/voices. Of `s3://bucket/prefix`, copies of what is played
-        are kept in `data_dir`/clips; what `s3` leaves empty is taken from the usual `AWS_`
-        variables. Raises SettingsError.
+        Empty: the folder `data_dir`/voices. `s3://bucket/prefix`: S3 with a cache in
+        `data_dir`/clips; empty fields of `s3` are taken from the `AWS_` variables. Raises
+        SettingsError.
         """
         if not storage_url:
             folder = data_dir / "voices"
@@ -99,9 +98,9 @@ class VoiceStore:
         return cls(store, data_dir / "clips", remote=True)
 
     async def check(self) -> None:
-        """Write, read and delete one object of a remote store.
+        """Write, read and delete an object of a remote store.
 
-        Raises UnavailableError, in one sentence with the cause, where that can't be done.
+        Raises UnavailableError with the cause in a sentence.
         """
         if not self._remote:
             return
@@ -123,10 +122,10 @@ class VoiceStore:
             )
 
     async def put(self, recording_id: str, decoded: Decoded) -> None:
-        """Store both laws of a new recording; they are durable when this returns.
+        """Store both laws of a new recording durably.
 
-        If it raises, what was written is removed again, as far as the storage still answers.
-        `recording_id` is 1 to 64 letters, digits, - or _.
+        If this raises, written objects are removed if possible. `recording_id` is 1 to 64 letters,
+        digits, - or _.
         """
         files = {_key(recording_id, "PCMA"): decoded.alaw, _key(recording_id, "PCMU"): decoded.ulaw}
         try:
@@ -137,7 +136,7 @@ class VoiceStore:
                     stored = (self._folder / key for key in files)
                     await asyncio.to_thread(sync, *stored, self._folder)
         except BaseException:
-            # If this fails too, the rest costs space only, and the first failure is reported.
+            # If this fails too, objects are left over; the first error is the one to report.
             with suppress(BaseError, OSError):
                 await asyncio.shield(self._discard(list(files)))
             raise
@@ -145,9 +144,8 @@ class VoiceStore:
     async def clip(self, recording_id: str, law: Law, size: int | None = None) -> Path:
         """Return a local file with the recording's raw G.711 bytes in `law`.
 
-        From a remote store it is fetched once; concurrent callers share one download. A local copy
-        that does not have `size` bytes, where that is known, is fetched again. Raises NotFoundError
-        where the storage has no such file.
+        It is downloaded from a remote store if it is not cached, or the cached file does not have
+        `size` bytes; concurrent callers share a download. Raises NotFoundError.
         """
         key = _key(recording_id, law)
         path = self._folder / key
@@ -160,9 +158,9 @@ class VoiceStore:
         return await self._downloads.get(key, lambda: self._download(recording_id, key))
 
     async def wav(self, recording_id: str) -> AsyncIterator[bytes]:
-        """Yield the recording as it will be heard: WAV, 8 kHz mono, 16 bits, after A-law.
+        """Yield the recording as an 8 kHz mono 16-bit WAV, decoded from A-law, in chunks.
 
-        Raises NotFoundError before the first piece.
+        Raises NotFoundError before the first chunk.
         """
         path = await self.clip(recording_id, "PCMA")
         with self._failures_named():
@@ -173,7 +171,7 @@ class VoiceStore:
                 yield wav.body(alaw_decode(np.frombuffer(codes, dtype=np.uint8)))
 
     async def wav_size(self, recording_id: str) -> int:
-        """Return the bytes that `wav` yields in all. Raises NotFoundError."""
+        """Return the size of `wav` in bytes. Raises NotFoundError."""
         key = _key(recording_id, "PCMA")
         with self._failures_named():
             try:
@@ -182,19 +180,15 @@ class VoiceStore:
                 raise _not_found(recording_id) from None
 
     async def delete(self, recording_id: str) -> None:
-        """Remove a recording; one that is not there is no error.
-
-        Copies on other machines stay in their folders until those are cleaned.
-        """
+        """Delete a recording, if it exists. Caches of other machines are not changed."""
         keys = [_key(recording_id, law) for law in SUFFIXES]
         with self._failures_named():
             await self._discard(keys)
 
     async def stored_before(self, at: float) -> AsyncIterator[list[str]]:
-        """Yield the ids of recordings whose audio was stored before `at`, many at a time.
+        """Yield the ids of recordings that were stored before `at`, in pages.
 
-        `at` is in Unix seconds by the system clock. Recordings with only one law are included.
-        Raises UnavailableError.
+        `at` is in Unix seconds by the system clock. Incomplete recordings are included.
         """
         with self._failures_named():
             async for objects in obstore.list(self._store, chunk_size=LISTED):
@@ -217,13 +211,13 @@ class VoiceStore:
                 answer = await obstore.get_async(self._store, key)
             except FileNotFoundError:
                 raise _not_found(recording_id) from None
-            # The folder is a cache, and may have been deleted.
+            # The cache folder may have been deleted.
             await asyncio.to_thread(partial(self._folder.mkdir, parents=True, exist_ok=True))
             with await asyncio.to_thread(incomplete.open, "xb") as file:
                 async for chunk in answer.stream(min_chunk_size=1024 * 1024):
                     await asyncio.to_thread(file.write, chunk)
             await asyncio.to_thread(sync, incomplete)
-            # A file of this name is complete, also after a power loss.
+            # After the sync, so that a file of this name is complete even after a power loss.
             await asyncio.to_thread(os.replace, incomplete, path)
         return path
 
@@ -242,7 +236,7 @@ def _key(recording_id: str, law: Law) -> str:
 
 
 def _s3_config(s3: S3Settings) -> S3Config:
-    """What is set, under obstore's names; the rest comes from `AWS_` variables."""
+    """Our settings as obstore's options; it takes missing ones from `AWS_` variables."""
     secret = s3.secret_access_key.get_secret_value()
     config: S3Config = {}
     if s3.endpoint:
@@ -250,7 +244,7 @@ def _s3_config(s3: S3Settings) -> S3Config:
     if s3.region:
         config["region"] = s3.region
     elif s3.endpoint and not (os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")):
-        config["region"] = "us-east-1"  # servers other than Amazon's accept this one
+        config["region"] = "us-east-1"  # accepted by other servers than Amazon's
     if secret:
         config["access_key_id"] = s3.access_key_id
         config["secret_access_key"] = secret
@@ -260,12 +254,12 @@ def _s3_config(s3: S3Settings) -> S3Config:
 
 
 def _cause(error: BaseException) -> str:
-    """Why S3 could not be used, in the words of an operator."""
+    """The cause of an S3 error, in words for an operator."""
     text = str(error)
     code = re.search(r"<Code>(\w+)</Code>", text)
     said = f" (the server said {code[1]})" if code else ""
     if "169.254." in text:
-        # Without credentials obstore asks the metadata service of an Amazon machine.
+        # Without credentials, obstore queries the EC2 metadata service.
         return (
             "there are no credentials; set access_key_id and secret_access_key in [s3], or "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
@@ -289,7 +283,7 @@ def _not_found(recording_id: str) -> NotFoundError:
 
 
 def _size_of(path: Path) -> int | None:
-    """The size of a file in bytes; None where there is no file of that name."""
+    """The size of a regular file in bytes; None if there is none."""
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):

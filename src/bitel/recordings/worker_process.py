@@ -1,7 +1,8 @@
-"""Runs a module of ours in a worker process, for work that must not share a process with calls.
+"""Runs a module in a worker process, isolated from calls.
 
-The module confines itself (`limits.confine`, `sandbox`). This side gives it a turn, a bare
-environment and an end. At most one worker per core runs at a time, for one project half of them.
+The module confines itself (`limits.confine`, `sandbox`). This side schedules it, passes a minimal
+environment and enforces the time limit. At most one worker per core runs at a time, and half of
+them for one project.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from bitel.recordings import sandbox
 
 log = structlog.get_logger(__name__)
 
-# What the interpreter needs to find the package and its libraries; the rest holds secrets.
+# What the interpreter needs; other variables may hold secrets.
 INHERITED_ENVIRONMENT: Final = ("PYTHONPATH", "PATH", "LD_LIBRARY_PATH", "HOME", "LANG")
 STDERR_BYTES: Final = 4096
 
@@ -35,40 +36,37 @@ CRASHES: Final = frozenset(
         *(-signal.SIGILL, -signal.SIGTRAP, -signal.SIGSYS),
     }
 )
-"""Exit statuses of a worker that was ended by a fault of its own."""
+"""Exit statuses of a worker that crashed."""
 
 LIMITS_MET: Final = frozenset({-signal.SIGXCPU, -signal.SIGXFSZ, -signal.SIGPIPE})
-"""Exit statuses of a worker that met a limit, or whose parent closed the pipe."""
+"""Exit statuses of a worker that exceeded a limit, or whose parent closed the pipe."""
 
 TRIES: Final = 2
-"""Runs of a worker that is killed from outside, for lack of memory or by an operator."""
+"""Attempts to run a worker that is killed, such as for lack of memory."""
 
 SERVICE: Final = ""
-"""Owner of work that calls wait for; its share is not bounded."""
+"""Owner of work that calls wait for; its share is not limited."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a worker ended: `status` is its exit status, or minus the signal that ended it.
-
-    `stderr` is the end of what it wrote there.
-    """
+    """The end of a worker: exit status (minus the number of a signal) and last output on stderr."""
 
     status: int
     stderr: str
 
 
 class WorkerError(Exception):
-    """A worker's status and stderr: for the log, not for the client."""
+    """Status and stderr of a worker, for the log, not for clients."""
 
     def __init__(self, ended: Ended) -> None:
         super().__init__(f"exit status {ended.status}: {ended.stderr}")
 
 
 def log_confinement() -> None:
-    """Log which layers confine the workers here, and which this kernel or this user lacks."""
+    """Log which layers of the sandbox are available and which are missing."""
     present, missing = sandbox.layers()
-    # Each of these is enough to keep a worker from the service's files and processes.
+    # Each of these alone protects the service's files and processes from a worker.
     is_enough = "seccomp" in present or {"Landlock", "another user"} <= set(present)
     level = log.info if is_enough else log.warning
     level("workers_confined", by=", ".join(present), missing=", ".join(missing) or "nothing")
@@ -84,12 +82,12 @@ async def run(
 ) -> Ended:
     """Run `python -m module arguments…` with `stdin`, and return how it ended.
 
-    It inherits `descriptors` under the same numbers, and no others. It takes a turn of the project
-    `owner`; waiting for the turn does not count against `wall_seconds`.
+    It inherits only `descriptors`, under the same numbers. It waits for a turn of the project
+    `owner`, which does not count against `wall_seconds`.
 
-    A worker that is killed from outside is run once more. Raises TimeoutError after
-    `wall_seconds`, and UnavailableError where it is killed again or can't be started. The process
-    is gone when this returns or raises, also when it is cancelled.
+    A worker that is killed is run once more. Raises TimeoutError after `wall_seconds`, and
+    UnavailableError if it is killed again or can't be started. The process has ended when this
+    returns or raises, also if cancelled.
     """
     loop = asyncio.get_running_loop()
     if loop not in _turns:
@@ -98,7 +96,7 @@ async def run(
         async with _turns[loop].turn(owner):
             ended = await _run(module, arguments, wall_seconds, stdin, descriptors)
         if ended.status == -signal.SIGALRM:
-            # Its own timer, where this process was too late to end it.
+            # The worker's own timer fired, as this process was too late to end it.
             raise TimeoutError
         if ended.status >= 0 or ended.status in CRASHES or ended.status in LIMITS_MET:
             return ended
@@ -119,19 +117,19 @@ async def _run(
     environment = {name: os.environ[name] for name in INHERITED_ENVIRONMENT if name in os.environ}
     try:
         process = await asyncio.create_subprocess_exec(
-            # No modules from the working folder or the user's own packages.
+            # Without modules from the working directory and the user's packages.
             *(sys.executable, "-P", "-s", "-m", module, *arguments),
             stdin=PIPE if stdin else DEVNULL,
             stdout=DEVNULL,
             stderr=PIPE,
-            # Each BLAS thread maps tens of MiB at import, and none of them is used.
+            # Unused BLAS threads would map tens of MiB each.
             env=environment | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
             pass_fds=descriptors,
-            # A Ctrl-C at the terminal is the service's to handle.
+            # Ctrl-C at the terminal is handled by the service only.
             start_new_session=True,
         )
     except OSError as error:
-        # No memory or process left, or the interpreter is gone, as in an upgrade.
+        # No memory or process left, or the interpreter was removed by an upgrade.
         raise UnavailableError("A process for this work can't be started now.") from error
     try:
         async with asyncio.timeout(wall_seconds):
@@ -155,13 +153,13 @@ async def _end_of_stderr(process: Process) -> str:
 async def _feed(process: Process, stdin: bytes) -> None:
     if process.stdin is None:
         return
-    # A worker that ends before it has read everything says why by its status.
+    # If a worker ends before it has read everything, its status says why.
     with suppress(BrokenPipeError, ConnectionResetError):
         try:
             process.stdin.write(stdin)
             await process.stdin.drain()
         except RuntimeError:
-            # uvloop's error where the pipe was closed before anything was written.
+            # uvloop's error if the pipe was closed before the first write.
             if not process.stdin.is_closing():
                 raise
         process.stdin.close()
@@ -169,22 +167,22 @@ async def _feed(process: Process, stdin: bytes) -> None:
 
 
 class Turns:
-    """Fair semaphore: at most `slots` pieces of work at once, of one owner at most half of them.
+    """Fair semaphore of `slots` turns, of which one owner gets at most half.
 
-    A turn that becomes free goes to the owner with the fewest turns; among equals to the one that
-    has waited longest. So the heavy uploads of one project hold up no other.
+    A free turn goes to the owner with the fewest turns, among equals to the one that has waited
+    longest. So uploads of one project do not block those of others.
     """
 
     def __init__(self, slots: int) -> None:
         self._free = max(slots, 2)
         self._share = self._free // 2
         self._running = Counter[str]()
-        # In the order in which the oldest of each owner began to wait.
+        # Ordered by how long the owners have waited.
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
 
     @asynccontextmanager
     async def turn(self, owner: str = SERVICE) -> AsyncIterator[None]:
-        """Wait for a turn of `owner`, which ends with the block."""
+        """Wait for a turn of `owner` and hold it during the block."""
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(owner, deque()).append(granted)
         self._grant()
@@ -217,5 +215,5 @@ class Turns:
         return min(able, key=lambda owner: self._running[owner], default=None)
 
 
-# Turns are of one event loop: their futures can't be shared between loops.
+# Futures can't be shared between event loops.
 _turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Turns] = weakref.WeakKeyDictionary()

@@ -1,7 +1,7 @@
-"""Classic BPF programs that select the arriving packets which the kernel delivers to a socket.
+"""Classic BPF programs that select which received packets the kernel delivers to a socket.
 
-Thousands of remote parties send 50 packets a second each. A sample of these shows where they send
-from and whether they still send; packets that are dropped in the kernel cost no system call.
+Thousands of remotes send 50 packets a second each. A sample of these shows where they send from and
+whether they still send; packets that are dropped in the kernel cost no system call.
 """
 
 from __future__ import annotations
@@ -10,31 +10,30 @@ import contextlib
 import ctypes
 import socket
 import struct
-from functools import lru_cache
 
-DENSEST = 16  # of the audio packets of a few streams, one in so many is delivered
-SPARSEST = 256
-MOST_A_SECOND = 2000  # packets that should be delivered, of all streams together
-LEAST_IN_TIMEOUT = 4  # packets of one stream
-A_SECOND = 50  # packets that a remote usually sends
+DENSEST = 16  # with few streams, one audio packet in 16 is delivered
+SPARSEST = 256  # with many streams, one in 256
+MOST_A_SECOND = 2000  # target for the packets delivered per second, all streams together
+LEAST_IN_TIMEOUT = 4  # packets of a stream delivered within its silence timeout, at least
+A_SECOND = 50  # packets that a remote usually sends per second
 
 _SO_ATTACH_FILTER = 26  # asm-generic/socket.h; Python's socket module does not name it
 
 
 def _program(*instructions: tuple[int, int, int, int]) -> bytes:
-    """Classic BPF: code, jump if true, jump if false, constant. Packets begin at the UDP header."""
+    """Encodes instructions: code, jump if true, jump if false, constant. Offsets begin at the UDP
+    header."""
     return b"".join(struct.pack("HBBI", *instruction) for instruction in instructions)
 
 
 DROP_ALL = _program((0x06, 0, 0, 0))  # return 0 bytes of every packet
 
 
-@lru_cache(maxsize=256)
 def keep_one_in(count: int, event_types: frozenset[int] = frozenset()) -> bytes:
     """A program that keeps one RTP packet in `count`, and all with the marker bit or an event type.
 
-    `count` is a power of two up to `SPARSEST`, applied to the sequence number. `event_types` are
-    the payload types of telephone events, 0 to 127.
+    `count` is a power of two up to `SPARSEST`, applied to the sequence number; ValueError for
+    others. `event_types` are the payload types of telephone events, 0 to 127.
     """
     if count not in (1 << bits for bits in range(SPARSEST.bit_length())):
         raise ValueError(f"one packet in {count} can't be kept: name a power of 2 to {SPARSEST}")
@@ -52,9 +51,9 @@ def keep_one_in(count: int, event_types: frozenset[int] = frozenset()) -> bytes:
 
 
 def one_in(streams: int, silence_timeout: float = 0.0) -> int:
-    """The `count` of `keep_one_in` for so many streams.
+    """The `count` of `keep_one_in` for this number of streams.
 
-    Several packets of a stream are read within its `silence_timeout` (seconds; 0: none), so that
+    Several packets of a stream are delivered within `silence_timeout` (seconds; 0: none), so that
     the loss of single ones does not look like silence.
     """
     sparsest = silence_timeout * A_SECOND / LEAST_IN_TIMEOUT if silence_timeout else SPARSEST
@@ -65,10 +64,10 @@ def one_in(streams: int, silence_timeout: float = 0.0) -> int:
 
 
 def attach(bound: socket.socket, program: bytes) -> None:
-    """Makes the kernel filter what arrives for this socket, in place of an earlier filter."""
+    """Attaches a filter to the socket, in place of an earlier one. Errors are ignored."""
     room = ctypes.create_string_buffer(program)
     count = len(program) // struct.calcsize("HBBI")
     description = struct.pack("@HP", count, ctypes.addressof(room))  # struct sock_fprog
-    # Without the filter the small receive buffer bounds what can pile up.
+    # Without the filter, the small receive buffer limits how many packets can queue.
     with contextlib.suppress(OSError):
         bound.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, description)

@@ -1,8 +1,8 @@
 """Messages between the streamer and a sender process, and their framing.
 
-A frame is four bytes of length and one message in the format of `marshal`: both ends are processes
-of one interpreter, and JSON costs eight times as much. The sockets or the clip that a message
-passes come with its frame as descriptors (SCM_RIGHTS), in the order of the frames.
+A frame is a length of four bytes and a message in the format of `marshal`: both processes run the
+same interpreter, and JSON costs eight times as much. Sockets and clips are passed as descriptors
+(SCM_RIGHTS) with the frame of their message, in the order of the frames.
 """
 
 from __future__ import annotations
@@ -19,34 +19,33 @@ _LENGTH = 4  # bytes
 
 
 class WireError(Exception):
-    """Bytes that are no message."""
+    """Bytes that are not a valid message."""
 
 
 class Open(NamedTuple):
-    """To the sender: the socket of this local RTP port comes with the frame, and that for its RTCP
-    behind it, if there is one."""
+    """To the sender: passes the socket of a local RTP port, and that of its RTCP if any."""
 
     port: int
     has_rtcp: bool
 
 
 class OpenClip(NamedTuple):
-    """To the sender: the memory of this clip comes with the frame; `ClipOpened` answers."""
+    """To the sender: passes the memory file of a clip; answered by `ClipOpened`."""
 
     clip: int
 
 
 class CloseClips(NamedTuple):
-    """To the sender: streams that begin from now on do not play these clips."""
+    """To the sender: no new stream will play these clips."""
 
     clips: Sequence[int]
 
 
 class Play(NamedTuple):
-    """To the sender: send these clips, one after the other.
+    """To the sender: start a stream of these clips.
 
     `sequence`, `timestamp` and `ssrc` are those of the first packet. `receive`: whether to read
-    what the remote sends.
+    RTP and RTCP of the remote.
     """
 
     stream: int
@@ -59,7 +58,7 @@ class Play(NamedTuple):
 
 
 class Change(NamedTuple):
-    """To the sender: go on with this specification; `moved`: send to its `remote` from now on."""
+    """To the sender: apply a new specification; its `remote` counts only if `moved`."""
 
     stream: int
     spec: StreamSpec
@@ -67,45 +66,44 @@ class Change(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """To the sender: end this stream; with `if_awaited` only if it still awaits its remote."""
+    """To the sender: end this stream; with `if_awaited` only if its remote has not sent yet."""
 
     stream: int
     if_awaited: bool = False
 
 
 class ClipOpened(NamedTuple):
-    """From the sender: the clip can be played, or why not, as a sentence."""
+    """From the sender: the clip is mapped, or `error` says in a sentence why not."""
 
     clip: int
     error: str = ""
 
 
 class Silent(NamedTuple):
-    """From the sender, repeatedly: the `silence_timeout` of the stream is over."""
+    """From the sender, repeatedly: the remote was silent for the stream's `silence_timeout`."""
 
     stream: int
 
 
 class StreamerStats(NamedTuple):
-    """From the sender, four times a second from its start on: its load. The sum over all senders is
-    `Streamer.stats`, at most about a second old.
+    """From the sender, four times a second: its load. `Streamer.stats` sums all senders.
 
-    A tick is one batch of streams sent, 2 ms apart. It is late by the time from when it was due to
-    when its last packet was handed to the kernel. Counts are totals since the start.
+    A tick sends one batch of streams every 2 ms. Its lateness is the time from when it was due to
+    when its last packet was passed to the kernel. Counts are totals since the start.
     """
 
     packets: int = 0
     refused: int = 0
-    """Packets that the kernel did not take."""
+    """Packets that the kernel refused."""
     ticks: int = 0
     late_ticks: int = 0
     """Ticks that were more than 5 ms late."""
     cpu_seconds: float = 0.0
     """CPU time of the sender processes."""
     running: int = 0
-    """Streams."""
+    """Current streams."""
     failures: int = 0
-    """How often a sender process died or hung, or could not be started again."""
+    """How often a sender process died, hung or failed to restart."""
     worst_ms: float = 0.0
     """Largest lateness of the last 10 seconds."""
     p99_ms: float = 0.0
@@ -113,11 +111,11 @@ class StreamerStats(NamedTuple):
     p90_ms: float = 0.0
     """90th percentile of the lateness of the last half second."""
     reported_ago: float = 0.0
-    """Seconds since the last report of the sender that has been silent for longest; one that hangs
-    or is dead does not report. `running`, `failures` and this are set by the parent."""
+    """Seconds since the last report, of the sender for which this is longest. The parent sets this,
+    `running` and `failures`."""
 
     def plus(self, other: StreamerStats) -> StreamerStats:
-        """Counts added, and the larger lateness."""
+        """The sum of the counts, and the maximum of the rest."""
         sums = map(operator.add, self[:7], other[:7])
         return StreamerStats._make((*sums, *map(max, self[7:], other[7:])))
 
@@ -142,7 +140,7 @@ def encode(message: Message) -> bytes:
     """The message as a frame."""
     values: list[Any] = [type(message).__name__, *message]
     if isinstance(message, (Play, Change)):
-        values[2] = tuple(message.spec)  # marshal knows no subclass of it
+        values[2] = tuple(message.spec)  # marshal rejects subclasses of tuple
     frame = marshal.dumps(values)
     return len(frame).to_bytes(_LENGTH) + frame
 
@@ -150,7 +148,7 @@ def encode(message: Message) -> bytes:
 def decode(frame: bytes) -> Message:
     """The message of a frame without its length; raises WireError."""
     try:
-        # Written by the other end, which is ours; no stranger's bytes are ever read like this.
+        # Safe: only our own process is connected to this socket.
         name, *values = marshal.loads(frame)  # noqa: S302
         if name in ("Play", "Change"):
             values[1] = StreamSpec(*values[1])
@@ -163,11 +161,11 @@ class Frames:
     """Splits a byte stream into messages."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._partial = b""
 
     def feed(self, data: bytes) -> list[Message]:
-        """The messages of the frames that `data` completes."""
-        data = self._rest + data
+        """Adds received bytes; returns the messages that are complete now. Raises WireError."""
+        data = self._partial + data
         messages: list[Message] = []
         begin = 0
         while len(data) - begin >= _LENGTH:
@@ -179,5 +177,5 @@ class Frames:
                 break
             messages.append(decode(data[begin + _LENGTH : end]))
             begin = end
-        self._rest = data[begin:]
+        self._partial = data[begin:]
         return messages

@@ -1,4 +1,4 @@
-"""The RTP header (RFC 3550 section 5.1), and constants of G.711 over RTP."""
+"""The RTP fixed header (RFC 3550 section 5.1), and constants of G.711 over RTP (RFC 3551)."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _EXTENSION = struct.Struct("!HH")
 
 
 class PacketError(ValueError):
-    """The bytes are no RTP or RTCP packet."""
+    """The bytes are not a valid RTP or RTCP packet."""
 
 
 @dataclass(frozen=True, slots=True)
 class RtpHeader:
-    """The header without its extension. `timestamp` is in samples."""
+    """An RTP header without its extension. `timestamp` is in samples."""
 
     payload_type: int
     sequence: int
@@ -37,7 +37,7 @@ class RtpHeader:
 
     @classmethod
     def parse(cls, data: bytes) -> tuple[RtpHeader, bytes]:
-        """The header and the payload of a datagram; raises PacketError."""
+        """The header, and the payload without padding, of a datagram; raises PacketError."""
         if len(data) < HEADER_SIZE:
             raise PacketError(f"{len(data)} bytes are too few for an RTP header")
         first, kind, sequence, timestamp, ssrc = _FIXED.unpack_from(data)
@@ -58,7 +58,7 @@ class RtpHeader:
 
 
 def _after_extension(data: bytes, start: int) -> int:
-    """Where the payload begins after the header extension (RFC 3550 section 5.3.1)."""
+    """The offset of the payload behind the header extension (RFC 3550 section 5.3.1)."""
     end = start + _EXTENSION.size
     if len(data) >= end:
         end += 4 * _EXTENSION.unpack_from(data, start)[1]
@@ -68,7 +68,7 @@ def _after_extension(data: bytes, start: int) -> int:
 
 
 def _padding(data: bytes, start: int) -> int:
-    """The length of the padding, which is its last byte."""
+    """The length of the padding in bytes: its last byte says it."""
     count = data[-1]
     if not 1 <= count <= len(data) - start:
         raise PacketError(f"{count} bytes of padding do not fit the packet")

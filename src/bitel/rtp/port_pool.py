@@ -1,4 +1,4 @@
-"""The local RTP ports: one for each call while there are free ones, shared ones after that."""
+"""Pool of local RTP ports: one per call while there are free ones, then shared ones."""
 
 from __future__ import annotations
 
@@ -12,28 +12,27 @@ from collections.abc import Callable
 from bitel.errors import UnavailableError
 from bitel.rtp.bpf import DENSEST, DROP_ALL, attach, keep_one_in
 
-REST = 5.0  # seconds a released port waits, so that late packets of the old call reach no other
-RETRY_TAKEN = 60.0  # seconds until a port that another program held is tried again
-RECEIVE_BUFFER = 32 << 10  # bytes, with `receive`: about 2 s of all that the filter keeps
+REST = 5.0  # seconds before a released port is reused, so that late packets reach no other call
+RETRY_TAKEN = 60.0  # seconds until a port that another program used is tried again
+RECEIVE_BUFFER = 32 << 10  # bytes, with `receive`: about 2 s of what the filter keeps
 SEND_BUFFER = 4 << 20  # bytes; the kernel caps it at net.core.wmem_max
 IP_MTU_DISCOVER = 10  # linux/in.h; Python's socket module does not name it
 IP_PMTUDISC_DO = 2
 
 PortSockets = tuple[socket.socket, socket.socket | None]
-"""Of a port: for RTP, and for RTCP if that is sent and received."""
+"""The sockets of a port: for RTP, and for RTCP if it is used."""
 
 
 class NoPortError(UnavailableError):
-    """Not one local RTP port of the range can be bound."""
+    """No RTP port of the range can be bound."""
 
 
 class PortPool:
-    """Binds even ports of a range on demand, at most `max_sockets`, and lends them out.
+    """Binds even ports of a range on demand, at most `max_sockets`, and lends them to calls.
 
-    With `receive` they can be read, and each has the odd port above it bound beside it, for RTCP,
-    if the range has one. `share` (i, n): only the part of the range that is the i-th of n pools'
-    (`share_of`). New ports are taken in ascending order from the `first`-th on, and then from the
-    lowest.
+    With `receive` the sockets can be read, and the odd port above each is bound too, for RTCP, if
+    the range includes it. `share` (i, n): n pools divide the range, and this is number i
+    (`share_of`). Ports are bound in ascending order, beginning with number `first` of the range.
     """
 
     def __init__(
@@ -53,19 +52,20 @@ class PortPool:
         self._max_sockets = max_sockets
         self._receive = receive
         self._clock = clock
-        mine, pools = share
+        index, pools = share
         self._unbound = deque(
-            port for port in ports if port % 2 == 0 and share_of(port, pools) == mine
+            port for port in ports if port % 2 == 0 and share_of(port, pools) == index
         )
         self._unbound.rotate(-first)
-        self._taken: deque[tuple[float, int]] = deque()  # held by others: (when seen, port)
-        self._resting: deque[tuple[float, int]] = deque()  # (when released, port)
+        self._taken: deque[tuple[float, int]] = deque()  # by other programs: (time tried, port)
+        self._resting: deque[tuple[float, int]] = deque()  # (time released, port)
         self._sockets: dict[int, PortSockets] = {}
-        self._users: dict[int, int] = {}  # calls of each lent port
-        self.calls = 0  # that have a port
+        self._users: dict[int, int] = {}  # calls per lent port
+        self.calls = 0  # calls that use a port of the pool
 
     def open(self) -> int:
-        """Lends a bound port: rested, else new, else still resting, else the least shared one."""
+        """Lends a bound port: a rested one, else a new one, else a resting one, else the least
+        shared. Raises NoPortError."""
         now = self._clock()
         if self._resting and self._resting[0][0] + REST <= now:
             port = self._resting.popleft()[1]
@@ -85,7 +85,7 @@ class PortPool:
         return port
 
     def release(self, port: int) -> None:
-        """Returns one call's use of a port; ValueError if it is not lent."""
+        """Ends one call's use of a port; ValueError if it is not lent."""
         self.sockets(port)
         self.calls -= 1
         self._users[port] -= 1
@@ -100,7 +100,7 @@ class PortPool:
         return self._sockets[port]
 
     def close(self) -> None:
-        """Closes every socket; the pool is empty after it."""
+        """Closes every socket and empties the pool."""
         for rtp, rtcp in self._sockets.values():
             rtp.close()
             if rtcp is not None:
@@ -118,7 +118,7 @@ class PortPool:
                 self._sockets[port] = self._bind(port)
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE):
-                    return None  # out of descriptors: ports are shared, and this one stays free
+                    return None  # no descriptors left: ports are shared
                 self._unbound.popleft()
                 self._taken.append((now, port))
             else:
@@ -139,17 +139,17 @@ class PortPool:
 
 
 def share_of(port: int, pools: int) -> int:
-    """Which of so many pools that share a range has this port: 0, 1..."""
+    """The index of the pool that has this port, where `pools` pools divide a range."""
     return port // 2 % pools
 
 
 def bind_rtp(
     family: socket.AddressFamily, host: str, port: int, keep: bytes | None = DROP_ALL
 ) -> socket.socket:
-    """A non-blocking UDP socket whose arriving packets the kernel filters by the program `keep`.
+    """A non-blocking UDP socket with the BPF filter `keep`; None: no filter.
 
-    None keeps everything. Without a filter, each of thousands of sockets would fill its receive
-    buffer with audio that is not read. Raises OSError if the port can't be bound.
+    Without a filter, each of thousands of sockets would fill its receive buffer with audio that is
+    not read. Raises OSError if the port can't be bound.
     """
     bound = socket.socket(family, socket.SOCK_DGRAM)
     try:
@@ -161,8 +161,8 @@ def bind_rtp(
         if family == socket.AF_INET6:
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         else:
-            # What may never be fragmented needs no number of its own (RFC 6864 section 4.1), which
-            # saves the kernel a hash: 5 % of what a packet costs. No link is too narrow for these.
+            # With DF set the kernel computes no IP ID (RFC 6864 section 4.1), which saves 5 % of
+            # the cost of a packet. These packets fit the MTU of every link.
             bound.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO)
         if keep is not None:
             attach(bound, keep)

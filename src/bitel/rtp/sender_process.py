@@ -1,6 +1,6 @@
-"""Sender processes as the streamer sees them: start, messages, failure and restart.
+"""Sender processes from the parent's side: start, messages, failure and restart.
 
-`SenderProcess` is one process and the socket to it; `SupervisedSender` replaces it when it dies.
+`SenderProcess` is one process and the socket to it; `SupervisedSender` restarts it when it dies.
 """
 
 from __future__ import annotations
@@ -38,35 +38,34 @@ from bitel.rtp.stream_spec import StreamReport
 
 START_TIMEOUT = 20.0  # seconds until the process must be ready
 STOP_TIMEOUT = 2.0  # seconds from the request to stop until a process is killed
-SILENCE_LIMIT = 15.0  # seconds without its report, due four times a second, until it counts as hung
-EXIT_WAIT = 0.02  # seconds until a process whose socket has closed counts as hung
-KILL_WAIT = 0.2  # seconds that a killed process is waited for
-RETRY_DELAY = 0.005  # seconds, where the kernel holds too many descriptors in flight
-OPEN_CLIP_TIMEOUT = 10.0  # seconds for a process to take a clip, a restart of it included
-FIRST_DELAY = 0.1  # seconds before a dead process is started again; doubled while that fails
+SILENCE_LIMIT = 15.0  # seconds without a report (due every 0.25 s) until a process counts as hung
+EXIT_WAIT = 0.02  # seconds to wait for the exit of a process whose socket has closed
+KILL_WAIT = 0.2  # seconds to wait for a killed process
+RETRY_DELAY = 0.005  # seconds, if too many descriptors are in flight
+OPEN_CLIP_TIMEOUT = 10.0  # seconds for a process to map a clip, including a restart
+FIRST_DELAY = 0.1  # seconds before a dead process is restarted; doubled while that fails
 LONGEST_DELAY = 10.0  # seconds
-SETTLED = 30.0  # seconds a process must have lived for its successor to get the first delay again
+SETTLED = 30.0  # seconds of running after which the restart delay is reset
 DEFAULT_QUEUE_LIMIT = 50_000  # commands
 
 _CHUNK = 64 * 1024  # bytes, of one write or read
 
 
 class SenderFailedError(Exception):
-    """A sender process did not start, died, or hangs."""
+    """A sender process did not start, died or hung."""
 
     pid: int | None = None
     status: int | None = None
-    """Exit status as in `subprocess`, for a signal its negative number; None if it was killed here,
-    or never ran."""
+    """Exit status as in `subprocess`; None if it was killed here or never ran."""
     streams = 0
-    """How many streams ended with it."""
+    """Number of streams that ended with it."""
 
 
 class SenderProcess:
-    """One process and the socket to it. Nothing here blocks: unsent messages wait in a queue.
+    """One process and the socket to it. Nothing blocks: unsent messages wait in a queue.
 
     `on_message` is called with each message from the process; `on_lost` once, if it ends or hangs
-    after it was ready and without having been closed. `core`: the only one that it may run on.
+    after it was ready and before `close`. `core`: the CPU core to run on; None: any.
     """
 
     def __init__(
@@ -83,7 +82,7 @@ class SenderProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._frames = Frames()
         self._queue: deque[tuple[bytes, tuple[socket.socket | SharedClip, ...]]] = deque()  # frames
-        self._unwritten = b""  # rest of frames that were taken from the queue
+        self._unwritten = b""  # of frames taken from the queue
         self._writing = False
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._up = False
@@ -92,12 +91,12 @@ class SenderProcess:
 
     @property
     def pid(self) -> int | None:
-        """The process, while its socket is open."""
+        """The process id, while its socket is open."""
         return self._process.pid if self._process is not None and self._socket else None
 
     @property
     def queued(self) -> int:
-        """How many messages wait until the process reads."""
+        """Number of messages in the queue."""
         return len(self._queue)
 
     async def start(self) -> None:
@@ -126,24 +125,24 @@ class SenderProcess:
             command = [sys.executable, "-m", "bitel.rtp.sender", str(theirs.fileno())]
             if self._core is not None:
                 command.append(str(self._core))
-            # Popen rather than asyncio's: the end of the process is seen on the socket.
+            # Popen, not asyncio's subprocess: the closed socket shows the end of the process.
             self._process = subprocess.Popen(
                 command,
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                start_new_session=True,  # of its own, also for the kernel's autogroup scheduling
+                start_new_session=True,  # also for the kernel's autogroup scheduling
             )
         self._loop.add_reader(ours, self._read)
 
     def send(self, message: Message, *passed: socket.socket | SharedClip) -> None:
-        """Queues a message, with the sockets or the clip whose descriptors it passes."""
+        """Queues a message, with the sockets or the clip whose descriptors to pass."""
         if self._socket is None:
             return
         self._queue.append((encode(message), passed))
         if not self._writing:
             self._writing = True
-            # In the loop's next round, so that all messages of this one go out in one write.
+            # In the next iteration of the loop, so that all messages of this one share a write.
             self._loop.call_soon(self._write)
 
     async def close(self) -> None:
@@ -156,7 +155,7 @@ class SenderProcess:
             if self._loop.time() > deadline:
                 self._process.kill()
                 deadline += STOP_TIMEOUT
-            await asyncio.sleep(0.005)  # the end of a `Popen` wakes no event loop
+            await asyncio.sleep(0.005)  # asyncio does not report the end of a `Popen`
 
     def _disconnect(self) -> None:
         if self._hang_timer is not None:
@@ -170,7 +169,7 @@ class SenderProcess:
         self._unwritten = b""
 
     def _lost(self, reason: str) -> None:
-        """Ends a process that is of no more use, and reports it once."""
+        """Ends a process that failed, and reports it once."""
         if self._socket is None:
             return
         self._disconnect()
@@ -195,7 +194,7 @@ class SenderProcess:
 
     def _check_alive(self) -> None:
         if self._loop.time() - self._reported_at > SILENCE_LIMIT:
-            self._read()  # if this loop itself was held up, the reports are waiting
+            self._read()  # if this loop was blocked, reports are still unread
         if self._socket is None:
             return
         if self._loop.time() - self._reported_at > SILENCE_LIMIT:
@@ -226,7 +225,7 @@ class SenderProcess:
             self._on_message(message)
 
     def _write(self) -> None:
-        """Writes what the process can take now; the rest when it can take more."""
+        """Writes until the socket is full; continues when it is writable."""
         if self._socket is None:
             return
         try:
@@ -245,11 +244,11 @@ class SenderProcess:
             self._writing = False
 
     def _write_some(self, ours: socket.socket) -> None:
-        """One write: a frame with descriptors, or as many without as a chunk holds."""
+        """One write: a frame with descriptors, or a chunk of frames without."""
         queue = self._queue
         if not self._unwritten and queue[0][1]:
             frame, passed = queue[0]
-            # The descriptors leave with the frame's first byte.
+            # The descriptors are sent with the frame's first byte.
             sent = socket.send_fds(ours, [frame], [each.fileno() for each in passed])
             self._unwritten = frame[sent:]
             queue.popleft()
@@ -263,20 +262,19 @@ class SenderProcess:
 
 
 @dataclass(slots=True)
-class _Running:
-    """A stream."""
+class _Stream:
+    """`remote` is the address in the latest specification, not the latched one."""
 
     on_end: Callable[[StreamReport], None]
     on_silence: Callable[[], None] | None
     remote: tuple[str, int]
-    """As it was named last."""
 
 
 class SupervisedSender:
-    """The streams of one sender process, which is started again whenever it dies.
+    """The streams of one sender process, which is restarted whenever it dies.
 
-    `on_failure` is called with each death and each failed start; `queue_limit` is how many commands
-    may wait before new streams are refused.
+    `on_failure` is called when it dies and when a restart fails. New streams are refused while
+    `queue_limit` commands wait.
     """
 
     def __init__(
@@ -290,14 +288,14 @@ class SupervisedSender:
         self._core = core
         self._process: SenderProcess | None = None
         self._known_ports: set[int] = set()
-        self._streams: dict[int, _Running] = {}
-        # Commands given while no process runs, by stream.
+        self._streams: dict[int, _Stream] = {}
+        # Commands, by stream, that wait for a restart of the process.
         self._held: dict[int, tuple[Play, PortSockets, Sequence[SharedClip], list[Change]]] = {}
-        # Passed to this process, and not closed there yet; True if it has confirmed that.
+        # Clips passed to this process and not closed; True once confirmed.
         self._clips: dict[int, bool] = {}
-        # Waited for, also over a restart; the result is the error, or empty.
+        # Clips that callers wait for, also during a restart; the result is the error or empty.
         self._opening: dict[int, tuple[SharedClip, asyncio.Future[str]]] = {}
-        # No longer referenced; filled by whatever thread drops the last reference.
+        # Clips that were garbage collected, which may happen on any thread.
         self._dropped_clips: deque[int] = deque()
         self._stats = StreamerStats()
         self._stats_before = StreamerStats()  # of earlier processes
@@ -309,7 +307,7 @@ class SupervisedSender:
 
     @property
     def pid(self) -> int | None:
-        """The running process."""
+        """The id of the running process."""
         return self._process.pid if self._process is not None else None
 
     async def start(self) -> None:
@@ -344,9 +342,9 @@ class SupervisedSender:
         self._opening.clear()
 
     async def open_clips(self, clips: Iterable[SharedClip]) -> None:
-        """Returns when the process has these clips in memory; at once for those it has already.
+        """Waits until the process has mapped these clips.
 
-        UnavailableError if it can't map one, or does not answer.
+        Raises UnavailableError if it can't map one or does not answer.
         """
         missing = [clip for clip in clips if not self._clips.get(clip.number)]
         if not missing:
@@ -401,10 +399,10 @@ class SupervisedSender:
     ) -> None:
         """Starts a stream from the sockets of its port; `clips` are those of the command.
 
-        `on_end` is called once, in a later round of the event loop; with `finished=False` for all
-        that ran in a process that died.
+        `on_end` is called once, in a later iteration of the event loop, with `finished=False` if
+        the process died.
         """
-        self._streams[command.stream] = _Running(on_end, on_silence, command.spec.remote)
+        self._streams[command.stream] = _Stream(on_end, on_silence, command.spec.remote)
         queued = len(self._held) if self._process is None else self._process.queued
         if queued >= self._queue_limit:
             self._end(
@@ -432,16 +430,16 @@ class SupervisedSender:
         process.send(command)
 
     def stop_stream(self, stream: int, *, if_awaited: bool = False) -> None:
-        """Ends a stream; the report comes from the process."""
+        """Ends a stream; the process then reports its end."""
         if stream in self._held:
             self._end(StreamReport.failed(stream, ""))
         elif self._process is not None and stream in self._streams:
             self._process.send(Stop(stream, if_awaited))
 
     def change(self, command: Change) -> None:
-        """Changes the media of a running stream; does nothing for one that is over.
+        """Changes the media of a running stream; does nothing for one that has ended.
 
-        A `moved` remote may be the one that was named last, which then stays.
+        A `moved` remote that equals the latest one is no change.
         """
         running, remote = self._streams.get(command.stream), command.spec.remote
         if running is None:
@@ -456,7 +454,7 @@ class SupervisedSender:
             self._process.send(command)
 
     def stats(self) -> StreamerStats:
-        """Totals over all processes so far; lateness of the present one."""
+        """Totals of all processes so far; lateness of the current one."""
         reported_ago = asyncio.get_running_loop().time() - self._reported_at
         return self._stats.plus(self._stats_before)._replace(
             running=len(self._streams), failures=self._failures, reported_ago=reported_ago

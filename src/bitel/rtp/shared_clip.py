@@ -1,7 +1,7 @@
-"""Recordings in shared memory: the service reads them once, its sender processes map them.
+"""Recordings in memory files (memfd): the service reads them once, sender processes map them.
 
-Senders get the descriptor of a memory file, not a path. What a call plays therefore depends on no
-disk, mount or bucket once it is loaded, and no sender ever waits for one.
+Senders get a descriptor, not a path. So a loaded recording depends on no disk, mount or bucket, and
+no sender waits for one.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _numbers = itertools.count(1)
 
 
 class ClipError(Exception):
-    """A recording that can't be played."""
+    """The recording can't be read, or has a size that can't be played."""
 
 
 class SharedClip:
     """A raw G.711 recording of `size` bytes behind a descriptor.
 
-    `number` identifies it in messages to the senders. The memory is freed when the last reference
-    is gone here and no stream of a sender plays it.
+    `number` identifies it in messages to the senders. The memory is freed once this object is
+    garbage and no sender plays it.
     """
 
     __slots__ = ("__weakref__", "_descriptor", "number", "size")
@@ -40,12 +40,12 @@ class SharedClip:
         weakref.finalize(self, os.close, descriptor).atexit = False
 
     def fileno(self) -> int:
-        """The descriptor; it stays open as long as this object is referenced."""
+        """The descriptor, open as long as this object exists."""
         return self._descriptor
 
 
 def clip_of(content: bytes) -> SharedClip:
-    """A clip of these bytes. Raises OSError."""
+    """Makes a clip of G.711 bytes. Raises OSError."""
     with contextlib.ExitStack() as on_error:
         descriptor = os.memfd_create("bitel-clip", os.MFD_CLOEXEC)
         on_error.callback(os.close, descriptor)
@@ -55,11 +55,11 @@ def clip_of(content: bytes) -> SharedClip:
 
 
 def read_clip(path: Path, size: int | None = None, *, copy: bool = True) -> SharedClip:
-    """Read the file at `path`; blocks for as long as its storage takes.
+    """Makes a clip of the file at `path`; blocks while its storage is read.
 
-    `size` is how many bytes it should have, if that is known. Without `copy` the clip is the open
-    file itself: that survives the loss of its name and folder, and depends on its storage for what
-    the page cache gives up. Raises ClipError.
+    `size` is the expected size in bytes, if known. Without `copy` the clip is the open file itself:
+    it survives removal of its name, but pages that are evicted from the page cache are read from
+    storage again. Raises ClipError.
     """
     try:
         with contextlib.ExitStack() as on_error:
@@ -92,8 +92,8 @@ def _check_size(path: Path, found: int, size: int | None) -> None:
 
 
 def _read_all(file: int, memory: int | None) -> int:
-    """Copies the file to `memory`; without it, only checks that it can be read. Returns the size,
-    of a file that is too large one above the limit."""
+    """Copies the file to `memory`, or only reads it; returns its size, more than `MAX_BYTES` if it
+    is too large."""
     read = 0
     while read <= MAX_BYTES and (chunk := os.read(file, _CHUNK)):
         read += len(chunk)

@@ -1,4 +1,4 @@
-"""What a stream is to send, and the report of how it ended."""
+"""The specification of a stream (`StreamSpec`) and the report of its end (`StreamReport`)."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from typing import Literal, NamedTuple
 Law = Literal["alaw", "ulaw"]
 
 Latch = Literal["off", "port", "host"]
-"""Which source of RTP a stream follows (symmetric RTP, RFC 4961).
+"""Which source of RTP a stream latches onto (symmetric RTP, RFC 4961).
 
-`off`: none; only the address in SDP counts. `port`: the first port of the host in SDP. `host`: the
-first source of any host, and from then on whatever address its SSRC comes from.
+`off`: none; only the address in SDP counts. `port`: any port of the host in SDP. `host`: any host;
+after its first packet, every address that its SSRC comes from.
 """
 
 UNHEARD = "no RTP came from the far end, which names an address that must not be sent to"
-"""The error of a stream that was stopped while it waited for the first packet of its remote."""
+"""The error of a stream that was stopped while it was `awaited`."""
 
 UNSPECIFIED_HOSTS = ("0.0.0.0", "::")
-"""Of IPv4 and of IPv6: an SDP that names it holds the call."""
+"""The unspecified addresses of IPv4 and IPv6; in SDP they put the call on hold (RFC 3264 8.4)."""
 
 _BROADCAST = ipaddress.IPv4Address("255.255.255.255")
 
 
 class RemoteAddressError(ValueError):
-    """An address, taken from a remote SDP, that RTP can't or must not be sent to."""
+    """An address of a remote SDP that RTP can't or must not be sent to."""
 
 
 class StreamSpec(NamedTuple):
     """What a stream sends, from where, and to where.
 
-    `Streamer.play` starts a stream with it. `Streamer.change` takes a new one, of which `port`,
-    `law`, `latch` and `silence_timeout` must be as before.
+    `Streamer.play` takes one. `Streamer.change` takes a new one with the same `port`, `law`,
+    `latch` and `silence_timeout`.
     """
 
     port: int
@@ -50,64 +50,63 @@ class StreamSpec(NamedTuple):
     """Payload types that the remote may use for telephone events (RFC 4733)."""
     latch: Latch = "port"
     held: bool = False
-    """Send nothing until a change without it; the recording waits."""
+    """Pause the recording and send nothing, until a change without it."""
     awaited: bool = False
-    """Send nothing before a packet of the remote was accepted, by `latch` or from `remote`. For a
-    `remote` that only says where it may send from; requires a streamer that receives."""
+    """Send nothing before a packet of the remote was accepted, by `latch` or from `remote`, where
+    `remote` must not be sent to. Requires a streamer that receives."""
     silence_timeout: float = 0.0
-    """Seconds without RTP or RTCP, after some has come, until `on_silence` is called; 0: never."""
+    """Seconds without RTP or RTCP, after a first packet, until `on_silence`; 0: never."""
 
 
 class StreamReport(NamedTuple):
-    """How a stream ended. What follows `error` is known if the streamer receives."""
+    """How a stream ended. The fields after `error` are set only if the streamer receives."""
 
     stream: int
     packets: int | None
-    """Packets that the kernel took; None if the sender process, which counts them, died."""
+    """Packets that the kernel accepted; None if the sender process died."""
     finished: bool
-    """The playlist was sent to its end, and its last packet has been played out."""
+    """Whether the playlist was sent to its end, and one packet time has passed since."""
     error: str = ""
-    """A sentence; also set if single packets of a finished stream were refused."""
+    """A sentence; also set if the kernel refused packets of a finished stream."""
     received: int = 0
-    """Estimated RTP packets from the remote. Audio is counted by a sample of sequence numbers."""
+    """RTP packets from the remote, estimated from a sample."""
     silent_for: float | None = None
-    """Seconds from the last packet that was read, or a later change, to the end; None: no packet
-    came."""
+    """Seconds from the last packet read, or a later change, to the end; None: no packet."""
     digits: str = ""
-    """Telephone events, of 0-9*#ABCD."""
+    """Telephone events received: 0-9*#ABCD."""
     far_loss: float | None = None
-    """Part of the packets, 0 to 1, that the remote missed, by its last RTCP report."""
+    """Cumulative loss at the remote, 0 to 1, by its last RTCP report; None: no report."""
     far_jitter_ms: float | None = None
-    """From the same report."""
+    """Interarrival jitter at the remote, from the same report."""
     digits_at: float | None = None
-    """When the first digit came, by CLOCK_MONOTONIC."""
+    """Time of the first digit, by CLOCK_MONOTONIC."""
     unexpected: int = 0
-    """RTP packets from addresses that were not accepted; where streams share the port, only those
-    that are known to be meant for this one."""
+    """RTP packets from addresses that were not accepted; on a shared port, only those with the
+    stream's SSRC."""
     stopped: bool = False
-    """Packets had come, and then none for so long, 6 s or more, that neither loss nor sampling
-    explains it."""
+    """Whether the remote stopped sending: no packet for 6 s or more, which neither loss nor
+    sampling explains."""
 
     @classmethod
     def failed(cls, stream: int, error: str, packets: int | None = 0) -> StreamReport:
-        """Of a stream that could not be sent to its end."""
+        """The report of a stream that could not be sent."""
         return cls(stream, packets, finished=False, error=error)
 
 
 @lru_cache(maxsize=1024)
 def normalized(host: str) -> str:
-    """An IP address in the form that the system writes it; ValueError for anything else."""
+    """The canonical form of an IP address; ValueError for anything else."""
     return str(ipaddress.ip_address(host))
 
 
 @lru_cache(maxsize=1024)
 def host_problem(host: str, version: int) -> str:
-    """Why RTP can't be sent to the host from IPv4 or IPv6, as a sentence; empty if it can."""
+    """Why RTP can't be sent to `host` by IPv4 or IPv6, as a sentence; empty if it can."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
         return f"{host!r} is not an IP address to send RTP to"
-    # The address comes from a stranger's SDP. 0.0.0.0 would reach this machine itself.
+    # The SDP is untrusted. 0.0.0.0 would reach this machine itself.
     many = address.is_multicast or address == _BROADCAST
     if address.is_unspecified or many or "%" in host:
         return f"{host} is not an address of one callee to send RTP to"

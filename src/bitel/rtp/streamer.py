@@ -1,7 +1,7 @@
-"""Plays recordings to many calls at once: the interface of this package to the service.
+"""`Streamer`: the interface of this package, which plays recordings to many calls at once.
 
-The streamer lends local RTP ports and passes streams to its sender processes. All of it runs on the
-event loop and does nothing per packet.
+It lends local RTP ports and passes streams to its sender processes. It runs on the event loop and
+does no work per packet.
 """
 
 from __future__ import annotations
@@ -46,31 +46,30 @@ __all__ = [
     "senders_for",
 ]
 
-STREAMS_OF_ONE = 4000  # that a sender process carries with room to spare on today's cores
-COMFORTABLE = 2000  # calls that a process is given before the next one gets any
-MAX_CLIPS = 256  # in one playlist
-DEFAULT_SOCKETS = 64  # of each process
-MAX_DESCRIPTORS = 1 << 16  # taken for this process; at most half of them become RTP sockets
+STREAMS_OF_ONE = 4000  # streams per sender process, with a margin on current cores
+COMFORTABLE = 2000  # calls of a process before the next one gets any
+MAX_CLIPS = 256  # per playlist
+DEFAULT_SOCKETS = 64  # per process
+MAX_DESCRIPTORS = 1 << 16  # limit set for this process; at most half of them become RTP sockets
 
 
 def senders_for(streams: int, cores: int) -> int:
-    """How many sender processes so many streams at once are worth; at most one for each core."""
+    """The number of sender processes for `streams` concurrent streams; at most one per core."""
     return max(1, min(cores, -(-streams // STREAMS_OF_ONE)))
 
 
 class Streamer:
     """Local RTP ports, and streams of raw G.711 clips from them.
 
-    `host` is the local IP address that RTP is sent from; `ports` the range of which the even ones
-    are used. `processes` sender processes share the ports; each fills one core at most, and the
-    first ones are filled first, as a process that has many streams sends each for less.
-    `max_sockets` ports are bound for each process at most: a packet from a port of its own costs
-    two to three times the CPU of one that leaves with others from a shared port. `queue_limit` is
-    how many commands may wait for a sender before new streams are refused.
+    `host` is the local IP address to send from; the even ports of `ports` are used. `processes`
+    sender processes divide the ports; each uses one core at most, and the first ones are filled
+    first, because the cost per stream falls with the number of streams in a process. `max_sockets`
+    is the number of ports bound per process: a packet from a port of its own costs two to three
+    times the CPU of one that is sent with others from a shared port. New streams are refused while
+    `queue_limit` commands wait for a sender.
 
-    With `receive` a stream follows its remote to the address that it sends from (`Latch`), digits
-    are read, and RTCP is sent and received on the port above each RTP port. Senders do that in
-    spare time only: ticks come first.
+    With `receive` streams latch onto the source address of their remote (`Latch`), digits are read,
+    and RTCP is sent and received on the port above each RTP port, in the time between ticks.
     """
 
     def __init__(
@@ -89,8 +88,8 @@ class Streamer:
         """Called when a sender process has died, hangs, or could not be started again."""
         self._receive = receive
         room = _descriptors() // (4 if receive else 2) // processes  # with RTCP two for each port
-        # A phone that answered before a crash may still send to the port of its forgotten call.
-        # After the restart the calls begin at another place of the range, out of its way.
+        # After a crash, phones may still send to the ports of their old calls. New calls begin at
+        # another place of the range to avoid these.
         first = random.randrange(max(1, len(ports)))
         self._pools = [  # of each sender
             PortPool(
@@ -112,7 +111,7 @@ class Streamer:
         self._started = False
 
     async def start(self) -> None:
-        """Starts the sender processes and waits until they read; raises SenderFailedError."""
+        """Starts the sender processes and waits until they are ready; raises SenderFailedError."""
         try:
             await asyncio.gather(*(sender.start() for sender in self._senders))
         except BaseException:
@@ -121,14 +120,14 @@ class Streamer:
         self._started = True
 
     async def stop(self) -> None:
-        """Ends every stream (`finished=False`), the senders, and the ports."""
+        """Ends all streams (`finished=False`) and sender processes, and closes the ports."""
         self._started = False
         await asyncio.gather(*(sender.stop() for sender in self._senders))
         for pool in self._pools:
             pool.close()
 
     def open_port(self) -> int:
-        """A bound local port for a call: one of its own while there are free ones, else shared.
+        """Lends a bound local port to a call: an unused one if possible, else a shared one.
 
         Raises NoPortError if none of the range can be bound.
         """
@@ -139,14 +138,14 @@ class Streamer:
         return last.open()
 
     def release_port(self, port: int) -> None:
-        """Returns the port of a call; it rests 5 s before another call gets it alone."""
+        """Ends a call's use of a port, which is reused after 5 s."""
         self._pools[self._number(port)].release(port)
 
     async def prepare(self, port: int, clips: Iterable[SharedClip]) -> None:
-        """Waits until the sender of `port` has these clips in memory; raises UnavailableError.
+        """Waits until the sender of `port` has mapped these clips; raises UnavailableError.
 
-        Each clip is passed to each sender once and stays there while it is referenced here; a
-        sender that is restarted gets it anew.
+        Each clip is passed to each sender once, and again after a restart. It stays mapped while it
+        is referenced here.
         """
         await self._senders[self._number(port)].open_clips(clips)
 
@@ -159,10 +158,9 @@ class Streamer:
     ) -> int:
         """Starts a stream that sends the clips one after the other; returns its number.
 
-        `on_end` is called once, later, on the event loop; also for an address that can't be sent
-        to, or a clip that can't be played. `on_silence` is called, repeatedly, when the
-        `silence_timeout` is over. Raises ValueError for a port that is not open, a payload type
-        out of range and an unknown packet time: those are faults of the caller.
+        `on_end` is called once, later, on the event loop, also if the address or a clip can't be
+        used. `on_silence` is called each time the remote was silent for `silence_timeout`. Raises
+        ValueError for a port that is not open, a payload type or a packet time out of range.
         """
         number = self._number(spec.port)
         pool, sender = self._pools[number], self._senders[number]
@@ -178,7 +176,7 @@ class Streamer:
         if not self._started:
             problem = "the streamer is not running"
         if problem:
-            # Later, so that this returns first.
+            # The caller needs the stream's number before `on_end` is called.
             asyncio.get_running_loop().call_soon(on_end, StreamReport.failed(stream, problem))
             return stream
         host = UNSPECIFIED_HOSTS[self._version == 6] if nowhere else normalized(host)
@@ -189,24 +187,23 @@ class Streamer:
         return stream
 
     def stop_stream(self, stream: int, *, if_awaited: bool = False) -> None:
-        """Ends a stream; `on_end` follows. Does nothing for one that has ended already.
+        """Ends a stream; `on_end` follows. Does nothing for one that has ended.
 
-        With `if_awaited` only one that still awaits the first packet of its remote, with the error
+        With `if_awaited` only if it still awaits its remote's first packet, with the error
         `UNHEARD`.
         """
         self._sender_of(stream).stop_stream(stream, if_awaited=if_awaited)
 
     def change(self, stream: int, spec: StreamSpec) -> None:
-        """The stream goes on by this specification from its next packet on.
+        """Applies a new specification from the stream's next packet on.
 
         SSRC, sequence number and the position in the recording continue. The timestamp continues
-        with the samples, and over a hold with the clock. The first packet after a hold has the
+        with the samples, and during a hold with the clock. The first packet after a hold has the
         marker bit (RFC 3551 section 4.1).
 
-        A remote address that is the one named last is left alone: if the remote turned out to send
-        from another port, that still holds. A new one restarts latching. Raises RemoteAddressError,
-        and changes nothing, if the address can't be sent to and the stream is not held. Does
-        nothing for a stream that has ended.
+        A new remote address restarts latching; an unchanged one keeps the latched address. Raises
+        RemoteAddressError, and changes nothing, if the address can't be sent to and the stream is
+        not held. Does nothing for a stream that has ended.
         """
         _check(spec)
         problem = self.address_problem(spec.remote)
@@ -218,7 +215,7 @@ class Streamer:
         self._sender_of(stream).change(Change(stream, spec, moved=not problem))
 
     def address_problem(self, remote: tuple[str, int]) -> str:
-        """Why nothing can be sent to this address, as a sentence; empty if it can."""
+        """Why RTP can't be sent to this address, as a sentence; empty if it can."""
         host, port = remote
         if problem := host_problem(host, self._version):
             return problem
@@ -227,18 +224,18 @@ class Streamer:
         return ""
 
     def stats(self) -> StreamerStats:
-        """The senders' load, summed; of their lateness the worst."""
+        """The load of all senders: sums of counts, maxima of lateness."""
         return reduce(StreamerStats.plus, (sender.stats() for sender in self._senders))
 
     def sender_pids(self) -> list[int]:
-        """The process ids of the senders that run now."""
+        """The process ids of the running senders."""
         return [sender.pid for sender in self._senders if sender.pid is not None]
 
     def _sender_of(self, stream: int) -> SupervisedSender:
         return self._senders[stream % len(self._senders)]
 
     def _number(self, port: int) -> int:
-        """The sender, and the pool, that a port belongs to."""
+        """The index of the sender and the pool of a port."""
         return share_of(port, len(self._pools))
 
     def _pools_by_rank(self) -> list[PortPool]:
@@ -253,7 +250,7 @@ class Streamer:
 
 
 def random_start() -> tuple[int, int, int]:
-    """Sequence number, timestamp and SSRC to begin with, unpredictable (RFC 3550 section 5.1)."""
+    """Random initial sequence number, timestamp and SSRC (RFC 3550 section 5.1)."""
     bits = urandom(10)
     return int.from_bytes(bits[:2]), int.from_bytes(bits[2:6]), int.from_bytes(bits[6:])
 
@@ -266,7 +263,7 @@ def _check(spec: StreamSpec) -> None:
 
 
 def _descriptors() -> int:
-    """Takes as many descriptors as the system lets us have, up to 65,536; how many that are."""
+    """Raises the limit of open descriptors as far as possible, up to 65,536; returns it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
     if soft == resource.RLIM_INFINITY or soft >= wanted:

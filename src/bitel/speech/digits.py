@@ -1,7 +1,6 @@
-"""A code read out digit by digit: ten clips per voice, and the playlist of a code.
+"""Spoken digits: renders ten clips per voice, and makes the playlist of a code.
 
-The clips are made once, without silence at their ends and equally loud, so that a call only names
-files.
+The clips are trimmed and have equal loudness. They are rendered once per voice.
 """
 
 from __future__ import annotations
@@ -26,20 +25,20 @@ Samples = NDArray[np.float64]
 
 DIGITS: Final = "0123456789"
 PACKET: Final = SAMPLE_RATE // 50
-"""Samples of 20 ms; clips are whole packets, so that the gaps keep their length."""
+"""Samples of 20 ms. Clips consist of whole packets, so that padding does not lengthen the gaps."""
 GAP_SECONDS: Final = 0.30
-"""Silence between two digits; with the clips' own edges 340 to 360 ms."""
+"""Silence between digits; 340 to 360 ms with the margins of the clips."""
 PAUSE_SECONDS: Final = 0.96
-"""Silence between two repetitions, with the clips' own edges about a second."""
+"""Silence between repetitions; about 1 s with the margins of the clips."""
 
 TARGET_DB: Final = -20.0
-"""Level of a clip, root mean square of what a telephone carries, in dB of full scale."""
+"""RMS level of a clip within the telephone band, in dB of full scale."""
 MAX_PEAK: Final = 0.89
-"""Highest sample, -1 dB of full scale."""
+"""Highest sample: -1 dB of full scale."""
 FLOOR_DB: Final = -35.0
-"""How far below its loudest 10 ms a clip still counts as speech."""
+"""Level relative to a clip's loudest 10 ms from which audio is speech."""
 MARGIN_SECONDS: Final = 0.02
-"""Kept before and after, so that soft onsets stay whole."""
+"""Margin before and after speech, to keep soft onsets."""
 
 _GAP: Final = "gap"
 _PAUSE: Final = "pause"
@@ -51,7 +50,7 @@ _BAND: Final = (200.0, 3400.0)
 async def render_set(engine: Engine, options: SpeechOptions, work: Path, into: Path) -> None:
     """Render all ten digits and the silences to clips in the folder `into`.
 
-    All go through one WAV and one decoding, each from a whole second on. `work` is for temporary
+    All are decoded as one WAV, in which each begins at a whole second. `work` is for temporary
     files; both folders must exist. Raises UnavailableError.
     """
     spoken = await render(DIGITS, engine, work, options)
@@ -62,10 +61,10 @@ async def render_set(engine: Engine, options: SpeechOptions, work: Path, into: P
 
 
 def playlist(folder: Path, digits: str, law: Law, repeat: int, intro: Path | None) -> list[Path]:
-    """Return the clips that read `digits` out `repeat` times, after `intro` if there is one.
+    """Return the clips that speak `digits` `repeat` times, after `intro` if given.
 
-    `folder` is what `render_set` filled. A gap goes before and after it all, since the first and
-    the last moment of a call may be lost.
+    `folder` was filled by `render_set`. There is a gap at the begin and the end, because the first
+    and last moments of a call may be lost.
     """
     gap, pause = _clip(folder, _GAP, law), _clip(folder, _PAUSE, law)
     clips = [] if intro is None else [intro]
@@ -80,7 +79,7 @@ def _clip(folder: Path, name: str, law: Law) -> Path:
 
 
 def _lay_out(spoken: Sequence[Path], sheet: Path) -> list[int]:
-    """Write the clips to one WAV, each from a whole second on; return their lengths at 8 kHz."""
+    """Write the clips to one WAV, each at a whole second; return their lengths at 8 kHz."""
     rows: list[Samples] = []
     lengths: list[int] = []
     for path in spoken:
@@ -97,7 +96,7 @@ def _whole_packets(seconds: float) -> int:
 
 
 def _seconds(length: int) -> int:
-    """Return the whole seconds that a clip takes on the sheet, with some silence behind it."""
+    """Return the seconds of a clip in the common WAV, including silence behind it."""
     return length // SAMPLE_RATE + 1
 
 
@@ -115,10 +114,7 @@ def _cut(decoded: Decoded, lengths: Sequence[int], into: Path) -> None:
 
 
 def trimmed(samples: Samples, rate: int) -> Samples:
-    """Cut the silence off both ends, fading over the margin that is left.
-
-    Raises ValueError where all of it is silent.
-    """
+    """Remove silence at both ends except a faded margin. Raises ValueError if all is silent."""
     frame = rate // 100
     rows = -(-len(samples) // frame)
     padded = np.pad(samples, (0, rows * frame - len(samples))).reshape(rows, frame)
@@ -137,17 +133,17 @@ def trimmed(samples: Samples, rate: int) -> Samples:
 
 
 def level_db(samples: Samples, rate: int) -> float:
-    """Return the level within 200 to 3400 Hz, in dB of full scale; -120 at least."""
+    """Return the level within 200 to 3400 Hz in dB of full scale, at least -120."""
     spectrum = np.abs(np.fft.rfft(samples)) ** 2
     frequencies = np.fft.rfftfreq(len(samples), 1 / rate)
     within = (frequencies >= _BAND[0]) & (frequencies <= _BAND[1])
-    # Parseval: a real signal's power is twice that of the positive half of its spectrum.
+    # Parseval's theorem, with the positive half of the spectrum counted twice.
     power = 2 * spectrum[within].sum() / len(samples) ** 2
     return float(10 * np.log10(max(power, 1e-12)))
 
 
 def levelled(samples: Samples, rate: int) -> Samples:
-    """Bring the clip to `TARGET_DB`, or as near as its peaks allow."""
+    """Amplify the clip to `TARGET_DB`, or as far as `MAX_PEAK` allows."""
     gain = 10 ** ((TARGET_DB - level_db(samples, rate)) / 20)
     peak = float(np.abs(samples).max(initial=0))
     result: Samples = samples * min(gain, MAX_PEAK / peak if peak else gain)

@@ -1,8 +1,8 @@
-"""Speech engines: chooses engine and voice for a language, and renders texts to WAV.
+"""Speech engines: selects engine and voice for a language, and renders texts to WAV.
 
-Piper speaks the languages for which the options name a voice model, espeak-ng the others. Both
-run in the worker process (`speech/worker.py`) only. Piper is driven by its documented command line;
-the tests replace it by a stand-in, so no real voice model has been tried yet.
+Piper is used for languages with a voice model in the options, espeak-ng for the others. Both run in
+the worker process (`speech/worker.py`) only. Piper is called by its documented command line, which
+was tested with a fake program only.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ WORKER: Final = "bitel.speech.worker"
 ESPEAK: Final = "espeak-ng"
 ESPEAK_PACKAGE: Final = "espeakng-loader"
 NATURAL_PACE: Final = 150
-"""Words a minute; at this setting a Piper voice speaks as fast as it was trained to."""
+"""Words per minute at which a Piper voice has its natural speed."""
 AUDIBLE_PEAK: Final = 328
-"""Highest sample under which a rendering counts as silent: 1 % of full scale."""
+"""Highest sample below which a rendering is silent: 1 % of full scale."""
 
 DEFAULT_LANGUAGES: Final[Mapping[str, str]] = MappingProxyType({"fa": "fa", "en": "en"})
 _LANGUAGE: Final = re.compile(r"[a-z0-9]{2,8}(-[a-z0-9]{1,8}){0,3}")
@@ -45,12 +45,11 @@ _VOICE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+\-]{0,63}")
 
 @dataclass(frozen=True, slots=True)
 class SpeechOptions:
-    """How texts are spoken. Raises SettingsError where the options contradict themselves.
+    """How texts are spoken. Raises SettingsError for invalid options.
 
-    `languages` gives espeak-ng's name of a voice for each language a client may name, in lower
-    case (`fa`, `en-us`); `piper` the path of a Piper voice model (`.onnx`, its `.onnx.json`
-    beside it), which goes before espeak-ng. `max_chars` is the longest text taken, in
-    characters. `words_per_minute` is 80 to 450.
+    `languages`: espeak-ng's voice for each language that clients may use, in lower case (`fa`,
+    `en-us`). `piper`: path of a Piper voice model (`.onnx`, with its `.onnx.json`) by language,
+    preferred to espeak-ng. `max_chars`: length of the longest text. `words_per_minute`: 80 to 450.
     """
 
     default_language: str = "fa"
@@ -85,17 +84,17 @@ class SpeechOptions:
 
     @property
     def known(self) -> list[str]:
-        """The languages that a client may name, sorted."""
+        """The languages that clients may use, sorted."""
         return sorted({*self.languages, *self.piper})
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """All that, with the text, decides how speech sounds.
+    """All parameters of speech except the text.
 
-    `program` is `espeak-ng` or the path of the `piper` command, `voice` espeak-ng's voice or the
-    path of Piper's model, `pace` words a minute or Piper's length scale, and `version` changes
-    whenever engine or voice does.
+    `program`: `espeak-ng` or the path of the `piper` command. `voice`: espeak-ng's voice or the
+    path of Piper's model. `pace`: words per minute or Piper's length scale. `version` changes with
+    the engine and the voice.
     """
 
     program: str
@@ -112,8 +111,8 @@ class Engine:
 def engine_for(language: str | None, options: SpeechOptions) -> Engine:
     """Return the engine for `language`, or for the default language. It reads the file system.
 
-    Raises InvalidRequestError where no voice speaks that language, and UnavailableError where
-    the engine it needs is not installed.
+    Raises InvalidRequestError if no voice speaks that language, UnavailableError if the engine is
+    not installed.
     """
     language = options.default_language if language is None else language.lower()
     if language in options.piper:
@@ -132,7 +131,7 @@ def engine_for(language: str | None, options: SpeechOptions) -> Engine:
 
 def _piper(language: str, options: SpeechOptions) -> Engine:
     model = options.piper[language].absolute()
-    # pip puts it beside our interpreter, which need not be on PATH.
+    # pip installs it beside the interpreter, which may not be on PATH.
     folders = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     program = shutil.which("piper", path=folders)
     if program is None:
@@ -154,9 +153,9 @@ def _piper(language: str, options: SpeechOptions) -> Engine:
 async def speak(text: str, language: str | None, into: Path, options: SpeechOptions) -> Path:
     """Render `text` to a WAV in the folder `into`, which must exist, and return its path.
 
-    Markup in the text is read out, not interpreted. A worker process does it under
-    `options.limits`. Raises InvalidRequestError for a text or a language that can't be spoken,
-    and UnavailableError where the engine is missing, fails or takes too long.
+    Markup is spoken, not interpreted. A worker process runs under `options.limits`. Raises
+    InvalidRequestError for a text or a language that can't be spoken, UnavailableError if the
+    engine is missing, fails or takes too long.
     """
     words = plain(text, options.max_chars)
     engine = await asyncio.to_thread(engine_for, language, options)
@@ -167,9 +166,9 @@ async def speak(text: str, language: str | None, into: Path, options: SpeechOpti
 async def render(
     texts: Sequence[str], engine: Engine, into: Path, options: SpeechOptions, owner: str = SERVICE
 ) -> list[Path]:
-    """Render each of `texts`, as `plain` gives them, to a WAV in the folder `into`.
+    """Render each of `texts`, which `plain` returned, to a WAV in the folder `into`.
 
-    The workers take turns of the project `owner`. Raises as `speak` does.
+    The workers use turns of the project `owner`. Raises as `speak`.
     """
     if engine.is_piper:
         paths = []
@@ -219,7 +218,7 @@ async def _run_worker(
 
 
 def _raise_failure(ended: worker_process.Ended, engine: Engine, limits: SpeechLimits) -> None:
-    """Raise the error that an exit status stands for, if it is one of failure."""
+    """Raise the error of an exit status, unless it means success."""
     match ended.status:
         case Verdict.DONE:
             return
@@ -245,7 +244,7 @@ def _raise_failure(ended: worker_process.Ended, engine: Engine, limits: SpeechLi
 
 
 def _require_sound(path: Path) -> None:
-    """Raises UnavailableError where there is no WAV, InvalidRequestError where it is silent."""
+    """Raise UnavailableError if there is no valid WAV, InvalidRequestError if it is silent."""
     try:
         samples, _ = wav.read(path)
     except (OSError, EOFError, wave.Error) as error:

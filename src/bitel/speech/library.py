@@ -1,7 +1,7 @@
 """Cache of spoken texts and digits: files in a folder, named by a hash of their content.
 
-`<key>.alaw` and `<key>.ulaw` are a text, and are evicted when room is needed; `digits-<key>/` holds
-the ten digits of a voice, and stays. Work in progress is in `.work-…`.
+`<key>.alaw` and `<key>.ulaw` are a text, and are evicted when the cache is full; `digits-<key>/`
+has the ten digits of a voice, which are kept. `.work-…` folders are temporary.
 """
 
 from __future__ import annotations
@@ -29,32 +29,32 @@ from bitel.g711 import SAMPLE_RATE
 from bitel.recordings.decode import Decoded, decode
 from bitel.recordings.files import sync
 from bitel.recordings.limits import MEBIBYTE, DecodeLimits
-from bitel.recordings.shared_tasks import SharedTasks
 from bitel.recordings.storage import SUFFIXES, Law
 from bitel.recordings.worker_process import SERVICE
 from bitel.speech import digits, spoken_text
 from bitel.speech.engines import Engine, SpeechOptions, engine_for, render
+from bitel.supervision import SharedTasks
 
 RENDERING: Final = 1
-"""Part of every key: raise it when the way from text to clip changes how it sounds."""
+"""Part of every key; increase it when a code change alters the sound."""
 MAX_WAITING: Final = 64
-"""Texts that may be rendered or wait for it at once."""
+"""Texts being rendered or waiting for it, at most."""
 MAX_DIGITS: Final = 10
 MAX_REPEAT: Final = 10
 SPARED_SECONDS: Final = 120.0
-"""A text that was returned so lately is not evicted: it may be being copied."""
+"""A text returned this recently is not evicted, as it may be being copied."""
 STALE_SECONDS: Final = 86_400.0
-"""Age at which a `.work-…` folder is left over. Ages of files are by the system clock, which may be
-set meanwhile, hence far more than any rendering takes."""
+"""Age at which a `.work-…` folder is removed. It is far longer than a rendering, because file ages
+depend on the system clock."""
 
 _WORK: Final = ".work-"
 
 
 class SpeechLibrary:
-    """Speech by text and language. `rendered` counts the texts and digit sets made so far.
+    """Speech by text and language. `rendered` counts the texts and digit sets rendered so far.
 
-    `folder` is created. The texts in it take `max_bytes` at most, apart from those returned within
-    the last two minutes; the least recently used go first.
+    `folder` is created. Texts take at most `max_bytes`, except those returned in the last two
+    minutes; the least recently used are evicted first.
     """
 
     def __init__(
@@ -77,26 +77,24 @@ class SpeechLibrary:
         self._sweep()
 
     async def recording_key(self, text: str, language: str | None = None) -> str:
-        """Return the key of `text` as spoken: 64 hex digits, equal for equal speech.
+        """Return the key of a spoken text, 64 hex digits, without rendering it.
 
-        `language` is one of the options', by default their default one. Raises
-        InvalidRequestError, naming `text` or `language`, and UnavailableError where the engine
-        is not installed. Nothing is rendered.
+        `language` is one of the options', or None for their default. Raises InvalidRequestError,
+        naming `text` or `language`, and UnavailableError if the engine is not installed.
         """
         words = spoken_text.plain(text, self._options.max_chars)
         return _key(await self._engine(language), words)
 
     async def render(self, text: str, language: str | None = None, owner: str = SERVICE) -> Decoded:
-        """Return `text` as spoken, in both laws; it is rendered, in turns of the project `owner`,
-        unless it is in the folder.
+        """Return the spoken text in both laws, rendered in a turn of the project `owner` or cached.
 
-        Copy the files (`VoiceStore.put` does) within two minutes, and never change them. Raises
-        InvalidRequestError and UnavailableError as `speak` does.
+        The caller must copy the files within two minutes (as `VoiceStore.put` does) and not modify
+        them. Raises InvalidRequestError and UnavailableError as `speak`.
         """
         words = spoken_text.plain(text, self._options.max_chars)
         engine = await self._engine(language)
         key = _key(engine, words)
-        # Not looked for in the folder while it is rendered: that may end in between.
+        # If it is being rendered, the task has the result; the folder may not have it yet.
         if key not in self._texts:
             with _failures_named():
                 found = await asyncio.to_thread(self._find, key)
@@ -109,11 +107,11 @@ class SpeechLibrary:
     async def digit_clips(
         self, text: str, language: str | None, law: Law, repeat: int = 2, intro: Path | None = None
     ) -> list[Path]:
-        """Return the clips that read the digits of `text` one by one, `repeat` times.
+        """Return the clips that speak the digits of `text` one by one, `repeat` times.
 
-        `text` is 1 to 10 digits of any script, `repeat` 1 to 10. `intro` is a clip of the same law
-        that comes first. The voice's digits are rendered on first use. Raises InvalidRequestError,
-        naming `text`, `repeatCount` or `language`, and UnavailableError.
+        `text` is 1 to 10 digits of any script, `repeat` 1 to 10. `intro` is a first clip in the
+        same law. A voice's digits are rendered on first use. Raises InvalidRequestError, naming
+        `text`, `repeatCount` or `language`, and UnavailableError.
         """
         code = spoken_text.digits(text, MAX_DIGITS)
         if not 1 <= repeat <= MAX_REPEAT:
@@ -127,7 +125,7 @@ class SpeechLibrary:
         return digits.playlist(folder, code, law, repeat, intro)
 
     async def close(self) -> None:
-        """Cancel what is being rendered, also for its callers."""
+        """Cancel all renderings, and so their callers."""
         await self._texts.close()
         await self._digit_sets.close()
 
@@ -162,9 +160,9 @@ class SpeechLibrary:
 
     @asynccontextmanager
     async def _work(self) -> AsyncIterator[Path]:
-        """A temporary folder for one rendering.
+        """Make a temporary folder for one rendering.
 
-        Failures to decode become UnavailableError: the client sent words, not a recording.
+        Errors of decoding become UnavailableError: they are not the client's fault.
         """
         make = partial(tempfile.mkdtemp, prefix=_WORK, dir=self._folder)
         try:
@@ -173,7 +171,7 @@ class SpeechLibrary:
                 try:
                     yield work
                 finally:
-                    # What is left behind is removed at the next start.
+                    # If this fails, `_sweep` removes it later.
                     remove = partial(shutil.rmtree, work, ignore_errors=True)
                     await asyncio.shield(asyncio.to_thread(remove))
         except (PayloadTooLargeError, UnsupportedMediaError) as error:
@@ -183,15 +181,14 @@ class SpeechLibrary:
         return {law: self._folder / (key + suffix) for law, suffix in SUFFIXES.items()}
 
     def _find(self, key: str) -> Decoded | None:
-        """Return a text that is in the folder, and record its use."""
+        """Return a cached text and update its access time."""
         paths = self._paths(key)
         try:
             status, other = (path.stat() for path in paths.values())
             if not status.st_size == other.st_size > 0:
                 return None
             for path in paths.values():
-                # The access time is that of the last use. The modification time stays: players
-                # would take a change of it for another recording.
+                # Players identify a recording by its modification time, so that must not change.
                 os.utime(path, ns=(int(self._clock() * 1e9), path.stat().st_mtime_ns))
         except FileNotFoundError:
             return None
@@ -209,7 +206,7 @@ class SpeechLibrary:
         return kept
 
     def _make_room(self) -> None:
-        """Evict the least recently used texts until the rest fits."""
+        """Evict the least recently used texts until the others fit."""
         sizes: dict[str, int] = {}
         used: dict[str, float] = {}
         with os.scandir(self._folder) as entries:
@@ -230,7 +227,7 @@ class SpeechLibrary:
                 path.unlink(missing_ok=True)
 
     def _sweep(self) -> None:
-        """Remove the work of processes that were killed; what may still run is spared."""
+        """Remove the temporary folders of killed processes."""
         for work in self._folder.glob(f"{_WORK}*"):
             with suppress(FileNotFoundError):
                 if self._clock() - work.stat().st_mtime > STALE_SECONDS:
@@ -254,6 +251,6 @@ def _put_in_place(clips: Path, folder: Path) -> None:
     try:
         os.rename(clips, folder)
     except OSError:
-        # Another process may have been faster, with the same clips.
+        # Another process may have rendered the same clips.
         if not folder.is_dir():
             raise

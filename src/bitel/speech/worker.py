@@ -1,12 +1,12 @@
-"""The process that speaks texts: `python -m bitel.speech.worker`.
+"""The worker process that speaks texts: `python -m bitel.speech.worker`.
 
-The engines are GPL and written in C, so the service never loads them: neither their licence nor a
-crash reaches it. espeak-ng is loaded here, from the wheel `espeakng-loader`; for Piper this process
-confines itself and then becomes the `piper` command.
+The engines are GPL and written in C, so they are kept out of the service's process because of the
+licence and of crashes. espeak-ng is loaded from the wheel `espeakng-loader`; for Piper this process
+confines itself and then executes the `piper` command.
 
-stdin holds one text a line, UTF-8. The n-th is written as WAV to the n-th of the descriptors that
-this process gets; Piper, with one line only, writes a file. The text may be an attacker's, so both
-run in a sandbox. The exit status is a `Verdict`, or Piper's own.
+stdin has one UTF-8 text per line. The n-th is written as WAV to the n-th of the descriptors given;
+Piper, with one line only, writes a file. The text is untrusted, so both run in a sandbox. The exit
+status is a `Verdict` or Piper's.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from bitel.recordings import sandbox
 from bitel.recordings.limits import Verdict, confine, rewind
 
 MAX_RATE: Final = 48000
-"""Samples a second that an engine gives at most."""
+"""Highest sampling rate of an engine, in Hz."""
 HEADER_BYTES: Final = 4096
 
 # Of espeak-ng's speak_lib.h.
 _SYNCHRONOUS: Final = 2
 _DONT_EXIT: Final = 0x8000
-_UTF8: Final = 1  # and neither espeakSSML nor espeakPHONEMES: the text is words only
+_UTF8: Final = 1  # without espeakSSML and espeakPHONEMES: plain text
 _POSITION_CHARACTER: Final = 1
 _RATE: Final = 1
 _CALLBACK: Final = ctypes.CFUNCTYPE(
@@ -40,9 +40,8 @@ _CALLBACK: Final = ctypes.CFUNCTYPE(
 def main(arguments: list[str]) -> int:
     """Speak stdin with `engine` into `into`, and return a `Verdict`.
 
-    `voice` is espeak-ng's name of a voice, or the path of Piper's model. `pace` is words a
-    minute, or Piper's length scale. `into` are the descriptors to write to, with commas between, or
-    for Piper the folder of `0.wav`. The limits follow as numbers.
+    `engine`, `voice` and `pace` are those of `engines.Engine`. `into` are the descriptors to write
+    to, separated by commas, or for Piper the folder of `0.wav`. The limits follow as numbers.
     """
     engine, voice, pace, into, max_seconds, *limits = arguments
     confine(*limits, file_bytes=HEADER_BYTES + int(float(max_seconds) * MAX_RATE) * 2)
@@ -56,10 +55,10 @@ def main(arguments: list[str]) -> int:
 
 
 def _become_piper(program: str, model: str, length_scale: str, into: Path) -> int:
-    """Replace this process by the `piper` command, which keeps its stdin and its limits.
+    """Replace this process by the `piper` command, with the same stdin and limits.
 
-    It may read what this user may, and write into the folder only; it gets no socket and reaches
-    no other process.
+    It can read files as this user, write into the folder only, and access no socket and no other
+    process.
     """
     sandbox.enter([Path("/")], [into, Path("/dev"), Path("/tmp")])  # noqa: S108
     sandbox.refuse_the_needless()
@@ -93,7 +92,7 @@ def _speak_lines(voice: str, words_per_minute: int, into: Sequence[int], max_sec
         return Verdict.ENGINE_FAILED
     speaker = _Speaker(library, int(max_seconds * rate))
     rewind(into)
-    # Words of another language make it read that language's files.
+    # For words of another language it reads that language's files.
     sandbox.enter([Path(data_path)])
     sandbox.allow_computing_only(opening=sandbox.landlock_version() > 0)
     for descriptor, line in zip(into, sys.stdin.buffer, strict=True):
@@ -109,13 +108,13 @@ def _speak_lines(voice: str, words_per_minute: int, into: Sequence[int], max_sec
 
 
 class _Speaker:
-    """espeak-ng with a voice, and the `samples` that it spoke last: 16-bit, native order."""
+    """espeak-ng with a voice, and the `samples` of the last text: 16-bit, native byte order."""
 
     def __init__(self, library: Any, max_samples: int) -> None:
         self.samples = bytearray()
         self._max_bytes = max_samples * 2
         self._library = library
-        # The library keeps only the address, so the callback must live as long as it does.
+        # The library keeps only the address, so this object must keep the callback alive.
         self._callback: Callable[..., int] = _CALLBACK(self._take)
         library.espeak_SetSynthCallback(self._callback)
 
@@ -136,7 +135,7 @@ class _Speaker:
         return Verdict.ENGINE_FAILED if failed else Verdict.DONE
 
     def _take(self, samples: Any, count: int, _events: int | None) -> int:
-        """Receive the next samples; 1 tells the engine to stop."""
+        """Receive samples; returns 1 to stop the engine."""
         if samples and count:
             self.samples += ctypes.string_at(samples, count * 2)
         return int(len(self.samples) > self._max_bytes)

@@ -1,1 +1,1 @@
-"""A SIP callee for trying things out: answers, is busy, does not answer, records the audio."""
+"""A SIP user agent server for tests and trials: answers or rejects calls, records audio."""

@@ -1,7 +1,7 @@
-"""The audio of one received call: RTP packets placed by their timestamps.
+"""Recorder of the audio of one call: RTP packets placed by their timestamps.
 
-Nothing is played out here, so nothing has to wait: packets are sorted when the call is over. A
-stranger controls every byte that comes in; each count and each length below has a bound.
+There is no jitter buffer: packets are placed when the call is over. The input is untrusted, so
+every count and length is limited.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import numpy as np
 from bitel.g711 import Pcm, alaw_decode, ulaw_decode
 from bitel.rtp.packet import PCMA, PCMU, SAMPLE_RATE, PacketError, RtpHeader
 
-DEFAULT_MINUTES = 10.0  # of audio that are kept
-MAX_SOURCES = 8  # SSRCs that are recorded; a call has one, and one more after a transfer
-MAX_PAYLOAD = 1600  # samples in one packet: 200 ms
-LARGEST_JUMP = 3000  # sequence numbers (RFC 3550 A.1, MAX_DROPOUT); a farther one is no loss
+DEFAULT_MINUTES = 10.0  # of audio
+MAX_SOURCES = 8  # SSRCs recorded; a call has one, and one more after a transfer
+MAX_PAYLOAD = 1600  # samples in a packet: 200 ms
+LARGEST_JUMP = 3000  # MAX_DROPOUT of RFC 3550 A.1; packets with a larger jump are ignored
 
 _DECODERS = {PCMU: ulaw_decode, PCMA: alaw_decode}
 
 
 @dataclass(slots=True)
 class _Source:
-    """One SSRC. Sequence numbers and timestamps are extended: they don't wrap."""
+    """One SSRC. Sequence numbers are extended: they do not wrap."""
 
-    origin: int  # sample of the recording at which its first packet lies
+    origin: int  # sample of the recording at which its first packet begins
     first_timestamp: int
     sequence: int  # highest so far
     seen: set[int] = field(default_factory=set)
@@ -33,21 +33,20 @@ class _Source:
 
 
 class PacketRecorder:
-    """Takes one call's datagrams with their arrival times, in seconds of any steady clock."""
+    """Records the first `minutes` of a call's audio from its RTP datagrams."""
 
     def __init__(self, minutes: float = DEFAULT_MINUTES) -> None:
-        """Keeps the first `minutes` of audio; what lies beyond is ignored."""
         self._limit = int(minutes * 60 * SAMPLE_RATE)
-        # Packets of 20 ms are usual, and of 10 ms in use.
+        # The shortest packets in use have 10 ms.
         self._max_packets = max(1, self._limit // (SAMPLE_RATE // 100))
         self._sources: dict[int, _Source] = {}
         self._first_arrival = 0.0
-        self.packets = 0  # kept
+        self.packets = 0  # recorded
 
     def receive(self, datagram: bytes, now: float) -> None:
-        """Takes a datagram; never raises, whatever it holds.
+        """Adds a datagram that was received at `now` (seconds, monotonic clock).
 
-        Ignored are what is no RTP with G.711, duplicates, and what is over a limit.
+        Ignores duplicates, packets beyond a limit, and everything that is not G.711 in RTP.
         """
         try:
             header, payload = RtpHeader.parse(datagram)
@@ -61,7 +60,7 @@ class PacketRecorder:
             if len(self._sources) >= MAX_SOURCES:
                 return
             origin = round((now - self._first_arrival) * SAMPLE_RATE) if self.packets else 0
-            sequence = header.sequence + (1 << 16)  # so that one that overtook it is not negative
+            sequence = header.sequence + (1 << 16)  # earlier packets then are not negative
             source = self._sources[header.ssrc] = _Source(origin, header.timestamp, sequence)
         jump = _signed(header.sequence - source.sequence, 16)
         sequence = source.sequence + jump
@@ -78,8 +77,8 @@ class PacketRecorder:
         source.packets.append((sample, header.payload_type, payload))
 
     def pcm16(self) -> Pcm:
-        """What a listener would have heard: 8 kHz mono from the first sample on, missing packets as
-        silence. Where sources overlap, it is the later source."""
+        """The recording at 8 kHz from the first packet on; missing packets are silent, and of
+        overlapping sources the later one counts."""
         placed = [packet for source in self._sources.values() for packet in source.packets]
         if not placed:
             return np.zeros(0, np.int16)
@@ -93,6 +92,6 @@ class PacketRecorder:
 
 
 def _signed(difference: int, bits: int) -> int:
-    """A difference of two wrapping counters, as the shorter way round."""
+    """The signed difference of two counters that wrap at `bits` bits."""
     half = 1 << (bits - 1)
     return ((difference + half) & ((1 << bits) - 1)) - half

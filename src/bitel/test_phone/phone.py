@@ -1,21 +1,20 @@
-"""The phone: a SIP callee that handles each call as the rules say, and logs it.
+"""`Phone`: a SIP user agent server that handles each call by rules and logs it.
 
-The log is JSON lines, each written and flushed as it happens. A line is an object with `at` (Unix
-seconds), `call` (Call-ID), `number` (as it arrived) and `event`, then the details of that event:
+The log consists of JSON lines, flushed one by one. Each is an object with `at` (Unix seconds),
+`call` (Call-ID), `number` (as received) and `event`, then the details of that event:
 
-    invite    a new call; `from`, the user part of the caller's URI, and `rule`, what it will meet
-    answered  our 200 has been sent
-    audio     the first RTP packet has arrived
+    invite    a new call; `from`: user part of the caller's URI; `rule`: the behaviour chosen
+    answered  our 200 was sent
+    audio     the first RTP packet was received
     bye       the caller hung up
-    cancel    the caller gave up before the answer
-    rejected  we refused; `code`
+    cancel    the caller canceled
+    rejected  we rejected the call; `code`
     hangup    we hung up
-    end       the call is over: `packets` received and `seconds` since the answer (0 without one)
-    recorded  its WAV is on disk; `file`, its name
+    end       the call is over; `packets` received, `seconds` since the answer (0 without one)
+    recorded  the WAV was written; `file`: its name
 
-A call has one `invite`, first, and one `end`, which only `recorded` may follow. A call to a silent
-number has an `invite` only. Lines are not synced to disk: the log survives a crash of the caller,
-not of this machine.
+The first event of a call is `invite`, the last one `end`, or `recorded` after it. A call to a
+silent number has an `invite` only. Lines are not synced to disk.
 """
 
 from __future__ import annotations
@@ -55,17 +54,17 @@ Kind = Literal[
 Detail = str | int | float
 
 _MAX_TEXT: Final = 256
-"""Characters of a number or Call-ID that are logged; the caller chooses both."""
+"""Characters of a number or Call-ID in the log; the caller chooses both."""
 
 
 @dataclass(frozen=True, slots=True)
 class PhoneConfig:
-    """How a phone behaves.
+    """Configuration of a phone.
 
-    `listen` is where it takes calls; port 0 takes any that is free. `public_address` is what
-    Contact says, where that is another one, as behind a relay. `record` is a folder: with it, the
-    first `record_minutes` of each call's audio become a WAV there; without it, packets are only
-    counted. More than `max_calls` at once are refused with 503.
+    `listen`: SIP address; port 0: any free one. `public_address`: address in Contact, if it is
+    another one. `record`: folder for WAV files with the first `record_minutes` of each call; None:
+    packets are only counted. `log`: file of the log. More than `max_calls` concurrent calls are
+    rejected with 503.
     """
 
     listen: HostPort
@@ -80,7 +79,7 @@ class PhoneConfig:
 
 @dataclass(slots=True, eq=False)
 class _Call:
-    """A call from its INVITE to its end."""
+    """A call, from INVITE to its end."""
 
     call_id: str
     number: str
@@ -104,9 +103,9 @@ class Entry:
 
 
 class CallLog:
-    """Keeps the latest 10,000 entries, and writes every entry to `path` where one is given.
+    """Keeps the latest 10,000 entries, and writes all entries to `path` if given.
 
-    `on_entry` is called with each entry. Raises OSError where `path` can't be opened.
+    `on_entry` is called with each entry. Raises OSError if `path` can't be opened.
     """
 
     def __init__(self, path: Path | None, on_entry: Callable[[Entry], None] | None) -> None:
@@ -115,7 +114,7 @@ class CallLog:
         self._file = None if path is None else path.open("a", encoding="ascii")
 
     def write(self, call: str, number: str, event: Kind, **details: Detail) -> None:
-        """Note that `event` has just happened."""
+        """Log an event with the current time."""
         entry = Entry(time.time(), call[:_MAX_TEXT], number[:_MAX_TEXT], event, details)
         self.entries.append(entry)
         if self._file is not None:
@@ -126,14 +125,14 @@ class CallLog:
             self._on_entry(entry)
 
     def close(self) -> None:
-        """Close the file. Entries may be read after that, and none written."""
+        """Close the file; entries can still be read."""
         if self._file is not None:
             self._file.close()
             self._file = None
 
 
 class Phone:
-    """A SIP callee on one port, for UDP and TCP, and with a certificate for TLS on the next.
+    """A SIP user agent server on UDP and TCP, and with a certificate on TLS at the next port.
 
     `on_entry` is called with each entry of its log.
     """
@@ -151,19 +150,16 @@ class Phone:
 
     @property
     def address(self) -> HostPort:
-        """Where it listens, once it has started."""
+        """The address of its SIP socket, once started."""
         return self._transport.local
 
     @property
     def calls(self) -> int:
-        """How many calls there are now, ringing or answered."""
+        """Number of current calls, ringing or answered."""
         return len(self._calls)
 
     async def start(self) -> None:
-        """Listen. Raises OSError where the port, the log or the folder can't be had.
-
-        TlsFileError says which of the TLS files can't be used.
-        """
+        """Bind the sockets. Raises OSError for the port, the log or the folder; TlsFileError."""
         config = self._config
         self._loop = asyncio.get_running_loop()
         if config.record is not None:
@@ -178,7 +174,7 @@ class Phone:
             raise
 
     async def stop(self, grace: float = 2.0) -> None:
-        """Hang up every call, wait up to `grace` seconds for the far ends, and listen no more."""
+        """End all calls, wait up to `grace` seconds for the callers, and close the sockets."""
         self._stopping = True
         for call in list(self._calls.values()):
             if call.answered_at is None:
@@ -240,13 +236,13 @@ class Phone:
                 self._ring(call)
             case Answer(after, hangup) if after > 0:
                 self._ring(call)
-                # A CANCEL may be read in this very turn of the loop; its event comes in the next.
+                # One iteration later, so that a CANCEL read in this one is handled first.
                 soon = self._loop.call_soon
                 call.timer = self._loop.call_later(after, soon, self._answer, call, hangup)
             case Answer(_, hangup):
                 self._answer(call, hangup)
             case Silent():
-                # Its datagram should never have reached the agent.
+                # `_SilentNumbersAgent` should have dropped the datagram.
                 logger.error("the INVITE of silent call %s was answered with 100", call.call_id)
 
     def _ring(self, call: _Call) -> None:
@@ -279,7 +275,7 @@ class Phone:
             call.timer = self._loop.call_later(hangup, self._hang_up, call)
 
     def _listen(self, call: _Call) -> SessionDescription:
-        """Open a port for the call's audio, and write the SDP that names it."""
+        """Open a port for the call's audio; returns the SDP answer."""
         if call.offer is None:
             raise NoCommonCodec("the INVITE offers no media")
         host = _reachable(self.address[0], call.source[:2])
@@ -328,10 +324,10 @@ class Phone:
 
 
 class _SilentNumbersAgent(UserAgent):
-    """A user agent that ignores what is sent to a silent number, as if it were switched off.
+    """A user agent that ignores requests to silent numbers.
 
-    A user agent answers an INVITE with 100 before it asks the phone. So the datagram is dropped
-    before the user agent reads it. `log_invite` is called once for each call that is dropped.
+    `UserAgent` answers an INVITE with 100 before the phone sees it, so the datagram is dropped
+    first. `log_invite` is called once per dropped call.
     """
 
     __slots__ = ("_has_silent_rules", "_history", "_log_invite")
@@ -348,7 +344,7 @@ class _SilentNumbersAgent(UserAgent):
         self._has_silent_rules = history.has_silent_rules
 
     def receive_datagram(self, data: bytes, source: Address, now: float) -> None:
-        """As the user agent's, but for datagrams to silent numbers."""
+        """See `UserAgent`; drops datagrams to silent numbers."""
         if not (self._has_silent_rules and self._is_to_silent_number(data)):
             super().receive_datagram(data, source, now)
 
@@ -357,7 +353,7 @@ class _SilentNumbersAgent(UserAgent):
             message = parse(data)
         except MessageError:
             return False
-        # A request within a dialog, or a response, follows from what was answered before.
+        # Requests within a dialog and responses belong to a call that was answered.
         if not isinstance(message, Request) or message.to_tag:
             return False
         number = user_of(message.uri)
@@ -371,9 +367,9 @@ class _SilentNumbersAgent(UserAgent):
 
 
 def _reachable(host: str, far: HostPort = ("192.0.2.1", 9)) -> str:
-    """The address that `far` can send to: `host`, unless that is the wildcard.
+    """The address that `far` can send to: `host`, or the local address of the route to `far`.
 
-    Connecting a UDP socket sends nothing; it only asks the routing table.
+    Connecting a UDP socket sends nothing; it only looks up the route.
     """
     if host not in {"0.0.0.0", "::"}:
         return host

@@ -1,15 +1,13 @@
-"""UDP ports that receive the RTP of one call each: one records the audio, one counts packets.
+"""Receivers of the RTP of one call: `RecordingSink` records audio, `CountingSink` counts packets.
 
 Reading 50 packets a second of each of a thousand calls would fill a core. So `CountingSink` reads
-until the first RTP packet, and then lets the kernel drop and count all others: a socket filter
-(SO_ATTACH_FILTER, socket(7)) drops them before they are queued, and SO_MEMINFO has the exact count
-of drops. Both are Linux's; elsewhere every packet is read and counted here.
+until the first RTP packet, and then makes the kernel drop the others by a socket filter
+(`bitel.rtp.bpf`) and count them (SO_MEMINFO). Without Linux, every packet is read.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import errno
 import hashlib
 import re
@@ -22,29 +20,28 @@ from typing import Final
 
 from bitel.g711 import SAMPLE_RATE, Pcm
 from bitel.recordings import wav
+from bitel.rtp.bpf import DROP_ALL, attach
 from bitel.rtp.packet import PacketError, RtpHeader
 from bitel.test_phone.packet_recorder import PacketRecorder
 
 _MAX_DATAGRAM: Final = 2048
 _READS_AT_ONCE: Final = 64
 _PORTS_TRIED: Final = 100
-"""Every second one is even."""
+"""The kernel chooses ports at random, half of which are even."""
 _MAX_NAME: Final = 80
-"""Characters of a file name that come from the number, and from the Call-ID."""
+"""Characters of the number, and of the Call-ID, in a file name."""
 
-# From asm-generic/socket.h and linux/sock_diag.h; Python's socket module does not name them.
-_SO_ATTACH_FILTER: Final = 26
+# From asm-generic/socket.h and linux/sock_diag.h, which the module `socket` lacks.
 _SO_MEMINFO: Final = 55
 _MEMINFO: Final = struct.Struct("9I")
 _MEMINFO_DROPS: Final = 8
-_BPF_TAKE_NOTHING: Final = struct.pack("HBBI", 0x06, 0, 0, 0)
 
 
 class RtpSink:
-    """A UDP port on `host`; `on_first` is called at its first RTP packet, from the event loop.
+    """A UDP port on `host` that calls `on_first` at its first RTP packet.
 
-    Open it within a running event loop, and close it once. Raises OSError where nothing can be
-    bound. Datagrams that are no RTP are ignored.
+    It needs a running event loop. Raises OSError if no port can be bound. Datagrams that are not
+    RTP are ignored.
     """
 
     def __init__(self, host: str, on_first: Callable[[], None]) -> None:
@@ -57,11 +54,11 @@ class RtpSink:
 
     @property
     def packets(self) -> int:
-        """How many RTP packets have come so far."""
+        """Number of RTP packets received so far."""
         return self._read
 
     def close(self) -> int:
-        """Listen no more; how many RTP packets came in all."""
+        """Close the port; returns the number of RTP packets received."""
         self._on_readable()
         packets = self.packets
         self._loop.remove_reader(self._socket)
@@ -79,18 +76,18 @@ class RtpSink:
             except PacketError:
                 continue
             self._read += 1
-            self._take(data)
+            self._receive(data)
             if self._read == 1:
                 self._on_first()
 
-    def _take(self, datagram: bytes) -> None:
+    def _receive(self, datagram: bytes) -> None:
         """Process an RTP packet."""
 
 
 def _bind_even(host: str) -> socket.socket:
-    """A UDP socket of an even port; the one above is for the call's RTCP (RFC 3550 section 11).
+    """A UDP socket of an even port: the odd one above is for the call's RTCP (RFC 3550 section 11).
 
-    Otherwise another call's sink at that port would take the reports for audio of its own.
+    If that were another call's RTP port, it would receive these reports.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for _ in range(_PORTS_TRIED):
@@ -108,7 +105,7 @@ def _bind_even(host: str) -> socket.socket:
 
 
 class CountingSink(RtpSink):
-    """Counts packets, for nearly no CPU."""
+    """Counts packets at nearly no CPU cost."""
 
     def __init__(self, host: str, on_first: Callable[[], None]) -> None:
         self._drops_before: int | None = None
@@ -116,18 +113,15 @@ class CountingSink(RtpSink):
 
     @property
     def packets(self) -> int:
-        """How many packets have come; after the first RTP packet any datagram counts."""
+        """Number of packets received; after the first RTP packet, every datagram counts."""
         if self._drops_before is None:
             return self._read
         return self._read + self._drops() - self._drops_before
 
-    def _take(self, datagram: bytes) -> None:
-        if self._read > 1 or sys.platform != "linux":
-            return
-        instructions = ctypes.create_string_buffer(_BPF_TAKE_NOTHING)
-        program = struct.pack("HL", 1, ctypes.addressof(instructions))
-        self._drops_before = self._drops()
-        self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+    def _receive(self, datagram: bytes) -> None:
+        if self._read == 1 and sys.platform == "linux":
+            self._drops_before = self._drops()
+            attach(self._socket, DROP_ALL)
 
     def _drops(self) -> int:
         meminfo = self._socket.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size)
@@ -143,27 +137,27 @@ class RecordingSink(RtpSink):
         super().__init__(host, on_first)
 
     def pcm(self) -> Pcm:
-        """The audio as a listener would have heard it, at 8 kHz; also after `close`."""
+        """The audio as a phone would play it, at 8 kHz; also after `close`."""
         return self._recorder.pcm16()
 
-    def _take(self, datagram: bytes) -> None:
+    def _receive(self, datagram: bytes) -> None:
         self._recorder.receive(datagram, self._loop.time())
 
 
 def write_recording(folder: Path, number: str, call_id: str, sink: RecordingSink) -> Path:
-    """Write what a closed sink received as a WAV, 8 kHz mono 16 bit; its path. Raises OSError."""
+    """Write the audio of a closed sink as an 8 kHz mono WAV; returns its path. Raises OSError."""
     path = folder / recording_name(number, call_id)
-    # Under another name first, so that a program that watches the folder finds whole files only.
+    # Renamed when complete, as programs may watch the folder.
     unfinished = path.with_suffix(".part")
     wav.write(unfinished, sink.pcm(), SAMPLE_RATE)
     return unfinished.rename(path)
 
 
 def recording_name(number: str, call_id: str) -> str:
-    """The file name for a call: the number as it arrived, and the Call-ID, made safe.
+    """The file name of a call: its number and Call-ID, sanitized because the caller chooses both.
 
-    The caller chooses both. Only letters, digits, `+`, `-`, `.` and `_` are kept; where something
-    else was replaced, a hash tells apart names that would otherwise look alike.
+    Letters, digits, `+`, `-`, `.` and `_` are kept. If other characters were replaced, a hash keeps
+    the name unique.
     """
     return f"{_safe(number)}_{_safe(call_id)}.wav"
 

@@ -1,16 +1,16 @@
-"""What the phone does with a call: rules, read from the command line, one behaviour per call.
+"""Rules of the phone: which behaviour each call gets. Parsed from the command line.
 
-The grammar, as the operator types it:
+The grammar:
 
     rule      = pattern "=" step *("," step)
     step      = behaviour ["*" count]
     behaviour = "answer" [":after=" seconds] [":hangup=" seconds]
               / "busy" / "reject:" code / "ring" / "silent"
 
-`pattern` is a glob on the number (`fnmatch`: `*`, `?`, `[0-9]`). It is tried on the number as it
-arrives and on the number without its leading `+`. The steps are for the number's first call, its
-second, and so on; the last step goes on for ever. `+9891*=busy*2,answer:after=2` is busy twice for
-each number that matches, and then answers after two seconds.
+`pattern` is a glob (`fnmatch`: `*`, `?`, `[0-9]`), matched with the number as received and without
+its leading `+`. The steps apply to the number's first call, its second, and so on; the last one is
+repeated. `+9891*=busy*2,answer:after=2` is busy twice for each matching number, then answers after
+two seconds.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from fnmatch import fnmatchcase
 from typing import Final
 
 MAX_SECONDS: Final = 86400.0
-"""The longest time a rule may name: one day."""
+"""Longest time in a rule: one day."""
 
 MAX_COUNT: Final = 1_000_000
-"""The most calls that one step may last."""
+"""Largest count of a step."""
 
 BUSY_CODE: Final = 486
 
 
 class RuleError(ValueError):
-    """A rule that can't be read; the text says which part, and what would be right."""
+    """A rule that can't be parsed; the text says in a sentence why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Rings for `after` seconds, then answers; `hangup` seconds later it ends the call itself."""
+    """Rings for `after` seconds, answers, and hangs up after `hangup` seconds (None: never)."""
 
     after: float = 1.0
     hangup: float | None = None
@@ -50,7 +50,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """Refuses the call with this final response, 300 to 699. 486 is written `busy`."""
+    """Rejects the call with a final response, 300 to 699. 486 is written `busy`."""
 
     code: int = BUSY_CODE
 
@@ -68,7 +68,7 @@ class Ring:
 
 @dataclass(frozen=True, slots=True)
 class Silent:
-    """Answers no packet at all, as a host that is switched off."""
+    """Sends no response at all."""
 
     def __str__(self) -> str:
         return "silent"
@@ -90,7 +90,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """The numbers a rule is for, and what each of their calls meets. `steps` is never empty."""
+    """A pattern of numbers, and the steps for their calls, at least one."""
 
     pattern: str
     steps: tuple[Step, ...]
@@ -100,20 +100,20 @@ class Rule:
 
     @classmethod
     def parse(cls, text: str) -> Rule:
-        """Read a rule as it is typed. Raises RuleError in one sentence."""
+        """Parse a rule. Raises RuleError."""
         pattern, equals, steps = text.partition("=")
         if not equals or not pattern:
             raise RuleError(f"{text!r} is not of the form PATTERN=BEHAVIOUR, as in 98912*=busy")
         return cls(pattern, tuple(_step(step) for step in steps.split(",")))
 
     def matches(self, number: str) -> bool:
-        """Whether this rule is for `number`, with or without its leading `+`."""
+        """Whether the pattern matches `number`, with or without its leading `+`."""
         return fnmatchcase(number, self.pattern) or fnmatchcase(
             number.removeprefix("+"), self.pattern
         )
 
     def behaviour(self, earlier: int) -> Behaviour:
-        """What a number's call meets after `earlier` calls of that number."""
+        """The behaviour for a number's next call after `earlier` ones."""
         for step in self.steps:
             if earlier < step.count:
                 return step.behaviour
@@ -122,16 +122,16 @@ class Rule:
 
 
 DEFAULT_RULE: Final = Rule("*", (Step(Answer()),))
-"""For a number that no rule matches."""
+"""Applies to numbers that no rule matches."""
 
 
 def first_match(rules: Iterable[Rule], number: str) -> Rule:
-    """The first of `rules` that is for `number`, else `DEFAULT_RULE`."""
+    """The first of `rules` that matches `number`, else `DEFAULT_RULE`."""
     return next((rule for rule in rules if rule.matches(number)), DEFAULT_RULE)
 
 
 def parse_rules(texts: Sequence[str]) -> tuple[Rule, ...]:
-    """Read rules in the order they are tried. Raises RuleError in one sentence."""
+    """Parse rules, in the order in which they are tried. Raises RuleError."""
     return tuple(Rule.parse(text) for text in texts)
 
 
@@ -178,7 +178,7 @@ def _seconds(text: str) -> float:
 
 
 def _seconds_text(seconds: float) -> str:
-    # The shortest digits that read back as the same float, never with an exponent.
+    # The shortest digits of the same float, without an exponent.
     return format(Decimal(repr(seconds)), "f").removesuffix(".0")
 
 
@@ -189,10 +189,10 @@ def _code(text: str) -> int:
 
 
 class CallHistory:
-    """The behaviour chosen for each call, and how many calls each number has had.
+    """The behaviour of each call, and the number of calls of each number.
 
-    A repeated INVITE gets the behaviour of the first one. At most `limit` calls and `limit` numbers
-    are kept, the most recent ones, so that a caller who invents numbers can't fill the memory.
+    A repeated INVITE gets the behaviour of the first one. Only the latest `limit` calls and `limit`
+    numbers are kept, to limit memory.
     """
 
     def __init__(self, rules: Sequence[Rule], limit: int = 100_000) -> None:
@@ -207,7 +207,7 @@ class CallHistory:
         return any(isinstance(s.behaviour, Silent) for rule in self._rules for s in rule.steps)
 
     def decide(self, call_id: str, number: str) -> Behaviour:
-        """What the call `call_id` to `number` meets. Counts it as one more call of that number."""
+        """Choose the behaviour of a call, and count it as a call of the number."""
         known = self._decided.get(call_id)
         if known is not None:
             return known
@@ -221,10 +221,10 @@ class CallHistory:
         return behaviour
 
     def decided(self, call_id: str) -> Behaviour | None:
-        """What was decided for a call, None for one that never came or is long forgotten."""
+        """The behaviour of a call; None if it is unknown or no longer kept."""
         return self._decided.get(call_id)
 
     def next_for(self, number: str) -> Behaviour:
-        """What the number's next call will meet; counts nothing."""
+        """The behaviour that the number's next call will get."""
         earlier = self._calls.get(number.removeprefix("+"), 0)
         return first_match(self._rules, number).behaviour(earlier)

@@ -1,8 +1,8 @@
-"""The sender process: `python -m bitel.rtp.sender DESCRIPTOR [CORE]`.
+"""The main loop of a sender process: `python -m bitel.rtp.sender DESCRIPTOR [CORE]`.
 
-It ends when the socket to its parent, the descriptor, closes: also when the parent has died, so
-that no orphan sends on. Signals that end a service are ignored: while the service drains, calls go
-on. `CORE`, if given, is the only one that it runs on.
+DESCRIPTOR is the socket to the parent. The process exits when that closes, so also when the parent
+dies. It ignores SIGINT and SIGTERM, since calls continue while the service drains. It runs on CORE
+only, if given.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from bitel.rtp.sender.tick_schedule import (
 )
 from bitel.rtp.stream_spec import StreamReport, StreamSpec
 
-RECEIVE_INTERVAL = 0.05  # seconds from one read of what remote parties send to the next
-IDLE_WAIT = 0.5  # seconds to wait for a command while nothing plays
-COMMANDS_INTERVAL = 0.01  # seconds from commands that came to the next look for some
-ENDS_INTERVAL = 0.02  # seconds from one message with reports to the next; each wakes the parent
-LEAD = 0.001  # seconds before a tick at which the commands that have come are read together
-MARGIN = 0.0003  # seconds before a tick at which no further command is begun
-FEWEST = 8  # commands that are handled per tick, and reports sent, however late it is
-MOST_WAITING = 2000  # commands that were read; more wait with the parent, which counts them
-MAX_DESCRIPTORS = 64  # that one read may bring
-CHUNK = 64 * 1024  # bytes of one read
+RECEIVE_INTERVAL = 0.05  # seconds between reads of RTP and RTCP
+IDLE_WAIT = 0.5  # seconds to wait for a command while there is no stream
+COMMANDS_INTERVAL = 0.01  # seconds between reads of commands
+ENDS_INTERVAL = 0.02  # seconds between messages with reports; each wakes the parent
+LEAD = 0.001  # seconds before a tick at which commands are read
+MARGIN = 0.0003  # seconds before a tick at which no further command is started
+FEWEST = 8  # commands handled, and reports sent, per tick, even if it is late
+MOST_WAITING = 2000  # commands kept here; more stay with the parent, which counts them
+MAX_DESCRIPTORS = 64  # per read
+CHUNK = 64 * 1024  # bytes per read
 
 
 class ParentGoneError(Exception):
-    """The parent closed its socket, or died."""
+    """The parent closed its socket or died."""
 
 
 class ParentSocket:
-    """The socket to the parent: commands with their descriptors in, messages out; never blocks."""
+    """Non-blocking socket to the parent: receives commands with descriptors, sends messages."""
 
     def __init__(self, connected: socket.socket) -> None:
         connected.setblocking(False)
@@ -58,9 +58,9 @@ class ParentSocket:
         self._descriptors: deque[int] = deque()  # arrived, in the order of their frames
 
     def receive(self) -> list[Message]:
-        """The commands that have arrived; `ParentGoneError` at the end."""
-        came: list[Message] = []
-        while len(came) < MOST_WAITING:
+        """The commands that have arrived. Raises ParentGoneError."""
+        received: list[Message] = []
+        while len(received) < MOST_WAITING:
             try:
                 data, descriptors, _, _ = socket.recv_fds(self._socket, CHUNK, MAX_DESCRIPTORS)
             except (BlockingIOError, InterruptedError):
@@ -70,25 +70,25 @@ class ParentSocket:
             if not data:
                 raise ParentGoneError
             self._descriptors.extend(descriptors)
-            came += self._frames.feed(data)
-            # One read ends at the first descriptors, whatever has come after them.
+            received += self._frames.feed(data)
+            # A read ends behind descriptors, even if more data is there.
             if not descriptors and len(data) < CHUNK:
                 break
-        return came
+        return received
 
     def take_socket(self, port: int) -> socket.socket:
-        """The socket that came with the frame for this port."""
+        """The socket passed with the frame for this port."""
         bound = socket.socket(fileno=self.take_descriptor())
         if bound.getsockname()[1] != port:
             raise RuntimeError(f"the socket for RTP port {port} was lost on its way here")
         return bound
 
     def take_descriptor(self) -> int:
-        """The descriptor that came with the frame at hand; it is the caller's to close."""
+        """The descriptor passed with the current frame; the caller must close it."""
         return self._descriptors.popleft()
 
     def send(self, *messages: Message) -> None:
-        """Sends messages, and what is left of earlier ones."""
+        """Sends messages, after unsent parts of earlier ones. Raises ParentGoneError."""
         self._out += b"".join(map(encode, messages))
         try:
             while self._out:
@@ -100,16 +100,16 @@ class ParentSocket:
 
     @property
     def behind(self) -> bool:
-        """The parent has not taken everything yet."""
+        """Whether earlier messages are not completely sent."""
         return bool(self._out)
 
     def wait(self, seconds: float) -> bool:
-        """Waits, to the microsecond, until there is something to receive; False: the time is up."""
+        """Waits for something to receive, with microsecond precision; False after `seconds`."""
         return bool(select.select([self._socket], [], [], seconds)[0])
 
 
 class Sender:
-    """The loop: commands, reception, tick, sleep."""
+    """The main loop: commands, reception, tick, sleep."""
 
     def __init__(self, parent: ParentSocket, table: StreamTable) -> None:
         self._parent = parent
@@ -118,9 +118,9 @@ class Sender:
         self._receive_due = 0.0
         self._commands: deque[Message] = deque()
         self._may_have_commands = True
-        self._has_read = False  # since the last tick
-        self._read_due = 0.0  # commands are not read before that, unless nothing plays
-        self._ends: deque[StreamReport] = deque()  # not sent yet
+        self._has_read = False  # commands, since the last tick
+        self._read_due = 0.0  # when to read commands next, unless there is no stream
+        self._ends: deque[StreamReport] = deque()  # unsent
         self._ends_due = 0.0
         self._schedule = Schedule(time.monotonic())
         self._lateness = TickLateness()
@@ -129,12 +129,12 @@ class Sender:
         self._stats_due = 0.0
 
     def run(self) -> None:
-        """Runs until `ParentGoneError`."""
+        """Runs until it raises ParentGoneError."""
         idle = True
         while True:
             self._take_commands()
             if idle:
-                # What has just been commanded begins at once, however long the wait for it was.
+                # New streams start at once, not at the next tick of the old schedule.
                 self._schedule.restart(time.monotonic())
             now = time.monotonic()
             if now >= self._stats_due:
@@ -155,7 +155,7 @@ class Sender:
                 self._may_have_commands = self._parent.wait(wait)
 
     def _skip_idle_ticks(self) -> bool:
-        """Goes on to the next tick that has something to do; False: there is none."""
+        """Advances to the next tick that has something to do; False: there is none."""
         for _ in range(MOST_SLOTS):
             if not self._table.idle(self._schedule.index):
                 return True
@@ -163,39 +163,37 @@ class Sender:
         return False
 
     def _wait_until_due(self) -> bool:
-        """Sleeps until the tick is due; True if it is time for commands or reports before that."""
+        """Sleeps until the tick is due; returns True earlier to handle commands or reports."""
         now = time.monotonic()
         pause = self._schedule.due - now
         if pause > MARGIN and (self._commands or (self._ends and now >= self._ends_due)):
             return True
         if self._schedule.due - LEAD < self._read_due:
-            # Commands were read a moment ago, and further ones may wait.
-            time.sleep(max(0.0, pause))
+            time.sleep(max(0.0, pause))  # without reading commands more often than needed
             return False
         if pause <= 0:
             self._may_have_commands = True
             return False
         if pause > LEAD:
-            # One sleep a tick rather than two: waking up is what few streams cost most.
+            # One sleep per tick, not two: with few streams, wake-ups are the largest cost.
             if not self._parent.wait(pause):
                 return False
-            # No command between two ticks has an effect before the second one, and waking up for
-            # each command costs more than the command.
+            # A command has no effect before the next tick, so all of them are read together just
+            # before it: waking up for each costs more than handling it.
             time.sleep(max(0.0, self._schedule.due - LEAD - time.monotonic()))
         elif self._has_read:
-            # In the last moment no command is read any more, so that many can't delay the tick.
-            time.sleep(pause)
+            time.sleep(pause)  # reading more commands now could delay the tick
             return False
         self._may_have_commands = True
         return True
 
     def _take_commands(self) -> None:
-        """Handles the commands that have come, until the margin before the next tick."""
+        """Reads and handles commands, until the margin before the next tick."""
         if self._may_have_commands and len(self._commands) < MOST_WAITING:
-            came = self._parent.receive()
-            self._commands.extend(came)
+            received = self._parent.receive()
+            self._commands.extend(received)
             self._has_read, self._may_have_commands = True, False
-            if came:
+            if received:
                 self._read_due = time.monotonic() + COMMANDS_INTERVAL
         handled = 0
         while self._commands:
@@ -207,7 +205,7 @@ class Sender:
                 self._ends.append(end)
 
     def _send_ends(self, deadline: float) -> None:
-        """Sends reports until the deadline, and what is left of earlier messages."""
+        """Sends reports until the deadline, after unsent parts of earlier messages."""
         ends: list[StreamReport] = []
         while self._ends:
             if len(ends) >= FEWEST and time.monotonic() > deadline:
@@ -218,7 +216,7 @@ class Sender:
         self._parent.send(*ends)
 
     def _handle(self, command: Message) -> StreamReport | None:
-        """Carries out a command; the report of a stream that can't be played."""
+        """Executes a command; returns the report of a stream that can't be played."""
         match command:
             case Open(port, has_rtcp):
                 bound = self._parent.take_socket(port)
@@ -269,7 +267,7 @@ class Sender:
 
 
 def _warm_up() -> None:
-    """Plays a clip without sending it: first calls take milliseconds, which would be heard."""
+    """Runs all code once without sending: first calls take milliseconds, which would be audible."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unused:
         table = StreamTable(lambda packets, groups: [])
         table.open(0, unused)
@@ -286,17 +284,17 @@ def _warm_up() -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the process until its parent is gone."""
+    """Runs until the parent is gone; returns the exit status."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     inherited, *core = arguments
-    # A copy has the lowest free number; select takes none above 1023.
+    # select(2) supports descriptors up to 1023 only; a duplicate gets the lowest free number.
     parent = ParentSocket(socket.socket(fileno=os.dup(int(inherited))))
     os.close(int(inherited))
     sender = Sender(parent, StreamTable(Sendmmsg()))
     claim_a_core(int(core[0]) if core else None)
     _warm_up()
-    # Nothing here makes reference cycles, and a collection is a pause that could be heard.
+    # This process makes no reference cycles, and a collection is an audible pause.
     gc.collect()
     gc.freeze()
     gc.disable()

@@ -1,8 +1,8 @@
-"""The streams that one tick sends together, as arrays.
+"""The streams that one tick sends together (`Batch`), as NumPy arrays.
 
-A tick costs a handful of array operations, however many streams there are. What goes up by one with
-each tick is computed from the number of ticks; only what the kernel reads is written. Streams come
-and go between ticks; `settle` then rewrites the arrays, ordered by socket.
+A tick costs a few array operations, independent of the number of streams. Counters that grow by one
+per tick are computed from the number of ticks; only fields that the kernel reads are updated.
+Streams are added and removed between ticks: `settle` then rewrites the arrays, ordered by socket.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _STATE = np.dtype(
     [
         ("stream", "i8"),
         ("descriptor", "i4"),
-        ("began", "i8"),  # the tick that its packets are counted from
-        ("over", "i8"),  # the tick at which the present segment has run out
+        ("began", "i8"),  # tick of its first packet
+        ("over", "i8"),  # tick at which the current segment has been sent
         ("refused", "i4"),
-        ("errno", "i4"),  # of the packet refused last
+        ("errno", "i4"),  # of the last refused packet
     ]
 )
 
@@ -36,10 +36,10 @@ _STATE = np.dtype(
 class StreamRow(NamedTuple):
     """The row of a stream as plain values.
 
-    `remote` is a `sendmmsg.sockaddr`, `payload` the address of the first of `packets` payloads.
-    `sent` and `refused` count its earlier packets; `errno` is that of the last one refused. It is
-    sent at the first tick at or after `begin`, by the clock of `Batch.due`. `marker`: its first
-    packet begins a talkspurt (RFC 3551 section 4.1).
+    `remote` is a `sendmmsg.sockaddr`, `payload` the memory address of the first of `packets`
+    payloads. `sent` and `refused` count its earlier packets; `errno` is that of the last refused
+    one. It is sent at the first tick at or after `begin`, by the clock of `Batch.due`. `marker`:
+    its first packet begins a talkspurt (RFC 3551 section 4.1).
     """
 
     stream: int
@@ -58,62 +58,62 @@ class StreamRow(NamedTuple):
     marker: bool = True
 
     def header(self) -> tuple[int, ...]:
-        """The values of a `HEADER`."""
+        """The fields of a `HEADER`."""
         kind = MARKER * self.marker | self.payload_type
         return VERSION << 6, kind, self.sequence, self.timestamp, self.ssrc
 
     def state(self, ticks: int) -> tuple[int, ...]:
-        """The values of a `_STATE` after so many ticks."""
+        """The fields of a `_STATE` after `ticks` ticks."""
         began = ticks - self.sent - self.refused
         return self.stream, self.descriptor, began, ticks + self.packets, self.refused, self.errno
 
 
 class Batch:
-    """Adds, removes, and sends one packet of each stream at a time."""
+    """A set of streams of equal packet length, each of which `send` sends one packet."""
 
     def __init__(
         self, family: socket.AddressFamily, transmit: Transmit, samples: int = SAMPLES_PER_PACKET
     ) -> None:
         self._transmit = transmit
-        self.samples = samples  # in a packet
+        self.samples = samples  # per packet
         self._step = np.uint32(samples)
         self._stride = np.uintp(samples)
-        self.due = 0.0  # of this tick, or else of the last one, by the caller's clock
-        self.index = 0  # of that tick, by the caller's count
+        self.due = 0.0  # when the current or last tick was due, by the caller's clock
+        self.index = 0  # number of that tick
         self._packets = Packets(SMALLEST, family, samples)
         self._state = np.zeros(SMALLEST, _STATE)
         self._rows = 0
         self._streams = 0  # after the next `settle`
         self._ticks = 0
-        self._first_over = 0  # no segment has run out before this tick
-        self._marked = False  # some row's next packet bears the marker
+        self._first_over = 0  # no segment ends before this tick
+        self._marked = False  # the next packet of some row has the marker bit
         self._set_views()
         self._groups: list[Group] = []
         self._new: dict[int, StreamRow] = {}
         self._gone: set[int] = set()
         self._taken: set[int] = set()
-        self._unborn: list[StreamRow] = []  # removed before they were in the arrays
+        self._unborn: list[StreamRow] = []  # removed before they were sent
 
     def __len__(self) -> int:
-        """How many streams there will be after the next `settle`."""
+        """The number of streams after the next `settle`."""
         return self._streams
 
     @property
     def idle(self) -> bool:
-        """A tick would neither send nor settle anything."""
+        """Whether a tick would neither send nor settle anything."""
         return not (self._rows or self._new or self._unborn)
 
     def add(self, stream: StreamRow) -> None:
-        """The stream's first packet is sent at the first tick at or after its `begin`.
+        """Adds a stream, to be sent at the first tick at or after its `begin`.
 
-        Sent with a tick that was due earlier and is late, it would leave late itself, and the next
-        one too soon after it or in one burst with it.
+        A late tick that was due before `begin` does not include it: its next packet would follow
+        too soon.
         """
         self._new[stream.stream] = stream
         self._streams += 1
 
     def remove(self, stream: int) -> None:
-        """Ends a stream; the next `settle` returns its last state."""
+        """Removes a stream; the next `settle` returns its last state."""
         self._streams -= 1
         new = self._new.pop(stream, None)
         if new is None:
@@ -122,12 +122,12 @@ class Batch:
             self._unborn.append(new)
 
     def look(self, stream: int) -> StreamRow:
-        """The current state of the stream: its next packet, and counts of the earlier ones."""
+        """The current state of a stream: its next packet, and counts of the earlier ones."""
         new = self._new.get(stream)
         return self._read(self._row(stream)) if new is None else new
 
     def take(self, stream: int) -> StreamRow:
-        """Removes a stream that may come back: `add` what this returns."""
+        """Removes a stream and returns its state, which `add` takes later."""
         self._streams -= 1
         new = self._new.pop(stream, None)
         if new is None:
@@ -136,19 +136,19 @@ class Batch:
         return new
 
     def has_sent(self, stream: int) -> bool:
-        """Whether the last tick has sent a packet of the stream, which is not so before its first
-        one, and its first after a hold."""
+        """Whether the last tick sent a packet of the stream: not before its first, or its first
+        after a hold."""
         return stream not in self._new
 
     def redirect(self, stream: int, remote: bytes) -> None:
-        """The stream's next packets go to this `sendmmsg.sockaddr`."""
+        """Sets the stream's destination, a `sendmmsg.sockaddr`."""
         if stream in self._new:
             self._new[stream] = self._new[stream]._replace(remote=remote)
         else:
             self._packets.names[self._row(stream)] = np.void(remote)
 
     def set_payload_type(self, stream: int, payload_type: int) -> None:
-        """Set the payload type from the stream's next packet on."""
+        """Sets the payload type from the stream's next packet on."""
         if stream in self._new:
             self._new[stream] = self._new[stream]._replace(payload_type=payload_type)
         else:
@@ -156,7 +156,7 @@ class Batch:
             self._kinds[row] = (self._kinds[row] & MARKER) | payload_type
 
     def settle(self) -> list[StreamRow]:
-        """Carries out additions and removals; returns the last state of the removed streams."""
+        """Applies additions and removals; returns the last state of the removed streams."""
         removed, self._unborn = self._unborn, []
         fresh = [new for new in self._new.values() if new.begin <= self.due] if self._new else []
         if not fresh and not self._gone and not self._taken:
@@ -174,8 +174,7 @@ class Batch:
         return removed
 
     def run_out(self) -> list[tuple[int, int]]:
-        """The rows whose segment has been sent, with their streams; without those that the next
-        `settle` removes."""
+        """The rows whose segment has been sent, with their streams, except those being removed."""
         if self._ticks < self._first_over:
             return []
         state = self._state[: self._rows]
@@ -189,15 +188,15 @@ class Batch:
         ]
 
     def point(self, row: int, payload: int, packets: int) -> None:
-        """The row goes on with `packets` payloads from this address."""
+        """Sets the next segment of a row: `packets` payloads from the memory address `payload`."""
         self._packets.payloads[row] = payload
         self._state["over"][row] = self._ticks + packets
 
     def send(self) -> tuple[int, int]:
-        """Sends a packet of every stream; how many left, and how many the kernel refused."""
+        """Sends a packet of every stream; returns how many were sent and how many refused."""
         refused = self._transmit(self._packets, self._groups)
         if self._marked:
-            # It marks the first packet of a talkspurt (RFC 3551 section 4.1).
+            # Only the first packet of a talkspurt has it (RFC 3551 section 4.1).
             np.bitwise_and(self._kinds, 0xFF ^ MARKER, out=self._kinds)
             self._marked = False
         np.add(self._sequences, _ONE, out=self._sequences)  # wraps
@@ -233,7 +232,7 @@ class Batch:
         )
 
     def _rewrite(self, kept: NDArray[np.intp], fresh: list[StreamRow]) -> None:
-        """New arrays of the kept rows and the new streams, those of one socket side by side."""
+        """Rewrites the arrays from the kept rows and the new streams, ordered by socket."""
         old, before = self._packets, self._state
         rows = len(kept) + len(fresh)
         fresh_state = [new.state(self._ticks) for new in fresh]
@@ -255,12 +254,12 @@ class Batch:
         self._packets.names[:rows] = names
         self._packets.payloads[:rows] = payloads
         self._groups = _groups(self._state["descriptor"][:rows])
-        self._first_over = self._ticks  # to be looked for
+        self._first_over = self._ticks  # unknown: `run_out` finds it
         self._marked = self._marked or bool(fresh)
         self._set_views()
 
     def _set_views(self) -> None:
-        """What each tick writes: views, and counters in the machine's own byte order."""
+        """Sets what each tick writes: views, and counters in native byte order."""
         rows = self._rows
         headers = self._packets.headers[:rows]
         self._kinds: NDArray[np.uint8] = headers["kind"]
@@ -271,11 +270,11 @@ class Batch:
         self._payloads = self._packets.payloads[:rows]
 
 
-def _among(numbers: NDArray[np.int64], some: set[int]) -> NDArray[np.bool_]:
-    """Which of the numbers are among some; as `np.isin`, which costs a few streams more."""
-    if not some:
+def _among(numbers: NDArray[np.int64], members: set[int]) -> NDArray[np.bool_]:
+    """As `np.isin`, but cheaper for few numbers."""
+    if not members:
         return np.zeros(len(numbers), np.bool_)
-    wanted = np.fromiter(some, np.int64, len(some))
+    wanted = np.fromiter(members, np.int64, len(members))
     wanted.sort()
     places = np.searchsorted(wanted[:-1], numbers)
     found: NDArray[np.bool_] = wanted[places] == numbers
@@ -283,7 +282,7 @@ def _among(numbers: NDArray[np.int64], some: set[int]) -> NDArray[np.bool_]:
 
 
 def _joined(first: NDArray[_Row], second: NDArray[_Row]) -> NDArray[_Row]:
-    """As `np.concatenate`, which takes its time over the fields of rows."""
+    """As `np.concatenate`, which is slow for structured types."""
     joined = np.empty(len(first) + len(second), first.dtype)
     joined[: len(first)] = first
     joined[len(first) :] = second

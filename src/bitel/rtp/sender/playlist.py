@@ -1,4 +1,4 @@
-"""What a stream plays: recordings that are mapped once, and cut into packets."""
+"""Playlists of mapped recordings, cut into packets."""
 
 from __future__ import annotations
 
@@ -18,33 +18,32 @@ SILENCE: dict[Law, int] = {"alaw": ALAW_SILENCE, "ulaw": ULAW_SILENCE}
 _LONGEST_PACKET = max(PTIMES) * SAMPLES_PER_MS  # bytes
 
 Segment = tuple[int, int]
-"""Packets that lie one behind the other in memory: the address of the first, and their count."""
+"""Packets that are contiguous in memory: the address of the first, and their count."""
 
 _Cut = tuple[list[Segment], NDArray[np.uint8] | None]
-"""Segments, and the memory of the last packet if that is padded; it must be kept as long as the
-segments are used."""
+"""Segments, and the memory of the last packet if it is padded, to keep while they are used."""
 
 
 class Clip:
-    """A mapped file.
+    """A mapped recording of `size` bytes.
 
-    Whole packets come straight from the mapped memory, the rest of it from a padded copy.
+    Whole packets are sent from the mapped memory, the rest from a copy padded with silence.
     """
 
     def __init__(self, descriptor: int) -> None:
-        """Raises OSError or ValueError; the descriptor stays open."""
+        """Maps the file; the descriptor stays open. Raises OSError or ValueError."""
         self.size = size = os.fstat(descriptor).st_size
-        # Populated now, not page by page while sending.
+        # Page faults are taken now, not while sending.
         flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
         mapped = mmap.mmap(descriptor, size, flags=flags, prot=mmap.PROT_READ)
         self._memory = np.frombuffer(mapped, np.uint8)
-        # Read, not mapped: a file cut short meanwhile then can't fault this process. The
-        # kernel, which alone reads the mapping, answers EFAULT.
+        # Read, not mapped: only the kernel reads the mapping, so a file that is truncated causes
+        # EFAULT, not SIGBUS.
         self._end = os.pread(descriptor, _LONGEST_PACKET, max(0, size - _LONGEST_PACKET))
         self._whole: dict[tuple[Law, int], _Cut] = {}
 
     def cut(self, law: Law, offset: int, samples: int) -> _Cut:
-        """The clip from byte `offset` on, as packets of so many samples."""
+        """The clip from byte `offset` on, as packets of `samples` samples."""
         if offset:
             return self._cut(law, offset, samples)
         key = law, samples
@@ -66,32 +65,32 @@ class Playlist:
     """The clips of one stream, and the position in them."""
 
     def __init__(self, clips: Sequence[Clip], law: Law, samples: int) -> None:
-        """Cuts the clips into packets of so many samples."""
+        """Cuts the clips into packets of `samples` samples."""
         self._law = law
         self._clips = clips
         self._cut_from(0, 0, samples)
 
     def next_segment(self) -> Segment | None:
-        """What is to be sent next; None at the end."""
+        """The next segment to send; None at the end."""
         if self._given == len(self._segments):
             return None
         self._given += 1
         return self._segments[self._given - 1]
 
     def recut(self, samples: int, left: int) -> None:
-        """Cut what is still to be sent into packets of so many samples.
+        """Cuts the unsent rest into packets of `samples` samples.
 
-        `left` packets of the segment that was given last are still to be sent.
+        `left` packets of the last segment returned are still unsent.
         """
         self._cut_from(*self._position(left), samples)
 
     def _cut_from(self, number: int, offset: int, samples: int) -> None:
-        """Cut the rest of the playlist, from byte `offset` of clip `number` on."""
+        """Cuts the playlist from byte `offset` of clip `number` on."""
         self._first = number, offset
         self._samples = samples
-        self._given = 0  # of the segments
+        self._given = 0  # segments returned so far
         self._segments: list[Segment] = []
-        self._places: list[tuple[int, int]] = []  # of each: the clip, and the byte in it
+        self._places: list[tuple[int, int]] = []  # clip and byte of each segment
         self._tails: list[NDArray[np.uint8] | None] = []  # only kept alive
         for place, clip in enumerate(self._clips[number:], number):
             segments, tail = clip.cut(self._law, offset, samples)
@@ -103,7 +102,7 @@ class Playlist:
             offset = 0
 
     def _position(self, left: int) -> tuple[int, int]:
-        """The clip, and the byte in it, of the next sample to be sent."""
+        """The clip and the byte of the next unsent sample."""
         if not self._given:
             return self._first
         number, offset = self._places[self._given - 1]

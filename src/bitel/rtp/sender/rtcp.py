@@ -1,6 +1,6 @@
-"""RTCP (RFC 3550 section 6): sessions of streams, and the packets that they send and read.
+"""RTCP (RFC 3550 section 6): the sessions of streams, and the packets that they send and parse.
 
-The RTCP port is the RTP port plus one on both sides. RTCP is not multiplexed with RTP.
+The RTCP port is the RTP port plus one on both sides; there is no multiplexing (RFC 5761).
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from bitel.rtp.packet import SAMPLES_PER_MS, VERSION, PacketError
 from bitel.rtp.sender.rtp_receiver import datagrams
 
 INTERVAL = 5.0  # seconds between reports, on average (section 6.2)
-MOST_A_SECOND = 500  # reports of all streams together; the interval grows with more streams
-MOST_AT_ONCE = 8  # datagrams that are read from one socket in one go
+MOST_A_SECOND = 500  # reports per second of all streams; with more streams the interval grows
+MOST_AT_ONCE = 8  # datagrams read from a socket at a time
 
 SENDER_REPORT = 200
 RECEIVER_REPORT = 201
 SOURCE_DESCRIPTION = 202
 GOODBYE = 203
 
-CNAME = 1  # the one item that a source description must have
+CNAME = 1  # the mandatory SDES item
 UNIX_IN_NTP = 2_208_988_800  # seconds from 1900 to 1970
 
 _HEADER = struct.Struct("!BBH")
 _BLOCK_SIZE = 24
-_SENDER_INFO = 20  # bytes between a sender report's SSRC and its blocks
+_SENDER_INFO = 20  # bytes between a sender report's SSRC and its report blocks
 _PADDING = 0x20
 
 
 class Progress(NamedTuple):
-    """The RTP timestamp of a stream now, and what it has sent; `running` unless it is paused."""
+    """Current RTP timestamp and sender's counts of a stream; `running` unless it is paused."""
 
     timestamp: int
     packets: int
@@ -50,10 +50,7 @@ class Progress(NamedTuple):
 
 
 class Quality(NamedTuple):
-    """How the remote received the stream, by its last report; None if it has reported nothing.
-
-    `loss` is the part of all packets up to then that it missed, 0 to 1.
-    """
+    """Reception at the remote by its last report; None: no report. `loss`: cumulative, 0 to 1."""
 
     loss: float | None = None
     jitter_ms: float | None = None
@@ -63,19 +60,19 @@ class Quality(NamedTuple):
 class _Session:
     play: Play
     remote: tuple[str, int]
-    """Where reports are sent to."""
+    """Destination of reports."""
     source: str
-    """The host whose reports are accepted."""
+    """Host whose reports are accepted."""
     description: bytes
     awaited: bool
     quality: Quality
 
 
 class RtcpSessions:
-    """Sends and reads the RTCP of streams.
+    """The RTCP sessions of all streams.
 
-    `progress` gives that of a stream at a time, None if it has sent nothing. `on_packet` is called
-    for each report of a remote, with its stream and the time.
+    `progress` returns that of a stream at a time; None if it has sent nothing. `on_packet` is
+    called with the stream and the time of each report received.
     """
 
     def __init__(
@@ -86,8 +83,8 @@ class RtcpSessions:
     ) -> None:
         self._progress = progress
         self._clock = clock
-        # RFC 3550 §6.4.1 asks for wall-clock time. A step within a stream would tell its receiver
-        # that the audio had jumped.
+        # Section 6.4.1 demands wall-clock time, but a step of that clock would look like a jump of
+        # the audio. So it is read once.
         self._wall = time.time() - clock()
         self._on_packet = on_packet
         self._sockets: dict[int, socket.socket] = {}
@@ -97,16 +94,16 @@ class RtcpSessions:
         self._due: list[tuple[float, int]] = []  # a heap
 
     def open(self, port: int, bound: socket.socket) -> None:
-        """The RTCP of this RTP port is sent and received through this socket."""
+        """Sets the RTCP socket of an RTP port."""
         self._sockets[port] = bound
         self._selector.register(bound, selectors.EVENT_READ, port)
 
     def add(self, command: Play) -> None:
-        """Starts the session of a stream, if its port has a companion for RTCP."""
+        """Starts the session of a stream, if its port has an RTCP socket."""
         port, (host, remote_port) = command.spec.port, command.spec.remote
         if port not in self._sockets or remote_port == 65535:
             return
-        # A name that reveals nothing, and is another in each call (RFC 7022 section 4.2).
+        # A random CNAME per call, for privacy (RFC 7022 section 4.2).
         cname = base64.b64encode(urandom(12)).decode()
         session = _Session(
             command,
@@ -117,11 +114,11 @@ class RtcpSessions:
             Quality(),
         )
         self._sessions[command.stream] = self._by_ssrc[command.ssrc] = session
-        # The first comes after half an interval (section 6.2).
+        # The initial interval is halved (section 6.2).
         self._plan(session, self._interval / 2)
 
     def redirect(self, command: Change) -> None:
-        """The stream's remote has named another RTP address."""
+        """Follows a new RTP address in the stream's specification."""
         session = self._sessions.get(command.stream)
         host, port = command.spec.remote
         if session is not None and port < 65535:
@@ -130,9 +127,10 @@ class RtcpSessions:
             session.source = host
 
     def accept(self, stream: int, remote: tuple[str, int]) -> None:
-        """Accept reports from the host that the stream's remote sends RTP from.
+        """Accepts reports from `remote`, the latched RTP address.
 
-        Ours are sent where SDP says, or beside that RTP if SDP named no address to send to.
+        Our reports still go to the address in SDP; to the latched host only if the stream was
+        `awaited`.
         """
         session = self._sessions.get(stream)
         if session is None:
@@ -142,9 +140,9 @@ class RtcpSessions:
             session.remote = session.source, port + 1
 
     def remove(self, stream: int, packets: int) -> Quality:
-        """Ends the session of a stream of which so many packets were sent.
+        """Ends the session of a stream that has sent `packets` packets.
 
-        A stream that sent nothing must not send BYE; all others do (section 6.3.7).
+        Sends BYE unless it sent nothing (section 6.3.7).
         """
         session = self._sessions.get(stream)
         if session is None:
@@ -159,7 +157,7 @@ class RtcpSessions:
         return session.quality
 
     def send(self, deadline: float) -> None:
-        """Sends the reports that are due, until the deadline."""
+        """Sends due reports, until the deadline."""
         while self._due and (now := self._clock()) >= self._due[0][0] and now < deadline:
             _, stream = heapq.heappop(self._due)
             session = self._sessions.get(stream)
@@ -168,7 +166,7 @@ class RtcpSessions:
                 self._plan(session, self._interval)
 
     def read(self, deadline: float) -> None:
-        """Reads what has come, one socket at least, then others until the deadline."""
+        """Reads one readable socket, and others until the deadline."""
         for key, _ in self._selector.select(0):
             self._read(key.data)
             if self._clock() >= deadline:
@@ -179,7 +177,7 @@ class RtcpSessions:
         return max(INTERVAL, len(self._sessions) / MOST_A_SECOND)
 
     def _plan(self, session: _Session, interval: float) -> None:
-        # Between half and one and a half of it, so that reports don't fall into step.
+        # Randomized to 0.5 to 1.5 intervals, so that reports do not synchronize (section 6.3.1).
         due = self._clock() + interval * random.uniform(0.5, 1.5)
         heapq.heappush(self._due, (due, session.play.stream))
 
@@ -194,7 +192,7 @@ class RtcpSessions:
         self._send(session, report + session.description)
 
     def _send(self, session: _Session, datagram: bytes) -> None:
-        # An error concerns the stream's packets too, which report it.
+        # The stream's RTP packets have the same error and report it.
         with contextlib.suppress(OSError):
             self._sockets[session.play.spec.port].sendto(datagram, session.remote)
 
@@ -216,11 +214,10 @@ class RtcpSessions:
 
 
 class ReceptionReport(NamedTuple):
-    """How the reporter receives one source.
+    """A report block (section 6.4.1).
 
-    `lost` is the number of packets lost since the beginning, negative if duplicates came. `highest`
-    is the highest sequence number with its cycles above 16 bits, `jitter` is in timestamp units
-    (section 6.4.1).
+    `lost` is the cumulative number of packets lost, negative if there were duplicates. `highest` is
+    the extended highest sequence number; `jitter` is in timestamp units.
     """
 
     ssrc: int
@@ -230,7 +227,7 @@ class ReceptionReport(NamedTuple):
 
 
 def reception_reports(datagram: bytes) -> list[ReceptionReport]:
-    """All reception reports of a compound packet; raises PacketError."""
+    """The report blocks of a compound packet; raises PacketError."""
     reports: list[ReceptionReport] = []
     start = 0
     while start < len(datagram):
@@ -240,7 +237,7 @@ def reception_reports(datagram: bytes) -> list[ReceptionReport]:
         end = start + 4 * (words + 1)
         if first >> 6 != VERSION or end > len(datagram):
             raise PacketError(f"no RTCP packet of {4 * (words + 1)} bytes at byte {start}")
-        # Each compound packet begins with a report, which has no padding (appendix A.2).
+        # A compound packet begins with a report without padding (appendix A.2).
         if start == 0 and (kind not in (SENDER_REPORT, RECEIVER_REPORT) or first & _PADDING):
             raise PacketError(f"an RTCP datagram begins with a packet of type {kind}")
         if kind in (SENDER_REPORT, RECEIVER_REPORT):
@@ -258,13 +255,13 @@ def _blocks(data: bytes, count: int) -> list[ReceptionReport]:
     reports = []
     for start in range(0, count * _BLOCK_SIZE, _BLOCK_SIZE):
         ssrc, lost, highest, jitter = struct.unpack_from("!IIII", data, start)
-        lost &= 0xFFFFFF  # above it the fraction lost since the last report
+        lost &= 0xFFFFFF  # the upper 8 bits are the fraction lost
         reports.append(ReceptionReport(ssrc, lost - (lost >> 23 << 24), highest, jitter))
     return reports
 
 
 def sender_report(ssrc: int, now: float, timestamp: int, packets: int, octets: int) -> bytes:
-    """A sender report without blocks; `now` (Unix seconds) is the time of the RTP `timestamp`."""
+    """A sender report without report blocks; `now` (Unix seconds) is the time of `timestamp`."""
     ntp = round((now + UNIX_IN_NTP) * 2**32)
     body = struct.pack(
         "!IQIII", ssrc, ntp % 2**64, timestamp % 2**32, packets % 2**32, octets % 2**32
@@ -273,20 +270,20 @@ def sender_report(ssrc: int, now: float, timestamp: int, packets: int, octets: i
 
 
 def receiver_report(ssrc: int) -> bytes:
-    """A receiver report without blocks, for a source that has sent nothing of late."""
+    """A receiver report without report blocks, for a source that is not sending."""
     return _packet(RECEIVER_REPORT, 0, struct.pack("!I", ssrc))
 
 
 def source_description(ssrc: int, cname: str) -> bytes:
-    """The CNAME of the source, at most 255 bytes."""
+    """An SDES packet with the CNAME of the source, at most 255 bytes."""
     item = cname.encode()
     text = struct.pack("!IBB", ssrc, CNAME, len(item)) + item
-    # At least one zero ends the list of items, and as many as fill the word (section 6.5).
+    # One or more zero bytes end the items and pad to a word (section 6.5).
     return _packet(SOURCE_DESCRIPTION, 1, text + bytes(4 - len(text) % 4))
 
 
 def goodbye(ssrc: int) -> bytes:
-    """BYE: the source sends no more."""
+    """A BYE packet of the source."""
     return _packet(GOODBYE, 1, struct.pack("!I", ssrc))
 
 

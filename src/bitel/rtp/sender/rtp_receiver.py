@@ -1,7 +1,7 @@
-"""Receives RTP from the remote parties of streams: source addresses, packet counts and digits.
+"""Receives RTP from the remotes of streams: source addresses, packet counts and digits.
 
-The audio itself is not used. So that receiving costs little beside sending, the kernel delivers a
-sample of it (`bpf`), the smaller the more streams there are.
+The audio is not used. The kernel delivers only a sample of it (`bpf`), which gets smaller with the
+number of streams, so that receiving costs little CPU.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from bitel.rtp.packet import PacketError, RtpHeader
 from bitel.rtp.stream_spec import Latch, StreamSpec, host_problem
 from bitel.rtp.telephone_event import Digits
 
-MAX_DATAGRAM = 2048  # bytes that are read of one
-MOST_AT_ONCE = 32  # datagrams that are read from one socket in one go
-MOST_STALE = 1024  # datagrams that are dropped before a stream begins
-YOUNG = 0.5  # seconds in which a new stream is sampled densely, to find the source of its RTP soon
-UNDER_WAY = 1.0  # seconds after a change in which packets may come that were sent before it
+MAX_DATAGRAM = 2048  # bytes read of a datagram
+MOST_AT_ONCE = 32  # datagrams read from a socket at a time
+MOST_STALE = 1024  # datagrams dropped before a stream begins
+YOUNG = 0.5  # seconds in which a new stream is sampled densely, to find its source soon
+UNDER_WAY = 1.0  # seconds after a change in which packets sent before it may arrive
 LINGERING = 5.0  # seconds after a stream's end in which its remote may still send to a shared port
-USUAL_PACKET = 0.02  # seconds of audio in most packets, also where ours are shorter
+USUAL_PACKET = 0.02  # seconds of audio in most packets of remotes, whatever our packet time
 _DYNAMIC_TYPES = frozenset({*range(35, 64), *range(96, 128)})  # RFC 3551 section 3
 _VERSIONS = {socket.AF_INET: 4, socket.AF_INET6: 6}
 _RTCP_KINDS = range(72, 77)  # RTCP on the RTP port looks like these payload types (RFC 5761 4)
@@ -34,56 +34,55 @@ _RTCP_KINDS = range(72, 77)  # RTCP on the RTP port looks like these payload typ
 
 @dataclass(slots=True)
 class RemoteSource:
-    """The source of RTP of one stream, and what was received from it. Its first packet fixes its
-    address."""
+    """The RTP source of one stream, and statistics of its packets. Its first packet latches it."""
 
     stream: int
     address: tuple[str, int]
     latch: Latch
     packet_seconds: float
     awaited: bool
-    """`on_latch` is called for its first packet, wherever that comes from."""
+    """Whether `on_latch` is called for its first packet even without a new address."""
     young_until: float
     event_types: frozenset[int] = frozenset()
     latched: bool = False
     ssrc: int | None = None
-    """Of the packet that was accepted last; None before the first from this address."""
+    """SSRC of the last accepted packet; None before the first from this address."""
     former: tuple[str, int] | None = None
-    """The address before the remote named a new one. Until `former_until` packets from it count as
-    sent before the change, and not as the first from the new address."""
+    """The address before a change. Until `former_until`, packets from it count as sent before the
+    change and do not latch."""
     former_until: float = 0.0
     read: int = 0
     sampled: int = 0
     at: float | None = None
-    """The time of the last packet that was read, or of a later change of the media."""
+    """Time of the last packet read, or of a later change of the media."""
     events: Digits | None = None
     digits_at: float | None = None
-    """The time of the first digit."""
+    """Time of the first digit."""
     unexpected: int = 0
     """RTP packets from addresses that were not accepted."""
     gap: float = 0.0
-    """While the remote sends, one packet is read every so many seconds or more often."""
+    """Longest expected time in seconds between packets read, while the remote sends."""
 
     @property
     def packets(self) -> int:
-        """How many have come, estimated from those that were read."""
+        """Packets received, estimated from those read."""
         return max(self.read, self.sampled)
 
     @property
     def digits(self) -> str:
-        """The telephone events."""
+        """The telephone events as digits."""
         return self.events.text if self.events else ""
 
     def accepts(self, ssrc: int) -> bool:
-        """Whether a packet from its address is its own."""
+        """Whether a packet from its address with this SSRC is accepted."""
         return self.latch != "host" or self.ssrc is None or self.ssrc == ssrc
 
     def is_former(self, address: tuple[str, int], now: float) -> bool:
-        """Whether a packet may have been sent before the remote named its new address."""
+        """Whether a packet may have been sent before the change of the address."""
         return address == self.former and now < self.former_until
 
     def receive(self, header: RtpHeader, payload: bytes, now: float, one_in: int) -> None:
-        """Count a packet, and read its digits; one in so many is delivered by the kernel."""
+        """Counts a packet and reads its digits; the kernel delivers one packet in `one_in`."""
         self.read += 1
         if header.sequence % one_in == 0:
             self.sampled += one_in
@@ -98,36 +97,36 @@ class RemoteSource:
 
 @dataclass(slots=True)
 class _Port:
-    """A local port, and the sources whose packets arrive at it."""
+    """A local port and its sources."""
 
     bound: socket.socket
     sources: dict[int, RemoteSource] = field(default_factory=dict)  # by stream
     by_address: dict[tuple[str, int], dict[int, RemoteSource]] = field(default_factory=dict)
     event_types: Counter[int] = field(default_factory=Counter)  # of all sources
     one_in: int = DENSEST
-    sparsest: int = DENSEST  # the largest `one_in` since the first of the sources
+    sparsest: int = DENSEST  # the largest `one_in` since the first current source
     young_until: float = 0.0
     shared_until: float = 0.0
-    """Until then packets for a stream that has ended may arrive among those of others."""
-    is_stale: bool = True  # the attached filter lacks a change of `event_types`
-    attached: tuple[int, frozenset[int]] | None = None  # None: unknown
+    """Until then packets for a stream that has ended may arrive."""
+    is_stale: bool = True  # whether `event_types` changed since the filter was attached
+    attached: tuple[int, frozenset[int]] | None = None  # parameters of the filter; None: unknown
 
     def place(self, source: RemoteSource, address: tuple[str, int]) -> None:
-        """The source sends from this address."""
+        """Sets the address of a source."""
         self.remove(source)
         source.address = address
         self.sources[source.stream] = source
         self.by_address.setdefault(address, {})[source.stream] = source
 
     def remove(self, source: RemoteSource) -> None:
-        """Packets of this source are not expected any more."""
+        """Removes a source."""
         self.sources.pop(source.stream, None)
         there = self.by_address.get(source.address, {})
         if there.pop(source.stream, None) is not None and not there:
             del self.by_address[source.address]
 
     def set_event_types(self, source: RemoteSource, wanted: frozenset[int]) -> None:
-        """Read telephone events of this source under these payload types from now on."""
+        """Sets the payload types of the source's telephone events."""
         counts = self.event_types
         for kind in wanted - source.event_types:
             counts[kind] += 1
@@ -142,9 +141,9 @@ class _Port:
     def source_of(self, address: tuple[str, int], ssrc: int, now: float) -> RemoteSource | None:
         """The oldest source with this address, else the only one that may still latch onto it.
 
-        Behind a NAT the port differs from the one in the SDP. The host must be the same, unless the
-        stream latches onto any host: then its first packet decides, and after that the SSRC. If
-        several streams of the port still wait for their first packet, it is None.
+        Behind a NAT the port differs from the one in SDP. The host must be the same, unless the
+        stream latches onto any host: then its first packet decides, later the SSRC. None if several
+        streams of the port could latch.
         """
         for source in self.by_address.get(address, {}).values():
             if source.accepts(ssrc):
@@ -164,25 +163,24 @@ class _Port:
         return named[0] if len(named) == 1 else None
 
     def count_unexpected(self, ssrc: int, now: float) -> None:
-        """Count a packet from an address that is not accepted, if its stream can be determined.
+        """Counts a packet from an address that is not accepted, if its stream can be determined.
 
-        That is the only stream of the port or, if several share it or did so `LINGERING` seconds
-        ago, the one with the SSRC of the packet. While a stream is young nothing is counted: early
-        media may come from another address.
+        That is the only stream of the port, or the one with the SSRC of the packet if several share
+        it or did so in the last `LINGERING` seconds. Nothing is counted for a young stream, as
+        early media may come from another address.
         """
-        meant = list(self.sources.values())
-        if len(meant) > 1 or now < self.shared_until:
-            meant = [source for source in meant if source.ssrc == ssrc]
-        if len(meant) == 1 and now >= meant[0].young_until:
-            meant[0].unexpected += 1
+        matching = list(self.sources.values())
+        if len(matching) > 1 or now < self.shared_until:
+            matching = [source for source in matching if source.ssrc == ssrc]
+        if len(matching) == 1 and now >= matching[0].young_until:
+            matching[0].unexpected += 1
 
 
 class RtpReceiver:
-    """Reads the RTP of streams.
+    """Reads the RTP of all streams that receive.
 
-    `on_latch` is called, with the stream and the address, when a remote turns out to send from
-    another address than it named, or was awaited; `on_packet` for each packet that is read, with
-    its stream and the time.
+    `on_latch` is called with the stream and the address when a stream latches onto a new address,
+    or was `awaited`; `on_packet` with the stream and the time of each packet read.
     """
 
     def __init__(
@@ -204,14 +202,14 @@ class RtpReceiver:
         return len(self._of_stream)
 
     def open(self, port: int, bound: socket.socket) -> None:
-        """What arrives for this port is to be read from this socket."""
+        """Sets the socket of a port."""
         self._ports[port] = _Port(bound)
 
     def add(self, stream: int, spec: StreamSpec) -> None:
-        """Receive for this stream from now on."""
+        """Starts receiving for a stream."""
         port = self._ports[spec.port]
         if not port.sources:
-            _drain(port.bound)  # of what the port's last call left behind
+            _drain(port.bound)  # packets for the port's last call
             self._selector.register(port.bound, selectors.EVENT_READ, port)
             port.sparsest = DENSEST
         port.young_until = self._clock() + YOUNG
@@ -231,7 +229,7 @@ class RtpReceiver:
         self._set_filter(port, DENSEST)
 
     def change(self, command: Change) -> None:
-        """Apply a change of the stream's media; a new address restarts latching."""
+        """Applies a change of the stream's media; a new address restarts latching."""
         spec, port = command.spec, self._of_stream.get(command.stream)
         if port is None:
             return
@@ -244,14 +242,14 @@ class RtpReceiver:
             port.place(source, spec.remote)
             source.latched, source.ssrc = False, None
             source.awaited = spec.awaited
-        # A payload type of telephone events keeps its meaning throughout the call (RFC 3264 section
-        # 8.3.2), and events may be under way.
+        # Payload types keep their meaning throughout the call (RFC 3264 section 8.3.2), and events
+        # with the old one may still arrive.
         types = source.event_types.union(spec.event_types)
         port.set_event_types(source, _event_types_of(types, spec.payload_type))
         self._set_filter(port, port.one_in)
 
     def remove(self, stream: int) -> RemoteSource | None:
-        """Stop receiving, after reading what has come. None if it was not added."""
+        """Reads the pending packets of a stream and stops receiving; None if it was not added."""
         port = self._of_stream.get(stream)
         if port is None:
             return None
@@ -267,9 +265,9 @@ class RtpReceiver:
         return source
 
     def read(self, deadline: float) -> bool:
-        """Reads what has come, one socket at least, then others until the deadline.
+        """Reads one readable socket, and others until the deadline.
 
-        False if there was no time for all of them; the others come first the next time.
+        False if some were not read; the next call begins with these.
         """
         ready = [key.data for key, _ in self._selector.select(0)]
         first = self._first % len(ready) if ready else 0
@@ -292,7 +290,7 @@ class RtpReceiver:
             header, payload = RtpHeader.parse(datagram)
         except PacketError:
             return
-        # A packet may claim to come from port 0, to which none can be sent.
+        # A spoofed source port 0 can't be sent to.
         if header.payload_type in _RTCP_KINDS or not address[1]:
             return
         source = port.source_of(address, header.ssrc, now)
@@ -303,7 +301,7 @@ class RtpReceiver:
         if not is_new or not source.is_former(address, now):
             if is_new:
                 if host_problem(address[0], _VERSIONS[port.bound.family]):
-                    return  # such as a link-local address, which needs an interface beside it
+                    return  # such as a link-local address, which needs an interface
                 port.place(source, address)
             source.latched, source.ssrc = True, header.ssrc
             if is_new or source.awaited:
@@ -313,40 +311,40 @@ class RtpReceiver:
         self._on_packet(source.stream, now)
 
     def _set_filter(self, port: _Port, wanted: int) -> None:
-        """Have the kernel deliver one audio packet in `wanted`, and all telephone events."""
+        """Makes the kernel deliver one audio packet in `wanted`, and all telephone events."""
         if wanted == port.one_in and not port.is_stale:
             return
         port.one_in = wanted
         port.sparsest = max(port.sparsest, wanted)
         port.is_stale = False
-        wanted_now = wanted, frozenset(port.event_types)
-        if wanted_now != port.attached:
-            port.attached = wanted_now
-            attach(port.bound, keep_one_in(*wanted_now))
+        parameters = wanted, frozenset(port.event_types)
+        if parameters != port.attached:
+            port.attached = parameters
+            attach(port.bound, keep_one_in(*parameters))
 
 
 def datagrams(bound: socket.socket, most: int) -> Iterator[tuple[bytes, tuple[str, int]]]:
-    """Reads up to so many datagrams that have come; each with its source address."""
+    """Reads up to `most` pending datagrams, each with its source address."""
     for _ in range(most):
         try:
             datagram, address = bound.recvfrom(MAX_DATAGRAM)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
-            continue  # an ICMP error about what was sent; this has cleared it
+            continue  # an ICMP error for a sent packet, which is cleared by reading it
         yield datagram, (address[0], address[1])
 
 
 def _packet_seconds(ptime: int) -> float:
-    """Assumed seconds from one packet of the remote to the next, ours being `ptime` ms long."""
+    """Assumed seconds between packets of the remote, if ours have `ptime` ms."""
     return max(ptime / 1000, USUAL_PACKET)
 
 
 def _event_types_of(event_types: Iterable[int], audio_type: int) -> frozenset[int]:
-    """Those of the payload types that are read as telephone events.
+    """The payload types that are read as telephone events.
 
-    Not that of the audio, nor static ones (RFC 3551 section 6): every packet of these types is
-    read, which would be too many for audio.
+    The kernel delivers every packet of these, so the type of the audio and static types (RFC 3551
+    section 6) are excluded.
     """
     return frozenset(kind for kind in event_types if kind in _DYNAMIC_TYPES and kind != audio_type)
 

@@ -1,7 +1,7 @@
-"""Many packets in one `sendmmsg`: the C structures as arrays, and the system call.
+"""sendmmsg(2) with its C structures as NumPy arrays, for many packets in one system call.
 
-One assignment fills a field for all streams, and the kernel reads the arrays where they are. Row i
-of each array belongs to the same packet.
+One assignment sets a field of all packets, and the kernel reads the arrays in place. Row i of each
+array belongs to the same packet.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from bitel.rtp.packet import HEADER_SIZE, SAMPLES_PER_PACKET
 
-FULL_BUFFER_WAIT = 0.002  # seconds that one tick waits for full send buffers; then packets are lost
+FULL_BUFFER_WAIT = 0.002  # seconds per tick to wait for full send buffers, then packets are dropped
 
 HEADER = np.dtype(
     [
@@ -34,13 +34,12 @@ HEADER = np.dtype(
 assert HEADER.itemsize == HEADER_SIZE
 
 Group = tuple[int, int, int]
-"""Packets that leave from one socket: its descriptor, the first row, and how many rows."""
+"""Packets of one socket: its descriptor, the first row, and the number of rows."""
 
 Refused = list[tuple[int, int]]
-"""Packets that the kernel did not take: row and errno."""
+"""Packets that the kernel refused: row and errno."""
 
 _FULL = (errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS)
-
 
 # Linux structures, with pointers as integers.
 IOVEC = np.dtype([("base", np.uintp), ("len", np.uintp)])
@@ -60,10 +59,10 @@ MMSGHDR = np.dtype([("header", _MSGHDR), ("sent", np.uint32)], align=True)
 
 
 class Packets:
-    """Room for `capacity` packets of G.711 of so many samples to addresses of one family.
+    """Arrays for `capacity` packets of `samples` bytes of G.711, to addresses of one family.
 
-    `headers`, `names` (each a `sockaddr`) and `payloads` are the caller's to fill; all that depends
-    only on the row is set here once.
+    The caller sets `headers`, `names` (each a `sockaddr`) and `payloads`; all other fields are set
+    here once.
     """
 
     def __init__(
@@ -87,25 +86,25 @@ class Packets:
         messages["iovlen"] = 2
         self.address = self._messages.ctypes.data  # of the first mmsghdr
         self.payloads: NDArray[np.uintp] = self._iovecs["base"][:, 1]  # addresses
-        # The groups that were sent last, and the arguments of each one's system call.
+        # The last groups sent, and the arguments of their system calls.
         self.groups: Sequence[Group] | None = None
         self.calls: list[tuple[tuple[Any, ...], Group]] = []
 
 
 Transmit = Callable[[Packets, Sequence[Group]], Refused]
-"""Sends rows of the packets; what fails for one address leaves the others alone. The same list of
-groups always has the same content."""
+"""Sends groups of packets; an error of one packet does not affect the others. The caller must not
+modify a list of groups that it has passed."""
 
 
 class Sendmmsg:
-    """One system call for all the packets of a socket."""
+    """Sends the packets of each socket by one system call."""
 
     def __init__(self) -> None:
         # PyDLL keeps the GIL: the sender has one thread.
         self._call = ctypes.PyDLL(None, use_errno=True).sendmmsg
         self._call.argtypes = [ctypes.c_int, ctypes.c_size_t, ctypes.c_uint, ctypes.c_int]
         self._call.restype = ctypes.c_int
-        # Less than half the cost of that: errno is not kept, arguments are what C wants already.
+        # Without errno and conversion of arguments, a call costs less than half.
         self._quick = ctypes.PyDLL(None).sendmmsg
 
     def __call__(self, packets: Packets, groups: Sequence[Group]) -> Refused:
@@ -124,10 +123,9 @@ class Sendmmsg:
         return refused
 
     def _send_rest(self, packets: Packets, rest: Group, wait: float, refused: Refused) -> float:
-        """Sends what a call has left over: past refused packets, and when there is room again.
+        """Sends the rest of a group: skips refused packets, and waits while the buffer is full.
 
-        Why it was left over is known from the next call. Waits for up to `wait` seconds, and
-        returns what is left of them.
+        The next call returns the error. Waits for up to `wait` seconds; returns the remaining ones.
         """
         descriptor, row, left = rest
         sent = 0
@@ -139,8 +137,8 @@ class Sendmmsg:
                     return wait
                 wait -= _wait_for_room(descriptor, wait)
             elif problem and problem != errno.EINTR:
-                # This packet's own fault (EPERM, ENETUNREACH, EFAULT...), or an answer to an
-                # earlier one (ECONNREFUSED): the next ones get their chance.
+                # An error of this packet (EPERM, ENETUNREACH, EFAULT...), or of an earlier one
+                # (ECONNREFUSED): the others may succeed.
                 refused.append((row, problem))
                 row, left = row + 1, left - 1
             if left:
@@ -151,7 +149,7 @@ class Sendmmsg:
 
 
 def _arguments(packets: Packets, group: Group) -> tuple[Any, ...]:
-    """Those of sendmmsg(2)."""
+    """The arguments of sendmmsg(2)."""
     descriptor, first, count = group
     return (
         ctypes.c_int(descriptor),
@@ -162,14 +160,14 @@ def _arguments(packets: Packets, group: Group) -> tuple[Any, ...]:
 
 
 def _wait_for_room(descriptor: int, wait: float) -> float:
-    """Waits up to `wait` seconds for a writable socket; how long it took, at least 0.1 ms."""
+    """Waits up to `wait` seconds for a writable socket; returns the time, at least 0.1 ms."""
     began = time.monotonic()
     poll = select.poll()
     poll.register(descriptor, select.POLLOUT)
     poll.poll(max(1, int(wait * 1000)))
     waited = time.monotonic() - began
     if waited < 0.0001:
-        time.sleep(0.0001)  # ENOBUFS: the socket has room, the queue of the device has not
+        time.sleep(0.0001)  # ENOBUFS: not the socket but the queue of the device is full
     return max(waited, 0.0001)
 
 

@@ -1,4 +1,4 @@
-"""The receiving side of the sender's streams: RTP, RTCP and inactivity of the remote parties."""
+"""The receiving side of streams: RTP, RTCP and inactivity of the remotes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from bitel.rtp.sender.stream_table import StreamTable
 from bitel.rtp.stream_spec import StreamReport
 
 LONGEST_READ_PAUSE = 0.5  # seconds: longest read pause that does not count as silence of the remote
-STOPPED_AFTER = 6.0  # seconds: shortest silence after which a remote has stopped sending
+STOPPED_AFTER = 6.0  # seconds of silence after which a remote has stopped sending, at least
 STOPPED_GAPS = 2.5  # the same in multiples of `RemoteSource.gap`; the longer of the two applies
-CHECK_INTERVAL = 10.0  # seconds at most, so that streams that are over soon leave the heap
+CHECK_INTERVAL = 10.0  # seconds at most, so that streams that have ended leave the heap
 
 
 class StreamReceiver:
-    """Receives for the streams that ask for it; false if there are none."""
+    """Receives for the streams that `receive`; false if there are none."""
 
     def __init__(self, table: StreamTable, clock: Callable[[], float] = time.monotonic) -> None:
         self._table = table
@@ -34,39 +34,39 @@ class StreamReceiver:
         return len(self.rtp) > 0
 
     def add(self, command: Play) -> None:
-        """Begin to receive for this stream."""
+        """Starts receiving for a stream."""
         self.rtp.add(command.stream, command.spec)
         self.rtcp.add(command)
         if command.spec.silence_timeout > 0:
             self._inactivity.add(command.stream, command.spec.silence_timeout, self._clock())
 
     def change(self, command: Change) -> None:
-        """Apply a change of the stream's media."""
+        """Applies a change of the stream's media."""
         self.rtp.change(command)
         if command.moved:
             self.rtcp.redirect(command)
 
     def read(self, deadline: float) -> list[Silent]:
-        """Reads what has come and sends reports, until the deadline as far as possible.
+        """Reads RTP and RTCP and sends RTCP reports, if possible until the deadline.
 
-        Returns the streams whose `silence_timeout` is over.
+        Returns the streams whose `silence_timeout` has expired.
         """
         read_all = self.rtp.read(deadline)
         self.rtcp.send(deadline)
         self.rtcp.read(deadline)
         now = self._clock()
         if now - self._read_all_at > LONGEST_READ_PAUSE:
-            # This process was stopped, or is too busy to read: that must not end calls.
+            # A process that was stopped or is overloaded must not end calls.
             self._inactivity.unread_until = now
         if read_all:
             self._read_all_at = now
         return [Silent(stream) for stream in self._inactivity.expired(now)]
 
     def complete(self, report: StreamReport) -> StreamReport:
-        """Ends the stream; the report with what was received."""
+        """Ends the stream; returns its report with the reception statistics."""
         source = self.rtp.remove(report.stream)
         if source is None:
-            return report  # it was not to receive
+            return report  # it does not receive
         self._inactivity.remove(report.stream)
         quality = self.rtcp.remove(report.stream, report.packets or 0)
         silent_for = None
@@ -91,10 +91,10 @@ class StreamReceiver:
 
 
 class InactivityTimer:
-    """Which remote parties have stopped sending; times are the caller's, in seconds.
+    """Finds remotes that have stopped sending; times are the caller's, in seconds.
 
-    One that never sent anything does not count: it may never have meant to. A packet costs no more
-    than to note the time, as each stream is checked once in its timeout.
+    Remotes that never sent are ignored. A packet only updates a time, and each stream is checked
+    about once per timeout.
     """
 
     def __init__(self) -> None:
@@ -105,22 +105,22 @@ class InactivityTimer:
         """Silence before this time does not count, as nothing was read."""
 
     def add(self, stream: int, timeout: float, now: float) -> None:
-        """`expired` returns this stream when nothing has come for `timeout` seconds."""
+        """Makes `expired` return the stream after `timeout` seconds without a packet."""
         self._timeouts[stream] = timeout
         self._plan(stream, now + timeout, now)
 
     def note_packet(self, stream: int, now: float) -> None:
-        """Something has come from the stream's remote."""
+        """Notes a packet of the stream's remote."""
         if stream in self._timeouts:
             self._received_at[stream] = now
 
     def remove(self, stream: int) -> None:
-        """The stream is over."""
+        """Removes a stream."""
         self._timeouts.pop(stream, None)
         self._received_at.pop(stream, None)
 
     def expired(self, now: float) -> list[int]:
-        """The streams whose timeout is over; each again after another timeout."""
+        """The streams whose timeout has expired; each again after another timeout."""
         expired = []
         while self._due and self._due[0][0] <= now:
             _, stream = heapq.heappop(self._due)
@@ -136,6 +136,6 @@ class InactivityTimer:
         return expired
 
     def _plan(self, stream: int, due: float, now: float) -> None:
-        # Never now again: by rounding it may be due before the timeout is quite over.
+        # Later than `now`, or rounding could make `expired` loop.
         later = max(min(due, now + CHECK_INTERVAL), math.nextafter(now, math.inf))
         heapq.heappush(self._due, (later, stream))

@@ -1,4 +1,4 @@
-"""The streams of the sender: destination, payload, packet length, hold. It has no clock."""
+"""The streams of a sender: destination, payload, packet length, hold. It has no clock."""
 
 from __future__ import annotations
 
@@ -25,27 +25,26 @@ class _Stream:
     family: socket.AddressFamily
     held: bool
     awaiting: bool
-    """Nothing may be sent before a packet of the remote has come."""
+    """Nothing may be sent before a packet of the remote was received."""
     paused: StreamRow | None = None
-    """Set while it is not in the batch, being held or awaiting its remote."""
+    """Its row, while it is held or awaiting and so not in the batch."""
     held_from: tuple[float, int] | None = None
-    """When the latest pause began, and the timestamp of the packet that was next then; the time
-    since counts until that packet is sent."""
+    """Begin of the latest pause, and the timestamp of the next packet at that time."""
     stopped: bool = False
     error: str = ""
-    """Why it was stopped, if that is to be reported."""
+    """Error to report, if it was stopped because of one."""
     finished: bool = False
     octets: int = 0
-    """Correction of the bytes sent, for packets sent at another length than the current one."""
+    """Correction of the octet count for packets that had another length than the current one."""
     next_index: int = 0
-    """The tick of its next packet, after a change of the packet time."""
+    """Tick of its next packet, after a change of the packet time."""
 
 
 class StreamTable:
-    """Streams spread over their packet time; `tick` sends those that are due.
+    """All streams; `tick` sends those that are due.
 
-    Each `play` is answered by one report among those that `tick` and `play` return. Times are
-    seconds of one steady clock.
+    For each `play`, `play` itself or a later `tick` returns one report. Times are seconds of a
+    monotonic clock.
     """
 
     def __init__(self, transmit: Transmit) -> None:
@@ -56,11 +55,11 @@ class StreamTable:
         self._clips: dict[int, Clip] = {}
 
     def open(self, port: int, bound: socket.socket) -> None:
-        """Streams of this port are sent through this socket from now on."""
+        """Sets the socket of a port."""
         self._ports[port] = bound
 
     def open_clip(self, number: int, descriptor: int) -> ClipOpened:
-        """Streams may play this clip from now on; the descriptor is closed."""
+        """Maps a clip and closes the descriptor."""
         try:
             self._clips[number] = Clip(descriptor)
         except (OSError, ValueError) as error:
@@ -70,12 +69,12 @@ class StreamTable:
         return ClipOpened(number)
 
     def close_clips(self, numbers: Sequence[int]) -> None:
-        """Forget clips; those that a stream plays are unmapped when it ends."""
+        """Removes clips; those that streams play are unmapped when these end."""
         for number in numbers:
             self._clips.pop(number, None)
 
     def play(self, command: Play, now: float = 0.0) -> StreamReport | None:
-        """Adds a stream, sent at the first tick at or after `now`; a report if it can't be."""
+        """Adds a stream, sent from the first tick at or after `now`; a report if that fails."""
         number, spec = command.stream, command.spec
         bound = self._ports.get(spec.port)
         if bound is None:
@@ -114,9 +113,9 @@ class StreamTable:
         return None
 
     def stop(self, number: int, *, if_awaited: bool = False) -> None:
-        """Ends a stream; its report comes with its batch's next tick.
+        """Ends a stream; the next tick of its batch returns the report.
 
-        With `if_awaited` only one that awaits its remote.
+        With `if_awaited` only if it awaits its remote.
         """
         stream = self._running(number)
         if stream is None or (if_awaited and not stream.awaiting):
@@ -124,15 +123,14 @@ class StreamTable:
         stream.error = UNHEARD if if_awaited else ""
         stream.stopped = True
         if stream.paused is not None:
-            stream.batch.add(stream.paused)  # for the count of what it sent
+            stream.batch.add(stream.paused)  # `settle` then returns its counts
         stream.batch.remove(number)
 
     def change(self, command: Change, now: float) -> None:
-        """The stream's media from its next packet on.
+        """Changes the media from the stream's next packet on, as `Streamer.change`.
 
-        SSRC, sequence number and the position in the recording continue. The timestamp continues
-        with the samples sent, and over a hold with the clock, by whole packets. A stream that was
-        held is sent at the first tick at or after `now`.
+        During a hold, the timestamp continues with the clock, by whole packets. A stream that was
+        held is sent from the first tick at or after `now`.
         """
         number, spec = command.stream, command.spec
         stream = self._running(number)
@@ -162,14 +160,14 @@ class StreamTable:
         if stream.paused is None:
             return
         timestamp = _timestamp_after_hold(stream, stream.batch.samples, now)
-        # A stream that is added begins with the marker bit, as a talkspurt does (RFC 3551 4.1).
+        # A talkspurt begins, so the marker bit is set (RFC 3551 section 4.1).
         stream.batch.add(stream.paused._replace(timestamp=timestamp, begin=now, marker=True))
         stream.paused = None
 
     def latch(self, number: int, remote: tuple[str, int], now: float) -> None:
-        """The stream is sent to `remote` from its next packet on, as the remote sends from there.
+        """Sends the stream to `remote`, the latched address, from its next packet on.
 
-        One that awaited that begins or goes on, unless it is held.
+        If the stream awaited its remote, it starts, unless it is held.
         """
         stream = self._running(number)
         if stream is None:
@@ -187,7 +185,7 @@ class StreamTable:
             stream.paused = stream.paused._replace(remote=name)
 
     def _repacketize(self, number: int, stream: _Stream, ptime: int, now: float) -> None:
-        """Send the rest of the recording in packets of `ptime` ms."""
+        """Sends the rest of the recording in packets of `ptime` ms."""
         old = stream.batch
         had_sent = stream.paused is None and old.has_sent(number)
         row = old.look(number) if stream.paused is None else stream.paused
@@ -195,7 +193,7 @@ class StreamTable:
         stream.playlist.recut(samples, row.packets)
         segment = stream.playlist.next_segment()
         if segment is None:
-            return  # all of it was sent; the old batch reports the end
+            return  # everything was sent; the old batch reports the end
         stream.octets += row.sent * (old.samples - samples)
         payload, packets = segment
         scheduler = self._scheduler(ptime, stream.family)
@@ -206,7 +204,7 @@ class StreamTable:
         new = old.take(number)._replace(payload=payload, packets=packets)
         if had_sent:
             stream.held_from = None
-            # The next packet stays due at the end of the audio of the last one.
+            # The next packet remains due at the end of the last one's audio.
             ticks = old.samples // (TICK_MS * SAMPLES_PER_MS)
             stream.next_index = old.index + ticks
             new = new._replace(begin=old.due + (ticks - 0.5) * TICK_SECONDS, marker=False)
@@ -220,7 +218,7 @@ class StreamTable:
         stream.batch.add(new)
 
     def progress(self, number: int, now: float) -> Progress | None:
-        """How far a stream is, for its sender report; None while nothing of it was sent."""
+        """Timestamp and counts for a sender report; None before the first packet."""
         stream = self._running(number)
         if stream is None:
             return None
@@ -238,7 +236,7 @@ class StreamTable:
         return Progress(timestamp % 2**32, row.sent, octets, paused is None)
 
     def idle(self, index: int) -> bool:
-        """Tick number `index` has nothing to do."""
+        """Whether tick number `index` has nothing to do."""
         for scheduler in self._schedulers.values():  # noqa: SIM110 - a generator costs more
             if not scheduler.batch_at(index).idle:
                 return False
@@ -247,7 +245,7 @@ class StreamTable:
     def tick(self, index: int, due: float) -> tuple[int, int, list[StreamReport]]:
         """Sends the packets of tick number `index`.
 
-        Returns how many left, how many were refused, and the reports of streams that ended. A
+        Returns the numbers of packets sent and refused, and the reports of streams that ended. A
         stream ends one packet time after its last packet, when that has been played out.
         """
         sent, refused = 0, 0
@@ -258,15 +256,15 @@ class StreamTable:
                 batch.due, batch.index = due, index
                 self._advance_segments(batch)
                 ends += map(self._end, batch.settle())
-                # One that goes on after a pause may have nothing left of its segment.
+                # The segment of a resumed stream may already be sent.
                 if self._advance_segments(batch):
                     ends += map(self._end, batch.settle())
-                left, kept = batch.send() if len(batch) else (0, 0)
-                sent, refused = sent + left, refused + kept
+                counts = batch.send() if len(batch) else (0, 0)
+                sent, refused = sent + counts[0], refused + counts[1]
         return sent, refused, ends
 
     def _advance_segments(self, batch: Batch) -> bool:
-        """Gives the rows that have run out their next segment; True: some have none."""
+        """Sets the next segment of rows that need one; True if some have none left."""
         over = False
         for row, number in batch.run_out():
             stream = self._streams[number]
@@ -283,12 +281,12 @@ class StreamTable:
         error = stream.error
         if row.refused:
             error = f"{row.refused} packets could not be sent: {os.strerror(row.errno)}"
-        # If the network took no packet at all, nothing was played to its end.
+        # A stream of which no packet could be sent has not finished.
         finished = stream.finished and row.sent > 0
         return StreamReport(row.stream, row.sent, finished, error)
 
     def _running(self, number: int) -> _Stream | None:
-        """The stream, unless it is over or about to be."""
+        """The stream, unless it has ended or was stopped."""
         stream = self._streams.get(number)
         return None if stream is None or stream.stopped else stream
 
@@ -299,8 +297,8 @@ class StreamTable:
 
 
 def _timestamp_after_hold(stream: _Stream, samples: int, now: float) -> int:
-    """That of the first packet after a hold: the timestamp at the hold's begin, and the time since
-    then in whole packets of `samples`."""
+    """The RTP timestamp of the first packet after a hold: that before the hold, plus the time since
+    in whole packets of `samples`."""
     assert stream.held_from is not None, "the stream was not held"
     began, timestamp = stream.held_from
     missed: int = samples * round((now - began) * SAMPLE_RATE / samples)

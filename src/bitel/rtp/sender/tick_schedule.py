@@ -1,4 +1,4 @@
-"""When ticks are due, how late they were, and which streams each tick sends."""
+"""Schedule of ticks: when they are due, how late they were, and which streams each sends."""
 
 from __future__ import annotations
 
@@ -14,77 +14,77 @@ from bitel.rtp.sender.packet_batch import Batch
 from bitel.rtp.sender.sendmmsg import Transmit
 
 LATE = 0.005  # seconds; a tick later than this counts as late
-LOST = 0.2  # seconds; later than this the schedule starts anew instead of catching up
+LOST = 0.2  # seconds; if later than this, the schedule restarts instead of catching up
 REPORT_INTERVAL = 0.25  # seconds
 REPORTS_KEPT = 40  # intervals
-RECENT_REPORTS = 2  # intervals that show the present lateness
+RECENT_REPORTS = 2  # intervals that the current lateness is computed from
 
-# Batches of 2 ms worth of streams smooth the load, and each has a fixed cost. Every packet time is
-# a whole number of ticks.
+# Short ticks spread the load evenly, but each has a fixed cost. Every packet time is a whole number
+# of ticks.
 TICK_MS = 2
 TICK_SECONDS = TICK_MS / 1000
 MOST_SLOTS = max(PTIMES) // TICK_MS
 assert all(ptime % TICK_MS == 0 for ptime in PTIMES)
 
-# So many streams make one more slot worth its wake-ups; few calls then cost few of them.
+# Streams per slot in use: with few calls there are few wake-ups.
 WORTH_A_SLOT = 500
 
-# A slot that so many times the average of streams, and some more, are in takes no more of them.
+# A slot with more than `CROWDED_TIMES` the average number of streams, plus `CROWDED`, gets no more.
 CROWDED_TIMES = 2
 CROWDED = 8
 
 
 class Schedule:
-    """Ticks at exact multiples of `TICK_SECONDS` from a beginning: they never drift.
+    """Ticks at exact multiples of `TICK_SECONDS` after a start: they do not drift.
 
-    A late tick is sent at once and the following ones keep their times. After `LOST` seconds (the
-    machine slept, or can't keep up) the missed ticks are not made up for in one burst; everything
-    moves by the delay. Time is the caller's, in seconds.
+    After a late tick the following ones keep their times. If it is later than `LOST` (a suspended
+    or overloaded machine), missed ticks are not sent in a burst: the schedule moves by the delay.
+    Times are the caller's, in seconds.
     """
 
     def __init__(self, now: float) -> None:
         self.restart(now)
 
     def restart(self, now: float) -> None:
-        """The next tick is due now; `index` goes on counting from 0."""
+        """Makes the next tick due now; `index` restarts from 0."""
         self._beginning = now
         self._base = 0
         self.index = 0
 
     @property
     def due(self) -> float:
-        """When tick number `index` is to be sent."""
+        """When tick number `index` is due."""
         return self._beginning + (self.index - self._base) * TICK_SECONDS
 
     def skip(self) -> None:
-        """Tick `index` has nothing to send."""
+        """Skips tick `index`, which has nothing to send."""
         self.index += 1
 
     def advance(self, now: float) -> None:
-        """Tick `index` was sent."""
+        """Goes to the next tick, after tick `index` was sent."""
         self.index += 1
         if now - self.due > LOST:
             self._beginning, self._base = now, self.index
 
 
 class TickLateness:
-    """Collects how late ticks were; `report` is called every `REPORT_INTERVAL`."""
+    """Statistics of the lateness of ticks; `report` is called every `REPORT_INTERVAL`."""
 
     def __init__(self) -> None:
         self._ticks = 0
         self._late = 0
         self._interval: list[float] = []
-        # As arrays: all of them are summed up in each report, between two ticks.
+        # Arrays, because `report` must compute percentiles within a tick.
         self._intervals: deque[NDArray[np.float64]] = deque(maxlen=REPORTS_KEPT)
 
     def record(self, lateness: float) -> None:
-        """A tick whose last packet left `lateness` seconds after it was due."""
+        """Records a tick whose last packet was sent `lateness` seconds after it was due."""
         self._ticks += 1
         self._late += lateness > LATE
         self._interval.append(lateness)
 
     def report(self) -> StreamerStats:
-        """What is known of the ticks; a new interval begins."""
+        """Returns the statistics and begins a new interval."""
         self._intervals.append(np.array(self._interval))
         self._interval = []
         intervals = list(self._intervals)
@@ -100,31 +100,30 @@ class TickLateness:
 
 
 class SlotScheduler:
-    """The streams of one packet time (`ptime`, in ms), spread over its ticks: one batch for each.
+    """Spreads the streams of one packet time (`ptime`, in ms) over its ticks: one batch per slot.
 
-    The streams of a port share a sendmmsg if they are in one slot, which makes each of them a good
-    deal cheaper. So it is the ports that are spread evenly over the slots; one moves only when a
-    slot begins or ceases to be used.
+    Streams of a port in the same slot share a sendmmsg, which is much cheaper. So ports are spread
+    evenly over the slots; a port moves only when the number of used slots changes.
     """
 
     def __init__(self, ptime: int, family: socket.AddressFamily, transmit: Transmit) -> None:
         slots = ptime // TICK_MS
         self.batches = [Batch(family, transmit, ptime * SAMPLES_PER_MS) for _ in range(slots)]
         self._order = _far_apart(slots)
-        self._used = 1  # slots, in that order
-        self._home: dict[int, int] = {}  # port -> its slot
-        self._ports = [0] * slots  # at home in each slot
+        self._used = 1  # number of slots in use, in that order
+        self._home: dict[int, int] = {}  # port -> slot
+        self._ports = [0] * slots  # number of ports per slot
 
     def batch_at(self, index: int) -> Batch:
         """The batch that tick number `index` sends."""
         return self.batches[index % len(self.batches)]
 
     def choose(self, port: int) -> Batch:
-        """The batch for one more stream of this port."""
+        """The batch for a new stream of this port."""
         loads = [len(batch) for batch in self.batches]
         total = sum(loads)
         wanted = min(1 + total // WORTH_A_SLOT, len(self.batches))
-        # One is given up late, so that ports stay where they are when the number of streams varies.
+        # Hysteresis: ports stay in their slots when the number of streams varies.
         if wanted > self._used or 2 * total < WORTH_A_SLOT * (self._used - 1):
             self._used = wanted
         used = self._order[: self._used]
@@ -148,7 +147,7 @@ class SlotScheduler:
 
 
 def _far_apart(slots: int) -> list[int]:
-    """All slots of a circle, each as far as can be from those before it."""
+    """All slots of a circle, each as far as possible from those before it."""
     order = [0]
 
     def distance(slot: int) -> int:
