@@ -76,7 +76,7 @@ def test_the_dialer_is_asked_to_end_an_attempt(world: World) -> None:
     assert world.count(cancel_request) == 0
 
 
-@pytest.mark.parametrize("verdict", [RetryAt(1.0, spends_retry=True, trouble=0), Requeue(1.0)])
+@pytest.mark.parametrize("decision", [RetryAt(1.0, spends_retry=True, trouble=0), Requeue(1.0)])
 def test_what_was_called_off_meanwhile_is_never_due_again(
     world: World, decision: RetryAt | Requeue
 ) -> None:
