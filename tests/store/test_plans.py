@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -88,7 +88,7 @@ QUERIES: dict[str, tuple[Executable, dict[str, Any], set[str]]] = {
     # Two indexes hold the open attempts and nothing else.
     "left open": (recovery._LEFT_OPEN, {"dialer_id": "main"}, {"_attempt_open"}),
     "cancel requests": (
-        calls._REQUESTS,
+        claims._CANCEL_REQUESTS,
         {"dialer_id": "main"},
         {"ix_cancel_request_dialer"},
     ),
@@ -179,7 +179,7 @@ QUERIES: dict[str, tuple[Executable, dict[str, Any], set[str]]] = {
 DUE = {**LANE, "now": 2e9, "asked": [("p", 0.5, "a"), ("q", -1.0, "")]}
 
 # Those that each kind of database has in words of its own.
-OWN: dict[str, tuple[Mapping[str, Statement], dict[str, Any], set[str]]] = {
+OWN: dict[str, tuple[Statement, dict[str, Any], set[str]]] = {
     "turns": (fair_queue.CALLS.turns, {**LANE, "closed": ROWS, "after": "a"}, {"ix_call_due"}),
     "closed": (fair_queue._CLOSED_WITH_DUE, {**LANE, "closed": ROWS, "after": ""}, {"ix_call_due"}),
     "due": (fair_queue.CALLS.due, DUE, {"ix_call_due"}),
@@ -277,11 +277,9 @@ def test_the_query_uses_its_index(untouched: Database, name: str) -> None:
 def test_what_each_database_has_words_of_its_own_for_uses_its_index(
     untouched: Database, name: str
 ) -> None:
-    queries, values, indexes = OWN[name]
+    query, values, indexes = OWN[name]
 
-    said = untouched.write_now(
-        lambda conn: explained(conn, *queries[conn.dialect.name].prepare(conn.dialect, values))
-    )
+    said = untouched.write_now(lambda conn: explained(conn, *query.prepare(conn.dialect, values)))
     looks_up(said, indexes)
     in_order(said)
 
@@ -322,7 +320,7 @@ def test_calls_behind_those_of_another_project_are_found_by_their_index(world: W
 
 
 def due_plan(conn: Connection) -> str:
-    return explained(conn, *fair_queue.CALLS.due[conn.dialect.name].prepare(conn.dialect, DUE))
+    return explained(conn, *fair_queue.CALLS.due.prepare(conn.dialect, DUE))
 
 
 def looks_up(said: str, indexes: set[str]) -> None:

@@ -208,7 +208,7 @@ def test_an_attempt_handed_back_leaves_the_call_as_it_was(world: World) -> None:
 @pytest.mark.parametrize(
     "decision", [RetryAt(1.0, spends_retry=True, trouble=0), Requeue(1.0)], ids=["again", "back"]
 )
-def test_whoever_was_heard_is_never_due_again_whatever_the_verdict(
+def test_whoever_was_heard_is_never_due_again_whatever_the_decision(
     world: World, decision: RetryAt | Requeue
 ) -> None:
     call_id = world.place(retry_count=5)

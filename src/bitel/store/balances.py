@@ -7,18 +7,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
 
-from sqlalchemy import (
-    Connection,
-    String,
-    bindparam,
-    case,
-    delete,
-    insert,
-    or_,
-    select,
-    text,
-    update,
-)
+import sqlalchemy as sa
+from sqlalchemy import Connection
 
 from bitel.domain.ids import first_id_at, new_id
 from bitel.domain.pricing import Budget, day_of
@@ -61,9 +51,9 @@ def charge(conn: Connection, amounts: Mapping[str, Decimal], now: float) -> None
         conn.execute(_CHARGE, rows)
 
 
-_asked = values_parameter("asked", id=String())
+_asked = values_parameter("asked", id=sa.String())
 _LIMITED = Statement(
-    select(
+    sa.select(
         project.c.id,
         project.c.balance,
         project.c.daily_spend,
@@ -72,25 +62,25 @@ _LIMITED = Statement(
         project.c.spent_on,
     )
     .where(
-        project.c.id.in_(select(_asked.c.id)),
-        or_(project.c.balance.is_not(None), project.c.daily_spend.is_not(None)),
+        project.c.id.in_(sa.select(_asked.c.id)),
+        sa.or_(project.c.balance.is_not(None), project.c.daily_spend.is_not(None)),
     )
     .order_by(project.c.id)
     .with_for_update(key_share=True)
 )
-_the_project = project.c.id == bindparam("the_project")
-_amount = bindparam("amount", type_=project.c.reserved.type)
-_RESERVE = update(project).where(_the_project).values(reserved=project.c.reserved + _amount)
-_today = bindparam("today", type_=project.c.spent_on.type)
+_the_project = project.c.id == sa.bindparam("the_project")
+_amount = sa.bindparam("amount", type_=project.c.reserved.type)
+_RESERVE = sa.update(project).where(_the_project).values(reserved=project.c.reserved + _amount)
+_today = sa.bindparam("today", type_=project.c.spent_on.type)
 # A worker whose clock is a little late at midnight must not begin the old day anew.
 _is_new_day = project.c.spent_on < _today
 _CHARGE = (
-    update(project)
+    sa.update(project)
     .where(_the_project)
     .values(
         balance=project.c.balance - _amount,  # NULL, which is no limit, stays NULL
-        spent_today=case((_is_new_day, _amount), else_=project.c.spent_today + _amount),
-        spent_on=case((_is_new_day, _today), else_=project.c.spent_on),
+        spent_today=sa.case((_is_new_day, _amount), else_=project.c.spent_today + _amount),
+        spent_on=sa.case((_is_new_day, _today), else_=project.c.spent_on),
     )
 )
 
@@ -129,7 +119,7 @@ def write_top_up(conn: Connection, project_id: str, amount: Decimal, now: float)
     """Write the entry of a balance that was moved by hand."""
     entry: dict[str, Any] = {"id": new_id(now), "project_id": project_id, "kind": "top-up",
                              "amount": amount, "created_at": now}  # fmt: skip
-    conn.execute(insert(ledger_entry).values(entry))
+    conn.execute(sa.insert(ledger_entry).values(entry))
 
 
 def carry_over(conn: Connection, calls: dict[str, list[str]]) -> None:
@@ -158,24 +148,24 @@ def carry_over(conn: Connection, calls: dict[str, list[str]]) -> None:
 
 _AFTER_ALL: Final = "g"  # identifiers are hex
 _ENTRIES = (
-    select(ledger_entry)
-    .where(ledger_entry.c.project_id == bindparam("project_id"))
-    .where(ledger_entry.c.id < bindparam("before"))
+    sa.select(ledger_entry)
+    .where(ledger_entry.c.project_id == sa.bindparam("project_id"))
+    .where(ledger_entry.c.id < sa.bindparam("before"))
     .order_by(ledger_entry.c.id.desc())
-    .limit(bindparam("most"))
+    .limit(sa.bindparam("most"))
 )
-_OF_CALLS = select(
+_OF_CALLS = sa.select(
     ledger_entry.c.id, ledger_entry.c.project_id, ledger_entry.c.amount, ledger_entry.c.created_at
 ).where(
     ledger_entry.c.attempt_id.in_(
-        select(attempt.c.id).where(attempt.c.call_id.in_(bindparam("ids", expanding=True)))
+        sa.select(attempt.c.id).where(attempt.c.call_id.in_(sa.bindparam("ids", expanding=True)))
     )
 )
-_CARRY = text(
+_CARRY = sa.text(
     """
     INSERT INTO ledger_entry (id, project_id, kind, amount, created_at)
     VALUES (:id, :project_id, :kind, :amount, :at)
     ON CONFLICT (id) DO UPDATE SET amount = ledger_entry.amount + excluded.amount
     """
-).bindparams(bindparam("amount", type_=ledger_entry.c.amount.type))
-_DELETE = delete(ledger_entry).where(ledger_entry.c.id.in_(bindparam("ids", expanding=True)))
+).bindparams(sa.bindparam("amount", type_=ledger_entry.c.amount.type))
+_DELETE = sa.delete(ledger_entry).where(ledger_entry.c.id.in_(sa.bindparam("ids", expanding=True)))

@@ -1,8 +1,8 @@
-"""How often each number was called lately: limits for one-time passwords and for projects.
+"""Rate limits of calls to one number: one-time passwords in 10 minutes, all calls in 24 hours.
 
-Each call that counts towards a limit leaves a row, in the transaction that places it: those of
-one-time passwords always, others where their project has a daily limit. So the limits hold over all
-API processes, and a request that is refused or only repeated counts nothing.
+Each call that counts towards a limit is a row, written in the transaction that places it: always
+for one-time passwords, for others where their project has a daily limit. So the limits hold across
+all API processes, and a request that is refused or a repetition counts nothing.
 """
 
 from __future__ import annotations
@@ -12,26 +12,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Set
 from typing import Final, NamedTuple
 
-from sqlalchemy import (
-    BigInteger,
-    BindParameter,
-    Connection,
-    Double,
-    Select,
-    bindparam,
-    delete,
-    func,
-    insert,
-    literal,
-    literal_column,
-    select,
-    tuple_,
-)
+import sqlalchemy as sa
+from sqlalchemy import Connection
 
 from bitel.domain.phone_numbers import masked
 from bitel.errors import TooManyRequestsError
 from bitel.store.schema import placed_number
-from bitel.store.sql_batch import Statement, values_parameter
+from bitel.store.sql_batch import Statement, equals, insert_rows, values_parameter
 
 DAY: Final = 86_400.0
 OTP_PERIOD: Final = 600.0
@@ -47,10 +34,10 @@ class _Placed(NamedTuple):
 
 
 class CallFrequency:
-    """The calls of one transaction's projects to the numbers that it places calls to.
+    """The recent calls to the numbers that one transaction places calls to.
 
-    Created by `open_frequency`, which lets no other transaction count calls of these projects
-    until the end of this one.
+    Created by `open_frequency`, which locks the projects: no other transaction counts calls of
+    them until the end of this one.
     """
 
     def __init__(self, per_day: Mapping[str, int], otp_per_number: int | None, now: float) -> None:
@@ -63,11 +50,11 @@ class CallFrequency:
     def load(self, conn: Connection, numbers: Iterable[ProjectNumber]) -> None:
         """Read the calls of the last 24 hours to these numbers."""
         asked = {"numbers": sorted(numbers), "since": self._now - DAY}
-        for row in _PLACED[conn.dialect.name].rows(conn, asked):
+        for row in _PLACED.rows(conn, asked):
             self._placed[row.project_id, row.e164].append(_Placed(row.placed_at, bool(row.is_otp)))
 
     def admit(self, project_id: str, numbers: Iterable[str], *, is_otp: bool) -> None:
-        """Raise TooManyRequestsError where calls to `numbers`, which may repeat, pass a limit."""
+        """Raise TooManyRequestsError where calls to `numbers`, which may repeat, exceed a limit."""
         per_day = self._per_day.get(project_id)
         otp_limit = self._otp_per_number if is_otp else None
         if per_day is None and otp_limit is None:
@@ -102,7 +89,7 @@ class CallFrequency:
         over = len(recent) + more - most
         if over <= 0:
             return
-        # The calls that must be out of the period first; more than the limit at once never fit.
+        # The oldest calls must leave the period first; more calls than the limit never fit.
         frees_at = recent[min(over, len(recent)) - 1] + period if recent else self._now + period
         raise TooManyRequestsError(
             f"phoneNumber {masked(e164)} may get at most {most} {what}",
@@ -118,7 +105,7 @@ def open_frequency(
     otp_per_number: int | None,
     now: float,
 ) -> CallFrequency:
-    """What limits calls to `numbers` (E.164, by project).
+    """Lock and load the limits of calls to `numbers` (E.164, by project).
 
     Args:
         per_day: calls that a number may get in 24 hours, for the projects that have such a limit.
@@ -137,70 +124,50 @@ def open_frequency(
 
 
 def forget_old(conn: Connection, now: float, limit: int) -> None:
-    """Delete up to `limit` rows that count towards no limit any more."""
+    """Delete up to `limit` rows that no longer count towards any limit."""
     conn.execute(_FORGET, {"before": now - DAY, "most": limit})
 
 
-_LOCK: Final = select(
-    func.pg_advisory_xact_lock(
-        func.hashtextextended(bindparam("the_project"), literal(1, BigInteger()))
+_LOCK: Final = sa.select(
+    sa.func.pg_advisory_xact_lock(
+        sa.func.hashtextextended(sa.bindparam("the_project"), sa.literal(1, sa.BigInteger()))
     )
 )
-_numbers = values_parameter(
-    "numbers", project_id=placed_number.c.project_id.type, e164=placed_number.c.e164.type
-)
-_since: BindParameter[float] = bindparam("since", type_=Double())
-_columns = (
-    placed_number.c.project_id,
-    placed_number.c.e164,
-    placed_number.c.placed_at,
-    placed_number.c.is_otp,
-)
+_row = placed_number.c
+_columns = (_row.project_id, _row.e164, _row.placed_at, _row.is_otp)
+_numbers = values_parameter("numbers", _row.project_id, _row.e164)
+_since: sa.BindParameter[float] = sa.bindparam("since", type_=sa.Double())
 
 
-def _placed_in_sqlite() -> Select[tuple[str, str, float, bool]]:
-    is_number = (placed_number.c.project_id == _numbers.c.project_id) & (
-        placed_number.c.e164 == _numbers.c.e164
-    )
-    return (
-        select(*_columns)
-        .select_from(_numbers.join(placed_number, is_number))
-        .where(placed_number.c.placed_at > _since)
-    )
+def _placed_in_sqlite() -> sa.Select[tuple[str, str, float, bool]]:
+    is_number = equals("sqlite", _columns[:2], tuple(_numbers.c))
+    found = sa.select(*_columns).select_from(_numbers.join(placed_number, is_number))
+    return found.where(_row.placed_at > _since)
 
 
-def _placed_in_postgresql() -> Select[tuple[str, str, float, bool]]:
-    order = (placed_number.c.project_id, placed_number.c.e164, placed_number.c.placed_at)
-    number = (_numbers.c.project_id, _numbers.c.e164)
+def _placed_in_postgresql() -> sa.Select[tuple[str, str, float, bool]]:
+    # As in `sql_batch.equals`, with the index's third column.
+    key, number = sa.tuple_(*_columns[:3]), tuple(_numbers.c)
     of_number = (
-        select(*_columns)
+        sa.select(*_columns)
         .where(
-            tuple_(*order) > tuple_(*number, _since),
-            tuple_(*order) <= tuple_(*number, literal_column("'infinity'::float8")),
+            key > sa.tuple_(*number, _since),
+            key <= sa.tuple_(*number, sa.literal_column("'infinity'::float8")),
         )
-        .order_by(*order)
+        .order_by(*_columns[:3])
         .correlate(_numbers)
         .lateral("of_number")
     )
-    return select(
-        of_number.c.project_id, of_number.c.e164, of_number.c.placed_at, of_number.c.is_otp
-    ).select_from(_numbers.join(of_number, literal_column("true")))
+    return sa.select(*of_number.c).select_from(_numbers.join(of_number, sa.true()))
 
 
-_PLACED: Final = {
-    "sqlite": Statement(_placed_in_sqlite()),
-    "postgresql": Statement(_placed_in_postgresql()),
-}
-_names = ("project_id", "e164", "placed_at", "is_otp")
-_rows = values_parameter("rows", **{name: placed_number.c[name].type for name in _names})
-_COUNT: Final = Statement(
-    insert(placed_number).from_select(list(_names), select(*(_rows.c[name] for name in _names)))
-)
-_FORGET: Final = delete(placed_number).where(
+_PLACED: Final = Statement(_placed_in_sqlite(), postgresql=_placed_in_postgresql())
+_COUNT: Final = insert_rows(values_parameter("rows", *_columns), placed_number)
+_FORGET: Final = sa.delete(placed_number).where(
     placed_number.c.id.in_(
-        select(placed_number.c.id)
-        .where(placed_number.c.placed_at < bindparam("before"))
+        sa.select(placed_number.c.id)
+        .where(placed_number.c.placed_at < sa.bindparam("before"))
         .order_by(placed_number.c.placed_at)
-        .limit(bindparam("most"))
+        .limit(sa.bindparam("most"))
     )
 )

@@ -17,7 +17,7 @@ from bitel.domain.attempts import Media, Outcome
 from bitel.domain.calls import Call, CallStatus
 from bitel.errors import NotFoundError
 from bitel.store.endings import CallEnd, end_calls
-from bitel.store.schema import attempt, call, cancel_request, is_open
+from bitel.store.schema import attempt, call, cancel_request
 from bitel.store.sql_batch import Statement, in_chunks, values_parameter
 
 
@@ -161,11 +161,6 @@ def cancel_calls(conn: Connection, calls: Sequence[Row[*tuple[Any, ...]]], now: 
         conn.execute(_ASK, dialled)
 
 
-def cancel_requests(conn: Connection, dialer_id: str) -> list[str]:
-    """The attempts of the dialer that are to be canceled and are not over yet."""
-    return list(conn.execute(_REQUESTS, {"dialer_id": dialer_id}).scalars())
-
-
 def cancel_requested(conn: Connection, attempts: Collection[str]) -> set[str]:
     """Those of the attempts that are to be canceled."""
     return {found for ids in in_chunks(attempts) for found in conn.execute(_ASKED, ids).scalars()}
@@ -177,11 +172,6 @@ _ASK = text(
     SELECT id, dialer_id FROM attempt WHERE call_id = :call_id AND ended_at IS NULL
     ON CONFLICT (attempt_id) DO NOTHING
     """
-)
-_REQUESTS = (
-    select(cancel_request.c.attempt_id)
-    .join(attempt, attempt.c.id == cancel_request.c.attempt_id)
-    .where(cancel_request.c.dialer_id == bindparam("dialer_id"), is_open)
 )
 _ASKED = select(cancel_request.c.attempt_id).where(
     cancel_request.c.attempt_id.in_(bindparam("ids", expanding=True))

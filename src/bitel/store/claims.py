@@ -1,7 +1,7 @@
-"""From a call that is due to an attempt that a worker may dial, and the moment it is heard.
+"""Claims: due calls become attempts of one worker, and answers are written before audio is sent.
 
-A claim is written, and so durable, before the INVITE leaves; the answer before the first packet
-of audio. What a crash leaves behind between the two is `recovery.take_over`'s to deal with.
+A claim is durable before the INVITE leaves, an answer before the first packet of audio. After a
+crash `recovery.take_over` deals with the attempts that are still open.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from sqlalchemy import Connection, bindparam, func, insert, literal, select, update
+from sqlalchemy import Connection, bindparam, func, literal, select, update
 
 from bitel.domain.attempts import AttemptResult, DialRequest, Outcome
 from bitel.domain.calls import CallStatus, Lane
@@ -33,14 +33,15 @@ from bitel.store.endings import (
     forget_requests,
     requeue_calls,
 )
+from bitel.store.fair_queue import DueCall
 from bitel.store.leases import Lease, LostLease
-from bitel.store.schema import ANSWERED, CLAIMED, attempt, call, is_due, is_open
-from bitel.store.sql_batch import Statement, values_parameter
+from bitel.store.schema import ANSWERED, CLAIMED, attempt, call, cancel_request, is_due, is_open
+from bitel.store.sql_batch import Statement, insert_rows, matches, update_each, values_parameter
 
 _LOOKS: Final = 10
-"""How often one claim looks for other calls in place of those that can't be dialled now."""
+"""Queries of one claim: further ones replace calls that can't be dialled now."""
 _LOOK_AT: Final = 200
-"""Calls that it looks at then, at least."""
+"""Calls that each further query reads, at least."""
 
 _NEVER_DIALLED: Final = "its claim was not known to be durable"
 
@@ -54,7 +55,7 @@ class Claim(DialRequest):
     project_id: str
     started_at: float
     rule: RetryRule
-    """What the call still allows once this attempt is over."""
+    """The retries that the call has left."""
     lane: Lane
 
 
@@ -65,7 +66,7 @@ class Room:
     channels: int
     """In all."""
     others: int
-    """Calls that are no one-time passwords: some channels may be kept for these."""
+    """Calls other than one-time passwords, for which some channels may be reserved."""
     otp: int
     """One-time passwords, while other calls are due."""
 
@@ -81,14 +82,15 @@ def claim(
 ) -> list[Claim]:
     """Up to `limit` calls that are due, those of the first lane first.
 
-    Within a lane projects take turns, the longest due of each first, beginning after the project
-    that `after_project` names for the lane: whoever keeps the project of each lane's last claim,
-    and names it the next time, is fair to all. Outside their project's calling window only
-    one-time passwords are claimed; windows follow the system clock, which is `ahead` seconds ahead
-    of `now`. Calls that have expired, whose number is on the do-not-call
-    list by now, or that are superseded by a newer one-time password, end instead. Those whose
-    number is in another attempt of the project wait (see `number_exclusion`), and so do all calls
-    of what is paused (see `pausing`). Raises LostLease when another worker has taken over.
+    Within a lane projects take turns, the longest due call of each first. The turns begin after the
+    project that `after_project` names for the lane: pass the project of the lane's last claim.
+    Outside their project's calling window only one-time passwords are claimed; windows follow the
+    system clock, which is `ahead` seconds ahead of `now`. Calls that have expired, whose number is
+    on the do-not-call list by now, or that are superseded by a newer one-time password, end
+    instead. Calls whose number is in another attempt of the project wait (see `number_exclusion`),
+    and so do all calls of what is paused (see `pausing`).
+
+    Raises LostLease when another worker has taken over.
     """
     room = limit if isinstance(limit, Room) else Room(limit, limit, limit)
     if not leases.holds(conn, lease):
@@ -104,7 +106,7 @@ def claim(
                 fair_queue.postpone(conn, lease.dialer_id, lane, now, closed)
     claimed: list[Claim] = []
     for turn in range(_LOOKS):
-        # What can't be dialled must not take the room of what can, nor its project's turn.
+        # Calls that can't be dialled must take neither a place nor their project's turn.
         least = _LOOK_AT if turn else 0
         picked = _pick(
             conn, lease.dialer_id, waiting, room, least, now, after_project, closed, paused.projects
@@ -123,18 +125,17 @@ def claim(
 
 
 def _take_shares(
-    conn: Connection, lease: Lease, rows: list[Any], room: Room, now: float
+    conn: Connection, lease: Lease, rows: list[DueCall], room: Room, now: float
 ) -> tuple[list[Claim], int]:
-    """Claim what there is room for: one-time passwords first, up to their share while others are
-    due, then the others, and what is left for more one-time passwords. Returns the claims, and how
-    many calls were parked since their number is taken."""
+    """Claim one-time passwords first, up to their share while other calls are due, then the others,
+    then more one-time passwords. Returns the claims, and how many calls were parked."""
     otp = [row for row in rows if row.lane == Lane.OTP]
     others = [row for row in rows if row.lane != Lane.OTP]
     claimed: list[Claim] = []
     gone: set[str] = set()
     parked_calls = 0
 
-    def take(some: list[Any], most: int) -> None:
+    def take(some: list[DueCall], most: int) -> None:
         nonlocal parked_calls
         waiting = [row for row in some if row.id not in gone]
         if not waiting or most <= 0:
@@ -162,13 +163,13 @@ def _pick(
     after_project: Mapping[Lane, str],
     closed: Mapping[str, float],
     paused: frozenset[str],
-) -> list[Any]:
-    """Due calls, lane by lane; within one, a call of each project after the other.
+) -> list[DueCall]:
+    """Due calls, lane by lane, within a lane one of each project in turn.
 
-    No more than there is room for, or `least`. One-time passwords leave the other lanes as much
-    room as they may need.
+    As many as there is room for, or `least`. One-time passwords do not reduce the places of the
+    other lanes.
     """
-    picked: list[Any] = []
+    picked: list[DueCall] = []
     others = max(room.others, least)
     for lane in lanes:
         is_otp = lane is Lane.OTP
@@ -182,12 +183,19 @@ def _pick(
     return picked
 
 
+_CLAIMED_AT: Final = select(attempt.c.id, attempt.c.call_id, attempt.c.started_at).where(
+    *matches(attempt.c.dialer_id, attempt.c.epoch),
+    attempt.c.started_at.in_(bindparam("claimed_at", expanding=True)),
+    is_open,
+)
+
+
 def undo(
     conn: Connection, lease: Lease, claimed_at: Collection[float], dialled: Collection[str]
 ) -> int:
-    """Make calls due again whose claims at these times (Unix seconds) never came to be dialled.
+    """Make calls due again whose claims at these times (Unix seconds) were never dialled.
 
-    Those that are `dialled` are no such attempts. Returns how many there were.
+    The attempts in `dialled` are left out. Returns how many claims were undone.
     """
     if not leases.holds(conn, lease):
         return 0
@@ -195,39 +203,38 @@ def undo(
         _CLAIMED_AT,
         {"dialer_id": lease.dialer_id, "epoch": lease.epoch, "claimed_at": list(claimed_at)},
     )
-    never_dialled = [row for row in rows if row.id not in dialled]
-    canceled = calls.cancel_requested(conn, [row.id for row in never_dialled])
+    undone = [row for row in rows if row.id not in dialled]
+    canceled = calls.cancel_requested(conn, [row.id for row in undone])
     now = max(claimed_at, default=0.0)
-    end_attempts(
-        conn,
-        [
-            (row.id, AttemptResult(Outcome.CANCELED, row.started_at, now, detail=_NEVER_DIALLED))
-            for row in never_dialled
-        ],
-    )
+    results = [
+        AttemptResult(Outcome.CANCELED, row.started_at, now, detail=_NEVER_DIALLED)
+        for row in undone
+    ]
+    end_attempts(conn, [(row.id, result) for row, result in zip(undone, results, strict=True)])
     forget_requests(conn, canceled)
-    end_calls(
-        conn,
-        [CallEnd(row.call_id, CallStatus.CANCELED) for row in never_dialled if row.id in canceled],
-        now,
-    )
-    requeue_calls(
-        conn,
-        [(row.call_id, Requeue(now)) for row in never_dialled if row.id not in canceled],
-    )
-    return len(never_dialled)
+    ends = [CallEnd(row.call_id, CallStatus.CANCELED) for row in undone if row.id in canceled]
+    end_calls(conn, ends, now)
+    requeue_calls(conn, [(row.call_id, Requeue(now)) for row in undone if row.id not in canceled])
+    return len(undone)
+
+
+_CANCEL_REQUESTS: Final = (
+    select(cancel_request.c.attempt_id)
+    .join(attempt, attempt.c.id == cancel_request.c.attempt_id)
+    .where(*matches(cancel_request.c.dialer_id), is_open)
+)
 
 
 def cancel_requests(conn: Connection, dialer_id: str) -> list[str]:
-    """The dialer's attempts that ring or play, and that their clients have called off."""
-    return calls.cancel_requests(conn, dialer_id)
+    """The open attempts of the dialer that clients have requested to cancel."""
+    return list(conn.execute(_CANCEL_REQUESTS, {"dialer_id": dialer_id}).scalars())
 
 
 def mark_answered(conn: Connection, lease: Lease, answered_at: Mapping[str, float]) -> set[str]:
-    """Write that these attempts were answered, and when (Unix seconds), by attempt.
+    """Write when these attempts were answered (Unix seconds), by attempt.
 
-    Returns those for which that is now written, be it by an earlier try; for any other the claim
-    is lost, and the recording must not be played.
+    Returns the attempts for which it is written, now or by an earlier try. For any other the claim
+    is lost, and nothing must be played.
     """
     if not leases.holds(conn, lease):
         return set()
@@ -244,7 +251,7 @@ def mark_answered(conn: Connection, lease: Lease, answered_at: Mapping[str, floa
 def mark_ringing(conn: Connection, lease: Lease, rang_at: Mapping[str, float]) -> None:
     """Write when these attempts began to ring (Unix seconds), by attempt.
 
-    Those that are answered, over, or another worker's by now are left as they are.
+    Attempts that are answered, over, or taken over by another worker stay as they are.
     """
     if leases.holds(conn, lease):
         rows = list(rang_at.items())
@@ -253,7 +260,7 @@ def mark_ringing(conn: Connection, lease: Lease, rang_at: Mapping[str, float]) -
 
 
 def expire(conn: Connection, dialer_id: str, now: float, limit: int = 1000) -> int:
-    """End up to `limit` calls whose time to live ran out while they waited; how many it were."""
+    """End up to `limit` waiting calls whose time to live is over; returns how many."""
     rows = _EXPIRED.rows(conn, {"dialer_id": dialer_id, "now": now, "most": limit})
     ends = [CallEnd(row.id, CallStatus.EXPIRED) for row in rows]
     if ends:
@@ -262,14 +269,14 @@ def expire(conn: Connection, dialer_id: str, now: float, limit: int = 1000) -> i
 
 
 class NextDue(NamedTuple):
-    """When something is to be done about waiting calls; None: not as things stand."""
+    """The next times at which waiting calls need attention; None: none do."""
 
     due_at: float | None
     expires_at: float | None
 
     @property
     def earliest(self) -> float | None:
-        """The earlier of both; it may be in the past."""
+        """The earlier time; it may be in the past."""
         return min((at for at in self if at is not None), default=None)
 
 
@@ -287,8 +294,8 @@ def next_due(conn: Connection, dialer_id: str, lanes: Collection[Lane] = tuple(L
     return NextDue(due_at, row.expires_at)
 
 
-def _without_ended(conn: Connection, picked: list[Any], now: float) -> list[Any]:
-    """End those that must not be dialled any more; the others."""
+def _without_ended(conn: Connection, picked: list[DueCall], now: float) -> list[DueCall]:
+    """End the calls that must not be dialled any more; returns the others."""
     otp = [(row.project_id, row.e164, row.id) for row in picked if row.lane == Lane.OTP]
     superseded = one_time_passwords.superseded(conn, otp) if otp else set()
     ends: list[CallEnd] = []
@@ -306,7 +313,7 @@ def _without_ended(conn: Connection, picked: list[Any], now: float) -> list[Any]
     return [row for row in picked if row.id not in ended]
 
 
-def _take(conn: Connection, lease: Lease, rows: list[Any], now: float) -> list[Claim]:
+def _take(conn: Connection, lease: Lease, rows: list[DueCall], now: float) -> list[Claim]:
     ids = new_ids(now, len(rows))
     claims = [_claim(attempt_id, row, now) for attempt_id, row in zip(ids, rows, strict=True)]
     taken = [
@@ -320,7 +327,7 @@ def _take(conn: Connection, lease: Lease, rows: list[Any], now: float) -> list[C
     return claims
 
 
-def _claim(attempt_id: str, row: Any, now: float) -> Claim:
+def _claim(attempt_id: str, row: DueCall, now: float) -> Claim:
     return Claim(
         attempt_id=attempt_id,
         call_id=row.id,
@@ -339,49 +346,34 @@ def _claim(attempt_id: str, row: Any, now: float) -> Claim:
     )
 
 
-_taken = values_parameter(
-    "taken", id=attempt.c.id.type, call_id=call.c.id.type, number=attempt.c.number.type
-)
+_taken = values_parameter("taken", attempt.c.id, attempt.c.call_id, attempt.c.number)
 _CLAIM_CALLS: Final = Statement(
     update(call)
     .where(call.c.id.in_(select(_taken.c.call_id)))
     .values(due_at=None, attempts=call.c.attempts + 1)
 )
-_BEGIN_ATTEMPTS: Final = Statement(
-    insert(attempt).from_select(
-        ["id", "call_id", "number", "dialer_id", "epoch", "claim", "started_at", "ended_by",
-         "detail"],
-        select(
-            _taken.c.id,
-            _taken.c.call_id,
-            _taken.c.number,
-            bindparam("dialer_id", type_=attempt.c.dialer_id.type),
-            bindparam("epoch", type_=attempt.c.epoch.type),
-            literal(CLAIMED),
-            bindparam("started_at", type_=attempt.c.started_at.type),
-            literal(""),
-            literal(""),
-        ),
-    )
-)  # fmt: skip
-_answers = values_parameter("answers", id=attempt.c.id.type, answered_at=attempt.c.answered_at.type)
-# That they are open is said by their claim alone: where `is_open` is said, SQLite looks for each of
-# them among all the open ones.
+_BEGIN_ATTEMPTS: Final = insert_rows(
+    _taken,
+    attempt,
+    dialer_id=bindparam("dialer_id", type_=attempt.c.dialer_id.type),
+    epoch=bindparam("epoch", type_=attempt.c.epoch.type),
+    claim=literal(CLAIMED),
+    started_at=bindparam("started_at", type_=attempt.c.started_at.type),
+    ended_by=literal(""),
+    detail=literal(""),
+)
+# Open attempts are recognised by their claim: with `is_open` SQLite would search all open attempts
+# for each.
 _is_mine = (
     attempt.c.dialer_id == bindparam("the_dialer"),
     attempt.c.epoch == bindparam("the_epoch"),
 )
-_MARK_ANSWERED: Final = Statement(
-    update(attempt)
-    .where(attempt.c.id == _answers.c.id, *_is_mine, attempt.c.claim == CLAIMED)
-    .values(claim=ANSWERED, answered_at=_answers.c.answered_at)
+_is_claimed = (*_is_mine, attempt.c.claim == CLAIMED)
+_MARK_ANSWERED: Final = update_each(
+    "answers", attempt.c.id, attempt.c.answered_at, where=_is_claimed, claim=ANSWERED
 )
-_ringing = values_parameter("ringing", id=attempt.c.id.type, rang_at=attempt.c.rang_at.type)
-_MARK_RINGING: Final = Statement(
-    update(attempt)
-    .where(attempt.c.id == _ringing.c.id, *_is_mine, attempt.c.claim == CLAIMED)
-    .values(rang_at=_ringing.c.rang_at)
-)
+_MARK_RINGING: Final = update_each("ringing", attempt.c.id, attempt.c.rang_at, where=_is_claimed)
+_answers = values_parameter("answers", attempt.c.id, attempt.c.answered_at)
 _ANSWERED_BEFORE: Final = Statement(
     select(attempt.c.id).where(
         attempt.c.id.in_(select(_answers.c.id)), *_is_mine, attempt.c.claim == ANSWERED
@@ -411,10 +403,4 @@ _NEXT_DUE_IN_LANE: Final = Statement(
     select(func.min(call.c.due_at).label("due_at")).where(
         *_of_dialer, call.c.lane == bindparam("lane")
     )
-)
-_CLAIMED_AT = select(attempt.c.id, attempt.c.call_id, attempt.c.started_at).where(
-    attempt.c.dialer_id == bindparam("dialer_id"),
-    attempt.c.epoch == bindparam("epoch"),
-    attempt.c.started_at.in_(bindparam("claimed_at", expanding=True)),
-    is_open,
 )

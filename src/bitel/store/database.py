@@ -1,17 +1,17 @@
-"""Transactions as plain functions: many writers share one commit, readers wait for none of them.
+"""Runs transactions on threads: one writer with group commit, and several readers.
 
-A unit of work is a function of a `Connection`, run whole on a thread. One thread writes: it takes
-all units that wait, runs them in one transaction, each in a savepoint of its own, and commits
-once: one wait for the disk for all of them. A unit that raises is undone alone. Nobody is answered
-before the commit, so an answer means that it is durable.
+A unit of work is a function of a `Connection`. The writer thread takes all units that wait, runs
+them in one transaction, each in its own savepoint, and commits once: one wait for the disk for all
+of them. A unit that raises is rolled back alone. Callers get their results after the commit, so a
+result means that the work is durable.
 
-On PostgreSQL a deadlock or a lost connection makes the whole transaction run again, so a unit may
-run more than once: it must change nothing but the database. One that catches a database error must
-raise in turn, since its transaction is broken by then.
+On PostgreSQL the whole transaction runs again after a deadlock or a lost connection, so a unit may
+run more than once and must change nothing but the database. One that catches a database error must
+raise in turn, since its transaction is aborted.
 
-A connection that could not write is not used again: SQLite opens a file read-only where it may not
-write it, and such a connection stays read-only for good. So do all that the process opens while one
-of them is open, since they share the index of the write-ahead log; so the readers' are closed too.
+A connection that could not write is closed: SQLite opens a file read-only where it may not write
+it, and such a connection stays read-only. So do all connections that the process opens while one of
+them is open, since they share the index of the write-ahead log; so the readers' are closed too.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeVar
 
 from sqlalchemy import URL, Connection, Engine
@@ -42,17 +41,17 @@ T = TypeVar("T")
 MOST_UNITS: Final = 512
 """Units in one write transaction."""
 MOST_READS: Final = 32
-"""Reads that one thread does between two looks at the queue, in one transaction."""
+"""Reads in one transaction of one thread."""
 MOST_TRIES: Final = 5
-"""Times that a transaction is run which meets deadlocks."""
+"""Runs of a transaction that meets deadlocks."""
 REOPEN_TIMEOUT: Final = 0.5
-"""Seconds for which a reader may be waited for, when all connections have to be closed."""
+"""Seconds to wait for each reader when all connections have to be closed."""
 ABANDON_TIMEOUT: Final = 1.0
-"""Seconds that threads get to end once what they do was interrupted."""
+"""Seconds to wait for interrupted threads."""
 MOST_WAITING: Final = 50_000
-"""Units that may wait; past that a database that has stalled would eat the memory too."""
+"""Units that may wait: limits the memory used while the database stalls."""
 READERS: Final = 3
-"""Reader threads; they are for waiting on the database, not for speed."""
+"""Reader threads."""
 
 Counts = Counter[tuple[Literal["placed", "ended"], str]]
 """Calls placed, by priority, and ended, by status; both by their names."""
@@ -69,16 +68,12 @@ _uncommitted = _ThreadCounts()
 
 
 def count_calls(what: Literal["placed", "ended"], which: str, calls: int = 1) -> None:
-    """Count calls in the present unit of work.
-
-    They count once its transaction is committed: what is undone or runs again counts once or not at
-    all.
-    """
+    """Count calls in the current unit of work, once its transaction is committed."""
     _uncommitted.counts[what, which] += calls
 
 
 def _take_counts() -> Counts:
-    """What this thread has counted since the last time."""
+    """Returns and resets the counts of this thread."""
     counts = _uncommitted.counts
     if counts:
         _uncommitted.counts = Counter()
@@ -87,7 +82,7 @@ def _take_counts() -> Counts:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """What the writer has done since it was opened."""
+    """The writer's statistics since it was opened."""
 
     batches: int = 0
     """Transactions committed."""
@@ -95,41 +90,39 @@ class Stats:
     """Units of work in them."""
     largest_batch: int = 0
     failed_batches: int = 0
-    """Transactions that could not be stored."""
+    """Transactions that failed as a whole."""
     commit_seconds: float = 0.0
-    """Time spent in COMMIT, all together."""
+    """Total time spent in COMMIT."""
     calls: Counts = field(default_factory=Counter)
-    """Calls that were placed and ended."""
+    """Calls placed and ended."""
 
 
 class Database:
-    """A database, and the threads that work on it. Open one with `open`, then `close` it."""
+    """A database and its threads. Create it with `open`, and `close` it at the end."""
 
     def __init__(self, url: URL) -> None:
         self._writes = WorkQueue()
         self._reads = WorkQueue()
         self._writer = _Writer(engines.make_engine(url, "writer"), self._writes)
         reader = engines.make_engine(url, "reader")
-        self._workers: list[_Worker] = [self._writer]
-        threads = [threading.Thread(target=self._writer.run, name="store-writer", daemon=True)]
-        for n in range(READERS):
-            worker = _Reader(reader, self._reads)
-            self._workers.append(worker)
-            threads.append(
-                threading.Thread(target=worker.run, name=f"store-reader-{n}", daemon=True)
-            )
+        readers = [_Reader(reader, self._reads) for _ in range(READERS)]
         if engines.is_sqlite(url):
-            self._writer.shares_with = tuple(self._workers[1:])
-        self._threads = threads
-        for thread in threads:
+            self._writer.shares_with = readers
+        self._workers: Sequence[_Worker] = (self._writer, *readers)
+        names = ("store-writer", *(f"store-reader-{n}" for n in range(READERS)))
+        self._threads = [
+            threading.Thread(target=worker.run, name=name, daemon=True)
+            for worker, name in zip(self._workers, names, strict=True)
+        ]
+        for thread in self._threads:
             thread.start()
 
     @classmethod
     def open(cls, url: str) -> Database:
-        """Open the database at `url`; a SQLite file is made where there is none, mode 0600.
+        """Open the database at `url`; a missing SQLite file is created with mode 0600.
 
-        Connections are made with the first work, and the schema is `migrate.upgrade`'s business.
-        Raises SettingsError for a URL that can't be used.
+        Connections are made with the first work; the schema must exist (`migrate.upgrade`). Raises
+        SettingsError for a URL that can't be used.
         """
         parsed = engines.parse_url(url)
         if engines.is_sqlite(parsed):
@@ -137,41 +130,41 @@ class Database:
         return cls(parsed)
 
     async def write(self, work: Callable[[Connection], T]) -> T:
-        """Run `work` in a write transaction; when this returns, it is durable.
+        """Run `work` in a write transaction; it is durable when this returns.
 
-        Raises what `work` raises (then nothing of it is stored), or StoreUnavailable. Work once
-        queued is done even when the caller is cancelled meanwhile.
+        Raises what `work` raises, then nothing of it is stored, or StoreUnavailable. Queued work is
+        done even when the caller is cancelled meanwhile.
         """
-        return await _ask(self._writes, work)
+        return await _submit(self._writes, work)
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a transaction that can't write. Raises as `write` does."""
-        return await _ask(self._reads, work)
+        return await _submit(self._reads, work)
 
     def write_now(self, work: Callable[[Connection], T]) -> T:
         """As `write`, for callers without an event loop: blocks until it is durable."""
-        return _ask_now(self._writes, work)
+        return _submit_and_wait(self._writes, work)
 
     def read_now(self, work: Callable[[Connection], T]) -> T:
         """As `read`, for callers without an event loop: blocks until it is done."""
-        return _ask_now(self._reads, work)
+        return _submit_and_wait(self._reads, work)
 
     @property
     def stats(self) -> Stats:
-        """What the writer has done so far."""
+        """The writer's statistics."""
         return self._writer.stats
 
     @property
     def writes_waiting(self) -> int:
-        """Units of work that wait for the writer."""
+        """Number of units that wait for the writer."""
         return len(self._writes)
 
     def close(self, timeout: float | None = None) -> bool:
-        """Finish what is queued, then release everything. Closing twice is one close.
+        """Finish the queued work, then close all connections. A second call does nothing.
 
-        What takes longer than `timeout` seconds (None: however long) is given up: those who wait
-        for it get StoreUnavailable, though a COMMIT under way may still be carried out, and threads
-        that can't be woken are left to the end of the process. True: all of it was finished.
+        After `timeout` seconds (None: no limit) the rest is abandoned: its callers get
+        StoreUnavailable, though a COMMIT under way may still succeed, and threads that can't be
+        interrupted go on until the process ends. True: all work was finished.
         """
         self._writes.close()
         self._reads.close()
@@ -179,8 +172,8 @@ class Database:
             return True
         for worker in self._workers:
             worker.abandon()
-        for box in (self._writes, self._reads):
-            left = box.take_all()
+        for inbox in (self._writes, self._reads):
+            left = inbox.take_all()
             for unit in left:
                 unit.error = _closed()
             answer(left)
@@ -198,12 +191,7 @@ class Database:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
@@ -213,7 +201,7 @@ SyncReply = concurrent.futures.Future[Any]
 
 @dataclass(slots=True, eq=False)
 class WorkItem:
-    """One caller's work, and what came of it."""
+    """A unit of work of one caller, with its result."""
 
     work: Callable[[Connection], Any]
     reply: AsyncReply | SyncReply
@@ -221,17 +209,25 @@ class WorkItem:
     error: BaseException | None = None
 
     def run(self, connection: Connection) -> None:
-        """Do the work; raises what the work raises."""
+        """Do the work; raises its errors."""
         self.result, self.error = None, None
         try:
             self.result = self.work(connection)
         except StopIteration as fault:
-            # asyncio refuses it as the outcome of a future.
+            # A future of asyncio can't hold it.
             raise RuntimeError("the work raised StopIteration") from fault
+
+    def fail(self, error: BaseException) -> Fault:
+        """Set the error that the caller gets, and log it if it is the database's."""
+        fault = db_errors.classify(error)
+        self.error = db_errors.for_caller(error)
+        if fault is Fault.DOWN:
+            _log.error("the database refused work: %s", db_errors.first_line(error))
+        return fault
 
 
 class WorkQueue:
-    """A queue that can be closed: what is in it by then still comes out."""
+    """A queue that can be closed; units queued before that are still taken."""
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[WorkItem | None] = queue.SimpleQueue()
@@ -248,28 +244,28 @@ class WorkQueue:
             self._queue.put(unit)
 
     def __len__(self) -> int:
-        """How many units wait, about."""
+        """Roughly how many units wait."""
         return self._queue.qsize()
 
     def close(self) -> None:
-        """Take nothing more."""
+        """Refuse further units."""
         with self._lock:
             self._closed = True
             self._queue.put(None)
 
     def take_all(self) -> list[WorkItem]:
-        """All that waits, without waiting for more; meant for an inbox that is closed."""
+        """All units that wait; for a queue that is closed."""
         units: list[WorkItem] = []
         with contextlib.suppress(queue.Empty):
             while True:
                 item = self._queue.get_nowait()
                 if item is not None:
                     units.append(item)
-        self._queue.put(None)  # the end mark, for every thread that takes from here
+        self._queue.put(None)  # the end mark, for the other threads
         return units
 
     def take(self, most: int) -> list[WorkItem]:
-        """Wait for a unit, and take what else is there, up to `most`. Empty: closed and done."""
+        """Wait for a unit, and take up to `most` of those there. Empty: the queue is closed."""
         units: list[WorkItem] = []
         try:
             item = self._queue.get()
@@ -280,12 +276,12 @@ class WorkQueue:
                 item = self._queue.get_nowait()
         except queue.Empty:
             return units
-        self._queue.put(None)  # the end mark, for every thread that takes from here
+        self._queue.put(None)  # the end mark, for the other threads
         return units
 
 
 def answer(units: Iterable[WorkItem]) -> None:
-    """Hand out results and errors: one wake-up per event loop, however many units."""
+    """Deliver results and errors, with one wake-up per event loop for all its units."""
     by_loop: defaultdict[asyncio.AbstractEventLoop, list[WorkItem]] = defaultdict(list)
     for unit in units:
         if isinstance(unit.reply, tuple):
@@ -293,7 +289,7 @@ def answer(units: Iterable[WorkItem]) -> None:
         else:
             _resolve(unit.reply, unit)
     for loop, theirs in by_loop.items():
-        # RuntimeError: the loop is closed, and nobody waits there any more.
+        # RuntimeError: the loop is closed.
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(_resolve_all, theirs)
 
@@ -306,8 +302,8 @@ def _resolve_all(units: list[WorkItem]) -> None:
 
 def _resolve(future: asyncio.Future[Any] | SyncReply, unit: WorkItem) -> None:
     if future.done():
-        return  # its caller was cancelled, or was answered when the database was closed
-    # Two threads may answer one unit when the database is closed.
+        return  # its caller was cancelled, or the database was closed
+    # When the database is closed two threads may resolve one unit.
     with contextlib.suppress(concurrent.futures.InvalidStateError):
         if unit.error is not None:
             future.set_exception(unit.error)
@@ -315,14 +311,14 @@ def _resolve(future: asyncio.Future[Any] | SyncReply, unit: WorkItem) -> None:
             future.set_result(unit.result)
 
 
-async def _ask(inbox: WorkQueue, work: Callable[[Connection], T]) -> T:
+async def _submit(inbox: WorkQueue, work: Callable[[Connection], T]) -> T:
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
     inbox.put(WorkItem(work, (loop, future)))
     return await future
 
 
-def _ask_now(inbox: WorkQueue, work: Callable[[Connection], T]) -> T:
+def _submit_and_wait(inbox: WorkQueue, work: Callable[[Connection], T]) -> T:
     future: concurrent.futures.Future[T] = concurrent.futures.Future()
     inbox.put(WorkItem(work, future))
     return future.result()
@@ -332,21 +328,15 @@ def _closed() -> StoreUnavailable:
     return StoreUnavailable("the database is closed")
 
 
-def _log_fault(error: BaseException) -> None:
-    """Log why the database could not: the caller only learns that it can't."""
-    if db_errors.sort(error) is Fault.DOWN:
-        _log.error("the database refused work: %s", db_errors.first_line(error))
-
-
 def _show_name() -> None:
-    """Have `top -H` show the thread's name, where that can be done."""
+    """Set the thread's name for `top -H`, where that is possible."""
     with contextlib.suppress(OSError):
         comm = Path(f"/proc/self/task/{threading.get_native_id()}/comm")
         comm.write_text(threading.current_thread().name[:15])
 
 
 class _Worker(ABC):
-    """A thread's loop, and the one connection that it keeps."""
+    """The loop of one thread, and its connection."""
 
     most: int
 
@@ -360,7 +350,7 @@ class _Worker(ABC):
         """Held while the connection is in use."""
 
     def run(self) -> None:
-        """Work until the inbox is closed and empty."""
+        """Process units until the inbox is closed and empty."""
         _show_name()
         while units := self._inbox.take(self.most):
             self._units = units
@@ -371,7 +361,7 @@ class _Worker(ABC):
                     self._serve(units)
             except StoreUnavailable as error:
                 self._fail(units, error)
-            except Exception as error:  # whatever it is, its callers must hear of it
+            except Exception as error:  # its callers must get an answer
                 _log.exception("the database's worker failed")
                 self._fail(units, error)
             answer(units)
@@ -379,23 +369,22 @@ class _Worker(ABC):
         self.drop()
 
     def abandon(self) -> None:
-        """Give up what is being done, from another thread: its callers get StoreUnavailable."""
+        """Interrupt the current work, from another thread; its callers get StoreUnavailable."""
         self._abandoned = True
         answer([WorkItem(one.work, one.reply, error=_closed()) for one in self._units])
         kept = self._kept
         if kept is not None:
             try:
                 engines.interrupt(kept)
-            except Exception as error:  # it may be closed at this moment
+            except Exception as error:  # it may have been closed at this moment
                 _log.warning("interrupting a database connection: %s", db_errors.first_line(error))
 
     @abstractmethod
     def _serve(self, units: Sequence[WorkItem]) -> None:
-        """Do all of `units`, and put into each what became of it."""
+        """Process `units`, and set the result or error of each."""
 
     def _fail(self, units: Sequence[WorkItem], error: BaseException) -> None:
-        # SQLAlchemy forgets a transaction whose COMMIT failed; only with its connection does it
-        # surely end, and not within the next one's.
+        # SQLAlchemy forgets a transaction whose COMMIT failed; closing the connection ends it.
         self.drop()
         for unit in units:
             unit.result, unit.error = None, db_errors.unavailable(error)
@@ -419,7 +408,7 @@ class _Worker(ABC):
             self.drop()
 
     def drop(self) -> None:
-        """Close the connection, in its thread or while that is not at work."""
+        """Close the connection: in its own thread, or while `at_work` is held."""
         kept, self._kept = self._kept, None
         if kept is not None:
             try:
@@ -429,7 +418,7 @@ class _Worker(ABC):
 
 
 class _Writer(_Worker):
-    """Group commit."""
+    """Writes, in group commits."""
 
     most = MOST_UNITS
 
@@ -438,9 +427,9 @@ class _Writer(_Worker):
         self.stats = Stats()
         self._counts: Counts = Counter()
         self._doubtful = False
-        """Something could not be written by the connection."""
+        """The connection failed to write something."""
         self.shares_with: Sequence[_Worker] = ()
-        """Whose connections must be closed too before one that is opened anew may write again."""
+        """Workers whose connections must be closed before a new one can write again."""
 
     def _serve(self, units: Sequence[WorkItem]) -> None:
         tries, reconnected = 1, False
@@ -450,10 +439,10 @@ class _Writer(_Worker):
                 self._run_all(units)
             except DBAPIError as error:
                 self._undo()
-                fault = db_errors.sort(error)
+                fault = db_errors.classify(error)
                 if fault is Fault.AGAIN and tries < MOST_TRIES:
                     tries += 1
-                    # Who won the deadlock needs a moment, and no event loop waits here.
+                    # The winner of the deadlock needs a moment.
                     time.sleep(0.005 * 2**tries)
                 elif fault is Fault.LOST and not reconnected and not self._abandoned:
                     reconnected = True
@@ -467,49 +456,37 @@ class _Writer(_Worker):
             self._reopen()
 
     def _run_all(self, units: Sequence[WorkItem]) -> None:
-        """Run every unit, the failed ones undone; raises when the transaction itself is broken."""
+        """Run every unit, failed ones rolled back; raises when the transaction itself is broken."""
         connection = self._connection()
         self._counts.clear()
         _take_counts()
-        if len(units) == 1:
-            self._run_alone(connection, units[0])
-            return
+        is_shared = len(units) > 1
         for unit in units:
-            sql_batch.execute(connection, "SAVEPOINT unit")
+            if is_shared:
+                sql_batch.execute(connection, "SAVEPOINT unit")
             try:
                 unit.run(connection)
             except BaseException as error:
-                if db_errors.sort(error) in (Fault.AGAIN, Fault.LOST):
+                if db_errors.classify(error) in (Fault.AGAIN, Fault.LOST):
                     raise
-                unit.error = db_errors.for_caller(error)
-                _log_fault(error)
+                self._doubtful |= unit.fail(error) is Fault.DOWN
                 _take_counts()
-                self._undo_unit(connection, error)
-                self._doubtful |= db_errors.sort(error) is Fault.DOWN
+                if is_shared:
+                    self._undo_unit(connection, error)
+                else:
+                    self._undo()
             self._counts.update(_take_counts())
-            sql_batch.execute(connection, "RELEASE SAVEPOINT unit")
+            if is_shared:
+                sql_batch.execute(connection, "RELEASE SAVEPOINT unit")
 
     def _undo_unit(self, connection: Connection, error: BaseException) -> None:
         try:
             sql_batch.execute(connection, "ROLLBACK TO SAVEPOINT unit")
         except DBAPIError:
-            # SQLite, out of space, has undone the whole transaction already.
+            # SQLite has rolled back the whole transaction already: out of space.
             if isinstance(error, DBAPIError):
                 raise error from None
             raise
-
-    def _run_alone(self, connection: Connection, unit: WorkItem) -> None:
-        try:
-            unit.run(connection)
-        except BaseException as error:
-            if db_errors.sort(error) in (Fault.AGAIN, Fault.LOST):
-                raise
-            unit.error = db_errors.for_caller(error)
-            _log_fault(error)
-            _take_counts()
-            self._undo()
-            self._doubtful |= db_errors.sort(error) is Fault.DOWN
-        self._counts.update(_take_counts())
 
     def _commit(self, units: Sequence[WorkItem]) -> None:
         begun = time.perf_counter()
@@ -535,9 +512,9 @@ class _Writer(_Worker):
         self.stats = replace(self.stats, failed_batches=self.stats.failed_batches + 1)
 
     def _reopen(self) -> None:
-        """Close the connection and those that share its fate; open another while all are closed.
+        """Close the connection and those of `shares_with`; open one while all are closed.
 
-        Reads that take long are not waited for; the next write that fails tries again.
+        Long reads are not waited for; the next failed write tries again.
         """
         self.drop()
         if not self.shares_with or self._abandoned:
@@ -556,7 +533,7 @@ class _Writer(_Worker):
 
 
 class _Reader(_Worker):
-    """Reads, several in one transaction when several wait."""
+    """Reads; those that wait share one transaction."""
 
     most = MOST_READS
 
@@ -565,18 +542,17 @@ class _Reader(_Worker):
             try:
                 self._read(unit)
             except BaseException as error:
-                unit.error = db_errors.for_caller(error)
-                _log_fault(error)
+                fault = unit.fail(error)
                 self._undo()
-                if db_errors.sort(error) is Fault.DOWN:
+                if fault is Fault.DOWN:
                     self.drop()
-        self._undo()  # there is nothing to commit
+        self._undo()  # nothing to commit
 
     def _read(self, unit: WorkItem) -> None:
         try:
             unit.run(self._connection())
         except DBAPIError as error:
-            if db_errors.sort(error) is not Fault.LOST:
+            if db_errors.classify(error) is not Fault.LOST:
                 raise
             self.drop()
             unit.run(self._connection())

@@ -1,4 +1,4 @@
-"""What a driver's error means for the work that met it."""
+"""Classification of database errors: the caller's own, to be retried, or unavailability."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from bitel.errors import UnavailableError
 
 
 class StoreUnavailable(UnavailableError):
-    """The database can't do this now: full, locked, or out of reach. Nothing of it is stored.
+    """The database is full, locked, or can't be reached; nothing was stored.
 
-    One doubt no client can remove: when the connection to PostgreSQL is lost during the COMMIT
-    itself, it may have been carried out. Identifiers made before the write tell on the next read.
+    One exception: when the connection to PostgreSQL is lost during COMMIT, the transaction may have
+    been committed. A read of identifiers that were made before the write shows whether it was.
     """
 
 
 class Fault(enum.Enum):
-    """What to do about an error."""
+    """How to handle an error."""
 
-    OURS = "the work's own: hand it to the caller"
+    OURS = "the work's own: raise it in the caller"
     AGAIN = "a deadlock or a serialization failure: run the whole transaction again"
     LOST = "the connection is gone: open another and run the whole transaction again, once"
-    DOWN = "the database can't: say so to the caller, and use this connection no more"
+    DOWN = "the database can't: raise StoreUnavailable, and close this connection"
 
 
 _DOWN_SQLITE = frozenset(
@@ -50,13 +50,12 @@ _DOWN_SQLITE = frozenset(
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _AGAIN_POSTGRES = frozenset({"40001", "40P01"})
 _OURS_POSTGRES_CLASSES = frozenset({"22", "23"})
-"""Data exceptions and violated constraints: what the work wrote is at fault, and no other work.
-Anything else, such as a table, a right or a prepared statement that is missing, is the same for all
-work until somebody mends it."""
+"""Data exceptions and violated constraints, caused by the values of the work. Other errors, such as
+a missing table, right or prepared statement, affect all work."""
 
 
-def sort(error: BaseException) -> Fault:
-    """What `error`, raised while work ran in a transaction, means for that transaction."""
+def classify(error: BaseException) -> Fault:
+    """How to handle an error that was raised while work ran in a transaction."""
     if not isinstance(error, DBAPIError):
         return Fault.OURS
     if error.connection_invalidated:
@@ -74,18 +73,18 @@ def sort(error: BaseException) -> Fault:
 
 
 def first_line(error: BaseException) -> str:
-    """The driver's own words, without the statement and its parameters (which may be private)."""
+    """The first line of the driver's message, without the statement and its parameters."""
     words = str(error.orig if isinstance(error, DBAPIError) else error).strip()
     return words.splitlines()[0] if words else type(error).__name__
 
 
 def for_caller(error: BaseException) -> BaseException:
-    """The error as the caller gets it: its own, or StoreUnavailable caused by it."""
-    return error if sort(error) is Fault.OURS else unavailable(error)
+    """The error that the caller gets: its own, or StoreUnavailable caused by it."""
+    return error if classify(error) is Fault.OURS else unavailable(error)
 
 
 def unavailable(cause: BaseException) -> StoreUnavailable:
-    """What a caller is told of a fault that is not its own."""
-    told = StoreUnavailable("the database can't do this now, try again later")
-    told.__cause__ = cause
-    return told
+    """The error for the caller of an error that is not its own."""
+    error = StoreUnavailable("the database can't do this now, try again later")
+    error.__cause__ = cause
+    return error

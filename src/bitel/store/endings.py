@@ -1,33 +1,21 @@
-"""How attempts and calls end, as rows: the one place where a call becomes final, or due again.
+"""The end of attempts and calls: the only place where a call becomes final, or due again.
 
-What ends a call also gives back what it had reserved, and leaves an event for its project's
-webhook; each exactly once, since a call that is final does not end again.
+The end of a call also releases what it had reserved, and writes an event for its project's webhook.
+Each happens exactly once, since a final call does not end again.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from decimal import Decimal
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
-from sqlalchemy import (
-    BindParameter,
-    Connection,
-    Integer,
-    and_,
-    bindparam,
-    delete,
-    exists,
-    func,
-    insert,
-    literal,
-    select,
-    update,
-)
+import sqlalchemy as sa
+from sqlalchemy import Connection
 
-from bitel.domain.attempts import AttemptResult, Media
+from bitel.domain.attempts import AttemptResult, Media, Outcome
 from bitel.domain.calls import CallStatus
 from bitel.domain.ids import new_ids
 from bitel.domain.retry import Requeue, RetryAt
@@ -43,7 +31,7 @@ from bitel.store.schema import (
     project,
     webhook_event,
 )
-from bitel.store.sql_batch import Statement, values_parameter
+from bitel.store.sql_batch import Statement, is_among, update_each, values_parameter
 
 _NOTHING: Final = Decimal(0)
 _Q850_CAUSES: Final = range(128)
@@ -52,18 +40,67 @@ _COUNTS: Final = range(2**31)
 
 
 class CallEnd(NamedTuple):
-    """A call that is over."""
+    """A call that is over. Times in Unix seconds."""
 
     call_id: str
     status: CallStatus
     executed_at: float = 0.0
     bill_seconds: int = 0
-    price: Decimal = Decimal(0)
+    price: Decimal = _NOTHING
     reason: str = ""
 
 
+class OpenCall(Protocol):
+    """A row of a call that is locked and not final."""
+
+    @property
+    def project_id(self) -> str: ...
+    @property
+    def reserved(self) -> Decimal: ...
+    @property
+    def has_webhook(self) -> bool:
+        """Whether its end is posted to the project's webhook."""
+
+
+class OpenAttempt(Protocol):
+    """A row of an attempt that is not over. Times in Unix seconds."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def started_at(self) -> float: ...
+    @property
+    def answered_at(self) -> float | None: ...
+
+
+has_webhook = sa.and_(project.c.webhook_url.is_not(None), project.c.webhook_off_reason.is_(None))
+"""Events are posted to the project's webhook."""
+
+_a = attempt.c
+_ended = values_parameter(
+    "ended", _a.id, _a.outcome, _a.started_at, _a.ended_at, _a.answered_at, _a.sip_code, _a.q850,
+    _a.ended_by, _a.detail, _a.packets_sent, _a.packets_received, _a.digits, _a.far_loss,
+    _a.far_jitter_ms, _a.rang_at,
+)  # fmt: skip
+_END_ATTEMPTS: Final = Statement(
+    sa.update(attempt)
+    .where(_a.id == _ended.c.id)
+    .values(
+        {
+            "claim": FINISHED,
+            **{each.name: each for each in _ended.c if each.name != "id"},
+            # The time written while it rang stays, also where a take-over ends the attempt.
+            "rang_at": sa.func.coalesce(_a.rang_at, _ended.c.rang_at),
+        }
+    )
+)
+_FORGET_REQUESTS: Final = Statement(
+    sa.delete(cancel_request).where(is_among(cancel_request.c.attempt_id, "over"))
+)
+
+
 def end_attempts(conn: Connection, ends: Iterable[tuple[str, AttemptResult]]) -> None:
-    """Settle attempts, given by their ids. What a far end sent out of range is not kept."""
+    """Write the results of attempts, given by their ids; values out of range become NULL."""
     rows = [
         (
             attempt_id,
@@ -71,7 +108,7 @@ def end_attempts(conn: Connection, ends: Iterable[tuple[str, AttemptResult]]) ->
             end.started_at,
             end.ended_at,
             end.answered_at,
-            # What a far end sends must not be what breaks the transaction of others.
+            # What a remote party sends must not break the transaction, which others share.
             _within(_SIP_CODES, end.sip_code),
             _within(_Q850_CAUSES, end.q850),
             end.ended_by,
@@ -85,14 +122,23 @@ def end_attempts(conn: Connection, ends: Iterable[tuple[str, AttemptResult]]) ->
         _END_ATTEMPTS.run(conn, {"ended": rows})
 
 
+def interrupt_attempts(conn: Connection, attempts: Iterable[OpenAttempt], now: float) -> None:
+    """End attempts that a crash or a restored backup has cut off."""
+    results = (
+        (row.id, AttemptResult(Outcome.INTERRUPTED, row.started_at, now, row.answered_at))
+        for row in attempts
+    )
+    end_attempts(conn, results)
+
+
 def forget_requests(conn: Connection, attempts: Collection[str]) -> None:
-    """Forget that these attempts, which are over, were to be called off."""
+    """Delete the cancel requests of these attempts, which are over."""
     if attempts:
         _FORGET_REQUESTS.run(conn, {"over": [(attempt_id,) for attempt_id in attempts]})
 
 
 def _within(allowed: range, code: int | None) -> int | None:
-    # None is asked for first: looking for what is no number, a range is walked through.
+    # None first: `in` walks through a range to find a value that is not an int.
     return code if code is not None and code in allowed else None
 
 
@@ -103,170 +149,97 @@ def _media_values(media: Media | None) -> tuple[Any, ...]:
         _within(_COUNTS, media.sent),
         _within(_COUNTS, media.received),
         media.digits,
-        _number(media.loss),
-        _number(media.jitter_ms),
+        _finite(media.loss),
+        _finite(media.jitter_ms),
     )
 
 
-def _number(value: float | None) -> float | None:
+def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
+_TO_END: Final = Statement(
+    sa.select(call.c.id, call.c.project_id, call.c.reserved, has_webhook.label("has_webhook"))
+    .join(project)
+    .where(is_among(call.c.id, "ids"), is_waiting)
+    .order_by(call.c.id)
+    .with_for_update(key_share=True, of=call)
+)
+_END_CALLS: Final = update_each(
+    "ended",
+    call.c.id,
+    *(call.c.status, call.c.executed_at, call.c.bill_seconds, call.c.price, call.c.reason),
+    due_at=None,
+    finished_at=sa.bindparam("now"),
+    reserved=_NOTHING,
+)
+_events = values_parameter("events", call.c.id, webhook_event.c.project_id, webhook_event.c.call_id)
+_now = sa.bindparam("now", type_=webhook_event.c.created_at.type)
+_WRITE_EVENTS: Final = Statement(
+    sa.insert(webhook_event).from_select(
+        ["id", "project_id", "call_id", "created_at", "due_at", "tries", "state"],
+        # A call has one event: a second insert would fail and keep the call from ending.
+        sa.select(*_events.c, _now, _now, sa.literal(0), sa.literal(PENDING)).where(
+            ~sa.exists().where(webhook_event.c.call_id == _events.c.call_id)
+        ),
+    )
+)
+
+
 def end_calls(conn: Connection, ends: Sequence[CallEnd], now: float) -> None:
-    """Give calls their final status, those that have none yet."""
+    """Give calls their final status; those that have one already stay as they are."""
     by_call = {end.call_id: end for end in ends}
     if by_call:
         waiting = _TO_END.rows(conn, {"ids": [(call_id,) for call_id in by_call]})
         end_waiting(conn, [(row, by_call[row.id]) for row in waiting], now)
 
 
-def end_waiting(conn: Connection, ends: Sequence[tuple[Any, CallEnd]], now: float) -> None:
-    """End calls that are locked, each once, and known to have no final status.
-
-    With each comes a row with the `project_id` of the call, what it has `reserved`, and whether
-    its project `has_webhook` of its end.
-    """
+def end_waiting(conn: Connection, ends: Sequence[tuple[OpenCall, CallEnd]], now: float) -> None:
+    """End calls that are locked and have no final status, each once, with their rows."""
     if not ends:
         return
-    _END_CALLS.run(conn, {"ended": [_end_values(end) for _, end in ends], "now": now})
+    # The fields of `CallEnd` are in the order of the statement's columns.
+    _END_CALLS.run(conn, {"ended": [end for _, end in ends], "now": now})
     for status, calls in Counter(end.status for _, end in ends).items():
         count_calls("ended", status.name, calls)
-    released: dict[str, Decimal] = {}
+    released: defaultdict[str, Decimal] = defaultdict(Decimal)
     for row, _ in ends:
-        if row.reserved:
-            released[row.project_id] = released.get(row.project_id, _NOTHING) - row.reserved
+        released[row.project_id] -= row.reserved
     balances.reserve(conn, released)
-    _write_events(
-        conn, [(row.project_id, end.call_id) for row, end in ends if row.has_webhook], now
+    to_post = [(row.project_id, end.call_id) for row, end in ends if row.has_webhook]
+    if to_post:
+        ids = new_ids(now, len(to_post))
+        events = [(event_id, *each) for event_id, each in zip(ids, to_post, strict=True)]
+        _WRITE_EVENTS.run(conn, {"events": events, "now": now})
+
+
+_DUE_AGAIN: Final = update_each("again", call.c.id, call.c.due_at)
+_again = values_parameter(
+    "again", call.c.id, call.c.due_at, call.c.retries_left, call.c.trouble, call.c.uncertain
+)
+_DUE_AGAIN_COUNTED: Final = Statement(
+    sa.update(call)
+    .where(call.c.id == _again.c.id)
+    .values(
+        due_at=_again.c.due_at,
+        retries_left=call.c.retries_left - _again.c.retries_left,
+        trouble=_again.c.trouble,
+        uncertain=_again.c.uncertain,
     )
+)
 
 
 def requeue_calls(conn: Connection, again: Iterable[tuple[str, RetryAt | Requeue]]) -> None:
     """Make calls, given by their ids, due for another attempt."""
     same: list[tuple[str, float]] = []
     counted: list[tuple[str, float, int, int, int]] = []
-    for call_id, decision in again:
-        if isinstance(decision, Requeue):
-            same.append((call_id, decision.due_at))
+    for call_id, next_try in again:
+        if isinstance(next_try, Requeue):
+            same.append((call_id, next_try.due_at))
         else:
-            counted.append(
-                (call_id, decision.due_at, int(decision.spends_retry), decision.trouble,
-                 decision.uncertain)
-            )  # fmt: skip
+            spent = int(next_try.spends_retry)
+            counted.append((call_id, next_try.due_at, spent, next_try.trouble, next_try.uncertain))
     if same:
         _DUE_AGAIN.run(conn, {"again": same})
     if counted:
         _DUE_AGAIN_COUNTED.run(conn, {"again": counted})
-
-
-def _end_values(end: CallEnd) -> tuple[Any, ...]:
-    return (
-        end.call_id,
-        int(end.status),
-        end.executed_at,
-        end.bill_seconds,
-        end.price,
-        end.reason,
-    )
-
-
-def _write_events(conn: Connection, told: Sequence[tuple[str, str]], now: float) -> None:
-    """Events of these calls, given with their projects."""
-    if told:
-        ids = new_ids(now, len(told))
-        events = [(event_id, *one) for event_id, one in zip(ids, told, strict=True)]
-        _TELL.run(conn, {"events": events, "now": now})
-
-
-has_webhook = and_(project.c.webhook_url.is_not(None), project.c.webhook_off_reason.is_(None))
-"""The project wants to hear of calls that end."""
-
-_attempts = values_parameter(
-    "ended",
-    **{
-        name: attempt.c[name].type
-        for name in ("id", "outcome", "started_at", "ended_at", "answered_at", "sip_code", "q850",
-                     "ended_by", "detail", "packets_sent", "packets_received", "digits",
-                     "far_loss", "far_jitter_ms", "rang_at")
-    },
-)  # fmt: skip
-_END_ATTEMPTS: Final = Statement(
-    update(attempt)
-    .where(attempt.c.id == _attempts.c.id)
-    .values(
-        {
-            "claim": FINISHED,
-            **{each.name: each for each in _attempts.c if each.name != "id"},
-            # What was written while it rang stays, also where a take-over ends the attempt.
-            "rang_at": func.coalesce(attempt.c.rang_at, _attempts.c.rang_at),
-        }
-    )
-)
-_FORGET_REQUESTS: Final = Statement(
-    delete(cancel_request).where(
-        cancel_request.c.attempt_id.in_(select(values_parameter("over", id=attempt.c.id.type).c.id))
-    )
-)
-_TO_END: Final = Statement(
-    select(call.c.id, call.c.project_id, call.c.reserved, has_webhook.label("has_webhook"))
-    .join(project)
-    .where(call.c.id.in_(select(values_parameter("ids", id=call.c.id.type).c.id)), is_waiting)
-    .order_by(call.c.id)
-    .with_for_update(key_share=True, of=call)
-)
-_calls = values_parameter(
-    "ended",
-    **{
-        name: call.c[name].type
-        for name in ("id", "status", "executed_at", "bill_seconds", "price", "reason")
-    },
-)
-_END_CALLS: Final = Statement(
-    update(call)
-    .where(call.c.id == _calls.c.id)
-    .values(
-        {
-            "due_at": None,
-            "finished_at": bindparam("now"),
-            "reserved": _NOTHING,
-            **{each.name: each for each in _calls.c if each.name != "id"},
-        }
-    )
-)
-_events = values_parameter(
-    "events", id=call.c.id.type, project_id=project.c.id.type, call_id=call.c.id.type
-)
-_now: BindParameter[float] = bindparam("now", type_=webhook_event.c.created_at.type)
-_TELL: Final = Statement(
-    insert(webhook_event).from_select(
-        ["id", "project_id", "call_id", "created_at", "due_at", "tries", "state"],
-        # A call has one event. Were there one already, to insert another would keep it from ending.
-        select(*_events.c, _now, _now, literal(0), literal(PENDING)).where(
-            ~exists().where(webhook_event.c.call_id == _events.c.call_id)
-        ),
-    )
-)
-
-
-_same = values_parameter("again", id=call.c.id.type, due_at=call.c.due_at.type)
-_DUE_AGAIN: Final = Statement(
-    update(call).where(call.c.id == _same.c.id).values(due_at=_same.c.due_at)
-)
-_again = values_parameter(
-    "again",
-    id=call.c.id.type,
-    due_at=call.c.due_at.type,
-    spent=Integer(),
-    trouble=call.c.trouble.type,
-    uncertain=call.c.uncertain.type,
-)
-_DUE_AGAIN_COUNTED: Final = Statement(
-    update(call)
-    .where(call.c.id == _again.c.id)
-    .values(
-        due_at=_again.c.due_at,
-        retries_left=call.c.retries_left - _again.c.spent,
-        trouble=_again.c.trouble,
-        uncertain=_again.c.uncertain,
-    )
-)

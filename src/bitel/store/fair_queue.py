@@ -1,8 +1,8 @@
-"""Fair queue: due rows of a table, shared between projects, which take turns.
+"""Fair queue: due rows of a table, picked round-robin by project.
 
-However many rows a project has waiting, they cost the others nothing: the projects that have due
-rows are found by one index lookup each, and then share the room there is. `FairQueue` does this for
-any table; below it stands the queue of calls, whose projects have calling windows.
+The rows that one project has waiting do not slow down the others: the projects with due rows are
+found by one index lookup each, and then share the free places. `FairQueue` works for any table;
+`CALLS` is the queue of calls, whose projects have calling windows.
 """
 
 from __future__ import annotations
@@ -12,76 +12,100 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from sqlalchemy import (
-    BindParameter,
-    Column,
-    ColumnElement,
-    Connection,
-    FromClause,
-    Select,
-    Table,
-    and_,
-    bindparam,
-    func,
-    literal_column,
-    or_,
-    select,
-    true,
-    tuple_,
-    update,
-)
+import sqlalchemy as sa
+from sqlalchemy import Connection
 
 from bitel.domain.calling_hours import CallingWindow
 from bitel.domain.calls import Lane
 from bitel.store.schema import call, do_not_call, has_window, is_due, project
-from bitel.store.sql_batch import Statement, loose_index_scan, values_parameter
+from bitel.store.sql_batch import Statement, is_among, loose_index_scan, values_parameter
 
 CHUNK: Final = 2000
-"""Rows of one project in one query, and calls that are postponed at once, at most."""
+"""Most rows of one project in one query, and most calls postponed in one transaction."""
 
 _DAY: Final = 86_400.0
 _BEGINNING: Final = (-1.0, "")
 NONE_TAKEN: Final[Mapping[str, int]] = MappingProxyType({})
 
-_closed = select(values_parameter("closed", id=project.c.id.type).c.id)
+_closed = sa.select(values_parameter("closed", project.c.id).c.id)
+
+
+class DueRow(Protocol):
+    """The columns that a fair queue needs."""
+
+    id: str
+    project_id: str
+    due_at: float
+
+
+class DueCall(DueRow, Protocol):
+    """A waiting call, locked. Times in Unix seconds."""
+
+    lane: int
+    e164: str
+    recording_id: str | None
+    digits: str | None
+    repeat_count: int | None
+    language: str | None
+    longest_seconds: int
+    retries_left: int
+    retry_interval: int
+    expires_at: float
+    trouble: int
+    uncertain: int
+    attempts: int
+    unwanted: bool
+    """Its number is on the do-not-call list."""
+    exclusive: bool
+    """Its project allows one attempt at a time for each number."""
 
 
 @dataclass(eq=False)
 class FairQueue:
-    """Picks due rows of a table, a share for each project that has any.
+    """Picks due rows of a table, a fair share for each project that has any.
 
     The table has columns `id`, `project_id` and `due_at` (NULL: not waiting), and a partial index
     by the columns `within`, then `project_id`, `due_at` and `id`.
     """
 
-    table: Table
-    columns: Sequence[ColumnElement[Any]]
-    """What is read of a row; among them `id`, `project_id` and `due_at`."""
-    within: Sequence[Column[Any]] = ()
-    """Only rows with given values of these count; each value is a parameter of the same name."""
-    joined: Sequence[ColumnElement[Any]] = ()
-    """What is read of other tables."""
-    joins: Callable[[FromClause], Sequence[tuple[FromClause, ColumnElement[bool]]]] = lambda _: ()
-    """From the row's table to the other tables, and what they are joined on."""
-    may_have_turn: Callable[[ColumnElement[Any]], ColumnElement[bool]] = lambda _: true()
+    table: sa.Table
+    columns: Sequence[sa.ColumnElement[Any]]
+    """The columns that are read of a row, at least those of `DueRow`."""
+    within: Sequence[sa.Column[Any]] = ()
+    """Columns that divide the table into queues; each value is a parameter of the same name."""
+    joined: Sequence[sa.ColumnElement[Any]] = ()
+    """The columns that are read of other tables."""
+    joins: Callable[[sa.FromClause], Sequence[tuple[sa.FromClause, sa.ColumnElement[bool]]]] = (
+        lambda _: ()
+    )
+    """Maps the row's table to the other tables and the conditions that join them."""
+    may_have_turn: Callable[[sa.ColumnElement[Any]], sa.ColumnElement[bool]] = lambda _: sa.true()
     """Whether the project of an id may have a turn."""
 
     def __post_init__(self) -> None:
-        self._now: BindParameter[float] = bindparam("now", type_=self.table.c.due_at.type)
+        self._now: sa.BindParameter[float] = sa.bindparam("now", type_=self.table.c.due_at.type)
         self._is_waiting = (
             *(column == _value(column) for column in self.within),
             self.table.c.due_at.is_not(None),
         )
         types = {"project_id": project.c.id.type, "last_due": self.table.c.due_at.type}
         self._asked = values_parameter("asked", **types, last_id=self.table.c.id.type)
-        in_sqlite, in_postgresql = self._with_due_in_sqlite(), self._with_due_in_postgresql()
-        self.with_due = {"sqlite": in_sqlite, "postgresql": in_postgresql}
-        """Selects the projects that have due rows, as `value`, by kind of database."""
-        self.turns = {kind: self._turns_of(each) for kind, each in self.with_due.items()}
-        in_sqlite, in_postgresql = self._due_in_sqlite(), self._due_in_postgresql()
-        self.due = {"sqlite": Statement(in_sqlite), "postgresql": Statement(in_postgresql)}
+        self.turns = self.with_due(
+            lambda query, project_id: query.where(
+                project_id.not_in(_closed), self.may_have_turn(project_id)
+            ).limit(sa.bindparam("most"))
+        )
+        self.due = Statement(self._due_in_sqlite(), postgresql=self._due_in_postgresql())
+
+    def with_due(
+        self, restrict: Callable[[sa.Select[Any], sa.ColumnElement[Any]], sa.Select[Any]]
+    ) -> Statement:
+        """Selects the projects that have due rows, as `value`; `restrict` adds to the query."""
+        queries = (self._with_due_in_sqlite(), self._with_due_in_postgresql())
+        in_sqlite, in_postgresql = (restrict(q, q.selected_columns.value) for q in queries)
+        return Statement(in_sqlite, postgresql=in_postgresql)
 
     def pick(
         self,
@@ -110,8 +134,8 @@ class FairQueue:
         got = {project_id: taken.get(project_id, 0) for project_id in turns}
         picked: list[Any] = []
         while turns and len(picked) < room:
-            # What a project leaves of its share is shared in the next round by those that have
-            # more, beginning with those that have got least.
+            # The unused part of a share goes to the other projects in the next round, beginning
+            # with those that have got least.
             each, left_over = divmod(room - len(picked), len(turns))
             shares = {
                 project_id: min(each + (place < left_over), CHUNK, most_each - got[project_id])
@@ -131,7 +155,7 @@ class FairQueue:
 
     def _turns(self, conn: Connection, wanted: Mapping[str, Any], after: str) -> list[str]:
         """Up to `most` projects that have due rows, in the order of their turns."""
-        query, most = self.turns[conn.dialect.name], wanted["most"]
+        query, most = self.turns, wanted["most"]
         turns = [row.value for row in query.rows(conn, {**wanted, "after": ""})]
         if not after:
             return turns
@@ -148,132 +172,131 @@ class FairQueue:
         shares: Mapping[str, int],
         last: Mapping[str, tuple[float, str]],
     ) -> dict[str, list[Any]]:
-        """The rows of these projects that are due after their last, by project, in order."""
+        """Due rows of these projects that follow their last ones, by project, in order."""
         asked = [(project_id, *last[project_id]) for project_id in shares]
         wanted = {**wanted, "asked": asked, "most": max(shares.values())}
         found: dict[str, list[Any]] = {project_id: [] for project_id in shares}
-        for row in self.due[conn.dialect.name].rows(conn, wanted):
+        for row in self.due.rows(conn, wanted):
             if row.id is not None:
                 found[row.project_id].append(row)
         for rows in found.values():
-            rows.sort(key=_order)  # neither database promises one
+            rows.sort(key=_order)  # neither database guarantees the order
         return found
 
-    def _turns_of(self, with_due: Select[Any]) -> Statement:
-        project_id = with_due.selected_columns.value
-        turns = with_due.where(project_id.not_in(_closed), self.may_have_turn(project_id))
-        return Statement(turns.limit(bindparam("most")))
-
-    def _with_due_in_sqlite(self) -> Select[Any]:
+    def _with_due_in_sqlite(self) -> sa.Select[Any]:
         table = self.table
         waiting = loose_index_scan(table.c.project_id, *self._is_waiting)
         first_due = (
-            select(func.min(table.c.due_at))
+            sa.select(sa.func.min(table.c.due_at))
             .where(*self._is_waiting, table.c.project_id == waiting.c.value)
             .scalar_subquery()
         )
-        return select(waiting.c.value).where(waiting.c.value.is_not(None), first_due <= self._now)
+        return sa.select(waiting.c.value).where(
+            waiting.c.value.is_not(None), first_due <= self._now
+        )
 
-    def _with_due_in_postgresql(self) -> Select[Any]:
-        # A project's first due time comes with the lookup that finds the project: only the index of
-        # the queue has that order, so that no plan reads all that waits.
-        first = self._first_after(bindparam("after")).subquery()
-        found = select(first).cte("found", recursive=True)
+    def _with_due_in_postgresql(self) -> sa.Select[Any]:
+        # The lookup that finds a project also reads its first due time: only the index of the queue
+        # has that order, so no plan reads all waiting rows.
+        first = self._first_after(sa.bindparam("after")).subquery()
+        found = sa.select(first).cte("found", recursive=True)
         following = self._first_after(found.c.value).lateral("following")
-        found = found.union_all(select(following).select_from(found.join(following, true())))
-        return select(found.c.value).where(found.c.due_at <= self._now)
+        found = found.union_all(sa.select(following).select_from(found.join(following, sa.true())))
+        return sa.select(found.c.value).where(found.c.due_at <= self._now)
 
-    def _first_after(self, project_id: ColumnElement[Any]) -> Select[Any]:
+    def _first_after(self, project_id: sa.ColumnElement[Any]) -> sa.Select[Any]:
         columns = self.table.c
         return (
-            select(columns.project_id.label("value"), columns.due_at)
+            sa.select(columns.project_id.label("value"), columns.due_at)
             .where(*self._is_waiting, columns.project_id > project_id)
             .order_by(columns.project_id, columns.due_at)
-            .limit(literal_column("1"))
+            .limit(sa.literal_column("1"))
         )
 
     def in_order(
         self,
-        one: FromClause,
-        project_id: ColumnElement[Any],
-        last_due: ColumnElement[Any],
-        last_id: ColumnElement[Any],
-    ) -> Select[Any]:
-        """What is due of a project in `one`, in order, after the last row that is known already.
+        one: sa.FromClause,
+        project_id: sa.ColumnElement[Any],
+        last_due: sa.ColumnElement[Any],
+        last_id: sa.ColumnElement[Any],
+    ) -> sa.Select[Any]:
+        """Selects the due rows of a project in `one`, in order, after the last known row.
 
-        Equality filters for all columns of `within` and the project make PostgreSQL choose an index
-        by due time: it would read all that others have waiting before this project's rows. So only
-        the first column has one, and the others are compared together.
+        With equality filters for all columns of `within` and the project PostgreSQL may choose an
+        index by due time, and read the waiting rows of other projects first. So only the first
+        column has one, and the others are compared as a row.
         """
         first, others = self.within[:1], self.within[1:]
         columns = [*(one.c[column.name] for column in others), one.c.project_id, one.c.due_at]
         values = [*map(_value, others), project_id]
         return (
-            select()
+            sa.select()
             .where(
                 *(one.c[column.name] == _value(column) for column in first),
                 one.c.due_at.is_not(None),
-                tuple_(*columns, one.c.id) > tuple_(*values, last_due, last_id),
-                tuple_(*columns) <= tuple_(*values, self._now),
+                sa.tuple_(*columns, one.c.id) > sa.tuple_(*values, last_due, last_id),
+                sa.tuple_(*columns) <= sa.tuple_(*values, self._now),
             )
             .order_by(*columns, one.c.id)
         )
 
-    def _due_in_sqlite(self) -> Select[Any]:
-        # SQLite has no LATERAL. The index alone says which rows; none is read that is not picked.
+    def _due_in_sqlite(self) -> sa.Select[Any]:
+        # SQLite has no LATERAL. The rows are found in the index alone, so that only picked rows are
+        # read.
         table, asked = self.table, self._asked
         rows = (
             self.in_order(table.alias("one"), *asked.c)
-            .add_columns(literal_column("one.rowid"))
-            .limit(bindparam("most"))
+            .add_columns(sa.literal_column("one.rowid"))
+            .limit(sa.bindparam("most"))
             .correlate(asked)
         )
-        is_next = literal_column(f"{table.name}.rowid").in_(rows)
-        # SQLite begins an outer join on its left, always: with the projects, not with all rows.
+        is_next = sa.literal_column(f"{table.name}.rowid").in_(rows)
+        # SQLite always begins an outer join on its left, so with the projects and not all rows.
         source = asked.outerjoin(table, is_next)
         for other, on in self.joins(table):
             source = source.outerjoin(other, on)
-        return select(*self.columns, *self.joined).select_from(source)
+        return sa.select(*self.columns, *self.joined).select_from(source)
 
-    def _due_in_postgresql(self) -> Select[Any]:
-        # PostgreSQL guesses that a LIMIT it does not know is a tenth of all, and might then read
-        # and sort them. The constant tells it to follow the index, whatever the statistics say. The
-        # rows are locked one by one, as the LIMIT outside asks for them.
+    def _due_in_postgresql(self) -> sa.Select[Any]:
+        # PostgreSQL estimates that an unknown LIMIT is a tenth of all rows, and might then read and
+        # sort them. With the constant it follows the index, whatever the statistics say. The rows
+        # are locked one by one, as the outer LIMIT reads them.
         columns, asked = self.table.c, self._asked.c
         if self.within:
-            # See `in_order`: no other index gives this order. What is compared to one value alone
-            # is compared for a page of the index at once.
+            # See `in_order`: no other index gives this order. The index compares a column with one
+            # value for a whole page at once.
             of_project = (
                 columns.project_id >= asked.project_id,
-                tuple_(columns.project_id, columns.due_at) <= tuple_(asked.project_id, self._now),
+                sa.tuple_(columns.project_id, columns.due_at)
+                <= sa.tuple_(asked.project_id, self._now),
             )
         else:
             of_project = (columns.project_id == asked.project_id, columns.due_at <= self._now)
         few = (
-            select(*self.columns)
+            sa.select(*self.columns)
             .where(
                 *self._is_waiting,
                 *of_project,
-                or_(
+                sa.or_(
                     columns.due_at > asked.last_due,
-                    and_(columns.due_at == asked.last_due, columns.id > asked.last_id),
+                    sa.and_(columns.due_at == asked.last_due, columns.id > asked.last_id),
                 ),
             )
             .order_by(columns.project_id, columns.due_at, columns.id)
-            .limit(literal_column(str(CHUNK)))
+            .limit(sa.literal_column(str(CHUNK)))
             .with_for_update(skip_locked=True, of=self.table)
             .correlate(self._asked)
             .lateral("few")
         )
-        due = select(few).limit(bindparam("most")).lateral("due")
-        source = self._asked.join(due, true())
+        due = sa.select(few).limit(sa.bindparam("most")).lateral("due")
+        source = self._asked.join(due, sa.true())
         for other, on in self.joins(due):
             source = source.join(other, on)
-        return select(*due.c, *self.joined).select_from(source)
+        return sa.select(*due.c, *self.joined).select_from(source)
 
 
-def _value(column: Column[Any]) -> BindParameter[Any]:
-    return bindparam(column.name, type_=column.type)
+def _value(column: sa.Column[Any]) -> sa.BindParameter[Any]:
+    return sa.bindparam(column.name, type_=column.type)
 
 
 def _order(row: Any) -> tuple[float, str]:
@@ -283,7 +306,7 @@ def _order(row: Any) -> tuple[float, str]:
 def closed_now(conn: Connection, now: float, ahead: float = 0.0) -> dict[str, float]:
     """The projects whose calling window is closed, and when each opens (Unix seconds).
 
-    Windows follow the system clock, which is `ahead` seconds ahead of `now` and of what is
+    Windows follow the system clock, which is `ahead` seconds ahead of `now` and of the times
     returned.
     """
     date = now + ahead
@@ -291,13 +314,13 @@ def closed_now(conn: Connection, now: float, ahead: float = 0.0) -> dict[str, fl
     for row in _WINDOWS.rows(conn, {}):
         window = CallingWindow.parse(row.window)
         if not window.is_open(date):
-            # One that hardly ever opens is looked at again every day.
+            # A window without a known opening time is checked again every day.
             closed[row.id] = (window.opens_at(date) or date + _DAY) - ahead
     return closed
 
 
 def with_waiting(conn: Connection, dialer_id: str, lanes: Iterable[Lane]) -> set[Lane]:
-    """Those of the lanes that have any calls waiting, due or not."""
+    """The lanes that have calls waiting, due or not, of those given."""
     rows = _LANES.rows(conn, {"dialer_id": dialer_id, "after": -1})
     return {row.value for row in rows}.intersection(lanes)
 
@@ -310,19 +333,19 @@ def pick(
     now: float,
     after: str,
     closed: Iterable[str],
-) -> list[Any]:
+) -> list[DueCall]:
     """Up to `room` due calls of the lane, as `FairQueue.pick`.
 
-    Some may have expired, and must not be dialled: to skip them here could take very long.
+    Expired calls are among them: to skip them here could take very long.
     """
     return CALLS.pick(conn, {"dialer_id": dialer_id, "lane": int(lane)}, room, now, after, closed)
 
 
-def one_of_each(picked: Iterable[Any]) -> list[Any]:
-    """The calls in another order: the first of each project, then the second of each, and so on."""
+def one_of_each(picked: Iterable[DueCall]) -> list[DueCall]:
+    """The calls reordered: the first of each project, then the second of each, and so on."""
     got: Counter[str] = Counter()
 
-    def place(row: Any) -> int:
+    def place(row: DueCall) -> int:
         got[row.project_id] += 1
         return got[row.project_id]
 
@@ -332,14 +355,14 @@ def one_of_each(picked: Iterable[Any]) -> list[Any]:
 def postpone(
     conn: Connection, dialer_id: str, lane: Lane, now: float, closed: Mapping[str, float]
 ) -> int:
-    """Make up to `CHUNK` due calls of closed projects due when their window opens; how many.
+    """Move up to `CHUNK` due calls of closed projects to when their window opens.
 
-    Those that expire before that do so in time, as any call that waits.
+    Calls that expire before that do so as usual. Returns the number of calls.
     """
     moved = 0
     of_lane = {"dialer_id": dialer_id, "lane": int(lane), "now": now}
     shut = {**of_lane, "closed": [(one,) for one in closed], "after": ""}
-    for row in _CLOSED_WITH_DUE[conn.dialect.name].rows(conn, shut):
+    for row in _CLOSED_WITH_DUE.rows(conn, shut):
         wanted = {**of_lane, "project_id": row.value, "most": CHUNK - moved}
         ids = _DUE_IDS.rows(conn, wanted)
         _POSTPONE.run(conn, {"late": ids, "opens": closed[row.value]})
@@ -349,31 +372,21 @@ def postpone(
     return moved
 
 
+_CALL_COLUMNS: Final = (
+    "id", "project_id", "lane", "e164", "recording_id", "digits", "repeat_count", "language",
+    "longest_seconds", "retries_left", "retry_interval", "expires_at", "trouble", "uncertain",
+    "attempts", "due_at",
+)  # fmt: skip
 CALLS: Final = FairQueue(
     call,
     columns=(
-        call.c.id,
-        call.c.project_id,
-        call.c.lane,
-        call.c.e164,
-        call.c.recording_id,
-        call.c.digits,
-        call.c.repeat_count,
-        call.c.language,
-        call.c.longest_seconds,
-        call.c.retries_left,
-        call.c.retry_interval,
-        call.c.expires_at,
-        call.c.trouble,
-        call.c.uncertain,
-        call.c.attempts,
-        call.c.due_at,
-        select(literal_column("1"))
+        *(call.c[name] for name in _CALL_COLUMNS),
+        sa.select(sa.literal_column("1"))
         .where(do_not_call.c.project_id == call.c.project_id, do_not_call.c.e164 == call.c.e164)
         .scalar_subquery()
         .is_not(None)
         .label("unwanted"),
-        select(project.c.one_call_per_number)
+        sa.select(project.c.one_call_per_number)
         .where(project.c.id == call.c.project_id)
         .scalar_subquery()
         .label("exclusive"),
@@ -382,21 +395,20 @@ CALLS: Final = FairQueue(
 )
 """The calls that a dialer has waiting in one lane."""
 
-_WINDOWS: Final = Statement(select(project.c.id, project.c.window).where(has_window))
-_found = loose_index_scan(call.c.lane, call.c.dialer_id == bindparam("dialer_id"), is_due)
-_LANES: Final = Statement(select(_found.c.value).where(_found.c.value.is_not(None)))
-_CLOSED_WITH_DUE: Final = {
-    dialect: Statement(with_due.where(with_due.selected_columns.value.in_(_closed)))
-    for dialect, with_due in CALLS.with_due.items()
-}
+_WINDOWS: Final = Statement(sa.select(project.c.id, project.c.window).where(has_window))
+_found = loose_index_scan(call.c.lane, call.c.dialer_id == sa.bindparam("dialer_id"), is_due)
+_LANES: Final = Statement(sa.select(_found.c.value).where(_found.c.value.is_not(None)))
+_CLOSED_WITH_DUE: Final = CALLS.with_due(
+    lambda query, project_id: query.where(project_id.in_(_closed))
+)
 _DUE_IDS: Final = Statement(
-    CALLS.in_order(call, bindparam("project_id"), literal_column("-1"), literal_column("''"))
+    CALLS.in_order(
+        call, sa.bindparam("project_id"), sa.literal_column("-1"), sa.literal_column("''")
+    )
     .add_columns(call.c.id)
-    .limit(bindparam("most"))
+    .limit(sa.bindparam("most"))
     .with_for_update(skip_locked=True)
 )
 _POSTPONE: Final = Statement(
-    update(call)
-    .where(call.c.id.in_(select(values_parameter("late", id=call.c.id.type).c.id)), is_due)
-    .values(due_at=bindparam("opens"))
+    sa.update(call).where(is_among(call.c.id, "late"), is_due).values(due_at=sa.bindparam("opens"))
 )

@@ -66,7 +66,7 @@ def upgrade(url: str) -> bool:
     except DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) == _INSUFFICIENT_PRIVILEGE:
             raise _lacks_right(parsed.username, db_errors.first_line(error)) from None
-        if db_errors.sort(error) is Fault.OURS:
+        if db_errors.classify(error) is Fault.OURS:
             raise
         raise StoreUnavailable(
             f"the database can't be used: {db_errors.first_line(error)}"

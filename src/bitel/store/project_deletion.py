@@ -1,28 +1,17 @@
-"""Deletes a project with all that it has, in pieces that delay no call of another project.
+"""Deletes a project with all its data, in pieces that delay no call of another project.
 
 The rows of the project itself and of its recordings stay, without a name: to delete one, the
-database would look for rows that refer to it, through all calls of all projects.
+database would search the calls of all projects for rows that refer to it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
-from sqlalchemy import (
-    Connection,
-    Delete,
-    Table,
-    bindparam,
-    delete,
-    exists,
-    func,
-    or_,
-    select,
-    tuple_,
-    update,
-)
+import sqlalchemy as sa
+from sqlalchemy import Connection
 
 from bitel.errors import ConflictError
 from bitel.store import retention
@@ -41,17 +30,29 @@ from bitel.store.schema import (
     recording,
     token,
 )
-from bitel.store.sql_batch import in_chunks
+from bitel.store.sql_batch import in_chunks, matches, next_rows
 
 PIECE: Final = 500
-"""Rows of a table that one transaction deletes at most."""
+"""Most rows of a table that one transaction deletes."""
 WINDOW: Final = 2000
-"""Calls that one transaction reads at most, whichever project's they are."""
+"""Most calls, of all projects, that one transaction reads."""
 
 
 def disable(conn: Connection, project_id: str) -> None:
     """Refuse the tokens of the project from now on, and deliver no more webhooks."""
     change(conn, project_id, disabled=True, webhook_url=None)
+
+
+_of_project = matches(call.c.project_id)
+_HAS_OPEN_CALLS: Final = sa.select(
+    sa.or_(
+        sa.exists(sa.select(call.c.id).where(*_of_project, is_due)),
+        sa.exists(sa.select(call.c.id).where(*_of_project, is_in_flight)),
+    )
+)
+_RECORDINGS: Final = next_rows(
+    sa.select(recording.c.id).where(*matches(recording.c.project_id)), recording.c.id
+)
 
 
 def check_no_open_calls(conn: Connection, project_id: str) -> None:
@@ -74,7 +75,8 @@ def recordings(database: Database, project_id: str) -> Iterator[list[str]]:
 def delete_project(database: Database, project_id: str, now: float) -> None:
     """Delete all rows of a disabled project without open calls.
 
-    What is interrupted can be begun again. Raises ConflictError where calls were placed meanwhile.
+    An interrupted deletion can be started again. Raises ConflictError where calls were placed
+    meanwhile.
     """
     after: str | None = ""
     while after is not None:
@@ -92,82 +94,46 @@ def _recordings(conn: Connection, project_id: str, after: str) -> list[str]:
     return list(conn.execute(_RECORDINGS, wanted).scalars())
 
 
-def _blank(conn: Connection, project_id: str, now: float) -> None:
-    wanted = {"the_project": project_id, "now": now}
-    conn.execute(_BLANK_RECORDINGS, wanted)
-    # Its id is no name that a project may have.
-    conn.execute(_BLANK_PROJECT, wanted)
-
-
-def _delete_piece(conn: Connection, statement: Delete, project_id: str) -> int:
-    return conn.execute(statement, {"project_id": project_id, "most": PIECE}).rowcount
-
-
 def _delete_calls(conn: Connection, project_id: str, after: str) -> str | None:
-    """Delete the project's calls among the next ones of all; the last id, None after the end."""
-    window = conn.execute(_WINDOW, {"after": after, "most": WINDOW}).all()
+    """Delete the project's calls in the next window; returns its last id, None after the end."""
+    window = conn.execute(retention.NEXT_CALLS, {"after": after, "most": WINDOW}).all()
     if not window:
         return None
-    theirs = [row.id for row in window if row.project_id == project_id]
-    for ids in in_chunks(theirs):
+    for ids in in_chunks([row.id for row in window if row.project_id == project_id]):
         retention.delete_by_call(conn, ids)
     last: str = window[-1].id
     return last
 
 
-_ids: Any = bindparam("ids", expanding=True)
-_of_project = call.c.project_id == bindparam("project_id")
-_HAS_OPEN_CALLS = select(
-    or_(
-        exists(select(call.c.id).where(_of_project, is_due)),
-        exists(select(call.c.id).where(_of_project, is_in_flight)),
-    )
-)
-_WINDOW = (
-    select(call.c.id, call.c.project_id)
-    .where(call.c.id > bindparam("after"))
-    .order_by(call.c.id)
-    .limit(bindparam("most"))
-)
-_RECORDINGS = (
-    select(recording.c.id)
-    .where(recording.c.project_id == bindparam("project_id"), recording.c.id > bindparam("after"))
-    .order_by(recording.c.id)
-    .limit(bindparam("most"))
-)
-
-
-def _by_project(table: Table) -> Delete:
+def _by_project(table: sa.Table) -> sa.Delete:
     """Deletes up to `most` rows of the project from a table."""
     key = table.primary_key.columns
-    some = (
-        select(*key).where(table.c.project_id == bindparam("project_id")).limit(bindparam("most"))
-    )
-    return delete(table).where(tuple_(*key).in_(some))
+    some = sa.select(*key).where(*matches(table.c.project_id)).limit(sa.bindparam("most"))
+    return sa.delete(table).where(sa.tuple_(*key).in_(some))
 
 
 _DELETIONS: Final = tuple(
-    _by_project(table)
-    for table in (
-        token,
-        campaign,
-        placed_number,
-        do_not_call,
-        idempotency_key,
-        ledger_entry,
+    map(
+        _by_project,
+        (token, campaign, placed_number, do_not_call, idempotency_key, ledger_entry),
     )
 )
-_BLANK_RECORDINGS = (
-    update(recording)
-    .where(recording.c.project_id == bindparam("the_project"))
-    .values(
-        name="",
-        speech_key=None,
-        deleted_at=func.coalesce(recording.c.deleted_at, bindparam("now")),
+
+
+def _delete_piece(conn: Connection, statement: sa.Delete, project_id: str) -> int:
+    return conn.execute(statement, {"project_id": project_id, "most": PIECE}).rowcount
+
+
+def _blank(conn: Connection, project_id: str, now: float) -> None:
+    deleted_at = sa.func.coalesce(recording.c.deleted_at, now)
+    conn.execute(
+        sa.update(recording)
+        .where(recording.c.project_id == project_id)
+        .values(name="", speech_key=None, deleted_at=deleted_at)
     )
-)
-_BLANK_PROJECT = (
-    update(project)
-    .where(project.c.id == bindparam("the_project"))
-    .values(name=project.c.id, webhook_secret=None, deleted_at=bindparam("now"))
-)
+    # The id can't be the name of a project.
+    conn.execute(
+        sa.update(project)
+        .where(project.c.id == project_id)
+        .values(name=project.c.id, webhook_secret=None, deleted_at=now)
+    )

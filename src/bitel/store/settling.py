@@ -1,13 +1,15 @@
-"""What a finished attempt leaves behind: its outcome, its call's fate, and what it cost."""
+"""Settlement of finished attempts: result, final status or retry of the call, and its price."""
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
-from sqlalchemy import Connection, bindparam, exists, insert, literal, select
+import sqlalchemy as sa
+from sqlalchemy import Connection
 
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.calls import CallStatus, Lane
@@ -17,6 +19,7 @@ from bitel.domain.retry import Finish, Requeue, RetryAt, RetryDecision
 from bitel.store import balances, do_not_call, leases, one_time_passwords
 from bitel.store.endings import (
     CallEnd,
+    OpenCall,
     end_attempts,
     end_waiting,
     forget_requests,
@@ -35,14 +38,16 @@ from bitel.store.schema import (
     ledger_entry,
     project,
 )
-from bitel.store.sql_batch import Statement, values_parameter
+from bitel.store.sql_batch import Statement, insert_rows, is_among, matches, values_parameter
 
-UNWANTED = 607
-"""The SIP code by which the person called says that the call is unwanted (RFC 8197)."""
+UNWANTED: Final = 607
+"""The SIP code by which the callee rejects the call as unwanted (RFC 8197)."""
+
+_MOST_INTEGER: Final = 2**31 - 1
 
 
 class Settlement(NamedTuple):
-    """A finished attempt, and what follows from it."""
+    """A finished attempt, the decision on its call, and the bill."""
 
     attempt_id: str
     call_id: str
@@ -55,26 +60,72 @@ class Unstorable(ValueError):
     """A settlement with a time or an amount that no database can hold."""
 
 
-_MOST_INTEGER = 2**31 - 1
+class _OpenAttempt(OpenCall, Protocol):
+    """The row of an attempt that may be settled."""
+
+    id: str
+    call_id: str
+    claim: str
+    e164: str
+    lane: int
+    unwanted_to_do_not_call: bool
+    waits: bool
+    """The call is not final."""
+    canceled: bool
+    """A client has requested to cancel the call."""
+
+
+_OPEN = (
+    sa.select(
+        attempt.c.id,
+        attempt.c.call_id,
+        attempt.c.claim,
+        call.c.project_id,
+        call.c.e164,
+        call.c.lane,
+        project.c.unwanted_to_do_not_call,
+        call.c.reserved,
+        is_waiting.label("waits"),
+        has_webhook.label("has_webhook"),
+        sa.exists(
+            sa.select(sa.literal(1)).where(cancel_request.c.attempt_id == attempt.c.id)
+        ).label("canceled"),
+    )
+    .join(call, call.c.id == attempt.c.call_id)
+    .join(project, project.c.id == call.c.project_id)
+    .where(
+        is_among(attempt.c.id, "ids"),
+        *matches(attempt.c.dialer_id),
+        # With `is_open` SQLite would search all open attempts for each.
+        attempt.c.claim != FINISHED,
+    )
+    .order_by(attempt.c.call_id)
+    # Locked: a client that cancels meanwhile takes effect either now or right after us.
+    .with_for_update(key_share=True, of=call)
+)
+_MINE: Final = Statement(_OPEN.where(*matches(attempt.c.epoch)))
+_LEFT_OPEN: Final = Statement(_OPEN)
 
 
 def settle(
     conn: Connection, lease: Lease, settlements: Sequence[Settlement], now: float
 ) -> set[str]:
-    """Write what became of attempts; returns those for which it was written.
+    """Write the results of attempts; returns the ids of those for which it was written.
 
-    It is not for attempts that are settled already, or that another worker has taken over. An
-    attempt with the outcome ANSWERED is billed by one ledger entry, with no more than its call had
-    reserved, if it had. Whatever its verdict, an attempt that was heard never makes its call due
-    again: the call then ends as UNKNOWN. Nor does one that was to be called off, or a one-time
-    password that a newer one supersedes: its call ends as CANCELED. A number that
+    Attempts that are settled already, or taken over by another worker, are left out. An attempt
+    with the outcome ANSWERED is billed by one ledger entry, at most by the amount that its call had
+    reserved, if it had. Whatever the decision, an attempt whose answer is stored never makes its
+    call due again: the call ends as UNKNOWN. If a cancel was requested, or a newer one-time
+    password supersedes the call, it ends as CANCELED instead of being due again. A number that
     rejected the call as unwanted (607) goes on the do-not-call list if its project is set so.
+
     Raises Unstorable for times and amounts out of range, and writes nothing then.
     """
     if not settlements or not leases.holds(conn, lease):
         return set()
-    mine = {"dialer_id": lease.dialer_id, "epoch": lease.epoch}
-    return _settle(conn, _MINE, mine, settlements, now)
+    offered = _by_attempt(settlements)
+    mine = {"ids": [(key,) for key in offered], "dialer_id": lease.dialer_id, "epoch": lease.epoch}
+    return _settle(conn, _MINE.rows(conn, mine), offered, now)
 
 
 def settle_journaled(
@@ -82,97 +133,101 @@ def settle_journaled(
 ) -> set[str]:
     """As `settle`, for attempts of earlier workers of the dialer which are still open.
 
-    To be called before `recovery.take_over`, which decides what remains open.
+    To be called before `recovery.take_over`, which decides on the attempts that remain open.
     """
     if not settlements:
         return set()
     # Each `settle` shares this lock until its commit, so that we see what it has written.
-    conn.execute(select(dialer.c.epoch).where(dialer.c.id == dialer_id).with_for_update())
-    return _settle(conn, _LEFT_OPEN, {"dialer_id": dialer_id}, settlements, now)
+    conn.execute(sa.select(dialer.c.epoch).where(dialer.c.id == dialer_id).with_for_update())
+    offered = _by_attempt(settlements)
+    left_open = {"ids": [(key,) for key in offered], "dialer_id": dialer_id}
+    return _settle(conn, _LEFT_OPEN.rows(conn, left_open), offered, now)
 
 
 def minimal(attempt_id: str, call_id: str, result: AttemptResult, now: float) -> Settlement:
-    """The settlement of an attempt whose end could not be written as it was.
+    """The settlement of an attempt whose own settlement could not be stored.
 
     Nothing is billed and no free text is kept. Its call ends as UNKNOWN if it was answered, else as
     ERROR.
     """
     answered_at = result.answered_at
-    is_answered = answered_at is not None or result.outcome in _MAY_HAVE_HEARD
-    done = AttemptResult(
+    is_answered = answered_at is not None or result.outcome in (
+        Outcome.ANSWERED,
+        Outcome.INTERRUPTED,
+    )
+    reduced = AttemptResult(
         Outcome.INTERRUPTED if is_answered else result.outcome,
-        result.started_at if _is_number(result.started_at) else now,
+        result.started_at if math.isfinite(result.started_at) else now,
         now,
-        answered_at if answered_at is not None and _is_number(answered_at) else None,
+        answered_at if answered_at is not None and math.isfinite(answered_at) else None,
     )
     decision = (
         Finish(CallStatus.UNKNOWN)
         if is_answered
         else Finish(CallStatus.ERROR, "the end of its last attempt could not be stored")
     )
-    return Settlement(attempt_id, call_id, done, decision)
+    return Settlement(attempt_id, call_id, reduced, decision)
 
 
-_MAY_HAVE_HEARD = (Outcome.ANSWERED, Outcome.INTERRUPTED)
-
-
-def _settle(
-    conn: Connection,
-    query: Statement,
-    whose: dict[str, Any],
-    settlements: Iterable[Settlement],
-    now: float,
-) -> set[str]:
+def _by_attempt(settlements: Iterable[Settlement]) -> dict[str, Settlement]:
     offered = {one.attempt_id: one for one in settlements}
     for one in offered.values():
         _check_storable(one)
-    rows = [
-        row
-        for row in query.rows(conn, {"ids": [(key,) for key in offered], **whose})
-        if row.call_id == offered[row.id].call_id
-    ]
+    return offered
+
+
+def _settle(
+    conn: Connection, found: Iterable[_OpenAttempt], offered: dict[str, Settlement], now: float
+) -> set[str]:
+    rows = [row for row in found if row.call_id == offered[row.id].call_id]
     otp = [
         (row.project_id, row.e164, row.call_id)
         for row in rows
         if row.lane == Lane.OTP and not isinstance(offered[row.id].decision, Finish)
     ]
     superseded = one_time_passwords.superseded(conn, otp) if otp else set()
-    accepted = [(row, _checked(offered[row.id], row, superseded)) for row in rows]
-    end_attempts(conn, [_attempt_end(one) for _, one in accepted])
-    forget_requests(conn, [row.id for row, _ in accepted if row.canceled])
-    ends = [
-        (row, _call_end(one, one.decision))
-        for row, one in accepted
-        if isinstance(one.decision, Finish) and row.waits
-    ]
+    results: list[tuple[str, AttemptResult]] = []
+    ends: list[tuple[OpenCall, CallEnd]] = []
+    again: list[tuple[str, RetryAt | Requeue]] = []
+    billed: list[tuple[str, Settlement]] = []
+    for row in rows:
+        one = _checked(offered[row.id], row, superseded)
+        result, decision, bill = one.result, one.decision, one.bill
+        if isinstance(decision, Requeue):
+            result = result._replace(outcome=Outcome.CANCELED)
+        results.append((row.id, result))
+        if not isinstance(decision, Finish):
+            again.append((row.call_id, decision))
+            continue
+        if row.waits:
+            end = CallEnd(row.call_id, decision.status, result.started_at, bill.seconds,
+                          bill.price, decision.reason)  # fmt: skip
+            ends.append((row, end))
+        if result.is_billed:
+            billed.append((row.project_id, one))
+    end_attempts(conn, results)
+    forget_requests(conn, [row.id for row in rows if row.canceled])
     end_waiting(conn, ends, now)
-    requeue_calls(
-        conn,
-        [
-            (one.call_id, one.decision)
-            for _, one in accepted
-            if not isinstance(one.decision, Finish)
-        ],
-    )
-    _charge(conn, [(row.project_id, one) for row, one in accepted], now)
-    for row, one in accepted:
-        if row.unwanted_to_do_not_call and one.result.sip_code == UNWANTED:
+    requeue_calls(conn, again)
+    _charge(conn, billed, now)
+    for row in rows:
+        if row.unwanted_to_do_not_call and offered[row.id].result.sip_code == UNWANTED:
             do_not_call.add(conn, row.project_id, row.e164)
-    return {row.id for row, _ in accepted}
+    return {row.id for row in rows}
 
 
 def _check_storable(one: Settlement) -> None:
-    """Raise Unstorable for what one database would refuse, and the other store as something else.
+    """Raise Unstorable for values that one database would refuse, and the other store changed.
 
-    SQLite makes NULL of what is no number, and a call without a time is never looked at again.
+    SQLite makes NULL of NaN, and a waiting call without a due time is never dialled.
     """
-    done, decision, bill = one.result, one.decision, one.bill
-    times = [done.started_at, done.ended_at]
-    if done.answered_at is not None:
-        times.append(done.answered_at)
+    result, decision, bill = one.result, one.decision, one.bill
+    times = [result.started_at, result.ended_at]
+    if result.answered_at is not None:
+        times.append(result.answered_at)
     if not isinstance(decision, Finish):
         times.append(decision.due_at)
-    if not all(map(_is_number, times)):
+    if not all(map(math.isfinite, times)):
         raise Unstorable(f"a time of attempt {one.attempt_id} is no number")
     if isinstance(decision, RetryAt):
         for count in (decision.trouble, decision.uncertain):
@@ -184,11 +239,7 @@ def _check_storable(one: Settlement) -> None:
         raise Unstorable(f"attempt {one.attempt_id} costs {bill.price}")
 
 
-def _is_number(value: float) -> bool:
-    return math.isfinite(value)
-
-
-def _checked(one: Settlement, row: Any, superseded: Collection[str]) -> Settlement:
+def _checked(one: Settlement, row: _OpenAttempt, superseded: Collection[str]) -> Settlement:
     if not one.result.is_billed or not isinstance(one.decision, Finish):
         one = one._replace(bill=NOTHING)
     if row.reserved and one.bill.price > row.reserved:
@@ -205,86 +256,28 @@ def _checked(one: Settlement, row: Any, superseded: Collection[str]) -> Settleme
     return one
 
 
-def _attempt_end(one: Settlement) -> tuple[str, AttemptResult]:
-    done = one.result
-    if isinstance(one.decision, Requeue):
-        done = done._replace(outcome=Outcome.CANCELED)
-    return one.attempt_id, done
+_entry = ledger_entry.c
+_BILL: Final = insert_rows(
+    values_parameter(
+        "entries",
+        *(_entry.id, _entry.project_id, _entry.call_id, _entry.attempt_id),
+        *(_entry.amount, _entry.note),
+    ),
+    ledger_entry,
+    kind=sa.literal("call"),
+    created_at=sa.bindparam("now", type_=_entry.created_at.type),
+)
 
 
-def _call_end(one: Settlement, decision: Finish) -> CallEnd:
-    bill = one.bill
-    return CallEnd(
-        one.call_id,
-        decision.status,
-        one.result.started_at,
-        bill.seconds,
-        bill.price,
-        decision.reason,
-    )
-
-
-def _charge(conn: Connection, of_projects: Sequence[tuple[str, Settlement]], now: float) -> None:
-    billed = [
-        (project_id, one)
-        for project_id, one in of_projects
-        if one.result.is_billed and isinstance(one.decision, Finish)
-    ]
+def _charge(conn: Connection, billed: Sequence[tuple[str, Settlement]], now: float) -> None:
     if not billed:
         return
-    spent: dict[str, Decimal] = {}
+    spent: defaultdict[str, Decimal] = defaultdict(Decimal)
     for project_id, one in billed:
-        spent[project_id] = spent.get(project_id, Decimal(0)) + one.bill.price
+        spent[project_id] += one.bill.price
     entries = [
         (entry_id, project_id, one.call_id, one.attempt_id, -one.bill.price, one.bill.note)
         for entry_id, (project_id, one) in zip(new_ids(now, len(billed)), billed, strict=True)
     ]
     _BILL.run(conn, {"entries": entries, "now": now})
     balances.charge(conn, spent, now)
-
-
-_OFFERED = (
-    select(
-        attempt.c.id,
-        attempt.c.call_id,
-        attempt.c.claim,
-        call.c.project_id,
-        call.c.e164,
-        call.c.lane,
-        project.c.unwanted_to_do_not_call,
-        call.c.reserved,
-        is_waiting.label("waits"),
-        has_webhook.label("has_webhook"),
-        exists(select(literal(1)).where(cancel_request.c.attempt_id == attempt.c.id)).label(
-            "canceled"
-        ),
-    )
-    .join(call, call.c.id == attempt.c.call_id)
-    .join(project, project.c.id == call.c.project_id)
-    .where(
-        attempt.c.id.in_(select(values_parameter("ids", id=attempt.c.id.type).c.id)),
-        attempt.c.dialer_id == bindparam("dialer_id"),
-        # Where `is_open` is said, SQLite looks for each among all the open ones.
-        attempt.c.claim != FINISHED,
-    )
-    .order_by(attempt.c.call_id)
-    # Locked, so that a client who cancels at this moment is heard, now or right after us.
-    .with_for_update(key_share=True, of=call)
-)
-_MINE = Statement(_OFFERED.where(attempt.c.epoch == bindparam("epoch")))
-_LEFT_OPEN = Statement(_OFFERED)
-_entries = values_parameter(
-    "entries",
-    **{
-        name: ledger_entry.c[name].type
-        for name in ("id", "project_id", "call_id", "attempt_id", "amount", "note")
-    },
-)
-_BILL = Statement(
-    insert(ledger_entry).from_select(
-        [*_entries.c.keys(), "kind", "created_at"],
-        select(
-            *_entries.c, literal("call"), bindparam("now", type_=ledger_entry.c.created_at.type)
-        ),
-    )
-)

@@ -1,38 +1,23 @@
-"""SQL statements of the hot path: compiled once, run by the driver, many rows as one parameter.
+"""Precompiled SQL statements for the driver, with many rows as one JSON parameter.
 
 A `Statement` is SQLAlchemy Core, compiled once per database. `values_parameter` makes a table of
 one parameter, so that a batch of rows is one statement: the rows go over as one JSON array, which
-`json_each` of SQLite and `jsonb_array_elements` of PostgreSQL take apart. SQLAlchemy's own way from
-a statement to its rows costs more than most of these statements do.
+`json_each` of SQLite and `jsonb_array_elements` of PostgreSQL unpack. SQLAlchemy's own execution
+costs more time than most of these statements take in the database.
 """
 
 from __future__ import annotations
 
 import json
 from collections import namedtuple
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any, Final, Protocol
 
-from sqlalchemy import (
-    CTE,
-    Boolean,
-    Column,
-    ColumnElement,
-    Connection,
-    Dialect,
-    Engine,
-    Select,
-    Subquery,
-    Text,
-    bindparam,
-    event,
-    func,
-    literal_column,
-    select,
-)
+import sqlalchemy as sa
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -64,11 +49,21 @@ class Cursor(Protocol):
         """All rows that are left."""
 
 
-class Statement:
-    """A SELECT, INSERT, UPDATE or DELETE, compiled at its first use for each kind of database."""
+Core = sa.Select[Any] | UpdateBase
 
-    def __init__(self, core: Select[Any] | UpdateBase) -> None:
+
+class Statement:
+    """A SELECT, INSERT, UPDATE or DELETE, compiled at its first use for each kind of database.
+
+    `postgresql` takes the place of `core` on PostgreSQL.
+    """
+
+    def __init__(self, core: Core, postgresql: Core | None = None) -> None:
         self.core: Final = core
+        self._cores: Final = {
+            "sqlite": core,
+            "postgresql": core if postgresql is None else postgresql,
+        }
         self._compiled: dict[str, _CompiledSql] = {}
 
     def run(self, conn: Connection, parameters: Parameters) -> Cursor:
@@ -83,40 +78,103 @@ class Statement:
             found = [(*row[:at], process(row[at]), *row[at + 1 :]) for row in found]
         return list(map(compiled.row, found))
 
-    def prepare(self, dialect: Dialect, parameters: Parameters) -> tuple[str, DriverParameters]:
-        """The text and the parameters that the driver gets."""
+    def prepare(self, dialect: sa.Dialect, parameters: Parameters) -> tuple[str, DriverParameters]:
+        """The SQL text and the parameters for the driver."""
         compiled = self._compiled.get(dialect.name)
         if compiled is None:
-            compiled = self._compiled[dialect.name] = _compile(self.core, dialect)
+            compiled = _compile(self._cores[dialect.name], dialect)
+            self._compiled[dialect.name] = compiled
         return compiled.text, compiled.bind(parameters)
 
 
-def values_parameter(name: str, **types: TypeEngine[Any]) -> Subquery:
-    """A table whose rows are the parameter `name`: a sequence of rows, with these columns.
+def for_each_database(build: Callable[[str], sa.Select[Any]]) -> Statement:
+    """The statement that `build` makes for `sqlite` and for `postgresql`."""
+    return Statement(build("sqlite"), postgresql=build("postgresql"))
 
-    The parameter may also be the JSON text itself, with the values as the columns store them.
+
+def equals(
+    database: str, columns: Sequence[sa.Column[Any]], values: Sequence[sa.ColumnElement[Any]]
+) -> sa.ColumnElement[bool]:
+    """Whether the columns, the first ones of an index, equal the values.
+
+    PostgreSQL may answer equality filters with another index, and read all of it. Comparisons of
+    whole rows, together with ORDER BY, fit the intended index only.
     """
-    rows = bindparam(name, type_=_RowsType(list(types.values())))
+    if database == "postgresql":
+        row, wanted = sa.tuple_(*columns), sa.tuple_(*values)
+        return sa.and_(row >= wanted, row <= wanted)
+    return sa.and_(*(column == value for column, value in zip(columns, values, strict=True)))
+
+
+def values_parameter(name: str, *columns: sa.Column[Any], **types: TypeEngine[Any]) -> sa.Subquery:
+    """A table whose rows are the parameter `name`, a sequence of rows.
+
+    Its columns have the names and types of `columns`, then those of `types`. The parameter may also
+    be the JSON text itself, with the values as the columns store them.
+    """
+    types = {column.name: column.type for column in columns} | types
+    rows = sa.bindparam(name, type_=_RowsType(list(types.values())))
     element = _Elements(rows).table_valued("value", name=f"{name}_json").c.value
-    columns = []
+    values = []
     for index, (key, kind) in enumerate(types.items()):
-        value = _At(element, literal_column(str(index)))
+        value = _At(element, sa.literal_column(str(index)))
         value.type = kind
-        columns.append(value.label(key))
-    return select(*columns).subquery(name)
+        values.append(value.label(key))
+    return sa.select(*values).subquery(name)
 
 
-def loose_index_scan(column: Column[Any], *conditions: ColumnElement[bool]) -> CTE:
+def is_among(column: sa.Column[Any], name: str) -> sa.ColumnElement[bool]:
+    """Whether the column equals the only value of a row in the values parameter `name`."""
+    return column.in_(sa.select(values_parameter(name, column).c[0]))
+
+
+def update_each(
+    name: str,
+    key: sa.Column[Any],
+    *columns: sa.Column[Any],
+    where: Iterable[sa.ColumnElement[bool]] = (),
+    **values: Any,
+) -> Statement:
+    """Updates rows of a table from the values parameter `name`: a key and these columns each.
+
+    `values` are further columns, by name.
+    """
+    given = values_parameter(name, key, *columns)
+    own = {column.name: given.c[column.name] for column in columns}
+    return Statement(
+        sa.update(key.table).where(key == given.c[key.name], *where).values(own | values)
+    )
+
+
+def insert_rows(rows: sa.Subquery, table: sa.Table, **values: sa.ColumnElement[Any]) -> Statement:
+    """Inserts the rows of a values parameter into the table; `values` are further columns."""
+    columns = {column.name: column for column in rows.c} | values
+    return Statement(sa.insert(table).from_select(list(columns), sa.select(*columns.values())))
+
+
+def matches(*columns: sa.Column[Any]) -> list[sa.ColumnElement[bool]]:
+    """Conditions: each column equals the parameter of its name."""
+    return [column == sa.bindparam(column.name, type_=column.type) for column in columns]
+
+
+def next_rows(query: sa.Select[Any], key: sa.Column[Any]) -> sa.Select[Any]:
+    """A page of the query: up to `most` rows whose key is above `after`, by key."""
+    page = query.where(key > sa.bindparam("after")).order_by(key)
+    return page.limit(sa.bindparam("most"))
+
+
+def loose_index_scan(column: sa.Column[Any], *conditions: sa.ColumnElement[bool]) -> sa.CTE:
     """The distinct values of `column` above the parameter `after`, ascending, as a column `value`.
 
     Each costs one search of an index whose columns are those that the conditions fix, then
     `column`; neither database plans that by itself. A LIMIT on the result stops the scan early. The
-    last value is NULL, for the caller to leave out.
+    last value is NULL and has to be filtered out.
     """
-    first = select(func.min(column).label("value")).where(*conditions, column > bindparam("after"))
+    above = column > sa.bindparam("after")
+    first = sa.select(sa.func.min(column).label("value")).where(*conditions, above)
     found = first.cte("found", recursive=True)
-    following = select(func.min(column)).where(*conditions, column > found.c.value)
-    return found.union_all(select(following.scalar_subquery()).where(found.c.value.is_not(None)))
+    following = sa.select(sa.func.min(column)).where(*conditions, column > found.c.value)
+    return found.union_all(sa.select(following.scalar_subquery()).where(found.c.value.is_not(None)))
 
 
 def in_chunks(ids: Collection[str]) -> Iterator[dict[str, list[str]]]:
@@ -153,10 +211,10 @@ def execute_outside(conn: Connection, text: str, parameters: DriverParameters = 
     return cursor
 
 
-def begin_with(engine: Engine, text: str) -> None:
+def begin_with(engine: sa.Engine, text: str) -> None:
     """Have every transaction of the engine begin with this statement."""
 
-    @event.listens_for(engine, "begin")
+    @sa.event.listens_for(engine, "begin")
     def _begin(conn: Connection) -> None:
         execute_outside(conn, text)
 
@@ -205,12 +263,12 @@ class _CompiledSql:
         }
 
 
-def _compile(core: Select[Any] | UpdateBase, dialect: Dialect) -> _CompiledSql:
+def _compile(core: sa.Select[Any] | UpdateBase, dialect: sa.Dialect) -> _CompiledSql:
     compiled = core.compile(dialect=dialect)
     assert isinstance(compiled, SQLCompiler)
     assert not compiled.post_compile_params, "its text would change with its parameters"
     names = list(compiled.positiontup or compiled.bind_names.values())
-    columns = list(core.selected_columns) if isinstance(core, Select) else []
+    columns = list(core.selected_columns) if isinstance(core, sa.Select) else []
     results = [(at, _result_processor(each.type, dialect)) for at, each in enumerate(columns)]
     # The names come from the query, which mypy can't read.
     row: Any = namedtuple("Row", [each.name for each in columns])  # type: ignore[misc]
@@ -227,10 +285,10 @@ def _compile(core: Select[Any] | UpdateBase, dialect: Dialect) -> _CompiledSql:
     )
 
 
-def _result_processor(kind: TypeEngine[Any], dialect: Dialect) -> Processor | None:
+def _result_processor(kind: TypeEngine[Any], dialect: sa.Dialect) -> Processor | None:
     if isinstance(kind, TypeDecorator):
         return partial(kind.process_result_value, dialect=dialect)
-    return _as_bool if isinstance(kind, Boolean) and dialect.name == "sqlite" else None
+    return _as_bool if isinstance(kind, sa.Boolean) and dialect.name == "sqlite" else None
 
 
 def _as_bool(value: int | None) -> bool | None:
@@ -240,7 +298,7 @@ def _as_bool(value: int | None) -> bool | None:
 class _RowsType(TypeDecorator[Sequence[Sequence[Any]]]):
     """Rows as one JSON text, each value as its column stores it."""
 
-    impl = Text
+    impl = sa.Text
     cache_ok = False
 
     def __init__(self, types: Sequence[TypeEngine[Any]]) -> None:
@@ -250,7 +308,7 @@ class _RowsType(TypeDecorator[Sequence[Sequence[Any]]]):
         ]
 
     def process_bind_param(
-        self, value: Sequence[Sequence[Any]] | str | None, dialect: Dialect
+        self, value: Sequence[Sequence[Any]] | str | None, dialect: sa.Dialect
     ) -> str:
         if isinstance(value, str):
             return value
@@ -259,7 +317,7 @@ class _RowsType(TypeDecorator[Sequence[Sequence[Any]]]):
             rows = [self._convert(list(row), dialect) for row in rows]
         return _dumps(rows)
 
-    def _convert(self, row: list[Any], dialect: Dialect) -> list[Any]:
+    def _convert(self, row: list[Any], dialect: sa.Dialect) -> list[Any]:
         for at, kind in self._converted:
             row[at] = kind.process_bind_param(row[at], dialect)
         return row

@@ -1,8 +1,8 @@
-"""The outbox of webhook events: one per finished call, kept until it is delivered or given up.
+"""Outbox of webhook events: one per finished call, kept until it is delivered or given up.
 
-`endings.end_calls` writes an event in the transaction that ends its call. A deliverer takes events
-on lease: while one is in flight its `due_at` is when another deliverer may try it, so that a crash
-delays an event and loses none.
+`endings.end_calls` writes an event in the transaction that ends its call. A deliverer leases
+events: while one is in flight, its `due_at` is the end of the lease, so that a crash delays events
+but loses none.
 """
 
 from __future__ import annotations
@@ -12,18 +12,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Select,
-    bindparam,
-    insert,
-    literal_column,
-    or_,
-    select,
-    true,
-    update,
-)
+import sqlalchemy as sa
+from sqlalchemy import Connection
 
 from bitel.domain.calls import CallStatus
 from bitel.domain.ids import new_id
@@ -37,7 +27,7 @@ from bitel.store.schema import (
     webhook_event,
     webhook_try,
 )
-from bitel.store.sql_batch import Statement, in_chunks, values_parameter
+from bitel.store.sql_batch import Statement, in_chunks, is_among, values_parameter
 
 LEASE: Final = 60.0
 """Seconds after which an event that was claimed may be claimed again."""
@@ -45,14 +35,14 @@ LEASE: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """An event that its deliverer may try now, and nobody else until the lease is over."""
+    """An event that its deliverer, and no other, may try until the lease is over."""
 
     event_id: str
     project_id: str
     url: str
     secret: str
     tries: int
-    """1 is the first: how many tries were begun, this one included."""
+    """How many tries were begun, this one included."""
     call_id: str
     campaign_id: str | None
     status: CallStatus
@@ -64,7 +54,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryAttempt:
-    """One try to deliver an event, and what follows. `at` in Unix seconds, `seconds` it took."""
+    """One try to deliver an event. `at` is in Unix seconds, `seconds` is its duration."""
 
     event_id: str
     at: float
@@ -72,23 +62,23 @@ class DeliveryAttempt:
     delivered: bool
     status_code: int | None = None
     error: str = ""
-    """What failed, in a few words; empty where there was an answer."""
+    """The failure in a few words; empty where there was an answer."""
     next_due: float | None = None
     """When to try again; None gives the event up, unless it was delivered."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An event and all that was tried for it, the first try first."""
+    """An event and its tries, the first one first."""
 
     id: str
     project_id: str
     call_id: str
     created_at: float
     due_at: float | None
-    """When it is tried next; None when it no longer is."""
+    """When it is tried next; None: not any more."""
     tries: int
-    """How many were begun; of one that a crash cut off, `tried` holds nothing."""
+    """How many were begun; one that a crash interrupted is not in `tried`."""
     state: str
     """pending, delivered or given up."""
     tried: tuple[DeliveryAttempt, ...] = ()
@@ -104,11 +94,11 @@ def claim_due(
     in_flight: Mapping[str, int] = NONE_TAKEN,
     after_project: str = "",
 ) -> list[Delivery]:
-    """Up to `limit` events to try now, the longest due of each project first.
+    """Lease up to `limit` due events, the longest due of each project first.
 
-    Projects take turns, beginning after `after_project`; the next claim begins after the project
-    of the last delivery. None gets more than `limit_per_project`, what it has `in_flight` already
-    included. Projects whose URL is off have no turn.
+    Projects take turns, beginning after `after_project`: pass the project of the last delivery.
+    Each gets up to `limit_per_project`, those it has `in_flight` already included. Projects whose
+    URL is off have no turn.
     """
     full = [key for key, count in in_flight.items() if count >= limit_per_project]
     rows = _QUEUE.pick(
@@ -136,7 +126,7 @@ def claim_due(
 
 
 def record(conn: Connection, tried: Sequence[DeliveryAttempt]) -> None:
-    """Write results of tries. A failure changes nothing of an event that was delivered."""
+    """Write results of tries. A failure does not change an event that was delivered."""
     if not tried:
         return
     tries = [
@@ -144,7 +134,7 @@ def record(conn: Connection, tried: Sequence[DeliveryAttempt]) -> None:
         for one in tried  # in the order of the table's columns
     ]
     _WRITE_TRIES.run(conn, {"tries": tries})
-    # Of several results of one event, its delivery is the one that counts.
+    # Of several results of one event, a delivery takes precedence.
     results = {
         one.event_id: (one.event_id, *_state_after(one))
         for one in sorted(tried, key=lambda one: one.delivered)
@@ -160,22 +150,22 @@ def _state_after(attempt: DeliveryAttempt) -> tuple[str, float | None]:
 
 
 def turn_off(conn: Connection, project_id: str, url: str, reason: str) -> bool:
-    """Send a project no more events, until its URL is set anew. False: it has another by now."""
+    """Stop the events of a project until its URL is set again. False: it has another URL now."""
     is_it = (project.c.id == project_id) & (project.c.webhook_url == url)
-    turned = conn.execute(update(project).where(is_it).values(webhook_off_reason=reason))
+    turned = conn.execute(sa.update(project).where(is_it).values(webhook_off_reason=reason))
     return turned.rowcount == 1
 
 
 def redeliver(conn: Connection, project_id: str | None, which: str, now: float) -> bool:
-    """Try the event of that id, or of the call of that id, from the start again; at once.
+    """Make the event of that id, or of the call of that id, due at once with no tries.
 
-    `project_id` None looks in all projects. False: there is no such event.
+    `project_id` None searches all projects. False: there is no such event.
     """
     found = conn.execute(
-        update(webhook_event)
+        sa.update(webhook_event)
         .where(
-            or_(webhook_event.c.id == which, webhook_event.c.call_id == which),
-            true() if project_id is None else webhook_event.c.project_id == project_id,
+            sa.or_(webhook_event.c.id == which, webhook_event.c.call_id == which),
+            sa.true() if project_id is None else webhook_event.c.project_id == project_id,
         )
         .values(state=PENDING, due_at=now, tries=0)
     )
@@ -185,8 +175,8 @@ def redeliver(conn: Connection, project_id: str | None, which: str, now: float) 
 def history(
     conn: Connection, project_id: str | None = None, call_id: str | None = None, limit: int = 100
 ) -> list[Event]:
-    """The last `limit` events, the newest first, with what was tried for each."""
-    wanted = select(webhook_event).order_by(webhook_event.c.id.desc()).limit(limit)
+    """The last `limit` events, the newest first, with their tries."""
+    wanted = sa.select(webhook_event).order_by(webhook_event.c.id.desc()).limit(limit)
     if project_id is not None:
         wanted = wanted.where(webhook_event.c.project_id == project_id)
     if call_id is not None:
@@ -208,11 +198,8 @@ def history(
     return [Event(**row._mapping, tried=tuple(tried[row.id])) for row in events]
 
 
-_Id: Final = webhook_event.c.id.type
-
-
-def _is_on(project_id: ColumnElement[Any]) -> ColumnElement[bool]:
-    found: Select[Any] = select(literal_column("1")).where(
+def _is_on(project_id: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+    found: sa.Select[Any] = sa.select(sa.literal_column("1")).where(
         project.c.id == project_id,
         project.c.webhook_url.is_not(None),
         project.c.webhook_secret.is_not(None),
@@ -223,22 +210,12 @@ def _is_on(project_id: ColumnElement[Any]) -> ColumnElement[bool]:
 
 _QUEUE: Final = FairQueue(
     webhook_event,
-    columns=(
-        webhook_event.c.id,
-        webhook_event.c.project_id,
-        webhook_event.c.due_at,
-        webhook_event.c.tries,
-        webhook_event.c.call_id,
+    columns=tuple(
+        webhook_event.c[name] for name in ("id", "project_id", "due_at", "tries", "call_id")
     ),
     joined=(
-        project.c.webhook_url,
-        project.c.webhook_secret,
-        call.c.campaign_id,
-        call.c.status,
-        call.c.bill_seconds,
-        call.c.phone_number,
-        call.c.requested_at,
-        call.c.price,
+        *(project.c.webhook_url, project.c.webhook_secret, call.c.campaign_id, call.c.status),
+        *(call.c.bill_seconds, call.c.phone_number, call.c.requested_at, call.c.price),
     ),
     joins=lambda event: (
         (project, project.c.id == event.c.project_id),
@@ -247,31 +224,31 @@ _QUEUE: Final = FairQueue(
     may_have_turn=_is_on,
 )
 _LEASE: Final = Statement(
-    update(webhook_event)
-    .where(webhook_event.c.id.in_(select(values_parameter("leased", id=_Id).c.id)))
-    .values(due_at=bindparam("until"), tries=webhook_event.c.tries + 1)
+    sa.update(webhook_event)
+    .where(is_among(webhook_event.c.id, "leased"))
+    .values(due_at=sa.bindparam("until"), tries=webhook_event.c.tries + 1)
 )
-_tries = values_parameter("tries", **{column.name: column.type for column in webhook_try.c})
+_tries = values_parameter("tries", *webhook_try.c)
 _WRITE_TRIES: Final = Statement(
     # An event may have been deleted with its project while it was delivered.
-    insert(webhook_try).from_select(
+    sa.insert(webhook_try).from_select(
         list(_tries.c.keys()),
-        select(*_tries.c).join(webhook_event, webhook_event.c.id == _tries.c.event_id),
+        sa.select(*_tries.c).join(webhook_event, webhook_event.c.id == _tries.c.event_id),
     )
 )
 _results = values_parameter(
-    "results", id=_Id, state=webhook_event.c.state.type, due_at=webhook_event.c.due_at.type
+    "results", webhook_event.c.id, webhook_event.c.state, webhook_event.c.due_at
 )
 _WRITE_STATES: Final = Statement(
-    update(webhook_event)
+    sa.update(webhook_event)
     .where(
         webhook_event.c.id == _results.c.id,
-        or_(webhook_event.c.state == PENDING, _results.c.state == DELIVERED),
+        sa.or_(webhook_event.c.state == PENDING, _results.c.state == DELIVERED),
     )
     .values(state=_results.c.state, due_at=_results.c.due_at)
 )
 _TRIES = (
-    select(webhook_try)
-    .where(webhook_try.c.event_id.in_(bindparam("ids", expanding=True)))
+    sa.select(webhook_try)
+    .where(webhook_try.c.event_id.in_(sa.bindparam("ids", expanding=True)))
     .order_by(webhook_try.c.id)
 )
