@@ -121,7 +121,7 @@ class MediaSession:
         return spec.awaited
 
     def _spec(self, agreed: NegotiatedMedia, *, held: bool) -> StreamSpec:
-        remote, awaited = self._followed(agreed.far)
+        remote, awaited = self._followed(agreed.remote)
         return StreamSpec(
             self._port,
             remote,
@@ -226,13 +226,13 @@ class MediaSession:
 
 def check_address(streamer: Streamer, agreed: NegotiatedMedia) -> None:
     """Raises RemoteAddressError where what was agreed on can't be sent to that address."""
-    if not _is_hold(agreed) and (problem := streamer.address_problem(agreed.far)):
+    if not _is_hold(agreed) and (problem := streamer.address_problem(agreed.remote)):
         raise RemoteAddressError(problem)
 
 
 def _is_hold(agreed: NegotiatedMedia) -> bool:
     """Whether we may not send, or have no destination: RFC 2543's hold (RFC 3264 §8.4)."""
-    host, port = agreed.far
+    host, port = agreed.remote
     return agreed.direction not in _WE_SEND or host in UNSPECIFIED_HOSTS or port == 0
 
 
@@ -259,11 +259,11 @@ class MediaAddresses:
 
     async def resolved(self, agreed: NegotiatedMedia) -> NegotiatedMedia:
         """`agreed` with an IP address to send to; RemoteAddressError if its host has none."""
-        host, port = agreed.far
+        host, port = agreed.remote
         if not is_host_name(host):
             return agreed
         try:
-            return agreed._replace(far=(await self._resolve(host), port))
+            return agreed._replace(remote=(await self._resolve(host), port))
         except OSError as fault:
             raise RemoteAddressError(
                 f"the far end's media host {host} is not found: {fault}"
@@ -275,7 +275,7 @@ class MediaAddresses:
         Hold is passed on at once. A change to a host that is not found puts the call on hold.
         """
         self._waiting = None
-        if not is_host_name(changed.agreed.far[0]):
+        if not is_host_name(changed.agreed.remote[0]):
             then(changed)
             return
         if changed.agreed.direction in ("recvonly", "inactive"):
@@ -314,4 +314,4 @@ class MediaAddresses:
 
 
 def _held(changed: MediaChanged) -> MediaChanged:
-    return MediaChanged(changed.call_id, changed.agreed._replace(far=(UNSPECIFIED_HOSTS[0], 0)))
+    return MediaChanged(changed.call_id, changed.agreed._replace(remote=(UNSPECIFIED_HOSTS[0], 0)))

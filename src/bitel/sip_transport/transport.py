@@ -292,7 +292,7 @@ class SipTransport(DatagramUser, StreamUser):
         self._fire_timers()
 
     def _send_all(self) -> None:
-        for data, destination in self.agent.taken_back():
+        for data, destination in self.agent.withdrawn_messages():
             if (data, destination) in self._held_invites:
                 self._held_invites.remove((data, destination))
             self._streams.take_back(data, destination)
