@@ -149,7 +149,7 @@ async def test_a_host_name_in_the_2xx_alone(tmp_path: Path, zone: Zone) -> None:
 async def test_a_host_name_that_is_not_found(
     tmp_path: Path, zone: Zone, monkeypatch: pytest.MonkeyPatch, dumb: bool, early: bool
 ) -> None:
-    monkeypatch.setattr(targets_module, "PATIENCE", 0.3)
+    monkeypatch.setattr(targets_module, "QUERY_TIMEOUT", 0.3)
     async with media_carrier() as far:
         far.codes = [100, 183, 200] if early else [100, 200]
         far.body = named(far.rtp.port, "other.test")
