@@ -97,7 +97,7 @@ async def test_a_host_of_media_without_an_address(
 async def test_a_host_of_media_of_which_dns_says_nothing(
     zone: Zone, targets: Resolver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bitel.dialer.resolver.PATIENCE", 0.2)
+    monkeypatch.setattr("bitel.dialer.resolver.QUERY_TIMEOUT", 0.2)
     zone.dumb = True
     with pytest.raises(OSError, match=r"DNS does not say what media\.test is"):
         await targets.find_host("media.test")
@@ -197,7 +197,7 @@ async def test_an_answer_is_kept_for_its_ttl_within_limits(
 async def test_what_was_found_last_serves_on_while_dns_fails(
     zone: Zone, targets: Resolver, clock: FakeClock, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bitel.dialer.resolver.PATIENCE", 0.3)
+    monkeypatch.setattr("bitel.dialer.resolver.QUERY_TIMEOUT", 0.3)
     with_srv(zone, "1 1 5060 s1.carrier.test.")
     trunk = Trunk("carrier.test")
     await targets.find(trunk)

@@ -149,7 +149,7 @@ async def test_a_host_name_in_the_2xx_alone(tmp_path: Path, zone: Zone) -> None:
 async def test_a_host_name_that_is_not_found(
     tmp_path: Path, zone: Zone, monkeypatch: pytest.MonkeyPatch, dumb: bool, early: bool
 ) -> None:
-    monkeypatch.setattr(targets_module, "PATIENCE", 0.3)
+    monkeypatch.setattr(targets_module, "QUERY_TIMEOUT", 0.3)
     async with media_carrier() as far:
         far.codes = [100, 183, 200] if early else [100, 200]
         far.body = named(far.rtp.port, "other.test")
@@ -242,19 +242,19 @@ async def test_a_change_is_not_overtaken_by_the_look_up_of_an_earlier_one() -> N
         assert not seen
         names.asked["second.test"].set_result("192.0.2.2")
         await turns()
-        assert [each.far for each in seen] == [("192.0.2.2", 4002)]
+        assert [each.remote for each in seen] == [("192.0.2.2", 4002)]
         leg.receive(change("third.test", 4004))
         await turns()
         leg.receive(change("192.0.2.4", 4006))
         names.asked["third.test"].set_result("192.0.2.3")
         await turns()
-        assert [each.far for each in seen] == [("192.0.2.2", 4002), ("192.0.2.4", 4006)]
+        assert [each.remote for each in seen] == [("192.0.2.2", 4002), ("192.0.2.4", 4006)]
 
 
 async def test_hold_does_not_wait_for_a_look_up() -> None:
     async with followed() as (leg, names, seen):
         leg.receive(change("held.test", 4000, "inactive"))
-        assert [(each.direction, each.far[0]) for each in seen] == [("inactive", "0.0.0.0")]
+        assert [(each.direction, each.remote[0]) for each in seen] == [("inactive", "0.0.0.0")]
         await turns()
         names.asked["held.test"].set_result("192.0.2.1")
         await turns()
@@ -270,7 +270,7 @@ async def test_a_change_before_the_audio_begins_is_followed_then() -> None:
     assert not seen
     names.asked["media.test"].set_result("192.0.2.1")
     await turns()
-    assert [each.far for each in seen] == [("192.0.2.1", 4000)]
+    assert [each.remote for each in seen] == [("192.0.2.1", 4000)]
     leg.close()
 
 

@@ -19,7 +19,7 @@ import uvloop
 from bitel.sip import Answered, Failed
 from bitel.sip.grammar import Address, Transport
 from bitel.sip_transport import connection_pool
-from bitel.sip_transport.acceptor import Door
+from bitel.sip_transport.acceptor import ConnectionQuota
 from bitel.sip_transport.connection import StreamLimits
 from bitel.sip_transport.tls import TlsFiles
 from tests.support.certificates import Authority
@@ -177,24 +177,26 @@ def _connections_to(ports: set[int]) -> int:
 
 
 def test_a_network_of_ipv6_counts_as_one() -> None:
-    door = Door(StreamLimits(per_source=2))
-    assert door.enter("2001:db8:1:2::1")
-    assert door.enter("2001:db8:1:2:ffff::2")
-    assert not door.enter("2001:db8:1:2::3")
-    assert door.enter("2001:db8:1:3::1")
-    assert door.enter("fe80::1%eth0")
+    quota = ConnectionQuota(StreamLimits(per_source=2))
+    assert quota.acquire("2001:db8:1:2::1")
+    assert quota.acquire("2001:db8:1:2:ffff::2")
+    assert not quota.acquire("2001:db8:1:2::3")
+    assert quota.acquire("2001:db8:1:3::1")
+    assert quota.acquire("fe80::1%eth0")
     for host in ("2001:db8:1:2::1", "2001:db8:1:2:ffff::2", "2001:db8:1:3::1", "fe80::1%eth0"):
-        door.leave(host)
-    assert not door._inside
+        quota.release(host)
+    assert not quota._open
 
 
 def test_strangers_leave_half_of_the_room_to_the_carrier() -> None:
-    door = Door(StreamLimits(accepted=4, per_source=10), lambda host: host == "192.0.2.9")
-    assert [door.enter(f"198.51.100.{last}") for last in range(4)] == [True, True, False, False]
-    assert [door.enter("192.0.2.9") for _ in range(3)] == [True, True, False]
-    door.leave("198.51.100.0")
-    assert not door.enter("198.51.100.7")
-    assert door.enter("192.0.2.9")
+    quota = ConnectionQuota(
+        StreamLimits(accepted=4, per_source=10), lambda host: host == "192.0.2.9"
+    )
+    assert [quota.acquire(f"198.51.100.{last}") for last in range(4)] == [True, True, False, False]
+    assert [quota.acquire("192.0.2.9") for _ in range(3)] == [True, True, False]
+    quota.release("198.51.100.0")
+    assert not quota.acquire("198.51.100.7")
+    assert quota.acquire("192.0.2.9")
 
 
 @LOOPS

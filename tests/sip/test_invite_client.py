@@ -84,7 +84,7 @@ def test_an_answer_is_acknowledged_and_told() -> None:
     assert isinstance(event, Answered)
     assert event.answer.port == 40000
     assert event.agreed == check_answer(INVITATION.offer, event.answer)
-    assert event.agreed.far == ("192.0.2.9", 40000)
+    assert event.agreed.remote == ("192.0.2.9", 40000)
     assert event.call_id == call_id
 
 

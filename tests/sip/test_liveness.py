@@ -21,11 +21,11 @@ def theirs() -> Liveness:
 
 def test_a_stranger_has_so_long_for_a_first_message() -> None:
     stranger = theirs()
-    stranger.heard(29.0, is_between=True)  # keep-alives are no messages
+    stranger.processed(29.0, is_between=True)  # keep-alives are no messages
     assert stranger.due(29.9) is None
     assert stranger.due(30.0) == "slow"
     stranger.received(29.9)
-    stranger.heard(29.9, is_between=True)
+    stranger.processed(29.9, is_between=True)
     assert stranger.due(100.0) is None
 
 
@@ -33,8 +33,8 @@ def test_a_stranger_has_so_long_for_a_first_message() -> None:
 def test_a_message_that_has_begun_must_end(make: Callable[[], Liveness]) -> None:
     liveness = make()
     liveness.received(1.0)
-    liveness.heard(1.0, is_between=False)
-    liveness.heard(25.0, is_between=False)
+    liveness.processed(1.0, is_between=False)
+    liveness.processed(25.0, is_between=False)
     assert liveness.due(30.9) is None
     assert liveness.due(31.0) == "slow"
 
@@ -43,13 +43,13 @@ def test_a_busy_stream_is_never_slow() -> None:
     stranger = theirs()
     for second in range(100):
         stranger.received(second)
-        stranger.heard(second, is_between=False)
+        stranger.processed(second, is_between=False)
         assert stranger.due(second + 0.5) is None
 
 
 def test_only_who_opened_it_pings_and_only_in_silence() -> None:
     liveness = ours()
-    liveness.heard(10.0, is_between=True)
+    liveness.processed(10.0, is_between=True)
     liveness.sent(20.0)
     assert liveness.due(49.9) is None
     assert liveness.due(50.0) == "ping"
@@ -57,7 +57,7 @@ def test_only_who_opened_it_pings_and_only_in_silence() -> None:
     assert liveness.due(80.0) == "ping"
     stranger = theirs()
     stranger.received(0.0)
-    stranger.heard(0.0, is_between=True)
+    stranger.processed(0.0, is_between=True)
     assert stranger.due(1999.0) is None
 
 
@@ -72,7 +72,7 @@ def test_who_has_answered_one_must_answer_the_next() -> None:
     liveness = ours()
     assert liveness.due(30.0) == "ping"
     liveness.pong()
-    liveness.heard(30.1, is_between=True)
+    liveness.processed(30.1, is_between=True)
     assert liveness.due(41.0) is None
     assert liveness.due(60.1) == "ping"
     assert liveness.due(70.0) is None
@@ -83,10 +83,10 @@ def test_anything_heard_is_a_sign_of_life() -> None:
     liveness = ours()
     liveness.due(30.0)
     liveness.pong()
-    liveness.heard(30.1, is_between=True)
+    liveness.processed(30.1, is_between=True)
     assert liveness.due(60.1) == "ping"
     liveness.received(65.0)
-    liveness.heard(65.0, is_between=True)
+    liveness.processed(65.0, is_between=True)
     assert liveness.due(80.0) is None
 
 
@@ -95,7 +95,7 @@ def test_a_ping_of_theirs_is_no_answer_to_ours() -> None:
     assert liveness.due(30.0) == "ping"
     liveness.pong()
     liveness.ping()
-    liveness.heard(30.1, is_between=True)
+    liveness.processed(30.1, is_between=True)
     assert liveness.due(60.1) == "ping"
     assert liveness.due(80.0) is None
 
@@ -105,7 +105,7 @@ def test_without_messages_it_is_closed_pings_or_not() -> None:
     now = 0.0
     while now < 1990:
         now += 10.0
-        liveness.heard(now, is_between=True)
+        liveness.processed(now, is_between=True)
         assert liveness.due(now) is None
-    liveness.heard(2000.0, is_between=True)
+    liveness.processed(2000.0, is_between=True)
     assert liveness.due(2000.0) == "idle"

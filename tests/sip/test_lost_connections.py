@@ -61,10 +61,10 @@ def test_a_call_that_was_given_up_is_taken_back_where_it_has_not_left_yet() -> N
     bench = Bench()
     call_id = bench.agent.invite(INVITATION._replace(destination=TCP), 0.0)
     invite = bench.one("INVITE")
-    assert bench.agent.taken_back() == []
+    assert bench.agent.withdrawn_messages() == []
     assert bench.agent.give_up(call_id, 4.0)
-    assert bench.agent.taken_back() == [(invite.data, TCP)]
-    assert bench.agent.taken_back() == []
+    assert bench.agent.withdrawn_messages() == [(invite.data, TCP)]
+    assert bench.agent.withdrawn_messages() == []
 
 
 def test_what_follows_a_long_invite_goes_by_udp_again() -> None:

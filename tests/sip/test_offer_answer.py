@@ -85,7 +85,7 @@ def test_an_unreliable_response_may_bring_the_answer_and_the_2xx_none(code: int,
     provisional, event = bench.events()
     assert isinstance(provisional, Provisional)
     assert isinstance(event, Answered)
-    assert event.agreed.far == ("192.0.2.9", 40000)
+    assert event.agreed.remote == ("192.0.2.9", 40000)
 
 
 def test_of_several_early_descriptions_the_first_that_can_be_used_counts() -> None:
@@ -100,14 +100,14 @@ def test_of_several_early_descriptions_the_first_that_can_be_used_counts() -> No
         True,
     ]
     bench.receive(reply(invite, 200))
-    assert media(bench).far == ("192.0.2.9", 40000)
+    assert media(bench).remote == ("192.0.2.9", 40000)
 
 
 def test_the_2xx_may_bring_a_description_of_its_own() -> None:
     bench, _, invite = ringing()
     bench.receive(reply(invite, 183, ANSWER))
     bench.receive(reply(invite, 200, MOVED))
-    assert media(bench).far == ("192.0.2.9", 40002)
+    assert media(bench).remote == ("192.0.2.9", 40002)
 
 
 @pytest.mark.parametrize("body", ["v=1", "\x01 isup"])
@@ -117,7 +117,7 @@ def test_a_body_of_the_2xx_that_is_no_description_leaves_the_early_answer(body: 
     bench.receive(
         reply(invite, 200, body).replace("Content-Type: application/sdp", "c: application/isup")
     )
-    assert media(bench).far == ("192.0.2.9", 40000)
+    assert media(bench).remote == ("192.0.2.9", 40000)
 
 
 def test_the_reliable_answer_takes_the_place_of_an_unreliable_one() -> None:
@@ -126,7 +126,7 @@ def test_the_reliable_answer_takes_the_place_of_an_unreliable_one() -> None:
     bench.receive(reliable(invite, 183, 1, MOVED))
     bench.receive(reliable(invite, 183, 2, ANSWER))
     bench.receive(reply(invite, 200))
-    assert media(bench).far == ("192.0.2.9", 40002)
+    assert media(bench).remote == ("192.0.2.9", 40002)
 
 
 def test_each_fork_has_its_own_answer() -> None:
@@ -134,7 +134,7 @@ def test_each_fork_has_its_own_answer() -> None:
     bench.receive(reply(invite, 183, ANSWER, tag="one"))
     bench.receive(reply(invite, 183, MOVED, tag="two"))
     bench.receive(reply(invite, 200, tag="two"))
-    assert media(bench).far == ("192.0.2.9", 40002)
+    assert media(bench).remote == ("192.0.2.9", 40002)
 
 
 def test_without_an_answer_of_its_own_tag_a_2xx_is_hung_up_on() -> None:
@@ -152,7 +152,7 @@ def test_so_many_forks_are_remembered_only() -> None:
     answers = [e for e in bench.events() if isinstance(e, Provisional) and e.answer]
     assert len(answers) == MAX_FORKS
     bench.receive(reply(invite, 200, tag=f"fork{MAX_FORKS - 1}"))
-    assert media(bench).far == ("192.0.2.9", 40000)
+    assert media(bench).remote == ("192.0.2.9", 40000)
 
 
 def test_an_early_answer_to_an_invite_without_credentials_is_not_that_to_the_next() -> None:
@@ -176,7 +176,7 @@ def test_the_answer_may_be_one_part_of_several(code: int) -> None:
     bench.receive(multipart(reply(invite, code, IN_MULTIPART)))
     if code == 183:
         bench.receive(reply(invite, 200))
-    assert media(bench).far == ("192.0.2.9", 40000)
+    assert media(bench).remote == ("192.0.2.9", 40000)
 
 
 @pytest.mark.parametrize("method", ["INVITE", "UPDATE"])
@@ -186,7 +186,7 @@ def test_a_later_offer_may_be_one_part_of_several(method: str) -> None:
     body = IN_MULTIPART.replace("m=audio 40000", "m=audio 40002")
     bench.receive(multipart(within(invite, method, 1, body)))
     assert description(bench, f"200 {method}").port == 30000
-    assert media(bench).far == ("192.0.2.9", 40002)
+    assert media(bench).remote == ("192.0.2.9", 40002)
 
 
 def test_the_answer_in_an_ack_may_be_one_part_of_several() -> None:
@@ -194,7 +194,7 @@ def test_the_answer_in_an_ack_may_be_one_part_of_several() -> None:
     bench.receive(within(invite, "INVITE", 1))
     body = IN_MULTIPART.replace("m=audio 40000", "m=audio 40002")
     bench.receive(multipart(within(invite, "ACK", 1, body)))
-    assert media(bench).far == ("192.0.2.9", 40002)
+    assert media(bench).remote == ("192.0.2.9", 40002)
 
 
 def test_a_part_that_must_be_understood_and_is_not_is_415() -> None:
@@ -246,7 +246,7 @@ def test_of_several_audio_lines_the_first_that_can_be_used_is(
     lines = [line.split() for line in body.split("\r\n") if line.startswith("m=audio")]
     assert [int(line[1]) for line in lines] == ports
     assert [line[2] for line in lines] == [first.split()[1], second.split()[1]]
-    assert media(bench).far == ("192.0.2.9", used)
+    assert media(bench).remote == ("192.0.2.9", used)
 
 
 def test_the_audio_may_change_from_line_to_line() -> None:
@@ -259,7 +259,7 @@ def test_the_audio_may_change_from_line_to_line() -> None:
         bench.receive(within(invite, "INVITE", cseq, two_lines(first, second)))
         bench.receive(within(invite, "ACK", cseq))
         changes = [e for e in bench.events() if isinstance(e, MediaChanged)]
-        assert [change.agreed.far[1] for change in changes] == [used]
+        assert [change.agreed.remote[1] for change in changes] == [used]
 
 
 def test_a_codec_that_is_renumbered_is_followed() -> None:
@@ -312,9 +312,9 @@ def test_a_host_name_is_handed_on_as_it_is() -> None:
     assert provisional.answer is not None
     assert provisional.answer.address == "media.example.net"
     bench.receive(reply(invite, 200))
-    assert media(bench).far == ("media.example.net", 40000)
+    assert media(bench).remote == ("media.example.net", 40000)
     bench.receive(within(invite, "UPDATE", 1, named.replace("Media", "other")))
-    assert media(bench).far == ("other.example.net", 40000)
+    assert media(bench).remote == ("other.example.net", 40000)
 
 
 # The origin line (RFC 8866 §5.2, RFC 3264 §8)
@@ -398,7 +398,7 @@ def test_an_update_before_the_answer_moves_the_media(repeated: str) -> None:
     assert bench.events() == []
     bench.receive(reply(invite, 200, repeated))
     agreed = media(bench)
-    assert (agreed.far, agreed.direction) == (("192.0.2.9", 40002), "recvonly")
+    assert (agreed.remote, agreed.direction) == (("192.0.2.9", 40002), "recvonly")
     bench.sent()
     bench.receive(within(invite, "INVITE", 2, MOVED.replace("sendrecv", "sendonly")))
     assert description(bench, "200 INVITE").version == answer.version, "nothing has changed"
@@ -414,7 +414,7 @@ def test_updates_before_the_answer_follow_one_another() -> None:
     assert bench.names() == ["200 UPDATE", "200 UPDATE"]
     bench.receive(reply(invite, 200))
     agreed = media(bench)
-    assert (agreed.far, agreed.event_types) == (("192.0.2.8", 40002), (101, 97))
+    assert (agreed.remote, agreed.event_types) == (("192.0.2.8", 40002), (101, 97))
 
 
 @pytest.mark.parametrize("early", [(180, ""), (183, ANSWER)], ids=["no answer", "unreliable"])
@@ -426,7 +426,7 @@ def test_an_update_while_our_offer_waits_for_its_answer_is_491(early: tuple[int,
     bench.receive(within(invite, "UPDATE", 2, MOVED))
     assert bench.names() == ["491 UPDATE", "PRACK", "491 UPDATE"]
     bench.receive(reply(invite, 200, ANSWER))
-    assert media(bench).far == ("192.0.2.9", 40000)
+    assert media(bench).remote == ("192.0.2.9", 40000)
 
 
 @pytest.mark.parametrize("body", [UNUSABLE, "v=1", ANSWER.replace("m=audio 40000", "m=audio 0")])
@@ -436,7 +436,7 @@ def test_an_early_update_that_cannot_be_met_is_488_and_the_media_stays(body: str
     bench.receive(within(invite, "UPDATE", 1, body, headers=moved))
     assert bench.names() == ["488 UPDATE"]
     bench.receive(reply(invite, 200))
-    assert media(bench).far == ("192.0.2.9", 40000)
+    assert media(bench).remote == ("192.0.2.9", 40000)
 
 
 def test_an_update_of_an_unknown_dialog_is_481() -> None:
@@ -445,7 +445,7 @@ def test_an_update_of_an_unknown_dialog_is_481() -> None:
     bench.receive(within(invite, "UPDATE", 2, MOVED).replace(invite.from_tag, "not-ours"))
     assert bench.names() == ["481 UPDATE", "481 UPDATE"]
     bench.receive(reply(invite, 200))
-    assert media(bench).far == ("192.0.2.9", 40000)
+    assert media(bench).remote == ("192.0.2.9", 40000)
 
 
 def test_each_early_dialog_has_its_own_media() -> None:
@@ -453,7 +453,7 @@ def test_each_early_dialog_has_its_own_media() -> None:
     bench.receive(reliable(invite, 183, 1, ANSWER, tag="two"))
     bench.receive(within(invite, "UPDATE", 1, MOVED))
     bench.receive(reply(invite, 200, tag="two"))
-    assert media(bench).far == ("192.0.2.9", 40000)
+    assert media(bench).remote == ("192.0.2.9", 40000)
 
 
 def test_a_cseq_lower_than_the_last_is_500_and_so_it_is_after_the_answer() -> None:
@@ -465,7 +465,7 @@ def test_a_cseq_lower_than_the_last_is_500_and_so_it_is_after_the_answer() -> No
     bench.sent()
     bench.receive(within(invite, "UPDATE", 3, MOVED))
     assert bench.names() == ["500 UPDATE"]
-    assert media(bench).far == ("192.0.2.9", 40000)
+    assert media(bench).remote == ("192.0.2.9", 40000)
 
 
 @pytest.mark.parametrize("body", ["", MOVED])
@@ -517,10 +517,10 @@ def test_an_offer_while_that_of_our_200_waits_for_its_answer_is_491(method: str,
     bench.receive(within(invite, "UPDATE", 3))
     assert bench.names() == ["200 UPDATE"], "without an offer nothing crosses"
     bench.receive(within(invite, "ACK", 1, MOVED))
-    assert media(bench).far == ("192.0.2.9", 40002)
+    assert media(bench).remote == ("192.0.2.9", 40002)
     bench.receive(within(invite, "UPDATE", 4, ANSWER))
     assert description(bench, "200 UPDATE").version == offer.version
-    assert media(bench).far == ("192.0.2.9", 40000)
+    assert media(bench).remote == ("192.0.2.9", 40000)
 
 
 def test_an_offer_may_follow_once_the_ack_has_come_without_an_answer() -> None:
@@ -541,7 +541,7 @@ def test_a_second_re_invite_is_answered_where_only_the_ack_of_the_first_is_missi
     bench.receive(within(invite, "ACK", 2))
     bench.advance(40)
     assert bench.names() == []
-    assert media(bench).far == ("192.0.2.9", 40002)
+    assert media(bench).remote == ("192.0.2.9", 40002)
 
 
 def test_an_incoming_call_without_an_offer_takes_the_answer_from_its_ack() -> None:
@@ -556,7 +556,7 @@ def test_an_incoming_call_without_an_offer_takes_the_answer_from_its_ack() -> No
     assert bench.names() == ["491 UPDATE"]
     bench.receive(request("ACK", body=ANSWER, branch="z9hG4bKa", **theirs))  # type: ignore[arg-type]
     changes = [e for e in bench.events() if isinstance(e, MediaChanged)]
-    assert [change.agreed.far for change in changes] == [("192.0.2.9", 40000)]
+    assert [change.agreed.remote for change in changes] == [("192.0.2.9", 40000)]
 
 
 def test_requests_of_a_caller_that_waits_for_our_answer() -> None:
@@ -623,4 +623,4 @@ def test_the_address_of_the_audio_line_takes_the_place_of_one_that_is_of_no_use(
     )
     bench, _, invite = ringing()
     bench.receive(reply(invite, 200, answer))
-    assert media(bench).far == ("2001:db8::9", 40000)
+    assert media(bench).remote == ("2001:db8::9", 40000)

@@ -135,7 +135,7 @@ def test_no_invite_is_repeated_once_that_is_stopped() -> None:
     bench.advance(1)
     bench.sent()
     bench.agent.stop_repeating_invites()
-    assert [data for data, _ in bench.agent.taken_back()] == [_bytes_of(bench, invite)]
+    assert [data for data, _ in bench.agent.withdrawn_messages()] == [_bytes_of(bench, invite)]
     bench.advance(32)
     assert bench.names() == []
     assert failure(bench).why == "timeout"

@@ -59,7 +59,7 @@ def test_static_payload_types_need_no_rtpmap() -> None:
     agreed = check_answer(OFFER, sdp("m=audio 4000 RTP/AVP 0"))
     assert (agreed.codec_name, agreed.payload_type) == ("PCMU", 0)
     assert agreed.event_types == (101,)
-    assert agreed.far == ("192.0.2.9", 4000)
+    assert agreed.remote == ("192.0.2.9", 4000)
     assert agreed.ptime == 20
 
 
@@ -212,7 +212,7 @@ def test_an_address_may_be_a_host_name(written: str, address: str, level: str) -
         found = sdp("m=audio 1 RTP/AVP 8", line)
     assert found.address == address
     assert is_host_name(found.address)
-    assert check_answer(OFFER, found).far == (address, 1)
+    assert check_answer(OFFER, found).remote == (address, 1)
     assert not is_host_name("192.0.2.9")
     assert not is_host_name("2001:db8::1")
 

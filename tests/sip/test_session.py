@@ -46,7 +46,7 @@ def test_a_re_invite_is_answered_until_its_ack() -> None:
     assert bench.names() == ["200 INVITE", "200 INVITE"]
     (change,) = bench.events()
     assert isinstance(change, MediaChanged)
-    assert change.agreed.far[1] == 41000
+    assert change.agreed.remote[1] == 41000
     bench.receive(within(invite, "ACK", 1))
     bench.advance(10)
     assert bench.names() == []
@@ -99,7 +99,7 @@ def test_the_answer_to_an_offer_that_was_asked_for_comes_with_the_ack(held: bool
     bench.receive(within(invite, "ACK", 2, moved))
     (changed,) = bench.events()
     assert isinstance(changed, MediaChanged)
-    assert (changed.agreed.far[1], changed.agreed.direction) == (40002, "sendonly")
+    assert (changed.agreed.remote[1], changed.agreed.direction) == (40002, "sendonly")
     bench.receive(within(invite, "ACK", 2, ANSWER))  # once
     assert bench.events() == []
 

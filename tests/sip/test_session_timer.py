@@ -161,7 +161,7 @@ def test_an_answer_that_moves_the_media_is_told() -> None:
     bench.receive(reply(refresh, 200, moved))
     (change,) = bench.events()
     assert isinstance(change, MediaChanged)
-    assert (change.call_id, change.agreed.far[1], change.agreed.direction) == (
+    assert (change.call_id, change.agreed.remote[1], change.agreed.direction) == (
         call_id,
         42000,
         "inactive",

@@ -15,7 +15,7 @@ class Reader:
     def __init__(self) -> None:
         self.batches: list[int] = []
 
-    def messages_came(self, messages: list[tuple[bytes, Address]]) -> None:
+    def messages_received(self, messages: list[tuple[bytes, Address]]) -> None:
         self.batches.append(len(messages))
 
     def delivery_failed(self, destination: Address) -> None:

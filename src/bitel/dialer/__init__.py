@@ -1,11 +1,11 @@
 """Places calls over SIP trunks.
 
-`SipTrunkDialer.dial` makes one attempt: it lays out what is played (`playlist`), asks the
-`TrunkMonitor` for routes to the number, and sends an INVITE by one route after the other
-(`failover`) until one is answered or a response decides the attempt; each INVITE is a `CallLeg`.
-The answer is made durable before the ACK leaves; then a `MediaSession` plays the clips by RTP, and
-a BYE ends the call. `CallAttempt` collects the facts, and makes the result of them.
+`SipTrunkDialer.dial` makes one attempt. It reads the clips to play (`playlist`), gets the routes to
+the number from the `TrunkMonitor`, and sends an INVITE (`CallLeg`) by one route after the other
+(`failover`) until an answer or another response decides the attempt. The answer is persisted before
+the ACK is sent; then a `MediaSession` plays the clips over RTP, and BYE ends the call.
+`CallAttempt` records times and builds the result.
 
 The trunk monitor knows which trunks take calls: their addresses from DNS (`resolver`), pings and
-circuit breakers (`trunk_health`), and registrations. `sip_trace` keeps the SIP messages.
+circuit breakers (`trunk_health`), and registrations. `sip_trace` stores the SIP messages.
 """

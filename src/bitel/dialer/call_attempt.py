@@ -1,7 +1,7 @@
-"""One attempt of a call: its INVITEs, its media session, and the result that it ends in.
+"""The state of one call attempt: its INVITEs, its media session and its result.
 
-An attempt is one call to one person. It sends an INVITE to each trunk address that it tries, one
-after the other (`CallLeg`); the last of them may be answered, and then has a `MediaSession`.
+An attempt sends an INVITE (`CallLeg`) to one trunk address after the other; the last may be
+answered, and then has a `MediaSession`.
 """
 
 from __future__ import annotations
@@ -38,41 +38,31 @@ from bitel.sip.grammar import Address
 from bitel.sip.sdp import NegotiatedMedia
 
 STEP: Final = 1.0
-"""Seconds by which the two clocks must differ after an attempt for its times to be moved."""
+"""Difference of the two clocks, in seconds, from which the times of an attempt are corrected."""
 
 
 class CallObserver(Protocol):
-    """Sees each SIP message, and the attempts that INVITEs belong to.
-
-    Must be quick, and must not raise: it is called for every message.
-    """
+    """Gets each SIP message, and the attempts of INVITEs. Must be fast and must not raise."""
 
     def invited(self, request: DialRequest, sip_call_id: str) -> None:
-        """An INVITE for `request` is about to leave; an attempt may have several."""
+        """An INVITE for `request` is about to be sent; an attempt may have several."""
 
     def tap(
         self, direction: Literal["in", "out"], data: bytes, address: Address, at: float, /
     ) -> None:
-        """A datagram came or leaves; `at` is in Unix seconds."""
+        """A message is received or sent; `at` is in Unix seconds."""
 
     def over(self, request: DialRequest, result: AttemptResult | None) -> None:
-        """The attempt has ended; None where it was cancelled.
-
-        One may end without an INVITE: there may have been nothing to play.
-        """
+        """The attempt has ended, possibly without an INVITE; None if it was cancelled."""
 
 
 class CallLeg:
-    """The events of one INVITE and of the dialog that it creates.
-
-    The dialer awaits `decided` and `ended`, and follows its media.
-    """
+    """The events of one INVITE and of its dialog."""
 
     def __init__(
         self, call_id: str, address: Address, ringing: Callable[[], None], resolve: Resolve
     ) -> None:
-        """The INVITE was sent to `address`. `resolve` looks up the host names in the remote
-        session descriptions."""
+        """The INVITE was sent to `address`; `resolve` looks up host names in remote SDP."""
         loop = asyncio.get_running_loop()
         self.call_id = call_id
         self.address = address
@@ -80,37 +70,37 @@ class CallLeg:
         self.decided: asyncio.Future[Answered | Failed] = loop.create_future()
         """The final response."""
         self.ending: asyncio.Future[None] = loop.create_future()
-        """Done when the call begins to end other than by us: playback must stop."""
+        """Done when the call begins to end, unless we end it: playback must stop."""
         self.ended: asyncio.Future[Ended] = loop.create_future()
         self.digits = ""
         """The digits received by INFO."""
         self.digits_at: float | None = None
-        """When the first of them was received, by CLOCK_MONOTONIC."""
+        """When the first digit was received, by CLOCK_MONOTONIC."""
         self.dropped_from: Address | None = None
-        """Source of a response that was dropped because `accept_from` does not accept it."""
+        """Source of a response that was dropped because of `accept_from`."""
         self._addresses = MediaAddresses(resolve)
         self._media: MediaChanged | None = None
         self._follow: Callable[[MediaChanged], None] | None = None
 
     async def resolved(self, agreed: NegotiatedMedia) -> NegotiatedMedia:
-        """`agreed` with an IP address to send to; RemoteAddressError if its host has none."""
+        """`agreed` with an IP address as host; raises RemoteAddressError if there is none."""
         return await self._addresses.resolved(agreed)
 
     def close(self) -> None:
-        """Cancel pending look-ups: the call is over."""
+        """Cancel pending look-ups."""
         self._addresses.close()
 
     def follow_media(self, follow: Callable[[MediaChanged], None]) -> None:
-        """Call `follow` with each change of the media; at once if there has been one."""
+        """Call `follow` with each change of the media, and at once with the last one."""
         self._follow = follow
         if self._media is not None:
             follow(self._media)
 
     def receive(self, event: Event) -> None:
-        """Take note of an event of this call; those that decide nothing are passed over."""
+        """Process an event of this call."""
         match event:
             case Answered() | Failed() if not self.decided.done():
-                self._ringing = None  # it refers to the attempt, and that to this leg
+                self._ringing = None  # breaks a reference cycle
                 self.decided.set_result(event)
             case Provisional():
                 if event.answer is not None:
@@ -144,10 +134,10 @@ class CallLeg:
 
 
 class CallAttempt:
-    """Collects the facts of one attempt. Times are Unix seconds by `clock`.
+    """The state and times of one attempt, in Unix seconds by `clock`.
 
-    Durations are measured by `monotonic`, so that neither the bill nor the ring time depends on a
-    clock that is set or suspended meanwhile.
+    Durations are measured by `monotonic`, so that billing and ring time do not depend on changes of
+    the clock.
     """
 
     def __init__(
@@ -167,7 +157,7 @@ class CallAttempt:
         self.started_at = clock()
         self.answered_at: float | None = None
         self.left_at: float | None = None
-        """When the call began to end during playback, unless we hung up."""
+        """When the call began to end during playback, unless we ended it."""
         self.hung_up_at: float | None = None
         """When we first sent BYE or CANCEL."""
         self.stopped_at: float | None = None
@@ -182,21 +172,21 @@ class CallAttempt:
         """The audio that is played since the answer."""
 
     def now(self) -> float:
-        """The time, as `started_at` and the others are measured."""
+        """The current time on the scale of `started_at`."""
         return self.started_at + self._monotonic() - self._begun
 
     def rings_for(self) -> float:
-        """Seconds that are left for ringing, over all trunks that are tried, 0 or more."""
+        """Seconds of ring time left, over all trunks."""
         return max(0.0, self._begun + self._ring_timeout - self._monotonic())
 
     def ringing(self) -> None:
-        """Report that the phone rings, the first time that this is called."""
+        """Report ringing, once."""
         if self._on_ringing is not None:
             self._on_ringing(self.now())
             self._on_ringing = None
 
     def call_is_ending(self, _: object) -> None:
-        """Stop the playback, if there is any, and note the time."""
+        """Stop the playback, if any, and record the time."""
         if self.media_session is not None and not self.media_session.over.done():
             self.left_at = self.now()
             self.media_session.stop()
@@ -209,14 +199,14 @@ class CallAttempt:
         q850: int | None = None,
         ended_by: Literal["", "far", "us"] = "",
     ) -> AttemptResult:
-        """The result of the attempt. Texts for its irregularities are appended to `detail`."""
+        """The result of the attempt; descriptions of irregularities are appended to `detail`."""
         now, leg, media = self.now(), self.leg, self.media_session
         if media is not None and not media.over.done():
             media = None
         ended = leg.ended.result() if leg is not None and leg.ended.done() else None
         irregularities = () if self.answered_at is None else _irregularities(ended, media)
         sentences = [IRREGULARITIES[each] for each in irregularities]
-        # The two differ where the machine was suspended, which `monotonic` does not count.
+        # `monotonic` does not count a suspension of the machine.
         step = self._clock() - now
         step = step if abs(step) >= STEP else 0.0
         return AttemptResult(
@@ -233,9 +223,9 @@ class CallAttempt:
         )
 
     def _ended_at(self, now: float, ended: Ended | None, media: MediaSession | None) -> float:
-        """When an answered call ended, up to which it is billed; now for one without an answer.
+        """The end of an answered call for billing; now for an unanswered one.
 
-        That is when either side hung up or, where our BYE got no response, when the remote RTP had
+        That is when either side hung up or, if our BYE got no response, when the remote RTP
         stopped, if that was earlier.
         """
         if self.answered_at is None:
@@ -246,10 +236,9 @@ class CallAttempt:
         return max(ended_at, self.answered_at)
 
     def broken(self) -> AttemptResult:
-        """The result of an attempt that was ended by an unexpected error in the dialer.
+        """The result after an unexpected error in the dialer.
 
-        A call that may have been played something is not made again; one without an INVITE spends
-        no retry.
+        A call that may have played something is not retried; one without an INVITE costs no retry.
         """
         detail = "an error inside the dialer"
         decided = None
@@ -258,7 +247,7 @@ class CallAttempt:
         if self.media_session is not None:
             return self.result(Outcome.INTERRUPTED, detail, 200, ended_by="us")
         if isinstance(decided, Answered):
-            # The phone was picked up: the call must not be repeated without limit.
+            # The phone was picked up: retries must be limited.
             return self.result(Outcome.RANG_THEN_FAILED, detail, 200, ended_by="us")
         if isinstance(decided, Failed):
             return self.result(
@@ -267,10 +256,10 @@ class CallAttempt:
         return self.result(Outcome.NOT_PLACED if self.leg is None else Outcome.UNCERTAIN, detail)
 
     def failed(self, failed: Failed, at: Address) -> AttemptResult:
-        """The report of an attempt whose INVITE, sent to `at`, ended without an answer.
+        """The result of an attempt whose INVITE to `at` was not answered.
 
-        Where a response from a source that is not accepted was dropped, a phone may have rung: the
-        call must not be repeated as if nothing had arrived.
+        If a response from a source that is not accepted was dropped, a phone may have rung: the
+        outcome is uncertain.
         """
         outcome, detail = self._outcome(failed), _detail(failed, at)
         dropped_from = None if self.leg is None else self.leg.dropped_from
@@ -289,7 +278,7 @@ class CallAttempt:
         if failed.why == "canceled":
             if self.canceled:
                 return Outcome.CANCELED
-            # A carrier that has not said a word in all that time has rung no phone.
+            # Without any response, no phone has rung.
             is_silent = not failed.rang and failed.progress_for is None
             return Outcome.TRUNK_TROUBLE if is_silent else Outcome.NO_ANSWER
         if failed.why == "media":
@@ -307,7 +296,7 @@ class CallAttempt:
 
 
 def _irregularities(ended: Ended | None, media: MediaSession | None) -> tuple[Irregularity, ...]:
-    """What went wrong in an answered call and did not decide its outcome."""
+    """Problems of an answered call that do not change its outcome."""
     found = {
         Irregularity.BYE_UNANSWERED: ended is not None and ended.bye_unanswered,
         Irregularity.ACK_LOST: ended is not None and ended.ack_lost,
@@ -320,7 +309,7 @@ def _irregularities(ended: Ended | None, media: MediaSession | None) -> tuple[Ir
 
 
 def _detail(failed: Failed, at: Address) -> str:
-    # Without a response the code is our own, and means little to an operator.
+    # Without a response the code is our own, and tells an operator little.
     if failed.why == "transport":
         return f"{shown(at)} can't be reached"
     if failed.why == "timeout":

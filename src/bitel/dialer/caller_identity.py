@@ -1,4 +1,4 @@
-"""Caller and callee as the carrier wants them: caller id, identity headers, number format."""
+"""Caller id selection, caller identity headers (RFC 3325), and the format of dialled numbers."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from bitel.domain.phone_numbers import national
 from bitel.sip.grammar import host_in_uri
 
 Identification = Literal["from", "pai", "ppi", "rpid"]
-"""The header that names the caller: From alone, P-Asserted-Identity (within a trust domain),
-P-Preferred-Identity (RFC 3325 §9), or Remote-Party-ID (a draft that stayed one)."""
+"""The header that identifies the caller: From alone, P-Asserted-Identity (within a trust domain),
+P-Preferred-Identity (RFC 3325 §9), or Remote-Party-ID (an expired draft)."""
 
 ANONYMOUS = "sip:anonymous@anonymous.invalid"
-"""What From says of a caller who wants privacy (RFC 3323 §4.1.1.3)."""
+"""From of an anonymous caller (RFC 3323 §4.1.1.3)."""
 
 
 class CallerIds:
     """Chooses a caller id for each call.
 
-    By the longest prefix of the callee's number in `by_prefix`; else calls are spread evenly over
-    `pool`. All attempts of a call get the same one, also after a restart, and when others were
-    added to the pool or removed from it in between (rendezvous hashing).
+    By the longest prefix of the callee's number in `by_prefix`, else evenly from `pool`. All
+    attempts of a call get the same one, even after a restart and, by rendezvous hashing, after
+    changes of the pool.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class CallerIds:
         self._by_prefix = sorted((by_prefix or {}).items(), key=lambda item: -len(item[0]))
 
     def choose(self, e164: str, call_id: str) -> str:
-        """The caller id of the call `call_id` to `e164`; "" where there is none."""
+        """The caller id of the call `call_id` to `e164`; "" without one."""
         for prefix, caller_id in self._by_prefix:
             if e164.startswith(prefix):
                 return caller_id
@@ -49,7 +49,7 @@ def _weight(call_id: str, caller_id: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """The headers of an INVITE that say who calls."""
+    """The headers of an INVITE that identify the caller."""
 
     from_uri: str
     display_name: str = ""
@@ -63,11 +63,10 @@ def identity(
     privacy: bool = False,
     user_phone: bool = False,
 ) -> Identity:
-    """The headers for `caller_id` at `host`; "" is no particular caller.
+    """The headers for `caller_id` at `host`; "" for an anonymous caller.
 
-    With `user_phone` the URI of From has `;user=phone`, if `caller_id` is a telephone number. With
-    `privacy` the person called does not learn it (RFC 3323 §4.2, `id` of RFC 3325 §9.3); the
-    carrier still does, by the other headers.
+    With `user_phone` the From URI of a telephone number has `;user=phone`. With `privacy` the
+    carrier hides the number from the callee (RFC 3323 §4.2, `id` of RFC 3325 §9.3).
     """
     uri = f"sip:{caller_id or 'anonymous'}@{host_in_uri(host)}"
     headers: tuple[tuple[str, str], ...] = ()
@@ -89,7 +88,7 @@ NumberFormat = Literal["e164", "digits", "national"]
 
 @dataclass(frozen=True, slots=True)
 class NumberRule:
-    """Numbers that begin with `prefix` lose `strip` characters in front, then gain `add`."""
+    """For numbers with `prefix`: remove the first `strip` characters, then prepend `add`."""
 
     prefix: str
     strip: int = 0
@@ -99,9 +98,9 @@ class NumberRule:
 def dialled_number(
     e164: str, format: NumberFormat = "e164", rules: Sequence[NumberRule] = ()
 ) -> str:
-    """`+98912…` as the carrier wants it: `+98912…`, `98912…`, `0912…`, or by a rule.
+    """A number as the carrier expects it: `+98912…`, `98912…`, `0912…`, or by a rule.
 
-    The rule with the longest prefix decides; a number that none fits is written in `format`.
+    The rule with the longest prefix applies; without one, `format`.
     """
     fitting = [rule for rule in rules if e164.startswith(rule.prefix)]
     if fitting:

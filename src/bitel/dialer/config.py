@@ -1,4 +1,4 @@
-"""What a SIP trunk dialer needs to know."""
+"""The configuration of a SIP trunk dialer."""
 
 from __future__ import annotations
 
@@ -25,25 +25,7 @@ stateless response; or the trunks and these networks."""
 
 @dataclass(frozen=True, slots=True)
 class SipTrunkConfig:
-    """Times are in seconds.
-
-    `caller_id` may be a pool, whose members take turns; `caller_ids` goes before it, by prefix of
-    the number called. `ping_interval` 0 sends no pings. `trunk_timeout` is how long an address that
-    answers nothing is waited for where there is another, never longer than 64 × `t1`. `t1` is
-    SIP's T1 (RFC 3261 §17.1.1.1).
-    `latch`: which source of RTP is followed (`streamer.Latch`). `receive`: whether callees' RTP is
-    read; a call whose callee sends nothing for `media_timeout` seconds is ended, 0: never.
-    `refusals_before_pause` refusals in a row pause a trunk that worked before; 0 never.
-    `senders` processes send the RTP; each fills one core at most.
-
-    All requests outside of calls and all INVITEs go to `outbound_proxy`, where there is one, with
-    the trunk in the Request-URI. `from_domain` is the host of the caller's URI, in place of our IP
-    address. `user_phone` adds `;user=phone` to the URIs of telephone numbers. `extra_headers` are
-    added to every INVITE. `send_to_source`, `follow_private` and `tcp_fallback` are those of
-    `AgentConfig`; `follow_private` also goes for media and redirections. SIP is accepted from the
-    trunks and, if `accept_from` is no word, from its networks too (`accepted_sources`).
-    `region` (ISO 3166) is the country whose national numbers a redirection may be written in.
-    """
+    """Settings of a `SipTrunkDialer`; times are in seconds."""
 
     trunks: tuple[Trunk, ...]
     bind: tuple[str, int]
@@ -52,7 +34,9 @@ class SipTrunkConfig:
     public_address: str = ""
     public_port: int | None = None
     caller_id: str | Sequence[str] = ""
+    """One caller id, or a pool for all calls."""
     caller_ids: Mapping[str, str] = field(default_factory=dict)
+    """Caller ids by prefix of the number called, before `caller_id`."""
     identity: Identification = "from"
     privacy: bool = False
     number_format: NumberFormat = "e164"
@@ -61,26 +45,39 @@ class SipTrunkConfig:
     credentials: Credentials | None = None
     register: bool = False
     ping_interval: float = 30.0
+    """0: no pings."""
     trunk_timeout: float = 32.0
+    """How long an address may send no response before the next is tried; at most 64 × `t1`."""
     t1: float = 0.5
+    """T1 (RFC 3261 §17.1.1.1)."""
     tls: TlsFiles = field(default_factory=TlsFiles)
     media_timeout: float = 0.0
+    """Silence of a callee after which the call is ended; 0: never."""
     receive: bool = True
+    """Whether the RTP of callees is read."""
     latch: Latch = "port"
+    """The RTP sources that are followed."""
     refusals_before_pause: int = 10
+    """Consecutive refusals that pause a trunk that worked before; 0: never."""
     senders: int = 1
+    """RTP sender processes; each uses one core at most."""
     outbound_proxy: Trunk | None = None
+    """Where INVITEs and requests outside of calls are sent, with the trunk in the Request-URI."""
     from_domain: str = ""
+    """Host of the caller's URI, in place of our IP address."""
     user_phone: bool = False
+    """Whether `;user=phone` is added to the URIs of telephone numbers."""
     extra_headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     send_to_source: bool = False
     accept_from: AcceptFrom = "trunks"
     follow_private: bool = False
+    """As in `AgentConfig`, and also for media and redirections."""
     tcp_fallback: bool = True
     region: str = ""
+    """ISO 3166 country of national numbers in redirections."""
 
     def next_hop(self, trunk: Trunk) -> Trunk:
-        """Where requests for `trunk` are sent: to the outbound proxy, or to the trunk itself."""
+        """The outbound proxy, or the trunk itself without one."""
         return self.outbound_proxy or trunk
 
     @property
@@ -90,15 +87,12 @@ class SipTrunkConfig:
 
     @property
     def caller_pool(self) -> Sequence[str]:
-        """The caller ids that take turns."""
+        """`caller_id` as a sequence."""
         return [self.caller_id] if isinstance(self.caller_id, str) else self.caller_id
 
 
 def sip_trunk_config(dialer: DialerSettings, region: str = "") -> SipTrunkConfig:
-    """The configuration that these settings, which are checked, ask for.
-
-    `region` is the country whose national numbers are understood (ISO 3166).
-    """
+    """The configuration for validated settings; `region` as in `SipTrunkConfig`."""
     public, public_port = "", None
     if dialer.public_address:
         public, public_port = split_public_address(dialer.public_address)

@@ -1,8 +1,7 @@
-"""The routes of one attempt: which addresses are tried, in what order, and when it stops.
+"""Trunk failover: the order of the routes of an attempt, and redirections.
 
-An attempt is one call to one person. It tries another address only while no phone can have rung:
-after an immediate 503, after an error in sending, and where no response came at all (RFC 3263
-§4.3). Each address gets an INVITE of its own.
+Another address is tried only while no phone can have rung: after an immediate 503, a transport
+error, or a timeout without any response (RFC 3263 §4.3).
 """
 
 from __future__ import annotations
@@ -34,19 +33,19 @@ from bitel.sip.grammar import (
 
 
 class Dialled(NamedTuple):
-    """The number of a call, and how a redirection may write it."""
+    """The dialled number, in the forms that a redirection may use."""
 
     e164: str
     user: str
-    """As the dialer writes it: the user part of the Request-URI."""
+    """The user part of our Request-URI."""
     region: str = ""
-    """The country (ISO 3166) whose national numbers are understood; "": `user` alone."""
+    """ISO 3166 country of national numbers; "": only `user` may be national."""
 
     def is_same(self, user: str) -> bool:
-        """Whether the user part of a SIP URI, still escaped, is this subscriber.
+        """Whether the escaped user part of a SIP URI is this number.
 
-        It may have visual separators, and parameters such as those of number portability (RFC
-        4694). It may be in international form, with `+`, `00` or neither, or in national form.
+        It may have visual separators and parameters (RFC 4694), and be in international form, with
+        `+`, `00` or neither, or in national form.
         """
         number, _, parameters = user.partition(";")
         written = unquote(number)
@@ -60,7 +59,7 @@ class Dialled(NamedTuple):
         if written == self.user or plain in {self.user, self.e164, f"00{digits}", digits}:
             return True
         try:
-            # The number that is dialled is one, whatever the plans known here say.
+            # The dialled number counts as valid, whatever the known numbering plans say.
             known = to_e164(plain, self.region, (self.e164,)) if self.region else ""
             return known == self.e164
         except InvalidPhoneNumberError:
@@ -72,7 +71,7 @@ _SEPARATORS = dict.fromkeys(map(ord, "-.()"))
 
 
 class Route(NamedTuple):
-    """An address that requests for a trunk are sent to, and their Request-URI."""
+    """A destination of requests for a trunk, and their Request-URI."""
 
     trunk: Trunk
     address: Address
@@ -81,7 +80,7 @@ class Route(NamedTuple):
 
 
 class Proxy(NamedTuple):
-    """An outbound proxy, and its known addresses."""
+    """An outbound proxy and its known addresses."""
 
     name: Trunk
     addresses: Sequence[Address]
@@ -90,7 +89,7 @@ class Proxy(NamedTuple):
 def in_order(
     routes: Iterable[Route], health: AddressHealth, rests: Callable[[Address], bool]
 ) -> list[Route]:
-    """Those to be expected to work first, those that are down last, those at rest not at all."""
+    """The routes without those at rest; those that are down come last."""
     awake = [route for route in routes if not rests(route.address)]
     if len(awake) < 2:
         return awake
@@ -98,12 +97,12 @@ def in_order(
 
 
 def after(route: Route, failed: Failed, outcome: Outcome, left: Sequence[Route]) -> list[Route]:
-    """The routes of `left` that are still worth trying, now that `route` has failed."""
+    """The routes of `left` to try after the failure of `route`."""
     if failed.rang or outcome is not Outcome.TRUNK_TROUBLE:
-        return []  # a phone has rung, or may have, or the call is over
+        return []  # a phone may have rung, or the attempt is decided
     if failed.why in {"timeout", "transport"} or failed.code == 503:
         return list(left)
-    # The carrier has judged this call; only another carrier may judge otherwise.
+    # The carrier refused this call; only another carrier may accept it.
     return [other for other in left if other.trunk != route.trunk]
 
 
@@ -123,11 +122,11 @@ def redirected(
     *,
     follow_private: bool = False,
 ) -> Route | str:
-    """The target of a 3xx, or why it is not followed; "" for any other failure.
+    """The target of a 3xx (RFC 3261 §8.1.3.4), or why it is not followed; "" for other failures.
 
-    It is followed once, to the number `dialled` at the `addresses` of the trunk or of its outbound
-    `proxy` (RFC 3261 §8.1.3.4): any other call would be neither priced nor permitted. With a proxy
-    the new request goes by the proxy too. Without `follow_private` it is not followed to an address
+    It is followed once, and only to the number `dialled` at `addresses` of the trunk or its
+    outbound `proxy`: any other call would be neither priced nor permitted. With a proxy the new
+    request is sent by the proxy too. Without `follow_private` it is not followed to an address
     nearer to us than that of `route`.
     """
     if failed.rang or not 300 <= failed.code <= 399:
@@ -153,13 +152,13 @@ def redirected(
 
 
 def _user_in(uri: str) -> str:
-    """The user part of a SIP URI as it is written, its parameters included; "" without one."""
+    """The escaped user part of a SIP URI with its parameters; "" without one."""
     userinfo, at, _ = uri.partition(":")[2].rpartition("@")
     return userinfo.partition(":")[0] if at else ""
 
 
 def _as_request_uri(contact: str) -> str:
-    """A Contact's URI as a Request-URI, which has no headers (RFC 3261 §19.1.1)."""
+    """The URI of a Contact without headers, as a Request-URI (RFC 3261 §19.1.1)."""
     userinfo, at, place = contact.partition(":")[2].rpartition("@")
     return f"{scheme_of(contact)}:{userinfo}{at}{place.partition('?')[0]}"
 
@@ -167,8 +166,7 @@ def _as_request_uri(contact: str) -> str:
 def _within(
     uri: URI, route: Route, addresses: Sequence[Address], proxy: Proxy | None
 ) -> Address | None:
-    """Where to send a request for the URI; None if it is neither the trunk's nor its outbound
-    proxy's."""
+    """The destination of a request for the URI; None if it is not of the trunk or its proxy."""
     transport = _transport_of(uri, route.address.transport)
     if transport is None or not uri.user:
         return None
@@ -178,7 +176,7 @@ def _within(
     named = (host, uri.port or DEFAULT_PORTS[transport], transport)
     own = next((each for each in addresses if each[:3] == named), None)
     if proxy is not None:
-        # Requests to the trunk go by the proxy too, whatever transport the URI names.
+        # Requests to the trunk are sent by the proxy too, whatever transport the URI names.
         to_proxy = next((each for each in proxy.addresses if each[:3] == named), None)
         is_known = own or any(
             (host, uri.port) == (each.host.lower(), each.port) for each in (route.trunk, proxy.name)
@@ -191,7 +189,7 @@ def _within(
 
 
 def _transport_of(uri: URI, usual: Transport) -> Transport | None:
-    """How the URI wants to be reached, `usual` where it says nothing; None: not by us."""
+    """The transport of the URI, by default `usual`; None if unsupported."""
     if uri.scheme == "sips":
         return Transport.TLS
     if uri.scheme != "sip":

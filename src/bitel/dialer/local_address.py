@@ -1,4 +1,4 @@
-"""Our own IP address in Via, Contact and SDP, and a warning where NAT changes it on the way."""
+"""Our IP address in Via, Contact and SDP, and detection of NAT."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from bitel.sip.grammar import Address, GrammarError, host_in_uri, parameter, spl
 log = structlog.get_logger(__name__)
 
 EVERYWHERE: Final = frozenset(("0.0.0.0", "::"))
-"""Wildcard addresses, which bind every address of this machine."""
+"""Wildcard addresses."""
 CHECK_INTERVAL: Final = 30.0
-"""Seconds between two checks of our own address."""
+"""Seconds between checks of our address."""
 
 
 class LocalAddress:
-    """Our address is `public`, else the one that is `bound`; if that is a wildcard, the address
-    that packets to the carrier leave from. `toward` gives an address of the carrier."""
+    """Our address: `public`, else `bound`; if that is a wildcard, the source address of packets to
+    the carrier. `toward` gives an address of the carrier."""
 
     def __init__(self, bound: str, public: str, toward: Callable[[], Awaitable[Address]]) -> None:
         self._fixed = public or (bound if bound not in EVERYWHERE else "")
@@ -30,10 +30,10 @@ class LocalAddress:
         self._toward = toward
         self._hinted = False
         self.address = self._fixed
-        """The IP address found last; "" before the first `find`."""
+        """The last result of `find`; "" before."""
 
     async def find(self) -> str:
-        """Our address now. Raises OSError if no carrier has an address or a network route."""
+        """Our current address. Raises OSError if no carrier has an address or a network route."""
         if not self._fixed:
             self.address = address_toward(await self._toward())
         return self.address
@@ -46,13 +46,13 @@ class LocalAddress:
             try:
                 now = await self.find()
             except OSError:
-                continue  # no network for the moment, so no new address either
+                continue  # no network at the moment
             if now != before:
                 log.info("address_changed", before=before, now=now)
                 moved(now)
 
     def compare(self, done: RequestDone) -> None:
-        """Warn once if the carrier sees another address than Via says: NAT (RFC 3581)."""
+        """Log a warning, once, if the carrier sees another address than that in Via (RFC 3581)."""
         if self._public or self._hinted:
             return
         says, sees = where_seen(done)
@@ -67,7 +67,7 @@ class LocalAddress:
 
 
 def address_toward(destination: Address) -> str:
-    """The local address that packets to `destination` leave from; nothing is sent to find out."""
+    """The local source address of packets to `destination`; sends nothing."""
     family = socket.AF_INET6 if ":" in destination[0] else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.connect(destination[:2])
@@ -75,9 +75,9 @@ def address_toward(destination: Address) -> str:
 
 
 def where_seen(done: RequestDone) -> tuple[str, str]:
-    """The sent-by of our Via, and `received` and `rport` of the answer; "" twice without these.
+    """The sent-by of our Via, and `received` and `rport` of the response; both "" without these.
 
-    The port of a TCP or TLS connection is not ours to be called at, and is left out.
+    The source port of a TCP or TLS connection is omitted.
     """
     try:
         via = split_list(next(value for name, value in done.headers if name == "via"))[0]

@@ -1,4 +1,4 @@
-"""The media session of an answered call: one RTP stream, through holds, changes and silence."""
+"""The media session of an answered call: its RTP stream, hold, media changes and timeouts."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from bitel.sip import MediaChanged
 from bitel.sip.sdp import Direction, NegotiatedMedia, SessionDescription, is_host_name
 
 _BEFORE_LIMIT = 0.5
-"""Seconds by which a call is ended before its limit."""
+"""Margin in seconds before the longest duration of a call."""
 
 AWAITED_FOR = 10.0
-"""Seconds for which the first RTP of a far end is awaited whose SDP names no address to send to."""
+"""Seconds to wait for the first RTP if the SDP names no address that we send to."""
 
 MAX_EARLY_LOOKUPS = 8
-"""Host names of one call that are looked up before its answer."""
+"""Host names of one call that are resolved before its answer."""
 
 Resolve = Callable[[str], Awaitable[str]]
-"""Gives an IP address of a host, within a bounded time; raises OSError where there is none."""
+"""Resolves a host to an IP address within a bounded time; raises OSError."""
 Follow = Callable[[MediaChanged], None]
 
 _LAWS: dict[str, Law] = {"PCMA": "alaw", "PCMU": "ulaw"}
@@ -44,7 +44,7 @@ log = structlog.get_logger(__name__)
 
 
 class MediaSession:
-    """One RTP stream, and why it was ended early, if it was."""
+    """One RTP stream to and from the remote."""
 
     def __init__(
         self,
@@ -54,13 +54,12 @@ class MediaSession:
         latch: Latch = "port",
         origin: str = "",
     ) -> None:
-        """The call is ended where the remote party, which is meant to send and did so before, sends
-        nothing for `media_timeout` seconds (0: never), and `longest` seconds after the answer.
+        """The call is ended if a remote that should send, and did before, sends nothing for
+        `media_timeout` seconds (0: never), and `longest` seconds after the answer.
 
-        `origin` is the IP address of the trunk that was called: where the session description
-        names one nearer to us, nothing is sent there. The stream then waits for RTP from a source
-        that `latch` accepts, the origin taking the place of the host that is named. Empty: any
-        address is followed."""
+        `origin` is the IP address of the trunk ("": ignore). Nothing is sent to an SDP address that
+        is nearer to us than that: the stream waits for RTP from a source that `latch` accepts for
+        the origin in place of the SDP host."""
         self._streamer = streamer
         self._media_timeout = media_timeout
         self._longest = longest
@@ -74,18 +73,18 @@ class MediaSession:
         self._sending_since: float | None = None
         self._timed_out = False
         self.unfollowed = False
-        """Whether an address was not followed."""
+        """Whether an SDP address was not followed because it is too near."""
         self.over: asyncio.Future[StreamReport] = self._loop.create_future()
         """Done when the stream has ended."""
         self.why = ""
-        """Why we ended the call, in a sentence; "" if the stream finished or the call ended it."""
+        """Why we ended the call; "" if the stream finished or the remote ended it."""
 
     def begin(
         self, port: int, agreed: NegotiatedMedia, playlist: Playlist, answered_for: float = 0.0
     ) -> None:
-        """Play from the local port, as was agreed; a call that is held from the start waits.
+        """Play `playlist` from the local port; a call on hold waits.
 
-        `answered_for` is the time since the answer, in seconds.
+        `answered_for` is the time since the answer in seconds.
         """
         held = _is_hold(agreed)
         self._port = port
@@ -94,15 +93,15 @@ class MediaSession:
         longest = self._longest
         if longest < math.inf and not self.over.done():
             why = f"the call had lasted {longest:g} s, the longest that it may"
-            # A little earlier, so that the second in which it ends is not billed beyond that.
+            # A little earlier, so that the last second is not billed beyond the limit.
             left = longest - answered_for - _BEFORE_LIMIT
             self._end_timer = self._loop.call_later(max(0.0, left), self.stop, why)
         self._has_changed(agreed, awaited=spec.awaited, held=held)
 
     def follow(self, changed: MediaChanged) -> None:
-        """Apply a change: destination, payload type, packet length, or hold.
+        """Apply a change of destination, payload type, packet length or direction.
 
-        An address that can't be sent to is treated as a hold. The codec of a call never changes.
+        An unusable address counts as hold. The codec of a call never changes.
         """
         agreed = changed.agreed
         held = _is_hold(agreed)
@@ -115,13 +114,13 @@ class MediaSession:
         self._has_changed(agreed, awaited=awaited, held=held)
 
     def _change(self, agreed: NegotiatedMedia, *, held: bool) -> bool:
-        """Apply `agreed`; whether RTP of the far end is now awaited."""
+        """Apply `agreed`; returns whether the stream waits for remote RTP."""
         spec = self._spec(agreed, held=held)
         self._streamer.change(self._stream, spec)
         return spec.awaited
 
     def _spec(self, agreed: NegotiatedMedia, *, held: bool) -> StreamSpec:
-        remote, awaited = self._followed(agreed.far)
+        remote, awaited = self._followed(agreed.remote)
         return StreamSpec(
             self._port,
             remote,
@@ -135,23 +134,23 @@ class MediaSession:
             self._media_timeout,
         )
 
-    def _followed(self, far: tuple[str, int]) -> tuple[tuple[str, int], bool]:
-        """Where to send to for the address that is named, and whether RTP is awaited first."""
-        host, port = far
+    def _followed(self, remote: tuple[str, int]) -> tuple[tuple[str, int], bool]:
+        """The destination for an SDP address, and whether to wait for remote RTP first."""
+        host, port = remote
         try:
             if (
                 not self._origin
                 or host in UNSPECIFIED_HOSTS
                 or not leads_nearer(self._origin, host)
             ):
-                return far, False
+                return remote, False
         except ValueError:
-            return far, False  # no IP address: the streamer refuses it
+            return remote, False  # not an IP address: the streamer refuses it
         self.unfollowed = True
         return (self._origin, port), True
 
     def _has_changed(self, agreed: NegotiatedMedia, *, awaited: bool, held: bool) -> None:
-        """Note whether the remote party may send now, and wait for its first RTP if need be."""
+        """Record whether the remote may send, and start the timer for its first RTP."""
         if self._latch_timer is not None:
             self._latch_timer.cancel()
             self._latch_timer = None
@@ -167,16 +166,16 @@ class MediaSession:
         self._streamer.stop_stream(self._stream, if_awaited=True)
 
     def stop(self, why: str = "") -> None:
-        """Send no further packet; `over` follows."""
+        """Stop the stream; `over` follows."""
         if not self.over.done():
             self.why = self.why or why
             self._streamer.stop_stream(self._stream)
 
     def media(self, digits: str = "", digits_at: float | None = None) -> Media:
-        """The media in both directions, once it is over.
+        """The media in both directions; only after the end.
 
         `digits` were received by INFO, the first at `digits_at` by CLOCK_MONOTONIC. Many phones
-        send each digit by INFO and RFC 4733, so only those of the source that came first count.
+        send digits by INFO and RFC 4733, so only those of the first method count.
         """
         report = self.over.result()
         if digits_at is None or (report.digits_at is not None and report.digits_at <= digits_at):
@@ -185,30 +184,29 @@ class MediaSession:
 
     @property
     def came_from_elsewhere(self) -> bool:
-        """Whether RTP came from an address that was not accepted; once it is over."""
+        """Whether RTP came from an address that was not accepted; only after the end."""
         return self.over.result().unexpected > 0
 
     @property
     def is_unheard(self) -> bool:
-        """Whether it was ended because RTP was awaited and none came; once it is over."""
+        """Whether it ended because the awaited RTP did not come; only after the end."""
         return self.why == UNHEARD
 
     @property
     def is_stopped(self) -> bool:
-        """Whether the far end, allowed to send at the end, had sent RTP and stopped; once it is
-        over."""
+        """Whether the remote stopped sending RTP without a hold; only after the end."""
         return self._sending_since is not None and self.over.result().stopped
 
     @property
     def silent_for(self) -> float:
-        """Seconds of silence of the far end before the stream's end, if it had stopped sending or
-        the media timed out; else 0. Once it is over."""
+        """Seconds of remote silence before the end of the stream, if it had stopped sending or the
+        media timed out; else 0. Only after the end."""
         has_stopped = self._timed_out or self.is_stopped
         return (self.over.result().silent_for or 0.0) if has_stopped else 0.0
 
     def _fell_silent(self) -> None:
         limit, since = self._media_timeout, self._sending_since
-        # Just after a hold it is only about to send again.
+        # After a hold the remote has the full time to send again.
         if since is not None and self._loop.time() - since >= limit:
             self._timed_out = True
             self.stop(f"media time-out: nothing came from the far end for {limit:g} s")
@@ -225,24 +223,23 @@ class MediaSession:
 
 
 def check_address(streamer: Streamer, agreed: NegotiatedMedia) -> None:
-    """Raises RemoteAddressError where what was agreed on can't be sent to that address."""
-    if not _is_hold(agreed) and (problem := streamer.address_problem(agreed.far)):
+    """Raises RemoteAddressError if RTP can't be sent to the negotiated address."""
+    if not _is_hold(agreed) and (problem := streamer.address_problem(agreed.remote)):
         raise RemoteAddressError(problem)
 
 
 def _is_hold(agreed: NegotiatedMedia) -> bool:
-    """Whether we may not send, or have no destination: RFC 2543's hold (RFC 3264 §8.4)."""
-    host, port = agreed.far
+    """Whether we may not send, or have no destination as with RFC 2543 hold (RFC 3264 §8.4)."""
+    host, port = agreed.remote
     return agreed.direction not in _WE_SEND or host in UNSPECIFIED_HOSTS or port == 0
 
 
 class MediaAddresses:
-    """Looks up the host names in the remote session descriptions of one call.
+    """Resolves host names in the remote session descriptions of one call (RFC 8866 §5.7).
 
-    A `c=` line may have a host name in place of an IP address (RFC 8866 §5.7). That of a
-    provisional response is looked up while the phone rings, so that an answered call need not wait
-    for it. Later changes of the media are passed on in order; one whose look-up is pending is
-    dropped when the next one comes. `resolve` should cache its results.
+    The name of a provisional response is resolved while the phone rings, so that an answered call
+    need not wait. Later changes are passed on in order; a pending one is dropped when the next one
+    comes. `resolve` should cache its results.
     """
 
     def __init__(self, resolve: Resolve) -> None:
@@ -252,41 +249,41 @@ class MediaAddresses:
         self._following: asyncio.Task[None] | None = None
 
     def prepare(self, answer: SessionDescription) -> None:
-        """Begin the look-up for an answer in a provisional response."""
+        """Resolve the host of an answer in a provisional response."""
         host = answer.address
         if is_host_name(host) and host not in self._early and len(self._early) < MAX_EARLY_LOOKUPS:
             self._early[host] = asyncio.create_task(self._try(host))
 
     async def resolved(self, agreed: NegotiatedMedia) -> NegotiatedMedia:
-        """`agreed` with an IP address to send to; RemoteAddressError if its host has none."""
-        host, port = agreed.far
+        """`agreed` with an IP address as host; raises RemoteAddressError if there is none."""
+        host, port = agreed.remote
         if not is_host_name(host):
             return agreed
         try:
-            return agreed._replace(far=(await self._resolve(host), port))
+            return agreed._replace(remote=(await self._resolve(host), port))
         except OSError as fault:
             raise RemoteAddressError(
                 f"the far end's media host {host} is not found: {fault}"
             ) from fault
 
     def follow(self, changed: MediaChanged, then: Follow) -> None:
-        """Call `then` with a change of the media, once its address is known.
+        """Call `then` with a change of the media once its host is resolved.
 
-        Hold is passed on at once. A change to a host that is not found puts the call on hold.
+        Hold is passed on at once. A host that can't be resolved puts the call on hold.
         """
         self._waiting = None
-        if not is_host_name(changed.agreed.far[0]):
+        if not is_host_name(changed.agreed.remote[0]):
             then(changed)
             return
         if changed.agreed.direction in ("recvonly", "inactive"):
             then(_held(changed))
         self._waiting = changed, then
-        # One look-up at a time, because the far end chooses the names and the number of changes.
+        # One look-up at a time, because the remote chooses the number of changes.
         if self._following is None or self._following.done():
             self._following = asyncio.create_task(self._follow_latest())
 
     def close(self) -> None:
-        """Cancel the look-ups: the call is over."""
+        """Cancel pending look-ups."""
         self._waiting = None
         for task in self._early.values():
             task.cancel()
@@ -298,7 +295,7 @@ class MediaAddresses:
         try:
             return await self._resolve(host)
         except OSError:
-            return None  # `resolved` raises it, if the answer still has this host
+            return None  # `resolved` raises it if the answer has this host
 
     async def _follow_latest(self) -> None:
         while self._waiting is not None:
@@ -314,4 +311,4 @@ class MediaAddresses:
 
 
 def _held(changed: MediaChanged) -> MediaChanged:
-    return MediaChanged(changed.call_id, changed.agreed._replace(far=(UNSPECIFIED_HOSTS[0], 0)))
+    return MediaChanged(changed.call_id, changed.agreed._replace(remote=(UNSPECIFIED_HOSTS[0], 0)))

@@ -1,4 +1,4 @@
-"""What a request plays, as clips for the streamer, by codec; each recording is read once."""
+"""Playlists of requests: shared clips by codec, with an in-memory cache of audio files."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ Codec = Literal["PCMA", "PCMU"]
 Playlist = Sequence[SharedClip]
 
 LEAD_IN: Final = 0.2
-"""Seconds of silence between the answer and what is played."""
+"""Seconds of silence after the answer."""
 
 LEAD_OUT: Final = 0.2
-"""Seconds of silence between what is played and our BYE."""
+"""Seconds of silence before our BYE."""
 
 DurationOf = Callable[[str], Awaitable[float | None]]
-"""Seconds that the recording of an id lasts; None if there is none, or none any more."""
+"""The duration of a recording in seconds; None if it does not exist, or was deleted."""
 
 
 class PlaylistSource(Protocol):
-    """Finds what requests play."""
+    """Gives the playlists of requests."""
 
     async def for_request(
         self, request: DialRequest, codecs: Sequence[Codec]
     ) -> Mapping[str, Playlist]:
-        """The clips that `request` plays, by codec; they are in memory, or on this machine.
+        """The clips that `request` plays, by codec, from memory or local files.
 
-        Raises NotFoundError for a recording that was deleted, InvalidRequestError where digits
-        can't be spoken, and UnavailableError where the storage, its file or the engine fails.
+        Raises NotFoundError for a deleted recording, InvalidRequestError if digits can't be spoken,
+        and UnavailableError if the storage, a file or the speech engine fails.
         """
 
 
 class Playlists(PlaylistSource):
-    """Reads everything that is played into memory before a phone rings.
+    """Reads all audio into memory before a phone rings.
 
-    `duration_of` tells a recording that was deleted from one that the storage has lost.
+    `duration_of` distinguishes a deleted recording from one that the storage has lost.
     """
 
     def __init__(self, voices: VoiceStore, speech: SpeechLibrary, duration_of: DurationOf) -> None:
@@ -105,11 +105,10 @@ class Playlists(PlaylistSource):
 
 
 def _silence(seconds: float) -> Mapping[str, SharedClip]:
-    """Silence by codec.
+    """Silence by codec, so that the first and last syllables are not lost.
 
-    It keeps the first and the last syllable from being lost: the path that audio takes opens with
-    the first packets, which phones and carriers often drop, and what a phone's jitter buffer still
-    holds is lost when the BYE comes.
+    Phones and carriers often drop the first packets, which open the audio path, and the content of
+    the jitter buffer is lost at the BYE.
     """
     codes = {"PCMA": ALAW_SILENCE, "PCMU": ULAW_SILENCE}
     return {
@@ -119,33 +118,31 @@ def _silence(seconds: float) -> Mapping[str, SharedClip]:
 
 
 MOST_IDLE: Final = 256
-"""Clips that stay in memory while no call plays them; each holds a descriptor."""
-
 MOST_IDLE_BYTES: Final = 64 * 1024 * 1024
-"""Bytes of them."""
+"""Clips, and their bytes, that stay in memory while no call plays them; each has a descriptor."""
 
 MOST_COPIED_BYTES: Final = 1024 * 1024 * 1024
-"""Bytes of all clips in memory above which further ones stay in their files, mapped from there."""
+"""Bytes of clips in memory above which further ones are mapped from their files."""
 
 READ_TIMEOUT: Final = 10.0
-"""Seconds for a file to be read; a mount whose server is gone may block indefinitely."""
+"""Timeout in seconds to read a file; a dead network mount may block indefinitely."""
 
 READERS: Final = 4
-"""Threads that read; apart from all others, which a mount that blocks must not hold up."""
+"""Threads that read files: a separate pool, because a dead mount may block them all."""
 
 
 class Location(NamedTuple):
-    """Where a clip is read from, and how many bytes it must have, if that is known."""
+    """The file of a clip, and its expected size in bytes, if known."""
 
     path: Path
     size: int | None = None
 
 
 class ClipPool:
-    """Clips by name.
+    """A cache of clips by name.
 
-    A clip that a call plays, or is about to, is never read again. Of the others the latest stay,
-    up to `MOST_IDLE` clips and `MOST_IDLE_BYTES`.
+    Clips in use stay in memory; of the others the most recently used, up to `MOST_IDLE` clips and
+    `MOST_IDLE_BYTES`.
     """
 
     def __init__(self) -> None:
@@ -158,9 +155,9 @@ class ClipPool:
         self._threads = ThreadPoolExecutor(READERS, "clip-reader")
 
     async def get(self, name: str, locate: Callable[[], Awaitable[Location]]) -> SharedClip:
-        """The clip of that name; read from where `locate` says if it is not in memory.
+        """The clip of that name, read from the `locate` result if it is not in memory.
 
-        Raises what `locate` does, and UnavailableError where the file can't be read.
+        Raises what `locate` does, and UnavailableError if the file can't be read.
         """
         clip = self._clips.get(name)
         if clip is None:

@@ -1,4 +1,4 @@
-"""Staying registered with a trunk (RFC 3261 §10.2): REGISTER, refresh, and leaving at the end."""
+"""Registration with a trunk (RFC 3261 §10.2): REGISTER, refresh and removal."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from bitel.sip.grammar import Address, GrammarError, Transport, split_address, s
 log = structlog.get_logger(__name__)
 
 EXPIRY: Final = 600
-"""Seconds that are asked for at first."""
+"""The first Expires, in seconds."""
 LONGEST_EXPIRY: Final = 86_400
 FIRST_PAUSE: Final = 5.0
 LONGEST_PAUSE: Final = 300.0
-"""Seconds before the first try after a failure, and at most, doubled each time."""
+"""First and longest pause after a failure, in seconds; doubled each time."""
 NEXT_ADDRESS_PAUSE: Final = 0.5
-"""Seconds before the carrier's next address is tried, until each has been."""
+"""Seconds before the next address is tried, until all have been."""
 SPENT: Final = 4
-"""Sequence numbers that one REGISTER may use up: it is sent anew when it is challenged."""
+"""Sequence numbers that one REGISTER may use, as challenges send it again."""
 LEAVING_TIMEOUT: Final = 2.0
-"""Seconds that the far end may take to let us go."""
+"""Timeout in seconds for the removal of a binding."""
 _FROM_USER: Final = "-_.!~*'()&=+$,;?/"
 
 
 class Registration:
-    """One binding, without I/O: what to send, what an answer means, and when to register again.
+    """The state of one binding, without I/O.
 
-    `sent_by` gives our `HOST:PORT` for a transport, which may change while we run; `proxy` is the
-    outbound proxy. `clock` is in seconds and never goes back.
+    `sent_by` gives our current `HOST:PORT` for a transport; `proxy` is the outbound proxy. `clock`
+    is in seconds and monotonic.
     """
 
     def __init__(
@@ -67,36 +67,36 @@ class Registration:
         self._asked = ""
         self._bound = ""
         self.stale = ""
-        """A Contact that the carrier may still know, although it is no longer ours."""
+        """A former Contact of ours that may still be bound."""
         self.failures = 0
-        """How many REGISTERs in a row came to nothing."""
+        """Consecutive failures."""
 
     @property
     def valid(self) -> bool:
-        """Whether the carrier knows where we are."""
+        """Whether there is a binding that has not expired."""
         return self._clock() < self._valid_until
 
     def request(self, destination: Address) -> OutgoingRequest:
-        """The next REGISTER, to be bound to where we now are."""
+        """The next REGISTER, for our current address."""
         transport = destination.transport
         parameter = "" if transport is Transport.UDP else f";transport={transport.lower()}"
         self._asked = f"sip:{self._user}@{self._sent_by(transport)}{parameter}"
         return self._register(destination, self._asked, self._expiry)
 
     def leave(self, destination: Address) -> OutgoingRequest:
-        """The REGISTER that ends it."""
+        """The REGISTER that removes the binding."""
         return self._register(destination, self._bound, 0)
 
     def drop_stale(self, destination: Address) -> OutgoingRequest:
-        """The REGISTER that takes back the address that we no longer have; it is made once."""
+        """The REGISTER that removes the `stale` Contact, which is then forgotten."""
         contact, self.stale = self.stale, ""
         request = self._register(destination, contact, 0)
-        # Answered or not, and challenged on top, its numbers are spent.
+        # It may use up so many numbers, answered or not.
         self._cseq = (self._cseq or 1) + SPENT
         return request
 
     def _register(self, destination: Address, contact: str, expiry: int) -> OutgoingRequest:
-        """All share one Call-ID (§10.2)."""
+        """A REGISTER with the Call-ID of the binding (§10.2)."""
         address_of_record = f"sip:{self._user}@{self.trunk.authority}"
         return OutgoingRequest(
             "REGISTER",
@@ -112,7 +112,7 @@ class Registration:
         )
 
     def receive(self, done: RequestDone) -> float:
-        """Take the answer to a REGISTER; the seconds until the next is due."""
+        """Process the response to a REGISTER; returns the seconds until the next."""
         self._call_id, self._from_tag = done.call_id, done.from_tag
         self._cseq = done.cseq + 1
         if 200 <= done.code <= 299:
@@ -132,21 +132,21 @@ class Registration:
                 self._expiry = least
                 return 0.0
             if least is None:
-                # 423 without Min-Expires, against §10.3: ask for a longer time after a pause.
+                # 423 without Min-Expires, against §10.3: request a longer time after a pause.
                 self._expiry = min(2 * self._expiry, LONGEST_EXPIRY)
         if done.why == "response":
-            # Refused. Without a response, the binding may well be alive until it expires.
+            # Refused. Without a response, the binding may be valid until it expires.
             self._valid_until = 0.0
         return max(self.fail(), min(_seconds(_header(done, "retry-after")) or 0, LONGEST_PAUSE))
 
     def fail(self) -> float:
-        """Count a try that came to nothing; the seconds to wait before the next."""
+        """Count a failure; returns the seconds until the next try."""
         pause = min(FIRST_PAUSE * 2.0 ** min(self.failures, 16), LONGEST_PAUSE)
         self.failures += 1
         return pause
 
     def _granted(self, done: RequestDone) -> int:
-        """For how many seconds we are bound: our Contact's word, or Expires, or what we asked."""
+        """Seconds granted: in our Contact, else in Expires, else what we requested."""
         contacts = [
             contact
             for name, line in done.headers
@@ -157,7 +157,7 @@ class Registration:
             try:
                 uri, parameters = split_address(contact)
             except GrammarError:
-                continue  # may be the binding of another device, as that device wrote it
+                continue  # may be the binding of another device
             same = uri.partition(";")[0] == self._asked.partition(";")[0]
             if not same and len(contacts) > 1:
                 continue
@@ -171,7 +171,7 @@ class Registration:
 
 
 class RegistrationClient:
-    """Keeps one binding while `run` runs, then removes it with `leave`."""
+    """Keeps one binding registered: `run`, then `leave`."""
 
     def __init__(
         self, registration: Registration, resolver: Resolver, health: AddressHealth, ask: Ask
@@ -186,11 +186,11 @@ class RegistrationClient:
 
     @property
     def valid(self) -> bool:
-        """Whether the carrier knows where we are."""
+        """Whether there is a binding that has not expired."""
         return self._registration.valid
 
     async def run(self) -> None:
-        """Register, refresh, and try again after failures, until cancelled."""
+        """Register, refresh and retry until cancelled."""
         while True:
             pause = await self._register()
             with contextlib.suppress(TimeoutError):
@@ -199,11 +199,11 @@ class RegistrationClient:
             self._moved.clear()
 
     def move(self) -> None:
-        """Register anew at once: our address has changed."""
+        """Register at once: our address has changed."""
         self._moved.set()
 
     async def leave(self) -> None:
-        """Remove the binding, if there is one, within `LEAVING_TIMEOUT` seconds."""
+        """Remove the binding, if any, within `LEAVING_TIMEOUT` seconds."""
         if self.valid and self._at is not None:
             await self._ask_briefly(self._registration.leave(self._at))
 
@@ -224,7 +224,7 @@ class RegistrationClient:
             log.debug("registered", trunk=self._trunk.host, refresh_in=round(pause))
             return pause
         if done.why != "response" and self._registration.failures < len(addresses):
-            pause = NEXT_ADDRESS_PAUSE  # no response; another address may respond (RFC 3263 §4.3)
+            pause = NEXT_ADDRESS_PAUSE  # another address may respond (RFC 3263 §4.3)
         if pause:
             log.warning(
                 "registration_failed",
@@ -250,7 +250,7 @@ def _header(done: RequestDone, wanted: str) -> str:
 
 
 def _seconds(text: str) -> int | None:
-    """A delta-seconds at the front of a header's value, up to 2^32 (§20.19)."""
+    """The delta-seconds at the start of a header value (§20.19); None if invalid."""
     digits = text.strip().partition(" ")[0].partition(";")[0].partition("(")[0]
     if not digits.isascii() or not digits.isdigit() or len(digits) > 10:
         return None

@@ -1,9 +1,9 @@
-"""Resolves trunks to addresses (RFC 3263 §4): NAPTR, SRV, then A or AAAA records, with a cache.
+"""Resolves trunks to addresses (RFC 3263 §4) by NAPTR, SRV, then A or AAAA records, with a cache.
 
-An IP address is itself. A host with a port is looked up as it is. One with a transport is asked
-for the SRV records of that transport. Any other is asked for NAPTR records, which name transports
-and their SRV records by preference; without them for SRV records of UDP, then of TCP. Where there
-are none of all these, the host's own address serves, at the default port.
+An IP address needs no query, and a host with a port only A or AAAA records. With a transport, its
+SRV records are queried; otherwise NAPTR records, which name transports and SRV records, or without
+them the SRV records of UDP, then TCP. Without any of these, the host's address is used with the
+default port.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ log = structlog.get_logger(__name__)
 
 SHORTEST_KEPT: Final = 5.0
 LONGEST_KEPT: Final = 300.0
-"""Seconds for which an answer is kept, whatever its TTL says."""
+"""Limits in seconds of the time that an answer is cached, whatever its TTL."""
 KEPT_AFTER_FAILURE: Final = 15.0
-"""Seconds after which DNS is asked again that did not answer, while old addresses serve on."""
-PATIENCE: Final = 3.0
-"""Seconds that DNS may take for one question."""
+"""Seconds for which old addresses stay in use after a failed query."""
+QUERY_TIMEOUT: Final = 3.0
+"""Timeout of a DNS query in seconds."""
 MOST_HOSTS: Final = 1000
-"""Hosts of media in the cache, and concurrent look-ups of them, since far ends choose them."""
+"""Limit of cached media hosts, and of their concurrent look-ups: remotes choose these names."""
 TRUNK_FOR: Final = 24 * 3600.0
-"""Seconds for which an address counts as a trunk's after DNS has named it last: calls that it
-carries may still run."""
+"""Seconds for which an address counts as a trunk's after its last DNS answer: its calls may still
+run."""
 MOST_SEEN: Final = 4096
 MOST_SERVICES: Final = 4
 MOST_RECORDS: Final = 16
-"""Records of one answer that are looked at: each costs questions, and each address an INVITE."""
+"""Limits of records per answer: each costs queries, and each address an INVITE."""
 
 _SRV: Final = {
     Transport.UDP: "_sip._udp",
@@ -54,17 +54,17 @@ _NAPTR: Final = {
     b"sip+d2t": Transport.TCP,
     b"sips+d2t": Transport.TLS,
 }
-"""The services that we can speak; SCTP and WebSocket are passed over."""
+"""Supported services; SCTP and WebSocket are ignored."""
 
 
 class Server(NamedTuple):
-    """An SRV record with its target's addresses."""
+    """An SRV record with the addresses of its target."""
 
     priority: int
     weight: int
     addresses: tuple[Address, ...]
 
-    # What `weighted_processing_order` reads of a record.
+    # Read by `weighted_processing_order`.
     def _processing_priority(self) -> int:
         return self.priority
 
@@ -73,13 +73,13 @@ class Server(NamedTuple):
 
 
 def in_order(servers: Sequence[Server]) -> list[Address]:
-    """The addresses by priority; among equals drawn at random by weight (RFC 2782)."""
+    """The addresses by priority, then randomly by weight (RFC 2782)."""
     ordered: list[Server] = weighted_processing_order(servers)  # type: ignore[no-untyped-call]
     return [each for server in ordered for each in server.addresses]
 
 
 Groups = tuple[tuple[Server, ...], ...]
-"""Servers by transport, the preferred one first."""
+"""Servers by transport, preferred first."""
 
 
 class _Found(NamedTuple):
@@ -89,7 +89,7 @@ class _Found(NamedTuple):
 
 class _CachedTrunk(NamedTuple):
     groups: Groups
-    """Empty where DNS has never named any; `fault` then says why."""
+    """Empty if DNS has never named any; `fault` is the reason."""
     until: float
     fault: OSError | None = None
 
@@ -105,13 +105,13 @@ class _CachedHost(NamedTuple):
 
 
 SystemLookup = Callable[[str, int], Awaitable[Sequence[str]]]
-"""The addresses that this machine's own files know for a host, in an address family."""
+"""Resolves a host in an address family without DNS, such as from /etc/hosts."""
 
 
 class Resolver:
-    """Finds the addresses of trunks, of one family: what a socket can send to.
+    """Resolves trunks and media hosts, in one address family.
 
-    `clock` is in seconds and never goes back. `resolver` is the system's by default.
+    `clock` is in seconds and monotonic. `resolver` is the system's by default.
     """
 
     def __init__(
@@ -132,16 +132,16 @@ class Resolver:
         self._seen: dict[str, float] = {}
 
     async def find(self, trunk: Trunk) -> list[Address]:
-        """The addresses of `trunk`, best first; the draw among equals is made anew each time.
+        """The addresses of `trunk`, best first; equal ones in a new random order each time.
 
-        Raises OSError where it has none, and never had.
+        Raises OSError if it has none, and never had.
         """
         if trunk.address is not None:
             self._note([trunk.address])
             return [trunk.address]
         known = self._known.get(trunk)
         if known is None or self._clock() >= known.until:
-            # Concurrent calls share one query. `Trunk.text` leaves out what decides about SRV.
+            # Concurrent calls share one query. `Trunk.text` omits what decides about SRV.
             known = await self._refreshing.get(repr(trunk), lambda: self._refresh(trunk))
         if known.fault is not None:
             raise known.fault
@@ -149,10 +149,7 @@ class Resolver:
         return list(dict.fromkeys(ordered))
 
     async def find_host(self, host: str) -> str:
-        """An IP address of `host`, a domain name, for media.
-
-        Raises OSError where it has none, or none is known after `PATIENCE`.
-        """
+        """An IP address of a media host. Raises OSError without one, or after `QUERY_TIMEOUT`."""
         known = self._hosts.get(host)
         if known is None or self._clock() >= known.until:
             if host not in self._looking_up and len(self._looking_up) >= MOST_HOSTS:
@@ -165,11 +162,11 @@ class Resolver:
     async def _look_up(self, host: str) -> _CachedHost:
         address, kept, fault = "", SHORTEST_KEPT, None
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(QUERY_TIMEOUT):
                 found, ttl = await self._addresses(host)
             address, kept = _unicast(host, found), min(max(ttl, SHORTEST_KEPT), LONGEST_KEPT)
         except TimeoutError:
-            fault = OSError(f"DNS does not say what {host} is within {PATIENCE:g} s")
+            fault = OSError(f"DNS does not say what {host} is within {QUERY_TIMEOUT:g} s")
         except OSError as failed:
             fault = failed
         if len(self._hosts) >= MOST_HOSTS:
@@ -178,15 +175,14 @@ class Resolver:
         return known
 
     def known(self, trunk: Trunk) -> list[Address] | None:
-        """The addresses found last, without a query; None before the first `find`."""
+        """The cached addresses; None before the first `find`."""
         if trunk.address is not None:
             return [trunk.address]
         known = self._known.get(trunk)
         return None if known is None else known.addresses
 
     def is_of_trunk(self, host: str) -> bool:
-        """Whether `find` has given an address of `host` within the last `TRUNK_FOR` seconds, or it
-        is among those that are known now."""
+        """Whether `host` was a result of `find` within `TRUNK_FOR` seconds, or is cached."""
         seen = self._seen.get(host)
         if seen is None:
             return False
@@ -197,7 +193,7 @@ class Resolver:
     def _note(self, addresses: Sequence[Address]) -> None:
         now = self._clock()
         for address in addresses:
-            self._seen.pop(address.host, None)  # so that the oldest comes first
+            self._seen.pop(address.host, None)  # keep insertion order by time
             self._seen[address.host] = now
         while len(self._seen) > MOST_SEEN:
             del self._seen[next(iter(self._seen))]
@@ -221,7 +217,7 @@ class Resolver:
         return known
 
     async def _ask(self, trunk: Trunk) -> _Found:
-        """What DNS says now. Raises OSError where it says nothing."""
+        """Query DNS. Raises OSError."""
         if trunk.port is None:
             found = await self._by_service(trunk)
             if found is not None:
@@ -230,7 +226,7 @@ class Resolver:
         return _Found(((Server(0, 0, tuple(trunk.at(each) for each in addresses)),),), ttl)
 
     async def _by_service(self, trunk: Trunk) -> _Found | None:
-        """The servers that SRV records name, by every transport that NAPTR records ask for."""
+        """The servers by SRV records, for each transport of NAPTR records; None without any."""
         services, ttl = ([], LONGEST_KEPT) if trunk.transport else await self._naptr(trunk.host)
         groups: list[tuple[Server, ...]] = []
         fault: OSError | None = None
@@ -239,7 +235,7 @@ class Resolver:
                 servers, srv_ttl = await self._servers(trunk, name, transport)
             except OSError as failed:
                 fault = failed
-                continue  # another transport may be in better order
+                continue  # another transport may work
             ttl = min(ttl, srv_ttl)
             if servers:
                 groups.append(servers)
@@ -247,7 +243,7 @@ class Resolver:
             return _Found(tuple(groups), ttl)
         if fault is not None:
             raise fault
-        # Names without NAPTR records (§4.1); the first transport with SRV records is used.
+        # No NAPTR records (§4.1): the first transport with SRV records is used.
         for transport in [trunk.transport] if trunk.transport else [Transport.UDP, Transport.TCP]:
             name = f"{_SRV[transport]}.{trunk.host}"
             servers, srv_ttl = await self._servers(trunk, name, transport)
@@ -272,9 +268,9 @@ class Resolver:
     async def _servers(
         self, trunk: Trunk, name: str, transport: Transport
     ) -> tuple[tuple[Server, ...], float]:
-        """The servers at an SRV name; none where it has no records."""
+        """The servers of an SRV name; none without records."""
         records, least = await self._records(name, "SRV")
-        # A target of "." says that there is no such service (RFC 2782).
+        # A target of "." means that there is no such service (RFC 2782).
         records = [record for record in records if record.target != dns.name.root]
         records = sorted(records, key=lambda record: record.priority)[:MOST_RECORDS]
         names = [record.target.to_text(omit_final_dot=True) for record in records]
@@ -284,7 +280,7 @@ class Resolver:
         servers = []
         for record, answer in zip(records, answers, strict=True):
             if isinstance(answer, OSError):
-                continue  # its neighbours may still have addresses
+                continue  # others may have addresses
             if isinstance(answer, BaseException):
                 raise answer
             addresses, ttl = answer
@@ -306,19 +302,19 @@ class Resolver:
             fault = failed
         if records:
             return [record.address for record in records[:MOST_RECORDS]], ttl
-        # Names such as localhost stand in a file of this machine, and not in DNS.
+        # Names such as localhost are in /etc/hosts, not in DNS.
         local = await self._system_lookup(host, self._family)
         if local:
             return list(local)[:MOST_RECORDS], 60.0
         raise fault or OSError(f"{host} has no {kind} record in DNS")
 
     async def _records(self, name: str, kind: str) -> tuple[list[Any], float]:
-        """The records of that name, possibly none; OSError if DNS can't be asked."""
+        """The records of a name, possibly none. Raises OSError if the query fails."""
         try:
             if self._resolver is None:
                 self._resolver = dns.asyncresolver.Resolver()
             answer = await self._resolver.resolve(
-                name, kind, lifetime=PATIENCE, raise_on_no_answer=False
+                name, kind, lifetime=QUERY_TIMEOUT, raise_on_no_answer=False
             )
         except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
             return [], LONGEST_KEPT
@@ -330,7 +326,7 @@ class Resolver:
 
 
 def _unicast(host: str, addresses: Sequence[str]) -> str:
-    """The first of the addresses that media can be sent to."""
+    """The first address that media can be sent to. Raises OSError without one."""
     for each in addresses:
         found = ipaddress.ip_address(each)
         if not found.is_multicast and not found.is_unspecified:
@@ -339,7 +335,7 @@ def _unicast(host: str, addresses: Sequence[str]) -> str:
 
 
 async def look_up_locally(host: str, family: int) -> Sequence[str]:
-    """What the system's own resolver knows; nothing where it knows nothing."""
+    """The result of the system's resolver; empty on failure."""
     loop = asyncio.get_running_loop()
     try:
         found = await loop.getaddrinfo(host, None, family=family, type=socket.SOCK_DGRAM)

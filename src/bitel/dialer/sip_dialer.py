@@ -1,4 +1,4 @@
-"""Places calls over SIP trunks: trunk failover, an INVITE, the recording as RTP, and a BYE."""
+"""The SIP trunk dialer: trunk failover, INVITE, playback over RTP, and BYE."""
 
 from __future__ import annotations
 
@@ -64,21 +64,20 @@ __all__ = ["SipTrunkConfig", "SipTrunkDialer"]
 
 DROPPED_PER_SECOND = 1.0
 DROPPED_BURST = 20.0
-"""Log lines about messages for a call from sources that have no part in it."""
+"""Limit of log lines about dropped messages for running calls."""
 SILENCE = 2.5
-"""Seconds without a report after which an RTP sender hangs or is gone: it sends nothing by then."""
+"""Seconds without a report after which an RTP sender counts as hanging."""
 EXPIRES_MARGIN = 5
-"""Seconds past the ring time-out after which a far end stops ringing by itself, should we be gone
-(RFC 3261 §13.3.1)."""
+"""Seconds added to the ring timeout in Expires: the remote stops ringing by itself if this process
+dies (RFC 3261 §13.3.1)."""
 
 log = structlog.get_logger(__name__)
 
 
 class SipTrunkDialer(Dialer):
-    """A Dialer over one port for SIP and one or more sender processes for RTP.
+    """A Dialer with one SIP port and one or more RTP sender processes.
 
-    `clock` gives the Unix seconds of all stored times, `system_clock` those of the dates in
-    metrics.
+    `clock` gives Unix seconds for stored times, `system_clock` for dates in metrics.
     """
 
     def __init__(
@@ -92,7 +91,7 @@ class SipTrunkDialer(Dialer):
         system_clock: Callable[[], float] = time.time,
     ) -> None:
         self.config = config
-        """The configuration that holds now; see `change`."""
+        """The current configuration; see `change`."""
         self._recording_faults = recording_faults or RecordingFaults("", time.monotonic)
         self._playlists = playlists
         self._clock = clock
@@ -107,13 +106,13 @@ class SipTrunkDialer(Dialer):
         self._trunks = TrunkMonitor(config, system_clock, resolver)
         self._sources = AcceptedSources(config.accept_from, self._trunks.is_of_trunk)
         self.invites = 0
-        """INVITEs sent: one a trunk address and attempt, repetitions not counted."""
+        """INVITEs sent, without retransmissions: one for each trunk address and attempt."""
         self._dropped = LineLimit(DROPPED_PER_SECOND, DROPPED_BURST)
         self._caller_ids = CallerIds(config.caller_pool, config.caller_ids)
         self._local = LocalAddress(config.bind[0], config.public_address, self._trunks.any_address)
         self._following: asyncio.Task[None] | None = None
         self.confirm_lease: Callable[[], Awaitable[bool]] | None = None
-        """Asks whether the dialer is still this process's; set before `start`, or never."""
+        """Checks that this process still owns its calls; set before `start`, or never."""
 
     @property
     def up(self) -> bool:
@@ -144,18 +143,18 @@ class SipTrunkDialer(Dialer):
         self._trunks.assume_paused(reason)
 
     def trunks(self) -> Sequence[TrunkState]:
-        """The state of each of the trunks' addresses, from memory."""
+        """The state of each trunk address, from memory."""
         return self._trunks.trunks()
 
     @property
     def behind(self) -> float:
-        """Seconds for which SIP messages have been waiting to be read; 0 while none are."""
+        """Seconds for which SIP messages have been waiting to be read; 0 if none are."""
         return 0.0 if self._transport is None else self._transport.behind
 
     def renew_certificate(self) -> None:
-        """Read the files of the TLS certificate again, for connections from now on.
+        """Reload the TLS certificate for new connections.
 
-        Raises BitelError where they can't be used; then the former certificate is still shown.
+        Raises BitelError if it can't be used; the former one then stays in use.
         """
         if self._transport is None:
             return
@@ -165,9 +164,9 @@ class SipTrunkDialer(Dialer):
             raise BitelError(f"SIP can't be spoken over TLS: {fault}") from fault
 
     def change(self, config: SipTrunkConfig) -> None:
-        """Place calls with another configuration from now on, which differs in what calls need.
+        """Use another configuration for new calls.
 
-        Trunks, addresses, ports, registration and the ring time-out must stay the same.
+        Trunks, addresses, ports, registration and the ring timeout must be the same.
         """
         self.config = config
         self._sources.accept_from(config.accept_from)
@@ -208,7 +207,7 @@ class SipTrunkDialer(Dialer):
         )
 
     async def close(self) -> None:
-        """Take registrations back, stop the sender, close the socket."""
+        """Remove registrations, stop the RTP senders, close the socket."""
         if self._following is not None:
             self._following.cancel()
         await self._trunks.stop()
@@ -247,7 +246,7 @@ class SipTrunkDialer(Dialer):
         if attempt is not None:
             attempt.canceled = True
             if attempt.media_session is not None:
-                # At once, even if the remote party is slow to answer our BYE.
+                # At once, even if the remote is slow to answer our BYE.
                 attempt.media_session.stop()
             self._hang_up(attempt)
 
@@ -271,7 +270,7 @@ class SipTrunkDialer(Dialer):
         except (NoPortError, OSError) as fault:
             return attempt.result(Outcome.TRUNK_TROUBLE, str(fault))
         except UnavailableError as fault:
-            # The storage or the speech engine fails: a later attempt may succeed.
+            # A later attempt may succeed.
             return attempt.result(Outcome.NOT_PLACED, str(fault))
         answered = await self._try_trunks(attempt, port)
         if isinstance(answered, AttemptResult):
@@ -287,14 +286,14 @@ class SipTrunkDialer(Dialer):
             return attempt.result(Outcome.MEDIA_MISMATCH, str(fault), 200)
         if not await on_answered(attempt.answered_at):
             await self._end(attempt, leg)
-            # The phone rang and was picked up: this must not happen again and again.
+            # The phone was picked up: retries must be limited.
             return attempt.result(Outcome.RANG_THEN_FAILED, "the answer could not be recorded", 200)
         self._sip.agent.acknowledge(leg.call_id, self._sip.now())
         self._sip.flush()
         return await self._play(attempt, leg, agreed, playlists[agreed.codec_name], port)
 
     async def _find_playlists(self, request: DialRequest) -> Mapping[str, Playlist]:
-        """What the request plays, by codec; raises as `PlaylistSource.for_request` does."""
+        """The playlists of the request, by codec; raises as `PlaylistSource.for_request` does."""
         try:
             playlists = await self._playlists.for_request(request, self.config.codecs)
         except UnavailableError as fault:
@@ -313,9 +312,9 @@ class SipTrunkDialer(Dialer):
         playlist: Playlist,
         port: int,
     ) -> AttemptResult:
-        """Send the clips, until they or the call are over."""
+        """Play until the playlist or the call ends, and end the call."""
         if leg.ending.done() or attempt.canceled:
-            # The call ended while the answer was made durable.
+            # The call ended while the answer was being persisted.
             return await self._finish(attempt, leg, played=False)
         media = attempt.media_session = MediaSession(
             self.streamer,
@@ -336,7 +335,7 @@ class SipTrunkDialer(Dialer):
         if not report.finished and not wanted:
             await self._end(attempt, leg)
             return attempt.result(Outcome.INTERRUPTED, report.error, 200, ended_by="us")
-        # A hold, or the silence of the remote party, is its own doing, whatever was played.
+        # A call that the remote held or left silent counts as answered, whatever was played.
         if report.packets != 0 or media.why:
             return await self._finish(attempt, leg, media.why)
         return await self._finish(attempt, leg, report.error, played=False)
@@ -344,9 +343,9 @@ class SipTrunkDialer(Dialer):
     async def _finish(
         self, attempt: CallAttempt, leg: CallLeg, detail: str = "", *, played: bool = True
     ) -> AttemptResult:
-        """End the call unless it has ended, and report it as answered until then.
+        """End the call if it has not ended; the result is ANSWERED.
 
-        Not so where we ended it with nothing `played`: that is not billed.
+        If we end it with nothing `played`, it is CANCELED or INTERRUPTED, and not billed.
         """
         ended = await self._end(attempt, leg)
         outcome = Outcome.ANSWERED
@@ -356,7 +355,7 @@ class SipTrunkDialer(Dialer):
         return attempt.result(outcome, detail, 200, ended.q850, ended.by)
 
     async def _try_trunks(self, attempt: CallAttempt, port: int) -> Answered | AttemptResult:
-        """Send an INVITE by one route after the other, until one decides the attempt."""
+        """Send an INVITE by one route after the other until one decides the attempt."""
         config, request = self.config, attempt.request
         number = dialled_number(request.e164, config.number_format, config.number_rules)
         caller = identity(
@@ -393,13 +392,13 @@ class SipTrunkDialer(Dialer):
                     return decided
                 picked_up = decided.why == "media"
                 if picked_up:
-                    # A 2xx that leaves nothing to play to: the carrier charges it all the same.
+                    # A 2xx without usable media: the carrier charges for it all the same.
                     attempt.answered_at = attempt.now()
                 result = attempt.failed(decided, route.address)
                 result = self._trunks.record_outcome(route, result, begun_at, picked_up=picked_up)
                 routes, result = self._trunks.next_routes(route, decided, result, left, dialled)
         finally:
-            # A probe whose result is never known would keep the trunk from all further calls.
+            # A probe without a result would block all further calls.
             self._trunks.leave(passed)
         return result or attempt.result(Outcome.TRUNK_TROUBLE, "no trunk takes calls now")
 
@@ -411,9 +410,9 @@ class SipTrunkDialer(Dialer):
         port: int,
         timeout: float | None,
     ) -> Answered | Failed:
-        """Ring until an answer or the end of the ring time.
+        """Send an INVITE and wait for its final response, up to the end of the ring time.
 
-        An address that sends no response at all is given up after `timeout` seconds, if not None.
+        An address without any response is given up after `timeout` seconds, if not None.
         """
         config, sip = self.config, self._sip
         invitation = Invitation(
@@ -430,8 +429,8 @@ class SipTrunkDialer(Dialer):
                 *config.extra_headers,
             ),
             display_name=caller.display_name,
-            # Until the answer is durable. Should we die before, the remote party gives up by
-            # itself, and is not left on an open line when the call is made again.
+            # Until the answer is persisted. If this process dies before, the remote ends the call
+            # by itself, so that no line stays open when the call is made again.
             withhold_ack=True,
         )
         self._forget_leg(attempt)
@@ -443,7 +442,7 @@ class SipTrunkDialer(Dialer):
             self._observer.invited(attempt.request, call_id)
         sip.flush()
         call_later = asyncio.get_running_loop().call_later
-        # An answer that has arrived by then wins, read or not.
+        # An answer that has arrived by then counts, even if it is unread.
         timers = [
             call_later(attempt.rings_for(), sip.after_reading, partial(self._stop_ringing, leg))
         ]
@@ -461,7 +460,7 @@ class SipTrunkDialer(Dialer):
             attempt.leg.close()
 
     async def _end(self, attempt: CallAttempt, leg: CallLeg) -> Ended:
-        """Hang up if need be, and wait until the call is over for us too."""
+        """Hang up if need be, and wait for the end of the call."""
         if not leg.ended.done():
             self._hang_up(attempt)
         return await leg.ended
@@ -476,7 +475,7 @@ class SipTrunkDialer(Dialer):
         self._sip.flush()
 
     def _abort(self, attempt: CallAttempt) -> None:
-        """End the call after an error, so that no phone goes on ringing and no line stays open."""
+        """End the call after an error, so that no phone rings on and no line stays open."""
         try:
             if attempt.media_session is not None:
                 attempt.media_session.stop()
@@ -486,7 +485,7 @@ class SipTrunkDialer(Dialer):
             log.exception("attempt_not_aborted", attempt=attempt.request.attempt_id)
 
     def _stop_ringing(self, leg: CallLeg) -> None:
-        # An INVITE without any response is not repeated now: a phone might begin to ring.
+        # Stop retransmissions: a phone might begin to ring.
         self._sip.agent.cancel(leg.call_id, self._sip.now(), repeat=False)
         self._sip.flush()
 
@@ -495,7 +494,7 @@ class SipTrunkDialer(Dialer):
         self._sip.flush()
 
     def _address_is_silent(self, address: Address) -> None:
-        """Give up the INVITEs to `address` without a response, so that another is tried."""
+        """Give up unanswered INVITEs to `address`, so that the next address is tried."""
         for leg in list(self._legs.values()):
             if leg.address == address and not leg.decided.done():
                 self._sip.after_reading(partial(self._give_up, leg))
@@ -513,12 +512,12 @@ class SipTrunkDialer(Dialer):
             self._local.compare(event)
             self._trunks.receive(event)
         elif isinstance(event, Incoming):
-            # A dialer calls and is not called.
+            # Incoming calls are not supported.
             self._sip.agent.reject(event.call_id, 480, self._sip.now())
             self._sip.flush()
 
     def _note_dropped(self, event: MessageDropped) -> None:
-        """Log a message for a running call that comes from a source which has no part in it."""
+        """Log a message for a running call that was dropped because of its source."""
         left_out = self._dropped.take()
         if left_out is None:
             return
@@ -532,7 +531,7 @@ class SipTrunkDialer(Dialer):
 
     @property
     def messages_dropped(self) -> tuple[int, int]:
-        """SIP messages from sources that are not accepted: all, and those that name a call."""
+        """Dropped SIP messages from sources that are not accepted: all, and those for calls."""
         if self._transport is None:
             return 0, 0
         counts = self._transport.agent.counts()
@@ -548,7 +547,7 @@ class SipTrunkDialer(Dialer):
         )
 
     def _move(self, address: str) -> None:
-        """Use another address of ours: for new calls, and in registrations."""
+        """Use a new local address for new calls and registrations."""
         agent = self._sip.agent
         agent.move((address, agent.config.local[1]))
         self._trunks.move()
@@ -560,10 +559,10 @@ class SipTrunkDialer(Dialer):
 
 
 def packets_late(stats: StreamerStats) -> float:
-    """Milliseconds that a tenth of the last half second's packets were later than.
+    """The 90th percentile of the lateness of RTP packets in the last half second, in ms.
 
-    0 where nothing plays. A tenth, since an overloaded machine is late again and again, whereas a
-    single pause (of its host, or a disk) is over by the time that it is reported.
+    0 if nothing plays. A percentile, because overload makes many packets late, unlike a single
+    pause of the machine.
     """
     if stats.reported_ago > SILENCE:
         return stats.reported_ago * 1000
@@ -571,7 +570,7 @@ def packets_late(stats: StreamerStats) -> float:
 
 
 def _longest(request: DialRequest, playlist: Playlist) -> int:
-    """Seconds after the answer at which a call is ended; never before it has played everything."""
+    """The longest duration of a call in seconds, at least that of its playlist."""
     seconds = sum(clip.size for clip in playlist) / SAMPLE_RATE
     hold = 0 if request.longest_seconds else DEFAULT_HOLD
     return max(request.longest_seconds, longest_call(seconds, hold))

@@ -1,12 +1,11 @@
-"""Keeps the SIP messages of calls in files: those of the last calls, and of those in ERROR.
+"""SIP traces: files with the messages of the last calls, and of calls that ended in ERROR.
 
-Messages are held in memory while an attempt runs; a thread of their own writes them afterwards, a
-few times a second. Everything is bounded: messages of an attempt, the queue of the writer, and the
-files by number, size and age. Beyond that traces are lost, and calls are not.
+Messages are buffered while an attempt runs; a thread writes them afterwards, a few times a second.
+Everything is bounded: messages of an attempt, the queue of the writer, and the files by number,
+size and age. Beyond that traces are dropped.
 
-A file for each call would cost more than the call: here hundreds of attempts are one write, and
-are forgotten by removing one file. A file is named after its number; each entry in it is a line of
-JSON (`Entry`) and the messages behind it.
+Files are numbered segments with many attempts, so that hundreds are appended by one write and
+removed with one file. An entry is a line of JSON (`Entry`), followed by the messages.
 """
 
 from __future__ import annotations
@@ -34,37 +33,37 @@ from bitel.sip.message import printable
 log = structlog.get_logger(__name__)
 
 MOST_MESSAGES: Final = 200
-"""Messages that are kept of one attempt."""
+"""Messages kept of one attempt."""
 MOST_BYTES: Final = 512 * 1024
-"""Bytes of one attempt's messages."""
+"""Bytes kept of one attempt."""
 LONGEST_MESSAGE: Final = 8192
-"""Bytes of a message that are kept."""
+"""Bytes kept of one message."""
 MOST_WAITING: Final = 2000
-"""Attempts that wait to be written; with more the oldest are lost."""
+"""Attempts queued for the writer; beyond, the oldest are dropped."""
 PAUSE: Final = 0.25
-"""Seconds between two writes."""
+"""Seconds between writes."""
 A_FEW: Final = 100
-"""Attempts; where more than that wait after a pause, there is a burst."""
+"""Attempts; more than that in the queue after a pause are a burst."""
 LONG_PAUSE: Final = 15.0
-"""Seconds between two writes in a burst. Writing an attempt takes as much CPU as a good part of its
-call, and in a burst most would soon be pushed out by the next: those are never written."""
+"""Seconds between writes in a burst. Writing costs much CPU, and in a burst most attempts are soon
+replaced by later ones: those are never written."""
 MANY_WRONG: Final = MOST_WAITING // 4
-"""Attempts that ended in ERROR; with as many waiting, the pause ends, so that none is lost."""
+"""Queued attempts that ended in ERROR at which the pause ends, so that none is dropped."""
 LOOK_AGAIN: Final = 3600.0
-"""Seconds between two checks for what has become too old, where nothing is written."""
+"""Seconds between checks for old files if nothing is written."""
 PARTS: Final = 8
-"""Files that a full share is kept in: what is removed at a time is about one part of it."""
+"""Files of a full share: the oldest is removed at a time."""
 DAY: Final = 86_400.0
 ERRORS: Final = "errors"
-"""The folder, within that of the traces, for calls that went wrong."""
+"""The subfolder for calls that ended in ERROR."""
 LONGEST_HEAD: Final = 64 * 1024
 LONGEST_ENTRY: Final = 16 * 1024 * 1024
-"""Bytes of an entry's first line, and of its messages: a file that says more is broken."""
+"""Limits in bytes of the first line of an entry, and of its messages, in a valid file."""
 
 WENT_WRONG: Final = frozenset(
     (Outcome.BAD_NUMBER, Outcome.REFUSED, Outcome.MEDIA_MISMATCH, Outcome.REFUSED_FOR_GOOD)
 )
-"""What a call ends in ERROR for."""
+"""Outcomes of calls that end in ERROR."""
 
 _CREDENTIALS: Final = re.compile(
     rb"^((?:Proxy-)?Authorization[ \t]*:[ \t]*)[^\r\n]*(?:\r?\n[ \t][^\r\n]*)*", re.I | re.M
@@ -81,10 +80,8 @@ _DIRECTIONS: Final[dict[str, Direction]] = {"in": "in", "out": "out"}
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """What is kept: attempts of any kind, attempts of calls that ended in ERROR, bytes, days.
-
-    The bytes are shared evenly by both kinds.
-    """
+    """What is kept: attempts of any kind, attempts of calls that ended in ERROR, bytes (one half
+    for each kind), and days."""
 
     attempts: int = 1000
     errors: int = 10_000
@@ -98,17 +95,17 @@ class _AttemptTrace:
     sip_call_ids: list[bytes] = field(default_factory=list)
     messages: list[tuple[float, Direction, Address, bytes]] = field(default_factory=list)
     room: int = MOST_BYTES
-    """Bytes of further messages that are kept."""
+    """Bytes of further messages that may be kept."""
     result: AttemptResult | None = None
-    """None where a fault of our own ended it."""
+    """None after an internal error."""
 
     @property
     def is_wrong(self) -> bool:
-        """Whether the call ended in ERROR, or for a fault of our own."""
+        """Whether the call ended in ERROR or by an internal error."""
         return self.result is None or self.result.outcome in WENT_WRONG
 
     def encode(self) -> tuple[str, bytes]:
-        """The call, and the attempt's entry."""
+        """The call's id and the encoded entry of the attempt."""
         result = self.result
         entry = Entry(
             self.request.call_id,
@@ -121,7 +118,7 @@ class _AttemptTrace:
 
 
 class TraceStore:
-    """A CallObserver that writes into `folder`, which is created if need be, with mode 0700."""
+    """A CallObserver that writes to `folder`, which is created with mode 0700."""
 
     def __init__(
         self, folder: Path, keep: Keep | None = None, clock: Callable[[], float] = time.time
@@ -143,7 +140,7 @@ class TraceStore:
         self._writer.start()
 
     def invited(self, request: DialRequest, sip_call_id: str) -> None:
-        """An INVITE for `request` is about to leave."""
+        """An INVITE for `request` is about to be sent."""
         trace = self._running.get(request.attempt_id)
         if trace is None:
             trace = self._running[request.attempt_id] = _AttemptTrace(request)
@@ -152,16 +149,16 @@ class TraceStore:
         self._by_sip_call_id[call_id] = trace
 
     def tap(self, direction: Direction, data: bytes, address: Address, at: float) -> None:
-        """Keep the message if it is of a call that is under way."""
+        """Buffer a message of a running call."""
         trace = self._by_sip_call_id.get(sip_call_id(data))
         if trace is None or trace.room < len(data) or len(trace.messages) == MOST_MESSAGES:
             return
-        # Not cut yet: credentials are masked first, as half a header would not be recognised.
+        # Truncated later: credentials in half a header would not be masked.
         trace.messages.append((at, direction, address, data))
         trace.room -= len(data)
 
     def over(self, request: DialRequest, result: AttemptResult | None) -> None:
-        """Have the attempt's messages written; one without any only if it ended in ERROR."""
+        """Queue the attempt for the writer; without an INVITE only if it ended in ERROR."""
         had_invite = request.attempt_id in self._running
         trace = self._running.pop(request.attempt_id, None) or _AttemptTrace(request)
         trace.result = result
@@ -177,12 +174,12 @@ class TraceStore:
             self._wake.set()
 
     def close(self) -> None:
-        """Write what waits, and end the thread."""
+        """Write the queue, and end the thread."""
         self._closing.set()
         self._wake.set()
         self._writer.join()
 
-    # In the thread
+    # The writer thread
 
     def _run(self) -> None:
         self._try(self._last.prepare, self._errors.prepare)
@@ -214,19 +211,19 @@ class TraceStore:
         if well:
             self._last.add([each.encode() for each in well])
         if wrong:
-            # The earlier attempts of a call that has gone wrong are kept with it.
+            # Copy the earlier attempts of calls that ended in ERROR.
             earlier = self._last.of_calls({each.request.call_id for each in wrong})
             self._errors.add([*earlier, *(each.encode() for each in wrong)])
 
 
 def _drained(waiting: deque[_AttemptTrace]) -> list[_AttemptTrace]:
-    """What waits, the oldest first; the other thread may add to it meanwhile."""
+    """Take what is queued, oldest first; the other thread may append meanwhile."""
     return [waiting.popleft() for _ in range(len(waiting))]
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """How much is kept in a folder: attempts, bytes, days. 0 attempts: nothing."""
+    """Limits of a folder: attempts, bytes, days."""
 
     attempts: int
     size: int
@@ -239,11 +236,11 @@ class _File:
     size: int = 0
     written_at: float = 0.0
     entries: list[tuple[str, int, int]] = field(default_factory=list)
-    """Call, offset and length of each."""
+    """Call id, offset and length of each entry."""
 
 
 class TraceFiles:
-    """The files in `folder`, for one thread. Every method may raise OSError.
+    """The files of a folder; not thread-safe. All methods may raise OSError.
 
     `clock` gives Unix seconds.
     """
@@ -257,7 +254,7 @@ class TraceFiles:
         self._is_open = False
 
     def prepare(self) -> None:
-        """Make the folder, for this user alone, and take note of what earlier runs left in it."""
+        """Create the folder, for this user only, and read the index of existing files."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for path in names_of_files(self._folder):
             with contextlib.suppress(FileNotFoundError):
@@ -268,7 +265,7 @@ class TraceFiles:
         self.forget()
 
     def add(self, entries: Sequence[tuple[str, bytes]]) -> None:
-        """Append encoded entries, each given with its call, and remove what is too much."""
+        """Append encoded entries, given with their call ids, and apply the limits."""
         for part in self._parts(entries):
             file = self._file()
             descriptor = os.open(file.path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
@@ -281,7 +278,7 @@ class TraceFiles:
         self.forget()
 
     def of_calls(self, call_ids: Collection[str]) -> list[tuple[str, bytes]]:
-        """The entries of these calls, as they were given to `add`."""
+        """The entries of these calls, in the form of `add`."""
         found = []
         for file in self._files.values():
             places = [place for place in file.entries if place[0] in call_ids]
@@ -293,7 +290,7 @@ class TraceFiles:
         return found
 
     def forget(self) -> None:
-        """Remove files that are too old, or too many."""
+        """Remove files beyond the limits."""
         attempts = sum(len(file.entries) for file in self._files.values())
         size = sum(file.size for file in self._files.values())
         oldest = self._clock() - self._share.days * DAY
@@ -313,7 +310,7 @@ class TraceFiles:
         return [entries[first : first + most] for first in range(0, len(entries), most)]
 
     def _file(self) -> _File:
-        """The file to append to: the last one, until it is full. Those of earlier runs are."""
+        """The file to append to: the last one of this run until it is full, or a new one."""
         share = self._share
         if self._is_open:
             file = self._files[self._last]
@@ -327,7 +324,7 @@ class TraceFiles:
 
 @dataclass(frozen=True, slots=True)
 class Traced:
-    """A SIP message; `at` is in Unix seconds, `address` the far end's. Its credentials are gone."""
+    """A SIP message with masked credentials; `at` is in Unix seconds, `address` is remote."""
 
     at: float
     direction: Direction
@@ -336,27 +333,27 @@ class Traced:
 
     @classmethod
     def of(cls, direction: Direction, data: bytes, address: Address, at: float) -> Traced:
-        """The message in a datagram."""
-        # Masked before it is cut: half a header would not be recognised.
+        """The message of a datagram."""
+        # Masked before truncation, as half a header would not be recognised.
         text = without_credentials(data)[:LONGEST_MESSAGE].decode("utf-8", "replace")
         return cls(round(at, 6), direction, shown(address), text.replace("\r\n", "\n"))
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An attempt in a file: what it came to, and the messages that it took."""
+    """An attempt in a file: its outcome and messages."""
 
     call_id: str
     attempt_id: str
     outcome: str
     detail: str
     messages: Sequence[tuple[float, Direction, str, bytes]]
-    """When (Unix seconds), which way, the far end's address, and the message."""
+    """Time (Unix seconds), direction, remote address and message."""
 
     def encode(self) -> bytes:
-        """A line of JSON, then the messages without their credentials."""
+        """A line of JSON, then the messages with masked credentials."""
         bodies = [data for *_, data in self.messages]
-        # Most attempts need none, which one search over all their messages finds faster.
+        # Most attempts have no credentials: one search over all messages is faster.
         if b"authorization" in b"\n".join(bodies).lower():
             bodies = [without_credentials(data) for data in bodies]
         bodies = [data[:LONGEST_MESSAGE] for data in bodies]
@@ -376,8 +373,8 @@ class Entry:
     def scan(cls, path: Path, call_id: str = "") -> Iterator[tuple[Self, int, int]]:
         """The entries in a file, or those of a call, each with its offset and length.
 
-        Ends where the file is broken, as after a crash: an entry may be half written. Messages are
-        read only where a call is asked for. Raises OSError.
+        Ends at an incomplete entry, as after a crash. Messages are read only for `call_id`. Raises
+        OSError.
         """
         with path.open("rb") as file:
             at = 0
@@ -410,10 +407,9 @@ class Entry:
 
 
 def erase(folder: Path, call_ids: Collection[str]) -> int:
-    """Overwrite the traces of calls in a folder of traces with blanks; how many attempts it was.
+    """Overwrite the traces of calls with blanks; returns the number of attempts.
 
-    The files keep their length, so that a process that appends to them is not disturbed. Raises
-    OSError.
+    Files keep their length, because another process may append to them. Raises OSError.
     """
     erased = 0
     for path in [*names_of_files(folder), *names_of_files(folder / ERRORS)]:
@@ -424,7 +420,7 @@ def erase(folder: Path, call_ids: Collection[str]) -> int:
                         _blank(file, at, size)
                         erased += 1
         except FileNotFoundError:
-            continue  # it was the oldest, and has been removed meanwhile
+            continue  # removed by the service
     return erased
 
 
@@ -441,15 +437,15 @@ def _blank(file: BinaryIO, at: int, size: int) -> None:
 
 
 def without_credentials(data: bytes) -> bytes:
-    """A SIP message whose (Proxy-)Authorization headers say nothing."""
+    """Mask the (Proxy-)Authorization headers of a SIP message."""
     if b"authorization" not in data.lower():
-        return data  # most messages, and this is fast
+        return data  # fast path
     return _CREDENTIALS.sub(rb"\1***", data)
 
 
 def sip_call_id(data: bytes) -> bytes:
-    """A message's Call-ID, empty where it has none."""
-    # Called for every message: the usual form is found without the regular expression.
+    """The Call-ID of an unparsed message, b"" without one."""
+    # Called for every message: fast path for the usual form.
     _, usual, after = data[:LONGEST_MESSAGE].partition(_USUAL_CALL_ID)
     if usual:
         return after.partition(b"\r\n")[0].strip()
@@ -458,7 +454,7 @@ def sip_call_id(data: bytes) -> bytes:
 
 
 def arrow(traced: Traced, width: int = 44) -> str:
-    """The message as one line of a ladder: we stand on the left, the far end on the right."""
+    """The message as one line of a ladder diagram: we are left, the remote is right."""
     first = traced.message.partition("\n")[0]
     if first.startswith("SIP/2.0 "):
         cseq = _CSEQ.search(traced.message)
@@ -475,15 +471,15 @@ def arrow(traced: Traced, width: int = 44) -> str:
 
 
 def in_full(traced: Traced) -> str:
-    """The arrow, and the message below it, indented."""
+    """The arrow and the indented message."""
     body = traced.message.rstrip("\n").split("\n")
     return "\n".join([arrow(traced), *(f"    {printable(line)}" for line in body), ""])
 
 
 def read(folder: Path, call_id: str) -> list[Traced | str]:
-    """The messages of a call's attempts, each followed by a sentence on what that came to.
+    """The messages of a call's attempts, each attempt followed by a sentence on its outcome.
 
-    `folder` is that of the traces; empty where it has none of the call. Raises OSError.
+    Empty if `folder` has no traces of the call. Raises OSError.
     """
     if not _ID.fullmatch(call_id):
         return []
@@ -491,10 +487,10 @@ def read(folder: Path, call_id: str) -> list[Traced | str]:
     for place in (folder, folder / ERRORS):
         for path in names_of_files(place):
             try:
-                # Earlier attempts of a call that went wrong are kept twice.
+                # Earlier attempts of a call in ERROR are stored twice.
                 found = {entry.attempt_id: entry for entry, _, _ in Entry.scan(path, call_id)}
             except FileNotFoundError:
-                continue  # removed by the service, at this moment
+                continue  # removed by the service
             entries.update(found)
     lines: list[Traced | str] = []
     # Ids are time-ordered.
@@ -509,6 +505,6 @@ def read(folder: Path, call_id: str) -> list[Traced | str]:
 
 
 def names_of_files(folder: Path) -> list[Path]:
-    """The files of traces in `folder`, the oldest first; none where there is no folder."""
+    """The trace files in `folder`, oldest first; empty without a folder."""
     found = [path for path in folder.glob("*.trace") if path.stem.isascii() and path.stem.isdigit()]
     return sorted(found, key=lambda path: int(path.stem))

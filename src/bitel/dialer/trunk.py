@@ -1,4 +1,4 @@
-"""A trunk's address as the settings write it."""
+"""A trunk as named in the settings, and the text forms of its addresses."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _PHONE = re.compile(r"\+?[0-9](?:[0-9.\-]*[0-9])?")
 class Trunk:
     """One carrier: `sip:HOST[:PORT][;transport=udp|tcp|tls]`, or `sips:`, which means TLS.
 
-    Without a port or a transport DNS may name them (RFC 3263 §4). `sips:` is not in the
-    Request-URI, since the path behind the carrier is unknown.
+    A missing port or transport is looked up in DNS (RFC 3263 §4). The Request-URI never has
+    `sips:`, because the path behind the carrier is unknown.
     """
 
     host: str
     port: int | None = None
     transport: Transport | None = None
     address: Address | None = field(init=False, repr=False, compare=False)
-    """Where it is, if its host is an IP address; else DNS says where."""
+    """Its address if the host is an IP address, else None."""
     authority: str = field(init=False, repr=False, compare=False)
-    """Host and port as URIs write them."""
+    """Host and port as written in URIs."""
 
     def __post_init__(self) -> None:
         port = "" if self.port in {None, DEFAULT_PORT} else f":{self.port}"
@@ -47,10 +47,9 @@ class Trunk:
 
     @classmethod
     def parse(cls, text: str) -> Trunk:
-        """The trunk, or outbound proxy, that `text`, a SIP URI without a user, names.
+        """Parse a trunk or outbound proxy, a SIP URI without a user. Raises ValueError.
 
-        Raises ValueError where it names none. Of its parameters only `transport` counts; the
-        settings refuse those that would have no effect.
+        Parameters other than `transport` are ignored; the settings refuse them.
         """
         try:
             uri = parse_uri(text)
@@ -69,50 +68,49 @@ class Trunk:
             raise ValueError(f"{text!r} can't be a trunk: it is neither sip: nor sips:")
         host = uri.host.removeprefix("[").removesuffix("]")
         with contextlib.suppress(ValueError):
-            host = str(ipaddress.ip_address(host))  # as it will be compared
+            host = str(ipaddress.ip_address(host))  # the canonical form
         return cls(host, uri.port, transport)
 
     def at(self, host: str, port: int | None = None, transport: Transport | None = None) -> Address:
-        """An address of the carrier. What is left out is what the settings say, else the usual.
+        """An address of the carrier; port and transport default to those of the settings.
 
-        The certificate of a TLS peer must bear the name in the settings: what DNS
-        says may be forged (RFC 5922 §4).
+        The certificate of a TLS peer must match the host in the settings, because DNS may be forged
+        (RFC 5922 §4).
         """
         transport = transport or self.transport or Transport.UDP
         domain = self.host if transport is Transport.TLS else ""
         return Address(host, port or self.port or DEFAULT_PORTS[transport], transport, domain)
 
     def uri_for(self, number: str, *, user_phone: bool = False) -> str:
-        """The Request-URI of a call to `number`, as the carrier writes it.
+        """The Request-URI of a call to `number`.
 
-        With `user_phone` it says so where the user part is a telephone number (RFC 3261 §19.1.1).
+        With `user_phone`, `;user=phone` is added to a telephone number (RFC 3261 §19.1.1).
         """
         return f"sip:{number}@{self.authority}{phone_parameter(number, user_phone)}"
 
     @property
     def route(self) -> str:
-        """The Route value that sends a request by way of this host, a loose router (RFC 3261
-        §8.1.2)."""
+        """The Route value for this host as a loose router (RFC 3261 §8.1.2)."""
         return f"<{self.text};lr>"
 
     @property
     def uri(self) -> str:
-        """The carrier itself, as REGISTER names it."""
+        """The URI of the carrier, for REGISTER."""
         return f"sip:{self.authority}"
 
     @property
     def text(self) -> str:
-        """The trunk as the settings might write it."""
+        """The trunk in the form of the settings."""
         return self.uri + (f";transport={self.transport.lower()}" if self.transport else "")
 
 
 def phone_parameter(user: str, user_phone: bool) -> str:
-    """`;user=phone` where that is wanted and `user` is a telephone number, else ""."""
+    """`;user=phone` if `user_phone` and `user` is a telephone number, else ""."""
     return ";user=phone" if user_phone and _PHONE.fullmatch(user) else ""
 
 
 def shown(address: Address) -> str:
-    """`HOST:PORT`, as people read it; with the transport if that is not UDP: `HOST:PORT/TLS`."""
+    """`HOST:PORT` for logs; with the transport if it is not UDP: `HOST:PORT/TLS`."""
     place = f"{host_in_uri(address.host)}:{address.port}"
     return place if address.transport is Transport.UDP else f"{place}/{address.transport}"
 

@@ -1,12 +1,11 @@
-"""Which trunks and addresses take calls now: pings, unanswered INVITEs, and circuit breakers.
+"""Health of trunks and their addresses: pings (OPTIONS), unanswered INVITEs, circuit breakers.
 
-An address is down after an unanswered INVITE or unanswered pings. Any response brings it back, to a
-ping or to an INVITE, as addresses that are down are still tried last. Without pings it comes back
-after `DOWN_UNPINGED` seconds. An address that sent 503 with Retry-After rests for that time (RFC
-3261 §21.5.4), for `LONGEST_REST` seconds at most, since the 503 may be about the one call, and only
-until it answers a ping.
+An address is down after an unanswered INVITE or unanswered pings, and up after any response;
+addresses that are down are still tried last. Without pings it is up again after `DOWN_UNPINGED`
+seconds. After 503 with Retry-After (RFC 3261 §21.5.4) it rests for that time, up to `LONGEST_REST`
+seconds, or until it answers a ping.
 
-A circuit breaker pauses calls that fail in a row, then tries one call at a time.
+A circuit breaker pauses calls after consecutive failures, then lets one call at a time probe.
 """
 
 from __future__ import annotations
@@ -29,22 +28,21 @@ from bitel.sip_transport.transport import SipTransport
 log = structlog.get_logger(__name__)
 
 PINGS_MISSED: Final = 2
-"""Pings in a row that must stay unanswered: one may be lost on the way."""
+"""Consecutive unanswered pings after which an address is down; one may be lost."""
 DOWN_UNPINGED: Final = 30.0
-"""Seconds for which an address is down where no pings are sent."""
+"""Seconds for which an address is down if no pings are sent."""
 LONGEST_REST: Final = 60.0
-"""Longest rest of an address in seconds, whatever Retry-After says: the 503 may be about one call,
-or come from behind the carrier, but a rest stops all calls."""
+"""Longest rest in seconds, whatever Retry-After says: the 503 may concern one call only, or come
+from behind the carrier, but a rest stops all calls."""
 MOST_REMEMBERED: Final = 4096
-"""Addresses that are remembered; DNS may name others each day."""
+"""Addresses that are remembered; DNS may name new ones each day."""
 PING_TIMEOUT: Final = 5.0
-"""Seconds after which a ping counts as unanswered: its repetitions leave at 0.5, 1.5 and 3.5 s."""
+"""Timeout of a ping in seconds; it is retransmitted at 0.5, 1.5 and 3.5 s."""
 MOST_ADDRESSES: Final = 64
 DOUBTED_PING_TIMEOUT: Final = 2.0
-"""As `PING_TIMEOUT`, of a ping to an address that an ICMP error calls unreachable: its repetitions
-leave at 0.5 and 1.5 s."""
+"""As `PING_TIMEOUT`, after an ICMP error: retransmissions at 0.5 and 1.5 s."""
 UNPINGED: Final = 30.0
-"""Seconds between look-ups of the addresses where no pings are sent."""
+"""Seconds between look-ups of the addresses if no pings are sent."""
 
 
 @dataclass(slots=True)
@@ -58,9 +56,9 @@ class _State:
 
 
 class AddressHealth:
-    """The state of each address; `pinged` says whether addresses are pinged.
+    """The health of each address; `pinged`: whether pings are sent.
 
-    `clock` gives Unix seconds, `monotonic` seconds that never go back (default: `clock`).
+    `clock` gives Unix seconds, `monotonic` monotonic seconds (default: `clock`).
     """
 
     def __init__(
@@ -75,16 +73,16 @@ class AddressHealth:
         self._states: dict[Address, _State] = {}
 
     def answered_call(self, address: Address) -> None:
-        """An INVITE got an answer there, provisional or final."""
+        """An INVITE got a response, provisional or final."""
         self._of(address).answers_calls = True
         self.answered(address)
 
     def failed_call(self, address: Address) -> None:
-        """An INVITE got no answer there, or could not even be sent."""
+        """An INVITE got no response, or could not be sent."""
         self._down(address, "it answers no INVITE")
 
     def answered_ping(self, address: Address, *, ends_rest: bool = False) -> None:
-        """A ping got a response of any code; `ends_rest`: one that ends a rest after 503."""
+        """A ping got a response of any code; `ends_rest`: it ends a rest after 503."""
         state = self._of(address)
         state.answers_pings = True
         if ends_rest:
@@ -92,8 +90,8 @@ class AddressHealth:
         self.answered(address)
 
     def missed_ping(self, address: Address) -> bool:
-        """A ping got no response; whether that counts. It does not where calls are answered and
-        pings never are: some carriers ignore OPTIONS."""
+        """A ping got no response; returns whether that counts. It does not if calls are answered
+        but pings never were: some carriers ignore OPTIONS."""
         state = self._of(address)
         state.missed += 1
         if state.answers_calls and not state.answers_pings:
@@ -103,7 +101,7 @@ class AddressHealth:
         return True
 
     def answered(self, address: Address) -> None:
-        """The address has responded, and is no longer down."""
+        """The address has responded: it is up."""
         state = self._of(address)
         state.missed = 0
         state.answered_at = self._monotonic()
@@ -112,7 +110,7 @@ class AddressHealth:
             log.info("trunk_address_up", address=shown(address))
 
     def rest(self, address: Address, seconds: float) -> None:
-        """Rest the address for so many seconds, `LONGEST_REST` at most."""
+        """Rest the address for `seconds`, at most `LONGEST_REST`."""
         self._of(address).rests_until = self._monotonic() + min(max(seconds, 0.0), LONGEST_REST)
 
     def usable(self, address: Address) -> bool:
@@ -120,18 +118,18 @@ class AddressHealth:
         return not self.is_down(address) and not self.rests(address)
 
     def rests(self, address: Address) -> bool:
-        """Whether the time of its Retry-After is not over."""
+        """Whether it rests after 503 with Retry-After."""
         return self._of(address).rests_until > self._monotonic()
 
     def is_down(self, address: Address) -> bool:
-        """Whether it did not respond when it was last tried."""
+        """Whether it did not respond last."""
         since = self._of(address).down_since
         if since is None:
             return False
         return self._pinged or self._monotonic() - since < DOWN_UNPINGED
 
     def answered_at(self, address: Address) -> float | None:
-        """When it last gave an answer of any kind, in Unix seconds; None: never."""
+        """Time of its last response of any kind, in Unix seconds; None: never."""
         state = self._states.get(address)
         if state is None or state.answered_at is None:
             return None
@@ -151,7 +149,7 @@ class AddressHealth:
 
 
 Ask = Callable[[OutgoingRequest], Awaitable[RequestDone]]
-"""Sends a request and waits for its final answer; code 408 or 503 where there is none."""
+"""Sends a request and waits for its final response; code 408 or 503 without one."""
 
 
 class PendingRequests:
@@ -162,7 +160,7 @@ class PendingRequests:
         self._waiting: dict[str, tuple[int, asyncio.Future[RequestDone]]] = {}
 
     async def ask(self, request: OutgoingRequest) -> RequestDone:
-        """Send `request`, and wait for its final answer: up to 64 × T1, more where challenged."""
+        """Send `request` and wait for its final response: up to 64 × T1, longer if challenged."""
         call_id = self._transport.agent.request(request, self._transport.now())
         done: asyncio.Future[RequestDone] = asyncio.get_running_loop().create_future()
         self._waiting[call_id] = request.cseq or 1, done
@@ -173,9 +171,9 @@ class PendingRequests:
             del self._waiting[call_id]
 
     def receive(self, event: RequestDone) -> None:
-        """Resolve the request that waits for this answer, if there is one."""
+        """Complete the request that waits for this response, if any."""
         cseq, waiting = self._waiting.get(event.call_id, (0, None))
-        # A lower CSeq is of an earlier request with the same Call-ID.
+        # A lower CSeq belongs to an earlier request with the same Call-ID.
         if waiting is not None and event.cseq >= cseq and not waiting.done():
             waiting.set_result(event)
 
@@ -183,9 +181,8 @@ class PendingRequests:
 class Pinger:
     """Pings the addresses that `find` gives every `interval` seconds, and reports to `health`.
 
-    With an interval of 0 it only looks the addresses up, so that they are known. `options_to` makes
-    the OPTIONS for an address. `on_silence` is called with an address that was doubted and answers
-    no ping, unless it never answers pings.
+    With interval 0 it only looks up the addresses. `options_to` makes the OPTIONS for an address.
+    `on_silence` is called with a doubted address that answers no ping, unless it never does.
     """
 
     def __init__(
@@ -208,11 +205,11 @@ class Pinger:
         self._under_way: dict[Address, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
-        """Ping until cancelled. The first round comes after one interval."""
+        """Ping until cancelled; the first time after one interval."""
         try:
             while True:
                 addresses = await self._find()
-                # Spread, so that many dialers don't ask in the same instant.
+                # Jitter, so that many dialers do not ping at the same time.
                 await asyncio.sleep((self._interval or UNPINGED) * random.uniform(0.9, 1.0))
                 for address in list(addresses)[:MOST_ADDRESSES]:
                     self.ping_soon(address)
@@ -221,14 +218,14 @@ class Pinger:
                 task.cancel()
 
     def ping_soon(self, address: Address) -> None:
-        """Ping now, unless a ping is under way to it, or the interval is 0."""
+        """Ping now, unless a ping is pending or the interval is 0."""
         if self._interval:
             self._begin(address)
 
     def doubt(self, address: Address) -> None:
-        """Ping now, whatever the interval: an ICMP error calls `address` unreachable.
+        """Ping now, whatever the interval, after an ICMP error about `address`.
 
-        A ping that is under way gets no more time than one that is sent now.
+        The timeout of a pending ping is shortened accordingly.
         """
         if address in self._under_way or len(self._under_way) < MOST_ADDRESSES:
             self._doubted.add(address)
@@ -251,7 +248,7 @@ class Pinger:
             log.error("ping_failed", address=shown(address), exc_info=task.exception())
 
     async def ping(self, address: Address) -> None:
-        """Send one OPTIONS, and report the result to `health`."""
+        """Send OPTIONS and report the result to `health`."""
         request = self._options_to(address)
         # The response does not end a rest that began after the ping was sent.
         rested = self._health.rests(address)
@@ -279,15 +276,15 @@ class BreakerState(enum.Enum):
     OPEN = "open"
     """No calls, for `first_wait` seconds, doubled each time up to `longest_wait`."""
     HALF_OPEN = "half open"
-    """One call is under way as a probe: its success closes, its failure opens again."""
+    """One call runs as a probe: success closes, failure opens again."""
 
 
 @dataclass(frozen=True, slots=True)
 class BreakerLimits:
     """When a breaker opens, and for how long.
 
-    `threshold` failures in a row open it, 0 never. With `must_have_worked` only after a success:
-    what has never worked is a mistake in the settings, which should show at once.
+    `threshold` consecutive failures open it, 0: never. With `must_have_worked` only after a
+    success: without one the settings are wrong, which should show at once.
     """
 
     threshold: int
@@ -297,11 +294,10 @@ class BreakerLimits:
 
 
 class CircuitBreaker:
-    """Counts successes and failures of calls, and says whether another may be placed.
+    """A circuit breaker for calls.
 
-    The result of a call that began before the breaker changed its state says nothing about the
-    time after, so results carry the time at which their call began. Times are in seconds of a
-    clock that does not go back; the caller passes them.
+    The result of a call that began before the last change of state does not count, so results carry
+    the begin time of their call. Times are monotonic seconds.
     """
 
     def __init__(self, limits: BreakerLimits) -> None:
@@ -311,34 +307,34 @@ class CircuitBreaker:
         self._changed_at = self._retry_at = 0.0
         self.state = BreakerState.CLOSED
         self.worked = False
-        """Whether any call has succeeded; may be set from what an earlier process knew."""
+        """Whether any call has succeeded; may be restored from an earlier process."""
 
     @property
     def is_closed(self) -> bool:
-        """Whether calls are placed without restriction."""
+        """Whether calls are placed without limit."""
         return self.state is BreakerState.CLOSED
 
     def admits(self, now: float) -> bool:
-        """Whether a call may be begun now: any while closed, else one when its wait is over."""
+        """Whether a call may begin now: any while closed, else one after the wait."""
         return self.is_closed or (self.state is BreakerState.OPEN and now >= self._retry_at)
 
     def open(self, now: float) -> None:
-        """Be open, as an earlier process has left it; a probe is admitted at once."""
+        """Restore the open state of an earlier process; a probe is admitted at once."""
         self.worked = True
         self._retry_at = now
         self._enter(BreakerState.OPEN, now)
 
     def is_probed_since(self, begun_at: float) -> bool:
-        """Whether the call that began at `begun_at` is the probe that is under way."""
+        """Whether the call that began at `begun_at` is the current probe."""
         return self.state is BreakerState.HALF_OPEN and begun_at >= self._changed_at
 
     def begin(self, now: float) -> None:
-        """Take note that a call, which was admitted, begins now."""
+        """Record the begin of an admitted call."""
         if self.state is BreakerState.OPEN:
             self._enter(BreakerState.HALF_OPEN, now)
 
     def succeeded(self, begun_at: float, now: float) -> bool:
-        """Take note of a success; True where it closes the breaker."""
+        """Record a success; returns whether it closes the breaker."""
         self.worked = True
         if self.is_closed:
             self._failures = 0
@@ -351,7 +347,7 @@ class CircuitBreaker:
         return True
 
     def failed(self, begun_at: float, now: float) -> bool:
-        """Take note of a failure; True where it opens the breaker, anew or after a probe."""
+        """Record a failure; returns whether it opens the breaker."""
         limits = self._limits
         if begun_at < self._changed_at or self.state is BreakerState.OPEN:
             return False
@@ -367,7 +363,7 @@ class CircuitBreaker:
         return True
 
     def inconclusive(self, begun_at: float, now: float) -> None:
-        """Take note of a call that says neither; a probe is then tried again after the wait."""
+        """Record a call without a result; another probe follows after the wait."""
         if self.is_probed_since(begun_at):
             self._open(now)
 

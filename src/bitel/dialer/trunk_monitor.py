@@ -1,4 +1,4 @@
-"""The trunks of one dialer: their addresses and health, registrations, and routes for calls."""
+"""The trunks of a dialer: addresses, health, registrations, routes, and accepted sources."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ from bitel.supervision import keep_running
 log = structlog.get_logger(__name__)
 
 REFUSALS: Final = frozenset({401, 402, 403, 407, 488})
-"""Codes by which a trunk refuses every call once credentials, credit or codecs are no longer right;
-in a row they say nothing about the numbers called."""
+"""Codes by which a trunk refuses all calls if credentials, credit or codecs are wrong; several in a
+row are not about the numbers called."""
 REFUSALS_PROBED: Final = 300.0
-"""Seconds between two calls to a trunk that refuses all of them."""
+"""Seconds between probe calls to a trunk that refuses all calls."""
 
 UNCERTAIN_IN_A_ROW: Final = 10
-"""Uncertain failures in a row after which an address rests: an outage behind the carrier's edge."""
+"""Consecutive uncertain failures after which an address rests: an outage behind the carrier."""
 UNCERTAIN_REST: Final = 30.0
 UNCERTAIN_LONGEST: Final = 60.0
-"""Seconds of rest, doubled each time a single call shows that the outage lasts."""
+"""First and longest rest in seconds; doubled after each failed probe call."""
 
 _DECIDED: Final = frozenset(
     {
@@ -56,24 +56,24 @@ _DECIDED: Final = frozenset(
         Outcome.REFUSED_FOR_GOOD,
     }
 )
-"""Outcomes that show that the trunk delivers calls."""
+"""Outcomes that prove that the trunk delivers calls."""
 _UNCERTAIN: Final = BreakerLimits(UNCERTAIN_IN_A_ROW, UNCERTAIN_REST, UNCERTAIN_LONGEST)
 _REFUSED: Final = frozenset({Outcome.REFUSED, Outcome.MEDIA_MISMATCH})
 
 RESTART_PAUSE: Final = 5.0
-"""Seconds from an unexpected error of a background task to its restart."""
+"""Seconds before the restart of a background task after an unexpected error."""
 
 Passed = dict[CircuitBreaker, float]
-"""The circuit breakers that one call has passed, and when."""
+"""The circuit breakers that one call has passed, with the time."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrunkState:
-    """One address of one trunk, or a trunk that has none yet.
+    """The state of one address of a trunk.
 
-    `trunk` is the trunk as the settings name it, `address` None until DNS has named one. `rests`:
-    it sent Retry-After; `usable`: it neither rests nor has it stopped answering. `registered` is
-    None without registration. `answered_at` is when it last answered anything, in Unix seconds.
+    `trunk` is in the form of the settings; `address` is None until it is resolved. `rests`: it sent
+    Retry-After; `usable`: it takes calls. `registered` is None without registration. `answered_at`
+    is the time of its last response, in Unix seconds.
     """
 
     trunk: str
@@ -85,9 +85,9 @@ class TrunkState:
 
 
 class TrunkMonitor:
-    """Knows the trunks of `config`; once started, registers with them and pings them.
+    """Tracks the trunks of `config`; once started, registers with them and pings them.
 
-    `clock` gives Unix seconds, `monotonic` seconds that never go back.
+    `clock` gives Unix seconds, `monotonic` monotonic seconds.
     """
 
     def __init__(
@@ -118,19 +118,19 @@ class TrunkMonitor:
 
     @property
     def up(self) -> bool:
-        """Whether a call placed now has a chance with one of them."""
+        """Whether any trunk takes calls, at least as a probe."""
         return any(self._reachable(trunk) for trunk in self._config.trunks)
 
     @property
     def probing(self) -> bool:
-        """Whether a call placed now only tries out what has failed: one is enough."""
+        """Whether a call can only be a probe: one at a time is enough."""
         return self.up and not any(
             self._reachable(trunk, untried=False) for trunk in self._config.trunks
         )
 
     @property
     def paused_reason(self) -> str:
-        """Why every trunk's breaker holds calls back; "" while one of them takes calls."""
+        """Why the breakers of all trunks are open; "" if one is closed."""
         is_open = any(breaker.is_closed for breaker in self._refusals.values())
         return "" if is_open else self._paused_reason
 
@@ -140,14 +140,14 @@ class TrunkMonitor:
         return any(breaker.worked for breaker in self._refusals.values())
 
     def assume_worked(self) -> None:
-        """Take it that the trunks have delivered calls, as an earlier process has recorded."""
+        """Restore from an earlier process that the trunks have delivered calls."""
         for breaker in self._refusals.values():
             breaker.worked = True
 
     def assume_paused(self, reason: str) -> None:
-        """Take it that the trunks refuse every call, as an earlier process has recorded.
+        """Restore from an earlier process that the trunks refuse all calls.
 
-        The next call tries one: that process is over, and its settings may be mended by now.
+        The next call is a probe, because the settings may be corrected.
         """
         if self._config.refusals_before_pause:
             self._paused_reason = reason
@@ -159,7 +159,7 @@ class TrunkMonitor:
         return [state for trunk in dict.fromkeys(self._config.trunks) for state in self._of(trunk)]
 
     async def any_address(self) -> Address:
-        """An address of one of them. Raises OSError where none has any."""
+        """An address of any trunk. Raises OSError without one."""
         fault: OSError | None = None
         for hop in self._next_hops():
             try:
@@ -170,14 +170,11 @@ class TrunkMonitor:
         raise fault
 
     async def find_host(self, host: str) -> str:
-        """An IP address of `host`, as `Resolver.find_host` finds it."""
+        """An IP address of `host`; see `Resolver.find_host`."""
         return await self._resolver.find_host(host)
 
     def start(self, transport: SipTransport, on_silence: Callable[[Address], None]) -> None:
-        """Register where that is wanted, and ping.
-
-        `on_silence` is called with an address that was doubted and does not answer.
-        """
+        """Start pings, and registrations if configured; `on_silence` as in `Pinger`."""
         config, agent = self._config, transport.agent
         requests = self._requests = PendingRequests(transport)
         self._pinger = Pinger(
@@ -205,12 +202,12 @@ class TrunkMonitor:
             self._begin(f"register with {trunk.text}", client.run)
 
     def move(self) -> None:
-        """Register anew: our address has changed."""
+        """Register again: our address has changed."""
         for client in self._registrations.values():
             client.move()
 
     async def stop(self) -> None:
-        """Take registrations back; takes 2 s at most."""
+        """Stop, and remove registrations, within 2 s."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -218,19 +215,19 @@ class TrunkMonitor:
         await asyncio.gather(*(client.leave() for client in self._registrations.values()))
 
     def doubt(self, address: Address) -> None:
-        """Ask whether `address` is there: an ICMP error, perhaps forged, says that it is not."""
+        """Ping `address` after an ICMP error, which may be forged."""
         if self._pinger is not None:
             self._pinger.doubt(address)
 
     def receive(self, done: RequestDone) -> None:
-        """Take the answer to a REGISTER or an OPTIONS."""
+        """Process the response to a REGISTER or OPTIONS."""
         if self._requests is not None:
             self._requests.receive(done)
 
     async def routes(self, uri_for: Callable[[Trunk], str]) -> list[Route]:
         """The routes to a number, best first; `uri_for` gives the Request-URI at a trunk.
 
-        Raises OSError where no trunk's name can be found.
+        Raises OSError if no trunk can be resolved.
         """
         routes: list[Route] = []
         fault: OSError | None = None
@@ -245,27 +242,26 @@ class TrunkMonitor:
             raise fault
         ordered = in_order(routes, self._health, self._rests)
         if self._config.register:
-            # Stable: among those that are registered, the healthy ones stay in front.
+            # Stable: healthy ones stay in front.
             ordered.sort(key=lambda route: not self._registered(route.trunk))
         return ordered
 
     def is_of_trunk(self, host: str) -> bool:
-        """Whether an IP address is one of the trunks' or the outbound proxy's, or was within the
-        last 24 hours."""
+        """Whether an IP address belongs to a trunk or its proxy, or did within 24 hours."""
         return host in self._literal_hosts or self._resolver.is_of_trunk(host)
 
     def hosts(self, trunk: Trunk) -> frozenset[str]:
-        """The IP addresses that are known to be the trunk's, or its outbound proxy's."""
+        """The known IP addresses of the trunk and its outbound proxy."""
         known = self._resolver.known
         both = [*(known(trunk) or ()), *(known(self._config.next_hop(trunk)) or ())]
         return frozenset(address.host for address in both)
 
     def begin(self, route: Route, passed: Passed) -> float | None:
-        """Note that an INVITE is sent to `route`; the time, or None where it must not be sent.
+        """Record that an INVITE is sent to `route`; returns the time, or None if it must not be.
 
-        While a breaker is not closed, one call at a time is let through as a probe. A call that
-        probes a trunk may try all its addresses, and go where one of them redirects it. `passed`
-        is the call's own, empty at first, and goes to `leave` when it is over.
+        While a breaker is not closed, it admits one call at a time as a probe. A probe may try all
+        addresses of its trunk, and follow a redirection. `passed` belongs to the call, is empty at
+        first, and is passed to `leave` at the end.
         """
         now = self._monotonic()
         begun: list[CircuitBreaker] = []
@@ -281,11 +277,7 @@ class TrunkMonitor:
         return now
 
     def leave(self, passed: Passed) -> None:
-        """Note that a call sends no further INVITE.
-
-        A probe that has shown neither success nor failure by then is followed by another after the
-        wait.
-        """
+        """Record that a call sends no further INVITE; a probe without a result is inconclusive."""
         now = self._monotonic()
         for breaker, begun_at in passed.items():
             breaker.inconclusive(begun_at, now)
@@ -293,11 +285,10 @@ class TrunkMonitor:
     def record_outcome(
         self, route: Route, result: AttemptResult, begun_at: float, *, picked_up: bool = False
     ) -> AttemptResult:
-        """Count the result of an INVITE that left at `begun_at`; the result that then applies.
+        """Count the result of an INVITE that was sent at `begun_at`; returns the final result.
 
-        A refusal while the trunk refuses all calls says nothing about this one: it becomes trunk
-        trouble, so that the call waits. Not so where the call was `picked_up` with an answer of no
-        use: it must not be repeated without limit.
+        A refusal while the trunk refuses all calls becomes TRUNK_TROUBLE, so that the call waits,
+        unless it was `picked_up` with an unusable answer: retries must be limited.
         """
         now, refusals = self._monotonic(), self._refusals[route.trunk]
         uncertain = self._breaker_of(route.address)
@@ -329,13 +320,13 @@ class TrunkMonitor:
         return result
 
     def learn(self, route: Route, decided: Answered | Failed) -> None:
-        """Take note of how an INVITE fared."""
+        """Update the health of the address by the result of an INVITE."""
         health, address = self._health, route.address
         if isinstance(decided, Answered) or decided.why in {"response", "auth", "media"}:
             health.answered_call(address)
         if isinstance(decided, Answered):
             return
-        # After ringing a 503 comes from behind the carrier, and is about who was called.
+        # After ringing, a 503 comes from behind the carrier and concerns the callee.
         is_overloaded = decided.code == 503 and decided.why == "response" and not decided.rang
         if is_overloaded and decided.retry_after:
             health.rest(address, decided.retry_after)
@@ -356,7 +347,7 @@ class TrunkMonitor:
     ) -> tuple[list[Route], AttemptResult]:
         """The routes to try after `route` failed: the target of a 3xx, or the other addresses.
 
-        Also returns the result of the attempt if none of them is tried.
+        Also returns the result of the attempt if none is tried.
         """
         known, proxy = self._resolver.known, self._config.outbound_proxy
         onward = redirected(
@@ -368,7 +359,7 @@ class TrunkMonitor:
             follow_private=self._config.follow_private,
         )
         if isinstance(onward, Route):
-            # The redirection is no result: if it can't be followed now, the call waits.
+            # If the redirection can't be followed now, the call waits.
             others = [other for other in left if other.trunk != route.trunk]
             return [onward, *others], result._replace(outcome=Outcome.TRUNK_TROUBLE)
         if onward:
@@ -393,7 +384,7 @@ class TrunkMonitor:
         ] or [TrunkState(trunk.text, None, False, False, registered, None)]
 
     def _reachable(self, trunk: Trunk, *, untried: bool = True) -> bool:
-        """Whether a call may be placed there; without `untried`, not merely as a probe."""
+        """Whether a call may be placed there; without `untried`, not only as a probe."""
         now = self._monotonic()
 
         def admits(breaker: CircuitBreaker) -> bool:
@@ -412,7 +403,7 @@ class TrunkMonitor:
     def _rests(self, address: Address) -> bool:
         """Whether no call is sent to `address` because of its Retry-After.
 
-        False if no other address takes calls either: the 503 of one call must not stop a dialer.
+        False if no other address takes calls: the 503 of one call must not stop the dialer.
         """
         return self._health.rests(address) and any(
             other != address
@@ -445,19 +436,19 @@ class TrunkMonitor:
             try:
                 found += await self._resolver.find(hop)
             except OSError:
-                continue  # `Resolver` has said so in the log
+                continue  # logged by `Resolver`
         return list(dict.fromkeys(found))
 
     def _next_hops(self) -> list[Trunk]:
-        """Where requests are sent: the outbound proxy, or each of the trunks."""
+        """The outbound proxy, or each of the trunks."""
         return list(dict.fromkeys(map(self._config.next_hop, self._config.trunks)))
 
     def _known(self, trunk: Trunk) -> list[Address] | None:
-        """The known addresses that requests for `trunk` are sent to; None before the look-up."""
+        """The known next hops of `trunk`; None before the look-up."""
         return self._resolver.known(self._config.next_hop(trunk))
 
     def _options_to(self, address: Address, sent_by: str) -> OutgoingRequest:
-        """The OPTIONS that pings `address`; with an outbound proxy its Request-URI is the trunk."""
+        """The OPTIONS for `address`; with an outbound proxy its Request-URI is the trunk."""
         config = self._config
         uri = config.trunks[0].uri if config.outbound_proxy else uri_of(address)
         from_uri = f"sip:{host_in_uri(config.from_domain) or sent_by}"
@@ -468,20 +459,20 @@ class TrunkMonitor:
 
 
 class AcceptedSources:
-    """The `SourcePolicy` of a dialer; `is_of_trunk` tells the trunks' addresses."""
+    """The `SourcePolicy` of a dialer; `is_of_trunk` is true for addresses of trunks."""
 
     def __init__(self, accept_from: AcceptFrom, is_of_trunk: Callable[[str], bool]) -> None:
         self._is_of_trunk = is_of_trunk
         self.accept_from(accept_from)
 
     def accept_from(self, accept_from: AcceptFrom) -> None:
-        """Accept from there from now on."""
+        """Change the accepted sources."""
         self.is_open = accept_from == "any"
         self._networks = () if isinstance(accept_from, str) else accept_from
         self._is_within = lru_cache(maxsize=4096)(self._look_up)
 
     def accepts(self, host: str) -> bool:
-        """Whether everything that comes from `host`, an IP address, is accepted."""
+        """Whether all messages from the IP address `host` are accepted."""
         return self._is_of_trunk(host) or (bool(self._networks) and self._is_within(host))
 
     def _look_up(self, host: str) -> bool:

@@ -1,6 +1,6 @@
 """Digest authentication as a client (RFC 7616, RFC 8760, RFC 3261 §22).
 
-Challenges are read here, since `sipmessage` does not read a quoted list such as
+Challenges are parsed here because `sipmessage` does not accept a quoted list such as
 `qop="auth,auth-int"`, which most registrars send.
 """
 
@@ -15,10 +15,10 @@ from bitel.sip.grammar import quoted, split_list
 from bitel.sip.message import Response
 
 MAX_TRIES = 2
-"""Challenges to one request that are answered."""
+"""Challenges answered for one request."""
 MAX_PARAMETERS = 32
 _ALGORITHMS = {"SHA-256-SESS": "sha256", "SHA-256": "sha256", "MD5-SESS": "md5", "MD5": "md5"}
-"""The strongest first."""
+"""Strongest first."""
 _HEADERS = {
     401: ("www-authenticate", "Authorization"),
     407: ("proxy-authenticate", "Proxy-Authorization"),
@@ -27,7 +27,7 @@ _HEADERS = {
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What the carrier gave us to prove who we are, to be used in `realm`; "" is any one realm."""
+    """Digest credentials for `realm`; "" takes the realm of the first challenge."""
 
     username: str
     password: str = field(repr=False)
@@ -35,7 +35,7 @@ class Credentials:
 
 
 Tries = list[str]
-"""The headers that answered the challenges to one request, over all its attempts."""
+"""Names of the credential headers sent with one request so far."""
 
 
 def is_challenge(code: int) -> bool:
@@ -46,9 +46,9 @@ def is_challenge(code: int) -> bool:
 class Authentication:
     """Answers challenges for the requests of one call, at most `MAX_TRIES` times a request.
 
-    An answer is kept and sent with the later requests of the call, without a new challenge. Only
-    one realm is answered, that of the credentials or else that of the first challenge: a challenge
-    of another realm may come from the callee.
+    Later requests of the call carry the credentials without a new challenge. Challenges of other
+    realms than that of the credentials or of the first challenge are ignored: they may come from
+    the callee.
     """
 
     def __init__(self, credentials: Credentials, new_cnonce: Callable[[], str]) -> None:
@@ -65,9 +65,10 @@ class Authentication:
         return cls(credentials, new_cnonce) if credentials else None
 
     def learn(self, response: Response, tries: Tries) -> bool:
-        """Whether a response is a challenge that trying again may satisfy; if so, keep its answer.
+        """Take a challenge. Returns whether the request should be sent again with credentials.
 
-        It is not if our answer was refused (other than as stale), or `tries` are used up.
+        False if our credentials were refused (other than as stale), after `MAX_TRIES` tries, or if
+        no challenge can be answered.
         """
         if response.code not in _HEADERS:
             return False
@@ -84,7 +85,7 @@ class Authentication:
         return True
 
     def headers(self, method: str, uri: str) -> tuple[tuple[str, str], ...]:
-        """The headers that answer every challenge met so far."""
+        """The credential headers for a request, one for each challenge so far."""
         return tuple(
             (name, authorizer.authorize(method, uri))
             for name, authorizer in self._authorizers.items()
@@ -93,7 +94,7 @@ class Authentication:
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """A Digest challenge that we can answer. `algorithm` is written as the server wrote it."""
+    """A supported Digest challenge; `algorithm` is in the spelling of the server."""
 
     realm: str
     nonce: str
@@ -109,20 +110,17 @@ class Challenge:
 
 
 def strongest(values: Iterable[str], realm: str = "") -> Challenge | None:
-    """The strongest challenge that we can answer, the first of equals (RFC 8760 §2.4).
-
-    Only one of `realm`, where that is given.
-    """
+    """The strongest supported challenge of `realm` ("": any), the first of equals (RFC 8760)."""
     known = [challenge for value in values if (challenge := parse_challenge(value))]
     known = [challenge for challenge in known if realm in ("", challenge.realm)]
     return min(known, key=lambda challenge: list(_ALGORITHMS).index(challenge.kind), default=None)
 
 
 def parse_challenge(value: str) -> Challenge | None:
-    """Read a WWW-/Proxy-Authenticate value; None for one we can't answer.
+    """Parse a WWW-/Proxy-Authenticate value.
 
-    That is another scheme than Digest, an unknown algorithm, a qop list without `auth`, or text
-    that does not follow the grammar.
+    None for a scheme other than Digest, an unknown algorithm, a qop list without `auth`, or a
+    syntax error.
     """
     scheme, _, rest = value.strip().partition(" ")
     parameters = _parameters(rest)
@@ -158,7 +156,7 @@ def _unquote(value: str) -> str:
 
 
 class Authorizer:
-    """Answers one challenge, for as many requests as its nonce lasts."""
+    """Computes the credentials for one challenge; counts the uses of its nonce (RFC 7616 §3.4)."""
 
     def __init__(self, credentials: Credentials, challenge: Challenge, cnonce: str) -> None:
         self._credentials = credentials

@@ -1,6 +1,15 @@
-"""Message bodies: finds the session description in one, also within multipart (RFC 5621).
+"""Message bodies: session descriptions, also within multipart (RFC 5621), and DTMF digits.
 
 Bodies are handled as bytes, because a part may be binary (ISUP, RFC 3204).
+
+INFO carries DTMF digits in three formats, none of them standardised:
+
+- application/dtmf-relay (Cisco, most phones): lines `Signal=5` and `Duration=160`;
+- application/dtmf: the digit alone, or a `Signal=` line as above;
+- application/vnd.nortelnetworks.digits: lines `p=Digit-Collection`, `y=Digits`, `d=5`.
+
+A signal is the digit itself or its event code (RFC 4733 §3.2): 10 for `*`, 11 for `#`, 12 to 15 for
+A to D. Lines end with CRLF or LF; case and space around `=` do not matter; other lines are ignored.
 """
 
 from __future__ import annotations
@@ -15,9 +24,9 @@ from bitel.sip.message import Message
 
 SDP = "application/sdp"
 MAX_DEPTH = 3
-"""Levels of multipart within each other that are read."""
+"""Nesting levels of multipart that are read."""
 MAX_PARTS = 32
-"""Parts of a body that are read, those of all levels together."""
+"""Parts of a body that are read, over all levels."""
 MAX_BOUNDARY = 256
 """Characters of a boundary; RFC 2046 §5.1.1 allows 70."""
 MAX_PART_HEAD = 4096
@@ -36,7 +45,7 @@ _DECODERS: dict[str, Callable[[bytes], bytes]] = {
 
 
 class _Part(NamedTuple):
-    """A body, or one part of a multipart: the headers that describe it, and its content."""
+    """A body or a part of a multipart body: its headers and content."""
 
     content_type: str
     disposition: str
@@ -68,8 +77,8 @@ class _Part(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """The result of reading a body: its session description, b"" for none, and whether all of it
-    that is required is supported."""
+    """The session description of a body, b"" without one, and whether all required parts are
+    supported."""
 
     description: bytes
     is_supported: bool
@@ -84,11 +93,11 @@ def media_type_of(content_type: str) -> str:
 
 
 def session_description_of(message: Message) -> bytes:
-    """The session description in a message's body, b"" where it has none.
+    """The session description in a message's body, b"" without one.
 
-    That is a body of type application/sdp, or the first such part of a multipart body, or the last
-    one of multipart/alternative, which its sender prefers (RFC 2046 §5.1.4). A part whose
-    Content-Disposition is not `session`, or that has a Content-Encoding, is none.
+    That is a body of type application/sdp, the first such part of a multipart body, or the last one
+    of multipart/alternative, which the sender prefers (RFC 2046 §5.1.4). Parts with a
+    Content-Encoding or a Content-Disposition other than `session` do not count.
     """
     return _read_body(message).description
 
@@ -96,11 +105,9 @@ def session_description_of(message: Message) -> bytes:
 def unsupported_body(message: Message) -> bool:
     """Whether a request must be refused with 415 (Unsupported Media Type) because of its body.
 
-    That is a body other than a session description whose Content-Disposition does not say
-    `handling=optional` (RFC 3261 §20.11). In a multipart body it is any such part that says
-    `handling=required`. A part without the parameter is required by default, but is ignored beside
-    a session description: gateways add ISUP and XML to their SDP without it, and interoperate with
-    user agents that support neither.
+    That is a body other than a session description without `handling=optional` (RFC 3261 §20.11).
+    In a multipart body with a session description, only parts with `handling=required` count:
+    gateways add ISUP and XML without the parameter, although required is its default.
     """
     return not _read_body(message).is_supported
 
@@ -171,7 +178,7 @@ def _parts_of(whole: _Part) -> Iterator[_Part]:
 
 
 def _part(data: bytes) -> _Part:
-    """A part, which begins with the line break of its delimiter line."""
+    """Parse a part; `data` begins with the line break of the delimiter line."""
     blank = _EMPTY_LINE.search(data)
     if blank is None:
         return _Part("", "", "", "", b"")
@@ -190,7 +197,7 @@ def _part(data: bytes) -> _Part:
 
 
 def _decoded(part: _Part) -> bytes:
-    """The content without its transfer encoding, b"" where that can't be undone."""
+    """The decoded content, b"" if it can't be decoded."""
     decoder = _DECODERS.get(part.transfer_encoding.lower())
     if decoder is None:
         return b""
@@ -201,9 +208,9 @@ def _decoded(part: _Part) -> bytes:
 
 
 MAX_BODY = 1024
-"""Bytes of a body; a longer one is not read."""
+"""Bytes of a DTMF body; a longer one is not read."""
 MAX_DIGITS = 32
-"""Digits of one INFO in the Nortel format; the other formats carry one digit."""
+"""Digits of one INFO in the Nortel format; the others carry one."""
 RELAY = "application/dtmf-relay"
 PLAIN = "application/dtmf"
 NORTEL = "application/vnd.nortelnetworks.digits"
@@ -218,15 +225,13 @@ _KEYED = re.compile(r"[0-9*#A-D]+\Z")
 
 
 def carries_digits(message: Message) -> bool:
-    """Whether a message's body is of one of the DTMF types."""
+    """Whether a message has a body of a DTMF type."""
     return bool(message.body) and media_type_of(message.header("content-type")) in DTMF_TYPES
 
 
 def digits_of(message: Message) -> str:
-    """The digits of a message's DTMF body, of 0-9*#ABCD; "" where they can't be read.
-
-    Longer bodies than `MAX_BODY` bytes, and more digits than `MAX_DIGITS`, are not read.
-    """
+    """The digits (0-9*#ABCD) in a DTMF body; "" if unreadable, or beyond `MAX_BODY` or
+    `MAX_DIGITS`."""
     if len(message.body) > MAX_BODY:
         return ""
     text = message.body.decode("ascii", "replace").strip().strip("\0")
@@ -241,6 +246,6 @@ def digits_of(message: Message) -> str:
     if media_type == NORTEL:
         keyed, most = written.upper(), MAX_DIGITS
     else:
-        # One signal is one event: "10" is `*`, and "16", a hook flash, is no digit.
+        # "10" is the event code of `*`; "16", a hook flash, is not a digit.
         keyed, most = _EVENTS.get(written, written.upper()), 1
     return keyed if len(keyed) <= most and _KEYED.match(keyed) else ""

@@ -1,4 +1,4 @@
-"""The configuration of a user agent, and what its messages say about it."""
+"""Configuration of a user agent, its identifying headers, and random tokens."""
 
 from __future__ import annotations
 
@@ -11,42 +11,39 @@ from bitel.sip.headers import MAX_SESSION_EXPIRES, MIN_SE
 
 @dataclass(frozen=True, slots=True)
 class AgentConfig:
-    """`local` is the address in Via and Contact; `tls_port` its port over TLS (None: the next).
-
-    Times are in seconds (RFC 3261 §17.1.1.1).
-
-    The limits bound what a stranger can make the agent hold: server transactions and their bytes,
-    of which a running call always may have some, incoming calls that wait for our answer (503
-    beyond either), how long one of those may wait, datagrams that wait to be sent (dropped beyond,
-    as if the network had lost them), and failed calls that are kept for a late answer.
-
-    `session_expires` is how long a session is to last without being refreshed (RFC 4028), in
-    seconds from 90 up; 0 asks for no session timer.
-
-    With `tcp_fallback` a request of more than 1300 bytes to a UDP destination is sent by TCP, if
-    the destination has TCP (RFC 3261 §18.1.1); without it, by UDP whatever its length. With
-    `send_to_source` requests in a dialog are sent to the source of the peer's last message in the
-    dialog, whatever its Contact and Record-Route say; Request-URI and Route still follow those.
-    Without `follow_private` that is also done where they name an address nearer to us than the
-    peer's: a private one of a peer on the public network, say.
-    """
+    """Settings of a `UserAgent`; times are in seconds."""
 
     local: HostPort
+    """The address in Via and Contact."""
     user_agent: str = "bitel"
     t1: float = 0.5
     t2: float = 4.0
     t4: float = 5.0
+    """RFC 3261 §17.1.1.1."""
     max_server_transactions: int = 50_000
     max_server_bytes: int = 64 * 1024 * 1024
+    """Beyond either, 503 is sent; requests of running calls are still accepted, 16 for each."""
     max_early_calls: int = 5_000
+    """Unanswered incoming calls; beyond, 503 is sent."""
     max_queued_datagrams: int = 100_000
+    """Unsent datagrams; beyond, further ones are dropped."""
     max_remembered: int = 10_000
+    """Failed calls that are kept for a late response."""
     early_limit: float = 300.0
+    """How long an incoming call may stay unanswered."""
     session_expires: int = 1800
+    """Session interval (RFC 4028), 90 or more; 0: no session timer."""
     tls_port: int | None = None
+    """The port in Via and Contact over TLS; None: that of `local` plus 1."""
     tcp_fallback: bool = True
+    """Whether a request of more than 1300 bytes to a UDP destination is sent by TCP, if the
+    destination accepts TCP (RFC 3261 §18.1.1)."""
     send_to_source: bool = False
+    """Whether requests in a dialog are sent to the source of the peer's last message, whatever
+    Contact and Record-Route say. Request-URI and Route still follow those."""
     follow_private: bool = False
+    """False: `send_to_source` also applies where Contact or Record-Route names an address nearer to
+    us than the peer's, such as a private address of a peer on the public network."""
 
     def __post_init__(self) -> None:
         if self.session_expires and not MIN_SE <= self.session_expires <= MAX_SESSION_EXPIRES:
@@ -57,11 +54,11 @@ class AgentConfig:
 
     @property
     def sent_by(self) -> str:
-        """Host and port in Via and Contact, by UDP and TCP."""
+        """Host and port in Via and Contact, over UDP and TCP."""
         return self.sent_by_for(Transport.UDP)
 
     def sent_by_for(self, transport: Transport) -> str:
-        """Host and port in Via and Contact, by any transport."""
+        """Host and port in Via and Contact, over `transport`."""
         host, port = self.local
         if transport is Transport.TLS:
             port = port + 1 if self.tls_port is None else self.tls_port
@@ -74,7 +71,7 @@ class AgentConfig:
 
 
 class Identity:
-    """Headers that identify the agent: User-Agent, and by transport Via (no branch) and Contact."""
+    """Headers of the agent: User-Agent, and by transport Via (without branch) and Contact."""
 
     def __init__(self, config: AgentConfig) -> None:
         self.user_agent = ("User-Agent", config.user_agent)
@@ -82,7 +79,7 @@ class Identity:
         self.contact: dict[Transport, tuple[str, str]] = {}
         for transport in Transport:
             sent_by = config.sent_by_for(transport)
-            # With TLS we may not listen, so that requests to us need this connection (RFC 5923).
+            # We may not listen on TLS: requests to us must reuse this connection (RFC 5923).
             alias = ";alias" if transport is Transport.TLS else ""
             self.via[transport] = f"SIP/2.0/{transport} {sent_by};rport{alias};branch=z9hG4bK"
             named = "" if transport is Transport.UDP else f";transport={transport.lower()}"
@@ -90,10 +87,10 @@ class Identity:
 
 
 class Tokens:
-    """Random digits for tags, branches, Call-IDs and cnonces, which must not be guessed."""
+    """Unpredictable digits for tags, branches, Call-IDs and cnonces."""
 
     POOL = 4096
-    """Bytes drawn at a time, since a system call costs more than all the rest of a token."""
+    """Bytes drawn at a time, because a system call for each token is slow."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
@@ -101,7 +98,7 @@ class Tokens:
         self._digits = ""
 
     def take(self, digits: int) -> str:
-        """So many random hexadecimal digits, of 4 bits each; at most 2 * `POOL`."""
+        """Random hexadecimal digits, at most 2 * `POOL`."""
         start, end = self._at, self._at + digits
         if end > len(self._digits):
             self._digits = self._rng.randbytes(self.POOL).hex()

@@ -1,4 +1,4 @@
-"""Dialogs: what both ends have agreed to call each other, and the way there (RFC 3261 §12)."""
+"""Dialogs: tags, sequence numbers, route set and next hop (RFC 3261 §12), and the ACK of a 2xx."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from bitel.sip.transaction import (
 
 MAX_ROUTES = 32
 ACK_LOST_AFTER = 16
-"""In units of T1: a 2xx that is repeated this long after our ACK shows that the far end does not
-get the ACK. By then the 2xx has come four times more (§13.3.1.4), each time acknowledged."""
+"""In units of T1: a 2xx retransmitted this long after our ACK shows that the ACK does not arrive.
+By then the 2xx has been retransmitted, and acknowledged, four times (§13.3.1.4)."""
 TLS, UDP = Transport.TLS, Transport.UDP
 
 
 class Dialog:
     """The state of a dialog (RFC 3261 §12): tags, CSeqs, route set, remote target.
 
-    `fallback` is the source of the far end's last message. Requests are sent there if the next hop
-    is a host name (no DNS here), if it is nearer to us than `origin` and not `follow_private`, and,
-    with `send_to_source`, in any case. It also gives the transport where the next hop names none.
+    `fallback` is the source of the remote's last message. Requests are sent to it if the next hop
+    is a host name, which would need DNS; if the next hop is an address nearer to us than `origin`
+    (unless `follow_private`); and always with `send_to_source`. It also gives the transport if the
+    next hop names none.
 
-    If the far end records no route, the route set of the INVITE (that of an outbound proxy, §8.1.2)
-    is kept, and requests go to `proxy`, the address that the INVITE was sent to. By §12.1.2 they
-    would go straight to the Contact. But the proxy may be the only path, a lost BYE leaves a line
-    open, and §8.1.2 leaves it to local policy to send requests without a route by a proxy.
+    The pre-existing route set of an outbound proxy (§8.1.2) is kept if the remote records no route:
+    requests then go to `proxy`, the destination of the INVITE. §12.1.2 would replace it by the
+    empty route set, but the proxy may be the only path, and a lost BYE leaves a line open.
     """
 
     def __init__(
@@ -48,9 +48,9 @@ class Dialog:
         invite: tuple[RequestTemplate, Address] | None = None,
         proxy: Address | None = None,
     ) -> None:
-        """`local` and `remote` are the values of From and To, with their tags.
+        """`local` and `remote` are our and the remote's From or To value, and tag.
 
-        `invite` is our INVITE without headers, and where it was sent; None for an incoming call.
+        `invite` is our INVITE without headers, and its destination; None for an incoming call.
         """
         self._layer = layer
         self.call_id = call_id
@@ -64,12 +64,12 @@ class Dialog:
         origin = fallback if invite is None else invite[1]
         self._domain = origin.domain
         self.origin = origin.host
-        """The far end's IP address: where the INVITE went to or came from."""
+        """The remote's IP address: destination or source of the INVITE."""
         self.unfollowed = False
-        """Whether a next hop was not followed, as it is nearer to us than `origin`."""
+        """Whether a next hop was ignored because it is nearer to us than `origin`."""
         self.local_cseq, self.remote_cseq = cseqs
         self.authentication: Authentication | None = None
-        """Answers challenges to requests in the dialog; None where they may not be answered."""
+        """Credentials for requests in the dialog; None if challenges must not be answered."""
         self._find_next_hop()
 
     @classmethod
@@ -80,12 +80,14 @@ class Dialog:
         response: Response,
         destination: Address,
     ) -> Dialog:
-        """The dialog that a response to our INVITE makes (§12.1.2).
+        """The dialog that a response to our INVITE, sent to `destination`, creates (§12.1.2).
 
-        The INVITE was sent to `destination`. Over a stream the port of the response's source names
-        a connection, which may be closed by the time of the BYE, so that requests go to
-        `destination`, which accepts connections; over TLS its certificate must bear that name. If
-        the INVITE took TCP only for its length, they do so by TCP only with `send_to_source`.
+        Over TLS the certificate must match the domain of `destination`, even if the response came
+        over a connection that the remote opened.
+
+        Over a stream the source port names a connection that may be closed by the time of the BYE,
+        so requests go to `destination`, which accepts connections. For an INVITE that was sent by
+        TCP only for its length, they go by UDP unless `send_to_source`.
         """
         source = response.source
         if source.transport is not UDP:
@@ -111,7 +113,7 @@ class Dialog:
 
     @classmethod
     def from_uas(cls, layer: TransactionLayer, request: Request, to_tag: str) -> Dialog:
-        """The dialog that our 2xx to an INVITE makes (§12.1.1)."""
+        """The dialog that our 2xx to an INVITE creates (§12.1.1)."""
         from_value = request.header("from")
         return cls(
             layer,
@@ -125,14 +127,14 @@ class Dialog:
         )
 
     def fork(self, response: Response) -> Dialog:
-        """The dialog that the 2xx of another phone to the same INVITE of ours makes (§13.2.2.4)."""
+        """The dialog that the 2xx of another fork creates (§13.2.2.4)."""
         assert self._invite is not None
         request, destination = self._invite
         return Dialog.from_uac(self._layer, request, response, destination)
 
     @property
     def named_hosts(self) -> frozenset[str]:
-        """The IP addresses in the remote target and the route set that are followed."""
+        """IP addresses in the remote target and route set, without those that are too near."""
         uris = [self._target, *map(uri_of, self._routes)]
         found = [address for address in map(ip_address_of, uris) if address is not None]
         return frozenset(each.host for each in found if not self._is_too_near(each.host))
@@ -140,22 +142,22 @@ class Dialog:
     def trust(
         self, authentication: Authentication | None, destination: Address, hosts: frozenset[str]
     ) -> None:
-        """Answer challenges if requests go to `destination` or `hosts`, not straight to a phone."""
+        """Answer challenges with credentials if the next hop is `destination` or one of `hosts`."""
         host = self.next_hop.host
         if host == destination.host or host in hosts:
             self.authentication = authentication
 
-    # Requests of the far end
+    # Requests of the remote
 
     def matches(self, request: Request) -> bool:
-        """Whether a request of the far end is of this dialog."""
+        """Whether a request of the remote belongs to this dialog."""
         return request.to_tag == self.local_tag and request.from_tag == self.remote_tag
 
     def accepts(self, transaction: ServerTransaction, now: float) -> bool:
-        """Note the CSeq and source of a request, or refuse it if a later one came first (§12.2.2).
+        """Record CSeq and source of a request; respond 500 if a later one came first (§12.2.2).
 
-        The source becomes the new `fallback`, unless it is a stream and we are the caller, who
-        connects to where the INVITE went.
+        The source becomes the `fallback`, unless it is a stream and we are the caller: we connect
+        to the destination of the INVITE.
         """
         request = transaction.request
         source = request.source
@@ -174,11 +176,11 @@ class Dialog:
         return self._layer.identity.contact[self.fallback.transport]
 
     def refresh_target(self, message: Message) -> None:
-        """Take the Contact of a re-INVITE, an UPDATE, or the 2xx to one (§12.2)."""
+        """Take the Contact of a re-INVITE, an UPDATE, or a 2xx to one (§12.2)."""
         self._target = contact_of(message) or self._target
         self._find_next_hop()
 
-    # Requests of ours
+    # Our requests
 
     def send_request(
         self,
@@ -188,7 +190,7 @@ class Dialog:
         headers: tuple[tuple[str, str], ...],
         body: bytes = b"",
     ) -> ClientTransaction:
-        """Send a request within the dialog, with the answers to earlier challenges (§12.2.1.1)."""
+        """Send a request within the dialog, with credentials if any (§12.2.1.1)."""
         if self.authentication is not None:
             headers += self.authentication.headers(method, self.request_uri)
         self.local_cseq += 1
@@ -196,22 +198,22 @@ class Dialog:
         return ClientTransaction(self._layer, user, request, self.next_hop, now)
 
     def send_bye(self, user: TransactionUser, now: float, q850: int | None = None) -> None:
-        """End the dialog; `user` gets the response. `q850` is the cause in the Reason header."""
+        """Send BYE; `user` gets the response. `q850` is the cause in the Reason header."""
         reason = () if q850 is None else (("Reason", f"Q.850;cause={q850}"),)
         self.send_request(user, "BYE", now, (self._layer.identity.user_agent, *reason))
 
     def can_answer(self, response: Response, tries: Tries) -> bool:
-        """Whether a response is a challenge that the request, sent once more, will answer."""
+        """Whether a response is a challenge, so that the request should be sent again."""
         return self.authentication is not None and self.authentication.learn(response, tries)
 
     def ack(self, request: RequestTemplate) -> Ack:
-        """The ACK of a 2xx to our INVITE or re-INVITE, still to be sent (§13.2.2.4)."""
+        """The unsent ACK of a 2xx to our INVITE or re-INVITE (§13.2.2.4)."""
         headers = request.credentials if self.authentication is not None else ()
         data = self._request("ACK", request.cseq, headers).to_bytes()
         return Ack(self._layer, request.cseq, data, self.next_hop)
 
     def end_statelessly(self, invite_cseq: int) -> None:
-        """Acknowledge and end a dialog without state; repeated with each repeated 2xx."""
+        """Send ACK and BYE without keeping state; repeated for each retransmitted 2xx."""
         user_agent = self._layer.identity.user_agent
         for request in (
             self._request("ACK", invite_cseq, ()),
@@ -236,17 +238,17 @@ class Dialog:
         )
 
     def _is_too_near(self, host: str) -> bool:
-        """Whether the far end must not have us send to `host`."""
+        """Whether `host`, named by the remote, must not be used as a next hop."""
         return not self._layer.config.follow_private and leads_nearer(self.origin, host)
 
     def _find_next_hop(self) -> None:
-        """Request-URI, Route values and next hop of the requests that follow (§12.2.1.1)."""
+        """Set Request-URI, Route values and next hop of further requests (§12.2.1.1)."""
         self.request_uri = hop = self._target
         self._route_values = self._routes
         if self._routes:
             hop = uri_of(self._routes[0])
             if not is_loose_router(hop):
-                # A strict router wants its own URI as Request-URI, and the target last.
+                # A strict router gets its own URI as Request-URI, and the target as last Route.
                 self.request_uri = hop.partition("?")[0]
                 self._route_values = (*self._routes[1:], f"<{self._target}>")
         found = self.fallback
@@ -257,17 +259,17 @@ class Dialog:
                 named = None
             found = self._proxy or named or found
         if found.transport is TLS and found is not self.fallback:
-            # The new next hop acts for the same peer as before, so its certificate must bear the
-            # same name. A request over a connection that the far end opened does not prove that.
+            # The new next hop must prove the same identity: a request over a connection that the
+            # remote opened does not authenticate it.
             found = found._replace(domain=self._domain)
         self.next_hop = found
 
 
 class Ack:
-    """The ACK of a 2xx (RFC 3261 §13.2.2.4): the same datagram again for every repeated 2xx.
+    """The ACK of a 2xx (RFC 3261 §13.2.2.4), sent again for every retransmission of the 2xx.
 
-    While it is withheld the far end repeats its 2xx, and ends the call after 64*T1 (§13.3.1.4): the
-    call does not stay up if this process dies.
+    It may be withheld. Without it the remote retransmits the 2xx, and ends the call after 64*T1
+    (§13.3.1.4), so the call does not stay up if this process dies first.
     """
 
     def __init__(
@@ -279,7 +281,7 @@ class Ack:
         self._sent_at: float | None = None
         self.invite_cseq = invite_cseq
         self.is_lost = False
-        """Whether the 2xx was repeated 16*T1 or more after the ACK had been sent."""
+        """Whether the 2xx was retransmitted `ACK_LOST_AFTER` or more after the ACK."""
 
     @property
     def is_withheld(self) -> bool:
@@ -287,13 +289,13 @@ class Ack:
         return self._sent_at is None
 
     def send(self, now: float) -> None:
-        """Send it, unless it has been sent."""
+        """Send it once."""
         if self._sent_at is None:
             self._sent_at = now
             self._layer.send(self._data, self._destination)
 
     def answer_repeated(self, now: float) -> None:
-        """Acknowledge a repeated 2xx, unless the ACK is still withheld."""
+        """Acknowledge a retransmitted 2xx, unless the ACK is still withheld."""
         if self._sent_at is not None:
             self.is_lost |= now - self._sent_at >= ACK_LOST_AFTER * self._layer.config.t1
             self._layer.resend(self._data, self._destination)

@@ -1,7 +1,8 @@
-"""What the agent tells its user.
+"""Events that the user agent reports.
 
-An outgoing call has exactly one of `Answered` and `Failed`; `Ended` follows an `Answered` (or, for
-an incoming call, an `accept`) exactly once. A request outside any call has one `RequestDone`.
+An outgoing call gets exactly one of `Answered` and `Failed`. `Ended` follows exactly once after
+`Answered`, or after `accept` of an incoming call. A request outside of calls gets one
+`RequestDone`.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ By = Literal["far", "us"]
 class Provisional:
     """A 1xx above 100: the first of each code, and each that carries an answer to our offer.
 
-    `answer` is that answer if the response is the first of its early dialog with a usable one, else
-    None. The 2xx need not have a description of its own.
+    `answer` is set for the first usable answer of an early dialog. Its address may be a host name,
+    which should be resolved early: the 2xx need not carry a description.
     """
 
     call_id: str
@@ -31,10 +32,7 @@ class Provisional:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A 2xx with SDP that can be used, and what it and our offer `agreed` on.
-
-    Its ACK is already queued, unless the invitation withholds it.
-    """
+    """A 2xx with usable SDP. Its ACK is already queued, unless the invitation withholds it."""
 
     call_id: str
     answer: SessionDescription
@@ -43,13 +41,12 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The INVITE ended without an answer.
+    """The INVITE failed.
 
-    `code` is the SIP status: the far end's, or 408 where none came, 503 where the transport
-    failed, 487 where we cancelled, 488 where the answer's SDP could not be used. `q850` is the
-    cause of the answer's Reason header. `rang` says that an 18x had been seen. `retry_after` is
-    for how many seconds the far end wants to be left alone (§20.33), where it says so. `contacts`
-    are the URIs that a 3xx names, the most wanted first (§8.1.3.4).
+    `code` is the status of the final response; without one 408 for a timeout, 503 for a transport
+    error, 487 for a cancellation, 488 for an unusable SDP answer. `q850` is the cause in the Reason
+    header. `rang`: an 18x was received. `retry_after` is in seconds (§20.33). `contacts` are the
+    URIs of a 3xx by descending q (§8.1.3.4).
     """
 
     call_id: str
@@ -61,24 +58,23 @@ class Failed:
     retry_after: float | None = None
     contacts: tuple[str, ...] = ()
     progress_for: float | None = None
-    """Seconds from the first provisional response outside 180 to 189 to this failure; None where
-    there was none. An INVITE that is sent again, with credentials or a longer session, counts from
-    its own first one, and from that of the INVITE before while it has none."""
+    """Seconds from the first provisional response other than 18x to this failure; None without one.
+    An INVITE that was sent again counts from its own first such response, if any."""
     delivered: bool = False
-    """Whether the connection of the INVITE broke after the far end had it: its kernel had
-    acknowledged all of it, or it had sent a provisional response. Always False over UDP."""
+    """Whether the connection broke after the INVITE was delivered: the remote kernel had
+    acknowledged all of it, or a provisional response had come. Always False over UDP."""
     analytics: bool = False
-    """Whether the answer's Reason header names call analytics as what refused it (ATIS-1000099)."""
+    """Whether the Reason header says that call analytics blocked the call (ATIS-1000099)."""
     udp_untried: bool = False
-    """Whether the INVITE, too long for UDP, was sent to a UDP destination by TCP and got no
-    response. UDP may still work there."""
+    """Whether the INVITE to a UDP destination was sent by TCP for its length, without a response:
+    UDP may still work there."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """We have sent BYE because the session was not refreshed (RFC 4028 §10); `Ended` follows.
+    """We sent BYE because the session was not refreshed (RFC 4028 §10); `Ended` follows.
 
-    Not reported if the user of the agent has hung up.
+    Not reported after `hang_up`.
     """
 
     call_id: str
@@ -86,7 +82,7 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """An answered call is over. By "us" it comes when our BYE's transaction has ended."""
+    """An answered call is over; with `by` "us" our BYE's transaction has ended."""
 
     call_id: str
     by: By
@@ -94,16 +90,16 @@ class Ended:
     bye_unanswered: bool = False
     """Whether our BYE got no response."""
     ack_lost: bool = False
-    """Whether the far end went on repeating its 2xx after our ACK."""
+    """Whether the remote retransmitted its 2xx long after our ACK."""
     unfollowed: bool = False
-    """Whether its Contact or Record-Route named an address nearer to us than its own, so that our
-    requests went to the source of its messages."""
+    """Whether Contact or Record-Route named an address nearer to us than the remote's own, so that
+    our requests went to the source of its messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class MediaChanged:
-    """The far end changed the media of an answered call with a re-INVITE or UPDATE: where it goes,
-    its payload types, the length of its packets, or its direction (hold)."""
+    """The remote changed the media of an answered call by re-INVITE or UPDATE: destination, payload
+    types, packet length or direction (hold)."""
 
     call_id: str
     agreed: NegotiatedMedia
@@ -111,7 +107,7 @@ class MediaChanged:
 
 @dataclass(frozen=True, slots=True)
 class KeyedDigits:
-    """The far end of an answered call keyed `digits`, of 0-9*#ABCD, and sent them by INFO."""
+    """DTMF `digits` (0-9*#ABCD) were received by INFO in an answered call."""
 
     call_id: str
     digits: str
@@ -119,10 +115,10 @@ class KeyedDigits:
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """A new INVITE; 100 has been sent. `offer` is None where it carried no SDP.
+    """A new INVITE; 100 has been sent. `offer` is None if it carried no SDP.
 
-    `number` is the user part of the Request-URI, unescaped, `from_user` that of From. `headers`
-    are all of its headers, names in lower case.
+    `number` and `from_user` are the unescaped user parts of Request-URI and From. Header names are
+    in lower case.
     """
 
     call_id: str
@@ -142,14 +138,14 @@ class Confirmed:
 
 @dataclass(frozen=True, slots=True)
 class Canceled:
-    """An incoming call went away before our final answer: CANCEL, or it was left too long."""
+    """An incoming call ended before our final response: CANCEL, BYE, or `early_limit` is over."""
 
     call_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class MessageDropped:
-    """A message that names a running call came from `source`, which has no part in it."""
+    """A message for a running call was dropped: `source` does not belong to that call."""
 
     call_id: str
     source: Address
@@ -158,9 +154,9 @@ class MessageDropped:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryDoubted:
-    """An ICMP error quotes a request without a response yet, sent to `destination`.
+    """An ICMP error quotes a request to `destination` that has no response yet.
 
-    It may be forged: a reason to ask there whether requests arrive, and none to end anything.
+    It may be forged, so it is a reason to probe the destination, not to fail the request.
     """
 
     call_id: str
@@ -169,10 +165,10 @@ class DeliveryDoubted:
 
 @dataclass(frozen=True, slots=True)
 class RequestDone:
-    """A request outside any call is over: a final response, 408 for none, 503 where none could be.
+    """A request outside of calls is over: a final response, 408 for none, 503 if it was not sent.
 
-    `headers` are the response's, names in lower case. `cseq` is that of the last try, challenges
-    having added to it, and `from_tag` that of all: what a refresh goes on from.
+    `headers` are those of the response, names in lower case. A refresh continues with `cseq`, that
+    of the last try, and `from_tag`.
     """
 
     call_id: str

@@ -1,4 +1,4 @@
-"""Cuts a stream of bytes into SIP messages (RFC 3261 §18.3, RFC 5626 §4.4.1), without I/O."""
+"""Framing of SIP messages in a byte stream (RFC 3261 §18.3, RFC 5626 §4.4.1), without I/O."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FIRST_LINE = re.compile(rb"SIP/2\.0 |[^\s]+ [^\r\n]+ SIP/2\.0[ \t]*\Z", re.IGNO
 _START_LINE = re.compile(rb"^(?:SIP/2\.0 [1-6]\d\d |[A-Z]{1,32} [^\s]+ SIP/2\.0\r?$)", re.MULTILINE)
 _CR, _LF = b"\r\n"
 MAX_UNFRAMED = 16
-"""Messages that are read from the rest of a stream after a framing error."""
+"""Messages that are recovered from a stream after a framing error."""
 
 
 class KeepAlive(Enum):
@@ -29,9 +29,9 @@ class KeepAlive(Enum):
 
 
 class FramingError(ValueError):
-    """The stream can't be cut any further and has to be closed.
+    """The stream can't be framed any further and must be closed.
 
-    `messages` are the data from the message whose end can't be found, cut before each line that
+    `messages` is the data from the message with unknown length on, split before each line that
     looks like a start line; () if no head is complete.
     """
 
@@ -41,18 +41,18 @@ class FramingError(ValueError):
 
 
 class Framer:
-    """Feed it what arrives, then take frames until there is none."""
+    """Splits a stream: call `feed` with received data, then `next_frame` until it returns None."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
         self._searched = 0
         self._size: int | None = None
-        # Whether one CRLF has come, so that another makes it a ping.
+        # Whether a single CRLF came last: a second one makes it a ping.
         self._single = False
 
     @property
     def is_between(self) -> bool:
-        """Whether no message has begun that has not ended."""
+        """Whether no message is partially received."""
         return not self._buffer
 
     def feed(self, data: bytes) -> None:
@@ -60,9 +60,9 @@ class Framer:
         self._buffer += data
 
     def next_frame(self) -> bytes | KeepAlive | None:
-        """The next message, whole, or keep-alive; None until more has come.
+        """The next complete message or keep-alive; None if more data is needed.
 
-        Raises `FramingError` where no more can.
+        Raises `FramingError`.
         """
         buffer = self._buffer
         if self._size is None:
@@ -86,7 +86,7 @@ class Framer:
         return KeepAlive.PONG if self._single else KeepAlive.PING
 
     def _find_size(self) -> int | None:
-        """How long the message at the front is, head and body; None until its head is whole."""
+        """Length of the first message, head and body; None until its head is complete."""
         buffer = self._buffer
         if self._searched == 0 and not self._check_first_line():
             return None
@@ -118,7 +118,7 @@ class Framer:
         )
 
     def _check_first_line(self) -> bool:
-        """Whether the first line is there; one that is not SIP's ends the stream at once."""
+        """Whether the first line is complete. Raises `FramingError` if it is not SIP."""
         buffer = self._buffer
         if not buffer:
             return False

@@ -1,8 +1,7 @@
-"""The pieces of header grammar (RFC 3261 §25.1) that the agent needs, each read in linear time.
+"""Grammar of addresses, lists, tags and URIs (RFC 3261 §25.1), parsed in linear time.
 
-Values that go back on the wire (tags, route entries, request URIs) are kept as the text they
-came in, since writing them anew from a parsed form could change them. A URI's host, port and
-parameters are read by `sipmessage`.
+Values that are sent back (tags, routes, request URIs) stay text, because serialising a parsed form
+could change them. `sipmessage` parses host, port and parameters of a URI.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from urllib.parse import unquote
 from sipmessage import URI
 
 HostPort = tuple[str, int]
-"""An IP address and a port, whatever is spoken there."""
+"""An IP address and a port."""
 
 
 class Transport(StrEnum):
-    """How messages travel, as Via writes it (RFC 3261 §20.42)."""
+    """The transport protocol, as written in Via (RFC 3261 §20.42)."""
 
     UDP = "UDP"
     TCP = "TCP"
@@ -33,10 +32,9 @@ DEFAULT_PORTS = {Transport.UDP: DEFAULT_PORT, Transport.TCP: DEFAULT_PORT, Trans
 
 
 class Address(NamedTuple):
-    """Where messages go to or come from: an IP address, a port, and how they get there.
+    """Source or destination of messages: IP address, port and transport.
 
-    `domain` is the name that the certificate of a TLS peer must bear (RFC 5922); where it is
-    empty, that is `host`.
+    The certificate of a TLS peer must match `domain` (RFC 5922), or `host` if that is empty.
     """
 
     host: str
@@ -52,11 +50,11 @@ _TAG = re.compile(r";\s*tag\s*=\s*([^;,\s]+)", re.IGNORECASE)
 
 
 class GrammarError(ValueError):
-    """A header value that does not follow the grammar."""
+    """A syntax error in a header value."""
 
 
 def split_list(value: str) -> list[str]:
-    """Split a comma-joined header; commas inside quotes or angle brackets do not separate."""
+    """Split a header value at commas outside of quotes and angle brackets."""
     if "," not in value:
         return [value.strip()] if value.strip() else []
     if '"' not in value and "<" not in value:
@@ -123,9 +121,9 @@ def parameter(parameters: str, name: str) -> str | None:
 
 
 def tag_of(value: str) -> str:
-    """The tag of a From or To header, "" where it has none (RFC 3261 §19.3)."""
+    """The tag of a From or To header, "" without one (RFC 3261 §19.3)."""
     before, _, last = value.rpartition(">;tag=")
-    # As nearly everybody writes it, which takes no search.
+    # Fast path for the usual form.
     if last.isalnum() and "<" in before and ">" not in before and '"' not in before:
         return last
     left = value.find("<")
@@ -138,13 +136,13 @@ def tag_of(value: str) -> str:
 
 
 def scheme_of(uri: str) -> str:
-    """A URI's scheme in lower case, "" where there is none."""
+    """A URI's scheme in lower case, "" without one."""
     scheme, colon, _ = uri.partition(":")
     return scheme.strip().lower() if colon else ""
 
 
 def user_of(uri: str) -> str:
-    """The user part of a SIP URI, or the number of a `tel:` one, unescaped; "" without one."""
+    """The unescaped user part of a SIP URI or number of a `tel:` URI; "" without one."""
     rest = uri.partition(":")[2]
     if scheme_of(uri) == "tel":
         return unquote(rest.partition(";")[0])
@@ -153,7 +151,7 @@ def user_of(uri: str) -> str:
 
 
 def parse_uri(text: str) -> URI:
-    """Read a URI, or raise `GrammarError`. A parameter named `self` is left out."""
+    """Parse a URI; raises `GrammarError`. A parameter named `self` is dropped."""
     if len(text) > MAX_URI_LENGTH:
         raise GrammarError(f"a URI is longer than {MAX_URI_LENGTH} characters")
     scheme, _, rest = text.partition(":")
@@ -161,7 +159,7 @@ def parse_uri(text: str) -> URI:
         try:
             return URI.parse(f"{scheme.lower()}:{rest}")
         except TypeError:
-            # sipmessage passes parameters as keyword arguments, where `self` is taken.
+            # sipmessage passes parameters as keyword arguments, which can't be named `self`.
             return URI.parse(f"{scheme.lower()}:{_without_self(rest)}")
     except ValueError as error:
         raise GrammarError("a URI is not valid") from error
@@ -176,12 +174,12 @@ def _without_self(rest: str) -> str:
 
 
 def ip_address_of(uri: str, usual: Transport = Transport.UDP) -> Address | None:
-    """Where a URI points, if that can be known without DNS: None for a name or a bad URI.
+    """The address of a URI with an IP address as host; None for a host name or an invalid URI.
 
-    It goes by the transport that the URI names, by TLS for `sips`, else by the `usual` one.
+    The transport is that of the URI, TLS for `sips`, else `usual`.
     """
     if "@" in uri:
-        # The hosts are few, so the result is cached without the user.
+        # Users differ, hosts repeat: the cache key is the URI without its user.
         uri = _USER.sub("", uri, 1)
     return _read_ip_address(uri, usual)
 
@@ -199,7 +197,7 @@ def _read_ip_address(uri: str, usual: Transport) -> Address | None:
 
 
 def _transport_of(uri: URI, usual: Transport) -> Transport:
-    """Raises ValueError for a transport that is none of ours."""
+    """Raises ValueError for an unsupported transport."""
     if uri.scheme == "sips":
         return Transport.TLS
     for name, value in uri.parameters.items():
@@ -210,7 +208,7 @@ def _transport_of(uri: URI, usual: Transport) -> Transport:
 
 @lru_cache(maxsize=4096)
 def ip_literal(text: str) -> str:
-    """An IPv4 or IPv6 unicast address in its usual form; raises ValueError for anything else."""
+    """An IPv4 or IPv6 unicast address in canonical form; raises ValueError otherwise."""
     address = ipaddress.ip_address(text[:64])
     if address.is_multicast or getattr(address, "scope_id", None):
         raise ValueError("a multicast or scoped address can't be sent to")
@@ -218,18 +216,18 @@ def ip_literal(text: str) -> str:
 
 
 def source_network(host: str) -> str:
-    """What sources are counted by: an address, or the IPv6 network of 2^64 that a customer has."""
+    """Key for limits per source: an IPv4 address, or the /64 network of an IPv6 address."""
     if ":" not in host:
         return host
     return str(ipaddress.IPv6Address(int(ipaddress.IPv6Address(host)) >> 64 << 64))
 
 
 def is_loose_router(route_uri: str) -> bool:
-    """Whether a route entry carries `lr` (RFC 3261 §16.12); one that can't be read is taken to."""
+    """Whether a route has the `lr` parameter (RFC 3261 §16.12); True if it can't be parsed."""
     parameters = route_uri.partition("?")[0].partition(";")[2]
     return not route_uri or parameter(f";{parameters}", "lr") is not None
 
 
 def host_in_uri(host: str) -> str:
-    """A host as a URI or Via writes it: IPv6 addresses in brackets."""
+    """A host as written in a URI or Via: IPv6 addresses in brackets."""
     return f"[{host}]" if ":" in host else host

@@ -1,4 +1,4 @@
-"""Single header fields: Contact, Reason, Retry-After, RSeq, and those of session timers."""
+"""Header fields: Contact, Reason, Retry-After, RSeq, session timers (RFC 4028), and Via routing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from bitel.sip.grammar import (
 from bitel.sip.message import Message, MessageError, Request, Response, parse, sent_by_of
 
 MAX_CONTACTS = 10
-"""URIs of a redirection that are read."""
+"""URIs of a redirection that are considered."""
 MAX_Q850_CAUSE = 127
 MAX_RSEQ = 2**32
 MIN_SE = 90
@@ -38,7 +38,7 @@ _QUALITY = re.compile(r"(?:0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)\Z")
 
 
 def contact_of(message: Message) -> str:
-    """The URI of the first Contact; "" where there is none that could be a Request-URI."""
+    """The URI of the first Contact that can be a Request-URI; "" without one."""
     value = message.header("contact")
     if not value or "," in value:
         return next(map(uri_of, message.values("contact")), "")
@@ -46,7 +46,7 @@ def contact_of(message: Message) -> str:
 
 
 def uri_of(value: str) -> str:
-    """The URI of a name-addr, "" where it can't be a Request-URI."""
+    """The URI of a name-addr, "" if it can't be a Request-URI."""
     bracketed = _BRACKETED.match(value)
     if bracketed:
         uri = bracketed[1]
@@ -60,7 +60,7 @@ def uri_of(value: str) -> str:
 
 
 def redirected_to(response: Response) -> tuple[str, ...]:
-    """The URIs that a 3xx names, by falling q (RFC 3261 §8.1.3.4), at most `MAX_CONTACTS`."""
+    """The URIs of a 3xx by descending q (RFC 3261 §8.1.3.4), at most `MAX_CONTACTS`."""
     if not 300 <= response.code < 400:
         return ()
     values = response.values("contact")[: 4 * MAX_CONTACTS]
@@ -77,7 +77,7 @@ def _quality(contact: str) -> float:
 
 
 def retry_after_of(response: Response) -> float | None:
-    """The seconds of a Retry-After header (RFC 3261 §20.33); None where there are none."""
+    """The seconds of a Retry-After header (RFC 3261 §20.33); None without one."""
     seconds = _RETRY_AFTER.match(response.header("retry-after"))
     return float(seconds[1]) if seconds else None
 
@@ -103,7 +103,7 @@ def names_analytics(values: Iterable[str]) -> bool:
 
 
 def rseq_of(response: Response) -> int | None:
-    """The RSeq of a reliable provisional response (RFC 3262 §7.1); None of any other."""
+    """The RSeq of a reliable provisional response (RFC 3262 §7.1); None for any other."""
     if response.code == 100 or "100rel" not in _option_tags(response, "require"):
         return None
     rseq = _decimal(response.header("rseq"), 10)
@@ -117,7 +117,7 @@ _REFRESHERS: dict[str, Refresher] = {"uac": "uac", "uas": "uas"}
 
 
 class SessionExpires(NamedTuple):
-    """A Session-Expires header: the interval, and which side of this request refreshes."""
+    """A Session-Expires header: interval and refresher."""
 
     seconds: int
     refresher: Refresher | None
@@ -127,7 +127,7 @@ class SessionExpires(NamedTuple):
 
 
 def session_expires_of(message: Message) -> SessionExpires | None:
-    """Read Session-Expires; None where it is missing or can't be read."""
+    """Parse Session-Expires; None if missing or invalid."""
     number, _, parameters = message.header("session-expires").partition(";")
     seconds = _decimal(number, 10)
     if seconds is None:
@@ -137,7 +137,7 @@ def session_expires_of(message: Message) -> SessionExpires | None:
 
 
 def min_se_of(message: Message) -> int | None:
-    """The seconds of Min-SE; None where there is none, or more than `MAX_SESSION_EXPIRES`."""
+    """The seconds of Min-SE; None if missing, invalid or above `MAX_SESSION_EXPIRES`."""
     seconds = _decimal(message.header("min-se").partition(";")[0], 10)
     return seconds if seconds is not None and seconds <= MAX_SESSION_EXPIRES else None
 
@@ -164,9 +164,9 @@ def _decimal(text: str, max_digits: int) -> int | None:
 
 
 def reply_route(request: Request) -> tuple[str, Address]:
-    """The top Via as a response repeats it, and where the response goes (RFC 3581 §4).
+    """The top Via for a response, and its destination (RFC 3581 §4).
 
-    Over a stream that is the connection that the request came by (RFC 3261 §18.2.2).
+    Over a stream that is the connection of the request (RFC 3261 §18.2.2).
     """
     source = request.source
     host, port = request.sent_by()
@@ -187,9 +187,9 @@ def reply_route(request: Request) -> tuple[str, Address]:
 
 
 def response_route(data: bytes, gone: Address) -> Address | None:
-    """Where a response goes whose connection, from `gone`, is closed (RFC 3261 §18.2.2).
+    """Destination of a response whose connection, from `gone`, is closed (RFC 3261 §18.2.2).
 
-    That is the address it came from, at the port that Via names. None for what is no response.
+    That is the host of `gone` at the port in Via. None if `data` is not a response.
     """
     try:
         message = parse(data)
@@ -202,10 +202,10 @@ def response_route(data: bytes, gone: Address) -> Address | None:
 
 
 def alias_of(data: bytes, source: Address) -> Address | None:
-    """The address whose requests may use the connection from `source`, too (RFC 5923 §5).
+    """The further address that the connection from `source` may be used for (RFC 5923 §5).
 
-    The peer that opened it asks for that with `alias` in Via. It is granted only for the host that
-    Via names and that the connection comes from, since no certificate proves more.
+    The peer that opened it requests this with `alias` in Via. It is granted only if the host in Via
+    is that of `source`, because no certificate proves more.
     """
     try:
         message = parse(data)

@@ -1,4 +1,9 @@
-"""An outgoing call, from its INVITE to the answers of one or several phones (RFC 3261 §13.2)."""
+"""An outgoing call up to its answer: INVITE, forks, early dialogs (RFC 3261 §13.2).
+
+Each provisional response with a new To tag creates an early dialog (§12.1), which has its own
+answer to the offer. Reliable responses are acknowledged by PRACK (RFC 3262), once and in order.
+After a reliable answer the remote may change the media by UPDATE (RFC 3311).
+"""
 
 from __future__ import annotations
 
@@ -41,17 +46,16 @@ from bitel.sip.transaction import (
 )
 
 MAX_FORKS = 8
-"""Forks of one INVITE for which state is kept. The 2xx of any further one is answered statelessly,
-each time it comes, with one ACK and one BYE."""
+"""Forks of one INVITE with state; the 2xx of a further one gets a stateless ACK and BYE."""
 
 
 class Invitation(NamedTuple):
-    """Whom to call, and how.
+    """The parameters of an outgoing call.
 
-    `destination` is the next hop, an IP address and port. `offer` is our SDP. `headers` are added
-    to the INVITE; a Route among them is followed by its CANCEL and ACK too. `credentials` go to
-    `destination` and to the hosts (IP addresses) in `trusted`, and nowhere else. With
-    `withhold_ack` the ACK of a usable answer waits for `UserAgent.acknowledge`, or for the BYE.
+    `destination` is the next hop. `offer` is our SDP. `headers` are added to the INVITE; a Route
+    among them also applies to its CANCEL and ACK. `credentials` are sent only to `destination` and
+    to the IP addresses in `trusted`. With `withhold_ack` the ACK of a usable answer waits for
+    `UserAgent.acknowledge` or for the BYE.
     """
 
     request_uri: str
@@ -66,11 +70,11 @@ class Invitation(NamedTuple):
 
 
 class InviteClient(Call):
-    """Reports one of `Answered` and `Failed`; an answered call goes on as an `InviteDialog`.
+    """An unanswered outgoing call. Reports either `Answered` or `Failed`.
 
-    What follows on its INVITE after that is left to `InviteAnswers`.
+    An answered call continues as an `InviteDialog`; `InviteAnswers` handles further 2xx.
 
-    Raises ValueError where a text of the invitation holds a line break or can't be encoded.
+    Raises ValueError if a text of the invitation has a line break or can't be encoded.
     """
 
     def __init__(
@@ -89,10 +93,10 @@ class InviteClient(Call):
         self._cseq = self._min_se = self._raises = 0
         self._rang = self._is_over = self._is_given_up = False
         self._cancel_wanted = self._is_canceled = self._is_silenced = False
-        # All provisional codes of this INVITE, and those that were reported by an event.
+        # Provisional codes of this INVITE: received, and reported by an event.
         self._seen_codes: tuple[int, ...] = ()
         self._reported_codes: tuple[int, ...] = ()
-        # The tags of phones whose BYE came before their 2xx.
+        # Tags of forks whose BYE came before their 2xx.
         self._bye_from: tuple[str, ...] = ()
         self._progress_since: float | None = None
         self._early: dict[str, EarlyDialog] = {}
@@ -145,10 +149,10 @@ class InviteClient(Call):
             layer, self, self._request, invitation.destination, now
         )
 
-    # What our user asks for
+    # Called by the user agent
 
     def cancel(self, now: float) -> None:
-        """CANCEL waits for a first 1xx (§9.1), and is sent once."""
+        """Send CANCEL once, after the first 1xx (§9.1)."""
         if self._is_over or self._cancel_wanted:
             return
         self._cancel_wanted = True
@@ -156,10 +160,9 @@ class InviteClient(Call):
             self._send_cancel(now)
 
     def give_up(self, now: float) -> bool:
-        """Fail as if Timer B had fired, unless anything was answered yet; whether it did.
+        """Fail as if Timer B had fired, unless there was any response. Returns whether it failed.
 
-        The INVITE may have arrived all the same. A late 1xx is then answered by CANCEL, a 2xx by
-        ACK and BYE.
+        The INVITE may have arrived: a late 1xx is answered by CANCEL, a 2xx by ACK and BYE.
         """
         if self._is_over or self._cancel_wanted or self._seen_codes or self._cseq > 1:
             return False
@@ -171,7 +174,7 @@ class InviteClient(Call):
         return True
 
     def stop_repeating(self) -> None:
-        """Send no INVITE any more, neither again nor with credentials; do wait for an answer."""
+        """Send no further INVITE, neither a retransmission nor one with credentials."""
         self._is_silenced = True
         if not self._is_over and not self._seen_codes:
             self._transaction.stop_repeating()
@@ -180,12 +183,12 @@ class InviteClient(Call):
         """See `Call.hang_up`."""
         self.cancel(now)
 
-    # Requests of the far end
+    # Requests of the remote
 
     def receive_request(self, transaction: ServerTransaction, now: float) -> None:
-        """Answer a request in the early dialog that its From tag names.
+        """Answer a request in the early dialog of its From tag.
 
-        A BYE of the callee has overtaken its 2xx: the session ends as soon as that arrives.
+        A BYE has overtaken its 2xx: the session ends as soon as that arrives.
         """
         request = transaction.request
         if request.method == "BYE" and len(self._bye_from) < MAX_FORKS:
@@ -209,7 +212,7 @@ class InviteClient(Call):
             elif not self._is_over:
                 self._receive_failure(response, now)
         except Exception:
-            # The transaction is over, so that nothing else would end the call.
+            # The transaction is over: nothing else would end the call.
             if code >= 200 and not self._is_over:
                 self._fail(code if code >= 300 else 488, "response", now)
             raise
@@ -217,10 +220,10 @@ class InviteClient(Call):
             self._layer.timers.stop(self._cancel_timer)
 
     def receive_late_response(self, response: Response, now: float) -> None:
-        """Take a response after the call was given up.
+        """Process a response after the call was given up.
 
-        A 2xx is acknowledged and its dialog ended. After a 1xx a phone may ring, and is stopped by
-        a CANCEL (§9.1): the INVITE's transaction goes on for that, until its final response.
+        A 2xx is acknowledged and its dialog ended. After a 1xx a phone may ring: the transaction is
+        resumed to send CANCEL (§9.1), until its final response.
         """
         if not self._is_over:
             return
@@ -238,7 +241,7 @@ class InviteClient(Call):
         if self._is_over and not self._is_given_up:
             return
         if self._is_given_up:
-            pass  # reported already
+            pass  # already reported
         elif self._cancel_wanted:
             self._fail(487, "canceled", now)
         elif why == "timeout":
@@ -248,17 +251,17 @@ class InviteClient(Call):
         self._calls.keep_given_up(self, now)
 
     def timer_fired(self, name: str, now: float) -> None:
-        """There was no final response after our CANCEL (§9.1)."""
+        """No final response came after our CANCEL (§9.1)."""
         self._transaction.abandon()
         if not self._is_over:
             self._fail(487, "canceled", now)
         self._calls.keep_given_up(self, now)
 
     def _receive_provisional(self, response: Response, now: float) -> None:
-        """Note a 1xx, and report it if it is new or carries the answer.
+        """Record a 1xx, and report it if it is new or carries the answer.
 
-        Of one out of order only the code counts: the INVITE has arrived, so that CANCEL may be
-        sent, and after an 18x a phone may be ringing.
+        The code counts even out of order: the INVITE has arrived, so CANCEL may be sent, and after
+        an 18x a phone may ring.
         """
         in_order, answer = self._receive_early(response, now)
         code = response.code
@@ -279,10 +282,9 @@ class InviteClient(Call):
     def _receive_early(
         self, response: Response, now: float
     ) -> tuple[bool, SessionDescription | None]:
-        """Take a provisional response in the early dialog that it makes or belongs to.
+        """Process a provisional response in its early dialog; a reliable one is acknowledged.
 
-        A reliable one is acknowledged by PRACK. Returns whether it is in order (a repeated or early
-        one is ignored: RFC 3262 §4), and the answer to our offer if it is the first to carry one.
+        Returns whether it is in order (RFC 3262 §4), and the first answer to our offer.
         """
         if response.code == 100:
             return True, None
@@ -314,7 +316,7 @@ class InviteClient(Call):
     def _receive_success(self, response: Response, now: float) -> None:
         answers = self._answers
         if answers is None:
-            # From the first 2xx on, the transaction holds nothing of this call, its offer and all.
+            # The transaction lives on for 32 s, and must not keep this call in memory.
             early = {tag: each.dialog for tag, each in self._early.items() if each.had_requests}
             answers = self._answers = InviteAnswers(
                 self._layer, self._request, self._invitation, self._authentication, early
@@ -347,9 +349,9 @@ class InviteClient(Call):
     def _media_of(self, response: Response) -> Negotiation:
         """The media of the dialog of a 2xx.
 
-        If the 2xx has no description, the answer is that of an earlier provisional response with
-        the same To tag (RFC 3261 §13.2.1, RFC 3262 §5). After an UPDATE, that of the 2xx is ignored
-        (RFC 3311 §5.2).
+        Without a description in the 2xx, the answer is that of a provisional response with the same
+        To tag (RFC 3261 §13.2.1, RFC 3262 §5). After an UPDATE, that of the 2xx is ignored (RFC
+        3311 §5.2).
         """
         early = self._early.get(response.to_tag)
         answer = description_in(response)
@@ -363,7 +365,7 @@ class InviteClient(Call):
         if self._is_canceled or (self._cancel_wanted and is_challenged and not self._rang):
             self._fail(487, "canceled", now, response)
         elif self._rang or self._cancel_wanted:
-            # Once the phone has rung, even a corrected INVITE would ring it a second time.
+            # After an 18x another INVITE would ring the phone a second time.
             self._fail(code, "auth" if is_challenged else "response", now, response)
         elif (
             authentication is not None and authentication.learn(response, self._tries)
@@ -373,7 +375,7 @@ class InviteClient(Call):
             self._fail(code, "auth" if is_challenged else "response", now, response)
 
     def _raise_session_expires(self, response: Response) -> bool:
-        """Take up the Min-SE of a 422 (RFC 4028 §7.3); False where that is of no use."""
+        """Adopt the Min-SE of a 422 (RFC 4028 §7.3). Returns whether to send another INVITE."""
         asked = max(self._layer.config.session_expires, self._min_se)
         demanded = min_se_of(response)
         if response.code != 422 or not asked or demanded is None or demanded <= asked:
@@ -416,10 +418,9 @@ class InviteClient(Call):
 
 
 class InviteAnswers:
-    """Acknowledges each 2xx to an INVITE, and again when it is repeated (RFC 3261 §13.2.2.4).
+    """Transaction user of an answered INVITE: acknowledges each 2xx (RFC 3261 §13.2.2.4).
 
-    It outlives the call that it was made for: for 32 s after the answer it is all that is left of
-    the INVITE, and ends the dialogs of other phones that answer so late.
+    For 64*T1 after the answer it acknowledges retransmissions, and ends the dialogs of other forks.
     """
 
     def __init__(
@@ -430,7 +431,7 @@ class InviteAnswers:
         authentication: Authentication | None,
         early: dict[str, Dialog],
     ) -> None:
-        """`early` are dialogs in which requests were sent, by the far end's tag."""
+        """`early` are the early dialogs in which requests were sent, by remote tag."""
         self._layer = layer
         self.request = request.bare()._replace(headers=request.credentials)
         self._destination = invitation.destination
@@ -440,10 +441,9 @@ class InviteAnswers:
         self._acks: tuple[tuple[str, Ack], ...] = ()
 
     def take(self, response: Response, now: float) -> tuple[Dialog, Ack] | None:
-        """The dialog that a 2xx makes, with its ACK still to be sent.
+        """The dialog that a 2xx creates, and its unsent ACK.
 
-        None for one that was taken before, which is acknowledged again, and for one too many,
-        which is ended.
+        None for a retransmission, which is acknowledged, and beyond `MAX_FORKS`.
         """
         for tag, ack in self._acks:
             if tag == response.to_tag:
@@ -462,30 +462,30 @@ class InviteAnswers:
         return dialog, ack
 
     def refuse(self, response: Response, now: float) -> None:
-        """Acknowledge a 2xx that is of no use, and hang up."""
+        """Acknowledge a 2xx and end its dialog."""
         taken = self.take(response, now)
         if taken is not None:
             self.hang_up(*taken, now)
 
     def hang_up(self, dialog: Dialog, ack: Ack, now: float) -> None:
-        """Acknowledge and end a dialog that can't be used."""
+        """Send ACK and BYE."""
         ack.send(now)
         dialog.send_bye(NULL_USER, now)
 
     def receive_response(self, response: Response, now: float) -> None:
-        """A 2xx again, or that of another phone, in the Accepted state of RFC 6026."""
+        """A further 2xx, in the Accepted state (RFC 6026)."""
         self.refuse(response, now)
 
     def transaction_failed(self, why: Failure, now: float) -> None:
-        """An INVITE that was answered can't fail."""
+        """Never called: an answered INVITE can't fail."""
 
 
 MAX_RELIABLE = 32
-"""How many reliable responses of one phone are acknowledged: each PRACK may be sent 11 times."""
+"""Reliable responses of a fork that are acknowledged: each PRACK may be sent 11 times."""
 
 
 class EarlyDialog:
-    """One early dialog: its answer, and the requests within it in both directions."""
+    """An early dialog: its answer, and the requests in both directions."""
 
     def __init__(self, layer: TransactionLayer, dialog: Dialog, offer: SessionDescription) -> None:
         """`offer` is that of the INVITE."""
@@ -499,15 +499,14 @@ class EarlyDialog:
 
     @property
     def had_requests(self) -> bool:
-        """Whether either side has sent a request in it, so that a CSeq has advanced."""
+        """Whether either side has sent a request, so that a CSeq has advanced."""
         return self._count > 0 or self.dialog.remote_cseq is not None
 
     def take_answer(self, response: Response, *, reliable: bool) -> bool:
-        """Take a response's session description as the answer, if it is the first usable one.
+        """Take the description of a response as the answer; returns whether it was taken.
 
-        Later ones are ignored (RFC 3261 §13.2.1), except that of the first reliable response, which
-        is the answer itself (RFC 3262 §5); those of unreliable responses are a preview of it.
-        Returns whether it was taken.
+        The first usable one counts (RFC 3261 §13.2.1). That of the first reliable response replaces
+        those of unreliable ones, which are a preview (RFC 3262 §5).
         """
         if self._is_complete or (self.media.agreed is not None and not reliable):
             return False
@@ -518,10 +517,9 @@ class EarlyDialog:
         return True
 
     def acknowledge(self, response: Response, rseq: int, now: float) -> bool:
-        """Send PRACK if the response is the first or the next one in order (RFC 3262 §4).
+        """Send PRACK if the response is the first or the next in order (RFC 3262 §4).
 
-        Returns whether it is. If not, the response must not be processed any further: a repeated
-        one has its PRACK, which repeats itself, and one that came before its turn will be repeated.
+        Returns whether it is; any other must be ignored, and will be retransmitted if need be.
         """
         if self._count >= MAX_RELIABLE or (self._last_rseq and rseq != self._last_rseq + 1):
             return False
@@ -532,10 +530,10 @@ class EarlyDialog:
         return True
 
     def receive_request(self, transaction: ServerTransaction, now: float) -> None:
-        """Answer UPDATE and OPTIONS; a callee has no use for other requests before its answer."""
+        """Answer UPDATE and OPTIONS; refuse other requests."""
         method = transaction.request.method
         if method == "INVITE":
-            # Our own is in progress (RFC 3261 §14.2).
+            # Our own INVITE is in progress (RFC 3261 §14.2).
             transaction.respond(491, now)
         elif method not in ("UPDATE", "OPTIONS"):
             transaction.respond(481, now)
@@ -555,7 +553,7 @@ class EarlyDialog:
             transaction.respond(200, now, headers)
             return
         if not self._is_complete:
-            # The offer of our INVITE waits for its answer (RFC 3311 §5.2).
+            # The offer of our INVITE is pending (RFC 3311 §5.2).
             transaction.respond(491, now)
             return
         try:
@@ -569,7 +567,7 @@ class EarlyDialog:
 
 
 class _Prack:
-    """The PRACK of one response, sent once more with credentials where those are demanded."""
+    """The PRACK of one response; sent again with credentials after a challenge."""
 
     def __init__(self, dialog: Dialog, headers: tuple[tuple[str, str], ...]) -> None:
         self._dialog = dialog
@@ -580,16 +578,16 @@ class _Prack:
         self._dialog.send_request(self, "PRACK", now, self._headers)
 
     def receive_response(self, response: Response, now: float) -> None:
-        """Answer a challenge. Any other response changes nothing: the INVITE's own will come."""
+        """Answer a challenge; ignore any other response."""
         if self._dialog.can_answer(response, self._tries):
             self.send(now)
 
     def transaction_failed(self, why: Failure, now: float) -> None:
-        """The far end gives its INVITE up by itself when no PRACK comes (RFC 3262 §3)."""
+        """Ignored: without PRACK the remote fails the INVITE (RFC 3262 §3)."""
 
 
 def description_in(response: Response) -> SessionDescription | None:
-    """The session description of a response, None where there is none or it can't be read."""
+    """The session description of a response; None if missing or invalid."""
     data = session_description_of(response)
     if not data:
         return None

@@ -1,4 +1,7 @@
-"""The dialog of an answered call, placed or taken: re-INVITE, UPDATE, INFO, BYE."""
+"""Calls of a user agent: their table, and the dialog of an answered call.
+
+`InviteDialog` handles re-INVITE, UPDATE, INFO and BYE of an outgoing or incoming call.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +29,10 @@ from bitel.sip.transaction import Failure, ServerTransaction, TransactionLayer
 
 
 class Call(ABC):
-    """A call in one of its phases: `InviteClient`, `InviteServer` or `InviteDialog`.
+    """A phase of a call: `InviteClient`, `InviteServer` or `InviteDialog`.
 
-    `call_id` is its handle in the agent's methods and events: its Call-ID, with a suffix where
-    another call with the same Call-ID was running. `local_tag` is our tag in its dialogs.
+    `call_id` is the handle in methods and events of the agent: the Call-ID, with a suffix if
+    another call with that Call-ID was running. `local_tag` is our tag in its dialogs.
     """
 
     call_id: str
@@ -38,7 +41,7 @@ class Call(ABC):
     @property
     @abstractmethod
     def named_hosts(self) -> frozenset[str]:
-        """The IP addresses that messages of the call may come from beside the carrier's."""
+        """Further IP addresses from which messages of the call are accepted."""
 
     @abstractmethod
     def matches(self, request: Request) -> bool:
@@ -49,20 +52,20 @@ class Call(ABC):
         """Answer a request for which `matches` is true."""
 
     def receive_ack(self, request: Request, now: float) -> None:  # noqa: B027
-        """Take the ACK of a 2xx, which only an answered call gets."""
+        """Process the ACK of our 2xx."""
 
     def receive_late_response(self, response: Response, now: float) -> None:  # noqa: B027
-        """Take a 1xx or 2xx to an INVITE of ours whose transaction is over (§13.2.2.4)."""
+        """Process a 1xx or 2xx to our INVITE after the end of its transaction (§13.2.2.4)."""
 
     @abstractmethod
     def hang_up(self, now: float, q850: int | None) -> None:
-        """End the call, whatever its phase."""
+        """End the call."""
 
 
 class CallTable:
-    """Calls by their handles, and events that the user of the agent has not yet taken.
+    """Calls by handle, and the queue of events.
 
-    `given_up` are calls without an answer that are kept for 64*T1, should one come late.
+    `given_up` are unanswered calls that are kept for 64*T1, for a late response.
     """
 
     def __init__(self, layer: TransactionLayer) -> None:
@@ -71,13 +74,13 @@ class CallTable:
         self.running: dict[str, Call] = {}
         self.given_up: dict[str, tuple[Call, Timer]] = {}
         self.early_calls = 0
-        """Incoming calls that wait for our answer."""
+        """The number of unanswered incoming calls."""
         self.on_removed: Callable[[Call], None] | None = None
         # The handles that differ from the Call-ID, by Call-ID and local tag.
         self._handles: dict[tuple[str, str], str] = {}
 
     def find(self, call_id: str) -> Call | None:
-        """A running call, or one that was given up."""
+        """A running or given-up call."""
         if call_id in self.given_up:
             return self.given_up[call_id][0]
         return self.running.get(call_id)
@@ -96,7 +99,7 @@ class CallTable:
         return None
 
     def new_handle(self, call_id: str, local_tag: str) -> str:
-        """The handle of a new incoming call: its Call-ID, unless a running call has that."""
+        """The handle of a new incoming call: its Call-ID, with a suffix if that is in use."""
         if call_id not in self.running:
             return call_id
         handle = f"{call_id};{local_tag}"
@@ -108,7 +111,7 @@ class CallTable:
         self.running[call.call_id] = call
 
     def remove(self, call: Call) -> None:
-        """Forget a call that is over."""
+        """Remove a call that is over."""
         if self.on_removed is not None:
             self.on_removed(call)
         del self.running[call.call_id]
@@ -117,14 +120,14 @@ class CallTable:
             self._handles.pop((call_id, call.local_tag), None)
 
     def keep_given_up(self, call: Call, now: float) -> None:
-        """Keep a call for a late answer; of too many, the oldest is forgotten."""
+        """Keep a call for a late response; the oldest is dropped beyond `max_remembered`."""
         timer = self._layer.timers.start(now, self._layer.long_wait, self, call.call_id)
         self.given_up[call.call_id] = call, timer
         if len(self.given_up) > self._layer.config.max_remembered:
             self.forget(next(iter(self.given_up)))
 
     def forget(self, call_id: str) -> None:
-        """Keep a call that was given up no longer."""
+        """Drop a given-up call."""
         self._layer.timers.stop(self.given_up.pop(call_id)[1])
 
     def timer_fired(self, name: str, now: float) -> None:
@@ -137,7 +140,7 @@ RECOVERY_ON_TIMER_EXPIRY = 102
 
 
 class InviteDialog(Call):
-    """Owns the dialog from its 2xx to the end of its BYE, and reports `Ended` exactly once."""
+    """An answered call, from its 2xx to the end of its BYE. Reports `Ended` exactly once."""
 
     def __init__(
         self,
@@ -149,7 +152,7 @@ class InviteDialog(Call):
         ack: Ack | None = None,
         call_id: str = "",
     ) -> None:
-        """`ack` is that of the caller; None where we are the callee."""
+        """`ack` is that of our INVITE; None if we are the callee."""
         self._layer = layer
         self._calls = calls
         self._ack = ack
@@ -157,15 +160,14 @@ class InviteDialog(Call):
         self.dialog = dialog
         self.local_tag = dialog.local_tag
         self.media = media
-        # Made when it is first needed, which in many calls is never; until then, the Allow header
-        # of the answer is kept for it.
+        # Created when first needed; until then the Allow header of the answer is kept for it.
         self._timer: SessionTimer | None = None
         self._allow: list[str] = []
         self._unacknowledged: RepeatedSuccess | None = None
         self._invite_cseq = 0
         self._is_offering = False
-        """Whether our 2xx carries an offer, so that the answer comes with its ACK."""
-        # The callee reports that its answer was confirmed, and only of the first one.
+        """Whether our 2xx carries an offer, which the ACK answers."""
+        # `Confirmed` is reported by a callee, once.
         self._is_confirmed = ack is not None
         self._hang_up_wanted = self._is_ending = self._bye_answered = False
         self._q850: int | None = None
@@ -173,7 +175,7 @@ class InviteDialog(Call):
 
     @property
     def is_busy(self) -> bool:
-        """Whether an INVITE still waits for its ACK, so that another must not be sent (§14.1)."""
+        """Whether an INVITE is unacknowledged, so that another must not be sent (§14.1)."""
         return self._unacknowledged is not None or (self._ack is not None and self._ack.is_withheld)
 
     @property
@@ -195,20 +197,20 @@ class InviteDialog(Call):
         return self.dialog.matches(request)
 
     def begin(self, response: Response, now: float) -> None:
-        """Run the session timer as the 2xx that made the session says."""
+        """Start the session timer as the 2xx that established the session says."""
         self._allow = response.lines("allow")
         if "session-expires" in response:
             self.session_timer.take_response(response, now)
 
-    # What our user asks for
+    # Called by the user agent
 
     def acknowledge(self, now: float) -> None:
-        """Send the ACK of the answer, if it was withheld until now."""
+        """Send the ACK if it was withheld."""
         if self._ack is not None:
             self._ack.send(now)
 
     def hang_up(self, now: float, q850: int | None) -> None:
-        """Send BYE; a callee's waits until its 2xx has been acknowledged (§15)."""
+        """Send BYE; a callee waits for the ACK of its 2xx (§15)."""
         if self._is_ending or self._hang_up_wanted:
             return
         self._q850 = q850
@@ -226,9 +228,9 @@ class InviteDialog(Call):
     def answer_invite(
         self, transaction: ServerTransaction, now: float, *, offering: bool = False
     ) -> None:
-        """Accept an INVITE with 200 and our description, repeated until its ACK comes.
+        """Accept an INVITE with 200 and our description, retransmitted until the ACK.
 
-        With `offering` the INVITE came without an offer, so that our description is one.
+        `offering`: the INVITE had no offer, so our description is one.
         """
         self._is_offering = offering
         self._stop_repeating()
@@ -249,7 +251,7 @@ class InviteDialog(Call):
             self._unacknowledged.stop()
             self._unacknowledged = None
 
-    # What the far end asks for
+    # Requests of the remote
 
     def receive_request(self, transaction: ServerTransaction, now: float) -> None:
         """See `Call.receive_request`."""
@@ -257,7 +259,7 @@ class InviteDialog(Call):
             return
         request = transaction.request
         if request.method == "BYE":
-            self.acknowledge(now)  # a 2xx gets its ACK even where the BYE comes first (§13.2.2.4)
+            self.acknowledge(now)  # every 2xx is acknowledged, even after a BYE (§13.2.2.4)
             transaction.respond(200, now)
             self._end("us" if self._is_ending else "far", q850_cause(request.lines("reason")))
         elif self._is_ending or request.method == "PRACK":
@@ -286,10 +288,9 @@ class InviteDialog(Call):
             self._send_bye(now)
 
     def _receive_info(self, transaction: ServerTransaction, now: float) -> None:
-        """Take keyed digits; accept any other INFO that requires nothing of us (RFC 6086 §4.2.2).
+        """Report DTMF digits; accept any INFO without further requirements (RFC 6086 §4.2.2).
 
-        A DTMF body without a readable digit is refused with 400, so that its sender does not take
-        the key as received.
+        A DTMF body without a readable digit gets 400, so that the sender knows that it was lost.
         """
         request = transaction.request
         if request.header("info-package"):
@@ -305,7 +306,7 @@ class InviteDialog(Call):
             transaction.respond(200, now)
 
     def receive_late_response(self, response: Response, now: float) -> None:
-        """Acknowledge a repeated 2xx again; end the dialog of another fork."""
+        """Acknowledge a retransmitted 2xx; end the dialog of another fork."""
         ack = self._ack
         if ack is None or response.code < 200 or response.cseq != ack.invite_cseq:
             return
@@ -315,7 +316,7 @@ class InviteDialog(Call):
             self.dialog.fork(response).end_statelessly(ack.invite_cseq)
 
     def end_by_early_bye(self, now: float) -> None:
-        """End the session because its BYE came before the 2xx."""
+        """End the session: its BYE came before the 2xx."""
         self.acknowledge(now)
         self._end("far", None)
 
@@ -327,8 +328,7 @@ class InviteDialog(Call):
         description = session_description_of(request)
         is_invite = request.method == "INVITE"
         is_inviting = self._timer is not None and self._timer.is_inviting
-        # Our own offer still waits for its answer, in the response to our re-INVITE or in the ACK
-        # of our 2xx, so that a second one must be refused (RFC 3264 §4, RFC 3311 §5.2).
+        # Our own offer is pending, in our re-INVITE or in our 2xx (RFC 3264 §4, RFC 3311 §5.2).
         if (is_inviting or self._is_offering) and (is_invite or description):
             transaction.respond(491, now)
             return
@@ -344,7 +344,7 @@ class InviteDialog(Call):
             return
         self.dialog.refresh_target(request)
         if is_invite and not description:
-            # The far end asks for our offer. Its answer comes with the ACK.
+            # The remote requests an offer, and answers it in the ACK.
             self.media.offer_again()
             self.answer_invite(transaction, now, offering=True)
         elif is_invite:
@@ -357,7 +357,7 @@ class InviteDialog(Call):
         self._report_change(agreed)
 
     def take_answer(self, message: Message) -> None:
-        """Take the answer to a later offer of ours; keep the media if it can't be used."""
+        """Apply the answer to our offer; an unusable one is ignored."""
         agreed = self.media.agreed
         self.media.take_answer(session_description_of(message))
         self._report_change(agreed)
@@ -415,9 +415,9 @@ class InviteDialog(Call):
 
 
 class RepeatedSuccess:
-    """A 2xx to INVITE, repeated until its ACK comes (§13.3.1.4): T1, doubling up to T2.
+    """Retransmits a 2xx to INVITE until its ACK (§13.3.1.4): after T1, doubling up to T2.
 
-    After 64*T1 without an ACK it calls `ack_missing`.
+    Calls `ack_missing` after 64*T1 without an ACK.
     """
 
     def __init__(

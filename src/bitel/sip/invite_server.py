@@ -1,4 +1,4 @@
-"""An incoming call, from its INVITE to our final response (RFC 3261 §13.3)."""
+"""An incoming call up to our final response (RFC 3261 §13.3)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from bitel.sip.sdp import Negotiation, SessionDescription
 from bitel.sip.transaction import ServerTransaction, TransactionLayer
 
 LONGEST_RETRY_AFTER = 10
-"""Seconds: the longest Retry-After of the 500 to an offer before our answer (§14.2: 0 to 10)."""
+"""Longest Retry-After, in seconds, of the 500 to an offer before our answer (§14.2)."""
 
 
 class InviteServer(Call):
-    """Reports `Incoming`; an accepted call goes on as an `InviteDialog`."""
+    """An unanswered incoming call; reports `Incoming`, and continues as an `InviteDialog`."""
 
     def __init__(
         self,
@@ -35,10 +35,10 @@ class InviteServer(Call):
         self.local_tag = transaction.to_tag
         self._offer = offer
         self._latest = request
-        """The caller's request in the early dialog with the highest CSeq."""
+        """The request of the caller with the highest CSeq."""
         number, from_user = printable(user_of(request.uri)), printable(_from_user(request))
         headers = request.printable_headers
-        # Whatever may raise is above: from here on there is a call.
+        # Everything that may raise is above: from here on the call is registered.
         transaction.respond(100, now)
         self.call_id = calls.new_handle(request.call_id, transaction.to_tag)
         self._timer = layer.timers.start(now, layer.config.early_limit, self, "left too long")
@@ -62,18 +62,18 @@ class InviteServer(Call):
     def _contact(self) -> tuple[str, str]:
         return self._layer.identity.contact[self._transaction.request.source.transport]
 
-    # What our user asks for
+    # Called by the user agent
 
     def ring(self, code: int, now: float) -> None:
         """Send a provisional response, 101 to 199."""
         if not 101 <= code <= 199:
             raise ValueError(f"{code} is not a provisional status: use 101 to 199")
         if "100rel" in [tag.lower() for tag in self._transaction.request.values("require")]:
-            return  # it would have to be reliable (RFC 3262 §3), and ours are not
+            return  # only reliable responses are allowed (RFC 3262 §3), and ours are not
         self._transaction.respond(code, now, [self._contact])
 
     def accept(self, answer: SessionDescription, now: float) -> None:
-        """Send 200 with our SDP, and become an `InviteDialog`."""
+        """Send 200 with our SDP; the call continues as an `InviteDialog`."""
         transaction = self._transaction
         dialog = Dialog.from_uas(self._layer, transaction.request, transaction.to_tag)
         dialog.remote_cseq = self._latest.cseq
@@ -85,7 +85,7 @@ class InviteServer(Call):
         self._calls.put(call)
 
     def reject(self, code: int, headers: Sequence[tuple[str, str]], now: float) -> None:
-        """Send a final failure, 300 to 699."""
+        """Send a failure, 300 to 699. Raises ValueError for another code or a line break."""
         if not 300 <= code <= 699:
             raise ValueError(f"{code} does not refuse a call: use 300 to 699")
         checked = [(one_line(name), one_line(value)) for name, value in headers]
@@ -96,18 +96,18 @@ class InviteServer(Call):
         """See `Call.hang_up`."""
         self.reject(480, (), now)
 
-    # What the far end asks for
+    # Requests of the remote
 
     def receive_cancel(self, invite: ServerTransaction, now: float) -> None:
-        """End the call if the INVITE that is canceled is the one that made it (§9.2)."""
+        """End the call if `invite`, which was canceled, is the one that created it (§9.2)."""
         if invite is self._transaction:
             self._cancel(487, now)
 
     def receive_request(self, transaction: ServerTransaction, now: float) -> None:
-        """Answer a request in the early dialog, which BYE ends (§15.1.1).
+        """Answer a request in the early dialog; BYE ends the call (§15.1.1).
 
-        As the INVITE is pending, a second INVITE or offer is refused with 500 and Retry-After
-        (§14.2, RFC 3311 §5.2).
+        While the INVITE is pending, a second INVITE or offer gets 500 with Retry-After (§14.2, RFC
+        3311 §5.2).
         """
         request = transaction.request
         if request.method not in ("BYE", "INVITE", "OPTIONS", "UPDATE"):
@@ -127,7 +127,7 @@ class InviteServer(Call):
             transaction.respond(200, now, [self._contact, ("Allow", ALLOW)])
 
     def timer_fired(self, name: str, now: float) -> None:
-        """Neither side has decided: the caller may be gone without CANCEL."""
+        """`early_limit` is over; the caller may be gone without CANCEL."""
         self._cancel(480, now)
 
     def _cancel(self, code: int, now: float) -> None:

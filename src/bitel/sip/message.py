@@ -1,8 +1,8 @@
-"""Reads SIP messages with no more work than routing them takes (RFC 3261 §7).
+"""SIP messages (RFC 3261 §7): a lazy parser, and writers of requests and responses.
 
-Header values stay text until they are asked for; bytes that are not UTF-8 survive a round trip
-(`surrogateescape`). A peer sends the same headers in the same order again and again, so the names
-of all header lines together are the key of a cache, whose values are `HeaderLayout`s.
+Only the headers that route a message are parsed at once; bytes that are not UTF-8 survive a round
+trip (`surrogateescape`). Peers send the same headers in the same order again and again, so
+`HeaderLayout`s are cached by the names of all header lines.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MAX_DATAGRAM = 65535
 MAX_HEAD = 16384
 MAX_HEADERS = 128
 MAX_VIAS = 70
-"""Via values of a request: each proxy on its way adds one, and Max-Forwards begins at 70."""
+"""Via values of a request: each proxy adds one, and Max-Forwards starts at 70."""
 MAX_CSEQ = 2**31
 
 _COMPACT = {
@@ -61,9 +61,9 @@ Essentials = Callable[[list[str]], tuple[str, str, str, str, str]]
 
 
 class MessageError(ValueError):
-    """A datagram that is not a SIP message, or lacks what every message must have.
+    """Not a SIP message, or a mandatory header is missing or invalid.
 
-    `request` is what could be read of a request, enough to answer it with 400; else None.
+    `request` is a request as far as it was parsed, so that it can be answered with 400; else None.
     """
 
     def __init__(self, sentence: str, request: Request | None = None) -> None:
@@ -72,9 +72,9 @@ class MessageError(ValueError):
 
 
 class BodyLengthError(MessageError):
-    """Content-Length is unreadable or differs from what was received; all else is valid.
+    """Content-Length is invalid or more than was received; all else is valid.
 
-    `message` is that message, with all data after its head as its body.
+    `message` is the message with all data after its head as body.
     """
 
     def __init__(self, sentence: str, message: Request | Response) -> None:
@@ -83,11 +83,10 @@ class BodyLengthError(MessageError):
 
 
 class HeaderLayout:
-    """Which header is in which line. Names are in lower case and full length.
+    """Line numbers of the headers of a message, by name in lower case and full length.
 
-    `places` are the line numbers of each header. `essentials` takes the first Via, From, To,
-    Call-ID and CSeq out of the lines; it is None if one is missing, or repeated (except Via).
-    `is_folded` says that some lines continue the one before and have to be joined first.
+    `essentials` extracts the first Via, From, To, Call-ID and CSeq from the lines; None if one is
+    missing or repeated (except Via). `is_folded`: continuation lines must be joined first.
     """
 
     def __init__(self, places: dict[str, tuple[int, ...]], *, is_folded: bool = False) -> None:
@@ -100,9 +99,9 @@ class HeaderLayout:
 
 
 def split_head(text: str) -> tuple[str, HeaderLayout, list[str]]:
-    """First line, layout, and values with the space around them, of a head without its last CRLF.
+    """First line, layout and unstripped values of a head without its last CRLF.
 
-    Raises `MessageError` where there are too many lines, or one is no header.
+    Raises `MessageError` for too many lines, or one that is not a header.
     """
     fields = _FIELD.split(text)
     between = "".join(fields[::2])
@@ -115,7 +114,7 @@ def split_head(text: str) -> tuple[str, HeaderLayout, list[str]]:
 
 
 def _normalised(text: str) -> str:
-    """A head with every header in a line of its own that ends with CRLF and is not empty."""
+    """A head with unfolded lines that end with CRLF, without empty lines."""
     # A quoted string may hold one, escaped (RFC 3261 §25.1).
     if "\0" in text.replace("\\\0", ""):
         raise MessageError("a message's headers hold a zero byte")
@@ -125,7 +124,7 @@ def _normalised(text: str) -> str:
         raise MessageError(f"a message has more than {MAX_HEADERS} header lines")
     if not all(":" in line for line in lines if line):
         raise MessageError("a header line has no colon")
-    # A line after an empty one continues nothing, even if it begins with a space.
+    # A line after an empty one is not a continuation, even if it begins with a space.
     return "\r\n".join([first, *(line.lstrip() for line in lines if line)])
 
 
@@ -151,10 +150,10 @@ def _canonical(written: str) -> str:
 
 
 class Message:
-    """What requests and responses have in common. Header names are in lower case and full length.
+    """A received request or response. Header names are in lower case and full length.
 
-    `branch`, `call_id`, `cseq`, `cseq_method`, `from_tag` and `to_tag` name the transaction and the
-    dialog; `size` is the length of the received message in bytes, `source` where it came from.
+    `branch`, `call_id`, `cseq`, `cseq_method`, `from_tag` and `to_tag` identify transaction and
+    dialog; `size` is the length of the message in bytes.
     """
 
     def __init__(self, layout: HeaderLayout, lines: list[str]) -> None:
@@ -169,32 +168,32 @@ class Message:
         return name in self._layout.places
 
     def header(self, name: str) -> str:
-        """A header's first line unparsed, "" where it is missing."""
+        """The first value line of a header, "" if it is missing."""
         places = self._layout.places.get(name)
         return self._lines[places[0]].strip() if places else ""
 
     def lines(self, name: str) -> list[str]:
-        """A header's lines as they stand, in order."""
+        """The value lines of a header, in order."""
         return [self._lines[place].strip() for place in self._layout.places.get(name, ())]
 
     def values(self, name: str) -> list[str]:
-        """All values of a header that may be given as a list, in order."""
+        """The values of a header that may be a comma-separated list, in order."""
         return [item for line in self.lines(name) for item in split_list(line)]
 
     @property
     def headers(self) -> dict[str, list[str]]:
-        """All headers, in the order in which each came first."""
+        """All headers, in order of first appearance."""
         return {name: self.lines(name) for name in self._layout.places}
 
     @property
     def printable_headers(self) -> tuple[tuple[str, str], ...]:
-        """All headers, one pair a line, fit to be stored and shown."""
+        """All headers, one pair a line, as `printable` text."""
         return tuple(
             (name, printable(value)) for name, lines in self.headers.items() for value in lines
         )
 
     def read_essentials(self) -> None:
-        """Read what names the transaction and the dialog; raises `MessageError`."""
+        """Parse what identifies transaction and dialog; raises `MessageError`."""
         essentials = self._layout.essentials
         if essentials is None:
             raise MessageError(
@@ -213,7 +212,7 @@ class Message:
             raise MessageError(str(error)) from error
 
     def sent_by(self) -> tuple[str, int | None]:
-        """Host and port of the top Via, as its sender wrote them."""
+        """Host and port of the top Via; raises `MessageError`."""
         return sent_by_of(self.header("via"))
 
     @property
@@ -244,7 +243,7 @@ class Response(Message):
 
 
 def parse(data: bytes, source: Address = _NOWHERE) -> Request | Response:
-    """Read one datagram that came from `source`.
+    """Parse a message that came from `source`.
 
     Raises `MessageError`; `BodyLengthError` if only the length is wrong.
     """
@@ -282,7 +281,7 @@ def parse(data: bytes, source: Address = _NOWHERE) -> Request | Response:
     return message
 
 
-# The next five are cached, because their texts repeat from message to message.
+# The next five are cached, because their arguments repeat from message to message.
 
 
 @lru_cache(maxsize=64)
@@ -308,7 +307,7 @@ def _cseq(value: str) -> tuple[int, str]:
 
 @lru_cache(maxsize=64)
 def _length(value: str) -> int | None:
-    """The number of a Content-Length header, None where it is empty."""
+    """The number of a Content-Length header, None if it is empty."""
     text = value.strip()
     if not text:
         return None
@@ -334,9 +333,9 @@ def sent_by_of(via: str) -> tuple[str, int | None]:
 
 @lru_cache(maxsize=64)
 def _is_plain(before: str) -> bool:
-    """Whether the text before the first `;branch=` of a Via header holds no other branch or value.
+    """Whether the text before the first `;branch=` of a Via header has no other branch or value.
 
-    Raises `MessageError` where it begins with no host.
+    Raises `MessageError` if the host is missing.
     """
     _sent_by(before.partition(";")[0])
     return "," not in before and "branch" not in before.lower()
@@ -351,10 +350,10 @@ def _method_and_uri(line: str) -> tuple[str, str]:
 
 
 def _branch_of(via: str) -> str:
-    """The branch of a Via header's first value, "" where it has none. Raises `MessageError`."""
+    """The branch of a Via header's first value, "" without one. Raises `MessageError`."""
     before, _, after = via.partition(";branch=")
     branch = after.partition(";")[0]
-    # The usual form, which takes no search.
+    # Fast path for the usual form.
     if _is_plain(before) and branch.isalnum():
         return branch
     found = _BRANCH.search(via if "," not in via else split_list(via)[0])
@@ -362,14 +361,14 @@ def _branch_of(via: str) -> str:
 
 
 def quoted_branch(quoted: bytes) -> str:
-    """The branch in the start of a message that an ICMP error quotes; "" if none or cut short."""
+    """The branch in the part of a message that an ICMP error quotes; "" if missing or cut off."""
     found = _QUOTED_BRANCH.search(quoted)
     return found[1].decode("latin-1") if found else ""
 
 
 def _check_request(request: Request) -> None:
-    """Raises `MessageError` for a Request-URI, CSeq method or Via that is not valid."""
-    # ACK, BYE and CANCEL are matched by dialog or branch, so their Request-URI is not needed.
+    """Raises `MessageError` for an invalid Request-URI, CSeq method or Via."""
+    # ACK, BYE and CANCEL are matched by dialog or branch; their Request-URI is not needed.
     if request.method not in ("ACK", "BYE", "CANCEL") and not _REQUEST_URI.match(request.uri):
         raise MessageError("the Request-URI is missing, or holds a space, quote or bracket")
     if request.cseq_method != request.method:
@@ -380,7 +379,7 @@ def _check_request(request: Request) -> None:
 
 
 def _body(layout: HeaderLayout, lines: Sequence[str], received: bytes) -> bytes:
-    """As much of the body as Content-Length says; all of it where that is missing (§18.3)."""
+    """The body of Content-Length bytes; all of it if the header is missing (§18.3)."""
     places = layout.places.get("content-length")
     if places is None:
         return received
@@ -395,7 +394,7 @@ def _body(layout: HeaderLayout, lines: Sequence[str], received: bytes) -> bytes:
 
 
 def printable(text: str) -> str:
-    """Text from the wire, fit to be stored and shown: what can't be printed becomes \ufffd."""
+    """Received text with unprintable characters replaced by \ufffd."""
     if text.isprintable():
         return text
     shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
@@ -403,9 +402,9 @@ def printable(text: str) -> str:
 
 
 ALLOW = "INVITE, ACK, CANCEL, BYE, OPTIONS, UPDATE, PRACK, INFO"
-"""PRACK always gets 481, because no response of ours is reliable."""
+"""PRACK gets 481 from a callee, because our responses are never reliable."""
 OPTION_TAGS = ("100rel", "timer")
-"""The extensions that may be required of us (RFC 3261 §8.2.2.3): RFC 3262 and RFC 4028."""
+"""Supported extensions (RFC 3261 §8.2.2.3): RFC 3262 and RFC 4028."""
 SUPPORTED = ", ".join(OPTION_TAGS)
 CAPABILITIES = (("Allow", ALLOW), ("Accept", "application/sdp"), ("Supported", SUPPORTED))
 """The headers of a 2xx to OPTIONS (RFC 3261 §11.2)."""
@@ -454,14 +453,14 @@ PHRASES = {
 
 
 def one_line(text: str) -> str:
-    """Refuse text of ours that would break out of its header line, with ValueError."""
+    """Return `text`; raises ValueError if it would end its header line."""
     if "\r" in text or "\n" in text or "\0" in text:
         raise ValueError("a header value holds a line break or a zero byte")
     return text
 
 
 class RequestTemplate(NamedTuple):
-    """A request before it is written. `from_value` and `to_value` are header values with tags."""
+    """A request to be serialised. `from_value` and `to_value` are header values with tags."""
 
     method: str
     uri: str
@@ -495,16 +494,16 @@ class RequestTemplate(NamedTuple):
 
     @property
     def credentials(self) -> tuple[tuple[str, str], ...]:
-        """The headers that answer challenges, which the ACK of a 2xx repeats (§22.1)."""
+        """The credential headers, which the ACK of a 2xx repeats (§22.1)."""
         headers = self.headers
         return tuple([each for each in headers if "Authorization" in each[0]]) if headers else ()
 
     def bare(self) -> RequestTemplate:
-        """The request without its headers and body, as its ACK, CANCEL and dialogs need it."""
+        """The request without headers and body, as needed for its ACK, CANCEL and dialogs."""
         return RequestTemplate(*self[:8])
 
     def cancel(self) -> RequestTemplate:
-        """The CANCEL of this INVITE: same branch, same Route, no digest (§9.1)."""
+        """The CANCEL of this INVITE: same branch and Route, no credentials (§9.1)."""
         return self.bare()._replace(method="CANCEL")
 
     def ack_failure(self, to_value: str) -> RequestTemplate:
@@ -522,7 +521,7 @@ def write_response(
     top_via: str,
     reason: str = "",
 ) -> bytes:
-    """Compose a response (§8.2.6.2). `to_tag` is added where the request's To has no tag."""
+    """Serialise a response (§8.2.6.2). `to_tag` is added if the request's To has none."""
     to = request.header("to")
     if to_tag and not request.to_tag:
         to = f"{to};tag={to_tag}"

@@ -1,4 +1,4 @@
-"""A request of ours outside any dialog (RFC 3261 §8.1): OPTIONS to ask, REGISTER to be found."""
+"""A client for requests outside of dialogs (RFC 3261 §8.1), such as OPTIONS and REGISTER."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ _OF_DIALOGS = frozenset(("INVITE", "ACK", "CANCEL", "BYE", "PRACK", "UPDATE"))
 
 @dataclass(frozen=True, slots=True)
 class OutgoingRequest:
-    """A request to be sent. `destination` is the next hop, an IP address and port.
+    """A request to be sent. `destination` is the next hop.
 
-    `headers` are added; our Contact is too, unless one is among them. A binding is refreshed
-    with the `call_id` and `from_tag` of the time before and a `cseq` above the last (§10.2);
-    each is made up where it is None. `cseq` is 1 to 2^31-1.
+    `headers` are added, and our Contact unless they have one. A binding is refreshed with the same
+    `call_id` and `from_tag` and a higher `cseq` (§10.2), 1 to 2^31-1; None: new ones.
     """
 
     method: str
@@ -39,7 +38,7 @@ class OutgoingRequest:
     cseq: int | None = None
 
     def check(self) -> None:
-        """Raises ValueError for what must not be sent."""
+        """Raises ValueError for an invalid method, CSeq or text."""
         if not _METHOD.match(self.method) or self.method in _OF_DIALOGS:
             raise ValueError(f"{self.method!r} is not a request outside of calls: use OPTIONS, say")
         if self.cseq is not None and not 1 <= self.cseq <= MAX_CSEQ:
@@ -51,7 +50,7 @@ class OutgoingRequest:
 
 
 class RequestClient:
-    """Reports `RequestDone` once. A challenge is answered by the request with the next CSeq."""
+    """Sends one request, again with credentials after a challenge. Reports `RequestDone` once."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
-"""Session descriptions (RFC 8866) and the offer/answer rules (RFC 3264), for one audio stream.
+"""Session descriptions (RFC 8866) and offer/answer (RFC 3264) for one audio stream.
 
-One audio line is used: the first over RTP/AVP that is not disabled and has a codec of ours. Other
-media lines of an offer are kept, because an answer must list each of them again with port 0.
+The first audio line over RTP/AVP that is enabled and has a supported codec is used. Other media
+lines of an offer are kept, because the answer must list each of them with port 0.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ MAX_MEDIA_LINES = 100
 MAX_CODECS = 128
 MAX_NAME = 64
 MAX_REMEMBERED = 2048
-"""Characters of the sections that matter up to which they are cached as read."""
+"""Longest sections, in characters, whose parsed form is cached."""
 MAX_EVENT_TYPES = 8
-"""Payload types of telephone events that one call may have used, all its descriptions together."""
+"""Payload types of telephone events of one call, over all its descriptions."""
 MAX_HOST_NAME = 253
 """Characters of a domain name (RFC 1035 §2.3.4)."""
 SESSION_ID_BITS = 61
-"""Session id and version must fit in 63 bits, a first version be below 2^62 - 1 (RFC 3264 §5)."""
+"""Session id and version fit in 63 bits; a first version is below 2^62 - 1 (RFC 3264 §5)."""
 DEFAULT_PTIME = 20
 PACKET_LENGTHS = (10, 20, 30, 40, 60)
-"""Milliseconds of audio that a packet of ours can hold."""
+"""Supported packet lengths in ms."""
 G711 = ("PCMA", "PCMU")
 TELEPHONE_EVENT = "telephone-event"
 
 _STATIC_NAMES = {0: "PCMU", 8: "PCMA"}
-"""RFC 3551 §6: the two static payload types of this project."""
+"""The supported static payload types (RFC 3551 §6)."""
 _PAYLOAD_TYPES = {"PCMU": 0, "PCMA": 8, TELEPHONE_EVENT: 101}
 _MIRRORED: dict[Direction, Direction] = {
     "sendrecv": "sendrecv",
@@ -49,15 +49,15 @@ _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9\-]{0,61}[A-Za-z0-9])?\Z", re.ASCII)
 
 
 class SdpError(ValueError):
-    """A session description that can't be read, or holds no audio that could be used."""
+    """A session description that is invalid or has no usable audio."""
 
 
 class NoCommonCodec(SdpError):
-    """The other side refused the audio, or offers no codec that we have."""
+    """The remote refused the audio, or offers no supported codec."""
 
 
 class Codec(NamedTuple):
-    """One payload type of the audio line; `fmtp` is its format parameters, "" without any."""
+    """A payload type of the audio line; `fmtp` are its format parameters, "" without any."""
 
     payload_type: int
     name: str
@@ -66,13 +66,12 @@ class Codec(NamedTuple):
 
 
 class SessionDescription(NamedTuple):
-    """One audio stream: where it is received, and what may be sent there.
+    """One audio stream of a session description.
 
-    `address` is an IP address, or the host name of a far end that gives one (RFC 8866 §5.7; see
-    `is_host_name`). `port` 0 refuses the audio. `ptime` is the preferred length of a packet in ms,
-    `maxptime` the longest allowed, 0 where there is no limit (RFC 8866 §6.3, §6.4). `media_before`
-    and `media_after` are the other media lines around the audio (the text after `m=`), written with
-    port 0.
+    `address` is an IP address or a host name (RFC 8866 §5.7). `port` 0 refuses the audio. `ptime`
+    is the preferred packet length in ms, `maxptime` the longest allowed, 0 without a limit (§6.3,
+    §6.4). `media_before` and `media_after` are the other media lines (the text after `m=`), which
+    are written with port 0.
     """
 
     address: str
@@ -88,10 +87,10 @@ class SessionDescription(NamedTuple):
 
     @classmethod
     def parse(cls, data: bytes, names: Sequence[str] = G711) -> SessionDescription:
-        """Read a description; raises `SdpError` with a sentence that says what is wrong.
+        """Parse a description; raises `SdpError`.
 
-        Of several audio lines the first one over RTP/AVP is taken that has a port other than 0 and
-        a codec with one of `names`; where there is none, the first one that can be read.
+        Of several audio lines over RTP/AVP, the first with a port other than 0 and a codec in
+        `names` is used; without one, the first that is valid.
         """
         if len(data) > MAX_BYTES:
             raise SdpError(f"the SDP is longer than {MAX_BYTES} bytes")
@@ -105,7 +104,7 @@ class SessionDescription(NamedTuple):
             raise SdpError("the SDP has no v= line")
         before, _, rest = session_text.partition("\no=")
         origin, _, after = rest.partition("\n")
-        # Apart from its origin and port, a description is much the same in all calls of a peer.
+        # Apart from origin and port, the descriptions of a peer repeat: they are cached.
         index, port, audio = _choose(f"{before}\n{after}", media, names)
         session_id = version = 0
         fields = origin.split(None, 3)
@@ -149,7 +148,7 @@ class SessionDescription(NamedTuple):
 
 @lru_cache(maxsize=64)
 def _rendered(codecs: tuple[Codec, ...]) -> tuple[str, str]:
-    """The payload types of an audio line, and the lines below it that say what they are."""
+    """The payload types of an audio line, and its rtpmap and fmtp lines."""
     lines = []
     for codec in codecs:
         lines.append(f"a=rtpmap:{codec.payload_type} {codec.name}/{codec.rate}\r\n")
@@ -159,24 +158,24 @@ def _rendered(codecs: tuple[Codec, ...]) -> tuple[str, str]:
 
 
 def _refused(media_lines: tuple[str, ...]) -> str:
-    """Media lines that are answered with port 0."""
+    """Media lines with port 0."""
     fields = [line.split(" ", 2) for line in media_lines]
     return "".join([f"m={kind} 0 {rest}\r\n" for kind, _, rest in fields])
 
 
 class NegotiatedMedia(NamedTuple):
-    """What offer and answer agree on, from our side.
+    """The result of offer and answer, from our side.
 
-    Send `codec_name` as `payload_type` to `far`, a packet every `ptime` ms (one of
-    `PACKET_LENGTHS`), if `direction` (ours) lets us. The host of `far` may be a name, which is to
-    be looked up first (`is_host_name`). `event_types` are the payload types under which the far end
-    may send telephone events: all that this call has used, the most recent last.
+    Send `codec_name` as `payload_type` to `remote`, a packet every `ptime` ms (one of
+    `PACKET_LENGTHS`), if `direction` (ours) allows it. The host of `remote` may be a name that must
+    be resolved (`is_host_name`). `event_types` are all payload types under which the remote may
+    send telephone events, the most recent last.
     """
 
     codec_name: str
     payload_type: int
     event_types: tuple[int, ...]
-    far: HostPort
+    remote: HostPort
     ptime: int
     direction: Direction
 
@@ -184,10 +183,10 @@ class NegotiatedMedia(NamedTuple):
 def make_offer(
     address: HostPort, codecs: Sequence[str] = G711, session_id: int | None = None
 ) -> SessionDescription:
-    """Offer G.711, best first, and telephone events; `address` is where we receive RTP.
+    """Offer G.711, preferred codec first, and telephone events; we receive RTP at `address`.
 
-    `session_id` identifies the session in the `o=` line, and is the first version (RFC 8866 §5.2);
-    a random number by default. Raises ValueError for a codec that is not G.711.
+    `session_id` is that of the `o=` line, and its first version (RFC 8866 §5.2); random by default.
+    Raises ValueError for a codec other than G.711.
     """
     if not codecs:
         raise ValueError("an offer needs a codec: PCMA, PCMU or both")
@@ -207,7 +206,7 @@ def _our_codecs(names: tuple[str, ...]) -> tuple[Codec, ...]:
 
 
 def check_answer(offer: SessionDescription, answer: SessionDescription) -> NegotiatedMedia:
-    """What the answer chose from our offer; raises `NoCommonCodec` where nothing can be sent."""
+    """What the answer selects from our offer; raises `NoCommonCodec`."""
     if answer.port == 0:
         raise NoCommonCodec("the answer refuses the audio: its port is 0")
     chosen = _first_audio(answer.codecs, [codec.name for codec in offer.codecs])
@@ -225,10 +224,9 @@ def check_answer(offer: SessionDescription, answer: SessionDescription) -> Negot
 
 
 def packet_length(ptime: int, maxptime: int = 0) -> int:
-    """The longest packet, in ms, that we can send within the far end's `ptime` and `maxptime`.
+    """The longest supported packet, in ms, within `ptime` and `maxptime` (0: no limit).
 
-    `maxptime` 0 is no limit. If even our shortest packet exceeds it, its length is returned, as the
-    nearest to what was asked for (RFC 8866 §6.3).
+    The shortest supported one if all are longer (RFC 8866 §6.3).
     """
     limit = min(ptime, maxptime) if maxptime else ptime
     return max((each for each in PACKET_LENGTHS if each <= limit), default=PACKET_LENGTHS[0])
@@ -240,10 +238,9 @@ def make_answer(
     codecs: Sequence[str] = G711,
     session_id: int | None = None,
 ) -> SessionDescription:
-    """Answer with the first offered codec that is in `codecs`, with the offer's payload types.
+    """Answer with the first offered codec in `codecs`, with the offer's payload types.
 
-    `session_id` is as in `make_offer`: the session id of the offer identifies its sender's
-    description, not ours. Raises `NoCommonCodec` where there is no such codec, or the offer
+    `session_id` is as in `make_offer`. Raises `NoCommonCodec` without such a codec, or if the offer
     disables its audio.
     """
     chosen = _first_audio(offer.codecs, codecs)
@@ -265,10 +262,10 @@ def make_answer(
 
 
 class Negotiation:
-    """The offer/answer state of one dialog: both descriptions, and what they agree on.
+    """The offer/answer state of a dialog: both descriptions, and their result.
 
-    A call keeps to the codec of its first agreement, whatever is offered later. The version of our
-    description goes up by one with each change of it (RFC 3264 §8).
+    A call keeps its first codec, whatever is offered later. The version of our description
+    increases by one with each change (RFC 3264 §8).
     """
 
     def __init__(self, local: SessionDescription, remote: SessionDescription | None = None) -> None:
@@ -281,7 +278,7 @@ class Negotiation:
                 self.agreed = check_answer(local, remote)
 
     def answer(self, data: bytes) -> SessionDescription:
-        """Answer a later offer; raises `SdpError`, and changes nothing, where that can't be."""
+        """Answer a later offer. Raises `SdpError`, and changes nothing, if that is impossible."""
         local = self.local
         names = audio_names(self._settled().codecs)
         offer = SessionDescription.parse(data, names)
@@ -294,7 +291,7 @@ class Negotiation:
         return answer
 
     def offer_again(self) -> SessionDescription:
-        """Our offer in a running call: sendrecv again, whichever side held it (RFC 3261 §14.2)."""
+        """Our offer within a call: sendrecv, even after a hold (RFC 3261 §14.2)."""
         offer = self._settled()
         if offer.direction != "sendrecv":
             offer = offer._replace(direction="sendrecv", version=self.local.version + 1)
@@ -302,7 +299,7 @@ class Negotiation:
         return offer
 
     def take_answer(self, data: bytes) -> None:
-        """Take the answer to a later offer of ours; one that can't be used is ignored."""
+        """Apply the answer to a later offer of ours; an unusable one is ignored."""
         try:
             answer = SessionDescription.parse(data, audio_names(self.local.codecs))
             self._agree(check_answer(self.local, answer))
@@ -311,7 +308,7 @@ class Negotiation:
         self.remote = answer
 
     def _settled(self) -> SessionDescription:
-        """Our description with the one codec that was agreed on."""
+        """Our description with the negotiated codec only."""
         if self.agreed is None:
             return self.local
         names = (self.agreed.codec_name, TELEPHONE_EVENT)
@@ -321,10 +318,10 @@ class Negotiation:
         return self.local._replace(codecs=codecs, version=self.local.version + 1)
 
     def _agree(self, agreed: NegotiatedMedia) -> None:
-        """Take a later agreement, with the payload types of earlier telephone events.
+        """Set a later result, with the payload types of earlier telephone events.
 
-        A far end that renumbers them may go on sending under the old number for a while (RFC 3264
-        §8.3.2). A number that now means audio is left out.
+        A remote that renumbers them may use the old number for a while (RFC 3264 §8.3.2). A number
+        that now means audio is dropped.
         """
         earlier, now = self.agreed, agreed.event_types
         if earlier is not None and earlier.event_types != now:
@@ -347,9 +344,9 @@ def _first_audio(codecs: tuple[Codec, ...], names: Sequence[str]) -> Codec | Non
 
 
 def _event_types(*sides: tuple[Codec, ...]) -> tuple[int, ...]:
-    """The payload types of telephone events that either side names.
+    """The payload types of telephone events of both sides.
 
-    The far end is to use the number that we gave (RFC 3264 §5.1); many use their own.
+    The remote should use our number (RFC 3264 §5.1); many use their own.
     """
     found = [
         payload_type
@@ -413,7 +410,7 @@ def _media_lines(media: list[str]) -> tuple[str, ...]:
 
 
 def _read_sections(session_text: str, formats: str, audio_text: str) -> _Audio:
-    """What the session's section and that of the audio, which overrides it, say together."""
+    """Parse the session section, and that of the audio, which overrides it."""
     section = _Section()
     section.read(session_text)
     section.rtpmap, section.fmtp = {}, {}
@@ -421,7 +418,7 @@ def _read_sections(session_text: str, formats: str, audio_text: str) -> _Audio:
     if section.connection is None:
         raise SdpError("the SDP says no address for its audio")
     address = _connection_address(section.connection)
-    # The old way to put a call on hold (RFC 2543): there is nowhere to send to.
+    # RFC 2543 hold.
     direction = "inactive" if address in ("0.0.0.0", "::") else section.direction
     codecs = []
     numbers = [_number(text, 128) for text in formats.split()[:MAX_CODECS]]
@@ -436,7 +433,7 @@ _usual_sections = lru_cache(maxsize=256)(_read_sections)
 
 
 class _Section:
-    """The lines of a section that matter; of repeated ones the last counts."""
+    """The relevant lines of a section; the last of repeated ones counts."""
 
     def __init__(self) -> None:
         self.connection: str | None = None
@@ -494,10 +491,10 @@ def _connection_address(value: str) -> str:
 
 
 def is_host_name(address: str) -> bool:
-    """Whether an address of a c= line is a domain name, to be looked up in DNS (RFC 8866 §5.7).
+    """Whether an address of a c= line is a domain name (RFC 8866 §5.7).
 
-    Labels consist of letters, digits and hyphens. The last one must not be a number, so that a
-    malformed IPv4 address is not taken for a name (RFC 1123 §2.1, RFC 3696 §2).
+    The last label must not be a number, so that a malformed IPv4 address does not count as a name
+    (RFC 1123 §2.1, RFC 3696 §2).
     """
     name = address.removesuffix(".")
     labels = name.split(".")

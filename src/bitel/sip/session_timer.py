@@ -1,4 +1,4 @@
-"""The session timer: keeps a session alive, or notices that it is not (RFC 4028)."""
+"""The session timer (RFC 4028): refreshes a session, and ends one that is not refreshed."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from bitel.sip.transaction import ClientTransaction, Failure, TransactionLayer
 from bitel.sip.transaction_tables import State
 
 SHORTEST = 10
-"""Shortest interval, in seconds, that is accepted from a far end that grants less than 90."""
+"""Shortest interval, in seconds, even if the remote grants less."""
 MAX_RAISES = 2
-"""How often a far end may answer one request with 422 and a longer Min-SE."""
+"""422 responses with a longer Min-SE that are followed for one request."""
 TIMER = ("Supported", "timer")
 _WAITING = (State.CALLING, State.TRYING, State.PROCEEDING)
 _REFRESH, _EXPIRY = "refresh", "expiry"
@@ -40,8 +40,7 @@ _REFRESH, _EXPIRY = "refresh", "expiry"
 def invite_headers(asked: int, min_se: int) -> tuple[tuple[str, str], ...]:
     """Supported and the session timer headers of our INVITE.
 
-    `asked` are the seconds that a session is to last, 0 for no timer. `min_se` is what a 422 has
-    demanded since, 0 for nothing.
+    `asked` is the interval in seconds, 0 for no timer; `min_se` that of a 422, 0 without one.
     """
     if not asked:
         return (("Supported", "100rel"),)
@@ -50,12 +49,12 @@ def invite_headers(asked: int, min_se: int) -> tuple[tuple[str, str], ...]:
 
 
 def refresh_after(seconds: float) -> float:
-    """When the refresher refreshes: at half of the interval (RFC 4028 section 10)."""
+    """Seconds until a refresh: half of the interval (RFC 4028 §10)."""
     return seconds / 2
 
 
 class TimedSession(Protocol):
-    """A session that is refreshed, or ended if it is not."""
+    """The session of a `SessionTimer`."""
 
     dialog: Dialog
     media: Negotiation
@@ -65,17 +64,17 @@ class TimedSession(Protocol):
         """Whether another INVITE must not be sent yet (§14.1)."""
 
     def take_answer(self, message: Message) -> None:
-        """Take the answer to the offer of a refresh."""
+        """Apply the answer to the offer of a refresh."""
 
     def expire(self, now: float) -> None:
         """End the session."""
 
 
 class SessionTimer:
-    """The session timer of one session, off until a 2xx turns it on.
+    """The session timer of one session, started by a 2xx.
 
-    Where we are the refresher it sends UPDATE, or a re-INVITE with the same SDP where the far end
-    does not allow that. A session that is not refreshed in time, by either side, ends with BYE.
+    As the refresher it sends UPDATE, or a re-INVITE with the same SDP if the remote does not allow
+    UPDATE. A session that neither side refreshes in time ends with BYE.
     """
 
     def __init__(
@@ -94,15 +93,15 @@ class SessionTimer:
         self._with_update = _allows_update(allow)
         self._pending: ClientTransaction | None = None
         self._ack: tuple[str, Ack] | None = None
-        """The ACK of our last re-INVITE, and the branch of that."""
+        """Branch and ACK of our last re-INVITE."""
         self._tries: Tries = []
         self._timer: Timer | None = None
         self._deadline: Timer | None = None
 
-    # What the 2xx of either side turn on
+    # Negotiation
 
     def take_response(self, response: Response, now: float) -> None:
-        """Follow the 2xx to a request of ours; without Session-Expires nothing expires (§7.2)."""
+        """Start the timer by the 2xx to our request, or stop it without Session-Expires (§7.2)."""
         self._learn_methods(response)
         granted = session_expires_of(response)
         if granted is None:
@@ -111,7 +110,7 @@ class SessionTimer:
             self._run(granted.seconds, now, is_refresher=granted.refresher != "uas")
 
     def answer_headers(self, request: Request, now: float) -> list[tuple[str, str]]:
-        """The timer headers of our 2xx to an INVITE or UPDATE; runs the timer accordingly (§9)."""
+        """The timer headers of our 2xx to an INVITE or UPDATE; starts the timer (§9)."""
         asked = session_expires_of(request)
         self._learn_methods(request)
         if asked is None and not (self._seconds and supports_timer(request)):
@@ -131,13 +130,13 @@ class SessionTimer:
         return [*headers, ("Require", "timer")] if refresher == "uac" else headers
 
     def stop(self) -> None:
-        """Refresh nothing any more, and let nothing expire."""
+        """Stop refresh and expiry."""
         self._seconds = 0
         self._layer.timers.stop(self._timer)
         self._layer.timers.stop(self._deadline)
 
     def end(self) -> None:
-        """The session has ended: wait for no response either."""
+        """Stop, and ignore pending responses: the session has ended."""
         self.stop()
         if self._pending is not None and self._pending.state in _WAITING:
             self._pending.abandon()
@@ -145,7 +144,7 @@ class SessionTimer:
 
     @property
     def is_inviting(self) -> bool:
-        """Whether a re-INVITE of ours waits for its answer: another one gets 491 (§14.2)."""
+        """Whether our re-INVITE is pending, so that another gets 491 (§14.2)."""
         return self._pending is not None and self._pending.request.method == "INVITE"
 
     def _learn_methods(self, message: Message) -> None:
@@ -155,14 +154,14 @@ class SessionTimer:
     # Timers
 
     def _run(self, seconds: int, now: float, *, is_refresher: bool) -> None:
-        """Refresh after half of the interval, give up min(32, a third) before its end (§10)."""
+        """Refresh after half of the interval, expire min(32, a third) before its end (§10)."""
         self.stop()
         self._seconds = max(seconds, SHORTEST)
         self._is_refresher = is_refresher
         timers = self._layer.timers
         refresh = refresh_after(self._seconds)
         give_up = self._seconds - min(32.0, self._seconds / 3)
-        # The far end decides how long a session lasts, but mostly takes what we ask for.
+        # The remote decides the interval, but usually grants ours: only that gets a timer lane.
         if self._seconds == self._layer.config.session_expires:
             self._deadline = timers.start(now, give_up, self, _EXPIRY)
             self._timer = timers.start(now, refresh, self, _REFRESH) if is_refresher else None
@@ -180,7 +179,7 @@ class SessionTimer:
         if name == _EXPIRY:
             self._session.expire(now)
         elif is_due(self._deadline, now):
-            return  # after a pause: the session is over, and `_EXPIRY` is next
+            return  # after a pause of the process: `_EXPIRY` is next
         elif self._pending is not None or self._session.is_busy:
             self._refresh_in(self._layer.config.t2, now)
         else:
@@ -238,7 +237,7 @@ class SessionTimer:
         if code in (408, 481):
             self._session.expire(now)
         elif code == 491:
-            # Seconds, in steps of 10 ms, that differ for the two ends (RFC 3261 §14.1).
+            # Seconds in steps of 10 ms; the ranges of the two sides differ (RFC 3261 §14.1).
             steps = (210, 400) if self._owns_call_id else (0, 200)
             self._refresh_in(self._layer.rng.randint(*steps) / 100, now)
         elif code == 422 and demanded > self._seconds and self._raises < MAX_RAISES:
@@ -251,7 +250,7 @@ class SessionTimer:
         elif self._session.dialog.can_answer(response, self._tries):
             self._refresh(now)
         else:
-            # Another try may do better; if none does, the deadline ends the session.
+            # Retry; the deadline ends the session.
             self._refresh_in(self._seconds / 10, now)
 
     def transaction_failed(self, why: Failure, now: float) -> None:

@@ -1,9 +1,8 @@
-"""Whose messages an agent takes: the carrier's, and those of hosts that the carrier has named.
+"""Filters messages by source address before they are parsed.
 
-Over UDP anyone who has seen one message of a call could answer it, move it or end it. So a message
-is looked into only if it comes from an accepted source, or names a running call and comes from a
-host that an accepted message of that call has named: in Contact or Record-Route, or as the
-destination of its INVITE. Everything else is dropped before it is parsed.
+Over UDP anyone who has seen a message of a call could answer, move or end it. A message is parsed
+only if its source is accepted, or if it names a running call and comes from a host that an accepted
+message of that call has named: in Contact or Record-Route, or as the destination of its INVITE.
 """
 
 from __future__ import annotations
@@ -17,36 +16,36 @@ from bitel.sip.grammar import Address, source_network
 from bitel.sip.invite_dialog import Call, CallTable
 from bitel.sip.message import CAPABILITIES, MAX_HEAD, BodyLengthError, MessageError, Request, parse
 from bitel.sip.transaction import TransactionLayer
+from bitel.token_bucket import TokenBucket
 
 MAX_ENDED = 1000
-"""Ended calls of which it is kept which hosts they named, for requests that are repeated."""
+"""Ended calls whose named hosts are kept, for retransmitted requests."""
 ANSWERS_PER_SECOND = 1.0
 ANSWER_BURST = 5.0
 ALL_ANSWERS_PER_SECOND = 100.0
 MAX_SOURCES = 4096
-"""Stateless answers: those to one source, an IPv6 network of 2^64 addresses being one, and those to
-all; and the sources that are counted at a time."""
+"""Limits of stateless responses: to one source (an IPv4 address or an IPv6 /64), to all, and the
+number of sources with a token bucket."""
 
 _CALL_ID = re.compile(rb"\n(?:call-id|i)[ \t]*:[ \t]*([^\s]{1,512})", re.IGNORECASE)
 
 
 class SourcePolicy(Protocol):
-    """Which addresses are the carrier's."""
+    """Decides which sources are accepted."""
 
     @property
     def is_open(self) -> bool:
-        """Whether messages of calls are taken from anywhere, and requests outside of calls that
-        come from elsewhere get one stateless answer; else they get none."""
+        """Whether messages of calls are accepted from any source, and other requests from a source
+        that is not accepted get a stateless response."""
 
     def accepts(self, host: str) -> bool:
-        """Whether everything that comes from `host`, an IP address, is taken."""
+        """Whether all messages from the IP address `host` are accepted."""
 
 
 class SourceFilter:
     """Applies a `SourcePolicy` to the messages of one agent.
 
-    `dropped` counts the messages that were not admitted, `dropped_of_calls` those of them that name
-    a running call.
+    `dropped` counts rejected messages, `dropped_of_calls` those that name a running call.
     """
 
     def __init__(self, layer: TransactionLayer, calls: CallTable, policy: SourcePolicy) -> None:
@@ -54,14 +53,14 @@ class SourceFilter:
         self._calls = calls
         self._policy = policy
         self._ended: OrderedDict[str, frozenset[str]] = OrderedDict()
-        self._answers: dict[str, _Bucket] = {}
-        self._all_answers = _Bucket(ALL_ANSWERS_PER_SECOND, ALL_ANSWERS_PER_SECOND)
+        self._answers: dict[str, TokenBucket] = {}
+        self._all_answers = TokenBucket(ALL_ANSWERS_PER_SECOND, ALL_ANSWERS_PER_SECOND, 0.0)
         self.dropped = self.dropped_of_calls = 0
         calls.on_removed = self._note_end
 
     def admits(self, data: bytes, source: Address, now: float) -> bool:
-        """Whether the agent may parse `data`. If not, it is counted, and answered where the policy
-        says so."""
+        """Whether the agent may parse `data`. If not, it is counted, and answered if the policy is
+        open."""
         if self._policy.accepts(source.host):
             return True
         is_response = data[:8].upper() == b"SIP/2.0 "
@@ -81,7 +80,7 @@ class SourceFilter:
         return False
 
     def _note_end(self, call: Call) -> None:
-        """Keep the hosts that a call has named, for its requests that may be repeated."""
+        """Keep the hosts that a call has named, for retransmitted requests."""
         hosts = frozenset(each for each in call.named_hosts if not self._policy.accepts(each))
         if hosts:
             self._ended[call.call_id] = hosts
@@ -89,9 +88,9 @@ class SourceFilter:
                 self._ended.popitem(last=False)
 
     def _answer(self, data: bytes, source: Address) -> None:
-        """Answer a request outside of calls without state (RFC 3261 §8.2.7).
+        """Send a stateless response (RFC 3261 §8.2.7).
 
-        The answer is never longer than the request, since its source may be forged.
+        It is never longer than the request, whose source may be forged.
         """
         try:
             request = parse(data, source)
@@ -114,37 +113,18 @@ class SourceFilter:
         if bucket is None:
             if len(self._answers) >= MAX_SOURCES:
                 self._answers.clear()
-            bucket = self._answers[key] = _Bucket(ANSWERS_PER_SECOND, ANSWER_BURST)
-        return bucket.take(now) and self._all_answers.take(now)
-
-
-class _Bucket:
-    """A token bucket, full at first."""
-
-    def __init__(self, per_second: float, burst: float) -> None:
-        self._per_second = per_second
-        self._burst = self._tokens = burst
-        self._at: float | None = None
-
-    def take(self, now: float) -> bool:
-        if self._at is not None:
-            gained = (now - self._at) * self._per_second
-            self._tokens = min(self._burst, self._tokens + gained)
-        self._at = now
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
+            bucket = self._answers[key] = TokenBucket(ANSWERS_PER_SECOND, ANSWER_BURST, now)
+        return not bucket.take(now) and not self._all_answers.take(now)
 
 
 def _call_id_in(data: bytes) -> str:
-    """What seems to be the Call-ID of a message, "" where there is none."""
+    """The Call-ID of an unparsed message, "" without one."""
     found = _CALL_ID.search(data, 0, MAX_HEAD)
     return found[1].decode("utf-8", "surrogateescape") if found else ""
 
 
 def _is_of(data: bytes, call_id: str) -> bool:
-    """Whether a message really has this Call-ID."""
+    """Whether the parsed message has this Call-ID."""
     try:
         return parse(data).call_id == call_id
     except BodyLengthError as error:

@@ -1,10 +1,9 @@
-"""The timers of an agent, cheap to start and stop while a hundred thousand run.
+"""Timers of an agent: start and stop in constant time, for 100,000 running timers.
 
-Nearly all of them run for one of the few waits that the configuration gives: T1 and its doubles,
-64*T1, T4. Timers of one wait are due in the order in which they were started, so each wait has a
-lane, a linked list that they join at its end and leave at once when stopped. Only timers that are
-due at some other time lie in a heap, where stopping only marks them. A heap alone makes a call a
-fifth dearer (`bench.sip_calls`).
+Nearly all of them have one of a few durations: T1 and its doubles, 64*T1, T4. Timers of one
+duration expire in the order of their start, so each duration has a lane: a linked list with O(1)
+append and removal. Other timers are in a heap, where stopped ones are only marked. With a heap
+alone a call costs a fifth more CPU (`bench.sip_calls`).
 """
 
 from __future__ import annotations
@@ -15,23 +14,23 @@ from math import inf
 from typing import Protocol
 
 MAX_LANES = 32
-"""Each lane is looked at to find the next timer. A configuration has about half as many waits."""
+"""All lanes are searched for the next timer; a configuration needs about half as many."""
 
 
 class TimerOwner(Protocol):
-    """Gets the name of its timer when that is due."""
+    """Called with the name of its timer when that expires."""
 
     def timer_fired(self, name: str, now: float) -> None:
         """Handle the timer of this name, which is due."""
 
 
 class Timer:
-    """A running timer; `owner` is None once it has fired or was stopped.
+    """A timer; `owner` is None once it has fired or was stopped.
 
-    `before` and `after` are its neighbours in its lane; out of lanes both are `_NOWHERE`.
+    `before` and `after` are its neighbours in its lane; both are `_NOWHERE` outside of lanes.
     """
 
-    # Without __init__, which would be called by way of C, making one takes half as long.
+    # Without __init__ creation takes half the time.
     __slots__ = ("after", "before", "name", "owner", "sequence", "when")
 
     when: float
@@ -43,12 +42,12 @@ class Timer:
 
 
 def is_due(timer: Timer | None, now: float) -> bool:
-    """Whether a timer is running, and will fire by `now`."""
+    """Whether a timer is running and due by `now`."""
     return timer is not None and timer.owner is not None and timer.when <= now
 
 
 def _new_end() -> Timer:
-    """The end of an empty lane, which is due after every other timer."""
+    """The sentinel of an empty lane, due after every timer."""
     end = Timer()
     end.when = inf
     end.sequence = sys.maxsize
@@ -62,27 +61,27 @@ _NOWHERE = _new_end()
 
 
 class Timers:
-    """Starts, stops and fires timers. Times are seconds on the caller's clock.
+    """The timers of an agent. Times are seconds of the caller's clock.
 
-    They fire in the order of their times, then in the order in which they were started.
+    They fire by time, then in the order of their start.
     """
 
     def __init__(self) -> None:
-        # A lane is a ring, closed by its end: first comes the timer after that.
+        # By duration: the sentinel of a ring, after which the first timer comes.
         self._lanes: dict[float, Timer] = {}
         self._heap: list[tuple[float, int, Timer]] = []
-        # The earliest of all, as long as that is known.
+        # The earliest timer, if known.
         self._first: Timer | None = None
         self._in_heap = self._running = self._sequence = 0
 
     def __len__(self) -> int:
-        """How many timers are running."""
+        """The number of running timers."""
         return self._running
 
     def start(self, now: float, wait: float, owner: TimerOwner, name: str) -> Timer:
-        """Have a timer fire `wait` seconds from `now`.
+        """Start a timer that fires `wait` seconds from `now`.
 
-        Each wait gets a lane for good: use `start_at` for one that the far end chose.
+        Each `wait` gets a permanent lane: use `start_at` for one that the remote chose.
         """
         end = self._lanes.get(wait)
         if end is None:
@@ -92,7 +91,7 @@ class Timers:
         when = now + wait
         last = end.before
         if when < last.when and last is not end:
-            return self.start_at(when, owner, name)  # `now` went back; lanes must stay in order
+            return self.start_at(when, owner, name)  # `now` went back; lanes must stay sorted
         timer = self._new(when, owner, name)
         timer.before = last
         timer.after = end
@@ -100,7 +99,7 @@ class Timers:
         return timer
 
     def start_at(self, when: float, owner: TimerOwner, name: str) -> Timer:
-        """Have a timer fire at any time."""
+        """Start a timer that fires at `when`."""
         timer = self._new(when, owner, name)
         timer.before = timer.after = _NOWHERE
         self._in_heap += 1
@@ -121,7 +120,7 @@ class Timers:
         return timer
 
     def stop(self, timer: Timer | None) -> None:
-        """Have a timer fire no more. One that is not running may be stopped again."""
+        """Stop a timer; no effect if it is not running."""
         if timer is None or timer.owner is None:
             return
         timer.owner = None
@@ -136,18 +135,18 @@ class Timers:
         after = timer.after
         before.after = after
         after.before = before
-        # Its owner may keep it, and must not keep its neighbours.
+        # Its owner may keep a reference, which must not keep the neighbours alive.
         timer.before = timer.after = _NOWHERE
 
     def next(self) -> float | None:
-        """When the earliest running timer is due; None with none running."""
+        """When the earliest timer is due; None without timers."""
         timer = self._earliest()
         return None if timer is None else timer.when
 
     def fire(self, now: float) -> None:
-        """Tell the owners of all timers that are due by `now`, earliest first.
+        """Fire all timers that are due by `now`, earliest first.
 
-        What they start or stop meanwhile counts at once.
+        Timers that owners start or stop meanwhile are taken into account.
         """
         while (timer := self._earliest()) is not None and timer.when <= now:
             owner = timer.owner
@@ -174,7 +173,7 @@ class Timers:
         return None if earliest.owner is None else earliest
 
     def _tidy_heap(self) -> None:
-        """Stopped timers leave when they reach the top, or here once they are most of the heap."""
+        """Remove stopped timers once they are most of the heap."""
         if len(self._heap) > 64 and self._in_heap * 2 < len(self._heap):
             self._heap = [entry for entry in self._heap if entry[2].owner is not None]
             heapq.heapify(self._heap)

@@ -1,8 +1,7 @@
-"""The transaction layer (RFC 3261 §17): sends, repeats, matches and times out requests.
+"""The transaction layer (RFC 3261 §17): sends, retransmits, matches and times out requests.
 
 `TransactionLayer` owns the timers, the outgoing queue and all transactions of an agent. Each
-transaction runs one of the tables in `transaction_tables`. Above it the layer knows nothing but the
-`TransactionUser` (RFC 3261 §5) that gets the responses to a request.
+transaction runs a table of `transaction_tables`, and reports to a `TransactionUser` (§5).
 """
 
 from __future__ import annotations
@@ -42,26 +41,26 @@ from bitel.sip.transaction_tables import (
 )
 
 TIMER_D = 32.0
-"""Seconds; at least that much over UDP (§17.1.1.2)."""
+"""Seconds over UDP (§17.1.1.2)."""
 MAX_UDP = 1300
-"""Bytes of a request that may go by UDP, whatever the path carries (§18.1.1)."""
+"""Bytes of a request that may be sent over UDP with an unknown path MTU (§18.1.1)."""
 WITHOUT_TCP = 600.0
-"""Seconds for which a destination is not tried by TCP after it turned out to have none."""
+"""Seconds for which a destination without TCP is not tried by TCP again."""
 MAX_WITHOUT_TCP = 1000
 MAGIC_COOKIE = "z9hG4bK"
 
 Failure = Literal["timeout", "transport"]
 ServerKey = tuple[str, str, int | None, str]
 MergeKey = tuple[str, str, int]
-"""Call-ID, From tag and CSeq of an INVITE, the same in its copies by other paths (§8.2.2.2)."""
+"""Call-ID, From tag and CSeq of an INVITE, to detect merged requests (§8.2.2.2)."""
 
-# In Python 3.11 a member of an Enum is slow to look up in its class; a name of the module is not.
+# Module globals are faster than Enum attributes in Python 3.11.
 _UDP = Transport.UDP
 _CALLING, _TRYING, _PROCEEDING = State.CALLING, State.TRYING, State.PROCEEDING
 _COMPLETED, _ACCEPTED, _TERMINATED = State.COMPLETED, State.ACCEPTED, State.TERMINATED
-_SEND, _RESEND, _TELL, _ACK = Action.SEND, Action.RESEND, Action.TELL, Action.ACK
+_SEND, _RESEND, _DELIVER, _ACK = Action.SEND, Action.RESEND, Action.DELIVER, Action.ACK
 _STOP_REPEATING, _STOP_TIMERS = Action.STOP_REPEATING, Action.STOP_TIMERS
-_TELL_TIMEOUT, _TELL_TRANSPORT = Action.TELL_TIMEOUT, Action.TELL_TRANSPORT
+_REPORT_TIMEOUT, _REPORT_TRANSPORT = Action.REPORT_TIMEOUT, Action.REPORT_TRANSPORT
 _START_A, _START_B, _START_D = Action.START_A, Action.START_B, Action.START_D
 _START_E, _START_F, _START_G = Action.START_E, Action.START_F, Action.START_G
 _START_I, _START_K = Action.START_I, Action.START_K
@@ -71,7 +70,7 @@ _TIMEOUTS = (Input.TIMER_B, Input.TIMER_F)
 
 
 class TransactionUser(Protocol):
-    """Sent a request, and gets what becomes of it."""
+    """Gets the responses to a request, or its failure (§5)."""
 
     def receive_response(self, response: Response, now: float) -> None:
         """Take a response to the request."""
@@ -81,7 +80,7 @@ class TransactionUser(Protocol):
 
 
 class NullUser:
-    """Ignores all responses: for dialogs that are ended at once and transactions that are over."""
+    """Ignores all responses: for dialogs ended at once and transactions that are over."""
 
     def receive_response(self, response: Response, now: float) -> None:
         """Ignore a response."""
@@ -94,7 +93,7 @@ NULL_USER = NullUser()
 
 
 class TransactionLayer:
-    """All transactions of an agent, by their keys, and what they share."""
+    """The transactions of an agent by key, and their shared state."""
 
     def __init__(self, config: AgentConfig, rng: random.Random) -> None:
         self.config = config
@@ -104,41 +103,41 @@ class TransactionLayer:
         self.tokens = Tokens(rng)
         self.timers = Timers()
         self.outbox: list[tuple[bytes, Address]] = []
-        # Messages that must not leave any more, should they still wait for a connection.
+        # Messages that must not be sent any more, if they still wait for a connection.
         self.withdrawn: deque[tuple[bytes, Address]] = deque(maxlen=config.max_queued_datagrams)
         self.clients: dict[tuple[str, str], ClientTransaction] = {}
         self.servers: dict[ServerKey, ServerTransaction] = {}
-        # Those of INVITEs outside a dialog, to detect merged requests (§8.2.2.2).
+        # INVITEs outside of dialogs, to detect merged requests (§8.2.2.2).
         self.new_invites: dict[MergeKey, ServerTransaction] = {}
-        # By destination, those that a lost connection or an error there concerns: requests
-        # without an answer, and over streams also INVITEs with no final one.
+        # By destination, those that a transport error concerns: requests without a response, and
+        # over streams also INVITEs without a final response.
         self.unanswered: dict[Address, dict[ClientTransaction, None]] = {}
-        # Of the server transactions: their bytes, and how many each call has.
+        # Bytes of the server transactions, and their number by call.
         self.server_bytes = 0
         self.requests_of_calls = Counter[str]()
         self.retransmissions = self.dropped = self.misrouted = 0
-        # Destinations by UDP that have no TCP, and until when that is assumed.
+        # UDP destinations without TCP, and until when that is assumed.
         self.without_tcp: dict[Address, float] = {}
 
     def move(self, local: HostPort) -> None:
-        """Put `local` into Via and Contact of new requests."""
+        """Use `local` in Via and Contact of new requests."""
         self.config = replace(self.config, local=local)
         self.identity = Identity(self.config)
 
     def new_tag(self) -> str:
-        """64 random bits: a tag, a cnonce."""
+        """A tag or cnonce of 64 random bits."""
         return self.tokens.take(16)
 
     def new_call_id(self) -> str:
-        """128 random bits."""
+        """A Call-ID of 128 random bits."""
         return self.tokens.take(32)
 
     def new_via(self, transport: Transport) -> str:
-        """A Via value with a branch of its own (§8.1.1.7)."""
+        """A Via value with a new branch (§8.1.1.7)."""
         return self.identity.via[transport] + self.tokens.take(24)
 
     def send(self, data: bytes, destination: Address) -> None:
-        """Queue a message, or drop it if too many are queued."""
+        """Queue a message, or drop it beyond `max_queued_datagrams`."""
         if len(self.outbox) < self.config.max_queued_datagrams:
             self.outbox.append((data, destination))
         else:
@@ -149,13 +148,13 @@ class TransactionLayer:
         self.retransmissions += 1
         self.send(data, destination)
 
-    # What arrives
+    # Received messages
 
     def receive_response(self, response: Response, now: float) -> bool:
-        """Pass a response to its transaction. False if it has none.
+        """Pass a response to its transaction; False without one.
 
-        One with several Via values, or with another sent-by or Call-ID than its request, is not for
-        us (§8.1.3.3, §18.1.2, §8.2.6.2): it is dropped and counted.
+        A response with several Via values, or another sent-by or Call-ID than the request, is
+        dropped and counted (§8.1.3.3, §18.1.2, §8.2.6.2).
         """
         client = self.clients.get((response.branch, response.cseq_method))
         if not response.has_one_via or (client is not None and not client.is_answered_by(response)):
@@ -167,7 +166,7 @@ class TransactionLayer:
         return True
 
     def receive_request(self, request: Request, now: float) -> bool:
-        """Pass a repeated request, or the ACK of a failure, to its transaction, if there is one."""
+        """Pass a retransmission, or the ACK of a failure, to its transaction; False without one."""
         if request.method == "ACK":
             invite = self.invite_of(request)
             if invite is None or invite.state is _ACCEPTED:
@@ -180,13 +179,13 @@ class TransactionLayer:
         return known is not None
 
     def invite_of(self, request: Request) -> ServerTransaction | None:
-        """The INVITE's transaction that an ACK or CANCEL belongs to."""
+        """The INVITE transaction that an ACK or CANCEL belongs to."""
         return self.servers.get(server_key(request, "INVITE"))
 
     def doubt_delivery(self, quoted: bytes, destination: Address) -> ClientTransaction | None:
-        """The request that an ICMP error quotes, if it is the first error about it.
+        """The request to `destination` without a response that an ICMP error quotes.
 
-        It must have been sent to `destination` and have no response yet.
+        None for a further error about the same request.
         """
         branch = quoted_branch(quoted)
         method = quoted.partition(b" ")[0].decode("latin-1")
@@ -196,25 +195,26 @@ class TransactionLayer:
     def stateless_response(
         self, request: Request, code: int, headers: Iterable[tuple[str, str]] = ()
     ) -> tuple[bytes, Address]:
-        """A response without a transaction (§8.2.7), and where it goes."""
+        """A response without a transaction (§8.2.7), and its destination."""
         top_via, destination = reply_route(request)
         return write_response(request, code, self.new_tag(), headers, top_via=top_via), destination
 
-    # Which destinations have TCP
+    # TCP for long requests (§18.1.1)
 
     def has_tcp(self, destination: Address, now: float) -> bool:
-        """Whether a request that is too long for UDP is sent to a destination by TCP."""
+        """Whether to send a request that is too long for UDP by TCP."""
         return self.config.tcp_fallback and self.without_tcp.get(destination, now) <= now
 
-    def miss_tcp(self, destination: Address, now: float) -> None:
-        """Use no TCP to a destination for `WITHOUT_TCP` seconds, because it does not answer."""
+    def assume_no_tcp(self, destination: Address, now: float) -> None:
+        """Use no TCP to a destination for `WITHOUT_TCP` seconds, after a connection failure or a
+        request without any response."""
         while len(self.without_tcp) >= MAX_WITHOUT_TCP:
             del self.without_tcp[next(iter(self.without_tcp))]
         self.without_tcp[destination] = now + WITHOUT_TCP
 
 
 class _Transaction:
-    """What client and server transactions share: a state, a message to repeat, two timers."""
+    """State, last message and the two timers of a transaction."""
 
     _table: Table
     state: State
@@ -227,7 +227,7 @@ class _Transaction:
         self._interval = layer.config.t1
 
     def _start(self, timer: Action, now: float) -> None:
-        """Start the timer with that letter; A, E and G at growing intervals."""
+        """Start a timer; A, E and G at growing intervals."""
         timers, config = self._layer.timers, self._layer.config
         if timer in (_START_A, _START_E, _START_G):
             self._interval *= 2
@@ -247,7 +247,7 @@ class _Transaction:
 
     def timer_fired(self, name: str, now: float) -> None:
         if name in "AEG" and is_due(self._waiting, now):
-            return  # after a pause: timer B, F or H is next, and nothing is sent for what is over
+            return  # after a pause of the process: timer B, F or H is next
         self._step(_ON_TIMER[name], now)
 
     def _step(self, event: Input, now: float) -> None:
@@ -259,13 +259,13 @@ class _Transaction:
 
 
 class ClientTransaction(_Transaction):
-    """One request of ours. Making it sends the request.
+    """A client transaction; the constructor sends the request.
 
-    One that is too long for UDP goes by TCP, and by UDP after all, with another branch, where there
-    is no TCP. One that was written to a TCP connection and gets no response is not sent by UDP too,
-    because an INVITE might ring a phone twice: it fails, and later requests go by UDP.
+    A request that is too long for UDP is sent by TCP, and by UDP with a new branch if no connection
+    can be made. Once it was written to a connection it is not sent by UDP too, because an INVITE
+    might ring a phone twice: without a response it fails, and later requests are sent by UDP.
 
-    Raises ValueError for a request that is longer than a datagram may be, or can't be encoded.
+    Raises ValueError for a request longer than 65,535 bytes, or that can't be encoded.
     """
 
     def __init__(
@@ -282,7 +282,7 @@ class ClientTransaction(_Transaction):
         """The UDP destination of a request that is sent by TCP for its length."""
         self._resent = self._silenced = self._doubted = False
         self.delivered = False
-        """Whether this INVITE's connection was lost after the far end had it."""
+        """Whether the connection was lost after the INVITE was delivered."""
         data = request.to_bytes()
         if len(data) > MAX_DATAGRAM:
             raise ValueError(f"a request of {len(data)} bytes is longer than {MAX_DATAGRAM}")
@@ -320,13 +320,13 @@ class ClientTransaction(_Transaction):
         self._waiting = layer.timers.start(now, layer.long_wait, self, limit)
 
     def is_answered_by(self, response: Response) -> bool:
-        """Whether a response with our branch has the Call-ID and sent-by of the request, too."""
+        """Whether a response with our branch also has the Call-ID and sent-by of the request."""
         return response.call_id == self.request.call_id and has_same_sent_by(
             self.request.via, response.header("via"), self.destination.transport
         )
 
     def receive(self, response: Response, now: float) -> None:
-        """Take a response that names this transaction."""
+        """Process a response of this transaction."""
         if self.by_udp is not None:
             self._layer.without_tcp.pop(self.by_udp, None)
         self._step(input_of(response.code), now, response)
@@ -339,9 +339,9 @@ class ClientTransaction(_Transaction):
         unacknowledged: Container[bytes] | None = None,
         moved: Container[bytes] = (),
     ) -> None:
-        """The request could not be delivered, or was perhaps `lost` with its connection.
+        """The request could not be sent, or may have been `lost` with its connection.
 
-        The other arguments are those of `UserAgent.transport_failed`.
+        Parameters are those of `UserAgent.transport_failed`.
         """
         if self.delivered or (lost and self._data in moved):
             return
@@ -350,20 +350,20 @@ class ClientTransaction(_Transaction):
             self.delivered = lost
             return
         if is_invite and lost and unacknowledged is not None:
-            # The far end has it, and may answer over a connection of its own (§18.2.2). Another
-            # INVITE could make a phone ring twice: not every far end knows it by its branch.
+            # The INVITE was delivered, and may be answered over another connection (§18.2.2).
+            # Another INVITE could ring a phone twice: not every server matches it by branch.
             self.delivered = self._data not in unacknowledged
             if self.delivered:
                 return
         if lost and not self._resent and not self._silenced:
-            # Should it have arrived all the same, it is known there by its branch.
+            # If it has arrived, the server recognises the branch.
             self._resent = True
             self._layer.resend(self._data, self.destination)
             return
         by_udp = self.by_udp
         if by_udp is not None and (self._resent or not lost):
-            self._layer.miss_tcp(by_udp, now)
-            # Should it have arrived by TCP, it would be another request under its new branch.
+            self._layer.assume_no_tcp(by_udp, now)
+            # If it has arrived by TCP, the new branch makes it another request.
             if not self._resent and not self._silenced:
                 self.by_udp = None
                 self._enter(_TERMINATED)
@@ -373,7 +373,7 @@ class ClientTransaction(_Transaction):
         self._step(Input.TRANSPORT_FAILED, now)
 
     def doubt_delivery(self, destination: Address) -> bool:
-        """Whether this is the first doubt about a request to `destination` with no response yet."""
+        """Whether this is the first ICMP error about an unanswered request to `destination`."""
         is_waiting = self.state in _UNANSWERED and destination == self.destination
         if self._doubted or not is_waiting:
             return False
@@ -381,19 +381,19 @@ class ClientTransaction(_Transaction):
         return True
 
     def stop_repeating(self) -> None:
-        """Send the request no more, but go on waiting for a response."""
+        """Stop retransmissions, but keep waiting for a response."""
         self._silenced = True
         self._layer.timers.stop(self._repeating)
         self._layer.withdrawn.append((self._data, self.destination))
 
     def give_up(self, now: float) -> None:
-        """As `stop_repeating`, for a request that got no response and is considered lost."""
+        """Stop retransmissions of a request that is considered lost."""
         self.stop_repeating()
         if self.by_udp is not None:
-            self._layer.miss_tcp(self.by_udp, now)
+            self._layer.assume_no_tcp(self.by_udp, now)
 
     def resume(self, user: TransactionUser) -> None:
-        """Take responses to an INVITE again that was given up: its far end was merely slow."""
+        """Accept responses to an INVITE again that was given up."""
         self._user = user
         self.state = _PROCEEDING
         self._layer.clients[self.key] = self
@@ -401,12 +401,12 @@ class ClientTransaction(_Transaction):
             self._layer.unanswered.setdefault(self.destination, {})[self] = None
 
     def abandon(self) -> None:
-        """Forget the request without telling its user."""
+        """Terminate without a report to the user."""
         self._enter(_TERMINATED)
-        self._let_go()
+        self._release()
 
     def hand_over(self, user: TransactionUser, request: RequestTemplate) -> None:
-        """Pass the responses still to come to `user`, and keep `request` instead of the whole."""
+        """Pass further responses to `user`, and keep the smaller `request`."""
         self._user = user
         self.request = request
 
@@ -417,18 +417,18 @@ class ClientTransaction(_Transaction):
         state, actions = found
         before = self.state
         if self.by_udp is not None and event in _TIMEOUTS and before in _UNANSWERED:
-            self._layer.miss_tcp(self.by_udp, now)
+            self._layer.assume_no_tcp(self.by_udp, now)
         if state is not before:
             self._enter(state)
         try:
             self._act(actions, now, response)
-        finally:  # also where the user fails
+        finally:  # also if the user raises
             if state is not before:
-                self._let_go()
+                self._release()
 
     def _act(self, actions: tuple[Action, ...], now: float, response: Response | None) -> None:
         for action in actions:
-            if action is _TELL:
+            if action is _DELIVER:
                 if response is not None:
                     self._user.receive_response(response, now)
             elif action is _ACK:
@@ -441,9 +441,9 @@ class ClientTransaction(_Transaction):
                 self._layer.timers.stop(self._repeating)
             elif action is _STOP_TIMERS:
                 self._stop_timers()
-            elif action is _TELL_TIMEOUT:
+            elif action is _REPORT_TIMEOUT:
                 self._user.transaction_failed("timeout", now)
-            elif action is _TELL_TRANSPORT:
+            elif action is _REPORT_TRANSPORT:
                 self._user.transaction_failed("transport", now)
             else:
                 self._start(action, now)
@@ -451,7 +451,7 @@ class ClientTransaction(_Transaction):
     def _enter(self, state: State) -> None:
         before = self.state
         if before in _UNANSWERED:
-            # Of an INVITE in Proceeding it is still of interest whether its connection breaks.
+            # An INVITE in Proceeding still needs to know if its connection breaks.
             if state is not _PROCEEDING or not self._is_invite_by_stream:
                 self._forget_unanswered()
         elif before is _PROCEEDING and self._is_invite_by_stream:
@@ -461,10 +461,10 @@ class ClientTransaction(_Transaction):
             self._stop_timers()
             self._layer.clients.pop(self.key, None)
 
-    def _let_go(self) -> None:
-        """Once it is answered, keep only what repeated responses need: thousands stay for long.
+    def _release(self) -> None:
+        """Keep only what retransmitted responses need, for up to 32 s.
 
-        A user and a transaction that refer to each other are freed by the garbage collector only.
+        Completed passes no responses to the user; dropping that breaks a reference cycle.
         """
         state = self.state
         if state is _PROCEEDING:
@@ -489,10 +489,9 @@ class ClientTransaction(_Transaction):
 
 
 def server_key(request: Request, method: str) -> ServerKey:
-    """What a repetition of `request` is known by (§17.2.3); an ACK goes by "INVITE".
+    """The key of a server transaction (§17.2.3); `method` is "INVITE" for an ACK.
 
-    Without the magic cookie, or with nothing after it, the branch is not unique, and what
-    RFC 2543 used takes its place.
+    Without the magic cookie the branch is not unique, and the rules of RFC 2543 apply.
     """
     host, port = request.sent_by()
     if request.branch.startswith(MAGIC_COOKIE) and request.branch != MAGIC_COOKIE:
@@ -502,17 +501,17 @@ def server_key(request: Request, method: str) -> ServerKey:
 
 
 class ServerTransaction(_Transaction):
-    """One request of the far end.
+    """A server transaction.
 
-    `of_call` is the handle of the call that the request belongs to, "" for none. `to_tag` is the
-    tag that all responses carry.
+    `of_call` is the handle of the call of the request, "" for none; `to_tag` the tag of all
+    responses.
     """
 
     def __init__(self, layer: TransactionLayer, request: Request, of_call: str = "") -> None:
         super().__init__(layer)
         self._key = server_key(request, request.method)
         self._of_call = of_call
-        self._size = 2 * request.size  # the request, and a response that repeats most of it
+        self._size = 2 * request.size  # the request, and a response with mostly the same headers
         self._interval /= 2
         self._top_via, self.destination = reply_route(request)
         self.request = request
@@ -529,15 +528,15 @@ class ServerTransaction(_Transaction):
         if of_call:
             layer.requests_of_calls[of_call] += 1
         self._merge_key: MergeKey | None = None
-        # Only INVITEs: other merged requests are harmless, and a far end that repeats the same
-        # OPTIONS must not get 482.
+        # Only INVITEs: other merged requests are harmless, and a peer that sends the same OPTIONS
+        # again must not get 482.
         if request.method == "INVITE" and not request.to_tag:
             self._merge_key = (request.call_id, request.from_tag, request.cseq)
             layer.new_invites.setdefault(self._merge_key, self)
 
     @property
     def is_merged(self) -> bool:
-        """Whether the same INVITE came by another path before, and is under way (§8.2.2.2)."""
+        """Whether the same INVITE, received by another path, is in progress (§8.2.2.2)."""
         key = self._merge_key
         return key is not None and self._layer.new_invites.get(key) is not self
 
@@ -549,7 +548,7 @@ class ServerTransaction(_Transaction):
         body: bytes = b"",
         reason: str = "",
     ) -> bytes:
-        """Send a response. Returns its bytes, as a 2xx to INVITE is repeated by its user."""
+        """Send a response; returns its bytes, because the user retransmits a 2xx to INVITE."""
         request = self.request
         if code == 100 and "timestamp" in request:
             headers = [*headers, ("Timestamp", request.header("timestamp"))]  # §8.2.6.1
@@ -558,17 +557,17 @@ class ServerTransaction(_Transaction):
             request, code, tag, headers, body, top_via=self._top_via, reason=reason
         )
         if code >= 200:
-            # Kept only for repetitions from here on, and those need no body.
+            # Retransmissions need no body.
             request.body = b""
         self._step(input_of(code), now)
         return self._data
 
     def receive_repeated(self, now: float) -> None:
-        """The request came again."""
+        """Process a retransmission of the request."""
         self._step(Input.REQUEST, now)
 
     def receive_ack(self, now: float) -> None:
-        """The ACK of a failure came."""
+        """Process the ACK of a failure."""
         self._step(Input.ACK, now)
 
     def fail(self, now: float) -> None:

@@ -1,15 +1,14 @@
-"""The four transactions of RFC 3261 §17, with RFC 6026's Accepted state, as data.
+"""State tables of the four transactions (RFC 3261 §17, with the Accepted state of RFC 6026).
 
-Each table maps (state, input) to (new state, actions). A pair that is missing means that nothing
-happens: a repeated response that has been dealt with, a timer that no longer matters. Timers have
-the RFC's letters, and fall into two kinds, of which a transaction runs at most one each: A, E and G
-repeat; B, F, H give up and D, I, J, K, L, M end the wait for repetitions. Starting a timer replaces
+Each table maps (state, input) to (new state, actions); a missing pair is ignored. Timers have the
+letters of the RFC. A transaction runs at most one timer of each kind: A, E and G retransmit; B, F
+and H time out, and D, I, J, K, L and M end the wait for retransmissions. Starting a timer replaces
 the one of its kind. Entering TERMINATED stops both.
 
-Over TCP and TLS nothing is repeated: A, E and G never run, and D, I, J and K last no time, so that
-states that only wait for them are passed over. Those tables are derived from the others.
+Over TCP and TLS there are no retransmissions: A, E and G never run, and D, I, J and K are zero, so
+that states that only wait for them are skipped. Those tables are derived from the others.
 
-A 2xx to INVITE is repeated and acknowledged by the users of transactions (§13.2.2.4, §13.3.1.4).
+As in the RFC, the transaction user retransmits and acknowledges a 2xx to INVITE.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ class State(StrEnum):
 
 
 class Input(StrEnum):
-    """What can happen. A response is received by a client and sent by a server transaction."""
+    """Inputs. Responses are received by client and sent by server transactions."""
 
     PROVISIONAL = "1xx"
     SUCCESS = "2xx"
@@ -53,14 +52,14 @@ class Input(StrEnum):
 
 
 class Action(StrEnum):
-    """What a transition does, in order."""
+    """A step of a transition, in order."""
 
-    SEND = "send the last message (server: the response just given)"
-    RESEND = "send the last message again, counted as a retransmission"
-    ACK = "acknowledge a failure within the transaction"
-    TELL = "pass the response to the user"
-    TELL_TIMEOUT = "report a timeout to the user"
-    TELL_TRANSPORT = "tell the user that the transport failed"
+    SEND = "send the response"
+    RESEND = "retransmit the last message"
+    ACK = "send the ACK of a failure"
+    DELIVER = "pass the response to the user"
+    REPORT_TIMEOUT = "report a timeout to the user"
+    REPORT_TRANSPORT = "report a transport error to the user"
     STOP_REPEATING = "stop A, E or G"
     STOP_TIMERS = "stop both timers"
     START_A = "A"
@@ -83,35 +82,35 @@ S, X, A = State, Input, Action
 
 INVITE_CLIENT: Table = {
     (S.CALLING, X.TIMER_A): (S.CALLING, (A.RESEND, A.START_A)),
-    (S.CALLING, X.TIMER_B): (S.TERMINATED, (A.TELL_TIMEOUT,)),
-    (S.CALLING, X.TRANSPORT_FAILED): (S.TERMINATED, (A.TELL_TRANSPORT,)),
-    (S.CALLING, X.PROVISIONAL): (S.PROCEEDING, (A.STOP_TIMERS, A.TELL)),
-    (S.CALLING, X.SUCCESS): (S.ACCEPTED, (A.STOP_REPEATING, A.START_M, A.TELL)),
-    (S.CALLING, X.FAILURE): (S.COMPLETED, (A.STOP_REPEATING, A.ACK, A.START_D, A.TELL)),
-    (S.PROCEEDING, X.PROVISIONAL): (S.PROCEEDING, (A.TELL,)),
-    (S.PROCEEDING, X.SUCCESS): (S.ACCEPTED, (A.START_M, A.TELL)),
-    (S.PROCEEDING, X.FAILURE): (S.COMPLETED, (A.ACK, A.START_D, A.TELL)),
+    (S.CALLING, X.TIMER_B): (S.TERMINATED, (A.REPORT_TIMEOUT,)),
+    (S.CALLING, X.TRANSPORT_FAILED): (S.TERMINATED, (A.REPORT_TRANSPORT,)),
+    (S.CALLING, X.PROVISIONAL): (S.PROCEEDING, (A.STOP_TIMERS, A.DELIVER)),
+    (S.CALLING, X.SUCCESS): (S.ACCEPTED, (A.STOP_REPEATING, A.START_M, A.DELIVER)),
+    (S.CALLING, X.FAILURE): (S.COMPLETED, (A.STOP_REPEATING, A.ACK, A.START_D, A.DELIVER)),
+    (S.PROCEEDING, X.PROVISIONAL): (S.PROCEEDING, (A.DELIVER,)),
+    (S.PROCEEDING, X.SUCCESS): (S.ACCEPTED, (A.START_M, A.DELIVER)),
+    (S.PROCEEDING, X.FAILURE): (S.COMPLETED, (A.ACK, A.START_D, A.DELIVER)),
     (S.COMPLETED, X.FAILURE): (S.COMPLETED, (A.ACK,)),
     (S.COMPLETED, X.TIMER_D): (S.TERMINATED, ()),
-    (S.ACCEPTED, X.SUCCESS): (S.ACCEPTED, (A.TELL,)),
+    (S.ACCEPTED, X.SUCCESS): (S.ACCEPTED, (A.DELIVER,)),
     (S.ACCEPTED, X.TIMER_M): (S.TERMINATED, ()),
 }
-"""§17.1.1 and RFC 6026 §7.2. A failure of the transport counts only before any response: once
-there was a 1xx the INVITE is no longer being sent, so that it is about something else."""
+"""§17.1.1 and RFC 6026 §7.2. A transport error counts only before any response: after a 1xx the
+INVITE is no longer sent, so the error is about something else."""
 
 NON_INVITE_CLIENT: Table = {
     (S.TRYING, X.TIMER_E): (S.TRYING, (A.RESEND, A.START_E)),
-    (S.TRYING, X.TIMER_F): (S.TERMINATED, (A.TELL_TIMEOUT,)),
-    (S.TRYING, X.TRANSPORT_FAILED): (S.TERMINATED, (A.TELL_TRANSPORT,)),
-    (S.TRYING, X.PROVISIONAL): (S.PROCEEDING, (A.TELL,)),
-    (S.TRYING, X.SUCCESS): (S.COMPLETED, (A.STOP_REPEATING, A.START_K, A.TELL)),
-    (S.TRYING, X.FAILURE): (S.COMPLETED, (A.STOP_REPEATING, A.START_K, A.TELL)),
+    (S.TRYING, X.TIMER_F): (S.TERMINATED, (A.REPORT_TIMEOUT,)),
+    (S.TRYING, X.TRANSPORT_FAILED): (S.TERMINATED, (A.REPORT_TRANSPORT,)),
+    (S.TRYING, X.PROVISIONAL): (S.PROCEEDING, (A.DELIVER,)),
+    (S.TRYING, X.SUCCESS): (S.COMPLETED, (A.STOP_REPEATING, A.START_K, A.DELIVER)),
+    (S.TRYING, X.FAILURE): (S.COMPLETED, (A.STOP_REPEATING, A.START_K, A.DELIVER)),
     (S.PROCEEDING, X.TIMER_E): (S.PROCEEDING, (A.RESEND, A.START_E)),
-    (S.PROCEEDING, X.TIMER_F): (S.TERMINATED, (A.TELL_TIMEOUT,)),
-    (S.PROCEEDING, X.TRANSPORT_FAILED): (S.TERMINATED, (A.TELL_TRANSPORT,)),
-    (S.PROCEEDING, X.PROVISIONAL): (S.PROCEEDING, (A.TELL,)),
-    (S.PROCEEDING, X.SUCCESS): (S.COMPLETED, (A.STOP_REPEATING, A.START_K, A.TELL)),
-    (S.PROCEEDING, X.FAILURE): (S.COMPLETED, (A.STOP_REPEATING, A.START_K, A.TELL)),
+    (S.PROCEEDING, X.TIMER_F): (S.TERMINATED, (A.REPORT_TIMEOUT,)),
+    (S.PROCEEDING, X.TRANSPORT_FAILED): (S.TERMINATED, (A.REPORT_TRANSPORT,)),
+    (S.PROCEEDING, X.PROVISIONAL): (S.PROCEEDING, (A.DELIVER,)),
+    (S.PROCEEDING, X.SUCCESS): (S.COMPLETED, (A.STOP_REPEATING, A.START_K, A.DELIVER)),
+    (S.PROCEEDING, X.FAILURE): (S.COMPLETED, (A.STOP_REPEATING, A.START_K, A.DELIVER)),
     (S.COMPLETED, X.TIMER_K): (S.TERMINATED, ()),
 }
 """§17.1.2."""
@@ -128,9 +127,8 @@ INVITE_SERVER: Table = {
     (S.CONFIRMED, X.TIMER_I): (S.TERMINATED, ()),
     (S.ACCEPTED, X.TIMER_L): (S.TERMINATED, ()),
 }
-"""§17.2.1 and RFC 6026 §7.1. A refusal that nobody acknowledges (timer H) needs no word to the
-user: it has said all it had to say. A repeated INVITE in Accepted is absorbed, since the 2xx is
-being repeated anyway."""
+"""§17.2.1 and RFC 6026 §7.1. A failure without ACK (timer H) is not reported to the user. An INVITE
+retransmitted in Accepted is absorbed, because the user retransmits the 2xx."""
 
 NON_INVITE_SERVER: Table = {
     (S.TRYING, X.PROVISIONAL): (S.PROCEEDING, (A.SEND,)),
@@ -151,7 +149,7 @@ _NOT_OVER_STREAMS = {Input(letter) for letter in "AEGDIJK"}
 
 
 def _over_streams(table: Table) -> Table:
-    """What is left of a table over TCP and TLS; its first entry must be of its first state."""
+    """Derive the table for TCP and TLS; the first entry must be of the initial state."""
     changed: Table = {}
     for (state, event), (after, actions) in table.items():
         if event not in _NOT_OVER_STREAMS:
@@ -171,12 +169,12 @@ INVITE_SERVER_STREAM = _over_streams(INVITE_SERVER)
 NON_INVITE_SERVER_STREAM = _over_streams(NON_INVITE_SERVER)
 
 
-# A member of an Enum is slow to look up in its class; a name of the module is not.
+# Module globals are faster than Enum attributes in Python 3.11.
 _PROVISIONAL, _SUCCESS, _FAILURE = X.PROVISIONAL, X.SUCCESS, X.FAILURE
 
 
 def input_of(code: int) -> Input:
-    """What a response of this status means to a transaction."""
+    """The input for a response of this status."""
     if code < 200:
         return _PROVISIONAL
     return _SUCCESS if code < 300 else _FAILURE

@@ -1,13 +1,12 @@
-"""The user agent: takes messages and timers from the transport, places and ends calls.
+"""The user agent (RFC 3261), without I/O.
 
-    agent.receive_datagram(data, source, now)     a datagram, or a message of a stream, came
-    agent.datagrams_to_send()                     what must leave now
-    agent.next_timer() / agent.handle_timer(now)  when to come back, and coming back
-    agent.next_event()                            what has happened to the calls
+    agent.receive_datagram(data, source, now)     process a received message
+    agent.datagrams_to_send()                     messages to send now
+    agent.next_timer() / agent.handle_timer(now)  when to call back, and the call
+    agent.next_event()                            what happened to the calls
 
-No method blocks, sleeps or looks at a clock. `now` is in seconds, on any clock that does not run
-backwards, the same one for all methods. After each call, send what is to be sent, take the events,
-and look at `next_timer` again.
+No method blocks, sleeps or reads a clock. `now` is in seconds of one monotonic clock. After each
+call, send the messages, take the events, and check `next_timer` again.
 """
 
 from __future__ import annotations
@@ -44,34 +43,33 @@ OTHER_METHODS = frozenset(("REGISTER", "SUBSCRIBE", "NOTIFY", "PUBLISH", "REFER"
 ALWAYS_TAKEN = ("ACK", "BYE", "CANCEL")
 """Not refused for what their dialog or transaction does not need: body, Request-URI, Require."""
 MAX_OF_CALL = 16
-"""Requests of one call that are taken although there are too many in all."""
+"""Server transactions that each running call may have beyond the limits."""
 RETRY_LATER = ("Retry-After", "5")
 
 
 @dataclass(frozen=True, slots=True)
 class AgentCounts:
-    """How much is going on. `dialogs` are calls in any phase, early ones included.
-
-    The last six count from the agent's start: retransmissions, messages dropped because too many
-    were queued, unreadable messages, responses whose Via shows that they are not for us (RFC 3261
-    §8.1.3.3, §18.1.2), messages from sources that are not accepted, and those of them that name a
-    running call.
-    """
+    """Current numbers, and counters since the start of the agent."""
 
     dialogs: int
+    """Calls in any phase."""
     client_transactions: int
     server_transactions: int
     timers: int
     retransmissions: int
     dropped: int
+    """Messages dropped because too many were queued."""
     malformed: int
     misrouted: int
+    """Responses that are not for us by their Via headers (RFC 3261 §8.1.3.3, §18.1.2)."""
     from_elsewhere: int
+    """Messages from sources that are not accepted."""
     from_elsewhere_for_calls: int
+    """Those of them that name a running call."""
 
 
 class UserAgent:
-    """Places and takes calls over UDP, TCP and TLS (RFC 3261), without I/O."""
+    """Places and accepts calls over UDP, TCP and TLS."""
 
     def __init__(
         self,
@@ -79,8 +77,8 @@ class UserAgent:
         rng: random.Random | None = None,
         sources: SourcePolicy | None = None,
     ) -> None:
-        """`rng` makes tags, branches, Call-IDs and cnonces; the system's by default. `sources`
-        decides whose messages are taken; None: everybody's."""
+        """`rng` generates tags, branches, Call-IDs and cnonces; by default that of the system.
+        `sources` filters messages by source; None accepts all."""
         self._layer = TransactionLayer(config, rng or random.SystemRandom())
         self._calls = CallTable(self._layer)
         self._filter: SourceFilter | None = None
@@ -94,30 +92,26 @@ class UserAgent:
         return self._layer.config
 
     def move(self, local: HostPort) -> None:
-        """Say `local` in the Via and Contact of new requests: we are reached there from now on.
-
-        Calls that are under way go on from the address that they know, as long as that lasts.
-        """
+        """Use `local` in Via and Contact of new requests."""
         self._layer.move(local)
 
     # The transport
 
     def receive_datagram(self, data: bytes, source: Address, now: float) -> None:
-        """Take a message. One that is not SIP is counted and dropped.
+        """Process a message. One that is not SIP is counted and dropped.
 
-        A message that makes the agent fail unexpectedly raises; it leaves no transaction, call or
-        timer behind, and the agent goes on with the next one.
+        An unexpected exception leaves no transaction, call or timer behind; the agent can process
+        further messages.
         """
         if len(data) > 4 or data.strip(b"\r\n\0"):  # else a keep-alive (RFC 5626 §3.5.1)
             self._receive(data, source, now, is_framed=True)
 
     def receive_unframed(self, data: bytes, source: Address, now: float) -> None:
-        """Take a message of a stream whose Content-Length is missing or can't be read, so that its
-        end is unknown (RFC 3261 §18.3). `data` is what was received of it.
+        """Process a message of a stream without a valid Content-Length (RFC 3261 §18.3).
 
-        BYE, CANCEL, ACK and responses are handled, with all data after the head as the body, so
-        that no call stays up and no 2xx unacknowledged. Any other request is answered with 400. The
-        caller then closes the connection.
+        BYE, CANCEL, ACK and responses are handled, with all `data` after the head as the body: a
+        missing header must not keep a call up or a 2xx unacknowledged. Any other request gets 400.
+        The caller then closes the connection.
         """
         self._receive(data, source, now, is_framed=False)
 
@@ -144,35 +138,35 @@ class UserAgent:
             self._receive_malformed(message)
 
     def datagrams_to_send(self) -> list[tuple[bytes, Address]]:
-        """What must leave now, with its destinations. Each is given out once."""
+        """Take the queued messages with their destinations."""
         waiting, self._layer.outbox = self._layer.outbox, []
         return waiting
 
-    def taken_back(self) -> list[tuple[bytes, Address]]:
-        """Messages from `datagrams_to_send` that must not leave any more, if they still wait
-        somewhere: for a connection to be made, say."""
+    def withdrawn_messages(self) -> list[tuple[bytes, Address]]:
+        """Take the messages from `datagrams_to_send` that must not be sent any more, if they still
+        wait for a connection."""
         withdrawn = list(self._layer.withdrawn)
         self._layer.withdrawn.clear()
         return withdrawn
 
     def next_timer(self) -> float | None:
-        """When to call `handle_timer`; None while there is nothing to wait for."""
+        """When to call `handle_timer`; None without timers."""
         return self._layer.timers.next()
 
     def handle_timer(self, now: float) -> None:
-        """Do what is due by `now`. Coming too early does no harm."""
+        """Fire the timers that are due by `now`; may be called early."""
         self._layer.timers.fire(now)
 
     def next_event(self) -> Event | None:
-        """The oldest event not yet taken."""
+        """Take the oldest event; None without one."""
         events = self._calls.events
         return events.popleft() if events else None
 
     def receive_delivery_error(self, quoted: bytes, destination: Address) -> None:
-        """Take an ICMP error about a datagram to `destination` that begins with `quoted`.
+        """Process an ICMP error about a datagram to `destination` that begins with `quoted`.
 
-        Anyone can send one. So it counts only if it quotes the branch of a request that went there
-        and has no response yet, and then only as `DeliveryDoubted`, once for each request.
+        It may be forged: it counts only if it quotes the branch of a request to `destination`
+        without a response, and then only as `DeliveryDoubted`, once for each request.
         """
         doubted = self._layer.doubt_delivery(quoted, destination)
         if doubted is not None:
@@ -187,16 +181,15 @@ class UserAgent:
         unacknowledged: Container[bytes] | None = None,
         moved: Container[bytes] = (),
     ) -> None:
-        """This machine can't send to `destination`, a connection there could not be had, or one
-        that stood was `lost`.
+        """Sending to `destination` failed, no connection could be made, or one was `lost`.
 
-        Requests to that destination that have no response yet fail at once. Those that may have
-        been lost with their connection are sent once more, over another.
+        Requests to that destination without a response fail. Those that may have been lost with
+        their connection are sent once more, over another.
 
-        `unacknowledged` are the INVITEs sent over the lost connection of which the far end's
-        kernel has not acknowledged every byte; None if unknown. The far end has all other INVITEs:
-        they are not sent again, but wait for an answer over another connection until Timer B, and
-        fail as `delivered`. `moved` are messages that leave by another connection anyway.
+        `unacknowledged` are the INVITEs of the lost connection that the remote kernel has not fully
+        acknowledged; None if unknown. All other INVITEs were delivered and are not sent again: they
+        wait for a response until Timer B, and fail as `delivered`. `moved` are messages that were
+        held back and are sent over another connection: they are ignored here.
         """
         for transaction in list(self._layer.unanswered.get(destination, ())):
             transaction.transport_failed(now, lost=lost, unacknowledged=unacknowledged, moved=moved)
@@ -204,18 +197,18 @@ class UserAgent:
     # Placing calls
 
     def invite(self, invitation: Invitation, now: float) -> str:
-        """Place a call. Returns its Call-ID, the call's handle from here on.
+        """Place a call; returns its Call-ID, the handle of the call.
 
-        Raises ValueError where a text of the invitation holds a line break or can't be encoded,
-        or where the INVITE would be longer than 65,535 bytes. There is no call then.
+        Raises ValueError if a text of the invitation has a line break or can't be encoded, or if
+        the INVITE is longer than 65,535 bytes.
         """
         return InviteClient(self._layer, self._calls, invitation, now).call_id
 
     def cancel(self, call_id: str, now: float, *, repeat: bool = True) -> None:
-        """Cancel a call that is not answered yet; `Failed` follows. Else does nothing.
+        """Cancel an unanswered outgoing call; `Failed` follows. No effect on other calls.
 
-        CANCEL waits for a first response to the INVITE (§9.1). Until then the INVITE is repeated as
-        before, or not any more where `repeat` is False.
+        CANCEL waits for the first response (§9.1). Until then the INVITE is retransmitted, unless
+        `repeat` is False.
         """
         call = self._calls.running.get(call_id)
         if isinstance(call, InviteClient):
@@ -224,48 +217,48 @@ class UserAgent:
                 call.stop_repeating()
 
     def give_up(self, call_id: str, now: float) -> bool:
-        """Give up a call to which nothing was answered yet: `Failed` follows, by `timeout`.
+        """Fail a call without any response as a timeout. Returns whether it failed.
 
-        False, and nothing is done, if anything was, or the far end is known to have the INVITE, so
-        that a phone may ring. A far end that was merely slow gets CANCEL or BYE later.
+        False once there was a response, or the INVITE is known to be delivered: a phone may ring. A
+        late response is answered by CANCEL or BYE.
         """
         call = self._calls.running.get(call_id)
         return isinstance(call, InviteClient) and call.give_up(now)
 
     def stop_repeating_invites(self) -> None:
-        """Send no INVITE again to which nothing was answered, and none that still waits to leave.
+        """Send no INVITE again that has no response, and none that is still queued.
 
-        For a worker that may have lost its calls to another. An answer is still taken, but a
-        challenge is not answered by another INVITE. Without an answer calls fail by `timeout`.
+        For a worker that may have lost its calls to another. The calls continue: an answer counts,
+        but without a response they fail by `timeout`, and challenges are not answered.
         """
         for call in list(self._calls.running.values()):
             if isinstance(call, InviteClient):
                 call.stop_repeating()
 
     def acknowledge(self, call_id: str, now: float) -> None:
-        """Send the ACK that the call's invitation asked to withhold. Else does nothing."""
+        """Send the withheld ACK of a call, if any."""
         call = self._calls.running.get(call_id)
         if isinstance(call, InviteDialog):
             call.acknowledge(now)
 
     def hang_up(self, call_id: str, now: float, q850: int | None = 16) -> None:
-        """End a call: BYE, or as `cancel` before the answer. After the end does nothing.
+        """End a call by BYE, or as `cancel` before the answer. No effect after its end.
 
-        `q850` goes into the BYE's Reason header.
+        `q850` is the cause in the Reason header of the BYE.
         """
         call = self._calls.running.get(call_id)
         if call is not None:
             call.hang_up(now, q850)
 
     def request(self, request: OutgoingRequest, now: float) -> str:
-        """Send OPTIONS, REGISTER or the like. Returns its Call-ID; `RequestDone` follows once.
+        """Send a request outside of dialogs; returns its Call-ID. One `RequestDone` follows.
 
-        Raises ValueError where the method belongs to calls, the CSeq is out of range, or a text
-        holds a line break.
+        Raises ValueError if the method belongs to calls, the CSeq is out of range, or a text has a
+        line break.
         """
         return RequestClient(self._layer, self._calls.events.append, request, now).call_id
 
-    # Taking calls. Each does nothing once the call was answered, refused or canceled.
+    # Incoming calls. These have no effect once the call was answered, refused or canceled.
 
     def ring(self, call_id: str, now: float, code: int = 180) -> None:
         """Send a provisional response, 101 to 199."""
@@ -274,7 +267,7 @@ class UserAgent:
             call.ring(code, now)
 
     def accept(self, call_id: str, answer: SessionDescription, now: float) -> None:
-        """Send 200 with our SDP. `Confirmed` follows with its ACK, `Ended` in any case."""
+        """Send 200 with our SDP. `Confirmed` follows with the ACK, `Ended` in any case."""
         call = self._calls.running.get(call_id)
         if isinstance(call, InviteServer):
             call.accept(answer, now)
@@ -282,15 +275,15 @@ class UserAgent:
     def reject(
         self, call_id: str, code: int, now: float, headers: Sequence[tuple[str, str]] = ()
     ) -> None:
-        """Refuse with a status of 300 to 699. No event follows."""
+        """Refuse a call with a status of 300 to 699. No event follows."""
         call = self._calls.running.get(call_id)
         if isinstance(call, InviteServer):
             call.reject(code, headers, now)
 
-    # Bookkeeping
+    # Statistics
 
     def idle(self) -> bool:
-        """Whether nothing is left: no call, no transaction, no timer."""
+        """Whether there is no call, transaction or timer."""
         layer = self._layer
         return not (self._calls.running or layer.clients or layer.servers or len(layer.timers))
 
@@ -313,7 +306,7 @@ class UserAgent:
     # Messages (RFC 3261 §8.1.3, §8.2)
 
     def _receive_response(self, response: Response, now: float) -> None:
-        """Pass a response to its transaction, or a late one to an INVITE to its call."""
+        """Pass a response to its transaction, or a late one to its call."""
         if self._layer.receive_response(response, now):
             return
         if response.cseq_method == "INVITE" and response.code < 300:
@@ -322,20 +315,18 @@ class UserAgent:
                 call.receive_late_response(response, now)
 
     def _receive_malformed(self, request: Request | None) -> None:
-        """Answer what can be identified as a request with 400; drop everything else."""
+        """Answer a request with 400 if it has the mandatory headers; drop everything else."""
         if request is None or request.method == "ACK":
             return
-        # Without these there is no telling which request a 400 would be about.
         if not all(request.header(name) for name in ("via", "from", "to", "call-id", "cseq")):
             return
         try:
             self._layer.send(*self._layer.stateless_response(request, 400))
         except MessageError:
-            # Without a readable Via there is no address to respond to.
-            return
+            return  # no valid Via, so no address to respond to
 
     def _receive_request(self, request: Request, now: float) -> None:
-        """Take a request that has all that a request must have."""
+        """Process a valid request."""
         if self._layer.receive_request(request, now):
             return
         call = self._calls.call_of(request) if request.to_tag else None
@@ -360,7 +351,7 @@ class UserAgent:
     def _is_one_too_many(self, request: Request, call: Call | None) -> bool:
         """Whether a request exceeds the limits.
 
-        BYE and CANCEL of a running call never do, and its other requests only where it has several.
+        BYE and CANCEL of a running call never do, its other requests only beyond `MAX_OF_CALL`.
         """
         layer = self._layer
         if request.method == "BYE" and call is not None:
@@ -398,7 +389,7 @@ class UserAgent:
             self._receive_invite(transaction, now)
 
     def _receive_invite(self, transaction: ServerTransaction, now: float) -> None:
-        """Take a new call, unless it is one of ours that was routed back to us."""
+        """Accept a new call, unless it is our own INVITE that was routed back to us."""
         request = transaction.request
         call = self._calls.running.get(request.call_id)
         if call is not None and call.local_tag == request.from_tag:
@@ -417,7 +408,7 @@ class UserAgent:
 
 
 def _is_refused(transaction: ServerTransaction, now: float) -> bool:
-    """Answer what can't be served, in the order of §8.2.1 to §8.2.3."""
+    """Refuse an unsupported request, in the order of §8.2.1 to §8.2.3; returns whether it was."""
     request = transaction.request
     if request.method in OTHER_METHODS:
         transaction.respond(405, now, [("Allow", ALLOW)])
@@ -441,7 +432,7 @@ def _is_refused(transaction: ServerTransaction, now: float) -> bool:
 
 
 def _accepts_sdp(request: Request) -> bool:
-    """Whether the sender can read our answer (§20.1)."""
+    """Whether the sender accepts SDP in the answer (§20.1)."""
     if "accept" not in request:
         return True
     kinds = {value.partition(";")[0].strip().lower() for value in request.values("accept")}

@@ -1,7 +1,7 @@
-"""A SIP user agent, which does no I/O, on asyncio.
+"""The I/O of a SIP user agent on asyncio.
 
-`SipTransport` sends what the agent queues, gives it what arrives, keeps its timer and hands out its
-events. It reads one UDP socket (`udp`), and TCP and TLS connections: those that others open
-(`acceptor`) and ours, all of them in one `ConnectionPool`. A `Connection` frames messages, pings,
-and knows which INVITEs the remote kernel has acknowledged.
+`SipTransport` sends the messages that the agent queues, passes it received messages, runs its timer
+and dispatches its events. It has one UDP socket (`udp`), and TCP and TLS connections in one
+`ConnectionPool`, both our own and those that a `Listener` accepts. A `Connection` frames messages,
+sends keep-alives, and knows which INVITEs the remote kernel has acknowledged.
 """

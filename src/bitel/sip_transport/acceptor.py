@@ -1,4 +1,4 @@
-"""Accepts TCP and TLS connections, up to a number for all and for each source."""
+"""Accepts TCP and TLS connections within limits for each source and altogether."""
 
 from __future__ import annotations
 
@@ -16,43 +16,42 @@ logger = logging.getLogger(__name__)
 
 BACKLOG = 128
 MAX_BATCH = 16
-"""Connections taken in one go."""
-REST = 1.0
-"""Seconds without accepting, after the system had no room for another connection."""
+"""Connections accepted in one iteration of the event loop."""
+ACCEPT_PAUSE = 1.0
+"""Seconds without accepting after the system ran out of resources."""
 
 
-class Door:
-    """Counts the accepted connections of all listeners of one agent.
+class ConnectionQuota:
+    """Limits the accepted connections of all listeners of an agent.
 
-    Hosts that `accepts` is false of get half of the room together; None: it is true of all.
+    Sources for which `accepts` is false may use half of the total; None: it is true for all.
     """
 
     def __init__(self, limits: StreamLimits, accepts: Callable[[str], bool] | None = None) -> None:
         self._limits = limits
         self._accepts = accepts
-        self._inside = Counter[str]()
+        self._open = Counter[str]()
 
-    def enter(self, host: str) -> bool:
-        """Count one more connection of `host`; False if there are enough."""
+    def acquire(self, host: str) -> bool:
+        """Count a connection from `host`; False if a limit is reached."""
         is_known = self._accepts is None or self._accepts(host)
-        inside, limits, host = self._inside, self._limits, source_network(host)
-        # A stranger's connections must not take the room of the carrier's.
-        room = limits.accepted if is_known else limits.accepted // 2
-        if inside.total() >= room or inside[host] >= limits.per_source:
+        limits, source = self._limits, source_network(host)
+        limit = limits.accepted if is_known else limits.accepted // 2
+        if self._open.total() >= limit or self._open[source] >= limits.per_source:
             return False
-        inside[host] += 1
+        self._open[source] += 1
         return True
 
-    def leave(self, host: str) -> None:
-        """Count one connection of `host` less."""
-        host = source_network(host)
-        self._inside[host] -= 1
-        if not self._inside[host]:
-            del self._inside[host]
+    def release(self, host: str) -> None:
+        """Count the end of a connection from `host`."""
+        source = source_network(host)
+        self._open[source] -= 1
+        if not self._open[source]:
+            del self._open[source]
 
 
 class Listener:
-    """Accepts on `sock`. `user` is told of each connection once its TLS is established."""
+    """Accepts connections on `sock` for `user`."""
 
     def __init__(
         self,
@@ -60,29 +59,29 @@ class Listener:
         transport: Transport,
         context: ssl.SSLContext | None,
         user: ConnectionUser,
-        door: Door,
+        quota: ConnectionQuota,
         limits: StreamLimits,
     ) -> None:
         self._sock = sock
         self._transport = transport
         self._context = context
         self._user = user
-        self._door = door
+        self._quota = quota
         self._limits = limits
         self._loop = asyncio.get_running_loop()
-        self._greeting: set[asyncio.Task[None]] = set()
-        self._resting: asyncio.TimerHandle | None = None
+        self._handshakes: set[asyncio.Task[None]] = set()
+        self._pause_timer: asyncio.TimerHandle | None = None
         self._loop.add_reader(sock.fileno(), self._accept)
 
     async def close(self) -> None:
-        """Listen no more. Connections that stand are not touched."""
-        if self._resting is not None:
-            self._resting.cancel()
+        """Stop listening; established connections stay open."""
+        if self._pause_timer is not None:
+            self._pause_timer.cancel()
         self._loop.remove_reader(self._sock.fileno())
         self._sock.close()
-        for task in self._greeting:
+        for task in self._handshakes:
             task.cancel()
-        await asyncio.gather(*self._greeting, return_exceptions=True)
+        await asyncio.gather(*self._handshakes, return_exceptions=True)
 
     def _accept(self) -> None:
         for _ in range(MAX_BATCH):
@@ -91,23 +90,23 @@ class Listener:
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError as error:
-                # Out of files: the ones that wait would be offered again at once, and for ever.
+                # Out of descriptors: the socket stays readable, so the loop would spin.
                 logger.error("no connection can be accepted for a while: %s", error)
                 self._loop.remove_reader(self._sock.fileno())
-                self._resting = self._loop.call_later(REST, self._go_on)
+                self._pause_timer = self._loop.call_later(ACCEPT_PAUSE, self._resume)
                 return
-            if not self._door.enter(peer[0]):
+            if not self._quota.acquire(peer[0]):
                 sock.close()
                 continue
-            task = self._loop.create_task(self._greet(sock, peer[0], peer[1]))
-            self._greeting.add(task)
-            task.add_done_callback(self._greeting.discard)
+            task = self._loop.create_task(self._establish(sock, peer[0], peer[1]))
+            self._handshakes.add(task)
+            task.add_done_callback(self._handshakes.discard)
 
-    def _go_on(self) -> None:
-        self._resting = None
+    def _resume(self) -> None:
+        self._pause_timer = None
         self._loop.add_reader(self._sock.fileno(), self._accept)
 
-    async def _greet(self, sock: socket.socket, host: str, port: int) -> None:
+    async def _establish(self, sock: socket.socket, host: str, port: int) -> None:
         connection = Connection(
             self._user, Address(host, port, self._transport), self._limits, ours=False
         )
@@ -121,16 +120,16 @@ class Listener:
             )
         except (OSError, asyncio.CancelledError) as error:
             sock.close()
-            self._door.leave(host)
+            self._quota.release(host)
             if isinstance(error, asyncio.CancelledError):
                 raise
             logger.debug("a connection from %s came to nothing: %s", host, error)
             return
-        connection.closed.add_done_callback(lambda _: self._door.leave(host))
+        connection.closed.add_done_callback(lambda _: self._quota.release(host))
 
 
 def listening_socket(bind: HostPort) -> socket.socket:
-    """A TCP socket that listens at `bind`, an IP address and a port. Raises OSError."""
+    """A listening TCP socket at `bind`. Raises OSError."""
     sock = socket.socket(
         socket.AF_INET6 if ":" in bind[0] else socket.AF_INET,
         socket.SOCK_STREAM,
@@ -138,7 +137,7 @@ def listening_socket(bind: HostPort) -> socket.socket:
     )
     try:
         sock.setblocking(False)
-        # Connections of the last run that are not quite over must not stop this one.
+        # Connections of an earlier process may still be in TIME_WAIT.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(bind)
         sock.listen(BACKLOG)

@@ -1,8 +1,8 @@
-"""One TCP or TLS connection: frames messages, bounds what waits to be sent, pings when idle.
+"""A TCP or TLS connection: framing, a bounded send queue, keep-alives, delivery of INVITEs.
 
-It also knows which INVITEs the far end's kernel has acknowledged (`TCP_INFO` of tcp(7) and
-`SIOCOUTQ`, on Linux only), and probes an idle connection before it sends an INVITE over it: a NAT
-or a firewall may have dropped the connection, and the INVITE would be lost silently.
+It knows which INVITEs the remote kernel has acknowledged (`TCP_INFO` of tcp(7) and `SIOCOUTQ`, on
+Linux only), and probes an idle connection before it sends an INVITE: a NAT or a firewall may have
+dropped the connection, and the INVITE would be lost silently.
 """
 
 from __future__ import annotations
@@ -27,34 +27,34 @@ from bitel.sip.grammar import Address
 _INVITE = b"INVITE "
 _TCP_INFO_SIZE = 232
 _LAST_DATA_RECEIVED, _LAST_ACK_RECEIVED, _BYTES_ACKED, _BYTES_RECEIVED = 52, 56, 120, 128
-"""Offsets in `struct tcp_info` of <linux/tcp.h>; the last two are there from Linux 4.1 on."""
+"""Offsets in `struct tcp_info` of <linux/tcp.h>; the last two since Linux 4.1."""
 FIRST_PROBE_CHECK, LONGEST_PROBE_CHECK = 0.001, 0.05
-"""Seconds between two checks whether a probe was acknowledged; doubled from one to the next."""
+"""Seconds between checks whether a probe was acknowledged; doubled each time."""
 MAX_BATCH = 64
-"""Messages taken in one go, so that a flood leaves the loop time for everything else."""
+"""Messages processed in one iteration of the event loop, so that a flood does not block it."""
 
 
 class ConnectionUser(Protocol):
-    """Whose connection it is."""
+    """Callbacks of a `Connection`."""
 
     def connection_made(self, connection: Connection) -> None:
-        """It is established, and messages may be sent."""
+        """The connection is established."""
 
-    def message_came(self, connection: Connection, data: bytes) -> None:
+    def message_received(self, connection: Connection, data: bytes) -> None:
         """A message was received."""
 
-    def stream_broke(self, connection: Connection, fault: FramingError) -> None:
-        """It can't be framed any further. Nothing more is read; the user closes it."""
+    def framing_failed(self, connection: Connection, fault: FramingError) -> None:
+        """Framing failed. Nothing more is read; the user closes the connection."""
 
     def probe_failed(self, connection: Connection) -> None:
-        """It was idle, and did not acknowledge a probe; the user aborts it."""
+        """An idle connection did not acknowledge a probe; the user aborts it."""
 
     def connection_lost(self, connection: Connection) -> None:
-        """It is over. Called once, and not before `connection_made`."""
+        """The connection is closed. Called once, after `connection_made`."""
 
 
 class Connection(asyncio.Protocol):
-    """`address` names the far end; with `ours`, we have opened it."""
+    """A connection with the peer at `address`; `ours`: we opened it."""
 
     def __init__(
         self, user: ConnectionUser, address: Address, limits: StreamLimits, *, ours: bool
@@ -63,35 +63,35 @@ class Connection(asyncio.Protocol):
         self.address = address
         self.ours = ours
         self.known = False
-        """Whether a message has come."""
+        """Whether a message was received."""
         self._limits = limits
         self._loop = asyncio.get_running_loop()
         self.behind = False
-        """Whether messages were received that have not been handed out yet."""
+        """Whether received messages are not yet processed."""
         self._framer = Framer()
         self._liveness = Liveness(limits, self._loop.time(), ours=ours)
         self._transport: asyncio.Transport | None = None
-        self._over = self._deaf = self._heard = self._refused = False
+        self._over = self._framing_failed = self._has_received = self._refused = False
         self._tcp_info: TcpInfo | None = None
-        # Where the last message ends among the bytes of the connection; by TLS, at the latest
-        # there: the headers of its records are counted only once the kernel has them.
+        # Offset in the stream of the end of the last message. With TLS it may end earlier: record
+        # headers are counted only once they are in the kernel.
         self._end = 0
-        # How much had been received when our part of a TLS 1.3 handshake was over.
+        # Bytes received when our part of a TLS 1.3 handshake was complete.
         self._handshake_end = -inf
-        # INVITEs that may not have arrived, and where they end.
+        # End offset and data of INVITEs that may not have arrived.
         self._in_flight: deque[tuple[float, bytes]] = deque()
         self._probe: asyncio.TimerHandle | None = None
         self._probe_end = 0
         self._probe_until = 0.0
-        # What waits for the probe, with its destination, in order.
+        # Messages that wait for the probe, with their destinations.
         self._held: list[tuple[bytes, Address]] = []
         self.closed: asyncio.Future[None] = self._loop.create_future()
 
     def send(self, data: bytes, destination: Address) -> bool:
-        """Queue a message; False where the connection is no longer of use.
+        """Queue a message; False if the connection is closing.
 
-        An INVITE for a connection that was idle waits for a probe to be acknowledged, and so does
-        what follows it. `destination` is where it goes should that fail (`take_held`).
+        An INVITE on an idle connection waits for the acknowledgement of a probe, as do messages
+        after it. `destination` is where it goes if the probe fails (`take_held`).
         """
         transport = self._transport
         if self._over or transport is None or transport.is_closing():
@@ -115,29 +115,29 @@ class Connection(asyncio.Protocol):
             self._held.append((data, destination))
         return True
 
-    def take_back(self, data: bytes) -> None:
-        """Have a message not leave that still waits for a probe."""
+    def withdraw(self, data: bytes) -> None:
+        """Drop a message that waits for a probe."""
         self._held = [held for held in self._held if held[0] != data]
 
     def take_held(self) -> list[tuple[bytes, Address]]:
-        """What has not left, as the probe was not acknowledged, with its destinations."""
+        """Take the messages that wait for the probe, with their destinations."""
         held, self._held = self._held, []
         return held
 
     def unacknowledged(self) -> frozenset[bytes] | None:
-        """The INVITEs sent of which not every byte was acknowledged; None where none can say."""
+        """The INVITEs sent that were not fully acknowledged; None if unknown."""
         progress = self._progress()
         if progress is None:
             return None
-        # By TLS 1.3 a server may refuse our certificate after we have begun to send: with an alert,
-        # or by nothing but a FIN. What its kernel has acknowledged by then its SIP has not seen. A
-        # server that accepts us sends session tickets, or at least a response.
+        # In TLS 1.3 a server may refuse our certificate after we have begun to send, with an alert
+        # or just a FIN. Data acknowledged by then did not reach its SIP stack. A server that
+        # accepts us sends session tickets, or at least a response.
         unseen = self._refused or progress.received <= self._handshake_end + 1
         acknowledged = -1 if unseen else progress.acknowledged
         return frozenset(data for end, data in self._in_flight if end > acknowledged)
 
-    def look_after(self) -> str | None:
-        """Ping it or give it up if that is due; why it was given up."""
+    def check_liveness(self) -> str | None:
+        """Ping or abort the connection if that is due; returns why it was aborted."""
         due = self._liveness.due(self._loop.time())
         if due == "ping" and self._transport is not None:
             self._put(KeepAlive.PING.value)
@@ -147,7 +147,7 @@ class Connection(asyncio.Protocol):
         return due
 
     def close(self) -> None:
-        """Close it, after what is queued."""
+        """Close it after sending what is queued."""
         self._end_probe()
         self._over = True
         if self._transport is not None:
@@ -167,7 +167,7 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         sock = transport.get_extra_info("socket")
         if sock is not None:
-            _notice_silence(sock)
+            _enable_keepalive(sock)
             self._tcp_info = TcpInfo(sock)
             tls = transport.get_extra_info("ssl_object")
             progress = self._tcp_info.read()
@@ -177,16 +177,16 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Split received bytes into messages for the user."""
-        self._heard = True
+        self._has_received = True
         self._end_probe()
-        if not self._over and not self._deaf:
+        if not self._over and not self._framing_failed:
             self._framer.feed(data)
             self._take_frames()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Report the end of the connection to the user."""
         self._over = True
-        self._refused = isinstance(exc, ssl.SSLError) and not self._heard
+        self._refused = isinstance(exc, ssl.SSLError) and not self._has_received
         self._cancel_probe()
         try:
             if not self.closed.done():
@@ -207,18 +207,18 @@ class Connection(asyncio.Protocol):
                     break
                 self._take(frame, now)
             else:
-                # More may be waiting: nothing is read until that has been dealt with.
+                # More may be buffered: stop reading until that is processed.
                 self.behind = True
                 self._transport.pause_reading()
-                self._loop.call_soon(self._take_the_rest)
+                self._loop.call_soon(self._resume_reading)
                 return
         except FramingError as fault:
-            self._deaf = True
-            self._user.stream_broke(self, fault)
+            self._framing_failed = True
+            self._user.framing_failed(self, fault)
             return
-        self._liveness.heard(now, is_between=self._framer.is_between)
+        self._liveness.processed(now, is_between=self._framer.is_between)
 
-    def _take_the_rest(self) -> None:
+    def _resume_reading(self) -> None:
         self.behind = False
         if not self._over and self._transport is not None:
             self._transport.resume_reading()
@@ -234,9 +234,9 @@ class Connection(asyncio.Protocol):
                 self._put(KeepAlive.PONG.value)
         elif isinstance(frame, bytes):
             self._liveness.received(now)
-            self._user.message_came(self, frame)
+            self._user.message_received(self, frame)
 
-    # Sending, and what was acknowledged
+    # Sending
 
     def _write(self, data: bytes) -> None:
         self._liveness.sent(self._loop.time())
@@ -250,7 +250,7 @@ class Connection(asyncio.Protocol):
     def _send_invite(self, data: bytes, progress: TcpProgress | None) -> None:
         if progress is not None:
             self._count_tls_overhead(progress)
-            if self._heard:
+            if self._has_received:
                 while self._in_flight and self._in_flight[0][0] <= progress.acknowledged:
                     self._in_flight.popleft()
             self._in_flight.append((self._end + len(data), data))
@@ -261,7 +261,7 @@ class Connection(asyncio.Protocol):
             self._in_flight.append((inf, data))
 
     def _count_tls_overhead(self, progress: TcpProgress) -> None:
-        """Count what TLS has added to what we sent."""
+        """Add the overhead of TLS to the offset of the last message."""
         assert self._transport is not None
         written = progress.acknowledged + progress.queued
         self._end = max(self._end, written + self._transport.get_write_buffer_size())
@@ -269,7 +269,7 @@ class Connection(asyncio.Protocol):
     def _progress(self) -> TcpProgress | None:
         return None if self._tcp_info is None else self._tcp_info.read()
 
-    # The probe of an idle connection: a ping, which any far end's kernel acknowledges
+    # The probe of an idle connection: a ping, which any kernel acknowledges
 
     def _begin_probe(self, progress: TcpProgress) -> None:
         self._count_tls_overhead(progress)
@@ -292,12 +292,12 @@ class Connection(asyncio.Protocol):
             self._probe = self._loop.call_later(wait, self._check_probe, wait)
 
     def _end_probe(self) -> None:
-        """The far end is there, or it is too late to ask: send what was held back."""
+        """End the probe and send the held messages."""
         if self._probe is None:
             return
         self._cancel_probe()
         if self._over or self._transport is None or self._transport.is_closing():
-            return  # the receiver takes them in `connection_lost`
+            return  # the user takes them in `connection_lost`
         for data, _ in self.take_held():
             if data.startswith(_INVITE):
                 self._send_invite(data, self._progress())
@@ -310,8 +310,8 @@ class Connection(asyncio.Protocol):
             self._probe = None
 
 
-def _notice_silence(sock: socket.socket) -> None:
-    """Have the kernel find out within a minute that the far end is gone without a word."""
+def _enable_keepalive(sock: socket.socket) -> None:
+    """Let the kernel detect a dead peer within a minute."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if sys.platform.startswith("linux"):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30)
@@ -321,35 +321,34 @@ def _notice_silence(sock: socket.socket) -> None:
 
 
 class TcpProgress(NamedTuple):
-    """A connection at one moment."""
+    """The counters of a TCP connection."""
 
     acknowledged: int
-    """Bytes that the far end's kernel has acknowledged since the start, its SYN included."""
+    """Bytes that the remote kernel has acknowledged, including our SYN."""
     queued: int
-    """Bytes that our kernel has, and theirs has not acknowledged."""
+    """Bytes in our kernel that the remote kernel has not acknowledged."""
     received: int
-    """Bytes that have come from the far end, its FIN included."""
+    """Bytes received, including the FIN."""
     idle: float
-    """Seconds since the far end last sent bytes or an acknowledgement."""
+    """Seconds since the last data or acknowledgement."""
 
 
 class TcpInfo:
-    """Asks about the connection of `sock`, also once that is closed, until `close`.
+    """Reads the counters of the connection of `sock`, even after `sock` is closed.
 
-    It holds a duplicate of the socket: after a reset or an end of the connection the event loop
-    has closed its own by the time it says so, and the counters are needed just then. As the
-    connection stays open until the duplicate is closed, that must follow at once.
+    It holds a duplicate of the socket, because the event loop closes its own before it reports the
+    end of the connection, when the counters are needed. The connection stays open until `close`.
     """
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock: socket.socket | None = None
-        # Without a free descriptor nothing is known, as on other systems.
+        # Without a free descriptor there are no counters, as on other systems.
         if sys.platform.startswith("linux"):
             with contextlib.suppress(OSError):
                 self._sock = socket.socket(fileno=os.dup(sock.fileno()))
 
     def read(self) -> TcpProgress | None:
-        """The counters now; None where the system has none."""
+        """The counters; None if the system has none."""
         sock = self._sock
         if sock is None:
             return None
@@ -365,7 +364,7 @@ class TcpInfo:
         return TcpProgress(acknowledged, queued, received, min(data_received, ack_received) / 1000)
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the duplicate socket."""
         if self._sock is not None:
             self._sock.close()
             self._sock = None
@@ -373,62 +372,64 @@ class TcpInfo:
 
 @dataclass(frozen=True, slots=True)
 class StreamLimits:
-    """What a connection may cost, times in seconds.
-
-    `connecting` bounds a connection attempt, and `pause` is how long a destination is not tried
-    again after one that failed. `message` is how long a stranger may take for a first message, and
-    any peer for one that has begun. A ping leaves after `ping_every` of silence; a peer that has
-    ever answered one has `pong_within` for the next. A connection without a message for `idle` is
-    closed: longer than a session lasts without a refresh (half of RFC 4028's 1800 s). `unsent`
-    bytes may wait for a far end that does not read, and as many for a connection being made.
-    An INVITE for a connection from which nothing came for `probe_after`, not even an
-    acknowledgement, waits up to `probe_within` until it has acknowledged a ping.
-    `opened` counts connections of ours, `answering` those that were opened only for a response,
-    `accepted` and `per_source` those of others. All of it is looked at every `look_every`.
-    """
+    """Limits of connections; times are in seconds."""
 
     connecting: float = 5.0
+    """Timeout of a connection attempt."""
     pause: float = 1.0
+    """How long a destination is not tried again after a failed attempt."""
     message: float = 30.0
+    """Timeout of a message that has begun, and of the first one of an accepted connection."""
     ping_every: float = 30.0
+    """Silence after which a ping is sent."""
     pong_within: float = 10.0
+    """Timeout of a pong, for a peer that has sent one before."""
     idle: float = 2000.0
+    """How long a connection may have no messages; longer than a session without refresh."""
     probe_after: float = 5.0
+    """Silence after which an INVITE waits for the acknowledgement of a ping."""
     probe_within: float = 2.0
+    """Timeout of that acknowledgement."""
     unsent: int = 1024 * 1024
+    """Bytes that may be queued for a connection."""
     opened: int = 1000
+    """Connections that we open."""
     answering: int = 50
+    """Connections that we open only for a response."""
     accepted: int = 1000
+    """Connections that we accept."""
     per_source: int = 50
+    """Connections that we accept from one source."""
     look_every: float = 5.0
+    """Interval between checks of all connections."""
 
 
 class Liveness:
-    """The keep-alive state of one connection, without I/O. We ping if `ours`: we opened it."""
+    """The keep-alive state of a connection, without I/O. We ping if we opened it (`ours`)."""
 
     def __init__(self, limits: StreamLimits, now: float, *, ours: bool) -> None:
         self._limits = limits
         self._ours = ours
-        self._message_at = self._quiet_since = now
-        # Since when the end of a message is waited for; a stranger owes us one from the start.
+        self._message_at = self._silent_since = now
+        # Since when a message is due: from its first byte, or from the accept of a connection.
         self._waiting_since = None if ours else now
         self._seen_message = ours
         self._pinged_at: float | None = None
         self._answers = self._was_answering = False
 
     def sent(self, now: float) -> None:
-        """A message left."""
-        self._message_at = self._quiet_since = now
+        """A message was sent."""
+        self._message_at = self._silent_since = now
 
     def received(self, now: float) -> None:
-        """A whole message came."""
+        """A complete message was received."""
         self._message_at = now
         self._seen_message = True
         self._waiting_since = None
 
-    def heard(self, now: float, *, is_between: bool) -> None:
-        """Bytes came and were dealt with; `is_between` where no message is half received."""
-        self._quiet_since = now
+    def processed(self, now: float, *, is_between: bool) -> None:
+        """Data was processed; `is_between`: no message is partially received."""
+        self._silent_since = now
         self._pinged_at = None
         if not is_between:
             self._waiting_since = self._waiting_since or now
@@ -436,20 +437,20 @@ class Liveness:
             self._waiting_since = None
 
     def pinged(self, now: float) -> None:
-        """A ping left that `due` did not ask for."""
-        self._pinged_at = self._quiet_since = now
+        """A ping was sent that `due` did not request."""
+        self._pinged_at = self._silent_since = now
 
     def pong(self) -> None:
-        """One CRLF came."""
+        """A CRLF was received."""
         self._was_answering = self._answers
         self._answers = self._answers or self._pinged_at is not None
 
     def ping(self) -> None:
-        """Another CRLF came right after it: that was no answer of theirs, but their own ping."""
+        """A second CRLF followed: it was a ping, not a pong."""
         self._answers = self._was_answering
 
     def due(self, now: float) -> Literal["ping", "dead", "idle", "slow"] | None:
-        """What has to be done by now. After "ping" one is taken to have been sent."""
+        """The action that is due. "ping" requests a ping, which then counts as sent."""
         limits = self._limits
         if self._waiting_since is not None and now - self._waiting_since >= limits.message:
             return "slow"
@@ -458,7 +459,7 @@ class Liveness:
         pinged_at = self._pinged_at
         if self._answers and pinged_at is not None and now - pinged_at >= limits.pong_within:
             return "dead"
-        if self._ours and now - self._quiet_since >= limits.ping_every:
-            self._pinged_at = self._quiet_since = now
+        if self._ours and now - self._silent_since >= limits.ping_every:
+            self._pinged_at = self._silent_since = now
             return "ping"
         return None

@@ -1,4 +1,4 @@
-"""Every TCP and TLS connection of one agent: found by address, opened when first needed."""
+"""The TCP and TLS connections of an agent, by address; opened when first needed."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ logger = logging.getLogger(__name__)
 
 _RESPONSE = b"SIP/2.0 "
 CLOSE_WITHIN = 1.0
-"""Seconds that a connection has to write its queued messages after a framing error."""
+"""Seconds for a connection to send its queued messages after a framing error."""
 MAX_PAUSED = 4096
-"""Destinations remembered as not to be tried for a moment."""
+"""Destinations remembered as paused after a failed attempt."""
 
 
 class StreamUser(Protocol):
-    """Whose connections they are."""
+    """Callbacks of a `ConnectionPool`."""
 
-    def messages_came(self, messages: list[tuple[bytes, Address]]) -> None:
+    def messages_received(self, messages: list[tuple[bytes, Address]]) -> None:
         """Messages were received, each with its source."""
 
-    def stream_unframed(self, messages: tuple[bytes, ...], source: Address) -> None:
-        """The end of a message can't be found, and others may follow it. The connection is closed
-        after the queued responses were written."""
+    def unframed_received(self, messages: tuple[bytes, ...], source: Address) -> None:
+        """Framing failed at a message of unknown length, which others may follow. The connection is
+        closed after the queued responses are sent."""
 
     def delivery_failed(
         self,
@@ -43,18 +43,18 @@ class StreamUser(Protocol):
         unacknowledged: Container[bytes] | None = None,
         moved: Container[bytes] = (),
     ) -> None:
-        """A connection could not be had, or (`lost`) one that stood is there no more.
+        """A connection could not be made, or an established one was `lost`.
 
-        `unacknowledged` are the INVITEs sent over it that may not have arrived, None where that is
-        not known; `moved` are messages that had not left, and go over another connection.
+        `unacknowledged` are its INVITEs that may not have arrived, None if unknown; `moved` are
+        unsent messages, which are sent over another connection.
         """
 
 
 class ConnectionPool(ConnectionUser):
-    """Made within a running loop. `local` is the host that connections are to leave from.
+    """Needs a running event loop. `local` is the host that connections are bound to.
 
-    `tls_port` is our Contact's port where there is no TLS listener, else 0. Connections leave
-    from it, so that a far end which follows the Contact reuses the open one.
+    Without a TLS listener, `tls_port` is the port of our TLS Contact, else 0. TLS connections are
+    bound to it, so that a peer which follows the Contact reuses the open one.
     """
 
     def __init__(
@@ -74,22 +74,22 @@ class ConnectionPool(ConnectionUser):
         self._loop = asyncio.get_running_loop()
         self._connections: dict[Address, Connection] = {}
         self._aliases: dict[Address, Connection] = {}
-        # Those that were opened for a response, as any stranger can make us do.
+        # Opened only for a response, which any source can cause.
         self._answering: set[Address] = set()
         self._waiting: dict[Address, list[bytes]] = {}
         self._attempts: dict[Address, asyncio.Task[None]] = {}
         self._paused_until: dict[Address, float] = {}
-        self._looking: asyncio.TimerHandle | None = None
+        self._check_timer: asyncio.TimerHandle | None = None
         self._closed = False
         self.arrivals = 0
-        """Messages and new connections so far."""
+        """Messages received and connections established so far."""
 
     def __len__(self) -> int:
-        """How many connections there are."""
+        """The number of connections."""
         return len(self._connections)
 
     def send(self, data: bytes, destination: Address) -> None:
-        """Send over the connection to `destination`; where there is none, over a new one."""
+        """Send over the connection to `destination`, or a new one."""
         connection = self._find(destination)
         is_response = connection is None and data.startswith(_RESPONSE)
         if is_response:
@@ -98,10 +98,10 @@ class ConnectionPool(ConnectionUser):
                 return
             destination, connection = route, self._find(route)
         if connection is not None:
-            # If that fails, the connection is being closed, and its user will hear of that.
+            # If that fails, the connection is closing, and `connection_lost` follows.
             connection.send(data, destination)
         elif destination in self._waiting:
-            # Beyond the limit it is lost; the connection is not there yet, and may never be.
+            # Beyond the limit it is dropped.
             waiting = self._waiting[destination]
             if sum(map(len, waiting)) + len(data) <= self._limits.unsent:
                 waiting.append(data)
@@ -111,24 +111,24 @@ class ConnectionPool(ConnectionUser):
             self._answering.add(destination)
             self._open(data, destination)
 
-    def take_back(self, data: bytes, destination: Address) -> None:
-        """Have a message not leave that still waits for its connection, or for a probe of it."""
+    def withdraw(self, data: bytes, destination: Address) -> None:
+        """Drop a message that waits for its connection, or for a probe of it."""
         waiting = self._waiting.get(destination, [])
         if data in waiting:
             waiting.remove(data)
         if connection := self._find(destination):
-            connection.take_back(data)
+            connection.withdraw(data)
 
     @property
     def behind(self) -> bool:
-        """Whether messages have been received that were not handed out yet."""
+        """Whether received messages are not yet processed."""
         return any(connection.behind for connection in self._connections.values())
 
     async def close(self) -> None:
-        """Close every connection, after what is queued, for which there is a second."""
+        """Close all connections; queued messages have one second to be sent."""
         self._closed = True
-        if self._looking is not None:
-            self._looking.cancel()
+        if self._check_timer is not None:
+            self._check_timer.cancel()
         for task in self._attempts.values():
             task.cancel()
         await asyncio.gather(*self._attempts.values(), return_exceptions=True)
@@ -168,16 +168,16 @@ class ConnectionPool(ConnectionUser):
             if is_tls and self._context is None:
                 self._context = self._tls.client_context()
             async with asyncio.timeout(self._limits.connecting):
-                leave_from = self._tls_port if is_tls else 0
-                sock = await connected_socket(destination, self._local, leave_from)
-                # Whatever comes of it, from here on the socket is the loop's to close.
+                port = self._tls_port if is_tls else 0
+                sock = await connected_socket(destination, self._local, port)
+                # From here on the event loop closes the socket.
                 await self._loop.create_connection(
                     lambda: Connection(self, destination, self._limits, ours=True),
                     sock=sock,
                     ssl=self._context if is_tls else None,
                     server_hostname=(destination.domain or destination.host) if is_tls else None,
                 )
-        # ValueError: files that can't be used, or a name that no certificate can bear.
+        # ValueError: unusable files, or a name that is invalid in a certificate.
         except (OSError, ValueError) as error:
             self._failed(destination, error)
         finally:
@@ -190,13 +190,13 @@ class ConnectionPool(ConnectionUser):
         logger.warning("no %s connection to %s: %s", destination.transport, place, fault)
         while len(self._paused_until) >= MAX_PAUSED:
             del self._paused_until[next(iter(self._paused_until))]
-        # Also for what the agent has queued by now: its user will give it up, and go elsewhere.
+        # Also fails what the agent has queued by now.
         self._paused_until[destination] = self._loop.time() + self._limits.pause
         self._waiting.pop(destination, None)
         self._answering.discard(destination)
         self._user.delivery_failed(destination)
 
-    # What connections report
+    # Callbacks of connections
 
     def connection_made(self, connection: Connection) -> None:
         """See `ConnectionUser.connection_made`."""
@@ -207,11 +207,13 @@ class ConnectionPool(ConnectionUser):
         self._connections[connection.address] = connection
         for data in self._waiting.pop(connection.address, ()):
             connection.send(data, connection.address)
-        if self._looking is None:
-            self._looking = self._loop.call_later(self._limits.look_every, self._look_after_all)
+        if self._check_timer is None:
+            self._check_timer = self._loop.call_later(
+                self._limits.look_every, self._check_connections
+            )
 
-    def message_came(self, connection: Connection, data: bytes) -> None:
-        """See `ConnectionUser.message_came`."""
+    def message_received(self, connection: Connection, data: bytes) -> None:
+        """See `ConnectionUser.message_received`."""
         self.arrivals += 1
         source = connection.address
         if not connection.ours and not connection.known and source.transport is Transport.TLS:
@@ -219,21 +221,21 @@ class ConnectionPool(ConnectionUser):
             if alias is not None:
                 self._aliases[alias] = connection
         connection.known = True
-        self._user.messages_came([(data, source)])
+        self._user.messages_received([(data, source)])
 
-    def stream_broke(self, connection: Connection, fault: FramingError) -> None:
-        """See `ConnectionUser.stream_broke`."""
+    def framing_failed(self, connection: Connection, fault: FramingError) -> None:
+        """See `ConnectionUser.framing_failed`."""
         logger.info("the stream from %s is no SIP any more: %s", connection.address.host, fault)
         if fault.messages:
-            self._user.stream_unframed(fault.messages, connection.address)
-        # The agent's ACKs and responses are written in the turn that is due before this. Requests
-        # without an answer are sent again over a new connection.
+            self._user.unframed_received(fault.messages, connection.address)
+        # The agent's ACKs and responses are written in the turn before this. Unanswered requests
+        # are sent again over a new connection.
         self._loop.call_soon(self._close_broken, connection)
 
     def _close_broken(self, connection: Connection) -> None:
         connection.close()
         self._loop.call_later(CLOSE_WITHIN, connection.abort)
-        # Also what leaves from now on goes over a new connection.
+        # Further messages need a new connection.
         self.connection_lost(connection)
 
     def probe_failed(self, connection: Connection) -> None:
@@ -263,29 +265,31 @@ class ConnectionPool(ConnectionUser):
         for data, destination in held:
             self.send(data, destination)
 
-    def _look_after_all(self) -> None:
-        self._looking = None
+    def _check_connections(self) -> None:
+        self._check_timer = None
         for connection in list(self._connections.values()):
-            fault = connection.look_after()
+            fault = connection.check_liveness()
             if fault is not None:
                 logger.info("the connection with %s is closed: %s", connection.address.host, fault)
         if self._connections:
-            self._looking = self._loop.call_later(self._limits.look_every, self._look_after_all)
+            self._check_timer = self._loop.call_later(
+                self._limits.look_every, self._check_connections
+            )
 
 
 _PORT_IS_TAKEN: Final = {errno.EADDRINUSE, errno.EADDRNOTAVAIL}
 
 
 async def connected_socket(destination: Address, host: str | None, port: int) -> socket.socket:
-    """A TCP connection to `destination` that leaves from `host`, and from `port` if it can be had.
+    """Connect to `destination` from `host` (None: any), and from `port` if it is free (0: any).
 
-    None is any host, 0 any port. Raises OSError where there is no connection.
+    Raises OSError.
     """
     if 0 < port <= MAX_PORT:
         try:
             return await _connected(destination, host, port)
         except OSError as error:
-            # Somebody listens there, or the last connection of this kind has just been closed.
+            # The port is bound, or the last such connection is in TIME_WAIT.
             if error.errno not in _PORT_IS_TAKEN:
                 raise
     return await _connected(destination, host, 0)
@@ -299,7 +303,7 @@ async def _connected(destination: Address, host: str | None, port: int) -> socke
     try:
         sock.setblocking(False)
         if port:
-            # Connections to several destinations leave from one port.
+            # Connections to several destinations share one port.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if host is not None or port:
             sock.bind((host or ("::" if is_ipv6 else "0.0.0.0"), port))

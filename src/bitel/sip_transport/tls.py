@@ -1,4 +1,4 @@
-"""Certificates for SIP over TLS (RFC 3261 §26.3, RFC 5922): whom we trust, and who we are."""
+"""Certificates and TLS contexts for SIP over TLS (RFC 3261 §26.3, RFC 5922)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 
 
 class TlsFileError(ValueError):
-    """One sentence on which file can't be used, and why."""
+    """A file of certificates or keys can't be used; the message says which and why."""
 
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """PEM files. `ca` says who is trusted, the system's store where it is None.
+    """PEM files. `ca` has the trusted certificates; None: the system's store.
 
-    `certificate` and `key` are ours: shown to servers that ask for one, and what makes us listen
-    for TLS. With `ask_clients` who connects to us must show one that `ca` has signed.
+    `certificate` and `key` are ours, for servers that request one and for our listener, which needs
+    them. With `ask_clients`, clients must present a certificate signed by `ca`.
     """
 
     ca: Path | None = None
@@ -25,7 +25,7 @@ class TlsFiles:
     ask_clients: bool = False
 
     def client_context(self) -> ssl.SSLContext:
-        """For connections that we open. Raises TlsFileError."""
+        """The context for connections that we open. Raises TlsFileError."""
         context = ssl.create_default_context()
         if self.ca is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -35,12 +35,12 @@ class TlsFiles:
         return context
 
     def server_context(self) -> ssl.SSLContext | None:
-        """For connections that others open; None without a certificate. Raises as above."""
+        """The context of our listener; None without a certificate. Raises TlsFileError."""
         if self.certificate is None:
             return None
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.options |= ssl.OP_NO_RENEGOTIATION  # each would cost us more than who asks for it
+        context.options |= ssl.OP_NO_RENEGOTIATION  # costs us more than the client
         self.show(context)
         if self.ask_clients:
             if self.ca is None:
@@ -50,7 +50,7 @@ class TlsFiles:
         return context
 
     def show(self, context: ssl.SSLContext) -> None:
-        """Have a context show the certificate that the files hold now. Raises TlsFileError."""
+        """Load the certificate and key into a context. Raises TlsFileError."""
         if self.certificate is None:
             if self.key is not None:
                 raise TlsFileError(f"the key {self.key} is of no use without its certificate")
@@ -59,7 +59,7 @@ class TlsFiles:
         if self.key is not None:
             _check_readable(self.key)
         try:
-            # A key with a passphrase must not stop a service to ask for it on the terminal.
+            # Without a callback, OpenSSL would ask for the passphrase of a key on the terminal.
             context.load_cert_chain(self.certificate, self.key, password=lambda: b"")
         except ssl.SSLError as error:
             key = self.key or self.certificate

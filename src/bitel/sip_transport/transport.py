@@ -1,11 +1,11 @@
-"""A user agent on the network: moves its messages, keeps one timer, hands out its events.
+"""The asyncio transport of a user agent: its sockets, its timer and its events.
 
-UDP and TCP share a port; TLS, for which a certificate is needed, has the one after it.
+UDP and TCP share a port; TLS, which needs a certificate, uses the next one.
 
-A process may be stopped for a while: by SIGSTOP, with its virtual machine, by a long garbage
-collection. The timer notices, as it comes too late. Then everything that has arrived is read first,
-`confirm_lease` says whether the calls are still ours to make, and only after that do the agent's
-timers fire. INVITEs do not leave in between.
+A process may be suspended: by SIGSTOP, with its virtual machine, by a long garbage collection. A
+late timer shows that. Then everything that has arrived is read first, `confirm_lease` checks that
+this process still owns its calls, and only then the agent's timers fire. Meanwhile no INVITE is
+sent.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Literal
 from bitel.sip.events import Event
 from bitel.sip.grammar import MAX_PORT, Address, HostPort, Transport
 from bitel.sip.user_agent import UserAgent
-from bitel.sip_transport.acceptor import Door, Listener, listening_socket
+from bitel.sip_transport.acceptor import ConnectionQuota, Listener, listening_socket
 from bitel.sip_transport.connection import StreamLimits
 from bitel.sip_transport.connection_pool import ConnectionPool, StreamUser
 from bitel.sip_transport.tls import TlsFiles
@@ -30,33 +30,32 @@ from bitel.sip_transport.udp import DatagramUser, DeliveryError, UdpSocket, data
 logger = logging.getLogger(__name__)
 
 Tap = Callable[[Literal["in", "out"], bytes, Address, float], None]
-"""Shown each message as it comes or leaves, with the far end's address and the time (Unix s)."""
+"""Called with each message: direction, data, remote address, and time in Unix seconds."""
 
 READ_FIRST = 0.1
-"""Seconds by which a timer may come late before what has arrived is read ahead of it."""
+"""Lateness of a timer, in seconds, from which received messages are read before it fires."""
 PAUSE_NOTICED = 1.0
-"""Seconds by which a timer may come late before the process is taken to have been stopped."""
+"""Lateness of a timer, in seconds, that shows a suspended process."""
 LONGEST_TIMER = 0.5
-"""Seconds between two timers at most, while the agent waits for anything: a pause is noticed even
-where nothing was due during it."""
+"""Longest delay of the timer, in seconds: detects a pause even if nothing was due during it."""
 CONFIRM_WITHIN = 3.0
-"""Seconds for which `confirm_lease` is waited for."""
+"""Timeout of `confirm_lease` in seconds."""
 QUIET_PASSES = 4
-"""Turns of the loop without an arrival after which all that had arrived has been read. A message of
-a connection that was just accepted takes three."""
+"""Iterations of the event loop without an arrival after which everything counts as read. A message
+of a connection that was just accepted takes three."""
 BUSY_PASSES = 16
-"""Turns after which it has been read although more keeps arriving, unless a socket was not read
-empty."""
+"""Iterations after which everything counts as read although more arrives, unless a socket has more
+to read."""
 MAX_PASSES = 512
-"""Turns after which it counts as read in any case. Each turn reads every socket once; a UDP socket
-has no room for more datagrams than that."""
+"""Iterations after which everything counts as read in any case. Each reads every socket once, and a
+UDP socket can't hold more datagrams."""
 
 TRIES = 30
-"""How many free ports are tried, until one is free for every transport."""
+"""Ports that are tried to find one that is free for every transport."""
 
 
 class SipTransport(DatagramUser, StreamUser):
-    """After any call on `agent`, call `flush`."""
+    """The transport of one `agent`; call `flush` after any call on the agent."""
 
     def __init__(
         self,
@@ -70,18 +69,16 @@ class SipTransport(DatagramUser, StreamUser):
         confirm_lease: Callable[[], Awaitable[bool]] | None = None,
         accepts: Callable[[str], bool] | None = None,
     ) -> None:
-        """Bind `bind` (an IP address; port 0 takes a free one) and start, within a running loop.
+        """Bind `bind` (port 0: a free one) and start; needs a running event loop.
 
-        `make_agent` is given the address that was bound. `clock` gives the seconds that the agent
-        sees, the loop's by default; it must run as fast as the loop's. `accepts` tells the
-        carrier's hosts from others, which get half of the connections; None: all are the carrier's.
-        Raises OSError where a port can't be had, and TlsFileError where a file of `tls` can't be
-        used.
+        `make_agent` gets the bound address. `clock` gives the agent's time in seconds, by default
+        that of the loop. Sources for which `accepts` is false may use half of the connections;
+        None: it is true for all. Raises OSError if a port is not free, and TlsFileError.
         """
         limits, self._tls = limits or StreamLimits(), tls or TlsFiles()
         self._server_context = self._tls.server_context()
         if self._tls.ca or self._tls.certificate:
-            self._tls.client_context()  # better now than when the first connection is needed
+            self._tls.client_context()  # fail early
         sockets = _bind(bind, with_tls=self._server_context is not None)
         host, port = sockets[0].getsockname()[:2]
         self.local: HostPort = (str(host), int(port))
@@ -95,17 +92,17 @@ class SipTransport(DatagramUser, StreamUser):
         self._on_event = on_event
         self._tap = tap
         self.confirm_lease = confirm_lease
-        """Asked after a pause whether we may go on with our calls; None: always. Where it says no,
-        fails, or takes longer than 3 s, no INVITE is repeated that nothing was answered to."""
+        """Called after a pause: whether this process still owns its calls; None: always. If it
+        returns False, fails or times out, unanswered INVITEs are not retransmitted."""
         udp, *listening = sockets
         self._udp = UdpSocket(udp, self)
-        leave_from = None if host in {"0.0.0.0", "::"} else host
+        local_host = None if host in {"0.0.0.0", "::"} else host
         tls_port = 0 if self._server_context is not None else port + 1
-        self._streams = ConnectionPool(self, limits, self._tls, leave_from, tls_port)
-        door = Door(limits, accepts)
+        self._streams = ConnectionPool(self, limits, self._tls, local_host, tls_port)
+        quota = ConnectionQuota(limits, accepts)
         contexts = {Transport.TCP: None, Transport.TLS: self._server_context}
         self._listeners = [
-            Listener(sock, transport, context, self._streams, door, limits)
+            Listener(sock, transport, context, self._streams, quota, limits)
             for sock, (transport, context) in zip(listening, contexts.items(), strict=False)
         ]
         self._turn: asyncio.Handle | None = None
@@ -113,9 +110,9 @@ class SipTransport(DatagramUser, StreamUser):
         self._timer_due = 0.0
         self._timer_at = 0.0
         self._closed = False
-        # After a late turn, until what had arrived is read: no timer fires.
+        # After a late timer, until received messages are read: no timer fires.
         self._reading_first = False
-        # After a pause, until the lease was confirmed: INVITEs wait here, and no timer fires.
+        # After a pause, until the lease is confirmed: INVITEs are held, and no timer fires.
         self._resuming = False
         self._held_invites: list[tuple[bytes, Address]] = []
         self._confirming: asyncio.Task[None] | None = None
@@ -125,13 +122,13 @@ class SipTransport(DatagramUser, StreamUser):
 
     @property
     def behind(self) -> float:
-        """Seconds for which datagrams have been waiting to be read; 0 while none are."""
+        """Seconds for which datagrams have been waiting to be read; 0 if none are."""
         return self._udp.behind
 
     def renew_certificate(self) -> None:
-        """Show the certificate that the TLS files hold now, on connections from now on.
+        """Reload the TLS files for new connections.
 
-        Raises TlsFileError where they can't be used; then the former one is still shown.
+        Raises TlsFileError if they can't be used; the former certificate then stays in use.
         """
         self._tls.client_context()
         if self._server_context is not None:
@@ -139,26 +136,23 @@ class SipTransport(DatagramUser, StreamUser):
         self._streams.renew_context()
 
     def flush(self) -> None:
-        """Have what the agent queued sent, and its events handed out, in this turn of the loop.
+        """Schedule sending of the agent's messages and dispatch of its events.
 
-        Cheap to call often: one turn does it once. Events are never handed out from within.
+        Cheap to call often: it is done once per iteration of the loop, never from within.
         """
         if self._turn is None and not self._closed:
             self._turn = self._loop.call_soon(self._run_turn)
 
     def after_reading(self, callback: Callable[[], None]) -> None:
-        """Call back once the agent has all that has arrived by now, and its events are handed out:
-        an answer that has arrived is then known.
-
-        Called later, never from within, and not at all after `close`.
-        """
+        """Call `callback` once all messages received by now are processed and their events are
+        dispatched. Never called from within, nor after `close`."""
         self._after_reading.append((self._passes, callback))
         if self._pass is None and not self._closed:
             self._quiet_passes = 0
             self._pass = self._loop.call_soon(self._read)
 
     async def close(self) -> None:
-        """Send what is queued, then let go of sockets and connections. Hangs up nothing."""
+        """Send what is queued, then close sockets and connections; calls are not ended."""
         if self._closed:
             return
         self._send_all()
@@ -171,23 +165,23 @@ class SipTransport(DatagramUser, StreamUser):
             await listener.close()
         await self._streams.close()
 
-    # One turn: send, hand out events (whose takers may queue more), set the timer
+    # One turn: send, dispatch events (whose handlers may queue more messages), set the timer
 
     def _run_turn(self) -> None:
         self._turn = None
         self._send_all()
-        while not self._closed and self._hand_out_events():
+        while not self._closed and self._dispatch_events():
             self._send_all()
         self._set_timer()
 
-    def _hand_out_events(self) -> bool:
-        """Whether there were any."""
+    def _dispatch_events(self) -> bool:
+        """Dispatch the events; returns whether there were any."""
         event = first = self.agent.next_event()
         while event is not None:
             try:
                 self._on_event(event)
             except Exception:
-                # The taker's fault; other calls must not suffer for it.
+                # An error of one handler must not affect other calls.
                 logger.exception("an event of call %s was not handled", event.call_id)
             event = self.agent.next_event()
         return first is not None
@@ -197,14 +191,14 @@ class SipTransport(DatagramUser, StreamUser):
         if due is None or self._closed or self._reading_first or self._resuming:
             return
         due = min(due, self.now() + LONGEST_TIMER)
-        # An armed timer that is early enough may stay: coming too early does no harm.
+        # An earlier timer may stay: it does no harm.
         if self._timer is not None:
             if self._timer_due <= due:
                 return
             self._timer.cancel()
         self._timer_due = due
         delay = max(0.0, due - self.now())
-        # Not by the loop's own time, which uvloop may have looked up before a pause.
+        # Not the loop's time, which uvloop may have cached before a pause.
         self._timer_at = time.monotonic() + delay
         self._timer = self._loop.call_later(delay, self._timer_fired)
 
@@ -215,7 +209,7 @@ class SipTransport(DatagramUser, StreamUser):
             self._fire_timers()
             return
         if late <= PAUSE_NOTICED:
-            # A response that waits to be read may end what the timer would repeat.
+            # An unread response may make the retransmission unnecessary.
             self._reading_first = True
             self.after_reading(self._fire_late_timers)
             return
@@ -231,14 +225,14 @@ class SipTransport(DatagramUser, StreamUser):
         try:
             self.agent.handle_timer(self.now())
         except Exception:
-            # That timer has been removed; others that are due fire in the next turn.
+            # That timer was removed; others that are due fire in the next turn.
             logger.exception("a timer was not handled")
         self._run_turn()
 
     # After a pause
 
     def _read(self) -> None:
-        """One turn of the loop, of those that it takes to read all that has arrived."""
+        """One of the iterations of the loop that it takes to read everything that has arrived."""
         self._pass = None
         self._passes += 1
         arrivals = self._arrivals + self._streams.arrivals
@@ -249,7 +243,7 @@ class SipTransport(DatagramUser, StreamUser):
         enough = MAX_PASSES if behind else BUSY_PASSES
         if self._quiet_passes >= QUIET_PASSES:
             enough = QUIET_PASSES
-        # Each counts from when it was added: others that are added all the time must not delay it.
+        # Each counts from its own start, so that later ones do not delay it.
         ready = [each for since, each in self._after_reading if self._passes - since >= enough]
         del self._after_reading[: len(ready)]
         if self._after_reading:
@@ -261,7 +255,7 @@ class SipTransport(DatagramUser, StreamUser):
             try:
                 callback()
             except Exception:
-                # The caller's fault; other calls must not suffer for it.
+                # An error of one callback must not affect other calls.
                 logger.exception("a callback after reading has failed")
 
     def _ask_for_lease(self) -> None:
@@ -280,10 +274,10 @@ class SipTransport(DatagramUser, StreamUser):
                 logger.warning("after a pause, INVITEs are not repeated: the calls may not be ours")
         except Exception as fault:
             logger.warning("after a pause, INVITEs are not repeated: %r", fault)
-        finally:  # without timers no call would ever end
+        finally:  # timers must resume in any case
             if not is_ours:
                 self.agent.stop_repeating_invites()
-            # There may have been another pause meanwhile.
+            # There may have been another pause.
             self.after_reading(self._resume)
 
     def _resume(self) -> None:
@@ -292,10 +286,10 @@ class SipTransport(DatagramUser, StreamUser):
         self._fire_timers()
 
     def _send_all(self) -> None:
-        for data, destination in self.agent.taken_back():
+        for data, destination in self.agent.withdrawn_messages():
             if (data, destination) in self._held_invites:
                 self._held_invites.remove((data, destination))
-            self._streams.take_back(data, destination)
+            self._streams.withdraw(data, destination)
         leaving = self.agent.datagrams_to_send()
         if self._resuming:
             self._held_invites += [each for each in leaving if each[0].startswith(b"INVITE ")]
@@ -312,15 +306,15 @@ class SipTransport(DatagramUser, StreamUser):
             else:
                 self._udp.send(data, destination)
 
-    # What the sockets report
+    # Callbacks of the sockets
 
-    def messages_came(self, messages: list[tuple[bytes, Address]]) -> None:
-        """See `StreamUser.messages_came`."""
+    def messages_received(self, messages: list[tuple[bytes, Address]]) -> None:
+        """See `StreamUser.messages_received`."""
         self._arrivals += len(messages)
         self._receive(messages, self.agent.receive_datagram)
 
-    def stream_unframed(self, messages: tuple[bytes, ...], source: Address) -> None:
-        """See `StreamUser.stream_unframed`."""
+    def unframed_received(self, messages: tuple[bytes, ...], source: Address) -> None:
+        """See `StreamUser.unframed_received`."""
         self._receive([(data, source) for data in messages], self.agent.receive_unframed)
 
     def _receive(
@@ -335,7 +329,7 @@ class SipTransport(DatagramUser, StreamUser):
             try:
                 receive(data, source, now)
             except Exception:
-                # An error with one message must not stop the messages of other calls.
+                # An error with one message must not affect other calls.
                 logger.exception("a message from %s was not handled", source.host)
         self.flush()
 
@@ -364,7 +358,7 @@ class SipTransport(DatagramUser, StreamUser):
 
 
 def _bind(bind: HostPort, *, with_tls: bool) -> list[socket.socket]:
-    """Sockets for UDP and TCP at the port of `bind`, and for TLS at the next if wanted."""
+    """Sockets for UDP and TCP at `bind`, and for TLS at the next port."""
     host, wanted = bind
     if with_tls and wanted >= MAX_PORT:
         raise OSError(f"the port for TLS would be {wanted + 1}: use a lower one for SIP")
@@ -376,7 +370,7 @@ def _bind(bind: HostPort, *, with_tls: bool) -> list[socket.socket]:
             sockets.append(listening_socket((host, port)))
             if with_tls:
                 sockets.append(listening_socket((host, port + 1)))
-        # OverflowError: a free port may be the last one there is.
+        # OverflowError: the free port may be 65535.
         except (OSError, OverflowError):
             for sock in sockets:
                 sock.close()

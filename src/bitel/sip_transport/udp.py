@@ -1,9 +1,8 @@
-"""A UDP socket for SIP: hands out datagrams as they come, queues those that can't leave yet.
+"""A UDP socket for SIP, with a bounded send queue and ICMP errors.
 
-The socket is read and written directly, since asyncio's datagram protocol does not say which
-datagram could not be delivered. On Linux, ICMP errors are read from the socket's error queue
-(`ip(7)` IP_RECVERR), with the destination of the datagram and what the error quotes of it. Anyone
-can forge such an error, so that it proves nothing by itself.
+The socket is read and written directly, because asyncio's datagram protocol does not report which
+datagram was not delivered. On Linux, ICMP errors are read from the error queue (`ip(7)`
+IP_RECVERR), with the destination and the quoted start of the datagram. They may be forged.
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ from bitel.sip.grammar import Address, HostPort
 
 RECEIVE_BUFFER = 4 * 1024 * 1024
 MAX_BATCH = 64
-"""Datagrams read in one go, so that a flood leaves the loop time for everything else."""
+"""Datagrams read in one iteration of the event loop, so that a flood does not block it."""
 LONGEST = 65_536
-"""Bytes; no datagram has as many."""
+"""Read size in bytes; longer than any datagram."""
 MAX_SOURCES = 1024
-"""Addresses that are remembered, so that none is made for each datagram of a carrier's."""
+"""Cached source addresses."""
 MAX_UNSENT = 50_000
 MAX_UNSENT_BYTES = 64 * 1024 * 1024
-"""Datagrams that wait while the socket is full, and their bytes."""
+"""Datagrams, and their bytes, that are queued while the socket is full."""
 SEND_TRIES = 4
-"""Times that a datagram is sent of which each time an ICMP error about another one is reported."""
+"""Attempts to send a datagram while `sendto` reports ICMP errors about earlier ones."""
 _BUSY = (errno.EAGAIN, errno.ENOBUFS)
 
 
@@ -39,39 +38,39 @@ _IPV6_RECVERR = 25
 _EXTENDED_ERROR = struct.Struct("=IBBBB")  # errno, origin, type, code, padding
 _ANCILLARY_SPACE = 512
 _QUOTED = 1024
-"""Bytes of the quoted datagram that are read: an error holds 576 by RFC 1812 §4.3.2.3, or 1280."""
+"""Bytes read of the quoted datagram: an error has 576 (RFC 1812 §4.3.2.3), or 1280."""
 MAX_ERRORS = 64
-"""ICMP errors read in one go."""
+"""ICMP errors read at a time."""
 
 
 class DeliveryError(NamedTuple):
-    """An ICMP error about a datagram of ours: the beginning of that, and its destination."""
+    """An ICMP error about our datagram to `destination`, of which it quotes the start."""
 
     quoted: bytes
     destination: Address
 
 
 class DatagramUser(Protocol):
-    """Whose socket it is."""
+    """Callbacks of a `UdpSocket`."""
 
-    def messages_came(self, messages: list[tuple[bytes, Address]]) -> None:
+    def messages_received(self, messages: list[tuple[bytes, Address]]) -> None:
         """Messages were received, each with its source."""
 
     def delivery_failed(self, destination: Address) -> None:
-        """This machine can't send to `destination`."""
+        """Sending to `destination` failed."""
 
     def delivery_errors(self, errors: list[DeliveryError]) -> None:
-        """ICMP errors came, perhaps none. Anyone may have sent them."""
+        """ICMP errors were received, possibly none. They may be forged."""
 
 
 def datagram_socket(bind: HostPort) -> socket.socket:
-    """A UDP socket at `bind`, an IP address and a port. Raises OSError."""
+    """A UDP socket at `bind`. Raises OSError."""
     family = socket.AF_INET6 if ":" in bind[0] else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_DGRAM)
     try:
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
-        # A kernel without the option leaves unreachable destinations to their time-outs.
+        # Without the option, unreachable destinations time out.
         with contextlib.suppress(OSError):
             if not sys.platform.startswith("linux"):
                 pass
@@ -87,7 +86,7 @@ def datagram_socket(bind: HostPort) -> socket.socket:
 
 
 class UdpSocket:
-    """Reads and writes `sock` for `user`. Made within a running loop."""
+    """Reads and writes `sock` for `user`; needs a running event loop."""
 
     def __init__(self, sock: socket.socket, user: DatagramUser) -> None:
         self._sock = sock
@@ -102,7 +101,7 @@ class UdpSocket:
 
     @property
     def behind(self) -> float:
-        """Seconds for which more datagrams have been waiting than were read in one go; else 0."""
+        """Seconds for which datagrams have been waiting beyond `MAX_BATCH`; 0 if none are."""
         return 0.0 if self._behind_since is None else self._loop.time() - self._behind_since
 
     @property
@@ -118,17 +117,17 @@ class UdpSocket:
         self._sock.close()
 
     def send(self, data: bytes, destination: Address) -> None:
-        """Send a datagram, or keep it while the socket is full."""
+        """Send a datagram, or queue it while the socket is full."""
         if self._closed:
             return
         if self._unsent:
-            self._keep(data, destination)
+            self._queue(data, destination)
         elif not self._try_to_send(data, destination):
-            self._keep(data, destination)
-            self._loop.add_writer(self._sock.fileno(), self._send_kept)
+            self._queue(data, destination)
+            self._loop.add_writer(self._sock.fileno(), self._send_queued)
 
     def _receive(self) -> None:
-        came: list[tuple[bytes, Address]] = []
+        received: list[tuple[bytes, Address]] = []
         for _ in range(MAX_BATCH):
             try:
                 data, name = self._sock.recvfrom(LONGEST)
@@ -142,15 +141,15 @@ class UdpSocket:
                 if len(self._sources) >= MAX_SOURCES:
                     self._sources.clear()
                 source = self._sources[name] = Address(name[0], name[1])
-            came.append((data, source))
-        if len(came) < MAX_BATCH:
+            received.append((data, source))
+        if len(received) < MAX_BATCH:
             self._behind_since = None
         elif self._behind_since is None:
             self._behind_since = self._loop.time()
-        self._user.messages_came(came)
+        self._user.messages_received(received)
 
     def _take_errors(self) -> bool:
-        """Hand over the ICMP errors that came; whether there were any."""
+        """Report pending ICMP errors; returns whether there were any."""
         errors = _read_errors(self._sock)
         self._user.delivery_errors(errors)
         # uvloop stops watching a socket that had an error.
@@ -158,13 +157,13 @@ class UdpSocket:
         self._loop.add_reader(self._sock.fileno(), self._receive)
         return bool(errors)
 
-    def _keep(self, data: bytes, destination: Address) -> None:
-        # Beyond this the datagram is lost, as datagrams may be; SIP repeats what matters.
+    def _queue(self, data: bytes, destination: Address) -> None:
+        # Beyond the limit the datagram is dropped; SIP retransmits.
         if len(self._unsent) < MAX_UNSENT and self._unsent_bytes < MAX_UNSENT_BYTES:
             self._unsent.append((data, destination))
             self._unsent_bytes += len(data)
 
-    def _send_kept(self) -> None:
+    def _send_queued(self) -> None:
         while self._unsent:
             if not self._try_to_send(*self._unsent[0]):
                 return
@@ -172,7 +171,7 @@ class UdpSocket:
         self._loop.remove_writer(self._sock.fileno())
 
     def _try_to_send(self, data: bytes, destination: Address) -> bool:
-        """False where the socket is full. A destination that can't be sent to is reported."""
+        """Returns False if the socket is full. Reports a destination that can't be reached."""
         is_clean = False
         for _ in range(SEND_TRIES):
             try:
@@ -180,17 +179,17 @@ class UdpSocket:
             except OSError as error:
                 if error.errno in _BUSY:
                     return False
-                # The kernel reports an ICMP error about an earlier datagram with the next one.
+                # `sendto` also reports ICMP errors about earlier datagrams.
                 if self._take_errors() or not is_clean:
                     is_clean = True
                     continue
                 self._user.delivery_failed(destination)
             return True
-        return True  # lost, as datagrams may be
+        return True  # dropped
 
 
 def _read_errors(sock: socket.socket) -> list[DeliveryError]:
-    """Take ICMP errors off the queue, and clear the pending error of the socket."""
+    """Read the error queue, and clear the pending error of the socket."""
     if not sys.platform.startswith("linux"):
         return []
     found: list[DeliveryError] = []
@@ -202,7 +201,7 @@ def _read_errors(sock: socket.socket) -> list[DeliveryError]:
         except OSError:
             break  # the queue is empty
         for _level, _type, data in ancillary:
-            # EMSGSIZE says nothing about whether the destination is there.
+            # EMSGSIZE does not mean that the destination is unreachable.
             if len(data) < _EXTENDED_ERROR.size or not address:
                 continue
             if _EXTENDED_ERROR.unpack_from(data)[0] != errno.EMSGSIZE:

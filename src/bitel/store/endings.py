@@ -53,24 +53,18 @@ class CallEnd(NamedTuple):
 class OpenCall(Protocol):
     """A row of a call that is locked and not final."""
 
-    @property
-    def project_id(self) -> str: ...
-    @property
-    def reserved(self) -> Decimal: ...
-    @property
-    def has_webhook(self) -> bool:
-        """Whether its end is posted to the project's webhook."""
+    project_id: str
+    reserved: Decimal
+    has_webhook: bool
+    """Whether its end is posted to the project's webhook."""
 
 
 class OpenAttempt(Protocol):
     """A row of an attempt that is not over. Times in Unix seconds."""
 
-    @property
-    def id(self) -> str: ...
-    @property
-    def started_at(self) -> float: ...
-    @property
-    def answered_at(self) -> float | None: ...
+    id: str
+    started_at: float
+    answered_at: float | None
 
 
 has_webhook = sa.and_(project.c.webhook_url.is_not(None), project.c.webhook_off_reason.is_(None))
