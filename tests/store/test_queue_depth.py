@@ -58,7 +58,7 @@ def test_what_runs_again_is_counted_once(world: World, monkeypatch: pytest.Monke
         if len(tries) == 1:
             raise OperationalError("deadlock", {}, Exception("deadlock"))
 
-    real = db_errors.sort
+    real = db_errors.classify
     monkeypatch.setattr(
         db_errors,
         "sort",
