@@ -61,7 +61,7 @@ def test_what_runs_again_is_counted_once(world: World, monkeypatch: pytest.Monke
     real = db_errors.classify
     monkeypatch.setattr(
         db_errors,
-        "sort",
+        "classify",
         lambda error: db_errors.Fault.AGAIN if isinstance(error, OperationalError) else real(error),
     )
     world.do(deadlocked_once)

@@ -146,8 +146,7 @@ _STATE = select(
 # A condition on the campaign: one on the calls would make SQLite read all those of the project.
 _is_theirs = exists(
     select(campaign.c.id).where(
-        campaign.c.id == bindparam("campaign_id"),
-        campaign.c.project_id == bindparam("project_id"),
+        campaign.c.id == bindparam("campaign_id"), campaign.c.project_id == bindparam("project_id")
     )
 )
 _ALL = select(*calls.CALL_COLUMNS).where(_in_campaign, _is_theirs).order_by(call.c.id)

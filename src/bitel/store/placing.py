@@ -241,10 +241,7 @@ def _storable(numbers: Sequence[str]) -> Sequence[str]:
 
 _PLAYABLE: Final = Statement(
     select(recording.c.id, recording.c.project_id, recording.c.used_on)
-    .where(
-        is_among(recording.c.id, "wanted"),
-        recording.c.deleted_at.is_(None),
-    )
+    .where(is_among(recording.c.id, "wanted"), recording.c.deleted_at.is_(None))
     .with_for_update(read=True, key_share=True)
 )
 _has_list = select(number_list.c.e164).where(number_list.c.project_id == project.c.id).exists()

@@ -32,11 +32,7 @@ def listing(conn: Connection, project_id: str) -> list[TokenRow]:
 
 
 def add(
-    conn: Connection,
-    token_id: str,
-    project_id: str,
-    now: float,
-    expires_at: float | None = None,
+    conn: Connection, token_id: str, project_id: str, now: float, expires_at: float | None = None
 ) -> None:
     """Store a token that is about to be issued; `token_id` is the `jti` of the JWT."""
     values = {"id": token_id, "project_id": project_id, "created_at": now, "expires_at": expires_at}
