@@ -78,9 +78,10 @@ def test_a_campaigns_calls_come_in_pages_in_the_order_given(world: World) -> Non
         after = found[-1]
 
     assert found == ids
-    everything = world.do(lambda conn: campaigns.all_calls(conn, world.project_id, campaign_id))
-    assert [one.id for one in everything] == ids
-    assert everything[0] == world.call(ids[0])
+    records = world.do(lambda conn: campaigns.cdrs(conn, world.project_id, campaign_id))
+    assert records is not None
+    assert [one.call.id for one in records] == ids
+    assert records[0].call == world.call(ids[0])
 
 
 def test_another_projects_campaign_is_not_found(world: World) -> None:
@@ -90,4 +91,4 @@ def test_another_projects_campaign_is_not_found(world: World) -> None:
     assert find(other, campaign_id) is None
     assert find(world, "unknown") is None
     assert other.do(lambda c: campaigns.page(c, other.project_id, campaign_id, None, 9)) == []
-    assert other.do(lambda c: campaigns.all_calls(c, other.project_id, campaign_id)) == []
+    assert other.do(lambda c: campaigns.cdrs(c, other.project_id, campaign_id)) is None

@@ -13,8 +13,8 @@ from bitel.api.placement import StoredAnswer
 from bitel.domain.calls import Call, CallStatus
 from bitel.errors import BitelError, TooManyRequestsError, UnauthorizedError
 from bitel.exact_json import dumps as as_json
+from bitel.store.calls import Cdr
 from bitel.store.campaigns import CampaignState
-from bitel.store.cdr import Cdr
 from bitel.store.recordings import Recording
 
 JSON: Final = "application/json"

@@ -1,5 +1,6 @@
-"""The only place with SQL: schema, migrations, queries, group commit.
+"""The database: schema, migrations, queries, group commit. All SQL is in this package.
 
-`Database` runs plain functions of a `Connection` on threads. Each other module holds such functions
-about one thing, such as `calls`, `claims` or `webhooks`. SQLite and PostgreSQL behave alike.
+`database.Database` runs functions of a `Connection` on its threads. The other modules hold such
+functions about one subject each, such as `calls`, `claims` or `webhooks`, for SQLite and PostgreSQL
+alike. Statements of the hot path are `sql_batch.Statement`, others plain SQLAlchemy Core.
 """

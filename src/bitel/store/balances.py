@@ -1,7 +1,8 @@
-"""Balances of projects: reserved when calls are placed, charged when they end, and the ledger."""
+"""Balances of projects and the ledger: reservations for placed calls, charges for ended ones."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -13,13 +14,13 @@ from sqlalchemy import Connection
 from bitel.domain.ids import first_id_at, new_id
 from bitel.domain.pricing import Budget, day_of
 from bitel.store.schema import attempt, ledger_entry, project
-from bitel.store.sql_batch import Statement, in_equal_chunks, values_parameter
+from bitel.store.sql_batch import Statement, in_equal_chunks, is_among, matches
 
 UNLIMITED = Budget()
 
 
 def open_budgets(conn: Connection, projects: Collection[str], now: float) -> dict[str, Budget]:
-    """The projects' budgets, which nobody else can change before the transaction ends."""
+    """The projects' budgets, locked until the transaction ends."""
     limited = {
         row.id: Budget(
             balance=row.balance,
@@ -33,15 +34,15 @@ def open_budgets(conn: Connection, projects: Collection[str], now: float) -> dic
 
 
 def reserve(conn: Connection, amounts: Mapping[str, Decimal]) -> None:
-    """Keep these amounts back, by project; negative ones are given back."""
-    # In one order everywhere, so that two processes can't block each other.
+    """Reserve these amounts, by project; negative ones are released."""
+    # In the same order everywhere, to avoid deadlocks.
     rows = [{"the_project": key, "amount": amounts[key]} for key in sorted(amounts) if amounts[key]]
     if rows:
         conn.execute(_RESERVE, rows)
 
 
 def charge(conn: Connection, amounts: Mapping[str, Decimal], now: float) -> None:
-    """Take these amounts, by project, from balances and from what may be spent today."""
+    """Subtract these amounts, by project, from balances, and add them to the spending of today."""
     rows = [
         {"the_project": key, "amount": amounts[key], "today": day_of(now)}
         for key in sorted(amounts)
@@ -51,7 +52,6 @@ def charge(conn: Connection, amounts: Mapping[str, Decimal], now: float) -> None
         conn.execute(_CHARGE, rows)
 
 
-_asked = values_parameter("asked", id=sa.String())
 _LIMITED = Statement(
     sa.select(
         project.c.id,
@@ -62,7 +62,7 @@ _LIMITED = Statement(
         project.c.spent_on,
     )
     .where(
-        project.c.id.in_(sa.select(_asked.c.id)),
+        is_among(project.c.id, "asked"),
         sa.or_(project.c.balance.is_not(None), project.c.daily_spend.is_not(None)),
     )
     .order_by(project.c.id)
@@ -72,7 +72,7 @@ _the_project = project.c.id == sa.bindparam("the_project")
 _amount = sa.bindparam("amount", type_=project.c.reserved.type)
 _RESERVE = sa.update(project).where(_the_project).values(reserved=project.c.reserved + _amount)
 _today = sa.bindparam("today", type_=project.c.spent_on.type)
-# A worker whose clock is a little late at midnight must not begin the old day anew.
+# A worker whose clock is slightly behind at midnight must not reset the new day.
 _is_new_day = project.c.spent_on < _today
 _CHARGE = (
     sa.update(project)
@@ -88,7 +88,7 @@ _CHARGE = (
 DAY: Final = 86_400.0
 
 CARRIED: Final = "calls"
-"""The kind of an entry that is the sum of a day's entries whose calls were deleted."""
+"""The kind of an entry that sums up a day's deleted calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class LedgerEntry:
     call_id: str | None
     attempt_id: str | None
     kind: str
-    """call, top-up, or calls: those of a day that are not kept any more."""
+    """`call`, `top-up`, or `calls`: the deleted calls of a day."""
     amount: Decimal
     created_at: float
     note: str = ""
@@ -116,22 +116,21 @@ def entries(
 
 
 def write_top_up(conn: Connection, project_id: str, amount: Decimal, now: float) -> None:
-    """Write the entry of a balance that was moved by hand."""
+    """Add the entry of a balance that an operator changed."""
     entry: dict[str, Any] = {"id": new_id(now), "project_id": project_id, "kind": "top-up",
                              "amount": amount, "created_at": now}  # fmt: skip
     conn.execute(sa.insert(ledger_entry).values(entry))
 
 
 def carry_over(conn: Connection, calls: dict[str, list[str]]) -> None:
-    """Put the entries of calls that are deleted together: one for each project and day.
+    """Merge the entries of calls that are deleted: one for each project and day.
 
     `calls` holds their ids, as the parameter `ids`. The sum of a project's entries stays the same.
     """
     rows = conn.execute(_OF_CALLS, calls).all()
-    sums: dict[tuple[str, int], Decimal] = {}
+    sums: defaultdict[tuple[str, int], Decimal] = defaultdict(Decimal)
     for row in rows:
-        key = (row.project_id, int(row.created_at // DAY))
-        sums[key] = sums.get(key, Decimal(0)) + row.amount
+        sums[row.project_id, int(row.created_at // DAY)] += row.amount
     for some in in_equal_chunks([row.id for row in rows], len(calls["ids"])):
         conn.execute(_DELETE, some)
     for (project_id, day), amount in sums.items():
@@ -149,8 +148,7 @@ def carry_over(conn: Connection, calls: dict[str, list[str]]) -> None:
 _AFTER_ALL: Final = "g"  # identifiers are hex
 _ENTRIES = (
     sa.select(ledger_entry)
-    .where(ledger_entry.c.project_id == sa.bindparam("project_id"))
-    .where(ledger_entry.c.id < sa.bindparam("before"))
+    .where(*matches(ledger_entry.c.project_id), ledger_entry.c.id < sa.bindparam("before"))
     .order_by(ledger_entry.c.id.desc())
     .limit(sa.bindparam("most"))
 )

@@ -1,4 +1,4 @@
-"""Campaigns: the calls of one request, followed and called off together."""
+"""Campaigns: the calls of one request, queried and canceled together."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from sqlalchemy import Connection, bindparam, exists, func, insert, select, upda
 from bitel.domain.calls import Call, CallStatus
 from bitel.errors import NotFoundError
 from bitel.store import calls
+from bitel.store.calls import Cdr
 from bitel.store.schema import call, campaign, is_due, is_waiting
+from bitel.store.sql_batch import matches
 
 CHUNK: Final = 2000
-"""Calls that are called off in one transaction, so that others needn't wait long for theirs."""
+"""Calls that are canceled in one transaction; limits how long others wait."""
 
 
 @dataclass(frozen=True, slots=True)
 class Campaign:
-    """A campaign as it is asked for. Times are Unix seconds."""
+    """A campaign as it was requested. Times are Unix seconds."""
 
     id: str
     project_id: str
@@ -27,33 +29,33 @@ class Campaign:
     recording_id: str | None
     requested_at: float
     total: int
-    """How many calls it has."""
+    """The number of its calls."""
     canceled_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class CampaignState:
-    """A campaign as it now stands."""
+    """The current state of a campaign."""
 
     id: str
     total: int
     by_status: dict[CallStatus, int]
-    """How many calls there are in each status that has any."""
+    """The number of calls by status, without zeros."""
     requested_at: float
     finished_at: float
     """When its last call reached its final status; 0 until then."""
     price: Decimal
-    """What its calls cost together: zero or positive."""
+    """The total price of its calls: zero or positive."""
     canceled_at: float | None = None
 
 
 def add(conn: Connection, new: Campaign) -> None:
-    """Remember a campaign; its calls are placed in the same transaction."""
+    """Store a campaign; its calls are placed in the same transaction."""
     conn.execute(insert(campaign).values(asdict(new)))
 
 
 def find(conn: Connection, project_id: str, campaign_id: str) -> CampaignState | None:
-    """How the project's campaign of that id stands, if there is one."""
+    """The state of the project's campaign of that id, if there is one."""
     wanted = {"id": campaign_id, "project_id": project_id}
     row = conn.execute(_FIND, wanted).one_or_none()
     if row is None:
@@ -92,43 +94,47 @@ def page(
     return [calls.from_row(row) for row in conn.execute(_PAGE, wanted)]
 
 
-def all_calls(conn: Connection, project_id: str, campaign_id: str) -> list[Call]:
-    """All calls of the campaign, by id."""
-    wanted = {"campaign_id": campaign_id, "project_id": project_id}
-    return [calls.from_row(row) for row in conn.execute(_ALL, wanted)]
+def cdrs(conn: Connection, project_id: str, campaign_id: str) -> list[Cdr] | None:
+    """The detail records of the campaign's calls, by id; None for an unknown campaign."""
+    if find(conn, project_id, campaign_id) is None:
+        return None
+    rows = conn.execute(_ALL, {"campaign_id": campaign_id, "project_id": project_id})
+    return calls.cdrs(conn, [calls.from_row(row) for row in rows])
 
 
 def cancel(
     conn: Connection, project_id: str, campaign_id: str, now: float, most: int = CHUNK
 ) -> bool:
-    """Call off up to `most` of the campaign's calls; False while there are more, so ask again.
+    """Cancel up to `most` of the campaign's calls; False: there are more, so call it again.
 
-    Waiting calls are final at once; those that ring or play are soon, when their dialer has ended
-    them. Raises NotFoundError for an unknown campaign.
+    Waiting calls are final at once; those that ring or play, when their dialer has ended them.
+    Raises NotFoundError for an unknown campaign.
     """
-    wanted = {"the_campaign": campaign_id, "the_project": project_id, "at": now}
-    if conn.execute(_CANCEL, wanted).rowcount == 0:
+    canceled = (
+        update(campaign)
+        .where(campaign.c.id == campaign_id, campaign.c.project_id == project_id)
+        .values(canceled_at=func.coalesce(campaign.c.canceled_at, now))
+    )
+    if conn.execute(canceled).rowcount == 0:
         raise NotFoundError("this project has no campaign of that id")
     due = conn.execute(_DUE, {"campaign_id": campaign_id, "most": most}).all()
     calls.cancel_calls(conn, due, now)
     if len(due) == most:
         return False
-    # What is left is being dialled, or came back from that while we waited for its lock.
+    # The rest is being dialled, or became due again while we waited for its lock.
     calls.cancel_calls(conn, conn.execute(_WAITING, {"campaign_id": campaign_id}).all(), now)
     return True
 
 
-_FIND = select(campaign).where(
-    campaign.c.id == bindparam("id"), campaign.c.project_id == bindparam("project_id")
-)
+_FIND = select(campaign).where(*matches(campaign.c.id, campaign.c.project_id))
 _NEWEST = (
     select(campaign.c.id, campaign.c.project_id)
     .order_by(campaign.c.id.desc())
     .limit(bindparam("most"))
 )
-_NEWEST_OF_PROJECT = _NEWEST.where(campaign.c.project_id == bindparam("project_id"))
+_NEWEST_OF_PROJECT = _NEWEST.where(*matches(campaign.c.project_id))
 _in_campaign = call.c.campaign_id == bindparam("campaign_id")
-# One pass over the index; grouped by status the database would sort it first.
+# One pass over the index; with GROUP BY status the database would sort it first.
 _STATE = select(
     *(
         func.count().filter(call.c.status == int(status)).label(status.name)
@@ -137,23 +143,14 @@ _STATE = select(
     func.max(call.c.finished_at).label("finished_at"),
     func.sum(call.c.price, type_=call.c.price.type).label("price"),
 ).where(_in_campaign)
-# Asked of the campaign: asked of the calls, it would have SQLite read all those of the project.
+# A condition on the campaign: one on the calls would make SQLite read all those of the project.
 _is_theirs = exists(
     select(campaign.c.id).where(
-        campaign.c.id == bindparam("campaign_id"),
-        campaign.c.project_id == bindparam("project_id"),
+        campaign.c.id == bindparam("campaign_id"), campaign.c.project_id == bindparam("project_id")
     )
 )
-_ALL = select(*calls.SEEN).where(_in_campaign, _is_theirs).order_by(call.c.id)
+_ALL = select(*calls.CALL_COLUMNS).where(_in_campaign, _is_theirs).order_by(call.c.id)
 _PAGE = _ALL.where(call.c.id > bindparam("after")).limit(bindparam("most"))
-_CANCEL = (
-    update(campaign)
-    .where(
-        campaign.c.id == bindparam("the_campaign"),
-        campaign.c.project_id == bindparam("the_project"),
-    )
-    .values(canceled_at=func.coalesce(campaign.c.canceled_at, bindparam("at")))
-)
 _WAITING = (
     select(call.c.id, call.c.due_at)
     .where(_in_campaign, is_waiting)

@@ -26,13 +26,7 @@ from bitel.store import (
     one_time_passwords,
     pausing,
 )
-from bitel.store.endings import (
-    CallEnd,
-    end_attempts,
-    end_calls,
-    forget_requests,
-    requeue_calls,
-)
+from bitel.store.endings import CallEnd, end_attempts, end_calls, forget_requests, requeue_calls
 from bitel.store.fair_queue import DueCall
 from bitel.store.leases import Lease, LostLease
 from bitel.store.schema import ANSWERED, CLAIMED, attempt, call, cancel_request, is_due, is_open

@@ -1,4 +1,4 @@
-"""Numbers that a project must not call, whoever asks for it."""
+"""Do-not-call lists: numbers that a project must not call."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Final
 from sqlalchemy import Connection, bindparam, delete, select, text
 
 from bitel.store.schema import do_not_call
-from bitel.store.sql_batch import in_chunks
+from bitel.store.sql_batch import in_chunks, next_rows
 
 REASON: Final = "on the do-not-call list"
-"""Why a call to such a number ends as an ERROR."""
+"""The reason of calls to such numbers, which end as ERROR."""
 
 
 def add(conn: Connection, project_id: str, e164: str) -> bool:
@@ -25,19 +25,17 @@ def remove(conn: Connection, project_id: str, e164: str) -> bool:
 
 
 def listing(conn: Connection, project_id: str, after: str = "", limit: int = 1000) -> list[str]:
-    """Up to `limit` numbers of the list that come after `after`, in their order as text."""
+    """Up to `limit` numbers of the list after `after`, in text order."""
     wanted = {"project_id": project_id, "after": after, "most": limit}
     return list(conn.execute(_LISTING, wanted).scalars())
 
 
 def contains_many(conn: Connection, project_id: str, numbers: Collection[str]) -> set[str]:
-    """Those of the numbers that are on the project's list."""
+    """The numbers that are on the project's list, of those given."""
     if not numbers or not listing(conn, project_id, limit=1):
-        return set()  # for most projects: ten thousand numbers need not be looked up
-    found: set[str] = set()
-    for ids in in_chunks(set(numbers)):
-        found.update(conn.execute(_AMONG, {"project_id": project_id, **ids}).scalars())
-    return found
+        return set()  # the usual case: no need to look up ten thousand numbers
+    wanted = ({"project_id": project_id, **ids} for ids in in_chunks(set(numbers)))
+    return {e164 for each in wanted for e164 in conn.execute(_AMONG, each).scalars()}
 
 
 _ADD = text(
@@ -46,12 +44,7 @@ _ADD = text(
 )
 _of_project = do_not_call.c.project_id == bindparam("project_id")
 _REMOVE = delete(do_not_call).where(_of_project, do_not_call.c.e164 == bindparam("e164"))
-_LISTING = (
-    select(do_not_call.c.e164)
-    .where(_of_project, do_not_call.c.e164 > bindparam("after"))
-    .order_by(do_not_call.c.e164)
-    .limit(bindparam("most"))
-)
+_LISTING = next_rows(select(do_not_call.c.e164).where(_of_project), do_not_call.c.e164)
 _AMONG = select(do_not_call.c.e164).where(
     _of_project, do_not_call.c.e164.in_(bindparam("ids", expanding=True))
 )

@@ -1,4 +1,4 @@
-"""From a database's URL to engines whose connections are set up as the store needs them."""
+"""Engines and connection settings for SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BUSY_TIMEOUT: Final = 30.0
 """Seconds that SQLite waits for another process, such as the command line, to end its write."""
 
 STATEMENTS: Final = 512
-"""Statements that SQLite keeps compiled; those for many rows have a text for each of some sizes."""
+"""Compiled statements that a connection to SQLite caches."""
 
 PAGE_CACHE: Final = 8192
 """KiB of a SQLite file that a connection keeps in memory."""
@@ -35,10 +35,9 @@ _SCHEMES: Final = {
     "postgresql+psycopg": "postgresql+psycopg",
 }
 
-# A commit that returns is on disk, and no statement waits for ever for a lock or a dead peer. Plans
-# follow indexes: they are kept, and one that reads a whole table, made while it was small, would be
-# slow for a minute after a batch has come. Making or compiling them anew for each statement takes
-# longer than most statements.
+# A commit is on disk when it returns, and no statement waits forever for a lock or a dead peer.
+# Plans are cached, since planning takes longer than most statements. They must use indexes: a plan
+# that reads a whole table, made while it was small, would be slow after a batch has come.
 _POSTGRES_PARAMETERS: Final = {
     "synchronous_commit": "on",
     "lock_timeout": "10s",
@@ -52,8 +51,7 @@ _POSTGRES_PARAMETERS: Final = {
 _SHOWN: Final = {"60s": "1min"}
 _READ_ONLY: Final = {"default_transaction_read_only": "on"}
 
-# Memory-mapped reads stay off: there an I/O error would end the process by SIGBUS. Each connection
-# has a page cache of its own, and fills it; behind all of them is the system's, which is as quick.
+# Memory-mapped reads stay off: with them an I/O error would end the process by SIGBUS.
 _SQLITE_PRAGMAS: Final = (
     "PRAGMA synchronous = FULL",
     f"PRAGMA cache_size = -{PAGE_CACHE}",
@@ -63,9 +61,9 @@ _SQLITE_PRAGMAS: Final = (
 
 
 def parse_url(text: str) -> URL:
-    """The URL of a SQLite file or a PostgreSQL database.
+    """Parse the URL of a SQLite file or a PostgreSQL database.
 
-    Raises SettingsError, which never repeats the URL: it may hold a password.
+    Raises SettingsError, without the URL, which may contain a password.
     """
     try:
         url = make_url(text)
@@ -94,10 +92,7 @@ def is_sqlite(url: URL) -> bool:
 
 
 def place(url: URL) -> str:
-    """Where a database is, for an operator: the file's absolute path, or the URL without password.
-
-    A SQLite file's path is shown as the process would open it.
-    """
+    """The place of a database for messages: a file's absolute path, or a URL without password."""
     if is_sqlite(url):
         return str(Path(str(url.database)).absolute())
     shown = URL.create("postgresql", url.username, None, url.host, url.port, url.database)
@@ -105,9 +100,9 @@ def place(url: URL) -> str:
 
 
 def make_engine(url: URL, role: Role) -> Engine:
-    """An engine without a pool: each thread of the store keeps the one connection it opens.
+    """An engine without a pool: each thread of the store keeps its own connection.
 
-    Its errors show no parameters, which are people's phone numbers.
+    Its errors show no parameters, which contain phone numbers.
     """
     if is_sqlite(url):
         return _sqlite_engine(url, role)
@@ -122,9 +117,9 @@ def make_engine(url: URL, role: Role) -> Engine:
         "options": " ".join(f"-c {name}={value}" for name, value in parameters.items()),
     }
     for name in set(arguments) & set(url.query):
-        del arguments[name]  # what the operator put into the URL counts
+        del arguments[name]  # the URL takes precedence
     engine = create_engine(url, poolclass=NullPool, connect_args=arguments, hide_parameters=True)
-    # Many rows as one statement, also where nothing is asked back: a fraction of the round trips.
+    # Insert many rows with one statement also without RETURNING: fewer round trips.
     engine.dialect.use_insertmanyvalues_wo_returning = True
     if "options" in arguments:
         _support_poolers(engine, parameters)
@@ -134,10 +129,10 @@ def make_engine(url: URL, role: Role) -> Engine:
 def _support_poolers(engine: Engine, parameters: Mapping[str, str]) -> None:
     """Let the engine work through a connection pooler, such as PgBouncer.
 
-    A pooler refuses `options`, or ignores them if it is configured to, and in transaction mode it
-    gives each transaction another connection to the server, on which neither settings of the
-    session nor prepared statements can be relied on. Where the parameters of a connection are not
-    in force, they are therefore set in each transaction, and nothing is prepared.
+    A pooler refuses or ignores `options`, and in transaction mode each transaction gets another
+    connection to the server, without the session's settings and prepared statements. If the
+    parameters of a connection are not in force, they are set in each transaction, and nothing is
+    prepared.
     """
     expected = dict(parameters)
     begin = "BEGIN" + "".join(
@@ -180,16 +175,16 @@ def _are_in_force(connection: Any, parameters: Mapping[str, str]) -> bool:
 
 
 def is_in_transaction(connection: Connection) -> bool:
-    """Whether SQLite is in a transaction, which it must not be once that was rolled back."""
+    """Whether SQLite is in a transaction; it must not be after a rollback."""
     driver_connection: Any = connection.connection.driver_connection
     return isinstance(driver_connection, sqlite3.Connection) and driver_connection.in_transaction
 
 
 def interrupt(connection: Connection) -> None:
-    """Have what another thread does on `connection` fail soon; that thread may be in the driver.
+    """Make the work of another thread on `connection` fail soon.
 
-    A statement of SQLite's is interrupted, unless it waits for a lock. A connection to PostgreSQL
-    is shut down, which also wakes a thread that waits for a server that no longer runs.
+    A statement of SQLite is interrupted, unless it waits for a lock. A connection to PostgreSQL is
+    shut down, which also wakes a thread that waits for a dead server.
     """
     if connection.closed or connection.invalidated:
         return
@@ -202,9 +197,9 @@ def interrupt(connection: Connection) -> None:
 
 
 def prepare_file(url: URL) -> None:
-    """Make the folder and the file of a SQLite database, for nobody else to read.
+    """Create the folder and the file of a SQLite database, readable by the owner only.
 
-    Raises SettingsError when that can't be done.
+    Raises SettingsError when that fails.
     """
     path = Path(str(url.database))
     try:
@@ -232,18 +227,18 @@ def _sqlite_engine(url: URL, role: Role) -> Engine:
 
     @event.listens_for(engine, "connect")
     def _set_up(connection: sqlite3.Connection, record: Any) -> None:
-        # The driver must start no transaction by itself: a write begins with the write lock
-        # taken, or it could fail halfway with SQLITE_BUSY.
+        # Disables the driver's own BEGIN: a write transaction must take the write lock at its
+        # begin, or it could fail halfway with SQLITE_BUSY.
         connection.isolation_level = None
         try:
             _use_wal(connection)
             for pragma in _SQLITE_PRAGMAS:
                 connection.execute(pragma)
-            # A migration rebuilds tables; with keys enforced that would delete what refers to them.
+            # A migration rebuilds tables; foreign keys would delete rows that refer to them.
             connection.execute(f"PRAGMA foreign_keys = {'OFF' if role == 'migration' else 'ON'}")
             connection.execute(f"PRAGMA query_only = {'ON' if role == 'reader' else 'OFF'}")
         except sqlite3.Error:
-            # Left to the garbage collector it would stay open, see `database._Writer._reopen`.
+            # An open connection would keep others read-only, see `database._Writer._reopen`.
             connection.close()
             raise
 
@@ -252,7 +247,7 @@ def _sqlite_engine(url: URL, role: Role) -> Engine:
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:
-    # The change to WAL does not wait for other connections as statements do; so wait here.
+    # The change to WAL does not wait for other connections, unlike statements.
     give_up = time.monotonic() + BUSY_TIMEOUT
     while True:
         try:

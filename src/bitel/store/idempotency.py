@@ -1,8 +1,8 @@
-"""Idempotency keys: a request that comes twice is carried out once, and answered alike.
+"""Idempotency keys: a repeated request is carried out once, and gets the same answer.
 
-`first_answer`, then what places the calls, then `keep`, all in one transaction. The key's row is
-inserted first: whoever else brings the same key, be it in another process, waits there until the
-first one's transaction is over. Work that raises takes its key back with it.
+Call `first_answer`, then place the calls, then `keep`, all in one transaction. The key's row is
+inserted first: another request with the same key, also in another process, waits there until the
+transaction of the first is over. Work that raises rolls back its key too.
 """
 
 from __future__ import annotations
@@ -13,10 +13,31 @@ from sqlalchemy import Connection, Row, bindparam, delete, select, text, tuple_,
 
 from bitel.errors import ConflictError, UnavailableError
 from bitel.store.schema import idempotency_key
+from bitel.store.sql_batch import matches
 
 _TRIES: Final = 10
 LIFETIME: Final = 24 * 3600.0
 """Seconds for which an answer is kept."""
+
+_row = idempotency_key.c
+_INSERT: Final = text(
+    """
+    INSERT INTO idempotency_key (project_id, key, body_hash, created_at)
+    VALUES (:project_id, :key, :body_hash, :now)
+    ON CONFLICT (project_id, key) DO NOTHING
+    """
+)
+_FIND: Final = select(idempotency_key).where(*matches(_row.project_id, _row.key))
+_LOCK: Final = _FIND.with_for_update()
+_OLD: Final = (
+    select(_row.project_id, _row.key)
+    .where(_row.created_at <= bindparam("before"))
+    .limit(bindparam("most"))
+)
+_FORGET: Final = delete(idempotency_key).where(
+    tuple_(_row.project_id, _row.key).in_(bindparam("keys", expanding=True)),
+    _row.created_at <= bindparam("before"),
+)
 
 
 def find_answer(
@@ -48,12 +69,11 @@ def first_answer(
         row = conn.execute(_LOCK, wanted).one_or_none()
         if row is not None:
             break
-        # Too old, and deleted by another transaction between the two statements.
+        # An old key, which another transaction deleted between the two statements.
     if row is None:
         raise UnavailableError("the Idempotency-Key is being used by others; send it again")
     if row.created_at <= now - LIFETIME:
-        conn.execute(_REPLACE, {"the_project": project_id, "the_key": key, "hash": body_hash,
-                                "at": now})  # fmt: skip
+        _change(conn, project_id, key, body_hash=body_hash, answer=None, created_at=now)
         return None
     return _answer(row, body_hash)
 
@@ -66,50 +86,19 @@ def _answer(row: Row[*tuple[Any, ...]], body_hash: str) -> bytes | None:
 
 
 def keep(conn: Connection, project_id: str, key: str, answer: bytes) -> None:
-    """Remember the answer to the first request with this key."""
-    conn.execute(_KEEP, {"the_project": project_id, "the_key": key, "first": answer})
+    """Store the answer to the first request with this key."""
+    _change(conn, project_id, key, answer=answer)
+
+
+def _change(conn: Connection, project_id: str, key: str, **values: object) -> None:
+    is_key = (_row.project_id == project_id) & (_row.key == key)
+    conn.execute(update(idempotency_key).where(is_key).values(values))
 
 
 def forget_old(conn: Connection, now: float, limit: int = 1000) -> int:
-    """Delete up to `limit` keys that are too old to count; how many it were."""
+    """Delete up to `limit` keys that are older than `LIFETIME`; returns how many."""
     old = conn.execute(_OLD, {"before": now - LIFETIME, "most": limit}).all()
     if old:
-        # A key that was used anew since it was read here is young again.
+        # A key that was used again since it was read is new.
         conn.execute(_FORGET, {"keys": [tuple(row) for row in old], "before": now - LIFETIME})
     return len(old)
-
-
-_INSERT = text(
-    """
-    INSERT INTO idempotency_key (project_id, key, body_hash, created_at)
-    VALUES (:project_id, :key, :body_hash, :now)
-    ON CONFLICT (project_id, key) DO NOTHING
-    """
-)
-_FIND = select(idempotency_key).where(
-    idempotency_key.c.project_id == bindparam("project_id"),
-    idempotency_key.c.key == bindparam("key"),
-)
-_LOCK = _FIND.with_for_update()
-_the_key = (
-    idempotency_key.c.project_id == bindparam("the_project"),
-    idempotency_key.c.key == bindparam("the_key"),
-)
-_REPLACE = (
-    update(idempotency_key)
-    .where(*_the_key)
-    .values(body_hash=bindparam("hash"), answer=None, created_at=bindparam("at"))
-)
-_KEEP = update(idempotency_key).where(*_the_key).values(answer=bindparam("first"))
-_is_old = idempotency_key.c.created_at <= bindparam("before")
-_OLD = (
-    select(idempotency_key.c.project_id, idempotency_key.c.key)
-    .where(_is_old)
-    .limit(bindparam("most"))
-)
-_FORGET = delete(idempotency_key).where(
-    tuple_(idempotency_key.c.project_id, idempotency_key.c.key).in_(
-        bindparam("keys", expanding=True)
-    ),
-    _is_old,
-)

@@ -1,11 +1,11 @@
-"""The lease of each dialer: one worker at a time runs it, and only its holder writes attempts.
+"""Leases of dialers, with fencing: one worker at a time runs a dialer and writes its attempts.
 
-Each take-over gives the dialer's row a higher epoch. Everything a worker writes about attempts
-first checks that its own epoch is still the row's, in the same transaction, and keeps it so until
-the commit; so a worker that was paused or cut off finds out before it can do harm.
+Each take-over increments the epoch in the dialer's row. A worker that writes about attempts checks
+in the same transaction that the row still has its epoch, and locks the row until the commit. So a
+worker that was suspended or disconnected can't write after another has taken over.
 
-The holder renews `seen_at` every few seconds, whether or not its trunks can be reached, which `up`
-says. Who may take over, and when, is decided in `bitel.dialing.standby`.
+The holder renews `seen_at` every few seconds; `up` says whether its trunks can be reached. The
+take-over itself is decided in `bitel.dialing.standby`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, bindparam, select, text, update
+from sqlalchemy import Connection, select, text, update
 
 from bitel.store.schema import dialer
-from bitel.store.sql_batch import Statement
+from bitel.store.sql_batch import Statement, matches
 
 
 class LostLease(Exception):
-    """Another worker has taken over the dialer: this one must stop."""
+    """Another worker has taken over the dialer; this one must stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +44,12 @@ class Holder(NamedTuple):
 
 
 class TakeOverTerms(NamedTuple):
-    """What a worker that takes over holds, and what it knows of the former one."""
+    """The conditions of a take-over, and what is known of the former worker."""
 
     installation: str | None = None
     """Of the data_dir whose lock file it holds; None: it holds none, so others need not wait."""
     former: Holder | None = None
-    """The holder that was seen: the take-over fails if the row names another by then. None: it is
-    taken over from any holder."""
+    """The expected holder: the take-over fails if the row names another. None: any holder."""
     former_ended: bool = True
     """The former worker's process has ended, so none of its INVITEs leaves after this moment."""
     former_ahead: float = 0.0
@@ -58,22 +57,22 @@ class TakeOverTerms(NamedTuple):
 
 
 def holder(conn: Connection, dialer_id: str) -> Holder:
-    """The dialer's row as it is."""
+    """The dialer's row."""
     row = conn.execute(_HOLDER, {"id": dialer_id}).one_or_none()
     return Holder(*row) if row else Holder()
 
 
 def probe(conn: Connection, dialer_id: str) -> Holder:
-    """As `holder`, by a write that changes nothing: it fails where the database can only read."""
+    """As `holder`, with a write that changes nothing: it fails on a read-only database."""
     conn.execute(_PROBE, {"id": dialer_id})
     return holder(conn, dialer_id)
 
 
 def fence(conn: Connection, dialer_id: str, worker: str, installation: str, now: float) -> Holder:
-    """Take the lease from a worker that may be alive, and leave its attempts as they are.
+    """Take the lease from a worker that may be alive, without changing its attempts.
 
-    The worker can write nothing any more and stops when it finds out. The row then names `worker`,
-    which takes over once the other is gone. Returns the row before.
+    That worker can't write any more, and stops when it notices. The row then names `worker`, which
+    takes over once the other has ended. Returns the previous row.
     """
     before = holder(conn, dialer_id)
     conn.execute(
@@ -83,7 +82,7 @@ def fence(conn: Connection, dialer_id: str, worker: str, installation: str, now:
 
 
 def take(conn: Connection, dialer_id: str, worker: str, now: float, terms: TakeOverTerms) -> int:
-    """Raise the epoch of the dialer's row for `worker`; the new epoch.
+    """Increment the epoch of the dialer's row for `worker`; returns the new epoch.
 
     Raises LostLease where the row is no longer what `terms` expect.
     """
@@ -102,54 +101,45 @@ def take(conn: Connection, dialer_id: str, worker: str, now: float, terms: TakeO
 
 
 def renew(conn: Connection, lease: Lease, now: float, up: bool = True) -> bool:
-    """Say that the worker is alive, and whether a carrier can be reached. False: it is replaced."""
-    seen = conn.execute(
-        update(dialer)
-        .where(dialer.c.id == lease.dialer_id, dialer.c.epoch == lease.epoch)
-        .values(seen_at=now, up=up)
-    )
-    return seen.rowcount == 1
+    """Store that the worker is alive, and whether a carrier can be reached. False: lease lost."""
+    return _update(conn, lease, seen_at=now, up=up)
 
 
 def release(conn: Connection, lease: Lease) -> None:
-    """Give the lease back, so that the next worker need not wait; none of another is touched."""
-    conn.execute(
-        update(dialer)
-        .where(dialer.c.id == lease.dialer_id, dialer.c.epoch == lease.epoch)
-        .values(installation=None, up=False)
-    )
+    """Release the lease, so that the next worker need not wait; no effect if it is lost."""
+    _update(conn, lease, installation=None, up=False)
+
+
+def _update(conn: Connection, lease: Lease, **values: object) -> bool:
+    """Change the row if the lease still holds; whether it does."""
+    is_held = (dialer.c.id == lease.dialer_id) & (dialer.c.epoch == lease.epoch)
+    return conn.execute(update(dialer).where(is_held).values(values)).rowcount == 1
 
 
 def holds(conn: Connection, lease: Lease) -> bool:
-    """Whether the lease is still good; if so, it stays good until this transaction ends."""
+    """Whether the lease is still valid; if so, it stays valid until this transaction ends."""
     wanted = {"id": lease.dialer_id, "epoch": lease.epoch}
     return bool(_HOLDS.rows(conn, wanted))
 
 
 @dataclass(frozen=True, slots=True)
 class TrunkHistory:
-    """What a dialer's worker knows of its trunks, for the API and for the next worker."""
+    """State of a dialer's trunks, for the API and for the next worker."""
 
     paused_reason: str = ""
-    """Why no calls are placed although the trunks answer; empty while they are."""
+    """Why no calls are placed although the trunks answer; empty: calls are placed."""
     has_worked: bool = False
     """Whether the trunks have ever delivered a call."""
 
 
 def record_trunks(conn: Connection, lease: Lease, history: TrunkHistory, now: float) -> None:
-    """Write what the worker knows of its trunks, if it still holds the lease."""
-    values: dict[str, Any] = {"paused_reason": history.paused_reason or None}
-    if history.has_worked:
-        values["worked_at"] = now
-    conn.execute(
-        update(dialer)
-        .where(dialer.c.id == lease.dialer_id, dialer.c.epoch == lease.epoch)
-        .values(values)
-    )
+    """Store the state of the trunks, if the worker still holds the lease."""
+    worked_at = {"worked_at": now} if history.has_worked else {}
+    _update(conn, lease, paused_reason=history.paused_reason or None, **worked_at)
 
 
 def trunk_history(conn: Connection, dialer_id: str) -> TrunkHistory:
-    """What the last worker has written with `record_trunks`."""
+    """The state that the last worker stored with `record_trunks`."""
     columns = (dialer.c.paused_reason, dialer.c.worked_at)
     row = conn.execute(select(*columns).where(dialer.c.id == dialer_id)).one_or_none()
     if row is None:
@@ -158,7 +148,7 @@ def trunk_history(conn: Connection, dialer_id: str) -> TrunkHistory:
 
 
 def paused_reasons(conn: Connection) -> dict[str, str]:
-    """Why dialers place no calls although their trunks answer, for those that do not."""
+    """The dialers that place no calls although their trunks answer, and why."""
     rows = conn.execute(
         select(dialer.c.id, dialer.c.paused_reason).where(dialer.c.paused_reason.is_not(None))
     )
@@ -166,16 +156,16 @@ def paused_reasons(conn: Connection) -> dict[str, str]:
 
 
 def dialers_up(conn: Connection, now: float, within: float) -> dict[str, bool]:
-    """Each dialer that ever ran, and whether it can place calls.
+    """Whether each dialer that ever ran can place calls.
 
-    It can where its worker was alive in the last `within` seconds and then reached a carrier.
+    It can if its worker was alive in the last `within` seconds and reached a carrier then.
     """
     rows = conn.execute(select(dialer.c.id, dialer.c.seen_at, dialer.c.up))
     return {row.id: row.up and row.seen_at >= now - within for row in rows}
 
 
 _HOLDER = select(dialer.c.epoch, dialer.c.worker, dialer.c.installation, dialer.c.seen_at).where(
-    dialer.c.id == bindparam("id")
+    *matches(dialer.c.id)
 )
 
 _PROBE = text("UPDATE dialer SET epoch = epoch WHERE id = :id")
@@ -202,7 +192,5 @@ _TAKE_OVER_FROM = text(
 
 # FOR SHARE: a take-over, which updates the row, waits for our commit, and we for its.
 _HOLDS: Final = Statement(
-    select(dialer.c.epoch)
-    .where(dialer.c.id == bindparam("id"), dialer.c.epoch == bindparam("epoch"))
-    .with_for_update(read=True)
+    select(dialer.c.epoch).where(*matches(dialer.c.id, dialer.c.epoch)).with_for_update(read=True)
 )

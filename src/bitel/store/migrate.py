@@ -1,4 +1,4 @@
-"""The schema, brought to what this program needs."""
+"""Schema migrations, and checks of the schema's revision and the role's rights."""
 
 from __future__ import annotations
 
@@ -37,14 +37,15 @@ _LACKING: Final = text(
 )
 _SCRIPTS: Final = Path(__file__).parent / "migrations"
 _ADVISORY_LOCK: Final = 0x62697465_6C
-"""Any number that all processes agree on; these are the bytes of the project's name."""
+"""Key of the lock that all processes take: the bytes of the project's name."""
 
 
 def upgrade(url: str) -> bool:
-    """Bring the database at `url` to the newest schema, waiting for another process that does so.
+    """Upgrade the database at `url` to the newest schema; only one process does so at a time.
 
-    True: there was no schema, and it was made. Raises SettingsError when its schema is newer than
-    this program or the URL can't be used, and StoreUnavailable when it can't be reached.
+    True: there was no schema, and it was created. Raises SettingsError when the schema is newer
+    than this program or the URL can't be used, and StoreUnavailable when the database can't be
+    reached.
     """
     parsed = engines.parse_url(url)
     if engines.is_sqlite(parsed):
@@ -75,7 +76,7 @@ def upgrade(url: str) -> bool:
 
 
 def _check_rights(conn: Connection, role: str | None) -> None:
-    """Raises SettingsError where the role may not work on the tables that are there."""
+    """Raises SettingsError if the role lacks rights on the tables."""
     tables = {"tables": sorted(table.name for table in metadata.sorted_tables)}
     lacking = [row.name for row in conn.execute(_LACKING, tables)]
     if lacking:
@@ -83,7 +84,7 @@ def _check_rights(conn: Connection, role: str | None) -> None:
 
 
 def _lacks_right(role: str | None, what: str) -> SettingsError:
-    """One sentence with the statement that an owner of the database grants the right with."""
+    """The error for a missing right, with the statement that grants it."""
     name = f'"{role}"' if role else "its role"
     if "must be owner" in what:
         return SettingsError(
@@ -106,9 +107,9 @@ def _lacks_right(role: str | None, what: str) -> SettingsError:
 
 
 def open_current(url: str) -> Database:
-    """Open a database that is there and has the newest schema; nothing is created or changed.
+    """Open an existing database that has the newest schema, without changing it.
 
-    Raises SettingsError where it is not there, or has another schema.
+    Raises SettingsError where it does not exist, or has another schema.
     """
     parsed = engines.parse_url(url)
     place = engines.place(parsed)
@@ -159,7 +160,7 @@ def _refuse_newer(revision: str | None) -> None:
 
 
 def _run_migrations(conn: Connection) -> None:
-    # Here, because most starts need no migration, and Alembic takes a while to import.
+    # Imported here: Alembic is slow to import, and most starts need no migration.
     from alembic import command
     from alembic.config import Config
 

@@ -1,6 +1,6 @@
-"""Figures of the database for metrics and warnings: queues, sizes, old transactions.
+"""Statistics of the database for metrics and warnings: queues, sizes, old transactions.
 
-Counts end at `MOST`, which then means that many or more: to count ten million rows takes seconds.
+Counts are capped at `MOST`, since counting ten million rows takes seconds.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ MOST: Final = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """Calls of one dialer that wait for an attempt."""
+    """The calls of one dialer that wait for an attempt."""
 
     waiting: int
     """At most `MOST`."""
     oldest_due_at: float | None
-    """When the one that is due for longest became due (Unix seconds); later ones lie ahead."""
+    """The earliest due time (Unix seconds); it may be in the future."""
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """What waits in the whole database."""
+    """The queues of the whole database."""
 
     queues: dict[str, Queue]
     """By dialer."""
     webhooks: int
-    """Events that are to be delivered, now or later; at most `MOST`."""
+    """Undelivered events, due or not; at most `MOST`."""
 
 
 def waiting(conn: Connection, dialer_ids: Iterable[str]) -> Waiting:
-    """What waits now."""
+    """Count waiting calls and events."""
     queues = {}
     for dialer_id in dialer_ids:
         row = conn.execute(_QUEUE, {"dialer_id": dialer_id, "most": MOST}).one()
@@ -60,7 +60,7 @@ _EVENTS = select(func.count()).select_from(_some_events)
 
 
 def ping(conn: Connection) -> None:
-    """Ask the database for nothing but an answer."""
+    """Check that the database answers."""
     conn.execute(_PING)
 
 
@@ -69,7 +69,7 @@ _PING = text("SELECT 1")
 
 @dataclass(frozen=True, slots=True)
 class StorageState:
-    """Sizes in bytes; 0 for what the kind of database does not have."""
+    """Sizes in bytes; 0 where the kind of database has none."""
 
     database: int = 0
     wal: int = 0
@@ -78,13 +78,13 @@ class StorageState:
     """Of PostgreSQL's largest tables, as its statistics say."""
     live_rows: int = 0
     oldest_transaction: float = 0.0
-    """Seconds for which the oldest snapshot of PostgreSQL has been used, as far as we may see."""
+    """Age in seconds of the oldest visible PostgreSQL transaction with a snapshot."""
     oldest_pid: int = 0
     """The server process that has it."""
 
 
 def read_state(conn: Connection) -> StorageState:
-    """The state as it is now."""
+    """Read the current state."""
     if conn.dialect.name == "sqlite":
         return _sqlite(conn)
     row = conn.execute(_POSTGRESQL).one()
@@ -117,7 +117,7 @@ _POSTGRESQL: Final = text(
     FROM pg_stat_user_tables
     """
 )
-# What other roles do is hidden from an ordinary one: then the columns are NULL.
+# The columns are NULL for transactions of other roles, unless our role may see them.
 _OLDEST: Final = text(
     """
     SELECT pid, extract(epoch FROM clock_timestamp() - xact_start) AS seconds

@@ -1,8 +1,7 @@
 """Pauses: the service, a dialer or a project begins no new attempts until it is resumed.
 
-The operator pauses and resumes; a database that is recognised as one from a backup pauses the
-service by itself. Calls are accepted and wait meanwhile, attempts under way go on, and what waits
-expires as ever.
+The operator pauses and resumes; a database that turns out to be from a backup pauses the service.
+Meanwhile calls are accepted and wait, attempts under way go on, and waiting calls expire as usual.
 """
 
 from __future__ import annotations
@@ -13,9 +12,8 @@ from typing import Final, Literal
 
 from sqlalchemy import Connection, bindparam, delete, exists, select, text, update
 
-from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.calls import CallStatus
-from bitel.store.endings import CallEnd, end_attempts, end_calls
+from bitel.store.endings import CallEnd, end_calls, interrupt_attempts
 from bitel.store.schema import (
     DIALER,
     PROJECT,
@@ -28,7 +26,7 @@ from bitel.store.schema import (
     is_waiting,
     pause,
 )
-from bitel.store.sql_batch import Statement
+from bitel.store.sql_batch import Statement, matches
 
 Scope = Literal["service", "dialer", "project"]
 
@@ -55,10 +53,10 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class InForce:
-    """What pauses mean for one dialer."""
+    """The pauses that affect one dialer."""
 
     reason: str = ""
-    """Why the dialer begins no attempt at all; empty: it does."""
+    """Why the dialer is paused; empty: it is not."""
     projects: frozenset[str] = frozenset()
     """The projects that are paused."""
 
@@ -67,21 +65,20 @@ NONE: Final = InForce()
 
 
 def add(conn: Connection, new: Pause) -> bool:
-    """Pause. False: it is paused already, and stays so for the reason of before."""
+    """Pause. False: it was paused already, and keeps its reason."""
     return conn.execute(_ADD, asdict(new)).rowcount == 1
 
 
 def remove(conn: Connection, scope: Scope, target: str) -> Pause | None:
-    """Resume; the pause that was in force, None where there was none."""
-    wanted = {"the_scope": scope, "the_target": target}
-    row = conn.execute(_FIND, wanted).one_or_none()
-    conn.execute(_REMOVE, wanted)
-    return None if row is None else Pause(**row._mapping)
+    """Resume; returns the pause that was in force, if there was one."""
+    found = find(conn, scope, target)
+    conn.execute(_REMOVE, {"scope": scope, "target": target})
+    return found
 
 
 def find(conn: Connection, scope: Scope, target: str) -> Pause | None:
     """The pause that is in force, if there is one."""
-    row = conn.execute(_FIND, {"the_scope": scope, "the_target": target}).one_or_none()
+    row = conn.execute(_FIND, {"scope": scope, "target": target}).one_or_none()
     return None if row is None else Pause(**row._mapping)
 
 
@@ -91,7 +88,7 @@ def listing(conn: Connection) -> list[Pause]:
 
 
 def in_force(conn: Connection, dialer_id: str) -> InForce:
-    """What is paused of a dialer."""
+    """The pauses that affect a dialer."""
     found = listing(conn)
     if not found:
         return NONE
@@ -105,18 +102,19 @@ def in_force(conn: Connection, dialer_id: str) -> InForce:
 
 
 def note_claims(conn: Connection, dialer_id: str, newest: str) -> None:
-    """Write the id of the newest attempt that the dialer has begun."""
-    conn.execute(_NOTE_CLAIMS, {"the_dialer": dialer_id, "newest": newest})
+    """Store the id of the newest attempt that the dialer has begun."""
+    is_newer = (dialer.c.id == dialer_id) & (dialer.c.last_attempt < newest)
+    conn.execute(update(dialer).where(is_newer).values(last_attempt=newest))
 
 
 def pause_if_older(conn: Connection, dialer_id: str, mark: str, now: float) -> bool:
     """Pause the service if the database does not know the dialer's attempt `mark`.
 
-    That attempt was begun with a later state of the database, so this one is from a backup; the
-    attempts since then would be made again. Without open calls there are none, and nothing is
-    paused. Whether it was paused now is returned.
+    That attempt was begun with a later state of the database, so this one is from a backup, and
+    later attempts would be made again. Without open calls nothing would be, and nothing is paused.
+    Returns whether the service was paused.
     """
-    last = conn.execute(_LAST_ATTEMPT, {"the_dialer": dialer_id}).scalar_one_or_none() or ""
+    last = conn.execute(_LAST_ATTEMPT, {"id": dialer_id}).scalar_one_or_none() or ""
     if not mark or last >= mark or not conn.execute(_HAS_OPEN_CALLS).scalar_one():
         return False
     reason = "the database is older than what this data_dir has dialled with: it is from a backup"
@@ -126,17 +124,10 @@ def pause_if_older(conn: Connection, dialer_id: str, mark: str, now: float) -> b
 def drop_open(conn: Connection, before: float, now: float) -> int:
     """End up to `CHUNK` calls as UNKNOWN that were placed before `before` (Unix seconds).
 
-    Attempts that a worker left open are ended too. How many calls it were; 0: none is left.
+    Attempts that a worker left open are ended too. Returns the number of calls; 0: none is left.
     """
     wanted = {"before": before, "most": CHUNK}
-    left = conn.execute(_LEFT_OPEN, wanted).all()
-    end_attempts(
-        conn,
-        [
-            (row.id, AttemptResult(Outcome.INTERRUPTED, row.started_at, now, row.answered_at))
-            for row in left
-        ],
-    )
+    interrupt_attempts(conn, conn.execute(_LEFT_OPEN, wanted).all(), now)
     ids: Sequence[str] = conn.execute(_OPEN, wanted).scalars().all()
     end_calls(conn, [CallEnd(each, CallStatus.UNKNOWN, reason=DROPPED) for each in ids], now)
     return len(ids)
@@ -149,19 +140,11 @@ _ADD = text(
     ON CONFLICT (scope, target) DO NOTHING
     """
 )
-_FIND = select(pause).where(
-    pause.c.scope == bindparam("the_scope"), pause.c.target == bindparam("the_target")
-)
-_REMOVE = delete(pause).where(
-    pause.c.scope == bindparam("the_scope"), pause.c.target == bindparam("the_target")
-)
+_is_pause = matches(pause.c.scope, pause.c.target)
+_FIND = select(pause).where(*_is_pause)
+_REMOVE = delete(pause).where(*_is_pause)
 _ALL: Final = Statement(select(pause).order_by(pause.c.at, pause.c.scope, pause.c.target))
-_NOTE_CLAIMS = (
-    update(dialer)
-    .where(dialer.c.id == bindparam("the_dialer"), dialer.c.last_attempt < bindparam("newest"))
-    .values(last_attempt=bindparam("newest"))
-)
-_LAST_ATTEMPT = select(dialer.c.last_attempt).where(dialer.c.id == bindparam("the_dialer"))
+_LAST_ATTEMPT = select(dialer.c.last_attempt).where(*matches(dialer.c.id))
 _HAS_OPEN_CALLS = select(
     exists(select(call.c.id).where(is_due)) | exists(select(attempt.c.id).where(is_open))
 )
@@ -171,7 +154,7 @@ _LEFT_OPEN = (
     .where(is_open, call.c.requested_at < bindparam("before"))
     .limit(bindparam("most"))
 )
-# Those that were ended have left the indexes that this reads.
+# Ended calls have left the indexes that this reads.
 _OPEN = (
     select(call.c.id)
     .where(is_waiting, call.c.requested_at < bindparam("before"))

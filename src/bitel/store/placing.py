@@ -1,8 +1,8 @@
-"""Queues new calls: admission of each request, and the rows of its calls, in one transaction.
+"""Placing of calls: admission of each request and its calls' rows, in one transaction.
 
 The calls of a request are placed together or not at all. Small requests are placed many at a time
-(`place_each`), since the statements cost more than the rows; the rows of a large one are written as
-JSON before the transaction (`prepare`), which others wait for.
+(`place_each`), since statements cost more than rows. The rows of a large one are encoded as JSON by
+`prepare`, before the transaction, to keep the time short for which others wait.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from json.encoder import encode_basestring_ascii as as_json
+from operator import attrgetter
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, Column, Connection, String, bindparam, insert, or_, select
+from sqlalchemy import BigInteger, ColumnElement, Connection, String, bindparam, or_, select
 from sqlalchemy.engine.default import DefaultDialect
 
 from bitel.domain.calls import CallStatus, Lane, NewCall, NewCalls
@@ -25,16 +26,22 @@ from bitel.store.database import count_calls
 from bitel.store.endings import CallEnd, end_calls
 from bitel.store.schema import UNTRIED, FreeText, Money, call, project, recording
 from bitel.store.schema import do_not_call as number_list
-from bitel.store.sql_batch import Statement, values_parameter
+from bitel.store.sql_batch import Statement, insert_rows, is_among, values_parameter
 
 CHUNK: Final = 2500
 """Calls in one statement."""
 
 _NOTHING: Final = Decimal(0)
+_TERMS: Final = (
+    "project_id", "campaign_id", "dialer_id", "recording_id", "lane", "retry_count",
+    "retry_interval", "requested_at", "expires_at", "repeat_count", "language", "longest_seconds",
+)  # fmt: skip
+"""Columns that all calls of a request share."""
+_terms_of: Final = attrgetter(*_TERMS)
 _LONGEST_NUMBER: Final = 64
 _money, _written = Money(), FreeText(_LONGEST_NUMBER)
 _ANY: Final = DefaultDialect()
-"""These types store the same in every kind of database."""
+"""For types that store the same in each kind of database."""
 
 
 def place_each(
@@ -42,14 +49,14 @@ def place_each(
 ) -> list[set[str] | BitelError]:
     """Queue the calls of many requests, each due at once.
 
-    What they may cost is reserved in their project's budget, where that has a limit. A call to a
+    Their highest price is reserved in their project's budget, if that has a limit. A call to a
     number on the do-not-call list is final at once, as an ERROR.
 
     Args:
         requests: each of one project, with at least one call.
         otp_per_number: one-time passwords that a number may get in 10 minutes; None: any number.
 
-    Returns for each request the ids of those calls that are final at once, or why it was refused:
+    Returns for each request the ids of its calls that are final at once, or the error:
     InvalidRequestError for a recording that is deleted or not the project's,
     InsufficientBalanceError or TooManyRequestsError.
     """
@@ -71,7 +78,11 @@ def place_each(
         unwanted = admission.unwanted[calls[0].project_id]
         answers.append({new.id for new in calls if new.e164 in unwanted})
         rows += [
-            _row(new, reserve, is_final=new.e164 in unwanted)
+            (
+                *_terms_of(new),
+                *(new.id, new.phone_number, new.e164, reserve, new.digits or None),
+                None if new.e164 in unwanted else new.requested_at,
+            )
             for new, reserve in zip(calls, reserves, strict=True)
         ]
         for new in calls:
@@ -93,30 +104,17 @@ def place_many(
     prepared: Sequence[str] = (),
     otp_per_number: int | None = None,
 ) -> set[str]:
-    """As `place_each`, for the many calls of one request; raises what it would return.
+    """As `place_each`, for the many calls of one request; raises the error.
 
-    `prepared` is what `prepare` has made of these calls, if it was called.
+    `prepared` is the result of `prepare` for these calls, if it was called.
     """
     template, e164 = calls.template, calls.e164
     admission = _open_admission(conn, [template], {template.project_id: set(e164)}, otp_per_number)
     reserves = admission.admit(template, e164, {template.recording_id}, calls.reserves)
     if not prepared or reserves != calls.reserves:
         prepared = _rows_as_json(calls, reserves)
-    terms = {
-        "project_id": template.project_id,
-        "campaign_id": template.campaign_id,
-        "dialer_id": template.dialer_id,
-        "recording_id": template.recording_id,
-        "lane": int(template.lane),
-        "retry_count": template.retry_count,
-        "retry_interval": template.retry_interval,
-        "requested_at": template.requested_at,
-        "expires_at": template.expires_at,
-        "digits": template.digits or None,
-        "repeat_count": template.repeat_count,
-        "language": template.language,
-        "longest_seconds": template.longest_seconds,
-    }
+    terms = dict(zip(_TERMS, _terms_of(template), strict=True))
+    terms |= {"lane": int(template.lane), "digits": template.digits or None}
     for text in prepared:
         _INSERT_ALIKE.run(conn, {**terms, "rows": text})
     count_calls("placed", template.lane.name, len(calls.ids))
@@ -135,16 +133,16 @@ def prepare(calls: NewCalls) -> Sequence[str]:
 
 @dataclass
 class _Admission:
-    """What decides whether calls may be placed, as the database has it in this transaction."""
+    """The limits of the projects that place calls, read and locked in this transaction."""
 
     frequency: CallFrequency | None
-    """None where nothing limits it."""
+    """None: no limit applies."""
     budgets: dict[str, Budget]
     playable: set[tuple[str, str]]
     unwanted: dict[str, set[str]]
     now: float
     reserved: dict[str, Decimal] = field(default_factory=dict)
-    """By project, what the calls admitted so far reserve."""
+    """Amounts that the admitted calls reserve, by project."""
 
     def admit(
         self,
@@ -153,7 +151,7 @@ class _Admission:
         recording_ids: Collection[str | None],
         reserves: Sequence[Decimal],
     ) -> Sequence[Decimal]:
-        """Admit calls to these numbers on these terms; what each reserves. Raises BitelError."""
+        """Admit calls with these terms; returns each one's reservation. Raises BitelError."""
         project_id, is_otp = terms.project_id, terms.lane is Lane.OTP
         unwanted = self.unwanted[project_id]
         numbers = [each for each in e164 if each not in unwanted] if unwanted else e164
@@ -178,7 +176,7 @@ class _Admission:
         return reserves
 
     def finish(self, conn: Connection, final: Collection[str]) -> None:
-        """Write what was admitted, and end the calls that must not be dialled."""
+        """Store counts and reservations, and end the calls that must not be dialled."""
         if self.frequency is not None:
             self.frequency.store(conn)
         balances.reserve(conn, self.reserved)
@@ -197,13 +195,13 @@ def _open_admission(
 ) -> _Admission:
     now = max((new.requested_at for new in calls), default=0.0)
     otp_projects = {new.project_id for new in calls if new.lane is Lane.OTP}
-    # Most projects have neither a limit nor a list, and one query tells which have.
+    # Most projects have neither a limit nor a list; one query finds those that do.
     special = _SPECIAL.rows(conn, {"asked": [(project_id,) for project_id in numbers]})
     per_day = {row.id: row.per_day for row in special if row.per_day is not None}
     frequency = None
     if per_day or otp_projects:
         frequency = open_frequency(conn, numbers, per_day, otp_projects, otp_per_number, now)
-    # Recordings before budgets: a budget is what others wait for.
+    # Budgets last: their locks block others.
     wanted = {new.recording_id for new in calls if new.recording_id is not None}
     found = _PLAYABLE.rows(conn, {"wanted": [(each,) for each in wanted]})
     unused_today = [row.id for row in found if row.used_on < day_of(now)]
@@ -216,30 +214,6 @@ def _open_admission(
     budgets = balances.open_budgets(conn, numbers, now)
     playable = {(row.project_id, row.id) for row in found}
     return _Admission(frequency, budgets, playable, unwanted, now)
-
-
-def _row(new: NewCall, reserve: Decimal, is_final: bool) -> tuple[Any, ...]:
-    """In the order of `_NAMES`."""
-    return (
-        new.id,
-        new.project_id,
-        new.campaign_id,
-        new.dialer_id,
-        new.phone_number,
-        new.e164,
-        new.recording_id,
-        int(new.lane),
-        new.retry_count,
-        new.retry_interval,
-        new.requested_at,
-        new.expires_at,
-        None if is_final else new.requested_at,
-        reserve,
-        new.digits or None,
-        new.repeat_count,
-        new.language,
-        new.longest_seconds,
-    )
 
 
 def _rows_as_json(calls: NewCalls, reserves: Sequence[Decimal]) -> Sequence[str]:
@@ -258,23 +232,16 @@ def _rows_as_json(calls: NewCalls, reserves: Sequence[Decimal]) -> Sequence[str]
 
 
 def _storable(numbers: Sequence[str]) -> Sequence[str]:
-    """As the column's type would have them; nearly always that is as they are."""
+    """The numbers as the column's type stores them, which is nearly always unchanged."""
     together = "".join(numbers)
     if together.isascii() and together.isprintable() and max(map(len, numbers)) <= _LONGEST_NUMBER:
         return numbers
     return [_written.process_bind_param(number, _ANY) or "" for number in numbers]
 
 
-def _parameter(column: Column[Any]) -> Any:
-    return bindparam(column.name, type_=column.type)
-
-
 _PLAYABLE: Final = Statement(
     select(recording.c.id, recording.c.project_id, recording.c.used_on)
-    .where(
-        recording.c.id.in_(select(values_parameter("wanted", id=String()).c.id)),
-        recording.c.deleted_at.is_(None),
-    )
+    .where(is_among(recording.c.id, "wanted"), recording.c.deleted_at.is_(None))
     .with_for_update(read=True, key_share=True)
 )
 _has_list = select(number_list.c.e164).where(number_list.c.project_id == project.c.id).exists()
@@ -284,35 +251,28 @@ _SPECIAL: Final = Statement(
         project.c.max_calls_per_number_per_day.label("per_day"),
         _has_list.label("has_list"),
     ).where(
-        project.c.id.in_(select(values_parameter("asked", id=String()).c.id)),
+        is_among(project.c.id, "asked"),
         or_(project.c.max_calls_per_number_per_day.is_not(None), _has_list),
     )
 )
-_NAMES: Final = (
-    "id", "project_id", "campaign_id", "dialer_id", "phone_number", "e164", "recording_id", "lane",
-    "retry_count", "retry_interval", "requested_at", "expires_at", "due_at", "reserved", "digits",
-    "repeat_count", "language", "longest_seconds",
-)  # fmt: skip
-_each = values_parameter("rows", **{name: call.c[name].type for name in _NAMES})
-_of_each: dict[str, Any] = {
-    **{name: _each.c[name] for name in _NAMES},
-    "retries_left": _each.c.retry_count,
-    **UNTRIED,
-}
-_INSERT_EACH: Final = Statement(
-    insert(call).from_select(list(_of_each), select(*_of_each.values()))
+_each = values_parameter(
+    "rows",
+    *(call.c[name] for name in _TERMS),
+    *(call.c.id, call.c.phone_number, call.c.e164, call.c.reserved, call.c.digits, call.c.due_at),
 )
-# As the database stores them: what these columns' types convert is converted in `_rows_as_json`.
+_INSERT_EACH: Final = insert_rows(_each, call, retries_left=_each.c.retry_count, **UNTRIED)
+# Without types that convert values: `_rows_as_json` does.
 _rows = values_parameter(
     "rows", id=String(), phone_number=String(), e164=String(), reserved=BigInteger()
 )
-_alike: dict[str, Any] = {
-    **{
-        name: _parameter(call.c[name]) for name in _NAMES if name not in (*_rows.c.keys(), "due_at")
-    },
-    **{column.name: column for column in _rows.c},
-    "retries_left": _parameter(call.c.retry_count),
-    "due_at": _parameter(call.c.requested_at),
-    **UNTRIED,
+_terms: dict[str, ColumnElement[Any]] = {
+    name: bindparam(name, type_=call.c[name].type) for name in (*_TERMS, "digits")
 }
-_INSERT_ALIKE: Final = Statement(insert(call).from_select(list(_alike), select(*_alike.values())))
+_INSERT_ALIKE: Final = insert_rows(
+    _rows,
+    call,
+    **_terms,
+    retries_left=_terms["retry_count"],
+    due_at=_terms["requested_at"],
+    **UNTRIED,
+)

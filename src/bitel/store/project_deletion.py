@@ -113,10 +113,7 @@ def _by_project(table: sa.Table) -> sa.Delete:
 
 
 _DELETIONS: Final = tuple(
-    map(
-        _by_project,
-        (token, campaign, placed_number, do_not_call, idempotency_key, ledger_entry),
-    )
+    map(_by_project, (token, campaign, placed_number, do_not_call, idempotency_key, ledger_entry))
 )
 
 

@@ -1,4 +1,4 @@
-"""Projects: who places calls, and what they have left to spend."""
+"""Projects: the clients of the service, with their settings, limits and balances."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _HIGHEST_RATE: Final = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Project:
-    """A client of the service, and what it may do. None stands for no limit."""
+    """A client of the service, and what it may do. A limit that is None does not apply."""
 
     id: str
     name: str
@@ -34,14 +34,14 @@ class Project:
     default_dialer: str | None = None
     disabled: bool = False
     webhook_url: str | None = None
-    """Where events are posted; None: nowhere."""
+    """URL that events are posted to; None: no events."""
     webhook_secret: str | None = field(default=None, repr=False)
     webhook_off_reason: str | None = None
     """Why no events are posted although there is a URL."""
     reserved: Decimal = Decimal(0)
-    """What its waiting calls keep back from the balance."""
+    """The amount of the balance that its waiting calls reserve."""
     daily_spend: Decimal | None = None
-    """The most it may spend on a day, UTC."""
+    """The most it may spend on a day (UTC)."""
     requests_per_minute: int | None = None
     calls_per_minute: int | None = None
     allowed_prefixes: tuple[str, ...] | None = None
@@ -56,13 +56,13 @@ class Project:
     unwanted_to_do_not_call: bool = False
     """Whether a 607 (Unwanted, RFC 8197) puts the number on the do-not-call list."""
     hold_seconds: int = DEFAULT_HOLD
-    """Seconds for which the person called may hold a call, all in all."""
+    """Total seconds for which the callee may hold a call."""
     max_calls_per_number_per_day: int | None = None
     """Calls that it may place to one number in 24 hours."""
 
 
 class ProjectChanges(TypedDict, total=False):
-    """What `change` can change; each as in `Project`."""
+    """The fields that `change` accepts, as in `Project`."""
 
     default_dialer: str | None
     disabled: bool
@@ -82,9 +82,9 @@ class ProjectChanges(TypedDict, total=False):
 
 
 def create(conn: Connection, name: str, now: float) -> Project:
-    """A new project, with no limit on its balance.
+    """Create a project, with no limit on its balance.
 
-    Raises InvalidRequestError for a name that can't be one, ConflictError for one that is taken.
+    Raises InvalidRequestError for an invalid name, ConflictError for one that is taken.
     """
     if not 0 < len(name) <= LONGEST_NAME or not name.isprintable() or is_id(name):
         raise InvalidRequestError(
@@ -131,10 +131,10 @@ def with_balance_below(conn: Connection, limit: Decimal, most: int = 1000) -> li
 
 
 def change(conn: Connection, project_id: str, **changes: Unpack[ProjectChanges]) -> Project:
-    """Change what is named, and nothing else; the project as it then is.
+    """Change the given fields; returns the project.
 
-    A webhook's URL that is set, even to what it was, is on again. Raises NotFoundError for an
-    unknown project, and InvalidRequestError for a value that can't be.
+    Setting a webhook's URL, even to the same value, turns it on again. Raises NotFoundError for an
+    unknown project, and InvalidRequestError for an invalid value.
     """
     _check(changes)
     values: dict[str, Any] = {**changes}
@@ -175,7 +175,7 @@ def _check(changes: ProjectChanges) -> None:
 
 
 def set_balance(conn: Connection, project_id: str, amount: Decimal | None, now: float) -> None:
-    """Let a project spend `amount` from here on, or without limit when None.
+    """Set a project's balance; None: no limit.
 
     The difference becomes a ledger entry, so that a balance is always the sum of its entries.
     Raises NotFoundError for an unknown project.
@@ -196,17 +196,17 @@ def set_balance(conn: Connection, project_id: str, amount: Decimal | None, now: 
 
 
 def _spent_so_far(conn: Connection, project_id: str) -> Decimal:
-    # Calls of an unlimited project leave entries too, which its new balance has to outweigh.
+    # Calls of an unlimited project have entries too, which the new balance must offset.
     total = select(func.sum(ledger_entry.c.amount, type_=ledger_entry.c.amount.type))
     sum_ = conn.execute(total.where(ledger_entry.c.project_id == project_id)).scalar_one()
     return Decimal(0) if sum_ is None else sum_
 
 
-# What the day's spending is counted with belongs to `balances`.
+# The columns of the day's spending belong to `balances`.
 PROJECT_COLUMNS = [
     column for column in project.c if column.name not in ("spent_today", "spent_on", "deleted_at")
 ]
-# The row of a deleted project stays, as rows elsewhere may refer to it.
+# The row of a deleted project stays, since other rows may refer to it.
 _exists = project.c.deleted_at.is_(None)
 _BY_ID = select(*PROJECT_COLUMNS).where(project.c.id == bindparam("id"), _exists)
 

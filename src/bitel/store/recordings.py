@@ -1,6 +1,6 @@
-"""Recordings: what a project has uploaded or had spoken.
+"""Recordings of a project, uploaded or synthesized.
 
-The audio itself is kept elsewhere, under the recording's id.
+Their audio is in the storage of `bitel.recordings`, under the recording's id.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from bitel.domain.pricing import day_of
 from bitel.errors import ConflictError, NotFoundError, PayloadTooLargeError
 from bitel.store.schema import call, has_speech_key, is_waiting, recording
-from bitel.store.sql_batch import in_chunks
+from bitel.store.sql_batch import in_chunks, matches, next_rows
 
 Kind = Literal["upload", "speech"]
 
@@ -32,30 +32,30 @@ class Recording:
     created_at: float
     kind: Kind = "upload"
     speech_key: str | None = None
-    """What says which text is spoken and how, in up to 64 characters; None for an upload."""
+    """Hash of the spoken text and voice, up to 64 characters; None for an upload."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """What the recordings of one project may be in all: their number, and their bytes as stored."""
+    """Limits of all recordings of one project: their number, and their bytes as stored."""
 
     recordings: int
     stored_bytes: int
 
 
 STORED_BYTES_A_SECOND = 2 * 8000
-"""Bytes in the storage that a second of a recording takes: a sample has one in each of the laws."""
+"""Bytes in the storage of a second of audio: each sample is stored in both G.711 laws."""
 
 
 def note_use(conn: Connection, ids: Collection[str], now: float) -> None:
-    """Write that calls with these recordings were placed today, where it is not known yet."""
+    """Store that calls with these recordings were placed today."""
     today = day_of(now)
     for some in in_chunks(ids):
         conn.execute(_NOTE_USE, {**some, "today": today})
 
 
 def check_room(conn: Connection, project_id: str, quota: Quota, seconds: float = 0.0) -> None:
-    """Raises PayloadTooLargeError where a further recording of `seconds` would pass the quota."""
+    """Raises PayloadTooLargeError where a further recording of `seconds` would exceed the quota."""
     count, stored = conn.execute(_SIZES, {"project_id": project_id}).one()
     if count >= quota.recordings:
         raise PayloadTooLargeError(
@@ -70,10 +70,10 @@ def check_room(conn: Connection, project_id: str, quota: Quota, seconds: float =
 
 
 def add(conn: Connection, new: Recording, quota: Quota | None = None) -> Recording:
-    """Remember a recording whose audio is stored; the one that the project has from now on.
+    """Add a recording whose audio is stored, and return it.
 
-    That is another one where the same speech was added meanwhile: then `new` is not needed. Raises
-    as `check_room` does.
+    If the same speech was added meanwhile, that recording is returned instead, and `new` is not
+    needed. Raises as `check_room` does.
     """
     if quota is not None:
         check_room(conn, new.project_id, quota, new.duration)
@@ -100,13 +100,13 @@ def find(conn: Connection, project_id: str, recording_id: str) -> Recording | No
 
 
 def duration(conn: Connection, recording_id: str) -> float | None:
-    """Seconds that a recording lasts, whichever project's it is; None when unknown or deleted."""
+    """Duration in seconds of any project's recording; None when unknown or deleted."""
     seconds: float | None = conn.execute(_DURATION, {"id": recording_id}).scalar_one_or_none()
     return seconds
 
 
 def find_by_speech_key(conn: Connection, project_id: str, speech_key: str) -> Recording | None:
-    """The project's recording of that speech, if it has been made and not been deleted."""
+    """The project's recording of that speech, if there is one that is not deleted."""
     wanted = {"speech_key": speech_key, "project_id": project_id}
     row = conn.execute(_FIND_SPEECH, wanted).one_or_none()
     return Recording(**row._mapping) if row else None
@@ -126,7 +126,7 @@ def remove(conn: Connection, project_id: str, recording_id: str, now: float) -> 
     Raises NotFoundError where the project has none of that id, and ConflictError while calls that
     are not over need it.
     """
-    # Locked against calls that are placed at this moment, which hold their recordings.
+    # Locked against calls that are placed at this moment, which lock their recordings.
     wanted = {"id": recording_id, "project_id": project_id}
     if conn.execute(_FIND.with_for_update(), wanted).first() is None:
         raise NotFoundError("this project has no recording of that id")
@@ -137,9 +137,9 @@ def remove(conn: Connection, project_id: str, recording_id: str, now: float) -> 
 
 
 def live(conn: Connection, ids: Collection[str]) -> set[str]:
-    """Those of the ids that are recordings not deleted: stored audio of any other is an orphan.
+    """The ids of recordings that exist; stored audio of the others is orphaned.
 
-    Audio is stored before its recording is added, so what has come lately is no orphan yet.
+    Audio is stored before its recording is added, so recent audio is not orphaned yet.
     """
     found = (conn.execute(_LIVE, some).scalars() for some in in_chunks(ids))
     return {each for some in found for each in some}
@@ -156,22 +156,17 @@ _NOTE_USE = (
 _ALIVE = select(*(c for c in recording.c if c.name not in ("deleted_at", "used_on"))).where(
     recording.c.deleted_at.is_(None)
 )
-_OF_PROJECT = _ALIVE.where(recording.c.project_id == bindparam("project_id"))
+_OF_PROJECT = _ALIVE.where(*matches(recording.c.project_id))
 _SIZES = select(func.count(), func.coalesce(func.sum(recording.c.duration), 0.0)).where(
-    recording.c.deleted_at.is_(None), recording.c.project_id == bindparam("project_id")
+    recording.c.deleted_at.is_(None), *matches(recording.c.project_id)
 )
-_FIND = _OF_PROJECT.where(recording.c.id == bindparam("id"))
-_FIND_SPEECH = _OF_PROJECT.where(recording.c.speech_key == bindparam("speech_key"))
-_PAGE = (
-    _OF_PROJECT.where(recording.c.id > bindparam("after"))
-    .order_by(recording.c.id)
-    .limit(bindparam("most"))
-)
+_FIND = _OF_PROJECT.where(*matches(recording.c.id))
+_FIND_SPEECH = _OF_PROJECT.where(*matches(recording.c.speech_key))
+_PAGE = next_rows(_OF_PROJECT, recording.c.id)
 _DURATION = select(recording.c.duration).where(
-    recording.c.id == bindparam("id"), recording.c.deleted_at.is_(None)
+    *matches(recording.c.id), recording.c.deleted_at.is_(None)
 )
-_NEEDED = select(call.c.id).where(call.c.recording_id == bindparam("recording_id"), is_waiting)
-_NEEDED = _NEEDED.limit(1)
+_NEEDED = select(call.c.id).where(*matches(call.c.recording_id), is_waiting).limit(1)
 _LIVE = select(recording.c.id).where(
     recording.c.id.in_(bindparam("ids", expanding=True)), recording.c.deleted_at.is_(None)
 )

@@ -1,29 +1,28 @@
-"""Recovery of attempts that a worker left open: after a crash, and of dialers that are removed."""
+"""Recovery of open attempts: after a crash of their worker, or the removal of their dialer."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import CTE, Connection, Select, bindparam, select
 
-from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.calls import CallStatus
 from bitel.domain.retry import Requeue, RetryAt
 from bitel.store import calls, claims, leases
 from bitel.store.endings import (
     CallEnd,
-    end_attempts,
     end_calls,
     forget_requests,
+    interrupt_attempts,
     requeue_calls,
 )
 from bitel.store.leases import Holder, Lease, TakeOverTerms
 from bitel.store.number_exclusion import mark_may_ring
 from bitel.store.schema import ANSWERED, attempt, call, is_due, is_open
-from bitel.store.sql_batch import loose_index_scan
+from bitel.store.sql_batch import loose_index_scan, matches
 
 REDIAL_AFTER: Final = 600.0
 """Seconds until a call of such a dialer is due again: more than any dialer's ring time needs."""
@@ -31,12 +30,12 @@ REDIAL_AFTER: Final = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """How many attempts of earlier workers were found open, and what became of their calls."""
+    """Number of open attempts of earlier workers, by what happened to their calls."""
 
     redialled: int = 0
-    """Not answered when cut off: due again, expired, canceled, or rung for the last time."""
+    """Not answered: due again, expired, canceled, or without retries."""
     unknown: int = 0
-    """Answered, so perhaps heard: final, and never called again."""
+    """Answered: final, never called again."""
 
 
 def take_over(
@@ -48,7 +47,7 @@ def take_over(
     last_invite: float = math.inf,
     terms: TakeOverTerms = TakeOverTerms(),  # noqa: B008 # immutable
 ) -> tuple[Lease, Recovered]:
-    """Become the worker that runs the dialer, and deal with what earlier workers left open.
+    """Become the worker that runs the dialer, and end the open attempts of earlier workers.
 
     An attempt that was answered makes its call UNKNOWN, at no cost, as its length is not known.
     One whose cancellation was requested makes it CANCELED. Any other may still be ringing: its call
@@ -66,23 +65,17 @@ def take_over(
     epoch = leases.take(conn, dialer_id, worker, now, terms)
     left = conn.execute(_LEFT_OPEN, {"dialer_id": dialer_id}).all()
     canceled = calls.cancel_requested(conn, [row.id for row in left])
-    end_attempts(
-        conn,
-        [
-            (row.id, AttemptResult(Outcome.INTERRUPTED, row.started_at, now, row.answered_at))
-            for row in left
-        ],
-    )
+    interrupt_attempts(conn, left, now)
     forget_requests(conn, canceled)
     ends: list[CallEnd] = []
     again: list[tuple[str, RetryAt | Requeue]] = []
-    heard = [row for row in left if row.claim == ANSWERED]
     may_ring: list[tuple[str, float]] = []
-    for row in heard:
-        ends.append(CallEnd(row.call_id, CallStatus.UNKNOWN, row.started_at))
-        may_ring.append((row.call_id, now + redial_after))
+    answered = 0
     for row in left:
         if row.claim == ANSWERED:
+            answered += 1
+            ends.append(CallEnd(row.call_id, CallStatus.UNKNOWN, row.started_at))
+            may_ring.append((row.call_id, now + redial_after))
             continue
         sent_at = min(row.started_at - terms.former_ahead, now) + last_invite
         if terms.former_ended:
@@ -104,7 +97,7 @@ def take_over(
     end_calls(conn, ends, now)
     requeue_calls(conn, again)
     mark_may_ring(conn, may_ring)
-    return Lease(dialer_id, worker, epoch), Recovered(len(left) - len(heard), len(heard))
+    return Lease(dialer_id, worker, epoch), Recovered(len(left) - answered, answered)
 
 
 def orphaned(conn: Connection, known_dialers: Collection[str]) -> dict[str, Holder]:
@@ -114,7 +107,7 @@ def orphaned(conn: Connection, known_dialers: Collection[str]) -> dict[str, Hold
 
 
 def give_up(conn: Connection, dialer_id: str, seen: Holder, now: float) -> None:
-    """Deal with what a dialer's worker left behind, as after any crash.
+    """End the open attempts of a removed dialer, as after a crash of its worker.
 
     Raises LostLease where its row is no longer what was `seen`.
     """
@@ -125,10 +118,7 @@ def give_up(conn: Connection, dialer_id: str, seen: Holder, now: float) -> None:
 def expire_orphans(
     conn: Connection, known_dialers: Collection[str], now: float, limit: int = 1000
 ) -> int:
-    """End up to `limit` calls, of dialers that are not known, whose time to live ran out.
-
-    How many calls expired is returned.
-    """
+    """End up to `limit` expired calls of dialers that are not known; returns how many."""
     known = {"known": list(known_dialers), "after": ""}
     ended = 0
     for dialer_id in conn.execute(_ORPHANED_CALLS, known).scalars().all():
@@ -152,18 +142,17 @@ _LEFT_OPEN = (
         call.c.uncertain,
     )
     .join(call)
-    .where(attempt.c.dialer_id == bindparam("dialer_id"), is_open)
+    .where(*matches(attempt.c.dialer_id), is_open)
     .order_by(attempt.c.id)
-    # Locked, so that a client who cancels at this moment is heard, now or right after us.
+    # Locked: a client that cancels meanwhile takes effect either now or right after us.
     .with_for_update(key_share=True, of=call)
 )
-_open = loose_index_scan(attempt.c.dialer_id, is_open)
-_ORPHANED_ATTEMPTS = select(_open.c.value).where(
-    _open.c.value.is_not(None),
-    _open.c.value.not_in(bindparam("known", expanding=True)),
-)
-_waiting = loose_index_scan(call.c.dialer_id, is_due)
-_ORPHANED_CALLS = select(_waiting.c.value).where(
-    _waiting.c.value.is_not(None),
-    _waiting.c.value.not_in(bindparam("known", expanding=True)),
-)
+
+
+def _unknown(dialers: CTE) -> Select[Any]:
+    value = dialers.c.value
+    return select(value).where(value.is_not(None), value.not_in(bindparam("known", expanding=True)))
+
+
+_ORPHANED_ATTEMPTS = _unknown(loose_index_scan(attempt.c.dialer_id, is_open))
+_ORPHANED_CALLS = _unknown(loose_index_scan(call.c.dialer_id, is_due))

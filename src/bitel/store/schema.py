@@ -1,8 +1,8 @@
-"""Every table, as it stands after the last migration.
+"""Tables of the database, after the last migration.
 
-Identifiers are 32 hex characters, times Unix seconds by `bitel.steady_clock`, money exact. What a
-query says about a partial index must be a literal, not a parameter, or neither database can see
-that the index fits; hence `is_due` and `is_open`, which the indexes and the queries share.
+Identifiers are 32 hex characters, times Unix seconds by `bitel.steady_clock`, money exact. A query
+can use a partial index only if it repeats the index's condition with literals, not parameters; so
+indexes and queries share conditions such as `is_due` and `is_open`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Money(TypeDecorator[Decimal]):
 
 
 class FreeText(TypeDecorator[str]):
-    """What a stranger wrote: cut to `length`, and freed of what PostgreSQL refuses to store."""
+    """Text from outside, cut to `length`, without characters that PostgreSQL can't store."""
 
     impl = String
     cache_ok = True
@@ -83,7 +83,7 @@ class FreeText(TypeDecorator[str]):
 
 
 class CommaList(TypeDecorator[tuple[str, ...]]):
-    """A few words without commas, as one text."""
+    """A tuple of words without commas, stored as one text."""
 
     impl = Text
     cache_ok = True
@@ -105,6 +105,13 @@ metadata = MetaData(
         "ck": "ck_%(table_name)s_%(constraint_name)s",
     }
 )
+
+
+def _partial_index(
+    name: str, where: ColumnElement[bool], *columns: Column[Any], unique: bool = False
+) -> None:
+    Index(name, *columns, unique=unique, sqlite_where=where, postgresql_where=where)
+
 
 _Id = String(32)
 _DialerId = String(64)
@@ -140,7 +147,7 @@ project = Table(
 )
 
 has_window = project.c.window.is_not(None)
-Index("ix_project_window", project.c.id, sqlite_where=has_window, postgresql_where=has_window)
+_partial_index("ix_project_window", has_window, project.c.id)
 
 token = Table(
     "token",
@@ -171,8 +178,13 @@ recording = Table(
 )
 
 has_speech_key = recording.c.speech_key.is_not(None)
-Index("uq_recording_speech_key", recording.c.project_id, recording.c.speech_key, unique=True,
-      sqlite_where=has_speech_key, postgresql_where=has_speech_key)  # fmt: skip
+_partial_index(
+    "uq_recording_speech_key",
+    has_speech_key,
+    recording.c.project_id,
+    recording.c.speech_key,
+    unique=True,
+)
 
 campaign = Table(
     "campaign",
@@ -226,7 +238,7 @@ call = Table(
 )
 
 is_due = call.c.due_at.is_not(None)
-"""The call waits for its next attempt: nobody has claimed it, and it is not final."""
+"""The call waits for its next attempt: it is not claimed, and not final."""
 
 is_waiting = call.c.status == literal_column(str(int(CallStatus.WAITING)))
 """The call is not final: it waits for an attempt, or one is under way."""
@@ -245,50 +257,49 @@ UNTRIED: Final[Mapping[str, ColumnElement[Any]]] = MappingProxyType(
         "reason": literal_column("''"),
     }
 )
-"""What the row of every call begins with, by column: no attempt of it was made yet."""
+"""Values of a new call, by column: no attempt was made yet."""
 
 # By project, so that projects take turns however many calls one of them has waiting.
-Index("ix_call_due", call.c.dialer_id, call.c.lane, call.c.project_id, call.c.due_at, call.c.id,
-      sqlite_where=is_due, postgresql_where=is_due)  # fmt: skip
-Index("ix_call_next", call.c.dialer_id, call.c.due_at,
-      sqlite_where=is_due, postgresql_where=is_due)  # fmt: skip
-Index("ix_call_expiring", call.c.dialer_id, call.c.expires_at,
-      sqlite_where=is_due, postgresql_where=is_due)  # fmt: skip
+_partial_index(
+    "ix_call_due",
+    is_due,
+    call.c.dialer_id,
+    call.c.lane,
+    call.c.project_id,
+    call.c.due_at,
+    call.c.id,
+)
+_partial_index("ix_call_next", is_due, call.c.dialer_id, call.c.due_at)
+_partial_index("ix_call_expiring", is_due, call.c.dialer_id, call.c.expires_at)
 is_in_flight = and_(call.c.due_at.is_(None), is_waiting)
 """An attempt of the call is under way."""
 
-Index("ix_call_in_flight", call.c.project_id, call.c.e164,
-      sqlite_where=is_in_flight, postgresql_where=is_in_flight)  # fmt: skip
+_partial_index("ix_call_in_flight", is_in_flight, call.c.project_id, call.c.e164)
 may_ring = call.c.may_ring_until.is_not(None)
-Index("ix_call_may_ring", call.c.project_id, call.c.e164, call.c.may_ring_until,
-      sqlite_where=may_ring, postgresql_where=may_ring)  # fmt: skip
+_partial_index("ix_call_may_ring", may_ring, call.c.project_id, call.c.e164, call.c.may_ring_until)
 is_waiting_otp = and_(is_due, call.c.lane == literal_column(str(int(Lane.OTP))))
 """The call is a one-time password that waits for its next attempt."""
 
-Index("ix_call_waiting_otp", call.c.project_id, call.c.e164, call.c.id,
-      sqlite_where=is_waiting_otp, postgresql_where=is_waiting_otp)  # fmt: skip
+_partial_index("ix_call_waiting_otp", is_waiting_otp, call.c.project_id, call.c.e164, call.c.id)
 in_campaign = call.c.campaign_id.is_not(None)
-# Beside the order of its pages it holds all that a campaign's state is made of, so that no call has
-# to be read for that.
-Index(
+# For a campaign's pages and, with its last columns, for its state without reading the calls.
+_partial_index(
     "ix_call_campaign",
+    in_campaign,
     call.c.campaign_id,
     call.c.id,
     call.c.status,
     call.c.finished_at,
     call.c.price,
-    sqlite_where=in_campaign,
-    postgresql_where=in_campaign,
 )
-Index("ix_call_needing_recording", call.c.recording_id,
-      sqlite_where=is_waiting, postgresql_where=is_waiting)  # fmt: skip
+_partial_index("ix_call_needing_recording", is_waiting, call.c.recording_id)
 
 CLAIMED: Final = "held"
-"""Claimed, nobody has answered: after a crash it may be dialled again."""
+"""Claimed and not answered: after a crash it may be dialled again."""
 ANSWERED: Final = "heard"
-"""Answered: the person may have heard the recording start, so nobody dials it again."""
+"""Answered: the callee may have heard the recording, so it is not dialled again."""
 FINISHED: Final = "settled"
-"""Over, and what became of it is written."""
+"""Over, and its result is stored."""
 
 attempt = Table(
     "attempt",
@@ -307,8 +318,8 @@ attempt = Table(
     Column("q850", SmallInteger),
     Column("ended_by", String(8), nullable=False),
     Column("detail", FreeText(200), nullable=False),
-    # Received is NULL where nothing was played, sent also where it is not known. The last two
-    # are what the callee reported, if it did.
+    # Received is NULL where nothing was played, sent also where it is unknown. The last two are
+    # from the callee's RTCP reports, if any.
     Column("packets_sent", Integer),
     Column("packets_received", Integer),
     Column("digits", FreeText(256)),
@@ -320,16 +331,14 @@ attempt = Table(
 )
 
 is_open = attempt.c.ended_at.is_(None)
-"""The attempt is under way, or a crash has cut it off and nobody has dealt with it yet.
+"""The attempt is under way, or was interrupted by a crash and not recovered yet.
 
-Its claim says the same, but that is written with the answer too: an index on it would be as well.
+Its claim says the same, but that changes with the answer, which would update an index on it too.
 """
 
-Index("ix_attempt_open", attempt.c.dialer_id,
-      sqlite_where=is_open, postgresql_where=is_open)  # fmt: skip
-# A number is never in two attempts of one call at once, whatever the code above does.
-Index("uq_attempt_open_call", attempt.c.call_id, unique=True,
-      sqlite_where=is_open, postgresql_where=is_open)  # fmt: skip
+_partial_index("ix_attempt_open", is_open, attempt.c.dialer_id)
+# A call never has two open attempts.
+_partial_index("uq_attempt_open_call", is_open, attempt.c.call_id, unique=True)
 
 cancel_request = Table(
     "cancel_request",
@@ -344,7 +353,7 @@ ledger_entry = Table(
     metadata,
     Column("id", _Id, primary_key=True),
     Column("project_id", _Id, ForeignKey("project.id"), nullable=False),
-    # No foreign keys: the ledger outlives the calls that it tells of.
+    # No foreign keys: the ledger outlives its calls.
     Column("call_id", _Id),
     Column("attempt_id", _Id, unique=True),
     Column("kind", String(16), nullable=False),
@@ -445,9 +454,13 @@ webhook_event = Table(
 is_undelivered = webhook_event.c.due_at.is_not(None)
 """The event is still to be delivered, now or later."""
 
-Index("ix_webhook_event_due",
-      webhook_event.c.project_id, webhook_event.c.due_at, webhook_event.c.id,
-      sqlite_where=is_undelivered, postgresql_where=is_undelivered)  # fmt: skip
+_partial_index(
+    "ix_webhook_event_due",
+    is_undelivered,
+    webhook_event.c.project_id,
+    webhook_event.c.due_at,
+    webhook_event.c.id,
+)
 
 webhook_try = Table(
     "webhook_try",

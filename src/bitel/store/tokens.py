@@ -1,4 +1,4 @@
-"""Tokens: which of those that were issued still open the door."""
+"""API tokens that were issued, and whether each is still valid."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from sqlalchemy import Connection, bindparam, false, insert, or_, select, update
 
 from bitel.store.projects import PROJECT_COLUMNS, Project
 from bitel.store.schema import project, token
+from bitel.store.sql_batch import matches
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +32,15 @@ def listing(conn: Connection, project_id: str) -> list[TokenRow]:
 
 
 def add(
-    conn: Connection,
-    token_id: str,
-    project_id: str,
-    now: float,
-    expires_at: float | None = None,
+    conn: Connection, token_id: str, project_id: str, now: float, expires_at: float | None = None
 ) -> None:
-    """Remember a token that is about to be issued; `token_id` is the `jti` of the JWT."""
+    """Store a token that is about to be issued; `token_id` is the `jti` of the JWT."""
     values = {"id": token_id, "project_id": project_id, "created_at": now, "expires_at": expires_at}
     conn.execute(insert(token).values(values))
 
 
 def revoke(conn: Connection, token_id: str, now: float) -> bool:
-    """Make a token worthless from now on. False: there is none, or it was revoked before."""
+    """Revoke a token from now on. False: there is none, or it was revoked before."""
     live = (token.c.id == token_id) & token.c.revoked_at.is_(None)
     return conn.execute(update(token).where(live).values(revoked_at=now)).rowcount == 1
 
@@ -59,8 +56,7 @@ _VALID = (
     select(*PROJECT_COLUMNS)
     .join(token)
     .where(
-        token.c.id == bindparam("id"),
-        token.c.project_id == bindparam("project_id"),
+        *matches(token.c.id, token.c.project_id),
         token.c.revoked_at.is_(None),
         or_(token.c.expires_at.is_(None), token.c.expires_at > bindparam("now")),
         project.c.disabled == false(),

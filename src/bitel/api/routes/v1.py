@@ -25,7 +25,7 @@ from bitel.api.routes.calls import place
 from bitel.api.schemas import BatchBody, OtpBody, SingleBody, SingleTtsBody
 from bitel.domain.ids import is_id
 from bitel.errors import NotFoundError
-from bitel.store import cdr as records
+from bitel.store import calls, campaigns
 
 router = APIRouter(prefix="/api/v1/voice")
 
@@ -68,7 +68,7 @@ async def cdr(
     found = None
     if is_id(call_id):
         found = await services_of(request).context.database.read(
-            lambda conn: records.of_call(conn, project.id, call_id)
+            lambda conn: calls.find_cdr(conn, project.id, call_id)
         )
     if found is None:
         raise NotFoundError("this project has no call of that id")
@@ -88,7 +88,7 @@ async def campaign_cdr(
     found = None
     if is_id(campaign_id):
         found = await services_of(request).context.database.read(
-            lambda conn: records.of_campaign(conn, project.id, campaign_id)
+            lambda conn: campaigns.cdrs(conn, project.id, campaign_id)
         )
     if found is None:
         raise NotFoundError("this project has no campaign of that id")
