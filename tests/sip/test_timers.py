@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitel.sip.timers import MAX_LANES, Timers
+from bitel.sip.transaction import input_of
 from bitel.sip.transaction_tables import (
     INVITE_CLIENT,
     INVITE_SERVER,
@@ -19,7 +20,6 @@ from bitel.sip.transaction_tables import (
     Input,
     State,
     Table,
-    input_of,
 )
 from tests.support.sip_bench import ANSWER, Bench, reply
 

@@ -7,7 +7,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitel.sip.config import Tokens
+from bitel.sip.transaction import Tokens
 
 
 @given(st.lists(st.integers(1, 64), min_size=1, max_size=40), st.integers())

@@ -29,6 +29,7 @@ from bitel.sip.grammar import (
     parameter,
     parse_uri,
     scheme_of,
+    transport_of,
 )
 
 
@@ -190,12 +191,7 @@ def _within(
 
 def _transport_of(uri: URI, usual: Transport) -> Transport | None:
     """The transport of the URI, by default `usual`; None if unsupported."""
-    if uri.scheme == "sips":
-        return Transport.TLS
-    if uri.scheme != "sip":
-        return None
-    named = {name.lower(): value for name, value in uri.parameters.items()}.get("transport")
     try:
-        return Transport(named.upper()) if named else usual
+        return transport_of(uri, usual) if uri.scheme in {"sip", "sips"} else None
     except ValueError:
         return None

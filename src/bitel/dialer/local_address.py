@@ -10,7 +10,7 @@ from typing import Final
 import structlog
 
 from bitel.sip import RequestDone
-from bitel.sip.grammar import Address, GrammarError, host_in_uri, parameter, split_list
+from bitel.sip.grammar import Address, host_in_uri, parameter, split_list
 
 log = structlog.get_logger(__name__)
 
@@ -79,10 +79,7 @@ def where_seen(done: RequestDone) -> tuple[str, str]:
 
     The source port of a TCP or TLS connection is omitted.
     """
-    try:
-        via = split_list(next(value for name, value in done.headers if name == "via"))[0]
-    except (StopIteration, IndexError, GrammarError):
-        return "", ""
+    via = (split_list(done.header("via")) or [""])[0]
     sent, _, parameters = via.partition(";")
     protocol, _, says = sent.rpartition(" ")
     received = parameter(f";{parameters}", "received")

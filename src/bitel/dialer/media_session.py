@@ -86,9 +86,8 @@ class MediaSession:
 
         `answered_for` is the time since the answer in seconds.
         """
-        held = _is_hold(agreed)
         self._port = port
-        spec = self._spec(agreed, held=held)
+        spec = self._spec(agreed, held=_is_hold(agreed))
         self._stream = self._streamer.play(spec, playlist, self._ended, self._fell_silent)
         longest = self._longest
         if longest < math.inf and not self.over.done():
@@ -96,7 +95,7 @@ class MediaSession:
             # A little earlier, so that the last second is not billed beyond the limit.
             left = longest - answered_for - _BEFORE_LIMIT
             self._end_timer = self._loop.call_later(max(0.0, left), self.stop, why)
-        self._has_changed(agreed, awaited=spec.awaited, held=held)
+        self._has_changed(agreed, spec)
 
     def follow(self, changed: MediaChanged) -> None:
         """Apply a change of destination, payload type, packet length or direction.
@@ -104,20 +103,14 @@ class MediaSession:
         An unusable address counts as hold. The codec of a call never changes.
         """
         agreed = changed.agreed
-        held = _is_hold(agreed)
+        spec = self._spec(agreed, held=_is_hold(agreed))
         try:
-            awaited = self._change(agreed, held=held)
+            self._streamer.change(self._stream, spec)
         except RemoteAddressError as fault:
             log.warning("media_not_followed", fault=str(fault))
-            held = True
-            awaited = self._change(agreed, held=True)
-        self._has_changed(agreed, awaited=awaited, held=held)
-
-    def _change(self, agreed: NegotiatedMedia, *, held: bool) -> bool:
-        """Apply `agreed`; returns whether the stream waits for remote RTP."""
-        spec = self._spec(agreed, held=held)
-        self._streamer.change(self._stream, spec)
-        return spec.awaited
+            spec = self._spec(agreed, held=True)
+            self._streamer.change(self._stream, spec)
+        self._has_changed(agreed, spec)
 
     def _spec(self, agreed: NegotiatedMedia, *, held: bool) -> StreamSpec:
         remote, awaited = self._followed(agreed.remote)
@@ -149,14 +142,14 @@ class MediaSession:
         self.unfollowed = True
         return (self._origin, port), True
 
-    def _has_changed(self, agreed: NegotiatedMedia, *, awaited: bool, held: bool) -> None:
+    def _has_changed(self, agreed: NegotiatedMedia, spec: StreamSpec) -> None:
         """Record whether the remote may send, and start the timer for its first RTP."""
         if self._latch_timer is not None:
             self._latch_timer.cancel()
             self._latch_timer = None
-        if awaited and not held and not self.over.done():
+        if spec.awaited and not spec.held and not self.over.done():
             self._latch_timer = self._loop.call_later(AWAITED_FOR, self._stop_if_unheard)
-        if held or agreed.direction not in _THEY_SEND:
+        if spec.held or agreed.direction not in _THEY_SEND:
             self._sending_since = None
         elif self._sending_since is None:
             self._sending_since = self._loop.time()

@@ -127,7 +127,7 @@ class Registration:
             self._valid_until = self._clock() + granted
             return max(1.0, granted * self._rng.uniform(0.8, 0.9))
         if done.code == 423:
-            least = _seconds(_header(done, "min-expires"))
+            least = _seconds(done.header("min-expires"))
             if least is not None and self._expiry < least <= LONGEST_EXPIRY:
                 self._expiry = least
                 return 0.0
@@ -137,7 +137,7 @@ class Registration:
         if done.why == "response":
             # Refused. Without a response, the binding may be valid until it expires.
             self._valid_until = 0.0
-        return max(self.fail(), min(_seconds(_header(done, "retry-after")) or 0, LONGEST_PAUSE))
+        return max(self.fail(), min(_seconds(done.header("retry-after")) or 0, LONGEST_PAUSE))
 
     def fail(self) -> float:
         """Count a failure; returns the seconds until the next try."""
@@ -150,7 +150,7 @@ class Registration:
         contacts = [
             contact
             for name, line in done.headers
-            if name.lower() == "contact"
+            if name == "contact"
             for contact in split_list(line)
         ]
         for contact in contacts:
@@ -166,7 +166,7 @@ class Registration:
                 seconds = _seconds(value)
                 if name.strip() == "expires" and seconds is not None:
                     return min(seconds, LONGEST_EXPIRY)
-        seconds = _seconds(_header(done, "expires"))
+        seconds = _seconds(done.header("expires"))
         return self._expiry if seconds is None else min(seconds, LONGEST_EXPIRY)
 
 
@@ -243,10 +243,6 @@ class RegistrationClient:
     def _choose(self, addresses: Sequence[Address]) -> Address:
         usable = [each for each in addresses if self._health.usable(each)] or list(addresses)
         return usable[self._registration.failures % len(usable)]
-
-
-def _header(done: RequestDone, wanted: str) -> str:
-    return next((value for name, value in done.headers if name.lower() == wanted), "")
 
 
 def _seconds(text: str) -> int | None:

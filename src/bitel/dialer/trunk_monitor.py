@@ -106,6 +106,7 @@ class TrunkMonitor:
         self._uncertain: dict[Address, CircuitBreaker] = {}
         self._paused_reason = ""
         self._resolver = resolver or Resolver(monotonic, ipv6=":" in config.bind[0])
+        self.find_host = self._resolver.find_host
         next_hops = [*config.trunks, *map(config.next_hop, config.trunks)]
         self._literal_hosts = {
             ip_literal(hop.address.host) for hop in next_hops if hop.address is not None
@@ -168,10 +169,6 @@ class TrunkMonitor:
                 fault = fault or failed
         assert fault is not None, "a dialer has at least one trunk"
         raise fault
-
-    async def find_host(self, host: str) -> str:
-        """An IP address of `host`; see `Resolver.find_host`."""
-        return await self._resolver.find_host(host)
 
     def start(self, transport: SipTransport, on_silence: Callable[[Address], None]) -> None:
         """Start pings, and registrations if configured; `on_silence` as in `Pinger`."""

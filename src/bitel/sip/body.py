@@ -65,13 +65,13 @@ class _Part(NamedTuple):
 
     @property
     def handling(self) -> str:
-        """The handling parameter: "optional", "required", or "" where it is missing."""
+        """The handling parameter: "optional", "required", or "" if missing."""
         written = parameter(self.disposition, "handling") or ""
         return written.strip('"').lower()
 
     @property
     def is_session(self) -> bool:
-        """Whether this is a session description of the session itself (RFC 3261 §20.11)."""
+        """Whether this is the description of the session (RFC 3261 §20.11)."""
         purpose = self.disposition.partition(";")[0].strip().lower()
         return self.media_type == SDP and not self.is_encoded and purpose in ("", "session")
 

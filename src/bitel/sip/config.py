@@ -1,8 +1,7 @@
-"""Configuration of a user agent, its identifying headers, and random tokens."""
+"""Configuration of a user agent, and the headers that identify it."""
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 
 from bitel.sip.grammar import HostPort, Transport, host_in_uri
@@ -84,24 +83,3 @@ class Identity:
             self.via[transport] = f"SIP/2.0/{transport} {sent_by};rport{alias};branch=z9hG4bK"
             named = "" if transport is Transport.UDP else f";transport={transport.lower()}"
             self.contact[transport] = ("Contact", f"<sip:{sent_by}{named}>")
-
-
-class Tokens:
-    """Unpredictable digits for tags, branches, Call-IDs and cnonces."""
-
-    POOL = 4096
-    """Bytes drawn at a time, because a system call for each token is slow."""
-
-    def __init__(self, rng: random.Random) -> None:
-        self._rng = rng
-        self._at = 0
-        self._digits = ""
-
-    def take(self, digits: int) -> str:
-        """Random hexadecimal digits, at most 2 * `POOL`."""
-        start, end = self._at, self._at + digits
-        if end > len(self._digits):
-            self._digits = self._rng.randbytes(self.POOL).hex()
-            start, end = 0, digits
-        self._at = end
-        return self._digits[start:end]

@@ -179,6 +179,10 @@ class RequestDone:
     cseq: int = 1
     from_tag: str = ""
 
+    def header(self, name: str) -> str:
+        """The first value line of a header, given in lower case; "" if it is missing."""
+        return next((value for key, value in self.headers if key == name), "")
+
 
 Event = (
     Provisional

@@ -189,15 +189,15 @@ def _read_ip_address(uri: str, usual: Transport) -> Address | None:
     try:
         parsed = parse_uri(uri)
         host = ip_literal(parsed.host.strip("[]"))
-        transport = _transport_of(parsed, usual)
+        transport = transport_of(parsed, usual)
     except ValueError:
         return None
     port = DEFAULT_PORTS[transport] if parsed.port is None else parsed.port
     return Address(host, port, transport) if 0 < port <= MAX_PORT else None
 
 
-def _transport_of(uri: URI, usual: Transport) -> Transport:
-    """Raises ValueError for an unsupported transport."""
+def transport_of(uri: URI, usual: Transport) -> Transport:
+    """The transport that a SIP URI names, else `usual`. Raises ValueError if unsupported."""
     if uri.scheme == "sips":
         return Transport.TLS
     for name, value in uri.parameters.items():

@@ -20,7 +20,7 @@ from bitel.sip.grammar import (
     split_address,
     split_list,
 )
-from bitel.sip.message import Message, MessageError, Request, Response, parse, sent_by_of
+from bitel.sip.message import SUPPORTED, Message, MessageError, Request, Response, parse, sent_by_of
 
 MAX_CONTACTS = 10
 """URIs of a redirection that are considered."""
@@ -151,6 +151,17 @@ def is_interval_too_small(message: Message) -> bool:
     """Whether a request must be refused with 422 and our Min-SE (RFC 4028 §8.1)."""
     asked = session_expires_of(message)
     return asked is not None and asked.seconds < MIN_SE and supports_timer(message)
+
+
+def session_timer_headers(asked: int, min_se: int) -> tuple[tuple[str, str], ...]:
+    """Supported and the session timer headers of our INVITE.
+
+    `asked` is the interval in seconds, 0 for no timer; `min_se` that of a 422, 0 without one.
+    """
+    if not asked:
+        return (("Supported", "100rel"),)
+    headers = (("Supported", SUPPORTED), ("Session-Expires", str(max(asked, min_se))))
+    return (*headers, ("Min-SE", str(min_se))) if min_se else headers
 
 
 def _option_tags(message: Message, name: str) -> list[str]:

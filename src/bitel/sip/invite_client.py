@@ -21,6 +21,7 @@ from bitel.sip.headers import (
     redirected_to,
     retry_after_of,
     rseq_of,
+    session_timer_headers,
 )
 from bitel.sip.invite_dialog import Call, CallTable, InviteDialog
 from bitel.sip.message import (
@@ -33,11 +34,13 @@ from bitel.sip.message import (
     Response,
     one_line,
     printable,
+    split_routes,
 )
 from bitel.sip.sdp import Negotiation, SdpError, SessionDescription
-from bitel.sip.session_timer import MAX_RAISES, invite_headers
+from bitel.sip.session_timer import MAX_RAISES
 from bitel.sip.timers import Timer
 from bitel.sip.transaction import (
+    FAILURE_CODES,
     NULL_USER,
     ClientTransaction,
     Failure,
@@ -121,14 +124,14 @@ class InviteClient(Call):
     def _send_invite(self, now: float) -> None:
         invitation, layer = self._invitation, self._layer
         transport = invitation.destination.transport
-        routes = tuple([value for name, value in invitation.headers if name.lower() == "route"])
+        routes, others = split_routes(invitation.headers)
         headers = (
             layer.identity.contact[transport],
             ("Allow", ALLOW),
             layer.identity.user_agent,
-            *invite_headers(layer.config.session_expires, self._min_se),
+            *session_timer_headers(layer.config.session_expires, self._min_se),
             SDP_TYPE,
-            *[each for each in invitation.headers if each[0].lower() != "route"],
+            *others,
         )
         if self._authentication is not None:
             headers += self._authentication.headers("INVITE", invitation.request_uri)
@@ -240,14 +243,11 @@ class InviteClient(Call):
         """End the call: the INVITE timed out or could not be sent."""
         if self._is_over and not self._is_given_up:
             return
-        if self._is_given_up:
-            pass  # already reported
-        elif self._cancel_wanted:
-            self._fail(487, "canceled", now)
-        elif why == "timeout":
-            self._fail(408, "timeout", now)
-        else:
-            self._fail(503, "transport", now)
+        if not self._is_given_up:  # else already reported
+            if self._cancel_wanted:
+                self._fail(487, "canceled", now)
+            else:
+                self._fail(FAILURE_CODES[why], why, now)
         self._calls.keep_given_up(self, now)
 
     def timer_fired(self, name: str, now: float) -> None:
@@ -364,12 +364,11 @@ class InviteClient(Call):
         is_challenged = authentication is not None and is_challenge(code)
         if self._is_canceled or (self._cancel_wanted and is_challenged and not self._rang):
             self._fail(487, "canceled", now, response)
-        elif self._rang or self._cancel_wanted:
-            # After an 18x another INVITE would ring the phone a second time.
-            self._fail(code, "auth" if is_challenged else "response", now, response)
-        elif (
-            authentication is not None and authentication.learn(response, self._tries)
-        ) or self._raise_session_expires(response):
+        # After an 18x another INVITE would ring the phone a second time.
+        elif not (self._rang or self._cancel_wanted) and (
+            (authentication is not None and authentication.learn(response, self._tries))
+            or self._raise_session_expires(response)
+        ):
             self._send_another_invite(now)
         else:
             self._fail(code, "auth" if is_challenged else "response", now, response)

@@ -20,7 +20,7 @@ MAX_HEAD = 16384
 MAX_HEADERS = 128
 MAX_VIAS = 70
 """Via values of a request: each proxy adds one, and Max-Forwards starts at 70."""
-MAX_CSEQ = 2**31
+MAX_CSEQ = 2**31 - 1
 
 _COMPACT = {
     "a": "accept-contact",
@@ -186,7 +186,7 @@ class Message:
         return {name: self.lines(name) for name in self._layout.places}
 
     @property
-    def printable_headers(self) -> tuple[tuple[str, str], ...]:
+    def printable_headers(self) -> Headers:
         """All headers, one pair a line, as `printable` text."""
         return tuple(
             (name, printable(value)) for name, lines in self.headers.items() for value in lines
@@ -300,7 +300,7 @@ def _cseq(value: str) -> tuple[int, str]:
     number, _, method = value.strip().partition(" ")
     if len(number) > 10 or not number.isdigit() or not number.isascii():
         raise MessageError("the CSeq header needs a number and a method")
-    if int(number) >= MAX_CSEQ:
+    if int(number) > MAX_CSEQ:
         raise MessageError("the CSeq number is 2^31 or more")
     return int(number), method.strip()
 
@@ -459,6 +459,15 @@ def one_line(text: str) -> str:
     return text
 
 
+Headers = tuple[tuple[str, str], ...]
+
+
+def split_routes(headers: Headers) -> tuple[tuple[str, ...], Headers]:
+    """The Route values among `headers`, and the other headers."""
+    routes = tuple([value for name, value in headers if name.lower() == "route"])
+    return routes, tuple([each for each in headers if each[0].lower() != "route"])
+
+
 class RequestTemplate(NamedTuple):
     """A request to be serialised. `from_value` and `to_value` are header values with tags."""
 
@@ -470,7 +479,7 @@ class RequestTemplate(NamedTuple):
     call_id: str
     cseq: int
     routes: tuple[str, ...] = ()
-    headers: tuple[tuple[str, str], ...] = ()
+    headers: Headers = ()
     body: bytes = b""
 
     def to_bytes(self) -> bytes:
@@ -493,7 +502,7 @@ class RequestTemplate(NamedTuple):
         return text.encode("utf-8", "surrogateescape") + body
 
     @property
-    def credentials(self) -> tuple[tuple[str, str], ...]:
+    def credentials(self) -> Headers:
         """The credential headers, which the ACK of a 2xx repeats (§22.1)."""
         headers = self.headers
         return tuple([each for each in headers if "Authorization" in each[0]]) if headers else ()

@@ -9,10 +9,17 @@ from dataclasses import dataclass
 from bitel.sip.auth import Authentication, Credentials, Tries
 from bitel.sip.events import RequestDone
 from bitel.sip.grammar import Address
-from bitel.sip.message import PHRASES, RequestTemplate, Response, one_line, printable
-from bitel.sip.transaction import ClientTransaction, Failure, TransactionLayer
+from bitel.sip.message import (
+    MAX_CSEQ,
+    PHRASES,
+    RequestTemplate,
+    Response,
+    one_line,
+    printable,
+    split_routes,
+)
+from bitel.sip.transaction import FAILURE_CODES, ClientTransaction, Failure, TransactionLayer
 
-MAX_CSEQ = 2**31 - 1
 _METHOD = re.compile(r"[A-Z]{1,32}\Z")
 _OF_DIALOGS = frozenset(("INVITE", "ACK", "CANCEL", "BYE", "PRACK", "UPDATE"))
 
@@ -73,10 +80,9 @@ class RequestClient:
     def _send(self, now: float) -> None:
         outgoing, layer = self._outgoing, self._layer
         transport = outgoing.destination.transport
-        routes = tuple(value for name, value in outgoing.headers if name.lower() == "route")
-        others = [header for header in outgoing.headers if header[0].lower() != "route"]
+        routes, others = split_routes(outgoing.headers)
         if not any(name.lower() == "contact" for name, _ in others):
-            others.insert(0, layer.identity.contact[transport])
+            others = (layer.identity.contact[transport], *others)
         if self._authentication is not None:
             others += self._authentication.headers(outgoing.method, outgoing.request_uri)
         request = RequestTemplate(
@@ -119,7 +125,7 @@ class RequestClient:
         self._fail(why)
 
     def _fail(self, why: Failure) -> None:
-        code = 408 if why == "timeout" else 503
+        code = FAILURE_CODES[why]
         self._report(
             RequestDone(self.call_id, code, PHRASES[code], (), why, self._cseq, self._from_tag)
         )

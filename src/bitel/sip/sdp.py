@@ -368,7 +368,7 @@ class _Audio(NamedTuple):
 
 
 def _choose(session_text: str, media: list[str], names: Sequence[str]) -> tuple[int, int, _Audio]:
-    """Which media section to use, its port, and what it says."""
+    """The index of the media section to use, its port and its audio. Raises `SdpError`."""
     unusable: tuple[int, int, _Audio] | None = None
     fault: SdpError | None = None
     for index, fields in enumerate([_media_fields(section) for section in media]):
@@ -396,7 +396,7 @@ def _media_fields(section: str) -> list[str]:
 
 
 def _read_audio(session_text: str, section: str, fields: list[str]) -> tuple[int, _Audio]:
-    """Port of an audio line, and what it and the session's section say together."""
+    """The port and the audio of a media section."""
     port = _number(fields[1].partition("/")[0], 65536)
     if port is None:
         raise SdpError("the audio line's port is not a number from 0 to 65535")

@@ -17,7 +17,6 @@ from bitel.sip.headers import (
 from bitel.sip.message import (
     ALLOW,
     SDP_TYPE,
-    SUPPORTED,
     Message,
     Request,
     RequestTemplate,
@@ -35,17 +34,6 @@ MAX_RAISES = 2
 TIMER = ("Supported", "timer")
 _WAITING = (State.CALLING, State.TRYING, State.PROCEEDING)
 _REFRESH, _EXPIRY = "refresh", "expiry"
-
-
-def invite_headers(asked: int, min_se: int) -> tuple[tuple[str, str], ...]:
-    """Supported and the session timer headers of our INVITE.
-
-    `asked` is the interval in seconds, 0 for no timer; `min_se` that of a 422, 0 without one.
-    """
-    if not asked:
-        return (("Supported", "100rel"),)
-    headers = (("Supported", SUPPORTED), ("Session-Expires", str(max(asked, min_se))))
-    return (*headers, ("Min-SE", str(min_se))) if min_se else headers
 
 
 def refresh_after(seconds: float) -> float:

@@ -12,7 +12,7 @@ from collections.abc import Container, Iterable
 from dataclasses import replace
 from typing import Literal, Protocol
 
-from bitel.sip.config import AgentConfig, Identity, Tokens
+from bitel.sip.config import AgentConfig, Identity
 from bitel.sip.grammar import Address, HostPort, Transport
 from bitel.sip.headers import has_same_sent_by, reply_route
 from bitel.sip.message import (
@@ -37,7 +37,6 @@ from bitel.sip.transaction_tables import (
     Input,
     State,
     Table,
-    input_of,
 )
 
 TIMER_D = 32.0
@@ -50,6 +49,8 @@ MAX_WITHOUT_TCP = 1000
 MAGIC_COOKIE = "z9hG4bK"
 
 Failure = Literal["timeout", "transport"]
+FAILURE_CODES: dict[Failure, int] = {"timeout": 408, "transport": 503}
+"""The status that stands in for a missing final response (§8.1.3.1)."""
 ServerKey = tuple[str, str, int | None, str]
 MergeKey = tuple[str, str, int]
 """Call-ID, From tag and CSeq of an INVITE, to detect merged requests (§8.2.2.2)."""
@@ -64,6 +65,7 @@ _REPORT_TIMEOUT, _REPORT_TRANSPORT = Action.REPORT_TIMEOUT, Action.REPORT_TRANSP
 _START_A, _START_B, _START_D = Action.START_A, Action.START_B, Action.START_D
 _START_E, _START_F, _START_G = Action.START_E, Action.START_F, Action.START_G
 _START_I, _START_K = Action.START_I, Action.START_K
+_PROVISIONAL, _SUCCESS, _FAILURE = Input.PROVISIONAL, Input.SUCCESS, Input.FAILURE
 _UNANSWERED = (_CALLING, _TRYING)
 _ON_TIMER = {letter: Input(letter) for letter in "ABDEFGHIJKLM"}
 _TIMEOUTS = (Input.TIMER_B, Input.TIMER_F)
@@ -90,6 +92,27 @@ class NullUser:
 
 
 NULL_USER = NullUser()
+
+
+class Tokens:
+    """Unpredictable digits for tags, branches, Call-IDs and cnonces."""
+
+    POOL = 4096
+    """Bytes drawn at a time, because a system call for each token is slow."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._at = 0
+        self._digits = ""
+
+    def take(self, digits: int) -> str:
+        """Random hexadecimal digits, at most 2 * `POOL`."""
+        start, end = self._at, self._at + digits
+        if end > len(self._digits):
+            self._digits = self._rng.randbytes(self.POOL).hex()
+            start, end = 0, digits
+        self._at = end
+        return self._digits[start:end]
 
 
 class TransactionLayer:
@@ -211,6 +234,13 @@ class TransactionLayer:
         while len(self.without_tcp) >= MAX_WITHOUT_TCP:
             del self.without_tcp[next(iter(self.without_tcp))]
         self.without_tcp[destination] = now + WITHOUT_TCP
+
+
+def input_of(code: int) -> Input:
+    """The input for a response with this status."""
+    if code < 200:
+        return _PROVISIONAL
+    return _SUCCESS if code < 300 else _FAILURE
 
 
 class _Transaction:

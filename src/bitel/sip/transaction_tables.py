@@ -167,14 +167,3 @@ INVITE_CLIENT_STREAM = _over_streams(INVITE_CLIENT)
 NON_INVITE_CLIENT_STREAM = _over_streams(NON_INVITE_CLIENT)
 INVITE_SERVER_STREAM = _over_streams(INVITE_SERVER)
 NON_INVITE_SERVER_STREAM = _over_streams(NON_INVITE_SERVER)
-
-
-# Module globals are faster than Enum attributes in Python 3.11.
-_PROVISIONAL, _SUCCESS, _FAILURE = X.PROVISIONAL, X.SUCCESS, X.FAILURE
-
-
-def input_of(code: int) -> Input:
-    """The input for a response of this status."""
-    if code < 200:
-        return _PROVISIONAL
-    return _SUCCESS if code < 300 else _FAILURE
