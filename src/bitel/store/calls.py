@@ -152,11 +152,9 @@ def find_cdr(conn: Connection, project_id: str, call_id: str) -> Cdr | None:
 class LockedCall(Protocol):
     """A locked row of a call that is not final."""
 
-    @property
-    def id(self) -> str: ...
-    @property
-    def due_at(self) -> float | None:
-        """None: an attempt is under way."""
+    id: str
+    due_at: float | None
+    """None: an attempt is under way."""
 
 
 _LOCK: Final = (
