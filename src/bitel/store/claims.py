@@ -276,10 +276,9 @@ class NextDue(NamedTuple):
 
 def next_due(conn: Connection, dialer_id: str, lanes: Collection[Lane] = tuple(Lane)) -> NextDue:
     """When a waiting call of the dialer becomes due in one of the lanes, or in any lane expires."""
+    (row,) = _NEXT_DUE.rows(conn, {"dialer_id": dialer_id})
     if len(lanes) == len(Lane):
-        (row,) = _NEXT_DUE.rows(conn, {"dialer_id": dialer_id})
         return NextDue(row.due_at, row.expires_at)
-    (row,) = _NEXT_EXPIRY.rows(conn, {"dialer_id": dialer_id})
     of_lanes = [
         _NEXT_DUE_IN_LANE.rows(conn, {"dialer_id": dialer_id, "lane": int(lane)})[0].due_at
         for lane in lanes
@@ -381,20 +380,12 @@ _EXPIRED: Final = Statement(
     .limit(bindparam("most"))
     .with_for_update(skip_locked=True)
 )
+_next_due = select(func.min(call.c.due_at).label("due_at")).where(*_of_dialer)
+_next_expiry = select(func.min(call.c.expires_at)).where(*_of_dialer)
 _NEXT_DUE: Final = Statement(
     select(
-        select(func.min(call.c.due_at)).where(*_of_dialer).scalar_subquery().label("due_at"),
-        select(func.min(call.c.expires_at))
-        .where(*_of_dialer)
-        .scalar_subquery()
-        .label("expires_at"),
+        _next_due.scalar_subquery().label("due_at"),
+        _next_expiry.scalar_subquery().label("expires_at"),
     )
 )
-_NEXT_EXPIRY: Final = Statement(
-    select(func.min(call.c.expires_at).label("expires_at")).where(*_of_dialer)
-)
-_NEXT_DUE_IN_LANE: Final = Statement(
-    select(func.min(call.c.due_at).label("due_at")).where(
-        *_of_dialer, call.c.lane == bindparam("lane")
-    )
-)
+_NEXT_DUE_IN_LANE: Final = Statement(_next_due.where(*matches(call.c.lane)))
