@@ -224,6 +224,24 @@ def cancel_requests(conn: Connection, dialer_id: str) -> list[str]:
     return list(conn.execute(_CANCEL_REQUESTS, {"dialer_id": dialer_id}).scalars())
 
 
+# Open attempts are recognised by their claim: with `is_open` SQLite would search all open attempts
+# for each.
+_is_mine = (
+    attempt.c.dialer_id == bindparam("the_dialer"),
+    attempt.c.epoch == bindparam("the_epoch"),
+)
+_is_claimed = (*_is_mine, attempt.c.claim == CLAIMED)
+_MARK_ANSWERED: Final = update_each(
+    "answers", attempt.c.id, attempt.c.answered_at, where=_is_claimed, claim=ANSWERED
+)
+_answers = values_parameter("answers", attempt.c.id, attempt.c.answered_at)
+_ANSWERED_BEFORE: Final = Statement(
+    select(attempt.c.id).where(
+        attempt.c.id.in_(select(_answers.c.id)), *_is_mine, attempt.c.claim == ANSWERED
+    )
+)
+
+
 def mark_answered(conn: Connection, lease: Lease, answered_at: Mapping[str, float]) -> set[str]:
     """Write when these attempts were answered (Unix seconds), by attempt.
 
@@ -242,6 +260,9 @@ def mark_answered(conn: Connection, lease: Lease, answered_at: Mapping[str, floa
     return {row.id for row in _ANSWERED_BEFORE.rows(conn, answers)}
 
 
+_MARK_RINGING: Final = update_each("ringing", attempt.c.id, attempt.c.rang_at, where=_is_claimed)
+
+
 def mark_ringing(conn: Connection, lease: Lease, rang_at: Mapping[str, float]) -> None:
     """Write when these attempts began to ring (Unix seconds), by attempt.
 
@@ -251,6 +272,16 @@ def mark_ringing(conn: Connection, lease: Lease, rang_at: Mapping[str, float]) -
         rows = list(rang_at.items())
         mine = {"the_dialer": lease.dialer_id, "the_epoch": lease.epoch}
         _MARK_RINGING.run(conn, {"ringing": rows, **mine})
+
+
+_of_dialer = (call.c.dialer_id == bindparam("dialer_id"), is_due)
+_EXPIRED: Final = Statement(
+    select(call.c.id)
+    .where(*_of_dialer, call.c.expires_at <= bindparam("now"))
+    .order_by(call.c.expires_at)
+    .limit(bindparam("most"))
+    .with_for_update(skip_locked=True)
+)
 
 
 def expire(conn: Connection, dialer_id: str, now: float, limit: int = 1000) -> int:
@@ -272,6 +303,17 @@ class NextDue(NamedTuple):
     def earliest(self) -> float | None:
         """The earlier time; it may be in the past."""
         return min((at for at in self if at is not None), default=None)
+
+
+_next_due = select(func.min(call.c.due_at).label("due_at")).where(*_of_dialer)
+_next_expiry = select(func.min(call.c.expires_at)).where(*_of_dialer)
+_NEXT_DUE: Final = Statement(
+    select(
+        _next_due.scalar_subquery().label("due_at"),
+        _next_expiry.scalar_subquery().label("expires_at"),
+    )
+)
+_NEXT_DUE_IN_LANE: Final = Statement(_next_due.where(*matches(call.c.lane)))
 
 
 def next_due(conn: Connection, dialer_id: str, lanes: Collection[Lane] = tuple(Lane)) -> NextDue:
@@ -306,6 +348,24 @@ def _without_ended(conn: Connection, picked: list[DueCall], now: float) -> list[
     return [row for row in picked if row.id not in ended]
 
 
+_taken = values_parameter("taken", attempt.c.id, attempt.c.call_id, attempt.c.number)
+_CLAIM_CALLS: Final = Statement(
+    update(call)
+    .where(call.c.id.in_(select(_taken.c.call_id)))
+    .values(due_at=None, attempts=call.c.attempts + 1)
+)
+_BEGIN_ATTEMPTS: Final = insert_rows(
+    _taken,
+    attempt,
+    dialer_id=bindparam("dialer_id", type_=attempt.c.dialer_id.type),
+    epoch=bindparam("epoch", type_=attempt.c.epoch.type),
+    claim=literal(CLAIMED),
+    started_at=bindparam("started_at", type_=attempt.c.started_at.type),
+    ended_by=literal(""),
+    detail=literal(""),
+)
+
+
 def _take(conn: Connection, lease: Lease, rows: list[DueCall], now: float) -> list[Claim]:
     ids = new_ids(now, len(rows))
     claims = [_claim(attempt_id, row, now) for attempt_id, row in zip(ids, rows, strict=True)]
@@ -337,55 +397,3 @@ def _claim(attempt_id: str, row: DueCall, now: float) -> Claim:
         language=row.language or "",
         longest_seconds=row.longest_seconds,
     )
-
-
-_taken = values_parameter("taken", attempt.c.id, attempt.c.call_id, attempt.c.number)
-_CLAIM_CALLS: Final = Statement(
-    update(call)
-    .where(call.c.id.in_(select(_taken.c.call_id)))
-    .values(due_at=None, attempts=call.c.attempts + 1)
-)
-_BEGIN_ATTEMPTS: Final = insert_rows(
-    _taken,
-    attempt,
-    dialer_id=bindparam("dialer_id", type_=attempt.c.dialer_id.type),
-    epoch=bindparam("epoch", type_=attempt.c.epoch.type),
-    claim=literal(CLAIMED),
-    started_at=bindparam("started_at", type_=attempt.c.started_at.type),
-    ended_by=literal(""),
-    detail=literal(""),
-)
-# Open attempts are recognised by their claim: with `is_open` SQLite would search all open attempts
-# for each.
-_is_mine = (
-    attempt.c.dialer_id == bindparam("the_dialer"),
-    attempt.c.epoch == bindparam("the_epoch"),
-)
-_is_claimed = (*_is_mine, attempt.c.claim == CLAIMED)
-_MARK_ANSWERED: Final = update_each(
-    "answers", attempt.c.id, attempt.c.answered_at, where=_is_claimed, claim=ANSWERED
-)
-_MARK_RINGING: Final = update_each("ringing", attempt.c.id, attempt.c.rang_at, where=_is_claimed)
-_answers = values_parameter("answers", attempt.c.id, attempt.c.answered_at)
-_ANSWERED_BEFORE: Final = Statement(
-    select(attempt.c.id).where(
-        attempt.c.id.in_(select(_answers.c.id)), *_is_mine, attempt.c.claim == ANSWERED
-    )
-)
-_of_dialer = (call.c.dialer_id == bindparam("dialer_id"), is_due)
-_EXPIRED: Final = Statement(
-    select(call.c.id)
-    .where(*_of_dialer, call.c.expires_at <= bindparam("now"))
-    .order_by(call.c.expires_at)
-    .limit(bindparam("most"))
-    .with_for_update(skip_locked=True)
-)
-_next_due = select(func.min(call.c.due_at).label("due_at")).where(*_of_dialer)
-_next_expiry = select(func.min(call.c.expires_at)).where(*_of_dialer)
-_NEXT_DUE: Final = Statement(
-    select(
-        _next_due.scalar_subquery().label("due_at"),
-        _next_expiry.scalar_subquery().label("expires_at"),
-    )
-)
-_NEXT_DUE_IN_LANE: Final = Statement(_next_due.where(*matches(call.c.lane)))

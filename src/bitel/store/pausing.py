@@ -62,11 +62,22 @@ class InForce:
 
 
 NONE: Final = InForce()
+_ADD = text(
+    """
+    INSERT INTO pause (scope, target, reason, at, is_restored)
+    VALUES (:scope, :target, :reason, :at, :is_restored)
+    ON CONFLICT (scope, target) DO NOTHING
+    """
+)
 
 
 def add(conn: Connection, new: Pause) -> bool:
     """Pause. False: it was paused already, and keeps its reason."""
     return conn.execute(_ADD, asdict(new)).rowcount == 1
+
+
+_is_pause = matches(pause.c.scope, pause.c.target)
+_REMOVE = delete(pause).where(*_is_pause)
 
 
 def remove(conn: Connection, scope: Scope, target: str) -> Pause | None:
@@ -76,10 +87,16 @@ def remove(conn: Connection, scope: Scope, target: str) -> Pause | None:
     return found
 
 
+_FIND = select(pause).where(*_is_pause)
+
+
 def find(conn: Connection, scope: Scope, target: str) -> Pause | None:
     """The pause that is in force, if there is one."""
     row = conn.execute(_FIND, {"scope": scope, "target": target}).one_or_none()
     return None if row is None else Pause(**row._mapping)
+
+
+_ALL: Final = Statement(select(pause).order_by(pause.c.at, pause.c.scope, pause.c.target))
 
 
 def listing(conn: Connection) -> list[Pause]:
@@ -107,6 +124,12 @@ def note_claims(conn: Connection, dialer_id: str, newest: str) -> None:
     conn.execute(update(dialer).where(is_newer).values(last_attempt=newest))
 
 
+_LAST_ATTEMPT = select(dialer.c.last_attempt).where(*matches(dialer.c.id))
+_HAS_OPEN_CALLS = select(
+    exists(select(call.c.id).where(is_due)) | exists(select(attempt.c.id).where(is_open))
+)
+
+
 def pause_if_older(conn: Connection, dialer_id: str, mark: str, now: float) -> bool:
     """Pause the service if the database does not know the dialer's attempt `mark`.
 
@@ -121,33 +144,6 @@ def pause_if_older(conn: Connection, dialer_id: str, mark: str, now: float) -> b
     return add(conn, Pause(SERVICE, "", reason, now, is_restored=True))
 
 
-def drop_open(conn: Connection, before: float, now: float) -> int:
-    """End up to `CHUNK` calls as UNKNOWN that were placed before `before` (Unix seconds).
-
-    Attempts that a worker left open are ended too. Returns the number of calls; 0: none is left.
-    """
-    wanted = {"before": before, "most": CHUNK}
-    interrupt_attempts(conn, conn.execute(_LEFT_OPEN, wanted).all(), now)
-    ids: Sequence[str] = conn.execute(_OPEN, wanted).scalars().all()
-    end_calls(conn, [CallEnd(each, CallStatus.UNKNOWN, reason=DROPPED) for each in ids], now)
-    return len(ids)
-
-
-_ADD = text(
-    """
-    INSERT INTO pause (scope, target, reason, at, is_restored)
-    VALUES (:scope, :target, :reason, :at, :is_restored)
-    ON CONFLICT (scope, target) DO NOTHING
-    """
-)
-_is_pause = matches(pause.c.scope, pause.c.target)
-_FIND = select(pause).where(*_is_pause)
-_REMOVE = delete(pause).where(*_is_pause)
-_ALL: Final = Statement(select(pause).order_by(pause.c.at, pause.c.scope, pause.c.target))
-_LAST_ATTEMPT = select(dialer.c.last_attempt).where(*matches(dialer.c.id))
-_HAS_OPEN_CALLS = select(
-    exists(select(call.c.id).where(is_due)) | exists(select(attempt.c.id).where(is_open))
-)
 _LEFT_OPEN = (
     select(attempt.c.id, attempt.c.started_at, attempt.c.answered_at)
     .join(call)
@@ -160,3 +156,15 @@ _OPEN = (
     .where(is_waiting, call.c.requested_at < bindparam("before"))
     .limit(bindparam("most"))
 )
+
+
+def drop_open(conn: Connection, before: float, now: float) -> int:
+    """End up to `CHUNK` calls as UNKNOWN that were placed before `before` (Unix seconds).
+
+    Attempts that a worker left open are ended too. Returns the number of calls; 0: none is left.
+    """
+    wanted = {"before": before, "most": CHUNK}
+    interrupt_attempts(conn, conn.execute(_LEFT_OPEN, wanted).all(), now)
+    ids: Sequence[str] = conn.execute(_OPEN, wanted).scalars().all()
+    end_calls(conn, [CallEnd(each, CallStatus.UNKNOWN, reason=DROPPED) for each in ids], now)
+    return len(ids)
