@@ -24,12 +24,12 @@ def add(conn: Connection, project_id: str, e164: str) -> bool:
 
 
 _of_project = do_not_call.c.project_id == bindparam("project_id")
-_REMOVE = delete(do_not_call).where(_of_project, do_not_call.c.e164 == bindparam("e164"))
 
 
 def remove(conn: Connection, project_id: str, e164: str) -> bool:
     """Take a number off the list. False: it was not there."""
-    return conn.execute(_REMOVE, {"project_id": project_id, "e164": e164}).rowcount == 1
+    is_entry = (do_not_call.c.project_id == project_id) & (do_not_call.c.e164 == e164)
+    return conn.execute(delete(do_not_call).where(is_entry)).rowcount == 1
 
 
 _LISTING = next_rows(select(do_not_call.c.e164).where(_of_project), do_not_call.c.e164)

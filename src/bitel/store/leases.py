@@ -67,22 +67,10 @@ def holder(conn: Connection, dialer_id: str) -> Holder:
     return Holder(*row) if row else Holder()
 
 
-_PROBE = text("UPDATE dialer SET epoch = epoch WHERE id = :id")
-
-
 def probe(conn: Connection, dialer_id: str) -> Holder:
     """As `holder`, with a write that changes nothing: it fails on a read-only database."""
-    conn.execute(_PROBE, {"id": dialer_id})
+    conn.execute(update(dialer).where(dialer.c.id == dialer_id).values(epoch=dialer.c.epoch))
     return holder(conn, dialer_id)
-
-
-_FENCE = text(
-    """
-    UPDATE dialer SET epoch = epoch + 1, worker = :worker, installation = :installation,
-        seen_at = :now, up = false
-    WHERE id = :id
-    """
-)
 
 
 def fence(conn: Connection, dialer_id: str, worker: str, installation: str, now: float) -> Holder:
@@ -92,9 +80,11 @@ def fence(conn: Connection, dialer_id: str, worker: str, installation: str, now:
     takes over once the other has ended. Returns the previous row.
     """
     before = holder(conn, dialer_id)
+    fenced = update(dialer).where(dialer.c.id == dialer_id)
     conn.execute(
-        _FENCE, {"id": dialer_id, "worker": worker, "installation": installation, "now": now}
-    )
+        fenced.values(epoch=dialer.c.epoch + 1, worker=worker, installation=installation,
+                      seen_at=now, up=False)
+    )  # fmt: skip
     return before
 
 

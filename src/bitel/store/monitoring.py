@@ -59,12 +59,9 @@ def waiting(conn: Connection, dialer_ids: Iterable[str]) -> Waiting:
     return Waiting(queues, events)
 
 
-_PING = text("SELECT 1")
-
-
 def ping(conn: Connection) -> None:
     """Check that the database answers."""
-    conn.execute(_PING)
+    conn.execute(text("SELECT 1"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +127,10 @@ def _size(path: str) -> int:
         return 0
 
 
-_DATABASE_TIME = select(cast(func.extract("epoch", func.clock_timestamp()), Double))
-
-
 def database_time(conn: Connection) -> float | None:
     """The time by the database server's clock (Unix seconds); None where there is no server."""
     if conn.dialect.name != "postgresql":
         return None
-    now: float = conn.execute(_DATABASE_TIME).scalar_one()
-    return now
+    now = select(cast(func.extract("epoch", func.clock_timestamp()), Double))
+    seconds: float = conn.execute(now).scalar_one()
+    return seconds

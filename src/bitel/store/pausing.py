@@ -26,7 +26,7 @@ from bitel.store.schema import (
     is_waiting,
     pause,
 )
-from bitel.store.sql_batch import Statement, matches
+from bitel.store.sql_batch import Statement
 
 Scope = Literal["service", "dialer", "project"]
 
@@ -76,24 +76,16 @@ def add(conn: Connection, new: Pause) -> bool:
     return conn.execute(_ADD, asdict(new)).rowcount == 1
 
 
-_is_pause = matches(pause.c.scope, pause.c.target)
-_REMOVE = delete(pause).where(*_is_pause)
-
-
 def remove(conn: Connection, scope: Scope, target: str) -> Pause | None:
     """Resume; returns the pause that was in force, if there was one."""
     found = find(conn, scope, target)
-    conn.execute(_REMOVE, {"scope": scope, "target": target})
+    conn.execute(delete(pause).where(pause.c.scope == scope, pause.c.target == target))
     return found
-
-
-_FIND = select(pause).where(*_is_pause)
 
 
 def find(conn: Connection, scope: Scope, target: str) -> Pause | None:
     """The pause that is in force, if there is one."""
-    row = conn.execute(_FIND, {"scope": scope, "target": target}).one_or_none()
-    return None if row is None else Pause(**row._mapping)
+    return next((p for p in listing(conn) if (p.scope, p.target) == (scope, target)), None)
 
 
 _ALL: Final = Statement(select(pause).order_by(pause.c.at, pause.c.scope, pause.c.target))
@@ -124,7 +116,6 @@ def note_claims(conn: Connection, dialer_id: str, newest: str) -> None:
     conn.execute(update(dialer).where(is_newer).values(last_attempt=newest))
 
 
-_LAST_ATTEMPT = select(dialer.c.last_attempt).where(*matches(dialer.c.id))
 _HAS_OPEN_CALLS = select(
     exists(select(call.c.id).where(is_due)) | exists(select(attempt.c.id).where(is_open))
 )
@@ -137,7 +128,8 @@ def pause_if_older(conn: Connection, dialer_id: str, mark: str, now: float) -> b
     later attempts would be made again. Without open calls nothing would be, and nothing is paused.
     Returns whether the service was paused.
     """
-    last = conn.execute(_LAST_ATTEMPT, {"id": dialer_id}).scalar_one_or_none() or ""
+    known = select(dialer.c.last_attempt).where(dialer.c.id == dialer_id)
+    last = conn.execute(known).scalar_one_or_none() or ""
     if not mark or last >= mark or not conn.execute(_HAS_OPEN_CALLS).scalar_one():
         return False
     reason = "the database is older than what this data_dir has dialled with: it is from a backup"

@@ -62,14 +62,12 @@ def note_use(conn: Connection, ids: Collection[str], now: float) -> None:
         conn.execute(_NOTE_USE, {**some, "today": today})
 
 
-_SIZES = select(func.count(), func.coalesce(func.sum(recording.c.duration), 0.0)).where(
-    recording.c.deleted_at.is_(None), *matches(recording.c.project_id)
-)
-
-
 def check_room(conn: Connection, project_id: str, quota: Quota, seconds: float = 0.0) -> None:
     """Raises PayloadTooLargeError where a further recording of `seconds` would exceed the quota."""
-    count, stored = conn.execute(_SIZES, {"project_id": project_id}).one()
+    sizes = select(func.count(), func.coalesce(func.sum(recording.c.duration), 0.0)).where(
+        recording.c.project_id == project_id, recording.c.deleted_at.is_(None)
+    )
+    count, stored = conn.execute(sizes).one()
     if count >= quota.recordings:
         raise PayloadTooLargeError(
             f"this project keeps {count} recordings, the most that it may (limits.recordings); "
@@ -119,15 +117,10 @@ def find(conn: Connection, project_id: str, recording_id: str) -> Recording | No
     return Recording(**row._mapping) if row else None
 
 
-_DURATION = select(recording.c.duration).where(
-    *matches(recording.c.id), recording.c.deleted_at.is_(None)
-)
-
-
 def duration(conn: Connection, recording_id: str) -> float | None:
     """Duration in seconds of any project's recording; None when unknown or deleted."""
-    seconds: float | None = conn.execute(_DURATION, {"id": recording_id}).scalar_one_or_none()
-    return seconds
+    is_it = (recording.c.id == recording_id) & recording.c.deleted_at.is_(None)
+    return conn.execute(select(recording.c.duration).where(is_it)).scalar_one_or_none()
 
 
 _FIND_SPEECH = _OF_PROJECT.where(*matches(recording.c.speech_key))
