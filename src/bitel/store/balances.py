@@ -18,14 +18,7 @@ from bitel.store.sql_batch import Statement, in_equal_chunks, is_among, matches
 
 UNLIMITED = Budget()
 _LIMITED = Statement(
-    sa.select(
-        project.c.id,
-        project.c.balance,
-        project.c.daily_spend,
-        project.c.reserved,
-        project.c.spent_today,
-        project.c.spent_on,
-    )
+    sa.select(*project.c["id", "balance", "daily_spend", "reserved", "spent_today", "spent_on"])
     .where(
         is_among(project.c.id, "asked"),
         sa.or_(project.c.balance.is_not(None), project.c.daily_spend.is_not(None)),
@@ -133,9 +126,7 @@ def write_top_up(conn: Connection, project_id: str, amount: Decimal, now: float)
     conn.execute(sa.insert(ledger_entry).values(entry))
 
 
-_OF_CALLS = sa.select(
-    ledger_entry.c.id, ledger_entry.c.project_id, ledger_entry.c.amount, ledger_entry.c.created_at
-).where(
+_OF_CALLS = sa.select(*ledger_entry.c["id", "project_id", "amount", "created_at"]).where(
     ledger_entry.c.attempt_id.in_(
         sa.select(attempt.c.id).where(attempt.c.call_id.in_(sa.bindparam("ids", expanding=True)))
     )

@@ -34,7 +34,7 @@ class _Placed(NamedTuple):
 
 
 _row = placed_number.c
-_columns = (_row.project_id, _row.e164, _row.placed_at, _row.is_otp)
+_columns = tuple(_row["project_id", "e164", "placed_at", "is_otp"])
 _numbers = values_parameter("numbers", _row.project_id, _row.e164)
 _since: sa.BindParameter[float] = sa.bindparam("since", type_=sa.Double())
 

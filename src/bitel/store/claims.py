@@ -6,7 +6,7 @@ crash `recovery.take_over` deals with the attempts that are still open.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, NamedTuple
@@ -98,13 +98,18 @@ def claim(
         for lane in waiting:
             if lane is not Lane.OTP:
                 fair_queue.postpone(conn, lease.dialer_id, lane, now, closed)
-    claimed: list[Claim] = []
-    for turn in range(_LOOKS):
-        # Calls that can't be dialled must take neither a place nor their project's turn.
-        least = _LOOK_AT if turn else 0
-        picked = _pick(
-            conn, lease.dialer_id, waiting, room, least, now, after_project, closed, paused.projects
+    turns: list[_LaneTurn] = [
+        (
+            lane,
+            after_project.get(lane, ""),
+            paused.projects if lane is Lane.OTP else paused.projects | closed.keys(),
         )
+        for lane in waiting
+    ]
+    claimed: list[Claim] = []
+    for look in range(_LOOKS):
+        # Calls that can't be dialled must take neither a place nor their project's turn.
+        picked = _pick(conn, lease.dialer_id, turns, room, _LOOK_AT if look else 0, now)
         rows = _without_ended(conn, picked, now) if picked else []
         taken, parked = _take_shares(conn, lease, rows, room, now)
         claimed += taken
@@ -147,16 +152,17 @@ def _take_shares(
     return claimed, parked_calls
 
 
+_LaneTurn = tuple[Lane, str, Set[str]]
+"""A lane, the project after which its turns begin, and the projects that have no turn."""
+
+
 def _pick(
     conn: Connection,
     dialer_id: str,
-    lanes: Iterable[Lane],
+    turns: Iterable[_LaneTurn],
     room: Room,
     least: int,
     now: float,
-    after_project: Mapping[Lane, str],
-    closed: Mapping[str, float],
-    paused: frozenset[str],
 ) -> list[DueCall]:
     """Due calls, lane by lane, within a lane one of each project in turn.
 
@@ -165,19 +171,16 @@ def _pick(
     """
     picked: list[DueCall] = []
     others = max(room.others, least)
-    for lane in lanes:
-        is_otp = lane is Lane.OTP
-        most = max(room.channels, least) if is_otp else others
+    for lane, after, closed in turns:
+        most = max(room.channels, least) if lane is Lane.OTP else others
         if most > 0:
-            after = after_project.get(lane, "")
-            shut = {**dict.fromkeys(paused, now), **({} if is_otp else closed)}
-            of_lane = fair_queue.pick(conn, dialer_id, lane, most, now, after, shut)
+            of_lane = fair_queue.pick(conn, dialer_id, lane, most, now, after, closed)
             picked += fair_queue.one_of_each(of_lane)
-            others -= 0 if is_otp else len(of_lane)
+            others -= 0 if lane is Lane.OTP else len(of_lane)
     return picked
 
 
-_CLAIMED_AT: Final = select(attempt.c.id, attempt.c.call_id, attempt.c.started_at).where(
+_CLAIMED_AT: Final = select(*attempt.c["id", "call_id", "started_at"]).where(
     *matches(attempt.c.dialer_id, attempt.c.epoch),
     attempt.c.started_at.in_(bindparam("claimed_at", expanding=True)),
     is_open,
@@ -348,7 +351,7 @@ def _without_ended(conn: Connection, picked: list[DueCall], now: float) -> list[
     return [row for row in picked if row.id not in ended]
 
 
-_taken = values_parameter("taken", attempt.c.id, attempt.c.call_id, attempt.c.number)
+_taken = values_parameter("taken", *attempt.c["id", "call_id", "number"])
 _CLAIM_CALLS: Final = Statement(
     update(call)
     .where(call.c.id.in_(select(_taken.c.call_id)))

@@ -340,7 +340,7 @@ _CALL_COLUMNS: Final = (
 CALLS: Final = FairQueue(
     call,
     columns=(
-        *(call.c[name] for name in _CALL_COLUMNS),
+        *call.c[_CALL_COLUMNS],
         sa.select(sa.literal_column("1"))
         .where(do_not_call.c.project_id == call.c.project_id, do_not_call.c.e164 == call.c.e164)
         .scalar_subquery()

@@ -56,7 +56,7 @@ class TakeOverTerms(NamedTuple):
     """Seconds by which the former worker's clock is ahead of ours, at least; negative: behind."""
 
 
-_HOLDER = select(dialer.c.epoch, dialer.c.worker, dialer.c.installation, dialer.c.seen_at).where(
+_HOLDER = select(*dialer.c["epoch", "worker", "installation", "seen_at"]).where(
     *matches(dialer.c.id)
 )
 

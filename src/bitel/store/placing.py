@@ -42,10 +42,11 @@ _LONGEST_NUMBER: Final = 64
 _money, _written = Money(), FreeText(_LONGEST_NUMBER)
 _ANY: Final = DefaultDialect()
 """For types that store the same in each kind of database."""
+
 _each = values_parameter(
     "rows",
-    *(call.c[name] for name in _TERMS),
-    *(call.c.id, call.c.phone_number, call.c.e164, call.c.reserved, call.c.digits, call.c.due_at),
+    *call.c[_TERMS],
+    *call.c["id", "phone_number", "e164", "reserved", "digits", "due_at"],
 )
 _INSERT_EACH: Final = insert_rows(_each, call, retries_left=_each.c.retry_count, **UNTRIED)
 

@@ -40,16 +40,8 @@ class Recovered:
 
 _LEFT_OPEN = (
     select(
-        attempt.c.id,
-        attempt.c.call_id,
-        attempt.c.claim,
-        attempt.c.started_at,
-        attempt.c.answered_at,
-        attempt.c.rang_at,
-        call.c.expires_at,
-        call.c.retries_left,
-        call.c.retry_interval,
-        call.c.uncertain,
+        *attempt.c["id", "call_id", "claim", "started_at", "answered_at", "rang_at"],
+        *call.c["expires_at", "retries_left", "retry_interval", "uncertain"],
     )
     .join(call)
     .where(*matches(attempt.c.dialer_id), is_open)

@@ -96,12 +96,10 @@ def _is_on(project_id: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
 
 _QUEUE: Final = FairQueue(
     webhook_event,
-    columns=tuple(
-        webhook_event.c[name] for name in ("id", "project_id", "due_at", "tries", "call_id")
-    ),
+    columns=tuple(webhook_event.c["id", "project_id", "due_at", "tries", "call_id"]),
     joined=(
-        *(project.c.webhook_url, project.c.webhook_secret, call.c.campaign_id, call.c.status),
-        *(call.c.bill_seconds, call.c.phone_number, call.c.requested_at, call.c.price),
+        *project.c["webhook_url", "webhook_secret"],
+        *call.c["campaign_id", "status", "bill_seconds", "phone_number", "requested_at", "price"],
     ),
     joins=lambda event: (
         (project, project.c.id == event.c.project_id),
@@ -165,9 +163,7 @@ _WRITE_TRIES: Final = Statement(
         sa.select(*_tries.c).join(webhook_event, webhook_event.c.id == _tries.c.event_id),
     )
 )
-_results = values_parameter(
-    "results", webhook_event.c.id, webhook_event.c.state, webhook_event.c.due_at
-)
+_results = values_parameter("results", *webhook_event.c["id", "state", "due_at"])
 _WRITE_STATES: Final = Statement(
     sa.update(webhook_event)
     .where(
