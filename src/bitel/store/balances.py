@@ -17,6 +17,15 @@ from bitel.store.schema import attempt, ledger_entry, project
 from bitel.store.sql_batch import Statement, in_equal_chunks, is_among, matches
 
 UNLIMITED = Budget()
+_LIMITED = Statement(
+    sa.select(*project.c["id", "balance", "daily_spend", "reserved", "spent_today", "spent_on"])
+    .where(
+        is_among(project.c.id, "asked"),
+        sa.or_(project.c.balance.is_not(None), project.c.daily_spend.is_not(None)),
+    )
+    .order_by(project.c.id)
+    .with_for_update(key_share=True)
+)
 
 
 def open_budgets(conn: Connection, projects: Collection[str], now: float) -> dict[str, Budget]:
@@ -33,6 +42,11 @@ def open_budgets(conn: Connection, projects: Collection[str], now: float) -> dic
     return {project_id: limited.get(project_id, UNLIMITED) for project_id in projects}
 
 
+_the_project = project.c.id == sa.bindparam("the_project")
+_amount = sa.bindparam("amount", type_=project.c.reserved.type)
+_RESERVE = sa.update(project).where(_the_project).values(reserved=project.c.reserved + _amount)
+
+
 def reserve(conn: Connection, amounts: Mapping[str, Decimal]) -> None:
     """Reserve these amounts, by project; negative ones are released."""
     # In the same order everywhere, to avoid deadlocks.
@@ -41,36 +55,6 @@ def reserve(conn: Connection, amounts: Mapping[str, Decimal]) -> None:
         conn.execute(_RESERVE, rows)
 
 
-def charge(conn: Connection, amounts: Mapping[str, Decimal], now: float) -> None:
-    """Subtract these amounts, by project, from balances, and add them to the spending of today."""
-    rows = [
-        {"the_project": key, "amount": amounts[key], "today": day_of(now)}
-        for key in sorted(amounts)
-        if amounts[key]
-    ]
-    if rows:
-        conn.execute(_CHARGE, rows)
-
-
-_LIMITED = Statement(
-    sa.select(
-        project.c.id,
-        project.c.balance,
-        project.c.daily_spend,
-        project.c.reserved,
-        project.c.spent_today,
-        project.c.spent_on,
-    )
-    .where(
-        is_among(project.c.id, "asked"),
-        sa.or_(project.c.balance.is_not(None), project.c.daily_spend.is_not(None)),
-    )
-    .order_by(project.c.id)
-    .with_for_update(key_share=True)
-)
-_the_project = project.c.id == sa.bindparam("the_project")
-_amount = sa.bindparam("amount", type_=project.c.reserved.type)
-_RESERVE = sa.update(project).where(_the_project).values(reserved=project.c.reserved + _amount)
 _today = sa.bindparam("today", type_=project.c.spent_on.type)
 # A worker whose clock is slightly behind at midnight must not reset the new day.
 _is_new_day = project.c.spent_on < _today
@@ -83,6 +67,17 @@ _CHARGE = (
         spent_on=sa.case((_is_new_day, _today), else_=project.c.spent_on),
     )
 )
+
+
+def charge(conn: Connection, amounts: Mapping[str, Decimal], now: float) -> None:
+    """Subtract these amounts, by project, from balances, and add them to the spending of today."""
+    rows = [
+        {"the_project": key, "amount": amounts[key], "today": day_of(now)}
+        for key in sorted(amounts)
+        if amounts[key]
+    ]
+    if rows:
+        conn.execute(_CHARGE, rows)
 
 
 DAY: Final = 86_400.0
@@ -107,6 +102,15 @@ class LedgerEntry:
     """Why a call's length and price do not agree; empty where they do."""
 
 
+_AFTER_ALL: Final = "g"  # identifiers are hex
+_ENTRIES = (
+    sa.select(ledger_entry)
+    .where(*matches(ledger_entry.c.project_id), ledger_entry.c.id < sa.bindparam("before"))
+    .order_by(ledger_entry.c.id.desc())
+    .limit(sa.bindparam("most"))
+)
+
+
 def entries(
     conn: Connection, project_id: str, limit: int = 100, before: str | None = None
 ) -> list[LedgerEntry]:
@@ -120,6 +124,21 @@ def write_top_up(conn: Connection, project_id: str, amount: Decimal, now: float)
     entry: dict[str, Any] = {"id": new_id(now), "project_id": project_id, "kind": "top-up",
                              "amount": amount, "created_at": now}  # fmt: skip
     conn.execute(sa.insert(ledger_entry).values(entry))
+
+
+_OF_CALLS = sa.select(*ledger_entry.c["id", "project_id", "amount", "created_at"]).where(
+    ledger_entry.c.attempt_id.in_(
+        sa.select(attempt.c.id).where(attempt.c.call_id.in_(sa.bindparam("ids", expanding=True)))
+    )
+)
+_CARRY = sa.text(
+    """
+    INSERT INTO ledger_entry (id, project_id, kind, amount, created_at)
+    VALUES (:id, :project_id, :kind, :amount, :at)
+    ON CONFLICT (id) DO UPDATE SET amount = ledger_entry.amount + excluded.amount
+    """
+).bindparams(sa.bindparam("amount", type_=ledger_entry.c.amount.type))
+_DELETE = sa.delete(ledger_entry).where(ledger_entry.c.id.in_(sa.bindparam("ids", expanding=True)))
 
 
 def carry_over(conn: Connection, calls: dict[str, list[str]]) -> None:
@@ -143,27 +162,3 @@ def carry_over(conn: Connection, calls: dict[str, list[str]]) -> None:
             "at": day * DAY,
         }
         conn.execute(_CARRY, entry)
-
-
-_AFTER_ALL: Final = "g"  # identifiers are hex
-_ENTRIES = (
-    sa.select(ledger_entry)
-    .where(*matches(ledger_entry.c.project_id), ledger_entry.c.id < sa.bindparam("before"))
-    .order_by(ledger_entry.c.id.desc())
-    .limit(sa.bindparam("most"))
-)
-_OF_CALLS = sa.select(
-    ledger_entry.c.id, ledger_entry.c.project_id, ledger_entry.c.amount, ledger_entry.c.created_at
-).where(
-    ledger_entry.c.attempt_id.in_(
-        sa.select(attempt.c.id).where(attempt.c.call_id.in_(sa.bindparam("ids", expanding=True)))
-    )
-)
-_CARRY = sa.text(
-    """
-    INSERT INTO ledger_entry (id, project_id, kind, amount, created_at)
-    VALUES (:id, :project_id, :kind, :amount, :at)
-    ON CONFLICT (id) DO UPDATE SET amount = ledger_entry.amount + excluded.amount
-    """
-).bindparams(sa.bindparam("amount", type_=ledger_entry.c.amount.type))
-_DELETE = sa.delete(ledger_entry).where(ledger_entry.c.id.in_(sa.bindparam("ids", expanding=True)))

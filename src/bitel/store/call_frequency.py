@@ -33,6 +33,38 @@ class _Placed(NamedTuple):
     is_otp: bool
 
 
+_row = placed_number.c
+_columns = tuple(_row["project_id", "e164", "placed_at", "is_otp"])
+_numbers = values_parameter("numbers", _row.project_id, _row.e164)
+_since: sa.BindParameter[float] = sa.bindparam("since", type_=sa.Double())
+
+
+def _placed_in_sqlite() -> sa.Select[tuple[str, str, float, bool]]:
+    is_number = equals("sqlite", _columns[:2], tuple(_numbers.c))
+    found = sa.select(*_columns).select_from(_numbers.join(placed_number, is_number))
+    return found.where(_row.placed_at > _since)
+
+
+def _placed_in_postgresql() -> sa.Select[tuple[str, str, float, bool]]:
+    # As in `sql_batch.equals`, with the index's third column.
+    key, number = sa.tuple_(*_columns[:3]), tuple(_numbers.c)
+    of_number = (
+        sa.select(*_columns)
+        .where(
+            key > sa.tuple_(*number, _since),
+            key <= sa.tuple_(*number, sa.literal_column("'infinity'::float8")),
+        )
+        .order_by(*_columns[:3])
+        .correlate(_numbers)
+        .lateral("of_number")
+    )
+    return sa.select(*of_number.c).select_from(_numbers.join(of_number, sa.true()))
+
+
+_PLACED: Final = Statement(_placed_in_sqlite(), postgresql=_placed_in_postgresql())
+_COUNT: Final = insert_rows(values_parameter("rows", *_columns), placed_number)
+
+
 class CallFrequency:
     """The recent calls to the numbers that one transaction places calls to.
 
@@ -97,6 +129,13 @@ class CallFrequency:
         )
 
 
+_LOCK: Final = sa.select(
+    sa.func.pg_advisory_xact_lock(
+        sa.func.hashtextextended(sa.bindparam("the_project"), sa.literal(1, sa.BigInteger()))
+    )
+)
+
+
 def open_frequency(
     conn: Connection,
     numbers: Mapping[str, Iterable[str]],
@@ -123,46 +162,6 @@ def open_frequency(
     return frequency
 
 
-def forget_old(conn: Connection, now: float, limit: int) -> None:
-    """Delete up to `limit` rows that no longer count towards any limit."""
-    conn.execute(_FORGET, {"before": now - DAY, "most": limit})
-
-
-_LOCK: Final = sa.select(
-    sa.func.pg_advisory_xact_lock(
-        sa.func.hashtextextended(sa.bindparam("the_project"), sa.literal(1, sa.BigInteger()))
-    )
-)
-_row = placed_number.c
-_columns = (_row.project_id, _row.e164, _row.placed_at, _row.is_otp)
-_numbers = values_parameter("numbers", _row.project_id, _row.e164)
-_since: sa.BindParameter[float] = sa.bindparam("since", type_=sa.Double())
-
-
-def _placed_in_sqlite() -> sa.Select[tuple[str, str, float, bool]]:
-    is_number = equals("sqlite", _columns[:2], tuple(_numbers.c))
-    found = sa.select(*_columns).select_from(_numbers.join(placed_number, is_number))
-    return found.where(_row.placed_at > _since)
-
-
-def _placed_in_postgresql() -> sa.Select[tuple[str, str, float, bool]]:
-    # As in `sql_batch.equals`, with the index's third column.
-    key, number = sa.tuple_(*_columns[:3]), tuple(_numbers.c)
-    of_number = (
-        sa.select(*_columns)
-        .where(
-            key > sa.tuple_(*number, _since),
-            key <= sa.tuple_(*number, sa.literal_column("'infinity'::float8")),
-        )
-        .order_by(*_columns[:3])
-        .correlate(_numbers)
-        .lateral("of_number")
-    )
-    return sa.select(*of_number.c).select_from(_numbers.join(of_number, sa.true()))
-
-
-_PLACED: Final = Statement(_placed_in_sqlite(), postgresql=_placed_in_postgresql())
-_COUNT: Final = insert_rows(values_parameter("rows", *_columns), placed_number)
 _FORGET: Final = sa.delete(placed_number).where(
     placed_number.c.id.in_(
         sa.select(placed_number.c.id)
@@ -171,3 +170,8 @@ _FORGET: Final = sa.delete(placed_number).where(
         .limit(sa.bindparam("most"))
     )
 )
+
+
+def forget_old(conn: Connection, now: float, limit: int) -> None:
+    """Delete up to `limit` rows that no longer count towards any limit."""
+    conn.execute(_FORGET, {"before": now - DAY, "most": limit})

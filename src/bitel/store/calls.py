@@ -54,11 +54,10 @@ class Cdr:
 
 # In the order of the fields of `Call`.
 CALL_COLUMNS: Final = tuple(
-    call.c[name]
-    for name in (
+    call.c[
         "id", "project_id", "campaign_id", "phone_number", "status", "bill_seconds",
         "requested_at", "executed_at", "price", "reason", "finished_at",
-    )
+    ]
 )  # fmt: skip
 _STATUS: Final = CALL_COLUMNS.index(call.c.status)
 _is_call = matches(call.c.id, call.c.project_id)

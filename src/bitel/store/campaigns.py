@@ -54,6 +54,19 @@ def add(conn: Connection, new: Campaign) -> None:
     conn.execute(insert(campaign).values(asdict(new)))
 
 
+_FIND = select(campaign).where(*matches(campaign.c.id, campaign.c.project_id))
+_in_campaign = call.c.campaign_id == bindparam("campaign_id")
+# One pass over the index; with GROUP BY status the database would sort it first.
+_STATE = select(
+    *(
+        func.count().filter(call.c.status == int(status)).label(status.name)
+        for status in CallStatus
+    ),
+    func.max(call.c.finished_at).label("finished_at"),
+    func.sum(call.c.price, type_=call.c.price.type).label("price"),
+).where(_in_campaign)
+
+
 def find(conn: Connection, project_id: str, campaign_id: str) -> CampaignState | None:
     """The state of the project's campaign of that id, if there is one."""
     wanted = {"id": campaign_id, "project_id": project_id}
@@ -74,12 +87,30 @@ def find(conn: Connection, project_id: str, campaign_id: str) -> CampaignState |
     )
 
 
+_NEWEST = (
+    select(campaign.c.id, campaign.c.project_id)
+    .order_by(campaign.c.id.desc())
+    .limit(bindparam("most"))
+)
+_NEWEST_OF_PROJECT = _NEWEST.where(*matches(campaign.c.project_id))
+
+
 def newest(conn: Connection, project_id: str | None, limit: int) -> list[tuple[str, CampaignState]]:
     """The `limit` newest campaigns, of one project or (None) of all, with their projects' ids."""
     wanted = {"project_id": project_id, "most": limit}
     rows = conn.execute(_NEWEST if project_id is None else _NEWEST_OF_PROJECT, wanted).all()
     states = [(row.project_id, find(conn, row.project_id, row.id)) for row in rows]
     return [(project, state) for project, state in states if state is not None]
+
+
+# A condition on the campaign: one on the calls would make SQLite read all those of the project.
+_is_theirs = exists(
+    select(campaign.c.id).where(
+        campaign.c.id == bindparam("campaign_id"), campaign.c.project_id == bindparam("project_id")
+    )
+)
+_ALL = select(*calls.CALL_COLUMNS).where(_in_campaign, _is_theirs).order_by(call.c.id)
+_PAGE = _ALL.where(call.c.id > bindparam("after")).limit(bindparam("most"))
 
 
 def page(
@@ -100,6 +131,15 @@ def cdrs(conn: Connection, project_id: str, campaign_id: str) -> list[Cdr] | Non
         return None
     rows = conn.execute(_ALL, {"campaign_id": campaign_id, "project_id": project_id})
     return calls.cdrs(conn, [calls.from_row(row) for row in rows])
+
+
+_WAITING = (
+    select(call.c.id, call.c.due_at)
+    .where(_in_campaign, is_waiting)
+    .order_by(call.c.id)
+    .with_for_update(key_share=True)
+)
+_DUE = _WAITING.where(is_due).limit(bindparam("most"))
 
 
 def cancel(
@@ -124,37 +164,3 @@ def cancel(
     # The rest is being dialled, or became due again while we waited for its lock.
     calls.cancel_calls(conn, conn.execute(_WAITING, {"campaign_id": campaign_id}).all(), now)
     return True
-
-
-_FIND = select(campaign).where(*matches(campaign.c.id, campaign.c.project_id))
-_NEWEST = (
-    select(campaign.c.id, campaign.c.project_id)
-    .order_by(campaign.c.id.desc())
-    .limit(bindparam("most"))
-)
-_NEWEST_OF_PROJECT = _NEWEST.where(*matches(campaign.c.project_id))
-_in_campaign = call.c.campaign_id == bindparam("campaign_id")
-# One pass over the index; with GROUP BY status the database would sort it first.
-_STATE = select(
-    *(
-        func.count().filter(call.c.status == int(status)).label(status.name)
-        for status in CallStatus
-    ),
-    func.max(call.c.finished_at).label("finished_at"),
-    func.sum(call.c.price, type_=call.c.price.type).label("price"),
-).where(_in_campaign)
-# A condition on the campaign: one on the calls would make SQLite read all those of the project.
-_is_theirs = exists(
-    select(campaign.c.id).where(
-        campaign.c.id == bindparam("campaign_id"), campaign.c.project_id == bindparam("project_id")
-    )
-)
-_ALL = select(*calls.CALL_COLUMNS).where(_in_campaign, _is_theirs).order_by(call.c.id)
-_PAGE = _ALL.where(call.c.id > bindparam("after")).limit(bindparam("most"))
-_WAITING = (
-    select(call.c.id, call.c.due_at)
-    .where(_in_campaign, is_waiting)
-    .order_by(call.c.id)
-    .with_for_update(key_share=True)
-)
-_DUE = _WAITING.where(is_due).limit(bindparam("most"))

@@ -6,7 +6,7 @@ crash `recovery.take_over` deals with the attempts that are still open.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, NamedTuple
@@ -98,13 +98,18 @@ def claim(
         for lane in waiting:
             if lane is not Lane.OTP:
                 fair_queue.postpone(conn, lease.dialer_id, lane, now, closed)
-    claimed: list[Claim] = []
-    for turn in range(_LOOKS):
-        # Calls that can't be dialled must take neither a place nor their project's turn.
-        least = _LOOK_AT if turn else 0
-        picked = _pick(
-            conn, lease.dialer_id, waiting, room, least, now, after_project, closed, paused.projects
+    turns: list[_LaneTurn] = [
+        (
+            lane,
+            after_project.get(lane, ""),
+            paused.projects if lane is Lane.OTP else paused.projects | closed.keys(),
         )
+        for lane in waiting
+    ]
+    claimed: list[Claim] = []
+    for look in range(_LOOKS):
+        # Calls that can't be dialled must take neither a place nor their project's turn.
+        picked = _pick(conn, lease.dialer_id, turns, room, _LOOK_AT if look else 0, now)
         rows = _without_ended(conn, picked, now) if picked else []
         taken, parked = _take_shares(conn, lease, rows, room, now)
         claimed += taken
@@ -147,16 +152,17 @@ def _take_shares(
     return claimed, parked_calls
 
 
+_LaneTurn = tuple[Lane, str, Set[str]]
+"""A lane, the project after which its turns begin, and the projects that have no turn."""
+
+
 def _pick(
     conn: Connection,
     dialer_id: str,
-    lanes: Iterable[Lane],
+    turns: Iterable[_LaneTurn],
     room: Room,
     least: int,
     now: float,
-    after_project: Mapping[Lane, str],
-    closed: Mapping[str, float],
-    paused: frozenset[str],
 ) -> list[DueCall]:
     """Due calls, lane by lane, within a lane one of each project in turn.
 
@@ -165,19 +171,16 @@ def _pick(
     """
     picked: list[DueCall] = []
     others = max(room.others, least)
-    for lane in lanes:
-        is_otp = lane is Lane.OTP
-        most = max(room.channels, least) if is_otp else others
+    for lane, after, closed in turns:
+        most = max(room.channels, least) if lane is Lane.OTP else others
         if most > 0:
-            after = after_project.get(lane, "")
-            shut = {**dict.fromkeys(paused, now), **({} if is_otp else closed)}
-            of_lane = fair_queue.pick(conn, dialer_id, lane, most, now, after, shut)
+            of_lane = fair_queue.pick(conn, dialer_id, lane, most, now, after, closed)
             picked += fair_queue.one_of_each(of_lane)
-            others -= 0 if is_otp else len(of_lane)
+            others -= 0 if lane is Lane.OTP else len(of_lane)
     return picked
 
 
-_CLAIMED_AT: Final = select(attempt.c.id, attempt.c.call_id, attempt.c.started_at).where(
+_CLAIMED_AT: Final = select(*attempt.c["id", "call_id", "started_at"]).where(
     *matches(attempt.c.dialer_id, attempt.c.epoch),
     attempt.c.started_at.in_(bindparam("claimed_at", expanding=True)),
     is_open,
@@ -224,6 +227,24 @@ def cancel_requests(conn: Connection, dialer_id: str) -> list[str]:
     return list(conn.execute(_CANCEL_REQUESTS, {"dialer_id": dialer_id}).scalars())
 
 
+# Open attempts are recognised by their claim: with `is_open` SQLite would search all open attempts
+# for each.
+_is_mine = (
+    attempt.c.dialer_id == bindparam("the_dialer"),
+    attempt.c.epoch == bindparam("the_epoch"),
+)
+_is_claimed = (*_is_mine, attempt.c.claim == CLAIMED)
+_MARK_ANSWERED: Final = update_each(
+    "answers", attempt.c.id, attempt.c.answered_at, where=_is_claimed, claim=ANSWERED
+)
+_answers = values_parameter("answers", attempt.c.id, attempt.c.answered_at)
+_ANSWERED_BEFORE: Final = Statement(
+    select(attempt.c.id).where(
+        attempt.c.id.in_(select(_answers.c.id)), *_is_mine, attempt.c.claim == ANSWERED
+    )
+)
+
+
 def mark_answered(conn: Connection, lease: Lease, answered_at: Mapping[str, float]) -> set[str]:
     """Write when these attempts were answered (Unix seconds), by attempt.
 
@@ -242,6 +263,9 @@ def mark_answered(conn: Connection, lease: Lease, answered_at: Mapping[str, floa
     return {row.id for row in _ANSWERED_BEFORE.rows(conn, answers)}
 
 
+_MARK_RINGING: Final = update_each("ringing", attempt.c.id, attempt.c.rang_at, where=_is_claimed)
+
+
 def mark_ringing(conn: Connection, lease: Lease, rang_at: Mapping[str, float]) -> None:
     """Write when these attempts began to ring (Unix seconds), by attempt.
 
@@ -251,6 +275,16 @@ def mark_ringing(conn: Connection, lease: Lease, rang_at: Mapping[str, float]) -
         rows = list(rang_at.items())
         mine = {"the_dialer": lease.dialer_id, "the_epoch": lease.epoch}
         _MARK_RINGING.run(conn, {"ringing": rows, **mine})
+
+
+_of_dialer = (call.c.dialer_id == bindparam("dialer_id"), is_due)
+_EXPIRED: Final = Statement(
+    select(call.c.id)
+    .where(*_of_dialer, call.c.expires_at <= bindparam("now"))
+    .order_by(call.c.expires_at)
+    .limit(bindparam("most"))
+    .with_for_update(skip_locked=True)
+)
 
 
 def expire(conn: Connection, dialer_id: str, now: float, limit: int = 1000) -> int:
@@ -274,12 +308,22 @@ class NextDue(NamedTuple):
         return min((at for at in self if at is not None), default=None)
 
 
+_next_due = select(func.min(call.c.due_at).label("due_at")).where(*_of_dialer)
+_next_expiry = select(func.min(call.c.expires_at)).where(*_of_dialer)
+_NEXT_DUE: Final = Statement(
+    select(
+        _next_due.scalar_subquery().label("due_at"),
+        _next_expiry.scalar_subquery().label("expires_at"),
+    )
+)
+_NEXT_DUE_IN_LANE: Final = Statement(_next_due.where(*matches(call.c.lane)))
+
+
 def next_due(conn: Connection, dialer_id: str, lanes: Collection[Lane] = tuple(Lane)) -> NextDue:
     """When a waiting call of the dialer becomes due in one of the lanes, or in any lane expires."""
+    (row,) = _NEXT_DUE.rows(conn, {"dialer_id": dialer_id})
     if len(lanes) == len(Lane):
-        (row,) = _NEXT_DUE.rows(conn, {"dialer_id": dialer_id})
         return NextDue(row.due_at, row.expires_at)
-    (row,) = _NEXT_EXPIRY.rows(conn, {"dialer_id": dialer_id})
     of_lanes = [
         _NEXT_DUE_IN_LANE.rows(conn, {"dialer_id": dialer_id, "lane": int(lane)})[0].due_at
         for lane in lanes
@@ -305,6 +349,24 @@ def _without_ended(conn: Connection, picked: list[DueCall], now: float) -> list[
     end_calls(conn, ends, now)
     ended = {end.call_id for end in ends}
     return [row for row in picked if row.id not in ended]
+
+
+_taken = values_parameter("taken", *attempt.c["id", "call_id", "number"])
+_CLAIM_CALLS: Final = Statement(
+    update(call)
+    .where(call.c.id.in_(select(_taken.c.call_id)))
+    .values(due_at=None, attempts=call.c.attempts + 1)
+)
+_BEGIN_ATTEMPTS: Final = insert_rows(
+    _taken,
+    attempt,
+    dialer_id=bindparam("dialer_id", type_=attempt.c.dialer_id.type),
+    epoch=bindparam("epoch", type_=attempt.c.epoch.type),
+    claim=literal(CLAIMED),
+    started_at=bindparam("started_at", type_=attempt.c.started_at.type),
+    ended_by=literal(""),
+    detail=literal(""),
+)
 
 
 def _take(conn: Connection, lease: Lease, rows: list[DueCall], now: float) -> list[Claim]:
@@ -338,63 +400,3 @@ def _claim(attempt_id: str, row: DueCall, now: float) -> Claim:
         language=row.language or "",
         longest_seconds=row.longest_seconds,
     )
-
-
-_taken = values_parameter("taken", attempt.c.id, attempt.c.call_id, attempt.c.number)
-_CLAIM_CALLS: Final = Statement(
-    update(call)
-    .where(call.c.id.in_(select(_taken.c.call_id)))
-    .values(due_at=None, attempts=call.c.attempts + 1)
-)
-_BEGIN_ATTEMPTS: Final = insert_rows(
-    _taken,
-    attempt,
-    dialer_id=bindparam("dialer_id", type_=attempt.c.dialer_id.type),
-    epoch=bindparam("epoch", type_=attempt.c.epoch.type),
-    claim=literal(CLAIMED),
-    started_at=bindparam("started_at", type_=attempt.c.started_at.type),
-    ended_by=literal(""),
-    detail=literal(""),
-)
-# Open attempts are recognised by their claim: with `is_open` SQLite would search all open attempts
-# for each.
-_is_mine = (
-    attempt.c.dialer_id == bindparam("the_dialer"),
-    attempt.c.epoch == bindparam("the_epoch"),
-)
-_is_claimed = (*_is_mine, attempt.c.claim == CLAIMED)
-_MARK_ANSWERED: Final = update_each(
-    "answers", attempt.c.id, attempt.c.answered_at, where=_is_claimed, claim=ANSWERED
-)
-_MARK_RINGING: Final = update_each("ringing", attempt.c.id, attempt.c.rang_at, where=_is_claimed)
-_answers = values_parameter("answers", attempt.c.id, attempt.c.answered_at)
-_ANSWERED_BEFORE: Final = Statement(
-    select(attempt.c.id).where(
-        attempt.c.id.in_(select(_answers.c.id)), *_is_mine, attempt.c.claim == ANSWERED
-    )
-)
-_of_dialer = (call.c.dialer_id == bindparam("dialer_id"), is_due)
-_EXPIRED: Final = Statement(
-    select(call.c.id)
-    .where(*_of_dialer, call.c.expires_at <= bindparam("now"))
-    .order_by(call.c.expires_at)
-    .limit(bindparam("most"))
-    .with_for_update(skip_locked=True)
-)
-_NEXT_DUE: Final = Statement(
-    select(
-        select(func.min(call.c.due_at)).where(*_of_dialer).scalar_subquery().label("due_at"),
-        select(func.min(call.c.expires_at))
-        .where(*_of_dialer)
-        .scalar_subquery()
-        .label("expires_at"),
-    )
-)
-_NEXT_EXPIRY: Final = Statement(
-    select(func.min(call.c.expires_at).label("expires_at")).where(*_of_dialer)
-)
-_NEXT_DUE_IN_LANE: Final = Statement(
-    select(func.min(call.c.due_at).label("due_at")).where(
-        *_of_dialer, call.c.lane == bindparam("lane")
-    )
-)

@@ -195,16 +195,14 @@ class Database:
         self.close()
 
 
-AsyncReply = tuple[asyncio.AbstractEventLoop, asyncio.Future[Any]]
-SyncReply = concurrent.futures.Future[Any]
-
-
 @dataclass(slots=True, eq=False)
 class WorkItem:
     """A unit of work of one caller, with its result."""
 
     work: Callable[[Connection], Any]
-    reply: AsyncReply | SyncReply
+    future: asyncio.Future[Any] | concurrent.futures.Future[Any]
+    loop: asyncio.AbstractEventLoop | None = None
+    """The event loop of the future; None: it belongs to a thread."""
     result: Any = None
     error: BaseException | None = None
 
@@ -238,7 +236,7 @@ class WorkQueue:
         """Queue `unit`. Raises StoreUnavailable when closed, or when too much is waiting."""
         with self._lock:
             if self._closed:
-                raise StoreUnavailable("the database is closed")
+                raise _closed()
             if self._queue.qsize() >= MOST_WAITING:
                 raise StoreUnavailable("the database can't keep up, try again later")
             self._queue.put(unit)
@@ -282,39 +280,34 @@ class WorkQueue:
 
 def answer(units: Iterable[WorkItem]) -> None:
     """Deliver results and errors, with one wake-up per event loop for all its units."""
-    by_loop: defaultdict[asyncio.AbstractEventLoop, list[WorkItem]] = defaultdict(list)
+    by_loop: defaultdict[asyncio.AbstractEventLoop | None, list[WorkItem]] = defaultdict(list)
     for unit in units:
-        if isinstance(unit.reply, tuple):
-            by_loop[unit.reply[0]].append(unit)
+        by_loop[unit.loop].append(unit)
+    for loop, of_loop in by_loop.items():
+        if loop is None:
+            _resolve(of_loop)
         else:
-            _resolve(unit.reply, unit)
-    for loop, theirs in by_loop.items():
-        # RuntimeError: the loop is closed.
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(_resolve_all, theirs)
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(_resolve, of_loop)
 
 
-def _resolve_all(units: list[WorkItem]) -> None:
+def _resolve(units: Iterable[WorkItem]) -> None:
     for unit in units:
-        assert isinstance(unit.reply, tuple)
-        _resolve(unit.reply[1], unit)
-
-
-def _resolve(future: asyncio.Future[Any] | SyncReply, unit: WorkItem) -> None:
-    if future.done():
-        return  # its caller was cancelled, or the database was closed
-    # When the database is closed two threads may resolve one unit.
-    with contextlib.suppress(concurrent.futures.InvalidStateError):
-        if unit.error is not None:
-            future.set_exception(unit.error)
-        else:
-            future.set_result(unit.result)
+        # Done already: its caller was cancelled, or the database was closed, at which moment two
+        # threads may resolve one unit.
+        if unit.future.done():
+            continue
+        with contextlib.suppress(concurrent.futures.InvalidStateError):
+            if unit.error is not None:
+                unit.future.set_exception(unit.error)
+            else:
+                unit.future.set_result(unit.result)
 
 
 async def _submit(inbox: WorkQueue, work: Callable[[Connection], T]) -> T:
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
-    inbox.put(WorkItem(work, (loop, future)))
+    inbox.put(WorkItem(work, future, loop))
     return await future
 
 
@@ -371,7 +364,7 @@ class _Worker(ABC):
     def abandon(self) -> None:
         """Interrupt the current work, from another thread; its callers get StoreUnavailable."""
         self._abandoned = True
-        answer([WorkItem(one.work, one.reply, error=_closed()) for one in self._units])
+        answer([replace(unit, result=None, error=_closed()) for unit in self._units])
         kept = self._kept
         if kept is not None:
             try:

@@ -12,6 +12,10 @@ from bitel.store.sql_batch import in_chunks, next_rows
 
 REASON: Final = "on the do-not-call list"
 """The reason of calls to such numbers, which end as ERROR."""
+_ADD = text(
+    "INSERT INTO do_not_call (project_id, e164) VALUES (:project_id, :e164) "
+    "ON CONFLICT (project_id, e164) DO NOTHING"
+)
 
 
 def add(conn: Connection, project_id: str, e164: str) -> bool:
@@ -19,9 +23,16 @@ def add(conn: Connection, project_id: str, e164: str) -> bool:
     return conn.execute(_ADD, {"project_id": project_id, "e164": e164}).rowcount == 1
 
 
+_of_project = do_not_call.c.project_id == bindparam("project_id")
+
+
 def remove(conn: Connection, project_id: str, e164: str) -> bool:
     """Take a number off the list. False: it was not there."""
-    return conn.execute(_REMOVE, {"project_id": project_id, "e164": e164}).rowcount == 1
+    is_entry = (do_not_call.c.project_id == project_id) & (do_not_call.c.e164 == e164)
+    return conn.execute(delete(do_not_call).where(is_entry)).rowcount == 1
+
+
+_LISTING = next_rows(select(do_not_call.c.e164).where(_of_project), do_not_call.c.e164)
 
 
 def listing(conn: Connection, project_id: str, after: str = "", limit: int = 1000) -> list[str]:
@@ -30,21 +41,14 @@ def listing(conn: Connection, project_id: str, after: str = "", limit: int = 100
     return list(conn.execute(_LISTING, wanted).scalars())
 
 
+_AMONG = select(do_not_call.c.e164).where(
+    _of_project, do_not_call.c.e164.in_(bindparam("ids", expanding=True))
+)
+
+
 def contains_many(conn: Connection, project_id: str, numbers: Collection[str]) -> set[str]:
     """The numbers that are on the project's list, of those given."""
     if not numbers or not listing(conn, project_id, limit=1):
         return set()  # the usual case: no need to look up ten thousand numbers
     wanted = ({"project_id": project_id, **ids} for ids in in_chunks(set(numbers)))
     return {e164 for each in wanted for e164 in conn.execute(_AMONG, each).scalars()}
-
-
-_ADD = text(
-    "INSERT INTO do_not_call (project_id, e164) VALUES (:project_id, :e164) "
-    "ON CONFLICT (project_id, e164) DO NOTHING"
-)
-_of_project = do_not_call.c.project_id == bindparam("project_id")
-_REMOVE = delete(do_not_call).where(_of_project, do_not_call.c.e164 == bindparam("e164"))
-_LISTING = next_rows(select(do_not_call.c.e164).where(_of_project), do_not_call.c.e164)
-_AMONG = select(do_not_call.c.e164).where(
-    _of_project, do_not_call.c.e164.in_(bindparam("ids", expanding=True))
-)

@@ -70,21 +70,23 @@ class OpenAttempt(Protocol):
 has_webhook = sa.and_(project.c.webhook_url.is_not(None), project.c.webhook_off_reason.is_(None))
 """Events are posted to the project's webhook."""
 
-_a = attempt.c
 _ended = values_parameter(
-    "ended", _a.id, _a.outcome, _a.started_at, _a.ended_at, _a.answered_at, _a.sip_code, _a.q850,
-    _a.ended_by, _a.detail, _a.packets_sent, _a.packets_received, _a.digits, _a.far_loss,
-    _a.far_jitter_ms, _a.rang_at,
+    "ended",
+    *attempt.c[
+        "id", "outcome", "started_at", "ended_at", "answered_at", "sip_code", "q850", "ended_by",
+        "detail", "packets_sent", "packets_received", "digits", "far_loss", "far_jitter_ms",
+        "rang_at",
+    ],
 )  # fmt: skip
 _END_ATTEMPTS: Final = Statement(
     sa.update(attempt)
-    .where(_a.id == _ended.c.id)
+    .where(attempt.c.id == _ended.c.id)
     .values(
         {
             "claim": FINISHED,
             **{each.name: each for each in _ended.c if each.name != "id"},
             # The time written while it rang stays, also where a take-over ends the attempt.
-            "rang_at": sa.func.coalesce(_a.rang_at, _ended.c.rang_at),
+            "rang_at": sa.func.coalesce(attempt.c.rang_at, _ended.c.rang_at),
         }
     )
 )
@@ -153,7 +155,7 @@ def _finite(value: float | None) -> float | None:
 
 
 _TO_END: Final = Statement(
-    sa.select(call.c.id, call.c.project_id, call.c.reserved, has_webhook.label("has_webhook"))
+    sa.select(*call.c["id", "project_id", "reserved"], has_webhook.label("has_webhook"))
     .join(project)
     .where(is_among(call.c.id, "ids"), is_waiting)
     .order_by(call.c.id)
@@ -162,12 +164,12 @@ _TO_END: Final = Statement(
 _END_CALLS: Final = update_each(
     "ended",
     call.c.id,
-    *(call.c.status, call.c.executed_at, call.c.bill_seconds, call.c.price, call.c.reason),
+    *call.c["status", "executed_at", "bill_seconds", "price", "reason"],
     due_at=None,
     finished_at=sa.bindparam("now"),
     reserved=_NOTHING,
 )
-_events = values_parameter("events", call.c.id, webhook_event.c.project_id, webhook_event.c.call_id)
+_events = values_parameter("events", *webhook_event.c["id", "project_id", "call_id"])
 _now = sa.bindparam("now", type_=webhook_event.c.created_at.type)
 _WRITE_EVENTS: Final = Statement(
     sa.insert(webhook_event).from_select(
@@ -208,9 +210,7 @@ def end_waiting(conn: Connection, ends: Sequence[tuple[OpenCall, CallEnd]], now:
 
 
 _DUE_AGAIN: Final = update_each("again", call.c.id, call.c.due_at)
-_again = values_parameter(
-    "again", call.c.id, call.c.due_at, call.c.retries_left, call.c.trouble, call.c.uncertain
-)
+_again = values_parameter("again", *call.c["id", "due_at", "retries_left", "trouble", "uncertain"])
 _DUE_AGAIN_COUNTED: Final = Statement(
     sa.update(call)
     .where(call.c.id == _again.c.id)

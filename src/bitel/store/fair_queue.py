@@ -303,6 +303,9 @@ def _order(row: Any) -> tuple[float, str]:
     return row.due_at, row.id
 
 
+_WINDOWS: Final = Statement(sa.select(project.c.id, project.c.window).where(has_window))
+
+
 def closed_now(conn: Connection, now: float, ahead: float = 0.0) -> dict[str, float]:
     """The projects whose calling window is closed, and when each opens (Unix seconds).
 
@@ -319,10 +322,38 @@ def closed_now(conn: Connection, now: float, ahead: float = 0.0) -> dict[str, fl
     return closed
 
 
+_found = loose_index_scan(call.c.lane, call.c.dialer_id == sa.bindparam("dialer_id"), is_due)
+_LANES: Final = Statement(sa.select(_found.c.value).where(_found.c.value.is_not(None)))
+
+
 def with_waiting(conn: Connection, dialer_id: str, lanes: Iterable[Lane]) -> set[Lane]:
     """The lanes that have calls waiting, due or not, of those given."""
     rows = _LANES.rows(conn, {"dialer_id": dialer_id, "after": -1})
     return {row.value for row in rows}.intersection(lanes)
+
+
+_CALL_COLUMNS: Final = (
+    "id", "project_id", "lane", "e164", "recording_id", "digits", "repeat_count", "language",
+    "longest_seconds", "retries_left", "retry_interval", "expires_at", "trouble", "uncertain",
+    "attempts", "due_at",
+)  # fmt: skip
+CALLS: Final = FairQueue(
+    call,
+    columns=(
+        *call.c[_CALL_COLUMNS],
+        sa.select(sa.literal_column("1"))
+        .where(do_not_call.c.project_id == call.c.project_id, do_not_call.c.e164 == call.c.e164)
+        .scalar_subquery()
+        .is_not(None)
+        .label("unwanted"),
+        sa.select(project.c.one_call_per_number)
+        .where(project.c.id == call.c.project_id)
+        .scalar_subquery()
+        .label("exclusive"),
+    ),
+    within=(call.c.dialer_id, call.c.lane),
+)
+"""The calls that a dialer has waiting in one lane."""
 
 
 def pick(
@@ -352,6 +383,22 @@ def one_of_each(picked: Iterable[DueCall]) -> list[DueCall]:
     return sorted(picked, key=place)
 
 
+_CLOSED_WITH_DUE: Final = CALLS.with_due(
+    lambda query, project_id: query.where(project_id.in_(_closed))
+)
+_DUE_IDS: Final = Statement(
+    CALLS.in_order(
+        call, sa.bindparam("project_id"), sa.literal_column("-1"), sa.literal_column("''")
+    )
+    .add_columns(call.c.id)
+    .limit(sa.bindparam("most"))
+    .with_for_update(skip_locked=True)
+)
+_POSTPONE: Final = Statement(
+    sa.update(call).where(is_among(call.c.id, "late"), is_due).values(due_at=sa.bindparam("opens"))
+)
+
+
 def postpone(
     conn: Connection, dialer_id: str, lane: Lane, now: float, closed: Mapping[str, float]
 ) -> int:
@@ -370,45 +417,3 @@ def postpone(
         if moved >= CHUNK:
             break
     return moved
-
-
-_CALL_COLUMNS: Final = (
-    "id", "project_id", "lane", "e164", "recording_id", "digits", "repeat_count", "language",
-    "longest_seconds", "retries_left", "retry_interval", "expires_at", "trouble", "uncertain",
-    "attempts", "due_at",
-)  # fmt: skip
-CALLS: Final = FairQueue(
-    call,
-    columns=(
-        *(call.c[name] for name in _CALL_COLUMNS),
-        sa.select(sa.literal_column("1"))
-        .where(do_not_call.c.project_id == call.c.project_id, do_not_call.c.e164 == call.c.e164)
-        .scalar_subquery()
-        .is_not(None)
-        .label("unwanted"),
-        sa.select(project.c.one_call_per_number)
-        .where(project.c.id == call.c.project_id)
-        .scalar_subquery()
-        .label("exclusive"),
-    ),
-    within=(call.c.dialer_id, call.c.lane),
-)
-"""The calls that a dialer has waiting in one lane."""
-
-_WINDOWS: Final = Statement(sa.select(project.c.id, project.c.window).where(has_window))
-_found = loose_index_scan(call.c.lane, call.c.dialer_id == sa.bindparam("dialer_id"), is_due)
-_LANES: Final = Statement(sa.select(_found.c.value).where(_found.c.value.is_not(None)))
-_CLOSED_WITH_DUE: Final = CALLS.with_due(
-    lambda query, project_id: query.where(project_id.in_(_closed))
-)
-_DUE_IDS: Final = Statement(
-    CALLS.in_order(
-        call, sa.bindparam("project_id"), sa.literal_column("-1"), sa.literal_column("''")
-    )
-    .add_columns(call.c.id)
-    .limit(sa.bindparam("most"))
-    .with_for_update(skip_locked=True)
-)
-_POSTPONE: Final = Statement(
-    sa.update(call).where(is_among(call.c.id, "late"), is_due).values(due_at=sa.bindparam("opens"))
-)

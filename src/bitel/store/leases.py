@@ -56,6 +56,11 @@ class TakeOverTerms(NamedTuple):
     """Seconds by which the former worker's clock is ahead of ours, at least; negative: behind."""
 
 
+_HOLDER = select(*dialer.c["epoch", "worker", "installation", "seen_at"]).where(
+    *matches(dialer.c.id)
+)
+
+
 def holder(conn: Connection, dialer_id: str) -> Holder:
     """The dialer's row."""
     row = conn.execute(_HOLDER, {"id": dialer_id}).one_or_none()
@@ -64,7 +69,7 @@ def holder(conn: Connection, dialer_id: str) -> Holder:
 
 def probe(conn: Connection, dialer_id: str) -> Holder:
     """As `holder`, with a write that changes nothing: it fails on a read-only database."""
-    conn.execute(_PROBE, {"id": dialer_id})
+    conn.execute(update(dialer).where(dialer.c.id == dialer_id).values(epoch=dialer.c.epoch))
     return holder(conn, dialer_id)
 
 
@@ -75,10 +80,25 @@ def fence(conn: Connection, dialer_id: str, worker: str, installation: str, now:
     takes over once the other has ended. Returns the previous row.
     """
     before = holder(conn, dialer_id)
+    fenced = update(dialer).where(dialer.c.id == dialer_id)
     conn.execute(
-        _FENCE, {"id": dialer_id, "worker": worker, "installation": installation, "now": now}
-    )
+        fenced.values(epoch=dialer.c.epoch + 1, worker=worker, installation=installation,
+                      seen_at=now, up=False)
+    )  # fmt: skip
     return before
+
+
+_INSERT = """
+    INSERT INTO dialer (id, epoch, worker, seen_at, installation)
+    VALUES (:id, 1, :worker, :now, :installation)
+    ON CONFLICT (id) DO UPDATE
+        SET epoch = dialer.epoch + 1, worker = excluded.worker, seen_at = excluded.seen_at,
+            installation = excluded.installation, up = true
+"""
+_TAKE_OVER = text(f"{_INSERT} RETURNING epoch")
+_TAKE_OVER_FROM = text(
+    f"{_INSERT} WHERE dialer.epoch = :epoch AND dialer.seen_at = :seen_at RETURNING epoch"
+)
 
 
 def take(conn: Connection, dialer_id: str, worker: str, now: float, terms: TakeOverTerms) -> int:
@@ -114,6 +134,12 @@ def _update(conn: Connection, lease: Lease, **values: object) -> bool:
     """Change the row if the lease still holds; whether it does."""
     is_held = (dialer.c.id == lease.dialer_id) & (dialer.c.epoch == lease.epoch)
     return conn.execute(update(dialer).where(is_held).values(values)).rowcount == 1
+
+
+# FOR SHARE: a take-over, which updates the row, waits for our commit, and we for its.
+_HOLDS: Final = Statement(
+    select(dialer.c.epoch).where(*matches(dialer.c.id, dialer.c.epoch)).with_for_update(read=True)
+)
 
 
 def holds(conn: Connection, lease: Lease) -> bool:
@@ -162,35 +188,3 @@ def dialers_up(conn: Connection, now: float, within: float) -> dict[str, bool]:
     """
     rows = conn.execute(select(dialer.c.id, dialer.c.seen_at, dialer.c.up))
     return {row.id: row.up and row.seen_at >= now - within for row in rows}
-
-
-_HOLDER = select(dialer.c.epoch, dialer.c.worker, dialer.c.installation, dialer.c.seen_at).where(
-    *matches(dialer.c.id)
-)
-
-_PROBE = text("UPDATE dialer SET epoch = epoch WHERE id = :id")
-
-_FENCE = text(
-    """
-    UPDATE dialer SET epoch = epoch + 1, worker = :worker, installation = :installation,
-        seen_at = :now, up = false
-    WHERE id = :id
-    """
-)
-
-_INSERT = """
-    INSERT INTO dialer (id, epoch, worker, seen_at, installation)
-    VALUES (:id, 1, :worker, :now, :installation)
-    ON CONFLICT (id) DO UPDATE
-        SET epoch = dialer.epoch + 1, worker = excluded.worker, seen_at = excluded.seen_at,
-            installation = excluded.installation, up = true
-"""
-_TAKE_OVER = text(f"{_INSERT} RETURNING epoch")
-_TAKE_OVER_FROM = text(
-    f"{_INSERT} WHERE dialer.epoch = :epoch AND dialer.seen_at = :seen_at RETURNING epoch"
-)
-
-# FOR SHARE: a take-over, which updates the row, waits for our commit, and we for its.
-_HOLDS: Final = Statement(
-    select(dialer.c.epoch).where(*matches(dialer.c.id, dialer.c.epoch)).with_for_update(read=True)
-)

@@ -65,7 +65,7 @@ def upgrade(url: str) -> bool:
             if not engines.is_sqlite(parsed):
                 _check_rights(conn, parsed.username)
     except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) == _INSUFFICIENT_PRIVILEGE:
+        if _is_privilege_missing(error):
             raise _lacks_right(parsed.username, db_errors.first_line(error)) from None
         if db_errors.classify(error) is Fault.OURS:
             raise
@@ -81,6 +81,11 @@ def _check_rights(conn: Connection, role: str | None) -> None:
     lacking = [row.name for row in conn.execute(_LACKING, tables)]
     if lacking:
         raise _lacks_right(role, f"permission denied for table {lacking[0]}")
+
+
+def _is_privilege_missing(error: BaseException) -> bool:
+    code = getattr(error.orig, "sqlstate", None) if isinstance(error, DBAPIError) else None
+    return code == _INSUFFICIENT_PRIVILEGE
 
 
 def _lacks_right(role: str | None, what: str) -> SettingsError:
@@ -129,17 +134,13 @@ def open_current(url: str) -> Database:
             )
         if not engines.is_sqlite(parsed):
             database.read_now(lambda conn: _check_rights(conn, parsed.username))
-    except StoreUnavailable as error:
+    except BaseException as error:
         database.close()
-        why = db_errors.first_line(error.__cause__ or error)
-        raise StoreUnavailable(f"the database at {place} can't be used: {why}") from error
-    except DBAPIError as error:
-        database.close()
-        if getattr(error.orig, "sqlstate", None) == _INSUFFICIENT_PRIVILEGE:
+        if isinstance(error, StoreUnavailable):
+            why = db_errors.first_line(error.__cause__ or error)
+            raise StoreUnavailable(f"the database at {place} can't be used: {why}") from error
+        if _is_privilege_missing(error):
             raise _lacks_right(parsed.username, db_errors.first_line(error)) from None
-        raise
-    except BaseException:
-        database.close()
         raise
     return database
 

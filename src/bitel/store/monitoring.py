@@ -37,16 +37,6 @@ class Waiting:
     """Undelivered events, due or not; at most `MOST`."""
 
 
-def waiting(conn: Connection, dialer_ids: Iterable[str]) -> Waiting:
-    """Count waiting calls and events."""
-    queues = {}
-    for dialer_id in dialer_ids:
-        row = conn.execute(_QUEUE, {"dialer_id": dialer_id, "most": MOST}).one()
-        queues[dialer_id] = Queue(row.waiting, row.oldest)
-    events: int = conn.execute(_EVENTS, {"most": MOST}).scalar_one()
-    return Waiting(queues, events)
-
-
 _of_dialer = (call.c.dialer_id == bindparam("dialer_id"), is_due)
 _some_calls = select(literal(1).label("one")).where(*_of_dialer).limit(bindparam("most")).subquery()
 _QUEUE = select(
@@ -59,12 +49,19 @@ _some_events = (
 _EVENTS = select(func.count()).select_from(_some_events)
 
 
+def waiting(conn: Connection, dialer_ids: Iterable[str]) -> Waiting:
+    """Count waiting calls and events."""
+    queues = {}
+    for dialer_id in dialer_ids:
+        row = conn.execute(_QUEUE, {"dialer_id": dialer_id, "most": MOST}).one()
+        queues[dialer_id] = Queue(row.waiting, row.oldest)
+    events: int = conn.execute(_EVENTS, {"most": MOST}).scalar_one()
+    return Waiting(queues, events)
+
+
 def ping(conn: Connection) -> None:
     """Check that the database answers."""
-    conn.execute(_PING)
-
-
-_PING = text("SELECT 1")
+    conn.execute(text("SELECT 1"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +78,26 @@ class StorageState:
     """Age in seconds of the oldest visible PostgreSQL transaction with a snapshot."""
     oldest_pid: int = 0
     """The server process that has it."""
+
+
+_POSTGRESQL: Final = text(
+    """
+    SELECT pg_database_size(current_database()) AS database,
+        sum(n_dead_tup) AS dead, sum(n_live_tup) AS live
+    FROM pg_stat_user_tables
+    """
+)
+# The columns are NULL for transactions of other roles, unless our role may see them.
+_OLDEST: Final = text(
+    """
+    SELECT pid, extract(epoch FROM clock_timestamp() - xact_start) AS seconds
+    FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid()
+        AND backend_xmin IS NOT NULL AND xact_start IS NOT NULL
+    ORDER BY xact_start
+    LIMIT 1
+    """
+)
 
 
 def read_state(conn: Connection) -> StorageState:
@@ -110,32 +127,10 @@ def _size(path: str) -> int:
         return 0
 
 
-_POSTGRESQL: Final = text(
-    """
-    SELECT pg_database_size(current_database()) AS database,
-        sum(n_dead_tup) AS dead, sum(n_live_tup) AS live
-    FROM pg_stat_user_tables
-    """
-)
-# The columns are NULL for transactions of other roles, unless our role may see them.
-_OLDEST: Final = text(
-    """
-    SELECT pid, extract(epoch FROM clock_timestamp() - xact_start) AS seconds
-    FROM pg_stat_activity
-    WHERE datname = current_database() AND pid <> pg_backend_pid()
-        AND backend_xmin IS NOT NULL AND xact_start IS NOT NULL
-    ORDER BY xact_start
-    LIMIT 1
-    """
-)
-
-
 def database_time(conn: Connection) -> float | None:
     """The time by the database server's clock (Unix seconds); None where there is no server."""
     if conn.dialect.name != "postgresql":
         return None
-    now: float = conn.execute(_DATABASE_TIME).scalar_one()
-    return now
-
-
-_DATABASE_TIME = select(cast(func.extract("epoch", func.clock_timestamp()), Double))
+    now = select(cast(func.extract("epoch", func.clock_timestamp()), Double))
+    seconds: float = conn.execute(now).scalar_one()
+    return seconds

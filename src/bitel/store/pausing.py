@@ -26,7 +26,7 @@ from bitel.store.schema import (
     is_waiting,
     pause,
 )
-from bitel.store.sql_batch import Statement, matches
+from bitel.store.sql_batch import Statement
 
 Scope = Literal["service", "dialer", "project"]
 
@@ -62,6 +62,13 @@ class InForce:
 
 
 NONE: Final = InForce()
+_ADD = text(
+    """
+    INSERT INTO pause (scope, target, reason, at, is_restored)
+    VALUES (:scope, :target, :reason, :at, :is_restored)
+    ON CONFLICT (scope, target) DO NOTHING
+    """
+)
 
 
 def add(conn: Connection, new: Pause) -> bool:
@@ -72,14 +79,16 @@ def add(conn: Connection, new: Pause) -> bool:
 def remove(conn: Connection, scope: Scope, target: str) -> Pause | None:
     """Resume; returns the pause that was in force, if there was one."""
     found = find(conn, scope, target)
-    conn.execute(_REMOVE, {"scope": scope, "target": target})
+    conn.execute(delete(pause).where(pause.c.scope == scope, pause.c.target == target))
     return found
 
 
 def find(conn: Connection, scope: Scope, target: str) -> Pause | None:
     """The pause that is in force, if there is one."""
-    row = conn.execute(_FIND, {"scope": scope, "target": target}).one_or_none()
-    return None if row is None else Pause(**row._mapping)
+    return next((p for p in listing(conn) if (p.scope, p.target) == (scope, target)), None)
+
+
+_ALL: Final = Statement(select(pause).order_by(pause.c.at, pause.c.scope, pause.c.target))
 
 
 def listing(conn: Connection) -> list[Pause]:
@@ -107,6 +116,11 @@ def note_claims(conn: Connection, dialer_id: str, newest: str) -> None:
     conn.execute(update(dialer).where(is_newer).values(last_attempt=newest))
 
 
+_HAS_OPEN_CALLS = select(
+    exists(select(call.c.id).where(is_due)) | exists(select(attempt.c.id).where(is_open))
+)
+
+
 def pause_if_older(conn: Connection, dialer_id: str, mark: str, now: float) -> bool:
     """Pause the service if the database does not know the dialer's attempt `mark`.
 
@@ -114,40 +128,14 @@ def pause_if_older(conn: Connection, dialer_id: str, mark: str, now: float) -> b
     later attempts would be made again. Without open calls nothing would be, and nothing is paused.
     Returns whether the service was paused.
     """
-    last = conn.execute(_LAST_ATTEMPT, {"id": dialer_id}).scalar_one_or_none() or ""
+    known = select(dialer.c.last_attempt).where(dialer.c.id == dialer_id)
+    last = conn.execute(known).scalar_one_or_none() or ""
     if not mark or last >= mark or not conn.execute(_HAS_OPEN_CALLS).scalar_one():
         return False
     reason = "the database is older than what this data_dir has dialled with: it is from a backup"
     return add(conn, Pause(SERVICE, "", reason, now, is_restored=True))
 
 
-def drop_open(conn: Connection, before: float, now: float) -> int:
-    """End up to `CHUNK` calls as UNKNOWN that were placed before `before` (Unix seconds).
-
-    Attempts that a worker left open are ended too. Returns the number of calls; 0: none is left.
-    """
-    wanted = {"before": before, "most": CHUNK}
-    interrupt_attempts(conn, conn.execute(_LEFT_OPEN, wanted).all(), now)
-    ids: Sequence[str] = conn.execute(_OPEN, wanted).scalars().all()
-    end_calls(conn, [CallEnd(each, CallStatus.UNKNOWN, reason=DROPPED) for each in ids], now)
-    return len(ids)
-
-
-_ADD = text(
-    """
-    INSERT INTO pause (scope, target, reason, at, is_restored)
-    VALUES (:scope, :target, :reason, :at, :is_restored)
-    ON CONFLICT (scope, target) DO NOTHING
-    """
-)
-_is_pause = matches(pause.c.scope, pause.c.target)
-_FIND = select(pause).where(*_is_pause)
-_REMOVE = delete(pause).where(*_is_pause)
-_ALL: Final = Statement(select(pause).order_by(pause.c.at, pause.c.scope, pause.c.target))
-_LAST_ATTEMPT = select(dialer.c.last_attempt).where(*matches(dialer.c.id))
-_HAS_OPEN_CALLS = select(
-    exists(select(call.c.id).where(is_due)) | exists(select(attempt.c.id).where(is_open))
-)
 _LEFT_OPEN = (
     select(attempt.c.id, attempt.c.started_at, attempt.c.answered_at)
     .join(call)
@@ -160,3 +148,15 @@ _OPEN = (
     .where(is_waiting, call.c.requested_at < bindparam("before"))
     .limit(bindparam("most"))
 )
+
+
+def drop_open(conn: Connection, before: float, now: float) -> int:
+    """End up to `CHUNK` calls as UNKNOWN that were placed before `before` (Unix seconds).
+
+    Attempts that a worker left open are ended too. Returns the number of calls; 0: none is left.
+    """
+    wanted = {"before": before, "most": CHUNK}
+    interrupt_attempts(conn, conn.execute(_LEFT_OPEN, wanted).all(), now)
+    ids: Sequence[str] = conn.execute(_OPEN, wanted).scalars().all()
+    end_calls(conn, [CallEnd(each, CallStatus.UNKNOWN, reason=DROPPED) for each in ids], now)
+    return len(ids)

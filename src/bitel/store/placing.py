@@ -43,6 +43,13 @@ _money, _written = Money(), FreeText(_LONGEST_NUMBER)
 _ANY: Final = DefaultDialect()
 """For types that store the same in each kind of database."""
 
+_each = values_parameter(
+    "rows",
+    *call.c[_TERMS],
+    *call.c["id", "phone_number", "e164", "reserved", "digits", "due_at"],
+)
+_INSERT_EACH: Final = insert_rows(_each, call, retries_left=_each.c.retry_count, **UNTRIED)
+
 
 def place_each(
     conn: Connection, requests: Sequence[Sequence[NewCall]], otp_per_number: int | None = None
@@ -96,6 +103,23 @@ def place_each(
             accepted = [new for new in calls if new.id not in answer]
             one_time_passwords.supersede_older(conn, accepted, admission.now)
     return answers
+
+
+# Without types that convert values: `_rows_as_json` does.
+_rows = values_parameter(
+    "rows", id=String(), phone_number=String(), e164=String(), reserved=BigInteger()
+)
+_terms: dict[str, ColumnElement[Any]] = {
+    name: bindparam(name, type_=call.c[name].type) for name in (*_TERMS, "digits")
+}
+_INSERT_ALIKE: Final = insert_rows(
+    _rows,
+    call,
+    **_terms,
+    retries_left=_terms["retry_count"],
+    due_at=_terms["requested_at"],
+    **UNTRIED,
+)
 
 
 def place_many(
@@ -187,6 +211,24 @@ class _Admission:
             end_calls(conn, ends, self.now)
 
 
+_PLAYABLE: Final = Statement(
+    select(recording.c.id, recording.c.project_id, recording.c.used_on)
+    .where(is_among(recording.c.id, "wanted"), recording.c.deleted_at.is_(None))
+    .with_for_update(read=True, key_share=True)
+)
+_has_list = select(number_list.c.e164).where(number_list.c.project_id == project.c.id).exists()
+_SPECIAL: Final = Statement(
+    select(
+        project.c.id,
+        project.c.max_calls_per_number_per_day.label("per_day"),
+        _has_list.label("has_list"),
+    ).where(
+        is_among(project.c.id, "asked"),
+        or_(project.c.max_calls_per_number_per_day.is_not(None), _has_list),
+    )
+)
+
+
 def _open_admission(
     conn: Connection,
     calls: Collection[NewCall],
@@ -237,42 +279,3 @@ def _storable(numbers: Sequence[str]) -> Sequence[str]:
     if together.isascii() and together.isprintable() and max(map(len, numbers)) <= _LONGEST_NUMBER:
         return numbers
     return [_written.process_bind_param(number, _ANY) or "" for number in numbers]
-
-
-_PLAYABLE: Final = Statement(
-    select(recording.c.id, recording.c.project_id, recording.c.used_on)
-    .where(is_among(recording.c.id, "wanted"), recording.c.deleted_at.is_(None))
-    .with_for_update(read=True, key_share=True)
-)
-_has_list = select(number_list.c.e164).where(number_list.c.project_id == project.c.id).exists()
-_SPECIAL: Final = Statement(
-    select(
-        project.c.id,
-        project.c.max_calls_per_number_per_day.label("per_day"),
-        _has_list.label("has_list"),
-    ).where(
-        is_among(project.c.id, "asked"),
-        or_(project.c.max_calls_per_number_per_day.is_not(None), _has_list),
-    )
-)
-_each = values_parameter(
-    "rows",
-    *(call.c[name] for name in _TERMS),
-    *(call.c.id, call.c.phone_number, call.c.e164, call.c.reserved, call.c.digits, call.c.due_at),
-)
-_INSERT_EACH: Final = insert_rows(_each, call, retries_left=_each.c.retry_count, **UNTRIED)
-# Without types that convert values: `_rows_as_json` does.
-_rows = values_parameter(
-    "rows", id=String(), phone_number=String(), e164=String(), reserved=BigInteger()
-)
-_terms: dict[str, ColumnElement[Any]] = {
-    name: bindparam(name, type_=call.c[name].type) for name in (*_TERMS, "digits")
-}
-_INSERT_ALIKE: Final = insert_rows(
-    _rows,
-    call,
-    **_terms,
-    retries_left=_terms["retry_count"],
-    due_at=_terms["requested_at"],
-    **UNTRIED,
-)

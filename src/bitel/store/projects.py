@@ -99,6 +99,15 @@ def create(conn: Connection, name: str, now: float) -> Project:
     return made
 
 
+# The columns of the day's spending belong to `balances`.
+PROJECT_COLUMNS = [
+    column for column in project.c if column.name not in ("spent_today", "spent_on", "deleted_at")
+]
+# The row of a deleted project stays, since other rows may refer to it.
+_exists = project.c.deleted_at.is_(None)
+_BY_ID = select(*PROJECT_COLUMNS).where(project.c.id == bindparam("id"), _exists)
+
+
 def by_id(conn: Connection, project_id: str) -> Project | None:
     """The project of that id, if there is one."""
     row = conn.execute(_BY_ID, {"id": project_id}).one_or_none()
@@ -200,15 +209,6 @@ def _spent_so_far(conn: Connection, project_id: str) -> Decimal:
     total = select(func.sum(ledger_entry.c.amount, type_=ledger_entry.c.amount.type))
     sum_ = conn.execute(total.where(ledger_entry.c.project_id == project_id)).scalar_one()
     return Decimal(0) if sum_ is None else sum_
-
-
-# The columns of the day's spending belong to `balances`.
-PROJECT_COLUMNS = [
-    column for column in project.c if column.name not in ("spent_today", "spent_on", "deleted_at")
-]
-# The row of a deleted project stays, since other rows may refer to it.
-_exists = project.c.deleted_at.is_(None)
-_BY_ID = select(*PROJECT_COLUMNS).where(project.c.id == bindparam("id"), _exists)
 
 
 def _project(row: Row[*tuple[Any, ...]]) -> Project:

@@ -45,6 +45,14 @@ class Quota:
 
 STORED_BYTES_A_SECOND = 2 * 8000
 """Bytes in the storage of a second of audio: each sample is stored in both G.711 laws."""
+_NOTE_USE = (
+    update(recording)
+    .where(
+        recording.c.id.in_(bindparam("ids", expanding=True)),
+        recording.c.used_on < bindparam("today"),
+    )
+    .values(used_on=bindparam("today"))
+)
 
 
 def note_use(conn: Connection, ids: Collection[str], now: float) -> None:
@@ -56,7 +64,10 @@ def note_use(conn: Connection, ids: Collection[str], now: float) -> None:
 
 def check_room(conn: Connection, project_id: str, quota: Quota, seconds: float = 0.0) -> None:
     """Raises PayloadTooLargeError where a further recording of `seconds` would exceed the quota."""
-    count, stored = conn.execute(_SIZES, {"project_id": project_id}).one()
+    sizes = select(func.count(), func.coalesce(func.sum(recording.c.duration), 0.0)).where(
+        recording.c.project_id == project_id, recording.c.deleted_at.is_(None)
+    )
+    count, stored = conn.execute(sizes).one()
     if count >= quota.recordings:
         raise PayloadTooLargeError(
             f"this project keeps {count} recordings, the most that it may (limits.recordings); "
@@ -93,6 +104,13 @@ def add(conn: Connection, new: Recording, quota: Quota | None = None) -> Recordi
     return first
 
 
+_ALIVE = select(*(c for c in recording.c if c.name not in ("deleted_at", "used_on"))).where(
+    recording.c.deleted_at.is_(None)
+)
+_OF_PROJECT = _ALIVE.where(*matches(recording.c.project_id))
+_FIND = _OF_PROJECT.where(*matches(recording.c.id))
+
+
 def find(conn: Connection, project_id: str, recording_id: str) -> Recording | None:
     """The project's recording of that id; None when unknown, another project's, or deleted."""
     row = conn.execute(_FIND, {"id": recording_id, "project_id": project_id}).one_or_none()
@@ -101,8 +119,11 @@ def find(conn: Connection, project_id: str, recording_id: str) -> Recording | No
 
 def duration(conn: Connection, recording_id: str) -> float | None:
     """Duration in seconds of any project's recording; None when unknown or deleted."""
-    seconds: float | None = conn.execute(_DURATION, {"id": recording_id}).scalar_one_or_none()
-    return seconds
+    is_it = (recording.c.id == recording_id) & recording.c.deleted_at.is_(None)
+    return conn.execute(select(recording.c.duration).where(is_it)).scalar_one_or_none()
+
+
+_FIND_SPEECH = _OF_PROJECT.where(*matches(recording.c.speech_key))
 
 
 def find_by_speech_key(conn: Connection, project_id: str, speech_key: str) -> Recording | None:
@@ -112,12 +133,18 @@ def find_by_speech_key(conn: Connection, project_id: str, speech_key: str) -> Re
     return Recording(**row._mapping) if row else None
 
 
+_PAGE = next_rows(_OF_PROJECT, recording.c.id)
+
+
 def page(
     conn: Connection, project_id: str, after: str | None = None, limit: int = 100
 ) -> list[Recording]:
     """Up to `limit` of the project's recordings, the oldest first; `after` is the id to go on."""
     wanted = {"project_id": project_id, "after": after or "", "most": limit}
     return [Recording(**row._mapping) for row in conn.execute(_PAGE, wanted)]
+
+
+_NEEDED = select(call.c.id).where(*matches(call.c.recording_id), is_waiting).limit(1)
 
 
 def remove(conn: Connection, project_id: str, recording_id: str, now: float) -> None:
@@ -136,6 +163,11 @@ def remove(conn: Connection, project_id: str, recording_id: str, now: float) -> 
     conn.execute(gone.values(deleted_at=now, speech_key=None))
 
 
+_LIVE = select(recording.c.id).where(
+    recording.c.id.in_(bindparam("ids", expanding=True)), recording.c.deleted_at.is_(None)
+)
+
+
 def live(conn: Connection, ids: Collection[str]) -> set[str]:
     """The ids of recordings that exist; stored audio of the others is orphaned.
 
@@ -143,30 +175,3 @@ def live(conn: Connection, ids: Collection[str]) -> set[str]:
     """
     found = (conn.execute(_LIVE, some).scalars() for some in in_chunks(ids))
     return {each for some in found for each in some}
-
-
-_NOTE_USE = (
-    update(recording)
-    .where(
-        recording.c.id.in_(bindparam("ids", expanding=True)),
-        recording.c.used_on < bindparam("today"),
-    )
-    .values(used_on=bindparam("today"))
-)
-_ALIVE = select(*(c for c in recording.c if c.name not in ("deleted_at", "used_on"))).where(
-    recording.c.deleted_at.is_(None)
-)
-_OF_PROJECT = _ALIVE.where(*matches(recording.c.project_id))
-_SIZES = select(func.count(), func.coalesce(func.sum(recording.c.duration), 0.0)).where(
-    recording.c.deleted_at.is_(None), *matches(recording.c.project_id)
-)
-_FIND = _OF_PROJECT.where(*matches(recording.c.id))
-_FIND_SPEECH = _OF_PROJECT.where(*matches(recording.c.speech_key))
-_PAGE = next_rows(_OF_PROJECT, recording.c.id)
-_DURATION = select(recording.c.duration).where(
-    *matches(recording.c.id), recording.c.deleted_at.is_(None)
-)
-_NEEDED = select(call.c.id).where(*matches(call.c.recording_id), is_waiting).limit(1)
-_LIVE = select(recording.c.id).where(
-    recording.c.id.in_(bindparam("ids", expanding=True)), recording.c.deleted_at.is_(None)
-)

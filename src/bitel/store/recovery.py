@@ -38,6 +38,19 @@ class Recovered:
     """Answered: final, never called again."""
 
 
+_LEFT_OPEN = (
+    select(
+        *attempt.c["id", "call_id", "claim", "started_at", "answered_at", "rang_at"],
+        *call.c["expires_at", "retries_left", "retry_interval", "uncertain"],
+    )
+    .join(call)
+    .where(*matches(attempt.c.dialer_id), is_open)
+    .order_by(attempt.c.id)
+    # Locked: a client that cancels meanwhile takes effect either now or right after us.
+    .with_for_update(key_share=True, of=call)
+)
+
+
 def take_over(
     conn: Connection,
     dialer_id: str,
@@ -100,6 +113,14 @@ def take_over(
     return Lease(dialer_id, worker, epoch), Recovered(len(left) - answered, answered)
 
 
+def _unknown(dialers: CTE) -> Select[Any]:
+    value = dialers.c.value
+    return select(value).where(value.is_not(None), value.not_in(bindparam("known", expanding=True)))
+
+
+_ORPHANED_ATTEMPTS = _unknown(loose_index_scan(attempt.c.dialer_id, is_open))
+
+
 def orphaned(conn: Connection, known_dialers: Collection[str]) -> dict[str, Holder]:
     """The dialers that are not known and have attempts under way, with their rows."""
     rows = conn.execute(_ORPHANED_ATTEMPTS, {"known": list(known_dialers), "after": ""})
@@ -115,6 +136,9 @@ def give_up(conn: Connection, dialer_id: str, seen: Holder, now: float) -> None:
     take_over(conn, dialer_id, "housekeeping", now, REDIAL_AFTER, terms=terms)
 
 
+_ORPHANED_CALLS = _unknown(loose_index_scan(call.c.dialer_id, is_due))
+
+
 def expire_orphans(
     conn: Connection, known_dialers: Collection[str], now: float, limit: int = 1000
 ) -> int:
@@ -126,33 +150,3 @@ def expire_orphans(
         if ended >= limit:
             break
     return ended
-
-
-_LEFT_OPEN = (
-    select(
-        attempt.c.id,
-        attempt.c.call_id,
-        attempt.c.claim,
-        attempt.c.started_at,
-        attempt.c.answered_at,
-        attempt.c.rang_at,
-        call.c.expires_at,
-        call.c.retries_left,
-        call.c.retry_interval,
-        call.c.uncertain,
-    )
-    .join(call)
-    .where(*matches(attempt.c.dialer_id), is_open)
-    .order_by(attempt.c.id)
-    # Locked: a client that cancels meanwhile takes effect either now or right after us.
-    .with_for_update(key_share=True, of=call)
-)
-
-
-def _unknown(dialers: CTE) -> Select[Any]:
-    value = dialers.c.value
-    return select(value).where(value.is_not(None), value.not_in(bindparam("known", expanding=True)))
-
-
-_ORPHANED_ATTEMPTS = _unknown(loose_index_scan(attempt.c.dialer_id, is_open))
-_ORPHANED_CALLS = _unknown(loose_index_scan(call.c.dialer_id, is_due))

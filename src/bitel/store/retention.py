@@ -32,7 +32,7 @@ from bitel.store.schema import (
     webhook_event,
     webhook_try,
 )
-from bitel.store.sql_batch import in_equal_chunks, matches, next_rows
+from bitel.store.sql_batch import in_equal_chunks, next_rows
 
 PIECE: Final = 300
 """Rows that one transaction reads."""
@@ -143,13 +143,6 @@ _BLANK_ATTEMPTS: Final = (
     .where(attempt.c.call_id.in_(_ids), attempt.c.digits.is_not(None))
     .values(digits=ERASED)
 )
-_HAS_NUMBERS: Final = sa.select(
-    sa.exists(
-        sa.select(call.c.id).where(
-            call.c.id > sa.bindparam("after"), call.c.id <= sa.bindparam("last"), _has_number
-        )
-    )
-)
 
 
 def blank_numbers(conn: Connection, before: float, after: str) -> tuple[str, int]:
@@ -165,7 +158,8 @@ def blank_numbers(conn: Connection, before: float, after: str) -> tuple[str, int
 
 def are_blank(conn: Connection, after: str, last: str) -> bool:
     """Whether no call after `after` and up to `last` has a number."""
-    return not conn.execute(_HAS_NUMBERS, {"after": after, "last": last}).scalar_one()
+    with_number = sa.select(call.c.id).where(call.c.id > after, call.c.id <= last, _has_number)
+    return conn.execute(with_number.limit(1)).first() is None
 
 
 _needed = sa.exists(sa.select(call.c.id).where(call.c.recording_id == recording.c.id, is_waiting))
@@ -188,7 +182,6 @@ def unused_recordings(
     return _last(rows), [(row.project_id, row.id) for row in rows if row.is_over]
 
 
-_CURSOR: Final = sa.select(retention_cursor.c.last_id).where(*matches(retention_cursor.c.name))
 _MOVE_CURSOR: Final = sa.text(
     """
     INSERT INTO retention_cursor (name, last_id) VALUES (:name, :last_id)
@@ -199,8 +192,8 @@ _MOVE_CURSOR: Final = sa.text(
 
 def cursor(conn: Connection, name: Cursor) -> str:
     """The last id that was processed, by this process or an earlier one."""
-    found = conn.execute(_CURSOR, {"name": name}).scalar_one_or_none()
-    return found or ""
+    position = sa.select(retention_cursor.c.last_id).where(retention_cursor.c.name == name)
+    return conn.execute(position).scalar_one_or_none() or ""
 
 
 def move_cursor(conn: Connection, name: Cursor, last_id: str) -> None:
@@ -214,20 +207,6 @@ NEXT_CALLS: Final = next_rows(
     sa.select(call.c.id, call.c.project_id, call.c.e164, call.c.status), call.c.id
 )
 """A window of the calls of all projects."""
-_ANSWERS: Final = sa.select(idempotency_key.c.key, idempotency_key.c.answer).where(
-    *matches(idempotency_key.c.project_id), idempotency_key.c.answer.is_not(None)
-)
-_REPLACE_ANSWER: Final = (
-    sa.update(idempotency_key)
-    .where(
-        idempotency_key.c.project_id == sa.bindparam("the_project"),
-        idempotency_key.c.key == sa.bindparam("the_key"),
-    )
-    .values(answer=sa.bindparam("changed"))
-)
-_FORGET_PLACED: Final = sa.delete(placed_number).where(
-    *matches(placed_number.c.project_id, placed_number.c.e164)
-)
 
 
 def calls_to(
@@ -249,17 +228,23 @@ def calls_to(
 def erase_calls(conn: Connection, project_id: str, ids: Sequence[str]) -> None:
     """Blank the numbers and keyed digits of calls that are over, also in stored API answers."""
     _apply(conn, ids, _BLANK_CALLS, _BLANK_ATTEMPTS)
-    for row in conn.execute(_ANSWERS, {"project_id": project_id}).all():
+    stored = idempotency_key.c
+    answers = sa.select(stored.key, stored.answer).where(
+        stored.project_id == project_id, stored.answer.is_not(None)
+    )
+    for row in conn.execute(answers).all():
         answer = bytes(row.answer)
         changed = _without_numbers(answer, set(ids))
         if changed != answer:
-            wanted = {"the_project": project_id, "the_key": row.key, "changed": changed}
-            conn.execute(_REPLACE_ANSWER, wanted)
+            is_key = (stored.project_id == project_id) & (stored.key == row.key)
+            conn.execute(sa.update(idempotency_key).where(is_key).values(answer=changed))
 
 
 def forget_number(conn: Connection, project_id: str, e164: str) -> None:
     """Delete the rows that count recent calls to a number."""
-    conn.execute(_FORGET_PLACED, {"project_id": project_id, "e164": e164})
+    placed = placed_number.c
+    is_number = (placed.project_id == project_id) & (placed.e164 == e164)
+    conn.execute(sa.delete(placed_number).where(is_number))
 
 
 def _without_numbers(answer: bytes, ids: set[str]) -> bytes:

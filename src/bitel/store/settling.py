@@ -77,14 +77,9 @@ class _OpenAttempt(OpenCall, Protocol):
 
 _OPEN = (
     sa.select(
-        attempt.c.id,
-        attempt.c.call_id,
-        attempt.c.claim,
-        call.c.project_id,
-        call.c.e164,
-        call.c.lane,
+        *attempt.c["id", "call_id", "claim"],
+        *call.c["project_id", "e164", "lane", "reserved"],
         project.c.unwanted_to_do_not_call,
-        call.c.reserved,
         is_waiting.label("waits"),
         has_webhook.label("has_webhook"),
         sa.exists(
@@ -256,16 +251,13 @@ def _checked(one: Settlement, row: _OpenAttempt, superseded: Collection[str]) ->
     return one
 
 
-_entry = ledger_entry.c
 _BILL: Final = insert_rows(
     values_parameter(
-        "entries",
-        *(_entry.id, _entry.project_id, _entry.call_id, _entry.attempt_id),
-        *(_entry.amount, _entry.note),
+        "entries", *ledger_entry.c["id", "project_id", "call_id", "attempt_id", "amount", "note"]
     ),
     ledger_entry,
     kind=sa.literal("call"),
-    created_at=sa.bindparam("now", type_=_entry.created_at.type),
+    created_at=sa.bindparam("now", type_=ledger_entry.c.created_at.type),
 )
 
 

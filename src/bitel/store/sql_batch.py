@@ -177,21 +177,20 @@ def loose_index_scan(column: sa.Column[Any], *conditions: sa.ColumnElement[bool]
     return found.union_all(sa.select(following.scalar_subquery()).where(found.c.value.is_not(None)))
 
 
-def in_chunks(ids: Collection[str]) -> Iterator[dict[str, list[str]]]:
-    """The values in their order, as parameters `ids` of up to `LONGEST_LIST` each."""
+def in_chunks(ids: Collection[str], size: int = LONGEST_LIST) -> Iterator[dict[str, list[str]]]:
+    """The values in their order, as parameters `ids` of up to `size` each."""
     rest = iter(ids)
-    while chunk := list(islice(rest, LONGEST_LIST)):
+    while chunk := list(islice(rest, size)):
         yield {"ids": chunk}
 
 
 def in_equal_chunks(ids: Collection[str], size: int) -> Iterator[dict[str, list[str]]]:
-    """As `in_chunks`, with exactly `size` values each: missing ones are empty strings.
+    """As `in_chunks`, filled up with empty strings to exactly `size` values.
 
-    So the statement has one text, of which the driver keeps the compiled form.
+    So the statement has one text, of which the driver caches the compiled form.
     """
-    rest = iter(ids)
-    while chunk := list(islice(rest, size)):
-        yield {"ids": chunk + [""] * (size - len(chunk))}
+    for chunk in in_chunks(ids, size):
+        yield {"ids": chunk["ids"] + [""] * (size - len(chunk["ids"]))}
 
 
 def execute(conn: Connection, text: str, parameters: DriverParameters = ()) -> Cursor:

@@ -45,13 +45,6 @@ def revoke(conn: Connection, token_id: str, now: float) -> bool:
     return conn.execute(update(token).where(live).values(revoked_at=now)).rowcount == 1
 
 
-def find_project(conn: Connection, token_id: str, project_id: str, now: float) -> Project | None:
-    """The project, where the token is its and valid at `now`, and it is not disabled."""
-    wanted = {"id": token_id, "project_id": project_id, "now": now}
-    row = conn.execute(_VALID, wanted).one_or_none()
-    return Project(**row._mapping) if row else None
-
-
 _VALID = (
     select(*PROJECT_COLUMNS)
     .join(token)
@@ -63,3 +56,10 @@ _VALID = (
         project.c.deleted_at.is_(None),
     )
 )
+
+
+def find_project(conn: Connection, token_id: str, project_id: str, now: float) -> Project | None:
+    """The project, where the token is its and valid at `now`, and it is not disabled."""
+    wanted = {"id": token_id, "project_id": project_id, "now": now}
+    row = conn.execute(_VALID, wanted).one_or_none()
+    return Project(**row._mapping) if row else None

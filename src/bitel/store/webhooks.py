@@ -84,6 +84,36 @@ class Event:
     tried: tuple[DeliveryAttempt, ...] = ()
 
 
+def _is_on(project_id: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+    found: sa.Select[Any] = sa.select(sa.literal_column("1")).where(
+        project.c.id == project_id,
+        project.c.webhook_url.is_not(None),
+        project.c.webhook_secret.is_not(None),
+        project.c.webhook_off_reason.is_(None),
+    )
+    return found.scalar_subquery().is_not(None)
+
+
+_QUEUE: Final = FairQueue(
+    webhook_event,
+    columns=tuple(webhook_event.c["id", "project_id", "due_at", "tries", "call_id"]),
+    joined=(
+        *project.c["webhook_url", "webhook_secret"],
+        *call.c["campaign_id", "status", "bill_seconds", "phone_number", "requested_at", "price"],
+    ),
+    joins=lambda event: (
+        (project, project.c.id == event.c.project_id),
+        (call, call.c.id == event.c.call_id),
+    ),
+    may_have_turn=_is_on,
+)
+_LEASE: Final = Statement(
+    sa.update(webhook_event)
+    .where(is_among(webhook_event.c.id, "leased"))
+    .values(due_at=sa.bindparam("until"), tries=webhook_event.c.tries + 1)
+)
+
+
 def claim_due(
     conn: Connection,
     now: float,
@@ -123,6 +153,25 @@ def claim_due(
         )
         for row in rows
     ]
+
+
+_tries = values_parameter("tries", *webhook_try.c)
+_WRITE_TRIES: Final = Statement(
+    # An event may have been deleted with its project while it was delivered.
+    sa.insert(webhook_try).from_select(
+        list(_tries.c.keys()),
+        sa.select(*_tries.c).join(webhook_event, webhook_event.c.id == _tries.c.event_id),
+    )
+)
+_results = values_parameter("results", *webhook_event.c["id", "state", "due_at"])
+_WRITE_STATES: Final = Statement(
+    sa.update(webhook_event)
+    .where(
+        webhook_event.c.id == _results.c.id,
+        sa.or_(webhook_event.c.state == PENDING, _results.c.state == DELIVERED),
+    )
+    .values(state=_results.c.state, due_at=_results.c.due_at)
+)
 
 
 def record(conn: Connection, tried: Sequence[DeliveryAttempt]) -> None:
@@ -172,6 +221,13 @@ def redeliver(conn: Connection, project_id: str | None, which: str, now: float) 
     return found.rowcount == 1
 
 
+_TRIES = (
+    sa.select(webhook_try)
+    .where(webhook_try.c.event_id.in_(sa.bindparam("ids", expanding=True)))
+    .order_by(webhook_try.c.id)
+)
+
+
 def history(
     conn: Connection, project_id: str | None = None, call_id: str | None = None, limit: int = 100
 ) -> list[Event]:
@@ -196,59 +252,3 @@ def history(
             )
         )
     return [Event(**row._mapping, tried=tuple(tried[row.id])) for row in events]
-
-
-def _is_on(project_id: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
-    found: sa.Select[Any] = sa.select(sa.literal_column("1")).where(
-        project.c.id == project_id,
-        project.c.webhook_url.is_not(None),
-        project.c.webhook_secret.is_not(None),
-        project.c.webhook_off_reason.is_(None),
-    )
-    return found.scalar_subquery().is_not(None)
-
-
-_QUEUE: Final = FairQueue(
-    webhook_event,
-    columns=tuple(
-        webhook_event.c[name] for name in ("id", "project_id", "due_at", "tries", "call_id")
-    ),
-    joined=(
-        *(project.c.webhook_url, project.c.webhook_secret, call.c.campaign_id, call.c.status),
-        *(call.c.bill_seconds, call.c.phone_number, call.c.requested_at, call.c.price),
-    ),
-    joins=lambda event: (
-        (project, project.c.id == event.c.project_id),
-        (call, call.c.id == event.c.call_id),
-    ),
-    may_have_turn=_is_on,
-)
-_LEASE: Final = Statement(
-    sa.update(webhook_event)
-    .where(is_among(webhook_event.c.id, "leased"))
-    .values(due_at=sa.bindparam("until"), tries=webhook_event.c.tries + 1)
-)
-_tries = values_parameter("tries", *webhook_try.c)
-_WRITE_TRIES: Final = Statement(
-    # An event may have been deleted with its project while it was delivered.
-    sa.insert(webhook_try).from_select(
-        list(_tries.c.keys()),
-        sa.select(*_tries.c).join(webhook_event, webhook_event.c.id == _tries.c.event_id),
-    )
-)
-_results = values_parameter(
-    "results", webhook_event.c.id, webhook_event.c.state, webhook_event.c.due_at
-)
-_WRITE_STATES: Final = Statement(
-    sa.update(webhook_event)
-    .where(
-        webhook_event.c.id == _results.c.id,
-        sa.or_(webhook_event.c.state == PENDING, _results.c.state == DELIVERED),
-    )
-    .values(state=_results.c.state, due_at=_results.c.due_at)
-)
-_TRIES = (
-    sa.select(webhook_try)
-    .where(webhook_try.c.event_id.in_(sa.bindparam("ids", expanding=True)))
-    .order_by(webhook_try.c.id)
-)
