@@ -1,11 +1,11 @@
-"""G.711 as tables: 16-bit linear PCM to A-law and µ-law, and back, bit for bit as ITU-T says.
+"""G.711: conversion between 16-bit linear PCM and A-law or µ-law, by tables; bit-exact.
 
-Linear samples are signed 16-bit, the companding laws' 13 bits (A-law) and 14 bits (µ-law)
-left-justified, as in the ITU-T Software Tool Library (G.191). A negative sample is taken by its
-one's complement, so that both signs have the same decision values; A-law codes leave with their
-even bits inverted and µ-law codes with all bits inverted, as they travel on the line.
+Linear samples are signed 16-bit, with the 13 bits (A-law) and 14 bits (µ-law) of the companding
+laws left-justified, as in the ITU-T Software Tool Library (G.191). The magnitude of a negative
+sample is its one's complement, so that both signs have the same decision values. Even bits of A-law
+codes and all bits of µ-law codes are inverted, as in transmission.
 
-The codes are one byte a sample at 8000 samples a second, so 160 bytes are 20 ms.
+Codes are one byte per sample at 8000 samples per second, so 160 bytes are 20 ms.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Codes = NDArray[np.uint8]
 """Companded samples, one byte each."""
 
 SAMPLE_RATE: Final = 8000
-"""Samples a second; one byte each."""
+"""Samples per second; one byte each."""
 
 ALAW_SILENCE: Final = 0xD5
 """The A-law code of a zero sample."""
@@ -89,12 +89,12 @@ _ULAW_DECODER: Final = _build_ulaw_decoder()
 
 
 def alaw_encode(pcm: Pcm) -> Codes:
-    """Compress linear samples to A-law codes, as they travel on the line (RFC 3551 PCMA)."""
+    """Compress linear samples to A-law codes (RFC 3551 PCMA)."""
     return _ALAW_ENCODER[pcm.view(np.uint16)]
 
 
 def ulaw_encode(pcm: Pcm) -> Codes:
-    """Compress linear samples to µ-law codes, as they travel on the line (RFC 3551 PCMU)."""
+    """Compress linear samples to µ-law codes (RFC 3551 PCMU)."""
     return _ULAW_ENCODER[pcm.view(np.uint16)]
 
 

@@ -1,7 +1,7 @@
-"""Which IP addresses are public, and how near to this machine the others lead.
+"""Classifies IP addresses: public, private, link-local or loopback.
 
-The blocks are those of IANA's special-purpose registries (RFC 6890 and its updates), with multicast
-added. Python's `ipaddress` lacks some of them before 3.13, so that the table is ours.
+The blocks are those of IANA's special-purpose registries (RFC 6890 and its updates), plus
+multicast. Python's `ipaddress` lacks some of them before 3.13.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ IPAddress = IPv4Address | IPv6Address
 
 
 class Nearness(IntEnum):
-    """How near to this machine an address leads; what is nearer trusts us more."""
+    """How near to this machine an address is; nearer hosts are more likely to trust it."""
 
     PUBLIC = 0
     PRIVATE = 1
@@ -25,7 +25,7 @@ class Nearness(IntEnum):
 
 
 class Block(NamedTuple):
-    """A special-purpose block: its kind as a text names it, and how near it leads."""
+    """A special-purpose block, its kind as used in messages, and its nearness."""
 
     network: IPv4Network | IPv6Network
     kind: str
@@ -35,8 +35,8 @@ class Block(NamedTuple):
 _PUBLIC, _PRIVATE = Nearness.PUBLIC, Nearness.PRIVATE
 _LINK_LOCAL, _LOOPBACK = Nearness.LINK_LOCAL, Nearness.LOOPBACK
 
-# The first block that holds an address counts. Documentation blocks lead nowhere, so that they are
-# as far away as public ones; 0.0.0.0/8 and :: reach the machine itself on Linux.
+# The first matching block counts. Documentation blocks are not routed, so they count as public;
+# 0.0.0.0/8 and :: reach the machine itself on Linux.
 _BLOCKS: Final = tuple(
     Block(ipaddress.ip_network(network), kind, nearness)
     for network, kind, nearness in (
@@ -75,7 +75,7 @@ _BLOCKS: Final = tuple(
         ("ff00::/8", "a multicast", _PRIVATE),  # RFC 4291 §2.7
     )
 )
-# What IANA has given out for unicast; all else of IPv6 is reserved by the IETF (RFC 4291 §2.4).
+# IANA's global unicast range; the rest of IPv6 is reserved by the IETF (RFC 4291 §2.4).
 _GLOBAL_IPV6: Final = IPv6Network("2000::/3")
 _UNASSIGNED: Final = Block(IPv6Network("::/0"), "a reserved", _PRIVATE)
 
@@ -84,7 +84,7 @@ _IPV4_COMPATIBLE: Final = IPv6Network("::/96")  # RFC 4291 §2.5.5.1
 
 
 def embedded_ipv4(address: IPAddress) -> IPv4Address | None:
-    """The IPv4 address that an IPv6 one leads to: mapped, compatible, 6to4 or NAT64; else None."""
+    """The IPv4 address embedded in an IPv6 one (mapped, compatible, 6to4, NAT64); else None."""
     if isinstance(address, IPv4Address):
         return None
     if address.ipv4_mapped or address.sixtofour:
@@ -94,20 +94,20 @@ def embedded_ipv4(address: IPAddress) -> IPv4Address | None:
 
 
 def special_purpose(address: IPAddress) -> Block | None:
-    """The special-purpose block that holds `address`; None for a public unicast address.
+    """The special-purpose block of `address`; None for a public unicast address.
 
-    Of an IPv6 address that embeds an IPv4 one, the latter counts.
+    Of an IPv6 address with an embedded IPv4 one, the latter counts.
     """
-    judged = embedded_ipv4(address) or address
+    address = embedded_ipv4(address) or address
     for block in _BLOCKS:
-        if block.network.version == judged.version and judged in block.network:
+        if block.network.version == address.version and address in block.network:
             return block
-    return _UNASSIGNED if judged.version == 6 and judged not in _GLOBAL_IPV6 else None
+    return _UNASSIGNED if address.version == 6 and address not in _GLOBAL_IPV6 else None
 
 
 @lru_cache(maxsize=4096)
 def nearness(host: str) -> Nearness:
-    """How near to this machine `host`, an IP address, leads. Raises ValueError for a name."""
+    """The nearness of `host`, an IP address. Raises ValueError for a name."""
     block = special_purpose(ipaddress.ip_address(host))
     return Nearness.PUBLIC if block is None else block.nearness
 
@@ -115,7 +115,7 @@ def nearness(host: str) -> Nearness:
 def leads_nearer(origin: str, host: str) -> bool:
     """Whether `host` is nearer to this machine than `origin`, which named it; both IP addresses.
 
-    A far end on the public network must not have us send to a private, link-local or loopback
-    address, nor one on a private network to the two latter. Raises ValueError for a name.
+    A public remote host must not make the service send to a private, link-local or loopback
+    address, nor a private one to the latter two. Raises ValueError for a name.
     """
     return nearness(host) > nearness(origin)

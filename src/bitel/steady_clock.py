@@ -1,24 +1,23 @@
-"""The service's clock: Unix seconds that no step of the system clock moves.
+"""The service's clock: Unix seconds that steps of the system clock do not affect.
 
-Due times, ends of leases, expiry times and ages are stored in the database as Unix seconds. They
-outlive a process and are shared by several, so a monotonic clock alone can't measure them, and the
-system clock may be set at any moment: by NTP after the start of the machine, by an administrator,
-by a hypervisor. This clock is CLOCK_BOOTTIME plus an anchor. The anchor is taken from the system
-clock once, is kept in `data_dir`, and is shared by all processes that use that folder.
+Due times, leases, expiry times and ages are stored in the database as Unix seconds. They outlive a
+process and are shared by several, so a monotonic clock can't measure them, and the system clock may
+be set at any time: by NTP after boot, by an administrator, by a hypervisor. This clock is
+CLOCK_BOOTTIME plus an anchor. The anchor is taken from the system clock once, is kept in
+`data_dir`, and is shared by all processes that use that folder.
 
 When the system clock is set, the two differ by a *gap*: system clock minus service clock. The gap
-is closed by running at most `SLEW` faster or slower, as adjtime(3) does, so that machines that
-share a database agree again in the end, and no interval is ever wrong by more than that share.
+is closed by running `SLEW` faster or slower, as adjtime(3) does. So machines that share a database
+agree again in the end, and no interval is wrong by more than that share.
 
-Some things are about the time of day, and follow the system clock: dates shown to clients, calling
-windows, and what other systems check (expiry of tokens, timestamps of webhooks). The clock keeps
-the gaps that it has had. So `date` gives, for any stored time, what the system clock showed at that
-moment, and a date that a client has seen does not change later.
+Times of day follow the system clock: dates shown to clients, calling windows, and what other
+systems check (expiry of tokens, timestamps of webhooks). The clock remembers past gaps, so that
+`date` gives, for any stored time, what the system clock showed then; a date that a client has seen
+does not change later.
 
-A restart of the machine is not a step: the service clock then continues from the system clock and
-the last gap, and never from a moment before the last one that it is known to have shown. That
-matters where a machine starts with a clock that is behind: no call is made a second time for it,
-and none expires before its time.
+A reboot is not a step: the service clock continues from the system clock and the last gap, and
+never before the last time that it is known to have shown. So if a machine boots with a clock that
+is behind, no call is repeated and none expires early.
 """
 
 from __future__ import annotations
@@ -43,8 +42,7 @@ from bitel.errors import BitelError
 log = structlog.get_logger(__name__)
 
 SLEW: Final = 0.005
-"""Seconds per second by which the gap to the system clock is closed: 30 s take 100 minutes, an hour
-takes 8 days."""
+"""Seconds per second by which the gap is closed: 30 s take 100 minutes, an hour takes 8 days."""
 
 STEP: Final = 0.25
 """Seconds by which the system clock must have moved against the boot clock to count as set. NTP's
@@ -54,16 +52,16 @@ MOST_GAPS: Final = 1000
 """Gaps that are remembered for the dates of stored times; the oldest are forgotten first."""
 
 SAVED_EVERY: Final = 60.0
-"""Seconds after which `save` writes the time that the clock shows."""
+"""Minimum seconds between two writes by `save`."""
 
 LOCK_TIMEOUT: Final = 5.0
 """Seconds for which a start waits for another process that writes the file."""
 
 _RETRY: Final = 1.0
-"""Seconds until a step that could not be written is recorded by another try."""
+"""Seconds until the next try to record a step that could not be written."""
 
 _EXACT: Final = 0.001
-"""Seconds between two readings of the boot clock within which one of the system clock counts."""
+"""Maximum seconds between the two readings of the boot clock around one of the system clock."""
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _OFFSETS: Final = Path("/proc/self/timens_offsets")
@@ -71,10 +69,10 @@ _OFFSETS: Final = Path("/proc/self/timens_offsets")
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """System clock minus service clock, as it was at one moment and is closed from then on."""
+    """System clock minus service clock at one moment; it is closed from then on."""
 
     at: float
-    """The moment, by the service clock in Unix seconds."""
+    """The moment, in Unix seconds of the service clock."""
     seconds: float
     """Positive: the system clock is ahead."""
 
@@ -91,16 +89,16 @@ class Gap:
         return self.at + passed + self.seconds
 
     def service_time_of(self, date: float) -> float:
-        """The service clock when the system clock shows `date`, if it is not set before."""
+        """The service clock when the system clock shows `date`, if it is not set before then."""
         return self.service_time(date - self.at - self.seconds)
 
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """What processes share: where the boot clock stood at the last gap, and all gaps."""
+    """The state that processes share in the file: all gaps, and the boot clock at the last one."""
 
     boot: str
-    """Identifies the start of the machine that `since` belongs to."""
+    """Identifies the boot that `since` belongs to."""
     since: float
     """The boot clock at the last gap, in seconds."""
     gaps: tuple[Gap, ...]
@@ -109,7 +107,7 @@ class Anchor:
     """A time that the service clock has reached, in Unix seconds."""
 
     def now(self, boot_time: float) -> float:
-        """The service clock, where the boot clock shows `boot_time`."""
+        """The service clock when the boot clock shows `boot_time`."""
         return self.gaps[-1].service_time(boot_time - self.since)
 
     def gap(self, at: float) -> float:
@@ -118,12 +116,12 @@ class Anchor:
         return self.gaps[place - 1].after(at - self.gaps[place - 1].at) if place else 0.0
 
     def with_gap(self, boot: str, boot_time: float, gap: Gap) -> Anchor:
-        """The anchor that a new gap makes of this one."""
+        """The anchor with another gap."""
         gaps = (*self.gaps, gap)[-MOST_GAPS:]
         return Anchor(boot, boot_time, gaps, max(self.seen, gap.at))
 
     def to_json(self) -> str:
-        """As the file holds it."""
+        """The content of the file."""
         return json.dumps(
             {
                 "boot": self.boot,
@@ -135,7 +133,7 @@ class Anchor:
 
     @classmethod
     def from_json(cls, text: str) -> Anchor:
-        """The anchor in a file. Raises ValueError where it is none."""
+        """Parse the content of the file. Raises ValueError."""
         try:
             data: dict[str, Any] = json.loads(text)
             gaps = tuple(Gap(float(at), float(seconds)) for at, seconds in data["gaps"])
@@ -149,9 +147,9 @@ class Anchor:
 
 
 class SteadyClock:
-    """Call it for the service's time in Unix seconds. It may be used by several threads.
+    """Call it for the service's time in Unix seconds. Thread-safe.
 
-    Made by `open` in the service and by `read` in commands beside it.
+    Created by `open` in the service, and by `read` in other commands.
     """
 
     def __init__(
@@ -180,11 +178,10 @@ class SteadyClock:
         boot_time: Callable[[], float] | None = None,
         boot: str | None = None,
     ) -> SteadyClock:
-        """The clock of `data_dir`, whose file is made on first use.
+        """The clock of `data_dir`; its file is created on first use.
 
-        `system` gives Unix seconds, `boot_time` seconds since the start of the machine, which
-        `boot` identifies. Raises BitelError where the file can't be read or locked. One that can't
-        be written is written later, by `save`.
+        `system` gives Unix seconds, `boot_time` seconds since boot, which `boot` identifies. Raises
+        BitelError if the file can't be read or locked. If it can't be written, `save` tries later.
         """
         boot_time = boot_time or _boot_time
         boot = _boot_id() if boot is None else boot
@@ -201,7 +198,7 @@ class SteadyClock:
                     try:
                         _store(path, anchor)
                     except OSError as fault:
-                        # A disk that is full must not keep calls from being made.
+                        # Calls must be possible while the disk is full.
                         log.warning("clock_not_saved", fault=str(fault))
         except TimeoutError:
             raise BitelError(
@@ -213,9 +210,9 @@ class SteadyClock:
 
     @classmethod
     def read(cls, data_dir: Path) -> SteadyClock:
-        """The clock of `data_dir` as it is, for a command that must not write it.
+        """The clock of `data_dir`, for a command that must not write its file.
 
-        Without a file that can be read, it is the system clock of this moment.
+        Without a readable file it starts at the system clock.
         """
         boot = _boot_id()
         try:
@@ -244,30 +241,30 @@ class SteadyClock:
     def date(self, at: float) -> float:
         """What the system clock showed, or will show, at the time `at`; both in Unix seconds.
 
-        0, which stands for what has not happened, stays 0.
+        0, which means that something has not happened, stays 0.
         """
         if at <= 0:
             return at
-        self()  # notices a step that another process has written already
+        self()  # reads a step that another process has recorded
         return at + self._anchor.gap(at)
 
     def at(self, date: float) -> float:
         """The time at which the system clock shows `date`: the inverse of `date`.
 
-        A date that it has shown twice, as it was set back, gives the later time.
+        A date that it has shown twice, since it was set back, gives the later time.
         """
-        self()  # notices a step that another process has written already
+        self()  # reads a step that another process has recorded
         gaps, end = self._anchor.gaps, math.inf
         for gap in reversed(gaps):
             at = gap.service_time_of(date)
             if gap.at <= at:
-                # One that it has skipped, as it was set forward, gives the time of that moment.
+                # A date that was skipped, since the clock was set forward, gives the time of that.
                 return min(at, end)
             end = gap.at
         return min(date, end)
 
     def save(self) -> None:
-        """Write now and then what time it is, for the next start of the machine. Never raises."""
+        """Write the time for the next boot, at most every `SAVED_EVERY` seconds. Never raises."""
         now = self()
         if self._boot_time() - self._saved_at < SAVED_EVERY:
             return
@@ -275,7 +272,7 @@ class SteadyClock:
         self._update(lambda anchor: replace(anchor, seen=max(anchor.seen, now)))
 
     def _record_step(self) -> None:
-        """Note that the system clock was set, unless another process has done it."""
+        """Record that the system clock was set, unless another process has done so."""
         if self._boot_time() - self._failed_at < _RETRY:
             return
 
@@ -292,15 +289,15 @@ class SteadyClock:
         self._update(with_step)
 
     def _update(self, change: Callable[[Anchor], Anchor]) -> None:
-        """Read the file, change it, and use what it then holds. Where that fails: try later."""
+        """Read the file, change it, and use the result. If that fails, a later call tries again."""
         if not self._recording.acquire(blocking=False):
-            return  # another thread is at it, and the time does not depend on it
+            return  # another thread does it, and the time does not depend on it
         try:
             if self._path is None:
                 self._anchor = change(self._anchor)
                 return
             with _locked(self._path, 0.0):
-                # A file of another boot, or none, was put there from outside: ours is better.
+                # A missing file, or one of another boot, was changed from outside: keep ours.
                 found = _load(self._path)
                 old = found if found is not None and found.boot == self._boot else self._anchor
                 new = change(old)
@@ -315,7 +312,7 @@ class SteadyClock:
 
 
 def _continued(known: Anchor | None, boot: str, system: float, boot_time: float) -> Anchor:
-    """The anchor after a start of the machine, from the system clock and what is known."""
+    """The anchor after a boot, from the system clock and the anchor of before, if any."""
     if known is None:
         return Anchor(boot, boot_time, (Gap(system, 0.0),), system)
     now = max(known.gaps[-1].service_time_of(system), known.seen)
@@ -323,7 +320,7 @@ def _continued(known: Anchor | None, boot: str, system: float, boot_time: float)
 
 
 def _both(system: Callable[[], float], boot_time: Callable[[], float]) -> tuple[float, float]:
-    """Both clocks at one moment: readings between which the process was held up don't count."""
+    """Both clocks at one moment; repeats readings between which the process was suspended."""
     best = math.inf
     found = 0.0, 0.0
     for _ in range(20):
@@ -344,9 +341,9 @@ def _boot_time() -> float:
 
 
 def _boot_id() -> str:
-    """Identifies what the boot clock counts from: a start of the machine, in a time namespace.
+    """Identifies the zero of the boot clock: the boot and the time namespace.
 
-    Where the system tells of neither, each process counts as a start of its own.
+    If the system provides neither, each process counts as a boot of its own.
     """
     try:
         boot = _BOOT_ID.read_text().strip()
@@ -360,7 +357,7 @@ def _boot_id() -> str:
 
 @contextlib.contextmanager
 def _locked(path: Path, timeout: float) -> Iterator[None]:
-    """Exclude other processes, for whom we wait `timeout` seconds. Raises OSError."""
+    """Lock out other processes; waits `timeout` seconds for the lock. Raises OSError."""
     file = os.open(
         path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
     )
@@ -380,7 +377,7 @@ def _locked(path: Path, timeout: float) -> Iterator[None]:
 
 
 def _load(path: Path) -> Anchor | None:
-    """What the file holds; None where there is none, or a damaged one."""
+    """The anchor in the file; None if it is missing or damaged."""
     with contextlib.suppress(FileNotFoundError, ValueError):
         return Anchor.from_json(path.read_text())
     return None

@@ -1,4 +1,4 @@
-"""Periodic work of each process: expires orphaned calls, deletes old keys, ends abandoned attempts."""
+"""Housekeeping of each process: ends orphaned calls and abandoned attempts, deletes old keys."""
 
 from __future__ import annotations
 
