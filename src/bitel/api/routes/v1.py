@@ -1,4 +1,4 @@
-"""`/api/v1/voice`: the older API, over the same services; it answers ids where v2 answers calls."""
+"""`/api/v1/voice`: the older API, with the same services; answers ids where v2 answers calls."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from starlette.responses import Response
 
 from bitel.api.dependencies import Owner, services_of
 from bitel.api.openapi import described, placing_calls
-from bitel.api.placement import Placed
-from bitel.api.reading import idempotency_key, read
+from bitel.api.placement import Placed, Placement
 from bitel.api.responses import (
     CdrAnswer,
     Success,
     cdr_answer,
     json_response,
     list_body,
-    sent,
     success,
     success_body,
 )
+from bitel.api.routes.calls import place
 from bitel.api.schemas import BatchBody, OtpBody, SingleBody, SingleTtsBody
 from bitel.domain.ids import is_id
 from bitel.errors import NotFoundError
@@ -36,37 +35,25 @@ _ID = Success[str]
 @router.post("/single", **placing_calls("Play a recording (v1)", _ID, SingleBody, tag="v1"))
 async def single(request: Request, project: Owner) -> Response:
     """As in v2; answers the call's id."""
-    services = services_of(request)
-    body = await read(request, SingleBody, services.context.settings.http.max_body)
-    key = idempotency_key(request, body)
-    return sent(await services.placement.single(project, body, key, its_id))
+    return await place(request, project, SingleBody, Placement.single, render_call_id)
 
 
 @router.post("/otp", **placing_calls("Read a code (v1)", _ID, OtpBody, tag="v1"))
 async def otp(request: Request, project: Owner) -> Response:
     """As in v2; answers the call's id."""
-    services = services_of(request)
-    body = await read(request, OtpBody, services.context.settings.http.max_body)
-    key = idempotency_key(request, body)
-    return sent(await services.placement.otp(project, body, key, its_id))
+    return await place(request, project, OtpBody, Placement.otp, render_call_id)
 
 
 @router.post("/tts", **placing_calls("Speak a text (v1)", _ID, SingleTtsBody, tag="v1"))
 async def tts(request: Request, project: Owner) -> Response:
     """As `single/tts` in v2; answers the call's id."""
-    services = services_of(request)
-    body = await read(request, SingleTtsBody, services.context.settings.http.max_body)
-    key = idempotency_key(request, body)
-    return sent(await services.placement.single_tts(project, body, key, its_id))
+    return await place(request, project, SingleTtsBody, Placement.single_tts, render_call_id)
 
 
 @router.post("/campaign", **placing_calls("Play to many numbers (v1)", _ID, BatchBody, tag="v1"))
 async def campaign(request: Request, project: Owner) -> Response:
     """As `batch` in v2; answers the campaign's id."""
-    services = services_of(request)
-    body = await read(request, BatchBody, services.context.settings.http.max_batch_body)
-    key = idempotency_key(request, body)
-    return sent(await services.placement.batch(project, body, key, campaign_id))
+    return await place(request, project, BatchBody, Placement.batch, render_campaign_id)
 
 
 @router.get(
@@ -110,11 +97,11 @@ async def campaign_cdr(
     return json_response(await asyncio.to_thread(list_body, records_shown))
 
 
-def its_id(placed: Placed) -> bytes:
-    """The answer that holds the one call's id."""
+def render_call_id(placed: Placed) -> bytes:
+    """Render the id of a single call."""
     return success_body(placed.ids[0])
 
 
-def campaign_id(placed: Placed) -> bytes:
-    """The answer that holds the campaign's id."""
+def render_campaign_id(placed: Placed) -> bytes:
+    """Render the id of a campaign."""
     return success_body(placed.campaign_id)
