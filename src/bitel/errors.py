@@ -12,7 +12,7 @@ from typing import ClassVar, Final
 
 
 class BitelError(Exception):
-    """Something that can be said to a person in one sentence."""
+    """Base class; the text is one sentence for a person."""
 
     code: ClassVar[str] = "InternalError"
     http_status: ClassVar[int] = 500
