@@ -1,7 +1,7 @@
 """Batches concurrent items: the first is processed at once, later ones share the next batch.
 
-Twice as many calls are placed a second as with a unit of work for each request, and three times as
-many statuses are read: a statement costs more than its rows.
+Compared with one unit of work per request, twice as many calls are placed per second, and three
+times as many statuses are read: a statement costs more than its rows.
 """
 
 from __future__ import annotations
@@ -22,32 +22,31 @@ Waiting = tuple[Item, asyncio.Future[Result]]
 log = structlog.get_logger(__name__)
 
 LARGEST: Final = 500
-"""Items in one batch; more wait for the next."""
+"""Maximum items in one batch."""
 
 AT_ONCE: Final = 25
 """Items whose results are set in one turn of the event loop: each resumes a task."""
 
 _FIRST_PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 0.25
-"""Seconds from one try to process a batch to the next, doubled each time. So soon after the
-database is back it is written to again."""
+"""Seconds between two tries of a batch, doubled each time; short, to resume soon after an outage.
+"""
 
 _LOG_EVERY: Final = 5.0
-"""Seconds from one line in the log about such tries to the next."""
+"""Minimum seconds between two log lines about retries."""
 
 
 class Batcher(Generic[Item, Result]):
     """Hands items to `process` in batches, in order, one batch at a time.
 
-    `process` returns for each item its result, or the exception that this item alone is to raise.
-    An exception that it raises is attributed to a single item: the halves of the batch are
-    processed separately, down to the item that fails alone.
+    `process` returns for each item its result, or the exception that this item raises. If `process`
+    itself raises, the halves of the batch are processed separately, down to the item that fails.
 
     Args:
         process: processes one batch.
-        rest: seconds from one batch to the next, unless more wait than go into one.
-        retries: whether a batch is tried again while `process` raises UnavailableError, without the
-            items whose futures are done by then. If not, all of its items raise that.
+        rest: seconds between two batches, unless a full one is waiting.
+        retries: whether a batch is retried while `process` raises UnavailableError, without items
+            whose futures are done. If not, all of its items raise that error.
     """
 
     def __init__(
@@ -64,14 +63,11 @@ class Batcher(Generic[Item, Result]):
         self._running: asyncio.Task[None] | None = None
 
     async def submit(self, item: Item) -> Result:
-        """The result of `item`. Raises what `process` raised for it."""
+        """Process `item` and return its result. Raises the exception of `process` for it."""
         return await self.put(item)
 
     def put(self, item: Item) -> asyncio.Future[Result]:
-        """As `submit`, as a future.
-
-        A caller that no longer waits cancels it, or sets its result.
-        """
+        """As `submit`, but returns a future, which the caller may cancel or set."""
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
         if self._running is None:
@@ -118,7 +114,7 @@ class Batcher(Generic[Item, Result]):
 
 
 def _resolve(resolved: Sequence[tuple[Waiting[Any, Any], Any]]) -> None:
-    """Set the results, a few in each turn of the loop."""
+    """Set results, `AT_ONCE` per turn of the event loop."""
     for (_, future), result in resolved[:AT_ONCE]:
         if future.done():
             continue

@@ -271,7 +271,7 @@ class AsyncClient:
 
 
 class _Wait:
-    """The deadline of a poll for the end of a call or campaign."""
+    """The deadline and progress of polling for the end of a call or campaign."""
 
     def __init__(
         self, what: str, timeout: float, progress: Callable[[Campaign], None] | None = None

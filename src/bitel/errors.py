@@ -1,8 +1,8 @@
-"""The errors that reach a person: one tree, one code each.
+"""The errors that clients of the HTTP API and operators at a terminal see.
 
-Every error that a client of the HTTP API or the operator at a terminal can meet derives from
-`BitelError`. Its text is one sentence that names the thing at fault and what would be right; it
-never holds a secret. `code` is the bare string of the HTTP envelope and `http_status` its status.
+All derive from `BitelError`. The text is one sentence that names what is wrong and what would be
+right, without secrets. `code` is the error code of the HTTP envelope, `http_status` its status.
+Docstrings of classes are descriptions in the OpenAPI document.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import ClassVar, Final
 
 
 class BitelError(Exception):
-    """Something that can be said to a person in one sentence."""
+    """Base class; the text is one sentence for a person."""
 
     code: ClassVar[str] = "InternalError"
     http_status: ClassVar[int] = 500
@@ -114,7 +114,7 @@ class UnavailableError(BitelError):
 
 
 class InternalError(BitelError):
-    """What a client raises where the service answers `InternalError`."""
+    """Raised by a client if the service answers `InternalError`."""
 
 
 class SettingsError(BitelError):

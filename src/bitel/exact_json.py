@@ -1,7 +1,7 @@
-"""JSON in which decimals are numbers, written with exactly their digits.
+"""JSON encoder that writes `Decimal` as a number with all its digits.
 
-The standard library writes no `Decimal`, and a float shows 15 digits of it for sure. Readers that
-want them exactly parse numbers as decimals, as with `json.loads(text, parse_float=Decimal)`.
+The standard library does not encode `Decimal`, and a float keeps only 15 digits. Readers get the
+exact value by `json.loads(text, parse_float=Decimal)`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import secrets
 from decimal import Decimal
 from typing import Any, Final
 
-# What a client sends can't contain it, so that no string is taken for a number.
+# Random, so that no string of a client can contain it.
 _MARK: Final = f"decimal-{secrets.token_hex(16)}:"
 _MARKED: Final = re.compile(rf'"{_MARK}([^"]*)"')
 
 
 def dumps(value: Any) -> str:
-    """`value` as JSON without spaces; characters beyond ASCII stay as they are, NaN is refused."""
+    """`value` as JSON without spaces or ASCII escapes. Raises ValueError for NaN and infinity."""
     text = _encode(value)
     return _MARKED.sub(r"\1", text) if _MARK in text else text
 
@@ -32,12 +32,12 @@ def number(amount: Decimal) -> str:
     return f"{'0' if whole == '-0' and not amount else whole}.{fraction.rstrip('0') or '0'}"
 
 
-def _written(value: Any) -> str:
+def _encode_decimal(value: Any) -> str:
     if isinstance(value, Decimal) and value.is_finite():
         return _MARK + number(value)
     raise TypeError(f"{value!r} can't be written as JSON")
 
 
 _encode: Final = json.JSONEncoder(
-    ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_written
+    ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_encode_decimal
 ).encode

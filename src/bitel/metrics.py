@@ -1,9 +1,9 @@
-"""Prometheus metrics of this process, and the page `/metrics` that shows them.
+"""Prometheus metrics of this process, and the page `/metrics`.
 
-`Sources` is what the values are read from, `Page` caches the text, and a function for each part of
+`Sources` names where values are read from, `Page` caches the text, and a function for each part of
 the service makes its metric families. No label names a project, a call or a number. Metrics with
-the label `dialer` come from the process that runs it, except those of the queue: these are read
-from the database and are the same in every process.
+the label `dialer` come from the process that runs the dialer, except those of the queue, which are
+read from the database and are the same in every process.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ from bitel.store.monitoring import Waiting
 log = structlog.get_logger(__name__)
 
 FRESH: Final = 1.0
-"""Seconds for which a page is shown again as it is."""
-PATIENCE: Final = 2.0
-"""Seconds that the database may take; then the page comes without the metrics of the database."""
+"""Seconds for which a page is cached."""
+DATABASE_TIMEOUT: Final = 2.0
+"""Seconds that the database may take; beyond, the page omits the metrics of the database."""
 SEEN_WITHIN: Final = 15.0
-"""Seconds since the last heartbeat of a dialer, within which it counts as up."""
+"""Maximum seconds since the last heartbeat of a dialer that counts as up."""
 
-_VERSION: Final = version("bitel")  # read from a file, so once
+_VERSION: Final = version("bitel")  # read once, since it is in a file
 
 
 @dataclass(frozen=True, slots=True)
 class DialerFigures:
-    """One dialer of this process, at this moment."""
+    """The present state of one dialer of this process."""
 
     dialer_id: str
     is_paused: bool
@@ -64,62 +64,62 @@ class DialerFigures:
     invites: int
     signs: frozenset[OverloadReason]
     held_back: float
-    """Seconds for which the machine had no room for more calls."""
+    """Seconds for which claims were paused because of overload."""
     trunks: Sequence[TrunkState]
     streams: StreamerStats
     messages_dropped: tuple[int, int] = (0, 0)
     """SIP messages from sources that are not accepted: all, and those that name a running call."""
     recordings_unreachable: int = 0
-    """Recordings, and languages that digits are spoken in, that calls need and can't have."""
+    """Missing recordings and languages of digits that calls need."""
 
 
 DialerSource = Callable[[], DialerFigures]
 
 
 class Deliverer(Protocol):
-    """What delivers webhooks."""
+    """Delivers webhooks."""
 
     @property
     def running(self) -> int:
-        """Tries under way."""
+        """Running tries."""
 
 
 @dataclass(slots=True)
 class Sources:
-    """What the metrics of this process are read from; `dialers` grows while it starts."""
+    """Where the metrics of this process are read from; `dialers` grows during the start."""
 
     database: Database
     dialer_ids: Sequence[str]
-    """Those of the settings, wherever they run."""
+    """All dialers of the settings, of this process or others."""
     clock: Callable[[], float]
-    """Unix seconds of all stored times."""
+    """Unix seconds of stored times."""
     lag: Histogram
-    """How late the event loop was."""
+    """Lateness of the event loop."""
     collector: Histogram
-    """Pauses by the collector of cyclic garbage."""
+    """Pauses by the garbage collector."""
     clock_gap: Callable[[], float] = lambda: 0.0
     """Seconds by which the system clock is ahead of `clock`."""
     storage: StoragePressure | None = None
     """Sizes of database and disk."""
     deliverer: Deliverer | None = None
-    """None where another process delivers."""
+    """None if another process delivers."""
     dialers: list[DialerSource] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What the database says about all processes."""
+    """Metrics from the database, about all processes."""
 
     at: float
     waiting: Waiting
     up: dict[str, bool]
-    """By dialer, those that ever ran."""
+    """By dialer that ever ran."""
 
 
 class Page(Collector):
     """Call it for the text, in Prometheus's exposition format (version 0.0.4).
 
-    It is made at most once in `FRESH` seconds, however often it is requested.
+    The text is cached for `FRESH` seconds.
     """
 
     def __init__(self, sources: Sources) -> None:
@@ -134,11 +134,11 @@ class Page(Collector):
         self._made_at = -FRESH
 
     async def __call__(self) -> bytes:
-        """The page as it is now, or was a moment ago."""
+        """The page, at most `FRESH` seconds old."""
         async with self._lock:
             now = asyncio.get_running_loop().time()
             if now - self._made_at >= FRESH:
-                self._snapshot = await self._look()
+                self._snapshot = await self._read_snapshot()
                 self._text = generate_latest(self._registry)
                 self._made_at = asyncio.get_running_loop().time()
             return self._text
@@ -147,16 +147,8 @@ class Page(Collector):
         """The metrics, for the registry."""
         return _families(self._sources, self._snapshot)
 
-    async def _look(self) -> Snapshot | None:
-        """What the database says; None where it does not answer in time."""
-        try:
-            async with asyncio.timeout(PATIENCE):
-                return await self._read(self._sources.database)
-        except (UnavailableError, TimeoutError) as fault:
-            log.warning("metrics_without_database", fault=str(fault) or "it takes too long")
-            return None
-
-    async def _read(self, database: Database) -> Snapshot:
+    async def _read_snapshot(self) -> Snapshot | None:
+        """The metrics from the database; None if it does not answer in time."""
         now = self._sources.clock()
 
         def work(conn: Connection) -> Snapshot:
@@ -166,7 +158,12 @@ class Page(Collector):
                 leases.dialers_up(conn, now, SEEN_WITHIN),
             )
 
-        return await database.read(work)
+        try:
+            async with asyncio.timeout(DATABASE_TIMEOUT):
+                return await self._sources.database.read(work)
+        except (UnavailableError, TimeoutError) as fault:
+            log.warning("metrics_without_database", fault=str(fault) or "it takes too long")
+            return None
 
 
 def _families(sources: Sources, snapshot: Snapshot | None) -> Iterator[Metric]:
@@ -210,7 +207,7 @@ def _family(
     labels: Sequence[str],
     samples: Iterable[tuple[Iterable[str], float]],
 ) -> Metric:
-    """A family with samples, each a value with the values of `labels` before it."""
+    """A metric family; a sample is the values of `labels` and the metric's value."""
     family = kind(name, what, labels=labels)
     for values, value in samples:
         family.add_metric(list(values), value)
@@ -229,11 +226,11 @@ def _histogram(name: str, what: str, counted: Histogram) -> Metric:
 
 
 def _calls(database: Database) -> Iterator[Metric]:
-    """Calls that this process took in and ended: those of all processes add up."""
-    tally = database.stats.calls
-    placed = (([lane.name.lower()], tally["placed", lane.name]) for lane in Lane)
+    """Calls that this process placed and ended."""
+    counts = database.stats.calls
+    placed = (([lane.name.lower()], counts["placed", lane.name]) for lane in Lane)
     yield _family(Counter, "bitel_calls_placed", "Calls placed.", ["lane"], placed)
-    ended = (([each.name], tally["ended", each.name]) for each in CallStatus if each.final)
+    ended = (([each.name], counts["ended", each.name]) for each in CallStatus if each.final)
     yield _family(
         Counter, "bitel_calls_ended", "Calls that are final, by status.", ["status"], ended
     )
@@ -351,8 +348,8 @@ PER_DIALER: Final[Sequence[PerDialer]] = (
      lambda one: one.streams.failures),
 )
 # fmt: on
-"""Metrics of the dialers that run in this process: kind, name, help text, labels beside `dialer`,
-and the value of a dialer, or its values by those of the labels."""
+"""Metrics of the dialers of this process: kind, name, help text, labels besides `dialer`, and a
+function that returns a dialer's value, or its values by label values."""
 
 
 def _database(store: Database, *, reached: bool) -> Iterator[Metric]:

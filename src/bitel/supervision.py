@@ -15,10 +15,10 @@ log = structlog.get_logger(__name__)
 Result = TypeVar("Result")
 
 FIRST_PAUSE: Final = 1.0
-"""Seconds until a task is begun again; twice as long after each further error."""
+"""Seconds until a task is restarted; doubled after each further error."""
 LONGEST_PAUSE: Final = 60.0
 SETTLED: Final = 300.0
-"""Seconds without an error after which the pause is the first one again."""
+"""Seconds without an error after which the pause is reset."""
 
 
 async def keep_running(
@@ -27,7 +27,7 @@ async def keep_running(
     first_pause: float = FIRST_PAUSE,
     longest_pause: float = LONGEST_PAUSE,
 ) -> None:
-    """Run `work` until it returns or is cancelled, and again after an unexpected error."""
+    """Run `work` until it returns or is cancelled; restart it after an unexpected error."""
     loop = asyncio.get_running_loop()
     pause = first_pause
     while True:
@@ -46,7 +46,7 @@ async def keep_running(
 async def background(
     name: str, work: Callable[[], Coroutine[None, None, None]]
 ) -> AsyncIterator[asyncio.Task[None]]:
-    """A task that is kept running inside the block, and cancelled behind it."""
+    """Keep `work` running in a task inside the block, and cancel it at the end."""
     task = asyncio.create_task(keep_running(name, work), name=name)
     try:
         yield task

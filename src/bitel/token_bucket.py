@@ -1,12 +1,12 @@
-"""A token bucket: limits a rate, over a clock that the caller passes in."""
+"""Token bucket: a rate limit; the caller passes in the time."""
 
 from __future__ import annotations
 
 
 class TokenBucket:
-    """Tokens that come back evenly, `per_second`, up to `burst`; it starts full.
+    """Refills evenly, `per_second`, up to `burst` tokens; starts full.
 
-    Times are seconds of one clock; a clock that is set back adds no tokens.
+    Times are seconds of one clock; a step back of the clock adds no tokens.
     """
 
     __slots__ = ("_at", "_tokens", "burst", "per_second")
@@ -18,16 +18,16 @@ class TokenBucket:
         self._at = now
 
     def available(self, now: float) -> float:
-        """How many tokens there are."""
+        """The number of tokens."""
         gained = max(0.0, now - self._at) * self.per_second
         self._tokens = min(self.burst, self._tokens + gained)
         self._at = now
         return self._tokens
 
     def take(self, now: float, cost: float = 1.0) -> float:
-        """Take `cost` tokens; 0.0, or the seconds after which they can be had.
+        """Take `cost` tokens and return 0.0, or return the seconds until they are available.
 
-        A cost above `burst` is taken from a full bucket, which then is in debt.
+        A cost above `burst` is taken from a full bucket, whose level then is negative.
         """
         missing = min(cost, self.burst) - self.available(now)
         if missing > 0:
@@ -40,5 +40,5 @@ class TokenBucket:
         self._tokens += cost
 
     def wait(self) -> float:
-        """Seconds from the last look until there is a token."""
+        """Seconds from the last call of `available` or `take` until there is a token."""
         return max(0.0, (1.0 - self._tokens) / self.per_second)

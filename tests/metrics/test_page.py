@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -193,14 +193,14 @@ async def test_many_readers_cost_no_more_than_one(
     sources: Sources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks = 0
-    real = Page._read
+    real = sources.database.read
 
-    async def counted(page: Page, database: Database) -> object:
+    async def counted(work: Callable[[Connection], object]) -> object:
         nonlocal looks
         looks += 1
-        return await real(page, database)
+        return await real(work)
 
-    monkeypatch.setattr(Page, "_read", counted)
+    monkeypatch.setattr(sources.database, "read", counted)
     page = Page(sources)
     await asyncio.gather(*(page() for _ in range(50)))
     assert looks == 1
@@ -212,10 +212,10 @@ async def test_many_readers_cost_no_more_than_one(
 async def test_without_the_database_the_rest_is_said(
     sources: Sources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def gone(page: Page, database: Database) -> object:
+    async def gone(work: object) -> object:
         raise StoreUnavailable("the database is away")
 
-    monkeypatch.setattr(Page, "_read", gone)
+    monkeypatch.setattr(sources.database, "read", gone)
     sources.dialers.append(dialer)
     samples = await read(Page(sources))
     assert at(samples, "bitel_database_up") == 0
@@ -226,12 +226,12 @@ async def test_without_the_database_the_rest_is_said(
 async def test_a_database_that_hangs_is_not_waited_for(
     sources: Sources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def hangs(page: Page, database: Database) -> object:
+    async def hangs(work: object) -> object:
         await asyncio.Event().wait()
         raise AssertionError("never reached")
 
-    monkeypatch.setattr(Page, "_read", hangs)
-    monkeypatch.setattr(metrics, "PATIENCE", 0.01)
+    monkeypatch.setattr(sources.database, "read", hangs)
+    monkeypatch.setattr(metrics, "DATABASE_TIMEOUT", 0.01)
     assert at(await read(Page(sources)), "bitel_database_up") == 0
 
 

@@ -1,1 +1,1 @@
-"""The HTTP API: checks what a client asks for, hands it to the store, answers in an envelope."""
+"""The HTTP API: validates requests, calls the services, and answers in an envelope."""

@@ -1,4 +1,4 @@
-"""The application: its routes, and what becomes of every error."""
+"""The FastAPI application: its routes and exception handlers."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ _ROUTERS = (
 _log = structlog.get_logger("bitel.api")
 
 LONGEST_CAUSE = 500
-"""Characters of a fault's cause in the log."""
+"""Characters of an error's cause in the log."""
 
 
 def build_app(context: ApiContext) -> FastAPI:
-    """The HTTP API over `context`, whose database the caller closes afterwards."""
+    """The HTTP API over `context`; the caller closes its database."""
     uploads.sweep(context.incoming)
     app = FastAPI(
         title="bitel",
@@ -63,7 +63,7 @@ def build_app(context: ApiContext) -> FastAPI:
     app.state.context = context
     app.state.services = Services.build(context)
     for router in _ROUTERS:
-        # As they are: FastAPI would match an included router's routes twice.
+        # Not included: FastAPI would match the routes of an included router twice.
         app.router.routes.extend(router.routes)
     app.add_exception_handler(BitelError, _on_bitel_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
@@ -76,7 +76,7 @@ async def _on_bitel_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, BitelError)
     about = {"method": request.method, "path": request.url.path}
     if isinstance(error, UnavailableError):
-        # A state of the machine, not of the code: a traceback for each would fill a full disk.
+        # No traceback: this is not a bug, and while the disk is full it would make it worse.
         cause = f"{error.__cause__!r}" if error.__cause__ else ""
         _log.warning("request unavailable", reason=str(error), cause=cause[:LONGEST_CAUSE], **about)
     elif error.http_status >= 500:
@@ -85,14 +85,14 @@ async def _on_bitel_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:
-    """FastAPI's own checks: of a parameter in the path or the query."""
+    """FastAPI's own validation of a parameter in the path or query."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     return _refuse(request, InvalidRequestError(f"{first['loc'][-1]}: {first['msg']}"))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
-    """What the router refuses: a path that is none, a method that the path has not."""
+    """An unknown path, or a method that the path does not have."""
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
         return _refuse(request, NotFoundError("there is nothing at this path"))
@@ -111,7 +111,7 @@ def _refuse(
 
 
 def _methods_at(request: Request) -> Iterator[str]:
-    """The methods of every route at the request's path; the router's own answer knows only one."""
+    """The methods of all routes at the request's path; Starlette names those of one route only."""
     for router in _ROUTERS:
         for route in router.routes:
             if isinstance(route, APIRoute) and route.matches(request.scope)[0] is not Match.NONE:

@@ -1,4 +1,4 @@
-"""Authentication: tokens are JWTs (RFC 7519), checked against a secret and the store."""
+"""Authentication: tokens are JWTs (RFC 7519), checked against a secret and the database."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 from bitel.batcher import Batcher
 from bitel.domain.ids import is_id
 from bitel.errors import BitelError, SettingsError, UnauthorizedError
+from bitel.recordings.files import sync
 from bitel.store import tokens
 from bitel.store.database import Database
 from bitel.store.projects import Project
@@ -25,21 +26,21 @@ ALGORITHM: Final = "HS256"
 KEY_FILE: Final = "signing.key"
 KEY_BYTES: Final = 48
 SHORTEST_KEY: Final = 32
-"""RFC 7518 §3.2: a key of HS256 has at least the 256 bits of its hash."""
+"""Bytes; RFC 7518 §3.2: a key of HS256 has at least 256 bits."""
 LONGEST_TOKEN: Final = 4096
 _REMEMBERED: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What a token that verifies says: which project, and which of its tokens."""
+    """The claims of a verified token."""
 
     project_id: str
     token_id: str
 
 
 class TokenSigner:
-    """Issues tokens and verifies them. Whether a token is revoked is the store's to say."""
+    """Issues and verifies tokens. Whether a token is revoked is in the database."""
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
@@ -47,10 +48,10 @@ class TokenSigner:
 
     @classmethod
     def open(cls, data_dir: Path) -> TokenSigner:
-        """The signer of `data_dir`, whose secret is made on first use, readable by its owner only.
+        """The signer of `data_dir`; its secret is created on first use, readable by its owner only.
 
-        Raises SettingsError where the file can't be read or made, is too short, or may be read
-        by others.
+        Raises SettingsError if the file can't be read or created, is too short, or is readable by
+        others.
         """
         path = data_dir / KEY_FILE
         try:
@@ -61,7 +62,7 @@ class TokenSigner:
             raise SettingsError(f"the signing secret {path} can't be used: {fault}") from None
 
     def issue(self, project_id: str, token_id: str, expires_at: float | None = None) -> str:
-        """A token of `project_id`; it never expires unless `expires_at` (Unix seconds) is given."""
+        """A token of a project that expires at `expires_at` (Unix seconds), or never."""
         claims: dict[str, Any] = {
             "sub": project_id,
             "iss": ISSUER,
@@ -73,7 +74,7 @@ class TokenSigner:
         return jwt.encode(claims, self._secret, algorithm=ALGORITHM)
 
     def verify(self, token: str) -> Claims:
-        """What `token` claims, or UnauthorizedError where it is none of ours or has expired."""
+        """The claims of `token`. Raises UnauthorizedError if it is invalid or has expired."""
         known = self._verified.get(token)
         if known is not None:
             return known
@@ -95,7 +96,7 @@ class TokenSigner:
         claims = Claims(project_id=payload["sub"], token_id=payload["jti"])
         if not is_id(claims.project_id) or not is_id(claims.token_id):
             raise UnauthorizedError("the token is not one that this service issued")
-        # The signature of a token without an expiry stays good for ever: no need to check it twice.
+        # A token without expiry stays valid, so its signature need not be checked again.
         if "exp" not in payload and "nbf" not in payload:
             if len(self._verified) >= _REMEMBERED:
                 self._verified.clear()
@@ -104,21 +105,20 @@ class TokenSigner:
 
 
 class Authenticator:
-    """Looks up the project of every token at every request, for many requests at a time.
+    """Finds the project of a token, for concurrent requests in one query.
 
-    A token that is revoked is refused from that moment on: what decides was read after the request
-    came.
+    Nothing is cached, so a revoked token is refused at once.
     """
 
     def __init__(self, signer: TokenSigner, database: Database, clock: Callable[[], float]) -> None:
-        """`clock` gives the Unix seconds by which tokens expire."""
+        """`clock` gives the Unix seconds for the expiry of tokens."""
         self._signer = signer
         self._database = database
         self._clock = clock
         self._batcher = Batcher(self._authenticate)
 
     async def authenticate(self, token: str) -> Project:
-        """The project that `token` is of. Raises UnauthorizedError."""
+        """The project of `token`. Raises UnauthorizedError."""
         return await self._batcher.submit(self._signer.verify(token))
 
     async def _authenticate(self, claims: Sequence[Claims]) -> Sequence[Project | BitelError]:
@@ -130,17 +130,17 @@ class Authenticator:
 def find_owners(
     conn: Connection, claims: Collection[Claims], now: float
 ) -> dict[Claims, Project | None]:
-    """The project of each token; None where the token is revoked, has expired or is unknown."""
+    """The project of each token; None if the token is revoked, has expired or is unknown."""
     return {each: tokens.find_project(conn, each.token_id, each.project_id, now) for each in claims}
 
 
 def token_refused() -> UnauthorizedError:
-    """Why a request is refused whose token is signed by us and not valid now."""
+    """The error for a token with a valid signature that is not valid now."""
     return UnauthorizedError("the token is revoked, has expired or is unknown")
 
 
 def bearer_token(header: str) -> str:
-    """The token of an Authorization header. Raises UnauthorizedError where it has none."""
+    """The token of an Authorization header. Raises UnauthorizedError if it has none."""
     scheme, _, token = header.partition(" ")
     token = token.strip()
     if scheme.lower() != "bearer" or not token:
@@ -149,7 +149,7 @@ def bearer_token(header: str) -> str:
 
 
 def _create_key(path: Path) -> None:
-    """Make the secret: others see it whole or not at all, and of two makers only one wins."""
+    """Create the secret atomically; of two processes that do so at once, the first one wins."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     draft = path.with_name(f"{KEY_FILE}.{secrets.token_hex(8)}")
     handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -162,17 +162,9 @@ def _create_key(path: Path) -> None:
             os.link(draft, path)
         except FileExistsError:
             return
-        _sync_folder(path.parent)
+        sync(path.parent)
     finally:
         draft.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _read_key(path: Path) -> bytes:

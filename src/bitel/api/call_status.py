@@ -1,6 +1,6 @@
-"""Reads the status of calls, for many requests in one query: clients ask for it most of all.
+"""Reads the status of calls, for concurrent requests in one query: it is the most common request.
 
-The query also checks the requests' tokens.
+The query also checks the tokens.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _Found = tuple[Project, Call | None]
 
 
 class CallStatusService:
-    """Reads calls, those of all concurrent requests in one query."""
+    """Reads calls, for concurrent requests in one query."""
 
     def __init__(self, context: ApiContext, limits: RateLimiter) -> None:
         self._context = context
@@ -33,9 +33,9 @@ class CallStatusService:
         self._batcher: Batcher[_Query, _Found] = Batcher(self._read)
 
     async def find(self, token: str, call_id: str) -> Call:
-        """The call of that id which the token's project has, read after this was called.
+        """The call with that id of the token's project.
 
-        Raises what any request raises for its token and its project's limit, and NotFoundError.
+        Raises UnauthorizedError, TooManyRequestsError or NotFoundError.
         """
         claims = self._context.tokens.verify(token)
         project, call = await self._batcher.submit((claims, call_id))

@@ -1,4 +1,4 @@
-"""What the API is built from."""
+"""The dependencies of the API application."""
 
 from __future__ import annotations
 
@@ -17,44 +17,40 @@ from bitel.speech.library import SpeechLibrary
 from bitel.store.database import Database
 
 
-def _wake_nothing(dialer_id: str) -> None:
-    pass
-
-
 @dataclass(slots=True)
 class ApiContext:
-    """The parts that the routes work with; one set per application."""
+    """What the routes and services work with; one per application."""
 
     settings: Settings
-    """Replaced when the settings are read again, so ask for it at each use."""
+    """Replaced by a reload, so read it at each use."""
     database: Database
     voices: VoiceStore
     speech: SpeechLibrary
     tokens: TokenSigner
     clock: Callable[[], float] = time.time
-    """Unix seconds of everything that is stored, which no step of the system clock moves."""
+    """Unix seconds of stored times; steps of the system clock do not affect it."""
     date: Callable[[float], float] = float
     """What the system clock showed at a stored time, for the dates of answers."""
     system_clock: Callable[[], float] = time.time
-    """Unix seconds by which tokens expire."""
+    """Unix seconds for the expiry of tokens."""
     monotonic: Callable[[], float] = time.monotonic
-    """Seconds by which limits per minute are counted."""
-    on_placed: Callable[[str], None] = _wake_nothing
+    """Seconds for rate limits."""
+    on_placed: Callable[[str], None] = lambda dialer_id: None
     """Called with a dialer's id after calls for it are committed, to wake its dispatcher."""
     metrics: Callable[[], Awaitable[bytes]] | None = None
-    """The page of `/metrics`; None: there is none."""
+    """The page of `/metrics`; None if there is none."""
     ready: Callable[[], Awaitable[str]] | None = None
-    """Why `/readyz` says no; empty: it says yes. None: it always says yes."""
+    """Why the service is not ready, for `/readyz`; empty if it is. None: always ready."""
     ready_notes: Callable[[], dict[str, Any]] = dict
-    """What `/readyz` says beside that."""
+    """Further fields of the answer of `/readyz`."""
 
     @property
     def incoming(self) -> Path:
-        """The folder that holds uploads while they are received and decoded."""
+        """The folder of uploads that are being received and decoded."""
         return self.settings.data_dir / "incoming"
 
 
 def context_of(request: Request) -> ApiContext:
-    """The context of the application that `request` reached."""
+    """The context of the request's application."""
     context: ApiContext = request.app.state.context
     return context

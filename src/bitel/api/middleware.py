@@ -1,8 +1,8 @@
-"""The outermost layer of the application: no answer leaves without its headers, no error escapes.
+"""ASGI middleware: adds response headers, answers unexpected errors, and logs requests.
 
-A plain ASGI middleware. An answer that is given before the whole body was read (an error, mostly)
-closes the connection, so that nobody has to read the rest; what is still on its way is taken off
-the wire for a moment first, or a reset would overtake the answer.
+A response that is sent before the whole body was read (usually an error) closes the connection.
+Before that, the rest of the body is read for a short time (lingering close); otherwise a TCP reset
+could reach the client before the response.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ HEADERS: Final = [
 ]
 
 REFUSAL: Final = "bitel.refusal"
-"""Key of the ASGI scope that holds the `Refusal` of a request, where it was refused."""
+"""Key of the ASGI scope with the `Refusal` of a request that was refused."""
 PROJECT: Final = "bitel.project"
-"""Key of the ASGI scope that holds the id of the project that the request's token is of."""
+"""Key of the ASGI scope with the id of the project of the request's token."""
 
 REFUSALS_PER_SECOND: Final = 20.0
 REFUSAL_BURST: Final = 200.0
-"""Log lines about refused requests; more are left out, and counted in the next one."""
+"""Log lines about refused requests; more are omitted, and counted in the next one."""
 LONGEST_MESSAGE: Final = 300
 """Characters of a refusal's message in the log."""
 
@@ -44,19 +44,19 @@ _log = structlog.get_logger("bitel.api")
 
 
 class Refusal(NamedTuple):
-    """Why a request was refused. Not the error itself: its traceback leads back to the request."""
+    """Why a request was refused. Not the error itself, whose traceback refers to the request."""
 
     code: str
     message: str
 
 
 def note_refusal(scope: MutableMapping[str, Any], error: BitelError) -> None:
-    """Have the log of the request say why it was refused."""
+    """Record why a request is refused, for the log."""
     scope[REFUSAL] = Refusal(error.code, str(error))
 
 
 class ResponseGuard:
-    """Wraps an application; see the module."""
+    """The middleware; see the module's docstring."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -67,9 +67,9 @@ class ResponseGuard:
             await self._app(scope, receive, send)
             return
         exchange = _Exchange(scope, receive, send)
-        objection = _objection(scope)
-        if objection is not None:
-            await _answer(objection, scope, exchange)
+        invalid = _find_error(scope)
+        if invalid is not None:
+            await _answer(invalid, scope, exchange)
             exchange.log()
             return
         try:
@@ -78,14 +78,14 @@ class ResponseGuard:
             _log.debug("client gone", method=scope["method"], path=_path(scope))
         except Exception:
             if exchange.status:
-                raise  # Too late for an answer: the server logs it and cuts the connection.
+                raise  # Too late for a response: the server logs it and closes the connection.
             _log.exception("request failed", method=scope["method"], path=_path(scope))
             await _answer(BitelError(), scope, exchange)
         exchange.log()
 
 
 class _Exchange:
-    """One request and its answer, as they pass by."""
+    """One request and its response: wraps `receive` and `send`."""
 
     __slots__ = ("_body_read", "_receive", "_scope", "_send", "_started", "status")
 
@@ -110,7 +110,7 @@ class _Exchange:
             if not self._body_read:
                 message["headers"].append((b"connection", b"close"))
         elif not self._body_read and not message.get("more_body", False):
-            # The answer is out once its last byte is; only its end waits.
+            # All bytes of the response are sent before lingering; only its end is delayed.
             await self._send({**message, "more_body": True})
             await self._linger()
             message = {"type": "http.response.body", "body": b"", "more_body": False}
@@ -124,7 +124,7 @@ class _Exchange:
                     message = await self.receive()
                     left -= len(message.get("body", b""))
         except TimeoutError:
-            pass  # The client had its chance to stop sending.
+            pass  # closed although the client still sends
 
     def log(self) -> None:
         scope = self._scope
@@ -158,15 +158,15 @@ async def _answer(error: BitelError, scope: Scope, exchange: _Exchange) -> None:
     await failure(error, headers)(scope, exchange.receive, exchange.send)
 
 
-def _objection(scope: Scope) -> BitelError | None:
-    """What is wrong with a request whatever it asks for."""
+def _find_error(scope: Scope) -> BitelError | None:
+    """The error of a request with invalid headers, for any path."""
     hosts = [value for name, value in scope["headers"] if name == b"host"]
-    # RFC 9112 §3.2; HTTP/1.0 knows no Host.
+    # RFC 9112 §3.2; HTTP/1.0 has no Host.
     if len(hosts) > 1 or (not hosts and scope.get("http_version") == "1.1"):
         return InvalidRequestError(
             f"the request must have one Host header, and has {len(hosts) or 'none'}"
         )
-    # Which of them a proxy before us has looked at can't be known.
+    # A proxy may have checked another one than we would.
     if sum(name == b"authorization" for name, _ in scope["headers"]) > 1:
         return InvalidRequestError("the request must have one Authorization header, and has more")
     for name, value in scope["headers"]:
@@ -181,7 +181,7 @@ def _objection(scope: Scope) -> BitelError | None:
 
 
 def _path(scope: Scope) -> str:
-    """The path as it was sent, percent-encoded, so that it can't forge a line of the log."""
+    """The path as it was sent, percent-encoded, so that it can't forge log lines."""
     raw: bytes = scope.get("raw_path", b"")
     return raw[:200].decode("latin-1")
 

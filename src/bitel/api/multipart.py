@@ -1,4 +1,4 @@
-"""A multipart/form-data body (RFC 7578) with one part that matters, read as it streams by."""
+"""Streaming parser of a multipart/form-data body (RFC 7578) that returns one part, the file."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ OTHER_BYTES: Final = 64 * 1024
 
 
 class FilePart:
-    """The part named `file`: feed the body in, take the part's bytes out.
+    """Extracts the part named `file` from a body.
 
-    `name` is what the part's `filename` says, made harmless, once its headers have been read.
+    `name` is the part's `filename`, sanitised, once its headers have been read.
     """
 
     def __init__(self, content_type: str) -> None:
-        """Raises InvalidRequestError where `content_type` is not multipart/form-data."""
+        """Raises InvalidRequestError if `content_type` is not multipart/form-data."""
         media_type, options = parse_options_header(content_type)
         boundary = options.get(b"boundary", b"")
         if media_type != b"multipart/form-data" or not boundary:
@@ -34,7 +34,7 @@ class FilePart:
         self.name = ""
         self._delimiter = b"--" + boundary
         self._preamble: bytes | None = b""
-        """What came before the first delimiter; None from there on."""
+        """The bytes before the first delimiter; None after it was found."""
         self._found = False
         self._inside = False
         self._ended = False
@@ -61,10 +61,10 @@ class FilePart:
             raise InvalidRequestError("the boundary of the multipart body is too long") from None
 
     async def chunks(self, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """The bytes of the part, as `body` brings them.
+        """The bytes of the part, in chunks.
 
-        Raises InvalidRequestError where the body is no multipart body, ends before its last
-        boundary, carries too much besides the file, or has not exactly one part of that name.
+        Raises InvalidRequestError if the body is malformed, ends before its last boundary, has too
+        many bytes besides the file, or does not have exactly one part of that name.
         """
         others = 0
         async for piece in body:
@@ -91,9 +91,9 @@ class FilePart:
         return self._taken
 
     def _skip_preamble(self, before: bytes, piece: bytes) -> bytes:
-        """What of `piece`, which comes after `before`, is behind the preamble (RFC 2046 §5.1.1).
+        """The part of `piece`, which follows `before`, after the preamble (RFC 2046 §5.1.1).
 
-        The parser takes one as it is or refuses it, depending on how it is cut into pieces.
+        The parser accepts or rejects a preamble depending on how it is split into pieces.
         """
         content, line = before + piece, b"\n" + self._delimiter
         begin = 0
@@ -145,7 +145,7 @@ class FilePart:
 
 
 def harmless_name(filename: str) -> str:
-    """The last part of a file's path without control characters, 1 to 255 characters long."""
+    """The last segment of a file's path without control characters, 1 to 255 characters long."""
     last = filename.replace("\\", "/").rpartition("/")[2]
     printable = "".join(char for char in last if char.isprintable()).strip()
     return printable[:LONGEST_NAME].strip() or "recording"

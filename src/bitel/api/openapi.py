@@ -1,4 +1,4 @@
-"""What the OpenAPI document says about a route, from the same types that the route works with."""
+"""Builds the OpenAPI document, with the descriptions of routes."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ def described(
     errors: Iterable[type[BitelError]] = (),
     body: type[BaseModel] | None = None,
 ) -> Description:
-    """A route that answers `result` (a type) in the envelope, or one of `errors`.
+    """Describes a route that answers `result` (a type) in the envelope, or one of `errors`.
 
-    The errors that any route can meet need not be named, nor those of any JSON `body`.
+    Errors of every route, and of every JSON `body`, are added.
     """
     return _described(summary, tag, Success[result], errors, body)
 
@@ -81,11 +81,11 @@ def described(
 def placing_calls(
     summary: str, envelope: type[BaseModel], body: type[BaseModel], tag: str = "calls"
 ) -> Description:
-    """A route that places calls as `body` asks for, and answers `envelope`."""
-    made = _described(summary, tag, envelope, _PLACING, body)
-    made["openapi_extra"] = {**json_body(body), "parameters": [IDEMPOTENCY_PARAMETER]}
-    made["responses"][200]["headers"] = {REPLAYED: REPLAYED_HEADER}
-    return made
+    """Describes a route that takes `body`, places calls, and answers `envelope`."""
+    description = _described(summary, tag, envelope, _PLACING, body)
+    description["openapi_extra"] = {**json_body(body), "parameters": [IDEMPOTENCY_PARAMETER]}
+    description["responses"][200]["headers"] = {REPLAYED: REPLAYED_HEADER}
+    return description
 
 
 def _described(
@@ -106,28 +106,28 @@ def _described(
 
 
 def failures(errors: Iterable[type[BitelError]]) -> dict[int | str, dict[str, Any]]:
-    """The entries of `responses` for these errors, in order of their status."""
+    """The entries of `responses` for these errors, by status."""
     by_status: dict[int, list[type[BitelError]]] = {}
     for error in sorted(set(errors), key=lambda error: (error.http_status, error.code)):
         by_status.setdefault(error.http_status, []).append(error)
     return {
         status: {
             "model": Failure,
-            "description": " ".join(f"`{e.code}`: {_first_line(e)}" for e in those),
-            **_headers(those),
+            "description": " ".join(f"`{e.code}`: {_first_line(e)}" for e in same_status),
+            **_headers(same_status),
         }
-        for status, those in by_status.items()
+        for status, same_status in by_status.items()
     }
 
 
 def json_body(shape: type[BaseModel]) -> dict[str, Any]:
-    """The document's words for a JSON body of that shape."""
+    """The `requestBody` entry for a JSON body of that shape."""
     schema = shape.model_json_schema(by_alias=True)
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 def document(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document of `app`, without the 422 that FastAPI adds and we never answer."""
+    """The OpenAPI document of `app`, without the 422 that FastAPI adds and no route answers."""
     content = get_openapi(
         title=app.title, version=app.version, description=app.description, routes=app.routes
     )
@@ -141,10 +141,8 @@ def document(app: FastAPI) -> dict[str, Any]:
 
 
 def _first_line(error: type[BitelError]) -> str:
-    return "Something went wrong on our side." if error is BitelError else _doc(error)
-
-
-def _doc(error: type[BitelError]) -> str:
+    if error is BitelError:
+        return "Something went wrong on our side."
     return (error.__doc__ or "").strip().splitlines()[0]
 
 

@@ -1,7 +1,7 @@
 """Places calls: checks a request, prices its calls, and stores them, all or none.
 
-Checks come in a fixed order, so that a client hears of a bad number first: repeated request,
-numbers, dialer, what is played, limits, and in the transaction recording, frequency and budget.
+The order of checks is fixed: idempotency key, numbers, dialer, audio, rate limits; in the
+transaction: recording, frequency, budget.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from bitel.store.projects import Project
 T = TypeVar("T")
 
 MANY: Final = 50
-"""Numbers from which on a thread does the work, so that others are answered meanwhile."""
+"""Numbers in a request from which the work is done on a thread, not on the event loop."""
 _MOST_REMEMBERED: Final = 4096
 _COMMA: Final = re.compile("[,،，]")
 """Commas of Latin, Arabic and full-width text."""
@@ -59,19 +59,19 @@ _COMMA: Final = re.compile("[,،，]")
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """Calls at the moment they are placed, in the order of the request."""
+    """Calls that were placed, in the order of the request."""
 
     ids: Sequence[str]
     phone_numbers: Sequence[str]
     requested_at: float
-    """As clients are shown it: by the system clock, in Unix seconds."""
+    """By the system clock, in Unix seconds."""
     campaign_id: str | None
     barred: Collection[str] = ()
-    """Ids of calls whose numbers must not be called: they are over already."""
+    """Ids of calls whose numbers must not be called; these calls are final already."""
 
 
 Render = Callable[[Placed], bytes]
-"""Makes the body of the answer. Runs on a thread; bytes, since the answer to a key is stored."""
+"""Makes the body of the answer; may run on a thread. Bytes, which are stored with the key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,23 +80,23 @@ class StoredAnswer:
 
     body: bytes
     replayed: bool = False
-    """Whether it is that to an earlier request with the same key."""
+    """Whether it is the answer to an earlier request with the same key."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """Calls, and all that is stored with them or not at all."""
+    """Calls, and what is stored in the same transaction."""
 
     calls: NewCalls
     campaign: Campaign | None
     key: IdempotencyKey | None
     render: Render
     rendered: bytes
-    """The answer where no number is barred, made before the transaction."""
+    """The answer if no number is barred, made before the transaction."""
     prepared: Sequence[str]
-    """A campaign's rows as the store takes them; empty where there is none."""
+    """Rows of a campaign, prepared for the store; else empty."""
     date: float
-    """When it was made, by the system clock."""
+    """Time of the request, by the system clock."""
 
     def answer(self, barred: Collection[str]) -> StoredAnswer:
         if not barred:
@@ -105,7 +105,7 @@ class _Request:
 
 
 class Placement:
-    """Stores calls, those of many small requests at a time: one transaction, one wait for disk."""
+    """Places calls; concurrent small requests share a transaction."""
 
     def __init__(self, context: ApiContext, limits: RateLimiter, speech: SpeechService) -> None:
         self._context = context
@@ -114,9 +114,9 @@ class Placement:
         self._priced_by = context.settings
         self._tariff_of_settings = context.settings.price_list()
         self._small: Batcher[_Request, StoredAnswer] = Batcher(self._store_small)
-        # One thread: it and the event loop take turns with the interpreter, more would crowd it.
+        # One thread: more would compete with the event loop for the interpreter.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="placing")
-        # One batch at a time, or a single call would wait until all that came before it are stored.
+        # One batch at a time; otherwise a single call would wait for all batches before it.
         self._large = asyncio.Lock()
         self._durations: OrderedDict[tuple[str, str], float] = OrderedDict()
 
@@ -185,8 +185,8 @@ class Placement:
     async def _replay(self, project: Project, key: IdempotencyKey) -> bytes | None:
         """The answer to an earlier request with this key, if there was one.
 
-        Asked before anything else is checked: what has changed since makes no difference to it.
-        Raises ConflictError where the key came with another body.
+        Comes before all checks, whose results may have changed since. Raises ConflictError if the
+        earlier request had another body.
         """
         now = self._context.clock()
         return await self._context.database.read(
@@ -215,7 +215,7 @@ class Placement:
                 found = await self._context.database.read(lambda conn: recordings.find(conn, *key))
             if found is None:
                 raise InvalidRequestError("voiceId names no recording of this project")
-            # A recording's duration never changes; that it exists is checked in the transaction.
+            # Cached, since it never changes; the transaction checks that the recording exists.
             seconds = self._durations[key] = found.duration
             if len(self._durations) > _MOST_REMEMBERED:
                 self._durations.popitem(last=False)
@@ -223,7 +223,7 @@ class Placement:
 
     @property
     def _tariff(self) -> Tariff:
-        """That of the settings in force."""
+        """The tariff of the settings in force."""
         settings = self._context.settings
         if settings is not self._priced_by:
             self._tariff_of_settings, self._priced_by = settings.price_list(), settings
@@ -252,17 +252,17 @@ class Placement:
         ]
 
     async def _beside(self, count: int, work: Callable[[], T]) -> T:
-        """Run `work`, on the thread where it is for many numbers."""
+        """Run `work`, on the thread if it is for many numbers."""
         if count < MANY:
             return work()
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
 
 def choose_dialer(settings: Settings, project: Project, server_id: str | None) -> str:
-    """The dialer that takes the calls: the one named, else the project's default, else the first.
+    """The dialer for calls: the one that is named, else the project's default, else the first.
 
-    Raises InvalidServerError for a name that no dialer of this project has. Where the client named
-    none and there is none to fall back on, that is the operator's to mend: UnavailableError.
+    Raises InvalidServerError if the project may not use the named one, UnavailableError if none is
+    named and there is no default.
     """
     usable = dialers_of(settings, project)
     if server_id is not None:
@@ -332,7 +332,7 @@ def _placed(calls: NewCalls, date: float, barred: Collection[str] = ()) -> Place
 
 
 def _place_one(conn: Connection, request: _Request, otp_per_number: int) -> StoredAnswer:
-    """Place a request that has a key or is a campaign. What raises leaves no trace of it."""
+    """Place a request with a key or a campaign, in one transaction."""
     key, template = request.key, request.calls.template
     if key is not None:
         first = idempotency.first_answer(

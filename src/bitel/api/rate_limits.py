@@ -1,7 +1,7 @@
-"""Limits of a project: requests and calls a minute, work under way, and recordings kept.
+"""Limits of a project: requests and calls per minute, concurrent work, and stored recordings.
 
-All but the recordings are counted in this process alone, so several API processes allow as many
-times as much; money, which has to be exact, is checked by the store.
+All but the recordings are counted per process, so several API processes allow a multiple. Money is
+checked by the store, which is exact.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from bitel.store.recordings import Quota
 from bitel.token_bucket import TokenBucket
 
 RETRY_AFTER: Final = 5
-"""Seconds in Retry-After, for a project with too much under way."""
+"""Seconds in Retry-After for a project with too much concurrent work."""
 _MINUTE: Final = 60.0
 
 
 class RateLimiter:
-    """The buckets of every project: its own limits, else those of the settings.
+    """Token buckets by project: with its own limits, or those of the settings.
 
-    `settings` gives those that hold now, `clock` seconds that never go back.
+    `settings` gives the limits in force, `clock` monotonic seconds.
     """
 
     def __init__(self, settings: Callable[[], LimitSettings], clock: Callable[[], float]) -> None:
@@ -46,7 +46,7 @@ class RateLimiter:
         self._take(self._calls, project, calls, most, "calls")
 
     def uncount_calls(self, project: Project, calls: int) -> None:
-        """Undo `count_calls`: they were not placed after all."""
+        """Undo `count_calls` for calls that were not placed."""
         bucket = self._calls.get(project.id)
         if bucket is not None:
             bucket.give_back(calls)
@@ -65,7 +65,7 @@ class RateLimiter:
         bucket = buckets.get(project.id)
         if bucket is None:
             bucket = buckets[project.id] = TokenBucket(most / _MINUTE, most, now)
-        bucket.per_second, bucket.burst = most / _MINUTE, most  # they may have been changed
+        bucket.per_second, bucket.burst = most / _MINUTE, most  # the limit may have changed
         wait = bucket.take(now, cost)
         if wait:
             raise TooManyRequestsError(
@@ -77,16 +77,13 @@ class RateLimiter:
 
 
 def quota_of(settings: Settings) -> Quota:
-    """The recordings that a project may keep."""
+    """The recordings that a project may store."""
     limits = settings.limits
     return Quota(limits.recordings, limits.storage_megabytes * 1024 * 1024)
 
 
 class ConcurrencyQuota:
-    """Counts the work under way by project, of which each may have `most` pieces.
-
-    `what` names them in a message.
-    """
+    """Limits concurrent work to `most` pieces per project; `what` names them in messages."""
 
     def __init__(self, most: int, what: str) -> None:
         self._most = most
@@ -95,7 +92,7 @@ class ConcurrencyQuota:
 
     @contextmanager
     def one_more(self, project_id: str) -> Iterator[None]:
-        """A piece of work, as long as the block lasts. Raises TooManyRequestsError."""
+        """Count a piece of work inside the block. Raises TooManyRequestsError."""
         if self._count[project_id] >= self._most:
             raise TooManyRequestsError(
                 f"this project has {self._most} {self._what} under way; wait for one to be done",

@@ -1,4 +1,4 @@
-"""Reads requests: JSON bodies within limits of size and time, and the Idempotency-Key."""
+"""Reads requests: JSON bodies, within limits of size and time, and the Idempotency-Key."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bitel.api.schemas import Body
 from bitel.errors import InvalidRequestError, PayloadTooLargeError
 
 BODY_SECONDS: Final = 30.0
-"""How long a JSON body may take to arrive."""
+"""Seconds that a JSON body may take to arrive."""
 
 LONGEST_KEY: Final = 100
 """Characters of a key that an error message shows."""
@@ -35,14 +35,13 @@ IDEMPOTENCY_PARAMETER: Final[dict[str, Any]] = {
     "schema": {"type": "string", "minLength": 1, "maxLength": LONGEST_IDEMPOTENCY_KEY},
     "example": "order-4711",
 }
-"""How the OpenAPI document tells of the header."""
-
+"""The header in the OpenAPI document."""
 
 REPLAYED_HEADER: Final[dict[str, Any]] = {
     "description": "`true` where this is the answer to an earlier request with the same key.",
     "schema": {"type": "string", "enum": ["true"]},
 }
-"""How it tells of the answer's header."""
+"""The header of the response in the OpenAPI document."""
 
 _BYTE_ORDER_MARKS: Final = {
     # Longest first: that of UTF-32 begins with that of UTF-16.
@@ -59,8 +58,8 @@ B = TypeVar("B", bound=Body)
 async def read(request: Request, shape: type[B], longest: int) -> B:
     """The body of `request` as `shape`.
 
-    Raises PayloadTooLargeError as soon as it is known to pass `longest` bytes, and
-    InvalidRequestError, naming the field at fault, where it is no JSON of that shape.
+    Raises PayloadTooLargeError if it has more than `longest` bytes, and InvalidRequestError, which
+    names the field, if it is not JSON of that shape.
     """
     raw = await _read_bytes(request, longest)
     _refuse_byte_order_mark(raw)
@@ -73,17 +72,17 @@ async def read(request: Request, shape: type[B], longest: int) -> B:
 
 @dataclass(frozen=True, slots=True)
 class IdempotencyKey:
-    """A key, and a hash of what it was sent with."""
+    """A key, and a hash of the path and body that it was sent with."""
 
     key: str
     body_hash: str
 
 
 def idempotency_key(request: Request, body: Body) -> IdempotencyKey | None:
-    """The key of a request that asks for `body`, if it has one.
+    """The Idempotency-Key of a request with `body`, if it has one.
 
-    Bodies that mean the same count as the same: the order of their fields, white space and unknown
-    fields make no difference. Raises InvalidRequestError for what is no key.
+    The order of fields, white space and unknown fields do not affect the hash. Raises
+    InvalidRequestError for a malformed key.
     """
     header = request.headers.get(IDEMPOTENCY_HEADER)
     if header is None:
@@ -94,13 +93,13 @@ def idempotency_key(request: Request, body: Body) -> IdempotencyKey | None:
             f"the header {IDEMPOTENCY_HEADER} must be 1 to {LONGEST_IDEMPOTENCY_KEY} "
             "printable characters"
         )
-    meant = body.model_dump_json(exclude_none=True)
-    digest = hashlib.sha256(f"{request.url.path}\n{meant}".encode())
+    canonical = body.model_dump_json(exclude_none=True)
+    digest = hashlib.sha256(f"{request.url.path}\n{canonical}".encode())
     return IdempotencyKey(key, digest.hexdigest())
 
 
 def _characters(header: str) -> str:
-    """A header as it was meant: HTTP reads bytes as Latin-1, clients mostly write UTF-8."""
+    """Decode a header: Starlette reads Latin-1, clients mostly send UTF-8."""
     try:
         return header.encode("latin-1").decode("utf-8")
     except UnicodeDecodeError:
@@ -118,11 +117,11 @@ def _refuse_byte_order_mark(raw: bytes) -> None:
 
 
 def _refuse_ambiguous(raw: bytes) -> None:
-    """Raises InvalidRequestError for a key that an object has twice, and for NaN and Infinity.
+    """Raise InvalidRequestError for duplicate keys of an object, and for NaN and Infinity.
 
-    Parsers differ in which of two values they take (RFC 8259 §4), and these numbers are no JSON.
+    Parsers differ in which duplicate they use (RFC 8259 §4), and these numbers are not JSON.
     """
-    # What is no JSON at all is refused by the next step, which says better what is wrong.
+    # Malformed JSON is refused by the next step, with a better message.
     with contextlib.suppress(ValueError, RecursionError):
         json.loads(raw, object_pairs_hook=_distinct, parse_constant=_no_constant)
 
@@ -139,7 +138,7 @@ def _no_constant(name: str) -> None:
 
 
 def declared_length(request: Request) -> int | None:
-    """The body's length as `Content-Length` has it; None where the header is missing."""
+    """The value of `Content-Length`; None if it is missing."""
     text = request.headers.get("content-length", "")
     return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
 
@@ -181,11 +180,11 @@ _SENTENCES: Final = {
     "json_invalid": "the body is not JSON: {error}",
 }
 _BRANCHES: Final = frozenset({"list[str]", "str"})
-"""What pydantic puts into a place to say which of a field's types it speaks of."""
+"""Parts of a pydantic location that name a branch of a union, not a field."""
 
 
 def sentence(fault: ValidationError) -> str:
-    """The first thing that is wrong, in one sentence that names its field."""
+    """The first validation error, as one sentence that names its field."""
     first: Any = fault.errors(include_url=False, include_input=False)[0]
     field = _place([part for part in first["loc"] if part not in _BRANCHES]) or "the body"
     text = _SENTENCES.get(first["type"])
@@ -195,7 +194,7 @@ def sentence(fault: ValidationError) -> str:
 
 
 def _place(parts: list[str | int]) -> str:
-    """Where in the body: `phoneNumbers[3]`."""
+    """The path of a field in the body, such as `phoneNumbers[3]`."""
     place = ""
     for part in parts:
         place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else part

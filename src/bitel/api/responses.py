@@ -1,4 +1,4 @@
-"""Answers: the envelope `{"result": …, "error": null}`, the models of results, and their keys."""
+"""Responses: the envelope `{"result": …, "error": null}`, the models of results, and their JSON."""
 
 from __future__ import annotations
 
@@ -19,13 +19,12 @@ from bitel.store.recordings import Recording
 
 JSON: Final = "application/json"
 REPLAYED: Final = "Idempotent-Replayed"
-"""Header of an answer that an earlier request with the same Idempotency-Key got too."""
+"""Header of an answer that repeats the one to an earlier request with the same Idempotency-Key."""
 UNEXPECTED: Final = "the service failed in a way it did not expect; its log says how"
 T = TypeVar("T")
 
 DateOf = Callable[[float], float]
-"""Gives the date that clients are shown for a stored time, both in Unix seconds."""
-
+"""Gives the date that clients see for a stored time, both in Unix seconds."""
 
 _CALL: Final[dict[str, Any]] = {
     "id": "0197b2a4c1d07e63a5f81c0d9be24f17",
@@ -223,45 +222,44 @@ class Failure(BaseModel):
 
 
 def success(result: Any, beside: Mapping[str, Any] | None = None) -> Response:
-    """The answer that holds `result`; `beside` holds keys that stand next to it."""
+    """The response with `result`; `beside` are further keys of the envelope."""
     return json_response(success_body(result, beside))
 
 
 def success_body(result: Any, beside: Mapping[str, Any] | None = None) -> bytes:
-    """The bytes of `success`."""
+    """The body of `success`."""
     return _bytes(as_json({"result": result, "error": None, **(beside or {})}))
 
 
 def list_body(items: Iterable[Any], beside: Mapping[str, Any] | None = None) -> bytes:
-    """The bytes of `success` for a long list.
+    """The body of `success` for a long list.
 
-    Made item by item: the encoder holds the interpreter until it is done, and other threads of
-    this process, the event loop among them, shall get at it in between.
+    Encoded item by item, since the encoder holds the GIL for each call.
     """
     return json_list_body(map(as_json, items), beside)
 
 
 def json_list_body(items: Iterable[str], beside: Mapping[str, Any] | None = None) -> bytes:
-    """As `list_body`, of items that are JSON already."""
+    """As `list_body`, with items that are JSON text."""
     result = ",".join(items)
     rest = as_json({"error": None, **(beside or {})})
     return _bytes(f'{{"result":[{result}],{rest[1:]}')
 
 
 def json_response(body: bytes) -> Response:
-    """The answer with this body."""
+    """The response with this JSON body."""
     return Response(body, media_type=JSON)
 
 
 def sent(answer: StoredAnswer) -> Response:
-    """The answer to a request that placed calls, now or at an earlier request with its key."""
+    """The response to a request that placed calls, or to its repetition."""
     headers = {REPLAYED: "true"} if answer.replayed else None
     return Response(answer.body, media_type=JSON, headers=headers)
 
 
 def failure(error: BitelError, headers: Mapping[str, str] | None = None) -> Response:
-    """The answer that says why there is no result; what is the operator's to know is left out."""
-    # An error without a code of its own speaks of the inside: a path, a setting.
+    """The response for an error."""
+    # The text of an error without a code of its own may name internal paths or settings.
     message = UNEXPECTED if error.code == BitelError.code else str(error)
     return Response(
         _bytes(as_json({"result": None, "error": error.code, "message": message})),
@@ -280,14 +278,14 @@ def _headers_of(error: BitelError) -> dict[str, str]:
 
 
 def _bytes(text: str) -> bytes:
-    # A lone surrogate has no UTF-8 form; "backslashreplace" happens to write JSON's own escape.
+    # A lone surrogate has no UTF-8 form; "backslashreplace" writes it as JSON does.
     return text.encode("utf-8", "backslashreplace")
 
 
 def placed_answer(
     call_id: str, phone_number: str, requested_at: float, *, barred: bool = False
 ) -> dict[str, Any]:
-    """A call as it stands the moment it is placed; `barred` where its number must not be called."""
+    """A call that was just placed; `barred` if its number must not be called."""
     status = CallStatus.ERROR if barred else CallStatus.WAITING
     return {
         "id": call_id,
@@ -302,7 +300,7 @@ def placed_answer(
 
 
 def call_answer(call: Call, date: DateOf) -> dict[str, Any]:
-    """The eight keys of a call, in the order that clients know."""
+    """The JSON of a call, in the order of `CallAnswer`."""
     return {
         "id": call.id,
         "phoneNumber": call.phone_number,
@@ -316,7 +314,7 @@ def call_answer(call: Call, date: DateOf) -> dict[str, Any]:
 
 
 def campaign_answer(state: CampaignState, date: DateOf) -> dict[str, Any]:
-    """A campaign's keys, in the order of `CampaignAnswer`; every status is counted, also at 0."""
+    """The JSON of a campaign, in the order of `CampaignAnswer`; every status is listed."""
     return {
         "id": state.id,
         "total": state.total,
@@ -328,12 +326,12 @@ def campaign_answer(state: CampaignState, date: DateOf) -> dict[str, Any]:
 
 
 def balance_change(cost: Decimal) -> Decimal:
-    """What a cost of zero or more does to a balance: its negative, and 0 rather than -0."""
+    """The change of a balance by a cost of zero or more: its negative, and 0 instead of -0."""
     return -cost if cost else Decimal(0)
 
 
 def recording_answer(recording: Recording) -> dict[str, Any]:
-    """A recording's keys, in the order of `RecordingAnswer`."""
+    """The JSON of a recording, in the order of `RecordingAnswer`."""
     return {
         "id": recording.id,
         "name": recording.name,
@@ -343,7 +341,7 @@ def recording_answer(recording: Recording) -> dict[str, Any]:
 
 
 def cdr_answer(record: Cdr, date: DateOf) -> dict[str, Any]:
-    """A detail record's keys, in the order that v1 clients know."""
+    """The JSON of a call detail record of v1, in the order of `CdrAnswer`."""
     call = record.call
     return {
         "requestId": call.id,

@@ -1,4 +1,4 @@
-"""Request bodies: what they may hold. `reading` turns bytes into them."""
+"""Schemas of request bodies; `reading` parses them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LONGEST_TIME_TO_LIVE: Final = 7 * 86_400
 OTP_TIME_TO_LIVE: Final = 300
 DEFAULT_REPEAT_COUNT: Final = 2
 LONGEST_CODE: Final = 10
-"""Digits that a code which is read out may have."""
+"""Maximum digits of a code."""
 
 PhoneNumber = Annotated[
     str,
@@ -52,9 +52,9 @@ def _example(**fields: Any) -> ConfigDict:
 
 
 class Body(BaseModel):
-    """A JSON body: no type is bent into another, unknown fields are passed over.
+    """A JSON body: types are strict, unknown fields are ignored.
 
-    A field that may be left out may also be `null`, which means the same.
+    An optional field may also be `null`.
     """
 
     model_config = ConfigDict(
@@ -63,7 +63,7 @@ class Body(BaseModel):
 
 
 class CallTerms(Body):
-    """What every request that places calls may say about them."""
+    """Fields of every request that places calls."""
 
     lane: ClassVar[Lane] = Lane.SINGLE
 

@@ -1,7 +1,7 @@
-"""HTTP connections with limits: what a stranger may send, how long, and from how many connections.
+"""HTTP protocol for uvicorn with limits: sizes, times and numbers of connections.
 
-uvicorn bounds neither the size of a request's head, nor the time that it takes to arrive, nor that
-for which an answer stays unread; this subclass of its protocol does.
+uvicorn limits neither the size of a request's head, nor the time that it takes to arrive, nor the
+time for which a response stays unread; this subclass of its protocol does.
 """
 
 from __future__ import annotations
@@ -23,20 +23,18 @@ from bitel.ip_addresses import embedded_ipv4
 from bitel.settings import HttpSettings
 
 LONGEST_HEAD: Final = 32 * 1024
-"""Bytes of a request that are not body, beyond as many again as the body has: room for the
-framing of a chunked one, not for trailers without end."""
+"""Bytes of a request besides its body and as many again for chunked framing, trailers included."""
 HEAD_SECONDS: Final = 10.0
-"""How long the head of a request may take to arrive, and a new connection to begin one."""
+"""Seconds for the head of a request, and for the first byte on a new connection."""
 MOST_CONNECTIONS: Final = 4096
 UNREAD_SECONDS: Final = 60.0
-"""How long an answer may wait for a client that reads nothing of it. The client must read the
-transport's buffer, 64 KiB, in that time."""
+"""Seconds within which a client must read the transport's buffer, 64 KiB."""
 MOST_PIPELINED: Final = 64
-"""Requests that may be sent ahead on one connection, before the first is answered."""
+"""Pipelined requests on one connection."""
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """A connection that is cut when it passes one of the limits above."""
+    """A connection that is aborted when it exceeds one of the limits above."""
 
     _overhead = 0
     _in_head = True
@@ -66,7 +64,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._sources is not None and self._source:
             self._sources.leave(self._source)
         super().connection_lost(exc)
-        # uvicorn tells only the last of several pipelined requests that nobody listens any more.
+        # uvicorn marks only the last of several pipelined requests as disconnected.
         for cycle in self._unanswered:
             cycle.disconnected = True
             cycle.message_event.set()
@@ -117,7 +115,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Pass on a part of the body."""
-        # The body itself is not overhead, and pays for as much framing as it has bytes.
+        # The body is not overhead, and allows as many bytes of framing as it has.
         self._overhead -= 2 * len(body)
         super().on_body(body)
 
@@ -137,18 +135,18 @@ class BoundedProtocol(HttpToolsProtocol):
 
 
 def _limit_unread(transport: asyncio.Transport) -> None:
-    """Have the kernel end a connection whose far end takes no data for `UNREAD_SECONDS`.
+    """Have the kernel end a connection whose peer takes no data for `UNREAD_SECONDS`.
 
-    So also one that is closed while an answer in its buffer is not read.
+    This includes connections that are closed with an unread response in the buffer.
     """
     sock = transport.get_extra_info("socket")
     if sock is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
-        with contextlib.suppress(OSError):  # of a socket that is no TCP
+        with contextlib.suppress(OSError):  # not a TCP socket
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNREAD_SECONDS * 1000))
 
 
 class Sources:
-    """Counts the connections of each source: an address, or an IPv6 network of 2^64 of them.
+    """Counts connections by source: an IPv4 address or an IPv6 /64 network.
 
     Those of `trusted_proxies` (networks) are not counted.
     """
@@ -160,7 +158,7 @@ class Sources:
         self._network_of = lru_cache(maxsize=4096)(self._look_up)
 
     def enter(self, host: str) -> bool:
-        """Count one more connection of `host`; False where it has enough."""
+        """Count a connection of `host`; False if it has too many."""
         network = self._network_of(host)
         if network is None:
             return True
@@ -170,7 +168,7 @@ class Sources:
         return True
 
     def leave(self, host: str) -> None:
-        """A connection that was let in is over."""
+        """Count the end of a connection that was accepted."""
         network = self._network_of(host)
         if network is None:
             return
@@ -179,7 +177,7 @@ class Sources:
             del self._count[network]
 
     def _look_up(self, host: str) -> str | None:
-        """What `host` is counted by; None for a trusted proxy."""
+        """The source of `host`; None for a trusted proxy."""
         try:
             address = ipaddress.ip_address(host)
         except ValueError:
@@ -193,11 +191,10 @@ class Sources:
 
 
 def config(app: FastAPI, http: HttpSettings | None = None, **more: Any) -> uvicorn.Config:
-    """How uvicorn is to run `app`, with these limits; `more` are further options of uvicorn's.
+    """The configuration of uvicorn for `app`, with these limits; `more` are further options.
 
-    Without `http` connections are not counted by source.
-
-    It neither names itself in its answers nor writes an access log, and leaves logging as it is.
+    Without `http`, connections are not counted by source. There is no Server header and no access
+    log, and logging is not configured.
     """
     protocol: Any = BoundedProtocol
     if http is not None:

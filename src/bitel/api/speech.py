@@ -1,4 +1,4 @@
-"""What calls play: recordings, texts that become recordings, and codes that stay digits."""
+"""The audio of calls: recordings, texts that become recordings, and codes that stay digits."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from bitel.store.recordings import Recording
 from bitel.supervision import SharedTasks
 
 DIGIT_SECONDS: Final = 1.0
-"""How long a spoken digit is taken to last when money is kept back for it; most are shorter."""
+"""Assumed duration of a spoken digit when money is reserved; most are shorter."""
 MOST_TEXTS: Final = 16
-"""Texts of one project that may be under way at once."""
+"""Texts of one project that may be rendered at once."""
 LONGEST_NAME: Final = 60
-"""Characters of a text that name its recording."""
+"""Characters of a text that are the name of its recording."""
 
 
 @dataclass(frozen=True, slots=True)
 class Playback:
-    """What a call plays: a recording, digits, or one and then the other; `seconds` at most."""
+    """The audio of a call: a recording, digits, or both in that order; `seconds` at most."""
 
     recording_id: str | None
     seconds: float
@@ -36,7 +36,7 @@ class Playback:
 
 
 class SpeechService:
-    """Has texts spoken, each once per project."""
+    """Renders texts as speech, each once per project."""
 
     def __init__(self, context: ApiContext) -> None:
         self._context = context
@@ -44,15 +44,16 @@ class SpeechService:
         self._under_way = ConcurrencyQuota(MOST_TEXTS, "texts")
 
     async def recording(self, project_id: str, text: str, language: str | None) -> Recording:
-        """The project's recording of `text`, spoken now if it was not before.
+        """The project's recording of `text`, rendered on first use.
 
-        Raises InvalidRequestError, naming `text` or `language`, and UnavailableError.
+        Raises InvalidRequestError, which names `text` or `language`, TooManyRequestsError or
+        UnavailableError.
         """
         key = await self._context.speech.recording_key(text, language)
         found = await self._find(project_id, key)
         if found is not None:
             return found
-        # Under way for a client that has gone by now, it is still wanted by the next one.
+
         with self._under_way.one_more(project_id):
             await self._context.database.read(
                 lambda conn: recordings.check_room(
@@ -64,16 +65,17 @@ class SpeechService:
             )
 
     async def text(self, project_id: str, text: str, language: str | None) -> Playback:
-        """`text` as calls play it. Raises as `recording` does."""
+        """The audio of `text`. Raises as `recording` does."""
         recording = await self.recording(project_id, text, language)
         return Playback(recording.id, recording.duration)
 
     async def code(
         self, text: str, language: str | None, repeats: int, intro: Playback | None
     ) -> Playback:
-        """The digits of `text` in `language`, `repeats` times, after `intro` if there is one.
+        """The digits of `text` in `language`, `repeats` times, after `intro` if given.
 
-        Raises InvalidRequestError, naming `voiceId`, `text` or `language`, and UnavailableError.
+        Raises InvalidRequestError, which names `voiceId`, `text` or `language`, or
+        UnavailableError.
         """
         longest = self._context.settings.otp.max_intro
         if intro is not None and intro.seconds > longest:
@@ -82,7 +84,7 @@ class SpeechService:
                 f"may last {longest:g} s"
             )
         digits = spoken_text.digits(text, LONGEST_CODE)
-        # Spoken when the call is answered; whether anybody can is better known now.
+        # Digits are rendered at the time of the call; this checks the language now.
         await self._context.speech.recording_key(digits, language)
         seconds = repeats * (len(digits) * (DIGIT_SECONDS + GAP_SECONDS) + PAUSE_SECONDS)
         return Playback(
@@ -120,6 +122,6 @@ class SpeechService:
             )
         finally:
             if kept is None or kept.id != made.id:
-                # Another process was faster, or the database can't.
+                # Another process was faster, or the write failed.
                 await self._context.voices.delete(made.id)
         return kept

@@ -1,4 +1,4 @@
-"""An upload's way from the socket to a stored recording, with nothing left behind if it fails."""
+"""Uploads: receives, decodes and stores recordings, and cleans up after failures."""
 
 from __future__ import annotations
 
@@ -30,15 +30,14 @@ from bitel.store.recordings import Recording
 log = structlog.get_logger(__name__)
 
 MOST_UPLOADS: Final = 16
-"""Uploads of one project that may be under way at once, each with its file on the disk."""
+"""Concurrent uploads of one project, each with a file on the disk."""
 IDLE_SECONDS: Final = 30.0
-"""How long an upload may pause."""
+"""Maximum pause of an upload."""
 UPLOAD_SECONDS: Final = 900.0
-"""How long an upload may take in all."""
+"""Maximum duration of an upload."""
 STALE_SECONDS: Final = 86_400.0
-"""Age at which what lies in the incoming folder belongs to no upload that still runs. Ages of files
-are by the system clock, which may have been set during an upload, hence far more than that takes.
-"""
+"""Age from which files in the incoming folder belong to no running upload. Much longer than an
+upload, since the system clock may be set meanwhile."""
 
 
 class UploadService:
@@ -52,10 +51,8 @@ class UploadService:
         """Receive the file of a multipart request, decode it and store it as a new recording.
 
         Returns the recording, and what is wrong with its file, as in `decode.Decoded.warning`.
-
-        The file goes to disk as it arrives. Raises PayloadTooLargeError, UnsupportedMediaError,
-        InvalidRequestError, TooManyRequestsError or UnavailableError, and ClientDisconnect; then
-        nothing of it is kept.
+        Raises PayloadTooLargeError, UnsupportedMediaError, InvalidRequestError,
+        TooManyRequestsError, UnavailableError or ClientDisconnect; then nothing is kept.
         """
         longest = self._context.settings.voices.max_upload
         if (declared_length(request) or 0) > longest + OTHER_BYTES:
@@ -69,7 +66,7 @@ class UploadService:
     ) -> tuple[Recording, str]:
         context = self._context
         quota, voices = quota_of(context.settings), context.settings.voices
-        # Before anything is received or decoded; what decides is the check of the write below.
+        # An early check; the write below checks again.
         await context.database.read(lambda conn: recordings.check_room(conn, project_id, quota))
         async with _folder(context.incoming) as folder:
             source = folder / "upload"
@@ -80,19 +77,19 @@ class UploadService:
                 raise ClientDisconnect
             now = context.clock()
             recording = Recording(new_id(now), project_id, part.name, decoded.duration, size, now)
-            # The audio, then the row that makes it a recording; both or neither.
+            # The audio first: a recording must never be without it.
             await context.voices.put(recording.id, decoded)
             try:
                 await context.database.write(lambda conn: recordings.add(conn, recording, quota))
             except Exception:
-                # Not on cancellation: a queued write is done all the same, and needs its audio.
+                # Not on cancellation: a queued write is still executed, and needs its audio.
                 await context.voices.delete(recording.id)
                 raise
         return recording, decoded.warning
 
 
 async def _body(request: Request) -> AsyncIterator[bytes]:
-    """The body of `request`, given up where it pauses or lasts too long."""
+    """The body of `request`. Raises InvalidRequestError if it pauses or lasts too long."""
     pieces = request.stream()
     deadline = time.monotonic() + UPLOAD_SECONDS
     while True:
@@ -111,13 +108,13 @@ async def _body(request: Request) -> AsyncIterator[bytes]:
 
 @asynccontextmanager
 async def _folder(incoming: Path) -> AsyncIterator[Path]:
-    """A folder of its own for one upload, gone with all it holds at the end."""
+    """A temporary folder for one upload."""
     try:
         folder = Path(await asyncio.to_thread(_make_folder, incoming))
         try:
             yield folder
         finally:
-            # What is left behind is swept away at the next start.
+            # `sweep` removes what can't be removed now.
             remove = partial(shutil.rmtree, ignore_errors=True)
             await asyncio.shield(asyncio.to_thread(remove, folder))
     except OSError as fault:
@@ -132,7 +129,7 @@ def _make_folder(incoming: Path) -> str:
 
 
 def sweep(incoming: Path) -> None:
-    """Remove what uploads left behind when a process was killed; those that may run are spared."""
+    """Remove files of uploads whose process was killed; keeps those that may still be running."""
     try:
         left = list(incoming.iterdir())
     except (FileNotFoundError, NotADirectoryError):
@@ -148,5 +145,5 @@ def sweep(incoming: Path) -> None:
         except FileNotFoundError:
             continue  # another process sweeps here too
         except OSError as fault:
-            # It costs space and nothing else.
+            # It only wastes space.
             log.warning("upload_not_swept", path=str(each), fault=str(fault))

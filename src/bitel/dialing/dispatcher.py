@@ -167,8 +167,9 @@ class Dispatcher:
         self._mark = mark or ClaimMark(Path(os.devnull))
         self._paused = pausing.NONE
         self._on_settled = on_settled
-        self._dialer_id = dialer_id
-        self._worker = worker
+        self.dialer_id = dialer_id
+        self.worker = worker
+        """The name of this worker in the dialer's row."""
         self._dialer = dialer
         self._limits = limits
         self._database = database
@@ -195,11 +196,6 @@ class Dispatcher:
         self._lease_lost = asyncio.Event()
         self._lease = Lease(dialer_id, worker, 0)  # none, until `take_over`
         self._attempts: AttemptWriter
-
-    @property
-    def dialer_id(self) -> str:
-        """The dialer whose calls are dispatched."""
-        return self._dialer_id
 
     @property
     def max_channels(self) -> int:
@@ -245,11 +241,6 @@ class Dispatcher:
         self._wake_event.set()
         self._cancel_event.set()
 
-    @property
-    def worker(self) -> str:
-        """The name of this worker in the dialer's row."""
-        return self._worker
-
     async def take_over(self, terms: TakeOverTerms = TakeOverTerms()) -> Recovered:  # noqa: B008 # immutable
         """Take the dialer's lease, and recover the open attempts of earlier workers.
 
@@ -259,22 +250,20 @@ class Dispatcher:
         # A claim is dialled within STALE_CLAIM; no INVITE is sent after the ring time-out.
         redial_after, last_invite = ring_timeout + REDIAL_MARGIN, STALE_CLAIM + ring_timeout
         if self._journal is not None:
-            await apply_journal(self._database, self._dialer_id, self._journal, self._clock)
+            await apply_journal(self._database, self.dialer_id, self._journal, self._clock)
         mark = await asyncio.to_thread(self._mark.read)
 
         def work(conn: Connection) -> tuple[Lease, Recovered]:
             now = self._clock()
             # Before the recovery, which makes calls due again.
-            pausing.pause_if_older(conn, self._dialer_id, mark, now)
+            pausing.pause_if_older(conn, self.dialer_id, mark, now)
             return recovery.take_over(
-                conn, self._dialer_id, self._worker, now, redial_after, last_invite, terms
+                conn, self.dialer_id, self.worker, now, redial_after, last_invite, terms
             )
 
         self._lease, recovered = await self._database.write(work)
         self._attempts = AttemptWriter(self._database, self._lease, self._clock, self._journal)
-        history = await self._database.read(
-            lambda conn: leases.trunk_history(conn, self._dialer_id)
-        )
+        history = await self._database.read(lambda conn: leases.trunk_history(conn, self.dialer_id))
         if history.has_worked:
             self._dialer.assume_worked()
         if history.paused_reason:
@@ -293,9 +282,9 @@ class Dispatcher:
         lease = self._lease
         try:
             async with asyncio.timeout(_CONFIRM):
-                row = await self._database.read(lambda conn: leases.holder(conn, self._dialer_id))
+                row = await self._database.read(lambda conn: leases.holder(conn, self.dialer_id))
         except (UnavailableError, TimeoutError) as fault:
-            log.warning("lease_not_confirmed", dialer=self._dialer_id, fault=str(fault) or "late")
+            log.warning("lease_not_confirmed", dialer=self.dialer_id, fault=str(fault) or "late")
             return False
         if lease.epoch and row.epoch != lease.epoch:
             self._lease_lost.set()
@@ -357,7 +346,7 @@ class Dispatcher:
         _, late = await asyncio.wait(tasks, timeout=max(0.0, end - loop.time()))
         if not late:
             return
-        log.info("drain_ends_calls", dialer=self._dialer_id, calls=len(late))
+        log.info("drain_ends_calls", dialer=self.dialer_id, calls=len(late))
         for attempt_id, running in list(self._running.items()):
             running.requeue = True
             self._dialer.cancel(attempt_id)
@@ -396,14 +385,14 @@ class Dispatcher:
             try:
                 pause = await self._claim_due()
             except UnavailableError as fault:
-                log.warning("claim_failed", dialer=self._dialer_id, fault=str(fault))
+                log.warning("claim_failed", dialer=self.dialer_id, fault=str(fault))
                 self._failing_since = self._failing_since or self._monotonic()
                 pause = _AFTER_FAULT
             except LostLease:
                 raise
             except Exception:
                 # For example a row that can't be read; running calls must go on.
-                log.exception("claim_broke", dialer=self._dialer_id)
+                log.exception("claim_broke", dialer=self.dialer_id)
                 self._failing_since = self._failing_since or self._monotonic()
                 pause = 0.0
                 await asyncio.sleep(_AFTER_BUG)
@@ -439,8 +428,8 @@ class Dispatcher:
         if not self._more_due:
             due, paused = await self._database.read(
                 lambda conn: (
-                    claims.next_due(conn, self._dialer_id, lanes),
-                    pausing.in_force(conn, self._dialer_id),
+                    claims.next_due(conn, self.dialer_id, lanes),
+                    pausing.in_force(conn, self.dialer_id),
                 )
             )
             self._failing_since = None
@@ -476,9 +465,9 @@ class Dispatcher:
     def _note_pause(self, paused: InForce) -> None:
         if paused.reason != self._paused.reason:
             if paused.reason:
-                log.warning("paused", dialer=self._dialer_id, reason=paused.reason)
+                log.warning("paused", dialer=self.dialer_id, reason=paused.reason)
             else:
-                log.info("resumed", dialer=self._dialer_id)
+                log.info("resumed", dialer=self.dialer_id)
         self._paused = paused
 
     def _room(self, allowed: int) -> Room:
@@ -499,7 +488,7 @@ class Dispatcher:
             lambda conn: claims.undo(conn, self._lease, self._doubtful, self._running)
         )
         if undone:
-            log.warning("claims_handed_back", dialer=self._dialer_id, claims=undone)
+            log.warning("claims_handed_back", dialer=self.dialer_id, claims=undone)
         self._doubtful.clear()
 
     def _is_overloaded(self, load: LoadSample, now: float) -> bool:
@@ -507,9 +496,9 @@ class Dispatcher:
         if pressure.look(load, now):
             if pressure.signs:
                 signs = ", ".join(sorted(pressure.signs))
-                log.warning("claiming_paused", dialer=self._dialer_id, signs=signs)
+                log.warning("claiming_paused", dialer=self.dialer_id, signs=signs)
             else:
-                log.info("claiming_resumed", dialer=self._dialer_id)
+                log.info("claiming_resumed", dialer=self.dialer_id)
         return bool(pressure.signs)
 
     def _expire_and_claim(
@@ -517,7 +506,7 @@ class Dispatcher:
     ) -> tuple[int, list[Claim]]:
         now = self._clock()
         self._doubtful.add(now)
-        expired = claims.expire(conn, self._dialer_id, now)
+        expired = claims.expire(conn, self.dialer_id, now)
         claimed = claims.claim(
             conn, self._lease, room, now, lanes, self._last_project, self._ahead()
         )
@@ -555,7 +544,7 @@ class Dispatcher:
             call=claim.call_id,
             attempt=claim.attempt_id,
             project=claim.project_id,
-            dialer=self._dialer_id,
+            dialer=self.dialer_id,
             outcome=result.outcome.value,
             sip_code=result.sip_code,
             seconds=0.0 if answered_at is None else round(result.ended_at - answered_at, 1),
@@ -632,13 +621,13 @@ class Dispatcher:
             if self._running:
                 try:
                     wanted = await self._database.read(
-                        lambda conn: claims.cancel_requests(conn, self._dialer_id)
+                        lambda conn: claims.cancel_requests(conn, self.dialer_id)
                     )
                 except UnavailableError as fault:
-                    log.warning("cancels_not_read", dialer=self._dialer_id, fault=str(fault))
+                    log.warning("cancels_not_read", dialer=self.dialer_id, fault=str(fault))
                     wanted = []
                 except Exception:
-                    log.exception("cancels_broke", dialer=self._dialer_id)
+                    log.exception("cancels_broke", dialer=self.dialer_id)
                     wanted = []
                     await asyncio.sleep(_AFTER_BUG)
                 for attempt_id in wanted:
@@ -661,11 +650,11 @@ class Dispatcher:
                 expired, mine = await self._database.write(self._expire_and_renew)
             except UnavailableError as fault:
                 if pause == _RENEW:
-                    log.warning("lease_not_renewed", dialer=self._dialer_id, fault=str(fault))
+                    log.warning("lease_not_renewed", dialer=self.dialer_id, fault=str(fault))
                 pause = _AFTER_FAULT
                 continue
             except Exception:
-                log.exception("lease_renewal_broke", dialer=self._dialer_id)
+                log.exception("lease_renewal_broke", dialer=self.dialer_id)
                 pause = _AFTER_BUG
                 continue
             pause = _RENEW
@@ -676,12 +665,12 @@ class Dispatcher:
                 raise self._lost()
 
     def _lost(self) -> LostLease:
-        return LostLease(f"another worker took over the dialer {self._dialer_id!r}")
+        return LostLease(f"another worker took over the dialer {self.dialer_id!r}")
 
     def _expire_and_renew(self, conn: Connection) -> tuple[int, bool]:
         # Here too, so that calls expire while every channel is taken.
         now = self._clock()
-        expired = claims.expire(conn, self._dialer_id, now)
+        expired = claims.expire(conn, self.dialer_id, now)
         history = TrunkHistory(self._dialer.paused_reason, self._dialer.has_worked)
         leases.record_trunks(conn, self._lease, history, now)
         return expired, leases.renew(conn, self._lease, now, up=self._dialer.up)

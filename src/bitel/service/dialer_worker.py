@@ -18,10 +18,10 @@ from bitel.store.leases import LostLease, TakeOverTerms
 log = structlog.get_logger(__name__)
 
 FORCE_TIMEOUT: Final = 30.0
-"""Seconds that a worker from which a dialer is taken may need to let go of its lock and port."""
+"""Seconds within which the former worker must release its lock and port."""
 _FORCE_PAUSE: Final = 0.25
 _ACTIVATION_TIMEOUT: Final = 5.0
-"""Seconds that a take-over under way may take once the service is to stop."""
+"""Seconds that a take-over in progress may take when the service stops."""
 _RELEASE_TIMEOUT: Final = 3.0
 """Seconds that the database may take to release the lease."""
 
@@ -52,20 +52,20 @@ class DialerWorker:
 
     @property
     def dialer_id(self) -> str:
-        """The dialer."""
+        """The id of the dialer."""
         return self.dispatcher.dialer_id
 
     @property
     def in_standby(self) -> bool:
-        """Whether another worker runs the dialer, as far as is known."""
+        """Whether this worker waits for the lease."""
         return not self._active
 
     async def start(self, take_over: bool = False, cancel: asyncio.Event | None = None) -> None:
-        """Become active, or a standby while another worker holds the lease.
+        """Become active, or a standby if another worker holds the lease.
 
         `take_over` takes the dialer from a worker that is alive, and waits until that has released
-        it, or `cancel` is set. Raises BitelError where the dialer can't be started although its
-        lease is free, or the other worker does not release it.
+        it or `cancel` is set. Raises BitelError if the dialer can't be started although its lease
+        is free, or if the other worker does not release it.
         """
         try:
             if take_over:
@@ -86,7 +86,7 @@ class DialerWorker:
             )
 
     async def run(self) -> None:
-        """Wait for the lease where need be, and dial. Raises BitelError when the lease is lost."""
+        """Wait for the lease if necessary, then dial. Raises BitelError if the lease is lost."""
         while not self._active:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(POLL):
@@ -102,15 +102,15 @@ class DialerWorker:
             raise BitelError(f"{lost}, so this one stops") from lost
 
     async def drain(self) -> None:
-        """Begin no more calls, and let those that run end; a standby stops waiting."""
+        """Start no more calls, and let running ones end; a standby stops waiting."""
         self._stopping.set()
         if self._active:
             await self.dispatcher.drain(self._drain_timeout)
 
     async def stop(self, running: asyncio.Task[None]) -> None:
-        """Drain, give back the lease and the SIP port; `running` is the task of `run`.
+        """Drain, release the lease and the SIP port; `running` is the task of `run`.
 
-        Raises BitelError when the lease was lost, or ends of attempts could be stored nowhere.
+        Raises BitelError if the lease was lost, or if results of attempts could not be stored.
         """
         self._stopping.set()
         try:
@@ -141,7 +141,7 @@ class DialerWorker:
             if terms is not None and await self._activate(terms):
                 log.info("active", dialer=self.dialer_id)
         except BitelError as error:
-            # The database is out of reach, or the SIP port is taken: later that may be better.
+            # The database is unavailable, or the SIP port is in use: tried again later.
             fault = str(error)
         if fault and fault != self._fault:
             log.warning("standby_waits", dialer=self.dialer_id, fault=fault)
@@ -213,5 +213,5 @@ class DialerWorker:
             async with asyncio.timeout(_RELEASE_TIMEOUT):
                 await self.dispatcher.release()
         except (UnavailableError, TimeoutError) as fault:
-            # Another installation then waits until it has seen no heartbeat for a while.
+            # Another installation then waits for the heartbeat's time-out.
             log.warning("lease_not_released", dialer=self.dialer_id, fault=str(fault) or "late")

@@ -1,7 +1,7 @@
-"""Which settings a running service takes from its settings file again, on SIGHUP.
+"""Decides which settings a running service can change on SIGHUP.
 
-What is read for each request or each call can be changed while the service runs. The rest, such as
-ports, trunks and the database, needs a restart, and stays as it is until then.
+Settings that are read for each request or call can change while the service runs. The rest, such as
+ports, trunks and the database, needs a restart.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RELOADABLE: Final = frozenset(
         *("tariff", "voices", "http.max_body", "http.max_batch_body", "metrics.token"),
     }
 )
-"""Settings outside of dialers, with sections as a whole or one key of them."""
+"""Settings outside of dialers: whole sections, or single keys."""
 
 RELOADABLE_OF_DIALER: Final = frozenset(
     {
@@ -38,20 +38,20 @@ _CREDENTIALS: Final = frozenset({"username", "password", "realm"})
 
 @dataclass(frozen=True, slots=True)
 class Reload:
-    """What becomes of settings that were read again."""
+    """The result of reading the settings again."""
 
     settings: Settings
-    """Those that hold from now on."""
+    """The settings to use from now on."""
     changed: Sequence[str]
-    """The names of those that changed and are in force."""
+    """Names of settings that changed and take effect now."""
     needs_restart: Sequence[str]
-    """The names of those that changed and are not in force before a restart."""
+    """Names of settings that changed and take effect after a restart."""
 
 
 def plan_reload(running: Settings, wanted: Settings) -> Reload:
-    """What of `wanted` a service with the settings `running` can use at once.
+    """What a service with the settings `running` can use of `wanted` at once.
 
-    Raises SettingsError where the result would contradict itself: then nothing is to be changed.
+    Raises SettingsError if the result would contradict itself; then nothing may be changed.
     """
     changed: list[str] = []
     needs_restart: list[str] = []
@@ -76,7 +76,7 @@ def _chosen(
     changed: list[str],
     needs_restart: list[str],
 ) -> dict[str, Any]:
-    """The values to use, by field or alias; the names of what differs are added to the lists."""
+    """The values to use, by field or alias; adds the names of changed settings to the lists."""
     values: dict[str, Any] = {}
     for name, field in type(running).model_fields.items():
         key = field.alias or name

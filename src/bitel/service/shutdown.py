@@ -1,4 +1,4 @@
-"""The time limit of a shutdown: each step gets its share, and nothing outlasts the whole."""
+"""The time limit of a shutdown, as a whole and of each step."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ CLOSING_TIMEOUT: Final = 5.0
 """Seconds that a part may take to stop."""
 
 SHUTDOWN_MARGIN: Final = 40.0
-"""Seconds beyond `drain_timeout` within which the process ends, whatever hangs."""
+"""Seconds beyond `drain_timeout` within which the process ends in any case."""
 
 EX_SOFTWARE: Final = 70
-"""The exit status where something hangs that has no time limit of its own."""
+"""Exit status if the process had to be ended by the time limit."""
 
 
 class Shutdown:
-    """The time that is left to stop in, from the moment when `begin` was called."""
+    """The time that is left for the shutdown, counted from `begin`."""
 
     def __init__(self, drain_timeout: float) -> None:
         self._within = drain_timeout + SHUTDOWN_MARGIN
         self._end: float | None = None
 
     def begin(self) -> None:
-        """Start the clock, once. Should anything hang, the process ends when the time is over.
+        """Start the time limit, once. If anything hangs, the process ends when the time is over.
 
-        That includes the interpreter's own exit, which waits for threads; it can't be called off.
+        That includes the interpreter's own exit, which waits for threads. It can't be cancelled.
         """
         if self._end is None:
             self._end = time.monotonic() + self._within
@@ -47,13 +47,13 @@ class Shutdown:
         return self._end is not None
 
     def left(self, most: float) -> float:
-        """Seconds that a step of it may take: `most`, less when time is short, but never none."""
+        """Seconds that a step may take: `most`, or less when time is short; at least 0.5."""
         if self._end is None:
             return most
         return max(0.5, min(most, self._end - time.monotonic() - 2.0))
 
     async def step(self, part: str, close: Callable[[], Coroutine[None, None, None]]) -> None:
-        """Stop a part, in the time that there is; what it leaves behind ends with the process."""
+        """Stop a part within the time that is left; after that, cancel and log it."""
         task = asyncio.create_task(close())
         await asyncio.wait([task], timeout=self.left(CLOSING_TIMEOUT))
         if task.done():

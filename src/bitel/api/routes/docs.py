@@ -1,4 +1,4 @@
-"""`/docs`: a page that explains the API, made from `/openapi.json` without help from elsewhere."""
+"""`/docs`: a self-contained page that shows `/openapi.json`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PAGE: Final = (files("bitel.api") / "docs.html").read_bytes()
 
 @router.get("/docs")
 async def docs(request: Request) -> Response:
-    """The page; a browser may run nothing but the script that is in it."""
+    """The page; its Content-Security-Policy allows only the script in it."""
     return Response(
         _PAGE,
         media_type="text/html",

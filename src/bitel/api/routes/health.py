@@ -20,7 +20,7 @@ JSON: Final = "application/json"
 DATABASE_SECONDS: Final = 2.0
 """Seconds that the database may take to answer."""
 FRESH: Final = 0.5
-"""Seconds for which an answer of `/readyz` is given again, since strangers may ask for it."""
+"""Seconds for which the answer of `/readyz` is cached, since it needs no token."""
 
 router = APIRouter()
 
@@ -52,13 +52,13 @@ async def readyz(request: Request) -> Response:
 
 
 class Readiness:
-    """Why this process should get no requests now; call it for the reason, empty where it should.
+    """Call it for the reason why this process should get no requests now; empty if it should.
 
     Args:
         database: must answer within `DATABASE_SECONDS`.
-        is_draining: whether the service is being stopped.
+        is_draining: whether the service is stopping.
         standbys: the dialers of this process that wait for their lease.
-        failing: the dialers of this process that can't claim calls or write their ends.
+        failing: the dialers of this process that can't claim calls or write results.
     """
 
     def __init__(

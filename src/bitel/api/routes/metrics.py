@@ -1,8 +1,8 @@
-"""`/metrics`: figures for Prometheus, for those who may see them.
+"""`/metrics`: the Prometheus metrics, with access control.
 
-They say how busy the service is and who its carriers are; so without a token only readers on this
-machine are answered, by a name of this machine, so that no web page can have a browser ask. Not
-answered are those whom a proxy in front of us passes on, as it may for readers elsewhere.
+Without a token only clients on this machine are allowed. The Host header must name this machine,
+against DNS rebinding, and requests that a proxy forwards are refused, since their clients may be
+anywhere.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MEDIA_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _FORWARDED: Final = frozenset(
     {"forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip"}
 )
-"""Headers that a proxy adds, beside those that begin with `x-forwarded`."""
+"""Headers that proxies add, besides those that begin with `x-forwarded`."""
 
 MetricsPage = Callable[[], Awaitable[bytes]]
 
@@ -36,7 +36,7 @@ router = APIRouter()
 
 @router.get("/metrics", include_in_schema=False)
 async def metrics(request: Request) -> Response:
-    """The page, where this process has one."""
+    """The page, if this process has one."""
     context = context_of(request)
     if context.metrics is None:
         raise NotFoundError("there is nothing at this path")
@@ -45,9 +45,9 @@ async def metrics(request: Request) -> Response:
 
 
 def build_listener(page: MetricsPage, token: Callable[[], str]) -> FastAPI:
-    """An application that answers `/metrics` and nothing else, for a process without the API.
+    """An application with `/metrics` only, for a process without the API.
 
-    `token` gives the token that readers must send now; empty: none.
+    `token` returns the token that clients must send; empty: none.
     """
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
 
@@ -55,8 +55,8 @@ def build_listener(page: MetricsPage, token: Callable[[], str]) -> FastAPI:
     async def answer(request: Request) -> Response:
         try:
             check(request, token())
-        except (UnauthorizedError, ForbiddenError) as objection:
-            return failure(objection)
+        except (UnauthorizedError, ForbiddenError) as error:
+            return failure(error)
         return Response(await page(), media_type=MEDIA_TYPE)
 
     app.add_middleware(ResponseGuard)
@@ -64,11 +64,11 @@ def build_listener(page: MetricsPage, token: Callable[[], str]) -> FastAPI:
 
 
 def check(request: Request, token: str) -> None:
-    """Raises UnauthorizedError or ForbiddenError for a reader who may not see the figures."""
+    """Raise UnauthorizedError or ForbiddenError if the client may not read metrics."""
     if token:
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        # Starlette reads the header's bytes as Latin-1. A reader may send a token beyond ASCII as
-        # UTF-8 or as Latin-1, and none can send white space at its ends.
+        # Starlette decodes the header as Latin-1. Clients may send a token that is not ASCII as
+        # UTF-8 or Latin-1, and can't send white space at its ends.
         sent = given.strip(" \t").encode("latin-1")
         expected = token.strip()
         matches = hmac.compare_digest(sent, expected.encode()) | hmac.compare_digest(

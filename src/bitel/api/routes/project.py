@@ -17,7 +17,7 @@ from bitel.api.responses import AccountAnswer, ServerAnswer, success
 from bitel.store import leases, pausing
 
 SEEN_WITHIN: Final = 15.0
-"""Seconds since a dialer was last heard of, within which it counts as up."""
+"""Maximum seconds since the last heartbeat of a dialer that counts as up."""
 
 router = APIRouter(prefix="/api/v2")
 
@@ -51,7 +51,7 @@ async def account(request: Request, project: Owner) -> Response:
 
 
 def _paused(conn: Connection, dialers: Sequence[str]) -> dict[str, str]:
-    """Why dialers place no calls, those that the operator has paused first."""
+    """Why dialers place no calls; a pause by the operator takes precedence."""
     reasons = leases.paused_reasons(conn)
     by_operator = {each: pausing.in_force(conn, each).reason for each in dialers}
     return reasons | {each: reason for each, reason in by_operator.items() if reason}

@@ -1,4 +1,4 @@
-"""`/api/v2/files`: recordings, in and out."""
+"""`/api/v2/files`: uploading, speaking, listing, downloading and deleting recordings."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ _upload = described(
 _upload["openapi_extra"] = _UPLOAD_BODY
 
 _listen = described("Listen to a recording", "recordings", RecordingAnswer, [NotFoundError])
-# Without a class of its own FastAPI would say that the answer may be JSON too.
+# Without it FastAPI would add JSON to the document.
 _listen["response_class"] = Response
 _listen["responses"][200] = {
     "description": "The recording as it will be heard: WAV, 8 kHz mono.",
@@ -153,7 +153,7 @@ async def remove(request: Request, project: Owner, voice_id: VoiceId) -> Respons
         return found
 
     gone = await context.database.write(work)
-    # From here on nobody can play it: audio that stays behind for now costs space only.
+    # If this fails, the audio only wastes space; the sweep of the retention deletes it.
     await context.voices.delete(voice_id)
     return success(recording_answer(gone))
 
@@ -169,17 +169,17 @@ async def listen(request: Request, project: Owner, voice_id: VoiceId) -> Respons
         headers = {"Content-Length": str(await context.voices.wav_size(voice_id))}
         if request.method == "HEAD":
             return Response(headers=headers, media_type="audio/wav")
-        # Before the status line leaves, so that a failure can still be answered.
+        # Read before the response starts, so that a failure can still be answered.
         first = await anext(pieces)
     except NotFoundError as fault:
-        # Deleted at this moment, or lost.
+        # Deleted meanwhile, or lost.
         await _require(context, project.id, voice_id)
         raise UnavailableError("the storage has lost the audio of this recording") from fault
     return StreamingResponse(_chained(first, pieces), headers=headers, media_type="audio/wav")
 
 
 async def _require(context: ApiContext, project_id: str, voice_id: str) -> None:
-    """Raises NotFoundError where the project has no such recording."""
+    """Raise NotFoundError if the project has no such recording."""
     if not is_id(voice_id):
         raise _no_recording()
     found = await context.database.read(lambda conn: recordings.find(conn, project_id, voice_id))

@@ -1,4 +1,4 @@
-"""`/api/v1/voice`: the older API, over the same services; it answers ids where v2 answers calls."""
+"""`/api/v1/voice`: the older API, with the same services; answers ids where v2 answers calls."""
 
 from __future__ import annotations
 
@@ -35,25 +35,25 @@ _ID = Success[str]
 @router.post("/single", **placing_calls("Play a recording (v1)", _ID, SingleBody, tag="v1"))
 async def single(request: Request, project: Owner) -> Response:
     """As in v2; answers the call's id."""
-    return await place(request, project, SingleBody, its_id)
+    return await place(request, project, SingleBody, render_call_id)
 
 
 @router.post("/otp", **placing_calls("Read a code (v1)", _ID, OtpBody, tag="v1"))
 async def otp(request: Request, project: Owner) -> Response:
     """As in v2; answers the call's id."""
-    return await place(request, project, OtpBody, its_id)
+    return await place(request, project, OtpBody, render_call_id)
 
 
 @router.post("/tts", **placing_calls("Speak a text (v1)", _ID, SingleTtsBody, tag="v1"))
 async def tts(request: Request, project: Owner) -> Response:
     """As `single/tts` in v2; answers the call's id."""
-    return await place(request, project, SingleTtsBody, its_id)
+    return await place(request, project, SingleTtsBody, render_call_id)
 
 
 @router.post("/campaign", **placing_calls("Play to many numbers (v1)", _ID, BatchBody, tag="v1"))
 async def campaign(request: Request, project: Owner) -> Response:
     """As `batch` in v2; answers the campaign's id."""
-    return await place(request, project, BatchBody, campaign_id)
+    return await place(request, project, BatchBody, render_campaign_id)
 
 
 @router.get(
@@ -97,11 +97,11 @@ async def campaign_cdr(
     return json_response(await asyncio.to_thread(list_body, records_shown))
 
 
-def its_id(placed: Placed) -> bytes:
-    """The answer that holds the one call's id."""
+def render_call_id(placed: Placed) -> bytes:
+    """Render the id of a single call."""
     return success_body(placed.ids[0])
 
 
-def campaign_id(placed: Placed) -> bytes:
-    """The answer that holds the campaign's id."""
+def render_campaign_id(placed: Placed) -> bytes:
+    """Render the id of a campaign."""
     return success_body(placed.campaign_id)
