@@ -1,17 +1,16 @@
-"""Traces one real call through a running service and prints the source files that run, in order.
+"""Traces a call through a running service and prints the executed source files, in order.
 
-`python -m scripts.trace_request` starts the service in this process, with a SIP phone and a webhook
-receiver beside it, places one call to warm up, and traces a second one:
+`python -m scripts.trace_request` starts the service in this process, a SIP phone and a webhook
+receiver, places one call to warm up, and traces a second one:
 
 * `place`: `POST /api/v2/voice/single`, from the request to its response
 * `claim`: from the wake-up of the dispatcher to the start of the attempt
 * `settle`: from the end of the SIP call to the commit of its result
 * `webhook`: from that commit to the recorded delivery
-* `call`: all of the service's process from the claim to the settled call
+* `call`: the whole process from the claim to the commit of the result
 
-Files of the framework are not counted, nor is the HTTP middleware. Work on the database's threads
-counts for the task that asked for it; tasks that run all the time, such as the renewal of the
-lease, do not count.
+Frameworks and the HTTP middleware are excluded. Work on the database's threads belongs to the task
+that requested it; background tasks, such as the renewal of the lease, are excluded.
 """
 
 from __future__ import annotations
@@ -43,23 +42,23 @@ from bitel.store.database import Database
 SOURCE: Final = f"{Path(bitel.__file__).parent}/"
 MIDDLEWARE: Final = frozenset({"api/server.py", "api/middleware.py"})
 EVERYWHERE: Final = frozenset({"steady_clock.py", "observability/logging.py"})
-"""The clock and the log, which every part asks."""
+"""The clock and the log, which all parts use."""
 LIMIT: Final = 20.0
-"""Seconds that a call may take."""
+"""Timeout of a call in seconds."""
 
 
 class Step(NamedTuple):
-    """One call of a Python function of ours."""
+    """A call of one of our functions."""
 
     at: float
     owner: object
-    """The task on whose behalf it ran; None for a callback of the event loop."""
+    """The task that it ran for; None for a callback of the event loop."""
     file: str
     function: str
 
 
 class Tracer:
-    """Collects steps on all threads while `enabled`."""
+    """Records steps on all threads while `enabled`."""
 
     def __init__(self) -> None:
         self.steps: list[Step] = []
@@ -70,7 +69,7 @@ class Tracer:
         self._loop_thread = threading.get_ident()
 
     def install(self) -> None:
-        """Trace every thread that is started from now on, and this one."""
+        """Trace this thread and all that are started later."""
         threading.setprofile(self._profile)
         sys.setprofile(self._profile)
         for name in ("read", "write"):
@@ -100,20 +99,20 @@ class Tracer:
         if threading.get_ident() == self._loop_thread:
             owner: object = asyncio.current_task()
         else:
-            # The threads of the database outside of any work: the queue and the commit.
+            # Outside of work, the database's threads handle the queue and the commit.
             owner = getattr(self._of_thread, "owner", self)
         file = code.co_filename.removeprefix(SOURCE)
         self.steps.append(Step(time.monotonic(), owner, file, code.co_qualname))
 
 
 def files(steps: Sequence[Step], wanted: Callable[[Step], bool]) -> list[str]:
-    """The files of the wanted steps, each once, in the order of their first step."""
+    """Return the distinct files of the wanted steps, in order."""
     found = dict.fromkeys(step.file for step in steps if wanted(step))
     return [file for file in found if file not in MIDDLEWARE | EVERYWHERE]
 
 
 async def trace() -> Mapping[str, list[str]]:
-    """The files that each part of a call runs through, by the part's name."""
+    """Trace a call; returns the files of each part by name."""
     tracer = Tracer()
     with tempfile.TemporaryDirectory(prefix="bitel-trace-") as folder, _receiver() as url:
         stage = Stage(
@@ -138,7 +137,7 @@ async def trace() -> Mapping[str, list[str]]:
 
 
 class _Marks:
-    """Times at which the parts of the traced call begin and end."""
+    """Times of the begin and end of the parts of the traced call."""
 
     def __init__(self) -> None:
         self.claimed = self.dialled = self.settled = 0.0
@@ -187,7 +186,7 @@ async def _trace_call(
         assert answer.status_code == 200, answer.text
         placed = time.monotonic()
         await _until(lambda: marks.settled > 0 and _Receiver.delivered.is_set())
-        await asyncio.sleep(0.5)  # the result of a delivery is written some milliseconds after it
+        await asyncio.sleep(0.5)  # the result of a delivery is written after it
     tracer.enabled = False
     return _parts(tracer, marks, begun, placed)
 
@@ -267,7 +266,7 @@ def _new_project(stage: Stage, url: str) -> str:
 
 async def _until(is_done: Callable[[], bool]) -> None:
     async with asyncio.timeout(LIMIT):
-        while not is_done():  # noqa: ASYNC110  # what is waited for knows nothing of the trace
+        while not is_done():  # noqa: ASYNC110  # the service has no event for it
             await asyncio.sleep(0.02)
 
 
