@@ -51,7 +51,7 @@ PEER_CALLS = 20_000
 PEER_AT_ONCE = 1000
 
 CHANNELS = 10_200
-"""So many calls at once: 10,000 that hear something, and those that begin or end."""
+"""Concurrent calls: 10,000 with audio, and those that begin or end."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ ALLOWED = {
     "dialer/sip_dialer.py": "dates of metrics",
     "dialer/sip_trace.py": "dates of files that are kept for days",
     "sip_transport/transport.py": "dates of messages in traces",
-    "rtp/rtcp_session.py": "NTP timestamps (RFC 3550 §6.4.1), read once and counted on",
+    "rtp/sender/rtcp.py": "NTP timestamps (RFC 3550 §6.4.1), read once and counted on",
     "store/migrations/versions/0008_pauses_and_retention.py": "the day of the upgrade, from which "
     "on recordings count as not used; a day is nothing against what is kept for days",
     "cli/tokens.py": "expiry of tokens",

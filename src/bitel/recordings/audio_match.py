@@ -37,8 +37,8 @@ class Match:
     covered: float
 
 
-def match(sent: Pcm, heard: Pcm) -> Match:
-    """Find `sent` in `heard`, both at 8000 Hz; `heard` may be longer on both sides.
+def match(sent: Pcm, received: Pcm) -> Match:
+    """Find `sent` in `received`, both at 8000 Hz; `received` may be longer on both sides.
 
     There is one offset for all: if a gap shortened the audio, everything after it counts as lost.
     Raises ValueError if `sent` is silent.
@@ -47,11 +47,11 @@ def match(sent: Pcm, heard: Pcm) -> Match:
     sounding = _energy(_frames(whole)) > SILENCE_RMS**2 * FRAME
     if not sounding.any():
         raise ValueError("the recording that was sent is silent, so nothing can be compared")
-    if not len(heard):
+    if not len(received):
         return Match(0.0, 0, int(sounding.sum()) * 10.0, 0.0)
-    offset = _offset(whole, heard.astype(np.float64))
-    aligned = _aligned(heard.astype(np.float64), offset, len(whole))
-    overlap = slice(max(0, -offset), min(len(whole), len(heard) - offset))
+    offset = _offset(whole, received.astype(np.float64))
+    aligned = _aligned(received.astype(np.float64), offset, len(whole))
+    overlap = slice(max(0, -offset), min(len(whole), len(received) - offset))
     matched = _correlations(_frames(whole), _frames(aligned)) >= MATCHING
     lost = sounding & ~matched
     return Match(
@@ -62,20 +62,20 @@ def match(sent: Pcm, heard: Pcm) -> Match:
     )
 
 
-def _offset(sent: NDArray[np.float64], heard: NDArray[np.float64]) -> int:
+def _offset(sent: NDArray[np.float64], received: NDArray[np.float64]) -> int:
     """Return the lag of the greatest cross-correlation, by FFT."""
-    lags = len(sent) + len(heard) - 1
+    lags = len(sent) + len(received) - 1
     size = 1 << (lags - 1).bit_length()
-    spectrum = np.fft.rfft(heard, size) * np.conj(np.fft.rfft(sent, size))
+    spectrum = np.fft.rfft(received, size) * np.conj(np.fft.rfft(sent, size))
     products = np.fft.irfft(spectrum, size)
     best = int(np.argmax(products))
-    return best if best < len(heard) else best - size
+    return best if best < len(received) else best - size
 
 
-def _aligned(heard: NDArray[np.float64], offset: int, length: int) -> NDArray[np.float64]:
-    """Return `length` samples of `heard` from `offset` on, padded with silence."""
+def _aligned(received: NDArray[np.float64], offset: int, length: int) -> NDArray[np.float64]:
+    """Return `length` samples of `received` from `offset` on, padded with silence."""
     aligned = np.zeros(length)
-    part = heard[max(0, offset) : max(0, offset + length)]
+    part = received[max(0, offset) : max(0, offset + length)]
     start = max(0, -offset)
     aligned[start : start + len(part)] = part
     return aligned
@@ -92,16 +92,16 @@ def _energy(frames: NDArray[np.float64]) -> NDArray[np.float64]:
     return energy
 
 
-def _correlations(sent: NDArray[np.float64], heard: NDArray[np.float64]) -> NDArray[np.float64]:
-    products = np.einsum("ij,ij->i", sent, heard)
-    scale = np.sqrt(_energy(sent) * _energy(heard))
+def _correlations(sent: NDArray[np.float64], received: NDArray[np.float64]) -> NDArray[np.float64]:
+    products = np.einsum("ij,ij->i", sent, received)
+    scale = np.sqrt(_energy(sent) * _energy(received))
     correlations: NDArray[np.float64] = np.zeros(len(products))
     np.divide(products, scale, out=correlations, where=scale > 0)
     return correlations
 
 
-def _correlation(sent: NDArray[np.float64], heard: NDArray[np.float64]) -> float:
-    return float(_correlations(sent[np.newaxis], heard[np.newaxis])[0])
+def _correlation(sent: NDArray[np.float64], received: NDArray[np.float64]) -> float:
+    return float(_correlations(sent[np.newaxis], received[np.newaxis])[0])
 
 
 def _longest_run(flags: NDArray[np.bool_]) -> int:

@@ -21,8 +21,7 @@ _SO_ATTACH_FILTER = 26  # asm-generic/socket.h; Python's socket module does not 
 
 
 def _program(*instructions: tuple[int, int, int, int]) -> bytes:
-    """Encodes instructions: code, jump if true, jump if false, constant. Offsets begin at the UDP
-    header."""
+    """Encodes instructions: code, jump if true, jump if false, constant (linux/filter.h)."""
     return b"".join(struct.pack("HBBI", *instruction) for instruction in instructions)
 
 
@@ -38,6 +37,7 @@ def keep_one_in(count: int, event_types: frozenset[int] = frozenset()) -> bytes:
     if count not in (1 << bits for bits in range(SPARSEST.bit_length())):
         raise ValueError(f"one packet in {count} can't be kept: name a power of 2 to {SPARSEST}")
     types = sorted(event_types)
+    # Offsets are from the UDP header, which has 8 bytes.
     return _program(
         (0x30, 0, 0, 8 + 1),  # load the byte of marker and payload type
         (0x35, len(types) + 2, 0, 128),  # a marker: keep

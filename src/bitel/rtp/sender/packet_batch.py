@@ -136,8 +136,7 @@ class Batch:
         return new
 
     def has_sent(self, stream: int) -> bool:
-        """Whether the last tick sent a packet of the stream: not before its first, or its first
-        after a hold."""
+        """Whether the last tick sent the stream; False before its first, also after a hold."""
         return stream not in self._new
 
     def redirect(self, stream: int, remote: bytes) -> None:
