@@ -35,7 +35,7 @@ from bitel.store.recordings import Recording
 
 BATCH: Final = 10_000
 """Numbers in one batch."""
-START_PATIENCE: Final = 30.0
+START_TIMEOUT: Final = 30.0
 CONNECTIONS: Final = 64
 
 
@@ -264,7 +264,7 @@ def prepare(data: Path, url: str) -> tuple[str, str]:
 
 def wait_until_up(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     """Waits until the server answers."""
-    end = time.monotonic() + START_PATIENCE
+    end = time.monotonic() + START_TIMEOUT
     while True:
         try:
             httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=2)

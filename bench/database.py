@@ -47,7 +47,7 @@ CLAIMED: Final = 20
 """Calls in one claim."""
 CLAIMS: Final = 400
 """Claims that are timed."""
-START_PATIENCE: Final = 120.0
+START_TIMEOUT: Final = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +246,7 @@ def start_row(filled: Filled) -> Row:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     try:
         while not answers(port):
-            if process.poll() is not None or time.monotonic() - began > START_PATIENCE:
+            if process.poll() is not None or time.monotonic() - began > START_TIMEOUT:
                 raise SystemExit(f"the service does not start:\n{log.read_text()}")
             time.sleep(0.02)
         took = time.monotonic() - began

@@ -23,7 +23,7 @@ import httpx
 
 from bitel.errors import BitelError
 
-START_PATIENCE = 30.0
+START_TIMEOUT = 30.0
 """Seconds until a process must be ready."""
 
 
@@ -164,7 +164,7 @@ class Stage:
             [sys.executable, "-m", "bitel.cli", *arguments, f"--config={self.config}"],
             capture_output=True,
             text=True,
-            timeout=START_PATIENCE,
+            timeout=START_TIMEOUT,
             check=False,
             env=_environment(),
         )
@@ -196,7 +196,7 @@ class Stage:
     def _wait_until(
         self, what: str, process: subprocess.Popen[bytes], ready: Callable[[], bool]
     ) -> None:
-        end = time.monotonic() + START_PATIENCE
+        end = time.monotonic() + START_TIMEOUT
         while not ready():
             if process.poll() is not None or time.monotonic() > end:
                 raise StageError(f"{what} not, after all; see the logs in {self.folder}")

@@ -29,13 +29,13 @@ LAG_BOUNDS: Final = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 PAUSE_BOUNDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 """Upper bounds of the histograms' buckets, in seconds."""
 
-LOOK: Final = 60.0
+CHECK_INTERVAL: Final = 60.0
 """Seconds between checks whether the collector is due."""
-OFTEN: Final = 600.0
+IDLE_INTERVAL: Final = 600.0
 """Seconds between runs of the collector while no call is active."""
-SELDOM: Final = 24 * 3600.0
+LONGEST_INTERVAL: Final = 24 * 3600.0
 """Seconds between runs in any case."""
-MOST: Final = 1_000_000
+MOST_OBJECTS: Final = 1_000_000
 """New objects, minus those freed, from which the collector runs at once: some hundred megabytes.
 10,000 calls have 300,000."""
 
@@ -136,7 +136,7 @@ def disable_collector() -> None:
 
 def is_due(since: float, new: int, *, quiet: bool) -> bool:
     """Whether to run the collector `since` seconds after its last run, with `new` new objects."""
-    return new >= MOST or since >= (OFTEN if quiet else SELDOM)
+    return new >= MOST_OBJECTS or since >= (IDLE_INTERVAL if quiet else LONGEST_INTERVAL)
 
 
 async def collect_when_quiet(is_quiet: Callable[[], bool]) -> None:
@@ -144,7 +144,7 @@ async def collect_when_quiet(is_quiet: Callable[[], bool]) -> None:
     loop = asyncio.get_running_loop()
     ran_at = loop.time()
     while True:
-        await asyncio.sleep(LOOK)
+        await asyncio.sleep(CHECK_INTERVAL)
         new, quiet = gc.get_count()[0], is_quiet()
         if is_due(loop.time() - ran_at, new, quiet=quiet):
             found = gc.collect()

@@ -13,9 +13,9 @@ import struct
 
 DENSEST = 16  # with few streams, one audio packet in 16 is delivered
 SPARSEST = 256  # with many streams, one in 256
-MOST_A_SECOND = 2000  # target for the packets delivered per second, all streams together
+DELIVERED_RATE = 2000  # target for the packets delivered per second, all streams together
 LEAST_IN_TIMEOUT = 4  # packets of a stream delivered within its silence timeout, at least
-A_SECOND = 50  # packets that a remote usually sends per second
+USUAL_RATE = 50  # packets that a remote usually sends per second
 
 _SO_ATTACH_FILTER = 26  # asm-generic/socket.h; Python's socket module does not name it
 
@@ -56,9 +56,9 @@ def one_in(streams: int, silence_timeout: float = 0.0) -> int:
     Several packets of a stream are delivered within `silence_timeout` (seconds; 0: none), so that
     the loss of single ones does not look like silence.
     """
-    sparsest = silence_timeout * A_SECOND / LEAST_IN_TIMEOUT if silence_timeout else SPARSEST
+    sparsest = silence_timeout * USUAL_RATE / LEAST_IN_TIMEOUT if silence_timeout else SPARSEST
     wanted = DENSEST
-    while wanted * 4 <= min(sparsest, SPARSEST) and streams * A_SECOND > MOST_A_SECOND * wanted:
+    while wanted * 4 <= min(sparsest, SPARSEST) and streams * USUAL_RATE > DELIVERED_RATE * wanted:
         wanted *= 4
     return wanted
 
