@@ -1,7 +1,7 @@
-"""All benches, one after the other: `python -m bench [NAME…] [--json FILE] [--docs FOLDER]`.
+"""Runs all benches: `python -m bench [NAME…] [--json FILE] [--docs FOLDER]`.
 
-Prints one table and writes `bench-results.json`. A NAME runs only the benches of that module.
-`--docs docs` also writes docs/performance.md from it (see `bench.page`).
+Prints one table and writes `bench-results.json`. NAMEs select the benches of these modules.
+`--docs docs` also writes docs/performance.md (see `bench.page`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PATIENCE = 240.0  # seconds; a bench should take less than 180
 
 
 def main() -> int:
-    """1 where a bench failed; a figure below its bar, or a peer that isn't there, is no failure."""
+    """Returns 1 if a bench failed; a missed target or a missing peer is no failure."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("names", nargs="*", help="only the benches of these modules")
     parser.add_argument("--json", type=Path, default=Path("bench-results.json"), metavar="FILE")
@@ -73,7 +73,7 @@ def main() -> int:
 
 
 def run(bench: str) -> tuple[dict[str, Any] | None, str, bool]:
-    """What one bench wrote; else what kept it from that, and whether that is a missing peer."""
+    """Runs one bench; returns its result, or the error and whether a peer was missing."""
     name, *arguments = bench.split()
     with tempfile.TemporaryDirectory(prefix="bitel-bench-") as folder:
         file = Path(folder) / "result.json"
@@ -82,7 +82,7 @@ def run(bench: str) -> tuple[dict[str, Any] | None, str, bool]:
         try:
             _, said = process.communicate(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
-            # As from the keyboard, so that it ends what it has started.
+            # SIGINT, so that it ends its child processes.
             process.send_signal(signal.SIGINT)
             process.communicate()
             return None, f"took more than {PATIENCE:.0f} s", False
@@ -94,7 +94,7 @@ def run(bench: str) -> tuple[dict[str, Any] | None, str, bool]:
 
 
 def as_table(written: dict[str, Any]) -> Table:
-    """The figures of all benches in one table."""
+    """Returns the figures of all benches as one table."""
     machine = Machine(**written["machine"])
     table = Table(title=f"bitel on {machine.cores} cores of {machine.cpu}, {machine.date}")
     for column in ("", "figure", "unit", "peer", "ratio", "bar"):

@@ -1,9 +1,8 @@
-"""How many requests a second the HTTP API answers, as ratios to its own health check.
+"""Measures the HTTP API's requests per second, as ratios to its health check.
 
-`python -m bench.api` runs `bitel serve --only api` in a process of its own, and against it a load
-generator in C (`http_load.c`), which takes a small part of what the server takes. Every call that
-is counted was durable before its answer left. Beside the rates: how long others wait, on a
-connection of their own, while one client sends batch after batch.
+`python -m bench.api` runs `bitel serve --only api` and a load generator in C (`http_load.c`), which
+needs little CPU. Each call counted was durable before its response. Also measured: the latency on
+another connection while one client sends batches.
 """
 
 from __future__ import annotations
@@ -36,13 +35,13 @@ from bitel.store.recordings import Recording
 
 BATCH: Final = 10_000
 """Numbers in one batch."""
-START_PATIENCE: Final = 30.0
+START_TIMEOUT: Final = 30.0
 CONNECTIONS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a load generator saw. Latencies in milliseconds, CPU in seconds."""
+    """Results of a load generator. Latencies in milliseconds, CPU in seconds."""
 
     answered: int
     failed: int
@@ -55,18 +54,18 @@ class Load:
 
     @property
     def rate(self) -> float:
-        """Answers a second."""
+        """Responses per second."""
         return self.answered / self.seconds
 
     @property
     def cpu_each(self) -> float:
-        """Microseconds of the server's CPU an answer."""
+        """Microseconds of the server's CPU per response."""
         return self.server_cpu / max(1, self.answered) * 1e6
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server that is up, and what its one client needs."""
+    """A running server, and what its client needs."""
 
     port: int
     pid: int
@@ -74,7 +73,7 @@ class Server:
     recording_id: str
 
     def request(self, method: str, path: str, body: Any = None) -> bytes:
-        """A whole HTTP/1.1 request."""
+        """Returns an HTTP/1.1 request."""
         content = b"" if body is None else json.dumps(body).encode()
         head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\n"
         if path != "/healthz":
@@ -95,18 +94,18 @@ class Server:
         return self.request("POST", "/api/v2/voice/batch", body)
 
     def status(self, call_id: str) -> bytes:
-        """A request that asks how a call stands."""
+        """A request for the status of a call."""
         return self.request("GET", f"/api/v2/voice/status/{call_id}")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """This bench's own options."""
+    """Adds the options of this bench."""
     parser.add_argument("--seconds", type=float, default=8.0, help="how long each load lasts")
     parser.add_argument("--database", default="", help="URL of an empty one; else SQLite")
 
 
 def measure(given: argparse.Namespace) -> Result:
-    """Each load after the other, the health check around them all."""
+    """Measures each load, with the health check before and after."""
     with tempfile.TemporaryDirectory(prefix="bitel-bench-") as name:
         folder = Path(name)
         generator = build(folder)
@@ -125,7 +124,7 @@ own that asks without a pause.
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """A server, and what loads it."""
+    """A server and its load generators."""
 
     generator: Path
     server: Server
@@ -134,7 +133,7 @@ class Bench:
     def run(
         self, requests: Iterable[bytes], connections: int = CONNECTIONS, seconds: float = 0.0
     ) -> Load:
-        """One load, by itself."""
+        """Runs one load generator."""
         before = cpu_seconds(self.server.pid)
         load = self.begin(requests, connections, seconds or self.seconds)
         return finish(load, lambda: cpu_seconds(self.server.pid) - before)
@@ -142,7 +141,7 @@ class Bench:
     def begin(
         self, requests: Iterable[bytes], connections: int, seconds: float
     ) -> subprocess.Popen[bytes]:
-        """A load that has begun; `finish` tells what it saw."""
+        """Starts a load generator; `finish` returns its results."""
         arguments = [str(self.generator), str(self.server.port), str(connections), str(seconds)]
         load = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert load.stdin is not None
@@ -162,7 +161,7 @@ def rows(bench: Bench) -> list[Row]:
     status = bench.run(map(server.status, placed(server, 1000)))
     after = bench.run(health)
     batches = bench.run(batch, connections=1)
-    # Others, while one client sends batch after batch.
+    # The latency of others while one client sends batches.
     beside = {
         "healthz": bench.begin(health, 1, seconds + 1),
         "single": bench.begin([server.single(1)], 1, seconds + 1),
@@ -170,7 +169,7 @@ def rows(bench: Bench) -> list[Row]:
     time.sleep(0.5)
     bench.run(batch, connections=1)
     waited = {name: finish(load, lambda: 0.0) for name, load in beside.items()}
-    # The machine may not be the same all the while: the better of the two is the harder bar.
+    # The speed of the machine may vary: the better measurement is the stricter target.
     healthy = max(before.rate, after.rate)
     found = [
         Row("GET /healthz", healthy, "/s"),
@@ -193,7 +192,7 @@ def rows(bench: Bench) -> list[Row]:
 
 
 def build(folder: Path) -> Path:
-    """The load generator, compiled."""
+    """Compiles the load generator."""
     program = folder / "http_load"
     source = Path(__file__).with_name("http_load.c")
     subprocess.run(["cc", "-O2", "-o", str(program), str(source)], check=True)
@@ -201,7 +200,7 @@ def build(folder: Path) -> Path:
 
 
 def finish(load: subprocess.Popen[bytes], server_cpu: Callable[[], float]) -> Load:
-    """What the load saw, once it is over."""
+    """Waits for a load generator; returns its results."""
     assert load.stdout is not None
     said = load.stdout.read()
     cpu = server_cpu()
@@ -214,7 +213,7 @@ def finish(load: subprocess.Popen[bytes], server_cpu: Callable[[], float]) -> Lo
 
 
 def placed(server: Server, count: int) -> list[str]:
-    """The ids of `count` calls, placed as one batch."""
+    """Places `count` calls as one batch; returns their ids."""
     answer = httpx.post(
         f"http://127.0.0.1:{server.port}/api/v2/voice/batch",
         headers={"Authorization": f"Bearer {server.token}"},
@@ -226,7 +225,7 @@ def placed(server: Server, count: int) -> list[str]:
 
 @contextmanager
 def serving(folder: Path, database_url: str) -> Iterator[Server]:
-    """The API in a process of its own, over an empty database; it ends with the block."""
+    """Runs the API in a process with an empty database, during the block."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -251,7 +250,7 @@ def serving(folder: Path, database_url: str) -> Iterator[Server]:
 
 
 def prepare(data: Path, url: str) -> tuple[str, str]:
-    """A project in a new database; its token, and the id of its recording."""
+    """Makes a project in a new database; returns its token and the id of its recording."""
     migrate.upgrade(url)
     now = time.time()
     with Database.open(url) as database:
@@ -264,8 +263,8 @@ def prepare(data: Path, url: str) -> tuple[str, str]:
 
 
 def wait_until_up(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Return once the server answers."""
-    end = time.monotonic() + START_PATIENCE
+    """Waits until the server answers."""
+    end = time.monotonic() + START_TIMEOUT
     while True:
         try:
             httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=2)

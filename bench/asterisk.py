@@ -1,9 +1,8 @@
-"""CPU per running call: bitel's and Asterisk's, in one run, against the same SIPp.
+"""Compares the CPU time per call of bitel and Asterisk, with SIPp as the carrier of both.
 
-`python -m bench.asterisk` places the same number of calls with each, one after the other, and plays
-the same recording. Once all calls run, the CPU time of the processes is read twice. What a call
-costs from its INVITE to its end is read too. SIPp is the carrier of both, and no part of the
-figures. Asterisk is made by `scripts/peers`.
+`python -m bench.asterisk` places the same number of calls with each and plays the same recording.
+The CPU time of the processes is read twice while all calls run, and for whole calls from INVITE to
+the end. SIPp's own CPU time is not included. `scripts/peers` installs Asterisk.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from tests.peers.asterisk import version
 from tests.peers.sipp import Sipp
 
 PACE = 50  # calls a second, of both
-LOOK = 0.1  # seconds between two looks at running processes
+LOOK = 0.1  # seconds between readings
 PATIENCE = 60.0  # seconds
 SETTLE = 1.0  # seconds from the last answer to the first reading
 
@@ -48,19 +47,19 @@ class Cost:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What can be chosen."""
+    """Adds the options of this bench."""
     parser.add_argument("--running", type=int, default=500, help="calls that run at once")
     parser.add_argument("--window", type=float, default=12.0, help="seconds between two readings")
 
 
 def measure(given: argparse.Namespace) -> Result:
-    """Both, one after the other."""
+    """Measures both."""
     require()
     return asyncio.run(_measure(given.running, given.window))
 
 
 async def _measure(calls: int, window: float) -> Result:
-    # So long that all of them run while the readings are taken.
+    # Long enough that all calls run during the readings.
     talk = calls / PACE + SETTLE + window + 4.0
     with tempfile.TemporaryDirectory(prefix="bitel-bench-") as folder:
         sample, clip = Path(folder) / "sample.wav", Path(folder) / "clip.alaw"
@@ -125,7 +124,7 @@ def _campaign(
 
 
 def _heard(stage: Stage) -> int:
-    """Calls that were answered and are not over."""
+    """Number of calls that are answered and not over."""
     database = stage.folder / "data" / "bitel.db"
     with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connected:
         found = connected.execute("SELECT count(*) FROM attempt WHERE claim = 'heard'")
@@ -153,7 +152,7 @@ def _cost(
     talk: float,
     window: float,
 ) -> Cost:
-    """Places the calls and reads what the process and its children use."""
+    """Places the calls and measures the process and its children."""
     before = _used(pid)
     place()
     _wait(lambda: running() == calls, f"{calls} calls do not run at once")

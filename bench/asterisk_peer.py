@@ -1,7 +1,7 @@
-"""Asterisk as a peer to measure against, which `scripts/peers` installs.
+"""Asterisk as a peer of benches, installed by `scripts/peers`.
 
-It gets what serves its speed: only the modules that a played call needs, no console, no log, no
-call records, and a recording in the codec of the call, so that nothing is transcoded.
+It is configured for speed: only the modules needed to play a call, no console, log or call records,
+and a recording in the codec of the call.
 """
 
 from __future__ import annotations
@@ -60,18 +60,18 @@ bind_rtp_to_media_address = yes
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A running Asterisk that places calls, each playing `clip`, a path as Asterisk sees it."""
+    """A running Asterisk that places calls and plays `clip`, a path inside its chroot."""
 
     asterisk: Asterisk
     clip: str
 
     @property
     def pid(self) -> int:
-        """The process whose CPU time is measured."""
+        """The id of the process to measure."""
         return self.asterisk.pid
 
     def call(self, number: str) -> None:
-        """Place a call that plays the clip and hangs up."""
+        """Places a call that plays the clip and hangs up."""
         self.asterisk.ask(
             "Originate",
             Channel=f"PJSIP/{number}@carrier",
@@ -82,19 +82,19 @@ class Caller:
         )
 
     def running(self) -> int:
-        """The calls that ring or run."""
+        """Number of calls that ring or run."""
         return int(self.asterisk.ask("CoreStatus")["CoreCurrentCalls"])
 
 
 def require() -> None:
-    """End the bench if Asterisk can't run here."""
+    """Ends the bench if Asterisk can't run here."""
     if sentence := why_missing():
         missing(sentence)
 
 
 @contextmanager
 def calling(carrier: int, clip: Path) -> Iterator[Caller]:
-    """Run Asterisk until the block ends.
+    """Runs Asterisk during the block.
 
     It sends calls to the UDP port `carrier` of 127.0.0.1, and plays `clip`, a raw A-law file.
     """

@@ -1,12 +1,11 @@
-"""Calls set up a second by the whole service, every state durable, with SIPp for a carrier.
+"""Measures call set-ups per second of the whole service, every state durable, with SIPp.
 
     python -m bench.calls burst     40,000 short calls: whether 2,000 a second are set up
     python -m bench.calls held      calls of 30 s, 10,000 running: whether 333 a second are set up
-    python -m bench.calls long      200,000 short calls: whether memory stays where it was
+    python -m bench.calls long      200,000 short calls: whether memory stays constant
 
-The service runs as a user would run it, with SQLite on disk. The calls are in the queue before the
-clock starts. Beside it stands SIPp's own UAC, which places calls of the same kind to the same
-carrier, plays nothing and writes nothing down.
+The service uses SQLite on disk. The calls are queued before the measurement. The peer is SIPp's
+UAC, which places the same calls without audio and storage.
 """
 
 from __future__ import annotations
@@ -44,23 +43,22 @@ from tests.peers.sipp import Sipp
 HEAD_START = 0.5  # seconds from the last call placed to the first one due
 CHUNK = 2000  # calls placed in one transaction
 AT_FIRST = 40_000  # calls in the queue before the first is due; the rest follow meanwhile
-PATIENCE = 110.0  # seconds that all may take longer than their pace allows
-LOOK = 0.5  # seconds between two looks at a running service
+PATIENCE = 110.0  # seconds of margin for the whole run
+LOOK = 0.5  # seconds between measurements
 SPARE = 1000
-FLAT = 24.0  # MiB that a service may have grown by and still count as flat
+FLAT = 24.0  # MiB of growth that count as constant
 PEER_CALLS = 20_000
 PEER_AT_ONCE = 1000
 
 CHANNELS = 10_200
-"""So many calls at once: 10,000 that hear something, and those that begin or end."""
+"""Concurrent calls: 10,000 with audio, and those that begin or end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mode:
     """Calls for `seconds` at a `rate` per second; each lasts `talk` seconds.
 
-    The dialer may begin `pace` a second: one that may begin no more than are wanted never makes up
-    for a moment in which it began fewer.
+    The dialer's limit is `pace` per second, above `rate`, so that it can catch up after a delay.
     """
 
     rate: float
@@ -78,7 +76,7 @@ MODES = {
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is placed: so many calls of `talk` seconds, at most `pace` new ones a second."""
+    """The calls to place: their number, duration `talk` in seconds, and rate limit `pace`."""
 
     calls: int
     pace: float
@@ -88,7 +86,7 @@ class Plan:
 
 @dataclass(slots=True)
 class Reading:
-    """What the service has used until a moment. CPU in seconds, memory in bytes."""
+    """Resource usage of the service at a time. CPU in seconds, memory in bytes."""
 
     threads: dict[str, float]
     service: float
@@ -117,7 +115,7 @@ class Reading:
 
 @dataclass(slots=True)
 class Watched:
-    """What was seen while the calls ran."""
+    """Measurements of a run."""
 
     most_running: int = 0
     memory_then: int = 0
@@ -127,7 +125,7 @@ class Watched:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What can be chosen."""
+    """Adds the options of this bench."""
     parser.add_argument("mode", choices=tuple(MODES))
     parser.add_argument("--rate", type=float, help="new calls a second, and no more than that")
     parser.add_argument("--seconds", type=float, help="how long calls are placed")
@@ -136,7 +134,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(given: argparse.Namespace) -> Result:
-    """The chosen mode, and SIPp's UAC after it."""
+    """Measures the chosen mode, then SIPp's UAC."""
     mode = MODES[given.mode]
     rate, pace = mode.rate, mode.pace
     if given.rate:
@@ -151,10 +149,10 @@ async def _measure(mode: str, plan: Plan, with_peer: bool) -> Result:
     dialer = {
         "calls_per_second": plan.pace,
         "max_channels": plan.channels,
-        # Few ports, shared by many calls: one system call then sends for all of them.
+        # Few ports, shared by many calls, so that one system call sends for all of them.
         "rtp_ports": free_ports(16),
     }
-    # SIPp ends after so many calls; it takes our pings for some, and what comes twice.
+    # SIPp ends after this many calls; it counts OPTIONS and retransmissions as calls.
     async with answering(plan.calls + SPARE) as carrier, service(carrier, dialer) as stage:
         rows, notes = await asyncio.to_thread(_run, stage, carrier, mode, plan)
     if with_peer:
@@ -174,7 +172,7 @@ def _run(stage: Stage, carrier: Sipp, mode: str, plan: Plan) -> tuple[list[Row],
     with Client(stage.token(), stage.url) as client:
         voice = client.upload(sample)
     with Database.open(f"sqlite:///{stage.folder / 'data' / 'bitel.db'}") as database:
-        # So much in advance as it takes to place them.
+        # Long enough in advance to queue them.
         due_at = time.time() + HEAD_START + min(plan.calls, AT_FIRST) / 8000
         placed = place(database, plan.calls, voice["id"], due_at)
         at_first = sum(itertools.islice(placed, AT_FIRST // CHUNK))
@@ -248,7 +246,7 @@ def _rows(
 
 
 def _beside(row: Row, rate: float, cost: float) -> Row:
-    """The row with SIPp's figure, where it has one."""
+    """Adds SIPp's figure to the row, if any."""
     peer = {"set up": rate, "CPU of the service": cost * 1e3}.get(row.name)
     if peer is None:
         return row
@@ -258,10 +256,9 @@ def _beside(row: Row, rate: float, cost: float) -> Row:
 def place(
     database: Database, count: int, voice_id: str, due_at: float, first: int = 0
 ) -> Iterator[int]:
-    """Put calls of the demo's project into the queue, past the API, all due at `due_at` (Unix s).
+    """Queues calls of the demo's project without the API, all due at `due_at` (Unix s).
 
-    `first` is the number of the first, which the others follow. Yields how many, after each
-    transaction.
+    The numbers ascend from `first`. Yields the count after each transaction.
     """
     found = database.read_now(lambda conn: projects.find(conn, "demo"))
     assert found is not None
@@ -289,7 +286,7 @@ def place(
 
 
 def free_ports(count: int) -> str:
-    """A range of UDP ports that nobody else has now."""
+    """Returns a range of UDP ports that is currently free."""
     for first in range(20_000, 40_000, count):
         with contextlib.ExitStack() as stack:
             try:
@@ -303,7 +300,7 @@ def free_ports(count: int) -> str:
 
 
 def _watch(stage: Stage, database: Database, plan: Plan, rest: threading.Thread) -> Watched:
-    """Look at the service until all is over."""
+    """Measures the service until all calls are over."""
     assert stage.service is not None
     calls = plan.calls
     patience = calls / plan.pace + PATIENCE
@@ -329,7 +326,7 @@ def _watch(stage: Stage, database: Database, plan: Plan, rest: threading.Thread)
 
 
 def _ends(database: Database) -> tuple[float, float, int, float]:
-    """First and last answer, calls that ended as NORMAL, and seconds that all ran together."""
+    """First and last answer, number of NORMAL calls, and seconds during which all ran."""
     row = database.read_now(
         lambda conn: conn.exec_driver_sql(
             "SELECT min(answered_at), max(answered_at), sum(call.status = 1),"
@@ -341,7 +338,7 @@ def _ends(database: Database) -> tuple[float, float, int, float]:
 
 
 def _answered_at(database: Database, calls: int) -> float:
-    """When so many had been answered, or else all; with so many channels, all were then in use."""
+    """When this many calls, or all, had been answered, so that all channels were in use."""
     return float(
         database.read_now(
             lambda conn: conn.exec_driver_sql(
@@ -359,7 +356,7 @@ def _histogram(page: str, name: str) -> dict[float, int]:
 
 
 def _percentiles(before: dict[float, int], after: dict[float, int]) -> tuple[float, float]:
-    """Upper bounds, in seconds, of 99 % of what was counted between two readings, and of all."""
+    """99th percentile and maximum, as upper bounds in seconds, between two readings."""
     seen = {bound: count - before.get(bound, 0) for bound, count in sorted(after.items())}
     total = max(seen.values(), default=0)
     p99 = next((bound for bound, count in seen.items() if count >= total * 0.99), 0.0)
@@ -368,7 +365,7 @@ def _percentiles(before: dict[float, int], after: dict[float, int]) -> tuple[flo
 
 
 def _split(before: Reading, after: Reading) -> tuple[float, float]:
-    """CPU seconds of the event loop's thread, and of the one that writes to the database."""
+    """CPU seconds of the event loop's thread and of the database writer's."""
     return (
         after.threads["main"] - before.threads["main"],
         after.threads["store-writer"] - before.threads["store-writer"],
@@ -376,9 +373,9 @@ def _split(before: Reading, after: Reading) -> tuple[float, float]:
 
 
 def _growth(watched: Watched) -> float:
-    """Bytes that the service took at most in the last quarter of the calls, above the second's.
+    """Growth in bytes of the memory maximum from the second to the last quarter of the calls.
 
-    In the first one it fills: transactions stay for 32 s, and the database's page caches.
+    In the first quarter memory grows: transactions are kept for 32 s, and page caches fill.
     """
     total = watched.memory[-1][0]
 
@@ -389,7 +386,7 @@ def _growth(watched: Watched) -> float:
 
 
 def _sipp_uac(carrier: Sipp) -> tuple[float, float]:
-    """SIPp's own caller: calls a second with so many at once, and CPU seconds a call."""
+    """Runs SIPp's UAC; returns calls per second and CPU seconds per call."""
     host, port = carrier.address
     with tempfile.TemporaryDirectory(prefix="bitel-bench-") as folder:
         command = ["sipp", "-sn", "uac", f"{host}:{port}", "-i", host, "-d", "200", "-nostdin"]

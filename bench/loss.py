@@ -1,11 +1,10 @@
-"""What share of calls ends right over a lossy link: `python -m bench.loss [--calls N]`.
+"""Measures the share of calls with the right result over a lossy link: `python -m bench.loss`.
 
-The whole service calls the built-in phone, both processes of their own, over UDP with the timers of
-RFC 3261 as they are (T1 = 500 ms). A relay between them loses 0, 5, 10 or 20 % of the SIP datagrams
-of each direction, and doubles and reorders 10 %. Callees answer, answer and hang up, are busy,
-refuse, or let it ring. A call has ended right where the client sees the status that this means, the
-ledger has billed it once if it was answered and else not, and the phone heard it as often, never in
-two calls at once. The four rates run side by side.
+The service calls the built-in phone over UDP with the default timers of RFC 3261 (T1 = 500 ms). A
+relay drops 0, 5, 10 or 20 % of the SIP datagrams per direction, and duplicates and reorders 10 %.
+Phones answer, answer and hang up, are busy, reject, or ring. A result is right if the client sees
+the matching status, the ledger has billed the call once if it was answered and else not, and the
+phone received it as often, never in two calls at once. The four rates run concurrently.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ PATIENCE = 150.0  # seconds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of this bench."""
+    """Adds the options of this bench."""
     parser.add_argument("--calls", type=int, default=1000, help="calls at each rate")
     parser.add_argument("--pace", type=float, default=25.0, help="new calls a second at each rate")
 
 
 def measure(given: argparse.Namespace) -> Result:
-    """All rates, and a row for each."""
+    """Measures all rates; a row for each."""
     played = asyncio.run(_play_all(given.calls, given.pace))
     rows = []
     for rate, one in zip(RATES, played, strict=True):

@@ -1,8 +1,8 @@
-"""How long a one-time password waits for its INVITE: at an idle dialer, and in a campaign's midst.
+"""Measures the wait of one-time passwords for their INVITE, without and during a campaign.
 
-`python -m bench.otp_wait` runs the service against SIPp. A campaign keeps every channel busy while
-one-time passwords of another project come in; each one's wait is the time from its HTTP request to
-the claim of its attempt, read from the database. With `--kept N`, N channels are kept for them.
+`python -m bench.otp_wait` runs the service against SIPp. A campaign keeps all channels busy while
+one-time passwords of another project are placed. The wait is the time from the HTTP request to the
+claim, from the database. With `--kept N`, N channels are reserved for them.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from bitel.recordings.sample import write_sample
 
 CHANNELS = 50
 TALK = 2.0
-CAMPAIGN = 5000  # calls, more than go out meanwhile
-PAUSE = 0.57  # seconds between passwords, not in step with the ends of other calls
-MOST_MORE = 100.0  # ms that a wait may be longer in a campaign, at p99
+CAMPAIGN = 5000  # calls, more than are dialled meanwhile
+PAUSE = 0.57  # seconds between passwords, not synchronous with the ends of other calls
+MOST_MORE = 100.0  # ms of additional wait during a campaign, at p99
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +42,13 @@ class Waits:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What can be chosen."""
+    """Adds the options of this bench."""
     parser.add_argument("--passwords", type=int, default=60, help="how many of each kind")
     parser.add_argument("--kept", type=int, default=5, help="channels kept free for them")
 
 
 def measure(given: argparse.Namespace) -> Result:
-    """At an idle dialer, in a campaign, and in one with no channel kept."""
+    """Measures without a campaign, during one, and during one without reserved channels."""
     idle = asyncio.run(_measure(given.passwords, given.kept, campaign=0))
     busy = asyncio.run(_measure(given.passwords, given.kept, campaign=CAMPAIGN))
     unkept = asyncio.run(_measure(given.passwords, 0, campaign=CAMPAIGN))
@@ -69,9 +69,9 @@ def measure(given: argparse.Namespace) -> Result:
 
 
 async def _measure(passwords: int, kept: int, campaign: int) -> Waits:
-    """Places the passwords one after another, in the midst of `campaign` other calls."""
+    """Places the passwords in sequence, during a campaign of `campaign` calls."""
     dialer = {"calls_per_second": 500, "max_channels": CHANNELS, "otp_channels": kept}
-    # More calls than come, so that SIPp stays; it ends with the block.
+    # More calls than are placed, so that SIPp runs until the block ends.
     async with answering(100_000) as carrier, service(carrier, dialer) as stage:
         waits = await asyncio.to_thread(_run, stage, passwords, campaign)
     say(f"{kept} kept, campaign of {campaign}: {waits}")
@@ -86,7 +86,7 @@ def _run(stage: Stage, passwords: int, campaign: int) -> Waits:
             if campaign:
                 voice = client.upload(sample)["id"]
                 client.batch([f"0912{n:07}" for n in range(campaign)], voice, retry_count=0)
-                time.sleep(TALK * 2)  # until every channel is busy
+                time.sleep(TALK * 2)  # until all channels are busy
         with Client(stage.token("other"), stage.url) as client:
             for n in range(passwords):
                 client.otp(f"09351{n:06}", "12", retry_count=0, repeat_count=1)
@@ -102,7 +102,7 @@ def _run(stage: Stage, passwords: int, campaign: int) -> Waits:
 
 
 def _waits(database: Path) -> list[float]:
-    """Seconds from each password's request to its claim."""
+    """Seconds from the request to the claim of each password."""
     with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connected:
         found = connected.execute(
             "SELECT attempt.started_at - call.requested_at FROM attempt"

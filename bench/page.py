@@ -1,7 +1,7 @@
-"""docs/performance.md from what `python -m bench` wrote: `python -m bench.page [RESULTS.json]`.
+"""Generates docs/performance.md from results of `python -m bench`: `python -m bench.page [FILE]`.
 
-Every figure of the page comes from that file; the prose is in `performance.md.in`. The plots are
-written beside the page, one for each pair of axes.
+All figures come from that file; the text is in `performance.md.in`. The plots are written beside
+the page, one for each pair of axes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def write(written: dict[str, Any], docs: Path) -> None:
-    """The page and its plots into a folder."""
+    """Writes the page and its plots into a folder."""
     docs.mkdir(parents=True, exist_ok=True)
     (docs / "performance.md").write_text(render(written))
     for name, series in plots(written).items():
@@ -41,7 +41,7 @@ def write(written: dict[str, Any], docs: Path) -> None:
 
 
 def render(written: dict[str, Any]) -> str:
-    """The page's text."""
+    """Returns the page."""
     machine = Machine(**written["machine"])
     shown = [f"![{series[0].y}]({name})" for name, series in plots(written).items()]
     return Template(TEMPLATE.read_text()).substitute(
@@ -60,7 +60,7 @@ def render(written: dict[str, Any]) -> str:
 
 
 def plots(written: dict[str, Any]) -> dict[str, list[Series]]:
-    """What is drawn together, by the name of the file; series with one point are no line."""
+    """Groups the series of each plot by file name; those with one point are omitted."""
     found: dict[str, list[Series]] = {}
     for one in written["results"]:
         for series in from_json(one).series:
@@ -75,7 +75,7 @@ def _file_name(series: Series) -> str:
 
 
 def _bars(written: dict[str, Any]) -> list[str]:
-    """The rows that have a bar, of all benches; those of one name with the arguments of theirs."""
+    """All rows with a target; if a name repeats, with the arguments of the bench."""
     rows = [(one, row) for one in written["results"] for row in from_json(one).rows if row.bar]
     of_name = Counter(row.name for _, row in rows)
     return [

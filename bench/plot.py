@@ -1,4 +1,4 @@
-"""A plot as plain SVG: lines over a linear scale, both axes from 0."""
+"""Plots lines as SVG, on linear axes from 0."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TICKS = 6  # at most, on an axis
 
 
 def svg(series: Sequence[Series]) -> str:
-    """One plot of series that have their axes in common."""
+    """Returns a plot of series with common axes."""
     if not series or not all(one.points for one in series):
         raise ValueError("a plot needs points")
     across = _axis(max(x for one in series for x, _ in one.points))

@@ -1,4 +1,4 @@
-"""What a process and its children have used, as Linux tells it in /proc."""
+"""Resource usage of a process and its children, from /proc."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ _STOLEN = 7
 
 
 def tree(pid: int) -> list[int]:
-    """`pid` and all processes below it."""
+    """Returns `pid` and all its descendants."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [pid] + [below for child in children for below in tree(int(child))]
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process that runs, in seconds."""
+    """User and system time of a running process, in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
 def machine_seconds() -> tuple[float, float]:
-    """CPU seconds of all cores since the start: those that something ran, and all."""
+    """CPU seconds of all cores since boot: busy ones, and all."""
     ticks = _machine_ticks()
     idle = ticks[3] + ticks[4]  # and waiting for a disk
     return (sum(ticks) - idle - ticks[_STOLEN]) / _TICKS, sum(ticks) / _TICKS
 
 
 def stolen_seconds() -> float:
-    """CPU seconds of all cores since the start that a host gave to other machines of its own."""
+    """Steal time of all cores since boot, in seconds."""
     return _machine_ticks()[_STOLEN] / _TICKS
 
 
 def thread_seconds(pid: int) -> dict[str, float]:
-    """User and system time of a process's threads by name, in seconds; the first one is `main`."""
+    """User and system time of a process's threads by name, in seconds; the first is `main`."""
     used: dict[str, float] = {}
     for task in Path(f"/proc/{pid}/task").iterdir():
         begin, end = (task / "stat").read_text().rsplit(")", 1)
@@ -45,7 +45,7 @@ def thread_seconds(pid: int) -> dict[str, float]:
 
 
 def resident(pid: int) -> int:
-    """Bytes of memory that a process has of its own or shares with others."""
+    """Resident memory of a process in bytes."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 

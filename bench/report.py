@@ -1,4 +1,4 @@
-"""What every bench prints and writes: one table, and the same as JSON.
+"""The report of a bench: a table, and the same as JSON.
 
 A bench is `python -m bench.NAME [ITS OPTIONS] [--json FILE]`. Its module has a function that
 measures and returns a `Result`, and ends in
@@ -6,9 +6,8 @@ measures and returns a `Result`, and ends in
     if __name__ == "__main__":
         report.main("NAME", __doc__, measure, add_arguments)
 
-Progress goes to stderr; stdout has the table and nothing else. A bench takes less than 3 minutes.
-A bar that is not reached is marked in the table, and is no failure of the bench: it exits with 0
-as soon as it could measure.
+Progress goes to stderr, only the table to stdout. A bench takes less than 3 minutes. A missed
+target is marked in the table; the bench still exits with 0.
 """
 
 from __future__ import annotations
@@ -33,15 +32,15 @@ from rich.table import Table
 from bench.processes import stolen_seconds
 
 WIDTH = 120  # columns of the table
-TELLING = 0.005  # the part of the cores' time that, taken away, is worth a note
-MISSING = 3  # exit status where a peer to compare with is not on this machine
+TELLING = 0.005  # share of steal time from which there is a note
+MISSING = 3  # exit status if a peer is not installed
 
 Points = tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """What a figure is to reach: at most or at least `limit`, itself or its ratio to a peer."""
+    """Target of a figure, or of its ratio to a peer: at most or at least `limit`."""
 
     kind: Literal["at most", "at least"]
     limit: float
@@ -53,18 +52,18 @@ class Bar:
 
 
 def at_most(limit: float, of: Literal["value", "ratio"] = "value") -> Bar:
-    """A bar that small figures reach."""
+    """An upper limit."""
     return Bar("at most", limit, of)
 
 
 def at_least(limit: float, of: Literal["value", "ratio"] = "value") -> Bar:
-    """A bar that large figures reach."""
+    """A lower limit."""
     return Bar("at least", limit, of)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One figure. `peer` is what `peer_name` had in the same run, in the same unit."""
+    """A figure. `peer` is that of `peer_name` in the same run and unit."""
 
     name: str
     value: float
@@ -75,12 +74,12 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """Ours to the peer's."""
+        """Ratio of our figure to the peer's."""
         return self.value / self.peer if self.peer else None
 
     @property
     def reached(self) -> bool | None:
-        """Whether the bar is reached; None where there is none, or no peer to compare with."""
+        """Whether the target is met; None without a target or a peer."""
         figure = self.ratio if self.bar and self.bar.of == "ratio" else self.value
         if self.bar is None or figure is None:
             return None
@@ -89,7 +88,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """How a figure grows: points of x and y, for the plot. Axes are named with their units."""
+    """Points of a plot. The names of the axes include units."""
 
     name: str
     x: str
@@ -99,7 +98,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one run of a bench found. `notes` are sentences that a reader of the figures needs."""
+    """Results of a bench. `notes` are sentences about the figures."""
 
     title: str
     rows: Sequence[Row]
@@ -109,7 +108,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where and when a bench ran."""
+    """The machine and time of a run."""
 
     cpu: str
     cores: int
@@ -121,7 +120,7 @@ class Machine:
 
     @classmethod
     def here(cls) -> Machine:
-        """This machine, now."""
+        """Describes this machine."""
         pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
         return cls(
             _cpu_model(),
@@ -140,7 +139,7 @@ def main(
     measure: Callable[[argparse.Namespace], Result],
     add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
 ) -> None:
-    """The command line of a bench: its own options and `--json FILE`."""
+    """Runs the command line of a bench: its options and `--json FILE`."""
     parser = argparse.ArgumentParser(
         prog=f"python -m bench.{bench}",
         description=doc,
@@ -166,18 +165,18 @@ def main(
 
 
 def missing(sentence: str) -> NoReturn:
-    """Ends the bench: a peer is not here. `sentence` says which, and how to get it."""
+    """Ends the bench because a peer is missing. `sentence` says which, and how to install it."""
     say(sentence)
     raise SystemExit(MISSING)
 
 
 def say(text: str) -> None:
-    """A line of progress, past the table."""
+    """Prints a line of progress to stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def as_table(result: Result) -> Table:
-    """One table for people."""
+    """Returns the results as a table."""
     table = Table(title=result.title)
     for column in ("", "figure", "unit", "peer", "ratio", "bar"):
         table.add_column(column, justify="left" if column in ("", "unit") else "right")
@@ -187,7 +186,7 @@ def as_table(result: Result) -> Table:
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """A row in words: name, figure, unit, peer, ratio, and the bar with whether it is reached."""
+    """Returns the cells of a row: name, figure, unit, peer, ratio, target and whether it is met."""
     peer = "" if row.peer is None else f"{number(row.peer)} {row.peer_name}".strip()
     ratio = "" if row.ratio is None else f"{number(row.ratio)} x"
     bar = "" if row.bar is None else str(row.bar)
@@ -197,7 +196,7 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def number(value: float) -> str:
-    """Three digits that say something; thousands apart. ∞: more than could be told."""
+    """Formats with three significant digits and thousands separators; ∞ if out of range."""
     if math.isinf(value):
         return "∞"
     if value == int(value) or abs(value) >= 100:
@@ -207,7 +206,7 @@ def number(value: float) -> str:
 
 
 def as_json(bench: str, machine: Machine, result: Result, seconds: float) -> dict[str, Any]:
-    """What `--json` writes; `from_json` reads it."""
+    """Returns the content of `--json`."""
     return {
         "bench": bench,
         "command": shlex.join(["python", "-m", bench, *_without_json(sys.argv[1:])]),
@@ -221,7 +220,7 @@ def as_json(bench: str, machine: Machine, result: Result, seconds: float) -> dic
 
 
 def from_json(written: dict[str, Any]) -> Result:
-    """What `as_json` was given."""
+    """Inverse of `as_json`."""
     rows = [
         Row(
             row["name"],
@@ -241,7 +240,7 @@ def from_json(written: dict[str, Any]) -> Result:
 
 
 def write_json(path: Path, written: dict[str, Any]) -> None:
-    """Makes the folder too."""
+    """Writes the JSON file; makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n")
 
@@ -255,7 +254,7 @@ def _without_json(arguments: Sequence[str]) -> list[str]:
 
 
 def _cpu_model() -> str:
-    """As Linux names it in /proc/cpuinfo; elsewhere as Python does."""
+    """CPU model from /proc/cpuinfo, else from Python."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,9 +1,9 @@
-"""Whether memory and disk stay flat over 200,000 calls with retention on.
+"""Measures whether memory and disk usage stay constant over 200,000 calls with retention.
 
     python -m bench.retention
 
-Calls of a fifth of a second are placed as they are dialled, and kept for half a minute after their
-end. SIPp is the carrier; SQLite is on disk, and every state durable.
+Calls of 0.2 s are placed at the rate of dialling and deleted 30 s after their end. SIPp is the
+carrier; SQLite is on disk, and every state is durable.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FLAT_DISK = 16.0  # MiB
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What was seen at a moment; sizes in bytes."""
+    """A measurement; sizes in bytes."""
 
     ended: int
     memory: int
@@ -45,13 +45,13 @@ class Look:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What can be chosen."""
+    """Adds the options of this bench."""
     parser.add_argument("--calls", type=int, default=200_000)
     parser.add_argument("--rate", type=float, default=RATE, help="calls a second")
 
 
 def measure(given: argparse.Namespace) -> Result:
-    """The calls, and how much the service grew meanwhile."""
+    """Runs the calls and measures the growth of the service."""
     return asyncio.run(_measure(given.calls, given.rate))
 
 

@@ -1,19 +1,19 @@
-/* Hears every RTP stream that is sent to it, and how evenly: the ear of bench/streams.py.
+/* Receives RTP streams and measures their loss and jitter, for bench/streams.py.
  *
  * usage: rtp_receiver SOCKETS [THREADS]
  *
- * Binds so many ports of 127.0.0.1 and prints them in one line. A line on stdin is answered by one
- * line of figures about the time since the line before; the end of stdin ends it:
+ * Binds SOCKETS ports of 127.0.0.1 and prints them in one line. For each line on stdin it prints
+ * figures about the time since the previous one; it exits at the end of stdin:
  *
  *   streams packets missing late_or_double overflowed cpu_seconds p99 p999 worst highest_p99
  *
- * Streams are told apart by SSRC. `missing` are holes in their sequence numbers; `overflowed` of
- * them were dropped before this program, which was too slow. The rest is how far the spacing of two
- * packets was from 20 ms, in ms, by the kernel's time of arrival: that of all streams together, and
- * the p99 of the stream that had the highest.
+ * Streams are identified by SSRC. `missing` counts gaps in their sequence numbers; `overflowed` of
+ * these were dropped because this program was too slow. The rest is the deviation of packet spacing
+ * from 20 ms, in ms, by the kernel's timestamps: of all streams together, and the highest p99 of a
+ * stream.
  *
- * Each thread hears some of the sockets, on a core of its own where there are as many: a receiver
- * that wandered from core to core would hold up whoever sends from there, now one, now the other.
+ * Each thread reads some of the sockets, on its own core if there are enough, so that it does not
+ * disturb senders on changing cores.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -49,7 +49,7 @@ struct stream {
 };
 
 struct ear {
-    pthread_mutex_t heard; /* held while it hears, and while it is asked */
+    pthread_mutex_t heard; /* held while reading and while reporting */
     pthread_t thread;
     int *descriptors, count, core;
     struct stream *table;
@@ -131,7 +131,7 @@ static void drain(struct ear *ear, int descriptor) {
             }
             if (ear->messages[i].msg_len == HEAD)
                 take(ear, ear->heads[i], at);
-            header->msg_controllen = sizeof ear->control[i]; /* the kernel said how much it used */
+            header->msg_controllen = sizeof ear->control[i]; /* the kernel has overwritten it */
         }
         if (got < AT_ONCE)
             return;

@@ -1,4 +1,4 @@
-"""The receiver of streams in C, as a process of its own; see `rtp_receiver.c`."""
+"""The RTP receiver in C (`rtp_receiver.c`), as a process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NICE = -15  # the senders have -10
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """What has come in a span of time.
+    """Packets received in a period.
 
     `missing` packets are holes in the sequence numbers; `overflowed` of them were lost by the
     receiver itself. `off_*` is how far the spacing of packets was from 20 ms, in ms, by the
@@ -38,7 +38,7 @@ class Arrived:
 
 
 class Receiver:
-    """A running receiver; `ports` are those of 127.0.0.1 that it hears. A context manager."""
+    """A running receiver on `ports` of 127.0.0.1. A context manager."""
 
     def __init__(self, program: Path, sockets: int) -> None:
         self._process = subprocess.Popen(
@@ -53,7 +53,7 @@ class Receiver:
         self._take_priority()
 
     def arrived(self) -> Arrived:
-        """What has come since this was asked last."""
+        """Packets received since the last call."""
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
@@ -62,11 +62,11 @@ class Receiver:
         return Arrived(streams, packets, missing, late_or_double, overflowed, *map(float, told[5:]))
 
     def _take_priority(self) -> None:
-        """Before all others but the senders, lest it lose what they sent."""
+        """Raises its priority, below that of the senders, so that it loses no packets."""
         with contextlib.suppress(OSError):
             for thread in os.listdir(f"/proc/{self.pid}/task"):
                 os.setpriority(os.PRIO_PROCESS, int(thread), NICE)
-        # Where Linux groups processes by session, niceness counts only within the session.
+        # With autogroup scheduling, niceness applies only within the session.
         with contextlib.suppress(OSError):
             Path(f"/proc/{self.pid}/autogroup").write_text(str(NICE))
 
@@ -91,7 +91,7 @@ class Receiver:
 
 
 def compiled(name: str, folder: Path) -> Path:
-    """The program of `bench/NAME.c`; ends the bench where there is no compiler."""
+    """Compiles `bench/NAME.c`; ends the bench if there is no compiler."""
     compiler = shutil.which("cc")
     if compiler is None:
         report.missing("a C compiler is missing (Debian, Ubuntu: apt-get install gcc libc6-dev)")

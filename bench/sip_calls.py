@@ -1,9 +1,8 @@
-"""How many calls a second the SIP agent alone places on one core.
+"""Measures the calls per second of the SIP user agent alone, on one core.
 
     python -m bench.sip_calls [--calls N] [--profile]
 
-Each call is INVITE, 100, 180, 200, ACK, BYE, 200. The far end's answers are made from our own
-requests by cutting text, and that time is not counted.
+Each call is INVITE, 100, 180, 200, ACK, BYE, 200. The time to make the responses is not counted.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class Result:
 
 
 def response(request: bytes, code: str, body: str = "") -> bytes:
-    """An answer to `request`, as a far end would send it."""
+    """Returns a response of the remote to `request`."""
     lines = request.decode().split("\r\n")
     kept = [
         line + (";tag=far" if line.startswith("To:") and ";tag=" not in line else "")
@@ -50,7 +49,7 @@ def response(request: bytes, code: str, body: str = "") -> bytes:
 
 
 def run(calls: int) -> Result:
-    """Place `calls` calls one after the other; only the agent's own time counts."""
+    """Places `calls` calls in sequence; only the agent's time counts."""
     agent = UserAgent(AgentConfig(("127.0.0.1", 5060)))
     offer = make_offer(("127.0.0.1", 30000))
     spent = 0.0

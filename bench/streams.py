@@ -1,14 +1,13 @@
-"""How many streams the senders carry, at what cost, and how evenly they arrive.
+"""Measures the number of streams, CPU cost, loss and jitter of the RTP senders.
 
 `python -m bench.streams [N…]` starts N streams of a recording for each N, and measures for some
-seconds: the CPU time of the sender processes, and at a receiver of its own (`rtp_receiver.c`) what
-is missing of each stream and how far its packets are from 20 ms apart. After that a bare loop
-around `sendmmsg` in C (`sendmmsg_loop.c`) sends as much to an equal receiver: what the kernel
-takes, and the least that a sender can cost.
+seconds the CPU time of the sender processes, and at a receiver (`rtp_receiver.c`) the packet loss
+and the deviation of packet spacing from 20 ms. Then a loop around `sendmmsg` in C
+(`sendmmsg_loop.c`) sends the same to an equal receiver: the minimum cost of a sender.
 
-Streams leave by few ports, as many calls do, or with `--own-ports` by one each, which costs a
-system call a packet. With `--talk` callees talk back, 50 packets/s each, and are listened to;
-then there is no receiver, and ports are each stream's own.
+Streams share few ports, or with `--own-ports` have one each, which costs a system call per packet.
+With `--talk` remotes send 50 packets/s each, which are received; then there is no receiver, and
+each stream has its own port.
 """
 
 from __future__ import annotations
@@ -37,21 +36,21 @@ FIRST_PORT = 20000
 RECEIVER_SOCKETS = 16
 CLIP_SECONDS = 60
 SETTLE = 2.0  # seconds from the last start to the first reading
-AT_ONCE = 50  # streams started in one go
-PAUSE = 1.0  # seconds until what is under way has arrived
-ONE_PROCESS = 4000  # streams; above, each core has a sender unless told otherwise
+AT_ONCE = 50  # streams started at a time
+PAUSE = 1.0  # seconds until all packets have arrived
+ONE_PROCESS = 4000  # streams; above this, one sender per core by default
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Between two readings. The senders' packets and their CPU time for those come from their own
-    reports, each second one; all other CPU seconds from the kernel.
+    """Between two readings. The senders' packets and the CPU time for them are from their
+    reports; other CPU seconds are from the kernel.
     """
 
     seconds: float
     senders: float
     receiver: float
-    busy: float  # part of the machine, 0 to 1
+    busy: float  # share of the machine, 0 to 1
     cost: float  # microseconds of CPU a packet
     refused: int
     p99_late_ms: float
@@ -60,7 +59,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Of one number of streams. `lost`: sent from first to last and not arrived."""
+    """Results for one number of streams. `lost`: packets sent but not received."""
 
     streams: int
     processes: int
@@ -70,7 +69,7 @@ class Measured:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What can be chosen."""
+    """Adds the options of this bench."""
     parser.add_argument("counts", nargs="*", type=int, default=[100, 1000, 3000, 10000])
     parser.add_argument("--seconds", type=float, default=10.0, help="between two readings")
     parser.add_argument("--ports", type=int, default=64, help="local sockets the streams share")
@@ -80,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(given: argparse.Namespace) -> Result:
-    """Each number of streams, one after the other."""
+    """Measures each number of streams."""
     found = []
     with tempfile.TemporaryDirectory(prefix="bitel-bench-") as folder:
         recording = Path(folder) / "clip.alaw"
@@ -109,7 +108,7 @@ def measure(given: argparse.Namespace) -> Result:
 async def _measure(
     count: int, given: argparse.Namespace, clip: SharedClip, receiver_program: Path, loop: Path
 ) -> Measured:
-    """`count` streams from the senders, then as many from the loop in C."""
+    """Measures `count` streams of the senders, then of the loop in C."""
     sockets = count if given.own_ports or given.talk else given.ports
     processes = given.processes or (2 if count > ONE_PROCESS else 1)
     ports = range(FIRST_PORT, FIRST_PORT + 2 * sockets)
@@ -146,7 +145,7 @@ async def _measure(
 async def _callees(
     receiver: Receiver, ports: range, *, talk: bool
 ) -> AsyncIterator[Callable[[int, int, SharedClip], tuple[str, int]]]:
-    """Tells where stream number i, of this port of ours, goes to."""
+    """Returns the destination of stream number i, sent from this port."""
     if not talk:
         yield lambda i, port, clip: (HOST, receiver.ports[i % len(receiver.ports)])
         return
@@ -166,7 +165,7 @@ async def _callees(
 
 
 async def _span(streamer: Streamer, receiver: Receiver, seconds: float) -> Span:
-    """Reads everything twice."""
+    """Takes two readings."""
     pids = streamer.sender_pids()
     stats, began = streamer.stats(), time.monotonic()
     machine, ear = machine_seconds(), cpu_seconds(receiver.pid)
@@ -190,7 +189,7 @@ async def _span(streamer: Streamer, receiver: Receiver, seconds: float) -> Span:
 
 
 def _bare_loop(program: Path, count: int, sockets: int, seconds: float, far: list[int]) -> float:
-    """Microseconds a packet of the loop in C."""
+    """Microseconds per packet of the loop in C."""
     values = [count, sockets, seconds, *far]
     told = subprocess.run([program, *map(str, values)], stdout=subprocess.PIPE, check=True)
     packets, cpu = map(float, told.stdout.split())
@@ -223,7 +222,7 @@ def _rows(one: Measured, *, talk: bool) -> list[Row]:
 
 
 def _note(one: Measured) -> str:
-    """What was full, and who lost what."""
+    """Notes about overload and loss."""
     span, arrived = one.span, one.span.arrived
     return (
         f"{one.streams:,} streams, {one.processes} sender processes: the machine was "

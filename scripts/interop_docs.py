@@ -1,6 +1,6 @@
 """Runs the tests in tests/peers and writes docs/interop.md: `python -m scripts.interop_docs`.
 
-All stacks must be installed, as `make peers` does first. Arguments are passed to pytest; the page
+`make peers` installs all stacks first, which are required. Arguments are passed to pytest; the page
 is written only if every case was run.
 """
 
@@ -37,7 +37,7 @@ RESULTS = {True: "passed", False: "**failed**", None: "not run"}
 
 
 def render(results: Iterable[Result], versions: dict[str, str]) -> str:
-    """The page: a section for each stack, whose title names its version."""
+    """Return the page: a section per stack, with its version."""
     parts = [HEAD.rstrip()]
     found = sorted(results)
     for stack in STACKS.values():
@@ -51,7 +51,7 @@ def render(results: Iterable[Result], versions: dict[str, str]) -> str:
 
 
 def cases_of(page: str) -> list[Case]:
-    """The cases that a page lists."""
+    """Return the cases listed in a page."""
     cases, stack = [], ""
     for line in page.splitlines():
         if line.startswith("## "):
@@ -63,7 +63,7 @@ def cases_of(page: str) -> list[Case]:
 
 
 def collect() -> list[Case]:
-    """All cases, without running them."""
+    """Return all cases, without running them."""
     _, results = _pytest("--collect-only", "-q", "tests/peers")
     return sorted({result.case for result in results}.union(scenario_cases()))
 
@@ -77,7 +77,7 @@ def run(arguments: Sequence[str]) -> tuple[int, list[Result]]:
 def _pytest(*arguments: str, **environment: str) -> tuple[int, list[Result]]:
     with tempfile.TemporaryDirectory(prefix="bitel-interop-") as folder:
         output = Path(folder) / "results.json"
-        # An empty -m also runs the slow tests, such as those of sessions of 90 s.
+        # An empty -m includes the slow tests.
         command = [sys.executable, "-m", "pytest", "-m", "", "-p", "tests.peers.interop"]
         quiet = subprocess.DEVNULL if "--collect-only" in arguments else None
         done = subprocess.run(

@@ -1,10 +1,9 @@
-"""Tries the wheel on every Python that is found: install, demo, tests. `python -m scripts.pythons`.
+"""Tests the wheel on all installed versions of Python: `python -m scripts.pythons`.
 
-For each of python3.11 to 3.14, on PATH or below ~/.pyenv, it makes a virtual environment in
-`build/pythons`, installs a wheel built from this checkout with pip alone, and runs `bitel demo` in
-an empty folder. Then it installs the locked requirements of the tests and runs those of recordings,
-API, RTP and store; on the Python of `.venv` it leaves them to `make test`, which runs all tests. It
-prints what it ran, and its exit status is 1 if something failed.
+For each of python3.11 to 3.14, on PATH or in ~/.pyenv, it makes a virtual environment in
+`build/pythons`, installs a wheel of this checkout by pip, and runs `bitel demo` in an empty folder.
+Then it installs the locked test requirements and runs some of the tests, except on the Python of
+`.venv`, on which `make test` runs all. The exit status is 1 if something failed.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ EXTRAS = "server,postgres,speech"
 
 
 def main() -> int:
-    """The command; its exit status."""
+    """Run the command; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", metavar="VERSION", action="append", help="such as 3.13")
     parser.add_argument("--demo-only", action="store_true", help="run no tests")
@@ -52,13 +51,13 @@ def main() -> int:
 
 
 def find_pythons() -> dict[str, Path]:
-    """The interpreters with pip and venv that there are, by version (`3.11`)."""
+    """Return the installed interpreters with pip and venv, by version (`3.11`)."""
     found = {}
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
     for version in VERSIONS:
         on_path = shutil.which(f"python{version}")
         candidates = [Path(on_path)] if on_path else []
-        # The one on PATH may be pyenv's shim of a version that is not chosen.
+        # The one on PATH may be pyenv's shim of a version that is not active.
         candidates += sorted(pyenv.glob(f"{version}.*/bin/python{version}"), reverse=True)
         works = next(filter(_works, candidates), None)
         if works is not None:
@@ -67,7 +66,7 @@ def find_pythons() -> dict[str, Path]:
 
 
 def build_wheel(folder: Path) -> Path:
-    """A wheel of this checkout, in `folder`."""
+    """Build a wheel of this checkout in `folder`."""
     _run(
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", f"--outdir={folder}", ROOT],
         folder / "build.log",
@@ -77,7 +76,7 @@ def build_wheel(folder: Path) -> Path:
 
 
 def make_environment(python: Path, folder: Path, *requirements: str) -> Path:
-    """A new virtual environment with these requirements, by pip alone; its `bin`."""
+    """Make a virtual environment with these requirements; returns its `bin`."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = folder.with_suffix(".log")
@@ -87,13 +86,13 @@ def make_environment(python: Path, folder: Path, *requirements: str) -> Path:
 
 
 def run_demo(commands: Path, log: Path) -> None:
-    """`bitel demo` of an environment, in an empty folder."""
+    """Run `bitel demo` of an environment in an empty folder."""
     with tempfile.TemporaryDirectory() as empty:
         _run([commands / "bitel", "demo"], log, Path(empty), _environment(commands))
 
 
 def _try(version: str, python: Path, wheel: Path, *, with_tests: bool) -> str:
-    """Install, demo and tests; what came of them."""
+    """Install, run the demo and the tests; returns a summary."""
     print(f"== Python {version}: {python}", flush=True)
     log = FOLDER / f"{version}.log"
     done = []
@@ -106,7 +105,7 @@ def _try(version: str, python: Path, wheel: Path, *, with_tests: bool) -> str:
             begun = time.monotonic()
             locked = ["--require-hashes", "-r", str(ROOT / "requirements" / "dev.txt")]
             _run([commands / "pip", "install", *locked], log)
-            # Imports come from the installed wheel: `src` is not on the path.
+            # `src` is not on the path, so imports come from the wheel.
             tests = ["-m", "pytest", "-q", "-n", "4", "--dist", "worksteal", *TESTS]
             _run([commands / "python", *tests], log, ROOT, _environment(commands))
             done.append(f"tests {time.monotonic() - begun:.0f} s")

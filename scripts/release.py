@@ -1,6 +1,6 @@
 """Makes a release: changelog, version, commit, tag and packages. `python -m scripts.release 0.2.0`.
 
-It works on a clean checkout only, publishes nothing, and prints what is left to do.
+It requires a clean checkout, publishes nothing, and prints the remaining steps.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ UNRELEASED = "## Unreleased\n"
 
 
 def main() -> int:
-    """The command; its exit status."""
+    """Run the command; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("version", help="such as 0.2.0")
     parser.add_argument("--root", type=Path, default=ROOT, help="the checkout; this one by default")
@@ -35,14 +35,11 @@ def main() -> int:
 
 
 class ReleaseError(Exception):
-    """A release can't be made, and nothing was changed."""
+    """A release can't be made; nothing was changed."""
 
 
 def release(root: Path, version: str, today: datetime.date) -> None:
-    """Make release `version`: changed files are committed and tagged, packages are in `dist`.
-
-    Raises ReleaseError.
-    """
+    """Commit and tag release `version`, and build packages in `dist`. Raises ReleaseError."""
     if not re.fullmatch(r"\d+\.\d+\.\d+(?:(?:a|b|rc)\d+)?", version):
         raise ReleaseError(f"{version!r} is no version, as in 0.2.0 or 0.2.0rc1")
     if _git(root, "status", "--porcelain"):
@@ -74,7 +71,7 @@ def release(root: Path, version: str, today: datetime.date) -> None:
 
 
 def with_release(changes: str, version: str, today: datetime.date) -> str:
-    """The changelog in which what was unreleased is of `version`. Raises ReleaseError."""
+    """Return the changelog with the unreleased changes under `version`. Raises ReleaseError."""
     head, found, rest = changes.partition(UNRELEASED)
     body = rest.partition("\n## ")[0]
     if not found or not re.search(r"^- ", body, re.MULTILINE):

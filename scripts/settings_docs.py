@@ -1,4 +1,4 @@
-"""Writes docs/settings.md from the settings themselves: `python -m scripts.settings_docs`."""
+"""Generates docs/settings.md from the settings' models: `python -m scripts.settings_docs`."""
 
 from __future__ import annotations
 
@@ -36,20 +36,17 @@ environment to the working directory.
 This page is written by `python -m scripts.settings_docs`; a test keeps it true.
 """
 
-
 TABLE = "| setting | default | what it is |\n|---|---|---|"
 
 
 def render() -> str:
-    """The page."""
+    """Return the page."""
     secrets = sorted(
         {f"`{name}`" for _, model in _sections("", Settings) for name in _secrets(model)}
     )
     parts = [HEAD.replace("SECRETS", ", ".join(secrets))]
     for title, model in _sections("", Settings):
-        parts.append(
-            f"\n## {title or 'At the top'}\n\n| setting | default | what it is |\n|---|---|---|"
-        )
+        parts.append(f"\n## {title or 'At the top'}\n\n{TABLE}")
         for name, field in model.model_fields.items():
             if _model_in(field.annotation) is None:
                 parts.append(
@@ -96,7 +93,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _toml(value: object) -> str:
-    """A default as the settings file would say it."""
+    """Return a default in TOML."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list | tuple):

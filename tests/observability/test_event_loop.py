@@ -11,9 +11,9 @@ import pytest
 
 from bitel.observability import event_loop
 from bitel.observability.event_loop import (
-    MOST,
-    OFTEN,
-    SELDOM,
+    IDLE_INTERVAL,
+    LONGEST_INTERVAL,
+    MOST_OBJECTS,
     collect_when_quiet,
     disable_collector,
     is_due,
@@ -48,8 +48,8 @@ def test_it_does_not_run_by_itself() -> None:
 
 @pytest.mark.usefixtures("on_again")
 async def test_it_runs_when_it_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(event_loop, "LOOK", 0.001)
-    monkeypatch.setattr(event_loop, "OFTEN", 0.0)
+    monkeypatch.setattr(event_loop, "CHECK_INTERVAL", 0.001)
+    monkeypatch.setattr(event_loop, "IDLE_INTERVAL", 0.0)
     quiet, looks = False, 0
 
     def is_quiet() -> bool:
@@ -68,11 +68,11 @@ async def test_it_runs_when_it_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_it_waits_for_quiet_but_not_for_ever_nor_at_any_price() -> None:
-    assert not is_due(OFTEN - 1, 10, quiet=True)
-    assert is_due(OFTEN, 10, quiet=True)
-    assert not is_due(SELDOM - 1, MOST - 1, quiet=False)
-    assert is_due(SELDOM, 10, quiet=False)
-    assert is_due(1, MOST, quiet=False)
+    assert not is_due(IDLE_INTERVAL - 1, 10, quiet=True)
+    assert is_due(IDLE_INTERVAL, 10, quiet=True)
+    assert not is_due(LONGEST_INTERVAL - 1, MOST_OBJECTS - 1, quiet=False)
+    assert is_due(LONGEST_INTERVAL, 10, quiet=False)
+    assert is_due(1, MOST_OBJECTS, quiet=False)
 
 
 def test_pauses_are_counted() -> None:

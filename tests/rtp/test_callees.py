@@ -20,7 +20,7 @@ from bitel.rtp.packet import RtpHeader
 from bitel.rtp.port_pool import bind_rtp
 from bitel.rtp.sender import rtcp
 from bitel.rtp.sender.rtcp import Progress, Quality, RtcpSessions
-from bitel.rtp.sender.rtp_receiver import LINGERING, UNDER_WAY, YOUNG, RemoteSource, RtpReceiver
+from bitel.rtp.sender.rtp_receiver import IN_FLIGHT, LINGERING, YOUNG, RemoteSource, RtpReceiver
 from bitel.rtp.stream_spec import Latch, StreamSpec
 from bitel.rtp.streamer import Streamer, StreamReport
 from tests.rtp.streams import change, change_command, play, play_command, start_with
@@ -428,7 +428,7 @@ def test_what_was_under_way_when_the_callee_moved_is_not_from_elsewhere(
     listening.take(key(5, 0, 1), NAMED)
     assert listening.latched == [], "it would send the stream back to where it came from"
     listening.take(voice(2), ("192.0.2.1", 7001))
-    listening.now += UNDER_WAY
+    listening.now += IN_FLIGHT
     listening.take(voice(3), NAMED)
     heard = listening.remove(1)
     assert listening.latched == [(1, ("192.0.2.1", 7001))]

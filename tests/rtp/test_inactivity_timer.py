@@ -215,7 +215,7 @@ def test_a_filter_takes_the_place_of_the_one_before() -> None:
 
 
 def test_many_streams_are_heard_sparsely_and_counted_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bitel.rtp.bpf.MOST_A_SECOND", 10)
+    monkeypatch.setattr("bitel.rtp.bpf.DELIVERED_RATE", 10)
     now = 0.0
     listener = RtpReceiver(lambda stream, far: None, lambda: now)
     ours = bind_rtp(socket.AF_INET, HOST, 0, keep_one_in(DENSEST))
@@ -249,7 +249,7 @@ def test_media_has_stopped_when_neither_loss_nor_sparse_listening_explains_it(
     monkeypatch: pytest.MonkeyPatch, streams: int, silence: float, stopped: bool
 ) -> None:
     """With one packet in 256 looked at, one is seen every 5.12 s, unless it is lost."""
-    monkeypatch.setattr("bitel.rtp.bpf.MOST_A_SECOND", 10)
+    monkeypatch.setattr("bitel.rtp.bpf.DELIVERED_RATE", 10)
     now = [100.0]
     callees = StreamReceiver(StreamTable(lambda packets, groups: []), lambda: now[0])
     ours = bind_rtp(socket.AF_INET, HOST, 0, keep_one_in(DENSEST))

@@ -9,7 +9,7 @@ import pytest
 
 from bitel.rtp.sender.packet_batch import Batch, StreamRow
 from bitel.rtp.sender.sendmmsg import Group, Packets, Refused, sockaddr
-from bitel.rtp.sender.tick_schedule import CROWDED, WORTH_A_SLOT, SlotScheduler
+from bitel.rtp.sender.tick_schedule import CROWDED, STREAMS_PER_SLOT, SlotScheduler
 
 FAR = sockaddr(socket.AF_INET, "192.0.2.1", 5000)
 
@@ -47,12 +47,12 @@ class Calls:
 @pytest.mark.parametrize("ports", [64, 256])
 def test_streams_of_a_port_stay_together_while_their_number_grows(ports: int) -> None:
     calls = Calls(ports)
-    streams = 10 * WORTH_A_SLOT
+    streams = 10 * STREAMS_PER_SLOT
     for number in range(streams):
         calls.begin(number)
     loads = [len(batch) for batch in calls.scheduler.batches]
-    assert min(loads) > WORTH_A_SLOT // 10
-    assert max(loads) <= 2 * WORTH_A_SLOT + CROWDED
+    assert min(loads) > STREAMS_PER_SLOT // 10
+    assert max(loads) <= 2 * STREAMS_PER_SLOT + CROWDED
     calls.packet_time()
     assert sum(count for _, _, count in calls.groups) == streams
     # One system call a port would be best; streams that run stay where they are as slots are added.
@@ -61,7 +61,7 @@ def test_streams_of_a_port_stay_together_while_their_number_grows(ports: int) ->
 
 def test_in_the_long_run_each_port_is_one_system_call() -> None:
     calls = Calls(64)
-    streams = 10 * WORTH_A_SLOT
+    streams = 10 * STREAMS_PER_SLOT
     for number in range(3 * streams):
         calls.begin(number)
         if number >= streams:
@@ -69,12 +69,12 @@ def test_in_the_long_run_each_port_is_one_system_call() -> None:
     calls.packet_time()
     assert len(calls.groups) == 64
     loads = [len(batch) for batch in calls.scheduler.batches]
-    assert max(loads) <= 1.25 * WORTH_A_SLOT
+    assert max(loads) <= 1.25 * STREAMS_PER_SLOT
 
 
 def test_a_number_that_goes_up_and_down_moves_no_port() -> None:
     calls = Calls(8)
-    for number in range(WORTH_A_SLOT + 8):
+    for number in range(STREAMS_PER_SLOT + 8):
         calls.begin(number)
     homes = calls.homes()
     assert len({id(home) for home in homes}) == 2
@@ -82,7 +82,7 @@ def test_a_number_that_goes_up_and_down_moves_no_port() -> None:
         calls.end(number)
     calls.packet_time()
     assert calls.homes() == homes
-    for number in range(100, WORTH_A_SLOT):
+    for number in range(100, STREAMS_PER_SLOT):
         calls.end(number)
     calls.packet_time()
     assert len({id(home) for home in calls.homes()}) == 1

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from bitel.rtp.packet import PTIMES, RtpHeader
 from bitel.rtp.sender.sendmmsg import Group, Packets, Refused
 from bitel.rtp.sender.stream_table import StreamTable
-from bitel.rtp.sender.tick_schedule import TICK_SECONDS, WORTH_A_SLOT, SlotScheduler
+from bitel.rtp.sender.tick_schedule import STREAMS_PER_SLOT, TICK_SECONDS, SlotScheduler
 from bitel.rtp.stream_spec import UNHEARD, StreamReport
 from tests.rtp.streams import change_command, host_and_port, open_clips, play_command
 
@@ -272,7 +272,7 @@ def test_many_streams_are_spread_evenly_over_their_packet_time(
     scheduler = SlotScheduler(ptime, socket.AF_INET, lambda packets, groups: [])
     assert len(scheduler.batches) == ptime // 2
     assert {id(scheduler.choose(port)) for port in range(100)} == {id(scheduler.batches[0])}
-    for stream in range(6 * WORTH_A_SLOT):
+    for stream in range(6 * STREAMS_PER_SLOT):
         played.engine.open(stream, played.socket)
         command = play_command(stream, stream, FAR, clips=clips, ptime=ptime)
         assert played.engine.play(command) is None
@@ -282,9 +282,9 @@ def test_many_streams_are_spread_evenly_over_their_packet_time(
         played.run(TICK_SECONDS)
         counts.append(len(played.packets) - before)
     used = [count for count in counts if count]
-    assert sum(used) == 6 * WORTH_A_SLOT
+    assert sum(used) == 6 * STREAMS_PER_SLOT
     assert len(used) == min(ptime // 2, 6)
-    assert max(used) <= 2 * WORTH_A_SLOT
+    assert max(used) <= 2 * STREAMS_PER_SLOT
 
 
 def awaited(played: Played, clip: Path, *, held: bool = False) -> None:

@@ -1,7 +1,7 @@
-"""The commands of `bitel`, a module for each subject.
+"""The command line `bitel`, one module per group of commands.
 
-Commands that manage the service work on its database (`common.open_database`), with the service
-running or not. Those that place and show calls use the HTTP API (`common.open_client`). Each
-imports the parts that it needs when it runs, so that help starts fast and the client works without
-the modules of the service.
+Commands that manage the service use its database (`common.open_database`), whether or not the
+service is running. Those that place and show calls use the HTTP API (`common.open_client`). Modules
+of the service are imported when a command runs, so that help is fast and the client works without
+them.
 """

@@ -1,4 +1,4 @@
-"""`bitel batch` and `bitel campaign`: many calls at once, and their states."""
+"""Commands about campaigns: `bitel batch` and `bitel campaign`."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def batch(
 class _ShownByDefault(TyperGroup):
     """`bitel campaign ID` is `bitel campaign show ID`."""
 
-    # Typed loosely: some versions of typer have a click of their own.
+    # Without types, because some versions of typer bundle click.
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and args[0] not in self.commands and not args[0].startswith("-"):
             args = ["show", *args]

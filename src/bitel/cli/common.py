@@ -1,4 +1,4 @@
-"""What commands share: options, the database or the service that they work on, and their output."""
+"""Shared parts of commands: options, access to the database and the service, output."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ ProjectName = Annotated[
 def open_database(
     config: Path | None, *, create: bool = False
 ) -> Iterator[tuple[Settings, Database]]:
-    """The settings, and their database, with the service running or not.
+    """Load the settings and open their database, whether or not the service is running.
 
-    `create` makes the database where there is none, or upgrades it, and says on stderr where it
-    is; otherwise it must be there, with the newest schema. Raises SettingsError.
+    With `create` a missing database is created and an old one upgraded; otherwise it must exist
+    with the newest schema. Raises SettingsError.
     """
     from bitel import settings as all_settings
     from bitel.store import engines, migrate
@@ -73,7 +73,7 @@ def open_database(
 
 
 def read_clock(settings: Settings) -> SteadyClock:
-    """The clock of the service that has these settings, running or not."""
+    """Return the clock of the service with these settings, whether or not it is running."""
     from bitel.steady_clock import SteadyClock
 
     return SteadyClock.read(settings.data_dir)
@@ -82,13 +82,13 @@ def read_clock(settings: Settings) -> SteadyClock:
 def read_database(
     config: Path | None, query: Callable[[Connection], T]
 ) -> tuple[T, Callable[[float], float]]:
-    """What `query` returns, and the function that makes Unix time of a stored time."""
+    """Return the result of `query`, and the function that converts a stored time to Unix time."""
     with open_database(config) as (settings, database):
         return database.read_now(query), read_clock(settings).date
 
 
 def find_project(conn: Connection, name_or_id: str) -> Project:
-    """The project of that name or id, or NotFoundError."""
+    """Return the project with this name or id. Raises NotFoundError."""
     from bitel.store import projects
 
     project = projects.find(conn, name_or_id)
@@ -98,7 +98,7 @@ def find_project(conn: Connection, name_or_id: str) -> Project:
 
 
 def check_dialer(settings: Settings, dialer_id: str) -> str:
-    """`dialer_id`, if the settings have such a dialer; InvalidServerError otherwise."""
+    """Return `dialer_id` if the settings have this dialer. Raises InvalidServerError."""
     if settings.dialer(dialer_id) is None:
         names = ", ".join(each.id for each in settings.dialers) or "none"
         raise InvalidServerError(f"the settings have no dialer {dialer_id!r}; there are: {names}")
@@ -106,9 +106,9 @@ def check_dialer(settings: Settings, dialer_id: str) -> str:
 
 
 def open_client(config: Path | None) -> Client:
-    """A client of the service at `BITEL_URL`, with `BITEL_TOKEN`.
+    """Return a client of the service at `BITEL_URL`, with `BITEL_TOKEN`.
 
-    Without `BITEL_URL` the service is looked for where the settings let it listen.
+    Without `BITEL_URL` it uses the address in the settings. Raises SettingsError.
     """
     from bitel.client import Client
 

@@ -1,4 +1,4 @@
-"""`bitel dnc`: numbers that a project must not call."""
+"""Commands about the do-not-call lists of projects: `bitel dnc`."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _change(project: str, number: str, config: Path | None, *, add: bool) -> Non
     from bitel.store import do_not_call
 
     with common.open_database(config) as (settings, database):
-        # What is on the list can be removed, also where it is no valid number any more.
+        # An entry can be removed even if it is not a valid number any more.
         is_stored = not add and re.fullmatch(r"\+[0-9]{1,15}", number) is not None
         e164 = number if is_stored else to_e164(number, settings.region, settings.extra_prefixes)
 

@@ -1,4 +1,4 @@
-"""`bitel`: all its commands, and how they fail."""
+"""The program `bitel`: registers all commands, and turns errors into exit statuses."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def options(
 
 def main() -> None:
     """Run the command line; exit status 0 on success, 1 on failure, 2 on wrong usage."""
-    # Recordings, the database and secrets must be private under any inherited umask.
+    # Recordings, the database and secrets must be private whatever umask is inherited.
     os.umask(0o077)
     try:
         app()

@@ -1,9 +1,8 @@
-"""Reads lists of phone numbers: one a line, or a CSV as spreadsheets write it.
+"""Reads lists of phone numbers: one per line, or a CSV file of a spreadsheet.
 
-A file may be UTF-8 or UTF-16, with or without a byte order mark; its columns may be separated by
-commas, semicolons or tabs, and Excel's first line `sep=;` is understood. Without the name of a
-column the one column that holds phone numbers is taken. Numbers that are the same in E.164 form
-are kept once.
+The file may be UTF-8 or UTF-16, with or without a byte order mark, with commas, semicolons, tabs or
+the delimiter in Excel's first line `sep=;`. The column may be found by its content. Numbers that
+are equal in E.164 form are kept once.
 """
 
 from __future__ import annotations
@@ -20,39 +19,39 @@ from bitel.errors import BitelError, InvalidPhoneNumberError, InvalidRequestErro
 
 DELIMITERS: Final = (",", ";", "\t")
 MOST_SHOWN: Final = 5
-"""Duplicates and columns that a message names."""
+"""Duplicates and columns listed in a message."""
 
 _UTF16: Final = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _PLACE: Final = re.compile(r"\bphoneNumbers\[(\d+)\]")
 
 E164 = Callable[[str], str | None]
-"""The E.164 form of a number as written; None if it is none."""
+"""Returns the E.164 form of a number as written; None if it is not valid."""
 
 
 @dataclass(frozen=True, slots=True)
 class NumberList:
-    """The numbers of a file, as written, each once."""
+    """The distinct numbers of a file, as written."""
 
     numbers: Sequence[str]
     places: Sequence[str]
-    """Where each is: `line 3`, or `line 3, column 'phone'`."""
+    """The place of each: `line 3`, or `line 3, column 'phone'`."""
     duplicates: Sequence[str]
-    """For each number that was left out, a few words: `line 7 repeats line 3`."""
+    """A description of each omitted number: `line 7 repeats line 3`."""
 
 
 def read_number_list(
     raw: bytes, name: str, column: str | None, region: str, extra_prefixes: Sequence[str] = ()
 ) -> NumberList:
-    """The numbers in a file.
+    """Parse a file.
 
     Args:
         raw: the file's content.
-        name: what messages call the file.
-        column: the heading of the column that holds the numbers; None: it is found.
-        region: how national numbers are read, to find the column and numbers that are the same.
+        name: the file's name in messages.
+        column: the heading of the column of the numbers; None: find it.
+        region: country of national numbers, to find the column and duplicates.
         extra_prefixes: as in `bitel.domain.phone_numbers.to_e164`.
 
-    Raises InvalidRequestError, naming line and column, where the file is no such list.
+    Raises InvalidRequestError, naming line and column.
     """
     from bitel.domain.phone_numbers import to_e164
 
@@ -73,7 +72,7 @@ def read_number_list(
 
 
 def located(error: BitelError, found: NumberList, name: str) -> BitelError:
-    """`error` with the line of the file in place of `phoneNumbers[3]`."""
+    """Return `error` with the place in the file instead of `phoneNumbers[3]`."""
     match = _PLACE.search(str(error))
     if match is None or int(match[1]) >= len(found.places):
         return error
@@ -84,7 +83,7 @@ def located(error: BitelError, found: NumberList, name: str) -> BitelError:
 def _decoded(raw: bytes, name: str) -> str:
     encoding = _UTF16.get(raw[:2])
     if encoding is None and b"\0" in raw[:2]:
-        # Without a mark: the first character of such a list is one of ASCII.
+        # Without a byte order mark, the first character is assumed to be ASCII.
         encoding = "utf-16-be" if raw[:1] == b"\0" else "utf-16-le"
     try:
         return raw.decode(encoding or "utf-8-sig")
@@ -96,7 +95,7 @@ def _decoded(raw: bytes, name: str) -> str:
 
 
 def _rows(text: str, name: str) -> list[tuple[int, list[str]]]:
-    """The rows that are not blank, each with the number of its first line."""
+    """Return the non-blank rows, each with the number of its first line."""
     lines = io.StringIO(text, newline="")
     first = lines.readline()
     if marked := re.fullmatch(r"\"?sep=(.)\"?\s*", first):
@@ -124,7 +123,7 @@ def _rows(text: str, name: str) -> list[tuple[int, list[str]]]:
 def _column(
     rows: Sequence[tuple[int, list[str]]], name: str, column: str | None, e164: E164
 ) -> tuple[str, list[tuple[int, str]]]:
-    """The heading of the column of numbers, and its cells with their lines."""
+    """Return the heading of the numbers' column, and its cells with their lines."""
     (_, first), rest = rows[0], rows[1:]
     has_headings = not any(e164(cell) for cell in first)
     headings = [cell or str(n) for n, cell in enumerate(first, 1)]

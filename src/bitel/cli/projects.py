@@ -1,4 +1,4 @@
-"""`bitel project`: who may place calls, and `bitel ledger`: how their balances came about."""
+"""Commands about projects and their balances: `bitel project` and `bitel ledger`."""
 
 from __future__ import annotations
 
@@ -259,7 +259,7 @@ def _set_webhook(conn: Connection, found: Project, url: str) -> None:
     if url == NOWHERE:
         projects.change(conn, found.id, webhook_url=None)
         return
-    # Receivers have the secret: it stays when the URL changes.
+    # Receivers know the secret, so it is kept when the URL changes.
     kept = found.webhook_secret or new_secret()
     projects.change(conn, found.id, webhook_url=url, webhook_secret=kept)
 
@@ -309,7 +309,7 @@ def delete(
             for each in ids:
                 await voices.delete(each)
 
-        # Audio first: what is deleted of a project whose rows are there can be deleted again.
+        # Audio first: while its rows exist, an interrupted deletion can be repeated.
         for ids in project_deletion.recordings(database, found.id):
             asyncio.run(delete_audio(ids))
         project_deletion.delete_project(database, found.id, common.read_clock(settings)())

@@ -1,4 +1,4 @@
-"""Commands that set up and operate the service: `bitel init`, `serve`, `check-config` and so on."""
+"""Commands to set up and operate the service: `bitel init`, `serve`, `check-config` and others."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def init(config: common.Config = None) -> None:
 
 
 def _write(path: Path) -> bool:
-    """Write the template unless the file exists. Its mode is 0600: passwords will be in it."""
+    """Write the template unless the file exists, with mode 0600, as it will have passwords."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -105,7 +105,7 @@ def serve(
     """Run the service in the foreground, until SIGTERM lets its calls finish."""
     if take_over and only is Only.API:
         raise typer.BadParameter("--only api runs no dialer that could be taken over")
-    # By default it ends a process, and what follows takes a moment. Replaced by the service.
+    # SIGHUP must not end the process before the service has installed its handler.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     import structlog
     import uvloop
@@ -150,7 +150,7 @@ def check_config(config: Annotated[Path | None, Option(help="The settings file."
         ("http", f"{loaded.http.host}:{loaded.http.port}"),
         ("tariff", f"{len(loaded.tariff)} lines" if loaded.tariff else "none: calls cost nothing"),
     ]
-    # These are otherwise checked only when the parts of the service are built.
+    # The service checks these only at its start.
     check_notifications(loaded.notifications)
     loaded.price_list()
     for dialer in loaded.dialers:

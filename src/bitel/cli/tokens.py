@@ -1,4 +1,4 @@
-"""`bitel token`: the keys that clients of a project carry."""
+"""Commands about the API tokens of projects: `bitel token`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def create(
 
     now = time.time()
     token_id = new_id(now)
-    # A JWT counts whole seconds; the store keeps the same, so that both end together.
+    # A JWT has whole seconds; the same value is stored, so that both expire together.
     expires_at = None if expires is None else float(int(now + expires * DAY))
 
     def work(conn: Connection) -> str:

@@ -1,4 +1,4 @@
-"""Commands for trying things out without a service: `bitel dial`, `bitel phone`, `bitel demo`."""
+"""Commands for trials without a service: `bitel dial`, `bitel phone` and `bitel demo`."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _config(settings: Settings, dialer_id: str | None) -> SipTrunkConfig:
     if found is None:
         names = ", ".join(each.id for each in settings.dialers)
         raise InvalidServerError(f"no dialer is named {dialer_id!r}; there is {names}")
-    # Registration and OPTIONS belong to a service that may run beside this call.
+    # A running service does registration and OPTIONS.
     return replace(sip_trunk_config(found, settings.region), register=False, ping_interval=0.0)
 
 
@@ -90,7 +90,7 @@ async def _dial(
 
     with tempfile.TemporaryDirectory(prefix="bitel-dial-") as folder:
         playing = await _Playing.prepare(voice, Path(folder))
-        dialer = await _start(config, playing, _Ladder(full=full))
+        dialer = await _start(config, playing, _MessagePrinter(full=full))
         request = DialRequest(new_id(time.time()), new_id(time.time()), e164, "voice")
         call = asyncio.create_task(dialer.dial(request, on_answered))
         try:
@@ -103,11 +103,13 @@ async def _dial(
             await dialer.close()
 
 
-async def _start(config: SipTrunkConfig, playing: _Playing, ladder: _Ladder) -> SipTrunkDialer:
-    """A dialer at the configured port, or at a free one if a service uses that port."""
+async def _start(
+    config: SipTrunkConfig, playing: _Playing, observer: _MessagePrinter
+) -> SipTrunkDialer:
+    """Start a dialer at the configured port, or at a free one if that is in use."""
     from bitel.dialer.sip_dialer import SipTrunkDialer
 
-    dialer = SipTrunkDialer(config, playing, time.time, observer=ladder)
+    dialer = SipTrunkDialer(config, playing, time.time, observer=observer)
     try:
         await dialer.start()
     except BitelError as fault:
@@ -115,14 +117,14 @@ async def _start(config: SipTrunkConfig, playing: _Playing, ladder: _Ladder) -> 
         if not taken:
             raise
         elsewhere = replace(config, bind=(config.bind[0], 0), public_port=None)
-        dialer = SipTrunkDialer(elsewhere, playing, time.time, observer=ladder)
+        dialer = SipTrunkDialer(elsewhere, playing, time.time, observer=observer)
         await dialer.start()
     return dialer
 
 
 @dataclass
 class _Playing:
-    """The audio of the call: one file, in both G.711 laws."""
+    """The audio of the call: a file, in both G.711 laws."""
 
     clips: Mapping[str, Playlist]
 
@@ -145,7 +147,7 @@ class _Playing:
         return self.clips
 
 
-class _Ladder:
+class _MessagePrinter:
     """Prints the SIP messages of the call as they are sent and received."""
 
     def __init__(self, *, full: bool) -> None:
@@ -160,7 +162,7 @@ class _Ladder:
     ) -> None:
         from bitel.dialer import sip_trace
 
-        # A public port also receives messages that have nothing to do with this call.
+        # A public port also receives unrelated messages.
         if sip_trace.sip_call_id(data) in self._sip_call_ids:
             traced = sip_trace.Traced.of(direction, data, address, at)
             typer.echo(sip_trace.in_full(traced) if self._full else sip_trace.arrow(traced))
@@ -210,7 +212,6 @@ def phone(
     quiet: Annotated[bool, Option("--quiet", help="Print no line for each call.")] = False,
 ) -> None:
     """Take SIP calls: answer, be busy, ring, or stay silent, by number."""
-    # Other commands start sooner without these.
     from bitel.settings import split_address
     from bitel.sip_transport.tls import TlsFileError, TlsFiles
     from bitel.test_phone.phone import PhoneConfig
@@ -229,7 +230,7 @@ def phone(
         raise typer.BadParameter(str(error), param_hint="--rule") from None
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    # Each call has a socket: ask for as many files as this user may open.
+    # Each call has a socket, so the limit of open files is raised to its maximum.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
@@ -261,7 +262,7 @@ async def _serve(config: PhoneConfig, *, quiet: bool) -> None:
 def _print(entry: Entry) -> None:
     details = "".join(f" {name}={value}" for name, value in entry.details.items())
     line = f"{entry.number} {entry.event}{details}"
-    # The caller chose the number; control characters must not reach the terminal.
+    # The number is untrusted: control characters must not be printed on the terminal.
     typer.echo(ascii(line)[1:-1], err=True)
 
 

@@ -1,4 +1,4 @@
-"""`bitel voice`: recordings, by way of the HTTP API."""
+"""Commands about recordings, over the HTTP API: `bitel voice`."""
 
 from __future__ import annotations
 
@@ -67,7 +67,10 @@ def speak(
 
 
 def voice_id(client: Client, voice: str) -> str:
-    """The id of what `--voice` names: a recording, or a file that is uploaded now."""
+    """Return the id of a `--voice`: a recording's id, or a file, which is uploaded.
+
+    Raises InvalidRequestError for other values.
+    """
     file = Path(voice)
     if file.is_file():
         return send(client, file)["id"]
@@ -86,7 +89,7 @@ def _show(recording: Recording, as_json: bool) -> None:
 
 
 def send(client: Client, file: Path) -> Recording:
-    """Upload `file`, with a progress bar where stderr is a terminal."""
+    """Upload `file`, with a progress bar if stderr is a terminal."""
     if not sys.stderr.isatty():
         return client.upload(file)
     from rich.console import Console

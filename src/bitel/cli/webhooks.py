@@ -1,4 +1,4 @@
-"""`bitel webhook`: events and their deliveries, and the secrets that sign them."""
+"""Commands about webhooks: `bitel webhook` shows deliveries, redelivers, and prints secrets."""
 
 from __future__ import annotations
 

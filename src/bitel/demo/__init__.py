@@ -1,1 +1,1 @@
-"""All of it on one machine: the service, a phone for a carrier, and calls between them."""
+"""Demo of the service with the built-in phone as the carrier, on one machine."""

@@ -1,4 +1,4 @@
-"""The demo: the service and a phone for a carrier on one machine, and five calls at once."""
+"""The demo: five concurrent calls of the service to the phone, with checks of their results."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from bitel.recordings.audio_match import match
 from bitel.recordings.sample import write_sample
 
 LIMIT = 55.0
-"""Seconds after which calls that are not over count as failed."""
+"""Seconds after which calls that are not over have failed."""
 
 LEAST_CORRELATION = 0.98
 LONGEST_GAP_MS = 20.0
@@ -49,14 +49,14 @@ connection_fee = {RATE.connection_fee}
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A number that is called: what its phone does, and the result that is expected."""
+    """A call of the demo: the behaviour of its phone, and the expected result."""
 
     number: str
     does: str
     behaviour: str
     status: str
     seconds: tuple[int, int]
-    """The least and the most seconds that may be billed."""
+    """Minimum and maximum of billed seconds."""
     retries: int = 0
 
 
@@ -80,9 +80,9 @@ _STYLES = {
 
 
 def play(heard: Path, console: Console) -> bool:
-    """Run the demo in a temporary folder, and leave the audio of the first call at `heard`.
+    """Run the demo in a temporary folder, and write the audio of the first call to `heard`.
 
-    Returns whether every call ended as expected and the audio arrived without gaps.
+    Returns whether all calls ended as expected and the audio was received without gaps.
     """
     with tempfile.TemporaryDirectory(prefix="bitel-demo-") as folder:
         stage = Stage(
@@ -126,7 +126,7 @@ def _place_calls(stage: Stage, client: Client, heard: Path, console: Console) ->
 
 def _watch(client: Client, calls: dict[str, Call], console: Console) -> None:
     started = time.monotonic()
-    # Without a terminal, only how it ended is shown.
+    # Without a terminal, only the final table is printed.
     live = Live(console=console, refresh_per_second=8) if console.is_terminal else None
     with live or contextlib.nullcontext():
         while True:
@@ -138,7 +138,7 @@ def _watch(client: Client, calls: dict[str, Call], console: Console) -> None:
                 live.update(_table(calls, elapsed))
             if all(call["statusCode"] for call in calls.values()) or elapsed > LIMIT:
                 break
-            time.sleep(0.2)  # the API has no way to push states
+            time.sleep(0.2)  # the API can only be polled
     if live is None:
         console.print(_table(calls, elapsed))
 
@@ -160,7 +160,7 @@ def _compare_audio(stage: Stage, uploaded: Path, heard: Path, console: Console) 
 
 
 def read_wav(path: Path) -> Pcm:
-    """The samples of a WAV of 16 bit, mono, 8 kHz. Raises BitelError for another format."""
+    """Return the samples of a 16-bit mono 8 kHz WAV. Raises BitelError for other formats."""
     with wave.open(str(path), "rb") as file:
         if (file.getnchannels(), file.getsampwidth(), file.getframerate()) != (1, 2, 8000):
             raise BitelError(f"{path} is not 16-bit mono at 8 kHz")
@@ -168,7 +168,7 @@ def read_wav(path: Path) -> Pcm:
 
 
 def faults(part: Part, call: Call) -> list[str]:
-    """What is wrong with a call's final state, a sentence each; empty where all is well."""
+    """Return the faults in a call's final state as sentences."""
     found = []
     if call["status"] != part.status:
         found.append(f"{part.number} ended as {call['status']}, not {part.status}")
@@ -184,7 +184,7 @@ def faults(part: Part, call: Call) -> list[str]:
 
 
 def _table(calls: Mapping[str, Call], elapsed: float) -> RenderableType:
-    """A row for each part with its call, which `calls` has by number, and how many are over."""
+    """A table of all calls and a progress bar; `calls` are by number."""
     rows = Table("number", "the phone", "status", "billed", "price", title="bitel demo")
     rows.columns[3].justify = rows.columns[4].justify = "right"
     over = 0
@@ -197,5 +197,5 @@ def _table(calls: Mapping[str, Call], elapsed: float) -> RenderableType:
         rows.add_row(part.number, part.does, Text(status, _STYLES.get(status, "")), *billed)
     bar = ProgressBar(total=len(PARTS), completed=over, width=40)
     done = Text(f"{over} of {len(PARTS)} calls are over after {elapsed:.0f} s")
-    # A bar ends without a line end.
+    # The padding ends the bar's line.
     return Group(rows, done, Padding(bar, (0, 0, 1, 0)))

@@ -1,6 +1,6 @@
-"""A service and a phone as processes of their own, in one folder, on free loopback ports.
+"""`Stage`: a service and a phone as processes, in one folder, on free loopback ports.
 
-Used by the demo, and by tests and benchmarks that kill and restart a real service.
+Used by the demo, and by tests and benchmarks that need a real service.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ import httpx
 
 from bitel.errors import BitelError
 
-START_PATIENCE = 30.0
-"""Seconds that a process may take until it answers."""
+START_TIMEOUT = 30.0
+"""Seconds until a process must be ready."""
 
 
 class StageError(BitelError):
@@ -41,10 +41,10 @@ class Ports:
 
 
 def free_port() -> int:
-    """A loopback port that was free a moment ago, for TCP and for UDP.
+    """Return a loopback port that is currently free for TCP and UDP.
 
-    It is below the ports that Linux gives to sockets without one of their own, which could take it
-    before the process that it is meant for binds it, or while that process is restarted.
+    It is below Linux's ephemeral ports, so that other sockets do not get it before it is bound, or
+    while its process restarts.
     """
     while True:
         port = random.randrange(20_000, 32_000)
@@ -56,7 +56,7 @@ def free_port() -> int:
 
 
 def free_ports() -> Ports:
-    """Ports that were free a moment ago, all different."""
+    """Return different ports that are currently free."""
     ports: set[int] = set()
     while len(ports) < 3:
         ports.add(free_port())
@@ -64,14 +64,14 @@ def free_ports() -> Ports:
 
 
 WITHOUT_LIMITS = ("--rate", "settings", "--call-rate", "settings")
-"""Options of a project whose calls come as fast as a test or a benchmark places them."""
+"""Options of a project without rate limits."""
 
 
 @dataclass
 class Stage:
-    """The service and the phone. Use it as a context manager: it kills what still runs at the end.
+    """A service and a phone. As a context manager it kills both processes at the end.
 
-    `dialer` holds settings of the one dialer and `extra` is TOML put before its section.
+    `dialer` has settings of the only dialer; `extra` is TOML that precedes its section.
     """
 
     folder: Path
@@ -82,10 +82,10 @@ class Stage:
     record: bool = True
     ports: Ports = field(default_factory=free_ports)
     trunk: str = ""
-    """The dialer's trunk; empty: the phone itself."""
+    """The dialer's trunk; empty: the phone."""
     phone_options: Sequence[str] = ()
     data_dir: Path | None = None
-    """Where the service keeps its data; None: in the folder."""
+    """The setting `data_dir`; None: in the folder."""
     service: subprocess.Popen[bytes] | None = None
     phone: subprocess.Popen[bytes] | None = None
 
@@ -107,22 +107,22 @@ class Stage:
 
     @property
     def heard(self) -> Path:
-        """The folder of what the phone recorded."""
+        """The folder of the phone's recordings."""
         return self.folder / "heard"
 
     @property
     def phone_log(self) -> Path:
-        """What the phone saw, a JSON object a line."""
+        """The phone's log, one JSON object per line."""
         return self.folder / "phone.jsonl"
 
     @property
     def service_log(self) -> Path:
-        """What the service logged, over all its starts."""
+        """The service's log, of all its starts."""
         return self.folder / "serve.log"
 
     @property
     def url(self) -> str:
-        """Where the service answers HTTP."""
+        """The base URL of the service."""
         return f"http://127.0.0.1:{self.ports.http}"
 
     def start_phone(self) -> None:
@@ -140,32 +140,31 @@ class Stage:
         )
 
     def start_service(self, *options: str) -> None:
-        """Start the service, with more options of `bitel serve`, and wait until it answers."""
+        """Start the service with options of `bitel serve`, and wait until it answers."""
         self.service = self._start("serve", f"--config={self.config}", *options)
-        # One client for all tries: it prepares for TLS when it is made, which takes far longer
-        # than asking does.
+        # One client for all attempts, as loading TLS takes much longer than a request.
         with httpx.Client(base_url=self.url, timeout=2.0) as http:
             self._wait_until("the service answers", self.service, lambda: _answers(http))
 
     def stop_service(self, timeout: float = 60.0) -> int:
-        """SIGTERM; the exit status once it has drained."""
+        """Send SIGTERM and wait; returns the exit status."""
         assert self.service is not None, "the service was not started"
         self.service.send_signal(signal.SIGTERM)
         return self.service.wait(timeout)
 
     def kill_service(self) -> None:
-        """SIGKILL, as a crash or a power cut would."""
+        """Send SIGKILL, to simulate a crash."""
         assert self.service is not None, "the service was not started"
         self.service.kill()
         self.service.wait()
 
     def command(self, *arguments: str) -> str:
-        """What `bitel ARGUMENTS --config …` prints, without its newline."""
+        """Run `bitel ARGUMENTS --config …`; returns its output. Raises StageError."""
         done = subprocess.run(
             [sys.executable, "-m", "bitel.cli", *arguments, f"--config={self.config}"],
             capture_output=True,
             text=True,
-            timeout=START_PATIENCE,
+            timeout=START_TIMEOUT,
             check=False,
             env=_environment(),
         )
@@ -174,12 +173,12 @@ class Stage:
         return done.stdout.strip()
 
     def token(self, name: str = "demo") -> str:
-        """A token of a new project."""
+        """Create a project; returns a token of it."""
         project = self.command("project", "create", name, *WITHOUT_LIMITS)
         return self.command("token", "create", project)
 
     def client(self, token: str) -> httpx.Client:
-        """An HTTP client of the service, with a token."""
+        """Return an HTTP client of the service with a token."""
         headers = {"Authorization": f"Bearer {token}"}
         return httpx.Client(base_url=self.url, headers=headers, timeout=30.0)
 
@@ -197,7 +196,7 @@ class Stage:
     def _wait_until(
         self, what: str, process: subprocess.Popen[bytes], ready: Callable[[], bool]
     ) -> None:
-        end = time.monotonic() + START_PATIENCE
+        end = time.monotonic() + START_TIMEOUT
         while not ready():
             if process.poll() is not None or time.monotonic() > end:
                 raise StageError(f"{what} not, after all; see the logs in {self.folder}")
@@ -219,7 +218,7 @@ class Stage:
             "[http]",
             f"port = {ports.http}",
             "[[dialers]]",
-            # Texts, numbers, booleans and lists are written alike in TOML and in JSON.
+            # Strings, numbers, booleans and lists have the same syntax in TOML and JSON.
             *(f"{key} = {json.dumps(value)}" for key, value in dialer.items()),
         ]
         return "\n".join(lines) + "\n"
@@ -233,5 +232,5 @@ def _answers(http: httpx.Client) -> bool:
 
 
 def _environment() -> dict[str, str]:
-    # The stage's own file decides, not what the caller's shell happens to set.
+    # Variables of the caller's shell must not override the stage's settings.
     return {name: value for name, value in os.environ.items() if not name.startswith("BITEL_")}

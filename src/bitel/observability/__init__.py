@@ -1,1 +1,1 @@
-"""What an operator sees of the process: logs, the lag of the event loop, garbage collection."""
+"""Logging, event loop lag and garbage collection."""

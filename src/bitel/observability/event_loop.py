@@ -1,9 +1,8 @@
-"""Delays of the event loop: measures its lag, and keeps the garbage collector from causing it.
+"""Event loop lag: its measurement, and control of the garbage collector to avoid it.
 
-Objects of calls and requests are freed with their last reference, so the collector of cyclic
-garbage finds nothing, but traverses all live objects each time: with CPython's thresholds and tens
-of thousands of calls that takes 0.1 s and more. So automatic collection is disabled, and the
-collector runs while no call is active, for cycles that were made after all.
+Objects of calls and requests are not in reference cycles, so the collector finds nothing, but it
+traverses all live objects: with CPython's thresholds and tens of thousands of calls that takes
+0.1 s and more. So automatic collection is disabled, and the collector runs while no call is active.
 """
 
 from __future__ import annotations
@@ -23,52 +22,54 @@ import structlog
 from bitel.supervision import background
 
 LAG_INTERVAL: Final = 0.1
-"""Seconds between two timers whose lateness is measured."""
+"""Seconds between measurements."""
 LAG_RECENT: Final = 1.0
-"""Seconds over which the mean is taken: one pause alone is no overload."""
+"""Seconds over which the mean is computed: a single pause is no overload."""
 LAG_BOUNDS: Final = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 PAUSE_BOUNDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
-"""Upper bounds of the histograms' classes, in seconds."""
+"""Upper bounds of the histograms' buckets, in seconds."""
 
-LOOK: Final = 60.0
-"""Seconds between two checks whether the collector is due."""
-OFTEN: Final = 600.0
-"""Seconds from one run of the collector to the next, if no call is running then."""
-SELDOM: Final = 24 * 3600.0
-"""Seconds from one run to the next, with calls running or not."""
-MOST: Final = 1_000_000
-"""New objects, less those freed, from which the collector runs at once: they are some hundred
-megabytes. 10,000 running calls are 300,000."""
+CHECK_INTERVAL: Final = 60.0
+"""Seconds between checks whether the collector is due."""
+IDLE_INTERVAL: Final = 600.0
+"""Seconds between runs of the collector while no call is active."""
+LONGEST_INTERVAL: Final = 24 * 3600.0
+"""Seconds between runs in any case."""
+MOST_OBJECTS: Final = 1_000_000
+"""New objects, minus those freed, from which the collector runs at once: some hundred megabytes.
+10,000 calls have 300,000."""
 
 log = structlog.get_logger(__name__)
 
 
 class Histogram:
-    """Durations counted by classes, as Prometheus wants them."""
+    """A histogram of durations, as in Prometheus.
+
+    `bounds` are the ascending upper bounds of the buckets in seconds; one more bucket has none.
+    """
 
     def __init__(self, bounds: Sequence[float]) -> None:
-        """`bounds` are the classes' upper bounds in seconds, ascending; one more has none."""
         self.bounds = tuple(bounds)
         self.counts = [0] * (len(self.bounds) + 1)
-        """How many were up to each of `bounds`, and above the bound before; the last, longer."""
+        """Durations per bucket, not cumulative."""
         self.total = 0.0
-        """Seconds, all together."""
+        """Sum in seconds."""
 
     def add(self, seconds: float) -> None:
-        """Count one."""
+        """Count a duration."""
         self.counts[bisect_left(self.bounds, seconds)] += 1
         self.total += seconds
 
 
 class LoopLag(Histogram):
-    """How late timers were."""
+    """Histogram of the lateness of timers."""
 
     def __init__(self) -> None:
         super().__init__(LAG_BOUNDS)
         self._recent: deque[tuple[float, float]] = deque()
 
     def record(self, late: float, now: float) -> None:
-        """Count a timer that was `late` by these seconds, at the loop's time `now`."""
+        """Count a timer that was `late` seconds late, at the loop's time `now`."""
         late = max(0.0, late)
         self.add(late)
         self._recent.append((now, late))
@@ -85,7 +86,7 @@ class LoopLag(Histogram):
 
 @contextlib.asynccontextmanager
 async def measuring_lag() -> AsyncIterator[LoopLag]:
-    """Measures the lag inside the block."""
+    """Measure the lag during the block."""
     lag = LoopLag()
     async with background("loop lag", partial(_measure, lag)):
         yield lag
@@ -101,14 +102,14 @@ async def _measure(lag: LoopLag) -> None:
 
 
 class Pauses(Histogram):
-    """How long runs of the collector took, all else waiting."""
+    """Histogram of the durations of collector runs, which block everything."""
 
     def __init__(self) -> None:
         super().__init__(PAUSE_BOUNDS)
         self._began = 0.0
 
     def __call__(self, phase: str, info: dict[str, int]) -> None:
-        """What `gc.callbacks` calls, with "start" and "stop"."""
+        """Callback of `gc.callbacks`; `phase` is "start" or "stop"."""
         if phase == "start":
             self._began = time.perf_counter()
         elif self._began:
@@ -117,7 +118,7 @@ class Pauses(Histogram):
 
 @contextlib.contextmanager
 def measuring_pauses() -> Iterator[Pauses]:
-    """Measures the pauses inside the block."""
+    """Measure the pauses during the block."""
     pauses = Pauses()
     gc.callbacks.append(pauses)
     try:
@@ -127,15 +128,15 @@ def measuring_pauses() -> Iterator[Pauses]:
 
 
 def disable_collector() -> None:
-    """From now on, no allocation in this process makes the collector run."""
+    """Disable automatic collection, and exempt current objects from later collections."""
     gc.collect()
     gc.freeze()
     gc.disable()
 
 
 def is_due(since: float, new: int, *, quiet: bool) -> bool:
-    """Whether to run the collector, `since` seconds after its last run, with `new` new objects."""
-    return new >= MOST or since >= (OFTEN if quiet else SELDOM)
+    """Whether to run the collector `since` seconds after its last run, with `new` new objects."""
+    return new >= MOST_OBJECTS or since >= (IDLE_INTERVAL if quiet else LONGEST_INTERVAL)
 
 
 async def collect_when_quiet(is_quiet: Callable[[], bool]) -> None:
@@ -143,7 +144,7 @@ async def collect_when_quiet(is_quiet: Callable[[], bool]) -> None:
     loop = asyncio.get_running_loop()
     ran_at = loop.time()
     while True:
-        await asyncio.sleep(LOOK)
+        await asyncio.sleep(CHECK_INTERVAL)
         new, quiet = gc.get_count()[0], is_quiet()
         if is_due(loop.time() - ran_at, new, quiet=quiet):
             found = gc.collect()

@@ -1,4 +1,4 @@
-"""Logs: plain lines on stderr for a person, or JSON for a machine. No secrets, masked numbers."""
+"""Logging to stderr, as plain lines or JSON, with rate limits and masked numbers."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Level = Literal["debug", "info", "warning", "error"]
 
 
 class LossyStream(io.TextIOBase):
-    """Writes lines to another stream, and drops those that it can't take.
+    """Writes lines to another stream, and drops those that fail.
 
-    A log on a full disk must not be what ends the work that is logged. Where the other stream has a
-    file descriptor it is written to without a buffer, so that nothing is left to fail at the exit.
+    A full disk must not stop the service. A stream with a file descriptor is written without a
+    buffer, which could fail at exit.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -34,8 +34,8 @@ class LossyStream(io.TextIOBase):
         self._stream = _unbuffered(stream)
 
     def write(self, text: str) -> int:
-        """Write `text`, if that can be done; its length."""
-        with suppress(OSError, ValueError):  # there is no other place to report it
+        """Write `text` if possible; returns its length."""
+        with suppress(OSError, ValueError):  # errors of the log can't be logged
             self._stream.write(text)
             self._stream.flush()
         return len(text)
@@ -51,17 +51,14 @@ def _unbuffered(stream: TextIO) -> TextIO:
 
 
 class LineLimit:
-    """A token bucket for log lines that anybody on the network can cause.
-
-    `take` returns how many lines were suppressed since the last one, or None to suppress this one.
-    """
+    """Token bucket for log lines that anyone on the network can cause."""
 
     def __init__(self, per_second: float, burst: float) -> None:
         self._bucket = TokenBucket(per_second, burst, time.monotonic())
         self._left_out = 0
 
     def take(self) -> int | None:
-        """Count one line; see the class."""
+        """Return the number of lines suppressed before this one, or None to suppress this one."""
         if self._bucket.take(time.monotonic()):
             self._left_out += 1
             return None
@@ -71,13 +68,13 @@ class LineLimit:
 
 RECORDS_PER_SECOND: Final = 20.0
 RECORD_BURST: Final = 200.0
-"""Records of the standard library that are written, of each logger and level."""
+"""Limit of records of the standard library, for each logger and level."""
 
 
 class LimitRecords(logging.Filter):
     """Limits the records of each logger and level; the next one says how many were left out.
 
-    For the records of libraries, which write one for each malformed request or message.
+    Libraries write a record for each malformed request or message.
     """
 
     def __init__(self) -> None:
@@ -96,10 +93,10 @@ class LimitRecords(logging.Filter):
 
 
 def configure(level: Level, json: bool) -> None:
-    """Send every log line at `level` or above to stderr, also those of libraries.
+    """Write log lines from `level` on to stderr.
 
-    Records of the standard library, Python's warnings and, with `json`, exceptions that end a
-    thread or the process are written in the same form as our own lines.
+    Records of the standard library's logging, Python's warnings and, with `json`, uncaught
+    exceptions are written in the same form.
     """
     stream = cast(TextIO, LossyStream(sys.stderr))
     numeric = logging.getLevelNamesMapping()[level.upper()]
@@ -109,7 +106,7 @@ def configure(level: Level, json: bool) -> None:
         else structlog.dev.ConsoleRenderer(
             colors=sys.stderr.isatty(),
             pad_event_to=0,
-            # The default shows local variables too, and with them whatever secret they hold.
+            # The default prints local variables, which may hold secrets.
             exception_formatter=structlog.dev.plain_traceback,
         )
     )
@@ -119,7 +116,7 @@ def configure(level: Level, json: bool) -> None:
         processors=[processors.add_log_level, stamp, *exceptions, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(numeric),
         logger_factory=structlog.WriteLoggerFactory(file=stream),
-        # A cached logger would keep the level that it was first used at.
+        # A cached logger would keep its first level.
         cache_logger_on_first_use=False,
     )
     handler = logging.StreamHandler(stream)
@@ -134,11 +131,11 @@ def configure(level: Level, json: bool) -> None:
     logging.basicConfig(level=max(numeric, logging.WARNING), handlers=[handler], force=True)
     logging.captureWarnings(True)
     if json:
-        _log_what_ends_a_thread()
+        _log_uncaught_exceptions()
 
 
-def _log_what_ends_a_thread() -> None:
-    # Python would write a traceback of many lines, which are no JSON.
+def _log_uncaught_exceptions() -> None:
+    # Python would write a traceback, which is not JSON.
     log = structlog.get_logger(__name__)
 
     def of_process(
@@ -164,5 +161,5 @@ _LONG_NUMBER: Final = re.compile(r"\d(?:[\s().\-/]{0,3}\d){4,}")
 
 
 def without_numbers(text: str) -> str:
-    """`text` with every run of five digits or more masked, whatever stands between the digits."""
+    """Return `text` with every run of five or more digits masked, also with separators."""
     return _LONG_NUMBER.sub(lambda match: masked(match[0]), text)

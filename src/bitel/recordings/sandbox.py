@@ -169,7 +169,7 @@ def allow_computing_only(*, opening: bool = False) -> None:
     _install(program, otherwise=_REFUSE)
 
 
-def refuse_the_needless() -> None:
+def refuse_never_needed() -> None:
     """Refuse the system calls of `NEVER_NEEDED` from now on, by EPERM."""
     if has_seccomp():
         _install(_for_each(NEVER_NEEDED, _REFUSE), otherwise=_ALLOW)

@@ -129,7 +129,7 @@ class VoiceStore:
         """
         files = {_key(recording_id, "PCMA"): decoded.alaw, _key(recording_id, "PCMU"): decoded.ulaw}
         try:
-            with self._failures_named():
+            with _errors_as_unavailable():
                 for key, path in files.items():
                     await obstore.put_async(self._store, key, path)
                 if not self._remote:
@@ -149,7 +149,7 @@ class VoiceStore:
         """
         key = _key(recording_id, law)
         path = self._folder / key
-        with self._failures_named():
+        with _errors_as_unavailable():
             found = await asyncio.to_thread(_size_of, path)
         if found is not None and (not self._remote or size is None or found == size):
             return path
@@ -163,7 +163,7 @@ class VoiceStore:
         Raises NotFoundError before the first chunk.
         """
         path = await self.clip(recording_id, "PCMA")
-        with self._failures_named():
+        with _errors_as_unavailable():
             file = await asyncio.to_thread(path.open, "rb")
         with file:
             yield wav.header(os.fstat(file.fileno()).st_size)
@@ -173,7 +173,7 @@ class VoiceStore:
     async def wav_size(self, recording_id: str) -> int:
         """Return the size of `wav` in bytes. Raises NotFoundError."""
         key = _key(recording_id, "PCMA")
-        with self._failures_named():
+        with _errors_as_unavailable():
             try:
                 return wav.size((await obstore.head_async(self._store, key))["size"])
             except FileNotFoundError:
@@ -182,7 +182,7 @@ class VoiceStore:
     async def delete(self, recording_id: str) -> None:
         """Delete a recording, if it exists. Caches of other machines are not changed."""
         keys = [_key(recording_id, law) for law in SUFFIXES]
-        with self._failures_named():
+        with _errors_as_unavailable():
             await self._discard(keys)
 
     async def stored_before(self, at: float) -> AsyncIterator[list[str]]:
@@ -190,7 +190,7 @@ class VoiceStore:
 
         `at` is in Unix seconds by the system clock. Incomplete recordings are included.
         """
-        with self._failures_named():
+        with _errors_as_unavailable():
             async for objects in obstore.list(self._store, chunk_size=LISTED):
                 names = [each["path"] for each in objects if each["last_modified"].timestamp() < at]
                 ids = {found[1] for name in names if (found := _OBJECT.fullmatch(name))}
@@ -206,7 +206,7 @@ class VoiceStore:
     async def _download(self, recording_id: str, key: str) -> Path:
         path = self._folder / key
         incomplete = self._folder / f".{key}.{uuid.uuid4().hex}"
-        with self._failures_named(), removed_on_failure(incomplete):
+        with _errors_as_unavailable(), removed_on_failure(incomplete):
             try:
                 answer = await obstore.get_async(self._store, key)
             except FileNotFoundError:
@@ -221,12 +221,13 @@ class VoiceStore:
             await asyncio.to_thread(os.replace, incomplete, path)
         return path
 
-    @contextmanager
-    def _failures_named(self) -> Iterator[None]:
-        try:
-            yield
-        except (BaseError, OSError) as error:
-            raise UnavailableError("The storage of recordings can't be used now.") from error
+
+@contextmanager
+def _errors_as_unavailable() -> Iterator[None]:
+    try:
+        yield
+    except (BaseError, OSError) as error:
+        raise UnavailableError("The storage of recordings can't be used now.") from error
 
 
 def _key(recording_id: str, law: Law) -> str:

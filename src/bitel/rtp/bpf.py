@@ -13,16 +13,15 @@ import struct
 
 DENSEST = 16  # with few streams, one audio packet in 16 is delivered
 SPARSEST = 256  # with many streams, one in 256
-MOST_A_SECOND = 2000  # target for the packets delivered per second, all streams together
+DELIVERED_RATE = 2000  # target for the packets delivered per second, all streams together
 LEAST_IN_TIMEOUT = 4  # packets of a stream delivered within its silence timeout, at least
-A_SECOND = 50  # packets that a remote usually sends per second
+USUAL_RATE = 50  # packets that a remote usually sends per second
 
 _SO_ATTACH_FILTER = 26  # asm-generic/socket.h; Python's socket module does not name it
 
 
 def _program(*instructions: tuple[int, int, int, int]) -> bytes:
-    """Encodes instructions: code, jump if true, jump if false, constant. Offsets begin at the UDP
-    header."""
+    """Encodes instructions: code, jump if true, jump if false, constant (linux/filter.h)."""
     return b"".join(struct.pack("HBBI", *instruction) for instruction in instructions)
 
 
@@ -38,6 +37,7 @@ def keep_one_in(count: int, event_types: frozenset[int] = frozenset()) -> bytes:
     if count not in (1 << bits for bits in range(SPARSEST.bit_length())):
         raise ValueError(f"one packet in {count} can't be kept: name a power of 2 to {SPARSEST}")
     types = sorted(event_types)
+    # Offsets are from the UDP header, which has 8 bytes.
     return _program(
         (0x30, 0, 0, 8 + 1),  # load the byte of marker and payload type
         (0x35, len(types) + 2, 0, 128),  # a marker: keep
@@ -56,9 +56,9 @@ def one_in(streams: int, silence_timeout: float = 0.0) -> int:
     Several packets of a stream are delivered within `silence_timeout` (seconds; 0: none), so that
     the loss of single ones does not look like silence.
     """
-    sparsest = silence_timeout * A_SECOND / LEAST_IN_TIMEOUT if silence_timeout else SPARSEST
+    sparsest = silence_timeout * USUAL_RATE / LEAST_IN_TIMEOUT if silence_timeout else SPARSEST
     wanted = DENSEST
-    while wanted * 4 <= min(sparsest, SPARSEST) and streams * A_SECOND > MOST_A_SECOND * wanted:
+    while wanted * 4 <= min(sparsest, SPARSEST) and streams * USUAL_RATE > DELIVERED_RATE * wanted:
         wanted *= 4
     return wanted
 

@@ -64,8 +64,7 @@ class PortPool:
         self.calls = 0  # calls that use a port of the pool
 
     def open(self) -> int:
-        """Lends a bound port: a rested one, else a new one, else a resting one, else the least
-        shared. Raises NoPortError."""
+        """Lends a port: rested, else new, else resting, else the least shared; or NoPortError."""
         now = self._clock()
         if self._resting and self._resting[0][0] + REST <= now:
             port = self._resting.popleft()[1]

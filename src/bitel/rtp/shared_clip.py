@@ -6,7 +6,6 @@ no sender waits for one.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import stat
@@ -46,12 +45,9 @@ class SharedClip:
 
 def clip_of(content: bytes) -> SharedClip:
     """Makes a clip of G.711 bytes. Raises OSError."""
-    with contextlib.ExitStack() as on_error:
-        descriptor = os.memfd_create("bitel-clip", os.MFD_CLOEXEC)
-        on_error.callback(os.close, descriptor)
-        _write_all(descriptor, content)
-        on_error.pop_all()
-    return SharedClip(descriptor, len(content))
+    clip = SharedClip(_memory_file(), len(content))
+    _write_all(clip.fileno(), content)
+    return clip
 
 
 def read_clip(path: Path, size: int | None = None, *, copy: bool = True) -> SharedClip:
@@ -62,26 +58,22 @@ def read_clip(path: Path, size: int | None = None, *, copy: bool = True) -> Shar
     storage again. Raises ClipError.
     """
     try:
-        with contextlib.ExitStack() as on_error:
-            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            on_error.callback(os.close, file)
-            status = os.fstat(file)
-            if not stat.S_ISREG(status.st_mode):
-                raise ClipError(f"the recording {path} is not a file")
-            _check_size(path, status.st_size, size)
-            memory = None
-            if copy:
-                memory = os.memfd_create("bitel-clip", os.MFD_CLOEXEC)
-                on_error.callback(os.close, memory)
-            read = _read_all(file, memory)
-            _check_size(path, read, size)
-            on_error.pop_all()
+        # From here on, the objects close their descriptors.
+        file = SharedClip(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), 0)
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ClipError(f"the recording {path} is not a file")
+        _check_size(path, status.st_size, size)
+        clip = SharedClip(_memory_file(), 0) if copy else file
+        clip.size = _read_all(file.fileno(), clip.fileno() if copy else None)
+        _check_size(path, clip.size, size)
     except (OSError, ValueError) as error:
         raise ClipError(f"the recording {path} can't be read: {error}") from error
-    if memory is None:
-        return SharedClip(file, read)
-    os.close(file)
-    return SharedClip(memory, read)
+    return clip
+
+
+def _memory_file() -> int:
+    return os.memfd_create("bitel-clip", os.MFD_CLOEXEC)
 
 
 def _check_size(path: Path, found: int, size: int | None) -> None:
@@ -92,8 +84,7 @@ def _check_size(path: Path, found: int, size: int | None) -> None:
 
 
 def _read_all(file: int, memory: int | None) -> int:
-    """Copies the file to `memory`, or only reads it; returns its size, more than `MAX_BYTES` if it
-    is too large."""
+    """Copies the file to `memory`, or only reads it; returns its size. Stops above `MAX_BYTES`."""
     read = 0
     while read <= MAX_BYTES and (chunk := os.read(file, _CHUNK)):
         read += len(chunk)

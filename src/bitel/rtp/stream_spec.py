@@ -16,7 +16,7 @@ after its first packet, every address that its SSRC comes from.
 """
 
 UNHEARD = "no RTP came from the far end, which names an address that must not be sent to"
-"""The error of a stream that was stopped while it was `awaited`."""
+"""The error of a stream that was stopped while it awaited the first packet of its remote."""
 
 UNSPECIFIED_HOSTS = ("0.0.0.0", "::")
 """The unspecified addresses of IPv4 and IPv6; in SDP they put the call on hold (RFC 3264 8.4)."""

@@ -1,10 +1,9 @@
-"""Settings: from a TOML file and the environment to frozen values.
+"""Settings from a TOML file and the environment.
 
-`load` reads `bitel.toml` and the `BITEL_` variables, which win, merges them, reads the secrets that
-are in files of their own, and makes file names absolute (`loading`). The sections and their bounds
-are pydantic models (`sections`) of checked values (`values`). Any fault becomes a SettingsError:
-one sentence with the name of the setting and what would be right. Secrets are `SecretStr`, so they
-print as asterisks.
+`load` merges `bitel.toml` and the `BITEL_` variables, which take precedence, reads secrets from
+their files and makes file names absolute (`loading`). The sections are frozen pydantic models
+(`sections`) of checked values (`values`). Every fault becomes a SettingsError: a sentence with the
+name of the setting and a correct form. Secrets are `SecretStr`.
 """
 
 from bitel.settings.loading import (

@@ -1,4 +1,4 @@
-"""Reads settings from a TOML file, the environment and files of secrets, and words their faults."""
+"""Loads settings from a TOML file, the environment and files of secrets; describes their faults."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ CONFIG_VARIABLE = "BITEL_CONFIG"
 
 PREFIX: Final = "BITEL_"
 DIALER_PREFIX: Final = f"{PREFIX}DIALERS__"
-"""Begins a variable for one field of one dialer: `BITEL_DIALERS__MAIN__PASSWORD`."""
+"""Prefix of a variable for a field of a dialer: `BITEL_DIALERS__MAIN__PASSWORD`."""
 FILE_SUFFIX: Final = "_file"
-"""Ends the name of a setting whose value is the name of a file that holds a secret."""
+"""Suffix of a setting that names a file with the secret."""
 
 _LONGEST_SECRET: Final = 64 * 1024
 _CLOSE: Final = 0.85
-"""How alike two names are at least (0 to 1, see `difflib`) to be taken for one that is misspelt."""
+"""Similarity (0 to 1, see `difflib`) from which a name is taken for a misspelt setting."""
 _CLIENT_VARIABLES: Final = frozenset({CONFIG_VARIABLE, "BITEL_URL", "BITEL_TOKEN"})
 
 _RIGHT = {
@@ -59,17 +59,17 @@ _RIGHT = {
     "too_long": "must have {max_length} entries at most",
     "too_short": "must have {min_length} entry or more",
 }
-"""What would be right, by pydantic's type of error; the words in braces are from its context."""
+"""The correct form by pydantic's error type; words in braces are replaced from its context."""
 
 
 def load(config: Path | None = None) -> Settings:
-    """The settings from `config`, else the file `BITEL_CONFIG` names, else `./bitel.toml` if any.
+    """Load the settings from `config`, else the file `BITEL_CONFIG`, else `./bitel.toml` if any.
 
-    The environment goes before the file. File names are made absolute: those in the settings file
-    are relative to its folder, those from the environment to the working directory.
+    The environment takes precedence. File names in the settings file are relative to its folder,
+    those in the environment to the working directory.
 
-    Raises SettingsError with one sentence for a file that is missing, is no TOML, or holds a
-    setting that is unknown, of the wrong type or contradicts another.
+    Raises SettingsError if the file is missing or not TOML, or if a setting is unknown, of the
+    wrong type or contradicts another.
     """
     path = settings_file(config)
     unknown_variables()
@@ -88,7 +88,7 @@ def load(config: Path | None = None) -> Settings:
 
 
 def settings_file(config: Path | None) -> Path | None:
-    """The file that settings are read from; None: there is none. Raises SettingsError."""
+    """Return the file that `load` reads; None if there is none. Raises SettingsError."""
     named = config or (Path(os.environ[CONFIG_VARIABLE]) if CONFIG_VARIABLE in os.environ else None)
     if named is None:
         return DEFAULT_FILE if DEFAULT_FILE.exists() else None
@@ -100,14 +100,14 @@ def settings_file(config: Path | None) -> Path | None:
 
 
 def unknown_variables() -> list[str]:
-    """The variables of the environment that begin with `BITEL_` and name no setting.
+    """Return the environment variables that begin with `BITEL_` and name no setting.
 
-    Others may set them: for a Service named `bitel`, Kubernetes sets `BITEL_SERVICE_HOST` and
-    `BITEL_PORT_8080_TCP_ADDR`. Raises SettingsError for one that is probably a setting misspelt:
-    with `__` in its name, or close to that of a setting.
+    Other software may set them: for a Service named `bitel`, Kubernetes sets `BITEL_SERVICE_HOST`
+    and `BITEL_PORT_8080_TCP_ADDR`. Raises SettingsError for one that is probably a misspelt
+    setting: with `__` in its name, or similar to a setting.
     """
     names = list(_variable_names(Settings, PREFIX))
-    # Without its underscores doubled, a name is what people write first.
+    # A common error is a single underscore for a double one.
     spelled = {name.replace("__", "_"): name for name in names}
     unknown = []
     for name, value in os.environ.items():
@@ -128,7 +128,7 @@ def unknown_variables() -> list[str]:
 
 
 def _variable_names(model: type[BaseModel], prefix: str) -> Iterator[str]:
-    """The variables of a model's fields, those of its sections included."""
+    """Yield the variables of a model's fields, including those of its sections."""
     for name, field in model.model_fields.items():
         variable = prefix + name.upper()
         yield variable
@@ -140,7 +140,7 @@ def _variable_names(model: type[BaseModel], prefix: str) -> Iterator[str]:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        # Notepad writes a byte order mark in front.
+        # Notepad writes a byte order mark.
         return tomllib.loads(path.read_text("utf-8-sig"))
     except OSError as fault:
         raise SettingsError(f"{path.absolute()} can't be read: {fault.strerror}") from None
@@ -151,7 +151,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _read_environment() -> dict[str, Any]:
-    """What the variables say, except those of single dialers."""
+    """Return the settings in variables, except those of single dialers."""
     source = EnvSettingsSource(Settings)
     source.env_vars = {
         name: value
@@ -161,7 +161,7 @@ def _read_environment() -> dict[str, Any]:
     try:
         data = source()
     except SourceError as fault:
-        # Its message names the field, and its cause says where the JSON is wrong.
+        # The name of the field is only in the message.
         named = re.search(r'field "(\w+)"', str(fault))
         name = PREFIX + named[1].upper() if named else "a variable"
         raise SettingsError(f"{name} in the environment must be JSON") from None
@@ -204,14 +204,14 @@ def _as_variable(identifier: str) -> str:
 
 
 def _from_variable(text: str) -> Any:
-    """The list or table that `text` is as JSON, else `text`."""
+    """Return `text` parsed as JSON if it is a list or a table, else `text`."""
     with suppress(ValueError):
         return json.loads(text) if text[:1] in ("[", "{") else text
     return text
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Both, with `above` first; tables are merged key by key."""
+    """Merge both recursively; `above` takes precedence."""
     both = {**below, **above}
     for key in below.keys() & above.keys():
         if isinstance(below[key], Mapping) and isinstance(above[key], Mapping):
@@ -220,7 +220,7 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
 
 
 def _resolve(model: type[BaseModel], data: dict[str, Any], where: str, folder: Path) -> None:
-    """Read the secrets that `data` names files for, and make its file names absolute, in place."""
+    """Replace files of secrets in `data` by their content, and make file names absolute."""
     for name, field in model.model_fields.items():
         key = field.alias or name
         if _is_secret(field) and f"{key}{FILE_SUFFIX}" in data:
@@ -243,19 +243,19 @@ def _resolve(model: type[BaseModel], data: dict[str, Any], where: str, folder: P
 
 
 def _tables(value: Any) -> list[dict[str, Any]]:
-    """The tables that a setting has: itself, or those of a list."""
+    """Return `value` if it is a table, or the tables in a list."""
     each_of = value if isinstance(value, list) else [value]
     return [each for each in each_of if isinstance(each, dict)]
 
 
 def _as_model(annotation: Any) -> type[BaseModel] | None:
-    """The model of a section; None for another type."""
+    """Return `annotation` if it is a section's model, else None."""
     is_model = isinstance(annotation, type) and issubclass(annotation, BaseModel)
     return annotation if is_model else None
 
 
 def _model_of(annotation: Any) -> type[BaseModel] | None:
-    """The model of a section, or of a list of sections."""
+    """Return the model of a section, or of a list of sections."""
     return _as_model(annotation) or next(
         filter(None, map(_model_of, typing.get_args(annotation))), None
     )
@@ -266,7 +266,7 @@ def _is_secret(field: FieldInfo | None) -> bool:
 
 
 def _names_file(field: FieldInfo) -> bool:
-    """Whether the value is the name of a file, or a table of such names."""
+    """Whether the value is a file name or a table of file names."""
     arguments = typing.get_args(field.annotation)
     marks = [mark for each in arguments for mark in getattr(each, "__metadata__", ())]
     return any(isinstance(mark, FileName) for mark in [*field.metadata, *marks])
@@ -288,12 +288,12 @@ def _read_secret(name: str, file: Any, folder: Path) -> str:
         raise SettingsError(f"the setting {name} names {path}, which is not UTF-8") from None
     if len(data) > _LONGEST_SECRET:
         raise SettingsError(f"the setting {name} names {path}, which is longer than 64 KiB")
-    # Editors and `echo` end a file with a line end, which is no part of the secret.
+    # The line end that editors and `echo` write is not part of the secret.
     return text.removesuffix("\n").removesuffix("\r")
 
 
 def _absolute(value: Any, name: str, folder: Path) -> Any:
-    """A file name, or a table of them, made absolute; anything else as it is."""
+    """Make a file name, or those in a table, absolute; other values are returned unchanged."""
     if isinstance(value, dict):
         return {key: _absolute(each, f"{name}.{key}", folder) for key, each in value.items()}
     if not isinstance(value, str) or not value or Path(value).is_absolute():
@@ -309,7 +309,7 @@ def _absolute(value: Any, name: str, folder: Path) -> Any:
 
 
 def _is_used(path: Path) -> bool:
-    """Whether a file is there, or a folder of the service with data in it."""
+    """Whether `path` is a file, or a data folder of the service."""
     if path.is_dir():
         return any((path / each).exists() for each in ("bitel.db", "signing.key"))
     return path.exists()
@@ -323,10 +323,10 @@ def _absolute_sqlite(url: str, folder: Path) -> str:
 
 
 def _sentence(fault: ValidationError, model: type[BaseModel], data: Mapping[str, Any]) -> str:
-    """The first fault that pydantic found in `data`, for an operator. It repeats no secret."""
+    """Describe the first error of pydantic in `data`, without secrets."""
     errors: list[Any] = fault.errors(include_url=False, include_input=False)
     first, _ = _setting_name(errors[0]["loc"], model, data)
-    # Where a setting may have one of several types, the fault with the type that was meant counts.
+    # If several types are allowed, prefer the error of the one whose type matched.
     error = min(
         (each for each in errors if _setting_name(each["loc"], model, data)[0].startswith(first)),
         key=lambda each: each["type"].endswith("_type"),
@@ -347,10 +347,10 @@ def _sentence(fault: ValidationError, model: type[BaseModel], data: Mapping[str,
 def _setting_name(
     location: Sequence[str | int], model: type[BaseModel], data: Mapping[str, Any]
 ) -> tuple[str, str]:
-    """A setting's name as an operator writes it, and how its section is written if it is one.
+    """Return a setting's name as in the file, and how it is written if it is a section.
 
-    `location` is pydantic's, within `data`: `("dialers", 0, "trunks", 1)` is
-    `dialers.main.trunks, entry 2`, for the dialer whose id is `main`.
+    `location` is pydantic's, within `data`: `("dialers", 0, "trunks", 1)` becomes
+    `dialers.main.trunks, entry 2` for the dialer `main`.
     """
     name, section = "", ""
     annotation: Any = model
@@ -375,7 +375,7 @@ def _setting_name(
             name = f"{name}.{part}"
             annotation = next(reversed(typing.get_args(annotation)), None)
             value = value[part]
-        # Else it is a label of pydantic's own, such as the alternative of a union.
+        # Otherwise it is a label of pydantic, such as an alternative of a union.
     return name, section
 
 
@@ -384,7 +384,7 @@ def _plain(value: Any) -> Any:
 
 
 def _section(name: str, annotation: Any) -> str:
-    """How a section of this type is written; empty if it is none."""
+    """How a section of this type is written; empty for other types."""
     if _as_model(annotation):
         return f"must be a section, written as [{name}]"
     if typing.get_origin(annotation) is list and _as_model(typing.get_args(annotation)[0]):

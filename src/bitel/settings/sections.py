@@ -1,4 +1,4 @@
-"""The sections of the settings: every key, its type, its default and its bounds."""
+"""The sections of the settings: keys with type, default and bounds."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ from bitel.settings import values
 from bitel.settings.values import FileName
 
 MOST_RATE = Decimal(10) ** 9
-"""The highest price of a minute, of a connection and of a call: so no call costs more than a
-balance can hold."""
+"""Largest price of a minute, a connection and a call, so that a balance can hold it."""
 
 
 def _check_distinct(found: Sequence[str], fault: str) -> None:
-    """Raises ValueError with `fault`, and the first text that `found` has twice."""
+    """Raise ValueError with `fault` and the first duplicate in `found`, if any."""
     if twice := {each for each in found if found.count(each) > 1}:
         raise ValueError(fault.format(min(twice)))
 
 
 class Section(BaseModel):
-    """A part of the settings; a key it does not know is refused."""
+    """Base of all sections; unknown keys are errors."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_by_name=True, use_attribute_docstrings=True
@@ -54,8 +53,10 @@ class HttpSettings(Section):
 
 
 class S3Settings(Section):
-    """How the S3 server of `storage_url` is reached. What is left empty is taken from the usual
-    `AWS_` variables, the files of the AWS tools not included."""
+    """Access to the S3 server of `storage_url`.
+
+    Empty settings are taken from the `AWS_` variables, but not from the files of the AWS tools.
+    """
 
     endpoint: values.Endpoint = ""
     """The URL of the server, as in `https://s3.example:9000`; empty: Amazon's of the region."""
@@ -84,7 +85,7 @@ class S3Settings(Section):
 
 
 class VoiceSettings(Section):
-    """What an uploaded recording may be."""
+    """Limits of uploaded recordings."""
 
     max_upload: int = Field(default=32 * 1024 * 1024, ge=1024)
     """Bytes that an upload may have."""
@@ -93,7 +94,7 @@ class VoiceSettings(Section):
 
 
 class SpeechSettings(Section):
-    """Who speaks texts and digits: see `bitel.speech.engines.SpeechOptions`."""
+    """Speech synthesis: see `bitel.speech.engines.SpeechOptions`."""
 
     languages: dict[str, str] = Field(
         default_factory=lambda: {"fa": "fa", "en": "en"}, max_length=200
@@ -116,8 +117,7 @@ class SpeechSettings(Section):
 
 
 class LimitSettings(Section):
-    """What a project may ask for, where it has no limit of its own, and keep. None: as much as it
-    likes."""
+    """Limits of projects that have none of their own. None: unlimited."""
 
     requests_per_minute: int | None = Field(default=None, ge=1, le=1_000_000)
     """HTTP requests of one project a minute, at each process that answers HTTP."""
@@ -134,7 +134,7 @@ class LimitSettings(Section):
 
 
 class OtpSettings(Section):
-    """One-time passwords: calls that go before all others, and at any time of the day."""
+    """One-time passwords: calls with the highest priority, at any time of the day."""
 
     max_intro: float = Field(default=30.0, gt=0, le=600)
     """Seconds that the recording before the digits may last."""
@@ -143,7 +143,7 @@ class OtpSettings(Section):
 
 
 class MetricsSettings(Section):
-    """Who may read `/metrics`, and where; it names dialers and trunks, never projects or people."""
+    """Access to `/metrics`, which names dialers and trunks, never projects or people."""
 
     enabled: bool = True
     """Whether `/metrics` is answered, beside the API and outside of `/api`."""
@@ -156,7 +156,7 @@ class MetricsSettings(Section):
 
 
 class NotificationSettings(Section):
-    """Of what an operator is notified, and how: see `bitel.notifications`."""
+    """Notifications of the operator: see `bitel.notifications`."""
 
     url: str = ""
     """Where notifications are posted as JSON; empty: nowhere. Private addresses are allowed."""
@@ -172,7 +172,7 @@ class NotificationSettings(Section):
 
 
 class TraceSettings(Section):
-    """Of which calls `bitel trace` finds the SIP messages; they are in `data_dir/traces`."""
+    """SIP traces of calls in `data_dir/traces`, for `bitel trace`."""
 
     calls: int = Field(default=1000, ge=0, le=100_000)
     """How many of the last attempts, whatever became of them."""
@@ -185,8 +185,10 @@ class TraceSettings(Section):
 
 
 class RetentionSettings(Section):
-    """Days until finished data is deleted; 0: never. A call takes 650 B to 1.5 kB of the database.
-    Traces have a section of their own."""
+    """Days until finished data is deleted; 0: never.
+
+    A call takes 650 B to 1.5 kB of the database. Traces have their own section.
+    """
 
     calls: float = Field(default=0, ge=0, le=36_500)
     """Calls that are over, with their attempts and webhook events. The ledger keeps a sum for each
@@ -211,7 +213,7 @@ class RetentionSettings(Section):
 
 
 class RateSettings(Section):
-    """One line of the tariff: see `bitel.domain.pricing.Rate`."""
+    """A line of the tariff: see `bitel.domain.pricing.Rate`."""
 
     prefix: values.NumberPrefix
     """What the E.164 form of a number starts with; the longest prefix that fits prices it."""
@@ -242,11 +244,11 @@ class NumberRuleSettings(Section):
         return self
 
 
-SHORTEST_MEDIA_TIMEOUT = 10.0  # seconds; of many callees only a packet in five seconds is seen
+SHORTEST_MEDIA_TIMEOUT = 10.0  # seconds; with many calls, a packet is read every five seconds
 
 
 class DialerSettings(Section):
-    """A dialer: a SIP user agent, the trunks that it calls over, and how fast it may."""
+    """A dialer: a SIP user agent, its trunks and its limits."""
 
     id: values.DialerId
     """What clients name as `serverId`; the first dialer is the default."""
@@ -366,7 +368,7 @@ class DialerSettings(Section):
 
     @property
     def rtp_range(self) -> range:
-        """The ports of `rtp_ports`, both ends included."""
+        """The range of `rtp_ports`, including both ends."""
         first, last = map(int, self.rtp_ports.split("-"))
         return range(first, last + 1)
 
@@ -407,7 +409,7 @@ class DialerSettings(Section):
 
 
 class Settings(BaseSettings):
-    """All settings. `bitel.settings.load` reads them from a file and the environment."""
+    """All settings; `bitel.settings.load` makes them."""
 
     model_config = SettingsConfigDict(
         env_prefix="BITEL_",
@@ -474,15 +476,15 @@ class Settings(BaseSettings):
 
     @property
     def effective_database_url(self) -> str:
-        """The database's URL: the one that is set, else SQLite in `data_dir`."""
+        """`database_url`, or if empty that of SQLite in `data_dir`."""
         return self.database_url.get_secret_value() or f"sqlite:///{self.data_dir / 'bitel.db'}"
 
     def dialer(self, dialer_id: str) -> DialerSettings | None:
-        """The dialer of that id, if there is one."""
+        """Return the dialer with this id, or None."""
         return next((dialer for dialer in self.dialers if dialer.id == dialer_id), None)
 
     def price_list(self) -> Tariff:
-        """The tariff as the domain knows it."""
+        """Return the tariff as a domain object."""
         return Tariff(tuple(Rate(**rate.model_dump()) for rate in self.tariff))
 
     @classmethod
@@ -493,5 +495,5 @@ class Settings(BaseSettings):
         *_: PydanticBaseSettingsSource,
         **__: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments only: `loading` merges the file and the environment first."""
+        """Use arguments only, because `loading` merges the file and the environment."""
         return (init_settings,)

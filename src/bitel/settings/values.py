@@ -1,4 +1,4 @@
-"""Types of single settings, each with its check: addresses, trunks, headers, prefixes."""
+"""Types of settings with their validation: addresses, trunks, headers, prefixes and others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pydantic import AfterValidator, SecretStr
 
 
 def split_address(text: str) -> tuple[str, int]:
-    """`HOST:PORT` (IPv6 hosts in brackets) as host and port. Raises ValueError in one sentence."""
+    """Split `HOST:PORT` (IPv6 hosts in brackets). Raises ValueError in one sentence."""
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
@@ -53,12 +53,12 @@ def _check_region(text: str) -> None:
 
 
 def _check_host_uri(text: str, what: str = "trunk", flags: Collection[str] = ()) -> None:
-    """A SIP URI of a host alone; `flags` are the parameters that it may have besides `transport`.
+    """Check a SIP URI of a host; `flags` are allowed parameters besides `transport`.
 
-    What would have no effect is refused, so that a misspelt parameter is noticed at the start.
+    Parameters without effect are errors, so that misspelt ones are noticed.
     """
     if "@" in text:
-        # Not repeated in the sentence: it may hold a password.
+        # Not quoted in the error: it may contain a password.
         raise ValueError(f"a {what} is a host, without a user or password before it")
     if "?" in text:
         raise ValueError(f"{text!r} can't be a {what}: headers after ? would have no effect")
@@ -84,7 +84,7 @@ def _check_host_uri(text: str, what: str = "trunk", flags: Collection[str] = ())
 
 
 def trunk_host(text: str, what: str = "trunk") -> str:
-    """The host of a trunk, without brackets. Raises ValueError where there is none, or no port."""
+    """Return the host of a trunk's URI, without brackets. Raises ValueError."""
     scheme, _, rest = text.partition(":")
     match = re.fullmatch(
         r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.\-]+)(?::([0-9]{1,5}))?", rest.partition(";")[0]
@@ -99,11 +99,11 @@ def trunk_host(text: str, what: str = "trunk") -> str:
 
 
 def _domain(text: str) -> str:
-    """A host as a SIP URI may name it: a domain name or an IP address, without a port."""
+    """Check a host of a SIP URI: a domain name or an IP address, without a port."""
     host = text.removeprefix("[").removesuffix("]")
     label = r"[A-Za-z0-9](?:[A-Za-z0-9\-]{0,61}[A-Za-z0-9])?"
     is_name = len(text) <= 253 and re.fullmatch(rf"{label}(?:\.{label})*", text) is not None
-    # The last label of a name is never all digits: that would be read as an IPv4 address.
+    # A name whose last label is numeric would be parsed as an IPv4 address.
     is_name = is_name and not text.rpartition(".")[2].isdigit()
     if text and not is_name and not is_ip(text, 4) and not is_ip(host, 6):
         raise ValueError(f"{text!r} is neither a domain name nor an IP address, as in pbx.example")
@@ -115,17 +115,17 @@ WRITTEN_HEADERS = frozenset(
         *("via", "from", "to", "call-id", "cseq", "contact", "route", "record-route"),
         *("max-forwards", "allow", "supported", "require", "proxy-require", "user-agent"),
         *("authorization", "proxy-authorization", "session-expires", "min-se", "expires"),
-        # The compact forms of these, and of Content-Encoding, Content-Length and Content-Type.
+        # Compact forms, also of Content-Encoding, Content-Length and Content-Type.
         *("v", "f", "t", "i", "m", "k", "x", "e", "l", "c"),
     )
 )
-"""Names, in lower case, of the headers that every INVITE gets from the user agent itself."""
+"""Headers, in lower case, that the user agent writes into every INVITE."""
 IDENTITY_HEADERS = {
     "pai": "p-asserted-identity",
     "ppi": "p-preferred-identity",
     "rpid": "remote-party-id",
 }
-"""The header that each value of `identity` writes, in lower case."""
+"""The header of each value of `identity`, in lower case."""
 
 
 def _extra_headers(headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
@@ -140,7 +140,7 @@ def _extra_headers(headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
             raise ValueError(f"it names the header {name} twice")
         seen.add(lower)
         if not 1 <= len(value) <= 512 or not value.isprintable() or value != value.strip():
-            # The value is not repeated in the sentence: it may be secret.
+            # The value is not quoted in the error: it may be secret.
             raise ValueError(
                 f"the value of {name} is not one line of 1 to 512 printable characters"
             )
@@ -156,7 +156,7 @@ def _endpoint(text: str) -> str:
     except ValueError:
         url, usable = urlsplit(""), False
     if url.username or url.password:
-        # Not repeated in the sentence: it holds a password.
+        # Not quoted in the error: it contains a password.
         raise ValueError("it holds a user or password; write access_key_id and secret_access_key")
     if not usable or url.query or url.fragment:
         raise ValueError(f"{text!r} is not the URL of a server, as in https://s3.example:9000")
@@ -164,7 +164,7 @@ def _endpoint(text: str) -> str:
 
 
 def split_public_address(text: str) -> tuple[str, int | None]:
-    """`IP` or `IP:PORT` (IPv6 with a port in brackets) as IP and port; ValueError otherwise."""
+    """Split `IP` or `IP:PORT` (IPv6 with a port in brackets). Raises ValueError."""
     host, port = text, None
     if text.startswith("[") or text.count(":") == 1:
         host, port = split_address(text)
@@ -193,11 +193,11 @@ def _network(text: str) -> str:
 
 
 class FileName:
-    """Marks a setting that names a file or folder: if relative, then to the settings file."""
+    """Marks a setting that is a file name, relative to the folder of the settings file."""
 
 
 def _matching(pattern: str, fault: str) -> AfterValidator:
-    """Accepts a text that `pattern` matches; `fault` says what is wrong with another."""
+    """Validate that `pattern` matches the text; `fault` describes a mismatch."""
 
     def check(text: str) -> str:
         if not re.fullmatch(pattern, text):
@@ -208,7 +208,7 @@ def _matching(pattern: str, fault: str) -> AfterValidator:
 
 
 def _readable(read: Callable[[str], object], *, optional: bool = False) -> AfterValidator:
-    """Accepts a text that `read` raises no ValueError for; if `optional`, also an empty one."""
+    """Validate that `read` raises no ValueError; with `optional` an empty text is valid."""
 
     def check(text: str) -> str:
         if text or not optional:

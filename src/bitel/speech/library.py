@@ -41,7 +41,7 @@ MAX_WAITING: Final = 64
 """Texts being rendered or waiting for it, at most."""
 MAX_DIGITS: Final = 10
 MAX_REPEAT: Final = 10
-SPARED_SECONDS: Final = 120.0
+COPY_SECONDS: Final = 120.0
 """A text returned this recently is not evicted, as it may be being copied."""
 STALE_SECONDS: Final = 86_400.0
 """Age at which a `.work-…` folder is removed. It is far longer than a rendering, because file ages
@@ -96,7 +96,7 @@ class SpeechLibrary:
         key = _key(engine, words)
         # If it is being rendered, the task has the result; the folder may not have it yet.
         if key not in self._texts:
-            with _failures_named():
+            with _errors_as_unavailable():
                 found = await asyncio.to_thread(self._find, key)
             if found is not None:
                 return found
@@ -118,7 +118,7 @@ class SpeechLibrary:
             raise InvalidRequestError(f"repeatCount must be 1 to {MAX_REPEAT}, not {repeat}.")
         engine = await self._engine(language)
         folder = self._folder / f"digits-{_key(engine, digits.DIGITS)}"
-        with _failures_named():
+        with _errors_as_unavailable():
             rendered = await asyncio.to_thread(folder.is_dir)
         if not rendered:
             await self._digit_sets.get(folder.name, lambda: self._render_digits(engine, folder))
@@ -144,7 +144,7 @@ class SpeechLibrary:
             self.rendered += 1
             decoded = await decode(source, work, limits, owner)
             kept = await asyncio.to_thread(self._keep, key, decoded)
-        with _failures_named():
+        with _errors_as_unavailable():
             await asyncio.to_thread(self._make_room)
         return kept
 
@@ -155,7 +155,7 @@ class SpeechLibrary:
             await digits.render_set(engine, self._options, work, clips)
             self.rendered += 1
             await asyncio.to_thread(sync, *clips.iterdir(), clips)
-            await asyncio.to_thread(_put_in_place, clips, folder)
+            await asyncio.to_thread(_publish, clips, folder)
         return folder
 
     @asynccontextmanager
@@ -166,7 +166,7 @@ class SpeechLibrary:
         """
         make = partial(tempfile.mkdtemp, prefix=_WORK, dir=self._folder)
         try:
-            with _failures_named():
+            with _errors_as_unavailable():
                 work = Path(await asyncio.to_thread(make))
                 try:
                     yield work
@@ -220,7 +220,7 @@ class SpeechLibrary:
                     used[key] = max(used.get(key, 0.0), status.st_atime)
         excess = sum(sizes.values()) - self._max_bytes
         for key in sorted(used, key=used.__getitem__):
-            if excess <= 0 or self._clock() - used[key] < SPARED_SECONDS:
+            if excess <= 0 or self._clock() - used[key] < COPY_SECONDS:
                 return
             excess -= sizes[key]
             for path in self._paths(key).values():
@@ -235,7 +235,7 @@ class SpeechLibrary:
 
 
 @contextmanager
-def _failures_named() -> Iterator[None]:
+def _errors_as_unavailable() -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -247,7 +247,7 @@ def _key(engine: Engine, words: str) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _put_in_place(clips: Path, folder: Path) -> None:
+def _publish(clips: Path, folder: Path) -> None:
     try:
         os.rename(clips, folder)
     except OSError:

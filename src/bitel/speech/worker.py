@@ -61,7 +61,7 @@ def _become_piper(program: str, model: str, length_scale: str, into: Path) -> in
     process.
     """
     sandbox.enter([Path("/")], [into, Path("/dev"), Path("/tmp")])  # noqa: S108
-    sandbox.refuse_the_needless()
+    sandbox.refuse_never_needed()
     command = [program, "--model", model, "--length_scale", length_scale]
     try:
         os.execve(  # noqa: S606  (an operator's program, without a shell)

@@ -77,8 +77,10 @@ class PacketRecorder:
         source.packets.append((sample, header.payload_type, payload))
 
     def pcm16(self) -> Pcm:
-        """The recording at 8 kHz from the first packet on; missing packets are silent, and of
-        overlapping sources the later one counts."""
+        """Returns the recording at 8 kHz, from the first packet on.
+
+        Missing packets are silent. Where sources overlap, the later one counts.
+        """
         placed = [packet for source in self._sources.values() for packet in source.packets]
         if not placed:
             return np.zeros(0, np.int16)

@@ -203,7 +203,7 @@ class Phone:
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, Incoming):
-            self._take(event)
+            self._receive_invite(event)
             return
         call = self._calls.get(event.call_id)
         if call is None:
@@ -218,7 +218,7 @@ class Phone:
                 self._note(call, "hangup")
             self._end(call)
 
-    def _take(self, event: Incoming) -> None:
+    def _receive_invite(self, event: Incoming) -> None:
         behaviour = self._history.decide(event.call_id, event.number)
         call = _Call(event.call_id, event.number, event.offer, event.source)
         self._calls[call.call_id] = call
@@ -226,9 +226,9 @@ class Phone:
         if self._stopping or len(self._calls) > self._config.max_calls:
             self._reject(call, SERVICE_UNAVAILABLE)
         else:
-            self._begin(call, behaviour)
+            self._apply(call, behaviour)
 
-    def _begin(self, call: _Call, behaviour: Behaviour) -> None:
+    def _apply(self, call: _Call, behaviour: Behaviour) -> None:
         match behaviour:
             case Reject(code):
                 self._reject(call, code)
@@ -259,7 +259,7 @@ class Phone:
         if call.call_id not in self._calls:
             return
         try:
-            answer = self._listen(call)
+            answer = self._open_sink(call)
         except NoCommonCodec:
             self._reject(call, NOT_ACCEPTABLE_HERE)
             return
@@ -274,7 +274,7 @@ class Phone:
         if hangup is not None:
             call.timer = self._loop.call_later(hangup, self._hang_up, call)
 
-    def _listen(self, call: _Call) -> SessionDescription:
+    def _open_sink(self, call: _Call) -> SessionDescription:
         """Open a port for the call's audio; returns the SDP answer."""
         if call.offer is None:
             raise NoCommonCodec("the INVITE offers no media")

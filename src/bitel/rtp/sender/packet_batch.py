@@ -92,7 +92,7 @@ class Batch:
         self._new: dict[int, StreamRow] = {}
         self._gone: set[int] = set()
         self._taken: set[int] = set()
-        self._unborn: list[StreamRow] = []  # removed before they were sent
+        self._removed_unsent: list[StreamRow] = []  # removed before they were sent
 
     def __len__(self) -> int:
         """The number of streams after the next `settle`."""
@@ -101,7 +101,7 @@ class Batch:
     @property
     def idle(self) -> bool:
         """Whether a tick would neither send nor settle anything."""
-        return not (self._rows or self._new or self._unborn)
+        return not (self._rows or self._new or self._removed_unsent)
 
     def add(self, stream: StreamRow) -> None:
         """Adds a stream, to be sent at the first tick at or after its `begin`.
@@ -119,7 +119,7 @@ class Batch:
         if new is None:
             self._gone.add(stream)
         else:
-            self._unborn.append(new)
+            self._removed_unsent.append(new)
 
     def look(self, stream: int) -> StreamRow:
         """The current state of a stream: its next packet, and counts of the earlier ones."""
@@ -136,8 +136,7 @@ class Batch:
         return new
 
     def has_sent(self, stream: int) -> bool:
-        """Whether the last tick sent a packet of the stream: not before its first, or its first
-        after a hold."""
+        """Whether the last tick sent the stream; False before its first, also after a hold."""
         return stream not in self._new
 
     def redirect(self, stream: int, remote: bytes) -> None:
@@ -157,7 +156,7 @@ class Batch:
 
     def settle(self) -> list[StreamRow]:
         """Applies additions and removals; returns the last state of the removed streams."""
-        removed, self._unborn = self._unborn, []
+        removed, self._removed_unsent = self._removed_unsent, []
         fresh = [new for new in self._new.values() if new.begin <= self.due] if self._new else []
         if not fresh and not self._gone and not self._taken:
             return removed

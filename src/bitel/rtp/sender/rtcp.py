@@ -23,7 +23,7 @@ from bitel.rtp.packet import SAMPLES_PER_MS, VERSION, PacketError
 from bitel.rtp.sender.rtp_receiver import datagrams
 
 INTERVAL = 5.0  # seconds between reports, on average (section 6.2)
-MOST_A_SECOND = 500  # reports per second of all streams; with more streams the interval grows
+MOST_PER_SECOND = 500  # reports per second of all streams; with more streams the interval grows
 MOST_AT_ONCE = 8  # datagrams read from a socket at a time
 
 SENDER_REPORT = 200
@@ -174,7 +174,7 @@ class RtcpSessions:
 
     @property
     def _interval(self) -> float:
-        return max(INTERVAL, len(self._sessions) / MOST_A_SECOND)
+        return max(INTERVAL, len(self._sessions) / MOST_PER_SECOND)
 
     def _plan(self, session: _Session, interval: float) -> None:
         # Randomized to 0.5 to 1.5 intervals, so that reports do not synchronize (section 6.3.1).

@@ -24,7 +24,7 @@ MAX_DATAGRAM = 2048  # bytes read of a datagram
 MOST_AT_ONCE = 32  # datagrams read from a socket at a time
 MOST_STALE = 1024  # datagrams dropped before a stream begins
 YOUNG = 0.5  # seconds in which a new stream is sampled densely, to find its source soon
-UNDER_WAY = 1.0  # seconds after a change in which packets sent before it may arrive
+IN_FLIGHT = 1.0  # seconds after a change in which packets sent before it may arrive
 LINGERING = 5.0  # seconds after a stream's end in which its remote may still send to a shared port
 USUAL_PACKET = 0.02  # seconds of audio in most packets of remotes, whatever our packet time
 _DYNAMIC_TYPES = frozenset({*range(35, 64), *range(96, 128)})  # RFC 3551 section 3
@@ -238,7 +238,7 @@ class RtpReceiver:
             source.at = self._clock()  # silence counts from the change
         source.packet_seconds = _packet_seconds(spec.ptime)
         if command.moved:
-            source.former, source.former_until = source.address, self._clock() + UNDER_WAY
+            source.former, source.former_until = source.address, self._clock() + IN_FLIGHT
             port.place(source, spec.remote)
             source.latched, source.ssrc = False, None
             source.awaited = spec.awaited

@@ -297,8 +297,7 @@ class StreamTable:
 
 
 def _timestamp_after_hold(stream: _Stream, samples: int, now: float) -> int:
-    """The RTP timestamp of the first packet after a hold: that before the hold, plus the time since
-    in whole packets of `samples`."""
+    """The RTP timestamp after a hold: advanced by the clock, in whole packets of `samples`."""
     assert stream.held_from is not None, "the stream was not held"
     began, timestamp = stream.held_from
     missed: int = samples * round((now - began) * SAMPLE_RATE / samples)

@@ -27,7 +27,7 @@ MOST_SLOTS = max(PTIMES) // TICK_MS
 assert all(ptime % TICK_MS == 0 for ptime in PTIMES)
 
 # Streams per slot in use: with few calls there are few wake-ups.
-WORTH_A_SLOT = 500
+STREAMS_PER_SLOT = 500
 
 # A slot with more than `CROWDED_TIMES` the average number of streams, plus `CROWDED`, gets no more.
 CROWDED_TIMES = 2
@@ -122,9 +122,9 @@ class SlotScheduler:
         """The batch for a new stream of this port."""
         loads = [len(batch) for batch in self.batches]
         total = sum(loads)
-        wanted = min(1 + total // WORTH_A_SLOT, len(self.batches))
+        wanted = min(1 + total // STREAMS_PER_SLOT, len(self.batches))
         # Hysteresis: ports stay in their slots when the number of streams varies.
-        if wanted > self._used or 2 * total < WORTH_A_SLOT * (self._used - 1):
+        if wanted > self._used or 2 * total < STREAMS_PER_SLOT * (self._used - 1):
             self._used = wanted
         used = self._order[: self._used]
         if len(used) == 1:
