@@ -1,4 +1,14 @@
-"""A SIP user agent (RFC 3261) without I/O: the caller moves its datagrams and its clock."""
+"""A SIP user agent (RFC 3261) without I/O.
+
+`UserAgent` filters received messages by source (`source_filter`), parses them (`message`), and
+passes them to the `TransactionLayer` (`transaction`), which runs the state tables of
+`transaction_tables`. A new request goes to its call: an `InviteClient` or `InviteServer` up to the
+answer, then an `InviteDialog`. A response goes to the user of its transaction: one of these, an
+`EarlyDialog`, a `SessionTimer`, or a `RequestClient` for requests outside of dialogs. They use the
+`Dialog` for routing, and the `Negotiation` (`sdp`) for offer and answer.
+
+Messages, timers and events are queued: `bitel.sip_transport` sends, runs and dispatches them.
+"""
 
 from bitel.sip.auth import Credentials
 from bitel.sip.config import AgentConfig

@@ -110,7 +110,7 @@ class UserAgent:
             message = parse(data, source)
         except MessageError as error:
             self._malformed += 1
-            if isinstance(error, BodyLengthError) and _is_always_taken(error.message):
+            if isinstance(error, BodyLengthError) and _is_always_accepted(error.message):
                 self._receive_request(error.message, now)
             else:
                 self._receive_malformed(error.request)
@@ -139,7 +139,7 @@ class UserAgent:
             return
         if isinstance(message, Response):
             self._receive_response(message, now)
-        elif _is_always_taken(message):
+        elif _is_always_accepted(message):
             self._receive_request(message, now)
         else:
             self._receive_malformed(message)
@@ -340,11 +340,11 @@ class UserAgent:
             if call is not None:
                 call.receive_ack(request, now)
             return
-        if self._is_one_too_many(request, call):
+        if self._exceeds_limits(request, call):
             self._layer.send(*self._layer.stateless_response(request, 503, [RETRY_LATER]))
             return
-        of_call = call.call_id if call is not None else ""
-        transaction = ServerTransaction(self._layer, request, of_call)
+        call_handle = call.call_id if call is not None else ""
+        transaction = ServerTransaction(self._layer, request, call_handle)
         try:
             if request.method == "CANCEL":
                 self._receive_cancel(transaction, now)
@@ -354,7 +354,7 @@ class UserAgent:
             transaction.fail(now)
             raise
 
-    def _is_one_too_many(self, request: Request, call: Call | None) -> bool:
+    def _exceeds_limits(self, request: Request, call: Call | None) -> bool:
         """Whether a request exceeds the limits.
 
         BYE and CANCEL of a running call never do, its other requests only beyond `MAX_OF_CALL`.
@@ -365,7 +365,7 @@ class UserAgent:
         if request.method == "CANCEL" and layer.invite_of(request) is not None:
             return False
         if layer.is_full():
-            return call is None or layer.requests_of_calls[call.call_id] >= MAX_OF_CALL
+            return call is None or layer.requests_by_call[call.call_id] >= MAX_OF_CALL
         starts_call = request.method == "INVITE" and not request.to_tag
         return starts_call and self._calls.early_calls >= layer.config.max_early_calls
 
@@ -410,7 +410,7 @@ class UserAgent:
         InviteServer(self._layer, self._calls, transaction, offer, now)
 
 
-def _is_always_taken(message: Message) -> TypeGuard[Request]:
+def _is_always_accepted(message: Message) -> TypeGuard[Request]:
     """Whether a message is an ACK, BYE or CANCEL.
 
     These are not refused for their body, Request-URI or required extensions.
