@@ -6,7 +6,7 @@ from bitel.ip_addresses import leads_nearer
 from bitel.sip.auth import Authentication, Tries
 from bitel.sip.grammar import Address, Transport, ip_address_of, is_loose_router
 from bitel.sip.headers import contact_of, uri_of
-from bitel.sip.message import Message, Request, RequestTemplate, Response
+from bitel.sip.message import ALLOW, Message, Request, RequestTemplate, Response
 from bitel.sip.transaction import (
     ClientTransaction,
     ServerTransaction,
@@ -174,6 +174,11 @@ class Dialog:
     def contact(self) -> tuple[str, str]:
         """Our Contact in responses."""
         return self._layer.identity.contact[self.fallback.transport]
+
+    @property
+    def response_headers(self) -> list[tuple[str, str]]:
+        """Contact, Allow and User-Agent of a 2xx within the dialog."""
+        return [self.contact, ("Allow", ALLOW), self._layer.identity.user_agent]
 
     def refresh_target(self, message: Message) -> None:
         """Take the Contact of a re-INVITE, an UPDATE, or a 2xx to one (§12.2)."""

@@ -551,7 +551,7 @@ class EarlyDialog:
 
     def _receive_update(self, transaction: ServerTransaction, now: float) -> None:
         request = transaction.request
-        headers = [self.dialog.contact, ("Allow", ALLOW), self._layer.identity.user_agent]
+        headers = self.dialog.response_headers
         description = session_description_of(request)
         if not description:
             self.dialog.refresh_target(request)
