@@ -6,7 +6,7 @@ from bitel.ip_addresses import leads_nearer
 from bitel.sip.auth import Authentication, Tries
 from bitel.sip.grammar import Address, Transport, ip_address_of, is_loose_router
 from bitel.sip.headers import contact_of, uri_of
-from bitel.sip.message import ALLOW, Message, Request, RequestTemplate, Response
+from bitel.sip.message import ALLOW, Headers, Message, Request, RequestTemplate, Response
 from bitel.sip.transaction import (
     ClientTransaction,
     ServerTransaction,
@@ -192,7 +192,7 @@ class Dialog:
         user: TransactionUser,
         method: str,
         now: float,
-        headers: tuple[tuple[str, str], ...],
+        headers: Headers,
         body: bytes = b"",
     ) -> ClientTransaction:
         """Send a request within the dialog, with credentials if any (§12.2.1.1)."""
@@ -227,7 +227,7 @@ class Dialog:
             self._layer.send(request.to_bytes(), self.next_hop)
 
     def _request(
-        self, method: str, cseq: int, headers: tuple[tuple[str, str], ...], body: bytes = b""
+        self, method: str, cseq: int, headers: Headers, body: bytes = b""
     ) -> RequestTemplate:
         return RequestTemplate(
             method,
