@@ -106,7 +106,7 @@ async def test_a_host_of_media_of_which_dns_says_nothing(
 async def test_so_many_hosts_of_media_are_remembered_only(
     zone: Zone, targets: Resolver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bitel.dialer.resolver.MOST_HOSTS", 3)
+    monkeypatch.setattr("bitel.dialer.resolver.MAX_HOSTS", 3)
     for number in range(5):
         zone.add(f"m{number}.test", "A", "192.0.2.7")
         await targets.find_host(f"m{number}.test")

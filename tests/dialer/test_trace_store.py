@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from bitel.dialer import sip_trace
 from bitel.dialer.sip_trace import (
     DAY,
-    MANY_WRONG,
-    MOST_BYTES,
-    MOST_WAITING,
+    MAX_BYTES,
+    MAX_WAITING,
+    MAX_WAITING_ERRORS,
     Entry,
     Keep,
     Share,
@@ -85,20 +85,20 @@ def test_an_error_outlives_the_last_calls_and_nothing_else_does(
 
 def test_of_a_burst_the_last_are_kept(tmp_path: Path) -> None:
     traces = TraceStore(tmp_path, Keep(attempts=50))
-    for number in range(MOST_WAITING):
+    for number in range(MAX_WAITING):
         trace_one(traces, order(number), Outcome.ANSWERED)
     traces.close()
-    numbers = kept(tmp_path, range(MOST_WAITING - 60, MOST_WAITING))
-    assert numbers[-50:] == list(range(MOST_WAITING - 50, MOST_WAITING))
+    numbers = kept(tmp_path, range(MAX_WAITING - 60, MAX_WAITING))
+    assert numbers[-50:] == list(range(MAX_WAITING - 50, MAX_WAITING))
 
 
 def test_in_a_burst_of_errors_none_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sip_trace, "PAUSE", 0.01)
     traces = TraceStore(tmp_path)
-    for number in range(MANY_WRONG):
+    for number in range(MAX_WAITING_ERRORS):
         trace_one(traces, order(number), Outcome.REFUSED)
     # Long before the pause of a burst is over.
-    wait_until(lambda: kept(tmp_path, [0, MANY_WRONG - 1]) == [0, MANY_WRONG - 1])
+    wait_until(lambda: kept(tmp_path, [0, MAX_WAITING_ERRORS - 1]) == [0, MAX_WAITING_ERRORS - 1])
     traces.close()
 
 
@@ -161,7 +161,7 @@ def test_an_attempt_that_talks_and_talks_is_bounded(tmp_path: Path) -> None:
         traces.tap("in", fat, FAR, 1.0)
     traces.over(order(1), None)
     traces.close()
-    assert 0 < size(tmp_path) < MOST_BYTES
+    assert 0 < size(tmp_path) < MAX_BYTES
 
 
 @pytest.mark.parametrize("limit", [5000, 50_000])

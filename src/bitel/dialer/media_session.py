@@ -131,14 +131,12 @@ class MediaSession:
         """The destination for an SDP address, and whether to wait for remote RTP first."""
         host, port = remote
         try:
-            if (
-                not self._origin
-                or host in UNSPECIFIED_HOSTS
-                or not leads_nearer(self._origin, host)
-            ):
-                return remote, False
+            is_followed = not self._origin or host in UNSPECIFIED_HOSTS
+            is_followed = is_followed or not leads_nearer(self._origin, host)
         except ValueError:
-            return remote, False  # not an IP address: the streamer refuses it
+            is_followed = True  # not an IP address: the streamer refuses it
+        if is_followed:
+            return remote, False
         self.unfollowed = True
         return (self._origin, port), True
 

@@ -117,11 +117,11 @@ def _silence(seconds: float) -> Mapping[str, SharedClip]:
     }
 
 
-MOST_IDLE: Final = 256
-MOST_IDLE_BYTES: Final = 64 * 1024 * 1024
+MAX_IDLE: Final = 256
+MAX_IDLE_BYTES: Final = 64 * 1024 * 1024
 """Clips, and their bytes, that stay in memory while no call plays them; each has a descriptor."""
 
-MOST_COPIED_BYTES: Final = 1024 * 1024 * 1024
+MAX_COPIED_BYTES: Final = 1024 * 1024 * 1024
 """Bytes of clips in memory above which further ones are mapped from their files."""
 
 READ_TIMEOUT: Final = 10.0
@@ -141,8 +141,8 @@ class Location(NamedTuple):
 class ClipPool:
     """A cache of clips by name.
 
-    Clips in use stay in memory; of the others the most recently used, up to `MOST_IDLE` clips and
-    `MOST_IDLE_BYTES`.
+    Clips in use stay in memory; of the others the most recently used, up to `MAX_IDLE` clips and
+    `MAX_IDLE_BYTES`.
     """
 
     def __init__(self) -> None:
@@ -169,7 +169,7 @@ class ClipPool:
         path, size = await locate()
         while self._freed:
             self._bytes -= self._freed.popleft()
-        copy = self._bytes + (size or 0) <= MOST_COPIED_BYTES
+        copy = self._bytes + (size or 0) <= MAX_COPIED_BYTES
         work = asyncio.get_running_loop().run_in_executor(
             self._threads, lambda: read_clip(path, size, copy=copy)
         )
@@ -194,6 +194,6 @@ class ClipPool:
             return
         recent[name] = clip
         self._recent_bytes += clip.size
-        while len(recent) > MOST_IDLE or (self._recent_bytes > MOST_IDLE_BYTES and len(recent) > 1):
+        while len(recent) > MAX_IDLE or (self._recent_bytes > MAX_IDLE_BYTES and len(recent) > 1):
             _, oldest = recent.popitem(last=False)
             self._recent_bytes -= oldest.size

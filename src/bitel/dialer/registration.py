@@ -15,7 +15,15 @@ from bitel.dialer.resolver import Resolver
 from bitel.dialer.trunk import Trunk, shown
 from bitel.dialer.trunk_health import AddressHealth, Ask
 from bitel.sip import Credentials, OutgoingRequest, RequestDone
-from bitel.sip.grammar import Address, GrammarError, Transport, split_address, split_list
+from bitel.sip.grammar import (
+    Address,
+    GrammarError,
+    Transport,
+    parameter,
+    split_address,
+    split_list,
+    transport_parameter,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -79,8 +87,8 @@ class Registration:
     def request(self, destination: Address) -> OutgoingRequest:
         """The next REGISTER, for our current address."""
         transport = destination.transport
-        parameter = "" if transport is Transport.UDP else f";transport={transport.lower()}"
-        self._asked = f"sip:{self._user}@{self._sent_by(transport)}{parameter}"
+        at = self._sent_by(transport) + transport_parameter(transport)
+        self._asked = f"sip:{self._user}@{at}"
         return self._register(destination, self._asked, self._expiry)
 
     def leave(self, destination: Address) -> OutgoingRequest:
@@ -161,11 +169,9 @@ class Registration:
             same = uri.partition(";")[0] == self._asked.partition(";")[0]
             if not same and len(contacts) > 1:
                 continue
-            for parameter in parameters.lower().split(";"):
-                name, _, value = parameter.partition("=")
-                seconds = _seconds(value)
-                if name.strip() == "expires" and seconds is not None:
-                    return min(seconds, LONGEST_EXPIRY)
+            seconds = _seconds(parameter(parameters, "expires") or "")
+            if seconds is not None:
+                return min(seconds, LONGEST_EXPIRY)
         seconds = _seconds(done.header("expires"))
         return self._expiry if seconds is None else min(seconds, LONGEST_EXPIRY)
 

@@ -34,14 +34,14 @@ KEPT_AFTER_FAILURE: Final = 15.0
 """Seconds for which old addresses stay in use after a failed query."""
 QUERY_TIMEOUT: Final = 3.0
 """Timeout of a DNS query in seconds."""
-MOST_HOSTS: Final = 1000
+MAX_HOSTS: Final = 1000
 """Limit of cached media hosts, and of their concurrent look-ups: remotes choose these names."""
 TRUNK_FOR: Final = 24 * 3600.0
 """Seconds for which an address counts as a trunk's after its last DNS answer: its calls may still
 run."""
-MOST_SEEN: Final = 4096
-MOST_SERVICES: Final = 4
-MOST_RECORDS: Final = 16
+MAX_SEEN: Final = 4096
+MAX_SERVICES: Final = 4
+MAX_RECORDS: Final = 16
 """Limits of records per answer: each costs queries, and each address an INVITE."""
 
 _SRV: Final = {
@@ -152,7 +152,7 @@ class Resolver:
         """An IP address of a media host. Raises OSError without one, or after `QUERY_TIMEOUT`."""
         known = self._hosts.get(host)
         if known is None or self._clock() >= known.until:
-            if host not in self._looking_up and len(self._looking_up) >= MOST_HOSTS:
+            if host not in self._looking_up and len(self._looking_up) >= MAX_HOSTS:
                 raise OSError("too many hosts are being looked up")
             known = await self._looking_up.get(host, lambda: self._look_up(host))
         if known.fault is not None:
@@ -169,7 +169,7 @@ class Resolver:
             fault = OSError(f"DNS does not say what {host} is within {QUERY_TIMEOUT:g} s")
         except OSError as failed:
             fault = failed
-        if len(self._hosts) >= MOST_HOSTS:
+        if len(self._hosts) >= MAX_HOSTS:
             del self._hosts[next(iter(self._hosts))]
         known = self._hosts[host] = _CachedHost(address, self._clock() + kept, fault)
         return known
@@ -195,7 +195,7 @@ class Resolver:
         for address in addresses:
             self._seen.pop(address.host, None)  # keep insertion order by time
             self._seen[address.host] = now
-        while len(self._seen) > MOST_SEEN:
+        while len(self._seen) > MAX_SEEN:
             del self._seen[next(iter(self._seen))]
 
     async def _refresh(self, trunk: Trunk) -> _CachedTrunk:
@@ -262,7 +262,7 @@ class Resolver:
         usable.sort(key=lambda record: (record.order, record.preference))
         return [
             (record.replacement.to_text(omit_final_dot=True), _NAPTR[record.service.lower()])
-            for record in usable[:MOST_SERVICES]
+            for record in usable[:MAX_SERVICES]
         ], ttl
 
     async def _servers(
@@ -272,7 +272,7 @@ class Resolver:
         records, least = await self._records(name, "SRV")
         # A target of "." means that there is no such service (RFC 2782).
         records = [record for record in records if record.target != dns.name.root]
-        records = sorted(records, key=lambda record: record.priority)[:MOST_RECORDS]
+        records = sorted(records, key=lambda record: record.priority)[:MAX_RECORDS]
         names = [record.target.to_text(omit_final_dot=True) for record in records]
         answers = await asyncio.gather(
             *(self._addresses(name) for name in names), return_exceptions=True
@@ -301,11 +301,11 @@ class Resolver:
         except OSError as failed:
             fault = failed
         if records:
-            return [record.address for record in records[:MOST_RECORDS]], ttl
+            return [record.address for record in records[:MAX_RECORDS]], ttl
         # Names such as localhost are in /etc/hosts, not in DNS.
         local = await self._system_lookup(host, self._family)
         if local:
-            return list(local)[:MOST_RECORDS], 60.0
+            return list(local)[:MAX_RECORDS], 60.0
         raise fault or OSError(f"{host} has no {kind} record in DNS")
 
     async def _records(self, name: str, kind: str) -> tuple[list[Any], float]:

@@ -32,26 +32,26 @@ from bitel.sip.message import printable
 
 log = structlog.get_logger(__name__)
 
-MOST_MESSAGES: Final = 200
+MAX_MESSAGES: Final = 200
 """Messages kept of one attempt."""
-MOST_BYTES: Final = 512 * 1024
+MAX_BYTES: Final = 512 * 1024
 """Bytes kept of one attempt."""
 LONGEST_MESSAGE: Final = 8192
 """Bytes kept of one message."""
-MOST_WAITING: Final = 2000
+MAX_WAITING: Final = 2000
 """Attempts queued for the writer; beyond, the oldest are dropped."""
 PAUSE: Final = 0.25
 """Seconds between writes."""
-A_FEW: Final = 100
+BURST: Final = 100
 """Attempts; more than that in the queue after a pause are a burst."""
 LONG_PAUSE: Final = 15.0
 """Seconds between writes in a burst. Writing costs much CPU, and in a burst most attempts are soon
 replaced by later ones: those are never written."""
-MANY_WRONG: Final = MOST_WAITING // 4
+MAX_WAITING_ERRORS: Final = MAX_WAITING // 4
 """Queued attempts that ended in ERROR at which the pause ends, so that none is dropped."""
-LOOK_AGAIN: Final = 3600.0
+CHECK_INTERVAL: Final = 3600.0
 """Seconds between checks for old files if nothing is written."""
-PARTS: Final = 8
+SEGMENTS: Final = 8
 """Files of a full share: the oldest is removed at a time."""
 DAY: Final = 86_400.0
 ERRORS: Final = "errors"
@@ -60,7 +60,7 @@ LONGEST_HEAD: Final = 64 * 1024
 LONGEST_ENTRY: Final = 16 * 1024 * 1024
 """Limits in bytes of the first line of an entry, and of its messages, in a valid file."""
 
-WENT_WRONG: Final = frozenset(
+ERROR_OUTCOMES: Final = frozenset(
     (Outcome.BAD_NUMBER, Outcome.REFUSED, Outcome.MEDIA_MISMATCH, Outcome.REFUSED_FOR_GOOD)
 )
 """Outcomes of calls that end in ERROR."""
@@ -94,15 +94,15 @@ class _AttemptTrace:
     request: DialRequest
     sip_call_ids: list[bytes] = field(default_factory=list)
     messages: list[tuple[float, Direction, Address, bytes]] = field(default_factory=list)
-    room: int = MOST_BYTES
+    room: int = MAX_BYTES
     """Bytes of further messages that may be kept."""
     result: AttemptResult | None = None
     """None after an internal error."""
 
     @property
-    def is_wrong(self) -> bool:
+    def is_error(self) -> bool:
         """Whether the call ended in ERROR or by an internal error."""
-        return self.result is None or self.result.outcome in WENT_WRONG
+        return self.result is None or self.result.outcome in ERROR_OUTCOMES
 
     def encode(self) -> tuple[str, bytes]:
         """The call's id and the encoded entry of the attempt."""
@@ -126,8 +126,8 @@ class TraceStore:
         keep = keep or Keep()
         self._running: dict[str, _AttemptTrace] = {}
         self._by_sip_call_id: dict[bytes, _AttemptTrace] = {}
-        self._waiting: deque[_AttemptTrace] = deque(maxlen=min(keep.attempts, MOST_WAITING))
-        self._wrong: deque[_AttemptTrace] = deque(maxlen=MOST_WAITING)
+        self._waiting: deque[_AttemptTrace] = deque(maxlen=min(keep.attempts, MAX_WAITING))
+        self._waiting_errors: deque[_AttemptTrace] = deque(maxlen=MAX_WAITING)
         share, errors = (
             Share(most, keep.size // 2, keep.days) for most in (keep.attempts, keep.errors)
         )
@@ -151,7 +151,7 @@ class TraceStore:
     def tap(self, direction: Direction, data: bytes, address: Address, at: float) -> None:
         """Buffer a message of a running call."""
         trace = self._by_sip_call_id.get(sip_call_id(data))
-        if trace is None or trace.room < len(data) or len(trace.messages) == MOST_MESSAGES:
+        if trace is None or trace.room < len(data) or len(trace.messages) == MAX_MESSAGES:
             return
         # Truncated later: credentials in half a header would not be masked.
         trace.messages.append((at, direction, address, data))
@@ -164,9 +164,9 @@ class TraceStore:
         trace.result = result
         for each in trace.sip_call_ids:
             self._by_sip_call_id.pop(each, None)
-        if trace.is_wrong and self._keeps_errors:
-            self._wrong.append(trace)
-        elif self._keeps_any and (had_invite or trace.is_wrong):
+        if trace.is_error and self._keeps_errors:
+            self._waiting_errors.append(trace)
+        elif self._keeps_any and (had_invite or trace.is_error):
             self._waiting.append(trace)
         else:
             return
@@ -184,10 +184,10 @@ class TraceStore:
     def _run(self) -> None:
         self._try(self._last.prepare, self._errors.prepare)
         while not self._closing.is_set():
-            if not self._wake.wait(LOOK_AGAIN):
+            if not self._wake.wait(CHECK_INTERVAL):
                 self._try(self._last.forget, self._errors.forget)
             self._closing.wait(PAUSE)
-            if len(self._waiting) + len(self._wrong) > A_FEW:
+            if len(self._waiting) + len(self._waiting_errors) > BURST:
                 self._wait_for_the_burst()
             self._wake.clear()
             self._try(self._write)
@@ -195,7 +195,7 @@ class TraceStore:
 
     def _wait_for_the_burst(self) -> None:
         end = time.monotonic() + LONG_PAUSE
-        while time.monotonic() < end and len(self._wrong) < MANY_WRONG:
+        while time.monotonic() < end and len(self._waiting_errors) < MAX_WAITING_ERRORS:
             if self._closing.wait(PAUSE):
                 return
 
@@ -207,13 +207,13 @@ class TraceStore:
             log.warning("traces_not_kept", fault=str(fault))
 
     def _write(self) -> None:
-        well, wrong = _drained(self._waiting), _drained(self._wrong)
-        if well:
-            self._last.add([each.encode() for each in well])
-        if wrong:
+        recent, errors = _drained(self._waiting), _drained(self._waiting_errors)
+        if recent:
+            self._last.add([each.encode() for each in recent])
+        if errors:
             # Copy the earlier attempts of calls that ended in ERROR.
-            earlier = self._last.of_calls({each.request.call_id for each in wrong})
-            self._errors.add([*earlier, *(each.encode() for each in wrong)])
+            earlier = self._last.of_calls({each.request.call_id for each in errors})
+            self._errors.add([*earlier, *(each.encode() for each in errors)])
 
 
 def _drained(waiting: deque[_AttemptTrace]) -> list[_AttemptTrace]:
@@ -306,7 +306,7 @@ class TraceFiles:
             size -= file.size
 
     def _parts(self, entries: Sequence[tuple[str, bytes]]) -> list[Sequence[tuple[str, bytes]]]:
-        most = max(1, self._share.attempts // PARTS)
+        most = max(1, self._share.attempts // SEGMENTS)
         return [entries[first : first + most] for first in range(0, len(entries), most)]
 
     def _file(self) -> _File:
@@ -314,7 +314,7 @@ class TraceFiles:
         share = self._share
         if self._is_open:
             file = self._files[self._last]
-            if len(file.entries) < share.attempts / PARTS and file.size < share.size / PARTS:
+            if len(file.entries) < share.attempts / SEGMENTS and file.size < share.size / SEGMENTS:
                 return file
         self._last += 1
         self._is_open = True

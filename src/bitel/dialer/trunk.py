@@ -15,6 +15,7 @@ from bitel.sip.grammar import (
     Transport,
     host_in_uri,
     parse_uri,
+    transport_parameter,
 )
 
 _PHONE = re.compile(r"\+?[0-9](?:[0-9.\-]*[0-9])?")
@@ -117,6 +118,5 @@ def shown(address: Address) -> str:
 
 def uri_of(address: Address) -> str:
     """The URI of an address, without a user."""
-    transport = address.transport
-    way = "" if transport is Transport.UDP else f";transport={transport.lower()}"
-    return f"sip:{host_in_uri(address.host)}:{address.port}{way}"
+    parameter = transport_parameter(address.transport)
+    return f"sip:{host_in_uri(address.host)}:{address.port}{parameter}"

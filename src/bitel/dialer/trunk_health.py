@@ -34,11 +34,11 @@ DOWN_UNPINGED: Final = 30.0
 LONGEST_REST: Final = 60.0
 """Longest rest in seconds, whatever Retry-After says: the 503 may concern one call only, or come
 from behind the carrier, but a rest stops all calls."""
-MOST_REMEMBERED: Final = 4096
+MAX_REMEMBERED: Final = 4096
 """Addresses that are remembered; DNS may name new ones each day."""
 PING_TIMEOUT: Final = 5.0
 """Timeout of a ping in seconds; it is retransmitted at 0.5, 1.5 and 3.5 s."""
-MOST_ADDRESSES: Final = 64
+MAX_ADDRESSES: Final = 64
 DOUBTED_PING_TIMEOUT: Final = 2.0
 """As `PING_TIMEOUT`, after an ICMP error: retransmissions at 0.5 and 1.5 s."""
 UNPINGED: Final = 30.0
@@ -137,7 +137,7 @@ class AddressHealth:
 
     def _of(self, address: Address) -> _State:
         if address not in self._states:
-            if len(self._states) >= MOST_REMEMBERED:
+            if len(self._states) >= MAX_REMEMBERED:
                 del self._states[next(iter(self._states))]
             self._states[address] = _State()
         return self._states[address]
@@ -211,7 +211,7 @@ class Pinger:
                 addresses = await self._find()
                 # Jitter, so that many dialers do not ping at the same time.
                 await asyncio.sleep((self._interval or UNPINGED) * random.uniform(0.9, 1.0))
-                for address in list(addresses)[:MOST_ADDRESSES]:
+                for address in list(addresses)[:MAX_ADDRESSES]:
                     self.ping_soon(address)
         finally:
             for task in list(self._under_way.values()):
@@ -227,7 +227,7 @@ class Pinger:
 
         The timeout of a pending ping is shortened accordingly.
         """
-        if address in self._under_way or len(self._under_way) < MOST_ADDRESSES:
+        if address in self._under_way or len(self._under_way) < MAX_ADDRESSES:
             self._doubted.add(address)
             self._begin(address)
         deadline = self._deadlines.get(address)

@@ -19,7 +19,7 @@ from bitel.dialer.registration import Registration, RegistrationClient
 from bitel.dialer.resolver import Resolver
 from bitel.dialer.trunk import Trunk, shown, uri_of
 from bitel.dialer.trunk_health import (
-    MOST_REMEMBERED,
+    MAX_REMEMBERED,
     AddressHealth,
     BreakerLimits,
     CircuitBreaker,
@@ -417,7 +417,7 @@ class TrunkMonitor:
     def _breaker_of(self, address: Address) -> CircuitBreaker:
         breaker = self._uncertain.get(address)
         if breaker is None:
-            while len(self._uncertain) >= MOST_REMEMBERED:
+            while len(self._uncertain) >= MAX_REMEMBERED:
                 del self._uncertain[next(iter(self._uncertain))]
             breaker = self._uncertain[address] = CircuitBreaker(_UNCERTAIN)
         return breaker

@@ -1,14 +1,13 @@
-"""A SIP user agent (RFC 3261) without I/O: the caller moves its datagrams and its clock.
+"""A SIP user agent (RFC 3261) without I/O.
 
-A datagram that is passed to `UserAgent.receive_datagram` is filtered by its source, parsed
-(`message`) and given to the transaction layer (`transaction`), which takes repeated requests and
-matches responses to our requests. It runs the state tables of RFC 3261 §17 (`transaction_tables`)
-and owns all timers and the outgoing queue. A response goes on to the user of its transaction, a new
-request by Call-ID and tags (`call_table`) to a call. A call is an `InviteClient` or `InviteServer`
-until the INVITE is answered, then an `InviteDialog` until its BYE is. `Dialog` knows where requests
-go and in what order; `session_timer` refreshes it. Calls report events, which
-`UserAgent.next_event` hands out. Modules import only those below them: user agent, calls, dialog,
-transaction layer, messages and headers, grammar.
+`UserAgent` filters received messages by source (`source_filter`), parses them (`message`), and
+passes them to the `TransactionLayer` (`transaction`), which runs the state tables of
+`transaction_tables`. A new request goes to its call: an `InviteClient` or `InviteServer` up to the
+answer, then an `InviteDialog`. A response goes to the user of its transaction: one of these, an
+`EarlyDialog`, a `SessionTimer`, or a `RequestClient` for requests outside of dialogs. They use the
+`Dialog` for routing, and the `Negotiation` (`sdp`) for offer and answer.
+
+Messages, timers and events are queued: `bitel.sip_transport` sends, runs and dispatches them.
 """
 
 from bitel.sip.auth import Credentials

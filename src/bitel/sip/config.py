@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bitel.sip.grammar import HostPort, Transport, host_in_uri
+from bitel.sip.grammar import HostPort, Transport, host_in_uri, transport_parameter
 from bitel.sip.headers import MAX_SESSION_EXPIRES, MIN_SE
 
 
@@ -81,5 +81,5 @@ class Identity:
             # We may not listen on TLS: requests to us must reuse this connection (RFC 5923).
             alias = ";alias" if transport is Transport.TLS else ""
             self.via[transport] = f"SIP/2.0/{transport} {sent_by};rport{alias};branch=z9hG4bK"
-            named = "" if transport is Transport.UDP else f";transport={transport.lower()}"
-            self.contact[transport] = ("Contact", f"<sip:{sent_by}{named}>")
+            uri = f"sip:{sent_by}{transport_parameter(transport)}"
+            self.contact[transport] = ("Contact", f"<{uri}>")

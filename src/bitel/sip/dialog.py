@@ -6,7 +6,7 @@ from bitel.ip_addresses import leads_nearer
 from bitel.sip.auth import Authentication, Tries
 from bitel.sip.grammar import Address, Transport, ip_address_of, is_loose_router
 from bitel.sip.headers import contact_of, uri_of
-from bitel.sip.message import Message, Request, RequestTemplate, Response
+from bitel.sip.message import ALLOW, Headers, Message, Request, RequestTemplate, Response
 from bitel.sip.transaction import (
     ClientTransaction,
     ServerTransaction,
@@ -175,6 +175,11 @@ class Dialog:
         """Our Contact in responses."""
         return self._layer.identity.contact[self.fallback.transport]
 
+    @property
+    def response_headers(self) -> list[tuple[str, str]]:
+        """Contact, Allow and User-Agent of a 2xx within the dialog."""
+        return [self.contact, ("Allow", ALLOW), self._layer.identity.user_agent]
+
     def refresh_target(self, message: Message) -> None:
         """Take the Contact of a re-INVITE, an UPDATE, or a 2xx to one (§12.2)."""
         self._target = contact_of(message) or self._target
@@ -187,7 +192,7 @@ class Dialog:
         user: TransactionUser,
         method: str,
         now: float,
-        headers: tuple[tuple[str, str], ...],
+        headers: Headers,
         body: bytes = b"",
     ) -> ClientTransaction:
         """Send a request within the dialog, with credentials if any (§12.2.1.1)."""
@@ -222,7 +227,7 @@ class Dialog:
             self._layer.send(request.to_bytes(), self.next_hop)
 
     def _request(
-        self, method: str, cseq: int, headers: tuple[tuple[str, str], ...], body: bytes = b""
+        self, method: str, cseq: int, headers: Headers, body: bytes = b""
     ) -> RequestTemplate:
         return RequestTemplate(
             method,

@@ -228,6 +228,11 @@ def is_loose_router(route_uri: str) -> bool:
     return not route_uri or parameter(f";{parameters}", "lr") is not None
 
 
+def transport_parameter(transport: Transport) -> str:
+    """The `;transport=` parameter of a URI, "" for UDP, the default."""
+    return "" if transport is Transport.UDP else f";transport={transport.lower()}"
+
+
 def host_in_uri(host: str) -> str:
     """A host as written in a URI or Via: IPv6 addresses in brackets."""
     return f"[{host}]" if ":" in host else host

@@ -20,7 +20,16 @@ from bitel.sip.grammar import (
     split_address,
     split_list,
 )
-from bitel.sip.message import SUPPORTED, Message, MessageError, Request, Response, parse, sent_by_of
+from bitel.sip.message import (
+    SUPPORTED,
+    Headers,
+    Message,
+    MessageError,
+    Request,
+    Response,
+    parse,
+    sent_by_of,
+)
 
 MAX_CONTACTS = 10
 """URIs of a redirection that are considered."""
@@ -153,7 +162,7 @@ def is_interval_too_small(message: Message) -> bool:
     return asked is not None and asked.seconds < MIN_SE and supports_timer(message)
 
 
-def session_timer_headers(asked: int, min_se: int) -> tuple[tuple[str, str], ...]:
+def session_timer_headers(asked: int, min_se: int) -> Headers:
     """Supported and the session timer headers of our INVITE.
 
     `asked` is the interval in seconds, 0 for no timer; `min_se` that of a 422, 0 without one.
@@ -172,6 +181,9 @@ def _decimal(text: str, max_digits: int) -> int | None:
     text = text.strip()
     plain = text.isascii() and text.isdigit() and len(text) <= max_digits
     return int(text) if plain else None
+
+
+# Via
 
 
 def reply_route(request: Request) -> tuple[str, Address]:

@@ -29,6 +29,7 @@ from bitel.sip.message import (
     CAPABILITIES,
     PHRASES,
     SDP_TYPE,
+    Headers,
     Request,
     RequestTemplate,
     Response,
@@ -67,7 +68,7 @@ class Invitation(NamedTuple):
     offer: SessionDescription
     credentials: Credentials | None = None
     trusted: frozenset[str] = frozenset()
-    headers: tuple[tuple[str, str], ...] = ()
+    headers: Headers = ()
     display_name: str = ""
     withhold_ack: bool = False
 
@@ -545,7 +546,7 @@ class EarlyDialog:
 
     def _receive_update(self, transaction: ServerTransaction, now: float) -> None:
         request = transaction.request
-        headers = [self.dialog.contact, ("Allow", ALLOW), self._layer.identity.user_agent]
+        headers = self.dialog.response_headers
         description = session_description_of(request)
         if not description:
             self.dialog.refresh_target(request)
@@ -568,7 +569,7 @@ class EarlyDialog:
 class _Prack:
     """The PRACK of one response; sent again with credentials after a challenge."""
 
-    def __init__(self, dialog: Dialog, headers: tuple[tuple[str, str], ...]) -> None:
+    def __init__(self, dialog: Dialog, headers: Headers) -> None:
         self._dialog = dialog
         self._headers = headers
         self._tries: Tries = []

@@ -368,8 +368,7 @@ class InviteDialog(Call):
             self._calls.events.append(MediaChanged(self.call_id, agreed))
 
     def _headers(self, request: Request, now: float) -> list[tuple[str, str]]:
-        about_us = [self.dialog.contact, ("Allow", ALLOW), self._layer.identity.user_agent]
-        return about_us + self.session_timer.answer_headers(request, now)
+        return self.dialog.response_headers + self.session_timer.answer_headers(request, now)
 
     # Our BYE
 

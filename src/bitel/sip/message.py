@@ -58,6 +58,8 @@ _EMPTY_PARAMETER = re.compile(r"[;,]\s*[;,]")
 _NOWHERE = Address("", 0)
 
 Essentials = Callable[[list[str]], tuple[str, str, str, str, str]]
+Headers = tuple[tuple[str, str], ...]
+"""Names and values of header lines."""
 
 
 class MessageError(ValueError):
@@ -401,6 +403,8 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else "\ufffd" for char in shown)
 
 
+# Writing
+
 ALLOW = "INVITE, ACK, CANCEL, BYE, OPTIONS, UPDATE, PRACK, INFO"
 """PRACK gets 481 from a callee, because our responses are never reliable."""
 OPTION_TAGS = ("100rel", "timer")
@@ -457,9 +461,6 @@ def one_line(text: str) -> str:
     if "\r" in text or "\n" in text or "\0" in text:
         raise ValueError("a header value holds a line break or a zero byte")
     return text
-
-
-Headers = tuple[tuple[str, str], ...]
 
 
 def split_routes(headers: Headers) -> tuple[tuple[str, ...], Headers]:

@@ -12,6 +12,7 @@ from bitel.sip.grammar import Address
 from bitel.sip.message import (
     MAX_CSEQ,
     PHRASES,
+    Headers,
     RequestTemplate,
     Response,
     one_line,
@@ -37,7 +38,7 @@ class OutgoingRequest:
     destination: Address
     from_uri: str
     to_uri: str
-    headers: tuple[tuple[str, str], ...] = ()
+    headers: Headers = ()
     body: bytes = b""
     credentials: Credentials | None = None
     call_id: str | None = None

@@ -14,14 +14,7 @@ from bitel.sip.headers import (
     session_expires_of,
     supports_timer,
 )
-from bitel.sip.message import (
-    ALLOW,
-    SDP_TYPE,
-    Message,
-    Request,
-    RequestTemplate,
-    Response,
-)
+from bitel.sip.message import ALLOW, SDP_TYPE, Message, Request, RequestTemplate, Response
 from bitel.sip.sdp import Negotiation
 from bitel.sip.timers import Timer, is_due
 from bitel.sip.transaction import ClientTransaction, Failure, TransactionLayer

@@ -137,7 +137,7 @@ class TransactionLayer:
         self.unanswered: dict[Address, dict[ClientTransaction, None]] = {}
         # Bytes of the server transactions, and their number by call.
         self.server_bytes = 0
-        self.requests_of_calls = Counter[str]()
+        self.requests_by_call = Counter[str]()
         self.retransmissions = self.dropped = self.misrouted = 0
         # UDP destinations without TCP, and until when that is assumed.
         self.without_tcp: dict[Address, float] = {}
@@ -533,14 +533,14 @@ def server_key(request: Request, method: str) -> ServerKey:
 class ServerTransaction(_Transaction):
     """A server transaction.
 
-    `of_call` is the handle of the call of the request, "" for none; `to_tag` the tag of all
+    `call_handle` is the handle of the call of the request, "" for none; `to_tag` the tag of all
     responses.
     """
 
-    def __init__(self, layer: TransactionLayer, request: Request, of_call: str = "") -> None:
+    def __init__(self, layer: TransactionLayer, request: Request, call_handle: str = "") -> None:
         super().__init__(layer)
         self._key = server_key(request, request.method)
-        self._of_call = of_call
+        self._call_handle = call_handle
         self._size = 2 * request.size  # the request, and a response with mostly the same headers
         self._interval /= 2
         self._top_via, self.destination = reply_route(request)
@@ -555,8 +555,8 @@ class ServerTransaction(_Transaction):
             self.state = _TRYING
         layer.servers[self._key] = self
         layer.server_bytes += self._size
-        if of_call:
-            layer.requests_of_calls[of_call] += 1
+        if call_handle:
+            layer.requests_by_call[call_handle] += 1
         self._merge_key: MergeKey | None = None
         # Only INVITEs: other merged requests are harmless, and a peer that sends the same OPTIONS
         # again must not get 482.
@@ -628,9 +628,9 @@ class ServerTransaction(_Transaction):
         self._stop_timers()
         if layer.servers.pop(self._key, None) is not None:
             layer.server_bytes -= self._size
-            if self._of_call:
-                layer.requests_of_calls[self._of_call] -= 1
-                if not layer.requests_of_calls[self._of_call]:
-                    del layer.requests_of_calls[self._of_call]
+            if self._call_handle:
+                layer.requests_by_call[self._call_handle] -= 1
+                if not layer.requests_by_call[self._call_handle]:
+                    del layer.requests_by_call[self._call_handle]
         if self._merge_key is not None and not self.is_merged:
             del layer.new_invites[self._merge_key]

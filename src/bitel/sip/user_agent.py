@@ -334,11 +334,11 @@ class UserAgent:
             if call is not None:
                 call.receive_ack(request, now)
             return
-        if self._is_one_too_many(request, call):
+        if self._exceeds_limits(request, call):
             self._layer.send(*self._layer.stateless_response(request, 503, [RETRY_LATER]))
             return
-        of_call = call.call_id if call is not None else ""
-        transaction = ServerTransaction(self._layer, request, of_call)
+        call_handle = call.call_id if call is not None else ""
+        transaction = ServerTransaction(self._layer, request, call_handle)
         try:
             if request.method == "CANCEL":
                 self._receive_cancel(transaction, now)
@@ -348,7 +348,7 @@ class UserAgent:
             transaction.fail(now)
             raise
 
-    def _is_one_too_many(self, request: Request, call: Call | None) -> bool:
+    def _exceeds_limits(self, request: Request, call: Call | None) -> bool:
         """Whether a request exceeds the limits.
 
         BYE and CANCEL of a running call never do, its other requests only beyond `MAX_OF_CALL`.
@@ -362,7 +362,7 @@ class UserAgent:
             len(layer.servers) >= layer.config.max_server_transactions
             or layer.server_bytes >= layer.config.max_server_bytes
         ):
-            return call is None or layer.requests_of_calls[call.call_id] >= MAX_OF_CALL
+            return call is None or layer.requests_by_call[call.call_id] >= MAX_OF_CALL
         starts_call = request.method == "INVITE" and not request.to_tag
         return starts_call and self._calls.early_calls >= layer.config.max_early_calls
 

@@ -211,15 +211,11 @@ class SipTransport(DatagramUser, StreamUser):
         if late <= PAUSE_NOTICED:
             # An unread response may make the retransmission unnecessary.
             self._reading_first = True
-            self.after_reading(self._fire_late_timers)
+            self.after_reading(self._resume)
             return
         logger.warning("the event loop stood still for %.1f s", late)
         self._resuming = True
         self.after_reading(self._ask_for_lease)
-
-    def _fire_late_timers(self) -> None:
-        self._reading_first = False
-        self._fire_timers()
 
     def _fire_timers(self) -> None:
         try:
@@ -282,7 +278,7 @@ class SipTransport(DatagramUser, StreamUser):
 
     def _resume(self) -> None:
         self._confirming = None
-        self._resuming = False
+        self._reading_first = self._resuming = False
         self._fire_timers()
 
     def _send_all(self) -> None:
