@@ -29,6 +29,13 @@ _INSERT: Final = text(
 )
 _FIND: Final = select(idempotency_key).where(*matches(_row.project_id, _row.key))
 _LOCK: Final = _FIND.with_for_update()
+_is_key = (_row.project_id == bindparam("the_project"), _row.key == bindparam("the_key"))
+_REPLACE: Final = (
+    update(idempotency_key)
+    .where(*_is_key)
+    .values(body_hash=bindparam("hash"), answer=None, created_at=bindparam("at"))
+)
+_KEEP: Final = update(idempotency_key).where(*_is_key).values(answer=bindparam("first"))
 _OLD: Final = (
     select(_row.project_id, _row.key)
     .where(_row.created_at <= bindparam("before"))
@@ -73,7 +80,8 @@ def first_answer(
     if row is None:
         raise UnavailableError("the Idempotency-Key is being used by others; send it again")
     if row.created_at <= now - LIFETIME:
-        _change(conn, project_id, key, body_hash=body_hash, answer=None, created_at=now)
+        is_key = {"the_project": project_id, "the_key": key}
+        conn.execute(_REPLACE, {**is_key, "hash": body_hash, "at": now})
         return None
     return _answer(row, body_hash)
 
@@ -87,12 +95,7 @@ def _answer(row: Row[*tuple[Any, ...]], body_hash: str) -> bytes | None:
 
 def keep(conn: Connection, project_id: str, key: str, answer: bytes) -> None:
     """Store the answer to the first request with this key."""
-    _change(conn, project_id, key, answer=answer)
-
-
-def _change(conn: Connection, project_id: str, key: str, **values: object) -> None:
-    is_key = (_row.project_id == project_id) & (_row.key == key)
-    conn.execute(update(idempotency_key).where(is_key).values(values))
+    conn.execute(_KEEP, {"the_project": project_id, "the_key": key, "first": answer})
 
 
 def forget_old(conn: Connection, now: float, limit: int = 1000) -> int:

@@ -110,10 +110,16 @@ def in_force(conn: Connection, dialer_id: str) -> InForce:
     return InForce(reasons[0] if reasons else "", projects)
 
 
+_NOTE_CLAIMS: Final = Statement(
+    update(dialer)
+    .where(dialer.c.id == bindparam("the_dialer"), dialer.c.last_attempt < bindparam("newest"))
+    .values(last_attempt=bindparam("newest"))
+)
+
+
 def note_claims(conn: Connection, dialer_id: str, newest: str) -> None:
     """Store the id of the newest attempt that the dialer has begun."""
-    is_newer = (dialer.c.id == dialer_id) & (dialer.c.last_attempt < newest)
-    conn.execute(update(dialer).where(is_newer).values(last_attempt=newest))
+    _NOTE_CLAIMS.run(conn, {"the_dialer": dialer_id, "newest": newest})
 
 
 _HAS_OPEN_CALLS = select(

@@ -117,10 +117,15 @@ def find(conn: Connection, project_id: str, recording_id: str) -> Recording | No
     return Recording(**row._mapping) if row else None
 
 
+_DURATION = select(recording.c.duration).where(
+    *matches(recording.c.id), recording.c.deleted_at.is_(None)
+)
+
+
 def duration(conn: Connection, recording_id: str) -> float | None:
     """Duration in seconds of any project's recording; None when unknown or deleted."""
-    is_it = (recording.c.id == recording_id) & recording.c.deleted_at.is_(None)
-    return conn.execute(select(recording.c.duration).where(is_it)).scalar_one_or_none()
+    seconds: float | None = conn.execute(_DURATION, {"id": recording_id}).scalar_one_or_none()
+    return seconds
 
 
 _FIND_SPEECH = _OF_PROJECT.where(*matches(recording.c.speech_key))

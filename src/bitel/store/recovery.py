@@ -62,16 +62,18 @@ def take_over(
 ) -> tuple[Lease, Recovered]:
     """Become the worker that runs the dialer, and end the open attempts of earlier workers.
 
-    An attempt that was answered makes its call UNKNOWN, at no cost, as its length is not known.
-    One whose cancellation was requested makes it CANCELED. Any other may still be ringing: its call
-    is due again `redial_after` seconds, which must exceed the longest ring time, after its INVITE
-    may have left. That is `last_invite` seconds after the claim, or now where the former worker has
-    ended; without `last_invite` it must have. The claim's time is by the former worker's clock, and
-    is converted to ours by `former_ahead`; no claim that is found was made later than now. The call
-    spends no retry, unless the attempt is known to have rung: then it waits for its retry interval
-    too, and a call without retries left ends as NO_ANSWER. Until that time no other call is made to
-    its number either, nor for `redial_after` seconds to a number that had answered, whose line may
-    still be open.
+    The call of an answered attempt ends as UNKNOWN, at no cost, since its length is not known. One
+    whose cancellation was requested ends as CANCELED. Any other is due again once its phone can't
+    ring any more: `redial_after` seconds after its INVITE can have left. It spends no retry, unless
+    the attempt is known to have rung: then it also waits for its retry interval, and ends as
+    NO_ANSWER without retries left. Until then no other call is made to the number. Neither is one
+    for `redial_after` seconds to a number that had answered, whose line may still be open.
+
+    Args:
+        redial_after: seconds, more than the longest ring time.
+        last_invite: seconds after its claim at which an INVITE leaves at the latest, unless the
+            former worker has ended (`terms`) earlier. It must have without `last_invite`.
+        terms: the time of a claim is by the former worker's clock; `former_ahead` converts it.
 
     Raises LostLease where the row is no longer what `terms` expect.
     """

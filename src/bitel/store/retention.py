@@ -52,7 +52,9 @@ def _old(table: sa.Table, condition: sa.ColumnElement[bool], *columns: Any) -> s
     return next_rows(rows.where(table.c.id < sa.bindparam("until")), table.c.id)
 
 
-def _read(conn: Connection, query: sa.Select[Any], before: float, after: str) -> tuple[str, Any]:
+def _read(
+    conn: Connection, query: sa.Select[Any], before: float, after: str
+) -> tuple[str, list[Any]]:
     """The last id of the window, empty at the end, and the rows that are over."""
     wanted = {"after": after, "until": first_id_at(before), "most": PIECE, "before": before}
     rows = conn.execute(query, wanted).all()

@@ -143,7 +143,7 @@ project = Table(
     Column("unwanted_to_do_not_call", Boolean, nullable=False, server_default=false()),
     Column("hold_seconds", Integer, nullable=False, server_default=text("60")),
     Column("max_calls_per_number_per_day", Integer),  # NULL: no limit
-    Column("deleted_at", Double),  # its calls, recordings, ledger and tokens are gone
+    Column("deleted_at", Double),  # its calls, recordings, ledger and tokens are deleted
 )
 
 has_window = project.c.window.is_not(None)
@@ -427,7 +427,7 @@ idempotency_key = Table(
     Column("project_id", _Id, ForeignKey("project.id"), primary_key=True),
     Column("key", String(255), primary_key=True),
     Column("body_hash", String(64), nullable=False),
-    Column("answer", LargeBinary),  # NULL only while the request is at work
+    Column("answer", LargeBinary),  # NULL only during the request
     Column("created_at", Double, nullable=False),
     Index("ix_idempotency_key_created", "created_at"),
 )
@@ -443,7 +443,7 @@ webhook_event = Table(
     Column("project_id", _Id, ForeignKey("project.id"), nullable=False),
     Column("call_id", _Id, ForeignKey("call.id"), nullable=False, unique=True),
     Column("created_at", Double, nullable=False),
-    Column("due_at", Double),  # NULL: not to be tried any more
+    Column("due_at", Double),  # NULL: it is not tried any more
     Column("tries", Integer, nullable=False),  # begun, whether or not their end was written
     Column("state", String(9), nullable=False),
     CheckConstraint("state IN ('pending', 'delivered', 'given up')", name="state"),

@@ -106,21 +106,18 @@ def equals(
     return sa.and_(*(column == value for column, value in zip(columns, values, strict=True)))
 
 
-def values_parameter(name: str, *columns: sa.Column[Any], **types: TypeEngine[Any]) -> sa.Subquery:
+def values_parameter(
+    name: str, *columns: sa.Column[Any], **types: TypeEngine[Any]
+) -> sa.FromClause:
     """A table whose rows are the parameter `name`, a sequence of rows.
 
     Its columns have the names and types of `columns`, then those of `types`. The parameter may also
     be the JSON text itself, with the values as the columns store them.
     """
     types = {column.name: column.type for column in columns} | types
-    rows = sa.bindparam(name, type_=_RowsType(list(types.values())))
-    element = _Elements(rows).table_valued("value", name=f"{name}_json").c.value
-    values = []
-    for index, (key, kind) in enumerate(types.items()):
-        value = _At(element, sa.literal_column(str(index)))
-        value.type = kind
-        values.append(value.label(key))
-    return sa.select(*values).subquery(name)
+    array = sa.bindparam(name, type_=_RowsType(list(types.values())))
+    typed = [sa.column(key, kind) for key, kind in types.items()]
+    return _Rows(array, types).table_valued(*typed, name=name)
 
 
 def is_among(column: sa.Column[Any], name: str) -> sa.ColumnElement[bool]:
@@ -146,7 +143,7 @@ def update_each(
     )
 
 
-def insert_rows(rows: sa.Subquery, table: sa.Table, **values: sa.ColumnElement[Any]) -> Statement:
+def insert_rows(rows: sa.FromClause, table: sa.Table, **values: sa.ColumnElement[Any]) -> Statement:
     """Inserts the rows of a values parameter into the table; `values` are further columns."""
     columns = {column.name: column for column in rows.c} | values
     return Statement(sa.insert(table).from_select(list(columns), sa.select(*columns.values())))
@@ -322,39 +319,33 @@ class _RowsType(TypeDecorator[Sequence[Sequence[Any]]]):
         return row
 
 
-class _Elements(FunctionElement[Any]):
-    """The elements of a JSON array, a row each, in a column `value`."""
+class _Rows(FunctionElement[Any]):
+    """The rows of a JSON array of arrays, with these columns."""
 
     inherit_cache = False
-    name = "elements"
+    name = "rows"
+
+    def __init__(self, array: sa.BindParameter[Any], types: Mapping[str, TypeEngine[Any]]) -> None:
+        super().__init__(array)
+        self.types: Final = types
 
 
-class _At(FunctionElement[Any]):
-    """An element of a JSON array, by its index, as a value of a type."""
-
-    inherit_cache = False
-    name = "at"
-
-
-@compiles(_Elements)
-def _elements(element: _Elements, compiler: SQLCompiler, **options: Any) -> str:
-    return f"json_each({compiler.process(element.clauses, **options)})"
+@compiles(_Rows)
+def _rows(rows: _Rows, compiler: SQLCompiler, **options: Any) -> str:
+    columns = (
+        f"json_extract(value, '$[{at}]') AS {compiler.preparer.quote(name)}"
+        for at, name in enumerate(rows.types)
+    )
+    array = compiler.process(rows.clauses, **options)
+    return f"(SELECT {', '.join(columns)} FROM json_each({array}))"  # noqa: S608
 
 
-@compiles(_Elements, "postgresql")
-def _elements_postgresql(element: _Elements, compiler: SQLCompiler, **options: Any) -> str:
-    array = compiler.process(element.clauses, **options)
-    return f"(SELECT value FROM jsonb_array_elements(CAST({array} AS jsonb)))"  # noqa: S608
-
-
-@compiles(_At)
-def _at(element: _At, compiler: SQLCompiler, **options: Any) -> str:
-    array, index = (compiler.process(each, **options) for each in element.clauses)
-    return f"json_extract({array}, '$[{index}]')"
-
-
-@compiles(_At, "postgresql")
-def _at_postgresql(element: _At, compiler: SQLCompiler, **options: Any) -> str:
-    array, index = (compiler.process(each, **options) for each in element.clauses)
-    kind = compiler.dialect.type_compiler_instance.process(element.type)
-    return f"CAST({array} ->> {index} AS {kind})"
+@compiles(_Rows, "postgresql")
+def _rows_postgresql(rows: _Rows, compiler: SQLCompiler, **options: Any) -> str:
+    type_name = compiler.dialect.type_compiler_instance.process
+    columns = (
+        f"CAST(value ->> {at} AS {type_name(kind)}) AS {compiler.preparer.quote(name)}"
+        for at, (name, kind) in enumerate(rows.types.items())
+    )
+    array = f"CAST({compiler.process(rows.clauses, **options)} AS jsonb)"
+    return f"(SELECT {', '.join(columns)} FROM jsonb_array_elements({array}))"  # noqa: S608
