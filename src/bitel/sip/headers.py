@@ -209,19 +209,19 @@ def reply_route(request: Request) -> tuple[str, Address]:
     return ";".join(kept), source
 
 
-def response_route(data: bytes, gone: Address) -> Address | None:
-    """Destination of a response whose connection, from `gone`, is closed (RFC 3261 §18.2.2).
+def response_route(data: bytes, closed: Address) -> Address | None:
+    """Destination of a response whose connection, from `closed`, is closed (RFC 3261 §18.2.2).
 
-    That is the host of `gone` at the port in Via. None if `data` is not a response.
+    That is the host of `closed` at the port in Via. None if `data` is not a response.
     """
     try:
         message = parse(data)
-        port = message.sent_by()[1] or DEFAULT_PORTS[gone.transport]
+        port = message.sent_by()[1] or DEFAULT_PORTS[closed.transport]
     except MessageError:
         return None
     if not isinstance(message, Response) or not 0 < port <= MAX_PORT:
         return None
-    return gone._replace(port=port)
+    return closed._replace(port=port)
 
 
 def alias_of(data: bytes, source: Address) -> Address | None:
