@@ -297,7 +297,7 @@ async def apply_journal(
     left = {one.attempt_id: one for one in reversed(await asyncio.to_thread(journal.open))}
     applied: set[str] = set()
 
-    async def is_settled(some: Sequence[Settlement], event: str, **about: str) -> bool:
+    async def settle(some: Sequence[Settlement]) -> Exception | None:
         now = clock()
         try:
             applied.update(
@@ -308,16 +308,18 @@ async def apply_journal(
         except UnavailableError:
             raise
         except Exception as fault:
-            _log_fault(event, fault, **about)
-            return False
-        return True
+            return fault
+        return None
 
-    if not await is_settled(list(left.values()), "journal_applied_one_by_one"):
+    if fault := await settle(list(left.values())):
+        _log_fault("journal_applied_one_by_one", fault)
         for one in left.values():
-            about = log_fields(one)
-            if not await is_settled([one], "settlement_refused", **about):
+            if fault := await settle([one]):
+                about = log_fields(one)
+                _log_fault("settlement_refused", fault, **about)
                 plain = settling.minimal(one.attempt_id, one.call_id, one.result, clock())
-                await is_settled([plain], "attempt_left_open", **about)
+                if fault := await settle([plain]):
+                    _log_fault("attempt_left_open", fault, **about)
     for attempt_id, one in left.items():
         if attempt_id not in applied:
             log.error("settlement_not_applied", **log_fields(one))
