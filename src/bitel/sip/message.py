@@ -469,8 +469,17 @@ def split_routes(headers: Headers) -> tuple[tuple[str, ...], Headers]:
     return routes, tuple([each for each in headers if each[0].lower() != "route"])
 
 
+def lines_of(headers: Headers) -> str:
+    """Header lines, serialised."""
+    return "".join([f"{name}: {value}\r\n" for name, value in headers])
+
+
 class RequestTemplate(NamedTuple):
-    """A request to be serialised. `from_value` and `to_value` are header values with tags."""
+    """A request to be serialised.
+
+    `from_value` and `to_value` are header values with tags. `common` are header lines that many
+    requests share, already serialised.
+    """
 
     method: str
     uri: str
@@ -482,12 +491,13 @@ class RequestTemplate(NamedTuple):
     routes: tuple[str, ...] = ()
     headers: Headers = ()
     body: bytes = b""
+    common: str = ""
 
     def to_bytes(self) -> bytes:
         """Return the request as a datagram."""
-        method, uri, via, from_value, to_value, call_id, cseq, routes, headers, body = self
+        method, uri, via, from_value, to_value, call_id, cseq, routes, headers, body, common = self
         route_lines = "".join([f"Route: {route}\r\n" for route in routes]) if routes else ""
-        header_lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
+        header_lines = common + lines_of(headers)
         text = (
             f"{method} {uri} SIP/2.0\r\n"
             f"Via: {via}\r\n"
