@@ -25,7 +25,7 @@ def campaign(finished: int = 0, price: float = 0.0, **by_status: int) -> dict[st
 
 @pytest.fixture
 def batches(service: Service, monkeypatch: pytest.MonkeyPatch) -> Service:
-    monkeypatch.setattr("bitel.client.LOOK_AGAIN", 0.001)
+    monkeypatch.setattr("bitel.client.POLL_INTERVAL", 0.001)
     placed = {"result": [CALL], "error": None, "campaignId": CAMPAIGN_ID}
     service.answers["POST /api/v2/voice/batch"] = [(200, placed)]
     service.on(f"GET /api/v2/voice/campaign/{CAMPAIGN_ID}", campaign(WAITING=3))

@@ -197,7 +197,7 @@ def test_waiting_succeeds_only_with_an_answered_call(
     final: dict[str, Any],
     expected: int,
 ) -> None:
-    monkeypatch.setattr("bitel.client.LOOK_AGAIN", 0.001)
+    monkeypatch.setattr("bitel.client.POLL_INTERVAL", 0.001)
     service.on("POST /api/v2/voice/single", CALL)
     service.on(f"GET /api/v2/voice/status/{CALL['id']}", CALL, CALL, final)
     status, out, _ = shell.run("call", "0912", "--voice", "a" * 32, "--wait", "--json")
