@@ -157,7 +157,7 @@ QUERIES: dict[str, tuple[Executable, dict[str, Any], set[str]]] = {
     "to end": (endings._TO_END.core, {"ids": ROWS}, set()),
     "ended attempts": (endings._END_ATTEMPTS.core, {"ended": [("a",) + (None,) * 14]}, set()),
     "ended calls": (endings._END_CALLS.core, {"ended": [("a",) + (None,) * 5], "now": 1.0}, set()),
-    "again": (endings._DUE_AGAIN.core, {"again": [("a", 1.0, 0)]}, set()),
+    "again": (endings._DUE_AGAIN.core, {"again": [("a", 1.0)]}, set()),
     "forgotten requests": (endings._FORGET_REQUESTS.core, {"over": ROWS}, set()),
     "asked": (calls._ASKED, {"ids": IDS}, set()),
     "budgets": (balances._LIMITED.core, {"asked": ROWS}, set()),
@@ -230,7 +230,7 @@ GIVEN_ROWS: dict[str, tuple[Statement, dict[str, Any]]] = {
     "to end": (endings._TO_END, {"ids": ROWS}),
     "ended attempts": (endings._END_ATTEMPTS, {"ended": [("a",) + (None,) * 14]}),
     "ended calls": (endings._END_CALLS, {"ended": [("a",) + (None,) * 5], "now": 1.0}),
-    "again": (endings._DUE_AGAIN, {"again": [("a", 1.0, 0)]}),
+    "again": (endings._DUE_AGAIN, {"again": [("a", 1.0)]}),
 }
 
 
