@@ -177,7 +177,7 @@ class Client:
             state = self.do(request)
             if wait.is_over(state):
                 return state
-            time.sleep(POLL_INTERVAL)
+            time.sleep(POLL_INTERVAL)  # the API can only be polled
 
 
 class AsyncClient:

@@ -40,8 +40,8 @@ class Match:
 def match(sent: Pcm, heard: Pcm) -> Match:
     """Find `sent` in `heard`, both at 8000 Hz, with silence or more around it on either side.
 
-    One offset is sought for the whole: audio that goes on after a hole that was not filled counts
-    as lost from there. Raises ValueError where `sent` is silent.
+    There is one offset for the whole recording: if packets are missing and no silence takes their
+    place, all audio after them counts as lost. Raises ValueError if `sent` is silent.
     """
     whole, received = sent.astype(np.float64), heard.astype(np.float64)
     frames = _frames(whole)

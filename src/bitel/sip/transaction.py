@@ -281,7 +281,7 @@ class _Transaction:
         self._step(_ON_TIMER[name], now)
 
     def _step(self, event: Input, now: float) -> None:
-        raise NotImplementedError
+        raise NotImplementedError  # each kind of transaction has its own
 
     def _stop_timers(self) -> None:
         self._layer.timers.stop(self._repeating)

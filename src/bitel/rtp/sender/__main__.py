@@ -180,7 +180,7 @@ class Sender:
                 return False
             # A command has no effect before the next tick, so all of them are read together just
             # before it: waking up for each costs more than handling it.
-            time.sleep(max(0.0, self._schedule.due - LEAD - time.monotonic()))
+            time.sleep(max(0.0, self._schedule.due - LEAD - time.monotonic()))  # see above
         elif self._has_read:
             time.sleep(pause)  # reading more commands now could delay the tick
             return False
