@@ -38,6 +38,8 @@ class Project:
     webhook_secret: str | None = field(default=None, repr=False)
     webhook_off_reason: str | None = None
     """Why no events are posted although there is a URL."""
+    webhook_events: tuple[str, ...] | None = None
+    """Types of events that are posted besides the end of each call; None: no others."""
     reserved: Decimal = Decimal(0)
     """The amount of the balance that its waiting calls reserve."""
     daily_spend: Decimal | None = None

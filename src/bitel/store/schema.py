@@ -7,6 +7,7 @@ indexes and queries share conditions such as `is_due` and `is_open`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from decimal import ROUND_HALF_UP, Decimal
 from types import MappingProxyType
@@ -97,6 +98,25 @@ class CommaList(TypeDecorator[tuple[str, ...]]):
         return None if value is None else tuple(filter(None, value.split(",")))
 
 
+class Intervals(TypeDecorator[tuple[tuple[float, float], ...]]):
+    """Spans of time, each as two Unix seconds, stored as JSON."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(
+        self, value: tuple[tuple[float, float], ...] | None, dialect: Dialect
+    ) -> str | None:
+        """Return the value as it is stored."""
+        return None if value is None else json.dumps(value)
+
+    def process_result_value(
+        self, value: str | None, dialect: Dialect
+    ) -> tuple[tuple[float, float], ...] | None:
+        """Return a stored value as Python uses it."""
+        return None if value is None else tuple((begin, end) for begin, end in json.loads(value))
+
+
 metadata = MetaData(
     naming_convention={
         "pk": "pk_%(table_name)s",
@@ -129,6 +149,7 @@ project = Table(
     Column("webhook_url", Text),
     Column("webhook_secret", String(255)),
     Column("webhook_off_reason", FreeText(200)),  # NULL: events are sent, if there is a URL
+    Column("webhook_events", CommaList),  # those of every state; NULL: only the end of each call
     Column("reserved", Money, nullable=False, server_default=_ZERO),  # by calls that wait
     Column("daily_spend", Money),  # NULL: unlimited
     Column("spent_today", Money, nullable=False, server_default=_ZERO),
@@ -186,6 +207,18 @@ _partial_index(
     unique=True,
 )
 
+webhook = Table(
+    "webhook",
+    metadata,
+    Column("id", _Id, primary_key=True),  # a hash of its fields, so that requests share a row
+    Column("project_id", _Id, ForeignKey("project.id"), nullable=False),
+    Column("url", Text, nullable=False),
+    Column("events", CommaList, nullable=False),
+    Column("off_reason", FreeText(200)),  # NULL: events are sent
+    Index("ix_webhook_project", "project_id", "id"),
+)
+"""Webhooks that requests named for their own calls, in place of their project's."""
+
 campaign = Table(
     "campaign",
     metadata,
@@ -196,7 +229,50 @@ campaign = Table(
     Column("requested_at", Double, nullable=False),
     Column("total", Integer, nullable=False),
     Column("canceled_at", Double),
+    Column("name", FreeText(100)),
+    Column("reference", FreeText(100)),
+    Column("start_at", Double, nullable=False, server_default=_ZERO),
+    Column("time_to_live", Integer, nullable=False, server_default=_ZERO),
+    Column("end_at", Double),  # no attempt starts then or later; NULL: only the time to live counts
+    Column("window", String(255)),  # besides the project's; NULL: always open
+    Column("calls_per_second", Double),  # NULL: as fast as the dialer
+    Column("max_channels", Integer),
+    Column("paused_at", Double),  # NULL: not paused
+    Column("pauses", Intervals, nullable=False, server_default=text("'[]'")),  # those that are over
+    Column("finished_at", Double),  # its last call was over; NULL: some are not
+    Column("webhook_id", _Id),  # NULL: the project's
+    Column("template", Text),  # a text with {variables}; NULL: all of its calls play the same
+    Column("language", String(35)),
+    # Numbers of its calls by status, written in the transaction that ends a call.
+    *(
+        Column(status.name.lower(), Integer, nullable=False, server_default=_ZERO)
+        for status in CallStatus
+    ),
+    Column("answered", Integer, nullable=False, server_default=_ZERO),
+    Column("humans", Integer, nullable=False, server_default=_ZERO),
+    Column("machines", Integer, nullable=False, server_default=_ZERO),
+    Column("price", Money, nullable=False, server_default=_ZERO),
     Index("ix_campaign_project", "project_id", "id"),
+)
+
+is_unfinished = campaign.c.finished_at.is_(None)
+"""A call of the campaign is not over."""
+
+may_run = and_(is_unfinished, campaign.c.paused_at.is_(None))
+"""The campaign is neither over nor paused; it may still be too early, or its window closed."""
+
+_partial_index(
+    "ix_campaign_running", may_run, campaign.c.dialer_id, campaign.c.project_id, campaign.c.id
+)
+has_end = and_(is_unfinished, campaign.c.end_at.is_not(None))
+_partial_index("ix_campaign_ending", has_end, campaign.c.dialer_id, campaign.c.end_at)
+
+campaign_key = Table(
+    "campaign_key",
+    metadata,
+    Column("campaign_id", _Id, ForeignKey("campaign.id"), primary_key=True),
+    Column("key", String(1), primary_key=True),
+    Column("calls", Integer, nullable=False),  # in which it was pressed
 )
 
 call = Table(
@@ -233,6 +309,16 @@ call = Table(
     Column("may_ring_until", Double),
     # Seconds after the answer at which its dialer ends it; 0 for calls of before schema 0007.
     Column("longest_seconds", Integer, nullable=False, server_default=_ZERO),
+    Column("reference", FreeText(100)),
+    # Waits in seconds that are left, busy ones before the semicolon, as in "60,300;600"; NULL: as
+    # retries_left and retry_interval say.
+    Column("retry_waits", String(128)),
+    Column("time_zone", String(64)),  # of the callee; NULL: as the number says
+    Column("variables", Text),  # JSON, for the template of its campaign
+    # Recordings that are played one after the other; empty while they are not rendered yet.
+    Column("parts", CommaList),
+    Column("caller_id", String(32)),  # NULL: the dialer chooses
+    Column("webhook_id", _Id),  # NULL: the project's
     CheckConstraint("due_at IS NULL OR status = 0", name="final_is_not_due"),
     CheckConstraint("recording_id IS NOT NULL OR digits IS NOT NULL", name="plays_something"),
 )
@@ -259,18 +345,35 @@ UNTRIED: Final[Mapping[str, ColumnElement[Any]]] = MappingProxyType(
 )
 """Values of a new call, by column: no attempt was made yet."""
 
+in_campaign = call.c.campaign_id.is_not(None)
+is_due_alone = and_(is_due, call.c.campaign_id.is_(None))
+"""The call waits for its next attempt, and belongs to no campaign."""
+
+is_due_in_campaign = and_(is_due, in_campaign)
+"""The call waits for its next attempt, and belongs to a campaign."""
+
 # By project, so that projects take turns however many calls one of them has waiting.
 _partial_index(
     "ix_call_due",
-    is_due,
+    is_due_alone,
     call.c.dialer_id,
     call.c.lane,
     call.c.project_id,
     call.c.due_at,
     call.c.id,
 )
-_partial_index("ix_call_next", is_due, call.c.dialer_id, call.c.due_at)
-_partial_index("ix_call_expiring", is_due, call.c.dialer_id, call.c.expires_at)
+_partial_index("ix_call_next", is_due_alone, call.c.dialer_id, call.c.due_at)
+_partial_index("ix_call_expiring", is_due_alone, call.c.dialer_id, call.c.expires_at)
+# By campaign, so that the calls of one that is paused are skipped without reading them.
+_partial_index(
+    "ix_call_due_in_campaign", is_due_in_campaign, call.c.campaign_id, call.c.due_at, call.c.id
+)
+is_unrendered = and_(is_due_in_campaign, call.c.parts == literal_column("''"))
+"""The texts of the call are not rendered yet."""
+
+_partial_index(
+    "ix_call_unrendered", is_unrendered, call.c.campaign_id, call.c.due_at, call.c.id
+)
 is_in_flight = and_(call.c.due_at.is_(None), is_waiting)
 """An attempt of the call is under way."""
 
@@ -281,16 +384,14 @@ is_waiting_otp = and_(is_due, call.c.lane == literal_column(str(int(Lane.OTP))))
 """The call is a one-time password that waits for its next attempt."""
 
 _partial_index("ix_call_waiting_otp", is_waiting_otp, call.c.project_id, call.c.e164, call.c.id)
-in_campaign = call.c.campaign_id.is_not(None)
-# For a campaign's pages and, with its last columns, for its state without reading the calls.
+_partial_index("ix_call_campaign", in_campaign, call.c.campaign_id, call.c.id)
+# For lists of a project's calls, the newest first.
+Index("ix_call_project", call.c.project_id, call.c.id)
+Index("ix_call_status", call.c.project_id, call.c.status, call.c.id)
+Index("ix_call_number", call.c.project_id, call.c.e164, call.c.id)
+has_reference = call.c.reference.is_not(None)
 _partial_index(
-    "ix_call_campaign",
-    in_campaign,
-    call.c.campaign_id,
-    call.c.id,
-    call.c.status,
-    call.c.finished_at,
-    call.c.price,
+    "ix_call_reference", has_reference, call.c.project_id, call.c.reference, call.c.id
 )
 _partial_index("ix_call_needing_recording", is_waiting, call.c.recording_id)
 
@@ -326,6 +427,8 @@ attempt = Table(
     Column("far_loss", Double),
     Column("far_jitter_ms", Double),
     Column("rang_at", Double),  # the first 18x; NULL: none is known of
+    Column("caller_id", String(32)),  # that it showed; NULL: not known
+    Column("machine", String(8)),  # human or machine; NULL: not detected
     CheckConstraint("claim IN ('held', 'heard', 'settled')", name="claim"),
     UniqueConstraint("call_id", "number"),
 )
@@ -414,6 +517,27 @@ retention_cursor = Table(
     Column("last_id", _Id, nullable=False),  # rows up to this id have been dealt with
 )
 
+recipient_list = Table(
+    "recipient_list",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("project_id", _Id, ForeignKey("project.id"), nullable=False),
+    Column("name", FreeText(255), nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("recipients", Integer, nullable=False),
+    Column("columns", Text, nullable=False),  # JSON: the names of the variables
+    Index("ix_recipient_list_project", "project_id", "id"),
+)
+"""Lists of recipients that clients have uploaded."""
+
+recipient_list_piece = Table(
+    "recipient_list_piece",
+    metadata,
+    Column("list_id", _Id, ForeignKey("recipient_list.id"), primary_key=True),
+    Column("position", Integer, primary_key=True),
+    Column("recipients", LargeBinary, nullable=False),  # JSON, compressed by zlib
+)
+
 do_not_call = Table(
     "do_not_call",
     metadata,
@@ -441,7 +565,11 @@ webhook_event = Table(
     metadata,
     Column("id", _Id, primary_key=True),
     Column("project_id", _Id, ForeignKey("project.id"), nullable=False),
-    Column("call_id", _Id, ForeignKey("call.id"), nullable=False, unique=True),
+    Column("call_id", _Id, ForeignKey("call.id")),  # NULL: the event is a campaign's
+    Column("campaign_id", _Id),  # NULL: the event is a call's
+    Column("type", String(20), nullable=False, server_default=text("''")),  # empty: a call's end
+    Column("webhook_id", _Id),  # NULL: the project's
+    Column("body", Text),  # JSON; NULL: made from the call, which is over
     Column("created_at", Double, nullable=False),
     Column("due_at", Double),  # NULL: it is not tried any more
     Column("tries", Integer, nullable=False),  # begun, whether or not their end was written
@@ -461,6 +589,11 @@ _partial_index(
     webhook_event.c.due_at,
     webhook_event.c.id,
 )
+ends_call = webhook_event.c.type == literal_column("''")
+# The end of a call is one event; its retention and history look for all events of a call.
+_partial_index("uq_webhook_event_end", ends_call, webhook_event.c.call_id, unique=True)
+Index("ix_webhook_event_call", webhook_event.c.call_id)
+Index("ix_webhook_event_campaign", webhook_event.c.campaign_id)
 
 webhook_try = Table(
     "webhook_try",
