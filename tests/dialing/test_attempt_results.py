@@ -170,7 +170,7 @@ def test_every_end_leaves_its_call_final_or_due_and_its_neighbours_unharmed(
     assert -sum(entries, Decimal(0)) == call.price
     if not call.status.final:
         assert entries == []
-        due_at = world.database.read_now(lambda conn: claims.next_due(conn, "main"))
+        due_at = world.database.read_now(lambda conn: claims.next_due(conn, "main", NOW))
         assert due_at is not None
         # It ends as EXPIRED at the latest, so that it is due to nobody in the next example.
         world.database.write_now(lambda conn: claims.expire(conn, "main", NOW + 100_000))

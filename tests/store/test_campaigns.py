@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 def start(world: World, count: int) -> tuple[str, list[str]]:
     """A campaign of that many calls: its id, and theirs."""
     now = world.clock()
-    new = Campaign(new_id(now), world.project_id, "main", world.recording_id, now, count)
+    new = Campaign(
+        new_id(now), world.project_id, "main", world.recording_id, now, count, time_to_live=100
+    )
     ids = new_ids(now, count)
     of_it = [
         world.new_call(id=one, campaign_id=new.id, expires_at=now + 100) for one in ids

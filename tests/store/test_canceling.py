@@ -144,7 +144,7 @@ def test_nobody_cancels_what_is_not_theirs(world: World) -> None:
         with pytest.raises(NotFoundError, match="no call"):
             other.cancel(theirs)
     with pytest.raises(NotFoundError, match="no campaign"):
-        world.do(lambda conn: campaigns.cancel(conn, world.project_id, "unknown", 1.0))
+        world.do(lambda conn: campaigns.mark_canceled(conn, world.project_id, "unknown", 1.0))
     assert world.call(call_id).status is WAITING
 
 
@@ -170,11 +170,11 @@ def test_a_campaign_is_canceled_in_pieces(world: World) -> None:
     world.settle(lease, over(again, RetryAt(world.clock() + 60, spends_retry=True, trouble=0)))
     now = world.clock.advance(5)
 
+    world.do(lambda conn: campaigns.mark_canceled(conn, world.project_id, campaign_id, now + 1))
+
     def cancel() -> bool:
         later = world.clock.advance(1)
-        return world.do(
-            lambda conn: campaigns.cancel(conn, world.project_id, campaign_id, later, most=3)
-        )
+        return world.do(lambda conn: campaigns.cancel_calls(conn, campaign_id, later, most=3))
 
     assert [cancel(), cancel(), cancel()] == [False, True, True]
 
@@ -202,9 +202,7 @@ def test_a_cancel_that_meets_a_settlement_is_not_lost(
             looked.wait(5)
             now = world.clock()
             if whole:
-                other.write_now(
-                    lambda conn: campaigns.cancel(conn, world.project_id, campaign_id, now)
-                )
+                other.write_now(lambda conn: campaigns.cancel_calls(conn, campaign_id, now))
             else:
                 other.write_now(lambda conn: calls.cancel(conn, world.project_id, call_id, now))
             canceled.set()

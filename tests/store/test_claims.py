@@ -139,7 +139,7 @@ def test_waiting_calls_expire_and_claimed_ones_do_not(world: World) -> None:
 
 def test_next_due_is_the_first_time_something_is_to_be_done(world: World) -> None:
     def next_due() -> float | None:
-        return world.do(lambda conn: claims.next_due(conn, "main").earliest)
+        return world.do(lambda conn: claims.next_due(conn, "main", world.clock()).earliest)
 
     now = world.clock()
     assert next_due() is None

@@ -179,7 +179,10 @@ def test_outside_its_window_a_project_makes_no_calls_but_passwords(world: World)
         (Lane.OTP, world.project_id),
         (Lane.BATCH, other.project_id),
     ]
-    assert world.do(lambda conn: claims.next_due(conn, "main").earliest) == world.clock() + 14_400
+    assert (
+        world.do(lambda conn: claims.next_due(conn, "main", world.clock()).earliest)
+        == world.clock() + 14_400
+    )
     world.clock.now = opening - 1
     assert world.claim(lease) == []
     world.clock.now = opening
@@ -194,7 +197,7 @@ def test_what_lives_until_the_window_opens_is_called_then(world: World) -> None:
     lease = world.take_over()
 
     assert world.claim(lease) == []
-    assert world.do(lambda conn: claims.next_due(conn, "main").earliest) == opening
+    assert world.do(lambda conn: claims.next_due(conn, "main", world.clock()).earliest) == opening
     world.clock.now = opening
     assert len(world.claim(lease)) == 3
 
@@ -226,10 +229,10 @@ def test_a_closed_project_holds_up_no_other_however_much_it_has(
         assert claimed.project_id == other.project_id
     now = world.clock()
     assert (
-        world.do(lambda conn: claims.next_due(conn, "main").earliest) == now
+        world.do(lambda conn: claims.next_due(conn, "main", world.clock()).earliest) == now
     )  # one is left to postpone
     assert world.claim(lease, 1) == []
-    later = world.do(lambda conn: claims.next_due(conn, "main").earliest)
+    later = world.do(lambda conn: claims.next_due(conn, "main", world.clock()).earliest)
     assert later is not None
     assert later > now
 

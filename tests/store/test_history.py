@@ -441,7 +441,7 @@ class History(RuleBasedStateMachine):
             select(call.c.due_at, call.c.expires_at).where(call.c.due_at.is_not(None))
         ).all()
         expected = min((min(row) for row in waiting), default=None)
-        assert claims.next_due(self.connection, "main").earliest == expected
+        assert claims.next_due(self.connection, "main", 0.0).earliest == expected
         self.connection.rollback()
 
     def rows(self, query: Select[Any]) -> list[Any]:

@@ -70,7 +70,7 @@ def test_only_lanes_that_may_run_make_a_call_due(world: World) -> None:
     world.place(lane=Lane.BATCH)
 
     def due(*lanes: Lane) -> float | None:
-        return world.do(lambda conn: claims.next_due(conn, "main", lanes)).due_at
+        return world.do(lambda conn: claims.next_due(conn, "main", world.clock(), lanes)).due_at
 
     assert due(Lane.OTP) is None
     assert due(*Lane) == now
@@ -78,7 +78,9 @@ def test_only_lanes_that_may_run_make_a_call_due(world: World) -> None:
     world.place(lane=Lane.OTP)
     assert due(Lane.OTP) == now + 3
     assert due(*Lane) == now
-    expires_at = world.do(lambda conn: claims.next_due(conn, "main", (Lane.OTP,))).expires_at
+    expires_at = world.do(
+        lambda conn: claims.next_due(conn, "main", world.clock(), (Lane.OTP,))
+    ).expires_at
     assert expires_at == now + 14_400, "of any lane, since what expires must end"
 
 

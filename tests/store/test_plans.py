@@ -15,6 +15,7 @@ from bitel.store import (
     balances,
     call_frequency,
     calls,
+    campaign_schedules,
     campaigns,
     claims,
     do_not_call,
@@ -73,7 +74,22 @@ LANE = {"dialer_id": "main", "lane": 1, "now": 1.0, "most": 5}
 QUERIES: dict[str, tuple[Executable, dict[str, Any], set[str]]] = {
     "lanes": (fair_queue._LANES.core, {"dialer_id": "main", "after": -1}, {"ix_call_due"}),
     "to postpone": (fair_queue._DUE_IDS.core, {**LANE, "project_id": "p"}, {"ix_call_due"}),
-    "windows": (fair_queue._WINDOWS.core, {}, {"ix_project_window"}),
+    "windows": (campaign_schedules._WINDOWS.core, {}, {"ix_project_window"}),
+    "campaigns": (
+        campaign_schedules._RUNNING.core,
+        {"dialer_id": "main", "after_project": "", "after_campaign": "", "most": 5},
+        {"ix_campaign_unfinished", "ix_call_due_in_campaign"},
+    ),
+    "campaigns at their end": (
+        campaign_schedules._ENDED.core,
+        {"dialer_id": "main", "date": 1.0, "most": 5},
+        {"ix_campaign_ending"},
+    ),
+    "left of a campaign": (
+        campaign_schedules._LEFT.core,
+        {"campaign_id": "c", "most": 5},
+        {"ix_call_due_in_campaign"},
+    ),
     "expired": (
         claims._EXPIRED.core,
         {"dialer_id": "main", "now": 1.0, "most": 5},
@@ -84,7 +100,11 @@ QUERIES: dict[str, tuple[Executable, dict[str, Any], set[str]]] = {
         {"dialer_id": "main"},
         {"ix_call_next", "ix_call_expiring"},
     ),
-    "queue": (monitoring._QUEUE, {"dialer_id": "main", "most": 5}, {"ix_call_next"}),
+    "queue": (
+        monitoring._QUEUE,
+        {"dialer_id": "main", "most": 5},
+        {"ix_call_next", "ix_call_due_in_campaign"},
+    ),
     # Two indexes hold the open attempts and nothing else.
     "left open": (recovery._LEFT_OPEN, {"dialer_id": "main"}, {"_attempt_open"}),
     "cancel requests": (
@@ -92,11 +112,7 @@ QUERIES: dict[str, tuple[Executable, dict[str, Any], set[str]]] = {
         {"dialer_id": "main"},
         {"ix_cancel_request_dialer"},
     ),
-    "campaign's state": (
-        campaigns._STATE,
-        {"campaign_id": "c"},
-        {"ix_call_campaign"},
-    ),
+    "campaign's state": (campaigns._FIND, {"id": "c", "project_id": "p"}, set()),
     "campaign's page": (
         campaigns._PAGE,
         {"campaign_id": "c", "project_id": "p", "after": "", "most": 5},
@@ -105,7 +121,7 @@ QUERIES: dict[str, tuple[Executable, dict[str, Any], set[str]]] = {
     "campaign's due": (
         campaigns._DUE,
         {"campaign_id": "c", "most": 5},
-        {"ix_call_campaign"},
+        {"ix_call_due_in_campaign"},
     ),
     "needed recording": (
         recordings._NEEDED,
@@ -125,6 +141,11 @@ QUERIES: dict[str, tuple[Executable, dict[str, Any], set[str]]] = {
     "tries": (webhooks._TRIES, {"ids": IDS}, {"ix_webhook_try_event"}),
     "old keys": (idempotency._OLD, {"before": 1.0, "most": 5}, {"ix_idempotency_key_created"}),
     "orphans": (recovery._ORPHANED_CALLS, {"known": IDS, "after": ""}, {"ix_call_"}),
+    "orphaned campaigns": (
+        recovery._ORPHANED_CAMPAIGNS,
+        {"known": IDS, "after": ""},
+        {"ix_campaign_unfinished"},
+    ),
     "left by lost dialers": (
         recovery._ORPHANED_ATTEMPTS,
         {"known": IDS, "after": ""},
@@ -207,6 +228,11 @@ OWN: dict[str, tuple[Statement, dict[str, Any], set[str]]] = {
         webhooks._QUEUE.turns,
         {"now": 1.0, "closed": ROWS, "after": "a", "most": 5},
         {"ix_webhook_event_due"},
+    ),
+    "due in campaigns": (
+        fair_queue.CAMPAIGN_CALLS.due,
+        {"now": 2e9, "asked": DUE["asked"], "most": 5},
+        {"ix_call_due_in_campaign"},
     ),
     "events": (
         webhooks._QUEUE.due,

@@ -14,7 +14,7 @@ from bitel.domain.calls import Call, CallStatus
 from bitel.errors import BitelError, TooManyRequestsError, UnauthorizedError
 from bitel.exact_json import dumps as as_json
 from bitel.store.calls import Cdr
-from bitel.store.campaigns import CampaignState
+from bitel.store.campaigns import CampaignPhase, CampaignState
 from bitel.store.recordings import Recording
 
 JSON: Final = "application/json"
@@ -115,6 +115,17 @@ class CampaignAnswer(BaseModel):
         requestDate=1764640750,
         finishedDate=0,
         price=-68.4,
+        name="reminders",
+        reference="2026-11",
+        state="RUNNING",
+        startAt=None,
+        endAt=1764694800,
+        window=None,
+        callsPerSecond=5.0,
+        maxChannels=None,
+        answered=2,
+        keys={"1": 2},
+        machines={"human": 0, "machine": 0},
     )
 
     id: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
@@ -128,6 +139,32 @@ class CampaignAnswer(BaseModel):
     ]
     price: Annotated[
         float, Field(description="What the calls changed the balance by, together: 0 or less.")
+    ]
+    name: Annotated[str | None, Field(description="As the client gave it.")]
+    reference: Annotated[str | None, Field(description="As the client gave it.")]
+    state: Annotated[str, Field(json_schema_extra={"enum": list(CampaignPhase)})]
+    startAt: Annotated[
+        int | None, Field(description="Unix seconds before which no attempt starts; null: none.")
+    ]
+    endAt: Annotated[
+        int | None, Field(description="Unix seconds from which no attempt starts; null: none.")
+    ]
+    window: Annotated[
+        str | None,
+        Field(description="Its calling window, besides that of the project; null: always open."),
+    ]
+    callsPerSecond: Annotated[
+        float | None, Field(description="Attempts that it starts a second at most; null: any.")
+    ]
+    maxChannels: Annotated[
+        int | None, Field(description="Attempts that it makes at once at most; null: any.")
+    ]
+    answered: Annotated[int, Field(description="Calls that were answered, and are over.")]
+    keys: Annotated[
+        dict[str, int], Field(description="How many calls pressed each key; without zeros.")
+    ]
+    machines: Annotated[
+        dict[str, int], Field(description="How many answers were of a human or a machine.")
     ]
 
 
@@ -313,8 +350,11 @@ def call_answer(call: Call, date: DateOf) -> dict[str, Any]:
     }
 
 
-def campaign_answer(state: CampaignState, date: DateOf) -> dict[str, Any]:
-    """The JSON of a campaign, in the order of `CampaignAnswer`; every status is listed."""
+def campaign_answer(state: CampaignState, date: DateOf, now: float) -> dict[str, Any]:
+    """The JSON of a campaign, in the order of `CampaignAnswer`; every status is listed.
+
+    `now` is in Unix seconds of the system clock.
+    """
     return {
         "id": state.id,
         "total": state.total,
@@ -322,7 +362,22 @@ def campaign_answer(state: CampaignState, date: DateOf) -> dict[str, Any]:
         "requestDate": int(date(state.requested_at)),
         "finishedDate": int(date(state.finished_at)),
         "price": balance_change(state.price),
+        "name": state.name,
+        "reference": state.reference,
+        "state": str(state.phase(now)),
+        "startAt": _seconds(state.start_at),
+        "endAt": _seconds(state.end_at),
+        "window": state.window,
+        "callsPerSecond": state.calls_per_second,
+        "maxChannels": state.max_channels,
+        "answered": state.answered,
+        "keys": dict(sorted(state.keys.items())),
+        "machines": {"human": state.humans, "machine": state.machines},
     }
+
+
+def _seconds(at: float | None) -> int | None:
+    return None if at is None else int(at)
 
 
 def balance_change(cost: Decimal) -> Decimal:

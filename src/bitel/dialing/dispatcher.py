@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ from sqlalchemy import Connection
 
 from bitel.dialing.attempt_writer import AttemptWriter, apply_journal
 from bitel.dialing.backpressure import Backpressure, LoadSample
+from bitel.dialing.campaign_pace import CampaignPace
 from bitel.dialing.claim_mark import ClaimMark
 from bitel.dialing.dialer import Dialer
 from bitel.dialing.journal import Journal
@@ -62,6 +63,9 @@ BURST_SECONDS: Final = 0.1
 
 AT_ONCE: Final = 20
 """Calls begun in one turn of the event loop, so that other tasks run in between."""
+
+MOST_PROJECTS: Final = 1000
+"""Projects for which the campaign of the last claim is known."""
 
 _POLL = 1.0
 _CLAIM_INTERVAL = 0.05
@@ -180,6 +184,9 @@ class Dispatcher:
         self._pace = TokenBucket(limits.calls_per_second, limits.burst, monotonic())
         self._running: dict[str, _Running] = {}
         self._last_project: dict[Lane, str] = {}
+        self._last_campaign: OrderedDict[str, str] = OrderedDict()
+        """By project."""
+        self._campaign_pace = CampaignPace(monotonic)
         self._wake_event = asyncio.Event()
         self._cancel_event = asyncio.Event()
         self._otp_running = 0
@@ -428,7 +435,7 @@ class Dispatcher:
         if not self._more_due:
             due, paused = await self._database.read(
                 lambda conn: (
-                    claims.next_due(conn, self.dialer_id, lanes),
+                    claims.next_due(conn, self.dialer_id, self._clock(), lanes, self._ahead()),
                     pausing.in_force(conn, self.dialer_id),
                 )
             )
@@ -454,13 +461,21 @@ class Dispatcher:
         self.figures.claimed += len(claimed)
         for number, claim in enumerate(claimed, 1):
             self._start(claim, claimed_at)
-            self._last_project[claim.lane] = claim.project_id
+            self._note_turn(claim)
             if number % AT_ONCE == 0:
                 await asyncio.sleep(_SPREAD * AT_ONCE / len(claimed))
         if claimed:
             return 0.0
         # Calls of a paused project stay due.
         return _POLL if self._paused.projects else _NOTHING_CLAIMED
+
+    def _note_turn(self, claim: Claim) -> None:
+        self._last_project[claim.lane] = claim.project_id
+        if claim.campaign_id is not None:
+            self._last_campaign[claim.project_id] = claim.campaign_id
+            self._last_campaign.move_to_end(claim.project_id)
+            if len(self._last_campaign) > MOST_PROJECTS:
+                self._last_campaign.popitem(last=False)
 
     def _note_pause(self, paused: InForce) -> None:
         if paused.reason != self._paused.reason:
@@ -506,15 +521,26 @@ class Dispatcher:
     ) -> tuple[int, list[Claim]]:
         now = self._clock()
         self._doubtful.add(now)
-        expired = claims.expire(conn, self.dialer_id, now)
+        ahead = self._ahead()
+        expired = claims.expire(conn, self.dialer_id, now, ahead=ahead)
         claimed = claims.claim(
-            conn, self._lease, room, now, lanes, self._last_project, self._ahead()
+            conn,
+            self._lease,
+            room,
+            now,
+            lanes,
+            self._last_project,
+            ahead,
+            self._last_campaign,
+            self._campaign_pace,
         )
         return expired, claimed
 
     def _start(self, claim: Claim, claimed_at: float) -> None:
         running = self._running[claim.attempt_id] = _Running(claim, claimed_at)
         self._otp_running += claim.lane is Lane.OTP
+        if claim.campaign_id is not None:
+            self._campaign_pace.begin(claim.campaign_id)
         running.task = asyncio.create_task(self._attempt(running))
 
     async def _attempt(self, running: _Running) -> None:
@@ -535,6 +561,8 @@ class Dispatcher:
         finally:
             del self._running[claim.attempt_id]
             self._otp_running -= claim.lane is Lane.OTP
+            if claim.campaign_id is not None:
+                self._campaign_pace.end(claim.campaign_id)
             self._wake_event.set()
 
     def _log_end(self, claim: Claim, result: AttemptResult) -> None:
@@ -670,7 +698,7 @@ class Dispatcher:
     def _expire_and_renew(self, conn: Connection) -> tuple[int, bool]:
         # Here too, so that calls expire while every channel is taken.
         now = self._clock()
-        expired = claims.expire(conn, self.dialer_id, now)
+        expired = claims.expire(conn, self.dialer_id, now, ahead=self._ahead())
         history = TrunkHistory(self._dialer.paused_reason, self._dialer.has_worked)
         leases.record_trunks(conn, self._lease, history, now)
         return expired, leases.renew(conn, self._lease, now, up=self._dialer.up)

@@ -26,7 +26,7 @@ import structlog
 from bitel.domain.attempts import AttemptResult, Irregularity, Media, Outcome
 from bitel.domain.calls import CallStatus
 from bitel.domain.pricing import Bill
-from bitel.domain.retry import Finish, Requeue, RetryAt
+from bitel.domain.retry import Finish, Requeue, RetryAt, RetryWaits
 from bitel.store.settling import Settlement
 
 log = structlog.get_logger(__name__)
@@ -252,6 +252,8 @@ def _decode(payload: bytes) -> Settlement:
     result["irregularities"] = tuple(map(Irregularity, irregular))
     if "status" in decision:
         decision["status"] = CallStatus(decision["status"])
+    if decision.get("waits") is not None:
+        decision["waits"] = RetryWaits(*map(tuple, decision["waits"]))
     seconds, price = settlement["bill"]
     return Settlement(
         settlement["attempt_id"],

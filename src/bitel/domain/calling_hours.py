@@ -1,16 +1,17 @@
-"""Calling windows: the hours of the week at which a project's calls may ring.
+"""Calling windows: the hours of the week at which calls may ring.
 
 Windows use local time, also when clocks change: an hour that is skipped opens nothing, and one that
-occurs twice is open both times.
+occurs twice is open both times. The time zone is the window's own, or that of each callee.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from itertools import pairwise
 from typing import Final
 from zoneinfo import ZoneInfo
 
@@ -19,8 +20,12 @@ from bitel.errors import InvalidRequestError
 LONGEST_TEXT: Final = 255
 """Characters of a written window."""
 
+LOCAL: Final = "local"
+"""Written in place of a time zone: that of the callee."""
+
 _DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _MINUTES_A_DAY: Final = 24 * 60
+_DAY: Final = 86_400.0
 # Days; more than a week, since a change of clocks may skip all hours of a window in one week.
 _LOOK_AHEAD: Final = 15
 _RULE: Final = re.compile(
@@ -46,7 +51,8 @@ class CallingWindow:
     """Hours at which calls may ring, in one time zone."""
 
     hours: tuple[Hours, ...]
-    zone: ZoneInfo
+    zone: ZoneInfo | None
+    """None: that of each callee; such a window is used through `in_zone`."""
 
     @classmethod
     @functools.lru_cache(maxsize=1024)
@@ -54,7 +60,8 @@ class CallingWindow:
         """Parse a window such as `sat-wed 09:00-21:00, thu 09:00-13:00 Asia/Tehran`.
 
         Hours without days apply to every day; 24:00 is the end of a day, and hours that end before
-        they begin pass midnight. Raises InvalidRequestError.
+        they begin pass midnight. The zone `local` is that of each callee. Raises
+        InvalidRequestError.
         """
         if len(text) > LONGEST_TEXT:
             raise _wrong(text, f"it is longer than {LONGEST_TEXT} characters")
@@ -63,8 +70,17 @@ class CallingWindow:
             raise _wrong(text, "it needs hours and a time zone")
         if _RULE.fullmatch(name.lower()):
             raise _wrong(text, "it names no time zone behind the hours; one is Asia/Tehran")
-        zone = _zone(name, text)
+        zone = None if name.lower() == LOCAL else _zone(name, text)
         return cls(tuple(_hours(rule.strip(), text) for rule in rules.split(",")), zone)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the hours are by the clock of each callee."""
+        return self.zone is None
+
+    def in_zone(self, zone: ZoneInfo) -> CallingWindow:
+        """The window for callees in a zone; itself, if it has a zone of its own."""
+        return CallingWindow(self.hours, zone) if self.zone is None else self
 
     def is_open(self, at: float) -> bool:
         """Whether calls may ring at `at` (Unix seconds)."""
@@ -77,32 +93,66 @@ class CallingWindow:
             for hours in self.hours
         )
 
-    def opens_at(self, after: float) -> float | None:
-        """The first time from `after` on at which calls may ring; both in Unix seconds.
-
-        None if there is none within two weeks.
-        """
-        if self.is_open(after):
-            return after
-        today = datetime.fromtimestamp(after, self.zone).date()
-        for days in range(_LOOK_AHEAD):
-            day = today + timedelta(days=days)
-            moments = sorted(self._candidates(day))
-            opening = next((at for at in moments if at >= after and self.is_open(at)), None)
-            if opening is not None:
-                return opening
-        return None
-
-    def _candidates(self, day: date) -> Iterator[float]:
-        """The times of a day at which the window can open: where hours begin or clocks change."""
-        starts = {hours.opens for hours in self.hours} | {0}
-        for opens in starts:
-            wall = datetime(day.year, day.month, day.day, opens // 60, opens % 60, tzinfo=self.zone)
+    def changes(self, day: date) -> Iterator[float]:
+        """The times of a day in its zone at which the window can open or close, in any order."""
+        assert self.zone is not None
+        minutes = {0}
+        for hours in self.hours:
+            minutes |= {hours.opens, hours.closes % _MINUTES_A_DAY}
+        for minute in minutes:
+            wall = datetime(day.year, day.month, day.day, minute // 60, minute % 60,
+                            tzinfo=self.zone)  # fmt: skip
             yield wall.timestamp()
             yield wall.replace(fold=1).timestamp()
         jump = _jump(day, self.zone)
         if jump is not None:
             yield jump
+
+    def opens_at(self, after: float) -> float | None:
+        """As the function `opens_at`, for this window alone."""
+        return opens_at([self], after)
+
+
+def are_open(windows: Sequence[CallingWindow], at: float) -> bool:
+    """Whether all windows are open at `at` (Unix seconds)."""
+    return all(window.is_open(at) for window in windows)
+
+
+def opens_at(windows: Sequence[CallingWindow], after: float) -> float | None:
+    """The first time from `after` on at which all windows are open; both in Unix seconds.
+
+    None if there is none within two weeks.
+    """
+    spans = open_spans(windows, after, after + _LOOK_AHEAD * _DAY)
+    return next((begin for begin, _ in spans), None)
+
+
+def open_spans(
+    windows: Sequence[CallingWindow], begin: float, end: float
+) -> Iterator[tuple[float, float]]:
+    """The spans of time from `begin` to `end` (Unix seconds) in which all windows are open.
+
+    In order; a span may follow another without a gap.
+    """
+    if not windows:
+        if begin < end:
+            yield begin, end
+        return
+    at = begin
+    while at < end:
+        # All changes of about a day; between two of them the windows stay as they are.
+        until = min(at + _DAY, end)
+        moments = {at, until}
+        for window in windows:
+            first = datetime.fromtimestamp(at, window.zone).date()
+            last = datetime.fromtimestamp(until, window.zone).date()
+            for number in range((last - first).days + 1):
+                changes = window.changes(first + timedelta(days=number))
+                moments.update(moment for moment in changes if at < moment < until)
+        yield from (
+            (one, other) for one, other in pairwise(sorted(moments)) if are_open(windows, one)
+        )
+        at = until
 
 
 def _jump(day: date, zone: ZoneInfo) -> float | None:
@@ -160,7 +210,9 @@ def _zone(name: str, text: str) -> ZoneInfo:
     try:
         return ZoneInfo(name)
     except (ValueError, OSError, LookupError):
-        raise _wrong(text, f"{name[:64]!r} is no time zone; one is Asia/Tehran") from None
+        raise _wrong(
+            text, f"{name[:64]!r} is no time zone; one is Asia/Tehran, and local is the callee's"
+        ) from None
 
 
 def _wrong(text: str, what: str) -> InvalidRequestError:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.calls import CallStatus
+
+MOST_WAITS: Final = 10
+"""Waits of a call, of both kinds together."""
 
 TROUBLE_BACKOFF_FIRST = 5.0
 """Seconds of wait after the first trunk trouble; doubled after each further one."""
@@ -21,6 +24,25 @@ class Finish(NamedTuple):
     reason: str = ""
 
 
+class RetryWaits(NamedTuple):
+    """The waits that a call has left, in seconds, by the kind of outcome that they follow."""
+
+    busy: tuple[int, ...] = ()
+    no_answer: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        """As it is stored, such as `60,300;600`."""
+        return ";".join(",".join(map(str, waits)) for waits in self)
+
+    @classmethod
+    def parse(cls, text: str) -> RetryWaits:
+        """Parse the result of `str`."""
+        busy, no_answer = (
+            tuple(map(int, filter(None, waits.split(",")))) for waits in text.split(";")
+        )
+        return cls(busy, no_answer)
+
+
 class RetryAt(NamedTuple):
     """Another attempt is due at `due_at` (Unix seconds)."""
 
@@ -30,6 +52,8 @@ class RetryAt(NamedTuple):
     """Consecutive attempts with trunk trouble, or that could not be placed."""
     uncertain: int = 0
     """Redials after uncertain failures, this one included."""
+    waits: RetryWaits | None = None
+    """Those that are left; None: as before."""
 
 
 class Requeue(NamedTuple):
@@ -54,6 +78,17 @@ class RetryRule(NamedTuple):
     """How many of those it may have; further ones spend retries."""
     longest_ring: float = 0.0
     """Seconds from the start of an attempt for which its INVITE may ring a phone, if pending."""
+    waits: RetryWaits | None = None
+    """Waits for each outcome, in place of the retries and their interval; None: there are none."""
+
+    def spend(self, outcome: Outcome) -> tuple[float, RetryWaits | None] | None:
+        """Seconds until the redial after an outcome, and the waits left then; None: no redial."""
+        if self.waits is None:
+            return (self.retry_interval, None) if self.retries_left > 0 else None
+        busy, no_answer = self.waits
+        if outcome is Outcome.BUSY:
+            return (busy[0], RetryWaits(busy[1:], no_answer)) if busy else None
+        return (no_answer[0], RetryWaits(busy, no_answer[1:])) if no_answer else None
 
 
 _ENDS_AS = {
@@ -87,12 +122,8 @@ def decide(rule: RetryRule, result: AttemptResult) -> Finish | RetryAt:
     """
     outcome = result.outcome
     if outcome in _RETRIED:
-        due = result.ended_at + rule.retry_interval
-        if result.is_pending:
-            # The old INVITE may still ring; two must not ring at once.
-            due = max(due, result.started_at + rule.longest_ring)
-        again = _redial(rule, outcome, due) if due < rule.expires_at else None
-        if again is not None:
+        again = _redial(rule, result)
+        if again is not None and again.due_at < rule.expires_at:
             return again
     if outcome in _BACKED_OFF:
         due = result.ended_at + trouble_backoff(rule.trouble)
@@ -103,13 +134,23 @@ def decide(rule: RetryRule, result: AttemptResult) -> Finish | RetryAt:
     return Finish(status, reason)
 
 
-def _redial(rule: RetryRule, outcome: Outcome, due: float) -> RetryAt | None:
-    """Another attempt at `due`; None if neither a retry nor an uncertain redial is left."""
-    if outcome is Outcome.UNCERTAIN and rule.uncertain < rule.uncertain_redials:
-        return RetryAt(due, spends_retry=False, trouble=0, uncertain=rule.uncertain + 1)
-    if rule.retries_left > 0:
-        return RetryAt(due, spends_retry=True, trouble=0, uncertain=rule.uncertain)
-    return None
+def _redial(rule: RetryRule, result: AttemptResult) -> RetryAt | None:
+    """Another attempt; None if neither a retry nor an uncertain redial is left."""
+    again = rule.spend(result.outcome)
+    if result.outcome is Outcome.UNCERTAIN and rule.uncertain < rule.uncertain_redials:
+        wait = rule.retry_interval if again is None else again[0]
+        return RetryAt(_due(rule, result, wait), False, 0, rule.uncertain + 1)
+    if again is None:
+        return None
+    wait, left = again
+    spends_retry = left is None
+    return RetryAt(_due(rule, result, wait), spends_retry, 0, rule.uncertain, left)
+
+
+def _due(rule: RetryRule, result: AttemptResult, wait: float) -> float:
+    due = result.ended_at + wait
+    # The old INVITE may still ring; two must not ring at once.
+    return max(due, result.started_at + rule.longest_ring) if result.is_pending else due
 
 
 def trouble_backoff(trouble: int) -> float:

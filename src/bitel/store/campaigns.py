@@ -1,22 +1,46 @@
-"""Campaigns: the calls of one request, queried and canceled together."""
+"""Campaigns: the calls of one request, queried, paused, paced and canceled together.
+
+The counts of a campaign are on its row, written in the transaction that ends a call, so that its
+state is read without reading its calls.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import enum
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from decimal import Decimal
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final, TypedDict, Unpack
 
 from sqlalchemy import Connection, bindparam, exists, func, insert, select, update
 
 from bitel.domain.calls import Call, CallStatus
-from bitel.errors import NotFoundError
+from bitel.errors import ConflictError, NotFoundError
 from bitel.store import calls
 from bitel.store.calls import Cdr
-from bitel.store.schema import call, campaign, is_due, is_waiting
-from bitel.store.sql_batch import matches
+from bitel.store.schema import call, campaign, campaign_key, is_due_in_campaign, is_waiting
+from bitel.store.sql_batch import in_chunks, matches
 
 CHUNK: Final = 2000
 """Calls that are canceled in one transaction; limits how long others wait."""
+
+MOST_PAUSES: Final = 1000
+"""Pauses of one campaign."""
+
+DEFAULT_TIME_TO_LIVE: Final = 14_400
+
+
+class CampaignPhase(enum.StrEnum):
+    """What a campaign is doing; clients see it as `state`."""
+
+    SCHEDULED = "SCHEDULED"
+    """Its start has not come."""
+    RUNNING = "RUNNING"
+    PAUSED = "PAUSED"
+    FINISHED = "FINISHED"
+    """All of its calls are over."""
+    CANCELED = "CANCELED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +54,24 @@ class Campaign:
     requested_at: float
     total: int
     """The number of its calls."""
-    canceled_at: float | None = None
+    name: str | None = None
+    reference: str | None = None
+    start_at: float | None = None
+    """No attempt starts before, by the system clock; None: at once."""
+    time_to_live: int = DEFAULT_TIME_TO_LIVE
+    """Seconds from the start, or the request, in which attempts may start. They stop while it is
+    paused or a calling window is closed."""
+    end_at: float | None = None
+    """No attempt starts then or later, by the system clock."""
+    window: str | None = None
+    """Its calling window, besides that of the project, as `CallingWindow.parse` reads it."""
+    calls_per_second: float | None = None
+    max_channels: int | None = None
+    webhook_id: str | None = None
+    """Where events go; None: as the project says."""
+    template: str | None = None
+    """The text of its calls, with variables; None: all of them play the same."""
+    language: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,59 +80,95 @@ class CampaignState:
 
     id: str
     total: int
-    by_status: dict[CallStatus, int]
+    by_status: Mapping[CallStatus, int]
     """The number of calls by status, without zeros."""
     requested_at: float
     finished_at: float
-    """When its last call reached its final status; 0 until then."""
+    """When the last call was over, 0 while one is not."""
     price: Decimal
     """The total price of its calls: zero or positive."""
     canceled_at: float | None = None
+    name: str | None = None
+    reference: str | None = None
+    start_at: float | None = None
+    end_at: float | None = None
+    window: str | None = None
+    calls_per_second: float | None = None
+    max_channels: int | None = None
+    paused_at: float | None = None
+    answered: int = 0
+    """Calls that were answered, and are over."""
+    humans: int = 0
+    machines: int = 0
+    keys: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    """The number of calls in which each key was pressed, without zeros."""
+
+    def phase(self, date: float) -> CampaignPhase:
+        """What it is doing at `date`, by the system clock."""
+        if self.canceled_at is not None:
+            return CampaignPhase.CANCELED
+        if self.finished_at:
+            return CampaignPhase.FINISHED
+        if self.paused_at is not None:
+            return CampaignPhase.PAUSED
+        if self.start_at is not None and date < self.start_at:
+            return CampaignPhase.SCHEDULED
+        return CampaignPhase.RUNNING
+
+
+class CampaignChanges(TypedDict, total=False):
+    """The fields that `change` accepts, as in `Campaign`; None removes a limit or a name."""
+
+    name: str | None
+    end_at: float | None
+    calls_per_second: float | None
+    max_channels: int | None
 
 
 def add(conn: Connection, new: Campaign) -> None:
     """Store a campaign; its calls are placed in the same transaction."""
-    conn.execute(insert(campaign).values(asdict(new)))
+    conn.execute(insert(campaign).values({**asdict(new), "waiting": new.total}))
 
 
-_FIND = select(campaign).where(*matches(campaign.c.id, campaign.c.project_id))
-_in_campaign = call.c.campaign_id == bindparam("campaign_id")
-# One pass over the index; with GROUP BY status the database would sort it first.
-_STATE = select(
-    *(
-        func.count().filter(call.c.status == int(status)).label(status.name)
-        for status in CallStatus
-    ),
-    func.max(call.c.finished_at).label("finished_at"),
-    func.sum(call.c.price, type_=call.c.price.type).label("price"),
-).where(_in_campaign)
+_is_it = matches(campaign.c.id, campaign.c.project_id)
+_STATUS_COLUMNS: Final = {status: status.name.lower() for status in CallStatus}
+STATE_COLUMNS: Final = tuple(
+    campaign.c[
+        "id", "project_id", "total", "requested_at", "finished_at", "price", "canceled_at", "name",
+        "reference", "start_at", "end_at", "window", "calls_per_second", "max_channels",
+        "paused_at", "answered", "humans", "machines", *_STATUS_COLUMNS.values(),
+    ]
+)  # fmt: skip
+"""The columns that `states` needs."""
+_FIND = select(*STATE_COLUMNS).where(*_is_it)
+_KEYS = select(campaign_key).where(campaign_key.c.campaign_id.in_(bindparam("ids", expanding=True)))
 
 
 def find(conn: Connection, project_id: str, campaign_id: str) -> CampaignState | None:
     """The state of the project's campaign of that id, if there is one."""
-    wanted = {"id": campaign_id, "project_id": project_id}
-    row = conn.execute(_FIND, wanted).one_or_none()
-    if row is None:
-        return None
-    state = conn.execute(_STATE, {"campaign_id": campaign_id}).one()._mapping
-    by_status = {status: state[status.name] for status in CallStatus if state[status.name]}
-    over = CallStatus.WAITING not in by_status
-    return CampaignState(
-        id=row.id,
-        total=row.total,
-        by_status=by_status,
-        requested_at=row.requested_at,
-        finished_at=state["finished_at"] or 0.0 if over else 0.0,
-        price=state["price"] or Decimal(0),
-        canceled_at=row.canceled_at,
-    )
+    row = conn.execute(_FIND, {"id": campaign_id, "project_id": project_id}).one_or_none()
+    return None if row is None else states(conn, [row])[0]
 
 
-_NEWEST = (
-    select(campaign.c.id, campaign.c.project_id)
-    .order_by(campaign.c.id.desc())
-    .limit(bindparam("most"))
-)
+def states(conn: Connection, rows: Iterable[Any]) -> list[CampaignState]:
+    """The states of campaigns, from rows with the columns `STATE_COLUMNS`."""
+    found = list(rows)
+    keys: dict[str, dict[str, int]] = {row.id: {} for row in found}
+    for ids in in_chunks(keys):
+        for pressed in conn.execute(_KEYS, ids):
+            keys[pressed.campaign_id][pressed.key] = pressed.calls
+    return [_state(row._mapping, keys[row.id]) for row in found]
+
+
+def _state(row: Mapping[str, Any], keys: Mapping[str, int]) -> CampaignState:
+    columns = {*_STATUS_COLUMNS.values(), "project_id"}
+    fields = {name: value for name, value in row.items() if name not in columns}
+    fields["finished_at"] = row["finished_at"] or 0.0
+    counts = {status: row[name] for status, name in _STATUS_COLUMNS.items() if row[name]}
+    return CampaignState(**fields, by_status=counts, keys=keys)
+
+
+_NEWEST = select(*STATE_COLUMNS).order_by(campaign.c.id.desc()).limit(bindparam("most"))
 _NEWEST_OF_PROJECT = _NEWEST.where(*matches(campaign.c.project_id))
 
 
@@ -99,10 +176,65 @@ def newest(conn: Connection, project_id: str | None, limit: int) -> list[tuple[s
     """The `limit` newest campaigns, of one project or (None) of all, with their projects' ids."""
     wanted = {"project_id": project_id, "most": limit}
     rows = conn.execute(_NEWEST if project_id is None else _NEWEST_OF_PROJECT, wanted).all()
-    states = [(row.project_id, find(conn, row.project_id, row.id)) for row in rows]
-    return [(project, state) for project, state in states if state is not None]
+    return list(zip([row.project_id for row in rows], states(conn, rows), strict=True))
 
 
+_is_active = (campaign.c.finished_at.is_(None), campaign.c.canceled_at.is_(None))
+_PAUSE = (
+    update(campaign)
+    .where(*_is_it, *_is_active, campaign.c.paused_at.is_(None))
+    .values(paused_at=bindparam("now"))
+)
+
+
+def pause(conn: Connection, project_id: str, campaign_id: str, now: float) -> CampaignState:
+    """Start no further attempt of the campaign until it is resumed; attempts under way go on.
+
+    One that is paused, canceled or finished stays as it is. Raises NotFoundError, and ConflictError
+    for a campaign that was paused too often.
+    """
+    wanted = {"id": campaign_id, "project_id": project_id}
+    locked = conn.execute(_PAUSES, wanted).one_or_none()
+    if locked is not None and len(locked.pauses) >= MOST_PAUSES:
+        raise ConflictError(f"a campaign can be paused {MOST_PAUSES} times, as this one was")
+    conn.execute(_PAUSE, {**wanted, "now": now})
+    return _found(conn, project_id, campaign_id)
+
+
+_PAUSES = select(*campaign.c["paused_at", "pauses"]).where(*_is_it).with_for_update(key_share=True)
+
+
+def resume(conn: Connection, project_id: str, campaign_id: str, now: float) -> CampaignState:
+    """End the pause of a campaign; its time to live goes on from there.
+
+    One that is not paused stays as it is. Raises NotFoundError.
+    """
+    locked = conn.execute(_PAUSES, {"id": campaign_id, "project_id": project_id}).one_or_none()
+    if locked is not None and locked.paused_at is not None:
+        pauses = (*locked.pauses, (locked.paused_at, max(now, locked.paused_at)))
+        resumed = update(campaign).where(campaign.c.id == campaign_id)
+        conn.execute(resumed.values(paused_at=None, pauses=pauses))
+    return _found(conn, project_id, campaign_id)
+
+
+def change(
+    conn: Connection, project_id: str, campaign_id: str, **changes: Unpack[CampaignChanges]
+) -> CampaignState:
+    """Change the given fields of a campaign; returns its state. Raises NotFoundError."""
+    if changes:
+        is_it = (campaign.c.id == campaign_id) & (campaign.c.project_id == project_id)
+        conn.execute(update(campaign).where(is_it).values(changes))
+    return _found(conn, project_id, campaign_id)
+
+
+def _found(conn: Connection, project_id: str, campaign_id: str) -> CampaignState:
+    found = find(conn, project_id, campaign_id)
+    if found is None:
+        raise NotFoundError("this project has no campaign of that id")
+    return found
+
+
+_in_campaign = call.c.campaign_id == bindparam("campaign_id")
 # A condition on the campaign: one on the calls would make SQLite read all those of the project.
 _is_theirs = exists(
     select(campaign.c.id).where(
@@ -133,30 +265,41 @@ def cdrs(conn: Connection, project_id: str, campaign_id: str) -> list[Cdr] | Non
     return calls.cdrs(conn, [calls.from_row(row) for row in rows])
 
 
+_DUE = (
+    select(call.c.id, call.c.due_at)
+    .where(_in_campaign, is_due_in_campaign)
+    .order_by(call.c.campaign_id, call.c.due_at, call.c.id)
+    .limit(bindparam("most"))
+    .with_for_update(key_share=True)
+)
 _WAITING = (
     select(call.c.id, call.c.due_at)
     .where(_in_campaign, is_waiting)
     .order_by(call.c.id)
     .with_for_update(key_share=True)
 )
-_DUE = _WAITING.where(is_due).limit(bindparam("most"))
 
 
-def cancel(
-    conn: Connection, project_id: str, campaign_id: str, now: float, most: int = CHUNK
-) -> bool:
+def mark_canceled(conn: Connection, project_id: str, campaign_id: str, now: float) -> CampaignState:
+    """Start no further attempt of the campaign; `cancel_calls` ends its calls.
+
+    In a transaction of its own, since calls are locked before campaigns. Raises NotFoundError.
+    """
+    is_it = (campaign.c.id == campaign_id) & (campaign.c.project_id == project_id)
+    canceled_at = func.coalesce(campaign.c.canceled_at, now)
+    conn.execute(
+        update(campaign)
+        .where(is_it, campaign.c.finished_at.is_(None))
+        .values(canceled_at=canceled_at)
+    )
+    return _found(conn, project_id, campaign_id)
+
+
+def cancel_calls(conn: Connection, campaign_id: str, now: float, most: int = CHUNK) -> bool:
     """Cancel up to `most` of the campaign's calls; False: there are more, so call it again.
 
     Waiting calls are final at once; those that ring or play, when their dialer has ended them.
-    Raises NotFoundError for an unknown campaign.
     """
-    canceled = (
-        update(campaign)
-        .where(campaign.c.id == campaign_id, campaign.c.project_id == project_id)
-        .values(canceled_at=func.coalesce(campaign.c.canceled_at, now))
-    )
-    if conn.execute(canceled).rowcount == 0:
-        raise NotFoundError("this project has no campaign of that id")
     due = conn.execute(_DUE, {"campaign_id": campaign_id, "most": most}).all()
     calls.cancel_calls(conn, due, now)
     if len(due) == most:

@@ -6,6 +6,7 @@ crash `recovery.take_over` deals with the attempts that are still open.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -16,9 +17,10 @@ from sqlalchemy import Connection, bindparam, func, literal, select, update
 from bitel.domain.attempts import AttemptResult, DialRequest, Outcome
 from bitel.domain.calls import CallStatus, Lane
 from bitel.domain.ids import new_ids
-from bitel.domain.retry import Requeue, RetryRule
+from bitel.domain.retry import Requeue, RetryRule, RetryWaits
 from bitel.store import (
     calls,
+    campaign_schedules,
     do_not_call,
     fair_queue,
     leases,
@@ -26,10 +28,20 @@ from bitel.store import (
     one_time_passwords,
     pausing,
 )
+from bitel.store.campaign_schedules import NoPace, Pace, Schedules
 from bitel.store.endings import CallEnd, end_attempts, end_calls, forget_requests, requeue_calls
 from bitel.store.fair_queue import DueCall
 from bitel.store.leases import Lease, LostLease
-from bitel.store.schema import ANSWERED, CLAIMED, attempt, call, cancel_request, is_due, is_open
+from bitel.store.schema import (
+    ANSWERED,
+    CLAIMED,
+    attempt,
+    call,
+    cancel_request,
+    is_alone,
+    is_due,
+    is_open,
+)
 from bitel.store.sql_batch import Statement, insert_rows, matches, update_each, values_parameter
 
 _LOOKS: Final = 10
@@ -39,7 +51,12 @@ _LOOK_AT: Final = 200
 
 _NEVER_DIALLED: Final = "its claim was not known to be durable"
 
-_FROM_THE_START: Mapping[Lane, str] = MappingProxyType({})
+_UNRENDERED_WAIT: Final = 1.0
+"""Seconds until a call is looked at again whose text was not rendered yet."""
+
+_FROM_THE_START: Final[Mapping[Lane, str]] = MappingProxyType({})
+_FROM_THE_FIRST: Final[Mapping[str, str]] = MappingProxyType({})
+_NO_PACE: Final = NoPace()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +68,7 @@ class Claim(DialRequest):
     rule: RetryRule
     """The retries that the call has left."""
     lane: Lane
+    campaign_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +91,22 @@ def claim(
     lanes: Iterable[Lane] = Lane,
     after_project: Mapping[Lane, str] = _FROM_THE_START,
     ahead: float = 0.0,
+    after_campaign: Mapping[str, str] = _FROM_THE_FIRST,
+    pace: Pace = _NO_PACE,
 ) -> list[Claim]:
     """Up to `limit` calls that are due, those of the first lane first.
 
-    Within a lane projects take turns, the longest due call of each first. The turns begin after the
-    project that `after_project` names for the lane: pass the project of the lane's last claim.
-    Outside their project's calling window only one-time passwords are claimed; windows follow the
+    Within a lane projects take turns, the longest due call of each first, and so do the campaigns
+    of a project. Outside of calling windows only one-time passwords are claimed; windows follow the
     system clock, which is `ahead` seconds ahead of `now`. Calls that have expired, whose number is
     on the do-not-call list by now, or that are superseded by a newer one-time password, end
     instead. Calls whose number is in another attempt of the project wait (see `number_exclusion`),
-    and so do all calls of what is paused (see `pausing`).
+    and so do all calls of what is paused (see `pausing`), and calls whose text is not rendered.
+
+    Args:
+        after_project: the turns of a lane begin after this project: pass that of its last claim.
+        after_campaign: the same for the campaigns of each project.
+        pace: limits the calls of each campaign.
 
     Raises LostLease when another worker has taken over.
     """
@@ -92,26 +116,33 @@ def claim(
     paused = pausing.in_force(conn, lease.dialer_id)
     if paused.reason:
         return []
-    closed = fair_queue.closed_now(conn, now, ahead)
-    waiting = sorted(fair_queue.with_waiting(conn, lease.dialer_id, lanes))
+    last = after_project.get(Lane.BATCH, "")
+    schedules = campaign_schedules.read(
+        conn, lease.dialer_id, now, ahead, (last, after_campaign.get(last, ""))
+    )
+    closed = schedules.closed_projects()
+    alone = fair_queue.with_waiting(conn, lease.dialer_id, lanes)
     if closed:
-        for lane in waiting:
+        for lane in sorted(alone):
             if lane is not Lane.OTP:
                 fair_queue.postpone(conn, lease.dialer_id, lane, now, closed)
+    in_campaigns = {Lane.BATCH}.intersection(lanes) if schedules.campaigns else set()
     turns: list[_LaneTurn] = [
         (
             lane,
             after_project.get(lane, ""),
             paused.projects if lane is Lane.OTP else paused.projects | closed.keys(),
         )
-        for lane in waiting
+        for lane in sorted(alone | in_campaigns)
     ]
     claimed: list[Claim] = []
     for look in range(_LOOKS):
         # Calls that can't be dialled must take neither a place nor their project's turn.
-        picked = _pick(conn, lease.dialer_id, turns, room, _LOOK_AT if look else 0, now)
-        rows = _without_ended(conn, picked, now) if picked else []
-        taken, parked = _take_shares(conn, lease, rows, room, now)
+        begun = Counter(one.campaign_id for one in claimed)
+        queue = _Queue(lease.dialer_id, schedules, after_campaign, _Remaining(pace, begun))
+        picked = _pick(conn, queue, turns, room, _LOOK_AT if look else 0, now)
+        rows = _ready(conn, picked, schedules) if picked else []
+        taken, parked = _take_shares(conn, lease, rows, room, schedules)
         claimed += taken
         otp = sum(one.lane is Lane.OTP for one in taken)
         others = len(taken) - otp
@@ -123,8 +154,31 @@ def claim(
     return claimed
 
 
+@dataclass(frozen=True, slots=True)
+class _Remaining:
+    """What a pace leaves after some calls of this transaction have begun."""
+
+    pace: Pace
+    begun: Counter[str | None]
+
+    def room(
+        self, campaign_id: str, calls_per_second: float | None, max_channels: int | None
+    ) -> int:
+        whole = self.pace.room(campaign_id, calls_per_second, max_channels)
+        return whole - self.begun[campaign_id]
+
+
+class _Queue(NamedTuple):
+    """The waiting calls of a dialer."""
+
+    dialer_id: str
+    schedules: Schedules
+    after_campaign: Mapping[str, str]
+    pace: Pace
+
+
 def _take_shares(
-    conn: Connection, lease: Lease, rows: list[DueCall], room: Room, now: float
+    conn: Connection, lease: Lease, rows: list[DueCall], room: Room, schedules: Schedules
 ) -> tuple[list[Claim], int]:
     """Claim one-time passwords first, up to their share while other calls are due, then the others,
     then more one-time passwords. Returns the claims, and how many calls were parked."""
@@ -139,9 +193,9 @@ def _take_shares(
         waiting = [row for row in some if row.id not in gone]
         if not waiting or most <= 0:
             return
-        free, parked = number_exclusion.park_taken(conn, waiting, now, most)
+        free, parked = number_exclusion.park_taken(conn, waiting, schedules.now, most)
         if free:
-            claimed.extend(_take(conn, lease, free, now))
+            claimed.extend(_take(conn, lease, free, schedules))
         gone.update(row.id for row in (*free, *parked))
         parked_calls += len(parked)
 
@@ -158,7 +212,7 @@ _LaneTurn = tuple[Lane, str, Set[str]]
 
 def _pick(
     conn: Connection,
-    dialer_id: str,
+    queue: _Queue,
     turns: Iterable[_LaneTurn],
     room: Room,
     least: int,
@@ -174,7 +228,17 @@ def _pick(
     for lane, after, closed in turns:
         most = max(room.channels, least) if lane is Lane.OTP else others
         if most > 0:
-            of_lane = fair_queue.pick(conn, dialer_id, lane, most, now, after, closed)
+            of_lane = fair_queue.pick(conn, queue.dialer_id, lane, most, now, after, closed)
+            if lane is Lane.BATCH and len(of_lane) < most:
+                of_lane += campaign_schedules.pick(
+                    conn,
+                    queue.schedules,
+                    most - len(of_lane),
+                    after,
+                    queue.after_campaign,
+                    closed,
+                    queue.pace,
+                )
             picked += fair_queue.one_of_each(of_lane)
             others -= 0 if lane is Lane.OTP else len(of_lane)
     return picked
@@ -277,7 +341,7 @@ def mark_ringing(conn: Connection, lease: Lease, rang_at: Mapping[str, float]) -
         _MARK_RINGING.run(conn, {"ringing": rows, **mine})
 
 
-_of_dialer = (call.c.dialer_id == bindparam("dialer_id"), is_due)
+_of_dialer = (call.c.dialer_id == bindparam("dialer_id"), is_due, is_alone)
 _EXPIRED: Final = Statement(
     select(call.c.id)
     .where(*_of_dialer, call.c.expires_at <= bindparam("now"))
@@ -287,13 +351,21 @@ _EXPIRED: Final = Statement(
 )
 
 
-def expire(conn: Connection, dialer_id: str, now: float, limit: int = 1000) -> int:
-    """End up to `limit` waiting calls whose time to live is over; returns how many."""
+def expire(
+    conn: Connection, dialer_id: str, now: float, limit: int = 1000, ahead: float = 0.0
+) -> int:
+    """End up to `limit` waiting calls whose time to live is over; returns how many.
+
+    The system clock, which the ends of campaigns follow, is `ahead` seconds ahead of `now`.
+    """
     rows = _EXPIRED.rows(conn, {"dialer_id": dialer_id, "now": now, "most": limit})
     ends = [CallEnd(row.id, CallStatus.EXPIRED) for row in rows]
     if ends:
         end_calls(conn, ends, now)
-    return len(ends)
+    if len(ends) >= limit:
+        return len(ends)
+    schedules = campaign_schedules.read(conn, dialer_id, now, ahead)
+    return len(ends) + campaign_schedules.expire(conn, dialer_id, schedules, limit - len(ends))
 
 
 class NextDue(NamedTuple):
@@ -319,36 +391,61 @@ _NEXT_DUE: Final = Statement(
 _NEXT_DUE_IN_LANE: Final = Statement(_next_due.where(*matches(call.c.lane)))
 
 
-def next_due(conn: Connection, dialer_id: str, lanes: Collection[Lane] = tuple(Lane)) -> NextDue:
-    """When a waiting call of the dialer becomes due in one of the lanes, or in any lane expires."""
+def next_due(
+    conn: Connection,
+    dialer_id: str,
+    now: float,
+    lanes: Collection[Lane] = tuple(Lane),
+    ahead: float = 0.0,
+) -> NextDue:
+    """When a waiting call of the dialer becomes due in one of the lanes, or in any lane expires.
+
+    Calls of campaigns that have no turn at `now` are left out.
+    """
     (row,) = _NEXT_DUE.rows(conn, {"dialer_id": dialer_id})
-    if len(lanes) == len(Lane):
-        return NextDue(row.due_at, row.expires_at)
-    of_lanes = [
-        _NEXT_DUE_IN_LANE.rows(conn, {"dialer_id": dialer_id, "lane": int(lane)})[0].due_at
-        for lane in lanes
-    ]
-    due_at = min((at for at in of_lanes if at is not None), default=None)
-    return NextDue(due_at, row.expires_at)
+    due: list[float | None] = [row.due_at]
+    if len(lanes) < len(Lane):
+        due = [
+            _NEXT_DUE_IN_LANE.rows(conn, {"dialer_id": dialer_id, "lane": int(lane)})[0].due_at
+            for lane in lanes
+        ]
+    if Lane.BATCH in lanes:
+        schedules = campaign_schedules.read(conn, dialer_id, now, ahead)
+        due.append(campaign_schedules.next_due(schedules))
+    return NextDue(min((at for at in due if at is not None), default=None), row.expires_at)
 
 
-def _without_ended(conn: Connection, picked: list[DueCall], now: float) -> list[DueCall]:
-    """End the calls that must not be dialled any more; returns the others."""
+_WAIT: Final = update_each("late", call.c.id, call.c.due_at, where=[is_due])
+
+
+def _ready(conn: Connection, picked: list[DueCall], schedules: Schedules) -> list[DueCall]:
+    """The calls that may be dialled now; ends those that must not be dialled any more.
+
+    Calls whose callee's clock does not allow it, and whose text is not rendered, wait.
+    """
     otp = [(row.project_id, row.e164, row.id) for row in picked if row.lane == Lane.OTP]
     superseded = one_time_passwords.superseded(conn, otp) if otp else set()
     ends: list[CallEnd] = []
+    late: list[tuple[str, float]] = []
+    ready: list[DueCall] = []
     for row in picked:
-        if row.expires_at <= now:
+        if schedules.expires_at(row) <= schedules.now:
             ends.append(CallEnd(row.id, CallStatus.EXPIRED))
         elif row.unwanted:
             ends.append(CallEnd(row.id, CallStatus.ERROR, reason=do_not_call.REASON))
         elif row.id in superseded:
             ends.append(CallEnd(row.id, CallStatus.CANCELED, reason=one_time_passwords.REASON))
-    if not ends:
-        return picked
-    end_calls(conn, ends, now)
-    ended = {end.call_id for end in ends}
-    return [row for row in picked if row.id not in ended]
+        elif (opening := schedules.opens_at(row)) is not None:
+            late.append((row.id, opening))
+        elif row.parts is not None and not row.parts:
+            late.append((row.id, schedules.now + _UNRENDERED_WAIT))
+        else:
+            ready.append(row)
+    if ends:
+        end_calls(conn, ends, schedules.now)
+    if late:
+        _WAIT.run(conn, {"late": late})
+    return ready
 
 
 _taken = values_parameter("taken", *attempt.c["id", "call_id", "number"])
@@ -369,9 +466,10 @@ _BEGIN_ATTEMPTS: Final = insert_rows(
 )
 
 
-def _take(conn: Connection, lease: Lease, rows: list[DueCall], now: float) -> list[Claim]:
+def _take(conn: Connection, lease: Lease, rows: list[DueCall], schedules: Schedules) -> list[Claim]:
+    now = schedules.now
     ids = new_ids(now, len(rows))
-    claims = [_claim(attempt_id, row, now) for attempt_id, row in zip(ids, rows, strict=True)]
+    claims = [_claim(attempt_id, row, schedules) for attempt_id, row in zip(ids, rows, strict=True)]
     taken = [
         (made.attempt_id, row.id, row.attempts + 1) for row, made in zip(rows, claims, strict=True)
     ]
@@ -383,20 +481,27 @@ def _take(conn: Connection, lease: Lease, rows: list[DueCall], now: float) -> li
     return claims
 
 
-def _claim(attempt_id: str, row: DueCall, now: float) -> Claim:
+def _claim(attempt_id: str, row: DueCall, schedules: Schedules) -> Claim:
+    rule = RetryRule(
+        row.retries_left,
+        row.retry_interval,
+        schedules.expires_at(row),
+        row.trouble,
+        row.uncertain,
+        waits=None if row.retry_waits is None else RetryWaits.parse(row.retry_waits),
+    )
     return Claim(
         attempt_id=attempt_id,
         call_id=row.id,
         project_id=row.project_id,
         e164=row.e164,
         recording_id=row.recording_id,
-        started_at=now,
-        rule=RetryRule(
-            row.retries_left, row.retry_interval, row.expires_at, row.trouble, row.uncertain
-        ),
+        started_at=schedules.now,
+        rule=rule,
         lane=Lane(row.lane),
         digits=row.digits or "",
         repeat_count=row.repeat_count or 1,
         language=row.language or "",
         longest_seconds=row.longest_seconds,
+        campaign_id=row.campaign_id,
     )

@@ -1,7 +1,9 @@
 """The end of attempts and calls: the only place where a call becomes final, or due again.
 
-The end of a call also releases what it had reserved, and writes an event for its project's webhook.
-Each happens exactly once, since a final call does not end again.
+The end of a call also releases what it had reserved, counts in its campaign, and writes an event
+for its project's webhook. Each happens exactly once, since a final call does not end again.
+
+Locks are taken in one order, so that transactions do not deadlock: calls, campaigns, projects.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from bitel.store.schema import (
     PENDING,
     attempt,
     call,
+    campaign,
     cancel_request,
     is_waiting,
     project,
@@ -48,12 +51,17 @@ class CallEnd(NamedTuple):
     bill_seconds: int = 0
     price: Decimal = _NOTHING
     reason: str = ""
+    is_answered: bool = False
+    """A person, or a machine, answered."""
+    keys: str = ""
+    """The keys that were pressed, of 0-9*#ABCD."""
 
 
 class OpenCall(Protocol):
     """A row of a call that is locked and not final."""
 
     project_id: str
+    campaign_id: str | None
     reserved: Decimal
     has_webhook: bool
     """Whether its end is posted to the project's webhook."""
@@ -155,7 +163,9 @@ def _finite(value: float | None) -> float | None:
 
 
 _TO_END: Final = Statement(
-    sa.select(*call.c["id", "project_id", "reserved"], has_webhook.label("has_webhook"))
+    sa.select(
+        *call.c["id", "project_id", "campaign_id", "reserved"], has_webhook.label("has_webhook")
+    )
     .join(project)
     .where(is_among(call.c.id, "ids"), is_waiting)
     .order_by(call.c.id)
@@ -194,8 +204,11 @@ def end_waiting(conn: Connection, ends: Sequence[tuple[OpenCall, CallEnd]], now:
     """End calls that are locked and have no final status, each once, with their rows."""
     if not ends:
         return
-    # The fields of `CallEnd` are in the order of the statement's columns.
-    _END_CALLS.run(conn, {"ended": [end for _, end in ends], "now": now})
+    # The first fields of `CallEnd` are in the order of the statement's columns.
+    _END_CALLS.run(conn, {"ended": [end[:6] for _, end in ends], "now": now})
+    in_campaigns = [(row.campaign_id, end) for row, end in ends if row.campaign_id is not None]
+    if in_campaigns:
+        _count_in_campaigns(conn, in_campaigns, now)
     for status, calls in Counter(end.status for _, end in ends).items():
         count_calls("ended", status.name, calls)
     released: defaultdict[str, Decimal] = defaultdict(Decimal)
@@ -209,8 +222,86 @@ def end_waiting(conn: Connection, ends: Sequence[tuple[OpenCall, CallEnd]], now:
         _WRITE_EVENTS.run(conn, {"events": events, "now": now})
 
 
+_STATUSES: Final = tuple(status for status in CallStatus if status.final)
+_counted = values_parameter(
+    "counted",
+    campaign.c.id,
+    *(campaign.c[status.name.lower()] for status in _STATUSES),
+    *campaign.c["answered", "price"],
+    ended=sa.Integer(),
+)
+_LOCK_CAMPAIGNS: Final = Statement(
+    sa.select(campaign.c.id)
+    .where(is_among(campaign.c.id, "campaigns"))
+    .order_by(campaign.c.id)
+    .with_for_update(key_share=True)
+)
+_left = campaign.c.waiting - _counted.c.ended
+_COUNT: Final = Statement(
+    sa.update(campaign)
+    .where(campaign.c.id == _counted.c.id)
+    .values(
+        {
+            **{
+                each.name: campaign.c[each.name] + each
+                for each in _counted.c
+                if each.name not in ("id", "ended")
+            },
+            "waiting": _left,
+            "finished_at": sa.case(
+                (_left == sa.literal_column("0"), sa.bindparam("now", type_=sa.Double())),
+                else_=campaign.c.finished_at,
+            ),
+        }
+    )
+)
+_COUNT_KEYS: Final = sa.text(
+    """
+    INSERT INTO campaign_key (campaign_id, key, calls) VALUES (:campaign_id, :key, :calls)
+    ON CONFLICT (campaign_id, key) DO UPDATE SET calls = campaign_key.calls + excluded.calls
+    """
+)
+
+
+def _count_in_campaigns(conn: Connection, ends: Sequence[tuple[str, CallEnd]], now: float) -> None:
+    """Add the ends of calls, given with their campaigns, to the counts of these."""
+    by_campaign: defaultdict[str, list[CallEnd]] = defaultdict(list)
+    for campaign_id, end in ends:
+        by_campaign[campaign_id].append(end)
+    ids = sorted(by_campaign)
+    if len(ids) > 1:
+        _LOCK_CAMPAIGNS.rows(conn, {"campaigns": [(each,) for each in ids]})
+    rows = []
+    for campaign_id in ids:
+        of_campaign = by_campaign[campaign_id]
+        statuses = Counter(end.status for end in of_campaign)
+        rows.append(
+            (
+                campaign_id,
+                *(statuses[status] for status in _STATUSES),
+                sum(end.is_answered for end in of_campaign),
+                sum((end.price for end in of_campaign), _NOTHING),
+                len(of_campaign),
+            )
+        )
+    _COUNT.run(conn, {"counted": rows, "now": now})
+    pressed = Counter(
+        (campaign_id, key) for campaign_id, end in ends for key in sorted(set(end.keys))
+    )
+    if pressed:
+        conn.execute(
+            _COUNT_KEYS,
+            [
+                {"campaign_id": campaign_id, "key": key, "calls": calls}
+                for (campaign_id, key), calls in sorted(pressed.items())
+            ],
+        )
+
+
 _DUE_AGAIN: Final = update_each("again", call.c.id, call.c.due_at)
-_again = values_parameter("again", *call.c["id", "due_at", "retries_left", "trouble", "uncertain"])
+_again = values_parameter(
+    "again", *call.c["id", "due_at", "retries_left", "trouble", "uncertain", "retry_waits"]
+)
 _DUE_AGAIN_COUNTED: Final = Statement(
     sa.update(call)
     .where(call.c.id == _again.c.id)
@@ -219,6 +310,7 @@ _DUE_AGAIN_COUNTED: Final = Statement(
         retries_left=call.c.retries_left - _again.c.retries_left,
         trouble=_again.c.trouble,
         uncertain=_again.c.uncertain,
+        retry_waits=sa.func.coalesce(_again.c.retry_waits, call.c.retry_waits),
     )
 )
 
@@ -226,13 +318,16 @@ _DUE_AGAIN_COUNTED: Final = Statement(
 def requeue_calls(conn: Connection, again: Iterable[tuple[str, RetryAt | Requeue]]) -> None:
     """Make calls, given by their ids, due for another attempt."""
     same: list[tuple[str, float]] = []
-    counted: list[tuple[str, float, int, int, int]] = []
+    counted: list[tuple[str, float, int, int, int, str | None]] = []
     for call_id, next_try in again:
         if isinstance(next_try, Requeue):
             same.append((call_id, next_try.due_at))
         else:
             spent = int(next_try.spends_retry)
-            counted.append((call_id, next_try.due_at, spent, next_try.trouble, next_try.uncertain))
+            waits = None if next_try.waits is None else str(next_try.waits)
+            counted.append(
+                (call_id, next_try.due_at, spent, next_try.trouble, next_try.uncertain, waits)
+            )
     if same:
         _DUE_AGAIN.run(conn, {"again": same})
     if counted:

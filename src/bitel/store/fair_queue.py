@@ -2,32 +2,34 @@
 
 The rows that one project has waiting do not slow down the others: the projects with due rows are
 found by one index lookup each, and then share the free places. `FairQueue` works for any table;
-`CALLS` is the queue of calls, whose projects have calling windows.
+`CALLS` is the queue of calls that belong to no campaign, `CAMPAIGN_CALLS` that of the others, in
+which the campaigns of a project share its places.
 """
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from types import MappingProxyType
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from bitel.domain.calling_hours import CallingWindow
 from bitel.domain.calls import Lane
-from bitel.store.schema import call, do_not_call, has_window, is_due, project
+from bitel.store.schema import call, do_not_call, is_alone, is_due, project
 from bitel.store.sql_batch import Statement, is_among, loose_index_scan, values_parameter
 
 CHUNK: Final = 2000
 """Most rows of one project in one query, and most calls postponed in one transaction."""
 
-_DAY: Final = 86_400.0
 _BEGINNING: Final = (-1.0, "")
 NONE_TAKEN: Final[Mapping[str, int]] = MappingProxyType({})
+
+T = TypeVar("T")
 
 _closed = sa.select(values_parameter("closed", project.c.id).c.id)
 
@@ -45,6 +47,8 @@ class DueCall(DueRow, Protocol):
 
     lane: int
     e164: str
+    campaign_id: str | None
+    time_zone: str | None
     recording_id: str | None
     digits: str | None
     repeat_count: int | None
@@ -52,14 +56,21 @@ class DueCall(DueRow, Protocol):
     longest_seconds: int
     retries_left: int
     retry_interval: int
+    retry_waits: str | None
     expires_at: float
     trouble: int
     uncertain: int
     attempts: int
+    parts: tuple[str, ...] | None
+    """Recordings that are played; empty: they are not rendered yet. None: it has none."""
     unwanted: bool
     """Its number is on the do-not-call list."""
     exclusive: bool
     """Its project allows one attempt at a time for each number."""
+
+
+Turns = Sequence[Sequence[str]]
+"""The keys of a queue that share places, by project, each in the order of their turns."""
 
 
 @dataclass(eq=False)
@@ -67,7 +78,7 @@ class FairQueue:
     """Picks due rows of a table, a fair share for each project that has any.
 
     The table has columns `id`, `project_id` and `due_at` (NULL: not waiting), and a partial index
-    by the columns `within`, then `project_id`, `due_at` and `id`.
+    by the columns `within`, then `key`, `due_at` and `id`.
     """
 
     table: sa.Table
@@ -75,6 +86,11 @@ class FairQueue:
     """The columns that are read of a row, at least those of `DueRow`."""
     within: Sequence[sa.Column[Any]] = ()
     """Columns that divide the table into queues; each value is a parameter of the same name."""
+    key: sa.Column[Any] | None = None
+    """The column whose values have a share each, within that of their project; None: the project's
+    own."""
+    where: Callable[[sa.FromClause], Sequence[sa.ColumnElement[bool]]] = lambda _: ()
+    """Maps the table to the conditions of the index, besides that of a due time."""
     joined: Sequence[sa.ColumnElement[Any]] = ()
     """The columns that are read of other tables."""
     joins: Callable[[sa.FromClause], Sequence[tuple[sa.FromClause, sa.ColumnElement[bool]]]] = (
@@ -85,13 +101,16 @@ class FairQueue:
     """Whether the project of an id may have a turn."""
 
     def __post_init__(self) -> None:
-        self._now: sa.BindParameter[float] = sa.bindparam("now", type_=self.table.c.due_at.type)
+        columns = self.table.c
+        self._now: sa.BindParameter[float] = sa.bindparam("now", type_=columns.due_at.type)
+        self._key = columns.project_id if self.key is None else self.key
         self._is_waiting = (
             *(column == _value(column) for column in self.within),
-            self.table.c.due_at.is_not(None),
+            columns.due_at.is_not(None),
+            *self.where(self.table),
         )
-        types = {"project_id": project.c.id.type, "last_due": self.table.c.due_at.type}
-        self._asked = values_parameter("asked", **types, last_id=self.table.c.id.type)
+        types = {"key": self._key.type, "last_due": columns.due_at.type}
+        self._asked = values_parameter("asked", **types, last_id=columns.id.type)
         self.turns = self.with_due(
             lambda query, project_id: query.where(
                 project_id.not_in(_closed), self.may_have_turn(project_id)
@@ -102,7 +121,10 @@ class FairQueue:
     def with_due(
         self, restrict: Callable[[sa.Select[Any], sa.ColumnElement[Any]], sa.Select[Any]]
     ) -> Statement:
-        """Selects the projects that have due rows, as `value`; `restrict` adds to the query."""
+        """Selects the projects that have due rows, as `value`; `restrict` adds to the query.
+
+        Only for a queue whose key is the project.
+        """
         queries = (self._with_due_in_sqlite(), self._with_due_in_postgresql())
         in_sqlite, in_postgresql = (restrict(q, q.selected_columns.value) for q in queries)
         return Statement(in_sqlite, postgresql=in_postgresql)
@@ -129,28 +151,52 @@ class FairQueue:
         """
         wanted = {**of_queue, "now": now}
         of_turns = {**wanted, "most": room, "closed": [(one,) for one in closed]}
-        turns = self._turns(conn, of_turns, after)
-        last = dict.fromkeys(turns, _BEGINNING)
-        got = {project_id: taken.get(project_id, 0) for project_id in turns}
+        turns = [(project_id,) for project_id in self._turns(conn, of_turns, after)]
+        most = {project_id: most_each for (project_id,) in turns}
+        return self.share_out(conn, of_queue, room, now, turns, most, taken)
+
+    def share_out(
+        self,
+        conn: Connection,
+        of_queue: Mapping[str, Any],
+        room: int,
+        now: float,
+        turns: Turns,
+        most: Mapping[str, int],
+        taken: Mapping[str, int] = NONE_TAKEN,
+    ) -> list[Any]:
+        """As `pick`, for these turns; `most` is how many rows each key may have."""
+        wanted = {**of_queue, "now": now}
+        key_of = attrgetter(self._key.name)
+        got = {key: taken.get(key, 0) for keys in turns for key in keys}
+        last = dict.fromkeys(got, _BEGINNING)
+        groups = [[key for key in keys if got[key] < most[key]] for keys in turns]
         picked: list[Any] = []
-        while turns and len(picked) < room:
-            # The unused part of a share goes to the other projects in the next round, beginning
-            # with those that have got least.
-            each, left_over = divmod(room - len(picked), len(turns))
+        while len(picked) < room and (groups := [keys for keys in groups if keys]):
+            # The unused part of a share goes to the others in the next round, beginning with those
+            # that have got least.
             shares = {
-                project_id: min(each + (place < left_over), CHUNK, most_each - got[project_id])
-                for place, project_id in enumerate(turns if each else turns[:left_over])
+                key: min(share, CHUNK, most[key] - got[key])
+                for keys, of_group in _split(room - len(picked), groups)
+                for key, share in _split(of_group, keys)
             }
-            found = self._due(conn, wanted, shares, last)
-            for project_id, share in shares.items():
-                rows = found[project_id][:share]
+            found: dict[str, list[Any]] = {key: [] for key in shares}
+            for row in self._due(conn, wanted, shares, last):
+                found[key_of(row)].append(row)
+            ended = set()
+            for key, share in shares.items():
+                # Neither database guarantees the order.
+                rows = sorted(found[key], key=_order)[:share]
                 picked += rows
-                got[project_id] += len(rows)
-                if len(rows) == share and got[project_id] < most_each:
-                    last[project_id] = (rows[-1].due_at, rows[-1].id)
+                got[key] += len(rows)
+                if len(rows) == share and got[key] < most[key]:
+                    last[key] = (rows[-1].due_at, rows[-1].id)
                 else:
-                    turns.remove(project_id)
-            turns.sort(key=got.__getitem__)
+                    ended.add(key)
+            groups = [
+                sorted((key for key in keys if key not in ended), key=got.__getitem__)
+                for keys in sorted(groups, key=lambda keys: sum(map(got.__getitem__, keys)))
+            ]
         return picked
 
     def _turns(self, conn: Connection, wanted: Mapping[str, Any], after: str) -> list[str]:
@@ -171,17 +217,11 @@ class FairQueue:
         wanted: Mapping[str, Any],
         shares: Mapping[str, int],
         last: Mapping[str, tuple[float, str]],
-    ) -> dict[str, list[Any]]:
-        """Due rows of these projects that follow their last ones, by project, in order."""
-        asked = [(project_id, *last[project_id]) for project_id in shares]
+    ) -> list[Any]:
+        """Due rows of these keys that follow their last ones."""
+        asked = [(key, *last[key]) for key in shares]
         wanted = {**wanted, "asked": asked, "most": max(shares.values())}
-        found: dict[str, list[Any]] = {project_id: [] for project_id in shares}
-        for row in self.due.rows(conn, wanted):
-            if row.id is not None:
-                found[row.project_id].append(row)
-        for rows in found.values():
-            rows.sort(key=_order)  # neither database guarantees the order
-        return found
+        return [row for row in self.due.rows(conn, wanted) if row.id is not None]
 
     def _with_due_in_sqlite(self) -> sa.Select[Any]:
         table = self.table
@@ -216,24 +256,25 @@ class FairQueue:
     def in_order(
         self,
         one: sa.FromClause,
-        project_id: sa.ColumnElement[Any],
+        key: sa.ColumnElement[Any],
         last_due: sa.ColumnElement[Any],
         last_id: sa.ColumnElement[Any],
     ) -> sa.Select[Any]:
-        """Selects the due rows of a project in `one`, in order, after the last known row.
+        """Selects the due rows of a key in `one`, in order, after the last known row.
 
-        With equality filters for all columns of `within` and the project PostgreSQL may choose an
-        index by due time, and read the waiting rows of other projects first. So only the first
+        With equality filters for all columns of `within` and the key PostgreSQL may choose an
+        index by due time, and read the waiting rows of other keys first. So only the first
         column has one, and the others are compared as a row.
         """
         first, others = self.within[:1], self.within[1:]
-        columns = [*(one.c[column.name] for column in others), one.c.project_id, one.c.due_at]
-        values = [*map(_value, others), project_id]
+        columns = [*(one.c[column.name] for column in others), one.c[self._key.name], one.c.due_at]
+        values = [*map(_value, others), key]
         return (
             sa.select()
             .where(
                 *(one.c[column.name] == _value(column) for column in first),
                 one.c.due_at.is_not(None),
+                *self.where(one),
                 sa.tuple_(*columns, one.c.id) > sa.tuple_(*values, last_due, last_id),
                 sa.tuple_(*columns) <= sa.tuple_(*values, self._now),
             )
@@ -262,27 +303,27 @@ class FairQueue:
         # sort them. With the constant it follows the index, whatever the statistics say. The rows
         # are locked one by one, as the outer LIMIT reads them.
         columns, asked = self.table.c, self._asked.c
+        key = columns[self._key.name]
         if self.within:
             # See `in_order`: no other index gives this order. The index compares a column with one
             # value for a whole page at once.
-            of_project = (
-                columns.project_id >= asked.project_id,
-                sa.tuple_(columns.project_id, columns.due_at)
-                <= sa.tuple_(asked.project_id, self._now),
+            of_key = (
+                key >= asked.key,
+                sa.tuple_(key, columns.due_at) <= sa.tuple_(asked.key, self._now),
             )
         else:
-            of_project = (columns.project_id == asked.project_id, columns.due_at <= self._now)
+            of_key = (key == asked.key, columns.due_at <= self._now)
         few = (
             sa.select(*self.columns)
             .where(
                 *self._is_waiting,
-                *of_project,
+                *of_key,
                 sa.or_(
                     columns.due_at > asked.last_due,
                     sa.and_(columns.due_at == asked.last_due, columns.id > asked.last_id),
                 ),
             )
-            .order_by(columns.project_id, columns.due_at, columns.id)
+            .order_by(key, columns.due_at, columns.id)
             .limit(sa.literal_column(str(CHUNK)))
             .with_for_update(skip_locked=True, of=self.table)
             .correlate(self._asked)
@@ -295,6 +336,13 @@ class FairQueue:
         return sa.select(*due.c, *self.joined).select_from(source)
 
 
+def _split(count: int, items: Sequence[T]) -> Iterator[tuple[T, int]]:
+    """The shares of `count` places, as equal as possible, without those of none."""
+    each, left_over = divmod(count, len(items))
+    for place, item in enumerate(items if each else items[:left_over]):
+        yield item, each + (place < left_over)
+
+
 def _value(column: sa.Column[Any]) -> sa.BindParameter[Any]:
     return sa.bindparam(column.name, type_=column.type)
 
@@ -303,57 +351,49 @@ def _order(row: Any) -> tuple[float, str]:
     return row.due_at, row.id
 
 
-_WINDOWS: Final = Statement(sa.select(project.c.id, project.c.window).where(has_window))
-
-
-def closed_now(conn: Connection, now: float, ahead: float = 0.0) -> dict[str, float]:
-    """The projects whose calling window is closed, and when each opens (Unix seconds).
-
-    Windows follow the system clock, which is `ahead` seconds ahead of `now` and of the times
-    returned.
-    """
-    date = now + ahead
-    closed: dict[str, float] = {}
-    for row in _WINDOWS.rows(conn, {}):
-        window = CallingWindow.parse(row.window)
-        if not window.is_open(date):
-            # A window without a known opening time is checked again every day.
-            closed[row.id] = (window.opens_at(date) or date + _DAY) - ahead
-    return closed
-
-
-_found = loose_index_scan(call.c.lane, call.c.dialer_id == sa.bindparam("dialer_id"), is_due)
+_found = loose_index_scan(
+    call.c.lane, call.c.dialer_id == sa.bindparam("dialer_id"), is_due, is_alone
+)
 _LANES: Final = Statement(sa.select(_found.c.value).where(_found.c.value.is_not(None)))
 
 
 def with_waiting(conn: Connection, dialer_id: str, lanes: Iterable[Lane]) -> set[Lane]:
-    """The lanes that have calls waiting, due or not, of those given."""
+    """The lanes that have calls without a campaign waiting, due or not, of those given."""
     rows = _LANES.rows(conn, {"dialer_id": dialer_id, "after": -1})
     return {row.value for row in rows}.intersection(lanes)
 
 
 _CALL_COLUMNS: Final = (
-    "id", "project_id", "lane", "e164", "recording_id", "digits", "repeat_count", "language",
-    "longest_seconds", "retries_left", "retry_interval", "expires_at", "trouble", "uncertain",
-    "attempts", "due_at",
+    *call.c[
+        "id", "project_id", "campaign_id", "lane", "e164", "time_zone", "recording_id", "digits",
+        "repeat_count", "language", "longest_seconds", "retries_left", "retry_interval",
+        "retry_waits", "expires_at", "trouble", "uncertain", "attempts", "due_at", "parts",
+    ],
+    sa.select(sa.literal_column("1"))
+    .where(do_not_call.c.project_id == call.c.project_id, do_not_call.c.e164 == call.c.e164)
+    .scalar_subquery()
+    .is_not(None)
+    .label("unwanted"),
+    sa.select(project.c.one_call_per_number)
+    .where(project.c.id == call.c.project_id)
+    .scalar_subquery()
+    .label("exclusive"),
 )  # fmt: skip
 CALLS: Final = FairQueue(
     call,
-    columns=(
-        *call.c[_CALL_COLUMNS],
-        sa.select(sa.literal_column("1"))
-        .where(do_not_call.c.project_id == call.c.project_id, do_not_call.c.e164 == call.c.e164)
-        .scalar_subquery()
-        .is_not(None)
-        .label("unwanted"),
-        sa.select(project.c.one_call_per_number)
-        .where(project.c.id == call.c.project_id)
-        .scalar_subquery()
-        .label("exclusive"),
-    ),
+    columns=_CALL_COLUMNS,
     within=(call.c.dialer_id, call.c.lane),
+    where=lambda one: (one.c.campaign_id.is_(None),),
 )
-"""The calls that a dialer has waiting in one lane."""
+"""The calls without a campaign that a dialer has waiting in one lane."""
+
+CAMPAIGN_CALLS: Final = FairQueue(
+    call,
+    columns=_CALL_COLUMNS,
+    key=call.c.campaign_id,
+    where=lambda one: (one.c.campaign_id.is_not(None),),
+)
+"""The waiting calls of campaigns; `campaign_schedules` says whose turn it may be."""
 
 
 def pick(
@@ -365,7 +405,7 @@ def pick(
     after: str,
     closed: Iterable[str],
 ) -> list[DueCall]:
-    """Up to `room` due calls of the lane, as `FairQueue.pick`.
+    """Up to `room` due calls of the lane that belong to no campaign, as `FairQueue.pick`.
 
     Expired calls are among them: to skip them here could take very long.
     """

@@ -10,9 +10,28 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import Connection, Double, bindparam, cast, func, literal, select, text
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Double,
+    ScalarSelect,
+    bindparam,
+    cast,
+    func,
+    literal,
+    literal_column,
+    select,
+    text,
+)
 
-from bitel.store.schema import call, is_due, is_undelivered
+from bitel.store.schema import (
+    call,
+    campaign,
+    is_due_alone,
+    is_due_in_campaign,
+    is_undelivered,
+    is_unfinished,
+)
 
 MOST: Final = 10_000
 
@@ -37,11 +56,35 @@ class Waiting:
     """Undelivered events, due or not; at most `MOST`."""
 
 
-_of_dialer = (call.c.dialer_id == bindparam("dialer_id"), is_due)
-_some_calls = select(literal(1).label("one")).where(*_of_dialer).limit(bindparam("most")).subquery()
+_alone = (call.c.dialer_id == bindparam("dialer_id"), is_due_alone)
+_in_campaigns = (
+    campaign.c.dialer_id == bindparam("dialer_id"),
+    is_unfinished,
+    call.c.campaign_id == campaign.c.id,
+    is_due_in_campaign,
+)
+_first_due = (
+    select(call.c.due_at)
+    .where(call.c.campaign_id == campaign.c.id, is_due_in_campaign)
+    .order_by(call.c.due_at)
+    .limit(literal_column("1"))
+    .scalar_subquery()
+)
+
+
+def _count(*conditions: ColumnElement[bool]) -> ScalarSelect[int]:
+    some = select(literal(1).label("one")).where(*conditions).limit(bindparam("most")).subquery()
+    return select(func.count()).select_from(some).scalar_subquery()
+
+
 _QUEUE = select(
-    select(func.count()).select_from(_some_calls).scalar_subquery().label("waiting"),
-    select(func.min(call.c.due_at)).where(*_of_dialer).scalar_subquery().label("oldest"),
+    _count(*_alone).label("alone"),
+    _count(*_in_campaigns).label("in_campaigns"),
+    select(func.min(call.c.due_at)).where(*_alone).scalar_subquery().label("oldest_alone"),
+    select(func.min(_first_due))
+    .where(campaign.c.dialer_id == bindparam("dialer_id"), is_unfinished)
+    .scalar_subquery()
+    .label("oldest_in_campaigns"),
 )
 _some_events = (
     select(literal(1).label("one")).where(is_undelivered).limit(bindparam("most")).subquery()
@@ -54,7 +97,11 @@ def waiting(conn: Connection, dialer_ids: Iterable[str]) -> Waiting:
     queues = {}
     for dialer_id in dialer_ids:
         row = conn.execute(_QUEUE, {"dialer_id": dialer_id, "most": MOST}).one()
-        queues[dialer_id] = Queue(row.waiting, row.oldest)
+        oldest = (row.oldest_alone, row.oldest_in_campaigns)
+        queues[dialer_id] = Queue(
+            min(row.alone + row.in_campaigns, MOST),
+            min((at for at in oldest if at is not None), default=None),
+        )
     events: int = conn.execute(_EVENTS, {"most": MOST}).scalar_one()
     return Waiting(queues, events)
 

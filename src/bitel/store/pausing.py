@@ -21,7 +21,6 @@ from bitel.store.schema import (
     attempt,
     call,
     dialer,
-    is_due,
     is_open,
     is_waiting,
     pause,
@@ -123,7 +122,7 @@ def note_claims(conn: Connection, dialer_id: str, newest: str) -> None:
 
 
 _HAS_OPEN_CALLS = select(
-    exists(select(call.c.id).where(is_due)) | exists(select(attempt.c.id).where(is_open))
+    exists(select(call.c.id).where(is_waiting)) | exists(select(attempt.c.id).where(is_open))
 )
 
 

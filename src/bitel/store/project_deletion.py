@@ -20,10 +20,10 @@ from bitel.store.projects import change
 from bitel.store.schema import (
     call,
     campaign,
+    campaign_key,
     do_not_call,
     idempotency_key,
-    is_due,
-    is_in_flight,
+    is_waiting,
     ledger_entry,
     placed_number,
     project,
@@ -44,12 +44,7 @@ def disable(conn: Connection, project_id: str) -> None:
 
 
 _of_project = matches(call.c.project_id)
-_HAS_OPEN_CALLS: Final = sa.select(
-    sa.or_(
-        sa.exists(sa.select(call.c.id).where(*_of_project, is_due)),
-        sa.exists(sa.select(call.c.id).where(*_of_project, is_in_flight)),
-    )
-)
+_HAS_OPEN_CALLS: Final = sa.select(sa.exists(sa.select(call.c.id).where(*_of_project, is_waiting)))
 _RECORDINGS: Final = next_rows(
     sa.select(recording.c.id).where(*matches(recording.c.project_id)), recording.c.id
 )
@@ -81,6 +76,7 @@ def delete_project(database: Database, project_id: str, now: float) -> None:
     after: str | None = ""
     while after is not None:
         after = database.write_now(partial(_delete_calls, project_id=project_id, after=after))
+    database.write_now(lambda conn: conn.execute(_DELETE_KEYS, {"project_id": project_id}))
     for statement in _DELETIONS:
         piece = partial(_delete_piece, statement=statement, project_id=project_id)
         while database.write_now(piece) == PIECE:
@@ -112,6 +108,10 @@ def _by_project(table: sa.Table) -> sa.Delete:
     return sa.delete(table).where(sa.tuple_(*key).in_(some))
 
 
+_of_its_campaigns = campaign_key.c.campaign_id.in_(
+    sa.select(campaign.c.id).where(*matches(campaign.c.project_id))
+)
+_DELETE_KEYS: Final = sa.delete(campaign_key).where(_of_its_campaigns)
 _DELETIONS: Final = tuple(
     map(_by_project, (token, campaign, placed_number, do_not_call, idempotency_key, ledger_entry))
 )

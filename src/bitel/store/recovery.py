@@ -9,8 +9,9 @@ from typing import Any, Final
 
 from sqlalchemy import CTE, Connection, Select, bindparam, select
 
+from bitel.domain.attempts import Outcome
 from bitel.domain.calls import CallStatus
-from bitel.domain.retry import Requeue, RetryAt
+from bitel.domain.retry import Requeue, RetryAt, RetryRule, RetryWaits
 from bitel.store import calls, claims, leases
 from bitel.store.endings import (
     CallEnd,
@@ -21,7 +22,15 @@ from bitel.store.endings import (
 )
 from bitel.store.leases import Holder, Lease, TakeOverTerms
 from bitel.store.number_exclusion import mark_may_ring
-from bitel.store.schema import ANSWERED, attempt, call, is_due, is_open
+from bitel.store.schema import (
+    ANSWERED,
+    attempt,
+    call,
+    campaign,
+    is_due_alone,
+    is_open,
+    is_unfinished,
+)
 from bitel.store.sql_batch import loose_index_scan, matches
 
 REDIAL_AFTER: Final = 600.0
@@ -41,7 +50,14 @@ class Recovered:
 _LEFT_OPEN = (
     select(
         *attempt.c["id", "call_id", "claim", "started_at", "answered_at", "rang_at"],
-        *call.c["expires_at", "retries_left", "retry_interval", "uncertain"],
+        *call.c[
+            "campaign_id",
+            "expires_at",
+            "retries_left",
+            "retry_interval",
+            "retry_waits",
+            "uncertain",
+        ],
     )
     .join(call)
     .where(*matches(attempt.c.dialer_id), is_open)
@@ -89,7 +105,7 @@ def take_over(
     for row in left:
         if row.claim == ANSWERED:
             answered += 1
-            ends.append(CallEnd(row.call_id, CallStatus.UNKNOWN, row.started_at))
+            ends.append(CallEnd(row.call_id, CallStatus.UNKNOWN, row.started_at, is_answered=True))
             may_ring.append((row.call_id, now + redial_after))
             continue
         sent_at = min(row.started_at - terms.former_ahead, now) + last_invite
@@ -100,12 +116,15 @@ def take_over(
         if row.id in canceled:
             ends.append(CallEnd(row.call_id, CallStatus.CANCELED, row.started_at))
         elif row.rang_at is not None:
-            due_at = max(due_at, now + row.retry_interval)
-            if row.retries_left > 0 and due_at < row.expires_at:
-                again.append((row.call_id, RetryAt(due_at, True, 0, row.uncertain)))
+            redial = _rule(row).spend(Outcome.NO_ANSWER)
+            due_at = max(due_at, now + (redial[0] if redial else 0.0))
+            if redial is not None and due_at < _expires_at(row):
+                waits = redial[1]
+                retry = RetryAt(due_at, waits is None, 0, row.uncertain, waits)
+                again.append((row.call_id, retry))
             else:
                 ends.append(CallEnd(row.call_id, CallStatus.NO_ANSWER, row.started_at))
-        elif due_at >= row.expires_at:
+        elif due_at >= _expires_at(row):
             ends.append(CallEnd(row.call_id, CallStatus.EXPIRED))
         else:
             again.append((row.call_id, Requeue(due_at)))
@@ -113,6 +132,17 @@ def take_over(
     requeue_calls(conn, again)
     mark_may_ring(conn, may_ring)
     return Lease(dialer_id, worker, epoch), Recovered(len(left) - answered, answered)
+
+
+def _rule(row: Any) -> RetryRule:
+    waits = None if row.retry_waits is None else RetryWaits.parse(row.retry_waits)
+    return RetryRule(row.retries_left, row.retry_interval, row.expires_at, waits=waits)
+
+
+def _expires_at(row: Any) -> float:
+    """When the call expires; infinite in a campaign, whose schedule the next claim checks."""
+    expires_at: float = row.expires_at
+    return expires_at if row.campaign_id is None else math.inf
 
 
 def _unknown(dialers: CTE) -> Select[Any]:
@@ -138,7 +168,8 @@ def give_up(conn: Connection, dialer_id: str, seen: Holder, now: float) -> None:
     take_over(conn, dialer_id, "housekeeping", now, REDIAL_AFTER, terms=terms)
 
 
-_ORPHANED_CALLS = _unknown(loose_index_scan(call.c.dialer_id, is_due))
+_ORPHANED_CALLS = _unknown(loose_index_scan(call.c.dialer_id, is_due_alone))
+_ORPHANED_CAMPAIGNS = _unknown(loose_index_scan(campaign.c.dialer_id, is_unfinished))
 
 
 def expire_orphans(
@@ -147,7 +178,12 @@ def expire_orphans(
     """End up to `limit` expired calls of dialers that are not known; returns how many."""
     known = {"known": list(known_dialers), "after": ""}
     ended = 0
-    for dialer_id in conn.execute(_ORPHANED_CALLS, known).scalars().all():
+    dialers = {
+        dialer_id
+        for query in (_ORPHANED_CALLS, _ORPHANED_CAMPAIGNS)
+        for dialer_id in conn.execute(query, known).scalars()
+    }
+    for dialer_id in sorted(dialers):
         ended += claims.expire(conn, dialer_id, now, limit - ended)
         if ended >= limit:
             break

@@ -23,6 +23,7 @@ from bitel.store.schema import (
     attempt,
     call,
     campaign,
+    campaign_key,
     cancel_request,
     idempotency_key,
     is_waiting,
@@ -82,9 +83,13 @@ _DELETIONS_BY_CALL: Final = (
     sa.delete(attempt).where(attempt.c.call_id.in_(_ids)),
     sa.delete(call).where(call.c.id.in_(_ids)),
 )
-_DELETE_EMPTY_CAMPAIGNS: Final = sa.delete(campaign).where(
+_empty_campaigns = sa.select(campaign.c.id).where(
     campaign.c.id.in_(_ids),
     ~sa.exists(sa.select(call.c.id).where(call.c.campaign_id == campaign.c.id)),
+)
+_DELETE_EMPTY_CAMPAIGNS: Final = (
+    sa.delete(campaign_key).where(campaign_key.c.campaign_id.in_(_empty_campaigns)),
+    sa.delete(campaign).where(campaign.c.id.in_(_empty_campaigns)),
 )
 
 
@@ -99,7 +104,7 @@ def delete_calls(conn: Connection, before: float, after: str) -> tuple[str, int]
         balances.carry_over(conn, ids)
         delete_by_call(conn, ids)
     campaigns = {row.campaign_id for row in over if row.campaign_id}
-    _apply(conn, sorted(campaigns), _DELETE_EMPTY_CAMPAIGNS)
+    _apply(conn, sorted(campaigns), *_DELETE_EMPTY_CAMPAIGNS)
     return last, len(over)
 
 

@@ -231,8 +231,9 @@ campaign = Table(
     Column("canceled_at", Double),
     Column("name", FreeText(100)),
     Column("reference", FreeText(100)),
-    Column("start_at", Double, nullable=False, server_default=_ZERO),
-    Column("time_to_live", Integer, nullable=False, server_default=_ZERO),
+    # The start and the end are by the system clock, as calling windows are.
+    Column("start_at", Double),  # no attempt starts before; NULL: at once
+    Column("time_to_live", Integer, nullable=False, server_default=_ZERO),  # from the start
     Column("end_at", Double),  # no attempt starts then or later; NULL: only the time to live counts
     Column("window", String(255)),  # besides the project's; NULL: always open
     Column("calls_per_second", Double),  # NULL: as fast as the dialer
@@ -262,7 +263,11 @@ may_run = and_(is_unfinished, campaign.c.paused_at.is_(None))
 """The campaign is neither over nor paused; it may still be too early, or its window closed."""
 
 _partial_index(
-    "ix_campaign_running", may_run, campaign.c.dialer_id, campaign.c.project_id, campaign.c.id
+    "ix_campaign_unfinished",
+    is_unfinished,
+    campaign.c.dialer_id,
+    campaign.c.project_id,
+    campaign.c.id,
 )
 has_end = and_(is_unfinished, campaign.c.end_at.is_not(None))
 _partial_index("ix_campaign_ending", has_end, campaign.c.dialer_id, campaign.c.end_at)
@@ -346,7 +351,10 @@ UNTRIED: Final[Mapping[str, ColumnElement[Any]]] = MappingProxyType(
 """Values of a new call, by column: no attempt was made yet."""
 
 in_campaign = call.c.campaign_id.is_not(None)
-is_due_alone = and_(is_due, call.c.campaign_id.is_(None))
+is_alone = call.c.campaign_id.is_(None)
+"""The call belongs to no campaign."""
+
+is_due_alone = and_(is_due, is_alone)
 """The call waits for its next attempt, and belongs to no campaign."""
 
 is_due_in_campaign = and_(is_due, in_campaign)
@@ -371,9 +379,7 @@ _partial_index(
 is_unrendered = and_(is_due_in_campaign, call.c.parts == literal_column("''"))
 """The texts of the call are not rendered yet."""
 
-_partial_index(
-    "ix_call_unrendered", is_unrendered, call.c.campaign_id, call.c.due_at, call.c.id
-)
+_partial_index("ix_call_unrendered", is_unrendered, call.c.campaign_id, call.c.due_at, call.c.id)
 is_in_flight = and_(call.c.due_at.is_(None), is_waiting)
 """An attempt of the call is under way."""
 
@@ -390,9 +396,7 @@ Index("ix_call_project", call.c.project_id, call.c.id)
 Index("ix_call_status", call.c.project_id, call.c.status, call.c.id)
 Index("ix_call_number", call.c.project_id, call.c.e164, call.c.id)
 has_reference = call.c.reference.is_not(None)
-_partial_index(
-    "ix_call_reference", has_reference, call.c.project_id, call.c.reference, call.c.id
-)
+_partial_index("ix_call_reference", has_reference, call.c.project_id, call.c.reference, call.c.id)
 _partial_index("ix_call_needing_recording", is_waiting, call.c.recording_id)
 
 CLAIMED: Final = "held"

@@ -78,7 +78,7 @@ class _OpenAttempt(OpenCall, Protocol):
 _OPEN = (
     sa.select(
         *attempt.c["id", "call_id", "claim"],
-        *call.c["project_id", "e164", "lane", "reserved"],
+        *call.c["project_id", "campaign_id", "e164", "lane", "reserved"],
         project.c.unwanted_to_do_not_call,
         is_waiting.label("waits"),
         has_webhook.label("has_webhook"),
@@ -195,8 +195,16 @@ def _settle(
             again.append((row.call_id, decision))
             continue
         if row.waits:
-            end = CallEnd(row.call_id, decision.status, result.started_at, bill.seconds,
-                          bill.price, decision.reason)  # fmt: skip
+            end = CallEnd(
+                row.call_id,
+                decision.status,
+                result.started_at,
+                bill.seconds,
+                bill.price,
+                decision.reason,
+                is_answered=result.answered_at is not None,
+                keys=result.media.digits if result.media is not None else "",
+            )
             ends.append((row, end))
         if result.is_billed:
             billed.append((row.project_id, one))

@@ -35,8 +35,7 @@ CampaignId = Annotated[str, Path(description="The `campaignId` of a batch.")]
 )
 async def campaign(request: Request, project: Owner, campaign_id: CampaignId) -> Response:
     """Counts the campaign's calls by status. `finishedDate` is 0 until all of them are over."""
-    state = await _state(request, project.id, campaign_id)
-    return success(campaign_answer(state, services_of(request).context.date))
+    return await _answer(request, project.id, campaign_id)
 
 
 @router.get(
@@ -77,13 +76,21 @@ async def cancel_campaign(request: Request, project: Owner, campaign_id: Campaig
     if not is_id(campaign_id):
         raise _no_campaign()
     now = context.clock()
+    await context.database.write(
+        lambda conn: campaigns.mark_canceled(conn, project.id, campaign_id, now)
+    )
     done = False
     while not done:
         done = await context.database.write(
-            lambda conn: campaigns.cancel(conn, project.id, campaign_id, now)
+            lambda conn: campaigns.cancel_calls(conn, campaign_id, now)
         )
-    state = await _state(request, project.id, campaign_id)
-    return success(campaign_answer(state, services_of(request).context.date))
+    return await _answer(request, project.id, campaign_id)
+
+
+async def _answer(request: Request, project_id: str, campaign_id: str) -> Response:
+    context = services_of(request).context
+    state = await _state(request, project_id, campaign_id)
+    return success(campaign_answer(state, context.date, context.system_clock()))
 
 
 async def _state(request: Request, project_id: str, campaign_id: str) -> campaigns.CampaignState:

@@ -66,7 +66,7 @@ def campaigns() -> None:
     for column in (
         sa.Column("name", sa.String(100)),
         sa.Column("reference", sa.String(100)),
-        sa.Column("start_at", sa.Double(), nullable=False, server_default=zero),
+        sa.Column("start_at", sa.Double()),
         sa.Column("time_to_live", sa.Integer(), nullable=False, server_default=zero),
         sa.Column("end_at", sa.Double()),
         sa.Column("window", sa.String(255)),
@@ -92,7 +92,7 @@ def campaigns() -> None:
     )
     op.execute(
         f"""
-        UPDATE campaign SET {counts}, start_at = requested_at,
+        UPDATE campaign SET {counts},
             price = (SELECT coalesce(sum(call.price), 0) {of_campaign}),
             time_to_live = coalesce((
                 SELECT CAST(call.expires_at - call.requested_at + 0.5 AS INTEGER) {of_campaign}
@@ -111,8 +111,8 @@ def campaigns() -> None:
         WHERE waiting = 0
         """
     )
-    index("ix_campaign_running", "campaign", ["dialer_id", "project_id", "id"],
-          "finished_at IS NULL AND paused_at IS NULL")
+    index("ix_campaign_unfinished", "campaign", ["dialer_id", "project_id", "id"],
+          "finished_at IS NULL")
     index("ix_campaign_ending", "campaign", ["dialer_id", "end_at"],
           "finished_at IS NULL AND end_at IS NOT NULL")
     op.create_table(
