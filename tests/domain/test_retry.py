@@ -8,11 +8,13 @@ from hypothesis import strategies as st
 
 from bitel.domain.attempts import AttemptResult, Outcome
 from bitel.domain.calls import CallStatus
-from bitel.domain.retry import Finish, RetryAt, RetryRule, decide, trouble_backoff
+from bitel.domain.retry import Finish, RetryAt, RetryRule, RetryWaits, decide, trouble_backoff
 
 NOW = 1_700_000_000.0
+waits = st.lists(st.integers(5, 86_400), max_size=5).map(tuple)
 rules = st.builds(
     RetryRule,
+    waits=st.none() | st.builds(RetryWaits, waits, waits),
     retries_left=st.integers(0, 10),
     retry_interval=st.integers(5, 86_400).map(float),
     expires_at=st.floats(NOW - 1000, NOW + 100_000),
@@ -106,6 +108,27 @@ def test_trunk_trouble_waits_longer_each_time_and_ends_as_expired(outcome: Outco
     assert decision == Finish(CallStatus.EXPIRED)
 
 
+def test_each_outcome_has_waits_of_its_own_until_none_is_left() -> None:
+    now = rule(retries_left=5)._replace(waits=RetryWaits((60, 300), (600,)))
+    seen = []
+    for outcome in (Outcome.BUSY, Outcome.NO_ANSWER, Outcome.BUSY, Outcome.BUSY):
+        decision = decide(now, result(outcome))
+        if isinstance(decision, Finish):
+            assert decision.status is CallStatus.USER_BUSY
+            break
+        assert not decision.spends_retry
+        seen.append(decision.due_at - NOW)
+        now = now._replace(waits=decision.waits)
+
+    assert seen == [60, 600, 300]
+    assert decide(now, result(Outcome.RANG_THEN_FAILED)) == Finish(CallStatus.NO_ANSWER)
+
+
+@given(st.builds(RetryWaits, waits, waits))
+def test_waits_are_read_as_they_were_written(of: RetryWaits) -> None:
+    assert RetryWaits.parse(str(of)) == of
+
+
 def test_a_person_who_was_reached_ends_the_row_of_troubles() -> None:
     decision = decide(rule(trouble=4), result(Outcome.BUSY))
     assert isinstance(decision, RetryAt)
@@ -118,7 +141,8 @@ def test_no_retry_comes_too_early_or_too_late(rule: RetryRule, outcome: Outcome)
     if isinstance(decision, RetryAt):
         assert decision.due_at < rule.expires_at
         not_rung = (Outcome.TRUNK_TROUBLE, Outcome.NOT_PLACED)
-        wait = 5.0 if outcome in not_rung else rule.retry_interval
+        waits = [rule.retry_interval, *(wait for kind in rule.waits or () for wait in kind)]
+        wait = 5.0 if outcome in not_rung else min(waits)
         assert decision.due_at >= NOW + wait
         assert not decision.spends_retry or rule.retries_left > 0
     else:
@@ -139,6 +163,7 @@ def test_a_phone_rings_at_most_once_more_than_retries_and_uncertain_redials(
     rule: RetryRule, met: list[Outcome]
 ) -> None:
     rule = rule._replace(uncertain=0, expires_at=NOW + 1e9)
+    retries = rule.retries_left if rule.waits is None else sum(map(len, rule.waits))
     attempts, certain, now = 0, 0, rule
     for outcome in met:
         attempts += 1
@@ -147,10 +172,12 @@ def test_a_phone_rings_at_most_once_more_than_retries_and_uncertain_redials(
         if isinstance(decision, Finish):
             break
         now = now._replace(
-            retries_left=now.retries_left - decision.spends_retry, uncertain=decision.uncertain
+            retries_left=now.retries_left - decision.spends_retry,
+            uncertain=decision.uncertain,
+            waits=now.waits if decision.waits is None else decision.waits,
         )
-    assert attempts <= rule.retries_left + 1 + rule.uncertain_redials
-    assert certain <= rule.retries_left + 1
+    assert attempts <= retries + 1 + rule.uncertain_redials
+    assert certain <= retries + 1
 
 
 @given(st.integers(0, 10**9))

@@ -11,6 +11,8 @@ import psycopg
 import pytest
 from sqlalchemy import URL, Connection, Executable, event, text
 
+from bitel.domain.calls import CallStatus
+from bitel.domain.ids import new_id
 from bitel.store import (
     balances,
     call_frequency,
@@ -34,6 +36,7 @@ from bitel.store import (
     tokens,
     webhooks,
 )
+from bitel.store.campaigns import Campaign
 from bitel.store.database import Database
 from bitel.store.schema import metadata
 from bitel.store.sql_batch import Statement
@@ -222,7 +225,7 @@ OWN: dict[str, tuple[Statement, dict[str, Any], set[str]]] = {
     "superseded passwords": (
         one_time_passwords._SUPERSEDED,
         {"asked": [("p", "+98912", "a"), ("q", "+98913", "b")]},
-        {"ix_call_waiting_otp", "ix_call_in_flight"},
+        {"ix_call_waiting_otp", "ix_call_"},
     ),
     "events' projects": (
         webhooks._QUEUE.turns,
@@ -343,6 +346,26 @@ def test_calls_behind_those_of_another_project_are_found_by_their_index(world: W
 
     looks_up(said, {"ix_call_due"})
     in_order(said)
+
+
+def test_waiting_calls_of_a_campaign_are_found_however_many_are_over(world: World) -> None:
+    campaign = Campaign(new_id(1.0), world.project_id, "main", world.recording_id, 1.0, 300)
+    placed = [world.new_call(campaign_id=campaign.id) for _ in range(300)]
+    world.do(lambda conn: campaigns.add(conn, campaign))
+    world.do(lambda conn: call_rows.place(conn, placed))
+    ends = [endings.CallEnd(each.id, CallStatus.NORMAL) for each in placed[:290]]
+    world.do(lambda conn: endings.end_calls(conn, ends, 2.0))
+    world.do(lambda conn: conn.execute(text("ANALYZE call")))
+    due = {"now": 2e9, "asked": [(campaign.id, -1.0, "")], "most": 5}
+    running = {"dialer_id": "main", "after_project": "", "after_campaign": "", "most": 5}
+
+    queries = ((fair_queue.CAMPAIGN_CALLS.due, due), (campaign_schedules._RUNNING, running))
+    for query, values in queries:
+        said = world.do(
+            lambda conn: explained(conn, *query.prepare(conn.dialect, values))  # noqa: B023
+        )
+        looks_up(said, {"ix_call_due_in_campaign"})
+        in_order(said)
 
 
 def due_plan(conn: Connection) -> str:

@@ -304,26 +304,29 @@ class FairQueue:
         # are locked one by one, as the outer LIMIT reads them.
         columns, asked = self.table.c, self._asked.c
         key = columns[self._key.name]
-        if self.within:
-            # See `in_order`: no other index gives this order. The index compares a column with one
-            # value for a whole page at once.
+        first, others = self.within[:1], self.within[1:]
+        row, wanted = [*others, key], [*map(_value, others), asked.key]
+        if others:
+            # See `in_order`: other indexes begin with the key, and none gives this order.
             of_key = (
-                key >= asked.key,
-                sa.tuple_(key, columns.due_at) <= sa.tuple_(asked.key, self._now),
+                sa.tuple_(*row) >= sa.tuple_(*wanted),
+                sa.tuple_(*row, columns.due_at) <= sa.tuple_(*wanted, self._now),
             )
         else:
             of_key = (key == asked.key, columns.due_at <= self._now)
         few = (
             sa.select(*self.columns)
             .where(
-                *self._is_waiting,
+                *(column == _value(column) for column in first),
+                columns.due_at.is_not(None),
+                *self.where(self.table),
                 *of_key,
                 sa.or_(
                     columns.due_at > asked.last_due,
                     sa.and_(columns.due_at == asked.last_due, columns.id > asked.last_id),
                 ),
             )
-            .order_by(key, columns.due_at, columns.id)
+            .order_by(*row, columns.due_at, columns.id)
             .limit(sa.literal_column(str(CHUNK)))
             .with_for_update(skip_locked=True, of=self.table)
             .correlate(self._asked)
