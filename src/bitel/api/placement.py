@@ -32,13 +32,11 @@ from bitel.api.speech import Playback, SpeechService
 from bitel.batcher import Batcher
 from bitel.domain.calls import Lane, NewCall, NewCalls
 from bitel.domain.ids import is_id, new_id, new_ids
+from bitel.domain.number_checks import NumberChecker
 from bitel.domain.number_policy import policy_of
-from bitel.domain.phone_numbers import country_code_of, to_e164
 from bitel.domain.pricing import Tariff, longest_call
 from bitel.errors import (
     BitelError,
-    ForbiddenError,
-    InvalidPhoneNumberError,
     InvalidRequestError,
     InvalidServerError,
     UnavailableError,
@@ -128,9 +126,9 @@ class Placement:
             return StoredAnswer(stored, replayed=True)
         settings, tariff, lane = self._context.settings, self._tariff, body.lane
         numbers = _numbers(body, settings.batch_limit)
+        checker = number_checker(project, settings, tariff)
         e164 = await self._beside(
-            len(numbers),
-            lambda: _check(project, numbers, settings, tariff, in_batch=lane is Lane.BATCH),
+            len(numbers), lambda: _check(checker, numbers, in_batch=lane is Lane.BATCH)
         )
         dialer_id = choose_dialer(settings, project, body.server_id)
         playback = await self._playback(project, body)
@@ -297,30 +295,16 @@ def _numbers(body: PlacingBody, most: int) -> Sequence[str]:
     return numbers
 
 
-def _check(
-    project: Project, numbers: Sequence[str], settings: Settings, tariff: Tariff, *, in_batch: bool
-) -> list[str]:
+def number_checker(project: Project, settings: Settings, tariff: Tariff) -> NumberChecker:
+    """Checks the numbers of a project, under the settings and the tariff in force."""
+    allowed, forbidden = project.allowed_prefixes, project.forbidden_prefixes
+    policy = policy_of(allowed, forbidden, settings.region)
+    return NumberChecker(policy, tariff, settings.extra_prefixes)
+
+
+def _check(checker: NumberChecker, numbers: Sequence[str], *, in_batch: bool) -> list[str]:
     """The numbers in E.164; InvalidPhoneNumberError or ForbiddenError for the first bad one."""
-    region, extra = settings.region, settings.extra_prefixes
-    policy = policy_of(project.allowed_prefixes, project.forbidden_prefixes, region)
-    checked = []
-    for place, number in enumerate(numbers):
-        try:
-            e164 = to_e164(number, region, extra)
-        except InvalidPhoneNumberError as fault:
-            named = str(fault).replace("phoneNumber", _field(place, in_batch), 1)
-            raise InvalidPhoneNumberError(named) from None
-        refused = policy.why_refused(e164)
-        if refused is None and not tariff.prices(e164):
-            code = country_code_of(e164)
-            refused = (
-                f"has no price, since no line of the tariff begins with {code}; the operator can "
-                f'add one with prefix = "{code}", or prefix = "+" for all numbers'
-            )
-        if refused is not None:
-            raise ForbiddenError(f"{_field(place, in_batch)} {number!r} {refused}")
-        checked.append(e164)
-    return checked
+    return [checker.e164(number, _field(place, in_batch)) for place, number in enumerate(numbers)]
 
 
 def _field(place: int, in_batch: bool) -> str:
