@@ -7,42 +7,49 @@ transaction: recording, frequency, budget.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 from sqlalchemy import Connection
 
+from bitel.api import recipients
 from bitel.api.context import ApiContext
 from bitel.api.rate_limits import RateLimiter
 from bitel.api.reading import IdempotencyKey
+from bitel.api.recipients import Recipients, Skipped
 from bitel.api.schemas import (
     BatchBody,
+    BatchTerms,
     BatchTtsBody,
     OtpBody,
     PlacingBody,
+    RequestTerms,
     SingleBody,
     SingleTtsBody,
 )
 from bitel.api.speech import Playback, SpeechService
 from bitel.batcher import Batcher
-from bitel.domain.calls import Lane, NewCall, NewCalls
+from bitel.domain.calling_hours import CallingWindow
+from bitel.domain.calls import NewCall, NewCalls
 from bitel.domain.ids import is_id, new_id, new_ids
 from bitel.domain.number_checks import NumberChecker
 from bitel.domain.number_policy import policy_of
 from bitel.domain.pricing import Tariff, longest_call
+from bitel.domain.recipients import Recipient
+from bitel.domain.retry import RetryWaits
+from bitel.domain.schedule import Schedule, zones_of
 from bitel.errors import (
     BitelError,
     InvalidRequestError,
     InvalidServerError,
     UnavailableError,
 )
-from bitel.settings import Settings
-from bitel.store import campaigns, idempotency, placing, recordings
+from bitel.settings import DialerSettings, Settings
+from bitel.store import campaigns, idempotency, placing, recipient_lists, recordings
 from bitel.store.campaigns import Campaign
 from bitel.store.projects import Project
 
@@ -51,8 +58,8 @@ T = TypeVar("T")
 MANY: Final = 50
 """Numbers in a request from which the work is done on a thread, not on the event loop."""
 _MOST_REMEMBERED: Final = 4096
-_COMMA: Final = re.compile("[,،，]")
-"""Commas of Latin, Arabic and full-width text."""
+LONGEST_AHEAD: Final = 366 * 86_400.0
+"""Seconds until a start or an end, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +73,8 @@ class Placed:
     campaign_id: str | None
     barred: Collection[str] = ()
     """Ids of calls whose numbers must not be called; these calls are final already."""
+    skipped: Sequence[Skipped] | None = None
+    """Recipients that were left out; None if the request does not allow that."""
 
 
 Render = Callable[[Placed], bytes]
@@ -93,13 +102,12 @@ class _Request:
     """The answer if no number is barred, made before the transaction."""
     prepared: Sequence[str]
     """Rows of a campaign, prepared for the store; else empty."""
-    date: float
-    """Time of the request, by the system clock."""
+    placed: Placed
 
     def answer(self, barred: Collection[str]) -> StoredAnswer:
         if not barred:
             return StoredAnswer(self.rendered)
-        return StoredAnswer(self.render(_placed(self.calls, self.date, barred)))
+        return StoredAnswer(self.render(replace(self.placed, barred=barred)))
 
 
 class Placement:
@@ -124,59 +132,46 @@ class Placement:
         """Place the calls of a request; those of a batch are one campaign. Raises BitelError."""
         if key is not None and (stored := await self._replay(project, key)) is not None:
             return StoredAnswer(stored, replayed=True)
-        settings, tariff, lane = self._context.settings, self._tariff, body.lane
-        numbers = _numbers(body, settings.batch_limit)
-        checker = number_checker(project, settings, tariff)
-        e164 = await self._beside(
-            len(numbers), lambda: _check(checker, numbers, in_batch=lane is Lane.BATCH)
-        )
+        settings, tariff = self._context.settings, self._tariff
+        found = await self._recipients(project, body, number_checker(project, settings, tariff))
         dialer_id = choose_dialer(settings, project, body.server_id)
         playback = await self._playback(project, body)
-        now = self._context.clock()
-        date = self._context.date(now)
+        terms = self._terms(project, body, dialer_id, playback)
+        count = len(found.e164)
 
         def build() -> _Request:
-            campaign = None
-            if lane is Lane.BATCH:
-                campaign = Campaign(
-                    new_id(now), project.id, dialer_id, playback.recording_id, now, len(numbers)
-                )
-            campaign_id = campaign.id if campaign else None
             seconds = longest_call(playback.seconds, project.hold_seconds)
-            reserves = tariff.price_each(e164, seconds)
-            ids = new_ids(now, len(e164)) if len(e164) > 1 else [new_id(now)]
-            template = NewCall(
+            reserves = tariff.price_each(found.e164, seconds)
+            now = terms.requested_at
+            campaign = _campaign(body, terms, count, self._context.system_clock())
+            ids = new_ids(now, count) if count > 1 else [new_id(now)]
+            template = replace(
+                terms,
                 id=ids[0],
-                project_id=project.id,
-                dialer_id=dialer_id,
-                phone_number=numbers[0],
-                e164=e164[0],
-                recording_id=playback.recording_id,
-                lane=lane,
-                retry_count=body.retries,
-                retry_interval=body.seconds_between,
-                requested_at=now,
-                expires_at=now + body.seconds_to_live,
-                campaign_id=campaign_id,
-                digits=playback.digits,
-                repeat_count=playback.repeat_count,
-                language=playback.language,
+                phone_number=found.phone_numbers[0],
+                e164=found.e164[0],
                 reserve=reserves[0],
                 longest_seconds=seconds,
+                campaign_id=campaign.id if campaign else None,
             )
-            calls = NewCalls(template, ids, numbers, e164, reserves)
-            rendered = render(_placed(calls, date))
+            if campaign is None:
+                template = self._scheduled(project, body, template)
+            calls = NewCalls(template, ids, found.phone_numbers, found.e164, reserves, found.people)
+            placed = Placed(
+                ids, found.phone_numbers, self._context.date(now), template.campaign_id,
+                skipped=found.skipped,
+            )  # fmt: skip
             prepared = placing.prepare(calls) if campaign else ()
-            return _Request(calls, campaign, key, render, rendered, prepared, date)
+            return _Request(calls, campaign, key, render, render(placed), prepared, placed)
 
-        self._limits.count_calls(project, len(e164))
+        self._limits.count_calls(project, count)
         placed = False
         try:
-            answer = await self._store(await self._beside(len(e164), build))
+            answer = await self._store(await self._beside(count, build))
             placed = not answer.replayed
         finally:
             if not placed:
-                self._limits.uncount_calls(project, len(e164))
+                self._limits.uncount_calls(project, count)
         self._context.on_placed(dialer_id)
         return answer
 
@@ -190,6 +185,98 @@ class Placement:
         return await self._context.database.read(
             lambda conn: idempotency.find_answer(conn, project.id, key.key, key.body_hash, now)
         )
+
+    async def _recipients(
+        self, project: Project, body: PlacingBody, checker: NumberChecker
+    ) -> Recipients:
+        """The recipients of a request, checked. Raises BitelError for the first wrong one."""
+        settings = self._context.settings
+        batch = body if isinstance(body, BatchTerms) else None
+        field: Callable[[int], str] = _one_number
+        numbers: Sequence[str]
+        people: Sequence[Recipient]
+        if batch is not None and batch.list_id is not None:
+            people = await self._list(project, batch.list_id)
+            numbers = [each.phone_number for each in people]
+            field = _number_of_list
+        else:
+            numbers, people = recipients.written(body, settings.batch_limit)
+            if batch is not None:
+                field = _number_of_recipient if people else _number
+        return await self._beside(
+            len(numbers),
+            lambda: recipients.check(
+                numbers,
+                people,
+                checker,
+                field,
+                skip_invalid=batch is not None and bool(batch.skip_invalid),
+            ),
+        )
+
+    async def _list(self, project: Project, list_id: str) -> list[Recipient]:
+        """The recipients of an uploaded list. Raises InvalidRequestError, naming `listId`."""
+        found: list[Recipient] = []
+        if is_id(list_id):
+            found = await self._context.database.read(
+                lambda conn: [
+                    each
+                    for piece in recipient_lists.recipients(conn, project.id, list_id)
+                    for each in piece
+                ]
+            )
+        if not found:
+            raise InvalidRequestError("listId names no list of this project with recipients")
+        return found
+
+    def _terms(
+        self, project: Project, body: PlacingBody, dialer_id: str, playback: Playback
+    ) -> NewCall:
+        """The fields that all calls of a request share. Raises InvalidRequestError."""
+        now = self._context.clock()
+        reference = caller_id = waits = None
+        if isinstance(body, RequestTerms):
+            date = self._context.system_clock()
+            check_date("startAt", body.start_at, date)
+            check_date("endAt", body.end_at, date)
+            _check_caller_id(self._context.settings, dialer_id, body.caller_id)
+            reference, caller_id = body.reference, body.caller_id
+            if body.retry is not None:
+                waits = str(RetryWaits(tuple(body.retry.busy), tuple(body.retry.no_answer)))
+        return NewCall(
+            id="",
+            project_id=project.id,
+            dialer_id=dialer_id,
+            phone_number="",
+            e164="",
+            recording_id=playback.recording_id,
+            lane=body.lane,
+            retry_count=body.retries,
+            retry_interval=body.seconds_between,
+            requested_at=now,
+            expires_at=now + body.seconds_to_live,
+            digits=playback.digits,
+            repeat_count=playback.repeat_count,
+            language=playback.language,
+            reference=reference,
+            retry_waits=waits,
+            caller_id=caller_id,
+        )
+
+    def _scheduled(self, project: Project, body: PlacingBody, call: NewCall) -> NewCall:
+        """The call of a request for one, with the times of its schedule."""
+        if isinstance(body, OtpBody):
+            return call
+        if body.start_at is None and body.end_at is None and project.window is None:
+            return call
+        ahead = self._context.date(call.requested_at) - call.requested_at
+        start_at = max(call.requested_at, (body.start_at or 0.0) - ahead)
+        windows = () if project.window is None else (CallingWindow.parse(project.window),)
+        end_at = None if body.end_at is None else body.end_at - ahead
+        schedule = Schedule(start_at, body.seconds_to_live, end_at, windows, ahead=ahead)
+        if schedule.is_local:
+            schedule = schedule.in_zones(zones_of(call.e164, None))
+        return replace(call, due_at=start_at, expires_at=schedule.expires_at())
 
     async def _playback(self, project: Project, body: PlacingBody) -> Playback:
         match body:
@@ -284,17 +371,6 @@ def dialers_of(settings: Settings, project: Project) -> list[str]:
     return [each for each in ids if project.dialers is None or each in project.dialers]
 
 
-def _numbers(body: PlacingBody, most: int) -> Sequence[str]:
-    if not isinstance(body, BatchBody | BatchTtsBody):
-        return [body.phone_number]
-    numbers = body.phone_numbers
-    if isinstance(numbers, str):
-        numbers = [number.strip() for number in _COMMA.split(numbers)] if numbers.strip() else []
-    if not 1 <= len(numbers) <= most:
-        raise InvalidRequestError(f"phoneNumbers must hold 1 to {most} numbers, not {len(numbers)}")
-    return numbers
-
-
 def number_checker(project: Project, settings: Settings, tariff: Tariff) -> NumberChecker:
     """Checks the numbers of a project, under the settings and the tariff in force."""
     allowed, forbidden = project.allowed_prefixes, project.forbidden_prefixes
@@ -302,17 +378,75 @@ def number_checker(project: Project, settings: Settings, tariff: Tariff) -> Numb
     return NumberChecker(policy, tariff, settings.extra_prefixes)
 
 
-def _check(checker: NumberChecker, numbers: Sequence[str], *, in_batch: bool) -> list[str]:
-    """The numbers in E.164; InvalidPhoneNumberError or ForbiddenError for the first bad one."""
-    return [checker.e164(number, _field(place, in_batch)) for place, number in enumerate(numbers)]
+def _one_number(at: int) -> str:
+    return "phoneNumber"
 
 
-def _field(place: int, in_batch: bool) -> str:
-    return f"phoneNumbers[{place}]" if in_batch else "phoneNumber"
+def _number(at: int) -> str:
+    return f"phoneNumbers[{at}]"
 
 
-def _placed(calls: NewCalls, date: float, barred: Collection[str] = ()) -> Placed:
-    return Placed(calls.ids, calls.phone_numbers, date, calls.template.campaign_id, barred)
+def _number_of_recipient(at: int) -> str:
+    return f"recipients[{at}].phoneNumber"
+
+
+def _number_of_list(at: int) -> str:
+    return f"listId: recipient {at + 1}"
+
+
+def check_date(field: str, at: float | None, now: float) -> None:
+    """Check the end, or start, of calls; both in Unix seconds by the system clock.
+
+    Raises InvalidRequestError, naming the field.
+    """
+    if at is None:
+        return
+    if at > now + LONGEST_AHEAD:
+        raise InvalidRequestError(f"{field} must be within a year, in Unix seconds")
+    if field == "endAt" and at <= now:
+        raise InvalidRequestError(f"{field} must lie in the future, in Unix seconds")
+
+
+def caller_ids_of(dialer: DialerSettings) -> set[str]:
+    """The caller ids that calls of a dialer may show."""
+    one_or_more = dialer.caller_id
+    pool = [one_or_more] if isinstance(one_or_more, str) else one_or_more
+    return {each for each in (*pool, *dialer.caller_ids.values()) if each}
+
+
+def _check_caller_id(settings: Settings, dialer_id: str, caller_id: str | None) -> None:
+    if caller_id is None:
+        return
+    (dialer,) = (each for each in settings.dialers if each.id == dialer_id)
+    allowed = caller_ids_of(dialer)
+    if caller_id not in allowed:
+        known = ", ".join(sorted(allowed)) or "none"
+        raise InvalidRequestError(f"callerId must be one of the dialer's caller ids: {known}")
+
+
+def _campaign(body: PlacingBody, terms: NewCall, count: int, now: float) -> Campaign | None:
+    """The campaign of a batch; `now` is by the system clock. Raises InvalidRequestError."""
+    if not isinstance(body, BatchTerms):
+        return None
+    if body.window is not None:
+        CallingWindow.parse(body.window)
+    return Campaign(
+        new_id(terms.requested_at),
+        terms.project_id,
+        terms.dialer_id,
+        terms.recording_id,
+        terms.requested_at,
+        count,
+        name=body.name,
+        reference=body.reference,
+        start_at=body.start_at if body.start_at is not None and body.start_at > now else None,
+        time_to_live=body.seconds_to_live,
+        end_at=body.end_at,
+        window=body.window,
+        calls_per_second=body.calls_per_second,
+        max_channels=body.max_channels,
+        webhook_id=terms.webhook_id,
+    )
 
 
 def _place_one(conn: Connection, request: _Request, otp_per_number: int) -> StoredAnswer:

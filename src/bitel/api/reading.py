@@ -174,18 +174,27 @@ _SENTENCES: Final = {
     "int_parsing_size": "{field} is out of range",
     "greater_than_equal": "{field} must be at least {ge}",
     "less_than_equal": "{field} must be at most {le}",
+    "greater_than": "{field} must be more than {gt}",
+    "string_too_long": "{field} must have at most {max_length} characters",
+    "too_long": "{field} must hold at most {max_length} entries",
+    "float_type": "{field} must be a number",
+    "bool_type": "{field} must be true or false",
+    "dict_type": "{field} must be a JSON object",
     "list_type": "{field} must be a list",
     "model_type": "the body must be a JSON object",
     "model_attributes_type": "the body must be a JSON object",
     "json_invalid": "the body is not JSON: {error}",
 }
-_BRANCHES: Final = frozenset({"list[str]", "str"})
+_BRANCHES: Final = frozenset({"list[str]", "str", "int", "float"})
 """Parts of a pydantic location that name a branch of a union, not a field."""
 
 
 def sentence(fault: ValidationError) -> str:
     """The first validation error, as one sentence that names its field."""
     first: Any = fault.errors(include_url=False, include_input=False)[0]
+    if first["type"] == "value_error":
+        # Of a validator of ours, whose text names the field.
+        return str(first["ctx"]["error"])
     field = _place([part for part in first["loc"] if part not in _BRANCHES]) or "the body"
     text = _SENTENCES.get(first["type"])
     if text is None:

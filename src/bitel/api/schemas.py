@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Final
+from typing import Annotated, Any, ClassVar, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
+from bitel.domain.calling_hours import LONGEST_TEXT
 from bitel.domain.calls import Lane
+from bitel.domain.retry import MOST_WAITS
 
 DEFAULT_RETRY_COUNT: Final = 1
 DEFAULT_RETRY_INTERVAL: Final = 60
@@ -17,6 +19,14 @@ OTP_TIME_TO_LIVE: Final = 300
 DEFAULT_REPEAT_COUNT: Final = 2
 LONGEST_CODE: Final = 10
 """Maximum digits of a code."""
+MOST_REFERENCE: Final = 100
+"""Characters of a name or a reference."""
+LAST_DATE: Final = 4_102_444_800
+"""Unix seconds of the year 2100: later dates are probably milliseconds."""
+HIGHEST_RATE: Final = 10_000
+MOST_CHANNELS: Final = 100_000
+MOST_EVENTS: Final = 5
+LONGEST_URL: Final = 2048
 
 PhoneNumber = Annotated[
     str,
@@ -106,7 +116,139 @@ class CallTerms(Body):
         return DEFAULT_TIME_TO_LIVE if self.time_to_live is None else self.time_to_live
 
 
-class SingleBody(CallTerms):
+Label = Annotated[str, Field(max_length=MOST_REFERENCE)]
+Date = Annotated[float, Field(ge=0, le=LAST_DATE, allow_inf_nan=False)]
+Wait = Annotated[int, Field(ge=5, le=86_400)]
+Rate = Annotated[float, Field(gt=0, le=HIGHEST_RATE, allow_inf_nan=False)]
+Channels = Annotated[int, Field(ge=1, le=MOST_CHANNELS)]
+
+
+class RetryBody(Body):
+    """Waits after each outcome; where no wait is left, the outcome is final."""
+
+    busy: Annotated[
+        list[Wait], Field(description="Seconds to wait after the 1st, 2nd … busy.")
+    ] = []
+    no_answer: Annotated[
+        list[Wait], Field(description="Seconds to wait after the 1st, 2nd … attempt that rang.")
+    ] = []
+
+    @model_validator(mode="after")
+    def _check(self) -> RetryBody:
+        if len(self.busy) + len(self.no_answer) > MOST_WAITS:
+            raise ValueError(f"retry must hold at most {MOST_WAITS} waits in all")
+        return self
+
+
+class WebhookBody(Body):
+    """Where the events of the calls go, in place of the project's webhook."""
+
+    url: Annotated[str, Field(min_length=1, max_length=LONGEST_URL)]
+    events: Annotated[
+        list[str] | None,
+        Field(
+            max_length=MOST_EVENTS,
+            description="Types of events besides the one at the end of each call.",
+        ),
+    ] = None
+
+
+class RequestTerms(CallTerms):
+    """Fields of every request for calls with recordings or texts."""
+
+    name: Annotated[Label | None, Field(description="A name for people.")] = None
+    reference: Annotated[
+        Label | None, Field(description="Your own name for it, given back everywhere.")
+    ] = None
+    start_at: Annotated[
+        Date | None, Field(description="Unix seconds before which no attempt starts.")
+    ] = None
+    end_at: Annotated[
+        Date | None,
+        Field(description="Unix seconds from which no attempt starts, whatever timeToLive says."),
+    ] = None
+    retry: Annotated[
+        RetryBody | None, Field(description="In place of retryCount and retryInterval.")
+    ] = None
+    caller_id: Annotated[
+        str | None, Field(max_length=32, description="One of the dialer's caller ids.")
+    ] = None
+    webhook: WebhookBody | None = None
+
+    @model_validator(mode="after")
+    def _check_terms(self) -> Self:
+        given = self.retry_count is not None or self.retry_interval is not None
+        if self.retry is not None and given:
+            raise ValueError("retry takes the place of retryCount and retryInterval; give either")
+        if self.start_at is not None and self.end_at is not None and self.end_at <= self.start_at:
+            raise ValueError("endAt must be later than startAt")
+        return self
+
+
+class RecipientBody(Body):
+    """A person to call."""
+
+    phone_number: PhoneNumber
+    reference: Annotated[
+        Label | None, Field(description="Your own name for this call; the request's if left out.")
+    ] = None
+    variables: Annotated[
+        dict[str, str | int | float] | None,
+        Field(description="Values for the `{names}` that a text holds."),
+    ] = None
+    time_zone: Annotated[
+        str | None,
+        Field(
+            max_length=64,
+            description="An IANA name, for calling windows; as the number says if left out.",
+        ),
+    ] = None
+
+
+class BatchTerms(RequestTerms):
+    """Fields of every request for many calls, which are one campaign."""
+
+    lane = Lane.BATCH
+
+    phone_numbers: PhoneNumbers | None = None
+    recipients: Annotated[
+        list[RecipientBody] | None, Field(description="In place of phoneNumbers.")
+    ] = None
+    list_id: Annotated[
+        str | None,
+        Field(
+            description="The id that POST /api/v2/files/list answered, in place of phoneNumbers."
+        ),
+    ] = None
+    skip_invalid: Annotated[
+        bool | None,
+        Field(description="Leave bad recipients out, and list them as `skipped` beside `result`."),
+    ] = None
+    calls_per_second: Annotated[
+        Rate | None, Field(description="Attempts that start a second, at most.")
+    ] = None
+    max_channels: Annotated[Channels | None, Field(description="Attempts at once, at most.")] = None
+    window: Annotated[
+        str | None,
+        Field(
+            max_length=LONGEST_TEXT,
+            description="Hours at which calls may ring, such as `sat-wed 09:00-21:00 Asia/Tehran`; "
+            "with `local` for a zone, by the clock of each recipient. The project's own window "
+            "applies too.",
+        ),
+    ] = None
+
+    @model_validator(mode="after")
+    def _check_recipients(self) -> Self:
+        given = [self.phone_numbers, self.recipients, self.list_id]
+        if sum(each is not None for each in given) != 1:
+            if all(each is None for each in given):
+                raise ValueError("phoneNumbers is missing")
+            raise ValueError("give one of phoneNumbers, recipients and listId, not several")
+        return self
+
+
+class SingleBody(RequestTerms):
     """A recording, to one number."""
 
     model_config = _example(phoneNumber=_NUMBER, voiceId=_VOICE_ID, retryCount=2)
@@ -115,13 +257,11 @@ class SingleBody(CallTerms):
     voice_id: VoiceId
 
 
-class BatchBody(CallTerms):
+class BatchBody(BatchTerms):
     """A recording, to many numbers."""
 
-    lane = Lane.BATCH
     model_config = _example(phoneNumbers=_NUMBERS, voiceId=_VOICE_ID, retryCount=2)
 
-    phone_numbers: PhoneNumbers
     voice_id: VoiceId
 
 
@@ -158,7 +298,7 @@ class OtpBody(CallTerms):
         return DEFAULT_REPEAT_COUNT if self.repeat_count is None else self.repeat_count
 
 
-class SingleTtsBody(CallTerms):
+class SingleTtsBody(RequestTerms):
     """A text, spoken to one number."""
 
     model_config = _example(phoneNumber=_NUMBER, text=_TEXT, language="fa")
@@ -168,15 +308,34 @@ class SingleTtsBody(CallTerms):
     language: Language = None
 
 
-class BatchTtsBody(CallTerms):
+class BatchTtsBody(BatchTerms):
     """A text, spoken to many numbers."""
 
-    lane = Lane.BATCH
     model_config = _example(phoneNumbers=_NUMBERS, text=_TEXT, language="fa")
 
-    phone_numbers: PhoneNumbers
-    text: Text
+    text: Annotated[
+        str,
+        Field(
+            description="What is to be spoken, in plain words; with `recipients` or a list it may "
+            "hold `{names}` of their variables."
+        ),
+    ]
     language: Language = None
+
+
+class CampaignPatch(Body):
+    """Changes of a campaign; null removes a limit or the name."""
+
+    model_config = _example(callsPerSecond=5, maxChannels=20)
+
+    name: Label | None = None
+    end_at: Annotated[
+        Date | None, Field(description="Unix seconds from which no attempt starts.")
+    ] = None
+    calls_per_second: Annotated[
+        Rate | None, Field(description="Attempts that start a second, at most.")
+    ] = None
+    max_channels: Annotated[Channels | None, Field(description="Attempts at once, at most.")] = None
 
 
 PlacingBody = SingleBody | BatchBody | OtpBody | SingleTtsBody | BatchTtsBody

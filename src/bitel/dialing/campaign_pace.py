@@ -30,7 +30,7 @@ class CampaignPace:
     def room(
         self, campaign_id: str, calls_per_second: float | None, max_channels: int | None
     ) -> int:
-        """How many calls of the campaign may begin now; its limits are None where there are none."""
+        """How many calls of the campaign may begin now; a limit of None does not apply."""
         room = _NO_LIMIT
         if max_channels is not None:
             room = max(0, max_channels - self._running[campaign_id])

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
+from bitel.domain.recipients import Recipient
+
 
 class CallStatus(enum.IntEnum):
     """The status of a call; the value is the `statusCode` that clients see."""
@@ -68,6 +70,18 @@ class NewCall:
     """The most that the call can cost; reserved from the balance until the call is over."""
     longest_seconds: int = 0
     """Seconds after the answer at which the call is ended; 0: the dialer's default."""
+    due_at: float | None = None
+    """When its first attempt is due; None: when it was requested."""
+    reference: str | None = None
+    """The client's own name for the call."""
+    retry_waits: str | None = None
+    """Waits by outcome, as `RetryWaits` writes them, in place of the retries and their interval."""
+    caller_id: str | None = None
+    """The caller id of all of its attempts; None: the dialer chooses."""
+    webhook_id: str | None = None
+    """Where its events go; None: as its project says."""
+    is_personal: bool = False
+    """It plays a text with the recipient's variables, which is not rendered yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +98,10 @@ class NewCalls:
     phone_numbers: Sequence[str]
     e164: Sequence[str]
     reserves: Sequence[Decimal]
+    people: Sequence[Recipient] = ()
+    """What differs by recipient besides; empty: nothing."""
+    longest: Sequence[int] = ()
+    """As `longest_seconds` of each call; empty: all as the template."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,7 +115,7 @@ class Schedule:
 def _in_zones(
     windows: tuple[CallingWindow, ...], zones: tuple[ZoneInfo, ...], around: float
 ) -> tuple[CallingWindow, ...]:
-    """The windows with each local one in each zone; in the first zone if they exclude each other."""
+    """The windows, local ones in each zone; in the first zone if zones exclude each other."""
     local = [window for window in windows if window.is_local]
     fixed = tuple(window for window in windows if not window.is_local)
     everywhere = fixed + tuple(one.in_zone(zone) for one in local for zone in zones)

@@ -62,7 +62,7 @@ class Pace(Protocol):
     def room(
         self, campaign_id: str, calls_per_second: float | None, max_channels: int | None
     ) -> int:
-        """How many calls of the campaign may begin now; its limits are None where there are none."""
+        """How many calls of the campaign may begin now; a limit of None does not apply."""
 
 
 class NoPace:

@@ -134,8 +134,8 @@ _is_it = matches(campaign.c.id, campaign.c.project_id)
 _STATUS_COLUMNS: Final = {status: status.name.lower() for status in CallStatus}
 STATE_COLUMNS: Final = tuple(
     campaign.c[
-        "id", "project_id", "total", "requested_at", "finished_at", "price", "canceled_at", "name",
-        "reference", "start_at", "end_at", "window", "calls_per_second", "max_channels",
+        "id", "project_id", "dialer_id", "total", "requested_at", "finished_at", "price",
+        "canceled_at", "name", "reference", "start_at", "end_at", "window", "calls_per_second", "max_channels",
         "paused_at", "answered", "humans", "machines", *_STATUS_COLUMNS.values(),
     ]
 )  # fmt: skip
@@ -161,7 +161,7 @@ def states(conn: Connection, rows: Iterable[Any]) -> list[CampaignState]:
 
 
 def _state(row: Mapping[str, Any], keys: Mapping[str, int]) -> CampaignState:
-    columns = {*_STATUS_COLUMNS.values(), "project_id"}
+    columns = {*_STATUS_COLUMNS.values(), "project_id", "dialer_id"}
     fields = {name: value for name, value in row.items() if name not in columns}
     fields["finished_at"] = row["finished_at"] or 0.0
     counts = {status: row[name] for status, name in _STATUS_COLUMNS.items() if row[name]}
@@ -187,11 +187,13 @@ _PAUSE = (
 )
 
 
-def pause(conn: Connection, project_id: str, campaign_id: str, now: float) -> CampaignState:
+def pause(
+    conn: Connection, project_id: str, campaign_id: str, now: float
+) -> tuple[str, CampaignState]:
     """Start no further attempt of the campaign until it is resumed; attempts under way go on.
 
-    One that is paused, canceled or finished stays as it is. Raises NotFoundError, and ConflictError
-    for a campaign that was paused too often.
+    Returns its dialer and its state. One that is paused, canceled or finished stays as it is.
+    Raises NotFoundError, and ConflictError for a campaign that was paused too often.
     """
     wanted = {"id": campaign_id, "project_id": project_id}
     locked = conn.execute(_PAUSES, wanted).one_or_none()
@@ -204,10 +206,12 @@ def pause(conn: Connection, project_id: str, campaign_id: str, now: float) -> Ca
 _PAUSES = select(*campaign.c["paused_at", "pauses"]).where(*_is_it).with_for_update(key_share=True)
 
 
-def resume(conn: Connection, project_id: str, campaign_id: str, now: float) -> CampaignState:
+def resume(
+    conn: Connection, project_id: str, campaign_id: str, now: float
+) -> tuple[str, CampaignState]:
     """End the pause of a campaign; its time to live goes on from there.
 
-    One that is not paused stays as it is. Raises NotFoundError.
+    Returns its dialer and its state. One that is not paused stays as it is. Raises NotFoundError.
     """
     locked = conn.execute(_PAUSES, {"id": campaign_id, "project_id": project_id}).one_or_none()
     if locked is not None and locked.paused_at is not None:
@@ -219,19 +223,22 @@ def resume(conn: Connection, project_id: str, campaign_id: str, now: float) -> C
 
 def change(
     conn: Connection, project_id: str, campaign_id: str, **changes: Unpack[CampaignChanges]
-) -> CampaignState:
-    """Change the given fields of a campaign; returns its state. Raises NotFoundError."""
+) -> tuple[str, CampaignState]:
+    """Change the given fields of a campaign; returns its dialer and its state.
+
+    Raises NotFoundError.
+    """
     if changes:
         is_it = (campaign.c.id == campaign_id) & (campaign.c.project_id == project_id)
         conn.execute(update(campaign).where(is_it).values(changes))
     return _found(conn, project_id, campaign_id)
 
 
-def _found(conn: Connection, project_id: str, campaign_id: str) -> CampaignState:
-    found = find(conn, project_id, campaign_id)
-    if found is None:
+def _found(conn: Connection, project_id: str, campaign_id: str) -> tuple[str, CampaignState]:
+    row = conn.execute(_FIND, {"id": campaign_id, "project_id": project_id}).one_or_none()
+    if row is None:
         raise NotFoundError("this project has no campaign of that id")
-    return found
+    return row.dialer_id, states(conn, [row])[0]
 
 
 _in_campaign = call.c.campaign_id == bindparam("campaign_id")
@@ -280,7 +287,7 @@ _WAITING = (
 )
 
 
-def mark_canceled(conn: Connection, project_id: str, campaign_id: str, now: float) -> CampaignState:
+def mark_canceled(conn: Connection, project_id: str, campaign_id: str, now: float) -> None:
     """Start no further attempt of the campaign; `cancel_calls` ends its calls.
 
     In a transaction of its own, since calls are locked before campaigns. Raises NotFoundError.
@@ -292,7 +299,7 @@ def mark_canceled(conn: Connection, project_id: str, campaign_id: str, now: floa
         .where(is_it, campaign.c.finished_at.is_(None))
         .values(canceled_at=canceled_at)
     )
-    return _found(conn, project_id, campaign_id)
+    _found(conn, project_id, campaign_id)
 
 
 def cancel_calls(conn: Connection, campaign_id: str, now: float, most: int = CHUNK) -> bool:

@@ -7,6 +7,7 @@ The calls of a request are placed together or not at all. Small requests are pla
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -14,11 +15,22 @@ from json.encoder import encode_basestring_ascii as as_json
 from operator import attrgetter
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, ColumnElement, Connection, String, bindparam, or_, select
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Integer,
+    String,
+    bindparam,
+    or_,
+    select,
+)
 from sqlalchemy.engine.default import DefaultDialect
+from sqlalchemy.types import TypeEngine
 
 from bitel.domain.calls import CallStatus, Lane, NewCall, NewCalls
 from bitel.domain.pricing import Budget, day_of
+from bitel.domain.recipients import Recipient
 from bitel.errors import BitelError, InvalidRequestError
 from bitel.store import balances, do_not_call, one_time_passwords, recordings
 from bitel.store.call_frequency import CallFrequency, open_frequency
@@ -34,12 +46,13 @@ CHUNK: Final = 2500
 _NOTHING: Final = Decimal(0)
 _TERMS: Final = (
     "project_id", "campaign_id", "dialer_id", "recording_id", "lane", "retry_count",
-    "retry_interval", "requested_at", "expires_at", "repeat_count", "language", "longest_seconds",
+    "retry_interval", "retry_waits", "requested_at", "expires_at", "repeat_count", "language",
+    "longest_seconds", "reference", "caller_id", "webhook_id",
 )  # fmt: skip
 """Columns that all calls of a request share."""
 _terms_of: Final = attrgetter(*_TERMS)
 _LONGEST_NUMBER: Final = 64
-_money, _written = Money(), FreeText(_LONGEST_NUMBER)
+_money, _written, _reference = Money(), FreeText(_LONGEST_NUMBER), FreeText(100)
 _ANY: Final = DefaultDialect()
 """For types that store the same in each kind of database."""
 
@@ -88,7 +101,7 @@ def place_each(
             (
                 *_terms_of(new),
                 *(new.id, new.phone_number, new.e164, reserve, new.digits or None),
-                None if new.e164 in unwanted else new.requested_at,
+                None if new.e164 in unwanted else _due_at(new),
             )
             for new, reserve in zip(calls, reserves, strict=True)
         ]
@@ -105,21 +118,33 @@ def place_each(
     return answers
 
 
+def _due_at(new: NewCall) -> float:
+    return new.requested_at if new.due_at is None else new.due_at
+
+
 # Without types that convert values: `_rows_as_json` does.
-_rows = values_parameter(
-    "rows", id=String(), phone_number=String(), e164=String(), reserved=BigInteger()
-)
+_BY_CALL: Final[dict[str, TypeEngine[Any]]] = {
+    "id": String(), "phone_number": String(), "e164": String(), "reserved": BigInteger(),
+}  # fmt: skip
+_BY_PERSON: Final[dict[str, TypeEngine[Any]]] = {
+    "reference": String(), "time_zone": String(), "variables": String(),
+    "longest_seconds": Integer(),
+}  # fmt: skip
 _terms: dict[str, ColumnElement[Any]] = {
-    name: bindparam(name, type_=call.c[name].type) for name in (*_TERMS, "digits")
+    name: bindparam(name, type_=call.c[name].type)
+    for name in (*_TERMS, "digits", "parts", "due_at")
 }
-_INSERT_ALIKE: Final = insert_rows(
-    _rows,
-    call,
-    **_terms,
-    retries_left=_terms["retry_count"],
-    due_at=_terms["requested_at"],
-    **UNTRIED,
-)
+
+
+def _insert(types: Mapping[str, TypeEngine[Any]]) -> Statement:
+    """Inserts calls of which these columns differ."""
+    shared = {name: term for name, term in _terms.items() if name not in types}
+    rows = values_parameter("rows", **types)
+    return insert_rows(rows, call, **shared, retries_left=_terms["retry_count"], **UNTRIED)
+
+
+_INSERT_ALIKE: Final = _insert(_BY_CALL)
+_INSERT_PEOPLE: Final = _insert({**_BY_CALL, **_BY_PERSON})
 
 
 def place_many(
@@ -138,9 +163,17 @@ def place_many(
     if not prepared or reserves != calls.reserves:
         prepared = _rows_as_json(calls, reserves)
     terms = dict(zip(_TERMS, _terms_of(template), strict=True))
-    terms |= {"lane": int(template.lane), "digits": template.digits or None}
+    # A call without a recording must have digits that are not NULL.
+    digits = "" if template.is_personal else template.digits or None
+    terms |= {
+        "lane": int(template.lane),
+        "digits": digits,
+        "parts": () if template.is_personal else None,
+        "due_at": _due_at(template),
+    }
+    insert = _INSERT_PEOPLE if calls.people else _INSERT_ALIKE
     for text in prepared:
-        _INSERT_ALIKE.run(conn, {**terms, "rows": text})
+        insert.run(conn, {**terms, "rows": text})
     count_calls("placed", template.lane.name, len(calls.ids))
     unwanted = admission.unwanted[template.project_id]
     final = set[str]()
@@ -266,11 +299,26 @@ def _rows_as_json(calls: NewCalls, reserves: Sequence[Decimal]) -> Sequence[str]
         numbers = _storable(calls.phone_numbers[some])
         columns = zip(calls.ids[some], numbers, calls.e164[some], reserves[some], strict=True)
         rows = [
-            f'["{call_id}",{as_json(number)},{as_json(e164)},{amounts[reserve]}]'
+            f'"{call_id}",{as_json(number)},{as_json(e164)},{amounts[reserve]}'
             for call_id, number, e164, reserve in columns
         ]
-        texts.append(f"[{','.join(rows)}]")
+        if calls.people:
+            longest = calls.longest[some] or [calls.template.longest_seconds] * len(rows)
+            people = zip(rows, calls.people[some], longest, strict=True)
+            rows = [f"{row},{_person(each, calls.template, most)}" for row, each, most in people]
+        texts.append(f"[[{'],['.join(rows)}]]")
     return texts
+
+
+def _person(person: Recipient, template: NewCall, longest_seconds: int) -> str:
+    """The values of `_BY_PERSON`, as JSON without brackets."""
+    reference = template.reference if person.reference is None else person.reference
+    variables = None
+    if person.variables:
+        variables = json.dumps(dict(person.variables), ensure_ascii=False).replace("\\u0000", "")
+    texts = (_reference.process_bind_param(reference, _ANY), person.time_zone, variables)
+    written = ",".join("null" if text is None else as_json(text) for text in texts)
+    return f"{written},{longest_seconds}"
 
 
 def _storable(numbers: Sequence[str]) -> Sequence[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from json.encoder import encode_basestring
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Path
 from starlette.convertors import Convertor, register_url_convertor
@@ -150,4 +150,10 @@ def all_calls(placed: Placed) -> bytes:
     for call_id, number in calls:
         start, middle, end = barred_call if call_id in placed.barred else waiting
         items.append(f'{start}"{call_id}"{middle}{encode_basestring(number)}{end}')
-    return json_list_body(items, {"campaignId": placed.campaign_id})
+    beside: dict[str, Any] = {"campaignId": placed.campaign_id}
+    if placed.skipped is not None:
+        beside["skipped"] = [
+            {"index": one.index, "phoneNumber": one.phone_number, "message": one.message}
+            for one in placed.skipped
+        ]
+    return json_list_body(items, beside)

@@ -1,10 +1,12 @@
-"""`/api/v2/voice/campaign`: the status of campaigns, their calls, and canceling them."""
+"""`/api/v2/voice/campaign`: campaigns and their calls; pausing, changing and canceling them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 from fastapi import APIRouter, Path
+from sqlalchemy import Connection
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -19,10 +21,14 @@ from bitel.api.dependencies import (
     services_of,
 )
 from bitel.api.openapi import described
+from bitel.api.placement import check_date
+from bitel.api.reading import read
 from bitel.api.responses import CallPage, CampaignAnswer, call_answer, campaign_answer, success
+from bitel.api.schemas import CampaignPatch
 from bitel.domain.ids import is_id
-from bitel.errors import InvalidRequestError, NotFoundError
+from bitel.errors import ConflictError, InvalidRequestError, NotFoundError
 from bitel.store import campaigns
+from bitel.store.campaigns import CampaignChanges, CampaignState
 
 router = APIRouter(prefix="/api/v2/voice", route_class=DirectRoute)
 
@@ -66,6 +72,68 @@ async def campaign_calls(
     )
 
 
+@router.post(
+    "/campaign/{campaign_id}/pause",
+    **described("Pause a campaign", "campaigns", CampaignAnswer, [NotFoundError, ConflictError]),
+)
+async def pause_campaign(request: Request, project: Owner, campaign_id: CampaignId) -> Response:
+    """No further attempt of it starts until it is resumed, and its time to live stops; calls that
+    ring or play go on. A campaign that is paused or over stays as it is. Answers how it stands."""
+    context = services_of(request).context
+    return await _change(
+        request,
+        campaign_id,
+        lambda conn: campaigns.pause(conn, project.id, campaign_id, context.clock()),
+    )
+
+
+@router.post(
+    "/campaign/{campaign_id}/resume",
+    **described("Resume a campaign", "campaigns", CampaignAnswer, [NotFoundError]),
+)
+async def resume_campaign(request: Request, project: Owner, campaign_id: CampaignId) -> Response:
+    """Its calls are dialled again, and its time to live goes on. A campaign that is not paused
+    stays as it is. Answers how it stands."""
+    context = services_of(request).context
+    return await _change(
+        request,
+        campaign_id,
+        lambda conn: campaigns.resume(conn, project.id, campaign_id, context.clock()),
+    )
+
+
+@router.patch(
+    "/campaign/{campaign_id}",
+    **described(
+        "Change a campaign",
+        "campaigns",
+        CampaignAnswer,
+        [NotFoundError, InvalidRequestError],
+        body=CampaignPatch,
+    ),
+)
+async def change_campaign(request: Request, project: Owner, campaign_id: CampaignId) -> Response:
+    """Changes its name, its pace and its end while it runs; null removes a limit. Fields that are
+    left out stay as they are. Answers how it stands."""
+    context = services_of(request).context
+    body = await read(request, CampaignPatch, context.settings.http.max_body)
+    changes: CampaignChanges = {}
+    if "name" in body.model_fields_set:
+        changes["name"] = body.name
+    if "calls_per_second" in body.model_fields_set:
+        changes["calls_per_second"] = body.calls_per_second
+    if "max_channels" in body.model_fields_set:
+        changes["max_channels"] = body.max_channels
+    if "end_at" in body.model_fields_set:
+        check_date("endAt", body.end_at, context.system_clock())
+        changes["end_at"] = body.end_at
+    return await _change(
+        request,
+        campaign_id,
+        lambda conn: campaigns.change(conn, project.id, campaign_id, **changes),
+    )
+
+
 @router.delete(
     "/campaign/{campaign_id}",
     **described("Call off a campaign", "campaigns", CampaignAnswer, [NotFoundError]),
@@ -85,6 +153,18 @@ async def cancel_campaign(request: Request, project: Owner, campaign_id: Campaig
             lambda conn: campaigns.cancel_calls(conn, campaign_id, now)
         )
     return await _answer(request, project.id, campaign_id)
+
+
+async def _change(
+    request: Request, campaign_id: str, work: Callable[[Connection], tuple[str, CampaignState]]
+) -> Response:
+    """Change a campaign, and have its dialer look at it at once."""
+    if not is_id(campaign_id):
+        raise _no_campaign()
+    context = services_of(request).context
+    dialer_id, state = await context.database.write(work)
+    context.on_placed(dialer_id)
+    return success(campaign_answer(state, context.date, context.system_clock()))
 
 
 async def _answer(request: Request, project_id: str, campaign_id: str) -> Response:

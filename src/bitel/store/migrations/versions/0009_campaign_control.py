@@ -5,6 +5,8 @@ counts of older campaigns are computed from their calls. Indexes for waiting cal
 by campaign, so that those of a paused one need not be read.
 """
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -63,7 +65,7 @@ def upgrade() -> None:
 
 def campaigns() -> None:
     zero = sa.text("0")
-    for column in (
+    columns: tuple[sa.Column[Any], ...] = (
         sa.Column("name", sa.String(100)),
         sa.Column("reference", sa.String(100)),
         sa.Column("start_at", sa.Double()),
@@ -83,7 +85,8 @@ def campaigns() -> None:
         sa.Column("humans", sa.Integer(), nullable=False, server_default=zero),
         sa.Column("machines", sa.Integer(), nullable=False, server_default=zero),
         sa.Column("price", sa.BigInteger(), nullable=False, server_default=zero),
-    ):
+    )
+    for column in columns:
         op.add_column("campaign", column)
     of_campaign = "FROM call WHERE call.campaign_id = campaign.id"
     counts = ", ".join(
