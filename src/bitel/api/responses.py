@@ -118,14 +118,14 @@ class CampaignAnswer(BaseModel):
         name="reminders",
         reference="2026-11",
         state="RUNNING",
+        answered=2,
+        keys={"1": 2},
+        machines={"human": 0, "machine": 0},
         startAt=None,
         endAt=1764694800,
         window=None,
         callsPerSecond=5.0,
         maxChannels=None,
-        answered=2,
-        keys={"1": 2},
-        machines={"human": 0, "machine": 0},
     )
 
     id: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
@@ -143,6 +143,13 @@ class CampaignAnswer(BaseModel):
     name: Annotated[str | None, Field(description="As the client gave it.")]
     reference: Annotated[str | None, Field(description="As the client gave it.")]
     state: Annotated[str, Field(json_schema_extra={"enum": list(CampaignPhase)})]
+    answered: Annotated[int, Field(description="Calls that were answered, and are over.")]
+    keys: Annotated[
+        dict[str, int], Field(description="How many calls pressed each key; without zeros.")
+    ]
+    machines: Annotated[
+        dict[str, int], Field(description="How many answers were of a human or a machine.")
+    ]
     startAt: Annotated[
         int | None, Field(description="Unix seconds before which no attempt starts; null: none.")
     ]
@@ -158,13 +165,6 @@ class CampaignAnswer(BaseModel):
     ]
     maxChannels: Annotated[
         int | None, Field(description="Attempts that it makes at once at most; null: any.")
-    ]
-    answered: Annotated[int, Field(description="Calls that were answered, and are over.")]
-    keys: Annotated[
-        dict[str, int], Field(description="How many calls pressed each key; without zeros.")
-    ]
-    machines: Annotated[
-        dict[str, int], Field(description="How many answers were of a human or a machine.")
     ]
 
 
@@ -365,14 +365,14 @@ def campaign_answer(state: CampaignState, date: DateOf, now: float) -> dict[str,
         "name": state.name,
         "reference": state.reference,
         "state": str(state.phase(now)),
+        "answered": state.answered,
+        "keys": dict(sorted(state.keys.items())),
+        "machines": {"human": state.humans, "machine": state.machines},
         "startAt": _seconds(state.start_at),
         "endAt": _seconds(state.end_at),
         "window": state.window,
         "callsPerSecond": state.calls_per_second,
         "maxChannels": state.max_channels,
-        "answered": state.answered,
-        "keys": dict(sorted(state.keys.items())),
-        "machines": {"human": state.humans, "machine": state.machines},
     }
 
 
