@@ -135,8 +135,8 @@ _STATUS_COLUMNS: Final = {status: status.name.lower() for status in CallStatus}
 STATE_COLUMNS: Final = tuple(
     campaign.c[
         "id", "project_id", "dialer_id", "total", "requested_at", "finished_at", "price",
-        "canceled_at", "name", "reference", "start_at", "end_at", "window", "calls_per_second", "max_channels",
-        "paused_at", "answered", "humans", "machines", *_STATUS_COLUMNS.values(),
+        "canceled_at", "name", "reference", "start_at", "end_at", "window", "calls_per_second",
+        "max_channels", "paused_at", "answered", "humans", "machines", *_STATUS_COLUMNS.values(),
     ]
 )  # fmt: skip
 """The columns that `states` needs."""
