@@ -82,6 +82,13 @@ def to_e164(written: str, region: str, extra_prefixes: Sequence[str] = ()) -> st
     )
 
 
+def load_all_plans() -> None:
+    """Load the numbering plans of all countries, which are else read from files at first use."""
+    PhoneMetadata.load_all()
+    for region in phonenumbers.SUPPORTED_REGIONS:
+        PhoneMetadata.short_metadata_for_region(region)
+
+
 def is_ordinary(e164: str, region: str) -> bool:
     """Whether a number is known to be of `region`, valid and not costly.
 

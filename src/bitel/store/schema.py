@@ -371,9 +371,7 @@ _partial_index(
 is_unrendered = and_(is_due_in_campaign, call.c.parts == literal_column("''"))
 """The texts of the call are not rendered yet."""
 
-_partial_index(
-    "ix_call_unrendered", is_unrendered, call.c.campaign_id, call.c.due_at, call.c.id
-)
+_partial_index("ix_call_unrendered", is_unrendered, call.c.campaign_id, call.c.due_at, call.c.id)
 is_in_flight = and_(call.c.due_at.is_(None), is_waiting)
 """An attempt of the call is under way."""
 
@@ -390,9 +388,7 @@ Index("ix_call_project", call.c.project_id, call.c.id)
 Index("ix_call_status", call.c.project_id, call.c.status, call.c.id)
 Index("ix_call_number", call.c.project_id, call.c.e164, call.c.id)
 has_reference = call.c.reference.is_not(None)
-_partial_index(
-    "ix_call_reference", has_reference, call.c.project_id, call.c.reference, call.c.id
-)
+_partial_index("ix_call_reference", has_reference, call.c.project_id, call.c.reference, call.c.id)
 _partial_index("ix_call_needing_recording", is_waiting, call.c.recording_id)
 
 CLAIMED: Final = "held"
