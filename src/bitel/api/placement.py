@@ -287,7 +287,11 @@ def dialers_of(settings: Settings, project: Project) -> list[str]:
 def _numbers(body: PlacingBody, most: int) -> Sequence[str]:
     if not isinstance(body, BatchBody | BatchTtsBody):
         return [body.phone_number]
-    numbers = body.phone_numbers
+    return listed_numbers(body.phone_numbers, most)
+
+
+def listed_numbers(numbers: Sequence[str], most: int) -> Sequence[str]:
+    """The numbers of a list, or of one string. Raises InvalidRequestError for none or too many."""
     if isinstance(numbers, str):
         numbers = [number.strip() for number in _COMMA.split(numbers)] if numbers.strip() else []
     if not 1 <= len(numbers) <= most:
