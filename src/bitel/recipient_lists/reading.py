@@ -206,6 +206,17 @@ def as_written(cell: str, region: str) -> str:
     return text
 
 
+def lost_digits(cell: str) -> str | None:
+    """Why a cell such as `9.12E+09` is no number any more, as the end of a sentence; else None."""
+    number = _SCIENTIFIC.fullmatch(cell)
+    if number is None or not _has_lost_digits(number):
+        return None
+    return (
+        f"{cell!r} has lost digits; format the column as text in the spreadsheet and enter the "
+        "number again"
+    )
+
+
 def _has_lost_digits(number: re.Match[str]) -> bool:
     return int(number[3]) > len(number[2] or "")
 
@@ -214,13 +225,7 @@ def _why(row: Row, column: int, fault: BitelError) -> str:
     cell = _cell(row, column)
     if not cell:
         return f"the row has no phone number in column {letter(column)}"
-    number = _SCIENTIFIC.fullmatch(cell)
-    if number is not None and _has_lost_digits(number):
-        return (
-            f"{cell!r} has lost digits; format the column as text in the spreadsheet and enter the "
-            "number again"
-        )
-    return str(fault)
+    return lost_digits(cell) or str(fault)
 
 
 def _with_layout(

@@ -15,7 +15,7 @@ MOST_UNPACKED: Final = 1 << 30
 """Bytes of a workbook's parts together; 1,000,000 rows of ten columns take half of it."""
 
 _HEAD: Final = 4096
-_ZIP: Final = b"PK\x03\x04"
+ZIP: Final = b"PK\x03\x04"
 _COMPOUND_FILE: Final = bytes.fromhex("D0CF11E0A1B11AE1")
 """Begins files of old Office versions, and all encrypted ones ([MS-CFB] 2.2)."""
 _ENCRYPTED: Final = "EncryptedPackage".encode("utf-16-le")
@@ -34,7 +34,7 @@ def kind_of(file: BinaryIO) -> FileKind:
     """Whether a file is text or XLSX. Raises UnsupportedMediaError if it is neither."""
     file.seek(0)
     head = file.read(_HEAD)
-    if head.startswith(_ZIP):
+    if head.startswith(ZIP):
         return FileKind.XLSX
     if head.startswith(_COMPOUND_FILE):
         file.seek(0)
