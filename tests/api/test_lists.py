@@ -13,6 +13,7 @@ import pytest
 from bitel.domain.recipients import Recipient
 from bitel.errors import NotFoundError
 from bitel.store import recipient_lists
+from bitel.store.schema import recipient_list, recipient_list_piece
 
 if TYPE_CHECKING:
     import httpx
@@ -54,8 +55,8 @@ def tables(stage: Stage) -> tuple[int, int]:
     """How many lists and pieces there are, whole or not."""
     return stage.do(
         lambda conn: (
-            len(conn.execute(recipient_lists.recipient_list.select()).all()),
-            len(conn.execute(recipient_lists.recipient_list_piece.select()).all()),
+            len(conn.execute(recipient_list.select()).all()),
+            len(conn.execute(recipient_list_piece.select()).all()),
         )
     )
 
@@ -296,7 +297,7 @@ async def test_a_list_that_could_not_be_stored_whole_leaves_nothing(
 
 
 async def test_a_workbook_is_a_list_too(stage: Stage) -> None:
-    rows = [["name", "phone"], ["Sara", 9121234567], [], ["Ali", B], ["Reza", 912]]
+    rows: list[list[Any]] = [["name", "phone"], ["Sara", 9121234567], [], ["Ali", B], ["Reza", 912]]
     async with stage.client() as client:
         result = await uploaded(client, workbook(rows), "people.xlsx")
     assert [(each["line"], each["value"]) for each in result["invalid"]] == [(5, "912")]

@@ -86,13 +86,13 @@ def located(error: BitelError, found: NumberList, name: str) -> BitelError:
     return InvalidRequestError(_PLACE.sub(lambda _: place, str(error), count=1))
 
 
-def _rows(raw: bytes, name: str, is_number: IsNumber) -> list[Row]:
+def _rows(raw: bytes, name: str, is_number: IsNumber) -> Sequence[Row]:
     from bitel.recipient_lists.workbook import ZIP, xlsx_rows
 
     file = io.BytesIO(raw)
     if raw.startswith(ZIP):
         try:
-            found = list(xlsx_rows(file, name))
+            found = [*xlsx_rows(file, name)]
         except ImportError:
             raise InvalidRequestError(
                 f"{name} is a workbook, which takes the extra bitel[server] to read; save it as CSV"

@@ -191,18 +191,26 @@ def as_written(cell: str, region: str) -> str:
     `.0`, and shows it as `9.12E+09`; with few digits such a cell is returned as it is, since its
     other digits are lost.
     """
-    text = cell.removeprefix("'")
-    if (formula := _FORMULA.fullmatch(text)) is not None:
-        text = formula[1].strip()
-    if (whole := _WHOLE.fullmatch(text)) is not None:
-        text = whole[1]
-    elif (number := _SCIENTIFIC.fullmatch(text)) is not None and not _has_lost_digits(number):
-        text = str(int(Decimal(text.replace(",", "."))))
+    text = cell
+    if not (text.isascii() and text.isdigit()):
+        text = _unwrapped(text)
     if text.isascii() and text.isdigit() and text[0] != "0":
         if is_ordinary(country_code(region) + text, region):
             return "0" + text
         if is_ordinary("+" + text, region):
             return "+" + text
+    return text
+
+
+def _unwrapped(cell: str) -> str:
+    """A cell without a text mark and as a whole number, if it is one."""
+    text = cell.removeprefix("'")
+    if (formula := _FORMULA.fullmatch(text)) is not None:
+        text = formula[1].strip()
+    if (whole := _WHOLE.fullmatch(text)) is not None:
+        return whole[1]
+    if (number := _SCIENTIFIC.fullmatch(text)) is not None and not _has_lost_digits(number):
+        return str(int(Decimal(text.replace(",", "."))))
     return text
 
 
@@ -251,19 +259,12 @@ def _recipient(row: Row, layout: Layout, region: str, name: str) -> Recipient:
         raise InvalidRequestError(
             f"{name} row {row.number} has more than {MOST_COLUMNS} columns; delete the others"
         )
-    variables = {each: _cell(row, at) for each, at in layout.variables}
     number = _cell(row, layout.number)
     reference, time_zone = _cell(row, layout.reference), _cell(row, layout.time_zone)
-    for text in (number, reference, time_zone, *variables.values()):
-        if "\0" in text:
-            raise InvalidRequestError(
-                f"{name} row {row.number} holds a NUL character, which is no text; remove it"
-            )
-        if len(text) > LONGEST_CELL:
-            raise InvalidRequestError(
-                f"{name} row {row.number} has a cell of more than {LONGEST_CELL} characters; "
-                "make it shorter, or delete its column or heading"
-            )
+    variables = {each: _cell(row, at) for each, at in layout.variables}
+    whole = "".join(row.cells)
+    if len(whole) > LONGEST_CELL or "\0" in whole:
+        _check_text(row, name, (number, reference, time_zone, *variables.values()))
     return Recipient(
         as_written(number, region),
         reference or None,
@@ -271,6 +272,19 @@ def _recipient(row: Row, layout: Layout, region: str, name: str) -> Recipient:
         time_zone or None,
         line=row.number,
     )
+
+
+def _check_text(row: Row, name: str, texts: Sequence[str]) -> None:
+    """Raise InvalidRequestError for a text that can't be stored."""
+    if any("\0" in text for text in texts):
+        raise InvalidRequestError(
+            f"{name} row {row.number} holds a NUL character, which is no text; remove it"
+        )
+    if max(map(len, texts)) > LONGEST_CELL:
+        raise InvalidRequestError(
+            f"{name} row {row.number} has a cell of more than {LONGEST_CELL} characters; "
+            "make it shorter, or delete its column or heading"
+        )
 
 
 def _check_details(
