@@ -20,7 +20,18 @@ from bitel.api.dependencies import Services
 from bitel.api.middleware import ResponseGuard, note_refusal
 from bitel.api.openapi import DESCRIPTION
 from bitel.api.responses import failure
-from bitel.api.routes import calls, campaigns, docs, health, metrics, project, recordings, v1
+from bitel.api.routes import (
+    calls,
+    campaigns,
+    do_not_call,
+    docs,
+    health,
+    lists,
+    metrics,
+    project,
+    recordings,
+    v1,
+)
 from bitel.errors import (
     BitelError,
     InvalidRequestError,
@@ -35,7 +46,9 @@ _ROUTERS = (
     calls.router,
     campaigns.router,
     recordings.router,
+    lists.router,
     project.router,
+    do_not_call.router,
     v1.router,
     health.router,
     metrics.router,

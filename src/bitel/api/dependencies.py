@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 from bitel.api.auth import Authenticator, bearer_token
 from bitel.api.call_status import CallStatusService
 from bitel.api.context import ApiContext
+from bitel.api.list_uploads import ListUploadService
 from bitel.api.middleware import PROJECT
 from bitel.api.placement import Placement
 from bitel.api.rate_limits import RateLimiter
@@ -45,6 +46,7 @@ class Services:
     speech: SpeechService
     call_status: CallStatusService
     uploads: UploadService
+    list_uploads: ListUploadService
 
     @classmethod
     def build(cls, context: ApiContext) -> Services:
@@ -59,6 +61,7 @@ class Services:
             speech,
             CallStatusService(context, limits),
             UploadService(context),
+            ListUploadService(context),
         )
 
 

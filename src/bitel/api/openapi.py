@@ -129,6 +129,15 @@ def json_body(shape: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
+def file_body(what: str, **fields: dict[str, Any]) -> dict[str, Any]:
+    """The `requestBody` entry for a multipart body with a file, a `what`, and these fields."""
+    file = {"type": "string", "format": "binary", "description": what}
+    schema = {"type": "object", "required": ["file"], "properties": {"file": file, **fields}}
+    return {
+        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
+    }
+
+
 def document(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI document of `app`, without the 422 that FastAPI adds and no route answers."""
     content = get_openapi(
