@@ -232,7 +232,7 @@ def erase(
         database.write_now(lambda conn: retention.forget_number(conn, found.id, e164))
         recipients = _erase_from_lists(database, found.id, e164, settings)
         traces = sip_trace.erase(_traces_folder(settings.data_dir), set(ids))
-    in_lists = f", and from {recipients} recipients of lists" if recipients else ""
+    in_lists = f", and from {recipients} rows of lists" if recipients else ""
     typer.echo(f"erased from {len(ids)} calls and the traces of {traces} attempts{in_lists}")
 
 

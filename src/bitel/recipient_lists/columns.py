@@ -15,6 +15,8 @@ SAMPLE_ROWS: Final = 1000
 """Rows from which the columns are found."""
 HEADING_WITHIN: Final = 20
 """Rows, blank ones aside, among which the row of headings may be."""
+MOST_DIGITS: Final = 4
+"""Digits from which a word is no heading, such as `tel2`, but a faulty number."""
 LONGEST_NAME: Final = 100
 """Characters of a heading."""
 MOST_SHOWN: Final = 20
@@ -203,7 +205,7 @@ def _row_above(sample: Sequence[Row], column: int, is_number: IsNumber) -> int |
         if any(map(is_number, row.cells)):
             return None
         cell = row.cells[column] if column < len(row.cells) else ""
-        if cell and not any(map(str.isdigit, cell)):
+        if any(map(str.isalpha, cell)) and sum(map(str.isdigit, cell)) < MOST_DIGITS:
             return at
     return None
 

@@ -32,7 +32,7 @@ _MARKS: Final = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_SEPARATOR_LINE: Final = re.compile(r"\"?sep=(.)\"?[ \t]*(?:[\r\n]|\Z)")
+_SEPARATOR_LINE: Final = re.compile(r"\"?sep=([^\"\r\n0-9A-Za-z])\"?[ \t]*(?:[\r\n]|\Z)")
 _HIGH: Final = re.compile(rb"[\x80-\xff]+")
 
 
@@ -148,10 +148,7 @@ def _code_page(file: BinaryIO) -> str:
 def _parse(text: io.TextIOWrapper, name: str, delimiter: str, skipped: int) -> Iterator[Row]:
     for _ in range(skipped):
         text.readline()
-    try:
-        reader = csv.reader(text, delimiter=delimiter, strict=True)
-    except (TypeError, ValueError) as fault:
-        raise InvalidRequestError(f"{name} line 1 names no delimiter: {fault}") from None
+    reader = csv.reader(text, delimiter=delimiter, strict=True)
     line = 1 + skipped
     try:
         for number, record in enumerate(reader, 1):
