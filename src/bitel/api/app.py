@@ -20,7 +20,17 @@ from bitel.api.dependencies import Services
 from bitel.api.middleware import ResponseGuard, note_refusal
 from bitel.api.openapi import DESCRIPTION
 from bitel.api.responses import failure
-from bitel.api.routes import calls, campaigns, docs, health, metrics, project, recordings, v1
+from bitel.api.routes import (
+    calls,
+    campaigns,
+    docs,
+    health,
+    history,
+    metrics,
+    project,
+    recordings,
+    v1,
+)
 from bitel.errors import (
     BitelError,
     InvalidRequestError,
@@ -34,6 +44,7 @@ __all__ = ["ApiContext", "build_app"]
 _ROUTERS = (
     calls.router,
     campaigns.router,
+    history.router,
     recordings.router,
     project.router,
     v1.router,
